@@ -70,49 +70,57 @@ use ingest::Shared;
 use ingest::decoding;
 use large::Sizes;
 
-/// The largest head of a request in bytes, which is also the size of a connection's read buffer.
-/// hyper's default is 408 KiB: 4,096 connections with a slow head would take 1.6 GiB.
+/// The largest head of a request in bytes. The read buffer of a connection has the same limit. It
+/// is smaller than hyper's default of 408 KiB, with which 4,096 connections that send their heads
+/// slowly would take 1.6 GiB.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The largest number of headers of a request.
 const HEADERS_MAX: usize = 100;
-/// The largest number of streams that one h2 connection may have open at the same time.
-/// kube-apiserver has been seen with 22.
+/// The largest number of streams that one h2 connection may have open at the same time. The limit
+/// is far above the 22 streams that kube-apiserver was seen to use.
 const STREAMS_MAX: u32 = 100;
 /// The largest size in bytes of all headers of one h2 request together.
 const HEADER_LIST_MAX: u32 = 16 * 1024;
-/// The h2 window of one stream in bytes: a batch of 1 MiB can be sent without waiting for a window
-/// update.
+/// The flow-control window of one h2 stream in bytes. With this size a sender can send a batch of 1
+/// MiB without waiting for a window update.
 const STREAM_WINDOW: u32 = 1024 * 1024;
-/// The h2 window of one connection in bytes, shared by its streams.
+/// The flow-control window of one h2 connection in bytes, which all streams of the connection
+/// share.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
-/// The pause after an error of `accept` that does not concern one connection alone, such as too
-/// many open files.
+/// The pause after an error of `accept` that concerns more than one connection, such as too many
+/// open files. Without the pause the listener would fail again and again without a break.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The part that all listeners share: connections and requests of all listeners are counted against
-/// the same limits. `relay` owns the gate, and closes it in three steps during the drain:
-/// [`Gate::close`], [`Gate::cut`], [`Gate::closed`].
+/// The limits that all listeners share: the connections and requests of all listeners count against
+/// the same limits. The module `relay` owns this value. The drain (the orderly end of the relay)
+/// closes the gate in three steps: [`Gate::close`], [`Gate::cut`], [`Gate::closed`].
 pub struct Gate {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
     /// The settings for connections. A reload replaces them.
     rules: ArcSwap<Rules>,
-    /// Tracks the task of each connection, so that the drain can wait for all of them.
+    /// Tracks the tasks of all connections, so that the drain (the orderly end of the relay) can
+    /// wait for them.
     connections: TaskTracker,
-    /// Cancelled when the drain is over: each connection that is left is aborted.
+    /// This token is cancelled at the end of the drain: all connections that are still open are
+    /// then aborted.
     aborted: CancellationToken,
 }
 
-/// The settings for connections, from the config. A connection keeps the settings that were valid
-/// when it was accepted, except the deadlines, which change at once.
+/// The settings for connections, from the config. An open connection keeps the settings that were
+/// valid when it was accepted. Only the deadlines of open connections change at once after a
+/// reload.
 struct Rules {
+    /// The largest number of connections that all listeners together have open at the same time.
     max_connections: usize,
+    /// The approximate age at which a connection ends after its current request; `None`:
+    /// connections of any age may stay.
     max_connection_age: Option<Duration>,
     deadlines: Deadlines,
     protocols: auto::Builder<TokioExecutor>,
 }
 
-/// Returns the limits for requests that the config sets.
+/// Returns the limits for requests, taken from the config.
 fn bounds(limits: &config::Limits, queue: &config::Queue) -> Bounds {
     Bounds {
         max_body: limits.max_body,
@@ -125,7 +133,7 @@ fn bounds(limits: &config::Limits, queue: &config::Queue) -> Bounds {
     }
 }
 
-/// Returns the settings for connections that the config sets.
+/// Returns the settings for connections, taken from the config.
 fn rules(limits: &config::Limits, queue: &config::Queue) -> Rules {
     Rules {
         max_connections: limits.max_connections,
@@ -136,7 +144,8 @@ fn rules(limits: &config::Limits, queue: &config::Queue) -> Rules {
 }
 
 impl Gate {
-    /// Makes a gate in front of `queue`, with the limits and deadlines of the config.
+    /// Makes the gate for requests whose events go to `queue`, with the limits and deadlines of the
+    /// config.
     #[must_use]
     pub fn new(
         limits: &config::Limits,
@@ -162,15 +171,16 @@ impl Gate {
         }
     }
 
-    /// Replaces the limits and the deadlines after a reload. New limits hold from the next request
-    /// and the next connection on, new deadlines at once.
+    /// Replaces the limits and the deadlines after a reload. New limits hold for requests that
+    /// begin and connections that are accepted from now on. New deadlines hold at once for all
+    /// connections.
     pub fn apply(&self, limits: &config::Limits, queue: &config::Queue) {
         self.shared.bounds.store(Arc::new(bounds(limits, queue)));
         self.rules.store(Arc::new(rules(limits, queue)));
     }
 
-    /// Ends connections that have been in no request for longer than their deadline allows. Runs
-    /// until `stop` is cancelled.
+    /// Checks all connections again and again, and ends those that have reached a deadline while no
+    /// request was under way. Returns when `stop` is cancelled.
     pub async fn enforce_deadlines(self: Arc<Self>, stop: CancellationToken) {
         loop {
             let deadlines = self.rules.load().deadlines;
@@ -182,19 +192,19 @@ impl Gate {
         }
     }
 
-    /// Makes all listeners stop accepting. Each connection that is open ends after its current
-    /// request.
+    /// Makes all listeners stop accepting connections, and refuses new requests. Each open
+    /// connection ends after its current request.
     pub fn close(&self) {
         self.shared.closing.cancel();
     }
 
-    /// Answers 503 to all requests that are still under way.
+    /// Refuses all requests that are still under way: they are answered with 503.
     pub fn cut(&self) {
         self.shared.cut.cancel();
     }
 
-    /// Waits until every connection has ended. Connections that are still open at `deadline` are
-    /// aborted.
+    /// Waits until every connection has ended. Connections that are still open at the time
+    /// `deadline` are aborted.
     pub async fn closed(&self, deadline: Instant) {
         self.connections.close();
         tokio::time::timeout_at(deadline, self.connections.wait()).await.ok();
@@ -203,8 +213,8 @@ impl Gate {
     }
 }
 
-/// The settings of one listener for requests: the config, and the contents of the files that it
-/// names. A reload replaces the settings as a whole.
+/// The settings of one listener for requests. They come from the config and from the files that the
+/// config names. A reload replaces all settings of a listener at once.
 pub struct Settings {
     path_prefix: String,
     token: Option<Token>,
@@ -233,9 +243,10 @@ impl Settings {
         Ok(Some(Self { path_prefix: config.path_prefix.clone(), token, tls }))
     }
 
-    /// Returns `true` if connections that were made under the settings `others` may stay, because
-    /// both settings ask the same of a handshake. A client's certificate is checked only in the
-    /// handshake, so that another `client_ca` needs a new handshake.
+    /// Returns `true` if connections that were made under the settings `others` may stay open under
+    /// these settings, because both have the same TLS and the same `client_ca`. Otherwise clients
+    /// must connect again, because the certificate of a client is checked only in the TLS
+    /// handshake.
     #[must_use]
     pub fn is_compatible(&self, others: &Self) -> bool {
         fn asked(settings: &Settings) -> Option<Option<&[u8]>> {
@@ -245,8 +256,8 @@ impl Settings {
     }
 }
 
-/// A listener on one bound address. All clones are the same listener: they share the socket and the
-/// settings, and are closed together.
+/// A listener on one bound address. All clones of this value are the same listener: they share the
+/// socket and the settings, and closing one clone closes all of them.
 #[derive(Clone)]
 pub struct Listener {
     socket: Arc<TcpListener>,
@@ -256,17 +267,17 @@ pub struct Listener {
     settings: Arc<ArcSwap<Settings>>,
     metrics: ListenerMetrics,
     telemetry: Arc<Telemetry>,
-    /// Cancelled when this listener or the gate of all listeners is closed: nothing is accepted any
-    /// more.
+    /// This token is cancelled when this listener, or the gate of all listeners, is closed. The
+    /// listener then accepts no more connections.
     closing: CancellationToken,
-    /// Cancelled when a reload has changed who is let in, so that open connections of this listener
-    /// may not stay. Their next requests are refused.
+    /// This token is cancelled when a reload has changed which clients may connect, so that the
+    /// open connections of this listener must end. Their next requests are refused.
     revoked: CancellationToken,
 }
 
 impl Listener {
-    /// Makes a listener on a socket that is already bound. The kernel already completes connections
-    /// on this socket; [`Listener::serve`] accepts them.
+    /// Makes a listener on a socket that is already bound. Clients can already connect, because the
+    /// kernel completes their connections. [`Listener::serve`] then accepts these connections.
     #[must_use]
     pub fn new(
         socket: TcpListener,
@@ -288,45 +299,46 @@ impl Listener {
         listener
     }
 
-    /// Sets the metric of the certificate's expiry, if this listener has TLS.
+    /// Updates the metric that shows when the certificate of this listener expires. Does nothing if
+    /// the listener has no TLS.
     fn show_expiry(&self) {
         if let Some(not_after) = self.settings.load().tls.as_ref().and_then(|tls| tls.not_after()) {
             self.telemetry.certificate_expiry("listener", &self.label, "server", not_after);
         }
     }
 
-    /// The listener's address, as configured.
+    /// Returns the listener's address, as it is written in the config.
     #[must_use]
     pub fn label(&self) -> &str {
         &self.label
     }
 
-    /// The address on which the socket listens. If the config has port 0, the address has the port
-    /// that the kernel chose.
+    /// Returns the address on which the socket listens. If the config has port 0, the result has
+    /// the port that the kernel has chosen.
     ///
     /// # Errors
     ///
-    /// The error of the kernel.
+    /// The kernel cannot tell the address of the socket.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 
-    /// Returns the settings that hold now for requests.
+    /// Returns the settings that are in use now for new requests.
     #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.load_full()
     }
 
-    /// Replaces the settings of this listener. New settings hold from the next handshake and the
-    /// next request on; connections stay open.
+    /// Replaces the settings of this listener. New settings hold for TLS handshakes and requests
+    /// that begin from now on. Open connections stay open.
     pub fn apply(&self, settings: Settings) {
         self.settings.store(Arc::new(settings));
         self.show_expiry();
     }
 
-    /// Makes a listener on the same socket with settings under which the connections of this
-    /// listener may not stay (see [`Settings::is_compatible`]). The caller then revokes this
-    /// listener.
+    /// Makes a listener on the same socket with new settings, under which the open connections of
+    /// this listener may not stay (see [`Settings::is_compatible`]). The caller must then call
+    /// `Listener::revoke` on this listener.
     #[must_use]
     pub fn successor(&self, settings: Settings, gate: &Gate) -> Self {
         let successor = Self {
@@ -339,20 +351,22 @@ impl Listener {
         successor
     }
 
-    /// Stops accepting connections. Each connection that is open ends after its current request.
+    /// Stops accepting connections on this listener. Each open connection ends after its current
+    /// request.
     pub fn close(&self) {
         self.closing.cancel();
     }
 
-    /// Does the same as [`Listener::close`], and also refuses each request whose head is not
-    /// complete yet. An h2 client that ignores GOAWAY can therefore send no more requests.
+    /// Stops accepting connections on this listener, as [`Listener::close`] does, and also refuses
+    /// each request whose head is not complete yet. The refusal is needed for h2: a client that
+    /// ignores GOAWAY could otherwise go on sending requests.
     pub fn revoke(&self) {
         self.revoked.cancel();
         self.closing.cancel();
     }
 
-    /// Accepts connections until this listener or the gate is closed. Each connection runs in a
-    /// task of the gate.
+    /// Accepts connections and starts a task for each of them. Returns when this listener or the
+    /// gate of all listeners is closed.
     pub async fn serve(self, gate: Arc<Gate>) {
         let mut failing = false;
         loop {
@@ -378,8 +392,8 @@ impl Listener {
         }
     }
 
-    /// Starts the task of a new connection. If the gate has no place for the connection, the
-    /// connection is closed.
+    /// Starts the task that serves a new connection. Closes the connection at once if the limit of
+    /// connections is reached and no other connection can be closed for it.
     fn open(&self, stream: TcpStream, gate: &Arc<Gate>) {
         let rules = gate.rules.load_full();
         let Some(place) = gate.registry.open(rules.max_connections, self.metrics.clone()) else {
@@ -389,7 +403,7 @@ impl Listener {
             );
             return;
         };
-        // A socket works without these options too.
+        // An error is ignored, because a socket also works without these options.
         net::tune_accepted(&stream).ok();
         let tls = self.settings.load().tls.as_ref().map(|tls| TlsAcceptor::from(tls.settings()));
         let age = rules.max_connection_age.map(net::jittered);
@@ -449,8 +463,8 @@ impl Listener {
     }
 }
 
-/// Returns `true` for errors of accept(2) that concern only the one connection that was to be
-/// accepted, and that is gone already.
+/// Returns `true` if an error of accept(2) concerns only one connection, which has already ended.
+/// The listener can then accept the next connection without a pause.
 fn is_of_the_connection(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(
@@ -459,10 +473,11 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Sets hyper's limits for HTTP/1 and h2. If `half_close` is `true`, a sender that has shut down
-/// its write side still gets its answer. `half_close` is `false` with `acknowledge = "delivered"`:
-/// an answer may then take seconds, a sender that only shut down its write side cannot be told from
-/// a sender that has gone, and hyper drops the request.
+/// Returns hyper's settings for HTTP/1 and h2. If `half_close` is `true`, a sender that has shut
+/// down its write side still gets its answer. If `half_close` is `false`, hyper drops the request
+/// of such a sender. The caller passes `false` with `acknowledge = "delivered"`: answers then may
+/// take seconds, and a sender that has gone looks the same as one that has only shut down its write
+/// side.
 fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -480,8 +495,8 @@ fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Serves one connection until it ends. When the listener closes, or the connection reaches
-/// `max_age`, the connection ends after its current requests.
+/// Serves one connection and returns when it has ended. When `closing` is cancelled or the
+/// connection has reached the age `max_age`, the connection ends after its current requests.
 async fn serve_connection<T, S>(
     protocols: auto::Builder<TokioExecutor>,
     stream: T,
@@ -501,8 +516,8 @@ async fn serve_connection<T, S>(
     let watched = TokioIo::new(Watched::new(stream, Arc::clone(&connection)));
     let mut serving =
         std::pin::pin!(protocols.serve_connection(watched, TowerToHyperService::new(service)));
-    // Only h2 has GOAWAY, which cannot race with a request. On HTTP/1.1 the connection ends with
-    // the next answer, which says `Connection: close`.
+    // An h2 connection of this age is sent GOAWAY, which loses no request. HTTP/1.1 has no such
+    // message: the connection ends with the next answer, which has the header `Connection: close`.
     let old = async {
         match max_age {
             Some(age) => tokio::time::sleep(age).await,
@@ -536,12 +551,15 @@ async fn serve_connection<T, S>(
     }
 }
 
-/// The outermost layer of a connection's service: it counts each request and its answer, and ends
-/// an HTTP/1.1 connection that has reached its maximum age.
+/// The outermost layer of a connection's service. It counts each request and its answer in the
+/// metrics. It also ends an HTTP/1.1 connection that has reached its maximum age or whose listener
+/// is closed, with the next answer.
 #[derive(Clone)]
 struct CountLayer {
     connection: Arc<Connection>,
+    /// The age at which the connection must end; `None`: a connection of any age may stay.
     max_age: Option<Duration>,
+    /// This token is cancelled when the listener is closed.
     closing: CancellationToken,
 }
 
@@ -553,7 +571,7 @@ impl<S> Layer<S> for CountLayer {
     }
 }
 
-/// The service that a [`CountLayer`] makes; see there.
+/// The service that the layer [`CountLayer`] makes. It counts requests and passes them to `inner`.
 #[derive(Clone)]
 struct Count<S> {
     settings: CountLayer,
@@ -602,14 +620,14 @@ where
     }
 }
 
-/// A request that is under way. Dropping this value ends the request, also if its sender has gone
-/// and no answer is ever written.
+/// A guard for one request that is under way. Dropping this value notes the end of the request. The
+/// end is therefore noted even if the sender has gone and no answer is written.
 struct UnderWay {
     connection: Arc<Connection>,
-    /// The result of [`Connection::begin_request`]: `false` if the connection had already been told
-    /// to end when the request began.
+    /// The result of [`Connection::begin_request`]: `true` if the request began before the
+    /// connection was told to end.
     in_time: bool,
-    /// `true`: the answer refuses the request.
+    /// `true`: the answer to this request is a refusal.
     refusing: bool,
 }
 

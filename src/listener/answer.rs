@@ -15,11 +15,11 @@ use crate::telemetry::Rejection;
 /// The type of the body of every answer to a sender.
 pub(super) type Body = Full<Bytes>;
 
-/// The reason why a request is refused, with the status of its answer.
+/// The refusal of a request: the status of the answer and the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    /// The reason for the refusal, as the metrics count it.
+    /// The reason for the refusal, as the value that the metrics use.
     pub(super) rejection: Rejection,
     /// The reason for the refusal, as one sentence for the sender.
     pub(super) message: String,
@@ -34,14 +34,15 @@ impl Refusal {
         Self { status, rejection, message: message.into() }
     }
 
-    /// Returns `true` if the connection must end after this answer: with 503 the sender should
-    /// connect to another replica, and with 408 the connection is not usable any more.
+    /// Returns `true` if the connection must end after this answer. This is so for 503, because the
+    /// sender should connect to another replica, and for 408, because the connection cannot be used
+    /// any more.
     pub(super) fn closes(&self) -> bool {
         matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::REQUEST_TIMEOUT)
     }
 
-    /// Makes the whole answer. With 429 and 503 the answer has a `Retry-After` header with a random
-    /// time around `retry_after` (see [`draw`]).
+    /// Returns the whole HTTP answer for this refusal. An answer with 429 or 503 has a
+    /// `Retry-After` header with a random time around `retry_after` (see [`draw`]).
     pub(super) fn answer(&self, retry_after: Duration) -> Response<Body> {
         let mut response = json(self.status, status_object(self.status, &self.message));
         let headers = response.headers_mut();
@@ -59,7 +60,7 @@ impl Refusal {
     }
 }
 
-/// Makes the answer 200 to a batch of `events` events.
+/// Returns the answer 200 for a batch of `events` events that was accepted.
 pub(super) fn accepted(events: u64) -> Response<Body> {
     json(StatusCode::OK, format!("{{\"accepted\":{events}}}"))
 }
@@ -73,9 +74,10 @@ fn json(status: StatusCode, body: String) -> Response<Body> {
     response
 }
 
-/// Returns a random number of whole seconds from 0.6 to 1.6 times `middle`, and at least 1; 5 s
-/// gives 3 to 8. More than 15 s count as 15 s. Senders that were refused at the same time therefore
-/// do not retry at the same time.
+/// Returns a random whole number of seconds, at least 1, between 0.6 and 1.6 times `middle`. For
+/// example, a `middle` of 5 s gives 3 to 8. A `middle` of more than 15 s is treated as 15 s. The
+/// result is random, so that senders that were refused at the same time do not retry at the same
+/// time.
 fn draw(middle: Duration) -> u64 {
     let millis = u64::try_from(middle.as_millis()).unwrap_or(u64::MAX).min(15_000);
     let low = (millis * 6).div_ceil(10_000).max(1);
@@ -83,7 +85,7 @@ fn draw(middle: Duration) -> u64 {
     fastrand::u64(low..=high)
 }
 
-/// Makes a `metav1.Status` object (k8s.io/apimachinery/pkg/apis/meta/v1/types.go) as JSON.
+/// Returns a `metav1.Status` object (k8s.io/apimachinery/pkg/apis/meta/v1/types.go) as JSON text.
 fn status_object(status: StatusCode, message: &str) -> String {
     let reason = match status.as_u16() {
         400 | 431 => "BadRequest",
@@ -109,8 +111,8 @@ fn status_object(status: StatusCode, message: &str) -> String {
     .to_string()
 }
 
-/// Makes the bytes of a whole HTTP/1.1 answer, for a connection on which hyper understood no
-/// request.
+/// Returns the bytes of a whole HTTP/1.1 answer. Such an answer is written to a connection
+/// directly, because hyper could read no request from the connection.
 pub(super) fn raw(status: u16, message: &str) -> Vec<u8> {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
     let body = status_object(status, message);

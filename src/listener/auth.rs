@@ -34,9 +34,9 @@ impl Token {
             .map_err(|error| format!("cannot read the bearer token in {}: {error}", file.display()))
     }
 
-    /// Returns `true` if `authorization`, the value of an `Authorization` header, carries this
-    /// token (RFC 6750 §2.1). The case of the word `Bearer` does not matter (RFC 9110 §11.1), nor
-    /// does white space around the token. The comparison takes constant time.
+    /// Returns `true` if `authorization`, the value of an `Authorization` header, contains this
+    /// token (RFC 6750 §2.1). The word `Bearer` may be in upper or lower case (RFC 9110 §11.1), and
+    /// white space around the token is ignored. The comparison takes constant time.
     fn matches(&self, authorization: Option<&[u8]>) -> bool {
         let Some((scheme, given)) = authorization.and_then(|value| value.split_at_checked(7))
         else {
@@ -47,14 +47,15 @@ impl Token {
     }
 }
 
-/// Adds a refusal to requests that lack the right token, and to requests on connections that a
-/// reload has revoked. The layer does not answer the request: only ingest knows if the body must be
-/// read before the answer.
+/// A layer that decides if a request may go on. It attaches a refusal to requests that lack the
+/// right token, and to requests on connections that a reload has revoked. It does not answer such a
+/// request itself: only `Ingest`, the innermost service, knows if the body must be read before the
+/// answer.
 #[derive(Clone)]
 pub(super) struct AuthLayer {
     pub(super) settings: Arc<ArcSwap<Settings>>,
-    /// Cancelled when a reload has changed who is let in, so that open connections of this listener
-    /// may not stay.
+    /// This token is cancelled when a reload has changed which clients may connect, so that open
+    /// connections of this listener must end.
     pub(super) revoked: CancellationToken,
 }
 
@@ -66,7 +67,8 @@ impl<S> Layer<S> for AuthLayer {
     }
 }
 
-/// The service that an [`AuthLayer`] makes; see there.
+/// The service that the layer [`AuthLayer`] makes. It attaches refusals to requests and passes them
+/// to `inner`.
 #[derive(Clone)]
 pub(super) struct Auth<S> {
     rules: AuthLayer,
@@ -74,8 +76,8 @@ pub(super) struct Auth<S> {
 }
 
 impl AuthLayer {
-    /// Returns the refusal of a request whose `Authorization` header has this value; `None` if the
-    /// request may go on.
+    /// Returns the refusal for a request with this value of the `Authorization` header; `None` if
+    /// the request may go on.
     fn refusal(&self, authorization: Option<&[u8]>) -> Option<Refusal> {
         if self.revoked.is_cancelled() {
             let message = "TLS or client_ca of this listener has been replaced, connect again";

@@ -30,128 +30,130 @@ use super::framing::Framing;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
-/// The largest number of bytes of a refused body that are still read and thrown away if the refusal
-/// was answered before the whole body was read; see [`LINGER_TIME`]. Otherwise the sender might see
-/// a reset instead of the answer (RFC 9112 §9.6).
+/// The largest number of bytes that are read and thrown away after a refusal that was answered
+/// before the whole body was read; see [`LINGER_TIME`]. If the relay closed the connection at once,
+/// the sender might see a reset instead of the answer (RFC 9112 §9.6).
 const LINGER_BYTES: usize = 1024 * 1024;
-/// The longest time for which the bytes of a refused body are thrown away after the answer; see
-/// [`LINGER_BYTES`].
+/// The longest time for which the relay, after it has refused a request, still reads the rest of
+/// the body and throws it away; see [`LINGER_BYTES`].
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
-/// Replaces [`LINGER_TIME`] if the refusal has already waited for the body, and the body did not
-/// come in that time.
+/// The time that replaces [`LINGER_TIME`] if the relay has already waited for the rest of the body
+/// before it answered. The time is shorter, because the sender has had time to send the rest.
 pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 
-/// The first line of the preface of HTTP/2 (RFC 9113 §3.4). No HTTP/1 request begins with these
-/// bytes.
+/// The first line of the connection preface that an HTTP/2 client sends (RFC 9113 §3.4). No HTTP/1
+/// request begins with these bytes.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
-/// The time that an h2 client has to end its connection after GOAWAY (RFC 9113 §6.8); after it, the
-/// connection is closed. A head that had begun when its connection was told to end has the same
-/// time to become complete.
+/// The time between GOAWAY (RFC 9113 §6.8) and the end of an h2 connection: a client that has not
+/// ended the connection by then is cut off. If a connection is told to end while the head of a
+/// request arrives, this is also the time that the head has to become complete.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// The deadlines of a connection that is in no request.
+/// The longest times that a connection may stay without a request under way.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadlines {
-    /// The longest time for the head of a request, or for a TLS handshake.
+    /// The longest time that the head of a request, or a TLS handshake, may take.
     pub(super) header: Duration,
     /// The longest time between two requests of a connection.
     pub(super) idle: Duration,
 }
 
 impl Deadlines {
-    /// The time between two calls of [`Registry::enforce`]: a tenth of the shorter deadline,
-    /// between 10 and 250 ms.
+    /// Returns the time between two calls of [`Registry::enforce`]: a tenth of the shorter
+    /// deadline, but at least 10 ms and at most 250 ms.
     pub(super) fn tick(self) -> Duration {
         (self.header.min(self.idle) / 10)
             .clamp(Duration::from_millis(10), Duration::from_millis(250))
     }
 }
 
-/// All open connections of all listeners, at most `limits.max_connections`. All listeners share one
-/// registry.
+/// The list of all open connections of all listeners; it has at most `limits.max_connections`
+/// entries. All listeners share one registry.
 #[derive(Default)]
 pub(super) struct Registry {
     entries: Mutex<Entries>,
 }
 
+/// The open connections, by their identifiers.
 #[derive(Default)]
 struct Entries {
-    /// The number that the next connection gets.
+    /// The identifier that the next connection gets.
     next: u64,
     open: HashMap<u64, Arc<Connection>>,
 }
 
-/// The phase of a connection, which decides which deadline the connection has.
+/// The phase of a connection. The phase decides how long the connection may stay in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// The connection waits for the first byte of a request.
     Idle,
-    /// The connection waits for the rest of a head, or of a TLS handshake.
+    /// The head of a request has begun, or a TLS handshake, and is not complete yet.
     Head,
-    /// This many requests are under way; their senders wait for the relay.
+    /// The given number of requests are under way: their heads are complete, and they are not
+    /// answered yet.
     Serving(usize),
-    /// The answer is written to the socket, but not flushed yet.
+    /// The answer was handed to hyper, but the socket has not sent all of it yet.
     Answered,
 }
 
-/// The way in which the relay ends a connection that is in no request.
+/// The way in which the relay ends a connection that has no request under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// The connection is closed without an answer: it was idle for too long, or its place is
-    /// needed.
+    /// The connection is closed without an answer, because it was idle for too long or a new
+    /// connection needs its place.
     Close,
-    /// The connection is closed after the answer 408: its head came too slowly.
+    /// The connection is closed after the answer 408, because the head of a request took too long.
     Timeout,
 }
 
-/// The state of a connection. The socket and the service of the connection change the state, and
-/// the registry reads it.
+/// The state of one connection. The socket and the service of the connection update the state. The
+/// registry reads it, and decides if the connection must end.
 struct State {
     phase: Phase,
-    /// The time at which the phase began. In a request that is already refused: the time at which
-    /// its body last made progress.
+    /// The time at which the phase began. If a request under way was refused during this phase: the
+    /// time of this refusal, or the last time at which a large part of a refused body had arrived.
     since: Instant,
-    /// The time since which the connection has had no complete head: the time at which it was
-    /// opened, or at which its last request was answered.
+    /// The time since which no head of a request was completed: the time at which the connection
+    /// was opened, or at which its last request was answered.
     headless: Instant,
-    /// The way in which the registry ends the connection; `None` as long as the connection may
-    /// stay.
+    /// The way in which the registry has decided to end the connection; `None` while the connection
+    /// may stay.
     verdict: Option<Verdict>,
-    /// `true`: the connection speaks HTTP/2. Bytes between two requests may then be frames, not the
-    /// beginning of a head.
+    /// `true`: the connection speaks HTTP/2. Bytes that arrive between two requests are then not
+    /// necessarily the beginning of a head, because HTTP/2 has other frames.
     multiplexed: bool,
-    /// `true`: the h2 client was sent GOAWAY, because its connection was idle for too long.
+    /// `true`: the connection, which speaks h2, was idle for too long and was sent GOAWAY.
     dismissed: bool,
-    /// The time for which the rest of a body is thrown away before the connection closes; `None` if
-    /// no body is left to throw away.
+    /// The time for which the relay throws away the rest of a refused body before it closes the
+    /// connection; `None` if there is no such body.
     linger: Option<Duration>,
-    /// The number of requests under way that are already refused, and whose bodies are thrown away.
-    /// At most the number in [`Phase::Serving`].
+    /// The number of requests under way that are already refused, while the rest of their bodies is
+    /// read and thrown away. At most the number in [`Phase::Serving`].
     refused: usize,
-    /// `true`: the answer that was handed to the socket last refuses its request.
+    /// `true`: the last answer of this connection was a refusal.
     refusing: bool,
-    /// `None`: requests may begin. Otherwise the time at which the connection was told to end; if
-    /// requests were under way then, the time at which the last of them was answered.
+    /// `None` while the connection may take new requests. `Some` after the connection was told to
+    /// end: the time of this order or, if later, the time at which the last request from before the
+    /// order was answered.
     leaving: Option<Instant>,
 }
 
-/// The two kinds of connections that may lose their place to a new connection when no place is
+/// The order in which connections lose their place when a new connection needs one and no place is
 /// free. Connections of the kind `Refused` lose their place before those of the kind `Headless`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     /// All requests of this connection are already refused. The relay only waits for the rest of a
-    /// body, or for the client to read the answer.
+    /// body, or until the client has read the answer.
     Refused,
-    /// The connection has no complete head.
+    /// The connection waits for a request, or for the rest of the head of a request.
     Headless,
 }
 
 impl State {
-    /// Returns the rank of this connection among those that may lose their place, and the time
-    /// since which the connection has had that rank. Of the connections of one rank, the one that
-    /// has had it for the longest time loses its place first. `None` if the connection must keep
-    /// its place.
+    /// Returns the rank of this connection if a new connection may take its place, and the time
+    /// since which it has had this rank. Among connections of the same rank, the one with the
+    /// earliest time loses its place first. Returns `None` if the connection must keep its place.
     fn gives_way(&self) -> Option<(Rank, Instant)> {
         match self.phase {
             _ if self.verdict.is_some() => None,
@@ -164,9 +166,10 @@ impl State {
     }
 }
 
-/// One connection. Its task, its socket ([`Watched`]) and the registry share this value.
+/// One open connection. The task of the connection, its socket ([`Watched`]) and the registry share
+/// this value.
 ///
-/// The phases follow each other as `Head` (TLS handshake) → `Idle` → `Head` → `Serving` →
+/// A connection goes through the phases `Head` (TLS handshake) → `Idle` → `Head` → `Serving` →
 /// `Answered` → `Idle`. HTTP/2 stays `Idle` until its first request, returns to `Idle` after the
 /// last of its requests, and is never `Answered`. The deadlines are:
 ///
@@ -182,11 +185,13 @@ impl State {
 /// A request that may still be accepted is never ended by the registry.
 pub(super) struct Connection {
     state: Mutex<State>,
-    /// Wakes the task that reads or writes the socket, after the registry has ended the connection.
+    /// Wakes the task that reads or writes the socket when the registry has decided to end the
+    /// connection.
     waker: AtomicWaker,
+    /// The time at which the connection was accepted.
     opened: Instant,
     metrics: ListenerMetrics,
-    /// Notified when the connection must take no further request.
+    /// Notified when the connection must take no more requests.
     retired: Notify,
 }
 
@@ -195,7 +200,7 @@ impl Connection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the phase of a connection, and notes the time of the change.
+    /// Sets the phase in `state` to `phase`, and the time at which the phase began to now.
     fn enter(state: &mut State, phase: Phase) {
         state.phase = phase;
         state.since = Instant::now();
@@ -205,13 +210,14 @@ impl Connection {
         &self.metrics
     }
 
-    /// The time since this connection was accepted.
+    /// Returns the time since this connection was accepted.
     pub(super) fn age(&self) -> Duration {
         self.opened.elapsed()
     }
 
-    /// Notes that the TLS handshake is over, or that there is none, so that the first head may
-    /// begin. `multiplexed` is `true` if the client has chosen h2.
+    /// Notes that the connection is ready for its first request: the TLS handshake has ended, or
+    /// the listener has no TLS. `multiplexed` is `true` if the client has chosen h2 in the
+    /// handshake.
     pub(super) fn established(&self, multiplexed: bool) {
         let mut state = self.lock();
         state.multiplexed = multiplexed;
@@ -223,8 +229,8 @@ impl Connection {
         self.lock().multiplexed
     }
 
-    /// Notes that the head of a request is complete. Returns `true` if the connection was not told
-    /// to end before that.
+    /// Notes that a request begins, because its head is complete. Returns `true` if the connection
+    /// was not told to end before; `false` otherwise.
     pub(super) fn begin_request(&self, multiplexed: bool) -> bool {
         let mut state = self.lock();
         state.multiplexed = multiplexed;
@@ -233,9 +239,9 @@ impl Connection {
         state.leaving.is_none()
     }
 
-    /// Notes that an answer was handed to the socket, or that its request was dropped. `in_time` is
-    /// the result of [`Connection::begin_request`]; `refusing` is `true` if the answer is a
-    /// refusal.
+    /// Notes that a request has ended: its answer was handed to hyper, or the request was dropped.
+    /// `in_time` is the value that [`Connection::begin_request`] returned for this request.
+    /// `refusing` is `true` if the answer is a refusal.
     pub(super) fn end_request(&self, in_time: bool, refusing: bool) {
         let mut state = self.lock();
         let left =
@@ -253,8 +259,8 @@ impl Connection {
         Self::enter(&mut state, phase);
     }
 
-    /// Notes that a request under way is refused and only the rest of its body is awaited. Dropping
-    /// the returned guard ends this state.
+    /// Notes that a request under way is refused, and that the relay only waits for the rest of its
+    /// body. The note holds until the returned guard is dropped.
     pub(super) fn refused(&self) -> RefusedRequest<'_> {
         let mut state = self.lock();
         state.refused += 1;
@@ -262,14 +268,14 @@ impl Connection {
         RefusedRequest(self)
     }
 
-    /// Tells the connection that no request may begin any more. If the connection is idle or in a
-    /// head, it ends after at most [`FAREWELL`] and one tick of the registry.
+    /// Tells the connection to take no new requests. A connection that has no request under way
+    /// ends after at most [`FAREWELL`] and one tick of the registry.
     pub(super) fn leave(&self) {
         self.lock().leaving.get_or_insert_with(Instant::now);
     }
 
-    /// Tells hyper to take no further request on this connection: h2 sends GOAWAY, HTTP/1.1 ends
-    /// keep-alive.
+    /// Asks hyper to take no more requests on this connection: on h2 hyper sends GOAWAY, on
+    /// HTTP/1.1 it closes the connection after the current request.
     pub(super) fn retire(&self) {
         self.retired.notify_one();
     }
@@ -279,20 +285,22 @@ impl Connection {
         self.retired.notified().await;
     }
 
-    /// Notes that the connection ends after this answer while the sender may still be writing.
-    /// Bytes that the sender writes after the answer are thrown away for `time`.
+    /// Notes that the connection ends after this answer although the sender may still be sending
+    /// its body. For the duration `time` after the answer, the relay reads what the sender still
+    /// sends, and throws it away.
     pub(super) fn linger(&self, time: Duration) {
         self.lock().linger = Some(time);
     }
 
-    /// Ends the connection in the way that `verdict` names, and wakes its task.
+    /// Sets `verdict`, the way in which the connection must end, and wakes the task of the
+    /// connection.
     fn judge(&self, verdict: Verdict) {
         self.lock().verdict = Some(verdict);
         self.waker.wake();
     }
 
-    /// Waits until the registry ends the connection. The task of a TLS handshake needs this,
-    /// because nobody reads through [`Watched`] before the end of the handshake.
+    /// Waits until the registry decides to end the connection. Used during a TLS handshake, because
+    /// the socket [`Watched`], which otherwise checks this, exists only after the handshake.
     pub(super) async fn judged(&self) {
         std::future::poll_fn(|cx| {
             self.waker.register(cx.waker());
@@ -302,12 +310,13 @@ impl Connection {
     }
 }
 
-/// A guard for a request whose body is thrown away; see [`Connection::refused`].
+/// A guard for a refused request while the rest of its body is read and thrown away. Dropping the
+/// guard ends this state; see [`Connection::refused`].
 pub(super) struct RefusedRequest<'a>(&'a Connection);
 
 impl RefusedRequest<'_> {
-    /// Notes that a large part of the body has come. Of all refused connections, this connection
-    /// now loses its place last.
+    /// Notes that a large part of the body has arrived. Of all connections with only refused
+    /// requests, this connection then loses its place last.
     pub(super) fn progressed(&self) {
         self.0.lock().since = Instant::now();
     }
@@ -325,10 +334,11 @@ impl Registry {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a place to a new connection. If `max` places are taken, another connection loses its
-    /// place: one whose requests are all refused, or, if there is none, the one that has been
-    /// without a complete head for the longest time. Returns `None` if every connection is in a
-    /// request that may still be accepted; the caller then closes the new connection.
+    /// Adds a new connection to the registry and returns its place. If `max` places are taken,
+    /// another connection is ended: the one that has waited longest in a refused request or, if
+    /// there is none, the one that has waited longest for the next complete head. Returns `None` if
+    /// every other connection has a request that may still be accepted; the caller then closes the
+    /// new connection.
     pub(super) fn open(
         self: &Arc<Self>,
         max: usize,
@@ -373,7 +383,8 @@ impl Registry {
         Some(Registered { registry: Arc::clone(self), id, connection })
     }
 
-    /// Ends every connection whose deadline has passed. Called once in each [`Deadlines::tick`].
+    /// Ends every connection that has reached its deadline. Must be called again after each
+    /// [`Deadlines::tick`].
     pub(super) fn enforce(&self, deadlines: Deadlines) {
         let Deadlines { header, idle } = deadlines;
         for connection in self.lock().open.values() {
@@ -407,7 +418,8 @@ impl Registry {
     }
 }
 
-/// The place of a connection in the registry. Dropping this value makes the place free.
+/// The place of a connection in the registry of open connections. Dropping this value makes the
+/// place free for another connection.
 pub(super) struct Registered {
     registry: Arc<Registry>,
     id: u64,
@@ -421,21 +433,22 @@ impl Drop for Registered {
     }
 }
 
-/// The socket of a connection, or its TLS stream. All bytes pass through here in both directions,
-/// so that the phase of the connection and the verdict of the registry are known.
+/// A wrapper around the socket of a connection, or around its TLS stream. All bytes in both
+/// directions pass through it. The wrapper derives the connection's phase from the bytes, and ends
+/// the connection when the registry has decided so.
 pub(super) struct Watched<T> {
     inner: T,
     connection: Arc<Connection>,
-    /// The relay's own answer, which is written in place of hyper's, and the number of its bytes
-    /// that are written already; `None` if no such answer is being written.
+    /// An answer that the relay itself writes instead of hyper's answer, and the number of its
+    /// bytes that are already written; `None` if no such answer is being written.
     own_answer: Option<(Vec<u8>, usize)>,
-    /// The number of bytes of [`H2_PREFACE`] that have come; `None` after the whole preface has
-    /// come, or after bytes that do not belong to it.
+    /// The number of bytes of [`H2_PREFACE`] that have arrived. `None` after the whole preface has
+    /// arrived, or after other bytes have arrived.
     preface: Option<usize>,
-    /// Follows the bytes of HTTP/1 that were read, to know if a head has begun.
+    /// Follows the HTTP/1 bytes that were read, and knows if the head of a request has begun.
     framing: Framing,
-    /// The time until which the bytes of a refused body are thrown away, and the number of bytes
-    /// that were thrown away so far; `None` as long as none are thrown away.
+    /// A timer, and the number of bytes of a refused body that were thrown away so far. The relay
+    /// throws bytes away until the timer ends. `None` if no body is being thrown away.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -452,7 +465,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     }
 
     /// Returns an error if the registry has closed the connection. Otherwise registers the task of
-    /// `cx`, so that the registry wakes the task when it ends the connection.
+    /// `cx`; the registry wakes this task if it closes the connection later.
     fn check(&self, cx: &Context<'_>) -> io::Result<()> {
         self.connection.waker.register(cx.waker());
         match self.connection.lock().verdict {
@@ -461,7 +474,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         }
     }
 
-    /// Writes the relay's own answer completely, and flushes it.
+    /// Writes the rest of `own_answer` to the socket and flushes the socket.
     fn poll_own_answer(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some((bytes, written)) = &mut self.own_answer {
             if *written == bytes.len() {
@@ -478,14 +491,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Returns `true` if no request is under way on HTTP/1. Bytes that hyper writes then are its
-    /// own answer to bytes that were no request.
+    /// Returns `true` if the connection speaks HTTP/1 and no request is under way. Whatever hyper
+    /// writes in this state is hyper's own answer to bytes that were not a valid request.
     fn is_unasked(&self) -> bool {
         let state = self.connection.lock();
         !state.multiplexed && matches!(state.phase, Phase::Idle | Phase::Head)
     }
 
-    /// Prepares the relay's own answer with this status, and counts it in the metrics.
+    /// Prepares an answer with this status, which the relay writes instead of hyper, and counts the
+    /// answer in the metrics.
     fn start_own_answer(&mut self, status: u16) {
         let metrics = self.connection.metrics();
         let (rejection, message) = match status {
@@ -501,8 +515,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         self.own_answer = Some((answer::raw(status, message), 0));
     }
 
-    /// Writes the relay's own answer in place of hyper's answer, which begins with `hypers`.
-    /// Returns `length`, the number of hyper's bytes, as if they were written.
+    /// Writes the relay's own answer instead of hyper's answer. `hypers` is the beginning of
+    /// hyper's answer, which has the status. Returns `length`, the number of bytes in hyper's
+    /// answer, so that hyper takes its bytes as written.
     fn poll_replace(
         &mut self,
         cx: &mut Context<'_>,
@@ -613,8 +628,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         Poll::Ready(Ok(()))
     }
 
-    /// Shuts the write side of the socket down. If a refused sender may still be writing, its bytes
-    /// are then read and thrown away for a while.
+    /// Shuts down the write side of the socket. If the request was refused and the sender may still
+    /// be sending its body, then reads these bytes and throws them away for a limited time.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?;
