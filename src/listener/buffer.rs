@@ -22,34 +22,37 @@ use bytes::Bytes;
 use memmap2::MmapMut;
 use memmap2::RemapOptions;
 
-/// A body of up to this many bytes is held in a vector, a larger body in a memory mapping. The
-/// allocator keeps few freed bytes of blocks of this size, and the kernel limits the number of
-/// mappings (65,530 for each process).
+/// The largest body in bytes that is held in a `Vec`; a larger body is held in a memory mapping.
+/// Small bodies need no mapping, because the allocator keeps few freed bytes of blocks of this
+/// size. They should not use one, because the kernel limits the number of mappings (65,530 for each
+/// process).
 const HEAP_MAX: usize = 256 * 1024;
 
-/// The first mapping of a body has at most about this many bytes, even if the head has announced a
-/// larger body. When more bytes have come, the mapping grows to the announced size.
+/// The approximate size in bytes of the first memory mapping of a body whose head has announced
+/// more bytes than this. The mapping is small at first, so that a sender that only announces a
+/// large body takes little memory. When more bytes have arrived, the mapping grows to the announced
+/// size.
 const FIRST_MAX: usize = 1024 * 1024;
 
-/// The largest number of bytes in the free mappings that a pool keeps, enough for a few batches. No
-/// limit counts these bytes; they are a quarter of the 32 MiB that the relay may take beyond what
-/// its limits count.
+/// The largest number of bytes in the free mappings that a pool keeps; this is enough for a few
+/// batches. No limit of the config counts these bytes. They are a quarter of the 32 MiB that the
+/// relay may use in addition to the memory that its limits count.
 const POOL_MAX: usize = 8 * 1024 * 1024;
 
-/// The size in bytes of the kernel's smallest page. The size of a mapping is a multiple of this
-/// size.
+/// The size in bytes of the kernel's smallest memory page. The size of a mapping is a multiple of
+/// this number.
 const PAGE: usize = 4096;
 
-/// Free memory mappings for the next bodies. All requests share one pool.
+/// A pool of free memory mappings, which later bodies use again. All requests share one pool.
 #[derive(Default)]
 pub(super) struct Pool {
     free: Mutex<Vec<MmapMut>>,
 }
 
 impl Pool {
-    /// Returns the smallest free mapping of at least `wanted` bytes, or, if none is large enough,
-    /// the largest free mapping. If no mapping is free, makes a new one of `first` bytes, rounded
-    /// up to whole pages.
+    /// Takes a free mapping from the pool and returns it: the smallest one that has at least
+    /// `wanted` bytes, or the largest one if none has so many. If the pool is empty, returns a new
+    /// mapping of `first` bytes, rounded up to whole pages.
     fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting =
@@ -62,7 +65,8 @@ impl Pool {
         MmapMut::map_anon(first.next_multiple_of(PAGE))
     }
 
-    /// Keeps a mapping for the next body. If the pool is full, the mapping goes back to the kernel.
+    /// Puts a mapping into the pool for a later body. If the pool is full, frees the mapping
+    /// instead.
     fn give_back(&self, map: MmapMut) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let held: usize = free.iter().map(|map| map.len()).sum();
@@ -116,26 +120,28 @@ impl AsRef<[u8]> for Mapped {
     }
 }
 
-/// The bytes of a body that have come so far.
+/// The memory for a body that is arriving, with the bytes that have arrived so far.
 pub(super) struct Buffer {
     store: Store,
-    /// The number of bytes of the body. If the body is in a mapping, the bytes of the mapping after
-    /// them are free room.
+    /// The number of bytes of the body that have arrived. If `store` is a mapping, the mapping may
+    /// be larger; the bytes after the body are free room.
     length: usize,
-    /// The size of the body that its head has announced, plus one byte of room that decoding needs;
-    /// `None` if the head announced no size.
+    /// The size of the body that the head of the request has announced, plus one byte of room that
+    /// decoding needs. `None` if the head announced no size.
     announced: Option<usize>,
     pool: Arc<Pool>,
 }
 
+/// The memory that holds the bytes of the body: a `Vec` for a small body, a mapping for a large
+/// one.
 enum Store {
     Heap(Vec<u8>),
     Mapped(Mapped),
 }
 
 impl Buffer {
-    /// Makes an empty buffer. `announced` is the Content-Length of the body, if its head has one. A
-    /// large Content-Length takes no memory before bytes have come.
+    /// Makes an empty buffer. `announced` is the Content-Length of the request, if it has one. A
+    /// large Content-Length alone takes no memory: memory is taken when bytes arrive.
     pub(super) fn new(announced: Option<usize>, pool: &Arc<Pool>) -> Self {
         let announced = announced.map(|length| length.saturating_add(1));
         let first = announced.filter(|size| *size <= HEAP_MAX).unwrap_or_default();
@@ -151,7 +157,7 @@ impl Buffer {
         self.length
     }
 
-    /// Returns the bytes of the body that have come so far.
+    /// Returns the bytes of the body that have arrived so far.
     pub(super) fn bytes(&self) -> &[u8] {
         match &self.store {
             Store::Heap(vector) => vector,
@@ -169,7 +175,8 @@ impl Buffer {
         self.length = length;
     }
 
-    /// Makes the buffer large enough for a body of `length` bytes.
+    /// Makes the buffer large enough for a body of `length` bytes. Moves the body from the `Vec` to
+    /// a mapping if it becomes too large for the `Vec`.
     fn make_room(&mut self, length: usize) {
         match &mut self.store {
             Store::Heap(vector) => {
@@ -200,7 +207,8 @@ impl Buffer {
         }
     }
 
-    /// Returns the body and one byte of room after it, for decoding in place.
+    /// Returns the bytes of the body and one more byte at the end. Decoding in place needs this
+    /// byte for the line break after the last event.
     pub(super) fn with_room(&mut self) -> &mut [u8] {
         self.extend(b"\n");
         self.length -= 1;
@@ -210,8 +218,8 @@ impl Buffer {
         }
     }
 
-    /// Returns the bytes of the range `part` of the body, in memory that is hardly larger than
-    /// `part`.
+    /// Returns the bytes of the range `part` of the body. The result uses hardly more memory than
+    /// `part.len()` bytes: the memory for the rest of the body is freed.
     pub(super) fn keep(self, part: Range<usize>) -> Bytes {
         match self.store {
             Store::Heap(mut vector) => {

@@ -6,47 +6,50 @@
 //! request is served has its deadline too. The framing decides nothing else. Bytes that it does not
 //! understand count as a head that has begun; only hyper accepts and refuses.
 
-/// The number of bytes of each line that are kept. No `Content-Length`, `Transfer-Encoding` or
-/// chunk size needs a longer line.
+/// The number of bytes that are kept of each line. More bytes are not needed, because the lines
+/// that matter (`Content-Length`, `Transfer-Encoding`, the size of a chunk) are shorter.
 const LINE_BYTES: usize = 64;
 
-/// Follows the bytes of a connection, to know to which part of a request the next byte belongs.
+/// Follows the HTTP/1 bytes of a connection, and knows to which part of a request the next byte
+/// belongs.
 pub(super) struct Framing {
     state: State,
-    /// The line of a head, chunk size or trailer that is being read.
+    /// The beginning of the line that is being read: a line of a head, a chunk size or a trailer.
     line: Line,
     /// The `Content-Length` of the current head in bytes; 0 if the head has none.
     length: u64,
-    /// `true`: the current head announces a body in chunks. A `Content-Length` beside it is
-    /// ignored.
+    /// `true`: the current head announces a body in chunks. A `Content-Length` in the same head is
+    /// then ignored.
     chunked: bool,
 }
 
 /// The part of a request to which the next byte belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// The last request has ended, and the next has not begun. Empty lines are skipped here.
+    /// The last request has ended, and the next request has not begun. Empty lines are skipped in
+    /// this state.
     Between,
     /// The next byte belongs to a request line or to the headers.
     Head,
-    /// This many bytes of the body are still to come.
+    /// The given number of bytes of a body with `Content-Length` have not arrived yet.
     Sized(u64),
-    /// The next byte belongs to the line before a chunk.
+    /// The next byte belongs to the line before a chunk, which has the size of the chunk.
     ChunkSize,
-    /// This many bytes of a chunk and of the line break after it are still to come.
+    /// The given number of bytes of a chunk, and of the line break after the chunk, have not
+    /// arrived yet.
     Chunk(u64),
-    /// The next byte belongs to the lines after the last chunk.
+    /// The next byte belongs to the trailer lines after the last chunk.
     Trailers,
-    /// The bytes were not understood. hyper refuses them and closes the connection.
+    /// The bytes are not valid HTTP/1. hyper refuses such bytes and closes the connection.
     Lost,
 }
 
-/// The beginning of the line that is being read: at most [`LINE_BYTES`] bytes are kept.
+/// The beginning of the line that is being read: at most its first [`LINE_BYTES`] bytes.
 struct Line {
     bytes: [u8; LINE_BYTES],
-    /// The number of bytes of the line that are kept.
+    /// The number of bytes of the line that are stored in `bytes`.
     kept: usize,
-    /// `true`: the line has more bytes than are kept.
+    /// `true`: the line has more bytes than are stored in `bytes`.
     is_cut: bool,
 }
 
@@ -61,7 +64,7 @@ impl Line {
         self.is_cut |= count < bytes.len();
     }
 
-    /// Returns the kept bytes of the line, without its line break.
+    /// Returns the stored bytes of the line, without the line break.
     fn text(&self) -> &[u8] {
         let kept = self.bytes.get(..self.kept).unwrap_or_default();
         if self.is_cut { kept } else { kept.strip_suffix(b"\r").unwrap_or(kept) }
@@ -74,18 +77,19 @@ impl Line {
 }
 
 impl Framing {
-    /// Makes the state for the beginning of a connection.
+    /// Makes the state for a connection on which no byte has arrived yet.
     pub(super) fn new() -> Self {
         let line = Line { bytes: [0; LINE_BYTES], kept: 0, is_cut: false };
         Self { state: State::Between, line, length: 0, chunked: false }
     }
 
-    /// Returns `true` if a head has begun and has not ended, or if the bytes were not understood.
+    /// Returns `true` if the head of a request has begun and is not complete, or if the bytes were
+    /// not valid HTTP/1.
     pub(super) fn is_in_head(&self) -> bool {
         matches!(self.state, State::Head | State::Lost)
     }
 
-    /// Follows the next bytes that came on the connection.
+    /// Updates the state with the next bytes that have arrived on the connection.
     pub(super) fn advance(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             bytes = match self.state {
@@ -123,7 +127,8 @@ impl Framing {
         }
     }
 
-    /// Returns the state that follows after the line that has just ended.
+    /// Returns the state after the line that has just ended: the next line, the body, or the next
+    /// request.
     fn after_line(&mut self) -> State {
         let is_empty = self.line.text().is_empty();
         match self.state {
@@ -147,8 +152,8 @@ impl Framing {
         }
     }
 
-    /// Notes the length of the body if the line that was read is a header that gives it. `None` if
-    /// the header's value cannot be understood.
+    /// Reads a header line. If it is `Content-Length` or `Transfer-Encoding`, stores what it says
+    /// about the body. Returns `None` if the value of one of these two headers is not valid.
     fn header(&mut self) -> Option<()> {
         let line = self.line.text();
         // A request line with a whole URL as its target has a colon too, but neither of the two
@@ -172,8 +177,8 @@ impl Framing {
         Some(())
     }
 
-    /// Returns the size in bytes of the chunk that follows the line that was read. Chunk extensions
-    /// are ignored. `None` if the line does not begin with a valid size.
+    /// Returns the size in bytes of the next chunk, from the line that was read. Chunk extensions
+    /// are ignored. Returns `None` if the line does not begin with a valid size.
     fn chunk_size(&self) -> Option<u64> {
         let line = self.line.text();
         let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
@@ -185,8 +190,8 @@ impl Framing {
     }
 }
 
-/// Skips up to `left` bytes. Returns how many of the `left` bytes are still to come, and the bytes
-/// after those that were skipped.
+/// Skips the first `left` bytes of `bytes`, or all bytes if there are fewer. Returns the number of
+/// bytes that remain to be skipped, and the bytes of `bytes` that were not skipped.
 fn skip(left: u64, bytes: &[u8]) -> (u64, &[u8]) {
     let count = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
     (left - count as u64, bytes.get(count..).unwrap_or_default())

@@ -59,44 +59,49 @@ use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::telemetry::Rejection;
 
-/// The longest time for which a refusal waits for the rest of its request's body. The time begins
-/// again after each [`REFUSED_BYTES`] of the body, but never goes beyond `limits.body_timeout`.
-/// After it the refusal is answered anyway, and the connection ends. A sender that is still writing
-/// finds its answer, and a sender that sends nothing, or a byte now and then, does not keep its
-/// place.
+/// The longest time for which a refusal waits for more of its request's body. After each
+/// [`REFUSED_BYTES`] of the body the time starts anew, but the whole wait never exceeds
+/// `limits.body_timeout`. After the wait the refusal is answered although the body is not complete,
+/// and the connection ends. Thus a sender that is still writing gets its answer, but a sender that
+/// sends nothing, or very slowly, cannot keep its connection.
 const REFUSED_TIME: Duration = Duration::from_secs(2);
-/// The number of bytes of a refused body after which [`REFUSED_TIME`] begins again. The two
-/// together ask for 64 KiB each second, which a slow line still reaches.
+/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts anew. A
+/// sender must therefore send at least 64 KiB each second, which a slow network can still do.
 const REFUSED_BYTES: u64 = 128 * 1024;
 
-/// The number of compressed bytes that are decompressed in one step. At gzip's best ratio of 1032
-/// the output of a step is about 4 MiB.
+/// The number of compressed bytes that are decompressed in one step. At gzip's best compression
+/// ratio, 1032, one step gives about 4 MiB of output.
 const GZIP_STEP: usize = 4 * 1024;
 
-/// The number of bytes by which a gzip body may be larger than twice its content. Gzip members
-/// without content cost CPU time (65 ms for each MB) and carry nothing; a sender that compresses at
-/// all stays far below this limit.
+/// The number of bytes by which a gzip body may be larger than twice its decompressed size. A
+/// larger body must have many gzip members without content, which cost CPU time (65 ms for each MB)
+/// and carry no events. A normal sender is always below this limit.
 const GZIP_SPARE: u64 = 1024 * 1024;
 
-/// A body of more than this many bytes is decoded off the runtime's threads: serde_json takes about
-/// 1 ms for each MiB.
+/// The largest body in bytes that is decoded in the task that serves the request. A larger body is
+/// decoded on another thread, because serde_json takes about 1 ms for each MiB and would block the
+/// async runtime.
 const INLINE_MAX: usize = 1024 * 1024;
 
-/// The size in KiB of all bodies that may be decoded at the same time off the runtime's threads.
-/// Besides the body, decoding needs memory for the spans of its events: up to half of the body's
-/// size, if all events but the first are of the smallest size. A body that is larger than this
-/// limit is decoded alone.
+/// The largest total size, in KiB, of the bodies that are decoded at the same time on the threads
+/// for blocking work. The limit exists because decoding needs memory for the positions of the
+/// events: up to half of the body's size, if nearly all events are as small as possible. A body
+/// that is larger than this limit is decoded alone.
 const DECODING_KIB: u32 = 16 * 1024;
 
-/// Makes the semaphore that has one permit for each KiB of [`DECODING_KIB`].
+/// Makes the semaphore that limits how much is decoded at the same time. It has [`DECODING_KIB`]
+/// permits, one for each KiB.
 pub(super) fn decoding() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(DECODING_KIB as usize))
 }
 
-/// Counts the bytes that `limits.max_in_flight` bounds: bytes of bodies that are not in the queue
-/// yet, or whose request still waits for the acknowledgement. Bytes are counted as they arrive.
+/// The counter of the bytes in flight, which `limits.max_in_flight` limits. These are the bytes of
+/// bodies that are not in the queue yet, or whose request still waits for the acknowledgement.
+/// Bytes are counted when they arrive.
 pub(super) struct InFlight {
+    /// The number of bytes that are counted now.
     used: AtomicU64,
+    /// The metric that shows this number.
     gauge: Gauge,
 }
 
@@ -105,8 +110,8 @@ impl InFlight {
         Self { used: AtomicU64::new(0), gauge }
     }
 
-    /// Counts `bytes` more bytes and returns `true`. If the sum would be more than `max` bytes,
-    /// counts nothing and returns `false`.
+    /// Adds `bytes` to the counter and returns `true`. If the sum would be larger than `max`,
+    /// changes nothing and returns `false`.
     #[allow(clippy::cast_precision_loss, reason = "a gauge")]
     fn add(&self, bytes: u64, max: u64) -> bool {
         let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -118,31 +123,33 @@ impl InFlight {
         taken.is_ok()
     }
 
+    /// Subtracts `bytes` from the counter.
     #[allow(clippy::cast_precision_loss, reason = "a gauge")]
     fn give_back(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
         self.gauge.decrement(bytes as f64);
     }
 
-    /// Returns `true` if `max` bytes or more are counted, so that not a single byte more may be
-    /// taken.
+    /// Returns `true` if the counter has reached `max` bytes, so that no more bytes may be taken.
     fn is_full(&self, max: u64) -> bool {
         self.used.load(Ordering::Relaxed) >= max
     }
 }
 
-/// The bytes of one body that are counted in [`InFlight`]. Dropping this value takes them out of
-/// the count.
+/// The part of the counter [`InFlight`] that one body has. Dropping this value subtracts this part
+/// from the counter.
 struct Reservation<'a> {
     in_flight: &'a InFlight,
+    /// The largest number of bytes that the counter may have: `limits.max_in_flight`.
     max: u64,
+    /// The number of bytes that are counted for this body now.
     bytes: u64,
 }
 
 impl Reservation<'_> {
-    /// Sets the number of bytes of this body that are counted to `total`. An error is the refusal
-    /// of the request: there is no room for the bytes now (429), or one event is too large at any
-    /// time (413).
+    /// Sets the number of bytes that are counted for this body to `total`. The error is the refusal
+    /// of the request: 429 if there is no room for the bytes now, 413 if a single event is so large
+    /// that there will never be room.
     fn set(&mut self, total: usize) -> Result<(), Refusal> {
         let total = total as u64;
         if total > self.bytes && !self.in_flight.add(total - self.bytes, self.max) {
@@ -164,13 +171,14 @@ impl Drop for Reservation<'_> {
     }
 }
 
-/// The limits for requests, from the config. A request keeps the limits that were valid when it
-/// began.
+/// The limits for requests, from the config. A reload replaces them; a request keeps the limits
+/// that were valid when it began.
 pub(super) struct Bounds {
-    /// The effective `limits.max_body` in bytes: the smallest of several limits.
+    /// The largest allowed body in bytes: the smallest of `limits.max_body` and the other limits of
+    /// the config that a body must obey.
     pub(super) max_body: u64,
     pub(super) max_in_flight: u64,
-    /// The sizes that decide how large bodies are decoded; they follow from `max_in_flight`.
+    /// The sizes that decide how large bodies are decoded. They are computed from `max_in_flight`.
     pub(super) sizes: Sizes,
     pub(super) body_timeout: Duration,
     pub(super) acknowledge: Acknowledge,
@@ -178,33 +186,38 @@ pub(super) struct Bounds {
     pub(super) retry_after: Duration,
 }
 
-/// The state that all requests of all listeners share.
+/// The state that the requests of all listeners share.
 pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) in_flight: InFlight,
+    /// The free memory mappings for bodies.
     pub(super) pool: Arc<Pool>,
+    /// Limits how many KiB of bodies are decoded at the same time.
     pub(super) decoding: Arc<Semaphore>,
     pub(super) bounds: ArcSwap<Bounds>,
-    /// Cancelled at the beginning of the drain: new requests are refused.
+    /// This token is cancelled at the beginning of the drain (the orderly end of the relay). New
+    /// requests are then refused.
     pub(super) closing: CancellationToken,
-    /// Cancelled in the middle of the drain: requests that are still under way are refused too.
+    /// This token is cancelled in the middle of the drain. Requests that are still under way are
+    /// then refused.
     pub(super) cut: CancellationToken,
 }
 
-/// The innermost service of one connection. For each request it does the following:
+/// The innermost service of a connection, which turns each request into an answer in these steps:
 ///
-/// 1. `judge` decides by the head alone; most refusals are known here.
-/// 2. `take` reads the body in pieces, and decompresses it. All bytes that it holds count in
-///    [`InFlight`]; at its limit the request is refused.
-/// 3. A body of up to 1 MiB is decoded on the spot, a larger one on a thread that may block. With a
-///    durable queue, a body that is too large to be held whole goes in steps to [`Large`], which
-///    decodes it and stores its lines while the rest arrives.
-/// 4. The lines go to the queue, and the answer waits for the ticket, for at most
-///    `delivered_timeout`.
-/// 5. `refuse` answers a refusal, mostly after the rest of the body was thrown away.
+/// 1. `judge` decides from the head alone if the request may go on. Most refusals are made here.
+/// 2. `take` reads the body in pieces and decompresses it. The bytes in memory are counted in
+///    [`InFlight`]; if its limit is reached, the request is refused.
+/// 3. A body of up to 1 MiB is decoded at once, a larger body on a thread for blocking work. With a
+///    durable queue, a body that is too large to be held as a whole is given in steps to [`Large`],
+///    which decodes it and stores its lines while the rest arrives.
+/// 4. The lines are appended to the queue. The answer waits until the queue's ticket says that the
+///    events are acknowledged, for at most `delivered_timeout`.
+/// 5. If the request is refused, `refuse` answers it, in most cases after it has read the rest of
+///    the body and thrown it away.
 ///
-/// A batch is never answered with 200 before its ticket is acknowledged. A request that is dropped,
-/// because its sender has gone, gives back its bytes in [`InFlight`].
+/// A batch is never answered with 200 before its ticket is acknowledged. If the sender has gone,
+/// the request is dropped, and its bytes are subtracted from [`InFlight`].
 #[derive(Clone)]
 pub(super) struct Ingest {
     pub(super) shared: Arc<Shared>,
@@ -261,8 +274,8 @@ impl Ingest {
         }
     }
 
-    /// Decides by the head of a request if it may go on. `Ok(true)`: the body is gzip. `Ok(false)`:
-    /// it is not compressed. `Err`: the request is refused.
+    /// Decides from the head of a request if the request may go on. Returns `Ok(true)` if the body
+    /// is gzip, `Ok(false)` if it is not compressed, and an error if the request is refused.
     fn judge(
         &self,
         bounds: &Bounds,
@@ -311,8 +324,8 @@ impl Ingest {
         Ok(gzip)
     }
 
-    /// Reads the body, decodes it, appends it to the queue and waits for its acknowledgement.
-    /// Returns the number of events that were accepted.
+    /// Reads the body, decodes it, appends its events to the queue and waits until they are
+    /// acknowledged. Returns the number of events that were accepted.
     async fn take(
         &self,
         bounds: &Bounds,
@@ -361,8 +374,8 @@ impl Ingest {
         }
     }
 
-    /// Reads a body that is not compressed to its end. A large body is decoded on the way; the
-    /// result then has the bytes that are still to be decoded, and the state of decoding.
+    /// Reads an uncompressed body to its end. A large body is already decoded while it arrives.
+    /// Returns the bytes that are not decoded yet and, for a large body, the state of its decoding.
     async fn collect(
         &self,
         bounds: &Bounds,
@@ -387,8 +400,9 @@ impl Ingest {
         Ok(intake)
     }
 
-    /// Reads a gzip body to its end and decompresses it. A large body is decoded on the way; the
-    /// result then has the bytes that are still to be decoded, and the state of decoding.
+    /// Reads a gzip body to its end and decompresses it. A large body is already decoded while it
+    /// arrives. Returns the bytes that are not decoded yet and, for a large body, the state of its
+    /// decoding.
     async fn inflate(
         &self,
         bounds: &Bounds,
@@ -429,9 +443,9 @@ impl Ingest {
         Ok(intake)
     }
 
-    /// Hands the bytes of `intake` on to [`Large`], which decodes them, once there are too many for
-    /// a body that is decoded whole. Must be called after each step of reading. Does nothing if the
-    /// queue has no files.
+    /// Gives the bytes in `intake` to [`Large`] for decoding, if they have become too many to be
+    /// decoded as one whole. Must be called after each step of reading. Does nothing with a queue
+    /// in memory.
     async fn settle(
         &self,
         bounds: &Bounds,
@@ -451,9 +465,10 @@ impl Ingest {
         share.set(intake.held())
     }
 
-    /// Runs `work`, which takes milliseconds or waits for the disk, on a thread that may block.
-    /// `bytes` is the size of the body, for [`DECODING_KIB`]. If the request ends early, the work
-    /// continues, and keeps its permits of the semaphore until it ends.
+    /// Runs `work` on a thread for blocking work, because it takes milliseconds or waits for the
+    /// disk, and returns its result. `bytes` is the size of the body; it decides how many permits
+    /// of the semaphore `decoding` the work takes. If the request ends early, `work` still runs to
+    /// its end and keeps its permits until then.
     async fn off_thread<T: Send + 'static>(
         &self,
         bounds: &Bounds,
@@ -481,8 +496,8 @@ impl Ingest {
         }
     }
 
-    /// Answers a refusal. If the rest of the body is still to come and is small enough, the rest is
-    /// read and thrown away before the answer.
+    /// Returns the answer for a refused request. If the rest of the body has not arrived yet and is
+    /// not too large, first reads this rest and throws it away.
     async fn refuse(
         &self,
         bounds: &Bounds,
@@ -523,8 +538,8 @@ impl Ingest {
     }
 }
 
-/// Makes the refusal of a request that has waited for `delivered_timeout`: neither a consumer nor a
-/// disk may hold a request for ever.
+/// Returns the refusal of a request that has waited for `delivered_timeout`. This limit exists so
+/// that neither a slow consumer nor a slow disk can block a request for ever.
 fn too_late(bounds: &Bounds) -> Refusal {
     let (reason, message) = match bounds.acknowledge {
         // In a queue in memory only the decoding of a large body can take this long.
@@ -551,7 +566,8 @@ fn event_too_large(max: u64) -> Refusal {
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
 }
 
-/// Decodes a whole body that is in memory. The error tells why the body is invalid.
+/// Checks and splits a body that is completely in memory. Returns its lines; the error says why the
+/// body is invalid.
 fn decode(mut body: Buffer) -> Result<Whole, Stopped> {
     let Split { lines, events, levels } = audit::decode_in_place(body.with_room())?;
     Ok(Whole::in_memory(body.keep(lines), events, levels))
@@ -564,8 +580,8 @@ fn stopped(stopped: Stopped) -> Refusal {
     }
 }
 
-/// Checks the headers Content-Type and Content-Encoding. Returns `true` if the body is gzip,
-/// `false` if it is not compressed.
+/// Checks the headers Content-Type and Content-Encoding. Returns `true` if the body is gzip and
+/// `false` if it is not compressed. The error is the refusal of an unknown type or encoding.
 fn media(head: &Parts) -> Result<bool, Refusal> {
     let refuse = |message: &str| {
         Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, Rejection::MediaType, message))
@@ -629,21 +645,25 @@ fn shutting_down() -> Refusal {
 /// The body of a request that is arriving.
 struct Upload<'a> {
     body: Incoming,
-    /// The time at which the wait for the next bytes ends.
+    /// The time until which `Upload::next` waits for more bytes.
     deadline: Instant,
+    /// This token is cancelled in the middle of the drain (the orderly end of the relay). The
+    /// request is then refused.
     cut: &'a CancellationToken,
     connection: &'a Connection,
-    /// The number of bytes of the body that have come, before decompression.
+    /// The number of bytes of the body that have arrived, counted before decompression.
     sent: u64,
-    /// `true`: the relay has begun to read the body. hyper then answers `Expect: 100-continue`.
+    /// `true`: the relay has begun to read the body. If the request has `Expect: 100-continue`,
+    /// hyper has then asked the sender for the body.
     begun: bool,
-    /// `true`: no more bytes will come, because the body is complete or broken.
+    /// `true`: no more bytes will arrive, because the body is complete or broken.
     ended: bool,
 }
 
 impl Upload<'_> {
-    /// Returns the next bytes of the body; `None` if the body is complete. An error is the refusal
-    /// of the request: the body is too slow or broken, or the relay ends.
+    /// Waits for the next bytes of the body and returns them; `None` if the body is complete. The
+    /// error is the refusal of the request: the body arrives too slowly, is broken, or the relay is
+    /// ending.
     async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
         loop {
             if self.ended {
@@ -684,9 +704,9 @@ impl Upload<'_> {
         }
     }
 
-    /// Reads the rest of a refused body and throws it away, until more than `max` bytes have come
-    /// in all, or the rest does not come within [`REFUSED_TIME`]. Returns an error, the refusal
-    /// 408, only if `limits.body_timeout` is over.
+    /// Reads the rest of a refused body and throws it away. Stops when more than `max` bytes of the
+    /// body have arrived in all, or when the body arrives too slowly (see [`REFUSED_TIME`]).
+    /// Returns an error, the refusal 408, only if `limits.body_timeout` has passed.
     async fn discard(&mut self, max: u64) -> Result<(), Refusal> {
         let refused = self.connection.refused();
         let latest = self.deadline;
@@ -712,13 +732,13 @@ impl Upload<'_> {
     }
 }
 
-/// The bytes of a body that have come so far and are still in memory.
+/// The bytes of a body that have arrived so far and are not stored in the queue yet.
 struct Intake {
-    /// The bytes of the body that were not handed on to `large`. If the body is held whole, these
-    /// are all of its bytes.
+    /// The bytes of the body that were not given to `large` yet. If `large` is `None`, these are
+    /// all bytes that have arrived.
     rest: Buffer,
-    /// The part of the body that is decoded while the rest arrives; `None` unless the body was too
-    /// large to be held whole.
+    /// The state of a body that is decoded while it arrives. `None` if the body is not too large to
+    /// be held as a whole.
     large: Option<Large>,
 }
 
@@ -727,19 +747,19 @@ impl Intake {
         Self { rest: Buffer::new(announced, pool), large: None }
     }
 
-    /// The number of bytes of memory that the body takes now, as `limits.max_in_flight` counts
-    /// them.
+    /// Returns the number of bytes of memory that the body takes now. This number is counted
+    /// against `limits.max_in_flight`.
     fn held(&self) -> usize {
         self.rest.len() + self.large.as_ref().map_or(0, Large::held)
     }
 }
 
-/// The writer that takes the decompressed bytes of a gzip body.
+/// A writer that receives the decompressed bytes of a gzip body.
 struct Inflated {
     intake: Intake,
-    /// The number of decompressed bytes that have come so far.
+    /// The number of decompressed bytes that were written so far.
     bytes: u64,
-    /// The largest allowed number of decompressed bytes.
+    /// The largest allowed number of decompressed bytes; with more bytes, `write` returns an error.
     max: u64,
 }
 

@@ -19,29 +19,30 @@ use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::queue::Ticket;
 
-/// The largest body, 16 MiB, that is decoded whole, in place, if the queue is durable. Only the
-/// durable queue can store larger bodies in pieces; with a queue in memory every body is decoded
-/// whole.
+/// The largest body in bytes, 16 MiB, that is decoded as one whole if the queue is durable (on
+/// disk). A larger body is stored in the queue in pieces. A queue in memory cannot store pieces, so
+/// that every body is decoded as one whole.
 const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 
-/// The size in bytes of a piece of a large body; a single larger event makes a larger piece. One
-/// piece becomes one record of the durable queue. A cursor that reads a record in parts checks the
-/// whole record for each part, so that records must not be much larger.
+/// The size in bytes of a piece of a large body. A piece is larger only if it contains a single
+/// larger event. Each piece becomes one record of the durable queue. Records must not be much
+/// larger, because an output that reads a record in parts checks the whole record again for each
+/// part.
 const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 
-/// The number of bytes of a large body that are collected before they are decoded in one step, off
-/// the runtime's threads.
+/// The number of bytes of a large body that are collected before they are decoded together, in one
+/// step, on a thread for blocking work.
 const STEP_BYTES: u64 = 1024 * 1024;
 
-/// The sizes in bytes that decide how large bodies are decoded. They are smaller than the constants
-/// of this file if `limits.max_in_flight` is small.
+/// The sizes in bytes that decide how a large body is decoded. They are the constants of this file,
+/// or less if `limits.max_in_flight` is small.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
-    /// The largest body that is decoded whole, in bytes.
+    /// The largest body in bytes that is decoded as one whole.
     pub(super) whole: usize,
-    /// The number of bytes that are collected before one step of decoding.
+    /// The number of bytes of a large body that are collected before they are decoded in one step.
     pub(super) step: usize,
-    /// The size in bytes of a piece, which becomes one record of the queue.
+    /// The size in bytes of a piece of a large body, which becomes one record of the queue.
     piece: usize,
 }
 
@@ -68,14 +69,14 @@ impl From<Invalid> for Stopped {
     }
 }
 
-/// The state of a large body that is arriving: the part that is not decoded yet, and the file that
-/// takes the lines.
+/// The state of a large body that is arriving: the bytes that are not decoded yet, and the file
+/// that receives the lines of the decoded events.
 pub(super) struct Large {
     pieces: Pieces,
     lines: Lines,
 }
 
-/// The file of the queue that takes the lines of a large body.
+/// The file of the queue that receives the lines of a large body.
 struct Lines(Incoming);
 
 impl Store for Lines {
@@ -87,18 +88,19 @@ impl Store for Lines {
 }
 
 impl Large {
-    /// Makes the state for a large body of which no byte has come yet. Its lines go to the file
-    /// `incoming`.
+    /// Makes the state for a large body of which no byte has arrived yet. The lines of its events
+    /// will be stored in the file `incoming`.
     pub(super) fn new(sizes: Sizes, incoming: Incoming) -> Self {
         Self { pieces: Pieces::new(sizes.piece), lines: Lines(incoming) }
     }
 
-    /// The number of bytes of memory that this large body takes now.
+    /// Returns the number of bytes of memory that the undecoded part of this body takes now.
     pub(super) fn held(&self) -> usize {
         self.pieces.held()
     }
 
-    /// Takes the next bytes of the body. Blocks, because it decodes them and writes to the disk.
+    /// Takes the next bytes of the body, and decodes and stores the pieces that are complete.
+    /// Blocks, because decoding takes long and the lines are written to the disk.
     ///
     /// # Errors
     ///
@@ -107,11 +109,13 @@ impl Large {
         self.pieces.push(bytes, &mut self.lines)
     }
 
-    /// Ends the body: decodes its last bytes, and blocks until its lines are synced.
+    /// Ends the body after its last byte: decodes what is not decoded yet, stores the lines, and
+    /// blocks until all lines are synced to the disk. Returns the body, ready to be appended to the
+    /// queue.
     ///
     /// # Errors
     ///
-    /// The same as [`Large::push`].
+    /// The body is invalid, or the queue could not store its lines. The whole body is refused then.
     pub(super) fn end(mut self) -> Result<Whole, Stopped> {
         let (events, levels) = self.pieces.end(&mut self.lines)?;
         let Lines(mut incoming) = self.lines;
@@ -120,30 +124,31 @@ impl Large {
     }
 }
 
-/// A body that has arrived completely and is valid; its lines can be appended to the queue.
+/// A body that has arrived completely and is valid. Its lines can now be appended to the queue.
 pub(super) struct Whole {
+    /// The number of events in the body.
     pub(super) events: u64,
-    /// The number of bytes of the body's lines.
+    /// The number of bytes that the lines of the body's events have.
     pub(super) bytes: u64,
     batch: Batch,
 }
 
-/// The lines of a whole body, in memory or in a file of the durable queue.
+/// The lines of a whole body: in memory, or in a file of the durable queue.
 enum Batch {
     Memory(Append),
     Disk(Incoming, LevelCounts),
 }
 
 impl Whole {
-    /// Makes a whole body of lines that are in memory. `events` is the number of lines, `levels`
-    /// their number by level.
+    /// Makes a whole body from lines that are in memory. `events` is the number of lines, and
+    /// `levels` the number of events of each level.
     pub(super) fn in_memory(lines: Bytes, events: u64, levels: LevelCounts) -> Self {
         let bytes = lines.len() as u64;
         Self { events, bytes, batch: Batch::Memory(Append { lines, events, levels }) }
     }
 
-    /// Appends the lines to the queue. Returns the ticket, with which the request waits for their
-    /// acknowledgement.
+    /// Appends the lines to the queue. Returns the ticket, with which the request waits until the
+    /// events are acknowledged.
     pub(super) fn append(self, queue: &Queue) -> Result<Ticket, Refused> {
         match self.batch {
             Batch::Memory(append) => queue.append(append),
