@@ -36,20 +36,21 @@ use crate::telemetry::Telemetry;
 #[cfg(feature = "kafka")]
 mod kafka;
 
-/// The drain waits this long until sources take nothing more. A source that does not hang reacts in
-/// a fraction of this time.
+/// The longest time that the drain (the orderly end of the relay) waits, at its beginning, until
+/// all sources have stopped taking events. Only a source that hangs needs the full time; any other
+/// source stops in a fraction of it.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// The longest time that a reload waits until the sources that it removes or changes take no more
-/// events. The full time passes only if a call to a source never returns.
+/// The longest time that a reload waits until the sources that it removes or changes have stopped
+/// taking events. The full time passes only if a call to a source hangs.
 const CLOSING_AT_RELOAD: Duration = Duration::from_secs(5);
 
-/// The longest time that a source, after a reload has removed or changed it, waits for the events
-/// that it took to be acknowledged. The next reader of its partitions reads again what was not
-/// acknowledged.
+/// The longest time that a source waits for the acknowledgement of the events that it has taken,
+/// after a reload has removed or changed it. After this time the source ends, and the next reader
+/// of its partitions reads the events again that were not acknowledged.
 const LEAVING: Duration = Duration::from_secs(10);
 
-/// The reason why the files of a source cannot be put in use.
+/// The reason why the new files of a source cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     /// A file with a secret or a certificate cannot be read or used. Nothing has changed: a reload
@@ -63,43 +64,44 @@ pub enum StageError {
     },
 }
 
-/// The reason why a probe of a source failed. A probe changes nothing, so its caller only reports
-/// the error.
+/// The reason why a probe of a source failed. A probe is a single attempt to connect, which changes
+/// nothing; its caller only reports the error.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The cluster cannot be reached, or does not let this client use the topic. The operator must
-    /// correct the address, the topic, or the rights at the cluster.
+    /// The cluster cannot be reached, or it does not let this client read the topic. The operator
+    /// must correct the address, the topic, or the client's rights in the cluster.
     #[error("topic {topic}: {fault}")]
     Topic {
         /// The name of the topic.
         topic: String,
-        /// The error from the client library of the cluster.
+        /// The error message of the client library.
         fault: String,
     },
 }
 
-/// One source of events. Its calls block, so they are made on threads that belong to the source.
+/// One source of events, such as a Kafka topic. Its functions block, so that they are called on
+/// threads of their own, not on the threads of the async runtime.
 trait Source: Send + Sync {
-    /// Reads and checks the files of the source. They are put in use only when the caller calls the
-    /// result.
+    /// Reads and checks the files of the source (secrets and certificates), but does not use them
+    /// yet. Returns a function; when the caller calls it, the source begins to use the files.
     ///
     /// # Errors
     ///
-    /// The text names a file and its fault.
+    /// A file cannot be read or used. The text names the file and its fault.
     fn stage(self: Arc<Self>) -> Result<Staged, String>;
 
-    /// Connects to the source once. Returns the address that was tried, and the result of the
-    /// attempt.
+    /// Tries once to connect to the source. Returns the address that was tried, and the result of
+    /// the attempt.
     fn probe(&self) -> (String, Result<(), ProbeError>);
 
-    /// Reads events into `queue` until `orders` tell the source to end.
+    /// Reads events and appends them to `queue`. Returns when `orders` tell the source to end.
     fn run(&self, queue: &Queue, orders: Orders);
 
-    /// Returns the state that the source reports for `/status`.
+    /// Returns the state that `/status` shows for this source.
     fn status(&self) -> Arc<Status>;
 }
 
-/// The state that a source reports for `/status`. The source's thread writes it.
+/// The state of a source that the page `/status` shows. The thread of the source updates it.
 #[derive(Default)]
 pub struct Status {
     state: Mutex<Snapshot>,
@@ -108,12 +110,13 @@ pub struct Status {
 /// The contents of a [`Status`] at one moment.
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
-    /// `true`: the source does not read at the moment, because the queue has no room or too many
-    /// bytes are not acknowledged.
+    /// `true`: the source takes no events now, because the queue has no room, too much of what the
+    /// source has taken is not acknowledged, or the source is about to end.
     pub paused: bool,
     /// The partitions of the topic that this relay reads.
     pub partitions: Vec<i32>,
-    /// The last error; `None` once a message was read, or partitions were assigned, after it.
+    /// The last error; `None` if there was no error, or if the source has read a message or was
+    /// assigned partitions after the error.
     pub last_error: Option<String>,
 }
 
@@ -122,104 +125,111 @@ impl Status {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Returns the state of the source at this moment.
+    /// Returns a copy of the state of the source at this moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// A source in the form that `/status` shows.
+/// A source as the page `/status` shows it.
 pub struct Shown {
     /// The config of the source.
     pub config: config::Source,
-    /// The state that the source reports.
+    /// The state of the source, which the source updates.
     pub status: Arc<Status>,
 }
 
-/// The orders to the thread of a source.
+/// The orders to the thread of a source. The thread checks them again and again.
 struct Orders {
-    /// Cancelled when the source must take no more events, and must end once the events that it
-    /// took are acknowledged.
+    /// This token is cancelled when the source must stop taking events. The source then ends as
+    /// soon as the events that it has already taken are acknowledged.
     closing: CancellationToken,
-    /// Cancelled when the source must end now, without waiting for acknowledgements. Events that
-    /// are not acknowledged yet are read again by the next reader of the partitions.
+    /// This token is cancelled when the source must end now, without waiting for acknowledgements.
+    /// The next reader of the partitions reads the events again that are not acknowledged yet.
     stop: CancellationToken,
-    /// A token that the source holds as long as it may still take events; `None` once it takes no
-    /// more.
+    /// A token that exists while the source may still take events. The source sets this field to
+    /// `None` when it has stopped taking events, so that others can wait for this moment.
     taking: Option<TaskTrackerToken>,
 }
 
-/// One source of a config that is about to be put in force.
+/// One source of a new config that is not in use yet.
 pub struct Planned {
     config: config::Source,
     /// The greatest size of a message, in bytes.
     max_body: u64,
+    /// The source that will read: the running one, or one that is not started yet.
     source: Arc<dyn Source>,
-    /// The index of the running source with the same config, which goes on unchanged; `None`: a new
-    /// source is needed.
+    /// The index of the running source that has the same config and goes on unchanged. `None` if no
+    /// such source runs, so that this source must be started.
     slot: Option<usize>,
 }
 
 impl Planned {
-    /// Returns the name of the source in the config.
+    /// Returns the name of the source, from the config.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.config.name
     }
 
-    /// Reads and checks the files of the source. They are put in use only when the caller calls the
-    /// result. Blocks.
+    /// Reads and checks the files of the source (secrets and certificates), but does not use them
+    /// yet. Returns a function; when the caller calls it, the source begins to use the files.
+    /// Blocks on the disk.
     ///
     /// # Errors
     ///
-    /// [`StageError`]: a file cannot be used, and nothing has changed.
+    /// [`StageError`]: a file cannot be read or used. Nothing has changed then.
     pub fn stage(&self) -> Result<Staged, StageError> {
         let staged = Arc::clone(&self.source).stage();
         staged.map_err(|fault| StageError::File { name: self.config.name.clone(), fault })
     }
 
-    /// Connects to the source once, after its files were read and put in use. Returns the address
-    /// that was tried, and the result of the attempt. Blocks.
+    /// Tries once to connect to the source; its files must already be in use. Returns the address
+    /// that was tried, and the result of the attempt. Blocks on the network.
     pub fn probe(&self) -> (String, Result<(), ProbeError>) {
         self.source.probe()
     }
 }
 
-/// The sources of one relay, owned by `relay`.
+/// All sources of one relay. The module `relay` owns this value.
 ///
-/// Each source runs in a thread of its own, and a task waits for the thread's end. A reload goes in
+/// Each source has a thread of its own, and a task waits until the thread has ended. A reload has
 /// three steps: [`Sources::plan`] compares the new config with the running sources,
-/// [`Sources::close_leaving`] stops those that are removed or changed from taking events, and
-/// [`Sources::commit`] starts the new ones. The drain calls [`Sources::close`] at its beginning and
-/// [`Sources::end`] at its end. A thread that ends without being told to is reported to
-/// [`Failures`]. Threads are never joined: a call of a source may hang for ever, and a thread owns
-/// nothing that the end of the process needs.
+/// [`Sources::close_leaving`] makes the sources that are removed or changed stop taking events, and
+/// [`Sources::commit`] starts the new sources. The drain (the orderly end of the relay) calls
+/// [`Sources::close`] at its beginning and [`Sources::end`] at its end. If a thread ends without an
+/// order, this is reported to [`Failures`]. Threads are never joined, because a call of a source
+/// may hang for ever, and because the process can end without waiting for them.
 #[derive(Default)]
 pub struct Sources {
     /// The sources that run now, in the order of the config.
     slots: Vec<Slot>,
-    /// The tasks that wait until the sources' threads have ended.
+    /// The tasks that wait for the threads of the sources. There is one task for each thread.
     tasks: TaskTracker,
-    /// Cancelled when the drain begins.
+    /// This token is cancelled when the drain (the orderly end of the relay) begins. All sources
+    /// then stop taking events.
     closing: CancellationToken,
-    /// Cancelled when the drain is over.
+    /// This token is cancelled at the end of the drain. All sources then end at once.
     stop: CancellationToken,
+    /// Receives a report if a source ends without an order.
     failures: Failures,
 }
 
-/// A source that runs, with the means to end it.
+/// A running source, with the config that it runs with and the means to end it.
 struct Slot {
     config: config::Source,
     max_body: u64,
     source: Arc<dyn Source>,
+    /// This token is cancelled when this source must stop taking events.
     closing: CancellationToken,
-    /// Holds a token as long as the source may still take events.
+    /// Has one token while the source may still take events, so that one can wait until it has
+    /// stopped.
     taking: TaskTracker,
 }
 
 impl Slot {
-    /// Tells the source to take no more events. The future is ready once the source takes none.
+    /// Orders the source to stop taking events. The returned future completes when the source has
+    /// stopped.
     fn close(&self) -> impl Future<Output = ()> {
         self.closing.cancel();
         self.taking.close();
@@ -228,15 +238,16 @@ impl Slot {
 }
 
 impl Sources {
-    /// Makes a set without sources. A source that ends without being told to is reported to
+    /// Makes a set without sources. If a source later ends without an order, this is reported to
     /// `failures`.
     #[must_use]
     pub fn new(failures: Failures) -> Self {
         Self { failures, ..Self::default() }
     }
 
-    /// Compares a config with the sources that run. Nothing is connected, changed or read from
-    /// files yet. `max_body` limits the bytes of a message, as it limits the body of a request.
+    /// Compares a config with the running sources, and returns a plan with one entry for each
+    /// source of the config. Changes nothing, reads no files and makes no connection. `max_body` is
+    /// the largest allowed message in bytes.
     #[must_use]
     pub fn plan(
         &self,
@@ -255,20 +266,21 @@ impl Sources {
         configs.iter().map(plan).collect()
     }
 
-    /// Tells the sources that a plan removes or changes to take nothing more, and waits until they
-    /// do, at most `CLOSING_AT_RELOAD`. Call this before the queue's settings change: events are
-    /// acknowledged by the settings that hold when a source takes them, and under other settings an
-    /// offset might be committed before any output has the events.
+    /// Orders the running sources that are not in the plan `planned` to stop taking events, and
+    /// waits until they have stopped, for at most `CLOSING_AT_RELOAD`. Call this before the
+    /// settings of the queue change. The settings at the time when an event is taken decide when
+    /// the event counts as acknowledged. Under other settings a source might commit an offset
+    /// before any output has the events.
     pub async fn close_leaving(&self, planned: &[Planned]) {
         let is_kept = |index| planned.iter().any(|planned| planned.slot == Some(index));
         let slots = self.slots.iter().enumerate();
         let leaving = slots.filter(|(index, _)| !is_kept(*index)).map(|(_, slot)| slot.close());
-        // A source that hangs will see that it is to close before it takes anything.
+        // A source that hangs will see the order to close before it takes any more events.
         tokio::time::timeout(CLOSING_AT_RELOAD, join_all(leaving)).await.ok();
     }
 
-    /// Puts a plan in force, after its files were put in use: new sources begin to read. The
-    /// sources that leave were closed before.
+    /// Puts the plan `planned` in force: new and changed sources begin to read. Their files must
+    /// already be in use, and the sources that are removed or changed must already be closed.
     pub fn commit(&mut self, planned: Vec<Planned>, queue: &Queue) {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         for Planned { config, max_body, source, slot } in planned {
@@ -278,7 +290,7 @@ impl Sources {
         }
     }
 
-    /// Starts a source that is new or changed.
+    /// Starts a source that is new or changed, and returns its slot.
     fn start(
         &self,
         config: config::Source,
@@ -294,7 +306,8 @@ impl Sources {
         Slot { config, max_body, source, closing, taking }
     }
 
-    /// Starts the thread of a source, and the task that waits for the thread's end.
+    /// Starts the thread of a source, and a task that waits until the thread has ended. The task
+    /// reports a thread that ends without an order as a failure.
     fn run(&self, name: &str, source: Arc<dyn Source>, queue: &Queue, orders: Orders) {
         let (name, queue, status) = (name.to_owned(), queue.clone(), source.status());
         let (closing, stop) = (orders.closing.clone(), orders.stop.clone());
@@ -347,16 +360,18 @@ impl Sources {
         self.slots.iter().map(show).collect()
     }
 
-    /// Begins the drain: waits until no source takes events any more, at most `CLOSING`. Events
-    /// that were taken are still waited for by the sources.
+    /// Begins the drain (the orderly end of the relay): orders all sources to stop taking events,
+    /// and waits until they have stopped, for at most `CLOSING`. After this the sources still wait
+    /// for the acknowledgement of the events that they have taken.
     pub async fn close(&self) {
         self.closing.cancel();
         let closed = join_all(self.slots.iter().map(Slot::close));
         tokio::time::timeout(CLOSING, closed).await.ok();
     }
 
-    /// Ends the drain: tells all sources to end now, and waits until their threads have ended, at
-    /// most `limit`. Events that are not acknowledged are left to the next reader.
+    /// Ends the drain: orders all sources to end now, and waits until their threads have ended, for
+    /// at most `limit`. The next reader of the topic reads the events again that are not
+    /// acknowledged.
     pub async fn end(&self, limit: Duration) {
         self.stop.cancel();
         self.tasks.close();

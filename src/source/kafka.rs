@@ -56,35 +56,39 @@ use crate::staged::Staged;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
-/// The number of bytes of messages that become one batch. A larger message is a batch of its own.
+/// The number of bytes of messages that are put together into one batch of the queue. A message
+/// that is larger becomes a batch of its own.
 const GROUP_BYTES: usize = 1024 * 1024;
-/// The greatest number of messages that become one batch.
+/// The largest number of messages that are put together into one batch of the queue.
 const GROUP_MESSAGES: u64 = 5000;
 
-/// The greatest number of messages that are taken and not acknowledged. This number bounds the
-/// memory for messages, however small they are.
+/// The largest number of messages that a source has taken and that are not acknowledged yet. The
+/// limit bounds the memory for these messages even if they are very small.
 const MESSAGES_MAX: u64 = 100_000;
 
-/// The longest wait for a message. An order to end is noticed within this time.
+/// The longest time that one poll waits for a message. The thread sees an order to end within this
+/// time.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The pause between two attempts to append while the queue has no room.
+/// The pause before the source tries again to append a batch to the queue, while the queue has no
+/// room.
 const FULL: Duration = Duration::from_millis(5);
 
-/// After this time without room the partitions are paused, so that the thread can poll again and
-/// the group does not miss it. Messages that librdkafka has fetched ahead are fetched again after
-/// the pause.
+/// The time after which the partitions are paused, if the queue has no room for so long. The thread
+/// can then poll again without receiving messages, so that the consumer group does not take the
+/// partitions away. After the pause librdkafka fetches the messages again that it had fetched
+/// ahead.
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
-/// Before a partition goes to another reader, batches under way have this long to be acknowledged,
-/// so that fewer messages are read twice.
+/// The longest time that a partition is kept, before it goes to another reader, so that the batches
+/// already taken from it can be acknowledged. Fewer messages are then read twice.
 const REVOKE_WAIT: Duration = Duration::from_secs(2);
 
-/// The number of heartbeats to the group in one `session_timeout`.
+/// The number of heartbeats that the consumer sends to the group in one `session_timeout`.
 const HEARTBEATS: u32 = 4;
 
-/// The time after which the group gives the partitions to another reader if the thread does not
-/// poll, or `session_timeout` if that is longer.
+/// The time that may pass between two polls, or `session_timeout` if that is longer. After this
+/// time the consumer group gives the partitions to another reader.
 const POLL_MAX: Duration = Duration::from_secs(300);
 
 /// The timeout for setting up a connection to a broker.
@@ -92,22 +96,22 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// The timeout for a broker's response to a request.
 const REQUEST: Duration = Duration::from_secs(60);
 
-/// The greatest amount of messages that librdkafka fetches ahead, in KiB.
+/// The largest amount of messages, in KiB, that librdkafka fetches before the source asks for them.
 const AHEAD_KIB: u64 = 16 * 1024;
-/// The greatest size of a broker's response to one fetch, in bytes.
+/// The largest size in bytes of a broker's response to one fetch request.
 const FETCH_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The shortest time between two log lines of the same kind.
+/// The shortest time between two warnings about the same trouble with the brokers.
 const REMIND: Duration = Duration::from_secs(60);
 
 /// The shortest time between two log lines about skipped messages.
 const SKIPPED: Duration = Duration::from_secs(10);
 
-/// The pause between two attempts to make a Kafka consumer.
+/// The pause before the source tries again to make a Kafka consumer, after an attempt has failed.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// One source of the config. It lives as long as the config does not change it; each of its
-/// consumers is a [`Session`].
+/// One Kafka source of the config. The value lives until a reload changes or removes the source. It
+/// may use several Kafka consumers one after the other; each consumer is a [`Session`].
 pub(super) struct Reader {
     name: String,
     cluster: Cluster,
@@ -115,7 +119,7 @@ pub(super) struct Reader {
     max_body: u64,
     metrics: ListenerMetrics,
     status: Arc<Status>,
-    /// The number of messages that were skipped since the start, by all consumers.
+    /// The number of messages that all consumers of this source have skipped since its start.
     skipped: AtomicU64,
 }
 
@@ -132,7 +136,7 @@ impl Reader {
         Self { name, cluster, config, max_body, metrics, status, skipped }
     }
 
-    /// Returns the settings of librdkafka for a consumer.
+    /// Returns librdkafka's settings for a consumer of this source.
     fn consumer(&self) -> ClientConfig {
         let mut consumer = self.cluster.client(CONNECT, REQUEST);
         let session = self.config.session_timeout;
@@ -158,7 +162,8 @@ impl Reader {
         consumer
     }
 
-    /// Makes a Kafka consumer and subscribes to the topic.
+    /// Makes a Kafka consumer and subscribes it to the topic. Returns the consumer as a
+    /// [`Session`].
     fn open(&self) -> Result<Session<'_>, Trouble> {
         let changes = self.cluster.changes();
         let state = Arc::new(Mutex::new(State::default()));
@@ -245,55 +250,63 @@ impl Source for Reader {
     }
 }
 
-/// The batches that are taken and not acknowledged, by partition. Only the source's thread uses
-/// this value; it is shared because librdkafka calls [`Context`] in the middle of a poll.
+/// The batches of each partition that are taken and not acknowledged yet. Only the thread of the
+/// source uses this value. The value is shared, because librdkafka calls functions of [`Context`]
+/// during a poll.
 #[derive(Default)]
 struct State {
-    /// The partitions that this consumer reads, by their numbers.
+    /// The partitions that this consumer reads now, by partition number.
     partitions: BTreeMap<i32, Partition>,
-    /// The number of times that a partition was assigned to this consumer.
+    /// The number of times that a partition was assigned to this consumer. Each assignment gets the
+    /// next number.
     assignments: u64,
-    /// The number of messages in the batches in `partitions`.
+    /// The number of messages in all batches that are not acknowledged yet.
     messages: u64,
-    /// The number of bytes in the batches in `partitions`.
+    /// The number of bytes in all batches that are not acknowledged yet.
     bytes: u64,
-    /// `true`: the partitions are paused, so no messages arrive.
+    /// `true`: the partitions are paused, so that librdkafka delivers no messages.
     paused: bool,
-    /// `true`: partitions are given back at once, without a wait for batches under way.
+    /// `true`: a partition is given back at once, without waiting for the acknowledgement of its
+    /// batches.
     hurried: bool,
-    /// `true`: the queue has refused a batch after the batch was appended. The consumer must then
-    /// be replaced, so that the messages are read again.
+    /// `true`: the queue has first taken a batch and then refused it. The consumer must be
+    /// replaced, so that the messages of this batch are read again.
     refused: bool,
-    /// The time of the last warning about the brokers; `None`: a message has arrived since, or
-    /// there was no warning.
+    /// The time of the last warning about trouble with the brokers. `None` if there was no warning,
+    /// or if a message has arrived after it.
     told: Option<Instant>,
 }
 
-/// A partition that this consumer reads.
+/// A partition that this consumer reads now.
 struct Partition {
-    /// The number of the assignment that gave this partition to the consumer. A partition may go to
-    /// another reader and come back under a new number.
+    /// The number of the assignment that gave this partition to the consumer. The number changes if
+    /// the partition goes to another reader and comes back.
     assignment: u64,
-    /// The batches of this partition that are not acknowledged, by rising offset.
+    /// The batches of this partition that are not acknowledged yet, in the order of their offsets.
     taken: VecDeque<Taken>,
 }
 
-/// A batch that was taken from a partition.
+/// A batch that was appended to the queue, and whose offset is not stored yet.
 struct Taken {
     /// The offset after the last message of the batch.
     next: i64,
+    /// The number of messages in the batch, including skipped messages.
     messages: u64,
-    /// The number of the batch's messages that were not skipped.
+    /// The number of messages in the batch that were not skipped.
     accepted: u64,
+    /// The number of bytes that the batch takes in the queue.
     bytes: u64,
+    /// The time at which the first message of the batch was taken.
     begun: Instant,
-    /// The queue's ticket for the batch; `None` if the batch has no events.
+    /// The queue's ticket, which says when the batch is acknowledged. `None` if the batch has no
+    /// events.
     ticket: Option<Ticket>,
 }
 
 impl State {
-    /// Removes the acknowledged batches at the front of each partition. Returns each partition that
-    /// lost a batch, with the offset after its last removed batch.
+    /// Removes the acknowledged batches at the front of each partition. Returns the partitions from
+    /// which a batch was removed, each with the offset after the last removed batch. Sets `refused`
+    /// if the queue has refused a batch.
     fn settle(&mut self, metrics: &ListenerMetrics) -> Vec<(i32, i64)> {
         let mut behind = Vec::new();
         for (number, partition) in &mut self.partitions {
@@ -321,14 +334,15 @@ impl State {
         behind
     }
 
-    /// Returns `true` if none of these partitions has a batch that is not acknowledged.
+    /// Returns `true` if all batches of the partitions `numbers` are acknowledged.
     fn is_empty(&self, numbers: &[i32]) -> bool {
         let ours = numbers.iter().filter_map(|number| self.partitions.get(number));
         ours.map(|partition| partition.taken.len()).sum::<usize>() == 0
     }
 
-    /// Removes a partition, and returns the number of messages in its batches. Events that no
-    /// output has begun to send leave the queue, because the tickets of the batches are dropped.
+    /// Removes a partition that is given back, and returns the number of messages in its batches.
+    /// The tickets of these batches are dropped, so that the queue removes the events that no
+    /// output has begun to send.
     fn forget(&mut self, number: i32) -> u64 {
         let taken = self.partitions.remove(&number).map(|partition| partition.taken);
         let mut messages = 0;
@@ -341,10 +355,13 @@ impl State {
     }
 }
 
-/// The callbacks of librdkafka, which run in the thread that polls.
+/// The functions that librdkafka calls, with the data that they need. They are called in the thread
+/// that polls.
 struct Context {
+    /// The name of the source.
     source: String,
     metrics: ListenerMetrics,
+    /// The name of the topic.
     topic: String,
     state: Arc<Mutex<State>>,
     status: Arc<Status>,
@@ -355,7 +372,8 @@ impl Context {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Stores the offsets of acknowledged batches, so that librdkafka commits them.
+    /// Tells librdkafka the offsets up to which batches are acknowledged, so that librdkafka
+    /// commits these offsets.
     fn settle(&self, consumer: &BaseConsumer<Self>) {
         let behind = self.lock().settle(&self.metrics);
         if behind.is_empty() {
@@ -380,7 +398,8 @@ impl Context {
         self.status.update(|status| status.partitions = partitions);
     }
 
-    /// Gives partitions back to the group, after a wait for the batches under way.
+    /// Gives partitions back to the consumer group. First waits for the acknowledgement of their
+    /// batches, for at most `REVOKE_WAIT`.
     fn give_back(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
         let hurried = self.lock().hurried || consumer.assignment_lost();
         let until = Instant::now() + if hurried { Duration::ZERO } else { REVOKE_WAIT };
@@ -465,44 +484,51 @@ impl ConsumerContext for Context {
     }
 }
 
-/// The messages of the batch that is being filled.
+/// A batch that is being filled with messages of one partition.
 struct Group {
     partition: i32,
+    /// The number of the assignment under which the messages were read.
     assignment: u64,
+    /// The offset after the last message of the batch.
     next: i64,
     messages: u64,
+    /// The number of messages in the batch that were not skipped.
     accepted: u64,
+    /// The events of the batch, each followed by one `\n`.
     lines: Vec<u8>,
     events: u64,
     levels: LevelCounts,
     begun: Instant,
 }
 
-/// A batch that is complete and that the queue has not taken yet.
+/// A complete batch that is waiting until the queue has room for it.
 struct Waiting {
     partition: i32,
+    /// The number of the assignment under which the messages were read.
     assignment: u64,
+    /// The offset after the last message of the batch.
     next: i64,
     messages: u64,
+    /// The number of messages in the batch that were not skipped.
     accepted: u64,
     append: Append,
     begun: Instant,
 }
 
-/// Makes batches of messages, and appends them to the queue.
+/// Puts messages together into batches, and appends the batches to the queue.
 struct Intake<'a> {
     reader: &'a Reader,
     state: Arc<Mutex<State>>,
-    /// The batch that is being filled.
+    /// The batch that is being filled; `None` if no message was put into it yet.
     group: Option<Group>,
-    /// The batches that the queue has not taken yet, in order.
+    /// The complete batches that are not in the queue yet, in their order.
     waiting: VecDeque<Waiting>,
     /// The number of messages that were skipped since the last log line about skipped messages.
     skipped: u64,
-    /// The partition, the offset and the fault of the first message that was skipped since the last
-    /// log line about skipped messages; `None`: no message was skipped since.
+    /// The first message that was skipped since the last log line about skipped messages: its
+    /// partition, its offset and its fault. `None` if no message was skipped since.
     first: Option<(i32, i64, String)>,
-    /// The time of the last log line about skipped messages; `None`: there was no such line.
+    /// The time of the last log line about skipped messages; `None` if there was no such line.
     told: Option<Instant>,
 }
 
@@ -511,7 +537,8 @@ impl Intake<'_> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a message to the batch that is being filled, or skips it.
+    /// Puts a message into the batch that is being filled, or skips the message if it is too large
+    /// or not valid.
     fn take(&mut self, message: &BorrowedMessage<'_>) {
         let (partition, payload) = (message.partition(), message.payload().unwrap_or_default());
         self.reader.metrics.received.increment(payload.len() as u64);
@@ -558,14 +585,14 @@ impl Intake<'_> {
         }
     }
 
-    /// Returns the number of bytes of messages that become one batch.
+    /// Returns the largest number of bytes of messages that are put together into one batch.
     fn group_max(&self) -> usize {
         let max_body = usize::try_from(self.reader.max_body).unwrap_or(usize::MAX);
         GROUP_BYTES.min(max_body)
     }
 
-    /// Counts a skipped message, and notes its partition, offset and fault, but nothing of its
-    /// contents.
+    /// Counts a skipped message, and notes its partition, offset and fault for the log. Nothing of
+    /// its contents is noted or logged.
     fn skip(&mut self, message: &BorrowedMessage<'_>, error: &str) {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         let source = &self.reader.name;
@@ -576,8 +603,8 @@ impl Intake<'_> {
         self.tell_skipped(false);
     }
 
-    /// Logs the messages that were skipped since the last such log line. Any events in them are
-    /// lost. If `all` is `true`, the line is written even if the last line is recent.
+    /// Logs the messages that were skipped since the last log line about skipped messages; their
+    /// events are lost. If `all` is `false`, does nothing when the last such line is recent.
     fn tell_skipped(&mut self, all: bool) {
         let is_soon = self.told.is_some_and(|told| told.elapsed() < SKIPPED);
         if is_soon && !all {
@@ -600,7 +627,8 @@ impl Intake<'_> {
         );
     }
 
-    /// Ends the batch that is being filled, and puts it in line for the queue.
+    /// Completes the batch that is being filled, and adds it to the batches that wait for the
+    /// queue.
     fn close_group(&mut self) {
         let Some(mut group) = self.group.take() else { return };
         // The queue counts the bytes in the vector, not its capacity.
@@ -612,8 +640,8 @@ impl Intake<'_> {
         self.waiting.push_back(waiting);
     }
 
-    /// Appends the waiting batches to the queue as far as the queue and the limits allow; the other
-    /// batches keep waiting.
+    /// Appends the waiting batches to the queue, in order, until the queue has no room or too much
+    /// is not acknowledged. The other batches wait for the next call.
     fn append(&mut self, queue: &Queue) {
         let max_in_flight = self.reader.config.max_in_flight;
         while let Some(first) = self.waiting.front() {
@@ -664,7 +692,8 @@ impl Drop for Intake<'_> {
 }
 
 impl Group {
-    /// Checks a message and appends its events to the batch.
+    /// Checks a message and appends its events to the batch. If the message is not valid, returns
+    /// an error and leaves the batch as it was.
     fn add(&mut self, payload: &[u8]) -> Result<(), audit::Invalid> {
         let start = self.lines.len();
         self.lines.extend_from_slice(payload);
@@ -689,28 +718,27 @@ impl Group {
     }
 }
 
-/// One consumer, until it has to be replaced.
+/// One Kafka consumer of a source, from its start until it is replaced or the source ends.
 ///
 /// The loop of [`Session::run`] goes through these steps, all in the source's thread:
 ///
 /// 1. It stores the offsets of batches that are acknowledged.
 /// 2. It appends the batches that wait to the queue.
-/// 3. It ends if the source is told to, if the queue has refused a batch afterwards, or if the
-///    secrets in files have changed. A source that is told to close ends only when all of its
-///    batches are acknowledged, or after a second order to stop.
-/// 4. If all batches could be appended, it polls for messages and makes batches of them. If the
-///    queue has no room, it waits; after a second without room it pauses the partitions and polls
-///    on, so that the group does not take them away.
+/// 3. It ends if the source has an order to end, if the queue has refused a batch that it had
+///    taken, or if the files with secrets have changed. After an order to close, it ends only when
+///    all of its batches are acknowledged, or after a second order to stop at once.
+/// 4. If no batch is waiting, it polls for messages and makes batches of them. If the queue has no
+///    room, it waits. After a second without room it pauses the partitions and polls again, so that
+///    the group does not take the partitions away.
 ///
 /// An offset is stored only after every batch before it was acknowledged. When the consumer is
-/// dropped, its partitions go back to the group, the stored offsets are committed, and the messages
-/// that were not acknowledged are read again by the next consumer.
+/// dropped, its partitions go back to the consumer group and the stored offsets are committed. The
+/// next consumer reads the messages again that were not acknowledged.
 struct Session<'a> {
     consumer: BaseConsumer<Context>,
     changes: Changes,
     intake: Intake<'a>,
-    /// The time since which the queue has had no room for the batch that waits; `None`: no batch
-    /// waits.
+    /// The time since which a batch waits because the queue has no room; `None` if no batch waits.
     full_since: Option<Instant>,
 }
 
@@ -747,8 +775,8 @@ impl Session<'_> {
         // group.
     }
 
-    /// Pauses or resumes the partitions if needed. Returns `false` if no message may be read at the
-    /// moment.
+    /// Pauses or resumes the partitions if this is necessary. Returns `true` if the thread may poll
+    /// now: no batch waits for the queue, or the partitions are paused.
     fn has_room(&mut self, closing: bool) -> bool {
         let is_full = !self.intake.waiting.is_empty();
         self.full_since = is_full.then(|| self.full_since.unwrap_or_else(Instant::now));
@@ -769,8 +797,8 @@ impl Session<'_> {
         !is_full || is_paused
     }
 
-    /// Reads the messages that are available. Returns `false` if the consumer has failed and must
-    /// be replaced.
+    /// Polls for the messages that are available and makes batches of them. Returns `false` if the
+    /// consumer has failed and must be replaced.
     fn read(&mut self, closing: bool) -> bool {
         let mut timeout = if closing { FULL } else { POLL };
         loop {
