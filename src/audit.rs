@@ -51,7 +51,7 @@ pub struct Batch {
     pub lines: Bytes,
     /// The number of events in `lines`.
     pub events: u64,
-    /// The number of events in `lines`, by level.
+    /// The number of events of each level in `lines`, in the order of [`LEVELS`].
     pub levels: LevelCounts,
 }
 
@@ -88,7 +88,7 @@ pub struct Split {
     pub lines: Range<usize>,
     /// The number of events in `lines`.
     pub events: u64,
-    /// The number of events in `lines`, by level.
+    /// The number of events of each level in `lines`, in the order of [`LEVELS`].
     pub levels: LevelCounts,
 }
 

@@ -180,7 +180,7 @@ impl Findings<'_> {
         }
     }
 
-    /// Checks a file with a bundle of CA certificates.
+    /// Checks a file with a bundle of CA certificates, and adds its faults to the problems.
     fn authorities(&mut self, named: &Named) {
         let chain = match Chain::read(&named.path) {
             Ok(chain) => chain,
@@ -197,7 +197,7 @@ impl Findings<'_> {
         }
     }
 
-    /// Checks a file with a bearer token.
+    /// Checks a file with a bearer token, and adds its faults to the problems.
     fn token(&mut self, named: &Named) {
         let Some(secret) = self.secret(named) else { return };
         // White space around a token is ignored, as when the token is used.
@@ -215,7 +215,7 @@ impl Findings<'_> {
         self.add(named, message, Severity::Error);
     }
 
-    /// Checks a file with a password.
+    /// Checks a file with a password, and adds its faults to the problems.
     fn password(&mut self, named: &Named) {
         if self.secret(named).is_some_and(|password| password.is_empty()) {
             let message = format!("{} is empty", named.path.display());

@@ -97,7 +97,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Gate {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
-    /// The settings for connections. A reload replaces them.
+    /// The settings for connections (limits, deadlines and HTTP settings). A reload replaces them.
     rules: ArcSwap<Rules>,
     /// Tracks the tasks of all connections, so that the drain (the orderly end of the relay) can
     /// wait for them.

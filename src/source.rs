@@ -107,7 +107,7 @@ pub struct Status {
     state: Mutex<Snapshot>,
 }
 
-/// The contents of a [`Status`] at one moment.
+/// A copy of the state of a source at one moment; see [`Status`].
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
     /// `true`: the source takes no events now, because the queue has no room, too much of what the

@@ -156,8 +156,9 @@ fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
 }
 
 /// The value of [`Pass::stack`] while no container (object or array) is open. A `stack` holds one
-/// bit for each open container, 1 for an object and 0 for an array, the innermost in the lowest
-/// bit. One more 1 stands above these bits, so that the number of open containers is known.
+/// bit for each open container, 1 for an object and 0 for an array; the innermost container has the
+/// lowest bit. Above these bits stands one more 1, the end mark, which shows where the containers
+/// end.
 const OUTSIDE: u64 = 0b1;
 /// The value of [`Pass::stack`] while the array of events is open, but no item of the array: the 1
 /// is the end mark that every `stack` has, the 0 stands for the array.
@@ -179,7 +180,7 @@ struct Pass<'a> {
     events: &'a mut Vec<Span>,
     /// 1 if a backslash escapes the first byte after the blocks that were read so far, otherwise 0.
     escaped: u64,
-    /// The containers (objects and arrays) that are open, as bits; see [`OUTSIDE`].
+    /// The containers (objects and arrays) that are open: one bit for each; see [`OUTSIDE`].
     stack: u64,
     /// The offset in `body` at which the open item begins. If no item is open: the offset at which
     /// the next item begins.

@@ -78,7 +78,8 @@ pub struct Pieces {
     piece_bytes: usize,
     /// `LIST_HEAD`, and after it the bytes of the body that are not decoded yet.
     window: Vec<u8>,
-    /// The offset in the window up to which [`Self::look`] has searched for ends of events.
+    /// The offset in the window (the buffer of undecoded bytes) up to which [`Self::look`] has
+    /// searched for ends of events.
     looked: usize,
     /// The offset in the window of the last place where a piece can end: at the comma after an
     /// event of a list, or after a line break of JSON lines. `None` if the window has no such
@@ -89,16 +90,17 @@ pub struct Pieces {
     depth: usize,
     /// `true`: the offset `looked` lies inside of a JSON string.
     in_string: bool,
-    /// `true`: the byte before the offset `looked` is a backslash in a string, which escapes the
-    /// next byte.
+    /// `true`: the byte before the offset `looked` is a backslash in a string that escapes the byte
+    /// at `looked`.
     escaped: bool,
     part: Part,
     /// `true`: at least one piece was decoded. The next pieces of JSON lines must then be events,
     /// not lists.
     has_begun: bool,
-    /// The number of bytes of the body that were removed from the front of the window.
+    /// The number of bytes at the beginning of the body that are no longer in the window (the
+    /// buffer of undecoded bytes).
     before: usize,
-    /// The bytes of the body outside of the array `items`.
+    /// The bytes of the body outside of the array `items`, as far as they have arrived.
     frame: Vec<u8>,
     /// The number of bytes at the beginning of `frame` that stand before the contents of `items`.
     items_at: usize,
@@ -107,7 +109,7 @@ pub struct Pieces {
     items_bytes: usize,
     /// The number of events in the pieces that were decoded.
     events: u64,
-    /// The number of events in the pieces that were decoded, by level.
+    /// The number of events of each level in the pieces that were decoded.
     levels: LevelCounts,
 }
 
@@ -245,7 +247,7 @@ impl Pieces {
         self.drop_front(length);
     }
 
-    /// Removes the first `bytes` bytes of the body from the window.
+    /// Removes the first `bytes` undecoded bytes of the body from the window.
     fn drop_front(&mut self, bytes: usize) {
         let front = LIST_HEAD.len();
         self.window.drain(front..front + bytes);

@@ -684,7 +684,7 @@ impl Intake<'_> {
     }
 }
 
-/// Logs the last skipped messages before the consumer is gone.
+/// Dropping the intake writes the log line about the messages that were skipped last.
 impl Drop for Intake<'_> {
     fn drop(&mut self) {
         self.tell_skipped(true);
