@@ -103,7 +103,8 @@ enum Verdict {
     /// The connection is closed without an answer, because it was idle for too long or a new
     /// connection needs its place.
     Close,
-    /// The connection is closed after the answer 408, because the head of a request took too long.
+    /// The connection is closed, because the head of a request or a TLS handshake took too long. A
+    /// slow head on HTTP/1.1 gets the answer 408 first.
     Timeout,
 }
 
