@@ -51,25 +51,32 @@ use listeners::Listeners;
 use outputs::Outputs;
 use watch::Watch;
 
-/// The time between two folds of the histograms, which keep them small in memory.
+/// The time between two runs of `upkeep`, which moves the values that histograms have collected
+/// into their buckets. Otherwise these values would pile up in memory.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// The time that outputs and sources have to close their connections after the drain.
+/// The longest wait at the end of the relay, after the drain, for the outputs to end. The same
+/// limit holds for the sources, and for all other tasks. A part that hangs does not delay the end
+/// any longer.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// The time that a reload waits for the file system before it is refused.
+/// The longest time that a reload waits until the config, or the files that it names, are read.
+/// After this time the reload is refused, because the file system seems to hang.
 const READING: Duration = Duration::from_secs(30);
 
-/// The greatest number of a config's problems that are logged one by one.
+/// The greatest number of problems of one config that are logged. Further problems are not logged.
 const PROBLEMS_MAX: usize = 20;
 
-/// The orders that the caller of [`run`] can give to a running relay.
+/// The signals that the caller of [`run`] gives to the relay, and the channel on which the caller
+/// learns that the relay runs.
 pub struct Signals<S, A> {
-    /// The relay drains and ends when this future completes.
+    /// When this future completes, the relay drains (accepts nothing more, and delivers the events
+    /// that it still holds) and ends.
     pub stopped: S,
-    /// The relay ends at once when this future completes during the drain.
+    /// When this future completes during the drain (the orderly end of the relay), the relay ends
+    /// at once.
     pub aborted: A,
-    /// The relay reads its config again for each message.
+    /// The relay reads its config again for each message in this channel.
     pub reload: mpsc::Receiver<()>,
     /// Receives the addresses and the queue once the relay runs; `None`: the caller does not need
     /// them.
@@ -80,29 +87,35 @@ pub struct Signals<S, A> {
 pub struct Opened {
     /// The addresses on which the listeners accept connections.
     pub listeners: Vec<SocketAddr>,
-    /// The address of the admin routes, such as `/metrics` and `/status`.
+    /// The address of the admin server, which serves `/metrics` and `/status`.
     pub admin: SocketAddr,
-    /// The relay's queue.
+    /// The queue of the relay, which holds the events that were accepted and not delivered yet.
     pub queue: Queue,
 }
 
 /// The parts of a running relay. [`run`] owns them; the relay's own task runs [`serve`] on them.
 ///
 /// - The *start* binds all addresses first, opens the queue, then starts outputs, listeners and
-///   sources in this order. No batch is accepted before every output has a cursor.
+///   sources in this order. No batch is accepted before every output has a cursor (its place in the
+///   queue).
 /// - While the relay *runs*, [`serve`] waits for a signal, for the failure of a part that the relay
-///   needs, and for a changed config. A changed config goes through two steps: [`Parts::prepare`]
-///   does everything that can fail or take time and changes nothing, and [`Parts::reload`] puts the
-///   result in force. A signal to end drops a prepare that is under way.
-/// - The *drain* closes the listeners, lets the outputs go on until the queue is empty or the time
-///   is over, and then ends outputs, sources, dead letters and queue in this order.
+///   needs, and for a changed config. A changed config goes through two steps. [`Parts::prepare`]
+///   does everything that can fail or take time; it changes nothing, except that it stops the
+///   sources that are removed or changed. [`Parts::reload`] puts the result in force. If a signal
+///   to end comes during the first step, the step is dropped.
+/// - The *drain* closes the listeners. The outputs go on until the queue is drained or the time is
+///   over. A queue in memory is drained when it is empty; a queue on disk is drained when no output
+///   waits for an answer of its consumer. Then outputs, sources, dead letters and queue end in this
+///   order.
 ///
-/// A reload that fails leaves the config in use as it was. Only one error can appear later: the
-/// address of a listener turns out to be taken. Everything else is then in force. Every task and
-/// thread that the relay needs reports its failure, so that the relay never runs on without a part.
+/// If a reload fails, the relay goes on with the config that it has. Only one error can appear
+/// later: the address of a listener turns out to be in use. The rest of the new config is then in
+/// force. Every task and thread that the relay needs reports its failure, so that the relay never
+/// runs on without a part.
 struct Parts {
     config: Config,
-    /// The config file; `None` for the config that is built into the program.
+    /// The path of the config file; `None`: the relay uses the config that is built into the
+    /// program.
     file: Option<PathBuf>,
     telemetry: Arc<Telemetry>,
     reloads: ReloadMetrics,
@@ -114,25 +127,29 @@ struct Parts {
     sources: Sources,
     dead_letters: DeadLetters,
     watch: Watch,
-    /// Every task and thread that the relay needs reports its failure here, except the tasks of the
-    /// outputs. `outputs` reports these, after it has told the queue not to wait for the output.
+    /// The failures of the tasks and threads that the relay needs. A failure that is reported here
+    /// ends the relay. The tasks of the outputs report to `outputs` instead, which first tells the
+    /// queue not to wait for the failed output.
     failures: Failures,
-    /// The problems of the config that was read last; empty once they are logged.
+    /// The problems of the config that was read last. The list is empty after the problems were
+    /// logged.
     problems: Vec<Problem>,
-    /// The tasks that keep deadlines, fold histograms, write reports and serve the admin routes.
+    /// The relay's own tasks. They close connections that exceed a deadline, call `upkeep`, write
+    /// the log lines about losses, serve the admin address, and wait for a failure of the queue.
     tasks: TaskTracker,
     /// Cancelling this token ends the tasks in `tasks`.
     stop: CancellationToken,
 }
 
-/// Runs the relay until it is stopped or cannot go on, and drains it. `file` is the file from which
-/// `config` was read; a reload reads it again.
+/// Runs the relay until `signals` stops it or a part of it fails. The relay then drains: it
+/// delivers the events that it still holds, within a time limit. `file` is the path from which
+/// `config` was read; a reload reads the file again.
 ///
 /// # Errors
 ///
 /// [`Error::Config`] if a file that the config names cannot be used; [`Error::Run`] if an address
 /// cannot be bound or the queue cannot be opened; [`Error::Ended`] if an output, or a task that the
-/// relay needs, cannot go on.
+/// relay needs, cannot go on, or if a second signal has cut the drain short.
 pub async fn run(
     file: Option<PathBuf>,
     config: Config,
@@ -155,8 +172,9 @@ pub async fn run(
     serve(parts, reload, stopped, aborted).await
 }
 
-/// Runs the loop of a running relay: reloads until a signal or a failure ends the relay, then
-/// drains.
+/// Runs a relay that was started. Reloads the config for each message in `reload` and for each
+/// change of a file, until `stopped` completes or a part fails. Then drains the relay, or ends it
+/// at once when `aborted` completes. Returns the error that ended the relay.
 async fn serve(
     mut parts: Parts,
     mut reload: mpsc::Receiver<()>,
@@ -179,9 +197,9 @@ async fn serve(
             Some(()) = reload.recv() => {}
             () = parts.watch.changed() => {}
         }
-        // A signal ends the relay even if a file system hangs, or if an output or a source takes
-        // long to leave. Dropping `prepare` is safe, because nothing is in force until its last
-        // wait is over.
+        // A signal ends the relay even if a file system hangs, or if an output or a source that is
+        // removed takes long to end. Dropping `prepare` is safe, because nothing is in force until
+        // its last wait is over.
         tokio::select! {
             biased;
             () = &mut stopped => break Ok(()),
@@ -215,8 +233,8 @@ async fn start(
     };
     let (files, path) = (files_of(&outputs), file.clone());
     let (read, plan, watch) = blocking(move || {
-        // The watch looks at the files before they are read. A change after the config was checked
-        // is therefore noticed later.
+        // The watch reads the state of the files before the relay reads them. The watch therefore
+        // notices every later change, also one between the check of the config and this start.
         let (files_named, seen) = look(path.as_ref());
         let read = plan.read(files);
         (read, plan, Watch::new(files_named, seen))
@@ -288,14 +306,16 @@ fn files_of(outputs: &[outputs::Planned]) -> Vec<outputs::NamedFiles> {
     outputs.iter().filter_map(outputs::Planned::files).collect()
 }
 
-/// The planned listeners and sources of a config that is about to be applied.
+/// The plans for the listeners and the sources of a config that is about to be applied.
 struct Plan {
     listeners: Vec<listeners::Planned>,
     sources: Vec<source::Planned>,
 }
 
 impl Plan {
-    /// Reads the files of these listeners, sources and outputs, and changes nothing. Blocks.
+    /// Reads and checks the files of these listeners and sources, and the files of `outputs`.
+    /// Returns the functions that put the files of outputs and sources in use, and the settings of
+    /// each listener. Nothing is in use yet. Blocks the thread.
     fn read(
         &self,
         outputs: Vec<outputs::NamedFiles>,
@@ -311,8 +331,8 @@ impl Plan {
     }
 }
 
-/// Reads and checks the config file, or the built-in config if `file` is `None`. `Err` if the file
-/// cannot be read. Blocks.
+/// Reads and checks the config file, or the built-in config if `file` is `None`. Returns the config
+/// and its problems; `Err` only if the file cannot be read. Blocks the thread.
 fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     let text = match file {
         Some(file) => std::fs::read_to_string(file)
@@ -322,8 +342,8 @@ fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     Ok(config::read(&text, output::TYPES).strict())
 }
 
-/// Returns the paths of the config file and of all files that it names, and the present state of
-/// these files. Blocks.
+/// Returns the paths of the config file and of all files that it names, and the contents of these
+/// files in the form in which they are later compared to find a change. Blocks the thread.
 fn look(file: Option<&PathBuf>) -> (Vec<PathBuf>, watch::Seen) {
     let named = read_config(file).map(|checked| checked.files).unwrap_or_default();
     let files: Vec<_> = file.cloned().into_iter().chain(named).collect();
@@ -342,14 +362,15 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(Refused::Panicked)
 }
 
-/// Folds the histograms every [`UPKEEP`], which keeps them small, until `stop` is cancelled.
+/// Calls `Telemetry::upkeep` every [`UPKEEP`] until `stop` is cancelled. Otherwise the values that
+/// histograms collect would pile up in memory.
 async fn upkeep(telemetry: Arc<Telemetry>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
         telemetry.upkeep();
     }
 }
 
-/// Everything that was read and checked for a reload. Nothing is in force yet.
+/// Everything that was read and checked for a reload. The relay does not use any of it yet.
 struct Staging {
     config: Config,
     outputs: Vec<outputs::Planned>,
@@ -377,14 +398,16 @@ impl Parts {
         });
     }
 
-    /// Starts a task that the relay cannot run without. `name` is the task's name in messages.
+    /// Starts a task that the relay cannot run without: if the task panics, the relay ends. `name`
+    /// is the name of the task in the log.
     fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(self.failures.watched(name.to_owned(), task));
     }
 }
 
-/// A reload that is ready to be put in force. If it is dropped, nothing has changed, except that
-/// sources that were to leave accept nothing more.
+/// A reload that is ready to be put in force: its files are read, and its addresses are bound. If
+/// this value is dropped instead, nothing has changed, except that the sources that the reload
+/// removes or changes accept nothing more.
 struct Prepared {
     config: Config,
     outputs: Vec<outputs::Planned>,
@@ -393,18 +416,21 @@ struct Prepared {
     listeners: Vec<listeners::StagedListener>,
 }
 
-/// The reload. Everything is first read, checked, bound and joined; only if all of that succeeds is
-/// it put in force.
+/// The steps of a reload. First, all files are read and checked, the addresses of new listeners are
+/// bound, and each new output gets a cursor (its place in the queue). Only if all of this succeeds,
+/// the new config is put in force.
 impl Parts {
-    /// Does everything in a reload that can fail or take time: reads files, waits for outputs that
-    /// are still leaving and whose name is used again, notes new outputs on disk, and stops sources
-    /// that are to leave.
+    /// Does everything in a reload that can fail or take time, and returns the reload, ready to be
+    /// put in force. The steps are: read the files, bind the addresses of new listeners, store a
+    /// cursor (place in the queue) for each new output, and stop the sources that are removed or
+    /// changed. If a removed output has not ended yet and a new output has the same name, this
+    /// function waits for the removed one.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, outputs that had joined the queue leave it without a trace.
-    /// Sources that were to leave finish what they have taken, and take nothing more. Therefore the
-    /// relay may drop this future only to end.
+    /// If the future is dropped, the new outputs are removed from the queue again, and nothing is
+    /// counted for them. Sources that were told to stop finish what they have taken, and take
+    /// nothing more. Therefore the relay may drop this future only to end.
     async fn prepare(&mut self) -> Result<Prepared, Refused> {
         let Staging { config, mut outputs, files, plan, settings } = self.stage().await?;
         let Plan { listeners, sources } = plan;
@@ -415,9 +441,9 @@ impl Parts {
         Ok(Prepared { config, outputs, files, sources, listeners })
     }
 
-    /// Reads a config and the files that it names. If reading fails, the files may be half written,
-    /// so they are read again until they no longer change. `Err` only if they still cannot be used
-    /// then.
+    /// Reads and checks a config and the files that it names. If a file cannot be used, its writer
+    /// may not have finished. All files are therefore read again as long as they change. `Err` if
+    /// the files do not change any more, or have changed too often, and still cannot be used.
     async fn stage(&mut self) -> Result<Staging, Refused> {
         loop {
             let staging = self.try_stage().await;
@@ -462,12 +488,12 @@ impl Parts {
         }
     }
 
-    /// Puts a reload in force. This returns within moments, which matters because no signal is
-    /// noticed meanwhile.
+    /// Puts a reload in force. This function returns within moments, which matters because the
+    /// relay notices no signal before it returns.
     ///
     /// # Errors
     ///
-    /// A listener that could not be opened. Everything else is in force.
+    /// `NotListening`: a listener could not be opened. The rest of the new config is in force.
     async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), NotListening> {
         let Prepared { config, outputs, files, sources, listeners } = prepared;
         files.into_iter().for_each(|staged| staged());
@@ -483,8 +509,9 @@ impl Parts {
         committed
     }
 
-    /// Reads the config file again. From here on the files that this config names are watched,
-    /// whether or not the config can be used.
+    /// Reads the config file again, checks it, and returns the new config. `Err` if the config
+    /// cannot be used. The relay watches the files that this config names from now on, also after
+    /// an error, except if the file system hangs.
     async fn read(&mut self) -> Result<Config, Refused> {
         let file = self.file.clone();
         let now = &self.config;
@@ -510,8 +537,8 @@ impl Parts {
         config.ok_or(Refused::Problems)
     }
 
-    /// Logs the problems of the config. This happens once for each reload, even if a half-written
-    /// file was read several times.
+    /// Logs the problems of the config that was read last. A reload calls this function only once,
+    /// even if it has read a half-written file several times.
     fn tell_problems(&mut self) {
         for problem in self.problems.drain(..).take(PROBLEMS_MAX) {
             let Problem { line, path: key, message, severity, .. } = problem;
@@ -522,8 +549,9 @@ impl Parts {
         }
     }
 
-    /// Keeps the settings that cannot change without a restart: the queue's directory and the admin
-    /// address. `Err` if the new config has sources that the queue in use cannot serve.
+    /// Replaces the settings in `config` that cannot change without a restart by the settings in
+    /// use: the admin address and, if `queue.directory` has changed, all settings of the queue.
+    /// `Err` if `config` has sources that the queue in use cannot serve.
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
         let now = &self.config;
         if config.admin != now.admin {
@@ -550,8 +578,8 @@ impl Parts {
     }
 }
 
-/// Runs blocking work on another thread, and waits for the result at most [`READING`]; `Err` after
-/// that.
+/// Runs blocking work on another thread and returns its result. `Err` if the work takes longer than
+/// [`READING`], or if it panics.
 async fn in_time<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {
@@ -559,11 +587,13 @@ async fn in_time<T: Send + 'static>(
     done.unwrap_or(Err(Refused::Hangs))
 }
 
-/// Ends all parts in order, within the times that `[shutdown]` sets.
+/// Ends all parts of the relay in order. First the listeners and sources stop accepting events. The
+/// outputs then deliver the events in the queue, for at most `shutdown.drain_timeout`.
 ///
 /// # Errors
 ///
-/// An output that ended for good during the drain; the other outputs go on.
+/// `Error::Ended` if an output, or a task that the relay needs, has failed before the end of the
+/// drain. The other outputs are drained nevertheless.
 async fn drain(mut parts: Parts) -> Result<(), Error> {
     let timeout = parts.config.drain_timeout;
     let deadline = Instant::now() + timeout;
@@ -610,8 +640,8 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
     result.and_then(|()| failures.first().map_or(Ok(()), |error| Err(Error::Ended(error))))
 }
 
-/// Counts the events that were not delivered and are lost with the process, and logs those that are
-/// kept.
+/// Gives up the events that the outputs have not delivered when the process ends. Events in memory
+/// are lost and counted as lost. Events on disk are kept for the next start; the log says how many.
 fn abandon(queue: &Queue) {
     for (output, left) in queue.abandon() {
         if let Left::Kept(events @ 1..) = left {
@@ -620,8 +650,9 @@ fn abandon(queue: &Queue) {
     }
 }
 
-/// Logs the last line of a relay that ran: what happened to all events since its start. The sums
-/// are over all outputs, so an event counts once for each output.
+/// Writes the last log line of a relay: the numbers of events that were accepted, delivered, lost
+/// and kept since the start. An accepted event counts once. The other numbers are sums over all
+/// outputs, so there an event counts once for each output.
 fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
     telemetry.reports().flush();
     queue.observe();

@@ -14,20 +14,22 @@ use crate::source;
 /// The reason why the relay did not start or has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The config names something that cannot be used. An operator must correct the config.
+    /// The config names something that cannot be used, for example a certificate. An operator must
+    /// correct the config or the file.
     #[error("{0}")]
     Config(String),
-    /// The operating system or a peer refused something.
+    /// The relay could not start or go on, although the config is right. For example, the operating
+    /// system has refused an address.
     #[error("{0}")]
     Run(String),
-    /// A running relay could not go on, or could not end in order. The error is in the log already,
-    /// followed by the totals.
+    /// A running relay has failed, or its end was cut short. The log has the error already,
+    /// followed by the numbers of events, so the caller does not print the error again.
     #[error("{0}")]
     Ended(String),
 }
 
 impl Error {
-    /// Logs the error that ended a running relay, and returns it.
+    /// Logs `error`, which has ended a running relay, and returns it as `Error::Ended`.
     pub(super) fn ended(error: &impl ToString) -> Self {
         let error = error.to_string();
         tracing::error!(error, "the relay has failed");
@@ -35,8 +37,9 @@ impl Error {
     }
 }
 
-/// The reason why a config was not put in force. Nothing has changed. A refused reload leaves the
-/// config in use; a refused config at the start ends the process with [`Error`].
+/// The reason why a config was refused. Nothing of this config is in use. After a refused reload,
+/// the relay goes on with the config that it has; a refused config at the start ends the process
+/// with [`Error`].
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
     /// The config file cannot be read. The operator must restore the file or its permissions.
@@ -47,11 +50,12 @@ pub(super) enum Refused {
         /// The error of the operating system when the file was read.
         source: io::Error,
     },
-    /// The config has errors, which are logged one by one. The operator must correct it.
+    /// The config has errors, and each of them is logged. The operator must correct the config.
     #[error("the config is wrong; `check` prints every problem of it")]
     Problems,
-    /// The config is right, but the queue in use cannot serve its sources. The operator must
-    /// restart the relay, or leave the sources out.
+    /// The config is right, but its sources need another queue, and the queue in use cannot be
+    /// replaced without a restart. The operator must restart the relay, or remove the sources from
+    /// the config.
     #[error(
         "a [[source]] needs a queue in memory with acknowledge = \"delivered\", and queue.directory \
          can't change without a restart: restart the relay, or leave the [[source]] out"
@@ -61,11 +65,12 @@ pub(super) enum Refused {
     /// config.
     #[error(transparent)]
     File(#[from] FileError),
-    /// An address of the config is taken or does not exist. The operator must free the address or
-    /// choose another.
+    /// An address in the config cannot be bound: it is in use, or it is no address of this machine.
+    /// The operator must free the address or choose another.
     #[error(transparent)]
     Address(#[from] BindError),
-    /// The queue refuses to let a new output join.
+    /// The queue has refused a new output, for example because the disk did not store the output's
+    /// place in the queue.
     #[error("output {name} cannot join the queue: {source}")]
     Join {
         /// The output's name.
@@ -81,7 +86,8 @@ pub(super) enum Refused {
     Panicked(TaskError),
 }
 
-/// Converts the reason for the start of the relay, which cannot go on.
+/// Converts the reason why the config was refused at the start into the error that ends the
+/// process.
 impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         let text = refused.to_string();
@@ -97,7 +103,7 @@ impl From<Refused> for Error {
     }
 }
 
-/// An error about a file that the config names and that cannot be used. Nothing has changed.
+/// The error for a file that the config names and that cannot be used. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FileError {
     /// A file that an output reads cannot be used.
@@ -121,7 +127,7 @@ pub(super) enum FileError {
     },
 }
 
-/// An error about an address of the config that cannot be bound.
+/// The error for an address in the config that cannot be bound.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}")]
 pub(super) struct BindError {
@@ -131,15 +137,16 @@ pub(super) struct BindError {
     pub source: io::Error,
 }
 
-/// Listeners that could not be opened when a config was put in force. Everything else is in force:
-/// the operator must free the addresses and reload again. Each text says which address is taken,
-/// and whether the listener that had it before still listens.
+/// The errors of listeners that could not be opened when a config was put in force. The rest of the
+/// config is in force. The operator must free the addresses and reload again. Each text names the
+/// address of one listener. If an old listener was closed to free the port, the text also says
+/// whether that old listener was opened again.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub(super) struct NotListening(pub Vec<String>);
 
-/// The task of an output has ended without being told to. The process must end: the other outputs
-/// are drained first.
+/// The task of an output has ended although nobody told it to end. The process must end; before
+/// that, the other outputs deliver the events that they hold.
 #[derive(Debug, thiserror::Error)]
 #[error("output {name}: {reason}")]
 pub(super) struct OutputEnded {
@@ -149,13 +156,14 @@ pub(super) struct OutputEnded {
     pub reason: EndReason,
 }
 
-/// The reason why the task of an output ended without being told to.
+/// The reason why the task of an output has ended although nobody told it to end.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EndReason {
     /// The output itself cannot go on, for example because nobody reads stdout any more.
     #[error(transparent)]
     Fatal(#[from] RunError),
-    /// The delivery returned although nobody had stopped it, which is a fault of the program.
+    /// The delivery (the loop that sends the output's events) has returned although nobody had
+    /// stopped it, which is a fault of the program.
     #[error("has ended")]
     Returned,
     /// The task has panicked, which is a fault of the program.

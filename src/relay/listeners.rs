@@ -24,21 +24,23 @@ use crate::net;
 use crate::process::Failures;
 use crate::telemetry::Telemetry;
 
-/// The settings that were read for a listener; `None` if its certificate does not exist yet.
+/// The settings that were read for a listener; `None` if its certificate does not exist yet, so
+/// that the listener cannot open.
 pub(super) type Read = Option<Settings>;
 
 /// The plan for one listener of a config that is about to be applied.
 pub(super) struct Planned {
     config: config::Listener,
-    /// The index of the slot (the listener in use) whose place this listener takes; `None`: the
-    /// listener is new.
+    /// The index, in the list of listeners in use, of the listener that goes on with this plan;
+    /// `None`: the plan adds a new listener.
     slot: Option<usize>,
-    /// The settings that the listener has now; `None`: the listener is not open.
+    /// The settings that the listener uses now; `None`: the listener is not open.
     current: Option<Arc<Settings>>,
 }
 
 impl Planned {
-    /// Reads the files that the listener's config names. Blocks.
+    /// Reads the files that the listener's config names, and returns the settings that they give.
+    /// Blocks the thread.
     pub(super) fn read(&self) -> Result<Read, FileError> {
         let label = || self.config.label.clone();
         Settings::read(&self.config, self.current.as_deref())
@@ -46,7 +48,8 @@ impl Planned {
     }
 }
 
-/// A planned listener whose files were read and whose socket is bound, ready to be put in force.
+/// A planned listener whose files were read, and whose socket was bound if it needs a new one. It
+/// is ready to be put in force.
 pub(super) struct StagedListener {
     config: config::Listener,
     slot: Option<usize>,
@@ -54,12 +57,15 @@ pub(super) struct StagedListener {
     socket: Socket,
 }
 
+/// The socket of a listener that is about to be put in force.
 enum Socket {
-    /// The listener has a socket already, or its certificate does not exist yet, so no socket is
-    /// needed.
+    /// No socket was bound. The listener has a socket already, or it cannot open yet because its
+    /// certificate does not exist.
     Kept,
+    /// A new socket, which is bound to the listener's address.
     New(TcpListener),
-    /// The port is taken by another listener, which is about to close.
+    /// The port is still in use by another listener, which this reload closes. The socket is bound
+    /// after that.
     Awaited,
 }
 
@@ -69,16 +75,21 @@ pub(super) struct Listeners {
     gate: Arc<Gate>,
     telemetry: Arc<Telemetry>,
     failures: Failures,
+    /// The listeners of the config in use. After a failed reload, the list also has the old
+    /// listeners that were opened again.
     slots: Vec<Slot>,
-    /// The tasks that run the accept loops.
+    /// The tasks that run the accept loops (the loops that accept connections).
     tasks: TaskTracker,
 }
 
+/// A listener of the config in use. `open` is `None` while the listener has no socket, for example
+/// because its certificate does not exist yet.
 struct Slot {
     config: config::Listener,
     open: Option<Open>,
 }
 
+/// A listener that has a socket, and the task that accepts its connections.
 struct Open {
     listener: Listener,
     accepting: JoinHandle<()>,
@@ -91,8 +102,10 @@ pub(super) fn plan_start(configs: &[config::Listener]) -> Vec<Planned> {
     configs.iter().map(plan).collect()
 }
 
-/// Binds the sockets of new listeners. `taken` holds the addresses of listeners that are about to
-/// close. `Err` if an address cannot be bound and no such listener has its port.
+/// Binds a socket for each planned listener that needs a new one, and returns the listeners, ready
+/// to be put in force. `taken` holds the addresses of listeners that the same reload closes. If an
+/// address is in use and one of those listeners has its port, the address is bound later, without
+/// an error. `Err` if another address cannot be bound.
 pub(super) fn bind(
     planned: Vec<Planned>,
     settings: Vec<Read>,
@@ -124,8 +137,8 @@ impl Listeners {
         Self { gate, telemetry, failures, slots: Vec::new(), tasks: TaskTracker::new() }
     }
 
-    /// Compares a config with the listeners in use, and plans what happens to each listener.
-    /// Changes nothing.
+    /// Compares a config with the listeners in use. Returns the plan for each listener of the
+    /// config, and changes nothing.
     pub(super) fn plan(&self, configs: &[config::Listener]) -> Vec<Planned> {
         let mut left: Vec<_> = self.slots.iter().enumerate().collect();
         let plan = |config: &config::Listener| {
@@ -141,19 +154,21 @@ impl Listeners {
         configs.iter().map(plan).collect()
     }
 
-    /// Returns the addresses of the open listeners that the plan does not keep.
+    /// Returns the addresses of all listeners in use that the plan removes. A listener counts even
+    /// if it is not open.
     pub(super) fn leaving(&self, planned: &[Planned]) -> Vec<SocketAddr> {
         let kept = |index: usize| planned.iter().any(|planned| planned.slot == Some(index));
         let leaving = self.slots.iter().enumerate().filter(|(index, _)| !kept(*index));
         leaving.map(|(_, slot)| slot.config.address).collect()
     }
 
-    /// Puts a plan in force.
+    /// Puts a plan in force: closes the listeners that are not in the plan, and opens or changes
+    /// all others.
     ///
     /// # Errors
     ///
-    /// An address cannot be bound, although the listener that had its port is closed now.
-    /// Everything else is in force, and the closed listener listens again.
+    /// The address of a new listener cannot be bound. The rest of the plan is in force. If an old
+    /// listener with the same port was closed, it is opened again if possible.
     pub(super) async fn commit(&mut self, staged: Vec<StagedListener>) -> Result<(), NotListening> {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         let mut slots = Vec::new();
@@ -183,8 +198,8 @@ impl Listeners {
                 let is_its = |(gone, _): &&(config::Listener, _)| {
                     gone.address.port() == config.address.port()
                 };
-                // Each closed listener is opened again only once: a second listener that wanted the
-                // same port has nothing to give back.
+                // A closed listener is opened again only once. If two new listeners wanted its
+                // port, the second one finds no closed listener here.
                 if let Some(index) = gone.iter().position(|it| is_its(&it)) {
                     let (before, settings) = gone.swap_remove(index);
                     error.push_str(&self.reopen(&before, settings));
@@ -197,10 +212,10 @@ impl Listeners {
         if errors.is_empty() { Ok(()) } else { Err(NotListening(errors)) }
     }
 
-    /// Opens a listener again that was closed for another listener, whose address then could not be
-    /// bound. Senders that still use the old address can connect again, until the next reload
-    /// closes the listener. Returns the end of the error message, which says whether the old
-    /// address is open.
+    /// Opens an old listener again. A reload had closed it because a new listener needed its port,
+    /// but the address of the new listener could not be bound. Senders can connect to the old
+    /// address until the next reload. Returns the last part of the error message, which says
+    /// whether the old address is open.
     fn reopen(&mut self, config: &config::Listener, settings: Arc<Settings>) -> String {
         let socket = net::bind(config.address);
         let listener = socket.and_then(|socket| self.listener(config, settings, socket));
@@ -214,6 +229,9 @@ impl Listeners {
         }
     }
 
+    /// Opens a listener on its socket, or gives new settings to a listener that is open already.
+    /// Returns `None` if the listener cannot open yet because its certificate does not exist. `Err`
+    /// if its address cannot be bound.
     fn open(
         &self,
         config: &config::Listener,
@@ -248,13 +266,14 @@ impl Listeners {
         Ok(Some(self.accept(listener)))
     }
 
-    /// Starts the task with the accept loop of a listener.
+    /// Starts the task that accepts the connections of `listener`, and returns both.
     fn accept(&self, listener: Listener) -> Open {
         let accepting = listener.clone().serve(Arc::clone(&self.gate));
         self.own(listener, accepting)
     }
 
-    /// Runs an accept loop as a task. If the task panics, the relay ends.
+    /// Runs `accepting`, the accept loop of `listener`, as a task. If the task panics, the relay
+    /// ends.
     fn own(
         &self,
         listener: Listener,
@@ -265,6 +284,7 @@ impl Listeners {
         Open { listener, accepting }
     }
 
+    /// Makes a listener on a bound socket, and logs its address.
     fn listener(
         &self,
         config: &config::Listener,
@@ -298,13 +318,14 @@ impl Listeners {
         self.slots.iter().map(show).collect()
     }
 
-    /// Drops the listeners, after the gate has closed. The accept loops end by themselves and close
-    /// the sockets.
+    /// Removes all listeners. Call this after the gate was closed, which makes the accept loops end
+    /// and close their sockets.
     pub(super) fn close(&mut self) {
         self.slots.clear();
     }
 
-    /// Waits until all accept loops have ended. The gate must be closed before.
+    /// Waits until all accept loops (the tasks that accept connections) have ended. Call this after
+    /// the gate was closed, which makes them end.
     pub(super) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;

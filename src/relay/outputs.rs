@@ -35,18 +35,19 @@ use crate::telemetry::Telemetry;
 
 /// The outputs of the relay, and their tasks. [`super::Parts`] owns them.
 ///
-/// A slot is an output of the config in use. Its task runs one delivery after the other: when a
-/// reload changes the output, the task hands the cursor and the claims that are not final to the
-/// next delivery. A removed output loses its slot at once; its task ends some seconds later, and
-/// until then no new output can join the queue under the same name.
+/// A slot is an output of the config in use. The task of the output runs one delivery (the loop
+/// that sends events) after another. When a reload changes the output, the old delivery gives the
+/// next one its cursor (place in the queue) and its claims (ranges of events that were taken and
+/// are not settled yet). A removed output loses its slot at once. Its task ends some seconds later,
+/// and until then no new output can join the queue under the same name.
 ///
 /// A reload has three steps. [`Outputs::plan`] compares the config with the slots,
 /// [`Outputs::join`] gives each new output a cursor, and [`Outputs::commit`] puts the plan in
-/// force. Until the commit nothing has changed; a dropped plan takes its new cursors out of the
-/// queue again.
+/// force. Until the commit nothing has changed; if a plan is dropped, the cursors of its new
+/// outputs leave the queue again.
 ///
-/// A task that ends without being told to is a failure: [`Outputs::ended`] returns it, and the
-/// relay ends. The queue's drain does not wait for an output whose task has ended.
+/// A task that ends without being told to is a failure: [`Outputs::ended`] returns the error, and
+/// the relay ends. The queue's drain does not wait for an output whose task has failed.
 pub(super) struct Outputs {
     telemetry: Arc<Telemetry>,
     queue: Queue,
@@ -55,10 +56,11 @@ pub(super) struct Outputs {
     tasks: JoinSet<Result<Ended, RunError>>,
     /// The name of the output that each task serves.
     names: HashMap<tokio::task::Id, String>,
-    /// The orders to all outputs: that the drain has begun, and that the outputs must end.
+    /// The orders to all outputs. Two orders exist: the drain (the orderly end) has begun, and the
+    /// outputs must end.
     orders: Orders,
-    /// The first failure of an output's task; `None` before a failure, and after [`Outputs::ended`]
-    /// or [`Outputs::stop`] has returned the failure.
+    /// The first failure of an output's task that was not returned yet; `None`: there is no such
+    /// failure. [`Outputs::ended`] and [`Outputs::stop`] return it.
     failed: Option<OutputEnded>,
 }
 
@@ -74,13 +76,16 @@ struct Slot {
 enum Ended {
     /// The task was told to end, at the end of the process.
     Stopped,
-    /// A reload removed the output. The events that it had not delivered were counted as lost.
+    /// A reload has removed the output. The events that it had not delivered were counted as lost.
     Left,
 }
 
-/// The message to an output's task about its next step.
+/// A message that tells an output's task what to do after its current delivery has ended.
 enum Next {
+    /// The output has new settings: the task runs this new delivery. Cancelling the token ends the
+    /// new delivery.
     Replace(Box<Prepared>, CancellationToken),
+    /// A reload has removed the output: the task ends.
     Leave,
 }
 
@@ -92,8 +97,8 @@ struct Inbox {
 
 struct InboxState {
     next: Option<Next>,
-    /// Cancelling this token ends the delivery that runs or, if `next` holds a new delivery, that
-    /// new delivery.
+    /// Cancelling this token ends the output's newest delivery: the new delivery in `next` if there
+    /// is one, otherwise the delivery that runs.
     retire: CancellationToken,
 }
 
@@ -106,6 +111,7 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Tells the task to end its delivery and to run `prepared` instead.
     fn replace(&self, prepared: Prepared) {
         let retire = CancellationToken::new();
         let mut state = self.lock();
@@ -113,12 +119,14 @@ impl Inbox {
         std::mem::replace(&mut state.retire, retire).cancel();
     }
 
+    /// Tells the task to end, because the output was removed.
     fn leave(&self) {
         let mut state = self.lock();
         state.next = Some(Next::Leave);
         state.retire.cancel();
     }
 
+    /// Removes and returns the message; `None` if there is none.
     fn take(&self) -> Option<Next> {
         self.lock().next.take()
     }
@@ -131,26 +139,29 @@ pub(super) struct Planned {
     step: Step,
 }
 
+/// The change that a plan makes to one output.
 enum Step {
-    /// The output in the slot with this index goes on unchanged.
+    /// The output with this index in the list of outputs in use goes on with its delivery. Only its
+    /// setting `required` may change.
     Keep(usize),
-    /// The output in the slot with this index gets new settings.
+    /// The output with this index in the list of outputs in use gets new settings.
     Replace(usize, Prepared),
-    /// The output is new. The place is its cursor in the queue; `None` until the output has joined
-    /// the queue.
+    /// The output is new. The place holds the output's cursor in the queue; `None` until the output
+    /// has joined the queue.
     Add(Prepared, Option<Place>),
 }
 
-/// The place of a new output in the queue: its cursor, by the way in which the output got the
-/// cursor.
+/// The cursor (place in the queue) of a new output. The variant says how the output got the cursor.
 enum Place {
-    /// The cursor was opened at the start of the process. The cursor may be an old one, from an
-    /// earlier process.
+    /// The cursor was opened at the start of the process. With a queue on disk, an earlier process
+    /// may have stored it.
     Opened(Cursor),
+    /// The cursor was made by a reload.
     Joined(Joined),
 }
 
 impl Place {
+    /// Returns the cursor, which from now on stays in the queue.
     fn keep(self) -> Option<Cursor> {
         match self {
             Self::Opened(cursor) => Some(cursor),
@@ -159,9 +170,10 @@ impl Place {
     }
 }
 
-/// A cursor that a reload has made. If the reload fails or is dropped, the cursor leaves the queue
-/// as if it had never joined; otherwise the queue would keep events for an output that does not
-/// exist.
+/// The cursor (place in the queue) that a reload has made for a new output. If the reload fails,
+/// this value is dropped with the cursor inside, and the output leaves the queue as if it had never
+/// joined. Without this, the queue would keep events for an output that does not exist. `None`: the
+/// cursor was taken out and stays in the queue.
 struct Joined(Option<Cursor>);
 
 impl Drop for Joined {
@@ -176,14 +188,14 @@ impl Drop for Joined {
 pub(super) type NamedFiles = (String, Arc<dyn Files>);
 
 impl Planned {
-    /// The files that the output reads; `None` if it reads none.
+    /// Returns the output's name and the files that the output reads; `None` if it reads no files.
     pub(super) fn files(&self) -> Option<NamedFiles> {
         let files = self.files.clone()?;
         Some((self.config.name.clone(), files))
     }
 
-    /// Returns the settings with which the output joins the queue; `None` if the output is not new
-    /// or has joined already.
+    /// Returns the settings with which the output joins the queue; `None` if the output is not new,
+    /// or if it has joined already.
     pub(super) fn joins(&self) -> Option<queue::Output> {
         match &self.step {
             Step::Add(prepared, None) => Some(prepared.in_queue()),
@@ -191,7 +203,8 @@ impl Planned {
         }
     }
 
-    /// Gives a new output the cursor that the start has found or made.
+    /// Gives a new output its cursor (place in the queue), which was opened at the start of the
+    /// process.
     pub(super) fn opened(&mut self, cursor: Cursor) {
         self.set_place(Place::Opened(cursor));
     }
@@ -236,8 +249,8 @@ impl Outputs {
         }
     }
 
-    /// Compares a config with the outputs in use, and plans what happens to each output. Changes
-    /// nothing.
+    /// Compares a config with the outputs in use. Returns the plan for each output of the config,
+    /// and changes nothing.
     pub(super) fn plan(&self, configs: &[config::Output]) -> Vec<Planned> {
         let plan = |config: &config::Output| {
             let index = self.slots.iter().position(|slot| slot.config.name == config.name);
@@ -258,12 +271,14 @@ impl Outputs {
         configs.iter().map(plan).collect()
     }
 
-    /// Gives each new output a cursor in the queue. The outputs keep their cursors once the plan is
-    /// committed.
+    /// Gives each new output a cursor (place in the queue). Waits for an earlier output of the same
+    /// name that has not ended yet. `Err` if the queue refuses an output. Until the plan is
+    /// committed, dropping it removes the cursors again.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, nothing is lost.
+    /// If the future is dropped, the cursors that were made are in `planned`, and no failure of a
+    /// task is lost.
     pub(super) async fn join(&mut self, planned: &mut [Planned]) -> Result<(), Refused> {
         for new in planned.iter_mut() {
             let Some(queue::Output { name, required, metrics, .. }) = new.joins() else { continue };
@@ -286,7 +301,8 @@ impl Outputs {
         Ok(())
     }
 
-    /// Puts a plan in force. Every new output in it must have joined.
+    /// Puts a plan in force: starts the new outputs, gives changed outputs their new settings, and
+    /// tells removed outputs to end. Every new output must have its cursor already.
     pub(super) fn commit(&mut self, planned: Vec<Planned>) {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         for Planned { config, files, step } in planned {
@@ -317,11 +333,13 @@ impl Outputs {
         }
     }
 
+    /// Tells the queue and the metrics whether the output is required.
     fn require(&self, slot: &Slot) {
         self.queue.require(&slot.config.name, slot.config.required);
         self.telemetry.output_required(&slot.config.name, slot.config.required);
     }
 
+    /// Starts the task of a new output, and returns the output's slot.
     fn start(
         &mut self,
         config: config::Output,
@@ -337,12 +355,13 @@ impl Outputs {
         Slot { config, files, status, inbox }
     }
 
-    /// Waits until the task of an output has ended without being told to, and returns the error. By
-    /// then the queue does not wait for that output any more. If no task runs, this waits for ever.
+    /// Waits until the task of an output has ended without being told to, and returns the error.
+    /// The queue's drain does not wait for that output any more. If no task runs, this function
+    /// waits for ever.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, nothing is lost.
+    /// If the future is dropped, no error is lost: the next call returns it.
     pub(super) async fn ended(&mut self) -> OutputEnded {
         loop {
             if let Some(error) = self.failed.take() {
@@ -355,12 +374,13 @@ impl Outputs {
         }
     }
 
-    /// Waits until any task has ended. If the task was not told to end, the queue no longer waits
-    /// for its output, and `failed` holds the error.
+    /// Waits until the task of any output has ended; returns at once if there is no task. If the
+    /// task was not told to end, the queue no longer waits for its output. The error is then stored
+    /// in `failed`, unless an earlier error is there.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, nothing is lost.
+    /// If the future is dropped, no task and no error is lost: the next call goes on.
     async fn reap(&mut self) {
         let Some(ended) = self.tasks.join_next_with_id().await else { return };
         let (id, reason) = match ended {
@@ -393,13 +413,15 @@ impl Outputs {
         self.slots.iter().map(show).collect()
     }
 
-    /// Tells all outputs that the drain has begun.
+    /// Tells all outputs that the drain (the orderly end of the relay) has begun, so that they make
+    /// only short pauses.
     pub(super) fn hurry(&self) {
         self.orders.draining.cancel();
     }
 
-    /// Ends all outputs and waits until their tasks have ended. Returns the error of an output that
-    /// ended without being told to; `None` if there is none.
+    /// Ends all outputs and waits until their tasks have ended. Returns the first error of an
+    /// output that ended without being told to, if [`Outputs::ended`] has not returned it; `None`
+    /// if there is none.
     pub(super) async fn stop(&mut self) -> Option<OutputEnded> {
         self.orders.stop.cancel();
         while !self.tasks.is_empty() {
@@ -409,19 +431,21 @@ impl Outputs {
     }
 }
 
-/// The longest time for which an event waits at an output that works. A batch takes milliseconds,
-/// and a retry after a single failure less than a second. A longer wait means that a response does
-/// not come, or that earlier events are stuck. The limit is half of the default of
-/// `timeouts.request` (60 s), after which the relay gives up on a silent consumer.
+/// The longest time that an event normally waits for its delivery while the output works. A batch
+/// takes milliseconds, and a retry after a single failure less than a second. A longer wait means
+/// that a response does not come, or that earlier events are stuck. The limit is half of the
+/// default of `timeouts.request` (60 s), after which the relay gives up on a silent consumer.
 const LAG_MAX: Duration = Duration::from_secs(30);
 
-/// Returns the lag after which `/status` shows an output as late: [`LAG_MAX`] plus the time that
-/// the output's protocol waits before an event is final.
+/// Returns the lag (age of the oldest undelivered event) after which `/status` shows an output as
+/// late: [`LAG_MAX`] plus the time that the output's protocol waits before a sent event counts as
+/// delivered.
 fn lag_max(config: &config::Output) -> Duration {
     LAG_MAX + config.kind.final_after().map_or(Duration::ZERO, |(_, waits)| waits)
 }
 
-/// Runs an output's task: one delivery after the other, until the output is stopped or removed.
+/// Runs an output's task: one delivery after another, until the output is stopped or removed.
+/// Returns the reason for the end; `Err` if the output cannot go on.
 async fn deliver(
     mut prepared: Prepared,
     cursor: Cursor,

@@ -13,39 +13,41 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The time between two looks at the files. It is short enough that a handshake 3 s after a change
-/// gets the new certificate.
+/// The time between two checks whether the files have changed. It is short enough that a TLS
+/// handshake 3 s after a change gets the new certificate.
 const POLL: Duration = Duration::from_secs(1);
 
-/// The pause between two looks at files that have changed. The looks are repeated until two of them
-/// in a row see the same state, because an editor may be halfway through a file, or a certificate
+/// The pause between two checks of files that have changed. The checks are repeated until two of
+/// them in a row find the same contents. An editor may not have finished a file, or a certificate
 /// may be written before its key.
 const SETTLE: Duration = Duration::from_millis(100);
 
-/// The greatest number of looks at files that have changed. If they still change after so many
-/// looks, they are read as they are.
+/// The greatest number of checks of files that keep changing. After this number of checks, the
+/// relay reads the files although they still change.
 const SETTLE_MAX: u32 = 10;
 
-/// The number of looks, [`SETTLE`] apart, at the files of a config that cannot be used, because
-/// their writer may not be done.
+/// The number of checks, [`SETTLE`] apart, of the files of a config that cannot be used. Their
+/// writer may not have finished, so that a change follows soon.
 const UNFINISHED: u32 = 3;
 
-/// The greatest number of bytes of a file that are compared.
+/// The number of bytes at the beginning of a file that are compared. A change after these bytes is
+/// not noticed.
 const BYTES_MAX: u64 = 16 << 20;
 
-/// The state of some files at one moment. Two states are equal if nothing has changed.
+/// The state of some files at one moment. Two states are equal if no file has changed.
 #[derive(PartialEq, Eq)]
 pub(super) struct Seen(Vec<Print>);
 
-/// The path of the file to which a watched path leads, and a hash of the file's contents. Each is
-/// `None` if it cannot be read.
+/// The state of one watched file: the path that remains when all symlinks are resolved, and a hash
+/// of the contents. Each field is `None` if it cannot be read.
 #[derive(PartialEq, Eq)]
 struct Print {
     target: Option<PathBuf>,
     content: Option<u64>,
 }
 
-/// Returns the present state of the files. Blocks.
+/// Returns the present state of the files: their real paths and hashes of their contents. Blocks
+/// the thread.
 pub(super) fn look(files: &[PathBuf]) -> Seen {
     Seen(
         files
@@ -63,31 +65,35 @@ fn hash(file: &Path) -> std::io::Result<u64> {
     Ok(hasher.finish())
 }
 
-/// The files that are watched, and their state before they were last read. The relay's own task
-/// polls them by [`Watch::changed`].
+/// The files that are watched, and the state that they had before the relay last read them. The
+/// relay's own task polls the files by [`Watch::changed`].
 pub(super) struct Watch {
     files: Vec<PathBuf>,
     seen: Seen,
+    /// The time of the next check of the files.
     next: Instant,
-    /// The number of changes that [`Watch::has_moved`] has reported in a row.
+    /// The number of times that [`Watch::has_moved`] has returned `true` since it last returned
+    /// `false`.
     moved: u32,
 }
 
 impl Watch {
-    /// Makes a watch on `files`. `seen` must be the state of the files before they were read, so
-    /// that no change is missed.
+    /// Makes a watch on `files`. `seen` must be the state that the files had before they were read,
+    /// so that no change is missed.
     pub(super) fn new(files: Vec<PathBuf>, seen: Seen) -> Self {
         Self { files, seen, next: Instant::now() + POLL, moved: 0 }
     }
 
-    /// Replaces the files and their state, after the config was read again.
+    /// Replaces the list of files, and their state before they were read. The relay calls this
+    /// after it has read the config again.
     pub(super) fn renew(&mut self, files: Vec<PathBuf>, seen: Seen) {
         (self.files, self.seen) = (files, seen);
     }
 
-    /// Waits up to 300 ms for a change of the files. `true`: they have changed, so the config
-    /// should be read again. `false`: they have not changed, or this function has returned `true`
-    /// [`SETTLE_MAX`] times in a row already.
+    /// Waits until the files change, for 300 ms plus the time of three checks. Returns `true` if
+    /// they have changed, so that the config should be read again. Returns `false` if they have not
+    /// changed, or if this function has returned `true` [`SETTLE_MAX`] times since it last returned
+    /// `false`.
     pub(super) async fn has_moved(&mut self) -> bool {
         for _ in 0..UNFINISHED {
             tokio::time::sleep(SETTLE).await;
@@ -100,11 +106,12 @@ impl Watch {
         false
     }
 
-    /// Waits until the files have changed and are at rest.
+    /// Waits until a watched file has changed, and then until no file changes any more. After
+    /// [`SETTLE_MAX`] checks it returns although files still change.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, nothing is lost.
+    /// If the future is dropped, no change is lost: the next call notices it.
     pub(super) async fn changed(&mut self) {
         loop {
             tokio::time::sleep_until(self.next).await;
@@ -124,8 +131,8 @@ impl Watch {
         }
     }
 
-    /// Reads the state of the files on a thread for blocking work. If the file system hangs, this
-    /// waits for it.
+    /// Returns the present state of the files, which is read on a thread for blocking work. If the
+    /// file system hangs, this function waits until it works again.
     async fn look(&self) -> Seen {
         let files = self.files.clone();
         let looked = tokio::task::spawn_blocking(move || look(&files)).await;
