@@ -36,32 +36,34 @@ use input::Item;
 use input::Place;
 use resume::State;
 
-/// The greatest number of requests after the frontier (the point up to which everything is
-/// accepted), as a multiple of `concurrency`. The limit bounds the events that a later run sends
-/// twice.
+/// The greatest number of requests after the frontier (the point up to which all events are
+/// accepted), as a multiple of `concurrency`. With a concurrency of 4, at most 8 requests lie after
+/// the frontier. A later run may send their events twice, so their number is bounded.
 const WINDOW: usize = 2;
 
-/// The greatest number of bytes in the bodies of all requests under way. A larger request is sent
-/// only while no other request is under way.
+/// The greatest number of bytes in the bodies of all requests under way. A single larger request is
+/// sent only while no other request is under way.
 const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 
-/// The time between two writes of the resume file.
+/// The time between two writes of the resume file, which keeps the progress for a later run.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest delay after which requests are sent faster than the rate until the delay is made up
-/// for. Of a longer delay, only this much time is made up for.
+/// The longest delay that is made up for. After a delay, requests are sent faster than the
+/// configured rate until the delay is made up for. After a longer delay, for example of 5 s because
+/// the receiver was slow, only this much of the delay is made up for.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
-/// The smallest number of requests per second if there is a rate. At a low rate, requests have
-/// fewer events, so that the events arrive evenly.
+/// The smallest number of requests per second at a rate that allows it. At 100 events per second,
+/// for example, a request has at most 25 events. Several small requests let the events arrive more
+/// evenly than one large request.
 const REQUESTS_PER_SECOND: u32 = 4;
 
 /// The reaction of a replay to a line that is not an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnBadLine {
-    /// The replay stops, and sends nothing after the line.
+    /// The replay sends the events before the line, and then stops.
     Stop,
-    /// The replay skips the line, and reports and counts it.
+    /// The replay skips the line, reports it to the operator, and counts it.
     Skip,
 }
 
@@ -70,7 +72,7 @@ pub enum OnBadLine {
 pub struct Settings {
     /// The paths of the files, in the order in which they are sent; `-` is standard input.
     pub files: Vec<PathBuf>,
-    /// The rate in events per second; `None`: as fast as the consumer accepts them.
+    /// The greatest number of events per second; `None`: as fast as the receiver accepts them.
     pub rate: Option<NonZeroU32>,
     /// The greatest number of events in a request.
     pub batch_events: usize,
@@ -123,8 +125,8 @@ pub struct Progress {
     pub bytes: u64,
     /// The number of lines that were skipped because they are not events.
     pub bad_lines: u64,
-    /// The number of bytes of the files, as they are on disk, that lie before the frontier:
-    /// everything up to that point is accepted or was skipped.
+    /// The number of bytes of the files that are done, as they are on disk (compressed, for a gzip
+    /// file). Up to that point, every event is accepted and every bad line was skipped.
     pub file_bytes: u64,
     /// The number of events that were accepted in earlier runs with the same resume file.
     pub events_before: u64,
@@ -135,10 +137,12 @@ pub struct Progress {
 pub struct Stopped {
     /// The reason for the stop, as text.
     pub what: String,
-    /// The file, and the line (counted from 1), with which the next run begins; everything before
-    /// that line is accepted. `None`: everything that could be read is accepted.
+    /// The place where the next run begins: the path of a file, and the number of a line, counted
+    /// from 1. Every event before that line is accepted. `None`: every event that could be read is
+    /// accepted.
     pub at: Option<(PathBuf, u64)>,
-    /// The file, and the first and last line, that caused the stop; `None`: no line caused it.
+    /// The lines that caused the stop: the path of their file, and the numbers of the first and the
+    /// last line, counted from 1. `None`: no line caused the stop.
     pub lines: Option<(PathBuf, u64, u64)>,
 }
 
@@ -154,11 +158,12 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Checks that the files can be read, and reads the resume file. Blocks.
+    /// Checks that the files can be read, and that the resume file can be read and written. Returns
+    /// the replay, which has sent nothing yet. Blocks the thread.
     ///
     /// # Errors
     ///
-    /// [`Unusable`] names the file that cannot be read or written.
+    /// [`Unusable`] names the file that cannot be used.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
         for file in settings.files.iter().filter(|file| file.as_os_str() != "-") {
             // Only regular files are opened for this check. A pipe must be opened only once,
@@ -195,8 +200,8 @@ impl Replay {
         Ok(Self { settings, state })
     }
 
-    /// The file and the line, counted from 1, with which this run begins; `None` if no earlier run
-    /// has sent anything.
+    /// Returns the path of the file and the number of the line, counted from 1, with which this run
+    /// begins. `None` if the resume file names no line to begin with, for example in the first run.
     #[must_use]
     pub fn resumes_at(&self) -> Option<(PathBuf, u64)> {
         let last = self.state.files.last().filter(|last| last.lines > 0)?;
@@ -204,7 +209,8 @@ impl Replay {
         Some((file.clone(), last.lines + 1))
     }
 
-    /// The size of all files together, in bytes; `None` if one of them has no size, such as a pipe.
+    /// Returns the size of all files together, in bytes; `None` if a file has no size, such as a
+    /// pipe.
     #[must_use]
     pub fn file_bytes(&self) -> Option<u64> {
         let size = |file: &PathBuf| {
@@ -214,12 +220,13 @@ impl Replay {
         self.settings.files.iter().map(size).sum()
     }
 
-    /// Sends all events, until the end of the files or until `stop` is cancelled.
+    /// Sends all events, until the end of the files or until `stop` is cancelled. `notes` gets
+    /// messages for the operator, and `progress` gets the present numbers. Before this function
+    /// returns, it writes the resume file.
     ///
     /// # Errors
     ///
-    /// [`Stopped`] says what could not be sent or read, or that `stop` was cancelled. The resume
-    /// file is written in either case.
+    /// [`Stopped`] says what could not be sent, read or written, or that `stop` was cancelled.
     pub async fn run(
         self,
         client: Client,
@@ -275,24 +282,29 @@ impl Replay {
     }
 }
 
-/// A request that was sent and that the frontier has not passed yet. Requests are kept in the order
-/// of the files.
+/// A request that was sent and that lies after the frontier (the point up to which all events are
+/// accepted).
 struct Sent {
+    /// The point in the files after the last line of the request.
     end: Place,
     events: u64,
+    /// The number of lines that were skipped between the previous request and the end of this one.
     bad_lines: u64,
+    /// `true`: the receiver has accepted the request, or the request has no events.
     accepted: bool,
 }
 
-/// The frontier (the point up to which everything is accepted), and the requests that were sent
-/// after it.
+/// The frontier (the point in the files up to which all events are accepted), and the requests
+/// after that point.
 struct Frontier {
+    /// The contents that the resume file must have for this frontier.
     state: State,
-    /// The number of the first request in `sent`. Each request has a number, counted from 0.
+    /// The number of the first request in `sent`. The requests of a run are numbered from 0.
     first: u64,
+    /// The requests after the frontier that were sent, in the order of the files.
     sent: VecDeque<Sent>,
-    /// The frontier's place: the index of the file, and the number of lines before the frontier in
-    /// that file.
+    /// The place of the frontier: the index of a file, and the number of lines of that file before
+    /// the frontier.
     at: (usize, u64),
 }
 
@@ -302,11 +314,13 @@ impl Frontier {
         Self { state, first: 0, sent: VecDeque::new(), at }
     }
 
+    /// Adds a request after the frontier, and returns the number of the request.
     fn push(&mut self, sent: Sent) -> u64 {
         self.sent.push_back(sent);
         self.first + self.sent.len() as u64 - 1
     }
 
+    /// Notes that the receiver has accepted the request with this number.
     fn accepted(&mut self, number: u64) {
         let index = usize::try_from(number - self.first).unwrap_or(usize::MAX);
         if let Some(sent) = self.sent.get_mut(index) {
@@ -314,8 +328,9 @@ impl Frontier {
         }
     }
 
-    /// Moves the frontier past the first request and returns that request; `None` if the request is
-    /// not accepted yet. `files` are the paths for the resume file.
+    /// Moves the frontier past the first request after it, and returns that request. `None` if
+    /// there is no request, or if the first request is not accepted yet. `files` are the paths for
+    /// the resume file.
     fn next(&mut self, files: &[PathBuf]) -> Option<Sent> {
         let done = self.sent.pop_front_if(|sent| sent.accepted)?;
         self.first += 1;
@@ -339,16 +354,16 @@ impl Frontier {
 /// Writes the resume file in the background.
 #[derive(Default)]
 struct Saver {
-    /// The state in the resume file after the last write; `None` before the first write has
-    /// succeeded.
+    /// The state that the last successful write has put into the resume file; `None`: no write has
+    /// succeeded yet.
     saved: Option<State>,
-    /// The task of the write that is under way; `None` if no write is.
+    /// The task that writes the resume file now; `None`: no write is under way.
     writing: Option<tokio::task::JoinHandle<std::io::Result<State>>>,
 }
 
 impl Saver {
-    /// Begins to write `state` to the resume file, unless the file has this state already or a
-    /// write is under way.
+    /// Begins to write `state` to the resume file. Does nothing if the replay has no resume file
+    /// (`file` is `None`), if the resume file has this state already, or if a write is under way.
     fn save(&mut self, file: Option<&PathBuf>, state: &State) {
         let Some(file) = file.filter(|_| self.writing.is_none()) else { return };
         if self.saved.as_ref() != Some(state) {
@@ -358,7 +373,8 @@ impl Saver {
         }
     }
 
-    /// Waits until the write that is under way has ended; waits for ever if there is none.
+    /// Waits until the write that is under way has ended. `Err` is a text that says why the write
+    /// failed. If no write is under way, this function waits for ever.
     ///
     /// # Cancel safety
     ///
@@ -377,25 +393,28 @@ impl Saver {
 /// The reason why a replay stops before the end of its files.
 struct Trouble {
     what: String,
-    /// The file, and the first and last line, that caused the stop; `None`: no line caused it.
+    /// The lines that caused the stop: the path of their file, and the numbers of the first and the
+    /// last line, counted from 1. `None`: no line caused the stop.
     lines: Option<(PathBuf, u64, u64)>,
-    /// `true`: the requests that were read before the trouble are still sent, with all their
-    /// attempts. `false`: no further attempt follows, and the requests under way end after five
-    /// seconds at most.
+    /// `true`: requests that are under way may still use all their attempts. `false`: no further
+    /// attempt follows, and the requests under way end after five seconds at most.
     finishes: bool,
 }
 
 impl Trouble {
+    /// Makes a trouble that ends the requests under way within five seconds. No line has caused it.
     fn here(what: String) -> Self {
         Self { what, lines: None, finishes: false }
     }
 
+    /// Makes a trouble of reading, after which the requests under way may still use all their
+    /// attempts.
     fn reading(what: String, lines: Option<(PathBuf, u64, u64)>) -> Self {
         Self { what, lines, finishes: true }
     }
 }
 
-/// Sends a batch with [`Client::post`], and describes a failure as text.
+/// Sends a batch with [`Client::post`]. `Err` is a text that says why the batch was not accepted.
 async fn post(
     client: &Client,
     connection: &mut Option<Connection>,
@@ -411,7 +430,7 @@ async fn post(
     })
 }
 
-/// The result of a lane, which is the future that sends one request.
+/// The result of a lane (the future that sends one request).
 struct Done {
     number: u64,
     events: u64,
@@ -420,41 +439,46 @@ struct Done {
     result: Result<(), Trouble>,
 }
 
+/// A future that sends one request, with all its attempts.
 type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 
 /// A replay while it runs. [`Replay::run`] owns it, and its loop runs in the caller's task.
 ///
-/// Each turn of the loop takes the first of these that is ready: a lane that has ended, the next
-/// batch from the reader thread, the moment at which the rate allows the next request, the caller's
-/// `stop`, a written resume file, or the tick that begins to write the resume file.
+/// Each turn of the loop waits for one of these events and handles it: a lane (the future that
+/// sends one request) has ended, the reader thread has the next batch, the rate allows the next
+/// request, the caller has cancelled `stop`, a write of the resume file has ended, or it is time to
+/// begin such a write.
 ///
 /// At most one batch waits to be sent. It is sent when fewer than `concurrency` lanes are busy,
-/// when fewer than `concurrency` times [`WINDOW`] requests lie after the frontier, and when its
-/// bytes fit into [`IN_FLIGHT_BYTES_MAX`]. A lane brings back its connection, which is kept for a
-/// later lane.
+/// when fewer than `concurrency` times [`WINDOW`] requests lie after the frontier (the point up to
+/// which all events are accepted), and when its bytes fit into [`IN_FLIGHT_BYTES_MAX`]. A lane
+/// brings back its connection, which is kept for a later lane.
 ///
 /// The loop ends at the end of the files or at the first trouble, in both cases after the last lane
-/// has ended. A file that cannot be read is a trouble that lets the lanes finish, with all their
-/// attempts. Any other trouble (a request that is refused for good, `stop`, a resume file that
-/// cannot be written) cancels `stop`, so that the lanes end within five seconds. A request that is
-/// refused for good replaces an earlier trouble of the first kind. The resume file is written once
-/// more at the end.
+/// has ended. After a trouble of reading, the lanes finish with all their attempts. Any other
+/// trouble (a request that fails permanently, `stop`, a resume file that cannot be written) cancels
+/// `stop`, so that the lanes end within five seconds. If a request fails permanently after a
+/// trouble of reading, the failed request is reported instead. The resume file is written once more
+/// at the end.
 ///
-/// The frontier never passes a request that was not accepted: a later run with the same resume file
-/// may send events twice, but never leaves one out.
+/// The frontier never passes a request that was not accepted. Therefore a later run with the same
+/// resume file may send events twice, but it never leaves out an event.
 struct Running {
     settings: Settings,
     client: Arc<Client>,
     notes: mpsc::Sender<Note>,
     progress: watch::Sender<Progress>,
     stop: CancellationToken,
+    /// The sizes of the files in bytes, in their order; 0 for a file whose size is not known.
     sizes: Vec<u64>,
     frontier: Frontier,
     saver: Saver,
     lanes: FuturesUnordered<Lane>,
+    /// The open connections that no lane uses now.
     idle: Vec<Connection>,
+    /// The number of bytes in the bodies of the requests under way.
     in_flight_bytes: usize,
-    /// The time from which on the rate allows the next request.
+    /// The earliest time at which the rate allows the next request.
     due: Instant,
 }
 
@@ -518,10 +542,13 @@ impl Running {
         self.ended(trouble).await
     }
 
+    /// Returns the path of the file with this index.
     fn file(&self, index: usize) -> PathBuf {
         self.settings.files.get(index).cloned().unwrap_or_default()
     }
 
+    /// Returns `true` if the limits of concurrency, window and bytes allow the batch to be sent
+    /// now.
     fn has_room(&self, batch: &Batch) -> bool {
         let (lanes, concurrency) = (self.lanes.len(), self.settings.concurrency);
         let fits = self.in_flight_bytes + batch.body.len() <= IN_FLIGHT_BYTES_MAX;
@@ -530,6 +557,8 @@ impl Running {
             && (fits || lanes == 0)
     }
 
+    /// Starts the lane that sends the batch. A batch without events is not sent; it only moves the
+    /// frontier.
     fn send(&mut self, batch: Batch) {
         let Batch { body, events, first_line, last_line, end, bad_lines } = batch;
         let bytes = body.len();
@@ -564,6 +593,8 @@ impl Running {
         }));
     }
 
+    /// Handles the result of a lane: keeps its connection and, if the request was accepted, moves
+    /// the frontier. `Err` if the request has failed.
     fn done(&mut self, done: Done) -> Result<(), Trouble> {
         let Done { number, events, bytes, connection, result } = done;
         self.in_flight_bytes -= bytes;
@@ -578,6 +609,7 @@ impl Running {
         Ok(())
     }
 
+    /// Moves the frontier past all accepted requests that follow it, and reports the progress.
     fn advance(&mut self) {
         while let Some(done) = self.frontier.next(&self.settings.files) {
             let before: u64 = self.sizes.iter().take(done.end.file).sum();

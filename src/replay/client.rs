@@ -38,15 +38,18 @@ use crate::config::HostPort;
 use crate::net;
 use crate::tls;
 
-/// The time limit of one attempt, including the requests that follow a Retry-After.
+/// The time limit of one attempt. An attempt has several requests if the receiver answers with a
+/// Retry-After header.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// The greatest number of requests in one attempt after the attempt's first request.
+/// The greatest number of further requests in one attempt, after the first one. A further request
+/// follows only a response with a Retry-After header.
 const AGAIN_MAX: u32 = 10;
 
-/// The factor by which each pause between attempts is longer than the pause before.
+/// The factor between a pause and the next one: a pause of 10 s is followed by a pause of 15 s.
 const MULTIPLIER: f64 = 1.5;
-/// The greatest random addition to a pause, as a share of the pause.
+/// The greatest random addition to a pause, as a share of the pause: a pause of 10 s lasts up to 12
+/// s.
 const JITTER: f64 = 0.2;
 
 /// The greatest number of bytes of a response body that are read. The response of a relay is much
@@ -64,7 +67,7 @@ const STOPPING: Duration = Duration::from_secs(5);
 
 const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
 
-/// The number of attempts for a batch, and the length of the pauses between them.
+/// The greatest number of attempts to send a batch, and the length of the pauses between them.
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
     /// The greatest number of attempts, including the first.
@@ -84,16 +87,16 @@ impl Default for Retry {
 /// The reason why a batch was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The receiver's response cannot change: the next attempt would fail in the same way. The text
-    /// is the reason.
+    /// The batch cannot be accepted: the next attempt would fail in the same way. The text is the
+    /// reason.
     Final(String),
-    /// All attempts have failed; the text is the reason of the last one.
+    /// All attempts have failed. The text is the reason why the last attempt failed.
     GivenUp(String),
     /// A stop was requested before the batch was accepted.
     Stopped,
 }
 
-/// A request that has failed and that another request will follow.
+/// A report about a request that has failed, after which the batch is sent again.
 #[derive(Debug, Clone)]
 pub struct Failed {
     /// The reason for the failure, as text.
@@ -109,30 +112,35 @@ pub struct Failed {
 /// Sends batches of events to one URL.
 pub struct Client {
     https: bool,
+    /// The host and the port of the receiver.
     at: HostPort,
+    /// The value of the header `Host`.
     authority: HeaderValue,
     path_and_query: String,
     tls: Option<Arc<tls::Client>>,
     authorization: Option<HeaderValue>,
     retry: Retry,
-    /// Cancelled when a stop is requested: pauses then end at once, and requests end after
-    /// [`STOPPING`].
+    /// A token that is cancelled when a stop is requested. Pauses then end at once, and requests
+    /// end after [`STOPPING`].
     stop: CancellationToken,
-    /// Runs the tasks that drive the connections.
+    /// The tasks that read and write the connections, one task for each connection.
     drivers: TaskTracker,
 }
 
 /// An HTTP connection to the receiver, kept open for the next request.
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
+    /// The task that reads and writes the connection. Its result is the error that ended the
+    /// connection.
     driver: JoinHandle<hyper::Result<()>>,
 }
 
 impl Connection {
-    /// Returns the reason why a request failed. If the connection ended before the request was
-    /// written, `error` does not contain the reason. The function then waits for the task that
-    /// drives the connection, because a server that refuses the client certificate may do so at any
-    /// time after the handshake.
+    /// Returns a text with the reason why a request failed, and drops the connection. If the
+    /// connection ended before the request was written, `error` does not contain the reason, but
+    /// the task that drives the connection has it. The function then waits for that task. Such an
+    /// error may come late: a server may refuse the client certificate at any time after the
+    /// handshake.
     async fn why(self, error: &hyper::Error) -> String {
         let Self { sender, driver } = self;
         drop(sender);
@@ -141,13 +149,15 @@ impl Connection {
     }
 }
 
-/// The body of a relay's response to a request that the relay has accepted.
+/// The body of a relay's response to a request that the relay has accepted, with the number of
+/// events.
 #[derive(Deserialize)]
 struct Accepted {
     accepted: u64,
 }
 
-/// The body of a response to a request that the relay, or Kubernetes, has not accepted.
+/// The body of a response that refuses a request. A relay, like Kubernetes, sends a JSON object
+/// with a `message`.
 #[derive(Deserialize)]
 struct Status {
     message: String,
@@ -155,10 +165,13 @@ struct Status {
 
 /// The result of one request.
 enum Outcome {
+    /// The receiver has accepted all events of the request.
     Accepted,
     /// The request has failed, but the next request may succeed. The text is the reason; the
     /// duration is the pause that the response asks for, or `None` if the response names no pause.
     Failed(String, Option<Duration>),
+    /// The request has failed, and the next request would fail in the same way. The text is the
+    /// reason.
     Final(String),
 }
 
@@ -168,7 +181,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// The text says why the URL or the token cannot be used, and quotes neither of them.
+    /// `ClientError` says why the URL or the token cannot be used. Its text quotes neither of them.
     pub fn new(
         url: &str,
         tls: Option<Arc<tls::Client>>,
@@ -213,10 +226,10 @@ impl Client {
         })
     }
 
-    /// Sends `body`, which has this number of `events`, until the receiver accepts the batch.
-    /// `failed` is called for each failure that another request follows. `kept` holds the
-    /// connection of an earlier request, or `None`; afterwards it holds the connection for the next
-    /// request, if there is one.
+    /// Sends `body`, a batch of `events` events, until the receiver accepts it or all attempts have
+    /// failed. `failed` is called for each failed request after which the batch is sent again.
+    /// `kept` is the open connection of an earlier request, or `None`. Afterwards `kept` is the
+    /// open connection for the next request; `None` if the connection cannot be used again.
     ///
     /// # Errors
     ///
@@ -242,6 +255,8 @@ impl Client {
         }
     }
 
+    /// Makes all attempts to send the batch, with the pauses between them. Ends during a pause if a
+    /// stop is requested.
     async fn attempts(
         &self,
         kept: &mut Option<Connection>,
@@ -273,8 +288,9 @@ impl Client {
         }
     }
 
-    /// Makes one attempt to send the batch. Before the attempt's first pause for a Retry-After,
-    /// `told` is called with the reason and the length of the pause.
+    /// Makes one attempt to send the batch, and returns the result of its last request. Before the
+    /// attempt's first pause for a Retry-After header, `told` is called with the reason and the
+    /// length of the pause.
     async fn attempt(
         &self,
         kept: &mut Option<Connection>,
@@ -305,7 +321,8 @@ impl Client {
         }
     }
 
-    /// Sends one request, on the kept connection if there is one, or on a new one.
+    /// Sends one request and returns its result. The request uses the connection in `kept` if it is
+    /// still open, or a new one.
     async fn exchange(
         &self,
         kept: &mut Option<Connection>,
@@ -347,6 +364,7 @@ impl Client {
         }
     }
 
+    /// Makes the request with this body and all headers.
     fn request(&self, body: Bytes) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
         let mut request = Request::builder()
             .method(Method::POST)
@@ -362,6 +380,8 @@ impl Client {
         Ok(request)
     }
 
+    /// Opens a new connection to the receiver, with TLS for an `https` URL. `Err` says why it
+    /// failed.
     async fn dial(&self, deadline: Instant) -> Result<Connection, String> {
         let HostPort { host, port } = &self.at;
         let told = |error: &dyn std::error::Error| format!("{self}: {}", chain(error));
@@ -387,8 +407,8 @@ impl Client {
         Ok(Connection { sender, driver })
     }
 
-    /// Decides what a response means for the batch. `Err` has the same meaning for the batch, but
-    /// the connection cannot be kept, because the response was not read to its end.
+    /// Returns what a response means for the batch. `Ok` and `Err` contain the same outcomes. `Err`
+    /// says that the connection cannot be used again, because the response was not read to its end.
     async fn judge(&self, response: Response<Incoming>, events: u64) -> Result<Outcome, Outcome> {
         let (head, body) = response.into_parts();
         let status = head.status;
@@ -426,20 +446,19 @@ impl fmt::Display for Client {
 }
 
 /// The reason why a client cannot be made. Nothing was sent; the operator must correct the command
-/// line.
-/// No text quotes the URL or the token.
+/// line. No text quotes the URL or the token.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The text is not a URL.
     #[error("the URL cannot be read: {0}")]
     NoUrl(url::ParseError),
-    /// The scheme is not one that the client can use.
+    /// The scheme of the URL is neither `http` nor `https`.
     #[error("the URL is neither http:// nor https://")]
     Scheme,
     /// The URL names no host.
     #[error("the URL has no host")]
     NoHost,
-    /// The host cannot be sent as the header `Host`.
+    /// The host of the URL has characters that the header `Host` cannot have.
     #[error("the URL has an unusable host")]
     Host,
     /// The URL has a user name or a password.
@@ -450,7 +469,8 @@ pub enum ClientError {
     Token,
 }
 
-/// Returns `true` if the URL needs TLS. `Err` if its scheme is neither `http` nor `https`.
+/// Returns `true` if the URL needs TLS. `Err` if the scheme of the URL is neither `http` nor
+/// `https`.
 fn is_https(url: &Url) -> Result<bool, ClientError> {
     match url.scheme() {
         "https" => Ok(true),
@@ -459,11 +479,14 @@ fn is_https(url: &Url) -> Result<bool, ClientError> {
     }
 }
 
-/// Reads a Retry-After header in whole seconds; `None` for any other value, as in client-go.
+/// Returns the pause that a Retry-After header asks for. The header must be a whole number of
+/// seconds; for any other value, such as a date, the result is `None`, as in Kubernetes' client-go.
 fn seconds(value: &HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
 
+/// Returns the end of an error message, which names the option to look at for this HTTP status;
+/// empty if no option is the likely cause.
 fn remedy(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; see --bearer-token-file",
@@ -473,8 +496,10 @@ fn remedy(status: StatusCode) -> &'static str {
     }
 }
 
-/// Returns the message of a Kubernetes Status, or the whole text if it is no Status, for the end of
-/// a sentence. Control characters become spaces, so that the text is safe for a terminal.
+/// Returns the body of a response as the end of a message: a colon and the text. If the body is a
+/// Status of Kubernetes, the text is its `message`; otherwise it is the whole body. An empty body
+/// gives an empty result. Control characters become spaces, so that the text is safe for a
+/// terminal.
 fn shown(text: &[u8]) -> String {
     let message = match serde_json::from_slice::<Status>(text) {
         Ok(status) => status.message,
@@ -490,8 +515,8 @@ fn shown(text: &[u8]) -> String {
     format!(": {}", message.chars().take(SHOWN_CHARS_MAX).map(safe).collect::<String>())
 }
 
-/// Returns the text of the error and of its causes. A cause is left out if its text is already
-/// there.
+/// Returns the text of the error and of its causes, separated by colons. The text of a cause is
+/// left out if the result contains it already.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

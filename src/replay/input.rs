@@ -29,11 +29,12 @@ use super::resume::Head;
 use super::resume::Read as Resumed;
 use crate::audit::LIST_HEAD;
 
-/// The end of an EventList in JSON: the text of a request body after the events.
+/// The end of the JSON object EventList: the text of a request body after the events.
 const LIST_TAIL: &[u8] = b"]}\n";
 
-/// The longest line, in bytes, that can be sent. With the list around it, it makes a body of 64
-/// MiB, the largest that a relay accepts by default.
+/// The length in bytes of the longest line that can be sent. With the beginning and the end of the
+/// EventList around it, the line makes a request body of 64 MiB. This is the largest body that a
+/// relay accepts by default.
 const LINE_BYTES_MAX: usize = (64 << 20) - LIST_HEAD.len() - LIST_TAIL.len();
 
 /// The size in bytes of the buffer for one read from a file.
@@ -43,8 +44,9 @@ const BUFFER: usize = 256 * 1024;
 /// larger is freed.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
-/// After this number of bad lines without a request, the reader hands out an empty batch, so that
-/// the frontier (the point up to which everything is done) moves past the lines.
+/// The number of bad lines (lines that are not events) after which the reader hands out its batch,
+/// even if the batch is not full or has no events. The frontier (the point up to which everything
+/// is done) then moves past these lines.
 const BAD_LINES_MAX: u64 = 1000;
 
 /// The file name that means standard input.
@@ -55,42 +57,47 @@ const STDIN: &str = "-";
 pub(super) struct Place {
     /// The index of the file in the list of files.
     pub(super) file: usize,
-    /// The beginning of the file, by which a later run recognises the file.
+    /// The beginning of the file's text, by which a later run recognises the file.
     pub(super) head: Head,
-    /// The number of bytes of the file's uncompressed text before this point.
+    /// The number of bytes of the file's uncompressed text that lie before this point.
     pub(super) offset: u64,
-    /// The number of the file's lines before this point.
+    /// The number of lines of the file that lie before this point.
     pub(super) lines: u64,
-    /// The number of bytes that were read from the file itself, which may be compressed.
+    /// The number of bytes that were read from the file to reach this point, as they are on disk
+    /// (compressed, for a gzip file).
     pub(super) bytes_read: u64,
 }
 
-/// The events of one request, or an empty batch that only moves the frontier.
+/// The events of one request. A batch without events is not sent; it only moves the frontier (the
+/// point up to which everything is done).
 pub(super) struct Batch {
-    /// The request body, an EventList; empty if the batch has no events.
+    /// The request body: a JSON object EventList; empty if the batch has no events.
     pub(super) body: Bytes,
+    /// The number of events in the body.
     pub(super) events: u64,
-    /// The first line of the batch's events, counted from 1.
+    /// The number of the line with the batch's first event, counted from 1; 0 without events.
     pub(super) first_line: u64,
-    /// The last line of the batch's events, counted from 1.
+    /// The number of the line with the batch's last event, counted from 1; 0 without events.
     pub(super) last_line: u64,
-    /// The point that the frontier reaches once this batch and all batches before it are accepted.
+    /// The point in the files after this batch. The frontier (the point up to which everything is
+    /// done) reaches it once this batch and all batches before it are accepted.
     pub(super) end: Place,
-    /// The number of bad lines that were skipped since the previous batch.
+    /// The number of bad lines (lines that are not events) that were skipped since the previous
+    /// batch.
     pub(super) bad_lines: u64,
 }
 
 /// An item that the reader thread sends to the replay.
 pub(super) enum Item {
     Batch(Batch),
-    /// Reading has failed at a line. No item follows.
+    /// The reader has stopped at a line that cannot be read or is not an event. No item follows.
     Failed {
         file: usize,
         line: u64,
         what: String,
     },
-    /// All files are read, and no item follows. `cut_short` is the number of files that could not
-    /// be read to their ends; each of them was reported.
+    /// The reader has read all files, and no item follows. `cut_short` is the number of files that
+    /// could not be read to their ends. Each of these files was reported in a note.
     End {
         cut_short: u64,
     },
@@ -99,19 +106,25 @@ pub(super) enum Item {
 /// The paths of the files to read, and the limits of a request.
 pub(super) struct Plan {
     pub(super) files: Vec<PathBuf>,
+    /// The parts of the files that earlier runs have sent, in the order of `files`.
     pub(super) resumed: Vec<Resumed>,
+    /// The greatest number of events in a request.
     pub(super) events_max: usize,
+    /// The greatest number of bytes in a request body. A larger event is sent in a request of its
+    /// own.
     pub(super) bytes_max: usize,
+    /// The reaction to a line that is not an event.
     pub(super) on_bad_line: OnBadLine,
 }
 
 /// The reason why reading has ended before the end of the last file.
 enum Ended {
+    /// A line cannot be read or is not an event. `line` is its number, and `what` says why.
     Failed {
         line: u64,
         what: String,
     },
-    /// The receiver of the items is gone, so nobody needs further items.
+    /// The replay takes no items any more, so reading further would be useless.
     Unwanted,
 }
 
@@ -121,7 +134,9 @@ impl From<mpsc::error::SendError<Item>> for Ended {
     }
 }
 
-/// The body of the reader thread: reads all files, and ends with [`Item::Failed`] or [`Item::End`].
+/// Runs the reader thread: reads all files, sends their events to `items` in batches, and sends
+/// [`Item::Failed`] or [`Item::End`] last. If nobody receives `items` any more, it ends without a
+/// last item.
 pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Sender<Note>) {
     let mut reader = Reader { plan, items, notes, cut_short: 0 };
     let mut last = Ok(());
@@ -140,6 +155,8 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
     items.blocking_send(item).ok();
 }
 
+/// The state of the reader thread. `cut_short` is the number of files that could not be read to
+/// their ends.
 struct Reader<'a> {
     plan: &'a Plan,
     items: &'a mpsc::Sender<Item>,
@@ -148,6 +165,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Reads one file to its end, and sends its events in batches. `Err` if no further file may be
+    /// read.
     fn read_file(&mut self, file: usize, path: &Path) -> Result<(), Ended> {
         let failed = |line, what| Ended::Failed { line, what };
         let resumed = self.plan.resumed.get(file);
@@ -210,6 +229,7 @@ impl Reader<'_> {
         batch.flush(self.items)
     }
 
+    /// Sends a note about a bad line to the operator.
     fn tell(&self, path: &Path, line: u64, what: String) {
         let note = Note::BadLine { file: path.to_owned(), line, what };
         self.notes.blocking_send(note).ok();
@@ -222,6 +242,7 @@ struct Filling {
     events: usize,
     first_line: u64,
     last_line: u64,
+    /// The point in the files after the last line that was read for this request.
     end: Place,
     bad_lines: u64,
 }
@@ -238,6 +259,7 @@ impl Filling {
         self.events == 0 || self.events < plan.events_max && length <= plan.bytes_max
     }
 
+    /// Adds an event to the request. `line` is the number of the line with the event.
     fn push(&mut self, event: &[u8], line: u64) {
         if self.events == 0 {
             self.body.extend_from_slice(LIST_HEAD);
@@ -250,6 +272,7 @@ impl Filling {
         self.last_line = line;
     }
 
+    /// Sends the request to the replay, even if it has no events, and begins a new one.
     fn flush(&mut self, items: &mpsc::Sender<Item>) -> Result<(), Ended> {
         let next = Self::new(self.end);
         let capacity = self.body.len() + self.body.len() / 8;
@@ -269,25 +292,30 @@ impl Filling {
 /// The result of reading one line with [`Text::next`].
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
+    /// A line was read.
     Line,
+    /// The line is longer than [`LINE_BYTES_MAX`], and was skipped.
     TooLong,
+    /// The text has no further line.
     End,
 }
 
 /// The text of one file, read line by line.
 struct Text {
     reader: Box<dyn BufRead + Send>,
-    /// The number of bytes that were read from the file itself, which may be compressed.
+    /// The number of bytes that were read from the file, as they are on disk (compressed, for a
+    /// gzip file).
     bytes_read: Arc<AtomicU64>,
     is_gzip: bool,
-    /// `true`: the last line that was read ended without a line break.
+    /// `true`: the last line that was read has no line break at its end, so it may be incomplete.
     is_torn: bool,
-    /// The point after the last line that was read.
+    /// The point in the file after the last line that was read.
     place: Place,
 }
 
 impl Text {
-    /// Opens a file at its beginning, or at the point up to which an earlier run has sent it.
+    /// Opens a file at its beginning or, if `resumed` is not `None`, at the point up to which an
+    /// earlier run has sent it. `Err` is a text that says why the file cannot be used.
     fn open(path: &Path, file: usize, resumed: Option<&Resumed>) -> Result<Self, String> {
         let cannot = |error: io::Error| format!("cannot read it: {error}");
         let Some(resumed) = resumed.filter(|resumed| resumed.lines > 0) else {
@@ -306,6 +334,7 @@ impl Text {
         Ok(text)
     }
 
+    /// Opens a file at its beginning, and finds out whether it is a gzip file.
     fn at_start(path: &Path, file: usize) -> io::Result<Self> {
         let bytes_read = Arc::<AtomicU64>::default();
         let source: Box<dyn Read + Send> = if path.as_os_str() == STDIN {
@@ -325,8 +354,8 @@ impl Text {
         Ok(Self { reader, bytes_read, is_gzip, is_torn: false, place })
     }
 
-    /// Skips the part of the file that an earlier run has sent, which ends at the point in
-    /// `resumed`.
+    /// Skips the part of the file that an earlier run has sent, up to the point in `resumed`. `Err`
+    /// if the file ends before that point.
     fn skip_to(&mut self, path: &Path, resumed: &Resumed) -> io::Result<()> {
         let shorter = || io::Error::other("the file is shorter than before");
         let plain = path.as_os_str() != STDIN && std::fs::metadata(path)?.is_file();
@@ -363,8 +392,8 @@ impl Text {
         Ok(())
     }
 
-    /// Reads the next line into `line`. The line ends with `\n`, even if the last line of the text
-    /// has none.
+    /// Reads the next line into `line`, and adds a `\n` if the last line of the text has none. A
+    /// line that is too long is read to its end, but only its beginning is kept.
     fn next(&mut self, line: &mut Vec<u8>) -> io::Result<Next> {
         line.clear();
         if line.capacity() > KEPT_BYTES_MAX {
@@ -410,7 +439,7 @@ impl Text {
     }
 }
 
-/// A reader that counts the bytes that it has read from the reader inside.
+/// A reader that counts in `bytes` the bytes that are read from `source`.
 struct Counted {
     source: Box<dyn Read + Send>,
     bytes: Arc<AtomicU64>,

@@ -15,7 +15,8 @@ use crate::audit::Invalid;
 /// The longest name of a node, in bytes. A node's name is a DNS subdomain (RFC 1123).
 const NODE_BYTES_MAX: usize = 253;
 
-/// The members of a dead letter, as `src/delivery/dead_letter.rs` writes them.
+/// The members of a dead letter (an event that an output has given up, with the reason), as
+/// `src/delivery/dead_letter.rs` writes them.
 #[derive(Deserialize)]
 struct Letter<'a> {
     #[serde(rename = "time")]
@@ -28,8 +29,9 @@ struct Letter<'a> {
     event: &'a RawValue,
 }
 
-/// Finds the events in a line, which must end with `\n`. Returns the range of the events, each
-/// ended by `\n`; the range is empty for an empty line. `Err` says what is wrong with the line.
+/// Finds the events in `line`, whose last byte must be `\n`. Rewrites the line in place so that
+/// each event is followed by `\n`, and returns the range of the events; the range is empty for an
+/// empty line. `Err` says what is wrong with the line.
 pub(super) fn find(line: &mut [u8]) -> Result<Range<usize>, String> {
     if line.trim_ascii().is_empty() {
         return Ok(0..0);
@@ -49,6 +51,8 @@ pub(super) fn find(line: &mut [u8]) -> Result<Range<usize>, String> {
     }
 }
 
+/// Finds the events in this range of the line, as a relay would accept them. Returns the range of
+/// the events in the line; `Err` says what is wrong.
 fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> {
     let Range { start, .. } = range;
     let body = line.get_mut(range).unwrap_or_default();
@@ -58,8 +62,8 @@ fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> 
     }
 }
 
-/// Returns the number of bytes before the event that hold a node's name and white space; 0 if the
-/// line does not begin with a node's name.
+/// Returns the length in bytes of a node's name and the white space after it at the beginning of
+/// the line; 0 if the line does not begin with a node's name.
 fn node_bytes(line: &[u8]) -> usize {
     let Some(brace) = memchr::memchr(b'{', &line[..line.len().min(NODE_BYTES_MAX + 16)]) else {
         return 0;
@@ -70,7 +74,8 @@ fn node_bytes(line: &[u8]) -> usize {
     if is_prefix { brace } else { 0 }
 }
 
-/// Returns the range of the event in a dead letter; `None` if the line is no dead letter.
+/// Returns the range of the event in a dead letter (an event that an output has given up, with the
+/// reason), which begins at `start` in the line; `None` if the line is no dead letter.
 fn event_of_letter(line: &[u8], start: usize) -> Option<Range<usize>> {
     let letter: Letter<'_> = serde_json::from_slice(line.get(start..)?).ok()?;
     let event = letter.event.get();

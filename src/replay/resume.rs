@@ -16,15 +16,18 @@ use serde::Serialize;
 /// The version of the resume file's format. Only this version is written and read.
 const VERSION: u32 = 1;
 
-/// The beginning of a file's text, by which a later run recognises the file: the first line, or the
-/// first [`Head::BYTES_MAX`] bytes of a longer line.
+/// A length and a checksum of the beginning of a file's text, by which a later run recognises the
+/// file. The beginning is the first line, or the first [`Head::BYTES_MAX`] bytes of a longer line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(super) struct Head {
+    /// The number of bytes that the checksum covers.
     first_line_bytes: u64,
+    /// The CRC-32C checksum of these bytes.
     first_line_crc32c: u32,
 }
 
 impl Head {
+    /// The greatest number of bytes of the first line that the checksum covers.
     pub(super) const BYTES_MAX: usize = 4096;
 
     /// Returns the head of the file that begins with this line.
@@ -34,12 +37,13 @@ impl Head {
     }
 }
 
-/// The part of one file that has been accepted.
+/// The record in the resume file about one file: how much of it has been accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Read {
     /// The path of the file, for people who read the resume file. The program does not use the
     /// path.
     pub(super) path: PathBuf,
+    /// The beginning of the file's text, by which a later run recognises the file.
     #[serde(flatten)]
     pub(super) head: Head,
     /// The number of bytes of the file's uncompressed text that have been accepted.
@@ -51,11 +55,12 @@ pub(super) struct Read {
 /// The contents of the resume file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
+    /// The version of the resume file's format.
     version: u32,
     /// The number of events that have been accepted in all runs together.
     pub(super) events: u64,
-    /// The files of which a part was accepted, in their order. All files but the last have been
-    /// read to their ends.
+    /// The files of which a part was accepted, in the order of the command line. All files but the
+    /// last have been read to their ends.
     pub(super) files: Vec<Read>,
 }
 
@@ -65,25 +70,25 @@ impl Default for State {
     }
 }
 
-/// The reason why a resume file cannot be used. The replay does not start, because without the file
-/// it would send events again. The operator must name another file, or remove this one to start
-/// anew.
+/// The reason why a resume file cannot be used. The replay does not start, because without this
+/// file it would send events again. The operator must name another resume file, or remove this one
+/// to send everything from the start.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ResumeError {
     /// The file exists and cannot be read.
     #[error("cannot read {}: {source}", file.display())]
     Unreadable {
-        /// The resume file.
+        /// The path of the resume file.
         file: PathBuf,
-        /// The error of the operating system.
+        /// The error of the operating system when the resume file was read.
         source: io::Error,
     },
     /// The file is not the resume file of a replay.
     #[error("{} is not the resume file of a replay: {source}", file.display())]
     Foreign {
-        /// The file.
+        /// The path of the file.
         file: PathBuf,
-        /// The place in the file and its fault.
+        /// The error of the JSON parser, which names the place in the file.
         source: serde_json::Error,
     },
     /// Another version of the program has written the file.
@@ -92,16 +97,16 @@ pub(super) enum ResumeError {
         file.display()
     )]
     Version {
-        /// The resume file.
+        /// The path of the resume file.
         file: PathBuf,
-        /// The version of the file's form.
+        /// The version of the format that the resume file has.
         version: u32,
     },
 }
 
 impl State {
-    /// Reads the resume file. If the file does not exist, the result is the state of a replay that
-    /// has not begun.
+    /// Reads the resume file and returns its contents. If the file does not exist, returns the
+    /// state of a replay that has not begun. `Err` if the file cannot be used.
     pub(super) fn load(file: &Path) -> Result<Self, ResumeError> {
         let named = || file.to_owned();
         let text = match std::fs::read(file) {
@@ -117,7 +122,8 @@ impl State {
         Ok(state)
     }
 
-    /// Replaces the resume file by a file with this state. Blocks.
+    /// Replaces the resume file by a file with this state. The whole file is replaced at once, so
+    /// that a crash leaves either the old or the new state. Blocks the thread.
     pub(super) fn save(&self, file: &Path) -> io::Result<()> {
         let mut name = file.file_name().unwrap_or_default().to_owned();
         name.push(".new");
