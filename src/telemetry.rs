@@ -60,8 +60,8 @@ pub use reports::State;
 /// shorter, and quote at most one word that a client has chosen.
 const MESSAGE_MAX: usize = 300;
 
-/// The last request that was refused, for `/status`. The value holds nothing of the request's body,
-/// except that `message` may quote one wrong word.
+/// The last request that was refused, which `/status` shows. The value holds nothing of the
+/// request's body, except that `message` may quote one wrong word.
 #[derive(Debug, Clone)]
 pub struct LastRejected {
     /// The label of the listener or source that received the request.
@@ -76,8 +76,9 @@ pub struct LastRejected {
     pub at: Instant,
 }
 
-/// The registry of one relay. The relay owns it; handles are cheap to clone, and registering the
-/// same labels twice gives handles of the same series.
+/// All metrics of one relay, and its notes for the log. The relay owns this value. Its functions
+/// return handles (references to metric series), which are cheap to clone. Two calls with the same
+/// labels return handles of the same series.
 pub struct Telemetry {
     recorder: PrometheusRecorder,
     handle: PrometheusHandle,
@@ -94,8 +95,9 @@ impl Default for Telemetry {
 }
 
 impl Telemetry {
-    /// A registry that knows every help text. It has the series of the program; those of
-    /// listeners, outputs and the queue are added when their handles are made.
+    /// Makes a registry with the help texts of all metrics. The series about the program itself
+    /// exist from the start. The series of listeners, outputs and the queue are added when their
+    /// handles are made.
     #[must_use]
     pub fn new() -> Self {
         let histograms = catalog::own().filter(|metric| !metric.buckets.is_empty());
@@ -108,7 +110,8 @@ impl Telemetry {
             .unwrap_or_else(|_| PrometheusBuilder::new())
             .build_recorder();
         for metric in catalog::own() {
-            // The exporter finds a help text by the name alone, whatever the kind.
+            // The exporter finds a help text by the name alone, so `describe_counter` is right for
+            // every kind of metric.
             let name = KeyName::from(metric.full_name());
             recorder.describe_counter(name, None, metric.help.into());
         }
@@ -124,8 +127,8 @@ impl Telemetry {
         Self { recorder, handle, process, program, last_rejected, reports }
     }
 
-    /// The page `/metrics`, in the Prometheus text format. The caller has set the gauges of the
-    /// queue before (`Queue::observe`), since they are read on demand.
+    /// Returns the page `/metrics`, in the Prometheus text format. Call `Queue::observe` before,
+    /// because the gauges of the queue are set only there.
     #[must_use]
     pub fn render(&self) -> String {
         #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^60")]
@@ -136,7 +139,8 @@ impl Telemetry {
         self.handle.render()
     }
 
-    /// Returns the values of all series, which are those of [`Telemetry::render`], as numbers.
+    /// Returns the values of all series as numbers. They are the same values as on the page of
+    /// [`Telemetry::render`].
     #[must_use]
     pub fn read(&self) -> Reading {
         Reading::new(&self.render())
@@ -148,17 +152,18 @@ impl Telemetry {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the page of [`Telemetry::render`] without the states of outputs and listeners that a
-    /// reload has removed. `is_there` gets `output` or `listener` and the name, and returns `true`
-    /// if the config still has the output or listener. Nothing would ever set a state of a removed
-    /// output again, so an alert on that state would never end. Counters stay on the page.
+    /// Returns the page of [`Telemetry::render`] without the states (gauges such as `output_up`) of
+    /// outputs and listeners that a reload has removed. `is_there` gets `output` or `listener` and
+    /// the name, and returns `true` if the config still has the output or listener. The state of a
+    /// removed output would never change again, so an alert on it would never end. Counters stay on
+    /// the page.
     pub fn render_states_of(&self, is_there: impl Fn(&str, &str) -> bool) -> String {
         let shown = |line: &&str| state_of(line).is_none_or(|(place, name)| is_there(place, name));
         self.render().split_inclusive('\n').filter(shown).collect()
     }
 
-    /// Folds the values that histograms have collected into their buckets. Must run every few
-    /// seconds: without it the values pile up in memory until the next scrape.
+    /// Moves the values that histograms have collected into their buckets. The relay must call this
+    /// function every few seconds. Otherwise the values pile up in memory until the next scrape.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -214,7 +219,8 @@ impl Telemetry {
         metrics.required.set(f64::from(u8::from(required)));
     }
 
-    /// Counts the backlog of an output that is not in the config any more as lost.
+    /// Counts `events` as lost. They are the events that the output `name` had not delivered when
+    /// it was removed from the config.
     pub fn removed(&self, name: &str, events: u64) {
         self.lost(name).increment(events);
         self.reports.losses(name).add(Loss::Removed, events, None);
@@ -225,15 +231,18 @@ impl Telemetry {
         DroppedLetters::register(&self.recorder, [], self.reports.losses(reports::QUEUE))
     }
 
-    /// Returns the handle that notes losses and changes of states for the log.
+    /// Returns the handle that notes lost events and changes of the queue's state, so that they are
+    /// logged.
     #[must_use]
     pub fn reports(&self) -> Reports {
         self.reports.clone()
     }
 
-    /// Sets `tls_certificate_expiry_timestamp_seconds`. `place` is `listener` or `output`, and
-    /// `name` is its label. `role` says whose certificate it is: `server` or `client`. `not_after`
-    /// is in seconds since 1970.
+    /// Sets the metric `tls_certificate_expiry_timestamp_seconds` of one certificate. `place` says
+    /// on which connections the certificate is used: those of a `listener` or of an `output`.
+    /// `name` is the label of the listener, or the name of the output. `role` is the side that
+    /// presents the certificate: `server` or `client`. `not_after` is the end of its validity, in
+    /// seconds since 1970.
     pub fn certificate_expiry(
         &self,
         place: &'static str,
@@ -248,8 +257,8 @@ impl Telemetry {
     }
 }
 
-/// Returns the kind (`output` or `listener`) and the name that a line of `/metrics` is about, if
-/// the line is a state of an output or a listener; `None` for every other line.
+/// Returns the kind (`output` or `listener`) and the name from a line of `/metrics` that shows a
+/// state of an output or a listener, such as `output_up`; `None` for every other line.
 fn state_of(line: &str) -> Option<(&str, &str)> {
     let (metric, labels) = line.strip_prefix(declare::PREFIX)?.split_once('{')?;
     let (place, rest) = labels.split_once("=\"")?;
@@ -263,8 +272,8 @@ impl ListenerMetrics {
         self.requests.of(labels::Code::of(status)).increment(1);
     }
 
-    /// Counts a request that was not accepted. `code` is the HTTP status of the response, `message`
-    /// the sentence that the sender receives.
+    /// Counts a request that was not accepted, and keeps it as the last refused request. `code` is
+    /// the HTTP status of the response, and `message` is the sentence that the sender receives.
     pub fn rejected(&self, reason: Rejection, code: u16, message: &str) {
         self.rejections.requests.of(reason).increment(1);
         let last = LastRejected {
@@ -279,7 +288,8 @@ impl ListenerMetrics {
 }
 
 impl QueueMetrics {
-    /// Counts an accepted batch: its events, the bytes of their lines, and the events by level.
+    /// Counts an accepted batch: its events, the bytes of their lines, and the events by audit
+    /// level.
     pub fn accepted(&self, events: u64, bytes: u64, levels: &LevelCounts) {
         self.events.increment(events);
         self.accepted_bytes.increment(bytes);
@@ -287,7 +297,8 @@ impl QueueMetrics {
         self.last_event.set(now());
     }
 
-    /// Counts a batch that was accepted and dropped at once, so that no output can get it.
+    /// Counts a batch that was accepted and then dropped at once, because the queue was full. No
+    /// output can get its events.
     pub fn drop_newest(&self, events: u64, bytes: u64, levels: &LevelCounts) {
         self.accepted(events, bytes, levels);
         self.errors.increment(events);
@@ -295,8 +306,8 @@ impl QueueMetrics {
         self.losses.add(Loss::DropNewest, events, None);
     }
 
-    /// Notes a damaged place of the queue's files for the log. The events that the damage costs are
-    /// noted by the outputs that pass the place.
+    /// Notes a damaged place of the queue's files for the log. Each output counts the events that
+    /// it loses there when it reaches the place.
     pub fn damaged(&self, place: &str) {
         self.losses.note(Loss::Damaged, 1, Some(place));
     }
@@ -308,7 +319,7 @@ impl QueueMetrics {
 }
 
 impl DroppedLetters {
-    /// Counts events in dead-letter files that were deleted.
+    /// Counts events whose dead-letter files were deleted.
     pub fn add(&self, events: u64) {
         self.events.increment(events);
         self.losses.note(Loss::DeadLetters, events, None);
@@ -322,8 +333,8 @@ pub fn now() -> f64 {
 }
 
 impl ReloadMetrics {
-    /// Counts one reload of the config: `true` if the new config is in use, `false` if it was
-    /// refused.
+    /// Counts one reload of the config, and notes its time. `success` is `true` if the new config
+    /// is in use, and `false` if it was refused or if one of its listeners could not be opened.
     pub fn reloaded(&self, success: bool) {
         let (count, last) = if success {
             (&self.count.success, &self.last.success)

@@ -58,7 +58,7 @@ const SYNC_SECONDS: [f64; 12] =
 
 catalog! {
     "Losses"
-    /// The handle that counts lost events of one output, or of the queue.
+    /// The handle (reference to a series) that counts lost events of one output, or of the queue.
     pub(super) struct LostMetrics [PLUGIN] {
         pub(super) events: Counter = "error_total" {
             help: "Events accepted and then lost or refused for good, by output; plugin \"queue\": events that no output can get.",
@@ -72,7 +72,7 @@ catalog! {
     }
 
     "The queue"
-    /// The handles for the queue and for the batches that it accepts.
+    /// The handles of the metrics about the queue and about the batches that it accepts.
     pub struct QueueMetrics [] {
         pub(super) events: Counter = "event_total" {
             help: "Events accepted.",
@@ -189,14 +189,16 @@ catalog! {
                 increase.",
         }
     } with {
-        /// The counter `error_total` for events that no output can get.
+        /// The counter `error_total` for events that no output can get, for example because a full
+        /// queue has dropped their batch.
         pub errors: Counter,
-        /// Notes losses of events that no output can get, for the log.
+        /// The handle that notes for the log that events are lost which no output can get.
         pub(super) losses: Losses,
     }
 
     "Listeners and sources"
-    /// The handles of one listener or source. All of them share the counters of rejections.
+    /// The handles of the metrics of one listener or source. All listeners and sources share the
+    /// counters of refused requests.
     pub struct ListenerMetrics [LISTENER] {
         pub(super) requests: Each<Code, Counter> = "requests_total" {
             help: "Answered requests, by listener and status.",
@@ -232,8 +234,12 @@ catalog! {
                 raise the limit.",
         }
     } with {
+        /// The counters of refused requests, which all listeners and sources share.
         pub(super) rejections: RejectionMetrics,
+        /// The label of the listener or source: its address in the config, or its name.
         pub(super) label: Arc<str>,
+        /// The last refused request of any listener or source; `None` if no request was refused
+        /// yet.
         pub(super) last_rejected: Arc<Mutex<Option<LastRejected>>>,
     }
 
@@ -255,7 +261,8 @@ catalog! {
     }
 
     "Listeners and sources"
-    /// The handle for the request bodies that `limits.max_in_flight` counts.
+    /// The handle of the gauge that shows the bytes of request bodies which `limits.max_in_flight`
+    /// counts.
     pub(super) struct InFlightMetrics [] {
         pub(super) bytes: Gauge = "in_flight_bytes" {
             help: "Bytes of bodies that are not yet in the queue or wait for their acknowledgement.",
@@ -268,7 +275,7 @@ catalog! {
     }
 
     "Outputs"
-    /// The handles of one output.
+    /// The handles of the metrics of one output.
     pub struct OutputMetrics [OUTPUT] {
         pub events: Counter = "output_events_total" {
             help: "Events acknowledged by the consumer, each once.",
@@ -369,14 +376,14 @@ catalog! {
                 decides for an event.",
         }
     } with {
-        /// The counter `error_total` of this output.
+        /// The counter `error_total` of this output, which counts its lost events.
         pub lost: Counter,
-        /// Notes losses of this output's events, for the log.
+        /// The handle that notes for the log that this output has lost events.
         pub losses: Losses,
     }
 
     "Outputs"
-    /// The handle for the setting `required` of one output.
+    /// The handle of the gauge that shows the setting `required` of one output.
     pub(super) struct RequiredMetrics [OUTPUT] {
         pub(super) required: Gauge = "output_required" {
             help: "1 where events are kept until the consumer has them, 0 where they may be dropped.",
@@ -389,8 +396,9 @@ catalog! {
     }
 
     "Dead letters"
-    /// The handle that counts dead letters that were deleted to keep within
-    /// `dead_letter.max_bytes`. Their events were counted as lost by their outputs before.
+    /// The handle that counts deleted dead letters (events in files that an output has given up).
+    /// They are deleted to keep within `dead_letter.max_bytes`. Their outputs have counted the
+    /// events as lost before.
     pub struct DroppedLetters [] {
         pub(super) events: Counter = "dead_letter_dropped_events_total" {
             help: "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",
@@ -400,11 +408,12 @@ catalog! {
                 raise `dead_letter.max_bytes`.",
         }
     } with {
+        /// The handle that notes for the log that dead letters were deleted.
         pub(super) losses: Losses,
     }
 
     "Certificates"
-    /// The handle for the end of one certificate's validity.
+    /// The handle of the gauge that shows the end of one certificate's validity.
     pub(super) struct CertificateMetrics [PLACE, ROLE] {
         pub(super) not_after: Gauge = "tls_certificate_expiry_timestamp_seconds" {
             help: "notAfter of the relay's own certificate, and of the one that a peer presented last.",
@@ -443,7 +452,7 @@ catalog! {
     }
 
     "The program"
-    /// The handles for the log and for the memory limit of the process.
+    /// The handles of the metrics about the log and the memory limit of the process.
     pub(super) struct ProgramMetrics [] {
         pub(super) log_dropped: Counter = "log_dropped_lines_total" {
             help: "Lines of the log that were not written: nobody reads stderr, or not as fast as lines come.",
@@ -464,7 +473,8 @@ catalog! {
     }
 
     "The program"
-    /// The handle for the version and revision of the build that runs.
+    /// The handle of the metric whose labels are the version and the revision of the build that
+    /// runs.
     pub(super) struct BuildMetrics [VERSION, REVISION] {
         pub(super) info: Gauge = "build_info" {
             help: "1, with version and revision of this build.",
@@ -549,20 +559,22 @@ const PROCESS: &[Metric] = &[
     },
 ];
 
-/// The settings that all metrics of the process have in common.
+/// The values that all metrics of the process have in common.
 const OF_PROCESS: Metric = Metric { prefix: "", kind: Kind::Gauge, ..DEFAULTS };
 
-/// Returns every heading of the reference page with its family of metrics, in the page's order.
+/// Returns every heading of the reference page, each with its metrics, in the order of the page.
 pub(super) fn families() -> impl Iterator<Item = (&'static str, &'static [Metric])> {
     FAMILIES.iter().copied().chain([("The process", PROCESS)])
 }
 
-/// Returns every metric that this crate registers.
+/// Returns every metric that this crate declares and registers. The metrics of the process are not
+/// among them.
 pub(super) fn own() -> impl Iterator<Item = &'static Metric> {
     FAMILIES.iter().flat_map(|(_, metrics)| metrics.iter())
 }
 
-/// Returns the metric with this name, which has no prefix; `None` if there is no such metric.
+/// Returns the declaration of the metric with this name, which is written without the prefix
+/// `kube_audit_forwarder_`; `None` if there is no such metric.
 pub(super) fn find(name: &str) -> Option<&'static Metric> {
     families().flat_map(|(_, metrics)| metrics).find(|metric| metric.name == name)
 }

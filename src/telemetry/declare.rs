@@ -38,19 +38,21 @@ pub(super) struct Metric {
     pub help: &'static str,
     /// The unit of the value, in the plural: `events`, `bytes`.
     pub unit: &'static str,
-    /// The labels that the whole family of handles has, for example the output's name.
+    /// The labels that all metrics of the same family (metrics that are registered together) have,
+    /// for example `output`.
     pub family_labels: &'static [Label],
-    /// The label that only this metric of the family has, for example `reason`.
+    /// The label that only this metric of its family has, for example `reason`; `None`: it has no
+    /// such label.
     pub own_label: Option<Label>,
-    /// The text of the reference page about reading the value.
+    /// The text on the reference page that says what the value means.
     pub meaning: &'static str,
-    /// The text of the reference page about the operator's action when the value moves.
+    /// The text on the reference page that says what the operator should do when the value changes.
     pub action: &'static str,
     /// The upper bounds of a histogram's buckets; empty for the other kinds.
     pub buckets: &'static [f64],
-    /// `true`: the value is a present state of an output or a listener, and not a count of past
-    /// events. Such series leave `/metrics` when a reload removes the output or listener that their
-    /// first label names.
+    /// `true`: the value is a present state of an output or a listener, such as `output_up`, and
+    /// not a count of past events. When a reload removes the output or listener, the series with
+    /// its name is no longer shown on `/metrics`.
     pub is_state: bool,
 }
 
@@ -70,7 +72,7 @@ pub(super) const DEFAULTS: Metric = Metric {
 };
 
 impl Metric {
-    /// Returns the name of the metric on `/metrics`.
+    /// Returns the name of the metric on `/metrics`, which includes the prefix.
     pub(super) fn full_name(&self) -> String {
         format!("{}{}", self.prefix, self.name)
     }
@@ -106,7 +108,8 @@ impl Kind {
 /// A label of a metric.
 #[derive(Clone, Copy)]
 pub(super) struct Label {
-    /// The label's name. `listener or output` stands for a label that has one of two names.
+    /// The name of the label. The text `listener or output` means that each series has one of these
+    /// two names.
     pub name: &'static str,
     /// The values that the label may have.
     pub values: Values,
@@ -122,28 +125,31 @@ impl Label {
 /// The values that a label may have. No label holds anything that a client chooses.
 #[derive(Clone, Copy)]
 pub(super) enum Values {
-    /// The label has exactly these values, and each has its series from the start.
+    /// The label has exactly these values. A series exists for each of them from the start.
     Fixed(&'static [&'static str]),
-    /// The label has values from the config or the build, and this text describes them on the
+    /// The values of the label come from the config or the build. This text describes them on the
     /// reference page.
     Described(&'static str),
 }
 
-/// A handle, or a set of handles, that can be a field of a family.
+/// A handle, or a set of handles, that can be a field of a family (a struct of metrics that are
+/// registered together).
 pub(super) trait Handle: Sized {
-    /// The kind of every series behind this handle.
+    /// The kind of every series behind this handle: counter, gauge or histogram.
     const KIND: Kind;
     /// The label that distinguishes the series behind this handle; `None` if there is one series.
     const LABEL: Option<Label>;
 
-    /// Registers the series, with 0 if they are new. A second call with the same name and labels
-    /// returns handles of the same series.
+    /// Registers the series of the metric `name` with these labels, and returns their handles. A
+    /// new counter or gauge has the value 0. A second call with the same name and labels returns
+    /// handles of the same series.
     fn register(recorder: &PrometheusRecorder, name: &str, labels: &[(&'static str, &str)])
     -> Self;
 }
 
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
 
+/// Returns the key of a series: the full name of its metric, and its labels.
 fn key(name: &str, labels: &[(&'static str, &str)]) -> Key {
     let pair = |(name, value): &(&'static str, &str)| Pair::new(*name, (*value).to_owned());
     Key::from_parts(format!("{PREFIX}{name}"), labels.iter().map(pair).collect::<Vec<_>>())
@@ -159,7 +165,7 @@ impl Handle for Counter {
         labels: &[(&'static str, &str)],
     ) -> Self {
         let counter = recorder.register_counter(&key(name, labels), &METADATA);
-        // The exporter shows a series once it has a value.
+        // The exporter shows a series only after it has a value.
         counter.increment(0);
         counter
     }
@@ -195,7 +201,7 @@ impl Handle for Histogram {
 
 /// An enum whose variants are the values of a label. [`label_values!`] makes such enums.
 pub(super) trait LabelValue: Copy + PartialEq + 'static {
-    /// The label, with the names of all variants.
+    /// The label whose values are the names of all variants.
     const LABEL: Label;
     /// All variants of the enum.
     const ALL: &'static [Self];
@@ -215,8 +221,8 @@ impl<L, H> Clone for Each<L, H> {
 }
 
 impl<L: LabelValue, H> Each<L, H> {
-    /// Returns the handle for this value. A label has at most 15 values, so a search is as fast as
-    /// an index.
+    /// Returns the handle for this value of the label. A label has at most 15 values, so a search
+    /// is as fast as an index.
     pub(super) fn of(&self, value: L) -> &H {
         let found = self.0.iter().find(|(of, _)| *of == value);
         &found.expect("`register` made a handle for every variant").1
@@ -272,8 +278,8 @@ macro_rules! label_values {
     };
 }
 
-/// Declares a struct with one handle for each value of a label; each field is named after its
-/// value: `pub struct Filtered as "action" { dropped, duplicate, … }`.
+/// Declares a struct with one handle for each value of a label. The name of a field is the value of
+/// the label: `pub struct Filtered as "action" { dropped, duplicate, … }`.
 macro_rules! label_set {
     ($(#[$attribute:meta])* $seen:vis struct $Set:ident as $label:literal {
         $( $(#[$of_field:meta])* $field:ident, )+
@@ -362,7 +368,8 @@ macro_rules! catalog {
                     ..DEFAULTS
                 }, )+];
 
-                /// Registers every series of the family, each with 0 if it is new.
+                /// Registers every series of the family, and returns the family's handles. A new
+                /// counter or gauge has the value 0.
                 pub(super) fn register(
                     recorder: &PrometheusRecorder,
                     labels: [(&'static str, &str); Self::LABELS.len()],

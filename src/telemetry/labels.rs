@@ -12,30 +12,31 @@ use super::declare::label_values;
 use crate::audit::LEVELS;
 use crate::audit::LevelCounts;
 
-/// The label for the listener or source that received a request.
+/// The label `listener`, which names the listener or source that received a request.
 pub(super) const LISTENER: Label = Label {
     name: "listener",
     values: Values::Described("`listener.address` as the config has it, or the name of a source"),
 };
 
-/// The label for the output that the value is about.
+/// The label `output`, which names the output that the value is about.
 pub(super) const OUTPUT: Label =
     Label { name: "output", values: Values::Described("`output.name`") };
 
-/// The label for the output that lost events, with the same name as in
-/// `apiserver_audit_error_total`.
+/// The label that names the output that lost events. Its name `plugin` is the same as in
+/// kube-apiserver's metric `apiserver_audit_error_total`.
 pub(super) const PLUGIN: Label = Label {
     name: "plugin",
     values: Values::Described("`output.name`, or `queue` for events that no output can get"),
 };
 
-/// The label for the user of a certificate: its name is `listener` or `output`.
+/// The label that names the listener or output on whose connections a certificate is used. Each
+/// series has either the label `listener` or the label `output`.
 pub(super) const PLACE: Label = Label {
     name: "listener or output",
     values: Values::Described("the listener's address, or the output's name"),
 };
 
-/// The label for the side of the connection that presented a certificate.
+/// The label for the side of the connection that presented a certificate: `server` or `client`.
 pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["server", "client"]) };
 
 /// The label for the version of the build.
@@ -53,29 +54,31 @@ pub(super) const REVISION: Label = Label {
 label_values! {
     /// The reason why a request was not accepted: the label `reason` of `requests_rejected_total`.
     pub enum Rejection as "reason" {
-        /// The body is not audit events, or the request is not well-formed HTTP.
+        /// The body does not consist of audit events, or the request is not well-formed HTTP.
         Invalid = "invalid",
-        /// The body is larger than `limits.max_body` allows.
+        /// The body is larger than `limits.max_body` allows, or an event is too large for
+        /// `limits.max_in_flight`.
         TooLarge = "too_large",
-        /// The queue has no room.
+        /// The queue has no room for the events of the request.
         QueueFull = "queue_full",
-        /// `limits.max_in_flight` is used up.
+        /// The bytes of the request bodies under way have reached `limits.max_in_flight`.
         InFlightFull = "in_flight_full",
         /// The bearer token is missing or wrong.
         Unauthorized = "unauthorized",
         /// The head or the body of the request came too slowly.
         Timeout = "timeout",
-        /// The path is outside `listener.path_prefix`.
+        /// The path of the request does not begin with `listener.path_prefix`.
         NotFound = "not_found",
-        /// The method is not POST.
+        /// The method of the request is not POST.
         Method = "method",
-        /// The media type or the encoding is not supported.
+        /// The media type or the encoding of the request body is not supported.
         MediaType = "media_type",
-        /// The relay is about to end.
+        /// The relay is about to end, and accepts no more requests.
         ShuttingDown = "shutting_down",
-        /// The queue's disk does not store.
+        /// The disk with the queue's files does not store the events.
         Disk = "disk",
-        /// The events were not delivered in time, with `queue.acknowledge = "delivered"`.
+        /// With `queue.acknowledge = "delivered"`, the events of the request were not delivered in
+        /// time.
         DeliveryTimeout = "delivery_timeout",
     }
 }
@@ -83,23 +86,23 @@ label_values! {
 label_values! {
     /// The reason why an attempt to deliver failed: the label `reason` of `output_errors_total`.
     pub enum AttemptError as "reason" {
-        /// The consumer's name has no address.
+        /// The consumer's host name cannot be resolved to an address.
         Resolve = "resolve",
-        /// There is no connection.
+        /// The connection to the consumer could not be opened.
         Connect = "connect",
-        /// The TLS handshake failed.
+        /// The TLS handshake with the consumer failed.
         Tls = "tls",
         /// The consumer did nothing for longer than a timeout allows.
         Timeout = "timeout",
-        /// The consumer closed the connection.
+        /// The connection to the consumer was closed or broke.
         Closed = "closed",
-        /// The HTTP status is 400 to 499, except for 429.
+        /// The HTTP status of the response is 400 to 499, except for 429.
         Status4xx = "status_4xx",
-        /// The HTTP status is 429.
+        /// The HTTP status of the response is 429.
         Status429 = "status_429",
-        /// The HTTP status is 500 or above.
+        /// The HTTP status of the response is 500 or above.
         Status5xx = "status_5xx",
-        /// The consumer's bytes do not follow the protocol.
+        /// The consumer's response does not follow the protocol, or no valid request could be made.
         Protocol = "protocol",
     }
 }
@@ -108,35 +111,35 @@ label_values! {
     /// The HTTP status of a response: the label `code` of `requests_total`. Each status that the
     /// relay documents has a value of its own; all other statuses are counted by their class.
     pub(super) enum Code as "code" {
-        /// 200.
+        /// The HTTP status 200.
         Ok = "200",
-        /// 400.
+        /// The HTTP status 400.
         BadRequest = "400",
-        /// 401.
+        /// The HTTP status 401.
         Unauthorized = "401",
-        /// 404.
+        /// The HTTP status 404.
         NotFound = "404",
-        /// 405.
+        /// The HTTP status 405.
         MethodNotAllowed = "405",
-        /// 408.
+        /// The HTTP status 408.
         RequestTimeout = "408",
-        /// 413.
+        /// The HTTP status 413.
         ContentTooLarge = "413",
-        /// 415.
+        /// The HTTP status 415.
         UnsupportedMediaType = "415",
-        /// 429.
+        /// The HTTP status 429.
         TooManyRequests = "429",
-        /// 503.
+        /// The HTTP status 503.
         ServiceUnavailable = "503",
-        /// Another status below 200.
+        /// Any HTTP status below 200.
         Informational = "1xx",
-        /// Another status from 200 to 299.
+        /// Any HTTP status from 201 to 299.
         Successful = "2xx",
-        /// A status from 300 to 399.
+        /// Any HTTP status from 300 to 399.
         Redirection = "3xx",
-        /// Another status from 400 to 499.
+        /// Any HTTP status from 400 to 499 that has no variant of its own.
         ClientError = "4xx",
-        /// Another status from 500 on.
+        /// Any HTTP status of 500 or above, except for 503.
         ServerError = "5xx",
     }
 }
@@ -165,25 +168,29 @@ impl Code {
 }
 
 label_set! {
-    /// The handles for changes that an output's settings make to events. One event may count as
-    /// lowered, trimmed and redacted. An event that is dropped or a duplicate does not leave, and
-    /// does not count as changed.
+    /// The handles that count what an output's settings do to events. An event that counts as
+    /// dropped or duplicate is not sent. All other events are sent, and one event may count as
+    /// lowered, trimmed and redacted.
     pub struct Filtered as "action" {
-        /// The audit policy or the filter keeps the event back.
+        /// The event is not sent, because the audit policy or the filter excludes it.
         dropped,
-        /// The consumer had the event before, within the deduplication window.
+        /// The event is not sent, because the same event was sent before, within the deduplication
+        /// window.
         duplicate,
-        /// The policy asks for a lower audit level, so bodies were removed.
+        /// The audit policy asks for less than the event has. A body was removed because of a lower
+        /// audit level, or the managed fields were removed.
         lowered,
-        /// Bodies were removed because the event was larger than `max_event_bytes`.
+        /// A request or response body was removed, because the event was larger than
+        /// `max_event_bytes`.
         trimmed,
-        /// At least one value was redacted.
+        /// At least one value in the event was redacted (removed or replaced).
         redacted,
     }
 }
 
 label_set! {
-    /// The handles for events that a full queue dropped, by the value of `queue.when_full`.
+    /// The handles that count events which a full queue has dropped, by the value of
+    /// `queue.when_full`.
     pub struct Dropped as "reason" {
         /// The number of older events that were dropped to make room for a new batch.
         drop_oldest,
@@ -193,11 +200,12 @@ label_set! {
 }
 
 label_set! {
-    /// The handles for the two results that a reload may have.
+    /// The handles of a metric that has one series for each result of a reload.
     pub(super) struct ByResult as "result" {
-        /// The new config is in use.
+        /// The new config is in use, with all its listeners.
         success,
-        /// The new config was refused, and the old one stays in use.
+        /// The new config was refused, and the old config stays in use; or the new config is in
+        /// use, but one of its listeners could not be opened.
         error,
     }
 }
@@ -207,7 +215,7 @@ label_set! {
 pub(super) struct Levels([Counter; LEVELS.len()]);
 
 impl Levels {
-    /// Counts events by their audit levels.
+    /// Adds the number of events of each audit level to the counter of that level.
     pub(super) fn add(&self, counts: &LevelCounts) {
         for (counter, count) in self.0.iter().zip(counts) {
             counter.increment(*count);

@@ -45,31 +45,32 @@ use crate::config::Log;
 use crate::config::LogFormat;
 use crate::config::LogLevel;
 
-/// The greatest number of lines that may wait for the log's thread. [`BYTES_MAX`] bounds their
-/// bytes; the bound that is reached first holds.
+/// The greatest number of log lines that may wait for the log's thread, which writes them.
+/// [`BYTES_MAX`] bounds the bytes of these lines. A line is dropped if it would exceed either
+/// bound.
 const LINES_MAX: usize = 4096;
 
 /// The greatest number of bytes in the lines that wait for the log's thread.
 const BYTES_MAX: usize = 1024 * 1024;
 
-/// The part of both bounds that lines below `warn` may use, as numerator and denominator. The last
-/// quarter is kept for warnings and errors.
+/// The part of [`BYTES_MAX`] and `LINES_MAX` that lines below the level `warn` may use, as
+/// numerator and denominator. The last quarter is kept for warnings and errors.
 const ORDINARY_PART: (usize, usize) = (3, 4);
 
 /// The greatest number of bytes that the log's thread writes at once. A longer line is written
 /// alone.
 const GROUP_BYTES: usize = 64 * 1024;
 
-/// The pause between two attempts to write to a full pipe that another process has made
-/// non-blocking.
+/// The pause between two attempts of the log's thread to write to a full pipe. Such attempts are
+/// needed if another process has made the pipe non-blocking.
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
-/// The longest wait for the last lines at the end of the process. If the thread has already hung in
-/// one write for this long, the end does not wait at all.
+/// The longest time that the end of the process waits until the last log lines are written. If the
+/// log's thread has already hung in one write for this time, the end does not wait at all.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// The longest wait of a panicking thread for the line about its panic: an abort may follow, and
-/// would lose the line.
+/// The longest time that a panicking thread waits until the log line about its panic is written. If
+/// the process aborts after the panic, a line that is not written yet is lost.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// The pause before the log's thread starts again after a panic of its own.
@@ -81,20 +82,21 @@ const DROPPED: &str = "kube_audit_forwarder::telemetry::log::dropped";
 /// A function that applies new settings to the log that was started.
 type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;
 
-/// The function that changes the settings of the log. [`start_log`] sets it.
+/// The function that changes the settings of the log. [`start_log`] sets this variable.
 static CHANGE_LOG: OnceLock<ChangeLog> = OnceLock::new();
 
-/// The queue of lines of the log. [`start_log`] sets it.
+/// The queue of lines of the log. [`start_log`] sets this variable.
 static LINES: OnceLock<Arc<Lines>> = OnceLock::new();
 
 /// Starts the log: from now on, log lines and the messages of panics go to stderr. Dependencies log
-/// from `warn` on, whatever the level, because h2 would show headers, and so tokens, below that.
+/// only warnings and errors, even if the level is lower. Otherwise the library h2 would log HTTP
+/// headers with bearer tokens.
 ///
 /// A second call in the same process changes nothing; use [`change_log`].
 ///
 /// # Errors
 ///
-/// The kernel refuses a thread or a file descriptor.
+/// The operating system refuses a thread or a file descriptor.
 pub fn start_log(log: Log) -> io::Result<()> {
     if LINES.get().is_some() {
         return Ok(());
@@ -132,7 +134,8 @@ pub fn change_log(log: Log) {
     }
 }
 
-/// Waits until the last lines are written, but at most a second. The end of the process calls this.
+/// Waits until the last log lines are written, but for one second at most. The process calls this
+/// function before it ends.
 pub fn end_log() {
     if let Some(lines) = LINES.get() {
         lines.flush(LAST_LINES);
@@ -144,8 +147,9 @@ pub(super) fn dropped_lines() -> u64 {
     LINES.get().map_or(0, |lines| lines.dropped.load(Ordering::Relaxed))
 }
 
-/// Logs a panic, as the panic hook. The hook of the standard library would write to stderr itself,
-/// and would block if nobody reads stderr.
+/// Logs a panic, and waits a moment until its line is written. This function is the panic hook. The
+/// hook of the standard library would write to stderr itself, and would block if nobody reads
+/// stderr.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let thread = thread.name().unwrap_or("without a name");
@@ -162,8 +166,8 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// Returns the filter for this level: the relay logs from `level` on, dependencies from `warn` on
-/// at most.
+/// Returns the filter for this level. The relay logs at `level` and above. Dependencies do so too,
+/// but never below `warn`.
 fn targets(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Error => Level::ERROR,
@@ -178,7 +182,7 @@ fn targets(level: LogLevel) -> Targets {
         .with_target("kube_audit_forwarder", level)
 }
 
-/// Returns the layer that formats log lines and puts them into the queue.
+/// Returns the layer that formats log lines in this format and puts them into the queue.
 fn lines<S>(format: LogFormat, queue: &Arc<Lines>) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -192,7 +196,7 @@ where
 }
 
 /// The bounded queue of lines for the log's thread, which writes them to stderr. Any thread adds
-/// lines; only the log's thread takes them.
+/// lines; only the log's thread takes them out.
 #[derive(Default)]
 struct Lines {
     state: Mutex<LinesState>,
@@ -211,24 +215,25 @@ struct LinesState {
     waiting: VecDeque<Vec<u8>>,
     /// The number of bytes in `waiting`.
     bytes: usize,
-    /// The time at which the log's thread took the lines that it writes now; `None`: the thread has
+    /// The time at which the log's thread began the write that is under way; `None`: the thread has
     /// nothing to write.
     writing: Option<Instant>,
-    /// `true`: the last write failed, because the reader of stderr has gone or a disk is full, for
-    /// example.
+    /// `true`: the last write failed, for example because the reader of stderr has gone or a disk
+    /// is full.
     failing: bool,
-    /// The number of dropped lines that no log line has reported yet.
+    /// The number of dropped lines that the log has not reported yet.
     untold: u64,
 }
 
 impl LinesState {
-    /// Returns `true` if a log line about dropped lines must be written now. While writes fail the
-    /// result is `false`, because this line would be lost too.
+    /// Returns `true` if a log line about dropped lines must be written now. Returns `false` while
+    /// writes fail, because that line would be lost too.
     fn has_to_tell(&self) -> bool {
         self.untold > 0 && !self.failing
     }
 
-    /// Takes the lines that the thread writes at once: at most [`GROUP_BYTES`], or one longer line.
+    /// Removes the lines from `waiting` that the thread writes at once, and returns them as one
+    /// text: at most [`GROUP_BYTES`], or one line that is longer.
     fn take_group(&mut self) -> Vec<u8> {
         let mut group = Vec::new();
         while let Some(line) = self.waiting.front()
@@ -242,20 +247,22 @@ impl LinesState {
     }
 }
 
-/// The importance of a log line. It decides how much of the room for log lines that wait to be
-/// written the line may use.
+/// The importance of a log line. Unimportant lines may fill only a part of the queue of lines that
+/// wait to be written, so that there is room for warnings and errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rank {
-    /// The line's level is below `warn`. It may use three quarters of the room for waiting lines.
+    /// The level of the line is below `warn`. Such lines may fill three quarters of the queue of
+    /// lines.
     Ordinary,
-    /// The line is a warning or an error. It may use all of the room for waiting lines.
+    /// The line is a warning or an error. Such lines may fill the whole queue of lines.
     Urgent,
-    /// The line reports that lines were dropped. It always has room. There is at most one such line
-    /// for each group of lines that is written.
+    /// The line reports that lines were dropped. It always finds room in the queue of lines. There
+    /// is at most one such line for each group of lines that is written.
     Notice,
 }
 
 impl Rank {
+    /// Returns the importance of a line by its level and target.
     fn of(line: &Metadata<'_>) -> Self {
         match *line.level() <= Level::WARN {
             true if line.target() == DROPPED => Self::Notice,
@@ -264,7 +271,7 @@ impl Rank {
         }
     }
 
-    /// Returns `true` if there is room for the line beside the lines that wait.
+    /// Returns `true` if the queue of lines has room for this line of this importance.
     fn has_room(self, state: &LinesState, line: &[u8]) -> bool {
         let (part, whole) = match self {
             Self::Ordinary => ORDINARY_PART,
@@ -276,11 +283,11 @@ impl Rank {
     }
 }
 
-/// The next task of the log's thread.
+/// The next work of the log's thread.
 enum Work {
-    /// The thread logs that this number of lines was dropped.
+    /// The thread must log that this number of lines was dropped.
     Tell(u64),
-    /// The thread writes these bytes, which are one or more lines.
+    /// The thread must write these bytes, which are one or more lines.
     Write(Vec<u8>),
 }
 
@@ -346,8 +353,8 @@ impl Lines {
         }
     }
 
-    /// Notes the end of a write. `left` is the part that could not be written; its lines count as
-    /// dropped.
+    /// Notes the end of a write. `left` is the part of the lines that could not be written. The
+    /// lines that end in this part count as dropped.
     fn wrote(&self, left: &[u8]) {
         let lost = memchr::memchr_iter(b'\n', left).count() as u64;
         let mut state = self.lock();
@@ -357,8 +364,8 @@ impl Lines {
         self.dropped.fetch_add(lost, Ordering::Relaxed);
     }
 
-    /// Waits until every line is written, but at most for `limit`. Does not wait at all if the
-    /// thread has already hung in one write for `limit`.
+    /// Waits until every line is written, but at most for the time `limit`. Does not wait at all if
+    /// the log's thread has already hung in one write for that time.
     fn flush(&self, limit: Duration) {
         let end = Instant::now() + limit;
         let mut state = self.lock();
@@ -375,8 +382,8 @@ impl Lines {
     }
 }
 
-/// Writes a group of lines. Returns the number of bytes that were written, which is smaller than
-/// the group after an error.
+/// Writes a group of lines. Returns the number of bytes that were written; after an error, this
+/// number is smaller than the length of the group.
 #[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
 fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
     let mut written = 0;
@@ -393,11 +400,11 @@ fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
     written
 }
 
-/// The writer that the formatter of log lines uses; it adds lines to the queue.
+/// The writer for the formatter of log lines. It adds the lines to the queue of the log's thread.
 struct ToQueue {
     queue: Arc<Lines>,
-    /// `true`: control characters must be escaped, so that text from a peer cannot forge a line.
-    /// `false`: the JSON format has escaped them already.
+    /// `true`: control characters must be escaped, so that text from a peer cannot look like a log
+    /// line of its own. `false`: the JSON format has escaped them already.
     escapes: bool,
 }
 
@@ -420,7 +427,7 @@ impl<'a> MakeWriter<'a> for ToQueue {
 }
 
 impl Write for Line<'_> {
-    /// Takes one whole line, because the formatter makes one call for each line.
+    /// Adds one whole line to the queue. The formatter calls this function once for each line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let bytes = if self.to.escapes { escaped(line) } else { line.to_vec() };
         self.to.queue.push(bytes, self.rank);
@@ -433,6 +440,7 @@ impl Write for Line<'_> {
 }
 
 /// Returns the line with every control character escaped, except for the line break at its end.
+/// Bytes that are not UTF-8 are replaced.
 fn escaped(line: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(line));
     let mut safe = String::with_capacity(line.len());

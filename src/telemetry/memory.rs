@@ -5,19 +5,20 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// From this number of bytes on, a value means "no limit": cgroup v1 says so with nearly
-/// `i64::MAX`, rounded down to pages.
+/// The number of bytes from which on a limit means that there is no limit. cgroup v1 writes a
+/// number near `i64::MAX` in this case, rounded down to pages.
 const UNLIMITED: u64 = 1 << 60;
 
-/// The smallest memory limit of the cgroups that this process is in, in bytes; `None` if there is
-/// no limit.
+/// Returns the memory limit of this process in bytes: the smallest limit of the cgroups that the
+/// process is in; `None` if there is no limit.
 pub(super) fn limit() -> Option<u64> {
     limit_in(Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"))
 }
 
-/// Returns the smallest memory limit of the cgroups in `memberships`, a file in the form of
-/// `/proc/PID/cgroup` (cgroups(7)); `None` if there is no limit. `mounted` is the folder where the
-/// cgroups are mounted. The limit of a group also bounds every group inside it.
+/// Returns the smallest memory limit, in bytes, of the cgroups that the file `memberships` names;
+/// `None` if there is no limit. The file has the form of `/proc/PID/cgroup` (see cgroups(7)).
+/// `mounted` is the folder where the cgroups are mounted. The groups around a named group count
+/// too, because their limits also hold inside them.
 fn limit_in(memberships: &Path, mounted: &Path) -> Option<u64> {
     let memberships = fs::read_to_string(memberships).ok()?;
     let limits = memberships.lines().filter_map(|line| {
@@ -35,9 +36,10 @@ fn limit_in(memberships: &Path, mounted: &Path) -> Option<u64> {
     limits.min()
 }
 
-/// The smallest limit of the group `path` and of all groups around it, in bytes; `None` if none of
-/// them has one. Without a cgroup namespace, a container sees its own group as the root of the
-/// mount while `path` names a folder that is not there; then only the root counts.
+/// Returns the smallest limit, in bytes, of the group `path` and of all groups around it; `None` if
+/// none of them has a limit. `root` is the folder of the outermost group, and `file` is the name of
+/// the file with the limit. In a container without a cgroup namespace, the folder of `path` may not
+/// exist, because the container sees its own group as `root`. Then only the limit of `root` counts.
 fn smallest(root: &Path, path: &str, file: &str) -> Option<u64> {
     let inside: PathBuf = Path::new(path).components().skip(1).collect();
     let groups = inside.ancestors().map(|group| root.join(group).join(file));

@@ -13,16 +13,18 @@ use super::reports::QUEUE;
 
 /// The values of all metric series at one moment.
 pub struct Reading {
-    /// Values by name and labels, as `/metrics` has them, without the prefix of the names.
+    /// The values of the series. A key is the series as `/metrics` shows it, its name with its
+    /// labels, but without the prefix `kube_audit_forwarder_`.
     values: HashMap<String, f64>,
 }
 
-/// A certificate, and the time at which its validity ends.
+/// A certificate that the relay uses or has seen, and the time at which its validity ends.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// The kind of the certificate's user: `listener` or `output`.
+    /// The kind of connection on which the certificate is used: of a `listener` or of an `output`.
     pub place: String,
-    /// The label of the listener, or the name of the output, that uses the certificate.
+    /// The label of the listener, or the name of the output, on whose connections the certificate
+    /// is used.
     pub name: String,
     /// The side of the connection that presented the certificate: `server` or `client`.
     pub role: String,
@@ -30,24 +32,26 @@ pub struct Certificate {
     pub not_after: i64,
 }
 
-/// What has become of the events of one output since the start, as numbers of events. The entry
-/// with the name `queue` counts the events that no output can get.
+/// The numbers of events of one output since the start, by their result. The entry with the name
+/// `queue` counts the events that no output can get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Outcome {
     /// The name of the output, or `queue`.
     pub name: String,
     /// The number of events that the output's consumer has acknowledged.
     pub delivered: u64,
-    /// The number of events that are lost or were refused for good.
+    /// The number of events that are lost, or that the consumer has refused permanently.
     pub lost: u64,
-    /// The number of events that the output's settings have kept back, duplicates included.
+    /// The number of events that were not sent because the output's settings exclude them.
+    /// Duplicates are included.
     pub filtered: u64,
     /// The number of events that the consumer has not acknowledged yet.
     pub backlog: u64,
 }
 
-/// Writes the numbers as the log has them: `b: 7 delivered, 2 lost, 1 filtered, 3 kept`. The last
-/// two are left out if they are 0.
+/// Writes the numbers as the log shows them: `b: 7 delivered, 2 lost, 1 filtered, 3 kept`. The
+/// numbers of filtered and kept events are left out if they are 0. The entry `queue` has no number
+/// of delivered events.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, delivered, lost, filtered, backlog } = self;
@@ -66,8 +70,8 @@ impl fmt::Display for Outcome {
 }
 
 impl Reading {
-    /// Parses the text of `/metrics`, in the Prometheus text format. Lines that are comments are
-    /// skipped.
+    /// Parses the page `/metrics`, which is in the Prometheus text format. Lines whose last word is
+    /// not a number, such as comments, are skipped.
     pub(super) fn new(text: &str) -> Self {
         let value = |line: &str| {
             // The metrics of the process have no prefix.
@@ -95,11 +99,13 @@ impl Reading {
         clippy::cast_sign_loss,
         reason = "counters and sizes: whole, not negative, and below 2^53"
     )]
+    /// Returns the value of a counter or gauge as a whole number; 0 if the series does not exist.
     fn count(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         self.value(name, labels) as u64
     }
 
-    /// Returns every series of a metric with labels: the text of the labels, and the value.
+    /// Returns every series of the metric `name` that has labels. Each result is the text of the
+    /// labels, and the value.
     fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (&'a str, f64)> {
         debug_assert!(catalog::find(name).is_some(), "{name} is not declared");
         self.values.iter().filter_map(move |(series, value)| {
@@ -121,8 +127,8 @@ impl Reading {
         Some(self.value("last_event_timestamp_seconds", &[])).filter(|time| *time > 0.0)
     }
 
-    /// Returns the number of events that are lost or were refused for good, over the queue and all
-    /// outputs, removed outputs included.
+    /// Returns the number of events that are lost, or that a consumer has refused permanently. The
+    /// sum is over the queue and all outputs, removed outputs included.
     #[must_use]
     #[allow(
         clippy::cast_possible_truncation,
@@ -133,16 +139,16 @@ impl Reading {
         self.all("error_total").map(|(_, value)| value).sum::<f64>() as u64
     }
 
-    /// Returns the number of events that one output has lost, or, for the name `queue`, that no
-    /// output can get.
+    /// Returns the number of events that one output has lost. For the name `queue`, returns the
+    /// number of events that no output can get.
     #[must_use]
     pub fn lost_events(&self, plugin: &str) -> u64 {
         self.count("error_total", &[("plugin", plugin)])
     }
 
-    /// Returns the numbers of events by their fate for each output and for the queue, sorted by
-    /// name. Removed outputs are included. The backlogs are those at the time when the gauges were
-    /// set.
+    /// Returns the numbers of events (delivered, lost, filtered, backlog) of each output and of the
+    /// queue, sorted by name. Removed outputs are included. The backlogs are as old as the last
+    /// call of `Queue::observe`.
     #[must_use]
     pub fn outcomes(&self) -> Vec<Outcome> {
         let plugins = self.all("error_total").filter_map(|(labels, _)| {
@@ -183,8 +189,8 @@ impl Reading {
         self.count("output_bytes_total", &[("output", output)])
     }
 
-    /// Returns the number of an output's attempts to deliver, without the first attempt of each
-    /// request or batch.
+    /// Returns the number of an output's repeated attempts to deliver. The first attempt for each
+    /// request or batch does not count.
     #[must_use]
     pub fn retries(&self, output: &str) -> u64 {
         self.count("output_retries_total", &[("output", output)])
@@ -202,7 +208,8 @@ impl Reading {
         self.count("received_bytes_total", &[("listener", listener)])
     }
 
-    /// Returns the number of requests that were not accepted, for each reason.
+    /// Returns each reason for refusing a request, with the number of requests that were refused
+    /// for it.
     #[must_use]
     pub fn rejected_requests(&self) -> Vec<(&'static str, u64)> {
         let count = |reason| self.count("requests_rejected_total", &[("reason", reason)]);
@@ -210,13 +217,14 @@ impl Reading {
         names.map(|name| (name, count(name))).collect()
     }
 
-    /// Returns the number of bytes of request bodies that `limits.max_in_flight` counts now.
+    /// Returns the number of bytes of the request bodies that `limits.max_in_flight` counts now.
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
         self.count("in_flight_bytes", &[])
     }
 
-    /// Returns the number of log lines that were dropped and not written.
+    /// Returns the number of log lines that were dropped because they could not be written fast
+    /// enough, or not at all.
     #[must_use]
     pub fn log_dropped_lines(&self) -> u64 {
         self.count("log_dropped_lines_total", &[])
@@ -241,8 +249,8 @@ impl Reading {
         self.value("process_start_time_seconds", &[])
     }
 
-    /// Returns the number of reloads with this result (`success` or `error`) and the time of the
-    /// last of them, in seconds since 1970; the time is `None` if there was no such reload.
+    /// Returns the number of reloads with this `result` (`success` or `error`), and the time of the
+    /// last such reload in seconds since 1970. The time is `None` if there was no such reload.
     #[must_use]
     pub fn reloads(&self, result: &str) -> (u64, Option<f64>) {
         let label = [("result", result)];
@@ -250,8 +258,8 @@ impl Reading {
         (self.count("config_reload_total", &label), Some(last).filter(|time| *time > 0.0))
     }
 
-    /// Returns all certificates that were loaded or seen, sorted by the end of their validity, the
-    /// earliest first.
+    /// Returns all certificates that the relay has loaded or that a peer has presented. They are
+    /// sorted by the end of their validity, the earliest end first.
     #[must_use]
     pub fn certificates(&self) -> Vec<Certificate> {
         let certificate = |(labels, not_after): (&str, f64)| {

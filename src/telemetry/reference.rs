@@ -5,7 +5,7 @@ use super::declare::Label;
 use super::declare::Metric;
 use super::declare::Values;
 
-/// The greatest width of the page's text, in columns. Tables may be wider.
+/// The greatest width of the text on the reference page, in columns. Tables may be wider.
 const COLUMNS: usize = 100;
 
 /// The prefix of every alert's name.
@@ -70,13 +70,14 @@ fn describe(page: &mut String, metric: &Metric) {
     items.iter().for_each(|item| paragraph(page, "- ", item));
 }
 
-/// Returns the label's name as a code span, or two code spans for a label that has one of two
+/// Returns the name of the label in backticks. For a label that has one of two names, returns both
 /// names.
 fn label_name(label: &Label) -> String {
     let names: Vec<_> = label.name.split(" or ").map(|name| format!("`{name}`")).collect();
     names.join(" or ")
 }
 
+/// Returns the sentence about a label: its name and its values.
 fn label(label: &Label) -> String {
     let name = label_name(label);
     match label.values {
@@ -88,8 +89,8 @@ fn label(label: &Label) -> String {
     }
 }
 
-/// The text with each alert as a link to its runbook. The code spans of alerts begin with
-/// [`ALERT`].
+/// Returns the text, in which each alert's name is replaced by a link to the alert's runbook. The
+/// names of alerts stand in backticks and begin with [`ALERT`].
 fn linked(text: &str) -> String {
     let mut out = String::new();
     for (index, part) in text.split('`').enumerate() {
@@ -105,8 +106,8 @@ fn linked(text: &str) -> String {
     out
 }
 
-/// Adds a paragraph, wrapped at [`COLUMNS`]. `mark` begins the first line; the other lines are
-/// indented by the width of `mark`.
+/// Adds a paragraph to the page, wrapped at [`COLUMNS`]. The first line begins with `mark`, for
+/// example `- `; the other lines are indented by the same width.
 fn paragraph(page: &mut String, mark: &str, text: &str) {
     let mut width = mark.len();
     page.push_str(mark);

@@ -27,10 +27,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The shortest time between two lines about the same loss or the same flapping state.
+/// The shortest time between two log lines about the same loss. The same holds for a state that
+/// flaps (changes again and again).
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The name that `error_total` and this file use for events that no output can get.
+/// The name under which `error_total` counts the events that no output can get. An output has its
+/// own name there.
 pub(super) const QUEUE: &str = "queue";
 
 /// A kind of loss. Each kind has its own log lines for each output.
@@ -40,46 +42,49 @@ pub enum Loss {
     DropOldest,
     /// The full queue dropped a new batch: `queue.when_full = "drop_newest"`.
     DropNewest,
-    /// The output is optional, and the queue needed the room of its events.
+    /// The queue dropped events of an output with `required = false`, because it needed their room.
     NotRequired,
-    /// Places of the queue's files are damaged. This kind counts places; their events are counted
-    /// as [`Loss::Missing`] by each output.
+    /// Places in the queue's files are damaged. This kind counts places. The events that an output
+    /// loses there are counted as [`Loss::Missing`].
     Damaged,
-    /// The queue's files do not have the events any more, because of damage.
+    /// Events are missing in the queue's files, because of damage.
     Missing,
-    /// The output has given up the events, for this cause and with this result.
+    /// The output has given up the events: it does not try to send them any more. The values are
+    /// the reason and the result.
     GivenUp(Cause, LostAs),
-    /// The output is not in the config any more, and had a backlog.
+    /// The output was removed from the config before it had delivered all its events.
     Removed,
-    /// The process ends while the events are in memory only.
+    /// The process ended before the events were delivered, and the events were only in memory.
     Undelivered,
-    /// Dead letters were deleted to keep within `dead_letter.max_bytes`.
+    /// Dead letters (events in files that an output has given up) were deleted, to keep within
+    /// `dead_letter.max_bytes`.
     DeadLetters,
 }
 
-/// The reason why an output gives up events.
+/// The reason why an output has given up events (does not try to send them any more).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// The consumer refuses the events for good.
+    /// The consumer refuses the events permanently.
     Refused,
     /// The events are longer than the protocol, or the output's filter, allows.
     TooLong,
-    /// `retry.max_elapsed` has passed.
+    /// The events were not delivered within the time `retry.max_elapsed`.
     TooOld,
 }
 
-/// The result for events that an output has given up.
+/// The result for events that an output has given up (does not try to send any more).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LostAs {
-    /// The events are gone.
+    /// The events are lost, because no dead-letter files are kept.
     Dropped,
-    /// The events are in the dead-letter files.
+    /// The events were written to the dead-letter files, from which they can be sent again.
     DeadLetter,
-    /// The events should be in the dead-letter files, but could not be written.
+    /// The events are lost: they should be in the dead-letter files, but could not be written.
     Unwritten,
 }
 
 impl Loss {
+    /// Returns the message of the log line about this kind of loss.
     fn message(self) -> &'static str {
         match self {
             Self::DropOldest => {
@@ -105,7 +110,7 @@ impl Loss {
     }
 
     /// Returns the value of the log field `cause`, the reason why events were given up; `None` for
-    /// losses of other kinds.
+    /// every other kind of loss.
     fn cause(self) -> Option<&'static str> {
         let Self::GivenUp(cause, _) = self else { return None };
         Some(match cause {
@@ -116,7 +121,7 @@ impl Loss {
     }
 
     /// Returns the value of the log field `fate`, the result for events that were given up; `None`
-    /// for losses of other kinds.
+    /// for every other kind of loss.
     fn fate(self) -> Option<&'static str> {
         let Self::GivenUp(_, fate) = self else { return None };
         Some(match fate {
@@ -127,28 +132,28 @@ impl Loss {
     }
 }
 
-/// A state of the queue or of its disk. Each change has a log line; a state that flaps (changes
-/// again and again) has fewer lines.
+/// A state of the queue or of its disk. Each change has a log line, except that a state that flaps
+/// (changes again and again) has fewer lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// A batch found no room in the queue.
+    /// The queue is full: a batch has found no room.
     QueueFull {
         /// The number of bytes in the queue.
         bytes: u64,
-        /// The setting `queue.when_full`.
+        /// The value of the setting `queue.when_full`.
         when_full: String,
     },
-    /// The queue has room again.
+    /// The queue has room again after it was full: a fifth of its limit is free.
     QueueHasRoom {
-        /// The number of bytes in the queue.
+        /// The number of bytes in the queue, without those that it would free for a new batch.
         bytes: u64,
     },
-    /// The queue's disk refuses to store.
+    /// The queue's disk refuses to store events.
     DiskRefuses {
-        /// The text of the operation that failed and of its error.
+        /// The operation that failed and its error, as text.
         error: String,
     },
-    /// The queue's disk stores again.
+    /// The queue's disk stores events again.
     DiskIsWell,
 }
 
@@ -172,34 +177,39 @@ impl State {
     }
 }
 
-/// The number of log lines about the queue's room that may be written within [`QUIET`]; further
-/// changes are combined in one line. The two lines are: the queue is full, and the queue has room
-/// again.
+/// The number of log lines about the queue's room that may be written within [`QUIET`]; more
+/// changes are combined in one line. Two lines are enough to log that the queue is full and that it
+/// has room again.
 const ROOM_LINES: usize = 2;
 
-/// The number of log lines about the disk's state that may be written within [`QUIET`]; further
-/// changes are combined in one line. Six lines are enough for an error, the results of the first
-/// probes, and the end of the trouble.
+/// The number of log lines about the disk's state that may be written within [`QUIET`]; more
+/// changes are combined in one line. Six lines are enough for an error, for the first attempts to
+/// store again, and for the end of the error.
 const DISK_LINES: usize = 6;
 
-/// All notes of one relay. Cheap to clone; all clones share the same notes.
+/// Everything that was noted for the log of one relay: lost events, and changes of the queue's
+/// state. Clones are cheap and share the same notes.
 #[derive(Clone, Default)]
 pub struct Reports {
     shared: Arc<Shared>,
 }
 
+/// The notes, and the signal that there is a new note.
 #[derive(Default)]
 struct Shared {
     notes: Mutex<Notes>,
-    /// Wakes the task that writes the lines, because there is a new note.
+    /// Wakes the task that writes the log lines, because there is a new note.
     news: Notify,
 }
 
+/// The notes: counts of losses and changes of states, with the number that the log has not reported
+/// yet.
 struct Notes {
-    /// Every output since the start, and the queue, by the name that `error_total` has.
+    /// The counts of every output since the start, and of the queue. The key is the output's name,
+    /// or [`QUEUE`].
     parties: BTreeMap<Arc<str>, Arc<Party>>,
-    /// The losses of each kind at each output or the queue, whose name is the second part of the
-    /// key.
+    /// The losses by kind. The key is the kind and the name of the output, or [`QUEUE`] instead of
+    /// a name.
     losses: BTreeMap<(Loss, Arc<str>), Tally>,
     /// The changes between a full queue and a queue with room.
     room: Flap,
@@ -214,7 +224,7 @@ impl Default for Notes {
     }
 }
 
-/// The counts of one output, or of the queue.
+/// The counts of one output, or of the queue for events that no output can get.
 struct Party {
     /// The name of the output, or [`QUEUE`].
     name: Arc<str>,
@@ -225,12 +235,12 @@ struct Party {
     lost: AtomicU64,
 }
 
-/// The losses of one kind at one output or the queue.
+/// The losses of one kind at one output, or in the queue.
 #[derive(Default)]
 struct Tally {
     /// The number of lost events since the start.
     total: u64,
-    /// The number of lost events since the last log line about them.
+    /// The number of lost events that no log line has reported yet.
     untold: u64,
     /// A detail about the first lost event since the last log line, such as the consumer's error;
     /// `None`: no detail is known.
@@ -240,27 +250,28 @@ struct Tally {
 }
 
 impl Tally {
-    /// Returns the time from which on the next log line may be written; `None` if no event was lost
-    /// since the last line.
+    /// Returns the earliest time at which the next log line may be written; `None` if no event was
+    /// lost since the last line.
     fn due(&self, now: Instant) -> Option<Instant> {
         (self.untold > 0).then(|| self.told.map_or(now, |told| told + QUIET))
     }
 }
 
 /// The changes of one state, such as whether the queue is full, for the log. Usually each change
-/// has a log line of its own. If the state has had `burst` lines within [`QUIET`], or if its last
-/// line stood for several changes, the next line waits, and then stands for all changes up to it.
+/// has a log line of its own. The next line waits in two cases: the state has had `burst` lines
+/// within [`QUIET`], or the last line reported several changes at once. The line then reports all
+/// changes up to its time.
 struct Flap {
     /// The number of log lines that may be written within [`QUIET`].
     burst: usize,
     /// The times at which the last log lines were written: at most `burst` of them, the oldest
     /// first.
     told: VecDeque<Instant>,
-    /// `true`: the last log line stood for several changes.
+    /// `true`: the last log line reported several changes at once.
     flaps: bool,
-    /// The number of changes since the last log line.
+    /// The number of changes that no log line has reported yet.
     changes: u64,
-    /// The state after the last change; `None`: the log has this state already.
+    /// The state after the last change; `None`: the log shows this state already.
     state: Option<State>,
 }
 
@@ -269,7 +280,7 @@ impl Flap {
         Self { burst, told: VecDeque::new(), flaps: false, changes: 0, state: None }
     }
 
-    /// Returns the time from which on the next log line may be written; `None` if there is no
+    /// Returns the earliest time at which the next log line may be written; `None` if there is no
     /// change to write.
     fn due(&self, now: Instant) -> Option<Instant> {
         self.state.as_ref()?;
@@ -282,8 +293,8 @@ impl Flap {
         Some(limit.map_or(now, |told| *told + QUIET))
     }
 
-    /// Takes the state, and the number of its changes, for a log line that is written at the time
-    /// `now`; `None` if there is no change to write.
+    /// Returns the state and the number of its changes for a log line that is written at the time
+    /// `now`, and forgets the changes; `None` if there is no change to write.
     fn take(&mut self, now: Instant) -> Option<(State, u64)> {
         let state = self.state.take()?;
         let changes = std::mem::take(&mut self.changes);
@@ -296,7 +307,7 @@ impl Flap {
     }
 }
 
-/// One line to write to the log.
+/// One line to write to the log: about lost events, or about a changed state.
 #[derive(Debug, PartialEq, Eq)]
 enum Line {
     Lost { loss: Loss, name: Arc<str>, events: u64, total: u64, detail: Option<String> },
@@ -332,8 +343,8 @@ impl Line {
 }
 
 impl Notes {
-    /// Takes the lines whose time has come at `now`, or every line if `all` is `true`. The second
-    /// result is the time at which the next line may be written; `None` if no note is left.
+    /// Takes the log lines that may be written at the time `now`, or all lines if `all` is `true`.
+    /// Also returns the earliest time for the next line; `None` if no other note waits.
     fn take(&mut self, now: Instant, all: bool) -> (Vec<Line>, Option<Instant>) {
         let (mut lines, mut next) = (Vec::new(), None::<Instant>);
         let mut wait = |due: Instant| next = Some(next.map_or(due, |next| next.min(due)));
@@ -368,7 +379,8 @@ impl Reports {
         self.shared.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the handle that notes losses of the output with this name, or of the queue.
+    /// Returns the handle that notes the losses of the output with this name. The name [`QUEUE`]
+    /// stands for the queue.
     pub(super) fn losses(&self, name: &str) -> Losses {
         let party = |notes: &mut Notes, name: &str| {
             if let Some(party) = notes.parties.get(name) {
@@ -386,7 +398,7 @@ impl Reports {
         Losses { reports: self.clone(), party, queue }
     }
 
-    /// Notes that a state has changed to `state`.
+    /// Notes that the queue, or its disk, has changed to `state`. A log line follows.
     pub fn changed(&self, state: State) {
         let mut notes = self.lock();
         let flap = match state {
@@ -399,7 +411,7 @@ impl Reports {
         self.shared.news.notify_one();
     }
 
-    /// Writes the log lines of notes until `stop` is cancelled. One task of the relay runs this
+    /// Writes log lines about the notes until `stop` is cancelled. One task of the relay runs this
     /// loop.
     pub async fn tell(self, stop: CancellationToken) {
         loop {
@@ -419,14 +431,16 @@ impl Reports {
         }
     }
 
-    /// Writes every note that has no line yet, however recent the last line is.
+    /// Writes a log line for every note that has none yet, even if the last line was written a
+    /// moment ago.
     pub fn flush(&self) {
         let (lines, _) = self.lock().take(Instant::now(), true);
         lines.iter().for_each(Line::write);
     }
 }
 
-/// Writes the notes that have no line yet: the log must not end with fewer losses than there were.
+/// Writes a log line for every note that has none yet, so that the log reports every loss before it
+/// ends.
 impl Drop for Shared {
     fn drop(&mut self) {
         let notes = self.notes.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -434,25 +448,27 @@ impl Drop for Shared {
     }
 }
 
-/// A handle that notes losses of one output, or of the queue. Clones are cheap, and all handles of
-/// one name share their counts.
+/// A handle that notes losses of one output, or of the queue. Clones are cheap, and all handles
+/// with the same name share their counts.
 #[derive(Clone)]
 pub struct Losses {
     reports: Reports,
+    /// The counts that this handle changes.
     party: Arc<Party>,
+    /// The counts of events that no output can get.
     queue: Arc<Party>,
 }
 
 impl Losses {
-    /// Notes that `events` more events are lost. `detail` is a detail about the loss, such as an
-    /// error; a log line has only the first detail since the line before.
+    /// Notes that `events` more events are lost. `detail` says more about the loss, for example an
+    /// error. A log line shows only the first detail since the previous line.
     pub fn add(&self, loss: Loss, events: u64, detail: Option<&str>) {
         self.party.lost.fetch_add(events, Ordering::Relaxed);
         self.note(loss, events, detail);
     }
 
-    /// Notes a loss for the log only. It is meant for events that were counted as lost before, and
-    /// for damaged places: [`Losses::events`] does not change.
+    /// Notes a loss for the log only; the result of [`Losses::events`] does not change. This
+    /// function is for events that were counted as lost before, and for damaged places.
     pub(super) fn note(&self, loss: Loss, events: u64, detail: Option<&str>) {
         if events == 0 {
             return;
@@ -468,16 +484,16 @@ impl Losses {
         }
     }
 
-    /// Returns the number of events that this output and the queue together have lost since the
-    /// start.
+    /// Returns the number of events lost since the start by this output, plus the number of events
+    /// that no output can get.
     #[must_use]
     pub fn events(&self) -> u64 {
         let lost = |party: &Party| party.lost.load(Ordering::Relaxed);
         lost(&self.party) + lost(&self.queue)
     }
 
-    /// Returns `true` if the queue keeps events until this output has them. The queue sets the
-    /// value by [`Losses::keep`]; before that it is `true`.
+    /// Returns `true` if the queue keeps events until this output has them. Returns `true` also
+    /// before the queue has set the value with [`Losses::keep`].
     #[must_use]
     pub fn keeps(&self) -> bool {
         self.party.keeps.load(Ordering::Relaxed)
