@@ -52,12 +52,12 @@ use outputs::Outputs;
 use watch::Watch;
 
 /// The time between two runs of `upkeep`, which moves the values that histograms have collected
-/// into their buckets. Otherwise these values would pile up in memory.
+/// into their buckets. Without these runs, the values would pile up in memory.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The longest wait at the end of the relay, after the drain, for the outputs to end. The same
-/// limit holds for the sources, and for all other tasks. A part that hangs does not delay the end
-/// any longer.
+/// limit holds for the sources, and for all other tasks. A part that hangs therefore delays the end
+/// only for this time.
 const CLOSING: Duration = Duration::from_secs(3);
 
 /// The longest time that a reload waits until the config, or the files that it names, are read.
@@ -362,8 +362,8 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(Refused::Panicked)
 }
 
-/// Calls `Telemetry::upkeep` every [`UPKEEP`] until `stop` is cancelled. Otherwise the values that
-/// histograms collect would pile up in memory.
+/// Calls `Telemetry::upkeep` every [`UPKEEP`] until `stop` is cancelled. Without these calls, the
+/// values that histograms collect would pile up in memory.
 async fn upkeep(telemetry: Arc<Telemetry>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
         telemetry.upkeep();

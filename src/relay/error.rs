@@ -22,8 +22,9 @@ pub enum Error {
     /// system has refused an address.
     #[error("{0}")]
     Run(String),
-    /// A running relay has failed, or its end was cut short. The log has the error already,
-    /// followed by the numbers of events, so the caller does not print the error again.
+    /// A running relay has failed, or its end was cut short. The relay logs such errors itself,
+    /// before the last log line with the numbers of events. The caller therefore does not print the
+    /// error.
     #[error("{0}")]
     Ended(String),
 }

@@ -54,7 +54,7 @@ pub(super) struct Outputs {
     dead_letters: DeadLetters,
     slots: Vec<Slot>,
     tasks: JoinSet<Result<Ended, RunError>>,
-    /// The name of the output that each task serves.
+    /// The name of the output that each task serves. The key is the id of the task.
     names: HashMap<tokio::task::Id, String>,
     /// The orders to all outputs. Two orders exist: the drain (the orderly end) has begun, and the
     /// outputs must end.
@@ -172,8 +172,8 @@ impl Place {
 
 /// The cursor (place in the queue) that a reload has made for a new output. If the reload fails,
 /// this value is dropped with the cursor inside, and the output leaves the queue as if it had never
-/// joined. Without this, the queue would keep events for an output that does not exist. `None`: the
-/// cursor was taken out and stays in the queue.
+/// joined. Without this removal, the queue would keep events for an output that does not exist.
+/// `None`: the cursor was taken out and stays in the queue.
 struct Joined(Option<Cursor>);
 
 impl Drop for Joined {

@@ -18,8 +18,8 @@ use tokio::time::Instant;
 const POLL: Duration = Duration::from_secs(1);
 
 /// The pause between two checks of files that have changed. The checks are repeated until two of
-/// them in a row find the same contents. An editor may not have finished a file, or a certificate
-/// may be written before its key.
+/// them in a row find the same contents, because an editor may not have finished a file, or a
+/// certificate may be written before its key.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// The greatest number of checks of files that keep changing. After this number of checks, the
@@ -90,7 +90,7 @@ impl Watch {
         (self.files, self.seen) = (files, seen);
     }
 
-    /// Waits until the files change, for 300 ms plus the time of three checks. Returns `true` if
+    /// Waits until the files change, but only for three checks, [`SETTLE`] apart. Returns `true` if
     /// they have changed, so that the config should be read again. Returns `false` if they have not
     /// changed, or if this function has returned `true` [`SETTLE_MAX`] times since it last returned
     /// `false`.

@@ -294,7 +294,7 @@ impl Filling {
 enum Next {
     /// A line was read.
     Line,
-    /// The line is longer than [`LINE_BYTES_MAX`], and was skipped.
+    /// The line is longer than `LINE_BYTES_MAX` bytes, and was skipped.
     TooLong,
     /// The text has no further line.
     End,

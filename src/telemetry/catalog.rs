@@ -192,7 +192,7 @@ catalog! {
         /// The counter `error_total` for events that no output can get, for example because a full
         /// queue has dropped their batch.
         pub errors: Counter,
-        /// The handle that notes for the log that events are lost which no output can get.
+        /// The handle that notes losses for the log, here of events that no output can get.
         pub(super) losses: Losses,
     }
 

@@ -31,8 +31,7 @@ use tokio_util::sync::CancellationToken;
 /// flaps (changes again and again).
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The name under which `error_total` counts the events that no output can get. An output has its
-/// own name there.
+/// The name that `error_total` has in place of an output's name for events that no output can get.
 pub(super) const QUEUE: &str = "queue";
 
 /// A kind of loss. Each kind has its own log lines for each output.
@@ -145,7 +144,8 @@ pub enum State {
     },
     /// The queue has room again after it was full: a fifth of its limit is free.
     QueueHasRoom {
-        /// The number of bytes in the queue, without those that it would free for a new batch.
+        /// The number of bytes in the queue, without the bytes that can be freed at once for a new
+        /// batch.
         bytes: u64,
     },
     /// The queue's disk refuses to store events.
