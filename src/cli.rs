@@ -55,8 +55,8 @@ const WRONG: u8 = 2;
 const WORKERS_MAX: usize = 4;
 
 /// The time after which an idle thread for blocking work ends. The relay looks at its files once a
-/// second. With tokio's default of ten seconds, this would keep alive every thread that was ever
-/// needed.
+/// second, and each look needs such a thread. With tokio's default of ten seconds, the looks would
+/// use every idle thread again before the thread ends, so that no thread would ever end.
 const IDLE_THREAD: Duration = Duration::from_millis(500);
 
 /// Receives kube-apiserver's audit webhook and forwards the events to Logstash, syslog and HTTP
@@ -161,8 +161,9 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Reads the config. Returns its text and its name for messages; `Err` is the exit status if the
-/// file cannot be read.
+/// Reads the config file, or takes the built-in default config if `file` is `None`. Returns the
+/// text of the config and the name of the config for messages. If the file cannot be read, `Err` is
+/// the exit status.
 fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     let Some(file) = file else {
         return Ok((config::EMBEDDED.to_owned(), "embedded default".to_owned()));
@@ -185,9 +186,9 @@ fn report(checked: &Checked, name: &str) -> Result<(), u8> {
     if checked.problems.iter().any(is_wrong) { Err(WRONG) } else { Ok(()) }
 }
 
-/// Prints every mistake in the policy files that the config names. `Err` is the exit status if
-/// there is a mistake. A policy file that does not exist is skipped here, because the problems of
-/// the config already name it.
+/// Prints every mistake in the audit policy files that the config names. `Err` is the exit status
+/// if there is a mistake. A policy file that does not exist is skipped here, because `report`
+/// prints it as a problem of the config.
 fn report_policies(checked: &Checked) -> Result<(), u8> {
     let mut result = Ok(());
     for policy in checked.policies.iter().filter(|policy| policy.exists()) {
@@ -238,8 +239,9 @@ fn check(file: Option<&Path>, connect: bool, elsewhere: bool) -> Result<(), u8> 
     Ok(())
 }
 
-/// Adds the problems of the files and directories that the config names. With `elsewhere`, missing
-/// ones are warnings.
+/// Looks at the files and directories that the config names, and returns `checked` with their
+/// problems added. `elsewhere` is `true` if the config is for another machine: then a missing file
+/// is only a warning, and so is every problem of a directory.
 fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
     let mut problems = check::directories(&checked, &[]);
     if elsewhere {
@@ -271,8 +273,8 @@ fn parts(config: &Config) -> String {
     format!(": {}", parts.join(", "))
 }
 
-/// Connects to every output and source once, and prints the results. `Err` is the exit status if a
-/// connection fails.
+/// Connects to every output and source of the config once, and prints for each address whether the
+/// connection works. `Err` is the exit status if a connection fails.
 async fn probe(config: &Config) -> Result<(), u8> {
     let telemetry = Arc::new(Telemetry::new());
     let dead_letters = DeadLetters::new(&telemetry);
@@ -378,7 +380,8 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
     })
 }
 
-/// Runs the relay from its start to its end, in a tokio runtime that is made here.
+/// Runs the relay from its start to its end, in a tokio runtime that this function makes. `file` is
+/// the config file, which a reload reads again.
 fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
     let runtime = build_runtime()
         .map_err(|error| relay::Error::Run(format!("cannot start the runtime: {error}")))?;
@@ -404,22 +407,24 @@ fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
     result
 }
 
-/// The time after the first signal within which a second signal counts as the same signal.
-/// timeout(1), for example, sends its signal to its child and to the child's process group.
+/// The time after the first signal to end within which a second one counts as the same signal.
+/// timeout(1), for example, sends its signal to its child and then to the child's process group, so
+/// that the child gets the signal twice.
 const TWICE: Duration = Duration::from_millis(10);
 
-/// The greatest number of reloads that wait for the reload under way. A further request is not
-/// needed, because the last of the waiting reloads reads the config later.
+/// The greatest number of requests to reload (SIGHUP) that wait while a reload runs. Another
+/// request is ignored. Nothing is missed, because the waiting reloads start later than this request
+/// and read the newest config.
 const RELOADS: usize = 16;
 
-/// The signals that this process has received. The first SIGTERM or SIGINT cancels `first`, and a
-/// second one cancels `second`; `reload` gets a message for each SIGHUP.
+/// Receives the signals of this process. The first SIGTERM or SIGINT cancels `first`, and a second
+/// one cancels `second`. `reload` gets a message for each SIGHUP.
 struct Heard {
     first: CancellationToken,
     second: CancellationToken,
     reload: mpsc::Receiver<()>,
-    /// The task that listens for signals as long as the process lives. The task can end only by a
-    /// panic, which counts as the first signal.
+    /// The task that waits for signals until the process ends. If the task panics, `first` is
+    /// cancelled, as if a first SIGTERM had come.
     listening: JoinHandle<()>,
 }
 

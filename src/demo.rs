@@ -38,14 +38,16 @@ use crate::replay::client::Retry;
 const BATCH_EVERY: Duration = Duration::from_millis(100);
 
 /// The greatest number of batches that are sent and have no response yet. kube-apiserver has no
-/// such limit; the demo does not reach the limit as long as the relay responds.
+/// such limit. While the relay responds, the demo stays below the limit.
 const UNDER_WAY_MAX: usize = 64;
 
-/// The moment at which the consumer goes away, as a share of the demo's length.
+/// The moment at which the consumer goes away (begins to reset every connection), as a share of the
+/// demo's length: 0.4 of 20 s is 8 s after the start.
 const AWAY_FROM: f64 = 0.4;
-/// The time for which the consumer is away, as a share of the demo's length.
+/// The time for which the consumer is away (resets every connection), as a share of the demo's
+/// length.
 const AWAY_PART: f64 = 0.25;
-/// The longest time for which the consumer is away.
+/// The longest time for which the consumer is away (resets every connection).
 const AWAY_MAX: Duration = Duration::from_secs(5);
 
 /// The time between two updates of the numbers that the demo shows.
@@ -67,7 +69,8 @@ pub enum Phase {
     Flowing,
     /// The demo sends events, and the consumer resets every connection.
     Away,
-    /// The demo makes no more events, and waits until the queue is empty.
+    /// The demo sends no more events, and waits until all accepted events have arrived at the
+    /// consumer.
     Emptying,
 }
 
@@ -84,8 +87,8 @@ pub struct Figures {
     pub queue_events: u64,
     /// The number of bytes in the relay's queue.
     pub queue_bytes: u64,
-    /// Events that are lost: they were accepted and are neither in the queue nor at the consumer,
-    /// or the relay refused them for good.
+    /// The number of events that are lost: the relay has refused them permanently, or it has
+    /// accepted them and they are neither in its queue nor at the consumer.
     pub lost: u64,
     /// The address of the relay's status page; `None` until the page is open.
     pub admin: Option<SocketAddr>,
@@ -94,19 +97,19 @@ pub struct Figures {
 /// The result of a demo.
 #[derive(Debug, Clone, Copy)]
 pub struct Summary {
-    /// The number of events that the relay has accepted or has refused for good.
+    /// The number of events that the relay has accepted or has permanently refused.
     pub sent: u64,
     /// The number of events that have arrived at the consumer, each counted once.
     pub delivered: u64,
-    /// The number of times that the consumer got an event that had arrived before.
+    /// The number of times that the consumer received an event that it had received before.
     pub repeated: u64,
     /// The number of events that were sent and have not arrived at the consumer.
     pub lost: u64,
-    /// The time for which the consumer was away.
+    /// The time for which the consumer was away (reset every connection).
     pub away: Duration,
     /// The greatest number of events that were in the queue at one moment.
     pub queue_events_max: u64,
-    /// The greatest number of bytes that were in the queue at one moment.
+    /// The number of bytes in the queue at the moment at which the queue had the most events.
     pub queue_bytes_max: u64,
 }
 
@@ -178,27 +181,33 @@ struct Posted {
 
 /// The running demo. [`run`] owns it, and its loop runs in the caller's task, beside the relay.
 ///
-/// The loop has two phases. In the first, which lasts for the length of the demo or until `stop`,
-/// it sends a batch every [`BATCH_EVERY`], each by a task of its own; for a while in the middle of
-/// this phase the consumer is away. In the second phase it sends nothing more, and waits until all
-/// events that were accepted have arrived.
+/// The loop has two phases. The first phase lasts for the length of the demo or until `stop` is
+/// cancelled. In this phase the loop sends a batch every [`BATCH_EVERY`], and each batch has a task
+/// of its own; for a while the consumer is away. In the second phase the loop sends nothing, and
+/// waits until all accepted events have arrived.
 ///
-/// Every [`LOOK`] the loop renews the figures. An event counts as sent when the relay has accepted
-/// it or refused it for good; whatever counts as sent and never arrives at the consumer is lost.
+/// Every [`LOOK`] the loop updates the figures. An event counts as sent when the relay has accepted
+/// it or permanently refused it. An event that counts as sent and never arrives at the consumer
+/// counts as lost.
 struct Demo {
     queue: Queue,
     client: Arc<Client>,
     consumer: Consumer,
     figures: watch::Sender<Figures>,
     stop: CancellationToken,
+    /// The tasks that each send one batch and wait for the relay's response.
     posting: JoinSet<Posted>,
+    /// Open connections to the relay that no task uses now.
     idle: Vec<Connection>,
     /// The number of events that the relay has accepted.
     accepted: u64,
-    /// The number of events that the relay has refused for good.
+    /// The number of events that the relay has permanently refused.
     refused: u64,
-    /// The numbers of all events that were accepted or refused.
+    /// The ranges of the numbers of all events that the relay has accepted or permanently refused.
+    /// The demo gives every event a number.
     sent: Vec<Range<u64>>,
+    /// The greatest number of events that were seen in the queue, and the number of bytes in the
+    /// queue at that moment.
     queue_max: (u64, u64),
 }
 
@@ -284,8 +293,9 @@ impl Demo {
         });
     }
 
-    /// Counts the events of a batch by its result. `None` means that the task of the batch
-    /// panicked; its events are not counted, because nobody has promised to deliver them.
+    /// Counts the events of a batch as accepted or refused, depending on the result of sending it.
+    /// `None` means that the task of the batch panicked; the events are then not counted, because
+    /// the relay has not promised to deliver them.
     fn posted(&mut self, posted: Option<Posted>) {
         let Some(Posted { numbers, connection, result }) = posted else { return };
         self.idle.extend(connection);
@@ -314,8 +324,8 @@ impl Demo {
         });
     }
 
-    /// Waits until all accepted events have arrived, but at most [`DELIVERY_MAX`], and at most
-    /// [`DELIVERY_PAUSE_MAX`] during which no event arrives.
+    /// Waits until all accepted events have arrived at the consumer. Gives up after
+    /// [`DELIVERY_MAX`], or when no event has arrived for [`DELIVERY_PAUSE_MAX`].
     async fn empty(&mut self) {
         let begun = Instant::now();
         let mut moved = (Instant::now(), 0);

@@ -1,10 +1,10 @@
-//! Decides, event by event, what an output sends: whether the event leaves, and with which changes.
+//! Decides for each event if an output sends it, and with which changes.
 //!
 //! The decisions are made in this order: does the event match (`match`); which level do the
-//! policies ask for (`policy`); has the event left before (`deduplicate`). If the event leaves, the
-//! changes are made in this order: bodies and managed fields that the policies omit are removed;
-//! values that must not leave are redacted (`redact`); annotations are added (`annotate`); bodies
-//! that make the event too large are removed (`max_event_bytes`).
+//! policies ask for (`policy`); has the same event been sent before (`deduplicate`). If the event
+//! is sent, the changes are made in this order: bodies and managed fields that the policies omit
+//! are removed; values that must not leave the relay are redacted (`redact`); annotations are added
+//! (`annotate`); bodies that make the event too large are removed (`max_event_bytes`).
 //!
 //! The filter knows events, and no batches, queues or consumers. It is not called for an output
 //! without filter settings.
@@ -47,25 +47,26 @@ pub enum Verdict {
     Untouched,
     /// The event is sent with changes.
     Changed(Changes),
-    /// The event is not sent: it does not match, or a policy drops it. The event is not meant for
-    /// this output.
+    /// The event is not sent: it does not fit the `match` rules, or an audit policy drops it. This
+    /// is no loss, because the event is not meant for this output.
     Dropped,
-    /// The event is not sent, because the same event has left before.
+    /// The event is not sent, because this output has already sent an event with the same bytes.
     Duplicate,
-    /// The event is not sent: it is too large even without its bodies, and this output gives such
-    /// events up.
+    /// The event is not sent: even without its bodies it is larger than `max_event_bytes`, and this
+    /// output gives such events up, which counts as a loss.
     TooLarge,
 }
 
-/// The kinds of changes to an event that are counted. All are `false` for an event that only got
-/// annotations.
+/// The kinds of changes that the filter made to an event, for counters. Added annotations are not
+/// counted: if an event only got annotations, all fields are `false`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Changes {
-    /// `true`: the policies lowered the event's level, or removed its managed fields.
+    /// `true`: because of an audit policy, a body or the managed fields were removed from the
+    /// event.
     pub lowered: bool,
-    /// `true`: a value that must not leave was removed from the event or replaced.
+    /// `true`: a value that must not leave the relay was removed from the event or replaced.
     pub redacted: bool,
-    /// `true`: the event was too large, and lost a body.
+    /// `true`: the event was larger than `max_event_bytes`, and a body was removed from it.
     pub trimmed: bool,
 }
 
@@ -78,15 +79,17 @@ pub struct Rules {
     redaction: Option<Redaction>,
     annotations: Option<Annotations>,
     bytes_max: Option<usize>,
+    /// The time within which a second event with the same bytes is a duplicate; `None`: duplicates
+    /// are sent.
     window: Option<Duration>,
-    /// `true`: an event that is too large is given up. `false`: the event is sent, and the consumer
-    /// decides.
+    /// `true`: an event that is too large even without its bodies is not sent and counts as lost.
+    /// `false`: such an event is sent, and the consumer decides.
     gives_up: bool,
 }
 
 impl Rules {
-    /// Makes the rules of this config, without policies yet: call [`Rules::read`] and
-    /// [`Rules::apply`] before the first event.
+    /// Makes the rules from the filter settings of one output. The policy files are not read here:
+    /// call [`Rules::read`] and [`Rules::apply`] before the first event.
     #[must_use]
     pub fn new(config: &config::Filter, rejected: Rejected) -> Self {
         let annotate = config.annotate.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -109,7 +112,8 @@ impl Rules {
         }
     }
 
-    /// Reads the policy files that the config names. Blocks.
+    /// Reads the audit policy files that the config names, and returns the policies in the same
+    /// order. Blocks the thread.
     ///
     /// # Errors
     ///
@@ -125,13 +129,14 @@ impl Rules {
         if wrong.is_empty() { Ok(policies) } else { Err(wrong) }
     }
 
-    /// Puts policies that [`Rules::read`] returned in use, from the next batch on.
+    /// Replaces the policies in use by policies that [`Rules::read`] has returned. They hold from
+    /// the next batch on.
     pub fn apply(&self, policies: Vec<Policy>) {
         self.policies.store(Arc::new(policies));
     }
 }
 
-/// Reads an audit policy from a file. Blocks.
+/// Reads an audit policy from a file. Blocks the thread.
 ///
 /// # Errors
 ///
@@ -156,11 +161,13 @@ pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
     })
 }
 
-/// An iterator over the events of some lines, which returns each event with its request.
+/// An iterator over events that are stored as lines. It returns each event together with the
+/// request that the event describes.
 pub enum Events<'a> {
-    /// Returns each event with its request, read from the event.
+    /// The request is read from each event.
     Read(Reader<'a>),
-    /// Returns each event with an empty request, because no rule needs the request.
+    /// The request is empty for every event, because no rule of the filter needs it. The first
+    /// field has the lines that are not returned yet.
     Split(&'a [u8], Request<'a>),
 }
 
@@ -188,28 +195,29 @@ impl<'a> Events<'a> {
 pub struct EventView<'a> {
     /// The event's bytes as they were received.
     pub event: &'a [u8],
-    /// The request that is described by the event; empty if no rule needs the request.
+    /// The request that the event describes; empty if no rule of the filter needs it.
     pub request: &'a Request<'a>,
-    /// The event's position. An event that is judged again, because it is sent again, has the same
-    /// position.
+    /// The event's position (its number in the queue). If the event is sent again, it is judged
+    /// again with the same position.
     pub position: Position,
     /// The time since the relay accepted the event.
     pub age: Duration,
 }
 
-/// The filter of one output: its rules, and the memory of the events that have left. Owned by the
-/// output's delivery loop.
+/// The filter of one output: its rules, and the memory of the events that the output has sent. The
+/// output's delivery loop owns it.
 pub struct Filter {
     rules: Arc<Rules>,
     policies: Arc<Vec<Policy>>,
     seen: Option<Seen>,
-    /// `true`: `seen` still has to be told which events left before this process began.
+    /// `true` until `seen` has been told which events the output sent before this filter was made.
     needs_history: bool,
 }
 
 impl Filter {
-    /// Makes a filter with these rules. `seen` is the memory of the filter that this filter
-    /// replaces; `None` if there is no such filter, or if it has no memory to hand on.
+    /// Makes a filter with these rules. `seen` is the memory of sent events that the previous
+    /// filter of this output returned from [`Filter::into_seen`]; `None` if there was no previous
+    /// filter, or if it had no complete memory.
     #[must_use]
     pub fn new(rules: Arc<Rules>, seen: Option<Seen>) -> Self {
         let policies = rules.policies.load_full();
@@ -224,15 +232,17 @@ impl Filter {
         Self { rules, policies, seen, needs_history }
     }
 
-    /// Returns the memory of events that have left, for the filter that replaces this one. `None`
-    /// if this filter does not deduplicate, or if its history was not loaded completely.
+    /// Returns the memory of sent events, for the filter that replaces this one. `None` if this
+    /// filter does not deduplicate, or if its memory is not complete because
+    /// [`Filter::history_loaded`] was not called.
     #[must_use]
     pub fn into_seen(self) -> Option<Seen> {
         self.seen.filter(|_| !self.needs_history)
     }
 
-    /// Puts policies in use that were read again; must be called before each batch. Events before
-    /// the position `settled` are final and will not be judged again.
+    /// Takes the newest policies from the rules; must be called before each batch. Events before
+    /// the position `settled` are final (acknowledged, dropped or given up) and will not be judged
+    /// again.
     pub fn renew(&mut self, settled: Position) {
         self.policies = self.rules.policies.load_full();
         if let Some(seen) = &mut self.seen {
@@ -240,41 +250,43 @@ impl Filter {
         }
     }
 
-    /// The time for which events that have left are remembered; `None` if the filter does not
-    /// deduplicate.
+    /// Returns the time within which a second event with the same bytes is a duplicate; `None` if
+    /// the filter does not deduplicate.
     #[must_use]
     pub fn window(&self) -> Option<Duration> {
         self.rules.window
     }
 
-    /// The time that the history must cover: [`Filter::remember`] must be called for the events
-    /// that left within this time. `None` if no history is needed.
+    /// Returns the length of the history that the filter needs: [`Filter::remember`] must be called
+    /// for each event that was accepted within this time and sent before this filter was made.
+    /// `None` if no history is needed.
     #[must_use]
     pub fn history_window(&self) -> Option<Duration> {
         self.rules.window.filter(|_| self.needs_history)
     }
 
-    /// Tells the filter about one event that left before this process began. `age` is the time
-    /// since the event was accepted.
+    /// Tells the filter about one event that the output sent before this filter was made. `age` is
+    /// the time since the relay accepted the event.
     pub fn remember(&mut self, event: &[u8], position: Position, age: Duration) {
         has_left(&mut self.seen, event, position, age);
     }
 
-    /// Tells the filter that [`Filter::remember`] was called for all events that left before this
-    /// process began.
+    /// Tells the filter that its memory is complete: [`Filter::remember`] was called for all events
+    /// that the output sent before this filter was made.
     pub fn history_loaded(&mut self) {
         self.needs_history = false;
     }
 
-    /// Tells the filter that the events at these positions have not left after all, so that events
-    /// with the same bytes may leave.
+    /// Tells the filter that the events at these positions were not sent after all. Other events
+    /// with the same bytes are then no duplicates of them and may be sent.
     pub fn forget(&mut self, positions: Range<Position>) {
         if let Some(seen) = &mut self.seen {
             seen.forget(positions);
         }
     }
 
-    /// Splits lines into events for [`Filter::judge`].
+    /// Returns an iterator over the events in `lines`, for [`Filter::judge`]. The requests in the
+    /// events are read only if a rule of the filter needs them.
     #[must_use]
     pub fn events<'a>(&self, lines: &'a [u8]) -> Events<'a> {
         let Self { rules, policies, .. } = self;
@@ -335,6 +347,8 @@ impl Filter {
     }
 }
 
+/// Returns `true` if the event is a duplicate of an event that was sent before. If not, the event
+/// is remembered as sent. Without deduplication the result is always `false`.
 fn has_left(seen: &mut Option<Seen>, event: &[u8], position: Position, age: Duration) -> bool {
     let Some(seen) = seen else { return false };
     let received = seen.received(age);

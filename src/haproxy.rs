@@ -30,7 +30,8 @@ use output::Output;
 pub struct Migrated {
     /// The config as TOML. It begins with a comment for each entry of `left`.
     pub config: String,
-    /// The directives that have no counterpart or a different one, in the order of their lines.
+    /// The directives that the relay has no counterpart for, or whose counterpart works
+    /// differently, in the order of their lines.
     pub left: Vec<Left>,
 }
 
@@ -40,8 +41,7 @@ pub struct Migrated {
 pub struct Left {
     /// The line number of the directive in the haproxy.cfg, counted from 1.
     pub line: usize,
-    /// The directive as the file has it, with single spaces between its words. Passwords are left
-    /// out.
+    /// The text of the directive, with single spaces between its words and without passwords.
     pub directive: String,
     /// The reason why the directive was not carried over, and what the relay does instead.
     pub reason: String,
@@ -51,6 +51,7 @@ pub struct Left {
 #[derive(Debug, Error)]
 #[error("{missing}: nothing is written")]
 pub struct Unusable {
+    /// The reason why no config can be made, for the error message.
     missing: &'static str,
     /// The directives that the migration tried to use and could not use.
     pub left: Vec<Left>,
@@ -124,16 +125,18 @@ struct Notes {
 const SHOWN_CHARS_MAX: usize = 300;
 
 impl Notes {
+    /// Notes that a line is carried over completely, so that no report about it is needed.
     fn carried(&mut self, line: &Line) {
         self.carried.insert(line.number);
     }
 
-    /// Reports a whole line as not carried over.
+    /// Adds a report that a whole line is not carried over, or works differently, with the reason.
     fn left(&mut self, line: &Line, reason: impl Into<String>) {
         self.part(line, &shown(line), reason);
     }
 
-    /// Reports a part of a line as not carried over.
+    /// Adds a report that `directive`, a part of a line, is not carried over, or works differently,
+    /// with the reason.
     fn part(&mut self, line: &Line, directive: &str, reason: impl Into<String>) {
         let left = Left {
             line: line.number,
@@ -173,7 +176,8 @@ fn printable(text: &str) -> String {
     text.chars().take(SHOWN_CHARS_MAX).map(printable).collect()
 }
 
-/// Returns the words of the line, without the words that hold passwords.
+/// Returns the words of the line without words that hold passwords or tokens. An ellipsis stands
+/// for the words that are left out.
 fn shown(line: &Line) -> String {
     let secret_from = match (line.word(0), line.word(1)) {
         ("stats", "auth") | ("user", _) => 2,
@@ -240,9 +244,9 @@ impl<'a> Chain<'a> {
         own.flat_map(with_defaults).flatten()
     }
 
-    /// Returns the lines that begin with these words in the sections with these indices. If a
-    /// section has no such line, those of its `defaults` section count. Each line occurs once in
-    /// the result.
+    /// Returns the lines that begin with `words` in the sections with the indices `places`. A
+    /// section without such a line inherits the lines of its `defaults` section. Each line occurs
+    /// only once in the result.
     fn lines(&self, places: &[usize], words: &[&str]) -> Vec<&'a Line> {
         let mut found: Vec<&Line> = Vec::new();
         for &place in places {
@@ -261,14 +265,18 @@ impl<'a> Chain<'a> {
         found
     }
 
+    /// Returns the lines of the frontends that begin with `words`; see [`Chain::lines`].
     fn of_frontends(&self, words: &[&str]) -> Vec<&'a Line> {
         self.lines(self.frontends, words)
     }
 
+    /// Returns the lines of the backend that begin with `words`; see [`Chain::lines`].
     fn of_backend(&self, words: &[&str]) -> Vec<&'a Line> {
         self.lines(&[self.backend], words)
     }
 
+    /// Returns the lines of the frontends and the backend that begin with `words`; see
+    /// [`Chain::lines`].
     fn of_all(&self, words: &[&str]) -> Vec<&'a Line> {
         self.lines(&[self.frontends, &[self.backend]].concat(), words)
     }
@@ -353,15 +361,16 @@ fn statistics_of(file: &File, notes: &mut Notes) -> Option<usize> {
 }
 
 /// Returns the address of HAProxy's statistics page, which becomes the address of the relay's
-/// status page; `None` if that address cannot be used.
+/// status page; `None` if the page has only addresses with TLS or addresses that the relay cannot
+/// use.
 fn bind_of_statistics(section: &Section, notes: &mut Notes) -> Option<Bind> {
     let binds = binds(section, &Global::default(), notes);
     binds.into_iter().find(|bind| bind.tls.is_none())
 }
 
-/// Returns the value of `admin.address`. If no listener uses the port of HAProxy's statistics page,
-/// the result is the address of that page. If not, the result is all addresses of the pod with the
-/// first port from 9090 on that no listener uses.
+/// Returns the value of `admin.address` for the new config. If no listener uses the port of
+/// HAProxy's statistics page, the result is the address of that page. Otherwise the result is
+/// `0.0.0.0` with the first port from 9090 on that no listener uses.
 fn admin_address(statistics: Option<Bind>, binds: &[Bind]) -> String {
     let is_free = |port: &str| binds.iter().all(|bind| bind.port() != port);
     if let Some(bind) = statistics.filter(|bind| is_free(bind.port())) {
@@ -445,8 +454,8 @@ fn binds(section: &Section, global: &Global, notes: &mut Notes) -> Vec<Bind> {
 /// The largest value that `limits.max_connections` accepts.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
-/// Reads the number in a `maxconn` line, and lowers the number to [`CONNECTIONS_MAX`]. `None` if
-/// the word is not a number above 0.
+/// Returns the number in a `maxconn` line, but at most [`CONNECTIONS_MAX`]. `None` if the word is
+/// not a number above 0.
 fn connections(line: &Line, notes: &mut Notes) -> Option<u64> {
     let count = line.word(1).parse().ok().filter(|&count: &u64| count > 0)?;
     if count > CONNECTIONS_MAX {
@@ -459,9 +468,9 @@ fn connections(line: &Line, notes: &mut Notes) -> Option<u64> {
 const NO_TIME: &str =
     "not a time from 1ms to a year: the relay's default stays, because each of its waits must end";
 
-/// Reads a time as HAProxy writes it; a number without a unit is in milliseconds. `None` if the
-/// text is no time, if the time is zero (which means "no limit" in HAProxy), or if the time is
-/// longer than a year.
+/// Parses a time in HAProxy's syntax, such as `30s`; a number without a unit is in milliseconds.
+/// `None` if the text is no time, if the time is zero (which means "no limit" in HAProxy), or if
+/// the time is longer than a year.
 fn time(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -492,7 +501,7 @@ struct Limits {
 /// connection earlier may break kube-apiserver's next request.
 const KEPT_BY_SENDERS: Duration = Duration::from_secs(90);
 
-/// The default of `limits.body_timeout`.
+/// The relay's default value of `limits.body_timeout`.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Limits {

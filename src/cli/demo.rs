@@ -23,9 +23,9 @@ use crate::demo::Figures;
 use crate::demo::Phase;
 use crate::demo::Summary;
 
-/// The time between two drawings of the line on a terminal.
+/// The time between two drawings of the progress line if stdout is a terminal.
 const DRAW: Duration = Duration::from_millis(200);
-/// The time between two lines if stdout is no terminal.
+/// The time between two printed lines of progress if stdout is no terminal.
 const LINE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
@@ -92,7 +92,8 @@ struct Display {
     line: ProgressBar,
     is_terminal: bool,
     begun: Instant,
-    /// The time at which the last line was made, and the numbers in that line.
+    /// The time at which the last progress line was made, and the numbers in that line. The next
+    /// line shows rates since that time.
     before: (Instant, Figures),
     is_announced: bool,
 }

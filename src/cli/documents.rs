@@ -8,18 +8,20 @@ use clap_complete::Shell;
 use super::FAILED;
 use super::print;
 
-/// The name of the program in completions and man pages, by whatever name the program was called.
+/// The name of the program in completions and man pages. It does not change if the program file is
+/// renamed.
 const NAME: &str = "kube-audit-forwarder";
 
-/// Prints the completions of the command line for a shell. `Err` is the exit status.
+/// Prints the script with which `shell` completes the command line. `Err` is the exit status if
+/// that fails.
 pub(super) fn completions(shell: Shell, mut command: Command) -> Result<(), u8> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, NAME, &mut script);
     print(&String::from_utf8_lossy(&script))
 }
 
-/// Prints the main man page or, with a directory, writes a page for each command into that
-/// directory. `Err` is the exit status.
+/// Prints the main man page or, with a directory, writes one page for each command into that
+/// directory. `Err` is the exit status if that fails.
 pub(super) fn man(directory: Option<&Path>, command: Command) -> Result<(), u8> {
     let Some(directory) = directory else {
         let mut page = Vec::new();

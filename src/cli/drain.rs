@@ -15,19 +15,20 @@ use url::Url;
 use super::FAILED;
 use super::healthcheck;
 
-/// The shortest time for which the command waits. A pod that ends still gets requests from its
-/// Service for a moment.
+/// The shortest time for which the command waits, even if the relay holds no events. A pod that is
+/// being stopped still gets requests from its Service for a moment. A shorter `--seconds` ends the
+/// wait earlier.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The greatest number of bytes in a response body. `/status` has some lines for each address of
-/// each output.
+/// The greatest number of bytes in the response body of `/status`. The body has a few lines for
+/// each address of each output, so that a large config makes it long.
 const STATUS_MAX: usize = 1024 * 1024;
 
 /// The pause between two requests to the relay.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// Waits until the relay at this URL, or without a URL the relay that the config describes, has
-/// delivered its events. `Err` is the exit status.
+/// Waits until the relay at this URL has delivered the events that it holds. If `url` is `None`,
+/// the config names the relay. `seconds` limits the wait. `Err` is the exit status.
 pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Result<(), u8> {
     let mut url = healthcheck::url_of(url, file)?;
     url.set_path("/status");
@@ -39,8 +40,9 @@ pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Resul
     })
 }
 
-/// Waits until no required output has a backlog. `Err` is the reason: the limit has passed, or the
-/// response is not a relay's status.
+/// Waits until no required output of the relay has a backlog (events that it must still deliver).
+/// `Err` is the reason for the failure: `limit` has passed, or the response is not a relay's
+/// status.
 async fn wait(url: &Url, limit: Duration) -> Result<(), String> {
     let begun = Instant::now();
     loop {
@@ -62,8 +64,10 @@ async fn wait(url: &Url, limit: Duration) -> Result<(), String> {
     }
 }
 
-/// Returns a text for people about each required output that has a backlog. If the relay does not
-/// respond in time, the result is one text about that, so that the caller goes on waiting.
+/// Returns one message for each required output that has a backlog (events that it must still
+/// deliver); an empty list means that all events are delivered. If the relay does not respond in
+/// time, the list has one message that says so, and the caller tries again. `Err`: the connection
+/// failed, or the response is not a relay's status.
 async fn backlog(url: &Url) -> Result<Vec<String>, String> {
     let Some(answered) = healthcheck::ask_in_time(url, STATUS_MAX).await else {
         return Ok(vec!["the relay does not answer".to_owned()]);
@@ -82,7 +86,9 @@ async fn backlog(url: &Url) -> Result<Vec<String>, String> {
     required.filter_map(of_output).collect()
 }
 
-/// Returns a text for people about the backlog of one output; `None` if the output has no backlog.
+/// Returns a message about the backlog of one output, which is an element of `outputs` in
+/// `/status`; `None` if the output has no backlog. `Some(Err)`: the element has no number of
+/// events.
 fn of_output(output: &Value) -> Option<Result<String, String>> {
     let Some(events) = output["backlog_events"].as_u64() else {
         return Some(Err("not the status of a relay: an output has no backlog_events".to_owned()));

@@ -26,22 +26,24 @@ use super::WRONG;
 use super::read;
 use crate::config;
 
-/// The time limit for the whole command, including the lookup of a name. A relay responds within
-/// milliseconds. Docker waits 30 s for a health check. A kubelet waits for the probe's
-/// `timeoutSeconds`, by default 1 s, and then reports only that the time was too short.
+/// The time limit for the whole command, including the lookup of the host name. A relay responds
+/// within milliseconds. Docker allows 30 s for a health check. A kubelet allows the probe's
+/// `timeoutSeconds`, by default 1 s; after that time it kills the command and reports only a
+/// timeout.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The greatest number of bytes in a response body. A relay's response has some lines.
+/// The greatest number of bytes in a response body. The body that a relay sends has only a few
+/// lines.
 const ANSWER_MAX: usize = 64 * 1024;
 
-/// The greatest number of bytes in a response's head.
+/// The greatest number of bytes in a response's head, which is the status line and the headers.
 const HEAD_MAX: usize = 16 * 1024;
 
 /// The greatest number of lines of a response body that are printed.
 const LINES_MAX: usize = 50;
 
-/// Asks the relay at this URL, or without a URL the relay that the config describes, whether it is
-/// ready. `Err` is the exit status.
+/// Asks the relay at this URL whether it is ready. If `url` is `None`, the config names the relay.
+/// `Ok` means that the relay is ready; `Err` is the exit status for all other cases.
 pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
     let url = url_of(url, file)?;
     let late = || Err(format!("no answer within {} s", TIMEOUT.as_secs()));
@@ -60,8 +62,9 @@ pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
     }
 }
 
-/// Returns the given URL, with the path `/readyz` if the URL has no path. Without a URL, the result
-/// is `/readyz` of the relay that the config describes.
+/// Parses the given URL, and sets its path to `/readyz` if it has none. If `url` is `None`, returns
+/// the URL of `/readyz` at the admin address of the config. `Err` is the exit status if the URL or
+/// the config is wrong.
 pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> {
     match url {
         Some(text) => parse(text).map_err(|wrong| {
@@ -72,7 +75,9 @@ pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> 
     }
 }
 
-/// Runs the future to its end on this thread. A lookup that hangs does not delay the return.
+/// Runs a future to its end on this thread, and returns the future's result. A name lookup that
+/// still hangs in a thread at that time does not delay the return. `Err` is the exit status if the
+/// tokio runtime cannot start.
 pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {
@@ -84,7 +89,8 @@ pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     Ok(result)
 }
 
-/// Sends a GET with [`ask`]; `None` if the response takes longer than [`TIMEOUT`].
+/// Sends a GET request with [`ask`], and returns the result of [`ask`]; `None` if the response
+/// takes longer than [`TIMEOUT`].
 pub(super) async fn ask_in_time(
     url: &Url,
     body_max: usize,
@@ -92,7 +98,8 @@ pub(super) async fn ask_in_time(
     tokio::time::timeout(TIMEOUT, ask(url, body_max)).await.ok()
 }
 
-/// Reads a URL that a person has written. A URL without a path gets the path `/readyz`.
+/// Parses a URL from the command line. A URL without a path gets the path `/readyz`. `Err` says
+/// what is wrong with the URL.
 fn parse(text: &str) -> Result<Url, String> {
     const ALLOWED: &str = "allowed: http://HOST:PORT or http://HOST:PORT/PATH";
     let mut url = Url::parse(text).map_err(|error| format!("is not a URL ({error}), {ALLOWED}"))?;
@@ -114,8 +121,9 @@ fn parse(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Returns the URL of `/readyz` at the admin address of a config. Mistakes in other settings do not
-/// matter here, because a running relay goes on with the config in use.
+/// Returns the URL of `/readyz` at the admin address that a config names. Mistakes in other
+/// settings of the config are ignored: a relay that runs keeps the config that it has, even if the
+/// file is wrong now. `Err` is the exit status.
 fn configured(file: Option<&Path>) -> Result<Url, u8> {
     let (text, name) = read(file)?;
     let address = config::admin_address(&text).map_err(|problems| {
@@ -133,8 +141,8 @@ fn configured(file: Option<&Path>) -> Result<Url, u8> {
     })
 }
 
-/// Returns the address to connect to. For an address that means all addresses of the machine, the
-/// result is the loopback address with the same port.
+/// Returns the address to connect to for a relay that listens on `address`. `0.0.0.0` and `::` mean
+/// all addresses of the machine; for them, the result is the loopback address with the same port.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let loopback: IpAddr = match address {
         SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
@@ -144,8 +152,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// Sends a GET. Returns the response's status and its body, which may have at most `body_max`
-/// bytes.
+/// Sends a GET request to `url`. Returns the status and the body of the response. `Err` says why
+/// there is no response, or that the body has more than `body_max` bytes.
 async fn ask(url: &Url, body_max: usize) -> Result<(StatusCode, String), String> {
     let port = url.port_or_known_default().unwrap_or(80);
     let connecting = async {

@@ -63,8 +63,8 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
     print(&text)
 }
 
-/// Reads a policy. If the policy has mistakes, all of them are printed, and `Err` is the exit
-/// status.
+/// Reads an audit policy from a file. If the policy has mistakes, prints all of them, and returns
+/// the exit status as `Err`.
 fn policy(file: &Path) -> Result<Policy, u8> {
     filter::read_policy(file).map_err(|mistakes| {
         for mistake in mistakes {
@@ -92,8 +92,8 @@ fn read(file: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
     }
 }
 
-/// Returns the line that names an event: its number, its stage, its audit ID, its user and the
-/// request.
+/// Returns the line that names an event in the printed text: the event's number, its stage, its
+/// audit ID, the verb and URI of its request, and its user.
 fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
     let id = scan::member(event, "auditID").and_then(scan::string).unwrap_or_default();
     let user = match &request.user {
@@ -109,8 +109,8 @@ fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
     )
 }
 
-/// Returns the text with its control characters escaped. The sender of an event chooses such texts,
-/// and they must not move a terminal's cursor.
+/// Returns the text with its control characters escaped. The text comes from an event, whose sender
+/// could otherwise send commands to the terminal with control characters.
 fn printable(text: &[u8]) -> Cow<'_, str> {
     let text = String::from_utf8_lossy(text);
     match text.contains(|char: char| char.is_control()) {

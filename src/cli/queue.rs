@@ -24,10 +24,10 @@ use crate::queue::inspect::Summary;
 use crate::queue::inspect::Verdict;
 use crate::queue::inspect::printable;
 
-/// The number of bytes that are written to standard output at once.
+/// The size in bytes of the buffer for standard output.
 const BUFFER: usize = 256 << 10;
 
-/// The time between two displays of the progress.
+/// The time between two updates of the progress on the terminal.
 const EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Subcommand)]
@@ -113,8 +113,8 @@ fn line(name: &str, value: impl fmt::Display) -> [String; 2] {
     [name.to_owned(), value.to_string()]
 }
 
-/// Writes the rows as a table. Each column is as wide as its widest cell, except for the last
-/// column, which is not padded.
+/// Returns the rows as a table, one line of text for each row. Each column is as wide as its widest
+/// cell, except for the last column, which is not padded.
 fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
     let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
@@ -203,9 +203,9 @@ fn verify(directory: &Path) -> Result<(), u8> {
     ended(told, found)
 }
 
-/// Returns the result of a command as an exit status. A command that worked still fails if `found`
-/// is `true`, which means that the command reported damage or a gap. A reader that has closed the
-/// pipe early, as `head` does, is no failure.
+/// Turns the result of a command into an exit status, and prints the error if there is one. `found`
+/// is `true` if the command has reported damage or a gap; then a command that worked still fails. A
+/// reader that has closed the pipe early, as `head` does, is no failure.
 fn ended(result: Result<(), Error>, found: bool) -> Result<(), u8> {
     match result {
         Err(Error::Told(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
@@ -239,7 +239,7 @@ fn count(number: u64, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// Shows the progress to a person at a terminal.
+/// Shows the progress of `verify` on stderr if stderr is a terminal. Otherwise nothing is shown.
 struct Progress {
     is_terminal: bool,
     shown: bool,

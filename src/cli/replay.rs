@@ -36,15 +36,16 @@ use crate::replay::client::Failed;
 use crate::replay::client::Retry;
 use crate::tls;
 
-/// The time between two looks at the progress of the replay.
+/// The time between two updates of the displayed progress.
 const LOOK: Duration = Duration::from_millis(200);
-/// The time between two lines about the progress if no bar is drawn.
+/// The time between two printed lines about the progress if no bar is drawn.
 const TELL: Duration = Duration::from_secs(5);
 
-/// The greatest number of notes from the replay that wait to be printed.
+/// The greatest number of notes (messages of the replay for the user) that wait to be printed.
 const NOTES: usize = 256;
 
-/// The time for which the end of the process waits for blocking work, such as a lookup that hangs.
+/// The longest time for which the process, at its end, waits for blocking work. A name lookup or a
+/// write may hang and must not keep the process alive.
 const LEAVING: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
@@ -110,14 +111,15 @@ enum BadLine {
     Skip,
 }
 
-/// Reads a rate in events per second. `Err` for 0, and for a text that is not a whole number.
+/// Parses a rate in events per second. `Err` says what is allowed, for 0 and for a text that is not
+/// a whole number.
 fn rate_max(text: &str) -> Result<NonZeroU32, String> {
     text.parse()
         .map_err(|_| format!("allowed: a whole number of events per second, 1 to {}", u32::MAX))
 }
 
-/// Reads the size of a request in bytes. `Err` for a size below 1 KiB, into which most events do
-/// not fit, and for a size above 64 MiB, which no relay accepts by default.
+/// Parses the size of a request in bytes. `Err` for a size below 1 KiB, which is too small for most
+/// events, and for a size above 64 MiB, which no relay accepts by default.
 fn batch_bytes(text: &str) -> Result<usize, String> {
     let bytes = config::size(text)?;
     match usize::try_from(bytes) {
@@ -236,8 +238,8 @@ async fn send(
     }
 }
 
-/// Returns a text about the place at which the replay has stopped, and about the way to go on from
-/// there.
+/// Returns a message for a replay that has stopped early: the file and line at which it stopped,
+/// and how to continue from there.
 fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     let Stopped { what, at, lines } = stopped;
     let mut text = "stopped: ".to_owned();
@@ -285,11 +287,12 @@ struct Display {
     bar: ProgressBar,
     file_bytes: Option<u64>,
     begun: Instant,
-    /// The time at which the last line was printed, and the number of events that were accepted by
-    /// then.
+    /// The time at which the last progress line was printed, and the number of events that the
+    /// relay had accepted at that time.
     told: (Instant, u64),
-    /// The time and the number of bytes of the first progress in the files that this run has seen;
-    /// `None` before that. An earlier run may have sent those bytes.
+    /// The time of the first progress that this run has seen in the files, and the position in the
+    /// files at that time, in bytes; `None` before that progress. The bytes before this position do
+    /// not count for the pace of this run, because an earlier run may have sent them.
     from: Option<(Instant, u64)>,
 }
 
@@ -364,8 +367,8 @@ impl Display {
         eprintln!("{} events accepted, {}/s{left}", progress.accepted, rate);
     }
 
-    /// Returns a text about the time that is left at the pace of this run so far; empty if no pace
-    /// is known yet.
+    /// Returns a text about the time that the rest of the files will take at the pace of this run;
+    /// an empty text if no pace is known yet.
     fn time_left(&self, progress: Progress, bytes: u64) -> String {
         let Some((since, from)) = self.from.filter(|(_, from)| progress.file_bytes > *from) else {
             return String::new();
@@ -398,18 +401,19 @@ impl Display {
     }
 }
 
-/// Makes a bar's style from a template. A wrong template does no harm except to the bar.
+/// Makes the style of the progress bar from a template. If the template is wrong, the bar gets
+/// indicatif's default style.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// Returns the rate in events per second.
+/// Returns a rate in events per second: `events` divided by `time`.
 fn rate(events: u64, time: Duration) -> u64 {
     let millis = time.as_millis().max(1);
     u64::try_from(u128::from(events) * 1000 / millis).unwrap_or(u64::MAX)
 }
 
-/// Returns a text that explains how to send a file again from this line on.
+/// Returns a text that explains how to send a file again, beginning with the given line.
 fn rest_of(file: &Path, line: u64) -> String {
     let name = shown(file);
     let is_file = std::fs::metadata(file).is_ok_and(|found| found.is_file());

@@ -33,8 +33,8 @@ use tokio::task::JoinSet;
 
 use super::events;
 
-/// The greatest number of bytes in a request body. The relay's requests have at most 4 MiB, or one
-/// larger event.
+/// The greatest number of bytes in a request body. The relay's requests have at most 4 MiB, except
+/// for a request with a single larger event.
 const BODY_BYTES_MAX: usize = 8 << 20;
 
 /// The consumer of the demo. It listens on its port until this value is dropped.
@@ -42,11 +42,13 @@ pub(super) struct Consumer {
     address: SocketAddr,
     seen: Arc<Mutex<Seen>>,
     away: watch::Sender<bool>,
-    /// The accept loop, which owns the connections. Both end when this set is dropped.
+    /// The task that accepts connections and owns them. Dropping this set ends the task and closes
+    /// the connections.
     _tasks: JoinSet<()>,
 }
 
-/// The numbers of the events that have arrived, kept as one bit for each number.
+/// The numbers of the events that have arrived, with one bit for each number, and how many have
+/// arrived.
 #[derive(Default)]
 struct Seen {
     bits: Vec<u64>,
@@ -89,7 +91,8 @@ impl Consumer {
         self.address
     }
 
-    /// Makes the consumer go away (`true`) or come back (`false`), at once.
+    /// Makes the consumer go away (`true`: it resets every connection) or come back (`false`), at
+    /// once.
     pub(super) fn set_away(&self, away: bool) {
         self.away.send_if_modified(|now| std::mem::replace(now, away) != away);
     }
@@ -99,12 +102,12 @@ impl Consumer {
         lock(&self.seen).events
     }
 
-    /// Returns the number of times that an event arrived that had arrived before.
+    /// Returns how often the consumer received an event that it had received before.
     pub(super) fn repeated(&self) -> u64 {
         lock(&self.seen).repeated
     }
 
-    /// Returns how many of the events with these numbers have not arrived.
+    /// Returns how many of the events with the given numbers have not arrived.
     pub(super) fn missing(&self, numbers: &[Range<u64>]) -> u64 {
         let seen = lock(&self.seen);
         let missing = numbers.iter().cloned().flatten().filter(|number| !seen.has(*number));

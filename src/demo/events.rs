@@ -10,26 +10,27 @@ use crate::audit::LIST_HEAD;
 /// `--audit-webhook-batch-max-size`.
 const BATCH_EVENTS: u64 = 400;
 
-/// The number of hexadecimal digits in which an event's number is written at the end of its
-/// auditID.
+/// The number of hexadecimal digits at the end of an auditID. These digits are the event's number.
 const DIGITS: usize = 12;
 
-/// The text of an event up to its number.
+/// The text with which every event of the demo begins. The number of the event follows it.
 const HEAD: &str = r#"{"level":"RequestResponse","auditID":"00000000-0000-4000-8000-"#;
 
-/// The largest object in an event, in bytes: the size of the largest that was seen in a real
-/// cluster.
+/// The size in bytes of the largest object in an event. The largest object that was measured in a
+/// real cluster had this size.
 const OBJECT_BYTES_MAX: usize = 427_000;
 
-/// The text that objects repeat, with escapes as in JSON.
+/// The text that is repeated to fill an object, with escapes as in a JSON string.
 const LINE: &str = r"server:\n  port: 8443\n  labels: [a, b, \u003cc\u003e]\n";
 
-/// The sizes of objects, by rank among 1,000 events, as measured at a real kube-apiserver. `(900,
-/// 700)` means that 900 of 1,000 events have an object of less than 700 bytes. Half of all events
-/// have about 700 bytes, one in ten has more than 1.3 KB, and one in a hundred more than 66 KB.
+/// The distribution of the sizes of objects in events, as measured at a real kube-apiserver. Each
+/// pair is a number of events out of 1,000, and a size in bytes: `(900, 700)` means that 900 of
+/// 1,000 events have an object of less than 700 bytes. With its other members, an event has about
+/// 700 bytes in half of all cases, more than 1.3 KB in one of ten, and more than 66 KB in one of a
+/// hundred.
 const SIZES: [(u32, usize); 4] = [(500, 60), (900, 700), (990, 65_000), (1000, OBJECT_BYTES_MAX)];
 
-/// Makes the demo's events and batches.
+/// Makes the demo's events and batches. Each event has a number that the consumer can read.
 pub(super) struct Generator {
     next: u64,
     random: fastrand::Rng,
@@ -43,8 +44,9 @@ impl Generator {
         Self { next: 0, random: fastrand::Rng::with_seed(1), filler }
     }
 
-    /// Makes a request body as kube-apiserver sends it. Returns the body and the numbers of its
-    /// events. Three batches in four are full, as under load.
+    /// Makes a request body with a batch of events, as kube-apiserver sends it. Returns the body
+    /// and the numbers of its events. Three batches of four have the full [`BATCH_EVENTS`] events,
+    /// as at a busy kube-apiserver.
     pub(super) fn batch(&mut self) -> (Bytes, Range<u64>) {
         let is_full = self.random.u32(0..4) > 0;
         let events = if is_full { BATCH_EVENTS } else { self.random.u64(40..BATCH_EVENTS) };

@@ -12,7 +12,7 @@
 //! position, and not only the last copy of each. When the queue is read again from an earlier
 //! position, every event is therefore judged as it was the first time.
 //!
-//! The memory does not know what happened to an event. Its user tells it which events did not leave
+//! The memory does not know what happened to an event. Its user tells it which events were not sent
 //! after all ([`Seen::forget`]), and up to which position everything is final ([`Seen::settled`]).
 
 use std::collections::VecDeque;
@@ -30,14 +30,14 @@ use crate::position::Position;
 /// million in five minutes, and it stops retrying a batch earlier than that.
 const EVENTS_MAX: usize = 1_000_000;
 
-/// [`Seen::received`] counts from a moment this long before a memory is made: 100 years. No event
-/// in a queue is older.
+/// The time from the zero point of [`Seen::received`] to the moment at which a memory is made: 100
+/// years. No event in a queue is older, so that no time is negative.
 const LEAD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// The first 128 bits of an event's SHA-256.
 type Hash = [u64; 2];
 
-/// An event that has left or is about to leave.
+/// An event that was sent or is about to be sent.
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     hash: Hash,
@@ -46,24 +46,28 @@ struct Entry {
     received: u64,
 }
 
-/// The memory of the events that have left through one output. Owned by the output's delivery,
-/// which hands the memory on to the delivery that replaces it.
+/// The memory of the events that one output has sent, which finds duplicates. The output's delivery
+/// loop owns it, and hands it on to the delivery loop that replaces it.
 pub struct Seen {
     /// The deduplication window in milliseconds.
     window: u64,
     events_max: usize,
     begun: Instant,
-    /// The events in the order of their positions. An event that [`Seen::forget`] has forgotten
-    /// stays here until it is the oldest, but is no longer in `table`.
+    /// The remembered events in the order of their positions. An event that [`Seen::forget`] was
+    /// called for stays here until it is the oldest, but it is no longer in `table`, so that it is
+    /// not found.
     entries: VecDeque<Entry>,
-    /// The number of the first entry in `entries`; the number of each further entry is one more.
+    /// The number of the first entry in `entries`. Each entry's number is one more than the number
+    /// of the entry before it, and stays the same when older entries are removed.
     first: u32,
-    /// The numbers of the entries, found by the hash of their events.
+    /// A hash table with the number of each entry. The first 64 bits of an event's hash find the
+    /// number.
     table: HashTable<u32>,
 }
 
 impl Seen {
-    /// Makes a memory in which no event has left yet. Events count as duplicates within `window`.
+    /// Makes an empty memory. Two events with the same bytes count as duplicates if they were
+    /// received within `window` of each other.
     #[must_use]
     pub fn new(window: Duration) -> Self {
         Self::with_room(window, EVENTS_MAX)
@@ -80,23 +84,23 @@ impl Seen {
         }
     }
 
-    /// Changes the window within which events count as duplicates. Events that were forgotten
-    /// because of the old window stay forgotten.
+    /// Changes the window within which events count as duplicates. A longer window brings no events
+    /// back that were forgotten because of the shorter one.
     pub fn set_window(&mut self, window: Duration) {
         self.window = millis(window);
     }
 
-    /// Returns the time at which an event of this age was received, counted from a moment 100 years
-    /// before this memory was made. The count begins so early that the result is never negative.
+    /// Returns the time at which an event was received that is now `age` old. The result is the
+    /// time since a zero point 100 years before this memory was made, so that it is never negative.
     #[must_use]
     pub fn received(&self, age: Duration) -> Duration {
         (LEAD + self.begun.elapsed()).saturating_sub(age)
     }
 
-    /// Returns `true` if the event is a duplicate: the same bytes have left at an earlier position
-    /// and were received at most one window before or after this event. If the result is `false`,
-    /// the event is remembered as leaving, unless an event at this position or a later one is
-    /// remembered already.
+    /// Returns `true` if the event is a duplicate: an event with the same bytes was sent from an
+    /// earlier position and was received at most one window before or after this event. If the
+    /// result is `false`, the event is remembered as sent, unless an event at this position or at a
+    /// later one is remembered already.
     ///
     /// Positions must be passed in ascending order. The caller may go back to an earlier position,
     /// and must ascend again from there.
@@ -121,8 +125,8 @@ impl Seen {
         is_duplicate
     }
 
-    /// Tells the memory that the events at these positions have not left and will not leave. An
-    /// event with the same bytes as one of them may leave then.
+    /// Tells the memory that the events at these positions were not sent and will not be sent. An
+    /// event with the same bytes as one of them is then no duplicate.
     pub fn forget(&mut self, positions: Range<Position>) {
         let start = self.entries.partition_point(|known| known.position < positions.start);
         let inside = self.entries.range(start..).enumerate();
@@ -135,8 +139,9 @@ impl Seen {
         }
     }
 
-    /// Tells the memory that all events before `watermark` are final and will not be checked again.
-    /// Events that no later event can repeat within the window are then forgotten.
+    /// Tells the memory that all events before `watermark` are final (acknowledged, dropped or
+    /// given up) and will not be checked again. Events that are now too old to have a duplicate
+    /// within the window are forgotten.
     pub fn settled(&mut self, watermark: Position) {
         let settled = self.entries.partition_point(|known| known.position < watermark);
         let Some(last) = settled.checked_sub(1).and_then(|last| self.entries.get(last)) else {
@@ -148,6 +153,8 @@ impl Seen {
         }
     }
 
+    /// Adds an entry to the memory, if its position is after those of all other entries. If the
+    /// memory is full, the oldest entry is removed.
     fn remember(&mut self, entry: Entry) {
         if self.entries.back().is_some_and(|last| last.position >= entry.position) {
             return;
@@ -174,9 +181,9 @@ impl Seen {
     }
 }
 
-/// Returns the number of the entry at `index` of the entries, if the first entry has the number
-/// `first`. Numbers wrap around to 0 after the largest `u32`; there are never that many entries at
-/// a time.
+/// Returns the number of the entry at `index` in the entries; `first` is the number of the first
+/// entry. Numbers wrap around to 0 after the largest `u32`, which is safe because there are never
+/// that many entries at the same time.
 fn number(first: u32, index: usize) -> u32 {
     first.wrapping_add(u32::try_from(index).unwrap_or(u32::MAX))
 }

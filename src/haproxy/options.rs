@@ -57,7 +57,8 @@ const ALONE: [&str; 46] = [
     "v6only",
 ];
 
-/// An option of a `bind` or `server` line. Its value is empty if the option takes none.
+/// An option of a `bind` or `server` line, such as `maxconn 100`. `value` is empty if the option
+/// takes no value, or if the value is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Switch {
     pub(super) name: String,
@@ -65,12 +66,12 @@ pub(super) struct Switch {
 }
 
 impl Switch {
-    /// Returns `true` if the option takes no value, or has one.
+    /// Returns `true` if the option is complete: it takes no value, or its value is there.
     pub(super) fn is_whole(&self) -> bool {
         !self.value.is_empty() || ALONE.contains(&self.name.as_str())
     }
 
-    /// Returns the option with its value, as the line has them.
+    /// Returns the option's name and, after a space, its value if it has one.
     pub(super) fn shown(&self) -> String {
         if self.value.is_empty() {
             self.name.clone()
@@ -92,9 +93,8 @@ pub(super) fn switches(words: &[String]) -> Vec<Switch> {
     switches
 }
 
-/// Returns the lowest TLS version that the option demands; `None` if the option is about something
-/// else. `Some(None)` means that the relay's default, TLS 1.2 and later, already satisfies the
-/// option.
+/// Returns the lowest TLS version that the option demands. `None`: the option does not set a lowest
+/// TLS version. `Some(None)`: the relay's default, TLS 1.2 and later, already satisfies the option.
 pub(super) fn min_version(switch: &Switch) -> Option<Option<&'static str>> {
     match (switch.name.as_str(), switch.value.as_str()) {
         ("ssl-min-ver", "TLSv1.3") | ("force-tlsv13" | "no-tlsv12", _) => Some(Some("1.3")),
@@ -122,13 +122,15 @@ pub(super) struct BindTls {
 }
 
 impl Bind {
-    /// Returns the port of the listener, which is also the port of every server that has no port of
-    /// its own.
+    /// Returns the port of the listener. HAProxy uses this port also for each server whose address
+    /// has no port.
     pub(super) fn port(&self) -> &str {
         host_and_port(&self.address).map_or("", |(_, port)| port)
     }
 
-    /// Makes a listener for each address in `bind ADDRESS[,…] [options]`.
+    /// Makes a listener for each address in `bind ADDRESS[,…] [options]`. The result is empty if
+    /// the line has TLS without a certificate file. Other addresses that the relay cannot use are
+    /// reported and left out.
     pub(super) fn read(line: &Line, global: &Global, notes: &mut Notes) -> Vec<Self> {
         let mut words = global.bind_options.clone();
         words.extend_from_slice(line.words.get(2..).unwrap_or_default());
@@ -201,8 +203,8 @@ fn reason(switch: &Switch) -> &'static str {
     }
 }
 
-/// Returns the `IP:PORT` of a listener for the text `[ADDRESS]:PORT`. Without an address, the
-/// result is all IPv4 addresses. `None` if the text has another form.
+/// Returns the `IP:PORT` of a listener for an address in the form `[ADDRESS]:PORT`. If ADDRESS is
+/// missing or `*`, the IP is `0.0.0.0` (all IPv4 addresses). `None` if the text has another form.
 fn bind_address(text: &str) -> Option<String> {
     let (host, port) = host_and_port(text)?;
     match host {
@@ -221,8 +223,8 @@ pub(super) fn is_variable(text: &str) -> bool {
     text.contains("${env:")
 }
 
-/// Splits an address into its host, without brackets, and its port. `None` if the address has
-/// neither a port between 1 and 65535 nor an environment variable as its port.
+/// Splits an address into its host, without brackets, and its port. `None` if the port is missing
+/// or wrong: a port is a number from 1 to 65535 or an environment variable.
 pub(super) fn host_and_port(text: &str) -> Option<(&str, &str)> {
     let text = text.strip_prefix("ipv4@").or_else(|| text.strip_prefix("ipv6@")).unwrap_or(text);
     let (host, port) = match text.rsplit_once(':')? {

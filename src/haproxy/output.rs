@@ -51,12 +51,13 @@ struct Server<'a> {
     is_backup: bool,
 }
 
-/// The default of `timeouts.request`.
+/// The relay's default value of `timeouts.request`.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Output {
-    /// Makes the output for the backend of `chain`. `None` if no server of the backend can be used.
-    /// A server without a port of its own gets `port`, the port of the first listener.
+    /// Makes the output for the backend of `chain`. `port`, the port of the first listener, is used
+    /// for each server whose address has no port. `None` if the relay can use no server of the
+    /// backend.
     pub(super) fn read(
         chain: &Chain<'_>,
         global: &Global,
@@ -295,7 +296,8 @@ fn server<'a>(
     Some(Server { line, address, tls: is_tls.then_some(tls), is_backup })
 }
 
-/// Returns `true` if the text can be a name in a certificate.
+/// Returns `true` if the text can be a host name in a certificate, or contains an environment
+/// variable.
 fn is_name(text: &str) -> bool {
     is_variable(text) || config::server_name(text).is_ok()
 }
@@ -329,8 +331,8 @@ fn reason(switch: &Switch) -> &'static str {
     }
 }
 
-/// Returns the `host:port` for the URL of a server with this address; `port` is used if the address
-/// has no port. `None` if the address names no host.
+/// Returns the `host:port` for the URL of the server whose address is `text`. If the address has no
+/// port, `port` is used. `None` if the address names no host.
 fn address(text: &str, port: &str) -> Option<String> {
     let (host, port) = host_and_port(text).unwrap_or((text, port));
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
@@ -342,7 +344,8 @@ fn address(text: &str, port: &str) -> Option<String> {
     }
 }
 
-/// Makes the name of an output, which metrics and cursors use, from the name of a backend.
+/// Makes the name of an output from the name of a backend. Metrics and the cursors file use the
+/// output's name, so that only some characters are allowed.
 fn name(backend: &str) -> String {
     let part = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let name: String = backend.chars().map(part).take(56).collect();

@@ -23,7 +23,7 @@ impl Line {
         self.words.get(index).map_or("", String::as_str)
     }
 
-    /// Returns `true` if the first words of the line are these words.
+    /// Returns `true` if the line begins with these words.
     pub(super) fn is(&self, words: &[&str]) -> bool {
         words.iter().enumerate().all(|(index, word)| self.word(index) == *word)
     }
@@ -36,7 +36,8 @@ pub(super) struct Section {
     /// The line with the section's keyword, such as `frontend main`.
     pub(super) head: Line,
     pub(super) lines: Vec<Line>,
-    /// The index of the `defaults` section that applies to this section; `None` if none applies.
+    /// The index of the `defaults` section whose lines hold for this section too; `None` if there
+    /// is no such section.
     pub(super) defaults: Option<usize>,
 }
 
@@ -58,6 +59,7 @@ pub(super) struct File {
     pub(super) unreadable: Vec<(Line, &'static str)>,
 }
 
+/// The keywords with which a section of a haproxy.cfg begins.
 const SECTIONS: [&str; 19] = [
     "acme",
     "backend",
@@ -80,6 +82,8 @@ const SECTIONS: [&str; 19] = [
     "userlist",
 ];
 
+/// Reads the text of a haproxy.cfg into sections and lines. Lines that cannot be read do not end
+/// the reading; they are collected in `File::unreadable`.
 pub(super) fn read(text: &str) -> File {
     let mut file = File::default();
     for (index, text) in text.lines().enumerate() {
@@ -105,9 +109,10 @@ pub(super) fn read(text: &str) -> File {
     file
 }
 
-/// Returns the index of the `defaults` section that applies to a new section: the section named
-/// after `from`, or the last `defaults` section before the new section if there is no `from`. A
-/// `defaults` section without `from` has none.
+/// Returns the index of the `defaults` section that applies to a new section, whose first line is
+/// `head`. If `head` has a word `from`, the word after it names the `defaults` section. Otherwise
+/// the last `defaults` section before `head` applies; but for a `defaults` section the result is
+/// then `None`.
 fn defaults_of(sections: &[Section], head: &Line) -> Option<usize> {
     let from = match head.words.iter().position(|word| word == "from") {
         Some(place) => head.word(place + 1),
@@ -149,7 +154,8 @@ fn words(text: &str) -> (Vec<String>, bool) {
     (words, true)
 }
 
-/// Appends a character that has no special meaning to `word`. A literal `${` is written as `$${`.
+/// Appends a character without a special meaning to `word`. A literal `${` becomes `$${`, because
+/// `${` alone begins a variable in the relay's config.
 fn literal(c: char, rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     word.push(c);
     if c == '$' && rest.peek() == Some(&'{') {
@@ -157,8 +163,8 @@ fn literal(c: char, rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     }
 }
 
-/// Reads the rest of an escape, whose backslash is read already, and appends the character to
-/// `word`. Between single quotes, a backslash is no escape.
+/// Reads the rest of an escape, such as the `n` of `\n`, and appends the character that the escape
+/// stands for to `word`. The backslash is read already.
 fn escaped(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     match rest.next() {
         Some('n') => word.push('\n'),
@@ -173,8 +179,8 @@ fn escaped(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     }
 }
 
-/// Reads up to the closing `'` and appends the text to `word`; no character before the quote has a
-/// special meaning. Returns `false` if the quote is not closed.
+/// Reads up to the closing `'` and appends the text before it to `word`. Between single quotes, no
+/// other character has a special meaning. Returns `false` if the quote is not closed.
 fn strong(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     while let Some(c) = rest.next() {
         if c == '\'' {
@@ -185,8 +191,8 @@ fn strong(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     false
 }
 
-/// Reads up to the closing `"`, and appends the text, with its escapes and variables, to `word`.
-/// Returns `false` if the quote is not closed.
+/// Reads up to the closing `"` and appends the text before it to `word`. Escapes and variables have
+/// their meaning there. Returns `false` if the quote is not closed.
 fn weak(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     while let Some(c) = rest.next() {
         match c {
