@@ -61,8 +61,7 @@ pub enum Verdict {
 /// counted: if an event only got annotations, all fields are `false`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Changes {
-    /// `true`: because of an audit policy, a body or the managed fields were removed from the
-    /// event.
+    /// `true`: an audit policy lowered the event's level, or removed its managed fields.
     pub lowered: bool,
     /// `true`: a value that must not leave the relay was removed from the event or replaced.
     pub redacted: bool,
@@ -216,8 +215,8 @@ pub struct Filter {
 
 impl Filter {
     /// Makes a filter with these rules. `seen` is the memory of sent events that the previous
-    /// filter of this output returned from [`Filter::into_seen`]; `None` if there was no previous
-    /// filter, or if it had no complete memory.
+    /// filter of this output returned from `into_seen`; `None` if there was no previous filter, or
+    /// if it had no complete memory.
     #[must_use]
     pub fn new(rules: Arc<Rules>, seen: Option<Seen>) -> Self {
         let policies = rules.policies.load_full();
@@ -233,8 +232,8 @@ impl Filter {
     }
 
     /// Returns the memory of sent events, for the filter that replaces this one. `None` if this
-    /// filter does not deduplicate, or if its memory is not complete because
-    /// [`Filter::history_loaded`] was not called.
+    /// filter does not deduplicate, or if its memory is not complete because `history_loaded` was
+    /// not called.
     #[must_use]
     pub fn into_seen(self) -> Option<Seen> {
         self.seen.filter(|_| !self.needs_history)

@@ -265,18 +265,20 @@ impl<'a> Chain<'a> {
         found
     }
 
-    /// Returns the lines of the frontends that begin with `words`; see [`Chain::lines`].
+    /// Returns the lines of the frontends that begin with `words`. Lines that a frontend inherits
+    /// from its `defaults` section are included.
     fn of_frontends(&self, words: &[&str]) -> Vec<&'a Line> {
         self.lines(self.frontends, words)
     }
 
-    /// Returns the lines of the backend that begin with `words`; see [`Chain::lines`].
+    /// Returns the lines of the backend that begin with `words`. Lines that the backend inherits
+    /// from its `defaults` section are included.
     fn of_backend(&self, words: &[&str]) -> Vec<&'a Line> {
         self.lines(&[self.backend], words)
     }
 
-    /// Returns the lines of the frontends and the backend that begin with `words`; see
-    /// [`Chain::lines`].
+    /// Returns the lines of the frontends and of the backend that begin with `words`. Lines that
+    /// they inherit from their `defaults` sections are included.
     fn of_all(&self, words: &[&str]) -> Vec<&'a Line> {
         self.lines(&[self.frontends, &[self.backend]].concat(), words)
     }

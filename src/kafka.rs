@@ -22,10 +22,11 @@ use crate::config::SaslMechanism;
 use crate::telemetry::AttemptError;
 use crate::tls;
 
-/// The shortest timeout that librdkafka accepts, both for setting up a connection and for a
+/// The shortest timeout that librdkafka accepts. It holds for setting up a connection and for a
 /// request.
 const SETUP_MIN: Duration = Duration::from_secs(1);
-/// The longest timeout that librdkafka accepts, both for setting up a connection and for a request.
+/// The longest timeout that librdkafka accepts. It holds for setting up a connection and for a
+/// request.
 const SETUP_MAX: Duration = Duration::from_secs(300);
 
 /// An error of a Kafka client. The text names brokers by host and port.
@@ -44,8 +45,8 @@ impl fmt::Display for Trouble {
 }
 
 impl Trouble {
-    /// Converts an error of librdkafka. `words` is librdkafka's own description of the error, and
-    /// is empty if there is none.
+    /// Makes a `Trouble` from an error of librdkafka. `words` is librdkafka's own description of
+    /// the error; an empty text if there is none.
     #[must_use]
     pub fn new(error: &KafkaError, words: &str) -> Self {
         let code = error.rdkafka_error_code();
@@ -88,14 +89,15 @@ fn reason(code: RDKafkaErrorCode) -> AttemptError {
     known.map_or(AttemptError::Protocol, |(_, reason)| *reason)
 }
 
-/// Writes a line of librdkafka's log to the relay's log, at the level debug, because librdkafka
-/// logs each attempt. Outputs and sources log themselves what an operator needs to know.
+/// Writes a line of librdkafka's log to the relay's log, with `name` as the field `of`. The level
+/// is always debug, because librdkafka logs each attempt to connect. The problems that an operator
+/// needs to know are logged by outputs and sources themselves.
 pub fn log(name: &str, level: RDKafkaLogLevel, facility: &str, message: &str) {
     tracing::debug!(of = name, ?level, facility, message, "librdkafka");
 }
 
-/// The contents of the files with secrets that the config names. They are read and checked
-/// together, and each client is made with the contents of one such reading.
+/// The secrets that a Kafka client needs, read from the files that the config names. All files are
+/// read and checked together; a client uses the secrets of one such reading.
 #[derive(Default, PartialEq)]
 pub struct Secrets {
     ca: Option<String>,
@@ -107,8 +109,8 @@ pub struct Secrets {
     not_after: Option<i64>,
 }
 
-/// The brokers and the name of a topic, and the secrets that are needed to use the topic. All
-/// clients that are made for the topic share this value.
+/// A topic: its name, its brokers, and the secrets that a client needs. All clients of the topic
+/// share this value.
 pub struct Cluster {
     config: config::Kafka,
     /// The secrets in use; `None` until the first call of [`Cluster::apply`].
@@ -116,27 +118,27 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes a cluster of the config. This reads no file and makes no connection.
+    /// Makes a cluster from the config. This function reads no file and makes no connection.
     #[must_use]
     pub fn new(config: &config::Kafka) -> Self {
         Self { config: config.clone(), secrets: watch::Sender::new(None) }
     }
 
-    /// The name of the topic.
+    /// Returns the name of the topic.
     #[must_use]
     pub fn topic(&self) -> &str {
         &self.config.topic
     }
 
-    /// The addresses of the brokers, as configured: `host:port,host:port`.
+    /// Returns the addresses of the brokers from the config: `host:port,host:port`.
     #[must_use]
     pub fn brokers(&self) -> String {
         let brokers: Vec<_> = self.config.brokers.iter().map(ToString::to_string).collect();
         brokers.join(",")
     }
 
-    /// Puts secrets in use. If they differ from the secrets that were in use, each [`Changes`]
-    /// reports a change.
+    /// Puts secrets in use for the clients that are made from now on. If the secrets differ from
+    /// the previous ones, each [`Changes`] reports a change, so that older clients can be replaced.
     pub fn apply(&self, secrets: Secrets) {
         self.secrets.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&secrets);
@@ -147,11 +149,12 @@ impl Cluster {
         });
     }
 
-    /// Reads the files with secrets that the config names. Blocks.
+    /// Reads the files with secrets that the config names, checks the TLS files, and returns the
+    /// secrets. Blocks the thread. The secrets are not in use before [`Cluster::apply`].
     ///
     /// # Errors
     ///
-    /// A text that names the file and its fault.
+    /// A text that names the file and says what is wrong with it.
     pub fn read(&self) -> Result<Secrets, String> {
         let pem =
             |file: &Path| std::fs::read_to_string(file).map_err(|error| cannot_read(file, &error));
@@ -175,8 +178,8 @@ impl Cluster {
         Ok(secrets)
     }
 
-    /// The end of validity (notAfter) of the client certificate in use, in seconds since 1970;
-    /// `None` if there is no client certificate.
+    /// Returns the end of validity (notAfter) of the client certificate in use, in seconds since
+    /// 1970; `None` if there is no client certificate.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.secrets.borrow().as_ref().and_then(|secrets| secrets.not_after)
@@ -189,8 +192,9 @@ impl Cluster {
         Changes(self.secrets.subscribe())
     }
 
-    /// Returns the settings that all clients of the cluster have in common. `connect` is the
-    /// timeout for setting up a connection, `request` the timeout for the answer to a request.
+    /// Returns librdkafka's settings that all clients of the cluster have in common, with the
+    /// secrets in use. `connect` is the timeout for setting up a connection, `request` the timeout
+    /// for the answer to a request.
     #[must_use]
     pub fn client(&self, connect: Duration, request: Duration) -> ClientConfig {
         let mut client = ClientConfig::new();
@@ -238,7 +242,8 @@ impl Cluster {
         client
     }
 
-    /// Asks the brokers if the topic exists. Blocks for at most `limit`.
+    /// Asks the brokers if the topic exists, and returns `Ok` if it does. Blocks the thread for at
+    /// most `limit`.
     ///
     /// # Errors
     ///
@@ -271,7 +276,7 @@ impl Changes {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost if the future is dropped: the change is still reported.
+    /// Nothing is lost if the future is dropped: the next call reports the change.
     pub async fn changed(&mut self) {
         if self.0.changed().await.is_err() {
             // The cluster is gone, so that nobody will read the files again.

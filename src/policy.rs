@@ -46,17 +46,18 @@ pub enum Level {
     None,
     /// The event says who asked, for what, when, and whether the request was allowed.
     Metadata,
-    /// The event has all of `Metadata`, and the body that the client sent.
+    /// The event has everything that it has at the level `Metadata`, and the body that the client
+    /// sent.
     Request,
-    /// The event has all of `Request`, and the body of the response.
+    /// The event has everything that it has at the level `Request`, and the body of the response.
     RequestResponse,
 }
 
 impl Level {
-    /// All levels, from the one that records least to the one that records most.
+    /// All levels, ordered by how much they record: the level that records least is first.
     pub const ALL: [Self; 4] = [Self::None, Self::Metadata, Self::Request, Self::RequestResponse];
 
-    /// The level's name, as policies and events write it.
+    /// Returns the level's name, as policies and events write it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -83,9 +84,10 @@ impl fmt::Display for Level {
 /// An audit stage: the moment in a request's life at which an event is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
-    /// kube-apiserver has the request, and has not handled it yet.
+    /// kube-apiserver has received the request, and has not handled it yet.
     RequestReceived,
-    /// The head of the response is sent, and its body will take long, as for a watch.
+    /// The head of the response is sent, but the body is not complete for a long time, as in a
+    /// watch.
     ResponseStarted,
     /// The response is complete.
     ResponseComplete,
@@ -98,7 +100,7 @@ impl Stage {
     pub const ALL: [Self; 4] =
         [Self::RequestReceived, Self::ResponseStarted, Self::ResponseComplete, Self::Panic];
 
-    /// The stage's name, as policies and events write it.
+    /// Returns the stage's name, as policies and events write it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -165,9 +167,10 @@ pub struct Decision {
     /// The level at which the event must be recorded. The level may be higher than the event's own
     /// level, but data that the event does not have cannot be added.
     pub level: Level,
-    /// `true`: the policy omits events of this event's stage, so that the event is dropped.
+    /// `true`: the event is dropped, because the policy omits events of its stage.
     pub omit_stage: bool,
-    /// `true`: `managedFields` are taken out of the bodies of the event.
+    /// `true`: `metadata.managedFields` must be removed from the objects in the bodies of the
+    /// event.
     pub omit_managed_fields: bool,
 }
 
@@ -176,11 +179,14 @@ pub struct Decision {
 pub struct Policy {
     rules: Vec<Rule>,
     matcher: Matcher,
+    /// For each rule, the result if the rule decides.
     outcomes: Vec<Outcome>,
+    /// The result if no rule matches.
     otherwise: Outcome,
 }
 
-/// The settings of one rule of a policy, completed by the settings of the whole policy.
+/// The result for an event that one rule decides about: the rule's own settings, completed by the
+/// settings of the whole policy.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     level: Level,
@@ -221,8 +227,9 @@ impl Policy {
         read::read(text)
     }
 
-    /// Makes a policy of these rules. `omit_stages` and `omit_managed_fields` hold for all rules.
-    /// Rules after the first [`RULES_MAX`] are dropped.
+    /// Makes a policy from these rules. `omit_stages` and `omit_managed_fields` hold for every
+    /// rule, but a rule's own `omit_managed_fields` has priority. Rules after the first
+    /// [`RULES_MAX`] are dropped.
     #[must_use]
     pub fn new(omit_stages: &[Stage], omit_managed_fields: bool, mut rules: Vec<Rule>) -> Self {
         rules.truncate(RULES_MAX);
@@ -243,14 +250,14 @@ impl Policy {
         }
     }
 
-    /// Decides how much of the event of this request must be recorded. The first rule that matches
-    /// the request decides.
+    /// Decides how much of an event must be recorded; `request` is the request that the event
+    /// describes. The first rule that matches the request decides.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         self.decision(self.matcher.first(request), request)
     }
 
-    /// Explains, rule by rule, the decision that [`Self::decide`] makes for this request.
+    /// Explains, rule by rule, why [`Self::decide`] decides as it does for this request.
     #[must_use]
     pub fn explain(&self, request: &Request<'_>) -> Explanation {
         Explanation::new(self, request)

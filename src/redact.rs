@@ -53,22 +53,23 @@ pub struct Change<'a> {
     pub redaction: Option<&'a Redaction>,
     /// The constant annotations to add to the event; `None`: no constant annotation is added.
     pub annotations: Option<&'a Annotations>,
-    /// The largest size of the changed event in bytes; `None`: no limit. A larger event loses its
-    /// response body and, if the event is still too large, its request body.
+    /// The largest size of the changed event in bytes; `None`: no limit. From a larger event the
+    /// response body is removed and, if the event is still too large, the request body too.
     pub event_bytes_max: Option<usize>,
 }
 
 /// A level to which the relay can lower an event whose own level is higher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// The event loses its bodies, and the annotations in which webhooks record their changes to
+    /// The event has no bodies, and no annotations in which webhooks record their changes to
     /// bodies.
     Metadata,
-    /// The event loses its response body.
+    /// The event has no response body.
     Request,
 }
 
-/// The changes that [`apply`] has made to an event. With the default value, nothing has changed.
+/// The changes that [`apply`] has made to an event. The default value means that nothing was
+/// changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
     /// `true`: the level of the event was lowered, or `managedFields` were taken out of its bodies.
@@ -108,7 +109,8 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    /// Makes the changes that [`apply`] makes, except that JSON Web Tokens stay in the event.
+    /// Appends the changed event to `out`, as [`apply`] does, but does not look for JSON Web
+    /// Tokens. Returns the kinds of changes.
     fn with_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         let Some(Changed { edits, mut done, .. }) = changed(self, change) else {
             return Done::default();
@@ -122,9 +124,9 @@ impl Asked<'_> {
         done
     }
 
-    /// Makes the changes that [`apply`] makes, for an event that may contain JSON Web Tokens. The
-    /// size of the event is measured after its tokens are replaced: bodies are dropped only if the
-    /// event is still too large then.
+    /// Appends the changed event to `out`, as [`apply`] does, for an event that may contain JSON
+    /// Web Tokens, which are replaced too. The size of the event is measured after this
+    /// replacement: bodies are removed only if the event is still too large then.
     fn without_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         let is_large = |text: &[u8]| change.event_bytes_max.is_some_and(|max| text.len() > max);
         let mut last = (Vec::new(), Done::default());
@@ -147,8 +149,8 @@ impl Asked<'_> {
     }
 }
 
-/// Finds the edits that `change` needs in this event, without those for JSON Web Tokens. `None`:
-/// `change` asks for nothing in this event.
+/// Finds the edits that `change` needs in this event; edits for JSON Web Tokens are not included.
+/// Returns `None` if `change` has nothing to do in this event.
 fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     let Asked { event, request, spells_letters } = *asked;
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
@@ -184,9 +186,9 @@ fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     Some(changed)
 }
 
-/// Returns `true` if the event may contain `managedFields`, in plain letters or as an escape. The
-/// function only looks for a text, which is much faster than following the paths to
-/// `managedFields`.
+/// Returns `true` if the event may contain the key `managedFields`, in plain letters or with
+/// escapes. `false` is certain, `true` is not: the function only searches the bytes, which is much
+/// faster than parsing the event.
 fn may_have_managed_fields(event: &[u8]) -> bool {
     let has = |text: &[u8]| memchr::memmem::find(event, text).is_some();
     has(b"managedFields") || has(b"\\u00")
@@ -218,8 +220,9 @@ impl Name {
     }
 }
 
-/// The members that stay in an event that has more edits than [`walk::EDITS_MAX`]. Each of them
-/// stays once. They make the text an audit event and name the request that the event is about.
+/// The members that are kept even if an event needs too many edits. When the edits have reached
+/// [`walk::EDITS_MAX`], all other members from there on are removed, and so are repetitions of
+/// these members. They make the text an audit event and name the request that the event is about.
 const ESSENTIAL: [&[u8]; 11] = [
     b"kind",
     b"apiVersion",
@@ -236,7 +239,7 @@ const ESSENTIAL: [&[u8]; 11] = [
 
 /// The edits that change an event, and what these edits do.
 struct Changed {
-    /// The edits, in the order of the bytes that they replace.
+    /// The edits, sorted by the place of the bytes that they replace.
     edits: Vec<Edit>,
     done: Done,
     /// The names of the bodies that stay in the event.
@@ -253,9 +256,9 @@ struct Reader<'a, 'r> {
 }
 
 impl<'a> Reader<'a, '_> {
-    /// Finds the edits for all members of the event, and removes the members that `without` names.
-    /// The code keeps only the edits of a member, and no list of members, because an event may have
-    /// millions of them.
+    /// Finds the edits for all members of the event. The members that `without` names are removed,
+    /// and `additions` are added to the annotations. The edits are collected member by member,
+    /// without a list of the members, because an event may have millions of members.
     fn changed(&self, additions: &[&Addition], without: &[Name]) -> Changed {
         let (mut edits, mut done, mut removal) = (Vec::new(), Done::default(), Removal::default());
         let (mut bodies, mut has_annotations) = (Vec::new(), false);
@@ -308,8 +311,8 @@ impl<'a> Reader<'a, '_> {
         Changed { edits, done, bodies }
     }
 
-    /// Adds the edits of one member of the event to `walk`. Returns `false` if the caller must
-    /// remove the whole member.
+    /// Adds the edits of one member of the event to `walk`. `wishes` are the changes to make in the
+    /// member. Returns `false` if the caller must remove the whole member.
     fn member(
         &self,
         name: Name,
@@ -332,6 +335,8 @@ impl<'a> Reader<'a, '_> {
         }
     }
 
+    /// Adds the edit that lowers the value of `level`, if it is higher than wanted. Returns `true`,
+    /// because the member always stays.
     fn level(&self, value: &[u8], walk: &mut Walk<'a>) -> bool {
         let known = text::string(value);
         let (with, enough): (&'static [u8], &[&[u8]]) = match self.level {
@@ -347,6 +352,7 @@ impl<'a> Reader<'a, '_> {
         true
     }
 
+    /// Adds the edits of a body. Returns `false` if the caller must remove the whole body.
     fn body(&self, name: Name, body: &'a [u8], wishes: &[Wish<'_>], walk: &mut Walk<'a>) -> bool {
         let is_response = name == Name::ResponseObject;
         if self.level == Some(Level::Metadata) || is_response && self.level == Some(Level::Request)
@@ -372,6 +378,7 @@ impl<'a> Reader<'a, '_> {
         walk.body(body, wishes)
     }
 
+    /// Adds the edits of `responseStatus`. Returns `false` if the caller must remove it.
     fn status(&self, status: &'a [u8], wishes: &[Wish<'_>], walk: &mut Walk<'a>) -> bool {
         if self.plan.is_some_and(|plan| plan.is_quotable) {
             return walk.value(status, &[wishes, &*redaction::quotes(status)].concat());
@@ -379,6 +386,7 @@ impl<'a> Reader<'a, '_> {
         walk.value(status, wishes)
     }
 
+    /// Adds the edits that replace the credentials in the request's URI.
     fn uri(&self, value: &[u8], walk: &mut Walk<'a>) {
         let [b'"', raw @ .., b'"'] = value else { return };
         let whole = walk::place(self.event, value);
@@ -399,8 +407,8 @@ impl<'a> Reader<'a, '_> {
     }
 
     /// Returns the edit that adds the missing annotations, or `None` if none is missing. The
-    /// annotations that stay in the event are computed a second time here. That is cheap: few
-    /// events need the computation, or the annotations have nothing to change.
+    /// function computes once more which annotations stay in the event. This costs little, because
+    /// few events have annotations that are removed.
     fn added(
         &self,
         annotations: &'a [u8],
@@ -419,12 +427,14 @@ impl<'a> Reader<'a, '_> {
     }
 }
 
+/// Returns the length in bytes of the event after the edits.
 fn length(event: &[u8], edits: &[Edit]) -> usize {
     let removed: usize = edits.iter().map(|edit| edit.place.len()).sum();
     let added: usize = edits.iter().map(|edit| edit.with.len()).sum();
     event.len() + added - removed
 }
 
+/// Appends the event with its edits to `out`.
 fn write(event: &[u8], edits: &[Edit], out: &mut Vec<u8>) {
     let mut at = 0;
     for Edit { place, with } in edits {

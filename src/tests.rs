@@ -1,6 +1,7 @@
-//! What unit tests of several modules share.
+//! Helpers for the unit tests of several modules.
 
-/// So many seeds for a test; more, or one, by environment variable.
+/// Returns the seeds for a randomised test, by default 0 to `usual` - 1. The environment variable
+/// `KUBE_AUDIT_FORWARDER_SEEDS` changes their number; `KUBE_AUDIT_FORWARDER_SEED` selects one seed.
 pub(crate) fn seeds(usual: u64) -> Vec<u64> {
     let number = |name: &str| {
         let text = std::env::var(name).ok()?;
@@ -12,12 +13,14 @@ pub(crate) fn seeds(usual: u64) -> Vec<u64> {
     }
 }
 
-/// Whether one seed was asked for: then each step may be told.
+/// Returns `true` if the environment variable selects one seed. A test may then print each of its
+/// steps.
 pub(crate) fn is_alone() -> bool {
     std::env::var_os("KUBE_AUDIT_FORWARDER_SEED").is_some()
 }
 
-/// Says how to run a seed that fails alone.
+/// A guard for the test of one seed: if the test panics, dropping the guard prints the command that
+/// runs this seed alone.
 pub(crate) struct Failing(pub(crate) u64);
 
 impl Drop for Failing {
@@ -32,7 +35,8 @@ impl Drop for Failing {
     }
 }
 
-/// The recorded bodies, by name.
+/// Returns the path and the contents of each recorded request body in `tests/corpus`, sorted by
+/// path.
 pub(crate) fn corpus() -> Vec<(String, Vec<u8>)> {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
     let mut bodies: Vec<_> = std::fs::read_dir(folder)

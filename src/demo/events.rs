@@ -45,8 +45,8 @@ impl Generator {
     }
 
     /// Makes a request body with a batch of events, as kube-apiserver sends it. Returns the body
-    /// and the numbers of its events. Three batches of four have the full [`BATCH_EVENTS`] events,
-    /// as at a busy kube-apiserver.
+    /// and the numbers of its events. Three batches of four have the greatest number of events, as
+    /// at a busy kube-apiserver.
     pub(super) fn batch(&mut self) -> (Bytes, Range<u64>) {
         let is_full = self.random.u32(0..4) > 0;
         let events = if is_full { BATCH_EVENTS } else { self.random.u64(40..BATCH_EVENTS) };

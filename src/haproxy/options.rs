@@ -122,15 +122,15 @@ pub(super) struct BindTls {
 }
 
 impl Bind {
-    /// Returns the port of the listener. HAProxy uses this port also for each server whose address
-    /// has no port.
+    /// Returns the port of the listener. A server whose address has no port gets the port of the
+    /// first listener.
     pub(super) fn port(&self) -> &str {
         host_and_port(&self.address).map_or("", |(_, port)| port)
     }
 
-    /// Makes a listener for each address in `bind ADDRESS[,…] [options]`. The result is empty if
-    /// the line has TLS without a certificate file. Other addresses that the relay cannot use are
-    /// reported and left out.
+    /// Makes a listener for each address in `bind ADDRESS[,…] [options]`. An address that the relay
+    /// cannot use is reported and left out. If the line asks for TLS but names no certificate file,
+    /// the whole line is left out and the result is empty.
     pub(super) fn read(line: &Line, global: &Global, notes: &mut Notes) -> Vec<Self> {
         let mut words = global.bind_options.clone();
         words.extend_from_slice(line.words.get(2..).unwrap_or_default());

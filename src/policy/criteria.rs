@@ -46,8 +46,8 @@ pub struct GroupResources {
     pub resource_names: Vec<String>,
 }
 
-/// The names of a rule's fields in the kind of file that the rule is from, for messages about
-/// mistakes.
+/// The names of the fields of [`Criteria`] in one kind of file, for messages about mistakes. An
+/// audit policy writes `nonResourceURLs`, but a config of the relay writes `non_resource_urls`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
     /// The name of the field [`Criteria::resources`].
@@ -82,7 +82,8 @@ impl Names {
 /// A value of a rule that the rule's author cannot have meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// The path that leads from the criteria to the value.
+    /// The path from the criteria to the value: the names of the fields and the indices of the
+    /// items.
     pub path: Vec<Step>,
     /// A description of the mistake, with the values that are allowed.
     pub what: String,
@@ -159,12 +160,12 @@ impl Criteria {
         found
     }
 
-    /// Returns a sentence about the first criterion that this request does not meet, which tells
-    /// how the two differ; `None` if the request meets all criteria.
+    /// Returns a sentence about the first criterion that this request does not meet. The sentence
+    /// names the wanted values and the request's value. `None` if the request meets all criteria.
     ///
-    /// `keeps` is `true` if events that match these criteria are kept. A namespace or name that is
-    /// unknown then meets the criteria; if `keeps` is `false`, it does not. In both cases an
-    /// unknown value never causes an event to be dropped.
+    /// `keeps` is `true` if events that match these criteria are kept. If the request's namespace
+    /// or object name is unknown, its criterion counts as met if `keeps` is `true`, and as not met
+    /// otherwise. An unknown value therefore never causes an event to be dropped.
     pub(super) fn unmet(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         self.unmet_by_who(request).or_else(|| {
             if !self.verbs.is_empty() && !has(&self.verbs, &request.verb) {
@@ -180,6 +181,8 @@ impl Criteria {
         })
     }
 
+    /// Returns a sentence if the request's user does not meet `users` or `user_groups`; otherwise
+    /// `None`.
     fn unmet_by_who(&self, request: &Request<'_>) -> Option<String> {
         if self.users.is_empty() && self.user_groups.is_empty() {
             return None;
@@ -200,6 +203,8 @@ impl Criteria {
         None
     }
 
+    /// Returns a sentence if the request's object does not meet `namespaces` or `resources`;
+    /// otherwise `None`. `keeps` is `true` if an unknown namespace or name meets the criteria.
     fn unmet_by_object(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         let Some(object) = &request.object else {
             let field = if self.namespaces.is_empty() { "resources" } else { "namespaces" };
@@ -239,6 +244,8 @@ impl Criteria {
         Some(what)
     }
 
+    /// Returns a sentence if the object's namespace does not meet `namespaces`; otherwise `None`.
+    /// `location` is read from the URL; `None` means that the namespace is unknown.
     fn unmet_by_namespace(
         &self,
         request: &Request<'_>,
@@ -266,6 +273,8 @@ impl Criteria {
         Some(what)
     }
 
+    /// Returns a sentence if the request's path does not meet `non_resource_urls`; otherwise
+    /// `None`.
     fn unmet_by_path(&self, request: &Request<'_>) -> Option<String> {
         if let Some(object) = &request.object {
             let resource = shown(&object.resource);
@@ -284,8 +293,8 @@ impl Criteria {
 
 impl GroupResources {
     /// Returns `true` if the object is of one of these kinds and has one of these names. `name` is
-    /// `None` if the object's name is unknown; `unknown` is then the result for its name, if the
-    /// list of names is not empty.
+    /// the object's name; `None` if it is unknown. An unknown name counts as one of the listed
+    /// names if `unknown` is `true`, and as none of them otherwise.
     fn matches(&self, object: &Object<'_>, name: Option<&[u8]>, unknown: bool) -> bool {
         let of_group = self.group == "*" || self.group.as_bytes() == &*object.group;
         let named = self.resource_names.is_empty()
@@ -323,8 +332,8 @@ fn has(list: &[String], value: &[u8]) -> bool {
     list.iter().any(|item| item.as_bytes() == value)
 }
 
-/// Returns `true` if `spec` names exactly this object's kind: `resource` for an object without a
-/// subresource, `resource/sub` for an object with one.
+/// Returns `true` if `spec` names exactly this object's kind. The form of `spec` is `resource` for
+/// an object without a subresource, and `resource/sub` for an object with a subresource.
 pub(super) fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
     match &*object.subresource {
         b"" => *spec == *object.resource,
@@ -365,8 +374,8 @@ pub(super) fn unescaped(path: &[u8]) -> Vec<u8> {
     unescaping(path).collect()
 }
 
-/// Returns the bytes of [`unescaped`], one by one. A `%` without two hexadecimal digits stays as it
-/// is.
+/// Resolves the percent-encoding of a path like [`unescaped`], but returns the bytes one by one and
+/// allocates no memory. A `%` without two hexadecimal digits stays as it is.
 pub(super) fn unescaping(path: &[u8]) -> impl Iterator<Item = u8> + '_ {
     let mut rest = path;
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());

@@ -10,8 +10,8 @@ use super::Rule;
 use super::Stage;
 use crate::audit::request::Request;
 
-/// The steps that lead to a policy's decision. `Display` writes each step as one line, with a line
-/// break at its end.
+/// An explanation of a policy's decision: one line for each rule that was compared, and lines about
+/// the result. `Display` writes the lines, each with a line break at its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
     decision: Decision,
@@ -45,7 +45,7 @@ impl Explanation {
         Self { decision, lines }
     }
 
-    /// Returns the decision that the lines explain.
+    /// Returns the decision that this value explains.
     #[must_use]
     pub fn decision(&self) -> Decision {
         self.decision
@@ -58,7 +58,8 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Describes what the decision means for the event, without its effect on `managedFields`.
+/// Describes in a line what the decision means for the event. The effect on `managedFields` is not
+/// described here.
 fn consequence(decision: Decision, request: &Request<'_>) -> String {
     if decision.level == Level::None {
         return "the event is dropped".to_owned();
@@ -86,9 +87,9 @@ fn consequence(decision: Decision, request: &Request<'_>) -> String {
     }
 }
 
-/// Describes what happens to `managedFields`, which occur only in bodies; `None` if no body is
-/// recorded. A patch is recorded as the client sent it: kube-apiserver leaves its managed fields
-/// in, and the filter does the same.
+/// Describes in a line what happens to `managedFields`, which occur only in bodies; `None` if the
+/// event has no body. A patch in `requestObject` is not changed: kube-apiserver records it as the
+/// client sent it, and the filter does the same.
 fn managed_fields(decision: Decision, request: &Request<'_>) -> Option<String> {
     const PATCH: &str = "requestObject is a patch, and keeps what was sent";
     let own = Level::of(&request.level)?;

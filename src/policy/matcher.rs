@@ -29,7 +29,8 @@ const WORDS_MAX: usize = RULES_MAX / 64;
 /// found in a few lookups.
 #[derive(Debug)]
 pub struct Matcher {
-    /// For each rule, the criteria that no table holds.
+    /// For each rule, the criteria that are compared one by one, because none of the tables below
+    /// holds them: API groups, subresources, names of objects, and paths.
     rest: Vec<Rest>,
     /// The set of rules that a request about an object can match, one bit for each rule.
     about_object: Vec<u64>,
@@ -40,12 +41,14 @@ pub struct Matcher {
     /// The set of rules that can match a request whose namespace is unknown: rules without
     /// `namespaces`, and rules that keep the events that they match.
     unlocated: Vec<u64>,
-    /// The table of resources. It ignores subresources.
+    /// The table of resources. A rule for `pods/log` is listed under `pods`: the subresource is
+    /// compared later.
     resources: Table,
     users: Table,
     groups: Table,
 }
 
+/// The criteria of one rule that no table holds.
 #[derive(Debug, Default)]
 struct Rest {
     /// `true`: the rule keeps the events that it matches, and therefore also matches an object
@@ -55,6 +58,7 @@ struct Rest {
     paths: Vec<Path>,
 }
 
+/// One entry of a rule's `resources`: kinds and names of objects of one API group.
 #[derive(Debug)]
 struct OfGroup {
     /// The API group; `None`: every group matches.
@@ -65,6 +69,7 @@ struct OfGroup {
     names: Vec<Box<[u8]>>,
 }
 
+/// One resource of a rule, in one of the forms that policies allow.
 #[derive(Debug)]
 enum Kind {
     Any,
@@ -76,6 +81,8 @@ enum Kind {
     Exactly(Box<[u8]>),
 }
 
+/// One entry of a rule's `non_resource_urls`. With `is_prefix`, every path that begins with `text`
+/// matches; otherwise only the path `text` matches.
 #[derive(Debug)]
 struct Path {
     text: Box<[u8]>,
@@ -88,7 +95,7 @@ struct Path {
 struct Table {
     /// The set of rules that do not use the criterion, one bit for each rule.
     indifferent: Vec<u64>,
-    /// For each value that a rule lists, the index in `sets` at which the value's set begins.
+    /// For each value that a rule lists, the index in `sets` of the first word of the value's set.
     places: HashMap<Box<[u8]>, usize, FixedState>,
     /// The sets of all values, one after the other. Each set has as many words as `indifferent`,
     /// and contains the rules of `indifferent` too.
@@ -96,16 +103,19 @@ struct Table {
 }
 
 impl Matcher {
-    /// Compiles the criteria in their order; criteria after the first [`RULES_MAX`] never match. An
-    /// event that matches is kept. A request about an object whose namespace or name is unknown
-    /// therefore meets every criterion about namespaces or names.
+    /// Compiles a list of criteria in their order; criteria after the first [`RULES_MAX`] never
+    /// match. A match means that an event is kept. If the namespace or the name of a request's
+    /// object is unknown, the request therefore meets every criterion about it, so that the event
+    /// is not dropped by mistake.
     pub fn new<'c>(criteria: impl IntoIterator<Item = &'c Criteria>) -> Self {
         Self::of_rules(criteria.into_iter().map(|criteria| (criteria, true)))
     }
 
-    /// Does the same as [`Self::new`], but each `bool` tells if the rule keeps the events that it
-    /// matches. If it is `false` (level `None`), the rule matches only if the namespace and the
-    /// name that it asks about are known.
+    /// Compiles the criteria of rules in their order; rules after the first [`RULES_MAX`] never
+    /// match. Each `bool` is `true` if the rule keeps the events that it matches: an unknown
+    /// namespace or object name then meets every criterion. If the `bool` is `false` (level
+    /// `None`), an unknown value meets no criterion about it. In both cases an unknown value causes
+    /// no event to be dropped.
     pub(super) fn of_rules<'c>(rules: impl IntoIterator<Item = (&'c Criteria, bool)>) -> Self {
         let (all, keep): (Vec<&Criteria>, Vec<bool>) = rules.into_iter().take(RULES_MAX).unzip();
         let words = all.len().div_ceil(64);
@@ -213,8 +223,8 @@ fn rules(words: &[u64]) -> impl Iterator<Item = usize> + '_ {
     })
 }
 
-/// Returns the resources that a rule lists, as keys for the table of resources. Empty if the rule
-/// matches any resource.
+/// Returns the resources that a rule lists, as keys for the table of resources. The result is empty
+/// if the rule may match any resource.
 fn resources(criteria: &Criteria) -> Vec<String> {
     let mut values = Vec::new();
     for of in &criteria.resources {
@@ -232,8 +242,8 @@ fn resources(criteria: &Criteria) -> Vec<String> {
 }
 
 impl Table {
-    /// Builds the table from the values that each rule lists. A rule without values does not use
-    /// the criterion. `words` is the number of words of a set.
+    /// Builds the table of one criterion from the values that each rule lists for it. A rule
+    /// without values does not use the criterion. `words` is the number of `u64` words of a set.
     fn new(words: usize, rules: impl Iterator<Item = Vec<String>>) -> Self {
         let rules: Vec<Vec<String>> = rules.collect();
         let mut indifferent = vec![0; words];
@@ -258,22 +268,26 @@ impl Table {
         left.iter().zip(&self.indifferent).any(|(left, indifferent)| left & !indifferent != 0)
     }
 
+    /// Returns the set of rules that the value does not exclude.
     fn set(&self, value: &[u8]) -> &[u64] {
         let place = self.places.get(value);
         let set = place.and_then(|&at| self.sets.get(at..at + self.indifferent.len()));
         set.unwrap_or(&self.indifferent)
     }
 
+    /// Removes from the set `left` the rules that this value excludes.
     fn cut(&self, left: &mut [u64], value: &[u8]) {
         if self.is_asked(left) {
             intersect(left, self.set(value));
         }
     }
 
+    /// Removes from the set `left` all rules that use the criterion.
     fn cut_to_indifferent(&self, left: &mut [u64]) {
         intersect(left, &self.indifferent);
     }
 
+    /// Removes from the set `left` the rules that use the criterion and list none of these values.
     fn cut_to_any(&self, left: &mut [u64], values: &[impl AsRef<[u8]>]) {
         if !self.is_asked(left) {
             return;
@@ -291,6 +305,7 @@ impl Table {
     }
 }
 
+/// Removes from the set `left` the rules that are not in the set `with`.
 fn intersect(left: &mut [u64], with: &[u64]) {
     for (left, with) in left.iter_mut().zip(with) {
         *left &= with;
@@ -348,9 +363,9 @@ impl OfGroup {
 }
 
 impl Kind {
-    /// Returns the kinds that kube-apiserver understands by the text `spec`. kube-apiserver reads
-    /// `*/*` in two ways, and in neither of them is `*` a wildcard for both parts; `*/*` therefore
-    /// gives two kinds.
+    /// Returns the kinds of objects that kube-apiserver finds in the text `spec`. For `*/*` there
+    /// are two kinds, because kube-apiserver reads it in two ways: as the subresource named `*` of
+    /// any resource, and as the resource named `*` with all its subresources.
     fn of(spec: &str) -> Vec<Self> {
         match spec.split_once('/') {
             None if spec == "*" => vec![Self::Any],

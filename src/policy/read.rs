@@ -75,13 +75,13 @@ pub(super) fn read(text: &str) -> Result<Policy, Vec<Problem>> {
     }
 }
 
-/// Reads the parts of a policy file, and collects the mistakes in them.
+/// Collects the mistakes in a policy file; its methods read the parts of the file.
 #[derive(Default)]
 struct Problems {
     found: RefCell<Vec<Problem>>,
 }
 
-/// The fields of a map whose names are known. Each field occurs once.
+/// The fields of a map that have a known name, at most once each, and the position of the map.
 struct Fields<'n> {
     place: Place,
     fields: Vec<(&'static str, &'n Node)>,
@@ -97,6 +97,7 @@ impl<'n> Fields<'n> {
 }
 
 impl Problems {
+    /// Adds a mistake at this position.
     fn note(&self, place: Place, what: impl Into<String>) {
         self.found.borrow_mut().push(place.problem(what));
     }
@@ -136,10 +137,10 @@ impl Problems {
         Some(Policy::new(&omit_stages, omit_managed_fields, rules))
     }
 
-    /// Returns `true` if the `kind` of a document is `Policy`, `false` if it is another kind; the
-    /// other kind is noted as the only mistake, and the document is not read further. `None` if the
-    /// document is no map or its `kind` is no text. A missing `kind` is noted as a mistake, and the
-    /// result is `true`.
+    /// Checks the `kind` of a document. Returns `true` if it is `Policy`. Returns `false` if it is
+    /// another kind: this is then the only mistake that is noted, because the document is not read
+    /// further. Returns `None` if the document is no map or its `kind` is no text. A missing `kind`
+    /// is noted as a mistake, but the result is `true`, so that the rest is checked too.
     fn is_policy(&self, document: &Node) -> Option<bool> {
         let pairs = self.map(document)?;
         let kind = pairs
@@ -211,8 +212,8 @@ impl Problems {
         Some(Rule { line, level: level?, criteria, omit_stages, omit_managed_fields })
     }
 
-    /// Reads an entry of `resources`. If the entry is not a map, the result is empty, so that the
-    /// entries after it keep their index.
+    /// Reads an entry of `resources`. If the entry is not a map, returns an empty value in its
+    /// place, so that the entries after it keep their index.
     fn group_resources(&self, node: &Node) -> GroupResources {
         let Some(fields) = self.fields(node, GROUP_RESOURCES) else {
             return GroupResources::default();
@@ -230,6 +231,8 @@ impl Problems {
         stages.filter_map(|node| self.one_of(node, &Stage::ALL, Stage::name)).collect()
     }
 
+    /// Returns the value of `all` whose name is the text of the node. `None` if there is no such
+    /// value, which is noted as a mistake.
     fn one_of<T: Copy>(&self, node: &Node, all: &[T], name: fn(T) -> &'static str) -> Option<T> {
         let text = self.text(node)?;
         let found = all.iter().find(|one| name(**one) == text);
@@ -275,6 +278,7 @@ impl Problems {
         Some(Fields { place: node.place, fields })
     }
 
+    /// Returns the pairs of a map. `None` if the node is no map, which is noted as a mistake.
     fn map<'n>(&self, node: &'n Node) -> Option<&'n [(Node, Node)]> {
         let Value::Map(pairs) = &node.value else {
             let found = what(&node.value);
@@ -284,6 +288,7 @@ impl Problems {
         Some(pairs)
     }
 
+    /// Returns the items of a list. `None` if the node is no list, which is noted as a mistake.
     fn list<'n>(&self, node: &'n Node) -> Option<&'n [Node]> {
         let Value::List(nodes) = &node.value else {
             let found = what(&node.value);
@@ -300,6 +305,8 @@ impl Problems {
         list.iter().map(|node| self.text(node).unwrap_or_default()).collect()
     }
 
+    /// Returns the text of a node. `None` if the node is no text, or if YAML reads it as null, a
+    /// boolean or a number because it has no quotes; this is noted as a mistake.
     fn text(&self, node: &Node) -> Option<String> {
         let Value::Scalar { text, plain } = &node.value else {
             self.note(node.place, format!("{} where text is expected", what(&node.value)));
@@ -322,6 +329,8 @@ impl Problems {
         }
     }
 
+    /// Returns the boolean in the field `name`; `None` if the field is missing or is no boolean.
+    /// The second case is noted as a mistake.
     fn flag(&self, fields: &Fields<'_>, name: &str) -> Option<bool> {
         let node = fields.get(name)?;
         let read = match &node.value {
@@ -335,8 +344,8 @@ impl Problems {
     }
 }
 
-/// Returns the position of the node to which `path` leads. If the path leads to nothing, returns
-/// the position of the last node on the path that exists.
+/// Returns the position of the node to which `path` leads from `node`. If the path leads to
+/// nothing, returns the position of the last node on the path that exists.
 fn place_of(node: &Node, path: &[Step]) -> Place {
     let mut node = node;
     for step in path {
@@ -353,6 +362,7 @@ fn place_of(node: &Node, path: &[Step]) -> Place {
     node.place
 }
 
+/// Returns the kind of a value in words, for messages.
 fn what(value: &Value) -> &'static str {
     match value {
         Value::Scalar { text, plain: true } if is_null_text(text) => "nothing",
@@ -370,8 +380,8 @@ fn is_null_text(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
-/// Returns the boolean that a text without quotes stands for in YAML 1.1, which kube-apiserver
-/// reads; `None` if the text stands for no boolean.
+/// Returns the boolean that a text without quotes means in YAML 1.1, such as `yes` and `off`;
+/// `None` if the text means no boolean. kube-apiserver reads policies as YAML 1.1.
 fn flag(text: &str) -> Option<bool> {
     match text {
         "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "y" | "Y" | "on" | "On" | "ON" => {

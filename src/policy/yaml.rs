@@ -19,9 +19,10 @@ use super::Problem;
 /// The deepest nesting of lists and maps. A policy needs six levels.
 const DEPTH_MAX: usize = 64;
 
-/// The largest size of a tree in bytes, with its aliases written out: the bytes of all texts, and
-/// [`NODE`] bytes for each value.
+/// The largest size of a tree in bytes: the bytes of all texts, and [`NODE`] bytes for each value.
+/// An alias counts as a copy of the value that it refers to.
 const SIZE_MAX: usize = 8 << 20;
+/// The number of bytes that each value counts towards [`SIZE_MAX`], in addition to its text.
 const NODE: usize = 16;
 
 /// A position in the text of a policy: line and column, both counted from 1. The column counts
@@ -78,7 +79,7 @@ struct Open {
     size: usize,
 }
 
-/// Parses a text, which must be one YAML document, into a tree.
+/// Parses a text, which must be one YAML document, and returns the value at the top of its tree.
 ///
 /// # Errors
 ///
@@ -96,9 +97,11 @@ pub(super) fn parse(text: &str) -> Result<Node, Problem> {
     tree.root.ok_or_else(|| Place::START.problem("there is nothing in it"))
 }
 
+/// The tree of a YAML document, while it is built.
 #[derive(Default)]
 struct Tree {
     root: Option<Node>,
+    /// The lists and maps whose end is not reached yet; the innermost is last.
     open: Vec<Open>,
     /// The values that have an anchor, by the number of the anchor. Aliases refer to these values.
     anchored: HashMap<usize, Node>,

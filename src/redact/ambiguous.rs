@@ -11,14 +11,15 @@ use crate::audit::scan;
 /// The key of the object that an event is about, with its quotes, in its usual spelling.
 const OBJECT: &[u8] = br#""objectRef""#;
 
-/// The members of `objectRef` by which redaction rules are found.
+/// The members of `objectRef` that decide which redaction rules apply to an event.
 const PARTS: [&[u8]; 3] = [b"apiGroup", b"resource", b"subresource"];
 
 /// The key of the request's URI, with its quotes, in its usual spelling.
 const URI: &[u8] = br#""requestURI""#;
 
-/// Returns `true` if `objectRef`, one of its [`PARTS`], or `requestURI` occurs twice in the event.
-/// `spells_letters` is the result of [`spells_letters`] for this event.
+/// Returns `true` if the event has `objectRef`, one of its members [`PARTS`], or `requestURI` more
+/// than once: parsers then differ in which one they read. `spells_letters` is the result of
+/// [`spells_letters`] for this event.
 pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
     let mut places = memmem::find_iter(event, OBJECT);
     match (places.next(), places.next()) {
@@ -35,12 +36,15 @@ pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
     }
 }
 
-/// Returns `true` if the event may contain a letter that is written as an escape, which is `\u0040`
-/// or a greater code. The escapes that kube-apiserver writes, such as `\u0026`, have smaller codes.
+/// Returns `true` if the event may contain a letter that is written as an escape, such as `\u0041`
+/// for `A`. Codes below `\u0040` do not count: they are no letters, and kube-apiserver writes some
+/// of them, such as `\u0026`.
 pub(super) fn spells_letters(event: &[u8]) -> bool {
     memmem::find_iter(event, b"\\u00").any(|at| event.get(at + 4).is_some_and(|byte| *byte > b'3'))
 }
 
+/// Reads all members of the event, and returns `true` if `objectRef`, one of its members [`PARTS`],
+/// or `requestURI` occurs more than once.
 fn is_repeated(event: &[u8]) -> bool {
     let (mut has_object, mut has_uri) = (false, false);
     scan::members(event).any(|member| match &*scan::key(member.key) {
@@ -50,8 +54,8 @@ fn is_repeated(event: &[u8]) -> bool {
     })
 }
 
-/// Returns `true` if one of [`PARTS`] occurs twice in the object with which the text begins;
-/// `false` also if the text begins with a value that is no object.
+/// Returns `true` if one of [`PARTS`] occurs more than once in the object at the start of `object`.
+/// Returns `false` also if there is another value and no object.
 fn repeats_parts(object: &[u8]) -> bool {
     if object.first() != Some(&b'{') {
         return false;

@@ -18,6 +18,7 @@ pub struct Annotations {
     additions: Vec<Addition>,
 }
 
+/// An annotation to add: its key, and the whole member `"key":"value"` as JSON.
 #[derive(Debug)]
 pub(super) struct Addition {
     key: std::borrow::Cow<'static, str>,
@@ -45,8 +46,8 @@ impl Annotations {
     }
 }
 
-/// The edit that adds the missing `additions` to `value`, which is the `annotations` member of an
-/// event (or one of several) and begins at `place`. `None` if no addition is missing, or if `value`
+/// Returns the edit that adds the missing `additions` to `value`, the value of an event's member
+/// `annotations`, which is at `place` in the event. `None` if no addition is missing, or if `value`
 /// is neither an object nor null, so that nothing can be added.
 ///
 /// `kept` are the members of `value` that stay in the event.
@@ -82,7 +83,8 @@ pub(super) fn added<'a>(
     Some(Edit { place, with: with.into() })
 }
 
-/// Returns a whole `annotations` member with these additions, for an event that has no such member.
+/// Returns the text of a whole member `"annotations":{…}` with these additions, for an event
+/// without annotations.
 pub(super) fn whole(additions: &[&Addition]) -> Vec<u8> {
     [b"\"annotations\":{", &*members(additions), b"}"].concat()
 }

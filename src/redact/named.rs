@@ -38,9 +38,9 @@ const NAME_BYTES_MAX: usize = 64;
 /// last of them.
 const BOUNDS: &[u8] = b"&;?,#/|!<>(){}\"' \t\r\n=";
 
-/// Finds the first `NAME=VALUE` in the text whose name is a credential's and whose value is not
-/// empty. Returns the range of the value, which reaches to the end of the text; `None` if the text
-/// has no such pair.
+/// Finds the first `NAME=VALUE` in the text in which NAME is the name of a credential and VALUE is
+/// not empty. Returns the range of the value, which includes everything up to the end of the text;
+/// `None` if there is no such pair.
 pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     memchr::memchr_iter(b'=', text).find_map(|equals| {
         let before = text.get(..equals)?.trim_ascii_end();
@@ -55,8 +55,8 @@ pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     })
 }
 
-/// Calls `found` with the range of each value of a credential's name in a label or field selector,
-/// as in `token=a`, `x/token!=a` and `token in (a,b)`.
+/// Searches a label or field selector for keys that are names of credentials, as in `token=a`,
+/// `x/token!=a` and `token in (a,b)`. Calls `found` with the range of the value of each such key.
 pub(super) fn selected(text: &[u8], mut found: impl FnMut(Range<usize>)) {
     let mut at = 0;
     while at < text.len() {
@@ -105,8 +105,8 @@ pub(super) struct Command {
 }
 
 impl Command {
-    /// Calls `found` with the range of each credential in the next part of the command. A part is
-    /// one argument, or a text for a shell with several arguments in it.
+    /// Searches the next part of the command, and calls `found` with the range of each credential.
+    /// A part is one argument, or a text for a shell with several arguments in it.
     pub(super) fn part(&mut self, text: &[u8], mut found: impl FnMut(Range<usize>)) {
         let mut at = 0;
         while let Some(byte) = text.get(at) {
@@ -140,9 +140,9 @@ impl Command {
         }
     }
 
-    /// Looks for names of credentials and their values in one word of `text`. Returns the index at
-    /// which the search goes on. The index may be after `end`, because a value in quotes may reach
-    /// over several words.
+    /// Searches one word of `text` for names of credentials, and calls `found` with the ranges of
+    /// their values. Returns the index at which the search must go on. The index may be after
+    /// `end`, the end of the word, because a value in quotes may contain spaces.
     fn word(
         &mut self,
         text: &[u8],
@@ -200,8 +200,8 @@ fn password(url: &[u8]) -> Option<Range<usize>> {
 }
 
 /// Returns the range of the value that begins at `start`. If a quote stands directly before
-/// `start`, the value ends at the closing quote; if not, it ends at `end`, the end of the word,
-/// without quotes there.
+/// `start`, the value ends before the closing quote. Otherwise the value ends at `end`, the end of
+/// the word, but quotes at the end of the word are not part of the value.
 fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
     let quote = start.checked_sub(1).and_then(|before| text.get(before));
     if let Some(quote @ (b'"' | b'\'')) = quote {
@@ -213,12 +213,14 @@ fn quoted(text: &[u8], start: usize, end: usize) -> Range<usize> {
     start..end - word.iter().rev().take_while(is_quote).count()
 }
 
-/// Returns the range of the value; `None` if the value is empty or was redacted before.
+/// Returns `value`, a range of `text`, as it is; `None` if the range is empty or its text was
+/// redacted before.
 fn value_of(text: &[u8], value: Range<usize>) -> Option<Range<usize>> {
     let is_one = text.get(value.clone()).is_some_and(|text| !text.is_empty() && text != REDACTED);
     is_one.then_some(value)
 }
 
+/// Returns the word without the quotes and backslashes at its begin and end.
 fn unquoted(word: &[u8]) -> &[u8] {
     let is_word = |byte: &u8| !b"\"'`\\".contains(byte);
     let start = word.iter().position(is_word).unwrap_or(word.len());
@@ -226,6 +228,7 @@ fn unquoted(word: &[u8]) -> &[u8] {
     word.get(start..end).unwrap_or_default()
 }
 
+/// Returns `true` if the word is the name of an authentication scheme, such as `Bearer`.
 fn is_scheme(word: &[u8]) -> bool {
     SCHEMES.iter().any(|scheme| unquoted(word).eq_ignore_ascii_case(scheme))
 }
@@ -237,6 +240,8 @@ fn is_name(name: &[u8]) -> bool {
     names.any(|name| NAMES.iter().any(|known| is_same(name.trim_ascii(), known)))
 }
 
+/// Returns `true` if `name` is the name of a credential in a command: a known name, or a longer
+/// name that ends in a known one, as in `AWS_SECRET_ACCESS_KEY` and `PGPASSWORD`.
 fn is_name_of_command(name: &[u8]) -> bool {
     let name = unquoted(name);
     let name = name.get(name.len().saturating_sub(NAME_BYTES_MAX)..).unwrap_or_default();
@@ -252,8 +257,8 @@ fn is_name_of_command(name: &[u8]) -> bool {
         || ends.any(|(at, _)| is_known(name.get(at + 1..).unwrap_or_default()))
 }
 
-/// Returns `true` if the two names are equal when case is ignored, as well as `-` and `_` in
-/// `name`.
+/// Returns `true` if `name` equals the known name `known`. Upper and lower case are the same, and
+/// `-` and `_` in `name` are ignored: `ID-Token` equals `idtoken`.
 fn is_same(name: &[u8], known: &[u8]) -> bool {
     (known.len()..=NAME_BYTES_MAX).contains(&name.len())
         && name

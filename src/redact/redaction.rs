@@ -50,18 +50,19 @@ pub(super) enum Bodies {
     Go,
 }
 
-/// The redactions that one event needs.
+/// The redactions that one event needs, except for those of JSON Web Tokens.
 #[derive(Debug)]
 pub(super) struct Plan<'r> {
-    /// Paths from the top of the event to the values to redact.
+    /// The changes to make, each with the path from the top of the event to the value to redact.
     pub(super) wishes: Vec<Wish<'r>>,
     pub(super) bodies: Bodies,
-    /// `true`: the server's message may quote a value that must not leave.
+    /// `true`: the server's message in the event may quote a value that must not leave the relay.
     pub(super) is_quotable: bool,
 }
 
 impl Redaction {
-    /// Compiles the rules. Without rules, only the redactions that always hold remain.
+    /// Compiles the redaction rules of an output. The redactions that always hold are added to
+    /// every rule list, even to an empty one.
     ///
     /// # Errors
     ///
@@ -72,8 +73,8 @@ impl Redaction {
     }
 
     /// Returns the redactions that this event needs, without those of JSON Web Tokens; `None` if
-    /// the event needs none. `spells_letters` is `true` if letters in the event may be written as
-    /// escapes.
+    /// the event needs none. `spells_letters` is `true` if the event may contain letters that are
+    /// written as escapes, such as `\u0041`.
     pub(super) fn plan(
         &self,
         event: &[u8],
@@ -105,6 +106,8 @@ impl Redaction {
     }
 }
 
+/// Returns `true` if the URI contains a credential, or is so long or unusual that it may contain
+/// one.
 fn has_secrets(uri: &[u8]) -> bool {
     // An escape that cannot be resolved stays in the URI as it is written.
     uri.len() > uri::BYTES_MAX
@@ -112,6 +115,7 @@ fn has_secrets(uri: &[u8]) -> bool {
         || !uri::secrets(uri).is_empty()
 }
 
+/// Decides from the kind of the event's object what happens to the bodies of the event.
 fn bodies(object: Option<&Object<'_>>) -> Bodies {
     let Some(object) = object else { return Bodies::Stay };
     match (&*object.group, &*object.resource, &*object.subresource) {
@@ -143,18 +147,18 @@ static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
     in_bodies(&BODIES, &inside)
 });
 
-/// The annotations that hold the patches of mutating webhooks. kube-apiserver records them from
-/// level Request on. The annotations that name the webhooks (`mutation.webhook.admission.k8s.io/`)
-/// are recorded at every level.
+/// The path to the annotations that hold the patches of mutating webhooks. kube-apiserver records
+/// these annotations only from level Request on. The annotations that name the webhooks
+/// (`mutation.webhook.admission.k8s.io/`) are recorded at every level and are not meant here.
 const PATCHES: [Step; 2] =
     [Step::Known(b"annotations"), Step::Prefixed(b"patch.webhook.admission.k8s.io/")];
 
-/// The annotations of an event in which webhooks and admission policies may quote a body: all
-/// annotations except for those that are known to be kube-apiserver's own.
+/// The path to the annotations in which webhooks and admission policies may quote a body: all
+/// annotations of an event except for those that are known to be kube-apiserver's own.
 const OF_ADMISSION: [Step; 2] = [Step::Known(b"annotations"), Step::OfAdmission];
 
-/// The names of the annotations whose words are always kube-apiserver's or this relay's own. A name
-/// that ends in a slash is a prefix.
+/// The names of the annotations whose text is always written by kube-apiserver or by this relay. A
+/// name that ends in a slash is a prefix: all names that begin with it are meant.
 const OF_THE_SERVER: [&[u8]; 19] = [
     b"apiserver.k8s.io/",
     b"apiserver.latency.k8s.io/",
@@ -186,8 +190,8 @@ pub(super) fn is_of_admission(name: &[u8]) -> bool {
     })
 }
 
-/// The wish to drop the annotations that an event of level Metadata does not have: those with the
-/// patches of webhooks.
+/// Returns the wish (a path, and the change at its end) that removes the annotations with the
+/// patches of webhooks. An event of level Metadata does not have these annotations.
 pub(super) fn above_metadata<'w>() -> Wish<'w> {
     Wish::new(&PATCHES, With::Drop, Why::Lowered)
 }
@@ -199,8 +203,9 @@ static MANAGED_FIELDS: LazyLock<[Vec<Path>; 2]> = LazyLock::new(|| {
     BODIES.map(|body| in_bodies(&[body], &inside))
 });
 
-/// Returns the paths that lead to `inside` in each body, in each item of a list, and in the object
-/// of each row of a table.
+/// Returns the full paths for each path in `inside`, which begins at an object. An object can be a
+/// whole body, an item of a list in a body, or the object in a row of a table in a body. `bodies`
+/// are the names of the bodies.
 fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
     let mut paths = Vec::new();
     for body in bodies {
@@ -212,21 +217,23 @@ fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
     paths
 }
 
-/// Wishes to drop the managed fields from both bodies. The request body of a patch is not touched:
-/// kube-apiserver records a patch as the client sent it, with any managed fields in it.
+/// Returns the wishes (a path, and the change at its end) that remove the managed fields from both
+/// bodies. The request body of a patch is not changed, because kube-apiserver records a patch as
+/// the client sent it, with any managed fields in it.
 pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
     let bodies = MANAGED_FIELDS.iter().skip(usize::from(*request.verb == *b"patch"));
     bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()
 }
 
-/// Returns `true` if this body of a request about Secrets has a shape whose secret parts are known.
+/// Returns `true` if the shape of this body of a request about Secrets is known, so that its secret
+/// parts can be found. A body of any other shape is removed as a whole.
 pub(super) fn is_known_of_secrets(body: &[u8]) -> bool {
     body == b"null" || is_known(body, true)
 }
 
-/// Returns `true` if the object has a known shape. `is_body` is `true` for a whole body, which may
-/// have the members of a list, a Status or DeleteOptions, and `false` for an item of a list, which
-/// may have only the members of a Secret.
+/// Returns `true` if the object has only members that are known. `is_body` is `true` for a whole
+/// body, which may have the members of a list, a Status or DeleteOptions. It is `false` for an item
+/// of a list, which may have only the members of a Secret.
 fn is_known(object: &[u8], is_body: bool) -> bool {
     object.first() == Some(&b'{')
         && scan::members(object).all(|member| {
@@ -261,9 +268,9 @@ fn is_known(object: &[u8], is_body: bool) -> bool {
         })
 }
 
-/// Returns wishes to drop the message and the causes from a Status that may quote its request. The
-/// result is empty if the Status cannot quote: for every reason in it [`is_the_servers`] is `true`,
-/// and no message is from a webhook.
+/// Returns wishes (a path, and the change at its end) that remove the message and the causes from a
+/// Status that may quote the request's body. The result is empty if the Status cannot quote: it has
+/// a reason, [`is_the_servers`] is `true` for every reason in it, and no message is from a webhook.
 pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     static PATHS: [&[Step]; 2] =
         [&[Step::Known(b"message")], &[Step::Known(b"details"), Step::Known(b"causes")]];
@@ -286,8 +293,9 @@ pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     paths.map(|path| Wish::new(path, With::Drop, Why::Redacted)).collect()
 }
 
-/// Returns `true` if messages with this reason name the object and never quote a value. `Forbidden`
-/// and `Unauthorized` give `false`: admission policies use them with words of their own.
+/// Returns `true` if messages with this reason are written by kube-apiserver and never quote a
+/// value of the request. `Forbidden` and `Unauthorized` give `false`, because admission policies
+/// use these reasons with a text of their own.
 fn is_the_servers(reason: &[u8]) -> bool {
     matches!(
         reason,
@@ -304,8 +312,8 @@ fn is_the_servers(reason: &[u8]) -> bool {
     )
 }
 
-/// Returns `true` if the message is from an admission webhook, which may deny with any reason and
-/// any words; kube-apiserver writes `admission webhook` before them.
+/// Returns `true` if the message is from an admission webhook. A webhook can choose the reason and
+/// the text of its message, but kube-apiserver puts `admission webhook` before the text.
 fn is_a_webhooks(message: &[u8]) -> bool {
     memchr::memmem::find(message, b"admission webhook ").is_some()
 }

@@ -17,8 +17,8 @@ use crate::audit::request::Object;
 /// A rule of the config: the fields to redact in events about some resources.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// The resources that the rule is about. An empty list means every event, even one that is
-    /// about no object.
+    /// The resources that the rule applies to. An empty list means that the rule applies to every
+    /// event, even to one without an object.
     pub resources: Vec<String>,
     /// The paths of the fields to redact; there is at least one.
     pub fields: Vec<String>,
@@ -31,12 +31,13 @@ pub struct Rule {
 pub enum With {
     /// The value is removed together with its name.
     Drop,
-    /// The value is replaced by its SHA-256. A reader still sees that two values are equal, and can
-    /// find a value that is easy to guess by its hash.
+    /// The value is replaced by its SHA-256 hash. A reader still sees if two values are equal. A
+    /// reader can also guess values and compare hashes, so that an easy value is not safe.
     Sha256,
 }
 
-/// A mistake in a rule: the rule has no effect, or is not written correctly.
+/// A mistake in a redaction rule: a part is not written correctly or is not allowed, or the rule
+/// has no effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct Mistake {
@@ -48,12 +49,12 @@ pub struct Mistake {
     pub what: String,
 }
 
-/// The greatest number of steps in a path. The code that follows a path calls itself once for each
-/// step.
+/// The greatest number of steps in a path. The limit bounds the depth of the recursion, because the
+/// code that follows a path calls itself once for each step.
 pub(super) const STEPS_MAX: usize = 64;
 
-/// The members of an event with which a path may begin. The other members must stay, because
-/// without them the text is no audit event, or its time or its object is unknown.
+/// The members of an event that may be the first step of a path. The other members cannot be
+/// redacted: without them the text is no audit event, or its time or its object is unknown.
 const ROOTS: [&str; 10] = [
     "requestObject",
     "responseObject",
@@ -67,13 +68,15 @@ const ROOTS: [&str; 10] = [
     "sourceIPs",
 ];
 
-/// The members of `objectRef` that a path may name. The other members must stay, because the rules
-/// for an event are chosen by them.
+/// The members of `objectRef` that a path may name. The other members cannot be redacted, because
+/// they decide which rules apply to an event.
 const OF_OBJECT: [&str; 3] = ["name", "namespace", "uid"];
 
-/// The API groups whose names have no dot, besides the core group.
+/// The API groups of Kubernetes that have a name without a dot. The core group, whose name is
+/// empty, is not in the list.
 const SHORT_GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "policy"];
 
+/// A rule in the form in which it is applied to events.
 #[derive(Debug)]
 pub(super) struct Compiled {
     resources: Vec<Resource>,
@@ -121,8 +124,8 @@ impl Compiled {
 const COPY: [Step; 3] =
     [Step::Known(b"metadata"), Step::Known(b"annotations"), Step::CopyOfTheObject];
 
-/// Returns the paths that lead to `inside` in each item of a list in `root`, and in the object of
-/// each row of a table in `root`.
+/// Returns the two full paths for `inside`, a path that begins at an object: one leads into the
+/// objects of a list in the body `root`, the other into the objects in the rows of a table.
 pub(super) fn in_lists(root: &[u8], inside: &[Step]) -> [Path; 2] {
     let root = Step::Name(root.into());
     [
@@ -131,6 +134,7 @@ pub(super) fn in_lists(root: &[u8], inside: &[Step]) -> [Path; 2] {
     ]
 }
 
+/// The resources that one pattern such as `apps/deployments` stands for.
 #[derive(Debug)]
 struct Resource {
     group: Part,
@@ -138,6 +142,7 @@ struct Resource {
     subresource: Part,
 }
 
+/// One part of a resource's pattern: `*` for any text, or the exact text.
 #[derive(Debug)]
 enum Part {
     Any,
@@ -195,6 +200,7 @@ impl Resource {
     }
 }
 
+/// Parses a path and checks that its first step is allowed. `Err` describes the mistake.
 fn steps(text: &str) -> Result<Vec<Step>, String> {
     let steps = parse(text)?;
     let roots = || format!("{}, objectRef.{}", ROOTS.join(", "), OF_OBJECT.join(", objectRef."));
@@ -225,6 +231,7 @@ fn steps(text: &str) -> Result<Vec<Step>, String> {
     Ok(steps)
 }
 
+/// Splits the text of a path into steps. `Err` describes the mistake.
 fn parse(text: &str) -> Result<Vec<Step>, String> {
     const FORMS: &str = "names are separated by dots, as in requestObject.data.*; a name with other characters is written \
                          [\"…\"] or ['…'], and * or [*] is any member or element";
@@ -268,8 +275,9 @@ fn parse(text: &str) -> Result<Vec<Step>, String> {
     }
 }
 
-/// Reads the text in brackets at a path's next step. Returns the step and the text after the
-/// bracket; `None` if the bracket is not written correctly.
+/// Parses one step in brackets, such as `["a.b"]`. `inside` is the text after the opening bracket.
+/// Returns the step and the text after the closing bracket; `None` if the brackets are not written
+/// correctly.
 fn bracket(inside: &str) -> Option<(Step, &str)> {
     if let Some(behind) = inside.strip_prefix("*]") {
         return Some((Step::Any, behind));

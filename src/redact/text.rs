@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Returns the text of a JSON string with its escapes resolved. `raw` is the part between the
-/// quotes.
+/// Returns the text of a JSON string with its escapes resolved. `raw` is the text between the
+/// quotes, as it is written.
 pub(super) fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {
         return Cow::Borrowed(raw);
@@ -26,8 +26,9 @@ pub(super) fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     }
 }
 
-/// Changes each of `parts`, a range of the text that [`unescape`] returns, to the range of `raw` in
-/// which the same bytes are written. The parts must be in order and must not overlap.
+/// Translates ranges of the text that [`unescape`] returns into ranges of `raw`, the text before
+/// the escapes were resolved. Each element of `parts` is replaced by its translation. The parts
+/// must be in order and must not overlap.
 pub(super) fn to_written(raw: &[u8], parts: &mut [Range<usize>]) {
     trace(raw.len(), parts, |take| walk(raw, take));
 }
@@ -39,15 +40,16 @@ pub(super) fn percent_decode(raw: &[u8]) -> Vec<u8> {
     text
 }
 
-/// Changes each of `parts`, a range of the text that [`percent_decode`] returns, to the range of
-/// `raw` in which the same bytes are written. The parts must be in order and must not overlap.
+/// Translates ranges of the text that [`percent_decode`] returns into ranges of `raw`, the text
+/// before it was decoded. Each element of `parts` is replaced by its translation. The parts must be
+/// in order and must not overlap.
 pub(super) fn to_percents(raw: &[u8], parts: &mut [Range<usize>]) {
     trace(raw.len(), parts, |take| walk_percents(raw, take));
 }
 
-/// Changes the bounds of `parts` from indices in the decoded text to indices in the raw text, which
-/// has `length` bytes. `walk` decodes the raw text once more, so that no table from decoded to raw
-/// bytes is needed.
+/// Translates the bounds of `parts` from indices in the decoded text to indices in the raw text.
+/// `length` is the length of the raw text in bytes. `walk` decodes the raw text once more, so that
+/// no table of all indices is needed.
 fn trace(
     length: usize,
     parts: &mut [Range<usize>],
@@ -65,6 +67,8 @@ fn trace(
     bounds.for_each(|bound| *bound = length);
 }
 
+/// Decodes a percent-encoded text. Calls `take` for each part of it, with the index of the part in
+/// `raw` and the decoded byte: a part is an encoded byte such as `%41`, or one other byte.
 fn walk_percents(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     let mut at = 0;
     while let Some(&byte) = raw.get(at) {
@@ -77,8 +81,8 @@ fn walk_percents(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// Calls `take` for each part of a JSON string, with the index at which the part is written and
-/// with the decoded bytes: one character for an escape, and one byte for everything else.
+/// Decodes the text between the quotes of a JSON string. Calls `take` for each part of it, with the
+/// index of the part in `raw` and the decoded bytes: a part is one escape or one other byte.
 fn walk(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     let mut at = 0;
     while let Some(&byte) = raw.get(at) {
@@ -123,6 +127,7 @@ fn escape(text: &[u8]) -> (char, usize) {
     (short, 2)
 }
 
+/// Returns the number that hexadecimal digits stand for; `None` if a byte is no such digit.
 fn hex(digits: &[u8]) -> Option<u32> {
     digits.iter().try_fold(0, |number, digit| Some(number << 4 | char::from(*digit).to_digit(16)?))
 }

@@ -26,7 +26,8 @@ pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
 /// `http.DefaultMaxHeaderBytes`).
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
-/// Returns the ranges of a URI that must be replaced by [`REDACTED`], in order and without overlap.
+/// Returns the ranges of a URI that are credentials and must be replaced by [`REDACTED`]. The
+/// ranges are in order and do not overlap.
 pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let query = memchr::memchr(b'?', uri).unwrap_or(uri.len());
@@ -52,8 +53,8 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     found
 }
 
-/// Adds the ranges of credentials in the URI's path to `found`. The value of a credential's name
-/// reaches to the next slash.
+/// Adds the ranges of credentials in the URI's path, such as `/a;token=…`, to `found`. The value of
+/// such a name ends at the next slash.
 fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
     if memchr::memchr2(b'=', b'%', path).is_none() {
         return;
@@ -71,9 +72,9 @@ fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
     }
 }
 
-/// Adds the ranges of credentials in the URI's query, which begins at index `at`, to `found`. A
-/// parameter reaches to the next `&` that is not percent-encoded, and may contain all other
-/// separators.
+/// Adds the ranges of credentials in the URI's query to `found`. The query begins at index `at` of
+/// the URI. A parameter ends at the next `&` that is not percent-encoded; all other separators are
+/// part of the parameter.
 fn in_query(uri: &[u8], mut at: usize, found: &mut Vec<Range<usize>>) {
     let mut command = Command::default();
     while at < uri.len() {
@@ -109,8 +110,8 @@ fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(text::percent_decode(&spaced))
 }
 
-/// Adds the ranges of the URI in which `values` are written to `found`. `values` are ranges of the
-/// decoded text of `part`, which begins at index `at` of the URI.
+/// Translates `values` into ranges of the URI, and adds them to `found`. `values` are ranges of the
+/// decoded text of `part`, and `part` begins at index `at` of the URI.
 fn note(part: &[u8], at: usize, mut values: Vec<Range<usize>>, found: &mut Vec<Range<usize>>) {
     if values.is_empty() {
         return;

@@ -17,7 +17,7 @@ use super::rule::With;
 use super::text;
 use crate::audit::scan;
 
-/// The steps that lead from the top of an event, or from a body, to a value.
+/// The way to a value: the steps that lead to it from the top of an event or from a body.
 pub(super) type Path = Box<[Step]>;
 
 /// One step on the way from the top of an event, or from a body, to a value.
@@ -29,11 +29,14 @@ pub(super) enum Step {
     Known(&'static [u8]),
     /// The step leads to every member of an object, or to every element of an array.
     Any,
-    /// The step leads to annotations that hold a copy of the object to which they belong.
+    /// The step leads to the annotations in which tools such as `kubectl apply` keep a copy of the
+    /// object that has the annotation.
     CopyOfTheObject,
     /// The step leads to every member whose name begins with this prefix.
     Prefixed(&'static [u8]),
-    /// The step leads to all annotations of an event that are not known to be kube-apiserver's own.
+    /// The step leads to each annotation of an event that a webhook or an admission policy may have
+    /// written. These are all annotations except for those that are known to be kube-apiserver's
+    /// own.
     OfAdmission,
 }
 
@@ -57,21 +60,23 @@ impl Step {
 /// The reason why a value of an event is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Why {
-    /// The audit policy sets a lower level for the event. A change for this reason is made only at
-    /// the end of the whole path.
+    /// The audit policy sets a lower level for the event or omits its managed fields. A change for
+    /// this reason is made only if the whole path exists in the event.
     Lowered,
-    /// The value must not leave the relay.
+    /// The value must not leave the relay. If a path ends too early, because a name in it leads to
+    /// a text, a number or an unexpected array, that value is changed as a whole.
     Redacted,
 }
 
-/// A wish to change something in a value: the part of a path that is still to be followed from the
-/// value on, and the change to make at the path's end.
+/// A wish to change something in a value: the part of a path (`rest`) that must still be followed
+/// from this value, and the change to make at the path's end.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wish<'p> {
     rest: &'p [Step],
     with: With,
     why: Why,
-    /// `true`: the last step led to a certain name; `false`: it led to any member or element.
+    /// `true`: the step that led to this value was a name, a prefix or another condition on names.
+    /// `false`: the step was `*`, which leads to every member or element.
     by_name: bool,
 }
 
@@ -80,9 +85,9 @@ impl<'p> Wish<'p> {
         Self { rest: path, with, why, by_name: true }
     }
 
-    /// Returns the wishes (changes with their remaining paths) that apply to a child of a
-    /// container, with the step to the child removed. `wishes` are those at the container. `name`
-    /// is the child's name, or `None` for an element of an array.
+    /// Returns the wishes (changes with their remaining paths) that apply to one child of an object
+    /// or array, without the step to the child. `wishes` are the wishes for the object or array.
+    /// `name` is the name of the child, or `None` for an element of an array.
     pub(super) fn at_child(wishes: &[Self], name: Option<&[u8]>) -> Vec<Self> {
         let follow = |wish: &Self| {
             let (step, rest) = wish.rest.split_first()?;
@@ -92,12 +97,14 @@ impl<'p> Wish<'p> {
         wishes.iter().filter_map(follow).collect()
     }
 
-    /// Returns a sort key by which the strongest of several wishes has the smallest key: to remove
-    /// a value (`false`) is stronger than to hash it (`true`).
+    /// Returns a sort key for wishes: the smallest key is the strongest change. To remove a value
+    /// (`false`) is stronger than to replace it by its hash (`true`).
     fn gentleness(wish: &&Self) -> bool {
         wish.with == With::Sha256
     }
 
+    /// Returns `true` if the wish's change must be made to this whole value: the path ends here, or
+    /// it cannot go on in a value of this kind.
     fn is_met_by(&self, value: &[u8]) -> bool {
         let Some(next) = self.rest.first() else { return true };
         // A step `*` leads to many children, and the path may not be meant for all of them.
@@ -129,7 +136,8 @@ pub(super) struct Edit {
 /// dropped as a whole.
 pub(super) const EDITS_MAX: usize = 1 << 17;
 
-/// The edits in one value of the event, and whether they lower or redact the event.
+/// Collects the edits in one value of the event. `lowered` and `redacted` are `true` if at least
+/// one edit has that reason.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     event: &'a [u8],
@@ -148,8 +156,8 @@ impl<'a> Walk<'a> {
         self.edits.len() >= EDITS_MAX
     }
 
-    /// Adds the edits that make the changes of `wishes` in this value. Returns `false` if the
-    /// caller must remove the whole value.
+    /// Adds the edits that `wishes` (changes with their remaining paths) need in this value.
+    /// Returns `false` if the caller must remove the whole value.
     pub(super) fn value(&mut self, value: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let met = wishes.iter().filter(|wish| wish.is_met_by(value));
         let Some(strongest) = met.min_by_key(Wish::gentleness) else {
@@ -161,6 +169,8 @@ impl<'a> Walk<'a> {
         self.meet(value, *strongest)
     }
 
+    /// Makes the change of a wish to a whole value. Returns `true` if the value is replaced by its
+    /// hash, and `false` if the caller must remove it.
     fn meet(&mut self, value: &'a [u8], wish: Wish<'_>) -> bool {
         match wish.why {
             Why::Lowered => self.lowered = true,
@@ -173,6 +183,7 @@ impl<'a> Walk<'a> {
         wish.with == With::Sha256
     }
 
+    /// Adds the edits in all members of an object or elements of an array.
     fn children(&mut self, container: &'a [u8], wishes: &[Wish<'_>]) {
         let mut removal = Removal::default();
         for child in children(self.event, container) {
@@ -186,9 +197,9 @@ impl<'a> Walk<'a> {
         removal.finish(&mut self.edits);
     }
 
-    /// Does for a body what [`Walk::value`] does for any value. If the body is a JSON Patch (RFC
-    /// 6902), each value that the patch puts into an object is treated as if it stood at its place
-    /// in that object. Returns `false` if the caller must remove the body.
+    /// Adds the edits that `wishes` (changes with their remaining paths) need in a body. If the
+    /// body is a JSON Patch (RFC 6902), each value that the patch puts into an object is treated as
+    /// if it were already in that object. Returns `false` if the caller must remove the whole body.
     pub(super) fn body(&mut self, body: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let is_whole = |wish: &&Wish<'_>| wish.rest.is_empty();
         let about_inside = |wish: &Wish<'_>| wish.why == Why::Redacted && !is_whole(&wish);
@@ -263,8 +274,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Returns the wishes that an operation of a JSON Patch is about; `None` if the operation names no
-/// valid place.
+/// Returns those of `wishes` (changes with their remaining paths) that concern the place in the
+/// object that a JSON Patch operation names. `None` if the operation names no valid place.
 ///
 /// The members `path` and `from` are handled one after the other and not collected, because an
 /// operation may repeat them millions of times.
@@ -282,9 +293,9 @@ fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w
     has_path.then_some(found)
 }
 
-/// Returns the names in a JSON Pointer (RFC 6901), but no more than the first [`STEPS_MAX`]: a
-/// longer pointer counts as being about every place that begins with these names. `None` if the
-/// text is no JSON Pointer.
+/// Returns the names in a JSON Pointer (RFC 6901): `a` and `b` for `/a/b`. `None` if the text is no
+/// JSON Pointer. Only the first [`STEPS_MAX`] names are returned; a longer pointer is treated like
+/// its beginning, so that it concerns more values and never fewer.
 fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     if text.is_empty() {
         return Some(Vec::new());
@@ -352,20 +363,23 @@ pub(super) fn place(event: &[u8], part: &[u8]) -> Range<usize> {
     start..start + part.len()
 }
 
-/// Cuts children out of a container. Adjacent children form one run, and each run is cut out
-/// together with one of the commas beside the run.
+/// Makes the edits that cut children (members or elements) out of an object or array. Adjacent
+/// children that are cut out form one run, which becomes one edit; the edit includes one comma
+/// before or after the run.
 #[derive(Debug, Default)]
 pub(super) struct Removal {
-    /// The begin of the first child and the end of the last child in the run that is not yet cut
-    /// out; `None` if there is no such run.
+    /// The index at which the run begins and the index at which it ends, for the run (adjacent
+    /// children to cut out) that has no edit yet; `None` if there is no such run.
     run: Option<(usize, usize)>,
-    /// The end of the last child that stays; `None` before a child stays.
+    /// The index in the event at which the last child that stays ends; `None` if no child stays so
+    /// far.
     kept: Option<usize>,
 }
 
 impl Removal {
-    /// Takes the next child of the container, which stays if `stays` is `true` and is cut out if it
-    /// is `false`. The children must be given in their order.
+    /// Handles the next child of the object or array. The child stays if `stays` is `true`;
+    /// otherwise an edit that cuts it out is added to `edits`, now or later. The children must be
+    /// given in their order.
     pub(super) fn pass(&mut self, child: &Child<'_>, stays: bool, edits: &mut Vec<Edit>) {
         let (start, end) = child.place;
         if !stays {
@@ -378,8 +392,8 @@ impl Removal {
         self.kept = Some(end);
     }
 
-    /// Cuts out the last run. Returns the end of the last child that stays, or `None` if no child
-    /// stays.
+    /// Adds the last edit, for children at the end that are cut out. Returns the index at which the
+    /// last child that stays ends, or `None` if no child stays.
     pub(super) fn finish(self, edits: &mut Vec<Edit>) -> Option<usize> {
         if let Some((first, end)) = self.run {
             edits.push(Edit { place: self.kept.unwrap_or(first)..end, with: Cow::default() });

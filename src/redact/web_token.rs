@@ -18,9 +18,10 @@ use crate::audit::scan;
 /// The three characters with which every JSON Web Token begins.
 static BEGINNING: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"eyJ"));
 
-/// Returns `true` if [`redact`] must search this event for tokens. Most events give `false`,
-/// because they do not contain the beginning of a token. `spells_letters` is `true` if letters in
-/// the event may be written as escapes; such an event is always searched.
+/// Returns `true` if [`redact`] must search this event for tokens. For most events the result is
+/// `false`, because they do not contain the characters with which tokens begin. `spells_letters` is
+/// `true` if the event may contain letters that are written as escapes; such an event must always
+/// be searched.
 pub(super) fn may_be_in(event: &[u8], spells_letters: bool) -> bool {
     let mut at = 0;
     while let Some(found) = BEGINNING.find(event.get(at..).unwrap_or_default()) {
@@ -37,8 +38,9 @@ pub(super) fn may_be_in(event: &[u8], spells_letters: bool) -> bool {
 /// Returns the event with its tokens replaced; `None` if the event has no tokens. The result is
 /// never longer than the event.
 ///
-/// If several names of members contain tokens, each replacement from the second on ends in a
-/// number, if the token was long enough for the number, so that no two names become equal.
+/// Tokens can also occur in the names of members, and two names must not become equal. Each
+/// replacement in a name, from the second on, therefore ends in a number, as in `REDACTED-2`. The
+/// number is left out if the token was too short for it.
 pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let (mut copied, mut at, mut names) = (0, 0, 0_usize);
@@ -66,8 +68,8 @@ pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Appends the replacement of a token, at most `length` bytes long, to `out`. The replacement ends
-/// in `number` if `number` is more than 1 and there is room.
+/// Appends the text that replaces a token to `out`, cut to `length` bytes. If `number` is greater
+/// than 1, the text ends in this number, but only if it then has at most `length` bytes.
 fn put(out: &mut Vec<u8>, length: usize, number: usize) {
     let numbered = format!("-{number}");
     out.extend_from_slice(REDACTED.get(..length).unwrap_or(REDACTED));
@@ -99,16 +101,16 @@ pub(super) fn web_tokens(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     web_tokens_by(text, |from| run(text, from))
 }
 
-/// Returns the index after the base64 letters that follow each other from index `from` on.
+/// Returns the index of the first byte, from index `from` on, that is no character of base64.
 fn run(text: &[u8], from: usize) -> usize {
     let of_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let rest = text.get(from..).unwrap_or_default();
     from + rest.iter().take_while(|byte| of_base64(byte)).count()
 }
 
-/// Finds the ranges of tokens. `run` returns the end of the base64 letters that begin at an index.
-/// Each series of such letters is read at most twice, once as a header and once as the claims after
-/// a header, so that even a text of nothing but beginnings of tokens is searched in linear time.
+/// Returns the ranges of the JSON Web Tokens in a text. `run` returns the index at which the base64
+/// characters end that begin at a given index. Each series of such characters is read at most
+/// twice, so that the search takes linear time even if the text has many beginnings of tokens.
 fn web_tokens_by(
     text: &[u8],
     mut run: impl FnMut(usize) -> usize,
