@@ -51,7 +51,8 @@ const FAILED: u8 = 1;
 /// The exit status for wrong usage or a wrong config. clap uses the same status.
 const WRONG: u8 = 2;
 
-/// The greatest number of worker threads. More threads would only pass batches from core to core.
+/// The greatest number of worker threads of the tokio runtime. More threads would not be faster:
+/// they would only move batches from one CPU core to another.
 const WORKERS_MAX: usize = 4;
 
 /// The time after which an idle thread for blocking work ends. The relay looks at its files once a

@@ -56,13 +56,14 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The longest time for which the demo waits at its end for all events to arrive. An event that has
 /// not arrived by then counts as lost.
 const DELIVERY_MAX: Duration = Duration::from_secs(60);
-/// The longest time for which the demo waits at the end for the next event to arrive.
+/// The longest time without a new event at the consumer for which the demo waits at its end. After
+/// that time, events that have not arrived count as lost.
 const DELIVERY_PAUSE_MAX: Duration = Duration::from_secs(15);
 
 /// The phase of the demo.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Phase {
-    /// The demo opens the addresses of the relay and of the consumer.
+    /// The demo starts: the relay and the consumer open their addresses.
     #[default]
     Starting,
     /// The demo sends events, and the consumer accepts them.
@@ -107,13 +108,14 @@ pub struct Summary {
     pub lost: u64,
     /// The time for which the consumer was away (reset every connection).
     pub away: Duration,
-    /// The greatest number of events that were in the queue at one moment.
+    /// The greatest number of events that were seen in the queue at one moment.
     pub queue_events_max: u64,
     /// The number of bytes in the queue at the moment at which the queue had the most events.
     pub queue_bytes_max: u64,
 }
 
-/// Runs the sender, the relay and the consumer for `length`, or until `stop` is cancelled.
+/// Runs the sender, the relay and the consumer for `length`, or until `stop` is cancelled. Then
+/// waits until all accepted events have arrived, and returns the counts.
 ///
 /// # Errors
 ///

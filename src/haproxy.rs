@@ -325,8 +325,8 @@ impl Global {
         global
     }
 
-    /// Returns the path of a file. A relative path is joined to `base`, if there is a base
-    /// directory.
+    /// Returns the path of a file that a directive names. A relative `path` is joined to `base`, if
+    /// there is a base directory such as `ca-base`.
     fn path(base: Option<&String>, path: &str) -> String {
         match base {
             Some(base) if !path.starts_with('/') => {
@@ -447,7 +447,7 @@ fn backend_of(file: &File, place: usize, notes: &mut Notes) -> Option<usize> {
     backend
 }
 
-/// Makes a listener for each address in the `bind` lines of a section.
+/// Returns a listener for each usable address in the `bind` lines of a section.
 fn binds(section: &Section, global: &Global, notes: &mut Notes) -> Vec<Bind> {
     let lines = matching(section, &["bind"]);
     lines.into_iter().flat_map(|line| Bind::read(line, global, notes)).collect()

@@ -46,8 +46,8 @@ use walk::Wish;
 pub struct Change<'a> {
     /// The level to lower the event to; `None`: the event keeps its level.
     pub level: Option<Level>,
-    /// `true`: `metadata.managedFields` of the objects in bodies is left out, as kube-apiserver
-    /// leaves it out for a policy with `omitManagedFields`.
+    /// `true`: `metadata.managedFields` is removed from the objects in the bodies, as
+    /// kube-apiserver does for a policy with `omitManagedFields`.
     pub omit_managed_fields: bool,
     /// The rules for values that must not leave the relay; `None`: no value is redacted.
     pub redaction: Option<&'a Redaction>,

@@ -91,7 +91,8 @@ impl Generator {
     }
 }
 
-/// Returns the number of an event; `None` if the demo did not make the event.
+/// Returns the number that the demo has written into an event; `None` if the demo did not make the
+/// event.
 pub(super) fn number(event: &[u8]) -> Option<u64> {
     let digits = event.strip_prefix(HEAD.as_bytes())?.get(..DIGITS)?;
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()

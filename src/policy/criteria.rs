@@ -79,7 +79,7 @@ impl Names {
     };
 }
 
-/// A value of a rule that the rule's author cannot have meant.
+/// A mistake in a rule: a value that kube-apiserver refuses, or a value that can never match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     /// The path from the criteria to the value: the names of the fields and the indices of the
@@ -92,9 +92,9 @@ pub struct Mistake {
 /// One step of a path through a rule, from a value to a value inside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// Leads to the field with this name.
+    /// The step leads to the field with this name.
     Field(&'static str),
-    /// Leads to the item with this index, counted from 0.
+    /// The step leads to the item with this index, counted from 0.
     Item(usize),
 }
 

@@ -402,8 +402,8 @@ fn is_number(text: &str) -> bool {
         || matches!(digits.to_ascii_lowercase().as_str(), ".inf" | ".nan")
 }
 
-/// Returns the end of a message about an unknown text: the known name that is nearest to the text,
-/// or all known names if none is near.
+/// Returns the end of a message about an unknown text: a question with the known name that is most
+/// similar to the text, or all known names if none is similar.
 fn instead(text: &str, known: &[&str]) -> String {
     let lower = text.to_lowercase();
     let typos_max = (text.chars().count() / 3).max(1);

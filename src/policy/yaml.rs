@@ -191,8 +191,8 @@ impl Tree {
         Ok(())
     }
 
-    /// Counts `size` more bytes before a value is made. Returns an error if the tree would be
-    /// larger than [`SIZE_MAX`].
+    /// Adds `size` bytes to the size of the tree; must be called before a value of this size is
+    /// made. Returns an error if the tree would be larger than [`SIZE_MAX`].
     fn count(&mut self, size: usize, place: Place) -> Result<(), Problem> {
         self.size += size;
         match self.size > SIZE_MAX {

@@ -196,8 +196,8 @@ pub(super) fn above_metadata<'w>() -> Wish<'w> {
     Wish::new(&PATCHES, With::Drop, Why::Lowered)
 }
 
-/// The paths to `managedFields`, which `omitManagedFields` of an audit policy drops: first those in
-/// the request body, then those in the response body.
+/// The paths to `managedFields`: first the paths in the request body, then those in the response
+/// body. `omitManagedFields` of an audit policy removes the values at these paths.
 static MANAGED_FIELDS: LazyLock<[Vec<Path>; 2]> = LazyLock::new(|| {
     let inside: [&[Step]; 1] = [&[Step::Known(b"metadata"), Step::Known(b"managedFields")]];
     BODIES.map(|body| in_bodies(&[body], &inside))

@@ -80,7 +80,7 @@ const SHORT_GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "
 #[derive(Debug)]
 pub(super) struct Compiled {
     resources: Vec<Resource>,
-    /// `true`: at least one of the paths leads into a body.
+    /// `true`: at least one of the paths leads into a body (`requestObject` or `responseObject`).
     pub(super) of_bodies: bool,
     pub(super) paths: Vec<Path>,
     pub(super) with: With,

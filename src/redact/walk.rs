@@ -339,8 +339,8 @@ impl<'a> Child<'a> {
     }
 }
 
-/// Returns the members of an object or the elements of an array; nothing for any other value.
-/// `container` must be a part of `event`.
+/// Returns an iterator over the members of an object or the elements of an array. For any other
+/// value the iterator is empty. `container` must be a slice of `event`.
 pub(super) fn children<'a>(
     event: &'a [u8],
     container: &'a [u8],
@@ -357,7 +357,7 @@ pub(super) fn children<'a>(
     })
 }
 
-/// Returns the range of the event in which `part` stands. `part` must be a slice of `event`.
+/// Returns the range of indices that `part` has in the event. `part` must be a slice of `event`.
 pub(super) fn place(event: &[u8], part: &[u8]) -> Range<usize> {
     let start = part.as_ptr() as usize - event.as_ptr() as usize;
     start..start + part.len()

@@ -73,7 +73,7 @@ impl Tree {
         }
     }
 
-    /// Whether a text or a key in the tree contains the word.
+    /// Returns `true` if a text or a key in the tree contains the word.
     pub(super) fn mentions(&self, word: &str) -> bool {
         match self {
             Self::Plain(text) | Self::Text(text) => text.contains(word),
