@@ -57,7 +57,7 @@ const WORKERS_MAX: usize = 4;
 
 /// The time after which an idle thread for blocking work ends. The relay looks at its files once a
 /// second, and each look needs such a thread. With tokio's default of ten seconds, the looks would
-/// use every idle thread again before the thread ends, so that no thread would ever end.
+/// use idle threads again before they end, so that the threads of a past peak would stay.
 const IDLE_THREAD: Duration = Duration::from_millis(500);
 
 /// Receives kube-apiserver's audit webhook and forwards the events to Logstash, syslog and HTTP

@@ -28,8 +28,7 @@ use crate::config;
 
 /// The time limit for the whole command, including the lookup of the host name. A relay responds
 /// within milliseconds. Docker allows 30 s for a health check. A kubelet allows the probe's
-/// `timeoutSeconds`, by default 1 s; after that time it kills the command and reports only a
-/// timeout.
+/// `timeoutSeconds`, by default 1 s, and reports only a timeout after that time.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The greatest number of bytes in a response body. The body that a relay sends has only a few
