@@ -120,10 +120,7 @@ pub(super) struct Plan {
 /// The reason why reading has ended before the end of the last file.
 enum Ended {
     /// A line cannot be read or is not an event. `line` is its number, and `what` says why.
-    Failed {
-        line: u64,
-        what: String,
-    },
+    Failed { line: u64, what: String },
     /// The replay takes no items any more, so reading further would be useless.
     Unwanted,
 }
