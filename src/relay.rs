@@ -624,7 +624,7 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
         }
     }
     if let Ok(Some(error)) = tokio::time::timeout(CLOSING, parts.outputs.stop()).await {
-        result = Err(Error::Ended(error.to_string()));
+        result = Err(Error::ended(&error));
     }
     parts.sources.end(CLOSING).await;
     parts.dead_letters.close().await;

@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
@@ -30,6 +31,11 @@ use tokio_util::sync::CancellationToken;
 /// The shortest time between two log lines about the same loss. The same holds for a state that
 /// flaps (changes again and again).
 const QUIET: Duration = Duration::from_secs(10);
+
+/// The longest time for which [`Reports::flush`] waits for log lines that another thread is writing.
+/// A line only goes into a queue in memory, so writing takes microseconds. The limit is there in case
+/// a thread has panicked while it wrote.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The name that `error_total` has in place of an output's name for events that no output can get.
 pub(super) const QUEUE: &str = "queue";
@@ -200,6 +206,8 @@ struct Shared {
     notes: Mutex<Notes>,
     /// Wakes the task that writes the log lines, because there is a new note.
     news: Notify,
+    /// Wakes a thread that waits until [`Notes::writers`] is 0.
+    written: Condvar,
 }
 
 /// The notes: counts of losses and changes of states, with the number that the log has not reported
@@ -215,12 +223,15 @@ struct Notes {
     room: Flap,
     /// The changes between a disk that refuses to store and a disk that stores.
     disk: Flap,
+    /// The number of threads that have taken notes and are now writing the log lines about them.
+    writers: usize,
 }
 
 impl Default for Notes {
     fn default() -> Self {
         let (parties, losses) = (BTreeMap::new(), BTreeMap::new());
-        Self { parties, losses, room: Flap::new(ROOM_LINES), disk: Flap::new(DISK_LINES) }
+        let (room, disk) = (Flap::new(ROOM_LINES), Flap::new(DISK_LINES));
+        Self { parties, losses, room, disk, writers: 0 }
     }
 }
 
@@ -415,8 +426,7 @@ impl Reports {
     /// loop.
     pub async fn tell(self, stop: CancellationToken) {
         loop {
-            let (lines, next) = self.lock().take(Instant::now(), false);
-            lines.iter().for_each(Line::write);
+            let next = self.write(false);
             let next = async {
                 match next {
                     Some(next) => tokio::time::sleep_until(next).await,
@@ -431,11 +441,30 @@ impl Reports {
         }
     }
 
-    /// Writes a log line for every note that has none yet, even if the last line was written a
-    /// moment ago.
-    pub fn flush(&self) {
-        let (lines, _) = self.lock().take(Instant::now(), true);
+    /// Writes the log lines that may be written now, or a line for every note if `all` is `true`.
+    /// Returns the earliest time for the next line; `None` if no other note waits.
+    fn write(&self, all: bool) -> Option<Instant> {
+        let mut notes = self.lock();
+        let (lines, next) = notes.take(Instant::now(), all);
+        notes.writers += 1;
+        drop(notes);
         lines.iter().for_each(Line::write);
+        self.lock().writers -= 1;
+        self.shared.written.notify_all();
+        next
+    }
+
+    /// Writes a log line for every note that has none yet, even if the last line was written a
+    /// moment ago. When the function returns, the lines are written that the task of
+    /// [`Reports::tell`] had taken before, on another thread: otherwise the process could end
+    /// between the taking and the writing, and the log would have no line about these losses.
+    /// Blocks the thread for at most [`FLUSH_TIMEOUT`].
+    pub fn flush(&self) {
+        self.write(true);
+        let notes = self.lock();
+        let written =
+            self.shared.written.wait_timeout_while(notes, FLUSH_TIMEOUT, |it| it.writers > 0);
+        drop(written);
     }
 }
 
@@ -567,6 +596,50 @@ mod tests {
         let (lines, next) = reports.lock().take(Instant::now(), true);
         assert_eq!((lines, next), (vec![lost(Loss::Missing, "a", 5, 6, Some("7"))], None));
         assert_eq!(reports.lock().take(Instant::now(), true).0, []);
+    }
+
+    /// A log whose every line takes as long as [`SlowLog::LINE`].
+    #[derive(Clone)]
+    struct SlowLog(Arc<Mutex<Vec<u8>>>);
+
+    impl SlowLog {
+        const LINE: Duration = Duration::from_millis(300);
+    }
+
+    impl std::io::Write for SlowLog {
+        #[expect(clippy::disallowed_methods, reason = "the test has no runtime")]
+        fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+            std::thread::sleep(Self::LINE);
+            self.0.lock().unwrap().extend_from_slice(line);
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// The task has taken a note and is writing its line on another thread when the process ends.
+    #[test]
+    fn the_end_waits_for_a_line_that_another_thread_is_writing() {
+        let (reports, text) = (Reports::default(), Arc::new(Mutex::new(Vec::new())));
+        reports.losses("a").add(Loss::Undelivered, 10, None);
+        let log = SlowLog(Arc::clone(&text));
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone()).finish();
+        let writer = {
+            let reports = reports.clone();
+            std::thread::spawn(move || {
+                tracing::subscriber::with_default(subscriber, || reports.write(false));
+            })
+        };
+        while reports.lock().losses.values().any(|tally| tally.untold > 0) {
+            std::thread::yield_now();
+        }
+        reports.flush();
+        let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
+        assert!(text.contains("events=10") && text.contains("lost and counted"), "{text:?}");
+        writer.join().unwrap();
     }
 
     #[tokio::test(start_paused = true)]
