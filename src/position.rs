@@ -13,7 +13,8 @@ use std::ops::Sub;
 /// in each process.
 ///
 /// A position plus a count of events is a position; the difference of two positions is a count. For
-/// example, a claim of positions 10 to 14 starts at 10, ends at 15, and holds 15 - 10 = 5 events.
+/// example, a range with the positions 10 to 14 starts at 10, ends at 15, and holds 15 - 10 = 5
+/// events.
 #[derive(Copy, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Position(u64);
 

@@ -24,50 +24,54 @@ pub(super) type Removed = (Position, u64);
 /// - a segment of the log ([`super::LogState::segments`]), which counts with its whole size,
 ///   including bytes that are reserved and not written yet;
 /// - `pending_delete`: a segment that was removed from the log, because every output has finished
-///   it or because it was dropped. The cursors file may still name a place in this segment. The
-///   writer therefore saves the cursors file first, and deletes the segment after that;
+///   it or because it was dropped. The cursors file, which notes how far each output has got, may
+///   still name a place in this segment. The writer therefore saves the cursors file first, and
+///   deletes the segment after that;
 /// - `stuck`: a segment that was removed from the log and could not be deleted. Its bytes count
 ///   until a later attempt succeeds;
-/// - incoming: the file of a large body that is arriving, or that waits to become a segment;
-/// - `abandoned`: the file of a large body that will not become a segment.
+/// - incoming: the file of a large request body that is still arriving or waits to become a
+///   segment;
+/// - `abandoned`: the file of a large request body that will not become a segment.
 ///
 /// If a file goes from one state to another, `files` does not change. It changes only when bytes
 /// are reserved for a file, or when a file is made, cut or deleted.
 ///
-/// The second kind counts the bytes that are planned for the waiting batches and not written yet. A
-/// batch is written into the segment that is the last one at that time, and `segment_free` is the
-/// number of bytes that are still free in this segment. If the batch needs more, a new segment is
-/// planned for it. `reserved_new` is the number of bytes of all segments that are planned and not
-/// made yet. For example, with `segment_free` = 8 KiB, a batch that needs 12 KiB gets a new segment
-/// of `segment_bytes`, and later batches go into this new segment.
+/// The second kind counts bytes that are planned and not written yet. They are for the batches of
+/// events that wait for the writer. `segment_free` is the number of bytes that will still be free
+/// in the last segment after these batches. If the next batch fits, it is planned in this last
+/// segment. If the batch needs more, a new segment is planned for it. `reserved_new` is the number
+/// of bytes of all segments that are planned and not made yet. For example, with `segment_free` = 8
+/// KiB, a batch that needs 12 KiB gets a new segment of `segment_bytes`, and later batches go into
+/// this new segment.
 ///
-/// The spool's state owns this value, under its lock. What must never happen: that `files` is less
-/// than the bytes that the files in the directory take. The queue would then exceed
-/// `queue.max_bytes`, and nobody would notice.
+/// The spool's state owns this value, under its lock. `files` must never be less than the bytes
+/// that the files in the directory take. Otherwise the queue could exceed `queue.max_bytes`, and
+/// nobody would notice.
 #[derive(Debug, Default)]
 pub(super) struct Accounting {
     /// The number of bytes of all files in `segments/`, including reserved bytes that are not
     /// written yet.
     files: u64,
-    /// The part of `files` that large bodies take while they arrive or wait to become segments, in
-    /// bytes.
+    /// The part of `files` for large request bodies, in bytes. It counts the files of the bodies
+    /// that are arriving, and of those that wait to become segments.
     incoming: u64,
     /// Segments that were removed from the log, and that the writer has not tried to delete yet.
     pending_delete: Vec<Removed>,
     /// Segments that were removed from the log, and that could not be deleted.
     stuck: Vec<Removed>,
-    /// The names and the sizes in bytes of abandoned files: files of large bodies that will not
-    /// become segments, and that the writer has to delete.
+    /// The names and the sizes in bytes of abandoned files: files of large request bodies that will
+    /// not become segments, and that the writer has to delete.
     abandoned: Vec<(String, u64)>,
-    /// The number of bytes that will be free in the log's last segment once all waiting batches are
-    /// written. If waiting batches begin new segments, the last of these new segments is meant.
+    /// The number of bytes that will be free in the log's last segment after all waiting batches
+    /// are written. New segments that are planned for these batches count: the last of them is then
+    /// the log's last segment.
     segment_free: u64,
-    /// The number of bytes of the segments that are planned and not made yet, for waiting batches
-    /// and for the group of batches that the writer has taken.
+    /// The number of bytes of the segments that are planned and not made yet. These segments are
+    /// for waiting batches, and for the batches that the writer is about to write.
     reserved_new: u64,
-    /// The size limit in bytes from before a change of `queue.max_bytes`, while segments that were
-    /// planned under this limit are not made yet; else 0. These segments may still be made, even if
-    /// the new limit is smaller.
+    /// A size limit in bytes: the limit before `queue.max_bytes` was changed. Segments that were
+    /// planned under this old limit may still be made, even if the new limit is smaller. 0 if no
+    /// such segment is left.
     reserved_limit: u64,
     /// The group of batches that the writer has taken to write.
     in_hand: InHand,
@@ -77,12 +81,12 @@ pub(super) struct Accounting {
 /// is published (stored and visible to outputs) or refused.
 #[derive(Debug, Default)]
 struct InHand {
-    /// The size in bytes of the new segment that the group begins. 0 if the group begins no new
-    /// segment, or if this segment is made already.
+    /// The size in bytes of the new segment that this group of batches begins. 0 if the group needs
+    /// no new segment, or after the new segment was made.
     reserved: u64,
-    /// The greatest number of bytes that the group may take in its segment.
+    /// The greatest number of bytes that this group of batches may take in its segment.
     needed: u64,
-    /// `true`: the group is one large body, whose file becomes a segment of its own.
+    /// `true`: the group is only one large request body, whose file becomes a segment of its own.
     is_incoming: bool,
 }
 
@@ -135,8 +139,8 @@ impl Accounting {
         &self.stuck
     }
 
-    /// Returns the names and the sizes in bytes of abandoned files: files of large bodies that will
-    /// not become segments, and that the writer has to delete.
+    /// Returns the names and the sizes in bytes of abandoned files: files of large request bodies
+    /// that will not become segments, and that the writer has to delete.
     pub(super) fn abandoned(&self) -> &[(String, u64)] {
         &self.abandoned
     }
@@ -166,8 +170,8 @@ impl Accounting {
         self.files += size;
     }
 
-    /// Adds the `size` bytes of a new segment that was made but could not be synced. The segment
-    /// does not become a part of the log, and its file is to be deleted.
+    /// Notes that a new segment of `size` bytes was made, but could not be synced. The segment does
+    /// not become a part of the log. Its bytes count until its file is deleted.
     pub(super) fn made_in_vain(&mut self, first: Position, size: u64) {
         self.files += size;
         self.retire(first, size);
@@ -204,26 +208,26 @@ impl Accounting {
         self.stuck.retain(|(other, _)| *other != first);
     }
 
-    /// Adds `bytes` bytes for the file of a large body that is arriving, before these bytes are
-    /// written.
+    /// Adds `bytes` bytes for the file of a large request body that is arriving, before these bytes
+    /// are written.
     pub(super) fn reserve_incoming(&mut self, bytes: u64) {
         self.files += bytes;
         self.incoming += bytes;
     }
 
-    /// Notes that the file of a large body, which takes `size` bytes, has become a segment of the
-    /// log.
+    /// Notes that the file of a large request body, which takes `size` bytes, has become a segment
+    /// of the log.
     pub(super) fn adopt_incoming(&mut self, size: u64) {
         self.incoming -= size;
     }
 
-    /// Notes that the file of a large body will not become a segment, and is to be deleted.
+    /// Notes that the file of a large request body will not become a segment, and is to be deleted.
     pub(super) fn abandon(&mut self, name: String, size: u64) {
         self.incoming -= size;
         self.abandoned.push((name, size));
     }
 
-    /// Notes that the abandoned file of a large body is deleted.
+    /// Notes that the abandoned file of a large request body is deleted.
     pub(super) fn deleted_abandoned(&mut self, name: &str) {
         let Some(index) = self.abandoned.iter().position(|(other, _)| other == name) else {
             return;
@@ -234,33 +238,34 @@ impl Accounting {
 
     // ---- The line ----
 
-    /// Plans `needed` bytes for a batch in the segment that will be the last one when the batch is
-    /// written.
+    /// Plans room for a batch in the log's last segment: takes `needed` bytes from the bytes that
+    /// are free in this segment.
     pub(super) fn plan_here(&mut self, needed: u64) {
         self.segment_free -= needed;
     }
 
-    /// Plans a new segment of `size` bytes, and `needed` bytes in it for the batch that begins it.
+    /// Plans a new segment of `size` bytes for a batch. The batch is the first one in this segment,
+    /// and takes `needed` bytes of it.
     pub(super) fn plan_new(&mut self, size: u64, needed: u64) {
         self.segment_free = size - FIRST_RECORD - needed;
         self.reserved_new += size;
     }
 
-    /// Plans the file of a large body as the log's last segment. Nothing is appended to such a
-    /// segment, so that the next batch has to begin a new one.
+    /// Plans the file of a large request body as the log's last segment. Nothing is appended to
+    /// such a segment. The next batch therefore has to begin a new segment.
     pub(super) fn plan_incoming(&mut self) {
         self.segment_free = 0;
     }
 
-    /// Cancels the plan of a batch that was to take `needed` bytes of the last segment. These bytes
-    /// are free again.
+    /// Cancels the plan of a batch that needs no new segment. The `needed` bytes that were planned
+    /// for the batch in the last segment are free again.
     pub(super) fn withdraw_here(&mut self, needed: u64) {
         self.segment_free += needed;
     }
 
-    /// Cancels the plan of a new segment of `size` bytes, because the only batch for it was
-    /// withdrawn. `is_last`: no batch waits after the withdrawn batch. `segment_free` then becomes
-    /// 0, because it was the free room of the cancelled segment.
+    /// Cancels the plan of a new segment of `size` bytes, because the only batch for this segment
+    /// was withdrawn. `is_last`: no other batch waits behind the withdrawn batch. In this case
+    /// `segment_free` counted the free bytes of the cancelled segment, and becomes 0.
     pub(super) fn withdraw_new(&mut self, size: u64, is_last: bool) {
         self.reserved_new -= size;
         if self.reserved_new == 0 {
@@ -271,17 +276,18 @@ impl Accounting {
         }
     }
 
-    /// Notes that `queue.max_bytes` is changed. `usable`: the limit for segments before the change,
-    /// in bytes. Segments that are planned and not made yet may still be made within this old
-    /// limit.
+    /// Keeps the old size limit when `queue.max_bytes` is changed. Segments that are planned and
+    /// not made yet may still be made within the old limit. `usable`: the old limit for the files
+    /// of all segments, in bytes.
     pub(super) fn keep_limit(&mut self, usable: u64) {
         if self.reserved_new > 0 {
             self.reserved_limit = usable.max(self.reserved_limit);
         }
     }
 
-    /// Returns the greatest number of bytes that the files in `segments/` may take: `usable`, or a
-    /// higher limit within which segments were planned before `queue.max_bytes` was changed.
+    /// Returns the greatest number of bytes that the files in `segments/` may take. This is
+    /// `usable`, the limit of today. A higher limit from before a change of `queue.max_bytes` is
+    /// returned as long as segments that were planned under it are not made yet.
     pub(super) fn limit(&self, usable: u64) -> u64 {
         usable.max(self.reserved_limit)
     }
@@ -308,10 +314,10 @@ impl Accounting {
         }
     }
 
-    /// Notes that the group of batches that the writer had taken is stored. `given`: the number of
-    /// bytes that were planned for the group and that the group did not use; they are free again.
-    /// The caller passes 0 if a waiting batch begins a new segment, because no more batches go into
-    /// the group's segment then.
+    /// Notes that the writer has stored the group of batches that it had taken. `given`: the number
+    /// of bytes that were planned for the group and that the group did not use. These bytes are
+    /// free again. The caller passes 0 if a waiting batch begins a new segment: no more batches are
+    /// written to the old segment then.
     pub(super) fn published(&mut self, given: u64) {
         self.in_hand = InHand::default();
         self.segment_free += given;
@@ -324,9 +330,9 @@ impl Accounting {
         self.in_hand = InHand::default();
     }
 
-    /// Cancels the plans of all waiting batches, but not of the group of batches that the writer
-    /// has taken. This group is about to be written to a new segment that is smaller than planned.
-    /// `free`: the number of bytes that are still free in this segment after the group.
+    /// Cancels the plans of all waiting batches. The writer calls this when it is about to write a
+    /// group of batches to a new segment that is smaller than planned. The plan of this group is
+    /// kept. `free`: the number of bytes that are still free in the new segment after the group.
     pub(super) fn clear_line(&mut self, free: u64) {
         (self.reserved_new, self.reserved_limit, self.segment_free) = (0, 0, free);
         self.in_hand.reserved = 0;
@@ -359,8 +365,8 @@ impl Accounting {
         assert!(self.segment_free <= room, "only {room} bytes are left: {self:?}");
     }
 
-    /// Returns the greatest number of bytes that can be free in the log's last segment once all
-    /// waiting batches are written.
+    /// Returns the upper limit for `segment_free`: the greatest number of bytes that can be free in
+    /// the log's last segment after all waiting batches are written.
     fn room_of_last(&self, segments: &VecDeque<Segment>, waiting: &VecDeque<Waiting>) -> u64 {
         let opens = waiting.iter().rposition(|waiting| waiting.opens.is_some());
         let behind = waiting.range(opens.unwrap_or(0)..).map(Waiting::needed).sum::<u64>();

@@ -36,29 +36,29 @@ use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 
-/// After this many bytes of written lines, the file of a large body is synced. With more bytes, the
-/// page cache would fill with data that is not on the disk yet, and one long sync at the end would
-/// delay the small writes of the writer thread.
+/// The file of a large request body is synced each time after this many bytes of lines were
+/// written. With rarer syncs, the page cache would fill with data that is not on the disk yet. One
+/// long sync at the end would then delay the small writes of the writer thread.
 const SYNC_BYTES: u64 = if cfg!(test) { 6 << 10 } else { 16 << 20 };
 
-/// The end of the name of a file that holds a large body and is not a segment yet.
+/// The end of the name of a file that holds a large request body and is not a segment yet.
 const SUFFIX: &str = ".incoming";
 
-/// Returns the name of the file with this number, for a large body that is arriving:
-/// `segments/%020u.incoming`.
+/// Returns the file name for a large request body that is arriving: `segments/%020u.incoming`,
+/// where `%020u` is the number with 20 digits.
 fn file_name(number: u64) -> String {
     format!("{SEGMENTS}/{number:020}{SUFFIX}")
 }
 
-/// Returns the number in the name of a large body's file (`*.incoming`); `None` for names of other
-/// files.
+/// Returns the number in the name of a file `*.incoming`, which holds a large request body. `None`
+/// if the name is of another kind.
 pub(super) fn number_of(name: &str) -> Option<u64> {
     let name = name.rsplit('/').next()?;
     name.strip_suffix(SUFFIX)?.parse().ok()
 }
 
-/// Returns the number for the next file of a large body: one more than the highest number in the
-/// names of these `files`; 0 if there are none.
+/// Returns the number for the next file of a large request body: one more than the highest number
+/// in the names of these `files`; 0 if there are none.
 pub(super) fn next_number(files: &[(String, u64)]) -> u64 {
     files
         .iter()
@@ -67,8 +67,8 @@ pub(super) fn next_number(files: &[(String, u64)]) -> u64 {
         .map_or(0, |last| last.saturating_add(1))
 }
 
-/// One record in the file of a large body that is arriving. The record's header is written later,
-/// when the positions of its events are known.
+/// One record in the file of a large request body that is arriving. The record's header is written
+/// later, when the positions of its events are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IncomingRecord {
     /// The offset of the record's header in the file.
@@ -80,15 +80,16 @@ pub(super) struct IncomingRecord {
     pub(super) crc: u32,
 }
 
-/// The file of a large body. It becomes a segment when the writer thread takes it. Code that drops
-/// an `IncomingFile` must call [`Accounting::abandon`] first, so that the writer deletes the file.
+/// The file of a large request body. The file becomes a segment of the queue when the writer thread
+/// takes it. Code that drops an `IncomingFile` must call [`Accounting::abandon`] first, so that the
+/// writer deletes the file.
 #[derive(Debug)]
 pub(super) struct IncomingFile {
     pub(super) file: Arc<dyn File>,
     /// The file's name in the queue's directory.
     pub(super) name: String,
-    /// The number of bytes that the file counts for in [`Accounting::files`], including reserved
-    /// bytes that are not written yet.
+    /// The size in bytes with which this file counts in [`Accounting::files`]. Reserved bytes that
+    /// are not written yet are included.
     pub(super) size: u64,
     /// The records in the file, in the order in which they were written.
     pub(super) records: Vec<IncomingRecord>,
@@ -96,12 +97,13 @@ pub(super) struct IncomingFile {
     pub(super) bytes: u64,
 }
 
-/// A large body that is arriving, whose lines are stored in a file of their own.
+/// A large request body that is arriving. Its lines are stored in a file of their own.
 ///
-/// The file is made when the first lines arrive. [`Incoming::store`] reserves room for each piece
-/// of lines, and then writes the piece. If there is no room, it first waits until the writer thread
-/// has deleted segments. [`Incoming::sync`] syncs all lines that were written. At the end
-/// `Queue::append_incoming` takes the file over. After an error the body can only be dropped.
+/// The file is made when the first lines arrive. Lines arrive in parts. [`Incoming::store`]
+/// reserves room for each part, and then writes the part. If there is no room, it first waits until
+/// the writer thread has deleted segments. [`Incoming::sync`] syncs all lines that were written. At
+/// the end `Queue::append_incoming` gives the file to the writer thread, which makes the file a
+/// segment. After an error the body can only be dropped.
 ///
 /// The task that reads the request owns this value, and calls the methods on threads that may
 /// block. If segments must be dropped to make room, they are dropped for only one arriving body at
@@ -120,12 +122,13 @@ pub struct Incoming {
     /// `true`: the queue is full and drops the newest events. The events of this body are then
     /// counted as dropped, and not stored.
     pub(super) is_dropped: bool,
-    /// `true`: segments were dropped to make room for this body. Meanwhile no segments are dropped
-    /// for another large body (`has_dropper` in the writer's state).
+    /// `true`: segments were dropped to make room for this body. As long as this body arrives, no
+    /// segments are dropped for another large request body (`has_dropper` in the writer's state).
     is_dropper: bool,
 }
 
-/// The result of an attempt to reserve bytes in the queue for a large body that is arriving.
+/// The result of an attempt to reserve bytes in the queue for a large request body that is
+/// arriving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
     /// The bytes are reserved, and count as taken by this body.
@@ -133,8 +136,8 @@ pub(super) enum Room {
     /// There is no room until the writer has deleted segments. The caller has to try again after
     /// that.
     Later,
-    /// The queue is full, and `when_full` is `"drop_newest"`: the events of the body are counted as
-    /// dropped, and not stored.
+    /// The queue is full, and `when_full` is `"drop_newest"`: the events of the request body are
+    /// not stored. They are counted as dropped.
     Dropped,
 }
 
@@ -170,7 +173,7 @@ impl Incoming {
     }
 
     /// Reserves room for these lines. If there is no room, waits until the writer has deleted
-    /// segments, for `HANGS` at most.
+    /// segments. The wait ends after `HANGS` at the latest.
     fn reserve_for(&mut self, lines: &[u8]) -> Result<(), Refused> {
         let deadline = Instant::now() + HANGS;
         while self.try_reserve(lines)? == Room::Later {
@@ -296,7 +299,8 @@ impl Drop for Incoming {
 }
 
 impl Shared {
-    /// Reserves `bytes` more bytes for a large body that is arriving, if there is room for them.
+    /// Reserves `bytes` more bytes for a large request body that is arriving, if there is room for
+    /// them.
     ///
     /// If segments must be dropped to make room, they are dropped for only one arriving body at a
     /// time. Otherwise one body could drop segments and another body could take the freed room,
@@ -351,8 +355,8 @@ impl Queue {
         Incoming::new(Arc::clone(&self.shared))
     }
 
-    /// Adds a large body, whose lines are all stored and synced, to the batches that wait for the
-    /// writer thread. Returns the ticket on which the sender waits for the answer. See
+    /// Adds a large request body, whose lines are all stored and synced, to the batches that wait
+    /// for the writer thread. Returns the ticket on which the sender waits for the answer. See
     /// [`crate::queue::Queue::append_incoming`].
     ///
     /// # Errors

@@ -69,21 +69,21 @@ pub(super) struct SpoolState {
 ///   The file of an active segment is longer than its records, because its room is reserved when it
 ///   is made.
 /// - `tail` holds the newest records that were stored since the start, in order, [`TAIL_BYTES`] of
-///   them at most. Some records may be missing between the others: large bodies are never in the
-///   tail, and the records of a dropped segment are removed. A cursor whose next record is in the
-///   tail reads no file.
+///   them at most. Some records may be missing between the others: large request bodies are never
+///   in the tail, and the records of a dropped segment are removed. A cursor whose next record is
+///   in the tail reads no file.
 /// - The watermark of each cursor (the first position that its output has not finished) is at or
 ///   before `end`. A segment is kept until all watermarks have passed it, or until it is dropped
 ///   because its room is needed. A drop is counted as a loss for each output that had not finished
 ///   the segment.
 ///
-/// What must never happen: that a position is given to two events, or that an event is in no
-/// segment, in no hole (a dropped segment) and in no counter.
+/// A position must never be given to two events. Each stored event must be in a segment, in a hole
+/// (a dropped segment) or in a counter.
 pub(super) struct LogState {
     /// The segments of the log, oldest first. Segments that were removed from the log, and are not
     /// deleted yet, are in [`Accounting`].
     pub(super) segments: VecDeque<Segment>,
-    /// The end of the synced part of the log.
+    /// The place in the log where the synced events end.
     pub(super) end: LogOffset,
     /// The newest synced records, oldest first.
     pub(super) tail: VecDeque<TailRecord>,
@@ -94,12 +94,13 @@ pub(super) struct LogState {
     pub(super) chunk: u64,
     /// The place of each output in the log.
     pub(super) cursors: Slab<CursorState>,
-    /// The number of events on the counters of each output that has left the queue.
+    /// For each output that has left the queue, the number of events on its counters. If an output
+    /// of the same name joins later, its counters continue from this number.
     pub(super) departed: Departed,
     /// The number of events that were stored since the process started.
     pub(super) accepted: u64,
-    /// The holes, in the order of their positions. A hole is a range of the log that was dropped,
-    /// and counted as lost, before every output had finished it.
+    /// The holes, in the order of their positions. A hole is a range of the log that was dropped
+    /// before every output had finished it. Its unfinished events were counted as lost.
     pub(super) holes: Vec<Hole>,
     /// `true`: the relay drains (ends in good order), and cursors hand out no more events.
     pub(super) draining: bool,
@@ -108,10 +109,10 @@ pub(super) struct LogState {
 /// The state of the writer thread: the batches that wait to be written, the counters of bytes and
 /// files, and the tasks of the writer.
 ///
-/// Senders add batches to the line of waiting batches, and remove them again if they do not wait
-/// any more. The writer thread takes the other batches from the front of the line, in groups. The
-/// flags here ask the writer to do something, or tell its state. Code that asks for something wakes
-/// the writer by [`super::Shared::work`].
+/// Senders add batches to the line of waiting batches. A sender that does not wait any more removes
+/// its batch from the line. The writer thread takes the other batches from the front of the line,
+/// in groups. The flags here either ask the writer to do something, or tell the state of the
+/// writer. Code that sets such a request wakes the writer by [`super::Shared::work`].
 ///
 /// Invariants:
 ///
@@ -131,20 +132,20 @@ pub(super) struct WriterState {
     /// `queue.segment_bytes`: the size of a new segment, in bytes.
     pub(super) segment_bytes: u64,
     pub(super) when_full: WhenFull,
-    /// `true`: the queue was logged as full, because a batch found no room. `false` again when a
-    /// fifth of `queue.max_bytes` is free.
+    /// `true`: it was logged that the queue is full, because a batch found no room. The flag
+    /// becomes `false` when a fifth of `queue.max_bytes` is free again.
     pub(super) told_full: bool,
-    /// `true`: a large body that is arriving has no room, and waits until the writer has deleted
-    /// finished segments.
+    /// `true`: a large request body that is arriving has no room. The body waits until the writer
+    /// has deleted segments that no output needs.
     pub(super) reclaim_wanted: bool,
-    /// `true`: segments were dropped to make room for a large body that is still arriving. No
-    /// segments are dropped for another large body meanwhile.
+    /// `true`: segments were dropped to make room for a large request body that is still arriving.
+    /// Until this body is complete or refused, no segments are dropped for another large body.
     pub(super) has_dropper: bool,
-    /// The number in the file name of the next large body that arrives.
+    /// The number in the file name of the next large request body that arrives.
     pub(super) incoming_count: u64,
     /// The disk's last error, because of which nothing can be stored; `None` if the disk is well.
     pub(super) fault: Option<String>,
-    /// The time when the writer thread began its present step; `None` while it has nothing to do.
+    /// The time when the writer thread began what it does now. `None` while it has nothing to do.
     pub(super) busy: Option<Instant>,
     /// The number of bytes of lines that became final (need not be sent again) since the cursors
     /// file was last written.
@@ -154,8 +155,8 @@ pub(super) struct WriterState {
     /// The number of requests so far to save the cursors file at once, because an output joins or
     /// leaves.
     pub(super) save_requested: u64,
-    /// The value of `save_requested` at the last save that succeeded: all requests up to this
-    /// number are fulfilled.
+    /// The value that `save_requested` had at the last successful save of the cursors file. All
+    /// requests up to this number are fulfilled.
     pub(super) save_done: u64,
     /// `true`: the queue takes no more batches, and the writer thread is to end.
     pub(super) closed: bool,
@@ -171,14 +172,15 @@ pub(super) struct Segment {
     pub(super) offset: u64,
     /// The size of the file in bytes, including reserved bytes that are not written yet.
     pub(super) size: u64,
-    /// Offsets in the file at which damage was found. The damage at an offset is counted once,
-    /// however many cursors read it.
+    /// The offsets in the file at which damage was found. Damage is counted once, even if several
+    /// cursors read it.
     pub(super) damaged: BTreeSet<u64>,
     /// `true`: this is the segment that the writer appends batches to.
     pub(super) active: bool,
-    /// The time when the writer ended this segment, in ms since 1970. Outputs may want to keep the
-    /// segment for some time from then on ([`crate::queue::Output::keeps`]). For a segment that was
-    /// found at the start it is the time of the start; 0 while the segment is active.
+    /// The time when the writer stopped writing to this segment, in ms since 1970; 0 while the
+    /// segment is active. Outputs may want to keep the segment for some time from then on
+    /// ([`crate::queue::Output::keeps`]). For a segment that was found when the process started, it
+    /// is the time of the start.
     pub(super) ended: u64,
 }
 
@@ -199,18 +201,19 @@ pub(super) struct TailRecord {
 
 /// A batch that waits to be written.
 pub(super) struct Waiting {
-    /// The number of the batch. The sender's ticket uses this number to remove the batch from the
-    /// line.
+    /// The number of the batch. A sender that does not wait any more uses this number to remove its
+    /// batch from the waiting batches.
     pub(super) number: u64,
-    /// The batch. Its lines are empty if they are in an incoming file.
+    /// The batch of events. Its lines are empty if they are in a file of their own (`incoming`).
     pub(super) append: Append,
-    /// The file of a large body, which becomes a segment of its own; `None` for other batches.
+    /// The file of a large request body, which becomes a segment of its own; `None` for other
+    /// batches.
     pub(super) incoming: Option<IncomingFile>,
     /// The time when the batch was received, in ms since 1970.
     pub(super) received: u64,
-    /// The size in bytes of the new segment that the batch begins. `None`: the batch goes into the
-    /// same segment as the batch before it. 0 for a large body: its file becomes the segment, and
-    /// the bytes of this file are counted already.
+    /// The size in bytes of the new segment that begins with this batch. `None`: the batch goes
+    /// into the same segment as the batch before. 0 for a large request body: its own file becomes
+    /// the segment, and the bytes of this file are counted already.
     pub(super) opens: Option<u64>,
     /// The channel on which the sender gets the answer: stored or refused.
     pub(super) done: oneshot::Sender<Result<(), Refused>>,
@@ -260,9 +263,9 @@ impl SpoolState {
             && self.log.segments.back().is_some_and(|last| last.active)
     }
 
-    /// Returns `true` if the writer should delete something now. This may be a file that was
-    /// removed from the log, a finished segment that no output wants to keep any longer, or
-    /// whatever frees room that is needed.
+    /// Returns `true` if the writer should delete something now. This is so if files of removed
+    /// segments or of abandoned request bodies are left, if no output wants to keep a finished
+    /// segment any longer, or if room is needed.
     pub(super) fn can_reclaim(&self) -> bool {
         !self.writing.accounting.pending_delete().is_empty()
             || !self.writing.accounting.abandoned().is_empty()
@@ -272,16 +275,17 @@ impl SpoolState {
     }
 
     /// Returns the number of bytes that the writer can free without a loss of events. These are the
-    /// bytes of segments that every output has finished, even if an output wants to keep them for a
-    /// while, and of segments that were removed from the log and are to be deleted.
+    /// bytes of two kinds of segments: segments that every output has finished, even if an output
+    /// wants to keep them for a while; and segments that were removed from the log and are not
+    /// deleted yet.
     pub(super) fn reclaimable(&self) -> u64 {
         self.writing.accounting.pending_bytes()
             + self.log.finished().map(|segment| segment.size).sum::<u64>()
     }
 
-    /// Drops the segments with these indices, which must be in rising order. The files of these
-    /// segments are to be deleted. Each output that has not finished all events of a dropped
-    /// segment counts the unfinished events as lost.
+    /// Drops the segments with these indices (in rising order), so that the writer deletes their
+    /// files. Each output that has not finished all events of a dropped segment counts the
+    /// unfinished events as lost.
     pub(super) fn drop_segments(&mut self, chosen: Vec<usize>, metrics: &QueueMetrics) {
         let Self { log, writing } = self;
         for index in chosen.into_iter().rev() {
@@ -310,8 +314,8 @@ impl SpoolState {
         cursor
     }
 
-    /// Makes the file of a large body the last segment of the log. Nothing more is written to this
-    /// segment.
+    /// Makes the file of a large request body the last segment of the log. No more batches are
+    /// written to this segment.
     pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
         let Self { log, writing } = self;
         let first = log.end;
@@ -411,15 +415,16 @@ impl LogState {
         self.tail.get(index).filter(|record| record.first.position <= position).map(|_| index)
     }
 
-    /// Returns the number of events from a position on that were dropped with their segments
-    /// (holes), and the number of their bytes. If the position lies in a hole, all bytes of that
-    /// hole count.
+    /// Returns how many events from a position on were dropped together with their segments, and
+    /// the number of their bytes. If the position lies in a hole (a dropped segment), all bytes of
+    /// this hole count, also those before the position.
     pub(super) fn dropped_from(&self, position: Position) -> (u64, u64) {
         cursors::dropped_from(&self.holes, position)
     }
 
-    /// Returns the events that an output has not finished: their number, their bytes, and the
-    /// output's lag in seconds.
+    /// Returns the events that an output has not finished: how many they are, the number of their
+    /// bytes, and the output's lag. The lag is about the age of the oldest of these events in
+    /// seconds; 0 if there are none.
     pub(super) fn backlog(&self, cursor: &CursorState) -> Backlog {
         let (mut events, mut bytes) = cursor.open();
         let (dropped_events, dropped_bytes) = self.dropped_from(cursor.claims.read);
@@ -440,10 +445,11 @@ impl LogState {
     }
 
     /// Chooses segments to drop, oldest first, until they take at least `bytes` bytes. Returns
-    /// their indices; `None` if all segments that may be dropped take less than `bytes`. Spare
-    /// segments, which only optional outputs need, may be dropped. If `drop_oldest` is `true`,
-    /// other segments may be dropped too, except those of which a required output has events on the
-    /// wire (sent, and not answered yet).
+    /// their indices. `None` if all segments that may be dropped take less than `bytes`.
+    ///
+    /// Segments that only optional outputs need may always be dropped. Other segments may be
+    /// dropped only if `drop_oldest` is `true` and no required output has events of the segment on
+    /// the wire (sent, and not answered yet).
     pub(super) fn droppable(&self, bytes: u64, drop_oldest: bool) -> Option<Vec<usize>> {
         let (needed, held) = (self.required_watermark(), self.watermark());
         let (mut chosen, mut gained) = (Vec::new(), 0);
@@ -465,8 +471,8 @@ impl LogState {
         (gained >= bytes).then_some(chosen)
     }
 
-    /// Counts the events of a segment that was removed from the log as lost, for each output that
-    /// has not finished them. Also notes the segment as a hole (a dropped range), and removes its
+    /// Counts the loss of a segment that was dropped: each output that has not finished its events
+    /// counts them as lost. Also notes the segment as a hole (a dropped range), and removes its
     /// records from the tail.
     fn lose(&mut self, segment: &Segment, metrics: &QueueMetrics) {
         let mut dropped = DropCount::default();
@@ -484,10 +490,10 @@ impl LogState {
         });
     }
 
-    /// Sorts the holes (dropped segments). If there are too many of them for a slot of the cursors
-    /// file, joins neighbouring holes into one. Their number thus stays limited even if an output
-    /// does not advance for a long time. If a cursor's place lies inside a joined hole, the
-    /// cursor's backlog is counted with too few bytes; its number of events is right.
+    /// Sorts the holes (dropped segments). If there are more holes than fit into the cursors file,
+    /// joins neighbouring holes into one. The number of holes thus stays limited even if an output
+    /// does not advance for a long time. If a cursor's place lies inside a joined hole, the bytes
+    /// of the cursor's backlog are counted too low. The number of events is right.
     fn join_holes(&mut self) {
         self.holes.sort_unstable_by_key(|hole| hole.start);
         if self.holes.len() > HOLES_MAX {
@@ -615,17 +621,17 @@ impl WriterState {
         }
     }
 
-    /// Removes all waiting batches and returns them; none of them will be written. After the caller
-    /// has released the lock, it has to answer the senders of these batches. It also has to correct
-    /// the plans in [`WriterState::accounting`].
+    /// Removes all waiting batches and returns them. None of them will be written. The caller then
+    /// corrects the plans in [`WriterState::accounting`]. The caller also answers the senders of
+    /// these batches, but only after it has released the lock.
     pub(super) fn clear_line(&mut self) -> Vec<Waiting> {
         let mut cleared: Vec<Waiting> = self.waiting.drain(..).collect();
         cleared.iter_mut().for_each(|waiting| self.discard(waiting));
         cleared
     }
 
-    /// If the lines of a batch that will not be written are in a file, notes that the writer has to
-    /// delete this file.
+    /// Throws away the lines of a batch that will not be written. If the lines are in a file of
+    /// their own, notes that the writer has to delete this file.
     fn discard(&mut self, waiting: &mut Waiting) {
         if let Some(stored) = waiting.incoming.take() {
             self.accounting.abandon(stored.name, stored.size);

@@ -34,23 +34,23 @@ use crate::telemetry;
 /// The time between two saves of the cursors file while it is out of date.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// The least time between two times when the writer deletes files, unless room is needed. Several
-/// small segments are then deleted together.
+/// After the writer has deleted files, it waits at least this long before it deletes files again,
+/// unless room is needed. Several small segments are then deleted together.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
 /// If a file could not be deleted, the writer tries again after this time. If room is needed, it
 /// tries earlier.
 const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 
-/// Outputs may want to keep finished segments for a while. The writer looks at these segments again
-/// after this time at the latest. It can't just wait for the time when they may be deleted, because
-/// clocks are set and settings change.
+/// The longest time between two looks at finished segments that outputs want to keep for a while.
+/// The writer does not simply sleep until such a segment may be deleted: the clock may be set or
+/// the settings may change meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// The shortest pause after an error before the writer tries to store again. Each further pause is
-/// twice as long.
+/// The pause after the first error, before the writer tries to store again. After each further
+/// error, the pause is twice as long.
 const RETRY_MIN: Duration = Duration::from_millis(250);
-/// The longest pause after an error before the writer tries to store again.
+/// The longest pause after an error, before the writer tries to store again.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// The writer thread.
@@ -58,16 +58,16 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// The thread waits until there is something to do, and then does one [`Step`] at a time. If there
 /// are several steps to do, it does the most urgent one first ([`Writer::turn`]):
 ///
-/// 1. probe: after an error, no batch is stored until a new segment can be made and synced. The
-///    writer tries this with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
+/// 1. probe: a test after an error. No batch is stored until a new segment can be made and synced.
+///    The writer tries this with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
 /// 2. save: the cursors file is written when it is out of date and its last save is a second ago.
-///    It is written earlier when much has become final, or when an output joins or leaves.
+///    It is written earlier when many bytes have become final (need not be sent again), or when an
+///    output joins or leaves.
 /// 3. reclaim: files that no output needs are deleted. Before that, the cursors file is saved, so
 ///    that no place in it lies in a deleted file.
-/// 4. commit: the batches at the front of the line of waiting batches are written with one write as
-///    one group, synced, and published (made visible to outputs). Batches that arrive meanwhile
-///    join the line, and become the next group. A group ends before a batch that begins a new
-///    segment.
+/// 4. commit: the first of the waiting batches form a group. The group is written with one write,
+///    synced, and published (made visible to outputs). Batches that arrive meanwhile wait, and
+///    become the next group. A group ends before a batch that begins a new segment.
 ///
 /// After a failed write or sync nobody knows what the file contains after the segment's last
 /// record: the kernel may have forgotten data that it did not write, and the next sync does not
@@ -75,10 +75,10 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// waiting batches get [`Refused::Disk`]. The positions of the failed group are given to the first
 /// batches of the next segment, because nobody was told of them.
 ///
-/// What must never happen: that a batch is acknowledged to its sender, or is visible to a cursor,
-/// before it is synced; that a segment is deleted while the cursors file on disk still says that an
-/// output needs it; that a write touches a block with acknowledged bytes. If the disk does not
-/// answer, nobody waits for the thread: the process may end before the thread has ended.
+/// A batch must not be acknowledged to its sender, and must not be visible to a cursor, before this
+/// batch is synced. A segment must not be deleted while the cursors file on disk still says that an
+/// output needs the segment. A write must not touch a block with acknowledged bytes. If the disk
+/// does not answer, nobody waits for the thread: the process may end before the thread has ended.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     cursors: Cursors,
@@ -89,14 +89,16 @@ pub(super) struct Writer {
     /// The earliest time of the next save of the cursors file, unless an output joins or leaves
     /// before.
     save_at: Instant,
-    /// The number of requests to save the cursors file (`save_requested`) at the last attempt to
-    /// save, whether that attempt succeeded or not.
+    /// The number of the last request to save the cursors file (`save_requested`) at the time of
+    /// the last attempt to save, even if this attempt failed.
     save_attempted: u64,
-    /// `true`: the cursors file does not name every output yet. No batch is stored before it does.
+    /// `true`: the cursors file does not contain every output's name yet. No batch is stored before
+    /// the file contains all names.
     unnamed: bool,
     /// The earliest time when the writer deletes files again, unless room is needed.
     reclaim_at: Instant,
-    /// The time when the writer tries again to delete the files that could not be deleted.
+    /// After a file could not be deleted, the writer tries again at this time, or earlier if room
+    /// is needed.
     again_at: Instant,
     /// `true`: it was logged that some files can't be deleted.
     told_stuck: bool,
@@ -105,13 +107,14 @@ pub(super) struct Writer {
     told_kept: bool,
     /// `true`: it was logged that the cursors file can't be written.
     told_unsaved: bool,
-    /// The size in bytes of a segment that has room for the largest batch that could not be stored.
-    /// A probe (a test after an error) has to make a segment of at least this size, but only while
-    /// a required output has events left to finish.
+    /// The size in bytes of a segment that has room for the largest batch that was to be written
+    /// when storing failed. After this, a probe (a test whether the disk works) must make a segment
+    /// of at least this size. Exception: once all required outputs have finished all events, any
+    /// size will do.
     retry_segment_bytes: u64,
     /// The time when the writer tries to store again after an error.
     retry_at: Instant,
-    /// The pause after the next error, before the writer tries to store again.
+    /// The pause before the next attempt to store, if there is another error.
     pause: Duration,
 }
 
@@ -127,7 +130,7 @@ struct Active {
 pub(super) enum Step {
     /// Write the group of batches that is at the front of the waiting batches.
     Commit,
-    /// Write the cursors file.
+    /// Write the cursors file, which notes how far each output has got.
     Save,
     /// Delete the files that no output needs.
     Reclaim,
@@ -167,8 +170,9 @@ impl Writer {
         }
     }
 
-    /// Writes the cursors file for the first time, with every output in it. Returns `Ok` also if
-    /// the disk is full or fails: the writer tries again later, and stores no batch before that.
+    /// Writes the cursors file for the first time, with every output in it. If the disk is full or
+    /// fails, also returns `Ok`: the writer tries again later, and stores no batch until the file
+    /// is written.
     ///
     /// # Errors
     ///
@@ -185,8 +189,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Does one step after the other until the queue is closed. Then writes the batches that still
-    /// wait, saves the cursors file, and returns.
+    /// Does one step after the other until the queue is closed. At the end writes the batches that
+    /// are still waiting, saves the cursors file, and returns.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         loop {
@@ -294,8 +298,8 @@ impl Writer {
         }
     }
 
-    /// Makes the file of a large body a segment of the log, and answers the sender. `group` holds
-    /// only this body.
+    /// Makes the file of a large request body a segment of the log, and answers the sender. `group`
+    /// contains only this body.
     fn commit_incoming(&mut self, group: Vec<Waiting>, file: &IncomingFile) {
         let received = group.first().map_or_else(now, |waiting| waiting.received);
         let adopted = self.make_way().and_then(|end| self.adopt(file, received, end));
@@ -313,9 +317,9 @@ impl Writer {
         }
     }
 
-    /// Makes the file of a large body, whose lines are synced already, the segment that begins at
-    /// `end`. Writes and syncs the headers of the segment and of its records, and then renames the
-    /// file. After an error the file has its old name, unless it can't be renamed back.
+    /// Makes the file of a large request body the segment that begins at `end`. The lines in the
+    /// file are synced already. Writes and syncs the headers of the segment and of its records, and
+    /// then renames the file. If an error happens after that, renames the file back if possible.
     fn adopt(&self, incoming: &IncomingFile, received: u64, end: LogOffset) -> io::Result<()> {
         let started = Instant::now();
         let mut place = end;
@@ -349,9 +353,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Refuses all waiting batches, because they were planned for a larger segment than the disk
-    /// had room for. The group of batches that the writer has taken fits into the smaller segment.
-    /// `free`: the number of bytes that are still free in the segment after this group.
+    /// Refuses all waiting batches. The disk had room only for a smaller segment than the one for
+    /// which these batches were planned. The group of batches that is just being written fits, and
+    /// is not refused. `free`: the number of bytes that are still free in the smaller segment after
+    /// this group.
     fn turn_away(&self, free: u64) {
         let behind: Vec<Waiting> = {
             let mut state = self.shared.lock();
@@ -448,9 +453,9 @@ impl Writer {
         drop(evicted);
     }
 
-    /// Refuses all batches of a group that could not be stored, and all waiting batches. `closes`:
-    /// a write or sync has failed, so that nobody knows what the file contains after the segment's
-    /// last record. The writer then never writes to this segment again.
+    /// Refuses all batches of a group that could not be stored, and all waiting batches. `closes`
+    /// is `true` if a write or sync has failed: nobody then knows what the file contains after the
+    /// segment's last record. The writer never writes to such a segment again.
     fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
         self.shared.metrics.write_errors.increment(1);
         let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
@@ -482,8 +487,8 @@ impl Writer {
         }
     }
 
-    /// Notes an error of the disk, and logs the error unless it is the same as the one noted
-    /// before. No batch is stored until a probe (a test whether the disk works) succeeds.
+    /// Notes an error of the disk. Logs the error, unless the same error was noted before. No batch
+    /// is stored until a probe (a test whether the disk works) succeeds.
     fn fault(&mut self, state: &mut SpoolState, fault: String) {
         if state.writing.fault.as_ref() != Some(&fault) {
             let error = fault.clone();
@@ -493,8 +498,8 @@ impl Writer {
         self.wait();
     }
 
-    /// Sets the time of the next attempt to store. The pause after the next error will be twice as
-    /// long, but at most `RETRY_MAX`.
+    /// Sets the time of the next attempt to store, after the present pause. Then doubles the pause
+    /// for the next error, up to `RETRY_MAX`.
     fn wait(&mut self) {
         self.retry_at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(RETRY_MAX);
@@ -515,9 +520,8 @@ impl Writer {
         }
     }
 
-    /// Returns `Ok` if the disk works again. The proof is that a new segment can be made and
-    /// synced. If the queue is full, no segment may be made; the proof is then that the cursors
-    /// file can be written.
+    /// Returns `Ok` if the disk works again. To find out, it makes and syncs a new segment. If the
+    /// queue is full, no segment may be made. In this case it writes the cursors file instead.
     fn try_probe(&mut self) -> io::Result<()> {
         if self.unnamed {
             self.save()?;
@@ -547,8 +551,8 @@ impl Writer {
     }
 
     /// Makes a new segment at the end of the log, into which the next batches are written. If the
-    /// disk has no room for `size` bytes, the segment is smaller, but has at least `least` bytes.
-    /// Returns the segment's size.
+    /// disk has no room for `size` bytes, a smaller segment is made. Fewer than `least` bytes are
+    /// an error. Returns the size of the segment.
     fn open_segment(&mut self, mut size: u64, least: u64) -> io::Result<u64> {
         let end = self.make_way()?;
         let over = {
@@ -609,8 +613,8 @@ impl Writer {
         Ok(size)
     }
 
-    /// Returns the place where the next segment begins. Makes sure first that no other file has the
-    /// name of this segment.
+    /// Returns the place in the log where the next segment begins. Before that, makes sure that no
+    /// other file has the name of the next segment.
     fn make_way(&mut self) -> io::Result<LogOffset> {
         let (end, is_taken) = {
             let mut state = self.shared.lock();
@@ -635,9 +639,10 @@ impl Writer {
         Ok(end)
     }
 
-    /// Looks for a segment that can be deleted, on a disk that is full although `queue.max_bytes`
-    /// is not reached. Returns `true` if there is one: a segment that every output has finished, or
-    /// one that this call has dropped because only optional outputs need it.
+    /// Finds out whether a segment can be deleted when the disk is full although `queue.max_bytes`
+    /// is not reached. Returns `true` if every output has finished some segment. Otherwise drops a
+    /// segment that only optional outputs need, and returns `true`. If there is none, returns
+    /// `false`.
     fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
         if state.log.finished().next().is_some() {
@@ -683,8 +688,8 @@ impl Writer {
         }
     }
 
-    /// Saves the cursors file. If this fails, logs a warning, unless the save before has failed
-    /// too.
+    /// Saves the cursors file. If this fails, logs a warning. If the attempt before failed too,
+    /// logs nothing.
     fn save_or_tell(&mut self) {
         let failed = self.save().inspect_err(|error| {
             self.shared.metrics.write_errors.increment(1);
@@ -719,9 +724,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Deletes the files of segments that every output has finished (as `which` says), or that were
-    /// dropped. Saves the cursors file first, so that no place in it lies in a deleted file. If one
-    /// file can't be deleted, the others are deleted nevertheless.
+    /// Deletes the files of segments that every output has finished, and of dropped segments.
+    /// `which` says whether finished segments that outputs want to keep are deleted too. Saves the
+    /// cursors file first: no place in the cursors file may lie in a deleted file. If one file
+    /// can't be deleted, the other files are deleted nevertheless.
     fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         let removed = {
@@ -780,10 +786,10 @@ impl Writer {
         self.shared.disk.sync_directory(SEGMENTS)
     }
 
-    /// Deletes the abandoned files: files of large bodies that did not become segments. The cursors
-    /// file need not be saved before, because no cursor has a place in these files. Returns the
-    /// first error; `None` if there was none. Files that could not be deleted are tried again
-    /// later.
+    /// Deletes the abandoned files: files of large request bodies that did not become segments. The
+    /// cursors file need not be saved first, because no cursor has a place in these files. Returns
+    /// the first error; `None` if there was none. The writer tries again later to delete the files
+    /// that are left.
     fn remove_abandoned(&self) -> Option<io::Error> {
         let abandoned = self.shared.lock().writing.accounting.abandoned().to_vec();
         let mut failed = None;
@@ -803,8 +809,8 @@ impl Writer {
         failed
     }
 
-    /// Logs once that some files can't be deleted, and once that all of these files are deleted.
-    /// `failed`: the first error when files were last deleted; `None` if there was none.
+    /// Logs once that some files can't be deleted, and logs once when all of these files are gone.
+    /// `failed`: the first error of the last attempt to delete files; `None` if there was no error.
     fn tell_stuck(&mut self, failed: Option<io::Error>) {
         let files = {
             let state = self.shared.lock();
@@ -829,8 +835,8 @@ impl Writer {
         }
     }
 
-    /// Deletes the files that no output needs, and wakes large bodies that wait for room. If this
-    /// fails, logs a warning, unless the attempt before has failed too.
+    /// Deletes the files that no output needs, and wakes large request bodies that wait for room.
+    /// If this fails, logs a warning. If the attempt before failed too, logs nothing.
     fn reclaim_or_tell(&mut self) {
         let is_wanted = self.shared.lock().writing.reclaim_wanted;
         let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
@@ -847,8 +853,8 @@ impl Writer {
     }
 
     /// Does the last work of the writer: writes all waiting batches, cuts the file of the last
-    /// segment after its last record, and saves the cursors file, so that it has the exact place of
-    /// each output.
+    /// segment after its last record, and saves the cursors file. The cursors file then has the
+    /// exact place of each output.
     pub(super) fn end(mut self) {
         while !self.shared.lock().writing.waiting.is_empty() {
             self.commit();
@@ -871,7 +877,8 @@ impl Writer {
     }
 }
 
-/// The segments that are to be deleted, among those that every output has finished.
+/// How many of the segments that every output has finished are deleted: all of them, or only the
+/// old ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reclaim {
     /// Only the segments that no output wants to keep any longer ([`super::Output::keeps`]).
