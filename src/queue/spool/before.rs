@@ -34,55 +34,60 @@ use crate::queue::segment::Found;
 use crate::queue::segment::Scan;
 use crate::queue::segment::SegmentHeader;
 
-/// The greatest number of bytes of lines that a reader reads before a cursor's place. A disk reads
-/// 256 MiB in a second or two, and a busy cluster sends 256 MiB in some minutes.
+/// The greatest number of bytes of old lines that a reader reads: it begins at most this far before
+/// the first event that the output has not finished. A disk reads 256 MiB in a second or two, and a
+/// busy cluster sends 256 MiB in some minutes.
 const BYTES_MAX: u64 = if cfg!(test) { 64 << 10 } else { 256 << 20 };
 
-/// The limits of a read: they say which events are read.
+/// The limits of a read of old events. Events outside these limits are not returned.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
-    /// The position where reading ends: the cursor's watermark, the first position that its output
-    /// has not finished.
+    /// The position where reading ends: the first position that the cursor's output has not
+    /// finished.
     end: Position,
-    /// The least byte number of a line that is read. The byte number of a line is the number of
-    /// bytes of all lines before it in the log.
+    /// A byte number: lines with a smaller byte number are not returned. The byte number of a line
+    /// is the number of bytes of all lines before the line in the log.
     byte: u64,
-    /// The earliest time when an event that is read was received, in ms since 1970.
+    /// A time in ms since 1970. Events that the relay received before this time are not returned.
     since: u64,
 }
 
-/// A reader of the events before a cursor's watermark (the first position that its output has not
-/// finished), oldest first.
+/// A reader of old events, oldest first: events before the first position that a cursor's output
+/// has not finished.
 ///
-/// Each call of [`Before::next`] returns one piece of lines. When all pieces in memory are
-/// returned, the next part of a segment is read on a thread that may block. The delivery loop of an
-/// output owns this reader while it fills its deduplication window, and may drop it at any time.
-/// Nobody waits for a read that hangs because the disk does not answer.
+/// Each call of [`Before::next`] returns one piece: some lines that follow each other in the log.
+/// When all pieces in memory are returned, a thread that may block reads the next part of a
+/// segment. The delivery loop of an output owns this reader while it fills its memory of recent
+/// events, with which it finds duplicates. The loop may drop the reader at any time. If a read
+/// hangs because the disk does not answer, nobody waits for this read.
 pub struct Before {
     shared: Arc<Shared>,
     limits: Limits,
-    /// The position where the next read begins. It comes after all `pieces`.
+    /// The position where the next read begins. All lines in `pieces` are before this position.
     at: Position,
-    /// The place of the position `at` in a file; `None` if the place is not known.
+    /// The place in a file where the event at the position `at` can be read; `None` if this place
+    /// is not known.
     spot: Option<Spot>,
-    /// The pieces that were read and not returned yet.
+    /// Pieces (lines that follow each other in the log) that were read from a file and not returned
+    /// yet.
     pieces: VecDeque<Piece>,
-    /// The read that is under way; `None` if there is none.
+    /// The read from a file that is running now; `None` if no read is running.
     reading: Option<JoinHandle<Option<Part>>>,
 }
 
-/// The result of one read.
+/// The result of one read: some lines, and the place where the next read begins.
 struct Part {
     pieces: Vec<Piece>,
     /// The position where the next read begins.
     at: Position,
-    /// The place of the position `at` in a file; `None` if the place is not known.
+    /// The place in a file where the event at the position `at` can be read; `None` if this place
+    /// is not known.
     spot: Option<Spot>,
 }
 
 impl Before {
-    /// Makes a reader of the events from the position `from` up to `place`, a cursor's place in the
-    /// log. The reader skips events that were received longer ago than `within`.
+    /// Makes a reader of the events from the position `from` up to `place`, where the cursor's
+    /// unfinished events begin. Events that were received longer ago than `within` are skipped.
     pub(super) fn new(
         shared: Arc<Shared>,
         from: Position,
@@ -98,13 +103,13 @@ impl Before {
         Self { shared, limits, at: from, spot: None, pieces: VecDeque::new(), reading: None }
     }
 
-    /// Returns the next piece of lines, with its origin (the position and the age of its first
-    /// line). `None` if all pieces were returned.
+    /// Returns the next piece (lines that follow each other in the log), and the position and the
+    /// age of its first line. `None` if all pieces were returned.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, no line is skipped: the next call waits for the read that is under
-    /// way.
+    /// If the future is dropped, no line is skipped: the next call waits for the read that is
+    /// already running.
     pub async fn next(&mut self) -> Option<(Origin, Bytes)> {
         loop {
             if let Some(next) = self.take() {
@@ -125,21 +130,21 @@ impl Before {
         }
     }
 
-    /// Removes the first piece from memory, and returns it with its origin. `None` if no piece is
-    /// in memory.
+    /// Removes the first piece of lines from memory. Returns its lines, and the position and the
+    /// age of the first line. `None` if no lines are in memory.
     fn take(&mut self) -> Option<(Origin, Bytes)> {
         let piece = self.pieces.pop_front()?;
         Some((Origin { first: piece.first, age: age(piece.received, now()) }, piece.lines))
     }
 
-    /// Adds the result of a read to the pieces in memory.
+    /// Adds the result of a read to the lines in memory, and notes where the next read begins.
     fn take_in(&mut self, part: Part) {
         (self.at, self.spot) = (part.at, part.spot);
         self.pieces.extend(part.pieces);
     }
 
-    /// Reads all events at once, on the calling thread. Returns the lines of each piece, with their
-    /// origin.
+    /// Reads all events at once, on the calling thread. Returns the lines piece by piece, each with
+    /// the position and the age of its first line.
     #[cfg(test)]
     pub(super) fn all(mut self) -> Vec<(Origin, Bytes)> {
         while let Some(part) = self.shared.read_before(self.at, self.spot, self.limits) {
@@ -158,8 +163,9 @@ impl Drop for Before {
 }
 
 impl Shared {
-    /// Reads a part of the first segment that ends after the position `at`. Returns the pieces that
-    /// are within the limits, which may be none. `None` if nothing is left to read.
+    /// Reads a part of one segment: the first segment that ends after the position `at`. Returns
+    /// those lines that are within the limits; there may be none. `None` if nothing is left to
+    /// read.
     fn read_before(&self, at: Position, spot: Option<Spot>, limits: Limits) -> Option<Part> {
         if at >= limits.end {
             return None;
@@ -206,8 +212,8 @@ impl Shared {
     }
 
     /// Plans a read of the first segment that ends after the position `at`. Returns the planned
-    /// read, and the first position of the segment after it, if there is one. `None` if there is no
-    /// segment that ends after `at` and begins before `end`.
+    /// read. If there is a later segment, also returns the first position of this later segment.
+    /// `None` if every segment ends at or before `at`, or if the segment begins at or after `end`.
     fn job_before(&self, at: Position, end: Position) -> Option<(Job, Option<Position>)> {
         let state = self.lock();
         let index = state.log.segment_at(at);
@@ -229,9 +235,9 @@ impl Shared {
         Some((job, state.log.segments.get(index + 1).map(|next| next.first.position)))
     }
 
-    /// Returns the time when the segment that begins at the position `first` was made, in ms since
-    /// 1970. All events in earlier segments were received before that time. `u64::MAX` if the
-    /// segment's header can't be read or is damaged.
+    /// Returns the time when the file of a segment was made, in ms since 1970; `first` is the
+    /// segment's first position. All events in earlier segments were received before that time.
+    /// `u64::MAX` if the segment's header can't be read or is damaged.
     fn made(&self, first: Position) -> u64 {
         let file = self.disk.open(&segment::file_name(first), Access::Read).ok();
         let header = file.and_then(|file| SegmentHeader::read(&*file, first).ok());
@@ -239,8 +245,8 @@ impl Shared {
     }
 }
 
-/// Returns the place in a segment of the first record that is within the limits of the read; `None`
-/// if there is no such record.
+/// Finds the first record of a segment that is within the limits and ends after the first position
+/// that is to be read. Returns the place of this record; `None` if there is no such record.
 fn begin(file: &dyn File, job: &Job, limits: Limits) -> Option<Spot> {
     let at = (FIRST_RECORD, job.first.position);
     let mut scan = Scan::new(file, at, job.offset, job.end.position, Check::Headers);

@@ -36,14 +36,13 @@ use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::RECORD_HEADER;
 use crate::telemetry::Loss;
 
-/// When this many bytes of lines have become final (need not be sent again) since the cursors file
-/// was last written, the file is written at once. Otherwise the file is written a second after its
-/// last write.
+/// Lines are final when they need not be sent again. When this many bytes of lines became final
+/// since the last write of the cursors file, the file is written at once. With fewer bytes, the
+/// file is written a second after its last write.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
-/// The number of bytes of lines that are read at once when a claim (events that an output has
-/// taken) is sent again and is smaller than this. A cursor that may read fewer bytes at once reads
-/// fewer.
+/// The least number of bytes of lines that are read at once to send events again. A cursor that may
+/// not read so many bytes at once reads fewer.
 const FETCH_MIN: u64 = 64 << 10;
 
 /// The pause between two attempts to read from a file that exists but can't be read.
@@ -53,7 +52,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// time costs no events.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The least time between two log lines about failed reads.
+/// After a log line about a failed read, the next such log line comes this much later at the
+/// earliest.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// The data that the spool keeps with each claim. A claim is a range of events that an output has
@@ -62,29 +62,29 @@ const QUIET: Duration = Duration::from_secs(10);
 pub(super) struct Note {
     /// The number of bytes of the claim's lines.
     bytes: u64,
-    /// The byte number of the claim's first line: the number of bytes of all lines in the log
-    /// before it.
+    /// The byte number of the claim's first line: the number of bytes of all lines before this line
+    /// in the log.
     first_byte: u64,
     /// The time when the claim's first event was received, in ms since 1970.
     received: u64,
-    /// The place in a file where the claim's lines can be read again.
+    /// The place in a file where the lines of the claim begin, so that they can be read again.
     spot: Spot,
 }
 
-/// One output's place in the log, and the lines that are in memory for this output. It is under the
-/// spool's lock.
+/// One output's place in the log, and the lines that are in memory for this output. The spool's
+/// lock guards this state.
 ///
-/// A cursor moves through the log in this way. [`SpoolState::next`] claims events (takes them for
-/// the output to send) from `pieces`, which are the next lines, in memory. If `pieces` is empty,
-/// lines are taken from the tail, which is the newest records in memory. If the tail does not have
-/// these lines, a thread that may block reads them from a file ([`LogState::read_plan`],
-/// [`Shared::apply`]). If a claim was released because its events must be sent again, its lines are
-/// read in the same way, into `fetched`.
+/// A cursor moves through the log in this way. A piece is a part of the log: lines that follow each
+/// other. [`SpoolState::next`] claims events (takes them for the output to send) from `pieces`,
+/// which are the next lines, in memory. If `pieces` is empty, lines are taken from the tail, which
+/// is the newest records in memory. If the tail does not have these lines, a thread that may block
+/// reads them from a file ([`LogState::read_plan`], [`Shared::apply`]). If claimed events must be
+/// sent again, their lines are read in the same way, into `fetched`.
 ///
-/// A gap is a piece without lines: its positions should be in the log, but their events are missing
-/// because of damage. When the cursor passes a gap, the output counts these events as lost. Events
-/// that were counted before are not counted again: those in dropped segments (holes), and those in
-/// the gaps that this cursor keeps in `counted`.
+/// A gap is a piece without lines: the events at its positions are missing because of damage. When
+/// the cursor passes a gap, the output counts these events as lost. Two kinds of missing events
+/// were counted before, and are not counted again: those in holes (segments that were dropped), and
+/// those in the gaps in `counted`.
 ///
 /// Invariants:
 ///
@@ -96,13 +96,13 @@ pub(super) struct Note {
 /// - If `epoch` has changed while a read from a file was under way, the result of the read is
 ///   thrown away: the events were dropped meanwhile, or the cursor was moved back (rewound).
 ///
-/// What must never happen: that the cursor passes an event that was neither claimed nor counted as
-/// lost, or that an event is counted as lost twice.
+/// The cursor must never pass an event that was neither claimed nor counted as lost. An event must
+/// never be counted as lost twice.
 pub(super) struct CursorState {
     pub(super) output: Output,
     pub(super) claims: Claims<Note>,
     /// The byte number at the position `claims.read`, where the next claim begins: the number of
-    /// bytes of all lines in the log before it.
+    /// bytes of all lines in the log before this position.
     pub(super) read_byte: u64,
     /// The lines and gaps (missing events) that come next in the log, as far as they are in memory.
     pieces: VecDeque<Piece>,
@@ -113,9 +113,11 @@ pub(super) struct CursorState {
     /// ahead. If it has changed while a read from a file was under way, the result of the read is
     /// thrown away.
     epoch: u64,
-    /// The claim that is to be sent again next, if its lines must be read from a file first.
+    /// The claim (range of events) that is to be sent again next. `None` if its lines need not be
+    /// read from a file first.
     wanted: Option<Claim>,
-    /// The lines of a claim that is to be sent again, after they were read from a file.
+    /// The lines of events that are to be sent again, after these lines were read from a file;
+    /// `None` if there are none.
     fetched: Option<Fetched>,
     /// The position at which the output joined. The output got no event before this position.
     /// [`Position::START`] if the position is not known.
@@ -127,25 +129,25 @@ pub(super) struct CursorState {
     pub(super) start: i64,
     /// `true`: the output has ended permanently, and nothing waits for it any more.
     pub(super) gone: bool,
-    /// `true`: batches of this output contain the origin of each piece of lines: its position and
-    /// its age.
+    /// `true`: batches of this output contain the position and the age of each piece of lines.
     tells_origins: bool,
     /// Notified when the log has grown, so that the output can take more events.
     pub(super) readable: Arc<Notify>,
-    /// The time when the last claimed event was received, in ms since 1970. Before the first claim:
-    /// the time when the record at the cursor's place was received, or when the cursor was made if
-    /// there is no such record.
+    /// The time when the last claimed event was received, in ms since 1970. Before the first claim
+    /// it is the time when the record at the cursor's place was received. If there is no such
+    /// record, it is the time when the cursor was made.
     pub(super) received: u64,
 }
 
-/// A claim that is to be sent again, and its lines, which were read from a file.
+/// A claim (range of events) that is to be sent again, and its lines, which were read from a file.
 struct Fetched {
     claim: Claim,
-    /// The lines of the claim: at least one piece, and no gaps.
+    /// The lines of the claim, in one or more pieces. No line is missing.
     pieces: Vec<Piece>,
 }
 
-/// A range of positions whose events are missing, and the number of bytes that their lines had.
+/// A range of positions whose events are missing because of damage, and the number of bytes that
+/// the missing lines had.
 #[derive(Debug, Clone, Copy)]
 struct Gap {
     start: Position,
@@ -184,9 +186,10 @@ impl CursorState {
         })
     }
 
-    /// Returns the number of events from `position` on that this output has counted as lost because
-    /// they are missing, and the number of their bytes. After the cursor was moved back (rewound),
-    /// some of these events may come after `claims.read`.
+    /// Returns how many missing events this output has counted as lost from `position` on, and the
+    /// number of their bytes. If `position` lies inside a range of missing events, all bytes of
+    /// this range count. After the cursor was moved back (rewound), some of these events may come
+    /// after `claims.read`.
     pub(super) fn counted_from(&self, position: Position) -> (u64, u64) {
         let behind = self.counted.iter().filter(|gap| gap.end > position);
         behind.fold((0, 0), |(events, bytes), gap| {
@@ -194,9 +197,9 @@ impl CursorState {
         })
     }
 
-    /// Returns the time when the oldest event that the output has not finished was received, in ms
-    /// since 1970; 0 if the next events are missing. `None` if that event is neither claimed nor
-    /// read ahead.
+    /// Returns the time when an event was received, in ms since 1970: the oldest event that the
+    /// output has not finished. 0 if the next events in the log are missing. `None` if the output
+    /// has no unfinished claim and nothing is read ahead for it.
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| self.pieces.front().map(|piece| piece.received))
@@ -215,10 +218,10 @@ impl CursorState {
         self.gone || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
     }
 
-    /// Moves the cursor past a segment that was dropped. Returns the number of the segment's events
-    /// that this output had neither finished nor counted as lost; the caller counts them as lost.
-    /// If some of them are on the wire (sent, and not answered yet), nothing more is counted when
-    /// the answer comes.
+    /// Moves the cursor past a segment that was dropped. Returns how many events of the segment
+    /// this output loses, so that the caller counts them: events that the output had not finished,
+    /// and that were not counted as lost before. Some lost events may be on the wire (sent, and not
+    /// answered yet). When their answer comes, nothing is counted.
     pub(super) fn drop_segment(&mut self, segment: &super::Segment) -> u64 {
         let dropped = segment.positions();
         if self.claims.watermark() >= dropped.end {
@@ -249,8 +252,8 @@ impl CursorState {
         missed
     }
 
-    /// Removes from memory the first piece that was read ahead and holds one of these positions,
-    /// and all pieces after it. They will be read again.
+    /// Finds the first piece of lines in memory that holds one of these `positions`. Removes this
+    /// piece and all pieces after it from memory. Their lines will be read again.
     pub(super) fn forget_pieces_of(&mut self, positions: Range<Position>) {
         let holds = |piece: &Piece| piece.first < positions.end && positions.start < piece.end();
         if let Some(index) = self.pieces.iter().position(holds) {
@@ -260,7 +263,7 @@ impl CursorState {
         }
     }
 
-    /// Returns the place in the log where the pieces in memory end, and where the next read begins.
+    /// Returns the place in the log where the lines in memory end. The next read begins there.
     fn ahead(&self) -> LogOffset {
         let read = LogOffset { position: self.claims.read, byte: self.read_byte };
         self.pieces.back().map_or(read, |piece| LogOffset {
@@ -275,8 +278,8 @@ impl CursorState {
     }
 
     /// Moves the cursor past a gap (positions whose events are missing). Counts these events as
-    /// lost for this output, except those that were counted before. `dropped`: the number of events
-    /// of the gap that were counted when their segments were dropped.
+    /// lost for this output, unless they were counted before. `dropped`: the number of events of
+    /// the gap that lie in dropped segments, and were counted as lost at the drop.
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
         self.count_missing(gap, dropped);
         self.claims.read = gap.end();
@@ -285,8 +288,8 @@ impl CursorState {
     }
 
     /// Counts the events of a gap (positions whose events are missing) as lost for this output,
-    /// except those that were counted before. `dropped`: the number of events of the gap that were
-    /// counted when their segments were dropped.
+    /// unless they were counted before. `dropped`: the number of events of the gap that lie in
+    /// dropped segments, and were counted as lost at the drop.
     fn count_missing(&mut self, gap: &Piece, dropped: u64) {
         let known = dropped + overlap(&self.counted, gap.first..gap.end());
         let lost = gap.events.saturating_sub(known);
@@ -298,16 +301,15 @@ impl CursorState {
         self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
     }
 
-    /// Removes the gaps before the watermark (the first position that is not finished) from
-    /// `counted`, because the cursor does not come to them again.
+    /// Removes gaps (positions whose events are missing) from `counted` if they end before the
+    /// first position that the output has not finished. The cursor never comes to these gaps again.
     fn forget_counted(&mut self) {
         let watermark = self.claims.watermark();
         self.counted.retain(|gap| gap.end > watermark);
     }
 
-    /// Moves the cursor back to its watermark (the first position that is not finished). All claims
-    /// are forgotten, and their events are claimed and sent again. If there is no claim, nothing
-    /// changes.
+    /// Moves the cursor back to the first position that is not finished. Forgets all claims: their
+    /// events are claimed and sent again. If there is no claim, nothing changes.
     fn rewind(&mut self) {
         let Some(note) = self.claims.rewind() else { return };
         self.read_byte = note.first_byte;
@@ -324,13 +326,14 @@ pub(super) fn age(received: u64, now: u64) -> Duration {
     Duration::from_millis(now.saturating_sub(received))
 }
 
-/// Returns the origin of a piece of lines: the position of its first line, and its age.
+/// Returns the origin of some lines of the log: the position and the age of the first line.
 fn origin(piece: &Piece, now: u64) -> Origin {
     Origin { first: piece.first, age: age(piece.received, now) }
 }
 
-/// Makes the batch of a claim from the pieces of its lines. If `tells_origins` is `true`, the batch
-/// also contains the origin (position and age) of each piece.
+/// Makes a batch from the lines of a claim (a range of events that an output has taken). If
+/// `tells_origins` is `true`, the batch also contains the position and the age of each piece of
+/// lines.
 fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: bool) -> Batch {
     let now = tells_origins.then(now);
     let (pieces, origins) = (Vec::new(), Vec::new());
@@ -344,15 +347,15 @@ fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: boo
     batch
 }
 
-/// Returns how many of the `positions` lie in the `gaps`.
+/// Returns how many of these `positions` lie in the `gaps`, where events are missing.
 fn overlap(gaps: &[Gap], positions: Range<Position>) -> u64 {
     let overlap =
         |gap: &Gap| gap.end.min(positions.end).saturating_since(gap.start.max(positions.start));
     gaps.iter().map(overlap).sum()
 }
 
-/// Returns the number of events of a claim, without those in the `gaps`: they were missing when the
-/// lines of the claim were read again.
+/// Returns the number of events in a claim (a range of positions) that are not missing. Events in
+/// the `gaps` are missing, and do not count.
 fn left(claim: Claim, gaps: &[Gap]) -> u64 {
     claim.end - claim.start - overlap(gaps, claim.start..claim.end)
 }
@@ -448,8 +451,8 @@ impl LogState {
         cursors::dropped_in(&self.holes, &positions)
     }
 
-    /// Makes the batch of a claim from the tail (the newest records, in memory); `None` if the tail
-    /// does not hold all lines of the claim.
+    /// Makes the batch of a claim (a range of events) from the tail, which is the newest records in
+    /// memory. `None` if the tail does not hold all lines of the claim.
     fn in_tail(&self, claim: Claim, index: usize) -> Option<Batch> {
         let first = self.tail_at(claim.start)?;
         let records = self.tail.range(first..);
@@ -485,8 +488,9 @@ impl LogState {
         self.read_on(index)
     }
 
-    /// Returns how a cursor gets the lines after those that it has in memory: from the tail of the
-    /// log (`Ready`), or by a read from a file (`Load`). `Nothing` at the end of the log.
+    /// Returns how a cursor gets the lines that follow those in its memory. `Ready`: from the
+    /// newest records, which the log keeps in memory. `Load`: by a read from a file. `Nothing`: the
+    /// log has no more lines.
     fn read_on(&self, index: usize) -> ReadPlan {
         let cursor = &self.cursors[index];
         let ahead = cursor.ahead().position;
@@ -504,9 +508,9 @@ impl LogState {
         self.job(cursor.epoch, spot, ahead, None, self.chunk)
     }
 
-    /// Plans a read in the segment of `spot`: of the positions `from..to`, or of about `chunk`
-    /// bytes if `to` is `None`. If this segment is gone, the read gives a gap (missing events) up
-    /// to the next segment.
+    /// Plans a read in the segment of `spot`. If `to` is given, the positions `from..to` are read.
+    /// If `to` is `None`, about `chunk` bytes are read. If the log does not have this segment any
+    /// more, the read returns only a gap (missing events) up to the next segment.
     fn job(
         &self,
         epoch: u64,
@@ -617,9 +621,9 @@ impl Shared {
         }
     }
 
-    /// Updates the state after events of a cursor became final or were dropped: the cursors file is
-    /// out of date now, and segments may be ready to be deleted. Callers must call this after each
-    /// such change.
+    /// Updates the spool after events of a cursor became final or were dropped. Marks the cursors
+    /// file as out of date, and wakes the writer if there is something to save or delete. Callers
+    /// must call this after each such change.
     fn settled(&self, state: &mut SpoolState, index: usize) {
         let cursor = &mut state.log.cursors[index];
         cursor.claims.forget_done();
@@ -649,7 +653,7 @@ pub struct Cursor {
     /// task. `None` if no read is under way. At the end, nobody waits for a read that hangs because
     /// of the disk.
     loading: Option<(u64, JoinHandle<std::io::Result<Loaded>>)>,
-    /// The time of the first read that failed after the last successful read; `None` if no read has
+    /// The time of the first failed read after the last successful one; `None` if no read has
     /// failed since then.
     failing: Option<Instant>,
     /// The time when a failed read was last logged; `None` if no failed read was logged.
@@ -723,8 +727,8 @@ impl Cursor {
         }
     }
 
-    /// Returns `true` if a failed read may be logged now: at most once in 10 s. Otherwise a disk
-    /// that fails now and then would fill the log.
+    /// Returns `true` if a failed read may be logged now: if no failed read was logged in the last
+    /// 10 s. Without this limit, a disk that fails now and then would fill the log file.
     fn may_tell(&mut self) -> bool {
         let may = self.told.is_none_or(|told| told.elapsed() >= QUIET);
         if may {
@@ -762,8 +766,8 @@ impl Cursor {
         batch
     }
 
-    /// Makes a claim final: its events need not be sent again. See
-    /// [`crate::queue::Cursor::acknowledge`].
+    /// Makes a claim (a range of events that this output has taken) final: its events need not be
+    /// sent again. See [`crate::queue::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut state = self.shared.lock();
         let cursor = &mut state.log.cursors[self.index];
@@ -779,7 +783,8 @@ impl Cursor {
         self.shared.settled(&mut state, self.index);
     }
 
-    /// Notes that the events of a claim must be sent again. See [`crate::queue::Cursor::release`].
+    /// Notes that the events of a claim (a range of events that this output has taken) must be sent
+    /// again. See [`crate::queue::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
         if let Some(entry) = state.log.cursors[self.index].claims.find(claim) {
@@ -790,8 +795,9 @@ impl Cursor {
         }
     }
 
-    /// Returns the lines of a claim that is to be sent again, if they are in memory. See
-    /// [`crate::queue::Cursor::redeliver`].
+    /// Returns the lines of events that are to be sent again, if these lines are in memory. If they
+    /// must be read from a file first, the result is `NotYet`. If the events were dropped, the
+    /// result is `Gone`. See [`crate::queue::Cursor::redeliver`].
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let mut state = self.shared.lock();
@@ -815,8 +821,9 @@ impl Cursor {
         Redelivery::Batch(batch)
     }
 
-    /// Notes that a released claim counts as sent again, without returning its lines. `false`: the
-    /// claim is final or was dropped. See [`crate::queue::Cursor::take_back`].
+    /// Notes that the events of a claim (a range of events) are being sent again, without returning
+    /// their lines. Returns `false` if the claim is final or was dropped. See
+    /// [`crate::queue::Cursor::take_back`].
     #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         let mut state = self.shared.lock();
@@ -828,15 +835,16 @@ impl Cursor {
         true
     }
 
-    /// Cuts a claim into two halves. `None` if it can't be cut. See
-    /// [`crate::queue::Cursor::split`].
+    /// Cuts a claim (a range of events that this output has taken) into two halves. `None` if it
+    /// can't be cut. See [`crate::queue::Cursor::split`].
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         self.split_at(claim, claim.start + (claim.end - claim.start) / 2)
     }
 
-    /// Cuts a claim into two parts, of which the second begins at `middle`. `None` if `middle` does
-    /// not lie inside the claim. See [`crate::queue::Cursor::split_at`].
+    /// Cuts a claim (a range of events that this output has taken) into two parts. The second part
+    /// begins at the position `middle`. `None` if `middle` does not lie inside the claim. See
+    /// [`crate::queue::Cursor::split_at`].
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         let mut state = self.shared.lock();
@@ -852,8 +860,8 @@ impl Cursor {
         })
     }
 
-    /// Forgets every claim that is not finished, so that its events are handed out again. See
-    /// [`crate::queue::Cursor::rewind`].
+    /// Moves the cursor back to the first event that is not finished. All events from there on are
+    /// handed out again. See [`crate::queue::Cursor::rewind`].
     pub fn rewind(&mut self) {
         let mut state = self.shared.lock();
         state.log.cursors[self.index].rewind();
@@ -881,7 +889,7 @@ impl Cursor {
     }
 
     /// Removes the output's cursor. If `counts` is `true`, the events that the output has not
-    /// finished are counted as lost. Returns the number of lost events.
+    /// finished are counted as lost. Returns the number of events that were counted as lost.
     fn remove(self, counts: bool) -> u64 {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.lock();
@@ -898,15 +906,15 @@ impl Cursor {
         lost
     }
 
-    /// Sets how long segments are kept for this output after all outputs have finished them. See
-    /// [`Output::keeps`].
+    /// Returns `true` if the output has finished its claimed events in order: no finished event
+    /// comes after an unfinished one. See [`crate::queue::Cursor::is_in_order`].
     pub fn keep(&self, keeps: Duration) {
         self.shared.lock().log.cursors[self.index].output.keeps = keeps;
         self.shared.work.notify_one();
     }
 
-    /// Sets whether batches of this cursor contain the origin of each piece of lines. See
-    /// [`crate::queue::Cursor::tell_origins`].
+    /// Sets whether batches of this cursor also contain the position and the age of each piece of
+    /// lines. See [`crate::queue::Cursor::tell_origins`].
     pub fn tell_origins(&self, tells: bool) {
         self.shared.lock().log.cursors[self.index].tells_origins = tells;
     }
@@ -918,8 +926,9 @@ impl Cursor {
         self.shared.lock().log.draining
     }
 
-    /// Returns a reader of the events before this cursor's watermark that were received `within`
-    /// this time before now. See [`crate::queue::Cursor::before`].
+    /// Returns a reader of old events: those before the first position that this output has not
+    /// finished. Events that were received longer ago than `within` are skipped. See
+    /// [`crate::queue::Cursor::before`].
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         let state = self.shared.lock();
@@ -927,7 +936,8 @@ impl Cursor {
         Before::new(Arc::clone(&self.shared), cursor.since, cursor.saved(), within)
     }
 
-    /// Returns the first position that was never claimed. See [`crate::queue::Cursor::position`].
+    /// Returns the position of the next event that this output will claim (take to send). See
+    /// [`crate::queue::Cursor::position`].
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.lock().log.cursors[self.index].claims.read
@@ -940,8 +950,8 @@ impl Cursor {
         self.shared.lock().log.cursors[self.index].claims.watermark()
     }
 
-    /// Returns `true` if this output has claimed all synced events. See
-    /// [`crate::queue::Cursor::is_at_end`].
+    /// Returns `true` if this output has claimed (taken to send) all events that are synced to the
+    /// disk. See [`crate::queue::Cursor::is_at_end`].
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();

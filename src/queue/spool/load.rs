@@ -45,46 +45,47 @@ pub(super) struct Spot {
     pub(super) position: Position,
 }
 
-/// A part of the log: some lines of one record, or a gap (a range of positions whose lines are
-/// missing).
+/// A part of the log: some lines of one record. If lines are missing because of damage, the piece
+/// is a gap: a range of positions without lines.
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
-    /// The position of the piece's first event.
+    /// The position of the first event in this part of the log.
     pub(super) first: Position,
-    /// The number of events in the piece, at least 1.
+    /// The number of events in this part of the log, at least 1.
     pub(super) events: u64,
-    /// The byte number of the piece's first line: the number of bytes of all lines in the log
-    /// before it.
+    /// The byte number of the first line: the number of bytes of all lines in the log before this
+    /// line.
     pub(super) first_byte: u64,
-    /// The lines of the piece; empty for a gap.
+    /// The lines of this part of the log. Empty if the lines are missing (a gap).
     pub(super) lines: Bytes,
-    /// For a gap, the number of bytes that the missing lines had; 0 if the piece has lines.
+    /// If the lines are missing (a gap), the number of bytes that they had; else 0.
     missing: u64,
-    /// The time when the record of the lines was received, in ms since 1970; 0 for a gap.
+    /// The time when the lines were received, in ms since 1970; 0 if the lines are missing (a gap).
     pub(super) received: u64,
-    /// The place of the piece's first event in a file.
+    /// The place in a file of the first event in this part of the log.
     pub(super) spot: Spot,
 }
 
 impl Piece {
-    /// Returns the position after the piece's last event.
+    /// Returns the position after the last event of this part of the log.
     pub(super) fn end(&self) -> Position {
         self.first + self.events
     }
 
-    /// Returns `true` if the piece is a gap: a range of positions whose lines are missing.
+    /// Returns `true` if this part of the log is a gap: a range of positions whose lines are
+    /// missing.
     pub(super) fn is_gap(&self) -> bool {
         self.lines.is_empty()
     }
 
-    /// Returns the number of bytes of the piece's lines, or of the missing lines if the piece is a
-    /// gap.
+    /// Returns the number of bytes of the lines in this part of the log. For a gap, it is the
+    /// number of bytes of the missing lines.
     pub(super) fn bytes(&self) -> u64 {
         self.lines.len() as u64 + self.missing
     }
 
-    /// Cuts off the first part of the piece and returns it: as many events as `take` allows, but at
-    /// least one. The piece keeps the events after it.
+    /// Cuts off the first events and returns them: as many events as `take` allows, but at least
+    /// one. `self` keeps the events after them.
     pub(super) fn cut(&mut self, take: Take) -> Self {
         let (mut bytes, mut events) = (0, 0);
         for end in memchr::memchr_iter(b'\n', &self.lines) {
@@ -108,7 +109,7 @@ impl Piece {
     }
 }
 
-/// Makes a piece of the events at these positions, from a record that is in memory. Positions
+/// Returns the lines of the events at these `positions`, from a record that is in memory. Positions
 /// outside the record are ignored.
 pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece {
     let (start, end) =
@@ -139,16 +140,16 @@ pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece
 /// A planned read of one segment: which events are to be read, and what is known of the segment.
 #[derive(Debug)]
 pub(super) struct Job {
-    /// The cursor's epoch when the read was planned. If the cursor has another epoch when the read
-    /// ends, the lines are thrown away.
+    /// The cursor's epoch, a number that rises when lines that were read become useless. If the
+    /// cursor has another epoch when the read ends, the lines that were read are thrown away.
     pub(super) epoch: u64,
-    /// The place in the file where reading begins: the record that holds the event at the position
-    /// `from`, or an earlier record.
+    /// The place in the file where reading begins. This may be before the event at the position
+    /// `from`: at its record, or at an earlier record.
     pub(super) spot: Spot,
     /// The first position that is to be read.
     pub(super) from: Position,
-    /// The position after the last event that is to be read. `None` if there is no such limit:
-    /// about `chunk` bytes are then read.
+    /// The position after the last event that is to be read. `None` if there is no such limit: the
+    /// read then ends after about `chunk` bytes.
     pub(super) to: Option<Position>,
     /// About how many bytes of lines are to be read at once.
     pub(super) chunk: u64,
@@ -162,7 +163,7 @@ pub(super) struct Job {
     /// The offsets in the file at which damage was found before. This damage is not reported again.
     pub(super) known: BTreeSet<u64>,
     /// `true`: if a part of the file can't be read, the read fails and is tried again later.
-    /// `false`: such a part counts as damaged.
+    /// `false`: such a part counts as damaged, and the read goes on.
     pub(super) patient: bool,
 }
 
@@ -175,8 +176,8 @@ pub(super) struct Loaded {
     pub(super) from: Position,
     /// The position after the last event that was to be read: [`Job::to`].
     pub(super) to: Option<Position>,
-    /// The lines and gaps that were read, in order. Each piece begins where the piece before it
-    /// ends.
+    /// The lines and gaps (missing events) that were read, in order. Each element begins at the
+    /// position where the element before it ends.
     pub(super) pieces: Vec<Piece>,
     /// The place in this segment where the next read goes on. `None`: the next read goes on in the
     /// next segment.
@@ -187,12 +188,12 @@ pub(super) struct Loaded {
 
 impl Shared {
     /// Reads the events of a job from a file. Reports damage that was not known before. If the file
-    /// does not exist, all these events are returned as a gap (missing events).
+    /// does not exist, the result is a gap: all these events count as missing.
     ///
     /// # Errors
     ///
-    /// The file exists, but can't be opened; or a part of it can't be read and the job is patient,
-    /// because the error may pass.
+    /// The file exists, but can't be opened. Or a part of the file can't be read, and the job is
+    /// patient, which means that the read is to be tried again later.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
         let name = segment::file_name(job.first.position);
         let named = named(&name);
@@ -229,16 +230,17 @@ impl Shared {
     }
 }
 
-/// Reads the events of a job, as far as the file can be read. Damage is returned, but not reported.
+/// Reads the events of a job, as far as the file can be read. The result contains the damage that
+/// was found. The damage is not reported to the log or to metrics here.
 pub(super) fn read_what_is_there(job: &Job, file: &dyn File) -> Loaded {
     let mut reader = Reader::new(job);
     reader.read(file);
     reader.loaded
 }
 
-/// Copies damaged bytes of a segment to the directory `quarantine/`, as far as it has room, and
-/// logs and counts the damage. `capacity`: the greatest number of bytes that all copies together
-/// may take.
+/// Copies damaged bytes of a segment to the directory `quarantine/`, as far as this directory has
+/// room. Also logs and counts the damage. `capacity`: the greatest number of bytes that all copies
+/// in the directory may take together.
 pub(super) fn set_aside(
     disk: &dyn Disk,
     file: &dyn File,
@@ -302,9 +304,10 @@ fn copy_aside(
 /// A read of one segment that is under way.
 struct Reader<'a> {
     job: &'a Job,
-    /// The place in the log where the last piece that was read ends.
+    /// The place in the log up to which the result has lines or gaps (missing events). The next
+    /// part of the result begins here.
     at: LogOffset,
-    /// The number of bytes of lines in all pieces that were read.
+    /// The number of bytes of all lines that were read so far.
     bytes: u64,
     /// `true` as long as every part of the file that was needed could be read.
     has_read_all: bool,
@@ -364,9 +367,9 @@ impl<'a> Reader<'a> {
         self.has_read_all &= scan.has_read_all();
     }
 
-    /// Reads one record after the other while the job wants more events. A job without a last
-    /// position (`to` is `None`) may end earlier: once it has a piece, it reads only records that
-    /// the scan has in memory already.
+    /// Reads one record after the other while the job wants more events. If the job has no last
+    /// position (`to` is `None`), the read may end earlier. In this case, after the first lines,
+    /// only records that are in memory already are read.
     fn read_on(&mut self, scan: &mut Scan<'_>) {
         let job = self.job;
         while self.wants() && (self.loaded.pieces.is_empty() || job.to.is_some() || scan.is_ahead())
@@ -400,14 +403,14 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns `true` if a record begins after all positions that the job wants. Wanted events that
-    /// were not found before this record are missing.
+    /// Returns `true` if this record begins after the last event that the job wants. The wanted
+    /// events that were not found in earlier records are then missing.
     fn is_beyond(&self, record: &segment::Record) -> bool {
         self.job.to.is_some_and(|to| record.header.first >= to)
     }
 
-    /// Makes a scan of the segment's file that begins at `offset`, where the record with this
-    /// position is expected.
+    /// Makes a scan of the segment's file. The scan begins at `offset`, where a record is expected
+    /// that begins at this `position`.
     fn scan<'f>(
         &self,
         file: &'f dyn File,
@@ -419,8 +422,8 @@ impl<'a> Reader<'a> {
         Scan::new(file, (offset, position), end, limit, check).ahead(self.job.chunk)
     }
 
-    /// Adds a gap (missing events) from the end of the last piece up to the place `until`. Adds
-    /// nothing if no position lies between these two places.
+    /// Adds a gap (missing events) to the result: from the end of what was read so far up to the
+    /// place `until`. Adds nothing if there is no position between.
     fn miss(&mut self, until: LogOffset, spot: Spot) {
         let first = self.at.position;
         if until.position > first {
@@ -441,14 +444,15 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Adds a piece of lines or a gap after the last piece.
+    /// Adds lines, or a gap (missing events), to the end of the result.
     fn push(&mut self, piece: Piece) {
         self.at = LogOffset { position: piece.end(), byte: piece.first_byte + piece.bytes() };
         self.bytes += piece.lines.len() as u64;
         self.loaded.pieces.push(piece);
     }
 
-    /// Ends the read at the end of the segment. Wanted events that were not found become a gap.
+    /// Ends the read at the end of the segment. Wanted events that were not found become a gap:
+    /// they count as missing.
     fn end(&mut self) {
         let end = self.job.to.unwrap_or(self.job.end.position);
         let spot = Spot { offset: self.job.offset, ..self.job.spot };
@@ -456,8 +460,9 @@ impl<'a> Reader<'a> {
         self.loaded.next = None;
     }
 
-    /// Adds a piece with the wanted events of a record whose lines are in memory. Wanted events
-    /// before the record that were not found become a gap.
+    /// Adds those events of a record that the job wants to the result; their lines are in memory.
+    /// If wanted events before the record were not found, first adds a gap: these events count as
+    /// missing.
     fn take(&mut self, record: &segment::Record, lines: &Bytes) {
         let header = record.header;
         let whole = TailRecord {
@@ -474,9 +479,10 @@ impl<'a> Reader<'a> {
         self.push(piece);
     }
 
-    /// Reads the wanted lines of a record that is too long to be kept in memory as a whole, one
-    /// part at a time. The first line is at the offset `line` and has the position `position`.
-    /// Returns `false` if the job wants no more events although lines of this record are left.
+    /// Reads those lines of a long record that the job wants. The record is too long to be kept in
+    /// memory as a whole, so its lines are read part by part. The first line is at the offset
+    /// `line` and has the position `position`. Returns `false` if the job wants no more events
+    /// although the record has more lines.
     fn take_long(
         &mut self,
         scan: &mut Scan<'_>,

@@ -146,8 +146,8 @@ pub(super) fn open(
     Ok((Queue { shared }, cursors, writer))
 }
 
-/// Finds the files of large bodies that never became segments, and returns their names and sizes in
-/// bytes. No sender was told that such a body is safe. The writer deletes these files.
+/// Finds the files of large request bodies that never became segments, and returns their names and
+/// sizes in bytes. No sender was told that such a body is safe. The writer deletes these files.
 fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     let names = disk.list(SEGMENTS)?.into_iter();
     let names = names.filter(|name| incoming::number_of(name).is_some());
@@ -171,12 +171,12 @@ enum Trust {
     /// Both slots are whole. An output that the file does not name is therefore new.
     Names,
     /// Only one slot can be used. The other slot may have been newer, and may have named outputs
-    /// that this slot does not name.
+    /// that the usable slot does not name.
     Places,
 }
 
-/// Counts as lost the backlog of each output that the cursors file names and the config does not
-/// name any more.
+/// Counts the lost events of removed outputs. These are outputs that the cursors file names and the
+/// config does not name any more. The events that such an output has not finished are lost.
 fn count_removed(
     state: &mut SpoolState,
     contents: &Contents,
@@ -194,8 +194,8 @@ fn count_removed(
     }
 }
 
-/// Sets an output's gauge `output_start_events` to the number of events in its backlog. Logs the
-/// backlog if there is one.
+/// Sets an output's gauge `output_start_events` to its backlog: the number of events that it has
+/// not finished. Logs the backlog if it is not 0.
 fn begin(cursor: &mut CursorState, backlog: Backlog) {
     cursor.start = signed(backlog.events);
     show_start(&cursor.output.metrics, cursor.start);
@@ -206,9 +206,9 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
     }
 }
 
-/// Makes the cursor of an output, at the place that the cursors file has for this output. A new
-/// output begins at the end of the log. If the cursors file can't be trusted, the output begins at
-/// the oldest event.
+/// Makes the cursor of an output at the start. Normally the cursor begins at the place that the
+/// cursors file has for this output, and a new output begins at the end of the log. If the cursors
+/// file can't be trusted, the output begins at the oldest event.
 fn join(
     state: &SpoolState,
     disk: &dyn Disk,
@@ -252,9 +252,9 @@ fn join(
     cursor
 }
 
-/// Finds the record that holds the event at a position. Returns its place in a file, and the time
-/// when it was received, in ms since 1970. `None` if there is no such record yet, or if it is
-/// damaged; the cursor then searches for it when it reads.
+/// Finds the record that holds the event at a position. Returns the place of the record in a file,
+/// and the time when it was received, in ms since 1970. `None` if the log has no such record yet,
+/// or if the record is damaged. The cursor then searches for the event when it reads.
 fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Spot, u64)> {
     let segment = state.log.segments.get(state.log.segment_at(position))?;
     let first = segment.first.position;
@@ -280,7 +280,7 @@ struct Log {
     end: LogOffset,
 }
 
-/// A function that is called for each damage that is found. Its arguments are the segment's file,
+/// A function that is called each time when damage is found. Its arguments are the segment's file,
 /// the first position of the segment, and the damage.
 type Report<'a> = &'a mut dyn FnMut(&dyn File, Position, &Damage);
 
@@ -326,7 +326,8 @@ impl Log {
     }
 
     /// Reads the last segment, cuts off an unfinished write at its end, and finds the end of the
-    /// log. Damage in the last segment is reported, and damaged headers of all segments.
+    /// log. Calls `report` for damage in the last segment. Also calls `report` for each segment
+    /// that has a damaged header.
     fn judge(
         &mut self,
         disk: &dyn Disk,
@@ -393,8 +394,8 @@ impl Log {
 }
 
 /// Reads the last segment, cuts off an unfinished write at its end, and returns the place where the
-/// log ends. Records from the position `limit` on do not belong to the log. Events before `known`
-/// were synced: damage there is not taken for an unfinished write.
+/// log ends. Records at or after the position `limit` do not belong to the log. Events before
+/// `known` were synced. Damage before `known` is therefore never an unfinished write.
 fn judge_last(
     last: &mut Segment,
     limit: Position,
@@ -441,9 +442,10 @@ fn judge_last(
     Ok(end)
 }
 
-/// Returns the byte number (bytes of all lines in the log before) at which a segment with a damaged
-/// header begins. It is taken from the segment's first whole record. If there is no such record,
-/// the result is an estimate from the segment `before`; 0 if there is none.
+/// Returns the byte number at which a segment with a damaged header begins. A byte number is the
+/// number of bytes of all lines before a place in the log. The number is read from the first whole
+/// record of the segment. If there is no such record, the result is an estimate from the segment
+/// `before`; 0 if `before` is `None`.
 fn first_byte(file: &dyn File, size: u64, position: Position, before: Option<&Segment>) -> u64 {
     let mut scan = Scan::new(file, (FIRST_RECORD, position), size, Position::MAX, Check::Headers);
     while let Some(found) = scan.next() {
