@@ -94,8 +94,8 @@ impl Queue {
     /// the order of `outputs`.
     ///
     /// `outputs` must hold all outputs of the config. An output that is missing here can join
-    /// later, but is never sent the batches that were appended before it joined, although their
-    /// senders were told that these batches are safe.
+    /// later, but it never gets the batches that were appended before it joined. This would break a
+    /// promise: the senders of these batches were told that the batches are safe.
     ///
     /// If the queue is in files, this function waits for the disk. It must therefore not run on a
     /// thread of the async runtime.
@@ -130,7 +130,8 @@ impl Queue {
     /// # Errors
     ///
     /// The output's name is in the queue already, the queue is closed, or the cursors file can't be
-    /// written or has no room. The output has then not joined, and no event is counted for it.
+    /// written or has no room. The output has then not joined, and no event is counted as lost for
+    /// it.
     ///
     /// # Cancel safety
     ///
@@ -197,8 +198,9 @@ impl Queue {
         matches!(self, Self::Spool(_))
     }
 
-    /// Returns the store for one body that is too large to be held in memory: its lines are written
-    /// to a file while the body arrives. `None` if the queue is in memory.
+    /// Returns the store for one large request body, which is too large to be held in memory: the
+    /// lines of the body are written to a file while the body arrives. `None` if the queue is in
+    /// memory.
     #[must_use]
     pub fn incoming(&self) -> Option<Incoming> {
         match self {
@@ -207,9 +209,10 @@ impl Queue {
         }
     }
 
-    /// Appends a large body whose lines were all written and synced while it arrived. The sender
-    /// may be told that its body is safe when [`Ticket::acknowledged`] returns `Ok`. `levels` is
-    /// the number of the body's events of each audit level.
+    /// Appends a large request body as one batch. All lines of the body were already written to a
+    /// file and synced while the body arrived. The sender may be told that its body is safe when
+    /// [`Ticket::acknowledged`] returns `Ok`. `levels` is the number of the body's events of each
+    /// audit level.
     ///
     /// # Errors
     ///
@@ -371,17 +374,17 @@ impl Ticket {
     }
 }
 
-/// A reader of the events before an output's place in the queue, which the output has finished
-/// already. It returns the lines that are still in the files, oldest first. It may be dropped at
-/// any time.
+/// A reader of events that an output has already finished: those before the output's place in the
+/// queue. The reader returns the lines of these events that are still in the files, oldest first.
+/// The reader may be dropped at any time.
 pub struct Before(Option<spool::Before>);
 
 impl Before {
     /// Returns the next lines, with the position of the first line and the time since the lines
     /// were received. `None` if there are no more lines.
     ///
-    /// This function waits for the disk, which may take long. The caller must therefore also watch
-    /// for the end of the process while it waits.
+    /// This function waits for the disk, which may take long. While the caller waits, it must
+    /// therefore also watch whether the process is to end.
     ///
     /// # Cancel safety
     ///
@@ -391,10 +394,10 @@ impl Before {
     }
 }
 
-/// The place of one output in the log (the queue's sequence of events). It is owned by the output's
-/// delivery loop, which takes events and sends them. When a reload replaces the loop, the new loop
-/// gets the cursor. It then continues with the unfinished claims (events taken to send), or calls
-/// [`Cursor::rewind`] to take them again.
+/// The place of one output in the log (the queue's sequence of events). The cursor is owned by the
+/// output's delivery loop, which takes events and sends them. When a reload replaces the loop, the
+/// new loop gets the cursor. The new loop then continues with the unfinished claims (events taken
+/// to send), or calls [`Cursor::rewind`] to take their events again.
 pub enum Cursor {
     /// A cursor of a queue in memory.
     Memory(memory::Cursor),
@@ -403,9 +406,9 @@ pub enum Cursor {
 }
 
 impl Cursor {
-    /// Waits until [`Cursor::next`] can return events. If the last call of [`Cursor::redeliver`]
-    /// could not return the lines of its claim, because they must be read from a file, this
-    /// function also returns when they have been read.
+    /// Waits until [`Cursor::next`] can return events. There is one other reason to return: the
+    /// last call of [`Cursor::redeliver`] could not return lines because they must be read from a
+    /// file, and these lines have now been read.
     ///
     /// # Cancel safety
     ///
@@ -416,9 +419,10 @@ impl Cursor {
 
     /// Returns a reader of the events before this output's watermark (the first event that the
     /// output has not finished). The reader returns the events that are still in the files and were
-    /// received within the time `within`, but at most the newest 256 MiB. The output has sent these
-    /// events already, except those that it has lost or filtered out. Damaged or missing events are
-    /// skipped. For a queue in memory the reader is empty, because finished events are not kept.
+    /// received at most the time `within` ago. It returns at most the newest 256 MiB of them. The
+    /// output has sent these events already, except those that it has lost or filtered out. Damaged
+    /// or missing events are skipped. For a queue in memory the reader is empty, because finished
+    /// events are not kept.
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         Before(match self {
@@ -428,9 +432,9 @@ impl Cursor {
     }
 
     /// Claims the next events, which means that the output takes them to send. The claim has as
-    /// many whole batches as fit into the limits of `take`, or a part of the next batch if not even
-    /// one fits. `None` if there are no more events, or if their lines must first be read from a
-    /// file, which [`Cursor::readable`] does.
+    /// many whole batches as fit into the limits of `take`. If not even one batch fits, the claim
+    /// has a part of the next batch. `None` if there are no more events, or if their lines must
+    /// first be read from a file, which [`Cursor::readable`] does.
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         either!(self, cursor => cursor.next(take))
@@ -443,15 +447,17 @@ impl Cursor {
         either!(self, cursor => cursor.acknowledge(claim, disposition))
     }
 
-    /// Notes that a claim (events that the output has taken to send) is no longer on the wire, for
-    /// example because the connection broke. The output must send the claim again.
+    /// Notes that a claim (events that the output has taken to send) no longer waits for an answer
+    /// of the consumer, for example because the connection broke. The output must send the claim
+    /// again.
     pub fn release(&self, claim: Claim) {
         either!(self, cursor => cursor.release(claim))
     }
 
-    /// Marks a released claim (events that must be sent again) as being on the wire again, and
-    /// returns its lines. Two other results are possible: all events of the claim were dropped, or
-    /// the lines can't be returned yet because they must first be read from a file.
+    /// Marks a released claim (events that must be sent again) as sent and not answered yet, and
+    /// returns its lines. There are two other results. If all events of the claim were dropped, the
+    /// result says so. If the lines must first be read from a file, the caller must try again
+    /// later.
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {
@@ -462,9 +468,9 @@ impl Cursor {
         }
     }
 
-    /// Marks a released claim (events that must be sent again) as being on the wire again, without
-    /// returning its lines, so that the output can acknowledge it. Returns `false` if all events of
-    /// the claim were dropped.
+    /// Marks a released claim (events that must be sent again) as sent and not answered yet, but
+    /// does not return its lines. The output can then acknowledge the claim. Returns `true` if this
+    /// was done. Returns `false` if all events of the claim were dropped.
     #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         match self {
@@ -474,33 +480,34 @@ impl Cursor {
     }
 
     /// Cuts a claim (events that the output has taken to send) into two halves, and returns them.
-    /// Both halves keep the claim's stage, for example that it is on the wire. `None` if the claim
-    /// has fewer than two events, or if it is finished already.
+    /// Both halves get the state of the claim, for example "sent and not answered yet". `None` if
+    /// the claim has fewer than two events, or if it is finished already.
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split(claim))
     }
 
     /// Cuts a claim (events that the output has taken to send) into two parts, and returns them.
-    /// The second part begins at `middle`. Both parts keep the claim's stage, for example that it
-    /// is on the wire. `None` if `middle` does not lie inside the claim, or if the claim is
+    /// The second part begins at `middle`. Both parts get the state of the claim, for example "sent
+    /// and not answered yet". `None` if `middle` does not lie inside the claim, or if the claim is
     /// finished already.
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split_at(claim, middle))
     }
 
-    /// Forgets every claim that is not finished. [`Cursor::next`] then returns the same events
-    /// again, from the first event of the first unfinished claim on.
+    /// Forgets every claim (events taken to send) that is not finished. [`Cursor::next`] then
+    /// returns the same events again, from the first event of the first unfinished claim on.
     ///
-    /// Call this only if [`Cursor::is_in_order`] returns `true`: otherwise finished events would be
-    /// sent again. For outputs that finish their claims in order, it is always `true`.
+    /// Call this only if [`Cursor::is_in_order`] returns `true`, because otherwise finished events
+    /// would be sent again. An output that finishes its claims in order needs no such check.
     pub fn rewind(&mut self) {
         either!(self, cursor => cursor.rewind())
     }
 
-    /// Returns `true` if no finished claim comes after an unfinished one. Only then may
-    /// [`Cursor::rewind`] be called, because it would otherwise send finished events again.
+    /// Returns `true` if no finished claim (events taken to send) comes after an unfinished one.
+    /// Call [`Cursor::rewind`] only if the result is `true`. If the result is `false`,
+    /// [`Cursor::rewind`] would send finished events again.
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         either!(self, cursor => cursor.is_in_order())
@@ -529,8 +536,9 @@ impl Cursor {
         }
     }
 
-    /// Sets whether the batches of this cursor have origins ([`Batch::origins`]): the position and
-    /// age of each piece of lines. Before the first call they have none.
+    /// Sets whether the batches that this cursor returns have origins ([`Batch::origins`]). An
+    /// origin is the position and age of one piece of the batch's lines. Before the first call of
+    /// this function the batches have no origins.
     pub fn tell_origins(&self, tells: bool) {
         either!(self, cursor => cursor.tell_origins(tells))
     }
@@ -545,8 +553,8 @@ impl Cursor {
         }
     }
 
-    /// Returns the position at which this cursor's next claim begins. (The claim begins later if
-    /// events are missing there.)
+    /// Returns the position at which this cursor's next claim (the next events taken to send)
+    /// begins. If events are missing at this position, the claim begins after them.
     #[must_use]
     pub fn position(&self) -> Position {
         either!(self, cursor => cursor.position())
@@ -559,8 +567,8 @@ impl Cursor {
         either!(self, cursor => cursor.watermark())
     }
 
-    /// Returns `true` if this cursor has claimed all events in the queue. If the queue is in files,
-    /// only synced events count.
+    /// Returns `true` if this output has taken all events in the queue to send them. If the queue
+    /// is in files, only synced events count.
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         either!(self, cursor => cursor.is_at_end())

@@ -29,8 +29,8 @@ impl Stage {
     }
 }
 
-/// A claim in a cursor's list, with its stage and with a note of the queue, such as where the
-/// claim's lines are in a file.
+/// A claim (a range of events taken to send) in a cursor's list, with its stage and a note. The
+/// note is what the queue needs to read the claim's lines again, such as their place in a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeldClaim<T> {
     pub(super) claim: Claim,
@@ -53,10 +53,11 @@ pub(super) struct HeldClaim<T> {
 /// in memory, a place in a file for the queue in files.
 #[derive(Debug)]
 pub(super) struct Claims<T> {
-    /// The position at which the next claim begins, or later if events are missing there.
+    /// The position at which the next claim (the next events taken to send) begins. If events are
+    /// missing at this position, the claim begins after them.
     pub(super) read: Position,
-    /// The claims that are kept, in the order of their positions. The first claim is open: not yet
-    /// final or dropped.
+    /// The claims (events taken to send) that are kept, in the order of their positions. The first
+    /// claim is open: not yet final or dropped.
     held: VecDeque<HeldClaim<T>>,
 }
 
@@ -66,8 +67,8 @@ impl<T: Copy> Claims<T> {
         Self { read, held: VecDeque::new() }
     }
 
-    /// Returns the first position that is not finished: the start of the first claim, or the start
-    /// of the next claim if there is none.
+    /// Returns the first position that is not finished: the start of the first claim in the list.
+    /// If the list is empty, returns the start of the next claim.
     pub(super) fn watermark(&self) -> Position {
         self.held.front().map_or(self.read, |held| held.claim.start)
     }
@@ -130,8 +131,9 @@ impl<T: Copy> Claims<T> {
         self.overlapping(positions).any(|held| held.stage == Stage::OnWire)
     }
 
-    /// Cuts a claim into two parts at `middle`, and returns the parts. Both parts keep the claim's
-    /// stage. The function `note` makes the notes of the two parts from the claim's note. `None` if
+    /// Cuts a claim (events taken to send) into two parts at `middle`, and returns the parts. Both
+    /// parts get the stage of the claim. The claim has a note (what the queue needs to read its
+    /// lines again), and the function `note` makes the notes of the two parts from it. `None` if
     /// `middle` is not inside the claim, or if the claim is no longer in the list.
     pub(super) fn split(
         &mut self,
@@ -151,14 +153,15 @@ impl<T: Copy> Claims<T> {
         Some((left, right))
     }
 
-    /// Returns `true` if no final claim comes after an open one (one that is neither final nor
-    /// dropped).
+    /// Returns `true` if no finished claim (events taken to send) comes after an unfinished one.
+    /// Claims whose events were dropped do not count.
     pub(super) fn is_in_order(&self) -> bool {
         self.held.iter().all(|held| held.stage != Stage::Done)
     }
 
-    /// Removes all claims, so that the next claim begins at the watermark (the first position that
-    /// is not finished). Returns the note of the first removed claim; `None` if there was no claim.
+    /// Removes all claims (events taken to send), so that the next claim begins at the watermark
+    /// (the first position that is not finished). Returns the note of the first removed claim;
+    /// `None` if there was no claim.
     pub(super) fn rewind(&mut self) -> Option<T> {
         debug_assert!(self.is_in_order());
         self.read = self.watermark();

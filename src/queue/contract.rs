@@ -68,7 +68,7 @@ pub enum JoinError {
 /// lines of a claim in order to send them again.
 #[derive(Debug)]
 pub enum Redelivery {
-    /// The claim counts as sent again, and these are its lines.
+    /// The claim (events taken to send) counts as sent again, and this batch has its lines.
     Batch(Batch),
     /// All events of the claim were dropped from the queue, so that there is nothing to send. The
     /// claim does not exist any more.
@@ -78,18 +78,18 @@ pub enum Redelivery {
     NotYet,
 }
 
-/// The limits of what [`Cursor::next`](super::Cursor::next) claims at once. One event is always
-/// claimed, even if it is larger than the limits.
+/// The limits of one call of [`Cursor::next`](super::Cursor::next), which takes events to send. At
+/// least one event is always taken, even if it is larger than the limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Take {
-    /// The greatest number of bytes of lines in the claim.
+    /// The greatest number of bytes of lines that are taken at once.
     pub bytes: u64,
-    /// The greatest number of events in the claim.
+    /// The greatest number of events that are taken at once.
     pub events: u64,
 }
 
-/// A range of positions, `start..end`, whose events an output has taken from the queue to send. It
-/// overlaps no other claim of the same output.
+/// A range of positions, `start..end`, whose events an output has taken from the queue to send. Two
+/// claims of the same output never overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claim {
     /// The first position of the claim.

@@ -20,14 +20,14 @@ pub struct Output {
     pub required: bool,
     /// The counters and gauges of the output's events.
     pub metrics: OutputMetrics,
-    /// How long segments (files of the queue) are kept after their last write although all outputs
-    /// have finished them. They are deleted earlier if their room is needed. After a restart the
-    /// output finds in them which events it has already sent.
+    /// The time for which segments (files of the queue) are kept after the last write to them, even
+    /// if all outputs have finished their events. Segments are deleted earlier if their room is
+    /// needed. After a restart the output reads in them which events it has already sent.
     pub keeps: Duration,
 }
 
 impl Output {
-    /// Adds events that this output loses to its counters. The queue has dropped these events
+    /// Adds events to this output's counters of lost events. The queue has dropped these events
     /// because it needed their room.
     fn drops(&self, events: u64) {
         let loss = if self.required { Loss::DropOldest } else { Loss::NotRequired };
@@ -41,7 +41,7 @@ impl Output {
     }
 }
 
-/// Counts the events that outputs lose by one drop, which is the drop of a record in memory or of a
+/// Counts the events that outputs lose when the queue drops something once: a batch in memory, or a
 /// segment file.
 ///
 /// Each output counts its own loss. The queue counts an event only once, even if several required
@@ -87,10 +87,11 @@ pub(super) fn written(when_full: WhenFull) -> String {
 pub(super) struct Departed(HashMap<String, u64>);
 
 impl Departed {
-    /// Returns the value of the gauge `output_start_events` for an output that joins now. With this
-    /// value, the number of accepted events plus the gauge is the sum of the output's counters and
-    /// its backlog. The value is the number of events that the counters of an earlier output with
-    /// this name show, minus `accepted`: the events accepted so far, none of which this output
+    /// Returns the value of the gauge `output_start_events` for an output that joins now. The value
+    /// is chosen so that the number of accepted events plus the gauge equals the output's counters
+    /// plus its backlog. If an earlier output with this name has left the queue, its counters
+    /// continue. The value is the number of events in these counters (0 if there are none), minus
+    /// `accepted`. `accepted` is the number of events accepted so far, none of which this output
     /// gets.
     pub(super) fn start(&self, name: &str, accepted: u64) -> i64 {
         signed(self.0.get(name).copied().unwrap_or(0)) - signed(accepted)
@@ -102,11 +103,11 @@ impl Departed {
         self.0.len()
     }
 
-    /// Removes an output that has not finished `backlog` events. Returns the number of events that
-    /// are counted as lost for it. If `counts` is `true`, these are all events of the backlog. If
-    /// it is `false`, none is lost, because the output was never meant to get them; instead, its
-    /// gauge `output_start_events` is lowered by their number. The output's backlog gauges are set
-    /// to 0.
+    /// Removes an output that has not finished `backlog` events, and returns the number of events
+    /// that are counted as lost for it. If `counts` is `true`, all events of the backlog are
+    /// counted as lost. If `counts` is `false`, none is counted as lost, because the output was
+    /// never meant to get these events. The gauge `output_start_events` of the output is then
+    /// lowered by their number. In both cases the backlog gauges of the output are set to 0.
     pub(super) fn remove(
         &mut self,
         output: &Output,
