@@ -56,8 +56,8 @@ pub struct Queue {
 struct Shared {
     state: Mutex<MemoryState>,
     metrics: QueueMetrics,
-    /// Notified whenever records may have left the queue. The end of the process waits for this
-    /// until the queue is empty.
+    /// Notified whenever records (stored batches) may have left the queue. At its end, the process
+    /// waits for this until the queue is empty.
     progress: Notify,
 }
 
@@ -128,7 +128,8 @@ struct Spare {
 }
 
 impl Spare {
-    /// Subtracts one record from these numbers: a spare record that is taken out of the queue.
+    /// Subtracts from these numbers a spare record (one that only optional outputs still need),
+    /// because it is taken out of the queue.
     fn take(&mut self, record: &Record) {
         self.records -= 1;
         self.bytes -= record.weight();
@@ -154,8 +155,8 @@ struct CursorState {
     output: Output,
     claims: Claims<()>,
     /// The accepted events that are not in this output's backlog: events that the output has
-    /// finished or lost, or that were accepted before the output joined. This is a part of
-    /// [`MemoryState::counted`], and the backlog is the rest of it.
+    /// finished or lost, or that were accepted before the output joined. The other events of
+    /// [`MemoryState::counted`] are the backlog.
     passed: Amount,
     /// The position at which the output joined: the end of the log at that time.
     joined: Position,
@@ -163,15 +164,14 @@ struct CursorState {
     start: i64,
     /// `true`: the output has ended permanently, and the queue waits for it no longer.
     gone: bool,
-    /// `true`: the batches for this output have the origin (position and age) of each piece of
-    /// lines.
+    /// `true`: each batch for this output says the position and age of each piece of its lines.
     tells_origins: bool,
     readable: Arc<Notify>,
 }
 
 impl CursorState {
-    /// Returns the number of events of a record, and of bytes of their lines, that this output has
-    /// not finished.
+    /// Returns what this output has not finished of a record (a stored batch): the number of
+    /// events, and the number of bytes of their lines.
     fn outstanding(&self, record: &mut Record) -> Amount {
         let mut left = Amount { events: 0, bytes: 0 };
         let mut from = record.first.max(self.claims.watermark().min(record.end()));
@@ -191,10 +191,10 @@ impl CursorState {
         left
     }
 
-    /// Updates this output's numbers for a record that is dropped. Returns the number of the
-    /// record's events that the output had not finished; the caller counts them as lost. If some of
-    /// them are on the wire of an optional output, and the output acknowledges them later, they are
-    /// not counted again.
+    /// Updates this output's numbers for a record (a stored batch) that is dropped. Returns the
+    /// number of the record's events that the output had not finished; the caller counts them as
+    /// lost. An optional output may already have sent some of these events. If it acknowledges them
+    /// later, they are not counted again.
     fn lose(&mut self, record: &mut Record) -> u64 {
         let amount = self.outstanding(record);
         self.passed.add(amount);
@@ -214,9 +214,10 @@ impl MemoryState {
         self.records.partition_point(|record| record.end() <= position)
     }
 
-    /// Logs that the queue has room again, if the log says that it is full and now a fifth of
-    /// `capacity` is free. If it were logged earlier, a queue near its limit would write a line for
-    /// every few batches.
+    /// Logs that the queue has room again. Does so only if the log's last line about room says that
+    /// the queue is full, and if now more than a fifth of `capacity` is free. Spare records (needed
+    /// only by optional outputs) count as free. If less free room were enough, a queue that is
+    /// nearly full would log a line for every few batches.
     fn log_not_full(&mut self, metrics: &QueueMetrics) {
         if !self.told_full {
             return;
@@ -228,8 +229,7 @@ impl MemoryState {
         }
     }
 
-    /// Logs that the queue is full, unless the log says so already and no line about room has
-    /// followed.
+    /// Logs that the queue is full. Does nothing if the log's last line about room already says so.
     fn log_full(&mut self, metrics: &QueueMetrics) {
         if !std::mem::replace(&mut self.told_full, true) {
             let when_full = written(self.when_full);
@@ -247,8 +247,8 @@ impl MemoryState {
         amount
     }
 
-    /// Counts a batch as accepted, if it is not counted yet. A batch is not counted when it is
-    /// appended if its sender waits for `delivered`; it is counted when an output begins to send
+    /// Counts a batch as accepted, if it is not counted yet. If the sender of a batch waits for
+    /// `delivered`, the batch is not counted when it is appended, but when an output begins to send
     /// it. An output that joined after the batch was appended does not get the batch, so the batch
     /// is not added to this output's backlog.
     fn count(
@@ -270,10 +270,11 @@ impl MemoryState {
         }
     }
 
-    /// Returns the result for a sender that waits for `delivered`, under the condition that all
-    /// required outputs that still run finish the record. It is [`Refused::Undelivered`] if a
-    /// required output has ended permanently before it finished the whole record, or if the
-    /// required outputs that were to get the record have all left.
+    /// Returns the result for a sender that waits for `delivered`. The function assumes that all
+    /// required outputs that still run will finish the record (the stored batch). The result is
+    /// [`Refused::Undelivered`] in two cases, otherwise `Ok`. First: a required output has ended
+    /// permanently before it finished the whole record. Second: all required outputs that were to
+    /// get the record have left the queue.
     fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
         let needed = cursors.iter().filter(|(_, cursor)| cursor.is_needed_for(record));
         let (gone, going): (Vec<_>, Vec<_>) = needed.partition(|(_, cursor)| cursor.gone);
@@ -284,9 +285,10 @@ impl MemoryState {
         }
     }
 
-    /// Sends the result to the sender of a record that no required output needs any more, if the
-    /// sender waits for the result. Returns `false` if the batch is refused and no output has begun
-    /// to send it: the batch is then not accepted, and the caller removes the record.
+    /// Sends the result to the sender of a record (a stored batch), if the sender waits for it. No
+    /// required output needs the record any more. Returns `false` if the batch is refused and no
+    /// output has begun to send it: the batch is then not accepted, and the caller must remove the
+    /// record. Otherwise returns `true`.
     fn answer(cursors: &Slab<CursorState>, record: &mut Record) -> bool {
         if let Some(waiting) = record.waiting.take() {
             let verdict = Self::verdict(cursors, record);
@@ -307,8 +309,9 @@ impl MemoryState {
         Some(record)
     }
 
-    /// Removes the records that every output has finished. Records that only optional outputs still
-    /// need become spare, and their senders get their results.
+    /// Removes the records (stored batches) that every output has finished. Records that only
+    /// optional outputs still need become spare: they stay until their room is needed. The senders
+    /// of all these records get their results.
     fn free_finished(&mut self) {
         let (mut needed, mut held) = (self.next, self.next);
         for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {
@@ -362,9 +365,10 @@ impl MemoryState {
     }
 
     /// Frees room for `needed` bytes: drops the oldest spare records, which only optional outputs
-    /// still need. If `when_full` is `drop_oldest`, it may also drop other records, but none of
-    /// which a required output has an event on the wire (sent and not answered yet). Returns
-    /// `false` if all these records together have fewer bytes; then none is dropped.
+    /// still need. If `when_full` is `drop_oldest`, it may also drop other records. It never drops
+    /// a record if a required output has sent an event of it and has no answer yet. Returns `true`
+    /// if there is enough room now. Returns `false` if all records that may be dropped are too
+    /// small; then none is dropped.
     fn make_room(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
         let spare = self.spare.records;
         let may_go =
@@ -527,8 +531,8 @@ impl Queue {
         Cursor { shared: Arc::clone(&self.shared), index, readable }
     }
 
-    /// Sets whether events are kept until the output with this name has them. See
-    /// [`super::Queue::require`].
+    /// Sets whether the output with this name is required: events are kept until all required
+    /// outputs have finished them. See [`super::Queue::require`].
     pub fn require(&self, name: &str, required: bool) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -546,12 +550,13 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// Returns `Ok` if there is room now for a batch whose lines have this many bytes, or if
-    /// `when_full` allows drops. See [`super::Queue::admits`].
+    /// Returns `Ok` if there is room now for a batch whose lines have this many bytes. Also returns
+    /// `Ok` if `when_full` allows the queue to drop events when it is full. See
+    /// [`super::Queue::admits`].
     ///
     /// # Errors
     ///
-    /// There is no room.
+    /// There is no room, and `when_full` is `reject`.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         let mut state = self.shared.lock();
         let needed = state.bytes - state.spare.bytes + bytes + BATCH_OVERHEAD;
@@ -627,7 +632,7 @@ impl Queue {
         Ok(ticket)
     }
 
-    /// Returns `queue.max_bytes`. See [`super::Queue::capacity`].
+    /// Returns the limit of the queue in bytes: `queue.max_bytes`. See [`super::Queue::capacity`].
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.shared.lock().capacity
@@ -693,8 +698,8 @@ impl Queue {
         self.shared.progress.notify_waiters();
     }
 
-    /// Closes the queue, and counts the events that are still in it as lost. Returns for each
-    /// output its name, and the number of events that the output has not finished.
+    /// Closes the queue. The accepted events that an output has not finished are counted as lost
+    /// for this output. Returns for each output its name, and the number of these events.
     #[must_use]
     pub fn abandon(&self) -> Vec<(String, u64)> {
         let mut state = self.shared.lock();
@@ -730,8 +735,9 @@ impl MemoryState {
 }
 
 /// A sender's receipt for a batch. If the receipt is dropped before [`Ticket::delivered`] has
-/// returned, the batch is removed from the queue, unless it is counted as accepted: either at once,
-/// or because an output has begun to send it.
+/// returned, the batch is removed from the queue, but only if it does not count as accepted yet. A
+/// batch counts as accepted at once if its sender need not wait, otherwise when an output begins to
+/// send it.
 #[must_use]
 pub struct Ticket {
     delivered: Delivered,
@@ -853,7 +859,8 @@ impl Cursor {
         state.read(claim, self.index)
     }
 
-    /// Makes a claim final: the output has finished its events. See [`super::Cursor::acknowledge`].
+    /// Makes a claim (events taken to send) final: the output has finished its events. See
+    /// [`super::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -889,8 +896,8 @@ impl Cursor {
         }
     }
 
-    /// Returns the lines of a released claim, so that the output can send them again. `None` if all
-    /// events of the claim were dropped; the claim then does not exist any more. See
+    /// Returns the lines of a claim that was released (its events must be sent again). `None` if
+    /// all events of the claim were dropped; the claim then does not exist any more. See
     /// [`super::Cursor::redeliver`].
     #[must_use]
     pub fn redeliver(&self, claim: Claim) -> Option<Batch> {
@@ -912,8 +919,8 @@ impl Cursor {
         batch
     }
 
-    /// Cuts a claim into two halves, and returns them. `None` if fewer than two events of the claim
-    /// are still in the queue. See [`super::Cursor::split`].
+    /// Cuts a claim (events taken to send) into two halves, and returns them. `None` if fewer than
+    /// two events of the claim are still in the queue. See [`super::Cursor::split`].
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         let mut guard = self.shared.lock();
@@ -945,21 +952,21 @@ impl Cursor {
         state.cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// Cuts a claim into two parts, of which the second begins at `middle`, and returns them.
-    /// `None` if `middle` is not inside the claim. See [`super::Cursor::split_at`].
+    /// Cuts a claim (events taken to send) into two parts, and returns them. The second part begins
+    /// at `middle`. `None` if `middle` is not inside the claim. See [`super::Cursor::split_at`].
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         self.shared.lock().cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// Forgets all unfinished claims, so that their events are claimed again. See
-    /// [`super::Cursor::rewind`].
+    /// Forgets all unfinished claims (events taken to send), so that their events are taken again.
+    /// See [`super::Cursor::rewind`].
     pub fn rewind(&self) {
         self.shared.lock().cursors[self.index].claims.rewind();
     }
 
-    /// Returns `true` if no finished claim comes after an unfinished one. See
-    /// [`super::Cursor::is_in_order`].
+    /// Returns `true` if no finished claim (events taken to send) comes after an unfinished one.
+    /// See [`super::Cursor::is_in_order`].
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         self.shared.lock().cursors[self.index].claims.is_in_order()
@@ -998,13 +1005,14 @@ impl Cursor {
         lost
     }
 
-    /// Sets whether batches have the origin (position and age) of each piece of lines. See
-    /// [`super::Cursor::tell_origins`].
+    /// Sets whether each batch that this cursor returns says the position and age of each piece of
+    /// its lines. See [`super::Cursor::tell_origins`].
     pub fn tell_origins(&self, tells: bool) {
         self.shared.lock().cursors[self.index].tells_origins = tells;
     }
 
-    /// Returns the position at which the next claim begins. See [`super::Cursor::position`].
+    /// Returns the position at which the next claim (the next events taken to send) begins. See
+    /// [`super::Cursor::position`].
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.lock().cursors[self.index].claims.read
@@ -1017,7 +1025,7 @@ impl Cursor {
         self.shared.lock().cursors[self.index].claims.watermark()
     }
 
-    /// Returns `true` if this cursor has claimed all events in the queue. See
+    /// Returns `true` if this output has taken all events in the queue to send them. See
     /// [`super::Cursor::is_at_end`].
     #[must_use]
     pub fn is_at_end(&self) -> bool {

@@ -74,8 +74,9 @@ use state::Waiting;
 /// as well as in files.
 const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 
-/// The number of bytes that the cursors of all outputs together may have read ahead from files. A
-/// cursor may hold four times the bytes of one read: with 4 outputs, one read is 1 MiB.
+/// The number of bytes that the cursors of all outputs together may have read ahead from files.
+/// Each cursor may hold as many bytes as four reads return. With 4 outputs, each cursor may
+/// therefore hold 4 MiB, and one read is 1 MiB.
 const AHEAD_BYTES: u64 = 16 << 20;
 
 /// The greatest number of holes (ranges of dropped events that were counted as lost) that are kept
@@ -124,7 +125,7 @@ pub struct Queue {
 ///
 /// - `work` wakes the writer thread. A thread that changes something in the state that the writer
 ///   must act on notifies `work` after the change;
-/// - `reclaimed` wakes threads that wait for room for a large body;
+/// - `reclaimed` wakes threads that wait for room for a large request body;
 /// - `progress` wakes tasks that wait for the end of all sending, or for the cursors file to be
 ///   saved.
 ///
@@ -135,8 +136,8 @@ struct Shared {
     state: Mutex<SpoolState>,
     /// Notified when the writer thread has something to do.
     work: Condvar,
-    /// Notified when the writer thread has tried to delete files that no output needs. Large bodies
-    /// that are arriving may wait for the room of these files.
+    /// Notified when the writer thread has tried to delete files that no output needs. Large
+    /// request bodies that are arriving may wait for the room of these files.
     reclaimed: Condvar,
     /// The value of `queue.max_bytes`. It is changed only by a thread that holds the lock of
     /// `state`.
@@ -176,9 +177,9 @@ impl Shared {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Logs that the queue has room again, if the log says that it is full and now more than a
-    /// fifth of `queue.max_bytes` is free. If it were logged earlier, a queue near its limit would
-    /// write a line for every few batches.
+    /// Logs that the queue has room again. Does so only if the log's last line about room says that
+    /// the queue is full, and if now more than a fifth of `queue.max_bytes` is free. If less free
+    /// room were enough, a queue that is nearly full would log a line for every few batches.
     fn log_not_full(&self, state: &mut SpoolState) {
         if !state.writing.told_full {
             return;
@@ -191,8 +192,8 @@ impl Shared {
         }
     }
 
-    /// Logs that the queue is full, unless the log says so already and no line about room has
-    /// followed. Wakes the writer thread, which may be able to delete segments.
+    /// Logs that the queue is full. Logs nothing if the log's last line about room already says so.
+    /// In both cases wakes the writer thread, which may be able to delete segments.
     fn log_full(&self, state: &mut SpoolState) {
         // The writer may be able to make room.
         self.work.notify_one();
@@ -225,9 +226,9 @@ impl Shared {
             * BLOCK
     }
 
-    /// Finds room for a batch that needs this many bytes of a segment. Returns either that the last
-    /// segment has room, counting the batches that wait to be written, or the size of a new
-    /// segment. `None` if there is no room for either.
+    /// Finds room for a batch that needs this many bytes of a segment. Returns `Room::Here` if the
+    /// last segment still has room after all batches that wait to be written. Otherwise returns the
+    /// size of a new segment for the batch. `None` if there is no room for either.
     fn place(&self, state: &SpoolState, needed: u64) -> Option<Room> {
         if needed <= state.writing.accounting.segment_free() {
             return Some(Room::Here);
@@ -247,8 +248,8 @@ impl Shared {
 
 /// The place where a batch finds room: the last segment or a new one.
 enum Room {
-    /// The batch finds room in the last segment, which is the one that is last when the batch is
-    /// written.
+    /// The batch finds room in the last segment. This is the segment that is the last one at the
+    /// time when the batch is written.
     Here,
     /// The batch needs a new segment of this size, in bytes.
     Opens(u64),
@@ -390,7 +391,7 @@ impl Queue {
         "the thread that writes the queue has panicked".to_owned()
     }
 
-    /// Returns `queue.max_bytes`. See [`super::Queue::capacity`].
+    /// Returns the limit of the queue in bytes: `queue.max_bytes`. See [`super::Queue::capacity`].
     #[must_use]
     pub fn capacity(&self) -> u64 {
         self.shared.capacity()
@@ -460,8 +461,8 @@ impl Queue {
         Ok(Joining { shared: Arc::clone(&self.shared), cursor, number })
     }
 
-    /// Sets whether events are kept until the output with this name has them. See
-    /// [`super::Queue::require`].
+    /// Sets whether the output with this name is required: events are kept until all required
+    /// outputs have finished them. See [`super::Queue::require`].
     pub fn require(&self, name: &str, required: bool) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -580,7 +581,7 @@ impl Joining {
         self.shared.lock().writing.save_done >= self.number
     }
 
-    /// Waits until the cursors file names the output.
+    /// Waits until the cursors file has the name of the output that joins.
     async fn saved(&self) {
         loop {
             let progress = self.shared.progress.notified();
@@ -605,8 +606,8 @@ impl Drop for Joining {
     }
 }
 
-/// A sender's receipt for a batch. If the receipt is dropped before the writer thread has begun
-/// with the batch, the batch is not stored.
+/// A sender's receipt for a batch. If the receipt is dropped before the writer thread has begun to
+/// write the batch, the batch is not stored.
 #[must_use]
 pub struct Ticket {
     /// Receives the writer's answer to the sender. `None` once the answer is in `answer`.

@@ -14,9 +14,9 @@ use crate::queue::contract::Claim;
 use crate::queue::contract::Refused;
 use crate::queue::contract::Take;
 
-/// The number of lines between two offsets that a batch remembers. When a large batch is cut into
-/// many pieces, the search for a line begins at the nearest of these offsets, and not at the start
-/// of the batch. 64 lines of 1.5 KB are 96 KB to search.
+/// A batch remembers the offset of one line in this many lines. When a large batch is cut into many
+/// parts, the search for a line begins at the nearest remembered offset, and not at the start of
+/// the batch. 64 lines of 1.5 KB are 96 KB to search.
 const LINES_PER_MARK: usize = 64;
 
 /// One batch in the queue in memory: its lines, and what the queue notes about the batch.
@@ -35,8 +35,9 @@ pub(super) struct Record {
     /// sent when every required output has finished the batch, or when a required output will never
     /// finish it. `None` if the sender does not wait.
     pub(super) waiting: Option<oneshot::Sender<Result<(), Refused>>>,
-    /// The offset at which every [`LINES_PER_MARK`]th line begins, so that a line is found without
-    /// a search from the start. Empty until the batch is cut for the first time.
+    /// The offset of every [`LINES_PER_MARK`]th line, from line 0 on: the place in `lines` where
+    /// this line begins. With these offsets a line is found without a search from the start. Empty
+    /// until the batch is cut for the first time.
     marks: Vec<usize>,
 }
 
@@ -110,7 +111,7 @@ impl Record {
 
     /// Returns the position at which to cut the batch, so that the part from `start` to the
     /// returned position is within the limits of `take`. The part has at least one event, even if
-    /// that event alone is larger.
+    /// this event alone is larger than the limits.
     pub(super) fn cut(&mut self, start: Position, take: Take) -> Position {
         let from = self.offset(start);
         let mut end = start;
