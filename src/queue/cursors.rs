@@ -44,8 +44,8 @@ pub(super) struct LogOffset {
     pub(super) byte: u64,
 }
 
-/// A range of positions whose events were dropped, and counted as lost, before every output had got
-/// them.
+/// A range of positions whose events were dropped before all outputs had got them. These events
+/// were counted as lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hole {
     pub(super) start: Position,
@@ -68,9 +68,10 @@ pub(super) struct Contents {
     pub(super) holes: Vec<Hole>,
 }
 
-/// Returns the number of events, and of bytes of their lines, that were dropped from `position` on.
-/// `holes` are the ranges of dropped events. If `position` lies inside a hole, the events before it
-/// do not count, but all bytes of that hole do.
+/// Returns two numbers about the dropped events from `position` on: how many they are, and how many
+/// bytes their lines have. `holes` are the ranges of dropped events. If `position` lies inside a
+/// hole, the number of events begins at `position`, but the number of bytes includes the whole
+/// hole.
 pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
     let behind = holes.iter().filter(|hole| hole.end > position);
     behind.fold((0, 0), |(events, bytes), hole| {
@@ -85,8 +86,9 @@ pub(super) fn dropped_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
     holes.iter().map(overlap).sum()
 }
 
-/// The result of reading the cursors file, which has two slots: its state, and the contents of its
-/// newest valid slot.
+/// The result of reading the cursors file, which has two slots: the state of the file, and the
+/// contents of its newest valid slot. There are no contents if the file is missing, damaged, or of
+/// a newer version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
     /// There is no cursors file.
@@ -120,9 +122,9 @@ impl Found {
 pub(super) const OUTPUTS_MAX: usize = 200;
 
 impl Contents {
-    /// Returns the place up to which the log is known to reach: the end of the log that this slot
-    /// has, or the highest watermark of an output (its first event that is not finished) if that is
-    /// later.
+    /// Returns the place up to which the log (the queue's sequence of events) is known to reach.
+    /// This is the end of the log that this slot has. If an output has got further, it is the place
+    /// that this output has reached.
     pub(super) fn known(&self) -> LogOffset {
         self.outputs.values().copied().fold(self.end, LogOffset::max)
     }
@@ -240,8 +242,9 @@ impl Reader<'_> {
     }
 }
 
-/// Reads the cursors file. Returns its state and contents, and the highest generation (number of a
-/// write) in its slots; 0 if no slot is valid.
+/// Reads the cursors file. Returns the state and contents of the file, and the highest generation
+/// (number of a write) in its slots. The generation is 0 if no slot is valid, or if a newer version
+/// of the program has written the file.
 pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     let file = match disk.open(FILE, Access::Read) {
         Ok(file) => file,
@@ -287,10 +290,10 @@ pub(super) struct Cursors {
 }
 
 impl Cursors {
-    /// Opens the cursors file for writing. `found` is the state in which it was read, and
-    /// `generation` is the highest generation (number of a write) in it. The old file is used if
-    /// one of its slots is valid, because a full disk has no room for a second file. If no slot is
-    /// valid, the next write makes a new file.
+    /// Opens the cursors file for writing. `found` and `generation` are the results of reading the
+    /// file: its state, and the highest generation (number of a write) in it. The old file is used
+    /// if one of its slots is valid, because a full disk has no room for a second file. If no slot
+    /// is valid, the next write makes a new file.
     pub(super) fn open(disk: &dyn Disk, found: &Found, generation: u64) -> io::Result<Self> {
         let file = match found {
             Found::Half(_) | Found::Whole(_) => Some(disk.open(FILE, Access::Write)?),

@@ -30,7 +30,7 @@ pub(super) const QUARANTINE: &str = "quarantine";
 /// this file, so that no second process uses the same directory.
 pub(super) const LOCK: &str = "spool.lock";
 
-/// The greatest number of pieces that the kernel accepts in one write (UIO_MAXIOV).
+/// The greatest number of separate byte slices that the kernel accepts in one write (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;
 
 /// The operations on a queue's directory and on the files in it. Tests have an implementation whose
@@ -72,22 +72,22 @@ pub(super) trait File: Send + Sync + fmt::Debug {
     /// which is smaller than the buffer only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Writes all pieces to the file, one after the other, from `offset` on.
+    /// Writes these byte slices to the file, one directly after the other, from `offset` on.
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()>;
 
     /// Makes everything that was written to the file survive a power loss (fdatasync). After an
     /// error it is unknown which writes since the last sync are stored.
     fn sync(&self) -> io::Result<()>;
 
-    /// Sets the length of the file, which is cut to this many bytes.
+    /// Sets the length of the file to this many bytes. Bytes of the file after this length are
+    /// lost.
     fn truncate(&self, bytes: u64) -> io::Result<()>;
 
     /// Returns the length of the file in bytes.
     fn bytes(&self) -> io::Result<u64>;
 }
 
-/// Returns a function that adds the name of a file to an error: it puts the name before the error's
-/// text.
+/// Returns a function that puts the name of a file before the text of an error.
 pub(super) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
@@ -147,8 +147,8 @@ impl RealDisk {
         Ok(Self { root: root.to_owned(), _lock: Some(file), grows: AtomicBool::new(false) })
     }
 
-    /// Opens a queue's directory for inspection, without taking the lock that the process that uses
-    /// the queue holds. The caller must call only operations that read.
+    /// Opens a queue's directory for inspection. Does not take the lock on the directory, which a
+    /// running relay may hold. The caller must call only operations that read.
     pub(super) fn look(root: &Path) -> Self {
         Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
     }

@@ -146,7 +146,7 @@ pub struct Summary {
     /// The number of files in the quarantine (the directory for copies of damaged bytes), and the
     /// number of bytes in these files.
     pub quarantine: (u64, u64),
-    /// The segments that could not be opened, each as a finding.
+    /// The segments that could not be opened, each described as a fault.
     pub unreadable: Vec<Finding>,
 }
 
@@ -159,8 +159,8 @@ pub struct Output {
     pub events: u64,
     /// The number of bytes in the lines of these events.
     pub bytes: u64,
-    /// How long ago the first event that the output has not finished was received, 0 if there is no
-    /// such event. `None` if the time can't be read.
+    /// The age of the oldest event that the output has not finished: the time since it was
+    /// received. 0 if the output has finished all events. `None` if the age can't be read.
     pub oldest: Option<Duration>,
 }
 
@@ -236,8 +236,8 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Returns the number of events that are missing because of this finding; 0 for the cursors
-    /// file.
+    /// Returns the number of events that are missing because of this fault; 0 if it is a fault of
+    /// the cursors file.
     fn missing(&self) -> u64 {
         match self {
             Self::Damaged { events, .. }
@@ -334,9 +334,9 @@ impl Directory {
     }
 
     /// Returns a summary of the queue's directory. For this it reads the headers of all segments,
-    /// and headers of records up to each output's first unfinished event. In the last segment it
-    /// also reads everything after the end of the log that the cursors file has, because the log
-    /// may go further.
+    /// and headers of records up to each output's first unfinished event. The cursors file says
+    /// where the log (the queue's sequence of events) ended when the file was written. The function
+    /// also reads the last segment from there on, because the log may be longer now.
     ///
     /// # Errors
     ///
@@ -352,9 +352,9 @@ impl Directory {
         }
     }
 
-    /// Passes the lines of all undamaged events to the function `tell`, oldest first. With `output`
-    /// it passes only the events that the output with this name has not finished. Returns the
-    /// totals.
+    /// Passes the lines of all undamaged events to the function `tell`, oldest first. If `output`
+    /// is a name, passes only the events that the output with this name has not finished. Returns
+    /// the totals.
     ///
     /// # Errors
     ///
@@ -389,8 +389,8 @@ impl Directory {
         Error::Read { path: self.root.join(file), error }
     }
 
-    /// Reads the cursors file. As long as a slot has a wrong checksum, the file is read again,
-    /// because a running relay may be writing the slot.
+    /// Reads the cursors file, which has two slots. If one of the slots is not valid, reads the
+    /// file again, a limited number of times, because a running relay may be writing the slot.
     fn cursors(&self) -> Result<Found, Error> {
         let read = || cursors::read(&*self.disk).map_err(|error| self.failed(cursors::FILE, error));
         let mut found = read()?.0;
@@ -484,8 +484,9 @@ impl Directory {
         Ok(Some(known))
     }
 
-    /// Makes a summary of the queue's directory. The `bool` is `false` if a file that was needed
-    /// was deleted meanwhile, so that the summary should be made again.
+    /// Makes a summary of the queue's directory. The `bool` is `true` if the summary is complete.
+    /// It is `false` if a needed file was deleted meanwhile; the caller should then make the
+    /// summary again.
     fn look(&self) -> Result<(Summary, bool), Error> {
         let found = self.cursors()?;
         let contents = found.contents().cloned().unwrap_or_default();
@@ -536,8 +537,8 @@ impl Directory {
     }
 
     /// Returns how long ago the event at this position was received. If this event is missing or
-    /// damaged, takes the next event; `None` if there is none. The `bool` is `false` if a file was
-    /// deleted meanwhile, so that the caller should try again.
+    /// damaged, returns the age of the next event; `None` if there is no next event. The `bool` is
+    /// `false` if a file was deleted meanwhile and the caller should try again, otherwise `true`.
     fn age(&self, segments: &[Position], position: Position) -> (Option<Duration>, bool) {
         let index = segments.partition_point(|first| *first <= position).saturating_sub(1);
         for (first, next) in with_next(segments).skip(index) {

@@ -16,8 +16,8 @@ use super::disk::File;
 use super::disk::SEGMENTS;
 use crate::position::Position;
 
-/// A group (the records of one write and one sync) starts at a multiple of this many bytes of its
-/// file.
+/// Each group of records starts in its file at a multiple of this many bytes. A group is the
+/// records of one write and one sync.
 pub(super) const BLOCK: u64 = 4096;
 
 /// The least number of bytes that a disk writes, or loses, at once: one sector.
@@ -52,7 +52,7 @@ pub(super) const WINDOW: u64 = 1 << 20;
 /// be kept in memory.
 const STEP: usize = if cfg!(test) { 2 << 10 } else { 256 << 10 };
 
-/// The least number of zero bytes, at the end of a record or in a part of a sector, that count as a
+/// A run of at least this many zero bytes, at the end of a record or in a part of a sector, is a
 /// sign that a sector was not written. A single zero byte may be a damaged byte.
 const ZEROS_MIN: u64 = 2;
 
@@ -249,7 +249,8 @@ pub(super) enum Check {
 /// The next thing that a scan (the reader of a segment) has found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
-    /// A record whose verified checksums are right.
+    /// A record with right checksums. The checksum of its lines counts only if the scan verifies
+    /// lines.
     Record(Record),
     /// Bytes that are neither a valid record nor padding (the zeros between groups of records).
     Damage(Damage),
@@ -293,10 +294,10 @@ pub(super) struct Damage {
 /// at the end of the file, at a given offset, or at a record whose position belongs to the next
 /// segment.
 ///
-/// The scan keeps a part of the file in memory, the window, which has at most some megabytes. Lines
-/// are shared parts of the window, and are not copied. Bytes that can't be read are treated as
-/// zeros, but are remembered as unreadable. They therefore count as damage, and never as a write
-/// that was not finished.
+/// The scan keeps a part of the file in memory: the window, which usually has at most some
+/// megabytes. The returned lines share the memory of the window, and are not copied. Bytes that
+/// can't be read are treated as zeros, but are remembered as unreadable. They therefore count as
+/// damage, and never as a write that was not finished.
 ///
 /// Invariant: the positions of the returned records rise. What must never happen: that a record is
 /// returned although a checksum that the scan verifies is wrong.
@@ -351,13 +352,13 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Returns `true` if all bytes that this scan has tried to read could be read.
+    /// Returns `true` if the scan has not met any unreadable byte so far.
     pub(super) fn has_read_all(&self) -> bool {
         self.unreadable.is_empty()
     }
 
-    /// Returns `true` if no attempt to read these bytes has failed. Bytes that the scan has not
-    /// tried to read yet do not make the result `false`.
+    /// Returns `true` if none of these bytes is known to be unreadable. Bytes that the scan has not
+    /// tried to read yet count as readable.
     pub(super) fn has_read(&self, bytes: &Range<u64>) -> bool {
         self.unreadable_end(bytes).is_none()
     }
@@ -495,8 +496,8 @@ impl<'a> Scan<'a> {
     }
 
     /// Reads the lines of a record from the offset `at` on, and verifies their checksum. Returns
-    /// `None` if the checksum is wrong. Returns `Some(None)` if the checksum is right, but the
-    /// lines are too long to be kept in memory.
+    /// `None` if the checksum is wrong, and `Some(Some(lines))` if it is right. Returns
+    /// `Some(None)` if it is right, but the lines are too long to be kept in memory.
     fn lines(&mut self, at: u64, header: &RecordHeader) -> Option<Option<Bytes>> {
         if header.length <= self.ahead {
             let lines = self.read(at, header.length);
@@ -622,9 +623,9 @@ impl<'a> Scan<'a> {
         self.window.slice(range)
     }
 
-    /// Returns the range in the window (the part of the file in memory) where `size` bytes of the
-    /// file from the offset `at` on are. If the window does not have these bytes, loads it again
-    /// first.
+    /// Makes sure that `size` bytes of the file, from the offset `at` on, are in the window (the
+    /// part of the file in memory). If they are not, loads the window again. Returns the range of
+    /// these bytes in the window.
     fn reach(&mut self, at: u64, size: u64) -> Range<usize> {
         let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
         if !inside {

@@ -33,10 +33,11 @@ use crate::queue::tail::Tail;
 
 /// The settings of a walk, which reads all segments of a queue in order.
 pub(super) struct Want<'a> {
-    /// `true`: the lines of all undamaged records are passed to the caller's function.
+    /// `true`: the lines of all undamaged records are passed to the caller's function. `false`: the
+    /// lines are checked, but not passed.
     pub(super) lines: bool,
-    /// The name of an output: events that this output has finished do not count as missing. `None`:
-    /// only events that all outputs have finished do not count as missing.
+    /// The name of an output: only events that this output has not finished can count as missing.
+    /// `None`: events that at least one output has not finished can count as missing.
     pub(super) output: Option<&'a str>,
     /// Events before this position are skipped.
     pub(super) from: Position,
@@ -46,18 +47,19 @@ pub(super) struct Want<'a> {
 ///
 /// The walk goes from record to record (a record is a stored batch), and compares the first
 /// position of each record with the position at which the record before it ended. If the two
-/// differ, the events in between are damaged, if there are damaged bytes in between, or missing.
+/// differ, there is a gap. If there are damaged bytes in the gap, the events of the gap count as
+/// damaged. If there are none, they count as missing.
 ///
 /// Missing events count only if some output still needs them, and if the relay has not dropped and
 /// counted them itself. Before the walk reports missing events, it reads the cursors file again,
-/// because a running relay may just have deleted the segment, and the events are then no longer
-/// needed.
+/// because a running relay may just have deleted a segment whose events are no longer needed.
 pub(super) struct Walk<'a, 't> {
     directory: &'a Directory,
     want: Want<'a>,
     tell: &'a mut Tell<'t>,
-    /// The first position that is still needed. `None` if the cursors file can't be read; then all
-    /// events count from the first segment on.
+    /// The first position that is still needed; events before this position do not count as
+    /// missing. `None` if the cursors file can't be read: then every event counts, from the first
+    /// segment on.
     floor: Option<Position>,
     /// The holes: ranges of positions whose events the relay has dropped and counted as lost.
     holes: Vec<Hole>,
@@ -127,8 +129,8 @@ impl<'a, 't> Walk<'a, 't> {
         self.tell(Seen::Finding(finding))
     }
 
-    /// Sets the expected position to `until`, because no record was found before it. If events
-    /// before `until` are still needed, reports them as missing.
+    /// Moves the expected position forward to `until`, because no record was found between the two
+    /// positions. If some events in between are still needed, reports them as missing.
     fn miss(&mut self, until: Position) -> Result<(), Error> {
         let positions = self.position..until;
         let mut events = self.needed(&positions);
@@ -249,18 +251,18 @@ impl<'a, 't> Walk<'a, 't> {
     }
 }
 
-/// Returns the position before which all records of a segment lie. Records from this position on do
-/// not count, because they were never acknowledged: their positions belong to the next segment, or
-/// to a segment that was dropped.
+/// Returns the position at which a segment ends: all its valid records lie before this position.
+/// Records from this position on do not count, because they were never acknowledged: their
+/// positions belong to the next segment, or to a segment that was dropped.
 pub(super) fn limit(first: Position, next: Option<Position>, holes: &[Hole]) -> Position {
     let dropped = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
     dropped.chain(next).min().unwrap_or(Position::MAX)
 }
 
-/// Reads the end of the last segment, from the position `known`, up to which the segment is known
-/// to be synced. As long as there is damage, the end is read again, because a running relay may be
-/// writing it. `first` is the place in the log where the segment begins, and records from the
-/// position `limit` on do not count.
+/// Reads the end of the last segment, from the position `known` on. Up to `known` the segment is
+/// known to be synced. If there is damage, reads the end again, a limited number of times, because
+/// a running relay may be writing it. `first` is the place in the log where the segment begins.
+/// Records from the position `limit` on do not count.
 pub(super) fn tail(file: &dyn File, first: LogOffset, limit: Position, known: Position) -> Tail {
     let segment = Segment { file, first: first.position, size: u64::MAX, limit, end: limit };
     let (offset, position) = segment.place_of(known);
@@ -283,8 +285,8 @@ struct Segment<'a> {
     first: Position,
     /// The offset in the file up to which the segment is read; bytes after it do not count.
     size: u64,
-    /// The position before which all records of the segment lie. Records from this position on do
-    /// not count, because they were never acknowledged.
+    /// The position at which the segment ends: all its valid records lie before this position.
+    /// Records from this position on do not count, because they were never acknowledged.
     limit: Position,
     /// The position after the last event that the segment should have.
     end: Position,
@@ -352,8 +354,8 @@ impl<'a> Segment<'a> {
     }
 }
 
-/// Joins the damages between two records into one step. `positions` are those between the two
-/// records. `None` if there is no damage.
+/// Joins the damaged parts of the file between two records into one report of damage. `positions`
+/// are the positions between the two records. `None` if there is no damage.
 fn damaged<'s, 'f>(damages: &[Damage], positions: Range<Position>) -> Option<Step<'s, 'f>> {
     let offset = damages.first()?.bytes.start;
     let bytes = damages.iter().map(|damage| damage.bytes.end - damage.bytes.start).sum();
