@@ -34,25 +34,26 @@ mod files;
 use files::LetterFiles;
 use files::Line;
 
-/// The size in bytes at which a group of dead letters (given-up events, kept in files) is full: a
-/// group is written and synced together. An output also stops sending while it has this many bytes
-/// of letters that are not yet written.
+/// The size in bytes at which a group of dead letters (given-up events, kept in files) is full. The
+/// letters of a group are written and synced together. An output also stops sending while this many
+/// bytes of its letters are not yet written.
 pub(super) const GROUP_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The most claims (ranges of events) of one output whose dead letters wait to be written. At this
-/// number, the output sends nothing more. An event that is refused alone is a claim of its own.
+/// The most claims (ranges of events) of one output that may wait until their dead letters
+/// (given-up events) are written. At this number, the output sends nothing more. The number can
+/// grow fast, because an event that is refused alone is one claim.
 pub(super) const CLAIMS_MAX: usize = 4096;
 
-/// The most jobs (dead letters that a delivery has handed over) that wait for the writing thread,
-/// for all outputs together. A job still counts when its delivery has stopped waiting. While the
-/// queue of jobs is full, the letters of further jobs are not written.
+/// The most jobs that may wait for the writing thread, for all outputs together. A job holds the
+/// dead letters (given-up events) that a delivery hands over in one call. While the queue of jobs
+/// is full, the letters of further jobs are not written.
 const JOBS_MAX: usize = 16 * CLAIMS_MAX;
 
 /// The longest time that a delivery waits until its dead letters (given-up events) are safe on
 /// disk. Events whose letters are not safe after this time are counted as lost without a letter.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The longest time that the end of the process waits for the threads that write dead letters.
+/// When the process ends, it waits at most this long for the threads that write dead letters.
 const CLOSING: Duration = Duration::from_secs(2);
 
 /// The most bytes of the reason that a dead letter holds. A longer reason is cut at this length.
@@ -414,8 +415,8 @@ fn write_group(files: &mut LetterFiles, group: &[Taken]) -> Vec<Written> {
     group.iter().map(written).collect()
 }
 
-/// Returns the bytes before the event in each dead letter of a job: the time, the output and the
-/// reason.
+/// Returns the first bytes of each dead letter of a job, which come before the event. They hold the
+/// time, the output and the reason.
 fn head(time: &str, job: &Taken) -> Vec<u8> {
     let mut reason = &*job.reason;
     if reason.len() > REASON_BYTES_MAX {

@@ -48,19 +48,19 @@ const NAMES_MAX: u64 = 1000;
 /// since 1970. A file with a larger number (a time after the year 37,648) was not made by a relay.
 const NUMBER_MAX: u64 = 1 << 50;
 
-/// The pause before the third and last attempt to write letters. If the previous letters could not
-/// be written either, this pause and this attempt are left out.
+/// The pause before the third and last attempt to write dead letters. If the letters before these
+/// could not be written, there is no pause and no third attempt.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// One dead letter, which is one line of a file.
 pub(super) struct Line<'a> {
-    /// The bytes of the letter before the event.
+    /// The first bytes of the letter, which come before the event.
     pub(super) head: &'a [u8],
     /// The event, without its line break.
     pub(super) event: &'a [u8],
 }
 
-/// The bytes of a dead letter after the event.
+/// The last bytes of a dead letter, which come after the event.
 const TAIL: &[u8] = b"}\n";
 
 impl Line<'_> {
@@ -140,9 +140,9 @@ impl LetterFiles {
         self.max_bytes / FILES
     }
 
-    /// Writes and syncs lines in one file. If this fails, it tries another file at once. If this
-    /// fails too, it pauses and tries a third time, unless the lines of the call before also
-    /// failed. Returns the error of the last attempt.
+    /// Writes and syncs lines in one file. After an error, it tries another file at once. After a
+    /// second error, it pauses and tries a third time. If the previous call failed too, the pause
+    /// and the third attempt are left out. Returns the error of the last attempt.
     fn store(&mut self, lines: &[Line<'_>]) -> io::Result<()> {
         let bytes = lines.iter().map(Line::bytes).sum();
         if bytes > self.max_bytes {
@@ -185,8 +185,8 @@ impl LetterFiles {
         Ok(())
     }
 
-    /// Deletes the oldest letters files that no process writes to, until there is room for `bytes`
-    /// more bytes and one more file, or until no such file is left.
+    /// Deletes the oldest dead-letter files that no process writes to. Stops when there is room for
+    /// `bytes` more bytes and one more file, or when no such file is left.
     fn make_room(
         &mut self,
         directory: &Directory,
@@ -295,8 +295,8 @@ impl Directory {
         same && length(&ours) == current.bytes
     }
 
-    /// Makes and locks a new file. Its name sorts after the names of all letters files in the
-    /// directory.
+    /// Makes and locks a new dead-letter file. Its name sorts after the names of all such files in
+    /// the directory.
     fn create(&self) -> io::Result<Current> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_millis()).unwrap_or_default();

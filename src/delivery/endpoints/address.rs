@@ -44,8 +44,8 @@ pub(crate) struct ResolvedAddress {
 }
 
 impl ResolvedAddress {
-    /// Makes the failure of a connection to this address. `what` is the text that says what
-    /// happened.
+    /// Makes a [`Failure`] which says that a connection to this address failed. `what` is the text
+    /// that says what happened.
     pub(crate) fn failure(&self, reason: AttemptError, what: impl fmt::Display) -> Failure {
         Failure::new(reason, format!("connection to {self}: {what}"))
     }

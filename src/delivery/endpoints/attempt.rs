@@ -17,38 +17,38 @@ use crate::telemetry::AttemptError;
 /// error if no connection to it could be made.
 pub(crate) type Probed = Vec<(String, Result<(), ProbeError>)>;
 
-/// One use of an address, by a delivery or a connection. Its owner reports the result with
-/// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`]. Dropping the value without
-/// a report says nothing about the address; it only ends the trial, if the attempt is one (a
-/// delivery that tests the address after a failure).
+/// One use of an address, by a delivery or a connection. The user reports the result with
+/// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`]. If the value is dropped
+/// without a report, nothing is noted about the address. If the attempt is a trial (a delivery that
+/// tests the address after a failure), dropping the value ends the trial.
 pub(crate) struct Attempt {
     set: Arc<Endpoints>,
     address: ResolvedAddress,
     begun: Instant,
-    /// `true` if this attempt is a trial: the one delivery that tests, after a failure, whether the
-    /// address works again.
+    /// `true` if this attempt is a trial: a delivery that tests the address after a failure. An
+    /// address has at most one trial at a time.
     is_trial: bool,
 }
 
 impl Endpoints {
-    /// Picks the address for the next delivery; `None` if the output has no address. With
-    /// `failover`, it is the first address in order that works, or that may be tested again after a
-    /// failure; with `round_robin`, the next such address. If no address is known to work, each is
-    /// tried once, in order, before any is tried again.
+    /// Picks the address for the next delivery; `None` if the output has no address. An address can
+    /// be picked if it works, or if it may be tested again after a failure. `failover` picks the
+    /// first such address in order, `round_robin` the next one in turn. If no address is known to
+    /// work, each is tried once, in order, before any is tried again.
     pub(crate) fn pick(self: &Arc<Self>) -> Option<Attempt> {
         let now = Instant::now();
         let (address, is_trial) = self.lock().pick(self.strategy, now)?;
         Some(Attempt { set: Arc::clone(self), address, begun: now, is_trial })
     }
 
-    /// Begins an attempt at an address that the caller has chosen, although it may not be this
-    /// address's turn.
+    /// Begins an attempt at an address that the caller has chosen, even if `pick` would choose
+    /// another address now.
     pub(crate) fn attempt(self: &Arc<Self>, address: ResolvedAddress) -> Attempt {
         Attempt { set: Arc::clone(self), address, begun: Instant::now(), is_trial: false }
     }
 
-    /// Begins a delivery at an address although it is not this address's turn, because the address
-    /// whose turn it was does not answer.
+    /// Begins a delivery at an address that `pick` did not choose. Called when the address that
+    /// `pick` chose does not answer.
     pub(crate) fn give(self: &Arc<Self>, address: ResolvedAddress) -> Attempt {
         let is_trial = self.lock().take(&address);
         let mut attempt = self.attempt(address);
@@ -139,9 +139,9 @@ impl Attempt {
     }
 
     /// Notes that the consumer at this address refused events that another consumer may accept.
-    /// Returns `true` if another address may be tried without a pause. If there is none, every
-    /// consumer has refused the events, so no consumer is at fault: addresses that are down only
-    /// because of refusals are used again.
+    /// Returns `true` if another address may be tried without a pause. Otherwise every consumer has
+    /// refused the events, so no consumer is at fault. In this case, addresses that are down only
+    /// because of refusals count as up again.
     pub(crate) fn refused(&self, failure: &Failure) -> bool {
         let left = self.note(failure, Fault::Refused);
         if !left {
@@ -201,9 +201,9 @@ impl Attempt {
         }
     }
 
-    /// Notes that no connection to the address could be made, and moves the attempt to another
-    /// usable address of the same host name. If there is no other address, notes nothing and
-    /// returns `false`.
+    /// Notes that no connection to the address could be made. Moves the attempt to another usable
+    /// address of the same host name, and returns `true`. If there is no such address, notes
+    /// nothing and returns `false`.
     fn move_on(&mut self, failure: &Failure) -> bool {
         let next = self.set.lock().sibling(&self.address);
         let Some(next) = next else { return false };
@@ -214,8 +214,8 @@ impl Attempt {
         true
     }
 
-    /// Ends the trial, if the attempt is one (a delivery that tests the address after a failure).
-    /// Another delivery may then test the address.
+    /// Ends the trial, if this attempt is a trial (a delivery that tests the address after a
+    /// failure). Another delivery may then test the address.
     fn release(&mut self) {
         if std::mem::take(&mut self.is_trial)
             && let Some(address) = self.set.lock().address(&self.address)

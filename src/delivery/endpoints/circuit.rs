@@ -38,7 +38,7 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The longest pause between two probes (test connections) of one address that is down.
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// The kind of fault because of which deliveries avoid an address.
+/// A reason for deliveries to avoid an address.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Fault {
     /// The consumer could not be reached, did not answer, or answered with an error.
@@ -67,8 +67,9 @@ pub(super) struct Circuit {
     /// The time for which the address must answer probes (test connections) after a failure, before
     /// a delivery tests it again.
     hold: Duration,
-    /// The moment when the address last came back after a failure. `None` if it never failed, if it
-    /// has failed again since, or if it has worked for as long as `hold` since.
+    /// The moment when the address last came back (could be used again after a failure). `None` if
+    /// the address never failed, or if it has failed again since it came back. Also `None` if the
+    /// address has worked for the time `hold` since it came back.
     back: Option<Instant>,
     /// The moment of the last failed delivery at this address; `None` if no delivery failed.
     failed: Option<Instant>,
@@ -110,9 +111,10 @@ impl Circuit {
         Self { state: CircuitState::Closed, hold: HOLD_MIN, back: None, failed: None }
     }
 
-    /// Makes the circuit of a new address that replaces an address which is down and has the
-    /// circuit `self`. The new address has no failure of its own, but it must answer probes (test
-    /// connections) before it is used as an address that works. The first probe is due at once.
+    /// Makes the circuit (the state that decides about the use) of a new address, when the other
+    /// addresses of its host name are down. `self` is the circuit of one of these. The new address
+    /// has no failure of its own, but it must answer probes (test connections) before a delivery
+    /// tests it. The first probe is due at once.
     pub(super) fn of_successor(&self, now: Instant) -> Self {
         let mut circuit = self.clone();
         circuit.failed = None;
@@ -133,7 +135,8 @@ impl Circuit {
         matches!(self.state, CircuitState::Closed)
     }
 
-    /// Returns `true` if a delivery may use the address while another address works.
+    /// Returns `true` if a delivery may use the address: the address is known to work, or it is to
+    /// be tested after a failure and no other delivery tests it now.
     pub(super) fn is_usable(&self) -> bool {
         matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen { busy: false })
     }
@@ -218,9 +221,9 @@ impl Circuit {
         true
     }
 
-    /// Notes that no consumer accepts the events that this consumer refused, so it was not at
-    /// fault. If refusals are its only faults, closes the circuit (the address is used again) and
-    /// returns `true`.
+    /// Notes that no consumer accepts the events that this consumer refused, so this consumer was
+    /// not at fault. If the address is down only because of refusals, closes the circuit (the
+    /// address is used again) and returns `true`. Otherwise returns `false`.
     pub(super) fn forgive(&mut self) -> bool {
         let refused = matches!(&self.state, CircuitState::Open(open) if open.refused);
         if refused {
@@ -229,11 +232,11 @@ impl Circuit {
         refused
     }
 
-    /// Notes that a delivery succeeded which began at `begun`. Returns `true` if this closes an
-    /// open circuit, so that the address counts as up again. A delivery that began before the last
-    /// failure does not close the circuit, because its success says nothing about the time after
-    /// that failure. There is one exception: if silence is the only fault, any success closes the
-    /// circuit.
+    /// Notes that a delivery succeeded. The delivery began at `begun`. Returns `true` if the
+    /// success closes an open circuit, so that the address counts as up again. A delivery that
+    /// began before the last failure does not close the circuit: its success says nothing about the
+    /// time after that failure. There is one exception: if silence is the only fault, any success
+    /// closes the circuit.
     pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
         let suspect = matches!(&self.state, CircuitState::Open(open) if open.suspect);

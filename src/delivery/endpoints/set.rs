@@ -29,8 +29,8 @@ use crate::delivery::failure::Failure;
 use crate::net;
 use crate::telemetry::AttemptError;
 
-/// The time for which the resolver's answer counts as new, so that the name is not looked up again.
-/// It is needed because the parallel connections of an `http` output look the name up at the same
+/// After the resolver has answered, the same name is not looked up again for this time. Without
+/// this limit, the parallel connections of an `http` output would all look the name up at the same
 /// moment.
 const FRESH: Duration = Duration::from_secs(1);
 
@@ -38,7 +38,8 @@ const FRESH: Duration = Duration::from_secs(1);
 /// with more addresses has a load balancer.
 const ADDRESSES_MAX: usize = 64;
 
-/// The type of the function that asks the resolver for the addresses of a name. It releases the
+/// The type of the function that asks the resolver for the addresses of a host name. The caller
+/// passes a permit, so that only one lookup of the name runs at a time. The function releases the
 /// permit when the resolver has answered, even if nobody waits for the answer any more.
 pub(super) type LookUp = dyn Fn(HostPort, OwnedSemaphorePermit) -> Answer + Send + Sync;
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
@@ -74,8 +75,8 @@ pub(crate) struct Endpoints {
     pub(super) timeouts: Timeouts,
     pub(super) look_up: Box<LookUp>,
     table: Mutex<AddressTable>,
-    /// A number that grows with every change of the addresses to which connections may have to
-    /// react.
+    /// A counter that grows with each change of the addresses to which a connection may have to
+    /// react (for example, an address is removed, or works again).
     version: AtomicU64,
     changed: Notify,
 }
@@ -85,16 +86,16 @@ pub(crate) struct Endpoints {
 pub struct AddressState {
     /// The configured host and port, and the IP address that the host resolved to.
     pub address: String,
-    /// The state of the address. `up`; `down`; `suspect` if it does not answer while another
-    /// address does; `back, on trial` if one delivery at a time tests it, after it was `down` or
-    /// `suspect`.
+    /// The state of the address: `up`, `down`, `suspect` or `back, on trial`. `suspect`: the
+    /// address does not answer while another address does. `back, on trial`: the address was `down`
+    /// or `suspect`, and now one delivery at a time tests it.
     pub state: &'static str,
     /// `true` if the last delivery or connection that succeeded used this address.
     pub used: bool,
 }
 
-/// Makes the failure of a lookup of the host name `name`. `what` is the text that says why it
-/// failed.
+/// Makes a [`Failure`] which says that the lookup of the host name `name` failed. `what` is the
+/// text that says why.
 fn unresolved(name: &HostPort, what: impl fmt::Display) -> Failure {
     Failure::new(AttemptError::Resolve, format!("cannot resolve {}: {what}", name.host))
 }
@@ -132,8 +133,8 @@ impl Endpoints {
     }
 
     /// Returns the addresses that may be used, except the one with the id `id`. Addresses that are
-    /// known to work come first; then those that may be tested after a failure. In both parts, the
-    /// order begins with the address whose turn is next.
+    /// known to work come first. After them come the addresses that may be tested after a failure.
+    /// Each of these two parts begins with the address that is next in turn.
     pub(crate) fn others(&self, id: usize) -> Vec<ResolvedAddress> {
         self.lock().others(id)
     }
@@ -158,8 +159,8 @@ impl Endpoints {
 
     /// Looks up the host name of an address. Does nothing if the host needs no lookup, or if its
     /// last lookup succeeded less than `FRESH` (1 s) ago. If the lookup fails, the addresses that
-    /// were known before stay. If the IP address is known already, a lookup that another task has
-    /// begun is not waited for.
+    /// were known before stay. If the IP address is known already and another task looks the name
+    /// up, the method returns at once.
     ///
     /// # Errors
     ///
@@ -216,10 +217,11 @@ impl Endpoints {
         self.lock().address(address).is_none()
     }
 
-    /// Returns `true` if a connection that carries all events should be closed in order, for one of
-    /// two reasons. Its address is not an address of the output any more; or, with `failover`, an
-    /// address of an earlier endpoint is usable again. The second reason counts only if the
-    /// connection's own address works and the last delivery did not fail.
+    /// Returns `true` if a connection to this address should be closed in order. The connection
+    /// carries all events of the output. There are two reasons to close it. First: the address is
+    /// not an address of the output any more. Second, only with `failover`: an address of an
+    /// earlier endpoint is usable again, while this address works and the last delivery did not
+    /// fail.
     pub(crate) fn is_over(&self, address: &ResolvedAddress) -> bool {
         self.lock().is_over(address, self.strategy)
     }

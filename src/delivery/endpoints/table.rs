@@ -14,11 +14,12 @@ use super::circuit::Circuit;
 use super::circuit::Fault;
 use crate::config::Strategy;
 
-/// The time after which a host name is looked up again, if no connection has looked it up
-/// meanwhile.
+/// When this time has passed since the last lookup of a host name, the background task looks the
+/// name up again.
 pub(super) const LOOK_UP: Duration = Duration::from_secs(30);
 
-/// The shortest time after a log line about an address until the log may say that it is down.
+/// After a log line about an address, the log waits at least this long before it may say that the
+/// address is down.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// The endpoints of one output in the order of the config, with the addresses of each.
@@ -35,9 +36,9 @@ pub(super) struct AddressTable {
     /// The index of the address whose turn is next. With `round_robin`, the search for the address
     /// of the next delivery begins there.
     turn: usize,
-    /// `true` if the last delivery failed. If an address is known to work, the next delivery then
-    /// goes to such an address, and does not test one that was down. So two tests never fail in a
-    /// row while another address works.
+    /// `true` if the last delivery failed. While this is `true`, the next delivery goes to an
+    /// address that is known to work, if there is one. It does not test an address that was down.
+    /// So two tests never fail in a row while another address works.
     pub(super) failing: bool,
     /// The id of the address at which the last delivery or connection succeeded; `None` if none has
     /// succeeded yet.
@@ -63,16 +64,16 @@ struct EndpointEntry {
     addresses: Vec<AddressEntry>,
 }
 
-/// One address of an endpoint, with its circuit (may deliveries use it?) and with the last log line
-/// about it.
+/// One address of an endpoint, with its circuit (the state that decides whether deliveries may use
+/// the address) and with the last log line about it.
 pub(super) struct AddressEntry {
     /// The address's id, which is never given to another address.
     pub(super) id: usize,
     /// The IP address and port; `None` while the host is not resolved, and if a proxy resolves it.
     pub(super) socket: Option<SocketAddr>,
     pub(super) circuit: Circuit,
-    /// The last round (in which each address is tried once) with a failed delivery at this address;
-    /// `None` if no delivery failed here.
+    /// The number of the last round in which a delivery to this address failed; `None` if none
+    /// failed. In a round, each address is tried once.
     failed_in: Option<u64>,
     /// The moment of the last log line about the address; `None` if there was no line.
     told: Option<Instant>,
@@ -93,7 +94,7 @@ pub(super) struct Noted {
     /// `true` if the failure has opened the address's circuit: from now on, the address counts as
     /// down.
     pub(super) opened: bool,
-    /// `true` if the caller must log the failure. The table has already noted that this log line is
+    /// `true` if the caller must log the failure. The table already counts this log line as
     /// written.
     pub(super) tells: bool,
     /// `true` if another address may be tried without a pause.
@@ -105,16 +106,17 @@ impl AddressEntry {
         Self { id, socket, circuit, failed_in: None, told: None, told_down: false }
     }
 
-    /// Makes the entry of a new address of an endpoint whose addresses are all down. `self` is one
-    /// of these addresses: the new entry begins with its circuit, so the new address must answer
-    /// probes before it counts as working.
+    /// Makes the entry of a new address, when the other addresses of its endpoint are all down.
+    /// `self` is the entry of one of these. The new entry begins with the same circuit (the state
+    /// that decides about the use), so the new address must answer probes before it counts as
+    /// working.
     fn successor(&self, id: usize, socket: SocketAddr, now: Instant) -> Self {
         let circuit = self.circuit.of_successor(now);
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
     }
 
-    /// Returns `true` if the caller may log a line about the address now. The caller must then
-    /// write the line, because it is already counted as written.
+    /// Returns `true` if the caller may now log that the address is down. The line is then already
+    /// counted as written, so the caller must write it.
     fn may_tell(&mut self, now: Instant) -> bool {
         let may = self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
         if may {
@@ -123,8 +125,8 @@ impl AddressEntry {
         may
     }
 
-    /// Returns `true` if the caller must log that the address is up, because the last log line says
-    /// that it is down. The line is then already counted as written.
+    /// Returns `true` if the last log line about the address says that it is down. The caller must
+    /// then log that the address is up. This new line is already counted as written.
     pub(super) fn is_to_be_told_up(&mut self, now: Instant) -> bool {
         let tells = std::mem::take(&mut self.told_down);
         if tells {
@@ -183,14 +185,15 @@ impl AddressTable {
         self.entries.iter().map(|entry| entry.addresses.len()).sum()
     }
 
-    /// Returns every address in order, with its endpoint and the endpoint's index.
+    /// Returns every address in the order of the list, with its endpoint and the index of the
+    /// endpoint in the config.
     fn all(&self) -> impl Iterator<Item = (usize, &EndpointEntry, &AddressEntry)> {
         self.entries.iter().enumerate().flat_map(|(index, entry)| {
             entry.addresses.iter().map(move |address| (index, entry, address))
         })
     }
 
-    /// Returns every address in order, with its entry.
+    /// Returns every address in the order of the list, with its entry in the table.
     pub(super) fn resolved(&self) -> impl Iterator<Item = (ResolvedAddress, &AddressEntry)> {
         self.all().map(|(index, entry, address)| (entry.resolved(index, address), address))
     }
@@ -230,8 +233,8 @@ impl AddressTable {
             .map(|(index, (endpoint, of, address))| (index, of.resolved(endpoint, address)))
     }
 
-    /// Returns the address, with its index, whose pause ends first; `None` if there is no address.
-    /// Called when the consumer of every address has asked for a pause.
+    /// Returns the address whose pause ends first, and the index of the address; `None` if the
+    /// output has no address. Called when the consumer of every address has asked for a pause.
     fn soonest(&self, now: Instant) -> Option<(usize, ResolvedAddress)> {
         let until = |address: &AddressEntry| address.circuit.asked_until(now);
         let all = self.all().enumerate();
@@ -239,9 +242,9 @@ impl AddressTable {
         soonest.map(|(index, (endpoint, of, address))| (index, of.resolved(endpoint, address)))
     }
 
-    /// Picks the address of the next delivery, and gives the turn to the address after it. Returns
-    /// the address, and `true` if this delivery is a trial (the one delivery that tests the address
-    /// after a failure). `None` while there is no address.
+    /// Picks the address of the next delivery. The turn then goes to the address after it in the
+    /// list. Returns the address, and `true` if the delivery is a trial (the one delivery that
+    /// tests the address after a failure). Returns `None` if the output has no address.
     pub(super) fn pick(
         &mut self,
         strategy: Strategy,
@@ -275,8 +278,8 @@ impl AddressTable {
     }
 
     /// Returns the addresses that may be used, except the one with the id `id`. Addresses that are
-    /// known to work come first; then those that may be tested after a failure. In both parts, the
-    /// order begins with the address whose turn is next.
+    /// known to work come first. After them come the addresses that may be tested after a failure.
+    /// Each of these two parts begins with the address that is next in turn.
     pub(super) fn others(&self, id: usize) -> Vec<ResolvedAddress> {
         let count = self.count().max(1);
         let mut others: Vec<_> = self
@@ -292,8 +295,8 @@ impl AddressTable {
         others.into_iter().map(|(_, address)| address).collect()
     }
 
-    /// Notes that a delivery or a connection failed at an address because of `fault`. Returns the
-    /// consequences, for which the caller has to act.
+    /// Notes that a delivery or a connection failed at an address because of `fault`. The result
+    /// tells the caller what to do: wake the connections, log the failure, try another address.
     pub(super) fn failed(&mut self, of: &ResolvedAddress, fault: Fault, now: Instant) -> Noted {
         let several = self.count() > 1;
         let (mut opened, mut tells) = (false, false);
@@ -309,8 +312,8 @@ impl AddressTable {
     }
 
     /// Notes that the address with the id `id` has not answered for the time `waited`, while
-    /// another address works. Returns the address and the consequences, for which the caller has to
-    /// act; `None` if no address has this id any more.
+    /// another address works. Returns the address, and what the caller has to do (wake the
+    /// connections, log the silence). Returns `None` if no address has this id any more.
     pub(super) fn silent(
         &mut self,
         id: usize,
@@ -382,9 +385,9 @@ impl AddressTable {
         before != after
     }
 
-    /// Returns another address of the same host name if a lookup has removed this address from the
-    /// output. The turn passes on to the address after the returned one. Returns `None` if this
-    /// address was not removed, or if its endpoint is gone.
+    /// Returns another address of the same host name, if a lookup has removed the address `of` from
+    /// the output. The turn then goes to the address after the returned one in the list. Returns
+    /// `None` if `of` was not removed, or if its endpoint is gone.
     pub(super) fn replacement(&mut self, of: &ResolvedAddress) -> Option<ResolvedAddress> {
         let entry = self.entries.get(of.endpoint)?;
         if entry.position(of.id).is_some() || entry.endpoint.name != of.name {
@@ -406,10 +409,10 @@ impl AddressTable {
         Some(entry.resolved(of.endpoint, usable))
     }
 
-    /// Returns `true` if a connection that carries all events should be closed in order, for one of
-    /// two reasons. Its address is not an address of the output any more; or, with `failover`, an
-    /// address of an earlier endpoint is usable again. The second reason counts only if the
-    /// connection's own address works and the last delivery did not fail.
+    /// Returns `true` if a connection to the address `of` should be closed in order. The connection
+    /// carries all events of the output. There are two reasons to close it. First: `of` is not an
+    /// address of the output any more. Second, only with `failover`: an address of an earlier
+    /// endpoint is usable again, while `of` works and the last delivery did not fail.
     pub(super) fn is_over(&mut self, of: &ResolvedAddress, strategy: Strategy) -> bool {
         let Some(address) = self.address(of) else { return true };
         let works = address.circuit.is_closed() && !self.failing;
@@ -419,10 +422,10 @@ impl AddressTable {
         strategy == Strategy::Failover && works && self.all().any(preferred)
     }
 
-    /// Returns the work of the background task that is due now, and the time when this method must
-    /// be called again. The returned work counts as begun. A probe (test connection) takes at most
-    /// `limit`. If the output has only one address, it is not probed, because every delivery tries
-    /// it anyway.
+    /// Returns the lookups and probes (test connections) that are due now, and the time when this
+    /// method must be called again. The returned work counts as begun. A probe takes at most
+    /// `limit`. If the output has only one address, this address is not probed, because every
+    /// delivery tries it anyway.
     pub(super) fn due(&mut self, limit: Duration, now: Instant) -> (Vec<Job>, Instant) {
         let several = self.count() > 1;
         let (mut due, mut wake) = (Vec::new(), now + LOOK_UP);
