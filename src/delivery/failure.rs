@@ -36,8 +36,8 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The reason why the probe of one address failed. A probe is a test connection that changes
-/// nothing, so its caller only reports the error.
+/// The reason why a test connection to one address failed. The test changes nothing, so its caller
+/// only reports the error.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// The name has no address, the connection or the TLS handshake failed, or the consumer refused

@@ -33,14 +33,14 @@ const PASSED_ON_MIN: usize = 32 * 1024;
 /// this many bytes.
 const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
 
-/// The bytes of events that the delivery loop may inspect without sending an event (because all are
-/// filtered out or given up). Then it yields to the runtime, so that other tasks on this thread can
-/// run.
+/// The delivery loop may inspect this many bytes of events without sending an event (because all
+/// are filtered out or given up). Then it yields to the runtime, so that other tasks on this thread
+/// can run.
 pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The filter of one output, and its decisions (*marks*) about the events of claims (ranges of
-/// events that the output has taken to send) that are not final (not yet settled). The ledger owns
-/// this value. Without a filter, every batch passes unchanged and costs nothing.
+/// The filter of one output, and its decisions (*marks*) about events that are not settled yet. A
+/// claim is a range of events that the output has taken to send; it is final when it is settled.
+/// The ledger owns this value. Without a filter, every batch passes unchanged and costs nothing.
 ///
 /// Invariant: there are marks only for events of claims that are not final. The marks of a claim
 /// come from the last time that the claim went through the filter.
@@ -88,9 +88,9 @@ impl Filtering {
         }
     }
 
-    /// Returns `true` if the marks hold so many bytes that no more events should be sent. The lines
-    /// of events that are too large stay in the marks until all events before them are final
-    /// (settled).
+    /// Returns `true` if the marks (the filter's decisions) hold so many bytes that no more events
+    /// should be sent. The mark of an event that is too large holds its line until the other events
+    /// of its claim (range of events) are delivered or given up.
     pub(super) fn is_full(&self) -> bool {
         self.marked_bytes >= REJECTED_BYTES_MAX
     }
@@ -102,8 +102,8 @@ impl Filtering {
         self.unmark(self.next..Position::MAX);
     }
 
-    /// Notes that a claim (events that were taken to be sent) is to be sent again. Its marks are
-    /// removed, because it goes through the filter again before that.
+    /// Notes that a claim (range of events) is to be sent again. Removes the filter's decisions
+    /// (marks) about its events, because the filter will decide again before the claim is sent.
     pub(super) fn released(&mut self, claim: Claim) {
         self.unmark(claim.start..claim.end);
     }
@@ -136,8 +136,8 @@ impl Filtering {
     }
 
     /// Rebuilds the filter's memory of the events that were sent before, with which it recognizes
-    /// duplicates. It reads the events of the filter's time window that are still in the queue.
-    /// Does nothing if the filter needs no memory.
+    /// duplicates. It reads those recent events that are still in the queue; the filter says how
+    /// far back it looks. Does nothing if the filter needs no memory.
     ///
     /// # Cancel safety
     ///
@@ -211,9 +211,9 @@ impl Filtering {
         Batch { claim, events, bytes, pieces, origins: Vec::new() }
     }
 
-    /// Prepares the filter for a batch, which may have gone through it before: forgets the earlier
-    /// decisions about the batch's events, and forgets the events before the batch that the queue
-    /// has dropped.
+    /// Prepares the filter for a batch. The batch may have gone through the filter before, so
+    /// earlier decisions about its events are forgotten. Events before the batch that the queue has
+    /// dropped are forgotten too.
     fn begin_batch(&mut self, batch: &Batch) {
         let Batch { claim, events, .. } = *batch;
         self.unmark(claim.start..claim.end);
@@ -226,9 +226,9 @@ impl Filtering {
         }
     }
 
-    /// Takes a batch that is given up. Returns the lines, as they were received, of its events that
-    /// are lost, and the numbers of its events that are lost, dropped by the filter, or duplicates.
-    /// Events that the filter would not have sent are not lost, so their lines are left out.
+    /// Takes a batch that is given up. Returns the lines of its lost events, as they were received.
+    /// Also returns how many of its events are lost, dropped by the filter, or duplicates. An event
+    /// that the filter would not have sent is not lost, so its line is left out.
     pub(super) fn originals(&mut self, batch: Batch, cursor: &Cursor) -> (Vec<Bytes>, Disposition) {
         if self.filter.is_none() {
             return (batch.pieces, Disposition::lost(batch.events));
@@ -269,9 +269,9 @@ impl Filtering {
         !self.too_large(claim).is_empty()
     }
 
-    /// Notes that the claim is final (its events are settled). Counts its events that were changed.
-    /// Returns how many of its events the filter dropped, and how many were duplicates; events that
-    /// were too large are in neither number.
+    /// Notes that the claim (range of events) is final (settled). Counts its changed events in the
+    /// metrics. Returns how many of its events the filter dropped, and how many were duplicates.
+    /// Events that were too large are in neither number.
     pub(super) fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
         let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
@@ -298,8 +298,8 @@ impl Filtering {
         }
     }
 
-    /// Notes that no event of the claim was delivered, because the claim was given up, or because
-    /// the queue dropped it. Returns how many of its events the filter would not have sent anyway.
+    /// Notes that no event of the claim was delivered: the claim was given up, or the queue dropped
+    /// it. Returns how many of its events the filter had dropped, and how many were duplicates.
     pub(super) fn give_up(&mut self, claim: Claim) -> Disposition {
         let mut disposition = Disposition::default();
         for mark in self.unmark(claim.start..claim.end) {
@@ -314,8 +314,8 @@ impl Filtering {
     }
 }
 
-/// Returns three values for each line of a piece: the line's position in the queue, the index of
-/// its first byte in the piece, and the index after its line break.
+/// Returns three values for each line of a piece (a buffer of whole lines): the position of the
+/// line in the queue, the index of its first byte in the piece, and the index after its line break.
 fn events<'a>(
     piece: &'a [u8],
     origin: &Origin,
@@ -329,18 +329,19 @@ fn events<'a>(
     })
 }
 
-/// The lines of one batch that have passed the filter, as pieces: unchanged runs of lines, and
-/// buffers with copied lines.
+/// The lines of one batch that have passed the filter, in pieces (buffers of whole lines). Long
+/// unchanged runs of lines stay in their buffers. Other lines are copied into new buffers.
 #[derive(Default)]
 struct Lines {
     pieces: Vec<Bytes>,
-    /// The lines that were copied since the last piece was added to `pieces`.
+    /// The copied lines that are not in `pieces` yet.
     copied: Vec<u8>,
     events: u64,
 }
 
 impl Lines {
-    /// Adds the bytes `start..end` of a piece without a change. These bytes must be whole lines.
+    /// Adds the bytes `start..end` of a piece (a buffer of whole lines) without a change. These
+    /// bytes must be whole lines.
     fn pass(&mut self, piece: &Bytes, start: usize, end: usize) {
         let run = start..end;
         if run.len() < PASSED_ON_MIN && run.len() < piece.len() {

@@ -33,42 +33,42 @@ use crate::telemetry::Cause;
 use crate::telemetry::LostAs;
 
 /// The claims (ranges of events) of one output that are given up, from the decision until their
-/// dead letters are written. The ledger owns this value.
+/// dead letters (the events, kept in files) are written. The ledger owns this value.
 ///
 /// Phases of a claim: *doomed*, until its lines are in memory and the writer of dead letters has
 /// room for them; then *ending*, until the dead letters are written. If dead letters are not kept,
-/// a doomed claim becomes final at once. In both phases, the table of claims has it as
+/// a doomed claim becomes final at once. In both phases, `InFlight` has the claim in the state
 /// `State::Burying`.
 ///
 /// Invariants: at most about `GROUP_BYTES_MAX` bytes of lines, and `CLAIMS_MAX` claims, wait for
-/// the writer. With more, nothing is sent, because it might have to be given up too. Each event
-/// that is given up is counted once, when its claim becomes final.
+/// the writer. At these limits, nothing is sent, because further events might have to be given up
+/// too. Each event that is given up is counted once, when its claim becomes final.
 pub(super) struct GivenUp {
     /// The output's name, which is written into its dead letters.
     output: Arc<str>,
     /// The writer of dead letters; `None` if events that are given up are only counted, and not
     /// kept.
     place: Option<DeadLetters>,
-    /// The claims (ranges of events) that are to be given up and whose lines were not handed over
-    /// yet, in the order of the decisions.
+    /// The claims (ranges of events) that are to be given up, in the order of the decisions. Their
+    /// lines are not yet handed over to the writer of dead letters.
     doomed: VecDeque<Doomed>,
     /// The claims (ranges of events) whose dead letters are being written, in the order in which
     /// they were handed over.
     endings: VecDeque<Ending>,
     /// The bytes of the lines of all claims in `endings`.
     bytes: u64,
-    /// The place of the lines of the next claim to be given up: in memory, or still in files.
+    /// Tells where the lines of the next claim to be given up are: in memory, or still in files.
     lines: Lines,
     /// The times of the first attempts to send the events that are not final (settled); `None` if
     /// `retry.max_elapsed` is not set.
     tried: Option<Tried>,
-    /// The error of the last failed connection, while there is no connection. Events in the queue
-    /// that are too old are given up with this error as their reason. `None` while there is a
-    /// connection, or when the queue has no event that is too old.
+    /// The error of the last failed connection. Too old events of the queue are given up with this
+    /// error as their reason. `None` while there is a connection. Also `None` when the queue has no
+    /// more events that are too old.
     failed: Option<Arc<str>>,
 }
 
-/// The place of the lines of the next claim (range of events) to be given up.
+/// Tells where the lines of the next claim (range of events) to be given up are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lines {
     /// The lines are in memory, or nobody has asked for them yet.
@@ -80,7 +80,8 @@ enum Lines {
 /// A claim (range of events) that is to be given up as soon as its lines are in memory.
 struct Doomed {
     claim: Claim,
-    /// The number of the claim's events, as far as it is known before its lines are read.
+    /// The number of the claim's events that are to be sent. The number may be inexact, because the
+    /// lines of the claim are not read again yet.
     events: u64,
     reason: Reason,
 }
@@ -154,8 +155,8 @@ impl GivenUp {
         std::mem::replace(&mut self.lines, Lines::AtHand) == Lines::InFiles
     }
 
-    /// Decides to give up a claim that waits to be sent again, because the consumer refuses it.
-    /// `error` is the text of the refusal.
+    /// Decides to give up a claim because the consumer refuses it. The claim is in the state
+    /// `Pending` (to be sent again). `error` is the text of the refusal.
     pub(super) fn add(&mut self, work: &Work, error: &str, in_flight: &mut InFlight) {
         self.doom(work, Reason::new(Cause::Refused, error), in_flight);
     }
@@ -167,15 +168,15 @@ impl GivenUp {
         self.doomed.push_back(Doomed { claim, events, reason });
     }
 
-    /// Forgets all claims that are to be given up and whose lines were not handed over yet. Called
-    /// when the cursor (the output's place in the queue) is set back, because the queue then hands
-    /// out their events again, in new claims.
+    /// Forgets the claims that are to be given up and whose lines were not handed over yet.
+    /// Called when the cursor (the output's place in the queue) is set back: the queue then hands
+    /// out the events of these claims again, in new claims.
     pub(super) fn rewound(&mut self) {
         self.doomed.clear();
     }
 
-    /// Notes that the events of this claim are being sent now. The time is kept for events that
-    /// were not sent before.
+    /// Notes that the events of this claim are being sent now. If an event was never sent before,
+    /// this is the time of its first attempt.
     pub(super) fn tried(&mut self, claim: Claim, cursor: &Cursor) {
         if let Some(tried) = &mut self.tried {
             tried.note(claim, cursor.watermark());
@@ -191,9 +192,9 @@ impl GivenUp {
         Reason::new(Cause::TooOld, &text)
     }
 
-    /// Decides, after a failure, to give up the claims in the state `state` that are too old: all
-    /// their events were first sent at least `retry.max_elapsed` ago. The state is `Pending` or
-    /// `Suspect`, so these claims are not being sent now.
+    /// Decides, after a failure, to give up all claims in the state `state` that are too old. A
+    /// claim is too old when all its events were first sent at least `retry.max_elapsed` ago. The
+    /// state is `Pending` or `Suspect`, so these claims are not being sent now.
     pub(super) fn take_old(&mut self, state: State, failure: &Failure, in_flight: &mut InFlight) {
         let Some(tried) = &self.tried else { return };
         let until = tried.over_until();
@@ -216,10 +217,10 @@ impl GivenUp {
         (self.failed, self.lines) = (None, Lines::AtHand);
     }
 
-    /// Gives up the next events of the queue, as long as they are too old. Called while there is no
-    /// connection, after [`GivenUp::all_failed`], and when no other claim is left. The first events
-    /// that are not too old count as tried now. Returns `true` if there may be more to do, and the
-    /// loop should yield to the runtime first.
+    /// Gives up the next events of the queue, as long as they are too old. The events after these
+    /// count as tried now, unless they were tried before. Called while there is no connection,
+    /// after [`GivenUp::all_failed`], and when no other claim is left. If the result is `true`,
+    /// there may be more to do; the loop should first yield to the runtime.
     pub(super) fn next_old(
         &mut self,
         in_flight: &mut InFlight,
@@ -259,9 +260,9 @@ impl GivenUp {
         false
     }
 
-    /// Hands over the lines of claims that are to be given up to the writer of dead letters, as
-    /// long as it has room. Returns `true` if there may be more to do, and the loop should yield to
-    /// the runtime first.
+    /// Gives up the claims in `doomed`. Hands over their lines to the writer of dead letters, until
+    /// the writer has no more room. If the result is `true`, there may be more to do; the loop
+    /// should first yield to the runtime.
     pub(super) fn bury(
         &mut self,
         in_flight: &mut InFlight,
@@ -334,7 +335,7 @@ impl GivenUp {
         });
     }
 
-    /// Waits for the result of the dead letters that were handed over first among those without a
+    /// Waits for the result of the oldest dead letters that have no result yet, and returns this
     /// result. Never returns if no letters wait to be written.
     ///
     /// # Cancel safety
@@ -347,8 +348,9 @@ impl GivenUp {
         }
     }
 
-    /// Makes a claim final (settled) whose dead letters have a result: the claim whose letters were
-    /// handed over first. `written` is the result that [`GivenUp::written`] returned.
+    /// Makes a claim final (settled), because its dead letters have a result: they are written, or
+    /// can't be written. It is the claim whose letters were handed over first. `written` is the
+    /// result that [`GivenUp::written`] returned.
     pub(super) fn end(&mut self, written: Written, in_flight: &mut InFlight, health: &Health) {
         let Some(ending) = self.endings.pop_front() else { return };
         let Ending { claim, disposition, bytes, reason: Reason { cause, text }, .. } = ending;

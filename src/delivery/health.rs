@@ -43,11 +43,11 @@ pub(super) struct Health {
     told: Option<(Instant, AttemptError)>,
     /// The number of attempts that failed since the output was last up.
     failures: u64,
-    /// `true` if `retry.max_elapsed` is set: events that can't be delivered for that time are given
-    /// up.
+    /// `true` if `retry.max_elapsed` is set: an event that can't be delivered within this time is
+    /// given up.
     gives_up: bool,
-    /// The number of events that were lost until the output went down. It includes the events that
-    /// were lost for all outputs.
+    /// The number of lost events at the moment when the output went down. It includes the events
+    /// that were lost for all outputs.
     lost_before: u64,
 }
 
@@ -68,8 +68,8 @@ struct StatusState {
     down_since: Option<Instant>,
     /// The moment of the next attempt; `None` while no next attempt is planned.
     next_attempt: Option<Instant>,
-    /// `true` if events could be lost at the time of the last failed attempt, because of their age
-    /// or because the queue becomes full.
+    /// `true` if events may be lost while the output is down, because they become too old or the
+    /// queue becomes full. The value is that of the last failed attempt.
     may_lose: bool,
 }
 
@@ -90,8 +90,8 @@ pub struct Snapshot {
     pub last_error: Option<String>,
     /// The time since the last attempt that failed; `None` if none failed.
     pub last_error_age: Option<Duration>,
-    /// The time since the first failed attempt after which no attempt succeeded; `None` while the
-    /// output is up, and before the first attempt.
+    /// The time since the first failed attempt after the last success; `None` while the output is
+    /// up, and before the first attempt.
     pub down: Option<Duration>,
     /// The time until the next attempt; `None` while no next attempt is planned.
     pub next_retry: Option<Duration>,
@@ -144,8 +144,8 @@ impl Health {
         }
     }
 
-    /// Sets if the output gives up events that it can't deliver within `retry.max_elapsed`. Returns
-    /// the changed value.
+    /// Sets the field `gives_up`: `true` if the output gives up events that it can't deliver within
+    /// `retry.max_elapsed`. Returns the changed value.
     pub(super) fn gives_up(mut self, gives_up: bool) -> Self {
         self.gives_up = gives_up;
         self
@@ -217,9 +217,10 @@ impl Health {
         self.told = Some((now, failure.reason));
     }
 
-    /// Returns the text of the log line that says that the output is down. It promises that events
-    /// are kept only if none can be lost because of its age or a full queue. `still` is `true` if
-    /// the log has said before that the output is down.
+    /// Returns the text of the log line that says that the output is down. If no event can be lost
+    /// because of its age or a full queue, the text says that events are kept. Otherwise, it says
+    /// that events are lost, or may be lost. `still` is `true` if the log has already said that the
+    /// output is down.
     fn told_of_events(&self, still: bool) -> &'static str {
         let is_losing = self.metrics.losses.events() > self.lost_before;
         match (self.keeps_events(), is_losing) {
@@ -254,7 +255,7 @@ impl Health {
     }
 
     /// Counts events that are given up. `cause` says why, and `fate` says what happens to them. The
-    /// output's own event counters grow later, when the claim of the events becomes final.
+    /// event counters of this output grow later, when the events are settled.
     pub(super) fn given_up(&self, events: u64, cause: Cause, fate: LostAs, error: &str) {
         self.metrics.losses.add(Loss::GivenUp(cause, fate), events, Some(error));
     }
