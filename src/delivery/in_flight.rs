@@ -41,8 +41,9 @@ pub(super) enum State {
     /// until the consumer has accepted another event, and is then sent again.
     Suspect,
     /// The consumer has accepted the claim, but an event before it in the queue is a suspect
-    /// (refused when it was sent alone). The claim becomes final when all suspects are decided:
-    /// until then it can still be sent again after them, to keep the order.
+    /// (refused when it was sent alone). The claim waits in this state until all suspects are
+    /// decided, and becomes final (settled) then. Until then, it can still be sent again after a
+    /// suspect, to keep the order.
     Held,
     /// The claim is given up. It becomes final (settled) when its dead letters are written, or when
     /// it is clear that they can't be written.
@@ -54,12 +55,12 @@ pub(super) enum State {
 pub(super) enum Refusals {
     /// The consumer has not refused the claim.
     None,
-    /// The consumer refused the claim, or a larger claim that contained it. The number tells when
-    /// this first happened: it was the n-th refusal of this delivery.
+    /// The consumer refused the claim, or a larger claim that contained it. All refusals of this
+    /// delivery are numbered from 1. The value is the number of the first refusal of this claim.
     InBatch(u64),
-    /// The claim is one event, and the consumer refused it when it was sent alone. The number tells
-    /// when the event was first refused, alone or in a larger claim: it was the n-th refusal of
-    /// this delivery.
+    /// The claim is one event, and the consumer refused it when it was sent alone. All refusals of
+    /// this delivery are numbered from 1. The value is the number of the first refusal of this
+    /// event, alone or in a larger claim.
     Alone(u64),
 }
 
@@ -73,7 +74,7 @@ pub(super) struct Work {
     pub(super) events: u64,
     /// How many times the claim was sent.
     pub(super) attempts: u32,
-    /// The number of refusals in this delivery when the claim was last sent.
+    /// The number of refusals that this delivery had seen when the claim was last sent.
     pub(super) sent_at: u64,
     /// Tells if and how the consumer has refused the claim.
     pub(super) refusals: Refusals,
@@ -170,8 +171,8 @@ impl InFlight {
         self.nth(state, 0)
     }
 
-    /// Returns the claim with the index `before` among the claims in this state, in the order of
-    /// the queue; `None` if there is no such claim.
+    /// Returns the claim in this state that has exactly `before` claims of the same state before it
+    /// in the queue; `None` if there is no such claim.
     pub(super) fn nth(&self, state: State, before: usize) -> Option<Work> {
         let start = self.set(state).iter().nth(before)?;
         self.table.get(start).map(|(_, work)| *work)
@@ -215,9 +216,9 @@ impl InFlight {
         retaken
     }
 
-    /// Notes that a claim on the wire was sent with `events` events, after `refusals` refusals in
-    /// this delivery. Returns how often the claim was sent, this time included; `None` if the claim
-    /// is not in the table.
+    /// Notes that a claim on the wire was sent, with `events` events. `refusals` is the number of
+    /// refusals that this delivery has seen so far. Returns how often the claim was sent, this time
+    /// included; `None` if the claim is not in the table.
     pub(super) fn sent(&mut self, claim: Claim, events: u64, refusals: u64) -> Option<u32> {
         let (_, work) = self.table.get_mut(&claim.start)?;
         work.events = events;
@@ -226,10 +227,10 @@ impl InFlight {
         Some(work.attempts)
     }
 
-    /// Returns the entry of a claim on the wire about which the link (connection) reports
-    /// something; `None` if no such claim is on the wire. If the report is only about the first
-    /// part of a claim that was sent, that claim is cut in two, and the second part stays on the
-    /// wire.
+    /// Returns the entry of a claim on the wire (sent, without an answer) about which the
+    /// connection reports something; `None` if the claim is not on the wire. If the report is only
+    /// about the first part of a claim, the claim is cut in two. The first part is returned, and
+    /// the second stays on the wire.
     pub(super) fn front_on_wire(&mut self, claim: Claim) -> Option<Work> {
         let whole = self.on_wire_at(claim.start)?;
         let Some((front, rest)) = self.cursor.split_at(whole.claim, claim.end) else {
@@ -281,8 +282,8 @@ impl InFlight {
         true
     }
 
-    /// Replaces what the table knows about a claim (how often it was sent and refused). The state
-    /// of the claim stays the same.
+    /// Replaces the entry of a claim, which tells how often the claim was sent and refused. The
+    /// state of the claim stays the same.
     pub(super) fn note(&mut self, work: Work) {
         if let Some((_, held)) = self.table.get_mut(&work.claim.start) {
             *held = work;
@@ -306,8 +307,8 @@ impl InFlight {
     }
 
     /// Takes a released claim back from the queue without its lines, so that the claim can be
-    /// finished. Returns `false` if the queue has dropped all events of the claim; the claim is
-    /// then removed.
+    /// finished, and returns `true`. If the queue has dropped all events of the claim, removes the
+    /// claim from the table and returns `false`.
     pub(super) fn take_back(&mut self, claim: Claim) -> bool {
         let is_there = self.cursor.take_back(claim);
         if !is_there {

@@ -20,9 +20,9 @@ use crate::config::Rejected;
 /// only the suspects are sent again.
 pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 
-/// The most consumers of which the delivery remembers that they accepted events. Each address that
-/// an output has ever reached counts as one consumer. A forgotten consumer must accept an event
-/// again before an event that it refuses is given up.
+/// Verifies the invariants in debug builds. If there are more than 64 claims, it does not compare
+/// each claim with its neighbours: that would take too long, because a delivery may hold 10,000
+/// claims.
 const CONSUMERS_MAX: usize = 1024;
 
 /// The decision about a refused claim that can't be split into smaller claims.
@@ -38,15 +38,15 @@ pub(super) enum Verdict {
     Suspect,
 }
 
-/// The decision about what to take from the queue while all events that wait are suspects (refused
-/// when sent alone). If the consumer accepts a new event, the consumer works, and the suspects are
-/// at fault.
+/// The decision about the next step while all events that wait are suspects (refused when sent
+/// alone). A new event may be sent to compare: if the consumer accepts it, the consumer works, and
+/// the suspects are at fault.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
     /// Take at most this many new events, and send them to learn if the consumer accepts them.
     Events(u64),
-    /// Take nothing: the consumer refused the suspects and the new event, or there are too many
-    /// suspects. After a pause, suspects are sent again.
+    /// Take nothing, because the comparison is over: the consumer refused the suspects and the new
+    /// event, or there are too many suspects. After a pause, suspects are sent again.
     RoundOver,
 }
 
@@ -69,7 +69,8 @@ enum Round {
     Fresh,
     /// A new event of the queue was taken in this round, to learn if the consumer accepts it.
     Compared,
-    /// The queue had no new event for this round. The pause ends when the first new event arrives.
+    /// The queue had no new event for this round, so the delivery pauses. The first new event that
+    /// arrives ends the pause.
     AwaitsEvent,
 }
 
@@ -101,14 +102,17 @@ pub(super) struct Isolation {
     phase: Phase,
     /// The number of times that a consumer has refused a claim in this delivery.
     refusals: u64,
-    /// The highest [`Work::sent_at`] of all claims that a consumer accepted, for each consumer. It
-    /// is the number of refusals in this delivery at the time when the claim was sent.
+    /// For each consumer (the key is its number): the highest [`Work::sent_at`] of all claims that
+    /// it accepted. `sent_at` is the number of refusals that this delivery had seen when the claim
+    /// was sent.
     accepted_since: BTreeMap<usize, u64>,
-    /// The index of the suspect that the last round sent together with the first suspect. It counts
-    /// the suspects without the first one.
+    /// The choice of the last round, which sent the first suspect and one other suspect (events
+    /// that were refused alone). The value is the index of the other suspect; index 0 is the
+    /// suspect after the first.
     rotation: usize,
-    /// The number of new events that are taken next, while all events that wait are suspects. It is
-    /// 1, and doubles each time that the filter keeps back every event that was taken.
+    /// The number of new events for the next comparison with suspects (events refused alone). As a
+    /// rule, the number is 1. It doubles each time that the filter keeps back all new events that
+    /// were taken.
     comparison_events: u64,
     /// The failure with which the consumer refused the latest suspect; `None`: there was no
     /// suspect.
@@ -179,7 +183,7 @@ impl Isolation {
     }
 
     /// Notes that the consumer with this number accepted a claim. `sent_at` is the number of
-    /// refusals in this delivery when the claim was sent.
+    /// refusals that this delivery had seen when the claim was sent.
     pub(super) fn accepted(&mut self, sent_at: u64, consumer: usize) {
         let latest = self.accepted_since.entry(consumer).or_default();
         *latest = sent_at.max(*latest);
@@ -189,14 +193,15 @@ impl Isolation {
         self.set_round(Round::Fresh);
     }
 
-    /// Notes that events were sent. When only suspects (events refused alone) are left, one new
-    /// event is taken again, not several.
+    /// Notes that events were sent. The next comparison with suspects (events refused alone) takes
+    /// one new event again.
     pub(super) fn sent(&mut self) {
         self.comparison_events = 1;
     }
 
     /// Notes that the filter kept back every new event that was taken to be compared with suspects
-    /// (events refused alone). Next time twice as many events are taken, at most `max_events`.
+    /// (events refused alone). The next comparison takes twice as many new events, at most
+    /// `max_events`.
     pub(super) fn nothing_left(&mut self, max_events: u64) {
         self.comparison_events = (2 * self.comparison_events).min(max_events);
         if self.phase == Phase::Active(Round::Compared) {
@@ -216,7 +221,7 @@ impl Isolation {
     }
 
     /// Notes that the queue has no new event that could be compared with the suspects (events
-    /// refused alone). The round of the search is over.
+    /// refused alone). From now on, a new event in the queue ends the pause.
     pub(super) fn nothing_to_compare(&mut self) {
         self.set_round(Round::AwaitsEvent);
     }
@@ -235,10 +240,10 @@ impl Isolation {
         }
     }
 
-    /// Begins a new round, which sends two suspects: the first, and one other that differs from
-    /// round to round. Returns the index of the other among the `others` suspects after the first.
-    /// Reason: if the first is at fault and no new event comes, only another suspect can be
-    /// accepted.
+    /// Begins a new round, which sends two suspects: the first, and one other that changes from
+    /// round to round. Returns the index of the other suspect among the `others` suspects after the
+    /// first. Reason: if the first suspect is at fault and no new event comes, only another suspect
+    /// can be accepted.
     pub(super) fn rotate(&mut self, others: usize) -> usize {
         self.rotation = (self.rotation + 1) % others.max(1);
         self.rotation

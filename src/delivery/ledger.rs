@@ -37,8 +37,9 @@ const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its ob
 /// output's protocol.
 const TOO_LONG: &str = "longer than max_message_bytes";
 
-/// The reason, in the log and in dead letters, for giving up events of one claim of which some are
-/// too large for `filter.max_event_bytes`, and some too long for the output's protocol.
+/// The reason, in the log and in dead letters, for giving up events of one claim (range of events).
+/// Some of these events are too large for `filter.max_event_bytes`, and some are too long for the
+/// output's protocol.
 const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, even without its objects";
 
 /// The claims (events taken from the queue to be sent) of one output that are not final (not yet
@@ -77,8 +78,8 @@ pub(super) struct Ledger {
     /// The position after the last event that was sent, or kept back by the filter, at least once.
     /// A claim that begins before this position is counted as sent again.
     sent_until: Position,
-    /// The bytes of the events that were inspected in a row, without any of them being sent, since
-    /// the loop last yielded to the runtime.
+    /// The bytes of the events that were inspected since an event was last sent. When the loop
+    /// yields to the runtime, the count starts again at zero.
     inspected_bytes: u64,
 }
 
@@ -103,9 +104,10 @@ impl Ledger {
         }
     }
 
-    /// Returns `true` if a new event in the queue would be sent at once, or would end the pause
-    /// because suspects (events refused alone) wait to be compared with it. `has_room` is `true` if
-    /// the connection can take a batch.
+    /// Returns `true` if the loop should wake up for a new event in the queue. Without a pause, the
+    /// event must be one that can be sent at once. During a pause, suspects (events refused alone)
+    /// must be waiting to be compared with a new event. `has_room` is `true` if the connection can
+    /// take a batch.
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
         match self.pacing.paused_until() {
             None => self.may_send() && has_room,
@@ -113,17 +115,17 @@ impl Ledger {
         }
     }
 
-    /// Returns `true` if the ledger may send now. It may not while too many bytes are held in
-    /// memory, in events that wait for their dead letters or that the filter found too large. It
-    /// also may not while claims are sent one at a time and one waits for its answer.
+    /// Returns `true` if the ledger may send now. Returns `false` while too many bytes are held in
+    /// memory: events that wait for their dead letters, or that are too large for the filter. Also
+    /// returns `false` if claims are sent one at a time and one of them has no answer yet.
     fn may_send(&self) -> bool {
         let is_serial = self.isolation.is_active() || self.pacing.is_serial();
         let waits_for_answer = is_serial && self.in_flight.has(State::OnWire);
         !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
     }
 
-    /// Returns `true` if the loop should yield to the runtime, because it has inspected many bytes.
-    /// In that case the count of inspected bytes starts again at zero.
+    /// Returns `true` if the loop should yield to the runtime, because it has inspected many bytes
+    /// and has sent nothing. In that case, the count of inspected bytes starts again at zero.
     pub(super) fn take_turn_over(&mut self) -> bool {
         let is_over = self.inspected_bytes >= INSPECTED_BYTES_MAX;
         if is_over {
@@ -163,9 +165,10 @@ impl Ledger {
         None
     }
 
-    /// Takes the next batch. A claim that is to be sent again comes first. Then, while there are
-    /// suspects (events refused alone), comes a new event that is compared with them; without
-    /// suspects, new events of the queue. Returns `None` if nothing can be taken now.
+    /// Takes the next batch from the queue. A claim that is to be sent again comes first. If there
+    /// is none, new events are taken. While there are suspects (events refused alone), only a few
+    /// new events are taken, to compare the suspects with them. Returns `None` if nothing can be
+    /// taken now.
     fn take(&mut self, room: Take) -> Option<Batch> {
         // The cursor reads lines from files for one claim at a time. Claims that are given up come
         // first.
@@ -205,9 +208,9 @@ impl Ledger {
         batch
     }
 
-    /// Ends a round of the search for refused events, in which the suspects and the new event were
-    /// refused, or in which no new event could be sent. The output pauses; then the first suspect
-    /// and one other suspect are sent again.
+    /// Ends a round of the search for refused events. In this round, the suspects (events refused
+    /// alone) and the new event were refused, or no new event could be sent. The output pauses;
+    /// then the first suspect and one other suspect are sent again.
     fn next_round(&mut self) {
         if let Some(first) = self.in_flight.first(State::Suspect) {
             self.in_flight.retry_suspect(first.claim);
@@ -262,9 +265,10 @@ impl Ledger {
         self.finish_without(claim, Vec::new());
     }
 
-    /// Makes a claim final, and gives up two kinds of its events: those in `lines`, which the
-    /// protocol can't carry, and those that the filter found too large. If their dead letters are
-    /// kept, the claim becomes final when these are written.
+    /// Makes a claim (range of events) final, and gives up those of its events that can't be sent:
+    /// the `lines`, which the protocol can't carry, and the events that are too large for the
+    /// filter. If their dead letters are kept, the claim becomes final when these letters are
+    /// written.
     fn finish_without(&mut self, claim: Claim, mut lines: Vec<Bytes>) {
         let mut too_large = self.filtering.too_large(claim);
         let reason = match (lines.is_empty(), too_large.is_empty()) {
@@ -391,9 +395,9 @@ impl Ledger {
         }
     }
 
-    /// Notes that a connection broke that makes claims final (settled) in order. `is_proven` is
-    /// `true` if the connection had lasted for some time, or if something was accepted on it. Then
-    /// its end does not count as a sign that the consumer refuses connections.
+    /// Notes that a connection broke. (This is for connections that make claims final in order.)
+    /// `is_proven` is `true` if the connection had lasted for some time, or if something was
+    /// accepted on it. In that case, the break is no sign that the consumer refuses connections.
     pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
         self.start_over();
         if failure.elsewhere {
@@ -441,8 +445,8 @@ impl Ledger {
         }
     }
 
-    /// Gives up the claims that wait to be sent again and were tried for longer than
-    /// `retry.max_elapsed`.
+    /// Decides to give up the claims that wait to be sent again and are too old: they were first
+    /// sent at least `retry.max_elapsed` ago.
     fn take_all_old(&mut self, failure: &Failure) {
         for state in [State::Pending, State::Suspect] {
             self.given_up.take_old(state, failure, &mut self.in_flight);
@@ -450,7 +454,8 @@ impl Ledger {
     }
 
     /// Notes that a connection was made. `is_eager` is `true` if the protocol connects before it
-    /// has an event to send: then the connection itself can show that the consumer is up.
+    /// has an event to send. Only in this case can the connection itself show that the consumer is
+    /// up.
     pub(super) fn on_connected(&mut self, is_eager: bool) {
         self.given_up.connected();
         if is_eager && self.pacing.connected() {
@@ -465,7 +470,7 @@ impl Ledger {
     }
 
     /// Notes that the queue has a new event, or has read lines from its files. `wanted` is `true`
-    /// if the loop waited for a new event; the pause then ends.
+    /// if the loop waited for a new event. In that case, the pause ends.
     pub(super) fn on_readable(&mut self, wanted: bool) {
         if wanted {
             self.isolation.await_no_event();
@@ -504,8 +509,8 @@ impl Ledger {
         self.given_up.next_old(in_flight, filtering, &self.health, self.limits)
     }
 
-    /// Notes the result of writing dead letters: of those that were handed over first, among those
-    /// without a result.
+    /// Notes the result of writing dead letters. The result belongs to the oldest letters that had
+    /// no result yet.
     pub(super) fn on_written(&mut self, written: Written) {
         self.given_up.end(written, &mut self.in_flight, &self.health);
     }

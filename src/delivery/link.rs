@@ -104,11 +104,11 @@ pub(crate) trait Link: Send {
 /// A report of a link (connection) to the delivery loop.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The consumer has all events of `claim`, except those in `rejected`. A link that makes claims
-    /// final in order may report only the front of a claim that was sent. The rest of that claim
-    /// then still waits for an answer.
+    /// The consumer has all events of `claim`, except those in `rejected`. If the link (connection)
+    /// settles events in order, `claim` may be only the first part of a claim that was sent. The
+    /// rest of that claim then still waits for an answer.
     Accepted {
-        /// The events that are settled, which may be the front of a claim that was sent.
+        /// The events that are settled. They may be only the first part of a claim that was sent.
         claim: Claim,
         /// The events of the claim that the protocol can't carry, each a line ended by `\n`. They
         /// are given up.
@@ -131,10 +131,10 @@ pub(crate) enum Event {
     },
     /// The link asks the loop to close it in order now. No claim waits for an answer.
     Closed,
-    /// The link has ended. This event is for a link that can refuse events, or that makes claims
-    /// final out of order. Only the claims on the wire (sent, without an answer) are to be sent
-    /// again; claims that were refused or failed before keep their state. The value is the reason;
-    /// `None` if the end is nobody's fault.
+    /// The link (connection) has ended. Only a link that can refuse events, or that makes claims
+    /// final out of order, reports this. Its claims on the wire (sent, without an answer) are to be
+    /// sent again; claims that were refused or failed before keep their state. The value is the
+    /// reason; `None` if the end is nobody's fault.
     #[cfg(any(feature = "kafka", test))]
     Gone(Option<Failure>),
     /// The link can send nothing at the moment, because of this failure, but goes on trying.

@@ -19,7 +19,7 @@ pub struct HandOver {
     pub seen: Option<Seen>,
 }
 
-/// The orders that a delivery obeys; each is given by cancelling its token.
+/// The orders that a delivery obeys. Each order is a token; cancelling the token gives the order.
 #[derive(Clone, Default)]
 pub struct Orders {
     /// The process is about to end, but the delivery still tries to deliver what the queue holds.

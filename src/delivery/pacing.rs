@@ -26,10 +26,10 @@ enum Attempts {
 enum Connections {
     /// A new connection alone is a sign that the consumer is up.
     Trusted,
-    /// A new connection alone is no sign, because the last one broke before anything was accepted
-    /// on it. A consumer that refuses our certificate, or every client, breaks connections in this
-    /// way. So the next connection has to last for some time, or something has to be accepted on
-    /// it.
+    /// A new connection alone is no sign, because the previous connection broke before anything was
+    /// accepted on it. A consumer that refuses our certificate, or every client, breaks connections
+    /// in this way. So the next connection has to last for some time, or something has to be
+    /// accepted on it.
     Unproven,
 }
 
@@ -85,8 +85,8 @@ impl Pacing {
         self.paused_until
     }
 
-    /// Returns `true` if there is a pause, and the beginning of the drain is to end it. The drain
-    /// ends only one pause in this way.
+    /// Returns `true` if there is a pause now, and the drain has not shortened a pause yet. The
+    /// beginning of the drain then ends the current pause.
     pub(super) fn may_be_shortened(&self) -> bool {
         self.paused_until.is_some() && self.drain == Drain::NotYet
     }
@@ -98,8 +98,8 @@ impl Pacing {
         self.paused_until = None;
     }
 
-    /// Ends the pause, because its time is over, or because the new event has arrived for which the
-    /// output waited.
+    /// Ends the pause: its time is over, or the output waited for a new event and this event has
+    /// arrived.
     pub(super) fn end_pause(&mut self) {
         self.paused_until = None;
     }
@@ -119,7 +119,8 @@ impl Pacing {
     }
 
     /// Begins a pause after a round in which the consumer refused all events that were tried.
-    /// `asked` is the pause that it asked for, if any. Returns the length of the pause.
+    /// `asked` is the pause that the consumer asked for; `None` if it did not ask. Returns the
+    /// length of the pause.
     pub(super) fn pause(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.next_wait(asked);
         self.paused_until = Some(Instant::now() + wait);

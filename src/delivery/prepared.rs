@@ -44,7 +44,8 @@ pub(crate) trait Connector: Send {
     /// Connects to each address once. Returns one result for each address.
     fn probe(&mut self) -> Pin<Box<dyn Future<Output = Probed> + Send + '_>>;
 
-    /// Runs a delivery until the orders in `start` end it, or until an error does.
+    /// Runs a delivery until one of its orders ends it, or until an error ends it. `start` holds
+    /// the orders.
     fn deliver(self: Box<Self>, start: Start) -> Running;
 }
 
@@ -129,7 +130,7 @@ impl Prepared {
     }
 
     /// Connects to each address once, and makes the TLS handshake if the output uses TLS. Returns
-    /// the name of each address, with the reason if the connection failed.
+    /// one result for each address: its name, and the reason if the connection failed.
     pub async fn probe(&mut self) -> Vec<(String, Result<(), ProbeError>)> {
         self.connector.probe().await
     }

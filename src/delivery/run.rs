@@ -23,9 +23,9 @@ use crate::filter::Filter;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 
-/// The time after which a connection that still exists proves that the consumer is up. Such a proof
-/// is needed if nothing was accepted on the previous connection until it broke. A consumer that
-/// refuses our certificate, or every client, ends a connection sooner.
+/// A connection that has lasted for this time proves that the consumer is up. The proof is needed
+/// if the previous connection broke before anything was accepted on it. A consumer that refuses our
+/// certificate, or every client, ends a connection sooner.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
 /// The longest time that a delivery waits for answers when another delivery is to replace it.
@@ -110,8 +110,8 @@ enum Wake {
     Retire,
     /// Another delivery is to replace this one, and `HAND_OVER_TIME` has passed.
     HandOverTimeIsOver,
-    /// Something has happened that the ledger knows already. The loop begins its next turn, in
-    /// which it may send something.
+    /// Something has happened that the ledger (which decides what to send) already knows. The loop
+    /// begins its next turn, in which it may send something.
     Again,
     Reported(Event),
 }

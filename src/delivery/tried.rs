@@ -9,14 +9,16 @@ use tokio::time::Instant;
 use crate::queue::Claim;
 use crate::queue::Position;
 
-/// Attempts within a time of `max_elapsed` divided by this number are stored as one entry, with the
-/// time of the latest attempt. So at most about 1,000 entries are kept, and no event is given up
-/// too early. For example, with a `max_elapsed` of 1 h, attempts within 3.6 s share an entry.
+/// Attempts that follow each other within a short time are stored as one entry, with the time of
+/// the latest attempt. This time is `max_elapsed` divided by the constant. So at most about 1,000
+/// entries are kept, and no event is given up too early. For example, with a `max_elapsed` of 1 h,
+/// attempts within 3.6 s share an entry.
 const RESOLUTION: u32 = 1000;
 
 /// The times of the first attempts to send the events that are not final (settled).
 pub(super) struct Tried {
-    /// The time after its first attempt at which an event is too old. This is `retry.max_elapsed`.
+    /// An event is too old when this time has passed since its first attempt. The value is
+    /// `retry.max_elapsed`.
     pub(super) max_elapsed: Duration,
     /// The times of the attempts, in the order of the events' positions, which is also the order of
     /// time.
@@ -24,7 +26,7 @@ pub(super) struct Tried {
 }
 
 /// A range of events that were first sent between `begun` and `at`. The range begins where the
-/// entry before it ends, and ends before `end`.
+/// entry before it ends. The event at `end` does not belong to the range.
 struct Entry {
     end: Position,
     begun: Instant,
@@ -53,8 +55,8 @@ impl Tried {
         }
     }
 
-    /// Returns the position before which every event is too old: it was first sent at least
-    /// `max_elapsed` ago. Returns the first possible position if no event is too old.
+    /// Returns the position before which every event is too old: each was first sent at least
+    /// `max_elapsed` ago. If no event is too old, returns the first possible position.
     pub(super) fn over_until(&self) -> Position {
         let now = Instant::now();
         let over = |entry: &Entry| now.duration_since(entry.at) >= self.max_elapsed;
