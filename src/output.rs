@@ -64,7 +64,7 @@ const PROTOCOLS: &[Row] = &[
 ];
 
 /// All types of output that a config may have, such as `http`. The function [`config::read`] gets
-/// this list as an argument, because it reads the keys of each type differently.
+/// this list as an argument, because each type has config keys of its own.
 pub const TYPES: &[OutputType] = &Row::types::<{ PROTOCOLS.len() }>(PROTOCOLS);
 
 /// Returns the output that `config` describes. The output does not run yet: it has made no

@@ -114,8 +114,9 @@ impl Connect for HttpConnector {
         client.endpoints.try_all(shown, |address| client.reach(address)).await
     }
 
-    /// Makes the link, which has no TCP connection yet. Also starts the watch, a task that tests
-    /// whether failed addresses work again. Never returns an error.
+    /// Makes the link, that is, the object that sends the output's requests. The link has no TCP
+    /// connection yet. Also starts the watch, a task that tests whether failed addresses work
+    /// again. Never returns an error.
     async fn connect(&mut self) -> Result<HttpLink, Failure> {
         let client = Arc::clone(&self.client);
         self.watch.start(&self.client.endpoints, move |address| {

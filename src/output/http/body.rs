@@ -15,16 +15,18 @@ use hyper::body::SizeHint;
 use super::wire::RequestMarks;
 use crate::telemetry::OutputMetrics;
 
-/// The most bytes of one piece of a request body, if the piece is sent without a copy. The limit
-/// keeps the counter `output_bytes_total` smooth, because it grows by whole pieces.
+/// The most bytes of one piece (part) of a request body, if the piece is sent without a copy. The
+/// counter `output_bytes_total` grows by one whole piece at a time, and this limit keeps its steps
+/// small.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// The most bytes of one piece of a request body, if the piece is a copy of stored bytes. A copy of
-/// this size is still in the CPU's cache when it is written to the socket.
+/// The most bytes of one piece (part) of a request body, if the piece is a copy of stored bytes. A
+/// copy of this size is still in the CPU's cache when it is written to the socket.
 const COPIED_BYTES: usize = 64 * 1024;
 
 /// A stored buffer of at least this many bytes is sent without a copy. Smaller buffers are copied
-/// together into one piece, because hyper writes after 16 pieces, even if they are small.
+/// together into one piece of the request body, because hyper collects at most 16 pieces for one
+/// write, even if they are small.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
 /// A request body, as an iterator over pieces of bytes. Each piece is made only when hyper asks for

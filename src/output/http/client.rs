@@ -44,9 +44,8 @@ use crate::telemetry::OutputMetrics;
 /// The TCP keepalive interval of all connections, also of those that no request uses now.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
-/// The HTTP client of one output: it picks addresses, makes connections and sends requests. The
-/// connector, the link, the running requests and the watch (a task that tests failed addresses)
-/// share one client.
+/// The HTTP client of one output: it picks addresses, makes connections and sends requests. All
+/// parts of the output that open connections or send requests share one client.
 ///
 /// `endpoints` and `expanded` hold the same URLs in the same order. A reload replaces first one
 /// field and then the other, so code that reads both fields checks that they agree

@@ -43,10 +43,10 @@ struct Exchanged {
 }
 
 impl Client {
-    /// Sends a batch to the address whose turn it is, on the connection that `lane` keeps to this
-    /// address, or on a new one. If this address is silent (no progress for too long) while another
-    /// one works, the batch is sent to the other address too. Returns the id of the address that
-    /// decided the outcome, and the outcome.
+    /// Sends a batch to the address whose turn it is. Uses the open connection to this address that
+    /// `lane` holds, or makes a new one. If the address is silent (no progress for too long) while
+    /// another address works, the batch is sent to the other address too. Returns the id of the
+    /// address that decided the outcome, and the outcome.
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
         let Some((expanded, attempt)) = self.pick().await else {
             let failure =
@@ -107,10 +107,10 @@ impl Client {
         }
     }
 
-    /// Ends a request: reports its outcome to the address, and puts its connection back in the
-    /// lane, where the next request can use it. Returns the id of the address, and the outcome for
-    /// the delivery loop. With `round_robin`, a refusal counts as a failure while another address
-    /// may still accept the batch.
+    /// Ends a request: notes whether its address works, and puts its connection back into `lane`,
+    /// where the next request can use it. Returns the id of the address, and the outcome for the
+    /// delivery loop. With `round_robin`, while another address may still accept a refused batch,
+    /// the outcome is a failure, so that the batch is sent again.
     fn settle(&self, lane: &mut Lane, done: Exchanged) -> (usize, Outcome) {
         let Exchanged { attempt, mut outcome, connection } = done;
         if let Some(connection) = connection {

@@ -20,9 +20,9 @@ use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
 
-/// The longest time that the next request waits after a small request ([`SMALL_BYTES`]). The wait
-/// ends earlier if an answer arrives. Events that come one by one can then share a request, and
-/// wait 5 ms at most.
+/// After a small request (fewer than [`SMALL_BYTES`]), the next request waits until an answer
+/// arrives, but no longer than this time. During the wait, events that come one by one are
+/// collected, so that they share the next request.
 const COALESCE: Duration = Duration::from_millis(5);
 
 /// A request of at least this many bytes is not small: the next request may begin at once, and does
@@ -74,16 +74,17 @@ pub(in crate::output) struct HttpLink {
 }
 
 impl HttpLink {
-    /// Makes a link that has no connection yet.
+    /// Makes the link (the object that runs the output's requests). It has no connection yet.
     pub(super) fn new(client: Arc<Client>) -> Self {
         let idle = (0..client.config.concurrency).map(|_| Lane::default()).collect();
         let busy = FuturesUnordered::new();
         Self { client, idle, busy, waits_until: None, consumer: 0, tidied: 0 }
     }
 
-    /// Closes the idle connections that must not be used again: those that are too old, and those
-    /// whose address is no longer used. Returns the time when the next idle connection becomes too
-    /// old; `None` if no idle connection has an age limit.
+    /// Closes the idle connections that must not be used again: those that have reached their age
+    /// limit, and those whose address is no longer one of the output's addresses. Returns the
+    /// earliest time when a remaining idle connection reaches its age limit; `None` if no idle
+    /// connection has an age limit.
     fn tidy(&mut self) -> Option<Instant> {
         let endpoints = &self.client.endpoints;
         let version = endpoints.version();

@@ -12,8 +12,8 @@ use super::wire::Progress;
 use crate::delivery::endpoints::Endpoints;
 use crate::delivery::endpoints::ResolvedAddress;
 
-/// Where a connection leads, and through which proxy. A request may use an open connection only if
-/// a new connection for the request would have the same key.
+/// Names the place that a connection leads to, and the proxy on the way. A request uses an open
+/// connection only if this key fits the request's own URL, proxy and address.
 pub(super) struct ConnectionKey {
     pub(super) base: BaseUrl,
     /// The proxy that the connection goes through; `None`: it goes to the consumer directly.
@@ -31,7 +31,8 @@ pub(super) struct PooledConnection {
     /// The handle that aborts the task that reads and writes the connection.
     pub(super) driver: AbortHandle,
     /// `true` while a request is not answered, and after an answer that came before the consumer
-    /// had the whole request. Such a connection can't end in order, so dropping it aborts its task.
+    /// had the whole request. Such a connection is in the middle of a request and can't be closed
+    /// cleanly, so dropping it aborts its task.
     pub(super) busy: bool,
 }
 
@@ -56,10 +57,9 @@ impl PooledConnection {
     }
 }
 
-/// The right to send one request at a time, together with the open connections that its earlier
-/// requests have left: at most one to each address. An output has as many lanes as `concurrency`
-/// says. The link owns a lane while no request uses it; a running request owns the lane that it
-/// uses.
+/// A slot for one request at a time. The slot keeps the open connections of its earlier requests:
+/// at most one to each address. An output has as many lanes as its setting `concurrency` says. A
+/// running request owns its lane; the link owns the lanes that no request uses.
 #[derive(Default)]
 pub(super) struct Lane {
     /// The open connections that no request uses now. The first one has been unused for the longest
@@ -85,8 +85,8 @@ impl Lane {
     }
 
     /// Puts a connection back after its request. `max` is the number of addresses of the output. If
-    /// the lane then has more connections, one of them leads to an address that is no longer used,
-    /// so the one that was unused for the longest time is closed.
+    /// the lane then holds more than `max` connections, closes the one that was unused for the
+    /// longest time.
     pub(super) fn put_back(&mut self, connection: PooledConnection, max: usize) {
         self.idle.push(connection);
         if self.idle.len() > max {

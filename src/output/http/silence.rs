@@ -21,8 +21,8 @@ use tokio::time::Instant;
 pub(super) const SILENT_MIN: Duration = Duration::from_secs(1);
 
 /// The time without progress after which a request counts as silent, as long as no request of the
-/// output was answered yet. The time is long because a consumer that has just been started may be
-/// slow once.
+/// output was answered yet. The time is long because the first answer of a consumer that was just
+/// started may be slow.
 const SILENT_AT_FIRST: Duration = Duration::from_secs(5);
 
 /// A request counts as silent when it has waited this many times as long as the longest recent wait
@@ -83,16 +83,17 @@ impl AnswerTimes {
         }
     }
 
-    /// Notes that an answer came `waited` after the last progress of its request. Must not be
-    /// called for error answers: a gateway answers 504 only after its own timeout, which says
-    /// nothing about usual answers.
+    /// Notes that an answer came. `waited` is the time between the last progress of its request and
+    /// the answer. Must not be called for error answers: a gateway answers 504 only after its own
+    /// timeout, which says nothing about usual answers.
     pub(super) fn took(&self, waited: Duration) {
         let mut state = self.lock();
         let before = state.longest.unwrap_or_default();
         state.longest = Some(waited.max(before - before / FORGET));
     }
 
-    /// Notes that a request made progress again after it had made none for the time `waited`.
+    /// Notes that a request made progress again (more of its bytes were acknowledged) after a
+    /// pause. `waited` is the length of the pause.
     pub(super) fn paused(&self, waited: Duration) {
         let mut state = self.lock();
         state.longest = state.longest.max(Some(waited));

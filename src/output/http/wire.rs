@@ -38,8 +38,9 @@ use tokio::net::TcpStream;
 
 use crate::net;
 
-/// Before each write of a request except the first, the relay looks for an answer that has come too
-/// early. At most this many bytes of such an answer are read at once.
+/// Before each write of a request except the first, the relay looks for an early answer, that is,
+/// one that came before the whole request was sent. At most this many bytes of such an answer are
+/// read at once.
 const EARLY_BYTES: usize = 4096;
 
 /// The TCP socket of an HTTP connection; with TLS, the layer below TLS. The task that reads and
@@ -104,8 +105,8 @@ impl RequestMarks {
     }
 
     /// Notes that the bytes read so far were an interim answer (1xx), so the real answer is still
-    /// to come. If the first bytes of the real answer were read together with the interim answer,
-    /// the real answer counts as beginning with the next byte that is read.
+    /// to come. The next byte that is read then counts as the beginning of the real answer. This is
+    /// so even if the first bytes of the real answer were read together with the interim answer.
     pub(super) fn interim(&self) {
         self.lock().answered = None;
     }
@@ -132,8 +133,8 @@ impl HttpSocket {
         Self { shared: Arc::new(SharedSocket { stream, written, asks }) }
     }
 
-    /// Returns a watch, from which the observers of this socket's requests are made. Must be called
-    /// before TLS takes the socket.
+    /// Returns a `SocketWatch` for this socket. Its methods return the objects that follow how far
+    /// a request on this socket has got. Must be called before TLS takes the socket.
     pub(super) fn watch(&self) -> SocketWatch {
         SocketWatch { shared: Arc::clone(&self.shared), marks: RequestMarks::default() }
     }
@@ -159,9 +160,9 @@ impl HttpSocket {
     }
 }
 
-/// Makes the two observers of one connection: [`WatchedStream`], which notes when an answer begins,
-/// and [`Progress`], which tells the sender how far a request has got. Both share the connection's
-/// socket, and its marks (the notes on the current request).
+/// Makes the two observers of one connection. [`WatchedStream`] notes when an answer begins.
+/// [`Progress`] tells the sender how far a request has got. Both share the socket, and the notes on
+/// the current request (`marks`).
 pub(super) struct SocketWatch {
     shared: Arc<SharedSocket>,
     marks: RequestMarks,
@@ -189,8 +190,8 @@ impl Progress {
     }
 
     /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
-    /// made, up to the end of the current request. Returns `None` if the connection is gone; the
-    /// sender gets the error of the connection in place of the answer.
+    /// made. Bytes after the end of the current request do not count. Returns `None` if the
+    /// connection is gone.
     pub(super) fn acknowledged(&self) -> Option<u64> {
         let acknowledged = self.shared.upgrade()?.acknowledged();
         Some(self.marks.lock().end.map_or(acknowledged, |end| acknowledged.min(end)))
@@ -219,9 +220,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
         state.answered.get_or_insert(is_whole);
     }
 
-    /// Looks before a write whether an answer has already arrived. Such an answer has come too
-    /// early: it did not wait for the bytes that are written now, and this is noted. Does nothing
-    /// before the first write of a request.
+    /// Reads, before a write, an answer that has already arrived. The answer came before the whole
+    /// request was sent; the state of the request notes this. Does nothing before the first write
+    /// of a request.
     fn look(&mut self, cx: &mut Context<'_>) {
         let mut state = self.marks.lock();
         let first = !std::mem::replace(&mut state.begun, true);
@@ -362,8 +363,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
     }
 
     /// Flushes the stream. hyper calls this when its own buffers are empty, so afterwards our
-    /// kernel has everything that hyper had to write. If this includes the end of the request, the
-    /// number of bytes written up to this end is noted.
+    /// kernel has all bytes that hyper had to write. If the end of the request is among these
+    /// bytes, the number of bytes written so far is noted.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         let mut state = self.marks.lock();
