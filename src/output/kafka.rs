@@ -30,8 +30,8 @@ pub(crate) struct Settings {
     pub(crate) key: MessageKey,
     /// The compression of messages that are sent together.
     pub(crate) compression: Compression,
-    /// A field whose type has no values. In a binary without Kafka, no value of the settings can
-    /// therefore exist.
+    /// A field that makes it impossible to create the settings, because its type has no values. The
+    /// field exists only in a binary without Kafka.
     #[cfg(not(feature = "kafka"))]
     never: Infallible,
 }

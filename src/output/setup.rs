@@ -14,7 +14,7 @@ use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
 /// The settings of one protocol, from which a connector (the maker of an output's connections) is
-/// made. Each protocol has such a type, and a row in the table of `src/output.rs`.
+/// made. Each protocol has its own type of settings, which is listed in `src/output.rs`.
 pub(crate) trait IntoConnector: OutputSettings {
     /// Returns the connector (the maker of connections) of an output with these settings. No
     /// connection is made and no file is read yet.
@@ -63,7 +63,8 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Makes the row of the protocol whose settings are `S`.
+    /// Makes the row (type of output and its connector) of the protocol whose settings have the
+    /// type `S`.
     pub(super) const fn of<S: IntoConnector>() -> Self {
         Self {
             settings: OutputType::of::<S>(),
@@ -71,7 +72,7 @@ impl Row {
         }
     }
 
-    /// Returns the type of output of each row. `N` is the number of rows.
+    /// Returns the types of output in `rows`, in the same order. `N` must be the number of rows.
     pub(super) const fn types<const N: usize>(rows: &[Self]) -> [OutputType; N] {
         let mut types = [rows[0].settings; N];
         let mut index = 0;

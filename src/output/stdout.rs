@@ -77,9 +77,9 @@ impl IntoConnector for Settings {
 }
 
 /// The connector of a `stdout` output. It starts the thread that writes to stdout. The delivery
-/// loop owns the connector, and calls `connect` as soon as the output starts. The thread does not
-/// end while there is nothing to send: a new thread is started only after a write has failed, after
-/// a pause.
+/// loop owns the connector, and calls `connect` as soon as the output starts. The thread keeps
+/// running while there is nothing to send. A new thread is started only when a write has failed,
+/// and only after a pause.
 pub(super) struct StdoutConnector {
     lines: Lines,
     limits: config::BatchLimits,
@@ -127,12 +127,12 @@ impl Connect for StdoutConnector {
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
 /// Runs as the thread that writes to stdout: writes the batches from `queue` one after the other,
-/// and sends each result to `report`. Ends when the link is gone, or after an error. The thread is
-/// not joined, because a write to a full pipe may never return; the thread owns nothing but its
-/// copy of the file descriptor.
+/// and sends each result to `report`. Ends when `queue` or `report` is closed, or after an error.
+/// The thread is not joined, because a write to a full pipe may never return; the thread owns
+/// nothing but its copy of the file descriptor.
 ///
-/// Only one such thread writes at a time. If the output is replaced while its thread hangs, the
-/// next thread waits until the old one has ended, so that their lines are not mixed.
+/// Only one such thread writes at a time. If the output is replaced while its thread hangs, the new
+/// thread waits until the old thread has ended. Their lines are thus not mixed.
 fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);

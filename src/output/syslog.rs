@@ -32,8 +32,9 @@ pub struct Settings {
     pub framing: Framing,
     /// The parts of a message that are the same in all messages.
     pub messages: config::Messages,
-    /// Sent bytes count as delivered when this time has passed since the peer's kernel acknowledged
-    /// them, without a reset of the connection.
+    /// The time from the moment when the peer's kernel has acknowledged sent bytes until these
+    /// bytes count as delivered. If the connection is reset within this time, the bytes are sent
+    /// again.
     pub replay_window: Duration,
     /// The settings for the consumer's addresses and for the connection.
     pub stream: Stream,
@@ -93,8 +94,8 @@ pub struct Messages {
 
 impl Messages {
     /// Makes an encoder from the config. The names and values of `annotate` are added to the
-    /// structured data of each message. `rejected` decides about an event whose message is too
-    /// long.
+    /// structured data of each message. `rejected` says what happens to an event whose message is
+    /// too long.
     #[must_use]
     pub fn new(config: &Settings, rejected: Rejected, annotate: &BTreeMap<String, String>) -> Self {
         let rfc5424 = Rfc5424::new(&config.messages, rejected, annotate);
@@ -125,7 +126,8 @@ impl Encode for Messages {
     }
 }
 
-/// The encoder that turns events into RFC 5424 messages. The caller adds the frame of each message.
+/// The encoder that turns events into RFC 5424 messages. The caller adds the bytes that separate a
+/// message from the next one.
 #[derive(Clone)]
 pub(super) struct Rfc5424 {
     /// The bytes before the TIMESTAMP: `<PRI>1 `.
@@ -149,8 +151,8 @@ pub(super) struct Message<'a> {
 
 impl Rfc5424 {
     /// Makes an encoder from the config. The names and values of `annotate` are added to the
-    /// structured data of each message. `rejected` decides about an event whose message is too
-    /// long.
+    /// structured data of each message. `rejected` says what happens to an event whose message is
+    /// too long.
     pub(super) fn new(
         config: &config::Messages,
         rejected: Rejected,
@@ -246,9 +248,9 @@ fn timestamp(event: &[u8]) -> &[u8] {
     }
 }
 
-/// Returns the value of `stageTimestamp`, with quotes, if it is the event's last member, or the
-/// last one before `annotations`, as kube-apiserver writes it; otherwise `None`. The search from
-/// the end is fast: a walk over all members takes a fifth of the CPU time of a syslog output.
+/// Returns the value of `stageTimestamp`, with quotes, if no member follows it, or only the member
+/// `annotations`. kube-apiserver writes events in this way. Otherwise returns `None`. The search
+/// from the end is fast: a walk over all members takes a fifth of the CPU time of a syslog output.
 fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     static NAME: LazyLock<FinderRev<'static>> =
         LazyLock::new(|| FinderRev::new("\"stageTimestamp\":"));

@@ -19,8 +19,9 @@ use crate::delivery::prepared::Connector;
 pub(crate) struct Settings {
     /// The format of the line that is written for each event.
     pub(crate) format: LineFormat,
-    /// Sent bytes count as delivered when this time has passed since the peer's kernel acknowledged
-    /// them, without a reset of the connection.
+    /// The time from the moment when the peer's kernel has acknowledged sent bytes until these
+    /// bytes count as delivered. If the connection is reset within this time, the bytes are sent
+    /// again.
     pub(crate) replay_window: Duration,
     /// The settings for the consumer's addresses and for the connection.
     pub(crate) stream: Stream,

@@ -56,9 +56,9 @@ const PROGRESS_CHECKS: u32 = 10;
 /// producer is the client of librdkafka that sends messages. The delivery loop owns the connector.
 ///
 /// [`Connect::connect`] starts a producer and waits until a broker has confirmed that the topic
-/// exists. librdkafka makes the connections to brokers itself. If one breaks, librdkafka connects
-/// again, and the link does not end. The loop calls `connect` as soon as the output starts, even if
-/// there is nothing to send yet, and again after a producer has ended.
+/// exists. librdkafka makes the connections to brokers itself. If a connection breaks, librdkafka
+/// connects again, and the producer stays. The loop calls `connect` as soon as the output starts,
+/// even if there is nothing to send yet, and again after a producer has ended.
 pub(super) struct KafkaConnector {
     shared: Arc<ProducerSettings>,
 }
@@ -105,8 +105,9 @@ impl Connect for KafkaConnector {
 }
 
 impl KafkaConnector {
-    /// Makes a producer with the current content of the files (certificates, passwords). Returns
-    /// its link as soon as a broker has confirmed that the topic exists.
+    /// Makes a producer with the current content of the files (certificates, passwords). Waits
+    /// until a broker has confirmed that the topic exists, and then returns the link, that is, the
+    /// object through which batches are sent to the producer.
     async fn attempt(&self) -> Result<KafkaLink, Failure> {
         let shared = Arc::clone(&self.shared);
         let changes = shared.cluster.changes();
@@ -142,8 +143,9 @@ impl KafkaConnector {
     }
 }
 
-/// Returns `true` if an error of librdkafka says only that there is no connection. An error that
-/// librdkafka reported before may then name the cause, and is shown instead.
+/// Returns `true` if an error of librdkafka says only that there is no connection or no answer.
+/// Such an error does not name the cause, so the caller shows an earlier error of librdkafka in its
+/// place, if there is one.
 fn is_vague(trouble: &Trouble) -> bool {
     matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout)
 }
@@ -156,9 +158,9 @@ fn is_vague(trouble: &Trouble) -> bool {
 /// 1. [`Link::send`] puts the batch in the channel to the producer's thread ([`produce`]). The link
 ///    takes a batch as long as fewer than [`WINDOW`] full batches are under way.
 /// 2. The thread hands the messages of the batch to librdkafka, which sends and retries them.
-/// 3. librdkafka gives a delivery report for each message. After the last report for the claim (the
-///    range of events in the batch), the claim has a [`Verdict`]. Accepted and refused claims are
-///    reported to the loop.
+/// 3. librdkafka gives a delivery report for each message. The last report for the batch completes
+///    the [`Verdict`], the result for the batch's claim (its range of events in the queue). The
+///    link reports accepted and refused claims to the loop.
 ///
 /// A failed message ends the producer: librdkafka delivers no message after it, so that none
 /// overtakes it. The link is then *given up*: it takes no more batches, reports the verdicts that
@@ -173,8 +175,8 @@ fn is_vague(trouble: &Trouble) -> bool {
 /// first when no message was acknowledged for `timeouts.connect`, and then again after each further
 /// `timeouts.connect`.
 ///
-/// Invariants: claims may become final in another order than they were sent, because partitions are
-/// independent. Each claim has at most one verdict. The link never joins a thread.
+/// Invariants: batches may become final in another order than they were sent, because partitions
+/// are independent. Each batch has at most one verdict. The link never joins a thread.
 pub(super) struct KafkaLink {
     shared: Arc<ProducerSettings>,
     /// The channel that carries batches to the producer's thread; `None` once the producer is given
@@ -186,26 +188,26 @@ pub(super) struct KafkaLink {
     /// `true` if a reload has replaced the files (certificates, passwords) since the producer was
     /// made. A new producer must then be made.
     outdated: bool,
-    /// The claims (ranges of events that were sent) that have no result yet. The value is the
-    /// number of events and the number of bytes of the claim.
+    /// The batches that were sent and have no result yet. The key is the batch's range of events in
+    /// the queue. The value is the number of events and the number of bytes of the batch.
     under_way: BTreeMap<Claim, (u64, u64)>,
-    /// The number of events of all claims in `under_way`.
+    /// The number of events of all batches in `under_way`.
     events: u64,
-    /// The number of bytes of all claims in `under_way`.
+    /// The number of bytes of all batches in `under_way`.
     bytes: u64,
-    /// The number of messages that the brokers have acknowledged. The producer's threads count
-    /// them.
+    /// The number of messages that the brokers have acknowledged. The callbacks of the producer
+    /// increase this number.
     acknowledged: Arc<AtomicU64>,
-    /// The number of acknowledged messages at the last progress, and the time of this progress. The
-    /// first batch after an idle time counts as progress too.
+    /// The number of acknowledged messages when this number last grew, and the time when the growth
+    /// was noticed. If nothing was under way, sending a batch sets both again.
     progress: (u64, Instant),
-    /// When progress was last checked.
+    /// The time when the link last checked whether more messages were acknowledged.
     checked: Instant,
     /// The last error that librdkafka has reported since messages were last acknowledged; `None` if
     /// there was none.
     trouble: Option<Failure>,
-    /// The time when an error of librdkafka was last reported to the delivery loop; `None` if none
-    /// was.
+    /// The time when an error of librdkafka was last reported to the delivery loop; `None` before
+    /// the first report.
     told: Option<Instant>,
     /// When and why the producer was given up (gets no more batches); `None` while the producer
     /// works.
@@ -259,8 +261,8 @@ impl KafkaLink {
     }
 
     /// Gives the producer up: no more batches are sent to it. `failure` is the cause, and `refused`
-    /// is `true` if an event was refused. The link waits a short time for the missing results, and
-    /// ends. Claims (sent ranges of events) that have no result by then are sent again.
+    /// is `true` if an event was refused. The link then waits a short time for missing results
+    /// before it ends. Batches that have no result by then are sent again through another producer.
     fn give_up(&mut self, failure: Option<Failure>, refused: bool) {
         self.jobs = None;
         let given_up = self.given_up.get_or_insert_with(|| GivenUp {
@@ -274,8 +276,8 @@ impl KafkaLink {
         }
     }
 
-    /// Handles a report of the producer; `None` means that the producer is gone. Returns the event
-    /// that the delivery loop must get, or `None` if there is none.
+    /// Handles a report of the producer. If `report` is `None`, the producer is gone. Returns the
+    /// event that the delivery loop must get, or `None` if there is none.
     fn on_report(&mut self, report: Option<Report>) -> Option<Event> {
         match report {
             Some(Report::Done(claim, verdict)) => {
@@ -319,10 +321,11 @@ impl KafkaLink {
         self.shared.timeouts.connect.min(self.shared.timeouts.request) / PROGRESS_CHECKS
     }
 
-    /// Checks whether messages were acknowledged since the last check. If none was for
-    /// `timeouts.request`, gives the producer up. Returns [`Event::Troubled`] if none was for
-    /// `timeouts.connect` and librdkafka has reported an error, once in each `timeouts.connect`;
-    /// otherwise `None`.
+    /// Checks whether messages were acknowledged since the last check. If none was acknowledged for
+    /// `timeouts.request`, gives the producer up and returns `None`. If none was acknowledged for
+    /// `timeouts.connect`, returns the last error of librdkafka, if there is one, as
+    /// [`Event::Troubled`], but not more often than once in each `timeouts.connect`. Otherwise
+    /// returns `None`.
     fn on_check(&mut self) -> Option<Event> {
         let now = Instant::now();
         self.checked = now;
@@ -412,8 +415,8 @@ impl Link for KafkaLink {
         }
     }
 
-    /// Ends the producer, and waits until it is gone, but at most for [`CLOSE_TIME`]. Claims (sent
-    /// ranges of events) that have no result yet are not final: their events stay in the queue.
+    /// Ends the producer, and waits until it is gone, but at most for [`CLOSE_TIME`]. Events that
+    /// have no result yet stay in the queue, and are sent again later.
     async fn close(mut self) {
         self.jobs = None;
         let gone = async { while self.reports.recv().await.is_some() {} };

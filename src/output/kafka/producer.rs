@@ -43,7 +43,8 @@ use crate::telemetry::OutputMetrics;
 /// `message.max.bytes`).
 const SET_BYTES: u64 = 1_000_000;
 
-/// The settings from which one output makes its producers, one after the other.
+/// The settings from which one output makes its producers (clients of librdkafka that send
+/// messages), one after the other.
 pub(super) struct ProducerSettings {
     pub(super) name: String,
     pub(super) cluster: Cluster,
@@ -130,8 +131,8 @@ impl ProducerSettings {
     }
 }
 
-/// Runs as the thread of a producer. Looks for the topic, sends the result to `ready`, and then
-/// hands the batches from `queue` to librdkafka until the link is gone. The thread is not joined,
+/// Runs as the thread of a producer. Looks for the topic and sends the result to `ready`. Then
+/// hands the batches from `queue` to librdkafka until `queue` is closed. The thread is not joined,
 /// because a call of librdkafka may hang; it owns nothing but its producer.
 pub(super) fn produce(
     shared: &ProducerSettings,
@@ -157,10 +158,9 @@ pub(super) fn produce(
     // Dropping the producer gives up the messages under way, and reports them as failed.
 }
 
-/// Hands batches to librdkafka in their order, until librdkafka does not take a message. The link
-/// then ends the producer, but it may send more batches before it knows of the refusal. These
-/// batches are reported as failed and are not sent: their messages would overtake the refused
-/// message.
+/// Hands batches to librdkafka in their order, until librdkafka does not take a message. Batches
+/// that come after this are not sent, because their messages would overtake the message that was
+/// not taken. They are reported as failed.
 fn send_all(
     shared: &ProducerSettings,
     producer: &ThreadedProducer<Reporter>,
@@ -176,9 +176,9 @@ fn send_all(
     }
 }
 
-/// Hands the messages of a batch to librdkafka. Returns `false` if librdkafka does not take a
-/// message. The messages after that one are then not sent, and count as reported, so that the claim
-/// (the events of the batch) gets its result.
+/// Hands the messages of a batch to librdkafka. Returns `true` if librdkafka takes all of them. If
+/// librdkafka does not take a message, the rest of the batch is not sent, but counts as reported,
+/// so that the batch gets its result; then returns `false`.
 fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch: &Batch) -> bool {
     let sent = Arc::new(SentClaim {
         claim: batch.claim,
@@ -209,11 +209,12 @@ fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch:
     true
 }
 
-/// The result for one claim (the events of one batch), taken from the delivery reports of its
-/// messages.
+/// The result for one claim (the range of events of one batch). It is collected from the delivery
+/// reports of the claim's messages.
 #[derive(Debug)]
 pub(super) enum Verdict {
-    /// Every message of the claim whose delivery report has come was acknowledged.
+    /// No message of the claim has failed so far. Once every message has its delivery report, the
+    /// brokers have thus acknowledged the whole claim.
     Accepted,
     /// A message of the claim could not be delivered, or was given up, so the claim must be sent
     /// again. The value is the cause; `None` if the only cause is that another message failed.
@@ -223,7 +224,7 @@ pub(super) enum Verdict {
     Refused(Trouble),
 }
 
-/// The error codes of messages that librdkafka gave up without a fault of their own, because
+/// The error codes of messages that librdkafka gave up although nothing is wrong with them, because
 /// another message failed or the producer ended.
 const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::Fatal,
@@ -242,8 +243,8 @@ const REFUSALS: [RDKafkaErrorCode; 3] = [
 ];
 
 impl Verdict {
-    /// Returns the result that a failed message gives to its claim (the events of one batch).
-    /// `error` is the cause, and `bytes` is the size of the message.
+    /// Returns the result for a batch in which one message has failed. `error` is the cause, and
+    /// `bytes` is the size of the message.
     fn of(error: &KafkaError, bytes: usize) -> Self {
         let mut trouble = Trouble::new(error, "");
         match error.rdkafka_error_code() {
@@ -283,7 +284,7 @@ impl SentClaim {
     }
 }
 
-/// A report that a producer sends to its link.
+/// A report that a producer sends to its `KafkaLink`, the object that gives it batches.
 #[derive(Debug)]
 pub(super) enum Report {
     /// Every message of the claim (the events of one batch) has its delivery report. The second
@@ -294,20 +295,21 @@ pub(super) enum Report {
     Trouble { trouble: Trouble, fatal: bool },
 }
 
-/// Receives the callbacks of a producer, on the producer's threads, and sends reports to the link.
-/// The producer owns this value, so the channel to the link closes when the producer is gone.
+/// Receives the callbacks of a producer, on the producer's threads. Sends reports through a channel
+/// to the `KafkaLink`, the object that gives batches to the producer. The channel closes when the
+/// producer is gone, because the producer owns this value.
 pub(super) struct Reporter {
     pub(super) name: String,
     pub(super) reports: async_mpsc::UnboundedSender<Report>,
-    /// The number of messages that the brokers have acknowledged. The link reads it to see
-    /// progress.
+    /// The number of messages that the brokers have acknowledged. If the number does not grow for
+    /// too long, the producer is given up.
     pub(super) acknowledged: Arc<AtomicU64>,
 }
 
 impl Reporter {
     /// Notes that `messages` more messages of a claim (the events of one batch) have their delivery
-    /// report. If no message of the claim is left without a report, the result for the claim is
-    /// sent to the link.
+    /// report. If these were the last ones of the claim, sends the result for the claim as a
+    /// `Report`.
     fn finish(&self, sent: &SentClaim, messages: u64) {
         if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
             let mut noted = sent.verdict.lock().unwrap_or_else(PoisonError::into_inner);
@@ -316,7 +318,8 @@ impl Reporter {
         }
     }
 
-    /// Sends a report to the link, unless the link is gone.
+    /// Sends a report to the receiver of the producer's reports. Does nothing if the receiver is
+    /// gone.
     fn tell(&self, report: Report) {
         // Sending fails only if the link is gone, and nobody needs the report then.
         self.reports.send(report).ok();
