@@ -64,11 +64,11 @@ use window::Window;
 /// after a pause.
 pub(in crate::output) struct AcknowledgedConnector<P> {
     dialer: Arc<Dialer>,
-    /// Makes the protocol of a new connection.
+    /// Makes the object that encodes events and reads answers on one new connection.
     make: Box<dyn Fn() -> P + Send + Sync>,
-    /// The most events that may be sent and not yet acknowledged. Shared with the current link:
-    /// when a connection breaks, the number becomes smaller, and must stay so for the next
-    /// connection.
+    /// The most events that may be sent and not yet acknowledged. The current link shares this
+    /// value: when a connection breaks, the number becomes smaller, and the next connection begins
+    /// with the smaller number.
     window: Arc<Window>,
     watch: Watch,
 }
@@ -83,8 +83,9 @@ struct Opened<P> {
 }
 
 impl<P: Protocol> AcknowledgedConnector<P> {
-    /// Makes a connector that has made no connection yet. `make` makes the protocol of each new
-    /// connection. `window` is the most events that may be sent and not yet acknowledged.
+    /// Makes a connector that has made no connection yet. `make` is called for each new connection,
+    /// and returns the object that encodes events and reads answers. `window` is the most events
+    /// that may be sent and not yet acknowledged.
     pub(in crate::output) fn new(
         dialer: Dialer,
         window: u64,
@@ -170,16 +171,16 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
 ///    [`Event::Accepted`] for exactly the acknowledged events.
 ///
 /// Invariants: events become final in the order in which they were sent. An event that can't be
-/// sent is reported as rejected only when everything before it is final, so that the output's place
-/// in the queue never passes an event that waits for its answer. An answer that acknowledges more
+/// sent is reported as rejected only when all events before it are final. The output's position in
+/// the queue thus never passes an event that waits for its answer. An answer that acknowledges more
 /// events than were sent breaks the link.
 ///
 /// When writing fails, the link reads on for up to [`CLOSE_TIME`]: the consumer's last answers may
 /// still lie in the socket, and the events that they acknowledge need not be sent again.
 ///
-/// The link ends with [`Event::Closed`] when no event waits for an answer and the relay or the
-/// consumer wants to end the connection. The link ends with [`Event::Broken`] in three cases: after
-/// an error; when events wait for answers and the consumer sends no answer and takes no bytes for
+/// The link ends with [`Event::Closed`] when the relay or the consumer wants to end the connection
+/// and no event waits for an answer. The link ends with [`Event::Broken`] in three cases: after an
+/// error; when events wait for answers and the consumer sends no answer and takes no bytes for
 /// `timeouts.request`; and when the consumer's FIN comes before it has acknowledged all events.
 pub(in crate::output) struct AcknowledgedLink<P> {
     session: Session,
@@ -366,9 +367,9 @@ impl<P: Protocol> AcknowledgedLink<P> {
         Ok(())
     }
 
-    /// Returns the event that ends the link, if it has nothing more to do, if the consumer has
-    /// ended the connection, or if a time limit is over at `now`. Returns `None` if the link goes
-    /// on.
+    /// Returns the event that ends the link, or `None` if the link goes on at the time `now`. The
+    /// link ends when a time limit is over, or when the consumer has ended the connection. The link
+    /// also ends when the connection is to end soon and no event waits for an answer.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         self.session.age(now);
         let finished = self.session.finished.is_some();
@@ -393,7 +394,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         None
     }
 
-    /// Returns `true` if the link waits for the consumer, to take bytes or to acknowledge events.
+    /// Returns `true` if the link waits until the consumer takes bytes or acknowledges events.
     fn is_awaiting(&self) -> bool {
         self.session.is_writing() || !self.in_flight.is_empty()
     }
@@ -413,9 +414,10 @@ impl<P: Protocol> AcknowledgedLink<P> {
 }
 
 impl<P: Protocol> Link for AcknowledgedLink<P> {
-    /// Returns half of the window (the most events that may wait for answers) if that many more
-    /// events may be sent now; otherwise `None`. While the consumer acknowledges one half, the
-    /// other half is encoded and written. Batches thus do not shrink to single events.
+    /// Returns how many events the next batch may have: half of the window (the most events that
+    /// may wait for answers). Returns `None` if the link takes no batch now, or if fewer events
+    /// than that may be sent. While the consumer acknowledges one half, the other half is encoded
+    /// and written. Batches thus do not shrink to single events.
     fn room(&self) -> Option<Take> {
         let ending = self.session.finished.is_some() || self.closing || self.session.leaving;
         if self.encoding.is_some() || self.session.is_writing() || ending {

@@ -82,8 +82,8 @@ impl Dialer {
     }
 
     /// Connects to the address whose turn it is. If that fails, tries each other address once.
-    /// Returns the connection, and the attempt, to which the caller reports later whether the
-    /// address works. Returns the failure of the last address if none can be connected to. Also
+    /// Returns the connection and an `Attempt`, with which the caller reports later whether the
+    /// address works. If no address can be connected to, returns the failure of the last one. Also
     /// starts the watch (a task that tests failed addresses) if it does not run yet.
     pub(in crate::output) async fn connect(
         self: &Arc<Self>,

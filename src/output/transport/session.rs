@@ -49,10 +49,10 @@ const SLICES_MAX: usize = 64;
 /// The life of a session:
 ///
 /// 1. *Open.* The link takes batches. At most one batch is being written at any time
-///    ([`Session::write`]). Several batches may be written and not yet final, and the link keeps
-///    those.
+///    ([`Session::write`]). The link keeps a list of the batches that are written and not yet
+///    final.
 /// 2. *Leaving.* The connection has reached its age limit, or a preferred address works again. The
-///    link takes no more batches, and ends when all batches that it has are final.
+///    link takes no more batches, and ends when all its batches are final (need not be sent again).
 /// 3. *Ended by the peer.* The peer has sent FIN (or TLS's close_notify). Nothing more is read, and
 ///    the link takes no more batches.
 /// 4. *Closed* by [`Session::close`] in order, or *broken* by an error, which [`Session::broken`]
@@ -64,16 +64,16 @@ const SLICES_MAX: usize = 64;
 /// first, unless the consumer had stopped answering.
 pub(super) struct Session {
     pub(super) wire: Wire,
-    /// The attempt at this connection's address, which gets the report whether the address works.
+    /// Receives the report whether this connection's address works.
     attempt: Attempt,
     pub(super) dialer: Arc<Dialer>,
-    /// The bytes of the current batch that the connection has not taken yet; `None` if no batch is
-    /// being written, that is, the last batch is written and flushed.
+    /// The bytes of the current batch that are still to be written. Empty if they are written but
+    /// not yet flushed. `None` if no batch is being written.
     unwritten: Option<VecDeque<Bytes>>,
     /// The timer that wakes the link when its next time limit is over.
     timer: Pin<Box<Sleep>>,
-    /// The time of the peer's last progress (it took bytes, or its answer showed that it works), or
-    /// the time when the link last began to wait for the peer.
+    /// The time when the peer last took bytes or sent an answer that shows that it works. If the
+    /// link began to wait for the peer after that, the time when the wait began.
     pub(super) progress: Instant,
     /// When the end of the peer's data (FIN) was read; `None` while the peer may still send.
     pub(super) finished: Option<Instant>,
@@ -82,8 +82,8 @@ pub(super) struct Session {
     used: Instant,
     /// When the connection reaches `timeouts.max_connection_age`; `None` without such a limit.
     expiry: Option<Instant>,
-    /// `true` if the connection is to end soon, in order: the link takes no more batches, and ends
-    /// when all batches that it has are final.
+    /// `true` if the connection is to end soon, in order. The link then takes no more batches, and
+    /// ends when all batches that it has are final (need not be sent again).
     pub(super) leaving: bool,
     /// `true` if the consumer has accepted anything on this connection.
     accepted_any: bool,
@@ -190,8 +190,8 @@ impl Session {
         self.attempt.succeeded();
     }
 
-    /// Reports to the delivery loop that a claim (the events of one batch) can't be sent: the
-    /// protocol can't carry it, and no event of it may be given up. `what` is the reason.
+    /// Reports to the delivery loop that a claim (the events of one batch) was refused, because it
+    /// can't be sent in this protocol. `what` is the reason.
     pub(super) fn refuse(&mut self, claim: Claim, what: String) {
         let failure = Failure::new(AttemptError::Protocol, what);
         self.ready.push_back(Event::Refused(claim, failure));
@@ -244,8 +244,8 @@ impl Session {
         [self.idle_end(), self.expiry].into_iter().flatten().min()
     }
 
-    /// Returns the time when the connection reaches its age limit. Returns `None` if it has no such
-    /// limit, or is already to end.
+    /// Returns the time when the connection reaches its age limit. Returns `None` if it has no age
+    /// limit, or if the link already takes no more batches because the connection is to end.
     pub(super) fn age_wake(&self) -> Option<Instant> {
         self.expiry.filter(|_| !self.leaving)
     }

@@ -51,27 +51,29 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use pace::Pace;
 
-/// The least number of samples within one replay window. In a sample, the kernel is asked how many
-/// bytes the peer has acknowledged; the replay window is the time after which acknowledged bytes
-/// count as delivered. With a window of 1 s, there is a sample at least every 100 ms.
+/// The kernel is asked at least this many times within one replay window how many bytes the peer
+/// has acknowledged. One such question is called a sample. The replay window is the time after
+/// which acknowledged bytes count as delivered. With a window of 1 s, there is a sample at least
+/// every 100 ms.
 const SAMPLES_PER_WINDOW: u32 = 10;
 
-/// If much data is not final, samples are taken more often: within one replay window, one sample
-/// for each 2 MiB. (In a sample, the kernel is asked how many bytes the peer has acknowledged.)
-/// Memory is then freed sooner and in small portions, which are used again while they are still
-/// mapped.
+/// The kernel is asked how many bytes the peer has acknowledged; one such question is called a
+/// sample. If many bytes are under way, samples are more frequent: one for each 2 MiB within a
+/// replay window, the time after which acknowledged bytes count as delivered. Memory is then freed
+/// sooner and in small portions, which are used again while they are still mapped.
 const BYTES_PER_SAMPLE: u64 = 2 * 1024 * 1024;
 
-/// The most samples (questions to the kernel how many bytes the peer has acknowledged) in one
-/// replay window. All samples of a window are kept, so this limit bounds their memory.
+/// The most samples in one replay window, the time after which acknowledged bytes count as
+/// delivered. In a sample, the kernel is asked how many bytes the peer has acknowledged. All
+/// samples of a window are kept, so this limit bounds their memory.
 const SAMPLES_MAX: u32 = 1000;
 
-/// The shortest time between two samples (questions to the kernel how many bytes the peer has
-/// acknowledged).
+/// The shortest time between two samples. In a sample, the kernel is asked how many bytes the peer
+/// has acknowledged.
 const SAMPLE_MIN: Duration = Duration::from_millis(2);
 
-/// The most batches that may be sent and not yet final. The limit matters if the peer takes one
-/// event at a time, because each batch is then a single event.
+/// The most batches that may be sent and do not count as delivered yet. The limit matters if the
+/// peer takes one event at a time, because each batch is then a single event.
 const CLAIMS_MAX: usize = 65_536;
 
 /// The connector of an output whose consumer acknowledges nothing (`tcp`, `syslog`). It makes the
@@ -87,16 +89,17 @@ pub(in crate::output) struct StreamConnector<E> {
     dialer: Arc<Dialer>,
     encode: Arc<E>,
     replay_window: Duration,
-    /// The limit for bytes that are sent and not final. Shared with the current link, because a
-    /// limit that a broken connection has caused holds for the next connection too.
+    /// The limit for bytes that are sent and do not count as delivered yet. Shared with the current
+    /// link, because a limit that is set when a connection breaks is in force for the next
+    /// connection too.
     pace: Arc<Mutex<Pace>>,
     watch: Watch,
 }
 
 impl<E: Encode> StreamConnector<E> {
-    /// Makes a connector that has made no connection yet. `encode` turns batches into bytes. Sent
-    /// bytes count as delivered when `replay_window` has passed since the peer's kernel
-    /// acknowledged them, without a reset of the connection.
+    /// Makes a connector that has made no connection yet. `encode` turns batches into bytes.
+    /// `replay_window` is the time from the moment when the peer's kernel has acknowledged sent
+    /// bytes until these bytes count as delivered.
     pub(in crate::output) fn new(dialer: Dialer, encode: E, replay_window: Duration) -> Self {
         Self {
             dialer: Arc::new(dialer),
@@ -142,7 +145,7 @@ fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
     pace.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A batch that is completely written to the connection and is not final yet.
+/// A batch that is completely written to the connection and does not count as delivered yet.
 struct SentBatch {
     claim: Claim,
     /// The events of the batch that can't be sent and are given up, one line each.
@@ -161,20 +164,22 @@ struct Writing {
     rejected: Vec<Bytes>,
     /// The length of the encoded batch in bytes, before TLS.
     bytes: u64,
-    /// The encoded batch, as long as [`Pace::may_begin`] does not let it begin; then `None`,
-    /// because the session writes it.
+    /// The encoded batch, while [`Pace::may_begin`] does not let its writing begin. `None` once the
+    /// writing has begun; the session then has the bytes.
     held_back: Option<VecDeque<Bytes>>,
 }
 
 /// The samples of one connection. A sample is the number of bytes that the peer's kernel had
 /// acknowledged at the time when our kernel was asked.
 struct Samples {
-    /// The samples of the last replay window, the oldest first: the time of the sample, and the
-    /// number of acknowledged bytes.
+    /// The samples that are younger than the replay window, the oldest first: the time of the
+    /// sample, and the number of acknowledged bytes. The replay window is the time after which
+    /// acknowledged bytes count as delivered.
     kept: VecDeque<(Instant, u64)>,
     /// The time of the next sample, when the kernel is asked how many bytes are acknowledged.
     next: Instant,
-    /// The highest number of acknowledged bytes that a sample has shown.
+    /// The highest number of acknowledged bytes that our kernel has reported so far on this
+    /// connection.
     acknowledged: u64,
 }
 
@@ -197,9 +202,9 @@ struct Samples {
 /// kernel has acknowledged, and keeps the samples of the last `replay_window` ([`Samples`]). Such a
 /// question also shows whether the connection was reset.
 ///
-/// Invariants: batches become final in the order in which they were sent. No bytes become final
-/// that a reset within the last `replay_window` could concern. After the peer's FIN nothing is
-/// written.
+/// Invariants: batches become final in the order in which they were sent. Bytes become final only
+/// when `replay_window` has passed since their acknowledgement without a reset of the connection.
+/// After the peer's FIN nothing is written.
 ///
 /// The link ends with [`Event::Closed`] when every batch is final and the connection is no longer
 /// wanted. The link ends with [`Event::Broken`] in three cases: after an error; when the peer takes
@@ -212,9 +217,10 @@ pub(in crate::output) struct StreamLink<E> {
     pace: Arc<Mutex<Pace>>,
     /// The batch that is being written, or that waits to be written; `None` if there is none.
     writing: Option<Writing>,
-    /// The batches that are written and not final, the oldest first.
+    /// The batches that are written and do not count as delivered yet, the oldest first.
     sent: VecDeque<SentBatch>,
-    /// The number of bytes of all events in `writing` and `sent` that can't be sent.
+    /// The number of bytes of the events that can't be sent, in all batches of `writing` and
+    /// `sent`.
     rejected_bytes: u64,
     samples: Samples,
 }
@@ -257,8 +263,9 @@ impl<E: Encode> StreamLink<E> {
         self.broken(failure)
     }
 
-    /// Does the work of the link (reading, writing, samples, time limits) until there is an event
-    /// for the delivery loop, and returns this event.
+    /// Does the work of the link until there is an event for the delivery loop, and returns this
+    /// event. The work is reading, writing, checking time limits, and asking the kernel how many
+    /// bytes the peer has acknowledged.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
             if let Some(event) = self.session.ready.pop_front() {
@@ -326,8 +333,8 @@ impl<E: Encode> StreamLink<E> {
     }
 
     /// Takes a sample: asks our kernel how many bytes the peer's kernel has acknowledged. Bytes
-    /// become final if a sample that is at least one replay window old already shows them as
-    /// acknowledged.
+    /// count as delivered when a sample that has shown them as acknowledged is at least one replay
+    /// window (a configured time) old.
     ///
     /// # Errors
     ///
@@ -354,7 +361,8 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Returns the time between two samples, which is shorter the more bytes are under way.
+    /// Returns the time between two questions to the kernel how many bytes the peer has
+    /// acknowledged. The more bytes are under way, the shorter the time is.
     fn sample_interval(&self) -> Duration {
         let first = self.sent.front().map_or(0, |sent| sent.end - sent.bytes);
         let under_way = self.sent.back().map_or(0, |sent| sent.end) - first;
@@ -362,8 +370,8 @@ impl<E: Encode> StreamLink<E> {
         (self.replay_window / samples.clamp(SAMPLES_PER_WINDOW, SAMPLES_MAX)).max(SAMPLE_MIN)
     }
 
-    /// Reports each batch as accepted whose last byte is among the first `safe` bytes that were
-    /// written to the connection.
+    /// Reports batches as accepted. `safe` is a number of bytes, counted from the beginning of the
+    /// connection. A batch is reported if its last byte is among these bytes.
     fn finish(&mut self, safe: u64) {
         let (mut bytes, mut any) = (0, false);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
@@ -379,8 +387,9 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Returns the event that ends the link, if it has nothing more to do, or if a time limit is
-    /// over at `now`. Returns `None` if the link goes on.
+    /// Returns the event that ends the link, or `None` if the link goes on at the time `now`. The
+    /// link ends when a time limit is over, or when the connection is no longer wanted and no batch
+    /// waits.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         if let Some(finished) = self.session.finished {
             if self.is_idle() {
@@ -412,8 +421,8 @@ impl<E: Encode> StreamLink<E> {
         None
     }
 
-    /// Returns the time when the next time limit is over or the next sample is due; `None` if there
-    /// is neither.
+    /// Returns the time when the link must be polled again, even if nothing happens until then.
+    /// `None` if there is no such time.
     fn wake(&self) -> Option<Instant> {
         if self.is_idle() { self.session.idle_wake() } else { Some(self.samples.next) }
     }

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use crate::delivery::link::Event;
 use crate::queue::Claim;
 
-/// The claims (ranges of events) that were sent and are not final, in the order of sending.
+/// The claims (ranges of events) that were sent and are not final, in the order of sending. A sent
+/// event is final when the consumer has acknowledged it.
 ///
-/// If some events of a claim can't be sent, the claim is kept as several parts, so that each part
+/// If some events of a claim can't be sent, the claim is usually kept as several parts. Each part
 /// is reported as soon as everything before it is final. For example, 2 events that are sent, 1
 /// that can't be sent, and 1 that is sent are three parts.
 #[derive(Default)]
@@ -35,15 +36,15 @@ impl InFlight {
         self.0.iter().map(|sent| sent.awaited).sum()
     }
 
-    /// Returns the number of bytes of the events that can't be sent. They are kept until the events
-    /// before them are final.
+    /// Returns the number of bytes of the events that can't be sent. These events are kept until
+    /// all events before them are final.
     pub(super) fn rejected_bytes(&self) -> u64 {
         self.0.iter().flat_map(|sent| &sent.rejected).map(|line| line.len() as u64).sum()
     }
 
-    /// Adds a claim (the events of one batch) that is sent now. `runs` says which of its events are
-    /// sent, and `rejected` holds the events that can't be sent. For each part of the claim that is
-    /// final at once, adds an event to `told`.
+    /// Adds a claim (the events of one batch) that is sent now. `runs` says which of these events
+    /// are sent, and `rejected` holds the events that can't be sent. If events are final at once,
+    /// adds reports about them to `told`.
     pub(super) fn add(
         &mut self,
         claim: Claim,
@@ -76,9 +77,9 @@ impl InFlight {
         self.acknowledge(0, told);
     }
 
-    /// Notes that the consumer has acknowledged `events` more events. For each part that becomes
-    /// final by that, adds an event to `told`. Returns how many of the acknowledged events were
-    /// never sent, which is 0 unless the consumer violates the protocol.
+    /// Notes that the consumer has acknowledged `events` more events. Adds reports about the events
+    /// that are now final to `told`. Returns how many of the acknowledged events were never sent;
+    /// this is 0 unless the consumer violates the protocol.
     pub(super) fn acknowledge(&mut self, mut events: u64, told: &mut VecDeque<Event>) -> u64 {
         // A part that can't be sent awaits nothing: it is final as soon as all before it is.
         while let Some(SentPart { claim, awaited, rejected }) =

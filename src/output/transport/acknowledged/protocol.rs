@@ -27,8 +27,9 @@ pub(in crate::output) trait Protocol: Send + 'static {
         std::future::ready(Ok(()))
     }
 
-    /// Returns the future of a batch's frames. The link encodes one batch at a time. If the frames
-    /// hold any event, it calls [`Protocol::sent`] before it encodes the next batch.
+    /// Returns a future that encodes a batch as frames of the protocol. The link encodes one batch
+    /// at a time. If the frames hold any event, the link calls [`Protocol::sent`] before it encodes
+    /// the next batch.
     fn encode(&self, batch: Batch) -> Encoding;
 
     /// Notes that the frames of the last encoded batch are being sent now. `events` is the number
@@ -50,17 +51,18 @@ pub(in crate::output) trait Protocol: Send + 'static {
     fn close(&self) -> Vec<u8>;
 }
 
-/// The future of a batch's frames. It fails with a text if the batch can't be compressed, or if an
-/// event can't be sent and may not be given up.
+/// The future that encodes a batch as frames. Its error is a text. The future fails if the batch
+/// can't be compressed, or if an event can't be sent and may not be given up.
 pub(in crate::output) type Encoding = Pin<Box<dyn Future<Output = Result<Frames, String>> + Send>>;
 
-/// A batch that is encoded as frames of the protocol, in which it is sent.
+/// A batch in its encoded form, as frames of the protocol.
 #[derive(Debug, Default, PartialEq)]
 pub(in crate::output) struct Frames {
     /// The bytes of all frames, to be written to the connection.
     pub(in crate::output) bytes: Bytes,
-    /// The events of the batch in order, as runs of consecutive events. A run has the number of its
-    /// events, and `true` if they are in the frames or `false` if they can't be sent.
+    /// The events of the batch in order, grouped into runs. In a run, either all events are in the
+    /// frames (`true`), or all events can't be sent (`false`). The number is the number of events
+    /// in the run.
     pub(super) runs: Vec<(u64, bool)>,
     /// The events that can't be sent and so are not in the frames, one line each.
     pub(super) rejected: Vec<Bytes>,
@@ -78,7 +80,8 @@ impl Frames {
         self.push(false);
     }
 
-    /// Adds one event to the runs. `sent` is `true` if the event is in the frames.
+    /// Adds the next event of the batch to `runs`, the groups of consecutive events. `sent` is
+    /// `true` if the event is in the frames, and `false` if it can't be sent.
     fn push(&mut self, sent: bool) {
         match self.runs.last_mut() {
             Some((events, same)) if *same == sent => *events += 1,

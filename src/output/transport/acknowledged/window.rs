@@ -13,12 +13,13 @@ use std::sync::atomic::Ordering;
 pub(super) struct Window {
     /// The most events that the config allows to be sent and not yet acknowledged.
     configured: u64,
-    /// The current window in events: at least 1, and at most `configured`.
+    /// The most events that may be sent and not yet acknowledged now: at least 1, and at most
+    /// `configured`.
     now: AtomicU64,
 }
 
 impl Window {
-    /// Makes the window of an output on which no connection has broken yet. `configured` is the
+    /// Makes the limit for an output that has had no broken connection yet. `configured` is the
     /// most events that may ever be sent and not yet acknowledged.
     pub(super) fn new(configured: u64) -> Self {
         Self { configured, now: AtomicU64::new(configured) }
@@ -29,14 +30,16 @@ impl Window {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// Notes that the consumer has acknowledged `events` more events, which enlarges the window.
+    /// Notes that the consumer has acknowledged `events` more events. From now on, `events` more
+    /// may be unacknowledged, up to the configured number.
     pub(super) fn acknowledged(&self, events: u64) {
         let grown = self.events().saturating_add(events).min(self.configured);
         self.now.store(grown, Ordering::Relaxed);
     }
 
-    /// Notes that a connection broke while events waited for acknowledgement, which makes the
-    /// window smaller. `sent` is the number of all events that were sent on that connection.
+    /// Notes that a connection broke while events waited for acknowledgement. Fewer events may then
+    /// be sent without acknowledgement. `sent` is the number of all events that were sent on that
+    /// connection.
     pub(super) fn broke_after(&self, sent: u64) {
         self.now.store(self.events().min(sent / 2).max(1), Ordering::Relaxed);
     }

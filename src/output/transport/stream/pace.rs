@@ -1,7 +1,7 @@
 //! How much a stream may have under way, so that every consumer makes progress.
 
-/// The limit for bytes that are sent and not yet final. All connections of an output, which exist
-/// one after the other, share one value.
+/// The limit for bytes that are sent and not yet final (do not count as delivered yet). All
+/// connections of an output, which exist one after the other, share one value.
 ///
 /// There is no limit until a connection breaks. The limit is then half of the bytes that were sent
 /// on the broken connection. The bytes sent under the limit are a *window*: no more bytes are sent
@@ -9,21 +9,22 @@
 /// that becomes final, but only once more bytes have become final on the new connection than were
 /// sent on the broken one.
 ///
-/// For example, a consumer cuts every connection after N bytes. Each connection is then sent N/2
-/// twice, and the first half becomes final. If the limit doubled at once, a connection would be
-/// sent N/2 and then N.
+/// For example, a consumer cuts every connection after N bytes. With this limit, each connection is
+/// sent N/2 bytes twice, and the first N/2 bytes become final. If the limit doubled at once, a
+/// connection would be sent N/2 bytes and then N bytes.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// The most bytes of one window (bytes that must all be final before more are sent); `None` if
+    /// The most bytes that may be sent before all of them are final (count as delivered); `None` if
     /// there is no limit.
     limit: Option<u64>,
     /// The number of bytes that were sent on the last connection that broke.
     broke_after: u64,
-    /// The number of bytes sent in the current window, that is, since all earlier bytes were final.
+    /// The number of bytes that were sent since the last time when no sent bytes waited to become
+    /// final.
     window: u64,
-    /// The bytes that became final on this connection.
+    /// The number of bytes on this connection that are final (count as delivered).
     final_bytes: u64,
-    /// The bytes sent on this connection.
+    /// The number of bytes that were sent on this connection.
     sent: u64,
 }
 
@@ -33,8 +34,8 @@ impl Pace {
         (self.window, self.final_bytes, self.sent) = (0, 0, 0);
     }
 
-    /// Returns the number of bytes that may be taken from the queue now. Returns `None` while the
-    /// limit is reached, until the sent bytes are final.
+    /// Returns the number of bytes that may be taken from the queue now. Returns `None` if the
+    /// limit is reached; sent bytes must then first become final (count as delivered).
     pub(super) fn room(&self) -> Option<u64> {
         match self.limit {
             None => Some(u64::MAX),
@@ -43,10 +44,10 @@ impl Pace {
         }
     }
 
-    /// Returns `true` if the writing of a batch of `bytes` bytes may begin now. One event may be
-    /// larger than the rest of the limit; it then waits until everything before it is final. If it
-    /// were sent together with the events before it, it could break every connection before these
-    /// events are final.
+    /// Returns `true` if the writing of a batch of `bytes` bytes may begin now. A batch that does
+    /// not fit in the rest of the limit must wait until all bytes before it are final (count as
+    /// delivered). If the batch were sent earlier, it could break every connection before these
+    /// bytes are final.
     pub(super) fn may_begin(&self, bytes: u64) -> bool {
         self.limit.is_none_or(|limit| self.window == 0 || self.window + bytes <= limit)
     }
@@ -57,8 +58,9 @@ impl Pace {
         self.window += bytes;
     }
 
-    /// Notes that `bytes` bytes became final. `all` is `true` if no other bytes are sent and not
-    /// final; a new window (bytes that may be sent together) then begins, and the limit may double.
+    /// Notes that `bytes` bytes became final (count as delivered). `all` is `true` if all sent
+    /// bytes are now final. The count of bytes for the limit then begins again at 0, and the limit
+    /// may double.
     pub(super) fn finished(&mut self, bytes: u64, all: bool) {
         self.final_bytes += bytes;
         let Some(limit) = self.limit.filter(|_| all && self.window > 0) else { return };
@@ -69,8 +71,9 @@ impl Pace {
         }
     }
 
-    /// Notes that the connection broke, which sets the limit to half of the bytes that were sent on
-    /// it. If all these bytes were final, nothing changes.
+    /// Notes that the connection broke. If some bytes that were sent on this connection are not
+    /// final (do not count as delivered), the limit becomes half of all bytes that were sent on it.
+    /// Otherwise nothing changes.
     pub(super) fn broke(&mut self) {
         if self.sent > self.final_bytes {
             self.broke_after = self.sent;
