@@ -1,25 +1,29 @@
-//! The config file: every key with its kind, default and range, and every problem at once.
+//! Reads and checks the config file. One run reports all problems of the file.
 //!
-//! [`read`] is the only way in. Each table of the file has a module here: its struct, the reading
-//! of its keys, and what its keys contradict. Beyond this module values are checked and typed, so
-//! that nobody checks them twice. Three things are not done here: the files that a config names are
-//! looked for, but what is in them is not judged (`check` does that); names are not resolved; and
-//! nothing is connected.
+//! The function [`read`] does this. Each table of the file has a module here, with three parts: the
+//! struct of its settings, the reading of its keys, and the checks for keys that contradict each
+//! other. The resulting values are typed and checked, so no other module checks them again.
 //!
-//! A new key is one call in the function that reads its table, beside a field of the struct. The
-//! effective config, the reference and the messages follow from that call; see [`table::Table`].
+//! Three tasks are not part of this module. It reports missing files, but the module `check` checks
+//! the content of certificates, keys and policies. It resolves no host names. It opens no
+//! connections.
 //!
-//! A type of output is no part of this module: its file in `src/output` declares its keys by the
-//! same means, as [`OutputSettings`] describes.
+//! A new key needs two things: a field of its struct, and one call in the function that reads its
+//! table. That call also declares the key for the effective config (all values, with defaults), for
+//! the config reference, and for the error messages; see [`table::Table`].
 //!
-//! | floor | files | what they know |
+//! The types of outputs are not part of this module. The file of each type in `src/output` declares
+//! its keys in the same way, as [`OutputSettings`] describes.
+//!
+//! Each file of this module is on a floor (a level), and imports only from the floors below:
+//! | floor | files | content |
 //! |---|---|---|
 //! | 1 | `literal` `problem` `template` `values` | TOML as text · problems · `${…}` · sizes, times, names |
-//! | 2 | `reader` | one reading: positions and records |
-//! | 3 | `print` `table` `targets` | what is printed · tables and keys · addresses of outputs |
+//! | 2 | `reader` | the state of reading one file: positions and records |
+//! | 3 | `print` `table` `targets` | printing of the config and the reference · tables and keys · addresses of outputs |
 //! | 4 | `compression` `delivery` `filter` `log` `messages` `protocol` `tls` | sections, and the interface for types of output |
 //! | 5 | `kafka` `listener` `output` `stream` | tables, and keys that several types of output share |
-//! | 6 | `http` `queue` | as above |
+//! | 6 | `http` `queue` | keys that the HTTP outputs share · a table that depends on the outputs |
 //! | 7 | `dead_letter` `limits` `source` | tables that depend on the queue |
 
 use std::collections::BTreeMap;
@@ -117,7 +121,7 @@ pub use values::time;
 pub use values::url;
 pub use values::user_name;
 
-/// The config that `run` uses if no file is named.
+/// The text of the config that the command `run` uses if the user names no config file.
 pub const EMBEDDED: &str = r#"[[listener]]
 address = "127.0.0.1:3000"
 
@@ -129,37 +133,42 @@ type = "stdout"
 address = "127.0.0.1:9090"
 "#;
 
-/// The result of reading a config file.
+/// The result of reading a config file: the config, all problems, and the files that the config
+/// names.
 #[derive(Debug, Clone)]
 pub struct Checked {
-    /// The config. `None` if one of the problems is an error, or if a setting comes from a
-    /// `${file:…}` that is missing. Other missing files leave a config.
+    /// The config. `None` if one of the problems is an error. Also `None` if the file of a
+    /// `${file:…}` cannot be read, unless the `${file:…}` is in a string that may be a secret.
+    /// Other missing files, such as a certificate, do not make this field `None`.
     pub config: Option<Config>,
-    /// All problems, by their position in the file.
+    /// All problems, sorted by their position in the config file.
     pub problems: Vec<Problem>,
-    /// All files that the config names, sorted: certificates, keys, secrets, `${file:…}`. They are
-    /// known even if there is no config.
+    /// The paths of all files that the config names, sorted: certificates, keys, secrets and the
+    /// files of `${file:…}`. The list is filled even if `config` is `None`.
     pub files: Vec<PathBuf>,
-    /// The audit policies among the files.
+    /// The paths of the files that are Kubernetes audit policies. These paths are in `files` too.
     pub policies: BTreeSet<PathBuf>,
-    /// The keys that name files and directories, in the order of reading. They are known even if
-    /// there is no config.
+    /// The keys whose values are paths of files or directories, in the order of reading. The list
+    /// is filled even if `config` is `None`.
     pub named: Vec<Named>,
-    /// The text that [`Checked::effective`] returns: the config as TOML with all defaults.
+    /// The config as TOML, with the default of every key that the file does not set.
     effective: String,
-    /// Line and column of each value and table header in the file, by the path of its key.
+    /// The line and the column of each value and table header in the config file. The map's key is
+    /// the path of the config key or table, such as `output[0].name`.
     places: BTreeMap<String, (usize, usize)>,
 }
 
 impl Checked {
-    /// The config as TOML with every default filled in, and with each `${…}` unexpanded. Reading it
-    /// gives the same config. The text means nothing if one of the problems is an error.
+    /// Returns the config as TOML, with the default of every key that the file does not set. Each
+    /// `${…}` is printed as the file has it, not expanded. Reading the returned text gives the same
+    /// config. If one of the problems is an error, the text must not be used.
     pub fn effective(&self) -> String {
         self.effective.clone()
     }
 
-    /// A problem of the key `key`, at the position of its value. If the file does not set the key,
-    /// the position is that of the innermost table around it.
+    /// Returns a problem about the key with the path `key`. The problem has the position of the
+    /// key's value. If the file does not set the key, the problem has the position of the innermost
+    /// table that would contain the key.
     #[must_use]
     pub fn problem(&self, key: &str, message: impl Into<String>, severity: Severity) -> Problem {
         let place = reader::enclosing(key).find_map(|path| self.places.get(path));
@@ -167,8 +176,8 @@ impl Checked {
         Problem { line, column, path: key.to_owned(), message: message.into(), severity }
     }
 
-    /// Adds problems that were found later, in the files that the config names. An error among them
-    /// takes the config away.
+    /// Adds problems that were found after the reading, such as a broken certificate in a file that
+    /// the config names. If one of `problems` is an error, `config` becomes `None`.
     #[must_use]
     pub fn with(mut self, problems: Vec<Problem>) -> Self {
         let failed = problems.iter().any(|problem| problem.severity == Severity::Error);
@@ -178,8 +187,8 @@ impl Checked {
         self
     }
 
-    /// Turns each missing file into an error, for callers that need the files now. The config is
-    /// taken away if there is one.
+    /// Turns each problem about a missing file into an error, for callers that need the files now.
+    /// If there is such a problem, `config` becomes `None`.
     #[must_use]
     pub fn strict(mut self) -> Self {
         for problem in &mut self.problems {
@@ -192,14 +201,15 @@ impl Checked {
     }
 }
 
-/// Reads a config file, with the environment variables of this process. `types` are the types of
-/// output that a config may have.
+/// Reads and checks `text`, the text of a config file. Each `${env:NAME}` is replaced by an
+/// environment variable of this process. `types` are the types of output that the config may use.
 pub fn read(text: &str, types: &[OutputType]) -> Checked {
     read_with(text, types, &|name| std::env::var(name).ok())
 }
 
-/// Reads a config file, with `env` as the environment: it returns the value of a variable, or
-/// `None` if the variable is not set.
+/// Reads and checks `text`, the text of a config file. `types` are the types of output that the
+/// config may use. `env` replaces the environment of the process: the function returns the value of
+/// a variable, or `None` if the variable is not set.
 pub fn read_with(
     text: &str,
     types: &[OutputType],
@@ -223,12 +233,14 @@ pub fn read_with(
     }
 }
 
-/// Reads `admin.address` alone, so that `healthcheck` and `drain` find a relay whose config file
-/// has problems elsewhere by now.
+/// Reads only the key `admin.address` of a config file, and ignores the other keys. The commands
+/// `healthcheck` and `drain` can then find a running relay even if its config file has a mistake in
+/// another key now.
 ///
 /// # Errors
 ///
-/// The problems of that key, and the syntax errors of the file, if the address can't be read.
+/// If the address cannot be read, returns the problems of the section `[admin]` and the syntax
+/// errors of the file.
 pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let env = |name: &str| std::env::var(name).ok();
@@ -238,38 +250,47 @@ pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
     address.ok_or_else(|| cx.finish().problems.into_iter().map(as_error).collect())
 }
 
-/// All keys with kind, default and meaning, as a Markdown table: `config --reference`.
+/// Returns the config reference, which the command `config --reference` prints: a Markdown table of
+/// all keys with their kind, default and meaning.
 pub fn reference(types: &[OutputType]) -> String {
     let names: Vec<_> = types.iter().map(|it| it.name).collect();
     print::reference(&entries(types), &names)
 }
 
-/// A whole, valid configuration.
+/// A complete and valid config: the settings of all tables of the config file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// `[[listener]]`. There is at least one listener or source.
+    /// The settings of each `[[listener]]`, an address at which the relay accepts requests. A
+    /// config has at least one listener or one source.
     pub listeners: Vec<Listener>,
-    /// `[[source]]`.
+    /// The settings of each `[[source]]`, such as a Kafka topic from which the relay reads events.
     pub sources: Vec<Source>,
-    /// `[limits]`.
+    /// The section `[limits]`: the limits of requests and connections.
     pub limits: Limits,
-    /// `[queue]`.
+    /// The section `[queue]`: the settings of the queue that holds the events until the outputs
+    /// have sent them.
     pub queue: Queue,
-    /// `[[output]]`. There is at least one, and at least one is required.
+    /// The settings of each `[[output]]`, to which the relay sends the events. A config has at
+    /// least one output with `required = true`, the default.
     pub outputs: Vec<Output>,
-    /// `[dead_letter]`.
+    /// The section `[dead_letter]`: the settings of the files that keep events that a consumer has
+    /// refused.
     pub dead_letter: DeadLetter,
-    /// `admin.address`.
+    /// The key `admin.address`: the address at which the relay serves metrics, health checks and
+    /// its status page.
     pub admin: SocketAddr,
-    /// `[log]`.
+    /// The section `[log]`: the level and the format of the log.
     pub log: Log,
-    /// `shutdown.drain_timeout`.
+    /// The key `shutdown.drain_timeout`: the time that the relay has after SIGTERM to finish its
+    /// requests and to send the events in the queue.
     pub drain_timeout: Duration,
 }
 
 impl Config {
-    /// The directory for dead letters: the configured one, else `dead-letter` below the queue's
-    /// directory. `None`: neither is configured, and there are no dead letters.
+    /// Returns the directory of the dead-letter files, which keep rejected events. The directory is
+    /// `dead_letter.directory` if that key is set; otherwise, it is `dead-letter` in the queue's
+    /// directory. Returns `None` if neither directory is configured: rejected events are then
+    /// dropped.
     #[must_use]
     pub fn dead_letter_directory(&self) -> Option<PathBuf> {
         let below = || self.queue.directory.as_ref().map(|queue| queue.join("dead-letter"));
@@ -277,9 +298,12 @@ impl Config {
     }
 }
 
-/// Reads all tables of the file. The result means nothing if there is an error among the problems.
+/// Reads all tables of the config file, and records their problems in `cx`. If one of the problems
+/// is an error, the result must not be used. Returns `None` only if there is such an error or a
+/// missing `${file:…}`.
 ///
-/// The order of the calls is the order of the effective config and of the reference.
+/// The order of the calls in this function is the order of the tables in the effective config (all
+/// values, with defaults) and in the config reference.
 fn whole<'a>(
     cx: &reader::Context<'a>,
     table: toml::de::DeTable<'a>,
@@ -325,7 +349,8 @@ fn whole<'a>(
     })
 }
 
-/// Reads `[admin]`. `None`: the address has a problem.
+/// Reads the section `[admin]`. Returns the value of `address` or its default. Returns `None` if
+/// the value is wrong; the problem is recorded.
 fn admin(t: &mut Table<'_, '_>) -> Option<SocketAddr> {
     t.section("admin", |t| {
         t.word_or(
@@ -337,7 +362,8 @@ fn admin(t: &mut Table<'_, '_>) -> Option<SocketAddr> {
     })
 }
 
-/// Reads `[shutdown]`.
+/// Reads the section `[shutdown]`. Returns the value of `drain_timeout`, or its default if the key
+/// is absent or wrong.
 fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
     t.time(
         "drain_timeout",
@@ -347,8 +373,9 @@ fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
     )
 }
 
-/// A config with every section and every type of output and source. Its values are missing or
-/// empty, which does not matter: reading it declares every key.
+/// Returns the text of a config that contains every type of output and source, and every section
+/// that must be present to be read. The config is not valid, because required values are missing.
+/// The text is read only to declare every key.
 fn sample(types: &[OutputType]) -> String {
     let filter = "filter = { match = [{ resources = [{}] }], redact = [{}] }";
     let output = |OutputType { name, sample, .. }: &OutputType| {
@@ -361,7 +388,8 @@ fn sample(types: &[OutputType]) -> String {
     )
 }
 
-/// All keys, for the reference and for messages about keys of another type of output.
+/// Returns the declarations of all config keys. They are used for the config reference, and for the
+/// error message about a key that only another type of output has.
 fn entries(types: &[OutputType]) -> Vec<reader::Entry> {
     let text = sample(types);
     let (cx, table) = reader::Context::new(&text, &|_| None);
