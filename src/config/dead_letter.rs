@@ -15,8 +15,8 @@ use super::values::MIB;
 /// kept in the dead-letter files at all, and one event can have several hundred KiB.
 const DEAD_LETTER_MIN: u64 = MIB;
 
-/// The settings of the section `[dead_letter]`: the files that keep the events that an output has
-/// given up.
+/// The settings of the section `[dead_letter]`: the directory and the size of the dead-letter
+/// files. These files keep events that an output could not deliver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The configured directory of the dead-letter files. `None`: no directory is configured here;

@@ -18,26 +18,25 @@ pub struct Retry {
     pub max_interval: Duration,
     /// The factor by which each wait is longer than the wait before it; at least 1.
     pub multiplier: f64,
-    /// How far each wait is randomized, from 0 to 1. With 0.5 and an interval of 10 s, the wait is
-    /// drawn from 5 s to 15 s.
+    /// The size of the random part of each wait, relative to the wait, from 0 to 1. With 0.5 and an
+    /// interval of 10 s, the wait is a random time from 5 s to 15 s.
     pub randomization_factor: f64,
-    /// The age of an event, counted from the first attempt to send it, at which the output gives
-    /// the event up. The event is given up when the next attempt after this age fails. `None`: no
-    /// event is given up because of its age.
+    /// The age limit of an event, whose age is counted from the first attempt to send it. If an
+    /// attempt fails after this age, the output gives the event up. `None`: no event is given up
+    /// because of its age.
     pub max_elapsed: Option<Duration>,
 }
 
 /// The settings of `[output.timeouts]`: the time limits of connections and of attempts to send.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
-    /// The time limit for the lookup of a host name. The same time is then allowed again for each
-    /// address of the name: for the TCP connection, the proxy's CONNECT and the TLS handshake
-    /// together.
+    /// The time limit for the lookup of a host name. Each address of the host then has the same
+    /// limit for its TCP connection, the proxy's CONNECT and the TLS handshake together.
     pub connect: Duration,
     /// An attempt to send fails if it makes no progress towards an acknowledgement for this long.
     pub request: Duration,
-    /// The age at which the output closes a connection after the work on it is finished, and opens
-    /// a new connection. `None`: connections have no age limit.
+    /// The age at which the output closes a connection and opens a new one. Before the old
+    /// connection is closed, the work on it is finished. `None`: connections have no age limit.
     pub max_connection_age: Option<Duration>,
 }
 

@@ -29,8 +29,9 @@ use crate::redact::With;
 /// (`requestObject` and `responseObject`) were removed.
 const EVENT_BYTES_MIN: u64 = 1024;
 
-/// The longest allowed `deduplicate` time. Only a limited number of past events is remembered, so
-/// with a longer time an event would often be forgotten before the time is over.
+/// The longest allowed value of `deduplicate`, the time within which repeated events are not sent.
+/// Only a limited number of past events is remembered, so with a longer time an event would often
+/// be forgotten too early.
 const WINDOW_MAX: Duration = secs(24 * 3600);
 
 /// The most characters of an annotation's name. RFC 5424 allows at most 32 characters for a name in
@@ -45,12 +46,12 @@ const ANNOTATION_BYTES_MAX: usize = 256;
 /// event is sent unchanged.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Filter {
-    /// The lists of criteria that select events: one list for `[filter]` and one for
-    /// `[output.filter]`, each only if it is set. An event is sent if, in every list, it meets at
-    /// least one of the criteria.
+    /// The lists of criteria that select events. `[filter]` and `[output.filter]` add one list
+    /// each, if the section has the key `match`. An event is sent only if it matches at least one
+    /// element of every list. Without a list, every event is sent.
     pub matches: Vec<Vec<Criteria>>,
-    /// The files with Kubernetes audit policies. Each policy may drop an event, or lower the level
-    /// of the event.
+    /// The files with Kubernetes audit policies. Each policy may drop an event, or lower the audit
+    /// level of the event (how many details the event contains).
     pub policies: Vec<PathBuf>,
     /// The configured rules of redaction: the values that are removed from events, or replaced by a
     /// hash. Values that hold Kubernetes' own secrets are redacted in addition, even if this list
@@ -59,8 +60,8 @@ pub struct Filter {
     /// The largest size of an event in bytes. A larger event loses its bodies (first
     /// `responseObject`, then `requestObject`). `None`: there is no limit.
     pub max_event_bytes: Option<u64>,
-    /// The time within which a second event with the same bytes is not sent. `None`: repeated
-    /// events are sent too.
+    /// Events with the same bytes are sent only once within this time. `None`: repeated events are
+    /// sent too.
     pub deduplicate: Option<Duration>,
     /// The annotations that are added to each event: name and value. The names are stored without
     /// their prefix `kube-audit-forwarder/`.
@@ -76,8 +77,8 @@ impl Filter {
 }
 
 /// Returns the filter of an output, made from `[filter]` (`all`) and `[output.filter]` (`own`).
-/// Lists are joined. Of two values of `max_event_bytes`, the smaller is used. Of two values of
-/// another key, or of one annotation, the value in `own` is used.
+/// Lists are joined, first those of `all`. Of two values of `max_event_bytes`, the smaller is used.
+/// Of two values of `deduplicate` or of the same annotation, the value in `own` is used.
 pub(super) fn merged(all: &Filter, own: Filter) -> Filter {
     let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
     Filter {
@@ -173,9 +174,9 @@ fn keys(t: &mut Table<'_, '_>) -> Option<Filter> {
     })
 }
 
-/// Combines the results of reading an array of tables, where `None` in the place of a table means
-/// that this table has a problem. Returns `Some(None)` if the key is absent (`tables` is `None`),
-/// and `None` if a table has a problem.
+/// Combines the results of reading an array of tables. `tables` is `None` if the file has no such
+/// array; the function then returns `Some(None)`. An element is `None` if its table has a problem;
+/// the function then returns `None`.
 fn all_of<T>(tables: Option<Vec<Option<T>>>) -> Option<Option<Vec<T>>> {
     match tables {
         Some(tables) => tables.into_iter().collect::<Option<Vec<_>>>().map(Some),

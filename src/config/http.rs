@@ -54,7 +54,7 @@ pub struct BasicAuth {
     pub password_file: PathBuf,
 }
 
-/// The points in which the HTTP keys of one type of output can differ from those of another type.
+/// The differences between the HTTP keys of one type of output and those of another type.
 pub struct HttpKeys {
     /// The default of the key `compression` for this type of output.
     pub compression: Compression,
@@ -65,9 +65,9 @@ pub struct HttpKeys {
 
 impl HttpClient {
     /// Reads the keys that all outputs over HTTP share. After the key `strategy`, this function
-    /// calls `own`, which reads the plain keys of one type of output. The sections of that type are
-    /// read by the caller, after this function. Returns the client (`None` if a key has a problem,
-    /// which is recorded) and the result of `own`.
+    /// calls `own` to read the plain keys that only one type of output has. The caller reads the
+    /// sections of that type afterwards. Returns the client and the result of `own`. The client is
+    /// `None` if a key has a problem, which is recorded.
     pub fn read<'c, 'a, T>(
         t: &mut Table<'c, 'a>,
         keys: &HttpKeys,
@@ -115,8 +115,8 @@ impl HttpClient {
         (read(), own)
     }
 
-    /// Returns the URLs and the proxy's URL, in the form in which addresses of outputs are
-    /// compared. A URL that cannot be expanded is left out. See [`OutputSettings::targets`].
+    /// Returns the URLs of the consumer and of the proxy as `Target`s, which can be compared with
+    /// other addresses. A URL that cannot be expanded is left out. See [`OutputSettings::targets`].
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
     #[must_use]

@@ -76,9 +76,9 @@ impl Kafka {
         brokers.zip(topic)
     }
 
-    /// Reads the sections `sasl` and `tls`. Returns them together with `topic`, the plain keys that
-    /// were read before. Returns `None` if one of the keys or sections has a problem, which is
-    /// recorded.
+    /// Reads the sections `sasl` and `tls`. Returns a struct of these sections and of `topic` (the
+    /// brokers and the topic's name, which were read before). Returns `None` if one of the keys or
+    /// sections has a problem, which is recorded.
     pub fn read(t: &mut Table<'_, '_>, topic: KafkaTopic) -> Option<Self> {
         let sasl = t.optional_section(
             optional("sasl", TABLE, "none", "user and password for the brokers"),
@@ -95,7 +95,7 @@ impl Kafka {
         Some(Self { brokers, topic, tls, sasl })
     }
 
-    /// Returns the brokers, in the form in which addresses of outputs are compared. See
+    /// Returns the brokers as `Target`s, which can be compared with other addresses. See
     /// [`OutputSettings::targets`].
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets

@@ -20,9 +20,9 @@ use super::values::unless_zero;
 /// is 1,048,576 by default), and the semaphore that counts the connections has a limit too.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
-/// A size of request bodies, in bytes. If other limits lower the default of `max_body` below this
-/// size, a warning is recorded. A batch of 400 events at the audit level RequestResponse is seldom
-/// larger than this.
+/// The size in bytes that usual request bodies do not exceed: a batch of 400 events at the audit
+/// level RequestResponse is seldom larger. If other limits lower the default of `max_body` below
+/// this size, a warning is recorded.
 const USUAL_BODY: u64 = 64 * MIB;
 
 /// The settings of the section `[limits]`. Sizes are in bytes.
@@ -33,8 +33,8 @@ pub struct Limits {
     /// and `queue.max_bytes` - 256. If the queue has a directory, this is the smaller of the
     /// configured `max_body` and half of `queue.max_bytes`.
     pub max_body: u64,
-    /// The most bytes of request bodies that may be in memory before they are in the queue, or
-    /// while they wait for their acknowledgement.
+    /// The most bytes that request bodies may occupy in memory. A body counts until it is in the
+    /// queue, and also while its sender waits for the acknowledgement.
     pub max_in_flight: u64,
     /// The most open connections of all listeners together.
     pub max_connections: usize,
@@ -44,8 +44,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// The longest time that a connection without a request is kept open for the next one.
     pub idle_timeout: Duration,
-    /// The age at which a connection is closed, as soon as the current request is answered. `None`:
-    /// connections have no age limit.
+    /// The age at which a connection is closed. If a request is under way then, the connection is
+    /// closed after the answer. `None`: connections have no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
@@ -107,9 +107,9 @@ pub(super) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
     }
 }
 
-/// Returns the largest request body, in bytes, that `limits` and `queue` together allow. Records a
-/// warning if this is less than the `max_body` that the config file sets, or less than usual
-/// batches need.
+/// Returns the largest request body, in bytes, that `limits` and `queue` together allow. If the
+/// config file sets `max_body`, a warning is recorded if the result is smaller. If the file does
+/// not set `max_body`, a warning is recorded if the result is too small for usual batches.
 ///
 /// If the queue has a directory, a large body is written to a file while it arrives, so
 /// `max_in_flight` does not limit the size of the body.

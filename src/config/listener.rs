@@ -148,8 +148,8 @@ pub(super) fn own_addresses(
     listeners.chain(admin.map(|address| ("admin.address".to_owned(), address))).collect()
 }
 
-/// Reports each listener whose address cannot be bound together with the address of an earlier
-/// listener or with the admin address. An address with port 0 never conflicts, because the kernel
+/// Reports each listener whose address conflicts with that of an earlier listener or with the admin
+/// address: the kernel cannot bind both. An address with port 0 never conflicts, because the kernel
 /// chooses a free port.
 pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Option<SocketAddr>) {
     for (index, (address, _)) in listeners.iter().enumerate() {

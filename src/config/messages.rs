@@ -6,8 +6,8 @@ use super::values;
 /// The parts of an RFC 5424 message that are the same in every message of an output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Messages {
-    /// PRI: facility × 8 + severity (RFC 5424 §6.2.1). For example, `local0` and `info` are 16 × 8
-    /// + 6 = 134.
+    /// PRI: facility × 8 + severity (RFC 5424 §6.2.1). For example, the facility `local0` (16) and
+    /// the severity `info` (6) give 134.
     pub priority: u8,
     /// HOSTNAME: 1 to 255 printable ASCII characters. The default is the machine's name.
     pub hostname: String,

@@ -24,7 +24,8 @@ pub struct Output {
     /// The output's name, unique among the outputs. The metrics carry it in the label `output`.
     pub name: String,
     /// `true` if the queue keeps each event until this output has finished it (delivered it or
-    /// given it up). At least one output of a config must be required.
+    /// given it up). `false`: the queue may drop an event earlier if it needs the space. At least
+    /// one output of a config must be required.
     pub required: bool,
     /// The type of the output (its protocol), with the settings that only outputs of this type
     /// have.
@@ -54,9 +55,9 @@ pub(super) struct Draft {
     pub(super) required: bool,
     /// The type of the output. `None`: the key `type` is missing or names no known type.
     kind: Option<OutputType>,
-    /// The key of a waiting time, and this time. The protocol waits for this time after it has sent
-    /// an event, until the event counts as delivered (is final). `None`: the protocol does not
-    /// wait, or its settings could not be read.
+    /// The name and the value of a config key. The value is the time for which the protocol waits
+    /// after it has sent an event; only then does the event count as delivered. `None`: the
+    /// protocol does not wait, or its settings could not be read.
     pub(super) final_after: Option<(&'static str, Duration)>,
     /// The complete output. `None`: one of its keys has a problem.
     pub(super) output: Option<Output>,
@@ -114,9 +115,9 @@ pub(super) fn read(
     Draft { path: t.path.clone(), name, required, kind, final_after, output }
 }
 
-/// Returns the error message for a key that this type of output does not have, but other types
-/// have. Returns `None` if no type has the key. Returns an empty message if the key `type` is
-/// missing or wrong (`type_name` is `None`); nothing is then reported about the key.
+/// Returns the error message for a key that only other types of output have. Returns `None` if no
+/// type of output has the key. If `type_name` is `None` (the key `type` is missing or wrong), the
+/// message is empty, and nothing is reported about the key.
 fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Option<String> {
     let owners: Vec<&str> = entries
         .iter()
@@ -131,8 +132,9 @@ fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Opt
     Some(type_name.map(message).unwrap_or_default())
 }
 
-/// Returns the complete outputs of all drafts. In each output, `[filter]` (`all`) is merged into
-/// the output's own filter. Returns `None` if one of the drafts has a problem.
+/// Returns the complete outputs of all drafts (a draft is the result of reading one `[[output]]`).
+/// In each output, `[filter]` (`all`) is merged into the output's own filter. Returns `None` if one
+/// of the drafts has a problem.
 pub(super) fn with_filter(all: &Filter, drafts: Vec<Draft>) -> Option<Vec<Output>> {
     let with = |output: Output| Output { filter: filter::merged(all, output.filter), ..output };
     drafts.into_iter().map(|draft| draft.output.map(with)).collect()

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// Something that the author of a config file should know.
+/// A problem of a config file, such as an error or a warning, with its position and its message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The line of the problem in the file, counted from 1.

@@ -16,21 +16,24 @@ use super::targets::Target;
 /// The settings of one type of output: the keys that an `[[output]]` of this type has in addition
 /// to the keys that every `[[output]]` has.
 ///
-/// For a new type, the config needs the items without a default, and nothing else. The
-/// documentation of `src/output.rs` says what a new type needs outside of the config.
+/// To add a type to the config, implement the items that have no default. The documentation of
+/// `src/output.rs` says what a new type needs outside of the config.
 ///
-/// A reload compares the settings: an output whose settings did not change continues without
-/// interruption, and any other output gets a new delivery (the loop that sends its events). `Debug`
-/// must not show secrets. This holds for fields that are a [`Template`] or the path of a file.
+/// A reload compares the settings of each output. If they are equal, the output continues without
+/// interruption. If they differ, the output gets a new delivery (the loop that sends its events).
+///
+/// `Debug` must not show secrets. A field of the type [`Template`] and a field with the path of a
+/// file show no secret.
 ///
 /// [`Template`]: super::template::Template
 pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static {
     /// The value of the key `type` that selects this type of output, such as `"http"`.
     const TYPE: &'static str;
 
-    /// Lines of TOML from which the config reference is generated: an output with these lines, in
-    /// which [`OutputSettings::read`] reads every key that it knows. Required keys may be missing.
-    /// The lines must contain the sections whose presence has a meaning, such as `"tls = {}"`.
+    /// Lines of TOML for an output of this type, from which the config reference is generated. When
+    /// [`OutputSettings::read`] reads these lines, it must ask for every key that it knows. The
+    /// lines need the sections whose presence has a meaning, such as `"tls = {}"`. Required keys
+    /// may be missing.
     const SAMPLE: &'static str;
 
     /// The reason why a config can have only one output of this type, in the words of the error
@@ -44,14 +47,14 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// a required key is missing or a key is wrong; the problem is recorded.
     fn read(t: &mut Table<'_, '_>) -> Option<Self>;
 
-    /// Returns the configured addresses that events are sent to. They are used for warnings about
-    /// an address that is configured twice, or that leads back to the relay. Structs for shared
-    /// keys have a method for this (`Stream::targets`).
+    /// Returns the configured addresses that events are sent to. A warning is recorded if an
+    /// address is configured twice, or if it leads back to the relay. The structs that several
+    /// types of output use have a method for this, such as `Stream::targets`.
     fn targets(&self) -> Vec<Target>;
 
-    /// Returns the key of a waiting time, and this time. The protocol waits for this time after it
-    /// has sent an event, until the event counts as delivered (is final). Returns `None` if an
-    /// event is final as soon as the consumer acknowledges it.
+    /// Returns the name and the value of a config key. The value is the time for which the protocol
+    /// waits after it has sent an event; only then does the event count as delivered (is final).
+    /// Returns `None` if the protocol does not wait.
     ///
     /// The status page adds this time to the lag at which it calls an output late. With
     /// `queue.acknowledge = "delivered"`, the time of a required output must be shorter than
@@ -75,7 +78,8 @@ pub struct OutputType {
 }
 
 impl OutputType {
-    /// Returns the entry in the table of types for the type of output whose settings are `S`.
+    /// Returns the description of one type of output, for the table of all types. `S` is the type
+    /// of the settings of such an output.
     #[must_use]
     pub const fn of<S: OutputSettings>() -> Self {
         Self {
@@ -121,9 +125,9 @@ impl OutputKind {
         self.settings.targets()
     }
 
-    /// Returns the key of a waiting time, and this time. The protocol waits for this time after it
-    /// has sent an event, until the event counts as delivered (is final). Returns `None` if an
-    /// event is final as soon as the consumer acknowledges it.
+    /// Returns the name and the value of a config key. The value is the time for which the protocol
+    /// waits after it has sent an event; only then does the event count as delivered (is final).
+    /// Returns `None` if the protocol does not wait.
     #[must_use]
     pub fn final_after(&self) -> Option<(&'static str, Duration)> {
         self.settings.final_after()
@@ -142,8 +146,8 @@ impl PartialEq for OutputKind {
     }
 }
 
-/// The methods of [`OutputSettings`] in a form that can be called on settings of any type, without
-/// knowing the type (a trait object).
+/// The methods of [`OutputSettings`], for settings whose concrete type is not known (as a trait
+/// object).
 trait AnySettings: fmt::Debug + Send + Sync {
     /// Returns the settings in a form that can be converted back to their concrete type.
     fn as_any(&self) -> &dyn Any;
@@ -154,9 +158,9 @@ trait AnySettings: fmt::Debug + Send + Sync {
     /// Returns the configured addresses that the output sends events to.
     fn targets(&self) -> Vec<Target>;
 
-    /// Returns the key of a waiting time, and this time. The protocol waits for this time after it
-    /// has sent an event, until the event counts as delivered (is final). Returns `None` if an
-    /// event is final as soon as the consumer acknowledges it.
+    /// Returns the name and the value of a config key. The value is the time for which the protocol
+    /// waits after it has sent an event; only then does the event count as delivered (is final).
+    /// Returns `None` if the protocol does not wait.
     fn final_after(&self) -> Option<(&'static str, Duration)>;
 }
 

@@ -42,13 +42,13 @@ pub struct Queue {
     /// The condition for the answer 200 to a sender. It is always `Synced` if the queue has a
     /// directory, otherwise `Queued` or `Delivered`.
     pub acknowledge: Acknowledge,
-    /// The longest time that a sender waits for its 200 with `Delivered` or `Synced`. After this
-    /// time the sender gets 503.
+    /// The longest time that a sender waits for its answer 200, if `acknowledge` is `Delivered` or
+    /// `Synced`. After this time the sender gets 503.
     pub delivered_timeout: Duration,
     /// The reaction to a new batch when the queue is full.
     pub when_full: WhenFull,
-    /// The base of the header `Retry-After` in answers 429 and 503. The value that is sent is
-    /// random, from 0.6 to 1.6 times this time; for 5 s it is 3 s to 8 s.
+    /// The time from which the header `Retry-After` of the answers 429 and 503 is made. The header
+    /// has a random value from 0.6 to 1.6 times this time; for 5 s, this is 3 s to 8 s.
     pub retry_after: Duration,
 }
 
@@ -155,9 +155,9 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
     }
 }
 
-/// Reads `segment_bytes`, the size of one file of the queue in bytes. The largest allowed value is
-/// a quarter of `max_bytes`, because dropping events deletes whole files. Returns the default if
-/// the key is absent or wrong.
+/// Reads `segment_bytes`, the size of one file of the queue in bytes. Returns the default if the
+/// key is absent or wrong. The largest allowed value is a quarter of `max_bytes`, because the queue
+/// drops events by deleting whole files.
 fn segment_bytes(t: &mut Table<'_, '_>, max_bytes: u64) -> u64 {
     let (cx, path) = (t.cx, t.path_of("segment_bytes"));
     let durable = is_durable(cx);
@@ -201,10 +201,10 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, outputs: &[output:
     }
 }
 
-/// Reports settings that contradict `acknowledge = "delivered"`. With it, a 200 means that the
-/// outputs have the events: `when_full` must not drop events after that, and `delivered_timeout`
-/// must be longer than the time that a required output waits before a sent event counts as
-/// delivered.
+/// Reports settings that contradict `acknowledge = "delivered"`. With this value, a 200 means that
+/// the outputs have the events. The queue must therefore not drop events when it is full
+/// (`when_full`). In addition, `delivered_timeout` must be longer than the time that a required
+/// output waits before a sent event counts as delivered.
 fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[output::Draft]) {
     if queue.when_full != WhenFull::Reject {
         let message = "contradicts acknowledge = \"delivered\", allowed with it: \"reject\"";

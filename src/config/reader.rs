@@ -34,9 +34,9 @@ pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// (problems, keys, files).
 ///
 /// Reading goes on after a problem, so that one run reports all problems. Each problem is recorded
-/// with the byte position of the value. The records are in cells, because a table and the tables
-/// inside it write the records in turn; everything stays on one thread. [`Context::finish`] turns
-/// the records into the result.
+/// with the byte position of the value. The records are in `RefCell` and `Cell`, because several
+/// tables share them; only one thread uses them. [`Context::finish`] turns the records into the
+/// result.
 pub(super) struct Context<'a> {
     /// The text of the config file.
     text: &'a str,
@@ -44,19 +44,19 @@ pub(super) struct Context<'a> {
     env: Env<'a>,
     /// The problems that were found, each with its byte position in the file.
     problems: RefCell<Vec<(usize, Problem)>>,
-    /// The byte positions of the values and table headers that were taken from the file, by the
-    /// path of the key or table.
+    /// The byte position of each value and table header that was taken from the file. The map's key
+    /// is the path of the config key or table, such as `output[0].name`.
     pub(super) spots: RefCell<BTreeMap<String, usize>>,
     /// The paths of keys without a usable value: the value is wrong, or a required key is missing.
-    /// A contradiction between keys is not reported if one of them is in this set, because it would
-    /// be about a default that nobody has configured.
+    /// A contradiction between two keys is not reported if one of the keys is in this set. The
+    /// contradiction would then concern a default that nobody has configured.
     pub(super) unknown: RefCell<BTreeSet<String>>,
     /// The lines with a syntax error of TOML, each as the byte position of its start. No other
     /// problem is reported on these lines, because it would only be a consequence of the syntax
     /// error.
     broken: BTreeSet<usize>,
-    /// The sections that were read, and the keys that the code has asked for even if the file does
-    /// not set them. They are in the order of reading.
+    /// The sections that were read and the keys that the code has asked for, in the order of
+    /// reading. A key is here even if the file does not set it.
     pub(super) items: RefCell<Vec<Item>>,
     /// The files that the config names, in the order of reading.
     files: RefCell<Vec<PathBuf>>,
@@ -64,7 +64,8 @@ pub(super) struct Context<'a> {
     pub(super) policies: RefCell<BTreeSet<PathBuf>>,
     /// The keys whose values are paths of files or directories.
     named: RefCell<Vec<Named>>,
-    /// `true`: a setting needs a `${file:…}` whose file is missing, so the config is incomplete.
+    /// `true`: a `${file:…}` cannot be read, so the config is incomplete. A `${file:…}` in a string
+    /// that may be a secret does not count, because it is read again later.
     incomplete: Cell<bool>,
     /// The name of the type of output that is being read; `None` outside of outputs. The config
     /// reference uses it to list the types that have a key.
@@ -75,8 +76,8 @@ pub(super) struct Context<'a> {
 pub(super) struct Finished {
     /// All problems, sorted by their position in the file.
     pub(super) problems: Vec<Problem>,
-    /// The sections that were read, and the keys that the code has asked for even if the file does
-    /// not set them. They are in the order of reading.
+    /// The sections that were read and the keys that the code has asked for, in the order of
+    /// reading. A key is here even if the file does not set it.
     pub(super) items: Vec<Item>,
     /// The paths of the files that the config names, sorted and without duplicates.
     pub(super) files: Vec<PathBuf>,
@@ -84,10 +85,11 @@ pub(super) struct Finished {
     pub(super) policies: BTreeSet<PathBuf>,
     /// The keys whose values are paths of files or directories, in the order of reading.
     pub(super) named: Vec<Named>,
-    /// The line and the column of each value and table header in the file, by the path of the key
-    /// or table.
+    /// The line and the column of each value and table header in the file. The map's key is the
+    /// path of the config key or table, such as `output[0].name`.
     pub(super) places: BTreeMap<String, (usize, usize)>,
-    /// `false` if a setting needs a `${file:…}` whose file is missing.
+    /// `false` if a `${file:…}` cannot be read. A `${file:…}` in a string that may be a secret does
+    /// not count, because it is read again later.
     pub(super) complete: bool,
 }
 
@@ -134,7 +136,8 @@ pub(super) struct Found<'d> {
 pub(super) enum Wrong {
     /// The value is wrong. The message says why, and what is allowed.
     Is(String),
-    /// A file that a `${file:…}` in the value names is missing. The message names the file.
+    /// The value contains a `${file:…}` whose file is missing or cannot be read. The message names
+    /// the file.
     Missing(String),
     /// The value is wrong, and the problem is recorded already, so nothing more is reported.
     Told,
@@ -186,7 +189,7 @@ impl<'a> Context<'a> {
         self.text.get(..at).unwrap_or_default()
     }
 
-    /// Returns the byte position of the start of the line that the byte `at` is in.
+    /// Returns the byte position at which the line with the byte `at` starts.
     fn line_start(&self, at: usize) -> usize {
         self.before(at).rfind('\n').map_or(0, |newline| newline + 1)
     }
@@ -222,8 +225,9 @@ impl<'a> Context<'a> {
         self.problem_at(path, path, message, Severity::Error);
     }
 
-    /// Records a problem of the key `path`, but at the position of the key or table `spot`. Nothing
-    /// is recorded if the file has a syntax error anywhere.
+    /// Records a problem of the key `path`. The problem gets the position of `spot`, the path of
+    /// the same or of another key or table. Nothing is recorded if the file has a syntax error
+    /// anywhere.
     pub(super) fn problem_at(
         &self,
         path: &str,
@@ -257,8 +261,8 @@ impl<'a> Context<'a> {
         paths.iter().all(|path| !unknown.contains(*path))
     }
 
-    /// Sets the type of output to which all keys belong that are declared from now on. `None`: the
-    /// keys belong to no output.
+    /// Sets the type of output for the keys that are declared after this call. `None`: these keys
+    /// belong to no output.
     pub(super) fn set_scope(&self, scope: Option<&'static str>) {
         self.scope.set(scope);
     }
@@ -315,7 +319,8 @@ impl<'a> Context<'a> {
     }
 
     /// Reads a string, expands each `${…}` in it, and parses the result. `parse` returns only the
-    /// end of an error message, such as `is not IP:PORT`; the string is put in front of it.
+    /// end of an error message, such as `is not IP:PORT`; this function puts the string in front of
+    /// that end.
     pub(super) fn word<T>(
         &self,
         value: &DeValue<'_>,
@@ -326,9 +331,9 @@ impl<'a> Context<'a> {
             .map_err(|why| Wrong::Is(format!("{} {why}", shown(value))))
     }
 
-    /// Reads a string that may be a secret, so that no message may show it. If a `${file:…}` in the
-    /// string names a missing file, this problem is recorded, and the template is returned without
-    /// being checked by `check`.
+    /// Reads a string that may be a secret: no message shows the string. Each `${…}` in it is
+    /// expanded, and `check` checks the result. If the file of a `${file:…}` cannot be read, this
+    /// is recorded as a problem; the string is then returned without a check.
     pub(super) fn secret(
         &self,
         found: &Found<'_>,
@@ -441,8 +446,8 @@ pub(super) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
     Wrong::Is(format!("is {found}, allowed: {kind}"))
 }
 
-/// Returns the number if it is in the range. If it is not, returns an error that shows the value as
-/// the file has it.
+/// Returns the number if it is in the range. Otherwise, returns an error that shows `value`, the
+/// number as the file has it.
 pub(super) fn within<T: Copy + PartialOrd>(
     number: T,
     value: &DeValue<'_>,

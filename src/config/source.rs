@@ -17,8 +17,8 @@ use super::values::secs;
 /// The settings of one `[[source]]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Source {
-    /// The name of the source, unique among the sources. It is the value of the metrics' label
-    /// `listener`.
+    /// The name of the source, unique among the sources. In the metrics, the label `listener` has
+    /// this name as its value.
     pub name: String,
     /// The protocol that the source speaks, with that protocol's own keys.
     pub kind: SourceKind,
@@ -51,8 +51,9 @@ pub struct KafkaSource {
     pub cluster: Kafka,
     /// The consumer group. The relays of one group share the topic's partitions.
     pub group: String,
-    /// The most bytes of messages that the source has read and that a required output has not
-    /// acknowledged yet. A single message that is larger than this limit is read alone.
+    /// The limit for messages that the source has read, in bytes. A message counts until all
+    /// required outputs have acknowledged it. A single message that is larger than this limit is
+    /// read alone.
     pub max_in_flight: u64,
     /// If the brokers hear nothing from a member of the consumer group for this long, the member
     /// loses its partitions to the other members.

@@ -14,9 +14,9 @@ use super::values::unless_zero;
 /// The longest `keepalive`: Linux refuses a longer TCP_KEEPIDLE (MAX_TCP_KEEPIDLE).
 const KEEPALIVE_MAX: Duration = Duration::from_secs(32_767);
 
-/// The largest allowed `window`, in events that are sent and not yet acknowledged. After a
-/// connection breaks, all of these events are sent again, and a larger window makes delivery no
-/// faster.
+/// The largest allowed value of the key `window`: how many events may be sent and not yet
+/// acknowledged. After a connection breaks, all of these events are sent again, and a larger value
+/// makes delivery no faster.
 const WINDOW_MAX: u64 = 1 << 16;
 
 /// The addresses of an output that speaks over one TCP connection, and the connection's settings.
@@ -59,7 +59,7 @@ impl Stream {
         Some(Self { addresses: addresses?, strategy: strategy?, tls, keepalive, idle_timeout })
     }
 
-    /// Returns the consumer's addresses, in the form in which addresses of outputs are compared.
+    /// Returns the consumer's addresses as `Target`s, which can be compared with other addresses.
     /// See [`OutputSettings::targets`].
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets

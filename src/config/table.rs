@@ -129,8 +129,8 @@ fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w s
 }
 
 /// Converts the result of [`Table::optional_section`] so that a caller can use `?` to stop at a
-/// section with a problem. An absent section becomes `Some(None)`, a section that was read becomes
-/// `Some(Some(…))`, and a section with a problem becomes `None`.
+/// section with a problem. `None` (no section was read) becomes `Some(None)`. `Some(None)` (a
+/// section with a problem) becomes `None`. `Some(Some(…))` does not change.
 pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
     match section {
         Some(read) => read.map(Some),
@@ -165,14 +165,15 @@ pub struct Table<'c, 'a> {
     known: Vec<&'static str>,
 }
 
-/// Tables that were taken out of an outer table, but are not read yet. See [`Table::found_tables`].
+/// Inner tables that were taken out of an outer table, but are not read yet. See
+/// [`Table::found_tables`].
 pub(super) struct Tables<'a> {
-    /// The key under which the outer table has the tables.
+    /// The key whose value in the outer table is these inner tables.
     name: &'static str,
     /// The kind of the values that the key allows, for error messages.
     kind: String,
-    /// The values of the key, one for each table. An element that is no table is found when it is
-    /// read.
+    /// The values of the key, one for each table. Some of the values may be no tables; this is
+    /// reported only when the tables are read.
     tables: Vec<Spanned<DeValue<'a>>>,
 }
 
@@ -258,8 +259,8 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Adds one key to the records of this reading. `default` and `meaning` are texts of the config
-    /// reference. `value` is the key's value as TOML, from the file or by default; `None`: there is
-    /// neither.
+    /// reference. `value` is the key's value in the file, or its default, as TOML. `value` is
+    /// `None` if the key has neither of them.
     fn record(
         &self,
         name: &'static str,
@@ -322,9 +323,9 @@ impl<'c, 'a> Table<'c, 'a> {
         self.size_of(key, range).unwrap_or(default)
     }
 
-    /// Takes a key whose value is a size in bytes and whose default depends on other keys (see
-    /// [`derived`]). Returns `None` if the value is wrong, or if the key is absent; the caller
-    /// knows the default.
+    /// Takes a key whose value is a size in bytes, and whose default depends on other keys (see
+    /// [`derived`]). Returns `None` if the key is absent or its value is wrong. The caller then
+    /// uses the default, if there is one.
     pub fn size_of(&mut self, key: Key, range: impl RangeBounds<u64>) -> Option<u64> {
         self.take(key, |cx, found| read_size(cx, &found.value, &range))
     }
@@ -452,8 +453,8 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Takes a key whose value is a string, and parses the string. `parse` returns only the end of
-    /// an error message, such as `is not IP:PORT, allowed: …`; the string is put in front of it.
-    /// Returns `None` if the key is absent or its value is wrong.
+    /// an error message, such as `is not IP:PORT, allowed: …`; this function puts the string in
+    /// front of that end. Returns `None` if the key is absent or its value is wrong.
     pub fn word<T>(
         &mut self,
         key: Key,
@@ -462,10 +463,10 @@ impl<'c, 'a> Table<'c, 'a> {
         self.take(key, |cx, found| cx.word(&found.value, "a string", parse))
     }
 
-    /// Takes a key with a default whose value is a string, and parses the string as [`Table::word`]
-    /// does. If the key is absent, `default` is parsed. The config reference prints `reference` as
-    /// the default, or `default` itself if `reference` is `None`. Returns `None` only if the string
-    /// is wrong.
+    /// Takes a key with a string value and a default, and parses the value as [`Table::word`] does.
+    /// If the key is absent, `default` is parsed. The config reference prints `reference` as the
+    /// default, or `default` itself if `reference` is `None`. Returns `None` only if the parsed
+    /// string is wrong.
     pub fn word_or<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
@@ -484,10 +485,10 @@ impl<'c, 'a> Table<'c, 'a> {
         self.word(key, parse)
     }
 
-    /// Takes a key whose value is the path of a file. The content of the file is not read here; the
-    /// command `check` verifies later that it is what `content` says. The path is returned even if
-    /// the file is missing; this is recorded as a problem if `must_exist` is `true`. Returns `None`
-    /// if the key is absent or its value is wrong.
+    /// Takes a key whose value is the path of a file. The content is not read here; the module
+    /// `check` verifies later that the content is of the kind `content`. The path is returned even
+    /// if the file is missing; this is recorded as a problem if `must_exist` is `true`. Returns
+    /// `None` if the key is absent or its value is wrong.
     pub fn file(&mut self, key: Key, content: Content, must_exist: bool) -> Option<PathBuf> {
         self.take(key, |cx, found| cx.file(found, content, must_exist))
     }
@@ -640,7 +641,8 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or_default()
     }
 
-    /// Returns `true` if the table contains no key that was not taken yet.
+    /// Returns `true` if no key is left in the table: the table was empty, or all of its keys were
+    /// taken.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
@@ -656,14 +658,14 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Returns `true` if the file sets the key `name` to `true`. The key must not be taken yet.
-    /// This serves keys whose default or meaning depends on a flag that is read later.
+    /// Returns `true` if the file sets the key `name` to `true`. The key must not be taken yet. Use
+    /// this if the default or meaning of a key depends on a flag that is read after that key.
     pub(super) fn is_true(&self, name: &str) -> bool {
         self.keys.get(name).is_some_and(|(_, value)| value.get_ref().as_bool() == Some(true))
     }
 
-    /// Returns the table `name` inside this table, ready for reading, and records its header. With
-    /// an `index`, the table is that element of the array of tables `name`.
+    /// Returns the table `name` inside this table, ready for reading, and records its header. If
+    /// `name` is an array of tables, `index` says which element is returned.
     fn child(&self, name: &str, index: Option<usize>, table: DeTable<'a>) -> Self {
         let mut path = self.path_of(name);
         if let Some(index) = index {
@@ -730,8 +732,8 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Returns `true` if the file sets `key` in the inner table `table`, which must not be taken
-    /// yet. This serves keys whose default depends on a table that is read later.
+    /// Returns `true` if the inner table `table` sets `key`. The inner table must not be taken yet.
+    /// Use this if the default of a key depends on a table that is read after that key.
     pub(super) fn sets(&self, table: &str, key: &str) -> bool {
         let section = self.keys.get(table).and_then(|(_, value)| value.get_ref().as_table());
         section.is_some_and(|section| section.contains_key(key))
@@ -744,8 +746,8 @@ impl<'c, 'a> Table<'c, 'a> {
         value.is_some_and(|value| value.as_array().is_none_or(|array| !array.is_empty()))
     }
 
-    /// Takes all tables `[[name]]`, calls `read` for each of them, and returns the results. The
-    /// file may contain no such table.
+    /// Takes all tables `[[name]]`, calls `read` for each of them, and returns the results. If the
+    /// file has no such table, the result is empty, and no error is recorded.
     pub(super) fn sections_if_any<T>(
         &mut self,
         name: &'static str,

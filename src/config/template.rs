@@ -22,12 +22,12 @@ const SECRET_BYTES_MAX: u64 = 1024 * 1024;
 pub struct Template {
     /// The string as the config file has it.
     source: String,
-    /// The pieces of the string. The expanded string consists of the pieces in this order, with the
-    /// content of a file in the place of its path.
+    /// The string, split into texts and paths of files. The expanded string consists of these parts
+    /// in this order, with the content of a file in the place of its path.
     parts: Vec<Part>,
 }
 
-/// One piece of a string of the config file.
+/// One part of a string of the config file: a text, or the path of a file.
 #[derive(Clone, PartialEq, Eq)]
 enum Part {
     /// Text from the string itself, or from a variable.
@@ -180,12 +180,9 @@ fn reference(inside: &str) -> Result<Reference<'_>, String> {
     Ok(Reference::Env { name, default })
 }
 
-/// Returns the content of a file with a secret, which a `*_file` key or a `${file:…}` names. One
-/// line break at the end of the content is removed. The call blocks while it reads the file.
-///
-/// # Errors
-///
-/// The file cannot be read, is not UTF-8, or is too large to be a secret.
+/// Returns the content of a file that holds a secret. Such a file is the value of a `*_file` key,
+/// or is named by a `${file:…}`. One line break at the end of the content is removed. The call
+/// blocks while it reads the file.
 pub fn read_secret(path: &Path) -> io::Result<String> {
     let mut secret = String::new();
     File::open(path)?.take(SECRET_BYTES_MAX + 1).read_to_string(&mut secret)?;

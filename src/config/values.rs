@@ -52,8 +52,8 @@ pub(super) const SIZE_MAX: u64 = 1 << 50;
 /// several times never overflows.
 const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The shortest allowed value of keys for waits and time limits. With zero, such a wait would
-/// always be over at once.
+/// The shortest allowed value of keys for waits and time limits. A wait of zero would always be
+/// over at once.
 pub(super) const TIME_MIN: Duration = Duration::from_millis(1);
 
 /// The longest host name of the DNS (RFC 1035 §2.3.4).
