@@ -22,9 +22,9 @@ pub use unacknowledged::unacknowledged;
 /// wait, the accept loop itself is the problem.
 const BACKLOG: u32 = 1024;
 
-/// The most unsent bytes that the kernel keeps for one connection before it takes no more
+/// The limit for bytes that the kernel holds for one connection and has not sent yet
 /// (TCP_NOTSENT_LOWAT). Bytes that are already sent to the peer do not count. The number is small,
-/// because the bytes that wait in the kernel must be sent again when the connection breaks.
+/// because the bytes in the kernel must be sent again when the connection breaks.
 const NOT_SENT_MAX: u32 = 512 * 1024;
 
 /// The reason why a connection could not be made.

@@ -48,8 +48,8 @@ pub enum TlsError {
     Content {
         /// The path of the file.
         file: PathBuf,
-        /// The wrong content of the file, which the message names after "holds": `no certificate in
-        /// PEM`.
+        /// The end of the error message, after the word "holds": the wrong content, such as `no
+        /// certificate in PEM`.
         what: String,
     },
     /// rustls does not accept the certificate or CA.
@@ -99,8 +99,8 @@ fn fault(error: &rustls::Error) -> String {
     invalid.to_string()
 }
 
-/// Returns a text about the fault of a certificate, for errors of which rustls has only the name,
-/// such as `CaUsedAsEndEntity`.
+/// Returns a text about the fault of a certificate. It is for errors that rustls describes only by
+/// a name, such as `CaUsedAsEndEntity`.
 fn certificate_fault(error: &OtherError) -> String {
     match error.to_string().as_str() {
         "UnsupportedCertVersion" => {
@@ -249,8 +249,8 @@ pub struct Client {
 impl Client {
     /// Reads the certificate files and makes TLS settings from them. Returns `current` if neither
     /// the files nor the config have changed since `current` was made. If the config names no CA,
-    /// the system's root certificates are used; a change of these alone is not noticed. `alpn` is
-    /// the list of protocols that the handshake offers.
+    /// the system's root certificates are used; if only these have changed, `current` is returned.
+    /// `alpn` is the list of protocols that the handshake offers.
     ///
     /// # Errors
     ///
@@ -535,8 +535,8 @@ fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
     roots_of(file, certificates(file, pem)?)
 }
 
-/// Returns the certificates as authorities that rustls trusts. A certificate that cannot be used as
-/// one is an error; `file` is the path for its message.
+/// Returns the certificates as authorities that rustls trusts. Returns an error if a certificate
+/// cannot be used as an authority; `file` is the path for the error message.
 fn roots_of(
     file: &Path,
     certificates: Vec<CertificateDer<'static>>,

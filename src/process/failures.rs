@@ -20,8 +20,8 @@ pub struct Failures {
 }
 
 impl Failures {
-    /// Logs a failure, and stores it if it is the first one. It is logged at once, because the
-    /// process ends only after the drain.
+    /// Logs a failure, and stores the failure if it is the first one. The log line is written at
+    /// once, because the process ends only later, after the drain.
     pub fn report(&self, error: String) {
         tracing::error!(
             error,
