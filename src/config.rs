@@ -151,7 +151,7 @@ pub struct Checked {
     /// The keys whose values are paths of files or directories, in the order of reading. The list
     /// is filled even if `config` is `None`.
     pub named: Vec<Named>,
-    /// The config as TOML, with the default of every key that the file does not set.
+    /// The config as TOML. A key that the file does not set has its default.
     effective: String,
     /// The line and the column of each value and table header in the config file. The map's key is
     /// the path of the config key or table, such as `output[0].name`.
@@ -159,16 +159,16 @@ pub struct Checked {
 }
 
 impl Checked {
-    /// Returns the config as TOML, with the default of every key that the file does not set. Each
-    /// `${…}` is printed as the file has it, not expanded. Reading the returned text gives the same
-    /// config. If one of the problems is an error, the text must not be used.
+    /// Returns the config as TOML. A key that the file does not set has its default. Each `${…}` is
+    /// printed as the file has it, not expanded. Reading the returned text gives the same config.
+    /// If one of the problems is an error, the text must not be used.
     pub fn effective(&self) -> String {
         self.effective.clone()
     }
 
-    /// Returns a problem about the key with the path `key`. The problem has the position of the
-    /// key's value. If the file does not set the key, the problem has the position of the innermost
-    /// table that would contain the key.
+    /// Returns a problem of the key with the path `key`. The problem has the position of the key's
+    /// value. If the file does not set the key, the problem has the position of the innermost table
+    /// around the key, or line 1 if there is no such table.
     #[must_use]
     pub fn problem(&self, key: &str, message: impl Into<String>, severity: Severity) -> Problem {
         let place = reader::enclosing(key).find_map(|path| self.places.get(path));
@@ -273,8 +273,7 @@ pub struct Config {
     /// The settings of each `[[output]]`, to which the relay sends the events. A config has at
     /// least one output with `required = true`, the default.
     pub outputs: Vec<Output>,
-    /// The section `[dead_letter]`: the settings of the files that keep events that a consumer has
-    /// refused.
+    /// The section `[dead_letter]`: the settings of the files for rejected events.
     pub dead_letter: DeadLetter,
     /// The key `admin.address`: the address at which the relay serves metrics, health checks and
     /// its status page.
