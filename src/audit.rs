@@ -56,8 +56,9 @@ pub struct Batch {
 }
 
 /// The reason why a body was refused. `Display` writes it as one sentence for the sender of the
-/// body. The sentence names the byte and the item of the fault. It quotes nothing of the body
-/// except a `kind` or an `apiVersion`.
+/// body. The sentence names the offset of the fault in bytes. If the fault is inside of an event,
+/// the sentence also names the index of this event. It quotes nothing of the body except a `kind`
+/// or an `apiVersion`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// The offset of the fault in the body, in bytes, after decompression.
@@ -150,9 +151,9 @@ fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
     Ok(Split { lines, events: events.len() as u64, levels })
 }
 
-/// Returns the index of the item that is cut off at the end of `before`, which is the beginning of
-/// a body. `None` if `before` ends outside of all items, or if it has a fault earlier than at its
-/// end.
+/// Returns the index of the event that is cut off at the end of `before`, where `before` is only
+/// the beginning of a body. Returns `None` if `before` ends outside of all events. Also returns
+/// `None` if `before` has a fault earlier than at its end.
 fn item_at(before: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(before).ok()?;
     // A fault before the end is not the one that the caller reports.

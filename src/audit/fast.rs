@@ -56,22 +56,22 @@ const BLOCKS: usize = 64;
 /// The number of bytes in a chunk, 4,096.
 const CHUNK: usize = BLOCKS * BLOCK;
 
-/// The masks of a chunk: each field has one mask for each block. A bit is set if its byte is of the
-/// kind that the field names.
+/// The masks of one chunk (64 blocks of 64 bytes). Each field has one mask of 64 bits for each
+/// block. A bit of a mask is set if the byte at this position is of the kind that the field names.
 struct Blocks {
     quote: [u64; BLOCKS],
     backslash: [u64; BLOCKS],
     comma: [u64; BLOCKS],
     colon: [u64; BLOCKS],
-    /// Masks of the opening brackets, `{` and `[`.
+    /// For each block, a mask in which the bits of the opening brackets `{` and `[` are set.
     open: [u64; BLOCKS],
-    /// Masks of the closing brackets, `}` and `]`.
+    /// For each block, a mask in which the bits of the closing brackets `}` and `]` are set.
     close: [u64; BLOCKS],
-    /// Masks of the bytes in which the bit 0x20 is set. Of the four brackets, only `{` and `}` have
-    /// this bit, so that these masks tell braces from square brackets.
+    /// For each block, a mask of the bytes that have the bit 0x20. Of the four brackets, only `{`
+    /// and `}` have this bit. These masks therefore tell braces from square brackets.
     curly: [u64; BLOCKS],
-    /// Masks of the letter `n`, which occurs in the escape `\n` and in the keys `kind` and
-    /// `apiVersion`.
+    /// For each block, a mask of the letter `n`. This letter occurs in the escape `\n` and in the
+    /// keys `kind` and `apiVersion`.
     n: [u64; BLOCKS],
 }
 
@@ -91,7 +91,7 @@ impl Blocks {
     }
 }
 
-/// The unusual kinds of bytes that were found in some blocks.
+/// The unusual kinds of bytes that occur in the blocks that were compared.
 struct Seen {
     /// `true`: there is a byte below 0x20 (a control character).
     control: bool,
@@ -103,28 +103,30 @@ struct Seen {
 /// same memory for every body, because clearing the memory for each body would take too long.
 struct Space {
     blocks: Blocks,
-    /// Masks of the brackets outside of strings.
+    /// For each block, a mask of the brackets that stand outside of strings.
     bracket: [u64; BLOCKS],
-    /// Masks of the brackets that are valid only if the innermost container that is open before
-    /// them is an object. For every other bracket this container must be an array.
+    /// For each block, a mask that says where each bracket may stand. If the bit of a bracket is
+    /// set, the innermost container that is open before this bracket must be an object. If the bit
+    /// is not set, this container must be an array.
     is_object: [u64; BLOCKS],
-    /// Masks of the brackets before which a key stands that may be `kind` or `apiVersion`. The key
-    /// lies between the preceding bracket and this bracket.
+    /// For each block, a mask of certain brackets. Between the preceding bracket and such a bracket
+    /// stands a key that may be `kind` or `apiVersion`.
     named: [u64; BLOCKS],
-    /// Masks of the first bytes of numbers and literals (`true`, `false`, `null`).
+    /// For each block, a mask of the first bytes of numbers and literals (`true`, `false`, `null`).
     scalar_start: [u64; BLOCKS],
-    /// Masks of the bytes after a backslash that [`Pass::escapes`] has to check, because the escape
-    /// is a rare one.
+    /// For each block, a mask of the bytes after a backslash that [`Pass::escapes`] has to check.
+    /// The frequent escapes `\"`, `\\` and `\n` are not marked, because they are always valid.
     escaped: [u64; BLOCKS],
-    /// Masks of the padding: the bytes after the end of the text, which only fill the last blocks.
+    /// For each block, a mask of the padding: the bytes after the end of the text. Padding only
+    /// fills the last blocks of the chunk.
     padding: [u64; BLOCKS],
-    /// The byte offsets of the brackets in the chunk. [`Pass::flatten`] writes at least four
-    /// offsets for each block, even if the block has fewer brackets; the array is larger than a
-    /// chunk to have room for these extra offsets.
+    /// The byte offsets in the chunk of all brackets outside of strings. The array has more
+    /// elements than a chunk has bytes, because [`Pass::flatten`] writes at least four offsets for
+    /// each block. It does so even if the block has fewer brackets.
     brackets: [u16; CHUNK + BLOCK],
-    /// The offsets in the chunk, in bytes, of the opening bracket of the array of events and of the
-    /// closing brace of each item of this array. After each of these brackets the array of events
-    /// is the only open container.
+    /// The offsets in the chunk, in bytes, of the brackets after which only the array of events is
+    /// open. These are the opening bracket of this array and the closing brace of each of its
+    /// items.
     ends: [u16; CHUNK + 1],
 }
 
@@ -146,7 +148,7 @@ impl Space {
 }
 
 /// Fills `masks` so that they mark the padding of a chunk, and returns them. The text of the chunk
-/// has `length` bytes; all bytes after the text are padding, which only fills the last blocks.
+/// has `length` bytes. All later bytes of the chunk are padding.
 fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
     for (block, mask) in masks.iter_mut().enumerate() {
         let valid = length.saturating_sub(block * BLOCK);
@@ -155,17 +157,16 @@ fn padding(length: usize, masks: &mut [u64; BLOCKS]) -> &[u64; BLOCKS] {
     masks
 }
 
-/// The value of [`Pass::stack`] while no container (object or array) is open. A `stack` holds one
-/// bit for each open container, 1 for an object and 0 for an array; the innermost container has the
-/// lowest bit. Above these bits stands one more 1, the end mark, which shows where the containers
-/// end.
+/// The value of [`Pass::stack`] while no container (object or array) is open. Each open container
+/// has one bit in `stack`: 1 for an object, 0 for an array. The innermost container has the lowest
+/// bit. The bit above the outermost container is the end mark, which is always 1.
 const OUTSIDE: u64 = 0b1;
-/// The value of [`Pass::stack`] while the array of events is open, but no item of the array: the 1
-/// is the end mark that every `stack` has, the 0 stands for the array.
+/// The value of [`Pass::stack`] while the array of events is the only open container. The 1 is the
+/// end mark that every `stack` has. The 0 stands for the array.
 const IN_ARRAY: u64 = 0b10;
-/// The value of [`Pass::stack`] while an item of the array is open, but no container inside of the
-/// item: the first 1 is the end mark that every `stack` has, the 0 stands for the array, the last 1
-/// for the item.
+/// The value of [`Pass::stack`] while the array of events and one item (event) of it are the only
+/// open containers. The first 1 is the end mark that every `stack` has. The 0 stands for the array,
+/// the last 1 for the item.
 const IN_ITEM: u64 = 0b101;
 
 /// The state of the scanner while it passes once over the array of events of one body.
@@ -176,7 +177,7 @@ struct Pass<'a> {
     start: usize,
     /// The masks and offsets of the chunk that is scanned now.
     space: &'a mut Space,
-    /// The byte ranges in `body` of the items that have ended so far.
+    /// The byte ranges in `body` of those items of the array that have ended so far.
     events: &'a mut Vec<Span>,
     /// 1 if a backslash escapes the first byte after the blocks that were read so far, otherwise 0.
     escaped: u64,
@@ -312,11 +313,11 @@ impl Pass<'_> {
         count
     }
 
-    /// Checks for each of the chunk's `count` brackets if it fits the container (object or array)
-    /// that is open at this place. Lists in `ends` the brackets after which only the array of
-    /// events is open: the array's opening bracket and the last bracket of each item. Returns the
-    /// number of brackets in `ends`. Returns `None` if a bracket does not fit, an item has a key
-    /// that may be `kind` or `apiVersion`, or the nesting is too deep.
+    /// Checks the first `count` brackets of the chunk: each bracket must fit the container (object
+    /// or array) that is open before it. Writes to `ends` the offsets of the brackets after which
+    /// only the array of events is open. Returns the number of these offsets. Returns `None` if a
+    /// bracket does not fit or the nesting is too deep. Also returns `None` if an item of the array
+    /// has a key that may be `kind` or `apiVersion`.
     #[inline(always)]
     fn brackets(&mut self, count: usize) -> Option<usize> {
         let Space { brackets, blocks, is_object, named, ends, .. } = &mut *self.space;
@@ -337,9 +338,10 @@ impl Pass<'_> {
         (doubts == 0 && stacks >> 63 == 0).then_some(found)
     }
 
-    /// Appends the items that end in the chunk at the offset `at` to `events`; `ends` is the number
-    /// of brackets in `space.ends`. Exactly one byte, a comma, lies between two items. Returns
-    /// `false` if an element of the array is not an object, or is too short for an event.
+    /// Appends the byte ranges of the items that end in this chunk to `events`. The chunk begins at
+    /// the offset `at`; `ends` is the number of offsets in `space.ends`. Between two items lies
+    /// exactly one byte, a comma. Returns `false` if an element of the array is not an object, is
+    /// too short for an event, or does not end within the first 4 GiB.
     #[inline(always)]
     fn items(&mut self, at: usize, ends: usize) -> bool {
         for &end in &self.space.ends[..ends] {

@@ -23,14 +23,14 @@ use super::decode_in_place;
 use super::decode_lines_in_place;
 use super::scan;
 
-/// The largest number of bytes, 1 MiB, that a large list may have outside of its array `items`;
-/// kube-apiserver writes 76 bytes. If half of a piece is less than 1 MiB, half of a piece is the
-/// limit.
+/// The largest number of bytes, 1 MiB, that a large list of events may have outside of its array
+/// `items`. kube-apiserver writes 76 bytes there. The limit is never more than half the size of a
+/// piece, which is a part of the body that is decoded at once.
 const FRAME_MAX: usize = 1024 * 1024;
 
-/// The bytes that are put after the events of a piece while the piece is decoded as a list. They
-/// are the end of a list (`]}`), a line break, and one byte of room for the line break after the
-/// last event.
+/// The bytes that are put after the events of a piece (a part of a large body), so that the piece
+/// can be decoded as a list. They are the end of a list (`]}`), a line break, and one byte of room
+/// for the line break after the last event.
 const LIST_TAIL: &[u8; 4] = b"]}\n\n";
 
 /// Receives the lines of a large body, piece by piece.
@@ -66,36 +66,38 @@ enum Part {
 ///
 /// The bytes that arrive are appended to a buffer, the window. [`Pieces::push`] searches the new
 /// bytes once and remembers the end of the last complete event. When the window holds enough bytes
-/// for a piece, the bytes up to that end are decoded, given to the [`Store`] and removed from the
-/// window. [`Pieces::end`] decodes the last bytes. For a list it also decodes the frame, which is
-/// all of the body outside of the array `items`.
+/// for a piece, its complete events are decoded, given to the [`Store`] and removed from the
+/// window. [`Pieces::end`] decodes the last bytes. For a list, it also decodes the frame: all bytes
+/// of the body outside of the array `items`.
 ///
 /// The window always begins with `LIST_HEAD`, so that a piece of a list can be decoded without
 /// moving its bytes. After `LIST_HEAD` come the bytes of the body that are not decoded yet.
 pub struct Pieces {
-    /// The number of bytes that are enough for a piece. As soon as the window holds this many bytes
-    /// of the body, its complete events are decoded as one piece.
+    /// The number of bytes that are enough for a piece. As soon as the window (the buffer of
+    /// undecoded bytes) holds this many bytes of the body, its complete events are decoded as one
+    /// piece.
     piece_bytes: usize,
-    /// `LIST_HEAD`, and after it the bytes of the body that are not decoded yet.
+    /// The buffer of undecoded bytes. It always begins with `LIST_HEAD`, the beginning of a list of
+    /// events. After `LIST_HEAD` come the bytes of the body that are not decoded yet.
     window: Vec<u8>,
     /// The offset in the window (the buffer of undecoded bytes) up to which [`Self::look`] has
     /// searched for ends of events.
     looked: usize,
-    /// The offset in the window of the last place where a piece can end: at the comma after an
-    /// event of a list, or after a line break of JSON lines. `None` if the window has no such
-    /// place.
+    /// The offset in the buffer `window` of the last place where a piece can end. In a list, this
+    /// place is the comma after an event. In JSON lines, it is the byte after a line break. `None`
+    /// if the buffer has no such place.
     cut: Option<usize>,
-    /// The number of brackets that are open at the offset `looked`. The brackets of the list itself
-    /// and of its array `items` do not count.
+    /// The number of brackets that are open at the offset `looked`, where the search in the buffer
+    /// has stopped. The brackets of the list itself and of its array `items` do not count.
     depth: usize,
-    /// `true`: the offset `looked` lies inside of a JSON string.
+    /// `true`: the search in the buffer has stopped inside of a JSON string.
     in_string: bool,
-    /// `true`: the byte before the offset `looked` is a backslash in a string that escapes the byte
-    /// at `looked`.
+    /// `true`: the search in the buffer has stopped inside of a string, directly after a backslash
+    /// that escapes the next byte.
     escaped: bool,
     part: Part,
-    /// `true`: at least one piece was decoded. The next pieces of JSON lines must then be events,
-    /// not lists.
+    /// `true`: at least one piece of the body was decoded. If the body is JSON lines, all later
+    /// pieces must then contain events, not lists of events.
     has_begun: bool,
     /// The number of bytes at the beginning of the body that are no longer in the window (the
     /// buffer of undecoded bytes).
@@ -105,7 +107,7 @@ pub struct Pieces {
     /// The number of bytes at the beginning of `frame` that stand before the contents of `items`.
     items_at: usize,
     /// The number of bytes inside of the array `items` that were decoded and removed from the
-    /// window.
+    /// buffer `window`.
     items_bytes: usize,
     /// The number of events in the pieces that were decoded.
     events: u64,
@@ -137,9 +139,9 @@ impl Pieces {
         }
     }
 
-    /// Returns the number of bytes of memory that this value takes now. If an event is much larger
-    /// than a piece, the bytes of the window count twice, because the window is copied when it
-    /// grows.
+    /// Returns the number of bytes of memory that this value takes now. If the window (the buffer
+    /// of undecoded bytes) is much larger than a piece, its bytes count twice: when the window
+    /// grows, it is copied, and memory then holds its bytes twice.
     #[must_use]
     pub fn held(&self) -> usize {
         let copied = if self.waiting() > 4 * self.piece_bytes { self.waiting() } else { 0 };
@@ -210,31 +212,32 @@ impl Pieces {
         Ok((self.events, self.levels))
     }
 
-    /// Returns the number of bytes of the body that are in the window, and therefore not decoded
-    /// yet.
+    /// Returns the number of bytes of the body that are in the buffer `window`, and therefore not
+    /// decoded yet.
     fn waiting(&self) -> usize {
         self.window.len() - LIST_HEAD.len()
     }
 
-    /// Makes room for `bytes` more bytes in the window. A large window grows only by a quarter: if
-    /// its size doubled, memory would hold the bytes three times (the old window and a new one of
-    /// twice the size) while the window is copied.
+    /// Makes room for `bytes` more bytes in the window (the buffer of undecoded bytes). A large
+    /// window grows only by a quarter. If its size doubled, the copy would need three times the
+    /// memory of the old window: the old window itself, and a new one of twice the size.
     fn make_room(&mut self, bytes: usize) {
         if self.window.capacity() - self.window.len() < bytes {
             self.window.reserve_exact(bytes + (self.window.len() / 4).max(self.piece_bytes));
         }
     }
 
-    /// Removes the white space at the beginning of the body from the window, so that much white
-    /// space takes no memory.
+    /// Removes the white space at the beginning of the body from the window (the buffer of
+    /// undecoded bytes), so that much white space takes no memory.
     fn skip_blanks(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let blanks = body.iter().position(|byte| !byte.is_ascii_whitespace());
         self.drop_front(blanks.unwrap_or(body.len()));
     }
 
-    /// Decides by the first bytes of the body if it is a list or JSON lines. For a list, moves the
-    /// bytes up to and including the opening bracket of `items` from the window to the frame.
+    /// Decides from the first bytes of the body if the body is a list of events or JSON lines. If
+    /// the body is a list, moves its beginning from the buffer `window` to `frame`. The beginning
+    /// ends with the opening bracket of the array `items`.
     fn recognise(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let Some(length) = items_start(body) else {
@@ -247,7 +250,8 @@ impl Pieces {
         self.drop_front(length);
     }
 
-    /// Removes the first `bytes` undecoded bytes of the body from the window.
+    /// Removes the first `bytes` bytes of the body that are in the window (the buffer of undecoded
+    /// bytes).
     fn drop_front(&mut self, bytes: usize) {
         let front = LIST_HEAD.len();
         self.window.drain(front..front + bytes);
@@ -256,8 +260,8 @@ impl Pieces {
         self.cut = None;
     }
 
-    /// Searches the new bytes in the window for ends of events. In a list, the search stops at the
-    /// closing bracket of the array `items`.
+    /// Searches the new bytes in the window (the buffer of undecoded bytes) for ends of events. In
+    /// a list, the search stops at the closing bracket of the array `items`.
     fn look(&mut self) {
         while matches!(self.part, Part::Items | Part::Lines) && self.looked < self.window.len() {
             if self.in_string {
@@ -282,8 +286,9 @@ impl Pieces {
         }
     }
 
-    /// Moves `looked` forward inside of a string: to after the closing quote, to after a backslash,
-    /// to after the byte that a backslash escapes, or to the end of the window.
+    /// Moves the offset `looked`, which lies inside of a string, forward. If the byte at this
+    /// offset is escaped by a backslash, moves past this byte. Otherwise moves to after the next
+    /// closing quote or backslash, or to the end of the window.
     fn skip_text(&mut self) {
         if std::mem::take(&mut self.escaped) {
             self.looked += 1;
@@ -299,8 +304,8 @@ impl Pieces {
         self.looked += found + 1;
     }
 
-    /// Decodes the bytes of the body in the window up to the offset `cut` as one piece, stores the
-    /// lines of the piece, and removes these bytes from the window.
+    /// Decodes the bytes of the body that lie before the offset `cut` in the buffer `window`, as
+    /// one piece. Stores the lines of the piece, and removes its bytes from the buffer.
     fn hand_on<S: Store>(&mut self, cut: usize, store: &mut S) -> Result<(), S::Error> {
         let is_list = self.part != Part::Lines && self.part != Part::Unknown;
         let front = LIST_HEAD.len();
@@ -343,8 +348,9 @@ impl Pieces {
         Ok(())
     }
 
-    /// Decodes the last events of the array `items`, after the array has ended, and moves the bytes
-    /// after the array from the window to the frame (the bytes of the body outside of `items`).
+    /// Decodes the last events of the array `items`, after the end of the array has arrived. Then
+    /// moves the bytes after these events from the buffer `window` to `frame`, which collects the
+    /// bytes of the body outside of `items`.
     fn end_items<S: Store>(&mut self, store: &mut S) -> Result<(), S::Error> {
         // The frame is longer than `items_at` once the last events were decoded, because the
         // array's closing bracket is in the frame then.
@@ -370,8 +376,8 @@ impl Pieces {
     }
 
     /// Checks the frame (the bytes of the body outside of `items`) by decoding it as a list with an
-    /// empty array. The offset in the error is that in the whole body: if the fault lies after the
-    /// array, the bytes inside of the array are added.
+    /// empty array. An error has the offset of the fault in the whole body. Therefore, if the fault
+    /// lies after the array, the number of bytes inside of the array is added to the offset.
     fn check_frame(&mut self) -> Result<(), Invalid> {
         self.frame.push(b'\n');
         let decoded = decode_in_place(&mut self.frame).map_err(|error| {
@@ -402,9 +408,9 @@ impl Pieces {
         }
     }
 
-    /// Converts an error about a piece into an error about the whole body: the result has the
-    /// offset and the index of the item in the whole body. `shift` is the number of bytes that were
-    /// put before the piece while it was decoded.
+    /// Converts an error about one piece into an error about the whole body. The result has the
+    /// offset of the fault, and the index of the faulty event, in the whole body. `shift` is the
+    /// number of bytes that were put before the piece while it was decoded.
     fn place(&self, error: Invalid, shift: usize) -> Invalid {
         let item = error
             .item

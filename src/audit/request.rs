@@ -91,12 +91,13 @@ pub struct User<'a> {
     pub groups: Vec<Text<'a>>,
 }
 
-/// The object that a request is about, from the event's `objectRef`. The name is empty for a
-/// request for a list, and the namespace is empty for an object that belongs to no namespace.
+/// The object that a request is about, from the event's member `objectRef`. The name is empty for a
+/// request for a list. The namespace is empty for an object that belongs to no namespace.
 ///
-/// Group, resource and subresource always come from the URL. If the URL has no namespace or no
-/// name, kube-apiserver takes it from the body of the request, so that the client can write there
-/// what it likes. Decisions therefore use [`Uri::location`], not these two fields.
+/// The group, the resource and the subresource always come from the URL. If the URL has no
+/// namespace or no name, kube-apiserver takes the missing part from the body of the request. A
+/// client can write anything into the body. Decisions therefore use [`Uri::location`], not the
+/// fields `namespace` and `name`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Object<'a> {
     /// The API group, `apiGroup`; empty for the core group.
@@ -129,8 +130,8 @@ pub fn request(event: &[u8]) -> Request<'_> {
     }
 }
 
-/// Returns the user in `user`, the value of an event's key `user`. Returns `None` if the user has
-/// neither a name nor groups.
+/// Reads a user from the JSON value `user`, which an event has under the key `user`. Returns `None`
+/// if the user has neither a name nor groups.
 fn user(user: &[u8]) -> Option<User<'_>> {
     let [name, groups] = firsts(user, ["username", "groups"]);
     let name = text(name);
@@ -162,8 +163,8 @@ fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a
     found
 }
 
-/// Returns the text of a JSON string with its escapes resolved. Returns an empty text if `value` is
-/// `None` or any other JSON value.
+/// Returns the text of the JSON string `value` with its escapes resolved. Returns an empty text if
+/// `value` is `None` or is not a string.
 fn text(value: Option<&[u8]>) -> Text<'_> {
     value.and_then(scan::string).unwrap_or_default()
 }

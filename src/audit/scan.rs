@@ -32,8 +32,8 @@ pub fn members(object: &[u8]) -> Members<'_> {
     Members { text: object, at: 1, depth: 1 }
 }
 
-/// Returns an iterator over those members of `object` that begin after the byte offset `at`. At
-/// this offset the member before must end.
+/// Returns an iterator over those members of `object` that begin after the byte offset `at`. The
+/// preceding member must end at this offset.
 #[must_use]
 pub fn members_behind(object: &[u8], at: usize) -> Members<'_> {
     Members { text: object, at, depth: 1 }

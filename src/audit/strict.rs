@@ -24,9 +24,9 @@ use super::event;
 use super::event::quoted;
 use super::event::wrong_version;
 
-/// The values that were found in a body: those that may be events, and the first value that cannot
-/// be an event. No value after the first bad value is stored, so that a body of many tiny values
-/// cannot make this list large.
+/// The values that were found in a body: all values that may be events, up to the first value that
+/// cannot be an event, and this bad value. Later values are only counted, so that a body of many
+/// tiny values cannot take much memory here.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Found {
     /// The byte ranges of the values that may be events.
@@ -58,8 +58,8 @@ impl Found {
     }
 }
 
-/// Finds and checks the events of a body in any of the accepted forms. Returns the byte ranges of
-/// the events and the number of events of each level.
+/// Finds and checks the events of a body: a list of events, a single event or JSON lines. Returns
+/// the byte ranges of the events and the number of events of each level.
 pub(super) fn split(text: &str) -> Result<(Vec<Span>, LevelCounts), Invalid> {
     if text.bytes().all(|byte| byte.is_ascii_whitespace()) {
         return Err(envelope(0, "the body is empty"));
@@ -172,8 +172,8 @@ fn byte_of(text: &str, error: &serde_json::Error) -> usize {
     (start + error.column().saturating_sub(1)).min(text.len())
 }
 
-/// The members of the outermost object of a body that the check of a list needs. The events in
-/// `items` are found, but not parsed.
+/// The members `kind`, `apiVersion` and `items` of the outermost object of a body. They decide if
+/// the body is a valid list of events. The events in `items` are found, but not parsed.
 struct Envelope<'a> {
     kind: Option<&'a RawValue>,
     api_version: Option<&'a RawValue>,
@@ -268,8 +268,8 @@ impl<'a> Visitor<'a> for EnvelopeSeed<'_> {
     }
 }
 
-/// A key of the outermost object of a body. `Other` stands for every key that the check of a list
-/// does not need.
+/// A key of the outermost object of a body. The first three are the keys that a list of events must
+/// have. `Other` stands for every other key.
 enum Key {
     Kind,
     ApiVersion,

@@ -70,9 +70,9 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm256_testz_si256(lanes, lanes) == 1
 }
 
-/// Shifts all masks up by `BYTES` bits, as one long number: each bit then stands at the byte that
-/// is `BYTES` bytes later in the text. The top bits of `before`, the register with the preceding
-/// blocks, become the lowest bits of the result. `UNSEEN` must be 64 - `BYTES`.
+/// Shifts the masks up by `BYTES` bits, as if all lanes were one long number. Each bit then stands
+/// at the byte that is `BYTES` bytes later in the text. The lowest bits of the result come from
+/// `before`, the register with the masks of the preceding blocks. `UNSEEN` must be 64 - `BYTES`.
 #[target_feature(enable = "avx2")]
 fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> Lanes {
     let crossing = simd::_mm256_permute2x128_si256::<0x21>(before, lanes);
@@ -86,7 +86,8 @@ fn highest(lanes: Lanes) -> u32 {
     simd::_mm256_movemask_pd(simd::_mm256_castsi256_pd(lanes)).cast_unsigned()
 }
 
-/// Returns a register in which all bits of lane i are 1 if bit i of `bits` is 1, and 0 otherwise.
+/// Returns a register made from the bits of `bits`. If bit i is 1, all bits of lane i are 1. If bit
+/// i is 0, all bits of lane i are 0.
 #[target_feature(enable = "avx2")]
 fn spread(bits: u32) -> Lanes {
     let one = simd::_mm256_set_epi64x(8, 4, 2, 1);
@@ -108,9 +109,9 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm256_sub_epi64(sum, spread(carried))
 }
 
-/// Returns masks in which a bit is 1 if the number of 1 bits in `lanes`, counted up to and
-/// including this bit, is odd. The bits of earlier blocks count too: `carry` is 1 if their number
-/// is odd, otherwise 0. The function then sets `carry` for the next blocks.
+/// Returns masks in which a bit is 1 if `lanes` has an odd number of 1 bits up to and including
+/// this position. The 1 bits of earlier blocks count too: the caller passes a `carry` of 1 if their
+/// number is odd, otherwise 0. The function then sets `carry` for the next blocks.
 #[target_feature(enable = "avx2")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm256_slli_epi64::<1>(lanes));

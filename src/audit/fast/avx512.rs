@@ -76,9 +76,9 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm512_test_epi64_mask(lanes, lanes) == 0
 }
 
-/// Shifts all masks up by `BYTES` bits, as one long number: each bit then stands at the byte that
-/// is `BYTES` bytes later in the text. The top bits of `before`, the register with the preceding
-/// blocks, become the lowest bits of the result. `UNSEEN` must be 64 - `BYTES`.
+/// Shifts the masks up by `BYTES` bits, as if all lanes were one long number. Each bit then stands
+/// at the byte that is `BYTES` bytes later in the text. The lowest bits of the result come from
+/// `before`, the register with the masks of the preceding blocks. `UNSEEN` must be 64 - `BYTES`.
 #[target_feature(enable = "avx512f")]
 fn later<const BYTES: u32, const UNSEEN: u32>(lanes: Lanes, before: Lanes) -> Lanes {
     let from = simd::_mm512_alignr_epi64::<7>(lanes, before);
@@ -98,9 +98,9 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm512_mask_sub_epi64(sum, carried.to_le_bytes()[0], sum, splat(u64::MAX))
 }
 
-/// Returns masks in which a bit is 1 if the number of 1 bits in `lanes`, counted up to and
-/// including this bit, is odd. The bits of earlier blocks count too: `carry` is 1 if their number
-/// is odd, otherwise 0. The function then sets `carry` for the next blocks.
+/// Returns masks in which a bit is 1 if `lanes` has an odd number of 1 bits up to and including
+/// this position. The 1 bits of earlier blocks count too: the caller passes a `carry` of 1 if their
+/// number is odd, otherwise 0. The function then sets `carry` for the next blocks.
 #[target_feature(enable = "avx512f,avx512dq")]
 fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     let mut all = xor(lanes, simd::_mm512_slli_epi64::<1>(lanes));

@@ -44,13 +44,14 @@ macro_rules! rules {
             xor(a, splat(u64::MAX))
         }
 
-        /// The state that is handed from one group of blocks (as many as one register has lanes) to
-        /// the next group: carries of additions, and masks whose last bits the next group needs.
+        /// The state that one step leaves for the next step. Each step checks as many blocks as a
+        /// register has lanes. The state has carries of additions, and masks whose last bits the
+        /// next step needs.
         struct Rules {
-            /// 1 if the last group ends inside of a string, otherwise 0.
+            /// 1 if the blocks that were checked so far end inside of a string, otherwise 0.
             in_string: u32,
-            /// 1 if the last group ends inside of a string that is the value of a member, otherwise
-            /// 0.
+            /// 1 if the blocks that were checked so far end inside of a string that is the value of
+            /// an object's member, otherwise 0.
             value: u32,
             /// 1 if the text since the last bracket contains something that is not valid in an
             /// object, otherwise 0.
@@ -61,7 +62,7 @@ macro_rules! rules {
             /// 1 if the text since the last bracket has a key that may be `kind` or `apiVersion`,
             /// otherwise 0.
             named: u32,
-            /// Masks of the commas, colons and opening brackets in the last group.
+            /// Masks of the commas, colons and opening brackets in the blocks of the last step.
             before_token: Lanes,
             open: Lanes,
             colon: Lanes,
@@ -94,10 +95,10 @@ macro_rules! rules {
                 }
             }
 
-            /// Returns `true` if the first `blocks` blocks of a chunk obey the rules about which
-            /// bytes may follow each other; the first `length` bytes of these blocks are text, the
-            /// others padding. Writes to `space` the masks that the later loops over brackets and
-            /// over scalars (numbers and literals) need.
+            /// Checks the first `blocks` blocks of a chunk by the rules about which bytes may
+            /// follow each other. Returns `true` if the text obeys these rules. Only the first
+            /// `length` bytes of the blocks are text; the others are padding. Writes to `space` the
+            /// masks that later loops over brackets, numbers and literals need.
             #[target_feature(enable = $features)]
             fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> bool {
                 let Space { blocks: of, bracket: brackets, .. } = space;

@@ -125,8 +125,8 @@ fn locate(path: &[u8]) -> Option<(Range<usize>, Range<usize>)> {
 struct Parts<'a> {
     /// The path without the slashes at its end.
     path: &'a [u8],
-    /// The offset in `path` at which the next part begins. After the last part, greater than the
-    /// length of `path`.
+    /// The offset in `path` at which the next part begins. If there is no next part, the offset is
+    /// greater than the length of `path`.
     at: usize,
 }
 

@@ -1,7 +1,7 @@
 //! Finds the quotes and backslashes among 64 bytes, with wide registers if the CPU has them.
 
-/// The number of bytes that are searched for quotes and backslashes in one step. These bytes are a
-/// window. A mask (`u64`) has one bit for each byte of a window.
+/// The number of bytes that are searched for quotes and backslashes in one step. These 64 bytes are
+/// called a window. A mask (`u64`) has one bit for each byte of a window.
 pub(super) const WINDOW: usize = 64;
 
 /// Two masks of a window (64 bytes of text). They mark the bytes that are quotes and the bytes that
@@ -47,14 +47,14 @@ pub(super) mod avx2 {
     use super::Masks;
     use super::WINDOW;
 
-    /// A value of this type proves that the CPU has the instructions AVX2, BMI1 and BMI2, because
-    /// only [`Self::detect`] makes one.
+    /// A proof that the CPU has the instructions AVX2, BMI1 and BMI2. Only [`Self::detect`] makes a
+    /// value of this type, after it has checked the CPU.
     #[derive(Debug, Clone, Copy)]
     pub(in super::super) struct Avx2(());
 
     impl Avx2 {
-        /// Returns a value if this CPU has AVX2, BMI1 and BMI2, and `None` if the CPU lacks one of
-        /// them.
+        /// Returns the proof if this CPU has AVX2, BMI1 and BMI2. Returns `None` if the CPU lacks
+        /// one of them.
         pub(in super::super) fn detect() -> Option<Self> {
             let is_there = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("bmi1")

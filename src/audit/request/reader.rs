@@ -29,8 +29,8 @@ use crate::audit::scan::Member;
 /// number is enough, because a few clients cause most of the events of a batch.
 const CLIENTS: usize = 64;
 
-/// Reads the events in some lines one after the other, and returns each event with the request that
-/// the event describes.
+/// Reads the events of a text, which has one event in each line. Returns the events one after the
+/// other, each with the request to kube-apiserver that it describes.
 ///
 /// The request is the same that [`request`](super::request) returns for the event. Events that are
 /// written as kube-apiserver writes them need no allocation.
@@ -39,11 +39,12 @@ pub struct Reader<'a> {
     /// The lines that are not read yet. Each line ends with `\n`.
     lines: &'a [u8],
     /// The request of the event that was read last. If `current` is `Some`, the user in this
-    /// request was moved out of that client, and must be moved back before the user of another
-    /// client is moved in.
+    /// request was moved here from the client with that index. The user must be moved back before
+    /// the user of another client is moved in.
     request: Request<'a>,
-    /// The clients that the reader remembers. Each client is stored at the index that [`place`]
-    /// returns for its bytes, or at that index with its lowest bit changed.
+    /// The clients that the reader remembers. The function [`place`] computes an index from the
+    /// bytes that describe a client. The client is stored at this index, or at the index that
+    /// differs only in the lowest bit.
     clients: Vec<Client<'a>>,
     /// The index in `clients` of the client whose user was moved into `request`. `None` if the user
     /// in `request` belongs to no remembered client.
@@ -56,11 +57,12 @@ pub struct Reader<'a> {
 /// between the verb and the object, so that the user in these bytes is read only once.
 #[derive(Debug, Default)]
 struct Client<'a> {
-    /// The bytes of an event from the user's opening brace to the end of the user agent. The
-    /// username and the groups in these bytes have no backslash. Empty if this entry holds no
-    /// client.
+    /// The bytes of an event that describe the client, from the user's opening brace to the end of
+    /// the user agent. The username and the groups in these bytes have no backslash. Empty if no
+    /// client is stored here.
     text: &'a [u8],
-    /// The user in `text`; empty while the user is moved into the reader's request.
+    /// The user that `text` describes. Empty while the user is moved into the reader's field
+    /// `request`.
     user: User<'a>,
 }
 
@@ -107,9 +109,9 @@ impl<'a> Reader<'a> {
         Some((event, &self.request))
     }
 
-    /// Moves the user of the client with the index `client` into `self.request`. The user who was
-    /// in `self.request` is first moved back to the client that the user came from. If `client` is
-    /// `None`, the request has no user afterwards.
+    /// Moves the user of the client with the index `client` into `self.request`. First moves the
+    /// user who is in `self.request` now back to its own client. If `client` is `None`, the request
+    /// has no user afterwards.
     #[inline]
     fn lend(&mut self, client: Option<usize>) {
         if client == self.current {
@@ -182,9 +184,10 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Returns the index in the list of clients for a client with the bytes `text`. If this entry is in
-/// use, the client may be at the index with the lowest bit changed instead. The index is a hash of
-/// those bytes in which usernames mostly differ.
+/// Returns the index in the list of clients at which a client with the bytes `text` is normally
+/// stored. The index is a hash of the bytes in which usernames mostly differ. While the user of
+/// another client at this index is in use, the new client is stored at the index with the lowest
+/// bit changed.
 #[inline(always)]
 fn place(text: &[u8]) -> usize {
     let (words, _) = text.get(24..).unwrap_or_default().as_chunks();
@@ -194,9 +197,9 @@ fn place(text: &[u8]) -> usize {
 }
 
 impl<'a> Client<'a> {
-    /// Reads the client that is described at the beginning of the rest of `walk`, stores it in
-    /// `self`, and moves `walk` past its bytes. Returns `None` if these bytes are not written as
-    /// kube-apiserver writes them; `self` then holds no client.
+    /// Reads the bytes that describe a client, beginning at the position of `walk`. Stores the
+    /// client in `self`, and moves `walk` past these bytes. Returns `None` if the bytes are not
+    /// written as kube-apiserver writes them; `self` then holds no client.
     fn learn<M: Fn(&[u8; WINDOW]) -> Masks>(&mut self, walk: &mut Walk<'a, M>) -> Option<()> {
         let text = walk.rest;
         // The client stays unknown until all of its bytes are read.
@@ -254,7 +257,8 @@ fn head(event: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
 struct Walk<'a, M> {
     /// The bytes of the event that are not read yet.
     rest: &'a [u8],
-    /// The function that computes the masks of the quotes and backslashes in a window.
+    /// The function that computes the masks of the quotes and backslashes in a window (64 bytes of
+    /// text).
     masks: M,
 }
 
@@ -302,7 +306,7 @@ impl<'a, M: Fn(&[u8; WINDOW]) -> Masks> Walk<'a, M> {
 
     /// Moves to the next quote, as [`Self::find_quote`] does, when fewer than [`WINDOW`] bytes are
     /// left to search. Returns the bytes before the quote, and `true` if a backslash is among these
-    /// bytes.
+    /// bytes. Returns `None` if no quote follows.
     #[cold]
     fn find_last_quote(&mut self) -> Option<(&'a [u8], bool)> {
         let (string, rest) = self.rest.split_at_checked(memchr::memchr(b'"', self.rest)?)?;
