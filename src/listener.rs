@@ -70,8 +70,8 @@ use ingest::Shared;
 use ingest::decoding;
 use large::Sizes;
 
-/// The largest head of a request in bytes. The read buffer of a connection has the same limit. It
-/// is smaller than hyper's default of 408 KiB, with which 4,096 connections that send their heads
+/// The largest head of a request in bytes. The read buffer of a connection has the same limit. The
+/// default of hyper is larger, 408 KiB. With that default, 4,096 connections that send their heads
 /// slowly would take 1.6 GiB.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The largest number of headers of a request.
@@ -91,9 +91,9 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// open files. Without the pause the listener would fail again and again without a break.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The limits that all listeners share: the connections and requests of all listeners count against
-/// the same limits. The module `relay` owns this value. The drain (the orderly end of the relay)
-/// closes the gate in three steps: [`Gate::close`], [`Gate::cut`], [`Gate::closed`].
+/// The limits that all listeners share. The connections and requests of all listeners count against
+/// these limits. The module `relay` owns this value. The drain (the orderly end of the relay) calls
+/// three functions of this value: first [`Gate::close`], then [`Gate::cut`], then [`Gate::closed`].
 pub struct Gate {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
@@ -144,8 +144,8 @@ fn rules(limits: &config::Limits, queue: &config::Queue) -> Rules {
 }
 
 impl Gate {
-    /// Makes the gate for requests whose events go to `queue`, with the limits and deadlines of the
-    /// config.
+    /// Makes the gate (the limits that all listeners share) with the limits and deadlines of the
+    /// config. The events of all requests go to `queue`.
     #[must_use]
     pub fn new(
         limits: &config::Limits,
@@ -223,9 +223,9 @@ pub struct Settings {
 
 impl Settings {
     /// Reads the files that the config of a listener names. If the certificate files have not
-    /// changed since `current` was read, the TLS settings of `current` are kept, so that clients
-    /// can resume their sessions. Returns `None` if the certificate does not exist yet and may be
-    /// absent (`tls.optional`). Blocks on the disk.
+    /// changed since `current` was read, keeps the TLS settings of `current`; clients can then
+    /// resume their sessions. Returns `None` if the certificate does not exist yet and the config
+    /// has `tls.optional`. Blocks on the disk.
     ///
     /// # Errors
     ///
@@ -244,9 +244,9 @@ impl Settings {
     }
 
     /// Returns `true` if connections that were made under the settings `others` may stay open under
-    /// these settings, because both have the same TLS and the same `client_ca`. Otherwise clients
-    /// must connect again, because the certificate of a client is checked only in the TLS
-    /// handshake.
+    /// these settings. They may stay if both settings use TLS with the same `client_ca`, or if
+    /// neither uses TLS. Otherwise clients must connect again, because the certificate of a client
+    /// is checked only in the TLS handshake.
     #[must_use]
     pub fn is_compatible(&self, others: &Self) -> bool {
         fn asked(settings: &Settings) -> Option<Option<&[u8]>> {
@@ -267,8 +267,8 @@ pub struct Listener {
     settings: Arc<ArcSwap<Settings>>,
     metrics: ListenerMetrics,
     telemetry: Arc<Telemetry>,
-    /// This token is cancelled when this listener, or the gate of all listeners, is closed. The
-    /// listener then accepts no more connections.
+    /// This token is cancelled when this listener is closed, or when the drain (the orderly end of
+    /// the relay) closes all listeners. The listener then accepts no more connections.
     closing: CancellationToken,
     /// This token is cancelled when a reload has changed which clients may connect, so that the
     /// open connections of this listener must end. Their next requests are refused.
@@ -336,9 +336,9 @@ impl Listener {
         self.show_expiry();
     }
 
-    /// Makes a listener on the same socket with new settings, under which the open connections of
-    /// this listener may not stay (see [`Settings::is_compatible`]). The caller must then call
-    /// `Listener::revoke` on this listener.
+    /// Makes a listener on the same socket with new settings. Open connections of the old listener,
+    /// `self`, may not stay under the new settings (see [`Settings::is_compatible`]). The caller
+    /// must then call `Listener::revoke` on the old listener.
     #[must_use]
     pub fn successor(&self, settings: Settings, gate: &Gate) -> Self {
         let successor = Self {
@@ -365,8 +365,8 @@ impl Listener {
         self.closing.cancel();
     }
 
-    /// Accepts connections and starts a task for each of them. Returns when this listener or the
-    /// gate of all listeners is closed.
+    /// Accepts connections and starts a task for each of them. Returns when this listener is
+    /// closed, or when all listeners are closed.
     pub async fn serve(self, gate: Arc<Gate>) {
         let mut failing = false;
         loop {
@@ -392,8 +392,9 @@ impl Listener {
         }
     }
 
-    /// Starts the task that serves a new connection. Closes the connection at once if the limit of
-    /// connections is reached and no other connection can be closed for it.
+    /// Starts the task that serves a new connection. If the limit of connections is reached,
+    /// another connection is closed for the new one. If all other connections must stay, the new
+    /// connection is closed at once.
     fn open(&self, stream: TcpStream, gate: &Arc<Gate>) {
         let rules = gate.rules.load_full();
         let Some(place) = gate.registry.open(rules.max_connections, self.metrics.clone()) else {
@@ -473,9 +474,9 @@ fn is_of_the_connection(error: &io::Error) -> bool {
     )
 }
 
-/// Returns hyper's settings for HTTP/1 and h2. If `half_close` is `true`, a sender that has shut
-/// down its write side still gets its answer. If `half_close` is `false`, hyper drops the request
-/// of such a sender. The caller passes `false` with `acknowledge = "delivered"`: answers then may
+/// Returns hyper's settings for HTTP/1 and h2. `half_close` decides about a sender that has shut
+/// down its write side. If it is `true`, the sender still gets its answer. If it is `false`, hyper
+/// drops the request. The caller passes `false` with `acknowledge = "delivered"`. Answers may then
 /// take seconds, and a sender that has gone looks the same as one that has only shut down its write
 /// side.
 fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
@@ -552,8 +553,8 @@ async fn serve_connection<T, S>(
 }
 
 /// The outermost layer of a connection's service. It counts each request and its answer in the
-/// metrics. It also ends an HTTP/1.1 connection that has reached its maximum age or whose listener
-/// is closed, with the next answer.
+/// metrics. It also ends an HTTP/1.1 connection with the next answer, if the connection has reached
+/// its maximum age or its listener is closed.
 #[derive(Clone)]
 struct CountLayer {
     connection: Arc<Connection>,

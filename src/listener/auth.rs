@@ -47,10 +47,10 @@ impl Token {
     }
 }
 
-/// A layer that decides if a request may go on. It attaches a refusal to requests that lack the
-/// right token, and to requests on connections that a reload has revoked. It does not answer such a
-/// request itself: only `Ingest`, the innermost service, knows if the body must be read before the
-/// answer.
+/// A layer that decides if a request may go on. It attaches a refusal to a request that lacks the
+/// right token, and to a request on a connection that a reload has revoked. The layer does not send
+/// the refusal. `Ingest`, the innermost service, does this, because only `Ingest` knows if the body
+/// must be read first.
 #[derive(Clone)]
 pub(super) struct AuthLayer {
     pub(super) settings: Arc<ArcSwap<Settings>>,

@@ -22,21 +22,21 @@ use bytes::Bytes;
 use memmap2::MmapMut;
 use memmap2::RemapOptions;
 
-/// The largest body in bytes that is held in a `Vec`; a larger body is held in a memory mapping.
-/// Small bodies need no mapping, because the allocator keeps few freed bytes of blocks of this
-/// size. They should not use one, because the kernel limits the number of mappings (65,530 for each
-/// process).
+/// The largest body in bytes that is held in a `Vec`. A larger body is held in a memory mapping. A
+/// small body needs no mapping, because the allocator does not keep much freed memory of this size.
+/// A small body should also not use one, because the kernel limits the number of mappings (65,530
+/// for each process).
 const HEAP_MAX: usize = 256 * 1024;
 
-/// The approximate size in bytes of the first memory mapping of a body whose head has announced
-/// more bytes than this. The mapping is small at first, so that a sender that only announces a
-/// large body takes little memory. When more bytes have arrived, the mapping grows to the announced
-/// size.
+/// The approximate upper limit, in bytes, for the first memory mapping of a body. The first mapping
+/// is larger only if more bytes have already arrived. If the head of the request announces a larger
+/// body, the mapping grows later, when more bytes arrive. Thus a sender that only announces a large
+/// body takes little memory.
 const FIRST_MAX: usize = 1024 * 1024;
 
-/// The largest number of bytes in the free mappings that a pool keeps; this is enough for a few
-/// batches. No limit of the config counts these bytes. They are a quarter of the 32 MiB that the
-/// relay may use in addition to the memory that its limits count.
+/// The largest total size in bytes of the free mappings that a pool keeps; this is enough for a few
+/// batches. No limit of the config counts these bytes. The relay may use 32 MiB in addition to the
+/// memory that its limits count, and a quarter of these 32 MiB is for the pool.
 const POOL_MAX: usize = 8 * 1024 * 1024;
 
 /// The size in bytes of the kernel's smallest memory page. The size of a mapping is a multiple of
@@ -50,9 +50,9 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Takes a free mapping from the pool and returns it: the smallest one that has at least
-    /// `wanted` bytes, or the largest one if none has so many. If the pool is empty, returns a new
-    /// mapping of `first` bytes, rounded up to whole pages.
+    /// Takes a free mapping out of the pool and returns it. Chooses the smallest mapping that has
+    /// at least `wanted` bytes. If none has so many bytes, chooses the largest. If the pool is
+    /// empty, returns a new mapping of `first` bytes, rounded up to whole pages.
     fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let fitting =

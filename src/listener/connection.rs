@@ -30,27 +30,28 @@ use super::framing::Framing;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
-/// The largest number of bytes that are read and thrown away after a refusal that was answered
-/// before the whole body was read; see [`LINGER_TIME`]. If the relay closed the connection at once,
-/// the sender might see a reset instead of the answer (RFC 9112 §9.6).
+/// The largest number of bytes of a body that the relay reads and throws away after it has sent a
+/// refusal; see [`LINGER_TIME`]. If the relay closed the connection at once instead, the sender
+/// might see a reset and not the refusal (RFC 9112 §9.6).
 const LINGER_BYTES: usize = 1024 * 1024;
-/// The longest time for which the relay, after it has refused a request, still reads the rest of
-/// the body and throws it away; see [`LINGER_BYTES`].
+/// The longest time for which the relay reads the rest of a body and throws it away, after it has
+/// sent a refusal; see [`LINGER_BYTES`].
 pub(super) const LINGER_TIME: Duration = Duration::from_secs(2);
-/// The time that replaces [`LINGER_TIME`] if the relay has already waited for the rest of the body
-/// before it answered. The time is shorter, because the sender has had time to send the rest.
+/// The time that is used instead of [`LINGER_TIME`] if the relay has already waited for the rest of
+/// the body before it sent the refusal. The time is shorter, because the sender has already had
+/// time to send the rest.
 pub(super) const LINGER_TIME_SLOW: Duration = Duration::from_millis(500);
 
 /// The first line of the connection preface that an HTTP/2 client sends (RFC 9113 §3.4). No HTTP/1
 /// request begins with these bytes.
 const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 
-/// The time between GOAWAY (RFC 9113 §6.8) and the end of an h2 connection: a client that has not
-/// ended the connection by then is cut off. If a connection is told to end while the head of a
-/// request arrives, this is also the time that the head has to become complete.
+/// The time that a client has to end an h2 connection after the relay has sent GOAWAY (RFC 9113
+/// §6.8). After this time, the relay closes the connection. The same time holds if a connection is
+/// told to end while the head of a request arrives: the head must be complete within this time.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// The longest times that a connection may stay without a request under way.
+/// The longest times for which a connection may stay open while it has no request under way.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadlines {
     /// The longest time that the head of a request, or a TLS handshake, may take.
@@ -60,8 +61,8 @@ pub(super) struct Deadlines {
 }
 
 impl Deadlines {
-    /// Returns the time between two calls of [`Registry::enforce`]: a tenth of the shorter
-    /// deadline, but at least 10 ms and at most 250 ms.
+    /// Returns the time between two calls of [`Registry::enforce`]. It is a tenth of `header` or of
+    /// `idle`, whichever is shorter, but at least 10 ms and at most 250 ms.
     pub(super) fn tick(self) -> Duration {
         (self.header.min(self.idle) / 10)
             .clamp(Duration::from_millis(10), Duration::from_millis(250))
@@ -100,8 +101,8 @@ enum Phase {
 /// The way in which the relay ends a connection that has no request under way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
-    /// The connection is closed without an answer, because it was idle for too long or a new
-    /// connection needs its place.
+    /// The connection is closed without an answer. It was idle for too long, or the limit of
+    /// connections is reached and a new connection needs its place.
     Close,
     /// The connection is closed, because the head of a request or a TLS handshake took too long. A
     /// slow head on HTTP/1.1 gets the answer 408 first.
@@ -112,11 +113,12 @@ enum Verdict {
 /// registry reads it, and decides if the connection must end.
 struct State {
     phase: Phase,
-    /// The time at which the phase began. If a request under way was refused during this phase: the
-    /// time of this refusal, or the last time at which a large part of a refused body had arrived.
+    /// The time at which the phase began. If a request was refused in this phase, a later time: the
+    /// time of the refusal, or the last time at which a large part of the refused body had arrived.
     since: Instant,
-    /// The time since which no head of a request was completed: the time at which the connection
-    /// was opened, or at which its last request was answered.
+    /// The time since which the connection waits for a complete head of a request. Before the first
+    /// request, this is the time at which the connection was opened. Later, it is the time at which
+    /// the last request was answered.
     headless: Instant,
     /// The way in which the registry has decided to end the connection; `None` while the connection
     /// may stay.
@@ -124,24 +126,27 @@ struct State {
     /// `true`: the connection speaks HTTP/2. Bytes that arrive between two requests are then not
     /// necessarily the beginning of a head, because HTTP/2 has other frames.
     multiplexed: bool,
-    /// `true`: the connection, which speaks h2, was idle for too long and was sent GOAWAY.
+    /// `true`: this h2 connection was idle for too long, and the relay has told the client with
+    /// GOAWAY that the connection ends.
     dismissed: bool,
     /// The time for which the relay throws away the rest of a refused body before it closes the
     /// connection; `None` if there is no such body.
     linger: Option<Duration>,
-    /// The number of requests under way that are already refused, while the rest of their bodies is
-    /// read and thrown away. At most the number in [`Phase::Serving`].
+    /// The number of requests under way that are already refused, but not answered yet, because the
+    /// rest of their bodies is still read and thrown away. Never more than the number in
+    /// [`Phase::Serving`].
     refused: usize,
     /// `true`: the last answer of this connection was a refusal.
     refusing: bool,
     /// `None` while the connection may take new requests. `Some` after the connection was told to
-    /// end: the time of this order or, if later, the time at which the last request from before the
-    /// order was answered.
+    /// end: the time of this order. If requests that began before the order are answered after it,
+    /// the time of the last such answer.
     leaving: Option<Instant>,
 }
 
-/// The order in which connections lose their place when a new connection needs one and no place is
-/// free. Connections of the kind `Refused` lose their place before those of the kind `Headless`.
+/// The order in which connections are closed if a new connection arrives and the limit of
+/// connections is reached. Connections of the kind `Refused` are closed before those of the kind
+/// `Headless`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
     /// All requests of this connection are already refused. The relay only waits for the rest of a
@@ -152,9 +157,9 @@ enum Rank {
 }
 
 impl State {
-    /// Returns the rank of this connection if a new connection may take its place, and the time
+    /// Returns the rank of this connection if it may be closed for a new connection, and the time
     /// since which it has had this rank. Among connections of the same rank, the one with the
-    /// earliest time loses its place first. Returns `None` if the connection must keep its place.
+    /// earliest time is closed first. Returns `None` if the connection must stay.
     fn gives_way(&self) -> Option<(Rank, Instant)> {
         match self.phase {
             _ if self.verdict.is_some() => None,
@@ -167,23 +172,24 @@ impl State {
     }
 }
 
-/// One open connection. The task of the connection, its socket ([`Watched`]) and the registry share
-/// this value.
+/// One open connection. The task of the connection, its socket ([`Watched`]) and the registry (the
+/// list of open connections) share this value.
 ///
 /// A connection goes through the phases `Head` (TLS handshake) → `Idle` → `Head` → `Serving` →
 /// `Answered` → `Idle`. HTTP/2 stays `Idle` until its first request, returns to `Idle` after the
-/// last of its requests, and is never `Answered`. The deadlines are:
+/// last of its requests, and is never `Answered`. The phases have these time limits:
 ///
-/// - `Idle` ends after `idle_timeout`: HTTP/1.1 is closed, and h2 is sent GOAWAY first and closed
-///   after [`FAREWELL`].
-/// - `Head` ends after `header_timeout`, with the answer 408 on HTTP/1.1.
-/// - `Serving` has no deadline here; ingest bounds a request's time.
-/// - `Answered` ends after `header_timeout`, plus the time to throw a body away.
+/// - `Idle`: `idle_timeout`. After it, HTTP/1.1 is closed. h2 is sent GOAWAY, and is closed after a
+///   further [`FAREWELL`].
+/// - `Head`: `header_timeout`. After it, HTTP/1.1 is answered with 408.
+/// - `Serving`: no limit here. The module `ingest` limits the time of a request.
+/// - `Answered`: `header_timeout`, plus the time for which the rest of a refused body is thrown
+///   away.
 ///
 /// A connection that was told to end ([`Connection::leave`]) is closed [`FAREWELL`] later, unless a
 /// request is under way.
 ///
-/// A request that may still be accepted is never ended by the registry.
+/// The registry never ends a connection that has a request that may still be accepted.
 pub(super) struct Connection {
     state: Mutex<State>,
     /// Wakes the task that reads or writes the socket when the registry has decided to end the
@@ -231,7 +237,7 @@ impl Connection {
     }
 
     /// Notes that a request begins, because its head is complete. Returns `true` if the connection
-    /// was not told to end before; `false` otherwise.
+    /// may still take requests. Returns `false` if the connection was told to end before.
     pub(super) fn begin_request(&self, multiplexed: bool) -> bool {
         let mut state = self.lock();
         state.multiplexed = multiplexed;
@@ -269,8 +275,9 @@ impl Connection {
         RefusedRequest(self)
     }
 
-    /// Tells the connection to take no new requests. A connection that has no request under way
-    /// ends after at most [`FAREWELL`] and one tick of the registry.
+    /// Tells the connection to take no new requests. The connection then ends after at most
+    /// [`FAREWELL`] and one [`Deadlines::tick`], unless a request is under way or the rest of a
+    /// refused body is being thrown away.
     pub(super) fn leave(&self) {
         self.lock().leaving.get_or_insert_with(Instant::now);
     }
@@ -286,9 +293,9 @@ impl Connection {
         self.retired.notified().await;
     }
 
-    /// Notes that the connection ends after this answer although the sender may still be sending
-    /// its body. For the duration `time` after the answer, the relay reads what the sender still
-    /// sends, and throws it away.
+    /// Notes that the connection ends after this answer, although the sender may still be sending
+    /// its body. After the answer, the relay reads the bytes of this body for the duration `time`,
+    /// and throws them away.
     pub(super) fn linger(&self, time: Duration) {
         self.lock().linger = Some(time);
     }
@@ -300,8 +307,8 @@ impl Connection {
         self.waker.wake();
     }
 
-    /// Waits until the registry decides to end the connection. Used during a TLS handshake, because
-    /// the socket [`Watched`], which otherwise checks this, exists only after the handshake.
+    /// Waits until the registry decides to end the connection. Used only during a TLS handshake.
+    /// After the handshake, the wrapper [`Watched`] around the socket sees this decision.
     pub(super) async fn judged(&self) {
         std::future::poll_fn(|cx| {
             self.waker.register(cx.waker());
@@ -316,8 +323,9 @@ impl Connection {
 pub(super) struct RefusedRequest<'a>(&'a Connection);
 
 impl RefusedRequest<'_> {
-    /// Notes that a large part of the body has arrived. Of all connections with only refused
-    /// requests, this connection then loses its place last.
+    /// Notes the time at which a large part of the refused body has arrived. If a connection with
+    /// only refused requests must be closed for a new connection, the one with the oldest such time
+    /// is chosen.
     pub(super) fn progressed(&self) {
         self.0.lock().since = Instant::now();
     }
@@ -335,11 +343,11 @@ impl Registry {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a new connection to the registry and returns its place. If `max` places are taken,
-    /// another connection is ended: the one that has waited longest in a refused request or, if
-    /// there is none, the one that has waited longest for the next complete head. Returns `None` if
-    /// every other connection has a request that may still be accepted; the caller then closes the
-    /// new connection.
+    /// Adds a new connection to the registry (the list of open connections) and returns its place
+    /// there. If `max` connections are already open, one of them is closed. The first choice is the
+    /// connection that has waited longest in a refused request. The second choice is the connection
+    /// that has waited longest for the next complete head. Returns `None` if neither of them
+    /// exists; the caller then closes the new connection.
     pub(super) fn open(
         self: &Arc<Self>,
         max: usize,
@@ -448,8 +456,9 @@ pub(super) struct Watched<T> {
     preface: Option<usize>,
     /// Follows the HTTP/1 bytes that were read, and knows if the head of a request has begun.
     framing: Framing,
-    /// A timer, and the number of bytes of a refused body that were thrown away so far. The relay
-    /// throws bytes away until the timer ends. `None` if no body is being thrown away.
+    /// A timer and a counter for the rest of a refused body. The relay throws the rest away until
+    /// the timer ends. The counter is the number of bytes that were thrown away so far. `None` if
+    /// no body is being thrown away.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -492,8 +501,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
-    /// Returns `true` if the connection speaks HTTP/1 and no request is under way. Whatever hyper
-    /// writes in this state is hyper's own answer to bytes that were not a valid request.
+    /// Returns `true` if the connection speaks HTTP/1 and no request is under way. If hyper writes
+    /// in this state, it answers bytes that were not a valid request.
     fn is_unasked(&self) -> bool {
         let state = self.connection.lock();
         !state.multiplexed && matches!(state.phase, Phase::Idle | Phase::Head)
@@ -517,8 +526,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     }
 
     /// Writes the relay's own answer instead of hyper's answer. `hypers` is the beginning of
-    /// hyper's answer, which has the status. Returns `length`, the number of bytes in hyper's
-    /// answer, so that hyper takes its bytes as written.
+    /// hyper's answer, from which the status is taken. `length` is the number of bytes of hyper's
+    /// answer. Returns `length`, so that hyper takes its whole answer as written.
     fn poll_replace(
         &mut self,
         cx: &mut Context<'_>,

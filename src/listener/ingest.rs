@@ -59,23 +59,24 @@ use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::telemetry::Rejection;
 
-/// The longest time for which a refusal waits for more of its request's body. After each
-/// [`REFUSED_BYTES`] of the body the time starts anew, but the whole wait never exceeds
-/// `limits.body_timeout`. After the wait the refusal is answered although the body is not complete,
-/// and the connection ends. Thus a sender that is still writing gets its answer, but a sender that
-/// sends nothing, or very slowly, cannot keep its connection.
+/// The longest time for which the relay waits for more bytes of the body of a refused request. The
+/// time starts anew whenever [`REFUSED_BYTES`] more bytes have arrived, but the whole wait never
+/// exceeds `limits.body_timeout`. After the wait, the relay sends the refusal although the body is
+/// not complete, and the connection ends. Thus a sender that is still writing gets its answer. A
+/// sender that sends nothing, or sends very slowly, cannot keep its connection.
 const REFUSED_TIME: Duration = Duration::from_secs(2);
-/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts anew. A
-/// sender must therefore send at least 64 KiB each second, which a slow network can still do.
+/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] (2 s) starts
+/// anew. A sender must therefore send 64 KiB in each second on average, which a slow network can
+/// still do.
 const REFUSED_BYTES: u64 = 128 * 1024;
 
 /// The number of compressed bytes that are decompressed in one step. At gzip's best compression
 /// ratio, 1032, one step gives about 4 MiB of output.
 const GZIP_STEP: usize = 4 * 1024;
 
-/// The number of bytes by which a gzip body may be larger than twice its decompressed size. A
-/// larger body must have many gzip members without content, which cost CPU time (65 ms for each MB)
-/// and carry no events. A normal sender is always below this limit.
+/// The number of bytes by which a gzip body may be larger than twice the size of its decompressed
+/// content. A larger body must have many gzip members without content. They cost CPU time (65 ms
+/// for each MB) and carry no events. The body of a normal sender never reaches this limit.
 const GZIP_SPARE: u64 = 1024 * 1024;
 
 /// The largest body in bytes that is decoded in the task that serves the request. A larger body is
@@ -84,9 +85,9 @@ const GZIP_SPARE: u64 = 1024 * 1024;
 const INLINE_MAX: usize = 1024 * 1024;
 
 /// The largest total size, in KiB, of the bodies that are decoded at the same time on the threads
-/// for blocking work. The limit exists because decoding needs memory for the positions of the
-/// events: up to half of the body's size, if nearly all events are as small as possible. A body
-/// that is larger than this limit is decoded alone.
+/// for blocking work. Decoding needs memory for the positions of the events: up to half of the
+/// body's size, if nearly all events are as small as possible. The limit bounds this memory. A body
+/// that is larger than the limit is decoded alone.
 const DECODING_KIB: u32 = 16 * 1024;
 
 /// Makes the semaphore that limits how much is decoded at the same time. It has [`DECODING_KIB`]
@@ -95,9 +96,9 @@ pub(super) fn decoding() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(DECODING_KIB as usize))
 }
 
-/// The counter of the bytes in flight, which `limits.max_in_flight` limits. These are the bytes of
-/// bodies that are not in the queue yet, or whose request still waits for the acknowledgement.
-/// Bytes are counted when they arrive.
+/// The counter of the bytes in flight, which `limits.max_in_flight` limits. The bytes of a body are
+/// counted from the time when they arrive. They are counted until the body is in the queue and its
+/// request does not wait for the acknowledgement any more.
 pub(super) struct InFlight {
     /// The number of bytes that are counted now.
     used: AtomicU64,
@@ -136,11 +137,11 @@ impl InFlight {
     }
 }
 
-/// The part of the counter [`InFlight`] that one body has. Dropping this value subtracts this part
-/// from the counter.
+/// The bytes of one body that the counter [`InFlight`] counts now. Dropping this value subtracts
+/// them from the counter.
 struct Reservation<'a> {
     in_flight: &'a InFlight,
-    /// The largest number of bytes that the counter may have: `limits.max_in_flight`.
+    /// The largest value that the counter may reach: `limits.max_in_flight`.
     max: u64,
     /// The number of bytes that are counted for this body now.
     bytes: u64,
@@ -443,9 +444,9 @@ impl Ingest {
         Ok(intake)
     }
 
-    /// Gives the bytes in `intake` to [`Large`] for decoding, if they have become too many to be
-    /// decoded as one whole. Must be called after each step of reading. Does nothing with a queue
-    /// in memory.
+    /// Gives the bytes that have arrived (`intake`) to [`Large`] for decoding, if they are too many
+    /// to be decoded as one whole. Must be called after each step of reading. Does nothing if the
+    /// queue is in memory.
     async fn settle(
         &self,
         bounds: &Bounds,
@@ -654,7 +655,7 @@ struct Upload<'a> {
     /// The number of bytes of the body that have arrived, counted before decompression.
     sent: u64,
     /// `true`: the relay has begun to read the body. If the request has `Expect: 100-continue`,
-    /// hyper has then asked the sender for the body.
+    /// hyper asks the sender for the body at this moment.
     begun: bool,
     /// `true`: no more bytes will arrive, because the body is complete or broken.
     ended: bool,
@@ -662,8 +663,8 @@ struct Upload<'a> {
 
 impl Upload<'_> {
     /// Waits for the next bytes of the body and returns them; `None` if the body is complete. The
-    /// error is the refusal of the request: the body arrives too slowly, is broken, or the relay is
-    /// ending.
+    /// error is the refusal of the request, for one of three reasons: the body arrives too slowly,
+    /// the body is broken, or the relay is ending.
     async fn next(&mut self) -> Result<Option<Bytes>, Refusal> {
         loop {
             if self.ended {
@@ -704,8 +705,8 @@ impl Upload<'_> {
         }
     }
 
-    /// Reads the rest of a refused body and throws it away. Stops when more than `max` bytes of the
-    /// body have arrived in all, or when the body arrives too slowly (see [`REFUSED_TIME`]).
+    /// Reads the rest of a refused body and throws it away. Also stops when more than `max` bytes
+    /// of the body have arrived in all, or when the body arrives too slowly (see [`REFUSED_TIME`]).
     /// Returns an error, the refusal 408, only if `limits.body_timeout` has passed.
     async fn discard(&mut self, max: u64) -> Result<(), Refusal> {
         let refused = self.connection.refused();
@@ -734,11 +735,11 @@ impl Upload<'_> {
 
 /// The bytes of a body that have arrived so far and are not stored in the queue yet.
 struct Intake {
-    /// The bytes of the body that were not given to `large` yet. If `large` is `None`, these are
-    /// all bytes that have arrived.
+    /// The bytes of the body that have arrived and were not yet given to the decoder `large`. If
+    /// `large` is `None`, these are all bytes that have arrived.
     rest: Buffer,
-    /// The state of a body that is decoded while it arrives. `None` if the body is not too large to
-    /// be held as a whole.
+    /// The decoder of a large body, which decodes the body while it arrives. `None` as long as the
+    /// body is held as a whole.
     large: Option<Large>,
 }
 
