@@ -87,11 +87,11 @@ pub struct Output {
     pub kind: &'static str,
     /// `true`: the queue keeps events until this output has them.
     pub required: bool,
-    /// The longest time that an event may wait for this output; after it the status page calls the
-    /// event late.
+    /// The longest time that an event may wait for this output. The status page shows an event that
+    /// waits longer as late.
     pub lag_max: Duration,
-    /// The state of the output that its delivery loop reports: connected or not, and the last
-    /// error.
+    /// The state of this output: connected or not, and the last error. The delivery loop of the
+    /// output updates this state.
     pub status: Arc<Status>,
 }
 
@@ -224,10 +224,11 @@ impl Admin {
         }
     }
 
-    /// Returns `true` if the relay now has the output `name` (if `place` is `output`), or a
-    /// listener `name` with TLS (for any other `place`). The admin pages use the result to hide the
-    /// metrics of outputs and listeners that a reload has removed. Before the start is over the
-    /// result is always `true`, because the outputs and listeners are not known yet.
+    /// Returns `true` if the admin pages may show the metrics of the output or listener `name`,
+    /// which a reload can remove. If `place` is `output`, an output with this name must exist now.
+    /// For any other `place`, a listener with this name and with TLS must exist now. Before the
+    /// start is over, the result is always `true`, because the outputs and listeners are not known
+    /// yet.
     fn has(&self, place: &str, name: &str) -> bool {
         if !self.started.load(Ordering::Relaxed) {
             return true;
@@ -241,9 +242,9 @@ impl Admin {
     }
 
     /// Returns the response to `/readyz`. If `verbose` is `true`, its body lists every check. The
-    /// status is 503 only during the start and the drain, when senders must use another replica. A
-    /// full queue or a dead output does not lead to 503: Kubernetes would remove the pod from its
-    /// Service, and senders would get connection errors instead of the answer to retry later.
+    /// status is 503 only during the start and the drain (the orderly end of the relay). A full
+    /// queue or a dead output does not lead to 503. If it did, Kubernetes would remove the pod from
+    /// its Service. Senders would then get connection errors, and not the answer to retry later.
     fn ready(&self, verbose: bool) -> Response<Full<Bytes>> {
         let mut reasons = Vec::new();
         if !self.started.load(Ordering::Relaxed) {

@@ -71,9 +71,8 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
 }
 
 /// Returns the faults that listeners, outputs and sources find when they read their files. Call
-/// this only if no other check has found a fault in the config. Outputs whose policy has a fault
-/// are left out, because faults of a policy are reported separately, with their lines. Blocks on
-/// the disk.
+/// this function only if no other check has found a fault in the config. An output with a faulty
+/// policy is left out, because the fault is reported separately, with its line. Blocks on the disk.
 #[must_use]
 pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -112,8 +111,8 @@ struct Findings<'a> {
 }
 
 impl Findings<'_> {
-    /// Adds a problem of the config key `named`. If reading the config has already reported a
-    /// problem of the same key that is more than a warning, only warnings are added.
+    /// Adds a problem of the config key `named`. A warning is always added. A problem of another
+    /// severity is added only if reading the config has found nothing but warnings for this key.
     fn add(&mut self, named: &Named, message: impl Into<String>, severity: Severity) {
         let is_known =
             |problem: &Problem| problem.path == named.key && problem.severity != Severity::Warning;

@@ -36,18 +36,18 @@ use crate::telemetry::Telemetry;
 #[cfg(feature = "kafka")]
 mod kafka;
 
-/// The longest time that the drain (the orderly end of the relay) waits, at its beginning, until
-/// all sources have stopped taking events. Only a source that hangs needs the full time; any other
+/// The longest time that the relay waits, at the beginning of the drain (its orderly end), until
+/// all sources have stopped taking events. Only a source that hangs needs the full time. Any other
 /// source stops in a fraction of it.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// The longest time that a reload waits until the sources that it removes or changes have stopped
-/// taking events. The full time passes only if a call to a source hangs.
+/// The longest time that a reload waits for the sources that it removes or changes, until they have
+/// stopped taking events. The wait is so long only if a call to a source hangs.
 const CLOSING_AT_RELOAD: Duration = Duration::from_secs(5);
 
-/// The longest time that a source waits for the acknowledgement of the events that it has taken,
-/// after a reload has removed or changed it. After this time the source ends, and the next reader
-/// of its partitions reads the events again that were not acknowledged.
+/// After a reload has removed or changed a source, the source waits at most this long for the
+/// acknowledgement of the events that it has taken. Then the source ends. The next reader of its
+/// partitions reads again all events that were not acknowledged.
 const LEAVING: Duration = Duration::from_secs(10);
 
 /// The reason why the new files of a source cannot be used.
@@ -115,8 +115,8 @@ pub struct Snapshot {
     pub paused: bool,
     /// The partitions of the topic that this relay reads.
     pub partitions: Vec<i32>,
-    /// The last error; `None` if there was no error, or if the source has read a message or was
-    /// assigned partitions after the error.
+    /// The last error; `None` if there was no error. An error is removed when the source reads
+    /// a message or gets partitions.
     pub last_error: Option<String>,
 }
 
@@ -146,7 +146,7 @@ struct Orders {
     /// soon as the events that it has already taken are acknowledged.
     closing: CancellationToken,
     /// This token is cancelled when the source must end now, without waiting for acknowledgements.
-    /// The next reader of the partitions reads the events again that are not acknowledged yet.
+    /// The next reader of the partitions then reads again all events that are not acknowledged yet.
     stop: CancellationToken,
     /// A token that exists while the source may still take events. The source sets this field to
     /// `None` when it has stopped taking events, so that others can wait for this moment.
@@ -158,7 +158,8 @@ pub struct Planned {
     config: config::Source,
     /// The greatest size of a message, in bytes.
     max_body: u64,
-    /// The source that will read: the running one, or one that is not started yet.
+    /// The source that will read. It is either a source that runs already, or a new source that is
+    /// not started yet.
     source: Arc<dyn Source>,
     /// The index of the running source that has the same config and goes on unchanged. `None` if no
     /// such source runs, so that this source must be started.
@@ -222,8 +223,8 @@ struct Slot {
     source: Arc<dyn Source>,
     /// This token is cancelled when this source must stop taking events.
     closing: CancellationToken,
-    /// Has one token while the source may still take events, so that one can wait until it has
-    /// stopped.
+    /// This tracker has one token while the source may still take events. When the source has
+    /// stopped taking events, the tracker is empty, and a task that waits for this can go on.
     taking: TaskTracker,
 }
 
@@ -266,10 +267,10 @@ impl Sources {
         configs.iter().map(plan).collect()
     }
 
-    /// Orders the running sources that are not in the plan `planned` to stop taking events, and
-    /// waits until they have stopped, for at most `CLOSING_AT_RELOAD`. Call this before the
-    /// settings of the queue change. The settings at the time when an event is taken decide when
-    /// the event counts as acknowledged. Under other settings a source might commit an offset
+    /// Orders the running sources that the plan `planned` does not keep to stop taking events.
+    /// Waits until they have stopped, for at most `CLOSING_AT_RELOAD`. Call this before the
+    /// settings of the queue change. When a source takes an event, the settings at that time decide
+    /// when the event counts as acknowledged. Under other settings, a source might commit an offset
     /// before any output has the events.
     pub async fn close_leaving(&self, planned: &[Planned]) {
         let is_kept = |index| planned.iter().any(|planned| planned.slot == Some(index));
@@ -279,8 +280,9 @@ impl Sources {
         tokio::time::timeout(CLOSING_AT_RELOAD, join_all(leaving)).await.ok();
     }
 
-    /// Puts the plan `planned` in force: new and changed sources begin to read. Their files must
-    /// already be in use, and the sources that are removed or changed must already be closed.
+    /// Carries out the plan `planned`: new and changed sources begin to read, and unchanged sources
+    /// go on. The files of the new sources must already be in use. The sources that are removed or
+    /// changed must already be closed.
     pub fn commit(&mut self, planned: Vec<Planned>, queue: &Queue) {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         for Planned { config, max_body, source, slot } in planned {
@@ -306,8 +308,8 @@ impl Sources {
         Slot { config, max_body, source, closing, taking }
     }
 
-    /// Starts the thread of a source, and a task that waits until the thread has ended. The task
-    /// reports a thread that ends without an order as a failure.
+    /// Starts the thread of a source, and a task that waits until the thread has ended. If the
+    /// thread ends without an order, the task reports this as a failure.
     fn run(&self, name: &str, source: Arc<dyn Source>, queue: &Queue, orders: Orders) {
         let (name, queue, status) = (name.to_owned(), queue.clone(), source.status());
         let (closing, stop) = (orders.closing.clone(), orders.stop.clone());
@@ -369,9 +371,9 @@ impl Sources {
         tokio::time::timeout(CLOSING, closed).await.ok();
     }
 
-    /// Ends the drain: orders all sources to end now, and waits until their threads have ended, for
-    /// at most `limit`. The next reader of the topic reads the events again that are not
-    /// acknowledged.
+    /// Ends the drain (the orderly end of the relay): orders all sources to end now, and waits
+    /// until their threads have ended, for at most `limit`. The next reader of the topic reads
+    /// again all events that are not acknowledged.
     pub async fn end(&self, limit: Duration) {
         self.stop.cancel();
         self.tasks.close();

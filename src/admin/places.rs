@@ -27,21 +27,23 @@ pub(super) struct Places {
     taken: Mutex<Taken>,
 }
 
-/// The connections that have a place now.
+/// The connections to the admin address that may stay open now. Each of them has one place.
 #[derive(Default)]
 struct Taken {
     /// The identifier that the next connection gets.
     next: u64,
-    /// The places that are taken, by the connection's identifier; at most [`CONNECTIONS_MAX`].
+    /// The places (rights to stay open) that are taken now. The key is the identifier of the
+    /// connection that has the place. There are at most [`CONNECTIONS_MAX`] places.
     by_id: HashMap<u64, Entry>,
 }
 
-/// A place that one connection has taken.
+/// One connection that has a place, which is the right to stay open.
 struct Entry {
     /// The time of the connection's last request. Before its first request: the time at which the
     /// connection was opened.
     asked: Instant,
-    /// This token is cancelled when the connection loses its place to a newer connection.
+    /// This token is cancelled when a newer connection takes the place of this connection. This
+    /// connection must then end.
     lost: CancellationToken,
 }
 
@@ -50,8 +52,8 @@ impl Places {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes and returns a place for a new connection. If no place is free, the connection that has
-    /// sent no request for the longest time loses its place at once.
+    /// Returns a place (the right to stay open) for a new connection. If no place is free, one
+    /// connection loses its place at once: the one that has sent no request for the longest time.
     pub(super) fn take(self: &Arc<Self>) -> Place {
         let lost = CancellationToken::new();
         let mut taken = self.lock();
@@ -69,19 +71,19 @@ impl Places {
     }
 }
 
-/// The place of one connection of the admin address, without which the connection may not stay
-/// open. Dropping this value makes the place free.
+/// The place of one connection to the admin address: its right to stay open. Dropping this value
+/// makes the place free.
 pub(super) struct Place {
     places: Arc<Places>,
     id: u64,
-    /// This token is cancelled when the connection has lost its place to a newer connection. The
+    /// This token is cancelled when a newer connection takes the place of this connection. This
     /// connection must then end.
     pub(super) lost: CancellationToken,
 }
 
 impl Place {
-    /// Notes that this connection has sent a request now. Of all connections, it then loses its
-    /// place last.
+    /// Notes that this connection has sent a request now. If a new connection needs a place later,
+    /// the connection whose last request is the oldest loses its place.
     pub(super) fn asked(&self) {
         if let Some(entry) = self.places.lock().by_id.get_mut(&self.id) {
             entry.asked = Instant::now();

@@ -56,8 +56,8 @@ use crate::staged::Staged;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
-/// The number of bytes of messages that are put together into one batch of the queue. A message
-/// that is larger becomes a batch of its own.
+/// The size in bytes up to which messages are put together into one batch of the queue. A message
+/// that is larger than this size becomes a batch of its own.
 const GROUP_BYTES: usize = 1024 * 1024;
 /// The largest number of messages that are put together into one batch of the queue.
 const GROUP_MESSAGES: u64 = 5000;
@@ -74,21 +74,23 @@ const POLL: Duration = Duration::from_millis(100);
 /// room.
 const FULL: Duration = Duration::from_millis(5);
 
-/// The time after which the partitions are paused, if the queue has no room for so long. The thread
-/// can then poll again without receiving messages, so that the consumer group does not take the
-/// partitions away. After the pause librdkafka fetches the messages again that it had fetched
-/// ahead.
+/// If no batch can be appended to the queue for this time, the source pauses its partitions. The
+/// thread can then poll again without receiving messages. These polls keep the consumer group from
+/// giving the partitions to another reader. After the pause, librdkafka must fetch some messages a
+/// second time: those that it had fetched ahead.
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
-/// The longest time that a partition is kept, before it goes to another reader, so that the batches
-/// already taken from it can be acknowledged. Fewer messages are then read twice.
+/// The longest time that this source waits before it gives a partition back to the consumer group.
+/// In this time, the batches that were already taken from the partition can be acknowledged. Fewer
+/// messages are then read twice.
 const REVOKE_WAIT: Duration = Duration::from_secs(2);
 
 /// The number of heartbeats that the consumer sends to the group in one `session_timeout`.
 const HEARTBEATS: u32 = 4;
 
-/// The time that may pass between two polls, or `session_timeout` if that is longer. After this
-/// time the consumer group gives the partitions to another reader.
+/// The longest time that may pass between two polls. If `session_timeout` is longer, that time is
+/// used instead. After this time without a poll, the consumer group gives the partitions to another
+/// reader.
 const POLL_MAX: Duration = Duration::from_secs(300);
 
 /// The timeout for setting up a connection to a broker.
@@ -96,7 +98,8 @@ const CONNECT: Duration = Duration::from_secs(10);
 /// The timeout for a broker's response to a request.
 const REQUEST: Duration = Duration::from_secs(60);
 
-/// The largest amount of messages, in KiB, that librdkafka fetches before the source asks for them.
+/// The largest total size, in KiB, of the messages that librdkafka fetches ahead, before the source
+/// asks for them.
 const AHEAD_KIB: u64 = 16 * 1024;
 /// The largest size in bytes of a broker's response to one fetch request.
 const FETCH_BYTES: u64 = 8 * 1024 * 1024;
@@ -251,8 +254,8 @@ impl Source for Reader {
 }
 
 /// The batches of each partition that are taken and not acknowledged yet. Only the thread of the
-/// source uses this value. The value is shared, because librdkafka calls functions of [`Context`]
-/// during a poll.
+/// source uses this value. The value is also held by [`Context`], because librdkafka calls
+/// functions of `Context` during a poll.
 #[derive(Default)]
 struct State {
     /// The partitions that this consumer reads now, by partition number.
@@ -269,11 +272,11 @@ struct State {
     /// `true`: a partition is given back at once, without waiting for the acknowledgement of its
     /// batches.
     hurried: bool,
-    /// `true`: the queue has first taken a batch and then refused it. The consumer must be
-    /// replaced, so that the messages of this batch are read again.
+    /// `true`: the queue has accepted a batch, but has later reported that the batch is refused.
+    /// The consumer must be replaced, so that the messages of this batch are read again.
     refused: bool,
     /// The time of the last warning about trouble with the brokers. `None` if there was no warning,
-    /// or if a message has arrived after it.
+    /// or if a message has arrived after the last warning.
     told: Option<Instant>,
 }
 
@@ -340,9 +343,9 @@ impl State {
         ours.map(|partition| partition.taken.len()).sum::<usize>() == 0
     }
 
-    /// Removes a partition that is given back, and returns the number of messages in its batches.
-    /// The tickets of these batches are dropped, so that the queue removes the events that no
-    /// output has begun to send.
+    /// Removes a partition that is given back to the consumer group, and returns the number of
+    /// messages in its unfinished batches. The tickets of these batches are dropped. The queue then
+    /// removes those events of the batches that no output has begun to send.
     fn forget(&mut self, number: i32) -> u64 {
         let taken = self.partitions.remove(&number).map(|partition| partition.taken);
         let mut messages = 0;
@@ -487,7 +490,8 @@ impl ConsumerContext for Context {
 /// A batch that is being filled with messages of one partition.
 struct Group {
     partition: i32,
-    /// The number of the assignment under which the messages were read.
+    /// The number of the assignment that gave the partition to this consumer before the messages
+    /// were read.
     assignment: u64,
     /// The offset after the last message of the batch.
     next: i64,
@@ -504,7 +508,8 @@ struct Group {
 /// A complete batch that is waiting until the queue has room for it.
 struct Waiting {
     partition: i32,
-    /// The number of the assignment under which the messages were read.
+    /// The number of the assignment that gave the partition to this consumer before the messages
+    /// were read.
     assignment: u64,
     /// The offset after the last message of the batch.
     next: i64,
@@ -603,8 +608,9 @@ impl Intake<'_> {
         self.tell_skipped(false);
     }
 
-    /// Logs the messages that were skipped since the last log line about skipped messages; their
-    /// events are lost. If `all` is `false`, does nothing when the last such line is recent.
+    /// Writes one log line about the messages that were skipped since the last such line; their
+    /// events are lost. If no message was skipped since, does nothing. If `all` is `false`, also
+    /// does nothing if the last such line is not older than `SKIPPED`.
     fn tell_skipped(&mut self, all: bool) {
         let is_soon = self.told.is_some_and(|told| told.elapsed() < SKIPPED);
         if is_soon && !all {
@@ -640,8 +646,9 @@ impl Intake<'_> {
         self.waiting.push_back(waiting);
     }
 
-    /// Appends the waiting batches to the queue, in order, until the queue has no room or too much
-    /// is not acknowledged. The other batches wait for the next call.
+    /// Appends the waiting batches to the queue, in order. Stops when the queue has no room, or
+    /// when too many messages or bytes are not acknowledged yet. The remaining batches wait for the
+    /// next call.
     fn append(&mut self, queue: &Queue) {
         let max_in_flight = self.reader.config.max_in_flight;
         while let Some(first) = self.waiting.front() {
@@ -723,22 +730,23 @@ impl Group {
 /// The loop of [`Session::run`] goes through these steps, all in the source's thread:
 ///
 /// 1. It stores the offsets of batches that are acknowledged.
-/// 2. It appends the batches that wait to the queue.
-/// 3. It ends if the source has an order to end, if the queue has refused a batch that it had
-///    taken, or if the files with secrets have changed. After an order to close, it ends only when
-///    all of its batches are acknowledged, or after a second order to stop at once.
-/// 4. If no batch is waiting, it polls for messages and makes batches of them. If the queue has no
-///    room, it waits. After a second without room it pauses the partitions and polls again, so that
-///    the group does not take the partitions away.
+/// 2. It appends the waiting batches to the queue. After an order to close, it drops them instead.
+/// 3. It ends if the source has an order to stop at once, or if the queue has refused a batch after
+///    it had accepted it. It also ends if the files with secrets have changed and there is no order
+///    to close. After an order to close, it ends when all of its batches are acknowledged.
+/// 4. If no batch is waiting, it polls for messages and makes batches of them. If a batch is
+///    waiting, it sleeps for a moment. If a batch has waited for a second, it pauses the partitions
+///    and polls again, so that the consumer group does not take the partitions away.
 ///
 /// An offset is stored only after every batch before it was acknowledged. When the consumer is
 /// dropped, its partitions go back to the consumer group and the stored offsets are committed. The
-/// next consumer reads the messages again that were not acknowledged.
+/// next consumer reads again all messages that were not acknowledged.
 struct Session<'a> {
     consumer: BaseConsumer<Context>,
     changes: Changes,
     intake: Intake<'a>,
-    /// The time since which a batch waits because the queue has no room; `None` if no batch waits.
+    /// The time since which a batch waits, because the queue has no room or too much is not
+    /// acknowledged yet. `None` if no batch waits.
     full_since: Option<Instant>,
 }
 
@@ -775,8 +783,9 @@ impl Session<'_> {
         // group.
     }
 
-    /// Pauses or resumes the partitions if this is necessary. Returns `true` if the thread may poll
-    /// now: no batch waits for the queue, or the partitions are paused.
+    /// Pauses the partitions if a batch has waited too long for the queue, or if `closing` is
+    /// `true`. Otherwise resumes them. Returns `true` if the thread may poll now: no batch waits
+    /// for the queue, or the partitions are paused.
     fn has_room(&mut self, closing: bool) -> bool {
         let is_full = !self.intake.waiting.is_empty();
         self.full_since = is_full.then(|| self.full_since.unwrap_or_else(Instant::now));
