@@ -184,9 +184,9 @@ impl Span {
         self.range().len()
     }
 
-    /// Appends this span to `events`. If `events` is full, reserves room for the spans of the rest
-    /// of the body; `text` is the size of the body in bytes, from which the number of spans is
-    /// estimated.
+    /// Appends this span to `events`. If `events` is full, first reserves room for the spans of the
+    /// rest of the body. The number of these spans is estimated from `text`, the size of the body
+    /// in bytes.
     fn push_to(self, events: &mut Vec<Self>, text: usize) {
         if events.len() == events.capacity() {
             // The first reservation assumes that all events have the size of the first. If that was
@@ -227,8 +227,8 @@ fn join(body: &mut [u8], events: &[Span]) -> Range<usize> {
     start..write
 }
 
-/// Writes a line break after each event and returns the byte range of the lines. Between each two
-/// events there must be exactly one byte, which the line break replaces; no event is moved.
+/// Writes a line break after each event and returns the byte range of the lines. There must be
+/// exactly one byte between two events, and the line break replaces this byte. No event is moved.
 fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
     for event in events {
         body[event.range().end] = b'\n';

@@ -16,12 +16,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The largest number of connections that the admin address serves at the same time: enough for a
-/// scraper, the probes and a few people. The limit keeps a client that opens too many connections
-/// from taking memory from the relay.
+/// scraper, the probes and a few people. Without this limit, a client could open very many
+/// connections and take much memory from the relay.
 const CONNECTIONS_MAX: usize = 64;
 
-/// The set of places for connections of the admin address: a connection may stay open only while it
-/// has a place. The accept loop and all connections share this value.
+/// The places for connections to the admin address. A connection may stay open only while it has a
+/// place. The accept loop and all connections share this value.
 #[derive(Default)]
 pub(super) struct Places {
     taken: Mutex<Taken>,

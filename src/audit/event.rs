@@ -8,8 +8,8 @@ use super::LEVELS;
 use super::scan;
 
 /// Checks if `event`, which must be valid JSON, is an audit event. Returns the index of the event's
-/// level in [`LEVELS`]. If a key occurs twice, only its first value counts. The error is the offset
-/// of the fault in the event, in bytes, and a description of the fault.
+/// level in [`LEVELS`]. If a key occurs twice, only its first value counts. An error has two parts:
+/// the offset of the fault in the event, in bytes, and a description of the fault.
 pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     if event.first() != Some(&b'{') {
         return Err((0, "not an object".into()));

@@ -195,8 +195,8 @@ thread_local! {
 }
 
 /// Finds and checks the events of a body. Returns the byte ranges of the events and the number of
-/// events of each level. Returns `None` if the scanner does not recognise the body or the body has
-/// no events; the body may still be valid.
+/// events of each level. Returns `None` if the scanner does not recognise the body, or if the body
+/// has no events. In both cases the body may still be valid.
 pub(super) fn split(isa: Isa, body: &[u8]) -> Option<(Vec<Span>, LevelCounts)> {
     split_by::<CHUNK>(isa, body)
 }
