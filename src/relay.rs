@@ -51,17 +51,17 @@ use listeners::Listeners;
 use outputs::Outputs;
 use watch::Watch;
 
-/// The time between two runs of `upkeep`, which moves the values that histograms have collected
-/// into their buckets. Without these runs, the values would pile up in memory.
+/// The time between two runs of `upkeep`. Each run counts the newly collected values of a histogram
+/// in the histogram's buckets. Without these runs, the values would pile up in memory.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// The longest wait at the end of the relay, after the drain, for the outputs to end. The same
-/// limit holds for the sources, and for all other tasks. A part that hangs therefore delays the end
-/// only for this time.
+/// The longest wait for the outputs to end, after the drain (the time in which the relay delivers
+/// its last events). The sources have the same limit, and so have all other tasks. A part that
+/// hangs delays the end of the relay for no longer than this.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// The longest time that a reload waits until the config, or the files that it names, are read.
-/// After this time the reload is refused, because the file system seems to hang.
+/// The time limit for reading the config, or the files that it names, during a reload. After this
+/// time the reload is refused, because the file system seems to hang.
 const READING: Duration = Duration::from_secs(30);
 
 /// The greatest number of problems of one config that are logged. Further problems are not logged.
@@ -102,14 +102,14 @@ pub struct Opened {
 ///   needs, and for a changed config. A changed config goes through two steps. [`Parts::prepare`]
 ///   does everything that can fail or take time; it changes nothing, except that it stops the
 ///   sources that are removed or changed. [`Parts::reload`] puts the result in force. If a signal
-///   to end comes during the first step, the step is dropped.
-/// - The *drain* closes the listeners. The outputs go on until the queue is drained or the time is
-///   over. A queue in memory is drained when it is empty; a queue on disk is drained when no output
-///   waits for an answer of its consumer. Then outputs, sources, dead letters and queue end in this
-///   order.
+///   to end the relay comes during the first step, this step is given up.
+/// - The *drain* closes the listeners. The outputs go on until the queue is drained or the time
+///   limit is over. A queue in memory is drained when it is empty; a queue on disk is drained when
+///   no output waits for an answer of its consumer. Then outputs, sources, dead letters and queue
+///   end in this order.
 ///
 /// If a reload fails, the relay goes on with the config that it has. Only one error can appear
-/// later: the address of a listener turns out to be in use. The rest of the new config is then in
+/// after the first step: the address of a listener is in use. The rest of the new config is then in
 /// force. Every task and thread that the relay needs reports its failure, so that the relay never
 /// runs on without a part.
 struct Parts {
@@ -128,8 +128,8 @@ struct Parts {
     dead_letters: DeadLetters,
     watch: Watch,
     /// The failures of the tasks and threads that the relay needs. A failure that is reported here
-    /// ends the relay. The tasks of the outputs report to `outputs` instead, which first tells the
-    /// queue not to wait for the failed output.
+    /// ends the relay. The tasks of the outputs do not report here: they report to `outputs`.
+    /// There, the queue is first told not to wait for the failed output.
     failures: Failures,
     /// The problems of the config that was read last. The list is empty after the problems were
     /// logged.
@@ -147,9 +147,10 @@ struct Parts {
 ///
 /// # Errors
 ///
-/// [`Error::Config`] if a file that the config names cannot be used; [`Error::Run`] if an address
-/// cannot be bound or the queue cannot be opened; [`Error::Ended`] if an output, or a task that the
-/// relay needs, cannot go on, or if a second signal has cut the drain short.
+/// - [`Error::Config`]: a file that the config names cannot be used.
+/// - [`Error::Run`]: an address cannot be bound, or the queue cannot be opened.
+/// - [`Error::Ended`]: an output, or a task that the relay needs, cannot go on; or a second signal
+///   has cut the drain short.
 pub async fn run(
     file: Option<PathBuf>,
     config: Config,
@@ -301,7 +302,7 @@ async fn open_queue(
     opened?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
 }
 
-/// Returns the files of every output that reads files, each with the output's name.
+/// Returns the files of each output that reads files, together with the name of the output.
 fn files_of(outputs: &[outputs::Planned]) -> Vec<outputs::NamedFiles> {
     outputs.iter().filter_map(outputs::Planned::files).collect()
 }
@@ -313,9 +314,10 @@ struct Plan {
 }
 
 impl Plan {
-    /// Reads and checks the files of these listeners and sources, and the files of `outputs`.
-    /// Returns the functions that put the files of outputs and sources in use, and the settings of
-    /// each listener. Nothing is in use yet. Blocks the thread.
+    /// Reads and checks the files of the planned listeners and sources, and the files of `outputs`.
+    /// Returns two lists, and puts nothing in use yet. The first list has functions that later put
+    /// the files of outputs and sources in use. The second list has the settings of each listener.
+    /// Blocks the thread.
     fn read(
         &self,
         outputs: Vec<outputs::NamedFiles>,
@@ -342,8 +344,9 @@ fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     Ok(config::read(&text, output::TYPES).strict())
 }
 
-/// Returns the paths of the config file and of all files that it names, and the contents of these
-/// files in the form in which they are later compared to find a change. Blocks the thread.
+/// Returns the paths of the config file and of all files that the config names, and the present
+/// state of these files. A later comparison with this state shows whether a file has changed.
+/// Blocks the thread.
 fn look(file: Option<&PathBuf>) -> (Vec<PathBuf>, watch::Seen) {
     let named = read_config(file).map(|checked| checked.files).unwrap_or_default();
     let files: Vec<_> = file.cloned().into_iter().chain(named).collect();
@@ -363,7 +366,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 /// Calls `Telemetry::upkeep` every [`UPKEEP`] until `stop` is cancelled. Without these calls, the
-/// values that histograms collect would pile up in memory.
+/// collected values of histograms would pile up in memory.
 async fn upkeep(telemetry: Arc<Telemetry>, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
         telemetry.upkeep();
@@ -406,7 +409,7 @@ impl Parts {
 }
 
 /// A reload that is ready to be put in force: its files are read, and its addresses are bound. If
-/// this value is dropped instead, nothing has changed, except that the sources that the reload
+/// this value is dropped instead, the old config stays in force. Only the sources that the reload
 /// removes or changes accept nothing more.
 struct Prepared {
     config: Config,
@@ -423,14 +426,15 @@ impl Parts {
     /// Does everything in a reload that can fail or take time, and returns the reload, ready to be
     /// put in force. The steps are: read the files, bind the addresses of new listeners, store a
     /// cursor (place in the queue) for each new output, and stop the sources that are removed or
-    /// changed. If a removed output has not ended yet and a new output has the same name, this
-    /// function waits for the removed one.
+    /// changed. If a new output has the same name as a removed output that has not ended yet, this
+    /// function waits for the end of the removed output.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the new outputs are removed from the queue again, and nothing is
-    /// counted for them. Sources that were told to stop finish what they have taken, and take
-    /// nothing more. Therefore the relay may drop this future only to end.
+    /// If the future is dropped, the new outputs are removed from the queue again, and no events
+    /// are counted as lost for them. The sources that the reload removes or changes still finish
+    /// the events that they have taken, but take no more. Therefore the relay may drop this future
+    /// only when the relay itself ends.
     async fn prepare(&mut self) -> Result<Prepared, Refused> {
         let Staging { config, mut outputs, files, plan, settings } = self.stage().await?;
         let Plan { listeners, sources } = plan;
@@ -441,9 +445,10 @@ impl Parts {
         Ok(Prepared { config, outputs, files, sources, listeners })
     }
 
-    /// Reads and checks a config and the files that it names. If a file cannot be used, its writer
-    /// may not have finished. All files are therefore read again as long as they change. `Err` if
-    /// the files do not change any more, or have changed too often, and still cannot be used.
+    /// Reads and checks a config and the files that it names. If the config or a file cannot be
+    /// used, the program that writes it may not have finished. This function then waits a moment
+    /// for a change, and reads everything again after a change. `Err` if no change follows, or if
+    /// too many changes were in vain.
     async fn stage(&mut self) -> Result<Staging, Refused> {
         loop {
             let staging = self.try_stage().await;
@@ -488,8 +493,8 @@ impl Parts {
         }
     }
 
-    /// Puts a reload in force. This function returns within moments, which matters because the
-    /// relay notices no signal before it returns.
+    /// Puts a reload in force. The relay notices no signal while this function runs, but the
+    /// function returns within moments.
     ///
     /// # Errors
     ///
@@ -510,8 +515,8 @@ impl Parts {
     }
 
     /// Reads the config file again, checks it, and returns the new config. `Err` if the config
-    /// cannot be used. The relay watches the files that this config names from now on, also after
-    /// an error, except if the file system hangs.
+    /// cannot be used. From now on, the relay watches the files that this config names, even if the
+    /// config cannot be used. If the file system hangs, the relay goes on watching the old files.
     async fn read(&mut self) -> Result<Config, Refused> {
         let file = self.file.clone();
         let now = &self.config;
@@ -651,8 +656,9 @@ fn abandon(queue: &Queue) {
 }
 
 /// Writes the last log line of a relay: the numbers of events that were accepted, delivered, lost
-/// and kept since the start. An accepted event counts once. The other numbers are sums over all
-/// outputs, so there an event counts once for each output.
+/// and kept since the start. An accepted event counts once. Each of the other three numbers is a
+/// sum over all outputs. Therefore, an event that two outputs have delivered counts twice as
+/// delivered.
 fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
     telemetry.reports().flush();
     queue.observe();

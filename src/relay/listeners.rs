@@ -31,8 +31,8 @@ pub(super) type Read = Option<Settings>;
 /// The plan for one listener of a config that is about to be applied.
 pub(super) struct Planned {
     config: config::Listener,
-    /// The index, in the list of listeners in use, of the listener that goes on with this plan;
-    /// `None`: the plan adds a new listener.
+    /// The index, in the list of listeners in use, of the listener that the plan keeps; `None`: the
+    /// plan adds a new listener.
     slot: Option<usize>,
     /// The settings that the listener uses now; `None`: the listener is not open.
     current: Option<Arc<Settings>>,
@@ -103,9 +103,9 @@ pub(super) fn plan_start(configs: &[config::Listener]) -> Vec<Planned> {
 }
 
 /// Binds a socket for each planned listener that needs a new one, and returns the listeners, ready
-/// to be put in force. `taken` holds the addresses of listeners that the same reload closes. If an
-/// address is in use and one of those listeners has its port, the address is bound later, without
-/// an error. `Err` if another address cannot be bound.
+/// to be put in force. `taken` holds the addresses of the listeners that the same reload closes. An
+/// address that is in use is no error if its port is also in `taken`: this address is bound later.
+/// `Err` if any other address cannot be bound.
 pub(super) fn bind(
     planned: Vec<Planned>,
     settings: Vec<Read>,
@@ -266,14 +266,15 @@ impl Listeners {
         Ok(Some(self.accept(listener)))
     }
 
-    /// Starts the task that accepts the connections of `listener`, and returns both.
+    /// Starts the task that accepts the connections of `listener`. Returns the listener together
+    /// with the task.
     fn accept(&self, listener: Listener) -> Open {
         let accepting = listener.clone().serve(Arc::clone(&self.gate));
         self.own(listener, accepting)
     }
 
-    /// Runs `accepting`, the accept loop of `listener`, as a task. If the task panics, the relay
-    /// ends.
+    /// Runs `accepting`, the loop that accepts the connections of `listener`, as a task. If the
+    /// task panics, the relay ends. Returns the listener together with the task.
     fn own(
         &self,
         listener: Listener,
@@ -298,7 +299,8 @@ impl Listeners {
         Ok(listener)
     }
 
-    /// Replaces the accept loop of the first listener.
+    /// Runs `accepting` as the task of the first listener. The earlier task (the loop that accepts
+    /// connections) is forgotten, but not ended. Only tests call this function.
     #[cfg(test)]
     pub(super) fn replace_accept_loop(
         &mut self,
@@ -318,14 +320,14 @@ impl Listeners {
         self.slots.iter().map(show).collect()
     }
 
-    /// Removes all listeners. Call this after the gate was closed, which makes the accept loops end
-    /// and close their sockets.
+    /// Removes all listeners from the list. Call this after `Gate::close`, which makes the accept
+    /// loops (the loops that accept connections) end and close their sockets.
     pub(super) fn close(&mut self) {
         self.slots.clear();
     }
 
     /// Waits until all accept loops (the tasks that accept connections) have ended. Call this after
-    /// the gate was closed, which makes them end.
+    /// `Gate::close`, which makes these loops end.
     pub(super) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;

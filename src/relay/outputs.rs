@@ -59,8 +59,8 @@ pub(super) struct Outputs {
     /// The orders to all outputs. Two orders exist: the drain (the orderly end) has begun, and the
     /// outputs must end.
     orders: Orders,
-    /// The first failure of an output's task that was not returned yet; `None`: there is no such
-    /// failure. [`Outputs::ended`] and [`Outputs::stop`] return it.
+    /// The first failure of an output's task that [`Outputs::ended`] or [`Outputs::stop`] must
+    /// still return; `None`: there is no such failure.
     failed: Option<OutputEnded>,
 }
 
@@ -80,10 +80,11 @@ enum Ended {
     Left,
 }
 
-/// A message that tells an output's task what to do after its current delivery has ended.
+/// A message to an output's task. The message says what the task does after its present delivery
+/// (the loop that sends events) has ended.
 enum Next {
-    /// The output has new settings: the task runs this new delivery. Cancelling the token ends the
-    /// new delivery.
+    /// The output has new settings: the task next runs this new delivery (the loop that sends
+    /// events). Cancelling the token ends the new delivery.
     Replace(Box<Prepared>, CancellationToken),
     /// A reload has removed the output: the task ends.
     Leave,
@@ -97,8 +98,8 @@ struct Inbox {
 
 struct InboxState {
     next: Option<Next>,
-    /// Cancelling this token ends the output's newest delivery: the new delivery in `next` if there
-    /// is one, otherwise the delivery that runs.
+    /// Cancelling this token ends the output's newest delivery (the loop that sends events). This
+    /// is the new delivery in `next` if there is one, otherwise the delivery that runs.
     retire: CancellationToken,
 }
 
@@ -111,7 +112,8 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the task to end its delivery and to run `prepared` instead.
+    /// Tells the task to end its delivery (the loop that sends events), and then to run the
+    /// delivery `prepared`.
     fn replace(&self, prepared: Prepared) {
         let retire = CancellationToken::new();
         let mut state = self.lock();
@@ -141,13 +143,13 @@ pub(super) struct Planned {
 
 /// The change that a plan makes to one output.
 enum Step {
-    /// The output with this index in the list of outputs in use goes on with its delivery. Only its
-    /// setting `required` may change.
+    /// The output with this index in the list of outputs in use keeps its delivery (the loop that
+    /// sends events). Only the setting `required` of the output may change.
     Keep(usize),
     /// The output with this index in the list of outputs in use gets new settings.
     Replace(usize, Prepared),
-    /// The output is new. The place holds the output's cursor in the queue; `None` until the output
-    /// has joined the queue.
+    /// The output is new. The second value holds the output's cursor (place in the queue); `None`
+    /// until the output has joined the queue.
     Add(Prepared, Option<Place>),
 }
 
@@ -161,7 +163,8 @@ enum Place {
 }
 
 impl Place {
-    /// Returns the cursor, which from now on stays in the queue.
+    /// Returns the cursor. From now on, the cursor stays in the queue even if a reload fails.
+    /// `None` if the cursor was taken out before.
     fn keep(self) -> Option<Cursor> {
         match self {
             Self::Opened(cursor) => Some(cursor),
@@ -172,8 +175,8 @@ impl Place {
 
 /// The cursor (place in the queue) that a reload has made for a new output. If the reload fails,
 /// this value is dropped with the cursor inside, and the output leaves the queue as if it had never
-/// joined. Without this removal, the queue would keep events for an output that does not exist.
-/// `None`: the cursor was taken out and stays in the queue.
+/// joined. Without this removal, the queue would keep events for an output that does not exist. The
+/// value is `None` after the cursor was taken out; a drop of this value then changes nothing.
 struct Joined(Option<Cursor>);
 
 impl Drop for Joined {
@@ -272,12 +275,12 @@ impl Outputs {
     }
 
     /// Gives each new output a cursor (place in the queue). Waits for an earlier output of the same
-    /// name that has not ended yet. `Err` if the queue refuses an output. Until the plan is
-    /// committed, dropping it removes the cursors again.
+    /// name that has not ended yet. `Err` if the queue refuses an output. If the plan is dropped
+    /// before it is committed, the new cursors leave the queue again.
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the cursors that were made are in `planned`, and no failure of a
+    /// If the future is dropped, `planned` holds the cursors that were made before. No failure of a
     /// task is lost.
     pub(super) async fn join(&mut self, planned: &mut [Planned]) -> Result<(), Refused> {
         for new in planned.iter_mut() {
@@ -355,9 +358,9 @@ impl Outputs {
         Slot { config, files, status, inbox }
     }
 
-    /// Waits until the task of an output has ended without being told to, and returns the error.
-    /// The queue's drain does not wait for that output any more. If no task runs, this function
-    /// waits for ever.
+    /// Waits until the task of an output has ended although nobody told it to end, and returns the
+    /// error. From then on, the drain of the queue does not wait for this output. If no task runs,
+    /// this function waits for ever.
     ///
     /// # Cancel safety
     ///
@@ -374,9 +377,9 @@ impl Outputs {
         }
     }
 
-    /// Waits until the task of any output has ended; returns at once if there is no task. If the
-    /// task was not told to end, the queue no longer waits for its output. The error is then stored
-    /// in `failed`, unless an earlier error is there.
+    /// Waits until the task of any output has ended; returns at once if there is no task. If nobody
+    /// told the task to end, its output has failed. The queue then no longer waits for this output,
+    /// and the error is stored in `failed`. An earlier error in `failed` is not replaced.
     ///
     /// # Cancel safety
     ///
@@ -419,9 +422,9 @@ impl Outputs {
         self.orders.draining.cancel();
     }
 
-    /// Ends all outputs and waits until their tasks have ended. Returns the first error of an
-    /// output that ended without being told to, if [`Outputs::ended`] has not returned it; `None`
-    /// if there is none.
+    /// Ends all outputs and waits until their tasks have ended. If a task has failed, returns the
+    /// error of the first such task. An error that [`Outputs::ended`] has returned already does not
+    /// count. `None` if there is no such error.
     pub(super) async fn stop(&mut self) -> Option<OutputEnded> {
         self.orders.stop.cancel();
         while !self.tasks.is_empty() {

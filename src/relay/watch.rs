@@ -26,8 +26,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// relay reads the files although they still change.
 const SETTLE_MAX: u32 = 10;
 
-/// The number of checks, [`SETTLE`] apart, of the files of a config that cannot be used. Their
-/// writer may not have finished, so that a change follows soon.
+/// The number of checks whether the files of an unusable config have changed. Before each check is
+/// a pause of [`SETTLE`]. A change may follow soon, because the program that writes the files may
+/// not have finished.
 const UNFINISHED: u32 = 3;
 
 /// The number of bytes at the beginning of a file that are compared. A change after these bytes is
@@ -38,8 +39,8 @@ const BYTES_MAX: u64 = 16 << 20;
 #[derive(PartialEq, Eq)]
 pub(super) struct Seen(Vec<Print>);
 
-/// The state of one watched file: the path that remains when all symlinks are resolved, and a hash
-/// of the contents. Each field is `None` if it cannot be read.
+/// The state of one watched file: its real path, after all symlinks are resolved, and a hash of its
+/// contents. Each field is `None` if its value cannot be read.
 #[derive(PartialEq, Eq)]
 struct Print {
     target: Option<PathBuf>,
@@ -90,10 +91,11 @@ impl Watch {
         (self.files, self.seen) = (files, seen);
     }
 
-    /// Waits until the files change, but only for three checks, [`SETTLE`] apart. Returns `true` if
-    /// they have changed, so that the config should be read again. Returns `false` if they have not
-    /// changed, or if this function has returned `true` [`SETTLE_MAX`] times since it last returned
-    /// `false`.
+    /// Checks three times, each time after a pause of [`SETTLE`], whether the files have changed
+    /// since they were last read. Returns `true` at the first change: the config should be read
+    /// again. Returns `false` if there is no change. After [`SETTLE_MAX`] results `true` in a row,
+    /// the next result is always `false`, so that a file that changes all the time does not delay a
+    /// reload for ever.
     pub(super) async fn has_moved(&mut self) -> bool {
         for _ in 0..UNFINISHED {
             tokio::time::sleep(SETTLE).await;
