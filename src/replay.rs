@@ -36,9 +36,9 @@ use input::Item;
 use input::Place;
 use resume::State;
 
-/// The greatest number of requests after the frontier (the point up to which all events are
-/// accepted), as a multiple of `concurrency`. With a concurrency of 4, at most 8 requests lie after
-/// the frontier. A later run may send their events twice, so their number is bounded.
+/// This constant times `concurrency` is the greatest number of requests after the frontier (the
+/// point in the files up to which all events are accepted). With a concurrency of 4, these are 8
+/// requests. Their number is bounded, because a later run may send their events again.
 const WINDOW: usize = 2;
 
 /// The greatest number of bytes in the bodies of all requests under way. A single larger request is
@@ -48,14 +48,15 @@ const IN_FLIGHT_BYTES_MAX: usize = 64 << 20;
 /// The time between two writes of the resume file, which keeps the progress for a later run.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// The longest delay that is made up for. After a delay, requests are sent faster than the
-/// configured rate until the delay is made up for. After a longer delay, for example of 5 s because
-/// the receiver was slow, only this much of the delay is made up for.
+/// The longest delay that is made up for. After a short delay, requests are sent faster than the
+/// configured rate until they are on time again. After a longer delay, for example of 5 s because
+/// the receiver was slow, only this part of the delay is made up for.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
-/// The smallest number of requests per second at a rate that allows it. At 100 events per second,
-/// for example, a request has at most 25 events. Several small requests let the events arrive more
-/// evenly than one large request.
+/// The smallest number of requests per second at a configured rate. At 100 events per second, for
+/// example, a request has at most 25 events. Several small requests let the events arrive more
+/// evenly than one large request. At a rate below 4 events per second, each request has one event,
+/// so there are fewer requests.
 const REQUESTS_PER_SECOND: u32 = 4;
 
 /// The reaction of a replay to a line that is not an event.
@@ -125,8 +126,9 @@ pub struct Progress {
     pub bytes: u64,
     /// The number of lines that were skipped because they are not events.
     pub bad_lines: u64,
-    /// The number of bytes of the files that are done, as they are on disk (compressed, for a gzip
-    /// file). Up to that point, every event is accepted and every bad line was skipped.
+    /// The number of bytes of the files that are done, counted as they are on disk (compressed, for
+    /// a gzip file). Every event in these bytes is accepted, and every bad line in them was
+    /// skipped.
     pub file_bytes: u64,
     /// The number of events that were accepted in earlier runs with the same resume file.
     pub events_before: u64,
@@ -282,13 +284,14 @@ impl Replay {
     }
 }
 
-/// A request that was sent and that lies after the frontier (the point up to which all events are
-/// accepted).
+/// A request that was sent, and that the frontier has not passed yet. The frontier is the point in
+/// the files up to which all events are accepted.
 struct Sent {
     /// The point in the files after the last line of the request.
     end: Place,
     events: u64,
-    /// The number of lines that were skipped between the previous request and the end of this one.
+    /// The number of lines that were skipped after the end of the previous request and before the
+    /// end of this request.
     bad_lines: u64,
     /// `true`: the receiver has accepted the request, or the request has no events.
     accepted: bool,
@@ -297,14 +300,16 @@ struct Sent {
 /// The frontier (the point in the files up to which all events are accepted), and the requests
 /// after that point.
 struct Frontier {
-    /// The contents that the resume file must have for this frontier.
+    /// The contents that the resume file must have now. They describe the part of the files before
+    /// the frontier (the point up to which all events are accepted).
     state: State,
     /// The number of the first request in `sent`. The requests of a run are numbered from 0.
     first: u64,
-    /// The requests after the frontier that were sent, in the order of the files.
+    /// The requests that were sent and that lie after the frontier (the point up to which all
+    /// events are accepted), in the order of the files.
     sent: VecDeque<Sent>,
-    /// The place of the frontier: the index of a file, and the number of lines of that file before
-    /// the frontier.
+    /// The frontier (the point up to which all events are accepted): the index of a file, and the
+    /// number of lines of that file that lie before the frontier.
     at: (usize, u64),
 }
 
@@ -314,7 +319,7 @@ impl Frontier {
         Self { state, first: 0, sent: VecDeque::new(), at }
     }
 
-    /// Adds a request after the frontier, and returns the number of the request.
+    /// Adds a request at the end of `sent`, and returns the number of the request.
     fn push(&mut self, sent: Sent) -> u64 {
         self.sent.push_back(sent);
         self.first + self.sent.len() as u64 - 1
@@ -328,9 +333,10 @@ impl Frontier {
         }
     }
 
-    /// Moves the frontier past the first request after it, and returns that request. `None` if
-    /// there is no request, or if the first request is not accepted yet. `files` are the paths for
-    /// the resume file.
+    /// Removes the first request in `sent` and returns it, if it is accepted. The frontier (the
+    /// point up to which all events are accepted) then lies after this request. `None` if the first
+    /// request is not accepted yet, or if there is no request. `files` are the paths for the resume
+    /// file.
     fn next(&mut self, files: &[PathBuf]) -> Option<Sent> {
         let done = self.sent.pop_front_if(|sent| sent.accepted)?;
         self.first += 1;
@@ -402,13 +408,13 @@ struct Trouble {
 }
 
 impl Trouble {
-    /// Makes a trouble that ends the requests under way within five seconds. No line has caused it.
+    /// Makes a `Trouble` that no line has caused. The requests under way end within five seconds.
     fn here(what: String) -> Self {
         Self { what, lines: None, finishes: false }
     }
 
-    /// Makes a trouble of reading, after which the requests under way may still use all their
-    /// attempts.
+    /// Makes a `Trouble` for a failure to read the files. The requests under way may still use all
+    /// their attempts.
     fn reading(what: String, lines: Option<(PathBuf, u64, u64)>) -> Self {
         Self { what, lines, finishes: true }
     }
@@ -454,12 +460,12 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 /// which all events are accepted), and when its bytes fit into [`IN_FLIGHT_BYTES_MAX`]. A lane
 /// brings back its connection, which is kept for a later lane.
 ///
-/// The loop ends at the end of the files or at the first trouble, in both cases after the last lane
-/// has ended. After a trouble of reading, the lanes finish with all their attempts. Any other
-/// trouble (a request that fails permanently, `stop`, a resume file that cannot be written) cancels
-/// `stop`, so that the lanes end within five seconds. If a request fails permanently after a
-/// trouble of reading, the failed request is reported instead. The resume file is written once more
-/// at the end.
+/// The loop ends at the end of the files or at the first trouble (a reason to stop early), in both
+/// cases after the last lane has ended. After a failure to read, the lanes may still use all their
+/// attempts. Any other trouble (a request that fails permanently, `stop`, a resume file that cannot
+/// be written) cancels `stop`, so that the lanes end within five seconds. If a request fails
+/// permanently after a failure to read, only the failed request is reported. The resume file is
+/// written once more at the end.
 ///
 /// The frontier never passes a request that was not accepted. Therefore a later run with the same
 /// resume file may send events twice, but it never leaves out an event.
@@ -474,7 +480,7 @@ struct Running {
     frontier: Frontier,
     saver: Saver,
     lanes: FuturesUnordered<Lane>,
-    /// The open connections that no lane uses now.
+    /// The open connections that no request uses now.
     idle: Vec<Connection>,
     /// The number of bytes in the bodies of the requests under way.
     in_flight_bytes: usize,
@@ -547,8 +553,9 @@ impl Running {
         self.settings.files.get(index).cloned().unwrap_or_default()
     }
 
-    /// Returns `true` if the limits of concurrency, window and bytes allow the batch to be sent
-    /// now.
+    /// Returns `true` if three limits allow the batch to be sent now: the number of requests under
+    /// way, the number of their bytes, and the number of requests after the frontier (the point up
+    /// to which all events are accepted).
     fn has_room(&self, batch: &Batch) -> bool {
         let (lanes, concurrency) = (self.lanes.len(), self.settings.concurrency);
         let fits = self.in_flight_bytes + batch.body.len() <= IN_FLIGHT_BYTES_MAX;
@@ -557,8 +564,8 @@ impl Running {
             && (fits || lanes == 0)
     }
 
-    /// Starts the lane that sends the batch. A batch without events is not sent; it only moves the
-    /// frontier.
+    /// Starts the lane (the future) that sends the batch. A batch without events is not sent, and
+    /// counts as accepted at once.
     fn send(&mut self, batch: Batch) {
         let Batch { body, events, first_line, last_line, end, bad_lines } = batch;
         let bytes = body.len();
@@ -593,8 +600,9 @@ impl Running {
         }));
     }
 
-    /// Handles the result of a lane: keeps its connection and, if the request was accepted, moves
-    /// the frontier. `Err` if the request has failed.
+    /// Handles the result of one request: keeps its connection for a later request. If the request
+    /// was accepted, moves the frontier (the point up to which all events are accepted) as far as
+    /// possible. `Err` if the request has failed.
     fn done(&mut self, done: Done) -> Result<(), Trouble> {
         let Done { number, events, bytes, connection, result } = done;
         self.in_flight_bytes -= bytes;
@@ -609,7 +617,8 @@ impl Running {
         Ok(())
     }
 
-    /// Moves the frontier past all accepted requests that follow it, and reports the progress.
+    /// Moves the frontier (the point up to which all events are accepted) to the first request that
+    /// is not accepted yet, and reports the progress.
     fn advance(&mut self) {
         while let Some(done) = self.frontier.next(&self.settings.files) {
             let before: u64 = self.sizes.iter().take(done.end.file).sum();

@@ -38,8 +38,9 @@ use crate::config::HostPort;
 use crate::net;
 use crate::tls;
 
-/// The time limit of one attempt. An attempt has several requests if the receiver answers with a
-/// Retry-After header.
+/// The time limit of one attempt to send a batch. Within one attempt, the batch may be sent again
+/// after a response with a Retry-After header. The limit holds for all requests and pauses of the
+/// attempt together.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
 /// The greatest number of further requests in one attempt, after the first one. A further request
@@ -48,8 +49,8 @@ const AGAIN_MAX: u32 = 10;
 
 /// The factor between a pause and the next one: a pause of 10 s is followed by a pause of 15 s.
 const MULTIPLIER: f64 = 1.5;
-/// The greatest random addition to a pause, as a share of the pause: a pause of 10 s lasts up to 12
-/// s.
+/// The greatest random addition to a pause, as a share of the pause. With 0.2, a pause of 10 s
+/// becomes a pause of 10 s to 12 s.
 const JITTER: f64 = 0.2;
 
 /// The greatest number of bytes of a response body that are read. The response of a relay is much
@@ -137,10 +138,10 @@ pub struct Connection {
 
 impl Connection {
     /// Returns a text with the reason why a request failed, and drops the connection. If the
-    /// connection ended before the request was written, `error` does not contain the reason, but
-    /// the task that drives the connection has it. The function then waits for that task. Such an
-    /// error may come late: a server may refuse the client certificate at any time after the
-    /// handshake.
+    /// connection ended before the request was written, `error` does not contain the reason. The
+    /// reason is then the result of the task that reads and writes the connection, so this function
+    /// waits for the end of that task. This may happen late: a server may refuse the client
+    /// certificate at any time after the handshake.
     async fn why(self, error: &hyper::Error) -> String {
         let Self { sender, driver } = self;
         drop(sender);
@@ -228,8 +229,9 @@ impl Client {
 
     /// Sends `body`, a batch of `events` events, until the receiver accepts it or all attempts have
     /// failed. `failed` is called for each failed request after which the batch is sent again.
-    /// `kept` is the open connection of an earlier request, or `None`. Afterwards `kept` is the
-    /// open connection for the next request; `None` if the connection cannot be used again.
+    /// Before the call, `kept` is the open connection of an earlier request, or `None`. After the
+    /// call, `kept` is the open connection for the next request; `None` if no connection can be
+    /// used again.
     ///
     /// # Errors
     ///
@@ -288,8 +290,9 @@ impl Client {
         }
     }
 
-    /// Makes one attempt to send the batch, and returns the result of its last request. Before the
-    /// attempt's first pause for a Retry-After header, `told` is called with the reason and the
+    /// Makes one attempt to send the batch, and returns the result of its last request. After a
+    /// response with a Retry-After header, the attempt may pause and send the batch again. Before the
+    /// first of these pauses, but not before the others, `told` is called with the reason and the
     /// length of the pause.
     async fn attempt(
         &self,
@@ -407,8 +410,9 @@ impl Client {
         Ok(Connection { sender, driver })
     }
 
-    /// Returns what a response means for the batch. `Ok` and `Err` contain the same outcomes. `Err`
-    /// says that the connection cannot be used again, because the response was not read to its end.
+    /// Returns what a response means for the batch. The result is `Ok` if the response was read to
+    /// its end, and otherwise `Err`. Both can contain every outcome. After `Err`, the connection
+    /// cannot be used again.
     async fn judge(&self, response: Response<Incoming>, events: u64) -> Result<Outcome, Outcome> {
         let (head, body) = response.into_parts();
         let status = head.status;
@@ -485,8 +489,8 @@ fn seconds(value: &HeaderValue) -> Option<Duration> {
     value.to_str().ok()?.parse().ok().map(Duration::from_secs)
 }
 
-/// Returns the end of an error message, which names the option to look at for this HTTP status;
-/// empty if no option is the likely cause.
+/// Returns the last part of an error message about a response with this HTTP status. This part
+/// names the option of the command line that is the likely cause; empty if no option is.
 fn remedy(status: StatusCode) -> &'static str {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; see --bearer-token-file",

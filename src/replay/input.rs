@@ -44,9 +44,9 @@ const BUFFER: usize = 256 * 1024;
 /// larger is freed.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
-/// The number of bad lines (lines that are not events) after which the reader hands out its batch,
-/// even if the batch is not full or has no events. The frontier (the point up to which everything
-/// is done) then moves past these lines.
+/// The greatest number of bad lines (lines that are not events) in a batch. At this number, the
+/// reader hands out the batch, even if the batch is not full or has no events. The frontier (the
+/// point up to which everything is done) can then move past these lines.
 const BAD_LINES_MAX: u64 = 1000;
 
 /// The file name that means standard input.
@@ -132,8 +132,8 @@ impl From<mpsc::error::SendError<Item>> for Ended {
 }
 
 /// Runs the reader thread: reads all files, sends their events to `items` in batches, and sends
-/// [`Item::Failed`] or [`Item::End`] last. If nobody receives `items` any more, it ends without a
-/// last item.
+/// [`Item::Failed`] or [`Item::End`] last. If nobody receives `items` any more, the thread ends
+/// without a last item.
 pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Sender<Note>) {
     let mut reader = Reader { plan, items, notes, cut_short: 0 };
     let mut last = Ok(());
@@ -162,8 +162,8 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads one file to its end, and sends its events in batches. `Err` if no further file may be
-    /// read.
+    /// Reads one file to its end, and sends its events in batches. `Err` gives the reason why the
+    /// reader must not go on with the next file.
     fn read_file(&mut self, file: usize, path: &Path) -> Result<(), Ended> {
         let failed = |line, what| Ended::Failed { line, what };
         let resumed = self.plan.resumed.get(file);
@@ -269,7 +269,8 @@ impl Filling {
         self.last_line = line;
     }
 
-    /// Sends the request to the replay, even if it has no events, and begins a new one.
+    /// Sends the request to the replay, even if the request has no events, and begins a new
+    /// request. `Err` if the replay takes no more requests.
     fn flush(&mut self, items: &mpsc::Sender<Item>) -> Result<(), Ended> {
         let next = Self::new(self.end);
         let capacity = self.body.len() + self.body.len() / 8;

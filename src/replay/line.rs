@@ -51,8 +51,9 @@ pub(super) fn find(line: &mut [u8]) -> Result<Range<usize>, String> {
     }
 }
 
-/// Finds the events in this range of the line, as a relay would accept them. Returns the range of
-/// the events in the line; `Err` says what is wrong.
+/// Finds the events in this range of the line, by the rules by which a relay accepts events.
+/// Returns the range of the events, counted from the beginning of the line. `Err` says what is
+/// wrong with the line.
 fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> {
     let Range { start, .. } = range;
     let body = line.get_mut(range).unwrap_or_default();

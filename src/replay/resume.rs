@@ -30,7 +30,8 @@ impl Head {
     /// The greatest number of bytes of the first line that the checksum covers.
     pub(super) const BYTES_MAX: usize = 4096;
 
-    /// Returns the head of the file that begins with this line.
+    /// Returns the head (length and checksum of the beginning) of a file whose first line is
+    /// `line`.
     pub(super) fn of(line: &[u8]) -> Self {
         let line = &line[..line.len().min(Self::BYTES_MAX)];
         Self { first_line_bytes: line.len() as u64, first_line_crc32c: crc32c::crc32c(line) }
