@@ -95,9 +95,9 @@ impl Default for Telemetry {
 }
 
 impl Telemetry {
-    /// Makes a registry with the help texts of all metrics. The series about the program itself
+    /// Makes the metrics of a relay, with their help texts. The series about the program itself
     /// exist from the start. The series of listeners, outputs and the queue are added when their
-    /// handles are made.
+    /// handles (references to series) are made.
     #[must_use]
     pub fn new() -> Self {
         let histograms = catalog::own().filter(|metric| !metric.buckets.is_empty());
@@ -152,18 +152,19 @@ impl Telemetry {
         self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns the page of [`Telemetry::render`] without the states (gauges such as `output_up`) of
-    /// outputs and listeners that a reload has removed. `is_there` gets `output` or `listener` and
-    /// the name, and returns `true` if the config still has the output or listener. The state of a
-    /// removed output would never change again, so an alert on it would never end. Counters stay on
-    /// the page.
+    /// Returns the page `/metrics` without the states of removed outputs and listeners. A state is
+    /// a gauge such as `output_up`. The state of a removed output would never change again, so an
+    /// alert on it would never end. Counters stay on the page. `is_there` gets a kind (`output` or
+    /// `listener`) and a name, and
+    /// returns `true` if the config still has this output or listener.
     pub fn render_states_of(&self, is_there: impl Fn(&str, &str) -> bool) -> String {
         let shown = |line: &&str| state_of(line).is_none_or(|(place, name)| is_there(place, name));
         self.render().split_inclusive('\n').filter(shown).collect()
     }
 
-    /// Moves the values that histograms have collected into their buckets. The relay must call this
-    /// function every few seconds. Otherwise the values pile up in memory until the next scrape.
+    /// Counts the newly collected values of each histogram in the histogram's buckets. The relay
+    /// must call this function every few seconds. Otherwise the values pile up in memory until the
+    /// next scrape.
     pub fn upkeep(&self) {
         self.handle.run_upkeep();
     }
@@ -241,8 +242,8 @@ impl Telemetry {
     /// Sets the metric `tls_certificate_expiry_timestamp_seconds` of one certificate. `place` says
     /// on which connections the certificate is used: those of a `listener` or of an `output`.
     /// `name` is the label of the listener, or the name of the output. `role` is the side that
-    /// presents the certificate: `server` or `client`. `not_after` is the end of its validity, in
-    /// seconds since 1970.
+    /// presents the certificate: `server` or `client`. `not_after` is the end of the certificate's
+    /// validity, in seconds since 1970.
     pub fn certificate_expiry(
         &self,
         place: &'static str,
@@ -298,7 +299,7 @@ impl QueueMetrics {
     }
 
     /// Counts a batch that was accepted and then dropped at once, because the queue was full. No
-    /// output can get its events.
+    /// output can get the events of this batch.
     pub fn drop_newest(&self, events: u64, bytes: u64, levels: &LevelCounts) {
         self.accepted(events, bytes, levels);
         self.errors.increment(events);
@@ -306,8 +307,8 @@ impl QueueMetrics {
         self.losses.add(Loss::DropNewest, events, None);
     }
 
-    /// Notes a damaged place of the queue's files for the log. Each output counts the events that
-    /// it loses there when it reaches the place.
+    /// Notes for the log that a place in the queue's files is damaged. No lost events are counted
+    /// here: each output counts the events that it loses there when it reaches the damaged place.
     pub fn damaged(&self, place: &str) {
         self.losses.note(Loss::Damaged, 1, Some(place));
     }
@@ -319,7 +320,8 @@ impl QueueMetrics {
 }
 
 impl DroppedLetters {
-    /// Counts events whose dead-letter files were deleted.
+    /// Counts events whose dead-letter files were deleted. Dead-letter files hold the events that
+    /// outputs have given up.
     pub fn add(&self, events: u64) {
         self.events.increment(events);
         self.losses.note(Loss::DeadLetters, events, None);

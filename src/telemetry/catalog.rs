@@ -192,7 +192,8 @@ catalog! {
         /// The counter `error_total` for events that no output can get, for example because a full
         /// queue has dropped their batch.
         pub errors: Counter,
-        /// The handle that notes losses for the log, here of events that no output can get.
+        /// The handle that notes lost events for the log. Here, these are the events that no output
+        /// can get.
         pub(super) losses: Losses,
     }
 
@@ -261,8 +262,8 @@ catalog! {
     }
 
     "Listeners and sources"
-    /// The handle of the gauge that shows the bytes of request bodies which `limits.max_in_flight`
-    /// counts.
+    /// The handle of the gauge for the bytes of request bodies that count against the limit
+    /// `limits.max_in_flight`.
     pub(super) struct InFlightMetrics [] {
         pub(super) bytes: Gauge = "in_flight_bytes" {
             help: "Bytes of bodies that are not yet in the queue or wait for their acknowledgement.",
@@ -396,9 +397,9 @@ catalog! {
     }
 
     "Dead letters"
-    /// The handle that counts deleted dead letters (events in files that an output has given up).
-    /// They are deleted to keep within `dead_letter.max_bytes`. Their outputs have counted the
-    /// events as lost before.
+    /// The handle that counts deleted dead letters. A dead letter is an event that an output has
+    /// given up and written to a file. Dead letters are deleted to keep within
+    /// `dead_letter.max_bytes`. The outputs have counted these events as lost before.
     pub struct DroppedLetters [] {
         pub(super) events: Counter = "dead_letter_dropped_events_total" {
             help: "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",

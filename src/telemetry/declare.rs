@@ -132,8 +132,8 @@ pub(super) enum Values {
     Described(&'static str),
 }
 
-/// A handle, or a set of handles, that can be a field of a family (a struct of metrics that are
-/// registered together).
+/// The type of a field in a family (a struct of metrics that are registered together). Such a field
+/// is one handle (reference to a metric series), or a set of handles.
 pub(super) trait Handle: Sized {
     /// The kind of every series behind this handle: counter, gauge or histogram.
     const KIND: Kind;

@@ -177,8 +177,8 @@ label_set! {
         /// The event is not sent, because the same event was sent before, within the deduplication
         /// window.
         duplicate,
-        /// The audit policy asks for less than the event has. A body was removed because of a lower
-        /// audit level, or the managed fields were removed.
+        /// A part of the event was removed, because the audit policy does not ask for this part.
+        /// The part is a request or response body, or the managed fields.
         lowered,
         /// A request or response body was removed, because the event was larger than
         /// `max_event_bytes`.

@@ -57,16 +57,16 @@ const BYTES_MAX: usize = 1024 * 1024;
 /// numerator and denominator. The last quarter is kept for warnings and errors.
 const ORDINARY_PART: (usize, usize) = (3, 4);
 
-/// The greatest number of bytes that the log's thread writes at once. A longer line is written
-/// alone.
+/// The greatest number of bytes that the log's thread writes together, as one group of lines. A
+/// longer line is written alone.
 const GROUP_BYTES: usize = 64 * 1024;
 
 /// The pause between two attempts of the log's thread to write to a full pipe. Such attempts are
 /// needed if another process has made the pipe non-blocking.
 const FULL_PIPE: Duration = Duration::from_millis(10);
 
-/// The longest time that the end of the process waits until the last log lines are written. If the
-/// log's thread has already hung in one write for this time, the end does not wait at all.
+/// The longest time that the process, before it ends, waits for its last log lines to be written.
+/// If the log's thread has already hung in one write for this time, the process does not wait.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// The longest time that a panicking thread waits until the log line about its panic is written. If
@@ -166,8 +166,8 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// Returns the filter for this level. The relay logs at `level` and above. Dependencies do so too,
-/// but never below `warn`.
+/// Returns the filter of log lines for this level. A line of the relay passes at `level` and above.
+/// A line of a dependency passes only if it is also a warning or an error.
 fn targets(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Error => Level::ERROR,
@@ -232,8 +232,8 @@ impl LinesState {
         self.untold > 0 && !self.failing
     }
 
-    /// Removes the lines from `waiting` that the thread writes at once, and returns them as one
-    /// text: at most [`GROUP_BYTES`], or one line that is longer.
+    /// Removes the lines from `waiting` that the thread writes next, and returns them as one text.
+    /// The text has at most [`GROUP_BYTES`] bytes, or it is one longer line.
     fn take_group(&mut self) -> Vec<u8> {
         let mut group = Vec::new();
         while let Some(line) = self.waiting.front()
@@ -353,8 +353,8 @@ impl Lines {
         }
     }
 
-    /// Notes the end of a write. `left` is the part of the lines that could not be written. The
-    /// lines that end in this part count as dropped.
+    /// Notes the end of a write. `left` is the part of the text that could not be written. Each
+    /// line whose end is in this part counts as dropped.
     fn wrote(&self, left: &[u8]) {
         let lost = memchr::memchr_iter(b'\n', left).count() as u64;
         let mut state = self.lock();

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// The number of bytes from which on a limit means that there is no limit. cgroup v1 writes a
-/// number near `i64::MAX` in this case, rounded down to pages.
+/// The smallest limit, in bytes, that counts as no limit. If a cgroup has no limit, cgroup v1
+/// writes a number near `i64::MAX`, rounded down to pages.
 const UNLIMITED: u64 = 1 << 60;
 
 /// Returns the memory limit of this process in bytes: the smallest limit of the cgroups that the
@@ -17,8 +17,8 @@ pub(super) fn limit() -> Option<u64> {
 
 /// Returns the smallest memory limit, in bytes, of the cgroups that the file `memberships` names;
 /// `None` if there is no limit. The file has the form of `/proc/PID/cgroup` (see cgroups(7)).
-/// `mounted` is the folder where the cgroups are mounted. The groups around a named group count
-/// too, because their limits also hold inside them.
+/// `mounted` is the folder where the cgroups are mounted. The limits of outer cgroups also count,
+/// because the limit of a cgroup holds for all cgroups inside it.
 fn limit_in(memberships: &Path, mounted: &Path) -> Option<u64> {
     let memberships = fs::read_to_string(memberships).ok()?;
     let limits = memberships.lines().filter_map(|line| {
@@ -36,10 +36,10 @@ fn limit_in(memberships: &Path, mounted: &Path) -> Option<u64> {
     limits.min()
 }
 
-/// Returns the smallest limit, in bytes, of the group `path` and of all groups around it; `None` if
-/// none of them has a limit. `root` is the folder of the outermost group, and `file` is the name of
-/// the file with the limit. In a container without a cgroup namespace, the folder of `path` may not
-/// exist, because the container sees its own group as `root`. Then only the limit of `root` counts.
+/// Returns the smallest limit, in bytes, of the cgroup `path` and of all cgroups around it; `None`
+/// if none of them has a limit. `root` is the folder of the outermost cgroup, and `file` is the
+/// name of the file with the limit. A container without a cgroup namespace sees its own cgroup as
+/// `root`, and the folder of `path` may not exist there. Then only the limit of `root` counts.
 fn smallest(root: &Path, path: &str, file: &str) -> Option<u64> {
     let inside: PathBuf = Path::new(path).components().skip(1).collect();
     let groups = inside.ancestors().map(|group| root.join(group).join(file));

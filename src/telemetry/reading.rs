@@ -13,8 +13,8 @@ use super::reports::QUEUE;
 
 /// The values of all metric series at one moment.
 pub struct Reading {
-    /// The values of the series. A key is the series as `/metrics` shows it, its name with its
-    /// labels, but without the prefix `kube_audit_forwarder_`.
+    /// The values of the series. A key is the name of a series with its labels, as on the page
+    /// `/metrics`, but without the prefix `kube_audit_forwarder_`.
     values: HashMap<String, f64>,
 }
 
@@ -217,7 +217,8 @@ impl Reading {
         names.map(|name| (name, count(name))).collect()
     }
 
-    /// Returns the number of bytes of the request bodies that `limits.max_in_flight` counts now.
+    /// Returns the number of bytes of the request bodies that now count against the limit
+    /// `limits.max_in_flight`.
     #[must_use]
     pub fn in_flight_bytes(&self) -> u64 {
         self.count("in_flight_bytes", &[])
