@@ -291,9 +291,9 @@ impl Client {
     }
 
     /// Makes one attempt to send the batch, and returns the result of its last request. After a
-    /// response with a Retry-After header, the attempt may pause and send the batch again. Before the
-    /// first of these pauses, but not before the others, `told` is called with the reason and the
-    /// length of the pause.
+    /// response with a Retry-After header, the attempt may pause and send the batch again. Before
+    /// the first of these pauses, but not before the others, `told` is called with the reason and
+    /// the length of the pause.
     async fn attempt(
         &self,
         kept: &mut Option<Connection>,
