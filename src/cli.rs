@@ -56,8 +56,8 @@ const WRONG: u8 = 2;
 const WORKERS_MAX: usize = 4;
 
 /// The time after which an idle thread for blocking work ends. The relay looks at its files once a
-/// second, and each look needs such a thread. With tokio's default of ten seconds, the looks would
-/// use idle threads again before they end, so that the threads of a past peak would stay.
+/// second, and each look uses such a thread. With tokio's default of ten seconds, these looks would
+/// use each idle thread again before it ends, and all threads of a past peak would stay.
 const IDLE_THREAD: Duration = Duration::from_millis(500);
 
 /// Receives kube-apiserver's audit webhook and forwards the events to Logstash, syslog and HTTP
@@ -408,18 +408,18 @@ fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
     result
 }
 
-/// The time after the first signal to end within which a second one counts as the same signal.
-/// timeout(1), for example, sends its signal to its child and then to the child's process group, so
-/// that the child gets the signal twice.
+/// A second SIGTERM or SIGINT that comes within this time after the first one counts as the same
+/// signal. timeout(1), for example, sends its signal to its child and then to the child's process
+/// group, so that the child gets the signal twice.
 const TWICE: Duration = Duration::from_millis(10);
 
-/// The greatest number of requests to reload (SIGHUP) that wait while a reload runs. Another
-/// request is ignored. Nothing is missed, because the waiting reloads start later than this request
-/// and read the newest config.
+/// The greatest number of requests to reload (SIGHUP) that wait while a reload runs. If this many
+/// requests wait, a further request is ignored. The newest config is still read, because the
+/// waiting reloads start after the ignored request.
 const RELOADS: usize = 16;
 
 /// Receives the signals of this process. The first SIGTERM or SIGINT cancels `first`, and a second
-/// one cancels `second`. `reload` gets a message for each SIGHUP.
+/// one cancels `second`. `reload` gets a message for each SIGHUP, unless too many messages wait.
 struct Heard {
     first: CancellationToken,
     second: CancellationToken,

@@ -56,8 +56,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// The longest time for which the demo waits at its end for all events to arrive. An event that has
 /// not arrived by then counts as lost.
 const DELIVERY_MAX: Duration = Duration::from_secs(60);
-/// The longest time without a new event at the consumer for which the demo waits at its end. After
-/// that time, events that have not arrived count as lost.
+/// The longest time for which the demo waits, at its end, for the next event to arrive at the
+/// consumer. After this time without a new event, all events that have not arrived count as lost.
 const DELIVERY_PAUSE_MAX: Duration = Duration::from_secs(15);
 
 /// The phase of the demo.

@@ -165,8 +165,8 @@ pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
 pub enum Events<'a> {
     /// The request is read from each event.
     Read(Reader<'a>),
-    /// The request is empty for every event, because no rule of the filter needs it. The first
-    /// field has the lines that are not returned yet.
+    /// Every event is returned with an empty request, because no rule of the filter needs the
+    /// request. The first field has the lines that are not returned yet.
     Split(&'a [u8], Request<'a>),
 }
 
@@ -209,7 +209,8 @@ pub struct Filter {
     rules: Arc<Rules>,
     policies: Arc<Vec<Policy>>,
     seen: Option<Seen>,
-    /// `true` until `seen` has been told which events the output sent before this filter was made.
+    /// `true`: the events that the output sent before this filter was made are not yet in `seen`,
+    /// the memory of sent events.
     needs_history: bool,
 }
 
@@ -256,9 +257,9 @@ impl Filter {
         self.rules.window
     }
 
-    /// Returns the length of the history that the filter needs: [`Filter::remember`] must be called
-    /// for each event that was accepted within this time and sent before this filter was made.
-    /// `None` if no history is needed.
+    /// Returns the length of the history that the filter needs; `None` if it needs none. The
+    /// history has all events that were accepted at most this long ago, and that were sent before
+    /// this filter was made. [`Filter::remember`] must be called for each event of the history.
     #[must_use]
     pub fn history_window(&self) -> Option<Duration> {
         self.rules.window.filter(|_| self.needs_history)

@@ -113,7 +113,8 @@ pub fn migrate(text: &str, name: &str) -> Result<Migrated, Unusable> {
     Ok(Migrated { config: config.to_string(), left })
 }
 
-/// The lines of the haproxy.cfg that are carried over or reported so far.
+/// The lines of the haproxy.cfg that are dealt with so far: each is carried over into the new
+/// config, reported to the user, or both.
 #[derive(Debug, Default)]
 struct Notes {
     /// The numbers of the lines that are carried over completely and need no explanation.
@@ -146,9 +147,9 @@ impl Notes {
         self.left.push(left);
     }
 
-    /// Adds a reason for every line that is neither carried over nor reported yet, and returns all
-    /// reports in the order of their lines. `used` are the indices of the sections that are carried
-    /// over.
+    /// Adds a report with a reason for every line that is neither carried over nor reported yet,
+    /// and returns all reports in the order of their lines. `used` has the indices of the sections
+    /// that are carried over into the new config.
     fn finish(mut self, file: &File, used: &BTreeSet<usize>) -> Vec<Left> {
         let explained: BTreeSet<usize> = self.left.iter().map(|left| left.line).collect();
         for (place, section) in file.sections.iter().enumerate() {
@@ -192,8 +193,8 @@ fn shown(line: &Line) -> String {
     shown
 }
 
-/// Returns the reason why the relay has no counterpart for a directive, which is chosen by the
-/// directive's first words.
+/// Returns the reason why the relay has no counterpart for the directive in this line. The first
+/// words of the directive decide which reason is returned.
 fn reason(line: &Line) -> &'static str {
     match (line.word(0), line.word(1)) {
         ("option", "httplog" | "tcplog") | ("log-format", _) => {
@@ -466,7 +467,8 @@ fn connections(line: &Line, notes: &mut Notes) -> Option<u64> {
     Some(count.min(CONNECTIONS_MAX))
 }
 
-/// The reason that is reported for a time that is not carried over.
+/// The reason in the report about a time limit that the relay cannot take over, such as a limit of
+/// zero or of more than a year.
 const NO_TIME: &str =
     "not a time from 1ms to a year: the relay's default stays, because each of its waits must end";
 

@@ -22,11 +22,10 @@ use crate::config::SaslMechanism;
 use crate::telemetry::AttemptError;
 use crate::tls;
 
-/// The shortest timeout that librdkafka accepts. It holds for setting up a connection and for a
+/// The shortest timeout that librdkafka accepts for setting up a connection, and also for a
 /// request.
 const SETUP_MIN: Duration = Duration::from_secs(1);
-/// The longest timeout that librdkafka accepts. It holds for setting up a connection and for a
-/// request.
+/// The longest timeout that librdkafka accepts for setting up a connection, and also for a request.
 const SETUP_MAX: Duration = Duration::from_secs(300);
 
 /// An error of a Kafka client. The text names brokers by host and port.
@@ -97,7 +96,7 @@ pub fn log(name: &str, level: RDKafkaLogLevel, facility: &str, message: &str) {
 }
 
 /// The secrets that a Kafka client needs, read from the files that the config names. All files are
-/// read and checked together; a client uses the secrets of one such reading.
+/// read and checked together, and a client never mixes secrets that were read at different times.
 #[derive(Default, PartialEq)]
 pub struct Secrets {
     ca: Option<String>,
@@ -138,7 +137,8 @@ impl Cluster {
     }
 
     /// Puts secrets in use for the clients that are made from now on. If the secrets differ from
-    /// the previous ones, each [`Changes`] reports a change, so that older clients can be replaced.
+    /// the previous secrets, each value of type [`Changes`] reports a change, so that older clients
+    /// can be replaced.
     pub fn apply(&self, secrets: Secrets) {
         self.secrets.send_if_modified(|current| {
             let changed = current.as_deref() != Some(&secrets);

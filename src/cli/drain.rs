@@ -86,9 +86,9 @@ async fn backlog(url: &Url) -> Result<Vec<String>, String> {
     required.filter_map(of_output).collect()
 }
 
-/// Returns a message about the backlog of one output, which is an element of `outputs` in
-/// `/status`; `None` if the output has no backlog. `Some(Err)`: the element has no number of
-/// events.
+/// Returns a message about the backlog of one output, the events that it must still deliver. `None`
+/// if there is no backlog. `output` is an element of `outputs` in `/status`; `Some(Err)`: this
+/// element has no number of events.
 fn of_output(output: &Value) -> Option<Result<String, String>> {
     let Some(events) = output["backlog_events"].as_u64() else {
         return Some(Err("not the status of a relay: an output has no backlog_events".to_owned()));

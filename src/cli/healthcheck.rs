@@ -27,8 +27,8 @@ use super::read;
 use crate::config;
 
 /// The time limit for the whole command, including the lookup of the host name. A relay responds
-/// within milliseconds. Docker allows 30 s for a health check. A kubelet allows the probe's
-/// `timeoutSeconds`, by default 1 s, and reports only a timeout after that time.
+/// within milliseconds. Docker allows 30 s for a health check. A kubelet ends a probe after its
+/// `timeoutSeconds`, by default 1 s, and then reports only a timeout.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The greatest number of bytes in a response body. The body that a relay sends has only a few
@@ -74,9 +74,9 @@ pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> 
     }
 }
 
-/// Runs a future to its end on this thread, and returns the future's result. A name lookup that
-/// still hangs in a thread at that time does not delay the return. `Err` is the exit status if the
-/// tokio runtime cannot start.
+/// Runs a future to its end on this thread, and returns the future's result. If a name lookup still
+/// hangs in another thread when the future ends, this function does not wait for the lookup. `Err`
+/// is the exit status if the tokio runtime cannot start.
 pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| {

@@ -204,8 +204,9 @@ fn verify(directory: &Path) -> Result<(), u8> {
 }
 
 /// Turns the result of a command into an exit status, and prints the error if there is one. `found`
-/// is `true` if the command has reported damage or a gap; then a command that worked still fails. A
-/// reader that has closed the pipe early, as `head` does, is no failure.
+/// is `true` if the command has reported damage or a gap: the exit status is then a failure even if
+/// the command itself worked. A reader that has closed the pipe early, as `head` does, is no
+/// failure.
 fn ended(result: Result<(), Error>, found: bool) -> Result<(), u8> {
     match result {
         Err(Error::Told(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}

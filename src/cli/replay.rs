@@ -111,15 +111,16 @@ enum BadLine {
     Skip,
 }
 
-/// Parses a rate in events per second. `Err` says what is allowed, for 0 and for a text that is not
-/// a whole number.
+/// Parses a rate in events per second. `Err` if the text is not a whole number or if the number is
+/// 0; the error text says what is allowed.
 fn rate_max(text: &str) -> Result<NonZeroU32, String> {
     text.parse()
         .map_err(|_| format!("allowed: a whole number of events per second, 1 to {}", u32::MAX))
 }
 
-/// Parses the size of a request in bytes. `Err` for a size below 1 KiB, which is too small for most
-/// events, and for a size above 64 MiB, which no relay accepts by default.
+/// Parses the size of a request in bytes. `Err` if the text is no size, or if the size is not
+/// allowed. Below 1 KiB a size is too small for most events, and above 64 MiB no relay accepts the
+/// request by default.
 fn batch_bytes(text: &str) -> Result<usize, String> {
     let bytes = config::size(text)?;
     match usize::try_from(bytes) {
@@ -290,9 +291,10 @@ struct Display {
     /// The time at which the last progress line was printed, and the number of events that the
     /// relay had accepted at that time.
     told: (Instant, u64),
-    /// The time of the first progress that this run has seen in the files, and the position in the
-    /// files at that time, in bytes; `None` before that progress. The bytes before this position do
-    /// not count for the pace of this run, because an earlier run may have sent them.
+    /// The time at which this run of the command first made progress in the files, and the position
+    /// in the files at that time, in bytes. `None` if there is no progress yet. The pace of this
+    /// run is computed without the bytes before this position, because an earlier run may have sent
+    /// them.
     from: Option<(Instant, u64)>,
 }
 

@@ -47,8 +47,8 @@ pub(super) struct Consumer {
     _tasks: JoinSet<()>,
 }
 
-/// The numbers of the events that have arrived, with one bit for each number, and how many have
-/// arrived.
+/// The events that have arrived, as a set of their numbers with one bit for each number. Two
+/// counters say how many events have arrived, and how many arrivals were repetitions.
 #[derive(Default)]
 struct Seen {
     bits: Vec<u64>,

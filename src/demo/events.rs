@@ -25,9 +25,9 @@ const LINE: &str = r"server:\n  port: 8443\n  labels: [a, b, \u003cc\u003e]\n";
 
 /// The distribution of the sizes of objects in events, as measured at a real kube-apiserver. Each
 /// pair is a number of events out of 1,000, and a size in bytes: `(900, 700)` means that 900 of
-/// 1,000 events have an object of less than 700 bytes. With its other members, an event has about
-/// 700 bytes in half of all cases, more than 1.3 KB in one of ten, and more than 66 KB in one of a
-/// hundred.
+/// 1,000 events have an object of less than 700 bytes. An event as a whole is larger than its
+/// object. Half of all events have about 700 bytes, one of ten has more than 1.3 KB, and one of a
+/// hundred has more than 66 KB.
 const SIZES: [(u32, usize); 4] = [(500, 60), (900, 700), (990, 65_000), (1000, OBJECT_BYTES_MAX)];
 
 /// Makes the demo's events and batches. Each event has a number that the consumer can read.

@@ -30,8 +30,9 @@ use crate::position::Position;
 /// million in five minutes, and it stops retrying a batch earlier than that.
 const EVENTS_MAX: usize = 1_000_000;
 
-/// The time from the zero point of [`Seen::received`] to the moment at which a memory is made: 100
-/// years. No event in a queue is older, so that no time is negative.
+/// The time between the zero point of [`Seen::received`] and the moment at which a memory is made:
+/// 100 years. No event in a queue is older than that, so that every event was received after the
+/// zero point.
 const LEAD: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// The first 128 bits of an event's SHA-256.
@@ -49,19 +50,20 @@ struct Entry {
 /// The memory of the events that one output has sent, which finds duplicates. The output's delivery
 /// loop owns it, and hands it on to the delivery loop that replaces it.
 pub struct Seen {
-    /// The deduplication window in milliseconds.
+    /// The deduplication window in milliseconds. Two events with the same bytes are duplicates only
+    /// if they were received at most this long after each other.
     window: u64,
     events_max: usize,
     begun: Instant,
-    /// The remembered events in the order of their positions. An event that [`Seen::forget`] was
-    /// called for stays here until it is the oldest, but it is no longer in `table`, so that it is
-    /// not found.
+    /// The remembered events in the order of their positions. [`Seen::forget`] takes an event out
+    /// of `table`, so that it is not found any more, but leaves its entry here. The entry is
+    /// removed when it is the oldest.
     entries: VecDeque<Entry>,
     /// The number of the first entry in `entries`. Each entry's number is one more than the number
     /// of the entry before it, and stays the same when older entries are removed.
     first: u32,
-    /// A hash table with the number of each entry. The first 64 bits of an event's hash find the
-    /// number.
+    /// A hash table that finds the number of an event's entry in `entries`. The key is the first 64
+    /// bits of the event's hash.
     table: HashTable<u32>,
 }
 
@@ -84,23 +86,26 @@ impl Seen {
         }
     }
 
-    /// Changes the window within which events count as duplicates. A longer window brings no events
-    /// back that were forgotten because of the shorter one.
+    /// Changes the window, which is the time within which events with the same bytes count as
+    /// duplicates. Events that are already forgotten stay forgotten, even if the new window is
+    /// longer.
     pub fn set_window(&mut self, window: Duration) {
         self.window = millis(window);
     }
 
-    /// Returns the time at which an event was received that is now `age` old. The result is the
-    /// time since a zero point 100 years before this memory was made, so that it is never negative.
+    /// Returns the time at which an event of this age was received. The result is counted from a
+    /// zero point, 100 years before this memory was made, so that it is never negative.
     #[must_use]
     pub fn received(&self, age: Duration) -> Duration {
         (LEAD + self.begun.elapsed()).saturating_sub(age)
     }
 
     /// Returns `true` if the event is a duplicate: an event with the same bytes was sent from an
-    /// earlier position and was received at most one window before or after this event. If the
-    /// result is `false`, the event is remembered as sent, unless an event at this position or at a
-    /// later one is remembered already.
+    /// earlier position, and the two events were received within the deduplication window of each
+    /// other.
+    ///
+    /// If the result is `false`, the event is remembered as sent. It is not added again if the
+    /// memory already has an event at this position or at a later one.
     ///
     /// Positions must be passed in ascending order. The caller may go back to an earlier position,
     /// and must ascend again from there.
@@ -140,8 +145,8 @@ impl Seen {
     }
 
     /// Tells the memory that all events before `watermark` are final (acknowledged, dropped or
-    /// given up) and will not be checked again. Events that are now too old to have a duplicate
-    /// within the window are forgotten.
+    /// given up) and will not be checked again. Events that are so old that no new event can be a
+    /// duplicate of them are forgotten.
     pub fn settled(&mut self, watermark: Position) {
         let settled = self.entries.partition_point(|known| known.position < watermark);
         let Some(last) = settled.checked_sub(1).and_then(|last| self.entries.get(last)) else {

@@ -110,9 +110,9 @@ pub(super) fn read(text: &str) -> File {
 }
 
 /// Returns the index of the `defaults` section that applies to a new section, whose first line is
-/// `head`. If `head` has a word `from`, the word after it names the `defaults` section. Otherwise
-/// the last `defaults` section before `head` applies; but for a `defaults` section the result is
-/// then `None`.
+/// `head`. If `head` has the word `from`, the next word is the name of the `defaults` section.
+/// Without `from`, the last `defaults` section before `head` applies. `None` if there is no such
+/// section, or if `head` begins a `defaults` section and has no `from`.
 fn defaults_of(sections: &[Section], head: &Line) -> Option<usize> {
     let from = match head.words.iter().position(|word| word == "from") {
         Some(place) => head.word(place + 1),
@@ -191,8 +191,9 @@ fn strong(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     false
 }
 
-/// Reads up to the closing `"` and appends the text before it to `word`. Escapes and variables have
-/// their meaning there. Returns `false` if the quote is not closed.
+/// Reads up to the closing `"` and appends the text before this quote to `word`. In the text,
+/// escapes are resolved, and variables get their form in the relay's config. Returns `false` if the
+/// quote is not closed.
 fn weak(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
     while let Some(c) = rest.next() {
         match c {
