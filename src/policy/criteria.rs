@@ -163,9 +163,10 @@ impl Criteria {
     /// Returns a sentence about the first criterion that this request does not meet. The sentence
     /// names the wanted values and the request's value. `None` if the request meets all criteria.
     ///
-    /// `keeps` is `true` if events that match these criteria are kept. If the request's namespace
-    /// or object name is unknown, its criterion counts as met if `keeps` is `true`, and as not met
-    /// otherwise. An unknown value therefore never causes an event to be dropped.
+    /// `keeps` is `true` if events that match these criteria are kept. The namespace or the object
+    /// name of the request may be unknown. A criterion about the unknown value then counts as met
+    /// if `keeps` is `true`, and as not met otherwise. An unknown value therefore never causes an
+    /// event to be dropped.
     pub(super) fn unmet(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         self.unmet_by_who(request).or_else(|| {
             if !self.verbs.is_empty() && !has(&self.verbs, &request.verb) {
@@ -344,10 +345,10 @@ pub(super) fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
     }
 }
 
-/// Returns the object's name as kube-apiserver's policy saw it, which is the name in the URL. For a
-/// list or watch of one object, the name is the one in the field selector, which `objectRef` has. A
-/// create request has no name in its URL: the object's name comes from the body, which
-/// kube-apiserver reads after the decision.
+/// Returns the object's name as kube-apiserver's policy sees it: the name in the URL. A list or
+/// watch of one object has the name in its field selector instead; the result is then the name in
+/// `objectRef`, which is the same. The result is empty for a create request without a name in its
+/// URL, because kube-apiserver reads the name from the body only after the policy's decision.
 pub(super) fn name<'r>(
     request: &Request<'_>,
     object: &'r Object<'_>,
@@ -406,7 +407,8 @@ fn wrong_url(url: &str) -> Option<String> {
 }
 
 /// Returns `true` if `text` is a resource, or a resource and a subresource, in a form that policies
-/// allow. `*/*` is not allowed, because its authors mean `*`.
+/// allow. `*/*` is not allowed: authors write it for all resources, but only `*` means all
+/// resources.
 fn is_resource(text: &str) -> bool {
     let parts: Vec<&str> = text.split('/').collect();
     parts.len() <= 2 && parts.iter().all(|part| !part.is_empty()) && text != "*/*"

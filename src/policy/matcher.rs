@@ -29,8 +29,8 @@ const WORDS_MAX: usize = RULES_MAX / 64;
 /// found in a few lookups.
 #[derive(Debug)]
 pub struct Matcher {
-    /// For each rule, the criteria that are compared one by one, because none of the tables below
-    /// holds them: API groups, subresources, names of objects, and paths.
+    /// For each rule, the criteria that are not in the lookup tables below: API groups,
+    /// subresources, names of objects, and paths. These criteria are compared one by one.
     rest: Vec<Rest>,
     /// The set of rules that a request about an object can match, one bit for each rule.
     about_object: Vec<u64>,
@@ -38,17 +38,19 @@ pub struct Matcher {
     about_path: Vec<u64>,
     verbs: Table,
     namespaces: Table,
-    /// The set of rules that can match a request whose namespace is unknown: rules without
-    /// `namespaces`, and rules that keep the events that they match.
+    /// The set of rules that can match a request whose namespace is unknown, one bit for each rule.
+    /// These are the rules without `namespaces`, and the rules that keep a matching event and do
+    /// not drop it.
     unlocated: Vec<u64>,
-    /// The table of resources. A rule for `pods/log` is listed under `pods`: the subresource is
-    /// compared later.
+    /// The lookup table from a resource to the rules that list it. A rule for `pods/log` is listed
+    /// under `pods`; its subresource is compared later.
     resources: Table,
     users: Table,
     groups: Table,
 }
 
-/// The criteria of one rule that no table holds.
+/// The criteria of one rule that are not in the lookup tables, such as names of objects and paths.
+/// They are compared with a request one by one.
 #[derive(Debug, Default)]
 struct Rest {
     /// `true`: the rule keeps the events that it matches, and therefore also matches an object
@@ -89,33 +91,36 @@ struct Path {
     is_prefix: bool,
 }
 
-/// A table for one criterion, which maps a value to the set of rules that the value does not
-/// exclude.
+/// A lookup table for one criterion, such as the verb. For a value, such as `get`, the table has
+/// the set of rules that a request with this value can still match.
 #[derive(Debug)]
 struct Table {
     /// The set of rules that do not use the criterion, one bit for each rule.
     indifferent: Vec<u64>,
-    /// For each value that a rule lists, the index in `sets` of the first word of the value's set.
+    /// For each value that a rule lists, the place of the value's set of rules in `sets`: the index
+    /// of the set's first `u64`.
     places: HashMap<Box<[u8]>, usize, FixedState>,
-    /// The sets of all values, one after the other. Each set has as many words as `indifferent`,
-    /// and contains the rules of `indifferent` too.
+    /// The sets of rules for all values, one after the other. Each set has as many `u64` as
+    /// `indifferent`, and contains the rules of `indifferent` too.
     sets: Vec<u64>,
 }
 
 impl Matcher {
     /// Compiles a list of criteria in their order; criteria after the first [`RULES_MAX`] never
-    /// match. A match means that an event is kept. If the namespace or the name of a request's
-    /// object is unknown, the request therefore meets every criterion about it, so that the event
-    /// is not dropped by mistake.
+    /// match. A match means that an event is kept. The namespace or the name of a request's object
+    /// may be unknown. The unknown value then meets every criterion about it, so that the event is
+    /// not dropped by mistake.
     pub fn new<'c>(criteria: impl IntoIterator<Item = &'c Criteria>) -> Self {
         Self::of_rules(criteria.into_iter().map(|criteria| (criteria, true)))
     }
 
     /// Compiles the criteria of rules in their order; rules after the first [`RULES_MAX`] never
-    /// match. Each `bool` is `true` if the rule keeps the events that it matches: an unknown
-    /// namespace or object name then meets every criterion. If the `bool` is `false` (level
-    /// `None`), an unknown value meets no criterion about it. In both cases an unknown value causes
-    /// no event to be dropped.
+    /// match. Each `bool` is `true` if the rule keeps the events that it matches, and `false` if
+    /// the rule drops them (level `None`).
+    ///
+    /// The namespace or the name of a request's object may be unknown. The unknown value then meets
+    /// every criterion about it if the `bool` is `true`, and none if the `bool` is `false`. In both
+    /// cases an unknown value causes no event to be dropped.
     pub(super) fn of_rules<'c>(rules: impl IntoIterator<Item = (&'c Criteria, bool)>) -> Self {
         let (all, keep): (Vec<&Criteria>, Vec<bool>) = rules.into_iter().take(RULES_MAX).unzip();
         let words = all.len().div_ceil(64);
@@ -268,14 +273,15 @@ impl Table {
         left.iter().zip(&self.indifferent).any(|(left, indifferent)| left & !indifferent != 0)
     }
 
-    /// Returns the set of rules that the value does not exclude.
+    /// Returns the set of rules that a request with this value can still match: the rules that list
+    /// the value, and the rules that do not use the criterion.
     fn set(&self, value: &[u8]) -> &[u64] {
         let place = self.places.get(value);
         let set = place.and_then(|&at| self.sets.get(at..at + self.indifferent.len()));
         set.unwrap_or(&self.indifferent)
     }
 
-    /// Removes from the set `left` the rules that this value excludes.
+    /// Removes from the set `left` the rules that use the criterion and do not list this value.
     fn cut(&self, left: &mut [u64], value: &[u8]) {
         if self.is_asked(left) {
             intersect(left, self.set(value));

@@ -81,7 +81,8 @@ struct Problems {
     found: RefCell<Vec<Problem>>,
 }
 
-/// The fields of a map that have a known name, at most once each, and the position of the map.
+/// The fields of a map whose names are known, each at most once, and the position of the map in the
+/// file.
 struct Fields<'n> {
     place: Place,
     fields: Vec<(&'static str, &'n Node)>,
@@ -137,10 +138,10 @@ impl Problems {
         Some(Policy::new(&omit_stages, omit_managed_fields, rules))
     }
 
-    /// Checks the `kind` of a document. Returns `true` if it is `Policy`. Returns `false` if it is
-    /// another kind: this is then the only mistake that is noted, because the document is not read
-    /// further. Returns `None` if the document is no map or its `kind` is no text. A missing `kind`
-    /// is noted as a mistake, but the result is `true`, so that the rest is checked too.
+    /// Checks the `kind` of a document; each mistake is noted. Returns `true` if the `kind` is
+    /// `Policy`. A missing `kind` is a mistake, but the result is also `true`, so that the rest is
+    /// checked. Returns `false` for another kind, and the rest of the document is then not read.
+    /// Returns `None` if the document is no map, or if its `kind` is no text.
     fn is_policy(&self, document: &Node) -> Option<bool> {
         let pairs = self.map(document)?;
         let kind = pairs
@@ -231,8 +232,8 @@ impl Problems {
         stages.filter_map(|node| self.one_of(node, &Stage::ALL, Stage::name)).collect()
     }
 
-    /// Returns the value of `all` whose name is the text of the node. `None` if there is no such
-    /// value, which is noted as a mistake.
+    /// Returns the item of `all` whose name equals the text of the node. `None` if no item has this
+    /// name, which is noted as a mistake.
     fn one_of<T: Copy>(&self, node: &Node, all: &[T], name: fn(T) -> &'static str) -> Option<T> {
         let text = self.text(node)?;
         let found = all.iter().find(|one| name(**one) == text);

@@ -174,8 +174,9 @@ impl Tree {
         self.put(anchor, Node { place, value, size })
     }
 
-    /// Adds a complete value to the list or map that is open. If none is open, the value becomes
-    /// the root. If the value has an anchor (`anchor` is not 0), a copy is kept for aliases.
+    /// Adds a complete value to the innermost list or map whose end is not reached yet. If there is
+    /// none, the value becomes the root. If the value has an anchor (`anchor` is not 0), a copy is
+    /// kept for aliases.
     fn put(&mut self, anchor: usize, node: Node) -> Result<(), Problem> {
         if anchor != 0 {
             self.count(node.size, node.place)?;
