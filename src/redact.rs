@@ -46,8 +46,8 @@ use walk::Wish;
 pub struct Change<'a> {
     /// The level to lower the event to; `None`: the event keeps its level.
     pub level: Option<Level>,
-    /// `true`: `metadata.managedFields` is removed from the objects in the bodies, as
-    /// kube-apiserver does for a policy with `omitManagedFields`.
+    /// `true`: `metadata.managedFields` is removed from the objects in the request body and the
+    /// response body, as kube-apiserver does for a policy with `omitManagedFields`.
     pub omit_managed_fields: bool,
     /// The rules for values that must not leave the relay; `None`: no value is redacted.
     pub redaction: Option<&'a Redaction>,
@@ -61,8 +61,8 @@ pub struct Change<'a> {
 /// A level to which the relay can lower an event whose own level is higher.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
-    /// The event has no bodies, and no annotations in which webhooks record their changes to
-    /// bodies.
+    /// The event has no request body and no response body. It also has no annotations in which
+    /// webhooks record their changes to a body.
     Metadata,
     /// The event has no response body.
     Request,
@@ -72,7 +72,8 @@ pub enum Level {
 /// changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
-    /// `true`: the level of the event was lowered, or `managedFields` were taken out of its bodies.
+    /// `true`: the level of the event was lowered, or `managedFields` were removed from the event's
+    /// request body or response body.
     pub lowered: bool,
     /// `true`: a value that must not leave the relay was taken out or replaced.
     pub redacted: bool,
@@ -220,9 +221,10 @@ impl Name {
     }
 }
 
-/// The members that are kept even if an event needs too many edits. When the edits have reached
-/// [`walk::EDITS_MAX`], all other members from there on are removed, and so are repetitions of
-/// these members. They make the text an audit event and name the request that the event is about.
+/// The members that are kept even if an event needs too many edits. After [`walk::EDITS_MAX`]
+/// edits, a later member is removed if it is not in this list, or if it repeats the name of another
+/// later member. The members in this list make the text an audit event and name the event's
+/// request.
 const ESSENTIAL: [&[u8]; 11] = [
     b"kind",
     b"apiVersion",
@@ -237,12 +239,13 @@ const ESSENTIAL: [&[u8]; 11] = [
     b"stageTimestamp",
 ];
 
-/// The edits that change an event, and what these edits do.
+/// The edits that change an event, and the kinds of changes that they make.
 struct Changed {
     /// The edits, sorted by the place of the bytes that they replace.
     edits: Vec<Edit>,
     done: Done,
-    /// The names of the bodies that stay in the event.
+    /// The names of the bodies that stay in the event: the request body (`RequestObject`), the
+    /// response body (`ResponseObject`), both or none.
     bodies: Vec<Name>,
 }
 
@@ -256,9 +259,9 @@ struct Reader<'a, 'r> {
 }
 
 impl<'a> Reader<'a, '_> {
-    /// Finds the edits for all members of the event. The members that `without` names are removed,
-    /// and `additions` are added to the annotations. The edits are collected member by member,
-    /// without a list of the members, because an event may have millions of members.
+    /// Finds the edits for all members of the event. `without` names the members to remove, and
+    /// `additions` are the annotations to add. The function handles one member at a time and makes
+    /// no list of all members, because an event may have millions of members.
     fn changed(&self, additions: &[&Addition], without: &[Name]) -> Changed {
         let (mut edits, mut done, mut removal) = (Vec::new(), Done::default(), Removal::default());
         let (mut bodies, mut has_annotations) = (Vec::new(), false);
@@ -406,9 +409,10 @@ impl<'a> Reader<'a, '_> {
         }));
     }
 
-    /// Returns the edit that adds the missing annotations, or `None` if none is missing. The
-    /// function computes once more which annotations stay in the event. This costs little, because
-    /// few events have annotations that are removed.
+    /// Returns the edit that adds the missing annotations, or `None` if none is missing. This
+    /// function computes which of the event's annotations stay, although the caller has done the
+    /// same work before. The second time costs little, because few events have annotations that are
+    /// removed.
     fn added(
         &self,
         annotations: &'a [u8],

@@ -8,18 +8,19 @@ use memchr::memmem;
 
 use crate::audit::scan;
 
-/// The key of the object that an event is about, with its quotes, in its usual spelling.
+/// The key `objectRef` with its quotes and without escapes, as it usually stands in an event. Its
+/// value names the object that the event is about.
 const OBJECT: &[u8] = br#""objectRef""#;
 
 /// The members of `objectRef` that decide which redaction rules apply to an event.
 const PARTS: [&[u8]; 3] = [b"apiGroup", b"resource", b"subresource"];
 
-/// The key of the request's URI, with its quotes, in its usual spelling.
+/// The key `requestURI` with its quotes and without escapes, as it usually stands in an event.
 const URI: &[u8] = br#""requestURI""#;
 
-/// Returns `true` if the event has `objectRef`, one of its members [`PARTS`], or `requestURI` more
-/// than once: parsers then differ in which one they read. `spells_letters` is the result of
-/// [`spells_letters`] for this event.
+/// Returns `true` if the event has `objectRef` or `requestURI` more than once, or if `objectRef`
+/// has one of its members [`PARTS`] more than once. Parsers then differ in which of the repeated
+/// members they read. `spells_letters` is the result of [`spells_letters`] for this event.
 pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
     let mut places = memmem::find_iter(event, OBJECT);
     match (places.next(), places.next()) {
@@ -43,8 +44,8 @@ pub(super) fn spells_letters(event: &[u8]) -> bool {
     memmem::find_iter(event, b"\\u00").any(|at| event.get(at + 4).is_some_and(|byte| *byte > b'3'))
 }
 
-/// Reads all members of the event, and returns `true` if `objectRef`, one of its members [`PARTS`],
-/// or `requestURI` occurs more than once.
+/// Reads all members of the event. Returns `true` if `objectRef` or `requestURI` occurs more than
+/// once, or if one of [`PARTS`] occurs more than once in `objectRef`.
 fn is_repeated(event: &[u8]) -> bool {
     let (mut has_object, mut has_uri) = (false, false);
     scan::members(event).any(|member| match &*scan::key(member.key) {
@@ -54,8 +55,8 @@ fn is_repeated(event: &[u8]) -> bool {
     })
 }
 
-/// Returns `true` if one of [`PARTS`] occurs more than once in the object at the start of `object`.
-/// Returns `false` also if there is another value and no object.
+/// Returns `true` if one of [`PARTS`] occurs more than once in the JSON object with which the text
+/// `object` begins. If the text begins with another kind of value, the result is `false`.
 fn repeats_parts(object: &[u8]) -> bool {
     if object.first() != Some(&b'{') {
         return false;

@@ -46,11 +46,12 @@ impl Annotations {
     }
 }
 
-/// Returns the edit that adds the missing `additions` to `value`, the value of an event's member
-/// `annotations`, which is at `place` in the event. `None` if no addition is missing, or if `value`
-/// is neither an object nor null, so that nothing can be added.
+/// Returns the edit that adds the missing `additions` to the annotations of an event. `value` is
+/// the value of the event's member `annotations`, and `place` is its range in the event. `kept` are
+/// the members of `value` that stay in the event.
 ///
-/// `kept` are the members of `value` that stay in the event.
+/// `None` if no addition is missing, or if `value` is neither an object nor null, so that nothing
+/// can be added.
 pub(super) fn added<'a>(
     place: Range<usize>,
     value: &[u8],

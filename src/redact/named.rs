@@ -22,8 +22,9 @@ const NAMES: [&[u8]; 11] = [
     b"apikey",
 ];
 
-/// More names of credentials, which count only in the words of a command. In a command, a longer
-/// name may also end in a name from this list or from [`NAMES`], as in `AWS_SECRET_ACCESS_KEY`.
+/// More names of credentials. Outside of a command, such as in a URI, they do not count. In a
+/// command, a longer name also counts if it ends in a name from this list or from [`NAMES`], as
+/// `AWS_SECRET_ACCESS_KEY` does.
 const OF_COMMANDS: [&[u8]; 7] =
     [b"pass", b"passphrase", b"pwd", b"secret", b"secretkey", b"secretaccesskey", b"privatekey"];
 
@@ -34,8 +35,8 @@ const SCHEMES: [&[u8]; 5] = [b"bearer", b"basic", b"token", b"digest", b"apikey"
 /// credential; in a command, only the last 64 bytes of a longer text are compared.
 const NAME_BYTES_MAX: usize = 64;
 
-/// The characters that end the search for a name to the left of a `=`: the name begins after the
-/// last of them.
+/// The characters that cannot be part of a name. The name to the left of a `=` begins after the
+/// last of these characters: in `a&token=b`, the name `token` begins after the `&`.
 const BOUNDS: &[u8] = b"&;?,#/|!<>(){}\"' \t\r\n=";
 
 /// Finds the first `NAME=VALUE` in the text in which NAME is the name of a credential and VALUE is

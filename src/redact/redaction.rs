@@ -38,15 +38,16 @@ pub struct Redaction {
     rules: Vec<Compiled>,
 }
 
-/// The decision about the bodies of an event as a whole.
+/// The decision about the request body and the response body of an event: both stay, both are
+/// treated as Secrets, or both are dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bodies {
-    /// The bodies stay.
+    /// The request body and the response body stay. Redaction rules may still change them.
     Stay,
-    /// The bodies are about Secrets. In a body of a known shape the secret parts are redacted; a
-    /// body of any other shape is dropped.
+    /// The request body and the response body are about Secrets. In a body of a known shape the
+    /// secret parts are redacted; a body of any other shape is dropped.
     Secret,
-    /// The bodies are dropped.
+    /// The request body and the response body are dropped.
     Go,
 }
 
@@ -115,7 +116,8 @@ fn has_secrets(uri: &[u8]) -> bool {
         || !uri::secrets(uri).is_empty()
 }
 
-/// Decides from the kind of the event's object what happens to the bodies of the event.
+/// Decides what happens to the request body and the response body of an event. The decision depends
+/// on the kind of the event's object.
 fn bodies(object: Option<&Object<'_>>) -> Bodies {
     let Some(object) = object else { return Bodies::Stay };
     match (&*object.group, &*object.resource, &*object.subresource) {
@@ -135,7 +137,8 @@ fn bodies(object: Option<&Object<'_>>) -> Bodies {
     }
 }
 
-/// The paths to the secret parts of a Secret in a body, and of the Secrets in a list or table.
+/// The paths to the secret parts of a Secret in the request body or the response body. The Secret
+/// can be the whole body, an item of a list, or the object in a row of a table.
 static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
     let inside: [&[Step]; 3] = [
         &[Step::Known(b"data"), Step::Any],
@@ -148,8 +151,8 @@ static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
 });
 
 /// The path to the annotations that hold the patches of mutating webhooks. kube-apiserver records
-/// these annotations only from level Request on. The annotations that name the webhooks
-/// (`mutation.webhook.admission.k8s.io/`) are recorded at every level and are not meant here.
+/// these annotations only from level Request on. This path does not lead to the annotations that
+/// name the webhooks (`mutation.webhook.admission.k8s.io/`); these are recorded at every level.
 const PATCHES: [Step; 2] =
     [Step::Known(b"annotations"), Step::Prefixed(b"patch.webhook.admission.k8s.io/")];
 
@@ -203,9 +206,9 @@ static MANAGED_FIELDS: LazyLock<[Vec<Path>; 2]> = LazyLock::new(|| {
     BODIES.map(|body| in_bodies(&[body], &inside))
 });
 
-/// Returns the full paths for each path in `inside`, which begins at an object. An object can be a
-/// whole body, an item of a list in a body, or the object in a row of a table in a body. `bodies`
-/// are the names of the bodies.
+/// Makes full paths, which begin at an event, from the paths in `inside`, which begin at an object.
+/// `bodies` are the names of the bodies in which the objects are. In each body, the object can be
+/// the whole body, an item of a list, or the object in a row of a table: each case gets a path.
 fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
     let mut paths = Vec::new();
     for body in bodies {
@@ -225,8 +228,8 @@ pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
     bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()
 }
 
-/// Returns `true` if the shape of this body of a request about Secrets is known, so that its secret
-/// parts can be found. A body of any other shape is removed as a whole.
+/// Returns `true` if this body of a request about Secrets has a known shape, so that the secret
+/// parts in it can be found. A body of any other shape is removed as a whole.
 pub(super) fn is_known_of_secrets(body: &[u8]) -> bool {
     body == b"null" || is_known(body, true)
 }
@@ -269,8 +272,9 @@ fn is_known(object: &[u8], is_body: bool) -> bool {
 }
 
 /// Returns wishes (a path, and the change at its end) that remove the message and the causes from a
-/// Status that may quote the request's body. The result is empty if the Status cannot quote: it has
-/// a reason, [`is_the_servers`] is `true` for every reason in it, and no message is from a webhook.
+/// Status that may quote the request's body. If the Status cannot quote, the result is empty. A
+/// Status cannot quote if it has a reason, [`is_the_servers`] is `true` for each of its reasons,
+/// and no message is from a webhook.
 pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     static PATHS: [&[Step]; 2] =
         [&[Step::Known(b"message")], &[Step::Known(b"details"), Step::Known(b"causes")]];

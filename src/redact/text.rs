@@ -48,8 +48,8 @@ pub(super) fn to_percents(raw: &[u8], parts: &mut [Range<usize>]) {
 }
 
 /// Translates the bounds of `parts` from indices in the decoded text to indices in the raw text.
-/// `length` is the length of the raw text in bytes. `walk` decodes the raw text once more, so that
-/// no table of all indices is needed.
+/// `length` is the length of the raw text in bytes. `walk` decodes the raw text once more and
+/// passes each piece with its index; a table of all indices is therefore not needed.
 fn trace(
     length: usize,
     parts: &mut [Range<usize>],
@@ -67,8 +67,9 @@ fn trace(
     bounds.for_each(|bound| *bound = length);
 }
 
-/// Decodes a percent-encoded text. Calls `take` for each part of it, with the index of the part in
-/// `raw` and the decoded byte: a part is an encoded byte such as `%41`, or one other byte.
+/// Decodes a percent-encoded text part by part. A part is an encoded byte such as `%41`, or one
+/// other byte. For each part, the function calls `take` with the part's index in `raw` and the
+/// decoded byte.
 fn walk_percents(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     let mut at = 0;
     while let Some(&byte) = raw.get(at) {
@@ -81,8 +82,9 @@ fn walk_percents(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// Decodes the text between the quotes of a JSON string. Calls `take` for each part of it, with the
-/// index of the part in `raw` and the decoded bytes: a part is one escape or one other byte.
+/// Decodes the text between the quotes of a JSON string part by part. A part is one escape or one
+/// other byte. For each part, the function calls `take` with the part's index in `raw` and the
+/// decoded bytes.
 fn walk(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     let mut at = 0;
     while let Some(&byte) = raw.get(at) {

@@ -53,8 +53,8 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     found
 }
 
-/// Adds the ranges of credentials in the URI's path, such as `/a;token=…`, to `found`. The value of
-/// such a name ends at the next slash.
+/// Adds the ranges of credentials in the URI's path to `found`. In the path `/a;token=b/c`, the
+/// credential is `b`: it ends at the next slash.
 fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
     if memchr::memchr2(b'=', b'%', path).is_none() {
         return;

@@ -29,8 +29,8 @@ pub(super) enum Step {
     Known(&'static [u8]),
     /// The step leads to every member of an object, or to every element of an array.
     Any,
-    /// The step leads to the annotations in which tools such as `kubectl apply` keep a copy of the
-    /// object that has the annotation.
+    /// The step leads to an annotation in which `kubectl apply` or a similar tool keeps a copy of
+    /// the annotated object.
     CopyOfTheObject,
     /// The step leads to every member whose name begins with this prefix.
     Prefixed(&'static [u8]),
@@ -63,8 +63,8 @@ pub(super) enum Why {
     /// The audit policy sets a lower level for the event or omits its managed fields. A change for
     /// this reason is made only if the whole path exists in the event.
     Lowered,
-    /// The value must not leave the relay. If a path ends too early, because a name in it leads to
-    /// a text, a number or an unexpected array, that value is changed as a whole.
+    /// The value must not leave the relay. A name in the path may lead to a text, a number or an
+    /// unexpected array, so that the path cannot go on. That value is then changed as a whole.
     Redacted,
 }
 
@@ -85,9 +85,10 @@ impl<'p> Wish<'p> {
         Self { rest: path, with, why, by_name: true }
     }
 
-    /// Returns the wishes (changes with their remaining paths) that apply to one child of an object
-    /// or array, without the step to the child. `wishes` are the wishes for the object or array.
-    /// `name` is the name of the child, or `None` for an element of an array.
+    /// Returns the wishes (changes with their remaining paths) for one child of an object or array.
+    /// `wishes` are those for the object or array. The result has the wishes whose next step leads
+    /// to the child, without that step. `name` is the name of the child, or `None` for an element
+    /// of an array.
     pub(super) fn at_child(wishes: &[Self], name: Option<&[u8]>) -> Vec<Self> {
         let follow = |wish: &Self| {
             let (step, rest) = wish.rest.split_first()?;
@@ -97,8 +98,9 @@ impl<'p> Wish<'p> {
         wishes.iter().filter_map(follow).collect()
     }
 
-    /// Returns a sort key for wishes: the smallest key is the strongest change. To remove a value
-    /// (`false`) is stronger than to replace it by its hash (`true`).
+    /// Returns a sort key: of several wishes, the wish with the smallest key has the strongest
+    /// change. The key is `false` for removing the value, which is stronger. The key is `true` for
+    /// replacing the value by its hash.
     fn gentleness(wish: &&Self) -> bool {
         wish.with == With::Sha256
     }
@@ -117,8 +119,9 @@ impl<'p> Wish<'p> {
             }
     }
 
-    /// Returns `true` if a JSON Patch operation (RFC 6902) whose path is `pointer` is about the
-    /// value to which this wish leads, about a part of that value, or about a value that holds it.
+    /// Returns `true` if a JSON Patch operation (RFC 6902) at the path `pointer` concerns the value
+    /// to which this wish leads. The operation may be about that value, about a part of it, or
+    /// about a larger value that contains it.
     fn concerns(&self, pointer: &[Vec<u8>]) -> bool {
         self.rest.iter().zip(pointer).all(|(step, name)| step.leads_to(Some(name)))
     }
@@ -225,9 +228,9 @@ impl<'a> Walk<'a> {
     }
 
     /// Adds the edits in one operation of a JSON Patch. A wish is a path to a value that must
-    /// change, and the change. `wishes` apply to the body that the operation changes, and
-    /// `as_element` to the operation itself as an element of the patch. Returns `false` if the
-    /// caller must remove the operation.
+    /// change, and the change. The paths of `wishes` begin at the object that the patch changes.
+    /// The paths of `as_element` begin at the operation itself, which is an element of the patch.
+    /// Returns `false` if the caller must remove the operation.
     fn operation(
         &mut self,
         operation: &'a [u8],
@@ -274,8 +277,9 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Returns those of `wishes` (changes with their remaining paths) that concern the place in the
-/// object that a JSON Patch operation names. `None` if the operation names no valid place.
+/// Returns those of `wishes` (changes with their remaining paths) that a JSON Patch operation
+/// concerns. The operation names places in an object with its members `path` and `from`. `None` if
+/// `path` is missing, or if `path` or `from` is no valid JSON Pointer.
 ///
 /// The members `path` and `from` are handled one after the other and not collected, because an
 /// operation may repeat them millions of times.
@@ -368,8 +372,8 @@ pub(super) fn place(event: &[u8], part: &[u8]) -> Range<usize> {
 /// before or after the run.
 #[derive(Debug, Default)]
 pub(super) struct Removal {
-    /// The index at which the run begins and the index at which it ends, for the run (adjacent
-    /// children to cut out) that has no edit yet; `None` if there is no such run.
+    /// The indices in the event at which the current run begins and ends. A run is a series of
+    /// adjacent children to cut out, for which no edit is made yet. `None` if there is no such run.
     run: Option<(usize, usize)>,
     /// The index in the event at which the last child that stays ends; `None` if no child stays so
     /// far.
@@ -377,9 +381,9 @@ pub(super) struct Removal {
 }
 
 impl Removal {
-    /// Handles the next child of the object or array. The child stays if `stays` is `true`;
-    /// otherwise an edit that cuts it out is added to `edits`, now or later. The children must be
-    /// given in their order.
+    /// Handles the next child of the object or array. The child stays if `stays` is `true`.
+    /// Otherwise a later call of this function, or of `finish`, adds the edit that cuts it out to
+    /// `edits`. The children must be given in their order.
     pub(super) fn pass(&mut self, child: &Child<'_>, stays: bool, edits: &mut Vec<Edit>) {
         let (start, end) = child.place;
         if !stays {

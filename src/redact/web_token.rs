@@ -68,8 +68,9 @@ pub(super) fn redact(event: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Appends the text that replaces a token to `out`, cut to `length` bytes. If `number` is greater
-/// than 1, the text ends in this number, but only if it then has at most `length` bytes.
+/// Appends the text that replaces a token to `out`: `REDACTED`, cut to `length` bytes. If `number`
+/// is greater than 1, the number follows, as in `REDACTED-2`. The number is left out if the text
+/// with the number would be longer than `length` bytes.
 fn put(out: &mut Vec<u8>, length: usize, number: usize) {
     let numbered = format!("-{number}");
     out.extend_from_slice(REDACTED.get(..length).unwrap_or(REDACTED));
@@ -108,9 +109,9 @@ fn run(text: &[u8], from: usize) -> usize {
     from + rest.iter().take_while(|byte| of_base64(byte)).count()
 }
 
-/// Returns the ranges of the JSON Web Tokens in a text. `run` returns the index at which the base64
-/// characters end that begin at a given index. Each series of such characters is read at most
-/// twice, so that the search takes linear time even if the text has many beginnings of tokens.
+/// Returns the ranges of the JSON Web Tokens in a text. `run` takes the index at which a series of
+/// base64 characters begins, and returns the index at which the series ends. Each series is read at
+/// most twice, so that the search takes linear time even if the text has many beginnings of tokens.
 fn web_tokens_by(
     text: &[u8],
     mut run: impl FnMut(usize) -> usize,
