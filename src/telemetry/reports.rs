@@ -32,9 +32,9 @@ use tokio_util::sync::CancellationToken;
 /// flaps (changes again and again).
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The longest time for which [`Reports::flush`] waits for log lines that another thread is writing.
-/// A line only goes into a queue in memory, so writing takes microseconds. The limit is there in case
-/// a thread has panicked while it wrote.
+/// The longest time for which [`Reports::flush`] waits for log lines that another thread is
+/// writing. A line only goes into a queue in memory, so writing takes microseconds. The limit is
+/// there in case a thread has panicked while it wrote.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The name that `error_total` has in place of an output's name for events that no output can get.
