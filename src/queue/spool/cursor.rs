@@ -198,11 +198,13 @@ impl CursorState {
     }
 
     /// Returns the time when an event was received, in ms since 1970: the oldest event that the
-    /// output has not finished. 0 if the next events in the log are missing. `None` if the output
-    /// has no unfinished claim and nothing is read ahead for it.
+    /// output has not finished. Missing events are passed over: nobody knows when they were
+    /// received. `None` if the output has no unfinished claim and no lines are read ahead for it.
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
-        claimed.or_else(|| self.pieces.front().map(|piece| piece.received))
+        claimed.or_else(|| {
+            self.pieces.iter().find(|piece| !piece.is_gap()).map(|piece| piece.received)
+        })
     }
 
     /// Returns the place that the cursors file notes for this output: its watermark, which is the
@@ -906,8 +908,8 @@ impl Cursor {
         lost
     }
 
-    /// Returns `true` if the output has finished its claimed events in order: no finished event
-    /// comes after an unfinished one. See [`crate::queue::Cursor::is_in_order`].
+    /// Changes how long segments (files of the queue) are kept although all outputs have finished
+    /// them. See [`crate::queue::Cursor::keep`].
     pub fn keep(&self, keeps: Duration) {
         self.shared.lock().log.cursors[self.index].output.keeps = keeps;
         self.shared.work.notify_one();

@@ -552,3 +552,23 @@ fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
     assert_eq!(running.counts[0].lost(), running.counts[1].lost());
     assert_eq!(running.queue.backlogs()[0].1.events, 0);
 }
+
+/// The first events are missing, and what comes after them is read ahead. The time at which missing
+/// events were received is not known, and must not be taken for 1970.
+#[test]
+fn missing_events_make_no_output_lag_for_decades() {
+    let disk = SimulatedDisk::new(0);
+    let config = settings(256 << 10, 16 << 10, WhenFull::Reject);
+    let mut running = Running::open(&disk, &config, &["a"]);
+    for number in (0..6).step_by(2) {
+        running.append([(number, 6000), (number + 1, 6000)].into_iter());
+        running.work(&[Step::Commit]);
+    }
+    running.stop();
+    disk.flip(&segment::file_name(Position::START), FIRST_RECORD + RECORD_HEADER, 1);
+    let running = Running::open(&disk, &config, &["a"]);
+    assert!(running.read(0), "the events are read from the files");
+    let (_, backlog) = running.queue.backlogs().remove(0);
+    assert!(backlog.events >= 4, "{backlog:?}");
+    assert!(backlog.lag < 3600.0, "{backlog:?}");
+}
