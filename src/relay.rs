@@ -452,7 +452,11 @@ impl Parts {
     async fn stage(&mut self) -> Result<Staging, Refused> {
         loop {
             let staging = self.try_stage().await;
-            if staging.is_ok() || !self.watch.has_moved().await {
+            if staging.is_ok() {
+                self.watch.was_usable();
+                return staging;
+            }
+            if !self.watch.has_moved().await {
                 return staging;
             }
         }

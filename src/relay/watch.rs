@@ -74,7 +74,7 @@ pub(super) struct Watch {
     /// The time of the next check of the files.
     next: Instant,
     /// The number of times that [`Watch::has_moved`] has returned `true` since it last returned
-    /// `false`.
+    /// `false`, or since a config was last usable.
     moved: u32,
 }
 
@@ -106,6 +106,12 @@ impl Watch {
         }
         self.moved = 0;
         false
+    }
+
+    /// Notes that the config could be used. [`Watch::has_moved`] counts from 0 again, so that a
+    /// config that is written slowly much later is read again as often as the first one.
+    pub(super) fn was_usable(&mut self) {
+        self.moved = 0;
     }
 
     /// Waits until a watched file has changed, and then until no file changes any more. After
@@ -165,6 +171,22 @@ mod tests {
         assert!(changed != before);
         fs::remove_file(&file).unwrap();
         assert!(look(&files) != changed);
+    }
+
+    /// A file that changes at each look. The config is unusable once before each time it is usable,
+    /// more often than [`SETTLE_MAX`].
+    #[tokio::test]
+    async fn a_config_that_was_usable_in_between_is_read_again_however_often_it_was_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.toml");
+        fs::write(&file, "0").unwrap();
+        let mut watch = Watch::new(vec![file.clone()], look(std::slice::from_ref(&file)));
+        for reload in 1..=SETTLE_MAX + 2 {
+            fs::write(&file, reload.to_string()).unwrap();
+            assert!(watch.has_moved().await, "reload {reload}");
+            watch.renew(vec![file.clone()], look(std::slice::from_ref(&file)));
+            watch.was_usable();
+        }
     }
 
     #[test]
