@@ -315,7 +315,8 @@ struct Frontier {
 
 impl Frontier {
     fn new(state: State) -> Self {
-        let at = (0, state.files.first().map_or(0, |first| first.lines));
+        let last = state.files.len().saturating_sub(1);
+        let at = (last, state.files.last().map_or(0, |read| read.lines));
         Self { state, first: 0, sent: VecDeque::new(), at }
     }
 
@@ -352,7 +353,9 @@ impl Frontier {
             None => self.state.files.push(read),
         }
         self.state.events += done.events;
-        self.at = (file, lines);
+        // The reader also reports the ends of the files that an earlier run has sent. These ends
+        // lie before the frontier.
+        self.at = self.at.max((file, lines));
         Some(done)
     }
 }

@@ -308,6 +308,30 @@ fn retry_after_is_followed_ten_times_in_an_attempt() {
     assert_eq!(sink.count(), 22);
 }
 
+/// The second run gives up before it has sent anything. It must name the place where it began, and
+/// not the first file.
+#[test]
+fn a_run_that_goes_on_in_the_second_file_and_gets_nowhere_names_that_file() {
+    let place = Place::new();
+    let files = [place.write("first", &audit_log()), place.write("second", &numbered_log(1000))];
+    let resume = place.path("resume");
+    let options = ["--batch", "100", "--attempts", "2", "--resume", text(&resume)];
+    let arguments = [&[files[0].as_str(), files[1].as_str()], &QUICK[..], &options].concat();
+    // The events of the first file were recorded, and those of the second have this member.
+    let is_numbered = |event: &[u8]| event.windows(11).any(|it| it == b"\"n\":[1e400,");
+    let is_late = move |event: &[u8]| is_numbered(event) && numbered::identify(event).number >= 430;
+    let late = HttpSink::start(move |request| {
+        Answer::status(if events_in(request).iter().any(|it| is_late(it)) { 500 } else { 200 })
+    });
+    let refusing = HttpSink::start(|_| Answer::status(500));
+    for sink in [late, refusing] {
+        let said = place.replay(&url(&sink), &arguments);
+        assert_eq!(said.code, Some(1), "{said:?}");
+        let begin = format!("before line 401 of {}", files[1]);
+        assert!(said.stderr.contains(&begin), "{begin}: {said:?}");
+    }
+}
+
 #[test]
 fn what_is_given_up_is_said_and_gone_on_with() {
     let place = Place::new();
