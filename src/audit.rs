@@ -81,7 +81,8 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// The lines that [`decode_in_place`] has made of a body.
+/// The result of [`decode_in_place`]: where the lines are that the function has made of a body, and
+/// the numbers of their events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
     /// The byte range of the lines in the slice that was decoded. Each event is followed by one
@@ -93,8 +94,8 @@ pub struct Split {
     pub levels: LevelCounts,
 }
 
-/// Checks a body and splits it into lines, as [`decode_in_place`] does, and returns a batch that
-/// owns the lines.
+/// Checks a body and splits it into lines (one event in each), as [`decode_in_place`] does. Returns
+/// a batch that owns the lines.
 ///
 /// # Errors
 ///
@@ -105,9 +106,11 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
     Ok(Batch { lines: Bytes::from(body).slice(lines), events, levels })
 }
 
-/// Checks a body and splits it into lines, which replace the body in the slice. The last byte of
-/// the slice does not belong to the body: it is room for the line break after the last event. The
-/// body is accepted whole or refused whole. After an error the slice is unchanged.
+/// Checks a body and splits it into lines, one event in each. The lines replace the body in the
+/// slice. Returns a [`Split`]: the byte range of the lines in the slice, and the numbers of their
+/// events. The last byte of the slice does not belong to the body: it is room for the line break
+/// after the last event. The body is accepted whole or refused whole. After an error the slice is
+/// unchanged.
 ///
 /// # Errors
 ///

@@ -44,16 +44,18 @@ mod rules;
 
 pub(super) use isa::Isa;
 
-/// The number of bytes in a block. A mask is a `u64` with one bit for each byte of a block.
+/// The number of bytes in a block: the bytes of the text that one mask describes. A mask is a `u64`
+/// whose bit i is about the byte i of the block.
 const BLOCK: usize = 64;
-/// The number of bits of a mask: [`BLOCK`], as a `u16`.
+/// The number of bits in a mask (one bit for each byte of a block): the same number as [`BLOCK`],
+/// as a `u16`.
 const BITS: u16 = 64;
 
-/// The number of blocks in a chunk. The scanner works through a body chunk by chunk; all masks of
-/// one chunk stay in the CPU's first-level cache.
+/// The number of blocks (64 bytes each) in a chunk. The scanner works through a body chunk by
+/// chunk; the masks of one chunk are so few that they stay in the CPU's first-level cache.
 const BLOCKS: usize = 64;
 
-/// The number of bytes in a chunk, 4,096.
+/// The number of bytes in a chunk: 4,096. The scanner works through a body chunk by chunk.
 const CHUNK: usize = BLOCKS * BLOCK;
 
 /// The masks of one chunk (64 blocks of 64 bytes). Each field has one mask of 64 bits for each
@@ -261,7 +263,8 @@ fn check_usual(event: &[u8]) -> Option<usize> {
 impl Pass<'_> {
     /// Clears the bits of escaped quotes in the masks `quote`, so that only quotes that begin or
     /// end a string remain. Marks rare escapes (all but `\"`, `\\` and `\n`) in the masks
-    /// `escaped`; [`Self::escapes`] checks them later.
+    /// `escaped`; [`Self::escapes`] checks them later. `blocks` is the number of blocks (64 bytes
+    /// each) in this chunk.
     #[inline(always)]
     fn escaped_quotes(&mut self, blocks: usize) {
         let Space { blocks: Blocks { quote, backslash, n, .. }, escaped, .. } = &mut *self.space;
@@ -275,9 +278,10 @@ impl Pass<'_> {
         }
     }
 
-    /// Checks the brackets, escapes, numbers and literals in the chunk that begins at the offset
-    /// `at` and has `blocks` blocks. Returns `false` if one of them is not as expected; serde_json
-    /// must then decide about the body.
+    /// Checks, one by one, the brackets, escapes, numbers and literals in the current chunk (at
+    /// most 4,096 bytes of the body). `at` is the offset of the chunk in the body. `blocks` is the
+    /// number of blocks (64 bytes each) in the chunk. Returns `true` if all checks succeed. Returns
+    /// `false` if one fails; serde_json must then decide if the body is valid.
     #[inline(always)]
     fn one_by_one(&mut self, at: usize, blocks: usize) -> bool {
         let brackets = self.flatten(blocks);
@@ -285,8 +289,9 @@ impl Pass<'_> {
         self.items(at, ends) && self.escapes(at, blocks) && self.scalars(at, blocks)
     }
 
-    /// Writes the byte offsets of the brackets in the first `blocks` blocks of the chunk to
-    /// `space.brackets`, and returns the number of brackets.
+    /// Writes the byte offsets in the chunk of all brackets outside of strings to `space.brackets`.
+    /// `blocks` is the number of blocks (64 bytes each) in the chunk. Returns the number of
+    /// brackets.
     #[inline(always)]
     fn flatten(&mut self, blocks: usize) -> usize {
         let Space { bracket, brackets, .. } = &mut *self.space;
@@ -313,11 +318,13 @@ impl Pass<'_> {
         count
     }
 
-    /// Checks the first `count` brackets of the chunk: each bracket must fit the container (object
-    /// or array) that is open before it. Writes to `ends` the offsets of the brackets after which
-    /// only the array of events is open. Returns the number of these offsets. Returns `None` if a
-    /// bracket does not fit or the nesting is too deep. Also returns `None` if an item of the array
-    /// has a key that may be `kind` or `apiVersion`.
+    /// Checks the brackets of the chunk: each bracket must fit the container (object or array) that
+    /// is open before it. `count` is the number of brackets that [`Self::flatten`] has found.
+    ///
+    /// Returns `None` in three cases: a bracket does not fit, the nesting is too deep, or an item
+    /// of the array of events has a key that may be `kind` or `apiVersion`. Otherwise writes
+    /// offsets to `ends`, and returns their number. They are the offsets of those brackets after
+    /// which only the array of events is open.
     #[inline(always)]
     fn brackets(&mut self, count: usize) -> Option<usize> {
         let Space { brackets, blocks, is_object, named, ends, .. } = &mut *self.space;
@@ -339,8 +346,9 @@ impl Pass<'_> {
     }
 
     /// Appends the byte ranges of the items that end in this chunk to `events`. The chunk begins at
-    /// the offset `at`; `ends` is the number of offsets in `space.ends`. Between two items lies
-    /// exactly one byte, a comma. Returns `false` if an element of the array is not an object, is
+    /// the offset `at` of the body. `ends` is the number of offsets that [`Self::brackets`] has
+    /// written to `space.ends`. Between two items lies exactly one byte, a comma. Returns `true` if
+    /// every item can be an event. Returns `false` if an element of the array is not an object, is
     /// too short for an event, or does not end within the first 4 GiB.
     #[inline(always)]
     fn items(&mut self, at: usize, ends: usize) -> bool {

@@ -64,15 +64,17 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Returns the path of the output's table (`output[0]`), and the addresses that the output
-    /// sends to. Returns `None` if the output has a problem.
+    /// Returns the path of the output's table (`output[0]`), and the addresses to which the output
+    /// sends events. Returns `None` if one of the output's keys has a problem.
     pub(super) fn targets(&self) -> Option<(&str, Vec<Target>)> {
         Some((&self.path, self.output.as_ref()?.kind.targets()))
     }
 }
 
-/// Reads one `[[output]]`, whose key `type` must name one of `types`. `entries` returns the keys of
-/// all types. They are needed for the error message about a key that only another type has.
+/// Reads one table `[[output]]` of the config. Its key `type` must name one of `types`. Returns a
+/// draft, in which a part is missing if the keys for it have a problem. `entries` is called only
+/// for a key that this type of output does not have: it returns the keys of all types, so that the
+/// error message can name the types that have the key.
 pub(super) fn read(
     t: &mut Table<'_, '_>,
     types: &[OutputType],

@@ -30,16 +30,16 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// The value of the key `type` that selects this type of output, such as `"http"`.
     const TYPE: &'static str;
 
-    /// Lines of TOML for an output of this type, from which the config reference is generated. When
-    /// [`OutputSettings::read`] reads these lines, it must ask for every key that it knows. The
-    /// lines need the sections whose presence has a meaning, such as `"tls = {}"`. Required keys
-    /// may be missing.
+    /// Lines of TOML for an output of this type, from which the config reference is generated. The
+    /// reference describes the keys that [`OutputSettings::read`] asks for when it reads these
+    /// lines. Some sections, such as `tls`, are read only if they are present, so the lines must
+    /// contain each such section: `"tls = {}"`. Required keys may be left out.
     const SAMPLE: &'static str;
 
-    /// The reason why a config can have only one output of this type, in the words of the error
+    /// The reason why a config can have only one output of this type, as a part of the error
     /// message. For example, `"writes to stdout"` gives the message `output[0] writes to stdout
-    /// already, allowed: one output of type stdout`. `None`: any number of outputs can have this
-    /// type.
+    /// already, allowed: one output of type stdout`. `None`: a config can have any number of
+    /// outputs of this type.
     const ONLY_ONE: Option<&'static str> = None;
 
     /// Reads the settings from the table of an output, with the methods of [`Table`]. The order in

@@ -246,7 +246,8 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Records a key for the effective config (all values, with defaults) and for the config
-    /// reference. `found` is the key's value in the file; `None` if the file does not set the key.
+    /// reference. `found` is the key's value in the file, or `None` if the file does not set the
+    /// key.
     fn declare(&self, key: &Key, found: Option<&DeValue<'a>>) {
         let (default, reference) = match &key.absent {
             Absent::Required => (None, "required"),
@@ -258,9 +259,11 @@ impl<'c, 'a> Table<'c, 'a> {
         self.record(key.name, &key.kind, reference, key.meaning, printed);
     }
 
-    /// Adds one key to the records of this reading. `default` and `meaning` are texts of the config
-    /// reference. `value` is the key's value in the file, or its default, as TOML. `value` is
-    /// `None` if the key has neither of them.
+    /// Adds one key to the records from which two texts are made: the effective config (all values,
+    /// with defaults) and the config reference. `default` and `meaning` are the texts that the
+    /// reference prints about the key's default and its meaning. `value` is the value for the
+    /// effective config, as TOML: the key's value in the file, or its default. It is `None` if the
+    /// key has neither of them.
     fn record(
         &self,
         name: &'static str,
@@ -309,8 +312,10 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Takes the key `name`, whose value is a size in bytes (`"64MiB"`, or a number). Returns
-    /// `default` if the key is absent or its value is wrong.
+    /// Takes the key `name` out of the table. Its value is a size in bytes (`"64MiB"`, or a
+    /// number). Returns `default` if the file does not set the key. Also returns `default` if the
+    /// value is wrong, which is recorded as a problem. `meaning` is the text about the key in the
+    /// config reference.
     pub fn size(
         &mut self,
         name: &'static str,
@@ -323,15 +328,17 @@ impl<'c, 'a> Table<'c, 'a> {
         self.size_of(key, range).unwrap_or(default)
     }
 
-    /// Takes a key whose value is a size in bytes, and whose default depends on other keys (see
-    /// [`derived`]). Returns `None` if the key is absent or its value is wrong. The caller then
-    /// uses the default, if there is one.
+    /// Takes a key out of the table. Its value is a size in bytes, and its default depends on other
+    /// keys (see [`derived`]). Returns `None` if the file does not set the key. Also returns `None`
+    /// if the value is wrong, which is recorded as a problem. The caller then uses the default, if
+    /// there is one.
     pub fn size_of(&mut self, key: Key, range: impl RangeBounds<u64>) -> Option<u64> {
         self.take(key, |cx, found| read_size(cx, &found.value, &range))
     }
 
-    /// Takes the key `name`, whose value is a time (`"10s"`). Returns `default` if the key is
-    /// absent or its value is wrong.
+    /// Takes the key `name` out of the table. Its value is a time (`"10s"`). Returns `default` if
+    /// the file does not set the key. Also returns `default` if the value is wrong, which is
+    /// recorded as a problem. `meaning` is the text about the key in the config reference.
     pub fn time(
         &mut self,
         name: &'static str,
@@ -347,9 +354,10 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes the key `name`, whose value is a time, and which has no default. `otherwise` says how
-    /// the relay behaves without the key; the config reference prints this text. Returns `None` if
-    /// the key is absent or its value is wrong.
+    /// Takes the key `name` out of the table. Its value is a time, and it has no default. Returns
+    /// `None` if the file does not set the key. Also returns `None` if the value is wrong, which is
+    /// recorded as a problem. `otherwise` and `meaning` are texts for the config reference: how the
+    /// relay behaves without the key, and what the key means.
     pub fn optional_time(
         &mut self,
         name: &'static str,
@@ -363,8 +371,9 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// Takes the key `name`, whose value is a whole number. Returns `default` if the key is absent
-    /// or its value is wrong.
+    /// Takes the key `name` out of the table. Its value is a whole number. Returns `default` if the
+    /// file does not set the key. Also returns `default` if the value is wrong, which is recorded
+    /// as a problem. `meaning` is the text about the key in the config reference.
     pub fn count(
         &mut self,
         name: &'static str,
@@ -386,8 +395,10 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes the key `name`, whose value is a number that may have a fraction. Returns `default` if
-    /// the key is absent or its value is wrong.
+    /// Takes the key `name` out of the table. Its value is a number that may have a fraction.
+    /// Returns `default` if the file does not set the key. Also returns `default` if the value is
+    /// wrong, which is recorded as a problem. `meaning` is the text about the key in the config
+    /// reference.
     pub fn number(
         &mut self,
         name: &'static str,
@@ -412,16 +423,19 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes the key `name`, whose value is a flag, `true` or `false`. Returns `default` if the key
-    /// is absent or its value is wrong.
+    /// Takes the key `name` out of the table. Its value is a flag: `true` or `false`. Returns
+    /// `default` if the file does not set the key. Also returns `default` if the value is wrong,
+    /// which is recorded as a problem. `meaning` is the text about the key in the config reference.
     pub fn flag(&mut self, name: &'static str, default: bool, meaning: &'static str) -> bool {
         let key = defaulted(name, "boolean".to_owned(), default.to_string(), meaning);
         self.take(key, |_, found| read_flag(&found.value)).unwrap_or(default)
     }
 
-    /// Takes the key `name`, whose value must be one of a few strings. `words` are these strings,
-    /// each with the value that is returned for it. If the key is absent or wrong, `default` is
-    /// returned. If `default` is `None`, the key is required.
+    /// Takes the key `name` out of the table. Its value must be one of a few strings. `words` are
+    /// these strings, each with the value that is returned for it. Returns `default` if the file
+    /// does not set the key or sets it to another string. If `default` is `None`, a file without
+    /// the key has an error. A wrong string is always recorded as a problem. `meaning` is the text
+    /// about the key in the config reference.
     pub fn choice<T: Copy + PartialEq>(
         &mut self,
         name: &'static str,
@@ -658,8 +672,9 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Returns `true` if the file sets the key `name` to `true`. The key must not be taken yet. Use
-    /// this if the default or meaning of a key depends on a flag that is read after that key.
+    /// Returns `true` if the file sets the key `name` to `true`. Use this if the default or meaning
+    /// of a key depends on a flag that is read after that key. Call this function before the flag
+    /// is taken out of this table for reading; after that, the result is always `false`.
     pub(super) fn is_true(&self, name: &str) -> bool {
         self.keys.get(name).is_some_and(|(_, value)| value.get_ref().as_bool() == Some(true))
     }
@@ -717,8 +732,8 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(value)
     }
 
-    /// Takes all tables `[[name]]`, calls `read` for each of them, and returns the results. If
-    /// there is no such table, an error is recorded.
+    /// Takes all tables `[[name]]` out of this table, calls `read` for each of them, and returns
+    /// the results. If there is no such table, an error is recorded, and the result is empty.
     pub(super) fn sections<T>(
         &mut self,
         name: &'static str,
@@ -732,22 +747,25 @@ impl<'c, 'a> Table<'c, 'a> {
         values
     }
 
-    /// Returns `true` if the inner table `table` sets `key`. The inner table must not be taken yet.
-    /// Use this if the default of a key depends on a table that is read after that key.
+    /// Returns `true` if the file sets `key` in the inner table `table` of this table. Use this if
+    /// the default of a key depends on a table that is read after that key. Call this function
+    /// before the inner table is taken out of this table for reading; after that, the result is
+    /// always `false`.
     pub(super) fn sets(&self, table: &str, key: &str) -> bool {
         let section = self.keys.get(table).and_then(|(_, value)| value.get_ref().as_table());
         section.is_some_and(|section| section.contains_key(key))
     }
 
-    /// Returns `true` if the file has at least one table `[[name]]`. The key `name` must not be
-    /// taken yet. A value that is no array counts as one table.
+    /// Returns `true` if the file has at least one table `[[name]]` in this table. A value that is
+    /// no array counts as one table. Call this function before the tables are taken out of this
+    /// table for reading; after that, the result is always `false`.
     pub(super) fn has_any(&self, name: &str) -> bool {
         let value = self.keys.get(name).map(|(_, value)| value.get_ref());
         value.is_some_and(|value| value.as_array().is_none_or(|array| !array.is_empty()))
     }
 
-    /// Takes all tables `[[name]]`, calls `read` for each of them, and returns the results. If the
-    /// file has no such table, the result is empty, and no error is recorded.
+    /// Takes all tables `[[name]]` out of this table, calls `read` for each of them, and returns
+    /// the results. If the file has no such table, the result is empty, and no error is recorded.
     pub(super) fn sections_if_any<T>(
         &mut self,
         name: &'static str,

@@ -46,19 +46,25 @@ pub struct GroupResources {
     pub resource_names: Vec<String>,
 }
 
-/// The names of the fields of [`Criteria`] in one kind of file, for messages about mistakes. An
-/// audit policy writes `nonResourceURLs`, but a config of the relay writes `non_resource_urls`.
+/// The names that one kind of file has for the fields of [`Criteria`]. Messages about mistakes use
+/// them. For example, an audit policy writes `nonResourceURLs`, and a config of the relay writes
+/// `non_resource_urls`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
-    /// The name of the field [`Criteria::resources`].
+    /// The name that the field [`Criteria::resources`] has in one kind of file: in audit policies,
+    /// or in configs of the relay.
     pub resources: &'static str,
-    /// The name of the field [`Criteria::namespaces`].
+    /// The name that the field [`Criteria::namespaces`] has in one kind of file: in audit policies,
+    /// or in configs of the relay.
     pub namespaces: &'static str,
-    /// The name of the field [`Criteria::non_resource_urls`].
+    /// The name that the field [`Criteria::non_resource_urls`] has in one kind of file: in audit
+    /// policies, or in configs of the relay.
     pub non_resource_urls: &'static str,
-    /// The name of the field [`GroupResources::group`].
+    /// The name that the field [`GroupResources::group`] has in one kind of file: in audit
+    /// policies, or in configs of the relay.
     pub group: &'static str,
-    /// The name of the field [`GroupResources::resource_names`].
+    /// The name that the field [`GroupResources::resource_names`] has in one kind of file: in audit
+    /// policies, or in configs of the relay.
     pub resource_names: &'static str,
 }
 
@@ -182,8 +188,8 @@ impl Criteria {
         })
     }
 
-    /// Returns a sentence if the request's user does not meet `users` or `user_groups`; otherwise
-    /// `None`.
+    /// Checks the request's user against the fields `users` and `user_groups` of the criteria.
+    /// Returns a sentence that says why the user does not meet them; `None` if the user does.
     fn unmet_by_who(&self, request: &Request<'_>) -> Option<String> {
         if self.users.is_empty() && self.user_groups.is_empty() {
             return None;
@@ -204,8 +210,9 @@ impl Criteria {
         None
     }
 
-    /// Returns a sentence if the request's object does not meet `namespaces` or `resources`;
-    /// otherwise `None`. `keeps` is `true` if an unknown namespace or name meets the criteria.
+    /// Checks the request's object against the fields `namespaces` and `resources` of the criteria.
+    /// Returns a sentence that says why the object does not meet them; `None` if it does. `keeps`
+    /// is `true` if an unknown namespace or object name counts as met.
     fn unmet_by_object(&self, request: &Request<'_>, keeps: bool) -> Option<String> {
         let Some(object) = &request.object else {
             let field = if self.namespaces.is_empty() { "resources" } else { "namespaces" };
@@ -245,8 +252,11 @@ impl Criteria {
         Some(what)
     }
 
-    /// Returns a sentence if the object's namespace does not meet `namespaces`; otherwise `None`.
-    /// `location` is read from the URL; `None` means that the namespace is unknown.
+    /// Checks the namespace of the request's object against the field `namespaces` of the criteria.
+    /// Returns a sentence that says why the namespace does not meet it; `None` if it does.
+    /// `location` is what the request's URL says about the object. If `location` is `None`, the
+    /// namespace is unknown: it then counts as met if `keeps` is `true`, and as not met otherwise.
+    /// `keeps` is `true` if events that match these criteria are kept.
     fn unmet_by_namespace(
         &self,
         request: &Request<'_>,
@@ -274,8 +284,8 @@ impl Criteria {
         Some(what)
     }
 
-    /// Returns a sentence if the request's path does not meet `non_resource_urls`; otherwise
-    /// `None`.
+    /// Checks the request's path against the field `non_resource_urls` of the criteria. Returns a
+    /// sentence that says why the path does not meet it; `None` if it does.
     fn unmet_by_path(&self, request: &Request<'_>) -> Option<String> {
         if let Some(object) = &request.object {
             let resource = shown(&object.resource);

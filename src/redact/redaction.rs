@@ -38,16 +38,17 @@ pub struct Redaction {
     rules: Vec<Compiled>,
 }
 
-/// The decision about the request body and the response body of an event: both stay, both are
-/// treated as Secrets, or both are dropped.
+/// The decision about the two bodies of an event, `requestObject` and `responseObject`. It is the
+/// same for both bodies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bodies {
-    /// The request body and the response body stay. Redaction rules may still change them.
+    /// The request body and the response body stay in the event. Redaction rules may still change
+    /// them.
     Stay,
-    /// The request body and the response body are about Secrets. In a body of a known shape the
-    /// secret parts are redacted; a body of any other shape is dropped.
+    /// The request body and the response body are about Secrets. If a body has a known shape, its
+    /// secret parts are redacted (removed or replaced). A body of any other shape is dropped.
     Secret,
-    /// The request body and the response body are dropped.
+    /// The request body and the response body are dropped from the event.
     Go,
 }
 
@@ -234,9 +235,10 @@ pub(super) fn is_known_of_secrets(body: &[u8]) -> bool {
     body == b"null" || is_known(body, true)
 }
 
-/// Returns `true` if the object has only members that are known. `is_body` is `true` for a whole
-/// body, which may have the members of a list, a Status or DeleteOptions. It is `false` for an item
-/// of a list, which may have only the members of a Secret.
+/// Returns `true` if the value `object` is a JSON object that has only known members. A known
+/// member has a name that a Secret has, and a value of the expected kind. `is_body` is `true` for a
+/// whole body, which may also have the members of a list, a Status or DeleteOptions. It is `false`
+/// for an item of a list, which may have only the members of a Secret.
 fn is_known(object: &[u8], is_body: bool) -> bool {
     object.first() == Some(&b'{')
         && scan::members(object).all(|member| {

@@ -159,7 +159,8 @@ impl<'a> Walk<'a> {
         self.edits.len() >= EDITS_MAX
     }
 
-    /// Adds the edits that `wishes` (changes with their remaining paths) need in this value.
+    /// Adds to `self.edits` the edits that `wishes` need in this value. A wish is a path to a
+    /// value, and the change to make there. Returns `true` if the value stays, with these edits.
     /// Returns `false` if the caller must remove the whole value.
     pub(super) fn value(&mut self, value: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let met = wishes.iter().filter(|wish| wish.is_met_by(value));
@@ -186,7 +187,10 @@ impl<'a> Walk<'a> {
         wish.with == With::Sha256
     }
 
-    /// Adds the edits in all members of an object or elements of an array.
+    /// Adds to `self.edits` the edits that `wishes` need in a container: in each member of an
+    /// object, or in each element of an array. A wish is a path to a value, and the change to make
+    /// there. A child that must go as a whole is removed from the container. Stops early if there
+    /// are too many edits; [`Self::is_full`] then tells the caller.
     fn children(&mut self, container: &'a [u8], wishes: &[Wish<'_>]) {
         let mut removal = Removal::default();
         for child in children(self.event, container) {
@@ -200,9 +204,13 @@ impl<'a> Walk<'a> {
         removal.finish(&mut self.edits);
     }
 
-    /// Adds the edits that `wishes` (changes with their remaining paths) need in a body. If the
-    /// body is a JSON Patch (RFC 6902), each value that the patch puts into an object is treated as
-    /// if it were already in that object. Returns `false` if the caller must remove the whole body.
+    /// Adds to `self.edits` the edits that `wishes` need in a body. A wish is a path to a value,
+    /// and the change to make there. Returns `true` if the body stays, with these edits. Returns
+    /// `false` if the caller must remove the whole body.
+    ///
+    /// A body may be a JSON Patch (RFC 6902): a list of operations that put values into an object.
+    /// The paths of the wishes begin at that object, so each value in the patch is redacted as if
+    /// it were already in the object.
     pub(super) fn body(&mut self, body: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let is_whole = |wish: &&Wish<'_>| wish.rest.is_empty();
         let about_inside = |wish: &Wish<'_>| wish.why == Why::Redacted && !is_whole(&wish);
@@ -227,10 +235,11 @@ impl<'a> Walk<'a> {
         true
     }
 
-    /// Adds the edits in one operation of a JSON Patch. A wish is a path to a value that must
-    /// change, and the change. The paths of `wishes` begin at the object that the patch changes.
-    /// The paths of `as_element` begin at the operation itself, which is an element of the patch.
-    /// Returns `false` if the caller must remove the operation.
+    /// Adds to `self.edits` the edits in one operation of a JSON Patch. A wish is a path to a value
+    /// that must change, and the change. The paths of `wishes` begin at the object that the patch
+    /// changes. The paths of `as_element` begin at the operation itself, which is an element of the
+    /// patch. Returns `true` if the operation stays, with these edits. Returns `false` if the
+    /// caller must remove the operation.
     fn operation(
         &mut self,
         operation: &'a [u8],

@@ -38,16 +38,16 @@ const CLIENTS: usize = 64;
 pub struct Reader<'a> {
     /// The lines that are not read yet. Each line ends with `\n`.
     lines: &'a [u8],
-    /// The request of the event that was read last. If `current` is `Some`, the user in this
-    /// request was moved here from the client with that index. The user must be moved back before
-    /// the user of another client is moved in.
+    /// The request that the event that was read last describes. If `current` is `Some`, it is an
+    /// index in `clients`: the user in this request was moved here from the client with this index.
+    /// Before another user is moved in, this user must be moved back to that client.
     request: Request<'a>,
-    /// The clients that the reader remembers. The function [`place`] computes an index from the
-    /// bytes that describe a client. The client is stored at this index, or at the index that
-    /// differs only in the lowest bit.
+    /// The clients (senders of requests to kube-apiserver) that the reader remembers. The function
+    /// [`place`] computes an index from the bytes that describe a client. A client is stored at
+    /// this index, or at the index that differs from it only in the lowest bit.
     clients: Vec<Client<'a>>,
-    /// The index in `clients` of the client whose user was moved into `request`. `None` if the user
-    /// in `request` belongs to no remembered client.
+    /// The index in `clients` of the client (sender of requests) whose user is now in `request`.
+    /// `None`: the user in `request` was not moved there from `clients`.
     current: Option<usize>,
     #[cfg(target_arch = "x86_64")]
     avx2: Option<quotes::avx2::Avx2>,
