@@ -173,13 +173,14 @@ impl Taken {
     }
 }
 
-/// The result of writing the letters of one job.
+/// The result of writing the dead letters of one job. The job has events of one output that were
+/// given up for one reason; a dead letter is a copy of such an event in a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Written {
     /// The number of the job's events whose dead letters are written and synced.
     pub(super) events: u64,
-    /// The reason why the other events of the job have no letters; `None`: every event has its
-    /// letter.
+    /// The reason why some events of the job have no dead letters; these are the events that are
+    /// not counted in `events`. `None`: every event of the job has its dead letter.
     pub(super) error: Option<String>,
 }
 

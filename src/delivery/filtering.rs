@@ -88,9 +88,10 @@ impl Filtering {
         }
     }
 
-    /// Returns `true` if the marks (the filter's decisions) hold so many bytes that no more events
-    /// should be sent. The mark of an event that is too large holds its line until the other events
-    /// of its claim (range of events) are delivered or given up.
+    /// Returns `true` if the decisions of the filter take so much memory that no more events should
+    /// be sent. Only the decision that an event is too large takes much: it holds the line of the
+    /// event. It is kept until all events of the same claim (range of events taken to send) are
+    /// delivered or given up.
     pub(super) fn is_full(&self) -> bool {
         self.marked_bytes >= REJECTED_BYTES_MAX
     }

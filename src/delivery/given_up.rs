@@ -32,8 +32,10 @@ use crate::queue::Take;
 use crate::telemetry::Cause;
 use crate::telemetry::LostAs;
 
-/// The claims (ranges of events) of one output that are given up, from the decision until their
-/// dead letters (the events, kept in files) are written. The ledger owns this value.
+/// The claims that one output gives up: it does not try to send them any more. A claim is a range
+/// of events that the output has taken to send. This value holds a claim from the decision to give
+/// it up until its dead letters (copies of its events in files) are written. The ledger owns this
+/// value.
 ///
 /// Phases of a claim: *doomed*, until its lines are in memory and the writer of dead letters has
 /// room for them; then *ending*, until the dead letters are written. If dead letters are not kept,
@@ -49,18 +51,21 @@ pub(super) struct GivenUp {
     /// The writer of dead letters; `None` if events that are given up are only counted, and not
     /// kept.
     place: Option<DeadLetters>,
-    /// The claims (ranges of events) that are to be given up, in the order of the decisions. Their
-    /// lines are not yet handed over to the writer of dead letters.
+    /// The claims (ranges of events taken to send) that are to be given up, in the order of the
+    /// decisions. The lines of these claims are not yet handed over to the writer of dead letters.
     doomed: VecDeque<Doomed>,
-    /// The claims (ranges of events) whose dead letters are being written, in the order in which
-    /// they were handed over.
+    /// The claims (ranges of events taken to send) whose dead letters are being written. They are
+    /// in the order in which their lines were handed over to the writer of dead letters.
     endings: VecDeque<Ending>,
     /// The bytes of the lines of all claims in `endings`.
     bytes: u64,
-    /// Tells where the lines of the next claim to be given up are: in memory, or still in files.
+    /// Says if the delivery must first read lines from the queue's files, before it can give up the
+    /// next claim (range of events). If not, the lines are in memory, or nobody has asked for them
+    /// yet.
     lines: Lines,
-    /// The times of the first attempts to send the events that are not final (settled); `None` if
-    /// `retry.max_elapsed` is not set.
+    /// For the events that are not final (settled): the times at which they were first sent. They
+    /// show which events are too old to be tried again. `None` if `retry.max_elapsed` is not set,
+    /// so that no event gets too old.
     tried: Option<Tried>,
     /// The error of the last failed connection. Too old events of the queue are given up with this
     /// error as their reason. `None` while there is a connection. Also `None` when the queue has no
@@ -68,7 +73,8 @@ pub(super) struct GivenUp {
     failed: Option<Arc<str>>,
 }
 
-/// Tells where the lines of the next claim (range of events) to be given up are.
+/// Says where the lines of the next claim (range of events) that is to be given up are: in memory,
+/// or still in files of the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lines {
     /// The lines are in memory, or nobody has asked for them yet.
@@ -143,34 +149,38 @@ impl GivenUp {
         self.endings.is_empty()
     }
 
-    /// Returns `true` if the lines of the next claim to be given up must first be read from files,
-    /// with [`InFlight::readable`].
+    /// Returns `true` if the lines of the next claim (range of events) that is to be given up must
+    /// first be read from files, with [`InFlight::readable`].
     pub(super) fn needs_lines(&self) -> bool {
         self.lines == Lines::InFiles
     }
 
-    /// Notes that the lines of the next claim to be given up are in memory. Returns `true` if they
-    /// had to be read from files.
+    /// Notes that the lines of the next claim (range of events) that is to be given up are in
+    /// memory. Returns `true` if they had to be read from files, and `false` if they were in memory
+    /// already.
     pub(super) fn lines_are_read(&mut self) -> bool {
         std::mem::replace(&mut self.lines, Lines::AtHand) == Lines::InFiles
     }
 
-    /// Decides to give up a claim because the consumer refuses it. The claim is in the state
-    /// `Pending` (to be sent again). `error` is the text of the refusal.
+    /// Decides to give up a claim (events taken to send), because the consumer refuses it. The
+    /// claim must be in the state `State::Pending` (to be sent again). `error` is the text of the
+    /// refusal.
     pub(super) fn add(&mut self, work: &Work, error: &str, in_flight: &mut InFlight) {
         self.doom(work, Reason::new(Cause::Refused, error), in_flight);
     }
 
-    /// Decides to give up a claim for `reason`. It is given up when its lines are in memory.
+    /// Decides to give up a claim (events taken to send) for `reason`. Adds it to `doomed`; it is
+    /// given up later, when its lines are in memory.
     fn doom(&mut self, work: &Work, reason: Reason, in_flight: &mut InFlight) {
         let Work { claim, events, .. } = *work;
         in_flight.bury(claim);
         self.doomed.push_back(Doomed { claim, events, reason });
     }
 
-    /// Forgets the claims that are to be given up and whose lines were not handed over yet.
-    /// Called when the cursor (the output's place in the queue) is set back: the queue then hands
-    /// out the events of these claims again, in new claims.
+    /// Forgets the claims in `doomed`: they are to be given up, but their lines are not yet handed
+    /// over to the writer of dead letters. A claim is a range of events taken to send. The caller
+    /// has set the cursor (the output's place in the queue) back. The queue hands out the same
+    /// events again, in new claims, and it is then decided again what happens to them.
     pub(super) fn rewound(&mut self) {
         self.doomed.clear();
     }

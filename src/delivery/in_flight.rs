@@ -18,17 +18,21 @@ use crate::queue::Take;
 /// The state of a claim (events that the output has taken from the queue to send) that is not final
 /// (not yet settled).
 ///
+/// Each line of this list is a function of [`InFlight`], and the states that it moves a claim from
+/// and to:
+///
 /// ```text
-///            claim_next
-///                │
-///                ▼   release, split            retry_suspects
-///   redeliver ──► OnWire ──────────► Pending ◄──────────────────── Suspect
-///                │ ▲                 │                             ▲
-///                │ └──── redeliver ─────┘                             │ suspect
-///                │ hold                                            │
-///                ├──────► Held        Pending, Suspect ──bury──► Burying
-///                ▼
-///             finish
+/// function          from                      to
+/// claim_next        (not taken yet)           OnWire
+/// inherit           (the delivery before)     Pending
+/// release           OnWire, Held              Pending
+/// split             Pending                   Pending (two claims)
+/// redeliver         Pending                   OnWire
+/// suspect           Pending                   Suspect
+/// retry_suspect     Suspect                   Pending
+/// hold              OnWire                    Held
+/// bury              OnWire, Pending, Suspect  Burying
+/// finish            OnWire, Held, Burying     (final)
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -357,7 +361,8 @@ impl InFlight {
         (self.cursor, claims)
     }
 
-    /// Returns the positions of the first events of all claims in this state.
+    /// Returns the positions of the first events of all claims (ranges of events taken to send) in
+    /// this state.
     fn set(&self, state: State) -> &BTreeSet<Position> {
         match state {
             State::OnWire => &self.on_wire,
@@ -368,7 +373,8 @@ impl InFlight {
         }
     }
 
-    /// Returns the positions of the first events of all claims in this state, to change them.
+    /// Returns the positions of the first events of all claims (ranges of events taken to send) in
+    /// this state, so that the caller can change them.
     fn set_mut(&mut self, state: State) -> &mut BTreeSet<Position> {
         match state {
             State::OnWire => &mut self.on_wire,
@@ -407,8 +413,9 @@ impl InFlight {
         self.check();
     }
 
-    /// Verifies the invariants in debug builds. It compares each claim with its neighbours only up
-    /// to 64 claims, because that takes too long for the 10,000 claims that a delivery may hold.
+    /// Checks the invariants in debug builds, and panics if one of them does not hold. If there are
+    /// more than 64 claims, it does not compare each claim with its neighbours: that would take too
+    /// long, because a delivery may hold 10,000 claims.
     fn check(&self) {
         if cfg!(debug_assertions) {
             let in_sets: usize = State::ALL.into_iter().map(|state| self.count(state)).sum();

@@ -20,9 +20,9 @@ use crate::config::Rejected;
 /// only the suspects are sent again.
 pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 
-/// Verifies the invariants in debug builds. If there are more than 64 claims, it does not compare
-/// each claim with its neighbours: that would take too long, because a delivery may hold 10,000
-/// claims.
+/// The most consumers of which the delivery remembers that they accepted events. Each address that
+/// an output has ever reached counts as one consumer. A forgotten consumer must accept an event
+/// again before an event that it refuses is given up.
 const CONSUMERS_MAX: usize = 1024;
 
 /// The decision about a refused claim that can't be split into smaller claims.
@@ -100,22 +100,27 @@ pub(super) struct Isolation {
     /// refuses.
     action: Rejected,
     phase: Phase,
-    /// The number of times that a consumer has refused a claim in this delivery.
+    /// The number of refusals that this delivery has seen. Each answer by which a consumer refuses
+    /// a claim (events that the output has taken to send) counts once.
     refusals: u64,
-    /// For each consumer (the key is its number): the highest [`Work::sent_at`] of all claims that
-    /// it accepted. `sent_at` is the number of refusals that this delivery had seen when the claim
-    /// was sent.
+    /// For each consumer (the key is its number): how recent the newest work is that this consumer
+    /// has accepted. The value is the highest [`Work::sent_at`] of all claims that it accepted: the
+    /// number of refusals that this delivery had seen when the claim was sent. The value shows
+    /// whether the consumer has accepted anything that was sent after a certain refusal. Only then
+    /// may a refused event be given up.
     accepted_since: BTreeMap<usize, u64>,
-    /// The choice of the last round, which sent the first suspect and one other suspect (events
-    /// that were refused alone). The value is the index of the other suspect; index 0 is the
-    /// suspect after the first.
+    /// Says which suspects the last round sent. A suspect is an event that the consumer refused
+    /// when it was sent alone. A round sends the first suspect and one other. The value is the
+    /// index of that other suspect among the suspects after the first; the next round chooses the
+    /// one after it.
     rotation: usize,
-    /// The number of new events for the next comparison with suspects (events refused alone). As a
-    /// rule, the number is 1. It doubles each time that the filter keeps back all new events that
-    /// were taken.
+    /// The number of new events of the queue that are sent next to learn if the consumer accepts
+    /// them, while all other events that wait are suspects (refused when sent alone). As a rule,
+    /// the number is 1. It doubles each time that the filter keeps back all new events that were
+    /// taken.
     comparison_events: u64,
-    /// The failure with which the consumer refused the latest suspect; `None`: there was no
-    /// suspect.
+    /// The failure with which the consumer refused the latest suspect (an event that it refused
+    /// when the event was sent alone). `None`: there was no suspect.
     last_refusal: Option<Failure>,
 }
 
@@ -149,8 +154,9 @@ impl Isolation {
         self.last_refusal.as_ref()
     }
 
-    /// Notes in `work` that the consumer with this number refused the claim. Returns what is to be
-    /// done if the claim can't be split into smaller claims.
+    /// Notes in `work` that a consumer refused its claim (events that the output has taken to
+    /// send). `consumer` is the number of this consumer. Returns what is to be done if the claim
+    /// can't be split into smaller claims.
     pub(super) fn refused(&mut self, work: &mut Work, consumer: usize) -> Verdict {
         if !self.is_active() {
             self.phase = Phase::Active(Round::Fresh);
@@ -173,8 +179,9 @@ impl Isolation {
         }
     }
 
-    /// Notes that the event of `work`, which was refused with `failure`, becomes a suspect (an
-    /// event that is kept until the consumer has accepted another event).
+    /// Notes that the event of `work` becomes a suspect: the consumer refused the event when it was
+    /// sent alone, and the event is kept until the consumer has accepted another event. `failure`
+    /// is the consumer's refusal.
     pub(super) fn suspect(&mut self, work: &mut Work, failure: &Failure) {
         if let Refusals::InBatch(first) = work.refusals {
             work.refusals = Refusals::Alone(first);
@@ -182,8 +189,9 @@ impl Isolation {
         self.last_refusal = Some(failure.clone());
     }
 
-    /// Notes that the consumer with this number accepted a claim. `sent_at` is the number of
-    /// refusals that this delivery had seen when the claim was sent.
+    /// Notes that a consumer accepted a claim (events that the output has taken to send).
+    /// `consumer` is the number of this consumer. `sent_at` is the number of refusals that this
+    /// delivery had seen when the claim was sent.
     pub(super) fn accepted(&mut self, sent_at: u64, consumer: usize) {
         let latest = self.accepted_since.entry(consumer).or_default();
         *latest = sent_at.max(*latest);
@@ -193,15 +201,16 @@ impl Isolation {
         self.set_round(Round::Fresh);
     }
 
-    /// Notes that events were sent. The next comparison with suspects (events refused alone) takes
-    /// one new event again.
+    /// Notes that events were sent. The next time that a new event is needed to compare suspects
+    /// with it, one new event is taken. A suspect is an event that the consumer refused when it was
+    /// sent alone.
     pub(super) fn sent(&mut self) {
         self.comparison_events = 1;
     }
 
-    /// Notes that the filter kept back every new event that was taken to be compared with suspects
-    /// (events refused alone). The next comparison takes twice as many new events, at most
-    /// `max_events`.
+    /// Notes that the filter kept back every new event that was taken to be compared with suspects.
+    /// A suspect is an event that the consumer refused when it was sent alone. The next comparison
+    /// takes twice as many new events, at most `max_events`.
     pub(super) fn nothing_left(&mut self, max_events: u64) {
         self.comparison_events = (2 * self.comparison_events).min(max_events);
         if self.phase == Phase::Active(Round::Compared) {
@@ -209,8 +218,9 @@ impl Isolation {
         }
     }
 
-    /// Returns what to take from the queue when all events that wait are suspects (refused when
-    /// sent alone). `suspects` is the number of suspects.
+    /// Returns what to take from the queue when all events that wait are suspects (refused by the
+    /// consumer when sent alone): some new events, to learn if the consumer accepts them, or
+    /// nothing. `suspects` is the number of suspects.
     pub(super) fn next_comparison(&mut self, suspects: usize) -> Comparison {
         if self.phase == Phase::Active(Round::Compared) || suspects >= SUSPECTS_MAX {
             self.set_round(Round::Fresh);
@@ -220,37 +230,45 @@ impl Isolation {
         Comparison::Events(self.comparison_events)
     }
 
-    /// Notes that the queue has no new event that could be compared with the suspects (events
-    /// refused alone). From now on, a new event in the queue ends the pause.
+    /// Notes that the delivery looked for a new event in the queue, to learn if the consumer
+    /// accepts it, and found none. All events that wait are suspects (refused by the consumer when
+    /// sent alone). The delivery now pauses before it sends suspects again. From now on, a new
+    /// event in the queue ends this pause at once.
     pub(super) fn nothing_to_compare(&mut self) {
         self.set_round(Round::AwaitsEvent);
     }
 
-    /// Returns `true` if a new event in the queue ends the pause, because suspects (events refused
-    /// alone) wait to be compared with it.
+    /// Returns `true` if a new event in the queue ends the delivery's pause, because only suspects
+    /// are left (events that the consumer refused when sent alone), and the new event shows if the
+    /// consumer accepts anything. Returns `false` if the pause goes on until its time is over.
     pub(super) fn awaits_event(&self) -> bool {
         self.phase == Phase::Active(Round::AwaitsEvent)
     }
 
-    /// Notes that a new event has arrived, or that the loop pauses for another reason. From now on,
-    /// a new event in the queue does not end the pause.
+    /// Notes that a new event has arrived in the queue, or that the delivery pauses because of a
+    /// failure. From now on, a new event in the queue does not end a pause: see
+    /// [`Isolation::awaits_event`].
     pub(super) fn await_no_event(&mut self) {
         if self.awaits_event() {
             self.set_round(Round::Fresh);
         }
     }
 
-    /// Begins a new round, which sends two suspects: the first, and one other that changes from
-    /// round to round. Returns the index of the other suspect among the `others` suspects after the
-    /// first. Reason: if the first suspect is at fault and no new event comes, only another suspect
-    /// can be accepted.
+    /// Chooses the two suspects that the next round sends. A suspect is an event that the consumer
+    /// refused when it was sent alone. One of the two is always the first suspect of the queue. The
+    /// other is one of the `others` suspects after the first; it changes from round to round.
+    /// Returns the index of this suspect among the `others`.
+    ///
+    /// Two are needed, because the consumer may refuse the first suspect each time. As long as no
+    /// new event comes, only another suspect can then be accepted, and show that the consumer
+    /// works.
     pub(super) fn rotate(&mut self, others: usize) -> usize {
         self.rotation = (self.rotation + 1) % others.max(1);
         self.rotation
     }
 
-    /// Ends the search for refused events: no event is refused, suspected or on the wire any more,
-    /// or the connection that could refuse events has ended.
+    /// Ends the search for events that the consumer refuses. Either no event waits for a decision
+    /// or an answer any more, or the connection to the consumer that refused events has ended.
     pub(super) fn end(&mut self) {
         self.phase = Phase::Inactive;
     }

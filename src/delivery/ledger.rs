@@ -75,11 +75,13 @@ pub(super) struct Ledger {
     limits: BatchLimits,
     /// `true` if the consumer gets the events in the order of the queue.
     is_ordered: bool,
-    /// The position after the last event that was sent, or kept back by the filter, at least once.
-    /// A claim that begins before this position is counted as sent again.
+    /// The position in the queue after the last event that was sent at least once, or that the
+    /// filter kept back at least once. If a claim (events taken from the queue to be sent) begins
+    /// before this position, sending it counts as a retry in the metrics.
     sent_until: Position,
-    /// The bytes of the events that were inspected since an event was last sent. When the loop
-    /// yields to the runtime, the count starts again at zero.
+    /// The bytes of the events that the delivery has inspected, and not sent, since it last sent an
+    /// event: the filter kept them back, or they were given up. If the number is large, the loop
+    /// yields to the runtime, and the number starts again at zero.
     inspected_bytes: u64,
 }
 
@@ -104,10 +106,15 @@ impl Ledger {
         }
     }
 
-    /// Returns `true` if the loop should wake up for a new event in the queue. Without a pause, the
-    /// event must be one that can be sent at once. During a pause, suspects (events refused alone)
-    /// must be waiting to be compared with a new event. `has_room` is `true` if the connection can
-    /// take a batch.
+    /// Returns `true` if the delivery loop should wake up when the queue has a new event. There are
+    /// two cases:
+    ///
+    /// - The output does not pause, and the event can be sent at once. `has_room` is `true` if the
+    ///   connection can take a batch.
+    /// - The output pauses, only suspects are left (events that the consumer refused when sent
+    ///   alone), and a new event is needed to learn if the consumer accepts anything.
+    ///
+    /// Otherwise returns `false`.
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
         match self.pacing.paused_until() {
             None => self.may_send() && has_room,
@@ -115,9 +122,10 @@ impl Ledger {
         }
     }
 
-    /// Returns `true` if the ledger may send now. Returns `false` while too many bytes are held in
-    /// memory: events that wait for their dead letters, or that are too large for the filter. Also
-    /// returns `false` if claims are sent one at a time and one of them has no answer yet.
+    /// Returns `true` if events may be sent now. Returns `false` while too many bytes are held in
+    /// memory, of events that are given up and wait for their dead letters, or of events that are
+    /// too large for the filter. Also returns `false` if claims (events taken from the queue to be
+    /// sent) are sent one at a time, and one of them has no answer yet.
     fn may_send(&self) -> bool {
         let is_serial = self.isolation.is_active() || self.pacing.is_serial();
         let waits_for_answer = is_serial && self.in_flight.has(State::OnWire);
@@ -166,9 +174,9 @@ impl Ledger {
     }
 
     /// Takes the next batch from the queue. A claim that is to be sent again comes first. If there
-    /// is none, new events are taken. While there are suspects (events refused alone), only a few
-    /// new events are taken, to compare the suspects with them. Returns `None` if nothing can be
-    /// taken now.
+    /// is none, new events are taken. While there are suspects (events that the consumer refused
+    /// when sent alone), only a few new events are taken, to learn if the consumer accepts them.
+    /// Returns `None` if nothing can be taken now.
     fn take(&mut self, room: Take) -> Option<Batch> {
         // The cursor reads lines from files for one claim at a time. Claims that are given up come
         // first.
@@ -208,9 +216,10 @@ impl Ledger {
         batch
     }
 
-    /// Ends a round of the search for refused events. In this round, the suspects (events refused
-    /// alone) and the new event were refused, or no new event could be sent. The output pauses;
-    /// then the first suspect and one other suspect are sent again.
+    /// Ends a round of the search for events that the consumer refuses. A suspect is an event that
+    /// the consumer refused when it was sent alone. The round ends because the consumer refused the
+    /// suspects and the new event that were sent, or because no new event could be sent. The output
+    /// now pauses. After the pause, the first suspect and one other suspect are sent again.
     fn next_round(&mut self) {
         if let Some(first) = self.in_flight.first(State::Suspect) {
             self.in_flight.retry_suspect(first.claim);
@@ -228,8 +237,10 @@ impl Ledger {
         self.health.next_attempt(wait);
     }
 
-    /// Ends the search for refused events (the isolation) if no claim is on the wire. The caller
-    /// makes sure that no claim is pending or a suspect.
+    /// Ends the search for events that the consumer refuses (the isolation), if no claim is on the
+    /// wire (sent, without an answer). A claim is a range of events taken to be sent. The caller
+    /// makes sure that no claim waits to be sent again: none is in the state `State::Pending` or
+    /// `State::Suspect`.
     fn end_isolation(&mut self) {
         if self.isolation.is_active() && !self.in_flight.has(State::OnWire) {
             self.isolation.end();
@@ -237,15 +248,15 @@ impl Ledger {
         }
     }
 
-    /// Makes those claims final (settled) that the consumer accepted while an event before them was
-    /// a suspect.
+    /// Makes the held claims final (settled). A held claim is one whose events the consumer has
+    /// accepted while an event before it in the queue was a suspect (refused when sent alone).
     pub(super) fn finish_held(&mut self) {
         for work in self.in_flight.all(State::Held) {
             self.finish(work.claim);
         }
     }
 
-    /// Returns `true` if no claim waits to be sent again.
+    /// Returns `true` if no claim (events taken from the queue to be sent) waits to be sent again.
     pub(super) fn is_settled(&self) -> bool {
         !self.in_flight.has(State::Pending) && !self.in_flight.has(State::Suspect)
     }

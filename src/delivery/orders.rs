@@ -6,24 +6,28 @@ use crate::filter::Seen;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 
-/// The state that a delivery hands to the delivery that replaces it. None of the claims is on the
-/// wire (sent, without an answer).
+/// The state that a delivery (the loop that sends one output's events) hands over to the delivery
+/// that replaces it. The old delivery waits for no answer any more: each event that has no answer
+/// is sent again by the new delivery.
 pub struct HandOver {
     /// The output's place in the queue.
     pub cursor: Cursor,
-    /// The claims (ranges of events) that the next delivery has to send again, in the order of the
-    /// queue. Empty if `cursor` was set back to the first event that is not final (settled).
+    /// The claims (ranges of events taken to send) that the new delivery must send again, in the
+    /// order of the queue. Empty if `cursor` was set back to the first event that is not final
+    /// (settled): the new delivery then takes all these events from the queue again.
     pub claims: Vec<Claim>,
     /// The filter's memory of the events that were sent; `None` if the filter does not remove
     /// duplicates.
     pub seen: Option<Seen>,
 }
 
-/// The orders that a delivery obeys. Each order is a token; cancelling the token gives the order.
+/// The orders that a delivery (the loop that sends one output's events) obeys. Each order is a
+/// token; cancelling the token gives the order.
 #[derive(Clone, Default)]
 pub struct Orders {
-    /// The process is about to end, but the delivery still tries to deliver what the queue holds.
-    /// From now on, pauses are short.
+    /// The order to drain. The process is about to end; until then, the delivery goes on to send
+    /// the events of the queue. A pause under way ends, and later pauses are short, so that the
+    /// delivery notices in time that a consumer works again.
     pub draining: CancellationToken,
     /// The process ends now: the delivery stops at once.
     pub stop: CancellationToken,

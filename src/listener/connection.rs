@@ -318,14 +318,14 @@ impl Connection {
     }
 }
 
-/// A guard for a refused request while the rest of its body is read and thrown away. Dropping the
-/// guard ends this state; see [`Connection::refused`].
+/// A guard that exists while the rest of a refused request's body is read and thrown away. Dropping
+/// the guard says that this is over; see [`Connection::refused`].
 pub(super) struct RefusedRequest<'a>(&'a Connection);
 
 impl RefusedRequest<'_> {
-    /// Notes the time at which a large part of the refused body has arrived. If a connection with
-    /// only refused requests must be closed for a new connection, the one with the oldest such time
-    /// is chosen.
+    /// Notes that a large part of the refused request's body has arrived just now. The time matters
+    /// if the limit of connections is reached and a new connection arrives: of the connections that
+    /// have only refused requests, the one whose noted time is the earliest is closed.
     pub(super) fn progressed(&self) {
         self.0.lock().since = Instant::now();
     }

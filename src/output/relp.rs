@@ -113,8 +113,10 @@ impl Relp {
         Self { messages, next: 1, answered: VecDeque::new() }
     }
 
-    /// Encodes each event of a batch as a `syslog` command. An event whose message is too long is
-    /// noted as given up. Returns an error text if the config says that no event may be given up.
+    /// Encodes each event of a batch as one RELP command `syslog`. Returns the encoded commands. An
+    /// event whose message is too long for RELP or for the config is not encoded; the result lists
+    /// it among the events that are given up. If the config forbids to give up events, the function
+    /// returns an error text instead.
     fn frames(&self, batch: &Batch) -> Result<Frames, String> {
         let mut frames = Frames::default();
         let mut out = BytesMut::with_capacity(self.messages.capacity(batch));
@@ -135,7 +137,7 @@ impl Relp {
     }
 
     /// Notes that the consumer has acknowledged the message with this number. Returns an error text
-    /// if no answer with this number is expected.
+    /// if the relay has sent no such message, or if it is acknowledged already.
     fn answer(&mut self, number: u32) -> Result<(), String> {
         let awaited = u32::try_from(self.answered.len()).unwrap_or(u32::MAX);
         let oldest = after(self.next, NINE_DIGITS - awaited % NINE_DIGITS);

@@ -76,10 +76,10 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The connector of a `stdout` output. It starts the thread that writes to stdout. The delivery
-/// loop owns the connector, and calls `connect` as soon as the output starts. The thread keeps
-/// running while there is nothing to send. A new thread is started only when a write has failed,
-/// and only after a pause.
+/// The connector of a `stdout` output. Its function `connect` starts a thread that writes to
+/// stdout. The delivery loop owns the connector, and calls `connect` as soon as the output starts,
+/// before there is anything to send. The thread runs until a write fails or the link to it is
+/// dropped. After a failed write and a pause, the loop calls `connect` again.
 pub(super) struct StdoutConnector {
     lines: Lines,
     limits: config::BatchLimits,

@@ -90,9 +90,10 @@ enum CircuitState {
 struct Open {
     /// The moment when the circuit opened.
     since: Instant,
-    /// `true` if refusals are the only faults since the circuit opened.
+    /// `true` if the only faults since the circuit opened are refusals of events.
     refused: bool,
-    /// `true` if the silence of the consumer is the only fault since the circuit opened.
+    /// `true` if the only fault since the circuit opened is that the consumer did not answer, while
+    /// a consumer at another address did.
     suspect: bool,
     /// The end of the pause that the consumer asked for; `None` if it did not ask.
     asked: Option<Instant>,
@@ -232,11 +233,13 @@ impl Circuit {
         refused
     }
 
-    /// Notes that a delivery succeeded. The delivery began at `begun`. Returns `true` if the
-    /// success closes an open circuit, so that the address counts as up again. A delivery that
-    /// began before the last failure does not close the circuit: its success says nothing about the
-    /// time after that failure. There is one exception: if silence is the only fault, any success
-    /// closes the circuit.
+    /// Notes that a delivery to the address succeeded; it began at `begun`. As a rule, this closes
+    /// the circuit (the state that decides about the use): the address counts as up. Returns `true`
+    /// if an open circuit was closed, otherwise `false`.
+    ///
+    /// If a delivery has failed since `begun`, an open circuit stays open, because the success says
+    /// nothing about the time after that failure. Exception: if the address is down only because
+    /// its consumer did not answer in time (a suspect), any success closes the circuit.
     pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
         let suspect = matches!(&self.state, CircuitState::Open(open) if open.suspect);

@@ -106,17 +106,19 @@ impl AddressEntry {
         Self { id, socket, circuit, failed_in: None, told: None, told_down: false }
     }
 
-    /// Makes the entry of a new address, when the other addresses of its endpoint are all down.
-    /// `self` is the entry of one of these. The new entry begins with the same circuit (the state
-    /// that decides about the use), so the new address must answer probes before it counts as
-    /// working.
+    /// Makes the entry of a new address. It is called when a lookup of an endpoint's host name has
+    /// found a new address, and all addresses of this endpoint that were known before are down.
+    /// `self` is the entry of one of these. The new entry gets a copy of its circuit, the state
+    /// that decides whether deliveries may use the address. So the new address counts as down, too,
+    /// until it has answered probes (test connections).
     fn successor(&self, id: usize, socket: SocketAddr, now: Instant) -> Self {
         let circuit = self.circuit.of_successor(now);
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
     }
 
-    /// Returns `true` if the caller may now log that the address is down. The line is then already
-    /// counted as written, so the caller must write it.
+    /// Returns `true` if the caller may now log that the address is down. The line then counts as
+    /// written already, so the caller must write it. Returns `false` if the last log line about the
+    /// address is too recent.
     fn may_tell(&mut self, now: Instant) -> bool {
         let may = self.told.is_none_or(|told| now.duration_since(told) >= QUIET);
         if may {

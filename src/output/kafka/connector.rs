@@ -162,11 +162,16 @@ fn is_vague(trouble: &Trouble) -> bool {
 ///    the [`Verdict`], the result for the batch's claim (its range of events in the queue). The
 ///    link reports accepted and refused claims to the loop.
 ///
-/// A failed message ends the producer: librdkafka delivers no message after it, so that none
-/// overtakes it. The link is then *given up*: it takes no more batches, reports the verdicts that
-/// still come for up to [`CLOSE_TIME`], and ends with [`Event::Gone`]. The link is also given up
-/// after a refused message, after a fatal error, and when no message was acknowledged for
-/// `timeouts.request`.
+/// The link is *given up* in these cases:
+///
+/// - A message failed: it was not delivered, for a reason that is not in the message. librdkafka
+///   then delivers no later message, so that none overtakes the failed one.
+/// - A message was refused, because of its content or size.
+/// - librdkafka has reported a fatal error, or the producer has ended.
+/// - No message was acknowledged for `timeouts.request`.
+///
+/// A link that is given up takes no more batches. It still reports the verdicts that come within
+/// [`CLOSE_TIME`], and then ends with [`Event::Gone`].
 ///
 /// When a reload has replaced the files (certificates, passwords), the link is *outdated*: it takes
 /// no more batches, and ends when nothing is under way. A new producer then reads the new files.

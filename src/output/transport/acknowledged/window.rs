@@ -3,13 +3,14 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
-/// The most events that may be sent and not yet acknowledged. All connections of an output, which
-/// exist one after the other, share one value.
+/// The window of an output: the most events that may be sent and not yet acknowledged. All
+/// connections of the output, which exist one after the other, share one window.
 ///
-/// The number is `window` from the config until a connection breaks. It then falls to half of the
-/// events that were sent on that connection, unless it is lower already, and is at least 1. It
-/// grows by one with each acknowledged event, up to `window`. For example, after a connection broke
-/// at 80 events, 40 may be unacknowledged; when 20 of them are acknowledged, the number is 60.
+/// At first, the window is the config's `window`. When a connection breaks, it falls to half of the
+/// events that were sent on that connection, unless it is lower already; it is at least 1. It grows
+/// by one with each acknowledged event, up to the config's `window`. For example, a connection
+/// breaks after 80 events were sent: the window falls to 40. When 20 events are acknowledged after
+/// that, the window is 60.
 pub(super) struct Window {
     /// The most events that the config allows to be sent and not yet acknowledged.
     configured: u64,
@@ -19,27 +20,29 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Makes the limit for an output that has had no broken connection yet. `configured` is the
-    /// most events that may ever be sent and not yet acknowledged.
+    /// Makes the window of an output that has had no broken connection yet. `configured` is the
+    /// largest window that the config allows, and the first one.
     pub(super) fn new(configured: u64) -> Self {
         Self { configured, now: AtomicU64::new(configured) }
     }
 
-    /// Returns the number of events that may be sent and not yet acknowledged now.
+    /// Returns the window: the most events that may now be sent and not yet acknowledged.
     pub(super) fn events(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// Notes that the consumer has acknowledged `events` more events. From now on, `events` more
-    /// may be unacknowledged, up to the configured number.
+    /// Notes that the consumer has acknowledged `events` more events. The window (the most events
+    /// that may be sent and not yet acknowledged) grows by this number, at most to the configured
+    /// one.
     pub(super) fn acknowledged(&self, events: u64) {
         let grown = self.events().saturating_add(events).min(self.configured);
         self.now.store(grown, Ordering::Relaxed);
     }
 
-    /// Notes that a connection broke while events waited for acknowledgement. Fewer events may then
-    /// be sent without acknowledgement. `sent` is the number of all events that were sent on that
-    /// connection.
+    /// Notes that a connection broke while sent events were not yet acknowledged. `sent` is the
+    /// number of all events that were sent on that connection. The window (the most events that may
+    /// be sent and not yet acknowledged) falls to half of `sent`, unless it is lower already; it is
+    /// at least 1.
     pub(super) fn broke_after(&self, sent: u64) {
         self.now.store(self.events().min(sent / 2).max(1), Ordering::Relaxed);
     }
