@@ -411,13 +411,16 @@ struct Trouble {
 }
 
 impl Trouble {
-    /// Makes a `Trouble` that no line has caused. The requests under way end within five seconds.
+    /// Makes a `Trouble` (the reason why a replay stops early) that no line of the files has
+    /// caused. The requests under way end within five seconds.
     fn here(what: String) -> Self {
         Self { what, lines: None, finishes: false }
     }
 
-    /// Makes a `Trouble` for a failure to read the files. The requests under way may still use all
-    /// their attempts.
+    /// Makes a `Trouble` (the reason why a replay stops early) for a failure to read the files.
+    /// `lines` is the line that can't be used: the path of its file, and its number as the first
+    /// and as the last line. `None`: no single line is the cause. The requests under way may still
+    /// use all their attempts.
     fn reading(what: String, lines: Option<(PathBuf, u64, u64)>) -> Self {
         Self { what, lines, finishes: true }
     }

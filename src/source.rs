@@ -239,8 +239,8 @@ impl Slot {
 }
 
 impl Sources {
-    /// Makes a set without sources. If a source later ends without an order, this is reported to
-    /// `failures`.
+    /// Makes a set without sources. If a source of this set ends although nobody has told it to
+    /// end, or its thread cannot be started, this is reported to `failures`.
     #[must_use]
     pub fn new(failures: Failures) -> Self {
         Self { failures, ..Self::default() }

@@ -43,18 +43,19 @@ pub enum JoinError {
     /// The queue already has an output of the same name, which was not removed yet.
     #[error("an output of this name is in the queue already: it has to leave first")]
     Taken,
-    /// The cursors file has no room for another output. The value is the greatest number of
-    /// outputs.
+    /// The cursors file (which has the place of each output in the queue) has no room for another
+    /// output. The value is the greatest number of outputs.
     #[error("the queue's directory has room for {0} outputs: remove one first")]
     TooMany(usize),
-    /// The cursors file, which must have the name of the new output, could not be written and
-    /// synced in time.
+    /// The name of the new output could not be stored in time in the cursors file (which has the
+    /// place of each output in the queue): writing or syncing the file has failed or hangs.
     #[error(
         "the queue's directory has not stored its place within {} s ({why}): repair the disk, then reload again",
         .within.as_secs()
     )]
     Disk {
-        /// The time for which the queue has tried to write the cursors file.
+        /// The time for which the queue has tried in vain to write the cursors file (which has the
+        /// place of each output in the queue).
         within: Duration,
         /// The disk's error, or a general sentence if the error is not known.
         why: String,

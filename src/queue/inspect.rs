@@ -301,15 +301,15 @@ pub type Tell<'a> = dyn FnMut(Seen<'_>) -> io::Result<()> + 'a;
 /// The totals of everything that was read in a queue's directory.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// The number of segments.
+    /// The number of segments (files with events) that were read.
     pub segments: u64,
-    /// The number of events whose lines have a valid checksum.
+    /// The number of stored events whose lines have a valid checksum.
     pub events: u64,
-    /// The number of bytes in the lines of these events.
+    /// The number of bytes in the lines of the stored events that have a valid checksum.
     pub bytes: u64,
-    /// The number of faults that were found.
+    /// The number of faults that were found in the directory.
     pub findings: u64,
-    /// The number of events that are missing because of these faults.
+    /// The number of events that are missing in the directory because of the faults in `findings`.
     pub missing: u64,
     /// The file and the offset of a write that the relay has not finished, so that its events were
     /// never acknowledged. `None` if there is no such write.

@@ -121,15 +121,17 @@ struct MemoryState {
 /// finished. Only optional outputs still need them, so they are dropped when their room is needed.
 #[derive(Default)]
 struct Spare {
-    /// The number of spare records.
+    /// The number of spare records: the stored batches at the front of the queue that only optional
+    /// outputs still need.
     records: usize,
-    /// The weight of the spare records in bytes.
+    /// The weight in bytes of the spare records: the stored batches at the front of the queue that
+    /// only optional outputs still need.
     bytes: u64,
 }
 
 impl Spare {
-    /// Subtracts from these numbers a spare record (one that only optional outputs still need),
-    /// because it is taken out of the queue.
+    /// Notes that a spare record (a stored batch that only optional outputs still need) is taken
+    /// out of the queue: subtracts it from these numbers.
     fn take(&mut self, record: &Record) {
         self.records -= 1;
         self.bytes -= record.weight();
@@ -160,7 +162,10 @@ struct CursorState {
     passed: Amount,
     /// The position at which the output joined: the end of the log at that time.
     joined: Position,
-    /// The value of this output's gauge `output_start_events`.
+    /// The value of this output's gauge `output_start_events`, a number that may be negative. It
+    /// balances the output's numbers: the number of all accepted events, plus this value, is the
+    /// number of events that the output has finished or lost, plus its backlog. For example, it is
+    /// -5 for an output that joined after 5 accepted events, none of which it gets.
     start: i64,
     /// `true`: the output has ended permanently, and the queue waits for it no longer.
     gone: bool,
@@ -170,8 +175,8 @@ struct CursorState {
 }
 
 impl CursorState {
-    /// Returns what this output has not finished of a record (a stored batch): the number of
-    /// events, and the number of bytes of their lines.
+    /// Returns the part of a record (a stored batch) that this output has not finished: the number
+    /// of events, and the number of bytes of their lines.
     fn outstanding(&self, record: &mut Record) -> Amount {
         let mut left = Amount { events: 0, bytes: 0 };
         let mut from = record.first.max(self.claims.watermark().min(record.end()));
@@ -238,7 +243,7 @@ impl MemoryState {
     }
 
     /// Counts a batch as accepted, in `counted` and in the metrics. Returns the number of its
-    /// events and of the bytes of their lines.
+    /// events, and the number of bytes of their lines.
     fn accept(counted: &mut Amount, record: &mut Record, metrics: &QueueMetrics) -> Amount {
         record.counted = true;
         let amount = Amount { events: record.events, bytes: record.lines.len() as u64 };
@@ -247,10 +252,13 @@ impl MemoryState {
         amount
     }
 
-    /// Counts a batch as accepted, if it is not counted yet. If the sender of a batch waits for
-    /// `delivered`, the batch is not counted when it is appended, but when an output begins to send
-    /// it. An output that joined after the batch was appended does not get the batch, so the batch
-    /// is not added to this output's backlog.
+    /// Counts a batch as accepted, unless it is counted already. As a rule, a batch is counted when
+    /// it is appended, not here. A batch whose sender waits for `delivered` is counted here, when
+    /// an output begins to send it.
+    ///
+    /// The backlog of an output grows with each counted batch. An output that joined after this
+    /// batch was appended does not get the batch. For such an output, the batch is added to
+    /// `passed`, so that the backlog stays the same.
     fn count(
         counted: &mut Amount,
         cursors: &mut Slab<CursorState>,
@@ -364,11 +372,13 @@ impl MemoryState {
         }
     }
 
-    /// Frees room for `needed` bytes: drops the oldest spare records, which only optional outputs
-    /// still need. If `when_full` is `drop_oldest`, it may also drop other records. It never drops
-    /// a record if a required output has sent an event of it and has no answer yet. Returns `true`
-    /// if there is enough room now. Returns `false` if all records that may be dropped are too
-    /// small; then none is dropped.
+    /// Frees at least `needed` bytes. Drops the oldest spare records (stored batches that only
+    /// optional outputs still need), as many as are needed. If `when_full` is `drop_oldest`, and
+    /// the spare records are not enough, also drops the oldest of the other records. Keeps each
+    /// record of which a required output has sent an event that has no answer yet.
+    ///
+    /// Returns `true` if the bytes are freed. Returns `false` if all records that may be dropped
+    /// together have fewer bytes; then none is dropped.
     fn make_room(&mut self, needed: u64, metrics: &QueueMetrics) -> bool {
         let spare = self.spare.records;
         let may_go =

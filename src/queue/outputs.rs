@@ -34,8 +34,10 @@ impl Output {
         self.metrics.lose(loss, events);
     }
 
-    /// Updates what the log says while this output is down: whether the queue keeps the output's
-    /// events until the output is back, or may drop them.
+    /// Tells the telemetry whether the queue keeps the events of this output until the output has
+    /// them, or may drop them earlier. The log says so while the output is down. The queue keeps
+    /// them if the output is required and a full queue refuses new batches (`when_full` is
+    /// `reject`).
     pub(super) fn show_keeping(&self, when_full: WhenFull) {
         self.metrics.losses.keep(self.required && when_full == WhenFull::Reject);
     }

@@ -31,8 +31,9 @@ pub(super) type Read = Option<Settings>;
 /// The plan for one listener of a config that is about to be applied.
 pub(super) struct Planned {
     config: config::Listener,
-    /// The index, in the list of listeners in use, of the listener that the plan keeps; `None`: the
-    /// plan adds a new listener.
+    /// The place of this listener in the list of the listeners that the relay has now, counted from
+    /// 0: the listener stays, with the new config. `None`: the listener is not in that list, so the
+    /// relay adds it.
     slot: Option<usize>,
     /// The settings that the listener uses now; `None`: the listener is not open.
     current: Option<Arc<Settings>>,

@@ -257,8 +257,9 @@ impl Client {
         }
     }
 
-    /// Makes all attempts to send the batch, with the pauses between them. Ends during a pause if a
-    /// stop is requested.
+    /// Makes attempts to send the batch, with pauses between them, until the batch is accepted or
+    /// refused for good, or no attempt is left. If a stop is requested during a pause, the function
+    /// ends at once with [`Failure::Stopped`].
     async fn attempts(
         &self,
         kept: &mut Option<Connection>,

@@ -41,8 +41,9 @@ pub(super) struct Metric {
     /// The labels that all metrics of the same family (metrics that are registered together) have,
     /// for example `output`.
     pub family_labels: &'static [Label],
-    /// The label that only this metric of its family has, for example `reason`; `None`: it has no
-    /// such label.
+    /// The label that this metric has in addition to the labels of its family, for example
+    /// `reason`. `None`: the metric has only the labels of its family (the metrics that are
+    /// registered together).
     pub own_label: Option<Label>,
     /// The text on the reference page that says what the value means.
     pub meaning: &'static str,
@@ -278,8 +279,9 @@ macro_rules! label_values {
     };
 }
 
-/// Declares a struct with one handle for each value of a label. The name of a field is the value of
-/// the label: `pub struct Filtered as "action" { dropped, duplicate, … }`.
+/// Declares a struct with one field for each value of a label. The name of the field is the value
+/// of the label: `pub struct Filtered as "action" { dropped, duplicate, … }`. The field holds a
+/// handle, such as a `Counter`, by which the program changes the series with this value.
 macro_rules! label_set {
     ($(#[$attribute:meta])* $seen:vis struct $Set:ident as $label:literal {
         $( $(#[$of_field:meta])* $field:ident, )+
@@ -310,8 +312,9 @@ macro_rules! label_set {
     };
 }
 
-/// Declares families of metrics. A family is a struct of handles that have the same labels and are
-/// registered together.
+/// Declares families of metrics. A family is a struct with one field for each of its metrics; all
+/// have the same labels and are registered together. The program changes the value of a metric by
+/// the field's *handle*, such as a `Counter`.
 ///
 /// ```text
 /// "Outputs"                             heading on the reference page
@@ -325,7 +328,8 @@ macro_rules! label_set {
 /// ```
 ///
 /// A declaration may also set `buckets` and `is_state` of [`Metric`]. The macro makes each struct
-/// with a function `register`, and `FAMILIES`: every heading with its [`Metric`]s.
+/// with a function `register`. It also makes the constant `FAMILIES`: every heading with its
+/// [`Metric`]s.
 macro_rules! catalog {
     ($(
         $heading:literal

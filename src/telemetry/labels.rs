@@ -1,4 +1,5 @@
-//! The labels of the metrics, and the enums and sets of handles for labels with fixed values.
+//! The labels of the metrics. A label with fixed values has an enum of these values, or a struct
+//! with one field for each of them.
 
 use metrics::Counter;
 use metrics_exporter_prometheus::PrometheusRecorder;
@@ -168,29 +169,31 @@ impl Code {
 }
 
 label_set! {
-    /// The handles that count what an output's settings do to events. An event that counts as
-    /// dropped or duplicate is not sent. All other events are sent, and one event may count as
-    /// lowered, trimmed and redacted.
+    /// The counters of what an output's settings do to events: one field for each value of the
+    /// label `action`. An event that counts as dropped or duplicate is not sent. All other events
+    /// are sent, and one event may count as lowered, trimmed and redacted.
     pub struct Filtered as "action" {
-        /// The event is not sent, because the audit policy or the filter excludes it.
+        /// The number of events that are not sent, because the audit policy or the filter excludes
+        /// them.
         dropped,
-        /// The event is not sent, because the same event was sent before, within the deduplication
-        /// window.
+        /// The number of events that are not sent, because the same event was sent before, within
+        /// the deduplication window.
         duplicate,
-        /// A part of the event was removed, because the audit policy does not ask for this part.
-        /// The part is a request or response body, or the managed fields.
+        /// The number of events that are sent without a part, because the audit policy does not ask
+        /// for this part. The part is a request or response body, or the managed fields.
         lowered,
-        /// A request or response body was removed, because the event was larger than
-        /// `max_event_bytes`.
+        /// The number of events that are sent without a request or response body, because they were
+        /// larger than `max_event_bytes`.
         trimmed,
-        /// At least one value in the event was redacted (removed or replaced).
+        /// The number of events that are sent with at least one value redacted (removed or
+        /// replaced).
         redacted,
     }
 }
 
 label_set! {
-    /// The handles that count events which a full queue has dropped, by the value of
-    /// `queue.when_full`.
+    /// The counters of the events that a full queue has dropped: one field for each value of the
+    /// label `reason`. The setting `queue.when_full` decides which one counts.
     pub struct Dropped as "reason" {
         /// The number of older events that were dropped to make room for a new batch.
         drop_oldest,
@@ -200,7 +203,8 @@ label_set! {
 }
 
 label_set! {
-    /// The handles of a metric that has one series for each result of a reload.
+    /// The metrics of reloads: one field for each value of the label `result`, which says how a
+    /// reload has ended.
     pub(super) struct ByResult as "result" {
         /// The new config is in use, with all its listeners.
         success,

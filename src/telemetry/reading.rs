@@ -49,9 +49,10 @@ pub struct Outcome {
     pub backlog: u64,
 }
 
-/// Writes the numbers as the log shows them: `b: 7 delivered, 2 lost, 1 filtered, 3 kept`. The
-/// numbers of filtered and kept events are left out if they are 0. The entry `queue` has no number
-/// of delivered events.
+/// Writes an [`Outcome`] as the log shows it: `b: 7 delivered, 2 lost, 1 filtered, 3 kept`, where
+/// `b` is the name of the output. `kept` is the backlog: the events that are not delivered yet. The
+/// numbers of filtered and kept events are left out if they are 0. The entry of the name `queue`
+/// has no number of delivered events.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, delivered, lost, filtered, backlog } = self;

@@ -235,7 +235,8 @@ impl Default for Notes {
     }
 }
 
-/// The counts of one output, or of the queue for events that no output can get.
+/// The counts of lost events of one output. The party of the name [`QUEUE`] counts the events that
+/// no output can get.
 struct Party {
     /// The name of the output, or [`QUEUE`].
     name: Arc<str>,
@@ -477,14 +478,15 @@ impl Drop for Shared {
     }
 }
 
-/// A handle that notes losses of one output, or of the queue. Clones are cheap, and all handles
-/// with the same name share their counts.
+/// A handle that notes losses of one output, or of the queue. It can be cloned at little cost. All
+/// handles with the same name (of the output, or of the queue) change the same counts.
 #[derive(Clone)]
 pub struct Losses {
     reports: Reports,
-    /// The counts that this handle changes.
+    /// The counts of the output, or of the queue, for which this handle notes losses.
     party: Arc<Party>,
-    /// The counts of events that no output can get.
+    /// The counts of the queue, for the events that no output can get. [`Losses::events`] adds them
+    /// to the losses of an output.
     queue: Arc<Party>,
 }
 
@@ -528,7 +530,8 @@ impl Losses {
         self.party.keeps.load(Ordering::Relaxed)
     }
 
-    /// Sets the value that [`Losses::keeps`] returns.
+    /// Sets the value that [`Losses::keeps`] returns: `true` if the queue keeps events until this
+    /// output has them.
     pub fn keep(&self, keeps: bool) {
         self.party.keeps.store(keeps, Ordering::Relaxed);
     }

@@ -65,7 +65,7 @@ pub(super) struct Walk<'a, 't> {
     holes: Vec<Hole>,
     /// The position that the next event must have, if no event is missing.
     position: Position,
-    /// The totals of what was read so far.
+    /// The counts of what was read so far: segments, events, bytes, faults and missing events.
     verdict: Verdict,
 }
 
@@ -82,8 +82,10 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Walks through the segments that exist now, and returns the totals. `found` is the cursors
-    /// file as it was read before the walk began.
+    /// Walks through all segments (files with events) that the queue's directory has now. Returns
+    /// what was counted on the way: the segments, events, bytes, faults and missing events. `found`
+    /// is the cursors file (with the place of each output in the queue) as it was read before the
+    /// walk began.
     pub(super) fn run(mut self, found: &cursors::Found) -> Result<Verdict, Error> {
         self.believe(found.contents());
         let segments = self.directory.segments()?;
@@ -122,7 +124,7 @@ impl<'a, 't> Walk<'a, 't> {
         (self.tell)(seen).map_err(Error::Told)
     }
 
-    /// Counts a finding, and passes it to the caller's function.
+    /// Counts a fault that was found in the directory, and passes it to the caller's function.
     fn find(&mut self, finding: &Finding) -> Result<(), Error> {
         self.verdict.findings += 1;
         self.verdict.missing += finding.missing();

@@ -600,9 +600,11 @@ impl Shared {
         }
     }
 
-    /// Gives a cursor the lines of a claim that is to be sent again, after they were read from a
-    /// file. Events of the claim that are missing in the file are counted as lost; all others are
-    /// sent again.
+    /// Gives a cursor (an output's place in the queue) the lines of a claim that is to be sent
+    /// again. A claim is a range of events that the output has taken to send. `loaded` is what was
+    /// read from the file of these lines. Events of the claim that are missing in the file are
+    /// counted as lost, and the others are sent again. If all are missing, the claim ends here. If
+    /// the claim was finished or dropped during the read, nothing is counted.
     fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.log.cursors[index];
         let pieces: Vec<_> =

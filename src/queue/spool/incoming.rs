@@ -131,10 +131,11 @@ pub struct Incoming {
 /// arriving.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
-    /// The bytes are reserved, and count as taken by this body.
+    /// The queue has room: the bytes are reserved for this request body, and no other body or batch
+    /// can use them.
     Reserved,
-    /// There is no room until the writer has deleted segments. The caller has to try again after
-    /// that.
+    /// The queue has no room until its writer has deleted segments (files with old events). The
+    /// caller has to try again after that.
     Later,
     /// The queue is full, and `when_full` is `"drop_newest"`: the events of the request body are
     /// not stored. They are counted as dropped.

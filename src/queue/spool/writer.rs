@@ -107,10 +107,11 @@ pub(super) struct Writer {
     told_kept: bool,
     /// `true`: it was logged that the cursors file can't be written.
     told_unsaved: bool,
-    /// The size in bytes of a segment that has room for the largest batch that was to be written
-    /// when storing failed. After this, a probe (a test whether the disk works) must make a segment
-    /// of at least this size. Exception: once all required outputs have finished all events, any
-    /// size will do.
+    /// The least size in bytes of the segment (a file of the queue) that the next probe must make.
+    /// A probe tests whether the disk works again after an error; no batch is stored until a probe
+    /// succeeds. The size has room for the largest batch that could not be stored because of the
+    /// error. It does not matter once all required outputs have finished all events: then a smaller
+    /// segment will do.
     retry_segment_bytes: u64,
     /// The time when the writer tries to store again after an error.
     retry_at: Instant,
