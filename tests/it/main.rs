@@ -110,6 +110,7 @@ mod docs {
     mod pages;
     mod profiles;
     mod reference;
+    mod status_json;
 }
 
 mod support;

@@ -1,0 +1,107 @@
+//! The page of `/status` as JSON: it lists each field that a relay really shows, and no other.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::support::certificates::Certificates;
+use crate::support::http;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::repository;
+use crate::support::text;
+
+const PAGE: &str = "docs/reference/status-json.md";
+
+/// Returns the fields of the page, by the section that lists them: `outputs[]` for the fields of an
+/// output, for example. The fields of the process are in the section "".
+fn listed() -> BTreeMap<String, BTreeSet<String>> {
+    let page = std::fs::read_to_string(repository().join(PAGE)).unwrap();
+    let mut sections = BTreeMap::<String, BTreeSet<String>>::new();
+    let mut section = String::new();
+    for line in page.lines() {
+        if let Some(heading) = line.strip_prefix("## ") {
+            section = heading.split('`').nth(1).unwrap_or_default().to_owned();
+        }
+        let cell = line.strip_prefix("| `").and_then(|row| row.split('|').next());
+        for field in cell.into_iter().flat_map(|cell| cell.split(", ")) {
+            let field = field.trim().trim_matches('`').to_owned();
+            assert!(sections.entry(section.clone()).or_default().insert(field), "{line} again");
+        }
+    }
+    sections
+}
+
+/// Adds the fields of `value` to `found`. `path` is the place of `value`. A section of the page is
+/// a list of its own, and a field that the page names as a whole is not looked into.
+fn collect(
+    value: &Value,
+    path: &str,
+    listed: &BTreeMap<String, BTreeSet<String>>,
+    found: &mut BTreeMap<String, BTreeSet<String>>,
+) {
+    let (section, within) = listed
+        .keys()
+        .filter(|section| path.starts_with(section.as_str()))
+        .max_by_key(|section| section.len())
+        .map(|section| (section.clone(), path[section.len()..].trim_start_matches('.')))
+        .unwrap();
+    let join = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+    if !within.is_empty() && listed[&section].contains(within) {
+        found.entry(section).or_default().insert(within.to_owned());
+        return;
+    }
+    match value {
+        Value::Object(members) => {
+            for (key, member) in members {
+                collect(member, &join(key), listed, found);
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                collect(item, &format!("{path}[]"), listed, found);
+            }
+        }
+        _ => {
+            found.entry(section).or_default().insert(within.to_owned());
+        }
+    }
+}
+
+/// Method: a relay that has one of each: a listener with TLS, an output with TLS (so there are
+/// certificates), a refused request, and a source where Kafka is built in.
+#[test]
+fn the_page_of_the_status_lists_the_fields_that_a_relay_shows() {
+    let certificates = Certificates::new();
+    let sink = HttpSink::accepting();
+    let source = if cfg!(feature = "kafka") {
+        "[[source]]\nname = \"topic\"\ntype = \"kafka\"\nbrokers = [\"127.0.0.1:1\"]\n\
+         topic = \"audit\"\ngroup = \"relays\"\n"
+    } else {
+        ""
+    };
+    let relay = Relay::with(&format!(
+        "{BASE}[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n\
+         [queue]\nacknowledge = \"delivered\"\n\
+         [[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n{source}",
+        text(&certificates.server.certificate),
+        text(&certificates.server.key),
+        sink.address(),
+    ))
+    .listeners(2)
+    .start();
+    let plain = relay.listeners()[0].1;
+    assert_eq!(http::post(plain, "/", "application/json", b"no JSON").unwrap().status, 400);
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    let (mut listed, mut found) = (listed(), BTreeMap::new());
+    collect(&status, "", &listed, &mut found);
+    if !cfg!(feature = "kafka") {
+        assert!(listed.remove("sources[]").is_some_and(|fields| !fields.is_empty()));
+    }
+    assert_eq!(found, listed, "left is what the relay shows, right what {PAGE} lists");
+    relay.finish(Backlog::Empty);
+}
