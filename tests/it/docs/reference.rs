@@ -2,7 +2,7 @@
 //! the program prints. To write them after a change of a key or a command:
 //!
 //! ```text
-//! KUBE_AUDIT_FORWARDER_BLESS=1 cargo nextest run --features kafka docs::reference
+//! KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs::
 //! ```
 
 use std::fmt::Write as _;
@@ -22,7 +22,7 @@ const CONFIG_HEAD: &str = "\
 # Config
 
 <!-- Generated from the declarations of the keys; do not edit. To write this page again:
-KUBE_AUDIT_FORWARDER_BLESS=1 cargo nextest run --features kafka docs::reference -->
+KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->
 
 The config is one TOML file. This page has a section for each of its tables. `[[name]]` is a table
 that may be there several times, each with its own header.
@@ -106,7 +106,7 @@ const COMMANDS_HEAD: &str = "\
 # Commands
 
 <!-- Generated from the declarations of the commands; do not edit. To write this page again:
-KUBE_AUDIT_FORWARDER_BLESS=1 cargo nextest run --features kafka docs::reference -->
+KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->
 
 This page has the help of every command, as `--help` prints it.
 ";

@@ -3,7 +3,7 @@
 //! with `KUBE_AUDIT_FORWARDER_BLESS=1` it writes the file instead, and passes:
 //!
 //! ```text
-//! KUBE_AUDIT_FORWARDER_BLESS=1 cargo nextest run --features kafka docs::
+//! KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs::
 //! ```
 //!
 //! The diff goes line by line, so a page must have line breaks. [`assert_file`] is for a file that
