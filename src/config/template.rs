@@ -183,6 +183,10 @@ fn reference(inside: &str) -> Result<Reference<'_>, String> {
 /// Returns the content of a file that holds a secret. Such a file is the value of a `*_file` key,
 /// or is named by a `${file:…}`. One line break at the end of the content is removed. The call
 /// blocks while it reads the file.
+///
+/// # Errors
+///
+/// The error of the operating system, or the file has more than 1 MiB.
 pub fn read_secret(path: &Path) -> io::Result<String> {
     let mut secret = String::new();
     File::open(path)?.take(SECRET_BYTES_MAX + 1).read_to_string(&mut secret)?;
