@@ -45,9 +45,9 @@ fn collect(
 ) {
     let (section, within) = listed
         .keys()
-        .filter(|section| path.starts_with(section.as_str()))
-        .max_by_key(|section| section.len())
-        .map(|section| (section.clone(), path[section.len()..].trim_start_matches('.')))
+        .filter_map(|section| Some((section.clone(), path.strip_prefix(section.as_str())?)))
+        .max_by_key(|(section, _)| section.len())
+        .map(|(section, within)| (section, within.trim_start_matches('.')))
         .unwrap();
     let join = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
     if !within.is_empty() && listed[&section].contains(within) {
@@ -65,7 +65,7 @@ fn collect(
                 collect(item, &format!("{path}[]"), listed, found);
             }
         }
-        _ => {
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
             found.entry(section).or_default().insert(within.to_owned());
         }
     }
