@@ -203,10 +203,11 @@ struct Demo {
     idle: Vec<Connection>,
     /// The number of events that the relay has accepted.
     accepted: u64,
-    /// The number of events that the relay has permanently refused.
+    /// The number of events that the relay has permanently refused, or has not accepted in any of
+    /// the attempts to send them.
     refused: u64,
-    /// The ranges of the numbers of all events that the relay has accepted or permanently refused.
-    /// The demo gives every event a number.
+    /// The ranges of the numbers of all events that count in `accepted` or in `refused`. The demo
+    /// gives every event a number.
     sent: Vec<Range<u64>>,
     /// The greatest number of events that were seen in the queue, and the number of bytes in the
     /// queue at that moment.

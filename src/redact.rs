@@ -338,8 +338,9 @@ impl<'a> Reader<'a, '_> {
         }
     }
 
-    /// Adds the edit that lowers the value of `level`, if it is higher than wanted. Returns `true`,
-    /// because the member always stays.
+    /// Adds the edit that sets the value of `level` to the wanted level, unless the value is this
+    /// level or a lower one. An unknown value counts as higher. Returns `true`, because the member
+    /// always stays.
     fn level(&self, value: &[u8], walk: &mut Walk<'a>) -> bool {
         let known = text::string(value);
         let (with, enough): (&'static [u8], &[&[u8]]) = match self.level {

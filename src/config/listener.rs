@@ -22,8 +22,8 @@ pub struct Listener {
     pub label: String,
     /// The address that the listener binds. Port 0 lets the kernel choose one.
     pub address: SocketAddr,
-    /// The path below which requests are accepted; it starts with `/`. A request to any other path
-    /// is answered with 404.
+    /// The path at and below which requests are accepted; it starts with `/`. A request to any
+    /// other path is answered with 404.
     pub path_prefix: String,
     /// The file with the bearer token that each request must present; `None`: requests need no
     /// token.

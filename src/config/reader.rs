@@ -103,7 +103,7 @@ pub(super) enum Item {
     Key(Entry),
 }
 
-/// A config key: the texts that declare it, and its value in this file.
+/// A config key: the texts that declare it, and its value (from the file, or the default).
 pub(super) struct Entry {
     /// The table's path without indices: `output.tls`.
     pub(super) section: String,

@@ -208,8 +208,9 @@ pub fn read_secret(path: &Path) -> io::Result<String> {
 ///
 /// # Errors
 ///
-/// The errors of [`read_secret`]. Other errors: the token is empty, or contains a control
-/// character. No header can carry control characters, so nobody could ever present such a token.
+/// The errors of [`read_secret`]. Other errors: the token is empty, or contains U+FEFF or a control
+/// character other than a tab. No header can carry such control characters, so nobody could ever
+/// present such a token.
 pub fn read_token(path: &Path) -> io::Result<String> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let secret = read_secret(path)?;

@@ -124,8 +124,9 @@ impl Ledger {
 
     /// Returns `true` if events may be sent now. Returns `false` while too many bytes are held in
     /// memory, of events that are given up and wait for their dead letters, or of events that are
-    /// too large for the filter. Also returns `false` if claims (events taken from the queue to be
-    /// sent) are sent one at a time, and one of them has no answer yet.
+    /// too large for the filter. Also returns `false` while too many claims (events taken from the
+    /// queue to be sent) wait for their dead letters, and if claims are sent one at a time and one
+    /// of them has no answer yet.
     fn may_send(&self) -> bool {
         let is_serial = self.isolation.is_active() || self.pacing.is_serial();
         let waits_for_answer = is_serial && self.in_flight.has(State::OnWire);

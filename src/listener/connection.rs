@@ -110,7 +110,7 @@ enum Verdict {
 }
 
 /// The state of one connection. The socket and the service of the connection update the state. The
-/// registry reads it, and decides if the connection must end.
+/// registry reads it, decides if the connection must end, and notes this decision in it.
 struct State {
     phase: Phase,
     /// The time at which the phase began. If a request was refused in this phase, a later time: the

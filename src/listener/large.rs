@@ -88,8 +88,8 @@ impl Store for Lines {
 }
 
 impl Large {
-    /// Makes the state for a large body of which no byte has arrived yet. The lines of its events
-    /// will be stored in the file `incoming`.
+    /// Makes the state for a large body of which no byte was passed to [`Large::push`] yet. The
+    /// lines of its events will be stored in the file `incoming`.
     pub(super) fn new(sizes: Sizes, incoming: Incoming) -> Self {
         Self { pieces: Pieces::new(sizes.piece), lines: Lines(incoming) }
     }

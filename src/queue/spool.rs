@@ -146,7 +146,8 @@ struct Shared {
     /// Notified when a claim (events taken to send) was finished or must be sent again, and when
     /// the cursors file was saved because somebody asked for it.
     progress: Notify,
-    /// The number of bytes of the files in `quarantine/`, which are copies of damaged records.
+    /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes of
+    /// segments.
     quarantined: AtomicU64,
     /// The handle of the writer thread. `None` before the thread is started, and after
     /// [`Queue::close`] has taken the handle.

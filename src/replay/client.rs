@@ -227,11 +227,12 @@ impl Client {
         })
     }
 
-    /// Sends `body`, a batch of `events` events, until the receiver accepts it or all attempts have
-    /// failed. `failed` is called for each failed request after which the batch is sent again.
-    /// Before the call, `kept` is the open connection of an earlier request, or `None`. After the
-    /// call, `kept` is the open connection for the next request; `None` if no connection can be
-    /// used again.
+    /// Sends `body`, a batch of `events` events, until the receiver accepts it or refuses it for
+    /// good, all attempts have failed, or a stop is requested. `failed` is called before each pause
+    /// between two attempts. Within one attempt, it is called before the first pause that a
+    /// response asks for with Retry-After, but not before the later ones. Before the call, `kept`
+    /// is the open connection of an earlier request, or `None`. After the call, `kept` is the open
+    /// connection for the next request; `None` if no connection can be used again.
     ///
     /// # Errors
     ///

@@ -56,8 +56,9 @@ use crate::staged::Staged;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
-/// The size in bytes up to which messages are put together into one batch of the queue. A message
-/// that is larger than this size becomes a batch of its own.
+/// The size in bytes up to which messages are put together into one batch of the queue, unless
+/// `limits.max_body` is smaller. A message that is larger than this size becomes a batch of its
+/// own.
 const GROUP_BYTES: usize = 1024 * 1024;
 /// The largest number of messages that are put together into one batch of the queue.
 const GROUP_MESSAGES: u64 = 5000;

@@ -32,9 +32,12 @@ pub(crate) struct Attempt {
 
 impl Endpoints {
     /// Picks the address for the next delivery; `None` if the output has no address. An address can
-    /// be picked if it works, or if it may be tested again after a failure. `failover` picks the
+    /// be picked if it works, or if it may be tested again after a failure. After a delivery that
+    /// failed, only an address that works can be picked, if there is one. `failover` picks the
     /// first such address in order, `round_robin` the next one in turn. If no address is known to
-    /// work, each is tried once, in order, before any is tried again.
+    /// work, each is tried once, in order, before any is tried again; an address whose consumer has
+    /// asked for a pause is left out until the pause is over. If that leaves no address, the one
+    /// whose pause ends first is picked.
     pub(crate) fn pick(self: &Arc<Self>) -> Option<Attempt> {
         let now = Instant::now();
         let (address, is_trial) = self.lock().pick(self.strategy, now)?;
@@ -88,8 +91,9 @@ impl Endpoints {
     }
 
     /// Looks up every host name of the output and calls `connect` once with each address, for
-    /// `check --connect`. Returns one result for each address. `shown` returns the text that names
-    /// an endpoint. If an endpoint has several addresses, the IP address is added to this text.
+    /// `check --connect`. Returns one result for each address. A host name whose lookup fails has
+    /// one result too, without a call of `connect`. `shown` returns the text that names an
+    /// endpoint. If an endpoint has several addresses, the IP address is added to this text.
     pub(crate) async fn try_all<T, F>(
         &self,
         shown: impl Fn(&ResolvedAddress) -> String,

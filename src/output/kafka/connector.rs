@@ -206,7 +206,8 @@ pub(super) struct KafkaLink {
     /// The number of acknowledged messages when this number last grew, and the time when the growth
     /// was noticed. If nothing was under way, sending a batch sets both again.
     progress: (u64, Instant),
-    /// The time when the link last checked whether more messages were acknowledged.
+    /// The time when the link last checked whether more messages were acknowledged. If nothing was
+    /// under way, sending a batch sets this time again.
     checked: Instant,
     /// The last error that librdkafka has reported since messages were last acknowledged; `None` if
     /// there was none.

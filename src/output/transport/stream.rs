@@ -183,8 +183,8 @@ struct Samples {
     acknowledged: u64,
 }
 
-/// One connection to a peer that never answers. The delivery loop owns the link, and all work of
-/// the link happens while the loop polls [`Link::event`].
+/// One connection to a peer that never answers. The delivery loop owns the link. Until the loop
+/// closes the link, all reading and writing happens while the loop polls [`Link::event`].
 ///
 /// The life of a batch on the link:
 ///

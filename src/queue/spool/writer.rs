@@ -221,8 +221,9 @@ impl Writer {
         }
     }
 
-    /// Returns the next action: the most urgent step that is to be done now, or how long to wait.
-    /// The order of the steps is described at [`Writer`].
+    /// Returns the next action: the most urgent step that is to be done now, or how long to wait,
+    /// or that the thread ends because the queue is closed. The order of the steps is described at
+    /// [`Writer`].
     fn turn(&self, state: &SpoolState) -> Turn {
         let now = Instant::now();
         let save = state.writing.cursors_dirty
