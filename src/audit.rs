@@ -155,8 +155,10 @@ fn decode_lines_in_place(lines_and_room: &mut [u8]) -> Result<Split, Invalid> {
 }
 
 /// Returns the index of the event that is cut off at the end of `before`, where `before` is only
-/// the beginning of a body. Returns `None` if `before` ends outside of all events. Also returns
-/// `None` if `before` has a fault earlier than at its end.
+/// the beginning of a body. If `before` ends between the events of a list, returns the index of the
+/// next event. Returns `None` if `before` ends at any other place outside of all events, or inside
+/// the first value of a body that is no list. Also returns `None` if `before` has a fault earlier
+/// than at its end.
 fn item_at(before: &[u8]) -> Option<usize> {
     let text = std::str::from_utf8(before).ok()?;
     // A fault before the end is not the one that the caller reports.

@@ -50,7 +50,8 @@ pub enum Verdict {
     /// The event is not sent: it does not fit the `match` rules, or an audit policy drops it. This
     /// is no loss, because the event is not meant for this output.
     Dropped,
-    /// The event is not sent, because this output has already sent an event with the same bytes.
+    /// The event is not sent, because this output has sent, or is about to send, an earlier event
+    /// with the same bytes, and both were received within the deduplication window.
     Duplicate,
     /// The event is not sent: even without its bodies it is larger than `max_event_bytes`, and this
     /// output gives such events up, which counts as a loss.

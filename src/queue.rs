@@ -396,8 +396,9 @@ impl Before {
 
 /// The place of one output in the log (the queue's sequence of events). The cursor is owned by the
 /// output's delivery loop, which takes events and sends them. When a reload replaces the loop, the
-/// new loop gets the cursor. The new loop then continues with the unfinished claims (events taken
-/// to send), or calls [`Cursor::rewind`] to take their events again.
+/// new loop gets the cursor. If possible, the old loop has called [`Cursor::rewind`] before, and
+/// the new loop takes the unfinished events again. Otherwise the new loop continues with the
+/// unfinished claims (events taken to send).
 pub enum Cursor {
     /// A cursor of a queue in memory.
     Memory(memory::Cursor),

@@ -463,8 +463,8 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 ///
 /// At most one batch waits to be sent. It is sent when fewer than `concurrency` lanes are busy,
 /// when fewer than `concurrency` times [`WINDOW`] requests lie after the frontier (the point up to
-/// which all events are accepted), and when its bytes fit into [`IN_FLIGHT_BYTES_MAX`]. A lane
-/// brings back its connection, which is kept for a later lane.
+/// which all events are accepted), and when its bytes fit into [`IN_FLIGHT_BYTES_MAX`] or no lane
+/// is busy. A lane brings back its connection, which is kept for a later lane.
 ///
 /// The loop ends at the end of the files or at the first trouble (a reason to stop early), in both
 /// cases after the last lane has ended. After a failure to read, the lanes may still use all their

@@ -401,7 +401,7 @@ impl Chain {
     ///
     /// # Errors
     ///
-    /// The file cannot be read, or contains no certificate.
+    /// The file cannot be read, has a broken PEM section, or contains no certificate.
     pub fn read(file: &Path) -> Result<Self, TlsError> {
         certificates(file, &read(file)?).map(Self)
     }

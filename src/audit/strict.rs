@@ -220,7 +220,8 @@ fn text_of<'a>(
 /// `items` holds the number of elements that were read so far, so that a syntax error can name the
 /// faulty element. At any other time the cell holds `None`.
 struct EnvelopeSeed<'c> {
-    /// The whole body.
+    /// The text that is read: a whole body, or the part of a body before its first byte that is not
+    /// valid UTF-8.
     text: &'c str,
     /// The number of elements of `items` that were read so far; `None` outside of the array.
     items: &'c Cell<Option<usize>>,
@@ -304,7 +305,8 @@ impl<'a> Deserialize<'a> for Key {
 
 /// Reads the member `items` of a body's outermost object with serde.
 struct ItemsSeed<'c> {
-    /// The whole body.
+    /// The text that is read: a whole body, or the part of a body before its first byte that is not
+    /// valid UTF-8.
     text: &'c str,
     /// The number of elements of `items` that were read so far; `None` outside of the array.
     items: &'c Cell<Option<usize>>,

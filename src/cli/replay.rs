@@ -291,10 +291,10 @@ struct Display {
     /// The time at which the last progress line was printed, and the number of events that the
     /// relay had accepted at that time.
     told: (Instant, u64),
-    /// The time at which this run of the command first made progress in the files, and the position
-    /// in the files at that time, in bytes. `None` if there is no progress yet. The pace of this
-    /// run is computed without the bytes before this position, because an earlier run may have sent
-    /// them.
+    /// The time at which the progress first showed a position after the beginning of the files, and
+    /// this position in bytes. `None` if the progress has not shown such a position yet. The pace
+    /// of this run is computed without the bytes before this position, because an earlier run may
+    /// have sent them.
     from: Option<(Instant, u64)>,
 }
 

@@ -67,7 +67,8 @@ impl HttpClient {
     /// Reads the keys that all outputs over HTTP share. After the key `strategy`, this function
     /// calls `own` to read the plain keys that only one type of output has. The caller reads the
     /// sections of that type afterwards. Returns the client and the result of `own`. The client is
-    /// `None` if a key has a problem, which is recorded.
+    /// `None` if `urls`, or a key of the section `basic_auth`, has no usable value. Any other wrong
+    /// value is replaced by its default or left out. Each problem is recorded.
     pub fn read<'c, 'a, T>(
         t: &mut Table<'c, 'a>,
         keys: &HttpKeys,

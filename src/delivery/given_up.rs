@@ -69,7 +69,7 @@ pub(super) struct GivenUp {
     tried: Option<Tried>,
     /// The error of the last failed connection. Too old events of the queue are given up with this
     /// error as their reason. `None` while there is a connection. Also `None` when the queue has no
-    /// more events that are too old.
+    /// more events that are too old, and always if `retry.max_elapsed` is not set.
     failed: Option<Arc<str>>,
 }
 

@@ -333,8 +333,8 @@ impl InFlight {
     }
 
     /// Forgets all claims and sets the cursor back, so that [`InFlight::claim_next`] begins again
-    /// with the first event that is not final (settled). Allowed only for a cursor whose claims
-    /// become final in order.
+    /// with the first event that is not final (settled). Allowed only if no final claim comes after
+    /// one that is not final ([`Cursor::is_in_order`]).
     pub(super) fn rewind(&mut self) {
         self.cursor.rewind();
         self.table.clear();

@@ -17,7 +17,8 @@ const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 enum Attempts {
     /// As many requests as the connection allows.
     Window,
-    /// One request at a time. This begins with a failure, and ends when a request succeeds.
+    /// One request at a time. This begins with a failure, and ends when a request succeeds. If the
+    /// output connects before it has events, a new connection ends it too.
     OneByOne,
 }
 
@@ -48,7 +49,8 @@ enum Drain {
 ///
 /// Invariants: nothing is sent during a pause. Failures that are reported during a pause do not
 /// make it longer, even if many requests fail at once. Only a consumer that asks for a longer pause
-/// (`Retry-After`) gets it. After a failure, one attempt at a time is made until one succeeds.
+/// (`Retry-After`) gets it. After a failure, one attempt at a time is made until one succeeds or,
+/// if the output connects before it has events, until there is a new connection.
 pub(super) struct Pacing {
     retry: Retry,
     /// Nothing is sent before this moment; `None`: there is no pause.

@@ -308,7 +308,7 @@ impl Connection {
     }
 
     /// Waits until the registry decides to end the connection. Used only during a TLS handshake.
-    /// After the handshake, the wrapper [`Watched`] around the socket sees this decision.
+    /// After the handshake, the wrapper [`Watched`] around the TLS stream sees this decision.
     pub(super) async fn judged(&self) {
         std::future::poll_fn(|cx| {
             self.waker.register(cx.waker());

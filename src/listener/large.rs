@@ -38,7 +38,8 @@ const STEP_BYTES: u64 = 1024 * 1024;
 /// this file. If `limits.max_in_flight` is small, they are smaller.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
-    /// The largest body in bytes that is decoded as one whole.
+    /// The largest body in bytes that is decoded as one whole if the queue is durable. With a queue
+    /// in memory, every body is decoded as one whole.
     pub(super) whole: usize,
     /// The number of bytes of a large body that are collected before they are decoded in one step.
     pub(super) step: usize,

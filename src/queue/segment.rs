@@ -275,7 +275,8 @@ pub(super) struct Damage {
     /// The offsets of the damaged bytes in the file.
     pub(super) bytes: Range<u64>,
     /// The number of events in the damaged bytes: the number in the record's header if the header
-    /// is valid, otherwise the number of line breaks that are still there.
+    /// is valid, otherwise the number of line breaks that are still there after the first 64 bytes,
+    /// the size of a header.
     pub(super) events: u64,
     /// The number of bytes of lines in the damaged bytes: the number in the record's header if the
     /// header is valid, otherwise all damaged bytes after the first 64, the size of a header.

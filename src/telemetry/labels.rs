@@ -74,12 +74,13 @@ label_values! {
         Method = "method",
         /// The media type or the encoding of the request body is not supported.
         MediaType = "media_type",
-        /// The relay is about to end, and accepts no more requests.
+        /// The relay is about to end, and accepts no more requests. Or a reload has changed which
+        /// clients may connect to the listener, and the sender must connect again.
         ShuttingDown = "shutting_down",
         /// The disk with the queue's files does not store the events.
         Disk = "disk",
         /// With `queue.acknowledge = "delivered"`, the events of the request were not delivered in
-        /// time.
+        /// time, or a required output that should get them has ended.
         DeliveryTimeout = "delivery_timeout",
     }
 }

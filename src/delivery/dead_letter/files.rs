@@ -141,8 +141,9 @@ impl LetterFiles {
     }
 
     /// Writes and syncs lines in one file. After an error, it tries another file at once. After a
-    /// second error, it pauses and tries a third time. If the previous call failed too, the pause
-    /// and the third attempt are left out. Returns the error of the last attempt.
+    /// second error, it pauses and tries a third time. If the previous attempts to store lines
+    /// failed too, the pause and the third attempt are left out. Returns the error of the last
+    /// attempt. If the lines are longer than `max_bytes`, returns an error without any attempt.
     fn store(&mut self, lines: &[Line<'_>]) -> io::Result<()> {
         let bytes = lines.iter().map(Line::bytes).sum();
         if bytes > self.max_bytes {

@@ -212,7 +212,8 @@ impl Endpoints {
     }
 
     /// Returns `true` if an address is not an address of the output any more: its host name no
-    /// longer resolves to it, or a reload has removed its endpoint.
+    /// longer resolves to it, or a reload has removed or changed its endpoint, or has moved the
+    /// endpoint in the list.
     pub(crate) fn is_gone(&self, address: &ResolvedAddress) -> bool {
         self.lock().address(address).is_none()
     }

@@ -58,8 +58,8 @@ pub(super) struct Walk<'a, 't> {
     want: Want<'a>,
     tell: &'a mut Tell<'t>,
     /// The first position that is still needed; events before this position do not count as
-    /// missing. `None` if the cursors file can't be read: then every event counts, from the first
-    /// segment on.
+    /// missing. `None` if the cursors file is missing or can't be read: then every event counts,
+    /// from the first segment on.
     floor: Option<Position>,
     /// The holes: ranges of positions whose events the relay has dropped and counted as lost.
     holes: Vec<Hole>,

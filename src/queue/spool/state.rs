@@ -447,9 +447,10 @@ impl LogState {
     /// Chooses segments to drop, oldest first, until they take at least `bytes` bytes. Returns
     /// their indices. `None` if all segments that may be dropped take less than `bytes`.
     ///
-    /// Segments that only optional outputs need may always be dropped. Other segments may be
-    /// dropped only if `drop_oldest` is `true` and no required output has events of the segment on
-    /// the wire (sent, and not answered yet).
+    /// The active segment, to which batches are appended, and segments that every output has
+    /// finished are never chosen. Segments that only optional outputs need may always be dropped.
+    /// Other segments may be dropped only if `drop_oldest` is `true` and no required output has
+    /// events of the segment on the wire (sent, and not answered yet).
     pub(super) fn droppable(&self, bytes: u64, drop_oldest: bool) -> Option<Vec<usize>> {
         let (needed, held) = (self.required_watermark(), self.watermark());
         let (mut chosen, mut gained) = (Vec::new(), 0);

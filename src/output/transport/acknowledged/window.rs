@@ -6,11 +6,11 @@ use std::sync::atomic::Ordering;
 /// The window of an output: the most events that may be sent and not yet acknowledged. All
 /// connections of the output, which exist one after the other, share one window.
 ///
-/// At first, the window is the config's `window`. When a connection breaks, it falls to half of the
-/// events that were sent on that connection, unless it is lower already; it is at least 1. It grows
-/// by one with each acknowledged event, up to the config's `window`. For example, a connection
-/// breaks after 80 events were sent: the window falls to 40. When 20 events are acknowledged after
-/// that, the window is 60.
+/// At first, the window is the config's `window`. When a connection breaks while sent events are
+/// not yet acknowledged, the window falls to half of the events that were sent on that connection,
+/// unless it is lower already; it is at least 1. It grows by one with each acknowledged event, up
+/// to the config's `window`. For example, a connection breaks after 80 events were sent: the window
+/// falls to 40. When 20 events are acknowledged after that, the window is 60.
 pub(super) struct Window {
     /// The most events that the config allows to be sent and not yet acknowledged.
     configured: u64,
