@@ -266,8 +266,9 @@ impl Filter {
         self.rules.window.filter(|_| self.needs_history)
     }
 
-    /// Tells the filter about one event that the output sent before this filter was made. `age` is
-    /// the time since the relay accepted the event.
+    /// Tells the filter about one event that the output had finished before this filter was made.
+    /// The filter counts the event as sent, even if the output has lost it or filtered it out: this
+    /// is not known any more. `age` is the time since the relay accepted the event.
     pub fn remember(&mut self, event: &[u8], position: Position, age: Duration) {
         has_left(&mut self.seen, event, position, age);
     }

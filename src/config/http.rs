@@ -156,8 +156,8 @@ fn proxy(t: &mut Table<'_, '_>) -> Option<Template> {
     t.secret(optional("proxy", "URL", "none", meaning), values::proxy_url)
 }
 
-/// Reads the section `basic_auth`. Returns `None` if the section is absent, and `Some(None)` if one
-/// of its keys is missing or wrong; the problem is recorded.
+/// Reads the section `basic_auth`. Returns `None` if the section is absent or is no table, and
+/// `Some(None)` if one of its keys is missing or wrong. Each problem is recorded.
 fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
     t.optional_section(
         optional("basic_auth", TABLE, "none", "user and password for Authorization"),

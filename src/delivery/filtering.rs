@@ -121,8 +121,10 @@ impl Filtering {
         marks
     }
 
-    /// Notes that the queue has dropped the events at these positions. They will never be sent, so
-    /// the filter must not treat a later copy of such an event as a duplicate.
+    /// Forgets the filter's decisions about the events at these positions, and that it has seen
+    /// these events. The queue has dropped them, or they are given up, so the filter must not treat
+    /// a later copy of such an event as a duplicate. If the queue has dropped only some events of a
+    /// batch, the caller forgets all events of the batch, and the filter judges the others again.
     fn forget(&mut self, positions: Range<Position>) {
         self.unmark(positions.clone());
         if let Some(filter) = &mut self.filter {
@@ -131,7 +133,7 @@ impl Filtering {
     }
 
     /// Returns the filter's memory of the events that were sent, for the delivery that replaces
-    /// this one; `None` if the filter does not remove duplicates.
+    /// this one. `None` if no filter removes duplicates, or if the memory is not complete.
     pub(super) fn into_seen(self) -> Option<Seen> {
         self.filter.and_then(Filter::into_seen)
     }

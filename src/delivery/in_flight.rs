@@ -220,9 +220,9 @@ impl InFlight {
         retaken
     }
 
-    /// Notes that a claim on the wire was sent, with `events` events. `refusals` is the number of
-    /// refusals that this delivery has seen so far. Returns how often the claim was sent, this time
-    /// included; `None` if the claim is not in the table.
+    /// Notes that a claim on the wire is being sent, with `events` events. `refusals` is the number
+    /// of refusals that this delivery has seen so far. Returns how often the claim was sent, this
+    /// time included; `None` if the claim is not in the table.
     pub(super) fn sent(&mut self, claim: Claim, events: u64, refusals: u64) -> Option<u32> {
         let (_, work) = self.table.get_mut(&claim.start)?;
         work.events = events;

@@ -16,8 +16,8 @@ pub struct HandOver {
     /// order of the queue. Empty if `cursor` was set back to the first event that is not final
     /// (settled): the new delivery then takes all these events from the queue again.
     pub claims: Vec<Claim>,
-    /// The filter's memory of the events that were sent; `None` if the filter does not remove
-    /// duplicates.
+    /// The filter's memory of the events that were sent. `None` if no filter removes duplicates, or
+    /// if the memory is not complete: the new delivery then rebuilds it from the queue.
     pub seen: Option<Seen>,
 }
 
@@ -31,6 +31,7 @@ pub struct Orders {
     pub draining: CancellationToken,
     /// The process ends now: the delivery stops at once.
     pub stop: CancellationToken,
-    /// Another delivery is to replace this one: the delivery ends and returns a [`HandOver`].
+    /// Another delivery is to replace this one, or a reload has removed the output: the delivery
+    /// ends and returns a [`HandOver`].
     pub retire: CancellationToken,
 }

@@ -138,8 +138,9 @@ impl Prepared {
     /// Runs the delivery until `orders` ends it. The delivery goes on where the previous delivery
     /// of this output ended: `begin` is the state that it left.
     ///
-    /// The future returns `Some` if another delivery is to replace this one, and `None` if the
-    /// process ends. A [`RunError`] means that the process must end.
+    /// The future returns `Some` if another delivery is to replace this one, or if a reload has
+    /// removed the output. It returns `None` if the process ends. A [`RunError`] means that the
+    /// process must end.
     pub fn run(self, begin: HandOver, orders: Orders) -> Running {
         let Self { connector, config, metrics, status, filter, dead_letters } = self;
         let health = Health::new(&config.name, metrics, status);

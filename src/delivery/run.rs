@@ -108,7 +108,8 @@ impl Ended {
 enum Wake {
     Stop,
     Retire,
-    /// Another delivery is to replace this one, and `HAND_OVER_TIME` has passed.
+    /// Another delivery is to replace this one, or a reload has removed the output, and
+    /// `HAND_OVER_TIME` has passed since that order.
     HandOverTimeIsOver,
     /// Something has happened that the ledger (which decides what to send) already knows. The loop
     /// begins its next turn, in which it may send something.

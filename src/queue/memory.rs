@@ -79,7 +79,9 @@ impl Shared {
 /// - spare: every required output has finished the record, and at least one optional output has
 ///   not. If the record's sender waits for `delivered`, it gets its answer at this moment. The
 ///   record is kept as long as nothing else needs its room;
-/// - gone: every output has finished the record, or it was dropped.
+/// - gone: every output has finished the record, or it was dropped. A record whose sender waits for
+///   `delivered` and which no output has begun to send is also gone when it is refused, or when
+///   the sender waits no longer.
 ///
 /// Records become spare in their order, so the spare records are always the first ones in
 /// `records`.

@@ -63,8 +63,8 @@ pub(super) struct Plan<'r> {
 }
 
 impl Redaction {
-    /// Compiles the redaction rules of an output. The redactions that always hold are added to
-    /// every rule list, even to an empty one.
+    /// Compiles the redaction rules of an output. The redactions that always hold are not among
+    /// the rules: `plan` adds them for each event, even if the rule list is empty.
     ///
     /// # Errors
     ///

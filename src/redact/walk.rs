@@ -106,7 +106,9 @@ impl<'p> Wish<'p> {
     }
 
     /// Returns `true` if the wish's change must be made to this whole value: the path ends here, or
-    /// it cannot go on in a value of this kind.
+    /// it cannot go on in a value of this kind. The second case counts only for a redaction whose
+    /// last step was not `*`, and only if the value is a string that is not empty, a number or an
+    /// array.
     fn is_met_by(&self, value: &[u8]) -> bool {
         let Some(next) = self.rest.first() else { return true };
         // A step `*` leads to many children, and the path may not be meant for all of them.

@@ -239,7 +239,9 @@ struct Filling {
     events: usize,
     first_line: u64,
     last_line: u64,
-    /// The point in the files after the last line that was read for this request.
+    /// The point in the files after the last line whose events are all in this request or in
+    /// earlier requests. Bad lines that were skipped count too, except for a bad last line that may
+    /// be unfinished.
     end: Place,
     bad_lines: u64,
 }

@@ -72,7 +72,8 @@ const MESSAGES_MAX: u64 = 100_000;
 const POLL: Duration = Duration::from_millis(100);
 
 /// The pause before the source tries again to append a batch to the queue, while the queue has no
-/// room.
+/// room. Also the pause between two looks at which batches are acknowledged, while the source gives
+/// partitions back, and the longest wait of a poll while the source closes.
 const FULL: Duration = Duration::from_millis(5);
 
 /// If no batch can be appended to the queue for this time, the source pauses its partitions. The

@@ -20,8 +20,9 @@ use crate::telemetry::OutputMetrics;
 /// small.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// The most bytes of one piece (part) of a request body, if the piece is a copy of stored bytes. A
-/// copy of this size is still in the CPU's cache when it is written to the socket.
+/// The most bytes of one piece (part) of a request body, if the piece is a copy of stored bytes.
+/// The few bytes after the last event, such as `]`, may come on top. A copy of this size is still
+/// in the CPU's cache when it is written to the socket.
 const COPIED_BYTES: usize = 64 * 1024;
 
 /// A stored buffer of at least this many bytes is sent without a copy. Smaller buffers are copied

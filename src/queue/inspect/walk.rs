@@ -82,10 +82,10 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Walks through all segments (files with events) that the queue's directory has now. Returns
-    /// what was counted on the way: the segments, events, bytes, faults and missing events. `found`
-    /// is the cursors file (with the place of each output in the queue) as it was read before the
-    /// walk began.
+    /// Walks through the segments (files with events) that the queue's directory has now, except
+    /// those that end at or before the position `want.from`. Returns what was counted on the way:
+    /// the segments, events, bytes, faults and missing events. `found` is the cursors file (with
+    /// the place of each output in the queue) as it was read before the walk began.
     pub(super) fn run(mut self, found: &cursors::Found) -> Result<Verdict, Error> {
         self.believe(found.contents());
         let segments = self.directory.segments()?;
@@ -149,8 +149,9 @@ impl<'a, 't> Walk<'a, 't> {
         self.find(&Finding::Missing { positions: start..until, events })
     }
 
-    /// Returns how many of these positions are needed: those that some output has not finished,
-    /// without those that the relay has dropped.
+    /// Returns how many of these positions are needed: those from `floor` on, without those that
+    /// the relay has dropped. `floor` is the first position that some output has not finished; if
+    /// the cursors file has the output `want.output`, only this output counts.
     fn needed(&self, positions: &Range<Position>) -> u64 {
         let positions = positions.start.max(self.floor.unwrap_or_default())..positions.end;
         let events = positions.end.saturating_since(positions.start);

@@ -170,8 +170,9 @@ impl Accounting {
         self.files += size;
     }
 
-    /// Notes that a new segment of `size` bytes was made, but could not be synced. The segment does
-    /// not become a part of the log. Its bytes count until its file is deleted.
+    /// Notes that the file of a new segment was made with `size` bytes, but its header could not be
+    /// written and synced. The segment does not become a part of the log. Its bytes count until its
+    /// file is deleted.
     pub(super) fn made_in_vain(&mut self, first: Position, size: u64) {
         self.files += size;
         self.retire(first, size);

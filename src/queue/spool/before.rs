@@ -87,7 +87,8 @@ struct Part {
 
 impl Before {
     /// Makes a reader of the events from the position `from` up to `place`, where the cursor's
-    /// unfinished events begin. Events that were received longer ago than `within` are skipped.
+    /// unfinished events begin. Events that were received longer ago than `within` are skipped, and
+    /// so are all but the newest [`BYTES_MAX`] bytes.
     pub(super) fn new(
         shared: Arc<Shared>,
         from: Position,

@@ -191,7 +191,8 @@ impl Writer {
     }
 
     /// Does one step after the other until the queue is closed. At the end writes the batches that
-    /// are still waiting, saves the cursors file, and returns.
+    /// are still waiting, saves the cursors file if it is out of date, deletes the files that no
+    /// output needs, and returns.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
         loop {
