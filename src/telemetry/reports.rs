@@ -459,7 +459,7 @@ impl Reports {
     /// moment ago. When the function returns, the lines are written that the task of
     /// [`Reports::tell`] had taken before, on another thread: otherwise the process could end
     /// between the taking and the writing, and the log would have no line about these losses.
-    /// Blocks the thread for at most [`FLUSH_TIMEOUT`].
+    /// Blocks the thread for at most one second.
     pub fn flush(&self) {
         self.write(true);
         let notes = self.lock();
