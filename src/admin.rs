@@ -224,11 +224,11 @@ impl Admin {
         }
     }
 
-    /// Returns `true` if the admin pages may show the metrics of the output or listener `name`,
-    /// which a reload can remove. If `place` is `output`, an output with this name must exist now.
-    /// For any other `place`, a listener with this name and with TLS must exist now. Before the
-    /// start is over, the result is always `true`, because the outputs and listeners are not known
-    /// yet.
+    /// Returns `true` if the admin pages may show the states (gauges) and the certificates of the
+    /// output or listener `name`, which a reload can remove. Counters are always shown. If `place`
+    /// is `output`, an output with this name must exist now. For any other `place`, a listener with
+    /// this name and with TLS must exist now. Before the start is over, the result is always
+    /// `true`, because the outputs and listeners are not known yet.
     fn has(&self, place: &str, name: &str) -> bool {
         if !self.started.load(Ordering::Relaxed) {
             return true;

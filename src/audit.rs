@@ -56,15 +56,16 @@ pub struct Batch {
 }
 
 /// The reason why a body was refused. `Display` writes it as one sentence for the sender of the
-/// body. The sentence names the offset of the fault in bytes. If the fault is inside of an event,
-/// the sentence also names the index of this event. It quotes nothing of the body except a `kind`
-/// or an `apiVersion`.
+/// body. The sentence names the offset of the fault in bytes. If the index of the faulty event is
+/// known, the sentence also names this index. It quotes nothing of the body except a `kind` or an
+/// `apiVersion`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invalid {
     /// The offset of the fault in the body, in bytes, after decompression.
     pub byte: usize,
     /// The index of the faulty event in `items`, or among the JSON lines. `None` if the fault is
-    /// outside of all events.
+    /// outside of all events. Also `None` for some faults of the JSON or UTF-8 of an event in a
+    /// body that is no list.
     pub item: Option<usize>,
     /// A description of the fault, for example `auditID is missing`.
     pub what: Cow<'static, str>,

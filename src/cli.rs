@@ -275,7 +275,8 @@ fn parts(config: &Config) -> String {
 }
 
 /// Connects to every output and source of the config once, and prints for each address whether the
-/// connection works. `Err` is the exit status if a connection fails.
+/// connection works. `Err` is the exit status if a connection fails, or if an output or source
+/// cannot read its files and is therefore not connected.
 async fn probe(config: &Config) -> Result<(), u8> {
     let telemetry = Arc::new(Telemetry::new());
     let dead_letters = DeadLetters::new(&telemetry);

@@ -122,13 +122,14 @@ struct Space {
     /// For each block, a mask of the padding: the bytes after the end of the text. Padding only
     /// fills the last blocks of the chunk.
     padding: [u64; BLOCKS],
-    /// The byte offsets in the chunk of all brackets outside of strings. The array has more
-    /// elements than a chunk has bytes, because [`Pass::flatten`] writes at least four offsets for
-    /// each block. It does so even if the block has fewer brackets.
+    /// The byte offsets in the chunk of all brackets outside of strings. [`Pass::flatten`] writes
+    /// at least four offsets for each block, even if the block has fewer brackets; the offsets for
+    /// the next block then replace the meaningless ones. The array has more elements than a chunk
+    /// has bytes.
     brackets: [u16; CHUNK + BLOCK],
     /// The offsets in the chunk, in bytes, of the brackets after which only the array of events is
-    /// open. These are the opening bracket of this array and the closing brace of each of its
-    /// items.
+    /// open. These are the opening bracket of this array and the closing bracket of each of its
+    /// elements that is an object or an array; [`Pass::items`] refuses arrays.
     ends: [u16; CHUNK + 1],
 }
 

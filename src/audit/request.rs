@@ -92,7 +92,8 @@ pub struct User<'a> {
 }
 
 /// The object that a request is about, from the event's member `objectRef`. The name is empty for a
-/// request for a list. The namespace is empty for an object that belongs to no namespace.
+/// request for a list, unless the field selector has a name. The namespace is normally empty for an
+/// object that belongs to no namespace.
 ///
 /// The group, the resource and the subresource always come from the URL. If the URL has no
 /// namespace or no name, kube-apiserver takes the missing part from the body of the request. A

@@ -173,7 +173,7 @@ fn byte_of(text: &str, error: &serde_json::Error) -> usize {
 }
 
 /// The members `kind`, `apiVersion` and `items` of the outermost object of a body. They decide if
-/// the body is a valid list of events. The events in `items` are found, but not parsed.
+/// the body is a valid list of events. The events in `items` are found; [`check_all`] checks them.
 struct Envelope<'a> {
     kind: Option<&'a RawValue>,
     api_version: Option<&'a RawValue>,

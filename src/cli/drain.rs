@@ -41,8 +41,8 @@ pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Resul
 }
 
 /// Waits until no required output of the relay has a backlog (events that it must still deliver).
-/// `Err` is the reason for the failure: `limit` has passed, or the response is not a relay's
-/// status.
+/// Waits at least [`SETTLE`], or until `limit` if that is shorter. `Err` is the reason for the
+/// failure: `limit` has passed, the connection has failed, or the response is not a relay's status.
 async fn wait(url: &Url, limit: Duration) -> Result<(), String> {
     let begun = Instant::now();
     loop {

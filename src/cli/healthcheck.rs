@@ -26,9 +26,10 @@ use super::WRONG;
 use super::read;
 use crate::config;
 
-/// The time limit for the whole command, including the lookup of the host name. A relay responds
-/// within milliseconds. Docker allows 30 s for a health check. A kubelet ends a probe after its
-/// `timeoutSeconds`, by default 1 s, and then reports only a timeout.
+/// The time limit for one request to the relay, including the lookup of the host name.
+/// `healthcheck` sends one request, `drain` may send many. A relay responds within milliseconds.
+/// Docker allows 30 s for a health check. A kubelet ends a probe after its `timeoutSeconds`, by
+/// default 1 s, and then reports only a timeout.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The greatest number of bytes in a response body. The body that a relay sends has only a few
@@ -152,7 +153,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 /// Sends a GET request to `url`. Returns the status and the body of the response. `Err` says why
-/// there is no response, or that the body has more than `body_max` bytes.
+/// there is no complete response, or that the body has more than `body_max` bytes.
 async fn ask(url: &Url, body_max: usize) -> Result<(StatusCode, String), String> {
     let port = url.port_or_known_default().unwrap_or(80);
     let connecting = async {

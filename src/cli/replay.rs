@@ -119,8 +119,7 @@ fn rate_max(text: &str) -> Result<NonZeroU32, String> {
 }
 
 /// Parses the size of a request in bytes. `Err` if the text is no size, or if the size is not
-/// allowed. Below 1 KiB a size is too small for most events, and above 64 MiB no relay accepts the
-/// request by default.
+/// allowed. Allowed is 1 KiB to 64 MiB. Below 1 KiB a size is too small for most events.
 fn batch_bytes(text: &str) -> Result<usize, String> {
     let bytes = config::size(text)?;
     match usize::try_from(bytes) {

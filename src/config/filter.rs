@@ -175,7 +175,7 @@ fn keys(t: &mut Table<'_, '_>) -> Option<Filter> {
 }
 
 /// Combines the results of reading an array of tables. `tables` is `None` if the file has no such
-/// array; the function then returns `Some(None)`. An element is `None` if its table has a problem;
+/// array; the function then returns `Some(None)`. An element is `None` if its table gave no result;
 /// the function then returns `None`.
 fn all_of<T>(tables: Option<Vec<Option<T>>>) -> Option<Option<Vec<T>>> {
     match tables {
@@ -185,8 +185,9 @@ fn all_of<T>(tables: Option<Vec<Option<T>>>) -> Option<Option<Vec<T>>> {
 }
 
 /// Reads one table of `match`. Keys may also be spelled as in a Kubernetes audit Policy
-/// (`userGroups`), because users copy rules from policies. Returns `None` if the table is empty or
-/// contains a mistake, which is recorded.
+/// (`userGroups`), because users copy rules from policies. A key whose value cannot be read counts
+/// as absent. Returns `None` if the table is empty, or if [`Criteria::mistakes`] finds a mistake in
+/// the criteria. Each problem is recorded.
 fn criteria(t: &mut Table<'_, '_>) -> Option<Criteria> {
     for (name, in_a_policy) in
         [("user_groups", "userGroups"), ("non_resource_urls", "nonResourceURLs")]

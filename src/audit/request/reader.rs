@@ -33,7 +33,8 @@ const CLIENTS: usize = 64;
 /// other, each with the request to kube-apiserver that it describes.
 ///
 /// The request is the same that [`request`](super::request) returns for the event. Events that are
-/// written as kube-apiserver writes them need no allocation.
+/// written as kube-apiserver writes them need no allocation, except for the groups of a client that
+/// is not known yet.
 #[derive(Debug)]
 pub struct Reader<'a> {
     /// The lines that are not read yet. Each line ends with `\n`.
@@ -58,8 +59,8 @@ pub struct Reader<'a> {
 #[derive(Debug, Default)]
 struct Client<'a> {
     /// The bytes of an event that describe the client, from the user's opening brace to the end of
-    /// the user agent. The username and the groups in these bytes have no backslash. Empty if no
-    /// client is stored here.
+    /// the user agent, or of the source IPs if the event has no user agent. The username and the
+    /// groups in these bytes have no backslash. Empty if no client is stored here.
     text: &'a [u8],
     /// The user that `text` describes. Empty while the user is moved into the reader's field
     /// `request`.
@@ -109,9 +110,9 @@ impl<'a> Reader<'a> {
         Some((event, &self.request))
     }
 
-    /// Moves the user of the client with the index `client` into `self.request`. First moves the
-    /// user who is in `self.request` now back to its own client. If `client` is `None`, the request
-    /// has no user afterwards.
+    /// Moves the user of the client with the index `client` into `self.request`. First moves a user
+    /// who came from another client back to that client. If `client` is `None`, only moves such a
+    /// user back. Does nothing if `client` is equal to `self.current`.
     #[inline]
     fn lend(&mut self, client: Option<usize>) {
         if client == self.current {
