@@ -44,8 +44,9 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// The longest time that a connection without a request is kept open for the next one.
     pub idle_timeout: Duration,
-    /// The age at which a connection is closed. If a request is under way then, the connection is
-    /// closed after the answer. `None`: connections have no age limit.
+    /// The age at which a connection is closed, give or take a random difference of up to 10 %. If
+    /// a request is under way then, the connection is closed after the answer. `None`: connections
+    /// have no age limit.
     pub max_connection_age: Option<Duration>,
 }
 

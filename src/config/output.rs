@@ -24,8 +24,8 @@ pub struct Output {
     /// The output's name, unique among the outputs. The metrics carry it in the label `output`.
     pub name: String,
     /// `true` if the queue keeps each event until this output has finished it (delivered it or
-    /// given it up). `false`: the queue may drop an event earlier if it needs the space. At least
-    /// one output of a config must be required.
+    /// given it up), unless `queue.when_full` is `drop_oldest`. `false`: the queue may drop an
+    /// event earlier whenever it needs the space. At least one output of a config must be required.
     pub required: bool,
     /// The type of the output (its protocol), with the settings that only outputs of this type
     /// have.
@@ -59,22 +59,23 @@ pub(super) struct Draft {
     /// after it has sent an event; only then does the event count as delivered. `None`: the
     /// protocol does not wait, or its settings could not be read.
     pub(super) final_after: Option<(&'static str, Duration)>,
-    /// The complete output. `None`: one of its keys has a problem.
+    /// The complete output. `None`: the name, the type, the keys of the type or the filter could
+    /// not be read. A wrong value elsewhere is replaced by its default or left out.
     pub(super) output: Option<Output>,
 }
 
 impl Draft {
     /// Returns the path of the output's table (`output[0]`), and the addresses to which the output
-    /// sends events. Returns `None` if one of the output's keys has a problem.
+    /// sends events. Returns `None` if the draft has no output.
     pub(super) fn targets(&self) -> Option<(&str, Vec<Target>)> {
         Some((&self.path, self.output.as_ref()?.kind.targets()))
     }
 }
 
 /// Reads one table `[[output]]` of the config. Its key `type` must name one of `types`. Returns a
-/// draft, in which a part is missing if the keys for it have a problem. `entries` is called only
-/// for a key that this type of output does not have: it returns the keys of all types, so that the
-/// error message can name the types that have the key.
+/// draft, in which a part is missing if the keys for it have no usable value. `entries` is called
+/// only for a key that this type of output does not have: it returns the keys of all types, so that
+/// the error message can name the types that have the key.
 pub(super) fn read(
     t: &mut Table<'_, '_>,
     types: &[OutputType],
@@ -136,7 +137,7 @@ fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Opt
 
 /// Returns the complete outputs of all drafts (a draft is the result of reading one `[[output]]`).
 /// In each output, `[filter]` (`all`) is merged into the output's own filter. Returns `None` if one
-/// of the drafts has a problem.
+/// of the drafts has no output.
 pub(super) fn with_filter(all: &Filter, drafts: Vec<Draft>) -> Option<Vec<Output>> {
     let with = |output: Output| Output { filter: filter::merged(all, output.filter), ..output };
     drafts.into_iter().map(|draft| draft.output.map(with)).collect()

@@ -44,7 +44,8 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
 
     /// Reads the settings from the table of an output, with the methods of [`Table`]. The order in
     /// which this function reads the keys is their order in the config reference. Returns `None` if
-    /// a required key is missing or a key is wrong; the problem is recorded.
+    /// a key that the settings need has no usable value. Any other wrong value is replaced by its
+    /// default or left out. Each problem is recorded.
     fn read(t: &mut Table<'_, '_>) -> Option<Self>;
 
     /// Returns the configured addresses that events are sent to. A warning is recorded if an

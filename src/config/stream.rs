@@ -39,7 +39,8 @@ pub struct Stream {
 impl Stream {
     /// Reads the keys of an output that uses one TCP connection. A protocol must read its own plain
     /// keys before this call, because the call reads the section `tls`, and plain keys come before
-    /// sections. Returns `None` if a key has a problem, which is recorded.
+    /// sections. Returns `None` if `addresses` is missing or wrong. Any other wrong value is
+    /// replaced by its default or left out. Each problem is recorded.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let addresses = t.words(
             required("addresses", "array of host:port", "IPv6 in brackets"),

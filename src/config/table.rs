@@ -39,7 +39,7 @@ use super::values;
 /// The declaration of a config key: its name, the kind of its values, its default and its meaning,
 /// as the config reference prints them.
 ///
-/// A `Key` is made by [`required`], [`optional`] or [`derived`].
+/// Outside of this file, a `Key` is made by [`required`], [`optional`] or [`derived`].
 pub struct Key {
     /// The name of the key in its table.
     name: &'static str,
@@ -246,8 +246,8 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Records a key for the effective config (all values, with defaults) and for the config
-    /// reference. `found` is the key's value in the file, or `None` if the file does not set the
-    /// key.
+    /// reference. `found` is the key's value in the file. It is `None` if the file does not set the
+    /// key, or if the value is printed elsewhere (by [`Table::read_tables`]).
     fn declare(&self, key: &Key, found: Option<&DeValue<'a>>) {
         let (default, reference) = match &key.absent {
             Absent::Required => (None, "required"),
@@ -263,7 +263,7 @@ impl<'c, 'a> Table<'c, 'a> {
     /// with defaults) and the config reference. `default` and `meaning` are the texts that the
     /// reference prints about the key's default and its meaning. `value` is the value for the
     /// effective config, as TOML: the key's value in the file, or its default. It is `None` if the
-    /// key has neither of them.
+    /// key has neither of them, or if its value is printed as a section.
     fn record(
         &self,
         name: &'static str,
@@ -479,8 +479,8 @@ impl<'c, 'a> Table<'c, 'a> {
 
     /// Takes a key with a string value and a default, and parses the value as [`Table::word`] does.
     /// If the key is absent, `default` is parsed. The config reference prints `reference` as the
-    /// default, or `default` itself if `reference` is `None`. Returns `None` only if the parsed
-    /// string is wrong.
+    /// default, or `default` itself if `reference` is `None`. Returns `None` if the value in the
+    /// file is wrong, or if the key is absent and `parse` refuses `default`.
     pub fn word_or<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),

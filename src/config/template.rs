@@ -186,7 +186,7 @@ fn reference(inside: &str) -> Result<Reference<'_>, String> {
 ///
 /// # Errors
 ///
-/// The error of the operating system, or the file has more than 1 MiB.
+/// The error of the operating system, or the file has more than 1 MiB or is not UTF-8.
 pub fn read_secret(path: &Path) -> io::Result<String> {
     let mut secret = String::new();
     File::open(path)?.take(SECRET_BYTES_MAX + 1).read_to_string(&mut secret)?;

@@ -58,8 +58,8 @@ impl Default for ClientTls {
 
 impl ClientTls {
     /// Reads the section `tls` of an output whose addresses do not say if TLS is used. TLS is used
-    /// if the section is present. Returns `Some(None)` if the section is absent, and `None` if its
-    /// keys could not be read.
+    /// if the section is present. Returns `Some(None)` if the section is absent or is no table;
+    /// otherwise returns `Some(Some(…))`, so the result is never `None`.
     pub fn read_optional(t: &mut Table<'_, '_>) -> Option<Option<Self>> {
         whole(t.optional_section(tls_key(), Self::keys))
     }

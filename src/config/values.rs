@@ -296,7 +296,8 @@ pub(super) fn path_prefix(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Parses a name for RFC 5424: 1 to `bytes_max` printable ASCII characters without space.
+/// Parses a name for RFC 5424, or the name of a Kafka consumer group: 1 to `bytes_max` printable
+/// ASCII characters without space.
 ///
 /// # Errors
 ///
@@ -325,8 +326,8 @@ pub fn server_name(text: &str) -> Result<String, String> {
     }
 }
 
-/// Checks the user name of Basic authentication. RFC 7617 §2 allows no colon and no control
-/// character in it.
+/// Checks the user name of Basic authentication or SASL. It must not be empty. RFC 7617 §2 (Basic)
+/// allows no colon and no control character in it.
 ///
 /// # Errors
 ///

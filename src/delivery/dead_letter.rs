@@ -94,7 +94,7 @@ struct LetterDirectory {
 /// The handle of a thread that writes dead letters into one directory.
 ///
 /// The thread owns the directory's files ([`LetterFiles`]) and shares nothing with deliveries
-/// except the lines of a job. The thread repeats these steps:
+/// except the lines of a job and the time in `busy`. The thread repeats these steps:
 ///
 /// 1. It waits for a job, and takes more jobs that wait already, up to [`GROUP_BYTES_MAX`].
 /// 2. It takes the lines of each job. A delivery that has waited for [`PATIENCE`] has taken its

@@ -400,8 +400,8 @@ fn length(stat: &Stat) -> u64 {
 }
 
 /// Returns the number in the name of a dead-letter file: the time when it was made, in milliseconds
-/// since 1970, or one more than the number of the file before it. Returns `None` if `name` is not
-/// the name of a dead-letter file.
+/// since 1970, or a larger number if the name was in use or a newer file was there already. Returns
+/// `None` if `name` is not the name of a dead-letter file.
 fn number_of(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".jsonl")?;
     let ours = digits.len() == 20 && digits.bytes().all(|byte| byte.is_ascii_digit());

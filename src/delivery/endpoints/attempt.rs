@@ -143,9 +143,9 @@ impl Attempt {
     }
 
     /// Notes that the consumer at this address refused events that another consumer may accept.
-    /// Returns `true` if another address may be tried without a pause. Otherwise every consumer has
-    /// refused the events, so no consumer is at fault. In this case, addresses that are down only
-    /// because of refusals count as up again.
+    /// Returns `true` if another address may be tried without a pause. Otherwise no consumer
+    /// accepts the events now, so no consumer is at fault for refusing them. In this case,
+    /// addresses that are down only because of refusals count as up again.
     pub(crate) fn refused(&self, failure: &Failure) -> bool {
         let left = self.note(failure, Fault::Refused);
         if !left {

@@ -49,7 +49,8 @@ pub(super) enum Fault {
         waited: Duration,
     },
     /// The consumer refuses events that other consumers may accept. Since the events may be at
-    /// fault, a refusal does not lengthen the time until the address is used again.
+    /// fault, a refusal does not lengthen the hold (the time for which the address must answer
+    /// probes before it is used again).
     Refused,
     /// The consumer has not answered for the time `waited`, while the consumer at another address
     /// answers.

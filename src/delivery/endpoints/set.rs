@@ -228,8 +228,8 @@ impl Endpoints {
     }
 
     /// Returns the moment when a connection that is made now should be closed in order: after
-    /// `timeouts.max_connection_age`, with a small random difference. `None` if this setting is
-    /// missing.
+    /// `timeouts.max_connection_age`, with a small random difference. `None` if connections have no
+    /// age limit (the setting is absent or `0s`).
     pub(crate) fn expiry(&self) -> Option<Instant> {
         let age = self.timeouts.max_connection_age?;
         Some(Instant::now() + net::jittered(age))
