@@ -88,8 +88,8 @@ pub struct Figures {
     pub queue_events: u64,
     /// The number of bytes in the relay's queue.
     pub queue_bytes: u64,
-    /// The number of events that are lost: the relay has refused them permanently, or it has
-    /// accepted them and they are neither in its queue nor at the consumer.
+    /// The number of events that are lost: the relay has refused them permanently or in every
+    /// attempt, or it has accepted them and they are neither in its queue nor at the consumer.
     pub lost: u64,
     /// The address of the relay's status page; `None` until the page is open.
     pub admin: Option<SocketAddr>,
@@ -98,7 +98,8 @@ pub struct Figures {
 /// The result of a demo.
 #[derive(Debug, Clone, Copy)]
 pub struct Summary {
-    /// The number of events that the relay has accepted or has permanently refused.
+    /// The number of events that the relay has accepted, or has refused permanently or in every
+    /// attempt.
     pub sent: u64,
     /// The number of events that have arrived at the consumer, each counted once.
     pub delivered: u64,
@@ -115,11 +116,12 @@ pub struct Summary {
 }
 
 /// Runs the sender, the relay and the consumer for `length`, or until `stop` is cancelled. Then
-/// waits until all accepted events have arrived, and returns the counts.
+/// waits until all accepted events have arrived, but not without limit (`DELIVERY_MAX`,
+/// `DELIVERY_PAUSE_MAX`), and returns the counts.
 ///
 /// # Errors
 ///
-/// The relay did not start, or it ended before the demo did.
+/// The consumer or the relay did not start, or the relay ended before the demo did.
 pub async fn run(
     length: Duration,
     figures: watch::Sender<Figures>,
@@ -184,13 +186,14 @@ struct Posted {
 /// The running demo. [`run`] owns it, and its loop runs in the caller's task, beside the relay.
 ///
 /// The loop has two phases. The first phase lasts for the length of the demo or until `stop` is
-/// cancelled. In this phase the loop sends a batch every [`BATCH_EVERY`], and each batch has a task
-/// of its own; for a while the consumer is away. In the second phase the loop sends nothing, and
-/// waits until all accepted events have arrived.
+/// cancelled. In this phase the loop sends a batch every [`BATCH_EVERY`], unless [`UNDER_WAY_MAX`]
+/// batches have no response; each batch has a task of its own; for a while the consumer is away. In
+/// the second phase the loop begins no batch, and waits until all accepted events have arrived, but
+/// not without limit.
 ///
-/// Every [`LOOK`] the loop updates the figures. An event counts as sent when the relay has accepted
-/// it or permanently refused it. An event that counts as sent and never arrives at the consumer
-/// counts as lost.
+/// The loop updates the figures at least every [`LOOK`]. In the result, an event counts as sent
+/// when the relay has accepted it, or has refused it permanently or in every attempt. An event that
+/// counts as sent and never arrives at the consumer counts as lost.
 struct Demo {
     queue: Queue,
     client: Arc<Client>,
@@ -297,8 +300,9 @@ impl Demo {
     }
 
     /// Counts the events of a batch as accepted or refused, depending on the result of sending it.
-    /// `None` means that the task of the batch panicked; the events are then not counted, because
-    /// the relay has not promised to deliver them.
+    /// `None` means that the task of the batch panicked; the events are then not counted, and
+    /// neither are those of a batch that a stop has interrupted, because the relay has not promised
+    /// to deliver them.
     fn posted(&mut self, posted: Option<Posted>) {
         let Some(Posted { numbers, connection, result }) = posted else { return };
         self.idle.extend(connection);

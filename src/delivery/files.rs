@@ -16,13 +16,13 @@ pub trait Files: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`StageError`]: the text tells the operator which file is wrong, and why.
+    /// [`StageError`]: the text tells the operator which file or config key is wrong, and why.
     fn stage(self: Arc<Self>) -> Result<Staged, StageError>;
 }
 
 /// The reason why the files of an output cannot be used. Nothing has changed: a reload is refused,
 /// a start ends the process, and `check` reports the error. The operator must correct the file or
-/// the config. No text shows the contents of a file.
+/// the config. No text shows a secret; a text about an audit policy may quote a part of its file.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     /// A certificate, key or CA cannot be read or used.

@@ -26,7 +26,8 @@ use crate::queue::Position;
 use crate::telemetry::OutputMetrics;
 
 /// An unchanged run of lines with fewer bytes than this is copied into one buffer with the changed
-/// lines next to it. Otherwise, the vectored write would get many short buffers, and would be slow.
+/// lines next to it, unless the run is a whole piece. Otherwise, the vectored write would get many
+/// short buffers, and would be slow.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
 /// The buffer for one changed event is used again for the next event, unless it has grown beyond
@@ -140,7 +141,8 @@ impl Filtering {
 
     /// Rebuilds the filter's memory of the events that were sent before, with which it recognizes
     /// duplicates. It reads those recent events that are still in the queue; the filter says how
-    /// far back it looks. Does nothing if the filter needs no memory.
+    /// far back it looks. Does nothing if the filter needs no memory, or has got a complete one
+    /// from the previous delivery.
     ///
     /// # Cancel safety
     ///
@@ -231,7 +233,8 @@ impl Filtering {
 
     /// Takes a batch that is given up. Returns the lines of its lost events, as they were received.
     /// Also returns how many of its events are lost, dropped by the filter, or duplicates. An event
-    /// that the filter would not have sent is not lost, so its line is left out.
+    /// that the filter would have dropped, or that is a duplicate, is not lost, so its line is left
+    /// out. An event that is too large for the filter is lost.
     pub(super) fn originals(&mut self, batch: Batch, cursor: &Cursor) -> (Vec<Bytes>, Disposition) {
         if self.filter.is_none() {
             return (batch.pieces, Disposition::lost(batch.events));
@@ -333,7 +336,8 @@ fn events<'a>(
 }
 
 /// The lines of one batch that have passed the filter, in pieces (buffers of whole lines). Long
-/// unchanged runs of lines stay in their buffers. Other lines are copied into new buffers.
+/// unchanged runs of lines, and pieces without any change, stay in their buffers. Other lines are
+/// copied into new buffers.
 #[derive(Default)]
 struct Lines {
     pieces: Vec<Bytes>,

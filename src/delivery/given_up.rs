@@ -39,8 +39,8 @@ use crate::telemetry::LostAs;
 ///
 /// Phases of a claim: *doomed*, until its lines are in memory and the writer of dead letters has
 /// room for them; then *ending*, until the dead letters are written. If dead letters are not kept,
-/// a doomed claim becomes final at once. In both phases, `InFlight` has the claim in the state
-/// `State::Burying`.
+/// a claim becomes final at the end of the first phase (without a filter, its lines are not needed
+/// then). In both phases, `InFlight` has the claim in the state `State::Burying`.
 ///
 /// Invariants: at most about `GROUP_BYTES_MAX` bytes of lines, and `CLAIMS_MAX` claims, wait for
 /// the writer. At these limits, nothing is sent, because further events might have to be given up
@@ -63,9 +63,9 @@ pub(super) struct GivenUp {
     /// next claim (range of events). If not, the lines are in memory, or nobody has asked for them
     /// yet.
     lines: Lines,
-    /// For the events that are not final (settled): the times at which they were first sent. They
-    /// show which events are too old to be tried again. `None` if `retry.max_elapsed` is not set,
-    /// so that no event gets too old.
+    /// For the events that are not final (settled): the times at which they were first tried (sent,
+    /// or not sent because there was no connection). They show which events are too old to be tried
+    /// again. `None` if `retry.max_elapsed` is not set, so that no event gets too old.
     tried: Option<Tried>,
     /// The error of the last failed connection. Too old events of the queue are given up with this
     /// error as their reason. `None` while there is a connection. Also `None` when the queue has no
@@ -227,10 +227,11 @@ impl GivenUp {
         (self.failed, self.lines) = (None, Lines::AtHand);
     }
 
-    /// Gives up the next events of the queue, as long as they are too old. The events after these
-    /// count as tried now, unless they were tried before. Called while there is no connection,
-    /// after [`GivenUp::all_failed`], and when no other claim is left. If the result is `true`,
-    /// there may be more to do; the loop should first yield to the runtime.
+    /// Gives up the next events of the queue, as long as they are too old. The next batch after
+    /// these counts as tried now, unless it was tried before. Called while there is no connection,
+    /// and when no claim waits to be sent again. Does nothing before [`GivenUp::all_failed`], and
+    /// while other claims are being given up. If the result is `true`, there may be more to do; the
+    /// loop should first yield to the runtime.
     pub(super) fn next_old(
         &mut self,
         in_flight: &mut InFlight,
@@ -271,8 +272,8 @@ impl GivenUp {
     }
 
     /// Gives up the claims in `doomed`. Hands over their lines to the writer of dead letters, until
-    /// the writer has no more room. If the result is `true`, there may be more to do; the loop
-    /// should first yield to the runtime.
+    /// the writer has no more room, or the next lines must first be read from files. If the result
+    /// is `true`, there may be more to do; the loop should first yield to the runtime.
     pub(super) fn bury(
         &mut self,
         in_flight: &mut InFlight,
@@ -308,10 +309,10 @@ impl GivenUp {
         inspected >= INSPECTED_BYTES_MAX
     }
 
-    /// Gives up a claim. `disposition` counts the events of the claim that the consumer did not
-    /// get, and `lines` has the lines of those that are lost. The lines are handed over to be
-    /// written as dead letters, and the claim becomes final (settled) after that. If dead letters
-    /// are not kept, or no event is lost, the claim becomes final at once.
+    /// Gives up the lost events of a claim. `disposition` counts the events of the claim that the
+    /// consumer did not get, and `lines` has the lines of those that are lost. The lines are handed
+    /// over to be written as dead letters, and the claim becomes final (settled) after that. If
+    /// dead letters are not kept, or no event is lost, the claim becomes final at once.
     pub(super) fn end_with(
         &mut self,
         claim: Claim,

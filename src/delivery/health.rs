@@ -25,8 +25,8 @@ const REMIND: Duration = Duration::from_secs(60);
 /// goes up and down.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The health of one output (does it work?). Counts attempts, writes the log lines about them, and
-/// keeps [`Status`] current. The delivery loop owns this value.
+/// The health of one output (does it work?). Counts failed attempts, writes the log lines about the
+/// output, and keeps [`Status`] current. The delivery loop owns this value.
 pub(super) struct Health {
     name: String,
     pub(super) metrics: OutputMetrics,
@@ -255,7 +255,8 @@ impl Health {
     }
 
     /// Counts events that are given up. `cause` says why, and `fate` says what happens to them. The
-    /// event counters of this output grow later, when the events are settled.
+    /// event counters of this output do not grow here, but when the claim of the events is
+    /// finished.
     pub(super) fn given_up(&self, events: u64, cause: Cause, fate: LostAs, error: &str) {
         self.metrics.losses.add(Loss::GivenUp(cause, fate), events, Some(error));
     }

@@ -98,7 +98,7 @@ impl Work {
 /// ([`InFlight::finish`]), or is released to be sent again ([`InFlight::release`]), and is put on
 /// the wire again ([`InFlight::redeliver`]); see [`State`].
 ///
-/// Invariants, which [`InFlight::check`] verifies after each transition in debug builds:
+/// Invariants ([`InFlight::check`] verifies the first one in debug builds):
 /// - Each claim is in the table once, in one state, and no two claims overlap.
 /// - The cursor has a claim as "on the wire" while the state is `OnWire` or `Held`, and as
 ///   "released" while it is `Pending` or `Suspect`. A claim that is `Burying` is released until its
@@ -195,8 +195,8 @@ impl InFlight {
     }
 
     /// Takes the next events of the queue as a new claim, in the state `OnWire`, and returns them.
-    /// `None`: the queue has no new event, or its next events must first be read from files
-    /// ([`InFlight::readable`] waits for that).
+    /// `None`: the queue has no new event or is closed, or its next events must first be read from
+    /// files ([`InFlight::readable`] waits for that).
     pub(super) fn claim_next(&mut self, take: Take) -> Option<Batch> {
         let batch = self.cursor.next(take)?;
         self.put(State::OnWire, Work::new(batch.claim, batch.events, 0));
@@ -205,8 +205,8 @@ impl InFlight {
 
     /// Takes the events of a `Pending` claim from the queue again, and moves the claim to `OnWire`,
     /// to send it again. [`Redelivery::Gone`]: the queue has dropped all events of the claim, and
-    /// the claim is removed. [`Redelivery::NotYet`]: the events must first be read from files, and
-    /// the claim stays `Pending`.
+    /// the claim is removed. [`Redelivery::NotYet`]: the events must first be read from files, or
+    /// the queue is closed, and the claim stays `Pending`.
     pub(super) fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
         match &retaken {
@@ -413,9 +413,9 @@ impl InFlight {
         self.check();
     }
 
-    /// Checks the invariants in debug builds, and panics if one of them does not hold. If there are
-    /// more than 64 claims, it does not compare each claim with its neighbours: that would take too
-    /// long, because a delivery may hold 10,000 claims.
+    /// Checks in debug builds that each claim is in one state and that no two claims overlap, and
+    /// panics otherwise. If there are more than 64 claims, it does not compare each claim with its
+    /// neighbours: that would take too long, because a delivery may hold 10,000 claims.
     fn check(&self) {
         if cfg!(debug_assertions) {
             let in_sets: usize = State::ALL.into_iter().map(|state| self.count(state)).sum();

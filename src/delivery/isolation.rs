@@ -79,11 +79,11 @@ enum Round {
 /// and asks what to do.
 ///
 /// Phases: *inactive* until a claim is refused. Then *active*, in rounds: halves of refused claims,
-/// and suspects, are sent one at a time; a single event that is refused is given up or becomes a
-/// *suspect*; when only suspects are left, a new event of the queue is sent, to learn if the
-/// consumer accepts it. If the new event is refused too, the round is over, and the loop pauses.
-/// The first acceptance makes all suspects pending again. Isolation ends when nothing is pending,
-/// suspected or on the wire.
+/// and suspects, are sent one at a time; a single event that is refused is given up, becomes a
+/// *suspect*, or (with `rejected.action = "retry"`) is sent again after a pause; when only suspects
+/// are left, a new event of the queue is sent, to learn if the consumer accepts it. If the new
+/// event is refused too, the round is over, and the loop pauses. Each acceptance makes all suspects
+/// pending again. Isolation ends when nothing is pending, suspected or on the wire.
 ///
 /// Invariants:
 /// - An event is given up only after the consumer that refused it has accepted an event that was
@@ -116,8 +116,8 @@ pub(super) struct Isolation {
     rotation: usize,
     /// The number of new events of the queue that are sent next to learn if the consumer accepts
     /// them, while all other events that wait are suspects (refused when sent alone). As a rule,
-    /// the number is 1. It doubles each time that the filter keeps back all new events that were
-    /// taken.
+    /// the number is 1. It doubles each time that the filter keeps back all events of a claim, and
+    /// is 1 again after events were sent.
     comparison_events: u64,
     /// The failure with which the consumer refused the latest suspect (an event that it refused
     /// when the event was sent alone). `None`: there was no suspect.
@@ -208,9 +208,10 @@ impl Isolation {
         self.comparison_events = 1;
     }
 
-    /// Notes that the filter kept back every new event that was taken to be compared with suspects.
-    /// A suspect is an event that the consumer refused when it was sent alone. The next comparison
-    /// takes twice as many new events, at most `max_events`.
+    /// Notes that the filter kept back every event of a claim. If new events were taken to be
+    /// compared with suspects (events that the consumer refused when sent alone), the round still
+    /// needs another new event. The next comparison takes twice as many new events, at most
+    /// `max_events`.
     pub(super) fn nothing_left(&mut self, max_events: u64) {
         self.comparison_events = (2 * self.comparison_events).min(max_events);
         if self.phase == Phase::Active(Round::Compared) {
@@ -254,10 +255,10 @@ impl Isolation {
         }
     }
 
-    /// Chooses the two suspects that the next round sends. A suspect is an event that the consumer
-    /// refused when it was sent alone. One of the two is always the first suspect of the queue. The
-    /// other is one of the `others` suspects after the first; it changes from round to round.
-    /// Returns the index of this suspect among the `others`.
+    /// Chooses the second of the two suspects that the next round sends. A suspect is an event that
+    /// the consumer refused when it was sent alone. One of the two is always the first suspect of
+    /// the queue. The other is one of the `others` suspects after the first; it changes from round
+    /// to round. Returns the index of this suspect among the `others`.
     ///
     /// Two are needed, because the consumer may refuse the first suspect each time. As long as no
     /// new event comes, only another suspect can then be accepted, and show that the consumer

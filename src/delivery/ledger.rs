@@ -46,25 +46,28 @@ const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than f
 /// settled), and the decisions about them. The delivery loop owns the ledger and is its only
 /// caller.
 ///
-/// The ledger never waits and never writes to a connection. It has the parts that decide: the table
-/// of claims ([`InFlight`]), the search for bad events ([`Isolation`]), the pauses ([`Pacing`]),
-/// the filter ([`Filtering`]) and the events that are given up ([`GivenUp`]).
+/// The ledger never writes to a connection, and never waits except in [`Ledger::all_written`]. It
+/// has the parts that decide: the table of claims ([`InFlight`]), the search for bad events
+/// ([`Isolation`]), the pauses ([`Pacing`]), the filter ([`Filtering`]) and the events that are
+/// given up ([`GivenUp`]).
 ///
 /// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or takes it again if it is to
 /// be sent again, and passes it through the filter. Then the link (connection) reports:
 /// [`Ledger::on_accepted`], [`Ledger::on_refused`], [`Ledger::on_failed`], or the end of the link
 /// ([`Ledger::on_broken`], [`Ledger::on_gone`]). A claim is final when the consumer has its events,
-/// when the filter keeps back all its events, or when its dead letters are written.
+/// when the filter keeps back all its events, or when it is given up and its dead letters (if they
+/// are kept) have a result.
 ///
 /// Invariants:
 /// - Every claim that is to be sent again is sent before new events are taken from the queue.
-/// - If the output is ordered and an event is refused, no later event becomes final before it is
-///   decided what happens to the refused event (`State::Held`).
-/// - During the search for refused events, and after a failure, at most one claim is on the wire
-///   (sent, without an answer).
+/// - If the output is ordered, a claim that the consumer accepts while an earlier event is in the
+///   state `State::Suspect` becomes final only when the suspects are decided (`State::Held`).
+///   Exceptions: claims with events that can't be sent, and the close of the queue.
+/// - During the search for refused events, and after a failure, a claim is sent only when no other
+///   claim is on the wire (sent, without an answer).
 ///
 /// What must never happen: an event is given up although the config asks to retry it without limit,
-/// or before a consumer has proved that it accepts other events.
+/// or, because of a refusal, before the consumer has proved that it accepts other events.
 pub(super) struct Ledger {
     pub(super) in_flight: InFlight,
     isolation: Isolation,
@@ -80,8 +83,9 @@ pub(super) struct Ledger {
     /// before this position, sending it counts as a retry in the metrics.
     sent_until: Position,
     /// The bytes of the events that the delivery has inspected, and not sent, since it last sent an
-    /// event: the filter kept them back, or they were given up. If the number is large, the loop
-    /// yields to the runtime, and the number starts again at zero.
+    /// event, because the filter kept them back. The number is set to the limit if more events are
+    /// to be given up. If the number is large, the loop yields to the runtime, and the number
+    /// starts again at zero.
     inspected_bytes: u64,
 }
 
@@ -143,9 +147,10 @@ impl Ledger {
         is_over
     }
 
-    /// Returns the next batch to send, which fits into `room`; `None` if nothing may be sent now,
-    /// or if there is nothing to send. A claim whose events the filter keeps back completely
-    /// becomes final (settled), and the next claim is taken.
+    /// Returns the next batch to send; `None` if nothing may be sent now, or if there is nothing to
+    /// send. New events are taken to fit into `room`; a claim that is sent again is sent whole,
+    /// whatever the room is. A claim whose events the filter keeps back completely becomes final
+    /// (settled), and the next claim is taken.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
         while self.pacing.paused_until().is_none()
             && self.may_send()
@@ -269,8 +274,9 @@ impl Ledger {
         self.in_flight.finish(claim, disposition);
     }
 
-    /// Makes a claim final (settled) because the filter keeps back all its events. This happens at
-    /// once, even if an earlier event is a suspect, because there is nothing to send.
+    /// Makes a claim final (settled) because the filter keeps back all its events. This happens
+    /// even if an earlier event is a suspect, because there is nothing to send. Events that are too
+    /// large for the filter are given up.
     fn nothing_left(&mut self, claim: Claim) {
         self.isolation.nothing_left(self.limits.max_events);
         self.sent_until = self.sent_until.max(claim.end);
@@ -306,8 +312,8 @@ impl Ledger {
         );
     }
 
-    /// Takes a claim off the wire, to send it again. The filter's decisions about its events are
-    /// forgotten, because the claim goes through the filter again.
+    /// Moves a claim from `OnWire` or `Held` to `Pending`, to send it again. The filter's decisions
+    /// about its events are forgotten, because the claim goes through the filter again.
     fn release(&mut self, claim: Claim) {
         self.in_flight.release(claim);
         self.filtering.released(claim);
@@ -388,7 +394,7 @@ impl Ledger {
     /// Prepares to send every claim that is not final (settled) again, in order. Called after the
     /// end of a connection that makes claims final in order. As a rule, the cursor is set back and
     /// the claims are forgotten. If that is not possible (claims of an earlier delivery, or dead
-    /// letters that are being written), the claims are kept and sent again one by one.
+    /// letters that are being written), the claims are kept, and each is sent again as it is.
     pub(super) fn start_over(&mut self) {
         self.isolation.end();
         if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
@@ -449,7 +455,7 @@ impl Ledger {
 
     /// Notes that there is no connection any more, because of `failure`. This counts as a failed
     /// attempt for every claim that is not final (settled), so claims that are too old are given
-    /// up.
+    /// up. Does nothing if another address is to be tried at once.
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if !failure.elsewhere {
             self.take_all_old(failure);

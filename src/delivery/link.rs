@@ -36,8 +36,9 @@ pub(crate) trait Connect: Send {
     /// `true`: the loop makes the first connection as soon as it starts, before there is anything
     /// to send. So `/readyz` and the log show early if the consumer can be reached. `false`: the
     /// loop makes the first connection when there is something to send. In both cases, a connection
-    /// that broke is replaced after a pause, and a connection that ended in order is replaced when
-    /// there is something to send.
+    /// that ended by [`Event::Closed`] is replaced when there is something to send. Any other is
+    /// replaced without waiting for events, after the current pause if there is one: a break begins
+    /// no pause if the connection had lasted for some time or something was accepted on it.
     const EAGER: bool;
 
     /// Returns `true` if the consumer gets events in the order of the queue. Returns `false` for an

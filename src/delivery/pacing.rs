@@ -8,8 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::retry::Retry;
 
-/// The longest pause while the relay drains (delivers what it holds before it ends). The pause is
-/// short, so that the relay notices in time that the consumer works again.
+/// The longest pause that begins while the relay drains (delivers what it holds before it ends). A
+/// consumer that asks for more during a pause still makes it longer. The pause is short, so that
+/// the relay notices in time that the consumer works again.
 const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The number of requests that may be sent without an answer at the same time.
@@ -27,10 +28,10 @@ enum Attempts {
 enum Connections {
     /// A new connection alone is a sign that the consumer is up.
     Trusted,
-    /// A new connection alone is no sign, because the previous connection broke before anything was
-    /// accepted on it. A consumer that refuses our certificate, or every client, breaks connections
-    /// in this way. So the next connection has to last for some time, or something has to be
-    /// accepted on it.
+    /// A new connection alone is no sign, because an earlier connection broke before anything was
+    /// accepted on it, or ended with a failure that `Event::Gone` reported. A consumer that refuses
+    /// our certificate, or every client, breaks connections in this way. So the next connection has
+    /// to last for some time, or something has to be accepted on it.
     Unproven,
 }
 
@@ -160,8 +161,8 @@ impl Pacing {
         self.retry.reset();
     }
 
-    /// Notes that the connection broke before anything was accepted on it. The next connection
-    /// alone is then no sign that the consumer is up.
+    /// Notes that the connection broke before anything was accepted on it, or that `Event::Gone`
+    /// reported a failure. The next connection alone is then no sign that the consumer is up.
     pub(super) fn broke_at_once(&mut self) {
         self.connections = Connections::Unproven;
     }

@@ -150,5 +150,5 @@ impl Prepared {
 }
 
 /// The future that [`Prepared::run`] returns. It returns `Some` if another delivery is to replace
-/// this one, and `None` if the process ends.
+/// this one or a reload has removed the output, and `None` if the process ends.
 pub type Running = Pin<Box<dyn Future<Output = Result<Option<HandOver>, RunError>> + Send>>;

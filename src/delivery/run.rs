@@ -24,13 +24,15 @@ use crate::queue::Claim;
 use crate::queue::Cursor;
 
 /// A connection that has lasted for this time proves that the consumer is up. The proof is needed
-/// if the previous connection broke before anything was accepted on it. A consumer that refuses our
-/// certificate, or every client, ends a connection sooner.
+/// if an earlier connection broke before anything was accepted on it, or ended with a failure that
+/// `Event::Gone` reported. A consumer that refuses our certificate, or every client, ends a
+/// connection sooner.
 const PROVEN_AFTER: Duration = Duration::from_secs(1);
 
 /// The longest time that a delivery waits for answers when another delivery is to replace it.
-/// Events that have no answer by then are sent again by the new delivery. A consumer that hangs
-/// must not delay a change of its output's settings for longer.
+/// Events that have no answer by then are sent again by the new delivery. After that, the delivery
+/// waits at most this long again for dead letters that are being written. A consumer that hangs
+/// must not delay a change of its output's settings for long.
 const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 
 /// The time for writing the last dead letters (events that were given up, kept in files) at the end
@@ -50,14 +52,16 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 /// connection) until it ends. In each turn of the drive loop, the delivery first hands over dead
 /// letters, then sends as much as the link takes, then waits for the first of: the end of the
 /// process, an order to hand over to another delivery, dead letters that are written, a report of
-/// the link, the drain, new events in the queue, the end of a pause.
+/// the link, the drain, new events in the queue, the end of a pause, the moment that proves the
+/// connection.
 ///
-/// A delivery never gives up an event unless `retry.max_elapsed` or `rejected.action` say so:
-/// events that it can't deliver stay in the queue. While dead letters are written, other claims are
-/// sent.
+/// A delivery never gives up an event unless `retry.max_elapsed` or `rejected.action` say so, or
+/// the protocol can't carry the event: other events that it can't deliver stay in the queue. While
+/// dead letters are written, other claims are sent.
 ///
 /// Invariants:
-/// - Every wait ends when `orders.stop` is cancelled.
+/// - Every wait ends when `orders.stop` is cancelled, except the close of a link (`CLOSE_TIME`) and
+///   the wait for the last dead letters (`LAST_LETTERS`).
 /// - Only the loop calls the ledger, so no lock is needed.
 /// - The loop yields to the runtime after it has inspected `INSPECTED_BYTES_MAX` of events without
 ///   sending one of them.
@@ -153,8 +157,8 @@ impl<C: Connect> Delivery<C> {
         self
     }
 
-    /// Delivers until the process ends, or until another delivery is to replace this one. Returns
-    /// the state for the other delivery; `None` if the process ends.
+    /// Delivers until the process ends, until another delivery is to replace this one, or until a
+    /// reload has removed the output. Returns the state that is left; `None` if the process ends.
     ///
     /// # Errors
     ///

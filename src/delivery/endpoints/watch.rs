@@ -29,11 +29,12 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 ///   nothing. When the address has answered probes for the time of its *hold*, one delivery at a
 ///   time may test it. The next probe of an address begins at most 10 seconds after the last one
 ///   has ended. Probes of several addresses run side by side.
-/// - It *looks up* each name every 30 seconds, so that new and removed addresses are noticed even
-///   if no connection is made.
+/// - It *looks up* each name again 30 seconds after the resolver's last answer or the task's last
+///   lookup (the first one is made by a delivery or a probe), so that new and removed addresses are
+///   noticed even if no connection is made.
 ///
-/// A name that has no known address is probed by a lookup. A single address is not probed at all,
-/// because every delivery tries it anyway.
+/// A name that has no known address is probed by a lookup. If the output has a single address, it
+/// is not probed at all, because every delivery tries it anyway.
 ///
 /// The task never ends by itself. After a panic it starts again: without the task, an address that
 /// is down would stay down as long as another address works.
