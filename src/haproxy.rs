@@ -364,8 +364,8 @@ fn statistics_of(file: &File, notes: &mut Notes) -> Option<usize> {
 }
 
 /// Returns the address of HAProxy's statistics page, which becomes the address of the relay's
-/// status page; `None` if the page has only addresses with TLS or addresses that the relay cannot
-/// use.
+/// status page if no listener uses its port; `None` if the page has only addresses with TLS or
+/// addresses that the relay cannot use.
 fn bind_of_statistics(section: &Section, notes: &mut Notes) -> Option<Bind> {
     let binds = binds(section, &Global::default(), notes);
     binds.into_iter().find(|bind| bind.tls.is_none())

@@ -247,7 +247,8 @@ impl Cluster {
     ///
     /// # Errors
     ///
-    /// No broker answers, or the topic does not exist.
+    /// No broker answers, or the brokers report an error for the topic, such as that it does not
+    /// exist.
     pub fn find_topic<C: ClientContext>(
         &self,
         client: &Client<C>,

@@ -92,8 +92,9 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// The limits that all listeners share. The connections and requests of all listeners count against
-/// these limits. The module `relay` owns this value. The drain (the orderly end of the relay) calls
-/// three functions of this value: first [`Gate::close`], then [`Gate::cut`], then [`Gate::closed`].
+/// these limits. The module `relay` owns this value. The drain (the orderly end of the relay) first
+/// calls [`Gate::close`] and then waits in [`Gate::closed`]. If connections are still open after
+/// half of the drain timeout, it calls [`Gate::cut`] during this wait.
 pub struct Gate {
     shared: Arc<Shared>,
     registry: Arc<Registry>,
@@ -222,10 +223,10 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads the files that the config of a listener names. If the certificate files have not
-    /// changed since `current` was read, keeps the TLS settings of `current`; clients can then
-    /// resume their sessions. Returns `None` if the certificate does not exist yet and the config
-    /// has `tls.optional`. Blocks on the disk.
+    /// Reads the files that the config of a listener names. If neither the certificate files nor
+    /// the TLS config have changed since `current` was read, keeps the TLS settings of `current`;
+    /// clients can then resume their sessions. Returns `None` if the certificate, its key or the
+    /// `client_ca` does not exist yet and the config has `tls.optional`. Blocks on the disk.
     ///
     /// # Errors
     ///
@@ -338,7 +339,7 @@ impl Listener {
 
     /// Makes a listener on the same socket with new settings. Open connections of the old listener,
     /// `self`, may not stay under the new settings (see [`Settings::is_compatible`]). The caller
-    /// must then call `Listener::revoke` on the old listener.
+    /// must also call `Listener::revoke` on the old listener.
     #[must_use]
     pub fn successor(&self, settings: Settings, gate: &Gate) -> Self {
         let successor = Self {
@@ -496,8 +497,9 @@ fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Serves one connection and returns when it has ended. When `closing` is cancelled or the
-/// connection has reached the age `max_age`, the connection ends after its current requests.
+/// Serves one connection and returns when it has ended. When `closing` is cancelled, or an h2
+/// connection has reached the age `max_age`, the connection ends after its current requests. An
+/// HTTP/1.1 connection of that age ends with its next answer.
 async fn serve_connection<T, S>(
     protocols: auto::Builder<TokioExecutor>,
     stream: T,

@@ -56,8 +56,8 @@ pub struct Seen {
     events_max: usize,
     begun: Instant,
     /// The remembered events in the order of their positions. [`Seen::forget`] takes an event out
-    /// of `table`, so that it is not found any more, but leaves its entry here. The entry is
-    /// removed when it is the oldest.
+    /// of `table`, so that it is not found any more, but leaves its entry here. Entries are removed
+    /// only from the front, the oldest first.
     entries: VecDeque<Entry>,
     /// The number of the first entry in `entries`. Each entry's number is one more than the number
     /// of the entry before it, and stays the same when older entries are removed.
@@ -131,7 +131,7 @@ impl Seen {
     }
 
     /// Tells the memory that the events at these positions were not sent and will not be sent. An
-    /// event with the same bytes as one of them is then no duplicate.
+    /// event with the same bytes as one of them is then not a duplicate of it.
     pub fn forget(&mut self, positions: Range<Position>) {
         let start = self.entries.partition_point(|known| known.position < positions.start);
         let inside = self.entries.range(start..).enumerate();

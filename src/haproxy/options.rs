@@ -204,7 +204,8 @@ fn reason(switch: &Switch) -> &'static str {
 }
 
 /// Returns the `IP:PORT` of a listener for an address in the form `[ADDRESS]:PORT`. If ADDRESS is
-/// missing or `*`, the IP is `0.0.0.0` (all IPv4 addresses). `None` if the text has another form.
+/// missing or `*`, the IP is `0.0.0.0` (all IPv4 addresses). `None` if ADDRESS is anything else
+/// than an IP address or an environment variable, or if PORT is missing or wrong.
 fn bind_address(text: &str) -> Option<String> {
     let (host, port) = host_and_port(text)?;
     match host {

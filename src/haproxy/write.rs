@@ -127,8 +127,9 @@ fn time(f: &mut fmt::Formatter<'_>, key: &str, limit: Option<Duration>) -> fmt::
     }
 }
 
-/// Returns a text as a basic string of TOML, in quotes. JSON's escapes are valid in TOML too, so
-/// the text is written as JSON; only U+007F needs an escape that JSON does not write.
+/// Returns a text as a basic string of TOML, in quotes. The escapes that serde_json writes are
+/// valid in TOML too, so the text is written as JSON; only U+007F needs an escape that JSON does
+/// not write.
 fn string(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }

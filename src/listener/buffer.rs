@@ -29,9 +29,10 @@ use memmap2::RemapOptions;
 const HEAP_MAX: usize = 256 * 1024;
 
 /// The approximate upper limit, in bytes, for the first memory mapping of a body. The first mapping
-/// is larger only if more bytes have already arrived. If the head of the request announces a larger
-/// body, the mapping grows later, when more bytes arrive. Thus a sender that only announces a large
-/// body takes little memory.
+/// is larger only if more bytes have already arrived, or if it comes from the pool: then it may
+/// have up to twice this limit. If the head of the request announces a larger body, the mapping
+/// grows later, when more bytes arrive. Thus a sender that only announces a large body takes little
+/// memory.
 const FIRST_MAX: usize = 1024 * 1024;
 
 /// The largest total size in bytes of the free mappings that a pool keeps; this is enough for a few
@@ -219,7 +220,7 @@ impl Buffer {
     }
 
     /// Returns the bytes of the range `part` of the body. The result uses hardly more memory than
-    /// `part.len()` bytes: the memory for the rest of the body is freed.
+    /// `part.len()` bytes: the memory for the rest of the body is freed or goes back to the pool.
     pub(super) fn keep(self, part: Range<usize>) -> Bytes {
         match self.store {
             Store::Heap(mut vector) => {

@@ -157,9 +157,10 @@ enum Rank {
 }
 
 impl State {
-    /// Returns the rank of this connection if it may be closed for a new connection, and the time
-    /// since which it has had this rank. Among connections of the same rank, the one with the
-    /// earliest time is closed first. Returns `None` if the connection must stay.
+    /// Returns the rank of this connection if it may be closed for a new connection, and a time:
+    /// for `Refused` the time in `since`, for `Headless` the time in `headless`. Among connections
+    /// of the same rank, the one with the earliest time is closed first. Returns `None` if the
+    /// connection must stay.
     fn gives_way(&self) -> Option<(Rank, Instant)> {
         match self.phase {
             _ if self.verdict.is_some() => None,
@@ -181,13 +182,14 @@ impl State {
 ///
 /// - `Idle`: `idle_timeout`. After it, HTTP/1.1 is closed. h2 is sent GOAWAY, and is closed after a
 ///   further [`FAREWELL`].
-/// - `Head`: `header_timeout`. After it, HTTP/1.1 is answered with 408.
+/// - `Head`: `header_timeout`. After it, HTTP/1.1 is answered with 408, and a TLS handshake is
+///   ended.
 /// - `Serving`: no limit here. The module `ingest` limits the time of a request.
 /// - `Answered`: `header_timeout`, plus the time for which the rest of a refused body is thrown
 ///   away.
 ///
 /// A connection that was told to end ([`Connection::leave`]) is closed [`FAREWELL`] later, unless a
-/// request is under way.
+/// request is under way or the rest of a refused body is being thrown away.
 ///
 /// The registry never ends a connection that has a request that may still be accepted.
 pub(super) struct Connection {
@@ -294,8 +296,8 @@ impl Connection {
     }
 
     /// Notes that the connection ends after this answer, although the sender may still be sending
-    /// its body. After the answer, the relay reads the bytes of this body for the duration `time`,
-    /// and throws them away.
+    /// its body. After the answer, the relay reads the bytes of this body for at most the duration
+    /// `time`, and at most about [`LINGER_BYTES`], and throws them away.
     pub(super) fn linger(&self, time: Duration) {
         self.lock().linger = Some(time);
     }
@@ -457,8 +459,8 @@ pub(super) struct Watched<T> {
     /// Follows the HTTP/1 bytes that were read, and knows if the head of a request has begun.
     framing: Framing,
     /// A timer and a counter for the rest of a refused body. The relay throws the rest away until
-    /// the timer ends. The counter is the number of bytes that were thrown away so far. `None` if
-    /// no body is being thrown away.
+    /// the timer ends or the counter reaches [`LINGER_BYTES`]. The counter is the number of bytes
+    /// that were thrown away so far. `None` if no body is being thrown away.
     linger: Option<(Pin<Box<Sleep>>, usize)>,
 }
 

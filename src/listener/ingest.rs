@@ -62,8 +62,9 @@ use crate::telemetry::Rejection;
 /// The longest time for which the relay waits for more bytes of the body of a refused request. The
 /// time starts anew whenever [`REFUSED_BYTES`] more bytes have arrived, but the whole wait never
 /// exceeds `limits.body_timeout`. After the wait, the relay sends the refusal although the body is
-/// not complete, and the connection ends. Thus a sender that is still writing gets its answer. A
-/// sender that sends nothing, or sends very slowly, cannot keep its connection.
+/// not complete, and the connection ends (on h2, in most cases only the stream). Thus a sender that
+/// is still writing gets its answer. A sender that sends nothing, or sends very slowly, cannot keep
+/// its connection.
 const REFUSED_TIME: Duration = Duration::from_secs(2);
 /// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] (2 s) starts
 /// anew. A sender must therefore send 64 KiB in each second on average, which a slow network can
@@ -375,8 +376,9 @@ impl Ingest {
         }
     }
 
-    /// Reads an uncompressed body to its end. A large body is already decoded while it arrives.
-    /// Returns the bytes that are not decoded yet and, for a large body, the state of its decoding.
+    /// Reads an uncompressed body to its end. With a durable queue, a large body is already decoded
+    /// while it arrives. Returns the bytes that are not decoded yet and, for a large body, the
+    /// state of its decoding.
     async fn collect(
         &self,
         bounds: &Bounds,
@@ -401,9 +403,9 @@ impl Ingest {
         Ok(intake)
     }
 
-    /// Reads a gzip body to its end and decompresses it. A large body is already decoded while it
-    /// arrives. Returns the bytes that are not decoded yet and, for a large body, the state of its
-    /// decoding.
+    /// Reads a gzip body to its end and decompresses it. With a durable queue, a large body is
+    /// already decoded while it arrives. Returns the bytes that are not decoded yet and, for a
+    /// large body, the state of its decoding.
     async fn inflate(
         &self,
         bounds: &Bounds,
@@ -467,9 +469,10 @@ impl Ingest {
     }
 
     /// Runs `work` on a thread for blocking work, because it takes milliseconds or waits for the
-    /// disk, and returns its result. `bytes` is the size of the body; it decides how many permits
-    /// of the semaphore `decoding` the work takes. If the request ends early, `work` still runs to
-    /// its end and keeps its permits until then.
+    /// disk, and returns its result. `bytes` is the number of bytes to decode; it decides how many
+    /// permits of the semaphore `decoding` the work takes. If the request ends while it waits for
+    /// the permits, `work` never runs. If the request ends later, `work` still runs to its end and
+    /// keeps its permits until then.
     async fn off_thread<T: Send + 'static>(
         &self,
         bounds: &Bounds,
@@ -498,7 +501,8 @@ impl Ingest {
     }
 
     /// Returns the answer for a refused request. If the rest of the body has not arrived yet and is
-    /// not too large, first reads this rest and throws it away.
+    /// not too large, first reads this rest and throws it away. Does not do so if the refusal is
+    /// 408, or if the sender waits for `100 Continue`.
     async fn refuse(
         &self,
         bounds: &Bounds,

@@ -68,7 +68,7 @@ impl IntoConnector for Settings {
 /// [`Connect::connect`] returns a link that has no TCP connection yet. The link connects
 /// (`Client::dial`) when a request needs a connection, and again after the consumer has closed the
 /// previous one. The watch (a task that tests failed addresses) and the command `check --connect`
-/// call `Client::reach`, which connects to an address and sends nothing.
+/// call `Client::reach`, which connects to an address and sends it no request.
 pub(super) struct HttpConnector {
     client: Arc<Client>,
     watch: Watch,

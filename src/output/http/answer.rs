@@ -92,8 +92,9 @@ pub(super) fn early(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
 }
 
 /// Returns the result of a request, which follows from the status of `response`. Also reads the
-/// body of the answer and discards it, until `deadline` at most. The returned `bool` is `true` if
-/// the body was read to its end, so that the connection can be used for another request.
+/// body of the answer and discards it, until `deadline` at most, and at most for [`ANSWER_TIME`]
+/// and about [`ANSWER_BYTES_MAX`] bytes. The returned `bool` is `true` if the body was read to its
+/// end, so that the connection can be used for another request.
 pub(super) async fn judge(
     base: &BaseUrl,
     response: Response<Incoming>,

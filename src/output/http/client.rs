@@ -108,8 +108,8 @@ impl Client {
     }
 
     /// Tests whether an address can be reached: connects, does the TLS handshake if the URL is
-    /// https, sends nothing, and closes the connection. Returns the failure if one of these steps
-    /// fails.
+    /// https, sends no request to the consumer, and closes the connection. Returns the failure if
+    /// one of these steps fails.
     pub(super) async fn reach(&self, address: ResolvedAddress) -> Result<(), Failure> {
         let gone = || {
             Failure::new(

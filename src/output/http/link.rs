@@ -20,9 +20,9 @@ use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
 
-/// After a small request (fewer than [`SMALL_BYTES`]), the next request waits until an answer
-/// arrives, but no longer than this time. During the wait, events that come one by one are
-/// collected, so that they share the next request.
+/// After a small request (fewer than [`SMALL_BYTES`], and less than half of what a batch may have),
+/// the next request waits until an answer arrives, but no longer than this time. During the wait,
+/// events that come one by one are collected, so that they share the next request.
 const COALESCE: Duration = Duration::from_millis(5);
 
 /// A request of at least this many bytes is not small: the next request may begin at once, and does
@@ -151,8 +151,8 @@ impl Link for HttpLink {
         self.consumer
     }
 
-    /// Aborts the running requests, whose events stay in the queue. Closes the idle connections in
-    /// order, and waits at most `CLOSE_TIME` until all connections have ended.
+    /// Aborts the running requests, whose events stay in the queue. Closes the idle connections
+    /// cleanly, and waits at most `CLOSE_TIME` until all connections have ended.
     async fn close(self) {
         drop((self.idle, self.busy));
         self.client.drivers.close();

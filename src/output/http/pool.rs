@@ -58,8 +58,9 @@ impl PooledConnection {
 }
 
 /// A slot for one request at a time. The slot keeps the open connections of its earlier requests:
-/// at most one to each address. An output has as many lanes as its setting `concurrency` says. A
-/// running request owns its lane; the link owns the lanes that no request uses.
+/// at most as many as the output has addresses. An output has as many lanes as its setting
+/// `concurrency` says. A running request owns its lane; the link owns the lanes that no request
+/// uses.
 #[derive(Default)]
 pub(super) struct Lane {
     /// The open connections that no request uses now. The first one has been unused for the longest

@@ -21,12 +21,13 @@ use tokio::time::Instant;
 pub(super) const SILENT_MIN: Duration = Duration::from_secs(1);
 
 /// The time without progress after which a request counts as silent, as long as no request of the
-/// output was answered yet. The time is long because the first answer of a consumer that was just
-/// started may be slow.
+/// output was accepted or refused and none made progress after a pause. The time is long because
+/// the first answer of a consumer that was just started may be slow.
 const SILENT_AT_FIRST: Duration = Duration::from_secs(5);
 
 /// A request counts as silent when it has waited this many times as long as the longest recent wait
-/// for an answer. For example, if the longest recent wait is 2 s, a request is silent after 6 s.
+/// for an answer, and at least for [`SILENT_MIN`]. For example, if the longest recent wait is 2 s,
+/// a request is silent after 6 s.
 const TIMES: u32 = 3;
 
 /// With each answer, the longest recent wait for an answer shrinks by 1/128, so that one slow
