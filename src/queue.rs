@@ -102,7 +102,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// The queue's directory can't be used.
+    /// The queue's directory can't be used, or the thread that writes the files can't be started.
     pub fn open(
         config: &config::Queue,
         telemetry: &Telemetry,
@@ -168,12 +168,15 @@ impl Queue {
         either!(self, queue => queue.apply(config))
     }
 
-    /// Returns `Ok` if the queue would now take a batch whose lines have this many bytes. The
-    /// result is only a hint, because the queue may change before [`Queue::append`] is called.
+    /// Returns `Ok` if nothing that this function checks prevents the queue from taking a batch
+    /// whose lines have this many bytes: there is room, or `when_full` lets the queue drop events,
+    /// and the disk works. The result is only a hint: the queue may change before
+    /// [`Queue::append`] is called, which may also refuse the batch for another reason.
     ///
     /// # Errors
     ///
-    /// The reason why [`Queue::append`] would refuse the batch now.
+    /// The reason why [`Queue::append`] would refuse the batch now: there is no room, or the disk
+    /// does not work.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         either!(self, queue => queue.admits(bytes))
     }
@@ -209,10 +212,11 @@ impl Queue {
         }
     }
 
-    /// Appends a large request body as one batch. All lines of the body were already written to a
-    /// file and synced while the body arrived. The sender may be told that its body is safe when
-    /// [`Ticket::acknowledged`] returns `Ok`. `levels` is the number of the body's events of each
-    /// audit level.
+    /// Appends a large request body as one batch. All lines of the body must already be written to
+    /// a file and synced ([`Incoming::sync`]). There is one exception: a body that found no room
+    /// with `drop_newest` is counted as dropped here, and the result is also `Ok`. The sender may
+    /// be told that its body is safe when [`Ticket::acknowledged`] returns `Ok`. `levels` is the
+    /// number of the body's events of each audit level.
     ///
     /// # Errors
     ///
@@ -287,10 +291,11 @@ impl Queue {
         either!(self, queue => queue.observe())
     }
 
-    /// Waits until no event would be lost if the process ended. For a queue in memory, this means
-    /// that all outputs have finished all events. For a queue in files, it means that no event is
-    /// on the wire (sent to a consumer that has not answered yet); from the call of this function
-    /// on, the queue in files hands out no more events.
+    /// Waits until the end of the process would lose no event that an output can still finish. For
+    /// a queue in memory, this means that all outputs have finished all events. For a queue in
+    /// files, it means that no event is on the wire (sent to a consumer that has not answered yet);
+    /// from the call of this function on, the queue in files hands out no more events. Outputs that
+    /// have ended permanently ([`Queue::give_up`]) are not waited for.
     ///
     /// # Cancel safety
     ///
@@ -409,7 +414,7 @@ pub enum Cursor {
 impl Cursor {
     /// Waits until [`Cursor::next`] can return events. There is one other reason to return: the
     /// last call of [`Cursor::redeliver`] could not return lines because they must be read from a
-    /// file, and these lines have now been read.
+    /// file, and these lines have now been read, or the claim has ended in the meantime.
     ///
     /// # Cancel safety
     ///

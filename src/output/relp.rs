@@ -304,7 +304,7 @@ fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
 
 /// Parses a number of at most nine digits that begins at the index `from`. Returns the number and
 /// the index after its last digit. Returns `None` if there is no such number, and `Some(None)` if
-/// the number may go on in bytes that are not read yet.
+/// the number may begin or go on in bytes that are not read yet.
 fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
     let rest = read.get(from..)?;
     let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();

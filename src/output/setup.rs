@@ -19,10 +19,11 @@ pub(crate) trait IntoConnector: OutputSettings {
     /// Returns the connector (the maker of connections) of an output with these settings. No
     /// connection is made and no file is read yet.
     ///
-    /// The type of the connector depends on the protocol. If the consumer acknowledges nothing, it
-    /// is a [`StreamConnector`]. If the consumer acknowledges events over TCP, it is an
-    /// [`AcknowledgedConnector`]. Each of these two types needs one more trait, which says how
-    /// events become bytes. Any other protocol implements [`Connect`] itself and boxes it.
+    /// The type of the connector depends on the protocol. A protocol that has one TCP connection at
+    /// a time uses a [`StreamConnector`] if its consumer acknowledges nothing, and an
+    /// [`AcknowledgedConnector`] if its consumer acknowledges events. Each of these two types needs
+    /// one more trait, which says how events become bytes. Any other protocol, such as `http` or
+    /// `stdout`, implements [`Connect`] itself and boxes it.
     ///
     /// [`StreamConnector`]: super::transport::stream::StreamConnector
     /// [`AcknowledgedConnector`]: super::transport::acknowledged::AcknowledgedConnector

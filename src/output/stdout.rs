@@ -79,7 +79,8 @@ impl IntoConnector for Settings {
 /// The connector of a `stdout` output. Its function `connect` starts a thread that writes to
 /// stdout. The delivery loop owns the connector, and calls `connect` as soon as the output starts,
 /// before there is anything to send. The thread runs until a write fails or the link to it is
-/// dropped. After a failed write and a pause, the loop calls `connect` again.
+/// dropped. After a failed write, the loop calls `connect` again: after a pause if the link was
+/// new, otherwise at once. A closed pipe ends the output instead, and with it the process.
 pub(super) struct StdoutConnector {
     lines: Lines,
     limits: config::BatchLimits,

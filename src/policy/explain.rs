@@ -87,9 +87,9 @@ fn consequence(decision: Decision, request: &Request<'_>) -> String {
     }
 }
 
-/// Describes in a line what happens to `managedFields`, which occur only in bodies; `None` if the
-/// event has no body. A patch in `requestObject` is not changed: kube-apiserver records it as the
-/// client sent it, and the filter does the same.
+/// Describes in a line what happens to `managedFields`, which occur only in bodies; `None` if no
+/// body of the event is kept, or if the event's own level is unknown. A patch in `requestObject` is
+/// not changed: kube-apiserver records it as the client sent it, and the filter does the same.
 fn managed_fields(decision: Decision, request: &Request<'_>) -> Option<String> {
     const PATCH: &str = "requestObject is a patch, and keeps what was sent";
     let own = Level::of(&request.level)?;

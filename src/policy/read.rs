@@ -141,7 +141,7 @@ impl Problems {
     /// Checks the `kind` of a document; each mistake is noted. Returns `true` if the `kind` is
     /// `Policy`. A missing `kind` is a mistake, but the result is also `true`, so that the rest is
     /// checked. Returns `false` for another kind, and the rest of the document is then not read.
-    /// Returns `None` if the document is no map, or if its `kind` is no text.
+    /// Returns `None` if the document is no map, or if [`Self::text`] finds no text in its `kind`.
     fn is_policy(&self, document: &Node) -> Option<bool> {
         let pairs = self.map(document)?;
         let kind = pairs
@@ -307,7 +307,7 @@ impl Problems {
     }
 
     /// Returns the text of a node. `None` if the node is no text, or if YAML reads it as null, a
-    /// boolean or a number because it has no quotes; this is noted as a mistake.
+    /// boolean or a number because it has no quotes; both are noted as mistakes.
     fn text(&self, node: &Node) -> Option<String> {
         let Value::Scalar { text, plain } = &node.value else {
             self.note(node.place, format!("{} where text is expected", what(&node.value)));

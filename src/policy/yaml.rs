@@ -20,7 +20,8 @@ use super::Problem;
 const DEPTH_MAX: usize = 64;
 
 /// The largest size of a tree in bytes: the bytes of all texts, and [`NODE`] bytes for each value.
-/// An alias counts as a copy of the value that it refers to.
+/// An alias counts as a copy of the value that it refers to. A value with an anchor counts twice,
+/// because a copy of it is kept for aliases.
 const SIZE_MAX: usize = 8 << 20;
 /// The number of bytes that each value counts towards [`SIZE_MAX`], in addition to its text.
 const NODE: usize = 16;
@@ -193,7 +194,7 @@ impl Tree {
     }
 
     /// Adds `size` bytes to the size of the tree; must be called before a value of this size is
-    /// made. Returns an error if the tree would be larger than [`SIZE_MAX`].
+    /// copied or added to the tree. Returns an error if the tree would be larger than [`SIZE_MAX`].
     fn count(&mut self, size: usize, place: Place) -> Result<(), Problem> {
         self.size += size;
         match self.size > SIZE_MAX {

@@ -85,8 +85,9 @@ impl AnswerTimes {
     }
 
     /// Notes that an answer came. `waited` is the time between the last progress of its request and
-    /// the answer. Must not be called for error answers: a gateway answers 504 only after its own
-    /// timeout, which says nothing about usual answers.
+    /// the answer. Must be called only for answers that accept or refuse the request. Other answers
+    /// say nothing about usual times: a gateway, for example, answers 504 only after its own
+    /// timeout.
     pub(super) fn took(&self, waited: Duration) {
         let mut state = self.lock();
         let before = state.longest.unwrap_or_default();

@@ -156,7 +156,7 @@ fn is_vague(trouble: &Trouble) -> bool {
 /// The life of a batch on the link:
 ///
 /// 1. [`Link::send`] puts the batch in the channel to the producer's thread ([`produce`]). The link
-///    takes a batch as long as fewer than [`WINDOW`] full batches are under way.
+///    takes a batch as long as at most [`WINDOW`] - 1 full batches are under way.
 /// 2. The thread hands the messages of the batch to librdkafka, which sends and retries them.
 /// 3. librdkafka gives a delivery report for each message. The last report for the batch completes
 ///    the [`Verdict`], the result for the batch's claim (its range of events in the queue). The
@@ -170,8 +170,9 @@ fn is_vague(trouble: &Trouble) -> bool {
 /// - librdkafka has reported a fatal error, or the producer has ended.
 /// - No message was acknowledged for `timeouts.request`.
 ///
-/// A link that is given up takes no more batches. It still reports the verdicts that come within
-/// [`CLOSE_TIME`], and then ends with [`Event::Gone`].
+/// A link that is given up takes no more batches. It still reports the accepted and refused claims
+/// whose verdicts come within [`CLOSE_TIME`]. It ends with [`Event::Gone`] after this time, or as
+/// soon as nothing is under way.
 ///
 /// When a reload has replaced the files (certificates, passwords), the link is *outdated*: it takes
 /// no more batches, and ends when nothing is under way. A new producer then reads the new files.

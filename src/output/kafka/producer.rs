@@ -217,7 +217,8 @@ pub(super) enum Verdict {
     /// brokers have thus acknowledged the whole claim.
     Accepted,
     /// A message of the claim could not be delivered, or was given up, so the claim must be sent
-    /// again. The value is the cause; `None` if the only cause is that another message failed.
+    /// again. The value is the cause; `None` if the only cause is that another message failed or
+    /// that the producer ended.
     Failed(Option<Trouble>),
     /// A message of the claim was refused because of its own content or size, and would be refused
     /// again.

@@ -61,14 +61,15 @@ use window::Window;
 /// `connect` as soon as the output starts, even if there is nothing to send yet. After a connection
 /// has ended in order (the consumer's FIN, `idle_timeout`, `max_connection_age`), the next one is
 /// made only when there is something to send. After a connection has broken, the next one is made
-/// after a pause.
+/// at once if events were accepted on it, if it had lasted for some time, or if another address may
+/// be tried. Otherwise the next one is made after a pause.
 pub(in crate::output) struct AcknowledgedConnector<P> {
     dialer: Arc<Dialer>,
     /// Makes the object that encodes events and reads answers on one new connection.
     make: Box<dyn Fn() -> P + Send + Sync>,
     /// The most events that may be sent and not yet acknowledged. The current link shares this
-    /// value: when a connection breaks, the number becomes smaller, and the next connection begins
-    /// with the smaller number.
+    /// value: when a connection breaks while events are not acknowledged, the number becomes
+    /// smaller, and the next connection begins with the smaller number.
     window: Arc<Window>,
     watch: Watch,
 }
@@ -156,8 +157,8 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
     }
 }
 
-/// One connection to a consumer that acknowledges events. The delivery loop owns the link, and all
-/// work of the link happens while the loop polls [`Link::event`].
+/// One connection to a consumer that acknowledges events. The delivery loop owns the link. Until
+/// the loop closes the link, all reading and writing happens while the loop polls [`Link::event`].
 ///
 /// The life of a batch on the link:
 ///
@@ -168,7 +169,8 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
 /// 3. *Sent.* The events of the batch wait for the consumer's answers. Several batches are in this
 ///    state, with at most [`Window::events`] events together.
 /// 4. *Final.* The consumer has acknowledged the batch, or its first events. The link reports
-///    [`Event::Accepted`] for exactly the acknowledged events.
+///    [`Event::Accepted`] for exactly the acknowledged events. If the batch lacks events of its
+///    claim (filtered out, or dropped from the queue), it becomes final only as a whole.
 ///
 /// Invariants: events become final in the order in which they were sent. An event that can't be
 /// sent is reported as rejected only when all events before it are final. The output's position in

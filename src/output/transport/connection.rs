@@ -81,10 +81,11 @@ impl Dialer {
             .await
     }
 
-    /// Connects to the address whose turn it is. If that fails, tries each other address once.
-    /// Returns the connection and an `Attempt`, with which the caller reports later whether the
-    /// address works. If no address can be connected to, returns the failure of the last one. Also
-    /// starts the watch (a task that tests failed addresses) if it does not run yet.
+    /// Connects to the address whose turn it is. If that fails, goes on with the next address,
+    /// until no address is left that may be tried now. Returns the connection and an `Attempt`,
+    /// with which the caller reports later whether the address works. If no connection is made,
+    /// returns the failure of the last address. Also starts the watch (a task that tests failed
+    /// addresses) if it does not run yet.
     pub(in crate::output) async fn connect(
         self: &Arc<Self>,
         watch: &mut Watch,

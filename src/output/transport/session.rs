@@ -43,16 +43,18 @@ const SLICES_MAX: usize = 64;
 /// One connection over TCP or TLS. Both kinds of link (with and without acknowledgements) are built
 /// on a session.
 ///
-/// A link owns its session, and the delivery loop owns the link. A session starts no task: all its
-/// work happens while the loop polls [`Link::event`](crate::delivery::link::Link::event).
+/// A link owns its session, and the delivery loop owns the link. A session starts no task: until
+/// the link is closed, all work of the session happens while the loop polls
+/// [`Link::event`](crate::delivery::link::Link::event).
 ///
 /// The life of a session:
 ///
 /// 1. *Open.* The link takes batches. At most one batch is being written at any time
 ///    ([`Session::write`]). The link keeps a list of the batches that are written and not yet
 ///    final.
-/// 2. *Leaving.* The connection has reached its age limit, or a preferred address works again. The
-///    link takes no more batches, and ends when all its batches are final (need not be sent again).
+/// 2. *Leaving.* The connection has reached its age limit, a preferred address is usable again, or
+///    the connection's address is not an address of the output any more. The link takes no more
+///    batches, and ends when all its batches are final (need not be sent again).
 /// 3. *Ended by the peer.* The peer has sent FIN (or TLS's close_notify). Nothing more is read, and
 ///    the link takes no more batches.
 /// 4. *Closed* by [`Session::close`] in order, or *broken* by an error, which [`Session::broken`]

@@ -54,7 +54,7 @@ use pace::Pace;
 /// The kernel is asked at least this many times within one replay window how many bytes the peer
 /// has acknowledged. One such question is called a sample. The replay window is the time after
 /// which acknowledged bytes count as delivered. With a window of 1 s, there is a sample at least
-/// every 100 ms.
+/// every 100 ms. With a window so short that [`SAMPLE_MIN`] applies, there are fewer samples.
 const SAMPLES_PER_WINDOW: u32 = 10;
 
 /// The kernel is asked how many bytes the peer has acknowledged; one such question is called a
@@ -84,7 +84,8 @@ const CLAIMS_MAX: usize = 65_536;
 /// calls `connect` as soon as the output starts, even if there is nothing to send yet. After a
 /// connection has ended in order (the peer's FIN, `idle_timeout`, `max_connection_age`), the next
 /// one is made only when there is something to send. After a connection has broken, the next one is
-/// made after a pause.
+/// made at once if events were accepted on it, if it had lasted for some time, or if another
+/// address may be tried. Otherwise the next one is made after a pause.
 pub(in crate::output) struct StreamConnector<E> {
     dialer: Arc<Dialer>,
     encode: Arc<E>,
