@@ -462,8 +462,8 @@ impl Cursor {
 
     /// Marks a released claim (events that must be sent again) as sent and not answered yet, and
     /// returns its lines. There are two other results. If all events of the claim were dropped, the
-    /// result says so. If the lines must first be read from a file, the caller must try again
-    /// later.
+    /// result says so. If the lines must first be read from a file, or if the queue hands out no
+    /// more events, the caller must try again later.
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {
@@ -487,7 +487,7 @@ impl Cursor {
 
     /// Cuts a claim (events that the output has taken to send) into two halves, and returns them.
     /// Both halves get the state of the claim, for example "sent and not answered yet". `None` if
-    /// the claim has fewer than two events, or if it is finished already.
+    /// the claim has fewer than two events, or if it and all claims before it are finished already.
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split(claim))
@@ -495,8 +495,8 @@ impl Cursor {
 
     /// Cuts a claim (events that the output has taken to send) into two parts, and returns them.
     /// The second part begins at `middle`. Both parts get the state of the claim, for example "sent
-    /// and not answered yet". `None` if `middle` does not lie inside the claim, or if the claim is
-    /// finished already.
+    /// and not answered yet". `None` if `middle` does not lie inside the claim, or if the claim and
+    /// all claims before it are finished already.
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split_at(claim, middle))
@@ -520,8 +520,9 @@ impl Cursor {
     }
 
     /// Removes the output from the queue. The events that the output has not finished are counted
-    /// as lost for it; returns their number. After this, the output has no backlog, nothing in the
-    /// queue waits for it, and the cursors file no longer has its name.
+    /// as lost for it; returns their number. After this, the output has no backlog, and nothing in
+    /// the queue waits for it. If the queue is in files, the writer thread then saves the cursors
+    /// file without the output's name.
     pub fn leave(self) -> u64 {
         either!(self, cursor => cursor.leave())
     }

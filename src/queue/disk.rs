@@ -119,7 +119,8 @@ impl RealDisk {
     ///
     /// # Errors
     ///
-    /// Another process holds the lock, or the operating system refuses.
+    /// Another process holds the lock, the operating system refuses, or one of the directories in
+    /// it is a link.
     pub(super) fn own(root: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();

@@ -340,7 +340,8 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// The directory can't be read. Damage, or a segment that can't be opened, is no error.
+    /// The directory can't be read, or a newer version of the program has written it. Damage, or a
+    /// segment that can't be opened, is no error.
     pub fn summary(&self) -> Result<Summary, Error> {
         let mut attempts = ATTEMPTS;
         loop {
@@ -358,8 +359,9 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// The directory can't be read, its cursors file does not have this output, or `tell` has
-    /// failed. Damage is passed to `tell`, and is no error.
+    /// The directory can't be read, a newer version of the program has written it, its cursors file
+    /// does not have this output, or `tell` has failed. Damage is passed to `tell`, and is no
+    /// error.
     pub fn export(&self, output: Option<&str>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         let mut from = Position::START;
@@ -371,13 +373,13 @@ impl Directory {
         Walk::new(self, Want { lines: true, output, from }, tell).run(&found)
     }
 
-    /// Reads all segments, and passes each damage and each range of missing events to the function
-    /// `tell`. Returns the totals.
+    /// Reads all segments, and passes each fault (for example damage or missing events) and the
+    /// progress to the function `tell`. Returns the totals.
     ///
     /// # Errors
     ///
-    /// The directory can't be read, or `tell` has failed. Damage is passed to `tell`, and is no
-    /// error.
+    /// The directory can't be read, a newer version of the program has written it, or `tell` has
+    /// failed. Damage is passed to `tell`, and is no error.
     pub fn verify(&self, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         Walk::new(self, Want { lines: false, output: None, from: Position::START }, tell)
@@ -436,8 +438,8 @@ impl Directory {
     }
 
     /// Reads the header of the segment whose first position is `first`. `None` if the header is
-    /// damaged, or was not written yet. The header of the last segment is read several times if its
-    /// checksum is wrong, because a running relay may be writing it.
+    /// damaged, or was not written yet. If `is_last` is `true`, a damaged header is read several
+    /// times, because a running relay may be writing it.
     fn header(
         &self,
         file: &dyn File,

@@ -159,7 +159,7 @@ struct CursorState {
     output: Output,
     claims: Claims<()>,
     /// The accepted events that are not in this output's backlog: events that the output has
-    /// finished or lost, or that were accepted before the output joined. The other events of
+    /// finished or lost, or that were appended before the output joined. The other events of
     /// [`MemoryState::counted`] are the backlog.
     passed: Amount,
     /// The position at which the output joined: the end of the log at that time.
@@ -284,7 +284,7 @@ impl MemoryState {
     /// required outputs that still run will finish the record (the stored batch). The result is
     /// [`Refused::Undelivered`] in two cases, otherwise `Ok`. First: a required output has ended
     /// permanently before it finished the whole record. Second: all required outputs that were to
-    /// get the record have left the queue.
+    /// get the record have left the queue, or are not required any more.
     fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
         let needed = cursors.iter().filter(|(_, cursor)| cursor.is_needed_for(record));
         let (gone, going): (Vec<_>, Vec<_>) = needed.partition(|(_, cursor)| cursor.gone);
@@ -696,9 +696,10 @@ impl Queue {
         }
     }
 
-    /// Notes that the output with this name has ended permanently. Events that the output has not
-    /// finished are counted as lost by [`Queue::abandon`], unless their sender is told that they
-    /// are not delivered. See [`super::Queue::give_up`].
+    /// Notes that the output with this name has ended permanently. Accepted events that the output
+    /// has not finished are counted as lost by [`Queue::abandon`]. If the output is required, a
+    /// batch that waits for `delivered` and that no output has begun to send is not accepted: its
+    /// sender is told that it is not delivered, and it is removed. See [`super::Queue::give_up`].
     pub fn give_up(&self, name: &str) {
         let mut state = self.shared.lock();
         for (_, cursor) in &mut state.cursors {
@@ -772,14 +773,14 @@ impl Ticket {
         Self { delivered: Delivered::Known(Ok(())), place: None }
     }
 
-    /// Waits for the result for the sender. The result is known at once, or with
-    /// `acknowledge = "delivered"` when every required output has acknowledged the batch or counted
-    /// it as lost. A second call returns the same result.
+    /// Waits for the result for the sender. The result is known at once. But if `acknowledge` is
+    /// `delivered`, it is known when every required output has finished the batch, or when the
+    /// batch is refused. A second call returns the same result.
     ///
     /// # Errors
     ///
-    /// The batch is not delivered, because a required output can no longer send it. The sender must
-    /// keep the batch.
+    /// The batch is not delivered, for example because a required output can no longer send it, or
+    /// because the batch was dropped to make room. The sender must keep the batch.
     pub async fn delivered(&mut self) -> Result<(), Refused> {
         let waits = match &mut self.delivered {
             Delivered::Known(known) => return *known,
@@ -932,7 +933,8 @@ impl Cursor {
     }
 
     /// Cuts a claim (events taken to send) into two halves, and returns them. `None` if fewer than
-    /// two events of the claim are still in the queue. See [`super::Cursor::split`].
+    /// two events of the claim are still in the queue, or if the claim is no longer in the list.
+    /// See [`super::Cursor::split`].
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         let mut guard = self.shared.lock();
@@ -965,7 +967,8 @@ impl Cursor {
     }
 
     /// Cuts a claim (events taken to send) into two parts, and returns them. The second part begins
-    /// at `middle`. `None` if `middle` is not inside the claim. See [`super::Cursor::split_at`].
+    /// at `middle`. `None` if `middle` is not inside the claim, or if the claim is no longer in the
+    /// list. See [`super::Cursor::split_at`].
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         self.shared.lock().cursors[self.index].claims.split(claim, middle, |()| ((), ()))

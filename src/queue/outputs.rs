@@ -20,9 +20,11 @@ pub struct Output {
     pub required: bool,
     /// The counters and gauges of the output's events.
     pub metrics: OutputMetrics,
-    /// The time for which segments (files of the queue) are kept after the last write to them, even
-    /// if all outputs have finished their events. Segments are deleted earlier if their room is
-    /// needed. After a restart the output reads in them which events it has already sent.
+    /// The time for which segments (files of the queue) are kept after the queue has stopped
+    /// writing to them, even if all outputs have finished their events. For segments that were
+    /// found at the start of the process, this time begins at the start. Segments are deleted
+    /// earlier if their room is needed. After a restart the output reads in them which events it
+    /// has already sent.
     pub keeps: Duration,
 }
 

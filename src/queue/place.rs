@@ -24,8 +24,8 @@ use super::segment::BadHeader;
 use super::segment::SegmentHeader;
 
 /// The type numbers of the kernel's virtual file systems: proc, sysfs, cgroup and cgroup2
-/// (`linux/magic.h`). No directory can be made in them, although their permissions look as if root
-/// could make one.
+/// (`linux/magic.h`). No file can be made in them, although their permissions look as if root could
+/// make one.
 const VIRTUAL: [i64; 4] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270];
 
 /// Returns `Ok` if this directory exists and can be written, or does not exist and could be made.

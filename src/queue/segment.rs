@@ -52,8 +52,8 @@ pub(super) const WINDOW: u64 = 1 << 20;
 /// be kept in memory.
 const STEP: usize = if cfg!(test) { 2 << 10 } else { 256 << 10 };
 
-/// A run of at least this many zero bytes, at the end of a record or in a part of a sector, is a
-/// sign that a sector was not written. A single zero byte may be a damaged byte.
+/// At least this many zero bytes at the end of a damaged record, or as all damaged bytes of one
+/// sector, are a sign that a sector was not written. A single zero byte may be a damaged byte.
 const ZEROS_MIN: u64 = 2;
 
 /// The number of attempts to read a part of a file before it counts as unreadable.
@@ -290,10 +290,11 @@ pub(super) struct Damage {
 ///
 /// The scan expects a record with a certain position at a certain offset. If the record is there,
 /// the scan returns it and goes on after it. If there are zeros up to the next block of 4,096
-/// bytes, they are padding, and the scan skips them. Otherwise the scan searches for the next
-/// record with right checksums, and returns the bytes before that record as damage. The scan ends
-/// at the end of the file, at a given offset, or at a record whose position belongs to the next
-/// segment.
+/// bytes, they are padding, and the scan skips them. If there is a valid header, but the rest of
+/// the record is not as it should be, the scan returns the record as damage. Otherwise the scan
+/// searches for the next valid header of a record, and returns the bytes before it as damage. The
+/// scan ends at the end of the file, at a given offset, or at a record whose position belongs to
+/// the next segment.
 ///
 /// The scan keeps a part of the file in memory: the window, which usually has at most some
 /// megabytes. The returned lines share the memory of the window, and are not copied. Bytes that

@@ -79,9 +79,9 @@ const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 /// therefore hold 4 MiB, and one read is 1 MiB.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// The greatest number of holes (ranges of dropped events that were counted as lost) that are kept
-/// as separate entries. If there are more, holes next to each other are joined into one, because
-/// the cursors file has no room for many more.
+/// If there are more holes than this (ranges of dropped events that were counted as lost), holes
+/// that directly follow each other are joined into one, because the cursors file has no room for
+/// many more.
 const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
 
 /// The least number of bytes that a cursor reads from a file at once, even if there are many
@@ -143,8 +143,9 @@ struct Shared {
     /// `state`.
     capacity: AtomicU64,
     metrics: QueueMetrics,
-    /// Notified when a claim (events taken to send) was finished or must be sent again, and when
-    /// the cursors file was saved because somebody asked for it.
+    /// Notified when a claim (events taken to send) was finished or must be sent again, when an
+    /// output was set back, has ended or has left, and when the cursors file was saved because
+    /// somebody asked for it.
     progress: Notify,
     /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes of
     /// segments.
@@ -211,7 +212,7 @@ impl Shared {
     }
 
     /// Returns the part of `queue.max_bytes`, in bytes, that segment files may take. The other part
-    /// is kept free for a new cursors file, which is made beside the old one, and for copies of
+    /// is for the cursors file, for a new cursors file that is made beside it, and for copies of
     /// damaged records.
     fn usable(&self) -> u64 {
         let quarantined = self.quarantined.load(Ordering::Relaxed);
@@ -298,7 +299,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// There is no room for the batch, or the disk does not work.
+    /// There is no room for the batch and `when_full` is `reject`, or the disk does not work.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         let mut state = self.shared.lock();
         if state.writing.fault().is_some() {

@@ -228,8 +228,9 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Passes the lines of a record to the caller's function. Long lines are read from the file a
-    /// second time for this; returns `false` if they now have a wrong checksum.
+    /// Passes the lines of a record, from the position `want.from` on, to the caller's function.
+    /// Long lines are read from the file a second time for this; returns `false` if they now have a
+    /// wrong checksum, although they were passed already.
     fn lines(&mut self, scan: &mut Scan<'_>, record: &Record) -> Result<bool, Error> {
         let header = record.header;
         let passed = self.want.from.saturating_since(header.first);

@@ -33,7 +33,7 @@ pub(super) struct Record {
     pub(super) counted: bool,
     /// The channel to the sender, if the sender waits until the batch is delivered. The result is
     /// sent when every required output has finished the batch, or when a required output will never
-    /// finish it. `None` if the sender does not wait.
+    /// finish it. `None` if the sender does not wait, or has its result already.
     pub(super) waiting: Option<oneshot::Sender<Result<(), Refused>>>,
     /// The offset of every [`LINES_PER_MARK`]th line, from line 0 on: the place in `lines` where
     /// this line begins. With these offsets a line is found without a search from the start. Empty

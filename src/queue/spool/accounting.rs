@@ -24,9 +24,9 @@ pub(super) type Removed = (Position, u64);
 /// - a segment of the log ([`super::LogState::segments`]), which counts with its whole size,
 ///   including bytes that are reserved and not written yet;
 /// - `pending_delete`: a segment that was removed from the log, because every output has finished
-///   it or because it was dropped. The cursors file, which notes how far each output has got, may
-///   still name a place in this segment. The writer therefore saves the cursors file first, and
-///   deletes the segment after that;
+///   it, because it was dropped, or because it has no events. The cursors file, which notes how far
+///   each output has got, may still name a place in this segment. The writer therefore saves the
+///   cursors file first, and deletes the segment after that;
 /// - `stuck`: a segment that was removed from the log and could not be deleted. Its bytes count
 ///   until a later attempt succeeds;
 /// - incoming: the file of a large request body that is still arriving or waits to become a

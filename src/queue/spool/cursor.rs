@@ -38,7 +38,7 @@ use crate::telemetry::Loss;
 
 /// Lines are final when they need not be sent again. When this many bytes of lines became final
 /// since the last write of the cursors file, the file is written at once. With fewer bytes, the
-/// file is written a second after its last write.
+/// file is written when a second has passed since its last write.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
 /// The least number of bytes of lines that are read at once to send events again. A cursor that may
@@ -94,7 +94,8 @@ pub(super) struct Note {
 /// - Each of the `pieces` begins at the position where the piece before it ends. The first piece
 ///   begins at `claims.read`.
 /// - If `epoch` has changed while a read from a file was under way, the result of the read is
-///   thrown away: the events were dropped meanwhile, or the cursor was moved back (rewound).
+///   thrown away: events or lines in memory were dropped meanwhile, or the cursor was moved back
+///   (rewound).
 ///
 /// The cursor must never pass an event that was neither claimed nor counted as lost. An event must
 /// never be counted as lost twice.
@@ -109,9 +110,9 @@ pub(super) struct CursorState {
     /// The place in a file where reading continues after the `pieces`. `None` if this place is not
     /// known: the next read then searches for the position, from the beginning of a segment.
     pub(super) spot: Option<Spot>,
-    /// A number that rises when the cursor is moved back (rewound), or drops lines that it has read
-    /// ahead. If it has changed while a read from a file was under way, the result of the read is
-    /// thrown away.
+    /// A number that rises when the cursor is moved back (rewound), when it drops lines that it has
+    /// read ahead, or when a segment that its output has not finished is dropped. If it has changed
+    /// while a read from a file was under way, the result of the read is thrown away.
     epoch: u64,
     /// The claim (range of events) that is to be sent again next. `None` if its lines need not be
     /// read from a file first.
@@ -133,8 +134,9 @@ pub(super) struct CursorState {
     tells_origins: bool,
     /// Notified when the log has grown, so that the output can take more events.
     pub(super) readable: Arc<Notify>,
-    /// The time when the last claimed event was received, in ms since 1970. Before the first claim
-    /// it is the time when the record at the cursor's place was received. If there is no such
+    /// The time when the last claimed event was received, in ms since 1970. After the cursor was
+    /// moved back (rewound), it is the time when the next event was received. Before the first
+    /// claim it is the time when the record at the cursor's place was received. If there is no such
     /// record, it is the time when the cursor was made.
     pub(super) received: u64,
 }
@@ -560,10 +562,10 @@ enum ReadPlan {
 }
 
 impl Shared {
-    /// Gives a cursor the result of a read from a file that was started in this `epoch`. Damage
-    /// that the read has found is counted in any case. The lines are thrown away if the cursor has
-    /// another epoch now, because it was moved back (rewound) or has dropped what it had read
-    /// ahead.
+    /// Gives a cursor the result of a read from a file that was started in this `epoch`. New damage
+    /// that the read has found is counted in any case, if the log still has the segment. The lines
+    /// are thrown away if the cursor has another epoch now: it was moved back (rewound), has
+    /// dropped what it had read ahead, or a segment was dropped.
     fn apply(&self, index: usize, epoch: u64, loaded: Loaded) {
         let mut state = self.lock();
         for damage in &loaded.damages {
