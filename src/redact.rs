@@ -126,8 +126,9 @@ impl Asked<'_> {
     }
 
     /// Appends the changed event to `out`, as [`apply`] does, for an event that may contain JSON
-    /// Web Tokens, which are replaced too. The size of the event is measured after this
-    /// replacement: bodies are removed only if the event is still too large then.
+    /// Web Tokens, which are replaced too. Bodies are removed only if the event is too large even
+    /// after this replacement. Whether the request body is removed too depends on the size with the
+    /// tokens.
     fn without_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
         let is_large = |text: &[u8]| change.event_bytes_max.is_some_and(|max| text.len() > max);
         let mut last = (Vec::new(), Done::default());
@@ -151,7 +152,8 @@ impl Asked<'_> {
 }
 
 /// Finds the edits that `change` needs in this event; edits for JSON Web Tokens are not included.
-/// Returns `None` if `change` has nothing to do in this event.
+/// Returns `None` if it is clear, before the members of the event are read, that `change` has
+/// nothing to do in this event.
 fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     let Asked { event, request, spells_letters } = *asked;
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
@@ -410,10 +412,10 @@ impl<'a> Reader<'a, '_> {
         }));
     }
 
-    /// Returns the edit that adds the missing annotations, or `None` if none is missing. This
-    /// function computes which of the event's annotations stay, although the caller has done the
-    /// same work before. The second time costs little, because few events have annotations that are
-    /// removed.
+    /// Returns the edit that adds the missing annotations, or `None` if none is missing or none can
+    /// be added. This function computes which of the event's annotations stay, although the caller
+    /// has done the same work before. The second time costs little, because few events have
+    /// annotations that are removed.
     fn added(
         &self,
         annotations: &'a [u8],

@@ -93,16 +93,17 @@ pub struct Opened {
     pub queue: Queue,
 }
 
-/// The parts of a running relay. [`run`] owns them; the relay's own task runs [`serve`] on them.
+/// The parts of a running relay. [`run`] makes them and passes them to [`serve`], in the same task.
 ///
 /// - The *start* binds all addresses first, opens the queue, then starts outputs, listeners and
 ///   sources in this order. No batch is accepted before every output has a cursor (its place in the
 ///   queue).
 /// - While the relay *runs*, [`serve`] waits for a signal, for the failure of a part that the relay
 ///   needs, and for a changed config. A changed config goes through two steps. [`Parts::prepare`]
-///   does everything that can fail or take time; it changes nothing, except that it stops the
-///   sources that are removed or changed. [`Parts::reload`] puts the result in force. If a signal
-///   to end the relay comes during the first step, this step is given up.
+///   does everything that can fail or take time; it changes nothing, except that new outputs join
+///   the queue, and that the sources that are removed or changed stop. [`Parts::reload`] puts the
+///   result in force. If a signal to end the relay comes during the first step, this step is given
+///   up.
 /// - The *drain* closes the listeners. The outputs go on until the queue is drained or the time
 ///   limit is over. A queue in memory is drained when it is empty; a queue on disk is drained when
 ///   no output waits for an answer of its consumer. Then outputs, sources, dead letters and queue
@@ -141,9 +142,10 @@ struct Parts {
     stop: CancellationToken,
 }
 
-/// Runs the relay until `signals` stops it or a part of it fails. The relay then drains: it
-/// delivers the events that it still holds, within a time limit. `file` is the path from which
-/// `config` was read; a reload reads the file again.
+/// Runs the relay until `signals` stops it or a part of it fails. The relay then drains: within a
+/// time limit, a queue in memory delivers the events that it still holds, and a queue on disk waits
+/// only for answers and keeps its other events. `file` is the path from which `config` was read; a
+/// reload reads the file again.
 ///
 /// # Errors
 ///
@@ -408,9 +410,9 @@ impl Parts {
     }
 }
 
-/// A reload that is ready to be put in force: its files are read, and its addresses are bound. If
-/// this value is dropped instead, the old config stays in force. Only the sources that the reload
-/// removes or changes accept nothing more.
+/// A reload that is ready to be put in force: its files are read, and its addresses are bound,
+/// except for those that an old listener may still hold. If this value is dropped instead, the old
+/// config stays in force. Only the sources that the reload removes or changes accept nothing more.
 struct Prepared {
     config: Config,
     outputs: Vec<outputs::Planned>,
@@ -420,14 +422,15 @@ struct Prepared {
 }
 
 /// The steps of a reload. First, all files are read and checked, the addresses of new listeners are
-/// bound, and each new output gets a cursor (its place in the queue). Only if all of this succeeds,
-/// the new config is put in force.
+/// bound (later if an old listener that closes holds the port), and each new output gets a cursor
+/// (its place in the queue). Only if all of this succeeds, the new config is put in force.
 impl Parts {
     /// Does everything in a reload that can fail or take time, and returns the reload, ready to be
-    /// put in force. The steps are: read the files, bind the addresses of new listeners, store a
-    /// cursor (place in the queue) for each new output, and stop the sources that are removed or
-    /// changed. If a new output has the same name as a removed output that has not ended yet, this
-    /// function waits for the end of the removed output.
+    /// put in force. The steps are: read the files, bind the addresses of new listeners (except for
+    /// those that an old listener may still hold), store a cursor (place in the queue) for each new
+    /// output, and stop the sources that are removed or changed. If a new output has the same name
+    /// as a removed output that has not ended yet, this function waits for the end of the removed
+    /// output.
     ///
     /// # Cancel safety
     ///
@@ -559,8 +562,9 @@ impl Parts {
     }
 
     /// Replaces the settings in `config` that cannot change without a restart by the settings in
-    /// use: the admin address and, if `queue.directory` has changed, all settings of the queue.
-    /// `Err` if `config` has sources that the queue in use cannot serve.
+    /// use: the admin address and, if `queue.directory` has changed, all settings of the queue. In
+    /// the second case, also lowers `limits.max_body` to the value in use if it is larger. `Err`
+    /// if, in this case, `config` has sources that the queue in use cannot serve.
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
         let now = &self.config;
         if config.admin != now.admin {
@@ -596,8 +600,10 @@ async fn in_time<T: Send + 'static>(
     done.unwrap_or(Err(Refused::Hangs))
 }
 
-/// Ends all parts of the relay in order. First the listeners and sources stop accepting events. The
-/// outputs then deliver the events in the queue, for at most `shutdown.drain_timeout`.
+/// Ends all parts of the relay in order. First the listeners and sources stop accepting events.
+/// Then waits until the queue is drained, for at most `shutdown.drain_timeout`: the outputs deliver
+/// the events of a queue in memory; with a queue on disk, they only wait for the answers to events
+/// that were sent.
 ///
 /// # Errors
 ///

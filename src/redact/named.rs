@@ -23,8 +23,8 @@ const NAMES: [&[u8]; 11] = [
 ];
 
 /// More names of credentials. Outside of a command, such as in a URI, they do not count. In a
-/// command, a longer name also counts if it ends in a name from this list or from [`NAMES`], as
-/// `AWS_SECRET_ACCESS_KEY` does.
+/// command, a longer name also counts if it ends in a name from this list or from [`NAMES`] that
+/// follows a `_`, `-` or `.`, as `AWS_SECRET_ACCESS_KEY` does.
 const OF_COMMANDS: [&[u8]; 7] =
     [b"pass", b"passphrase", b"pwd", b"secret", b"secretkey", b"secretaccesskey", b"privatekey"];
 
@@ -40,8 +40,8 @@ const NAME_BYTES_MAX: usize = 64;
 const BOUNDS: &[u8] = b"&;?,#/|!<>(){}\"' \t\r\n=";
 
 /// Finds the first `NAME=VALUE` in the text in which NAME is the name of a credential and VALUE is
-/// not empty. Returns the range of the value, which includes everything up to the end of the text;
-/// `None` if there is no such pair.
+/// neither empty nor redacted already. Returns the range of the value, which includes everything up
+/// to the end of the text; `None` if there is no such pair.
 pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     memchr::memchr_iter(b'=', text).find_map(|equals| {
         let before = text.get(..equals)?.trim_ascii_end();
@@ -242,7 +242,8 @@ fn is_name(name: &[u8]) -> bool {
 }
 
 /// Returns `true` if `name` is the name of a credential in a command: a known name, or a longer
-/// name that ends in a known one, as in `AWS_SECRET_ACCESS_KEY` and `PGPASSWORD`.
+/// name that ends in a known one after a `_`, `-` or `.`, as in `AWS_SECRET_ACCESS_KEY`. A name
+/// that ends in `password` always counts, as in `PGPASSWORD`.
 fn is_name_of_command(name: &[u8]) -> bool {
     let name = unquoted(name);
     let name = name.get(name.len().saturating_sub(NAME_BYTES_MAX)..).unwrap_or_default();

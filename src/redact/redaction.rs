@@ -46,7 +46,7 @@ pub(super) enum Bodies {
     /// them.
     Stay,
     /// The request body and the response body are about Secrets. If a body has a known shape, its
-    /// secret parts are redacted (removed or replaced). A body of any other shape is dropped.
+    /// secret parts are removed. A body of any other shape is dropped.
     Secret,
     /// The request body and the response body are dropped from the event.
     Go,
@@ -158,7 +158,8 @@ const PATCHES: [Step; 2] =
     [Step::Known(b"annotations"), Step::Prefixed(b"patch.webhook.admission.k8s.io/")];
 
 /// The path to the annotations in which webhooks and admission policies may quote a body: all
-/// annotations of an event except for those that are known to be kube-apiserver's own.
+/// annotations of an event except for those that are known to be kube-apiserver's or this relay's
+/// own.
 const OF_ADMISSION: [Step; 2] = [Step::Known(b"annotations"), Step::OfAdmission];
 
 /// The names of the annotations whose text is always written by kube-apiserver or by this relay. A

@@ -53,8 +53,9 @@ pub struct Mistake {
 /// code that follows a path calls itself once for each step.
 pub(super) const STEPS_MAX: usize = 64;
 
-/// The members of an event that may be the first step of a path. The other members cannot be
-/// redacted: without them the text is no audit event, or its time or its object is unknown.
+/// The members of an event that may be the first step of a path. A path may also name a member of
+/// `objectRef` that is in [`OF_OBJECT`]. The other members cannot be redacted: without them the
+/// text is no audit event, or its time or its object is unknown.
 const ROOTS: [&str; 10] = [
     "requestObject",
     "responseObject",

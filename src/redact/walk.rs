@@ -35,8 +35,8 @@ pub(super) enum Step {
     /// The step leads to every member whose name begins with this prefix.
     Prefixed(&'static [u8]),
     /// The step leads to each annotation of an event that a webhook or an admission policy may have
-    /// written. These are all annotations except for those that are known to be kube-apiserver's
-    /// own.
+    /// written. These are all annotations except for those that are known to be kube-apiserver's or
+    /// this relay's own.
     OfAdmission,
 }
 
@@ -211,8 +211,9 @@ impl<'a> Walk<'a> {
     /// `false` if the caller must remove the whole body.
     ///
     /// A body may be a JSON Patch (RFC 6902): a list of operations that put values into an object.
-    /// The paths of the wishes begin at that object, so each value in the patch is redacted as if
-    /// it were already in the object.
+    /// The paths of the wishes begin at that object. If an operation concerns a value that must be
+    /// redacted, a part of it, or a larger value that contains it, the operation's members except
+    /// for `op`, `path` and `from` are changed as a whole.
     pub(super) fn body(&mut self, body: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let is_whole = |wish: &&Wish<'_>| wish.rest.is_empty();
         let about_inside = |wish: &Wish<'_>| wish.why == Why::Redacted && !is_whole(&wish);
@@ -380,7 +381,7 @@ pub(super) fn place(event: &[u8], part: &[u8]) -> Range<usize> {
 
 /// Makes the edits that cut children (members or elements) out of an object or array. Adjacent
 /// children that are cut out form one run, which becomes one edit; the edit includes one comma
-/// before or after the run.
+/// before or after the run if another child stays.
 #[derive(Debug, Default)]
 pub(super) struct Removal {
     /// The indices in the event at which the current run begins and ends. A run is a series of

@@ -147,7 +147,7 @@ pub(super) struct BindError {
 pub(super) struct NotListening(pub Vec<String>);
 
 /// The task of an output has ended although nobody told it to end. The process must end; before
-/// that, the other outputs deliver the events that they hold.
+/// that, the relay drains with the other outputs.
 #[derive(Debug, thiserror::Error)]
 #[error("output {name}: {reason}")]
 pub(super) struct OutputEnded {

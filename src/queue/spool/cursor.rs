@@ -628,8 +628,9 @@ impl Shared {
     }
 
     /// Updates the spool after events of a cursor became final or were dropped. Marks the cursors
-    /// file as out of date, and wakes the writer if there is something to save or delete. Callers
-    /// must call this after each such change.
+    /// file as out of date, and wakes the writer if there is something to save or delete. Also
+    /// wakes the tasks that wait for progress. Callers must call this after a claim was
+    /// acknowledged, or was dropped because all its events are missing.
     fn settled(&self, state: &mut SpoolState, index: usize) {
         let cursor = &mut state.log.cursors[index];
         cursor.claims.forget_done();
@@ -802,8 +803,9 @@ impl Cursor {
     }
 
     /// Returns the lines of events that are to be sent again, if these lines are in memory. If they
-    /// must be read from a file first, the result is `NotYet`. If the events were dropped, the
-    /// result is `Gone`. See [`crate::queue::Cursor::redeliver`].
+    /// must be read from a file first, the result is `NotYet`. While the relay drains, the result
+    /// is `NotYet` too. If the claim is final or was dropped, the result is `Gone`. See
+    /// [`crate::queue::Cursor::redeliver`].
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let mut state = self.shared.lock();
@@ -849,8 +851,8 @@ impl Cursor {
     }
 
     /// Cuts a claim (a range of events that this output has taken) into two parts. The second part
-    /// begins at the position `middle`. `None` if `middle` does not lie inside the claim. See
-    /// [`crate::queue::Cursor::split_at`].
+    /// begins at the position `middle`. `None` if `middle` does not lie inside the claim, or if the
+    /// queue does not have the claim any more. See [`crate::queue::Cursor::split_at`].
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         let mut state = self.shared.lock();

@@ -81,8 +81,8 @@ pub(super) struct IncomingRecord {
 }
 
 /// The file of a large request body. The file becomes a segment of the queue when the writer thread
-/// takes it. Code that drops an `IncomingFile` must call [`Accounting::abandon`] first, so that the
-/// writer deletes the file.
+/// takes it. Code that drops an `IncomingFile` that is not a segment must call
+/// [`Accounting::abandon`] first, so that the writer deletes the file.
 #[derive(Debug)]
 pub(super) struct IncomingFile {
     pub(super) file: Arc<dyn File>,

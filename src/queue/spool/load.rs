@@ -480,9 +480,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads those lines of a long record that the job wants. The record is too long to be kept in
-    /// memory as a whole, so its lines are read part by part. The first line is at the offset
-    /// `line` and has the position `position`. Returns `false` if the job wants no more events
-    /// although the record has more lines.
+    /// memory as a whole, so its lines are read part by part. Reading begins at the line at the
+    /// offset `line`, which has the position `position`; this may be a line inside the record.
+    /// Returns `false` if the job wants no more events although the record has more lines.
     fn take_long(
         &mut self,
         scan: &mut Scan<'_>,

@@ -207,8 +207,10 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
 }
 
 /// Makes the cursor of an output at the start. Normally the cursor begins at the place that the
-/// cursors file has for this output, and a new output begins at the end of the log. If the cursors
-/// file can't be trusted, the output begins at the oldest event.
+/// cursors file has for this output, and a new output begins at the end of the log. If there is no
+/// usable cursors file, the output begins at the oldest event. If half of the file is damaged, the
+/// output also begins there if the other half does not name it, or names a place before the oldest
+/// event.
 fn join(
     state: &SpoolState,
     disk: &dyn Disk,

@@ -56,26 +56,27 @@ pub(super) struct SpoolState {
 /// The log as it is on the disk: the synced events, and how far each output has got.
 ///
 /// Cursors read the log and change their own places in it. The writer thread adds batches at the
-/// end, and removes segments at the front. A batch is added only after its sync, as a whole, with
-/// the positions that follow those of the batch before.
+/// end, and removes finished segments at the front. Senders and the writer drop segments to make
+/// room. A batch is added only after its sync, as a whole, with the positions that follow those of
+/// the batch before.
 ///
 /// Invariants:
 ///
 /// - `segments` are in the order of their positions. Each segment ends where the next one begins,
 ///   unless a segment was dropped between the two.
 /// - `end` is the end of the last segment, or a later place: after a start the cursors file may
-///   know of a later end than the segments.
+///   know of a later end than the segments, and the last segments may have been removed.
 /// - The writer appends batches only to the last segment, and only while this segment is active.
-///   The file of an active segment is longer than its records, because its room is reserved when it
-///   is made.
+///   The file of an active segment is at least as long as its records, because its room is reserved
+///   when it is made.
 /// - `tail` holds the newest records that were stored since the start, in order, [`TAIL_BYTES`] of
 ///   them at most. Some records may be missing between the others: large request bodies are never
 ///   in the tail, and the records of a dropped segment are removed. A cursor whose next record is
 ///   in the tail reads no file.
 /// - The watermark of each cursor (the first position that its output has not finished) is at or
-///   before `end`. A segment is kept until all watermarks have passed it, or until it is dropped
-///   because its room is needed. A drop is counted as a loss for each output that had not finished
-///   the segment.
+///   before `end`. A segment is kept at least until all watermarks have passed it, or until it is
+///   dropped because its room is needed. A drop is counted as a loss for each output that had not
+///   finished the segment.
 ///
 /// A position must never be given to two events. Each stored event must be in a segment, in a hole
 /// (a dropped segment) or in a counter.
@@ -132,8 +133,9 @@ pub(super) struct WriterState {
     /// `queue.segment_bytes`: the size of a new segment, in bytes.
     pub(super) segment_bytes: u64,
     pub(super) when_full: WhenFull,
-    /// `true`: it was logged that the queue is full, because a batch found no room. The flag
-    /// becomes `false` when a fifth of `queue.max_bytes` is free again.
+    /// `true`: it was logged that the queue is full, because a batch or a large request body found
+    /// no room. The flag becomes `false` when more than a fifth of `queue.max_bytes` is free again.
+    /// Segments that can be deleted or that only optional outputs need count as free.
     pub(super) told_full: bool,
     /// `true`: a large request body that is arriving has no room. The body waits until the writer
     /// has deleted segments that no output needs.
@@ -263,9 +265,9 @@ impl SpoolState {
             && self.log.segments.back().is_some_and(|last| last.active)
     }
 
-    /// Returns `true` if the writer should delete something now. This is so if files of removed
-    /// segments or of abandoned request bodies are left, if no output wants to keep a finished
-    /// segment any longer, or if room is needed.
+    /// Returns `true` if the writer should delete something now. This is so if there are files of
+    /// removed segments that it has not tried to delete yet, or of abandoned request bodies, if no
+    /// output wants to keep a finished segment any longer, or if room is needed.
     pub(super) fn can_reclaim(&self) -> bool {
         !self.writing.accounting.pending_delete().is_empty()
             || !self.writing.accounting.abandoned().is_empty()
@@ -277,7 +279,7 @@ impl SpoolState {
     /// Returns the number of bytes that the writer can free without a loss of events. These are the
     /// bytes of two kinds of segments: segments that every output has finished, even if an output
     /// wants to keep them for a while; and segments that were removed from the log and are not
-    /// deleted yet.
+    /// deleted yet. Segments that could not be deleted do not count.
     pub(super) fn reclaimable(&self) -> u64 {
         self.writing.accounting.pending_bytes()
             + self.log.finished().map(|segment| segment.size).sum::<u64>()
@@ -491,10 +493,11 @@ impl LogState {
         });
     }
 
-    /// Sorts the holes (dropped segments). If there are more holes than fit into the cursors file,
-    /// joins neighbouring holes into one. The number of holes thus stays limited even if an output
-    /// does not advance for a long time. If a cursor's place lies inside a joined hole, the bytes
-    /// of the cursor's backlog are counted too low. The number of events is right.
+    /// Sorts the holes (dropped segments). If there are more than [`HOLES_MAX`] holes, joins holes
+    /// into one that directly follow each other. Dropped segments that follow each other thus take
+    /// one entry even if an output does not advance for a long time. If a cursor's place lies
+    /// inside a joined hole, the bytes of the cursor's backlog are counted too low. The number of
+    /// events is right.
     fn join_holes(&mut self) {
         self.holes.sort_unstable_by_key(|hole| hole.start);
         if self.holes.len() > HOLES_MAX {
@@ -622,9 +625,9 @@ impl WriterState {
         }
     }
 
-    /// Removes all waiting batches and returns them. None of them will be written. The caller then
-    /// corrects the plans in [`WriterState::accounting`]. The caller also answers the senders of
-    /// these batches, but only after it has released the lock.
+    /// Removes all waiting batches and returns them. None of them will be written. The caller also
+    /// corrects the plans in [`WriterState::accounting`], under the same lock. The caller also
+    /// answers the senders of these batches, but only after it has released the lock.
     pub(super) fn clear_line(&mut self) -> Vec<Waiting> {
         let mut cleared: Vec<Waiting> = self.waiting.drain(..).collect();
         cleared.iter_mut().for_each(|waiting| self.discard(waiting));

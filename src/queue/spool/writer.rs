@@ -109,9 +109,9 @@ pub(super) struct Writer {
     told_unsaved: bool,
     /// The least size in bytes of the segment (a file of the queue) that the next probe must make.
     /// A probe tests whether the disk works again after an error; no batch is stored until a probe
-    /// succeeds. The size has room for the largest batch that could not be stored because of the
-    /// error. It does not matter once all required outputs have finished all events: then a smaller
-    /// segment will do.
+    /// succeeds. The size has room for the largest batch of the group that was being written when
+    /// the error came; 0 after a successful probe. It does not matter once all required outputs
+    /// have finished all events: then a smaller segment will do.
     retry_segment_bytes: u64,
     /// The time when the writer tries to store again after an error.
     retry_at: Instant,
@@ -856,8 +856,9 @@ impl Writer {
     }
 
     /// Does the last work of the writer: writes all waiting batches, cuts the file of the last
-    /// segment after its last record, and saves the cursors file. The cursors file then has the
-    /// exact place of each output.
+    /// segment after its last record, saves the cursors file if it is out of date, and deletes
+    /// files that no output wants to keep. If the save succeeds, the cursors file has the exact
+    /// place of each output.
     pub(super) fn end(mut self) {
         while !self.shared.lock().writing.waiting.is_empty() {
             self.commit();
