@@ -128,7 +128,8 @@ pub struct Progress {
     pub bad_lines: u64,
     /// The number of bytes of the files that are done, counted as they are on disk (compressed, for
     /// a gzip file). Every event in these bytes is accepted, and every bad line in them was
-    /// skipped.
+    /// skipped. For a gzip file, the number also has the bytes that were read ahead, whose events
+    /// may not be accepted yet.
     pub file_bytes: u64,
     /// The number of events that were accepted in earlier runs with the same resume file.
     pub events_before: u64,

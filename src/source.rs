@@ -37,8 +37,8 @@ use crate::telemetry::Telemetry;
 mod kafka;
 
 /// The longest time that the relay waits, at the beginning of the drain (its orderly end), until
-/// all sources have stopped taking events. Only a source that hangs needs the full time. Any other
-/// source stops in a fraction of it.
+/// all sources have stopped taking events. Only a source that hangs, or that is giving partitions
+/// back, needs the full time. Any other source stops in a fraction of it.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// The longest time that a reload waits for the sources that it removes or changes, until they have
@@ -79,8 +79,8 @@ pub enum ProbeError {
     },
 }
 
-/// One source of events, such as a Kafka topic. Its functions block, so that they are called on
-/// threads of their own, not on the threads of the async runtime.
+/// One source of events, such as a Kafka topic. `run` blocks, and is called on a thread of its own.
+/// `stage` and `probe` block too, and are called only where the async runtime allows it.
 trait Source: Send + Sync {
     /// Reads and checks the files of the source (secrets and certificates), but does not use them
     /// yet. Returns a function; when the caller calls it, the source begins to use the files.
@@ -156,7 +156,7 @@ struct Orders {
 /// One source of a new config that is not in use yet.
 pub struct Planned {
     config: config::Source,
-    /// The greatest size of a message, in bytes.
+    /// A message must have fewer bytes than this.
     max_body: u64,
     /// The source that will read. It is either a source that runs already, or a new source that is
     /// not started yet.
@@ -247,8 +247,8 @@ impl Sources {
     }
 
     /// Compares a config with the running sources, and returns a plan with one entry for each
-    /// source of the config. Changes nothing, reads no files and makes no connection. `max_body` is
-    /// the largest allowed message in bytes.
+    /// source of the config. Changes nothing, reads no files and makes no connection. A message
+    /// must have fewer bytes than `max_body`.
     #[must_use]
     pub fn plan(
         &self,

@@ -38,8 +38,8 @@ use crate::telemetry::Telemetry;
 /// A slot is an output of the config in use. The task of the output runs one delivery (the loop
 /// that sends events) after another. When a reload changes the output, the old delivery gives the
 /// next one its cursor (place in the queue) and its claims (ranges of events that were taken and
-/// are not settled yet). A removed output loses its slot at once. Its task ends some seconds later,
-/// and until then no new output can join the queue under the same name.
+/// are not settled yet). A removed output loses its slot at once. Its task ends later, after some
+/// seconds if its consumer hangs. Until then no new output can join the queue under the same name.
 ///
 /// A reload has three steps. [`Outputs::plan`] compares the config with the slots,
 /// [`Outputs::join`] gives each new output a cursor, and [`Outputs::commit`] puts the plan in

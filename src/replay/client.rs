@@ -504,8 +504,8 @@ fn remedy(status: StatusCode) -> &'static str {
 
 /// Returns the body of a response as the end of a message: a colon and the text. If the body is a
 /// Status of Kubernetes, the text is its `message`; otherwise it is the whole body. An empty body
-/// gives an empty result. Control characters become spaces, so that the text is safe for a
-/// terminal.
+/// gives an empty result. The text is cut to [`SHOWN_CHARS_MAX`] characters. Control characters
+/// become spaces, so that the text is safe for a terminal.
 fn shown(text: &[u8]) -> String {
     let message = match serde_json::from_slice::<Status>(text) {
         Ok(status) => status.message,

@@ -33,8 +33,8 @@ use crate::audit::LIST_HEAD;
 const LIST_TAIL: &[u8] = b"]}\n";
 
 /// The length in bytes of the longest line that can be sent. With the beginning and the end of the
-/// EventList around it, the line makes a request body of 64 MiB. This is the largest body that a
-/// relay accepts by default.
+/// EventList around it, an event of this length makes a request body of 64 MiB, which a relay
+/// accepts by default.
 const LINE_BYTES_MAX: usize = (64 << 20) - LIST_HEAD.len() - LIST_TAIL.len();
 
 /// The size in bytes of the buffer for one read from a file.

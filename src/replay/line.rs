@@ -51,9 +51,9 @@ pub(super) fn find(line: &mut [u8]) -> Result<Range<usize>, String> {
     }
 }
 
-/// Finds the events in this range of the line, by the rules by which a relay accepts events.
-/// Returns the range of the events, counted from the beginning of the line. `Err` says what is
-/// wrong with the line.
+/// Finds the events in this range of the line, by the rules by which a relay accepts events. The
+/// last byte of the range is not read: it is room for a `\n`. Returns the range of the events,
+/// counted from the beginning of the line. `Err` says what is wrong with the line.
 fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> {
     let Range { start, .. } = range;
     let body = line.get_mut(range).unwrap_or_default();

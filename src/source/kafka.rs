@@ -347,7 +347,8 @@ impl State {
 
     /// Removes a partition that is given back to the consumer group, and returns the number of
     /// messages in its unfinished batches. The tickets of these batches are dropped. The queue then
-    /// removes those events of the batches that no output has begun to send.
+    /// removes each of these batches that no output has begun to send, and that the queue's writer
+    /// thread has not begun to store.
     fn forget(&mut self, number: i32) -> u64 {
         let taken = self.partitions.remove(&number).map(|partition| partition.taken);
         let mut messages = 0;
@@ -648,9 +649,9 @@ impl Intake<'_> {
         self.waiting.push_back(waiting);
     }
 
-    /// Appends the waiting batches to the queue, in order. Stops when the queue has no room, or
-    /// when too many messages or bytes are not acknowledged yet. The remaining batches wait for the
-    /// next call.
+    /// Appends the waiting batches to the queue, in order. Stops when the queue does not take a
+    /// batch, or when too many messages or bytes are not acknowledged yet. The remaining batches
+    /// wait for the next call. A batch whose partition was given back is dropped instead.
     fn append(&mut self, queue: &Queue) {
         let max_in_flight = self.reader.config.max_in_flight;
         while let Some(first) = self.waiting.front() {
@@ -735,7 +736,8 @@ impl Group {
 /// 2. It appends the waiting batches to the queue. After an order to close, it drops them instead.
 /// 3. It ends if the source has an order to stop at once, or if the queue has refused a batch after
 ///    it had accepted it. It also ends if the files with secrets have changed and there is no order
-///    to close. After an order to close, it ends when all of its batches are acknowledged.
+///    to close. After an order to close, it ends when all of its batches are acknowledged. If a
+///    poll reports that the consumer has failed, it ends too.
 /// 4. If no batch is waiting, it polls for messages and makes batches of them. If a batch is
 ///    waiting, it sleeps for a moment. If a batch has waited for a second, it pauses the partitions
 ///    and polls again, so that the consumer group does not take the partitions away.

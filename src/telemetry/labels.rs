@@ -171,8 +171,8 @@ impl Code {
 
 label_set! {
     /// The counters of what an output's settings do to events: one field for each value of the
-    /// label `action`. An event that counts as dropped or duplicate is not sent. All other events
-    /// are sent, and one event may count as lowered, trimmed and redacted.
+    /// label `action`. An event that counts as dropped or duplicate is not sent. Any other event
+    /// may count as lowered, trimmed and redacted at once.
     pub struct Filtered as "action" {
         /// The number of events that are not sent, because the audit policy or the filter excludes
         /// them.

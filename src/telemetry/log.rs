@@ -257,7 +257,7 @@ enum Rank {
     /// The line is a warning or an error. Such lines may fill the whole queue of lines.
     Urgent,
     /// The line reports that lines were dropped. It always finds room in the queue of lines. There
-    /// is at most one such line for each group of lines that is written.
+    /// are few such lines, because only the log's thread adds them, between two writes.
     Notice,
 }
 

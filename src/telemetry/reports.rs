@@ -270,9 +270,9 @@ impl Tally {
 }
 
 /// The changes of one state, such as whether the queue is full, for the log. Usually each change
-/// has a log line of its own. The next line waits in two cases: the state has had `burst` lines
-/// within [`QUIET`], or the last line reported several changes at once. The line then reports all
-/// changes up to its time.
+/// has a log line of its own. The next line waits in three cases: the state has had `burst` lines
+/// within [`QUIET`], the last line reported several changes at once, or several changes have come
+/// since the last line. The line then reports all changes up to its time.
 struct Flap {
     /// The number of log lines that may be written within [`QUIET`].
     burst: usize,
@@ -492,7 +492,7 @@ pub struct Losses {
 
 impl Losses {
     /// Notes that `events` more events are lost. `detail` says more about the loss, for example an
-    /// error. A log line shows only the first detail since the previous line.
+    /// error. A log line shows only the detail of the first loss since the previous line.
     pub fn add(&self, loss: Loss, events: u64, detail: Option<&str>) {
         self.party.lost.fetch_add(events, Ordering::Relaxed);
         self.note(loss, events, detail);
