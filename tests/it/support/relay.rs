@@ -431,6 +431,12 @@ impl Relay {
         self.memory("VmHWM:")
     }
 
+    /// Returns the part of the resident memory that is pages of files (RssFile), in bytes: the
+    /// program and its libraries.
+    pub(crate) fn rss_file_bytes(&self) -> u64 {
+        self.memory("RssFile:")
+    }
+
     fn memory(&self, key: &str) -> u64 {
         let kibibytes: u64 =
             self.proc_status(key).trim_end_matches(" kB").parse().expect("a number");
