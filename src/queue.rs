@@ -26,7 +26,7 @@
 //! |---|---|---|
 //! | 1 | `contract` `disk` | batches, claims and answers · operations on files |
 //! | 2 | `claims` `outputs` `segment` | an output's claims · its counters · a file of the log, byte for byte |
-//! | 3 | `cursors` `memory` | the file of all cursors · the queue in memory |
+//! | 3 | `cursors` `memory` `synced` | the file of all cursors · the queue in memory · the file that says where the log ends |
 //! | 4 | `place` `tail` | whether a directory can be used · where the log ends |
 //! | 5 | `spool` | the queue in files |
 //! | 6 | `inspect` | the queue's files, seen from outside |
@@ -50,6 +50,7 @@ mod outputs;
 pub mod place;
 mod segment;
 mod spool;
+mod synced;
 mod tail;
 
 pub use crate::position::Position;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::disk::Access;
 use super::disk::Disk;
 use super::disk::File;
+use super::segment::LogOffset;
 use super::segment::READS;
 use crate::position::Position;
 
@@ -35,14 +36,6 @@ const VERSION: u32 = 1;
 
 /// The size of the checksum at the end of a slot, in bytes.
 const CRC: usize = 4;
-
-/// A place in the log (the queue's sequence of events): the number of events before it, and the
-/// number of bytes of their lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
-pub(super) struct LogOffset {
-    pub(super) position: Position,
-    pub(super) byte: u64,
-}
 
 /// A range of positions whose events were dropped before all outputs had got them. These events
 /// were counted as lost.

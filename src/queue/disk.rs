@@ -10,6 +10,7 @@ use std::io;
 use std::io::IoSlice;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -20,8 +21,16 @@ use std::sync::atomic::Ordering;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
+use direct::DirectFile;
+
+mod direct;
+
 /// The name of the directory with the segments, which are the files that hold the queue's events.
 pub(super) const SEGMENTS: &str = "segments";
+
+/// The name of the directory with the spare files, which hold no events and become the next
+/// segments.
+pub(super) const SPARES: &str = "spare";
 
 /// The name of the directory for copies of damaged bytes.
 pub(super) const QUARANTINE: &str = "quarantine";
@@ -52,6 +61,11 @@ pub(super) trait Disk: Send + Sync + fmt::Debug {
     /// Renames a file. If there is a file with the new name, it is replaced.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
+    /// Renames a file whose contents are going to be overwritten. Returns `Ok(false)`, and does
+    /// nothing, if somebody may still read the contents: if the file is open for reading, or if it
+    /// has another name.
+    fn recycle(&self, from: &str, to: &str) -> io::Result<bool>;
+
     /// Makes all creations, removals and renames of files in a directory survive a power loss. The
     /// name `""` means the queue's own directory.
     fn sync_directory(&self, directory: &str) -> io::Result<()>;
@@ -64,6 +78,9 @@ pub(super) enum Access {
     Read,
     /// The file is read and written.
     Write,
+    /// The file is written from front to back: whole blocks of 4,096 bytes, each once. It is not
+    /// read through this handle.
+    Append,
 }
 
 /// An open file in a queue's directory.
@@ -135,7 +152,7 @@ impl RealDisk {
             Err(fs::TryLockError::WouldBlock) => return Err(OpenError::Held(root.to_owned())),
             Err(fs::TryLockError::Error(error)) => return Err(failed("lock", &lock)(error)),
         }
-        for name in [SEGMENTS, QUARANTINE] {
+        for name in [SEGMENTS, SPARES, QUARANTINE] {
             let path = root.join(name);
             make_directory(&path).map_err(failed("make", &path))?;
             // A link would put the log where nobody looks for it, or where others may write.
@@ -211,7 +228,7 @@ fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<
 /// Returns the options for opening a file of the queue. A symbolic link is not followed.
 fn options(access: Access) -> fs::OpenOptions {
     let mut options = fs::OpenOptions::new();
-    options.read(true).write(access == Access::Write).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.read(true).write(access != Access::Read).mode(0o600).custom_flags(libc::O_NOFOLLOW);
     options
 }
 
@@ -226,7 +243,22 @@ impl Disk for RealDisk {
     }
 
     fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(RealFile(options(access).open(self.root.join(name))?)))
+        let path = self.root.join(name);
+        let file = options(access).open(&path)?;
+        match access {
+            Access::Read if name.ends_with(".seg") => {
+                // As long as this handle is open, the file is not used for another segment. If that
+                // is just happening, the segment is gone.
+                let is_taken = matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
+                if is_taken || !is_named(&file, &path) {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+            }
+            Access::Read => {}
+            Access::Write => {}
+            Access::Append => return Ok(Arc::new(DirectFile::new(file))),
+        }
+        Ok(Arc::new(RealFile(file)))
     }
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
@@ -250,9 +282,28 @@ impl Disk for RealDisk {
         fs::rename(self.root.join(from), self.root.join(to))
     }
 
+    fn recycle(&self, from: &str, to: &str) -> io::Result<bool> {
+        let path = self.root.join(from);
+        let file = options(Access::Write).open(&path)?;
+        // Readers hold a shared lock. A reader that opens the file now gets its lock after the
+        // rename, and then finds that the file has lost its name.
+        if file.metadata()?.nlink() != 1 || file.try_lock().is_err() {
+            return Ok(false);
+        }
+        fs::rename(path, self.root.join(to))?;
+        Ok(true)
+    }
+
     fn sync_directory(&self, directory: &str) -> io::Result<()> {
         fs::File::open(self.root.join(directory))?.sync_all()
     }
+}
+
+/// Returns `true` if the open file still has this path.
+fn is_named(file: &fs::File, path: &Path) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let named = path.symlink_metadata().map(identity).ok();
+    named.is_some() && named == file.metadata().map(identity).ok()
 }
 
 /// An open file in the operating system's file system.
@@ -273,25 +324,11 @@ impl File for RealFile {
         Ok(filled)
     }
 
-    fn write_at(&self, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
-        for some in pieces.chunks(PIECES_MAX) {
-            let mut slices: Vec<IoSlice<'_>> =
-                some.iter().map(|piece| IoSlice::new(piece)).collect();
-            let mut left = slices.as_mut_slice();
-            IoSlice::advance_slices(&mut left, 0);
-            while !left.is_empty() {
-                match rustix::io::pwritev(&self.0, left, offset) {
-                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                    Ok(written) => {
-                        offset += written as u64;
-                        IoSlice::advance_slices(&mut left, written);
-                    }
-                    Err(Errno::INTR) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
+    fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
+        match pieces {
+            [piece] => self.0.write_all_at(piece, offset),
+            pieces => write_pieces(&self.0, pieces, offset),
         }
-        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -307,6 +344,27 @@ impl File for RealFile {
     }
 }
 
+/// Writes these byte slices to a file, one directly after the other, from `offset` on.
+fn write_pieces(file: &fs::File, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
+    for some in pieces.chunks(PIECES_MAX) {
+        let mut slices: Vec<IoSlice<'_>> = some.iter().map(|piece| IoSlice::new(piece)).collect();
+        let mut left = slices.as_mut_slice();
+        IoSlice::advance_slices(&mut left, 0);
+        while !left.is_empty() {
+            match rustix::io::pwritev(file, left, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    offset += written as u64;
+                    IoSlice::advance_slices(&mut left, written);
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The reason why a directory can't be used for the queue, or for dead letters.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -318,7 +376,7 @@ pub enum OpenError {
     Held(PathBuf),
     /// A newer version of the program has written the directory.
     #[error(
-        "{} has format version {version}, this program reads 1: run the version that wrote it until its backlog is \
+        "{} has format version {version}, which this program does not read: run the version that wrote it until its backlog is \
          delivered, or name another directory",
         .path.display()
     )]
@@ -393,6 +451,31 @@ mod tests {
         assert_eq!(synced, ["a/b"], "whoever made it may have died before");
         fs::write(root.join("file"), "").expect("it can be written");
         assert!(make("file").0.is_err() && make("file/d").0.is_err());
+    }
+
+    /// Method: a segment is to be used again while it is open for reading, while it has a second
+    /// name, and while neither is so. What a reader has opened must never change, and whoever opens
+    /// the old name later must be told that the segment is gone.
+    #[test]
+    fn a_file_that_somebody_reads_or_keeps_is_not_used_again() {
+        let root = tempfile::tempdir().expect("a temporary directory");
+        let disk = RealDisk::own(root.path()).expect("it can be used");
+        let (old, new) = ("segments/00000000000000000000.seg", "spare/1.spare");
+        drop(disk.create(old, 4096).expect("it is new"));
+
+        let reader = disk.open(old, Access::Read).expect("it is there");
+        assert!(!disk.recycle(old, new).expect("no error"), "somebody reads it");
+        drop(reader);
+        let link = root.path().join("backup");
+        fs::hard_link(root.path().join(old), &link).expect("it can be linked");
+        assert!(!disk.recycle(old, new).expect("no error"), "it has another name");
+        fs::remove_file(link).expect("it is there");
+        assert!(disk.open(old, Access::Read).is_ok(), "it is as it was");
+
+        assert!(disk.recycle(old, new).expect("no error"));
+        let gone = disk.open(old, Access::Read).expect_err("it has another name");
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+        assert_eq!(disk.list(SPARES).expect("it can be read"), ["1.spare"]);
     }
 
     #[test]

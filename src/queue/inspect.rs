@@ -23,7 +23,6 @@ use std::time::Duration;
 use super::cursors;
 use super::cursors::Contents;
 use super::cursors::Found;
-use super::cursors::LogOffset;
 use super::disk;
 use super::disk::Access;
 use super::disk::Disk;
@@ -34,9 +33,14 @@ use super::segment;
 use super::segment::BadHeader;
 use super::segment::Check;
 use super::segment::FIRST_RECORD;
+use super::segment::LogOffset;
 use super::segment::Scan;
+use super::segment::Seed;
 use super::segment::SegmentHeader;
 use super::spool;
+use super::synced;
+use super::synced::Synced;
+use super::tail::Known;
 use crate::position::Position;
 
 mod walk;
@@ -428,6 +432,11 @@ impl Directory {
         Ok(segments)
     }
 
+    /// Reads up to where the log is known to be synced; `None` if nothing is known.
+    fn synced(&self) -> Option<Synced> {
+        synced::read(&*self.disk)
+    }
+
     /// Opens the file of the segment whose first position is `first`. Returns `Ok(None)` if the
     /// file does not exist any more.
     fn segment(&self, first: Position) -> io::Result<Option<Arc<dyn File>>> {
@@ -464,7 +473,9 @@ impl Directory {
     /// Returns the place where the log ends. `Ok(None)` if the last segment was deleted after the
     /// list of segments was made.
     fn end(&self, segments: &[Position], contents: &Contents) -> Result<Option<LogOffset>, Error> {
-        let (mut known, mut next) = (contents.known(), None);
+        let mut synced = self.synced();
+        let mut known = Known::new(contents.known(), synced, Position::START).end;
+        let mut next = None;
         for &first in segments.iter().rev() {
             let file = match self.segment(first) {
                 Ok(Some(file)) => file,
@@ -474,14 +485,15 @@ impl Directory {
             };
             let header = self.header(&*file, first, next.is_none())?;
             let limit = walk::limit(first, next, &contents.holes);
-            let begin = LogOffset { position: first, byte: header.map_or(0, |it| it.first_byte) };
-            let end = walk::tail(&*file, begin, limit, known.position).end.max(known);
+            let byte = header.map_or(0, |it| it.first_byte);
+            let segment = walk::Segment::new(&*file, first, header, limit);
+            let end = segment.tail(byte, Known::new(known, synced, first)).end.max(known);
             if header.is_some() || end.position > first {
                 return Ok(Some(end));
             }
             // The header of this segment was not written yet: the log ends here. The segment before
             // it knows the byte number.
-            (next, known.position) = (Some(first), first);
+            (next, known.position, synced) = (Some(first), first, None);
         }
         Ok(Some(known))
     }
@@ -496,7 +508,7 @@ impl Directory {
         let end = self.end(&segments, &contents)?;
         let (mut settled, end) = (end.is_some(), end.unwrap_or(contents.known()));
         let mut summary = Summary {
-            format: segment::VERSION,
+            format: 0,
             outputs: Vec::new(),
             cursors: CursorsFile::from(&found),
             segments: 0,
@@ -513,6 +525,8 @@ impl Directory {
                     summary.segments += 1;
                     summary.segment_bytes += file.bytes().unwrap_or(0);
                     let header = self.header(&*file, first, false)?;
+                    let version = header.map_or(0, |header| header.version);
+                    summary.format = summary.format.max(version);
                     // A segment at the end of the log has no record, and perhaps no header yet.
                     summary.damaged_headers += u64::from(header.is_none() && first < end.position);
                 }
@@ -535,6 +549,9 @@ impl Directory {
             settled &= found;
             summary.outputs.push(Output { name, events, bytes, oldest });
         }
+        if summary.format == 0 {
+            summary.format = segment::VERSION;
+        }
         Ok((summary, settled))
     }
 
@@ -548,8 +565,10 @@ impl Directory {
             let Ok(file) = self.segment(first) else { continue };
             let Some(file) = file else { return (None, false) };
             let limit = next.unwrap_or(Position::MAX);
-            let mut scan =
-                Scan::new(&*file, (FIRST_RECORD, first), u64::MAX, limit, Check::Headers);
+            let seed = SegmentHeader::read(&*file, first);
+            let seed = seed.map_or_else(|_| Seed::guess(&*file, first), SegmentHeader::seed);
+            let begin = (FIRST_RECORD, first);
+            let mut scan = Scan::new(&*file, seed, begin, u64::MAX, limit, Check::Headers);
             scan.skip_to(position);
             while let Some(found) = scan.next() {
                 if let segment::Found::Record(record) = found {

@@ -19,6 +19,7 @@ use super::disk::OpenError;
 use super::disk::QUARANTINE;
 use super::disk::RealDisk;
 use super::disk::SEGMENTS;
+use super::disk::SPARES;
 use super::segment;
 use super::segment::BadHeader;
 use super::segment::SegmentHeader;
@@ -94,7 +95,7 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
         return Ok(());
     }
     read_too(root)?;
-    for name in [SEGMENTS, QUARANTINE] {
+    for name in [SEGMENTS, SPARES, QUARANTINE] {
         let path = root.join(name);
         refuse_link(&path)?;
         directory(&path)?;

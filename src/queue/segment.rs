@@ -36,8 +36,15 @@ const RECORD_HEADER_LENGTH: usize = 64;
 /// records.
 pub(super) const SEGMENT_HEADER: usize = 48;
 
-/// The version of the segments' format.
-pub(super) const VERSION: u32 = 1;
+/// The version of the format of new segments.
+pub(super) const VERSION: u32 = 2;
+
+/// The version of the format whose checksums do not depend on the segment. Segments of this version
+/// are still read, and never written.
+const UNSEEDED: u32 = 1;
+
+/// The flag in a segment's header that says that the file was an earlier segment before.
+const REUSED: u32 = 1;
 
 // The first bytes of a segment and of a record. No event can contain them: UTF-8 has no byte 0xFF,
 // and JSON has no byte 0.
@@ -93,9 +100,72 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     field.map_or(0, u64::from_le_bytes)
 }
 
+/// A place in the log (the queue's sequence of events): the number of events before it, and the
+/// number of bytes of their lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
+pub(super) struct LogOffset {
+    pub(super) position: Position,
+    pub(super) byte: u64,
+}
+
+/// The value with which the checksums of a segment's records begin. Records of another segment have
+/// wrong checksums under this value.
+///
+/// The file of a finished segment is written again as the next segment. Until all of the file is
+/// overwritten, it also contains records of the file's earlier life. Each life of a file is another
+/// segment, with a higher first position, and therefore with another seed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seed(u32);
+
+impl Seed {
+    /// The seed of segments of format version 1. Their files were never used before.
+    pub(super) const NONE: Self = Self(0);
+
+    /// Returns the seed of the segment whose first position is `first`. Two segments have different
+    /// seeds if their first positions differ by less than 2^32.
+    #[allow(clippy::cast_possible_truncation, reason = "both halves of the number are used")]
+    pub(super) fn of(first: Position) -> Self {
+        Self(first.get() as u32 ^ (first.get() >> 32) as u32)
+    }
+
+    /// Returns the checksum of these bytes.
+    pub(super) fn crc(self, bytes: &[u8]) -> u32 {
+        crc32c::crc32c_append(self.0, bytes)
+    }
+
+    /// Returns the value with which a checksum begins that is computed in parts.
+    pub(super) fn start(self) -> u32 {
+        self.0
+    }
+
+    /// Returns the checksum of bytes whose CRC-32C without a seed is `crc`. `length`: the number of
+    /// these bytes.
+    pub(super) fn combine(self, crc: u32, length: usize) -> u32 {
+        crc32c::crc32c_combine(self.0, crc, length)
+    }
+
+    /// Finds out which format a segment has whose header is damaged: the one under which the header
+    /// of some record has a right checksum. If there is no such record, the newest format.
+    pub(super) fn guess(file: &dyn File, first: Position) -> Self {
+        let begin = (FIRST_RECORD, first);
+        let has_records = |seed| {
+            let end = (u64::MAX, Position::MAX);
+            let mut scan = Scan::new(file, seed, begin, end.0, end.1, Check::Headers);
+            std::iter::from_fn(|| scan.next()).any(|found| matches!(found, Found::Record(_)))
+        };
+        let newest = Self::of(first);
+        if !has_records(newest) && has_records(Self::NONE) { Self::NONE } else { newest }
+    }
+}
+
 /// The header of a segment, which is at the beginning of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
+    /// The version of the segment's format: 1 or 2.
+    pub(super) version: u32,
+    /// `true`: the file was an earlier segment before, and what this segment has not overwritten is
+    /// left of that one.
+    pub(super) reused: bool,
     /// The position of the segment's first event.
     pub(super) first: Position,
     /// The number of bytes of all lines in the log (the queue's sequence of events) before this
@@ -117,10 +187,23 @@ pub(super) enum BadHeader {
 }
 
 impl SegmentHeader {
+    /// Makes the header of a new segment that begins at this place of the log. `made`: the time in
+    /// ms since 1970. `reused`: the file was an earlier segment before.
+    pub(super) fn new(begin: LogOffset, made: u64, reused: bool) -> Self {
+        let (first, first_byte) = (begin.position, begin.byte);
+        Self { version: VERSION, reused, first, first_byte, made }
+    }
+
+    /// Returns the seed of the checksums of the segment's records.
+    pub(super) fn seed(self) -> Seed {
+        if self.version == UNSEEDED { Seed::NONE } else { Seed::of(self.first) }
+    }
+
     pub(super) fn encode(self) -> [u8; SEGMENT_HEADER] {
         let mut bytes = [0; SEGMENT_HEADER];
         bytes[..8].copy_from_slice(&SEGMENT_MAGIC);
-        bytes[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.version.to_le_bytes());
+        bytes[12..16].copy_from_slice(&(u32::from(self.reused) * REUSED).to_le_bytes());
         bytes[16..24].copy_from_slice(&self.first.get().to_le_bytes());
         bytes[24..32].copy_from_slice(&self.first_byte.to_le_bytes());
         bytes[32..40].copy_from_slice(&self.made.to_le_bytes());
@@ -135,7 +218,9 @@ impl SegmentHeader {
             && u32_at(bytes, 44) == crc32c::crc32c(&bytes[..44]);
         match (checks, u32_at(bytes, 8)) {
             (false, _) | (true, 0) => Err(BadHeader::Damaged),
-            (true, VERSION) => Ok(Self {
+            (true, version @ (UNSEEDED | VERSION)) => Ok(Self {
+                version,
+                reused: u32_at(bytes, 12) & REUSED != 0,
                 first: Position::new(u64_at(bytes, 16)),
                 first_byte: u64_at(bytes, 24),
                 made: u64_at(bytes, 32),
@@ -171,7 +256,7 @@ pub(super) struct RecordHeader {
     /// The position of the first event of the record's group. A group is the records that were
     /// written and synced together.
     pub(super) group: Position,
-    /// The CRC-32C checksum of the record's lines.
+    /// The CRC-32C checksum of the record's lines, which begins with the segment's seed.
     pub(super) crc: u32,
 }
 
@@ -187,12 +272,17 @@ impl RecordHeader {
         self.first_byte + self.length
     }
 
+    /// Returns the place in the log where the record ends.
+    pub(super) fn end_place(&self) -> LogOffset {
+        LogOffset { position: self.end(), byte: self.end_byte() }
+    }
+
     /// Returns the size of the whole record in the file, in bytes: its header and its lines.
     pub(super) fn size(&self) -> u64 {
         RECORD_HEADER + self.length
     }
 
-    pub(super) fn encode(&self) -> [u8; RECORD_HEADER_LENGTH] {
+    pub(super) fn encode(&self, seed: Seed) -> [u8; RECORD_HEADER_LENGTH] {
         let mut bytes = [0; RECORD_HEADER_LENGTH];
         bytes[..8].copy_from_slice(&RECORD_MAGIC);
         let fields = [
@@ -207,14 +297,14 @@ impl RecordHeader {
             field.copy_from_slice(&value.to_le_bytes());
         }
         bytes[56..60].copy_from_slice(&self.crc.to_le_bytes());
-        let crc = crc32c::crc32c(&bytes[..60]);
+        let crc = seed.crc(&bytes[..60]);
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
         bytes
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn decode(bytes: &[u8], seed: Seed) -> Option<Self> {
         let bytes = bytes.get(..RECORD_HEADER_LENGTH)?;
-        if !bytes.starts_with(&RECORD_MAGIC) || u32_at(bytes, 60) != crc32c::crc32c(&bytes[..60]) {
+        if !bytes.starts_with(&RECORD_MAGIC) || u32_at(bytes, 60) != seed.crc(&bytes[..60]) {
             return None;
         }
         let header = Self {
@@ -305,6 +395,8 @@ pub(super) struct Damage {
 /// returned although a checksum that the scan verifies is wrong.
 pub(super) struct Scan<'a> {
     file: &'a dyn File,
+    /// The seed of the checksums of the segment's records.
+    seed: Seed,
     /// The part of the file that is in memory.
     window: Bytes,
     /// The offset in the file of the first byte of the window.
@@ -332,16 +424,19 @@ impl<'a> Scan<'a> {
     /// end of the file. `limit` is the first position of the next segment.
     pub(super) fn new(
         file: &'a dyn File,
+        seed: Seed,
         (at, next): (u64, Position),
         end: u64,
         limit: Position,
         check: Check,
     ) -> Self {
         // If the length of the file can't be read, no byte of it can be read, and the scan finds
-        // that out.
-        let end = file.bytes().map_or(end, |bytes| bytes.min(end));
+        // that out. Without any bound there is nothing to find.
+        let unknown = if end == u64::MAX { at } else { end };
+        let end = file.bytes().map_or(unknown, |bytes| bytes.min(end));
         Self {
             file,
+            seed,
             window: Bytes::new(),
             window_at: 0,
             ahead: WINDOW,
@@ -363,6 +458,16 @@ impl<'a> Scan<'a> {
     /// tried to read yet count as readable.
     pub(super) fn has_read(&self, bytes: &Range<u64>) -> bool {
         self.unreadable_end(bytes).is_none()
+    }
+
+    /// Returns the seed of the checksums of the segment's records.
+    pub(super) fn seed(&self) -> Seed {
+        self.seed
+    }
+
+    /// Returns `true` if a record of this segment begins at this offset, whole or not.
+    pub(super) fn begins_record(&mut self, at: u64) -> bool {
+        self.header(at).is_some()
     }
 
     /// Returns the offset in the file after the record or damage that was found last.
@@ -388,7 +493,7 @@ impl<'a> Scan<'a> {
         let end = self.window_at + self.window.len() as u64;
         let inside = |at: u64| {
             let from = usize::try_from(at.checked_sub(self.window_at)?).ok()?;
-            let header = RecordHeader::decode(self.window.get(from..)?)?;
+            let header = RecordHeader::decode(self.window.get(from..)?, self.seed)?;
             Some(at + header.size() <= end)
         };
         inside(self.at).or_else(|| inside(self.at.next_multiple_of(BLOCK))).unwrap_or(false)
@@ -503,9 +608,9 @@ impl<'a> Scan<'a> {
     fn lines(&mut self, at: u64, header: &RecordHeader) -> Option<Option<Bytes>> {
         if header.length <= self.ahead {
             let lines = self.read(at, header.length);
-            return (crc32c::crc32c(&lines) == header.crc).then_some(Some(lines));
+            return (self.seed.crc(&lines) == header.crc).then_some(Some(lines));
         }
-        let (mut crc, mut done) = (0, 0);
+        let (mut crc, mut done) = (self.seed.start(), 0);
         while done < header.length {
             let read = self.read(at + done, (STEP as u64).min(header.length - done));
             crc = crc32c::crc32c_append(crc, &read);
@@ -537,7 +642,8 @@ impl<'a> Scan<'a> {
 
     /// Returns the header of the record at this offset; `None` if there is no valid header.
     fn header(&mut self, at: u64) -> Option<RecordHeader> {
-        RecordHeader::decode(self.peek(at, RECORD_HEADER))
+        let seed = self.seed;
+        RecordHeader::decode(self.peek(at, RECORD_HEADER), seed)
     }
 
     /// Makes the description of damaged bytes: how many events they had, and whether they look like

@@ -7,7 +7,8 @@
 //! synced. At the start, [`recovery`] finds the files and judges what is in them.
 //!
 //! One lock guards the [`state`]. No file is touched while it is held. Only the writer thread
-//! writes segments and the cursors file.
+//! writes events. The [`upkeep`] saves the cursors file, deletes segments and makes their files
+//! ready for later segments.
 //!
 //! Memory: 16 MiB for the tail, and about as much for what all cursors have read ahead, however
 //! large the backlog is. An event that is larger than its cursor's share is held alone.
@@ -45,6 +46,7 @@ use super::outputs::written;
 use super::segment::BLOCK;
 use super::segment::FIRST_RECORD;
 use super::segment::RECORD_HEADER;
+use super::synced;
 use crate::config;
 use crate::config::WhenFull;
 use crate::telemetry::QueueMetrics;
@@ -58,6 +60,7 @@ mod incoming;
 mod load;
 mod recovery;
 mod state;
+mod upkeep;
 mod writer;
 
 pub(super) use before::Before;
@@ -123,8 +126,8 @@ pub struct Queue {
 /// [`Queue::close`], and each cursor until its output leaves. The field `state` has a lock. All
 /// other fields are constant or atomic, have a lock of their own, or wake a waiting thread or task:
 ///
-/// - `work` wakes the writer thread. A thread that changes something in the state that the writer
-///   must act on notifies `work` after the change;
+/// - `work` wakes the writer thread, and `chores` wakes the upkeep's thread. A thread that changes
+///   something in the state on which one of them must act notifies it after the change;
 /// - `reclaimed` wakes threads that wait for room for a large request body;
 /// - `progress` wakes tasks that wait for the end of all sending, or for the cursors file to be
 ///   saved.
@@ -136,7 +139,9 @@ struct Shared {
     state: Mutex<SpoolState>,
     /// Notified when the writer thread has something to do.
     work: Condvar,
-    /// Notified when the writer thread has tried to delete files that no output needs. Large
+    /// Notified when the upkeep's thread has something to do.
+    chores: Condvar,
+    /// Notified when the upkeep has tried to delete files that no output needs. Large
     /// request bodies that are arriving may wait for the room of these files.
     reclaimed: Condvar,
     /// The value of `queue.max_bytes`. It is changed only by a thread that holds the lock of
@@ -150,10 +155,10 @@ struct Shared {
     /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes of
     /// segments.
     quarantined: AtomicU64,
-    /// The handle of the writer thread. `None` before the thread is started, and after
-    /// [`Queue::close`] has taken the handle.
-    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
-    /// Cancelled when the writer thread has panicked.
+    /// The handles of the writer thread and of the upkeep's thread. Empty before the threads are
+    /// started, and after [`Queue::close`] has taken the handles.
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    /// Cancelled when one of these threads has panicked.
     panicked: CancellationToken,
 }
 
@@ -173,6 +178,12 @@ impl Shared {
             }
             Err(poisoned) => poisoned.into_inner(),
         }
+    }
+
+    /// Wakes the writer thread and the upkeep's thread.
+    fn wake(&self) {
+        self.work.notify_one();
+        self.chores.notify_one();
     }
 
     fn capacity(&self) -> u64 {
@@ -195,33 +206,37 @@ impl Shared {
     }
 
     /// Logs that the queue is full. Logs nothing if the log's last line about room already says so.
-    /// In both cases wakes the writer thread, which may be able to delete segments.
+    /// In both cases wakes the threads that may be able to delete segments.
     fn log_full(&self, state: &mut SpoolState) {
-        // The writer may be able to make room.
-        self.work.notify_one();
+        // There may be a way to make room.
+        self.wake();
         if !std::mem::replace(&mut state.writing.told_full, true) {
             let (bytes, when_full) = (self.held_bytes(state), written(state.writing.when_full));
             self.metrics.changed(Told::QueueFull { bytes, when_full });
         }
     }
 
-    /// Returns the number of bytes of all files that count for `queue.max_bytes`: segments, the
-    /// cursors file, and copies of damaged records.
+    /// Returns the number of bytes of the files that the queue holds for events: segments, the
+    /// cursors file, and copies of damaged records. Spare files hold no events, and are given up
+    /// when their room is needed.
     fn held_bytes(&self, state: &SpoolState) -> u64 {
-        state.writing.accounting.files() + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
+        let accounting = &state.writing.accounting;
+        let files = accounting.files() - accounting.spare_bytes();
+        files + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
     }
 
     /// Returns the part of `queue.max_bytes`, in bytes, that segment files may take. The other part
-    /// is for the cursors file, for a new cursors file that is made beside it, and for copies of
-    /// damaged records.
+    /// is for the cursors file, for a new cursors file that is made beside it, for the file
+    /// `synced`, and for copies of damaged records.
     fn usable(&self) -> u64 {
         let quarantined = self.quarantined.load(Ordering::Relaxed);
-        let others = 2 * cursors::BYTES + quarantined.max(quarantine_bytes(self.capacity()));
+        let others =
+            2 * cursors::BYTES + synced::BYTES + quarantined.max(quarantine_bytes(self.capacity()));
         self.capacity().saturating_sub(others)
     }
 
     /// Returns the number of bytes that new segments may take, a multiple of 4,096. The segments
-    /// that no output needs any more count as deleted already, because the writer will delete them.
+    /// that no output needs any more, and spare files, count as deleted already.
     fn room(&self, state: &SpoolState) -> u64 {
         (self.usable() + state.reclaimable()).saturating_sub(state.writing.accounting.taken())
             / BLOCK
@@ -286,11 +301,15 @@ impl Queue {
     ) -> Result<(Self, Vec<Cursor>), OpenError> {
         let disk = Arc::new(RealDisk::own(directory)?);
         let (queue, cursors, writer) = recovery::open(disk, directory, config, telemetry, outputs)?;
-        let thread = std::thread::Builder::new().name("spool".to_owned()).spawn(|| writer.run());
-        let thread = thread.map_err(|error| {
-            OpenError::new("start the thread that writes", directory.to_owned(), error)
+        let (upkeep, shared) = (writer.upkeep_handle(), Arc::clone(&queue.shared));
+        let name = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let threads = name("spool-upkeep")
+            .spawn(move || upkeep::run(&upkeep, &shared))
+            .and_then(|upkeep| Ok(vec![upkeep, name("spool").spawn(|| writer.run())?]));
+        let threads = threads.map_err(|error| {
+            OpenError::new("start the threads that write", directory.to_owned(), error)
         })?;
-        *queue.shared.writer.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        *queue.shared.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
         Ok((queue, cursors))
     }
 
@@ -364,8 +383,11 @@ impl Queue {
             }
         };
         let (number, acknowledged) = state.writing.join_line(append, None, opens);
+        let sleeps = state.writing.busy.is_none();
         drop(state);
-        shared.work.notify_one();
+        if sleeps {
+            shared.work.notify_one();
+        }
         let place = Some((Arc::clone(shared), number));
         Ok(Ticket { done: Some(acknowledged), answer: Ok(()), place })
     }
@@ -458,7 +480,7 @@ impl Queue {
         let index = state.insert_cursor(cursor);
         let number = state.writing.ask_to_save();
         drop(state);
-        self.shared.work.notify_one();
+        self.shared.chores.notify_one();
         let cursor = Some(Cursor::new(Arc::clone(&self.shared), index));
         Ok(Joining { shared: Arc::clone(&self.shared), cursor, number })
     }
@@ -550,10 +572,12 @@ impl Queue {
     /// cursors file and ended, but at most for the time [`CLOSING`].
     pub async fn close(&self) {
         self.shared.lock().writing.closed = true;
-        self.shared.work.notify_one();
-        let writer = self.shared.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(writer) = writer else { return };
-        let ended = tokio::task::spawn_blocking(|| writer.join());
+        self.shared.wake();
+        let threads = std::mem::take(
+            &mut *self.shared.threads.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        let join = || threads.into_iter().try_for_each(std::thread::JoinHandle::join);
+        let ended = tokio::task::spawn_blocking(join);
         match tokio::time::timeout(CLOSING, ended).await {
             Ok(Ok(Ok(()))) => {}
             Ok(_) => tracing::error!(
@@ -642,8 +666,8 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let Some((shared, number)) = self.place.take() else { return };
         shared.lock().writing.withdraw(number);
-        // If the batch was a large body, the writer must delete its file.
-        shared.work.notify_one();
+        // If the batch was a large body, its file must be deleted.
+        shared.chores.notify_one();
     }
 }
 

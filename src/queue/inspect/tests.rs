@@ -50,6 +50,8 @@ struct Log {
     end: u64,
     /// The active segment, and the offset after its last record.
     active: Option<(Arc<dyn File>, u64)>,
+    /// The seed of the active segment.
+    seed: Seed,
     /// The segment, the offset and the positions of each record.
     records: Vec<(String, u64, Range<u64>)>,
 }
@@ -59,7 +61,8 @@ const RESERVED: u64 = 16 * BLOCK;
 
 impl Log {
     fn new(end: u64) -> Self {
-        Self { disk: SimulatedDisk::new(1), end, active: None, records: Vec::new() }
+        let seed = Seed::NONE;
+        Self { disk: SimulatedDisk::new(1), end, active: None, seed, records: Vec::new() }
     }
 
     /// Makes a log with two segments, an active one, and two outputs.
@@ -83,8 +86,9 @@ impl Log {
         let file =
             self.disk.create(&segment::file_name(Position::new(self.end)), RESERVED).unwrap();
         let first = place(self.end);
-        let header = SegmentHeader { first: first.position, first_byte: first.byte, made: 1 };
+        let header = SegmentHeader::new(first, 1, false);
         file.write_at(&[&header.encode()], 0).unwrap();
+        self.seed = header.seed();
         self.active = Some((file, FIRST_RECORD));
         self
     }
@@ -98,7 +102,7 @@ impl Log {
         for &events in records {
             let positions = self.end..self.end + events;
             let lines = lines(positions.clone());
-            let header = header(&positions, group, &lines).encode();
+            let header = header(&positions, group, &lines, self.seed).encode(self.seed);
             file.write_at(&[&header, &lines], offset).unwrap();
             self.records.push((name.clone(), offset, positions));
             offset += RECORD_HEADER + lines.len() as u64;
@@ -148,7 +152,7 @@ impl Log {
     }
 }
 
-fn header(positions: &Range<u64>, group: u64, lines: &[u8]) -> RecordHeader {
+fn header(positions: &Range<u64>, group: u64, lines: &[u8], seed: Seed) -> RecordHeader {
     RecordHeader {
         first: Position::new(positions.start),
         first_byte: positions.start * LINE,
@@ -156,7 +160,7 @@ fn header(positions: &Range<u64>, group: u64, lines: &[u8]) -> RecordHeader {
         length: lines.len() as u64,
         events: positions.end - positions.start,
         group: Position::new(group),
-        crc: crc32c::crc32c(lines),
+        crc: seed.crc(lines),
     }
 }
 
@@ -214,7 +218,7 @@ fn a_whole_log_is_shown_exported_and_verified_and_nothing_is_changed() {
     assert_eq!(summary.segments, 3);
     assert_eq!(summary.segment_bytes, log.names().iter().map(size).sum::<u64>());
     assert_eq!((summary.first.get(), summary.end.get()), (0, 182));
-    assert_eq!((summary.format, summary.cursors), (1, CursorsFile::Whole));
+    assert_eq!((summary.format, summary.cursors), (2, CursorsFile::Whole));
     assert_eq!((summary.damaged_headers, summary.quarantine), (0, (1, 77)));
     let [fast, slow] = summary.outputs.as_slice() else { panic!("{summary:?}") };
     assert_eq!((fast.name.as_str(), fast.events, fast.bytes), ("fast", 0, 0));
@@ -397,7 +401,7 @@ fn what_a_failed_write_left_behind_is_no_damage() {
     let lost = lines(182..200);
     let offset = log.active.as_ref().unwrap().1.next_multiple_of(BLOCK);
     for (head, torn) in [(true, false), (true, true), (false, true)] {
-        let mut bytes = header(&(182..200), 182, &lost).encode().to_vec();
+        let mut bytes = header(&(182..200), 182, &lost, log.seed).encode(log.seed).to_vec();
         bytes.extend(&lost);
         if !head {
             bytes[..512].fill(b'x');
@@ -498,7 +502,7 @@ fn a_newer_version_is_refused() {
     let log = Log::usual();
     let name = log.names()[1].clone();
     let mut header = log.disk.contents(&name)[..SEGMENT_HEADER].to_vec();
-    header[8] = 2;
+    header[8] = 3;
     let crc = crc32c::crc32c(&header[..44]);
     header[44..].copy_from_slice(&crc.to_le_bytes());
     log.put(&name, 0, &header);
@@ -510,7 +514,7 @@ fn a_newer_version_is_refused() {
     ];
     for refused in refusals {
         let told = refused.unwrap_err().to_string();
-        assert!(told.contains(&name) && told.contains("format version 2"), "{told}");
+        assert!(told.contains(&name) && told.contains("format version 3"), "{told}");
     }
 }
 
@@ -654,6 +658,10 @@ impl Disk for Busy {
     }
 
     fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
+    fn recycle(&self, _: &str, _: &str) -> io::Result<bool> {
         Err(Errno::ROFS.into())
     }
 
@@ -890,8 +898,8 @@ fn eight_gibibytes_are_summed_up_at_once() {
         let path = root.join(segment::file_name(Position::new(first)));
         fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
         let file = disk.open(&segment::file_name(Position::new(first)), Access::Write).unwrap();
-        let segment =
-            SegmentHeader { first: Position::new(first), first_byte: first * length, made: 1 };
+        let begin = LogOffset { position: Position::new(first), byte: first * length };
+        let segment = SegmentHeader::new(begin, 1, false);
         let record = RecordHeader {
             first: Position::new(first),
             first_byte: first * length,
@@ -902,7 +910,7 @@ fn eight_gibibytes_are_summed_up_at_once() {
             crc: 0,
         };
         file.write_at(&[&segment.encode()], 0).unwrap();
-        file.write_at(&[&record.encode()], FIRST_RECORD).unwrap();
+        file.write_at(&[&record.encode(segment.seed())], FIRST_RECORD).unwrap();
     }
     let outputs = (0..128).map(|at| {
         (format!("o{at:03}"), LogOffset { position: Position::new(at), byte: at * length })

@@ -17,18 +17,22 @@ use crate::position::Position;
 use crate::queue::cursors;
 use crate::queue::cursors::Contents;
 use crate::queue::cursors::Hole;
-use crate::queue::cursors::LogOffset;
 use crate::queue::disk::File;
 use crate::queue::segment;
 use crate::queue::segment::Check;
 use crate::queue::segment::Damage;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::Found;
+use crate::queue::segment::LogOffset;
 use crate::queue::segment::RECORD_HEADER;
 use crate::queue::segment::Record;
 use crate::queue::segment::SEGMENT_HEADER;
 use crate::queue::segment::Scan;
+use crate::queue::segment::Seed;
+use crate::queue::segment::SegmentHeader;
 use crate::queue::segment::WINDOW;
+use crate::queue::tail::Known;
+use crate::queue::tail::LastSegment;
 use crate::queue::tail::Tail;
 
 /// The settings of a walk, which reads all segments of a queue in order.
@@ -95,17 +99,19 @@ impl<'a, 't> Walk<'a, 't> {
         if !self.want.lines && state != CursorsFile::Whole && !fresh {
             self.find(&Finding::Cursors(state))?;
         }
-        let known = found.contents().map(Contents::known).unwrap_or_default().position;
-        let first = segments.first().copied().unwrap_or(known);
+        let known = found.contents().map(Contents::known).unwrap_or_default();
+        let synced = self.directory.synced();
+        let end = Known::new(known, synced, Position::START).end.position;
+        let first = segments.first().copied().unwrap_or(end);
         self.position = self.floor.map_or(first, |floor| floor.min(first));
         for (index, (first, next)) in with_next(&segments).enumerate() {
             if next.is_none_or(|next| next > self.want.from) {
                 self.miss(first)?;
-                self.segment(first, next, known)?;
+                self.segment(first, next, Known::new(known, synced, first))?;
             }
             self.tell(Seen::Progress(index + 1, segments.len()))?;
         }
-        self.miss(known)?;
+        self.miss(end)?;
         Ok(self.verdict)
     }
 
@@ -165,7 +171,7 @@ impl<'a, 't> Walk<'a, 't> {
         &mut self,
         first: Position,
         next: Option<Position>,
-        known: Position,
+        known: Known,
     ) -> Result<(), Error> {
         let name = segment::file_name(first);
         let file = match self.directory.segment(first) {
@@ -173,7 +179,7 @@ impl<'a, 't> Walk<'a, 't> {
             // The segment was deleted. `miss` finds out whether its events are still needed.
             Ok(None) => return Ok(()),
             Err(error) => {
-                self.position = next.unwrap_or(known).max(first);
+                self.position = next.unwrap_or(known.end.position).max(first);
                 let events = self.position.saturating_since(first.max(self.want.from));
                 return self.find(&Finding::Unreadable { file: name, error, events });
             }
@@ -181,12 +187,14 @@ impl<'a, 't> Walk<'a, 't> {
         self.verdict.segments += 1;
         let header = self.directory.header(&*file, first, next.is_none())?;
         let limit = limit(first, next, &self.holes);
-        let mut segment = Segment { file: &*file, first, size: u64::MAX, limit, end: limit };
+        let mut segment = Segment::new(&*file, first, header, limit);
         if next.is_none() {
-            let tail = tail(&*file, LogOffset { position: first, byte: 0 }, limit, known);
+            let tail = segment.tail(0, known);
             (segment.size, segment.end) = (tail.kept, tail.end.position);
             let unfinished = tail.unfinished.map(|offset| (name.clone(), offset));
-            if header.is_none() && tail.damages.is_empty() && tail.end.position.max(known) <= first
+            if header.is_none()
+                && tail.damages.is_empty()
+                && tail.end.position.max(known.end.position) <= first
             {
                 // A relay has begun to make this segment.
                 self.verdict.unfinished = unfinished.or(Some((name, 0)));
@@ -241,7 +249,7 @@ impl<'a, 't> Walk<'a, 't> {
             self.tell(Seen::Lines(lines.get(skipped..).unwrap_or_default()))?;
             return Ok(true);
         }
-        let (mut at, mut crc) = (begin, 0);
+        let (mut at, mut crc) = (begin, scan.seed().start());
         while at < end {
             let part = scan.read(at, WINDOW.min(end - at));
             crc = crc32c::crc32c_append(crc, &part);
@@ -263,30 +271,14 @@ pub(super) fn limit(first: Position, next: Option<Position>, holes: &[Hole]) -> 
     dropped.chain(next).min().unwrap_or(Position::MAX)
 }
 
-/// Reads the end of the last segment, from the position `known` on. Up to `known` the segment is
-/// known to be synced. If there is damage, reads the end again, a limited number of times, because
-/// a running relay may be writing it. `first` is the place in the log where the segment begins.
-/// Records from the position `limit` on do not count.
-pub(super) fn tail(file: &dyn File, first: LogOffset, limit: Position, known: Position) -> Tail {
-    let segment = Segment { file, first: first.position, size: u64::MAX, limit, end: limit };
-    let (offset, position) = segment.place_of(known);
-    let begin = LogOffset { position, ..first };
-    let mut attempts = ATTEMPTS;
-    loop {
-        let scan = Scan::new(file, (offset, position), u64::MAX, limit, Check::Lines);
-        let tail = Tail::read(scan, begin, known);
-        attempts -= 1;
-        if tail.damages.is_empty() || attempts == 0 {
-            return tail;
-        }
-        pause();
-    }
-}
-
 /// A segment that a walk reads.
-struct Segment<'a> {
+pub(super) struct Segment<'a> {
     file: &'a dyn File,
     first: Position,
+    /// The seed of the checksums of the segment's records.
+    seed: Seed,
+    /// `true`: the file was an earlier segment before.
+    reused: bool,
     /// The offset in the file up to which the segment is read; bytes after it do not count.
     size: u64,
     /// The position at which the segment ends: all its valid records lie before this position.
@@ -310,9 +302,42 @@ enum Step<'s, 'f> {
 type Take<'a> = dyn FnMut(Step<'_, '_>) -> Result<(), Error> + 'a;
 
 impl<'a> Segment<'a> {
+    /// Makes a segment from its file and its header, which is `None` if it is damaged. Records from
+    /// the position `limit` on do not count.
+    pub(super) fn new(
+        file: &'a dyn File,
+        first: Position,
+        header: Option<SegmentHeader>,
+        limit: Position,
+    ) -> Self {
+        let seed = header.map_or_else(|| Seed::guess(file, first), SegmentHeader::seed);
+        let reused = header.map_or(seed != Seed::NONE, |header| header.reused);
+        Self { file, first, seed, reused, size: u64::MAX, limit, end: limit }
+    }
+
+    /// Reads the end of the last segment, from the position on up to which it is known to be
+    /// synced. If there is damage, reads the end again, a limited number of times, because a
+    /// running relay may be writing it. `byte`: the byte number with which the segment begins.
+    pub(super) fn tail(&self, byte: u64, known: Known) -> Tail {
+        let (offset, position) = self.place_of(known.end.position);
+        let Self { file, seed, reused, limit, .. } = *self;
+        let from = (offset, position);
+        let last = LastSegment { file, seed, reused, from, size: u64::MAX, limit };
+        let begin = LogOffset { position, byte };
+        let mut attempts = ATTEMPTS;
+        loop {
+            let tail = Tail::read(&last, begin, known);
+            attempts -= 1;
+            if tail.damages.is_empty() || attempts == 0 {
+                return tail;
+            }
+            pause();
+        }
+    }
+
     /// Makes a scan (a reader) of the segment, which begins at this offset and position.
     fn scan(&self, begin: (u64, Position), check: Check) -> Scan<'a> {
-        Scan::new(self.file, begin, self.size, self.limit, check)
+        Scan::new(self.file, self.seed, begin, self.size, self.limit, check)
     }
 
     /// Returns the offset in the file, and the first position, of the record in which this event is

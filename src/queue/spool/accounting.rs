@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use super::Segment;
 use super::Waiting;
 use crate::position::Position;
+use crate::queue::disk::SPARES;
 use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
 
@@ -16,10 +17,53 @@ use crate::queue::segment::FIRST_RECORD;
 /// the first position of the segment, which is in the file's name, and the file's size in bytes.
 pub(super) type Removed = (Position, u64);
 
+/// The greatest number of spare files. One is the next segment. The other one is there for a queue
+/// that takes batches faster than files are made ready.
+pub(super) const SPARES_MAX: usize = 2;
+
+/// The end of the name of a spare file.
+const SPARE: &str = ".spare";
+
+/// A file that holds no event, and that becomes the next segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spare {
+    /// The number in the file's name.
+    pub(super) number: u64,
+    /// The size of the file in bytes.
+    pub(super) size: u64,
+    /// `true`: the file was a segment before.
+    pub(super) reused: bool,
+    stage: SpareStage,
+}
+
+/// How far a spare file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SpareStage {
+    /// The upkeep is making it.
+    Making,
+    /// It can become a segment.
+    Ready,
+    /// The writer is making it a segment.
+    Taken,
+}
+
+impl Spare {
+    /// Returns the file's name: `spare/%020u.spare`.
+    pub(super) fn name(&self) -> String {
+        format!("{SPARES}/{:020}{SPARE}", self.number)
+    }
+
+    /// Returns the number in the name of a spare file; `None` if the name is of another kind.
+    pub(super) fn number_of(name: &str) -> Option<u64> {
+        name.rsplit('/').next()?.strip_suffix(SPARE)?.parse().ok()
+    }
+}
+
 /// The spool's counters of files and bytes.
 ///
 /// There are two kinds of counters. The first kind counts the bytes that the files in `segments/`
-/// take now ([`Accounting::files`]). Each of these files is in exactly one of five states:
+/// and `spare/` take now ([`Accounting::files`]). Each of these files is in exactly one of six
+/// states:
 ///
 /// - a segment of the log ([`super::LogState::segments`]), which counts with its whole size,
 ///   including bytes that are reserved and not written yet;
@@ -31,7 +75,9 @@ pub(super) type Removed = (Position, u64);
 ///   until a later attempt succeeds;
 /// - incoming: the file of a large request body that is still arriving or waits to become a
 ///   segment;
-/// - `abandoned`: the file of a large request body that will not become a segment.
+/// - `spares`: a file without events that becomes the next segment;
+/// - `abandoned`: the file of a large request body that will not become a segment, or a spare file
+///   that is not wanted any more.
 ///
 /// If a file goes from one state to another, `files` does not change. It changes only when bytes
 /// are reserved for a file, or when a file is made, cut or deleted.
@@ -55,13 +101,17 @@ pub(super) struct Accounting {
     /// The part of `files` for large request bodies, in bytes. It counts the files of the bodies
     /// that are arriving, and of those that wait to become segments.
     incoming: u64,
-    /// Segments that were removed from the log, and that the writer has not tried to delete yet.
+    /// Segments that were removed from the log, and that the upkeep has not tried to delete yet.
     pending_delete: Vec<Removed>,
     /// Segments that were removed from the log, and that could not be deleted.
     stuck: Vec<Removed>,
     /// The names and the sizes in bytes of abandoned files: files of large request bodies that will
-    /// not become segments, and that the writer has to delete.
+    /// not become segments, and that the upkeep has to delete.
     abandoned: Vec<(String, u64)>,
+    /// The files that become the next segments.
+    spares: Vec<Spare>,
+    /// The number in the name of the next spare file.
+    spare_count: u64,
     /// The number of bytes that will be free in the log's last segment after all waiting batches
     /// are written. New segments that are planned for these batches count: the last of them is then
     /// the log's last segment.
@@ -98,10 +148,12 @@ impl Accounting {
         pending_delete: Vec<Removed>,
         abandoned: Vec<(String, u64)>,
     ) -> Self {
+        let numbers = abandoned.iter().filter_map(|(name, _)| Spare::number_of(name));
+        let spare_count = numbers.max().map_or(0, |last| last.saturating_add(1));
         let files = segments.iter().map(|segment| segment.size).sum::<u64>()
             + pending_delete.iter().map(|(_, size)| size).sum::<u64>()
             + abandoned.iter().map(|(_, size)| size).sum::<u64>();
-        Self { files, pending_delete, abandoned, ..Self::default() }
+        Self { files, pending_delete, abandoned, spare_count, ..Self::default() }
     }
 
     /// Returns the number of bytes of all files in `segments/`, including reserved bytes that are
@@ -140,7 +192,7 @@ impl Accounting {
     }
 
     /// Returns the names and the sizes in bytes of abandoned files: files of large request bodies
-    /// that will not become segments, and that the writer has to delete.
+    /// that will not become segments, and that the upkeep has to delete.
     pub(super) fn abandoned(&self) -> &[(String, u64)] {
         &self.abandoned
     }
@@ -208,6 +260,96 @@ impl Accounting {
         self.pending_delete.retain(|(other, _)| *other != first);
         self.stuck.retain(|(other, _)| *other != first);
     }
+
+    // ---- Spare files ----
+
+    /// Returns the number of bytes of the spare files that can be deleted if their room is needed.
+    pub(super) fn spare_bytes(&self) -> u64 {
+        let free = self.spares.iter().filter(|spare| spare.stage != SpareStage::Taken);
+        free.map(|spare| spare.size).sum()
+    }
+
+    /// Returns `true` if there is a spare file of this size, or one is being made.
+    pub(super) fn has_spare(&self, size: u64) -> bool {
+        self.spares.iter().any(|spare| spare.size == size && spare.stage != SpareStage::Taken)
+    }
+
+    /// Returns the number of spare files.
+    pub(super) fn spares(&self) -> usize {
+        self.spares.len()
+    }
+
+    fn new_spare(&mut self, size: u64, reused: bool) -> Spare {
+        let number = self.spare_count;
+        self.spare_count += 1;
+        Spare { number, size, reused, stage: SpareStage::Making }
+    }
+
+    /// Counts a spare file that is about to be made. Spare files of other sizes are not wanted any
+    /// more.
+    pub(super) fn reserve_spare(&mut self, size: u64) -> Spare {
+        self.discard_spares();
+        let spare = self.new_spare(size, false);
+        self.files += size;
+        self.spares.push(spare);
+        spare
+    }
+
+    /// Returns the spare file that the file of a finished segment of this size is to become; `None`
+    /// if there are enough. `planned`: the number of other segments that are to become spare files.
+    pub(super) fn plan_spare(&mut self, size: u64, planned: usize) -> Option<Spare> {
+        let has_place = self.spares.len() + planned < SPARES_MAX;
+        has_place.then(|| self.new_spare(size, true))
+    }
+
+    /// Notes that the file of a segment, which was removed from the log before, is a spare file
+    /// now.
+    pub(super) fn recycled(&mut self, (first, _): Removed, spare: Spare) {
+        self.forget(first);
+        self.spares.push(spare);
+    }
+
+    /// Notes that a spare file can become a segment.
+    pub(super) fn spare_is_ready(&mut self, number: u64) {
+        for spare in self.spares.iter_mut().filter(|spare| spare.number == number) {
+            spare.stage = SpareStage::Ready;
+        }
+    }
+
+    /// Takes a spare file of this size, which is to become a segment. A file that was a segment
+    /// before is taken first.
+    pub(super) fn take_spare(&mut self, size: u64) -> Option<Spare> {
+        let is_fit = |spare: &&mut Spare| spare.size == size && spare.stage == SpareStage::Ready;
+        let fit = self.spares.iter_mut().filter(is_fit);
+        let spare = fit.max_by_key(|spare| spare.reused)?;
+        spare.stage = SpareStage::Taken;
+        Some(*spare)
+    }
+
+    /// Notes that a spare file has become a segment, whose bytes the caller counts.
+    pub(super) fn spare_is_used(&mut self, number: u64) {
+        if let Some(index) = self.spares.iter().position(|spare| spare.number == number) {
+            self.files -= self.spares.remove(index).size;
+        }
+    }
+
+    /// Notes that a spare file is not wanted any more, and is to be deleted.
+    pub(super) fn discard_spare(&mut self, number: u64) {
+        if let Some(index) = self.spares.iter().position(|spare| spare.number == number) {
+            let spare = self.spares.remove(index);
+            self.abandoned.push((spare.name(), spare.size));
+        }
+    }
+
+    /// Notes that all spare files, except those that the writer has taken, are to be deleted.
+    pub(super) fn discard_spares(&mut self) {
+        let (taken, free): (Vec<_>, Vec<_>) =
+            self.spares.iter().partition(|spare| spare.stage == SpareStage::Taken);
+        self.spares = taken;
+        self.abandoned.extend(free.into_iter().map(|spare| (spare.name(), spare.size)));
+    }
+
+    // ---- Large request bodies ----
 
     /// Adds `bytes` bytes for the file of a large request body that is arriving, before these bytes
     /// are written.
@@ -349,7 +491,9 @@ impl Accounting {
         let sum = |files: &[Removed]| files.iter().map(|(_, size)| size).sum::<u64>();
         let log: u64 = segments.iter().map(|segment| segment.size).sum();
         let abandoned: u64 = self.abandoned.iter().map(|(_, size)| size).sum();
-        let found = log + sum(&self.pending_delete) + sum(&self.stuck) + abandoned + self.incoming;
+        let spares: u64 = self.spares.iter().map(|spare| spare.size).sum();
+        let removed = sum(&self.pending_delete) + sum(&self.stuck);
+        let found = log + removed + spares + abandoned + self.incoming;
         assert_eq!(self.files, found, "every file in segments/ counts once: {self:?}");
 
         let in_line = waiting.iter().filter_map(|waiting| waiting.incoming.as_ref());

@@ -24,13 +24,13 @@ use super::now;
 use crate::position::Position;
 use crate::queue::contract::Origin;
 use crate::queue::contract::Take;
-use crate::queue::cursors::LogOffset;
 use crate::queue::disk::Access;
 use crate::queue::disk::File;
 use crate::queue::segment;
 use crate::queue::segment::Check;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::Found;
+use crate::queue::segment::LogOffset;
 use crate::queue::segment::Scan;
 use crate::queue::segment::SegmentHeader;
 
@@ -230,6 +230,7 @@ impl Shared {
             first,
             end: segment.end,
             offset: segment.offset,
+            seed: segment.seed,
             known: BTreeSet::new(),
             patient: false,
         };
@@ -250,7 +251,7 @@ impl Shared {
 /// that is to be read. Returns the place of this record; `None` if there is no such record.
 fn begin(file: &dyn File, job: &Job, limits: Limits) -> Option<Spot> {
     let at = (FIRST_RECORD, job.first.position);
-    let mut scan = Scan::new(file, at, job.offset, job.end.position, Check::Headers);
+    let mut scan = Scan::new(file, job.seed, at, job.offset, job.end.position, Check::Headers);
     loop {
         let Found::Record(record) = scan.next()? else { continue };
         let header = record.header;

@@ -30,10 +30,11 @@ use crate::queue::contract::Origin;
 use crate::queue::contract::Redelivery;
 use crate::queue::contract::Take;
 use crate::queue::cursors;
-use crate::queue::cursors::LogOffset;
 use crate::queue::outputs::Output;
 use crate::queue::segment::FIRST_RECORD;
+use crate::queue::segment::LogOffset;
 use crate::queue::segment::RECORD_HEADER;
+use crate::queue::segment::Seed;
 use crate::telemetry::Loss;
 
 /// Lines are final when they need not be sent again. When this many bytes of lines became final
@@ -536,6 +537,7 @@ impl LogState {
                 first: segment.first,
                 end: segment.end,
                 offset: segment.offset,
+                seed: segment.seed,
                 known: segment.damaged.clone(),
                 patient: true,
             },
@@ -543,9 +545,9 @@ impl LogState {
             None => {
                 let next = self.segments.get(self.segment_at(from));
                 let end = next.map_or(self.end, |segment| segment.first);
-                let known = Default::default();
-                let first = end;
-                Job { epoch, spot, from, to, chunk, first, end, offset: 0, known, patient: true }
+                let (first, offset, patient) = (end, 0, true);
+                let (seed, known) = (Seed::of(first.position), Default::default());
+                Job { epoch, spot, from, to, chunk, first, end, offset, seed, known, patient }
             }
         })
     }
@@ -637,6 +639,9 @@ impl Shared {
         cursor.forget_counted();
         let was_dirty = std::mem::replace(&mut state.writing.cursors_dirty, true);
         if !was_dirty || state.writing.unsaved >= UNSAVED_MAX || state.can_reclaim() {
+            self.chores.notify_one();
+        }
+        if state.can_seal_for_room() {
             self.work.notify_one();
         }
         self.log_not_full(state);
@@ -759,7 +764,7 @@ impl Cursor {
             let was_dirty = state.writing.cursors_dirty;
             let batch = state.next(self.index, take);
             if state.writing.cursors_dirty && !was_dirty {
-                self.shared.work.notify_one();
+                self.shared.wake();
             }
             let low = state.log.cursors[self.index].ahead_bytes() < state.log.chunk / 2;
             let ahead = low.then(|| state.log.read_on(self.index));
@@ -909,7 +914,7 @@ impl Cursor {
             state.log.departed.remove(&cursor.output, cursor.start, backlog, counts, accepted);
         shared.log_not_full(state);
         drop(guard);
-        shared.work.notify_one();
+        shared.wake();
         shared.progress.notify_waiters();
         lost
     }
@@ -918,7 +923,7 @@ impl Cursor {
     /// them. See [`crate::queue::Cursor::keep`].
     pub fn keep(&self, keeps: Duration) {
         self.shared.lock().log.cursors[self.index].output.keeps = keeps;
-        self.shared.work.notify_one();
+        self.shared.wake();
     }
 
     /// Sets whether batches of this cursor also contain the position and the age of each piece of

@@ -82,7 +82,7 @@ pub(super) struct IncomingRecord {
 
 /// The file of a large request body. The file becomes a segment of the queue when the writer thread
 /// takes it. Code that drops an `IncomingFile` that is not a segment must call
-/// [`Accounting::abandon`] first, so that the writer deletes the file.
+/// [`Accounting::abandon`] first, so that the upkeep deletes the file.
 #[derive(Debug)]
 pub(super) struct IncomingFile {
     pub(super) file: Arc<dyn File>,
@@ -101,7 +101,7 @@ pub(super) struct IncomingFile {
 ///
 /// The file is made when the first lines arrive. Lines arrive in parts. [`Incoming::store`]
 /// reserves room for each part, and then writes the part. If there is no room, it first waits until
-/// the writer thread has deleted segments. [`Incoming::sync`] syncs all lines that were written. At
+/// the upkeep has deleted segments. [`Incoming::sync`] syncs all lines that were written. At
 /// the end `Queue::append_incoming` gives the file to the writer thread, which makes the file a
 /// segment. After an error the body can only be dropped.
 ///
@@ -173,7 +173,7 @@ impl Incoming {
         self.write(lines, events)
     }
 
-    /// Reserves room for these lines. If there is no room, waits until the writer has deleted
+    /// Reserves room for these lines. If there is no room, waits until the upkeep has deleted
     /// segments. The wait ends after `HANGS` at the latest.
     fn reserve_for(&mut self, lines: &[u8]) -> Result<(), Refused> {
         let deadline = Instant::now() + HANGS;
@@ -295,7 +295,7 @@ impl Drop for Incoming {
             state.writing.has_dropper = false;
         }
         drop(state);
-        self.shared.work.notify_one();
+        self.shared.chores.notify_one();
     }
 }
 
@@ -343,7 +343,7 @@ impl Shared {
             state.drop_segments(chosen, &self.metrics);
         }
         state.writing.reclaim_wanted = true;
-        self.work.notify_one();
+        self.wake();
         Ok(Room::Later)
     }
 }

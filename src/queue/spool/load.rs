@@ -17,7 +17,6 @@ use super::TailRecord;
 use super::quarantine_bytes;
 use crate::position::Position;
 use crate::queue::contract::Take;
-use crate::queue::cursors::LogOffset;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
@@ -27,8 +26,10 @@ use crate::queue::segment;
 use crate::queue::segment::Check;
 use crate::queue::segment::Damage;
 use crate::queue::segment::Found;
+use crate::queue::segment::LogOffset;
 use crate::queue::segment::RECORD_HEADER;
 use crate::queue::segment::Scan;
+use crate::queue::segment::Seed;
 use crate::telemetry::QueueMetrics;
 
 /// The place of an event in the files of the log.
@@ -160,6 +161,8 @@ pub(super) struct Job {
     /// The offset in the file where the last record of the segment ends. 0 if the log has no such
     /// segment: all events of the read are then missing.
     pub(super) offset: u64,
+    /// The seed of the checksums of the segment's records.
+    pub(super) seed: Seed,
     /// The offsets in the file at which damage was found before. This damage is not reported again.
     pub(super) known: BTreeSet<u64>,
     /// `true`: if a part of the file can't be read, the read fails and is tried again later.
@@ -419,7 +422,7 @@ impl<'a> Reader<'a> {
         check: Check,
     ) -> Scan<'f> {
         let (end, limit) = (self.job.offset, self.job.end.position);
-        Scan::new(file, (offset, position), end, limit, check).ahead(self.job.chunk)
+        Scan::new(file, self.job.seed, (offset, position), end, limit, check).ahead(self.job.chunk)
     }
 
     /// Adds a gap (missing events) to the result: from the end of what was read so far up to the

@@ -4,6 +4,7 @@
 //! is read. If the place of an output is in a segment, the headers of the records before this place
 //! are read too.
 
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
@@ -22,6 +23,7 @@ use super::Segment;
 use super::Shared;
 use super::SpoolState;
 use super::accounting::Accounting;
+use super::accounting::Spare;
 use super::incoming;
 use super::load;
 use super::load::Spot;
@@ -34,13 +36,13 @@ use crate::queue::cursors;
 use crate::queue::cursors::Contents;
 use crate::queue::cursors::Cursors;
 use crate::queue::cursors::Hole;
-use crate::queue::cursors::LogOffset;
 use crate::queue::disk;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
 use crate::queue::disk::OpenError;
 use crate::queue::disk::SEGMENTS;
+use crate::queue::disk::SPARES;
 use crate::queue::disk::named;
 use crate::queue::outputs::Output;
 use crate::queue::outputs::show_start;
@@ -51,10 +53,16 @@ use crate::queue::segment::Check;
 use crate::queue::segment::Damage;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::Found;
+use crate::queue::segment::LogOffset;
 use crate::queue::segment::Record;
 use crate::queue::segment::SEGMENT_HEADER;
 use crate::queue::segment::Scan;
+use crate::queue::segment::Seed;
 use crate::queue::segment::SegmentHeader;
+use crate::queue::synced;
+use crate::queue::synced::Synced;
+use crate::queue::tail::Known;
+use crate::queue::tail::LastSegment;
 use crate::queue::tail::Tail;
 use crate::telemetry::Telemetry;
 
@@ -101,7 +109,7 @@ pub(super) fn open(
     let quarantined = AtomicU64::new(disk::quarantined(&*disk).1);
     let room = quarantine_bytes(config.max_bytes);
     let known = contents.as_ref().map(|(contents, _)| contents);
-    let judged = log.judge(&*disk, known, &mut |file, at, damage| {
+    let judged = log.judge(&*disk, known, synced::read(&*disk), &mut |file, at, damage| {
         metrics.corrupt.increment(1);
         load::set_aside(&*disk, file, at, damage, room, &quarantined, &metrics);
     });
@@ -131,12 +139,13 @@ pub(super) fn open(
         disk,
         state: Mutex::new(state),
         work: Condvar::new(),
+        chores: Condvar::new(),
         reclaimed: Condvar::new(),
         capacity: AtomicU64::new(config.max_bytes),
         metrics,
         progress: Notify::new(),
         quarantined,
-        writer: Mutex::new(None),
+        threads: Mutex::new(Vec::new()),
         panicked: CancellationToken::new(),
     });
     let mut writer = Writer::new(Arc::clone(&shared), writing);
@@ -146,22 +155,30 @@ pub(super) fn open(
     Ok((Queue { shared }, cursors, writer))
 }
 
-/// Finds the files of large request bodies that never became segments, and returns their names and
-/// sizes in bytes. No sender was told that such a body is safe. The writer deletes these files.
+/// Finds the files of large request bodies that never became segments, and spare files. Returns
+/// their names and sizes in bytes. No sender was told that something in them is safe. The upkeep
+/// deletes these files.
 fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
-    let names = disk.list(SEGMENTS)?.into_iter();
-    let names = names.filter(|name| incoming::number_of(name).is_some());
-    let sized = names.map(|name| {
-        let name = format!("{SEGMENTS}/{name}");
-        let bytes = disk.open(&name, Access::Read).and_then(|file| file.bytes()).unwrap_or(0);
-        tracing::info!(
-            file = name,
-            bytes,
-            "a large body was arriving when the process ended: it was not acknowledged, and its file is deleted"
-        );
-        (name, bytes)
+    let is_incoming = |name: &str| incoming::number_of(name).is_some();
+    let of = |directory: &str| -> io::Result<Vec<String>> {
+        let names = disk.list(directory)?.into_iter();
+        Ok(names.map(|name| format!("{directory}/{name}")).collect())
+    };
+    let names = of(SEGMENTS)?.into_iter().filter(|name| is_incoming(name));
+    let spares = of(SPARES)?.into_iter().filter(|name| Spare::number_of(name).is_some());
+    let sized = names.chain(spares).map(|path| {
+        let bytes = disk.open(&path, Access::Read).and_then(|file| file.bytes());
+        let bytes = bytes.map_err(named(&path))?;
+        if is_incoming(&path) {
+            tracing::info!(
+                file = path,
+                bytes,
+                "a large body was arriving when the process ended: it was not acknowledged, and its file is deleted"
+            );
+        }
+        Ok((path, bytes))
     });
-    Ok(sized.collect())
+    sized.collect()
 }
 
 /// How far the cursors file can be trusted after it was read. The file has two slots, which are
@@ -262,7 +279,8 @@ fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Sp
     let first = segment.first.position;
     let file = disk.open(&segment::file_name(first), Access::Read).ok()?;
     let begin = (FIRST_RECORD, first);
-    let mut scan = Scan::new(&*file, begin, segment.offset, segment.end.position, Check::Headers);
+    let (end, limit) = (segment.offset, segment.end.position);
+    let mut scan = Scan::new(&*file, segment.seed, begin, end, limit, Check::Headers);
     scan.skip_to(position);
     let Some(Found::Record(record)) = scan.next() else { return None };
     let Record { offset, header, .. } = record;
@@ -299,25 +317,30 @@ impl Log {
             let name = segment::file_name(position);
             let file = disk.open(&name, Access::Read).map_err(failed("open", &name))?;
             let size = file.bytes().map_err(failed("look at", &name))?;
-            let (byte, damaged) = match SegmentHeader::read(&*file, position) {
-                Ok(header) => (header.first_byte, None),
+            let (byte, damaged, seed, reused) = match SegmentHeader::read(&*file, position) {
+                Ok(header) => (header.first_byte, None, header.seed(), header.reused),
                 Err(BadHeader::Newer(version)) => {
                     return Err(OpenError::Newer { path: directory.join(name), version });
                 }
                 Err(BadHeader::Damaged) => {
-                    (first_byte(&*file, size, position, segments.back()), Some(0))
+                    let seed = Seed::guess(&*file, position);
+                    let byte = first_byte(&*file, seed, position, segments.back());
+                    (byte, Some(0), seed, seed != Seed::NONE)
                 }
             };
             let first = LogOffset { position, byte };
             if let Some(before) = segments.back_mut() {
                 before.end = first;
             }
-            let damaged = damaged.into_iter().collect();
+            let damaged: BTreeSet<u64> = damaged.into_iter().collect();
             segments.push_back(Segment {
                 first,
                 end: first,
                 offset: size,
                 size,
+                seed,
+                reused,
+                is_sound: damaged.is_empty(),
                 damaged,
                 active: false,
                 ended: now(),
@@ -334,11 +357,13 @@ impl Log {
         &mut self,
         disk: &dyn Disk,
         contents: Option<&Contents>,
+        synced: Option<Synced>,
         report: Report<'_>,
     ) -> io::Result<()> {
         // The log must not end before a place that the cursors file names. Otherwise a position
         // would be given twice, and an output would take new events for events that it has got.
         let mut known = contents.map(Contents::known).unwrap_or_default();
+        let mut synced = synced;
         let holes = contents.map(|contents| contents.holes.as_slice()).unwrap_or_default();
         // `true` if this segment was dropped and is not deleted yet.
         let is_dropped =
@@ -351,12 +376,14 @@ impl Log {
             segment.end = end;
         }
         let mut limit = Position::MAX;
+        known = Known::new(known, synced, Position::START).end;
         self.end = known;
         while let Some(mut last) = self.segments.pop_back() {
             let first = last.first.position;
+            let known_here = Known::new(known, synced, first);
             let behind = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
             let limit_here = behind.chain([limit]).min().unwrap_or(limit);
-            self.end = judge_last(&mut last, limit_here, disk, known, report)?;
+            self.end = judge_last(&mut last, limit_here, disk, known_here, report)?;
             if self.end.position < known.position {
                 self.end = LogOffset { byte: known.byte.max(self.end.byte), ..known };
             }
@@ -371,7 +398,7 @@ impl Log {
             }
             // The header of this segment was not written before a crash. The log ends here. The
             // segment before it, or the cursors file, knows the byte number.
-            (limit, known.position) = (first, first);
+            (limit, known.position, synced) = (first, first, None);
             self.end = known;
         }
         for segment in &mut self.segments {
@@ -402,7 +429,7 @@ fn judge_last(
     last: &mut Segment,
     limit: Position,
     disk: &dyn Disk,
-    known: LogOffset,
+    known: Known,
     report: Report<'_>,
 ) -> io::Result<LogOffset> {
     let first = last.first.position;
@@ -416,8 +443,15 @@ fn judge_last(
         disk.open(&name, Access::Read).map_err(|_| error)
     });
     let file = opened.map_err(named(&name))?;
-    let scan = Scan::new(&*file, (FIRST_RECORD, first), last.size, limit, Check::Lines);
-    let Tail { end, kept, damages, unfinished } = Tail::read(scan, last.first, known.position);
+    let read = LastSegment {
+        file: &*file,
+        seed: last.seed,
+        reused: last.reused,
+        from: (FIRST_RECORD, first),
+        size: last.size,
+        limit,
+    };
+    let Tail { end, kept, damages, unfinished } = Tail::read(&read, last.first, known);
     for damage in damages {
         last.damaged.insert(damage.bytes.start);
         report(&*file, first, &damage);
@@ -448,8 +482,9 @@ fn judge_last(
 /// number of bytes of all lines before a place in the log. The number is read from the first whole
 /// record of the segment. If there is no such record, the result is an estimate from the segment
 /// `before`; 0 if `before` is `None`.
-fn first_byte(file: &dyn File, size: u64, position: Position, before: Option<&Segment>) -> u64 {
-    let mut scan = Scan::new(file, (FIRST_RECORD, position), size, Position::MAX, Check::Headers);
+fn first_byte(file: &dyn File, seed: Seed, position: Position, before: Option<&Segment>) -> u64 {
+    let begin = (FIRST_RECORD, position);
+    let mut scan = Scan::new(file, seed, begin, u64::MAX, Position::MAX, Check::Headers);
     while let Some(found) = scan.next() {
         if let Found::Record(record) = found {
             return record.header.first_byte;

@@ -21,10 +21,12 @@ use super::HANGS;
 use super::HOLES_MAX;
 use super::TAIL_BYTES;
 use super::accounting::Accounting;
+use super::accounting::SPARES_MAX;
 use super::cursor::CursorState;
 use super::incoming::IncomingFile;
 use super::needed;
 use super::now;
+use super::upkeep::Ended;
 use crate::config;
 use crate::config::BATCH_OVERHEAD;
 use crate::config::WhenFull;
@@ -35,11 +37,13 @@ use crate::queue::contract::Refused;
 use crate::queue::cursors;
 use crate::queue::cursors::Contents;
 use crate::queue::cursors::Hole;
-use crate::queue::cursors::LogOffset;
 use crate::queue::outputs::Departed;
 use crate::queue::outputs::DropCount;
+use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
+use crate::queue::segment::LogOffset;
 use crate::queue::segment::RECORD_HEADER;
+use crate::queue::segment::Seed;
 use crate::telemetry::QueueMetrics;
 
 /// Everything that the spool's lock guards ([`super::Shared::lock`]).
@@ -149,6 +153,11 @@ pub(super) struct WriterState {
     pub(super) fault: Option<String>,
     /// The time when the writer thread began what it does now. `None` while it has nothing to do.
     pub(super) busy: Option<Instant>,
+    /// Segments that were ended, and whose files the upkeep has to cut.
+    pub(super) ended: Vec<Ended>,
+    /// `true`: the file of the next segment could not be made ahead of time. This is not tried
+    /// again before the writer has made a segment.
+    pub(super) spare_failed: bool,
     /// The number of bytes of lines that became final (need not be sent again) since the cursors
     /// file was last written.
     pub(super) unsaved: u64,
@@ -174,6 +183,13 @@ pub(super) struct Segment {
     pub(super) offset: u64,
     /// The size of the file in bytes, including reserved bytes that are not written yet.
     pub(super) size: u64,
+    /// The seed of the checksums of the segment's records.
+    pub(super) seed: Seed,
+    /// `true`: the file was an earlier segment before this one.
+    pub(super) reused: bool,
+    /// `true`: no write or sync of the file has failed, and no damage was found in it. Only the
+    /// file of such a segment is used again.
+    pub(super) is_sound: bool,
     /// The offsets in the file at which damage was found. Damage is counted once, even if several
     /// cursors read it.
     pub(super) damaged: BTreeSet<u64>,
@@ -229,7 +245,7 @@ fn chunk(outputs: usize) -> u64 {
 
 impl SpoolState {
     /// Makes the state of a queue whose directory is empty. The cursors file counts as out of date,
-    /// so that the writer saves it first.
+    /// so that it is saved first.
     pub(super) fn new(config: &config::Queue) -> Self {
         Self { log: LogState::new(), writing: WriterState::new(config) }
     }
@@ -265,7 +281,7 @@ impl SpoolState {
             && self.log.segments.back().is_some_and(|last| last.active)
     }
 
-    /// Returns `true` if the writer should delete something now. This is so if there are files of
+    /// Returns `true` if the upkeep should delete something now. This is so if there are files of
     /// removed segments that it has not tried to delete yet, or of abandoned request bodies, if no
     /// output wants to keep a finished segment any longer, or if room is needed.
     pub(super) fn can_reclaim(&self) -> bool {
@@ -273,19 +289,44 @@ impl SpoolState {
             || !self.writing.accounting.abandoned().is_empty()
             || self.writing.reclaim_wanted
             || self.log.kept_for() == Some(Duration::ZERO)
-            || self.can_seal_for_room()
+    }
+
+    /// Returns `true` if a finished segment can become a spare file now.
+    pub(super) fn can_recycle(&self) -> bool {
+        self.writing.accounting.spares() < SPARES_MAX && self.log.kept_for() == Some(Duration::ZERO)
+    }
+
+    /// Returns `true` if there are spare files, whose room can be used for something else.
+    pub(super) fn has_spares(&self) -> bool {
+        self.writing.accounting.spare_bytes() > 0
+    }
+
+    /// Returns `true` if the file of the next segment should be made now, so that it is ready when
+    /// it is needed. This is so if batches are stored, there is no such file yet, and the queue has
+    /// room for it that nobody else needs. `usable`: the bytes that all files in `segments/` may
+    /// take.
+    pub(super) fn wants_spare(&self, usable: u64) -> bool {
+        let Self { log, writing } = self;
+        let size = writing.next_size();
+        writing.fault.is_none()
+            && !writing.spare_failed
+            && !writing.told_full
+            && log.segments.back().is_some_and(|last| last.active)
+            && !writing.accounting.has_spare(size)
+            && writing.accounting.taken() + size <= usable
     }
 
     /// Returns the number of bytes that the writer can free without a loss of events. These are the
-    /// bytes of two kinds of segments: segments that every output has finished, even if an output
-    /// wants to keep them for a while; and segments that were removed from the log and are not
-    /// deleted yet. Segments that could not be deleted do not count.
+    /// bytes of segments that every output has finished, even if an output wants to keep them for a
+    /// while; of segments that were removed from the log and are not deleted yet; and of spare
+    /// files. Segments that could not be deleted do not count.
     pub(super) fn reclaimable(&self) -> u64 {
         self.writing.accounting.pending_bytes()
+            + self.writing.accounting.spare_bytes()
             + self.log.finished().map(|segment| segment.size).sum::<u64>()
     }
 
-    /// Drops the segments with these indices (in rising order), so that the writer deletes their
+    /// Drops the segments with these indices (in rising order), so that the upkeep deletes their
     /// files. Each output that has not finished all events of a dropped segment counts the
     /// unfinished events as lost.
     pub(super) fn drop_segments(&mut self, chosen: Vec<usize>, metrics: &QueueMetrics) {
@@ -329,6 +370,10 @@ impl SpoolState {
             end: log.end,
             offset: last.map_or(FIRST_RECORD, |it| it.offset + RECORD_HEADER + it.length),
             size: stored.size,
+            seed: Seed::of(first.position),
+            reused: false,
+            // The file has the size of the body, not that of a segment.
+            is_sound: false,
             damaged: BTreeSet::new(),
             active: false,
             ended: now(),
@@ -561,6 +606,8 @@ impl WriterState {
             incoming_count: 0,
             fault: None,
             busy: None,
+            ended: Vec::new(),
+            spare_failed: false,
             unsaved: 0,
             cursors_dirty: true,
             save_requested: 0,
@@ -577,7 +624,12 @@ impl WriterState {
         self.fault.clone().or(hangs)
     }
 
-    /// Asks the writer to save the cursors file at once. Returns the request's number: the request
+    /// Returns the size in bytes that a segment has if nothing asks for another size.
+    pub(super) fn next_size(&self) -> u64 {
+        self.segment_bytes.next_multiple_of(BLOCK)
+    }
+
+    /// Asks the upkeep to save the cursors file at once. Returns the request's number: the request
     /// is fulfilled when [`WriterState::save_done`] has reached this number.
     pub(super) fn ask_to_save(&mut self) -> u64 {
         self.cursors_dirty = true;
@@ -635,7 +687,7 @@ impl WriterState {
     }
 
     /// Throws away the lines of a batch that will not be written. If the lines are in a file of
-    /// their own, notes that the writer has to delete this file.
+    /// their own, notes that the upkeep has to delete this file.
     fn discard(&mut self, waiting: &mut Waiting) {
         if let Some(stored) = waiting.incoming.take() {
             self.accounting.abandon(stored.name, stored.size);

@@ -3,6 +3,9 @@
 
 use std::ops::Range;
 
+use super::upkeep::Chore;
+use super::writer::Step;
+use super::writer::Writer;
 use super::*;
 use crate::config;
 use crate::position::Position;
@@ -20,6 +23,34 @@ mod damage;
 mod optional;
 mod simulation;
 mod threads;
+
+/// What the writer's thread or the upkeep's thread does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Step(Step),
+    Chore(Chore),
+}
+
+impl From<Step> for Work {
+    fn from(step: Step) -> Self {
+        Self::Step(step)
+    }
+}
+
+impl From<Chore> for Work {
+    fn from(chore: Chore) -> Self {
+        Self::Chore(chore)
+    }
+}
+
+impl Work {
+    fn perform(self, writer: &mut Writer) {
+        match self {
+            Self::Step(step) => writer.perform(step),
+            Self::Chore(chore) => writer.keep_up(chore),
+        }
+    }
+}
 
 fn settings(max_bytes: u64, segment_bytes: u64, when_full: WhenFull) -> config::Queue {
     let config = config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right");

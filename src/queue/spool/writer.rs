@@ -1,10 +1,13 @@
-//! The thread that writes groups of batches and the cursors file, and makes and deletes segments.
+//! The thread that writes groups of batches, and begins and ends segments.
 //!
-//! Only this thread changes the files of segments and the cursors file. It holds the state's lock
-//! only to take work and to publish the outcome.
+//! Only this thread writes events. It holds the state's lock only to take work and to publish the
+//! outcome. Whatever no sender has to wait for is done by the upkeep ([`super::upkeep`]).
 
 use std::io;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,38 +17,34 @@ use super::Shared;
 use super::SpoolState;
 use super::TailRecord;
 use super::Waiting;
-use super::cursor::UNSAVED_MAX;
+use super::accounting::Spare;
 use super::incoming::IncomingFile;
 use super::now;
+#[cfg(test)]
+use super::upkeep::Chore;
+use super::upkeep::Ended;
+use super::upkeep::Reclaim;
+use super::upkeep::Upkeep;
 use crate::position::Position;
 use crate::queue::contract::Refused;
 use crate::queue::cursors::Cursors;
-use crate::queue::cursors::LogOffset;
+use crate::queue::disk::Access;
 use crate::queue::disk::File;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::named;
 use crate::queue::segment;
 use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
+use crate::queue::segment::LogOffset;
 use crate::queue::segment::RecordHeader;
+use crate::queue::segment::Seed;
 use crate::queue::segment::SegmentHeader;
+use crate::queue::synced::Synced;
+use crate::queue::synced::SyncedFile;
 use crate::telemetry;
 
-/// The time between two saves of the cursors file while it is out of date.
-const SAVE_EVERY: Duration = Duration::from_secs(1);
-
-/// After the writer has deleted files, it waits at least this long before it deletes files again,
-/// unless room is needed. Several small segments are then deleted together.
-const RECLAIM_EVERY: Duration = Duration::from_millis(250);
-
-/// If a file could not be deleted, the writer tries again after this time. If room is needed, it
-/// tries earlier.
-const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
-
-/// The longest time between two looks at finished segments that outputs want to keep for a while.
-/// The writer does not simply sleep until such a segment may be deleted: the clock may be set or
-/// the settings may change meanwhile.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+/// A block of zeros, for padding.
+const ZEROS: [u8; 4096] = [0; 4096];
 
 /// The pause after the first error, before the writer tries to store again. After each further
 /// error, the pause is twice as long.
@@ -60,14 +59,11 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 ///
 /// 1. probe: a test after an error. No batch is stored until a new segment can be made and synced.
 ///    The writer tries this with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
-/// 2. save: the cursors file is written when it is out of date and its last save is a second ago.
-///    It is written earlier when many bytes have become final (need not be sent again), or when an
-///    output joins or leaves.
-/// 3. reclaim: files that no output needs are deleted. Before that, the cursors file is saved, so
-///    that no place in it lies in a deleted file.
-/// 4. commit: the first of the waiting batches form a group. The group is written with one write,
+/// 2. commit: the first of the waiting batches form a group. The group is written with one write,
 ///    synced, and published (made visible to outputs). Batches that arrive meanwhile wait, and
 ///    become the next group. A group ends before a batch that begins a new segment.
+/// 3. seal: the active segment is ended, because the queue is full and the room of this segment is
+///    needed.
 ///
 /// After a failed write or sync nobody knows what the file contains after the segment's last
 /// record: the kernel may have forgotten data that it did not write, and the next sync does not
@@ -76,37 +72,15 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// batches of the next segment, because nobody was told of them.
 ///
 /// A batch must not be acknowledged to its sender, and must not be visible to a cursor, before this
-/// batch is synced. A segment must not be deleted while the cursors file on disk still says that an
-/// output needs the segment. A write must not touch a block with acknowledged bytes. If the disk
-/// does not answer, nobody waits for the thread: the process may end before the thread has ended.
+/// batch is synced. A write must not touch a block with acknowledged bytes. If the disk does not
+/// answer, nobody waits for the thread: the process may end before the thread has ended.
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    cursors: Cursors,
+    upkeep: Arc<Mutex<Upkeep>>,
+    /// The file that notes up to where the log is synced.
+    synced: SyncedFile,
     /// The segment that is written to; `None` after an error and at the start.
     active: Option<Active>,
-    /// The end of the log as the cursors file on disk states it.
-    saved_end: Position,
-    /// The earliest time of the next save of the cursors file, unless an output joins or leaves
-    /// before.
-    save_at: Instant,
-    /// The number of the last request to save the cursors file (`save_requested`) at the time of
-    /// the last attempt to save, even if this attempt failed.
-    save_attempted: u64,
-    /// `true`: the cursors file does not contain every output's name yet. No batch is stored before
-    /// the file contains all names.
-    unnamed: bool,
-    /// The earliest time when the writer deletes files again, unless room is needed.
-    reclaim_at: Instant,
-    /// After a file could not be deleted, the writer tries again at this time, or earlier if room
-    /// is needed.
-    again_at: Instant,
-    /// `true`: it was logged that some files can't be deleted.
-    told_stuck: bool,
-    /// `true`: it was logged that delivered segments can't be deleted at present, because the
-    /// cursors file can't be written or because of another error.
-    told_kept: bool,
-    /// `true`: it was logged that the cursors file can't be written.
-    told_unsaved: bool,
     /// The least size in bytes of the segment (a file of the queue) that the next probe must make.
     /// A probe tests whether the disk works again after an error; no batch is stored until a probe
     /// succeeds. The size has room for the largest batch of the group that was being written when
@@ -131,10 +105,8 @@ struct Active {
 pub(super) enum Step {
     /// Write the group of batches that is at the front of the waiting batches.
     Commit,
-    /// Write the cursors file, which notes how far each output has got.
-    Save,
-    /// Delete the files that no output needs.
-    Reclaim,
+    /// End the active segment, because the queue is full and the segment's room is needed.
+    Seal,
     /// Find out whether batches can be stored again, after the disk has failed.
     Probe,
 }
@@ -151,22 +123,14 @@ enum Turn {
 
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, cursors: Cursors) -> Self {
-        let now = Instant::now();
+        let upkeep = Upkeep::new(Arc::clone(&shared), cursors);
         Self {
             shared,
-            cursors,
+            upkeep: Arc::new(Mutex::new(upkeep)),
+            synced: SyncedFile::default(),
             active: None,
-            saved_end: Position::START,
-            save_at: now,
-            save_attempted: 0,
-            unnamed: true,
-            reclaim_at: now,
-            again_at: now,
-            told_stuck: false,
-            told_kept: false,
             retry_segment_bytes: 0,
-            told_unsaved: false,
-            retry_at: now,
+            retry_at: Instant::now(),
             pause: RETRY_MIN,
         }
     }
@@ -179,7 +143,7 @@ impl Writer {
     ///
     /// The file can never be written: the directory is read-only, or belongs to another user.
     pub(super) fn begin(&mut self) -> io::Result<()> {
-        let Err(error) = self.save() else { return Ok(()) };
+        let Err(error) = self.upkeep().save() else { return Ok(()) };
         let never = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
         if never.contains(&error.kind()) {
             return Err(error);
@@ -190,11 +154,23 @@ impl Writer {
         Ok(())
     }
 
+    /// Returns a handle to the upkeep, for the upkeep's own thread.
+    pub(super) fn upkeep_handle(&self) -> Arc<Mutex<Upkeep>> {
+        Arc::clone(&self.upkeep)
+    }
+
+    /// Waits until the upkeep's thread has done its chore, and keeps it from doing the next one.
+    /// The caller must not hold the lock of the state.
+    fn upkeep(&self) -> MutexGuard<'_, Upkeep> {
+        self.upkeep.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Does one step after the other until the queue is closed. At the end writes the batches that
     /// are still waiting, saves the cursors file if it is out of date, deletes the files that no
     /// output needs, and returns.
     pub(super) fn run(mut self) {
         let shared = Arc::clone(&self.shared);
+        let _panic = NoticePanic(Arc::clone(&shared));
         loop {
             let mut state = shared.lock();
             state.writing.busy = None;
@@ -212,7 +188,7 @@ impl Writer {
                         // `wait_timeout` adds the time to a clock, which an hour does not overflow.
                         let wait = wait.min(Duration::from_secs(3600));
                         let waited = shared.work.wait_timeout(state, wait);
-                        state = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+                        state = waited.unwrap_or_else(PoisonError::into_inner).0;
                     }
                 }
             };
@@ -226,47 +202,40 @@ impl Writer {
     /// or that the thread ends because the queue is closed. The order of the steps is described at
     /// [`Writer`].
     fn turn(&self, state: &SpoolState) -> Turn {
-        let now = Instant::now();
-        let save = state.writing.cursors_dirty
-            && (now >= self.save_at || state.writing.save_requested > self.save_attempted);
-        let can_reclaim = state.can_reclaim();
-        let again = (!state.writing.accounting.stuck().is_empty()).then_some(self.again_at);
+        let has_fault = state.writing.fault.is_some();
         if state.writing.closed {
             Turn::End
-        } else if state.writing.fault.is_some() && now >= self.retry_at {
+        } else if has_fault && Instant::now() >= self.retry_at {
             Turn::Do(Step::Probe)
-        } else if save || state.writing.unsaved >= UNSAVED_MAX {
-            Turn::Do(Step::Save)
-        } else if state.writing.reclaim_wanted
-            || (can_reclaim && now >= self.reclaim_at)
-            || again.is_some_and(|at| now >= at)
-        {
-            Turn::Do(Step::Reclaim)
-        } else if !state.writing.waiting.is_empty() && state.writing.fault.is_none() {
+        } else if !state.writing.waiting.is_empty() && !has_fault {
             Turn::Do(Step::Commit)
+        } else if state.can_seal_for_room() {
+            Turn::Do(Step::Seal)
         } else {
-            let save = state.writing.cursors_dirty.then_some(self.save_at);
-            let retry = state.writing.fault.is_some().then_some(self.retry_at);
-            let kept = state.log.kept_for().map(|kept| now + kept.min(LOOK_EVERY));
-            let reclaim = if can_reclaim { Some(self.reclaim_at) } else { kept };
-            Turn::Wait(save.into_iter().chain(retry).chain(reclaim).chain(again).min())
+            Turn::Wait(has_fault.then_some(self.retry_at))
         }
     }
 
-    /// Returns `true` if the writer has nothing to do, and waits until another thread wakes it.
+    /// Returns `true` if neither the writer nor the upkeep has anything to do, and both wait until
+    /// another thread wakes them.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.turn(&self.shared.lock()), Turn::Wait(None))
+        matches!(self.turn(&self.shared.lock()), Turn::Wait(None)) && self.upkeep().is_idle()
     }
 
     /// Does one step.
     pub(super) fn perform(&mut self, step: Step) {
         match step {
             Step::Commit => self.commit(),
-            Step::Save => self.save_or_tell(),
-            Step::Reclaim => self.reclaim_or_tell(),
+            Step::Seal => self.seal_for_room(),
             Step::Probe => self.probe(),
         }
+    }
+
+    /// Does one chore of the upkeep.
+    #[cfg(test)]
+    pub(super) fn keep_up(&mut self, chore: Chore) {
+        self.upkeep().perform(chore);
     }
 
     /// Takes the first group of batches from the waiting ones, writes and syncs this group, and
@@ -305,9 +274,12 @@ impl Writer {
     /// contains only this body.
     fn commit_incoming(&mut self, group: Vec<Waiting>, file: &IncomingFile) {
         let received = group.first().map_or_else(now, |waiting| waiting.received);
-        let adopted = self.make_way().and_then(|end| self.adopt(file, received, end));
-        if let Err(error) = adopted {
+        let end = self.make_way();
+        let filled = end.and_then(|end| Ok((end, Self::fill_in(file, received, end)?)));
+        let named = filled.inspect_err(|_| {
             self.shared.lock().writing.accounting.abandon(file.name.clone(), file.size);
+        });
+        if let Err(error) = named.and_then(|(end, place)| self.adopt(file, end, place)) {
             return self.refuse(group, "a large body can't be made a segment", &error, false);
         }
         self.pause = RETRY_MIN;
@@ -320,12 +292,12 @@ impl Writer {
         }
     }
 
-    /// Makes the file of a large request body the segment that begins at `end`. The lines in the
-    /// file are synced already. Writes and syncs the headers of the segment and of its records, and
-    /// then renames the file. If an error happens after that, renames the file back if possible.
-    fn adopt(&self, incoming: &IncomingFile, received: u64, end: LogOffset) -> io::Result<()> {
-        let started = Instant::now();
-        let mut place = end;
+    /// Writes and syncs the headers of a segment that begins at `end`, and of its records, into the
+    /// file of a large request body. The lines in the file are synced already. Returns the place
+    /// where the segment ends.
+    fn fill_in(incoming: &IncomingFile, received: u64, end: LogOffset) -> io::Result<LogOffset> {
+        let header = SegmentHeader::new(end, now(), false);
+        let (seed, mut place) = (header.seed(), end);
         for record in &incoming.records {
             let header = RecordHeader {
                 first: place.position,
@@ -336,20 +308,42 @@ impl Writer {
                 // Each record is a group of its own. A reader then takes zeros inside the file for
                 // damage, never for a torn write.
                 group: place.position,
-                crc: record.crc,
+                crc: seed.combine(record.crc, length(record.length)),
             };
-            incoming.file.write_at(&[&header.encode()], record.offset)?;
-            place = LogOffset { position: header.end(), byte: header.end_byte() };
+            incoming.file.write_at(&[&header.encode(seed)], record.offset)?;
+            place = header.end_place();
         }
-        let header = SegmentHeader { first: end.position, first_byte: end.byte, made: now() };
         incoming.file.write_at(&[&header.encode()], 0)?;
         incoming.file.sync()?;
+        Ok(place)
+    }
+
+    /// Makes the file of a large request body the segment that begins at `end` and ends at `place`:
+    /// renames the file. After an error the file is to be deleted: nobody was told that the body is
+    /// safe. If possible, the file has its old name then, and a start deletes files of such names.
+    fn adopt(
+        &mut self,
+        incoming: &IncomingFile,
+        end: LogOffset,
+        place: LogOffset,
+    ) -> io::Result<()> {
+        let (disk, started) = (Arc::clone(&self.shared.disk), Instant::now());
         let name = segment::file_name(end.position);
-        self.shared.disk.rename(&incoming.name, &name)?;
-        if let Err(error) = self.shared.disk.sync_directory(SEGMENTS) {
-            // The file gets its old name again, and a start deletes files of such names: nobody was
-            // told that the body is safe.
-            self.shared.disk.rename(&name, &incoming.name)?;
+        let renamed = disk.rename(&incoming.name, &name);
+        let synced = Synced { end: place, segment: end.position, offset: incoming.size };
+        let is_renamed = renamed.is_ok();
+        let safe = renamed
+            .and_then(|()| disk.sync_directory(SEGMENTS))
+            .and_then(|()| self.synced.write(&*disk, &synced));
+        if let Err(error) = safe {
+            let keeps_name = is_renamed && disk.rename(&name, &incoming.name).is_err();
+            let accounting = &mut self.shared.lock().writing.accounting;
+            if keeps_name {
+                accounting.adopt_incoming(incoming.size);
+                accounting.retire(end.position, incoming.size);
+            } else {
+                accounting.abandon(incoming.name.clone(), incoming.size);
+            }
             return Err(error);
         }
         self.shared.metrics.sync.record(started.elapsed().as_secs_f64());
@@ -372,11 +366,13 @@ impl Writer {
     }
 
     /// Writes a group of batches after the last record of the active segment, and syncs the file.
-    /// Returns the offset and the header of each new record.
-    fn write(&self, group: &[Waiting]) -> io::Result<Vec<(u64, RecordHeader)>> {
+    /// Then notes the new end of the log in the file `synced`. Returns the offset and the header of
+    /// each new record.
+    fn write(&mut self, group: &[Waiting]) -> io::Result<Vec<(u64, RecordHeader)>> {
         let Some(active) = &self.active else {
             return Err(io::Error::other("no segment is open"));
         };
+        let seed = Seed::of(active.first);
         let (mut at, mut place) = {
             let state = self.shared.lock();
             let offset = state.log.segments.back().map_or(FIRST_RECORD, |segment| segment.offset);
@@ -393,21 +389,24 @@ impl Writer {
                 length: lines.len() as u64,
                 events: waiting.append.events,
                 group: first,
-                crc: crc32c::crc32c(lines),
+                crc: seed.crc(lines),
             };
             records.push((at, header));
             at += header.size();
-            place = LogOffset { position: header.end(), byte: header.end_byte() };
+            place = header.end_place();
         }
-        let headers: Vec<_> = records.iter().map(|(_, header)| header.encode()).collect();
-        let pieces: Vec<&[u8]> = headers
+        let headers: Vec<_> = records.iter().map(|(_, header)| header.encode(seed)).collect();
+        let mut pieces: Vec<&[u8]> = headers
             .iter()
             .zip(group)
             .flat_map(|(header, waiting)| [header.as_slice(), &waiting.append.lines])
             .collect();
+        pieces.push(&ZEROS[..length(at.next_multiple_of(BLOCK) - at)]);
         let started = Instant::now();
         active.file.write_at(&pieces, start)?;
         active.file.sync()?;
+        let synced = Synced { end: place, segment: active.first, offset: at };
+        self.synced.write(&*self.shared.disk, &synced)?;
         self.shared.metrics.sync.record(started.elapsed().as_secs_f64());
         Ok(records)
     }
@@ -450,9 +449,12 @@ impl Writer {
             // The sender may have gone: then nobody needs the answer.
             waiting.done.send(Ok(())).ok();
         }
-        state.writing.cursors_dirty = true;
+        let was_dirty = std::mem::replace(&mut state.writing.cursors_dirty, true);
         state.log.wake_cursors();
         drop(guard);
+        if !was_dirty {
+            self.shared.chores.notify_one();
+        }
         drop(evicted);
     }
 
@@ -469,6 +471,7 @@ impl Writer {
             self.active = None;
             if let Some(segment) = state.log.segments.back_mut() {
                 (segment.active, segment.ended) = (false, now());
+                segment.is_sound = false;
                 if segment.first == segment.end {
                     let (first, size) = (segment.first.position, segment.size);
                     state.writing.accounting.retire(first, size);
@@ -485,6 +488,7 @@ impl Writer {
         }
         self.fault(&mut state, format!("{what}: {error}"));
         drop(state);
+        self.shared.chores.notify_one();
         for waiting in group.into_iter().chain(behind) {
             waiting.done.send(Err(Refused::Disk)).ok();
         }
@@ -526,10 +530,10 @@ impl Writer {
     /// Returns `Ok` if the disk works again. To find out, it makes and syncs a new segment. If the
     /// queue is full, no segment may be made. In this case it writes the cursors file instead.
     fn try_probe(&mut self) -> io::Result<()> {
-        if self.unnamed {
-            self.save()?;
+        if self.upkeep().is_unnamed() {
+            self.upkeep().save()?;
         }
-        self.reclaim(Reclaim::All)?;
+        self.reclaim_all()?;
         let size = {
             let state = self.shared.lock();
             state.writing.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
@@ -537,7 +541,7 @@ impl Writer {
         let least = FIRST_RECORD + BLOCK;
         if size < least {
             // The disk works, but the queue is full. Appends are then refused for that reason.
-            return self.save();
+            return self.upkeep().save();
         }
         // The segment must have room for the largest batch that was refused. Otherwise a nearly
         // full disk would be well for small batches and at fault for large ones, in turn. If
@@ -553,67 +557,123 @@ impl Writer {
         Ok(())
     }
 
-    /// Makes a new segment at the end of the log, into which the next batches are written. If the
-    /// disk has no room for `size` bytes, a smaller segment is made. Fewer than `least` bytes are
-    /// an error. Returns the size of the segment.
-    fn open_segment(&mut self, mut size: u64, least: u64) -> io::Result<u64> {
+    /// Makes a new segment at the end of the log, into which the next batches are written. Uses the
+    /// file that the upkeep has made ready, if there is one of this size. If the disk has no room
+    /// for `size` bytes, a smaller segment is made. Fewer than `least` bytes are an error. Returns
+    /// the size of the segment.
+    fn open_segment(&mut self, size: u64, least: u64) -> io::Result<u64> {
         let end = self.make_way()?;
-        let over = {
-            let state = self.shared.lock();
-            state.writing.accounting.files() + size
-                > state.writing.accounting.limit(self.shared.usable())
+        let spare = self.take_spare(size);
+        let (file, size) = match spare {
+            Some(spare) => (self.use_spare(spare, end)?, size),
+            None => self.make_segment(end, size, least)?,
         };
-        let name = segment::file_name(end.position);
-        if over {
-            self.reclaim(Reclaim::All)?;
-        }
-        {
-            let state = self.shared.lock();
-            let limit = state.writing.accounting.limit(self.shared.usable());
-            if state.writing.accounting.files() + size > limit || size < least {
-                return Err(io::Error::other("queue.max_bytes leaves no room for it"));
-            }
-        }
-        let file = loop {
-            match self.shared.disk.create(&name, size) {
-                Err(error) if is_full(&error) && size > least => {
-                    size = (size / 2).next_multiple_of(BLOCK).max(least);
-                }
-                Err(error) if is_full(&error) && self.drop_for_space() => {
-                    self.reclaim(Reclaim::All)?
-                }
-                // The file is left from a segment that could not be made. Nothing in the file was
-                // acknowledged.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    self.shared.disk.remove(&name)?;
-                }
-                made => break made?,
-            }
-        };
-        let header = SegmentHeader { first: end.position, first_byte: end.byte, made: now() };
-        let safe = file
-            .write_at(&[&header.encode()], 0)
-            .and_then(|()| file.sync())
-            .and_then(|()| self.shared.disk.sync_directory(SEGMENTS));
-        if let Err(error) = safe {
-            let mut state = self.shared.lock();
-            state.writing.accounting.made_in_vain(end.position, size);
-            return Err(error);
-        }
         self.seal();
         let mut state = self.shared.lock();
         state.writing.accounting.made(size);
+        state.writing.spare_failed = false;
         state.log.segments.push_back(Segment {
             first: end,
             end,
             offset: FIRST_RECORD,
             size,
+            seed: Seed::of(end.position),
+            reused: spare.is_some_and(|spare| spare.reused),
+            is_sound: true,
             damaged: Default::default(),
             active: true,
             ended: 0,
         });
+        drop(state);
         self.active = Some(Active { file, first: end.position });
+        // The next segment is made ready.
+        self.shared.chores.notify_one();
         Ok(size)
+    }
+
+    /// Takes a spare file of this size. If there is none, the upkeep may just be making it.
+    fn take_spare(&self, size: u64) -> Option<Spare> {
+        let take = || self.shared.lock().writing.accounting.take_spare(size);
+        take().or_else(|| {
+            drop(self.upkeep());
+            take()
+        })
+    }
+
+    /// Makes a spare file the segment that begins at `end`. The file gets the name of the segment
+    /// only after its new header is synced. Returns the open file.
+    fn use_spare(&self, spare: Spare, end: LogOffset) -> io::Result<Arc<dyn File>> {
+        let disk = &self.shared.disk;
+        let old = spare.name();
+        let name = segment::file_name(end.position);
+        let header = SegmentHeader::new(end, now(), spare.reused);
+        let renamed = disk.open(&old, Access::Append).and_then(|file| {
+            write_header(&*file, header)?;
+            disk.rename(&old, &name)?;
+            Ok(file)
+        });
+        let mut state = self.shared.lock();
+        let file = match renamed {
+            Ok(file) => file,
+            Err(error) => {
+                state.writing.accounting.discard_spare(spare.number);
+                return Err(error);
+            }
+        };
+        state.writing.accounting.spare_is_used(spare.number);
+        drop(state);
+        if let Err(error) = disk.sync_directory(SEGMENTS) {
+            let mut state = self.shared.lock();
+            state.writing.accounting.made_in_vain(end.position, spare.size);
+            return Err(error);
+        }
+        Ok(file)
+    }
+
+    /// Makes the file of the segment that begins at `end`. Returns the open file and its size,
+    /// which is at least `least`.
+    fn make_segment(
+        &mut self,
+        end: LogOffset,
+        mut size: u64,
+        least: u64,
+    ) -> io::Result<(Arc<dyn File>, u64)> {
+        let has_room = |writer: &Self| {
+            let state = writer.shared.lock();
+            let accounting = &state.writing.accounting;
+            accounting.files() + size <= accounting.limit(writer.shared.usable())
+        };
+        if !has_room(self) {
+            self.reclaim_all()?;
+        }
+        if !has_room(self) || size < least {
+            return Err(io::Error::other("queue.max_bytes leaves no room for it"));
+        }
+        let name = segment::file_name(end.position);
+        let disk = Arc::clone(&self.shared.disk);
+        loop {
+            match disk.create(&name, size) {
+                Err(error) if is_full(&error) && self.shared.lock().has_spares() => {
+                    self.reclaim_all()?;
+                }
+                Err(error) if is_full(&error) && size > least => {
+                    size = (size / 2).next_multiple_of(BLOCK).max(least);
+                }
+                Err(error) if is_full(&error) && self.drop_for_space() => self.reclaim_all()?,
+                // The file is left from a segment that could not be made. Nothing in the file was
+                // acknowledged.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.remove(&name)?,
+                made => break drop(made?),
+            }
+        }
+        let safe = disk.open(&name, Access::Append).and_then(|file| {
+            write_header(&*file, SegmentHeader::new(end, now(), false))?;
+            disk.sync_directory(SEGMENTS)?;
+            Ok((file, size))
+        });
+        safe.inspect_err(|_| {
+            self.shared.lock().writing.accounting.made_in_vain(end.position, size);
+        })
     }
 
     /// Returns the place in the log where the next segment begins. Before that, makes sure that no
@@ -630,7 +690,7 @@ impl Writer {
             (end, state.writing.accounting.has_name(end.position))
         };
         if is_taken {
-            self.reclaim(Reclaim::All)?;
+            self.reclaim_all()?;
             if self.shared.lock().writing.accounting.is_stuck(end.position) {
                 // A segment that can't be deleted has the name. If it were deleted later, the new
                 // segment would be deleted instead.
@@ -659,250 +719,79 @@ impl Writer {
         false
     }
 
-    /// Ends the active segment: no batch is written to it any more. Cuts its file after the last
-    /// record, which frees the reserved bytes that were not used.
+    /// Ends the active segment: no batch is written to it any more. The upkeep cuts its file.
     fn seal(&mut self) {
-        let Some(active) = self.active.take() else { return };
-        let offset = {
-            let mut state = self.shared.lock();
-            let found =
-                state.log.segments.iter_mut().rev().find(|it| it.first.position == active.first);
-            let Some(segment) = found else { return };
-            (segment.active, segment.ended) = (false, now());
-            segment.offset
-        };
-        // Without the sync a power loss would undo the cut, when the room is used by other files.
-        match active.file.truncate(offset).and_then(|()| active.file.sync()) {
-            Ok(()) => {
-                let mut state = self.shared.lock();
-                let found = state
-                    .log
-                    .segments
-                    .iter_mut()
-                    .rev()
-                    .find(|it| it.first.position == active.first);
-                let Some(segment) = found else { return };
-                let given = segment.size.saturating_sub(offset);
-                segment.size -= given;
-                state.writing.accounting.cut(given);
-            }
-            // The segment counts with all its reserved room until it is deleted.
-            Err(error) => tracing::debug!(%error, "a segment can't be cut to its length"),
-        }
-    }
-
-    /// Saves the cursors file. If this fails, logs a warning. If the attempt before failed too,
-    /// logs nothing.
-    fn save_or_tell(&mut self) {
-        let failed = self.save().inspect_err(|error| {
-            self.shared.metrics.write_errors.increment(1);
-            if !self.told_unsaved {
-                tracing::warn!(%error, "the cursors can't be written, trying again");
-            }
-        });
-        self.told_unsaved = failed.is_err();
-    }
-
-    /// Writes and syncs the cursors file.
-    pub(super) fn save(&mut self) -> io::Result<()> {
-        let (contents, watermark, requested) = {
-            let mut state = self.shared.lock();
-            (state.writing.cursors_dirty, state.writing.unsaved) = (false, 0);
-            (state.log.contents(), state.log.watermark(), state.writing.save_requested)
-        };
-        self.save_attempted = requested;
-        self.save_at = Instant::now() + SAVE_EVERY;
-        if let Err(error) = self.cursors.write(&*self.shared.disk, &contents) {
-            self.shared.lock().writing.cursors_dirty = true;
-            return Err(error);
-        }
-        self.unnamed = false;
-        self.saved_end = contents.end.position;
+        let Some(Active { file, first }) = self.active.take() else { return };
         let mut state = self.shared.lock();
-        state.log.holes.retain(|hole| hole.end > watermark);
-        self.shared.log_not_full(&mut state);
-        if std::mem::replace(&mut state.writing.save_done, requested) != requested {
-            self.shared.progress.notify_waiters();
-        }
-        Ok(())
+        let found = state.log.segments.iter_mut().rev().find(|it| it.first.position == first);
+        let Some(segment) = found else { return };
+        (segment.active, segment.ended) = (false, now());
+        state.writing.ended.push(Ended { file, first });
     }
 
-    /// Deletes the files of segments that every output has finished, and of dropped segments.
-    /// `which` says whether finished segments that outputs want to keep are deleted too. Saves the
-    /// cursors file first: no place in the cursors file may lie in a deleted file. If one file
-    /// can't be deleted, the other files are deleted nevertheless.
-    fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
-        self.reclaim_at = Instant::now() + RECLAIM_EVERY;
-        let removed = {
-            let mut state = self.shared.lock();
-            if state.can_seal_for_room() {
-                self.active = None;
-                state.writing.accounting.clear_plans(0);
-                if let Some(last) = state.log.segments.back_mut() {
-                    (last.active, last.ended) = (false, now());
-                }
-                // The queue is full although segments that only optional outputs need could be
-                // dropped: they give enough room only together with this segment.
-                let all = state.log.droppable(state.log.spare_bytes(), false).unwrap_or_default();
-                state.drop_segments(all, &self.shared.metrics);
-            }
-            let old = now().saturating_sub(state.log.keeps());
-            let is_chosen = |segment: &&Segment| which == Reclaim::All || segment.ended <= old;
-            let finished = state.log.finished().take_while(is_chosen).count();
-            let finished: Vec<Segment> = state.log.segments.drain(..finished).collect();
-            for segment in &finished {
-                debug_assert!(!segment.active, "the segment that is written to is not deleted");
-                debug_assert!(
-                    segment.end.position <= state.log.watermark(),
-                    "an output needs what is deleted"
-                );
-                state.writing.accounting.retire(segment.first.position, segment.size);
-            }
-            let again = which == Reclaim::All || Instant::now() >= self.again_at;
-            let stuck = state.writing.accounting.stuck().iter().filter(|_| again);
-            stuck.chain(state.writing.accounting.pending_delete()).copied().collect::<Vec<_>>()
-        };
-        let mut failed = self.remove_abandoned();
-        if removed.is_empty() {
-            self.tell_stuck(failed);
-            return Ok(());
+    /// Ends the active segment if the queue is full and every required output has finished all
+    /// events, so that the room of the segment can be used. Segments that only optional outputs
+    /// need may give enough room only together with this segment: they are dropped.
+    fn seal_for_room(&mut self) {
+        let mut state = self.shared.lock();
+        if !state.can_seal_for_room() {
+            return;
         }
-        self.save()?;
-        for file in removed {
-            let name = segment::file_name(file.0);
-            let outcome = match self.shared.disk.remove(&name) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                Ok(()) | Err(_) => Ok(()),
-            };
-            let mut state = self.shared.lock();
-            match outcome {
-                Ok(()) => state.writing.accounting.deleted(file),
-                Err(error) => {
-                    state.writing.accounting.not_deleted(file);
-                    self.shared.metrics.write_errors.increment(1);
-                    failed.get_or_insert_with(|| named(&name)(error));
-                }
-            }
-            self.shared.log_not_full(&mut state);
+        self.active = None;
+        state.writing.accounting.clear_plans(0);
+        if let Some(last) = state.log.segments.back_mut() {
+            (last.active, last.ended) = (false, now());
         }
-        self.tell_stuck(failed);
-        self.shared.disk.sync_directory(SEGMENTS)
+        let all = state.log.droppable(state.log.spare_bytes(), false).unwrap_or_default();
+        state.drop_segments(all, &self.shared.metrics);
+        drop(state);
+        self.shared.chores.notify_one();
     }
 
-    /// Deletes the abandoned files: files of large request bodies that did not become segments. The
-    /// cursors file need not be saved first, because no cursor has a place in these files. Returns
-    /// the first error; `None` if there was none. The writer tries again later to delete the files
-    /// that are left.
-    fn remove_abandoned(&self) -> Option<io::Error> {
-        let abandoned = self.shared.lock().writing.accounting.abandoned().to_vec();
-        let mut failed = None;
-        for (name, _) in abandoned {
-            match self.shared.disk.remove(&name) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    self.shared.metrics.write_errors.increment(1);
-                    failed.get_or_insert_with(|| named(&name)(error));
-                }
-                Ok(()) | Err(_) => {
-                    let mut state = self.shared.lock();
-                    state.writing.accounting.deleted_abandoned(&name);
-                    self.shared.log_not_full(&mut state);
-                }
-            }
-        }
-        failed
+    /// Deletes all files that no output needs, because their room is needed now.
+    fn reclaim_all(&mut self) -> io::Result<()> {
+        self.seal_for_room();
+        self.upkeep().reclaim(Reclaim::All)
     }
 
-    /// Logs once that some files can't be deleted, and logs once when all of these files are gone.
-    /// `failed`: the first error of the last attempt to delete files; `None` if there was no error.
-    fn tell_stuck(&mut self, failed: Option<io::Error>) {
-        let files = {
-            let state = self.shared.lock();
-            state.writing.accounting.stuck().len() + state.writing.accounting.abandoned().len()
-        };
-        match failed {
-            Some(error) => {
-                self.again_at = Instant::now() + AGAIN;
-                if !std::mem::replace(&mut self.told_stuck, true) {
-                    tracing::warn!(
-                        files,
-                        %error,
-                        "files of the queue that no output needs can't be deleted: they take room, and \
-                         the queue goes on without that room, trying again"
-                    );
-                }
-            }
-            None if files == 0 && std::mem::take(&mut self.told_stuck) => {
-                tracing::info!("the files of the queue that could not be deleted are gone");
-            }
-            None => {}
-        }
-    }
-
-    /// Deletes the files that no output needs, and wakes large request bodies that wait for room.
-    /// If this fails, logs a warning. If the attempt before failed too, logs nothing.
-    fn reclaim_or_tell(&mut self) {
-        let is_wanted = self.shared.lock().writing.reclaim_wanted;
-        let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
-        self.shared.lock().writing.reclaim_wanted = false;
-        self.shared.reclaimed.notify_all();
-        let failed = outcome.inspect_err(|error| {
-            self.shared.metrics.write_errors.increment(1);
-            self.reclaim_at = Instant::now() + RETRY_MAX;
-            if !self.told_kept {
-                tracing::warn!(%error, "segments that are delivered can't be deleted, trying again");
-            }
-        });
-        self.told_kept = failed.is_err();
-    }
-
-    /// Does the last work of the writer: writes all waiting batches, cuts the file of the last
-    /// segment after its last record, saves the cursors file if it is out of date, and deletes
-    /// files that no output wants to keep. If the save succeeds, the cursors file has the exact
-    /// place of each output.
+    /// Does the last work of the writer: writes all waiting batches, ends the last segment, and
+    /// lets the upkeep do its last work ([`Upkeep::end`]).
     pub(super) fn end(mut self) {
         while !self.shared.lock().writing.waiting.is_empty() {
             self.commit();
         }
-        let outdated = {
-            let mut state = self.shared.lock();
-            state.writing.accounting.clear_plans(0);
-            drop(state);
-            self.seal();
-            let state = self.shared.lock();
-            state.writing.cursors_dirty || state.log.end.position != self.saved_end
-        };
-        let left = match outdated {
-            true => self.save().and_then(|()| self.reclaim(Reclaim::Old)),
-            false => self.reclaim(Reclaim::Old),
-        };
-        if let Err(error) = left {
-            tracing::error!(%error, "the cursors can't be written, outputs may get some events again");
-        }
+        self.shared.lock().writing.accounting.clear_plans(0);
+        self.seal();
+        self.upkeep().end();
     }
 }
 
-/// How many of the segments that every output has finished are deleted: all of them, or only the
-/// old ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reclaim {
-    /// Only the segments that no output wants to keep any longer ([`super::Output::keeps`]).
-    Old,
-    /// All segments that every output has finished, because their room is needed.
-    All,
+/// Writes the header of a segment, with zeros up to the first record, and syncs the file.
+fn write_header(file: &dyn File, header: SegmentHeader) -> io::Result<()> {
+    let header = header.encode();
+    file.write_at(&[&header, &ZEROS[header.len()..]], 0)?;
+    file.sync()
 }
 
-impl Drop for Writer {
-    /// If the writer thread has panicked, makes the queue refuse all batches, so that no sender
-    /// waits for this thread.
+/// Returns the length of something that is in memory, as the type of lengths in memory.
+fn length(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// Notices a panic of the thread that owns this value: the queue then refuses all batches, so that
+/// no sender waits for this thread, and the relay ends.
+pub(super) struct NoticePanic(pub(super) Arc<Shared>);
+
+impl Drop for NoticePanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let mut state = self.shared.lock();
+            let mut state = self.0.lock();
             state.writing.fault =
                 Some("the thread that writes the queue has panicked, restart the relay".to_owned());
             state.writing.waiting.clear();
             state.writing.accounting.clear_plans(0);
             drop(state);
-            self.shared.panicked.cancel();
+            self.0.panicked.cancel();
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::queue::disk::Disk;
 use crate::queue::disk::File;
 use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
+use crate::queue::disk::SPARES;
 
 /// What is written whole, or not.
 const SECTOR: usize = 512;
@@ -247,7 +248,7 @@ impl Disk for SimulatedDisk {
         let mut state = self.state();
         state.begin_whole(self.boot, Operation::Open)?;
         let number = state.number(name)?;
-        if access == Access::Write && state.read_only {
+        if access != Access::Read && state.read_only {
             return Err(Errno::ROFS.into());
         }
         Ok(self.handle(&state, number, access))
@@ -289,11 +290,23 @@ impl Disk for SimulatedDisk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.state();
         state.begin_whole(self.boot, Operation::Rename)?;
-        // Nobody moves a file between directories, which could end up in both or in none.
-        failed((split(from).0 != split(to).0).then_some(Errno::XDEV))?;
+        // A file is moved between directories only if it holds nothing: it could end up in both.
+        let moves = split(from).0 != split(to).0 && split(from).0 != SPARES;
+        failed(moves.then_some(Errno::XDEV))?;
         let file = state.number(from)?;
         state.change(Change::Rename { from: from.to_owned(), to: to.to_owned(), file });
         Ok(())
+    }
+
+    fn recycle(&self, from: &str, to: &str) -> io::Result<bool> {
+        let mut state = self.state();
+        state.begin_whole(self.boot, Operation::Rename)?;
+        let file = state.number(from)?;
+        if Arc::strong_count(&state.files[&file].handles) > 1 {
+            return Ok(false);
+        }
+        state.change(Change::Rename { from: from.to_owned(), to: to.to_owned(), file });
+        Ok(true)
     }
 
     fn sync_directory(&self, directory: &str) -> io::Result<()> {
@@ -613,7 +626,7 @@ fn split(name: &str) -> (&str, &str) {
 }
 
 fn exists(directory: &str) -> io::Result<()> {
-    let there = ["", SEGMENTS, QUARANTINE].contains(&directory);
+    let there = ["", SEGMENTS, SPARES, QUARANTINE].contains(&directory);
     failed((!there).then_some(Errno::NOENT))
 }
 

@@ -296,7 +296,7 @@ fn after_a_stop_the_backlog_is_exact_and_nothing_is_changed() {
     let before = spool.files();
     let told = spool.inspect();
     let bytes: usize = events.iter().map(|event| event.len() + 1).sum();
-    assert_eq!(told["format_version"], 1);
+    assert_eq!(told["format_version"], 2);
     assert_eq!((&told["first_position"], &told["end_position"]), (&0.into(), &300.into()));
     assert_eq!(told["segments"], spool.segments().len());
     let size = |path: &PathBuf| path.metadata().unwrap().len();
@@ -484,7 +484,7 @@ fn what_is_no_queue_or_a_newer_one_is_told_in_one_line() {
     std::fs::write(spool.parent.path().join("file"), "x").unwrap();
     let newer = spool.segments()[0].clone();
     let mut bytes = std::fs::read(&newer).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32c::crc32c(&bytes[..44]);
     bytes[44..48].copy_from_slice(&crc.to_le_bytes());
     std::fs::write(&newer, bytes).unwrap();
@@ -493,7 +493,7 @@ fn what_is_no_queue_or_a_newer_one_is_told_in_one_line() {
             ("absent", "there is no such directory"),
             ("empty", "holds no queue"),
             ("file", "holds no queue"),
-            ("spool", "has format version 2, this program reads 1"),
+            ("spool", "has format version 3, this program reads 2"),
         ] {
             let (code, stdout, stderr) = spool.queue(&[command, directory]);
             assert_eq!((code, stdout.as_slice()), (Some(1), &b""[..]), "{command} {directory}");

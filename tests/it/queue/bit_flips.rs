@@ -377,7 +377,8 @@ fn a_write_that_was_not_finished_costs_nothing() {
     let write = |what: &str, change: &dyn Fn(&mut Vec<u8>)| {
         let spool = template.copy();
         spool.edit(&last.segment, |bytes| {
-            let mut group = group_behind(&bytes[last.bytes.start..], &[&first, &second]);
+            let mut group =
+                group_behind(&last.segment, &bytes[last.bytes.start..], &[&first, &second]);
             let length = group.len();
             change(&mut group);
             // If the group became shorter, the file ends with it. Otherwise the bytes that were

@@ -92,11 +92,11 @@ fn a_segment_of_a_newer_version() {
     let segments = spool.segments();
     assert!(segments.len() > 3, "{segments:?}");
     for segment in [&segments[0], &segments[1], segments.last().unwrap()] {
-        spool.edit(segment, |bytes| set_segment_version(bytes, 2));
+        spool.edit(segment, |bytes| set_segment_version(bytes, 3));
         let name = segment.file_name().unwrap().to_str().unwrap();
-        let words = [name, "version 2", "run the version that wrote it"];
+        let words = [name, "version 3", "run the version that wrote it"];
         assert_refused(&spool, &config(&spool, &consumer), &[], &words);
-        spool.edit(segment, |bytes| set_segment_version(bytes, 1));
+        spool.edit(segment, |bytes| set_segment_version(bytes, 2));
     }
     assert_intact(&spool, consumer);
 }

@@ -179,11 +179,12 @@ fn number(bytes: &[u8], at: usize) -> u64 {
 
 fn records_of(segment: &Path, bytes: &[u8]) -> Vec<Record> {
     let mut records = Vec::new();
+    let seed = seed_of(segment);
     let mut at = BLOCK;
     while at + RECORD_HEADER <= bytes.len() {
         let header = &bytes[at..at + RECORD_HEADER];
         let checks = header.starts_with(RECORD_MAGIC)
-            && crc32c::crc32c(&header[..60]).to_le_bytes() == header[60..];
+            && crc32c::crc32c_append(seed, &header[..60]).to_le_bytes() == header[60..];
         if !checks {
             at = (at + 1).next_multiple_of(BLOCK);
             continue;
@@ -192,7 +193,8 @@ fn records_of(segment: &Path, bytes: &[u8]) -> Vec<Record> {
         let (first, events) = (number(header, 8), number(header, 40));
         let end = at + RECORD_HEADER + length;
         let lines = &bytes[at + RECORD_HEADER..end];
-        assert_eq!(crc32c::crc32c(lines).to_le_bytes(), header[56..60], "at {at}");
+        let crc = crc32c::crc32c_append(seed, lines);
+        assert_eq!(crc.to_le_bytes(), header[56..60], "at {at}");
         let bytes = at..end;
         let positions = first..first + events;
         records.push(Record { segment: segment.to_owned(), bytes, positions });
@@ -201,9 +203,17 @@ fn records_of(segment: &Path, bytes: &[u8]) -> Vec<Record> {
     records
 }
 
-/// Returns a group of records that would follow the record whose header is `last`. Each element of
-/// `records` is the lines of one record.
-pub(crate) fn group_behind(last: &[u8], records: &[&[u8]]) -> Vec<u8> {
+/// Returns the seed of the checksums of a segment, from the first position in its name.
+fn seed_of(segment: &Path) -> u32 {
+    let stem = segment.file_stem().and_then(|stem| stem.to_str()).expect("a name");
+    let first: u64 = stem.parse().expect("a position");
+    u32::try_from(first).expect("the upper half is 0")
+}
+
+/// Returns a group of records that would follow the record whose header is `last`, in this segment.
+/// Each element of `records` is the lines of one record.
+pub(crate) fn group_behind(segment: &Path, last: &[u8], records: &[&[u8]]) -> Vec<u8> {
+    let seed = seed_of(segment);
     let (mut first, mut first_byte) =
         (number(last, 8) + number(last, 40), number(last, 16) + number(last, 32));
     let group = first;
@@ -214,8 +224,8 @@ pub(crate) fn group_behind(last: &[u8], records: &[&[u8]]) -> Vec<u8> {
         for field in [first, first_byte, number(last, 24), lines.len() as u64, events, group] {
             header.extend(field.to_le_bytes());
         }
-        header.extend(crc32c::crc32c(lines).to_le_bytes());
-        header.extend(crc32c::crc32c(&header).to_le_bytes());
+        header.extend(crc32c::crc32c_append(seed, lines).to_le_bytes());
+        header.extend(crc32c::crc32c_append(seed, &header).to_le_bytes());
         bytes.extend([&header, *lines].concat());
         first += events;
         first_byte += lines.len() as u64;

@@ -6,8 +6,6 @@ use futures_util::FutureExt;
 use rustix::io::Errno;
 
 use super::super::cursor::Cursor;
-use super::super::writer::Step;
-use super::super::writer::Writer;
 use super::*;
 use crate::audit::LevelCounts;
 use crate::queue::contract::Disposition;
@@ -118,13 +116,13 @@ fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
         assert_eq!(scene.send(5000), Ok(()), "round {round}");
         scene.deliver();
         if round % 7 == 0 {
-            scene.writer.perform(Step::Reclaim);
+            scene.writer.keep_up(Chore::Reclaim);
         }
         assert_eq!(scene.queue.fault(), None, "round {round}");
         let (held, files) = (scene.queue.held().0, scene.disk.bytes_in(SEGMENTS));
         assert_eq!(held, files + cursors::BYTES, "what is stuck counts");
     }
-    scene.writer.perform(Step::Reclaim);
+    scene.writer.keep_up(Chore::Reclaim);
     let segments = scene.segments();
     assert!(segments.contains(&stuck) && segments.len() == 2, "{segments:?}");
     assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
@@ -136,13 +134,13 @@ fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
     assert_eq!(scene.counts.start(), 0.0, "all of it was delivered");
     scene.fill_segment();
     scene.deliver();
-    scene.writer.perform(Step::Reclaim);
+    scene.writer.keep_up(Chore::Reclaim);
     assert!(scene.segments().contains(&stuck));
     assert_eq!(scene.counts.lost(), 0);
 
     // Later the file can be deleted again.
     scene.disk.calm();
-    scene.writer.perform(Step::Reclaim);
+    scene.writer.keep_up(Chore::Reclaim);
     assert!(!scene.segments().contains(&stuck), "it was not tried again");
     let files = scene.disk.bytes_in(SEGMENTS);
     assert_eq!(scene.queue.held().0, files + cursors::BYTES);
@@ -158,13 +156,13 @@ fn a_full_queue_with_a_stuck_segment_says_full_and_not_that_the_disk_fails() {
     scene.fill_segment();
     scene.disk.undeletable(&segment::file_name(Position::new(0)));
     scene.deliver();
-    scene.writer.perform(Step::Reclaim);
+    scene.writer.keep_up(Chore::Reclaim);
     let refused = (0..1000).find_map(|_| scene.send(5000).err());
     assert_eq!(refused, Some(Refused::Full));
     assert_eq!(scene.queue.fault(), None);
     scene.deliver();
-    scene.writer.perform(Step::Save);
-    scene.writer.perform(Step::Reclaim);
+    scene.writer.keep_up(Chore::Save);
+    scene.writer.keep_up(Chore::Reclaim);
     assert_eq!(scene.send(5000), Ok(()), "there is room again");
     let [errors] = values(&scene.telemetry, ["spool_write_errors_total"]);
     assert!(errors >= 1, "and it is counted");
@@ -192,7 +190,7 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     assert_eq!(ticket.acknowledged().now_or_never(), Some(Err(Refused::Disk)));
     for _ in 0..5 {
         scene.writer.perform(Step::Probe);
-        scene.writer.perform(Step::Reclaim);
+        scene.writer.keep_up(Chore::Reclaim);
     }
     assert!(scene.queue.fault().expect("its place is taken").contains("can't be deleted"));
     scene.disk.calm();
@@ -200,10 +198,81 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     assert_eq!(scene.queue.fault(), None);
     for _ in 0..20 {
         assert_eq!(scene.send(5000), Ok(()));
-        scene.writer.perform(Step::Reclaim);
+        scene.writer.keep_up(Chore::Reclaim);
     }
     scene.deliver();
     assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
+}
+
+/// Returns the names of the spare files.
+fn spares(scene: &Scene) -> Vec<String> {
+    scene.disk.names().into_iter().filter(|name| name.ends_with(".spare")).collect()
+}
+
+/// Method: many segments are filled, delivered and finished in turn, with all chores done after
+/// each event. Only the first two files may be made; all later segments must use them again. At the
+/// end no file may be left that holds no event.
+#[test]
+fn files_of_finished_segments_are_used_again() {
+    let mut scene = Scene::new(&settings(1 << 20, 32 << 10, WhenFull::Reject));
+    let keep_up = |scene: &mut Scene| {
+        for chore in [Chore::Prepare, Chore::Cut, Chore::Save, Chore::Reclaim] {
+            let is_due = chore != Chore::Prepare || {
+                let state = scene.queue.shared.lock();
+                state.wants_spare(scene.queue.shared.usable())
+            };
+            if is_due {
+                scene.writer.keep_up(chore);
+            }
+        }
+    };
+    for _ in 0..4 {
+        scene.fill_segment();
+        keep_up(&mut scene);
+        scene.deliver();
+        keep_up(&mut scene);
+    }
+    let made = scene.disk.count(Operation::Create);
+    for round in 0..50 {
+        scene.fill_segment();
+        keep_up(&mut scene);
+        scene.deliver();
+        keep_up(&mut scene);
+        assert!(spares(&scene).len() <= 2, "round {round}: {:?}", spares(&scene));
+        let state = scene.queue.shared.lock();
+        assert!(state.log.segments.back().is_some_and(|last| last.reused), "round {round}");
+    }
+    assert_eq!(scene.disk.count(Operation::Create), made, "no file was made");
+    assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
+    let held = scene.queue.held().0;
+    assert!(held < (64 << 10) + cursors::BYTES, "{held}: spare files hold no events");
+    scene.writer.end();
+    let left: Vec<String> =
+        scene.disk.names().into_iter().filter(|name| name.contains('/')).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+/// Method: a reader has a finished segment open, as `queue export` has. The segment must be
+/// deleted, and what the reader has open must stay as it was, however many segments follow.
+#[test]
+fn a_segment_that_somebody_reads_is_deleted_and_its_contents_stay() {
+    let mut scene = Scene::new(&settings(1 << 20, 32 << 10, WhenFull::Reject));
+    scene.fill_segment();
+    scene.fill_segment();
+    let name = scene.segments().first().expect("one").clone();
+    let contents = scene.disk.contents(&name);
+    let reader = scene.disk.open(&name, crate::queue::disk::Access::Read).expect("it is there");
+    for _ in 0..10 {
+        scene.fill_segment();
+        scene.deliver();
+        for chore in [Chore::Cut, Chore::Save, Chore::Reclaim] {
+            scene.writer.keep_up(chore);
+        }
+    }
+    assert!(!scene.segments().contains(&name));
+    let mut read = vec![0; contents.len()];
+    reader.read_at(&mut read, 0).expect("it is open");
+    assert!(read == contents, "it was overwritten");
 }
 
 #[test]

@@ -5,8 +5,6 @@ use bytes::Bytes;
 
 use super::super::before::Before;
 use super::super::cursor::Cursor;
-use super::super::writer::Step;
-use super::super::writer::Writer;
 use super::*;
 use crate::audit::LevelCounts;
 use crate::queue::contract::Disposition;
@@ -93,7 +91,7 @@ impl Scene {
 
     /// Saves the cursors, crashes the machine, and starts again.
     fn crash(&mut self) {
-        self.writer.perform(Step::Save);
+        self.writer.keep_up(Chore::Save);
         self.disk = self.disk.crash(&mut fastrand::Rng::with_seed(7));
         (self.telemetry, self.queue, self.writer, self.cursors) =
             open(&self.disk, &self.names, &self.config);
@@ -196,7 +194,7 @@ fn an_output_that_joins_has_got_nothing_of_what_is_there() {
     let telemetry = Telemetry::new();
     let (_, mut new) = outputs(&telemetry, &["new"]);
     let joining = scene.queue.begin_to_join(new.remove(0)).expect("its name is free");
-    scene.writer.perform(Step::Save);
+    scene.writer.keep_up(Chore::Save);
     let cursor = joining.end().expect("it is saved");
     assert_eq!(scene.positions(&cursor.before(ALWAYS).all()), NOTHING);
     // An output that the config has only since this start has received nothing either.
@@ -233,7 +231,7 @@ fn what_is_damaged_unreadable_or_gone_is_passed_over_and_costs_nothing() {
 #[tokio::test]
 async fn it_is_read_by_threads_that_may_block() {
     let directory = tempfile::tempdir().expect("a directory");
-    let config = settings(512 << 10, 32 << 10, WhenFull::Reject);
+    let config = settings(1 << 20, 32 << 10, WhenFull::Reject);
     let start = || {
         let telemetry = Telemetry::new();
         let (_, outputs) = outputs(&telemetry, &["o", "other"]);

@@ -4,8 +4,6 @@
 use bytes::Bytes;
 
 use super::super::cursor::Cursor;
-use super::super::writer::Step;
-use super::super::writer::Writer;
 use super::*;
 use crate::audit::LevelCounts;
 use crate::queue::contract::Claim;
@@ -42,8 +40,8 @@ impl Scene {
         Self { disk, queue, writer, cursors, counts, telemetry, sent: 0 }
     }
 
-    fn work(&mut self, step: Step) {
-        self.writer.perform(step);
+    fn work(&mut self, work: impl Into<Work>) {
+        work.into().perform(&mut self.writer);
     }
 
     /// Sends one event of this many bytes. Returns the answer to its sender.
@@ -140,7 +138,8 @@ fn the_segment_that_is_written_to_makes_room_too_whoever_hangs() {
         // The body is as large as a body may be. Two such bodies never fit into the queue together.
         let bytes = 128 << 10;
         if scene.send(bytes) == Err(Refused::Full) {
-            scene.work(Step::Reclaim);
+            scene.work(Step::Seal);
+            scene.work(Chore::Reclaim);
             assert_eq!(scene.send(bytes), Ok(()), "batch {number}: its sender has come again");
         }
         scene.deliver();
@@ -198,7 +197,7 @@ async fn who_is_not_saved_in_time_has_not_joined() {
     let joining = queue.begin_to_join(guest).expect("its name is free");
     assert_eq!(counts.start(), -1.0);
     assert!(!joining.is_saved());
-    scene.work(Step::Save);
+    scene.work(Chore::Save);
     joining.saved().await;
     let cursor = joining.end().expect("it has joined");
     assert_eq!(scene.send(5000), Ok(()));
@@ -214,7 +213,7 @@ fn one_that_joined_for_nothing_has_lost_nothing() {
     let guest = counts.output(&scene.telemetry, "guest", true);
     assert_eq!(scene.send(5000), Ok(()));
     let joining = scene.queue.begin_to_join(guest.clone()).expect("its name is free");
-    scene.work(Step::Save);
+    scene.work(Chore::Save);
     let undone = crate::queue::Cursor::Spool(joining.end().expect("it has joined"));
     assert_eq!(scene.send(5000), Ok(()));
     undone.leave_uncounted();

@@ -1,0 +1,162 @@
+//! Writes that go past the page cache (O_DIRECT).
+//!
+//! A segment is written once, and its lines are still in memory when outputs take them. Copies in
+//! the page cache would only be needed by an output that lags behind. They cost more CPU than the
+//! write itself, and in a container they count as memory of the pod. A direct write takes the bytes
+//! from this process's memory to the device. The kernel asks for whole blocks, in memory that is
+//! aligned to blocks. The bytes are therefore copied into such a buffer first.
+//!
+//! Readers use the page cache. The kernel removes pages from the page cache when the same bytes are
+//! written directly, so readers never see old bytes.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use memmap2::MmapMut;
+use rustix::fs::OFlags;
+
+use super::File;
+use super::write_pieces;
+
+/// The size in bytes of the buffer. Larger writes are made in parts.
+const BUFFER: usize = 1 << 20;
+
+/// The alignment in bytes of offsets, lengths and memory. The kernel asks for the size of the
+/// device's blocks, which is 512 or 4,096 bytes.
+const ALIGNMENT: usize = 4096;
+
+/// The file systems on which writes go past the page cache, by their magic numbers (statfs(2)): ext2
+/// to ext4, and XFS. Others accept direct writes too, but some of them are slower then, and some do
+/// not promise that readers of the page cache see the new bytes.
+const FILE_SYSTEMS: [u64; 2] = [0xEF53, 0x5846_5342];
+
+/// A file that is written in whole blocks.
+#[derive(Debug)]
+pub(super) struct DirectFile {
+    file: fs::File,
+    /// `true` as long as writes go past the page cache.
+    is_direct: AtomicBool,
+    /// The aligned memory from which the kernel writes. `None` before the first write.
+    buffer: Mutex<Option<MmapMut>>,
+}
+
+impl DirectFile {
+    /// Makes a file whose writes go past the page cache, if its file system is known to do this
+    /// well. Otherwise writes go through the page cache.
+    pub(super) fn new(file: fs::File) -> Self {
+        let is_known = rustix::fs::fstatfs(&file)
+            .is_ok_and(|status| FILE_SYSTEMS.iter().any(|magic| status.f_type as u64 == *magic));
+        let is_direct = is_known && set_direct(&file, true).is_ok();
+        Self { file, is_direct: AtomicBool::new(is_direct), buffer: Mutex::new(None) }
+    }
+
+    fn write_direct(&self, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
+        let mut guard = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let buffer = match &mut *guard {
+            Some(buffer) => buffer,
+            none => none.insert(MmapMut::map_anon(BUFFER)?),
+        };
+        let mut filled = 0;
+        for piece in pieces {
+            let mut rest = *piece;
+            while !rest.is_empty() {
+                let (part, others) = rest.split_at(rest.len().min(BUFFER - filled));
+                buffer[filled..filled + part.len()].copy_from_slice(part);
+                (filled, rest) = (filled + part.len(), others);
+                if filled == BUFFER {
+                    write_pieces(&self.file, &[buffer], offset)?;
+                    offset += filled as u64;
+                    filled = 0;
+                }
+            }
+        }
+        write_pieces(&self.file, &[&buffer[..filled]], offset)
+    }
+}
+
+/// Sets or clears O_DIRECT.
+fn set_direct(file: &fs::File, is_direct: bool) -> io::Result<()> {
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    let flags = if is_direct { flags | OFlags::DIRECT } else { flags - OFlags::DIRECT };
+    Ok(rustix::fs::fcntl_setfl(file, flags)?)
+}
+
+impl File for DirectFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let is_aligned =
+            length.is_multiple_of(ALIGNMENT) && offset.is_multiple_of(ALIGNMENT as u64);
+        if self.is_direct.load(Ordering::Relaxed) {
+            match is_aligned.then(|| self.write_direct(pieces, offset)) {
+                None => {}
+                // The device wants larger blocks, or the file system can't write directly.
+                Some(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {}
+                Some(written) => return written,
+            }
+            self.is_direct.store(false, Ordering::Relaxed);
+            set_direct(&self.file, false)?;
+        }
+        write_pieces(&self.file, pieces, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn truncate(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
+
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Method: pieces of odd lengths, together longer than two buffers, are written to a file that
+    /// is read through the page cache before and after. The file must hold exactly their bytes, and
+    /// nothing else may change.
+    #[test]
+    fn what_is_written_directly_is_read_through_the_page_cache() {
+        // The directory of the tests' own program is on a disk; the one for temporary files may be
+        // in memory, where nothing is written directly.
+        let program = std::env::current_exe().expect("this program");
+        let around = program.parent().expect("its directory");
+        let directory = tempfile::tempdir_in(around).expect("a directory");
+        let path = directory.path().join("file");
+        let before = vec![b'-'; 4 * BUFFER];
+        fs::write(&path, &before).expect("it can be written");
+        let open = fs::OpenOptions::new().read(true).write(true).open(&path);
+        let file = DirectFile::new(open.expect("it is there"));
+        let mut rng = fastrand::Rng::with_seed(1);
+        let length = 2 * BUFFER + 3 * ALIGNMENT;
+        let bytes: Vec<u8> = (0..length).map(|_| rng.u8(..)).collect();
+        let (mut pieces, mut rest) = (Vec::new(), bytes.as_slice());
+        while !rest.is_empty() {
+            let (piece, others) = rest.split_at(rng.usize(1..300_000).min(rest.len()));
+            pieces.push(piece);
+            rest = others;
+        }
+        let offset = 5 * ALIGNMENT;
+        file.write_at(&pieces, offset as u64).expect("the disk is well");
+        file.sync().expect("the disk is well");
+        let mut wanted = before;
+        wanted[offset..offset + length].copy_from_slice(&bytes);
+        assert!(fs::read(&path).expect("it can be read") == wanted);
+        file.write_at(&[b"abc"], 7).expect("what is not aligned is written too");
+        wanted[7..10].copy_from_slice(b"abc");
+        assert!(fs::read(&path).expect("it can be read") == wanted);
+    }
+}
