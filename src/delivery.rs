@@ -4,7 +4,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `lines` `tried` `in_flight` `orders` | why an attempt failed · lines of a batch · ages · claims and their states · the orders that a delivery hears |
+//! | 1 | `failure` `lines` `tried` `in_flight` `orders` `aside` | why an attempt failed · lines of a batch · ages · claims and their states · the orders that a delivery hears · work that takes long |
 //! | 2 | `files` `retry` `endpoints` `dead_letter` `isolation` | files that an output reads · waits · addresses and their circuits · letters and their files · which refused event is at fault |
 //! | 3 | `link` `health` `pacing` | the contract with a protocol · "down" and "up again" · when and how much is sent |
 //! | 4 | `filtering` | the events of a batch that leave |
@@ -16,6 +16,7 @@
 //! A protocol (a file of [`output`](crate::output)) imports `link` and the floors below, and never
 //! the loop.
 
+mod aside;
 pub(crate) mod dead_letter;
 pub(crate) mod endpoints;
 pub(crate) mod failure;

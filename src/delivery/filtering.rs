@@ -10,6 +10,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+use super::aside::aside;
+use super::aside::has_large_event;
 use super::lines::line;
 use super::link::REJECTED_BYTES_MAX;
 use crate::filter::Changes;
@@ -152,9 +154,15 @@ impl Filtering {
         let Some(window) = filter.history_window() else { return };
         let mut before = cursor.before(window);
         while let Some((origin, lines)) = before.next().await {
-            for (position, start, end) in events(&lines, &origin) {
-                let event = lines.get(start..end - 1).unwrap_or_default();
-                filter.remember(event, position, origin.age);
+            let mut remember = || {
+                for (position, start, end) in events(&lines, &origin) {
+                    let event = lines.get(start..end - 1).unwrap_or_default();
+                    filter.remember(event, position, origin.age);
+                }
+            };
+            match has_large_event(&lines) {
+                true => aside(remember),
+                false => remember(),
             }
         }
         filter.history_loaded();
@@ -166,12 +174,22 @@ impl Filtering {
     }
 
     /// Returns the events of a batch that are to be sent, in the form in which they are sent. The
-    /// result may be a batch without events.
+    /// result may be a batch without events. The filter works on large events aside, so that other
+    /// tasks do not wait for it.
     pub(super) fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         if self.filter.is_none() {
             return batch;
         }
         self.begin_batch(&batch);
+        match batch.pieces.iter().any(|piece| has_large_event(piece)) {
+            true => aside(|| self.judge(batch, cursor)),
+            false => self.judge(batch, cursor),
+        }
+    }
+
+    /// Asks the filter about each event of a batch, and marks its decisions. Returns the events
+    /// that are to be sent, in the form in which they are sent.
+    fn judge(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
         let Batch { claim, pieces, origins, .. } = batch;
         filter.renew(cursor.watermark());
@@ -377,5 +395,78 @@ impl Lines {
     fn end(mut self) -> (u64, Vec<Bytes>) {
         self.seal();
         (self.events, self.pieces)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::Ordering;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::audit;
+    use crate::config;
+    use crate::filter::Rules;
+    use crate::queue;
+    use crate::queue::Append;
+    use crate::queue::Queue;
+    use crate::queue::Take;
+    use crate::telemetry::Telemetry;
+
+    const CONFIG: &str = "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\n\
+                          type = 'stdout'\nfilter.redact = []\n";
+
+    /// Returns the filtering of an output that redacts, and the batch of one event about a Secret
+    /// with this many bytes of data.
+    fn secret(bytes: usize) -> (Filtering, Batch, Cursor) {
+        let config = config::read(CONFIG, crate::output::TYPES).config.unwrap();
+        let telemetry = Telemetry::new();
+        let output = queue::Output {
+            name: "o".to_owned(),
+            required: true,
+            metrics: telemetry.output("o"),
+            keeps: std::time::Duration::ZERO,
+        };
+        let (queue, mut cursors) = Queue::open(&config.queue, &telemetry, &[output]).unwrap();
+        let mut cursor = cursors.remove(0);
+        cursor.tell_origins(true);
+        let member = r#","a":"b""#;
+        let body = format!(
+            r#"{{"level":"Request","auditID":"a","stage":"Panic","objectRef":{{"resource":"secrets"}},"requestObject":{{"data":{{"a":"b"{}}}}}}}"#,
+            member.repeat(bytes / member.len())
+        );
+        let audit::Batch { lines, events, levels, .. } = audit::decode(body.into_bytes()).unwrap();
+        let _ticket = queue.append(Append { lines, events, levels }).unwrap();
+        let batch = cursor.next(Take { bytes: 1, events: 1 }).unwrap();
+        let rules = Rules::new(&config.outputs[0].filter, config::Rejected::Retry);
+        let filter = Filter::new(Arc::new(rules), None);
+        (Filtering::new(Some(filter), &cursor), batch, cursor)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    async fn other_tasks_go_on_while_a_large_event_is_redacted() {
+        let ticks = Arc::new(AtomicU64::new(0));
+        let mut ticking = JoinSet::new();
+        let counter = Arc::clone(&ticks);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            ticking.spawn(async move {
+                loop {
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    tokio::task::yield_now().await;
+                }
+            });
+            let (mut filtering, batch, cursor) = secret(4 << 20);
+            let before = ticks.load(Ordering::SeqCst);
+            let passed = filtering.pass(batch, &cursor);
+            let after = ticks.load(Ordering::SeqCst);
+            assert_eq!(passed.events, 1);
+            assert!(passed.bytes < 1000, "{} bytes", passed.bytes);
+            assert!(after > before, "{before} ticks before, {after} after");
+        });
+        tasks.join_all().await;
     }
 }
