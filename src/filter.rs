@@ -162,7 +162,7 @@ pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
 }
 
 /// An iterator over events that are stored as lines. It returns each event together with the
-/// request that the event describes.
+/// request that the event describes, and with the number of bytes that are [known](Reader::known).
 pub enum Events<'a> {
     /// The request is read from each event.
     Read(Reader<'a>),
@@ -172,19 +172,22 @@ pub enum Events<'a> {
 }
 
 impl<'a> Events<'a> {
-    /// Returns the next event, without the line break at its end, and its request; `None` after the
-    /// last event.
+    /// Returns the next event, without the line break at its end, its request, and how many of its
+    /// bytes are [known](Reader::known); `None` after the last event.
     #[allow(
         clippy::should_implement_trait,
         reason = "what it gives is its own until it is asked again"
     )]
-    pub fn next(&mut self) -> Option<(&'a [u8], &Request<'a>)> {
+    pub fn next(&mut self) -> Option<(&'a [u8], &Request<'a>, usize)> {
         match self {
-            Self::Read(reader) => reader.read(),
+            Self::Read(reader) => {
+                let event = reader.advance()?;
+                Some((event, reader.request(), reader.known()))
+            }
             Self::Split(lines, none) => {
                 let (event, rest) = lines.split_at_checked(memchr::memchr(b'\n', lines)?)?;
                 *lines = rest.get(1..)?;
-                Some((event, none))
+                Some((event, none, 0))
             }
         }
     }
@@ -197,6 +200,8 @@ pub struct EventView<'a> {
     pub event: &'a [u8],
     /// The request that the event describes; empty if no rule of the filter needs it.
     pub request: &'a Request<'a>,
+    /// The number of bytes at the beginning of the event that are [known](Reader::known), or 0.
+    pub known: usize,
     /// The event's position (its number in the queue). If the event is sent again, it is judged
     /// again with the same position.
     pub position: Position,
@@ -302,7 +307,7 @@ impl Filter {
     /// Decides if an event is sent, and with which changes. For [`Verdict::Changed`], the changed
     /// event is appended to `changed`, which must be empty.
     pub fn judge(&mut self, asked: &EventView<'_>, changed: &mut Vec<u8>) -> Verdict {
-        let EventView { event, request, position, age } = *asked;
+        let EventView { event, request, known, position, age } = *asked;
         let Self { rules, policies, seen, .. } = self;
         let mut change = Change {
             level: None,
@@ -335,7 +340,7 @@ impl Filter {
             };
         }
         let Done { lowered, redacted, trimmed, is_too_large, .. } =
-            redact::apply(event, request, &change, changed);
+            redact::apply_known(event, request, known, &change, changed);
         if is_too_large && rules.gives_up {
             if let Some(seen) = seen {
                 seen.forget(position..position.next());

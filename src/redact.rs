@@ -14,6 +14,10 @@
 //! A key counts wherever it occurs and however it is escaped, because parsers differ in which of
 //! two duplicate keys they read.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
 use crate::audit::request::Request;
 
 mod ambiguous;
@@ -91,12 +95,88 @@ pub struct Done {
 /// The event must be one that [`crate::audit`] has found valid, and `request` must be read from
 /// this event.
 pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
-    let redacts = change.redaction.is_some();
-    let spells_letters = redacts && ambiguous::spells_letters(event);
-    let asked = Asked { event, request, spells_letters };
-    match redacts && web_token::may_be_in(event, spells_letters) {
-        true => asked.without_tokens(change, out),
-        false => asked.with_tokens(change, out),
+    apply_known(event, request, 0, change, out)
+}
+
+/// Does what [`apply`] does, but faster for an event of which `known` bytes are known by
+/// [`Reader::known`](crate::audit::request::Reader::known).
+pub fn apply_known(
+    event: &[u8],
+    request: &Request<'_>,
+    known: usize,
+    change: &Change<'_>,
+    out: &mut Vec<u8>,
+) -> Done {
+    let look = match change.redaction {
+        Some(_) => Look::at(event, request, known),
+        None => Look::NOTHING,
+    };
+    Asked { event, request, look }.apply(change, out)
+}
+
+/// The result of a quick look at an event: what a redaction may find in it. A field that is `false`
+/// is certain; a field that is `true` means that the members of the event must be read. Most events
+/// have nothing to redact, and the look is much cheaper than reading their members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    /// The number of bytes at the beginning of the event in which every key is known, or 0. See
+    /// [`Reader::known`](crate::audit::request::Reader::known).
+    known: usize,
+    /// `true`: the event may contain letters that are written as escapes, such as `\u0041` for `A`.
+    spells_letters: bool,
+    /// `true`: the event names its object or its URI twice. This field is certain in both cases.
+    is_ambiguous: bool,
+    /// `true`: the event may contain JSON Web Tokens.
+    has_tokens: bool,
+    /// `true`: the URI of the event's request may contain credentials.
+    has_credentials: bool,
+}
+
+impl Look {
+    /// The look at an event of which nothing is to be redacted.
+    const NOTHING: Self = Self {
+        known: 0,
+        spells_letters: false,
+        is_ambiguous: false,
+        has_tokens: false,
+        has_credentials: false,
+    };
+
+    fn at(event: &[u8], request: &Request<'_>, known: usize) -> Self {
+        let spells_letters = ambiguous::spells_letters(event);
+        Self {
+            known,
+            spells_letters,
+            is_ambiguous: ambiguous::is_ambiguous(event, known, spells_letters),
+            has_tokens: web_token::may_be_in(event, spells_letters),
+            has_credentials: redaction::has_credentials(request.uri),
+        }
+    }
+
+    /// Returns the look that finds out nothing, so that all members of the event are read.
+    #[cfg(test)]
+    fn blind(event: &[u8]) -> Self {
+        Self {
+            known: 0,
+            spells_letters: true,
+            is_ambiguous: ambiguous::is_ambiguous(event, 0, true),
+            has_tokens: true,
+            has_credentials: true,
+        }
+    }
+
+    /// Returns `true` if the look has found nothing to redact, whatever the event's object is.
+    #[cfg(test)]
+    fn is_clear(self) -> bool {
+        Self { known: 0, ..self } == Self::NOTHING
+    }
+
+    /// Returns `true` if the event may have a request body or a response body.
+    fn may_have_bodies(self, event: &[u8]) -> bool {
+        static NAMES: LazyLock<[Finder<'static>; 2]> = LazyLock::new(|| {
+            [br#""requestObject""#.as_slice(), br#""responseObject""#].map(Finder::new)
+        });
+        self.spells_letters || NAMES.iter().any(|name| name.find(event).is_some())
     }
 }
 
@@ -105,11 +185,18 @@ pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut
 struct Asked<'a> {
     event: &'a [u8],
     request: &'a Request<'a>,
-    /// `true`: the event may contain letters that are written as escapes, such as `\u0041` for `A`.
-    spells_letters: bool,
+    look: Look,
 }
 
 impl Asked<'_> {
+    /// Appends the changed event to `out`, as [`apply`] does.
+    fn apply(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
+        match self.look.has_tokens {
+            true => self.without_tokens(change, out),
+            false => self.with_tokens(change, out),
+        }
+    }
+
     /// Appends the changed event to `out`, as [`apply`] does, but does not look for JSON Web
     /// Tokens. Returns the kinds of changes.
     fn with_tokens(&self, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
@@ -155,10 +242,9 @@ impl Asked<'_> {
 /// Returns `None` if it is clear, before the members of the event are read, that `change` has
 /// nothing to do in this event.
 fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
-    let Asked { event, request, spells_letters } = *asked;
+    let Asked { event, request, look } = *asked;
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
-    let plan =
-        change.redaction.and_then(|redaction| redaction.plan(event, request, spells_letters));
+    let plan = change.redaction.and_then(|redaction| redaction.plan(event, request, look));
     let omits = change.omit_managed_fields && may_have_managed_fields(event);
     let additions: Vec<_> =
         change.annotations.into_iter().flat_map(Annotations::additions).collect();
@@ -193,8 +279,8 @@ fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
 /// escapes. `false` is certain, `true` is not: the function only searches the bytes, which is much
 /// faster than parsing the event.
 fn may_have_managed_fields(event: &[u8]) -> bool {
-    let has = |text: &[u8]| memchr::memmem::find(event, text).is_some();
-    has(b"managedFields") || has(b"\\u00")
+    static NAME: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"managedFields"));
+    NAME.find(event).is_some() || ambiguous::spells_letters(event)
 }
 
 /// The names of an event's members that need a treatment of their own; all other names are `Other`.

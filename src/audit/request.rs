@@ -48,6 +48,12 @@ impl<'a> Uri<'a> {
         Self(raw)
     }
 
+    /// Returns the bytes between the quotes of `requestURI`, with the escapes of JSON as written.
+    #[must_use]
+    pub fn as_written(&self) -> &'a [u8] {
+        self.0
+    }
+
     /// Returns the whole URI, with the escapes of JSON resolved.
     #[must_use]
     pub fn text(&self) -> Text<'a> {

@@ -197,11 +197,11 @@ impl Filtering {
         for (piece, origin) in pieces.into_iter().zip(&origins) {
             let (mut run, mut end, mut next) = (0, 0, origin.first);
             let mut events = filter.events(&piece);
-            while let Some((event, request)) = events.next() {
+            while let Some((event, request, known)) = events.next() {
                 let (start, position) = (end, next);
                 (end, next) = (start + event.len() + 1, position.next());
                 self.changed.clear();
-                let asked = EventView { event, request, position, age: origin.age };
+                let asked = EventView { event, request, known, position, age: origin.age };
                 let mark = match filter.judge(&asked, &mut self.changed) {
                     Verdict::Untouched => {
                         lines.events += 1;

@@ -4,33 +4,45 @@
 //! kube-apiserver writes each key once and never writes a letter as an escape. For its events, two
 //! searches and a look at one small object are enough.
 
-use memchr::memmem;
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 
 use crate::audit::scan;
 
 /// The key `objectRef` with its quotes and without escapes, as it usually stands in an event. Its
 /// value names the object that the event is about.
-const OBJECT: &[u8] = br#""objectRef""#;
+static OBJECT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""objectRef""#));
 
 /// The members of `objectRef` that decide which redaction rules apply to an event.
 const PARTS: [&[u8]; 3] = [b"apiGroup", b"resource", b"subresource"];
 
 /// The key `requestURI` with its quotes and without escapes, as it usually stands in an event.
-const URI: &[u8] = br#""requestURI""#;
+static URI: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""requestURI""#));
+
+/// The beginning of an escape whose code is below `\u0100`.
+static ESCAPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\\u00"));
 
 /// Returns `true` if the event has `objectRef` or `requestURI` more than once, or if `objectRef`
 /// has one of its members [`PARTS`] more than once. Parsers then differ in which of the repeated
-/// members they read. `spells_letters` is the result of [`spells_letters`] for this event.
-pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
-    let mut places = memmem::find_iter(event, OBJECT);
+/// members they read. `spells_letters` is the result of [`spells_letters`] for this event. `known`
+/// is the result of [`Reader::known`](crate::audit::request::Reader::known) for this event, or 0:
+/// the first `known` bytes have none of these members twice.
+pub(super) fn is_ambiguous(event: &[u8], known: usize, spells_letters: bool) -> bool {
+    if known > 0 && !spells_letters {
+        let rest = event.get(known..).unwrap_or_default();
+        let may_repeat = OBJECT.find(rest).is_some() || URI.find(rest).is_some();
+        return may_repeat && is_repeated(event);
+    }
+    let mut places = OBJECT.find_iter(event);
     match (places.next(), places.next()) {
         _ if spells_letters => is_repeated(event),
-        _ if memmem::find_iter(event, URI).nth(1).is_some() => is_repeated(event),
+        _ if URI.find_iter(event).nth(1).is_some() => is_repeated(event),
         (None, _) => false,
         // The second occurrence of `objectRef` or `requestURI` may be inside a body.
         (Some(_), Some(_)) => is_repeated(event),
         (Some(at), None) => {
-            let behind = event.get(at + OBJECT.len()..).unwrap_or_default();
+            let behind = event.get(at + OBJECT.needle().len()..).unwrap_or_default();
             let value = behind.iter().position(|byte| !b": \t\n\r".contains(byte));
             value.and_then(|at| behind.get(at..)).is_some_and(repeats_parts)
         }
@@ -41,7 +53,7 @@ pub(super) fn is_ambiguous(event: &[u8], spells_letters: bool) -> bool {
 /// for `A`. Codes below `\u0040` do not count: they are no letters, and kube-apiserver writes some
 /// of them, such as `\u0026`.
 pub(super) fn spells_letters(event: &[u8]) -> bool {
-    memmem::find_iter(event, b"\\u00").any(|at| event.get(at + 4).is_some_and(|byte| *byte > b'3'))
+    ESCAPE.find_iter(event).any(|at| event.get(at + 4).is_some_and(|byte| *byte > b'3'))
 }
 
 /// Reads all members of the event. Returns `true` if `objectRef` or `requestURI` occurs more than
@@ -95,7 +107,7 @@ mod tests {
             ("{}", false),
         ] {
             let event = event.as_bytes();
-            let is_told = is_ambiguous(event, spells_letters(event));
+            let is_told = is_ambiguous(event, 0, spells_letters(event));
             assert_eq!(is_told, expected, "{}", event.escape_ascii());
         }
     }

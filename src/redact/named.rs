@@ -39,6 +39,16 @@ const NAME_BYTES_MAX: usize = 64;
 /// last of these characters: in `a&token=b`, the name `token` begins after the `&`.
 const BOUNDS: &[u8] = b"&;?,#/|!<>(){}\"' \t\r\n=";
 
+/// For each byte, `true` if it is one of [`BOUNDS`].
+const IS_BOUND: [bool; 256] = {
+    let (mut table, mut at) = ([false; 256], 0);
+    while at < BOUNDS.len() {
+        table[BOUNDS[at] as usize] = true;
+        at += 1;
+    }
+    table
+};
+
 /// Finds the first `NAME=VALUE` in the text in which NAME is the name of a credential and VALUE is
 /// neither empty nor redacted already. Returns the range of the value, which includes everything up
 /// to the end of the text; `None` if there is no such pair.
@@ -46,7 +56,8 @@ pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     memchr::memchr_iter(b'=', text).find_map(|equals| {
         let before = text.get(..equals)?.trim_ascii_end();
         let before = before.strip_suffix(b"!").unwrap_or(before).trim_ascii_end();
-        let start = before.iter().rposition(|byte| BOUNDS.contains(byte)).map_or(0, |at| at + 1);
+        let start =
+            before.iter().rposition(|byte| IS_BOUND[usize::from(*byte)]).map_or(0, |at| at + 1);
         if !is_name(before.get(start..)?) {
             return None;
         }
@@ -238,7 +249,7 @@ fn is_scheme(word: &[u8]) -> bool {
 /// `user[token]`, each part is compared.
 fn is_name(name: &[u8]) -> bool {
     let mut names = name.split(|byte| matches!(byte, b'[' | b']'));
-    names.any(|name| NAMES.iter().any(|known| is_same(name.trim_ascii(), known)))
+    names.any(|name| is_one_of(name.trim_ascii(), &[&NAMES]))
 }
 
 /// Returns `true` if `name` is the name of a credential in a command: a known name, or a longer
@@ -247,10 +258,7 @@ fn is_name(name: &[u8]) -> bool {
 fn is_name_of_command(name: &[u8]) -> bool {
     let name = unquoted(name);
     let name = name.get(name.len().saturating_sub(NAME_BYTES_MAX)..).unwrap_or_default();
-    let is_known = |name: &[u8]| {
-        let mut known = NAMES.iter().chain(&OF_COMMANDS);
-        known.any(|known| is_same(name, known))
-    };
+    let is_known = |name: &[u8]| is_one_of(name, &[&NAMES, &OF_COMMANDS]);
     let last = name.get(name.len().saturating_sub(b"password".len())..).unwrap_or_default();
     let is_bound = |byte: &u8| matches!(byte, b'_' | b'-' | b'.');
     let mut ends = name.iter().enumerate().filter(|(_, byte)| is_bound(byte));
@@ -259,15 +267,20 @@ fn is_name_of_command(name: &[u8]) -> bool {
         || ends.any(|(at, _)| is_known(name.get(at + 1..).unwrap_or_default()))
 }
 
-/// Returns `true` if `name` equals the known name `known`. Upper and lower case are the same, and
-/// `-` and `_` in `name` are ignored: `ID-Token` equals `idtoken`.
-fn is_same(name: &[u8], known: &[u8]) -> bool {
-    (known.len()..=NAME_BYTES_MAX).contains(&name.len())
-        && name
-            .iter()
-            .filter(|byte| !matches!(byte, b'-' | b'_'))
-            .map(u8::to_ascii_lowercase)
-            .eq(known.iter().copied())
+/// Returns `true` if `name` equals one of the known names in `lists`. Upper and lower case are the
+/// same, and `-` and `_` in `name` are ignored: `ID-Token` equals `idtoken`. A name of more than
+/// [`NAME_BYTES_MAX`] bytes equals none.
+fn is_one_of(name: &[u8], lists: &[&[&[u8]]]) -> bool {
+    let (mut folded, mut length) = ([0; NAME_BYTES_MAX], 0);
+    if name.len() > folded.len() {
+        return false;
+    }
+    for byte in name.iter().filter(|byte| !matches!(byte, b'-' | b'_')) {
+        folded[length] = byte.to_ascii_lowercase();
+        length += 1;
+    }
+    let folded = folded.get(..length).unwrap_or_default();
+    lists.iter().any(|known| known.contains(&folded))
 }
 
 #[cfg(test)]

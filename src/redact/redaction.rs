@@ -14,7 +14,9 @@
 
 use std::sync::LazyLock;
 
-use super::ambiguous::is_ambiguous;
+use memchr::memmem::Finder;
+
+use super::Look;
 use super::rule::Compiled;
 use super::rule::Mistake;
 use super::rule::Rule;
@@ -28,6 +30,7 @@ use super::walk::Why;
 use super::walk::Wish;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
+use crate::audit::request::Uri;
 use crate::audit::scan;
 
 const BODIES: [&[u8]; 2] = [b"requestObject", b"responseObject"];
@@ -75,42 +78,59 @@ impl Redaction {
     }
 
     /// Returns the redactions that this event needs, without those of JSON Web Tokens; `None` if
-    /// the event needs none. `spells_letters` is `true` if the event may contain letters that are
-    /// written as escapes, such as `\u0041`.
-    pub(super) fn plan(
-        &self,
-        event: &[u8],
-        request: &Request<'_>,
-        spells_letters: bool,
-    ) -> Option<Plan<'_>> {
-        let is_ambiguous = is_ambiguous(event, spells_letters);
+    /// the event needs none. `look` is the result of a quick look at this event.
+    pub(super) fn plan(&self, event: &[u8], request: &Request<'_>, look: Look) -> Option<Plan<'_>> {
+        let is_ambiguous = look.is_ambiguous;
         let bodies = if is_ambiguous { Bodies::Go } else { bodies(request.object.as_ref()) };
         let (mut wishes, mut is_quotable) = (Vec::new(), bodies != Bodies::Stay);
-        for rule in &self.rules {
-            if is_ambiguous || rule.applies_to(request.object.as_ref()) {
-                is_quotable |= rule.of_bodies;
-                let wish = |path| Wish::new(path, rule.with, Why::Redacted);
-                wishes.extend(rule.paths.iter().map(|path| wish(path)));
-            }
+        let rules = self.rules.iter();
+        let rules = rules.filter(|rule| is_ambiguous || rule.applies_to(request.object.as_ref()));
+        let mut applies = false;
+        for rule in rules {
+            applies = true;
+            is_quotable |= rule.of_bodies;
+            let wish = |path| Wish::new(path, rule.with, Why::Redacted);
+            wishes.extend(rule.paths.iter().map(|path| wish(path)));
         }
         if is_quotable {
             let wish = |path: &'static [Step; 2]| Wish::new(path, With::Drop, Why::Redacted);
             wishes.push(wish(&OF_ADMISSION));
         }
-        if bodies == Bodies::Secret {
+        // Most events about Secrets are of the level Metadata and have no bodies.
+        if bodies == Bodies::Secret && look.may_have_bodies(event) {
             wishes.extend(SECRET.iter().map(|path| Wish::new(path, With::Drop, Why::Redacted)));
         }
         let is_needed = is_ambiguous
-            || !wishes.is_empty()
-            || bodies != Bodies::Stay
-            || has_secrets(&request.uri.text());
+            || look.has_credentials
+            || applies
+            || bodies != Bodies::Stay && (look.spells_letters || has_words(event, look.known));
         is_needed.then_some(Plan { wishes, bodies, is_quotable })
     }
 }
 
+/// Returns `true` if an event about something secret may have anything to redact: a body, a message
+/// of the server, or an annotation that is not known to be kube-apiserver's own. Events of the
+/// level Metadata usually have none of them. `known` is the number of bytes that are
+/// [known](crate::audit::request::Reader::known), and the event must spell no letters as escapes.
+fn has_words(event: &[u8], known: usize) -> bool {
+    static WORDS: LazyLock<[Finder<'static>; 2]> =
+        LazyLock::new(|| [br#""message""#, br#""details""#].map(Finder::new));
+    known == 0
+        || scan::members_behind(event, known).any(|member| match member.key {
+            b"requestObject" | b"responseObject" => true,
+            b"responseStatus" => WORDS.iter().any(|word| word.find(member.value).is_some()),
+            b"annotations" if member.value.first() == Some(&b'{') => {
+                scan::members(member.value).any(|member| is_of_admission(member.key))
+            }
+            b"annotations" => member.value != b"null",
+            _ => false,
+        })
+}
+
 /// Returns `true` if the URI contains a credential, or is so long or unusual that it may contain
 /// one.
-fn has_secrets(uri: &[u8]) -> bool {
+pub(super) fn has_credentials(uri: Uri<'_>) -> bool {
+    let uri = &*text::unescape(uri.as_written());
     // An escape that cannot be resolved stays in the URI as it is written.
     uri.len() > uri::BYTES_MAX
         || memchr::memchr(b'\\', uri).is_some()

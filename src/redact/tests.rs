@@ -8,6 +8,7 @@ use crate::tests::corpus;
 use crate::tests::seeds;
 
 mod hostile;
+mod look;
 mod oracle;
 mod random;
 mod tree;

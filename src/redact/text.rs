@@ -9,11 +9,17 @@ use std::ops::Range;
 /// Returns the text of a JSON string with its escapes resolved. `raw` is the text between the
 /// quotes, as it is written.
 pub(super) fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {
-    if memchr::memchr(b'\\', raw).is_none() {
-        return Cow::Borrowed(raw);
-    }
+    let Some(first) = memchr::memchr(b'\\', raw) else { return Cow::Borrowed(raw) };
     let mut text = Vec::with_capacity(raw.len());
-    walk(raw, |_, bytes| text.extend_from_slice(bytes));
+    let (mut rest, mut next) = (raw, Some(first));
+    while let Some((plain, escaped)) = next.and_then(|at| rest.split_at_checked(at)) {
+        let (char, length) = escape(escaped);
+        text.extend_from_slice(plain);
+        text.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes());
+        rest = escaped.get(length..).unwrap_or_default();
+        next = memchr::memchr(b'\\', rest);
+    }
+    text.extend_from_slice(rest);
     Cow::Owned(text)
 }
 

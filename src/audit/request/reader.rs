@@ -50,6 +50,8 @@ pub struct Reader<'a> {
     /// The index in `clients` of the client (sender of requests) whose user is now in `request`.
     /// `None`: the user in `request` was not moved there from `clients`.
     current: Option<usize>,
+    /// The result of [`Self::known`].
+    known: usize,
     #[cfg(target_arch = "x86_64")]
     avx2: Option<quotes::avx2::Avx2>,
 }
@@ -79,6 +81,7 @@ impl<'a> Reader<'a> {
             request: Request::default(),
             clients,
             current: None,
+            known: 0,
             #[cfg(target_arch = "x86_64")]
             avx2: quotes::avx2::Avx2::detect(),
         }
@@ -87,6 +90,18 @@ impl<'a> Reader<'a> {
     /// Returns the next event, without its `\n`, and the event's request; `None` after the last
     /// event.
     pub fn read(&mut self) -> Option<(&'a [u8], &Request<'a>)> {
+        let event = self.advance()?;
+        Some((event, &self.request))
+    }
+
+    /// Returns the request of the last event.
+    #[must_use]
+    pub fn request(&self) -> &Request<'a> {
+        &self.request
+    }
+
+    /// Reads the next event and returns it, without its `\n`; `None` after the last event.
+    pub fn advance(&mut self) -> Option<&'a [u8]> {
         let lines = self.lines;
         if lines.is_empty() {
             return None;
@@ -106,8 +121,19 @@ impl<'a> Reader<'a> {
         if !is_usual {
             self.lend(None);
             self.request = super::request(event);
+            self.known = 0;
         }
-        Some((event, &self.request))
+        Some(event)
+    }
+
+    /// Returns the number of bytes at the beginning of the last event in which no key can stand
+    /// twice: every key of the event in these bytes, and every key of `objectRef`, was compared
+    /// with the key that kube-apiserver writes there. The bytes end before a member of the event,
+    /// or before its closing brace. The result is 0 if the event is not written as kube-apiserver
+    /// writes events.
+    #[must_use]
+    pub fn known(&self) -> usize {
+        self.known
     }
 
     /// Moves the user of the client with the index `client` into `self.request`. First moves a user
@@ -154,9 +180,12 @@ impl<'a> Reader<'a> {
         self.request.uri = Uri(uri);
         self.request.verb = Cow::Borrowed(verb);
         if walk.passes(br#","objectRef":{""#) {
-            return walk.object(self.request.object.get_or_insert_default());
+            walk.object(self.request.object.get_or_insert_default())?;
+            self.known = event.len() - walk.rest.len();
+            return Some(());
         }
         self.request.object = None;
+        self.known = event.len() - walk.rest.len();
         let is_object = |member: Member<'_>| *scan::key(member.key) == *b"objectRef";
         let mut behind = scan::members_behind(event, event.len() - walk.rest.len());
         (!behind.any(is_object)).then_some(())

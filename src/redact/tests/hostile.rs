@@ -80,8 +80,8 @@ fn no_event_takes_more_than_a_few_times_its_size() {
             };
             let request = request(event.as_bytes());
             let event_bytes = event.as_bytes();
-            let spells_letters = ambiguous::spells_letters(event_bytes);
-            let asked = Asked { event: event_bytes, request: &request, spells_letters };
+            let look = Look::at(event_bytes, &request, 0);
+            let asked = Asked { event: event_bytes, request: &request, look };
             let changed = super::super::changed(&asked, &change).unwrap();
             // The event may have [`EDITS_MAX`] edits, and its last value as many again.
             assert!(changed.edits.len() <= 2 * EDITS_MAX + ESSENTIAL.len(), "{shape:?}");

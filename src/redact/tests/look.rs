@@ -1,0 +1,250 @@
+//! The quick look at an event, against the reading of all its members: whatever an event contains,
+//! its look never hides a change.
+
+use super::*;
+use random::is_event;
+use random::pick;
+
+use crate::audit::request::Reader;
+
+/// Parts of texts, as they are written between the quotes of a JSON string: tokens, names of
+/// credentials and keys of an event, each with near misses and with other spellings.
+const PARTS: [&str; 67] = [
+    "",
+    "a",
+    "/",
+    "?",
+    "&",
+    r"\u0026",
+    "=",
+    r"\u003d",
+    r"\u003D",
+    "%3d",
+    ";",
+    ",",
+    ".",
+    r"\u002e",
+    "%2E",
+    "%",
+    " ",
+    "+",
+    r"\/",
+    r"\\",
+    r"\\\\",
+    r#"\""#,
+    r"\n",
+    "eyJ",
+    "EYJ",
+    "eyj",
+    r"\u0065yJ",
+    // Tokens of which no part begins with the letters `eyJ` as they are.
+    r"\u0065yJh.a.b",
+    r"e\u0079Jh.a.",
+    r"ey\u004ah\u002ea.b",
+    r"\u0065\u0079\u004a",
+    r"\\u0065yJ",
+    "%65yJ",
+    "%6",
+    "eyJh.eyJz.Sig",
+    "eyJh.eyJz",
+    "eyJh.eyJz.",
+    r"eyJh\u002eeyJz\u002ea",
+    "eyJh%2eeyJz%2ea",
+    "token",
+    "TOKEN",
+    "t-o_k-en",
+    r"t\u006fken",
+    "t%6fken",
+    "tokens",
+    "password",
+    "secret",
+    "limit",
+    "command",
+    "COMMAND",
+    "labelSelector",
+    "fieldSelector",
+    "token in (a",
+    "--password",
+    "authorization: bearer",
+    "https://u:p@h",
+    "ä",
+    "\u{212a}",
+    r"\u00e4",
+    r"\u20ac",
+    r"\ud83d\ude00",
+    r"\ud800",
+    r#"\"objectRef\""#,
+    "objectRef",
+    "requestURI",
+    "REDACTED",
+    "[]",
+];
+
+/// Keys of an event that a redaction asks for, with other spellings and near misses.
+const KEYS: [&str; 18] = [
+    "objectRef",
+    r"object\u0052ef",
+    r"\u006fbjectRef",
+    "objectref",
+    "requestURI",
+    r"request\u0055RI",
+    "requestUri",
+    "requestObject",
+    r"request\u004fbject",
+    "responseObject",
+    "responseStatus",
+    "annotations",
+    r"annot\u0061tions",
+    "user",
+    "eyJh.eyJz.Sig",
+    r"eyJh.eyJz\u002eSig",
+    r"a\u0026b",
+    "x",
+];
+
+const RESOURCES: [&str; 9] = [
+    r#""resource":"pods""#,
+    r#""resource":"pods","name":"a","name":"b""#,
+    r#""resource":"pods","resource":"secrets""#,
+    r#""resource":"pods","r\u0065source":"secrets""#,
+    r#""resource":"secrets""#,
+    r#""resource":"s\u0065crets""#,
+    r#""resource":"serviceaccounts","subresource":"token""#,
+    r#""apiGroup":"","resource":"pods","apiGroup":"oauth.openshift.io""#,
+    r#""resource":"tokenreviews","apiGroup":"authentication.k8s.io""#,
+];
+
+fn text(rng: &mut fastrand::Rng) -> String {
+    let parts: Vec<_> = (0..rng.usize(..6)).map(|_| pick(rng, &PARTS)).collect();
+    format!("\"{}\"", parts.concat())
+}
+
+fn object_value(rng: &mut fastrand::Rng) -> String {
+    let colon = pick(rng, &[":", ":", " : ", ":\t"]);
+    format!("{colon}{{{}}}", pick(rng, &RESOURCES))
+}
+
+fn value(rng: &mut fastrand::Rng, depth: usize) -> String {
+    match rng.u8(..if depth == 0 { 4 } else { 7 }) {
+        0..=2 => text(rng),
+        3 => pick(rng, &["null", "1", "{}", "[]", r#"{"kind":"Status","message":"m"}"#]).to_owned(),
+        4 => format!("[{},{}]", value(rng, depth - 1), value(rng, depth - 1)),
+        _ => {
+            let key = pick(rng, &KEYS);
+            format!("{{\"{key}\":{},{}:1}}", value(rng, depth - 1), text(rng))
+        }
+    }
+}
+
+/// A random event. Most events are plain, so that the look often finds nothing.
+fn event(rng: &mut fastrand::Rng) -> String {
+    let mut members = vec![r#""level":"Metadata""#.to_owned(), r#""auditID":"a""#.to_owned()];
+    members.push(r#""stage":"Panic""#.to_owned());
+    for _ in 0..rng.usize(..3) {
+        members.push(format!(r#""requestURI":{}"#, text(rng)));
+    }
+    for _ in 0..pick(rng, &["", "o", "o", "o", "oo"]).len() {
+        let key = pick(rng, &["objectRef", "objectRef", "objectRef", r"object\u0052ef"]);
+        members.push(format!("\"{key}\"{}", object_value(rng)));
+    }
+    for _ in 0..rng.usize(..3) {
+        members.push(format!("\"{}\":{}", pick(rng, &KEYS), value(rng, 2)));
+    }
+    rng.shuffle(&mut members[3..]);
+    format!("{{{}}}", members.join(","))
+}
+
+/// A random event whose first members are written as kube-apiserver writes them, so that the reader
+/// knows them. Texts in these members, and the members behind them, are as hostile as ever.
+fn usual_event(rng: &mut fastrand::Rng) -> String {
+    let (uri, key, extra, agent) = (text(rng), pick(rng, &KEYS), text(rng), text(rng));
+    let user = format!(r#"{{"username":"u","groups":["g"],"extra":{{"{key}":[{extra}]}}}}"#);
+    let object = pick(
+        rng,
+        &[
+            "",
+            r#","objectRef":{"resource":"pods","name":"a"}"#,
+            r#","objectRef":{"resource":"pods","name":"a","name":"b"}"#,
+            r#","objectRef":{"resource":"pods","apiGroup":"a","resource":"secrets"}"#,
+            r#","objectRef":{"resource":"pods","apiGroup":"a","subresource":"b"}"#,
+            r#","objectRef":{"resource":"pods"},"objectRef":{"resource":"secrets"}"#,
+            r#","objectRef":{"resource":"secrets","namespace":"a"}"#,
+        ],
+    );
+    let mut event = format!(
+        r#"{{"level":"Metadata","auditID":"00000000-0000-4000-8000-000000000000","stage":"Panic","requestURI":{uri},"verb":"get","user":{user},"sourceIPs":["::1"],"userAgent":{agent}{object}"#
+    );
+    for _ in 0..rng.usize(..3) {
+        event += &match rng.u8(..4) {
+            0 => format!(r#","requestURI":{}"#, text(rng)),
+            1 => format!(",\"{}\"{}", pick(rng, &KEYS), object_value(rng)),
+            _ => format!(",\"{}\":{}", pick(rng, &KEYS), value(rng, 2)),
+        };
+    }
+    event + "}"
+}
+
+#[test]
+fn the_look_at_an_event_hides_no_change() {
+    let redactions = [
+        rules(&[]),
+        rules(&[
+            ("pods", "requestObject.x user.*", With::Drop),
+            ("", "annotations.x", With::Sha256),
+        ]),
+    ];
+    let annotations = Annotations::new([("cluster", "c")]);
+    let (mut judged, mut known, mut unseen, mut redacted) = (0, 0, 0, 0);
+    for seed in seeds(20_000) {
+        let failing = Failing(seed);
+        let rng = &mut fastrand::Rng::with_seed(seed);
+        let event = if rng.bool() { event(rng) } else { usual_event(rng) };
+        if !is_event(&event) {
+            continue;
+        }
+        judged += 1;
+        let line = format!("{event}\n");
+        let mut reader = Reader::new(line.as_bytes());
+        let bytes = reader.advance().unwrap();
+        let look = Look::at(bytes, reader.request(), reader.known());
+        let unknown = Look::at(bytes, reader.request(), 0);
+        assert_eq!(Look { known: 0, ..look }, unknown, "{event}");
+        known += usize::from(reader.known() > 0);
+        let change = Change {
+            level: [None, None, None, Some(Level::Metadata)][rng.usize(..4)],
+            redaction: Some(&redactions[usize::from(rng.u8(..4) == 0)]),
+            annotations: (rng.u8(..8) == 0).then_some(&annotations),
+            event_bytes_max: (rng.u8(..8) == 0).then(|| rng.usize(..2 * event.len())),
+            ..Change::default()
+        };
+        let apply = |look| {
+            let mut out = Vec::new();
+            let done =
+                Asked { event: bytes, request: reader.request(), look }.apply(&change, &mut out);
+            (String::from_utf8(out).unwrap(), done)
+        };
+        let (seen, blind) = (apply(look), apply(Look::blind(bytes)));
+        assert_eq!(seen, blind, "{event}\n{look:?}");
+        unseen += usize::from(look.is_clear());
+        redacted += usize::from(seen.1.redacted);
+        drop(failing);
+    }
+    // With a seed of its own, there is one event.
+    let counts = format!("{judged} events, {known} known, {unseen} not read, {redacted} redacted");
+    println!("{counts}");
+    let are_many = judged > 10_000 && known > 2000 && unseen > 1000 && redacted > 4000;
+    assert!(judged <= 1 || are_many, "{counts}");
+}
+
+#[test]
+fn the_look_sees_nothing_in_what_kube_apiserver_writes_of_usual_requests() {
+    let (mut events, mut unseen) = (0, 0);
+    for (_, body) in corpus() {
+        let lines = audit::decode(body).unwrap().lines;
+        for line in lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            events += 1;
+            unseen += usize::from(Look::at(line, &request(line), 0).is_clear());
+        }
+    }
+    assert!(unseen * 100 >= events * 99, "{unseen} of {events}");
+}
