@@ -29,6 +29,7 @@ use crate::policy::Level;
 use crate::policy::Matcher;
 use crate::policy::Policy;
 use crate::policy::Problem;
+use crate::policy::Users;
 use crate::position::Position;
 use crate::redact;
 use crate::redact::Annotations;
@@ -214,6 +215,9 @@ pub struct EventView<'a> {
 pub struct Filter {
     rules: Arc<Rules>,
     policies: Arc<Vec<Policy>>,
+    /// What the `match` rules and then the policies, in their order, say of users. A memory knows
+    /// which rules it belongs to, so that none has to be made anew with new policies.
+    users: Vec<Users>,
     seen: Option<Seen>,
     /// `true`: the events that the output sent before this filter was made are not yet in `seen`,
     /// the memory of sent events.
@@ -235,7 +239,7 @@ impl Filter {
             }
             None => Seen::new(window),
         });
-        Self { rules, policies, seen, needs_history }
+        Self { rules, policies, users: Vec::new(), seen, needs_history }
     }
 
     /// Returns the memory of sent events, for the filter that replaces this one. `None` if this
@@ -308,7 +312,7 @@ impl Filter {
     /// event is appended to `changed`, which must be empty.
     pub fn judge(&mut self, asked: &EventView<'_>, changed: &mut Vec<u8>) -> Verdict {
         let EventView { event, request, known, position, age } = *asked;
-        let Self { rules, policies, seen, .. } = self;
+        let Self { rules, policies, users, seen, .. } = self;
         let mut change = Change {
             level: None,
             omit_managed_fields: false,
@@ -316,12 +320,14 @@ impl Filter {
             annotations: rules.annotations.as_ref(),
             event_bytes_max: rules.bytes_max,
         };
-        if !rules.matches.iter().all(|matcher| matcher.matches(request)) {
+        let mut matches = rules.matches.iter().enumerate();
+        if !matches.all(|(list, matcher)| matcher.first(request, of(users, list)).is_some()) {
             return Verdict::Dropped;
         }
         let mut level = Level::RequestResponse;
-        for policy in policies.iter() {
-            let decision = policy.decide(request);
+        for (index, policy) in policies.iter().enumerate() {
+            let users = of(users, rules.matches.len() + index);
+            let decision = policy.decide_for(request, users);
             if decision.level == Level::None || decision.omit_stage {
                 return Verdict::Dropped;
             }
@@ -352,6 +358,15 @@ impl Filter {
             false => Verdict::Changed(Changes { lowered, redacted, trimmed }),
         }
     }
+}
+
+/// Returns the memory of users for the list of rules with this index: first the lists of `match`,
+/// then those of the policies.
+fn of(users: &mut Vec<Users>, list: usize) -> &mut Users {
+    if users.len() <= list {
+        users.resize_with(list + 1, Users::default);
+    }
+    &mut users[list]
 }
 
 /// Returns `true` if the event is a duplicate of an event that was sent before. If not, the event

@@ -17,6 +17,7 @@ mod matcher;
 mod read;
 #[cfg(test)]
 mod tests;
+mod users;
 mod yaml;
 
 pub use criteria::Criteria;
@@ -26,6 +27,7 @@ pub use criteria::Names;
 pub use criteria::Step;
 pub use explain::Explanation;
 pub use matcher::Matcher;
+pub use users::Users;
 
 use std::fmt;
 
@@ -254,7 +256,14 @@ impl Policy {
     /// describes. The first rule that matches the request decides.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
-        self.decision(self.matcher.first(request), request)
+        self.decide_for(request, &mut Users::default())
+    }
+
+    /// Does what [`Self::decide`] does, and remembers in `users` what the rules say of the
+    /// request's user. With the same memory, the next request of this user is decided faster.
+    #[must_use]
+    pub fn decide_for(&self, request: &Request<'_>, users: &mut Users) -> Decision {
+        self.decision(self.matcher.first(request, users), request)
     }
 
     /// Explains, rule by rule, why [`Self::decide`] decides as it does for this request.

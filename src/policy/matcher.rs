@@ -3,10 +3,11 @@
 //! A set of rules is a bit set, with one bit for each rule. For each criterion, a table maps a
 //! value to the rules that this value does not exclude: the rules that list the value, and the
 //! rules that do not use the criterion. The search begins with all rules and intersects the sets of
-//! the request's verb, resource, namespace, user and groups, one after the other. Only the rules
-//! that are left are compared one by one, and only for what no table holds: API groups,
-//! subresources, names of objects, and paths. The search allocates memory only if the request's URI
-//! has escapes. A table is skipped if no rule that is left uses its criterion.
+//! the request's user, groups, verb, API group, resource and namespace, one after the other. Only
+//! the rules that are left are compared one by one, and only for what no table holds: subresources,
+//! names of objects, paths, and which API group a resource is of. The search allocates memory only
+//! if the request's URI has escapes, and to remember a user. A table is skipped if no rule that is
+//! left uses its criterion. The namespace is last, because reading it from the URL takes longest.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -19,9 +20,13 @@ use super::RULES_MAX;
 use super::criteria::is_combined;
 use super::criteria::name;
 use super::criteria::unescaping;
+use super::users::ListId;
+use super::users::Users;
 use crate::audit::request::Location;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
+use crate::audit::request::Text;
+use crate::audit::request::User;
 
 const WORDS_MAX: usize = RULES_MAX / 64;
 
@@ -29,6 +34,7 @@ const WORDS_MAX: usize = RULES_MAX / 64;
 /// found in a few lookups.
 #[derive(Debug)]
 pub struct Matcher {
+    id: ListId,
     /// For each rule, the criteria that are not in the lookup tables below: API groups,
     /// subresources, names of objects, and paths. These criteria are compared one by one.
     rest: Vec<Rest>,
@@ -42,6 +48,9 @@ pub struct Matcher {
     /// These are the rules without `namespaces`, and the rules that keep a matching event and do
     /// not drop it.
     unlocated: Vec<u64>,
+    /// The lookup table from an API group to the rules that list it. A rule is listed under a group
+    /// whatever resources of this group it names; these are compared later.
+    api_groups: Table,
     /// The lookup table from a resource to the rules that list it. A rule for `pods/log` is listed
     /// under `pods`; its subresource is compared later.
     resources: Table,
@@ -141,11 +150,13 @@ impl Matcher {
             unlocated[rule / 64] |= 1 << (rule % 64);
         }
         Self {
+            id: ListId::new(),
             // If a rule has paths beside resources or namespaces, its paths do not count.
             about_object: set(&|of| asks_object(of) || of.non_resource_urls.is_empty()),
             about_path: set(&|of| !asks_object(of)),
             verbs: table(&|criteria| criteria.verbs.clone()),
             namespaces: table(&|criteria| criteria.namespaces.clone()),
+            api_groups: table(&api_groups),
             resources: table(&resources),
             users: table(&|criteria| criteria.users.clone()),
             groups: table(&|criteria| criteria.user_groups.clone()),
@@ -158,16 +169,11 @@ impl Matcher {
         }
     }
 
-    /// Returns `true` if the request meets all criteria of at least one rule.
-    #[must_use]
-    pub fn matches(&self, request: &Request<'_>) -> bool {
-        self.first(request).is_some()
-    }
-
     /// Returns the index of the first rule whose criteria the request meets; `None` if there is no
-    /// such rule.
+    /// such rule. What the rules say of the request's user is remembered in `users`, for the next
+    /// request of this user.
     #[must_use]
-    pub fn first(&self, request: &Request<'_>) -> Option<usize> {
+    pub fn first(&self, request: &Request<'_>, users: &mut Users) -> Option<usize> {
         let mut room = [0; WORDS_MAX];
         let about = match request.object {
             Some(_) => &self.about_object,
@@ -175,9 +181,21 @@ impl Matcher {
         };
         let left = room.get_mut(..about.len())?;
         left.copy_from_slice(about);
-        let located = Located { request, location: OnceCell::new() };
+        let located = Located::new(request);
+        match &request.user {
+            Some(user) if self.users.is_asked(left) || self.groups.is_asked(left) => {
+                let look_up = |rules: &mut [u64]| self.look_up(user, rules);
+                intersect(left, users.rules(self.id, user, left.len(), look_up));
+            }
+            Some(_) => {}
+            None => {
+                self.users.cut_to_indifferent(left);
+                self.groups.cut_to_indifferent(left);
+            }
+        }
         self.verbs.cut(left, &request.verb);
         if let Some(object) = &request.object {
+            self.api_groups.cut(left, &object.group);
             self.resources.cut(left, &object.resource);
             if self.namespaces.is_asked(left) {
                 match located.location() {
@@ -186,30 +204,43 @@ impl Matcher {
                 }
             }
         }
-        match &request.user {
-            Some(user) => {
-                self.users.cut(left, &user.name);
-                self.groups.cut_to_any(left, &user.groups);
-            }
-            None => {
-                self.users.cut_to_indifferent(left);
-                self.groups.cut_to_indifferent(left);
-            }
-        }
         rules(left).find(|&rule| self.rest[rule].matches(&located))
+    }
+
+    /// Writes to `rules` the set of rules that a request of this user can match.
+    fn look_up(&self, user: &User<'_>, rules: &mut [u64]) {
+        rules.copy_from_slice(self.users.set(&user.name));
+        self.groups.cut_to_any(rules, &user.groups);
     }
 }
 
-/// A request, and the namespace and name that its URL has. The URL is read when the first rule
-/// needs them.
+/// A request, and the parts that its URL has. Each part is read when the first rule needs it, and
+/// once for all rules.
 struct Located<'r> {
     request: &'r Request<'r>,
+    /// The namespace and the name of the request's object.
     location: OnceCell<Option<Location<'r>>>,
+    /// The path as the client wrote it, and `true` if the path has percent-encoding.
+    path: OnceCell<(Text<'r>, bool)>,
 }
 
-impl Located<'_> {
+impl<'r> Located<'r> {
+    fn new(request: &'r Request<'r>) -> Self {
+        Self { request, location: OnceCell::new(), path: OnceCell::new() }
+    }
+
     fn location(&self) -> Option<&Location<'_>> {
         self.location.get_or_init(|| self.request.uri.location()).as_ref()
+    }
+
+    fn path(&self) -> (&[u8], bool) {
+        let read = || {
+            let path = self.request.uri.path();
+            let is_escaped = memchr::memchr(b'%', &path).is_some();
+            (path, is_escaped)
+        };
+        let (path, is_escaped) = self.path.get_or_init(read);
+        (path, *is_escaped)
     }
 }
 
@@ -244,6 +275,15 @@ fn resources(criteria: &Criteria) -> Vec<String> {
         }
     }
     values
+}
+
+/// Returns the API groups of a rule's resources, as keys for the table of API groups. The result is
+/// empty if the rule may match an object of any group.
+fn api_groups(criteria: &Criteria) -> Vec<String> {
+    match criteria.resources.iter().any(|of| of.group == "*") {
+        true => Vec::new(),
+        false => criteria.resources.iter().map(|of| of.group.clone()).collect(),
+    }
 }
 
 impl Table {
@@ -345,8 +385,7 @@ impl Rest {
         if self.paths.is_empty() {
             return true;
         }
-        let path = &*request.uri.path();
-        let is_escaped = memchr::memchr(b'%', path).is_some();
+        let (path, is_escaped) = located.path();
         self.paths.iter().any(|spec| spec.matches(path, is_escaped))
     }
 }

@@ -16,6 +16,7 @@ use super::super::Policy;
 use super::super::RULES_MAX;
 use super::super::Rule;
 use super::super::Stage;
+use super::super::Users;
 use super::text;
 use crate::audit;
 use crate::audit::request::Object;
@@ -319,10 +320,14 @@ proptest! {
         let matcher = Matcher::new(rules.iter().map(|rule| &rule.criteria));
         let lines: String = asked.iter().map(|(request, uri)| event(request, uri) + "\n").collect();
         let mut reader = Reader::new(lines.as_bytes());
+        let (mut users, mut of_matcher) = (Users::default(), Users::default());
         for (_, uri) in &asked {
             let (event, request) = reader.read().unwrap();
             prop_assert_eq!(request, &audit::request::request(event));
             let decision = policy.decide(request);
+            // A user who was remembered before has the same decision.
+            prop_assert_eq!(policy.decide_for(request, &mut users), decision);
+            prop_assert_eq!(policy.decide_for(request, &mut users), decision);
             let keeps = |rule: &Rule| rule.level != Level::None;
             let is_met_by = |rule: &Rule| is_met(&rule.criteria, request, uri, keeps(rule));
             let first = rules.iter().position(is_met_by);
@@ -335,7 +340,7 @@ proptest! {
             let own = rule.and_then(|rule| rule.omit_managed_fields);
             prop_assert_eq!(decision.omit_managed_fields, own.unwrap_or(omit_managed_fields));
             let first = rules.iter().position(|rule| is_met(&rule.criteria, request, uri, true));
-            prop_assert_eq!(matcher.first(request), first);
+            prop_assert_eq!(matcher.first(request, &mut of_matcher), first);
         }
     }
 
@@ -371,11 +376,11 @@ proptest! {
         let mut all = vec![never; index];
         all.extend_from_slice(&few);
         let matcher = Matcher::new(&all);
+        let mut users = Users::default();
         for (request, uri) in &asked {
             let request = Request { uri: Uri::written(uri.as_bytes()), ..request.clone() };
             let first = few.iter().position(|criteria| is_met(criteria, &request, uri, true));
-            prop_assert_eq!(matcher.first(&request), first.map(|first| index + first));
-            prop_assert_eq!(matcher.matches(&request), first.is_some());
+            prop_assert_eq!(matcher.first(&request, &mut users), first.map(|first| index + first));
         }
     }
 }
@@ -383,13 +388,13 @@ proptest! {
 #[test]
 fn a_matcher_of_nothing_matches_nothing_and_what_is_beyond_the_bound_is_left_out() {
     let request = Request::default();
-    assert_eq!(Matcher::new([]).first(&request), None);
+    assert_eq!(Matcher::new([]).first(&request, &mut Users::default()), None);
     let never = Criteria { verbs: vec!["never".to_owned()], ..Criteria::default() };
     let mut all = vec![never; RULES_MAX];
     all[RULES_MAX - 1] = Criteria::default();
-    assert_eq!(Matcher::new(&all).first(&request), Some(RULES_MAX - 1));
+    assert_eq!(Matcher::new(&all).first(&request, &mut Users::default()), Some(RULES_MAX - 1));
     all.swap(0, RULES_MAX - 1);
     all[0].verbs = vec!["never".to_owned()];
     all.push(Criteria::default());
-    assert_eq!(Matcher::new(&all).first(&request), None);
+    assert_eq!(Matcher::new(&all).first(&request, &mut Users::default()), None);
 }
