@@ -1,18 +1,21 @@
-//! The cost of single parts: the queue in memory, the encoding for syslog, the queue on disk and
-//! its start.
+//! The cost of single parts: the queue in memory, the encoding for syslog, filters, the queue on
+//! disk and its start.
 //!
-//! Run it with `cargo bench --bench micro`; part of a name after `--` selects benches. Time is the
-//! CPU time of this process, with all its threads and the kernel's work for them. Other work of the
-//! machine and the speed of its disk do not count. `cargo bench --bench spool` measures how long a
+//! Run it with `cargo bench --bench micro`; part of a name after `--` selects benches, and
+//! `filters` selects the table of filters. Time is the CPU time of this process, with all its
+//! threads and the kernel's work for them. Other work of the machine and the speed of its disk do
+//! not count. `cargo bench --bench spool` measures how long a
 //! batch waits for the disk, and decoding has a bench of its own.
 //!
 //! The files are in the same place as those of the spool's bench.
 
+#![allow(clippy::print_stdout, reason = "the table of filters is printed")]
 #![allow(clippy::unwrap_used, reason = "a bench panics where it cannot go on")]
 
 use std::hint::black_box;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -26,10 +29,15 @@ use criterion::measurement::WallTime;
 use kube_audit_forwarder::audit;
 use kube_audit_forwarder::config;
 use kube_audit_forwarder::config::Config;
+use kube_audit_forwarder::filter::EventView;
+use kube_audit_forwarder::filter::Filter;
+use kube_audit_forwarder::filter::Rules;
 use kube_audit_forwarder::output;
 use kube_audit_forwarder::output::Encode as _;
 use kube_audit_forwarder::output::syslog::Messages;
 use kube_audit_forwarder::output::syslog::Settings;
+use kube_audit_forwarder::policy::Policy;
+use kube_audit_forwarder::position::Position;
 use kube_audit_forwarder::queue::Append;
 use kube_audit_forwarder::queue::Batch;
 use kube_audit_forwarder::queue::Cursor;
@@ -42,6 +50,8 @@ use rustix::time::ClockId;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+#[path = "common/policy.rs"]
+mod policy;
 #[path = "common/work.rs"]
 mod work;
 
@@ -102,6 +112,10 @@ fn main() {
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(3))
         .configure_from_args();
+    let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    if only.is_none_or(|only| only == "filters") {
+        filters();
+    }
     memory(&mut criterion);
     syslog(&mut criterion);
     spool(&mut criterion);
@@ -234,6 +248,100 @@ fn pass(
 ) {
     group.throughput(Throughput::Elements(batch.events * times as u64));
     group.bench_function(name, |bencher| bencher.iter(|| open.pass(batch, times)));
+}
+
+/// The filters of the table: a name, the keys of the filter, and the text of its policy, which is
+/// empty for no policy. The first row is the one that the others are compared with.
+fn rows() -> Vec<(&'static str, &'static str, String)> {
+    let keys = |name, keys| (name, keys, String::new());
+    let policy = |name, text: String| (name, "", text);
+    let lowered = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";
+    vec![
+        keys("none", ""),
+        keys("redaction, presets", "redact = []"),
+        keys("annotations", "annotate = { cluster = 'production' }"),
+        policy("policy, levels lowered", lowered.to_owned()),
+        policy("policy, 20 rules", policy::of(20)),
+        keys("size limit of 1 KiB", "max_event_bytes = '1KiB'"),
+        keys("deduplication, all duplicates", "deduplicate = '5m'"),
+    ]
+}
+
+/// Measures filters, and prints a table. A pass decodes a body, appends it to a queue in memory and
+/// claims it; then the filter, if there is one, judges each event. Everything that the relay does
+/// with sockets comes on top for all rows, so that the ratios of the whole relay are smaller.
+fn filters() {
+    const ROUNDS: usize = 21;
+    for work in [Work::metadata(), Work::responses()] {
+        println!("\n### filters: {}\n\n| filter | CPU s/GB | ÷ none |\n|---|---|---|", work.name);
+        let rows = rows();
+        let mut passes: Vec<_> =
+            rows.iter().map(|(_, keys, policy)| filtered(&work, keys, policy)).collect();
+        let mut costs = vec![Vec::new(); rows.len()];
+        for round in 0..=ROUNDS {
+            for (pass, costs) in passes.iter_mut().zip(&mut costs) {
+                let start = CpuTime::now();
+                let bytes = pass();
+                let cost = (CpuTime::now() - start).as_secs_f64() * 1e9 / bytes as f64;
+                // The first round fills caches and memories.
+                if round > 0 {
+                    costs.push(cost);
+                }
+            }
+        }
+        let median = |mut values: Vec<f64>| {
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        for ((name, _, _), row) in rows.iter().zip(&costs) {
+            let ratios = row.iter().zip(&costs[0]).map(|(cost, none)| cost / none);
+            println!("| {name} | {:.2} | {:.2} |", median(row.clone()), median(ratios.collect()));
+        }
+    }
+}
+
+/// Returns a function that does one pass over all bodies of the work, through a filter with these
+/// keys and this policy, and returns the number of bytes of the bodies.
+fn filtered(work: &Work, keys: &str, policy: &str) -> impl FnMut() -> usize {
+    let bodies: Vec<Vec<u8>> = work.requests.iter().map(|request| body(request)).collect();
+    let rules = (!keys.is_empty() || !policy.is_empty()).then(|| {
+        let config = config("", &format!("type = 'stdout'\n[output.filter]\n{keys}"));
+        let rules = Rules::new(&config.outputs[0].filter, config::Rejected::Retry);
+        if !policy.is_empty() {
+            rules.apply(vec![Policy::read(policy).expect("a valid policy")]);
+        }
+        Arc::new(rules)
+    });
+    let mut filter = rules.map(|rules| Filter::new(rules, None));
+    let mut open = Closed::new("", 1).open();
+    let (mut position, mut changed) = (Position::START, Vec::new());
+    move || {
+        for body in &bodies {
+            let batch = audit::decode(body.clone()).expect("an EventList");
+            let append = Append { lines: batch.lines, events: batch.events, levels: batch.levels };
+            open.append(&append, 1);
+            let claimed = open.cursors[0].next(TAKE).expect("it was appended");
+            for piece in &claimed.pieces {
+                let Some(filter) = &mut filter else { break };
+                let mut events = filter.events(piece);
+                while let Some((event, request, known)) = events.next() {
+                    changed.clear();
+                    let age = Duration::ZERO;
+                    let asked = EventView { event, request, known, position, age };
+                    black_box(filter.judge(&asked, &mut changed));
+                    position = position.next();
+                }
+            }
+            open.cursors[0].acknowledge(claimed.claim, Disposition::default());
+        }
+        bodies.iter().map(Vec::len).sum()
+    }
+}
+
+/// Returns the body of a request.
+fn body(request: &[u8]) -> Vec<u8> {
+    let head = memchr::memmem::find(request, b"\r\n\r\n").expect("a head");
+    request[head + 4..].to_vec()
 }
 
 fn syslog(criterion: &mut Criterion<CpuTime>) {

@@ -15,18 +15,29 @@
 use std::fs::File;
 use std::hint::black_box;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use kube_audit_forwarder::audit;
 use kube_audit_forwarder::config;
+use kube_audit_forwarder::config::Rejected;
+use kube_audit_forwarder::filter::EventView;
+use kube_audit_forwarder::filter::Filter;
+use kube_audit_forwarder::filter::Rules;
 use kube_audit_forwarder::output;
+use kube_audit_forwarder::policy::Policy;
+use kube_audit_forwarder::position::Position;
 use kube_audit_forwarder::queue::Append;
 use kube_audit_forwarder::queue::Disposition;
 use kube_audit_forwarder::queue::Output;
 use kube_audit_forwarder::queue::Queue;
 use kube_audit_forwarder::queue::Take;
 use kube_audit_forwarder::telemetry::Telemetry;
+
+#[path = "../common/policy.rs"]
+mod policy;
 
 /// The same allocator as in the binary.
 #[global_allocator]
@@ -60,6 +71,10 @@ fn main() {
         // One claim takes all events that have come since the last one.
         "queue singles" => queue(&recorded(7), 400, TAKE),
         "queue cut batches" => queue(&recorded(1), 1, Take { events: 10, ..TAKE }),
+        "filter by verb" => filter("match = { verbs = ['none'] }", 0, recorded(1)),
+        "filter by policy" => filter("", 20, recorded(1)),
+        "filter presets" => filter("redact = []", 0, recorded(1)),
+        "filter presets of bodies" => filter("redact = []", 0, recorded(2)),
         _ => panic!("no phase {phase}"),
     };
     let (bytes, events) = pass();
@@ -134,7 +149,7 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
     let outputs = [Output {
         name: "output".to_owned(),
         required: true,
-        keeps: std::time::Duration::ZERO,
+        keeps: Duration::ZERO,
         metrics: telemetry.output("output"),
     }];
     let (queue, mut cursors) = Queue::open(&config, &telemetry, &outputs).unwrap();
@@ -157,5 +172,32 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
             left -= claimed.events;
         }
         (bytes * usize::try_from(batches).unwrap(), events)
+    })
+}
+
+/// A pass that asks a filter about every event of a body. `settings` are the keys of the filter;
+/// `rules` is the number of rules of its policy, or 0 for no policy.
+fn filter(settings: &str, rules: usize, body: File) -> Pass {
+    let mut buffer = vec![0; BUFFER];
+    let bytes = read(&body, &mut buffer);
+    buffer.truncate(bytes);
+    let batch = audit::decode(buffer).expect("a recorded body");
+
+    let config = format!("{CONFIG}[output.filter]\n{settings}\n");
+    let config = config::read(&config, output::TYPES).config.expect("a valid config");
+    let filter = Rules::new(&config.outputs[0].filter, Rejected::Retry);
+    if rules > 0 {
+        filter.apply(vec![Policy::read(&policy::of(rules)).expect("a valid policy")]);
+    }
+    let mut filter = Filter::new(Arc::new(filter), None);
+    let (mut changed, position) = (Vec::new(), Position::default());
+    Box::new(move || {
+        let mut events = filter.events(&batch.lines);
+        while let Some((event, request, known)) = events.next() {
+            changed.clear();
+            let asked = EventView { event, request, known, position, age: Duration::ZERO };
+            black_box(filter.judge(&asked, &mut changed));
+        }
+        (batch.lines.len(), batch.events)
     })
 }

@@ -36,6 +36,8 @@ mod figures;
 mod interrupt;
 #[path = "../common/load.rs"]
 mod load;
+#[path = "../common/policy.rs"]
+mod policy;
 #[path = "../common/process.rs"]
 mod process;
 #[path = "../common/relay.rs"]
@@ -216,7 +218,7 @@ fn rules(disk: &Disk, arguments: &Arguments) {
         0 => String::new(),
         rules => {
             let file = disk.path().join(format!("policy-{rules}.yaml"));
-            std::fs::write(&file, policy(rules)).expect("a writable directory");
+            std::fs::write(&file, policy::of(rules)).expect("a writable directory");
             format!("filter.policy = '{}'", file.display())
         }
     };
@@ -233,30 +235,6 @@ fn rules(disk: &Disk, arguments: &Arguments) {
         let title = format!("{}, queue in memory", work.name);
         variant::table(&title, "rules", settings.collect(), arguments);
     }
-}
-
-/// Returns a policy with `rules` rules like those of providers' policies. Each rule asks for a
-/// frequent value and for one that never occurs.
-fn policy(rules: usize) -> String {
-    let mut text = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n".to_owned();
-    for rule in 1..rules {
-        text += &match rule % 5 {
-            0 => format!("- level: None\n  users: [nobody-{rule}]\n  verbs: [get, list, watch]\n"),
-            1 => {
-                format!("- level: None\n  userGroups: [nobodies-{rule}]\n  namespaces: [default]\n")
-            }
-            2 => format!(
-                "- level: None\n  verbs: [get, create, update]\n  resources:\n  - group: ''\n    resources: [none-{rule}, none-{rule}/status]\n"
-            ),
-            3 => format!(
-                "- level: None\n  userGroups: ['system:authenticated']\n  nonResourceURLs: ['/none-{rule}*']\n"
-            ),
-            _ => format!(
-                "- level: None\n  userGroups: ['system:authenticated']\n  resources:\n  - group: group-{rule}\n  - group: apps\n    resources: [none-{rule}]\n"
-            ),
-        };
-    }
-    text + "- level: RequestResponse\n"
 }
 
 fn place(on_disk: bool) -> &'static str {
