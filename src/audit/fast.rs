@@ -21,8 +21,8 @@
 //!    before its container is known ([`rules`]).
 //! 4. *Brackets*: one loop visits the brackets and compares the kind of container that each stretch
 //!    needs with the container that is open there ([`Pass::brackets`]).
-//! 5. *Escapes, numbers and literals* are few, and are checked one by one ([`Pass::escapes`],
-//!    [`Pass::scalars`]).
+//! 5. *Escapes, numbers and literals* are few, and are checked one by one ([`Pass::one_by_one`]).
+//!    Blocks without any of them are passed over ([`Used`]).
 //!
 //! Steps 1 and 2 are the method of simdjson (Langdale and Lemire, "Parsing Gigabytes of JSON per
 //! Second", 2019).
@@ -116,17 +116,17 @@ struct Space {
     named: [u64; BLOCKS],
     /// For each block, a mask of the first bytes of numbers and literals (`true`, `false`, `null`).
     scalar_start: [u64; BLOCKS],
-    /// For each block, a mask of the bytes after a backslash that [`Pass::escapes`] has to check.
-    /// The frequent escapes `\"`, `\\` and `\n` are not marked, because they are always valid.
+    /// For each block, a mask of the bytes after a backslash that [`Pass::one_by_one`] has to
+    /// check. The frequent escapes `\"`, `\\` and `\n` are not marked, because they are always
+    /// valid.
     escaped: [u64; BLOCKS],
     /// For each block, a mask of the padding: the bytes after the end of the text. Padding only
     /// fills the last blocks of the chunk.
     padding: [u64; BLOCKS],
-    /// The byte offsets in the chunk of all brackets outside of strings. [`Pass::flatten`] writes
-    /// at least four offsets for each block, even if the block has fewer brackets; the offsets for
-    /// the next block then replace the meaningless ones. The array has more elements than a chunk
-    /// has bytes.
-    brackets: [u16; CHUNK + BLOCK],
+    /// The byte offsets in the chunk of all bytes of one kind: of the brackets outside of strings,
+    /// for example. [`flatten`] writes at least four offsets for each block, even if the block has
+    /// fewer such bytes; the offsets for the next block then replace the meaningless ones.
+    places: [u16; PLACES],
     /// The offsets in the chunk, in bytes, of the brackets after which only the array of events is
     /// open. These are the opening bracket of this array and the closing bracket of each of its
     /// elements that is an object or an array; [`Pass::items`] refuses arrays.
@@ -144,10 +144,22 @@ impl Space {
             scalar_start: NONE,
             escaped: NONE,
             padding: NONE,
-            brackets: [0; CHUNK + BLOCK],
+            places: [0; PLACES],
             ends: [0; CHUNK + 1],
         }
     }
+}
+
+/// The length of [`Space::places`]. It is more than the bytes of a chunk, because [`flatten`]
+/// writes some offsets too many.
+const PLACES: usize = CHUNK + BLOCK;
+
+/// Says which blocks of a chunk have marked bytes. Each field is about the masks of [`Space`] with
+/// its name: bit i is set if the mask of block i is not 0.
+struct Used {
+    bracket: u64,
+    escaped: u64,
+    scalar_start: u64,
 }
 
 /// Fills `masks` so that they mark the padding of a chunk, and returns them. The text of the chunk
@@ -264,63 +276,53 @@ fn check_usual(event: &[u8]) -> Option<usize> {
 impl Pass<'_> {
     /// Clears the bits of escaped quotes in the masks `quote`, so that only quotes that begin or
     /// end a string remain. Marks rare escapes (all but `\"`, `\\` and `\n`) in the masks
-    /// `escaped`; [`Self::escapes`] checks them later. `blocks` is the number of blocks (64 bytes
-    /// each) in this chunk.
+    /// `escaped`; [`Self::one_by_one`] checks them later. `backslashes` has a bit for each block
+    /// (64 bytes) with a backslash. `blocks` is the number of blocks in this chunk. Returns a bit
+    /// for each block with rare escapes. In the other blocks the masks `escaped` are meaningless.
     #[inline(always)]
-    fn escaped_quotes(&mut self, blocks: usize) {
+    fn escaped_quotes(&mut self, backslashes: u64, blocks: usize) -> u64 {
         let Space { blocks: Blocks { quote, backslash, n, .. }, escaped, .. } = &mut *self.space;
-        for block in 0..blocks {
-            escaped[block] = 0;
-            if backslash[block] | self.escaped != 0 {
-                let behind = escaped_by(backslash[block], &mut self.escaped);
-                escaped[block] = behind & !(quote[block] | backslash[block] | n[block]);
-                quote[block] &= !behind;
+        let (mut left, mut rare) = (backslashes | self.escaped, 0);
+        while left != 0 {
+            let block = usize::from(first_bit(&mut left)) % BLOCKS;
+            let behind = escaped_by(backslash[block], &mut self.escaped);
+            escaped[block] = behind & !(quote[block] | backslash[block] | n[block]);
+            quote[block] &= !behind;
+            rare |= u64::from(escaped[block] != 0) << block;
+            // The first byte of the next block is escaped too, if that block has no backslash.
+            if block + 1 < blocks {
+                left |= self.escaped << (block + 1);
             }
         }
+        rare
     }
 
     /// Checks, one by one, the brackets, escapes, numbers and literals in the current chunk (at
-    /// most 4,096 bytes of the body). `at` is the offset of the chunk in the body. `blocks` is the
-    /// number of blocks (64 bytes each) in the chunk. Returns `true` if all checks succeed. Returns
-    /// `false` if one fails; serde_json must then decide if the body is valid.
+    /// most 4,096 bytes of the body). `at` is the offset of the chunk in the body. `used` says
+    /// which blocks have them. Returns `true` if all checks succeed. Returns `false` if one fails;
+    /// serde_json must then decide if the body is valid.
     #[inline(always)]
-    fn one_by_one(&mut self, at: usize, blocks: usize) -> bool {
-        let brackets = self.flatten(blocks);
-        let Some(ends) = self.brackets(brackets) else { return false };
-        self.items(at, ends) && self.escapes(at, blocks) && self.scalars(at, blocks)
-    }
-
-    /// Writes the byte offsets in the chunk of all brackets outside of strings to `space.brackets`.
-    /// `blocks` is the number of blocks (64 bytes each) in the chunk. Returns the number of
-    /// brackets.
-    #[inline(always)]
-    fn flatten(&mut self, blocks: usize) -> usize {
-        let Space { bracket, brackets, .. } = &mut *self.space;
-        let mut count = 0;
-        let mut base = 0;
-        for &mask in &bracket[..blocks] {
-            let Some(places) = brackets.get_mut(count..count + BLOCK) else { return 0 };
-            let mut left = mask;
-            // Four offsets are always written, because most blocks have at most four brackets, and
-            // a branch that the CPU predicts wrongly costs more than writing offsets that are
-            // overwritten later.
-            for place in &mut places[..4] {
-                *place = base + first_bit(&mut left);
-            }
-            for place in &mut places[4..] {
-                if left == 0 {
-                    break;
-                }
-                *place = base + first_bit(&mut left);
-            }
-            count += mask.count_ones() as usize;
-            base += BITS;
+    fn one_by_one(&mut self, at: usize, used: &Used) -> bool {
+        let Space { bracket, escaped, scalar_start, places, .. } = &mut *self.space;
+        let body = self.body;
+        let is_valid = |place: &u16, check: fn(&[u8]) -> bool| {
+            check(body.get(at + usize::from(*place)..).unwrap_or_default())
+        };
+        let Some(escapes) = flatten(escaped, used.escaped, places) else { return false };
+        if !places[..escapes].iter().all(|place| is_valid(place, is_escape)) {
+            return false;
         }
-        count
+        let Some(scalars) = flatten(scalar_start, used.scalar_start, places) else { return false };
+        if !places[..scalars].iter().all(|place| is_valid(place, is_scalar)) {
+            return false;
+        }
+        let Some(brackets) = flatten(bracket, used.bracket, places) else { return false };
+        let Some(ends) = self.brackets(brackets) else { return false };
+        self.items(at, ends)
     }
 
     /// Checks the brackets of the chunk: each bracket must fit the container (object or array) that
-    /// is open before it. `count` is the number of brackets that [`Self::flatten`] has found.
+    /// is open before it. `count` is the number of brackets, whose offsets are in `space.places`.
     ///
     /// Returns `None` in three cases: a bracket does not fit, the nesting is too deep, or an item
     /// of the array of events has a key that may be `kind` or `apiVersion`. Otherwise writes
@@ -328,22 +330,23 @@ impl Pass<'_> {
     /// which only the array of events is open.
     #[inline(always)]
     fn brackets(&mut self, count: usize) -> Option<usize> {
-        let Space { brackets, blocks, is_object, named, ends, .. } = &mut *self.space;
+        let Space { places, blocks, is_object, named, ends, .. } = &mut *self.space;
         let mut stack = self.stack;
+        // Of `doubts` only the lowest bit counts; the loop leaves anything in the others.
         let (mut stacks, mut doubts, mut found) = (0, 0, 0);
-        for &place in &brackets[..count] {
+        for &place in &places[..count] {
             let block = usize::from(place) / BLOCK % BLOCKS;
-            let bit = |masks: &[u64; BLOCKS]| masks[block] >> (place % BITS) & 1;
-            doubts |= (stack ^ bit(is_object)) & 1 | bit(named) & u64::from(stack == IN_ITEM);
-            let opened = stack << 1 | bit(&blocks.curly);
-            stack = if bit(&blocks.open) == 1 { opened } else { stack >> 1 };
+            let from = |masks: &[u64; BLOCKS]| masks[block] >> (place % BITS);
+            doubts |= stack ^ from(is_object) | from(named) & u64::from(stack == IN_ITEM);
+            let opened = stack << 1 | from(&blocks.curly) & 1;
+            stack = if from(&blocks.open) & 1 == 1 { opened } else { stack >> 1 };
             ends[found % CHUNK] = place;
             found += usize::from(stack == IN_ARRAY);
             stacks |= stack;
         }
         self.stack = stack;
         // If the highest bit was ever set, the stack was full: later values of `stack` are wrong.
-        (doubts == 0 && stacks >> 63 == 0).then_some(found)
+        (doubts & 1 == 0 && stacks >> 63 == 0).then_some(found)
     }
 
     /// Appends the byte ranges of the items that end in this chunk to `events`. The chunk begins at
@@ -373,38 +376,6 @@ impl Pass<'_> {
         true
     }
 
-    /// Checks the escapes that are marked in the masks `escaped` of the chunk at the offset `at`.
-    /// Returns `false` if one of them is not valid.
-    #[inline(always)]
-    fn escapes(&self, at: usize, blocks: usize) -> bool {
-        let escapes = self.space.escaped[..blocks].iter().enumerate();
-        for (block, mut left) in escapes.map(|(block, mask)| (block, *mask)) {
-            while left != 0 {
-                let place = at + block * BLOCK + usize::from(first_bit(&mut left));
-                if !is_escape(self.body.get(place..).unwrap_or_default()) {
-                    return false;
-                }
-            }
-        }
-        true
-    }
-
-    /// Checks the numbers and literals that begin in the chunk at the offset `at`. Returns `false`
-    /// if one of them is not valid.
-    #[inline(always)]
-    fn scalars(&self, at: usize, blocks: usize) -> bool {
-        let starts = self.space.scalar_start[..blocks].iter().enumerate();
-        for (block, mut left) in starts.map(|(block, mask)| (block, *mask)) {
-            while left != 0 {
-                let place = at + block * BLOCK + usize::from(first_bit(&mut left));
-                if !is_scalar(self.body.get(place..).unwrap_or_default()) {
-                    return false;
-                }
-            }
-        }
-        true
-    }
-
     /// Returns `true` if, after the last chunk, all containers are closed, the array of events ends
     /// at the end of the body, and the body is valid UTF-8.
     fn is_whole(&self) -> bool {
@@ -414,6 +385,35 @@ impl Pass<'_> {
             && self.next_item == self.body.len()
             && (!self.has_high || simdutf8::basic::from_utf8(self.body).is_ok())
     }
+}
+
+/// Writes the byte offsets in the chunk of all marked bytes to `places`, and returns their number.
+/// `masks` has the marks of the blocks for which `used` has a bit. Returns `None` if `places` is
+/// too short, which cannot be: it has more elements than a chunk has bytes.
+#[inline(always)]
+fn flatten(masks: &[u64; BLOCKS], mut used: u64, places: &mut [u16; PLACES]) -> Option<usize> {
+    let mut count = 0;
+    while used != 0 {
+        let block = first_bit(&mut used) % BITS;
+        let base = block * BITS;
+        let mask = masks[usize::from(block)];
+        let places = places.get_mut(count..count + BLOCK)?;
+        let mut left = mask;
+        // Four offsets are always written, because most blocks have at most four marks, and a
+        // branch that the CPU predicts wrongly costs more than writing offsets that are overwritten
+        // later.
+        for place in &mut places[..4] {
+            *place = base + first_bit(&mut left);
+        }
+        for place in &mut places[4..] {
+            if left == 0 {
+                break;
+            }
+            *place = base + first_bit(&mut left);
+        }
+        count += mask.count_ones() as usize;
+    }
+    Some(count)
 }
 
 /// Removes the lowest set bit of `mask` and returns its index; 64 if no bit is set.
@@ -430,7 +430,7 @@ fn first_bit(mask: &mut u64) -> u16 {
 fn is_escape(text: &[u8]) -> bool {
     match text {
         [b'u', a, b, c, d, ..] => {
-            let is_hex = |byte: &u8| byte.is_ascii_hexdigit();
+            let is_hex = |byte: &u8| IS_HEX[usize::from(*byte)];
             // All four digits are checked without a branch, because they are nearly always
             // hexadecimal.
             is_hex(a) & is_hex(b) & is_hex(c) & is_hex(d)
@@ -439,6 +439,19 @@ fn is_escape(text: &[u8]) -> bool {
         _ => false,
     }
 }
+
+/// Says of each byte if it is a hexadecimal digit. A look at a table takes fewer instructions than
+/// comparisons, and text from Go has many escapes such as `\u003c`.
+static IS_HEX: [bool; 256] = {
+    let mut is_hex = [false; 256];
+    let digits = b"0123456789abcdefABCDEF";
+    let mut at = 0;
+    while at < digits.len() {
+        is_hex[digits[at] as usize] = true;
+        at += 1;
+    }
+    is_hex
+};
 
 /// Returns `true` if `text` begins with a number or literal, and the byte after it is a comma or a
 /// closing bracket.

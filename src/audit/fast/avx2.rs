@@ -9,6 +9,7 @@ use super::CHUNK;
 use super::Pass;
 use super::Seen;
 use super::Space;
+use super::Used;
 use super::padding;
 
 /// A register of 256 bits that holds the masks of [`LANES`] (4) blocks, one mask of 64 bits in each
@@ -20,23 +21,20 @@ const LANES: usize = 4;
 super::rules::rules!("avx2,bmi1,bmi2,lzcnt,popcnt");
 
 #[target_feature(enable = "avx2")]
-fn load(masks: &[u64; BLOCKS], first: usize) -> Lanes {
-    let masks = masks[first..].first_chunk::<LANES>().unwrap_or(&[0; LANES]);
+fn load(masks: &[u64; LANES]) -> Lanes {
     let [a, b, c, d] = masks.map(u64::cast_signed);
     simd::_mm256_set_epi64x(d, c, b, a)
 }
 
 #[target_feature(enable = "avx2")]
-fn store(lanes: Lanes, masks: &mut [u64; BLOCKS], first: usize) {
+fn store(lanes: Lanes, masks: &mut [u64; LANES]) {
     let stored = [
         simd::_mm256_extract_epi64::<0>(lanes),
         simd::_mm256_extract_epi64::<1>(lanes),
         simd::_mm256_extract_epi64::<2>(lanes),
         simd::_mm256_extract_epi64::<3>(lanes),
     ];
-    if let Some(masks) = masks[first..].first_chunk_mut::<LANES>() {
-        *masks = stored.map(i64::cast_unsigned);
-    }
+    *masks = stored.map(i64::cast_unsigned);
 }
 
 #[target_feature(enable = "avx2")]
@@ -89,6 +87,12 @@ fn highest(lanes: Lanes) -> u32 {
     simd::_mm256_movemask_pd(simd::_mm256_castsi256_pd(lanes)).cast_unsigned()
 }
 
+/// Returns a number in which bit i is 1 if lane i of `a` is equal to lane i of `b`.
+#[target_feature(enable = "avx2")]
+fn same(a: Lanes, b: Lanes) -> u32 {
+    highest(simd::_mm256_cmpeq_epi64(a, b))
+}
+
 /// Returns a register made from the bits of `bits`. If bit i is 1, all bits of lane i are 1. If bit
 /// i is 0, all bits of lane i are 0.
 #[target_feature(enable = "avx2")]
@@ -106,7 +110,7 @@ fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     // A lane overflows if both summands have the highest bit, or if one has it and the sum does
     // not.
     let overflows = highest(or(and(a, b), and_not(or(a, b), sum)));
-    let full = highest(simd::_mm256_cmpeq_epi64(sum, splat(u64::MAX)));
+    let full = same(sum, splat(u64::MAX));
     let carried = ((overflows << 1 | *carry) + full) ^ full;
     *carry = carried >> LANES;
     simd::_mm256_sub_epi64(sum, spread(carried))

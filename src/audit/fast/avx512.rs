@@ -9,6 +9,7 @@ use super::CHUNK;
 use super::Pass;
 use super::Seen;
 use super::Space;
+use super::Used;
 use super::padding;
 
 /// A register of 512 bits that holds the masks of [`LANES`] (8) blocks, one mask of 64 bits in each
@@ -20,14 +21,13 @@ const LANES: usize = 8;
 super::rules::rules!("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2,lzcnt,popcnt");
 
 #[target_feature(enable = "avx512f")]
-fn load(masks: &[u64; BLOCKS], first: usize) -> Lanes {
-    let masks = masks[first..].first_chunk::<LANES>().unwrap_or(&[0; LANES]);
+fn load(masks: &[u64; LANES]) -> Lanes {
     let [a, b, c, d, e, f, g, h] = masks.map(u64::cast_signed);
     simd::_mm512_set_epi64(h, g, f, e, d, c, b, a)
 }
 
 #[target_feature(enable = "avx512f,avx2")]
-fn store(lanes: Lanes, masks: &mut [u64; BLOCKS], first: usize) {
+fn store(lanes: Lanes, masks: &mut [u64; LANES]) {
     let low = simd::_mm512_castsi512_si256(lanes);
     let high = simd::_mm512_extracti64x4_epi64::<1>(lanes);
     let stored = [
@@ -40,9 +40,7 @@ fn store(lanes: Lanes, masks: &mut [u64; BLOCKS], first: usize) {
         simd::_mm256_extract_epi64::<2>(high),
         simd::_mm256_extract_epi64::<3>(high),
     ];
-    if let Some(masks) = masks[first..].first_chunk_mut::<LANES>() {
-        *masks = stored.map(i64::cast_unsigned);
-    }
+    *masks = stored.map(i64::cast_unsigned);
 }
 
 #[target_feature(enable = "avx512f")]
@@ -88,6 +86,12 @@ fn later<const BYTES: u32, const UNSEEN: u32>(lanes: Lanes, before: Lanes) -> La
     or(simd::_mm512_slli_epi64::<BYTES>(lanes), simd::_mm512_srli_epi64::<UNSEEN>(from))
 }
 
+/// Returns a number in which bit i is 1 if lane i of `a` is equal to lane i of `b`.
+#[target_feature(enable = "avx512f")]
+fn same(a: Lanes, b: Lanes) -> u32 {
+    u32::from(simd::_mm512_cmpeq_epi64_mask(a, b))
+}
+
 /// Returns the sum of `a` and `b`, where each register counts as one long number made of all its
 /// lanes. `carry` (0 or 1) is the carry from the previous blocks and is added too. The function
 /// then sets `carry` to the carry for the next blocks.
@@ -95,7 +99,7 @@ fn later<const BYTES: u32, const UNSEEN: u32>(lanes: Lanes, before: Lanes) -> La
 fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
     let sum = simd::_mm512_add_epi64(a, b);
     let overflows = u32::from(simd::_mm512_cmplt_epu64_mask(sum, a));
-    let full = u32::from(simd::_mm512_cmpeq_epi64_mask(sum, splat(u64::MAX)));
+    let full = same(sum, splat(u64::MAX));
     let carried = ((overflows << 1 | *carry) + full) ^ full;
     *carry = carried >> LANES;
     simd::_mm512_mask_sub_epi64(sum, carried.to_le_bytes()[0], sum, splat(u64::MAX))

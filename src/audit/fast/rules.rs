@@ -30,8 +30,14 @@ macro_rules! rules {
                 if seen.control | seen_last.control {
                     return false;
                 }
-                pass.escaped_quotes(blocks);
-                if !rules.hold(pass.space, blocks, text.len()) || !pass.one_by_one(at, blocks) {
+                let backslashes = used(&pass.space.blocks.backslash, blocks);
+                let escaped = pass.escaped_quotes(backslashes, blocks);
+                if !rules.hold(pass.space, blocks, text.len()) {
+                    return false;
+                }
+                let bracket = used(&pass.space.bracket, blocks);
+                let scalar_start = used(&pass.space.scalar_start, blocks);
+                if !pass.one_by_one(at, &Used { bracket, escaped, scalar_start }) {
                     return false;
                 }
                 at += text.len();
@@ -43,6 +49,21 @@ macro_rules! rules {
         fn not(a: Lanes) -> Lanes {
             xor(a, splat(u64::MAX))
         }
+
+        /// Returns a number in which bit i is 1 if the mask of block i is not 0. `blocks` is the
+        /// number of blocks in the chunk.
+        #[target_feature(enable = $features)]
+        fn used(masks: &[u64; BLOCKS], blocks: usize) -> u64 {
+            let (none, mut used) = (splat(0), 0);
+            for (group, masks) in masks.as_chunks().0.iter().enumerate().take(blocks / LANES) {
+                let used_here = same(load(masks), none) ^ ALL;
+                used |= u64::from(used_here) << (group * LANES);
+            }
+            used
+        }
+
+        /// The value of [`same`] for two equal registers: one bit for each lane.
+        const ALL: u32 = (1 << LANES) - 1;
 
         /// The state that one step leaves for the next step. Each step checks as many blocks as a
         /// register has lanes. The state has carries of additions, and masks whose last bits the
@@ -101,20 +122,21 @@ macro_rules! rules {
             /// masks that later loops over brackets, numbers and literals need.
             #[target_feature(enable = $features)]
             fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> bool {
-                let Space { blocks: of, bracket: brackets, .. } = space;
+                let Space { blocks: of, padding: ends, .. } = space;
                 let mut doubts = splat(0);
-                for first in (0..blocks).step_by(LANES) {
-                    let quote = load(&of.quote, first);
+                for group in 0..(blocks / LANES).min(BLOCKS / LANES) {
+                    let quote = load(&of.quote.as_chunks().0[group]);
                     let mut in_string = parity(quote, &mut self.in_string);
-                    if length < (first + LANES) * BLOCK {
+                    if length < (group + 1) * LANES * BLOCK {
                         // The bytes that fill the last blocks count as inside of a string, so that
                         // no rule looks at them.
-                        in_string = or(in_string, load(padding(length, &mut space.padding), first));
+                        in_string =
+                            or(in_string, load(&padding(length, ends).as_chunks().0[group]));
                     }
-                    let comma = and_not(load(&of.comma, first), in_string);
-                    let colon = and_not(load(&of.colon, first), in_string);
-                    let open = and_not(load(&of.open, first), in_string);
-                    let close = and_not(load(&of.close, first), in_string);
+                    let comma = and_not(load(&of.comma.as_chunks().0[group]), in_string);
+                    let colon = and_not(load(&of.colon.as_chunks().0[group]), in_string);
+                    let open = and_not(load(&of.open.as_chunks().0[group]), in_string);
+                    let close = and_not(load(&of.close.as_chunks().0[group]), in_string);
                     let string_start = and(quote, in_string);
                     let string_end = and_not(quote, in_string);
                     let bracket = or(open, close);
@@ -140,14 +162,15 @@ macro_rules! rules {
 
                     // A key may be "kind" or "apiVersion" if it has 4 or 10 bytes, and an `n` at
                     // the right place. A key with an escape may be one of the two as well.
-                    let n = load(&of.n, first);
+                    let n = load(&of.n.as_chunks().0[group]);
                     let (four, ten) = (
                         later::<5, 59>(string_start, self.string_start),
                         later::<11, 53>(string_start, self.string_start),
                     );
                     let (third, last) = (later::<2, 62>(n, self.n), later::<1, 63>(n, self.n));
                     let name_like = and(key_end, or(and(four, third), and(ten, last)));
-                    let named = or(name_like, and(in_key, load(&of.backslash, first)));
+                    let named =
+                        or(name_like, and(in_key, load(&of.backslash.as_chunks().0[group])));
 
                     // The stretch is the text before each bracket. An addition carries a bit that
                     // is set in a stretch to the bracket that ends the stretch. A closing bracket
@@ -159,14 +182,17 @@ macro_rules! rules {
                     let bad_in_object = or(bad_in_object, arrived);
                     let bad_in_array = add(between, colon, &mut self.bad_in_array);
                     let named = add(between, named, &mut self.named);
-                    let is_object = or(and(close, load(&of.curly, first)), and(open, after_colon));
+                    let is_object = or(
+                        and(close, load(&of.curly.as_chunks().0[group])),
+                        and(open, after_colon),
+                    );
                     let bad = or(and(bad_in_object, is_object), and_not(bad_in_array, is_object));
                     doubts = or(doubts, and(bad, bracket));
 
-                    store(bracket, brackets, first);
-                    store(is_object, &mut space.is_object, first);
-                    store(named, &mut space.named, first);
-                    store(scalar_start, &mut space.scalar_start, first);
+                    store(bracket, &mut space.bracket.as_chunks_mut().0[group]);
+                    store(is_object, &mut space.is_object.as_chunks_mut().0[group]);
+                    store(named, &mut space.named.as_chunks_mut().0[group]);
+                    store(scalar_start, &mut space.scalar_start.as_chunks_mut().0[group]);
                     self.before_token = before_token;
                     self.open = open;
                     self.colon = colon;

@@ -40,6 +40,33 @@ fn everywhere(places: &[(&str, &str)], text: impl AsRef<[u8]>, expected: Outcome
     }
 }
 
+/// Fills two chunks with numbers, escapes or brackets, as dense as they can be, and makes one of
+/// them wrong: the first, the last, and some between them. The scanner lists such places for each
+/// chunk, and must lose none.
+#[test]
+fn one_fault_among_as_many_of_its_kind_as_a_chunk_can_hold() {
+    for (before, valid, wrong, behind) in [
+        (r#""x":["#, "1,", "a,", "0]}"),
+        (r#""x":["#, "1,", "-,", "0]}"),
+        (r#""x":""#, r"\t", r"\x", r#""}"#),
+        (r#""x":""#, r"\u00e4", r"\u00g4", r#""}"#),
+        (r#""x":["#, "{},", "{],", "0]}"),
+        (r#""x":["#, "[],", "[},", "0]}"),
+    ] {
+        let count = 2 * CHUNK / valid.len();
+        let body = |fault: usize| {
+            let text = |at| if at == fault { wrong } else { valid };
+            let text: String = (0..count).map(text).collect();
+            let head = r#"{"level":"None","auditID":"a","stage":"Panic","#;
+            list([head, before, &text, behind].concat())
+        };
+        assert_eq!(check(&body(count)), Outcome::Usual, "{valid}");
+        for fault in (0..count).step_by(13).chain([count - 1]) {
+            assert_eq!(check(&body(fault)), Outcome::Refused, "{wrong} at {fault}");
+        }
+    }
+}
+
 /// Each of the 256 bytes stands once inside of a string and once between the tokens of an array, at
 /// every offset.
 #[test]
