@@ -7,7 +7,10 @@
 //! its time is subtracted from the others'. Dropping the result counts. The tables hold medians of
 //! the samples, of CPU time.
 //!
-//! The second table shows the cost of reading what an audit policy asks about each event
+//! The second table shows what the scanner of bodies does with each instruction set that this CPU
+//! has, in the same unit. Its last row is serde_json, and its first row the copy.
+//!
+//! The third table shows the cost of reading what an audit policy asks about each event
 //! (`audit::request`), beside a search for the ends of lines, in nanoseconds per event.
 //!
 //! A recorded body is read again and again, and a CPU learns its contents. All methods look faster
@@ -62,6 +65,14 @@ const METHODS: [(&str, Method); 4] = [
     ("serde_json::Value", value),
 ];
 
+/// The scanner of bodies with one instruction set.
+#[cfg(target_arch = "x86_64")]
+const SCANNERS: [(audit::Isa, Method); 3] = [
+    (audit::Isa::Sse2, |body| scan(audit::Isa::Sse2, body)),
+    (audit::Isa::Avx2, |body| scan(audit::Isa::Avx2, body)),
+    (audit::Isa::Avx512, |body| scan(audit::Isa::Avx512, body)),
+];
+
 /// Ways to read the requests that the events of some lines describe.
 const READERS: [(&str, Method); 4] = [
     ("memcpy", copy),
@@ -92,6 +103,7 @@ fn main() {
         let name = format!("{count} different ones of {events} × {EVENT_BYTES} bytes");
         measure(&name, &bodies.iter().map(Vec::as_slice).collect::<Vec<_>>(), 21);
     }
+    measure_scanners(&[Work::metadata(), Work::responses(), Work::generated()]);
     let names: Vec<_> = READERS[1..].iter().map(|(name, _)| *name).collect();
     println!("\n| events | bytes | {} |", names.join(" | "));
     println!("|---|---|{}", "---|".repeat(names.len()));
@@ -137,13 +149,50 @@ fn measure(name: &str, bodies: &[&[u8]], samples: usize) {
     println!("| {name} | {} | {rates} | {} |", bytes / bodies.len(), spread(ratios).show(2));
 }
 
-/// Prints the row of a work in the second table.
+/// Prints the second table, which has a column for each work.
+fn measure_scanners(works: &[Work]) {
+    const SAMPLES: usize = 15;
+    let mut methods = vec![("memcpy".to_owned(), METHODS[0].1)];
+    #[cfg(target_arch = "x86_64")]
+    for (isa, method) in SCANNERS.into_iter().filter(|(isa, _)| isa.is_there()) {
+        methods.push((format!("{isa:?}"), method));
+    }
+    methods.push(("serde_json, Vec<&RawValue>".to_owned(), raw_values));
+    let names: Vec<_> = works.iter().map(|work| work.name).collect();
+    println!("\n| with | {} |\n|---{}|", names.join(" | "), "|---".repeat(works.len()));
+    let mut rows = vec![Vec::new(); methods.len()];
+    for work in works {
+        let bodies: Vec<&[u8]> = work.requests.iter().map(|request| body_of(request)).collect();
+        let bytes: usize = bodies.iter().map(|body| body.len()).sum();
+        let mut buffer = vec![0; work.body.len() + 1];
+        let mut rates = vec![Vec::new(); methods.len()];
+        for _ in 0..SAMPLES {
+            let times = methods.iter().map(|(_, method)| timed(&bodies, &mut buffer, *method));
+            let times: Vec<f64> = times.map(|time| time.as_secs_f64()).collect();
+            for (at, (time, rates)) in times.iter().zip(&mut rates).enumerate() {
+                let time = if at == 0 { *time } else { time - times[0] };
+                rates.push(bytes as f64 / 1e6 / time);
+            }
+        }
+        for (rates, row) in rates.into_iter().zip(&mut rows) {
+            row.push(spread(rates).show(0));
+        }
+    }
+    for ((name, _), row) in methods.iter().zip(rows) {
+        println!("| {name} | {} |", row.join(" | "));
+    }
+}
+
+/// Returns the body of a request.
+fn body_of(request: &[u8]) -> &[u8] {
+    &request[memchr::memmem::find(request, b"\r\n\r\n").unwrap() + 4..]
+}
+
+/// Prints the row of a work in the third table.
 fn measure_readers(work: &Work) {
     const SAMPLES: usize = 21;
-    let lines = work.requests.iter().map(|request| {
-        let head = memchr::memmem::find(request, b"\r\n\r\n").unwrap() + 4;
-        audit::decode(request[head..].to_vec()).unwrap().lines
-    });
+    let lines =
+        work.requests.iter().map(|request| audit::decode(body_of(request).to_vec()).unwrap().lines);
     let lines: Vec<_> = lines.collect();
     let bodies: Vec<&[u8]> = lines.iter().map(|lines| &lines[..]).collect();
     let mut buffer = vec![0; bodies.iter().map(|body| body.len()).max().unwrap() + 1];
@@ -178,6 +227,11 @@ fn copy(body: &mut [u8]) {
 
 fn decode(body: &mut [u8]) {
     black_box(audit::decode_in_place(body)).expect("an EventList");
+}
+
+#[cfg(target_arch = "x86_64")]
+fn scan(isa: audit::Isa, body: &mut [u8]) {
+    black_box(audit::scan_in_place(isa, body)).expect("the scanner recognises it");
 }
 
 fn value(body: &mut [u8]) {

@@ -6,9 +6,9 @@
 //! tail of the list are cut off. No event is copied into a tree. Every byte of an event stays as it
 //! was received, except that raw line breaks between its tokens become spaces.
 //!
-//! The module `fast` recognises a body that is written as kube-apiserver writes it, if the CPU has
-//! AVX2 or AVX-512. For every other body the module `strict` decides with serde_json if it is JSON,
-//! and the module `event` then decides if each object is an audit event.
+//! On x86-64 the module `fast` recognises a body that is written as kube-apiserver writes it. For
+//! every other body the module `strict` decides with serde_json if it is JSON, and the module
+//! `event` then decides if each object is an audit event.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -23,6 +23,9 @@ pub mod pieces;
 pub mod request;
 pub mod scan;
 mod strict;
+
+#[cfg(target_arch = "x86_64")]
+pub use fast::Isa;
 
 /// The only accepted API group and version of events. The beta versions ended with Kubernetes 1.24.
 pub const API_VERSION: &str = "audit.k8s.io/v1";
@@ -118,12 +121,11 @@ pub fn decode(mut body: Vec<u8>) -> Result<Batch, Invalid> {
 /// [`Invalid`] if the body is not JSON, has none of the accepted forms, or contains something that
 /// is not an audit event.
 pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
-    let body = body_and_room.split_last().map_or(&[][..], |(_, body)| body);
     #[cfg(target_arch = "x86_64")]
-    if let Some((events, levels)) = fast::Isa::best().and_then(|isa| fast::split(isa, body)) {
-        let lines = end_lines(body_and_room, &events);
-        return Ok(Split { lines, events: events.len() as u64, levels });
+    if let Some(split) = Isa::best().and_then(|isa| scan_in_place(isa, body_and_room)) {
+        return Ok(split);
     }
+    let body = body_and_room.split_last().map_or(&[][..], |(_, body)| body);
     let text = match std::str::from_utf8(body) {
         Ok(text) => text,
         Err(error) => {
@@ -138,6 +140,17 @@ pub fn decode_in_place(body_and_room: &mut [u8]) -> Result<Split, Invalid> {
     let (events, levels) = strict::split(text)?;
     let lines = join(body_and_room, &events);
     Ok(Split { lines, events: events.len() as u64, levels })
+}
+
+/// Does the same as [`decode_in_place`] with the scanner alone, compiled for the instruction set
+/// `isa`. Returns `None` if the scanner does not recognise the body, or if the CPU lacks the
+/// instruction set; the slice is unchanged then, and the body may be valid.
+#[cfg(target_arch = "x86_64")]
+pub fn scan_in_place(isa: Isa, body_and_room: &mut [u8]) -> Option<Split> {
+    let (_, body) = body_and_room.split_last()?;
+    let (events, levels) = fast::split(isa, body)?;
+    let lines = end_lines(body_and_room, &events);
+    Some(Split { lines, events: events.len() as u64, levels })
 }
 
 /// Checks one part of a body of JSON lines that is not its first part, and splits the part into
@@ -286,6 +299,26 @@ mod tests {
             again.extend_from_slice(b"]}\n");
             assert!(again == body, "{name}");
             assert_eq!(events.len() as u64, batch.events);
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_scanner_alone_splits_as_decode_does_and_leaves_what_it_does_not_know_unchanged() {
+        let body = list(&format!("{EVENT},{EVENT}"));
+        let room = |body: &str| [body.as_bytes(), b"?"].concat();
+        let mut decoded = room(&body);
+        let split = decode_in_place(&mut decoded).unwrap();
+        let spaced = list(&format!("{EVENT}, {EVENT}"));
+        for isa in Isa::ALL {
+            let mut scanned = room(&body);
+            let found = scan_in_place(isa, &mut scanned);
+            assert_eq!(found, isa.is_there().then(|| split.clone()), "{isa:?}");
+            assert_eq!(scanned == decoded, isa.is_there(), "{isa:?}");
+            let mut unknown = room(&spaced);
+            assert_eq!(scan_in_place(isa, &mut unknown), None, "{isa:?}");
+            assert_eq!(unknown, room(&spaced), "{isa:?}");
+            assert_eq!(scan_in_place(isa, &mut []), None, "{isa:?}");
         }
     }
 

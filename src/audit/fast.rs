@@ -11,7 +11,7 @@
 //! The steps are:
 //!
 //! 1. *Masks*: for each kind of byte (quote, comma, bracket …) a mask has one bit for each byte of
-//!    the text ([`avx2`], [`avx512`]).
+//!    the text ([`sse2`], [`avx2`], [`avx512`]).
 //! 2. *Strings*: escaped quotes are removed from the masks, and the bytes inside of strings are
 //!    found.
 //! 3. *Neighbours*: after each of `, : { [` a value or a key begins, or the bracket that was just
@@ -41,8 +41,9 @@ mod avx2;
 mod avx512;
 mod isa;
 mod rules;
+mod sse2;
 
-pub(super) use isa::Isa;
+pub use isa::Isa;
 
 /// The number of bytes in a block: the bytes of the text that one mask describes. A mask is a `u64`
 /// whose bit i is about the byte i of the block.

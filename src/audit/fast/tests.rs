@@ -28,7 +28,9 @@ type Scan = fn(&[u8]) -> Option<Split>;
 /// The smallest chunk in bytes that fills a register of AVX-512 with masks.
 const SMALL: usize = 512;
 
-const SCANS: [(Isa, &str, Scan); 4] = [
+const SCANS: [(Isa, &str, Scan); 6] = [
+    (Isa::Sse2, "SSE2", |body| split(Isa::Sse2, body)),
+    (Isa::Sse2, "SSE2, small chunks", |body| split_by::<SMALL>(Isa::Sse2, body)),
     (Isa::Avx2, "AVX2", |body| split(Isa::Avx2, body)),
     (Isa::Avx2, "AVX2, small chunks", |body| split_by::<SMALL>(Isa::Avx2, body)),
     (Isa::Avx512, "AVX-512", |body| split(Isa::Avx512, body)),
@@ -152,11 +154,12 @@ fn event(value: &str) -> String {
 /// The tests of this file can test only the instruction sets of the CPU on which they run.
 #[test]
 fn the_instruction_sets_that_are_tested() {
-    for isa in [Isa::Avx2, Isa::Avx512] {
+    for isa in Isa::ALL {
         let is_tested = if isa.is_there() { "tested" } else { "NOT TESTED, this CPU lacks it" };
         println!("{isa:?}: {is_tested}");
     }
-    assert!(Isa::Avx2.is_there(), "this CPU has no AVX2: the scanner is not tested at all");
+    assert!(Isa::Sse2.is_there(), "every x86-64 CPU has SSE2");
+    assert!(Isa::Avx2.is_there(), "this CPU has no AVX2: only one instruction set is tested");
 }
 
 #[test]

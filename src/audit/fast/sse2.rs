@@ -1,0 +1,187 @@
+//! The operations for [`super::rules`] on registers of 128 bits, which hold two masks. They need
+//! only SSE2, which every x86-64 CPU has.
+
+use std::arch::x86_64 as simd;
+
+use super::BLOCK;
+use super::BLOCKS;
+use super::Blocks;
+use super::CHUNK;
+use super::Pass;
+use super::Seen;
+use super::Space;
+use super::Used;
+use super::padding;
+
+/// A register of 128 bits that holds the masks of [`LANES`] (2) blocks, one mask of 64 bits in each
+/// lane.
+type Lanes = simd::__m128i;
+
+const LANES: usize = 2;
+
+super::rules::rules!("sse2");
+
+#[target_feature(enable = "sse2")]
+fn load(masks: &[u64; LANES]) -> Lanes {
+    let [a, b] = masks.map(u64::cast_signed);
+    simd::_mm_set_epi64x(b, a)
+}
+
+#[target_feature(enable = "sse2")]
+fn store(lanes: Lanes, masks: &mut [u64; LANES]) {
+    let high = simd::_mm_unpackhi_epi64(lanes, lanes);
+    *masks = [lanes, high].map(|lane| simd::_mm_cvtsi128_si64(lane).cast_unsigned());
+}
+
+#[target_feature(enable = "sse2")]
+fn splat(mask: u64) -> Lanes {
+    simd::_mm_set1_epi64x(mask.cast_signed())
+}
+
+#[target_feature(enable = "sse2")]
+fn and(a: Lanes, b: Lanes) -> Lanes {
+    simd::_mm_and_si128(a, b)
+}
+
+/// Returns `a & !b`, bit by bit.
+#[target_feature(enable = "sse2")]
+fn and_not(a: Lanes, b: Lanes) -> Lanes {
+    simd::_mm_andnot_si128(b, a)
+}
+
+#[target_feature(enable = "sse2")]
+fn or(a: Lanes, b: Lanes) -> Lanes {
+    simd::_mm_or_si128(a, b)
+}
+
+#[target_feature(enable = "sse2")]
+fn xor(a: Lanes, b: Lanes) -> Lanes {
+    simd::_mm_xor_si128(a, b)
+}
+
+#[target_feature(enable = "sse2")]
+fn is_zero(lanes: Lanes) -> bool {
+    same(lanes, splat(0)) == ALL
+}
+
+/// Moves each mark `BYTES` bytes further in the text. A mark is a set bit in a mask; its place in
+/// the masks is the place of a byte in the text. The masks of the register count as one long
+/// number, which is shifted up by `BYTES` bits. This leaves room at the lowest bits: the marks of
+/// the last `BYTES` bytes before this register come in there. They are taken from `before`, the
+/// register with the masks of the preceding blocks. `UNSEEN` must be 64 - `BYTES`: the number of
+/// bits of a mask that do not move into the next mask.
+#[target_feature(enable = "sse2")]
+fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> Lanes {
+    let last = simd::_mm_unpackhi_epi64(before, before);
+    let from = simd::_mm_unpacklo_epi64(last, lanes);
+    or(simd::_mm_slli_epi64::<BYTES>(lanes), simd::_mm_srli_epi64::<UNSEEN>(from))
+}
+
+/// Returns a number in which bit i is equal to the highest bit of lane i.
+#[target_feature(enable = "sse2")]
+fn highest(lanes: Lanes) -> u32 {
+    simd::_mm_movemask_pd(simd::_mm_castsi128_pd(lanes)).cast_unsigned()
+}
+
+/// Returns a number in which bit i is 1 if lane i of `a` is equal to lane i of `b`.
+#[target_feature(enable = "sse2")]
+fn same(a: Lanes, b: Lanes) -> u32 {
+    // SSE2 compares at most 32 bits: a lane is equal if both of its halves are.
+    let halves = simd::_mm_cmpeq_epi32(a, b);
+    highest(and(halves, simd::_mm_shuffle_epi32::<0b10_11_00_01>(halves)))
+}
+
+/// Returns a register made from the bits of `bits`. If bit i is 1, all bits of lane i are 1. If bit
+/// i is 0, all bits of lane i are 0.
+#[target_feature(enable = "sse2")]
+fn spread(bits: u32) -> Lanes {
+    // Both halves (32 bits) of a lane have the same bit, because SSE2 compares at most 32 bits.
+    let one = simd::_mm_set_epi32(2, 2, 1, 1);
+    let bits = simd::_mm_set1_epi32(bits.cast_signed());
+    simd::_mm_cmpeq_epi32(and(bits, one), one)
+}
+
+/// Returns the sum of `a` and `b`, where each register counts as one long number made of all its
+/// lanes. `carry` (0 or 1) is the carry from the previous blocks and is added too. The function
+/// then sets `carry` to the carry for the next blocks.
+#[target_feature(enable = "sse2")]
+fn add(a: Lanes, b: Lanes, carry: &mut u32) -> Lanes {
+    let sum = simd::_mm_add_epi64(a, b);
+    // A lane overflows if both summands have the highest bit, or if one has it and the sum does
+    // not.
+    let overflows = highest(or(and(a, b), and_not(or(a, b), sum)));
+    let full = same(sum, splat(u64::MAX));
+    let carried = ((overflows << 1 | *carry) + full) ^ full;
+    *carry = carried >> LANES;
+    simd::_mm_sub_epi64(sum, spread(carried))
+}
+
+/// Returns masks in which a bit is 1 if `lanes` has an odd number of 1 bits up to and including
+/// this position. The 1 bits of earlier blocks count too: the caller passes a `carry` of 1 if their
+/// number is odd, otherwise 0. The function then sets `carry` for the next blocks.
+#[target_feature(enable = "sse2")]
+fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
+    let mut all = xor(lanes, simd::_mm_slli_epi64::<1>(lanes));
+    all = xor(all, simd::_mm_slli_epi64::<2>(all));
+    all = xor(all, simd::_mm_slli_epi64::<4>(all));
+    all = xor(all, simd::_mm_slli_epi64::<8>(all));
+    all = xor(all, simd::_mm_slli_epi64::<16>(all));
+    all = xor(all, simd::_mm_slli_epi64::<32>(all));
+    let mut odd = highest(all) << 1 | *carry;
+    odd ^= odd << 1;
+    odd ^= odd << 2;
+    *carry = odd >> LANES & 1;
+    xor(all, spread(odd))
+}
+
+/// Returns a register with 16 bytes of a block, a quarter of it.
+#[target_feature(enable = "sse2")]
+fn text(bytes: &[u8; 16]) -> Lanes {
+    let (words, _) = bytes.as_chunks::<8>();
+    let word = |at: usize| words.get(at).map_or(0, |word| i64::from_le_bytes(*word));
+    simd::_mm_set_epi64x(word(1), word(0))
+}
+
+/// Returns a mask of the highest bit of each byte of a block, whose quarters are `quarters`.
+#[target_feature(enable = "sse2")]
+fn highest_of_bytes(quarters: [Lanes; 4]) -> u64 {
+    let [a, b, c, d] =
+        quarters.map(|quarter| u64::from(simd::_mm_movemask_epi8(quarter).cast_unsigned()));
+    a | b << 16 | c << 32 | d << 48
+}
+
+/// Computes the masks of the 64-byte blocks in `bytes` and writes them to `blocks`, beginning at
+/// the index `first`. A bit of a mask is set if its byte is of the kind that the mask stands for,
+/// for example a quote. Returns which unusual kinds of bytes occur in `bytes`.
+#[target_feature(enable = "sse2")]
+fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
+    let splat = |byte: u8| simd::_mm_set1_epi8(byte.cast_signed());
+    let mut least = splat(0xff);
+    let mut all = splat(0);
+    for (bytes, block) in bytes.iter().zip(first..BLOCKS) {
+        let (quarters, _) = bytes.as_chunks::<16>();
+        let quarter = |at: usize| quarters.get(at).map_or(splat(0), |bytes| text(bytes));
+        let [a, b, c, d] = [quarter(0), quarter(1), quarter(2), quarter(3)];
+        let equal = |[a, b, c, d]: [Lanes; 4], byte: u8| {
+            let equal = |quarter| simd::_mm_cmpeq_epi8(quarter, splat(byte));
+            highest_of_bytes([equal(a), equal(b), equal(c), equal(d)])
+        };
+        let min = |a, b| simd::_mm_min_epu8(a, b);
+        least = min(least, min(min(a, b), min(c, d)));
+        all = or(all, or(or(a, b), or(c, d)));
+        let text = [a, b, c, d];
+        blocks.quote[block] = equal(text, b'"');
+        blocks.backslash[block] = equal(text, b'\\');
+        blocks.comma[block] = equal(text, b',');
+        blocks.colon[block] = equal(text, b':');
+        blocks.n[block] = equal(text, b'n');
+        let case = |quarter| simd::_mm_slli_epi16::<2>(quarter);
+        blocks.curly[block] = highest_of_bytes([case(a), case(b), case(c), case(d)]);
+        let fold = |quarter| or(quarter, splat(0x20));
+        let folded = [fold(a), fold(b), fold(c), fold(d)];
+        blocks.open[block] = equal(folded, b'{');
+        blocks.close[block] = equal(folded, b'}');
+    }
+    let control = simd::_mm_cmpeq_epi8(simd::_mm_min_epu8(least, splat(0x1f)), least);
+    Seen { control: simd::_mm_movemask_epi8(control) != 0, high: simd::_mm_movemask_epi8(all) != 0 }
+}
