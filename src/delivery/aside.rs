@@ -39,8 +39,8 @@ pub(super) fn has_large_event(piece: &[u8]) -> bool {
 /// Only as many of these calls as there are worker threads work at once, and the others wait for
 /// their turn. More of them would not be faster: they would only take memory and cores.
 ///
-/// The function blocks, and no part of `work` is skipped, so a caller that is cancelled is cancelled
-/// before or after the work.
+/// The function blocks, and no part of `work` is skipped, so a caller that is cancelled is
+/// cancelled before or after the work.
 pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
     static TURNS: OnceLock<Semaphore> = OnceLock::new();
     match Handle::try_current() {

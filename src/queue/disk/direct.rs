@@ -30,9 +30,9 @@ const BUFFER: usize = 1 << 20;
 /// device's blocks, which is 512 or 4,096 bytes.
 const ALIGNMENT: usize = 4096;
 
-/// The file systems on which writes go past the page cache, by their magic numbers (statfs(2)): ext2
-/// to ext4, and XFS. Others accept direct writes too, but some of them are slower then, and some do
-/// not promise that readers of the page cache see the new bytes.
+/// The file systems on which writes go past the page cache, by their magic numbers (statfs(2)):
+/// ext2 to ext4, and XFS. Others accept direct writes too, but some of them are slower then, and
+/// some do not promise that readers of the page cache see the new bytes.
 const FILE_SYSTEMS: [u64; 2] = [0xEF53, 0x5846_5342];
 
 /// A file that is written in whole blocks.

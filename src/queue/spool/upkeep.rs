@@ -35,13 +35,13 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// needed. Several small segments are then deleted together.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
-/// If a file could not be deleted, it is tried again after this time. If room is needed, it is tried
-/// earlier.
+/// If a file could not be deleted, it is tried again after this time. If room is needed, it is
+/// tried earlier.
 const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 
 /// The longest time between two looks at finished segments that outputs want to keep for a while.
-/// The thread does not simply sleep until such a segment may be deleted: the clock may be set or the
-/// settings may change meanwhile.
+/// The thread does not simply sleep until such a segment may be deleted: the clock may be set or
+/// the settings may change meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
 /// After files could not be deleted because the cursors file can't be saved, they are tried again
@@ -95,8 +95,8 @@ enum Cut {
 /// Which of the files that no output needs are deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reclaim {
-    /// Only the segments that no output wants to keep any longer ([`super::Output::keeps`]). Some of
-    /// them become spare files.
+    /// Only the segments that no output wants to keep any longer ([`super::Output::keeps`]). Some
+    /// of them become spare files.
     Old,
     /// All segments that every output has finished, and all spare files, because their room is
     /// needed.
@@ -110,8 +110,8 @@ pub(super) enum Reclaim {
 ///
 /// 1. prepare: the file of the next segment is made, before the writer needs it.
 /// 2. cut: the unused room of ended segments is freed.
-/// 3. save: the cursors file is written when it is out of date and its last save is a second ago. It
-///    is written earlier when many bytes have become final (need not be sent again), or when an
+/// 3. save: the cursors file is written when it is out of date and its last save is a second ago.
+///    It is written earlier when many bytes have become final (need not be sent again), or when an
 ///    output joins or leaves.
 /// 4. reclaim: segments that no output needs are deleted, or become spare files. Before that, the
 ///    cursors file is saved, so that no place in it lies in such a file.
@@ -230,7 +230,8 @@ impl Upkeep {
         }
     }
 
-    /// Returns `true` if there is nothing to do, and the thread waits until another thread wakes it.
+    /// Returns `true` if there is nothing to do, and the thread waits until another thread wakes
+    /// it.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.turn(&self.shared.lock()), Turn::Wait(None))
@@ -265,8 +266,8 @@ impl Upkeep {
         }
     }
 
-    /// Cuts the files of ended segments after their last records, which frees the reserved bytes that
-    /// were not used.
+    /// Cuts the files of ended segments after their last records, which frees the reserved bytes
+    /// that were not used.
     fn cut(&mut self, which: Cut) {
         let ended = std::mem::take(&mut self.shared.lock().writing.ended);
         for Ended { file, first } in ended {
@@ -292,8 +293,8 @@ impl Upkeep {
                     segment.size -= given;
                     state.writing.accounting.cut(given);
                 }
-                // The segment counts with all its reserved room until it is deleted. Its file may be
-                // shorter.
+                // The segment counts with all its reserved room until it is deleted. Its file may
+                // be shorter.
                 Err(error) => {
                     segment.is_sound = false;
                     drop(state);
