@@ -50,7 +50,7 @@ impl DirectFile {
     /// well. Otherwise writes go through the page cache.
     pub(super) fn new(file: fs::File) -> Self {
         let is_known = rustix::fs::fstatfs(&file)
-            .is_ok_and(|status| FILE_SYSTEMS.iter().any(|magic| status.f_type as u64 == *magic));
+            .is_ok_and(|status| FILE_SYSTEMS.contains(&(status.f_type as u64)));
         let is_direct = is_known && set_direct(&file, true).is_ok();
         Self { file, is_direct: AtomicBool::new(is_direct), buffer: Mutex::new(None) }
     }
