@@ -215,8 +215,8 @@ pub struct EventView<'a> {
 pub struct Filter {
     rules: Arc<Rules>,
     policies: Arc<Vec<Policy>>,
-    /// What the `match` rules and then the policies, in their order, say of users. A memory knows
-    /// which rules it belongs to, so that none has to be made anew with new policies.
+    /// The memories of users: one for the `match` rules, and then one for each policy, in order. A
+    /// memory knows which rules it belongs to, so that none has to be made anew with new policies.
     users: Vec<Users>,
     seen: Option<Seen>,
     /// `true`: the events that the output sent before this filter was made are not yet in `seen`,
@@ -346,7 +346,7 @@ impl Filter {
             };
         }
         let Done { lowered, redacted, trimmed, is_too_large, .. } =
-            redact::apply_known(event, request, known, &change, changed);
+            redact::apply(event, request, known, &change, changed);
         if is_too_large && rules.gives_up {
             if let Some(seen) = seen {
                 seen.forget(position..position.next());

@@ -93,14 +93,9 @@ pub struct Done {
 /// needs no change, `out` stays as it is.
 ///
 /// The event must be one that [`crate::audit`] has found valid, and `request` must be read from
-/// this event.
-pub fn apply(event: &[u8], request: &Request<'_>, change: &Change<'_>, out: &mut Vec<u8>) -> Done {
-    apply_known(event, request, 0, change, out)
-}
-
-/// Does what [`apply`] does, but faster for an event of which `known` bytes are known by
-/// [`Reader::known`](crate::audit::request::Reader::known).
-pub fn apply_known(
+/// this event. `known` is the result of [`Reader::known`](crate::audit::request::Reader::known) for
+/// this event, with which less of the event has to be read, or 0.
+pub fn apply(
     event: &[u8],
     request: &Request<'_>,
     known: usize,

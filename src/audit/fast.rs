@@ -333,7 +333,7 @@ impl Pass<'_> {
     fn brackets(&mut self, count: usize) -> Option<usize> {
         let Space { places, blocks, is_object, named, ends, .. } = &mut *self.space;
         let mut stack = self.stack;
-        // Of `doubts` only the lowest bit counts; the loop leaves anything in the others.
+        // Only the lowest bit of `doubts` counts; the loop leaves anything in the other bits.
         let (mut stacks, mut doubts, mut found) = (0, 0, 0);
         for &place in &places[..count] {
             let block = usize::from(place) / BLOCK % BLOCKS;

@@ -34,8 +34,6 @@ use super::segment::BadHeader;
 use super::segment::Check;
 use super::segment::FIRST_RECORD;
 use super::segment::LogOffset;
-use super::segment::Scan;
-use super::segment::Seed;
 use super::segment::SegmentHeader;
 use super::spool;
 use super::synced;
@@ -474,7 +472,7 @@ impl Directory {
     /// list of segments was made.
     fn end(&self, segments: &[Position], contents: &Contents) -> Result<Option<LogOffset>, Error> {
         let mut synced = self.synced();
-        let mut known = Known::new(contents.known(), synced, Position::START).end;
+        let mut known = Known::end(contents.known(), synced);
         let mut next = None;
         for &first in segments.iter().rev() {
             let file = match self.segment(first) {
@@ -565,10 +563,9 @@ impl Directory {
             let Ok(file) = self.segment(first) else { continue };
             let Some(file) = file else { return (None, false) };
             let limit = next.unwrap_or(Position::MAX);
-            let seed = SegmentHeader::read(&*file, first);
-            let seed = seed.map_or_else(|_| Seed::guess(&*file, first), SegmentHeader::seed);
-            let begin = (FIRST_RECORD, first);
-            let mut scan = Scan::new(&*file, seed, begin, u64::MAX, limit, Check::Headers);
+            let header = SegmentHeader::read(&*file, first).ok();
+            let segment = walk::Segment::new(&*file, first, header, limit);
+            let mut scan = segment.scan((FIRST_RECORD, first), Check::Headers);
             scan.skip_to(position);
             while let Some(found) = scan.next() {
                 if let segment::Found::Record(record) = found {

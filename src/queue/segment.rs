@@ -144,13 +144,26 @@ impl Seed {
         crc32c::crc32c_combine(self.0, crc, length)
     }
 
+    /// Returns the seed of a segment, and `true` if its file may have been another segment before.
+    /// `header` is `None` if the segment's header is damaged.
+    pub(super) fn of_file(
+        header: Option<SegmentHeader>,
+        file: &dyn File,
+        first: Position,
+    ) -> (Self, bool) {
+        header.map(|header| (header.seed(), header.reused)).unwrap_or_else(|| {
+            let seed = Self::guess(file, first);
+            (seed, seed != Self::NONE)
+        })
+    }
+
     /// Finds out which format a segment has whose header is damaged: the one under which the header
     /// of some record has a right checksum. If there is no such record, the newest format.
-    pub(super) fn guess(file: &dyn File, first: Position) -> Self {
+    fn guess(file: &dyn File, first: Position) -> Self {
         let begin = (FIRST_RECORD, first);
         let has_records = |seed| {
-            let end = (u64::MAX, Position::MAX);
-            let mut scan = Scan::new(file, seed, begin, end.0, end.1, Check::Headers);
+            let limit = Position::MAX;
+            let mut scan = Scan::new(file, seed, begin, u64::MAX, limit, Check::Headers);
             std::iter::from_fn(|| scan.next()).any(|found| matches!(found, Found::Record(_)))
         };
         let newest = Self::of(first);

@@ -60,6 +60,7 @@ mod incoming;
 mod load;
 mod recovery;
 mod state;
+mod turn;
 mod upkeep;
 mod writer;
 
@@ -141,8 +142,8 @@ struct Shared {
     work: Condvar,
     /// Notified when the upkeep's thread has something to do.
     chores: Condvar,
-    /// Notified when the upkeep has tried to delete files that no output needs. Large
-    /// request bodies that are arriving may wait for the room of these files.
+    /// Notified when the upkeep has tried to delete files that no output needs. Large request
+    /// bodies that are arriving may wait for the room of these files.
     reclaimed: Condvar,
     /// The value of `queue.max_bytes`. It is changed only by a thread that holds the lock of
     /// `state`.

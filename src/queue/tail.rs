@@ -44,14 +44,17 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// Returns up to where the log is known to be synced: the later one of the places that the
+    /// cursors file (`cursors`) and the file `synced` name.
+    pub(super) fn end(cursors: LogOffset, synced: Option<Synced>) -> LogOffset {
+        synced.map_or(cursors, |synced| synced.end.max(cursors))
+    }
+
     /// Joins what the cursors file says (`cursors`) with what the file `synced` says. `last`: the
     /// first position of the segment whose end is read.
     pub(super) fn new(cursors: LogOffset, synced: Option<Synced>, last: Position) -> Self {
-        let Some(synced) = synced.filter(|synced| synced.end >= cursors) else {
-            return Self { end: cursors, offset: None };
-        };
-        let offset = (synced.segment == last).then_some(synced.offset);
-        Self { end: synced.end, offset }
+        let here = synced.filter(|synced| synced.end >= cursors && synced.segment == last);
+        Self { end: Self::end(cursors, synced), offset: here.map(|synced| synced.offset) }
     }
 }
 

@@ -31,7 +31,7 @@ fn changed(event: &str, change: &Change<'_>) -> (Option<String>, Done) {
     let is_event = |text: &[u8]| audit::decode(text.to_vec()).map(|batch| batch.events) == Ok(1);
     assert!(is_event(event.as_bytes()), "{event}");
     let mut out = b"before".to_vec();
-    let done = apply(event.as_bytes(), &request(event.as_bytes()), change, &mut out);
+    let done = apply(event.as_bytes(), &request(event.as_bytes()), 0, change, &mut out);
     let out = String::from_utf8(out).unwrap().strip_prefix("before").unwrap().to_owned();
     if out.is_empty() {
         assert!(done == Done::default() || done.is_too_large, "{done:?}: {event}");
@@ -690,7 +690,7 @@ fn the_deepest_event_and_the_longest_path_need_little_stack() {
             let whole =
                 event("configmaps", &format!(r#","requestObject":{body},"x":"managedFields""#));
             let mut out = Vec::new();
-            let done = apply(whole.as_bytes(), &request(whole.as_bytes()), &change, &mut out);
+            let done = apply(whole.as_bytes(), &request(whole.as_bytes()), 0, &change, &mut out);
             assert_eq!(done.redacted, is_met || open == "[", "{open}");
             assert!(out.is_empty() || audit::decode(out).is_ok());
         }

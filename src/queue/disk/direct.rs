@@ -11,7 +11,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
@@ -21,6 +20,7 @@ use memmap2::MmapMut;
 use rustix::fs::OFlags;
 
 use super::File;
+use super::RealFile;
 use super::write_pieces;
 
 /// The size in bytes of the buffer. Larger writes are made in parts.
@@ -38,7 +38,7 @@ const FILE_SYSTEMS: [u64; 2] = [0xEF53, 0x5846_5342];
 /// A file that is written in whole blocks.
 #[derive(Debug)]
 pub(super) struct DirectFile {
-    file: fs::File,
+    file: RealFile,
     /// `true` as long as writes go past the page cache.
     is_direct: AtomicBool,
     /// The aligned memory from which the kernel writes. `None` before the first write.
@@ -52,7 +52,11 @@ impl DirectFile {
         let is_known = rustix::fs::fstatfs(&file)
             .is_ok_and(|status| FILE_SYSTEMS.contains(&(status.f_type as u64)));
         let is_direct = is_known && set_direct(&file, true).is_ok();
-        Self { file, is_direct: AtomicBool::new(is_direct), buffer: Mutex::new(None) }
+        Self {
+            file: RealFile(file),
+            is_direct: AtomicBool::new(is_direct),
+            buffer: Mutex::new(None),
+        }
     }
 
     fn write_direct(&self, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
@@ -69,13 +73,13 @@ impl DirectFile {
                 buffer[filled..filled + part.len()].copy_from_slice(part);
                 (filled, rest) = (filled + part.len(), others);
                 if filled == BUFFER {
-                    write_pieces(&self.file, &[buffer], offset)?;
+                    write_pieces(&self.file.0, &[buffer], offset)?;
                     offset += filled as u64;
                     filled = 0;
                 }
             }
         }
-        write_pieces(&self.file, &[&buffer[..filled]], offset)
+        write_pieces(&self.file.0, &[&buffer[..filled]], offset)
     }
 }
 
@@ -103,21 +107,21 @@ impl File for DirectFile {
                 Some(written) => return written,
             }
             self.is_direct.store(false, Ordering::Relaxed);
-            set_direct(&self.file, false)?;
+            set_direct(&self.file.0, false)?;
         }
-        write_pieces(&self.file, pieces, offset)
+        self.file.write_at(pieces, offset)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.file.sync_data()
+        self.file.sync()
     }
 
     fn truncate(&self, bytes: u64) -> io::Result<()> {
-        self.file.set_len(bytes)
+        self.file.truncate(bytes)
     }
 
     fn bytes(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.len())
+        self.file.bytes()
     }
 }
 

@@ -16,6 +16,7 @@ use crate::queue::segment::BLOCK;
 use crate::queue::segment::RECORD_HEADER;
 use crate::queue::segment::RecordHeader;
 use crate::queue::segment::SEGMENT_HEADER;
+use crate::queue::segment::Seed;
 use crate::queue::segment::WINDOW;
 use crate::queue::tests::simulated_disk::Operation;
 use crate::queue::tests::simulated_disk::SimulatedDisk;

@@ -101,7 +101,7 @@ impl<'a, 't> Walk<'a, 't> {
         }
         let known = found.contents().map(Contents::known).unwrap_or_default();
         let synced = self.directory.synced();
-        let end = Known::new(known, synced, Position::START).end.position;
+        let end = Known::end(known, synced).position;
         let first = segments.first().copied().unwrap_or(end);
         self.position = self.floor.map_or(first, |floor| floor.min(first));
         for (index, (first, next)) in with_next(&segments).enumerate() {
@@ -310,8 +310,7 @@ impl<'a> Segment<'a> {
         header: Option<SegmentHeader>,
         limit: Position,
     ) -> Self {
-        let seed = header.map_or_else(|| Seed::guess(file, first), SegmentHeader::seed);
-        let reused = header.map_or(seed != Seed::NONE, |header| header.reused);
+        let (seed, reused) = Seed::of_file(header, file, first);
         Self { file, first, seed, reused, size: u64::MAX, limit, end: limit }
     }
 
@@ -336,7 +335,7 @@ impl<'a> Segment<'a> {
     }
 
     /// Makes a scan (a reader) of the segment, which begins at this offset and position.
-    fn scan(&self, begin: (u64, Position), check: Check) -> Scan<'a> {
+    pub(super) fn scan(&self, begin: (u64, Position), check: Check) -> Scan<'a> {
         Scan::new(self.file, self.seed, begin, self.size, self.limit, check)
     }
 

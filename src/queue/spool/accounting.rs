@@ -39,11 +39,11 @@ pub(super) struct Spare {
 /// How far a spare file is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SpareStage {
-    /// The upkeep is making it.
+    /// The upkeep is making the file.
     Making,
-    /// It can become a segment.
+    /// The file can become a segment.
     Ready,
-    /// The writer is making it a segment.
+    /// The writer is making the file a segment.
     Taken,
 }
 
@@ -69,7 +69,7 @@ impl Spare {
 ///   including bytes that are reserved and not written yet;
 /// - `pending_delete`: a segment that was removed from the log, because every output has finished
 ///   it, because it was dropped, or because it has no events. The cursors file, which notes how far
-///   each output has got, may still name a place in this segment. The writer therefore saves the
+///   each output has got, may still name a place in this segment. The upkeep therefore saves the
 ///   cursors file first, and deletes the segment after that;
 /// - `stuck`: a segment that was removed from the log and could not be deleted. Its bytes count
 ///   until a later attempt succeeds;
@@ -106,7 +106,7 @@ pub(super) struct Accounting {
     /// Segments that were removed from the log, and that could not be deleted.
     stuck: Vec<Removed>,
     /// The names and the sizes in bytes of abandoned files: files of large request bodies that will
-    /// not become segments, and that the upkeep has to delete.
+    /// not become segments, and spare files that are not wanted. The upkeep has to delete them.
     abandoned: Vec<(String, u64)>,
     /// The files that become the next segments.
     spares: Vec<Spare>,
@@ -156,8 +156,8 @@ impl Accounting {
         Self { files, pending_delete, abandoned, spare_count, ..Self::default() }
     }
 
-    /// Returns the number of bytes of all files in `segments/`, including reserved bytes that are
-    /// not written yet.
+    /// Returns the number of bytes of all files in `segments/` and `spare/`, including reserved
+    /// bytes that are not written yet.
     pub(super) fn files(&self) -> u64 {
         self.files
     }
@@ -192,7 +192,8 @@ impl Accounting {
     }
 
     /// Returns the names and the sizes in bytes of abandoned files: files of large request bodies
-    /// that will not become segments, and that the upkeep has to delete.
+    /// that will not become segments, and spare files that are not wanted. The upkeep has to delete
+    /// them.
     pub(super) fn abandoned(&self) -> &[(String, u64)] {
         &self.abandoned
     }
@@ -328,17 +329,18 @@ impl Accounting {
 
     /// Notes that a spare file has become a segment, whose bytes the caller counts.
     pub(super) fn spare_is_used(&mut self, number: u64) {
-        if let Some(index) = self.spares.iter().position(|spare| spare.number == number) {
-            self.files -= self.spares.remove(index).size;
-        }
+        self.files -= self.remove_spare(number).map_or(0, |spare| spare.size);
     }
 
     /// Notes that a spare file is not wanted any more, and is to be deleted.
     pub(super) fn discard_spare(&mut self, number: u64) {
-        if let Some(index) = self.spares.iter().position(|spare| spare.number == number) {
-            let spare = self.spares.remove(index);
-            self.abandoned.push((spare.name(), spare.size));
-        }
+        let removed = self.remove_spare(number);
+        self.abandoned.extend(removed.map(|spare| (spare.name(), spare.size)));
+    }
+
+    fn remove_spare(&mut self, number: u64) -> Option<Spare> {
+        let index = self.spares.iter().position(|spare| spare.number == number)?;
+        Some(self.spares.remove(index))
     }
 
     /// Notes that all spare files, except those that the writer has taken, are to be deleted.

@@ -524,10 +524,7 @@ impl LogState {
         to: Option<Position>,
         chunk: u64,
     ) -> ReadPlan {
-        let index = self.segments.partition_point(|segment| segment.first.position < spot.segment);
-        let segment =
-            self.segments.get(index).filter(|segment| segment.first.position == spot.segment);
-        ReadPlan::Load(match segment {
+        ReadPlan::Load(match self.segment(spot.segment) {
             Some(segment) => Job {
                 epoch,
                 spot,
@@ -571,9 +568,7 @@ impl Shared {
     fn apply(&self, index: usize, epoch: u64, loaded: Loaded) {
         let mut state = self.lock();
         for damage in &loaded.damages {
-            let at = state.log.segments.partition_point(|it| it.first.position < loaded.segment);
-            let segment =
-                state.log.segments.get_mut(at).filter(|it| it.first.position == loaded.segment);
+            let segment = state.log.segment_mut(loaded.segment);
             if segment.is_some_and(|segment| segment.damaged.insert(damage.bytes.start)) {
                 self.metrics.corrupt.increment(1);
             }

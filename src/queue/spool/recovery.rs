@@ -4,7 +4,6 @@
 //! is read. If the place of an output is in a segment, the headers of the records before this place
 //! are read too.
 
-use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
@@ -317,22 +316,23 @@ impl Log {
             let name = segment::file_name(position);
             let file = disk.open(&name, Access::Read).map_err(failed("open", &name))?;
             let size = file.bytes().map_err(failed("look at", &name))?;
-            let (byte, damaged, seed, reused) = match SegmentHeader::read(&*file, position) {
-                Ok(header) => (header.first_byte, None, header.seed(), header.reused),
+            let header = match SegmentHeader::read(&*file, position) {
+                Ok(header) => Some(header),
                 Err(BadHeader::Newer(version)) => {
                     return Err(OpenError::Newer { path: directory.join(name), version });
                 }
-                Err(BadHeader::Damaged) => {
-                    let seed = Seed::guess(&*file, position);
-                    let byte = first_byte(&*file, seed, position, segments.back());
-                    (byte, Some(0), seed, seed != Seed::NONE)
-                }
+                Err(BadHeader::Damaged) => None,
+            };
+            let (seed, reused) = Seed::of_file(header, &*file, position);
+            let byte = match header {
+                Some(header) => header.first_byte,
+                None => first_byte(&*file, seed, position, segments.back()),
             };
             let first = LogOffset { position, byte };
             if let Some(before) = segments.back_mut() {
                 before.end = first;
             }
-            let damaged: BTreeSet<u64> = damaged.into_iter().collect();
+            let damaged = header.is_none().then_some(0).into_iter().collect();
             segments.push_back(Segment {
                 first,
                 end: first,
@@ -340,7 +340,7 @@ impl Log {
                 size,
                 seed,
                 reused,
-                is_sound: damaged.is_empty(),
+                is_sound: header.is_some(),
                 damaged,
                 active: false,
                 ended: now(),
@@ -357,13 +357,12 @@ impl Log {
         &mut self,
         disk: &dyn Disk,
         contents: Option<&Contents>,
-        synced: Option<Synced>,
+        mut synced: Option<Synced>,
         report: Report<'_>,
     ) -> io::Result<()> {
         // The log must not end before a place that the cursors file names. Otherwise a position
         // would be given twice, and an output would take new events for events that it has got.
         let mut known = contents.map(Contents::known).unwrap_or_default();
-        let mut synced = synced;
         let holes = contents.map(|contents| contents.holes.as_slice()).unwrap_or_default();
         // `true` if this segment was dropped and is not deleted yet.
         let is_dropped =
@@ -376,7 +375,7 @@ impl Log {
             segment.end = end;
         }
         let mut limit = Position::MAX;
-        known = Known::new(known, synced, Position::START).end;
+        known = Known::end(known, synced);
         self.end = known;
         while let Some(mut last) = self.segments.pop_back() {
             let first = last.first.position;

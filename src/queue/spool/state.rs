@@ -296,11 +296,6 @@ impl SpoolState {
         self.writing.accounting.spares() < SPARES_MAX && self.log.kept_for() == Some(Duration::ZERO)
     }
 
-    /// Returns `true` if there are spare files, whose room can be used for something else.
-    pub(super) fn has_spares(&self) -> bool {
-        self.writing.accounting.spare_bytes() > 0
-    }
-
     /// Returns `true` if the file of the next segment should be made now, so that it is ready when
     /// it is needed. This is so if batches are stored, there is no such file yet, and the queue has
     /// room for it that nobody else needs. `usable`: the bytes that all files in `segments/` may
@@ -447,6 +442,21 @@ impl LogState {
         let first = self.finished().next()?;
         let until = first.ended.saturating_add(self.keeps());
         Some(Duration::from_millis(until.saturating_sub(now())))
+    }
+
+    /// Returns the segment that begins at this position; `None` if the log has no such segment.
+    pub(super) fn segment(&self, first: Position) -> Option<&Segment> {
+        self.segments.get(self.index_of(first)?)
+    }
+
+    /// Returns the segment that begins at this position, as [`LogState::segment`] does.
+    pub(super) fn segment_mut(&mut self, first: Position) -> Option<&mut Segment> {
+        let index = self.index_of(first)?;
+        self.segments.get_mut(index)
+    }
+
+    fn index_of(&self, first: Position) -> Option<usize> {
+        self.segments.binary_search_by_key(&first, |segment| segment.first.position).ok()
     }
 
     /// Returns the index of the first segment that ends after a position; the number of segments if

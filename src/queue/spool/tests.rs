@@ -24,7 +24,7 @@ mod optional;
 mod simulation;
 mod threads;
 
-/// What the writer's thread or the upkeep's thread does next.
+/// The next action of the writer's thread or of the upkeep's thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Work {
     Step(Step),

@@ -19,7 +19,9 @@ use super::accounting::Removed;
 use super::accounting::Spare;
 use super::cursor::UNSAVED_MAX;
 use super::now;
-use super::writer::NoticePanic;
+use super::turn;
+use super::turn::NoticePanic;
+use super::turn::Turn;
 use crate::position::Position;
 use crate::queue::cursors::Cursors;
 use crate::queue::disk::File;
@@ -65,16 +67,6 @@ pub(super) enum Chore {
     Prepare,
 }
 
-/// The next action of the upkeep thread.
-enum Turn {
-    /// Do this chore now.
-    Do(Chore),
-    /// Wait until this time; `None`: wait until the thread is woken.
-    Wait(Option<Instant>),
-    /// End, because the queue is closed.
-    End,
-}
-
 /// A segment that the writer has ended, and whose file has to be cut after its last record.
 #[derive(Debug)]
 pub(super) struct Ended {
@@ -86,7 +78,7 @@ pub(super) struct Ended {
 /// Which files of ended segments are cut to their lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cut {
-    /// Those with much unused room. The others stay as they are, and can be used again.
+    /// The files with much unused room. The others stay as they are, and can be used again.
     Most,
     /// All, because their room is needed, or because the queue ends.
     All,
@@ -116,10 +108,9 @@ pub(super) enum Reclaim {
 /// 4. reclaim: segments that no output needs are deleted, or become spare files. Before that, the
 ///    cursors file is saved, so that no place in it lies in such a file.
 ///
-/// The writer thread calls the methods too, when it needs room
-/// or a file at once. A mutex around this value lets only one of the two threads in. That mutex is
-/// locked while files are changed, and never by another thread: no sender and no output waits for
-/// it.
+/// The writer thread calls the methods too, when it needs room or a file at once. A mutex around
+/// this value lets only one of the two threads in. That mutex is locked while files are changed,
+/// and never by another thread: no sender and no output waits for it.
 ///
 /// A segment must not be deleted or used again while the cursors file on disk still says that an
 /// output needs the segment.
@@ -167,11 +158,7 @@ pub(super) fn run(upkeep: &Mutex<Upkeep>, shared: &Arc<Shared>) {
             Turn::Wait(until) => {
                 // While this thread waits, the writer thread may need the upkeep.
                 drop(upkeep);
-                let wait = until
-                    .map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
-                // `wait_timeout` adds the time to a clock, which an hour does not overflow.
-                let wait = wait.min(Duration::from_secs(3600));
-                drop(shared.chores.wait_timeout(state, wait));
+                drop(shared.chores.wait_timeout(state, turn::wait(until)));
             }
         }
     }
@@ -202,7 +189,7 @@ impl Upkeep {
 
     /// Returns the next action: the most urgent chore that is to be done now, or how long to wait,
     /// or that the thread ends because the queue is closed.
-    fn turn(&self, state: &SpoolState) -> Turn {
+    fn turn(&self, state: &SpoolState) -> Turn<Chore> {
         let now = Instant::now();
         let writing = &state.writing;
         let save = writing.cursors_dirty
@@ -272,9 +259,8 @@ impl Upkeep {
         let ended = std::mem::take(&mut self.shared.lock().writing.ended);
         for Ended { file, first } in ended {
             let offset = {
-                let state = self.shared.lock();
-                let found = state.log.segments.iter().rev().find(|it| it.first.position == first);
-                let Some(segment) = found else { continue };
+                let mut state = self.shared.lock();
+                let Some(segment) = state.log.segment_mut(first) else { continue };
                 let unused = segment.size.saturating_sub(segment.offset);
                 if which == Cut::Most && unused < segment.size / UNUSED_PART {
                     continue;
@@ -285,8 +271,7 @@ impl Upkeep {
             // files.
             let outcome = file.truncate(offset).and_then(|()| file.sync());
             let mut state = self.shared.lock();
-            let found = state.log.segments.iter_mut().rev().find(|it| it.first.position == first);
-            let Some(segment) = found else { continue };
+            let Some(segment) = state.log.segment_mut(first) else { continue };
             match outcome {
                 Ok(()) => {
                     let given = segment.size.saturating_sub(offset);

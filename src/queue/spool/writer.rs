@@ -20,6 +20,9 @@ use super::Waiting;
 use super::accounting::Spare;
 use super::incoming::IncomingFile;
 use super::now;
+use super::turn;
+use super::turn::NoticePanic;
+use super::turn::Turn;
 #[cfg(test)]
 use super::upkeep::Chore;
 use super::upkeep::Ended;
@@ -111,16 +114,6 @@ pub(super) enum Step {
     Probe,
 }
 
-/// The next action of the writer thread.
-enum Turn {
-    /// Do this step now.
-    Do(Step),
-    /// Wait until this time; `None`: wait until the thread is woken.
-    Wait(Option<Instant>),
-    /// End, because the queue is closed.
-    End,
-}
-
 impl Writer {
     pub(super) fn new(shared: Arc<Shared>, cursors: Cursors) -> Self {
         let upkeep = Upkeep::new(Arc::clone(&shared), cursors);
@@ -182,12 +175,7 @@ impl Writer {
                         return self.end();
                     }
                     Turn::Wait(until) => {
-                        let wait = until.map_or(Duration::MAX, |until| {
-                            until.saturating_duration_since(Instant::now())
-                        });
-                        // `wait_timeout` adds the time to a clock, which an hour does not overflow.
-                        let wait = wait.min(Duration::from_secs(3600));
-                        let waited = shared.work.wait_timeout(state, wait);
+                        let waited = shared.work.wait_timeout(state, turn::wait(until));
                         state = waited.unwrap_or_else(PoisonError::into_inner).0;
                     }
                 }
@@ -201,7 +189,7 @@ impl Writer {
     /// Returns the next action: the most urgent step that is to be done now, or how long to wait,
     /// or that the thread ends because the queue is closed. The order of the steps is described at
     /// [`Writer`].
-    fn turn(&self, state: &SpoolState) -> Turn {
+    fn turn(&self, state: &SpoolState) -> Turn<Step> {
         let has_fault = state.writing.fault.is_some();
         if state.writing.closed {
             Turn::End
@@ -653,7 +641,10 @@ impl Writer {
         let disk = Arc::clone(&self.shared.disk);
         loop {
             match disk.create(&name, size) {
-                Err(error) if is_full(&error) && self.shared.lock().has_spares() => {
+                Err(error)
+                    if is_full(&error)
+                        && self.shared.lock().writing.accounting.spare_bytes() > 0 =>
+                {
                     self.reclaim_all()?;
                 }
                 Err(error) if is_full(&error) && size > least => {
@@ -723,8 +714,7 @@ impl Writer {
     fn seal(&mut self) {
         let Some(Active { file, first }) = self.active.take() else { return };
         let mut state = self.shared.lock();
-        let found = state.log.segments.iter_mut().rev().find(|it| it.first.position == first);
-        let Some(segment) = found else { return };
+        let Some(segment) = state.log.segment_mut(first) else { return };
         (segment.active, segment.ended) = (false, now());
         state.writing.ended.push(Ended { file, first });
     }
@@ -776,24 +766,6 @@ fn write_header(file: &dyn File, header: SegmentHeader) -> io::Result<()> {
 /// Returns the length of something that is in memory, as the type of lengths in memory.
 fn length(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
-}
-
-/// Notices a panic of the thread that owns this value: the queue then refuses all batches, so that
-/// no sender waits for this thread, and the relay ends.
-pub(super) struct NoticePanic(pub(super) Arc<Shared>);
-
-impl Drop for NoticePanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let mut state = self.0.lock();
-            state.writing.fault =
-                Some("the thread that writes the queue has panicked, restart the relay".to_owned());
-            state.writing.waiting.clear();
-            state.writing.accounting.clear_plans(0);
-            drop(state);
-            self.0.panicked.cancel();
-        }
-    }
 }
 
 /// Returns `true` if the error means that the disk is full, that the user's quota is used up, or

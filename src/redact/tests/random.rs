@@ -168,7 +168,7 @@ fn written(pattern: &Pattern, rng: &mut fastrand::Rng) -> String {
 
 fn applied(event: &str, change: &Change<'_>) -> (Option<String>, Done) {
     let mut out = Vec::new();
-    let done = apply(event.as_bytes(), &request(event.as_bytes()), change, &mut out);
+    let done = apply(event.as_bytes(), &request(event.as_bytes()), 0, change, &mut out);
     let written = Done { is_too_large: false, ..done };
     assert_eq!(out.is_empty(), written == Done::default(), "{event}");
     (Some(String::from_utf8(out).unwrap()).filter(|out| !out.is_empty()), done)

@@ -1,0 +1,44 @@
+//! The parts that the writer thread and the upkeep thread share: how they wait for work, and what
+//! happens when one of them panics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Shared;
+
+/// The next action of a thread whose actions are of the type `Action`.
+pub(super) enum Turn<Action> {
+    /// Do this action now.
+    Do(Action),
+    /// Wait until this time; `None`: wait until the thread is woken.
+    Wait(Option<Instant>),
+    /// End, because the queue is closed.
+    End,
+}
+
+/// Returns how long a thread has to wait until this time; `None`: until it is woken. The result is
+/// at most an hour, because `Condvar::wait_timeout` adds it to a clock that must not overflow.
+pub(super) fn wait(until: Option<Instant>) -> Duration {
+    let left = until.map_or(Duration::MAX, |until| until.saturating_duration_since(Instant::now()));
+    left.min(Duration::from_secs(3600))
+}
+
+/// Notices a panic of the thread that owns this value: the queue then refuses all batches, so that
+/// no sender waits for this thread, and the relay ends.
+pub(super) struct NoticePanic(pub(super) Arc<Shared>);
+
+impl Drop for NoticePanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut state = self.0.lock();
+            state.writing.fault =
+                Some("the thread that writes the queue has panicked, restart the relay".to_owned());
+            state.writing.waiting.clear();
+            state.writing.accounting.clear_plans(0);
+            drop(state);
+            self.0.panicked.cancel();
+        }
+    }
+}
