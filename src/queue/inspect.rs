@@ -372,7 +372,8 @@ impl Directory {
             let place = outputs.and_then(|outputs| outputs.get(name));
             from = place.ok_or_else(|| no_output(name, outputs))?.position;
         }
-        Walk::new(self, Want { lines: true, output, from }, tell).run(&found)
+        let synced = self.synced();
+        Walk::new(self, Want { lines: true, output, from }, tell).run(&found, synced)
     }
 
     /// Reads all segments, and passes each fault (for example damage or missing events) and the
@@ -385,7 +386,7 @@ impl Directory {
     pub fn verify(&self, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         Walk::new(self, Want { lines: false, output: None, from: Position::START }, tell)
-            .run(&found)
+            .run(&found, self.synced())
     }
 
     /// Makes an error that has the path of this file in the queue's directory.
@@ -430,7 +431,9 @@ impl Directory {
         Ok(segments)
     }
 
-    /// Reads up to where the log is known to be synced; `None` if nothing is known.
+    /// Reads up to where the log is known to be synced; `None` if nothing is known. This must be
+    /// read before the list of segments is made: a running relay may make new segments in between,
+    /// and the events in them would count as missing.
     fn synced(&self) -> Option<Synced> {
         synced::read(&*self.disk)
     }
@@ -470,8 +473,12 @@ impl Directory {
 
     /// Returns the place where the log ends. `Ok(None)` if the last segment was deleted after the
     /// list of segments was made.
-    fn end(&self, segments: &[Position], contents: &Contents) -> Result<Option<LogOffset>, Error> {
-        let mut synced = self.synced();
+    fn end(
+        &self,
+        segments: &[Position],
+        contents: &Contents,
+        mut synced: Option<Synced>,
+    ) -> Result<Option<LogOffset>, Error> {
         let mut known = Known::end(contents.known(), synced);
         let mut next = None;
         for &first in segments.iter().rev() {
@@ -502,8 +509,9 @@ impl Directory {
     fn look(&self) -> Result<(Summary, bool), Error> {
         let found = self.cursors()?;
         let contents = found.contents().cloned().unwrap_or_default();
+        let synced = self.synced();
         let segments = self.segments()?;
-        let end = self.end(&segments, &contents)?;
+        let end = self.end(&segments, &contents, synced)?;
         let (mut settled, end) = (end.is_some(), end.unwrap_or(contents.known()));
         let mut summary = Summary {
             format: 0,

@@ -18,6 +18,7 @@ use crate::queue::segment::RecordHeader;
 use crate::queue::segment::SEGMENT_HEADER;
 use crate::queue::segment::Seed;
 use crate::queue::segment::WINDOW;
+use crate::queue::synced::SyncedFile;
 use crate::queue::tests::simulated_disk::Operation;
 use crate::queue::tests::simulated_disk::SimulatedDisk;
 
@@ -128,6 +129,15 @@ impl Log {
             .unwrap()
             .write(&self.disk, &contents)
             .unwrap();
+    }
+
+    /// Notes that the log is synced up to this position, where the active segment ends.
+    fn synced(&self, end: u64) {
+        let segments = segment::list(&self.disk).unwrap();
+        let segment = *segments.last().expect("a segment");
+        let (_, offset) = self.active.as_ref().expect("a segment");
+        let synced = Synced { end: place(end), segment, offset: *offset };
+        SyncedFile::default().write(&self.disk, &synced).unwrap();
     }
 
     fn names(&self) -> Vec<String> {
@@ -707,6 +717,42 @@ fn deliver(log: &Arc<Mutex<Log>>, to: u64) {
         if next.is_some_and(|next| next <= Position::new(to)) {
             log.disk.remove(&segment::file_name(first)).unwrap();
         }
+    }
+}
+
+/// Method: before each operation of a command on the directory, a relay stores events in a new
+/// segment, and notes that they are synced. No command may report them as missing.
+#[test]
+fn segments_that_are_made_meanwhile_are_not_missing() {
+    let at = [
+        ("open cursors", 0),
+        ("open synced", 0),
+        ("list segments", 0),
+        ("list segments", 1),
+        ("open segments/00000000000000000000.seg", 0),
+        ("open segments/00000000000000000130.seg", 0),
+    ];
+    for (what, n) in at {
+        let begin = || {
+            let log = Mutex::new(Log::usual());
+            let disk = log.lock().unwrap().disk.clone();
+            log.lock().unwrap().synced(182);
+            busy_at(&disk, what, n, move |_| {
+                let mut log = log.into_inner().unwrap();
+                log.segment().group(&[8]);
+                log.synced(190);
+            })
+        };
+        for output in [None, Some("slow")] {
+            let from = if output.is_some() { 40 } else { 0 };
+            let (exported, told) = export(&begin(), output);
+            assert_eq!(told, Vec::<String>::new(), "{what} {n}");
+            assert!(exported.starts_with(&lines(from..182)), "{what} {n}");
+        }
+        let (verdict, told) = verify(&begin());
+        assert_eq!(told, Vec::<String>::new(), "{what} {n}");
+        assert!(verdict.unfinished.is_none() && verdict.events >= 182, "{what} {n}");
+        assert!(begin().summary().unwrap().end.get() >= 182, "{what} {n}");
     }
 }
 

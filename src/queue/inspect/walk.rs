@@ -31,6 +31,7 @@ use crate::queue::segment::Scan;
 use crate::queue::segment::Seed;
 use crate::queue::segment::SegmentHeader;
 use crate::queue::segment::WINDOW;
+use crate::queue::synced::Synced;
 use crate::queue::tail::Known;
 use crate::queue::tail::LastSegment;
 use crate::queue::tail::Tail;
@@ -89,8 +90,13 @@ impl<'a, 't> Walk<'a, 't> {
     /// Walks through the segments (files with events) that the queue's directory has now, except
     /// those that end at or before the position `want.from`. Returns what was counted on the way:
     /// the segments, events, bytes, faults and missing events. `found` is the cursors file (with
-    /// the place of each output in the queue) as it was read before the walk began.
-    pub(super) fn run(mut self, found: &cursors::Found) -> Result<Verdict, Error> {
+    /// the place of each output in the queue) and `synced` the note of the log's end, as the two
+    /// were read before the walk began.
+    pub(super) fn run(
+        mut self,
+        found: &cursors::Found,
+        synced: Option<Synced>,
+    ) -> Result<Verdict, Error> {
         self.believe(found.contents());
         let segments = self.directory.segments()?;
         let state = CursorsFile::from(found);
@@ -100,7 +106,6 @@ impl<'a, 't> Walk<'a, 't> {
             self.find(&Finding::Cursors(state))?;
         }
         let known = found.contents().map(Contents::known).unwrap_or_default();
-        let synced = self.directory.synced();
         let end = Known::end(known, synced).position;
         let first = segments.first().copied().unwrap_or(end);
         self.position = self.floor.map_or(first, |floor| floor.min(first));
