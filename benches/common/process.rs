@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
+use std::collections::BTreeMap;
 use std::ops::Sub;
 use std::process::Child;
 use std::process::Command;
@@ -46,16 +47,24 @@ impl Process {
 
     /// Returns how many times the living threads of the process have begun to wait.
     pub(crate) fn waits(&self) -> u64 {
+        self.threads().0.values().map(|thread| thread.waits).sum()
+    }
+
+    /// Returns the CPU time and the waits of the living threads of the process.
+    pub(crate) fn threads(&self) -> Threads {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id()));
-        let waits = tasks.expect("the process lives").map(|task| {
+        let threads = tasks.expect("the process lives").filter_map(|task| {
+            let task = task.expect("a thread");
             // A thread may end meanwhile.
-            let status = std::fs::read_to_string(task.expect("a thread").path().join("status"));
-            let status = status.unwrap_or_default();
-            let waits =
-                status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
-            waits.map_or(0, |waits| waits.trim().parse().expect("a number"))
+            let status = std::fs::read_to_string(task.path().join("status")).ok()?;
+            let schedstat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+            let mut lines = status.lines();
+            let waits = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+            let waits = waits.trim().parse().expect("a number");
+            let thread = task.file_name().to_string_lossy().parse().expect("its number");
+            Some((thread, Thread { cpu: seconds_of(&schedstat), waits }))
         });
-        waits.sum()
+        Threads(threads.collect())
     }
 
     /// Returns the value of a line of `/proc/PID/status`, in MiB.
@@ -73,6 +82,31 @@ impl Drop for Process {
         // The process may have ended already.
         drop(self.0.kill());
         drop(self.0.wait());
+    }
+}
+
+/// The threads of a process, by their numbers.
+pub(crate) struct Threads(BTreeMap<u32, Thread>);
+
+/// What a thread has done since its start.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Thread {
+    /// The CPU time in seconds. The kernel counts it in nanoseconds here, and in hundredths of a
+    /// second for [`Process::cpu`].
+    pub(crate) cpu: f64,
+    /// The number of times that the thread has begun to wait (voluntary context switches).
+    pub(crate) waits: u64,
+}
+
+impl Threads {
+    /// Returns what the threads have done together since `before`. A thread that has ended since
+    /// then does not count.
+    pub(crate) fn since(&self, before: &Self) -> Thread {
+        self.0.iter().fold(Thread::default(), |sum, (number, now)| {
+            let before = before.0.get(number).copied().unwrap_or_default();
+            let waits = sum.waits + now.waits - before.waits;
+            Thread { cpu: sum.cpu + now.cpu - before.cpu, waits }
+        })
     }
 }
 
@@ -121,8 +155,11 @@ fn cpu_of(task: &str) -> Cpu {
 
 /// Returns the CPU time of the calling thread, in seconds.
 pub(crate) fn thread_cpu() -> f64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux");
-    let nanoseconds: f64 =
-        text.split(' ').next().and_then(|text| text.parse().ok()).expect("a number");
-    nanoseconds / 1e9
+    seconds_of(&std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux"))
+}
+
+/// Returns the CPU time of a thread in seconds, from its file `schedstat`.
+fn seconds_of(schedstat: &str) -> f64 {
+    let nanoseconds = schedstat.split(' ').next().and_then(|text| text.parse::<f64>().ok());
+    nanoseconds.expect("a number") / 1e9
 }

@@ -2,7 +2,7 @@
 //! run.
 //!
 //! `cargo bench --bench side_by_side` starts both anew for each run, on 127.0.0.1, between a load
-//! and a sink in this process. It prints Markdown, with at most two tables for each work:
+//! and a sink in this process. It prints Markdown, with up to three kinds of tables for each work:
 //!
 //! - **At saturation**: a fixed number of senders, each with one request under way on a kept
 //!   connection, for a fixed time. The table holds the CPU seconds of the proxy's process for each
@@ -14,6 +14,15 @@
 //!   duration of an answer counts from the time at which its request was due, not from when a
 //!   sender was free for it. Each proxy gets half of its own rate at saturation. A relay and its
 //!   HAProxy also each get half of the rate of the slower one.
+//! - **At fixed rates**: the same with rates that are known before, far below saturation and nearer
+//!   to it: 4,000, 20,000 and 100,000 events/s in batches of 400, and 1,000 and 15,000 single
+//!   events/s. The table also holds the CPU time as a share of one core, and how often a thread of
+//!   the proxy began to wait for each request. CPU time and waits are summed over the threads of the
+//!   proxy, because the kernel counts the CPU time of a process in steps of 10 ms, which is too
+//!   coarse for 40 requests.
+//!
+//! Without options, a run measures saturation and half load, and takes less than 10 minutes. The
+//! fixed rates take another 5 minutes and are measured by `--only fixed` or `--full`.
 //!
 //! Everything that is compared takes its turn in each round. The tables hold medians over the
 //! rounds, with the least and the most value; a ratio to HAProxy is the median of the ratios within
@@ -37,10 +46,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use clap::ValueEnum as _;
+use clap::ValueEnum;
 
+mod aims;
 #[path = "../common/figures.rs"]
 mod figures;
+mod fixed;
 #[path = "../common/interrupt.rs"]
 mod interrupt;
 #[path = "../common/load.rs"]
@@ -58,6 +69,8 @@ mod tls;
 #[path = "../common/work.rs"]
 mod work;
 
+use aims::Measured;
+use fixed::FixedRates;
 use proxy::Mode;
 use proxy::Route;
 use proxy::Through;
@@ -84,8 +97,14 @@ struct Arguments {
     /// Only these modes of the relay
     #[arg(long, value_delimiter = ',')]
     mode: Vec<Mode>,
-    /// Everything with every work, and answers at half load too: 25 minutes, unless other options
-    /// choose from it
+    /// Only these parts. Without it: saturation and half-load
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Part>,
+    /// Seconds of a run at a fixed rate; a run of fewer than 40 requests takes longer
+    #[arg(long, default_value_t = 2.0)]
+    fixed_seconds: f64,
+    /// All parts, and all routes and modes with every work at saturation and at half load: 30
+    /// minutes, unless other options choose from it
     #[arg(long)]
     full: bool,
     /// Parallel connections of the load
@@ -108,6 +127,17 @@ struct Arguments {
     bench: bool,
 }
 
+/// A part of the measurement.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// As many requests as the proxy takes
+    Saturation,
+    /// Half of the requests that the proxy takes, which is measured first
+    HalfLoad,
+    /// Rates that do not depend on the proxy
+    Fixed,
+}
+
 /// The runs of one work. Without `--full` the plan leaves out runs for which ten minutes are too
 /// short.
 struct Plan {
@@ -115,31 +145,61 @@ struct Plan {
     saturated: fn(Route, Mode) -> bool,
     /// The runs at half load, among those at saturation.
     paced: fn(Route, Mode) -> bool,
+    /// The runs at these fixed rates, in events per second. `--full` adds none.
+    fixed: fn(Route, Mode) -> bool,
+    rates: &'static [u32],
 }
 
 impl Plan {
     fn all() -> [Self; 4] {
         let (all, none) = (|_, _| true, |_, _| false);
         let most = |route, mode| mode == Mode::Memory || route == Route::Http;
+        let plain = |route, mode| {
+            matches!((route, mode), (Route::Http | Route::Tcp, Mode::Memory | Mode::Disk))
+        };
+        let first = |route, mode| (route, mode) == (Route::Http, Mode::Memory);
+        let plan =
+            |work, saturated, paced| Self { work, saturated, paced, fixed: none, rates: &[] };
         [
-            Self { work: Work::metadata(), saturated: all, paced: most },
-            Self { work: Work::responses(), saturated: most, paced: none },
-            Self { work: Work::generated(), saturated: most, paced: none },
-            Self { work: Work::single(), saturated: most, paced: most },
+            Self {
+                fixed: plain,
+                rates: &[4_000, 20_000, 100_000],
+                ..plan(Work::metadata(), all, most)
+            },
+            plan(Work::responses(), most, none),
+            plan(Work::generated(), most, none),
+            Self { fixed: first, rates: &[1_000, 15_000], ..plan(Work::single(), most, most) },
         ]
+    }
+
+    fn runs(&self, part: Part) -> fn(Route, Mode) -> bool {
+        match part {
+            Part::Saturation => self.saturated,
+            Part::HalfLoad => self.paced,
+            Part::Fixed => self.fixed,
+        }
     }
 }
 
 impl Arguments {
-    /// Returns the runs to make. Each HAProxy comes before the first relay that is compared with
-    /// it.
-    fn choose(&self, planned: fn(Route, Mode) -> bool) -> Vec<Through> {
+    fn wants(&self, part: Part) -> bool {
+        if self.only.is_empty() {
+            self.full || part != Part::Fixed
+        } else {
+            self.only.contains(&part)
+        }
+    }
+
+    /// Returns the runs to make of a part. Each HAProxy comes before the first relay that is
+    /// compared with it.
+    fn choose(&self, plan: &Plan, part: Part) -> Vec<Through> {
+        let (planned, full) = (plan.runs(part), self.full && part != Part::Fixed);
         let mut chosen = Vec::new();
         for mode in Mode::value_variants() {
             for route in Route::value_variants() {
                 let wanted = (self.output.is_empty() || self.output.contains(route))
                     && (self.mode.is_empty() || self.mode.contains(mode));
-                if !wanted || !(self.full || planned(*route, *mode)) {
+                if !wanted || !(full || planned(*route, *mode)) {
                     continue;
                 }
                 let relay = Through::Relay(*route, *mode);
@@ -169,13 +229,23 @@ fn main() {
         if !plan.work.name.contains(&arguments.work) {
             continue;
         }
-        let throughput = saturate(plan.work, &arguments.choose(plan.saturated), &tls, &arguments);
+        let chosen = |part| {
+            if arguments.wants(part) { arguments.choose(&plan, part) } else { Vec::new() }
+        };
+        let [mut saturated, paced, fixed] =
+            [Part::Saturation, Part::HalfLoad, Part::Fixed].map(chosen);
+        if !arguments.wants(Part::Saturation) {
+            saturated.clone_from(&paced);
+        }
+        let throughput = saturate(plan.work, &saturated, &tls, &arguments);
         print!("{}", throughput.table(&arguments));
-        let answers = pace(&throughput, &arguments.choose(plan.paced), &tls, &arguments);
+        let answers = pace(&throughput, &paced, &tls, &arguments);
         print!("{}", answers.table(throughput.work.name));
-        measured.push((throughput, answers));
+        let fixed = hold(&throughput.work, &fixed, plan.rates, &tls, &arguments);
+        print!("{}", fixed.tables(&throughput.work));
+        measured.push(Measured { throughput, answers, fixed });
     }
-    print!("{}", report::in_short(&measured));
+    print!("{}", aims::in_short(&measured));
     println!("\n- load average after: {}", figures::load_average());
     println!("- {} s in all", begun.elapsed().as_secs());
 }
@@ -214,4 +284,30 @@ fn pace(
         }
     }
     answers
+}
+
+fn hold(
+    work: &Work,
+    throughs: &[Through],
+    rates: &[u32],
+    tls: &Tls,
+    arguments: &Arguments,
+) -> FixedRates {
+    let mut fixed = FixedRates::new(throughs, rates);
+    for round in 1..=arguments.pairs {
+        for rows in fixed.rows.chunk_by_mut(|one, other| one.through == other.through) {
+            let through = rows[0].through;
+            let rates: Vec<f64> =
+                rows.iter().map(|row| f64::from(row.events) / work.events as f64).collect();
+            eprintln!(
+                "{}, {round}/{}, {}, {rates:.1?}/s",
+                work.name,
+                arguments.pairs,
+                through.name()
+            );
+            let samples = run::hold(work, through, &rates, tls, arguments);
+            rows.iter_mut().zip(samples).for_each(|(row, sample)| row.samples.push(sample));
+        }
+    }
+    fixed
 }

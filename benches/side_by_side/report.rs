@@ -8,8 +8,6 @@ use crate::figures;
 use crate::figures::Spread;
 use crate::figures::spread;
 use crate::proxy;
-use crate::proxy::Mode;
-use crate::proxy::Route;
 use crate::proxy::Through;
 use crate::run::Paced;
 use crate::run::Saturation;
@@ -21,11 +19,13 @@ pub(crate) fn conditions(arguments: &Arguments) -> String {
     let haproxy = figures::first_line(Command::new(proxy::haproxy()).arg("-v"));
     format!(
         "{}- {haproxy}\n\
-         - {} rounds, {} s each run, {} senders, {} where an answer takes the replay window\n\
+         - {} rounds, {} s each run, {} s at a fixed rate, {} senders, {} where an answer takes the \
+         replay window\n\
          - queue.max_bytes {} MiB, replay_window {} ms\n",
         figures::machine(),
         arguments.pairs,
         arguments.seconds,
+        arguments.fixed_seconds,
         arguments.senders,
         arguments.waiting_senders,
         proxy::QUEUE_MIB,
@@ -34,23 +34,23 @@ pub(crate) fn conditions(arguments: &Arguments) -> String {
 }
 
 /// Returns one figure of a run.
-type Value = fn(&Saturation) -> f64;
+pub(crate) type Value = fn(&Saturation) -> f64;
 
-fn over<T>(samples: &[T], value: impl Fn(&T) -> f64) -> Spread {
+pub(crate) fn over<T>(samples: &[T], value: impl Fn(&T) -> f64) -> Spread {
     spread(samples.iter().map(value).collect())
 }
 
 /// Returns the spread of the ratios within each round.
-fn ratio<T>(samples: &[T], others: &[T], value: impl Fn(&T) -> f64) -> Spread {
+pub(crate) fn ratio<T>(samples: &[T], others: &[T], value: impl Fn(&T) -> f64) -> Spread {
     let pairs = samples.iter().zip(others);
     spread(pairs.map(|(sample, other)| value(sample) / value(other)).collect())
 }
 
-fn line(cells: &[String]) -> String {
+pub(crate) fn line(cells: &[String]) -> String {
     format!("| {} |\n", cells.join(" | "))
 }
 
-fn none() -> String {
+pub(crate) fn none() -> String {
     "–".to_owned()
 }
 
@@ -73,17 +73,20 @@ impl Throughput {
         Self { work, rows: throughs.iter().map(row).collect() }
     }
 
-    fn of(&self, through: Through) -> Option<&Saturated> {
+    pub(crate) fn of(&self, through: Through) -> Option<&Saturated> {
         self.rows.iter().find(|row| row.through == through)
     }
 
     /// Returns the CPU time as a multiple of HAProxy's for the same work.
-    fn ratio(&self, row: &Saturated) -> Spread {
+    pub(crate) fn ratio(&self, row: &Saturated) -> Spread {
         let haproxy = self.of(row.through.haproxy()).expect("each relay has its HAProxy");
         ratio(&row.samples, &haproxy.samples, |it| it.cpu.total() / it.gigabytes)
     }
 
     pub(crate) fn table(&self, arguments: &Arguments) -> String {
+        if self.rows.is_empty() {
+            return String::new();
+        }
         let mut text = format!(
             "\n### {} ({} bytes): at saturation\n\n\
              | through | CPU s/GB | of it user | ÷ HAProxy | CPU s/M events | MB/s | 1000 events/s \
@@ -154,7 +157,7 @@ pub(crate) struct Pace {
 
 /// The way in which a relay is compared with its HAProxy.
 #[derive(Clone, Copy)]
-enum Comparison {
+pub(crate) enum Comparison {
     /// Each of the two gets half of its own rate at saturation.
     EachAtHalf,
     /// Both get half of the rate of the slower one.
@@ -236,64 +239,19 @@ impl Answers {
         text
     }
 
+    /// Returns the proxies that got half of their own rate, with the p99 of their answers in
+    /// milliseconds.
+    pub(crate) fn p99_at_half(&self) -> impl Iterator<Item = (Through, Spread)> {
+        let rows = self.rows.iter().filter(|row| row.half_of == row.through);
+        rows.map(|row| (row.through, over(&row.samples, |it| it.p99.as_secs_f64() * 1e3)))
+    }
+
     /// Returns a relay's p99 as a multiple of HAProxy's.
-    fn p99(&self, through: Through, comparison: Comparison) -> Option<Spread> {
+    pub(crate) fn p99_ratio(&self, through: Through, comparison: Comparison) -> Option<Spread> {
         let mut rows = self.rows.iter().filter(|row| row.through == through);
         rows.find_map(|row| {
             let haproxy = self.haproxy(row, comparison)?;
             Some(ratio(&row.samples, &haproxy.samples, |it| it.p99.as_secs_f64()))
         })
     }
-}
-
-/// Returns the aims and what was reached: medians, with the least and the most value.
-pub(crate) fn in_short(measured: &[(Throughput, Answers)]) -> String {
-    const HTTP: Through = Through::Relay(Route::Http, Mode::Memory);
-    const BATCHES: [(Through, f64); 4] = [
-        (HTTP, 1.5),
-        (Through::Relay(Route::Tcp, Mode::Memory), 1.3),
-        (Through::Relay(Route::Http, Mode::Disk), 2.0),
-        (Through::Relay(Route::Tcp, Mode::Disk), 2.0),
-    ];
-    const SINGLES: [(Through, f64); 2] =
-        [(HTTP, 0.8), (Through::Relay(Route::Tcp, Mode::Memory), 0.8)];
-    let mut text = String::from(
-        "\n### In short\n\n| what | work | aim | measured | reached |\n|---|---|---|---|---|\n",
-    );
-    let mut add = |what: String, work: &str, aim: f64, measured: Option<Spread>, digits| {
-        let Some(measured) = measured else { return };
-        let reached = if measured.median <= aim { "yes" } else { "no" };
-        let aim = format!("≤ {aim:.digits$}");
-        text += &line(&[what, work.to_owned(), aim, measured.show(digits), reached.to_owned()]);
-    };
-    for (throughput, answers) in measured {
-        let work = throughput.work.name;
-        let aims: &[(Through, f64)] = if throughput.work.events > 1 { &BATCHES } else { &SINGLES };
-        for (through, aim) in aims {
-            let ratio = throughput.of(*through).map(|row| throughput.ratio(row));
-            add(format!("CPU ÷ HAProxy, {}", through.name()), work, *aim, ratio, 2);
-        }
-        let each = answers.p99(HTTP, Comparison::EachAtHalf);
-        add(format!("p99 ÷ HAProxy, {}, each at its half load", HTTP.name()), work, 1.0, each, 2);
-        let same = answers.p99(HTTP, Comparison::SameRate);
-        add(format!("p99 ÷ HAProxy, {}, at the same rate", HTTP.name()), work, 1.0, same, 2);
-    }
-    let rows = measured
-        .iter()
-        .flat_map(|(throughput, _)| throughput.rows.iter().map(|row| (throughput.work.name, row)));
-    let memory = |row: &Saturated| matches!(row.through, Through::Relay(_, Mode::Memory));
-    let rows: Vec<(&str, &Saturated)> = rows.filter(|(_, row)| memory(row)).collect();
-    let rss: [(&str, f64, Value); 2] = [
-        ("RSS at idle", 12.0, |it| it.rss_idle),
-        ("RSS beyond queue and in flight", 32.0, |it| it.rss_beyond),
-    ];
-    for (what, aim, value) in rss {
-        let figures = rows.iter().map(|(work, row)| (work, row, over(&row.samples, value)));
-        let most = figures.max_by(|one, other| one.2.median.total_cmp(&other.2.median));
-        if let Some((work, row, figure)) = most {
-            let what = format!("{what}, MiB, at most: {}", row.through.name());
-            add(what, work, aim, Some(figure), 1);
-        }
-    }
-    text
 }

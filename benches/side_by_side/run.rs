@@ -29,6 +29,9 @@ const AHEAD_MAX: u64 = 8 << 20;
 /// How long a proxy is idle after its start before its memory is measured.
 const IDLE: Duration = Duration::from_millis(200);
 
+/// The least number of requests at a fixed rate. A run at a low rate takes longer for them.
+const FIXED_REQUESTS_MIN: u64 = 40;
+
 /// How often the relay is asked what it holds. Each time costs 0.1 ms of its CPU.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -61,6 +64,19 @@ pub(crate) struct Paced {
     /// long if all senders wait, or if they wait for a core.
     pub(crate) late_p99: Duration,
     pub(crate) refused: u64,
+}
+
+/// The results of a load at a fixed rate.
+pub(crate) struct Fixed {
+    /// The CPU time of the proxy's process in seconds.
+    pub(crate) cpu: f64,
+    /// The size of the request bodies, in units of 10⁹ bytes.
+    pub(crate) gigabytes: f64,
+    /// The time from the first byte sent to the last answer, in seconds.
+    pub(crate) seconds: f64,
+    /// How often a thread of the proxy began to wait, for each request.
+    pub(crate) waits: f64,
+    pub(crate) answers: Paced,
 }
 
 /// Everything between the senders and the sink.
@@ -128,17 +144,59 @@ pub(crate) fn pace(
         let requests = (per_second * arguments.seconds).ceil() as u64;
         let (load, _) = run.send(Until::Paced { requests, per_second });
         run.proxy.wait_until_empty(run.events);
-        Paced {
+        Paced::of(&load)
+    });
+    let paced = paced.collect();
+    run.end();
+    paced
+}
+
+/// Makes a run at each of these fixed rates in turn, in requests per second.
+pub(crate) fn hold(
+    work: &Work,
+    through: Through,
+    rates: &[f64],
+    tls: &Tls,
+    arguments: &Arguments,
+) -> Vec<Fixed> {
+    // The events of a stream are final for the relay when the replay window is over. They are
+    // forgotten before the CPU time is read. All proxies get the same time for it.
+    let settle = Duration::from_millis(2 * u64::from(arguments.replay_window));
+    let mut run = Run::start(work, through, tls, arguments);
+    run.warm_up(tls);
+    let held = rates.iter().map(|&per_second| {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small")]
+        let requests = (per_second * arguments.fixed_seconds).ceil() as u64;
+        let requests = requests.max(FIXED_REQUESTS_MIN);
+        let before = run.proxy.process().threads();
+        let (load, _) = run.send(Until::Paced { requests, per_second });
+        std::thread::sleep(settle);
+        // Asking the relay whether it is empty costs CPU time, so the figures are taken before.
+        let done = run.proxy.process().threads().since(&before);
+        run.proxy.wait_until_empty(run.events);
+        Fixed {
+            cpu: done.cpu,
+            gigabytes: (load.requests * work.body.len() as u64) as f64 / 1e9,
+            seconds: load.took.as_secs_f64(),
+            waits: done.waits as f64 / load.requests as f64,
+            answers: Paced::of(&load),
+        }
+    });
+    let held = held.collect();
+    run.end();
+    held
+}
+
+impl Paced {
+    fn of(load: &Outcome) -> Self {
+        Self {
             p50: load.permille(500),
             p99: load.permille(990),
             p999: load.permille(999),
             late_p99: load.late(99),
             refused: load.refused,
         }
-    });
-    let paced = paced.collect();
-    run.end();
-    paced
+    }
 }
 
 impl<'a> Run<'a> {

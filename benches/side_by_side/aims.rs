@@ -1,0 +1,156 @@
+//! What is aimed at, beside what was measured.
+
+use crate::figures::Spread;
+use crate::fixed;
+use crate::fixed::FixedRates;
+use crate::proxy::Mode;
+use crate::proxy::Route;
+use crate::proxy::Through;
+use crate::report::Answers;
+use crate::report::Comparison;
+use crate::report::Saturated;
+use crate::report::Throughput;
+use crate::report::Value;
+use crate::report::line;
+use crate::report::over;
+
+/// What was measured with one work.
+pub(crate) struct Measured {
+    pub(crate) throughput: Throughput,
+    pub(crate) answers: Answers,
+    pub(crate) fixed: FixedRates,
+}
+
+/// How much is sent.
+#[derive(Clone, Copy)]
+enum Rate {
+    Saturation,
+    /// So many events per second.
+    Events(u32),
+}
+
+use Rate::Events;
+use Rate::Saturation;
+
+const HTTP: Through = Through::Relay(Route::Http, Mode::Memory);
+const TCP: Through = Through::Relay(Route::Tcp, Mode::Memory);
+const SYSLOG: Through = Through::Relay(Route::Syslog, Mode::Memory);
+const HTTP_DISK: Through = Through::Relay(Route::Http, Mode::Disk);
+const TCP_DISK: Through = Through::Relay(Route::Tcp, Mode::Disk);
+
+/// The aims for the CPU time as a multiple of HAProxy's on the same work: the beginning of the
+/// work's name, the relay, the rate, and the aim.
+const CPU: [(&str, Through, Rate, f64); 12] = [
+    ("metadata", HTTP, Saturation, 1.35),
+    ("metadata", HTTP, Events(100_000), 1.4),
+    ("metadata", TCP, Saturation, 1.6),
+    ("metadata", TCP, Events(100_000), 1.5),
+    ("metadata", SYSLOG, Saturation, 1.9),
+    ("metadata", HTTP_DISK, Saturation, 1.7),
+    ("metadata", HTTP_DISK, Events(100_000), 2.0),
+    ("metadata", TCP_DISK, Saturation, 1.7),
+    ("metadata", TCP_DISK, Events(100_000), 2.0),
+    ("generated", HTTP, Saturation, 1.7),
+    ("single", HTTP, Saturation, 0.6),
+    ("single", HTTP, Events(15_000), 0.9),
+];
+
+/// The aim for the p99 of a relay's answers as a multiple of HAProxy's at the same rate, with the
+/// queue in memory.
+const P99_RATIO: f64 = 1.0;
+
+/// The aim for the p99 of answers at half load with the queue on disk, in milliseconds.
+const P99_ON_DISK: f64 = 5.0;
+
+/// The aims for memory at idle, and beyond the queue and the requests in flight, in MiB.
+const RSS_IDLE: f64 = 12.0;
+const RSS_BEYOND: f64 = 32.0;
+
+/// A table of aims.
+struct Table(String);
+
+impl Table {
+    fn add(&mut self, what: &str, work: &str, aim: f64, measured: &Spread, digits: usize) {
+        let reached = if measured.median <= aim { "yes" } else { "no" };
+        self.0 += &line(&[
+            what.to_owned(),
+            work.to_owned(),
+            format!("≤ {aim:.digits$}"),
+            measured.show(digits),
+            reached.to_owned(),
+        ]);
+    }
+}
+
+/// Returns the aims and what was reached: medians, with the least and the most value. What was not
+/// measured is left out.
+pub(crate) fn in_short(measured: &[Measured]) -> String {
+    let mut table = Table(String::from(
+        "\n### In short\n\n| what | work | aim | measured | reached |\n|---|---|---|---|---|\n",
+    ));
+    for measured in measured {
+        add_cpu(&mut table, measured);
+        add_p99(&mut table, measured);
+    }
+    add_rss(&mut table, measured);
+    table.0
+}
+
+fn add_cpu(table: &mut Table, measured: &Measured) {
+    let Measured { throughput, fixed, .. } = measured;
+    let work = throughput.work.name;
+    for (_, through, rate, aim) in CPU.iter().filter(|(name, ..)| work.starts_with(name)) {
+        let (at, ratio) = match *rate {
+            Saturation => {
+                let row = throughput.of(*through);
+                ("at saturation".to_owned(), row.map(|row| throughput.ratio(row)))
+            }
+            Events(events) => {
+                (format!("at {events} events/s"), fixed.ratio(*through, events, fixed::cpu))
+            }
+        };
+        let Some(ratio) = ratio else { continue };
+        table.add(&format!("CPU ÷ HAProxy, {}, {at}", through.name()), work, *aim, &ratio, 2);
+    }
+}
+
+fn add_p99(table: &mut Table, measured: &Measured) {
+    let Measured { throughput, answers, fixed } = measured;
+    let work = throughput.work.name;
+    let what = format!("p99 ÷ HAProxy, {}, at", HTTP.name());
+    if let Some(ratio) = answers.p99_ratio(HTTP, Comparison::SameRate) {
+        table.add(&format!("{what} half the rate of the slower one"), work, P99_RATIO, &ratio, 2);
+    }
+    for row in fixed.rows.iter().filter(|row| row.through == HTTP) {
+        let ratio = fixed.ratio(HTTP, row.events, fixed::p99).expect("this row is there");
+        table.add(&format!("{what} {} events/s", row.events), work, P99_RATIO, &ratio, 2);
+    }
+    for (through, p99) in answers.p99_at_half().filter(|(through, _)| through.on_disk()) {
+        let what = format!("p99 at half load, ms, {}", through.name());
+        table.add(&what, work, P99_ON_DISK, &p99, 2);
+    }
+}
+
+/// Adds for each aim the row with the most memory, and the one of syslog beside it.
+fn add_rss(table: &mut Table, measured: &[Measured]) {
+    let rows = measured.iter().flat_map(|measured| {
+        let Throughput { work, rows } = &measured.throughput;
+        rows.iter().map(|row| (work.name, row))
+    });
+    let in_memory = |row: &Saturated| matches!(row.through, Through::Relay(_, Mode::Memory));
+    let rows: Vec<(&str, &Saturated)> = rows.filter(|(_, row)| in_memory(row)).collect();
+    let mut add = |what: &str, aim: f64, value: Value, only: Option<Through>| {
+        let rows = rows.iter().filter(|(_, row)| only.is_none_or(|only| row.through == only));
+        let figures = rows.map(|(work, row)| (work, row, over(&row.samples, value)));
+        let most = figures.max_by(|one, other| one.2.median.total_cmp(&other.2.median));
+        if let Some((work, row, figure)) = most {
+            let of_all = if only.is_none() { ", at most" } else { "" };
+            let what = format!("{what}, MiB{of_all}: {}", row.through.name());
+            table.add(&what, work, aim, &figure, 1);
+        }
+    };
+    add("RSS at idle", RSS_IDLE, |it| it.rss_idle, None);
+    let beyond: Value = |it| it.rss_beyond;
+    add("RSS beyond queue and in flight", RSS_BEYOND, beyond, None);
+    add("RSS beyond queue and in flight", RSS_BEYOND, beyond, Some(SYSLOG));
+}
