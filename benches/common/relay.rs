@@ -63,6 +63,11 @@ impl Relay {
         Metrics(get(self.admin, "/metrics"))
     }
 
+    /// Returns how many events the consumer has acknowledged.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.metrics().of_output("output_events_total")
+    }
+
     /// Waits until the consumer has acknowledged `events` events and the relay holds none.
     pub(crate) fn wait_until_empty(&self, events: u64) {
         let end = Instant::now() + PATIENCE;

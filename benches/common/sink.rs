@@ -21,6 +21,7 @@ use std::time::Instant;
 
 use crate::interrupt;
 use crate::work;
+use crate::work::Work;
 
 /// The bytes that the sink reads at once. Larger reads do not make it cheaper.
 const BUFFER: usize = 256 * 1024;
@@ -31,10 +32,25 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// The protocol between a proxy and its consumer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wire {
-    /// POSTs of EventLists.
+    /// POSTs of EventLists, plain or compressed by gzip.
     Http,
+    /// POSTs of EventLists, compressed by zstd.
+    Zstd,
     /// Bytes without an answer.
     Stream,
+}
+
+impl Wire {
+    /// True if the consumer counts events and not bytes: see [`Sink::count_events_of`].
+    pub(crate) fn counts_events(self) -> bool {
+        self == Self::Zstd
+    }
+
+    /// True if the consumer does not see how many events arrive, and has to be told: see
+    /// [`Sink::tell`].
+    pub(crate) fn is_told(self) -> bool {
+        self == Self::Zstd
+    }
 }
 
 /// A consumer on a port that the kernel chooses. It listens until dropped; the proxy must have
@@ -42,13 +58,16 @@ pub(crate) enum Wire {
 pub(crate) struct Sink {
     address: SocketAddr,
     shared: Arc<Shared>,
+    /// The bytes of some events (see [`work::lines_of_list`]), and how many events these are. Both
+    /// are 1 if the sink counts bytes.
+    counted: (u64, u64),
     accepting: Option<JoinHandle<()>>,
 }
 
 #[derive(Default)]
 struct Shared {
     /// The bytes of events that have arrived (see [`work::lines_of_list`]). For a stream, all
-    /// bytes.
+    /// bytes. The number of events if [`Wire::counts_events`].
     arrived: AtomicU64,
     /// The bytes of events whose sender was answered 200.
     expected: AtomicU64,
@@ -88,12 +107,12 @@ impl Sink {
                 stream.set_nodelay(true).expect("a TCP socket");
                 let (wrap, shared) = (wrap.clone(), Arc::clone(&for_thread));
                 std::thread::spawn(move || match wire {
-                    Wire::Http => answer(wrap(stream), &shared),
+                    Wire::Http | Wire::Zstd => answer(wrap(stream), &shared),
                     Wire::Stream => discard(wrap(stream), &shared.arrived),
                 });
             }
         });
-        Self { address, shared, accepting: Some(accepting) }
+        Self { address, shared, counted: (1, 1), accepting: Some(accepting) }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -101,7 +120,21 @@ impl Sink {
     }
 
     pub(crate) fn arrived(&self) -> u64 {
-        self.shared.arrived.load(Ordering::Relaxed)
+        let (bytes, events) = self.counted;
+        self.shared.arrived.load(Ordering::Relaxed) * bytes / events
+    }
+
+    /// From now on, takes what has arrived as a number of events of this work. All of its bodies
+    /// have as many bytes and events, so the bytes that are missing are exact whenever whole bodies
+    /// have arrived, and 0 only when everything has. In between they are off by less than a body.
+    pub(crate) fn count_events_of(&mut self, work: &Work) {
+        self.counted = (work.lines(), work.events);
+    }
+
+    /// Tells a sink that does not see it that this many events have arrived since the last
+    /// [`Self::restart`].
+    pub(crate) fn tell(&self, events: u64) {
+        self.shared.arrived.store(events, Ordering::Relaxed);
     }
 
     /// Counts bytes of events whose sender was answered 200.
@@ -202,14 +235,23 @@ impl Shared {
     }
 }
 
-/// Answers each POST with 200 once its body is read and may be answered.
+/// Answers each POST with 200 once its body is read and may be answered. Nothing is decompressed,
+/// because that would take more CPU time than all the rest of the sink:
+///
+/// - A body of gzip ends with its length before compression (ISIZE, RFC 1952 §2.3.1), so its bytes
+///   are counted exactly.
+/// - A body of zstd has its length in its head only if the sender knew it then. These bodies are
+///   not counted, and the sink is told of them (see [`Sink::tell`]).
 fn answer(mut stream: impl Read + Write, shared: &Shared) {
     let mut buffer = vec![0; BUFFER];
     let mut filled = 0;
+    let mut last = [0; 4];
     loop {
-        let (head, body) = loop {
+        let (head, body, encoding) = loop {
             if let Some(head) = memchr::memmem::find(&buffer[..filled], b"\r\n\r\n") {
-                break (head + 4, content_length(&buffer[..head]));
+                let (body, encoding) =
+                    (content_length(&buffer[..head]), Encoding::of(&buffer[..head]));
+                break (head + 4, body, encoding);
             }
             match stream.read(&mut buffer[filled..]) {
                 Ok(count @ 1..) => filled += count,
@@ -221,14 +263,22 @@ fn answer(mut stream: impl Read + Write, shared: &Shared) {
         left -= taken;
         // Only a proxy that pipelines sends more than one request at once, and no proxy here does.
         assert_eq!(head + taken, filled, "more than one request at once");
+        keep_last(&mut last, &buffer[head..filled]);
         filled = 0;
         while left > 0 {
             match stream.read(&mut buffer) {
-                Ok(count @ 1..) => left = left.checked_sub(count).expect("no more than announced"),
+                Ok(count @ 1..) => {
+                    left = left.checked_sub(count).expect("no more than announced");
+                    keep_last(&mut last, &buffer[..count]);
+                }
                 _ => return,
             }
         }
-        let lines = work::lines_of_list(body as u64);
+        let lines = match encoding {
+            Encoding::Plain => work::lines_of_list(body as u64),
+            Encoding::Gzip => work::lines_of_list(u32::from_le_bytes(last).into()),
+            Encoding::Zstd => 0,
+        };
         let end = shared.arrived.fetch_add(lines, Ordering::Relaxed) + lines;
         if shared.held_back.load(Ordering::Relaxed) > 0 && !shared.may_take(end) {
             return;
@@ -240,12 +290,42 @@ fn answer(mut stream: impl Read + Write, shared: &Shared) {
     }
 }
 
+/// The Content-Encoding of a body.
+enum Encoding {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+impl Encoding {
+    fn of(head: &[u8]) -> Self {
+        match value_of(head, "content-encoding") {
+            None => Self::Plain,
+            Some("gzip") => Self::Gzip,
+            Some("zstd") => Self::Zstd,
+            Some(other) => panic!("a body of {other}"),
+        }
+    }
+}
+
+/// Puts the last bytes of `bytes` behind those that `last` holds.
+fn keep_last(last: &mut [u8; 4], bytes: &[u8]) {
+    let count = bytes.len().min(last.len());
+    last.rotate_left(count);
+    last[4 - count..].copy_from_slice(&bytes[bytes.len() - count..]);
+}
+
 /// Returns the value of a head's Content-Length.
 pub(crate) fn content_length(head: &[u8]) -> usize {
+    let value = value_of(head, "content-length").expect("a body with its length");
+    value.parse().expect("a number")
+}
+
+/// Returns the value of a header, whose name is in lower case.
+fn value_of<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
     let head = std::str::from_utf8(head).expect("a head is ASCII");
-    let value = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then_some(value)
-    });
-    value.expect("a body with its length").trim().parse().expect("a number")
+    head.lines().find_map(|line| {
+        let (this, value) = line.split_once(':')?;
+        this.eq_ignore_ascii_case(name).then_some(value.trim())
+    })
 }

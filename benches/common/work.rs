@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::Write as _;
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use serde_json::value::RawValue;
 
 /// The bytes around the events of an EventList, as kube-apiserver and the relay's `event_list`
@@ -39,7 +42,7 @@ impl Work {
             let list = body.starts_with(head) && body.ends_with(tail);
             assert!(list && body.len() == bytes, "{name}");
         }
-        let requests = bodies.iter().map(|body| request(body)).collect();
+        let requests = bodies.iter().map(|body| request(body, "")).collect();
         let body = bodies.into_iter().next().expect("at least one");
         Self { name, body, requests, events }
     }
@@ -90,6 +93,19 @@ impl Work {
         Self::new("generated, events of 1.5 KB", events, bodies)
     }
 
+    /// Returns the same work with each body compressed by gzip at its usual level, 6. The requests
+    /// differ in length, and [`Self::body`] is still a body without compression.
+    pub(crate) fn gzipped(&self) -> Self {
+        let requests = self.requests.iter().map(|request| {
+            let head = memchr::memmem::find(request, b"\r\n\r\n").expect("a head");
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+            encoder.write_all(&request[head + 4..]).expect("a Vec takes everything");
+            let body = encoder.finish().expect("a Vec takes everything");
+            self::request(&body, "Content-Encoding: gzip\r\n")
+        });
+        Self { requests: requests.collect(), body: self.body.clone(), ..*self }
+    }
+
     /// Returns how many requests have about `bytes` bytes together.
     pub(crate) fn requests_of(&self, bytes: f64) -> u64 {
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "an argument")]
@@ -104,11 +120,11 @@ impl Work {
     }
 }
 
-/// Returns a request with this body as kube-apiserver writes it.
-fn request(body: &[u8]) -> Vec<u8> {
+/// Returns a request with this body as kube-apiserver writes it, with `more` lines in its head.
+fn request(body: &[u8], more: &str) -> Vec<u8> {
     let head = format!(
         "POST /?timeout=30s HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUser-Agent: Go-http-client/1.1\r\n\
-         Content-Length: {}\r\nContent-Type: application/json\r\nAccept-Encoding: gzip\r\n\r\n",
+         Content-Length: {}\r\nContent-Type: application/json\r\nAccept-Encoding: gzip\r\n{more}\r\n",
         body.len()
     );
     [head.as_bytes(), body].concat()

@@ -131,14 +131,18 @@ fn add_p99(table: &mut Table, measured: &Measured) {
     }
 }
 
-/// Adds for each aim the row with the most memory, and the one of syslog beside it.
+/// Adds for each aim the row with the most memory, and the one of syslog beside it. The aims are for
+/// the routes without compression, to consumers that do not acknowledge events.
 fn add_rss(table: &mut Table, measured: &[Measured]) {
     let rows = measured.iter().flat_map(|measured| {
         let Throughput { work, rows } = &measured.throughput;
         rows.iter().map(|row| (work.name, row))
     });
-    let in_memory = |row: &Saturated| matches!(row.through, Through::Relay(_, Mode::Memory));
-    let rows: Vec<(&str, &Saturated)> = rows.filter(|(_, row)| in_memory(row)).collect();
+    let has_aims = |row: &Saturated| match row.through {
+        Through::Relay(route, mode) => mode == Mode::Memory && !route.is_further(),
+        Through::Haproxy(_) => false,
+    };
+    let rows: Vec<(&str, &Saturated)> = rows.filter(|(_, row)| has_aims(row)).collect();
     let mut add = |what: &str, aim: f64, value: Value, only: Option<Through>| {
         let rows = rows.iter().filter(|(_, row)| only.is_none_or(|only| row.through == only));
         let figures = rows.map(|(work, row)| (work, row, over(&row.samples, value)));

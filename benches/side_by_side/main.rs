@@ -28,6 +28,12 @@
 //! rounds, with the least and the most value; a ratio to HAProxy is the median of the ratios within
 //! each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both sides.
 //!
+//! Routes with compression are measured at saturation
+//! only, with the queue in memory, and without `--full` only with the first work. A HAProxy gets the
+//! same bytes from the load as the relay that is compared with it, and passes them on as they are.
+//! So the HAProxy beside `http → http gzip` passes plain bodies, and the one beside `http gzip →
+//! http` passes bodies of gzip. A GB is one of bodies without compression in every row.
+//!
 //! CPU seconds are right on a machine that others use too. Throughput and times are not.
 
 #![allow(
@@ -71,6 +77,7 @@ mod work;
 
 use aims::Measured;
 use fixed::FixedRates;
+use proxy::Form;
 use proxy::Mode;
 use proxy::Route;
 use proxy::Through;
@@ -103,7 +110,7 @@ struct Arguments {
     /// Seconds of a run at a fixed rate; a run of fewer than 40 requests takes longer
     #[arg(long, default_value_t = 2.0)]
     fixed_seconds: f64,
-    /// All parts, and all routes and modes with every work at saturation and at half load: 30
+    /// All parts, and all routes and modes with every work at saturation and at half load: 35
     /// minutes, unless other options choose from it
     #[arg(long)]
     full: bool,
@@ -153,7 +160,10 @@ struct Plan {
 impl Plan {
     fn all() -> [Self; 4] {
         let (all, none) = (|_, _| true, |_, _| false);
-        let most = |route, mode| mode == Mode::Memory || route == Route::Http;
+        let most = |route, mode| {
+            let streams = matches!(route, Route::Tcp | Route::Syslog | Route::Tls);
+            route == Route::Http || streams && mode == Mode::Memory
+        };
         let plain = |route, mode| {
             matches!((route, mode), (Route::Http | Route::Tcp, Mode::Memory | Mode::Disk))
         };
@@ -195,9 +205,15 @@ impl Arguments {
     fn choose(&self, plan: &Plan, part: Part) -> Vec<Through> {
         let (planned, full) = (plan.runs(part), self.full && part != Part::Fixed);
         let mut chosen = Vec::new();
+        if !self.wants(part) {
+            return chosen;
+        }
         for mode in Mode::value_variants() {
             for route in Route::value_variants() {
-                let wanted = (self.output.is_empty() || self.output.contains(route))
+                let possible =
+                    !route.is_further() || part == Part::Saturation && *mode == Mode::Memory;
+                let wanted = possible
+                    && (self.output.is_empty() || self.output.contains(route))
                     && (self.mode.is_empty() || self.mode.contains(mode));
                 if !wanted || !(full || planned(*route, *mode)) {
                     continue;
@@ -223,17 +239,13 @@ fn main() {
     let begun = Instant::now();
     print!("{}", report::conditions(&arguments));
     println!("- load average before: {}", figures::load_average());
+    let mut plans = Vec::from(Plan::all());
+    plans.retain(|plan| plan.work.name.contains(&arguments.work));
     let tls = Tls::new();
     let mut measured = Vec::new();
-    for plan in Plan::all() {
-        if !plan.work.name.contains(&arguments.work) {
-            continue;
-        }
-        let chosen = |part| {
-            if arguments.wants(part) { arguments.choose(&plan, part) } else { Vec::new() }
-        };
-        let [mut saturated, paced, fixed] =
-            [Part::Saturation, Part::HalfLoad, Part::Fixed].map(chosen);
+    for plan in plans {
+        let [mut saturated, paced, fixed] = [Part::Saturation, Part::HalfLoad, Part::Fixed]
+            .map(|part| arguments.choose(&plan, part));
         if !arguments.wants(Part::Saturation) {
             saturated.clone_from(&paced);
         }
@@ -252,10 +264,13 @@ fn main() {
 
 fn saturate(work: Work, throughs: &[Through], tls: &Tls, arguments: &Arguments) -> Throughput {
     let mut throughput = Throughput::new(work, throughs);
-    let work = &throughput.work;
+    let plain = &throughput.work;
+    let compressed = |through: &Through| through.form() == Form::Gzip;
+    let gzipped = throughs.iter().any(compressed).then(|| plain.gzipped());
     for round in 1..=arguments.pairs {
         for row in &mut throughput.rows {
-            eprintln!("{}, {round}/{}, {}", work.name, arguments.pairs, row.through.name());
+            eprintln!("{}, {round}/{}, {}", plain.name, arguments.pairs, row.through.name());
+            let work = gzipped.as_ref().filter(|_| compressed(&row.through)).unwrap_or(plain);
             row.samples.push(run::saturate(work, row.through, tls, arguments));
         }
     }

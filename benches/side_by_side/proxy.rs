@@ -38,6 +38,24 @@ pub(crate) enum Route {
     Syslog,
     /// HTTPS to JSON lines over TLS
     Tls,
+    /// HTTP to HTTP with bodies of gzip
+    Gzip,
+    /// HTTP to HTTP with bodies of zstd
+    Zstd,
+    /// HTTP with bodies of gzip to HTTP
+    GzipIn,
+}
+
+impl Route {
+    /// True for the routes with compression.
+    /// They are there for what they cost beside the others: they are measured at saturation only,
+    /// with the queue in memory.
+    pub(crate) fn is_further(self) -> bool {
+        match self {
+            Self::Http | Self::Tcp | Self::Syslog | Self::Tls => false,
+            Self::Gzip | Self::Zstd | Self::GzipIn => true,
+        }
+    }
 }
 
 /// When the relay acknowledges.
@@ -51,18 +69,29 @@ pub(crate) enum Mode {
     Delivered,
 }
 
+/// The form in which the load sends its requests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Plain,
+    /// Bodies of gzip.
+    Gzip,
+    /// The plain requests over TLS.
+    Tls,
+}
+
 /// The program between load and sink.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Through {
-    Haproxy { tls: bool },
+    Haproxy(Form),
     Relay(Route, Mode),
 }
 
 impl Through {
     pub(crate) fn name(self) -> String {
         let (route, mode) = match self {
-            Self::Haproxy { tls: false } => return "HAProxy http → http".to_owned(),
-            Self::Haproxy { tls: true } => return "HAProxy https → https".to_owned(),
+            Self::Haproxy(Form::Plain) => return "HAProxy http → http".to_owned(),
+            Self::Haproxy(Form::Gzip) => return "HAProxy http gzip → http gzip".to_owned(),
+            Self::Haproxy(Form::Tls) => return "HAProxy https → https".to_owned(),
             Self::Relay(route, mode) => (route, mode),
         };
         let route = match route {
@@ -70,6 +99,9 @@ impl Through {
             Route::Tcp => "http → tcp lines",
             Route::Syslog => "http → syslog",
             Route::Tls => "https → tls lines",
+            Route::Gzip => "http → http gzip",
+            Route::Zstd => "http → http zstd",
+            Route::GzipIn => "http gzip → http",
         };
         let mode = match mode {
             Mode::Memory => "memory",
@@ -79,19 +111,32 @@ impl Through {
         format!("relay {route}, {mode}")
     }
 
-    pub(crate) fn tls(self) -> bool {
-        matches!(self, Self::Haproxy { tls: true } | Self::Relay(Route::Tls, _))
+    /// Returns the form of the requests that this proxy gets.
+    pub(crate) fn form(self) -> Form {
+        match self {
+            Self::Haproxy(form) => form,
+            Self::Relay(Route::Tls, _) => Form::Tls,
+            Self::Relay(Route::GzipIn, _) => Form::Gzip,
+            Self::Relay(_, _) => Form::Plain,
+        }
     }
 
-    /// Returns the HAProxy that this proxy is compared with. It speaks TLS if the proxy does.
+    pub(crate) fn tls(self) -> bool {
+        self.form() == Form::Tls
+    }
+
+    /// Returns the HAProxy that this proxy is compared with. It gets the same bytes from the load,
+    /// and passes them on as they are.
     pub(crate) fn haproxy(self) -> Self {
-        Self::Haproxy { tls: self.tls() }
+        Self::Haproxy(self.form())
     }
 
     pub(crate) fn wire(self) -> Wire {
-        match self {
-            Self::Haproxy { .. } | Self::Relay(Route::Http, _) => Wire::Http,
-            Self::Relay(Route::Tcp | Route::Syslog | Route::Tls, _) => Wire::Stream,
+        let Self::Relay(route, _) = self else { return Wire::Http };
+        match route {
+            Route::Http | Route::Gzip | Route::GzipIn => Wire::Http,
+            Route::Zstd => Wire::Zstd,
+            Route::Tcp | Route::Syslog | Route::Tls => Wire::Stream,
         }
     }
 
@@ -124,7 +169,7 @@ impl Proxy {
         arguments: &Arguments,
     ) -> Self {
         match through {
-            Through::Haproxy { .. } => start_haproxy(consumer, through.tls().then_some(tls)),
+            Through::Haproxy(_) => start_haproxy(consumer, through.tls().then_some(tls)),
             Through::Relay(route, mode) => start_relay(route, mode, consumer, tls, arguments),
         }
     }
@@ -149,6 +194,12 @@ impl Proxy {
         if let Self::Relay { relay, .. } = self {
             relay.wait_until_empty(events);
         }
+    }
+
+    /// Returns how many events the relay's consumer has acknowledged. HAProxy knows of no events, so
+    /// its value is 0.
+    pub(crate) fn delivered(&self) -> u64 {
+        if let Self::Relay { relay, .. } = self { relay.delivered() } else { 0 }
     }
 
     /// Returns the relay's memory without its queue and the requests under way, in MiB. HAProxy
@@ -186,19 +237,24 @@ fn start_relay(
     }
     let stream =
         format!("addresses = ['{consumer}']\nreplay_window = '{}ms'", arguments.replay_window);
+    let http = format!("type = 'http'\nurls = ['http://{consumer}/']");
     let output = match route {
-        Route::Http => format!("type = 'http'\nurls = ['http://{consumer}/']"),
+        Route::Http | Route::GzipIn => http,
+        Route::Gzip => http + "\ncompression = 'gzip'",
+        Route::Zstd => http + "\ncompression = 'zstd'",
         Route::Tcp => format!("type = 'tcp'\n{stream}"),
         Route::Syslog => format!("type = 'syslog'\n{stream}"),
         Route::Tls => format!("type = 'tcp'\n{stream}\ntls.ca = '{}'", tls.chain().display()),
     };
-    let listener = match route {
-        Route::Http | Route::Tcp | Route::Syslog => String::new(),
-        Route::Tls => format!(
+    let listener = if route == Route::Tls {
+        let (chain, key) = (tls.chain(), tls.key());
+        format!(
             "tls = {{ certificate = '{}', private_key = '{}' }}",
-            tls.chain().display(),
-            tls.key().display()
-        ),
+            chain.display(),
+            key.display()
+        )
+    } else {
+        String::new()
     };
     let relay = Relay::start_with(&arguments.relay, &queue, &listener, &output);
     Proxy::Relay { relay, delivered: mode == Mode::Delivered, _queue: directory }
