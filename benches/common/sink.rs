@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
+use std::io;
+use std::io::BufRead;
 use std::io::Read;
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -23,6 +25,9 @@ use crate::interrupt;
 use crate::work;
 use crate::work::Work;
 
+mod lumberjack;
+mod relp;
+
 /// The bytes that the sink reads at once. Larger reads do not make it cheaper.
 const BUFFER: usize = 256 * 1024;
 
@@ -38,18 +43,22 @@ pub(crate) enum Wire {
     Zstd,
     /// Bytes without an answer.
     Stream,
+    /// Version 2 of the lumberjack protocol.
+    Lumberjack,
+    /// RELP.
+    Relp,
 }
 
 impl Wire {
     /// True if the consumer counts events and not bytes: see [`Sink::count_events_of`].
     pub(crate) fn counts_events(self) -> bool {
-        self == Self::Zstd
+        matches!(self, Self::Zstd | Self::Lumberjack | Self::Relp)
     }
 
     /// True if the consumer does not see how many events arrive, and has to be told: see
     /// [`Sink::tell`].
     pub(crate) fn is_told(self) -> bool {
-        self == Self::Zstd
+        matches!(self, Self::Zstd)
     }
 }
 
@@ -109,6 +118,9 @@ impl Sink {
                 std::thread::spawn(move || match wire {
                     Wire::Http | Wire::Zstd => answer(wrap(stream), &shared),
                     Wire::Stream => discard(wrap(stream), &shared.arrived),
+                    // Both return an error when the connection ends, as all connections do.
+                    Wire::Lumberjack => drop(lumberjack::serve(wrap(stream), &shared.arrived)),
+                    Wire::Relp => drop(relp::serve(wrap(stream), &shared.arrived)),
                 });
             }
         });
@@ -212,6 +224,19 @@ fn discard(mut stream: impl Read, arrived: &AtomicU64) {
     while let Ok(count @ 1..) = stream.read(&mut buffer) {
         arrived.fetch_add(count as u64, Ordering::Relaxed);
     }
+}
+
+/// Reads bytes that nobody needs.
+fn skip(stream: &mut impl BufRead, mut bytes: u64) -> io::Result<()> {
+    while bytes > 0 {
+        let read = stream.fill_buf()?.len().min(usize::try_from(bytes).unwrap_or(usize::MAX));
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        stream.consume(read);
+        bytes -= read as u64;
+    }
+    Ok(())
 }
 
 impl Shared {

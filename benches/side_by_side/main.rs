@@ -28,7 +28,7 @@
 //! rounds, with the least and the most value; a ratio to HAProxy is the median of the ratios within
 //! each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both sides.
 //!
-//! Routes with compression are measured at saturation
+//! Routes with compression, and routes to lumberjack and RELP, are measured at saturation
 //! only, with the queue in memory, and without `--full` only with the first work. A HAProxy gets the
 //! same bytes from the load as the relay that is compared with it, and passes them on as they are.
 //! So the HAProxy beside `http → http gzip` passes plain bodies, and the one beside `http gzip →

@@ -38,6 +38,10 @@ pub(crate) enum Route {
     Syslog,
     /// HTTPS to JSON lines over TLS
     Tls,
+    /// HTTP to lumberjack
+    Lumberjack,
+    /// HTTP to RELP
+    Relp,
     /// HTTP to HTTP with bodies of gzip
     Gzip,
     /// HTTP to HTTP with bodies of zstd
@@ -47,13 +51,13 @@ pub(crate) enum Route {
 }
 
 impl Route {
-    /// True for the routes with compression.
+    /// True for the routes with compression, and for those to consumers that acknowledge each event.
     /// They are there for what they cost beside the others: they are measured at saturation only,
     /// with the queue in memory.
     pub(crate) fn is_further(self) -> bool {
         match self {
             Self::Http | Self::Tcp | Self::Syslog | Self::Tls => false,
-            Self::Gzip | Self::Zstd | Self::GzipIn => true,
+            Self::Lumberjack | Self::Relp | Self::Gzip | Self::Zstd | Self::GzipIn => true,
         }
     }
 }
@@ -99,6 +103,8 @@ impl Through {
             Route::Tcp => "http → tcp lines",
             Route::Syslog => "http → syslog",
             Route::Tls => "https → tls lines",
+            Route::Lumberjack => "http → lumberjack",
+            Route::Relp => "http → relp",
             Route::Gzip => "http → http gzip",
             Route::Zstd => "http → http zstd",
             Route::GzipIn => "http gzip → http",
@@ -137,6 +143,8 @@ impl Through {
             Route::Http | Route::Gzip | Route::GzipIn => Wire::Http,
             Route::Zstd => Wire::Zstd,
             Route::Tcp | Route::Syslog | Route::Tls => Wire::Stream,
+            Route::Lumberjack => Wire::Lumberjack,
+            Route::Relp => Wire::Relp,
         }
     }
 
@@ -242,6 +250,8 @@ fn start_relay(
         Route::Http | Route::GzipIn => http,
         Route::Gzip => http + "\ncompression = 'gzip'",
         Route::Zstd => http + "\ncompression = 'zstd'",
+        Route::Lumberjack => format!("type = 'lumberjack'\naddresses = ['{consumer}']"),
+        Route::Relp => format!("type = 'relp'\naddresses = ['{consumer}']"),
         Route::Tcp => format!("type = 'tcp'\n{stream}"),
         Route::Syslog => format!("type = 'syslog'\n{stream}"),
         Route::Tls => format!("type = 'tcp'\n{stream}\ntls.ca = '{}'", tls.chain().display()),
