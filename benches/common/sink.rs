@@ -25,8 +25,13 @@ use crate::interrupt;
 use crate::work;
 use crate::work::Work;
 
+#[cfg(feature = "kafka")]
+mod kafka;
 mod lumberjack;
 mod relp;
+
+/// The topic of a consumer that speaks Kafka.
+pub(crate) const TOPIC: &str = "audit";
 
 /// The bytes that the sink reads at once. Larger reads do not make it cheaper.
 const BUFFER: usize = 256 * 1024;
@@ -47,18 +52,20 @@ pub(crate) enum Wire {
     Lumberjack,
     /// RELP.
     Relp,
+    /// Kafka. Only a bench that is built with the feature `kafka` has this consumer.
+    Kafka,
 }
 
 impl Wire {
     /// True if the consumer counts events and not bytes: see [`Sink::count_events_of`].
     pub(crate) fn counts_events(self) -> bool {
-        matches!(self, Self::Zstd | Self::Lumberjack | Self::Relp)
+        matches!(self, Self::Zstd | Self::Lumberjack | Self::Relp | Self::Kafka)
     }
 
     /// True if the consumer does not see how many events arrive, and has to be told: see
     /// [`Sink::tell`].
     pub(crate) fn is_told(self) -> bool {
-        matches!(self, Self::Zstd)
+        matches!(self, Self::Zstd | Self::Kafka)
     }
 }
 
@@ -95,7 +102,27 @@ struct Shared {
 
 impl Sink {
     pub(crate) fn start(wire: Wire) -> Self {
-        Self::start_on(wire, |stream| stream)
+        if wire == Wire::Kafka {
+            Self::start_kafka()
+        } else {
+            Self::start_on(wire, |stream| stream)
+        }
+    }
+
+    /// The cluster lives in a thread, because librdkafka's handle of it cannot change threads.
+    #[cfg(feature = "kafka")]
+    fn start_kafka() -> Self {
+        let shared = Arc::<Shared>::default();
+        let for_thread = Arc::clone(&shared);
+        let (sending, started) = std::sync::mpsc::channel();
+        let serving = std::thread::spawn(move || kafka::serve(&sending, &for_thread));
+        let address = started.recv().expect("the cluster starts");
+        Self { address, shared, counted: (1, 1), accepting: Some(serving) }
+    }
+
+    #[cfg(not(feature = "kafka"))]
+    fn start_kafka() -> Self {
+        panic!("this bench was built without kafka");
     }
 
     /// Like [`Self::start`], over the stream that `wrap` makes of each connection.
@@ -121,6 +148,7 @@ impl Sink {
                     // Both return an error when the connection ends, as all connections do.
                     Wire::Lumberjack => drop(lumberjack::serve(wrap(stream), &shared.arrived)),
                     Wire::Relp => drop(relp::serve(wrap(stream), &shared.arrived)),
+                    Wire::Kafka => unreachable!("Sink::start knows it"),
                 });
             }
         });
@@ -240,6 +268,13 @@ fn skip(stream: &mut impl BufRead, mut bytes: u64) -> io::Result<()> {
 }
 
 impl Shared {
+    /// Waits until the sink is dropped.
+    #[cfg(feature = "kafka")]
+    fn wait_until_stopped(&self) {
+        let turn = self.turn.lock().expect("no panic");
+        drop(self.turns.wait_while(turn, |()| !self.stopped.load(Ordering::Relaxed)));
+    }
+
     fn take_turns(&self) {
         drop(self.turn.lock());
         self.turns.notify_all();

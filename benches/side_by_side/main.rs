@@ -28,11 +28,15 @@
 //! rounds, with the least and the most value; a ratio to HAProxy is the median of the ratios within
 //! each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both sides.
 //!
-//! Routes with compression, and routes to lumberjack and RELP, are measured at saturation
+//! Routes with compression, and routes to lumberjack, RELP and Kafka, are measured at saturation
 //! only, with the queue in memory, and without `--full` only with the first work. A HAProxy gets the
 //! same bytes from the load as the relay that is compared with it, and passes them on as they are.
 //! So the HAProxy beside `http → http gzip` passes plain bodies, and the one beside `http gzip →
 //! http` passes bodies of gzip. A GB is one of bodies without compression in every row.
+//!
+//! The consumer of the row of Kafka is librdkafka's mock cluster, in this process. The row needs
+//! `cargo bench --features kafka --bench side_by_side`; without the feature, a line says that it is
+//! left out.
 //!
 //! CPU seconds are right on a machine that others use too. Throughput and times are not.
 
@@ -132,6 +136,9 @@ struct Arguments {
     /// Given by `cargo bench`, and by nobody else
     #[arg(long, hide = true)]
     bench: bool,
+    /// False if the bench or the relay is built without Kafka.
+    #[arg(skip = true)]
+    kafka: bool,
 }
 
 /// A part of the measurement.
@@ -210,8 +217,10 @@ impl Arguments {
         }
         for mode in Mode::value_variants() {
             for route in Route::value_variants() {
-                let possible =
-                    !route.is_further() || part == Part::Saturation && *mode == Mode::Memory;
+                let possible = !route.is_further()
+                    || part == Part::Saturation
+                        && *mode == Mode::Memory
+                        && (self.kafka || *route != Route::Kafka);
                 let wanted = possible
                     && (self.output.is_empty() || self.output.contains(route))
                     && (self.mode.is_empty() || self.mode.contains(mode));
@@ -230,7 +239,7 @@ impl Arguments {
 }
 
 fn main() {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
     if !arguments.bench {
         eprintln!("nothing measured: run it by `cargo bench --bench side_by_side`");
         return;
@@ -241,6 +250,18 @@ fn main() {
     println!("- load average before: {}", figures::load_average());
     let mut plans = Vec::from(Plan::all());
     plans.retain(|plan| plan.work.name.contains(&arguments.work));
+    let kafka = Through::Relay(Route::Kafka, Mode::Memory);
+    let chosen = |plan| arguments.choose(plan, Part::Saturation);
+    if plans.iter().any(|plan| chosen(plan).contains(&kafka))
+        && let Some(what) = proxy::without_kafka(&arguments.relay)
+    {
+        println!(
+            "- {} is left out, because {what} was built without Kafka; \
+             `cargo bench --features kafka --bench side_by_side` has it",
+            kafka.name()
+        );
+        arguments.kafka = false;
+    }
     let tls = Tls::new();
     let mut measured = Vec::new();
     for plan in plans {

@@ -17,6 +17,7 @@ use tempfile::TempDir;
 use crate::Arguments;
 use crate::process::Process;
 use crate::relay::Relay;
+use crate::sink::TOPIC;
 use crate::sink::Wire;
 use crate::tls::Tls;
 
@@ -42,6 +43,8 @@ pub(crate) enum Route {
     Lumberjack,
     /// HTTP to RELP
     Relp,
+    /// HTTP to Kafka
+    Kafka,
     /// HTTP to HTTP with bodies of gzip
     Gzip,
     /// HTTP to HTTP with bodies of zstd
@@ -57,7 +60,12 @@ impl Route {
     pub(crate) fn is_further(self) -> bool {
         match self {
             Self::Http | Self::Tcp | Self::Syslog | Self::Tls => false,
-            Self::Lumberjack | Self::Relp | Self::Gzip | Self::Zstd | Self::GzipIn => true,
+            Self::Lumberjack
+            | Self::Relp
+            | Self::Kafka
+            | Self::Gzip
+            | Self::Zstd
+            | Self::GzipIn => true,
         }
     }
 }
@@ -105,6 +113,7 @@ impl Through {
             Route::Tls => "https → tls lines",
             Route::Lumberjack => "http → lumberjack",
             Route::Relp => "http → relp",
+            Route::Kafka => "http → kafka",
             Route::Gzip => "http → http gzip",
             Route::Zstd => "http → http zstd",
             Route::GzipIn => "http gzip → http",
@@ -145,6 +154,7 @@ impl Through {
             Route::Tcp | Route::Syslog | Route::Tls => Wire::Stream,
             Route::Lumberjack => Wire::Lumberjack,
             Route::Relp => Wire::Relp,
+            Route::Kafka => Wire::Kafka,
         }
     }
 
@@ -252,6 +262,7 @@ fn start_relay(
         Route::Zstd => http + "\ncompression = 'zstd'",
         Route::Lumberjack => format!("type = 'lumberjack'\naddresses = ['{consumer}']"),
         Route::Relp => format!("type = 'relp'\naddresses = ['{consumer}']"),
+        Route::Kafka => kafka_output(consumer),
         Route::Tcp => format!("type = 'tcp'\n{stream}"),
         Route::Syslog => format!("type = 'syslog'\n{stream}"),
         Route::Tls => format!("type = 'tcp'\n{stream}\ntls.ca = '{}'", tls.chain().display()),
@@ -268,6 +279,27 @@ fn start_relay(
     };
     let relay = Relay::start_with(&arguments.relay, &queue, &listener, &output);
     Proxy::Relay { relay, delivered: mode == Mode::Delivered, _queue: directory }
+}
+
+fn kafka_output(broker: SocketAddr) -> String {
+    format!("type = 'kafka'\nbrokers = ['{broker}']\ntopic = '{TOPIC}'")
+}
+
+/// Returns what is built without the feature `kafka`, this bench or the relay, or `None` if nothing
+/// is.
+pub(crate) fn without_kafka(relay: &Path) -> Option<String> {
+    if !cfg!(feature = "kafka") {
+        return Some("this bench".to_owned());
+    }
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    let output = kafka_output((Ipv4Addr::LOCALHOST, 9092).into());
+    let config =
+        format!("[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'sink'\n{output}\n");
+    std::fs::write(&file, config).expect("a writable file");
+    let mut command = Command::new(relay);
+    command.arg("check").arg("--config").arg(file.path());
+    let accepted = command.output().expect("a relay that runs").status.success();
+    (!accepted).then(|| relay.display().to_string())
 }
 
 /// Starts HAProxy with the config of the forwarder that the relay replaces, on every core, which is
