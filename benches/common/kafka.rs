@@ -1,5 +1,5 @@
-//! librdkafka's mock cluster as a consumer. It keeps the newest 5 MB of each partition in memory, so
-//! it is like a broker whose disk costs nothing.
+//! librdkafka's mock cluster as a consumer. It keeps the newest 5 MB of each partition in memory,
+//! so it is like a broker whose disk costs nothing.
 
 use std::net::SocketAddr;
 use std::sync::mpsc;

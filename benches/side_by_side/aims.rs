@@ -131,8 +131,8 @@ fn add_p99(table: &mut Table, measured: &Measured) {
     }
 }
 
-/// Adds for each aim the row with the most memory, and the one of syslog beside it. The aims are for
-/// the routes without compression, to consumers that do not acknowledge events.
+/// Adds for each aim the row with the most memory, and the one of syslog beside it. The aims are
+/// for the routes without compression, to consumers that do not acknowledge each event.
 fn add_rss(table: &mut Table, measured: &[Measured]) {
     let rows = measured.iter().flat_map(|measured| {
         let Throughput { work, rows } = &measured.throughput;

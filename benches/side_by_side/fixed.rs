@@ -38,8 +38,8 @@ impl FixedRates {
         self.rows.iter().find(|row| row.through == through && row.events == events)
     }
 
-    /// Returns a figure as a multiple of HAProxy's at the same rate, or `None` if this proxy was not
-    /// measured at this rate.
+    /// Returns a figure as a multiple of HAProxy's at the same rate, or `None` if this proxy was
+    /// not measured at this rate.
     pub(crate) fn ratio(
         &self,
         through: Through,

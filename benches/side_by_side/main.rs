@@ -17,8 +17,8 @@
 //! - **At fixed rates**: the same with rates that are known before, far below saturation and nearer
 //!   to it: 4,000, 20,000 and 100,000 events/s in batches of 400, and 1,000 and 15,000 single
 //!   events/s. The table also holds the CPU time as a share of one core, and how often a thread of
-//!   the proxy began to wait for each request. CPU time and waits are summed over the threads of the
-//!   proxy, because the kernel counts the CPU time of a process in steps of 10 ms, which is too
+//!   the proxy began to wait for each request. CPU time and waits are summed over the threads of
+//!   the proxy, because the kernel counts the CPU time of a process in steps of 10 ms, which is too
 //!   coarse for 40 requests.
 //!
 //! Without options, a run measures saturation and half load, and takes less than 10 minutes. The
@@ -29,10 +29,10 @@
 //! each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both sides.
 //!
 //! Routes with compression, and routes to lumberjack, RELP and Kafka, are measured at saturation
-//! only, with the queue in memory, and without `--full` only with the first work. A HAProxy gets the
-//! same bytes from the load as the relay that is compared with it, and passes them on as they are.
-//! So the HAProxy beside `http → http gzip` passes plain bodies, and the one beside `http gzip →
-//! http` passes bodies of gzip. A GB is one of bodies without compression in every row.
+//! only, with the queue in memory, and without `--full` only with the work metadata. A HAProxy gets
+//! the same bytes from the load as the relay that is compared with it, and passes them on as they
+//! are. So the HAProxy beside `http → http gzip` passes plain bodies, and the one beside `http gzip
+//! → http` passes bodies of gzip. A GB is one of bodies without compression in every row.
 //!
 //! The consumer of the row of Kafka is librdkafka's mock cluster, in this process. The row needs
 //! `cargo bench --features kafka --bench side_by_side`; without the feature, a line says that it is

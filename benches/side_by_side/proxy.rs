@@ -54,9 +54,9 @@ pub(crate) enum Route {
 }
 
 impl Route {
-    /// True for the routes with compression, and for those to consumers that acknowledge each event.
-    /// They are there for what they cost beside the others: they are measured at saturation only,
-    /// with the queue in memory.
+    /// True for the routes with compression, and for those to consumers that acknowledge each
+    /// event. They are there for what they cost beside the others: they are measured at saturation
+    /// only, with the queue in memory.
     pub(crate) fn is_further(self) -> bool {
         match self {
             Self::Http | Self::Tcp | Self::Syslog | Self::Tls => false,
@@ -214,8 +214,8 @@ impl Proxy {
         }
     }
 
-    /// Returns how many events the relay's consumer has acknowledged. HAProxy knows of no events, so
-    /// its value is 0.
+    /// Returns how many events the relay's consumer has acknowledged. HAProxy knows of no events,
+    /// so its value is 0.
     pub(crate) fn delivered(&self) -> u64 {
         if let Self::Relay { relay, .. } = self { relay.delivered() } else { 0 }
     }
