@@ -29,10 +29,11 @@
 //! each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both sides.
 //!
 //! Routes with compression, and routes to lumberjack, RELP and Kafka, are measured at saturation
-//! only, with the queue in memory, and without `--full` only with the work metadata. A HAProxy gets
-//! the same bytes from the load as the relay that is compared with it, and passes them on as they
-//! are. So the HAProxy beside `http → http gzip` passes plain bodies, and the one beside `http gzip
-//! → http` passes bodies of gzip. A GB is one of bodies without compression in every row.
+//! only, with the queue in memory, if `--full` or `--output` asks for them. `--output` measures
+//! them with the work metadata only, and `--full` with every work. A HAProxy gets the same bytes
+//! from the load as the relay that is compared with it, and passes them on as they are. So the
+//! HAProxy beside `http → http gzip` passes plain bodies, and the one beside `http gzip → http`
+//! passes bodies of gzip. A GB is one of bodies without compression in every row.
 //!
 //! The consumer of the row of Kafka is librdkafka's mock cluster, in this process. The row needs
 //! `cargo bench --features kafka --bench side_by_side`; without the feature, a line says that it is
@@ -102,7 +103,7 @@ struct Arguments {
     /// Only the work whose name contains it: metadata, responses, generated, single
     #[arg(long, default_value = "")]
     work: String,
-    /// Only these routes through the relay
+    /// Only these routes through the relay. Without it: the first four
     #[arg(long, value_delimiter = ',')]
     output: Vec<Route>,
     /// Only these modes of the relay
@@ -224,7 +225,8 @@ impl Arguments {
                 let wanted = possible
                     && (self.output.is_empty() || self.output.contains(route))
                     && (self.mode.is_empty() || self.mode.contains(mode));
-                if !wanted || !(full || planned(*route, *mode)) {
+                let named = !route.is_further() || self.output.contains(route);
+                if !wanted || !(full || named && planned(*route, *mode)) {
                     continue;
                 }
                 let relay = Through::Relay(*route, *mode);
