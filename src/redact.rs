@@ -6,10 +6,11 @@
 //! numbers, escapes and duplicate keys. The result is valid JSON, and still an audit event.
 //!
 //! The caller decides which changes an event gets, with two exceptions: `rule` finds the redaction
-//! rules for the event's resource, and `redaction` adds the redactions that always hold. `walk`
-//! finds where a value is written, `uri` finds credentials in a URI (`named` finds those that have
-//! a telling name), and `web_token` finds JSON Web Tokens. Tokens are replaced last, so that a hash
-//! that stands for a value is the hash of the value as it was received.
+//! rules for the event's resource, and `redaction` adds the redactions that always hold. `signs`
+//! tells the many events that hold nothing to redact from the others. `walk` finds where a value is
+//! written, `uri` finds credentials in a URI (`named` finds those that have a telling name), and
+//! `web_token` finds JSON Web Tokens. Tokens are replaced last, so that a hash that stands for a
+//! value is the hash of the value as it was received.
 //!
 //! A key counts wherever it occurs and however it is escaped, because parsers differ in which of
 //! two duplicate keys they read.
@@ -25,6 +26,7 @@ mod annotate;
 mod named;
 mod redaction;
 mod rule;
+mod signs;
 mod text;
 mod uri;
 mod walk;
@@ -40,6 +42,7 @@ use annotate::Addition;
 use annotate::TRUNCATED;
 use redaction::Bodies;
 use redaction::Plan;
+use signs::Signs;
 use walk::Edit;
 use walk::Removal;
 use walk::Walk;
@@ -138,13 +141,18 @@ impl Look {
     };
 
     fn at(event: &[u8], request: &Request<'_>, known: usize) -> Self {
-        let spells_letters = ambiguous::spells_letters(event);
+        // Each search after this one is only made if its sign was found.
+        let signs = Signs::of(event, known);
+        let spells_letters = signs.escapes && ambiguous::spells_letters(event);
+        let may_repeat = known == 0 || spells_letters || signs.keys;
+        let has_tokens =
+            (signs.tokens || spells_letters) && web_token::may_be_in(event, spells_letters);
         Self {
             known,
             spells_letters,
-            is_ambiguous: ambiguous::is_ambiguous(event, known, spells_letters),
-            has_tokens: web_token::may_be_in(event, spells_letters),
-            has_credentials: redaction::has_credentials(request.uri),
+            is_ambiguous: may_repeat && ambiguous::is_ambiguous(event, known, spells_letters),
+            has_tokens,
+            has_credentials: redaction::has_credentials(request.uri, signs.tokens),
         }
     }
 

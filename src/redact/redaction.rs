@@ -128,8 +128,11 @@ fn has_words(event: &[u8], known: usize) -> bool {
 }
 
 /// Returns `true` if the URI contains a credential, or is so long or unusual that it may contain
-/// one.
-pub(super) fn has_credentials(uri: Uri<'_>) -> bool {
+/// one. `may_have_tokens` is `false` if the URI certainly has no `eyJ` in plain letters.
+pub(super) fn has_credentials(uri: Uri<'_>, may_have_tokens: bool) -> bool {
+    if !may_have_tokens && uri::is_plain(uri.as_written()) {
+        return false;
+    }
     let uri = &*text::unescape(uri.as_written());
     // An escape that cannot be resolved stays in the URI as it is written.
     uri.len() > uri::BYTES_MAX

@@ -9,6 +9,7 @@ use crate::tests::seeds;
 
 mod hostile;
 mod look;
+mod mutated;
 mod oracle;
 mod random;
 mod tree;

@@ -53,6 +53,46 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     found
 }
 
+/// The ends, in lower case, of the names after which [`secrets`] looks for a credential: those of
+/// `named`, `command`, `labelSelector` and `fieldSelector`.
+const ENDS: [&[u8; 4]; 8] =
+    [b"cret", b"ctor", b"ikey", b"mand", b"oken", b"sswd", b"tion", b"word"];
+
+/// Returns `true` if it is certain at a glance that [`secrets`] finds nothing in a URI, except
+/// for JSON Web Tokens that begin with `eyJ` in plain letters. `raw` is the URI as a JSON string
+/// has it, with its escapes. The URIs of usual requests are plain, so that they are neither copied
+/// nor taken apart.
+///
+/// A name before an equals sign is none of a credential if its last four letters are none of
+/// [`ENDS`]. Brackets separate names, of which the last one is not alone then. The only escape in a
+/// plain URI is that of `&`, which ends a parameter: its digits may count as letters of the next
+/// name, but only of a name that is shorter than any of a credential.
+pub(super) fn is_plain(raw: &[u8]) -> bool {
+    if raw.len() > BYTES_MAX {
+        return false;
+    }
+    let mut has_names = false;
+    for at in memchr::memchr3_iter(b'=', b'%', b'\\', raw) {
+        let behind = raw.get(at..).unwrap_or_default();
+        let is_plain = match behind.first() {
+            Some(b'=') => {
+                has_names = true;
+                let before = raw.get(..at).and_then(<[u8]>::last_chunk::<4>);
+                before.is_some_and(|end| {
+                    end.iter().all(u8::is_ascii_alphanumeric)
+                        && !ENDS.contains(&&end.map(|byte| byte.to_ascii_lowercase()))
+                })
+            }
+            Some(b'\\') => behind.starts_with(br"\u0026"),
+            _ => false,
+        };
+        if !is_plain {
+            return false;
+        }
+    }
+    !has_names || memchr::memchr2(b'[', b']', raw).is_none()
+}
+
 /// Adds the ranges of credentials in the URI's path to `found`. In the path `/a;token=b/c`, the
 /// credential is `b`: it ends at the next slash.
 fn in_path(path: &[u8], found: &mut Vec<Range<usize>>) {
@@ -239,5 +279,79 @@ mod tests {
         ] {
             assert_eq!(redacted(uri), uri);
         }
+    }
+
+    #[test]
+    fn a_uri_with_a_credential_is_never_plain() {
+        const PARTS: [&str; 40] = [
+            "/a",
+            "?",
+            "&",
+            r"\u0026",
+            "=",
+            "=s",
+            "%3d",
+            r"\u003d",
+            "+",
+            " ",
+            "!",
+            "[",
+            "]",
+            "-",
+            "_",
+            "&token=s",
+            "&Id-Token=s",
+            "&authorization=s",
+            "&password=s",
+            "&passwd=s",
+            "&clientSecret=s",
+            "&api_key=s",
+            "&command=--pwd",
+            "&command=token:s",
+            "&labelSelector=token",
+            "&fieldSelector=token",
+            "token",
+            "passwd",
+            "apikey",
+            "command",
+            "a",
+            "ab",
+            "abc",
+            "abcd",
+            "1",
+            "limit=1",
+            "watch=true",
+            "://u:p@h",
+            "ä",
+            r"\n",
+        ];
+        let (mut plain, mut found) = (0, 0);
+        for seed in crate::tests::seeds(50_000) {
+            let _failing = crate::tests::Failing(seed);
+            let rng = &mut fastrand::Rng::with_seed(seed);
+            let raw: String =
+                (0..rng.usize(..8)).map(|_| PARTS[rng.usize(..PARTS.len())]).collect();
+            let has_secrets = !secrets(&text::unescape(raw.as_bytes())).is_empty();
+            assert!(!has_secrets || !is_plain(raw.as_bytes()), "{raw}");
+            plain += usize::from(is_plain(raw.as_bytes()));
+            found += usize::from(has_secrets);
+        }
+        let counts = format!("{plain} plain, {found} with credentials");
+        assert!(plain + found <= 1 || plain > 3000 && found > 3000, "{counts}");
+    }
+
+    #[test]
+    fn usual_uris_are_plain() {
+        for uri in [
+            "",
+            "/api/v1/pods",
+            r"/api/v1/pods?allowWatchBookmarks=true\u0026resourceVersion=1\u0026timeoutSeconds=304",
+            "/api/v1/pods?limit=500&continue=eyJ2IjoibWV0YS5rOHMuaW8&resourceVersionMatch=Exact",
+            "/api/v1/nodes/n/status?timeout=10s",
+        ] {
+            assert!(is_plain(uri.as_bytes()), "{uri}");
+        }
+        let long = "/".repeat(BYTES_MAX);
+        assert!(is_plain(long.as_bytes()) && !is_plain((long + "a").as_bytes()));
     }
 }
