@@ -26,6 +26,7 @@ use crate::config;
 use crate::config::Rejected;
 use crate::policy::FILE_BYTES_MAX;
 use crate::policy::Level;
+use crate::policy::Located;
 use crate::policy::Matcher;
 use crate::policy::Policy;
 use crate::policy::Problem;
@@ -320,14 +321,15 @@ impl Filter {
             annotations: rules.annotations.as_ref(),
             event_bytes_max: rules.bytes_max,
         };
+        let located = Located::new(request);
         let mut matches = rules.matches.iter().enumerate();
-        if !matches.all(|(list, matcher)| matcher.first(request, of(users, list)).is_some()) {
+        if !matches.all(|(list, matcher)| matcher.first_of(&located, of(users, list)).is_some()) {
             return Verdict::Dropped;
         }
         let mut level = Level::RequestResponse;
         for (index, policy) in policies.iter().enumerate() {
             let users = of(users, rules.matches.len() + index);
-            let decision = policy.decide_for(request, users);
+            let decision = policy.decide_of(&located, users);
             if decision.level == Level::None || decision.omit_stage {
                 return Verdict::Dropped;
             }

@@ -26,6 +26,7 @@ pub use criteria::Mistake;
 pub use criteria::Names;
 pub use criteria::Step;
 pub use explain::Explanation;
+pub use matcher::Located;
 pub use matcher::Matcher;
 pub use users::Users;
 
@@ -263,7 +264,14 @@ impl Policy {
     /// request's user. With the same memory, the next request of this user is decided faster.
     #[must_use]
     pub fn decide_for(&self, request: &Request<'_>, users: &mut Users) -> Decision {
-        self.decision(self.matcher.first(request, users), request)
+        self.decide_of(&Located::new(request), users)
+    }
+
+    /// Does what [`Self::decide_for`] does. If several policies are asked about the same `located`
+    /// request, its URL is read once for all of them.
+    #[must_use]
+    pub fn decide_of(&self, located: &Located<'_>, users: &mut Users) -> Decision {
+        self.decision(self.matcher.first_of(located, users), located.request())
     }
 
     /// Explains, rule by rule, why [`Self::decide`] decides as it does for this request.

@@ -380,17 +380,11 @@ fn unknown(request: &Request<'_>) -> String {
 }
 
 /// Resolves the percent-encoding of a path, so that `%41` becomes `A`. Policies are compared with
-/// paths in this form.
+/// paths in this form. A `%` without two hexadecimal digits stays as it is.
 pub(super) fn unescaped(path: &[u8]) -> Vec<u8> {
-    unescaping(path).collect()
-}
-
-/// Resolves the percent-encoding of a path like [`unescaped`], but returns the bytes one by one and
-/// allocates no memory. A `%` without two hexadecimal digits stays as it is.
-pub(super) fn unescaping(path: &[u8]) -> impl Iterator<Item = u8> + '_ {
     let mut rest = path;
     let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    std::iter::from_fn(move || {
+    let bytes = std::iter::from_fn(|| {
         let (&first, behind) = rest.split_first()?;
         rest = behind;
         if let (b'%', [high, low, behind @ ..]) = (first, behind)
@@ -400,7 +394,8 @@ pub(super) fn unescaping(path: &[u8]) -> impl Iterator<Item = u8> + '_ {
             return Some(high << 4 | low);
         }
         Some(first)
-    })
+    });
+    bytes.collect()
 }
 
 fn wrong_url(url: &str) -> Option<String> {

@@ -19,7 +19,7 @@ use super::GroupResources;
 use super::RULES_MAX;
 use super::criteria::is_combined;
 use super::criteria::name;
-use super::criteria::unescaping;
+use super::criteria::unescaped;
 use super::users::ListId;
 use super::users::Users;
 use crate::audit::request::Location;
@@ -174,6 +174,14 @@ impl Matcher {
     /// request of this user.
     #[must_use]
     pub fn first(&self, request: &Request<'_>, users: &mut Users) -> Option<usize> {
+        self.first_of(&Located::new(request), users)
+    }
+
+    /// Does what [`Self::first`] does. If several lists of rules are asked about the same `located`
+    /// request, its URL is read once for all of them.
+    #[must_use]
+    pub fn first_of(&self, located: &Located<'_>, users: &mut Users) -> Option<usize> {
+        let request = located.request;
         let mut room = [0; WORDS_MAX];
         let about = match request.object {
             Some(_) => &self.about_object,
@@ -181,7 +189,6 @@ impl Matcher {
         };
         let left = room.get_mut(..about.len())?;
         left.copy_from_slice(about);
-        let located = Located::new(request);
         match &request.user {
             Some(user) if self.users.is_asked(left) || self.groups.is_asked(left) => {
                 let look_up = |rules: &mut [u64]| self.look_up(user, rules);
@@ -204,7 +211,7 @@ impl Matcher {
                 }
             }
         }
-        rules(left).find(|&rule| self.rest[rule].matches(&located))
+        rules(left).find(|&rule| self.rest[rule].matches(located))
     }
 
     /// Writes to `rules` the set of rules that a request of this user can match.
@@ -215,32 +222,39 @@ impl Matcher {
 }
 
 /// A request, and the parts that its URL has. Each part is read when the first rule needs it, and
-/// once for all rules.
-struct Located<'r> {
+/// once for all rules of all lists.
+#[derive(Debug)]
+pub struct Located<'r> {
     request: &'r Request<'r>,
     /// The namespace and the name of the request's object.
     location: OnceCell<Option<Location<'r>>>,
-    /// The path as the client wrote it, and `true` if the path has percent-encoding.
-    path: OnceCell<(Text<'r>, bool)>,
+    /// The path, with its percent-encoding resolved.
+    path: OnceCell<Text<'r>>,
 }
 
 impl<'r> Located<'r> {
-    fn new(request: &'r Request<'r>) -> Self {
+    /// Makes a value of which no part is read yet.
+    #[must_use]
+    pub fn new(request: &'r Request<'r>) -> Self {
         Self { request, location: OnceCell::new(), path: OnceCell::new() }
+    }
+
+    pub(super) fn request(&self) -> &'r Request<'r> {
+        self.request
     }
 
     fn location(&self) -> Option<&Location<'_>> {
         self.location.get_or_init(|| self.request.uri.location()).as_ref()
     }
 
-    fn path(&self) -> (&[u8], bool) {
-        let read = || {
+    fn path(&self) -> &[u8] {
+        self.path.get_or_init(|| {
             let path = self.request.uri.path();
-            let is_escaped = memchr::memchr(b'%', &path).is_some();
-            (path, is_escaped)
-        };
-        let (path, is_escaped) = self.path.get_or_init(read);
-        (path, *is_escaped)
+            match memchr::memchr(b'%', &path) {
+                Some(_) => Text::Owned(unescaped(&path)),
+                None => path,
+            }
+        })
     }
 }
 
@@ -385,8 +399,7 @@ impl Rest {
         if self.paths.is_empty() {
             return true;
         }
-        let (path, is_escaped) = located.path();
-        self.paths.iter().any(|spec| spec.matches(path, is_escaped))
+        self.paths.iter().any(|spec| spec.matches(located.path()))
     }
 }
 
@@ -438,15 +451,10 @@ impl Path {
         Self { text: bytes(prefix.unwrap_or(spec)), is_prefix: prefix.is_some() }
     }
 
-    fn matches(&self, path: &[u8], is_escaped: bool) -> bool {
-        match (self.is_prefix, is_escaped) {
-            (true, false) => path.starts_with(&self.text),
-            (false, false) => *path == *self.text,
-            (false, true) => unescaping(path).eq(self.text.iter().copied()),
-            (true, true) => {
-                let mut path = unescaping(path);
-                self.text.iter().all(|&byte| path.next() == Some(byte))
-            }
+    fn matches(&self, path: &[u8]) -> bool {
+        match self.is_prefix {
+            true => path.starts_with(&self.text),
+            false => *path == *self.text,
         }
     }
 }

@@ -11,6 +11,7 @@ use proptest::sample::select;
 use super::super::Criteria;
 use super::super::GroupResources;
 use super::super::Level;
+use super::super::Located;
 use super::super::Matcher;
 use super::super::Policy;
 use super::super::RULES_MAX;
@@ -341,6 +342,11 @@ proptest! {
             prop_assert_eq!(decision.omit_managed_fields, own.unwrap_or(omit_managed_fields));
             let first = rules.iter().position(|rule| is_met(&rule.criteria, request, uri, true));
             prop_assert_eq!(matcher.first(request, &mut of_matcher), first);
+            // What one list has read of the URL serves the next one.
+            let located = Located::new(request);
+            prop_assert_eq!(policy.decide_of(&located, &mut users), decision);
+            prop_assert_eq!(matcher.first_of(&located, &mut of_matcher), first);
+            prop_assert_eq!(policy.decide_of(&located, &mut users), decision);
         }
     }
 
