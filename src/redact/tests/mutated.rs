@@ -65,7 +65,9 @@ fn mutate(rng: &mut fastrand::Rng, event: &mut String) {
     let members: Vec<_> =
         walk::children(event.as_bytes(), event.as_bytes()).map(|child| child.value).collect();
     let of_uri = || {
-        event.find(r#""requestURI":""#).and_then(|at| Some(at + 14 + event[at + 14..].find('"')?))
+        const KEY: &str = r#""requestURI":""#;
+        let start = event.find(KEY)? + KEY.len();
+        Some(start + event.get(start..)?.find('"')?)
     };
     match rng.u8(..8) {
         // One letter of the event becomes an escape.
