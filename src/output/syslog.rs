@@ -104,6 +104,8 @@ impl Messages {
 }
 
 impl Encode for Messages {
+    const BATCH_BYTES: u64 = 512 * 1024;
+
     fn encode(&self, batch: Batch) -> Result<Encoded, String> {
         let mut out = BytesMut::with_capacity(self.rfc5424.capacity(&batch));
         let mut rejected = Vec::new();

@@ -436,7 +436,7 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
         if self.writing.is_some() || ending || full {
             return None;
         }
-        let bytes = lock(&self.pace).room()?;
+        let bytes = lock(&self.pace).room()?.min(E::BATCH_BYTES);
         Some(Take { bytes, events: u64::MAX })
     }
 
