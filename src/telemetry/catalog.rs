@@ -116,9 +116,9 @@ catalog! {
             unit: "bytes",
             meaning: "In memory: the waiting events, and 256 bytes for each batch. With \
                 `queue.directory`: whole files, reserved space included, so that room comes back a \
-                segment at a time. Events that only an optional output needs, or that a \
-                deduplication window remembers, stay until their room is needed: a full queue \
-                alone is no fault.",
+                segment at a time. Spare files, which become the next segments, do not count. \
+                Events that only an optional output needs, or that a deduplication window \
+                remembers, stay until their room is needed: a full queue alone is no fault.",
             action: "Look for the output with the largest `output_backlog_bytes`. The alerts \
                 `KubeAuditForwarderQueueFullWithinAnHour` and `KubeAuditForwarderQueueNearlyFull` \
                 fire while a required output is the cause.",
