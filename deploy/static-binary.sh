@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the program for an image without libraries, as DIRECTORY/static/kube-audit-forwarder.
-# DIRECTORY is cargo's target directory.
+# DIRECTORY is cargo's target directory. The names of the program's functions and their lines are in
+# a file beside it, DIRECTORY/static/kube-audit-forwarder.debug, which perf and gdb need.
 #
 #   deploy/static-binary.sh FEATURES DIRECTORY [hot-path]
 #
@@ -36,3 +37,6 @@ for feature in $features; do set -- "$@" --features "kube-audit-forwarder/$featu
 cargo build "$@"
 mkdir -p "$directory/static"
 for program in $programs; do cp "$directory/$host/release/$program" "$directory/static/"; done
+cd "$directory/static"
+objcopy --only-keep-debug kube-audit-forwarder kube-audit-forwarder.debug
+objcopy --strip-all --add-gnu-debuglink=kube-audit-forwarder.debug kube-audit-forwarder
