@@ -7,6 +7,7 @@ use std::io::Read;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::net::TcpStream;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -44,12 +45,16 @@ pub(crate) enum Until {
     /// requests are not answered yet. The duration of an answer counts from the time at which the
     /// request was due, so it includes the wait for a free sender, which is a wait for the proxy.
     Paced { requests: u64, per_second: f64 },
+    /// The load ends when a request is answered 429, because the queue is full. Requests with this
+    /// answer are not sent again.
+    Full,
 }
 
 /// The result of a load.
 pub(crate) struct Outcome {
     pub(crate) requests: u64,
-    /// The number of answers other than 200. Each of these requests was sent again.
+    /// The number of answers other than 200. Each of these requests was sent again, but for
+    /// [`Until::Full`].
     pub(crate) refused: u64,
     /// The time from the first byte sent to the last answer.
     pub(crate) took: Duration,
@@ -109,13 +114,13 @@ impl Load<'_> {
         connections: &mut [S],
         until: Until,
     ) -> Outcome {
-        let next = AtomicU64::new(0);
+        let (next, full) = (AtomicU64::new(0), AtomicBool::new(false));
         let started = Instant::now();
         let mut sent: Vec<Sent> = std::thread::scope(|scope| {
-            let next = &next;
+            let (next, full) = (&next, &full);
             let handles: Vec<_> = connections
                 .iter_mut()
-                .map(|stream| scope.spawn(move || self.send(stream, next, until, started)))
+                .map(|stream| scope.spawn(move || self.send(stream, next, full, until, started)))
                 .collect();
             handles.into_iter().map(|handle| handle.join().expect("no panic")).collect()
         });
@@ -140,13 +145,14 @@ impl Load<'_> {
         &self,
         stream: &mut (impl Read + Write),
         next: &AtomicU64,
+        full: &AtomicBool,
         until: Until,
         started: Instant,
     ) -> Sent {
         if matches!(until, Until::Paced { .. }) {
             sleep_exactly();
         }
-        let (requests, lines) = (&self.work.requests, self.work.lines());
+        let (lines, mut copy) = (self.work.lines(), Vec::new());
         let mut sent = Sent { answers: Vec::new(), late: Vec::new(), refused: 0, cpu: 0.0 };
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
@@ -157,18 +163,18 @@ impl Load<'_> {
                     let due = started + Duration::from_secs_f64(index as f64 / per_second);
                     (index >= requests, Some(due))
                 }
+                Until::Full => (full.load(Ordering::Relaxed), None),
             };
             if ended {
                 break;
             }
+            let request = self.work.request(index, &mut copy);
             if let Some(due) = due {
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
                 sent.late.push(due.elapsed());
             } else {
                 self.wait_for_sink();
             }
-            let turn = index % requests.len() as u64;
-            let request = &requests[usize::try_from(turn).expect("an index")];
             loop {
                 interrupt::check();
                 let begun = due.unwrap_or_else(Instant::now);
@@ -181,6 +187,10 @@ impl Load<'_> {
                     break;
                 }
                 sent.refused += 1;
+                if status == 429 && matches!(until, Until::Full) {
+                    full.store(true, Ordering::Relaxed);
+                    break;
+                }
                 assert!(sent.refused < 10_000, "status {status} again and again");
                 std::thread::sleep(Duration::from_millis(5));
             }

@@ -41,6 +41,16 @@ impl Relay {
 
     /// Like [`Self::start`], with more keys in the listener's table than its address.
     pub(crate) fn start_with(binary: &Path, queue: &str, listener: &str, output: &str) -> Self {
+        Self::start_by(Command::new(binary), queue, listener, output)
+    }
+
+    /// Like [`Self::start_with`], by a command to which the arguments of the relay are appended.
+    pub(crate) fn start_by(
+        mut command: Command,
+        queue: &str,
+        listener: &str,
+        output: &str,
+    ) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let file = directory.path().join("relay.toml");
         let config = format!(
@@ -49,7 +59,6 @@ impl Relay {
              [[output]]\nname = 'sink'\n{output}\n"
         );
         std::fs::write(&file, config).expect("a writable directory");
-        let mut command = Command::new(binary);
         command.arg("--config").arg(&file).stdin(Stdio::null()).stdout(Stdio::null());
         let begun = Instant::now();
         let mut process = Process::start(command.stderr(Stdio::piped()));

@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -23,6 +25,12 @@ const BATCHES: u64 = 40;
 /// The number of different bodies of a work with single events.
 const SINGLES: u64 = 4000;
 
+/// The bytes before an event's auditID.
+const AUDIT_ID: &[u8] = br#""auditID":""#;
+
+/// The digits of a number in auditIDs. The shortest recorded auditID has as many bytes.
+const DIGITS: usize = 6;
+
 /// Requests of one kind.
 pub(crate) struct Work {
     pub(crate) name: &'static str,
@@ -32,6 +40,16 @@ pub(crate) struct Work {
     pub(crate) requests: Vec<Vec<u8>>,
     /// The number of events in each body.
     pub(crate) events: u64,
+    /// See [`Work::distinct`].
+    distinct: Option<Distinct>,
+}
+
+/// The parts of the requests that change whenever a request is sent.
+struct Distinct {
+    /// For each request, the places of its auditIDs.
+    places: Vec<Vec<usize>>,
+    /// The number that the next request gets.
+    next: AtomicU32,
 }
 
 impl Work {
@@ -44,7 +62,7 @@ impl Work {
         }
         let requests = bodies.iter().map(|body| request(body, "")).collect();
         let body = bodies.into_iter().next().expect("at least one");
-        Self { name, body, requests, events }
+        Self { name, body, requests, events, distinct: None }
     }
 
     /// Returns recorded events at level Metadata. Each body has the events in another order.
@@ -103,7 +121,38 @@ impl Work {
             let body = encoder.finish().expect("a Vec takes everything");
             self::request(&body, "Content-Encoding: gzip\r\n")
         });
-        Self { requests: requests.collect(), body: self.body.clone(), ..*self }
+        Self { requests: requests.collect(), body: self.body.clone(), distinct: None, ..*self }
+    }
+
+    /// Returns the same work without repetition: whenever a request is sent, its auditIDs begin
+    /// with another number, so that no two events that are sent have the same bytes.
+    pub(crate) fn distinct(self) -> Self {
+        let places = self.requests.iter().map(|request| {
+            let ids = memchr::memmem::find_iter(request, AUDIT_ID);
+            let places: Vec<usize> = ids.map(|at| at + AUDIT_ID.len()).collect();
+            assert_eq!(places.len() as u64, self.events, "{}", self.name);
+            let long = |&at: &usize| !request[at..at + DIGITS].contains(&b'"');
+            assert!(places.iter().all(long), "{}: an auditID is too short", self.name);
+            places
+        });
+        let distinct = Distinct { places: places.collect(), next: AtomicU32::new(0) };
+        Self { distinct: Some(distinct), ..self }
+    }
+
+    /// Returns the request that is sent at this turn. A request of a distinct work is made in
+    /// `copy`.
+    pub(crate) fn request<'a>(&'a self, turn: u64, copy: &'a mut Vec<u8>) -> &'a [u8] {
+        let turn = turn % self.requests.len() as u64;
+        let turn = usize::try_from(turn).expect("an index");
+        let request = &self.requests[turn];
+        let Some(distinct) = &self.distinct else { return request };
+        let number = format!("{:0DIGITS$x}", distinct.next.fetch_add(1, Ordering::Relaxed));
+        copy.clear();
+        copy.extend_from_slice(request);
+        for &place in &distinct.places[turn] {
+            copy[place..place + DIGITS].copy_from_slice(number.as_bytes());
+        }
+        copy
     }
 
     /// Returns how many requests have about `bytes` bytes together.

@@ -2,14 +2,17 @@
 //! queue in memory. `cargo bench --bench scale` measures the cost of a batch with backlogs of
 //! different sizes.
 //!
+//! `-- --only memory` measures something else: a queue on disk that becomes full and empty again
+//! within the memory limit of a pod. It needs the right to make memory cgroups, which root has.
+//!
 //! `cargo bench --bench spool` runs the relay's own program on 127.0.0.1, between a load and a sink
 //! in this process, and prints Markdown. Everything that is compared takes its turn in each round;
 //! the table holds medians over the rounds, with the least and the most value. CPU seconds are
 //! those of the relay's process for each GB (10⁹ bytes) of request bodies, in and out.
 //!
 //! Files are below the directory that `--directory` or `SPOOL_BENCH_DIRECTORY` names, or below
-//! target/ otherwise; the disk below it decides the results. The files are removed at the end, also
-//! after a panic or Ctrl-C.
+//! target/ otherwise; the disk below it decides the results. The files are removed at the end, and
+//! so are memory cgroups, also after a panic or Ctrl-C.
 
 #![allow(
     clippy::disallowed_methods,
@@ -26,6 +29,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
+use clap::ValueEnum;
 
 #[path = "../common/disk.rs"]
 mod disk;
@@ -35,6 +39,7 @@ mod figures;
 mod interrupt;
 #[path = "../common/load.rs"]
 mod load;
+mod memory;
 #[path = "../common/process.rs"]
 mod process;
 #[path = "../common/relay.rs"]
@@ -50,19 +55,22 @@ use disk::Disk;
 /// Measures the durable queue
 #[derive(Parser)]
 struct Arguments {
+    /// Only these tables
+    #[arg(long, value_delimiter = ',', default_value = "throughput")]
+    only: Vec<Table>,
     /// Directory for the files; not on tmpfs
     #[arg(long, env = "SPOOL_BENCH_DIRECTORY", default_value = env!("CARGO_TARGET_TMPDIR"))]
     directory: PathBuf,
     /// Rounds; in each, everything that is compared takes its turn
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds of one run
+    /// Seconds of one run for throughput
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
-    /// Parallel connections of the load
+    /// Parallel connections of the load for throughput
     #[arg(long, value_delimiter = ',', default_value = "1,8,64")]
     senders: Vec<usize>,
-    /// Only the work whose name contains it: metadata, single
+    /// Only the work for throughput whose name contains it: metadata, single
     #[arg(long, default_value = "")]
     work: String,
     /// Another binary of the relay than the one built for this bench
@@ -71,6 +79,15 @@ struct Arguments {
     /// Given by `cargo bench`, and by nobody else
     #[arg(long, hide = true)]
     bench: bool,
+}
+
+/// A table that can be chosen.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Table {
+    /// Acknowledged batches beside the raw disk and the queue in memory
+    Throughput,
+    /// A queue that becomes full and empty again in a memory cgroup of 512 MiB; needs root
+    Memory,
 }
 
 fn main() {
@@ -84,7 +101,15 @@ fn main() {
     print!("{}", figures::machine());
     println!("- {}", disk.describe());
     println!("- load average before: {}", figures::load_average());
-    println!("- {} rounds of {} s", arguments.rounds, arguments.seconds);
-    print!("{}", throughput::table(&disk, &arguments));
+    println!("- {} rounds", arguments.rounds);
+    for table in &arguments.only {
+        match table {
+            Table::Throughput => {
+                println!("- {} s for each run of throughput", arguments.seconds);
+                print!("{}", throughput::table(&disk, &arguments));
+            }
+            Table::Memory => print!("{}", memory::table(&disk, &arguments)),
+        }
+    }
     println!("\n- load average after: {}", figures::load_average());
 }
