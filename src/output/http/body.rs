@@ -8,6 +8,7 @@ use std::task::Context;
 use std::task::Poll;
 
 use bytes::Bytes;
+use bytes::BytesMut;
 use hyper::body::Body;
 use hyper::body::Frame;
 use hyper::body::SizeHint;
@@ -23,7 +24,7 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// The most bytes of one piece (part) of a request body, if the piece is a copy of stored bytes.
 /// The few bytes after the last event, such as `]`, may come on top. A copy of this size is still
 /// in the CPU's cache when it is written to the socket.
-const COPIED_BYTES: usize = 64 * 1024;
+pub(super) const COPIED_BYTES: usize = 64 * 1024;
 
 /// A stored buffer of at least this many bytes is sent without a copy. Smaller buffers are copied
 /// together into one piece of the request body, because hyper collects at most 16 pieces for one
@@ -48,6 +49,9 @@ pub(super) struct Pieces {
     is_list: bool,
     /// The number of bytes of the body that are not in a piece yet.
     left: u64,
+    /// The memory of the last copied piece, which the next one takes again if hyper has written and
+    /// dropped the last one.
+    copied: BytesMut,
 }
 
 impl Pieces {
@@ -70,7 +74,7 @@ impl Pieces {
     fn new(head: &'static [u8], lines: Vec<Bytes>, tail: &'static [u8], is_list: bool) -> Self {
         let bytes: usize = lines.iter().map(Bytes::len).sum();
         let left = (head.len() + bytes + tail.len()) as u64;
-        Self { head, lines: lines.into(), tail, is_list, left }
+        Self { head, lines: lines.into(), tail, is_list, left, copied: BytesMut::new() }
     }
 
     /// Takes the next piece from the stored buffers without a copy. Returns `None` if the next
@@ -90,9 +94,13 @@ impl Pieces {
 
     /// Returns the next piece as a copy, which joins the bytes of several stored buffers, up to
     /// about `COPIED_BYTES` bytes. Stops before a buffer that can be sent without a copy.
-    fn copy(&mut self) -> Vec<u8> {
+    fn copy(&mut self) -> Bytes {
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
-        let mut copy = Vec::with_capacity(COPIED_BYTES.min(left));
+        let mut copy = std::mem::take(&mut self.copied);
+        let room = left.min(COPIED_BYTES + self.tail.len());
+        if !copy.try_reclaim(room) {
+            copy = BytesMut::with_capacity(room);
+        }
         copy.extend_from_slice(std::mem::take(&mut self.head));
         while copy.len() < COPIED_BYTES {
             let Some(front) = self.lines.front_mut() else {
@@ -107,12 +115,18 @@ impl Pieces {
                 self.lines.pop_front();
             }
             if self.is_list {
-                copy.extend(piece.iter().map(|&byte| if byte == b'\n' { b',' } else { byte }));
+                let start = copy.len();
+                copy.extend_from_slice(&piece);
+                for byte in copy.get_mut(start..).unwrap_or_default() {
+                    *byte = if *byte == b'\n' { b',' } else { *byte };
+                }
             } else {
                 copy.extend_from_slice(&piece);
             }
         }
-        copy
+        let piece = copy.split().freeze();
+        self.copied = copy;
+        piece
     }
 }
 
@@ -123,7 +137,7 @@ impl Iterator for Pieces {
         if self.left == 0 {
             return None;
         }
-        let piece = self.pass_on().unwrap_or_else(|| Bytes::from(self.copy()));
+        let piece = self.pass_on().unwrap_or_else(|| self.copy());
         self.left -= piece.len() as u64;
         Some(piece)
     }

@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::body::COPIED_BYTES;
 use super::body::Upload;
 use super::expanded::Expanded;
 use super::pool::ConnectionKey;
@@ -161,7 +162,9 @@ impl Client {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> hyper::Result<(http1::SendRequest<Upload>, AbortHandle)> {
-        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(COPIED_BYTES);
+        let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;
         Ok((sender, self.drivers.spawn(driver).abort_handle()))
     }
 
