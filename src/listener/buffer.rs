@@ -58,7 +58,8 @@ impl Pool {
     fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let sizes = || free.iter().map(|map| map.len()).enumerate();
-        let last = free.iter().rposition(|map| (wanted..=2 * wanted).contains(&map.len()));
+        let last =
+            free.iter().rposition(|map| (wanted..=wanted.saturating_mul(2)).contains(&map.len()));
         let found = last
             .or_else(|| {
                 sizes()
