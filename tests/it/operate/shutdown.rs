@@ -513,6 +513,8 @@ fn a_signal_is_heard_while_a_reload_waits_for_an_output_that_leaves() {
         let (live, new) = (HttpSink::accepting(), HttpSink::accepting());
         let more = format!("{queue}{}", drain("1s"));
         let mut relay = in_a_reload_that_waits(&hung, &live, &new, &more);
+        // From the signal on, a queue in files hands out no more events.
+        live.wait_for_count(2, PATIENCE);
         relay.signal(libc::SIGTERM);
         assert_eq!(relay.wait().code(), Some(0));
         let said = messages(&relay);

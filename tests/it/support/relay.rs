@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::BufRead as _;
 use std::io::BufReader;
-use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
@@ -70,6 +69,10 @@ impl LogPipe {
     fn set(&self, state: Stderr) {
         *self.state.lock().expect("not poisoned") = state;
         self.changed.notify_all();
+    }
+
+    fn is_held(&self) -> bool {
+        *self.state.lock().expect("not poisoned") == Stderr::Held
     }
 
     /// Waits while the log is held. Returns false if the pipe is to be closed.
@@ -188,6 +191,8 @@ pub(crate) struct Relay {
     log_pipe: Arc<LogPipe>,
     collected: Arc<Mutex<Vec<u8>>>,
     held: Option<ChildStdout>,
+    /// The threads that read the log and the collected standard output.
+    readers: Vec<JoinHandle<()>>,
     exited: Option<ExitStatus>,
     required_outputs: Vec<String>,
     /// Each listener's address as configured and as bound, in the order of the log.
@@ -236,7 +241,7 @@ impl Relay {
             Arc::new(LogPipe { state: Mutex::new(Stderr::Read), changed: Condvar::new() });
         let pipe = Arc::clone(&log_pipe);
         // The threads end when the other end of their pipe does, with the process.
-        std::thread::spawn(move || {
+        let mut readers = vec![std::thread::spawn(move || {
             let mut lines = stderr.split(b'\n').map_while(Result::ok);
             while pipe.may_read()
                 && let Some(line) = lines.next()
@@ -244,18 +249,12 @@ impl Relay {
                 let line = String::from_utf8_lossy(&line).into_owned();
                 for_thread.lock().expect("not poisoned").push(line);
             }
-        });
+        })];
         let collected = Arc::new(Mutex::new(Vec::new()));
         let mut held = child.stdout.take();
         if stdout == Stdout::Collected {
-            let for_thread = Arc::clone(&collected);
-            let mut pipe = held.take().expect("piped");
-            std::thread::spawn(move || {
-                let mut buffer = vec![0; 64 * 1024];
-                while let Ok(size @ 1..) = pipe.read(&mut buffer) {
-                    for_thread.lock().expect("not poisoned").extend_from_slice(&buffer[..size]);
-                }
-            });
+            let pipe = held.take().expect("piped");
+            readers.push(collect(pipe, &collected));
         }
         Self {
             child,
@@ -264,6 +263,7 @@ impl Relay {
             log_pipe,
             collected,
             held,
+            readers,
             exited: None,
             required_outputs,
             listeners: Vec::new(),
@@ -458,9 +458,17 @@ impl Relay {
         assert!(status.expect("kill runs").success());
     }
 
+    /// Returns true if the relay has ended. The log and the collected standard output are then
+    /// complete, unless the log is held.
     fn has_exited(&mut self) -> bool {
         if self.exited.is_none() {
             self.exited = self.child.try_wait().expect("our child");
+            if self.exited.is_some() && !self.log_pipe.is_held() {
+                // The last lines may still be in the pipe. A launcher that was killed may leave a
+                // process that keeps the pipe open, so the wait has a limit.
+                let read = || self.readers.iter().all(JoinHandle::is_finished).then_some(());
+                try_wait_for(Duration::from_secs(2), read);
+            }
         }
         self.exited.is_some()
     }
