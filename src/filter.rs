@@ -323,7 +323,7 @@ impl Filter {
         };
         let located = Located::new(request);
         let mut matches = rules.matches.iter().enumerate();
-        if !matches.all(|(list, matcher)| matcher.first_of(&located, of(users, list)).is_some()) {
+        if !matches.all(|(list, matcher)| matcher.first(&located, of(users, list)).is_some()) {
             return Verdict::Dropped;
         }
         let mut level = Level::RequestResponse;

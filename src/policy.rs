@@ -257,21 +257,16 @@ impl Policy {
     /// describes. The first rule that matches the request decides.
     #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
-        self.decide_for(request, &mut Users::default())
+        self.decide_of(&Located::new(request), &mut Users::default())
     }
 
     /// Does what [`Self::decide`] does, and remembers in `users` what the rules say of the
-    /// request's user. With the same memory, the next request of this user is decided faster.
-    #[must_use]
-    pub fn decide_for(&self, request: &Request<'_>, users: &mut Users) -> Decision {
-        self.decide_of(&Located::new(request), users)
-    }
-
-    /// Does what [`Self::decide_for`] does. If several policies are asked about the same `located`
-    /// request, its URL is read once for all of them.
+    /// request's user. With the same memory, the next request of this user is decided faster. If
+    /// several policies are asked about the same `located` request, its URL is read once for all of
+    /// them.
     #[must_use]
     pub fn decide_of(&self, located: &Located<'_>, users: &mut Users) -> Decision {
-        self.decision(self.matcher.first_of(located, users), located.request())
+        self.decision(self.matcher.first(located, users), located.request())
     }
 
     /// Explains, rule by rule, why [`Self::decide`] decides as it does for this request.

@@ -171,16 +171,10 @@ impl Matcher {
 
     /// Returns the index of the first rule whose criteria the request meets; `None` if there is no
     /// such rule. What the rules say of the request's user is remembered in `users`, for the next
-    /// request of this user.
+    /// request of this user. If several lists of rules are asked about the same `located` request,
+    /// its URL is read once for all of them.
     #[must_use]
-    pub fn first(&self, request: &Request<'_>, users: &mut Users) -> Option<usize> {
-        self.first_of(&Located::new(request), users)
-    }
-
-    /// Does what [`Self::first`] does. If several lists of rules are asked about the same `located`
-    /// request, its URL is read once for all of them.
-    #[must_use]
-    pub fn first_of(&self, located: &Located<'_>, users: &mut Users) -> Option<usize> {
+    pub fn first(&self, located: &Located<'_>, users: &mut Users) -> Option<usize> {
         let request = located.request;
         let mut room = [0; WORDS_MAX];
         let about = match request.object {

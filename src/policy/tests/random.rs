@@ -327,8 +327,8 @@ proptest! {
             prop_assert_eq!(request, &audit::request::request(event));
             let decision = policy.decide(request);
             // A user who was remembered before has the same decision.
-            prop_assert_eq!(policy.decide_for(request, &mut users), decision);
-            prop_assert_eq!(policy.decide_for(request, &mut users), decision);
+            prop_assert_eq!(policy.decide_of(&Located::new(request), &mut users), decision);
+            prop_assert_eq!(policy.decide_of(&Located::new(request), &mut users), decision);
             let keeps = |rule: &Rule| rule.level != Level::None;
             let is_met_by = |rule: &Rule| is_met(&rule.criteria, request, uri, keeps(rule));
             let first = rules.iter().position(is_met_by);
@@ -341,11 +341,11 @@ proptest! {
             let own = rule.and_then(|rule| rule.omit_managed_fields);
             prop_assert_eq!(decision.omit_managed_fields, own.unwrap_or(omit_managed_fields));
             let first = rules.iter().position(|rule| is_met(&rule.criteria, request, uri, true));
-            prop_assert_eq!(matcher.first(request, &mut of_matcher), first);
-            // What one list has read of the URL serves the next one.
+            prop_assert_eq!(matcher.first(&Located::new(request), &mut of_matcher), first);
+            // The URL that one list of rules has read is not read again for the next list.
             let located = Located::new(request);
             prop_assert_eq!(policy.decide_of(&located, &mut users), decision);
-            prop_assert_eq!(matcher.first_of(&located, &mut of_matcher), first);
+            prop_assert_eq!(matcher.first(&located, &mut of_matcher), first);
             prop_assert_eq!(policy.decide_of(&located, &mut users), decision);
         }
     }
@@ -386,7 +386,8 @@ proptest! {
         for (request, uri) in &asked {
             let request = Request { uri: Uri::written(uri.as_bytes()), ..request.clone() };
             let first = few.iter().position(|criteria| is_met(criteria, &request, uri, true));
-            prop_assert_eq!(matcher.first(&request, &mut users), first.map(|first| index + first));
+            let found = matcher.first(&Located::new(&request), &mut users);
+            prop_assert_eq!(found, first.map(|first| index + first));
         }
     }
 }
@@ -394,13 +395,16 @@ proptest! {
 #[test]
 fn a_matcher_of_nothing_matches_nothing_and_what_is_beyond_the_bound_is_left_out() {
     let request = Request::default();
-    assert_eq!(Matcher::new([]).first(&request, &mut Users::default()), None);
+    assert_eq!(Matcher::new([]).first(&Located::new(&request), &mut Users::default()), None);
     let never = Criteria { verbs: vec!["never".to_owned()], ..Criteria::default() };
     let mut all = vec![never; RULES_MAX];
     all[RULES_MAX - 1] = Criteria::default();
-    assert_eq!(Matcher::new(&all).first(&request, &mut Users::default()), Some(RULES_MAX - 1));
+    assert_eq!(
+        Matcher::new(&all).first(&Located::new(&request), &mut Users::default()),
+        Some(RULES_MAX - 1)
+    );
     all.swap(0, RULES_MAX - 1);
     all[0].verbs = vec!["never".to_owned()];
     all.push(Criteria::default());
-    assert_eq!(Matcher::new(&all).first(&request, &mut Users::default()), None);
+    assert_eq!(Matcher::new(&all).first(&Located::new(&request), &mut Users::default()), None);
 }
