@@ -43,6 +43,7 @@ mod work;
 
 use figures::spread;
 use work::Work;
+use work::body_of;
 
 /// The allocator of the real program.
 #[global_allocator]
@@ -181,11 +182,6 @@ fn measure_scanners(works: &[Work]) {
     for ((name, _), row) in methods.iter().zip(rows) {
         println!("| {name} | {} |", row.join(" | "));
     }
-}
-
-/// Returns the body of a request.
-fn body_of(request: &[u8]) -> &[u8] {
-    &request[memchr::memmem::find(request, b"\r\n\r\n").unwrap() + 4..]
 }
 
 /// Prints the row of a work in the third table.

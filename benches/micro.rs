@@ -4,8 +4,8 @@
 //! Run it with `cargo bench --bench micro`; part of a name after `--` selects benches, and
 //! `filters` selects the table of filters. Time is the CPU time of this process, with all its
 //! threads and the kernel's work for them. Other work of the machine and the speed of its disk do
-//! not count. `cargo bench --bench spool` measures how long a
-//! batch waits for the disk, and decoding has a bench of its own.
+//! not count. `cargo bench --bench spool` measures how long a batch waits for the disk, and
+//! decoding has a bench of its own.
 //!
 //! The files are in the same place as those of the spool's bench.
 
@@ -50,12 +50,16 @@ use rustix::time::ClockId;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
+#[path = "common/figures.rs"]
+mod figures;
 #[path = "common/policy.rs"]
 mod policy;
 #[path = "common/work.rs"]
 mod work;
 
+use figures::spread;
 use work::Work;
+use work::body_of;
 
 /// The allocator of the real program.
 #[global_allocator]
@@ -289,13 +293,10 @@ fn filters() {
                 }
             }
         }
-        let median = |mut values: Vec<f64>| {
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
         for ((name, _, _), row) in rows.iter().zip(&costs) {
             let ratios = row.iter().zip(&costs[0]).map(|(cost, none)| cost / none);
-            println!("| {name} | {:.2} | {:.2} |", median(row.clone()), median(ratios.collect()));
+            let (cost, ratio) = (spread(row.clone()), spread(ratios.collect()));
+            println!("| {name} | {:.2} | {:.2} |", cost.median(), ratio.median());
         }
     }
 }
@@ -303,7 +304,8 @@ fn filters() {
 /// Returns a function that does one pass over all bodies of the work, through a filter with these
 /// keys and this policy, and returns the number of bytes of the bodies.
 fn filtered(work: &Work, keys: &str, policy: &str) -> impl FnMut() -> usize {
-    let bodies: Vec<Vec<u8>> = work.requests.iter().map(|request| body(request)).collect();
+    let bodies: Vec<Vec<u8>> =
+        work.requests.iter().map(|request| body_of(request).to_vec()).collect();
     let rules = (!keys.is_empty() || !policy.is_empty()).then(|| {
         let config = config("", &format!("type = 'stdout'\n[output.filter]\n{keys}"));
         let rules = Rules::new(&config.outputs[0].filter, config::Rejected::Retry);
@@ -336,12 +338,6 @@ fn filtered(work: &Work, keys: &str, policy: &str) -> impl FnMut() -> usize {
         }
         bodies.iter().map(Vec::len).sum()
     }
-}
-
-/// Returns the body of a request.
-fn body(request: &[u8]) -> Vec<u8> {
-    let head = memchr::memmem::find(request, b"\r\n\r\n").expect("a head");
-    request[head + 4..].to_vec()
 }
 
 fn syslog(criterion: &mut Criterion<CpuTime>) {

@@ -11,13 +11,16 @@ pub(crate) fn of(rules: usize) -> String {
                 format!("- level: None\n  userGroups: [nobodies-{rule}]\n  namespaces: [default]\n")
             }
             2 => format!(
-                "- level: None\n  verbs: [get, create, update]\n  resources:\n  - group: ''\n    resources: [none-{rule}, none-{rule}/status]\n"
+                "- level: None\n  verbs: [get, create, update]\n  resources:\n  - group: ''\n    \
+                 resources: [none-{rule}, none-{rule}/status]\n"
             ),
             3 => format!(
-                "- level: None\n  userGroups: ['system:authenticated']\n  nonResourceURLs: ['/none-{rule}*']\n"
+                "- level: None\n  userGroups: ['system:authenticated']\n  \
+                 nonResourceURLs: ['/none-{rule}*']\n"
             ),
             _ => format!(
-                "- level: None\n  userGroups: ['system:authenticated']\n  resources:\n  - group: group-{rule}\n  - group: apps\n    resources: [none-{rule}]\n"
+                "- level: None\n  userGroups: ['system:authenticated']\n  resources:\n  \
+                 - group: group-{rule}\n  - group: apps\n    resources: [none-{rule}]\n"
             ),
         };
     }

@@ -88,7 +88,7 @@ impl Drop for Process {
 /// The threads of a process, by their numbers.
 pub(crate) struct Threads(BTreeMap<u32, Thread>);
 
-/// What a thread has done since its start.
+/// The CPU time and the waits of a thread since its start.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Thread {
     /// The CPU time in seconds. The kernel counts it in nanoseconds here, and in hundredths of a

@@ -115,9 +115,8 @@ impl Work {
     /// differ in length, and [`Self::body`] is still a body without compression.
     pub(crate) fn gzipped(&self) -> Self {
         let requests = self.requests.iter().map(|request| {
-            let head = memchr::memmem::find(request, b"\r\n\r\n").expect("a head");
             let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-            encoder.write_all(&request[head + 4..]).expect("a Vec takes everything");
+            encoder.write_all(body_of(request)).expect("a Vec takes everything");
             let body = encoder.finish().expect("a Vec takes everything");
             self::request(&body, "Content-Encoding: gzip\r\n")
         });
@@ -173,10 +172,17 @@ impl Work {
 fn request(body: &[u8], more: &str) -> Vec<u8> {
     let head = format!(
         "POST /?timeout=30s HTTP/1.1\r\nHost: 127.0.0.1:3000\r\nUser-Agent: Go-http-client/1.1\r\n\
-         Content-Length: {}\r\nContent-Type: application/json\r\nAccept-Encoding: gzip\r\n{more}\r\n",
+         Content-Length: {}\r\nContent-Type: application/json\r\nAccept-Encoding: gzip\r\n\
+         {more}\r\n",
         body.len()
     );
     [head.as_bytes(), body].concat()
+}
+
+/// Returns the body of a request.
+pub(crate) fn body_of(request: &[u8]) -> &[u8] {
+    let head = memchr::memmem::find(request, b"\r\n\r\n").expect("a head");
+    &request[head + 4..]
 }
 
 /// Returns the bytes of the events of an EventList of `body` bytes, each with the byte after it.

@@ -1,4 +1,4 @@
-//! What is aimed at, beside what was measured.
+//! The aims, and the table that compares them with the figures.
 
 use crate::figures::Spread;
 use crate::fixed;
@@ -14,7 +14,7 @@ use crate::report::Value;
 use crate::report::line;
 use crate::report::over;
 
-/// What was measured with one work.
+/// The results of all parts of the measurement with one work.
 pub(crate) struct Measured {
     pub(crate) throughput: Throughput,
     pub(crate) answers: Answers,
@@ -25,7 +25,7 @@ pub(crate) struct Measured {
 #[derive(Clone, Copy)]
 enum Rate {
     Saturation,
-    /// So many events per second.
+    /// A fixed number of events per second.
     Events(u32),
 }
 

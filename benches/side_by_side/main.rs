@@ -307,20 +307,10 @@ fn pace(
     arguments: &Arguments,
 ) -> Answers {
     let (work, mut answers) = (&throughput.work, Answers::new(throughput, throughs));
-    for round in 1..=arguments.pairs {
-        for rows in answers.rows.chunk_by_mut(|one, other| one.through == other.through) {
-            let through = rows[0].through;
-            let rates: Vec<f64> = rows.iter().map(|row| row.rate).collect();
-            eprintln!(
-                "{}, {round}/{}, {}, {rates:.0?}/s",
-                work.name,
-                arguments.pairs,
-                through.name()
-            );
-            let samples = run::pace(work, through, &rates, tls, arguments);
-            rows.iter_mut().zip(samples).for_each(|(row, sample)| row.samples.push(sample));
-        }
-    }
+    let rows: Vec<_> = answers.rows.iter().map(|row| (row.through, row.rate)).collect();
+    let run = |through, rates: &[f64]| run::pace(work, through, rates, tls, arguments);
+    let samples = take_turns(work, &rows, arguments, run);
+    answers.rows.iter_mut().zip(samples).for_each(|(row, samples)| row.samples = samples);
     answers
 }
 
@@ -332,20 +322,33 @@ fn hold(
     arguments: &Arguments,
 ) -> FixedRates {
     let mut fixed = FixedRates::new(throughs, rates);
+    let rate = |events: u32| f64::from(events) / work.events as f64;
+    let rows: Vec<_> = fixed.rows.iter().map(|row| (row.through, rate(row.events))).collect();
+    let run = |through, rates: &[f64]| run::hold(work, through, rates, tls, arguments);
+    let samples = take_turns(work, &rows, arguments, run);
+    fixed.rows.iter_mut().zip(samples).for_each(|(row, samples)| row.samples = samples);
+    fixed
+}
+
+/// Runs each proxy once in each round, at all its rates in turn. Each of `rows` is a proxy and a
+/// rate in requests per second; rows of the same proxy follow each other. Returns the samples of
+/// each row.
+fn take_turns<S>(
+    work: &Work,
+    rows: &[(Through, f64)],
+    arguments: &Arguments,
+    run: impl Fn(Through, &[f64]) -> Vec<S>,
+) -> Vec<Vec<S>> {
+    let mut samples: Vec<Vec<S>> = rows.iter().map(|_| Vec::new()).collect();
     for round in 1..=arguments.pairs {
-        for rows in fixed.rows.chunk_by_mut(|one, other| one.through == other.through) {
-            let through = rows[0].through;
-            let rates: Vec<f64> =
-                rows.iter().map(|row| f64::from(row.events) / work.events as f64).collect();
-            eprintln!(
-                "{}, {round}/{}, {}, {rates:.1?}/s",
-                work.name,
-                arguments.pairs,
-                through.name()
-            );
-            let samples = run::hold(work, through, &rates, tls, arguments);
-            rows.iter_mut().zip(samples).for_each(|(row, sample)| row.samples.push(sample));
+        let mut columns = samples.iter_mut();
+        for rows in rows.chunk_by(|one, other| one.0 == other.0) {
+            let (through, rates) = (rows[0].0, rows.iter().map(|row| row.1).collect::<Vec<_>>());
+            let (name, rounds) = (through.name(), arguments.pairs);
+            eprintln!("{}, {round}/{rounds}, {name}, {rates:.1?}/s", work.name);
+            let run = run(through, &rates).into_iter();
+            run.zip(columns.by_ref()).for_each(|(sample, samples)| samples.push(sample));
         }
     }
-    fixed
+    samples
 }

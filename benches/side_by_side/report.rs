@@ -19,8 +19,8 @@ pub(crate) fn conditions(arguments: &Arguments) -> String {
     let haproxy = figures::first_line(Command::new(proxy::haproxy()).arg("-v"));
     format!(
         "{}- {haproxy}\n\
-         - {} rounds, {} s each run, {} s at a fixed rate, {} senders, {} where an answer takes the \
-         replay window\n\
+         - {} rounds, {} s each run, {} s at a fixed rate, {} senders, {} where an answer takes \
+         the replay window\n\
          - queue.max_bytes {} MiB, replay_window {} ms\n",
         figures::machine(),
         arguments.pairs,

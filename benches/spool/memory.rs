@@ -63,7 +63,7 @@ struct Sample {
     usage: Usage,
 }
 
-/// What the cgroup has used in one phase.
+/// The memory that the cgroup has used in one phase.
 #[derive(Clone, Copy, Default)]
 struct Usage {
     /// The most memory, in MiB.
@@ -93,8 +93,9 @@ pub(crate) fn table(disk: &Disk, arguments: &Arguments) -> String {
     if let Err(error) = Cgroup::new() {
         return text + &format!("\nLeft out: no memory cgroup can be made here ({error}).\n");
     }
-    text += "\n| window of duplicates | phase | GB | seconds | CPU s/GB | p50 ms | p99 ms | max ms | most MiB \
-             | page cache, most MiB | anonymous, most MiB | limit hit | major faults | refused |\n\
+    text += "\n| window of duplicates | phase | GB | seconds | CPU s/GB | p50 ms | p99 ms | max ms \
+             | most MiB | page cache, most MiB | anonymous, most MiB | limit hit | major faults \
+             | refused |\n\
              |---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
     let mut rounds: [Vec<[Sample; 3]>; 2] = [Vec::new(), Vec::new()];
     for round in 1..=arguments.rounds {
