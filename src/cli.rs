@@ -57,9 +57,9 @@ const WORKERS_MAX: usize = 4;
 
 /// The number of CPU cores for each worker thread of the tokio runtime. Whenever a worker finds
 /// work, tokio wakes another worker to look for more. At 100,000 events per second, two workers on
-/// two cores began to wait 4 times for each batch, and one worker 1.6 times, which costs 15 % less
-/// CPU time. The other core is not idle: the kernel, the threads of the queue on disk and the log
-/// use it.
+/// two cores began to wait 4.1 times for each batch, and one worker 1.9 times, which costs 15 %
+/// less CPU time. The other core is not idle: the kernel, the threads of the queue on disk and the
+/// log use it.
 const CORES_PER_WORKER: usize = 2;
 
 /// The time after which an idle thread for blocking work ends. The relay looks at its files once a

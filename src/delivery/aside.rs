@@ -1,8 +1,8 @@
 //! Work on large events, beside the worker threads of the runtime.
 //!
 //! The filter of an output reads each event without a pause. An event of 64 MiB can keep it busy
-//! for a second, and in a container with one core all outputs, listeners and timers share one
-//! worker thread. This module therefore gives the worker thread's other tasks to another thread
+//! for a second, and in a container with up to three cores all outputs, listeners and timers share
+//! one worker thread. This module therefore gives the worker thread's other tasks to another thread
 //! while the filter works on a large event.
 
 use std::sync::OnceLock;
@@ -37,7 +37,7 @@ pub(super) fn has_large_event(piece: &[u8]) -> bool {
 /// with paused time, they wait.
 ///
 /// Only as many of these calls as there are worker threads work at once, and the others wait for
-/// their turn. More of them would not be faster: they would only take memory and cores.
+/// their turn. More of them would take memory, and the cores that the other tasks need.
 ///
 /// The function blocks, and no part of `work` is skipped, so a caller that is cancelled is
 /// cancelled before or after the work.

@@ -434,9 +434,11 @@ mod tests {
         let mut cursor = cursors.remove(0);
         cursor.tell_origins(true);
         let member = r#","a":"b""#;
+        let members = member.repeat(bytes / member.len());
         let body = format!(
-            r#"{{"level":"Request","auditID":"a","stage":"Panic","objectRef":{{"resource":"secrets"}},"requestObject":{{"data":{{"a":"b"{}}}}}}}"#,
-            member.repeat(bytes / member.len())
+            r#"{{"level":"Request","auditID":"a","stage":"Panic",{object},{body}}}"#,
+            object = r#""objectRef":{"resource":"secrets"}"#,
+            body = format_args!(r#""requestObject":{{"data":{{"a":"b"{members}}}}}"#)
         );
         let audit::Batch { lines, events, levels, .. } = audit::decode(body.into_bytes()).unwrap();
         let _ticket = queue.append(Append { lines, events, levels }).unwrap();

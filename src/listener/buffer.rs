@@ -57,18 +57,12 @@ impl Pool {
     /// the pool is empty, returns a new mapping of `first` bytes, rounded up to whole pages.
     fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let sizes = || free.iter().map(|map| map.len()).enumerate();
-        let last =
-            free.iter().rposition(|map| (wanted..=wanted.saturating_mul(2)).contains(&map.len()));
-        let found = last
-            .or_else(|| {
-                sizes()
-                    .filter(|(_, size)| *size >= wanted)
-                    .min_by_key(|(_, size)| *size)
-                    .map(|(at, _)| at)
-            })
-            .or_else(|| sizes().max_by_key(|(_, size)| *size).map(|(at, _)| at));
-        if let Some(at) = found {
+        let rank = |&at: &usize| match free[at].len() {
+            small if small < wanted => (2, usize::MAX - small),
+            large if large > wanted.saturating_mul(2) => (1, large),
+            _ => (0, free.len() - at),
+        };
+        if let Some(at) = (0..free.len()).min_by_key(rank) {
             return Ok(free.remove(at));
         }
         drop(free);

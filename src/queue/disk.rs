@@ -254,8 +254,7 @@ impl Disk for RealDisk {
                     return Err(io::ErrorKind::NotFound.into());
                 }
             }
-            Access::Read => {}
-            Access::Write => {}
+            Access::Read | Access::Write => {}
             Access::Append => return Ok(Arc::new(DirectFile::new(file))),
         }
         Ok(Arc::new(RealFile(file)))
@@ -376,8 +375,8 @@ pub enum OpenError {
     Held(PathBuf),
     /// A newer version of the program has written the directory.
     #[error(
-        "{} has format version {version}, which this program does not read: run the version that wrote it until its backlog is \
-         delivered, or name another directory",
+        "{} has format version {version}, which this program does not read: run the version that \
+         wrote it until its backlog is delivered, or name another directory",
         .path.display()
     )]
     Newer {

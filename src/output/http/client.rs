@@ -162,6 +162,8 @@ impl Client {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> hyper::Result<(http1::SendRequest<Upload>, AbortHandle)> {
+        // hyper writes as soon as this many bytes wait, and the body then makes its next piece in
+        // the same memory. The bound holds for the head of an answer too.
         let mut builder = http1::Builder::new();
         builder.max_buf_size(COPIED_BYTES);
         let (sender, driver) = builder.handshake(TokioIo::new(stream)).await?;

@@ -172,7 +172,8 @@ fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
             tracing::info!(
                 file = path,
                 bytes,
-                "a large body was arriving when the process ended: it was not acknowledged, and its file is deleted"
+                "a large body was arriving when the process ended: it was not \
+                 acknowledged, and its file is deleted"
             );
         }
         Ok((path, bytes))

@@ -249,7 +249,10 @@ impl Upkeep {
             false => self.reclaim(Reclaim::Old),
         };
         if let Err(error) = left {
-            tracing::error!(%error, "the cursors can't be written, outputs may get some events again");
+            tracing::error!(
+                %error,
+                "the cursors can't be written, outputs may get some events again"
+            );
         }
     }
 
@@ -500,8 +503,8 @@ impl Upkeep {
                     tracing::warn!(
                         files,
                         %error,
-                        "files of the queue that no output needs can't be deleted: they take room, and \
-                         the queue goes on without that room, trying again"
+                        "files of the queue that no output needs can't be deleted: they take room, \
+                         and the queue goes on without that room, trying again"
                     );
                 }
             }
@@ -523,7 +526,10 @@ impl Upkeep {
             self.shared.metrics.write_errors.increment(1);
             self.reclaim_at = Instant::now() + RECLAIM_RETRY;
             if !self.told_kept {
-                tracing::warn!(%error, "segments that are delivered can't be deleted, trying again");
+                tracing::warn!(
+                    %error,
+                    "segments that are delivered can't be deleted, trying again"
+                );
             }
         });
         self.told_kept = failed.is_err();
