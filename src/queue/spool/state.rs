@@ -301,14 +301,33 @@ impl SpoolState {
     /// room for it that nobody else needs. `usable`: the bytes that all files in `segments/` may
     /// take.
     pub(super) fn wants_spare(&self, usable: u64) -> bool {
+        self.lacks_spare() && self.has_room_for_spare(usable)
+    }
+
+    /// Returns `true` if the oldest finished segment, which an output wants to keep for a while,
+    /// should become the next segment now, because there is no room for another file. `usable`: as
+    /// for [`SpoolState::wants_spare`].
+    pub(super) fn wants_kept(&self, usable: u64) -> bool {
+        self.lacks_spare()
+            && !self.has_room_for_spare(usable)
+            && self.writing.accounting.pending_delete().is_empty()
+            && self.writing.accounting.stuck().is_empty()
+            && self.log.finished().next().is_some()
+    }
+
+    /// Returns `true` if batches are stored, and the file of the next segment is not ready.
+    fn lacks_spare(&self) -> bool {
         let Self { log, writing } = self;
-        let size = writing.next_size();
         writing.fault.is_none()
+            && !writing.closed
             && !writing.spare_failed
             && !writing.told_full
             && log.segments.back().is_some_and(|last| last.active)
-            && !writing.accounting.has_spare(size)
-            && writing.accounting.taken() + size <= usable
+            && !writing.accounting.has_spare(writing.next_size())
+    }
+
+    fn has_room_for_spare(&self, usable: u64) -> bool {
+        self.writing.accounting.taken() + self.writing.next_size() <= usable
     }
 
     /// Returns the number of bytes that the writer can free without a loss of events. These are the

@@ -88,8 +88,13 @@ enum Cut {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reclaim {
     /// Only the segments that no output wants to keep any longer ([`super::Output::keeps`]). Some
-    /// of them become spare files.
+    /// of them become spare files. If there is no room for the file of the next segment, the oldest
+    /// finished segment becomes this file, although an output wants to keep it.
     Old,
+    /// The segments that no output wants to keep any longer, and besides as many of the oldest
+    /// finished segments as give this many bytes, because their room is needed. Spare files are
+    /// deleted first.
+    Room(u64),
     /// All segments that every output has finished, and all spare files, because their room is
     /// needed.
     All,
@@ -206,6 +211,7 @@ impl Upkeep {
             Turn::Do(Chore::Save)
         } else if writing.reclaim_wanted
             || (can_reclaim && (now >= self.reclaim_at || state.can_recycle()))
+            || state.wants_kept(self.shared.usable())
             || again.is_some_and(|at| now >= at)
         {
             Turn::Do(Chore::Reclaim)
@@ -405,12 +411,23 @@ impl Upkeep {
     /// [`Spare`] are to become this spare file.
     fn choose(&self, which: Reclaim) -> Vec<(Removed, Option<Spare>)> {
         let mut guard = self.shared.lock();
+        let wants_kept = guard.wants_kept(self.shared.usable());
         let SpoolState { log, writing } = &mut *guard;
-        if which == Reclaim::All {
+        let given = writing.accounting.spare_bytes() + writing.accounting.pending_bytes();
+        let mut wanted = match which {
+            Reclaim::Old => u64::from(wants_kept),
+            Reclaim::Room(bytes) => bytes.saturating_sub(given),
+            Reclaim::All => u64::MAX,
+        };
+        if which != Reclaim::Old {
             writing.accounting.discard_spares();
         }
         let old = now().saturating_sub(log.keeps());
-        let is_chosen = |segment: &&Segment| which == Reclaim::All || segment.ended <= old;
+        let is_chosen = |segment: &&Segment| {
+            let is_chosen = segment.ended <= old || wanted > 0;
+            wanted = wanted.saturating_sub(segment.size);
+            is_chosen
+        };
         let finished = log.finished().take_while(is_chosen).count();
         let watermark = log.watermark();
         let mut spares = Vec::new();

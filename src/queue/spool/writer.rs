@@ -626,15 +626,19 @@ impl Writer {
         mut size: u64,
         least: u64,
     ) -> io::Result<(Arc<dyn File>, u64)> {
-        let has_room = |writer: &Self| {
+        let missing = |writer: &Self| {
             let state = writer.shared.lock();
             let accounting = &state.writing.accounting;
-            accounting.files() + size <= accounting.limit(writer.shared.usable())
+            (accounting.files() + size).saturating_sub(accounting.limit(writer.shared.usable()))
         };
-        if !has_room(self) {
+        let bytes = missing(self);
+        if bytes > 0 {
+            self.upkeep().reclaim(Reclaim::Room(bytes))?;
+        }
+        if missing(self) > 0 {
             self.reclaim_all()?;
         }
-        if !has_room(self) || size < least {
+        if missing(self) > 0 || size < least {
             return Err(io::Error::other("queue.max_bytes leaves no room for it"));
         }
         let name = segment::file_name(end.position);

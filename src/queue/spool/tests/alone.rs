@@ -12,6 +12,7 @@ use crate::queue::contract::Disposition;
 use crate::queue::contract::Redelivery;
 use crate::queue::contract::Take;
 use crate::queue::disk::SEGMENTS;
+use crate::queue::disk::SPARES;
 use crate::queue::segment;
 use crate::queue::tests::simulated_disk::Operation;
 use crate::queue::tests::simulated_disk::SimulatedDisk;
@@ -98,6 +99,33 @@ fn a_ticket_that_was_refused_stays_refused_however_often_it_is_asked() {
     for _ in 0..3 {
         let answer = ticket.acknowledged().now_or_never().expect("it is told");
         assert_eq!(answer, Err(Refused::Disk));
+    }
+}
+
+/// Method: an output keeps the events that it has finished for an hour, and the queue is full of
+/// them. Each new segment must cost only as many of the oldest ones as have its room, whether the
+/// upkeep has time between two segments or not. If it has, the oldest one becomes the next file.
+#[test]
+fn a_full_queue_gives_up_few_of_the_segments_that_are_kept() {
+    for has_time in [false, true] {
+        let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
+        scene.cursor.keep(Duration::from_secs(3600));
+        let (mut kept, mut spares) = (Vec::new(), Vec::new());
+        for _ in 0..60 {
+            scene.fill_segment();
+            scene.deliver();
+            if has_time {
+                scene.writer.keep_up(Chore::Cut);
+                scene.writer.keep_up(Chore::Reclaim);
+            }
+            kept.push(scene.segments().len());
+            spares.push(scene.disk.list(SPARES).expect("no fault is set").len());
+        }
+        assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
+        let most = kept.iter().max().expect("there are some");
+        assert!(*most > 10 && kept[30..].iter().all(|count| count + 1 >= *most), "{kept:?}");
+        let ready = usize::from(has_time);
+        assert!(spares[30..].iter().all(|count| *count == ready), "{has_time}: {spares:?}");
     }
 }
 
