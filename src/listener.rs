@@ -60,6 +60,7 @@ use auth::Token;
 use buffer::Pool;
 use connection::Connection;
 use connection::Deadlines;
+use connection::Lent;
 use connection::Registered;
 use connection::Registry;
 use connection::Watched;
@@ -516,9 +517,7 @@ async fn serve_connection<T, S>(
     S::Future: Send,
 {
     let connection = Arc::clone(&place.connection);
-    let watched = TokioIo::new(Watched::new(stream, Arc::clone(&connection)));
-    let mut serving =
-        std::pin::pin!(protocols.serve_connection(watched, TowerToHyperService::new(service)));
+    let mut stream = stream;
     // An h2 connection of this age is sent GOAWAY, which loses no request. HTTP/1.1 has no such
     // message: the connection ends with the next answer, which has the header `Connection: close`.
     let old = async {
@@ -530,27 +529,45 @@ async fn serve_connection<T, S>(
     let mut old = std::pin::pin!(old);
     let (mut is_old, mut is_closing) = (false, false);
     loop {
-        tokio::select! {
-            biased;
-            ended = serving.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::trace!(error = %error, "connection ended");
-                }
-                return;
-            }
-            () = closing.cancelled(), if !is_closing => {
-                is_closing = true;
-                connection.leave();
-                serving.as_mut().graceful_shutdown();
-            }
-            () = connection.retired() => serving.as_mut().graceful_shutdown(),
-            () = old.as_mut(), if !is_old => {
-                is_old = true;
-                if connection.is_multiplexed() {
-                    serving.as_mut().graceful_shutdown();
+        let (lent, returned) = Lent::new(stream);
+        {
+            // hyper frees the buffers of a connection only with the connection. While no request
+            // is under way, they hold nothing, so the connection gets a new state of hyper.
+            let watched = Watched::new(Pin::new(lent), Arc::clone(&connection));
+            let service = TowerToHyperService::new(service.clone());
+            let mut serving =
+                std::pin::pin!(protocols.serve_connection(TokioIo::new(watched), service));
+            loop {
+                tokio::select! {
+                    biased;
+                    ended = serving.as_mut() => {
+                        if let Err(error) = ended {
+                            tracing::trace!(error = %error, "connection ended");
+                        }
+                        return;
+                    }
+                    () = closing.cancelled(), if !is_closing => {
+                        is_closing = true;
+                        connection.leave();
+                        serving.as_mut().graceful_shutdown();
+                    }
+                    () = connection.retired() => serving.as_mut().graceful_shutdown(),
+                    () = old.as_mut(), if !is_old => {
+                        is_old = true;
+                        if connection.is_multiplexed() {
+                            serving.as_mut().graceful_shutdown();
+                        }
+                    }
+                    rests = connection.rested() => {
+                        if rests {
+                            break;
+                        }
+                    }
                 }
             }
         }
+        let Ok(returned) = returned.await else { return };
+        stream = returned;
     }
 }
 

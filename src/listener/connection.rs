@@ -8,6 +8,8 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Deref;
+use std::ops::DerefMut;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -22,6 +24,7 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 use tokio::sync::Notify;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio::time::Sleep;
 
@@ -50,6 +53,10 @@ const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
 /// §6.8). After this time, the relay closes the connection. The same time holds if a connection is
 /// told to end while the head of a request arrives: the head must be complete within this time.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// After an HTTP/1.1 connection has waited this long for its next request, the relay frees hyper's
+/// buffers of the connection: 112 KiB after a batch. A connection that is busy keeps its buffers.
+const REST_AFTER: Duration = Duration::from_secs(2);
 
 /// The longest times for which a connection may stay open while it has no request under way.
 #[derive(Debug, Clone, Copy)]
@@ -138,6 +145,11 @@ struct State {
     refused: usize,
     /// `true`: the last answer of this connection was a refusal.
     refusing: bool,
+    /// `true`: hyper's buffers of this connection were freed after its last request, or there was
+    /// no request yet.
+    is_resting: bool,
+    /// `true`: hyper has begun to close the connection.
+    is_closing: bool,
     /// `None` while the connection may take new requests. `Some` after the connection was told to
     /// end: the time of this order. If requests that began before the order are answered after it,
     /// the time of the last such answer.
@@ -202,6 +214,8 @@ pub(super) struct Connection {
     metrics: ListenerMetrics,
     /// Notified when the connection must take no more requests.
     retired: Notify,
+    /// Notified when the connection has waited for a request for [`REST_AFTER`].
+    rested: Notify,
 }
 
 impl Connection {
@@ -243,6 +257,7 @@ impl Connection {
     pub(super) fn begin_request(&self, multiplexed: bool) -> bool {
         let mut state = self.lock();
         state.multiplexed = multiplexed;
+        state.is_resting = false;
         let under_way = if let Phase::Serving(count) = state.phase { count } else { 0 };
         Self::enter(&mut state, Phase::Serving(under_way + 1));
         state.leaving.is_none()
@@ -293,6 +308,18 @@ impl Connection {
     /// Waits until [`Connection::retire`] is called.
     pub(super) async fn retired(&self) {
         self.retired.notified().await;
+    }
+
+    /// Waits until the connection has waited for a request for [`REST_AFTER`]. Returns `true` if
+    /// hyper then holds no byte of the connection, so that its buffers can be freed.
+    pub(super) async fn rested(&self) -> bool {
+        self.rested.notified().await;
+        let state = self.lock();
+        state.phase == Phase::Idle
+            && !state.multiplexed
+            && !state.is_closing
+            && state.verdict.is_none()
+            && state.leaving.is_none()
     }
 
     /// Notes that the connection ends after this answer, although the sender may still be sending
@@ -367,12 +394,15 @@ impl Registry {
                 linger: None,
                 refused: 0,
                 refusing: false,
+                is_resting: true,
+                is_closing: false,
                 leaving: None,
             }),
             waker: AtomicWaker::new(),
             opened: now,
             metrics,
             retired: Notify::new(),
+            rested: Notify::new(),
         });
         let mut entries = self.lock();
         if entries.open.len() >= max {
@@ -421,6 +451,11 @@ impl Registry {
                     continue;
                 }
                 Phase::Idle | Phase::Head | Phase::Answered if is_over => Verdict::Close,
+                Phase::Idle if waited >= REST_AFTER && !state.is_resting && !state.multiplexed => {
+                    state.is_resting = true;
+                    connection.rested.notify_one();
+                    continue;
+                }
                 Phase::Idle | Phase::Head | Phase::Answered => continue,
             };
             drop(state);
@@ -441,6 +476,48 @@ impl Drop for Registered {
     fn drop(&mut self) {
         self.registry.lock().open.remove(&self.id);
         self.connection.metrics.connections.decrement(1.0);
+    }
+}
+
+/// A stream that its owner has lent to hyper, which gives no stream back. It is sent back when
+/// hyper drops it.
+pub(super) struct Lent<T> {
+    /// The stream; `None` only while this value is dropped.
+    stream: Option<T>,
+    back: Option<oneshot::Sender<T>>,
+}
+
+impl<T> Lent<T> {
+    /// Returns the stream for hyper, and the channel by which it comes back.
+    pub(super) fn new(stream: T) -> (Self, oneshot::Receiver<T>) {
+        let (back, returned) = oneshot::channel();
+        (Self { stream: Some(stream), back: Some(back) }, returned)
+    }
+}
+
+/// The stream is there until this value is dropped.
+const LENT: &str = "a stream that was lent";
+
+impl<T> Deref for Lent<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.stream.as_ref().expect(LENT)
+    }
+}
+
+impl<T> DerefMut for Lent<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.stream.as_mut().expect(LENT)
+    }
+}
+
+impl<T> Drop for Lent<T> {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(back)) = (self.stream.take(), self.back.take()) {
+            // The owner may wait no longer. Then the stream is closed.
+            back.send(stream).ok();
+        }
     }
 }
 
@@ -645,6 +722,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?;
+        this.connection.lock().is_closing = true;
         if this.linger.is_none() {
             std::task::ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
             let Some(time) = this.connection.lock().linger else { return Poll::Ready(Ok(())) };

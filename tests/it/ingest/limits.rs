@@ -585,6 +585,55 @@ fn idle_timeout_closes_without_a_word_and_h2_with_goaway() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: three hundred connections carry a batch each, and then rest. They must keep little
+/// memory, and whatever a sender does next must go as on a connection that never rested.
+#[test]
+fn a_connection_that_rests_keeps_little_memory_and_works_as_before() {
+    let (relay, sink) = start("", "[limits]\nheader_timeout = \"2s\"\nidle_timeout = \"12s\"\n");
+    let batch = generated_batch(1, 400, 1000);
+    for _ in 0..20 {
+        assert_accepted(&relay.post(&batch), 400);
+        relay.wait_until_delivered(PATIENCE);
+    }
+    let before = relay.rss_bytes();
+    let mut clients: Vec<Client> = (0..300).map(|_| connect(&relay)).collect();
+    let mut last = Instant::now();
+    for client in &mut clients {
+        last = Instant::now();
+        assert_accepted(&client.post("/audit", JSON, &batch).unwrap(), 400);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let grown = || relay.rss_bytes().saturating_sub(before) / 300;
+    wait_until("64 KiB for each connection", Duration::from_secs(8), || grown() < 64 * 1024);
+    eprintln!("a connection that rests keeps {} bytes", grown());
+
+    let [mut again, mut slow, mut stuck, mut both, mut halved] =
+        std::array::from_fn(|_| clients.pop().unwrap());
+    assert_accepted(&again.post("/audit", JSON, &batch).unwrap(), 400);
+    let request = [head(NO_EVENTS.len()), NO_EVENTS.into()].concat();
+    slow.send(&request[..20]).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    slow.send(&request[20..]).unwrap();
+    assert_accepted(&slow.read_response().unwrap(), 0);
+    stuck.send(&request[..20]).unwrap();
+    assert_refusal(&stuck.read_response().unwrap(), 408);
+    both.send(&request.repeat(2)).unwrap();
+    assert_accepted(&both.read_response().unwrap(), 0);
+    assert_accepted(&both.read_response().unwrap(), 0);
+    halved.send(&request).unwrap();
+    halved.stream().socket().shutdown(std::net::Shutdown::Write).unwrap();
+    assert_accepted(&halved.read_response().unwrap(), 0);
+    assert!(halved.is_closed_by_server());
+    // The rest does not begin the idle time anew.
+    let mut resting = clients.pop().unwrap();
+    assert!(resting.is_closed_by_server());
+    let idle = last.elapsed();
+    assert!((Duration::from_secs(11)..Duration::from_secs(14)).contains(&idle), "{idle:?}");
+    drop((clients, again, slow, both));
+    relay.finish(Backlog::Empty);
+    assert_eq!(sink.count(), (20 + 300 + 1) * 400);
+}
+
 #[test]
 fn a_connection_of_age_ends_after_its_next_answer_and_h2_with_goaway() {
     let (relay, _sink) = start("", "[limits]\nmax_connection_age = \"1s\"\n");
