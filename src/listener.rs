@@ -535,8 +535,7 @@ async fn serve_connection<T, S>(
             // is under way, they hold nothing, so the connection gets a new state of hyper.
             let watched = Watched::new(Pin::new(lent), Arc::clone(&connection));
             let service = TowerToHyperService::new(service.clone());
-            let mut serving =
-                std::pin::pin!(protocols.serve_connection(TokioIo::new(watched), service));
+            let mut serving = Box::pin(protocols.serve_connection(TokioIo::new(watched), service));
             loop {
                 tokio::select! {
                     biased;
