@@ -187,8 +187,9 @@ impl Resource {
             return Err(format!("{text:?} names no resource: {FORMS}"));
         }
         if !matches!(group, "" | "*") && !group.contains('.') && !SHORT_GROUPS.contains(&group) {
+            let core = format!("/{text}");
             return Err(format!(
-                "{group:?} in {text:?} is not an API group: write /{text} for a subresource of the core group; {FORMS}"
+                "{group:?} in {text:?} is not an API group: write {core:?} for a subresource of the core group; {FORMS}"
             ));
         }
         Ok(Self { group: part(group)?, resource: part(resource)?, subresource: part(subresource)? })
@@ -384,7 +385,9 @@ mod tests {
             ("a/b/c/d", "too many parts"),
             ("Secrets", "lower case"),
             ("apps/deploy*", "lower case"),
-            ("pods/log", "write /pods/log"),
+            ("pods/log", r#"write "/pods/log""#),
+            // A message is one line, whatever the config holds.
+            ("a\n/b", r#"write "/a\n/b""#),
         ] {
             let mistake = rule(resource, "user").expect_err(resource);
             assert!(mistake.to_string().contains(part), "{resource}: {mistake}");
