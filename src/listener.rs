@@ -503,7 +503,7 @@ fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
 /// HTTP/1.1 connection of that age ends with its next answer.
 async fn serve_connection<T, S>(
     protocols: auto::Builder<TokioExecutor>,
-    stream: T,
+    mut stream: T,
     place: Registered,
     service: S,
     closing: CancellationToken,
@@ -517,7 +517,6 @@ async fn serve_connection<T, S>(
     S::Future: Send,
 {
     let connection = Arc::clone(&place.connection);
-    let mut stream = stream;
     // An h2 connection of this age is sent GOAWAY, which loses no request. HTTP/1.1 has no such
     // message: the connection ends with the next answer, which has the header `Connection: close`.
     let old = async {
@@ -529,42 +528,37 @@ async fn serve_connection<T, S>(
     let mut old = std::pin::pin!(old);
     let (mut is_old, mut is_closing) = (false, false);
     loop {
+        // hyper frees the buffers of a connection only with the connection. While no request is
+        // under way, they hold nothing, so the connection gets a new state of hyper.
         let (lent, returned) = Lent::new(stream);
-        {
-            // hyper frees the buffers of a connection only with the connection. While no request
-            // is under way, they hold nothing, so the connection gets a new state of hyper.
-            let watched = Watched::new(Pin::new(lent), Arc::clone(&connection));
-            let service = TowerToHyperService::new(service.clone());
-            let mut serving = Box::pin(protocols.serve_connection(TokioIo::new(watched), service));
-            loop {
-                tokio::select! {
-                    biased;
-                    ended = serving.as_mut() => {
-                        if let Err(error) = ended {
-                            tracing::trace!(error = %error, "connection ended");
-                        }
-                        return;
+        let watched = Watched::new(Pin::new(lent), Arc::clone(&connection));
+        let service = TowerToHyperService::new(service.clone());
+        let mut serving = Box::pin(protocols.serve_connection(TokioIo::new(watched), service));
+        loop {
+            tokio::select! {
+                biased;
+                ended = serving.as_mut() => {
+                    if let Err(error) = ended {
+                        tracing::trace!(error = %error, "connection ended");
                     }
-                    () = closing.cancelled(), if !is_closing => {
-                        is_closing = true;
-                        connection.leave();
+                    return;
+                }
+                () = closing.cancelled(), if !is_closing => {
+                    is_closing = true;
+                    connection.leave();
+                    serving.as_mut().graceful_shutdown();
+                }
+                () = connection.retired() => serving.as_mut().graceful_shutdown(),
+                () = old.as_mut(), if !is_old => {
+                    is_old = true;
+                    if connection.is_multiplexed() {
                         serving.as_mut().graceful_shutdown();
                     }
-                    () = connection.retired() => serving.as_mut().graceful_shutdown(),
-                    () = old.as_mut(), if !is_old => {
-                        is_old = true;
-                        if connection.is_multiplexed() {
-                            serving.as_mut().graceful_shutdown();
-                        }
-                    }
-                    rests = connection.rested() => {
-                        if rests {
-                            break;
-                        }
-                    }
                 }
+                () = connection.rested() => break,
             }
         }
+        drop(serving);
         let Ok(returned) = returned.await else { return };
         stream = returned;
     }

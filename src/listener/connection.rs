@@ -183,6 +183,16 @@ impl State {
             Phase::Idle | Phase::Head => Some((Rank::Headless, self.headless)),
         }
     }
+
+    /// Returns `true` if hyper holds no byte of the connection: no part of a request and none of an
+    /// answer. Only HTTP/1.1 is sure to be in this state between two requests.
+    fn may_rest(&self) -> bool {
+        self.phase == Phase::Idle
+            && !self.multiplexed
+            && !self.is_closing
+            && self.verdict.is_none()
+            && self.leaving.is_none()
+    }
 }
 
 /// One open connection. The task of the connection, its socket ([`Watched`]) and the registry (the
@@ -310,16 +320,16 @@ impl Connection {
         self.retired.notified().await;
     }
 
-    /// Waits until the connection has waited for a request for [`REST_AFTER`]. Returns `true` if
-    /// hyper then holds no byte of the connection, so that its buffers can be freed.
-    pub(super) async fn rested(&self) -> bool {
-        self.rested.notified().await;
-        let state = self.lock();
-        state.phase == Phase::Idle
-            && !state.multiplexed
-            && !state.is_closing
-            && state.verdict.is_none()
-            && state.leaving.is_none()
+    /// Waits until the connection has waited for a request for [`REST_AFTER`]. hyper then holds no
+    /// byte of the connection, so its buffers can be freed.
+    pub(super) async fn rested(&self) {
+        loop {
+            self.rested.notified().await;
+            // A request may have begun since the registry looked.
+            if self.lock().may_rest() {
+                return;
+            }
+        }
     }
 
     /// Notes that the connection ends after this answer, although the sender may still be sending
@@ -451,7 +461,7 @@ impl Registry {
                     continue;
                 }
                 Phase::Idle | Phase::Head | Phase::Answered if is_over => Verdict::Close,
-                Phase::Idle if waited >= REST_AFTER && !state.is_resting && !state.multiplexed => {
+                Phase::Idle if waited >= REST_AFTER && !state.is_resting && state.may_rest() => {
                     state.is_resting = true;
                     connection.rested.notify_one();
                     continue;
@@ -480,41 +490,38 @@ impl Drop for Registered {
 }
 
 /// A stream that its owner has lent to hyper, which gives no stream back. It is sent back when
-/// hyper drops it.
-pub(super) struct Lent<T> {
-    /// The stream; `None` only while this value is dropped.
-    stream: Option<T>,
-    back: Option<oneshot::Sender<T>>,
-}
+/// hyper drops it. The value is the stream and the channel by which it goes back; `None` only while
+/// this value is dropped.
+pub(super) struct Lent<T>(Option<(T, oneshot::Sender<T>)>);
+
+/// The stream is there until this value is dropped.
+const LENT: &str = "a stream that was lent";
 
 impl<T> Lent<T> {
     /// Returns the stream for hyper, and the channel by which it comes back.
     pub(super) fn new(stream: T) -> (Self, oneshot::Receiver<T>) {
         let (back, returned) = oneshot::channel();
-        (Self { stream: Some(stream), back: Some(back) }, returned)
+        (Self(Some((stream, back))), returned)
     }
 }
-
-/// The stream is there until this value is dropped.
-const LENT: &str = "a stream that was lent";
 
 impl<T> Deref for Lent<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        self.stream.as_ref().expect(LENT)
+        &self.0.as_ref().expect(LENT).0
     }
 }
 
 impl<T> DerefMut for Lent<T> {
     fn deref_mut(&mut self) -> &mut T {
-        self.stream.as_mut().expect(LENT)
+        &mut self.0.as_mut().expect(LENT).0
     }
 }
 
 impl<T> Drop for Lent<T> {
     fn drop(&mut self) {
-        if let (Some(stream), Some(back)) = (self.stream.take(), self.back.take()) {
+        if let Some((stream, back)) = self.0.take() {
             // The owner may wait no longer. Then the stream is closed.
             back.send(stream).ok();
         }
