@@ -346,8 +346,9 @@ fn take_turns<S>(
             let (through, rates) = (rows[0].0, rows.iter().map(|row| row.1).collect::<Vec<_>>());
             let (name, rounds) = (through.name(), arguments.pairs);
             eprintln!("{}, {round}/{rounds}, {name}, {rates:.1?}/s", work.name);
-            let run = run(through, &rates).into_iter();
-            run.zip(columns.by_ref()).for_each(|(sample, samples)| samples.push(sample));
+            for (sample, samples) in run(through, &rates).into_iter().zip(columns.by_ref()) {
+                samples.push(sample);
+            }
         }
     }
     samples

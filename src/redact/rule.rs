@@ -161,8 +161,9 @@ impl Part {
 
 impl Resource {
     fn new(text: &str) -> Result<Self, String> {
-        const FORMS: &str = "RESOURCE (of the core group), GROUP/RESOURCE and GROUP/RESOURCE/SUBRESOURCE are allowed, \
-                             as in secrets, apps/deployments, /pods/log; * is any";
+        const FORMS: &str = "RESOURCE (of the core group), GROUP/RESOURCE and \
+                             GROUP/RESOURCE/SUBRESOURCE are allowed, as in secrets, \
+                             apps/deployments, /pods/log; * is any";
         let part = |part: &str| match part {
             "*" => Ok(Part::Any),
             _ if part
@@ -172,7 +173,8 @@ impl Resource {
                 Ok(Part::Is(part.as_bytes().into()))
             }
             _ => Err(format!(
-                "{part:?} in {text:?} is neither * nor the name of a group or resource in lower case: {FORMS}"
+                "{part:?} in {text:?} is neither * nor the name of a group or resource in lower \
+                 case: {FORMS}"
             )),
         };
         let parts: Vec<_> = text.split('/').collect();
@@ -189,7 +191,8 @@ impl Resource {
         if !matches!(group, "" | "*") && !group.contains('.') && !SHORT_GROUPS.contains(&group) {
             let core = format!("/{text}");
             return Err(format!(
-                "{group:?} in {text:?} is not an API group: write {core:?} for a subresource of the core group; {FORMS}"
+                "{group:?} in {text:?} is not an API group: write {core:?} for a subresource of \
+                 the core group; {FORMS}"
             ));
         }
         Ok(Self { group: part(group)?, resource: part(resource)?, subresource: part(subresource)? })
