@@ -25,12 +25,13 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `contract` `disk` | batches, claims and answers · operations on files |
-//! | 2 | `claims` `outputs` `segment` | an output's claims · its counters · a file of the log, byte for byte |
+//! | 2 | `claims` `identity` `outputs` `segment` | an output's claims · the queue's own number · its counters · a file of the log, byte for byte |
 //! | 3 | `cursors` `memory` `synced` | the file of all cursors · the queue in memory · the file that says where the log ends |
 //! | 4 | `place` `tail` | whether a directory can be used · where the log ends |
 //! | 5 | `spool` | the queue in files |
 //! | 6 | `inspect` | the queue's files, seen from outside |
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,6 +45,7 @@ mod claims;
 mod contract;
 mod cursors;
 mod disk;
+mod identity;
 pub mod inspect;
 mod memory;
 mod outputs;
@@ -65,6 +67,7 @@ pub use contract::Redelivery;
 pub use contract::Refused;
 pub use contract::Take;
 pub use disk::OpenError;
+pub use identity::Identity;
 pub use outputs::Output;
 pub use spool::Incoming;
 
@@ -113,7 +116,9 @@ impl Queue {
             let (queue, cursors) = spool::Queue::open(directory, config, telemetry, outputs)?;
             return Ok((Self::Spool(queue), cursors.into_iter().map(Cursor::Spool).collect()));
         }
-        let (queue, cursors) = memory::Queue::new(config, telemetry.queue(), outputs);
+        let identity = Identity::random()
+            .map_err(|error| OpenError::new("read", PathBuf::from("/dev/urandom"), error))?;
+        let (queue, cursors) = memory::Queue::new(config, identity, telemetry.queue(), outputs);
         Ok((Self::Memory(queue), cursors.into_iter().map(Cursor::Memory).collect()))
     }
 
@@ -559,6 +564,12 @@ impl Cursor {
             Self::Memory(_) => false,
             Self::Spool(cursor) => cursor.is_closed(),
         }
+    }
+
+    /// Returns the identity of the queue, which no other queue has.
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        either!(self, cursor => cursor.identity())
     }
 
     /// Returns the position at which this cursor's next claim (the next events taken to send)

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -204,7 +205,7 @@ impl Filtering {
                 let asked = EventView { event, request, known, position, age: origin.age };
                 let mark = match filter.judge(&asked, &mut self.changed) {
                     Verdict::Untouched => {
-                        lines.events += 1;
+                        lines.count(position, origin.age);
                         continue;
                     }
                     Verdict::Changed(changes) => Mark::Changed(changes),
@@ -215,7 +216,10 @@ impl Filtering {
                 lines.pass(&piece, run, start);
                 run = end;
                 match &mark {
-                    Mark::Changed(_) => lines.add(&self.changed),
+                    Mark::Changed(_) => {
+                        lines.add(&self.changed);
+                        lines.count(position, origin.age);
+                    }
                     Mark::TooLarge(line) => self.marked_bytes += line.len() as u64,
                     Mark::Dropped | Mark::Duplicate => {}
                 }
@@ -229,9 +233,9 @@ impl Filtering {
         if self.changed.capacity() > CHANGED_BYTES_KEPT {
             self.changed = Vec::new();
         }
-        let (events, pieces) = lines.end();
+        let (events, pieces, origins) = lines.end();
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Batch { claim, events, bytes, pieces, origins: Vec::new() }
+        Batch { claim, events, bytes, pieces, origins }
     }
 
     /// Prepares the filter for a batch. The batch may have gone through the filter before, so
@@ -268,12 +272,14 @@ impl Filtering {
                         lines.pass(piece, run, start);
                         run = end;
                     }
-                    Some(Mark::Changed(_) | Mark::TooLarge(_)) | None => lines.events += 1,
+                    Some(Mark::Changed(_) | Mark::TooLarge(_)) | None => {
+                        lines.count(position, origin.age);
+                    }
                 }
             }
             lines.pass(piece, run, piece.len());
         }
-        let (lost, pieces) = lines.end();
+        let (lost, pieces, _) = lines.end();
         (pieces, Disposition { lost, ..self.give_up(batch.claim) })
     }
 
@@ -362,6 +368,9 @@ struct Lines {
     /// The copied lines that are not in `pieces` yet.
     copied: Vec<u8>,
     events: u64,
+    /// The positions and ages of the lines. Lines of the same age whose positions follow each other
+    /// share an entry.
+    origins: Vec<Origin>,
 }
 
 impl Lines {
@@ -381,7 +390,17 @@ impl Lines {
     fn add(&mut self, event: &[u8]) {
         self.copied.extend_from_slice(event);
         self.copied.push(b'\n');
+    }
+
+    /// Counts the next line, which has this position and age.
+    fn count(&mut self, position: Position, age: Duration) {
         self.events += 1;
+        match self.origins.last_mut() {
+            Some(last) if last.first + last.events == position && last.age == age => {
+                last.events += 1;
+            }
+            _ => self.origins.push(Origin { first: position, events: 1, age }),
+        }
     }
 
     /// Adds the copied lines to `pieces` as one piece.
@@ -391,10 +410,10 @@ impl Lines {
         }
     }
 
-    /// Returns the number of events, and the pieces that hold their lines.
-    fn end(mut self) -> (u64, Vec<Bytes>) {
+    /// Returns the number of events, the pieces that hold their lines, and the lines' origins.
+    fn end(mut self) -> (u64, Vec<Bytes>, Vec<Origin>) {
         self.seal();
-        (self.events, self.pieces)
+        (self.events, self.pieces, self.origins)
     }
 }
 
@@ -428,7 +447,7 @@ mod tests {
             name: "o".to_owned(),
             required: true,
             metrics: telemetry.output("o"),
-            keeps: std::time::Duration::ZERO,
+            keeps: Duration::ZERO,
         };
         let (queue, mut cursors) = Queue::open(&config.queue, &telemetry, &[output]).unwrap();
         let mut cursor = cursors.remove(0);

@@ -125,20 +125,38 @@ pub struct Batch {
     /// The lines of the batch, in order, in one or more pieces. A piece holds whole lines, each
     /// ended by `\n`.
     pub pieces: Vec<Bytes>,
-    /// The origin (position and age) of each piece, in the order of `pieces`. Empty unless
-    /// [`Cursor::tell_origins`](super::Cursor::tell_origins) has asked for origins.
+    /// The origins (positions and ages) of the lines, in their order. The queue returns one origin
+    /// for each piece. Empty unless [`Cursor::tell_origins`](super::Cursor::tell_origins) has asked
+    /// for origins.
     pub origins: Vec<Origin>,
 }
 
-/// The position and the age of a piece, which is a part of a batch's lines. The lines of the piece
-/// have the positions from `first` on, without a gap.
+impl Batch {
+    /// Returns the position of each line, in the order of the lines. The batch must have origins.
+    pub fn positions(&self) -> impl Iterator<Item = Position> {
+        self.origins.iter().flat_map(Origin::positions)
+    }
+}
+
+/// The positions and the age of some lines of a batch that follow each other. The lines have the
+/// positions from `first` on, without a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
-    /// The position of the piece's first line.
+    /// The position of the first line.
     pub first: Position,
+    /// The number of lines.
+    pub events: u64,
     /// The time since the lines were accepted. For a queue in files it is measured by the wall
     /// clock in milliseconds, because the time of acceptance must be valid after a restart.
     pub age: Duration,
+}
+
+impl Origin {
+    /// Returns the position of each line, in their order.
+    pub fn positions(&self) -> impl Iterator<Item = Position> + use<> {
+        let first = self.first;
+        (0..self.events).map(move |offset| first + offset)
+    }
 }
 
 /// The numbers of those events of a final claim that the consumer did not get with this claim, by

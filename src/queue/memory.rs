@@ -28,6 +28,7 @@ use super::contract::JoinError;
 use super::contract::Origin;
 use super::contract::Refused;
 use super::contract::Take;
+use super::identity::Identity;
 use super::outputs::Departed;
 use super::outputs::DropCount;
 use super::outputs::Output;
@@ -55,6 +56,7 @@ pub struct Queue {
 
 struct Shared {
     state: Mutex<MemoryState>,
+    identity: Identity,
     metrics: QueueMetrics,
     /// Notified whenever records (stored batches) may have left the queue. At its end, the process
     /// waits for this until the queue is empty.
@@ -449,6 +451,7 @@ impl MemoryState {
             batch.pieces.push(piece);
             batch.origins.extend(now.map(|now| Origin {
                 first: start,
+                events: end - start,
                 age: now.saturating_duration_since(record.accepted),
             }));
         }
@@ -462,6 +465,7 @@ impl Queue {
     #[must_use]
     pub fn new(
         config: &config::Queue,
+        identity: Identity,
         metrics: QueueMetrics,
         outputs: &[Output],
     ) -> (Self, Vec<Cursor>) {
@@ -480,7 +484,8 @@ impl Queue {
             told_full: false,
             closed: false,
         };
-        let shared = Shared { state: Mutex::new(state), metrics, progress: Notify::new() };
+        let state = Mutex::new(state);
+        let shared = Shared { state, identity, metrics, progress: Notify::new() };
         let queue = Self { shared: Arc::new(shared) };
         queue.apply(config);
         let cursors = {
@@ -1024,6 +1029,12 @@ impl Cursor {
     /// its lines. See [`super::Cursor::tell_origins`].
     pub fn tell_origins(&self, tells: bool) {
         self.shared.lock().cursors[self.index].tells_origins = tells;
+    }
+
+    /// Returns the identity of the queue. See [`super::Cursor::identity`].
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.shared.identity
     }
 
     /// Returns the position at which the next claim (the next events taken to send) begins. See

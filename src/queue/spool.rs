@@ -40,6 +40,8 @@ use super::cursors;
 use super::disk::Disk;
 use super::disk::OpenError;
 use super::disk::RealDisk;
+use super::identity;
+use super::identity::Identity;
 use super::outputs::Output;
 use super::outputs::show_start;
 use super::outputs::written;
@@ -137,6 +139,7 @@ pub struct Queue {
 /// notifications.
 struct Shared {
     disk: Arc<dyn Disk>,
+    identity: Identity,
     state: Mutex<SpoolState>,
     /// Notified when the writer thread has something to do.
     work: Condvar,
@@ -227,12 +230,12 @@ impl Shared {
     }
 
     /// Returns the part of `queue.max_bytes`, in bytes, that segment files may take. The other part
-    /// is for the cursors file, for a new cursors file that is made beside it, for the file
-    /// `synced`, and for copies of damaged records.
+    /// is for the cursors file, for a new cursors file that is made beside it, for the files
+    /// `synced` and `identity`, and for copies of damaged records.
     fn usable(&self) -> u64 {
         let quarantined = self.quarantined.load(Ordering::Relaxed);
-        let others =
-            2 * cursors::BYTES + synced::BYTES + quarantined.max(quarantine_bytes(self.capacity()));
+        let own = 2 * cursors::BYTES + synced::BYTES + identity::BYTES;
+        let others = own + quarantined.max(quarantine_bytes(self.capacity()));
         self.capacity().saturating_sub(others)
     }
 

@@ -18,7 +18,8 @@ fn settings(max_bytes: u64, when_full: WhenFull, acknowledge: Acknowledge) -> co
 fn queue(max_bytes: u64, when_full: WhenFull, acknowledge: Acknowledge) -> (Queue, Telemetry) {
     let telemetry = Telemetry::new();
     let settings = settings(max_bytes, when_full, acknowledge);
-    let (queue, _) = Queue::new(&settings, telemetry.queue(), &[]);
+    let identity = Identity::random().expect("it has random numbers");
+    let (queue, _) = Queue::new(&settings, identity, telemetry.queue(), &[]);
     (queue, telemetry)
 }
 
@@ -534,15 +535,16 @@ async fn a_batch_says_where_and_how_old_its_pieces_are() {
     tokio::time::advance(Duration::from_secs(5)).await;
     store(&queue, &names("d e"), "room");
     tokio::time::advance(Duration::from_secs(2)).await;
-    let origin = |first, seconds| Origin { first, age: Duration::from_secs(seconds) };
+    let origin =
+        |first, events, seconds| Origin { first, events, age: Duration::from_secs(seconds) };
     let taken = cursor.next(ALL).expect("both");
-    assert_eq!(taken.origins, [origin(Position::new(0), 7), origin(Position::new(3), 2)]);
+    assert_eq!(taken.origins, [origin(Position::new(0), 3, 7), origin(Position::new(3), 2, 2)]);
     cursor.release(taken.claim);
     let (left, right) = cursor.split(taken.claim).expect("halves");
     tokio::time::advance(Duration::from_secs(1)).await;
-    assert_eq!(cursor.redeliver(left).expect("the left").origins, [origin(Position::new(0), 8)]);
+    assert_eq!(cursor.redeliver(left).expect("the left").origins, [origin(Position::new(0), 2, 8)]);
     assert_eq!(
         cursor.redeliver(right).expect("the right").origins,
-        [origin(Position::new(2), 8), origin(Position::new(3), 3)]
+        [origin(Position::new(2), 1, 8), origin(Position::new(3), 2, 3)]
     );
 }

@@ -135,7 +135,8 @@ impl Before {
     /// age of the first line. `None` if no lines are in memory.
     fn take(&mut self) -> Option<(Origin, Bytes)> {
         let piece = self.pieces.pop_front()?;
-        Some((Origin { first: piece.first, age: age(piece.received, now()) }, piece.lines))
+        let age = age(piece.received, now());
+        Some((Origin { first: piece.first, events: piece.events, age }, piece.lines))
     }
 
     /// Adds the result of a read to the lines in memory, and notes where the next read begins.

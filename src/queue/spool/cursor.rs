@@ -30,6 +30,7 @@ use crate::queue::contract::Origin;
 use crate::queue::contract::Redelivery;
 use crate::queue::contract::Take;
 use crate::queue::cursors;
+use crate::queue::identity::Identity;
 use crate::queue::outputs::Output;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::LogOffset;
@@ -333,7 +334,7 @@ pub(super) fn age(received: u64, now: u64) -> Duration {
 
 /// Returns the origin of some lines of the log: the position and the age of the first line.
 fn origin(piece: &Piece, now: u64) -> Origin {
-    Origin { first: piece.first, age: age(piece.received, now) }
+    Origin { first: piece.first, events: piece.events, age: age(piece.received, now) }
 }
 
 /// Makes a batch from the lines of a claim (a range of events that an output has taken). If
@@ -942,6 +943,12 @@ impl Cursor {
         let state = self.shared.lock();
         let cursor = &state.log.cursors[self.index];
         Before::new(Arc::clone(&self.shared), cursor.since, cursor.saved(), within)
+    }
+
+    /// Returns the identity of the queue. See [`crate::queue::Cursor::identity`].
+    #[must_use]
+    pub fn identity(&self) -> Identity {
+        self.shared.identity
     }
 
     /// Returns the position of the next event that this output will claim (take to send). See

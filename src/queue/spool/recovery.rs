@@ -43,6 +43,8 @@ use crate::queue::disk::OpenError;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::SPARES;
 use crate::queue::disk::named;
+use crate::queue::identity;
+use crate::queue::identity::Identity;
 use crate::queue::outputs::Output;
 use crate::queue::outputs::show_start;
 use crate::queue::outputs::signed;
@@ -99,6 +101,7 @@ pub(super) fn open(
         cursors::Found::Half(contents) => Some((contents, Trust::Places)),
         cursors::Found::Nothing | cursors::Found::Damaged | cursors::Found::Newer(_) => None,
     };
+    let identity = Identity::of(&*disk).map_err(failed("make", identity::FILE))?;
     let mut log = Log::read(&*disk, directory)?;
     if contents.is_none() && !log.segments.is_empty() {
         tracing::warn!(
@@ -136,6 +139,7 @@ pub(super) fn open(
     metrics.writable.set(1.0);
     let shared = Arc::new(Shared {
         disk,
+        identity,
         state: Mutex::new(state),
         work: Condvar::new(),
         chores: Condvar::new(),

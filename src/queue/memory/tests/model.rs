@@ -602,6 +602,7 @@ impl Pair {
         same("origins", batch.origins.len(), batch.pieces.len())?;
         for (origin, piece) in batch.origins.iter().zip(&batch.pieces) {
             let events = piece.iter().filter(|byte| **byte == b'\n').count() as u64;
+            same("lines", origin.events, events)?;
             let claim = Claim { start: origin.first, end: origin.first + events };
             let wanted: String =
                 self.model.events_of(claim).iter().map(|(_, event)| format!("{event}\n")).collect();

@@ -431,8 +431,9 @@ impl Simulation {
         assert_eq!(batch.origins.len(), batch.pieces.len());
         let mut next = batch.claim.start;
         for (origin, piece) in batch.origins.iter().zip(&batch.pieces) {
-            assert_eq!(origin.first, next, "{:?}", batch.claim);
-            next += piece.iter().filter(|byte| **byte == b'\n').count() as u64;
+            let events = piece.iter().filter(|byte| **byte == b'\n').count() as u64;
+            assert_eq!((origin.first, origin.events), (next, events), "{:?}", batch.claim);
+            next += events;
         }
     }
 

@@ -1,0 +1,118 @@
+//! The identity of a queue: a random number that is made with the queue and kept with it. Names
+//! that a consumer stores (the `_id` of a document, for example) are made of it and a position.
+//! They never meet the names of another relay, nor those of this relay's earlier queue, whose
+//! positions also began at 0.
+
+use std::fmt;
+use std::io;
+
+use ring::rand::SecureRandom as _;
+use ring::rand::SystemRandom;
+
+use super::disk::Access;
+use super::disk::Disk;
+
+/// The name of the file that holds the identity: 32 hexadecimal digits and a line break.
+pub(super) const FILE: &str = "identity";
+
+/// The name under which the file is written, before it is renamed.
+const NEW_FILE: &str = "identity.new";
+
+/// The size of the file in bytes.
+pub(super) const BYTES: u64 = TEXT as u64;
+
+/// The number of bytes of the text in the file.
+const TEXT: usize = 33;
+
+/// The identity of a queue. A queue in memory gets a new one at each start, because its positions
+/// begin at 0 again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity(u128);
+
+impl Identity {
+    /// Makes a new identity from the operating system's random numbers.
+    ///
+    /// # Errors
+    ///
+    /// The operating system gives no random numbers.
+    pub(crate) fn random() -> io::Result<Self> {
+        let mut bytes = [0; 16];
+        let filled = SystemRandom::new().fill(&mut bytes);
+        filled.map_err(|_| io::Error::other("the operating system gives no random numbers"))?;
+        Ok(Self(u128::from_le_bytes(bytes)))
+    }
+
+    /// Reads the identity of a queue's directory. If there is none, or if its file is damaged,
+    /// makes a new one.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read or made.
+    pub(super) fn of(disk: &dyn Disk) -> io::Result<Self> {
+        let mut text = [0; TEXT];
+        let read = match disk.open(FILE, Access::Read) {
+            Ok(file) => Some(file.read_at(&mut text, 0)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(size) = read {
+            if let Some(identity) = Self::parse(text.get(..size).unwrap_or_default()) {
+                return Ok(identity);
+            }
+            tracing::warn!(
+                "the file `identity` of the queue is damaged: a new one is made, and events that \
+                 are sent again now may be stored twice"
+            );
+        }
+        let identity = Self::random()?;
+        match disk.remove(NEW_FILE) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let file = disk.create(NEW_FILE, BYTES)?;
+        file.write_at(&[format!("{identity}\n").as_bytes()], 0)?;
+        file.sync()?;
+        disk.rename(NEW_FILE, FILE)?;
+        disk.sync_directory("")?;
+        Ok(identity)
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let digits = std::str::from_utf8(text).ok()?.strip_suffix('\n')?;
+        let is_hex = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hex.then(|| u128::from_str_radix(digits, 16).ok()).flatten().map(Self)
+    }
+}
+
+/// Shows the identity as 32 hexadecimal digits.
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::tests::simulated_disk::SimulatedDisk;
+
+    #[test]
+    fn a_directory_keeps_its_identity_and_a_damaged_one_is_replaced() {
+        let disk = SimulatedDisk::new(1);
+        let first = Identity::of(&disk).expect("no fault is set");
+        assert_eq!(Identity::of(&disk).expect("no fault is set"), first);
+        assert_ne!(Identity::of(&SimulatedDisk::new(1)).expect("no fault is set"), first);
+        disk.flip(FILE, 3, 0x80);
+        let second = Identity::of(&disk).expect("no fault is set");
+        assert_ne!(second, first);
+        assert_eq!(Identity::of(&disk).expect("no fault is set"), second);
+    }
+
+    #[test]
+    fn an_identity_is_32_digits() {
+        assert_eq!(Identity(0xAB).to_string(), format!("{}ab", "0".repeat(30)));
+        for wrong in ["", "ab\n", &format!("+{}\n", "1".repeat(31)), &"1".repeat(32)] {
+            assert_eq!(Identity::parse(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+}
