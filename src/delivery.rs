@@ -4,7 +4,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `lines` `tried` `in_flight` `orders` `aside` | why an attempt failed · lines of a batch · ages · claims and their states · the orders that a delivery hears · work that takes long |
+//! | 1 | `failure` `lines` `rfc3339` `tried` `in_flight` `orders` `aside` | why an attempt failed · lines of a batch · times as text · ages · claims and their states · the orders that a delivery hears · work that takes long |
 //! | 2 | `files` `retry` `endpoints` `dead_letter` `isolation` | files that an output reads · waits · addresses and their circuits · letters and their files · which refused event is at fault |
 //! | 3 | `link` `health` `pacing` | the contract with a protocol · "down" and "up again" · when and how much is sent |
 //! | 4 | `filtering` | the events of a batch that leave |
@@ -33,6 +33,7 @@ mod orders;
 mod pacing;
 pub(crate) mod prepared;
 mod retry;
+pub(crate) mod rfc3339;
 mod run;
 mod tried;
 

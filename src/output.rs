@@ -22,9 +22,10 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `transport` | TCP, TLS, and sessions on them |
-//! | 2 | `setup` | settings and connectors of any type |
+//! | 2 | `event_time` `setup` | the times of an event · settings and connectors of any type |
 //! | 3 | `json_lines` `syslog` | batches as lines · RFC 5424 messages, and the protocol of that name |
-//! | 4 | `*` (every other file) | one protocol each |
+//! | 4 | `http` `kafka` `lumberjack` `relp` `stdout` `tcp` | one protocol each |
+//! | 5 | `*` (every other file) | protocols over HTTP |
 
 use std::sync::Arc;
 
@@ -34,6 +35,8 @@ use crate::delivery::DeadLetters;
 use crate::delivery::Prepared;
 use crate::telemetry::Telemetry;
 
+pub(crate) mod elasticsearch;
+mod event_time;
 pub(crate) mod http;
 pub(crate) mod json_lines;
 pub(crate) mod kafka;
@@ -61,6 +64,7 @@ const PROTOCOLS: &[Row] = &[
     Row::of::<lumberjack::Settings>(),
     Row::of::<relp::Settings>(),
     Row::of::<kafka::Settings>(),
+    Row::of::<elasticsearch::Settings>(),
 ];
 
 /// All types of output that a config may have, such as `http`. The function [`config::read`] gets

@@ -176,6 +176,13 @@ resource_names = ["web"]
 group = "*"
 [[output.filter.match]]
 verbs = ["delete"]
+[[output]]
+name = "search"
+type = "elasticsearch"
+urls = ["https://search.example.com:9200/"]
+index = "logs-kubernetes.audit_logs-default"
+api_key_file = "DIR/token"
+
 [dead_letter]
 max_bytes = "64MiB"
 [admin]
@@ -581,7 +588,7 @@ fn keys_of_another_type_of_output_say_whose_they_are() {
         "strategy = 'failover'\n[output.tls]\n",
         &[
             "5:1: output[0].strategy: type stdout has no key `strategy`, allowed: with type http, tcp, syslog, lumberjack, relp",
-            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, tcp, syslog, lumberjack, relp",
+            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, elasticsearch, tcp, syslog, lumberjack, relp",
         ],
     );
 }

@@ -16,7 +16,6 @@ use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -25,6 +24,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::lines::lines;
+use super::rfc3339::rfc3339;
 use crate::config::Config;
 use crate::telemetry::DroppedLetters;
 use crate::telemetry::Telemetry;
@@ -425,30 +425,6 @@ fn head(time: &str, job: &Taken) -> Vec<u8> {
     }
     let (output, reason) = (serde_json::Value::from(&*job.output), serde_json::Value::from(reason));
     format!(r#"{{"time":"{time}","output":{output},"reason":{reason},"event":"#).into_bytes()
-}
-
-/// Returns a time in UTC with milliseconds, in the format of RFC 3339.
-fn rfc3339(time: SystemTime) -> String {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    let (year, month, day) = date(days);
-    let millis = since.subsec_millis();
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
-}
-
-/// Returns the year, month and day that is `days` days after 1970-01-01. The calculation counts
-/// years from March, so that the leap day is the last day of a year.
-fn date(days: u64) -> (u64, u64, u64) {
-    const IN_400_YEARS: u64 = 146_097;
-    let days = days + 719_468;
-    let (era, day) = (days / IN_400_YEARS, days % IN_400_YEARS);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, next) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (era * 400 + year + next, month, day)
 }
 
 #[cfg(test)]

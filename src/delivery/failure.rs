@@ -10,7 +10,7 @@ use crate::telemetry::AttemptError;
 pub(crate) const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// The reason why an attempt to deliver or to connect failed.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
     /// The kind of error, which is the label `reason` of the counter of failed attempts.
     pub(crate) reason: AttemptError,

@@ -247,6 +247,13 @@ impl Health {
         self.status.lock().failed(failure);
     }
 
+    /// Notes that the consumer took only some events of a batch, or none, and has said so of each.
+    pub(super) fn turned_away(&mut self, failure: &Failure) {
+        self.metrics.failed(failure.reason);
+        tracing::debug!(output = self.name, error = failure.message, "single events turned away");
+        self.status.lock().failed(failure);
+    }
+
     /// Notes that the consumer refused a batch because of its events. The output stays up.
     pub(super) fn refused(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);

@@ -80,13 +80,27 @@ pub(super) struct Work {
     pub(super) attempts: u32,
     /// The number of refusals that this delivery had seen when the claim was last sent.
     pub(super) sent_at: u64,
+    /// The number of the batch in which the claim was last sent. All batches of this delivery are
+    /// numbered from 1. Several claims may be sent in one batch.
+    pub(super) batch: u64,
+    /// `true` if the consumer took other events of the same batch, and only these are to be sent
+    /// again. Several such claims may be sent in one batch.
+    pub(super) is_remainder: bool,
     /// Tells if and how the consumer has refused the claim.
     pub(super) refusals: Refusals,
 }
 
 impl Work {
     fn new(claim: Claim, events: u64, attempts: u32) -> Self {
-        Self { claim, events, attempts, sent_at: 0, refusals: Refusals::None }
+        Self {
+            claim,
+            events,
+            attempts,
+            sent_at: 0,
+            batch: 0,
+            is_remainder: false,
+            refusals: Refusals::None,
+        }
     }
 }
 
@@ -220,31 +234,70 @@ impl InFlight {
         retaken
     }
 
-    /// Notes that a claim on the wire is being sent, with `events` events. `refusals` is the number
-    /// of refusals that this delivery has seen so far. Returns how often the claim was sent, this
-    /// time included; `None` if the claim is not in the table.
-    pub(super) fn sent(&mut self, claim: Claim, events: u64, refusals: u64) -> Option<u32> {
+    /// Notes that a claim on the wire is being sent, with `events` events, in the batch with the
+    /// number `batch`. `refusals` is the number of refusals that this delivery has seen so far.
+    /// Returns the claim's entry; `None` if the claim is not in the table.
+    pub(super) fn sent(
+        &mut self,
+        claim: Claim,
+        events: u64,
+        batch: u64,
+        refusals: u64,
+    ) -> Option<Work> {
         let (_, work) = self.table.get_mut(&claim.start)?;
         work.events = events;
         work.attempts += 1;
+        work.batch = batch;
         work.sent_at = refusals;
-        Some(work.attempts)
+        Some(*work)
+    }
+
+    /// Returns the first claim that is to be sent again, if it may share a batch that ends at
+    /// `end`: it is the remainder of an earlier batch, and lies behind `end`, with no claim on the
+    /// wire between them.
+    pub(super) fn next_remainder(&self, end: Position) -> Option<Work> {
+        let next = self.first(State::Pending).filter(|work| work.is_remainder)?;
+        let start = next.claim.start;
+        let is_free = start >= end && self.on_wire.range(end..start).next().is_none();
+        is_free.then_some(next)
     }
 
     /// Returns the entry of a claim on the wire (sent, without an answer) about which the
     /// connection reports something; `None` if the claim is not on the wire. If the report is only
     /// about the first part of a claim, the claim is cut in two. The first part is returned, and
-    /// the second stays on the wire.
-    pub(super) fn front_on_wire(&mut self, claim: Claim) -> Option<Work> {
+    /// the second stays on the wire. `events` is the number of events of the first part that were
+    /// sent; `None` if the report does not say it.
+    pub(super) fn front_on_wire(&mut self, claim: Claim, events: Option<u64>) -> Option<Work> {
         let whole = self.on_wire_at(claim.start)?;
         let Some((front, rest)) = self.cursor.split_at(whole.claim, claim.end) else {
             return Some(whole);
         };
-        let events = whole.events.min(front.end - front.start);
+        let events = events.unwrap_or(front.end - front.start).min(whole.events);
         let work = Work { claim: front, events, ..whole };
         self.put(State::OnWire, work);
         self.put(State::OnWire, Work { claim: rest, events: whole.events - events, ..whole });
         Some(work)
+    }
+
+    /// Returns the entries of the claims on the wire about which the connection reports something,
+    /// in the order of the queue. Several claims may have been sent as one batch: then `claim` is
+    /// the range of positions from the first of them to the last. A claim that reaches beyond
+    /// `claim` is cut in two, and the second part stays on the wire. `events` is the number of
+    /// events in `claim` that were sent; `None` if the report does not say it.
+    pub(super) fn all_on_wire(&mut self, claim: Claim, events: Option<u64>) -> Vec<Work> {
+        let Claim { start, end } = claim;
+        let Some(first) = self.on_wire.range(start..end).next().copied() else { return Vec::new() };
+        let batch = self.on_wire_at(first).map_or(0, |work| work.batch);
+        let starts: Vec<_> = self.on_wire.range(first..end).copied().collect();
+        let (mut left, mut found) = (events, Vec::new());
+        for start in starts {
+            let is_of_batch = self.on_wire_at(start).is_some_and(|work| work.batch == batch);
+            if is_of_batch && let Some(work) = self.front_on_wire(Claim { start, end }, left) {
+                left = left.map(|left| left.saturating_sub(work.events));
+                found.push(work);
+            }
+        }
+        found
     }
 
     /// Returns the entry of the claim on the wire whose first event has the position `start`;

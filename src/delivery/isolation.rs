@@ -27,7 +27,7 @@ const CONSUMERS_MAX: usize = 1024;
 
 /// The decision about a refused claim that can't be split into smaller claims.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum Decision {
     /// Send the claim again after a pause, as often as needed: the config says `rejected.action =
     /// "retry"`.
     Retry,
@@ -143,6 +143,12 @@ impl Isolation {
         self.phase != Phase::Inactive
     }
 
+    /// Returns `true` if the config says `rejected.action = "retry"`: an event that its consumer
+    /// refuses is sent again, as often as needed.
+    pub(super) fn retries(&self) -> bool {
+        self.action == Rejected::Retry
+    }
+
     /// Returns how many times a consumer has refused a claim so far.
     pub(super) fn refusals(&self) -> u64 {
         self.refusals
@@ -157,7 +163,7 @@ impl Isolation {
     /// Notes in `work` that a consumer refused its claim (events that the output has taken to
     /// send). `consumer` is the number of this consumer. Returns what is to be done if the claim
     /// can't be split into smaller claims.
-    pub(super) fn refused(&mut self, work: &mut Work, consumer: usize) -> Verdict {
+    pub(super) fn refused(&mut self, work: &mut Work, consumer: usize) -> Decision {
         if !self.is_active() {
             self.phase = Phase::Active(Round::Fresh);
         }
@@ -171,11 +177,11 @@ impl Isolation {
         }
         let accepted = self.accepted_since.get(&consumer);
         match self.action {
-            Rejected::Retry => Verdict::Retry,
+            Rejected::Retry => Decision::Retry,
             Rejected::Drop | Rejected::DeadLetter if accepted.is_some_and(|at| *at >= first) => {
-                Verdict::GiveUp
+                Decision::GiveUp
             }
-            Rejected::Drop | Rejected::DeadLetter => Verdict::Suspect,
+            Rejected::Drop | Rejected::DeadLetter => Decision::Suspect,
         }
     }
 

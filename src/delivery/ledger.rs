@@ -13,9 +13,12 @@ use super::health::Health;
 use super::in_flight::InFlight;
 use super::in_flight::Refusals;
 use super::in_flight::State;
+use super::in_flight::Work;
 use super::isolation::Comparison;
+use super::isolation::Decision;
 use super::isolation::Isolation;
-use super::isolation::Verdict;
+use super::link::Part;
+use super::link::Verdict;
 use super::pacing::Pacing;
 use super::retry::Retry;
 use crate::config;
@@ -87,6 +90,8 @@ pub(super) struct Ledger {
     /// to be given up. If the number is large, the loop yields to the runtime, and the number
     /// starts again at zero.
     inspected_bytes: u64,
+    /// The number of batches that this delivery has sent.
+    batches: u64,
 }
 
 impl Ledger {
@@ -106,6 +111,7 @@ impl Ledger {
             is_ordered,
             sent_until: cursor.position(),
             inspected_bytes: 0,
+            batches: 0,
             in_flight: InFlight::new(cursor),
         }
     }
@@ -166,17 +172,51 @@ impl Ledger {
             }
             self.inspected_bytes = 0;
             self.isolation.sent();
+            self.batches += 1;
             let was_sent = claim.start < self.sent_until;
-            let refusals = self.isolation.refusals();
-            let attempts = self.in_flight.sent(claim, batch.events, refusals);
-            if was_sent || attempts.is_some_and(|attempts| attempts > 1) {
+            let work = self.note_sent(claim, batch.events);
+            if was_sent || work.is_some_and(|work| work.attempts > 1) {
                 self.health.metrics.retries.increment(1);
             }
-            self.sent_until = self.sent_until.max(claim.end);
-            self.given_up.tried(claim, self.in_flight.cursor());
-            return Some(batch);
+            return Some(match work {
+                Some(work) if work.is_remainder => self.with_remainders(batch),
+                Some(_) | None => batch,
+            });
         }
         None
+    }
+
+    /// Notes that a claim is sent now, with `events` events. Returns its entry.
+    fn note_sent(&mut self, claim: Claim, events: u64) -> Option<Work> {
+        self.sent_until = self.sent_until.max(claim.end);
+        self.given_up.tried(claim, self.in_flight.cursor());
+        self.in_flight.sent(claim, events, self.batches, self.isolation.refusals())
+    }
+
+    /// Adds to a batch the next claims that are remainders of earlier batches, as long as they fit.
+    /// So a request of which the consumer has not taken every second event goes again as one
+    /// request, and not as one for each event.
+    fn with_remainders(&mut self, mut batch: Batch) -> Batch {
+        while let Some(work) = self.in_flight.next_remainder(batch.claim.end) {
+            let Redelivery::Batch(next) = self.in_flight.redeliver(work.claim) else { break };
+            let next = self.filtering.pass(next, self.in_flight.cursor());
+            let (claim, events) = (next.claim, batch.events + next.events);
+            if events > self.limits.max_events || batch.bytes + next.bytes > self.limits.max_bytes {
+                self.release(claim);
+                break;
+            }
+            if next.events == 0 {
+                self.nothing_left(claim);
+                continue;
+            }
+            self.note_sent(claim, next.events);
+            batch.claim.end = claim.end;
+            batch.events = events;
+            batch.bytes += next.bytes;
+            batch.pieces.extend(next.pieces);
+            batch.origins.extend(next.origins);
+        }
+        batch
     }
 
     /// Takes the next batch from the queue. A claim that is to be sent again comes first. If there
@@ -321,8 +361,16 @@ impl Ledger {
 
     /// Notes that `consumer` has accepted the events of `claim`, except `rejected`, which the
     /// protocol can't carry.
-    pub(super) fn on_accepted(&mut self, claim: Claim, rejected: Vec<Bytes>, consumer: usize) {
-        let Some(work) = self.in_flight.front_on_wire(claim) else { return };
+    pub(super) fn on_accepted(&mut self, claim: Claim, mut rejected: Vec<Bytes>, consumer: usize) {
+        for work in self.in_flight.all_on_wire(claim, None) {
+            self.accepted(&work, std::mem::take(&mut rejected), consumer);
+        }
+    }
+
+    /// Notes that `consumer` has accepted the events of a claim on the wire, except `rejected`,
+    /// which the protocol can't carry.
+    fn accepted(&mut self, work: &Work, rejected: Vec<Bytes>, consumer: usize) {
+        let claim = work.claim;
         self.isolation.accepted(work.sent_at, consumer);
         self.pacing.succeeded();
         self.health.succeeded();
@@ -332,9 +380,9 @@ impl Ledger {
             && self.in_flight.has_suspect_before(claim)
             && !self.filtering.has_too_large(claim)
         {
-            self.in_flight.hold(work.claim);
+            self.in_flight.hold(claim);
         } else {
-            self.finish_without(work.claim, rejected);
+            self.finish_without(claim, rejected);
         }
         if let Refusals::Alone(_) = work.refusals {
             // A suspect was accepted, so no event was at fault. Later events that were accepted
@@ -350,24 +398,118 @@ impl Ledger {
         }
     }
 
+    /// Notes that `consumer` has judged the events of `claim` one by one. Each event is in one of
+    /// the parts. Only the events that the consumer has not taken are sent again.
+    ///
+    /// A refusal of an event is final if the consumer took another event of the same batch. If it
+    /// took none, its settings may be at fault (a missing index refuses every event), so the event
+    /// becomes a suspect, as if it had been refused alone.
+    pub(super) fn on_judged(&mut self, claim: Claim, parts: Vec<Part>, consumer: usize) {
+        let (mut taken, mut left, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
+        let mut start = claim.start;
+        for Part { end, events, verdict } in parts {
+            let works = self.in_flight.all_on_wire(Claim { start, end }, Some(events));
+            start = end;
+            match verdict {
+                Verdict::Delivered => taken.extend(works),
+                Verdict::Existing => {
+                    self.health.metrics.existing.increment(events);
+                    taken.extend(works);
+                }
+                Verdict::Unsent => unsent.extend(works),
+                Verdict::Again(failure) => left.push((works, failure, false)),
+                Verdict::Refused(failure) => left.push((works, failure, true)),
+            }
+        }
+        for work in &taken {
+            self.accepted(work, Vec::new(), consumer);
+        }
+        for work in unsent {
+            self.in_flight.note(Work { is_remainder: true, ..work });
+            self.release(work.claim);
+        }
+        let accepts = !taken.is_empty();
+        let Some((_, first, _)) = left.first() else { return };
+        self.health.turned_away(first);
+        let mut again = None;
+        for (works, failure, is_refused) in left {
+            for work in works {
+                if is_refused && !self.isolation.retries() {
+                    self.refused_alone(&work, &failure, consumer, accepts);
+                } else {
+                    self.in_flight.note(Work { is_remainder: true, ..work });
+                    self.release(work.claim);
+                    again.get_or_insert_with(|| failure.clone());
+                }
+            }
+        }
+        if let Some(failure) = again {
+            if !accepts {
+                self.health.down(&failure);
+            }
+            self.pause(&failure);
+            self.take_all_old(&failure);
+        }
+    }
+
+    /// Notes that `consumer` refuses each event of a claim on the wire. `accepts` is `true` if it
+    /// took another event of the same batch.
+    fn refused_alone(&mut self, work: &Work, failure: &Failure, consumer: usize, accepts: bool) {
+        if accepts {
+            self.release(work.claim);
+            self.given_up.add(work, &failure.message, &mut self.in_flight);
+            return;
+        }
+        let Claim { mut start, end } = work.claim;
+        while start < end {
+            let Some(mut event) = self.in_flight.on_wire_at(start) else { return };
+            if event.claim.end > start.next() {
+                let one = Claim { start, end: start.next() };
+                event = self.in_flight.front_on_wire(one, Some(1)).unwrap_or(event);
+            }
+            event.events = 1;
+            start = event.claim.end;
+            let decision = self.isolation.refused(&mut event, consumer);
+            self.in_flight.note(event);
+            self.release(event.claim);
+            self.decide_alone(event, decision, failure);
+        }
+    }
+
     /// Notes that `consumer` refuses `claim` because of its events. A claim of several events is
-    /// split into halves. A claim of one event is given up, or sent again later.
+    /// split into halves. A claim of one event is given up, or sent again later. If several claims
+    /// were sent in one batch, each is sent by itself next.
     pub(super) fn on_refused(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
-        let Some(mut work) = self.in_flight.on_wire_at(claim.start) else { return };
+        let works = self.in_flight.all_on_wire(claim, None);
+        let Some(mut work) = works.first().copied() else { return };
         self.health.refused(failure);
-        let verdict = self.isolation.refused(&mut work, consumer);
+        if works.len() > 1 {
+            for mut work in works {
+                self.isolation.refused(&mut work, consumer);
+                self.in_flight.note(Work { is_remainder: false, ..work });
+                self.release(work.claim);
+            }
+            return;
+        }
+        let decision = self.isolation.refused(&mut work, consumer);
         self.in_flight.note(work);
         self.release(work.claim);
         if work.events > 1 && self.in_flight.split(work) {
             return;
         }
-        match verdict {
-            Verdict::Retry => {
+        self.decide_alone(work, decision, failure);
+    }
+
+    /// Does with a claim that is to be sent again, and can't be split, as the search for refused
+    /// events has decided.
+    fn decide_alone(&mut self, mut work: Work, decision: Decision, failure: &Failure) {
+        match decision {
+            Decision::Retry => {
                 self.health.down(failure);
                 self.pause(failure);
             }
-            Verdict::GiveUp => self.given_up.add(&work, &failure.message, &mut self.in_flight),
-            Verdict::Suspect => {
+            Decision::GiveUp => self.given_up.add(&work, &failure.message, &mut self.in_flight),
+            Decision::Suspect => {
                 self.isolation.suspect(&mut work, failure);
                 self.in_flight.note(work);
                 self.in_flight.suspect(work.claim);
@@ -380,8 +522,13 @@ impl Ledger {
     /// Notes that an attempt to send `claim` failed, while the connection goes on working. The
     /// claim is to be sent again.
     pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure) {
-        let Some(work) = self.in_flight.on_wire_at(claim.start) else { return };
-        self.release(work.claim);
+        let works = self.in_flight.all_on_wire(claim, None);
+        if works.is_empty() {
+            return;
+        }
+        for work in works {
+            self.release(work.claim);
+        }
         if failure.elsewhere {
             self.health.passed_over(failure);
             return;

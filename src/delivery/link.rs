@@ -16,6 +16,8 @@ use super::failure::Failure;
 use super::files::Files;
 use crate::queue::Batch;
 use crate::queue::Claim;
+use crate::queue::Identity;
+use crate::queue::Position;
 use crate::queue::Take;
 
 /// The longest time that closing a connection in order may take, with the messages that its
@@ -47,6 +49,16 @@ pub(crate) trait Connect: Send {
         true
     }
 
+    /// Returns `true` if each batch has to say the positions of its events ([`Batch::positions`]).
+    /// A protocol whose answers speak of single events needs them.
+    fn tells_positions(&self) -> bool {
+        false
+    }
+
+    /// Tells the protocol the identity of the queue from which its events come. Called once, before
+    /// the first connection.
+    fn begin(&mut self, _queue: Identity) {}
+
     /// Returns the files that the protocol reads (certificates, tokens); `None` if it reads none.
     fn files(&self) -> Option<Arc<dyn Files>> {
         None
@@ -72,8 +84,8 @@ pub(crate) trait Connect: Send {
 /// first is answered.
 ///
 /// Invariant: each claim that was handed to [`Link::send`] is reported exactly once, by
-/// [`Event::Accepted`] (which may report a claim in parts, from its front), [`Event::Refused`] or
-/// [`Event::Failed`], or it is covered by the event that ends the link.
+/// [`Event::Accepted`] (which may report a claim in parts, from its front), [`Event::Judged`],
+/// [`Event::Refused`] or [`Event::Failed`], or it is covered by the event that ends the link.
 pub(crate) trait Link: Send {
     /// Returns how many events and bytes the link takes now; `None` while it takes nothing, because
     /// too much is sent without an answer.
@@ -102,6 +114,60 @@ pub(crate) trait Link: Send {
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
+/// Events of a claim that follow each other, and of which the consumer's answer says the same.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// The position after the last event of the part. The part begins where the part before it
+    /// ends, and the first part begins with the claim.
+    pub(crate) end: Position,
+    /// The number of events of the part that were sent. It may be smaller than the number of
+    /// positions, because the filter may have kept back events.
+    pub(crate) events: u64,
+    /// What became of these events.
+    pub(crate) verdict: Verdict,
+}
+
+/// The parts of an answer, as they are put together event by event.
+#[derive(Debug, Default)]
+pub(crate) struct Parts(Vec<Part>);
+
+impl Parts {
+    /// Adds what the answer says of the event at `position`. Events come in their order.
+    pub(crate) fn add(&mut self, position: Position, verdict: Verdict) {
+        let end = position.next();
+        match self.0.last_mut() {
+            Some(last) if last.verdict == verdict => {
+                last.end = end;
+                last.events += 1;
+            }
+            _ => self.0.push(Part { end, events: 1, verdict }),
+        }
+    }
+
+    /// Returns the parts of the answer about `claim`. The last part reaches to the claim's end.
+    pub(crate) fn end(mut self, claim: Claim) -> Vec<Part> {
+        if let Some(last) = self.0.last_mut() {
+            last.end = claim.end;
+        }
+        self.0
+    }
+}
+
+/// What a consumer's answer says of an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The consumer has the event.
+    Delivered,
+    /// The consumer had the event already, from an earlier attempt.
+    Existing,
+    /// The consumer has not taken the event. The event is to be sent again after a pause.
+    Again(Failure),
+    /// The consumer refuses the event itself, so it would refuse the event again.
+    Refused(Failure),
+    /// The event found no room in the request. It is sent next, without a pause.
+    Unsent,
+}
+
 /// A report of a link (connection) to the delivery loop.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -115,6 +181,9 @@ pub(crate) enum Event {
         /// are given up.
         rejected: Vec<Bytes>,
     },
+    /// The consumer's answer speaks of single events of the claim. The parts follow each other in
+    /// the order of the queue, and together they are the whole claim.
+    Judged(Claim, Vec<Part>),
     /// The consumer refuses the claim because of its events, so it would refuse the same request
     /// again. The loop then searches for the events at fault.
     Refused(Claim, Failure),

@@ -144,7 +144,7 @@ impl<C: Connect> Delivery<C> {
     /// is sent unchanged.
     pub(super) fn filter(mut self, filter: Option<Filter>) -> Self {
         let cursor = self.ledger.in_flight.cursor();
-        cursor.tell_origins(filter.is_some());
+        cursor.tell_origins(filter.is_some() || self.connector.tells_positions());
         cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
         self.ledger.filtering = Filtering::new(filter, cursor);
         self
@@ -164,6 +164,7 @@ impl<C: Connect> Delivery<C> {
     ///
     /// The text says why the process can't go on.
     pub(super) async fn run(mut self, orders: Orders) -> Result<Option<HandOver>, RunError> {
+        self.connector.begin(self.ledger.in_flight.cursor().identity());
         self.ledger.pacing.shorten_when(orders.draining.clone());
         self.orders = orders;
         let ended = self.deliver().await;
@@ -398,6 +399,7 @@ impl<C: Connect> Delivery<C> {
             Event::Accepted { claim, rejected } => {
                 self.ledger.on_accepted(claim, rejected, consumer);
             }
+            Event::Judged(claim, parts) => self.ledger.on_judged(claim, parts, consumer),
             Event::Room => {}
             Event::Refused(claim, failure) => self.ledger.on_refused(claim, &failure, consumer),
             Event::Failed(claim, failure) => self.ledger.on_failed(claim, &failure),

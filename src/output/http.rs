@@ -14,16 +14,19 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `proxy` `settings` `silence` `url` `wire` | CONNECT · the keys · who is silent · the parts of a URL · the socket below HTTP |
-//! | 2 | `answer` `body` | the meaning of answers · bodies of requests |
-//! | 3 | `expanded` `request` | templates and files · a batch as a request |
-//! | 4 | `pool` | connections between requests |
-//! | 5 | `client` | picking an address, dialling |
-//! | 6 | `exchange` | a request and its answer |
-//! | 7 | `link` | lanes, and what the delivery loop sees |
+//! | 2 | `body` | bodies of requests |
+//! | 3 | `api` | what a protocol over HTTP adds |
+//! | 4 | `answer` | the meaning of answers |
+//! | 5 | `expanded` `request` | templates and files · a batch as a request |
+//! | 6 | `pool` | connections between requests |
+//! | 7 | `client` | picking an address, dialling |
+//! | 8 | `exchange` | a request and its answer |
+//! | 9 | `link` | lanes, and what the delivery loop sees |
 
 use std::sync::Arc;
 
 mod answer;
+pub(super) mod api;
 mod body;
 mod client;
 mod exchange;
@@ -41,7 +44,6 @@ pub(crate) use settings::Settings;
 
 use super::setup::IntoConnector;
 use super::setup::Setup;
-use super::transport::tls_session::Expiry;
 use crate::config;
 use crate::delivery::endpoints::Endpoints;
 use crate::delivery::endpoints::Probed;
@@ -51,14 +53,14 @@ use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::Connect;
 use crate::delivery::prepared::Connector;
-use crate::telemetry::OutputMetrics;
+use crate::queue::Identity;
+use api::Api;
 use client::Client;
 use link::HttpLink;
 
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
-        let (metrics, expiry) = (setup.metrics.clone(), setup.expiry.clone());
-        Box::new(HttpConnector::new(self, setup.output, metrics, expiry))
+        HttpConnector::boxed(&self.client, Arc::new(self.format), setup)
     }
 }
 
@@ -75,15 +77,15 @@ pub(super) struct HttpConnector {
 }
 
 impl HttpConnector {
-    /// Makes a connector that has read no file yet.
-    pub(super) fn new(
-        http: &Settings,
-        output: &config::Output,
-        metrics: OutputMetrics,
-        expiry: Expiry,
-    ) -> Self {
-        let client = Arc::new(Client::new(http, output, metrics, expiry));
-        Self { client, watch: Watch::default() }
+    /// Makes the connector of an output that speaks this protocol. It has read no file yet.
+    pub(super) fn boxed(
+        config: &config::HttpClient,
+        api: Arc<dyn Api>,
+        setup: &Setup<'_>,
+    ) -> Box<dyn Connector> {
+        let (metrics, expiry) = (setup.metrics.clone(), setup.expiry.clone());
+        let client = Arc::new(Client::new(config, api, setup.output, metrics, expiry));
+        Box::new(Self { client, watch: Watch::default() })
     }
 }
 
@@ -91,6 +93,15 @@ impl Connect for HttpConnector {
     type Link = HttpLink;
 
     const EAGER: bool = false;
+
+    fn tells_positions(&self) -> bool {
+        self.client.api.wraps_events()
+    }
+
+    fn begin(&mut self, queue: Identity) {
+        // A delivery that replaces another one has a connector of its own.
+        self.client.queue.set(queue).ok();
+    }
 
     fn is_ordered(&self) -> bool {
         self.client.config.concurrency == 1

@@ -301,8 +301,17 @@ catalog! {
             action: "`resolve`: the name or the DNS. `connect`, `timeout`: the consumer is away, \
                 or something between drops packets. `tls`: certificate, name or CA. `closed`, \
                 `protocol`: another protocol or port. `status_4xx`: token, path or format. \
-                `status_429`, `status_5xx`: the consumer is overloaded or broken. `check --config \
-                FILE --connect` tries the connection by hand.",
+                `status_429`, `status_5xx`: the consumer is overloaded or broken. `item`: the \
+                consumer turns away single events; `last_error` in `/status` says why. `check \
+                --config FILE --connect` tries the connection by hand.",
+        }
+        pub existing: Counter = "output_existing_events_total" {
+            help: "Events that the consumer said it had already, from an earlier attempt.",
+            unit: "events",
+            meaning: "They count in `output_events_total` too: the consumer has them. Only \
+                consumers that tell events apart say so.",
+            action: "A few after a restart or a broken connection are normal. If it grows all the \
+                time, answers get lost or come too late: look at `output_errors_total`.",
         }
         pub retries: Counter = "output_retries_total" {
             help: "Attempts after the first.",

@@ -106,6 +106,8 @@ label_values! {
         Status5xx = "status_5xx",
         /// The consumer's response does not follow the protocol, or no valid request could be made.
         Protocol = "protocol",
+        /// The consumer has taken the request, but has turned away single events of it.
+        Item = "item",
     }
 }
 

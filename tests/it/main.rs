@@ -47,6 +47,7 @@ mod outputs {
     mod dead_letters;
     mod dns_names;
     mod egress_proxy;
+    mod elasticsearch;
     mod failover;
     mod faults;
     mod http_early;

@@ -48,11 +48,11 @@ fn claim_four(in_flight: &mut InFlight) -> Claim {
 fn a_claim_goes_from_the_wire_to_pending_and_back_and_is_final() {
     let (queue, mut in_flight) = table(2);
     let claim = claim_four(&mut in_flight);
-    assert_eq!(in_flight.sent(claim, 4, 0), Some(1));
+    assert_eq!(in_flight.sent(claim, 4, 1, 0).map(|work| work.attempts), Some(1));
     in_flight.release(claim);
     assert!(in_flight.has(State::Pending) && !in_flight.has(State::OnWire));
     assert!(matches!(in_flight.redeliver(claim), Redelivery::Batch(_)));
-    assert_eq!(in_flight.sent(claim, 4, 0), Some(2));
+    assert_eq!(in_flight.sent(claim, 4, 2, 0).map(|work| work.attempts), Some(2));
     in_flight.finish(claim, Disposition::default());
     assert_eq!(in_flight.cursor().watermark(), claim.end);
     assert_eq!(queue.backlogs()[0].1.events, 4);
@@ -63,7 +63,7 @@ fn the_front_of_a_claim_is_final_and_the_rest_stays_on_the_wire() {
     let (_queue, mut in_flight) = table(1);
     let claim = claim_four(&mut in_flight);
     let front = Claim { end: claim.start + 1, ..claim };
-    let work = in_flight.front_on_wire(front).expect("on the wire");
+    let work = in_flight.front_on_wire(front, None).expect("on the wire");
     assert_eq!((work.claim, work.events), (front, 1));
     in_flight.finish(front, Disposition::default());
     let rest = in_flight.first(State::OnWire).expect("the rest");

@@ -8,7 +8,15 @@ use crate::telemetry::AttemptError;
 fn work(start: u64, events: u64) -> Work {
     let start = Position::new(start);
     let claim = Claim { start, end: start + events };
-    Work { claim, events, attempts: 1, sent_at: 0, refusals: Refusals::None }
+    Work {
+        claim,
+        events,
+        attempts: 1,
+        sent_at: 0,
+        batch: 1,
+        is_remainder: false,
+        refusals: Refusals::None,
+    }
 }
 
 fn refusal() -> Failure {
@@ -21,28 +29,28 @@ fn an_event_is_a_suspect_until_its_consumer_has_accepted_one_that_was_sent_later
     let mut bad = work(0, 1);
     // An acceptance of what was sent before the refusal proves nothing.
     isolation.accepted(0, 7);
-    assert_eq!(isolation.refused(&mut bad, 7), Verdict::Suspect);
+    assert_eq!(isolation.refused(&mut bad, 7), Decision::Suspect);
     isolation.suspect(&mut bad, &refusal());
     assert_eq!(bad.refusals, Refusals::Alone(1));
     isolation.accepted(0, 7);
-    assert_eq!(isolation.refused(&mut bad, 7), Verdict::Suspect, "it was on the wire beside it");
+    assert_eq!(isolation.refused(&mut bad, 7), Decision::Suspect, "it was on the wire beside it");
     // An acceptance by another consumer proves nothing.
     isolation.accepted(isolation.refusals(), 8);
-    assert_eq!(isolation.refused(&mut bad, 7), Verdict::Suspect);
+    assert_eq!(isolation.refused(&mut bad, 7), Decision::Suspect);
     // An acceptance of what was sent after the first refusal proves that the consumer works.
     isolation.accepted(1, 7);
-    assert_eq!(isolation.refused(&mut bad, 7), Verdict::GiveUp);
+    assert_eq!(isolation.refused(&mut bad, 7), Decision::GiveUp);
 }
 
 #[test]
 fn halves_keep_the_time_of_the_first_refusal() {
     let mut isolation = Isolation::new(Rejected::DeadLetter);
     let mut whole = work(0, 2);
-    assert_eq!(isolation.refused(&mut whole, 0), Verdict::Suspect);
+    assert_eq!(isolation.refused(&mut whole, 0), Decision::Suspect);
     let mut left = Work { events: 1, ..whole };
     // The right half is accepted, and was sent after the whole had been refused.
     isolation.accepted(isolation.refusals(), 0);
-    assert_eq!(isolation.refused(&mut left, 0), Verdict::GiveUp);
+    assert_eq!(isolation.refused(&mut left, 0), Decision::GiveUp);
 }
 
 #[test]
@@ -51,7 +59,7 @@ fn with_retry_nothing_is_ever_given_up() {
     let mut bad = work(0, 1);
     for _ in 0..3 {
         isolation.accepted(isolation.refusals(), 0);
-        assert_eq!(isolation.refused(&mut bad, 0), Verdict::Retry);
+        assert_eq!(isolation.refused(&mut bad, 0), Decision::Retry);
     }
 }
 

@@ -16,6 +16,8 @@ use crate::delivery::endpoints::Probed;
 use crate::delivery::health::Status;
 use crate::delivery::isolation::SUSPECTS_MAX;
 use crate::delivery::link::CLOSE_TIME;
+use crate::delivery::link::Parts;
+use crate::delivery::link::Verdict;
 use crate::filter::Rules;
 use crate::policy;
 use crate::policy::Policy;
@@ -31,6 +33,7 @@ use crate::telemetry::Telemetry;
 mod any_consumer;
 mod filtering;
 mod given_up;
+mod judged;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -44,6 +47,9 @@ enum Answer {
     AcceptBut(u64),
     /// Accepts this number of events of the batch, and answers the rest of the batch later.
     AcceptFirst(u64),
+    /// Judges each event of the batch by its letter: `d` delivered, `e` existing, `a` again, `r`
+    /// refused.
+    Judge(String),
     Refuse,
     Fail,
     /// Fails, and asks for a pause of this length before the next attempt.
@@ -101,6 +107,10 @@ impl<const EAGER: bool> Connect for Fake<EAGER> {
 
     const EAGER: bool = EAGER;
 
+    fn tells_positions(&self) -> bool {
+        true
+    }
+
     fn is_ordered(&self) -> bool {
         self.ordered
     }
@@ -130,6 +140,28 @@ fn events_of(batch: &Batch) -> Vec<String> {
     let events: Vec<String> = lines.lines().map(str::to_owned).collect();
     assert_eq!(events.len() as u64, batch.events);
     events
+}
+
+/// Returns the report in which each event of the batch is judged by its letter, and adds the events
+/// that are delivered to `seen`.
+fn judged(batch: &Batch, letters: &str, seen: &mut Vec<String>) -> Event {
+    assert_eq!(letters.len() as u64, batch.events);
+    let mut parts = Parts::default();
+    for ((position, letter), event) in batch.positions().zip(letters.chars()).zip(events_of(batch))
+    {
+        let item = || failure(AttemptError::Item);
+        let verdict = match letter {
+            'd' => Verdict::Delivered,
+            'e' => Verdict::Existing,
+            'a' => Verdict::Again(item()),
+            _ => Verdict::Refused(item()),
+        };
+        if letter == 'd' {
+            seen.push(event);
+        }
+        parts.add(position, verdict);
+    }
+    Event::Judged(batch.claim, parts.end(batch.claim))
 }
 
 impl<const EAGER: bool> Link for FakeLink<EAGER> {
@@ -171,6 +203,7 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
             Answer::Accept
             | Answer::AcceptBut(_)
             | Answer::AcceptFirst(_)
+            | Answer::Judge(_)
             | Answer::Refuse
             | Answer::Fail
             | Answer::FailFor(_)
@@ -204,8 +237,10 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
         if answer == Answer::Trouble {
             return Event::Troubled(failure(AttemptError::Connect));
         }
-        let claim = self.wire.remove(index).claim;
+        let batch = self.wire.remove(index);
+        let claim = batch.claim;
         match answer {
+            Answer::Judge(letters) => judged(&batch, &letters, &mut seen.events),
             Answer::Accept | Answer::AcceptBut(_) => {
                 self.accepted_any = true;
                 let count = if let Answer::AcceptBut(count) = answer { count } else { 0 };

@@ -14,6 +14,10 @@ use hyper::body::Incoming;
 use hyper::header;
 use tokio::time::Instant;
 
+use super::api::Api;
+use super::api::Outcome;
+use super::api::Reply;
+use super::api::Sent;
 use super::url::BaseUrl;
 use crate::delivery::failure::Failure;
 use crate::delivery::failure::RETRY_AFTER_MAX;
@@ -27,17 +31,6 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// the connection is closed. The result of the request does not change: it depends only on the
 /// status, which comes before the body.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
-
-/// The result of one request to a consumer.
-pub(super) enum Outcome {
-    /// The consumer has acknowledged the batch with a status 2xx.
-    Accepted,
-    /// The consumer refuses the events themselves (status 400, 413 or 422), so it would refuse the
-    /// same request again.
-    Refused(Failure),
-    /// The request failed for any other reason, and the batch must be sent again.
-    Failed(Failure),
-}
 
 /// Returns the pause that the header `Retry-After` asks for, in seconds or as a date (RFC 9110
 /// §10.2.3), at most [`RETRY_AFTER_MAX`]. Returns `None` if there is no such header, if it can't be
@@ -87,34 +80,42 @@ pub(super) fn early(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
             );
             Outcome::Failed(Failure::new(AttemptError::Protocol, what))
         }
-        outcome @ (Outcome::Refused(_) | Outcome::Failed(_)) => outcome,
+        outcome @ (Outcome::Judged(_) | Outcome::Refused(_) | Outcome::Failed(_)) => outcome,
     }
 }
 
-/// Returns the result of a request, which follows from the status of `response`. Also reads the
-/// body of the answer and discards it, until `deadline` at most, and at most for [`ANSWER_TIME`]
-/// and about [`ANSWER_BYTES_MAX`] bytes. The returned `bool` is `true` if the body was read to its
-/// end, so that the connection can be used for another request.
+/// Returns the result of a request, which `api` judges. Reads the body of the answer until
+/// `deadline` at most, and at most for [`ANSWER_TIME`] and about [`ANSWER_BYTES_MAX`] bytes, or as
+/// many as `api` wants. The returned `bool` is `true` if the body was read to its end, so that the
+/// connection can be used for another request.
 pub(super) async fn judge(
+    api: &dyn Api,
     base: &BaseUrl,
     response: Response<Incoming>,
+    sent: &Sent,
     deadline: Instant,
 ) -> (Outcome, bool) {
-    let outcome = meaning(base, &response);
+    let (status, by_status) = (response.status(), meaning(base, &response));
     let mut body = response.into_body();
-    let mut read = 0;
+    let (mut text, mut read, wanted) = (Vec::new(), 0, api.answer_bytes());
     let rest = async {
         while let Some(frame) = body.frame().await {
-            read += frame.ok()?.data_ref().map_or(0, Bytes::len);
-            if read > ANSWER_BYTES_MAX {
+            let frame = frame.ok()?;
+            let data = frame.data_ref().map_or(&[][..], Bytes::as_ref);
+            read += data.len();
+            if read > wanted.max(ANSWER_BYTES_MAX) {
                 return None;
+            }
+            if read <= wanted {
+                text.extend_from_slice(data);
             }
         }
         Some(())
     };
     let deadline = deadline.min(Instant::now() + ANSWER_TIME);
     let keep = matches!(tokio::time::timeout_at(deadline, rest).await, Ok(Some(())));
-    (outcome, keep)
+    let body = (keep && read <= wanted).then_some(text.as_slice());
+    (api.judge(Reply { status, by_status, body, base }, sent), keep)
 }
 
 /// Returns the category of the error that ended a request on an open connection before its answer:

@@ -77,6 +77,11 @@ impl Pieces {
         Self { head, lines: lines.into(), tail, is_list, left, copied: BytesMut::new() }
     }
 
+    /// Returns the number of bytes of the body that are not in a piece yet.
+    pub(super) fn left(&self) -> u64 {
+        self.left
+    }
+
     /// Takes the next piece from the stored buffers without a copy. Returns `None` if the next
     /// piece must be a copy: because the body is a list, in which line breaks become commas, or
     /// because the next stored buffer is smaller than `PASSED_ON_MIN`.

@@ -1,6 +1,9 @@
 //! The HTTP client of one output: its settings, its addresses, and how a connection is made.
 
 use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -13,14 +16,15 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use super::api::Api;
+use super::api::Encoded;
+use super::api::Sent;
 use super::body::COPIED_BYTES;
 use super::body::Upload;
 use super::expanded::Expanded;
 use super::pool::ConnectionKey;
 use super::pool::PooledConnection;
 use super::proxy::Proxy;
-use super::request::Form;
-use super::settings::Settings;
 use super::silence::AnswerTimes;
 use super::url::BaseUrl;
 use super::url::HttpEndpoint;
@@ -38,6 +42,8 @@ use crate::net;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::tls_session::Expiry;
 use crate::output::transport::tls_session::Tls;
+use crate::queue::Identity;
+use crate::queue::Take;
 use crate::staged::Staged;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
@@ -53,7 +59,10 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// ([`Client::pick`]).
 pub(super) struct Client {
     pub(super) config: config::HttpClient,
-    pub(super) form: Form,
+    pub(super) api: Arc<dyn Api>,
+    /// The identity of the queue; empty before the delivery begins.
+    pub(super) queue: OnceLock<Identity>,
+    pub(super) growth: Growth,
     pub(super) timeouts: config::Timeouts,
     pub(super) limits: config::BatchLimits,
     pub(super) endpoints: Arc<Endpoints>,
@@ -68,18 +77,54 @@ pub(super) struct Client {
     pub(super) drivers: TaskTracker,
 }
 
+/// How many times as large as the events of a batch the body of its request is, as the last request
+/// has shown. The value is in thousandths, at least 1,000.
+pub(super) struct Growth(AtomicU64);
+
+impl Default for Growth {
+    fn default() -> Self {
+        Self(AtomicU64::new(1000))
+    }
+}
+
+impl Growth {
+    /// Notes how large the body of a request has become that was made of a batch of `bytes` bytes.
+    pub(super) fn note(&self, bytes: u64, encoded: &Encoded, batch: &Sent) {
+        let body = encoded.body.left().saturating_mul(batch.events);
+        let grown = body.saturating_mul(1000) / (bytes * encoded.events).max(1);
+        self.0.store(grown.max(1000), Ordering::Relaxed);
+    }
+
+    /// Returns how many bytes of events a batch may have so that its body has `max` bytes.
+    pub(super) fn fit(&self, max: u64) -> u64 {
+        (max.saturating_mul(1000) / self.0.load(Ordering::Relaxed)).max(1)
+    }
+}
+
 impl Client {
+    /// Returns how many events and bytes the next batch may have.
+    pub(super) fn take(&self) -> Take {
+        let config::BatchLimits { max_bytes, max_events } = self.limits;
+        let bytes = match self.api.wraps_events() {
+            true => self.growth.fit(max_bytes),
+            false => max_bytes,
+        };
+        Take { bytes, events: max_events }
+    }
+
     /// Makes a client that has read no file and made no connection yet.
     pub(super) fn new(
-        http: &Settings,
+        client: &config::HttpClient,
+        api: Arc<dyn Api>,
         output: &config::Output,
         metrics: OutputMetrics,
         expiry: Expiry,
     ) -> Self {
-        let Settings { client, format } = http;
         Self {
             config: client.clone(),
-            form: Form { format: *format, compression: client.compression },
+            api,
+            queue: OnceLock::new(),
+            growth: Growth::default(),
             timeouts: output.timeouts.clone(),
             limits: output.batch,
             endpoints: Arc::new(Endpoints::new(&output.name, client.strategy, &output.timeouts)),
@@ -216,7 +261,7 @@ async fn tunnel(base: &BaseUrl, proxy: &Proxy, deadline: Instant) -> Result<TcpS
 
 impl Files for Client {
     fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
-        let expanded = Expanded::read(&self.config).map_err(StageError::Setting)?;
+        let expanded = Expanded::read(&self.config, &*self.api).map_err(StageError::Setting)?;
         let has_https = expanded.endpoints.iter().any(|endpoint| endpoint.base.https);
         let tls = has_https.then(|| Arc::clone(&self.tls).stage()).transpose()?;
         Ok(Box::new(move || {

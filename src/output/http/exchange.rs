@@ -8,14 +8,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::answer;
-use super::answer::Outcome;
 use super::answer::chain;
+use super::api::Outcome;
+use super::api::Sent;
 use super::body::Pieces;
 use super::body::Upload;
 use super::client::Client;
 use super::expanded::Expanded;
 use super::pool::Lane;
 use super::pool::PooledConnection;
+use super::request::compressed;
+use super::request::request;
 use super::silence::Waiting;
 use super::wire::Progress;
 use super::wire::RequestMarks;
@@ -53,17 +56,40 @@ impl Client {
                 Failure::new(AttemptError::Protocol, "the URL's files have not been read");
             return (0, Outcome::Failed(failure));
         };
-        let body = match self.form.encode(batch).await {
-            Ok(body) => body,
+        let Some(queue) = self.queue.get() else {
+            let failure = Failure::new(AttemptError::Protocol, "the queue has no identity yet");
+            return (0, Outcome::Failed(failure));
+        };
+        let (mut sent, bytes) = (Sent::of(&batch), batch.bytes);
+        let encoded = self.api.encode(batch, *queue, self.limits.max_bytes);
+        self.growth.note(bytes, &encoded, &sent);
+        let unsent = sent.cut(encoded.events);
+        match compressed(encoded.body, self.config.compression).await {
+            Ok(body) => {
+                let (id, outcome) = self.post(lane, &expanded, attempt, body, &sent).await;
+                (id, sent.with_unsent(outcome, unsent))
+            }
             Err(failure) => {
                 let outcome = Outcome::Failed(failure);
-                return self.settle(lane, Exchanged { attempt, outcome, connection: None });
+                self.settle(lane, Exchanged { attempt, outcome, connection: None })
             }
-        };
+        }
+    }
+
+    /// Sends a request to an address, and to another one if the first one is silent. Returns the id
+    /// of the address that decided the outcome, and the outcome.
+    async fn post(
+        &self,
+        lane: &mut Lane,
+        expanded: &Expanded,
+        attempt: Attempt,
+        body: Pieces,
+        sent: &Sent,
+    ) -> (usize, Outcome) {
         let waiting = Waiting::default();
-        let pooled = lane.take(&expanded, attempt.address());
-        let mut first =
-            Box::pin(self.exchange(pooled, &expanded, attempt, body.clone(), Some(&waiting)));
+        let pooled = lane.take(expanded, attempt.address());
+        let first = self.exchange(pooled, expanded, attempt, body.clone(), sent, Some(&waiting));
+        let mut first = Box::pin(first);
         let (silent, since, other) = tokio::select! {
             biased;
             done = first.as_mut() => return self.settle(lane, done),
@@ -71,9 +97,9 @@ impl Client {
         };
         self.endpoints.suspect(silent, since.elapsed());
         self.metrics.retries.increment(1);
-        let pooled = lane.take(&expanded, &other);
+        let pooled = lane.take(expanded, &other);
         let attempt = self.endpoints.give(other);
-        let second = Box::pin(self.exchange(pooled, &expanded, attempt, body, None));
+        let second = Box::pin(self.exchange(pooled, expanded, attempt, body, sent, None));
         let done = self.first_answer(first, second).await;
         self.settle(lane, done)
     }
@@ -98,7 +124,7 @@ impl Client {
             }
         };
         match done.outcome {
-            Outcome::Accepted | Outcome::Refused(_) => done,
+            Outcome::Accepted | Outcome::Judged(_) | Outcome::Refused(_) => done,
             Outcome::Failed(failure) => {
                 done.attempt.failed(&failure);
                 self.metrics.failed(failure.reason);
@@ -128,7 +154,7 @@ impl Client {
                 outcome = Outcome::Failed(failure);
             }
             Outcome::Refused(_) if another_may => {}
-            Outcome::Accepted | Outcome::Refused(_) => attempt.succeeded(),
+            Outcome::Accepted | Outcome::Judged(_) | Outcome::Refused(_) => attempt.succeeded(),
             Outcome::Failed(ref mut failure) => failure.elsewhere = attempt.failed(failure),
         }
         (attempt.address().id, outcome)
@@ -168,9 +194,10 @@ impl Client {
         expanded: &Expanded,
         mut attempt: Attempt,
         body: Pieces,
+        sent: &Sent,
         waiting: Option<&Waiting>,
     ) -> Exchanged {
-        let result = self.send(&mut pooled, expanded, &mut attempt, &body, waiting).await;
+        let result = self.send(&mut pooled, expanded, &mut attempt, &body, sent, waiting).await;
         let outcome = result.unwrap_or_else(Outcome::Failed);
         Exchanged { attempt, outcome, connection: pooled }
     }
@@ -184,6 +211,7 @@ impl Client {
         expanded: &Expanded,
         attempt: &mut Attempt,
         body: &Pieces,
+        sent: &Sent,
         waiting: Option<&Waiting>,
     ) -> Result<Outcome, Failure> {
         let Some(endpoint) = expanded.endpoints.get(attempt.address().endpoint) else {
@@ -204,7 +232,8 @@ impl Client {
             connection.busy = true;
             let marks = connection.progress.begin();
             let upload = self.upload(body.clone(), marks.clone());
-            let request = self.form.request(endpoint, &expanded.headers, upload);
+            let (kind, compression) = (self.api.content_type(), self.config.compression);
+            let request = request(endpoint, kind, compression, &expanded.headers, upload);
             let request =
                 request.map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
             let id = attempt.address().id;
@@ -231,7 +260,7 @@ impl Client {
             }
             connection.busy = false;
             let (waited, deadline) = (since.elapsed(), since + self.timeouts.request);
-            let (outcome, keep) = answer::judge(base, response, deadline).await;
+            let (outcome, keep) = answer::judge(&*self.api, base, response, sent, deadline).await;
             if !matches!(outcome, Outcome::Failed(_)) {
                 self.answer_times.took(waited);
             }

@@ -12,6 +12,7 @@ use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 
 use super::answer::chain;
+use super::api::Api;
 use super::proxy::Proxy;
 use super::url::HttpEndpoint;
 use crate::config;
@@ -35,11 +36,11 @@ impl Expanded {
     ///
     /// The text names the key or the file that is wrong. It never contains the value of a template
     /// or the content of a file, because these may be secret.
-    pub(super) fn read(config: &config::HttpClient) -> Result<Self, String> {
+    pub(super) fn read(config: &config::HttpClient, api: &dyn Api) -> Result<Self, String> {
         let expand = |template: &config::Template| template.expand().map_err(|error| chain(&error));
         let mut endpoints = Vec::new();
         for (index, template) in config.urls.iter().enumerate() {
-            let endpoint = HttpEndpoint::parse(&expand(template)?);
+            let endpoint = HttpEndpoint::parse(&expand(template)?, api.path());
             endpoints.push(endpoint.map_err(|what| format!("urls[{index}] {what}"))?);
         }
         let proxy = match &config.proxy {
@@ -58,7 +59,7 @@ impl Expanded {
             value.set_sensitive(true);
             headers.insert(name, value);
         }
-        if let Some(value) = authorization(config)? {
+        if let Some(value) = authorization(config)?.or(api.authorization()?) {
             headers.insert(header::AUTHORIZATION, value);
         }
         Ok(Self { endpoints, proxy, headers })

@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
-use super::answer::Outcome;
+use super::api::Outcome;
 use super::client::Client;
 use super::pool::Lane;
 use super::pool::PooledConnection;
@@ -100,9 +100,7 @@ impl HttpLink {
 
 impl Link for HttpLink {
     fn room(&self) -> Option<Take> {
-        let limits = self.client.limits;
-        (!self.idle.is_empty() && self.waits_until.is_none())
-            .then_some(Take { bytes: limits.max_bytes, events: limits.max_events })
+        (!self.idle.is_empty() && self.waits_until.is_none()).then(|| self.client.take())
     }
 
     fn send(&mut self, batch: Batch) {
@@ -142,6 +140,7 @@ impl Link for HttpLink {
         self.consumer = id;
         match outcome {
             Outcome::Accepted => Event::Accepted { claim, rejected: Vec::new() },
+            Outcome::Judged(parts) => Event::Judged(claim, parts),
             Outcome::Refused(failure) => Event::Refused(claim, failure),
             Outcome::Failed(failure) => Event::Failed(claim, failure),
         }
@@ -167,7 +166,9 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::delivery::files::Files as _;
+    use crate::output::http::Settings;
     use crate::output::transport::tls_session::Expiry;
+    use crate::queue::Identity;
 
     /// Returns a link with three lanes, and its consumer, which takes connections and never
     /// answers.
@@ -180,10 +181,13 @@ mod tests {
         );
         let read = config::read(&text, crate::output::TYPES);
         let output = read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0);
-        let http = output.kind.settings().expect("it is http's");
+        let http: &Settings = output.kind.settings().expect("it is http's");
+        let api = Arc::new(http.format);
         let telemetry = Arc::new(crate::telemetry::Telemetry::new());
         let expiry = Expiry::new(&telemetry, "o");
-        let client = Arc::new(Client::new(http, &output, telemetry.output("o"), expiry));
+        let metrics = telemetry.output("o");
+        let client = Arc::new(Client::new(&http.client, api, &output, metrics, expiry));
+        client.queue.set(Identity::random().unwrap()).unwrap();
         (Arc::clone(&client).stage().unwrap())();
         (HttpLink::new(client), listener)
     }

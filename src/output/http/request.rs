@@ -1,4 +1,4 @@
-//! Requests: the head, and the body that a batch becomes.
+//! Requests: the head, the compression, and the bodies of `type = "http"`.
 
 use bytes::Bytes;
 use hyper::HeaderMap;
@@ -7,6 +7,8 @@ use hyper::Request;
 use hyper::header;
 use hyper::header::HeaderValue;
 
+use super::api::Api;
+use super::api::Encoded;
 use super::body::Pieces;
 use super::body::Upload;
 use super::body::gzip;
@@ -19,83 +21,85 @@ use crate::config::Compression;
 use crate::delivery::failure::Failure;
 use crate::output::json_lines::audit_log;
 use crate::queue::Batch;
+use crate::queue::Identity;
 use crate::telemetry::AttemptError;
 
-/// The format and the compression in which an `http` output sends batches.
-#[derive(Clone, Copy)]
-pub(super) struct Form {
-    pub(super) format: HttpFormat,
-    pub(super) compression: Compression,
+/// The protocol of `type = "http"`: any consumer that answers 2xx.
+impl Api for HttpFormat {
+    fn content_type(&self) -> &'static str {
+        match self {
+            Self::EventList | Self::JsonArray => "application/json",
+            Self::Ndjson | Self::AuditLog => "application/x-ndjson",
+        }
+    }
+
+    fn encode(&self, batch: Batch, _: Identity, _: u64) -> Encoded {
+        let body = match self {
+            Self::Ndjson => Pieces::of(batch.pieces),
+            Self::AuditLog => Pieces::of(vec![audit_log(&batch.pieces)]),
+            Self::EventList => Pieces::list(LIST_HEAD, batch.pieces, b"]}\n"),
+            Self::JsonArray => Pieces::list(b"[", batch.pieces, b"]"),
+        };
+        Encoded { body, events: batch.events }
+    }
 }
 
-impl Form {
-    /// Returns the request body that carries `batch`, in the output's format and compression.
-    /// Compression runs on a thread for blocking work.
-    ///
-    /// # Errors
-    ///
-    /// The compression failed.
-    pub(super) async fn encode(self, batch: Batch) -> Result<Pieces, Failure> {
-        let body = match self.format {
-            HttpFormat::Ndjson => Pieces::of(batch.pieces),
-            HttpFormat::AuditLog => Pieces::of(vec![audit_log(&batch.pieces)]),
-            HttpFormat::EventList => Pieces::list(LIST_HEAD, batch.pieces, b"]}\n"),
-            HttpFormat::JsonArray => Pieces::list(b"[", batch.pieces, b"]"),
-        };
-        let compress: fn(Pieces) -> std::io::Result<Vec<u8>> = match self.compression {
-            Compression::None => return Ok(body),
-            Compression::Gzip => gzip,
-            Compression::Zstd => zstd,
-        };
-        let compressed = tokio::task::spawn_blocking(move || compress(body)).await;
-        match compressed {
-            Ok(Ok(bytes)) => Ok(Pieces::of(vec![Bytes::from(bytes)])),
-            Ok(Err(error)) => {
-                Err(Failure::new(AttemptError::Protocol, format!("cannot compress: {error}")))
-            }
-            Err(error) => {
-                Err(Failure::new(AttemptError::Protocol, format!("cannot compress: {error}")))
-            }
+/// Returns the body of a request, compressed. Compression runs on a thread for blocking work.
+///
+/// # Errors
+///
+/// The compression failed.
+pub(super) async fn compressed(body: Pieces, compression: Compression) -> Result<Pieces, Failure> {
+    let compress: fn(Pieces) -> std::io::Result<Vec<u8>> = match compression {
+        Compression::None => return Ok(body),
+        Compression::Gzip => gzip,
+        Compression::Zstd => zstd,
+    };
+    let compressed = tokio::task::spawn_blocking(move || compress(body)).await;
+    match compressed {
+        Ok(Ok(bytes)) => Ok(Pieces::of(vec![Bytes::from(bytes)])),
+        Ok(Err(error)) => {
+            Err(Failure::new(AttemptError::Protocol, format!("cannot compress: {error}")))
+        }
+        Err(error) => {
+            Err(Failure::new(AttemptError::Protocol, format!("cannot compress: {error}")))
         }
     }
+}
 
-    /// Returns a POST request to `endpoint` with this body. If a header in `extra` has the same
-    /// name as one that the relay sets itself, the one in `extra` is sent.
-    ///
-    /// # Errors
-    ///
-    /// The path or query of the URL can't be put in a request.
-    pub(super) fn request(
-        self,
-        endpoint: &HttpEndpoint,
-        extra: &HeaderMap,
-        body: Upload,
-    ) -> Result<Request<Upload>, hyper::http::Error> {
-        let marks = body.marks.clone();
-        let content_type = match self.format {
-            HttpFormat::EventList | HttpFormat::JsonArray => "application/json",
-            HttpFormat::Ndjson | HttpFormat::AuditLog => "application/x-ndjson",
-        };
-        let encoding = match self.compression {
-            Compression::None => None,
-            Compression::Gzip => Some("gzip"),
-            Compression::Zstd => Some("zstd"),
-        };
-        let mut request =
-            Request::builder().method(Method::POST).uri(&endpoint.path_and_query).body(body)?;
-        let headers = request.headers_mut();
-        headers.insert(header::HOST, endpoint.authority.clone());
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-        if let Some(encoding) = encoding {
-            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
-        }
-        for (name, value) in extra {
-            headers.insert(name, value.clone());
-        }
-        hyper::ext::on_informational(&mut request, move |_| marks.interim());
-        Ok(request)
+/// Returns a POST request to `endpoint` with this body. If a header in `extra` has the same name as
+/// one that the relay sets itself, the one in `extra` is sent.
+///
+/// # Errors
+///
+/// The path or query of the URL can't be put in a request.
+pub(super) fn request(
+    endpoint: &HttpEndpoint,
+    content_type: &'static str,
+    compression: Compression,
+    extra: &HeaderMap,
+    body: Upload,
+) -> Result<Request<Upload>, hyper::http::Error> {
+    let marks = body.marks.clone();
+    let encoding = match compression {
+        Compression::None => None,
+        Compression::Gzip => Some("gzip"),
+        Compression::Zstd => Some("zstd"),
+    };
+    let mut request =
+        Request::builder().method(Method::POST).uri(&endpoint.path_and_query).body(body)?;
+    let headers = request.headers_mut();
+    headers.insert(header::HOST, endpoint.authority.clone());
+    headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    if let Some(encoding) = encoding {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
     }
+    for (name, value) in extra {
+        headers.insert(name, value.clone());
+    }
+    hyper::ext::on_informational(&mut request, move |_| marks.interim());
+    Ok(request)
 }
 
 #[cfg(test)]

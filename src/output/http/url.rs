@@ -35,9 +35,9 @@ impl fmt::Display for BaseUrl {
 }
 
 impl HttpEndpoint {
-    /// Splits a URL into its parts. The error text says what is wrong with the URL, and does not
-    /// contain the URL, because the URL may hold a token.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    /// Splits a URL into its parts, and adds `path` to its path. The error text says what is wrong
+    /// with the URL, and does not contain the URL, because the URL may hold a token.
+    pub(super) fn parse(text: &str, path: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         let https = match url.scheme() {
             "https" => true,
@@ -51,9 +51,14 @@ impl HttpEndpoint {
             Some(port) => format!("{host}:{port}"),
             None => host.to_owned(),
         };
-        let path_and_query = match url.query() {
-            Some(query) => format!("{}?{query}", url.path()),
-            None => url.path().to_owned(),
+        let path = match path {
+            "" => url.path().to_owned(),
+            more => format!("{}{more}", url.path().trim_end_matches('/')),
+        };
+        let path_and_query = match (url.query(), path.contains('?')) {
+            (Some(query), false) => format!("{path}?{query}"),
+            (Some(query), true) => format!("{path}&{query}"),
+            (None, _) => path,
         };
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Self {
@@ -71,16 +76,31 @@ mod tests {
 
     #[test]
     fn an_endpoint_shows_neither_path_nor_query() {
-        let endpoint = HttpEndpoint::parse("https://logs.example:8443/v1/in?token=s3cr3t").unwrap();
+        let url = "https://logs.example:8443/v1/in?token=s3cr3t";
+        let endpoint = HttpEndpoint::parse(url, "").unwrap();
         assert_eq!(endpoint.base.to_string(), "https://logs.example:8443");
         assert_eq!(endpoint.path_and_query, "/v1/in?token=s3cr3t");
         assert_eq!(endpoint.authority, "logs.example:8443");
-        let endpoint = HttpEndpoint::parse("http://[::1]/x").unwrap();
+        let endpoint = HttpEndpoint::parse("http://[::1]/x", "").unwrap();
         assert_eq!((endpoint.base.at.host.as_str(), endpoint.base.at.port), ("::1", 80));
         assert_eq!(
             (endpoint.base.to_string().as_str(), endpoint.authority),
             ("http://[::1]:80", HeaderValue::from_static("[::1]"))
         );
-        assert!(HttpEndpoint::parse("ftp://x/").is_err());
+        assert!(HttpEndpoint::parse("ftp://x/", "").is_err());
+    }
+
+    #[test]
+    fn the_path_of_a_protocol_is_added_to_that_of_the_url() {
+        for (url, path, wanted) in [
+            ("http://x", "/_bulk?a=b", "/_bulk?a=b"),
+            ("http://x/", "/_bulk", "/_bulk"),
+            ("http://x/es/", "/_bulk?a=b", "/es/_bulk?a=b"),
+            ("http://x/es?token=t", "/_bulk?a=b", "/es/_bulk?a=b&token=t"),
+            ("http://x/es?token=t", "/_bulk", "/es/_bulk?token=t"),
+        ] {
+            let endpoint = HttpEndpoint::parse(url, path).unwrap();
+            assert_eq!(endpoint.path_and_query, wanted, "{url}");
+        }
     }
 }

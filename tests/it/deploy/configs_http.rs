@@ -7,6 +7,8 @@ use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
 use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
+use crate::support::elasticsearch::Elasticsearch;
+use crate::support::elasticsearch::Mood;
 use crate::support::http;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
@@ -162,6 +164,35 @@ fn saas_webhook_sends_compressed_lines_to_a_url_with_the_token() {
     for request in sink.requests() {
         assert_eq!(request.target, "/v1/ingest?token=s3cr3t-t0ken");
         assert_eq!(request.header("content-type"), Some("application/x-ndjson"));
+        assert_eq!(request.header("content-encoding"), Some("gzip"));
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn elasticsearch_stores_each_event_once_with_the_key_of_a_file() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let options = Options { tls, ..Options::default() };
+    let consumer = Elasticsearch::with(options, 4 << 20, || Mood::Judges, |_| 201);
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("api-key");
+    std::fs::write(&key, "VnVhQ2ZHY0JDZGJrUW0tZTVhT3g6dWkybHAyYXhUTm1zeWFrdzl0dk5udw==\n").unwrap();
+    let host = format!("localhost:{}", consumer.address().port());
+    let substitutions = [
+        ("elasticsearch.example.com:9200", host.as_str()),
+        ("/secrets/api-key", text(&key)),
+        ("/var/lib/kube-audit-forwarder", text(directory.path())),
+    ];
+    let relay = Relay::with(&shipped("elasticsearch.toml", &substitutions))
+        .variable("SSL_CERT_FILE", text(&certificates.ca))
+        .start();
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&consumer.events(), &events);
+    for request in consumer.sink.requests() {
+        let key = "ApiKey VnVhQ2ZHY0JDZGJrUW0tZTVhT3g6dWkybHAyYXhUTm1zeWFrdzl0dk5udw==";
+        assert_eq!(request.header("authorization"), Some(key));
         assert_eq!(request.header("content-encoding"), Some("gzip"));
     }
     relay.finish(Backlog::Empty);

@@ -126,6 +126,7 @@ fn check_takes_the_shipped_configs() {
         ("/certificates/tls.crt", &certificates.server.certificate),
         ("/certificates/tls.key", &certificates.server.key),
         ("/secrets/token", &token),
+        ("/secrets/api-key", &token),
     ];
     for file in shipped() {
         // The config is checked unchanged, for another machine (`--elsewhere`), because this one

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
 use super::given_up::Clerk;
+use super::judged::judge;
 use super::*;
 
 /// The behaviour of a random consumer during some time.
@@ -36,6 +37,9 @@ struct Case {
     batches: Vec<(u64, Vec<Kind>)>,
     /// `true` if the output has a filter. Without it, all events are good or bad.
     sifts: bool,
+    /// `true` if the consumer judges each event of a request. It then does not take every fourth
+    /// good event at the first attempt.
+    judges: bool,
     moods: Vec<(Mood, u64)>,
     window: usize,
     ordered: bool,
@@ -73,7 +77,7 @@ fn kind(sifts: bool) -> BoxedStrategy<Kind> {
 }
 
 prop_compose! {
-    fn case(sifts: bool)(
+    fn case(sifts: bool, judges: bool)(
         batches in prop::collection::vec(
             (0_u64..20_000, prop::collection::vec(kind(sifts), 1..12)), 1..40),
         moods in prop::collection::vec((mood(), 1_u64..300_000), 0..6),
@@ -90,7 +94,7 @@ prop_compose! {
         let mut replaced = replaced;
         replaced.sort_unstable();
         Case {
-            batches, sifts, moods, window, ordered, latency_ms, shuffle, drop_oldest, replaced, desk, max_elapsed_ms,
+            batches, sifts, judges, moods, window, ordered, latency_ms, shuffle, drop_oldest, replaced, desk, max_elapsed_ms,
         }
     }
 }
@@ -99,9 +103,21 @@ prop_compose! {
 /// them. Each mood lasts for its number of milliseconds.
 fn moody<const EAGER: bool>(
     moods: Vec<(Mood, u64)>,
+    judges: bool,
     started: Instant,
 ) -> impl FnMut(&[String]) -> Answer + Send {
     let mut count = 0_u32;
+    let mut judged = 0_u32;
+    let mut has = BTreeSet::new();
+    let mut letter = move |(_, event): (usize, &String)| {
+        judged += 1;
+        match event {
+            bad if bad.starts_with("bad") => 'r',
+            _ if judged.is_multiple_of(4) => 'a',
+            new if has.insert(new.clone()) => 'd',
+            _ => 'e',
+        }
+    };
     move |events| {
         let mut elapsed = started.elapsed();
         let mut left = moods.iter().skip_while(|(_, length)| {
@@ -118,7 +134,11 @@ fn moody<const EAGER: bool>(
             (false, _) => Answer::Fail,
         };
         // A stream has no way to refuse.
-        let healthy = |events: &[String]| if EAGER { Answer::Accept } else { refuse_bad(events) };
+        let mut healthy = |events: &[String]| match (EAGER, judges) {
+            (true, _) => Answer::Accept,
+            (false, true) => judge(events, &mut letter),
+            (false, false) => refuse_bad(events),
+        };
         match mood {
             Mood::Healthy => healthy(events),
             Mood::RefusesAll if EAGER => stumble,
@@ -172,7 +192,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     let started = Instant::now();
     let lengths = case.moods.iter().map(|(_, length)| Duration::from_millis(*length));
     let mood_ends = started + lengths.sum::<Duration>();
-    let script = moody::<EAGER>(case.moods.clone(), started);
+    let script = moody::<EAGER>(case.moods.clone(), case.judges, started);
     let mut bench = Bench::start::<EAGER>(&setting, script);
     let clerk = case.desk.map(|seed| Clerk::start(&mut bench, seed));
     let mut number = 0;
@@ -246,7 +266,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
         // because only bad events were lost.
         let bad = |event: &&String| !EAGER && event.starts_with("bad");
         let only_bad = lost == appended.iter().filter(bad).count() as u64;
-        if setting.ordered && (case.desk.is_some() || only_bad) {
+        if setting.ordered && !case.judges && (case.desk.is_some() || only_bad) {
             let stays = |event: &&String| distinct.contains(*event) && !letters.contains(*event);
             let arrived: Vec<_> = appended.iter().filter(stays).cloned().collect();
             prop_assert!(in_order(&seen, &arrived), "out of order: {:?}", seen);
@@ -273,22 +293,32 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
-    fn requests_to_any_consumer_are_delivered_or_counted(case in case(false)) {
+    fn requests_to_any_consumer_are_delivered_or_counted(case in case(false, false)) {
         run_paused(holds::<false>(&case))?;
     }
 
     #[test]
-    fn a_stream_to_any_consumer_is_delivered_in_order(case in case(false)) {
+    fn requests_to_any_consumer_that_judges_are_delivered_or_counted(case in case(false, true)) {
+        run_paused(holds::<false>(&case))?;
+    }
+
+    #[test]
+    fn requests_through_a_filter_to_a_judge_are_delivered_or_counted(case in case(true, true)) {
+        run_paused(holds::<false>(&case))?;
+    }
+
+    #[test]
+    fn a_stream_to_any_consumer_is_delivered_in_order(case in case(false, false)) {
         run_paused(holds::<true>(&case))?;
     }
 
     #[test]
-    fn requests_through_a_filter_are_delivered_or_counted(case in case(true)) {
+    fn requests_through_a_filter_are_delivered_or_counted(case in case(true, false)) {
         run_paused(holds::<false>(&case))?;
     }
 
     #[test]
-    fn a_stream_through_a_filter_is_delivered_in_order(case in case(true)) {
+    fn a_stream_through_a_filter_is_delivered_in_order(case in case(true, false)) {
         run_paused(holds::<true>(&case))?;
     }
 }

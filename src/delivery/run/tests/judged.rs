@@ -1,0 +1,119 @@
+//! Consumers whose answers speak of single events: what goes again, what is given up, and when.
+
+use super::*;
+
+/// Returns the answer that judges each event by a letter: `letter` gets the event's index in the
+/// batch, and its name.
+pub(super) fn judge(events: &[String], letter: impl FnMut((usize, &String)) -> char) -> Answer {
+    Answer::Judge(events.iter().enumerate().map(letter).collect())
+}
+
+fn errors(bench: &Bench) -> u64 {
+    bench.value("output_errors_total{output=\"o\",reason=\"item\"}")
+}
+
+fn existing(bench: &Bench) -> u64 {
+    bench.value("output_existing_events_total{output=\"o\"}")
+}
+
+/// Returns the names `0`, `1` and so on.
+fn numbers(count: usize) -> Vec<String> {
+    (0..count).map(|number| number.to_string()).collect()
+}
+
+/// Method: the consumer takes every second event of a batch at the first attempt, and everything
+/// later. The other events must go again in one request, in their order, and nothing else.
+#[tokio::test(start_paused = true)]
+async fn only_events_that_were_not_taken_go_again_and_share_a_request() {
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&requests);
+    let mut bench = Bench::requests(move |events| {
+        let mut requests = told.lock().unwrap();
+        requests.push(events.to_vec());
+        let first = requests.len() == 1;
+        judge(events, |(index, _)| if first && index % 2 == 0 { 'a' } else { 'd' })
+    });
+    bench.append(&numbers(400));
+    bench.drained().await;
+    let even: Vec<String> = numbers(400).into_iter().step_by(2).collect();
+    assert_eq!(*requests.lock().unwrap(), [numbers(400), even]);
+    assert_eq!((bench.delivered(), bench.lost(), errors(&bench)), (400, 0, 1));
+    assert!(bench.status.snapshot().up, "the consumer takes events");
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_event_among_events_that_are_taken_is_given_up_without_another_request() {
+    let mut bench = Bench::requests(|events| {
+        judge(events, |(_, event)| match event.as_str() {
+            "bad" => 'r',
+            "old" => 'e',
+            _ => 'd',
+        })
+    });
+    bench.append(&["a", "bad", "b", "old", "old", "bad"]);
+    bench.drained().await;
+    assert_eq!(bench.seen(), ["a", "b"]);
+    assert_eq!((bench.delivered(), bench.lost(), existing(&bench)), (4, 2, 2));
+    assert_eq!((bench.attempts().len(), errors(&bench)), (1, 1));
+    bench.finish().await;
+}
+
+/// Method: the consumer refuses every event one by one, as a consumer whose index is missing, and
+/// takes all but the bad ones an hour later. No good event may be given up meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_refuses_each_event_of_a_batch_may_be_at_fault_itself() {
+    let started = Instant::now();
+    let mut bench = Bench::requests(move |events| {
+        let is_well = started.elapsed() > HOUR;
+        judge(events, |(_, event)| if is_well && event != "bad" { 'd' } else { 'r' })
+    });
+    let names: Vec<_> = numbers(10).into_iter().chain(["bad".to_owned()]).collect();
+    bench.append(&names);
+    bench.append(&["later"]);
+    tokio::time::sleep(HOUR).await;
+    assert_eq!((bench.delivered(), bench.lost()), (0, 0));
+    bench.drained().await;
+    assert_eq!((bench.delivered(), bench.lost()), (11, 1));
+    let seen: BTreeSet<_> = bench.seen().into_iter().collect();
+    assert!(!seen.contains("bad") && seen.len() == 11, "{seen:?}");
+    bench.finish().await;
+}
+
+/// Method: with `rejected.action = "retry"`, an event that is refused among others that are taken
+/// goes again until it is taken. Only that event goes again.
+#[tokio::test(start_paused = true)]
+async fn a_refused_event_goes_again_alone_if_nothing_may_be_given_up() {
+    let started = Instant::now();
+    let setting = Setting { window: 1, rejected: Rejected::Retry, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, move |events| {
+        let is_well = started.elapsed() > HOUR;
+        judge(events, |(_, event)| if !is_well && event == "bad" { 'r' } else { 'd' })
+    });
+    bench.append(&["a", "bad", "b"]);
+    bench.drained().await;
+    assert_eq!(bench.seen(), ["a", "b", "bad"]);
+    assert_eq!((bench.delivered(), bench.lost()), (3, 0));
+    bench.finish().await;
+}
+
+/// Method: remainders of two batches share a request, which the consumer refuses as a whole. Each
+/// remainder is then sent by itself, and only the bad event is given up.
+#[tokio::test(start_paused = true)]
+async fn a_request_of_remainders_that_is_refused_is_taken_apart() {
+    let mut count = 0;
+    let mut bench = Bench::requests(move |events| {
+        count += 1;
+        match count {
+            1 => judge(events, |(index, _)| if index % 2 == 0 { 'a' } else { 'd' }),
+            _ => refuse_bad(events),
+        }
+    });
+    bench.append(&["a", "b", "bad", "c", "d", "e"]);
+    bench.append(&["last"]);
+    bench.drained().await;
+    let seen: BTreeSet<_> = bench.seen().into_iter().collect();
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["a", "b", "c", "d", "e", "last"]);
+    assert_eq!((bench.delivered(), bench.lost()), (6, 1));
+    bench.finish().await;
+}

@@ -1,0 +1,296 @@
+//! `type = "elasticsearch"`: the bulk API of Elasticsearch and OpenSearch. The answer judges each
+//! event.
+//!
+//! A request has two lines for each event: the action `create` with the document's `_id`, and the
+//! document. The `_id` is made of the identity of the queue, the event's position and a hash of the
+//! event. So an event that is sent again, also after a restart with a queue in files, is stored
+//! once: the second attempt is answered by 409. The auditID is not in the `_id`, because the client
+//! of kube-apiserver chooses it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use hyper::header::HeaderValue;
+use serde::Deserialize;
+
+use super::event_time::request_time;
+use super::event_time::stage_time;
+use super::http::HttpConnector;
+use super::http::api::Api;
+use super::http::api::Encoded;
+use super::http::api::Outcome;
+use super::http::api::Reply;
+use super::http::api::Sent;
+use super::setup::IntoConnector;
+use super::setup::Setup;
+use crate::config;
+use crate::config::Compression;
+use crate::config::HttpClient;
+use crate::config::HttpKeys;
+use crate::config::OutputSettings;
+use crate::config::Target;
+use crate::config::table::Table;
+use crate::config::table::optional;
+use crate::config::table::required;
+use crate::delivery::failure::Failure;
+use crate::delivery::lines::lines;
+use crate::delivery::link::Parts;
+use crate::delivery::link::Verdict;
+use crate::delivery::prepared::Connector;
+use crate::delivery::rfc3339::rfc3339;
+use crate::queue::Batch;
+use crate::queue::Identity;
+use crate::telemetry::AttemptError;
+
+/// The path of the bulk API. The answer holds only those fields that are read here.
+const PATH: &str =
+    "/_bulk?filter_path=errors,items.*.status,items.*.error.type,items.*.failure_store";
+
+/// The most bytes of an answer that are read. An item that was refused takes about 100 bytes.
+const ANSWER_BYTES: usize = 4 << 20;
+
+/// The most bytes of an error's type that are shown. Elasticsearch's longest are shorter.
+const TYPE_BYTES_MAX: usize = 64;
+
+/// The settings of an output of `type = "elasticsearch"`, as read from the config.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    client: HttpClient,
+    /// The index or data stream into which events are written.
+    index: String,
+    /// The file with the API key for `Authorization: ApiKey`; `None`: none is sent.
+    api_key_file: Option<PathBuf>,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "elasticsearch";
+    const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let keys = HttpKeys { compression: Compression::None, authorization: true };
+        let (client, (index, api_key_file)) = HttpClient::read(t, &keys, |t| {
+            let meaning = "index or data stream into which events are written";
+            let index = t.word(required("index", "string", meaning), index_name);
+            let meaning = "file with the API key for Authorization, in the form that Elasticsearch \
+                           calls encoded";
+            let key = optional("api_key_file", "path", "none", meaning);
+            (index, t.file(key, config::Content::Token, true))
+        });
+        for name in ["bearer_token_file", "basic_auth"] {
+            if api_key_file.is_some() && t.is_set(name) {
+                t.error(name, "contradicts api_key_file, allowed: one of the two");
+            }
+        }
+        Some(Self { client: client?, index: index?, api_key_file })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.client.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        None
+    }
+}
+
+/// Parses the name of an index or data stream. Returns the name, or a text that says which names
+/// are allowed.
+fn index_name(text: &str) -> Result<String, String> {
+    let in_a_name = |c: char| c.is_ascii_graphic() && !c.is_ascii_uppercase() && !is_special(c);
+    let begins = text.chars().next().is_some_and(|c| !"-_+".contains(c));
+    if !(1..=255).contains(&text.len()) || !begins || !text.chars().all(in_a_name) || text == ".." {
+        return Err(
+            "is not an index, allowed: 1 to 255 printable ASCII characters without capital \
+                    letters and \\ / * ? \" < > | , # :, not beginning with -, _ or +"
+                .to_owned(),
+        );
+    }
+    Ok(text.to_owned())
+}
+
+/// Returns `true` if Elasticsearch allows this character in no name of an index.
+fn is_special(c: char) -> bool {
+    r#"\/*?"<>|,#:"#.contains(c)
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let bulk = Bulk {
+            index: self.index.clone(),
+            api_key_file: self.api_key_file.clone(),
+            output: setup.output.name.clone(),
+            told: AtomicBool::new(false),
+        };
+        HttpConnector::boxed(&self.client, Arc::new(bulk), setup)
+    }
+}
+
+/// The bulk API.
+struct Bulk {
+    index: String,
+    api_key_file: Option<PathBuf>,
+    /// The name of the output, for the log.
+    output: String,
+    /// `true`: it was logged that documents went to the failure store.
+    told: AtomicBool,
+}
+
+/// The answer to a request of the bulk API: an item for each action, in their order.
+#[derive(Deserialize)]
+struct Answer {
+    /// `true` if at least one item has not the status 200 or 201.
+    errors: bool,
+    items: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    create: Created,
+}
+
+#[derive(Deserialize)]
+struct Created {
+    status: u16,
+    #[serde(default)]
+    error: Option<ItemError>,
+    /// `used`: the document did not fit the data stream, and is in its failure store.
+    #[serde(default)]
+    failure_store: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ItemError {
+    #[serde(default, rename = "type")]
+    kind: String,
+}
+
+impl Created {
+    /// Returns what the item says of its event. `base` names the address that answered.
+    fn verdict(&self, base: &dyn std::fmt::Display) -> Verdict {
+        // The type is a word of Elasticsearch's, but an answer may come from anybody.
+        let kind = self.error.as_ref().map_or("", |error| error.kind.as_str());
+        let is_word = |kind: &&str| {
+            kind.len() <= TYPE_BYTES_MAX
+                && kind.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        };
+        let kind = Some(kind).filter(is_word).unwrap_or_default();
+        let failure = || {
+            let message = format!("{base}: answered {} {kind} for an event", self.status);
+            Failure::new(AttemptError::Item, message)
+        };
+        match self.status {
+            200..300 => Verdict::Delivered,
+            409 => Verdict::Existing,
+            429 | 500.. => Verdict::Again(failure()),
+            _ => Verdict::Refused(failure()),
+        }
+    }
+}
+
+impl Api for Bulk {
+    fn path(&self) -> &str {
+        PATH
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/x-ndjson"
+    }
+
+    fn authorization(&self) -> Result<Option<HeaderValue>, String> {
+        let Some(file) = &self.api_key_file else { return Ok(None) };
+        let key = config::read_token(file)
+            .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        let mut value = HeaderValue::from_str(&format!("ApiKey {key}")).map_err(|_| {
+            format!("{} holds a character that an HTTP header cannot have", file.display())
+        })?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+
+    fn wraps_events(&self) -> bool {
+        true
+    }
+
+    fn answer_bytes(&self) -> usize {
+        ANSWER_BYTES
+    }
+
+    fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded {
+        let index = &self.index;
+        let mut body = Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4);
+        let mut events = 0;
+        let ages = batch.origins.iter().flat_map(|origin| {
+            std::iter::repeat_n(origin.age, usize::try_from(origin.events).unwrap_or(usize::MAX))
+        });
+        for ((event, position), age) in lines(&batch.pieces).zip(batch.positions()).zip(ages) {
+            let before = body.len();
+            let hash = rapidhash::v3::rapidhash_v3(event);
+            let action = format!(
+                "{{\"create\":{{\"_index\":\"{index}\",\"_id\":\"{queue}-{position}-{hash:016x}\"}}}}\n"
+            );
+            body.extend_from_slice(action.as_bytes());
+            write_document(event, age, &mut body);
+            body.push(b'\n');
+            if events > 0 && body.len() as u64 > max_bytes {
+                body.truncate(before);
+                break;
+            }
+            events += 1;
+        }
+        Encoded::new(body, events)
+    }
+
+    fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
+        if !matches!(reply.by_status, Outcome::Accepted) {
+            return reply.by_status;
+        }
+        let answer = reply.body.and_then(|body| serde_json::from_slice::<Answer>(body).ok());
+        let Some(Answer { errors, items }) = answer else {
+            return reply.unclear("the answer is not that of the bulk API");
+        };
+        if items.len() as u64 != sent.events {
+            return reply.unclear("the answer has another number of items than the request");
+        }
+        let stored = |item: &&Item| item.create.failure_store.as_deref() == Some("used");
+        if items.iter().any(|item| stored(&item)) && !self.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                output = self.output,
+                index = self.index,
+                "the consumer keeps documents in its failure store, because they do not fit the \
+                 data stream: they count as delivered"
+            );
+        }
+        if !errors {
+            return Outcome::Accepted;
+        }
+        let mut parts = Parts::default();
+        for (position, item) in sent.positions().zip(&items) {
+            parts.add(position, item.create.verdict(reply.base));
+        }
+        Outcome::Judged(parts.end(sent.claim))
+    }
+}
+
+/// Writes an event as a document: with `@timestamp` before its own members, and otherwise as it is.
+/// The time is that of the event's stage; if the event has none, that of its request, or that of
+/// its acceptance, `age` ago.
+fn write_document(event: &[u8], age: Duration, body: &mut Vec<u8>) {
+    body.extend_from_slice(b"{\"@timestamp\":\"");
+    match stage_time(event).or_else(|| request_time(event)) {
+        Some(time) => body.extend_from_slice(time),
+        None => {
+            let accepted = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
+            body.extend_from_slice(rfc3339(accepted).as_bytes());
+        }
+    }
+    body.push(b'"');
+    let rest = event.get(1..).unwrap_or_default();
+    if rest.first() != Some(&b'}') {
+        body.push(b',');
+    }
+    body.extend_from_slice(rest);
+}

@@ -1,0 +1,156 @@
+//! What a protocol over HTTP adds to requests and reads from answers. Everything else (addresses,
+//! connections, compression, timeouts, headers of the config) is the same for all of them.
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::HeaderValue;
+
+use super::body::Pieces;
+use crate::delivery::failure::Failure;
+use crate::delivery::link::Part;
+use crate::delivery::link::Verdict;
+use crate::queue::Batch;
+use crate::queue::Claim;
+use crate::queue::Identity;
+use crate::queue::Origin;
+use crate::queue::Position;
+use crate::telemetry::AttemptError;
+
+/// A protocol over HTTP: how a batch becomes the body of a request, and what an answer means.
+pub(in crate::output) trait Api: Send + Sync + 'static {
+    /// The path that is added to the path of each configured URL. Empty if requests are sent to the
+    /// configured URL itself.
+    fn path(&self) -> &str {
+        ""
+    }
+
+    /// The header `Content-Type` of requests.
+    fn content_type(&self) -> &'static str;
+
+    /// Returns the header `Authorization` from the files that the settings name; `None` if the
+    /// settings have no credentials besides those that all types over HTTP have. The error text
+    /// says which file can't be used, and never what is in the file.
+    fn authorization(&self) -> Result<Option<HeaderValue>, String> {
+        Ok(None)
+    }
+
+    /// `true` if the protocol puts something of its own around each event. A request then may not
+    /// have room for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the
+    /// events.
+    fn wraps_events(&self) -> bool {
+        false
+    }
+
+    /// The most bytes of an answer's body that [`Api::judge`] reads. 0 if only the status counts.
+    fn answer_bytes(&self) -> usize {
+        0
+    }
+
+    /// Returns the body of the request that carries a batch, before compression. If the protocol
+    /// wraps events, only as many of them as have room in `max_bytes`, but at least one. `queue` is
+    /// the identity of the queue.
+    fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded;
+
+    /// Returns the result of a request that was answered. As a rule, it follows from the status.
+    fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
+        reply.by_status
+    }
+}
+
+/// The body of a request.
+pub(in crate::output) struct Encoded {
+    pub(super) body: Pieces,
+    /// The number of events in the body. The other events of the batch found no room.
+    pub(super) events: u64,
+}
+
+impl Encoded {
+    /// Makes a body that carries `events` events of a batch.
+    pub(in crate::output) fn new(body: Vec<u8>, events: u64) -> Self {
+        Self { body: Pieces::of(vec![Bytes::from(body)]), events }
+    }
+}
+
+/// The result of one request to a consumer.
+pub(in crate::output) enum Outcome {
+    /// The consumer has acknowledged the batch.
+    Accepted,
+    /// The consumer has judged single events. The parts are those of [`Event::Judged`].
+    ///
+    /// [`Event::Judged`]: crate::delivery::link::Event::Judged
+    Judged(Vec<Part>),
+    /// The consumer refuses the events themselves (status 400, 413 or 422), so it would refuse the
+    /// same request again.
+    Refused(Failure),
+    /// The request failed for any other reason, and the batch must be sent again.
+    Failed(Failure),
+}
+
+/// A consumer's answer to a request.
+pub(in crate::output) struct Reply<'a> {
+    pub(in crate::output) status: StatusCode,
+    /// The result that follows from the status: 2xx is accepted, 400, 413 and 422 are refused,
+    /// anything else has failed.
+    pub(in crate::output) by_status: Outcome,
+    /// The body of the answer. `None` if it is longer than [`Api::answer_bytes`], or if it broke
+    /// off or came too slowly.
+    pub(in crate::output) body: Option<&'a [u8]>,
+    /// The scheme, host and port that answered, for messages.
+    pub(in crate::output) base: &'a dyn std::fmt::Display,
+}
+
+impl Reply<'_> {
+    /// Returns the failure of a request whose answer is not what the protocol promises, so that the
+    /// batch is sent again.
+    pub(in crate::output) fn unclear(&self, what: &str) -> Outcome {
+        let message = format!("{}: answered {}: {what}", self.base, self.status);
+        Outcome::Failed(Failure::new(AttemptError::Protocol, message))
+    }
+}
+
+/// The events of a request, for the judgement of its answer.
+pub(in crate::output) struct Sent {
+    pub(in crate::output) claim: Claim,
+    pub(in crate::output) events: u64,
+    origins: Vec<Origin>,
+}
+
+impl Sent {
+    pub(super) fn of(batch: &Batch) -> Self {
+        let Batch { claim, events, ref origins, .. } = *batch;
+        Self { claim, events, origins: origins.clone() }
+    }
+
+    /// Returns the position of each event, in their order. Empty unless [`Api::wraps_events`].
+    pub(in crate::output) fn positions(&self) -> impl Iterator<Item = Position> {
+        let all = self.origins.iter().flat_map(Origin::positions);
+        all.take(usize::try_from(self.events).unwrap_or(usize::MAX))
+    }
+
+    /// Notes that only the first `events` events had room in the request. Returns the end of the
+    /// whole claim; `None` if all events had room.
+    pub(super) fn cut(&mut self, events: u64) -> Option<Position> {
+        if events >= self.events {
+            return None;
+        }
+        self.events = events;
+        let last = self.positions().last()?;
+        Some(std::mem::replace(&mut self.claim.end, last.next()))
+    }
+
+    /// Adds to the result of a request the events that had no room in it. `end` is the result of
+    /// [`Sent::cut`].
+    pub(super) fn with_unsent(&self, outcome: Outcome, end: Option<Position>) -> Outcome {
+        let Some(end) = end else { return outcome };
+        let mut parts = match outcome {
+            Outcome::Accepted => {
+                let verdict = Verdict::Delivered;
+                vec![Part { end: self.claim.end, events: self.events, verdict }]
+            }
+            Outcome::Judged(parts) => parts,
+            outcome @ (Outcome::Refused(_) | Outcome::Failed(_)) => return outcome,
+        };
+        parts.push(Part { end, events: 0, verdict: Verdict::Unsent });
+        Outcome::Judged(parts)
+    }
+}

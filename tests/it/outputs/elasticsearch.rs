@@ -1,0 +1,237 @@
+//! `type = "elasticsearch"`: each event is stored once, whatever the consumer answers and however
+//! often the relay is killed; what is refused is in dead letters, and nowhere else.
+
+use std::collections::BTreeSet;
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::chance::rng;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::elasticsearch::Elasticsearch;
+use crate::support::elasticsearch::Mood;
+use crate::support::elasticsearch::to_elasticsearch;
+use crate::support::http;
+use crate::support::needs::needs;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::repository;
+use crate::support::requests::assert_same_set;
+use crate::support::text;
+use crate::support::wait_until;
+
+const MIB: usize = 1024 * 1024;
+
+fn value(relay: &Relay, metric: &str) -> f64 {
+    relay.metrics().value(metric, &[("output", "consumer")])
+}
+
+/// Returns the events of all dead letters.
+fn letters(directory: &TempDir) -> Vec<Vec<u8>> {
+    let mut events = Vec::new();
+    for file in std::fs::read_dir(directory.path()).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        for line in text.lines() {
+            let event = line.split_once(r#""event":"#).expect("an event").1;
+            events.push(event.strip_suffix('}').expect("the letter's end").into());
+        }
+    }
+    events
+}
+
+/// Method: a consumer answers in all its ways at random (items refused, busy, there already; whole
+/// requests refused for their size or for being busy; answers that get lost, break off or are
+/// nonsense) while the relay is killed and started again. In the end each event must be stored once
+/// or be in the dead letters, and only events that the consumer refuses may be there.
+#[test]
+fn each_event_is_stored_once_or_refused_whatever_happens() {
+    let mut rng = rng();
+    let (mut moods, mut statuses) = (rng.fork(), rng.fork());
+    let calm = Arc::new(AtomicBool::new(false));
+    let is_calm = Arc::clone(&calm);
+    let is_bad = |event: &[u8]| event.windows(14).any(|part| part == b"generated-13\",");
+    let consumer = Elasticsearch::start(
+        MIB,
+        move || match moods.u32(..12) {
+            _ if is_calm.load(Ordering::SeqCst) => Mood::Judges,
+            0 => Mood::Status(429),
+            1 => Mood::Status(503),
+            2 => Mood::Mute,
+            3 => Mood::Cut,
+            4 => Mood::Babbles,
+            5 => Mood::Small,
+            _ => Mood::Judges,
+        },
+        move |document| match statuses.u32(..20) {
+            _ if is_bad(document) => 400,
+            0 => 429,
+            1 => 503,
+            _ => 201,
+        },
+    );
+    let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let more = "batch.max_bytes = \"1MiB\"\nretry.initial_interval = \"10ms\"\n\
+                retry.max_interval = \"100ms\"";
+    let config = format!(
+        "{BASE}{}[queue]\ndirectory = \"{}\"\n[dead_letter]\ndirectory = \"{}\"\n",
+        to_elasticsearch(consumer.address(), more),
+        text(spool.path()),
+        text(kept.path()),
+    );
+    let mut sent = Vec::new();
+    for round in 0..6 {
+        let mut relay = Relay::start(&config);
+        for batch in 0..8 {
+            let body = generated_batch(round * 100 + batch, 200, 700);
+            assert_eq!(relay.post(&body).status, 200);
+            sent.extend(events_of(&body));
+        }
+        std::thread::sleep(Duration::from_millis(rng.u64(20..400)));
+        relay.kill();
+    }
+    calm.store(true, Ordering::SeqCst);
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE * 2);
+    let refused: BTreeSet<_> = letters(&kept).into_iter().collect();
+    let stored = consumer.events();
+    assert!(refused.iter().all(|event| is_bad(event)), "a good event was given up");
+    let (bad, good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+    assert_same_set(&stored, &good);
+    assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
+    let store = consumer.store();
+    eprintln!(
+        "{} requests, {} documents stored, {} came again",
+        store.requests.len(),
+        store.documents.len(),
+        store.again
+    );
+    assert!(store.again > 0, "no answer got lost");
+    drop(store);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: two relays whose queues both begin at position 0 write into one index. Their documents
+/// must never meet.
+#[test]
+fn two_queues_never_give_two_events_one_name() {
+    let consumer = Elasticsearch::start(4 * MIB, || Mood::Judges, |_| 201);
+    let body = generated_batch(1, 10, 700);
+    let config = format!("{BASE}{}", to_elasticsearch(consumer.address(), ""));
+    for relays in 1..=2 {
+        let relay = Relay::start(&config);
+        assert_eq!(relay.post(&body).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        assert_eq!(consumer.store().documents.len(), relays * 10);
+        assert_eq!(value(&relay, "output_existing_events_total"), 0.0);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn an_answer_that_was_lost_costs_no_second_document_and_is_counted() {
+    let mut moods = [Mood::Mute, Mood::Judges].into_iter();
+    let consumer =
+        Elasticsearch::start(4 * MIB, move || moods.next().expect("two requests"), |_| 201);
+    let relay = Relay::start(&format!("{BASE}{}", to_elasticsearch(consumer.address(), "")));
+    let body = generated_batch(1, 10, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&consumer.events(), &events_of(&body));
+    assert_eq!(value(&relay, "output_existing_events_total"), 10.0);
+    assert_eq!(value(&relay, "output_events_total"), 10.0);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the consumer has no index, so that it refuses each document by itself. No event may be
+/// given up before it takes one.
+#[test]
+fn a_missing_index_costs_no_event() {
+    let is_there = Arc::new(AtomicBool::new(false));
+    let made = Arc::clone(&is_there);
+    let status = move |_: &[u8]| if made.load(Ordering::SeqCst) { 201 } else { 404 };
+    let consumer = Elasticsearch::start(4 * MIB, || Mood::Judges, status);
+    let more = "retry.initial_interval = \"10ms\"\nretry.max_interval = \"100ms\"";
+    let relay = Relay::start(&format!("{BASE}{}", to_elasticsearch(consumer.address(), more)));
+    let body = generated_batch(1, 40, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    wait_until("some refusals", PATIENCE, || consumer.store().requests.len() > 20);
+    assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
+    is_there.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&consumer.events(), &events_of(&body));
+    relay.finish(Backlog::Empty);
+}
+
+/// The small OpenSearch of the package osmem-server, which `./test setup` installs.
+struct OpenSearch {
+    child: Child,
+    address: String,
+}
+
+impl OpenSearch {
+    fn start() -> Self {
+        needs("osmem-server");
+        let program = repository().join("target/peers/osmem-server");
+        let mut child = Command::new(program)
+            .args(["-no-stdin-watch", "-addr", "127.0.0.1:0"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("osmem-server runs");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).unwrap();
+        let told: serde_json::Value = serde_json::from_str(&line).expect("it says its address");
+        let address = told["url"].as_str().expect("a URL").trim_start_matches("http://").to_owned();
+        Self { child, address }
+    }
+
+    fn count(&self) -> u64 {
+        let index = crate::support::elasticsearch::INDEX;
+        let address = self.address.parse().expect("an address");
+        let answer = http::get(address, &format!("/{index}/_count")).expect("an answer");
+        answer.json()["count"].as_u64().unwrap_or(0)
+    }
+}
+
+impl Drop for OpenSearch {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Method: a real server gets the whole corpus. It refuses events whose bodies contradict each
+/// other's types; each event must be stored or be in a dead letter.
+#[test]
+fn a_small_opensearch_stores_the_corpus_or_says_what_it_refuses() {
+    let server = OpenSearch::start();
+    let kept = TempDir::new().unwrap();
+    let config = format!(
+        "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
+        to_elasticsearch(server.address.parse().unwrap(), ""),
+        text(kept.path()),
+    );
+    let relay = Relay::start(&config);
+    let mut sent = 0;
+    for body in corpus() {
+        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+        sent += events_of(&body.bytes).len() as u64;
+    }
+    relay.wait_until_delivered(PATIENCE * 2);
+    let (stored, refused) = (server.count(), letters(&kept).len() as u64);
+    assert_eq!(stored + refused, sent, "{stored} stored, {refused} refused");
+    assert!(stored > 1000 && refused < 300, "{stored} stored, {refused} refused");
+    assert_eq!(value(&relay, "output_events_total"), stored as f64);
+    relay.finish(Backlog::Empty);
+}

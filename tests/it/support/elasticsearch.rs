@@ -1,0 +1,179 @@
+//! A strict consumer of Elasticsearch's bulk API. It checks every header, path and line, and keeps
+//! the documents by their `_id`, also while no process of the relay runs.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::http_sink::Answer;
+use super::http_sink::HttpSink;
+use super::http_sink::Request;
+use super::server::Options;
+
+/// The index that the relay's config must name.
+pub(crate) const INDEX: &str = "logs-kubernetes.audit_logs-default";
+
+/// The path and query of each request.
+const TARGET: &str =
+    "/_bulk?filter_path=errors,items.*.status,items.*.error.type,items.*.failure_store";
+
+/// What the consumer does with one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// It judges each document by the script's function.
+    Judges,
+    /// It answers this status and stores nothing.
+    Status(u16),
+    /// It answers 413 to a request of more than 50 documents, and judges any other.
+    Small,
+    /// It stores all that it does not refuse, and closes the connection without an answer.
+    Mute,
+    /// It stores all that it does not refuse, and its answer breaks off.
+    Cut,
+    /// It stores all that it does not refuse, and answers something that is not the bulk API's.
+    Babbles,
+}
+
+/// The documents by `_id`, and the requests so far.
+#[derive(Default)]
+pub(crate) struct Store {
+    pub(crate) documents: BTreeMap<String, Vec<u8>>,
+    /// How many documents each request had.
+    pub(crate) requests: Vec<usize>,
+    /// How many times a document came that was there already.
+    pub(crate) again: usize,
+}
+
+/// The consumer.
+pub(crate) struct Elasticsearch {
+    pub(crate) sink: HttpSink,
+    store: Arc<Mutex<Store>>,
+}
+
+impl Elasticsearch {
+    /// Starts a consumer. `mood` is asked once for each request, and `status` once for each new
+    /// document, of which it gets the number of times that it came before.
+    pub(crate) fn start(
+        bytes_max: usize,
+        mood: impl FnMut() -> Mood + Send + 'static,
+        status: impl FnMut(&[u8]) -> u16 + Send + 'static,
+    ) -> Self {
+        Self::with(Options::default(), bytes_max, mood, status)
+    }
+
+    pub(crate) fn with(
+        options: Options,
+        bytes_max: usize,
+        mut mood: impl FnMut() -> Mood + Send + 'static,
+        mut status: impl FnMut(&[u8]) -> u16 + Send + 'static,
+    ) -> Self {
+        let store = Arc::<Mutex<Store>>::default();
+        let kept = Arc::clone(&store);
+        let moods = Mutex::new(move |request: &Request| {
+            let documents = documents(request, bytes_max);
+            let mut store = kept.lock().expect("not poisoned");
+            store.requests.push(documents.len());
+            let mood = mood();
+            let mood = match mood {
+                Mood::Status(status) => return Answer::status(status),
+                Mood::Small if documents.len() > 50 => return Answer::status(413),
+                Mood::Small => Mood::Judges,
+                mood @ (Mood::Judges | Mood::Mute | Mood::Cut | Mood::Babbles) => mood,
+            };
+            let mut items = Vec::new();
+            for (id, document) in documents {
+                let status = match store.documents.get(&id) {
+                    Some(there) => {
+                        assert_eq!(*there, document, "{id} names two documents");
+                        store.again += 1;
+                        409
+                    }
+                    None => match status(&document) {
+                        busy @ (429 | 503) if mood == Mood::Judges => busy,
+                        429 | 503 => 201,
+                        status => status,
+                    },
+                };
+                if status == 201 {
+                    store.documents.insert(id, document);
+                }
+                let kind = (status != 201).then(|| json!({"type": "some_exception"}));
+                items.push(json!({"create": {"status": status, "error": kind}}));
+            }
+            let errors = items.iter().any(|item| item["create"]["status"] != 201);
+            let answer = json!({"errors": errors, "items": items}).to_string();
+            match mood {
+                Mood::Judges => Answer::status(200).body(answer),
+                Mood::Mute => Answer::hang_up(),
+                Mood::Babbles => Answer::status(200).body("<html>welcome</html>"),
+                Mood::Cut => {
+                    let length = 2 * answer.len();
+                    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+                    Answer::raw(head + &answer).closing()
+                }
+                Mood::Status(_) | Mood::Small => unreachable!("answered above"),
+            }
+        });
+        let sink = HttpSink::forgetful_with(options, move |request| {
+            let mut moods = moods.lock().expect("not poisoned");
+            moods(request)
+        });
+        Self { sink, store }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.sink.address()
+    }
+
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().expect("not poisoned")
+    }
+
+    /// Returns the events of all documents, without what the relay has put in front of them, in no
+    /// particular order.
+    pub(crate) fn events(&self) -> Vec<Vec<u8>> {
+        self.store().documents.values().map(|document| event_of(document)).collect()
+    }
+}
+
+/// Returns the output's table of the config.
+pub(crate) fn to_elasticsearch(address: SocketAddr, more: &str) -> String {
+    format!(
+        "[[output]]\nname = \"consumer\"\ntype = \"elasticsearch\"\nurls = [\"http://{address}\"]\n\
+         index = \"{INDEX}\"\n{more}\n"
+    )
+}
+
+/// Returns the documents of a request with their `_id`. Panics if the request is not as the bulk
+/// API wants it.
+fn documents(request: &Request, bytes_max: usize) -> Vec<(String, Vec<u8>)> {
+    assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", TARGET));
+    assert_eq!(request.header("content-type"), Some("application/x-ndjson"));
+    let body = request.decoded();
+    assert!(body.ends_with(b"\n"), "the last line has no line break");
+    let lines: Vec<&[u8]> = body.split(|byte| *byte == b'\n').collect();
+    let (pairs, rest) = lines.as_chunks::<2>();
+    assert_eq!(rest, [b""], "an action without a document");
+    assert!(body.len() <= bytes_max || pairs.len() == 1, "{} bytes", body.len());
+    let document = |[action, document]: &[&[u8]; 2]| {
+        let action: serde_json::Value = serde_json::from_slice(action).expect("JSON");
+        let id = action["create"]["_id"].as_str().expect("a document's _id").to_owned();
+        assert_eq!(action, json!({"create": {"_index": INDEX, "_id": id}}));
+        assert!(id.len() <= 512);
+        (id, document.to_vec())
+    };
+    pairs.iter().map(document).collect()
+}
+
+/// Returns the event of a document: all of it but the member `@timestamp`, which comes first.
+fn event_of(document: &[u8]) -> Vec<u8> {
+    let members: BTreeMap<String, &RawValue> = serde_json::from_slice(document).expect("JSON");
+    let first = format!("{{\"@timestamp\":{}", members["@timestamp"]);
+    let rest = document.strip_prefix(first.as_bytes()).expect("the time comes first");
+    [b"{", rest.strip_prefix(b",").unwrap_or(rest)].concat()
+}
