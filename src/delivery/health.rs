@@ -155,6 +155,8 @@ impl Health {
     pub(super) fn succeeded(&mut self) {
         let since = self.down.take();
         if since.is_none() && self.was_up {
+            // A pause may begin while the output is up.
+            self.status.lock().next_attempt = None;
             return;
         }
         self.metrics.up.set(1.0);

@@ -179,7 +179,7 @@ impl Ledger {
                 self.health.metrics.retries.increment(1);
             }
             return Some(match work {
-                Some(work) if work.is_remainder => self.with_remainders(batch),
+                Some(work) if work.is_remainder => self.with_remainders(batch, room),
                 Some(_) | None => batch,
             });
         }
@@ -196,12 +196,19 @@ impl Ledger {
     /// Adds to a batch the next claims that are remainders of earlier batches, as long as they fit.
     /// So a request of which the consumer has not taken every second event goes again as one
     /// request, and not as one for each event.
-    fn with_remainders(&mut self, mut batch: Batch) -> Batch {
+    fn with_remainders(&mut self, mut batch: Batch, room: Take) -> Batch {
         while let Some(work) = self.in_flight.next_remainder(batch.claim.end) {
-            let Redelivery::Batch(next) = self.in_flight.redeliver(work.claim) else { break };
+            let next = match self.in_flight.redeliver(work.claim) {
+                Redelivery::Batch(next) => next,
+                Redelivery::Gone => {
+                    self.filtering.give_up(work.claim);
+                    continue;
+                }
+                Redelivery::NotYet => break,
+            };
             let next = self.filtering.pass(next, self.in_flight.cursor());
             let (claim, events) = (next.claim, batch.events + next.events);
-            if events > self.limits.max_events || batch.bytes + next.bytes > self.limits.max_bytes {
+            if events > room.events || batch.bytes + next.bytes > room.bytes {
                 self.release(claim);
                 break;
             }
@@ -468,6 +475,8 @@ impl Ledger {
                 event = self.in_flight.front_on_wire(one, Some(1)).unwrap_or(event);
             }
             event.events = 1;
+            // The consumer judges each event, so suspects may share a request.
+            event.is_remainder = true;
             start = event.claim.end;
             let decision = self.isolation.refused(&mut event, consumer);
             self.in_flight.note(event);
@@ -492,6 +501,7 @@ impl Ledger {
             return;
         }
         let decision = self.isolation.refused(&mut work, consumer);
+        work.is_remainder = false;
         self.in_flight.note(work);
         self.release(work.claim);
         if work.events > 1 && self.in_flight.split(work) {

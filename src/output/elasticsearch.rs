@@ -47,11 +47,17 @@ use crate::queue::Identity;
 use crate::telemetry::AttemptError;
 
 /// The path of the bulk API. The answer holds only those fields that are read here.
-const PATH: &str =
-    "/_bulk?filter_path=errors,items.*.status,items.*.error.type,items.*.failure_store";
+const PATH: &str = "/_bulk?filter_path=items.*.status,items.*.error.type,items.*.failure_store";
 
-/// The most bytes of an answer that are read. An item that was refused takes about 100 bytes.
+/// The most bytes of an answer that are read.
 const ANSWER_BYTES: usize = 4 << 20;
+
+/// The most events of a request. An item of the answer takes less than 200 bytes, so the answer can
+/// be read whole.
+const EVENTS_MAX: u64 = ANSWER_BYTES as u64 / 200;
+
+/// The type of the error of an item whose document is there already.
+const CONFLICT: &str = "version_conflict_engine_exception";
 
 /// The most bytes of an error's type that are shown. Elasticsearch's longest are shorter.
 const TYPE_BYTES_MAX: usize = 64;
@@ -102,7 +108,11 @@ impl OutputSettings for Settings {
 fn index_name(text: &str) -> Result<String, String> {
     let in_a_name = |c: char| c.is_ascii_graphic() && !c.is_ascii_uppercase() && !is_special(c);
     let begins = text.chars().next().is_some_and(|c| !"-_+".contains(c));
-    if !(1..=255).contains(&text.len()) || !begins || !text.chars().all(in_a_name) || text == ".." {
+    if !(1..=255).contains(&text.len())
+        || !begins
+        || !text.chars().all(in_a_name)
+        || [".", ".."].contains(&text)
+    {
         return Err(
             "is not an index, allowed: 1 to 255 printable ASCII characters without capital \
                     letters and \\ / * ? \" < > | , # :, not beginning with -, _ or +"
@@ -139,11 +149,10 @@ struct Bulk {
     told: AtomicBool,
 }
 
-/// The answer to a request of the bulk API: an item for each action, in their order.
+/// The answer to a request of the bulk API: an item for each action, in their order. Its member
+/// `errors` is not read, because the items say the same.
 #[derive(Deserialize)]
 struct Answer {
-    /// `true` if at least one item has not the status 200 or 201.
-    errors: bool,
     items: Vec<Item>,
 }
 
@@ -184,9 +193,11 @@ impl Created {
         };
         match self.status {
             200..300 => Verdict::Delivered,
-            409 => Verdict::Existing,
-            429 | 500.. => Verdict::Again(failure()),
-            _ => Verdict::Refused(failure()),
+            409 if kind.is_empty() || kind == CONFLICT => Verdict::Existing,
+            400 | 413 | 422 => Verdict::Refused(failure()),
+            // The rest is the fault of the server or its settings: a missing index (404), a block
+            // on writes (403), too many requests (429).
+            _ => Verdict::Again(failure()),
         }
     }
 }
@@ -235,7 +246,7 @@ impl Api for Bulk {
             body.extend_from_slice(action.as_bytes());
             write_document(event, age, &mut body);
             body.push(b'\n');
-            if events > 0 && body.len() as u64 > max_bytes {
+            if events > 0 && (body.len() as u64 > max_bytes || events == EVENTS_MAX) {
                 body.truncate(before);
                 break;
             }
@@ -249,7 +260,7 @@ impl Api for Bulk {
             return reply.by_status;
         }
         let answer = reply.body.and_then(|body| serde_json::from_slice::<Answer>(body).ok());
-        let Some(Answer { errors, items }) = answer else {
+        let Some(Answer { items }) = answer else {
             return reply.unclear("the answer is not that of the bulk API");
         };
         if items.len() as u64 != sent.events {
@@ -263,9 +274,6 @@ impl Api for Bulk {
                 "the consumer keeps documents in its failure store, because they do not fit the \
                  data stream: they count as delivered"
             );
-        }
-        if !errors {
-            return Outcome::Accepted;
         }
         let mut parts = Parts::default();
         for (position, item) in sent.positions().zip(&items) {

@@ -104,7 +104,8 @@ impl Connect for HttpConnector {
     }
 
     fn is_ordered(&self) -> bool {
-        self.client.config.concurrency == 1
+        // If only some events of a request go again, they come after the others.
+        self.client.config.concurrency == 1 && !self.client.api.wraps_events()
     }
 
     fn files(&self) -> Option<Arc<dyn Files>> {

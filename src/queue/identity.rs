@@ -42,39 +42,58 @@ impl Identity {
         Ok(Self(u128::from_le_bytes(bytes)))
     }
 
-    /// Reads the identity of a queue's directory. If there is none, or if its file is damaged,
-    /// makes a new one.
+    /// Reads the identity of a queue's directory. If there is none, or if its file can't be read,
+    /// makes a new one. If that can't be stored (the disk is full, for example), it holds for this
+    /// run only: a full disk must not keep the relay from delivering what it has.
     ///
     /// # Errors
     ///
-    /// The file can't be read or made.
+    /// The operating system gives no random numbers.
     pub(super) fn of(disk: &dyn Disk) -> io::Result<Self> {
-        let mut text = [0; TEXT];
-        let read = match disk.open(FILE, Access::Read) {
-            Ok(file) => Some(file.read_at(&mut text, 0)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
-        if let Some(size) = read {
-            if let Some(identity) = Self::parse(text.get(..size).unwrap_or_default()) {
-                return Ok(identity);
-            }
-            tracing::warn!(
-                "the file `identity` of the queue is damaged: a new one is made, and events that \
-                 are sent again now may be stored twice"
-            );
+        match Self::read(disk) {
+            Ok(Some(identity)) => return Ok(identity),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(
+                %error,
+                "the file `identity` of the queue can't be read: a new one is made, and events \
+                 that are sent again now may be stored twice"
+            ),
         }
         let identity = Self::random()?;
+        if let Err(error) = identity.store(disk) {
+            tracing::warn!(
+                %error,
+                "the file `identity` of the queue can't be written: events that are sent again \
+                 after the next start may be stored twice"
+            );
+        }
+        Ok(identity)
+    }
+
+    /// Reads the file. `None` if there is no file.
+    fn read(disk: &dyn Disk) -> io::Result<Option<Self>> {
+        let file = match disk.open(FILE, Access::Read) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut text = [0; TEXT];
+        let size = file.read_at(&mut text, 0)?;
+        let identity = Self::parse(text.get(..size).unwrap_or_default());
+        identity.map(Some).ok_or_else(|| io::Error::other("it is damaged"))
+    }
+
+    /// Writes the file, which replaces an earlier one.
+    fn store(self, disk: &dyn Disk) -> io::Result<()> {
         match disk.remove(NEW_FILE) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
         }
         let file = disk.create(NEW_FILE, BYTES)?;
-        file.write_at(&[format!("{identity}\n").as_bytes()], 0)?;
+        file.write_at(&[format!("{self}\n").as_bytes()], 0)?;
         file.sync()?;
         disk.rename(NEW_FILE, FILE)?;
-        disk.sync_directory("")?;
-        Ok(identity)
+        disk.sync_directory("")
     }
 
     fn parse(text: &[u8]) -> Option<Self> {

@@ -20,6 +20,7 @@ use super::disk::QUARANTINE;
 use super::disk::RealDisk;
 use super::disk::SEGMENTS;
 use super::disk::SPARES;
+use super::identity;
 use super::segment;
 use super::segment::BadHeader;
 use super::segment::SegmentHeader;
@@ -103,7 +104,7 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
             read_too(&path)?;
         }
     }
-    for name in [LOCK, cursors::FILE] {
+    for name in [LOCK, cursors::FILE, identity::FILE] {
         let path = root.join(name);
         let Ok(metadata) = path.symlink_metadata() else { continue };
         if !metadata.is_file() {

@@ -85,8 +85,8 @@ pub(super) fn early(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
 }
 
 /// Returns the result of a request, which `api` judges. Reads the body of the answer until
-/// `deadline` at most, and at most for [`ANSWER_TIME`] and about [`ANSWER_BYTES_MAX`] bytes, or as
-/// many as `api` wants. The returned `bool` is `true` if the body was read to its end, so that the
+/// `deadline` at most. If `api` does not want the body, reads it for at most [`ANSWER_TIME`] and
+/// about [`ANSWER_BYTES_MAX`] bytes. The returned `bool` is `true` if the body was read to its end, so that the
 /// connection can be used for another request.
 pub(super) async fn judge(
     api: &dyn Api,
@@ -112,7 +112,10 @@ pub(super) async fn judge(
         }
         Some(())
     };
-    let deadline = deadline.min(Instant::now() + ANSWER_TIME);
+    let deadline = match wanted {
+        0 => deadline.min(Instant::now() + ANSWER_TIME),
+        _ => deadline,
+    };
     let keep = matches!(tokio::time::timeout_at(deadline, rest).await, Ok(Some(())));
     let body = (keep && read <= wanted).then_some(text.as_slice());
     (api.judge(Reply { status, by_status, body, base }, sent), keep)

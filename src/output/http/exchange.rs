@@ -62,6 +62,7 @@ impl Client {
         };
         let (mut sent, bytes) = (Sent::of(&batch), batch.bytes);
         let encoded = self.api.encode(batch, *queue, self.limits.max_bytes);
+        debug_assert!(encoded.events > 0, "a request carries at least one event");
         self.growth.note(bytes, &encoded, &sent);
         let unsent = sent.cut(encoded.events);
         match compressed(encoded.body, self.config.compression).await {
