@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -205,7 +204,7 @@ impl Filtering {
                 let asked = EventView { event, request, known, position, age: origin.age };
                 let mark = match filter.judge(&asked, &mut self.changed) {
                     Verdict::Untouched => {
-                        lines.count(position, origin.age);
+                        lines.count(position, origin);
                         continue;
                     }
                     Verdict::Changed(changes) => Mark::Changed(changes),
@@ -218,7 +217,7 @@ impl Filtering {
                 match &mark {
                     Mark::Changed(_) => {
                         lines.add(&self.changed);
-                        lines.count(position, origin.age);
+                        lines.count(position, origin);
                     }
                     Mark::TooLarge(line) => self.marked_bytes += line.len() as u64,
                     Mark::Dropped | Mark::Duplicate => {}
@@ -273,7 +272,7 @@ impl Filtering {
                         run = end;
                     }
                     Some(Mark::Changed(_) | Mark::TooLarge(_)) | None => {
-                        lines.count(position, origin.age);
+                        lines.count(position, origin);
                     }
                 }
             }
@@ -368,8 +367,8 @@ struct Lines {
     /// The copied lines that are not in `pieces` yet.
     copied: Vec<u8>,
     events: u64,
-    /// The positions and ages of the lines. Lines of the same age whose positions follow each other
-    /// share an entry.
+    /// The positions and times of the lines. Lines of the same times whose positions follow each
+    /// other share an entry.
     origins: Vec<Origin>,
 }
 
@@ -392,14 +391,17 @@ impl Lines {
         self.copied.push(b'\n');
     }
 
-    /// Counts the next line, which has this position and age.
-    fn count(&mut self, position: Position, age: Duration) {
+    /// Counts the next line, which has this position, and the times of `of`.
+    fn count(&mut self, position: Position, of: &Origin) {
         self.events += 1;
         match self.origins.last_mut() {
-            Some(last) if last.first + last.events == position && last.age == age => {
+            Some(last)
+                if last.first + last.events == position
+                    && (last.age, last.received) == (of.age, of.received) =>
+            {
                 last.events += 1;
             }
-            _ => self.origins.push(Origin { first: position, events: 1, age }),
+            _ => self.origins.push(Origin { first: position, events: 1, ..*of }),
         }
     }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use hyper::header::HeaderValue;
 use serde::Deserialize;
@@ -234,17 +234,14 @@ impl Api for Bulk {
         let index = &self.index;
         let mut body = Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4);
         let mut events = 0;
-        let ages = batch.origins.iter().flat_map(|origin| {
-            std::iter::repeat_n(origin.age, usize::try_from(origin.events).unwrap_or(usize::MAX))
-        });
-        for ((event, position), age) in lines(&batch.pieces).zip(batch.positions()).zip(ages) {
+        for (event, (position, received)) in lines(&batch.pieces).zip(batch.places()) {
             let before = body.len();
             let hash = rapidhash::v3::rapidhash_v3(event);
             let action = format!(
                 "{{\"create\":{{\"_index\":\"{index}\",\"_id\":\"{queue}-{position}-{hash:016x}\"}}}}\n"
             );
             body.extend_from_slice(action.as_bytes());
-            write_document(event, age, &mut body);
+            write_document(event, received, &mut body);
             body.push(b'\n');
             if events > 0 && (body.len() as u64 > max_bytes || events == EVENTS_MAX) {
                 body.truncate(before);
@@ -285,14 +282,14 @@ impl Api for Bulk {
 
 /// Writes an event as a document: with `@timestamp` before its own members, and otherwise as it is.
 /// The time is that of the event's stage; if the event has none, that of its request, or that of
-/// its acceptance, `age` ago.
-fn write_document(event: &[u8], age: Duration, body: &mut Vec<u8>) {
+/// its acceptance, `received` milliseconds after the beginning of 1970.
+fn write_document(event: &[u8], received: u64, body: &mut Vec<u8>) {
     body.extend_from_slice(b"{\"@timestamp\":\"");
     match stage_time(event).or_else(|| request_time(event)) {
         Some(time) => body.extend_from_slice(time),
         None => {
-            let accepted = SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-            body.extend_from_slice(rfc3339(accepted).as_bytes());
+            let received = UNIX_EPOCH + Duration::from_millis(received);
+            body.extend_from_slice(rfc3339(received).as_bytes());
         }
     }
     body.push(b'"');

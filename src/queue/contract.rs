@@ -2,6 +2,8 @@
 //! and the queue's answers. They are the same for the queue in memory and for the queue on disk.
 
 use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 
@@ -125,7 +127,7 @@ pub struct Batch {
     /// The lines of the batch, in order, in one or more pieces. A piece holds whole lines, each
     /// ended by `\n`.
     pub pieces: Vec<Bytes>,
-    /// The origins (positions and ages) of the lines, in their order. The queue returns one origin
+    /// The origins (positions and times) of the lines, in their order. The queue returns one origin
     /// for each piece. Empty unless [`Cursor::tell_origins`](super::Cursor::tell_origins) has asked
     /// for origins.
     pub origins: Vec<Origin>,
@@ -136,9 +138,19 @@ impl Batch {
     pub fn positions(&self) -> impl Iterator<Item = Position> {
         self.origins.iter().flat_map(Origin::positions)
     }
+
+    /// Returns for each line its position, and the time at which it was accepted
+    /// ([`Origin::received`]), in the order of the lines. The batch must have origins.
+    pub fn places(&self) -> impl Iterator<Item = (Position, u64)> {
+        let of = |origin: &Origin| {
+            let received = origin.received;
+            origin.positions().map(move |position| (position, received))
+        };
+        self.origins.iter().flat_map(of)
+    }
 }
 
-/// The positions and the age of some lines of a batch that follow each other. The lines have the
+/// The positions and the times of some lines of a batch that follow each other. The lines have the
 /// positions from `first` on, without a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Origin {
@@ -149,6 +161,15 @@ pub struct Origin {
     /// The time since the lines were accepted. For a queue in files it is measured by the wall
     /// clock in milliseconds, because the time of acceptance must be valid after a restart.
     pub age: Duration,
+    /// The time of acceptance by the wall clock, in milliseconds since 1970. It is the same each
+    /// time that the lines are taken. A queue in files keeps it over restarts.
+    pub received: u64,
+}
+
+/// Returns the current time by the wall clock, in milliseconds since 1970.
+pub(super) fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Origin {

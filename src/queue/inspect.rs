@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::contract::now;
 use super::cursors;
 use super::cursors::Contents;
 use super::cursors::Found;
@@ -35,7 +36,6 @@ use super::segment::Check;
 use super::segment::FIRST_RECORD;
 use super::segment::LogOffset;
 use super::segment::SegmentHeader;
-use super::spool;
 use super::synced;
 use super::synced::Synced;
 use super::tail::Known;
@@ -577,7 +577,7 @@ impl Directory {
             scan.skip_to(position);
             while let Some(found) = scan.next() {
                 if let segment::Found::Record(record) = found {
-                    let age = spool::now().saturating_sub(record.header.received);
+                    let age = now().saturating_sub(record.header.received);
                     return (Some(Duration::from_millis(age)), true);
                 }
             }

@@ -453,6 +453,7 @@ impl MemoryState {
                 first: start,
                 events: end - start,
                 age: now.saturating_duration_since(record.accepted),
+                received: record.received,
             }));
         }
         batch

@@ -25,8 +25,6 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
 
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
@@ -281,12 +279,6 @@ enum Room {
 /// starts at such an offset.
 fn needed(lines: u64) -> u64 {
     (RECORD_HEADER + lines).next_multiple_of(BLOCK)
-}
-
-/// Returns the current time in ms since 1970.
-pub(super) fn now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Queue {

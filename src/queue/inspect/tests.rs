@@ -28,7 +28,7 @@ const LINE: u64 = 100;
 /// Returns the time at which the event at a position was received, in milliseconds since 1970. It
 /// is before now.
 fn received(position: u64) -> u64 {
-    spool::now() - 1_000_000 + position
+    now() - 1_000_000 + position
 }
 
 fn line(position: u64) -> Vec<u8> {

@@ -13,6 +13,7 @@ use crate::queue::contract::Append;
 use crate::queue::contract::Claim;
 use crate::queue::contract::Refused;
 use crate::queue::contract::Take;
+use crate::queue::contract::now;
 
 /// A batch remembers the offset of one line in this many lines. When a large batch is cut into many
 /// parts, the search for a line begins at the nearest remembered offset, and not at the start of
@@ -28,6 +29,8 @@ pub(super) struct Record {
     pub(super) levels: LevelCounts,
     /// When the batch was appended to the queue.
     pub(super) accepted: Instant,
+    /// When the batch was appended, by the wall clock, in milliseconds since 1970.
+    pub(super) received: u64,
     /// `true`: the metric `event_total` has counted the batch. A batch is counted when it is
     /// appended, or with `acknowledge = "delivered"` when an output begins to send it.
     pub(super) counted: bool,
@@ -49,6 +52,7 @@ impl Record {
             lines: batch.lines,
             levels: batch.levels,
             accepted: Instant::now(),
+            received: now(),
             counted: false,
             waiting: None,
             marks: Vec::new(),

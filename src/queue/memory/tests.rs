@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::audit::LevelCounts;
+use crate::queue::contract::now;
 use crate::queue::tests;
 use crate::queue::tests::Counts;
 use crate::telemetry::Telemetry;
@@ -535,9 +536,13 @@ async fn a_batch_says_where_and_how_old_its_pieces_are() {
     tokio::time::advance(Duration::from_secs(5)).await;
     store(&queue, &names("d e"), "room");
     tokio::time::advance(Duration::from_secs(2)).await;
-    let origin =
-        |first, events, seconds| Origin { first, events, age: Duration::from_secs(seconds) };
     let taken = cursor.next(ALL).expect("both");
+    let times: Vec<_> = taken.origins.iter().map(|origin| origin.received).collect();
+    assert!(times.is_sorted() && times.iter().all(|time| now() - time < 60_000), "{times:?}");
+    let origin = |first: Position, events, seconds| {
+        let received = times[usize::from(first.get() >= 3)];
+        Origin { first, events, age: Duration::from_secs(seconds), received }
+    };
     assert_eq!(taken.origins, [origin(Position::new(0), 3, 7), origin(Position::new(3), 2, 2)]);
     cursor.release(taken.claim);
     let (left, right) = cursor.split(taken.claim).expect("halves");

@@ -20,10 +20,10 @@ use super::load;
 use super::load::Job;
 use super::load::Piece;
 use super::load::Spot;
-use super::now;
 use crate::position::Position;
 use crate::queue::contract::Origin;
 use crate::queue::contract::Take;
+use crate::queue::contract::now;
 use crate::queue::disk::Access;
 use crate::queue::disk::File;
 use crate::queue::segment;
@@ -135,8 +135,8 @@ impl Before {
     /// age of the first line. `None` if no lines are in memory.
     fn take(&mut self) -> Option<(Origin, Bytes)> {
         let piece = self.pieces.pop_front()?;
-        let age = age(piece.received, now());
-        Some((Origin { first: piece.first, events: piece.events, age }, piece.lines))
+        let Piece { first, events, received, .. } = piece;
+        Some((Origin { first, events, age: age(received, now()), received }, piece.lines))
     }
 
     /// Adds the result of a read to the lines in memory, and notes where the next read begins.

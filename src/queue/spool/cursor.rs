@@ -19,7 +19,6 @@ use super::load::Job;
 use super::load::Loaded;
 use super::load::Piece;
 use super::load::Spot;
-use super::now;
 use crate::position::Position;
 use crate::queue::claims::Claims;
 use crate::queue::claims::Stage;
@@ -29,6 +28,7 @@ use crate::queue::contract::Disposition;
 use crate::queue::contract::Origin;
 use crate::queue::contract::Redelivery;
 use crate::queue::contract::Take;
+use crate::queue::contract::now;
 use crate::queue::cursors;
 use crate::queue::identity::Identity;
 use crate::queue::outputs::Output;
@@ -334,7 +334,8 @@ pub(super) fn age(received: u64, now: u64) -> Duration {
 
 /// Returns the origin of some lines of the log: the position and the age of the first line.
 fn origin(piece: &Piece, now: u64) -> Origin {
-    Origin { first: piece.first, events: piece.events, age: age(piece.received, now) }
+    let received = piece.received;
+    Origin { first: piece.first, events: piece.events, age: age(received, now), received }
 }
 
 /// Makes a batch from the lines of a claim (a range of events that an output has taken). If
