@@ -85,6 +85,7 @@ pub use log::Log;
 pub use log::LogFormat;
 pub use log::LogLevel;
 pub use messages::Messages;
+pub(crate) use messages::machine_name;
 pub use output::Output;
 pub use problem::Content;
 pub use problem::Named;

@@ -43,6 +43,7 @@ pub(crate) mod kafka;
 pub(crate) mod lumberjack;
 pub(crate) mod relp;
 mod setup;
+pub(crate) mod splunk_hec;
 pub(crate) mod stdout;
 pub mod syslog;
 pub(crate) mod tcp;
@@ -64,6 +65,7 @@ const PROTOCOLS: &[Row] = &[
     Row::of::<lumberjack::Settings>(),
     Row::of::<relp::Settings>(),
     Row::of::<kafka::Settings>(),
+    Row::of::<splunk_hec::Settings>(),
     Row::of::<elasticsearch::Settings>(),
 ];
 

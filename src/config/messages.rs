@@ -53,7 +53,7 @@ impl Messages {
 
 /// Returns the name of this machine (in a pod: the pod's name), or `-`, which is RFC 5424's sign
 /// for "no name".
-fn machine_name() -> String {
+pub(crate) fn machine_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     values::printable(name.trim(), 255).unwrap_or_else(|_| "-".to_owned())
 }

@@ -86,6 +86,9 @@ pub(super) struct Work {
     /// `true` if the consumer took other events of the same batch, and only these are to be sent
     /// again. Several such claims may be sent in one batch.
     pub(super) is_remainder: bool,
+    /// `true` if the claim is on the wire and the consumer has taken the request with it, but has
+    /// not confirmed the events yet.
+    pub(super) is_taken: bool,
     /// Tells if and how the consumer has refused the claim.
     pub(super) refusals: Refusals,
 }
@@ -99,6 +102,7 @@ impl Work {
             sent_at: 0,
             batch: 0,
             is_remainder: false,
+            is_taken: false,
             refusals: Refusals::None,
         }
     }
@@ -136,6 +140,8 @@ pub(super) struct InFlight {
     held: BTreeSet<Position>,
     /// The positions of the first events of all claims in the state `Burying`.
     burying: BTreeSet<Position>,
+    /// The number of claims that the consumer has taken and not confirmed yet.
+    taken: usize,
 }
 
 impl InFlight {
@@ -148,14 +154,16 @@ impl InFlight {
             suspects: BTreeSet::new(),
             held: BTreeSet::new(),
             burying: BTreeSet::new(),
+            taken: 0,
         }
     }
 
     /// Takes over the claims that the previous delivery of this output did not finish. They are to
-    /// be sent again, so they become `Pending`.
+    /// be sent again, so they become `Pending`. Some may be remainders, so all may share batches.
     pub(super) fn inherit(&mut self, claims: Vec<Claim>) {
         for claim in claims {
-            self.put(State::Pending, Work::new(claim, claim.end - claim.start, 1));
+            let work = Work::new(claim, claim.end - claim.start, 1);
+            self.put(State::Pending, Work { is_remainder: true, ..work });
         }
     }
 
@@ -177,6 +185,12 @@ impl InFlight {
     /// Returns `true` if at least one claim is in this state.
     pub(super) fn has(&self, state: State) -> bool {
         !self.set(state).is_empty()
+    }
+
+    /// Returns `true` if a claim on the wire has no answer yet. An answer may also say that the
+    /// consumer has taken the request, and that it will confirm the events later.
+    pub(super) fn awaits_answer(&self) -> bool {
+        self.count(State::OnWire) > self.taken
     }
 
     /// Returns the number of claims in this state.
@@ -307,6 +321,14 @@ impl InFlight {
         (*state == State::OnWire).then_some(*work)
     }
 
+    /// Notes that the consumer has taken the requests with these claims, and will confirm their
+    /// events later. The claims stay on the wire.
+    pub(super) fn taken(&mut self, works: Vec<Work>) {
+        for work in works {
+            self.put(State::OnWire, Work { is_taken: true, ..work });
+        }
+    }
+
     /// Moves a claim from `OnWire` to `Held`: the consumer has accepted it, but an event before it
     /// is not decided yet.
     pub(super) fn hold(&mut self, claim: Claim) {
@@ -342,8 +364,8 @@ impl InFlight {
     /// Replaces the entry of a claim, which tells how often the claim was sent and refused. The
     /// state of the claim stays the same.
     pub(super) fn note(&mut self, work: Work) {
-        if let Some((_, held)) = self.table.get_mut(&work.claim.start) {
-            *held = work;
+        if let Some(&(state, _)) = self.table.get(&work.claim.start) {
+            self.put(state, work);
         }
     }
 
@@ -391,6 +413,7 @@ impl InFlight {
     pub(super) fn rewind(&mut self) {
         self.cursor.rewind();
         self.table.clear();
+        self.taken = 0;
         for state in State::ALL {
             self.set_mut(state).clear();
         }
@@ -439,10 +462,13 @@ impl InFlight {
     }
 
     /// Puts a claim into the table. A claim that begins at the same position is replaced.
-    fn put(&mut self, state: State, work: Work) {
+    fn put(&mut self, state: State, mut work: Work) {
         let start = work.claim.start;
-        if let Some((before, _)) = self.table.insert(start, (state, work)) {
+        work.is_taken &= state == State::OnWire;
+        self.taken += usize::from(work.is_taken);
+        if let Some((before, old)) = self.table.insert(start, (state, work)) {
             self.set_mut(before).remove(&start);
+            self.taken -= usize::from(old.is_taken);
         }
         self.set_mut(state).insert(start);
         self.check();
@@ -460,8 +486,9 @@ impl InFlight {
 
     /// Removes the claim that begins at `start` from the table, if there is one.
     fn remove(&mut self, start: Position) {
-        if let Some((state, _)) = self.table.remove(&start) {
+        if let Some((state, work)) = self.table.remove(&start) {
             self.set_mut(state).remove(&start);
+            self.taken -= usize::from(work.is_taken);
         }
         self.check();
     }
@@ -473,6 +500,7 @@ impl InFlight {
         if cfg!(debug_assertions) {
             let in_sets: usize = State::ALL.into_iter().map(|state| self.count(state)).sum();
             assert_eq!(in_sets, self.table.len(), "each claim is in one state");
+            assert!(self.taken <= self.on_wire.len(), "taken claims are on the wire");
             if self.table.len() <= 64 {
                 let mut end = Position::START;
                 for (start, (state, work)) in &self.table {

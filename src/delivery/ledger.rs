@@ -138,8 +138,10 @@ impl Ledger {
     /// queue to be sent) wait for their dead letters, and if claims are sent one at a time and one
     /// of them has no answer yet.
     fn may_send(&self) -> bool {
-        let is_serial = self.isolation.is_active() || self.pacing.is_serial();
-        let waits_for_answer = is_serial && self.in_flight.has(State::OnWire);
+        // The search for refused events needs to know what became of each claim. A pause needs to
+        // know only that the consumer takes requests again.
+        let waits_for_answer = (self.isolation.is_active() && self.in_flight.has(State::OnWire))
+            || (self.pacing.is_serial() && self.in_flight.awaits_answer());
         !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
     }
 
@@ -173,9 +175,12 @@ impl Ledger {
             self.inspected_bytes = 0;
             self.isolation.sent();
             self.batches += 1;
+            // The first attempt of a claim sends events again if the cursor was set back. Events
+            // that found no room in an earlier request have had no attempt yet.
             let was_sent = claim.start < self.sent_until;
             let work = self.note_sent(claim, batch.events);
-            if was_sent || work.is_some_and(|work| work.attempts > 1) {
+            let is_retry = |work: Work| work.attempts > 1 || (was_sent && !work.is_remainder);
+            if work.is_some_and(is_retry) {
                 self.health.metrics.retries.increment(1);
             }
             return Some(match work {
@@ -405,6 +410,15 @@ impl Ledger {
         }
     }
 
+    /// Notes that the consumer has taken the request with the events of `claim`, and will confirm
+    /// them later. The claim is not final, and stays on the wire.
+    pub(super) fn on_taken(&mut self, claim: Claim) {
+        let works = self.in_flight.all_on_wire(claim, None);
+        self.in_flight.taken(works);
+        self.pacing.succeeded();
+        self.health.succeeded();
+    }
+
     /// Notes that `consumer` has judged the events of `claim` one by one. Each event is in one of
     /// the parts. Only the events that the consumer has not taken are sent again.
     ///
@@ -432,7 +446,9 @@ impl Ledger {
             self.accepted(work, Vec::new(), consumer);
         }
         for work in unsent {
-            self.in_flight.note(Work { is_remainder: true, ..work });
+            // The events were not in the request, so this was no attempt to send them.
+            let attempts = work.attempts.saturating_sub(1);
+            self.in_flight.note(Work { is_remainder: true, attempts, ..work });
             self.release(work.claim);
         }
         let accepts = !taken.is_empty();

@@ -86,6 +86,7 @@ pub(crate) trait Connect: Send {
 /// Invariant: each claim that was handed to [`Link::send`] is reported exactly once, by
 /// [`Event::Accepted`] (which may report a claim in parts, from its front), [`Event::Judged`],
 /// [`Event::Refused`] or [`Event::Failed`], or it is covered by the event that ends the link.
+/// [`Event::Taken`] may come before one of these.
 pub(crate) trait Link: Send {
     /// Returns how many events and bytes the link takes now; `None` while it takes nothing, because
     /// too much is sent without an answer.
@@ -164,7 +165,8 @@ pub(crate) enum Verdict {
     Again(Failure),
     /// The consumer refuses the event itself, so it would refuse the event again.
     Refused(Failure),
-    /// The event found no room in the request. It is sent next, without a pause.
+    /// The event is sent next, without a pause: it found no room in the request, or the consumer
+    /// did not read it because of another event in the request.
     Unsent,
 }
 
@@ -181,6 +183,9 @@ pub(crate) enum Event {
         /// are given up.
         rejected: Vec<Bytes>,
     },
+    /// The consumer has taken the request with the events of the claim, and will confirm the events
+    /// later, by another report. Until then the claim is not final.
+    Taken(Claim),
     /// The consumer's answer speaks of single events of the claim. The parts follow each other in
     /// the order of the queue, and together they are the whole claim.
     Judged(Claim, Vec<Part>),

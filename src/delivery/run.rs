@@ -399,6 +399,7 @@ impl<C: Connect> Delivery<C> {
             Event::Accepted { claim, rejected } => {
                 self.ledger.on_accepted(claim, rejected, consumer);
             }
+            Event::Taken(claim) => self.ledger.on_taken(claim),
             Event::Judged(claim, parts) => self.ledger.on_judged(claim, parts, consumer),
             Event::Room => {}
             Event::Refused(claim, failure) => self.ledger.on_refused(claim, &failure, consumer),

@@ -25,6 +25,7 @@ use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
 use super::http::api::Sent;
+use super::http::api::token_header;
 use super::setup::IntoConnector;
 use super::setup::Setup;
 use crate::config;
@@ -212,14 +213,7 @@ impl Api for Bulk {
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
-        let Some(file) = &self.api_key_file else { return Ok(None) };
-        let key = config::read_token(file)
-            .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-        let mut value = HeaderValue::from_str(&format!("ApiKey {key}")).map_err(|_| {
-            format!("{} holds a character that an HTTP header cannot have", file.display())
-        })?;
-        value.set_sensitive(true);
-        Ok(Some(value))
+        self.api_key_file.as_deref().map(|file| token_header("ApiKey", file)).transpose()
     }
 
     fn wraps_events(&self) -> bool {

@@ -29,6 +29,7 @@ mod answer;
 pub(super) mod api;
 mod body;
 mod client;
+mod confirm;
 mod exchange;
 mod expanded;
 mod link;

@@ -85,11 +85,14 @@ impl Identity {
 
     /// Writes the file, which replaces an earlier one.
     fn store(self, disk: &dyn Disk) -> io::Result<()> {
-        match disk.remove(NEW_FILE) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let file = disk.create(NEW_FILE, BYTES)?;
+        let file = match disk.create(NEW_FILE, BYTES) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // A crash has left it.
+                disk.remove(NEW_FILE)?;
+                disk.create(NEW_FILE, BYTES)?
+            }
+            created => created?,
+        };
         file.write_at(&[format!("{self}\n").as_bytes()], 0)?;
         file.sync()?;
         disk.rename(NEW_FILE, FILE)?;

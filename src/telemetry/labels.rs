@@ -108,6 +108,8 @@ label_values! {
         Protocol = "protocol",
         /// The consumer has taken the request, but has turned away single events of it.
         Item = "item",
+        /// The consumer has taken the request, and has not confirmed its events in time.
+        Acknowledgement = "acknowledgement",
     }
 }
 

@@ -27,9 +27,8 @@ use crate::telemetry::AttemptError;
 /// connection is closed, because it can carry another request only after the whole body was read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The longest time for which the body of a consumer's answer is read. If the body takes longer,
-/// the connection is closed. The result of the request does not change: it depends only on the
-/// status, which comes before the body.
+/// The longest time for which the body of a consumer's answer is read if only the status counts. If
+/// the body takes longer, the connection is closed. The result of the request does not change.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
 /// Returns the pause that the header `Retry-After` asks for, in seconds or as a date (RFC 9110
@@ -80,7 +79,10 @@ pub(super) fn early(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
             );
             Outcome::Failed(Failure::new(AttemptError::Protocol, what))
         }
-        outcome @ (Outcome::Judged(_) | Outcome::Refused(_) | Outcome::Failed(_)) => outcome,
+        outcome @ (Outcome::Taken(_)
+        | Outcome::Judged(_)
+        | Outcome::Refused(_)
+        | Outcome::Failed(_)) => outcome,
     }
 }
 

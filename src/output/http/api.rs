@@ -1,11 +1,17 @@
 //! What a protocol over HTTP adds to requests and reads from answers. Everything else (addresses,
 //! connections, compression, timeouts, headers of the config) is the same for all of them.
 
+use std::path::Path;
+use std::time::Duration;
+
 use bytes::Bytes;
 use hyper::StatusCode;
+use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 
 use super::body::Pieces;
+pub(in crate::output) use super::confirm::ConnectionId;
+use crate::config;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::Part;
 use crate::delivery::link::Verdict;
@@ -15,6 +21,18 @@ use crate::queue::Identity;
 use crate::queue::Origin;
 use crate::queue::Position;
 use crate::telemetry::AttemptError;
+
+/// Returns the value of the header `Authorization` of this scheme, with the token in `file`. The
+/// error text names the file, and never says what is in it.
+pub(in crate::output) fn token_header(scheme: &str, file: &Path) -> Result<HeaderValue, String> {
+    let token = config::read_token(file)
+        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    let mut value = HeaderValue::from_str(&format!("{scheme} {token}")).map_err(|_| {
+        format!("{} holds a character that an HTTP header cannot have", file.display())
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
 
 /// A protocol over HTTP: how a batch becomes the body of a request, and what an answer means.
 pub(in crate::output) trait Api: Send + Sync + 'static {
@@ -32,6 +50,18 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
     /// says which file can't be used, and never what is in the file.
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         Ok(None)
+    }
+
+    /// Returns the headers that depend on the connection, or that change over time. They replace
+    /// headers of the config that have the same names.
+    fn request_headers(&self, _connection: ConnectionId) -> Vec<(HeaderName, HeaderValue)> {
+        Vec::new()
+    }
+
+    /// Returns how the consumer confirms requests later; `None` if the answer to a request is all
+    /// that the consumer says.
+    fn confirm(&self) -> Option<&dyn Confirm> {
+        None
     }
 
     /// `true` if the protocol puts something of its own around each event. A request then may not
@@ -57,6 +87,41 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
     }
 }
 
+/// How a consumer confirms the requests that it has taken ([`Outcome::Taken`]). It is asked at
+/// intervals, on the connection that carried the requests.
+pub(in crate::output) trait Confirm: Send + Sync {
+    /// The path of the question, which is added to the path of the configured URL.
+    fn path(&self) -> &str;
+
+    /// The header `Content-Type` of the question.
+    fn content_type(&self) -> &'static str;
+
+    /// The time between two questions on a connection.
+    fn interval(&self) -> Duration;
+
+    /// The longest time that a request may wait for its confirmation. After that, its events are
+    /// sent again.
+    fn timeout(&self) -> Duration;
+
+    /// Returns the body of the question which of the requests with these numbers are confirmed.
+    fn question(&self, numbers: &[u64]) -> Vec<u8>;
+
+    /// Returns what an answer with this status and body says.
+    fn told(&self, status: StatusCode, body: &[u8]) -> Told;
+}
+
+/// What the answer to a question of [`Confirm`] says.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::output) enum Told {
+    /// The requests with these numbers are confirmed, and the others not yet.
+    Confirmed(Vec<u64>),
+    /// The consumer has not answered the question, so it is asked again later. The value says why,
+    /// for the metrics.
+    Nothing(AttemptError),
+    /// The answer can't be understood. It may have confirmed requests.
+    Unclear,
+}
+
 /// The body of a request.
 pub(in crate::output) struct Encoded {
     pub(super) body: Pieces,
@@ -75,6 +140,9 @@ impl Encoded {
 pub(in crate::output) enum Outcome {
     /// The consumer has acknowledged the batch.
     Accepted,
+    /// The consumer has taken the request, which it knows by this number, and will confirm it
+    /// ([`Confirm`]).
+    Taken(u64),
     /// The consumer has judged single events. The parts are those of [`Event::Judged`].
     ///
     /// [`Event::Judged`]: crate::delivery::link::Event::Judged
@@ -113,12 +181,14 @@ pub(in crate::output) struct Sent {
     pub(in crate::output) claim: Claim,
     pub(in crate::output) events: u64,
     origins: Vec<Origin>,
+    /// The end of the whole claim, if not all its events had room in the request.
+    whole_end: Option<Position>,
 }
 
 impl Sent {
     pub(super) fn of(batch: &Batch) -> Self {
         let Batch { claim, events, ref origins, .. } = *batch;
-        Self { claim, events, origins: origins.clone() }
+        Self { claim, events, origins: origins.clone(), whole_end: None }
     }
 
     /// Returns the position of each event, in their order. Empty unless [`Api::wraps_events`].
@@ -127,28 +197,34 @@ impl Sent {
         all.take(usize::try_from(self.events).unwrap_or(usize::MAX))
     }
 
-    /// Notes that only the first `events` events had room in the request. Returns the end of the
-    /// whole claim; `None` if all events had room.
-    pub(super) fn cut(&mut self, events: u64) -> Option<Position> {
+    /// Notes that only the first `events` events had room in the request.
+    pub(super) fn cut(&mut self, events: u64) {
         if events >= self.events {
-            return None;
+            return;
         }
         self.events = events;
-        let last = self.positions().last()?;
-        Some(std::mem::replace(&mut self.claim.end, last.next()))
+        if let Some(last) = self.positions().last() {
+            self.whole_end = Some(std::mem::replace(&mut self.claim.end, last.next()));
+        }
     }
 
-    /// Adds to the result of a request the events that had no room in it. `end` is the result of
-    /// [`Sent::cut`].
-    pub(super) fn with_unsent(&self, outcome: Outcome, end: Option<Position>) -> Outcome {
-        let Some(end) = end else { return outcome };
+    /// Returns the whole claim, with the events that had no room in the request.
+    pub(super) fn whole(&self) -> Claim {
+        Claim { end: self.whole_end.unwrap_or(self.claim.end), ..self.claim }
+    }
+
+    /// Adds to the result of a request the events that had no room in it.
+    pub(super) fn with_unsent(&self, outcome: Outcome) -> Outcome {
+        let Some(end) = self.whole_end else { return outcome };
         let mut parts = match outcome {
             Outcome::Accepted => {
                 let verdict = Verdict::Delivered;
                 vec![Part { end: self.claim.end, events: self.events, verdict }]
             }
             Outcome::Judged(parts) => parts,
-            outcome @ (Outcome::Refused(_) | Outcome::Failed(_)) => return outcome,
+            outcome @ (Outcome::Taken(_) | Outcome::Refused(_) | Outcome::Failed(_)) => {
+                return outcome;
+            }
         };
         parts.push(Part { end, events: 0, verdict: Verdict::Unsent });
         Outcome::Judged(parts)

@@ -21,6 +21,9 @@ use super::api::Encoded;
 use super::api::Sent;
 use super::body::COPIED_BYTES;
 use super::body::Upload;
+use super::confirm::Confirmations;
+use super::confirm::ConnectionId;
+use super::confirm::Doubts;
 use super::expanded::Expanded;
 use super::pool::ConnectionKey;
 use super::pool::PooledConnection;
@@ -72,13 +75,16 @@ pub(super) struct Client {
     pub(super) expanded: ArcSwapOption<Expanded>,
     pub(super) metrics: OutputMetrics,
     pub(super) answer_times: AnswerTimes,
+    /// The requests that the consumer has taken, and whose confirmation can't come any more.
+    pub(super) doubts: Arc<Doubts>,
     /// The tasks that read and write the connections, one task for each connection. A task ends
     /// when its connection ends.
     pub(super) drivers: TaskTracker,
 }
 
-/// How many times as large as the events of a batch the body of its request is, as the last request
-/// has shown. The value is in thousandths, at least 1,000.
+/// How many times as large as the events of a batch the body of its request is, as the requests so
+/// far have shown. The value is in thousandths, at least 1,000. It rises at once, and falls slowly,
+/// so that few batches find no room in their request.
 pub(super) struct Growth(AtomicU64);
 
 impl Default for Growth {
@@ -92,7 +98,9 @@ impl Growth {
     pub(super) fn note(&self, bytes: u64, encoded: &Encoded, batch: &Sent) {
         let body = encoded.body.left().saturating_mul(batch.events);
         let grown = body.saturating_mul(1000) / (bytes * encoded.events).max(1);
-        self.0.store(grown.max(1000), Ordering::Relaxed);
+        let before = self.0.load(Ordering::Relaxed);
+        let margin = grown / 64;
+        self.0.store((grown + margin).max(before - before / 64).max(1000), Ordering::Relaxed);
     }
 
     /// Returns how many bytes of events a batch may have so that its body has `max` bytes.
@@ -132,6 +140,7 @@ impl Client {
             expanded: ArcSwapOption::empty(),
             metrics,
             answer_times: AnswerTimes::default(),
+            doubts: Arc::default(),
             drivers: TaskTracker::new(),
         }
     }
@@ -195,9 +204,11 @@ impl Client {
         } else {
             self.drive(watch.over(socket)).await.map_err(failure)?
         };
+        let (id, expiry) = (ConnectionId::random(), self.endpoints.expiry());
+        let confirmations = Confirmations::new(address.id, &self.doubts);
         let key = ConnectionKey { base: base.clone(), proxy: proxy.cloned(), address };
-        let expiry = self.endpoints.expiry();
-        Ok(PooledConnection { key, expiry, sender, progress, driver, busy: false })
+        let busy = false;
+        Ok(PooledConnection { key, expiry, sender, progress, driver, busy, id, confirmations })
     }
 
     /// Begins HTTP/1.1 on a stream, and starts the task that reads and writes it. Returns the

@@ -17,6 +17,7 @@ use super::client::Client;
 use super::expanded::Expanded;
 use super::pool::Lane;
 use super::pool::PooledConnection;
+use super::request::Shape;
 use super::request::compressed;
 use super::request::request;
 use super::silence::Waiting;
@@ -36,6 +37,11 @@ const PROGRESS_CHECKS: u32 = 10;
 /// The longest time between two checks of a request's progress if the strategy is `round_robin`.
 /// With that strategy, a request that makes no progress is soon sent to another address too.
 const SILENCE_CHECK: Duration = Duration::from_millis(100);
+
+/// The error message for a request that the consumer has taken, on a connection that ended with the
+/// answer.
+const CLOSED: &str = "the consumer closed the connection before it confirmed the events: they are \
+                      sent again, so that some may arrive twice";
 
 /// A request that has ended: its outcome and its connection.
 struct Exchanged {
@@ -64,15 +70,15 @@ impl Client {
         let encoded = self.api.encode(batch, *queue, self.limits.max_bytes);
         debug_assert!(encoded.events > 0, "a request carries at least one event");
         self.growth.note(bytes, &encoded, &sent);
-        let unsent = sent.cut(encoded.events);
+        sent.cut(encoded.events);
         match compressed(encoded.body, self.config.compression).await {
             Ok(body) => {
                 let (id, outcome) = self.post(lane, &expanded, attempt, body, &sent).await;
-                (id, sent.with_unsent(outcome, unsent))
+                (id, sent.with_unsent(outcome))
             }
             Err(failure) => {
                 let outcome = Outcome::Failed(failure);
-                self.settle(lane, Exchanged { attempt, outcome, connection: None })
+                self.settle(lane, Exchanged { attempt, outcome, connection: None }, &sent)
             }
         }
     }
@@ -93,7 +99,7 @@ impl Client {
         let mut first = Box::pin(first);
         let (silent, since, other) = tokio::select! {
             biased;
-            done = first.as_mut() => return self.settle(lane, done),
+            done = first.as_mut() => return self.settle(lane, done, sent),
             silence = self.silence(&waiting) => silence,
         };
         self.endpoints.suspect(silent, since.elapsed());
@@ -102,7 +108,7 @@ impl Client {
         let attempt = self.endpoints.give(other);
         let second = Box::pin(self.exchange(pooled, expanded, attempt, body, sent, None));
         let done = self.first_answer(first, second).await;
-        self.settle(lane, done)
+        self.settle(lane, done, sent)
     }
 
     /// Waits for two requests that carry the same batch. As soon as one of them is accepted or
@@ -125,7 +131,9 @@ impl Client {
             }
         };
         match done.outcome {
-            Outcome::Accepted | Outcome::Judged(_) | Outcome::Refused(_) => done,
+            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) | Outcome::Refused(_) => {
+                done
+            }
             Outcome::Failed(failure) => {
                 done.attempt.failed(&failure);
                 self.metrics.failed(failure.reason);
@@ -138,8 +146,19 @@ impl Client {
     /// where the next request can use it. Returns the id of the address, and the outcome for the
     /// delivery loop. With `round_robin`, while another address may still accept a refused batch,
     /// the outcome is a failure, so that the batch is sent again.
-    fn settle(&self, lane: &mut Lane, done: Exchanged) -> (usize, Outcome) {
-        let Exchanged { attempt, mut outcome, connection } = done;
+    fn settle(&self, lane: &mut Lane, done: Exchanged, sent: &Sent) -> (usize, Outcome) {
+        let Exchanged { attempt, mut outcome, mut connection } = done;
+        if let Outcome::Taken(number) = outcome {
+            match &mut connection {
+                Some(connection) => {
+                    let confirmed = sent.with_unsent(Outcome::Accepted);
+                    connection.confirmations.add(sent.whole(), confirmed, number);
+                }
+                None => {
+                    outcome = Outcome::Failed(Failure::new(AttemptError::Acknowledgement, CLOSED))
+                }
+            }
+        }
         if let Some(connection) = connection {
             lane.put_back(connection, self.endpoints.count());
         }
@@ -155,7 +174,9 @@ impl Client {
                 outcome = Outcome::Failed(failure);
             }
             Outcome::Refused(_) if another_may => {}
-            Outcome::Accepted | Outcome::Judged(_) | Outcome::Refused(_) => attempt.succeeded(),
+            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) | Outcome::Refused(_) => {
+                attempt.succeeded();
+            }
             Outcome::Failed(ref mut failure) => failure.elsewhere = attempt.failed(failure),
         }
         (attempt.address().id, outcome)
@@ -233,8 +254,13 @@ impl Client {
             connection.busy = true;
             let marks = connection.progress.begin();
             let upload = self.upload(body.clone(), marks.clone());
-            let (kind, compression) = (self.api.content_type(), self.config.compression);
-            let request = request(endpoint, kind, compression, &expanded.headers, upload);
+            let shape = Shape {
+                path_and_query: endpoint.target(self.api.path()),
+                content_type: self.api.content_type(),
+                compression: self.config.compression,
+                own: self.api.request_headers(connection.id),
+            };
+            let request = request(endpoint, shape, &expanded.headers, upload);
             let request =
                 request.map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
             let id = attempt.address().id;
@@ -265,7 +291,9 @@ impl Client {
             if !matches!(outcome, Outcome::Failed(_)) {
                 self.answer_times.took(waited);
             }
-            *pooled = Some(connection).filter(|it| keep && !it.is_over(&self.endpoints));
+            let is_needed = matches!(outcome, Outcome::Taken(_)) || !connection.is_free();
+            let may_stay = is_needed || !connection.is_over(&self.endpoints);
+            *pooled = Some(connection).filter(|_| keep && may_stay);
             return Ok(outcome);
         }
     }
@@ -275,7 +303,7 @@ impl Client {
         format!("no answer and no progress for {} s", self.timeouts.request.as_secs_f64())
     }
 
-    fn upload(&self, pieces: Pieces, marks: RequestMarks) -> Upload {
+    pub(super) fn upload(&self, pieces: Pieces, marks: RequestMarks) -> Upload {
         Upload { pieces, metrics: self.metrics.clone(), marks }
     }
 

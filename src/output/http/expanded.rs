@@ -40,7 +40,7 @@ impl Expanded {
         let expand = |template: &config::Template| template.expand().map_err(|error| chain(&error));
         let mut endpoints = Vec::new();
         for (index, template) in config.urls.iter().enumerate() {
-            let endpoint = HttpEndpoint::parse(&expand(template)?, api.path());
+            let endpoint = HttpEndpoint::parse(&expand(template)?);
             endpoints.push(endpoint.map_err(|what| format!("urls[{index}] {what}"))?);
         }
         let proxy = match &config.proxy {

@@ -1,5 +1,6 @@
 //! The link of an `http` output: its lanes, and the requests under way.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,6 +12,8 @@ use tokio::time::Instant;
 
 use super::api::Outcome;
 use super::client::Client;
+use super::confirm::Confirmed;
+use super::confirm::Doubt;
 use super::pool::Lane;
 use super::pool::PooledConnection;
 use crate::delivery::link::CLOSE_TIME;
@@ -30,9 +33,16 @@ const COALESCE: Duration = Duration::from_millis(5);
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// A running request, as a future. It owns a lane (the right to send one request at a time), and
-/// returns the lane, the claim (the range of events that it sent), the id of the address, and the
-/// outcome.
-type UnderWay = Pin<Box<dyn Future<Output = (Lane, Claim, (usize, Outcome))> + Send>>;
+/// returns the lane and the result.
+type UnderWay = Pin<Box<dyn Future<Output = (Lane, Done)> + Send>>;
+
+/// The result of a request.
+enum Done {
+    /// The events of this claim were sent to the address with this id.
+    Sent(Claim, usize, Outcome),
+    /// The consumer was asked which requests are confirmed, and has confirmed these.
+    Asked(Vec<Confirmed>),
+}
 
 /// The link of an `http` output: it runs the output's requests. The delivery loop owns the link,
 /// and all work of the link happens while the loop polls [`Link::event`]; only the tasks that read
@@ -45,10 +55,12 @@ type UnderWay = Pin<Box<dyn Future<Output = (Lane, Claim, (usize, Outcome))> + S
 /// accepted, refused or failed. The link itself never breaks: if a connection fails, only the
 /// request on it has failed.
 ///
-/// The link does three more things:
+/// The link does more things:
 ///
 /// - *Coalescing.* After a small request the link takes no batch for [`COALESCE`], or until any
 ///   request is answered. Single events can then share a request.
+/// - *Confirmation.* If the consumer confirms requests later, the link asks at intervals, on the
+///   connections of idle lanes.
 /// - *Tidying.* Idle connections are closed when they reach `max_connection_age`, and when their
 ///   address is no longer one of the output's addresses.
 /// - *Hedging.* With `round_robin`, a request that makes no progress for too long while another
@@ -63,6 +75,8 @@ pub(in crate::output) struct HttpLink {
     idle: Vec<Lane>,
     /// The requests under way.
     busy: FuturesUnordered<UnderWay>,
+    /// The requests that the consumer has confirmed, and that are not reported yet.
+    confirmed: VecDeque<Confirmed>,
     /// The time until which no other request may begin; `None` if a request may begin now. See
     /// [`COALESCE`].
     waits_until: Option<Instant>,
@@ -78,7 +92,8 @@ impl HttpLink {
     pub(super) fn new(client: Arc<Client>) -> Self {
         let idle = (0..client.config.concurrency).map(|_| Lane::default()).collect();
         let busy = FuturesUnordered::new();
-        Self { client, idle, busy, waits_until: None, consumer: 0, tidied: 0 }
+        let confirmed = VecDeque::new();
+        Self { client, idle, busy, confirmed, waits_until: None, consumer: 0, tidied: 0 }
     }
 
     /// Closes the idle connections that must not be used again: those that have reached their age
@@ -96,11 +111,51 @@ impl HttpLink {
         self.idle.iter_mut().for_each(|lane| lane.close_if(is_over));
         self.idle.iter().filter_map(Lane::first_expiry).min()
     }
+
+    /// Asks which requests are confirmed, with the idle lanes whose turn it is. Returns when it is
+    /// the turn of the next one; `None` if there is nothing to ask.
+    fn ask(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let client = &self.client;
+        let due = |lane: &mut Lane| client.asks_at(lane).is_some_and(|at| at <= now);
+        for mut lane in self.idle.extract_if(.., due) {
+            let client = Arc::clone(client);
+            self.busy.push(Box::pin(async move {
+                let confirmed = client.ask(&mut lane).await;
+                (lane, Done::Asked(confirmed))
+            }));
+        }
+        self.idle.iter().filter_map(|lane| self.client.asks_at(lane)).min()
+    }
+
+    /// Returns the next event about a claim whose request was finished before; `None` if there is
+    /// none.
+    fn finished(&mut self) -> Option<Event> {
+        if let Some(Confirmed { consumer, claim, outcome }) = self.confirmed.pop_front() {
+            self.consumer = consumer;
+            return Some(event_of(claim, outcome));
+        }
+        let Doubt { consumer, claim, failure } = self.client.doubts.take()?;
+        self.consumer = consumer;
+        Some(Event::Failed(claim, failure))
+    }
+}
+
+/// Returns the event that reports the outcome of a request.
+fn event_of(claim: Claim, outcome: Outcome) -> Event {
+    match outcome {
+        Outcome::Accepted => Event::Accepted { claim, rejected: Vec::new() },
+        Outcome::Taken(_) => Event::Taken(claim),
+        Outcome::Judged(parts) => Event::Judged(claim, parts),
+        Outcome::Refused(failure) => Event::Refused(claim, failure),
+        Outcome::Failed(failure) => Event::Failed(claim, failure),
+    }
 }
 
 impl Link for HttpLink {
     fn room(&self) -> Option<Take> {
-        (!self.idle.is_empty() && self.waits_until.is_none()).then(|| self.client.take())
+        let may_begin = self.waits_until.is_none() && !self.client.doubts.is_full();
+        (!self.idle.is_empty() && may_begin).then(|| self.client.take())
     }
 
     fn send(&mut self, batch: Batch) {
@@ -113,37 +168,53 @@ impl Link for HttpLink {
         self.waits_until = is_small.then(|| Instant::now() + COALESCE);
         self.busy.push(Box::pin(async move {
             let claim = batch.claim;
-            let outcome = client.attempt(&mut lane, batch).await;
-            (lane, claim, outcome)
+            let (id, outcome) = client.attempt(&mut lane, batch).await;
+            (lane, Done::Sent(claim, id, outcome))
         }));
     }
 
     async fn event(&mut self) -> Event {
         let client = Arc::clone(&self.client);
         let exchanged = loop {
-            // The future is made before the addresses are looked at, so that no change is missed.
-            let changed = client.endpoints.changed();
-            let expiry = self.tidy();
+            if let Some(event) = self.finished() {
+                return event;
+            }
+            // The futures are made before the things that they are about are looked at, so that no
+            // change is missed.
+            let (changed, doubted) = (client.endpoints.changed(), client.doubts.added.notified());
+            let (expiry, next) = (self.tidy(), self.ask());
             let at =
                 |time: Option<Instant>| tokio::time::sleep_until(time.unwrap_or_else(Instant::now));
             tokio::select! {
                 biased;
-                exchanged = self.busy.next(), if !self.busy.is_empty() => break exchanged,
+                exchanged = self.busy.next(), if !self.busy.is_empty() => match exchanged {
+                    Some((lane, Done::Asked(confirmed))) => {
+                        self.idle.push(lane);
+                        self.confirmed.extend(confirmed);
+                        if self.confirmed.is_empty() {
+                            break None;
+                        }
+                    }
+                    Some((lane, Done::Sent(claim, id, outcome))) => {
+                        break Some((lane, claim, id, outcome));
+                    }
+                    None => break None,
+                },
                 () = at(self.waits_until), if self.waits_until.is_some() => break None,
                 () = at(expiry), if expiry.is_some() => {}
+                () = at(next), if next.is_some() => {}
+                () = doubted => {}
                 () = changed => {}
             }
         };
         self.waits_until = None;
-        let Some((lane, claim, (id, outcome))) = exchanged else { return Event::Room };
+        let Some((lane, claim, id, outcome)) = exchanged else { return Event::Room };
         self.idle.push(lane);
+        // The lane asks first if it is its turn. Otherwise it could be used for one batch after the
+        // other, and never ask.
+        self.ask();
         self.consumer = id;
-        match outcome {
-            Outcome::Accepted => Event::Accepted { claim, rejected: Vec::new() },
-            Outcome::Judged(parts) => Event::Judged(claim, parts),
-            Outcome::Refused(failure) => Event::Refused(claim, failure),
-            Outcome::Failed(failure) => Event::Failed(claim, failure),
-        }
+        event_of(claim, outcome)
     }
 
     fn consumer(&self) -> usize {

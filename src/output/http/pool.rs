@@ -5,6 +5,8 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::body::Upload;
+use super::confirm::Confirmations;
+use super::confirm::ConnectionId;
 use super::expanded::Expanded;
 use super::proxy::Proxy;
 use super::url::BaseUrl;
@@ -34,6 +36,10 @@ pub(super) struct PooledConnection {
     /// had the whole request. Such a connection is in the middle of a request and can't be closed
     /// cleanly, so dropping it aborts its task.
     pub(super) busy: bool,
+    /// The name of the connection.
+    pub(super) id: ConnectionId,
+    /// The requests on this connection that the consumer has taken and not confirmed yet.
+    pub(super) confirmations: Confirmations,
 }
 
 impl Drop for PooledConnection {
@@ -48,6 +54,11 @@ impl PooledConnection {
     /// Returns `true` if the connection has reached its age limit.
     pub(super) fn has_expired(&self) -> bool {
         self.expiry.is_some_and(|expiry| Instant::now() >= expiry)
+    }
+
+    /// Returns `true` if no request on the connection waits for its confirmation.
+    pub(super) fn is_free(&self) -> bool {
+        self.confirmations.is_empty()
     }
 
     /// Returns `true` if no more requests may use the connection: it has reached its age limit, or
@@ -70,7 +81,8 @@ pub(super) struct Lane {
 
 impl Lane {
     /// Removes the connection to `address` from the lane and returns it. Returns `None` if there is
-    /// none, or if it has reached its age limit; the old connection is then closed.
+    /// none, or if it has reached its age limit; the old connection is then closed, unless requests
+    /// on it wait for their confirmation.
     pub(super) fn take(
         &mut self,
         expanded: &Expanded,
@@ -81,28 +93,54 @@ impl Lane {
         let leads_there = |key: &ConnectionKey| {
             key.base == *base && key.proxy.as_ref() == proxy && key.address.id == address.id
         };
-        let index = self.idle.iter().position(|connection| leads_there(&connection.key))?;
-        Some(self.idle.remove(index)).filter(|connection| !connection.has_expired())
+        self.close_if(PooledConnection::has_expired);
+        let fits = |it: &PooledConnection| leads_there(&it.key) && !it.has_expired();
+        let index = self.idle.iter().position(fits)?;
+        Some(self.idle.remove(index))
     }
 
     /// Puts a connection back after its request. `max` is the number of addresses of the output. If
     /// the lane then holds more than `max` connections, closes the one that was unused for the
-    /// longest time.
+    /// longest time, and prefers one on which no request waits for its confirmation.
     pub(super) fn put_back(&mut self, connection: PooledConnection, max: usize) {
         self.idle.push(connection);
         if self.idle.len() > max {
-            self.idle.remove(0);
+            let free = self.idle.iter().position(PooledConnection::is_free);
+            match free {
+                Some(index) => drop(self.idle.remove(index)),
+                // One more is kept, so that no request is sent again only because its connection
+                // has reached its age limit.
+                None if self.idle.len() > max + 1 => drop(self.idle.remove(0)),
+                None => {}
+            }
         }
     }
 
-    /// Closes the idle connections that `is_over` returns `true` for.
+    /// Closes the idle connections that `is_over` returns `true` for, and on which no request waits
+    /// for its confirmation.
     pub(super) fn close_if(&mut self, is_over: impl Fn(&PooledConnection) -> bool) {
-        self.idle.retain(|connection| !is_over(connection));
+        self.idle.retain(|connection| !connection.is_free() || !is_over(connection));
     }
 
-    /// Returns the earliest time when an idle connection reaches its age limit; `None` if no idle
-    /// connection has an age limit.
+    /// Returns when the consumer was asked for confirmations on an idle connection, for the
+    /// connection on which that is the longest time ago. `None` if there is nothing to ask.
+    pub(super) fn first_asked(&self) -> Option<Instant> {
+        self.idle.iter().filter_map(|connection| connection.confirmations.asked()).min()
+    }
+
+    /// Removes the idle connections on which the consumer was asked for confirmations at this time
+    /// or before, and returns them.
+    pub(super) fn take_asked_before(&mut self, time: Instant) -> Vec<PooledConnection> {
+        let is_due = |connection: &mut PooledConnection| {
+            connection.confirmations.asked().is_some_and(|asked| asked <= time)
+        };
+        self.idle.extract_if(.., is_due).collect()
+    }
+
+    /// Returns the earliest time when an idle connection reaches its age limit, of those on which
+    /// no request waits for its confirmation; `None` if none of them has an age limit.
     pub(super) fn first_expiry(&self) -> Option<Instant> {
-        self.idle.iter().filter_map(|connection| connection.expiry).min()
+        let free = self.idle.iter().filter(|connection| connection.is_free());
+        free.filter_map(|connection| connection.expiry).min()
     }
 }

@@ -5,6 +5,7 @@ use hyper::HeaderMap;
 use hyper::Method;
 use hyper::Request;
 use hyper::header;
+use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 
 use super::api::Api;
@@ -67,27 +68,37 @@ pub(super) async fn compressed(body: Pieces, compression: Compression) -> Result
     }
 }
 
-/// Returns a POST request to `endpoint` with this body. If a header in `extra` has the same name as
-/// one that the relay sets itself, the one in `extra` is sent.
+/// The parts of a request that the protocol decides, besides the body.
+pub(super) struct Shape {
+    /// The path and query to which the request is sent.
+    pub(super) path_and_query: String,
+    pub(super) content_type: &'static str,
+    /// The compression of the body.
+    pub(super) compression: Compression,
+    /// Headers of the protocol's own.
+    pub(super) own: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// Returns a POST request to `endpoint` with this body. A header in `extra` replaces one that the
+/// relay sets itself, and a header of the protocol's own replaces both.
 ///
 /// # Errors
 ///
 /// The path or query of the URL can't be put in a request.
 pub(super) fn request(
     endpoint: &HttpEndpoint,
-    content_type: &'static str,
-    compression: Compression,
+    shape: Shape,
     extra: &HeaderMap,
     body: Upload,
 ) -> Result<Request<Upload>, hyper::http::Error> {
     let marks = body.marks.clone();
+    let Shape { path_and_query, content_type, compression, own } = shape;
     let encoding = match compression {
         Compression::None => None,
         Compression::Gzip => Some("gzip"),
         Compression::Zstd => Some("zstd"),
     };
-    let mut request =
-        Request::builder().method(Method::POST).uri(&endpoint.path_and_query).body(body)?;
+    let mut request = Request::builder().method(Method::POST).uri(path_and_query).body(body)?;
     let headers = request.headers_mut();
     headers.insert(header::HOST, endpoint.authority.clone());
     headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
@@ -98,6 +109,7 @@ pub(super) fn request(
     for (name, value) in extra {
         headers.insert(name, value.clone());
     }
+    headers.extend(own);
     hyper::ext::on_informational(&mut request, move |_| marks.interim());
     Ok(request)
 }

@@ -14,8 +14,10 @@ pub(super) struct HttpEndpoint {
     pub(super) base: BaseUrl,
     /// The value of the header `Host`.
     pub(super) authority: HeaderValue,
-    /// The path and query of the URL, to which each request is sent. They may hold a token.
-    pub(super) path_and_query: String,
+    /// The path of the URL; it may hold a token.
+    path: String,
+    /// The query of the URL; it may hold a token.
+    query: Option<String>,
 }
 
 /// The scheme, host and port of a URL.
@@ -35,9 +37,9 @@ impl fmt::Display for BaseUrl {
 }
 
 impl HttpEndpoint {
-    /// Splits a URL into its parts, and adds `path` to its path. The error text says what is wrong
-    /// with the URL, and does not contain the URL, because the URL may hold a token.
-    pub(super) fn parse(text: &str, path: &str) -> Result<Self, String> {
+    /// Splits a URL into its parts. The error text says what is wrong with the URL, and does not
+    /// contain the URL, because the URL may hold a token.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
         let https = match url.scheme() {
             "https" => true,
@@ -51,22 +53,28 @@ impl HttpEndpoint {
             Some(port) => format!("{host}:{port}"),
             None => host.to_owned(),
         };
-        let path = match path {
-            "" => url.path().to_owned(),
-            more => format!("{}{more}", url.path().trim_end_matches('/')),
-        };
-        let path_and_query = match (url.query(), path.contains('?')) {
-            (Some(query), false) => format!("{path}?{query}"),
-            (Some(query), true) => format!("{path}&{query}"),
-            (None, _) => path,
-        };
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Self {
             base: BaseUrl { https, at: HostPort { host, port } },
             authority: HeaderValue::from_str(&authority)
                 .map_err(|_| "has an unusable host".to_owned())?,
-            path_and_query,
+            path: url.path().to_owned(),
+            query: url.query().map(str::to_owned),
         })
+    }
+
+    /// Returns the path and query to which a request is sent: those of the URL, with the path and
+    /// query of the protocol added. They may hold a token.
+    pub(super) fn target(&self, of_protocol: &str) -> String {
+        let path = match of_protocol {
+            "" => self.path.clone(),
+            more => format!("{}{more}", self.path.trim_end_matches('/')),
+        };
+        match (&self.query, path.contains('?')) {
+            (Some(query), false) => format!("{path}?{query}"),
+            (Some(query), true) => format!("{path}&{query}"),
+            (None, _) => path,
+        }
     }
 }
 
@@ -77,17 +85,17 @@ mod tests {
     #[test]
     fn an_endpoint_shows_neither_path_nor_query() {
         let url = "https://logs.example:8443/v1/in?token=s3cr3t";
-        let endpoint = HttpEndpoint::parse(url, "").unwrap();
+        let endpoint = HttpEndpoint::parse(url).unwrap();
         assert_eq!(endpoint.base.to_string(), "https://logs.example:8443");
-        assert_eq!(endpoint.path_and_query, "/v1/in?token=s3cr3t");
+        assert_eq!(endpoint.target(""), "/v1/in?token=s3cr3t");
         assert_eq!(endpoint.authority, "logs.example:8443");
-        let endpoint = HttpEndpoint::parse("http://[::1]/x", "").unwrap();
+        let endpoint = HttpEndpoint::parse("http://[::1]/x").unwrap();
         assert_eq!((endpoint.base.at.host.as_str(), endpoint.base.at.port), ("::1", 80));
         assert_eq!(
             (endpoint.base.to_string().as_str(), endpoint.authority),
             ("http://[::1]:80", HeaderValue::from_static("[::1]"))
         );
-        assert!(HttpEndpoint::parse("ftp://x/", "").is_err());
+        assert!(HttpEndpoint::parse("ftp://x/").is_err());
     }
 
     #[test]
@@ -99,8 +107,8 @@ mod tests {
             ("http://x/es?token=t", "/_bulk?a=b", "/es/_bulk?a=b&token=t"),
             ("http://x/es?token=t", "/_bulk", "/es/_bulk?token=t"),
         ] {
-            let endpoint = HttpEndpoint::parse(url, path).unwrap();
-            assert_eq!(endpoint.path_and_query, wanted, "{url}");
+            let endpoint = HttpEndpoint::parse(url).unwrap();
+            assert_eq!(endpoint.target(path), wanted, "{url}");
         }
     }
 }

@@ -361,7 +361,7 @@ impl Damage {
                 let offset = match rng.choice(records) {
                     Some(record) if dice < 8 => record.bytes.start + rng.u64(..RECORD_HEADER),
                     Some(record) if dice < 14 => rng.u64(record.bytes.clone()),
-                    _ if dice < 17 => rng.u64(..64),
+                    _ if dice < 17 => rng.u64(..bytes.min(64)),
                     _ => rng.u64(..bytes),
                 };
                 Self::Flip { file, offset, mask: rng.u8(1..) }

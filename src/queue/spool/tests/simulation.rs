@@ -39,6 +39,7 @@ use crate::queue::contract::Take;
 use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::SPARES;
+use crate::queue::identity;
 use crate::queue::outputs::signed;
 use crate::queue::segment;
 use crate::queue::segment::RecordHeader;
@@ -1598,7 +1599,7 @@ impl Simulation {
         // Bytes that were cut off a file still count if the cut could not be synced.
         let files = (segments + cursors::BYTES).saturating_sub(spares);
         assert!(held == files || (self.faulty && held > files), "{held}, and has {files}");
-        let others_most = 2 * cursors::BYTES + synced::BYTES;
+        let others_most = 2 * cursors::BYTES + synced::BYTES + identity::BYTES;
         let taken = self.state().writing.accounting.taken() + others_most;
         self.bound = self.config.max_bytes.max(self.bound.min(taken));
         let most = self.bound;

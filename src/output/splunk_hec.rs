@@ -1,0 +1,500 @@
+//! `type = "splunk_hec"`: Splunk's HTTP Event Collector, with indexer acknowledgement.
+//!
+//! With `acknowledge = "indexed"`, a 200 says only that Splunk has the events in memory. It gives
+//! the request a number, and says later, when it is asked, that the events are indexed. It says so
+//! once for each number, and only on the channel (a UUID in a header) of the request. Nothing is
+//! final before that. The relay uses one channel for each connection, because a number means
+//! nothing to another server behind the same address, and perhaps nothing to the same server after
+//! a restart.
+//!
+//! Source of the facts: Splunk's documentation of the HTTP Event Collector ("About HTTP Event
+//! Collector Indexer Acknowledgment", "Troubleshoot HTTP Event Collector").
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use hyper::header::HeaderName;
+use hyper::header::HeaderValue;
+use serde::Deserialize;
+
+use super::event_time::nanos;
+use super::event_time::request_time;
+use super::event_time::stage_time;
+use super::http::HttpConnector;
+use super::http::api::Api;
+use super::http::api::Confirm;
+use super::http::api::ConnectionId;
+use super::http::api::Encoded;
+use super::http::api::Outcome;
+use super::http::api::Reply;
+use super::http::api::Sent;
+use super::http::api::Told;
+use super::http::api::token_header;
+use super::setup::IntoConnector;
+use super::setup::Setup;
+use crate::config;
+use crate::config::Compression;
+use crate::config::Content;
+use crate::config::HttpClient;
+use crate::config::HttpKeys;
+use crate::config::OutputSettings;
+use crate::config::Target;
+use crate::config::table::Table;
+use crate::config::table::optional;
+use crate::config::table::required;
+use crate::delivery::failure::Failure;
+use crate::delivery::lines::lines;
+use crate::delivery::link::Part;
+use crate::delivery::link::Verdict;
+use crate::delivery::prepared::Connector;
+use crate::queue::Batch;
+use crate::queue::Identity;
+use crate::telemetry::AttemptError;
+
+/// The path of requests with events.
+const EVENTS: &str = "/services/collector/event";
+
+/// The path of the question which requests are indexed.
+const ACK: &str = "/services/collector/ack";
+
+/// The header with the channel of a request.
+const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
+
+/// The most bytes of an answer that are read. Splunk's answers have less than 200 bytes.
+const ANSWER_BYTES: usize = 64 * 1024;
+
+/// Splunk's own limit of a request's body (`max_content_length` in limits.conf) is 1 MB in older
+/// versions, and in Splunk Cloud.
+const BODY_BYTES: u64 = 1_000_000;
+
+/// The settings of an output of `type = "splunk_hec"`, as read from the config.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    client: HttpClient,
+    /// The file with the token of the HTTP Event Collector.
+    token_file: PathBuf,
+    acknowledge: Acknowledge,
+    /// The time between two questions which requests are indexed.
+    ack_interval: Duration,
+    /// The longest time that a request may wait until its events are indexed.
+    ack_timeout: Duration,
+    metadata: Metadata,
+}
+
+/// When events count as delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Acknowledge {
+    /// When Splunk says that they are indexed.
+    Indexed,
+    /// When Splunk has answered 2xx. It may lose them in a crash after that.
+    Accepted,
+}
+
+/// The members that stand beside each event.
+#[derive(Debug, Clone, PartialEq)]
+struct Metadata {
+    /// `None`: the index is the token's.
+    index: Option<String>,
+    host: String,
+    source: String,
+    sourcetype: String,
+    /// Indexed fields that are added to each event.
+    fields: BTreeMap<String, String>,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "splunk_hec";
+    const SAMPLE: &'static str = "tls = {}";
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let keys = HttpKeys { compression: Compression::None, authorization: false };
+        let (client, own) = HttpClient::read(t, &keys, |t| {
+            let meaning = "file with the token of the HTTP Event Collector";
+            let token_file = t.file(required("token_file", "path", meaning), Content::Token, true);
+            let acknowledge = t.choice(
+                "acknowledge",
+                &[("indexed", Acknowledge::Indexed), ("accepted", Acknowledge::Accepted)],
+                Some(Acknowledge::Indexed),
+                "an event is delivered when the indexer says so, which the token must allow; or \
+                 already when Splunk has taken the request, which a crash of Splunk may undo",
+            );
+            let (least, most) = (Duration::from_millis(100), Duration::from_secs(60));
+            let meaning = "between two questions which requests are indexed";
+            let interval = t.time("ack_interval", Duration::from_secs(2), least..=most, meaning);
+            let (least, most) = (Duration::from_secs(1), Duration::from_secs(3600));
+            let meaning = "events that are not indexed after this time are sent again";
+            let timeout = t.time("ack_timeout", Duration::from_secs(300), least..=most, meaning);
+            (token_file, acknowledge, interval, timeout, Metadata::read(t))
+        });
+        let (token_file, acknowledge, ack_interval, ack_timeout, metadata) = own;
+        if ack_timeout <= ack_interval {
+            t.error("ack_timeout", "must be longer than ack_interval");
+        }
+        Some(Self {
+            client: client?,
+            token_file: token_file?,
+            acknowledge: acknowledge?,
+            ack_interval,
+            ack_timeout,
+            metadata: metadata?,
+        })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.client.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        let waits = self.acknowledge == Acknowledge::Indexed;
+        waits.then_some(("ack_interval", self.ack_interval))
+    }
+}
+
+impl Metadata {
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let word = |text: &str| config::printable(text, 255);
+        let index = t.is_set("index");
+        let key = optional("index", "string", "the token's", "index into which events are written");
+        let index = Some(t.word(key, word)).filter(|found| !index || found.is_some());
+        let host = t.word_or(
+            ("host", "string", "host of each event"),
+            &config::machine_name(),
+            Some("the machine's"),
+            word,
+        );
+        let key = ("source", "string", "source of each event");
+        let source = t.word_or(key, "kubernetes", None, word);
+        let key = ("sourcetype", "string", "source type of each event");
+        let sourcetype = t.word_or(key, "_json", None, word);
+        let meaning = "indexed fields that are added to each event";
+        let fields = t.word_map(("fields", "table of strings", meaning), word, word);
+        let (index, host, source) = (index?, host?, source?);
+        Some(Self { index, host, source, sourcetype: sourcetype?, fields })
+    }
+
+    /// Returns the text between the time and the event, and the text after the event.
+    fn around(&self) -> (String, String) {
+        let member = |name: &str, value: &str| format!(",\"{name}\":{}", json(value));
+        let mut before = member("host", &self.host);
+        before += &member("source", &self.source);
+        before += &member("sourcetype", &self.sourcetype);
+        if let Some(index) = &self.index {
+            before += &member("index", index);
+        }
+        let fields: Vec<_> = self
+            .fields
+            .iter()
+            .map(|(name, value)| format!("{}:{}", json(name), json(value)))
+            .collect();
+        let after = match fields.is_empty() {
+            true => "}".to_owned(),
+            false => format!(",\"fields\":{{{}}}}}", fields.join(",")),
+        };
+        (before + ",\"event\":", after)
+    }
+}
+
+/// Returns a text as a JSON string.
+fn json(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let (before, after) = self.metadata.around();
+        let indexed = self.acknowledge == Acknowledge::Indexed;
+        let acknowledgement =
+            indexed.then_some(Indexing { interval: self.ack_interval, timeout: self.ack_timeout });
+        let collector =
+            Collector { token_file: self.token_file.clone(), before, after, acknowledgement };
+        HttpConnector::boxed(&self.client, Arc::new(collector), setup)
+    }
+}
+
+/// The HTTP Event Collector.
+struct Collector {
+    token_file: PathBuf,
+    /// The text between the time and the event.
+    before: String,
+    /// The text after the event.
+    after: String,
+    /// How Splunk is asked for acknowledgements; `None`: a 2xx is final.
+    acknowledgement: Option<Indexing>,
+}
+
+/// The answer of the collector. A proxy may answer something else.
+#[derive(Deserialize, Default)]
+struct Answer {
+    #[serde(default)]
+    code: Option<u16>,
+    #[serde(default, rename = "ackId")]
+    ack_id: Option<AckId>,
+    /// The index of the event at fault. Splunk has taken those before it, and has not read those
+    /// behind it.
+    #[serde(default, rename = "invalid-event-number")]
+    invalid: Option<u64>,
+}
+
+/// The number of a request. Splunk's documentation has it as a number, and some servers send a
+/// string.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum AckId {
+    Number(u64),
+    Text(String),
+}
+
+impl AckId {
+    fn number(&self) -> Option<u64> {
+        match self {
+            Self::Number(number) => Some(*number),
+            Self::Text(text) => text.parse().ok(),
+        }
+    }
+}
+
+/// What a code of the collector is about.
+enum Fault {
+    /// The request was taken.
+    None,
+    /// The settings of the output, or of Splunk, are wrong. The text says how.
+    Settings(&'static str),
+    /// An event of the request is not valid.
+    Event(&'static str),
+    /// Splunk can't take the request now.
+    Busy(&'static str),
+}
+
+/// Returns what a code is about. The codes are those of "Possible error codes" in Splunk's
+/// documentation.
+fn fault(code: u16) -> Option<Fault> {
+    Some(match code {
+        // 24 and 25 warn that a queue or the acknowledgements are nearly full.
+        0 | 17 | 24 | 25 => Fault::None,
+        1 => Fault::Settings("the token is disabled"),
+        2 | 3 => Fault::Settings("the header Authorization is missing or wrong"),
+        4 => Fault::Settings("Splunk does not know the token"),
+        5 => Fault::Event("no data"),
+        6 => Fault::Event("invalid data format"),
+        7 => Fault::Settings("the token may not write into this index, or there is no such index"),
+        8 => Fault::Busy("internal error"),
+        9 | 18 | 19 | 20 | 26 | 27 => Fault::Busy("Splunk is busy"),
+        10 | 11 => Fault::Settings("the channel is missing or wrong"),
+        12 | 13 => Fault::Event("the event is missing or blank"),
+        14 => Fault::Settings(
+            "indexer acknowledgement is off for this token: turn it on in Splunk, or set \
+             acknowledge = \"accepted\"",
+        ),
+        15 => Fault::Event("invalid fields"),
+        23 => Fault::Busy("Splunk is shutting down"),
+        _ => return None,
+    })
+}
+
+impl Collector {
+    /// Returns the result of a request with this answer, if Splunk has taken the request.
+    fn taken(&self, reply: &Reply<'_>, answer: &Answer) -> Outcome {
+        if self.acknowledgement.is_none() {
+            return Outcome::Accepted;
+        }
+        match answer.ack_id.as_ref().and_then(AckId::number) {
+            Some(number) => Outcome::Taken(number),
+            None => reply.unclear(
+                "the answer has no ackId: turn on indexer acknowledgement for this token in \
+                 Splunk, or set acknowledge = \"accepted\"",
+            ),
+        }
+    }
+
+    /// Returns the result of a request of which Splunk says that the event with the index `at` is
+    /// wrong.
+    fn one_is_wrong(&self, at: u64, failure: &Failure, sent: &Sent) -> Option<Outcome> {
+        let position = sent.positions().nth(usize::try_from(at).ok()?)?;
+        // Splunk has taken the events before the wrong one. But it gives them no number, so nobody
+        // can ask whether they are indexed.
+        let verdict = match self.acknowledgement {
+            None => Verdict::Delivered,
+            Some(_) => Verdict::Unsent,
+        };
+        let parts = [
+            Part { end: position, events: at, verdict },
+            Part { end: position.next(), events: 1, verdict: Verdict::Refused(failure.clone()) },
+            Part { end: sent.claim.end, events: sent.events - at - 1, verdict: Verdict::Unsent },
+        ];
+        let mut parts: Vec<_> = parts.into_iter().filter(|part| part.events > 0).collect();
+        parts.last_mut()?.end = sent.claim.end;
+        Some(Outcome::Judged(parts))
+    }
+}
+
+impl Api for Collector {
+    fn path(&self) -> &str {
+        EVENTS
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/json"
+    }
+
+    fn authorization(&self) -> Result<Option<HeaderValue>, String> {
+        token_header("Splunk", &self.token_file).map(Some)
+    }
+
+    fn request_headers(&self, connection: ConnectionId) -> Vec<(HeaderName, HeaderValue)> {
+        let channel = HeaderValue::from_str(&connection.to_string()).ok();
+        let channel = channel.filter(|_| self.acknowledgement.is_some());
+        channel.into_iter().map(|channel| (CHANNEL, channel)).collect()
+    }
+
+    fn confirm(&self) -> Option<&dyn Confirm> {
+        self.acknowledgement.as_ref().map(|it| it as &dyn Confirm)
+    }
+
+    fn wraps_events(&self) -> bool {
+        true
+    }
+
+    fn answer_bytes(&self) -> usize {
+        ANSWER_BYTES
+    }
+
+    fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
+        let mut body = Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4);
+        let mut events = 0;
+        for (event, (_, received)) in lines(&batch.pieces).zip(batch.places()) {
+            let before = body.len();
+            let time = stage_time(event).or_else(|| request_time(event)).and_then(nanos);
+            let time = time.unwrap_or(received.saturating_mul(1_000_000));
+            let (seconds, micros) = (time / 1_000_000_000, time % 1_000_000_000 / 1000);
+            // Writing into memory can't fail.
+            write!(body, "{{\"time\":{seconds}.{micros:06}").ok();
+            body.extend_from_slice(self.before.as_bytes());
+            body.extend_from_slice(event);
+            body.extend_from_slice(self.after.as_bytes());
+            if events > 0 && body.len() as u64 > max_bytes {
+                body.truncate(before);
+                break;
+            }
+            events += 1;
+        }
+        Encoded::new(body, events)
+    }
+
+    fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
+        let parsed = reply.body.and_then(|body| serde_json::from_slice::<Answer>(body).ok());
+        let (is_understood, answer) = (parsed.is_some(), parsed.unwrap_or_default());
+        let (status, base) = (reply.status, reply.base);
+        let failure = |reason, what: &str| {
+            let code = answer.code.unwrap_or_default();
+            Failure::new(reason, format!("{base}: answered {status}, code {code}: {what}"))
+        };
+        // The category of the failure follows from the status, or the answer is no failure.
+        let (reason, retry_after) = match &reply.by_status {
+            Outcome::Refused(by_status) | Outcome::Failed(by_status) => {
+                (by_status.reason, by_status.retry_after)
+            }
+            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => {
+                (AttemptError::Protocol, None)
+            }
+        };
+        let failed = |what| {
+            let failure = failure(reason, what);
+            Outcome::Failed(Failure { retry_after, ..failure })
+        };
+        match answer.code.and_then(fault) {
+            Some(Fault::Settings(what) | Fault::Busy(what)) => failed(what),
+            Some(Fault::Event(what)) if !status.is_success() => {
+                let failure = failure(reason, what);
+                let judged = answer.invalid.and_then(|at| self.one_is_wrong(at, &failure, sent));
+                judged.unwrap_or(Outcome::Refused(failure))
+            }
+            Some(Fault::Event(what)) => failed(what),
+            Some(Fault::None) | None => match reply.by_status {
+                Outcome::Accepted if is_understood || self.acknowledgement.is_none() => {
+                    self.taken(&reply, &answer)
+                }
+                Outcome::Accepted => reply.unclear("the answer is not that of a collector"),
+                by_status @ (Outcome::Taken(_)
+                | Outcome::Judged(_)
+                | Outcome::Refused(_)
+                | Outcome::Failed(_)) => by_status,
+            },
+        }
+    }
+}
+
+/// How Splunk is asked which requests are indexed.
+struct Indexing {
+    interval: Duration,
+    timeout: Duration,
+}
+
+/// The answer to the question which requests are indexed.
+#[derive(Deserialize)]
+struct Acks {
+    acks: BTreeMap<String, bool>,
+}
+
+impl Confirm for Indexing {
+    fn path(&self) -> &str {
+        ACK
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/json"
+    }
+
+    fn interval(&self) -> Duration {
+        self.interval
+    }
+
+    fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    fn question(&self, numbers: &[u64]) -> Vec<u8> {
+        let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
+        format!("{{\"acks\":[{}]}}", numbers.join(",")).into_bytes()
+    }
+
+    fn told(&self, status: StatusCode, body: &[u8]) -> Told {
+        match status {
+            status if status.is_success() => {
+                let Ok(Acks { acks }) = serde_json::from_slice(body) else { return Told::Unclear };
+                let indexed = acks.into_iter().filter(|(_, is_indexed)| *is_indexed);
+                let numbers = indexed.map(|(number, _)| number.parse());
+                numbers.collect::<Result<_, _>>().map_or(Told::Unclear, Told::Confirmed)
+            }
+            StatusCode::TOO_MANY_REQUESTS => Told::Nothing(AttemptError::Status429),
+            status if status.is_server_error() => Told::Nothing(AttemptError::Status5xx),
+            _ => Told::Nothing(AttemptError::Status4xx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acks_are_asked_and_told_as_splunk_documents_it() {
+        let indexing = Indexing { interval: Duration::ZERO, timeout: Duration::ZERO };
+        assert_eq!(indexing.question(&[0, 17]), b"{\"acks\":[0,17]}");
+        let told = |status: u16, body: &str| {
+            indexing.told(StatusCode::from_u16(status).unwrap(), body.as_bytes())
+        };
+        assert_eq!(
+            told(200, r#"{"acks":{"0":true,"1":false,"17":true}}"#),
+            Told::Confirmed(vec![0, 17])
+        );
+        for unclear in ["", "<html>", "{}", r#"{"acks":[0]}"#, r#"{"acks":{"x":true}}"#] {
+            assert_eq!(told(200, unclear), Told::Unclear, "{unclear}");
+        }
+        assert_eq!(told(400, r#"{"acks":{"0":true}}"#), Told::Nothing(AttemptError::Status4xx));
+        assert_eq!(told(503, ""), Told::Nothing(AttemptError::Status5xx));
+    }
+}
