@@ -234,10 +234,8 @@ impl Api for Bulk {
         let index = &self.index;
         let mut body = Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4);
         let mut events = 0;
-        let ages = batch.origins.iter().flat_map(|origin| {
-            std::iter::repeat_n(origin.age, usize::try_from(origin.events).unwrap_or(usize::MAX))
-        });
-        for ((event, position), age) in lines(&batch.pieces).zip(batch.positions()).zip(ages) {
+        let places = batch.positions().zip(batch.ages());
+        for (event, (position, age)) in lines(&batch.pieces).zip(places) {
             let before = body.len();
             let hash = rapidhash::v3::rapidhash_v3(event);
             let action = format!(

@@ -18,6 +18,42 @@ pub(super) fn request_time(event: &[u8]) -> Option<&[u8]> {
     valid(scan::member(event, "requestReceivedTimestamp"))
 }
 
+/// Returns a time in microseconds since 1970; negative before 1970. `time` is a text that
+/// [`stage_time`] or [`request_time`] has returned.
+pub(super) fn unix_micros(time: &[u8]) -> Option<i64> {
+    let (moment, mut rest) = time.split_at_checked(19)?;
+    let field = |from: usize, to: usize| moment.get(from..to).map(number).map(i64::from);
+    let days = days_since_1970(field(0, 4)?, field(5, 7)?, field(8, 10)?);
+    let seconds = (field(11, 13)? * 60 + field(14, 16)?) * 60 + field(17, 19)?;
+    let mut micros = 0;
+    if let Some(fraction) = rest.strip_prefix(b".") {
+        let length = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        let (digits, behind) = fraction.split_at_checked(length)?;
+        let padding = std::iter::repeat_n(&b'0', 6_usize.checked_sub(length)?);
+        let digits: Vec<u8> = digits.iter().chain(padding).copied().collect();
+        (micros, rest) = (i64::from(number(&digits)), behind);
+    }
+    let offset = match rest {
+        [sign, h1, h2, b':', m1, m2] => {
+            let minutes = i64::from(number(&[*h1, *h2]) * 60 + number(&[*m1, *m2]));
+            if *sign == b'-' { -minutes } else { minutes }
+        }
+        _ => 0,
+    };
+    Some((days * 86_400 + seconds - offset * 60) * 1_000_000 + micros)
+}
+
+/// Returns the number of days from 1970-01-01 to this date of the Gregorian calendar. The
+/// calculation counts years from March, so that the leap day is the last day of a year.
+fn days_since_1970(year: i64, month: i64, day: i64) -> i64 {
+    const IN_400_YEARS: i64 = 146_097;
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
+    let day_of_year = (153 * month + 2) / 5 + day - 1;
+    let day_of_era = of_era * 365 + of_era / 4 - of_era / 100 + day_of_year;
+    era * IN_400_YEARS + day_of_era - 719_468
+}
+
 /// Returns the text of a JSON value that is a string with a valid TIMESTAMP.
 fn valid(value: Option<&[u8]>) -> Option<&[u8]> {
     value.and_then(scan::inner).filter(|time| is_rfc5424(time))
@@ -127,6 +163,25 @@ mod tests {
             r#"{"stageTimestamp":7}"#.to_owned(),
         ] {
             assert_eq!(stage_time(none.as_bytes()), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn times_are_counted_from_1970() {
+        for (time, micros) in [
+            ("1970-01-01T00:00:00Z", 0),
+            ("1969-12-31T23:59:59.9Z", -100_000),
+            ("2000-02-29T00:00:00Z", 951_782_400_000_000),
+            ("2000-03-01T00:00:00Z", 951_868_800_000_000),
+            ("2026-11-20T06:24:22.439323Z", 1_795_155_862_439_323),
+            ("2026-11-20T06:24:22.4Z", 1_795_155_862_400_000),
+            ("2026-11-20T08:54:22+02:30", 1_795_155_862_000_000),
+            ("2026-11-19T22:24:22.000001-08:00", 1_795_155_862_000_001),
+            ("2100-03-01T00:00:00Z", 4_107_542_400_000_000),
+            ("9999-12-31T23:59:59.999999Z", 253_402_300_799_999_999),
+            ("0000-01-01T00:00:00Z", -62_167_219_200_000_000),
+        ] {
+            assert_eq!(unix_micros(time.as_bytes()), Some(micros), "{time}");
         }
     }
 

@@ -136,6 +136,14 @@ impl Batch {
     pub fn positions(&self) -> impl Iterator<Item = Position> {
         self.origins.iter().flat_map(Origin::positions)
     }
+
+    /// Returns the time since each line was accepted, in the order of the lines. The batch must
+    /// have origins.
+    pub fn ages(&self) -> impl Iterator<Item = Duration> {
+        self.origins.iter().flat_map(|origin| {
+            std::iter::repeat_n(origin.age, usize::try_from(origin.events).unwrap_or(usize::MAX))
+        })
+    }
 }
 
 /// The positions and the age of some lines of a batch that follow each other. The lines have the

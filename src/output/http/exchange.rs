@@ -51,6 +51,9 @@ impl Client {
     /// another address works, the batch is sent to the other address too. Returns the id of the
     /// address that decided the outcome, and the outcome.
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
+        if let Err(failure) = self.api.ready().await {
+            return (0, Outcome::Failed(failure));
+        }
         let Some((expanded, attempt)) = self.pick().await else {
             let failure =
                 Failure::new(AttemptError::Protocol, "the URL's files have not been read");
@@ -230,11 +233,18 @@ impl Client {
                     self.endpoints.dial(attempt, dial).await?
                 }
             };
+            let own = match self.api.request_headers() {
+                Ok(own) => own,
+                Err(failure) => {
+                    *pooled = Some(connection);
+                    return Err(failure);
+                }
+            };
             connection.busy = true;
             let marks = connection.progress.begin();
             let upload = self.upload(body.clone(), marks.clone());
             let (kind, compression) = (self.api.content_type(), self.config.compression);
-            let request = request(endpoint, kind, compression, &expanded.headers, upload);
+            let request = request(endpoint, kind, compression, &expanded.headers, own, upload);
             let request =
                 request.map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
             let id = attempt.address().id;
@@ -257,7 +267,7 @@ impl Client {
             if !marks.was_whole() {
                 // The answer came before the consumer had the whole request, so the connection
                 // can't be used for another request.
-                return Ok(answer::early(base, &response));
+                return Ok(answer::early(&*self.api, base, &response, sent));
             }
             connection.busy = false;
             let (waited, deadline) = (since.elapsed(), since + self.timeouts.request);

@@ -5,6 +5,7 @@ use hyper::HeaderMap;
 use hyper::Method;
 use hyper::Request;
 use hyper::header;
+use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 
 use super::api::Api;
@@ -67,8 +68,8 @@ pub(super) async fn compressed(body: Pieces, compression: Compression) -> Result
     }
 }
 
-/// Returns a POST request to `endpoint` with this body. If a header in `extra` has the same name as
-/// one that the relay sets itself, the one in `extra` is sent.
+/// Returns a POST request to `endpoint` with this body. A header in `extra` replaces one that the
+/// relay sets itself, and a header in `own`, which the protocol sets, replaces both.
 ///
 /// # Errors
 ///
@@ -78,6 +79,7 @@ pub(super) fn request(
     content_type: &'static str,
     compression: Compression,
     extra: &HeaderMap,
+    own: Vec<(HeaderName, HeaderValue)>,
     body: Upload,
 ) -> Result<Request<Upload>, hyper::http::Error> {
     let marks = body.marks.clone();
@@ -98,6 +100,7 @@ pub(super) fn request(
     for (name, value) in extra {
         headers.insert(name, value.clone());
     }
+    headers.extend(own);
     hyper::ext::on_informational(&mut request, move |_| marks.interim());
     Ok(request)
 }
