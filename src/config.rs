@@ -110,6 +110,7 @@ pub use template::read_secret;
 pub use template::read_token;
 pub use tls::ClientTls;
 pub use tls::TlsVersion;
+pub use values::BatchBytes;
 pub use values::HostPort;
 pub use values::header_name;
 pub use values::header_value;

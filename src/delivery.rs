@@ -32,7 +32,7 @@ pub(crate) mod link;
 mod orders;
 mod pacing;
 pub(crate) mod prepared;
-mod retry;
+pub(crate) mod retry;
 pub(crate) mod rfc3339;
 mod run;
 mod tried;

@@ -25,7 +25,8 @@
 //! | 2 | `event_time` `setup` | the times of an event · settings and connectors of any type |
 //! | 3 | `json_lines` `syslog` | batches as lines · RFC 5424 messages, and the protocol of that name |
 //! | 4 | `http` `kafka` `lumberjack` `relp` `stdout` `tcp` | one protocol each |
-//! | 5 | `*` (every other file) | protocols over HTTP |
+//! | 5 | `iam` | tokens of IBM Cloud |
+//! | 6 | `*` (every other file) | protocols over HTTP |
 
 use std::sync::Arc;
 
@@ -38,6 +39,8 @@ use crate::telemetry::Telemetry;
 pub(crate) mod elasticsearch;
 mod event_time;
 pub(crate) mod http;
+mod iam;
+pub(crate) mod ibm_cloud_logs;
 pub(crate) mod json_lines;
 pub(crate) mod kafka;
 pub(crate) mod lumberjack;
@@ -67,6 +70,7 @@ const PROTOCOLS: &[Row] = &[
     Row::of::<kafka::Settings>(),
     Row::of::<splunk_hec::Settings>(),
     Row::of::<elasticsearch::Settings>(),
+    Row::of::<ibm_cloud_logs::Settings>(),
 ];
 
 /// All types of output that a config may have, such as `http`. The function [`config::read`] gets

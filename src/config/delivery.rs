@@ -1,9 +1,10 @@
 //! The sections that every output has: `retry`, `timeouts`, `batch` and `rejected`.
 
+use std::ops::Bound;
 use std::time::Duration;
 
 use super::table::Table;
-use super::values::MIB;
+use super::values::BatchBytes;
 use super::values::TIME_MIN;
 use super::values::millis;
 use super::values::secs;
@@ -121,13 +122,14 @@ pub(super) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
     }
 }
 
-/// Reads the section `[output.batch]`.
-pub(super) fn batch(t: &mut Table<'_, '_>) -> BatchLimits {
+/// Reads the section `[output.batch]` of a type of output that allows these values of `max_bytes`.
+pub(super) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
+    let max = bytes.max.map_or(Bound::Unbounded, Bound::Included);
     BatchLimits {
         max_bytes: t.size(
             "max_bytes",
-            4 * MIB,
-            1..,
+            bytes.default,
+            (Bound::Included(1), max),
             "of one request or one write; one larger event travels alone",
         ),
         max_events: t.count(

@@ -96,6 +96,11 @@ impl HttpClient {
         );
         if keys.authorization {
             contradictions_of_authorization(t, &headers);
+        } else if headers.contains_key("authorization") {
+            t.error(
+                "headers",
+                "sets `authorization`, which this type of output sets itself, allowed: other headers",
+            );
         }
         if tls.is_some() && urls.as_ref().is_some_and(|urls| urls.iter().all(is_plain)) {
             t.error("tls", "is for https, but all urls are http://, allowed: leave it out");

@@ -17,6 +17,7 @@ use super::table::Table;
 use super::table::required;
 use super::targets::Target;
 use super::values;
+use super::values::BatchBytes;
 
 /// The settings of one `[[output]]` table.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,7 +100,8 @@ pub(super) fn read(
     let protocol = kind.and_then(|kind| (kind.read)(t));
     let retry = t.section("retry", delivery::retry);
     let timeouts = t.section("timeouts", delivery::timeouts);
-    let batch = t.section("batch", delivery::batch);
+    let batch_bytes = kind.map_or(BatchBytes::UNLIMITED, |kind| kind.batch_bytes);
+    let batch = t.section("batch", |t| delivery::batch(t, batch_bytes));
     let rejected = t.section("rejected", delivery::rejected);
     if rejected == Some(Rejected::Retry) && retry.max_elapsed.is_some() {
         let path = format!("{}.retry.max_elapsed", t.path);

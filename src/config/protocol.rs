@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::table::Table;
 use super::targets::Target;
+use super::values::BatchBytes;
 
 /// The settings of one type of output: the keys that an `[[output]]` of this type has in addition
 /// to the keys that every `[[output]]` has.
@@ -41,6 +42,9 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// already, allowed: one output of type stdout`. `None`: a config can have any number of
     /// outputs of this type.
     const ONLY_ONE: Option<&'static str> = None;
+
+    /// The values that `batch.max_bytes` may have for this type of output.
+    const BATCH_BYTES: BatchBytes = BatchBytes::UNLIMITED;
 
     /// Reads the settings from the table of an output, with the methods of [`Table`]. The order in
     /// which this function reads the keys is their order in the config reference. Returns `None` if
@@ -73,6 +77,8 @@ pub struct OutputType {
     pub(super) sample: &'static str,
     /// The reason why a config can have only one output of this type: `OutputSettings::ONLY_ONE`.
     pub(super) only_one: Option<&'static str>,
+    /// The values that `batch.max_bytes` may have: `OutputSettings::BATCH_BYTES`.
+    pub(super) batch_bytes: BatchBytes,
     /// Reads the settings from the table of an output. Returns `None` if they have a problem, which
     /// is recorded.
     pub(super) read: fn(&mut Table<'_, '_>) -> Option<OutputKind>,
@@ -87,6 +93,7 @@ impl OutputType {
             name: S::TYPE,
             sample: S::SAMPLE,
             only_one: S::ONLY_ONE,
+            batch_bytes: S::BATCH_BYTES,
             read: |t| S::read(t).map(OutputKind::new),
         }
     }

@@ -59,6 +59,20 @@ pub(super) const TIME_MIN: Duration = Duration::from_millis(1);
 /// The longest host name of the DNS (RFC 1035 §2.3.4).
 const HOST_BYTES_MAX: usize = 253;
 
+/// The values that `batch.max_bytes` may have for one type of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchBytes {
+    /// The value if the config sets none.
+    pub default: u64,
+    /// The largest value. `None`: the protocol has no limit for a request or a write.
+    pub max: Option<u64>,
+}
+
+impl BatchBytes {
+    /// The values for a protocol that has no limit: 4 MiB by default.
+    pub const UNLIMITED: Self = Self { default: 4 * MIB, max: None };
+}
+
 /// Returns a time of `secs` seconds.
 pub(super) const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)

@@ -10,14 +10,15 @@ use super::failure::RETRY_AFTER_MAX;
 use crate::config;
 
 /// The pauses after failures. They grow from one failure to the next up to `retry.max_interval`,
-/// with a random difference. The delivery loop owns this value.
-pub(super) struct Retry {
+/// with a random difference. Each loop that tries again owns
+/// one such value.
+pub(crate) struct Retry {
     backoff: ExponentialBackoff,
 }
 
 impl Retry {
     /// Makes the series of pauses that the section `retry` of the config describes.
-    pub(super) fn new(config: &config::Retry) -> Self {
+    pub(crate) fn new(config: &config::Retry) -> Self {
         let backoff = ExponentialBackoffBuilder::new()
             .with_initial_interval(config.initial_interval)
             .with_max_interval(config.max_interval)
@@ -31,14 +32,14 @@ impl Retry {
     /// Returns the next pause. From one pause to the next, it grows by the factor
     /// `retry.multiplier` up to `retry.max_interval`, and each pause has a random difference from
     /// that. The pause is at least `retry_after`, of which at most [`RETRY_AFTER_MAX`] counts.
-    pub(super) fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
+    pub(crate) fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
         // `next_backoff` returns `None` only if a maximum of elapsed time is set, and none is.
         let own = self.backoff.next_backoff().unwrap_or(self.backoff.max_interval);
         own.max(retry_after.unwrap_or_default().min(RETRY_AFTER_MAX))
     }
 
     /// Goes back to the shortest pause, after a success.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.backoff.reset();
     }
 }

@@ -20,7 +20,7 @@
 //! | 5 | `expanded` `request` | templates and files · a batch as a request |
 //! | 6 | `pool` | connections between requests |
 //! | 7 | `client` | picking an address, dialling |
-//! | 8 | `exchange` | a request and its answer |
+//! | 8 | `exchange` `service` | a request and its answer · a server that is not the consumer |
 //! | 9 | `link` | lanes, and what the delivery loop sees |
 
 use std::sync::Arc;
@@ -36,6 +36,7 @@ mod link;
 mod pool;
 mod proxy;
 mod request;
+pub(super) mod service;
 mod settings;
 mod silence;
 mod url;
@@ -102,6 +103,7 @@ impl Connect for HttpConnector {
     fn begin(&mut self, queue: Identity) {
         // A delivery that replaces another one has a connector of its own.
         self.client.queue.set(queue).ok();
+        self.client.api.begin();
     }
 
     fn is_ordered(&self) -> bool {
@@ -124,7 +126,9 @@ impl Connect for HttpConnector {
             Some(endpoint) => endpoint.base.to_string(),
             None => address.name.to_string(),
         };
-        client.endpoints.try_all(shown, |address| client.reach(address)).await
+        let mut probed = client.endpoints.try_all(shown, |address| client.reach(address)).await;
+        probed.extend(client.api.probe().await);
+        probed
     }
 
     /// Makes the link, that is, the object that sends the output's requests. The link has no TCP

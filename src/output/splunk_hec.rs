@@ -37,6 +37,7 @@ use super::http::api::token_header;
 use super::setup::IntoConnector;
 use super::setup::Setup;
 use crate::config;
+use crate::config::BatchBytes;
 use crate::config::Compression;
 use crate::config::Content;
 use crate::config::HttpClient;
@@ -66,10 +67,6 @@ const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
 
 /// The most bytes of an answer that are read. Splunk's answers have less than 200 bytes.
 const ANSWER_BYTES: usize = 64 * 1024;
-
-/// Splunk's own limit of a request's body (`max_content_length` in limits.conf) is 1 MB in older
-/// versions, and in Splunk Cloud.
-const BODY_BYTES: u64 = 1_000_000;
 
 /// The settings of an output of `type = "splunk_hec"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
@@ -109,6 +106,10 @@ struct Metadata {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "splunk_hec";
     const SAMPLE: &'static str = "tls = {}";
+
+    /// Splunk's limit for a request's body (`max_content_length` in limits.conf) is 1 MB in older
+    /// versions, and in Splunk Cloud. It can be set to up to 800 MB.
+    const BATCH_BYTES: BatchBytes = BatchBytes { default: 1_000_000, max: Some(800 << 20) };
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let keys = HttpKeys { compression: Compression::None, authorization: false };
@@ -344,10 +345,13 @@ impl Api for Collector {
         token_header("Splunk", &self.token_file).map(Some)
     }
 
-    fn request_headers(&self, connection: ConnectionId) -> Vec<(HeaderName, HeaderValue)> {
+    fn request_headers(
+        &self,
+        connection: ConnectionId,
+    ) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
         let channel = HeaderValue::from_str(&connection.to_string()).ok();
         let channel = channel.filter(|_| self.acknowledgement.is_some());
-        channel.into_iter().map(|channel| (CHANNEL, channel)).collect()
+        Ok(channel.into_iter().map(|channel| (CHANNEL, channel)).collect())
     }
 
     fn confirm(&self) -> Option<&dyn Confirm> {

@@ -15,6 +15,7 @@ fn work(start: u64, events: u64) -> Work {
         sent_at: 0,
         batch: 1,
         is_remainder: false,
+        is_taken: false,
         refusals: Refusals::None,
     }
 }

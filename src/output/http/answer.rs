@@ -47,7 +47,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 
 /// Returns the result of a request that was answered with `response`. It follows from the status:
 /// for example, 200 is accepted, 413 is refused, and 503 is failed.
-fn meaning(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
+pub(super) fn meaning(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
     let status = response.status();
     let failure = |reason| Failure {
         retry_after: retry_after(response.headers(), SystemTime::now()),
@@ -66,10 +66,15 @@ fn meaning(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
 }
 
 /// Returns the result of a request if its answer began before the consumer had the whole request.
-/// An error status counts as usual, because a consumer may refuse a request after it has read only
+/// An error status counts as usual (`api` judges it), because a consumer may refuse a request after it has read only
 /// the head. A status 2xx counts as a failure: nobody can accept a batch that has not arrived. Some
 /// proxies answer like that even when no consumer runs.
-pub(super) fn early(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
+pub(super) fn early(
+    api: &dyn Api,
+    base: &BaseUrl,
+    response: &Response<Incoming>,
+    sent: &Sent,
+) -> Outcome {
     match meaning(base, response) {
         Outcome::Accepted => {
             let status = response.status();
@@ -79,10 +84,12 @@ pub(super) fn early(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
             );
             Outcome::Failed(Failure::new(AttemptError::Protocol, what))
         }
-        outcome @ (Outcome::Taken(_)
+        by_status @ (Outcome::Taken(_)
         | Outcome::Judged(_)
         | Outcome::Refused(_)
-        | Outcome::Failed(_)) => outcome,
+        | Outcome::Failed(_)) => {
+            api.judge(Reply { status: response.status(), by_status, body: None, base }, sent)
+        }
     }
 }
 

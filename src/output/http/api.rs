@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hyper::StatusCode;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
@@ -12,6 +13,7 @@ use hyper::header::HeaderValue;
 use super::body::Pieces;
 pub(in crate::output) use super::confirm::ConnectionId;
 use crate::config;
+use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::Part;
 use crate::delivery::link::Verdict;
@@ -52,10 +54,31 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Returns the headers that depend on the connection, or that change over time. They replace
-    /// headers of the config that have the same names.
-    fn request_headers(&self, _connection: ConnectionId) -> Vec<(HeaderName, HeaderValue)> {
-        Vec::new()
+    /// Starts the work that the protocol does besides its requests, such as renewing a token. Called
+    /// once, when the delivery begins. The work ends when this value is dropped.
+    fn begin(&self) {}
+
+    /// Waits until the protocol has all that it needs for a request, such as a token. Returns the
+    /// reason if there is none for now. The protocol bounds the wait. A request whose address is
+    /// not yet chosen waits here, so that no address is blamed for the failure.
+    fn ready(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// Returns the headers that depend on the connection, or that change over time, such as a
+    /// token. Called for each request, just before it is sent. They replace headers of the config
+    /// that have the same names.
+    fn request_headers(
+        &self,
+        _connection: ConnectionId,
+    ) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
+        Ok(Vec::new())
+    }
+
+    /// Asks each server that the protocol needs besides the consumer once, for `check --connect`.
+    /// Returns one result for each server.
+    fn probe(&self) -> BoxFuture<'_, Probed> {
+        Box::pin(std::future::ready(Probed::new()))
     }
 
     /// Returns how the consumer confirms requests later; `None` if the answer to a request is all
@@ -81,7 +104,9 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
     /// the identity of the queue.
     fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded;
 
-    /// Returns the result of a request that was answered. As a rule, it follows from the status.
+    /// Returns the result of a request that was answered. As a rule, it follows from the status. An
+    /// answer that came before the consumer had the whole request is judged too, without its body,
+    /// unless its status is 2xx.
     fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
         reply.by_status
     }
@@ -160,8 +185,8 @@ pub(in crate::output) struct Reply<'a> {
     /// The result that follows from the status: 2xx is accepted, 400, 413 and 422 are refused,
     /// anything else has failed.
     pub(in crate::output) by_status: Outcome,
-    /// The body of the answer. `None` if it is longer than [`Api::answer_bytes`], or if it broke
-    /// off or came too slowly.
+    /// The body of the answer. `None` if it is longer than [`Api::answer_bytes`], if it broke off
+    /// or came too slowly, or if the answer came before the consumer had the whole request.
     pub(in crate::output) body: Option<&'a [u8]>,
     /// The scheme, host and port that answered, for messages.
     pub(in crate::output) base: &'a dyn std::fmt::Display,

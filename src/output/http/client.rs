@@ -52,7 +52,7 @@ use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
 /// The TCP keepalive interval of all connections, also of those that no request uses now.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// The HTTP client of one output: it picks addresses, makes connections and sends requests. All
 /// parts of the output that open connections or send requests share one client.
@@ -254,7 +254,11 @@ impl Client {
 
 /// Connects to the proxy and asks it to connect to the consumer. Returns the connection, on which
 /// all further bytes are from and to the consumer.
-async fn tunnel(base: &BaseUrl, proxy: &Proxy, deadline: Instant) -> Result<TcpStream, Failure> {
+pub(super) async fn tunnel(
+    base: &BaseUrl,
+    proxy: &Proxy,
+    deadline: Instant,
+) -> Result<TcpStream, Failure> {
     let HostPort { host, port } = &proxy.at;
     let dialled = net::dial(host, *port, deadline).await.map_err(|error| {
         let failure = dial_failure(&error);

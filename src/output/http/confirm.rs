@@ -262,6 +262,7 @@ impl Client {
         let (Some(expanded), Some(endpoint)) = (&expanded, endpoint) else {
             return Err(failed(AttemptError::Protocol, "the config no longer has this URL"));
         };
+        let own = self.api.request_headers(connection.id)?;
         let answer = async {
             connection.sender.ready().await?;
             connection.busy = true;
@@ -271,7 +272,7 @@ impl Client {
                 path_and_query: endpoint.target(confirm.path()),
                 content_type: confirm.content_type(),
                 compression: Compression::None,
-                own: self.api.request_headers(connection.id),
+                own,
             };
             let upload = self.upload(body, marks);
             let Ok(request) = request(endpoint, shape, &expanded.headers, upload) else {

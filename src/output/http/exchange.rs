@@ -57,6 +57,9 @@ impl Client {
     /// another address works, the batch is sent to the other address too. Returns the id of the
     /// address that decided the outcome, and the outcome.
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
+        if let Err(failure) = self.api.ready().await {
+            return (0, Outcome::Failed(failure));
+        }
         let Some((expanded, attempt)) = self.pick().await else {
             let failure =
                 Failure::new(AttemptError::Protocol, "the URL's files have not been read");
@@ -251,6 +254,13 @@ impl Client {
                     self.endpoints.dial(attempt, dial).await?
                 }
             };
+            let own = match self.api.request_headers(connection.id) {
+                Ok(own) => own,
+                Err(failure) => {
+                    *pooled = Some(connection);
+                    return Err(failure);
+                }
+            };
             connection.busy = true;
             let marks = connection.progress.begin();
             let upload = self.upload(body.clone(), marks.clone());
@@ -258,7 +268,7 @@ impl Client {
                 path_and_query: endpoint.target(self.api.path()),
                 content_type: self.api.content_type(),
                 compression: self.config.compression,
-                own: self.api.request_headers(connection.id),
+                own,
             };
             let request = request(endpoint, shape, &expanded.headers, upload);
             let request =
@@ -283,7 +293,7 @@ impl Client {
             if !marks.was_whole() {
                 // The answer came before the consumer had the whole request, so the connection
                 // can't be used for another request.
-                return Ok(answer::early(base, &response));
+                return Ok(answer::early(&*self.api, base, &response, sent));
             }
             connection.busy = false;
             let (waited, deadline) = (since.elapsed(), since + self.timeouts.request);

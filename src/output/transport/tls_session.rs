@@ -78,22 +78,40 @@ impl Tls {
         stream: T,
         deadline: Instant,
     ) -> Result<TlsStream<T>, Failure> {
-        let failure = |what: String| {
-            Failure::new(AttemptError::Tls, format!("TLS with {host}:{port}: {what}"))
-        };
         let client =
-            self.current.load_full().ok_or_else(|| failure("no usable settings".into()))?;
-        let name = client.server_name(host).map_err(|error| failure(error.to_string()))?;
-        let connecting = TlsConnector::from(client.settings()).connect(name, stream);
-        let stream = match tokio::time::timeout_at(deadline, connecting).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(failure(tls::handshake_error(&error))),
-            Err(_) => return Err(failure("no answer within the connect timeout".into())),
-        };
+            self.current.load_full().ok_or_else(|| failed(host, port, "no usable settings"))?;
+        let stream = handshake(&client, host, port, stream, deadline).await?;
         let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         self.expiry.set("server", peer.and_then(tls::not_after));
         Ok(stream)
     }
+}
+
+/// Does the TLS handshake with `host` on `stream`, until `deadline`, and returns the encrypted
+/// stream.
+///
+/// # Errors
+///
+/// The handshake failed or took too long.
+pub(in crate::output) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
+    client: &tls::Client,
+    host: &str,
+    port: u16,
+    stream: T,
+    deadline: Instant,
+) -> Result<TlsStream<T>, Failure> {
+    let name = client.server_name(host).map_err(|error| failed(host, port, &error.to_string()))?;
+    let connecting = TlsConnector::from(client.settings()).connect(name, stream);
+    match tokio::time::timeout_at(deadline, connecting).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(failed(host, port, &tls::handshake_error(&error))),
+        Err(_) => Err(failed(host, port, "no answer within the connect timeout")),
+    }
+}
+
+/// Returns the failure of a TLS handshake.
+fn failed(host: &str, port: u16, what: &str) -> Failure {
+    Failure::new(AttemptError::Tls, format!("TLS with {host}:{port}: {what}"))
 }
 
 impl Files for Tls {

@@ -1,0 +1,191 @@
+//! Requests to a server that is not the consumer, such as the one that gives out tokens: one
+//! request at a time, each on a connection of its own.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use http_body_util::Full;
+use http_body_util::Limited;
+use hyper::Method;
+use hyper::Request;
+use hyper::StatusCode;
+use hyper::client::conn::http1;
+use hyper::header;
+use hyper::header::HeaderValue;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::time::Instant;
+
+use super::answer;
+use super::answer::chain;
+use super::api::Outcome;
+use super::client::KEEPALIVE;
+use super::client::tunnel;
+use super::proxy::Proxy;
+use super::proxy::USER_AGENT;
+use super::url::BaseUrl;
+use super::url::HttpEndpoint;
+use crate::config;
+use crate::config::ClientTls;
+use crate::config::HostPort;
+use crate::config::Template;
+use crate::delivery::failure::Failure;
+use crate::net;
+use crate::output::transport::connection::dial_failure;
+use crate::output::transport::tls_session::handshake;
+use crate::telemetry::AttemptError;
+use crate::tls;
+
+/// The most bytes of an answer's body. A longer body is an error.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// A server that is not the consumer, and how it is reached. The server is verified with the
+/// system's roots: the settings `tls` of the output are the consumer's.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::output) struct Service {
+    /// The https URL of the server, to which the path of each request is added.
+    pub(in crate::output) url: String,
+    /// The proxy that is asked for each connection; `None`: connections are direct.
+    pub(in crate::output) proxy: Option<Template>,
+    /// The limits of a connection's making and of the wait for an answer.
+    pub(in crate::output) timeouts: config::Timeouts,
+}
+
+/// The reason why a request to a [`Service`] failed.
+pub(in crate::output) struct ServiceError {
+    /// The status of the answer; `None` if there was no answer.
+    pub(in crate::output) status: Option<StatusCode>,
+    pub(in crate::output) failure: Failure,
+}
+
+impl From<Failure> for ServiceError {
+    fn from(failure: Failure) -> Self {
+        Self { status: None, failure }
+    }
+}
+
+/// The settings that one request needs, read from their files.
+struct Expanded {
+    endpoint: HttpEndpoint,
+    proxy: Option<Proxy>,
+    tls: Arc<tls::Client>,
+}
+
+impl Service {
+    /// Returns the scheme, host and port of the server, for messages.
+    pub(in crate::output) fn base(&self) -> String {
+        match HttpEndpoint::parse(&self.url) {
+            Ok(endpoint) => endpoint.base.to_string(),
+            Err(_) => String::new(),
+        }
+    }
+
+    /// Sends `body` in a POST to `path`, and returns the body of the answer if its status is 2xx.
+    ///
+    /// # Errors
+    ///
+    /// No text contains anything of the answer but its status.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the request and its connection.
+    pub(in crate::output) async fn post(
+        &self,
+        path: &str,
+        content_type: &'static str,
+        body: String,
+    ) -> Result<Bytes, ServiceError> {
+        let service = self.clone();
+        let read = tokio::task::spawn_blocking(move || service.expanded()).await;
+        let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
+        let expanded = read.unwrap_or_else(|error| Err(wrong(error.to_string())))?;
+        let Expanded { endpoint, proxy, tls } = expanded;
+        let base = &endpoint.base;
+        let HostPort { host, port } = &base.at;
+        let deadline = Instant::now() + self.timeouts.connect;
+        let stream = match &proxy {
+            Some(proxy) => tunnel(base, proxy, deadline).await?,
+            None => net::dial(host, *port, deadline).await.map_err(|error| dial_failure(&error))?,
+        };
+        // Without the socket options a silent server is noticed by the timeout, so an error is
+        // ignored.
+        net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
+        let stream = handshake(&tls, host, *port, stream, deadline).await?;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(endpoint.target(path))
+            .header(header::HOST, endpoint.authority.clone())
+            .header(header::USER_AGENT, HeaderValue::from_static(USER_AGENT))
+            .header(header::ACCEPT, HeaderValue::from_static("application/json"))
+            .header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| wrong(format!("{base}: {error}")))?;
+        let exchange = exchange(base, stream, request);
+        tokio::time::timeout(self.timeouts.request, exchange).await.unwrap_or_else(|_| {
+            let seconds = self.timeouts.request.as_secs_f64();
+            let what = format!("{base}: no answer within {seconds} s");
+            Err(Failure::new(AttemptError::Timeout, what).into())
+        })
+    }
+
+    /// Reads the files that a request needs: those of the proxy's template, and the system's roots.
+    /// Blocks the thread.
+    fn expanded(&self) -> Result<Expanded, Failure> {
+        let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
+        let endpoint = HttpEndpoint::parse(&self.url).map_err(wrong)?;
+        let proxy = match &self.proxy {
+            None => None,
+            Some(template) => {
+                let text = template.expand().map_err(|error| wrong(chain(&error)))?;
+                Some(Proxy::new(&text).map_err(|what| wrong(format!("proxy {what}")))?)
+            }
+        };
+        let tls =
+            tls::Client::read(&ClientTls::default(), &[b"http/1.1"], None).map_err(|error| {
+                Failure::new(AttemptError::Tls, format!("{}: {error}", endpoint.base))
+            })?;
+        Ok(Expanded { endpoint, proxy, tls })
+    }
+}
+
+/// Sends a request on an open connection, and returns the body of the answer if its status is 2xx.
+async fn exchange(
+    base: &BaseUrl,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: Request<Full<Bytes>>,
+) -> Result<Bytes, ServiceError> {
+    let failed = |error: hyper::Error| {
+        Failure::new(answer::reason(&error), format!("{base}: {}", chain(&error)))
+    };
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(failed)?;
+        let status = response.status();
+        match answer::meaning(base, &response) {
+            Outcome::Refused(failure) | Outcome::Failed(failure) => {
+                return Err(ServiceError { status: Some(status), failure });
+            }
+            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => {}
+        }
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+        body.map(http_body_util::Collected::to_bytes).map_err(|_| {
+            let what = format!("{base}: answered {status}, and its body broke off or is too long");
+            let failure = Failure::new(AttemptError::Protocol, what);
+            ServiceError { status: Some(status), failure }
+        })
+    };
+    // The connection reads and writes while it is polled. Its end, also by an error, ends the
+    // request too.
+    let driver = async {
+        connection.await.ok();
+        std::future::pending::<Infallible>().await
+    };
+    tokio::select! {
+        biased;
+        answer = answer => answer,
+        never = driver => match never {},
+    }
+}

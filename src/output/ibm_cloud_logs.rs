@@ -1,0 +1,329 @@
+//! `type = "ibm_cloud_logs"`: the ingestion API of IBM Cloud Logs. The status of an answer is about
+//! the whole request.
+//!
+//! A request is a JSON array with a record for each event. The event itself is the record's `text`,
+//! byte for byte. An answer 2xx acknowledges the request. A request that is sent again, because its
+//! answer got lost, is stored again: the API knows no names of records.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use hyper::StatusCode;
+use hyper::header;
+use hyper::header::HeaderName;
+use hyper::header::HeaderValue;
+
+use super::event_time::nanos;
+use super::event_time::stage_time;
+use super::http::HttpConnector;
+use super::http::api::Api;
+use super::http::api::ConnectionId;
+use super::http::api::Encoded;
+use super::http::api::Outcome;
+use super::http::api::Reply;
+use super::http::api::Sent;
+use super::http::service::Service;
+use super::iam::Credentials;
+use super::iam::Iam;
+use super::iam::IamSettings;
+use super::setup::IntoConnector;
+use super::setup::Setup;
+use crate::audit::scan;
+use crate::config;
+use crate::config::BatchBytes;
+use crate::config::Compression;
+use crate::config::HttpClient;
+use crate::config::HttpKeys;
+use crate::config::OutputSettings;
+use crate::config::Target;
+use crate::config::table::TABLE;
+use crate::config::table::Table;
+use crate::config::table::optional;
+use crate::config::table::required;
+use crate::config::table::whole;
+use crate::delivery::endpoints::Probed;
+use crate::delivery::failure::Failure;
+use crate::delivery::lines::lines;
+use crate::delivery::prepared::Connector;
+use crate::queue::Batch;
+use crate::queue::Identity;
+
+/// The most bytes of a request, as the documentation of the API says.
+const REQUEST_BYTES_MAX: u64 = 2_000_000;
+
+/// The most characters of `application_name` and `subsystem_name`.
+const NAME_CHARS_MAX: usize = 256;
+
+/// The statuses 4xx that are about the settings, or about the moment, and not about the events of
+/// the request.
+const NOT_ABOUT_EVENTS: [StatusCode; 6] = [
+    StatusCode::UNAUTHORIZED,
+    StatusCode::FORBIDDEN,
+    StatusCode::NOT_FOUND,
+    StatusCode::REQUEST_TIMEOUT,
+    StatusCode::UNSUPPORTED_MEDIA_TYPE,
+    StatusCode::TOO_MANY_REQUESTS,
+];
+
+/// The settings of an output of `type = "ibm_cloud_logs"`, as read from the config.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    client: HttpClient,
+    credentials: Credentials,
+    /// The https URL of IAM.
+    iam_url: String,
+    application_name: String,
+    subsystem_name: String,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "ibm_cloud_logs";
+    const SAMPLE: &'static str = "tls = {}\ntrusted_profile = {}";
+    const BATCH_BYTES: BatchBytes =
+        BatchBytes { default: REQUEST_BYTES_MAX, max: Some(REQUEST_BYTES_MAX) };
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let keys = HttpKeys { compression: Compression::None, authorization: false };
+        let (client, (api_key, iam_url, application_name, subsystem_name)) =
+            HttpClient::read(t, &keys, |t| {
+                let meaning = "file with the API key of a service ID; or use trusted_profile";
+                let key = optional("api_key_file", "path", "none", meaning);
+                let file = t.file(key, config::Content::Token, true);
+                let meaning = "https URL of IAM, which gives the tokens; it is verified with the \
+                               system's roots";
+                let iam = t.word_or(
+                    ("iam_url", "URL", meaning),
+                    "https://iam.cloud.ibm.com",
+                    None,
+                    iam_url,
+                );
+                let meaning = "applicationName of each record";
+                let application = t.word_or(
+                    ("application_name", "string", meaning),
+                    "kubernetes-audit",
+                    None,
+                    name,
+                );
+                let meaning = "subsystemName of each record";
+                let subsystem =
+                    t.word_or(("subsystem_name", "string", meaning), "kube-apiserver", None, name);
+                (file, iam, application, subsystem)
+            });
+        let meaning = "trusted profile that trusts the pod's service account; or use api_key_file";
+        let profile = t
+            .optional_section(optional("trusted_profile", TABLE, "none", meaning), trusted_profile);
+        match (t.is_set("api_key_file"), t.is_set("trusted_profile")) {
+            (true, true) => {
+                t.error("trusted_profile", "contradicts api_key_file, allowed: one of the two");
+            }
+            (false, false) => {
+                t.error("api_key_file", "is missing, allowed: a path, or trusted_profile instead");
+            }
+            (true, false) | (false, true) => {}
+        }
+        let credentials = match whole(profile)? {
+            Some(profile) => Some(profile),
+            None => api_key.map(|file| Credentials::ApiKey { file }),
+        };
+        Some(Self {
+            client: client?,
+            credentials: credentials?,
+            iam_url: iam_url?,
+            application_name: application_name?,
+            subsystem_name: subsystem_name?,
+        })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.client.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        None
+    }
+}
+
+/// Reads the section `trusted_profile`. Returns `None` if one of its keys is missing or wrong.
+fn trusted_profile(t: &mut Table<'_, '_>) -> Option<Credentials> {
+    let key = required("id", "string", "ID of the profile, such as Profile-…");
+    let id = t.word(key, |text| config::printable(text, NAME_CHARS_MAX));
+    let meaning = "file with the pod's projected service account token";
+    let token_file = t.file(required("token_file", "path", meaning), config::Content::Token, true);
+    Some(Credentials::TrustedProfile { id: id?, token_file: token_file? })
+}
+
+/// Parses the URL of IAM. The API key is sent there, so the URL must be https.
+fn iam_url(text: &str) -> Result<String, String> {
+    let url = config::url(text)?;
+    if url.scheme() != "https" || url.query().is_some() {
+        return Err("is not an https:// URL without a query, allowed: https://HOST[:PORT]".into());
+    }
+    Ok(text.to_owned())
+}
+
+/// Parses the name of an application or a subsystem.
+fn name(text: &str) -> Result<String, String> {
+    if text.trim().is_empty()
+        || text.chars().count() > NAME_CHARS_MAX
+        || text.contains(char::is_control)
+    {
+        return Err(format!(
+            "is not a name, allowed: 1 to {NAME_CHARS_MAX} characters without control characters"
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let config::Output { timeouts, retry, .. } = setup.output;
+        let iam = Iam::shared(IamSettings {
+            credentials: self.credentials.clone(),
+            service: Service {
+                url: self.iam_url.clone(),
+                proxy: self.client.proxy.clone(),
+                timeouts: timeouts.clone(),
+            },
+            retry: retry.clone(),
+        });
+        let names = [&self.application_name, &self.subsystem_name]
+            .map(|name| serde_json::Value::from(name.as_str()).to_string());
+        let [application, subsystem] = names;
+        let head = format!(
+            "{{\"applicationName\":{application},\"subsystemName\":{subsystem},\"severity\":"
+        );
+        HttpConnector::boxed(&self.client, Arc::new(Singles { head, iam }), setup)
+    }
+}
+
+/// The endpoint of the API that takes an array of records.
+struct Singles {
+    /// The beginning of each record, up to the value of `severity`.
+    head: String,
+    iam: Arc<Iam>,
+}
+
+impl Singles {
+    /// Writes the record of an event. Its time is that of the event's stage; if the event has none,
+    /// that of its acceptance, `received` milliseconds after the beginning of 1970.
+    fn write_record(&self, event: &[u8], received: u64, body: &mut Vec<u8>) {
+        let millis = stage_time(event).and_then(nanos).map_or(received, |time| time / 1_000_000);
+        body.extend_from_slice(self.head.as_bytes());
+        let severity = severity(event);
+        body.extend_from_slice(format!("{severity},\"timestamp\":{millis},\"text\":").as_bytes());
+        body.extend_from_slice(event);
+        body.push(b'}');
+    }
+}
+
+/// Returns the severity of an event: 5 (error) if the response's code is 500 or above, 4 (warning)
+/// if it is 400 or above, else 3 (info).
+fn severity(event: &[u8]) -> u8 {
+    let code = scan::member(event, "responseStatus")
+        .filter(|status| status.first() == Some(&b'{'))
+        .and_then(|status| scan::member(status, "code"))
+        .and_then(|code| std::str::from_utf8(code).ok()?.parse::<i32>().ok());
+    match code {
+        Some(500..) => 5,
+        Some(400..) => 4,
+        Some(_) | None => 3,
+    }
+}
+
+impl Api for Singles {
+    fn path(&self) -> &str {
+        "/logs/v1/singles"
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/json"
+    }
+
+    /// Checks the file of the credentials. The header itself changes over time, so it is one of
+    /// [`Api::request_headers`].
+    fn authorization(&self) -> Result<Option<HeaderValue>, String> {
+        self.iam.check().map(|()| None)
+    }
+
+    fn begin(&self) {
+        self.iam.begin();
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        self.iam.ready().boxed()
+    }
+
+    fn request_headers(&self, _: ConnectionId) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
+        Ok(vec![(header::AUTHORIZATION, self.iam.authorization()?)])
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Probed> {
+        self.iam.probe().map(|probed| vec![probed]).boxed()
+    }
+
+    fn wraps_events(&self) -> bool {
+        true
+    }
+
+    fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
+        let mut body = Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4);
+        let mut events = 0;
+        for (event, (_, received)) in lines(&batch.pieces).zip(batch.places()) {
+            let before = body.len();
+            body.push(if events == 0 { b'[' } else { b',' });
+            self.write_record(event, received, &mut body);
+            // The closing bracket needs one byte more.
+            if events > 0 && body.len() as u64 >= max_bytes {
+                body.truncate(before);
+                break;
+            }
+            events += 1;
+        }
+        body.push(b']');
+        Encoded::new(body, events)
+    }
+
+    fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
+        let status = reply.status;
+        let Outcome::Failed(mut failure) = reply.by_status else { return reply.by_status };
+        if status == StatusCode::UNAUTHORIZED {
+            self.iam.refused();
+            failure.message.push_str(": the IAM token is not accepted");
+        } else if status == StatusCode::FORBIDDEN {
+            failure.message.push_str(
+                ": the service ID or trusted profile needs the role Sender for this instance",
+            );
+        } else if status.is_client_error() && !NOT_ABOUT_EVENTS.contains(&status) {
+            return Outcome::Refused(failure);
+        }
+        Outcome::Failed(failure)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_severity_follows_from_the_code_of_the_response() {
+        for (event, wanted) in [
+            (r#"{"a":1}"#, 3),
+            (r#"{"responseStatus":{"metadata":{},"code":200}}"#, 3),
+            (r#"{"responseStatus":{"code":399}}"#, 3),
+            (r#"{"responseStatus":{"code":400}}"#, 4),
+            (r#"{"responseStatus":{"code":499},"stage":"x"}"#, 4),
+            (r#"{"responseStatus":{"code":500}}"#, 5),
+            (r#"{"responseStatus":{"code":2147483647}}"#, 5),
+            (r#"{"responseStatus":{"code":99999999999}}"#, 3),
+            (r#"{"responseStatus":{"code":"500"}}"#, 3),
+            (r#"{"responseStatus":null}"#, 3),
+            (r#"{"responseStatus":[{"code":500}]}"#, 3),
+            (r#"{"requestObject":{"responseStatus":{"code":500}}}"#, 3),
+            (r#"{"code":500,"responseStatus":{}}"#, 3),
+        ] {
+            assert_eq!(severity(event.as_bytes()), wanted, "{event}");
+        }
+    }
+}
