@@ -62,6 +62,7 @@ mod outputs {
     mod lumberjack;
     mod peers_work;
     mod relp;
+    mod splunk_hec;
     mod stdout;
     mod syslog;
     mod tcp;

@@ -21,6 +21,7 @@ pub(crate) mod http;
 pub(crate) mod http_sink;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
+pub(crate) mod letters;
 pub(crate) mod lumberjack_server;
 pub(crate) mod lumberjack_sink;
 pub(crate) mod metrics;
@@ -36,6 +37,7 @@ pub(crate) mod senders;
 pub(crate) mod sequence;
 pub(crate) mod server;
 pub(crate) mod setup;
+pub(crate) mod splunk;
 pub(crate) mod spool;
 pub(crate) mod stream;
 pub(crate) mod tally;

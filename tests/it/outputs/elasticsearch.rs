@@ -23,6 +23,7 @@ use crate::support::elasticsearch::Elasticsearch;
 use crate::support::elasticsearch::Mood;
 use crate::support::elasticsearch::to_elasticsearch;
 use crate::support::http;
+use crate::support::letters::events_in_letters;
 use crate::support::needs::needs;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
@@ -36,19 +37,6 @@ const MIB: usize = 1024 * 1024;
 
 fn value(relay: &Relay, metric: &str) -> f64 {
     relay.metrics().value(metric, &[("output", "consumer")])
-}
-
-/// Returns the events of all dead letters.
-fn letters(directory: &TempDir) -> Vec<Vec<u8>> {
-    let mut events = Vec::new();
-    for file in std::fs::read_dir(directory.path()).unwrap() {
-        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
-        for line in text.lines() {
-            let event = line.split_once(r#""event":"#).expect("an event").1;
-            events.push(event.strip_suffix('}').expect("the letter's end").into());
-        }
-    }
-    events
 }
 
 /// Method: a consumer answers in all its ways at random (items refused, busy, there already; whole
@@ -104,7 +92,7 @@ fn each_event_is_stored_once_or_refused_whatever_happens() {
     calm.store(true, Ordering::SeqCst);
     let relay = Relay::start(&config);
     relay.wait_until_delivered(PATIENCE * 2);
-    let refused: BTreeSet<_> = letters(&kept).into_iter().collect();
+    let refused: BTreeSet<_> = events_in_letters(kept.path()).into_iter().collect();
     let stored = consumer.events();
     assert!(refused.iter().all(|event| is_bad(event)), "a good event was given up");
     let (bad, good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
@@ -229,7 +217,7 @@ fn a_small_opensearch_stores_the_corpus_or_says_what_it_refuses() {
         sent += events_of(&body.bytes).len() as u64;
     }
     relay.wait_until_delivered(PATIENCE * 2);
-    let (stored, refused) = (server.count(), letters(&kept).len() as u64);
+    let (stored, refused) = (server.count(), events_in_letters(kept.path()).len() as u64);
     assert_eq!(stored + refused, sent, "{stored} stored, {refused} refused");
     assert!(stored > 1000 && refused < 300, "{stored} stored, {refused} refused");
     assert_eq!(value(&relay, "output_events_total"), stored as f64);

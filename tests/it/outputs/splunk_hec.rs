@@ -1,0 +1,321 @@
+//! `type = "splunk_hec"`: an event is final when the indexer says so and not before, whatever the
+//! collector answers and however often it or the relay dies.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::chance::rng;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::letters::events_in_letters;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::assert_same_set;
+use crate::support::splunk::Acks;
+use crate::support::splunk::Mood;
+use crate::support::splunk::Script;
+use crate::support::splunk::Splunk;
+use crate::support::splunk::TOKEN;
+use crate::support::splunk::to_splunk;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// Short times, so that a test need not wait.
+const FAST: &str = "ack_interval = \"100ms\"\nretry.initial_interval = \"10ms\"\n\
+                    retry.max_interval = \"100ms\"";
+
+fn value(relay: &Relay, metric: &str) -> f64 {
+    relay.metrics().value(metric, &[("output", "consumer")])
+}
+
+fn errors(relay: &Relay, reason: &str) -> f64 {
+    let labels = [("output", "consumer"), ("reason", reason)];
+    relay.metrics().value("output_errors_total", &labels)
+}
+
+/// A directory with the token's file, and with room for dead letters and a queue.
+struct Files {
+    directory: TempDir,
+}
+
+impl Files {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        std::fs::create_dir(directory.path().join("letters")).unwrap();
+        std::fs::write(directory.path().join("token"), format!("{TOKEN}\n")).unwrap();
+        Self { directory }
+    }
+
+    fn path(&self, name: &str) -> String {
+        text(&self.directory.path().join(name)).to_owned()
+    }
+
+    /// Returns a config with the queue in memory.
+    fn config(&self, splunk: &Splunk, more: &str) -> String {
+        format!(
+            "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
+            to_splunk(splunk.address(), &self.path("token"), &format!("{FAST}\n{more}")),
+            self.path("letters")
+        )
+    }
+
+    fn letters(&self) -> Vec<Vec<u8>> {
+        events_in_letters(&self.directory.path().join("letters"))
+    }
+}
+
+#[test]
+fn the_corpus_arrives_with_its_envelopes_and_is_final_when_it_is_indexed() {
+    let (files, may_index) = (Files::new(), Arc::new(AtomicBool::new(false)));
+    let indexes = Arc::clone(&may_index);
+    let splunk = Splunk::start(Script {
+        indexes: Box::new(move || indexes.load(Ordering::SeqCst)),
+        ..Script::default()
+    });
+    let more = "index = \"audit\"\nfields = { cluster = \"a \\\"b\\\"\" }\ncompression = \"gzip\"";
+    let relay = Relay::start(&files.config(&splunk, more));
+    let mut sent = Vec::new();
+    for body in corpus() {
+        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+        sent.extend(events_of(&body.bytes));
+    }
+    // A window of requests is taken, more than there are connections, and nothing is final.
+    let all = |store: &[usize]| store.iter().sum::<usize>() == sent.len();
+    wait_until("all events to be taken", PATIENCE, || all(&splunk.store().requests));
+    wait_until("some questions", PATIENCE, || splunk.store().questions.len() > 3);
+    assert!(splunk.store().waiting() > 4, "{} requests wait", splunk.store().waiting());
+    assert_eq!((value(&relay, "output_events_total"), splunk.store().indexed.len()), (0.0, 0));
+    may_index.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    let store = splunk.store();
+    assert_same_set(&store.indexed, &sent);
+    assert!(store.questions.iter().any(|asked| *asked > 1), "{:?}", store.questions);
+    for envelope in &store.envelopes {
+        let wanted = BTreeMap::from([
+            ("time".to_owned(), envelope["time"].clone()),
+            ("host".to_owned(), "\"h\"".to_owned()),
+            ("source".to_owned(), "\"kubernetes\"".to_owned()),
+            ("sourcetype".to_owned(), "\"_json\"".to_owned()),
+            ("index".to_owned(), "\"audit\"".to_owned()),
+            ("fields".to_owned(), r#"{"cluster":"a \"b\""}"#.to_owned()),
+        ]);
+        assert_eq!(*envelope, wanted);
+    }
+    drop(store);
+    assert_eq!(value(&relay, "output_events_total"), sent.len() as f64);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a collector does everything that one can do, at random (it is busy, refuses a request
+/// for its size, takes events and says nothing, answers nonsense, forgets what it has not indexed,
+/// takes its time to index, and refuses certain events), while the relay is killed and started
+/// again. In the end each event must be indexed at least once or be in the dead letters, and only
+/// events that the collector refuses may be there.
+#[test]
+fn each_event_is_indexed_or_refused_whatever_happens() {
+    let mut rng = rng();
+    let (mut moods, mut indexed) = (rng.fork(), rng.fork());
+    let calm = Arc::new(AtomicBool::new(false));
+    let is_calm = Arc::clone(&calm);
+    let is_bad: fn(&[u8]) -> bool =
+        |event| event.windows(14).any(|part| part == b"generated-13\",");
+    let files = Files::new();
+    let splunk = Splunk::start(Script {
+        mood: Box::new(move || match moods.u32(..20) {
+            _ if is_calm.load(Ordering::SeqCst) => Mood::Serves,
+            0 => Mood::Refuses(503, 9),
+            1 => Mood::Refuses(500, 8),
+            2 => Mood::Refuses(429, 26),
+            3 => Mood::Refuses(403, 1),
+            4 => Mood::Mute,
+            5 => Mood::Babbles,
+            6 => Mood::Small,
+            7 => Mood::Restarts,
+            _ => Mood::Serves,
+        }),
+        indexes: Box::new(move || indexed.u32(..3) == 0),
+        is_bad,
+        ..Script::default()
+    });
+    let queue = format!("[queue]\ndirectory = \"{}\"\n", files.path("queue"));
+    let more = "batch.max_bytes = 200000\nack_timeout = \"2s\"";
+    let config = files.config(&splunk, more) + &queue;
+    let mut sent = Vec::new();
+    for round in 0..5 {
+        let mut relay = Relay::start(&config);
+        for batch in 0..6 {
+            let body = generated_batch(round * 100 + batch, 150, 700);
+            assert_eq!(relay.post(&body).status, 200);
+            sent.extend(events_of(&body));
+        }
+        std::thread::sleep(Duration::from_millis(rng.u64(100..900)));
+        relay.kill();
+    }
+    calm.store(true, Ordering::SeqCst);
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE * 2);
+    let refused: BTreeSet<_> = files.letters().into_iter().collect();
+    assert!(refused.iter().all(|event| is_bad(event)), "a good event was given up");
+    let store = splunk.store();
+    let (bad, good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+    let indexed: BTreeSet<_> = store.indexed.iter().cloned().collect();
+    assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), &good);
+    assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
+    eprintln!("{} requests, {} events indexed", store.requests.len(), store.indexed.len());
+    drop(store);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn with_accepted_a_2xx_is_final_and_nobody_is_asked() {
+    let (files, splunk) = (
+        Files::new(),
+        Splunk::start(Script { acks: Acks::Off, indexes: Box::new(|| false), ..Script::default() }),
+    );
+    let relay = Relay::start(&files.config(&splunk, "acknowledge = \"accepted\""));
+    let body = generated_batch(1, 100, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let store = splunk.store();
+    assert_same_set(&store.indexed, &events_of(&body));
+    assert!(store.questions.is_empty());
+    drop(store);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a single bad event stands in the middle of a batch. The collector has taken those before
+/// it, and has not read those behind it.
+#[test]
+fn a_bad_event_in_the_middle_costs_nothing_but_itself() {
+    for (acknowledge, acks, repeats) in [("accepted", Acks::Off, 0), ("indexed", Acks::On, 10)] {
+        let files = Files::new();
+        let is_bad: fn(&[u8]) -> bool =
+            |event| event.windows(14).any(|part| part == b"generated-10\",");
+        let splunk = Splunk::start(Script { acks, is_bad, ..Script::default() });
+        let more = format!("acknowledge = \"{acknowledge}\"");
+        let relay = Relay::start(&files.config(&splunk, &more));
+        let body = generated_batch(1, 20, 700);
+        let events = events_of(&body);
+        assert_eq!(events.iter().filter(|event| is_bad(event)).count(), 1, "{events:?}");
+        assert_eq!(relay.post(&body).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        let good: Vec<_> = events.iter().filter(|event| !is_bad(event)).cloned().collect();
+        let bad: Vec<_> = events.iter().filter(|event| is_bad(event)).cloned().collect();
+        let store = splunk.store();
+        let once: BTreeSet<_> = store.indexed.iter().cloned().collect();
+        assert_same_set(&once.into_iter().collect::<Vec<_>>(), &good);
+        assert!(store.indexed.len() <= good.len() + repeats, "{acknowledge}");
+        assert_same_set(&files.letters(), &bad);
+        drop(store);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+/// Method: acknowledgements are off for the token, which is the setting's fault. Nothing is given
+/// up, the log says what to do, and the events leave once they are on.
+#[test]
+fn a_wrong_setting_is_told_and_costs_no_event() {
+    for (status, code, words) in [
+        (400, 14, "turn it on in Splunk"),
+        (403, 4, "Splunk does not know the token"),
+        (400, 7, "may not write into this index"),
+        (401, 2, "Authorization is missing or wrong"),
+    ] {
+        let (files, is_well) = (Files::new(), Arc::new(AtomicBool::new(false)));
+        let well = Arc::clone(&is_well);
+        let splunk = Splunk::start(Script {
+            mood: Box::new(move || match well.load(Ordering::SeqCst) {
+                true => Mood::Serves,
+                false => Mood::Refuses(status, code),
+            }),
+            ..Script::default()
+        });
+        let relay = Relay::start(&files.config(&splunk, ""));
+        let body = generated_batch(1, 40, 700);
+        assert_eq!(relay.post(&body).status, 200);
+        wait_until("attempts", PATIENCE, || errors(&relay, "status_4xx") > 5.0);
+        assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
+        is_well.store(true, Ordering::SeqCst);
+        relay.wait_until_delivered(PATIENCE);
+        assert_same_set(&splunk.store().indexed, &events_of(&body));
+        let log = relay.log_text();
+        relay.finish(Backlog::Empty);
+        assert!(log.contains(words) && !log.contains(TOKEN), "code {code}: {log}");
+    }
+}
+
+/// Method: the collector takes events and never indexes them, until the time is over; then it
+/// indexes what comes.
+#[test]
+fn events_that_are_not_indexed_in_time_are_sent_again() {
+    let (files, may_index) = (Files::new(), Arc::new(AtomicBool::new(false)));
+    let indexes = Arc::clone(&may_index);
+    let splunk = Splunk::start(Script {
+        indexes: Box::new(move || indexes.load(Ordering::SeqCst)),
+        ..Script::default()
+    });
+    let relay = Relay::start(&files.config(&splunk, "ack_timeout = \"1s\""));
+    let body = generated_batch(1, 40, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    wait_until("a second request", PATIENCE, || splunk.store().requests.len() > 1);
+    assert_eq!(value(&relay, "output_events_total"), 0.0);
+    assert!(errors(&relay, "acknowledgement") >= 1.0);
+    may_index.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    let indexed: BTreeSet<_> = splunk.store().indexed.iter().cloned().collect();
+    assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), &events_of(&body));
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the collector ends the connection whose requests it has not indexed. They are sent again
+/// on a new connection with a new channel, which the collector checks.
+#[test]
+fn what_waits_on_a_connection_that_ends_is_sent_again() {
+    let (files, may_index) = (Files::new(), Arc::new(AtomicBool::new(false)));
+    let indexes = Arc::clone(&may_index);
+    let splunk = Splunk::start(Script {
+        indexes: Box::new(move || indexes.load(Ordering::SeqCst)),
+        ..Script::default()
+    });
+    let relay = Relay::start(&files.config(&splunk, ""));
+    let body = generated_batch(1, 40, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    wait_until("the first request", PATIENCE, || splunk.store().requests.len() == 1);
+    splunk.sink.close_connections();
+    wait_until("a second request", PATIENCE, || splunk.store().requests.len() == 2);
+    may_index.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(value(&relay, "output_events_total"), 40.0);
+    assert!(errors(&relay, "acknowledgement") >= 1.0);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a connection reaches its age limit while its requests are not indexed. It stays until
+/// they are, and nothing is sent twice.
+#[test]
+fn the_age_limit_of_a_connection_waits_for_its_acknowledgements() {
+    let files = Files::new();
+    let splunk = Splunk::start(Script::default());
+    let more = "concurrency = 1\ntimeouts.max_connection_age = \"1s\"";
+    let relay = Relay::start(&files.config(&splunk, more));
+    let mut sent = Vec::new();
+    for batch in 0..15 {
+        let body = generated_batch(batch, 10, 700);
+        assert_eq!(relay.post(&body).status, 200);
+        sent.extend(events_of(&body));
+        std::thread::sleep(Duration::from_millis(150));
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&splunk.store().indexed, &sent);
+    assert!(splunk.sink.history().len() > 1, "no connection has reached its limit");
+    relay.finish(Backlog::Empty);
+}
