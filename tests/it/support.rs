@@ -39,6 +39,8 @@ pub(crate) mod setup;
 pub(crate) mod spool;
 pub(crate) mod stream;
 pub(crate) mod tally;
+#[cfg(feature = "kafka")]
+pub(crate) mod tansu;
 pub(crate) mod tcp_sink;
 
 use std::hash::BuildHasher as _;
