@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 pub mod client;
 mod input;
 mod line;
+pub(crate) mod packing;
 mod resume;
 
 use client::Client;
@@ -127,9 +128,9 @@ pub struct Progress {
     /// The number of lines that were skipped because they are not events.
     pub bad_lines: u64,
     /// The number of bytes of the files that are done, counted as they are on disk (compressed, for
-    /// a gzip file). Every event in these bytes is accepted, and every bad line in them was
-    /// skipped. For a gzip file, the number also has the bytes that were read ahead, whose events
-    /// may not be accepted yet.
+    /// a compressed file). Every event in these bytes is accepted, and every bad line in them was
+    /// skipped. For a compressed file, the number also has the bytes that were read ahead, whose
+    /// events may not be accepted yet.
     pub file_bytes: u64,
     /// The number of events that were accepted in earlier runs with the same resume file.
     pub events_before: u64,

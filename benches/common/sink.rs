@@ -25,6 +25,7 @@ use crate::interrupt;
 use crate::work;
 use crate::work::Work;
 
+mod elasticsearch;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod lumberjack;
@@ -54,12 +55,17 @@ pub(crate) enum Wire {
     Relp,
     /// Kafka. Only a bench that is built with the feature `kafka` has this consumer.
     Kafka,
+    /// POSTs of Elasticsearch's bulk API.
+    Elasticsearch,
 }
 
 impl Wire {
     /// True if the consumer counts events and not bytes: see [`Sink::count_events_of`].
     pub(crate) fn counts_events(self) -> bool {
-        matches!(self, Self::Zstd | Self::Lumberjack | Self::Relp | Self::Kafka)
+        match self {
+            Self::Http | Self::Stream => false,
+            Self::Zstd | Self::Lumberjack | Self::Relp | Self::Kafka | Self::Elasticsearch => true,
+        }
     }
 
     /// True if the consumer does not see how many events arrive, and has to be told: see
@@ -145,7 +151,10 @@ impl Sink {
                 std::thread::spawn(move || match wire {
                     Wire::Http | Wire::Zstd => answer(wrap(stream), &shared),
                     Wire::Stream => discard(wrap(stream), &shared.arrived),
-                    // Both return an error when the connection ends, as all connections do.
+                    // These return an error when the connection ends, as all connections do.
+                    Wire::Elasticsearch => {
+                        drop(elasticsearch::serve(wrap(stream), &shared.arrived));
+                    }
                     Wire::Lumberjack => drop(lumberjack::serve(wrap(stream), &shared.arrived)),
                     Wire::Relp => drop(relp::serve(wrap(stream), &shared.arrived)),
                     Wire::Kafka => unreachable!("Sink::start knows it"),

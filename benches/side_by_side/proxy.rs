@@ -45,6 +45,8 @@ pub(crate) enum Route {
     Relp,
     /// HTTP to Kafka
     Kafka,
+    /// HTTP to Elasticsearch's bulk API
+    Elasticsearch,
     /// HTTP to HTTP with bodies of gzip
     Gzip,
     /// HTTP to HTTP with bodies of zstd
@@ -63,6 +65,7 @@ impl Route {
             Self::Lumberjack
             | Self::Relp
             | Self::Kafka
+            | Self::Elasticsearch
             | Self::Gzip
             | Self::Zstd
             | Self::GzipIn => true,
@@ -114,6 +117,7 @@ impl Through {
             Route::Lumberjack => "http → lumberjack",
             Route::Relp => "http → relp",
             Route::Kafka => "http → kafka",
+            Route::Elasticsearch => "http → elasticsearch",
             Route::Gzip => "http → http gzip",
             Route::Zstd => "http → http zstd",
             Route::GzipIn => "http gzip → http",
@@ -155,6 +159,7 @@ impl Through {
             Route::Lumberjack => Wire::Lumberjack,
             Route::Relp => Wire::Relp,
             Route::Kafka => Wire::Kafka,
+            Route::Elasticsearch => Wire::Elasticsearch,
         }
     }
 
@@ -263,6 +268,9 @@ fn start_relay(
         Route::Lumberjack => format!("type = 'lumberjack'\naddresses = ['{consumer}']"),
         Route::Relp => format!("type = 'relp'\naddresses = ['{consumer}']"),
         Route::Kafka => kafka_output(consumer),
+        Route::Elasticsearch => {
+            format!("type = 'elasticsearch'\nurls = ['http://{consumer}']\nindex = 'audit'")
+        }
         Route::Tcp => format!("type = 'tcp'\n{stream}"),
         Route::Syslog => format!("type = 'syslog'\n{stream}"),
         Route::Tls => format!("type = 'tcp'\n{stream}\ntls.ca = '{}'", tls.chain().display()),

@@ -34,6 +34,8 @@ use crate::replay::Stopped;
 use crate::replay::client::Client;
 use crate::replay::client::Failed;
 use crate::replay::client::Retry;
+use crate::replay::packing::MAGIC_BYTES;
+use crate::replay::packing::Packing;
 use crate::tls;
 
 /// The time between two updates of the displayed progress.
@@ -50,9 +52,9 @@ const LEAVING: Duration = Duration::from_millis(100);
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// Audit logs, in the order in which to send them: JSON lines, plain or gzipped, of
-    /// kube-apiserver, OpenShift or `oc adm node-logs`; dead letters; what `queue export` prints.
-    /// `-` is standard input
+    /// Audit logs, in the order in which to send them: JSON lines, plain or compressed with gzip or
+    /// zstd, of kube-apiserver, OpenShift or `oc adm node-logs`; dead letters; what `queue export`
+    /// prints. `-` is standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Where to POST them, such as http://127.0.0.1:3000/
@@ -421,13 +423,14 @@ fn rest_of(file: &Path, line: u64) -> String {
     if !is_file {
         return format!("send {name} again, from its line {line} on");
     }
-    let mut magic = [0; 2];
+    let mut magic = Vec::new();
     let opened = std::fs::File::open(file);
-    let is_gzip =
-        opened.and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == [0x1f, 0x8b];
-    let cut = match is_gzip {
-        true => format!("zcat {name} | tail -n +{line}"),
-        false => format!("tail -n +{line} {name}"),
+    // A file that cannot be read now counts as plain.
+    opened.and_then(|file| file.take(MAGIC_BYTES as u64).read_to_end(&mut magic)).ok();
+    let cut = match Packing::of(&magic) {
+        Packing::Plain => format!("tail -n +{line} {name}"),
+        Packing::Gzip => format!("zcat {name} | tail -n +{line}"),
+        Packing::Zstd => format!("zstdcat {name} | tail -n +{line}"),
     };
     format!("run `{cut} | kube-audit-forwarder replay - --url …`")
 }

@@ -1,9 +1,9 @@
 //! Reads the files of a replay in one thread, and cuts them into requests.
 //!
-//! The files are read in the given order, one buffer at a time. A file may be plain or gzipped,
-//! which its first bytes tell; a gzip file may have several members. Offsets and line numbers are
-//! those of the uncompressed text. However large a file and however long its lines, memory holds at
-//! most one line, the request that is being filled, and the request that waits to be taken.
+//! The files are read in the given order, one buffer at a time. A file may be plain or compressed,
+//! which its first bytes tell (`packing`). Offsets and line numbers are those of the uncompressed
+//! text. However large a file and however long its lines, memory holds at most one line, the
+//! request that is being filled, the request that waits to be taken, and the window of one decoder.
 
 use std::fs::File;
 use std::io;
@@ -19,12 +19,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use flate2::bufread::MultiGzDecoder;
 use tokio::sync::mpsc;
 
 use super::Note;
 use super::OnBadLine;
 use super::line;
+use super::packing::MAGIC_BYTES;
+use super::packing::Packing;
 use super::resume::Head;
 use super::resume::Read as Resumed;
 use crate::audit::LIST_HEAD;
@@ -64,7 +65,7 @@ pub(super) struct Place {
     /// The number of lines of the file that lie before this point.
     pub(super) lines: u64,
     /// The number of bytes that were read from the file to reach this point, as they are on disk
-    /// (compressed, for a gzip file).
+    /// (compressed, for a compressed file).
     pub(super) bytes_read: u64,
 }
 
@@ -178,7 +179,7 @@ impl Reader<'_> {
                 Ok(Next::Line) => line::find(&mut line),
                 Ok(Next::TooLong) => Err(format!("longer than {LINE_BYTES_MAX} bytes")),
                 Err(error) => {
-                    let what = format!("cannot read further: {error}");
+                    let what = format!("cannot read further: {}", text.packing.explain(&error));
                     batch.flush(self.items)?;
                     if self.plan.on_bad_line == OnBadLine::Stop {
                         return Err(failed(number, what));
@@ -304,9 +305,9 @@ enum Next {
 struct Text {
     reader: Box<dyn BufRead + Send>,
     /// The number of bytes that were read from the file, as they are on disk (compressed, for a
-    /// gzip file).
+    /// compressed file).
     bytes_read: Arc<AtomicU64>,
-    is_gzip: bool,
+    packing: Packing,
     /// `true`: the last line that was read has no line break at its end, so it may be incomplete.
     is_torn: bool,
     /// The point in the file after the last line that was read.
@@ -317,12 +318,16 @@ impl Text {
     /// Opens a file at its beginning or, if `resumed` is not `None`, at the point up to which an
     /// earlier run has sent it. `Err` is a text that says why the file cannot be used.
     fn open(path: &Path, file: usize, resumed: Option<&Resumed>) -> Result<Self, String> {
-        let cannot = |error: io::Error| format!("cannot read it: {error}");
-        let Some(resumed) = resumed.filter(|resumed| resumed.lines > 0) else {
-            return Self::at_start(path, file).map_err(cannot);
+        let cannot = |packing: Packing, error: &io::Error| {
+            format!("cannot read it: {}", packing.explain(error))
         };
-        let mut text = Self::at_start(path, file).map_err(cannot)?;
-        text.next(&mut Vec::new()).map_err(cannot)?;
+        let mut text =
+            Self::at_start(path, file).map_err(|error| cannot(Packing::Plain, &error))?;
+        let Some(resumed) = resumed.filter(|resumed| resumed.lines > 0) else {
+            return Ok(text);
+        };
+        let packing = text.packing;
+        text.next(&mut Vec::new()).map_err(|error| cannot(packing, &error))?;
         if text.place.head != resumed.head {
             return Err(
                 "is not the file that the resume file names: its first line is a different \
@@ -330,11 +335,14 @@ impl Text {
                     .to_owned(),
             );
         }
-        text.skip_to(path, resumed).map_err(cannot)?;
+        let skipped = text.skip_to(path, resumed).map_err(|error| cannot(packing, &error))?;
+        if !skipped {
+            return Err("cannot read it: the file is shorter than before".to_owned());
+        }
         Ok(text)
     }
 
-    /// Opens a file at its beginning, and finds out whether it is a gzip file.
+    /// Opens a file at its beginning, and finds out whether it is compressed.
     fn at_start(path: &Path, file: usize) -> io::Result<Self> {
         let bytes_read = Arc::<AtomicU64>::default();
         let source: Box<dyn Read + Send> = if path.as_os_str() == STDIN {
@@ -344,30 +352,23 @@ impl Text {
         };
         let counted = Counted { source, bytes: Arc::clone(&bytes_read) };
         let mut raw = BufReader::with_capacity(BUFFER, counted);
-        let is_gzip = matches!(raw.fill_buf()?, [0x1f] | [0x1f, 0x8b, ..]);
-        let reader: Box<dyn BufRead + Send> = if is_gzip {
-            Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(raw)))
-        } else {
-            Box::new(raw)
-        };
+        let mut magic = Vec::with_capacity(MAGIC_BYTES);
+        raw.by_ref().take(MAGIC_BYTES as u64).read_to_end(&mut magic)?;
+        let packing = Packing::of(&magic);
+        let reader = packing.open(io::Cursor::new(magic).chain(raw), BUFFER)?;
         let place = Place { file, ..Place::default() };
-        Ok(Self { reader, bytes_read, is_gzip, is_torn: false, place })
+        Ok(Self { reader, bytes_read, packing, is_torn: false, place })
     }
 
-    /// Skips the part of the file that an earlier run has sent, up to the point in `resumed`. `Err`
-    /// if the file ends before that point.
-    fn skip_to(&mut self, path: &Path, resumed: &Resumed) -> io::Result<()> {
-        let shorter = || io::Error::other("the file is shorter than before");
-        let plain = path.as_os_str() != STDIN && std::fs::metadata(path)?.is_file();
-        let mut raw = if plain { Some(File::open(path)?) } else { None };
-        let mut magic = Vec::new();
-        if let Some(raw) = &mut raw {
-            raw.take(2).read_to_end(&mut magic)?;
-        }
-        match raw {
-            Some(mut raw) if magic != [0x1f, 0x8b] => {
+    /// Skips the part of the file that an earlier run has sent, up to the point in `resumed`.
+    /// Returns `false` if the file ends before that point.
+    fn skip_to(&mut self, path: &Path, resumed: &Resumed) -> io::Result<bool> {
+        let is_file = path.as_os_str() != STDIN && std::fs::metadata(path)?.is_file();
+        match self.packing {
+            Packing::Plain if is_file => {
+                let mut raw = File::open(path)?;
                 if raw.metadata()?.len() < resumed.offset {
-                    return Err(shorter());
+                    return Ok(false);
                 }
                 raw.seek(SeekFrom::Start(resumed.offset))?;
                 self.bytes_read.store(resumed.offset, Ordering::Relaxed);
@@ -375,12 +376,14 @@ impl Text {
                 let counted = Counted { source, bytes: Arc::clone(&self.bytes_read) };
                 self.reader = Box::new(BufReader::with_capacity(BUFFER, counted));
             }
-            _ => {
-                let mut left = resumed.offset.checked_sub(self.place.offset).ok_or_else(shorter)?;
+            Packing::Plain | Packing::Gzip | Packing::Zstd => {
+                let Some(mut left) = resumed.offset.checked_sub(self.place.offset) else {
+                    return Ok(false);
+                };
                 while left > 0 {
                     let available = self.reader.fill_buf()?.len();
                     if available == 0 {
-                        return Err(shorter());
+                        return Ok(false);
                     }
                     let used = usize::try_from(left).unwrap_or(usize::MAX).min(available);
                     self.reader.consume(used);
@@ -389,7 +392,7 @@ impl Text {
             }
         }
         (self.place.offset, self.place.lines) = (resumed.offset, resumed.lines);
-        Ok(())
+        Ok(true)
     }
 
     /// Reads the next line into `line`, and adds a `\n` if the last line of the text has none. A
@@ -433,8 +436,10 @@ impl Text {
         }
         self.place.offset += length;
         self.place.lines += 1;
-        self.place.bytes_read =
-            if self.is_gzip { self.bytes_read.load(Ordering::Relaxed) } else { self.place.offset };
+        self.place.bytes_read = match self.packing {
+            Packing::Plain => self.place.offset,
+            Packing::Gzip | Packing::Zstd => self.bytes_read.load(Ordering::Relaxed),
+        };
         Ok(if too_long { Next::TooLong } else { Next::Line })
     }
 }

@@ -1,8 +1,8 @@
 //! The resume file: how much of each file has been accepted.
 //!
 //! The resume file is JSON, and each write replaces it by a rename. A file is recognised by the
-//! beginning of its first line, not by its name. A log that was rotated or gzipped in the meantime
-//! is therefore recognised, and another log of the same name is not taken for it.
+//! beginning of its first line, not by its name. A log that was rotated or compressed in the
+//! meantime is therefore recognised, and another log of the same name is not taken for it.
 
 use std::fs::File;
 use std::io;

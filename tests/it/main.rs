@@ -23,6 +23,8 @@ mod ingest {
     mod answers;
     mod instructions;
     #[cfg(feature = "kafka")]
+    mod kafka_broker;
+    #[cfg(feature = "kafka")]
     mod kafka_source;
     mod large_bodies;
     mod limits;
@@ -55,6 +57,8 @@ mod outputs {
     mod http_output;
     mod http_refused;
     mod http_tls;
+    #[cfg(feature = "kafka")]
+    mod kafka_broker;
     #[cfg(feature = "kafka")]
     mod kafka_output;
     #[cfg(feature = "kafka")]

@@ -41,6 +41,8 @@ pub(crate) mod splunk;
 pub(crate) mod spool;
 pub(crate) mod stream;
 pub(crate) mod tally;
+#[cfg(feature = "kafka")]
+pub(crate) mod tansu;
 pub(crate) mod tcp_sink;
 
 use std::hash::BuildHasher as _;

@@ -16,6 +16,7 @@ use crate::support::http;
 use crate::support::kafka::Cluster;
 use crate::support::kafka::FETCH;
 use crate::support::kafka::OFFSET_COMMIT;
+use crate::support::kafka::Topic;
 use crate::support::numbered::Id;
 use crate::support::numbered::event;
 use crate::support::numbered::events;
@@ -38,17 +39,17 @@ queue = { acknowledge = "delivered" }
 "#;
 
 /// Starts a relay between the topic and these outputs.
-fn worker(cluster: &Cluster, source: &str, outputs: &str) -> Relay {
-    Relay::start(&format!("{WORKER}{}{outputs}", cluster.source(source)))
+pub(super) fn worker(topic: &Topic, source: &str, outputs: &str) -> Relay {
+    Relay::start(&format!("{WORKER}{}{outputs}", topic.source(source)))
 }
 
 /// Waits until the group has committed these offsets, in the order of the partitions. Panics if an
 /// offset goes beyond.
-fn wait_until_committed(cluster: &Cluster, offsets: &[i64]) {
+pub(super) fn wait_until_committed(topic: &Topic, offsets: &[i64]) {
     let wanted: BTreeMap<i32, i64> = (0..).zip(offsets.iter().copied()).collect();
     let mut last = BTreeMap::new();
     wait_until(&format!("{offsets:?} committed"), PATIENCE, || {
-        last = cluster.committed();
+        last = topic.committed();
         for (partition, offset) in &last {
             assert!(*offset <= wanted[partition], "{last:?} is beyond {offsets:?}");
         }
@@ -58,20 +59,20 @@ fn wait_until_committed(cluster: &Cluster, offsets: &[i64]) {
 
 /// Puts events into each partition. The sender of an event has the number of its partition, and the
 /// event's number is its offset.
-fn put(cluster: &Cluster, partitions: u32, numbers: std::ops::Range<u64>) {
+pub(super) fn put(topic: &Topic, partitions: u32, numbers: std::ops::Range<u64>) {
     for partition in 0..partitions {
         let number = i32::try_from(partition).expect("few");
-        cluster.put(number, &events(partition, numbers.clone()));
+        topic.put(number, &events(partition, numbers.clone()));
     }
 }
 
-fn ids_of(partitions: u32, numbers: std::ops::Range<u64>) -> BTreeSet<Id> {
+pub(super) fn ids_of(partitions: u32, numbers: std::ops::Range<u64>) -> BTreeSet<Id> {
     let of = |sender| numbers.clone().map(move |number| Id { sender, number });
     (0..partitions).flat_map(of).collect()
 }
 
 /// The committed offsets and the number of events that had arrived, at one moment.
-struct Moment {
+pub(super) struct Moment {
     committed: BTreeMap<i32, i64>,
     arrived: usize,
 }
@@ -79,8 +80,8 @@ struct Moment {
 impl Moment {
     /// Takes the moment, and checks that every event before a committed offset has arrived at the
     /// consumer.
-    fn take(cluster: &Cluster, tally: &Tally) -> Self {
-        let committed = cluster.committed();
+    pub(super) fn take(topic: &Topic, tally: &Tally) -> Self {
+        let committed = topic.committed();
         let ids = tally.ids();
         for (&partition, &offset) in &committed {
             let sender = u32::try_from(partition).unwrap();
@@ -92,7 +93,7 @@ impl Moment {
     }
 
     /// Checks that events that arrived after this moment had not been committed by then.
-    fn check(&self, tally: &Tally) {
+    pub(super) fn check(&self, tally: &Tally) {
         for arrival in tally.arrivals().iter().skip(self.arrived) {
             let Id { sender, number } = arrival.id;
             let committed = self.committed[&i32::try_from(sender).unwrap()];
@@ -122,7 +123,7 @@ fn are_shared(relays: &[&Relay]) -> bool {
 }
 
 /// Returns how many events arrived more than once.
-fn repeats(tally: &Tally) -> usize {
+pub(super) fn repeats(tally: &Tally) -> usize {
     tally.count() - tally.ids().len()
 }
 

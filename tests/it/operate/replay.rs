@@ -132,6 +132,24 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
+/// Returns a zstd frame as the program zstd makes it, with a checksum.
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    zstd_with_window(bytes, 0)
+}
+
+/// Returns a zstd frame whose window has 2^`window_log` bytes; 0 takes what the level takes.
+fn zstd_with_window(bytes: &[u8], window_log: u32) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.include_checksum(true).unwrap();
+    encoder.window_log(window_log).unwrap();
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// A zstd frame that holds no text, as pzstd puts it before each frame (RFC 8878 §3.1.2): the magic
+/// number, the length, and 4 bytes.
+const SKIPPABLE_FRAME: &[u8] = b"\x50\x2a\x4d\x18\x04\0\0\0abcd";
+
 fn lines(bytes: &[u8]) -> Vec<Vec<u8>> {
     let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     lines.map(<[u8]>::to_vec).collect()
@@ -149,6 +167,8 @@ fn every_form_of_input_arrives_byte_for_byte() {
     let logged = lines(&log);
     let half = log.len() / 2;
     let members = [gzip(&log[..half]), gzip(&log[half..])].concat();
+    let frames = [zstd(&log[..half]), SKIPPABLE_FRAME.to_vec(), zstd(&log[half..])].concat();
+    let skippable_first = [SKIPPABLE_FRAME, &zstd(&log)].concat();
     let with = |before: &str, behind: &str| -> Vec<u8> {
         logged
             .iter()
@@ -166,6 +186,10 @@ fn every_form_of_input_arrives_byte_for_byte() {
         ("crlf", with("", "\r\n\n"), &logged),
         (rotated, gzip(&log), &logged),
         ("several-members", members, &logged),
+        ("audit.jsonl.zst", zstd(&log), &logged),
+        ("several-frames", frames, &logged),
+        ("a-skippable-frame-first", skippable_first, &logged),
+        ("the-largest-window", zstd_with_window(&log, 23), &logged),
         ("node-logs", with("master-0.example.com ", "\n"), &logged),
         ("dead-letters", with(letter, "}\n"), &logged),
         ("event-lists", lists, &listed),
@@ -367,6 +391,10 @@ fn what_is_given_up_is_said_and_gone_on_with() {
     let sink = HttpSink::accepting();
     place.replay(&url(&sink), &[&[grown.as_str()], &resume[..]].concat()).assert_done(5, 0);
     assert_same_set(&accepted_events(&sink), &numbered::events(0, 1000..1005));
+    let grown = place.write("grown.zst", &zstd(&numbered_log(1009)));
+    let sink = HttpSink::accepting();
+    place.replay(&url(&sink), &[&[grown.as_str()], &resume[..]].concat()).assert_done(4, 0);
+    assert_same_set(&accepted_events(&sink), &numbered::events(0, 1005..1009));
 
     // Another file is not mistaken for the first one, nor is a shorter one.
     let other = place.write("other", &audit_log());
@@ -464,26 +492,65 @@ fn bad_lines_stop_or_are_skipped_and_are_always_told() {
 }
 
 #[test]
-fn a_gzip_file_that_is_cut_off_is_never_taken_for_whole() {
+fn a_compressed_file_that_is_cut_off_is_never_taken_for_whole() {
     let place = Place::new();
-    let gzipped = gzip(&numbered_log(1000));
-    let cut = place.write("cut.gz", &gzipped[..gzipped.len() / 2]);
-    let whole = place.write("whole.gz", &gzipped);
-    let sink = HttpSink::accepting();
-    let said = place.replay(&url(&sink), &[&cut, &whole]);
-    let accepted = said.figure("accepted");
-    assert!((1..1000).contains(&accepted), "{said:?}");
-    let line = format!("line {}: cannot read further", accepted + 1);
-    said.assert_stopped(accepted, &[&line]);
-    assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..accepted));
-    // With `skip` the other files are sent, and the command fails nevertheless.
-    let sink = HttpSink::accepting();
-    let said = place.replay(&url(&sink), &[&cut, &whole, "--on-bad-line", "skip"]);
-    let line = line.replace("cannot", "skipped: cannot");
-    said.assert_stopped(
-        accepted + 1000,
-        &[&line, "every event that could be read is accepted", "1 of the files could not be read"],
-    );
+    let log = numbered_log(1000);
+    for (name, packed, cat) in [("gzip", gzip(&log), "zcat"), ("zstd", zstd(&log), "zstdcat")] {
+        let cut = place.write("cut", &packed[..packed.len() / 2]);
+        let whole = place.write("whole", &packed);
+        let sink = HttpSink::accepting();
+        let said = place.replay(&url(&sink), &[&cut, &whole]);
+        let accepted = said.figure("accepted");
+        assert!((1..1000).contains(&accepted), "{said:?}");
+        let line = format!(
+            "cut, line {}: cannot read further: the {name} data are cut off: the file is not \
+             complete, or is still being written. Get the complete file",
+            accepted + 1
+        );
+        let rest = format!("run `{cat} {cut} | tail -n +{} |", accepted + 1);
+        said.assert_stopped(accepted, &[&line, &rest]);
+        assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..accepted));
+        // With `skip` the other files are sent, and the command fails nevertheless.
+        let sink = HttpSink::accepting();
+        let said = place.replay(&url(&sink), &[&cut, &whole, "--on-bad-line", "skip"]);
+        let line = line.replace("cannot", "skipped: cannot");
+        let every = "every event that could be read is accepted";
+        let one = "1 of the files could not be read";
+        said.assert_stopped(accepted + 1000, &[&line, every, one]);
+    }
+}
+
+#[test]
+fn a_compressed_file_that_is_damaged_or_needs_too_much_memory_is_told_with_what_to_do() {
+    let place = Place::new();
+    let log = numbered_log(1000);
+    let damaged = |mut packed: Vec<u8>, from_end: usize| {
+        let at = packed.len() - from_end;
+        packed[at] ^= 1;
+        packed
+    };
+    let trailing = [zstd(&log), b"no frame".to_vec()].concat();
+    let gzip_said = "the gzip data are damaged: ";
+    let zstd_said = "the zstd data are damaged: ";
+    let window = "the zstd window is larger than 8 MiB (`zstd --long` and `--ultra` make such \
+                  files). Decompress the file with `zstd -dc --long=31`, and send the output with \
+                  `replay -`";
+    for (packed, said, advice) in [
+        // The checksum of gzip is followed by 4 bytes of length, and that of zstd by nothing.
+        (damaged(gzip(&log), 5), gzip_said, "`gzip -t` checks a file; get another copy"),
+        (damaged(zstd(&log), 1), zstd_said, "`zstd -t` checks a file; get another copy"),
+        (trailing, zstd_said, "`zstd -t` checks a file; get another copy"),
+        (zstd_with_window(&log, 24), window, "before line 1 of"),
+        (zstd_with_window(&log, 27), window, "before line 1 of"),
+    ] {
+        let file = place.write("damaged", &packed);
+        let sink = HttpSink::accepting();
+        let stopped = place.replay(&url(&sink), &[&file]);
+        let accepted = stopped.figure("accepted");
+        let line = format!("damaged, line {}: cannot read further: {said}", accepted + 1);
+        stopped.assert_stopped(accepted, &[&line, advice]);
+        assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..accepted));
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use crate::support::corpus::events_of;
 use crate::support::kafka::Cluster;
 use crate::support::kafka::PRODUCE;
 use crate::support::kafka::Record;
+use crate::support::kafka::Topic;
 use crate::support::kafka::ids;
 use crate::support::numbered::list;
 use crate::support::relay::BASE;
@@ -19,7 +20,7 @@ use crate::support::relay::Relay;
 
 /// Checks that each partition has the events of sender 0 in order, if only first arrivals count.
 /// Returns how many events arrived again.
-fn repeats_in_order(records: &[Record], count: u64) -> usize {
+pub(super) fn repeats_in_order(records: &[Record], count: u64) -> usize {
     let mut fronts: BTreeMap<i32, u64> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     let mut repeats = 0;
@@ -38,15 +39,21 @@ fn repeats_in_order(records: &[Record], count: u64) -> usize {
 
 #[test]
 fn each_event_is_a_message_as_it_was_received_with_its_audit_id_as_the_key() {
-    let cluster = Cluster::start(3, 4);
-    let relay = Relay::start(&format!("{BASE}{}", cluster.output("topic", "")));
+    send_the_corpus(&Cluster::start(3, 4), "");
+}
+
+/// Sends the corpus to a topic of four partitions by an output with these keys, and reads it back.
+/// Each event must be there once, byte for byte, with its key, and all events of a key in one
+/// partition.
+pub(super) fn send_the_corpus(topic: &Topic, keys: &str) {
+    let relay = Relay::start(&format!("{BASE}{}", topic.output("topic", keys)));
     let mut expected = Vec::new();
     for body in corpus() {
         assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
         expected.extend(events_of(&body.bytes));
     }
     relay.wait_until_delivered(PATIENCE);
-    let records = cluster.records(expected.len(), PATIENCE);
+    let records = topic.records(expected.len(), PATIENCE);
     let mut partitions: BTreeMap<Vec<u8>, BTreeSet<i32>> = BTreeMap::new();
     for record in &records {
         let event: serde_json::Value = serde_json::from_slice(&record.payload).unwrap();

@@ -1,5 +1,5 @@
-//! librdkafka's mock cluster, and the records in its topics. The mock also serves clients in other
-//! processes.
+//! librdkafka's mock cluster, and the records in a topic of the mock or of a real broker. The mock
+//! also serves clients in other processes.
 //!
 //! The mock keeps only the newest 5 MB of a partition, and checks no client's password or
 //! certificate.
@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::ffi::CString;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -84,10 +85,25 @@ impl Drop for Mock {
     }
 }
 
-/// A cluster with one topic.
+/// A mock cluster with one topic. It `Deref`s to that [`Topic`].
 pub(crate) struct Cluster {
-    partitions: i32,
+    topic: Topic,
     mock: Mock,
+}
+
+impl Deref for Cluster {
+    type Target = Topic;
+
+    fn deref(&self) -> &Topic {
+        &self.topic
+    }
+}
+
+/// The topic [`TOPIC`] of a cluster, of the mock or of a real broker, as clients see it.
+pub(crate) struct Topic {
+    /// The addresses of the brokers, separated by commas.
+    brokers: String,
+    partitions: i32,
 }
 
 /// A cluster whose brokers accept only TLS, and only clients that present a certificate of our CA.
@@ -159,7 +175,7 @@ impl Cluster {
 
     pub(crate) fn without_topic(brokers: i32, partitions: i32) -> Self {
         let mock = Mock::new(brokers);
-        Self { partitions, mock }
+        Self { topic: Topic::new(mock.brokers(), partitions), mock }
     }
 
     pub(crate) fn create_topic(&self) {
@@ -169,7 +185,7 @@ impl Cluster {
             bindings::rd_kafka_mock_topic_create(
                 self.mock.cluster,
                 topic.as_ptr(),
-                self.partitions,
+                self.topic.partitions,
                 1,
             )
         };
@@ -238,17 +254,23 @@ impl Cluster {
             );
         }
     }
+}
+
+impl Topic {
+    /// Describes the topic of this many partitions on these brokers. Creates nothing.
+    pub(crate) fn new(brokers: String, partitions: i32) -> Self {
+        Self { brokers, partitions }
+    }
 
     /// Returns the addresses that the brokers listen on.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
-        let brokers = self.mock.brokers();
-        brokers.split(',').map(|broker| broker.parse().expect("an address")).collect()
+        self.brokers.split(',').map(|broker| broker.parse().expect("an address")).collect()
     }
 
     /// Puts messages into a partition, in this order, and waits until the brokers have them.
     pub(crate) fn put(&self, partition: i32, payloads: &[Vec<u8>]) {
         let producer: BaseProducer = ClientConfig::new()
-            .set("bootstrap.servers", self.mock.brokers())
+            .set("bootstrap.servers", &self.brokers)
             .set("message.max.bytes", "10000000")
             .create()
             .expect("a producer");
@@ -261,8 +283,8 @@ impl Cluster {
 
     /// Returns the value of the config's key `brokers`.
     pub(crate) fn brokers(&self) -> String {
-        let brokers = self.mock.brokers();
-        let brokers: Vec<String> = brokers.split(',').map(|broker| format!("{broker:?}")).collect();
+        let brokers: Vec<String> =
+            self.brokers.split(',').map(|broker| format!("{broker:?}")).collect();
         format!("[{}]", brokers.join(", "))
     }
 
@@ -302,7 +324,7 @@ impl Cluster {
     /// Waits until the topic holds at least `count` messages, then half a second for more. Returns
     /// all of them, sorted by partition and offset.
     pub(crate) fn records(&self, count: usize, limit: Duration) -> Vec<Record> {
-        let reader = reader(&self.mock.brokers());
+        let reader = reader(&self.brokers);
         reader.assign(&self.list(Offset::Beginning)).expect("an assignment");
         let end = Instant::now() + limit;
         let (mut records, mut quiet_since) = (Vec::new(), Instant::now());
@@ -327,7 +349,7 @@ impl Cluster {
     pub(crate) fn committed(&self) -> BTreeMap<i32, i64> {
         // The reader is new each time: a reader that has lost its coordinator may wait for another
         // one for a long time.
-        let reader = reader(&self.mock.brokers());
+        let reader = reader(&self.brokers);
         let list = self.list(Offset::Invalid);
         let committed = reader.committed_offsets(list, PATIENCE).expect("the coordinator");
         let offset = |offset| if let Offset::Offset(offset) = offset { offset } else { 0 };

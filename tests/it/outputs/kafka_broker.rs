@@ -1,0 +1,82 @@
+//! `type = "kafka"` against a real broker: the events are in its topic as they were received, and
+//! a broker that is killed and started again has each of them once.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::kafka_output::repeats_in_order;
+use super::kafka_output::send_the_corpus;
+use crate::support::PATIENCE;
+use crate::support::chance::rng;
+use crate::support::numbered::list;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::tansu::Moment;
+use crate::support::tansu::Tansu;
+
+/// The number of events in a batch that is posted.
+const BATCH: u64 = 20;
+
+/// Compressed with zstd; the keys and the acknowledgement of all replicas are the default.
+const ZSTD: &str = "compression = \"zstd\"\n";
+
+#[test]
+fn a_real_broker_has_each_event_as_it_was_received_with_its_key() {
+    send_the_corpus(Tansu::start(4).topic(), ZSTD);
+}
+
+/// Sets a flag when it is dropped, also by a panic.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Posts batches of events of sender 0 until `is_over`, or at most for 30 seconds. Returns the
+/// number of events, each of which the relay has accepted.
+fn post_until(relay: &Relay, is_over: &AtomicBool) -> u64 {
+    let pause = Duration::from_millis(20);
+    for batch in 0..1500 {
+        if is_over.load(Ordering::SeqCst) {
+            return batch * BATCH;
+        }
+        let answer = relay.post(&list(0, batch * BATCH..(batch + 1) * BATCH));
+        assert_eq!(answer.status, 200);
+        std::thread::sleep(pause);
+    }
+    panic!("the rounds took longer than 30 seconds");
+}
+
+/// Method: while events come, the broker is killed six times: it has a batch and has stored nothing
+/// of it, or has stored it and has not answered. It is started again with what it had stored. Every
+/// event must be in the topic, in order within its partition, and none twice, because the broker
+/// recognises a batch that comes again by the producer's sequence numbers.
+#[test]
+fn a_real_broker_that_is_killed_has_every_event_once_and_in_order() {
+    let mut random = rng();
+    let mut broker = Tansu::start(2);
+    let relay = Relay::start(&format!("{BASE}{}", broker.topic().output("topic", ZSTD)));
+    let is_over = AtomicBool::new(false);
+    let count = std::thread::scope(|threads| {
+        let sender = threads.spawn(|| post_until(&relay, &is_over));
+        let over = SetOnDrop(&is_over);
+        for round in 0..6 {
+            let moment = if round % 2 == 0 { Moment::BeforeBatch } else { Moment::AfterBatch };
+            broker.kill_at(moment, random.u32(0..20));
+            std::thread::sleep(Duration::from_millis(random.u64(..300)));
+            broker.start_again();
+        }
+        drop(over);
+        sender.join().expect("the sender does not panic")
+    });
+    relay.wait_until_delivered(PATIENCE);
+    let records = broker.topic().records(usize::try_from(count).unwrap(), PATIENCE);
+    let repeats = repeats_in_order(&records, count);
+    let retries = relay.metrics().value("output_retries_total", &[("output", "topic")]);
+    assert_eq!((repeats, retries), (0, 0.0), "of {count} events");
+    relay.finish(Backlog::Empty);
+}
