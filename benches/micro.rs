@@ -268,6 +268,9 @@ fn rows() -> Vec<(&'static str, &'static str, String)> {
         policy("policy, 20 rules", policy::of(20)),
         keys("size limit of 1 KiB", "max_event_bytes = '1KiB'"),
         keys("deduplication, all duplicates", "deduplicate = '5m'"),
+        keys("shape ecs", "shape = 'ecs'"),
+        keys("shape ecs, bodies as strings", "shape = 'ecs'\nbodies = 'string'"),
+        keys("shape ocsf", "shape = 'ocsf'"),
     ]
 }
 

@@ -23,6 +23,7 @@ pub mod pieces;
 pub mod request;
 pub mod scan;
 mod strict;
+pub mod time;
 
 #[cfg(target_arch = "x86_64")]
 pub use fast::Isa;

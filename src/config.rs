@@ -317,7 +317,7 @@ fn whole<'a>(
     let is_durable = t.sets("queue", "directory");
     let mut limits = t.section("limits", |t| limits::read(t, is_durable));
     let queue = t.section("queue", queue::read);
-    let filter = filter::filter(&mut t);
+    let filter = filter::filter(&mut t, filter::Otherwise::OF_THE_OUTPUT);
     let outputs = t.sections("output", |t| output::read(t, types, &|| entries(types)));
     let dead_letter = t.section("dead_letter", dead_letter::read);
     let admin = admin(&mut t);

@@ -4,7 +4,10 @@
 //! policies ask for (`policy`); has the same event been sent before (`deduplicate`). If the event
 //! is sent, the changes are made in this order: bodies and managed fields that the policies omit
 //! are removed; values that must not leave the relay are redacted (`redact`); annotations are added
-//! (`annotate`); bodies that make the event too large are removed (`max_event_bytes`).
+//! (`annotate`); bodies that make the event too large are removed (`max_event_bytes`). At last the
+//! event gets the form in which it leaves (`shape`, `bodies`, `managed_fields`). Duplicates, sizes
+//! and the counters of changes are those of the event before its form, and dead letters hold the
+//! event before its form ([`Filter::before_form`]), so that they can be replayed.
 //!
 //! The filter knows events, and no batches, queues or consumers. It is not called for an output
 //! without filter settings.
@@ -37,10 +40,17 @@ use crate::redact::Annotations;
 use crate::redact::Change;
 use crate::redact::Done;
 use crate::redact::Redaction;
+use crate::shape::DataStream;
+use crate::shape::Form;
+use crate::shape::ManagedFields;
 
 mod seen;
 
 pub use seen::Seen;
+
+/// The buffers for the event before its form keep at most this many bytes from one event to the
+/// next.
+const BUFFER_BYTES_KEPT: usize = 1024 * 1024;
 
 /// The filter's decision about an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +70,9 @@ pub enum Verdict {
     TooLarge,
 }
 
-/// The kinds of changes that the filter made to an event, for counters. Added annotations are not
-/// counted: if an event only got annotations, all fields are `false`.
+/// The kinds of changes that the filter made to an event, for counters. Added annotations and the
+/// form in which an event leaves are not counted: if an event only got these, all fields are
+/// `false`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Changes {
     /// `true`: an audit policy lowered the event's level, or removed its managed fields.
@@ -80,6 +91,9 @@ pub struct Rules {
     policies: ArcSwap<Vec<Policy>>,
     redaction: Option<Redaction>,
     annotations: Option<Annotations>,
+    /// The form in which events leave, and the data stream that ECS documents name.
+    form: Form,
+    data_stream: Option<DataStream>,
     bytes_max: Option<usize>,
     /// The time within which a second event with the same bytes is a duplicate; `None`: duplicates
     /// are sent.
@@ -106,6 +120,8 @@ impl Rules {
                 .as_ref()
                 .map(|rules| Redaction::new(rules).expect("rules that were checked")),
             annotations: (!config.annotate.is_empty()).then(|| Annotations::new(annotate)),
+            form: config.form,
+            data_stream: config.data_stream.clone(),
             // A limit that does not fit into `usize` is more than the memory, and therefore no
             // limit.
             bytes_max: bytes_max.and_then(Result::ok),
@@ -220,6 +236,11 @@ pub struct Filter {
     /// memory knows which rules it belongs to, so that none has to be made anew with new policies.
     users: Vec<Users>,
     seen: Option<Seen>,
+    /// The last event that [`Filter::judge`] was asked about, with all changes but its form. Empty
+    /// if the event had no such change, or if it got no form.
+    before_form: Vec<u8>,
+    /// The same event without managed fields; empty if it has none or keeps them.
+    lean: Vec<u8>,
     /// `true`: the events that the output sent before this filter was made are not yet in `seen`,
     /// the memory of sent events.
     needs_history: bool,
@@ -240,7 +261,8 @@ impl Filter {
             }
             None => Seen::new(window),
         });
-        Self { rules, policies, users: Vec::new(), seen, needs_history }
+        let (before_form, lean) = (Vec::new(), Vec::new());
+        Self { rules, policies, users: Vec::new(), seen, before_form, lean, needs_history }
     }
 
     /// Returns the memory of sent events, for the filter that replaces this one. `None` if this
@@ -302,7 +324,10 @@ impl Filter {
     #[must_use]
     pub fn events<'a>(&self, lines: &'a [u8]) -> Events<'a> {
         let Self { rules, policies, .. } = self;
-        let asks = !rules.matches.is_empty() || !policies.is_empty() || rules.redaction.is_some();
+        let asks = !rules.matches.is_empty()
+            || !policies.is_empty()
+            || rules.redaction.is_some()
+            || rules.form.managed_fields == ManagedFields::Drop;
         match asks {
             true => Events::Read(Reader::new(lines)),
             false => Events::Split(lines, Request::default()),
@@ -355,10 +380,50 @@ impl Filter {
             }
             return Verdict::TooLarge;
         }
+        self.give_form(event, request, changed);
         match changed.is_empty() {
             true => Verdict::Untouched,
             false => Verdict::Changed(Changes { lowered, redacted, trimmed }),
         }
+    }
+
+    /// Gives an event that is sent the form in which it leaves. `changed` is the event with its
+    /// changes so far, or empty if it has none; the document takes its place.
+    fn give_form(&mut self, event: &[u8], request: &Request<'_>, changed: &mut Vec<u8>) {
+        let Self { rules, before_form, lean, .. } = self;
+        if rules.form == Form::AS_RECEIVED {
+            return;
+        }
+        for buffer in [&mut *before_form, lean] {
+            buffer.clear();
+            buffer.shrink_to(BUFFER_BYTES_KEPT);
+        }
+        std::mem::swap(before_form, changed);
+        let whole: &[u8] = if before_form.is_empty() { event } else { &*before_form };
+        if rules.form.managed_fields == ManagedFields::Drop {
+            let omit = Change { omit_managed_fields: true, ..Change::default() };
+            redact::apply(whole, request, 0, &omit, lean);
+        }
+        let has_changed = !before_form.is_empty() || !lean.is_empty();
+        let lean: &[u8] = if lean.is_empty() { whole } else { lean };
+        rules.form.write(lean, rules.data_stream.as_ref(), changed);
+        if changed.is_empty() && has_changed {
+            changed.extend_from_slice(lean);
+        }
+    }
+
+    /// Returns the event that [`Filter::judge`] was asked about last, with all its changes but the
+    /// form in which it leaves. `event` is this event as it was received. The result is right only
+    /// if the filter [gives a form](Filter::gives_form) and the verdict was that the event is sent.
+    #[must_use]
+    pub fn before_form<'a>(&'a self, event: &'a [u8]) -> &'a [u8] {
+        if self.before_form.is_empty() { event } else { &self.before_form }
+    }
+
+    /// Returns `true` if events may leave in another form than their own.
+    #[must_use]
+    pub fn gives_form(&self) -> bool {
+        self.rules.form != Form::AS_RECEIVED
     }
 }
 

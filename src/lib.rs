@@ -23,7 +23,7 @@
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 1 | [`audit`] [`position`] [`staged`] | JSON and events · the number of an event · the second half of a reload |
-//! | 2 | [`policy`] [`redact`] | audit policies · one event's change |
+//! | 2 | [`policy`] [`redact`] [`shape`] | audit policies · one event's change · one event in another schema |
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · HAProxy's config |
 //! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and limits; no JSON, no HTTP · which events an output sends · Kafka clients (feature `kafka`) |
@@ -66,6 +66,7 @@ pub mod queue;
 pub mod redact;
 pub mod relay;
 pub mod replay;
+pub mod shape;
 pub mod source;
 pub mod staged;
 pub mod telemetry;

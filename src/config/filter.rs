@@ -24,6 +24,11 @@ use crate::policy::Step;
 use crate::redact;
 use crate::redact::Redaction;
 use crate::redact::With;
+use crate::shape::Bodies;
+use crate::shape::DataStream;
+use crate::shape::Form;
+use crate::shape::ManagedFields;
+use crate::shape::Shape;
 
 /// The smallest allowed `max_event_bytes`. An event can still have this many bytes after its bodies
 /// (`requestObject` and `responseObject`) were removed.
@@ -66,6 +71,21 @@ pub struct Filter {
     /// The annotations that are added to each event: name and value. The names are stored without
     /// their prefix `kube-audit-forwarder/`.
     pub annotate: BTreeMap<String, String>,
+    /// The form in which events leave: the last change, which the other changes do not see.
+    pub form: Form,
+    /// The data stream into which the output writes ECS documents; `None`: it writes into none, or
+    /// it writes no such documents.
+    pub data_stream: Option<DataStream>,
+}
+
+/// A section `filter` as it is read: the filter, without the form in which events leave, and the
+/// keys of the form. `None`: the section does not have the key.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Section {
+    filter: Filter,
+    shape: Option<Shape>,
+    bodies: Option<Bodies>,
+    managed_fields: Option<ManagedFields>,
 }
 
 impl Filter {
@@ -78,9 +98,18 @@ impl Filter {
 
 /// Returns the filter of an output, made from `[filter]` (`all`) and `[output.filter]` (`own`).
 /// Lists are joined, first those of `all`. Of two values of `max_event_bytes`, the smaller is used.
-/// Of two values of `deduplicate` or of the same annotation, the value in `own` is used.
-pub(super) fn merged(all: &Filter, own: Filter) -> Filter {
+/// Of two values of `deduplicate`, of the same annotation, or of a key of the form, the value in
+/// `own` is used. `default` has the values of the keys of the form that neither section has, and
+/// `index` is the index into which the output writes.
+pub(super) fn merged(all: &Section, own: Section, default: Form, index: Option<&str>) -> Filter {
     let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+    let form = Form {
+        shape: own.shape.or(all.shape).unwrap_or(default.shape),
+        bodies: own.bodies.or(all.bodies).unwrap_or(default.bodies),
+        managed_fields: own.managed_fields.or(all.managed_fields).unwrap_or(default.managed_fields),
+    };
+    let data_stream = index.filter(|_| form.shape == Shape::Ecs).and_then(DataStream::of);
+    let (all, own) = (&all.filter, own.filter);
     Filter {
         matches: all.matches.iter().cloned().chain(own.matches).collect(),
         policies: all.policies.iter().cloned().chain(own.policies).collect(),
@@ -91,24 +120,63 @@ pub(super) fn merged(all: &Filter, own: Filter) -> Filter {
         max_event_bytes: least(all.max_event_bytes, own.max_event_bytes),
         deduplicate: own.deduplicate.or(all.deduplicate),
         annotate: all.annotate.clone().into_iter().chain(own.annotate).collect(),
+        form,
+        data_stream,
+    }
+}
+
+/// The texts of the config reference that say how an output behaves without a key of the form.
+#[derive(Clone, Copy)]
+pub(super) struct Otherwise {
+    shape: &'static str,
+    bodies: &'static str,
+    managed_fields: &'static str,
+}
+
+impl Otherwise {
+    /// The texts of `[filter]`.
+    pub(super) const OF_THE_OUTPUT: Self = Self {
+        shape: "the output's default",
+        bodies: "the output's default",
+        managed_fields: "the output's default",
+    };
+
+    /// Returns the texts of `[output.filter]`, for an output with these defaults.
+    pub(super) fn of(default: Form) -> Self {
+        Self {
+            shape: match default.shape {
+                Shape::Event => "that of `[filter]`, or `\"event\"`",
+                Shape::Ecs => "that of `[filter]`, or `\"ecs\"`",
+                Shape::Ocsf => "that of `[filter]`, or `\"ocsf\"`",
+            },
+            bodies: match default.bodies {
+                Bodies::Keep => "that of `[filter]`, or `\"keep\"`",
+                Bodies::String => "that of `[filter]`, or `\"string\"`",
+                Bodies::Drop => "that of `[filter]`, or `\"drop\"`",
+            },
+            managed_fields: match default.managed_fields {
+                ManagedFields::Keep => "that of `[filter]`, or `\"keep\"`",
+                ManagedFields::Drop => "that of `[filter]`, or `\"drop\"`",
+            },
+        }
     }
 }
 
 /// Reads the section `filter`, of the whole file or of one output. Returns the default filter if
 /// the section is absent, and `None` if a table of `match` or `redact` is wrong; the problem is
 /// recorded.
-pub(super) fn filter(t: &mut Table<'_, '_>) -> Option<Filter> {
+pub(super) fn filter(t: &mut Table<'_, '_>, otherwise: Otherwise) -> Option<Section> {
     let key =
         optional("filter", TABLE, "events leave as they are", "what leaves, and how much of it");
-    match t.optional_section(key, keys) {
+    match t.optional_section(key, |t| keys(t, otherwise)) {
         Some(filter) => filter,
-        None => Some(Filter::default()),
+        None => Some(Section::default()),
     }
 }
 
 /// Reads the keys of a section `filter`. Returns `None` if a table of `match` or `redact` is wrong;
 /// the problem is recorded.
-fn keys(t: &mut Table<'_, '_>) -> Option<Filter> {
+fn keys(t: &mut Table<'_, '_>, otherwise: Otherwise) -> Option<Section> {
     let policy = t.file(
         optional(
             "policy",
@@ -146,6 +214,7 @@ fn keys(t: &mut Table<'_, '_>) -> Option<Filter> {
         annotation_name,
         annotation_value,
     );
+    let (shape, bodies, managed_fields) = form(t, otherwise);
     let matches = t.found_tables(optional(
         "match",
         "table, or array of tables",
@@ -164,14 +233,44 @@ fn keys(t: &mut Table<'_, '_>) -> Option<Filter> {
     let matches = matches.map(|tables| t.read_tables(tables, criteria));
     let redact = redact.map(|tables| t.read_tables(tables, redaction));
     let (matches, redact) = (all_of(matches)?, all_of(redact)?);
-    Some(Filter {
+    let filter = Filter {
         matches: matches.into_iter().collect(),
         policies: policy.into_iter().collect(),
         redact,
         max_event_bytes,
         deduplicate,
         annotate,
-    })
+        ..Filter::default()
+    };
+    Some(Section { filter, shape, bodies, managed_fields })
+}
+
+/// Reads the keys of the form in which events leave. Each is `None` if it is absent or wrong.
+fn form(
+    t: &mut Table<'_, '_>,
+    otherwise: Otherwise,
+) -> (Option<Shape>, Option<Bodies>, Option<ManagedFields>) {
+    let shape = t.optional_choice(
+        "shape",
+        &[("event", Shape::Event), ("ecs", Shape::Ecs), ("ocsf", Shape::Ocsf)],
+        otherwise.shape,
+        "schema of what leaves, applied last: the event as it is, the Elastic Common Schema, or \
+         OCSF's API Activity",
+    );
+    let bodies = t.optional_choice(
+        "bodies",
+        &[("keep", Bodies::Keep), ("string", Bodies::String), ("drop", Bodies::Drop)],
+        otherwise.bodies,
+        "what becomes of requestObject and responseObject: they stay, become strings of their \
+         JSON, or are removed",
+    );
+    let managed_fields = t.optional_choice(
+        "managed_fields",
+        &[("keep", ManagedFields::Keep), ("drop", ManagedFields::Drop)],
+        otherwise.managed_fields,
+        "drop: metadata.managedFields is removed from the bodies, as omitManagedFields of a Policy does",
+    );
+    (shape, bodies, managed_fields)
 }
 
 /// Combines the results of reading an array of tables. `tables` is `None` if the file has no such

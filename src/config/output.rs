@@ -9,6 +9,8 @@ use super::delivery::Retry;
 use super::delivery::Timeouts;
 use super::filter;
 use super::filter::Filter;
+use super::filter::Otherwise;
+use super::filter::Section;
 use super::protocol::OutputKind;
 use super::protocol::OutputType;
 use super::reader::Context;
@@ -60,8 +62,10 @@ pub(super) struct Draft {
     /// after it has sent an event; only then does the event count as delivered. `None`: the
     /// protocol does not wait, or its settings could not be read.
     pub(super) final_after: Option<(&'static str, Duration)>,
-    /// The complete output. `None`: the name, the type, the keys of the type or the filter could
-    /// not be read. A wrong value elsewhere is replaced by its default or left out.
+    /// The section `[output.filter]`. `None`: a table in it is wrong.
+    filter: Option<Section>,
+    /// The complete output, with an empty filter. `None`: the name, the type or the keys of the
+    /// type could not be read. A wrong value elsewhere is replaced by its default or left out.
     pub(super) output: Option<Output>,
 }
 
@@ -107,17 +111,19 @@ pub(super) fn read(
         let path = format!("{}.retry.max_elapsed", t.path);
         t.cx.error(&path, "contradicts rejected.action = \"retry\", allowed with it: leave it out");
     }
-    let filter = filter::filter(t);
+    let form = kind.map(|kind| kind.form).unwrap_or_default();
+    let filter = filter::filter(t, Otherwise::of(form));
     t.refuse_rest(|key| of_another_type(key, type_name, &entries()));
     t.cx.set_scope(None);
 
     let final_after = protocol.as_ref().and_then(OutputKind::final_after);
     let read = || {
-        let (name, kind, rejected, filter) = (name.clone()?, protocol?, rejected?, filter?);
+        let (name, kind, rejected) = (name.clone()?, protocol?, rejected?);
+        let filter = Filter::default();
         Some(Output { name, required, kind, retry, timeouts, batch, rejected, filter })
     };
     let output = read();
-    Draft { path: t.path.clone(), name, required, kind, final_after, output }
+    Draft { path: t.path.clone(), name, required, kind, final_after, filter, output }
 }
 
 /// Returns the error message for a key that only other types of output have. Returns `None` if no
@@ -139,10 +145,15 @@ fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Opt
 
 /// Returns the complete outputs of all drafts (a draft is the result of reading one `[[output]]`).
 /// In each output, `[filter]` (`all`) is merged into the output's own filter. Returns `None` if one
-/// of the drafts has no output.
-pub(super) fn with_filter(all: &Filter, drafts: Vec<Draft>) -> Option<Vec<Output>> {
-    let with = |output: Output| Output { filter: filter::merged(all, output.filter), ..output };
-    drafts.into_iter().map(|draft| draft.output.map(with)).collect()
+/// of the drafts has no output or no filter.
+pub(super) fn with_filter(all: &Section, drafts: Vec<Draft>) -> Option<Vec<Output>> {
+    let with = |draft: Draft| {
+        let (output, own) = (draft.output?, draft.filter?);
+        let default = draft.kind?.form;
+        let filter = filter::merged(all, own, default, output.kind.index());
+        Some(Output { filter, ..output })
+    };
+    drafts.into_iter().map(with).collect()
 }
 
 /// Reports three mistakes: no output is required, two outputs have the same name, or there is a

@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::table::Table;
 use super::targets::Target;
 use super::values::BatchBytes;
+use crate::shape::Form;
 
 /// The settings of one type of output: the keys that an `[[output]]` of this type has in addition
 /// to the keys that every `[[output]]` has.
@@ -46,6 +47,10 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// The values that `batch.max_bytes` may have for this type of output.
     const BATCH_BYTES: BatchBytes = BatchBytes::UNLIMITED;
 
+    /// The defaults of the keys `filter.shape`, `filter.bodies` and `filter.managed_fields` for
+    /// this type.
+    const FORM: Form = Form::AS_RECEIVED;
+
     /// Reads the settings from the table of an output, with the methods of [`Table`]. The order in
     /// which this function reads the keys is their order in the config reference. Returns `None` if
     /// a key that the settings need has no usable value. Any other wrong value is replaced by its
@@ -65,6 +70,12 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// `queue.acknowledge = "delivered"`, the time of a required output must be shorter than
     /// `queue.delivered_timeout`.
     fn final_after(&self) -> Option<(&'static str, Duration)>;
+
+    /// Returns the index into which the output writes, if this type has indices. If the index has
+    /// the name of a data stream, ECS documents name the data stream.
+    fn index(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// One type of output, such as `http`: its name, and the function that reads its settings. The
@@ -79,6 +90,8 @@ pub struct OutputType {
     pub(super) only_one: Option<&'static str>,
     /// The values that `batch.max_bytes` may have: `OutputSettings::BATCH_BYTES`.
     pub(super) batch_bytes: BatchBytes,
+    /// The defaults of the form in which events leave: `OutputSettings::FORM`.
+    pub(super) form: Form,
     /// Reads the settings from the table of an output. Returns `None` if they have a problem, which
     /// is recorded.
     pub(super) read: fn(&mut Table<'_, '_>) -> Option<OutputKind>,
@@ -94,6 +107,7 @@ impl OutputType {
             sample: S::SAMPLE,
             only_one: S::ONLY_ONE,
             batch_bytes: S::BATCH_BYTES,
+            form: S::FORM,
             read: |t| S::read(t).map(OutputKind::new),
         }
     }
@@ -133,6 +147,11 @@ impl OutputKind {
         self.settings.targets()
     }
 
+    /// Returns the index into which the output writes, if its type has indices.
+    pub(super) fn index(&self) -> Option<&str> {
+        self.settings.index()
+    }
+
     /// Returns the name and the value of a config key. The value is the time for which the protocol
     /// waits after it has sent an event; only then does the event count as delivered (is final).
     /// Returns `None` if the protocol does not wait.
@@ -170,6 +189,9 @@ trait AnySettings: fmt::Debug + Send + Sync {
     /// waits after it has sent an event; only then does the event count as delivered (is final).
     /// Returns `None` if the protocol does not wait.
     fn final_after(&self) -> Option<(&'static str, Duration)>;
+
+    /// Returns the index into which the output writes, if its type has indices.
+    fn index(&self) -> Option<&str>;
 }
 
 impl<S: OutputSettings> AnySettings for S {
@@ -187,5 +209,9 @@ impl<S: OutputSettings> AnySettings for S {
 
     fn final_after(&self) -> Option<(&'static str, Duration)> {
         OutputSettings::final_after(self)
+    }
+
+    fn index(&self) -> Option<&str> {
+        OutputSettings::index(self)
     }
 }

@@ -110,6 +110,11 @@ fn kind(kind: &str, allowed: Option<String>) -> String {
     allowed.map_or_else(|| kind.to_owned(), |allowed| format!("{kind}, {allowed}"))
 }
 
+/// Returns the words of a choice in quotation marks, with `between` between them.
+fn listed<T>(words: &[(&'static str, T)], between: &str) -> String {
+    words.iter().map(|(word, _)| quoted(word)).collect::<Vec<_>>().join(between)
+}
+
 /// Returns a size as TOML, in its shortest form: `"64MiB"`, or `512` without quotes.
 fn size_literal(size: u64) -> String {
     let shown = values::show_size(size);
@@ -443,16 +448,32 @@ impl<'c, 'a> Table<'c, 'a> {
         default: Option<T>,
         meaning: &'static str,
     ) -> Option<T> {
-        let listed = |between: &str| {
-            words.iter().map(|(word, _)| quoted(word)).collect::<Vec<_>>().join(between)
-        };
-        let allowed = listed(", ");
         let default = default.and_then(|value| words.iter().find(|(_, it)| *it == value));
         let key = match default {
-            Some((word, _)) => defaulted(name, listed(" · "), quoted(word), meaning),
-            None => required(name, &listed(" · "), meaning),
+            Some((word, _)) => defaulted(name, listed(words, " · "), quoted(word), meaning),
+            None => required(name, &listed(words, " · "), meaning),
         };
-        let taken = self.take(key, |cx, found| {
+        let taken = self.one_of(key, words);
+        taken.or(default.map(|(_, value)| *value))
+    }
+
+    /// Takes the key `name` out of the table, as [`Table::choice`] does. Returns `None` if the file
+    /// does not set the key, or if its value is wrong, which is recorded. `otherwise` says how the
+    /// relay behaves without the key.
+    pub fn optional_choice<T: Copy>(
+        &mut self,
+        name: &'static str,
+        words: &[(&'static str, T)],
+        otherwise: &'static str,
+        meaning: &'static str,
+    ) -> Option<T> {
+        self.one_of(optional(name, &listed(words, " · "), otherwise, meaning), words)
+    }
+
+    /// Takes a key whose value is one of `words`. Returns `None` if the key is absent or wrong.
+    fn one_of<T: Copy>(&mut self, key: Key, words: &[(&'static str, T)]) -> Option<T> {
+        let allowed = listed(words, ", ");
+        self.take(key, |cx, found| {
             cx.word(&found.value, &format!("one of {allowed}"), |text| {
                 let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
                 known.ok_or_else(|| match nearest(text, words.iter().map(|(word, _)| *word)) {
@@ -462,8 +483,7 @@ impl<'c, 'a> Table<'c, 'a> {
                     None => format!("is unknown, allowed: {allowed}"),
                 })
             })
-        });
-        taken.or(default.map(|(_, value)| *value))
+        })
     }
 
     /// Takes a key whose value is a string, and parses the string. `parse` returns only the end of

@@ -6,6 +6,7 @@
 //! event was sent.
 
 use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -171,6 +172,66 @@ impl Filtering {
     /// Returns `true` if the output has a filter.
     pub(super) fn is_enabled(&self) -> bool {
         self.filter.is_some()
+    }
+
+    /// Returns `true` if the filter gives events another form than their own, which dead letters
+    /// must not have.
+    pub(super) fn gives_form(&self) -> bool {
+        self.filter.as_ref().is_some_and(Filter::gives_form)
+    }
+
+    /// Takes a batch that was sent, and the events of it that the protocol can't carry, as they were
+    /// sent: each a line, in their order. Returns their lines as they were before the filter gave
+    /// them the form in which they are sent, and the lines of the events that are too large for the
+    /// filter. Also returns how many of the batch's events are lost, dropped by the filter, or
+    /// duplicates.
+    pub(super) fn before_form(
+        &mut self,
+        batch: Batch,
+        rejected: Vec<Bytes>,
+        cursor: &Cursor,
+        metrics: &OutputMetrics,
+    ) -> (Vec<Bytes>, Disposition) {
+        let claim = batch.claim;
+        let mut lines = match batch.pieces.iter().any(|piece| has_large_event(piece)) {
+            true => aside(|| self.lines_before_form(&batch, rejected)),
+            false => self.lines_before_form(&batch, rejected),
+        };
+        // Marks the other decisions about the events of the batch.
+        self.pass(batch, cursor);
+        lines.extend(self.too_large(claim));
+        self.forget_history(claim);
+        let kept = self.finish(claim, metrics);
+        let lost = lines.len() as u64;
+        (lines, Disposition { lost, ..kept })
+    }
+
+    /// Returns the lines `rejected`, which are events of the batch as they were sent, as they were
+    /// before the filter gave them the form in which they are sent.
+    fn lines_before_form(&mut self, batch: &Batch, rejected: Vec<Bytes>) -> Vec<Bytes> {
+        let Some(filter) = &mut self.filter else { return rejected };
+        let (mut rejected, mut found) = (VecDeque::from(rejected), Vec::new());
+        for (piece, origin) in batch.pieces.iter().zip(&batch.origins) {
+            let (mut events, mut next) = (filter.events(piece), origin.first);
+            while let Some((event, request, known)) = events.next() {
+                let position = next;
+                next = position.next();
+                self.changed.clear();
+                let asked = EventView { event, request, known, position, age: origin.age };
+                let sent = match filter.judge(&asked, &mut self.changed) {
+                    Verdict::Untouched => event,
+                    Verdict::Changed(_) => &self.changed,
+                    Verdict::Dropped | Verdict::Duplicate | Verdict::TooLarge => continue,
+                };
+                if rejected.front().is_some_and(|line| line.strip_suffix(b"\n") == Some(sent)) {
+                    rejected.pop_front();
+                    found.push(line(filter.before_form(event)));
+                }
+            }
+        }
+        // An event is still here if the filter's policies have changed since it was sent.
+        found.extend(rejected);
+        found
     }
 
     /// Returns the events of a batch that are to be sent, in the form in which they are sent. The

@@ -89,6 +89,9 @@ struct Doomed {
     /// The number of the claim's events that are to be sent. The number may be inexact, because the
     /// lines of the claim are not read again yet.
     events: u64,
+    /// Empty if all events of the claim are given up. Otherwise the consumer has the claim, except
+    /// these events, which the protocol can't carry: each a line as it was sent.
+    unfit: Vec<Bytes>,
     reason: Reason,
 }
 
@@ -174,7 +177,22 @@ impl GivenUp {
     fn doom(&mut self, work: &Work, reason: Reason, in_flight: &mut InFlight) {
         let Work { claim, events, .. } = *work;
         in_flight.bury(claim);
-        self.doomed.push_back(Doomed { claim, events, reason });
+        self.doomed.push_back(Doomed { claim, events, unfit: Vec::new(), reason });
+    }
+
+    /// Decides to give up those events of a claim that the protocol can't carry. The consumer has
+    /// the others. The claim must be in the state `State::Pending`, so that its lines can be read
+    /// again. `unfit` are the events as they were sent.
+    pub(super) fn add_unfit(
+        &mut self,
+        claim: Claim,
+        unfit: Vec<Bytes>,
+        reason: Reason,
+        in_flight: &mut InFlight,
+    ) {
+        in_flight.bury(claim);
+        let events = unfit.len() as u64;
+        self.doomed.push_back(Doomed { claim, events, unfit, reason });
     }
 
     /// Forgets the claims in `doomed`: they are to be given up, but their lines are not yet handed
@@ -282,7 +300,9 @@ impl GivenUp {
     ) -> bool {
         let mut inspected = 0;
         while !self.is_full() && !self.needs_lines() && inspected < INSPECTED_BYTES_MAX {
-            let Some(Doomed { claim, events, reason }) = self.doomed.pop_front() else { break };
+            let Some(Doomed { claim, events, unfit, reason }) = self.doomed.pop_front() else {
+                break;
+            };
             if self.place.is_none() && !filtering.is_enabled() {
                 // A released claim may have been dropped by the queue already.
                 if in_flight.take_back(claim) {
@@ -294,14 +314,18 @@ impl GivenUp {
             match in_flight.redeliver_to_bury(claim) {
                 Redelivery::Batch(batch) => {
                     inspected += batch.bytes;
-                    let (lines, disposition) = filtering.originals(batch, in_flight.cursor());
+                    let cursor = in_flight.cursor();
+                    let (lines, disposition) = match unfit.is_empty() {
+                        true => filtering.originals(batch, cursor),
+                        false => filtering.before_form(batch, unfit, cursor, &health.metrics),
+                    };
                     self.end_with(claim, disposition, lines, &reason, in_flight, health);
                 }
                 Redelivery::Gone => {
                     filtering.give_up(claim);
                 }
                 Redelivery::NotYet => {
-                    self.doomed.push_front(Doomed { claim, events, reason });
+                    self.doomed.push_front(Doomed { claim, events, unfit, reason });
                     self.lines = Lines::InFiles;
                 }
             }

@@ -348,6 +348,13 @@ impl Ledger {
             (false, false) => TOO_LARGE_OR_LONG,
         };
         if !lines.is_empty() {
+            if self.filtering.gives_form() {
+                // Dead letters hold events before their form, so the claim is read again.
+                self.release(claim);
+                let reason = Reason::new(Cause::TooLong, reason);
+                self.given_up.add_unfit(claim, lines, reason, &mut self.in_flight);
+                return;
+            }
             self.filtering.forget_history(claim);
         }
         lines.append(&mut too_large);

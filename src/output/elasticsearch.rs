@@ -45,6 +45,11 @@ use crate::delivery::prepared::Connector;
 use crate::delivery::rfc3339::rfc3339;
 use crate::queue::Batch;
 use crate::queue::Identity;
+use crate::shape;
+use crate::shape::Bodies;
+use crate::shape::Form;
+use crate::shape::ManagedFields;
+use crate::shape::Shape;
 use crate::telemetry::AttemptError;
 
 /// The path of the bulk API. The answer holds only those fields that are read here.
@@ -76,6 +81,10 @@ pub(crate) struct Settings {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "elasticsearch";
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
+    /// Elastic's rules and dashboards ask for ECS. Bodies as objects contradict each other's types
+    /// in one index, and have more fields than an index may have.
+    const FORM: Form =
+        Form { shape: Shape::Ecs, bodies: Bodies::String, managed_fields: ManagedFields::Keep };
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let keys = HttpKeys { compression: Compression::None, authorization: true };
@@ -101,6 +110,10 @@ impl OutputSettings for Settings {
 
     fn final_after(&self) -> Option<(&'static str, Duration)> {
         None
+    }
+
+    fn index(&self) -> Option<&str> {
+        Some(&self.index)
     }
 }
 
@@ -276,8 +289,13 @@ impl Api for Bulk {
 
 /// Writes an event as a document: with `@timestamp` before its own members, and otherwise as it is.
 /// The time is that of the event's stage; if the event has none, that of its request, or that of
-/// its acceptance, `received` milliseconds after the beginning of 1970.
+/// its acceptance, `received` milliseconds after the beginning of 1970. An ECS document that begins
+/// with its time stays as it is.
 fn write_document(event: &[u8], received: u64, body: &mut Vec<u8>) {
+    if shape::has_timestamp(event) {
+        body.extend_from_slice(event);
+        return;
+    }
     body.extend_from_slice(b"{\"@timestamp\":\"");
     match stage_time(event).or_else(|| request_time(event)) {
         Some(time) => body.extend_from_slice(time),

@@ -15,7 +15,6 @@ use hyper::header;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 
-use super::event_time::nanos;
 use super::event_time::stage_time;
 use super::http::HttpConnector;
 use super::http::api::Api;
@@ -31,6 +30,7 @@ use super::iam::IamSettings;
 use super::setup::IntoConnector;
 use super::setup::Setup;
 use crate::audit::scan;
+use crate::audit::time::nanos;
 use crate::config;
 use crate::config::BatchBytes;
 use crate::config::Compression;

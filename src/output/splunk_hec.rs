@@ -21,7 +21,6 @@ use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
 
-use super::event_time::nanos;
 use super::event_time::request_time;
 use super::event_time::stage_time;
 use super::http::HttpConnector;
@@ -36,6 +35,7 @@ use super::http::api::Told;
 use super::http::api::token_header;
 use super::setup::IntoConnector;
 use super::setup::Setup;
+use crate::audit::time::nanos;
 use crate::config;
 use crate::config::BatchBytes;
 use crate::config::Compression;

@@ -76,6 +76,7 @@ mod outputs {
 mod filter {
     mod forwarded;
     mod policy;
+    mod shapes;
 }
 
 /// The commands, metrics, log, alerts, pages, reload and shutdown that an operator works with.

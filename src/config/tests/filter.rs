@@ -9,6 +9,11 @@ use crate::policy::Criteria;
 use crate::policy::GroupResources;
 use crate::redact;
 use crate::redact::With;
+use crate::shape::Bodies;
+use crate::shape::DataStream;
+use crate::shape::Form;
+use crate::shape::ManagedFields;
+use crate::shape::Shape;
 
 fn filter(text: &str) -> Filter {
     config(&format!("{OUTPUT}{text}")).outputs.remove(0).filter
@@ -102,6 +107,50 @@ fn what_is_wrong_in_a_filter_is_told_where_it_stands() {
             "2:26: filter.redact[0].resources[0]: \"a/b/c/d\" ",
             "3:14: filter.redact[1].fields[0]: \"auditID\" ",
             "3:33: filter.redact[1].with: \"hash\" is unknown, allowed: ",
+        ],
+    );
+}
+
+#[test]
+fn the_form_of_an_output_is_its_own_or_else_that_of_all_or_else_its_types() {
+    let elasticsearch = "[[output]]\nname = 'e'\ntype = 'elasticsearch'\nurls = ['https://e/']\n\
+                         index = 'logs-kubernetes.audit_logs-prod'\n";
+    let form = |shape, bodies, managed_fields| Form { shape, bodies, managed_fields };
+    let stream = DataStream::of("logs-kubernetes.audit_logs-prod");
+    assert!(stream.is_some());
+    let of_type = form(Shape::Ecs, Bodies::String, ManagedFields::Keep);
+    for (text, of_http, of_elasticsearch) in [
+        ("", Form::AS_RECEIVED, of_type),
+        (
+            "[filter]\nshape = 'ocsf'\nmanaged_fields = 'drop'\n",
+            form(Shape::Ocsf, Bodies::Keep, ManagedFields::Drop),
+            form(Shape::Ocsf, Bodies::String, ManagedFields::Drop),
+        ),
+        (
+            "[filter]\nbodies = 'drop'\n",
+            form(Shape::Event, Bodies::Drop, ManagedFields::Keep),
+            form(Shape::Ecs, Bodies::Drop, ManagedFields::Keep),
+        ),
+    ] {
+        let read = config(&format!("{elasticsearch}{OUTPUT}{text}"));
+        let [of_it, http] = &read.outputs[..] else { panic!("{text}") };
+        assert_eq!((http.filter.form, of_it.filter.form), (of_http, of_elasticsearch), "{text}");
+        assert_eq!(http.filter.data_stream, None);
+        let is_ecs = of_elasticsearch.shape == Shape::Ecs;
+        assert_eq!(of_it.filter.data_stream, stream.clone().filter(|_| is_ecs));
+    }
+    let own = "[output.filter]\nshape = 'event'\nbodies = 'keep'\n[filter]\nshape = 'ecs'\n";
+    let read = config(&format!("{elasticsearch}{own}"));
+    assert!(read.outputs[0].filter.is_empty());
+    let own = "[output.filter]\nshape = 'event'\n[filter]\nshape = 'ecs'\nbodies = 'string'\n";
+    let own = config(&format!("{OUTPUT}{own}")).outputs.remove(0).filter;
+    assert_eq!(own.form, form(Shape::Event, Bodies::String, ManagedFields::Keep));
+    assert_problems(
+        "[filter]\nshape = 'esc'\nbodies = 1\nmanaged_fields = ''\n",
+        &[
+            "2:9: filter.shape: \"esc\" is unknown, did you mean \"ecs\"?",
+            "3:10: filter.bodies: is an integer, allowed: one of ",
+            "4:18: filter.managed_fields: \"\" is unknown, allowed: \"keep\", \"drop\"",
         ],
     );
 }

@@ -35,6 +35,7 @@ use crate::kafka::Trouble;
 use crate::output::transport::tls_session::Expiry;
 use crate::queue::Batch;
 use crate::queue::Claim;
+use crate::shape;
 use crate::staged::Staged;
 use crate::telemetry::OutputMetrics;
 
@@ -190,7 +191,7 @@ fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch:
         let record: BaseRecord<'_, [u8], [u8], Arc<SentClaim>> =
             BaseRecord::with_opaque_to(shared.cluster.topic(), Arc::clone(&sent)).payload(line);
         let key = match shared.config.key {
-            MessageKey::AuditId => scan::member(line, "auditID").and_then(scan::string),
+            MessageKey::AuditId => shape::audit_id(line).and_then(scan::string),
             MessageKey::None => None,
         };
         let record = match &key {

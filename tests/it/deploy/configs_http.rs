@@ -1,7 +1,10 @@
 //! The shipped configs with http outputs, between real peers. Only addresses and paths are
 //! replaced.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+
+use serde_json::value::RawValue;
 
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
@@ -189,7 +192,24 @@ fn elasticsearch_stores_each_event_once_with_the_key_of_a_file() {
         .start();
     let events = post_the_corpus(relay.address());
     relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&consumer.events(), &events);
+    // The documents have the shape ECS, with bodies as strings, and name the data stream.
+    let mut stored = BTreeMap::new();
+    for document in consumer.store().documents.values() {
+        let document: serde_json::Value =
+            serde_json::from_str(&String::from_utf8_lossy(document).replace("1e400", "1")).unwrap();
+        assert_eq!(document["data_stream"]["dataset"], "kubernetes.audit_logs");
+        let audit = &document["kubernetes"]["audit"];
+        assert!(!audit["requestObject"].is_object() && !audit["responseObject"].is_object());
+        let key = (audit["auditID"].to_string(), audit["stage"].to_string());
+        *stored.entry(key).or_insert(0) += 1;
+    }
+    let mut posted = BTreeMap::new();
+    for event in &events {
+        let event: BTreeMap<String, &RawValue> = serde_json::from_slice(event).unwrap();
+        let key = (event["auditID"].get().to_owned(), event["stage"].get().to_owned());
+        *posted.entry(key).or_insert(0) += 1;
+    }
+    assert_eq!(stored, posted);
     for request in consumer.sink.requests() {
         let key = "ApiKey VnVhQ2ZHY0JDZGJrUW0tZTVhT3g6dWkybHAyYXhUTm1zeWFrdzl0dk5udw==";
         assert_eq!(request.header("authorization"), Some(key));

@@ -1,6 +1,7 @@
 //! `type = "elasticsearch"`: each event is stored once, whatever the consumer answers and however
 //! often the relay is killed; what is refused is in dead letters, and nowhere else.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::io::BufRead as _;
 use std::io::BufReader;
@@ -12,6 +13,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use serde_json::Value;
+use serde_json::value::RawValue;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
@@ -20,8 +23,10 @@ use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
 use crate::support::elasticsearch::Elasticsearch;
+use crate::support::elasticsearch::INDEX;
 use crate::support::elasticsearch::Mood;
 use crate::support::elasticsearch::to_elasticsearch;
+use crate::support::elasticsearch::to_elasticsearch_in_ecs;
 use crate::support::http;
 use crate::support::letters::events_in_letters;
 use crate::support::needs::needs;
@@ -179,16 +184,19 @@ impl OpenSearch {
             .expect("osmem-server runs");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).unwrap();
-        let told: serde_json::Value = serde_json::from_str(&line).expect("it says its address");
+        let told: Value = serde_json::from_str(&line).expect("it says its address");
         let address = told["url"].as_str().expect("a URL").trim_start_matches("http://").to_owned();
         Self { child, address }
     }
 
-    fn count(&self) -> u64 {
-        let index = crate::support::elasticsearch::INDEX;
+    /// Asks for a path of the index.
+    fn get(&self, path: &str) -> Value {
         let address = self.address.parse().expect("an address");
-        let answer = http::get(address, &format!("/{index}/_count")).expect("an answer");
-        answer.json()["count"].as_u64().unwrap_or(0)
+        http::get(address, &format!("/{INDEX}/{path}")).expect("an answer").json()
+    }
+
+    fn count(&self) -> u64 {
+        self.get("_count")["count"].as_u64().unwrap_or(0)
     }
 }
 
@@ -221,5 +229,57 @@ fn a_small_opensearch_stores_the_corpus_or_says_what_it_refuses() {
     assert_eq!(stored + refused, sent, "{stored} stored, {refused} refused");
     assert!(stored > 1000 && refused < 300, "{stored} stored, {refused} refused");
     assert_eq!(value(&relay, "output_events_total"), stored as f64);
+    relay.finish(Backlog::Empty);
+}
+
+/// The event as `kubernetes.audit` of its document has it: with bodies as strings, and without dots
+/// in the keys of annotations. Numbers that are beyond the range of an f64 are 1 here.
+fn as_stored(event: &[u8]) -> Value {
+    let tamed = |text: &str| text.replace("1e400", "1");
+    let text = std::str::from_utf8(event).expect("UTF-8");
+    let mut value: Value = serde_json::from_str(&tamed(text)).expect("an event");
+    let members: BTreeMap<String, &RawValue> = serde_json::from_slice(event).unwrap();
+    for name in ["requestObject", "responseObject"] {
+        if let Some(body) = members.get(name) {
+            value[name] = tamed(body.get()).into();
+        }
+    }
+    if let Some(annotations) = value.get_mut("annotations").and_then(Value::as_object_mut) {
+        let old = std::mem::take(annotations);
+        annotations.extend(old.into_iter().map(|(key, value)| (key.replace('.', "_"), value)));
+    }
+    value
+}
+
+/// Method: a real server gets the whole corpus in the shape that is the default. It must store every
+/// event, and each with its values.
+#[test]
+fn with_its_defaults_a_small_opensearch_stores_the_corpus_and_refuses_nothing() {
+    let server = OpenSearch::start();
+    let kept = TempDir::new().unwrap();
+    let config = format!(
+        "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
+        to_elasticsearch_in_ecs(server.address.parse().unwrap(), ""),
+        text(kept.path()),
+    );
+    let relay = Relay::start(&config);
+    let mut expected = Vec::new();
+    for body in corpus() {
+        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+        expected.extend(events_of(&body.bytes).iter().map(|event| as_stored(event).to_string()));
+    }
+    relay.wait_until_delivered(PATIENCE * 2);
+    assert_eq!(events_in_letters(kept.path()).len(), 0, "refused");
+    assert_eq!(server.count(), expected.len() as u64);
+    assert_eq!(value(&relay, "output_events_total"), expected.len() as f64);
+    assert_eq!(value(&relay, "output_existing_events_total"), 0.0);
+    let found = server.get("_search?size=10000");
+    let hits = found["hits"]["hits"].as_array().expect("hits");
+    let tame = |value: &Value| value.to_string().replace("1e400", "1");
+    let mut stored: Vec<_> =
+        hits.iter().map(|hit| tame(&hit["_source"]["kubernetes"]["audit"])).collect();
+    stored.sort();
+    expected.sort();
+    assert!(stored == expected, "{} of {} documents", stored.len(), expected.len());
     relay.finish(Backlog::Empty);
 }

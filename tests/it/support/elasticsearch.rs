@@ -143,8 +143,14 @@ impl Elasticsearch {
     }
 }
 
-/// Returns the output's table of the config.
+/// Returns the output's table of the config, for events in their own shape.
 pub(crate) fn to_elasticsearch(address: SocketAddr, more: &str) -> String {
+    let own = "filter = { shape = \"event\", bodies = \"keep\" }";
+    to_elasticsearch_in_ecs(address, &format!("{own}\n{more}"))
+}
+
+/// Returns the output's table of the config, for events in the shape that is its default.
+pub(crate) fn to_elasticsearch_in_ecs(address: SocketAddr, more: &str) -> String {
     format!(
         "[[output]]\nname = \"consumer\"\ntype = \"elasticsearch\"\nurls = [\"http://{address}\"]\n\
          index = \"{INDEX}\"\n{more}\n"

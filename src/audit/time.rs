@@ -1,0 +1,268 @@
+//! The times that kube-apiserver writes into events: which texts are times, and their value.
+
+/// Returns `true` if `time` is a valid TIMESTAMP of RFC 5424 (§6.2.3). Every such text is a time of
+/// RFC 3339 too. The date must exist in the calendar, and leap seconds are not allowed. The check is
+/// needed because the text comes from outside: it must not add fields to a syslog header, and a
+/// receiver must be able to parse it.
+#[must_use]
+pub fn is_timestamp(time: &[u8]) -> bool {
+    parts(time).is_some_and(|Parts { fraction, .. }| fraction.len() <= 6)
+}
+
+/// Returns the time of a valid [timestamp](is_timestamp) in milliseconds since 1970 began in UTC.
+/// Smaller parts of a second are cut off. Returns `None` if the text is no such time.
+#[must_use]
+pub fn milliseconds(time: &[u8]) -> Option<i64> {
+    let parts = parts(time).filter(|it| it.fraction.len() <= 6)?;
+    Some(parts.seconds() * 1000 + parts.below_a_second(3))
+}
+
+/// Returns the nanoseconds since 1970 of a time in the format of RFC 3339, with capital letters and
+/// at most 9 digits of fraction. Returns `None` if the text is no such time, or if the time is
+/// before 1970 or after April 2262 (protocols have 64 bits with a sign for it).
+#[must_use]
+pub fn nanos(time: &[u8]) -> Option<u64> {
+    let parts = parts(time).filter(|it| it.fraction.len() <= 9)?;
+    let (seconds, below) = (parts.seconds(), parts.below_a_second(9));
+    let nanos = seconds.checked_mul(1_000_000_000)?.checked_add(below)?;
+    u64::try_from(nanos).ok()
+}
+
+/// Returns the number of days from 1970-01-01 to a day of the Gregorian calendar. The calculation
+/// counts years from March, so that the leap day is the last day of a year.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = year - i64::from(month <= 2);
+    let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
+    let day = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year * 365 + year / 4 - year / 100 + day - 719_468
+}
+
+/// Returns how many seconds a time with this offset is ahead of UTC; 0 for `Z`.
+fn ahead(offset: &[u8]) -> i64 {
+    match offset {
+        [sign, a, b, _, c, d] => {
+            let seconds = i64::from(number(&[*a, *b]) * 3600 + number(&[*c, *d]) * 60);
+            if *sign == b'-' { -seconds } else { seconds }
+        }
+        _ => 0,
+    }
+}
+
+/// The parts of a time.
+struct Parts<'a> {
+    /// Date and time, to the second.
+    moment: &'a [u8],
+    /// The digits of the fraction of a second; empty if the time has none.
+    fraction: &'a [u8],
+    /// `Z`, or the difference from UTC.
+    offset: &'a [u8],
+}
+
+impl Parts<'_> {
+    /// Returns the whole seconds since 1970 began in UTC; negative before that.
+    fn seconds(&self) -> i64 {
+        let at = |from: usize, digits: usize| {
+            i64::from(number(self.moment.get(from..from + digits).unwrap_or_default()))
+        };
+        let days = days(at(0, 4), at(5, 2), at(8, 2));
+        (days * 24 + at(11, 2)) * 3600 + at(14, 2) * 60 + at(17, 2) - ahead(self.offset)
+    }
+
+    /// Returns the fraction of the second in units of this many decimal digits. Smaller parts are
+    /// cut off.
+    fn below_a_second(&self, digits: usize) -> i64 {
+        let all = self.fraction.iter().chain(std::iter::repeat(&b'0'));
+        all.take(digits).fold(0, |number, digit| number * 10 + i64::from(digit - b'0'))
+    }
+}
+
+/// Takes a time apart. Returns `None` if the text is no time in the format of RFC 3339, or no time
+/// that exists in the calendar.
+fn parts(time: &[u8]) -> Option<Parts<'_>> {
+    let (moment, mut offset) = time.split_at_checked(19)?;
+    let mut fraction: &[u8] = &[];
+    if let Some(rest) = offset.strip_prefix(b".") {
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        (fraction, offset) = rest.split_at_checked(digits).filter(|_| digits > 0)?;
+    }
+    (is_moment(moment) && is_offset(offset)).then_some(Parts { moment, fraction, offset })
+}
+
+/// Returns `true` if a text has the shape of a pattern: at each `0` of the pattern the text has a
+/// digit, and all other bytes are equal.
+fn has_shape(text: &[u8], pattern: &[u8]) -> bool {
+    text.len() == pattern.len()
+        && text.iter().zip(pattern).all(|(byte, wanted)| match wanted {
+            b'0' => byte.is_ascii_digit(),
+            _ => byte == wanted,
+        })
+}
+
+/// Returns the number that is written in decimal digits.
+fn number(digits: &[u8]) -> u32 {
+    digits.iter().fold(0, |number, digit| number * 10 + u32::from(digit.wrapping_sub(b'0')))
+}
+
+/// Returns `true` if `text` has the form `YYYY-MM-DDThh:mm:ss` and is a time that exists in the
+/// Gregorian calendar.
+fn is_moment(text: &[u8]) -> bool {
+    if !has_shape(text, b"0000-00-00T00:00:00") {
+        return false;
+    }
+    let (year, month, day) = (number(&text[..4]), number(&text[5..7]), number(&text[8..10]));
+    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let days = match month {
+        1 | 3 | 5 | 7 | 8 | 10 | 12 => 31,
+        4 | 6 | 9 | 11 => 30,
+        2 => 28 + u32::from(is_leap),
+        _ => return false,
+    };
+    (1..=days).contains(&day)
+        && number(&text[11..13]) < 24
+        && number(&text[14..16]) < 60
+        && number(&text[17..]) < 60
+}
+
+/// Returns `true` if `text` is `Z` or a difference from UTC in hours and minutes, such as `+02:00`.
+fn is_offset(text: &[u8]) -> bool {
+    let is_difference = has_shape(text, b"+00:00") || has_shape(text, b"-00:00");
+    text == b"Z" || (is_difference && number(&text[1..3]) < 24 && number(&text[4..]) < 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_rfc5424_timestamps_pass() {
+        for good in [
+            "2026-11-20T06:24:22Z",
+            "2026-11-20T06:24:22.1Z",
+            "2026-11-20T06:24:22.439323+01:00",
+            "2026-11-20T00:00:00-23:59",
+            "2024-02-29T23:59:59Z",
+            "2000-02-29T00:00:00Z",
+            "9999-12-31T23:59:59.999999Z",
+        ] {
+            assert!(is_timestamp(good.as_bytes()), "{good}");
+        }
+        for bad in [
+            "",
+            "x",
+            "2026-11-20 06:24:22Z",
+            "2026-11-20t06:24:22Z",
+            "2026-11-20T06:24:22z",
+            "2026-11-20T06:24:22.4393231Z",
+            "2026-11-20T06:24:22",
+            "2026-11-20T06:24:22.Z",
+            "2026-11-20T06:24:22Z ",
+            "2026-11-20T06:24:22+1:00",
+        ] {
+            assert!(!is_timestamp(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_in_no_calendar_stays_out_of_the_header() {
+        for bad in [
+            "9999-99-99T99:99:99Z",
+            "2026-00-20T06:24:22Z",
+            "2026-13-20T06:24:22Z",
+            "2026-11-00T06:24:22Z",
+            "2026-11-31T06:24:22Z",
+            "2026-01-32T06:24:22Z",
+            "2026-02-29T06:24:22Z",
+            "2024-02-30T06:24:22Z",
+            "1900-02-29T06:24:22Z",
+            "2100-02-29T06:24:22Z",
+            "2026-11-20T24:00:00Z",
+            "2026-11-20T06:60:00Z",
+            // RFC 5424 §6.2.3: leap seconds must not be used.
+            "2016-12-31T23:59:60Z",
+            "2026-11-20T06:24:22+24:00",
+            "2026-11-20T06:24:22-01:60",
+            "2026-11-20T06:24:22.5+99:99",
+        ] {
+            assert!(!is_timestamp(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_time_in_milliseconds_is_that_of_the_text() {
+        for (text, expected) in [
+            ("1970-01-01T00:00:00Z", 0),
+            ("1970-01-01T00:00:00.0019Z", 1),
+            ("1969-12-31T23:59:59.5Z", -500),
+            ("2026-11-20T06:24:22.439323Z", 1_795_155_862_439),
+            ("2026-11-20T08:24:22.43+02:00", 1_795_155_862_430),
+            ("2026-11-20T00:54:22-05:30", 1_795_155_862_000),
+            ("0000-01-01T00:00:00Z", -62_167_219_200_000),
+            ("9999-12-31T23:59:59.999999Z", 253_402_300_799_999),
+        ] {
+            assert_eq!(milliseconds(text.as_bytes()), Some(expected), "{text}");
+        }
+        assert_eq!(milliseconds(b"2026-11-20"), None);
+        assert_eq!(milliseconds(b"2026-02-30T00:00:00Z"), None);
+    }
+
+    proptest::proptest! {
+        /// Takes days at random, from 1970 on for about 7,900 years, and gets their dates by
+        /// another algorithm. Each such date must pass, and the date one day later must pass
+        /// exactly if it is in the same month.
+        #[test]
+        fn each_day_of_the_calendar_passes_and_no_other(days in 0_i64..2_900_000) {
+            let (year, month, day) = civil(days);
+            let text = |day: i64| format!("{year:04}-{month:02}-{day:02}T12:00:00Z");
+            proptest::prop_assert!(is_timestamp(text(day).as_bytes()), "{}", text(day));
+            let noon = (days * 24 + 12) * 3_600_000;
+            proptest::prop_assert_eq!(milliseconds(text(day).as_bytes()), Some(noon));
+            let (_, next_month, _) = civil(days + 1);
+            let behind_is_next_month = next_month != month;
+            proptest::prop_assert_eq!(
+                is_timestamp(text(day + 1).as_bytes()), !behind_is_next_month, "{}", text(day + 1)
+            );
+        }
+    }
+
+    /// Returns the year, month and day that is `days` days after 1970-01-01, by walking from month
+    /// to month.
+    fn civil(mut days: i64) -> (i64, i64, i64) {
+        let is_leap = |year: i64| (year % 4 == 0) != ((year % 100 == 0) != (year % 400 == 0));
+        let mut year = 1970;
+        while days >= 365 + i64::from(is_leap(year)) {
+            days -= 365 + i64::from(is_leap(year));
+            year += 1;
+        }
+        let mut month = 1;
+        for length in [31, 28 + i64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+            if days < length {
+                break;
+            }
+            days -= length;
+            month += 1;
+        }
+        (year, month, days + 1)
+    }
+
+    #[test]
+    fn times_are_nanoseconds_since_1970() {
+        for (time, nanos_since) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("1970-01-01T00:59:59.999999999+01:00", None),
+            ("1969-12-31T23:59:59.5-00:01", Some(59_500_000_000)),
+            ("2000-02-29T23:59:59.1Z", Some(951_868_799_100_000_000)),
+            ("2026-11-20T06:24:22.439323Z", Some(1_795_155_862_439_323_000)),
+            ("2026-11-20T06:24:22.439323001Z", Some(1_795_155_862_439_323_001)),
+            ("2026-11-20T07:54:22.000000007+01:30", Some(1_795_155_862_000_000_007)),
+            ("2262-04-11T23:47:16.854775807Z", Some(i64::MAX.unsigned_abs())),
+            ("2262-04-11T23:47:16.854775808Z", None),
+            ("9999-12-31T23:59:59Z", None),
+            ("2026-11-20T06:24:22.0000000001Z", None),
+            ("2026-11-31T06:24:22Z", None),
+            ("2026-11-20T06:24:22", None),
+            ("", None),
+        ] {
+            assert_eq!(nanos(time.as_bytes()), nanos_since, "{time}");
+        }
+    }
+}

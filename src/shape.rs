@@ -1,0 +1,171 @@
+//! Writes an event in another shape: as a document of the Elastic Common Schema (ECS) or of the
+//! Open Cybersecurity Schema Framework (OCSF), or as the event itself with other bodies.
+//!
+//! A shape moves values and never writes them anew: each value of the event is copied as it is
+//! written, so that numbers keep their digits and texts their escapes. Fields that a shape does not
+//! know are kept. An ECS document holds the whole event in `kubernetes.audit`, and an OCSF document
+//! holds in `unmapped` all that has no place of its own. An event with members that are missing or
+//! have unexpected types is shaped as well as it can be. If the event has a key twice, the first
+//! counts.
+//!
+//! A document is one JSON object in one line, because the event is one. No object that a shape
+//! makes has a key twice, unless the event itself has it twice.
+//!
+//! The module does not decide which shape an output gets, and it does no I/O.
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+use crate::audit::scan;
+use crate::audit::time::is_timestamp;
+
+mod bodies;
+mod ecs;
+mod json;
+mod ocsf;
+
+#[cfg(test)]
+mod tests;
+
+use bodies::Edits;
+
+/// The form in which the events of an output leave. With the default, they leave as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Form {
+    /// The schema of the documents.
+    pub shape: Shape,
+    /// What becomes of `requestObject` and `responseObject`.
+    pub bodies: Bodies,
+    /// What becomes of `metadata.managedFields` in the bodies. [`Form::write`] does not look at
+    /// this field: the caller removes the managed fields before.
+    pub managed_fields: ManagedFields,
+}
+
+/// The schema of the documents that leave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Shape {
+    /// The event as it is.
+    #[default]
+    Event,
+    /// The Elastic Common Schema, as the integration `kubernetes` of Elastic writes audit events.
+    Ecs,
+    /// The class API Activity of the Open Cybersecurity Schema Framework.
+    Ocsf,
+}
+
+/// What becomes of the members `requestObject` and `responseObject` of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Bodies {
+    /// They stay as they are.
+    #[default]
+    Keep,
+    /// They become strings that hold their JSON text. `null` stays `null`.
+    String,
+    /// They are removed.
+    Drop,
+}
+
+/// What becomes of `metadata.managedFields` in the bodies of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ManagedFields {
+    /// They stay as they are.
+    #[default]
+    Keep,
+    /// They are removed, as kube-apiserver does for a policy with `omitManagedFields`.
+    Drop,
+}
+
+/// The name of a data stream of Elasticsearch, in its three parts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataStream {
+    /// The type, such as `logs`.
+    kind: String,
+    /// The dataset, such as `kubernetes.audit_logs`.
+    dataset: String,
+    /// The namespace, such as `default`.
+    namespace: String,
+}
+
+impl DataStream {
+    /// Returns the data stream with the name `TYPE-DATASET-NAMESPACE`. Returns `None` if the name
+    /// has another form: no part may be empty or have a hyphen.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        let mut parts = name.split('-').map(str::to_owned);
+        let (kind, dataset, namespace) = (parts.next()?, parts.next()?, parts.next()?);
+        let is_whole = parts.next().is_none();
+        let has_all = ![&kind, &dataset, &namespace].iter().any(|part| part.is_empty());
+        (is_whole && has_all).then_some(Self { kind, dataset, namespace })
+    }
+}
+
+impl Form {
+    /// The form in which every event leaves as it is.
+    pub const AS_RECEIVED: Self =
+        Self { shape: Shape::Event, bodies: Bodies::Keep, managed_fields: ManagedFields::Keep };
+
+    /// Appends the document of an event to `out`. The event must be one that [`crate::audit`] has
+    /// found valid. If the event leaves as it is, `out` stays as it is. `data_stream` is the data
+    /// stream into which the document is written, which only ECS documents name; `None`: it is
+    /// written into none.
+    pub fn write(self, event: &[u8], data_stream: Option<&DataStream>, out: &mut Vec<u8>) {
+        if event.first() != Some(&b'{') {
+            return;
+        }
+        match self.shape {
+            Shape::Event if self.bodies == Bodies::Keep => {}
+            Shape::Event => {
+                let edits = Edits::of_bodies(event, self.bodies);
+                if !edits.is_empty() {
+                    edits.write(event, out);
+                }
+            }
+            Shape::Ecs => ecs::write(event, self.bodies, data_stream, out),
+            Shape::Ocsf => ocsf::write(event, self.bodies, out),
+        }
+    }
+}
+
+/// Returns `true` if the document begins with the member `@timestamp`, as an ECS document of an
+/// event with a time does.
+#[must_use]
+pub fn has_timestamp(document: &[u8]) -> bool {
+    document.starts_with(ecs::HEAD)
+}
+
+/// Returns the event that an ECS document holds, without the changes of its shape undone. Returns
+/// any other document as it is.
+#[must_use]
+pub fn event_in(document: &[u8]) -> &[u8] {
+    static AUDIT: LazyLock<Finder<'static>> =
+        LazyLock::new(|| Finder::new(br#""kubernetes":{"audit":"#));
+    if !ecs::HEADS.iter().any(|head| document.starts_with(head)) {
+        return document;
+    }
+    // Before this member, the document has no values but texts, in which a quote is an escape.
+    let event = AUDIT.find(document).and_then(|at| document.get(at + AUDIT.needle().len()..));
+    event.and_then(|event| event.strip_suffix(b"}}")).unwrap_or(document)
+}
+
+/// Returns the `auditID` of the event from which a document was made, as it is written. Returns
+/// `None` if the event has none.
+#[must_use]
+pub fn audit_id(document: &[u8]) -> Option<&[u8]> {
+    let object = |value: &&[u8]| value.first() == Some(&b'{');
+    let of_event = scan::member(event_in(document), "auditID");
+    of_event.or_else(|| {
+        let api = scan::member(document, "api").filter(object)?;
+        scan::member(scan::member(api, "request").filter(object)?, "uid")
+    })
+}
+
+/// Returns the time of an event that is the first member of its document: the time of its stage or,
+/// without a valid one, that of its request. Returns `None` if the document has no such member,
+/// which is so for every event that leaves in its own shape.
+#[must_use]
+pub fn time_of(document: &[u8]) -> Option<&[u8]> {
+    let rest = [ecs::HEAD, ocsf::HEAD].iter().find_map(|head| document.strip_prefix(*head))?;
+    let time = rest.get(..memchr::memchr(b'"', rest)?)?;
+    is_timestamp(time).then_some(time)
+}

@@ -1,0 +1,193 @@
+//! The changes inside an event: bodies that become strings or go, and the names of annotations.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use super::Bodies;
+use super::json::Object;
+use super::json::place;
+use super::json::write_string;
+use crate::audit::scan;
+use crate::audit::scan::Member;
+
+/// What becomes of one member of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Treatment {
+    /// The member stays as it is.
+    Stay,
+    /// The member is removed.
+    Go,
+    /// The member's value is replaced.
+    Replace(With),
+}
+
+/// The text that takes the place of bytes of the event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum With {
+    /// No text: the bytes are cut out.
+    Nothing,
+    /// A string that holds the bytes.
+    String,
+    /// The same object, with `_` for `.` in its keys.
+    DotlessKeys,
+}
+
+/// The changes to the members of an event, which are told to it one after the other.
+#[derive(Debug, Default)]
+pub(super) struct Edits {
+    /// The ranges of the event's bytes that are replaced, in their order.
+    list: Vec<(Range<usize>, With)>,
+    /// The index at which the first of the members begins that are removed before any member that
+    /// stays. `None` if there are none, or if they are in `list` already.
+    lead: Option<usize>,
+    /// `true`: a member stays.
+    has_kept: bool,
+    /// The index at which the last member ends.
+    end: usize,
+}
+
+impl Edits {
+    /// Returns the changes that `bodies` makes to an event.
+    pub(super) fn of_bodies(event: &[u8], bodies: Bodies) -> Self {
+        let mut edits = Self::default();
+        for member in scan::members(event) {
+            let name = scan::key(member.key);
+            match matches!(&*name, b"requestObject" | b"responseObject") {
+                true => edits.body(event, member, bodies),
+                false => edits.keep(event, member),
+            }
+        }
+        edits.finish();
+        edits
+    }
+
+    /// Adds a body.
+    pub(super) fn body(&mut self, event: &[u8], member: Member<'_>, bodies: Bodies) {
+        let treatment = match bodies {
+            Bodies::Keep => Treatment::Stay,
+            Bodies::String if member.value == b"null" => Treatment::Stay,
+            Bodies::String => Treatment::Replace(With::String),
+            Bodies::Drop => Treatment::Go,
+        };
+        self.add(event, member, treatment);
+    }
+
+    /// Adds the annotations, whose keys are to have no dots.
+    pub(super) fn annotations(&mut self, event: &[u8], member: Member<'_>) {
+        let treatment = match has_dots(member.value) {
+            true => Treatment::Replace(With::DotlessKeys),
+            false => Treatment::Stay,
+        };
+        self.add(event, member, treatment);
+    }
+
+    /// Adds a member that stays as it is.
+    pub(super) fn keep(&mut self, event: &[u8], member: Member<'_>) {
+        self.add(event, member, Treatment::Stay);
+    }
+
+    fn add(&mut self, event: &[u8], member: Member<'_>, treatment: Treatment) {
+        // A key begins after its quote.
+        let start = place(event, member.key).start - 1;
+        let value = place(event, member.value);
+        let before = std::mem::replace(&mut self.end, value.end);
+        if treatment == Treatment::Go {
+            match self.has_kept {
+                true => self.list.push((before..value.end, With::Nothing)),
+                false => _ = self.lead.get_or_insert(start),
+            }
+            return;
+        }
+        self.has_kept = true;
+        if let Some(first) = self.lead.take() {
+            self.list.push((first..start, With::Nothing));
+        }
+        if let Treatment::Replace(with) = treatment {
+            self.list.push((value, with));
+        }
+    }
+
+    /// Notes that all members were added.
+    pub(super) fn finish(&mut self) {
+        if let Some(first) = self.lead.take() {
+            self.list.push((first..self.end, With::Nothing));
+        }
+    }
+
+    /// Returns `true` if the event stays as it is.
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Appends the event with its changes to `out`.
+    pub(super) fn write(&self, event: &[u8], out: &mut Vec<u8>) {
+        let mut at = 0;
+        for (range, with) in &self.list {
+            out.extend_from_slice(event.get(at..range.start).unwrap_or_default());
+            let replaced = event.get(range.clone()).unwrap_or_default();
+            match with {
+                With::Nothing => {}
+                With::String => write_string(replaced, out),
+                With::DotlessKeys => write_without_dots(replaced, out),
+            }
+            at = range.end;
+        }
+        out.extend_from_slice(event.get(at..).unwrap_or_default());
+    }
+}
+
+/// Returns `true` if the value is an object that may have a dot in one of its keys.
+fn has_dots(value: &[u8]) -> bool {
+    let may_have = |key: &[u8]| memchr::memchr2(b'.', b'\\', key).is_some();
+    value.first() == Some(&b'{') && scan::members(value).any(|member| may_have(member.key))
+}
+
+/// Appends the object to `out`, with `_` for each `.` in its keys. A key stays as it is if the
+/// object has the new key already, or if an earlier key has got it.
+fn write_without_dots(object: &[u8], out: &mut Vec<u8>) {
+    let keys: Vec<_> = scan::members(object).map(|member| scan::key(member.key)).collect();
+    let dotless = |index: usize| {
+        let key: &[u8] = keys.get(index).map(|key| &**key).unwrap_or_default();
+        key.iter().map(|byte| if *byte == b'.' { b'_' } else { *byte })
+    };
+    let has_dot: Vec<_> = keys.iter().map(|key| memchr::memchr(b'.', key).is_some()).collect();
+    // Among keys with the same new key, one without a dot comes first, and then the earliest.
+    let mut order: Vec<_> = (0..keys.len()).collect();
+    order.sort_by(|a, b| dotless(*a).cmp(dotless(*b)).then(has_dot[*a].cmp(&has_dot[*b])));
+    let mut changes = has_dot;
+    for pair in order.windows(2) {
+        if let [before, after] = *pair
+            && dotless(before).eq(dotless(after))
+        {
+            changes[after] = false;
+        }
+    }
+    let mut written = Object::begin(out);
+    for (index, member) in scan::members(object).enumerate() {
+        let key = match changes.get(index) {
+            Some(true) => without_dots(member.key),
+            Some(false) | None => Cow::Borrowed(member.key),
+        };
+        written.key(&key).extend_from_slice(member.value);
+    }
+    written.end();
+}
+
+/// Returns a key with `_` for each `.`. Both keys are the bytes between the quotes, with escapes as
+/// written. A dot may be written as an escape too.
+fn without_dots(raw: &[u8]) -> Cow<'_, [u8]> {
+    let mut plain = raw.to_vec();
+    if memchr::memchr(b'\\', raw).is_some() {
+        let Some(text) = serde_json::from_slice::<String>(&[b"\"", raw, b"\""].concat()).ok()
+        else {
+            return Cow::Borrowed(raw);
+        };
+        plain.clear();
+        write_string(text.replace('.', "_").as_bytes(), &mut plain);
+        // The quotes are the caller's.
+        plain.pop();
+        plain.remove(0);
+    }
+    plain.iter_mut().filter(|byte| **byte == b'.').for_each(|byte| *byte = b'_');
+    Cow::Owned(plain)
+}

@@ -1,0 +1,150 @@
+//! Reads values of an event, and writes JSON objects.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::ops::Range;
+
+use crate::audit::scan;
+
+/// Returns the value if it is a string that is not empty.
+pub(super) fn text(value: Option<&[u8]>) -> Option<&[u8]> {
+    value.filter(|value| value.first() == Some(&b'"') && *value != b"\"\"")
+}
+
+/// Returns the value if it is an object.
+pub(super) fn object(value: Option<&[u8]>) -> Option<&[u8]> {
+    value.filter(|value| value.first() == Some(&b'{'))
+}
+
+/// Returns the value if it is a whole number that is written without an exponent and fits into 32
+/// bits, as every status code does.
+pub(super) fn code(value: Option<&[u8]>) -> Option<(&[u8], i32)> {
+    let value = value?;
+    let number = std::str::from_utf8(value).ok()?.parse().ok()?;
+    Some((value, number))
+}
+
+/// Returns `true` if the value is a string with an IP address.
+pub(super) fn is_ip(value: &[u8]) -> bool {
+    let Some(text) = scan::string(value) else { return false };
+    std::str::from_utf8(&text).is_ok_and(|text| text.parse::<IpAddr>().is_ok())
+}
+
+/// Returns the range of indices that `part` has in `whole`. `part` must be a slice of `whole`.
+pub(super) fn place(whole: &[u8], part: &[u8]) -> Range<usize> {
+    let start = part.as_ptr() as usize - whole.as_ptr() as usize;
+    start..start + part.len()
+}
+
+/// Appends a JSON string with this content to `out`. The content must be UTF-8.
+pub(super) fn write_string(content: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    let mut rest = content;
+    while let Some(at) = rest.iter().position(|byte| IS_ESCAPED[usize::from(*byte)]) {
+        let (plain, special) = rest.split_at(at);
+        out.extend_from_slice(plain);
+        let Some((byte, behind)) = special.split_first() else { break };
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', *byte]),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            _ => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+        }
+        rest = behind;
+    }
+    out.extend_from_slice(rest);
+    out.push(b'"');
+}
+
+/// For each byte, `true` if a JSON string can hold it only as an escape.
+const IS_ESCAPED: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 0x20 {
+        table[byte] = true;
+        byte += 1;
+    }
+    table[b'"' as usize] = true;
+    table[b'\\' as usize] = true;
+    table
+};
+
+/// A JSON object that is being written. [`Object::end`] must be called.
+pub(super) struct Object<'o> {
+    out: &'o mut Vec<u8>,
+    is_empty: bool,
+}
+
+impl<'o> Object<'o> {
+    /// Begins an object at the end of `out`.
+    pub(super) fn begin(out: &'o mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Self { out, is_empty: true }
+    }
+
+    /// Begins a member. `key` is the bytes between its quotes, with escapes as written. Returns the
+    /// buffer, to which the caller appends the value.
+    pub(super) fn key(&mut self, key: &[u8]) -> &mut Vec<u8> {
+        if !std::mem::replace(&mut self.is_empty, false) {
+            self.out.push(b',');
+        }
+        self.out.push(b'"');
+        self.out.extend_from_slice(key);
+        self.out.extend_from_slice(b"\":");
+        self.out
+    }
+
+    /// Writes a member whose value is the JSON text `value`.
+    pub(super) fn member(&mut self, key: &str, value: &[u8]) {
+        self.key(key.as_bytes()).extend_from_slice(value);
+    }
+
+    /// Writes a member, or nothing if there is no value.
+    pub(super) fn optional(&mut self, key: &str, value: Option<&[u8]>) {
+        if let Some(value) = value {
+            self.member(key, value);
+        }
+    }
+
+    /// Writes a member that is an object with these members. An object without any is not written.
+    pub(super) fn group(&mut self, key: &str, members: &[(&str, Option<&[u8]>)]) {
+        if members.iter().all(|(_, value)| value.is_none()) {
+            return;
+        }
+        let mut group = Object::begin(self.key(key.as_bytes()));
+        for (key, value) in members {
+            group.optional(key, *value);
+        }
+        group.end();
+    }
+
+    /// Ends the object.
+    pub(super) fn end(self) {
+        self.out.push(b'}');
+    }
+}
+
+/// The names of an object's members so far.
+#[derive(Debug, Default)]
+pub(super) struct Names<'a> {
+    /// The first names. Most objects have no more, and a search among few names is fast.
+    few: Vec<Cow<'a, [u8]>>,
+    many: HashSet<Cow<'a, [u8]>>,
+}
+
+impl<'a> Names<'a> {
+    const FEW: usize = 16;
+
+    /// Adds a name. Returns `false` if it is there already.
+    pub(super) fn add(&mut self, name: Cow<'a, [u8]>) -> bool {
+        if self.few.contains(&name) {
+            return false;
+        }
+        if self.few.len() < Self::FEW {
+            self.few.push(name);
+            return true;
+        }
+        self.many.insert(name)
+    }
+}
