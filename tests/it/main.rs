@@ -55,6 +55,7 @@ mod outputs {
     mod http_output;
     mod http_refused;
     mod http_tls;
+    mod ibm_cloud_logs;
     #[cfg(feature = "kafka")]
     mod kafka_output;
     #[cfg(feature = "kafka")]
