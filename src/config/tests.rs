@@ -182,6 +182,12 @@ type = "elasticsearch"
 urls = ["https://search.example.com:9200/"]
 index = "logs-kubernetes.audit_logs-default"
 api_key_file = "DIR/token"
+[[output]]
+name = "cloud"
+type = "ibm_cloud_logs"
+urls = ["https://instance.ingress.eu-de.logs.cloud.ibm.com"]
+trusted_profile = { id = "Profile-1", token_file = "DIR/token" }
+iam_url = "https://private.iam.cloud.ibm.com"
 
 [dead_letter]
 max_bytes = "64MiB"
@@ -588,7 +594,7 @@ fn keys_of_another_type_of_output_say_whose_they_are() {
         "strategy = 'failover'\n[output.tls]\n",
         &[
             "5:1: output[0].strategy: type stdout has no key `strategy`, allowed: with type http, tcp, syslog, lumberjack, relp",
-            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, elasticsearch, tcp, syslog, lumberjack, relp",
+            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, elasticsearch, ibm_cloud_logs, tcp, syslog, lumberjack, relp",
         ],
     );
 }

@@ -153,11 +153,11 @@ struct Shared {
 /// together: a background task, which gets the first token and renews it, begins with the first
 /// delivery, and ends when the last output drops the `Iam`.
 ///
-/// The task asks for a new token when four fifths of the life of the last one are over. Until it has
-/// the new token, the old one stays in use as long as it lives. If IAM gives none, the task asks
-/// again, with pauses as `retry` in the config says. A service that refuses the token
-/// ([`Iam::refused`]), and a secret that has changed ([`Iam::check`]), make it ask at once. The task
-/// never ends by itself, and goes on after a panic.
+/// The task asks for a new token when four fifths of the life of the last one are over. Until the
+/// task has the new token, the old one stays in use as long as it lives. If IAM gives no token, the
+/// task asks again, with pauses as `retry` in the config says. A service that refuses the token
+/// ([`Iam::refused`]) and a secret that has changed ([`Iam::check`]) make the task ask at once. The
+/// task never ends by itself, and goes on after a panic.
 ///
 /// Nothing here shows a secret or a token, or logs what IAM has answered except for the status.
 pub(super) struct Iam {
@@ -171,8 +171,8 @@ impl Iam {
     pub(super) fn shared(settings: IamSettings) -> Arc<Self> {
         let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
         in_use.retain(|iam| iam.strong_count() > 0);
-        let same = in_use.iter().filter_map(Weak::upgrade);
-        if let Some(iam) = same.into_iter().find(|iam| iam.shared.settings == settings) {
+        let mut others = in_use.iter().filter_map(Weak::upgrade);
+        if let Some(iam) = others.find(|iam| iam.shared.settings == settings) {
             return iam;
         }
         let shared = Shared {

@@ -57,6 +57,7 @@ mod outputs {
     mod http_output;
     mod http_refused;
     mod http_tls;
+    mod ibm_cloud_logs;
     #[cfg(feature = "kafka")]
     mod kafka_broker;
     #[cfg(feature = "kafka")]

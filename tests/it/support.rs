@@ -19,6 +19,7 @@ pub(crate) mod generated;
 pub(crate) mod h2;
 pub(crate) mod http;
 pub(crate) mod http_sink;
+pub(crate) mod ibm;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 pub(crate) mod letters;

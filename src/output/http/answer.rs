@@ -66,9 +66,9 @@ pub(super) fn meaning(base: &BaseUrl, response: &Response<Incoming>) -> Outcome 
 }
 
 /// Returns the result of a request if its answer began before the consumer had the whole request.
-/// An error status counts as usual (`api` judges it), because a consumer may refuse a request after it has read only
-/// the head. A status 2xx counts as a failure: nobody can accept a batch that has not arrived. Some
-/// proxies answer like that even when no consumer runs.
+/// An error status counts as usual (`api` judges it), because a consumer may refuse a request after
+/// it has read only the head. A status 2xx counts as a failure: nobody can accept a batch that has
+/// not arrived. Some proxies answer like that even when no consumer runs.
 pub(super) fn early(
     api: &dyn Api,
     base: &BaseUrl,
@@ -95,8 +95,8 @@ pub(super) fn early(
 
 /// Returns the result of a request, which `api` judges. Reads the body of the answer until
 /// `deadline` at most. If `api` does not want the body, reads it for at most [`ANSWER_TIME`] and
-/// about [`ANSWER_BYTES_MAX`] bytes. The returned `bool` is `true` if the body was read to its end, so that the
-/// connection can be used for another request.
+/// about [`ANSWER_BYTES_MAX`] bytes. The returned `bool` is `true` if the body was read to its end,
+/// so that the connection can be used for another request.
 pub(super) async fn judge(
     api: &dyn Api,
     base: &BaseUrl,

@@ -54,8 +54,8 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Starts the work that the protocol does besides its requests, such as renewing a token. Called
-    /// once, when the delivery begins. The work ends when this value is dropped.
+    /// Starts the work that the protocol does besides its requests, such as renewing a token.
+    /// Called once, when the delivery begins. The work ends when this value is dropped.
     fn begin(&self) {}
 
     /// Waits until the protocol has all that it needs for a request, such as a token. Returns the

@@ -2,6 +2,7 @@
 //! replaced.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde_json::value::RawValue;
@@ -15,6 +16,10 @@ use crate::support::elasticsearch::Mood;
 use crate::support::http;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
+use crate::support::ibm::Credential;
+use crate::support::ibm::Ibm;
+use crate::support::ibm::Script;
+use crate::support::ibm::write_secret;
 use crate::support::peers::Haproxy;
 use crate::support::peers::Nginx;
 use crate::support::peers::Security;
@@ -215,6 +220,40 @@ fn elasticsearch_stores_each_event_once_with_the_key_of_a_file() {
         assert_eq!(request.header("authorization"), Some(key));
         assert_eq!(request.header("content-encoding"), Some("gzip"));
     }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn ibm_cloud_logs_gets_its_token_by_the_key_of_a_file_and_shortens_large_events() {
+    let ibm = Ibm::start(Script::default());
+    let directory = tempfile::tempdir().unwrap();
+    let key = directory.path().join("api-key");
+    write_secret(&key, &Credential::key("1"));
+    let [logs, iam] =
+        [&ibm.logs, &ibm.iam].map(|it| format!("https://localhost:{}", it.address().port()));
+    let substitutions = [
+        ("https://instance.ingress.eu-de.logs.cloud.ibm.com", logs.as_str()),
+        ("https://iam.cloud.ibm.com", iam.as_str()),
+        ("/secrets/api-key", text(&key)),
+        ("/var/lib/kube-audit-forwarder", text(directory.path())),
+    ];
+    let relay = ibm.relay(&shipped("ibm-cloud-logs.toml", &substitutions)).start();
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    let stored = ibm.memory().stored.clone();
+    assert_eq!(stored.len(), events.len());
+    assert!(stored.iter().all(|event| event.len() <= 30 << 10));
+    let (whole, large): (BTreeSet<_>, BTreeSet<_>) =
+        events.into_iter().partition(|event| event.len() <= 30 << 10);
+    let (unchanged, shortened): (Vec<_>, Vec<_>) =
+        stored.into_iter().partition(|event| whole.contains(event));
+    assert_same_set(&unchanged, &whole.into_iter().collect::<Vec<_>>());
+    assert!(!large.is_empty() && shortened.len() == large.len());
+    let is_marked = |event: &Vec<u8>| {
+        String::from_utf8_lossy(event).contains(r#""audit.k8s.io/truncated":"true""#)
+    };
+    assert!(shortened.iter().all(is_marked));
+    ibm.assert_hides_secrets(&relay);
     relay.finish(Backlog::Empty);
 }
 

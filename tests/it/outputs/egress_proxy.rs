@@ -15,7 +15,12 @@ use crate::support::corpus::generated_batch;
 use crate::support::http;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
+use crate::support::ibm::Credential;
+use crate::support::ibm::Ibm;
+use crate::support::ibm::Script;
+use crate::support::ibm::write_secret;
 use crate::support::peers::Tinyproxy;
+use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::relay::run_command;
@@ -74,6 +79,31 @@ fn plain_and_tls_requests_go_through_a_proxy() {
     let said = String::from_utf8(check.stderr).unwrap();
     assert!(check.status.success() && said.matches(": ok").count() == 2, "{said}");
     assert_eq!(proxy.connects(), 4);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn iam_and_ibm_cloud_logs_are_reached_through_a_proxy() {
+    let ibm = Ibm::start(Script::default());
+    let directory = tempfile::tempdir().unwrap();
+    let [key, password] = ["api-key", "password"].map(|name| directory.path().join(name));
+    write_secret(&key, &Credential::key("1"));
+    std::fs::write(&password, "s3cr3tword\n").unwrap();
+    let proxy = Tinyproxy::start(Some(("somebody", "s3cr3tword")));
+    let keys = format!(
+        "api_key_file = {key:?}\nproxy = \"http://somebody:${{file:{}}}@{}\"",
+        password.display(),
+        proxy.address()
+    );
+    let relay = ibm.relay(&format!("{BASE}{}", ibm.output("logs", &keys))).start();
+    let batch = generated_batch(1, 20, 900);
+    assert_eq!(relay.post(&batch).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&ibm.memory().stored, &events_of(&batch));
+    assert_eq!(proxy.connects(), 2, "one connection to each service");
+    ibm.assert_hides_secrets(&relay);
+    let (code, said) = ibm.run(&["check", "--connect"], &relay.config_file());
+    assert!(code == Some(0) && said.matches(": ok").count() == 2, "{said}");
     relay.finish(Backlog::Empty);
 }
 

@@ -1,0 +1,533 @@
+//! `type = "ibm_cloud_logs"`: each event that was answered 200 is stored at least once or is in a
+//! dead letter, whatever IAM and IBM Cloud Logs answer and however often the relay is killed. No
+//! secret is shown.
+
+use std::collections::BTreeSet;
+use std::io::BufReader;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::chance::rng;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_audit_id;
+use crate::support::corpus::generated_batch;
+use crate::support::http;
+use crate::support::http::Unannounced;
+use crate::support::ibm::Credential;
+use crate::support::ibm::Grant;
+use crate::support::ibm::Ibm;
+use crate::support::ibm::Mood;
+use crate::support::ibm::REQUEST_BYTES_MAX;
+use crate::support::ibm::SECRET;
+use crate::support::ibm::Script;
+use crate::support::ibm::write_secret;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::assert_none_missing;
+use crate::support::requests::assert_same_set;
+use crate::support::server::Options;
+use crate::support::server::Server;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// Settings under which a failed attempt is repeated soon, and which trust the test's authority.
+const QUICK: &str = "retry = { initial_interval = \"10ms\", max_interval = \"100ms\" }";
+
+/// A directory with the file of an API key.
+struct Key {
+    directory: TempDir,
+}
+
+impl Key {
+    fn new(credential: &Credential) -> Self {
+        let key = Self { directory: TempDir::new().unwrap() };
+        write_secret(&key.file(), credential);
+        key
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.directory.path().join("api-key")
+    }
+
+    /// Returns the keys of an output that uses the file.
+    fn keys(&self) -> String {
+        format!("api_key_file = \"{}\"\n{QUICK}", text(&self.file()))
+    }
+}
+
+/// Returns the config of a relay with one output that uses this key.
+fn config(ibm: &Ibm, key: &Key) -> String {
+    format!("{BASE}{}", ibm.output("logs", &key.keys()))
+}
+
+/// Returns the text of the page `/status`.
+fn status(relay: &Relay) -> String {
+    http::get(relay.admin(), "/status").unwrap().text()
+}
+
+/// Returns the events of all dead letters.
+fn letters(directory: &Path) -> Vec<Vec<u8>> {
+    let mut events = Vec::new();
+    for file in std::fs::read_dir(directory).unwrap() {
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        for line in text.lines() {
+            let event = line.split_once(r#""event":"#).expect("an event").1;
+            events.push(event.strip_suffix('}').expect("the letter's end").into());
+        }
+    }
+    events
+}
+
+#[test]
+fn the_corpus_arrives_byte_for_byte() {
+    let ibm = Ibm::start(Script::default());
+    let key = Key::new(&Credential::key("1"));
+    let relay = ibm.relay(&config(&ibm, &key)).start();
+    let mut events = Vec::new();
+    for body in corpus() {
+        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+        events.extend(events_of(&body.bytes));
+    }
+    let odd = br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[
+        {"level":"Metadata","auditID":"a","stage":"Panic","responseStatus":{"code":500}},
+        {"level":"Metadata","auditID":"b","stage":"Panic","responseStatus":null}]}"#;
+    assert_eq!(relay.post(odd).status, 200);
+    events.extend(events_of(odd));
+    relay.wait_until_delivered(PATIENCE * 2);
+    let memory = ibm.memory();
+    assert_same_set(&memory.stored, &events);
+    let names = ("kubernetes-audit".to_owned(), "kube-apiserver".to_owned());
+    assert!(memory.names.iter().all(|it| *it == names), "{:?}", memory.names.first());
+    assert_eq!(memory.asked, 1, "one token serves all requests");
+    assert!(memory.sizes.len() > 1);
+    drop(memory);
+    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0, "the first request has a token");
+    ibm.assert_hides_secrets(&relay);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: tokens live for two seconds, and the pod's token is replaced as a kubelet does. IAM
+/// accepts only the newest one. No request may be answered 401, because tokens are renewed before
+/// they expire.
+#[test]
+fn a_trusted_profile_is_asked_again_with_the_pods_newest_token() {
+    let profile = |number: usize| Credential::Profile {
+        id: "Profile-9f2a".to_owned(),
+        token: format!("{SECRET}.pod.{number}"),
+    };
+    let life = Duration::from_secs(2);
+    let ibm =
+        Ibm::start(Script { credential: profile(0), expires_in: 2, life, ..Script::default() });
+    let key = Key::new(&profile(0));
+    let keys = format!(
+        "{QUICK}\ntrusted_profile = {{ id = \"Profile-9f2a\", token_file = \"{}\" }}",
+        text(&key.file())
+    );
+    let relay = ibm.relay(&format!("{BASE}{}", ibm.output("logs", &keys))).start();
+    let mut events = Vec::new();
+    for number in 1..=3 {
+        let batch = generated_batch(number as u64, 20, 700);
+        assert_eq!(relay.post(&batch).status, 200);
+        events.extend(events_of(&batch));
+        relay.wait_until_delivered(PATIENCE);
+        ibm.memory().accept(profile(number));
+        write_secret(&key.file(), &profile(number));
+        let given = ibm.memory().given;
+        wait_until("another token", PATIENCE, || ibm.memory().given > given);
+    }
+    let memory = ibm.memory();
+    assert_same_set(&memory.stored, &events);
+    assert_eq!(memory.unauthorized, 0, "a token was used after its end");
+    drop(memory);
+    ibm.assert_hides_secrets(&relay);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_key_that_is_replaced_is_used_long_before_its_token_expires() {
+    let ibm = Ibm::start(Script::default());
+    let key = Key::new(&Credential::key("1"));
+    let relay = ibm.relay(&config(&ibm, &key)).start();
+    assert_eq!(relay.post(&generated_batch(1, 20, 700)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(ibm.memory().given, 1);
+    ibm.memory().accept(Credential::key("2"));
+    ibm.memory().revoke();
+    write_secret(&key.file(), &Credential::key("2"));
+    wait_until("a token for the new key", PATIENCE, || ibm.memory().given == 2);
+    assert_eq!(ibm.memory().unauthorized, 0, "no request has needed the token yet");
+    assert_eq!(relay.post(&generated_batch(2, 20, 700)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let memory = ibm.memory();
+    assert_eq!((memory.stored.len(), memory.unauthorized), (40, 0));
+    drop(memory);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: both services answer in all their ways at random, tokens live for two seconds, some
+/// events are refused, and the relay is killed and started again. In the end each event must be
+/// stored or be in the dead letters, and only events that the consumer refuses may be there.
+#[test]
+fn each_event_is_stored_or_refused_whatever_happens() {
+    let mut rng = rng();
+    let (mut moods, mut grants) = (rng.fork(), rng.fork());
+    let calm = Arc::new(AtomicBool::new(false));
+    let [calm_iam, calm_logs] = [Arc::clone(&calm), Arc::clone(&calm)];
+    let bad: Vec<String> = (0..5).map(|round| generated_audit_id(round * 100, 13)).collect();
+    let is_bad = {
+        let bad = bad.clone();
+        move |event: &[u8]| {
+            let event = std::str::from_utf8(event).expect("generated events are text");
+            bad.iter().any(|id| event.contains(&format!("\"{id}\"")))
+        }
+    };
+    let ibm = Ibm::start(Script {
+        expires_in: 2,
+        life: Duration::from_secs(2),
+        grant: Box::new(move || match grants.u32(..12) {
+            _ if calm_iam.load(Ordering::SeqCst) => Grant::Judges,
+            0 => Grant::Status(500),
+            1 => Grant::Status(429),
+            2 => Grant::Babbles,
+            3 => Grant::Garbage,
+            4 => Grant::HangsUp,
+            5 => Grant::Empty,
+            _ => Grant::Judges,
+        }),
+        mood: Box::new(move || match moods.u32(..20) {
+            _ if calm_logs.load(Ordering::SeqCst) => Mood::Stores,
+            0 => Mood::Status(500),
+            1 => Mood::Status(403),
+            2 => Mood::Busy,
+            3 => Mood::Mute,
+            4 => Mood::Resets,
+            5 => Mood::Small,
+            6 => Mood::Revokes,
+            _ => Mood::Stores,
+        }),
+        is_bad: Box::new(is_bad.clone()),
+        ..Script::default()
+    });
+    let key = Key::new(&Credential::key("1"));
+    let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let config = format!(
+        "{}[queue]\ndirectory = \"{}\"\n[dead_letter]\ndirectory = \"{}\"\n",
+        config(&ibm, &key),
+        text(spool.path()),
+        text(kept.path()),
+    );
+    let mut sent = Vec::new();
+    for round in 0..5 {
+        let mut relay = ibm.relay(&config).start();
+        for batch in 0..6 {
+            let body = generated_batch(round * 100 + batch, 200, 700);
+            assert_eq!(relay.post(&body).status, 200);
+            sent.extend(events_of(&body));
+        }
+        std::thread::sleep(Duration::from_millis(rng.u64(100..2500)));
+        relay.kill();
+    }
+    calm.store(true, Ordering::SeqCst);
+    let relay = ibm.relay(&config).start();
+    relay.wait_until_delivered(PATIENCE * 2);
+    let refused: BTreeSet<_> = letters(kept.path()).into_iter().collect();
+    assert!(refused.iter().all(|event| is_bad(event)), "a good event was given up");
+    let (bad, good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+    assert_eq!(bad.len(), 5);
+    let memory = ibm.memory();
+    assert_none_missing(&memory.stored, &good);
+    assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
+    eprintln!(
+        "{} requests, {} of them 401; {} events stored again; {} tokens in {} requests to IAM",
+        memory.sizes.len(),
+        memory.unauthorized,
+        memory.stored.len() - good.len(),
+        memory.given,
+        memory.asked
+    );
+    drop(memory);
+    ibm.assert_hides_secrets(&relay);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: while IAM gives no token, in each way in which it can, events wait and the status page
+/// says why. No request reaches IBM Cloud Logs without a token.
+#[test]
+fn without_a_token_events_wait_and_the_reason_is_told() {
+    let grant = Arc::new(std::sync::Mutex::new(Grant::Status(500)));
+    let now = Arc::clone(&grant);
+    let mut ibm =
+        Ibm::start(Script { grant: Box::new(move || *now.lock().unwrap()), ..Script::default() });
+    let port = ibm.iam.address().port();
+    ibm.iam.close();
+    let key = Key::new(&Credential::key("wrong"));
+    let relay = ibm.relay(&config(&ibm, &key)).start();
+    let batch = generated_batch(1, 20, 700);
+    assert_eq!(relay.post(&batch).status, 200);
+    let tells = |reason: &str| {
+        wait_until(reason, PATIENCE, || {
+            status(&relay).contains(&format!("no IAM token: {reason}"))
+        });
+    };
+    tells("cannot connect to ");
+    ibm.iam.reopen();
+    let base = format!("https://localhost:{port}");
+    tells(&format!("{base}: answered 500 "));
+    for (next, reason) in [
+        (Grant::Status(404), format!("{base}: answered 404 ")),
+        (Grant::Status(302), format!("{base}: answered 302 ")),
+        (Grant::Babbles, format!("{base}: the answer is not that of IAM")),
+        (Grant::Empty, format!("{base}: the answer is not that of IAM")),
+        (Grant::Garbage, format!("{base}: invalid HTTP")),
+        (Grant::HangsUp, format!("{base}: connection error: peer closed")),
+        (
+            Grant::Judges,
+            format!(
+                "IAM does not accept the API key in {} ({base}: answered 400 Bad Request)",
+                key.file().display()
+            ),
+        ),
+    ] {
+        *grant.lock().unwrap() = next;
+        tells(&reason);
+    }
+    assert_eq!(ibm.logs.count(), 0);
+    assert_eq!(relay.metrics().value("error_total", &[("plugin", "logs")]), 0.0);
+    ibm.assert_hides_secrets(&relay);
+    // The right key is used without a restart.
+    write_secret(&key.file(), &Credential::key("1"));
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&ibm.memory().stored, &events_of(&batch));
+    relay.wait_for_log("IAM gives tokens again", PATIENCE);
+    ibm.assert_hides_secrets(&relay);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: IBM Cloud Logs refuses every token. Each refusal must not lead to a request to IAM, and
+/// no event may be given up.
+#[test]
+fn tokens_that_are_refused_are_renewed_now_and_then() {
+    let accepts = Arc::new(AtomicBool::new(false));
+    let now = Arc::clone(&accepts);
+    let ibm = Ibm::start(Script {
+        mood: Box::new(move || match now.load(Ordering::SeqCst) {
+            true => Mood::Stores,
+            false => Mood::Status(401),
+        }),
+        ..Script::default()
+    });
+    let key = Key::new(&Credential::key("1"));
+    let started = Instant::now();
+    let relay = ibm.relay(&config(&ibm, &key)).start();
+    let batch = generated_batch(1, 20, 700);
+    assert_eq!(relay.post(&batch).status, 200);
+    wait_until("two renewals", PATIENCE, || ibm.memory().asked >= 3);
+    let (asked, requests) = (ibm.memory().asked as u64, ibm.logs.count());
+    let most = 1 + started.elapsed().as_secs() / 5;
+    assert!(asked <= most, "{asked} requests to IAM, {most} were allowed");
+    assert!(requests > 20, "{requests} requests to IBM Cloud Logs");
+    assert!(status(&relay).contains("answered 401 Unauthorized: the IAM token is not accepted"));
+    assert_eq!(relay.metrics().value("error_total", &[("plugin", "logs")]), 0.0);
+    ibm.assert_hides_secrets(&relay);
+    accepts.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&ibm.memory().stored, &events_of(&batch));
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a gateway answers 401 as soon as it has read the head of a large request, and closes the
+/// connection. The answer must lead to a new token all the same.
+#[test]
+fn a_401_before_the_end_of_the_request_renews_the_token_too() {
+    let ibm = Ibm::start(Script::default());
+    let (refusals, accepted) = <(Arc<AtomicUsize>, Arc<AtomicUsize>)>::default();
+    let counts = (Arc::clone(&refusals), Arc::clone(&accepted));
+    let options = Options { receive_buffer: Some(64 * 1024), ..Options::default() };
+    let gateway = Server::start(options, move |stream, _| {
+        let mut reader = BufReader::new(stream);
+        let Ok(Some(head)) = http::read_head(&mut reader) else { return };
+        let is_first = head.header("authorization").expect("a token").ends_with(".1");
+        let answer = if is_first {
+            counts.0.fetch_add(1, Ordering::SeqCst);
+            "HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        } else {
+            let Ok(_) = http::read_body(&mut reader, &head, Unannounced::Empty) else { return };
+            counts.1.fetch_add(1, Ordering::SeqCst);
+            "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        };
+        let stream = reader.get_mut();
+        if stream.write_all(answer.as_bytes()).and_then(|()| stream.flush()).is_ok() && is_first {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let key = Key::new(&Credential::key("1"));
+    let config = config(&ibm, &key).replace(
+        &format!("urls = [\"https://localhost:{}\"]", ibm.logs.address().port()),
+        &format!("urls = [\"http://{}\"]", gateway.address()),
+    );
+    let relay = ibm.relay(&config).start();
+    assert_eq!(relay.post(&generated_batch(1, 100, 10_000)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(refusals.load(Ordering::SeqCst) > 0 && accepted.load(Ordering::SeqCst) > 0);
+    assert_eq!(ibm.memory().given, 2);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: two outputs with the same credentials share one token, also with an output that a reload
+/// adds. When a reload has removed all of them, IAM is asked no more.
+#[test]
+fn outputs_share_a_token_which_ends_with_the_last_of_them() {
+    let life = Duration::from_secs(3);
+    let ibm = Ibm::start(Script { expires_in: 3, life, ..Script::default() });
+    let key = Key::new(&Credential::key("1"));
+    let with = |name: &str, application: &str| {
+        ibm.output(name, &format!("application_name = \"{application}\"\n{}", key.keys()))
+    };
+    let two = format!("{BASE}{}{}", with("a", "first \\\"one\\\""), with("b", "second"));
+    let mut relay = ibm.relay(&two).start();
+    let stored = |application: &str| {
+        let memory = ibm.memory();
+        memory.names.iter().filter(|(name, _)| name == application).count()
+    };
+    let reload = |config: &str| {
+        std::fs::write(relay.config_file(), config).unwrap();
+        relay.signal(libc::SIGHUP);
+    };
+    assert_eq!(relay.post(&generated_batch(1, 20, 700)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!((stored("first \"one\""), stored("second")), (20, 20));
+    assert_eq!(ibm.memory().asked, 1, "each output has asked for a token");
+    let started = Instant::now();
+    reload(&format!("{BASE}{}{}", with("b", "second, changed"), with("c", "third")));
+    wait_until("the new output", PATIENCE, || status(&relay).contains("\"c\""));
+    assert_eq!(relay.post(&generated_batch(2, 20, 700)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!((stored("second, changed"), stored("third")), (20, 20));
+    // Tokens are renewed after 2.4 seconds.
+    let most = 2 + started.elapsed().as_millis() / 2400;
+    let asked = ibm.memory().asked as u128;
+    assert!(asked <= most, "{asked} requests, {most} were allowed");
+    reload(&format!("{BASE}[[output]]\nname = \"here\"\ntype = \"stdout\"\n"));
+    wait_until("the end of the outputs", PATIENCE, || !status(&relay).contains("\"c\""));
+    let asked = ibm.memory().asked;
+    std::thread::sleep(life + Duration::from_secs(1));
+    assert_eq!(ibm.memory().asked, asked, "IAM is asked for nobody");
+    // The conservation of events holds for outputs that are still there.
+    relay.stop();
+}
+
+#[test]
+fn requests_have_two_megabytes_and_a_larger_event_travels_alone() {
+    let ibm = Ibm::start(Script {
+        is_bad: Box::new(|event| event.len() > REQUEST_BYTES_MAX),
+        ..Script::default()
+    });
+    let key = Key::new(&Credential::key("1"));
+    let kept = TempDir::new().unwrap();
+    let config =
+        format!("{}[dead_letter]\ndirectory = \"{}\"\n", config(&ibm, &key), text(kept.path()));
+    let relay = ibm.relay(&config).start();
+    let bodies = [
+        generated_batch(1, 9000, 700),
+        generated_batch(2, 1, 2_100_000),
+        generated_batch(3, 50, 90_000),
+    ];
+    let mut events = Vec::new();
+    for body in &bodies {
+        assert_eq!(relay.post(body).status, 200);
+        events.extend(events_of(body));
+    }
+    relay.wait_until_delivered(PATIENCE * 2);
+    let (large, good): (Vec<_>, Vec<_>) =
+        events.into_iter().partition(|event| event.len() > REQUEST_BYTES_MAX);
+    assert_same_set(&ibm.memory().stored, &good);
+    assert_eq!(large.len(), 1);
+    assert_same_set(&letters(kept.path()), &large);
+    let largest = ibm.memory().sizes.iter().filter(|size| size.1 > 1).max().copied().unwrap();
+    assert!(largest.0 > REQUEST_BYTES_MAX * 9 / 10, "the largest request has {largest:?}");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn check_connect_tries_the_credentials_and_both_services() {
+    let mut ibm = Ibm::start(Script::default());
+    let key = Key::new(&Credential::key("1"));
+    let file = key.directory.path().join("config.toml");
+    std::fs::write(&file, config(&ibm, &key)).unwrap();
+    let [logs, iam] =
+        [&ibm.logs, &ibm.iam].map(|it| format!("https://localhost:{}", it.address().port()));
+    let connect = |ibm: &Ibm| ibm.run(&["check", "--connect"], &file);
+    let (code, said) = connect(&ibm);
+    assert_eq!(code, Some(0), "{said}");
+    for address in [&logs, &iam] {
+        assert!(said.contains(&format!("output logs: {address}: ok")), "{said}");
+    }
+    write_secret(&key.file(), &Credential::key("wrong"));
+    let (code, said) = connect(&ibm);
+    assert_eq!(code, Some(1), "{said}");
+    let refused = format!(
+        "output logs: {iam}: IAM does not accept the API key in {} ({iam}: answered 400 Bad Request)",
+        key.file().display()
+    );
+    assert!(said.contains(&refused) && said.contains(&format!("{logs}: ok")), "{said}");
+    assert!(!said.contains(SECRET), "{said}");
+    ibm.iam.close();
+    let (code, said) = connect(&ibm);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&format!("output logs: {iam}: cannot connect to ")), "{said}");
+    assert_eq!(ibm.logs.count(), 0, "a check sends no records");
+}
+
+#[test]
+fn a_config_has_one_kind_of_credentials_and_keeps_to_the_limits() {
+    let ibm = Ibm::start(Script::default());
+    let key = Key::new(&Credential::key("1"));
+    let file = key.directory.path().join("config.toml");
+    let refused = |keys: &str, wanted: &str| {
+        std::fs::write(&file, format!("{BASE}{}", ibm.output("logs", keys))).unwrap();
+        let (code, said) = ibm.run(&["check"], &file);
+        assert_eq!(code, Some(2), "{keys}: {said}");
+        assert!(said.contains(wanted), "{keys}: {said}");
+    };
+    let api_key = format!("api_key_file = \"{}\"", text(&key.file()));
+    let profile = format!(
+        "trusted_profile = {{ id = \"Profile-1\", token_file = \"{}\" }}",
+        text(&key.file())
+    );
+    refused("", "output[0].api_key_file: is missing, allowed: a path, or trusted_profile instead");
+    refused(
+        &format!("{api_key}\n{profile}"),
+        "output[0].trusted_profile: contradicts api_key_file, allowed: one of the two",
+    );
+    refused("trusted_profile = { id = \"Profile-1\" }", "trusted_profile.token_file: is missing");
+    refused("api_key_file = \"/nowhere/api-key\"", "output[0].api_key_file: ");
+    let more = |more: &str| format!("{api_key}\n{more}");
+    refused(&more("batch.max_bytes = \"2MiB\""), "output[0].batch.max_bytes: ");
+    refused(&more("application_name = \"\""), "output[0].application_name: ");
+    refused(&more("subsystem_name = \"a\\nb\""), "output[0].subsystem_name: ");
+    refused(
+        &more("headers = { Authorization = \"Basic x\" }"),
+        "output[0].headers: sets `authorization`, which this type of output sets itself",
+    );
+    refused(
+        &more("bearer_token_file = \"/x\""),
+        "type ibm_cloud_logs has no key `bearer_token_file`",
+    );
+    let plain = ibm.output("logs", &api_key).replace("iam_url = \"https:", "iam_url = \"http:");
+    std::fs::write(&file, format!("{BASE}{plain}")).unwrap();
+    let (code, said) = ibm.run(&["check"], &file);
+    assert!(code == Some(2) && said.contains("output[0].iam_url: "), "{said}");
+    std::fs::write(key.file(), "\n").unwrap();
+    refused(&api_key, "api-key is empty, allowed: one line of printable text");
+}

@@ -1,0 +1,440 @@
+//! Strict fakes of IBM Cloud's IAM and of IBM Cloud Logs, both over TLS. They check every request:
+//! method, path, headers, sizes and fields. What is stored is kept while no process of the relay
+//! runs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use serde::Deserialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use super::certificates::Certificates;
+use super::http;
+use super::http_sink::Answer;
+use super::http_sink::HttpSink;
+use super::http_sink::Request;
+use super::relay::Builder;
+use super::relay::Relay;
+use super::relay::run_command_with;
+use super::server::Options;
+use super::text;
+
+/// A part of every API key and service account token here, by which they are found in what the
+/// relay shows.
+pub(crate) const SECRET: &str = "s3cr3t-0f-1bm";
+
+/// A part of every token that IAM gives.
+const TOKEN: &str = "eyJ0b2tlbi";
+
+/// The most bytes of a request to IBM Cloud Logs.
+pub(crate) const REQUEST_BYTES_MAX: usize = 2_000_000;
+
+/// What IAM accepts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Credential {
+    Key(String),
+    Profile { id: String, token: String },
+}
+
+impl Credential {
+    /// Returns an API key with this ending.
+    pub(crate) fn key(ending: &str) -> Self {
+        Self::Key(format!("{SECRET}+/&={ending}"))
+    }
+
+    /// Returns the form that shows the credential to IAM.
+    fn form(&self) -> BTreeMap<String, String> {
+        let grant = "urn:ibm:params:oauth:grant-type";
+        let pairs = match self {
+            Self::Key(key) => {
+                vec![("grant_type", format!("{grant}:apikey")), ("apikey", key.clone())]
+            }
+            Self::Profile { id, token } => vec![
+                ("grant_type", format!("{grant}:cr-token")),
+                ("cr_token", token.clone()),
+                ("profile_id", id.clone()),
+            ],
+        };
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// What IAM does with one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Grant {
+    /// It gives a token if the credential is right, and answers 400 otherwise.
+    Judges,
+    /// It answers this status.
+    Status(u16),
+    /// It answers 200 with something that is not JSON.
+    Babbles,
+    /// It answers 200 with JSON that has no token.
+    Empty,
+    /// It answers something that is not HTTP.
+    Garbage,
+    /// It closes the connection without an answer.
+    HangsUp,
+}
+
+/// What IBM Cloud Logs does with one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// It stores the records, unless one of them is bad: then it answers 400 and stores nothing.
+    Stores,
+    /// It answers this status and stores nothing.
+    Status(u16),
+    /// It answers 429 with `Retry-After: 0`, and stores nothing.
+    Busy,
+    /// It answers 413 to a request of more than 50 records, and stores any other.
+    Small,
+    /// It stores the records if none is bad, and closes the connection without an answer.
+    Mute,
+    /// It closes the connection by RST and stores nothing.
+    Resets,
+    /// It forgets all tokens, so that this request is answered 401.
+    Revokes,
+}
+
+/// Tells if an event is one that is answered 400.
+type IsBad = Box<dyn Fn(&[u8]) -> bool + Send>;
+
+/// How the two services behave.
+pub(crate) struct Script {
+    pub(crate) credential: Credential,
+    /// The life of a token that IAM tells, in seconds.
+    pub(crate) expires_in: u64,
+    /// The life of a token for which IBM Cloud Logs accepts it.
+    pub(crate) life: Duration,
+    pub(crate) grant: Box<dyn FnMut() -> Grant + Send>,
+    pub(crate) mood: Box<dyn FnMut() -> Mood + Send>,
+    /// Tells if an event is one that is answered 400.
+    pub(crate) is_bad: IsBad,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            credential: Credential::key("1"),
+            expires_in: 3600,
+            life: Duration::from_secs(3600),
+            grant: Box::new(|| Grant::Judges),
+            mood: Box::new(|| Mood::Stores),
+            is_bad: Box::new(|_| false),
+        }
+    }
+}
+
+/// What the services remember.
+pub(crate) struct Memory {
+    script: Script,
+    /// The tokens that are valid, and until when.
+    tokens: BTreeMap<String, Instant>,
+    /// How many tokens IAM has given.
+    pub(crate) given: usize,
+    /// How many requests IAM has answered, or left without an answer.
+    pub(crate) asked: usize,
+    /// The stored events; an event may be stored again.
+    pub(crate) stored: Vec<Vec<u8>>,
+    /// The names of the application and the subsystem of each stored event.
+    pub(crate) names: Vec<(String, String)>,
+    /// The size of each request to IBM Cloud Logs, and the number of its records.
+    pub(crate) sizes: Vec<(usize, usize)>,
+    /// How many requests were answered 401.
+    pub(crate) unauthorized: usize,
+    /// The time of the start, in milliseconds since 1970.
+    started: i64,
+}
+
+impl Memory {
+    /// Changes the credential that IAM accepts.
+    pub(crate) fn accept(&mut self, credential: Credential) {
+        self.script.credential = credential;
+    }
+
+    /// Forgets all tokens, so that each of them is answered 401.
+    pub(crate) fn revoke(&mut self) {
+        self.tokens.clear();
+    }
+
+    fn iam(&mut self, request: &Request) -> Answer {
+        self.asked += 1;
+        assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/identity/token"));
+        assert_headers(
+            request,
+            &[
+                ("accept", "application/json"),
+                ("content-type", "application/x-www-form-urlencoded"),
+            ],
+        );
+        let pairs: Vec<(String, String)> =
+            url::form_urlencoded::parse(&request.body).into_owned().collect();
+        let form: BTreeMap<_, _> = pairs.iter().cloned().collect();
+        assert_eq!(form.len(), pairs.len(), "a field comes twice");
+        match (self.script.grant)() {
+            Grant::Status(status) => Answer::status(status).body(SECRET),
+            Grant::Babbles => Answer::status(200).body("<html>welcome</html>"),
+            Grant::Empty => Answer::status(200).body(r#"{"access_token":"","expires_in":3600}"#),
+            Grant::Garbage => Answer::raw("SSH-2.0-OpenSSH_9.2\r\n").closing(),
+            Grant::HangsUp => Answer::hang_up(),
+            Grant::Judges if form != self.script.credential.form() => {
+                let known: Vec<_> = form.keys().map(String::as_str).collect();
+                let wanted = self.script.credential.form();
+                assert_eq!(known, wanted.keys().map(String::as_str).collect::<Vec<_>>());
+                // IAM may repeat in its answer what it was shown.
+                let answer =
+                    json!({"errorCode": "BXNIM0415E", "errorMessage": format!("{form:?}")});
+                Answer::status(400).body(answer.to_string())
+            }
+            Grant::Judges => {
+                self.given += 1;
+                let token = format!("{TOKEN}.{}", self.given);
+                let until = Instant::now() + self.script.life;
+                self.tokens.insert(token.clone(), until);
+                let answer = json!({
+                    "access_token": token, "refresh_token": "not_supported",
+                    "token_type": "Bearer", "expires_in": self.script.expires_in,
+                    "expiration": 1_700_000_000, "scope": "ibm openid",
+                });
+                Answer::status(200)
+                    .header("Content-Type", "application/json")
+                    .body(answer.to_string())
+            }
+        }
+    }
+
+    fn logs(&mut self, request: &Request) -> Answer {
+        assert_eq!(
+            (request.method.as_str(), request.target.as_str()),
+            ("POST", "/logs/v1/singles")
+        );
+        let authorization = request.header("authorization").expect("a token").to_owned();
+        assert_headers(
+            request,
+            &[("authorization", &authorization), ("content-type", "application/json")],
+        );
+        let records = self.records(&request.body);
+        self.sizes.push((request.body.len(), records.len()));
+        let token = authorization.strip_prefix("Bearer ").expect("a bearer token");
+        assert!(token.starts_with(TOKEN), "no token of IAM");
+        let mood = (self.script.mood)();
+        if mood == Mood::Revokes {
+            self.revoke();
+        }
+        if self.tokens.get(token).is_none_or(|until| *until < Instant::now()) {
+            self.unauthorized += 1;
+            return Answer::status(401).body(authorization);
+        }
+        match mood {
+            Mood::Status(status) => return Answer::status(status).body(authorization),
+            Mood::Busy => return Answer::status(429).header("Retry-After", "0"),
+            Mood::Resets => return Answer::reset(),
+            Mood::Small if records.len() > 50 => return Answer::status(413),
+            Mood::Stores | Mood::Small | Mood::Mute | Mood::Revokes => {}
+        }
+        if records.iter().any(|record| (self.script.is_bad)(record.text.get().as_bytes())) {
+            return Answer::status(400).body(authorization);
+        }
+        for record in &records {
+            self.stored.push(record.text.get().as_bytes().to_vec());
+            let names = (record.application_name.clone(), record.subsystem_name.clone());
+            self.names.push(names);
+        }
+        if mood == Mood::Mute { Answer::hang_up() } else { Answer::status(200).body("{}") }
+    }
+
+    /// Returns the records of a request. Panics if the API would not take one of them.
+    fn records<'b>(&self, body: &'b [u8]) -> Vec<Record<'b>> {
+        let records: Vec<Record<'_>> = serde_json::from_slice(body).expect("an array of records");
+        assert!(!records.is_empty(), "a request without records");
+        let is_small = body.len() <= REQUEST_BYTES_MAX || records.len() == 1;
+        assert!(is_small, "{} bytes in {} records", body.len(), records.len());
+        for record in &records {
+            assert!(!record.application_name.is_empty() && !record.subsystem_name.is_empty());
+            let text = record.text.get();
+            let event: Event = serde_json::from_str(text).expect("the text is an event");
+            let code = event.response_status.and_then(|status| status.code).unwrap_or(0);
+            let severity = if code >= 500 {
+                5
+            } else if code >= 400 {
+                4
+            } else {
+                3
+            };
+            assert_eq!(record.severity, severity, "{text}");
+            match event.stage_timestamp {
+                Some(time) => assert_eq!(record.timestamp, millis(&time), "{time}"),
+                None => assert!((self.started..=now()).contains(&record.timestamp), "{text}"),
+            }
+        }
+        records
+    }
+}
+
+/// One record of a request. A field that the API does not know is an error.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Record<'b> {
+    application_name: String,
+    subsystem_name: String,
+    severity: u8,
+    timestamp: i64,
+    #[serde(borrow)]
+    text: &'b RawValue,
+}
+
+/// The members of an event on which a record depends.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Event {
+    stage_timestamp: Option<String>,
+    response_status: Option<Status>,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    code: Option<i64>,
+}
+
+/// Checks that a request has these headers and those of every request, and no other.
+fn assert_headers(request: &Request, wanted: &[(&str, &str)]) {
+    let length = request.body.len().to_string();
+    let agent = request.header("user-agent").expect("a user agent");
+    assert!(agent.starts_with("kube-audit-forwarder/"), "{agent}");
+    let host = request.header("host").expect("a host");
+    assert!(host.starts_with("localhost:"), "{host}");
+    let always = [("content-length", length.as_str()), ("host", host), ("user-agent", agent)];
+    let mut wanted: Vec<_> = wanted.iter().copied().chain(always).collect();
+    wanted.sort_unstable();
+    let headers = request.head.headers.iter();
+    let mut headers: Vec<_> =
+        headers.map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    headers.sort_unstable();
+    assert_eq!(headers, wanted);
+}
+
+/// Returns the present time in milliseconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+    i64::try_from(since.as_millis()).expect("few")
+}
+
+/// Returns a time as kube-apiserver writes it, in whole milliseconds since 1970. Counts day by day,
+/// so that it shares nothing with the relay's calculation.
+fn millis(time: &str) -> i64 {
+    let (date, rest) = time.split_once('T').expect("a date and a time");
+    let mut date = date.split('-').map(|number| number.parse::<i64>().expect("a number"));
+    let mut next = || date.next().expect("three numbers");
+    let (year, month, day) = (next(), next(), next());
+    let is_leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let mut days: i64 = (1970..year).map(|year| if is_leap(year) { 366 } else { 365 }).sum();
+    let lengths = [31, if is_leap(year) { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30];
+    let months = usize::try_from(month - 1).expect("a month");
+    days += lengths.iter().take(months).sum::<i64>() + day - 1;
+    let clock = rest.strip_suffix('Z').expect("kube-apiserver writes UTC");
+    let mut clock = clock.split(':').map(|number| number.parse::<f64>().expect("a number"));
+    let mut next = || clock.next().expect("three numbers");
+    let (hours, minutes, seconds) = (next(), next(), next());
+    let micros = (seconds * 1e6).round();
+    #[allow(clippy::cast_possible_truncation, reason = "whole numbers below 2^53")]
+    let of_day = ((hours * 60.0 + minutes) * 60_000.0 + (micros / 1000.0).floor()) as i64;
+    days * 86_400_000 + of_day
+}
+
+/// The two services, and the certificates that both present.
+pub(crate) struct Ibm {
+    pub(crate) iam: HttpSink,
+    pub(crate) logs: HttpSink,
+    pub(crate) certificates: Certificates,
+    memory: Arc<Mutex<Memory>>,
+}
+
+impl Ibm {
+    pub(crate) fn start(script: Script) -> Self {
+        let certificates = Certificates::new();
+        let memory = Memory {
+            script,
+            tokens: BTreeMap::new(),
+            given: 0,
+            asked: 0,
+            stored: Vec::new(),
+            names: Vec::new(),
+            sizes: Vec::new(),
+            unauthorized: 0,
+            started: now(),
+        };
+        let memory = Arc::new(Mutex::new(memory));
+        let options = || Options {
+            tls: Some(certificates.server_config(&certificates.server, false)),
+            ..Options::default()
+        };
+        let of_iam = Arc::clone(&memory);
+        let iam = HttpSink::forgetful_with(options(), move |request| {
+            of_iam.lock().expect("not poisoned").iam(request)
+        });
+        let of_logs = Arc::clone(&memory);
+        let logs = HttpSink::forgetful_with(options(), move |request| {
+            of_logs.lock().expect("not poisoned").logs(request)
+        });
+        Self { iam, logs, certificates, memory }
+    }
+
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().expect("not poisoned")
+    }
+
+    /// Returns the table of an output with this name, without its credentials, which `more` has.
+    pub(crate) fn output(&self, name: &str, more: &str) -> String {
+        format!(
+            "[[output]]\nname = \"{name}\"\ntype = \"ibm_cloud_logs\"\n\
+             urls = [\"https://localhost:{}\"]\niam_url = \"https://localhost:{}\"\n{more}\n",
+            self.logs.address().port(),
+            self.iam.address().port(),
+        )
+    }
+
+    /// Returns a relay with this config. The authority that has signed the services' certificates
+    /// is the only one that its system knows.
+    pub(crate) fn relay(&self, config: &str) -> Builder {
+        Relay::with(config).variable("SSL_CERT_FILE", text(&self.certificates.ca))
+    }
+
+    /// Runs a command on a config file. Returns its exit status and what it has said.
+    pub(crate) fn run(&self, command: &[&str], config: &Path) -> (Option<i32>, String) {
+        let directory = config.parent().expect("a directory");
+        let arguments = [command, &["--config", text(config)]].concat();
+        let variables = [("SSL_CERT_FILE", text(&self.certificates.ca))];
+        let output = run_command_with(&arguments, directory, &variables);
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).expect("text"))
+    }
+
+    /// Checks that the relay shows no secret and no token: in its log, on its pages, or by the
+    /// commands that print its config.
+    pub(crate) fn assert_hides_secrets(&self, relay: &Relay) {
+        let mut shown = relay.log_lines().join("\n");
+        for path in ["/", "/metrics", "/status", "/readyz?verbose"] {
+            shown.push_str(&http::get(relay.admin(), path).expect("an answer").text());
+        }
+        for command in [&["config"][..], &["check"], &["check", "--connect"]] {
+            shown.push_str(&self.run(command, &relay.config_file()).1);
+        }
+        for secret in [SECRET, TOKEN, "s3cr3t", "Bearer"] {
+            let line = shown.lines().find(|line| line.contains(secret));
+            assert_eq!(line, None, "shows {secret}");
+        }
+    }
+}
+
+/// Writes the secret of a credential into a file.
+pub(crate) fn write_secret(file: &Path, credential: &Credential) {
+    let (Credential::Key(secret) | Credential::Profile { token: secret, .. }) = credential;
+    std::fs::write(file, format!("{secret}\n")).expect("a writable directory");
+}
