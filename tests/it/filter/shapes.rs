@@ -197,8 +197,8 @@ fn letters(directory: &TempDir) -> Vec<Vec<u8>> {
     events
 }
 
-/// Method: a consumer refuses one document for good. Its dead letter must hold the event as it came,
-/// so that it can be replayed.
+/// Method: a consumer refuses one document for good. Its dead letter must hold the event as it
+/// came, so that it can be replayed.
 #[test]
 fn a_refused_event_is_kept_in_its_own_form() {
     let sink = HttpSink::start(|request| {
