@@ -13,7 +13,8 @@
 //! events, sends them in the consumer's protocol (a file of [`output`]), and finishes the claim
 //! when the consumer has them. Events that every cursor has finished leave the queue. If the output
 //! has a [`filter`], fewer events may be sent than were claimed: only those that the audit
-//! [`policy`] asks for, and without the values that are to be [redacted](redact).
+//! [`policy`] asks for, without the values that are to be [redacted](redact), and in another
+//! [`shape`] if the config says so.
 //!
 //! # Layers
 //!

@@ -1,8 +1,8 @@
 //! The times that kube-apiserver writes into events: which texts are times, and their value.
 
 /// Returns `true` if `time` is a valid TIMESTAMP of RFC 5424 (§6.2.3). Every such text is a time of
-/// RFC 3339 too. The date must exist in the calendar, and leap seconds are not allowed. The check is
-/// needed because the text comes from outside: it must not add fields to a syslog header, and a
+/// RFC 3339 too. The date must exist in the calendar, and leap seconds are not allowed. The check
+/// is needed because the text comes from outside: it must not add fields to a syslog header, and a
 /// receiver must be able to parse it.
 #[must_use]
 pub fn is_timestamp(time: &[u8]) -> bool {

@@ -180,11 +180,11 @@ impl Filtering {
         self.filter.as_ref().is_some_and(Filter::gives_form)
     }
 
-    /// Takes a batch that was sent, and the events of it that the protocol can't carry, as they were
-    /// sent: each a line, in their order. Returns their lines as they were before the filter gave
-    /// them the form in which they are sent, and the lines of the events that are too large for the
-    /// filter. Also returns how many of the batch's events are lost, dropped by the filter, or
-    /// duplicates.
+    /// Takes a batch that was sent, and the events of it that the protocol can't carry, as they
+    /// were sent: each a line, in their order. Returns their lines as they were before the filter
+    /// gave them the form in which they are sent, and the lines of the events that are too large
+    /// for the filter. Also returns how many of the batch's events are lost, dropped by the filter,
+    /// or duplicates.
     pub(super) fn before_form(
         &mut self,
         batch: Batch,

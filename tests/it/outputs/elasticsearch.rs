@@ -251,8 +251,8 @@ fn as_stored(event: &[u8]) -> Value {
     value
 }
 
-/// Method: a real server gets the whole corpus in the shape that is the default. It must store every
-/// event, and each with its values.
+/// Method: a real server gets the whole corpus in the shape that is the default. It must store
+/// every event, and each with its values.
 #[test]
 fn with_its_defaults_a_small_opensearch_stores_the_corpus_and_refuses_nothing() {
     let server = OpenSearch::start();
