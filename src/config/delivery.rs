@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::table::Table;
-use super::values::MIB;
 use super::values::TIME_MIN;
 use super::values::millis;
 use super::values::secs;
@@ -121,12 +120,12 @@ pub(super) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
     }
 }
 
-/// Reads the section `[output.batch]`.
-pub(super) fn batch(t: &mut Table<'_, '_>) -> BatchLimits {
+/// Reads the section `[output.batch]`. `max_bytes` is the default of the key of that name.
+pub(super) fn batch(t: &mut Table<'_, '_>, max_bytes: u64) -> BatchLimits {
     BatchLimits {
         max_bytes: t.size(
             "max_bytes",
-            4 * MIB,
+            max_bytes,
             1..,
             "of one request or one write; one larger event travels alone",
         ),

@@ -9,6 +9,7 @@ use super::delivery::Retry;
 use super::delivery::Timeouts;
 use super::filter;
 use super::filter::Filter;
+use super::protocol::BATCH_BYTES;
 use super::protocol::OutputKind;
 use super::protocol::OutputType;
 use super::reader::Context;
@@ -99,7 +100,8 @@ pub(super) fn read(
     let protocol = kind.and_then(|kind| (kind.read)(t));
     let retry = t.section("retry", delivery::retry);
     let timeouts = t.section("timeouts", delivery::timeouts);
-    let batch = t.section("batch", delivery::batch);
+    let batch_bytes = kind.map_or(BATCH_BYTES, |kind| (kind.batch_bytes)());
+    let batch = t.section("batch", |t| delivery::batch(t, batch_bytes));
     let rejected = t.section("rejected", delivery::rejected);
     if rejected == Some(Rejected::Retry) && retry.max_elapsed.is_some() {
         let path = format!("{}.retry.max_elapsed", t.path);

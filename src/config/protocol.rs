@@ -12,6 +12,10 @@ use std::time::Duration;
 
 use super::table::Table;
 use super::targets::Target;
+use super::values::MIB;
+
+/// The default of the key `batch.max_bytes` for most types of output.
+pub(super) const BATCH_BYTES: u64 = 4 * MIB;
 
 /// The settings of one type of output: the keys that an `[[output]]` of this type has in addition
 /// to the keys that every `[[output]]` has.
@@ -48,6 +52,13 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// default or left out. Each problem is recorded.
     fn read(t: &mut Table<'_, '_>) -> Option<Self>;
 
+    /// Returns the default of the key `batch.max_bytes`. A protocol overrides it if its consumers
+    /// take less.
+    #[must_use]
+    fn batch_bytes() -> u64 {
+        BATCH_BYTES
+    }
+
     /// Returns the configured addresses that events are sent to. A warning is recorded if an
     /// address is configured twice, or if it leads back to the relay. The structs that several
     /// types of output use have a method for this, such as `Stream::targets`.
@@ -76,6 +87,8 @@ pub struct OutputType {
     /// Reads the settings from the table of an output. Returns `None` if they have a problem, which
     /// is recorded.
     pub(super) read: fn(&mut Table<'_, '_>) -> Option<OutputKind>,
+    /// Returns the default of the key `batch.max_bytes`: `OutputSettings::batch_bytes`.
+    pub(super) batch_bytes: fn() -> u64,
 }
 
 impl OutputType {
@@ -88,6 +101,7 @@ impl OutputType {
             sample: S::SAMPLE,
             only_one: S::ONLY_ONE,
             read: |t| S::read(t).map(OutputKind::new),
+            batch_bytes: S::batch_bytes,
         }
     }
 }
