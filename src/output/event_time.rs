@@ -48,15 +48,66 @@ fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
 /// calendar, and leap seconds are not allowed. The check is needed because the text comes from
 /// outside: it must not add fields to the header, and a receiver must be able to parse it.
 fn is_rfc5424(time: &[u8]) -> bool {
-    let Some((seconds, mut rest)) = time.split_at_checked(19) else { return false };
-    if let Some(fraction) = rest.strip_prefix(b".") {
-        let digits = fraction.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        if !(1..=6).contains(&digits) {
-            return false;
+    parts(time).is_some_and(|Parts { fraction, .. }| fraction.len() <= 6)
+}
+
+/// Returns the nanoseconds since 1970 of a time in the format of RFC 3339, with capital letters and
+/// at most 9 digits of fraction. Returns `None` if the text is no such time, or if the time is
+/// before 1970 or after April 2262 (protocols have 64 bits with a sign for it).
+pub(super) fn nanos(time: &[u8]) -> Option<u64> {
+    let Parts { moment, fraction, offset } = parts(time).filter(|it| it.fraction.len() <= 9)?;
+    let at = |from: usize, digits: usize| {
+        i64::from(number(moment.get(from..from + digits).unwrap_or_default()))
+    };
+    let seconds =
+        (days(at(0, 4), at(5, 2), at(8, 2)) * 24 + at(11, 2)) * 3600 + at(14, 2) * 60 + at(17, 2)
+            - ahead(offset);
+    let digits = fraction.iter().chain(std::iter::repeat(&b'0')).take(9);
+    let below = digits.fold(0, |number, digit| number * 10 + i64::from(digit - b'0'));
+    let nanos = seconds.checked_mul(1_000_000_000)?.checked_add(below)?;
+    u64::try_from(nanos).ok()
+}
+
+/// Returns the number of days from 1970-01-01 to a day of the Gregorian calendar. The calculation
+/// counts years from March, so that the leap day is the last day of a year.
+fn days(year: i64, month: i64, day: i64) -> i64 {
+    let year = year - i64::from(month <= 2);
+    let (era, year) = (year.div_euclid(400), year.rem_euclid(400));
+    let day = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year * 365 + year / 4 - year / 100 + day - 719_468
+}
+
+/// Returns how many seconds a time with this offset is ahead of UTC; 0 for `Z`.
+fn ahead(offset: &[u8]) -> i64 {
+    match offset {
+        [sign, a, b, _, c, d] => {
+            let seconds = i64::from(number(&[*a, *b]) * 3600 + number(&[*c, *d]) * 60);
+            if *sign == b'-' { -seconds } else { seconds }
         }
-        rest = &fraction[digits..];
+        _ => 0,
     }
-    is_moment(seconds) && is_offset(rest)
+}
+
+/// The parts of a time.
+struct Parts<'a> {
+    /// Date and time, to the second.
+    moment: &'a [u8],
+    /// The digits of the fraction of a second; empty if the time has none.
+    fraction: &'a [u8],
+    /// `Z`, or the difference from UTC.
+    offset: &'a [u8],
+}
+
+/// Takes a time apart. Returns `None` if the text is no time in the format of RFC 3339, or no time
+/// that exists in the calendar.
+fn parts(time: &[u8]) -> Option<Parts<'_>> {
+    let (moment, mut offset) = time.split_at_checked(19)?;
+    let mut fraction: &[u8] = &[];
+    if let Some(rest) = offset.strip_prefix(b".") {
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        (fraction, offset) = rest.split_at_checked(digits).filter(|_| digits > 0)?;
+    }
+    (is_moment(moment) && is_offset(offset)).then_some(Parts { moment, fraction, offset })
 }
 
 /// Returns `true` if a text has the shape of a pattern: at each `0` of the pattern the text has a
@@ -186,6 +237,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn times_are_nanoseconds_since_1970() {
+        for (time, nanos_since) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("1970-01-01T00:59:59.999999999+01:00", None),
+            ("1969-12-31T23:59:59.5-00:01", Some(59_500_000_000)),
+            ("2000-02-29T23:59:59.1Z", Some(951_868_799_100_000_000)),
+            ("2026-11-20T06:24:22.439323Z", Some(1_795_155_862_439_323_000)),
+            ("2026-11-20T06:24:22.439323001Z", Some(1_795_155_862_439_323_001)),
+            ("2026-11-20T07:54:22.000000007+01:30", Some(1_795_155_862_000_000_007)),
+            ("2262-04-11T23:47:16.854775807Z", Some(i64::MAX.unsigned_abs())),
+            ("2262-04-11T23:47:16.854775808Z", None),
+            ("9999-12-31T23:59:59Z", None),
+            ("2026-11-20T06:24:22.0000000001Z", None),
+            ("2026-11-31T06:24:22Z", None),
+            ("2026-11-20T06:24:22", None),
+            ("", None),
+        ] {
+            assert_eq!(nanos(time.as_bytes()), nanos_since, "{time}");
+        }
+    }
+
     proptest::proptest! {
         /// Takes days at random, from 1970 on for about 7,900 years, and gets their dates by
         /// another algorithm. Each such date must pass, and the date one day later must pass
@@ -200,6 +273,9 @@ mod tests {
             proptest::prop_assert_eq!(
                 is_rfc5424(text(day + 1).as_bytes()), !behind_is_next_month, "{}", text(day + 1)
             );
+            let noon = (days * 24 + 12) * 3600;
+            let wanted = noon.checked_mul(1_000_000_000).map(i64::unsigned_abs);
+            proptest::prop_assert_eq!(nanos(text(day).as_bytes()), wanted, "{}", text(day));
         }
     }
 
