@@ -23,7 +23,7 @@
 //! |---|---|---|
 //! | 1 | `transport` | TCP, TLS, and sessions on them |
 //! | 2 | `event_time` `setup` | the times of an event · settings and connectors of any type |
-//! | 3 | `json_lines` `syslog` | batches as lines · RFC 5424 messages, and the protocol of that name |
+//! | 3 | `event_fields` `json_lines` `syslog` | the members of an event · batches as lines · RFC 5424 messages, and the protocol of that name |
 //! | 4 | `http` `kafka` `lumberjack` `relp` `stdout` `tcp` | one protocol each |
 //! | 5 | `iam` | tokens of IBM Cloud |
 //! | 6 | `*` (every other file) | protocols over HTTP |
@@ -37,13 +37,16 @@ use crate::delivery::Prepared;
 use crate::telemetry::Telemetry;
 
 pub(crate) mod elasticsearch;
+mod event_fields;
 mod event_time;
 pub(crate) mod http;
 mod iam;
 pub(crate) mod ibm_cloud_logs;
 pub(crate) mod json_lines;
 pub(crate) mod kafka;
+pub(crate) mod loki;
 pub(crate) mod lumberjack;
+pub(crate) mod otlp;
 pub(crate) mod relp;
 mod setup;
 pub(crate) mod splunk_hec;
@@ -71,6 +74,8 @@ const PROTOCOLS: &[Row] = &[
     Row::of::<splunk_hec::Settings>(),
     Row::of::<elasticsearch::Settings>(),
     Row::of::<ibm_cloud_logs::Settings>(),
+    Row::of::<loki::Settings>(),
+    Row::of::<otlp::Settings>(),
 ];
 
 /// All types of output that a config may have, such as `http`. The function [`config::read`] gets

@@ -189,6 +189,20 @@ urls = ["https://instance.ingress.eu-de.logs.cloud.ibm.com"]
 trusted_profile = { id = "Profile-1", token_file = "DIR/token" }
 iam_url = "https://private.iam.cloud.ibm.com"
 
+[[output]]
+name = "loki"
+type = "loki"
+urls = ["https://loki.example.com:3100/"]
+tenant = "team-a"
+labels = { cluster = "prod" }
+timestamp = "received"
+metadata = false
+[[output]]
+name = "collector"
+type = "otlp"
+urls = ["https://collector.example.com:4318/"]
+resource = { "k8s.cluster.name" = "prod" }
+
 [dead_letter]
 max_bytes = "64MiB"
 [admin]
@@ -223,12 +237,55 @@ fn assert_problems(text: &str, expected: &[&str]) {
 #[track_caller]
 fn assert_in_output(kind: &str, lines: &str, expected: &[&str]) {
     let place = match kind {
-        "http" => "urls = [\"https://a/\"]",
+        "http" | "loki" | "otlp" => "urls = [\"https://a/\"]",
         "stdout" => "",
         _ => "addresses = [\"a:1\"]",
     };
     let text = format!("[[output]]\nname = \"o\"\ntype = \"{kind}\"\n{place}\n{lines}");
     assert_problems(&text, expected);
+}
+
+#[test]
+fn loki_and_otlp_take_only_what_their_consumers_take() {
+    assert_in_output(
+        "loki",
+        "tenant = 'a/b'\nheaders = { X-Scope-OrgID = 'a' }\ncompression = 'zstd'\ntimestamp = 'now'\n",
+        &[
+            "5:10: output[0].tenant: is not a tenant, allowed: 1 to 150 letters",
+            "5:10: output[0].tenant: contradicts the header `x-scope-orgid`, allowed: one of the two",
+            "7:15: output[0].compression: is not read by Loki, allowed: \"none\", \"gzip\"",
+            "8:13: output[0].timestamp: \"now\" is unknown, allowed: \"event\", \"received\"",
+        ],
+    );
+    assert_in_output(
+        "loki",
+        "[output.labels]\n1a = 'x'\n__b = 'x'\nverb = 'x'\nlog_type = 'x'\n\"a.b\" = 'x'\nc = ''\nd_1 = 'x'\n",
+        &[
+            "6:1: output[0].labels.1a: \"1a\" is not a label, allowed:",
+            "7:1: output[0].labels.__b: \"__b\" is not a label, allowed:",
+            "8:1: output[0].labels.verb: \"verb\" is set by the forwarder itself",
+            "9:1: output[0].labels.log_type: \"log_type\" is set by the forwarder itself",
+            "10:1: output[0].labels.\"a.b\": \"a.b\" is not a label, allowed:",
+            "11:5: output[0].labels.c: \"\" is not the value of a label, allowed:",
+        ],
+    );
+    let labels: String = (0..14).map(|number| format!("l{number} = 'x'\n")).collect();
+    assert_in_output(
+        "loki",
+        &format!("[output.labels]\n{labels}"),
+        &["5:1: output[0].labels: are too many, allowed: at most 13"],
+    );
+    assert_in_output(
+        "otlp",
+        "resource = { \"a b\" = 'x', c = 1 }\n",
+        &[
+            "5:14: output[0].resource.\"a b\": \"a b\" is not a word, allowed:",
+            "5:31: output[0].resource.c: is a",
+        ],
+    );
+    let text = "[[output]]\nname = 'o'\ntype = 'otlp'\nurls = ['https://a/']\n";
+    let limits = BatchLimits { max_bytes: 4_000_000, max_events: 5000 };
+    assert_eq!(checked(text).config.unwrap().outputs[0].batch, limits);
 }
 
 #[test]
@@ -595,6 +652,7 @@ fn keys_of_another_type_of_output_say_whose_they_are() {
         &[
             "5:1: output[0].strategy: type stdout has no key `strategy`, allowed: with type http, tcp, syslog, lumberjack, relp",
             "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, elasticsearch, ibm_cloud_logs, tcp, syslog, lumberjack, relp",
+            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, elasticsearch, loki, otlp, tcp, syslog, lumberjack, relp",
         ],
     );
 }

@@ -92,6 +92,9 @@ struct Doomed {
     /// Empty if all events of the claim are given up. Otherwise the consumer has the claim, except
     /// these events, which the protocol can't carry: each a line as it was sent.
     unfit: Vec<Bytes>,
+    /// The most events of the claim that count as lost. The consumer has the others, and nobody
+    /// knows which, so all events of the claim become dead letters. [`u64::MAX`]: all are lost.
+    lost_max: u64,
     reason: Reason,
 }
 
@@ -116,6 +119,9 @@ struct Ending {
     /// The numbers of the claim's events that the consumer did not get: lost, dropped by the
     /// filter, or duplicates.
     disposition: Disposition,
+    /// The number of lines that are being written for this claim. It is larger than the number of
+    /// lost events if nobody knows which of the events are lost.
+    events: u64,
     /// The bytes of the lines that are being written for this claim.
     bytes: u64,
     reason: Reason,
@@ -169,15 +175,30 @@ impl GivenUp {
     /// claim must be in the state `State::Pending` (to be sent again). `error` is the text of the
     /// refusal.
     pub(super) fn add(&mut self, work: &Work, error: &str, in_flight: &mut InFlight) {
-        self.doom(work, Reason::new(Cause::Refused, error), in_flight);
+        self.doom(work, u64::MAX, Reason::new(Cause::Refused, error), in_flight);
+    }
+
+    /// Decides to give up a claim of which the consumer refuses `refused` events and has the
+    /// others, and nobody knows which. All its events become dead letters, and `refused` events
+    /// count as lost. The claim must be in the state `State::Pending`. `error` is the text of the
+    /// refusal.
+    pub(super) fn add_partly(
+        &mut self,
+        work: &Work,
+        refused: u64,
+        error: &str,
+        in_flight: &mut InFlight,
+    ) {
+        self.doom(work, refused, Reason::new(Cause::Refused, error), in_flight);
     }
 
     /// Decides to give up a claim (events taken to send) for `reason`. Adds it to `doomed`; it is
-    /// given up later, when its lines are in memory.
-    fn doom(&mut self, work: &Work, reason: Reason, in_flight: &mut InFlight) {
+    /// given up later, when its lines are in memory. At most `lost_max` of its events then count as
+    /// lost.
+    fn doom(&mut self, work: &Work, lost_max: u64, reason: Reason, in_flight: &mut InFlight) {
         let Work { claim, events, .. } = *work;
         in_flight.bury(claim);
-        self.doomed.push_back(Doomed { claim, events, unfit: Vec::new(), reason });
+        self.doomed.push_back(Doomed { claim, events, unfit: Vec::new(), lost_max, reason });
     }
 
     /// Decides to give up those events of a claim that the protocol can't carry. The consumer has
@@ -192,7 +213,7 @@ impl GivenUp {
     ) {
         in_flight.bury(claim);
         let events = unfit.len() as u64;
-        self.doomed.push_back(Doomed { claim, events, unfit, reason });
+        self.doomed.push_back(Doomed { claim, events, unfit, lost_max: events, reason });
     }
 
     /// Forgets the claims in `doomed`: they are to be given up, but their lines are not yet handed
@@ -228,7 +249,7 @@ impl GivenUp {
         let until = tried.over_until();
         let reason = Self::too_old(tried, &failure.message);
         while let Some(work) = in_flight.first(state).filter(|work| work.claim.end <= until) {
-            self.doom(&work, reason.clone(), in_flight);
+            self.doom(&work, u64::MAX, reason.clone(), in_flight);
         }
     }
 
@@ -300,14 +321,13 @@ impl GivenUp {
     ) -> bool {
         let mut inspected = 0;
         while !self.is_full() && !self.needs_lines() && inspected < INSPECTED_BYTES_MAX {
-            let Some(Doomed { claim, events, unfit, reason }) = self.doomed.pop_front() else {
-                break;
-            };
+            let Some(doomed) = self.doomed.pop_front() else { break };
+            let Doomed { claim, events, lost_max, ref reason, .. } = doomed;
             if self.place.is_none() && !filtering.is_enabled() {
                 // A released claim may have been dropped by the queue already.
                 if in_flight.take_back(claim) {
-                    let disposition = Disposition::lost(events);
-                    self.end_with(claim, disposition, Vec::new(), &reason, in_flight, health);
+                    let disposition = Disposition::lost(events.min(lost_max));
+                    self.end_with(claim, disposition, Vec::new(), reason, in_flight, health);
                 }
                 continue;
             }
@@ -315,17 +335,21 @@ impl GivenUp {
                 Redelivery::Batch(batch) => {
                     inspected += batch.bytes;
                     let cursor = in_flight.cursor();
-                    let (lines, disposition) = match unfit.is_empty() {
+                    let (lines, mut disposition) = match doomed.unfit.is_empty() {
                         true => filtering.originals(batch, cursor),
-                        false => filtering.before_form(batch, unfit, cursor, &health.metrics),
+                        false => {
+                            let unfit = doomed.unfit;
+                            filtering.before_form(batch, unfit, cursor, &health.metrics)
+                        }
                     };
-                    self.end_with(claim, disposition, lines, &reason, in_flight, health);
+                    disposition.lost = disposition.lost.min(lost_max);
+                    self.end_with(claim, disposition, lines, reason, in_flight, health);
                 }
                 Redelivery::Gone => {
                     filtering.give_up(claim);
                 }
                 Redelivery::NotYet => {
-                    self.doomed.push_front(Doomed { claim, events, unfit, reason });
+                    self.doomed.push_front(doomed);
                     self.lines = Lines::InFiles;
                 }
             }
@@ -334,9 +358,9 @@ impl GivenUp {
     }
 
     /// Gives up the lost events of a claim. `disposition` counts the events of the claim that the
-    /// consumer did not get, and `lines` has the lines of those that are lost. The lines are handed
-    /// over to be written as dead letters, and the claim becomes final (settled) after that. If
-    /// dead letters are not kept, or no event is lost, the claim becomes final at once.
+    /// consumer did not get, and `lines` has the lines of those that are lost, or may be. The lines
+    /// are handed over to be written as dead letters, and the claim becomes final (settled) after
+    /// that. If dead letters are not kept, or no event is lost, the claim becomes final at once.
     pub(super) fn end_with(
         &mut self,
         claim: Claim,
@@ -346,7 +370,8 @@ impl GivenUp {
         in_flight: &mut InFlight,
         health: &Health,
     ) {
-        if disposition.lost == 0 {
+        let events = count(&lines);
+        if disposition.lost == 0 && events == 0 {
             // No event of the claim is lost: the filter would not have sent any of them.
             in_flight.finish(claim, disposition);
             return;
@@ -364,6 +389,7 @@ impl GivenUp {
         self.endings.push_back(Ending {
             claim,
             disposition,
+            events,
             bytes,
             reason: reason.clone(),
             writing,
@@ -388,14 +414,23 @@ impl GivenUp {
     /// result that [`GivenUp::written`] returned.
     pub(super) fn end(&mut self, written: Written, in_flight: &mut InFlight, health: &Health) {
         let Some(ending) = self.endings.pop_front() else { return };
-        let Ending { claim, disposition, bytes, reason: Reason { cause, text }, .. } = ending;
+        let Ending { claim, disposition, events, bytes, reason: Reason { cause, text }, .. } =
+            ending;
         in_flight.finish(claim, disposition);
         self.bytes -= bytes;
         health.metrics.dead_letters.increment(written.events);
-        health.given_up(written.events, cause, LostAs::DeadLetter, &text);
+        // If only some letters are written, and nobody knows which of the events are lost, those
+        // without a letter count as lost first.
+        let unwritten = events.saturating_sub(written.events).min(disposition.lost);
+        let in_letters = disposition.lost - unwritten;
+        health.given_up(in_letters, cause, LostAs::DeadLetter, &text);
         if let Some(error) = written.error {
-            let unwritten = disposition.lost.saturating_sub(written.events);
             health.given_up(unwritten, cause, LostAs::Unwritten, &format!("{error}; {text}"));
         }
     }
+}
+
+/// Returns the number of events in these lines.
+fn count(lines: &[Bytes]) -> u64 {
+    lines.iter().map(|piece| memchr::memchr_iter(b'\n', piece).count() as u64).sum()
 }

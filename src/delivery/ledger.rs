@@ -434,6 +434,7 @@ impl Ledger {
     /// becomes a suspect, as if it had been refused alone.
     pub(super) fn on_judged(&mut self, claim: Claim, parts: Vec<Part>, consumer: usize) {
         let (mut taken, mut left, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
+        let mut partly = Vec::new();
         let mut start = claim.start;
         for Part { end, events, verdict } in parts {
             let works = self.in_flight.all_on_wire(Claim { start, end }, Some(events));
@@ -447,6 +448,7 @@ impl Ledger {
                 Verdict::Unsent => unsent.extend(works),
                 Verdict::Again(failure) => left.push((works, failure, false)),
                 Verdict::Refused(failure) => left.push((works, failure, true)),
+                Verdict::Partly { refused, failure } => partly.push((works, refused, failure)),
             }
         }
         for work in &taken {
@@ -457,6 +459,9 @@ impl Ledger {
             let attempts = work.attempts.saturating_sub(1);
             self.in_flight.note(Work { is_remainder: true, attempts, ..work });
             self.release(work.claim);
+        }
+        for (works, refused, failure) in partly {
+            self.refused_partly(&works, refused, &failure, consumer);
         }
         let accepts = !taken.is_empty();
         let Some((_, first, _)) = left.first() else { return };
@@ -479,6 +484,29 @@ impl Ledger {
             }
             self.pause(&failure);
             self.take_all_old(&failure);
+        }
+    }
+
+    /// Notes that `consumer` refuses `refused` events of these claims for good and has the others,
+    /// and that nobody knows which. All these events go to the dead letters.
+    fn refused_partly(&mut self, works: &[Work], refused: u64, failure: &Failure, consumer: usize) {
+        self.health.turned_away(failure);
+        if refused < works.iter().map(|work| work.events).sum() {
+            for work in works {
+                self.isolation.accepted(work.sent_at, consumer);
+            }
+            self.pacing.succeeded();
+            self.health.succeeded();
+            for suspect in self.in_flight.all(State::Suspect) {
+                self.in_flight.retry_suspect(suspect.claim);
+            }
+        }
+        let mut left = refused;
+        for work in works {
+            let lost = left.min(work.events);
+            left -= lost;
+            self.release(work.claim);
+            self.given_up.add_partly(work, lost, &failure.message, &mut self.in_flight);
         }
     }
 

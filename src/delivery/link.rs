@@ -165,6 +165,15 @@ pub(crate) enum Verdict {
     Again(Failure),
     /// The consumer refuses the event itself, so it would refuse the event again.
     Refused(Failure),
+    /// The consumer refuses this many events of the part for good and has the others, and does not
+    /// say which. None is sent again, because the consumer would have the others twice. All events
+    /// of the part are kept as dead letters.
+    Partly {
+        /// The number of events that are refused, at most those of the part.
+        refused: u64,
+        /// The refusal.
+        failure: Failure,
+    },
     /// The event is sent next, without a pause: it found no room in the request, or the consumer
     /// did not read it because of another event in the request.
     Unsent,

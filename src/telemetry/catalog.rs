@@ -373,7 +373,9 @@ catalog! {
             help: "Events written to the dead-letter files, by output.",
             unit: "events",
             meaning: "The consumer refused the events for good, or they are too long, or \
-                `retry.max_elapsed` has passed. They count in `error_total` as well.",
+                `retry.max_elapsed` has passed. They count in `error_total` as well, except those \
+                that the receiver of an otlp output has taken, if it rejects others of the same \
+                request and does not say which.",
             action: "Mend the consumer, then send the letters again with `replay`. `jq -r .reason \
                 FILE` lists the reasons.",
         }

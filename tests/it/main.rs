@@ -64,7 +64,9 @@ mod outputs {
     mod kafka_output;
     #[cfg(feature = "kafka")]
     mod kafka_tls;
+    mod loki;
     mod lumberjack;
+    mod otlp;
     mod peers_work;
     mod relp;
     mod splunk_hec;

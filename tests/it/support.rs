@@ -23,12 +23,15 @@ pub(crate) mod ibm;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 pub(crate) mod letters;
+pub(crate) mod loki;
 pub(crate) mod lumberjack_server;
 pub(crate) mod lumberjack_sink;
 pub(crate) mod metrics;
 pub(crate) mod middleman;
+pub(crate) mod moment;
 pub(crate) mod needs;
 pub(crate) mod numbered;
+pub(crate) mod otlp;
 pub(crate) mod peers;
 pub(crate) mod prometheus;
 pub(crate) mod relay;

@@ -16,6 +16,7 @@ use crate::delivery::endpoints::Probed;
 use crate::delivery::health::Status;
 use crate::delivery::isolation::SUSPECTS_MAX;
 use crate::delivery::link::CLOSE_TIME;
+use crate::delivery::link::Part;
 use crate::delivery::link::Parts;
 use crate::delivery::link::Verdict;
 use crate::filter::Rules;
@@ -50,6 +51,9 @@ enum Answer {
     /// Judges each event of the batch by its letter: `d` delivered, `e` existing, `a` again, `r`
     /// refused.
     Judge(String),
+    /// Refuses this number of events of the batch for good, bad ones first, takes the others, and
+    /// does not say which.
+    Partly(u64),
     Refuse,
     Fail,
     /// Fails, and asks for a pause of this length before the next attempt.
@@ -164,6 +168,17 @@ fn judged(batch: &Batch, letters: &str, seen: &mut Vec<String>) -> Event {
     Event::Judged(batch.claim, parts.end(batch.claim))
 }
 
+/// Returns the report that `refused` events of the batch are refused, and adds the others to `seen`.
+/// The bad events are refused first.
+fn partly(batch: &Batch, refused: u64, seen: &mut Vec<String>) -> Event {
+    let is_bad = |event: &String| event.starts_with("bad");
+    let (bad, good): (Vec<_>, Vec<_>) = events_of(batch).into_iter().partition(is_bad);
+    seen.extend(bad.into_iter().chain(good).skip(usize::try_from(refused).unwrap()));
+    let verdict = Verdict::Partly { refused, failure: failure(AttemptError::Item) };
+    let part = Part { end: batch.claim.end, events: batch.events, verdict };
+    Event::Judged(batch.claim, vec![part])
+}
+
 impl<const EAGER: bool> Link for FakeLink<EAGER> {
     fn room(&self) -> Option<Take> {
         (self.wire.len() < self.consumer.window)
@@ -204,6 +219,7 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
             | Answer::AcceptBut(_)
             | Answer::AcceptFirst(_)
             | Answer::Judge(_)
+            | Answer::Partly(_)
             | Answer::Refuse
             | Answer::Fail
             | Answer::FailFor(_)
@@ -241,6 +257,7 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
         let claim = batch.claim;
         match answer {
             Answer::Judge(letters) => judged(&batch, &letters, &mut seen.events),
+            Answer::Partly(refused) => partly(&batch, refused, &mut seen.events),
             Answer::Accept | Answer::AcceptBut(_) => {
                 self.accepted_any = true;
                 let count = if let Answer::AcceptBut(count) = answer { count } else { 0 };

@@ -20,6 +20,11 @@ use crate::support::ibm::Credential;
 use crate::support::ibm::Ibm;
 use crate::support::ibm::Script;
 use crate::support::ibm::write_secret;
+use crate::support::loki;
+use crate::support::loki::Loki;
+use crate::support::otlp;
+use crate::support::otlp::Attribute;
+use crate::support::otlp::Otlp;
 use crate::support::peers::Haproxy;
 use crate::support::peers::Nginx;
 use crate::support::peers::Security;
@@ -254,6 +259,70 @@ fn ibm_cloud_logs_gets_its_token_by_the_key_of_a_file_and_shortens_large_events(
     };
     assert!(shortened.iter().all(is_marked));
     ibm.assert_hides_secrets(&relay);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn loki_gets_an_entry_for_each_event_with_the_tenant_and_the_token_of_a_file() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let options = Options { tls, ..Options::default() };
+    let consumer = Loki::with(options, 4 << 20, || loki::Mood::Stores, |_| true);
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "s3cr3t-t0ken\n").unwrap();
+    let host = format!("localhost:{}", consumer.address().port());
+    let tenant = format!("tenant = \"{}\"", loki::TENANT);
+    let substitutions = [
+        ("loki.example.com", host.as_str()),
+        ("tenant = \"platform\"", tenant.as_str()),
+        ("/secrets/loki-token", text(&token)),
+        ("/var/lib/kube-audit-forwarder", text(directory.path())),
+    ];
+    let relay = Relay::with(&shipped("loki.toml", &substitutions))
+        .variable("SSL_CERT_FILE", text(&certificates.ca))
+        .start();
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    // Larger events leave without their bodies, as the filter of the config says.
+    let is_small = |event: &Vec<u8>| event.len() <= 256_000;
+    let (small, large): (Vec<_>, Vec<_>) = events.into_iter().partition(is_small);
+    let lines = consumer.store().lines();
+    assert!(lines.iter().all(is_small));
+    assert_eq!(lines.len(), small.len() + large.len());
+    let whole: Vec<_> = lines.into_iter().filter(|line| small.contains(line)).collect();
+    assert_same_set(&whole, &small);
+    for request in consumer.sink.requests() {
+        assert_eq!(request.header("authorization"), Some("Bearer s3cr3t-t0ken"));
+        assert_eq!(request.header("content-encoding"), Some("gzip"));
+    }
+    assert!(consumer.store().entries.iter().all(|entry| entry.labels["cluster"] == "prod-eu"));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn otlp_sends_records_to_a_collector_that_asks_for_a_certificate() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.server, true));
+    let options = Options { tls, ..Options::default() };
+    let consumer = Otlp::with(options, 4_000_000, || otlp::Mood::Counts, |_| true);
+    let directory = tempfile::tempdir().unwrap();
+    let host = format!("localhost:{}", consumer.address().port());
+    let substitutions = [
+        ("collector.example.com:4318", host.as_str()),
+        ("/certificates/ca.crt", text(&certificates.ca)),
+        ("/certificates/tls.crt", text(&certificates.client.certificate)),
+        ("/certificates/tls.key", text(&certificates.client.key)),
+        ("/var/lib/kube-audit-forwarder", text(directory.path())),
+    ];
+    let relay = Relay::start(&shipped("otlp.toml", &substitutions));
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    let store = consumer.store();
+    assert_same_set(&store.bodies(), &events);
+    let service = Attribute::Text("kube-apiserver".to_owned());
+    assert!(store.records.iter().all(|record| record.resource["service.name"] == service));
+    drop(store);
     relay.finish(Backlog::Empty);
 }
 

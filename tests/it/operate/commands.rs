@@ -127,6 +127,7 @@ fn check_takes_the_shipped_configs() {
         ("/certificates/tls.key", &certificates.server.key),
         ("/secrets/token", &token),
         ("/secrets/api-key", &token),
+        ("/secrets/loki-token", &token),
     ];
     for file in shipped() {
         // The config is checked unchanged, for another machine (`--elsewhere`), because this one
@@ -287,7 +288,9 @@ fn config_reference_names_every_key_of_the_shipped_configs() {
         for (key, value) in table {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             let items = value.as_array().map(Vec::as_slice).unwrap_or_default();
-            if let Some(inner) = value.as_table().filter(|_| key != "headers") {
+            // The keys of these tables are the user's.
+            let is_users = ["headers", "labels", "resource"].contains(&key.as_str());
+            if let Some(inner) = value.as_table().filter(|_| !is_users) {
                 keys(inner, &path, found);
             } else if items.iter().any(toml::Value::is_table) {
                 items

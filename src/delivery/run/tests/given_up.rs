@@ -12,7 +12,7 @@ fn with_desk() -> Setting {
 
 impl Bench {
     /// Waits for the next dead letters that the delivery hands over.
-    async fn letters(&mut self) -> Given {
+    pub(super) async fn letters(&mut self) -> Given {
         let next = self.desk.as_mut().expect("a desk").next();
         let next = tokio::time::timeout(400 * DAY, next).await;
         next.expect("letters").expect("a delivery")

@@ -8,6 +8,14 @@ pub(super) fn judge(events: &[String], letter: impl FnMut((usize, &String)) -> c
     Answer::Judge(events.iter().enumerate().map(letter).collect())
 }
 
+/// Returns the answer that refuses the bad events, and says only how many they are.
+pub(super) fn refuse_number(events: &[String]) -> Answer {
+    match events.iter().filter(|event| event.starts_with("bad")).count() {
+        0 => Answer::Accept,
+        bad => Answer::Partly(bad as u64),
+    }
+}
+
 fn errors(bench: &Bench) -> u64 {
     bench.value("output_errors_total{output=\"o\",reason=\"item\"}")
 }
@@ -115,5 +123,59 @@ async fn a_request_of_remainders_that_is_refused_is_taken_apart() {
     let seen: BTreeSet<_> = bench.seen().into_iter().collect();
     assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["a", "b", "c", "d", "e", "last"]);
     assert_eq!((bench.delivered(), bench.lost()), (6, 1));
+    bench.finish().await;
+}
+
+/// Method: the consumer refuses two of six events and does not say which. Nothing may go again; all
+/// six events must be in the dead letters, and two of them count as lost.
+#[tokio::test(start_paused = true)]
+async fn if_only_a_number_is_refused_nothing_goes_again_and_all_is_in_the_dead_letters() {
+    let setting = Setting { rejected: Rejected::DeadLetter, desk: true, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, refuse_number);
+    let names = ["a", "bad1", "b", "c", "bad2", "d"];
+    bench.append(&names);
+    let letters = bench.letters().await;
+    assert_eq!(
+        (letters.events.as_slice(), letters.reason.as_str()),
+        (&names.map(str::to_owned)[..], "scripted")
+    );
+    assert!(letters.written(6, None));
+    bench.drained().await;
+    bench.append(&["later"]);
+    bench.drained().await;
+    assert_eq!(bench.seen(), ["a", "b", "c", "d", "later"]);
+    assert_eq!((bench.delivered(), bench.lost(), bench.in_letters()), (5, 2, 6));
+    assert_eq!((bench.attempts().len(), errors(&bench)), (2, 1));
+    assert!(bench.status.snapshot().up, "the consumer takes events");
+    bench.finish().await;
+}
+
+/// Method: the consumer refuses all events of a request by their number. That is final too: the
+/// protocol forbids to send them again.
+#[tokio::test(start_paused = true)]
+async fn a_number_that_is_refused_is_final_whatever_the_config_says_of_refusals() {
+    for rejected in [Rejected::Retry, Rejected::Drop, Rejected::DeadLetter] {
+        let setting = Setting { rejected, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, refuse_number);
+        bench.append(&["bad1", "bad2"]);
+        bench.drained().await;
+        bench.append(&["bad3", "a"]);
+        bench.drained().await;
+        assert_eq!((bench.delivered(), bench.lost(), bench.attempts().len()), (1, 3, 2));
+        assert_eq!(bench.seen(), ["a"]);
+        bench.finish().await;
+    }
+}
+
+/// Method: only two of the six letters of a claim are written. The two events that are lost are
+/// counted once each.
+#[tokio::test(start_paused = true)]
+async fn letters_of_a_number_that_are_not_written_do_not_change_what_is_lost() {
+    let setting = Setting { rejected: Rejected::DeadLetter, desk: true, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, refuse_number);
+    bench.append(&["a", "bad1", "b", "c", "bad2", "d"]);
+    assert!(bench.letters().await.written(2, Some("no space left")));
+    bench.drained().await;
+    assert_eq!((bench.delivered(), bench.lost(), bench.in_letters()), (4, 2, 2));
     bench.finish().await;
 }

@@ -1,0 +1,187 @@
+//! The members of an event that protocols put beside the event, so that a consumer need not read
+//! the event to find it.
+
+use std::borrow::Cow;
+
+use crate::audit::scan;
+use crate::audit::time::nanos;
+
+/// The members of an audit event that protocols put beside it. A text is the bytes between the
+/// quotes, with escapes as written ([`text`] resolves them).
+///
+/// A member is `None` if the event has no such member, or if its value is not of the type that it
+/// has in Kubernetes. If a key occurs twice, the first counts.
+///
+/// An event may leave in another shape than it came. In the shape `ecs`, the members are those of
+/// the audit event in `kubernetes.audit`. In the shape `ocsf`, only the time is found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct EventFields<'a> {
+    pub(super) level: Option<&'a [u8]>,
+    pub(super) stage: Option<&'a [u8]>,
+    pub(super) verb: Option<&'a [u8]>,
+    pub(super) user_agent: Option<&'a [u8]>,
+    pub(super) request_uri: Option<&'a [u8]>,
+    /// The name of the user.
+    pub(super) username: Option<&'a [u8]>,
+    /// The groups of the user, as a JSON array.
+    groups: Option<&'a [u8]>,
+    /// The resource of the object, such as `pods`.
+    pub(super) resource: Option<&'a [u8]>,
+    /// The name of the object.
+    pub(super) name: Option<&'a [u8]>,
+    /// The namespace of the object.
+    pub(super) namespace: Option<&'a [u8]>,
+    pub(super) api_group: Option<&'a [u8]>,
+    pub(super) api_version: Option<&'a [u8]>,
+    /// The status code of the response. `None` also if it is no whole number.
+    pub(super) code: Option<i64>,
+    /// The time of the stage, in nanoseconds since 1970. `None` also if it is no time that exists.
+    pub(super) time: Option<u64>,
+}
+
+impl<'a> EventFields<'a> {
+    /// Finds the members of an event in one pass.
+    pub(super) fn of(event: &'a [u8]) -> Self {
+        let keys = [
+            "level",
+            "stage",
+            "verb",
+            "userAgent",
+            "requestURI",
+            "user",
+            "objectRef",
+            "responseStatus",
+            "stageTimestamp",
+            "time",
+            "kubernetes",
+        ];
+        let mut found = values(Some(event), keys);
+        // An audit event has no member `kubernetes`.
+        if let [Some(audit)] = values(found[keys.len() - 1], ["audit"]) {
+            found = values(Some(audit), keys);
+        }
+        let [level, stage, verb, user_agent, request_uri, user, object, status, time, ocsf, _] =
+            found;
+        let [username, groups] = values(user, ["username", "groups"]);
+        let keys = ["resource", "name", "namespace", "apiGroup", "apiVersion"];
+        let [resource, name, namespace, api_group, api_version] = values(object, keys);
+        let [code] = values(status, ["code"]);
+        let text = |value: Option<&'a [u8]>| value.and_then(scan::inner);
+        let time = text(time).and_then(nanos);
+        Self {
+            level: text(level),
+            stage: text(stage),
+            verb: text(verb),
+            user_agent: text(user_agent),
+            request_uri: text(request_uri),
+            username: text(username),
+            groups: groups.filter(|groups| groups.first() == Some(&b'[')),
+            resource: text(resource),
+            name: text(name),
+            namespace: text(namespace),
+            api_group: text(api_group),
+            api_version: text(api_version),
+            code: code.and_then(integer),
+            time: time.or_else(|| millis(ocsf?)),
+        }
+    }
+
+    /// Returns the groups of the user, each a text; `None` if the event has no groups.
+    pub(super) fn groups(&self) -> Option<impl Iterator<Item = &'a [u8]> + use<'a>> {
+        self.groups.map(|groups| scan::elements(groups).filter_map(scan::inner))
+    }
+}
+
+/// Returns the text between the quotes of a JSON string, with its escapes resolved. A text with an
+/// escaped lone surrogate, which cannot be UTF-8, is returned as written.
+pub(super) fn text(written: &[u8]) -> Cow<'_, str> {
+    match scan::key(written) {
+        Cow::Borrowed(text) => String::from_utf8_lossy(text),
+        Cow::Owned(text) => Cow::Owned(String::from_utf8_lossy(&text).into_owned()),
+    }
+}
+
+/// Returns the value of each of these keys in a JSON object, as written: that of the first member
+/// with the key, or `None`. Returns nothing but `None` if `object` is not an object.
+fn values<'a, const N: usize>(object: Option<&'a [u8]>, keys: [&str; N]) -> [Option<&'a [u8]>; N] {
+    let mut values = [None; N];
+    let object = object.filter(|object| object.first() == Some(&b'{'));
+    for scan::Member { key, value } in object.into_iter().flat_map(scan::members) {
+        let key = scan::key(key);
+        let of_key = values.iter_mut().zip(keys).find(|(_, name)| name.as_bytes() == &*key);
+        if let Some((found, _)) = of_key {
+            found.get_or_insert(value);
+        }
+    }
+    values
+}
+
+/// Returns the whole number that a JSON value is; `None` if it is none.
+fn integer(value: &[u8]) -> Option<i64> {
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// Returns the nanoseconds of a JSON value that is a number of milliseconds since 1970.
+fn millis(value: &[u8]) -> Option<u64> {
+    let nanos = integer(value)?.checked_mul(1_000_000)?;
+    u64::try_from(nanos).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENT: &str = r#"{"level":"Metadata","stage":"Panic","verb":"get","user":{"username":"a\"b","uid":"u","groups":["g","h\u00e4",7]},"requestURI":"/api?a=b","userAgent":"kubectl","objectRef":{"resource":"pods","namespace":"n","name":"p","apiGroup":"apps","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":404},"stageTimestamp":"1970-01-01T00:00:01.5Z","annotations":{"level":"x"}}"#;
+
+    fn assert_of_event(fields: &EventFields<'_>) {
+        let texts = [
+            (fields.level, "Metadata"),
+            (fields.stage, "Panic"),
+            (fields.verb, "get"),
+            (fields.username, "a\"b"),
+            (fields.request_uri, "/api?a=b"),
+            (fields.user_agent, "kubectl"),
+            (fields.resource, "pods"),
+            (fields.namespace, "n"),
+            (fields.name, "p"),
+            (fields.api_group, "apps"),
+            (fields.api_version, "v1"),
+        ];
+        for (found, wanted) in texts {
+            assert_eq!(found.map(text).as_deref(), Some(wanted));
+        }
+        let groups: Vec<_> = fields.groups().unwrap().map(text).collect();
+        assert_eq!(groups, ["g", "hä"]);
+        assert_eq!((fields.code, fields.time), (Some(404), Some(1_500_000_000)));
+    }
+
+    #[test]
+    fn the_members_are_found_in_the_event_and_in_its_ecs_shape() {
+        assert_of_event(&EventFields::of(EVENT.as_bytes()));
+        let ecs = format!(
+            r#"{{"@timestamp":"x","user":{{"name":"n"}},"kubernetes":{{"audit":{EVENT}}}}}"#
+        );
+        assert_of_event(&EventFields::of(ecs.as_bytes()));
+    }
+
+    #[test]
+    fn an_event_of_another_shape_has_a_time_only() {
+        let ocsf = br#"{"class_uid":6003,"time":1500,"actor":{"user":{"name":"n"}}}"#;
+        let time = EventFields { time: Some(1_500_000_000), ..EventFields::default() };
+        assert_eq!(EventFields::of(ocsf), time);
+        assert_eq!(EventFields::of(br#"{"time":-1}"#), EventFields::default());
+        assert_eq!(EventFields::of(br#"{"time":1.5}"#), EventFields::default());
+    }
+
+    #[test]
+    fn the_first_of_two_equal_keys_counts_and_wrong_types_are_absent() {
+        let event = br#"{"lev\u0065l":"a","level":"b","stage":7,"stage":"late","user":["username","a"],"objectRef":"resource","responseStatus":{"code":"200"},"stageTimestamp":"yesterday"}"#;
+        let fields = EventFields { level: Some(b"a"), ..EventFields::default() };
+        assert_eq!(EventFields::of(event), fields);
+        for event in ["{}", "{", "[]", "7", ""] {
+            assert_eq!(EventFields::of(event.as_bytes()), EventFields::default());
+        }
+        let groups = EventFields::of(br#"{"user":{"groups":{"a":"b"}}}"#);
+        assert!(groups.groups().is_none());
+    }
+}

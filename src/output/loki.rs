@@ -1,0 +1,353 @@
+//! `type = "loki"`: the push API of Grafana Loki.
+//!
+//! A request has a stream for each verb that its events have, and in a stream the events in the
+//! order of the queue. The line of an entry is the event as it is. Labels are few, because each set
+//! of labels is a stream of its own. User, object and whatever else a client of kube-apiserver can
+//! choose are structured metadata of entries.
+//!
+//! An event that is sent again has the same time, labels and line, so it is the same entry for
+//! Loki, and nothing is stored twice.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::event_fields::EventFields;
+use super::event_fields::text;
+use super::http::HttpConnector;
+use super::http::api::Api;
+use super::http::api::Encoded;
+use super::http::api::Outcome;
+use super::http::api::Reply;
+use super::http::api::Sent;
+use super::setup::IntoConnector;
+use super::setup::Setup;
+use crate::config::Compression;
+use crate::config::HttpClient;
+use crate::config::HttpKeys;
+use crate::config::OutputSettings;
+use crate::config::Target;
+use crate::config::table::Table;
+use crate::config::table::optional;
+use crate::delivery::lines::lines;
+use crate::delivery::prepared::Connector;
+use crate::queue::Batch;
+use crate::queue::Identity;
+
+/// The header that names the tenant.
+const TENANT: &str = "x-scope-orgid";
+
+/// The most bytes of an answer that are read. Loki's own answers are empty, or one line.
+const ANSWER_BYTES: usize = 64 * 1024;
+
+/// The most labels that a config may have: Loki takes 15 by default (`max_label_names_per_series`),
+/// and two are always there.
+const LABELS_MAX: usize = 13;
+
+/// The most bytes of a label's value that Loki takes by default (`max_label_value_length`).
+const LABEL_BYTES_MAX: usize = 2048;
+
+/// The verbs of Kubernetes, which are the values of the label `verb`, and the value for any other
+/// verb: a client of kube-apiserver can choose it.
+const VERBS: [&str; 9] =
+    ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "other"];
+
+/// The bytes at which a value of the metadata is cut. Loki refuses an entry with more than 64 KB of
+/// metadata (`max_structured_metadata_size`).
+const METADATA_VALUE_BYTES_MAX: usize = 4096;
+
+/// The number of members of an event that become metadata of its entry. Loki takes 128
+/// (`max_structured_metadata_entries_count`).
+const METADATA: usize = 10;
+
+const _: () = assert!(METADATA * (METADATA_VALUE_BYTES_MAX + 64) <= 64_000 && METADATA <= 128);
+
+/// The beginning and the end of a request's body, with the streams between them.
+const FRAME: (&[u8], &[u8]) = (b"{\"streams\":[", b"]}");
+
+/// The end of a stream.
+const STREAM_END: &[u8] = b"]}";
+
+/// The settings of an output of `type = "loki"`, as read from the config.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// The consumer's URLs, and how requests are made. The tenant is among the headers.
+    client: HttpClient,
+    format: Format,
+}
+
+/// The form of entries.
+#[derive(Debug, Clone, PartialEq)]
+struct Format {
+    /// The configured labels of each stream.
+    labels: BTreeMap<String, String>,
+    timestamp: Timestamp,
+    /// `true` if entries have structured metadata.
+    metadata: bool,
+}
+
+/// The values of the key `timestamp`: the time of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Timestamp {
+    /// The time of the event's stage. If the event has none, the time of its acceptance.
+    Event,
+    /// The time at which the relay accepted the event.
+    Received,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "loki";
+    const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let keys = HttpKeys { compression: Compression::Gzip, authorization: true };
+        let (client, (tenant, format)) = HttpClient::read(t, &keys, |t| {
+            let meaning = "tenant, for the header X-Scope-OrgID";
+            let tenant = t.secret(optional("tenant", "string", "none", meaning), tenant);
+            let meaning = "labels of each stream, besides log_type and verb; at most 13";
+            let labels = t.word_map(("labels", "table of strings", meaning), label_name, label);
+            if labels.len() > LABELS_MAX {
+                t.error("labels", format!("are too many, allowed: at most {LABELS_MAX}"));
+            }
+            let words = [("event", Timestamp::Event), ("received", Timestamp::Received)];
+            let meaning = "time of an entry: that of the event's stage, or that of its acceptance \
+                           (for old events, which Loki may refuse for their age)";
+            let timestamp = t.choice("timestamp", &words, Some(Timestamp::Event), meaning);
+            let meaning = "user, object and others as structured metadata of each entry";
+            let metadata = t.flag("metadata", true, meaning);
+            (tenant, timestamp.map(|timestamp| Format { labels, timestamp, metadata }))
+        });
+        let mut client = client?;
+        if client.compression == Compression::Zstd {
+            t.error("compression", "is not read by Loki, allowed: \"none\", \"gzip\"");
+        }
+        if t.is_set("tenant") && client.headers.contains_key(TENANT) {
+            let what = format!("contradicts the header `{TENANT}`, allowed: one of the two");
+            t.error("tenant", what);
+        }
+        client.headers.extend(tenant.map(|tenant| (TENANT.to_owned(), tenant)));
+        Some(Self { client, format: format? })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.client.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        None
+    }
+}
+
+/// Checks the name of a tenant. The error text does not show it.
+fn tenant(name: &str) -> Result<(), String> {
+    let in_a_name = |c: char| c.is_ascii_alphanumeric() || "!-_.*'()".contains(c);
+    if !(1..=150).contains(&name.len())
+        || !name.chars().all(in_a_name)
+        || [".", ".."].contains(&name)
+    {
+        return Err("is not a tenant, allowed: 1 to 150 letters, digits and !-_.*'()".to_owned());
+    }
+    Ok(())
+}
+
+/// Parses the name of a label.
+fn label_name(name: &str) -> Result<String, String> {
+    let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    let in_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if !begins || !name.chars().all(in_a_name) || name.starts_with("__") || name.len() > 1024 {
+        return Err(
+            "is not a label, allowed: letters, digits and _, without a digit or __ at the \
+                    beginning"
+                .to_owned(),
+        );
+    }
+    if ["log_type", "verb"].contains(&name) {
+        return Err("is set by the forwarder itself, allowed: other labels".to_owned());
+    }
+    Ok(name.to_owned())
+}
+
+/// Parses the value of a label.
+fn label(value: &str) -> Result<String, String> {
+    if !(1..=LABEL_BYTES_MAX).contains(&value.len()) || value.chars().any(char::is_control) {
+        return Err(format!(
+            "is not the value of a label, allowed: 1 to {LABEL_BYTES_MAX} bytes without control \
+             characters"
+        ));
+    }
+    Ok(value.to_owned())
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        HttpConnector::boxed(&self.client, std::sync::Arc::new(self.format.clone()), setup)
+    }
+}
+
+impl Api for Format {
+    fn path(&self) -> &'static str {
+        "/loki/api/v1/push"
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/json"
+    }
+
+    fn wraps_events(&self) -> bool {
+        true
+    }
+
+    fn answer_bytes(&self) -> usize {
+        ANSWER_BYTES
+    }
+
+    fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
+        let mut streams: [Vec<u8>; VERBS.len()] = Default::default();
+        let (mut size, mut events, mut entry) = (FRAME.0.len() + FRAME.1.len(), 0, Vec::new());
+        for (event, (_, received)) in lines(&batch.pieces).zip(batch.places()) {
+            let fields = EventFields::of(event);
+            let (verb, stream) = stream_of(&fields, &mut streams);
+            entry.clear();
+            if stream.is_empty() {
+                self.begin_stream(verb, &mut entry);
+            } else {
+                entry.push(b',');
+            }
+            self.write_entry(event, &fields, received, &mut entry);
+            // A stream also has its end, and a comma behind it.
+            let end = if stream.is_empty() { STREAM_END.len() + 1 } else { 0 };
+            if events > 0 && (size + entry.len() + end) as u64 > max_bytes {
+                break;
+            }
+            size += entry.len() + end;
+            stream.extend_from_slice(&entry);
+            events += 1;
+        }
+        let mut body = Vec::with_capacity(size);
+        body.extend_from_slice(FRAME.0);
+        for stream in streams.iter().filter(|stream| !stream.is_empty()) {
+            if body.len() > FRAME.0.len() {
+                body.push(b',');
+            }
+            body.extend_from_slice(stream);
+            body.extend_from_slice(STREAM_END);
+        }
+        body.extend_from_slice(FRAME.1);
+        Encoded::new(body, events)
+    }
+
+    fn judge(&self, reply: Reply<'_>, _: &Sent) -> Outcome {
+        if !reply.status.is_success() {
+            return reply.by_status;
+        }
+        let is_page = |body: &[u8]| body.trim_ascii_start().starts_with(b"<");
+        match (reply.status.as_u16(), reply.body) {
+            (204, _) => reply.by_status,
+            (200, Some(body)) if !is_page(body) => reply.by_status,
+            (260, _) => reply.unclear("Loki blocks the tenant's writes, and has stored nothing"),
+            _ => reply.unclear("the answer is not that of the push API"),
+        }
+    }
+}
+
+/// Returns the verb of an event as a label, and the entries of its stream so far.
+fn stream_of<'a>(
+    fields: &EventFields<'_>,
+    streams: &'a mut [Vec<u8>; VERBS.len()],
+) -> (&'static str, &'a mut Vec<u8>) {
+    let verb = fields.verb.map(text).unwrap_or_default();
+    let index = VERBS.iter().position(|known| *known == verb).unwrap_or(VERBS.len() - 1);
+    (VERBS[index], &mut streams[index])
+}
+
+impl Format {
+    /// Writes the beginning of the stream of a verb, up to its first entry.
+    fn begin_stream(&self, verb: &str, body: &mut Vec<u8>) {
+        body.extend_from_slice(b"{\"stream\":{\"log_type\":\"audit\"");
+        for (name, value) in &self.labels {
+            write_member(name, value, body);
+        }
+        write_member("verb", verb, body);
+        body.extend_from_slice(b"},\"values\":[");
+    }
+
+    /// Writes an entry: its time, its line and its metadata. `received` is the time of acceptance
+    /// in milliseconds since 1970.
+    fn write_entry(
+        &self,
+        event: &[u8],
+        fields: &EventFields<'_>,
+        received: u64,
+        body: &mut Vec<u8>,
+    ) {
+        let time = match self.timestamp {
+            Timestamp::Event => fields.time,
+            Timestamp::Received => None,
+        };
+        let time = time.unwrap_or(received.saturating_mul(1_000_000));
+        body.extend_from_slice(format!("[\"{time}\",").as_bytes());
+        write_string(event, body);
+        if self.metadata {
+            body.extend_from_slice(b",{");
+            let begin = body.len();
+            for (name, value) in metadata(fields) {
+                let end = value.floor_char_boundary(METADATA_VALUE_BYTES_MAX);
+                let value = value.get(..end).unwrap_or_default();
+                if !value.is_empty() {
+                    write_member(name, value, body);
+                }
+            }
+            // Each member begins with a comma, and the first needs none.
+            if body.len() > begin {
+                body.remove(begin);
+            }
+            body.push(b'}');
+        }
+        body.push(b']');
+    }
+}
+
+/// Returns the structured metadata of an event: names and values. A member that the event does not
+/// have is an empty text.
+fn metadata<'a>(fields: &EventFields<'a>) -> [(&'static str, std::borrow::Cow<'a, str>); METADATA] {
+    let code = fields.code.map(|code| code.to_string()).unwrap_or_default();
+    let text = |member: Option<&'a [u8]>| member.map(text).unwrap_or_default();
+    [
+        ("level", text(fields.level)),
+        ("stage", text(fields.stage)),
+        ("user", text(fields.username)),
+        ("user_agent", text(fields.user_agent)),
+        ("request_uri", text(fields.request_uri)),
+        ("api_group", text(fields.api_group)),
+        ("resource", text(fields.resource)),
+        ("namespace", text(fields.namespace)),
+        ("name", text(fields.name)),
+        ("code", code.into()),
+    ]
+}
+
+/// Writes a member of a JSON object, with a comma before it.
+fn write_member(name: &str, value: &str, body: &mut Vec<u8>) {
+    body.push(b',');
+    write_string(name.as_bytes(), body);
+    body.push(b':');
+    write_string(value.as_bytes(), body);
+}
+
+/// Writes a text as a JSON string.
+fn write_string(text: &[u8], body: &mut Vec<u8>) {
+    let needs_escape = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20);
+    body.push(b'"');
+    let mut rest = text;
+    while let Some(at) = rest.iter().position(needs_escape) {
+        let (plain, behind) = rest.split_at(at);
+        body.extend_from_slice(plain);
+        match behind {
+            [byte @ (b'"' | b'\\'), ..] => body.extend_from_slice(&[b'\\', *byte]),
+            [byte, ..] => body.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            [] => {}
+        }
+        rest = behind.get(1..).unwrap_or_default();
+    }
+    body.extend_from_slice(rest);
+    body.push(b'"');
+}

@@ -1,0 +1,397 @@
+//! `type = "otlp"`: log records of OpenTelemetry, by OTLP over HTTP with Protobuf.
+//!
+//! A request has one resource, one scope and a record for each event. The body of a record is the
+//! event as it is, as a text. The messages have few fields, so they are written and read here by
+//! hand; `opentelemetry/proto/collector/logs/v1/logs_service.proto` and the files that it imports
+//! give the numbers of the fields.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::event_fields::EventFields;
+use super::event_fields::text;
+use super::http::HttpConnector;
+use super::http::api::Api;
+use super::http::api::Encoded;
+use super::http::api::Outcome;
+use super::http::api::Reply;
+use super::http::api::Sent;
+use super::setup::IntoConnector;
+use super::setup::Setup;
+use crate::config;
+use crate::config::BatchBytes;
+use crate::config::Compression;
+use crate::config::HttpClient;
+use crate::config::HttpKeys;
+use crate::config::OutputSettings;
+use crate::config::Target;
+use crate::config::table::Table;
+use crate::delivery::failure::Failure;
+use crate::delivery::lines::lines;
+use crate::delivery::link::Part;
+use crate::delivery::link::Verdict;
+use crate::delivery::prepared::Connector;
+use crate::queue::Batch;
+use crate::queue::Identity;
+use crate::telemetry::AttemptError;
+
+/// The most bytes of an answer that are read. An answer has a number and a message.
+const ANSWER_BYTES: usize = 1 << 20;
+
+/// The default of `batch.max_bytes`. Receivers take 4 MB or more.
+const BATCH_BYTES: u64 = 4_000_000;
+
+/// The name of the scope: the program that has written the records.
+const SCOPE: &str = env!("CARGO_PKG_NAME");
+
+/// `SEVERITY_NUMBER_INFO`. An audit event is information, whatever its audit level is.
+const SEVERITY: u64 = 9;
+
+/// The most bytes of the two lengths that are put into a request behind its last record. A length
+/// of 5 bytes is enough for 32 GiB.
+const LENGTHS: usize = 2 * 5;
+
+/// The settings of an output of `type = "otlp"`, as read from the config.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    client: HttpClient,
+    /// The attributes of the resource.
+    resource: BTreeMap<String, String>,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "otlp";
+    const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let keys = HttpKeys { compression: Compression::Gzip, authorization: true };
+        let (client, resource) = HttpClient::read(t, &keys, |t| {
+            let meaning = "attributes of the resource, such as \"k8s.cluster.name\"";
+            let printable = |text: &str| config::printable(text, 255);
+            t.word_map(("resource", "table of strings", meaning), printable, attribute)
+        });
+        Some(Self { client: client?, resource })
+    }
+
+    const BATCH_BYTES: BatchBytes = BatchBytes { default: BATCH_BYTES, max: None };
+
+    fn targets(&self) -> Vec<Target> {
+        self.client.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        None
+    }
+}
+
+/// Parses the value of an attribute.
+fn attribute(value: &str) -> Result<String, String> {
+    if value.len() > 4096 {
+        return Err("is too long, allowed: at most 4096 bytes".to_owned());
+    }
+    Ok(value.to_owned())
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let logs = Logs { resource: self.resource.clone() };
+        HttpConnector::boxed(&self.client, Arc::new(logs), setup)
+    }
+}
+
+/// The service for logs.
+struct Logs {
+    /// The attributes of the resource.
+    resource: BTreeMap<String, String>,
+}
+
+impl Api for Logs {
+    fn path(&self) -> &'static str {
+        "/v1/logs"
+    }
+
+    fn content_type(&self) -> &'static str {
+        "application/x-protobuf"
+    }
+
+    fn wraps_events(&self) -> bool {
+        true
+    }
+
+    fn answer_bytes(&self) -> usize {
+        ANSWER_BYTES
+    }
+
+    /// Writes an `ExportLogsServiceRequest`.
+    fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
+        let mut body = Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4);
+        let mut events = 0;
+        // The only `ResourceLogs`.
+        write_message(1, &mut body, |body| {
+            write_message(1, body, |body| {
+                for (name, value) in &self.resource {
+                    write_attribute(1, name, value, body);
+                }
+            });
+            // The only `ScopeLogs`.
+            write_message(2, body, |body| {
+                write_message(1, body, |body| {
+                    write_bytes(1, SCOPE.as_bytes(), body);
+                    write_bytes(2, env!("CARGO_PKG_VERSION").as_bytes(), body);
+                });
+                for (event, (_, received)) in lines(&batch.pieces).zip(batch.places()) {
+                    let before = body.len();
+                    write_message(2, body, |body| write_record(event, received, body));
+                    if events > 0 && (body.len() + LENGTHS) as u64 > max_bytes {
+                        body.truncate(before);
+                        break;
+                    }
+                    events += 1;
+                }
+            });
+        });
+        Encoded::new(body, events)
+    }
+
+    fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
+        if !reply.status.is_success() {
+            return reply.by_status;
+        }
+        // OTLP asks for 200. Loki, which has this service too, answers 204.
+        if ![200, 204].contains(&reply.status.as_u16()) {
+            return reply.unclear("the answer is not that of OTLP");
+        }
+        let Some(rejected) = reply.body.and_then(rejected) else {
+            return reply.unclear("the answer is not an ExportLogsServiceResponse");
+        };
+        if rejected == 0 {
+            return reply.by_status;
+        }
+        let refused = rejected.min(sent.events);
+        let Reply { status, base, .. } = reply;
+        let message = format!("{base}: answered {status}: {refused} of {} rejected", sent.events);
+        let failure = Failure::new(AttemptError::Item, message);
+        let verdict = Verdict::Partly { refused, failure };
+        Outcome::Judged(vec![Part { end: sent.claim.end, events: sent.events, verdict }])
+    }
+}
+
+/// Writes the fields of a `LogRecord`. `received` is the time of the event's acceptance in
+/// milliseconds since 1970.
+fn write_record(event: &[u8], received: u64, body: &mut Vec<u8>) {
+    let fields = EventFields::of(event);
+    if let Some(time) = fields.time {
+        write_fixed64(1, time, body);
+    }
+    write_key(2, VARINT, body);
+    write_varint(SEVERITY, body);
+    if let Some(level) = fields.level {
+        write_bytes(3, text(level).as_bytes(), body);
+    }
+    write_message(5, body, |body| write_bytes(1, event, body));
+    for (name, value) in [
+        ("k8s.audit.event.level", fields.level),
+        ("k8s.audit.event.stage", fields.stage),
+        ("k8s.audit.event.user_agent", fields.user_agent),
+        ("k8s.audit.event.request.uri", fields.request_uri),
+        ("k8s.audit.event.request.verb", fields.verb),
+        ("k8s.audit.event.object_ref.resource", fields.resource),
+        ("k8s.audit.event.object_ref.name", fields.name),
+        ("k8s.audit.event.object_ref.namespace", fields.namespace),
+        ("k8s.audit.event.object_ref.api_group", fields.api_group),
+        ("k8s.audit.event.object_ref.api_version", fields.api_version),
+        ("k8s.user.username", fields.username),
+    ] {
+        if let Some(value) = value {
+            write_attribute(6, name, &text(value), body);
+        }
+    }
+    if let Some(code) = fields.code {
+        write_key_value(6, "k8s.audit.event.response.code", body, |body| {
+            write_key(3, VARINT, body);
+            write_varint(code.cast_unsigned(), body);
+        });
+    }
+    if let Some(groups) = fields.groups() {
+        write_key_value(6, "k8s.user.groups", body, |body| {
+            // An `ArrayValue`, of one `AnyValue` for each group.
+            write_message(5, body, |body| {
+                for group in groups {
+                    write_message(1, body, |body| write_bytes(1, text(group).as_bytes(), body));
+                }
+            });
+        });
+    }
+    write_fixed64(11, received.saturating_mul(1_000_000), body);
+}
+
+/// Writes an attribute with a text as a `KeyValue`.
+fn write_attribute(field: u8, name: &str, value: &str, body: &mut Vec<u8>) {
+    write_key_value(field, name, body, |body| write_bytes(1, value.as_bytes(), body));
+}
+
+/// Writes a `KeyValue`. `write` writes the fields of its `AnyValue`.
+fn write_key_value(field: u8, name: &str, body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    write_message(field, body, |body| {
+        write_bytes(1, name.as_bytes(), body);
+        write_message(2, body, write);
+    });
+}
+
+/// The wire types of Protobuf that are written here: a number of variable length, 8 bytes, and
+/// bytes with their length before them.
+const VARINT: u8 = 0;
+const FIXED64: u8 = 1;
+const BYTES: u8 = 2;
+
+/// Writes the key of a field. The number of the field must be below 16.
+fn write_key(field: u8, wire_type: u8, body: &mut Vec<u8>) {
+    body.push(field << 3 | wire_type);
+}
+
+/// Writes a number: 7 bits in each byte, the lowest first, and the highest bit of a byte is set if
+/// another byte follows.
+fn write_varint(number: u64, body: &mut Vec<u8>) {
+    let mut rest = number;
+    loop {
+        let [low, ..] = rest.to_le_bytes();
+        rest >>= 7;
+        if rest == 0 {
+            return body.push(low);
+        }
+        body.push(low | 0x80);
+    }
+}
+
+/// Writes a field of 8 bytes.
+fn write_fixed64(field: u8, number: u64, body: &mut Vec<u8>) {
+    write_key(field, FIXED64, body);
+    body.extend_from_slice(&number.to_le_bytes());
+}
+
+/// Writes a field of bytes, or a text.
+fn write_bytes(field: u8, bytes: &[u8], body: &mut Vec<u8>) {
+    write_key(field, BYTES, body);
+    write_varint(bytes.len() as u64, body);
+    body.extend_from_slice(bytes);
+}
+
+/// Writes a field that is a message. `write` writes the fields of the message; its length, which is
+/// known then, is moved before them.
+fn write_message(field: u8, body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
+    write_key(field, BYTES, body);
+    let begin = body.len();
+    write(body);
+    let end = body.len();
+    write_varint((end - begin) as u64, body);
+    let length = body.len() - end;
+    if let Some(message) = body.get_mut(begin..) {
+        message.rotate_right(length);
+    }
+}
+
+/// Returns the number of records that an `ExportLogsServiceResponse` says were rejected; 0 if it
+/// says nothing of it. Returns `None` if the bytes are no such message.
+fn rejected(response: &[u8]) -> Option<u64> {
+    let (mut rest, mut rejected) = (response, 0);
+    while !rest.is_empty() {
+        // `partial_success` is the field 1, and `rejected_log_records` in it too.
+        if let (1, Value::Bytes(mut partial)) = read_field(&mut rest)? {
+            while !partial.is_empty() {
+                if let (1, Value::Number(number)) = read_field(&mut partial)? {
+                    // The number has a sign, and below 0 it means nothing.
+                    rejected = u64::try_from(number.cast_signed()).ok()?;
+                }
+            }
+        }
+    }
+    Some(rejected)
+}
+
+/// The value of a field.
+enum Value<'a> {
+    Number(u64),
+    Bytes(&'a [u8]),
+    /// 4 or 8 bytes, which no field has that is read here.
+    Fixed,
+}
+
+/// Takes the next field off a message: its number and its value. Returns `None` if the bytes are no
+/// field.
+fn read_field<'a>(message: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
+    let key = read_varint(message)?;
+    let value = match key & 7 {
+        0 => Value::Number(read_varint(message)?),
+        1 => message.split_off(..8).map(|_| Value::Fixed)?,
+        2 => {
+            let length = usize::try_from(read_varint(message)?).ok()?;
+            Value::Bytes(message.split_off(..length)?)
+        }
+        5 => message.split_off(..4).map(|_| Value::Fixed)?,
+        _ => return None,
+    };
+    Some((key >> 3, value)).filter(|(field, _)| *field > 0)
+}
+
+/// Takes a number off a message, as [`write_varint`] writes it. Returns `None` if the bytes are no
+/// number of 64 bits.
+fn read_varint(message: &mut &[u8]) -> Option<u64> {
+    let mut number = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let byte = *message.split_off_first()?;
+        let bits = u64::from(byte & 0x7f);
+        number |= bits.checked_shl(shift).filter(|it| it >> shift == bits)?;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_is_read_with_fields_that_are_not_known() {
+        for (answer, wanted) in [
+            (&b""[..], Some(0)),
+            (b"\x0a\x00", Some(0)),
+            (b"\x0a\x02\x08\x07", Some(7)),
+            (b"\x0a\x08\x08\x96\x01\x12\x03bad", Some(150)),
+            // A warning, without rejected records.
+            (b"\x0a\x05\x12\x03bad", Some(0)),
+            // Fields of all types, which later versions may add.
+            (b"\x10\x05\x19abcdefgh\x25abcd\x2a\x01x\x0a\x02\x08\x03", Some(3)),
+            (b"\x0a\x0d\x18\x01\x21abcdefgh\x08\x02", Some(2)),
+            // -1
+            (b"\x0a\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", None),
+            (b"\x0a\x0b\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\x02", None),
+            (b"\x0a\x03\x08\x07", None),
+            (b"\x0a\x01\x08", None),
+            (b"\x00\x00", None),
+            (b"<html>welcome</html>", None),
+            (b"{\"partialSuccess\":{}}", None),
+            (b"ok", None),
+        ] {
+            assert_eq!(rejected(answer), wanted, "{}", answer.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn numbers_have_as_many_bytes_as_they_need() {
+        for (number, wanted) in [
+            (0, &b"\x00"[..]),
+            (127, b"\x7f"),
+            (128, b"\x80\x01"),
+            (300, b"\xac\x02"),
+            (u64::MAX, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+        ] {
+            let mut written = Vec::new();
+            write_varint(number, &mut written);
+            assert_eq!(written, wanted);
+            assert_eq!(read_varint(&mut written.as_slice()), Some(number));
+        }
+    }
+}

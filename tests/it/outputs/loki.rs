@@ -1,0 +1,295 @@
+//! `type = "loki"`: each event is one entry, whatever the consumer answers and however often the
+//! relay is killed; what is refused is in dead letters, and nowhere else.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::chance::rng;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::letters::events_in_letters;
+use crate::support::loki::Entry;
+use crate::support::loki::Loki;
+use crate::support::loki::Mood;
+use crate::support::loki::to_loki;
+use crate::support::moment::nanos_of;
+use crate::support::moment::now;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::QUICK;
+use crate::support::requests::assert_same_set;
+use crate::support::text;
+use crate::support::wait_until;
+
+const MIB: usize = 1024 * 1024;
+
+fn value(relay: &Relay, metric: &str) -> f64 {
+    relay.metrics().value(metric, &[("output", "consumer")])
+}
+
+/// Returns the labels and the metadata that the entry of an event must have, as serde_json reads
+/// the event.
+fn expected(event: &serde_json::Value) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+    let verb = event["verb"].as_str().unwrap_or_default();
+    let known = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
+    let verb = if known.contains(&verb) { verb } else { "other" };
+    let labels = [("log_type", "audit"), ("cluster", "prod"), ("verb", verb)];
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let code = event["responseStatus"]["code"].as_i64().map(|code| code.to_string());
+    let object = &event["objectRef"];
+    let metadata = [
+        ("level", text(&event["level"])),
+        ("stage", text(&event["stage"])),
+        ("user", text(&event["user"]["username"])),
+        ("user_agent", text(&event["userAgent"])),
+        ("request_uri", text(&event["requestURI"])),
+        ("api_group", text(&object["apiGroup"])),
+        ("resource", text(&object["resource"])),
+        ("namespace", text(&object["namespace"])),
+        ("name", text(&object["name"])),
+        ("code", code.unwrap_or_default()),
+    ];
+    let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let metadata = metadata.into_iter().filter(|(_, value)| !value.is_empty());
+    let metadata = metadata.map(|(name, value)| (name.to_owned(), value));
+    (labels.into(), metadata.collect())
+}
+
+#[test]
+fn the_corpus_arrives_byte_for_byte_in_order_with_labels_times_and_metadata() {
+    let consumer = Loki::start(4 * MIB, || Mood::Stores, |_| true);
+    let more = "concurrency = 1\nlabels = { cluster = \"prod\" }";
+    let relay = Relay::start(&format!("{BASE}{}", to_loki(consumer.address(), more)));
+    let mut sent = Vec::new();
+    for body in corpus() {
+        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+        sent.extend(events_of(&body.bytes));
+    }
+    relay.wait_until_delivered(PATIENCE);
+    for request in consumer.sink.requests() {
+        assert_eq!(request.header("content-encoding"), Some("gzip"));
+    }
+    let store = consumer.store();
+    assert_same_set(&store.lines(), &sent);
+    assert_eq!(store.again, 0);
+    let mut streams: BTreeMap<&BTreeMap<String, String>, Vec<&[u8]>> = BTreeMap::new();
+    for entry in &store.entries {
+        let event: serde_json::Value = serde_json::from_str(&entry.line).expect("an event");
+        let (labels, metadata) = expected(&event);
+        assert_eq!((&entry.labels, entry.metadata.as_ref()), (&labels, Some(&metadata)));
+        assert_eq!(entry.time, nanos_of(event["stageTimestamp"].as_str().expect("a time")));
+        streams.entry(&entry.labels).or_default().push(entry.line.as_bytes());
+    }
+    assert!(streams.len() > 5, "{:?}", streams.keys());
+    for (labels, lines) in streams {
+        let mut sent = sent.iter().map(Vec::as_slice);
+        let is_next = |line: &&[u8]| sent.any(|event| event == *line);
+        assert!(lines.iter().all(is_next), "{labels:?} is not in order");
+    }
+    drop(store);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a consumer answers in all its ways at random, and stores what it does not refuse, while
+/// the relay is killed and started again. In the end each good event must be one entry, and each
+/// bad event must be in the dead letters and nowhere else.
+#[test]
+fn each_event_is_one_entry_or_refused_whatever_happens() {
+    let mut rng = rng();
+    let mut moods = rng.fork();
+    let calm = Arc::new(AtomicBool::new(false));
+    let is_calm = Arc::clone(&calm);
+    let is_bad = |event: &[u8]| event.windows(14).any(|part| part == b"generated-13\",");
+    let mood = move || match moods.u32(..16) {
+        _ if is_calm.load(Ordering::SeqCst) => Mood::Stores,
+        0 => Mood::Busy,
+        1 => Mood::Status(500),
+        2 => Mood::Status(503),
+        3 => Mood::Status(260),
+        4 => Mood::Status(401),
+        5 => Mood::StoresAndFails,
+        6 => Mood::HangsUp(true),
+        7 => Mood::HangsUp(false),
+        8 => Mood::Cut,
+        9 => Mood::Page,
+        10 => Mood::Small,
+        11 => Mood::StoresWith200,
+        _ => Mood::Stores,
+    };
+    let consumer = Loki::start(MIB, mood, move |line| !is_bad(line));
+    let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let timestamp = if rng.bool() { "event" } else { "received" };
+    let more = format!("{QUICK}batch.max_bytes = \"1MiB\"\ntimestamp = \"{timestamp}\"");
+    let config = format!(
+        "{BASE}{}[queue]\ndirectory = \"{}\"\n[dead_letter]\ndirectory = \"{}\"\n",
+        to_loki(consumer.address(), &more),
+        text(spool.path()),
+        text(kept.path()),
+    );
+    let mut sent = Vec::new();
+    for round in 0..6 {
+        let mut relay = Relay::start(&config);
+        for batch in 0..8 {
+            let body = generated_batch(round * 100 + batch, 200, 700);
+            assert_eq!(relay.post(&body).status, 200);
+            sent.extend(events_of(&body));
+        }
+        std::thread::sleep(Duration::from_millis(rng.u64(20..400)));
+        relay.kill();
+    }
+    calm.store(true, Ordering::SeqCst);
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE * 2);
+    let (bad, good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+    let refused: BTreeSet<_> = events_in_letters(kept.path()).into_iter().collect();
+    assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
+    let store = consumer.store();
+    eprintln!("{} requests, {} entries came again", store.requests.len(), store.again);
+    assert_same_set(&store.lines(), &good);
+    assert!(store.again > 0, "no answer got lost");
+    assert!(!relay.log_text().contains("s3cr3t"), "the consumer's text is in the log");
+    drop(store);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: Loki stores the entries and fails, and the relay is killed before it has another
+/// answer. The entries that it sends after its start must be the same, also if their time is that
+/// of the acceptance.
+#[test]
+fn the_time_of_acceptance_is_the_same_after_a_restart() {
+    let calm = Arc::new(AtomicBool::new(false));
+    let is_calm = Arc::clone(&calm);
+    let mood = move || match is_calm.load(Ordering::SeqCst) {
+        false => Mood::StoresAndFails,
+        true => Mood::Stores,
+    };
+    let consumer = Loki::start(4 * MIB, mood, |_| true);
+    let spool = TempDir::new().unwrap();
+    let config = format!(
+        "{BASE}{}[queue]\ndirectory = \"{}\"\n",
+        to_loki(consumer.address(), &format!("{QUICK}timestamp = \"received\"")),
+        text(spool.path()),
+    );
+    let mut relay = Relay::start(&config);
+    let before = now();
+    let (body, other) = (generated_batch(1, 30, 700), generated_batch(2, 30, 700));
+    assert_eq!(relay.post(&body).status, 200);
+    assert_eq!(relay.post(&other).status, 200);
+    let after = now();
+    wait_until("entries", PATIENCE, || consumer.store().entries.len() == 60);
+    relay.kill();
+    calm.store(true, Ordering::SeqCst);
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE);
+    let store = consumer.store();
+    assert_same_set(&store.lines(), &[events_of(&body), events_of(&other)].concat());
+    assert!(store.again >= 60, "{} came again", store.again);
+    // The time of acceptance is known in milliseconds.
+    let range = before - 1_000_000..=after;
+    assert!(store.entries.iter().all(|entry| range.contains(&entry.time)));
+    drop(store);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: events that try to break the request: texts with quotes, line breaks and escaped lone
+/// surrogates, texts that are longer than metadata may be, verbs and members of the wrong type.
+/// Each must arrive as it was sent.
+#[test]
+fn what_a_client_can_write_breaks_no_request_and_is_cut_in_the_metadata() {
+    let consumer = Loki::start(4 * MIB, || Mood::Stores, |_| true);
+    let relay = Relay::start(&format!("{BASE}{}", to_loki(consumer.address(), "")));
+    let long = "ä€".repeat(100_000);
+    let events = [
+        r#"{"level":"Metadata","auditID":"1","stage":"Panic","verb":"\"}],\"","userAgent":"a\"\\\n\u0000b","user":{"username":"\ud83d\ude00"}}"#.to_owned(),
+        r#"{"level":"Metadata","auditID":"2","stage":"Panic","verb":7,"stageTimestamp":"yesterday","objectRef":"x","user":[],"responseStatus":{"code":"x"}}"#.to_owned(),
+        format!(r#"{{"level":"Metadata","auditID":"3","stage":"Panic","verb":"get","userAgent":"{long}","requestURI":"{long}","user":{{"username":"{long}"}}}}"#),
+        "{\t\"level\":\"Metadata\",\"auditID\" : \"4\",\"stage\":\"Panic\",\"verb\":\"list\"}".to_owned(),
+    ];
+    let before = now();
+    let list = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":["#;
+    assert_eq!(relay.post(format!("{list}{}]}}", events.join(",")).as_bytes()).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let store = consumer.store();
+    assert_same_set(&store.lines(), &events.each_ref().map(|event| event.clone().into_bytes()));
+    let entry = |id: &str| -> &Entry {
+        let id = format!("\"{id}\"");
+        store.entries.iter().find(|entry| entry.line.contains(&id)).expect("an entry")
+    };
+    let metadata = |id, name: &str| entry(id).metadata.as_ref().unwrap().get(name).cloned();
+    assert_eq!((&*entry("1").labels["verb"], &*entry("2").labels["verb"]), ("other", "other"));
+    assert_eq!((&*entry("3").labels["verb"], &*entry("4").labels["verb"]), ("get", "list"));
+    assert_eq!(metadata("1", "user_agent").unwrap(), "a\"\\\n\u{0}b");
+    assert_eq!(metadata("1", "user").unwrap(), "\u{1f600}");
+    let of_wrong_types = ["user", "code", "resource"].map(|name| metadata("2", name));
+    assert_eq!(of_wrong_types, [None, None, None]);
+    for name in ["user_agent", "request_uri", "user"] {
+        let cut = metadata("3", name).unwrap();
+        // A value ends at 4,096 bytes, and at the end of a character.
+        assert!((4094..=4096).contains(&cut.len()) && long.starts_with(&cut), "{}", cut.len());
+    }
+    // An event without a time has that of its acceptance.
+    assert!((before - 1_000_000..=now()).contains(&entry("2").time));
+    drop(store);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: events of which most bytes need an escape, so that their lines take twice their size.
+/// No request may be larger than the limit, except those of a single event, which the consumer
+/// checks.
+#[test]
+fn a_request_keeps_the_limit_after_escapes_and_a_larger_event_goes_alone() {
+    let consumer = Loki::start(64 * 1024, || Mood::Stores, |_| true);
+    let more = "batch.max_bytes = \"64KiB\"\nmetadata = false\ncompression = \"none\"";
+    let relay = Relay::start(&format!("{BASE}{}", to_loki(consumer.address(), more)));
+    let event = |id: usize, quotes: usize| {
+        let text = r#"\""#.repeat(quotes);
+        format!(
+            r#"{{"level":"Metadata","auditID":"{id}","stage":"Panic","annotations":{{"a":"{text}"}}}}"#
+        )
+    };
+    let mut sizes = (0..300).map(|id| event(id, 20 * (id % 70))).collect::<Vec<_>>();
+    sizes.insert(150, event(1000, 100_000));
+    let list = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":["#;
+    assert_eq!(relay.post(format!("{list}{}]}}", sizes.join(",")).as_bytes()).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let store = consumer.store();
+    let sent: Vec<_> = sizes.iter().map(|event| event.clone().into_bytes()).collect();
+    assert_same_set(&store.lines(), &sent);
+    assert!(store.entries.iter().all(|entry| entry.metadata.is_none()));
+    assert!(store.requests.iter().max().unwrap() > &10, "{:?}", store.requests);
+    drop(store);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn writes_that_loki_blocks_are_reported_and_lose_nothing() {
+    let open = Arc::new(AtomicBool::new(false));
+    let is_open = Arc::clone(&open);
+    let mood = move || match is_open.load(Ordering::SeqCst) {
+        true => Mood::Stores,
+        false => Mood::Status(260),
+    };
+    let consumer = Loki::start(4 * MIB, mood, |_| true);
+    let relay = Relay::start(&format!("{BASE}{}", to_loki(consumer.address(), QUICK)));
+    let body = generated_batch(1, 40, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    let line = relay.wait_for_log("output down, events are kept", PATIENCE);
+    let error = line["error"].as_str().unwrap();
+    assert!(error.contains("260") && error.contains("blocks the tenant's writes"), "{error}");
+    wait_until("some answers", PATIENCE, || consumer.store().requests.len() > 5);
+    assert_eq!(value(&relay, "output_events_total"), 0.0);
+    assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
+    open.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&consumer.store().lines(), &events_of(&body));
+    relay.finish(Backlog::Empty);
+}

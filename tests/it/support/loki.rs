@@ -1,0 +1,236 @@
+//! A strict consumer of Loki's push API. It checks every header, label and limit, and keeps the
+//! entries as Loki does, also while no process of the relay runs: two entries with equal time,
+//! labels and line are one.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+
+use serde_json::Value;
+
+use super::http_sink::Answer;
+use super::http_sink::HttpSink;
+use super::http_sink::Request;
+use super::server::Options;
+
+/// The tenant that the relay's config must name.
+pub(crate) const TENANT: &str = "team-a";
+
+/// The values of the label `verb`.
+const VERBS: [&str; 9] =
+    ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "other"];
+
+/// What the consumer does with one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// It stores the valid entries. It answers 204, or 400 if an entry is not valid.
+    Stores,
+    /// It does as in [`Mood::Stores`], but answers 200 instead of 204.
+    StoresWith200,
+    /// It answers this status and stores nothing.
+    Status(u16),
+    /// It answers 429 with `Retry-After`, and stores nothing.
+    Busy,
+    /// It answers 413 to a request of more than 50 entries, and stores any other.
+    Small,
+    /// It stores the valid entries, and answers 500.
+    StoresAndFails,
+    /// It closes the connection without an answer; `true`: it has stored the valid entries.
+    HangsUp(bool),
+    /// It stores the valid entries, and its answer breaks off.
+    Cut,
+    /// It stores nothing, and answers 200 with a web page.
+    Page,
+}
+
+/// An entry: its labels, its time, its line and its metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) time: u64,
+    pub(crate) line: String,
+    pub(crate) metadata: Option<BTreeMap<String, String>>,
+}
+
+/// What has arrived so far.
+#[derive(Default)]
+pub(crate) struct Store {
+    /// The entries that are stored, in the order in which they came first.
+    pub(crate) entries: Vec<Entry>,
+    /// The index in `entries` of each time, labels and line.
+    known: BTreeMap<(u64, BTreeMap<String, String>, String), usize>,
+    /// How many entries each request had.
+    pub(crate) requests: Vec<usize>,
+    /// How many times an entry came that was there already.
+    pub(crate) again: usize,
+}
+
+impl Store {
+    fn add(&mut self, entry: Entry) {
+        let name = (entry.time, entry.labels.clone(), entry.line.clone());
+        match self.known.get(&name) {
+            Some(there) => {
+                assert_eq!(self.entries[*there], entry, "an entry came again and was not the same");
+                self.again += 1;
+            }
+            None => {
+                self.known.insert(name, self.entries.len());
+                self.entries.push(entry);
+            }
+        }
+    }
+
+    /// Returns the lines of the stored entries.
+    pub(crate) fn lines(&self) -> Vec<Vec<u8>> {
+        self.entries.iter().map(|entry| entry.line.clone().into_bytes()).collect()
+    }
+}
+
+/// The consumer.
+pub(crate) struct Loki {
+    pub(crate) sink: HttpSink,
+    store: Arc<Mutex<Store>>,
+}
+
+impl Loki {
+    /// Starts a consumer that takes requests of at most `bytes_max`, before compression. `mood` is
+    /// asked once for each request, and `is_valid` once for each line.
+    pub(crate) fn start(
+        bytes_max: usize,
+        mood: impl FnMut() -> Mood + Send + 'static,
+        is_valid: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Self {
+        Self::with(Options::default(), bytes_max, mood, is_valid)
+    }
+
+    pub(crate) fn with(
+        options: Options,
+        bytes_max: usize,
+        mut mood: impl FnMut() -> Mood + Send + 'static,
+        is_valid: impl Fn(&[u8]) -> bool + Send + 'static,
+    ) -> Self {
+        let store = Arc::<Mutex<Store>>::default();
+        let kept = Arc::clone(&store);
+        let answer = Mutex::new(move |request: &Request| {
+            let entries = entries(request, bytes_max);
+            let mut store = kept.lock().expect("not poisoned");
+            store.requests.push(entries.len());
+            let mood = mood();
+            let stores = match mood {
+                Mood::Status(_) | Mood::Busy | Mood::Page | Mood::HangsUp(false) => false,
+                Mood::Small => entries.len() <= 50,
+                Mood::Stores
+                | Mood::StoresWith200
+                | Mood::StoresAndFails
+                | Mood::HangsUp(true)
+                | Mood::Cut => true,
+            };
+            let mut refused = 0;
+            for entry in entries {
+                match is_valid(entry.line.as_bytes()) {
+                    true if stores => store.add(entry),
+                    true => {}
+                    false => refused += 1,
+                }
+            }
+            let judged = |status| match refused {
+                0 => Answer::status(status),
+                // Loki's answer has the line in it, or a part of it.
+                _ => Answer::status(400).body("entry too far behind: s3cr3t\n"),
+            };
+            match mood {
+                Mood::Stores => judged(204),
+                Mood::StoresWith200 => judged(200),
+                Mood::Small if stores => judged(204),
+                Mood::Small => Answer::status(413),
+                Mood::Status(status) => Answer::status(status),
+                Mood::Busy => Answer::status(429).header("Retry-After", "0"),
+                Mood::StoresAndFails => Answer::status(500),
+                Mood::HangsUp(_) => Answer::hang_up(),
+                Mood::Cut => Answer::raw("HTTP/1.1 204 No Cont").closing(),
+                Mood::Page => Answer::status(200).body("\n<html>sign in</html>"),
+            }
+        });
+        let sink = HttpSink::forgetful_with(options, move |request| {
+            let mut answer = answer.lock().expect("not poisoned");
+            answer(request)
+        });
+        Self { sink, store }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.sink.address()
+    }
+
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().expect("not poisoned")
+    }
+}
+
+/// Returns the output's table of the config.
+pub(crate) fn to_loki(address: SocketAddr, more: &str) -> String {
+    format!(
+        "[[output]]\nname = \"consumer\"\ntype = \"loki\"\nurls = [\"http://{address}\"]\n\
+         tenant = \"{TENANT}\"\n{more}\n"
+    )
+}
+
+/// Returns the entries of a request. Panics if the request is not as the push API wants it, or has
+/// two streams of the same labels.
+fn entries(request: &Request, bytes_max: usize) -> Vec<Entry> {
+    assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/loki/api/v1/push"));
+    assert_eq!(request.header("content-type"), Some("application/json"));
+    assert!(matches!(request.header("content-encoding"), None | Some("gzip")));
+    assert_eq!(request.header("x-scope-orgid"), Some(TENANT));
+    let body = request.decoded();
+    let mut push: BTreeMap<String, Vec<BTreeMap<String, Value>>> =
+        serde_json::from_slice(&body).expect("a request of the push API");
+    let streams = push.remove("streams").expect("streams");
+    assert!(push.is_empty(), "members beside the streams: {:?}", push.keys());
+    let (mut found, mut labels_before) = (Vec::new(), Vec::new());
+    for mut stream in streams {
+        let labels: BTreeMap<String, String> = take(&mut stream, "stream");
+        let values: Vec<Vec<Value>> = take(&mut stream, "values");
+        assert!(stream.is_empty(), "members beside labels and entries: {:?}", stream.keys());
+        assert!(!values.is_empty(), "a stream without entries");
+        assert!(labels.len() <= 15, "{labels:?}");
+        assert_eq!(labels["log_type"], "audit");
+        assert!(VERBS.contains(&labels["verb"].as_str()), "{labels:?}");
+        for (name, value) in &labels {
+            let in_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            assert!(name.chars().all(in_a_name) && !value.is_empty(), "{name} = {value}");
+        }
+        assert!(!labels_before.contains(&labels), "two streams of {labels:?}");
+        labels_before.push(labels.clone());
+        found.extend(values.into_iter().map(|value| entry(labels.clone(), value)));
+    }
+    assert!(!found.is_empty(), "a request without entries");
+    assert!(body.len() <= bytes_max || found.len() == 1, "{} bytes", body.len());
+    found
+}
+
+fn take<T: serde::de::DeserializeOwned>(of: &mut BTreeMap<String, Value>, name: &str) -> T {
+    let value = of.remove(name).unwrap_or_else(|| panic!("no {name}"));
+    serde_json::from_value(value).unwrap_or_else(|error| panic!("{name}: {error}"))
+}
+
+fn entry(labels: BTreeMap<String, String>, value: Vec<Value>) -> Entry {
+    let mut value = value.into_iter();
+    let mut text = || match value.next() {
+        Some(Value::String(text)) => text,
+        other => panic!("{other:?} is not a string"),
+    };
+    let (time, line) = (text(), text());
+    assert!(time.bytes().all(|byte| byte.is_ascii_digit()), "{time}");
+    let time: i64 = time.parse().expect("nanoseconds");
+    let metadata = value.next().map(|metadata| {
+        let metadata: BTreeMap<String, String> = serde_json::from_value(metadata).expect("strings");
+        let bytes: usize = metadata.iter().map(|(name, value)| name.len() + value.len()).sum();
+        assert!(metadata.len() <= 128 && bytes <= 64_000, "{} of {bytes} bytes", metadata.len());
+        metadata
+    });
+    assert_eq!(value.next(), None, "an entry has three parts at most");
+    Entry { labels, time: time.unsigned_abs(), line, metadata }
+}
