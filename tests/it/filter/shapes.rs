@@ -224,7 +224,7 @@ fn an_event_whose_document_is_too_long_is_kept_in_its_own_form() {
     let kept = TempDir::new().unwrap();
     let config = format!(
         "{BASE}[[output]]\nname = \"syslog\"\ntype = \"syslog\"\naddresses = [\"{}\"]\n\
-         replay_window = \"200ms\"\nmax_message_bytes = 3000\n\
+         replay_window = \"200ms\"\nhostname = \"h\"\nmax_message_bytes = 3000\n\
          filter = {{ shape = \"ecs\", redact = [{{ fields = [\"userAgent\"] }}] }}\n\
          [dead_letter]\ndirectory = \"{}\"\n",
         sink.address(),
@@ -237,7 +237,7 @@ fn an_event_whose_document_is_too_long_is_kept_in_its_own_form() {
             "x".repeat(bytes)
         )
     };
-    let bytes = [10, 2800, 20, 5000, 5000];
+    let bytes = [10, 2850, 20, 5000, 5000];
     let sent: Vec<_> =
         bytes.iter().enumerate().map(|(at, n)| event(at, r#","userAgent":"a""#, *n)).collect();
     assert_eq!(relay.post((sent.join("\n") + "\n").as_bytes()).status, 200);
