@@ -34,6 +34,8 @@ use crate::support::requests::accepted_events;
 use crate::support::requests::assert_same_set;
 use crate::support::requests::shipped;
 use crate::support::server::Options;
+use crate::support::splunk;
+use crate::support::splunk::Splunk;
 use crate::support::text;
 
 /// POSTs the corpus to several paths of this address, and returns its events.
@@ -225,6 +227,32 @@ fn elasticsearch_stores_each_event_once_with_the_key_of_a_file() {
         assert_eq!(request.header("authorization"), Some(key));
         assert_eq!(request.header("content-encoding"), Some("gzip"));
     }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn splunk_indexes_each_event_with_the_token_of_a_file() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let options = Options { tls, ..Options::default() };
+    let consumer = Splunk::with(options, splunk::Script::default());
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("hec-token");
+    std::fs::write(&token, format!("{}\n", splunk::TOKEN)).unwrap();
+    let host = format!("localhost:{}", consumer.address().port());
+    let substitutions = [
+        ("splunk.example.com:8088", host.as_str()),
+        ("/secrets/hec-token", text(&token)),
+        ("/var/lib/kube-audit-forwarder", text(directory.path())),
+    ];
+    let relay = Relay::with(&shipped("splunk-hec.toml", &substitutions))
+        .variable("SSL_CERT_FILE", text(&certificates.ca))
+        .start();
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&consumer.store().indexed, &events);
+    let envelopes = consumer.store().envelopes.clone();
+    assert!(envelopes.iter().all(|envelope| envelope["index"] == "\"kubernetes\""));
     relay.finish(Backlog::Empty);
 }
 
