@@ -240,7 +240,7 @@ fn response<'a>(
 }
 
 /// The members of an event that the document may have in places of their own, in the order in which
-/// [`write`] takes them.
+/// [`write()`] takes them.
 const NAMES: [&str; 15] = [
     "apiVersion",
     "level",
