@@ -16,17 +16,18 @@
 //! | 1 | `proxy` `settings` `silence` `url` `wire` | CONNECT · the keys · who is silent · the parts of a URL · the socket below HTTP |
 //! | 2 | `body` | bodies of requests |
 //! | 3 | `api` | what a protocol over HTTP adds |
-//! | 4 | `answer` | the meaning of answers |
+//! | 4 | `answer` `confirm` | the meaning of answers · requests that are confirmed later |
 //! | 5 | `expanded` `request` | templates and files · a batch as a request |
 //! | 6 | `pool` | connections between requests |
 //! | 7 | `client` | picking an address, dialling |
-//! | 8 | `exchange` `service` | a request and its answer · a server that is not the consumer |
+//! | 8 | `ask` `exchange` `service` `test_request` | which requests are confirmed · a request and its answer · a server that is not the consumer · `check --connect` |
 //! | 9 | `link` | lanes, and what the delivery loop sees |
 
 use std::sync::Arc;
 
 mod answer;
 pub(super) mod api;
+mod ask;
 mod body;
 mod client;
 mod confirm;
@@ -39,6 +40,7 @@ mod request;
 pub(super) mod service;
 mod settings;
 mod silence;
+mod test_request;
 mod url;
 mod wire;
 
@@ -71,8 +73,9 @@ impl IntoConnector for Settings {
 ///
 /// [`Connect::connect`] returns a link that has no TCP connection yet. The link connects
 /// (`Client::dial`) when a request needs a connection, and again after the consumer has closed the
-/// previous one. The watch (a task that tests failed addresses) and the command `check --connect`
-/// call `Client::reach`, which connects to an address and sends it no request.
+/// previous one. The watch (a task that tests failed addresses) calls `Client::reach`, which
+/// connects to an address and sends it no request. The command `check --connect` calls
+/// `Client::test`, which sends the test request of the protocol too.
 pub(super) struct HttpConnector {
     client: Arc<Client>,
     watch: Watch,
@@ -126,7 +129,7 @@ impl Connect for HttpConnector {
             Some(endpoint) => endpoint.base.to_string(),
             None => address.name.to_string(),
         };
-        let mut probed = client.endpoints.try_all(shown, |address| client.reach(address)).await;
+        let mut probed = client.endpoints.try_all(shown, |address| client.test(address)).await;
         probed.extend(client.api.probe().await);
         probed
     }

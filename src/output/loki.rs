@@ -11,6 +11,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hyper::Method;
+
 use super::event_fields::EventFields;
 use super::event_fields::text;
 use super::http::HttpConnector;
@@ -19,6 +21,7 @@ use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
 use super::http::api::Sent;
+use super::http::api::TestRequest;
 use super::setup::IntoConnector;
 use super::setup::Setup;
 use crate::config::Compression;
@@ -190,6 +193,16 @@ impl Api for Format {
 
     fn content_type(&self) -> &'static str {
         "application/json"
+    }
+
+    fn test_request(&self) -> Option<TestRequest> {
+        let (method, path) = (Method::POST, self.path().to_owned());
+        Some(TestRequest {
+            method,
+            path,
+            content_type: self.content_type(),
+            body: br#"{"streams":[]}"#,
+        })
     }
 
     fn wraps_events(&self) -> bool {

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Method;
+
 use super::event_fields::EventFields;
 use super::event_fields::text;
 use super::http::HttpConnector;
@@ -17,6 +19,7 @@ use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
 use super::http::api::Sent;
+use super::http::api::TestRequest;
 use super::setup::IntoConnector;
 use super::setup::Setup;
 use crate::config;
@@ -113,6 +116,11 @@ impl Api for Logs {
 
     fn content_type(&self) -> &'static str {
         "application/x-protobuf"
+    }
+
+    fn test_request(&self) -> Option<TestRequest> {
+        let (method, path) = (Method::POST, self.path().to_owned());
+        Some(TestRequest { method, path, content_type: self.content_type(), body: b"" })
     }
 
     fn wraps_events(&self) -> bool {

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::Method;
 use hyper::StatusCode;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
@@ -31,7 +32,9 @@ use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
 use super::http::api::Sent;
+use super::http::api::TestRequest;
 use super::http::api::Told;
+use super::http::api::tested_by_status;
 use super::http::api::token_header;
 use super::setup::IntoConnector;
 use super::setup::Setup;
@@ -343,6 +346,21 @@ impl Api for Collector {
 
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         token_header("Splunk", &self.token_file).map(Some)
+    }
+
+    fn test_request(&self) -> Option<TestRequest> {
+        let (method, path) = (Method::POST, EVENTS.to_owned());
+        Some(TestRequest { method, path, content_type: self.content_type(), body: b"" })
+    }
+
+    fn tested(&self, status: StatusCode, body: &[u8]) -> Result<(), String> {
+        let answer = serde_json::from_slice::<Answer>(body).unwrap_or_default();
+        match answer.code.and_then(fault) {
+            Some(Fault::Settings(what) | Fault::Busy(what)) => Err(what.to_owned()),
+            // The request has no event, and Splunk says so.
+            Some(Fault::Event(_)) => Ok(()),
+            Some(Fault::None) | None => tested_by_status(status),
+        }
     }
 
     fn request_headers(

@@ -88,7 +88,8 @@ pub(super) fn early(
         | Outcome::Judged(_)
         | Outcome::Refused(_)
         | Outcome::Failed(_)) => {
-            api.judge(Reply { status: response.status(), by_status, body: None, base }, sent)
+            let (status, is_too_long) = (response.status(), false);
+            api.judge(Reply { status, by_status, body: None, is_too_long, base }, sent)
         }
     }
 }
@@ -127,7 +128,8 @@ pub(super) async fn judge(
     };
     let keep = matches!(tokio::time::timeout_at(deadline, rest).await, Ok(Some(())));
     let body = (keep && read <= wanted).then_some(text.as_slice());
-    (api.judge(Reply { status, by_status, body, base }, sent), keep)
+    let is_too_long = wanted > 0 && read > wanted;
+    (api.judge(Reply { status, by_status, body, is_too_long, base }, sent), keep)
 }
 
 /// Returns the category of the error that ended a request on an open connection before its answer:

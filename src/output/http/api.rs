@@ -1,17 +1,18 @@
 //! What a protocol over HTTP adds to requests and reads from answers. Everything else (addresses,
 //! connections, compression, timeouts, headers of the config) is the same for all of them.
 
+use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use hyper::Method;
 use hyper::StatusCode;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 
 use super::body::Pieces;
-pub(in crate::output) use super::confirm::ConnectionId;
 use crate::config;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
@@ -34,6 +35,26 @@ pub(in crate::output) fn token_header(scheme: &str, file: &Path) -> Result<Heade
     })?;
     value.set_sensitive(true);
     Ok(value)
+}
+
+/// The name of a connection: a random UUID (RFC 9562 §5.4), which no other connection has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::output) struct ConnectionId(u128);
+
+impl ConnectionId {
+    pub(super) fn random() -> Self {
+        Self(fastrand::u128(..))
+    }
+}
+
+/// Shows the name as `xxxxxxxx-xxxx-4xxx-8xxx-xxxxxxxxxxxx`, with lower-case hexadecimal digits.
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let field = |shift: u32, bits: u32| (self.0 >> shift) & ((1 << bits) - 1);
+        let (version, variant) = (0x4000 | field(64, 12), 0x8000 | field(48, 14));
+        let (first, second, last) = (field(96, 32), field(80, 16), field(0, 48));
+        write!(f, "{first:08x}-{second:04x}-{version:04x}-{variant:04x}-{last:012x}")
+    }
 }
 
 /// A protocol over HTTP: how a batch becomes the body of a request, and what an answer means.
@@ -75,6 +96,18 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// Returns a request without events, by which `check --connect` learns if the consumer would
+    /// take events; `None` if the protocol has none.
+    fn test_request(&self) -> Option<TestRequest> {
+        None
+    }
+
+    /// Returns whether the answer to the test request says that the consumer would take events. An
+    /// error says why not, in words for the operator.
+    fn tested(&self, status: StatusCode, _body: &[u8]) -> Result<(), String> {
+        tested_by_status(status)
+    }
+
     /// Asks each server that the protocol needs besides the consumer once, for `check --connect`.
     /// Returns one result for each server.
     fn probe(&self) -> BoxFuture<'_, Probed> {
@@ -109,6 +142,30 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
     /// unless its status is 2xx.
     fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
         reply.by_status
+    }
+}
+
+/// A request without events: see [`Api::test_request`].
+pub(in crate::output) struct TestRequest {
+    pub(in crate::output) method: Method,
+    /// The path, which is added to the path of the configured URL.
+    pub(in crate::output) path: String,
+    pub(in crate::output) content_type: &'static str,
+    pub(in crate::output) body: &'static [u8],
+}
+
+/// Returns what a status means for an operator who tests a consumer: the reason why it would not
+/// take events, or `Ok`. The statuses 400 and 422 are about the request, which has no events, so the
+/// consumer has let the request in.
+pub(in crate::output) fn tested_by_status(status: StatusCode) -> Result<(), String> {
+    match status {
+        status if status.is_success() => Ok(()),
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Ok(()),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            Err("the token or password is missing, wrong, or may not write".to_owned())
+        }
+        StatusCode::NOT_FOUND => Err("there is no such service at this URL".to_owned()),
+        _ => Err("the consumer would not take events now".to_owned()),
     }
 }
 
@@ -188,8 +245,10 @@ pub(in crate::output) struct Reply<'a> {
     /// The body of the answer. `None` if it is longer than [`Api::answer_bytes`], if it broke off
     /// or came too slowly, or if the answer came before the consumer had the whole request.
     pub(in crate::output) body: Option<&'a [u8]>,
+    /// `true`: there is no body because it is longer than [`Api::answer_bytes`].
+    pub(in crate::output) is_too_long: bool,
     /// The scheme, host and port that answered, for messages.
-    pub(in crate::output) base: &'a dyn std::fmt::Display,
+    pub(in crate::output) base: &'a dyn fmt::Display,
 }
 
 impl Reply<'_> {
@@ -253,5 +312,18 @@ impl Sent {
         };
         parts.push(Part { end, events: 0, verdict: Verdict::Unsent });
         Outcome::Judged(parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_named_by_a_random_uuid() {
+        assert_eq!(ConnectionId(0).to_string(), "00000000-0000-4000-8000-000000000000");
+        let all = ConnectionId(u128::MAX).to_string();
+        assert_eq!(all, "ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_ne!(ConnectionId::random().to_string(), ConnectionId::random().to_string());
     }
 }

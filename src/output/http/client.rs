@@ -17,12 +17,12 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::api::Api;
+use super::api::ConnectionId;
 use super::api::Encoded;
 use super::api::Sent;
 use super::body::COPIED_BYTES;
 use super::body::Upload;
 use super::confirm::Confirmations;
-use super::confirm::ConnectionId;
 use super::confirm::Doubts;
 use super::expanded::Expanded;
 use super::pool::ConnectionKey;

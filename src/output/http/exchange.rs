@@ -5,6 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use hyper::Method;
 use tokio::time::Instant;
 
 use super::answer;
@@ -265,6 +266,7 @@ impl Client {
             let marks = connection.progress.begin();
             let upload = self.upload(body.clone(), marks.clone());
             let shape = Shape {
+                method: Method::POST,
                 path_and_query: endpoint.target(self.api.path()),
                 content_type: self.api.content_type(),
                 compression: self.config.compression,

@@ -4,9 +4,9 @@ use hyper::client::conn::http1;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::api::ConnectionId;
 use super::body::Upload;
 use super::confirm::Confirmations;
-use super::confirm::ConnectionId;
 use super::expanded::Expanded;
 use super::proxy::Proxy;
 use super::url::BaseUrl;

@@ -70,6 +70,7 @@ pub(super) async fn compressed(body: Pieces, compression: Compression) -> Result
 
 /// The parts of a request that the protocol decides, besides the body.
 pub(super) struct Shape {
+    pub(super) method: Method,
     /// The path and query to which the request is sent.
     pub(super) path_and_query: String,
     pub(super) content_type: &'static str,
@@ -79,7 +80,7 @@ pub(super) struct Shape {
     pub(super) own: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// Returns a POST request to `endpoint` with this body. A header in `extra` replaces one that the
+/// Returns a request to `endpoint` with this body. A header in `extra` replaces one that the
 /// relay sets itself, and a header of the protocol's own replaces both.
 ///
 /// # Errors
@@ -92,13 +93,13 @@ pub(super) fn request(
     body: Upload,
 ) -> Result<Request<Upload>, hyper::http::Error> {
     let marks = body.marks.clone();
-    let Shape { path_and_query, content_type, compression, own } = shape;
+    let Shape { method, path_and_query, content_type, compression, own } = shape;
     let encoding = match compression {
         Compression::None => None,
         Compression::Gzip => Some("gzip"),
         Compression::Zstd => Some("zstd"),
     };
-    let mut request = Request::builder().method(Method::POST).uri(path_and_query).body(body)?;
+    let mut request = Request::builder().method(method).uri(path_and_query).body(body)?;
     let headers = request.headers_mut();
     headers.insert(header::HOST, endpoint.authority.clone());
     headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));

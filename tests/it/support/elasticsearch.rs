@@ -19,7 +19,7 @@ use super::server::Options;
 pub(crate) const INDEX: &str = "logs-kubernetes.audit_logs-default";
 
 /// The path and query of each request.
-const TARGET: &str = "/_bulk?filter_path=items.*.status,items.*.error.type,items.*.failure_store";
+const TARGET: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store";
 
 /// What the consumer does with one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

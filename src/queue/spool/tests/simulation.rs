@@ -1507,6 +1507,12 @@ impl Simulation {
         }
     }
 
+    /// Returns how many bytes the files of the queue may have now, besides copies of damage.
+    fn taken(&self) -> u64 {
+        let others = 2 * cursors::BYTES + synced::BYTES + identity::BYTES;
+        self.state().writing.accounting.taken() + others
+    }
+
     fn apply(&mut self) {
         let segment_bytes = self.rng.u64((16 << 10)..(80 << 10));
         let segments = self.rng.u64(self.profile.segments.clone());
@@ -1514,11 +1520,7 @@ impl Simulation {
         let max_bytes = (segment_bytes * segments).max(256 << 10);
         self.config = settings(max_bytes, segment_bytes, when_full);
         say!(self, "{segment_bytes} of {max_bytes}, {when_full:?}");
-        let taken = {
-            let state = self.state();
-            state.writing.accounting.taken() + 2 * cursors::BYTES + synced::BYTES
-        };
-        self.bound = taken.max(max_bytes);
+        self.bound = self.taken().max(max_bytes);
         let config = self.config.clone();
         self.process().queue.apply(&config);
     }
@@ -1599,9 +1601,7 @@ impl Simulation {
         // Bytes that were cut off a file still count if the cut could not be synced.
         let files = (segments + cursors::BYTES).saturating_sub(spares);
         assert!(held == files || (self.faulty && held > files), "{held}, and has {files}");
-        let others_most = 2 * cursors::BYTES + synced::BYTES + identity::BYTES;
-        let taken = self.state().writing.accounting.taken() + others_most;
-        self.bound = self.config.max_bytes.max(self.bound.min(taken));
+        self.bound = self.config.max_bytes.max(self.bound.min(self.taken()));
         let most = self.bound;
         assert!(segments + others <= most, "{segments} and {others} of {most}");
         assert!(held <= most);

@@ -1,0 +1,141 @@
+//! Asking the consumer which of the requests that it has taken are confirmed.
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use http_body_util::Limited;
+use hyper::Method;
+use tokio::time::Instant;
+
+use super::api::Confirm;
+use super::api::Told;
+use super::body::Pieces;
+use super::client::Client;
+use super::confirm::Confirmed;
+use super::pool::Lane;
+use super::pool::PooledConnection;
+use super::request::Shape;
+use super::request::request;
+use crate::config::Compression;
+use crate::delivery::failure::Failure;
+use crate::telemetry::AttemptError;
+
+/// The most requests about which a consumer is asked at once. The answer then has about 64 KiB.
+const ASKED_MAX: usize = 4096;
+
+/// The most bytes of an answer that says which requests are confirmed.
+const ANSWER_BYTES_MAX: usize = 1024 * 1024;
+
+impl Client {
+    /// Returns when the consumer is to be asked next about a request of an idle connection of
+    /// `lane`; `None` if there is nothing to ask.
+    pub(super) fn asks_at(&self, lane: &Lane) -> Option<Instant> {
+        let interval = self.api.confirm()?.interval();
+        lane.first_asked().map(|asked| asked + interval)
+    }
+
+    /// Asks the consumer which requests are confirmed, on each connection of `lane` whose turn it
+    /// is. Returns the confirmed ones. A connection that gives no clear answer is closed.
+    pub(super) async fn ask(&self, lane: &mut Lane) -> Vec<Confirmed> {
+        let (mut confirmed, Some(confirm)) = (Vec::new(), self.api.confirm()) else {
+            return Vec::new();
+        };
+        let due = Instant::now().checked_sub(confirm.interval());
+        for mut connection in due.map(|due| lane.take_asked_before(due)).unwrap_or_default() {
+            match self.ask_one(&mut connection, confirm).await {
+                Ok(numbers) => {
+                    confirmed.extend(connection.confirmations.confirmed(&numbers));
+                    let why = format!(
+                        "{}: the events were not confirmed within {} s: they are sent again, so \
+                         that some may arrive twice",
+                        connection.key.base,
+                        confirm.timeout().as_secs()
+                    );
+                    connection.confirmations.doubt_older(&why, confirm.timeout());
+                    lane.put_back(connection, self.endpoints.count());
+                }
+                Err(failure) => {
+                    self.metrics.failed(failure.reason);
+                    let why = format!(
+                        "{failure}: what the consumer confirmed is not known, so the events are \
+                         sent again, and some may arrive twice"
+                    );
+                    connection.confirmations.doubt_all(&why);
+                }
+            }
+        }
+        confirmed
+    }
+
+    /// Asks the consumer which requests of a connection are confirmed. Returns their numbers. An
+    /// error status confirms nothing, and the consumer is asked again later.
+    ///
+    /// # Errors
+    ///
+    /// There was no answer, or none that can be understood. It may have confirmed requests.
+    async fn ask_one(
+        &self,
+        connection: &mut PooledConnection,
+        confirm: &dyn Confirm,
+    ) -> Result<Vec<u64>, Failure> {
+        let base = connection.key.base.clone();
+        let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
+        let deadline = Instant::now() + self.timeouts.request;
+        let asked = connection.confirmations.ask(ASKED_MAX);
+        let expanded = self.expanded.load_full();
+        let place = connection.key.address.endpoint;
+        let endpoint = expanded.as_ref().and_then(|expanded| expanded.endpoints.get(place));
+        let endpoint = endpoint.filter(|endpoint| endpoint.base == base);
+        let (Some(expanded), Some(endpoint)) = (&expanded, endpoint) else {
+            return Err(failed(AttemptError::Protocol, "the config no longer has this URL"));
+        };
+        let own = self.api.request_headers(connection.id)?;
+        let answer = async {
+            connection.sender.ready().await?;
+            connection.busy = true;
+            let marks = connection.progress.begin();
+            let body = Pieces::of(vec![Bytes::from(confirm.question(&asked))]);
+            let shape = Shape {
+                method: Method::POST,
+                path_and_query: endpoint.target(confirm.path()),
+                content_type: confirm.content_type(),
+                compression: Compression::None,
+                own,
+            };
+            let upload = self.upload(body, marks);
+            let Ok(request) = request(endpoint, shape, &expanded.headers, upload) else {
+                return Ok(None);
+            };
+            let response = connection.sender.send_request(request).await?;
+            let status = response.status();
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+            Ok(body.ok().map(|body| (status, body.to_bytes())))
+        };
+        let answered: Result<hyper::Result<_>, _> = tokio::time::timeout_at(deadline, answer).await;
+        let (status, body) = match answered {
+            Ok(Ok(Some(answer))) => answer,
+            Ok(Ok(None)) => {
+                return Err(failed(AttemptError::Protocol, "the answer about events broke off"));
+            }
+            Ok(Err(_)) => {
+                let what = "the connection ended before the consumer confirmed the events";
+                return Err(failed(AttemptError::Closed, what));
+            }
+            Err(_) => {
+                let what = "no answer to the question which events are confirmed";
+                return Err(failed(AttemptError::Timeout, what));
+            }
+        };
+        connection.busy = false;
+        match confirm.told(status, &body) {
+            Told::Confirmed(numbers) => Ok(numbers),
+            Told::Nothing(reason) => {
+                self.metrics.failed(reason);
+                Ok(Vec::new())
+            }
+            Told::Unclear => {
+                let what = "the answer about events is not that of the protocol";
+                Err(failed(AttemptError::Protocol, what))
+            }
+        }
+    }
+}
