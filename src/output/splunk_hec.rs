@@ -168,14 +168,14 @@ impl Metadata {
             ("host", "string", "host of each event"),
             &config::machine_name(),
             Some("the machine's"),
-            word,
+            plain,
         );
         let key = ("source", "string", "source of each event");
-        let source = t.word_or(key, "kubernetes", None, word);
+        let source = t.word_or(key, "kubernetes", None, plain);
         let key = ("sourcetype", "string", "source type of each event");
-        let sourcetype = t.word_or(key, "_json", None, word);
+        let sourcetype = t.word_or(key, "_json", None, plain);
         let meaning = "indexed fields that are added to each event";
-        let fields = t.word_map(("fields", "table of strings", meaning), word, word);
+        let fields = t.word_map(("fields", "table of strings", meaning), word, plain);
         let (index, host, source) = (index?, host?, source?);
         Some(Self { index, host, source, sourcetype: sourcetype?, fields })
     }
@@ -199,6 +199,16 @@ impl Metadata {
             false => format!(",\"fields\":{{{}}}}}", fields.join(",")),
         };
         (before + ",\"event\":", after)
+    }
+}
+
+/// Returns a text that has no control characters, or a message that says which texts are allowed.
+fn plain(text: &str) -> Result<String, String> {
+    match (1..=255).contains(&text.len()) && !text.chars().any(char::is_control) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err("is not a text, allowed: 1 to 255 bytes without control characters".to_owned())
+        }
     }
 }
 

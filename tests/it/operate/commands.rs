@@ -128,6 +128,7 @@ fn check_takes_the_shipped_configs() {
         ("/secrets/token", &token),
         ("/secrets/api-key", &token),
         ("/secrets/loki-token", &token),
+        ("/secrets/hec-token", &token),
     ];
     for file in shipped() {
         // The config is checked unchanged, for another machine (`--elsewhere`), because this one
