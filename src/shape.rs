@@ -35,9 +35,9 @@ use bodies::Edits;
 pub struct Form {
     /// The schema of the documents.
     pub shape: Shape,
-    /// What becomes of `requestObject` and `responseObject`.
+    /// How `requestObject` and `responseObject` leave.
     pub bodies: Bodies,
-    /// What becomes of `metadata.managedFields` in the bodies. [`Form::write`] does not look at
+    /// How `metadata.managedFields` leaves in the bodies. [`Form::write`] does not look at
     /// this field: the caller removes the managed fields before.
     pub managed_fields: ManagedFields,
 }
@@ -54,7 +54,7 @@ pub enum Shape {
     Ocsf,
 }
 
-/// What becomes of the members `requestObject` and `responseObject` of an event.
+/// How the members `requestObject` and `responseObject` of an event leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Bodies {
     /// They stay as they are.
@@ -66,7 +66,7 @@ pub enum Bodies {
     Drop,
 }
 
-/// What becomes of `metadata.managedFields` in the bodies of an event.
+/// How `metadata.managedFields` leaves in the bodies of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ManagedFields {
     /// They stay as they are.
@@ -146,6 +146,12 @@ pub fn event_in(document: &[u8]) -> &[u8] {
     // Before this member, the document has no values but texts, in which a quote is an escape.
     let event = AUDIT.find(document).and_then(|at| document.get(at + AUDIT.needle().len()..));
     event.and_then(|event| event.strip_suffix(b"}}")).unwrap_or(document)
+}
+
+/// Returns `true` if the document begins as an OCSF document of an event does.
+#[must_use]
+pub fn is_ocsf(document: &[u8]) -> bool {
+    ocsf::HEADS.iter().any(|head| document.starts_with(head))
 }
 
 /// Returns the `auditID` of the event from which a document was made, as it is written. Returns

@@ -343,6 +343,12 @@ impl Filtering {
         (pieces, Disposition { lost, ..self.give_up(batch.claim) })
     }
 
+    /// Returns `true` if the filter has kept back the event at this position.
+    pub(super) fn is_kept_back(&self, position: Position) -> bool {
+        let mark = self.marks.get(&position);
+        matches!(mark, Some(Mark::Dropped | Mark::Duplicate | Mark::TooLarge(_)))
+    }
+
     /// Returns the lines of those events of the claim that are not sent because they are too large.
     pub(super) fn too_large(&self, claim: Claim) -> Vec<Bytes> {
         let marks = self.marks.range(claim.start..claim.end);

@@ -159,11 +159,11 @@ impl InFlight {
     }
 
     /// Takes over the claims that the previous delivery of this output did not finish. They are to
-    /// be sent again, so they become `Pending`. Some may be remainders, so all may share batches.
-    pub(super) fn inherit(&mut self, claims: Vec<Claim>) {
+    /// be sent again, so they become `Pending`. `are_remainders`: they may share batches.
+    pub(super) fn inherit(&mut self, claims: Vec<Claim>, are_remainders: bool) {
         for claim in claims {
             let work = Work::new(claim, claim.end - claim.start, 1);
-            self.put(State::Pending, Work { is_remainder: true, ..work });
+            self.put(State::Pending, Work { is_remainder: are_remainders, ..work });
         }
     }
 

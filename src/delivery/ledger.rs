@@ -418,12 +418,11 @@ impl Ledger {
     }
 
     /// Notes that the consumer has taken the request with the events of `claim`, and will confirm
-    /// them later. The claim is not final, and stays on the wire.
+    /// them later. The claim is not final, and stays on the wire. This is no success yet: a
+    /// consumer that takes everything and confirms nothing does not work.
     pub(super) fn on_taken(&mut self, claim: Claim) {
         let works = self.in_flight.all_on_wire(claim, None);
         self.in_flight.taken(works);
-        self.pacing.succeeded();
-        self.health.succeeded();
     }
 
     /// Notes that `consumer` has judged the events of `claim` one by one. Each event is in one of
@@ -472,7 +471,9 @@ impl Ledger {
                 if is_refused && !self.isolation.retries() {
                     self.refused_alone(&work, &failure, consumer, accepts);
                 } else {
-                    self.in_flight.note(Work { is_remainder: true, ..work });
+                    // A refused event does not share a request with others, which the consumer
+                    // could then not take.
+                    self.in_flight.note(Work { is_remainder: !is_refused, ..work });
                     self.release(work.claim);
                     again.get_or_insert_with(|| failure.clone());
                 }
@@ -529,6 +530,11 @@ impl Ledger {
             // The consumer judges each event, so suspects may share a request.
             event.is_remainder = true;
             start = event.claim.end;
+            if self.filtering.is_kept_back(event.claim.start) {
+                // The event was not in the request.
+                self.release(event.claim);
+                continue;
+            }
             let decision = self.isolation.refused(&mut event, consumer);
             self.in_flight.note(event);
             self.release(event.claim);

@@ -124,7 +124,7 @@ pub(crate) struct Part {
     /// The number of events of the part that were sent. It may be smaller than the number of
     /// positions, because the filter may have kept back events.
     pub(crate) events: u64,
-    /// What became of these events.
+    /// The consumer's verdict on these events.
     pub(crate) verdict: Verdict,
 }
 
@@ -154,7 +154,7 @@ impl Parts {
     }
 }
 
-/// What a consumer's answer says of an event.
+/// The verdict of a consumer's answer on an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The consumer has the event.

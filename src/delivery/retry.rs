@@ -10,8 +10,7 @@ use super::failure::RETRY_AFTER_MAX;
 use crate::config;
 
 /// The pauses after failures. They grow from one failure to the next up to `retry.max_interval`,
-/// with a random difference. Each loop that tries again owns
-/// one such value.
+/// with a random difference. Each loop that tries again owns one such value.
 pub(crate) struct Retry {
     backoff: ExponentialBackoff,
 }

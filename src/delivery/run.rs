@@ -153,7 +153,8 @@ impl<C: Connect> Delivery<C> {
     /// Takes over the claims that the previous delivery of this output has left, in the order of
     /// the queue. They are sent first.
     pub(super) fn inherit(mut self, claims: Vec<Claim>) -> Self {
-        self.ledger.in_flight.inherit(claims);
+        // If the consumer judges single events, most of the claims are remainders of batches.
+        self.ledger.in_flight.inherit(claims, self.connector.tells_positions());
         self
     }
 

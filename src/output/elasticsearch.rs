@@ -55,6 +55,7 @@ use crate::shape::Form;
 use crate::shape::ManagedFields;
 use crate::shape::Shape;
 use crate::telemetry::AttemptError;
+use crate::telemetry::OutputMetrics;
 
 /// The path of the bulk API. The answer holds only those fields that are read here.
 const PATH: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store";
@@ -100,6 +101,9 @@ impl OutputSettings for Settings {
             let key = optional("api_key_file", "path", "none", meaning);
             (index, t.file(key, config::Content::Token, true))
         });
+        if client.as_ref().is_some_and(|client| client.compression == Compression::Zstd) {
+            t.error("compression", "is not read by the server, allowed: \"none\", \"gzip\"");
+        }
         for name in ["bearer_token_file", "basic_auth"] {
             if api_key_file.is_some() && t.is_set(name) {
                 t.error(name, "contradicts api_key_file, allowed: one of the two");
@@ -151,6 +155,7 @@ impl IntoConnector for Settings {
             index: self.index.clone(),
             api_key_file: self.api_key_file.clone(),
             output: setup.output.name.clone(),
+            metrics: setup.metrics.clone(),
             told: AtomicBool::new(false),
         };
         HttpConnector::boxed(&self.client, Arc::new(bulk), setup)
@@ -163,6 +168,7 @@ struct Bulk {
     api_key_file: Option<PathBuf>,
     /// The name of the output, for the log.
     output: String,
+    metrics: OutputMetrics,
     /// `true`: it was logged that documents went to the failure store.
     told: AtomicBool,
 }
@@ -300,8 +306,11 @@ impl Api for Bulk {
         if items.len() as u64 != sent.events {
             return reply.unclear("the answer has another number of items than the request");
         }
-        let stored = |item: &&Item| item.create.failure_store.as_deref() == Some("used");
-        if items.iter().any(|item| stored(&item)) && !self.told.swap(true, Ordering::Relaxed) {
+        let stored =
+            items.iter().filter(|item| item.create.failure_store.as_deref() == Some("used"));
+        let stored = stored.count();
+        (0..stored).for_each(|_| self.metrics.failed(AttemptError::Item));
+        if stored > 0 && !self.told.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 output = self.output,
                 index = self.index,

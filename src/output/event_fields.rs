@@ -5,15 +5,17 @@ use std::borrow::Cow;
 
 use crate::audit::scan;
 use crate::audit::time::nanos;
+use crate::shape;
 
 /// The members of an audit event that protocols put beside it. A text is the bytes between the
-/// quotes, with escapes as written ([`text`] resolves them).
+/// quotes, with escapes as written ([`unescaped`] resolves them).
 ///
 /// A member is `None` if the event has no such member, or if its value is not of the type that it
 /// has in Kubernetes. If a key occurs twice, the first counts.
 ///
 /// An event may leave in another shape than it came. In the shape `ecs`, the members are those of
-/// the audit event in `kubernetes.audit`. In the shape `ocsf`, only the time is found.
+/// the audit event in `kubernetes.audit`. In the shape `ocsf`, they are those that hold the same
+/// values; the request's URI is its path there.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct EventFields<'a> {
     pub(super) level: Option<&'a [u8]>,
@@ -52,22 +54,16 @@ impl<'a> EventFields<'a> {
             "objectRef",
             "responseStatus",
             "stageTimestamp",
-            "time",
-            "kubernetes",
         ];
-        let mut found = values(Some(event), keys);
-        // An audit event has no member `kubernetes`.
-        if let [Some(audit)] = values(found[keys.len() - 1], ["audit"]) {
-            found = values(Some(audit), keys);
+        if shape::is_ocsf(event) {
+            return Self::of_ocsf(event);
         }
-        let [level, stage, verb, user_agent, request_uri, user, object, status, time, ocsf, _] =
-            found;
+        let found = values(Some(shape::event_in(event)), keys);
+        let [level, stage, verb, user_agent, request_uri, user, object, status, time] = found;
         let [username, groups] = values(user, ["username", "groups"]);
         let keys = ["resource", "name", "namespace", "apiGroup", "apiVersion"];
         let [resource, name, namespace, api_group, api_version] = values(object, keys);
         let [code] = values(status, ["code"]);
-        let text = |value: Option<&'a [u8]>| value.and_then(scan::inner);
-        let time = text(time).and_then(nanos);
         Self {
             level: text(level),
             stage: text(stage),
@@ -75,26 +71,73 @@ impl<'a> EventFields<'a> {
             user_agent: text(user_agent),
             request_uri: text(request_uri),
             username: text(username),
-            groups: groups.filter(|groups| groups.first() == Some(&b'[')),
+            groups: array(groups),
             resource: text(resource),
             name: text(name),
             namespace: text(namespace),
             api_group: text(api_group),
             api_version: text(api_version),
             code: code.and_then(integer),
-            time: time.or_else(|| millis(ocsf?)),
+            time: text(time).and_then(nanos),
+        }
+    }
+
+    /// Finds the members of an event in its OCSF document.
+    fn of_ocsf(document: &'a [u8]) -> Self {
+        let keys = ["metadata", "message", "api", "actor", "resources", "http_request", "unmapped"];
+        let [metadata, stage, api, actor, resources, request, rest] = values(Some(document), keys);
+        let [operation, response, group, version] =
+            values(api, ["operation", "response", "group", "version"]);
+        let [user] = values(actor, ["user"]);
+        let [username, groups] = values(user, ["name", "groups"]);
+        let object = array(resources).and_then(|resources| scan::elements(resources).next());
+        let [resource, name, namespace] = values(object, ["type", "name", "namespace"]);
+        // An object without a name, such as that of a list, has no place in OCSF.
+        let [object] = values(rest, ["objectRef"]);
+        let [of_list, in_namespace] = values(object, ["resource", "namespace"]);
+        let [url, user_agent] = values(request, ["url", "user_agent"]);
+        Self {
+            level: text(values(metadata, ["log_level"])[0]),
+            stage: text(stage),
+            verb: text(operation),
+            user_agent: text(user_agent),
+            request_uri: text(values(url, ["path"])[0]),
+            username: text(username),
+            groups: array(groups),
+            resource: text(resource.or(of_list)),
+            name: text(name),
+            namespace: text(namespace.or(in_namespace)),
+            api_group: text(values(group, ["name"])[0]),
+            api_version: text(version),
+            code: values(response, ["code"])[0].and_then(integer),
+            time: shape::time_of(document).and_then(nanos),
         }
     }
 
     /// Returns the groups of the user, each a text; `None` if the event has no groups.
     pub(super) fn groups(&self) -> Option<impl Iterator<Item = &'a [u8]> + use<'a>> {
-        self.groups.map(|groups| scan::elements(groups).filter_map(scan::inner))
+        let name = |group: &'a [u8]| match group.first() {
+            // OCSF has an object for each group.
+            Some(b'{') => text(values(Some(group), ["name"])[0]),
+            _ => scan::inner(group),
+        };
+        self.groups.map(|groups| scan::elements(groups).filter_map(name))
     }
+}
+
+/// Returns the bytes between the quotes of a value that is a JSON string.
+fn text(value: Option<&[u8]>) -> Option<&[u8]> {
+    value.and_then(scan::inner)
+}
+
+/// Returns a value that is a JSON array.
+fn array(value: Option<&[u8]>) -> Option<&[u8]> {
+    value.filter(|value| value.first() == Some(&b'['))
 }
 
 /// Returns the text between the quotes of a JSON string, with its escapes resolved. A text with an
 /// escaped lone surrogate, which cannot be UTF-8, is returned as written.
-pub(super) fn text(written: &[u8]) -> Cow<'_, str> {
+pub(super) fn unescaped(written: &[u8]) -> Cow<'_, str> {
     match scan::key(written) {
         Cow::Borrowed(text) => String::from_utf8_lossy(text),
         Cow::Owned(text) => Cow::Owned(String::from_utf8_lossy(&text).into_owned()),
@@ -121,25 +164,21 @@ fn integer(value: &[u8]) -> Option<i64> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }
 
-/// Returns the nanoseconds of a JSON value that is a number of milliseconds since 1970.
-fn millis(value: &[u8]) -> Option<u64> {
-    let nanos = integer(value)?.checked_mul(1_000_000)?;
-    u64::try_from(nanos).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::Form;
+    use crate::shape::Shape;
 
     const EVENT: &str = r#"{"level":"Metadata","stage":"Panic","verb":"get","user":{"username":"a\"b","uid":"u","groups":["g","h\u00e4",7]},"requestURI":"/api?a=b","userAgent":"kubectl","objectRef":{"resource":"pods","namespace":"n","name":"p","apiGroup":"apps","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":404},"stageTimestamp":"1970-01-01T00:00:01.5Z","annotations":{"level":"x"}}"#;
 
-    fn assert_of_event(fields: &EventFields<'_>) {
+    fn assert_of_event(fields: &EventFields<'_>, path: &str) {
         let texts = [
             (fields.level, "Metadata"),
             (fields.stage, "Panic"),
             (fields.verb, "get"),
             (fields.username, "a\"b"),
-            (fields.request_uri, "/api?a=b"),
+            (fields.request_uri, path),
             (fields.user_agent, "kubectl"),
             (fields.resource, "pods"),
             (fields.namespace, "n"),
@@ -148,29 +187,30 @@ mod tests {
             (fields.api_version, "v1"),
         ];
         for (found, wanted) in texts {
-            assert_eq!(found.map(text).as_deref(), Some(wanted));
+            assert_eq!(found.map(unescaped).as_deref(), Some(wanted));
         }
-        let groups: Vec<_> = fields.groups().unwrap().map(text).collect();
+        let groups: Vec<Cow<'_, str>> = fields.groups().unwrap().map(unescaped).collect();
         assert_eq!(groups, ["g", "hä"]);
         assert_eq!((fields.code, fields.time), (Some(404), Some(1_500_000_000)));
     }
 
     #[test]
-    fn the_members_are_found_in_the_event_and_in_its_ecs_shape() {
-        assert_of_event(&EventFields::of(EVENT.as_bytes()));
-        let ecs = format!(
-            r#"{{"@timestamp":"x","user":{{"name":"n"}},"kubernetes":{{"audit":{EVENT}}}}}"#
-        );
-        assert_of_event(&EventFields::of(ecs.as_bytes()));
+    fn the_members_are_found_in_the_documents_of_each_shape() {
+        for shape in [Shape::Event, Shape::Ecs, Shape::Ocsf] {
+            let form = Form { shape, ..Form::AS_RECEIVED };
+            let mut document = Vec::new();
+            form.write(EVENT.as_bytes(), None, &mut document);
+            let path = if shape == Shape::Ocsf { "/api" } else { "/api?a=b" };
+            let document = if document.is_empty() { EVENT.as_bytes() } else { &document };
+            assert_of_event(&EventFields::of(document), path);
+        }
     }
 
     #[test]
-    fn an_event_of_another_shape_has_a_time_only() {
-        let ocsf = br#"{"class_uid":6003,"time":1500,"actor":{"user":{"name":"n"}}}"#;
-        let time = EventFields { time: Some(1_500_000_000), ..EventFields::default() };
-        assert_eq!(EventFields::of(ocsf), time);
-        assert_eq!(EventFields::of(br#"{"time":-1}"#), EventFields::default());
-        assert_eq!(EventFields::of(br#"{"time":1.5}"#), EventFields::default());
+    fn an_event_that_looks_like_a_document_keeps_its_own_members() {
+        let event = br#"{"level":"a","time":1500,"kubernetes":{"audit":{"level":"b"}}}"#;
+        let fields = EventFields { level: Some(b"a"), ..EventFields::default() };
+        assert_eq!(EventFields::of(event), fields);
     }
 
     #[test]

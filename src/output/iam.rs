@@ -56,7 +56,7 @@ pub(super) struct IamSettings {
     pub(super) retry: config::Retry,
 }
 
-/// What the relay shows to IAM. The files are read again for each request.
+/// The credentials by which the relay gets tokens. The files are read again for each request.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Credentials {
     /// The API key of a user or a service ID.
@@ -118,7 +118,7 @@ struct Token {
     renewed: Instant,
 }
 
-/// What is known of the token.
+/// The newest token, and the state of the requests to IAM.
 #[derive(Default)]
 struct State {
     /// The newest token, which may have expired; `None` if there was none yet.
@@ -127,6 +127,8 @@ struct State {
     asked: u64,
     /// The time when the last request to IAM began, or was ordered by [`Iam::refused`].
     began: Option<Instant>,
+    /// `true`: a service has refused a token, and has taken none since then.
+    was_refused: bool,
     /// The failure of the last request to IAM; `None` if it gave a token, or if none has ended.
     failure: Option<Failure>,
 }
@@ -236,16 +238,26 @@ impl Iam {
     }
 
     /// Tells that a service has refused the token. The task asks for a new one at once, unless the
-    /// last request to IAM is too recent or has failed: the task then asks again anyway.
+    /// last request to IAM is too recent or has failed: the task then asks again anyway. If a
+    /// service refuses the new token too, the settings are at fault, and the task asks only when
+    /// the token is to be renewed, or when the credentials change.
     pub(super) fn refused(&self) {
         self.shared.state.send_if_modified(|state| {
             let is_old = state.began.is_some_and(|began| began.elapsed() >= REFUSED_PAUSE);
-            if is_old && state.failure.is_none() {
+            if is_old && state.failure.is_none() && !state.was_refused {
+                state.was_refused = true;
                 state.began = Some(Instant::now());
                 self.shared.wake.notify_one();
             }
             false
         });
+    }
+
+    /// Tells that a service has taken the token.
+    pub(super) fn accepted(&self) {
+        if self.shared.state.borrow().was_refused {
+            self.shared.state.send_modify(|state| state.was_refused = false);
+        }
     }
 
     /// Checks that the file of the credentials can be used. If its secret is not the one that was
@@ -257,6 +269,7 @@ impl Iam {
     pub(super) fn check(&self) -> Result<(), String> {
         let (_, hash) = self.shared.settings.credentials.form()?;
         if ![0, hash].contains(&self.shared.used.load(Ordering::Relaxed)) {
+            self.shared.state.send_modify(|state| state.was_refused = false);
             self.shared.wake.notify_one();
         }
         Ok(())
@@ -293,7 +306,9 @@ impl Shared {
             };
             self.note(result);
             tokio::select! {
-                () = tokio::time::sleep_until(next) => {}
+                () = tokio::time::sleep_until(next) => {
+                    self.state.send_modify(|state| state.was_refused = false);
+                }
                 () = self.wake.notified() => {}
             }
         }

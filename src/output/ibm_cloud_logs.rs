@@ -15,6 +15,7 @@ use hyper::header;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 
+use super::event_fields::EventFields;
 use super::event_time::stage_time;
 use super::http::HttpConnector;
 use super::http::api::Api;
@@ -29,7 +30,6 @@ use super::iam::Iam;
 use super::iam::IamSettings;
 use super::setup::IntoConnector;
 use super::setup::Setup;
-use crate::audit::scan;
 use crate::audit::time::nanos;
 use crate::config;
 use crate::config::BatchBytes;
@@ -221,11 +221,7 @@ impl Singles {
 /// Returns the severity of an event: 5 (error) if the response's code is 500 or above, 4 (warning)
 /// if it is 400 or above, else 3 (info).
 fn severity(event: &[u8]) -> u8 {
-    let code = scan::member(event, "responseStatus")
-        .filter(|status| status.first() == Some(&b'{'))
-        .and_then(|status| scan::member(status, "code"))
-        .and_then(|code| std::str::from_utf8(code).ok()?.parse::<i32>().ok());
-    match code {
+    match EventFields::of(event).code {
         Some(500..) => 5,
         Some(400..) => 4,
         Some(_) | None => 3,
@@ -287,6 +283,9 @@ impl Api for Singles {
 
     fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
         let status = reply.status;
+        if status.is_success() {
+            self.iam.accepted();
+        }
         let Outcome::Failed(mut failure) = reply.by_status else { return reply.by_status };
         if status == StatusCode::UNAUTHORIZED {
             self.iam.refused();

@@ -2,8 +2,8 @@
 //!
 //! A request has a stream for each verb that its events have, and in a stream the events in the
 //! order of the queue. The line of an entry is the event as it is. Labels are few, because each set
-//! of labels is a stream of its own. User, object and whatever else a client of kube-apiserver can
-//! choose are structured metadata of entries.
+//! of labels is a stream of its own. User, object, URI and response
+//! code are structured metadata of entries.
 //!
 //! An event that is sent again has the same time, labels and line, so it is the same entry for
 //! Loki, and nothing is stored twice.
@@ -14,7 +14,7 @@ use std::time::Duration;
 use hyper::Method;
 
 use super::event_fields::EventFields;
-use super::event_fields::text;
+use super::event_fields::unescaped;
 use super::http::HttpConnector;
 use super::http::api::Api;
 use super::http::api::Encoded;
@@ -267,7 +267,7 @@ fn stream_of<'a>(
     fields: &EventFields<'_>,
     streams: &'a mut [Vec<u8>; VERBS.len()],
 ) -> (&'static str, &'a mut Vec<u8>) {
-    let verb = fields.verb.map(text).unwrap_or_default();
+    let verb = fields.verb.map(unescaped).unwrap_or_default();
     let index = VERBS.iter().position(|known| *known == verb).unwrap_or(VERBS.len() - 1);
     (VERBS[index], &mut streams[index])
 }
@@ -323,7 +323,7 @@ impl Format {
 /// have is an empty text.
 fn metadata<'a>(fields: &EventFields<'a>) -> [(&'static str, std::borrow::Cow<'a, str>); METADATA] {
     let code = fields.code.map(|code| code.to_string()).unwrap_or_default();
-    let text = |member: Option<&'a [u8]>| member.map(text).unwrap_or_default();
+    let text = |member: Option<&'a [u8]>| member.map(unescaped).unwrap_or_default();
     [
         ("level", text(fields.level)),
         ("stage", text(fields.stage)),

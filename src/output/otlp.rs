@@ -12,7 +12,7 @@ use std::time::Duration;
 use hyper::Method;
 
 use super::event_fields::EventFields;
-use super::event_fields::text;
+use super::event_fields::unescaped;
 use super::http::HttpConnector;
 use super::http::api::Api;
 use super::http::api::Encoded;
@@ -195,7 +195,7 @@ fn write_record(event: &[u8], received: u64, body: &mut Vec<u8>) {
     write_key(2, VARINT, body);
     write_varint(SEVERITY, body);
     if let Some(level) = fields.level {
-        write_bytes(3, text(level).as_bytes(), body);
+        write_bytes(3, unescaped(level).as_bytes(), body);
     }
     write_message(5, body, |body| write_bytes(1, event, body));
     for (name, value) in [
@@ -212,7 +212,7 @@ fn write_record(event: &[u8], received: u64, body: &mut Vec<u8>) {
         ("k8s.user.username", fields.username),
     ] {
         if let Some(value) = value {
-            write_attribute(6, name, &text(value), body);
+            write_attribute(6, name, &unescaped(value), body);
         }
     }
     if let Some(code) = fields.code {
@@ -226,7 +226,9 @@ fn write_record(event: &[u8], received: u64, body: &mut Vec<u8>) {
             // An `ArrayValue`, of one `AnyValue` for each group.
             write_message(5, body, |body| {
                 for group in groups {
-                    write_message(1, body, |body| write_bytes(1, text(group).as_bytes(), body));
+                    write_message(1, body, |body| {
+                        write_bytes(1, unescaped(group).as_bytes(), body)
+                    });
                 }
             });
         });
@@ -299,8 +301,8 @@ fn write_message(field: u8, body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)
     }
 }
 
-/// Returns the number of records that an `ExportLogsServiceResponse` says were rejected; 0 if it
-/// says nothing of it. Returns `None` if the bytes are no such message.
+/// Returns the number of rejected records in an `ExportLogsServiceResponse`; 0 if the response has
+/// no such number. Returns `None` if the bytes are no such message.
 fn rejected(response: &[u8]) -> Option<u64> {
     let (mut rest, mut rejected) = (response, 0);
     while !rest.is_empty() {
@@ -308,8 +310,8 @@ fn rejected(response: &[u8]) -> Option<u64> {
         if let (1, Value::Bytes(mut partial)) = read_field(&mut rest)? {
             while !partial.is_empty() {
                 if let (1, Value::Number(number)) = read_field(&mut partial)? {
-                    // The number has a sign, and below 0 it means nothing.
-                    rejected = u64::try_from(number.cast_signed()).ok()?;
+                    // The number has a sign. No number below 0 can be meant.
+                    rejected = u64::try_from(number.cast_signed()).unwrap_or(0);
                 }
             }
         }

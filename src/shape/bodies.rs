@@ -10,7 +10,7 @@ use super::json::write_string;
 use crate::audit::scan;
 use crate::audit::scan::Member;
 
-/// What becomes of one member of an event.
+/// The change to one member of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Treatment {
     /// The member stays as it is.

@@ -23,6 +23,9 @@ use crate::audit::time::milliseconds;
 /// The beginning of each document of an event that has a time.
 pub(super) const HEAD: &[u8] = br#"{"time_dt":""#;
 
+/// The beginnings of all documents: with a time, and without.
+pub(super) const HEADS: [&[u8]; 2] = [HEAD, br#"{"class_uid":6003,"#];
+
 /// The version of OCSF that the documents name. They are valid by every version from 1.1.0 on, but
 /// versions before 1.5.0 allow no text of more than 65,535 bytes.
 const VERSION: &[u8] = br#""1.5.0""#;

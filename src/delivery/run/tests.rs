@@ -168,8 +168,8 @@ fn judged(batch: &Batch, letters: &str, seen: &mut Vec<String>) -> Event {
     Event::Judged(batch.claim, parts.end(batch.claim))
 }
 
-/// Returns the report that `refused` events of the batch are refused, and adds the others to `seen`.
-/// The bad events are refused first.
+/// Returns the report that `refused` events of the batch are refused, and adds the others to
+/// `seen`. The bad events are refused first.
 fn partly(batch: &Batch, refused: u64, seen: &mut Vec<String>) -> Event {
     let is_bad = |event: &String| event.starts_with("bad");
     let (bad, good): (Vec<_>, Vec<_>) = events_of(batch).into_iter().partition(is_bad);

@@ -1,5 +1,6 @@
-//! What a protocol over HTTP adds to requests and reads from answers. Everything else (addresses,
-//! connections, compression, timeouts, headers of the config) is the same for all of them.
+//! The parts of a request and of its answer that depend on the protocol. Everything else
+//! (addresses, connections, compression, timeouts, headers of the config) is the same for all of
+//! them.
 
 use std::fmt;
 use std::path::Path;
@@ -155,8 +156,8 @@ pub(in crate::output) struct TestRequest {
 }
 
 /// Returns what a status means for an operator who tests a consumer: the reason why it would not
-/// take events, or `Ok`. The statuses 400 and 422 are about the request, which has no events, so the
-/// consumer has let the request in.
+/// take events, or `Ok`. The statuses 400 and 422 are about the request, which has no events, so
+/// the consumer has let the request in.
 pub(in crate::output) fn tested_by_status(status: StatusCode) -> Result<(), String> {
     match status {
         status if status.is_success() => Ok(()),

@@ -43,6 +43,7 @@ impl Client {
         for mut connection in due.map(|due| lane.take_asked_before(due)).unwrap_or_default() {
             match self.ask_one(&mut connection, confirm).await {
                 Ok(numbers) => {
+                    let attempt = self.endpoints.attempt(connection.key.address.clone());
                     confirmed.extend(connection.confirmations.confirmed(&numbers));
                     let why = format!(
                         "{}: the events were not confirmed within {} s: they are sent again, so \
@@ -50,7 +51,11 @@ impl Client {
                         connection.key.base,
                         confirm.timeout().as_secs()
                     );
-                    connection.confirmations.doubt_older(&why, confirm.timeout());
+                    if connection.confirmations.doubt_older(&why, confirm.timeout()) {
+                        attempt.failed(&Failure::new(AttemptError::Acknowledgement, why));
+                    } else if !numbers.is_empty() {
+                        attempt.succeeded();
+                    }
                     lane.put_back(connection, self.endpoints.count());
                 }
                 Err(failure) => {
@@ -60,6 +65,7 @@ impl Client {
                          sent again, and some may arrive twice"
                     );
                     connection.confirmations.doubt_all(&why);
+                    self.endpoints.attempt(connection.key.address.clone()).failed(&failure);
                 }
             }
         }
@@ -83,8 +89,11 @@ impl Client {
         let asked = connection.confirmations.ask(ASKED_MAX);
         let expanded = self.expanded.load_full();
         let place = connection.key.address.endpoint;
-        let endpoint = expanded.as_ref().and_then(|expanded| expanded.endpoints.get(place));
-        let endpoint = endpoint.filter(|endpoint| endpoint.base == base);
+        let endpoint = expanded.as_ref().and_then(|expanded| {
+            // A reload may have moved the URL in the list.
+            let at_place = expanded.endpoints.get(place).into_iter();
+            at_place.chain(&expanded.endpoints).find(|endpoint| endpoint.base == base)
+        });
         let (Some(expanded), Some(endpoint)) = (&expanded, endpoint) else {
             return Err(failed(AttemptError::Protocol, "the config no longer has this URL"));
         };

@@ -2,8 +2,8 @@
 //!
 //! Such a request belongs to the connection on which it was sent, because a consumer may have
 //! several servers behind one address, and only the server that took the request can confirm it. If
-//! the connection ends before that, nobody can say what became of its requests, and their events are sent again: an
-//! event may then arrive twice, but none is lost.
+//! the connection ends before that, nobody can say what became of its requests, and their events
+//! are sent again: an event may then arrive twice, but none is lost.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(super) const UNCONFIRMED_MAX: usize = 1024;
 /// A request that the consumer has taken and not confirmed yet.
 struct Unconfirmed {
     claim: Claim,
-    /// What the link reports of the claim when the consumer confirms the request.
+    /// The result that the link reports when the consumer confirms the request.
     outcome: Outcome,
     /// The number by which the consumer knows the request.
     number: u64,
@@ -63,7 +63,13 @@ impl Confirmations {
         (!self.is_empty()).then_some(self.asked)
     }
 
-    /// Adds a request that the consumer has taken.
+    /// Returns `true` if a request with this number waits for its confirmation. If the consumer
+    /// gives the same number to another request, it has forgotten the first one.
+    pub(super) fn has(&self, number: u64) -> bool {
+        self.requests.iter().any(|request| request.number == number)
+    }
+
+    /// Adds a request that the consumer has taken. No other one has its number.
     pub(super) fn add(&mut self, claim: Claim, outcome: Outcome, number: u64) {
         let since = Instant::now();
         if self.is_empty() {
@@ -99,9 +105,12 @@ impl Confirmations {
         self.doubt(why, |_| true);
     }
 
-    /// Makes doubts of the requests that were taken this long ago, or longer.
-    pub(super) fn doubt_older(&mut self, why: &str, age: Duration) {
+    /// Makes doubts of the requests that were taken this long ago, or longer. Returns `true` if
+    /// there were any.
+    pub(super) fn doubt_older(&mut self, why: &str, age: Duration) -> bool {
+        let before = self.requests.len();
         self.doubt(why, |request| request.since.elapsed() >= age);
+        self.requests.len() < before
     }
 
     /// Makes doubts of the requests that `is_doubtful` chooses. `why` is the reason, for messages.

@@ -44,6 +44,11 @@ const SILENCE_CHECK: Duration = Duration::from_millis(100);
 const CLOSED: &str = "the consumer closed the connection before it confirmed the events: they are \
                       sent again, so that some may arrive twice";
 
+/// The error message for a request to which the consumer gave the number of an earlier request that
+/// it has not confirmed.
+const AGAIN: &str = "the consumer has forgotten which events it took: they are sent again, so that \
+                     some may arrive twice";
+
 /// A request that has ended: its outcome and its connection.
 struct Exchanged {
     attempt: Attempt,
@@ -154,6 +159,11 @@ impl Client {
         let Exchanged { attempt, mut outcome, mut connection } = done;
         if let Outcome::Taken(number) = outcome {
             match &mut connection {
+                Some(open) if open.confirmations.has(number) => {
+                    outcome = Outcome::Failed(Failure::new(AttemptError::Acknowledgement, AGAIN));
+                    // The requests on the connection become doubts.
+                    connection = None;
+                }
                 Some(connection) => {
                     let confirmed = sent.with_unsent(Outcome::Accepted);
                     connection.confirmations.add(sent.whole(), confirmed, number);
@@ -178,9 +188,9 @@ impl Client {
                 outcome = Outcome::Failed(failure);
             }
             Outcome::Refused(_) if another_may => {}
-            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) | Outcome::Refused(_) => {
-                attempt.succeeded();
-            }
+            // Only a confirmation shows that the address works.
+            Outcome::Taken(_) => {}
+            Outcome::Accepted | Outcome::Judged(_) | Outcome::Refused(_) => attempt.succeeded(),
             Outcome::Failed(ref mut failure) => failure.elsewhere = attempt.failed(failure),
         }
         (attempt.address().id, outcome)
@@ -188,9 +198,13 @@ impl Client {
 
     /// Waits until a request is silent (no progress for too long) while another address works.
     /// Returns the id of the silent address, the time since when it is silent, and the other
-    /// address. With the strategy `failover`, this future never ends.
+    /// address. With the strategy `failover`, or if the consumer confirms requests later, this
+    /// future never ends.
     async fn silence(&self, waiting: &Waiting) -> (usize, Instant, ResolvedAddress) {
-        if self.config.strategy != Strategy::RoundRobin {
+        // A request that is dropped ends its connection, on which others may wait for their
+        // confirmation.
+        let confirms = self.api.confirm().is_some();
+        if self.config.strategy != Strategy::RoundRobin || confirms {
             return std::future::pending().await;
         }
         loop {

@@ -101,18 +101,12 @@ impl Lane {
 
     /// Puts a connection back after its request. `max` is the number of addresses of the output. If
     /// the lane then holds more than `max` connections, closes the one that was unused for the
-    /// longest time, and prefers one on which no request waits for its confirmation.
+    /// longest time, of those on which no request waits for its confirmation.
     pub(super) fn put_back(&mut self, connection: PooledConnection, max: usize) {
         self.idle.push(connection);
         if self.idle.len() > max {
             let free = self.idle.iter().position(PooledConnection::is_free);
-            match free {
-                Some(index) => drop(self.idle.remove(index)),
-                // One more is kept, so that no request is sent again only because its connection
-                // has reached its age limit.
-                None if self.idle.len() > max + 1 => drop(self.idle.remove(0)),
-                None => {}
-            }
+            free.map(|index| self.idle.remove(index));
         }
     }
 

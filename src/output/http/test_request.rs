@@ -1,4 +1,5 @@
-//! `check --connect`: a request without events, whose answer says if the consumer would take events.
+//! `check --connect`: a request without events, whose answer says if the consumer would take
+//! events.
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;

@@ -186,8 +186,8 @@ fn managed_fields_go_from_objects_and_lists_and_nothing_else_does() {
     assert!(changed > 50, "{changed} events had managed fields");
 }
 
-/// Method: a consumer refuses one document for good. Its dead letter must hold the event as it came,
-/// so that it can be replayed.
+/// Method: a consumer refuses one document for good. Its dead letter must hold the event as it
+/// came, so that it can be replayed.
 #[test]
 fn a_refused_event_is_kept_in_its_own_form() {
     let sink = HttpSink::start(|request| {

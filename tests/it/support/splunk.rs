@@ -159,7 +159,7 @@ impl Store {
         match mood {
             Mood::Mute => Answer::hang_up(),
             Mood::Babbles => Answer::status(200).body("<html>welcome</html>"),
-            _ => answer,
+            Mood::Serves | Mood::Small | Mood::Refuses(..) | Mood::Restarts => answer,
         }
     }
 
