@@ -122,6 +122,9 @@ pub(super) struct CursorState {
     /// The lines of events that are to be sent again, after these lines were read from a file;
     /// `None` if there are none.
     fetched: Option<Fetched>,
+    /// `true`: the lines of the claim `wanted` are read without those of later claims, because
+    /// lines are missing in a read of several.
+    fetches_one: bool,
     /// The position at which the output joined. The output got no event before this position.
     /// [`Position::START`] if the position is not known.
     pub(super) since: Position,
@@ -143,11 +146,33 @@ pub(super) struct CursorState {
     pub(super) received: u64,
 }
 
-/// A claim (range of events) that is to be sent again, and its lines, which were read from a file.
+/// Lines that were read from a file because their events are to be sent again.
 struct Fetched {
-    claim: Claim,
-    /// The lines of the claim, in one or more pieces. No line is missing.
+    /// The positions of the lines: a claim that is to be sent again, and often later ones.
+    range: Claim,
+    /// The lines, in one or more pieces. No line is missing.
     pieces: Vec<Piece>,
+}
+
+impl Fetched {
+    /// Returns `true` if the lines of this claim are there.
+    fn has(&self, claim: Claim) -> bool {
+        self.range.start <= claim.start && claim.end <= self.range.end
+    }
+
+    /// Returns the lines of a claim; `None` if they are not there.
+    fn of(&self, claim: Claim) -> Option<Vec<Piece>> {
+        let overlaps = |piece: &&Piece| piece.first < claim.end && claim.start < piece.end();
+        let within = |piece: &Piece| {
+            let mut piece = piece.clone();
+            if piece.first < claim.start {
+                piece.cut(Take { bytes: u64::MAX, events: claim.start - piece.first });
+            }
+            let events = piece.events.min(claim.end - piece.first);
+            piece.cut(Take { bytes: u64::MAX, events })
+        };
+        self.has(claim).then(|| self.pieces.iter().filter(overlaps).map(within).collect())
+    }
 }
 
 /// A range of positions whose events are missing because of damage, and the number of bytes that
@@ -170,6 +195,7 @@ impl CursorState {
             epoch: 0,
             wanted: None,
             fetched: None,
+            fetches_one: false,
             since: at.position,
             counted: Vec::new(),
             start: 0,
@@ -179,6 +205,28 @@ impl CursorState {
             readable: Arc::new(Notify::new()),
             received: now(),
         }
+    }
+
+    /// Returns where the read of the lines of a claim ends, and how many bytes of lines are read.
+    /// The read goes on over later claims that are to be sent again too, as far as they are in the
+    /// same segment and within `bytes_max`: they are most likely wanted next, in the same batch.
+    /// `note` is the note of the claim.
+    fn fetches_until(&self, claim: Claim, note: Note, bytes_max: u64) -> (Position, u64) {
+        let mut until = (claim.end, note.bytes);
+        if self.fetches_one {
+            return until;
+        }
+        for later in self.claims.overlapping(claim.end..self.claims.read) {
+            let end = later.note.first_byte + later.note.bytes;
+            let bytes = end.saturating_sub(note.first_byte);
+            if later.note.spot.segment != note.spot.segment || bytes > bytes_max {
+                break;
+            }
+            if later.stage == Stage::Released {
+                until = (later.claim.end, bytes);
+            }
+        }
+        until
     }
 
     /// Returns the number of events that this output has claimed (taken to send) and not finished,
@@ -480,11 +528,12 @@ impl LogState {
         if let Some(claim) = cursor.wanted {
             let entry = cursor.claims.overlapping(claim.start..claim.end).next();
             let entry = entry.filter(|entry| entry.stage.is_open());
-            let fetched = cursor.fetched.as_ref().is_some_and(|fetched| fetched.claim == claim);
+            let fetched = cursor.fetched.as_ref().is_some_and(|fetched| fetched.has(claim));
             return match entry {
                 Some(entry) if !fetched && self.tail_at(claim.start).is_none() => {
-                    let chunk = self.chunk.min(entry.note.bytes.max(FETCH_MIN));
-                    self.job(cursor.epoch, entry.note.spot, claim.start, Some(claim.end), chunk)
+                    let (end, bytes) = cursor.fetches_until(claim, entry.note, self.chunk);
+                    let chunk = self.chunk.min(bytes.max(FETCH_MIN));
+                    self.job(cursor.epoch, entry.note.spot, claim.start, Some(end), chunk)
                 }
                 Some(_) | None => ReadPlan::Ready,
             };
@@ -581,10 +630,15 @@ impl Shared {
         }
         match loaded.to {
             Some(end) => {
-                // If the claim was split meanwhile, another claim is wanted now, and the lines of
-                // this read are not used.
+                // If the claim was split meanwhile, another claim may be wanted now, and the lines
+                // of this read are then not used.
                 let read = Claim { start: loaded.from, end };
-                if let Some(claim) = cursor.wanted.filter(|claim| *claim == read) {
+                let is_first = |claim: &Claim| claim.start == read.start && claim.end <= read.end;
+                if let Some(claim) = cursor.wanted.filter(is_first) {
+                    if claim != read && loaded.pieces.iter().any(Piece::is_gap) {
+                        cursor.fetches_one = true;
+                        return;
+                    }
                     self.fetched(&mut state, index, claim, &loaded);
                 }
             }
@@ -603,14 +657,17 @@ impl Shared {
 
     /// Gives a cursor (an output's place in the queue) the lines of a claim that is to be sent
     /// again. A claim is a range of events that the output has taken to send. `loaded` is what was
-    /// read from the file of these lines. Events of the claim that are missing in the file are
-    /// counted as lost, and the others are sent again. If all are missing, the claim ends here. If
-    /// the claim was finished or dropped during the read, nothing is counted.
+    /// read from the file of these lines: only this claim if lines are missing, otherwise perhaps
+    /// later claims too. Events of the claim that are missing in the file are counted as lost, and
+    /// the others are sent again. If all are missing, the claim ends here. If the claim was
+    /// finished or dropped during the read, nothing is counted.
     fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.log.cursors[index];
         let pieces: Vec<_> =
             loaded.pieces.iter().filter(|piece| !piece.is_gap()).cloned().collect();
-        cursor.fetched = (!pieces.is_empty()).then_some(Fetched { claim, pieces });
+        let range = Claim { end: loaded.to.unwrap_or(claim.end), ..claim };
+        cursor.fetched = (!pieces.is_empty()).then_some(Fetched { range, pieces });
+        cursor.fetches_one = false;
         if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
             return;
         }
@@ -819,11 +876,11 @@ impl Cursor {
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             return Redelivery::Gone;
         };
-        let fetched = cursor.fetched.take().filter(|fetched| fetched.claim == claim);
+        let fetched = cursor.fetched.as_ref().and_then(|fetched| fetched.of(claim));
         let tells = cursor.tells_origins;
-        let fetched = fetched.map(|fetched| batch_of(claim, fetched.pieces.into_iter(), tells));
+        let fetched = fetched.map(|pieces| batch_of(claim, pieces.into_iter(), tells));
         let Some(batch) = from_tail.or(fetched) else {
-            cursor.wanted = Some(claim);
+            (cursor.wanted, cursor.fetched) = (Some(claim), None);
             return Redelivery::NotYet;
         };
         entry.stage = Stage::OnWire;
