@@ -196,12 +196,14 @@ mod tests {
 
     #[test]
     fn the_members_are_found_in_the_documents_of_each_shape() {
-        for shape in [Shape::Event, Shape::Ecs, Shape::Ocsf] {
+        assert_of_event(&EventFields::of(EVENT.as_bytes()), "/api?a=b");
+        // OCSF has no place for groups that are no texts.
+        let event = EVENT.replace(",7]", "]");
+        for (shape, path) in [(Shape::Ecs, "/api?a=b"), (Shape::Ocsf, "/api")] {
             let form = Form { shape, ..Form::AS_RECEIVED };
             let mut document = Vec::new();
-            form.write(EVENT.as_bytes(), None, &mut document);
-            let path = if shape == Shape::Ocsf { "/api" } else { "/api?a=b" };
-            let document = if document.is_empty() { EVENT.as_bytes() } else { &document };
+            form.write(event.as_bytes(), None, &mut document);
+            let document = document.as_slice();
             assert_of_event(&EventFields::of(document), path);
         }
     }

@@ -315,7 +315,12 @@ mod tests {
             (r#"{"responseStatus":{"code":499},"stage":"x"}"#, 4),
             (r#"{"responseStatus":{"code":500}}"#, 5),
             (r#"{"responseStatus":{"code":2147483647}}"#, 5),
-            (r#"{"responseStatus":{"code":99999999999}}"#, 3),
+            (r#"{"responseStatus":{"code":99999999999}}"#, 5),
+            (
+                r#"{"@timestamp":"2026-11-20T06:24:22Z","kubernetes":{"audit":{"responseStatus":{"code":403}}}}"#,
+                4,
+            ),
+            (r#"{"time_dt":"2026-11-20T06:24:22Z","api":{"response":{"code":403}}}"#, 4),
             (r#"{"responseStatus":{"code":"500"}}"#, 3),
             (r#"{"responseStatus":null}"#, 3),
             (r#"{"responseStatus":[{"code":500}]}"#, 3),

@@ -289,7 +289,9 @@ fn what_waits_on_a_connection_that_ends_is_sent_again() {
     let relay = Relay::start(&files.config(&splunk, ""));
     let body = generated_batch(1, 40, 700);
     assert_eq!(relay.post(&body).status, 200);
-    wait_until("the first request", PATIENCE, || splunk.store().requests.len() == 1);
+    wait_until("a question about the first request", PATIENCE, || {
+        !splunk.store().questions.is_empty()
+    });
     splunk.sink.close_connections();
     wait_until("a second request", PATIENCE, || splunk.store().requests.len() == 2);
     may_index.store(true, Ordering::SeqCst);
@@ -299,16 +301,92 @@ fn what_waits_on_a_connection_that_ends_is_sent_again() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a connection reaches its age limit while its requests are not indexed. It stays until
-/// they are, and nothing is sent twice.
+/// Method: the collector forgets a request that it has not indexed, and gives its number to the
+/// next one on the same connection. Its yes to that number must not count for both.
+#[test]
+fn a_number_that_comes_again_says_nothing_about_the_request_before() {
+    let (files, may_index) = (Files::new(), Arc::new(AtomicBool::new(false)));
+    let indexes = Arc::clone(&may_index);
+    let splunk = Splunk::start(Script {
+        indexes: Box::new(move || indexes.load(Ordering::SeqCst)),
+        ..Script::default()
+    });
+    let relay = Relay::start(&files.config(&splunk, "concurrency = 1"));
+    let [first, second] = [1, 2].map(|seed| generated_batch(seed, 20, 700));
+    assert_eq!(relay.post(&first).status, 200);
+    wait_until("a question about the first request", PATIENCE, || {
+        !splunk.store().questions.is_empty()
+    });
+    splunk.store().forget();
+    assert_eq!(relay.post(&second).status, 200);
+    wait_until("a third request", PATIENCE, || splunk.store().requests.len() >= 3);
+    may_index.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    let indexed: BTreeSet<_> = splunk.store().indexed.iter().cloned().collect();
+    let sent = [events_of(&first), events_of(&second)].concat();
+    assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), &sent);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the preferred address takes everything and indexes nothing. Events must leave by the
+/// other one.
+#[test]
+fn an_address_that_never_confirms_is_passed_over() {
+    let files = Files::new();
+    let blocked = Splunk::start(Script { indexes: Box::new(|| false), ..Script::default() });
+    let well = Splunk::start(Script::default());
+    let config = files.config(&blocked, "ack_timeout = \"1s\"");
+    let url = |splunk: &Splunk| format!("\"http://{}\"", splunk.address());
+    let both = format!("{}, {}", url(&blocked), url(&well));
+    let relay = Relay::start(&config.replace(&url(&blocked), &both));
+    let body = generated_batch(1, 40, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let indexed: BTreeSet<_> = well.store().indexed.iter().cloned().collect();
+    assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), &events_of(&body));
+    assert!(!blocked.store().requests.is_empty());
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a bad event may not be given up. The events before it must become final, and may not be
+/// indexed again and again together with it.
+#[test]
+fn a_bad_event_that_is_retried_does_not_repeat_those_before_it() {
+    let (files, splunk) = (
+        Files::new(),
+        Splunk::start(Script {
+            is_bad: |event| event.windows(14).any(|part| part == b"generated-10\","),
+            ..Script::default()
+        }),
+    );
+    let relay = Relay::start(&files.config(&splunk, "rejected = { action = \"retry\" }"));
+    let body = generated_batch(1, 20, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    wait_until("some attempts", PATIENCE, || splunk.store().requests.len() > 12);
+    wait_until("the events before it", PATIENCE, || value(&relay, "output_events_total") == 10.0);
+    let indexed = splunk.store().indexed.len();
+    assert!(indexed <= 20, "{indexed} events indexed, of which 10 are good and before the bad one");
+    assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
+    relay.settle(Backlog::Stable);
+}
+
+/// Method: connections reach their age limit several times before their requests are indexed. They
+/// stay until then, and nothing is sent twice.
 #[test]
 fn the_age_limit_of_a_connection_waits_for_its_acknowledgements() {
     let files = Files::new();
-    let splunk = Splunk::start(Script::default());
-    let more = "concurrency = 1\ntimeouts.max_connection_age = \"1s\"";
+    let mut asked = 0;
+    let splunk = Splunk::start(Script {
+        indexes: Box::new(move || {
+            asked += 1;
+            asked % 12 == 0
+        }),
+        ..Script::default()
+    });
+    let more = "concurrency = 1\ntimeouts.max_connection_age = \"300ms\"";
     let relay = Relay::start(&files.config(&splunk, more));
     let mut sent = Vec::new();
-    for batch in 0..15 {
+    for batch in 0..12 {
         let body = generated_batch(batch, 10, 700);
         assert_eq!(relay.post(&body).status, 200);
         sent.extend(events_of(&body));
@@ -316,6 +394,6 @@ fn the_age_limit_of_a_connection_waits_for_its_acknowledgements() {
     }
     relay.wait_until_delivered(PATIENCE);
     assert_same_set(&splunk.store().indexed, &sent);
-    assert!(splunk.sink.history().len() > 1, "no connection has reached its limit");
+    assert!(splunk.sink.history().len() > 2, "no connection has reached its limit");
     relay.finish(Backlog::Empty);
 }

@@ -54,6 +54,13 @@ pub(crate) struct Store {
 }
 
 impl Store {
+    /// Forgets all that is not indexed, and counts from 0 again, as a server does that starts anew
+    /// behind a proxy, which keeps the relay's connections.
+    pub(crate) fn forget(&mut self) {
+        self.waiting.clear();
+        self.channels.values_mut().for_each(|(_, next)| *next = 0);
+    }
+
     /// Returns how many requests are taken and not indexed.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
