@@ -72,7 +72,7 @@ const NOT_ABOUT_EVENTS: [StatusCode; 6] = [
 pub(crate) struct Settings {
     client: HttpClient,
     credentials: Credentials,
-    /// The https URL of IAM.
+    /// The URL of IAM.
     iam_url: String,
     application_name: String,
     subsystem_name: String,
@@ -91,8 +91,8 @@ impl OutputSettings for Settings {
                 let meaning = "file with the API key of a service ID; or use trusted_profile";
                 let key = optional("api_key_file", "path", "none", meaning);
                 let file = t.file(key, config::Content::Token, true);
-                let meaning = "https URL of IAM, which gives the tokens; it is verified with the \
-                               system's roots";
+                let meaning = "URL of IAM, which gives the tokens; it is verified with tls.ca, or \
+                               with the system's roots";
                 let iam = t.word_or(
                     ("iam_url", "URL", meaning),
                     "https://iam.cloud.ibm.com",
@@ -111,6 +111,12 @@ impl OutputSettings for Settings {
                     t.word_or(("subsystem_name", "string", meaning), "kube-apiserver", None, name);
                 (file, iam, application, subsystem)
             });
+        if iam_url.as_ref().is_some_and(|url| url.starts_with("http:")) {
+            t.warn(
+                "iam_url",
+                "is not https://, so that the API key and the tokens can be read on the way",
+            );
+        }
         let meaning = "trusted profile that trusts the pod's service account; or use api_key_file";
         let profile = t
             .optional_section(optional("trusted_profile", TABLE, "none", meaning), trusted_profile);
@@ -154,13 +160,12 @@ fn trusted_profile(t: &mut Table<'_, '_>) -> Option<Credentials> {
     Some(Credentials::TrustedProfile { id: id?, token_file: token_file? })
 }
 
-/// Parses the URL of IAM. The API key is sent there, so the URL must be https.
+/// Parses the URL of IAM.
 fn iam_url(text: &str) -> Result<String, String> {
-    let url = config::url(text)?;
-    if url.scheme() != "https" || url.query().is_some() {
-        return Err("is not an https:// URL without a query, allowed: https://HOST[:PORT]".into());
+    match config::url(text)?.query() {
+        Some(_) => Err("has a query, allowed: https://HOST[:PORT]".to_owned()),
+        None => Ok(text.to_owned()),
     }
-    Ok(text.to_owned())
 }
 
 /// Parses the name of an application or a subsystem.
@@ -183,6 +188,7 @@ impl IntoConnector for Settings {
             credentials: self.credentials.clone(),
             service: Service {
                 url: self.iam_url.clone(),
+                ca: self.client.tls.ca.clone(),
                 proxy: self.client.proxy.clone(),
                 timeouts: timeouts.clone(),
             },

@@ -2,6 +2,7 @@
 //! request at a time, each on a connection of its own.
 
 use std::convert::Infallible;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,7 +18,9 @@ use hyper::header::HeaderValue;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
 
 use super::answer;
 use super::answer::chain;
@@ -42,12 +45,14 @@ use crate::tls;
 /// The most bytes of an answer's body. A longer body is an error.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// A server that is not the consumer, and how it is reached. The server is verified with the
-/// system's roots: the settings `tls` of the output are the consumer's.
+/// A server that is not the consumer, and how it is reached.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::output) struct Service {
-    /// The https URL of the server, to which the path of each request is added.
+    /// The URL of the server, to which the path of each request is added.
     pub(in crate::output) url: String,
+    /// A file with authorities that the output trusts. An https server must be verified by one of
+    /// them, or by one of the system's. `None`: by one of the system's.
+    pub(in crate::output) ca: Option<PathBuf>,
     /// The proxy that is asked for each connection; `None`: connections are direct.
     pub(in crate::output) proxy: Option<Template>,
     /// The limits of a connection's making and of the wait for an answer.
@@ -71,7 +76,8 @@ impl From<Failure> for ServiceError {
 struct Expanded {
     endpoint: HttpEndpoint,
     proxy: Option<Proxy>,
-    tls: Arc<tls::Client>,
+    /// The ways to verify the server, of which one must succeed; empty if the URL is not https.
+    tls: Vec<Arc<tls::Client>>,
 }
 
 impl Service {
@@ -102,18 +108,8 @@ impl Service {
         let read = tokio::task::spawn_blocking(move || service.expanded()).await;
         let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
         let expanded = read.unwrap_or_else(|error| Err(wrong(error.to_string())))?;
-        let Expanded { endpoint, proxy, tls } = expanded;
+        let endpoint = &expanded.endpoint;
         let base = &endpoint.base;
-        let HostPort { host, port } = &base.at;
-        let deadline = Instant::now() + self.timeouts.connect;
-        let stream = match &proxy {
-            Some(proxy) => tunnel(base, proxy, deadline).await?,
-            None => net::dial(host, *port, deadline).await.map_err(|error| dial_failure(&error))?,
-        };
-        // Without the socket options a silent server is noticed by the timeout, so an error is
-        // ignored.
-        net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
-        let stream = handshake(&tls, host, *port, stream, deadline).await?;
         let request = Request::builder()
             .method(Method::POST)
             .uri(endpoint.target(path))
@@ -123,15 +119,57 @@ impl Service {
             .header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
             .body(Full::new(Bytes::from(body)))
             .map_err(|error| wrong(format!("{base}: {error}")))?;
-        let exchange = exchange(base, stream, request);
-        tokio::time::timeout(self.timeouts.request, exchange).await.unwrap_or_else(|_| {
+        let deadline = Instant::now() + self.timeouts.connect;
+        let answer = match base.https {
+            true => {
+                let stream = self.encrypted(&expanded, deadline).await?;
+                tokio::time::timeout(self.timeouts.request, exchange(base, stream, request)).await
+            }
+            false => {
+                let stream = self.dial(&expanded, deadline).await?;
+                tokio::time::timeout(self.timeouts.request, exchange(base, stream, request)).await
+            }
+        };
+        answer.unwrap_or_else(|_| {
             let seconds = self.timeouts.request.as_secs_f64();
             let what = format!("{base}: no answer within {seconds} s");
             Err(Failure::new(AttemptError::Timeout, what).into())
         })
     }
 
-    /// Reads the files that a request needs: those of the proxy's template, and the system's roots.
+    /// Makes a TCP connection to the server, directly or through the proxy.
+    async fn dial(&self, expanded: &Expanded, deadline: Instant) -> Result<TcpStream, Failure> {
+        let base = &expanded.endpoint.base;
+        let HostPort { host, port } = &base.at;
+        let stream = match &expanded.proxy {
+            Some(proxy) => tunnel(base, proxy, deadline).await?,
+            None => net::dial(host, *port, deadline).await.map_err(|error| dial_failure(&error))?,
+        };
+        // Without the socket options a silent server is noticed by the timeout, so an error is
+        // ignored.
+        net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
+        Ok(stream)
+    }
+
+    /// Makes an encrypted connection to the server, which one of the ways to verify it accepts.
+    async fn encrypted(
+        &self,
+        expanded: &Expanded,
+        deadline: Instant,
+    ) -> Result<TlsStream<TcpStream>, Failure> {
+        let HostPort { host, port } = &expanded.endpoint.base.at;
+        let mut refused = Failure::new(AttemptError::Tls, "the URL is not https");
+        for tls in &expanded.tls {
+            let stream = self.dial(expanded, deadline).await?;
+            match handshake(tls, host, *port, stream, deadline).await {
+                Ok(stream) => return Ok(stream),
+                Err(failure) => refused = failure,
+            }
+        }
+        Err(refused)
+    }
+
+    /// Reads the files that a request needs: those of the proxy's template, and the authorities.
     /// Blocks the thread.
     fn expanded(&self) -> Result<Expanded, Failure> {
         let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
@@ -143,10 +181,15 @@ impl Service {
                 Some(Proxy::new(&text).map_err(|what| wrong(format!("proxy {what}")))?)
             }
         };
-        let tls =
-            tls::Client::read(&ClientTls::default(), &[b"http/1.1"], None).map_err(|error| {
+        let authorities = self.ca.iter().cloned().map(Some).chain([None]);
+        let read = |ca| {
+            let settings = ClientTls { ca, ..ClientTls::default() };
+            tls::Client::read(&settings, &[b"http/1.1"], None).map_err(|error| {
                 Failure::new(AttemptError::Tls, format!("{}: {error}", endpoint.base))
-            })?;
+            })
+        };
+        let is_https = endpoint.base.https;
+        let tls = authorities.filter(|_| is_https).map(read).collect::<Result<_, _>>()?;
         Ok(Expanded { endpoint, proxy, tls })
     }
 }

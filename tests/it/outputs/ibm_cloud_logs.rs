@@ -450,6 +450,14 @@ fn requests_have_two_megabytes_and_a_larger_event_travels_alone() {
         assert_eq!(relay.post(body).status, 200);
         events.extend(events_of(body));
     }
+    // The large event is given up when the consumer has taken another one after its refusal.
+    let refused = [("output", "logs"), ("reason", "status_4xx")];
+    wait_until("the refusal", PATIENCE, || {
+        relay.metrics().value("output_errors_total", &refused) > 0.0
+    });
+    let body = generated_batch(4, 1, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    events.extend(events_of(&body));
     relay.wait_until_delivered(PATIENCE * 2);
     let (large, good): (Vec<_>, Vec<_>) =
         events.into_iter().partition(|event| event.len() > REQUEST_BYTES_MAX);
@@ -529,7 +537,8 @@ fn a_config_has_one_kind_of_credentials_and_keeps_to_the_limits() {
     let plain = ibm.output("logs", &api_key).replace("iam_url = \"https:", "iam_url = \"http:");
     std::fs::write(&file, format!("{BASE}{plain}")).unwrap();
     let (code, said) = ibm.run(&["check"], &file);
-    assert!(code == Some(2) && said.contains("output[0].iam_url: "), "{said}");
+    let warned = said.contains("output[0].iam_url: warning: is not https://");
+    assert!(code == Some(0) && warned, "{said}");
     std::fs::write(key.file(), "\n").unwrap();
     refused(&api_key, "api-key is empty, allowed: one line of printable text");
 }
