@@ -171,7 +171,9 @@ fn nothing_is_lost_when_rsyslog_is_killed_in_the_middle_of_a_window() {
         rsyslog.process.kill();
         more
     });
-    assert!(ends[0] <= 1200 && ends[1] <= 2800 && posted == 3200, "{ends:?} of {posted}");
+    // At the second end rsyslog may have a window of the first end twice.
+    let has_less = ends[0] <= 1200 && ends[1] <= 2800 + WINDOW;
+    assert!(has_less && posted == 3200, "{ends:?} of {posted}");
 }
 
 /// Method: [`everything_arrives_though`] with SIGTERM in the middle of a stream.
