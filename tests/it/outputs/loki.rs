@@ -185,14 +185,15 @@ fn the_time_of_acceptance_is_the_same_after_a_restart() {
     assert_eq!(relay.post(&body).status, 200);
     assert_eq!(relay.post(&other).status, 200);
     let after = now();
-    wait_until("entries", PATIENCE, || consumer.store().entries.len() == 60);
+    // The events of the second batch may wait until those of the first are acknowledged.
+    wait_until("entries", PATIENCE, || consumer.store().entries.len() >= 30);
     relay.kill();
     calm.store(true, Ordering::SeqCst);
     let relay = Relay::start(&config);
     relay.wait_until_delivered(PATIENCE);
     let store = consumer.store();
     assert_same_set(&store.lines(), &[events_of(&body), events_of(&other)].concat());
-    assert!(store.again >= 60, "{} came again", store.again);
+    assert!(store.again >= 30, "{} came again", store.again);
     // The time of acceptance is known in milliseconds.
     let range = before - 1_000_000..=after;
     assert!(store.entries.iter().all(|entry| range.contains(&entry.time)));
