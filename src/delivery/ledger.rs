@@ -199,7 +199,7 @@ impl Ledger {
     }
 
     /// Adds to a batch the next claims that are remainders of earlier batches, as long as they fit.
-    /// So a request of which the consumer has not taken every second event goes again as one
+    /// If a consumer has not taken every second event of a request, these events go again as one
     /// request, and not as one for each event.
     fn with_remainders(&mut self, mut batch: Batch, room: Take) -> Batch {
         while let Some(work) = self.in_flight.next_remainder(batch.claim.end) {

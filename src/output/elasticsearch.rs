@@ -28,8 +28,10 @@ use super::http::api::Outcome;
 use super::http::api::Reply;
 use super::http::api::Sent;
 use super::http::api::TestRequest;
+use super::http::api::body_for;
 use super::http::api::tested_by_status;
 use super::http::api::token_header;
+use super::http::api::write_events;
 use super::setup::IntoConnector;
 use super::setup::Setup;
 use crate::config;
@@ -42,13 +44,13 @@ use crate::config::table::Table;
 use crate::config::table::optional;
 use crate::config::table::required;
 use crate::delivery::failure::Failure;
-use crate::delivery::lines::lines;
 use crate::delivery::link::Parts;
 use crate::delivery::link::Verdict;
 use crate::delivery::prepared::Connector;
 use crate::delivery::rfc3339::rfc3339;
 use crate::queue::Batch;
 use crate::queue::Identity;
+use crate::queue::Take;
 use crate::shape;
 use crate::shape::Bodies;
 use crate::shape::Form;
@@ -268,23 +270,16 @@ impl Api for Bulk {
 
     fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded {
         let index = &self.index;
-        let mut body = Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4);
-        let mut events = 0;
-        for (event, (position, received)) in lines(&batch.pieces).zip(batch.places()) {
-            let before = body.len();
+        let mut body = body_for(&batch);
+        let room = Take { bytes: max_bytes, events: EVENTS_MAX };
+        let events = write_events(&batch, room, &mut body, |event, position, received, body| {
             let hash = rapidhash::v3::rapidhash_v3(event);
-            let action = format!(
-                "{{\"create\":{{\"_index\":\"{index}\",\"_id\":\"{queue}-{position}-{hash:016x}\"}}}}\n"
-            );
+            let id = format!("{queue}-{position}-{hash:016x}");
+            let action = format!("{{\"create\":{{\"_index\":\"{index}\",\"_id\":\"{id}\"}}}}\n");
             body.extend_from_slice(action.as_bytes());
-            write_document(event, received, &mut body);
+            write_document(event, received, body);
             body.push(b'\n');
-            if events > 0 && (body.len() as u64 > max_bytes || events == EVENTS_MAX) {
-                body.truncate(before);
-                break;
-            }
-            events += 1;
-        }
+        });
         Encoded::new(body, events)
     }
 

@@ -24,6 +24,8 @@ use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
 use super::http::api::Sent;
+use super::http::api::body_for;
+use super::http::api::write_events;
 use super::http::service::Service;
 use super::iam::Credentials;
 use super::iam::Iam;
@@ -45,10 +47,10 @@ use crate::config::table::required;
 use crate::config::table::whole;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
-use crate::delivery::lines::lines;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 use crate::queue::Identity;
+use crate::queue::Take;
 
 /// The most bytes of a request, as the documentation of the API says.
 const REQUEST_BYTES_MAX: u64 = 2_000_000;
@@ -270,19 +272,13 @@ impl Api for Singles {
     }
 
     fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
-        let mut body = Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4);
-        let mut events = 0;
-        for (event, (_, received)) in lines(&batch.pieces).zip(batch.places()) {
-            let before = body.len();
-            body.push(if events == 0 { b'[' } else { b',' });
-            self.write_record(event, received, &mut body);
-            // The closing bracket needs one byte more.
-            if events > 0 && body.len() as u64 >= max_bytes {
-                body.truncate(before);
-                break;
-            }
-            events += 1;
-        }
+        let mut body = body_for(&batch);
+        // The closing bracket needs one byte more.
+        let room = Take { bytes: max_bytes.saturating_sub(1), events: u64::MAX };
+        let events = write_events(&batch, room, &mut body, |event, _, received, body| {
+            body.push(if body.is_empty() { b'[' } else { b',' });
+            self.write_record(event, received, body);
+        });
         body.push(b']');
         Encoded::new(body, events)
     }

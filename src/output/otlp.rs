@@ -20,6 +20,8 @@ use super::http::api::Outcome;
 use super::http::api::Reply;
 use super::http::api::Sent;
 use super::http::api::TestRequest;
+use super::http::api::body_for;
+use super::http::api::write_events;
 use super::setup::IntoConnector;
 use super::setup::Setup;
 use crate::config;
@@ -31,12 +33,12 @@ use crate::config::OutputSettings;
 use crate::config::Target;
 use crate::config::table::Table;
 use crate::delivery::failure::Failure;
-use crate::delivery::lines::lines;
 use crate::delivery::link::Part;
 use crate::delivery::link::Verdict;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 use crate::queue::Identity;
+use crate::queue::Take;
 use crate::telemetry::AttemptError;
 
 /// The most bytes of an answer that are read. An answer has a number and a message.
@@ -53,7 +55,7 @@ const SEVERITY: u64 = 9;
 
 /// The most bytes of the two lengths that are put into a request behind its last record. A length
 /// of 5 bytes is enough for 32 GiB.
-const LENGTHS: usize = 2 * 5;
+const LENGTHS: u64 = 2 * 5;
 
 /// The settings of an output of `type = "otlp"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
@@ -133,7 +135,7 @@ impl Api for Logs {
 
     /// Writes an `ExportLogsServiceRequest`.
     fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
-        let mut body = Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4);
+        let mut body = body_for(&batch);
         let mut events = 0;
         // The only `ResourceLogs`.
         write_message(1, &mut body, |body| {
@@ -148,15 +150,11 @@ impl Api for Logs {
                     write_bytes(1, SCOPE.as_bytes(), body);
                     write_bytes(2, env!("CARGO_PKG_VERSION").as_bytes(), body);
                 });
-                for (event, (_, received)) in lines(&batch.pieces).zip(batch.places()) {
-                    let before = body.len();
+                let bytes = max_bytes.saturating_sub(LENGTHS);
+                let room = Take { bytes, events: u64::MAX };
+                events = write_events(&batch, room, body, |event, _, received, body| {
                     write_message(2, body, |body| write_record(event, received, body));
-                    if events > 0 && (body.len() + LENGTHS) as u64 > max_bytes {
-                        body.truncate(before);
-                        break;
-                    }
-                    events += 1;
-                }
+                });
             });
         });
         Encoded::new(body, events)

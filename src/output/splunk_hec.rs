@@ -34,8 +34,10 @@ use super::http::api::Reply;
 use super::http::api::Sent;
 use super::http::api::TestRequest;
 use super::http::api::Told;
+use super::http::api::body_for;
 use super::http::api::tested_by_status;
 use super::http::api::token_header;
+use super::http::api::write_events;
 use super::setup::IntoConnector;
 use super::setup::Setup;
 use crate::audit::time::nanos;
@@ -51,12 +53,12 @@ use crate::config::table::Table;
 use crate::config::table::optional;
 use crate::config::table::required;
 use crate::delivery::failure::Failure;
-use crate::delivery::lines::lines;
 use crate::delivery::link::Part;
 use crate::delivery::link::Verdict;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 use crate::queue::Identity;
+use crate::queue::Take;
 use crate::telemetry::AttemptError;
 
 /// The path of requests with events.
@@ -274,7 +276,7 @@ impl AckId {
     }
 }
 
-/// What a code of the collector is about.
+/// The subject of a code of the collector.
 enum Fault {
     /// The request was taken.
     None,
@@ -403,10 +405,9 @@ impl Api for Collector {
     }
 
     fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
-        let mut body = Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4);
-        let mut events = 0;
-        for (event, (_, received)) in lines(&batch.pieces).zip(batch.places()) {
-            let before = body.len();
+        let mut body = body_for(&batch);
+        let room = Take { bytes: max_bytes, events: u64::MAX };
+        let events = write_events(&batch, room, &mut body, |event, _, received, body| {
             let time = stage_time(event).or_else(|| request_time(event)).and_then(nanos);
             let time = time.unwrap_or(received.saturating_mul(1_000_000));
             let (seconds, micros) = (time / 1_000_000_000, time % 1_000_000_000 / 1000);
@@ -415,12 +416,7 @@ impl Api for Collector {
             body.extend_from_slice(self.before.as_bytes());
             body.extend_from_slice(event);
             body.extend_from_slice(self.after.as_bytes());
-            if events > 0 && body.len() as u64 > max_bytes {
-                body.truncate(before);
-                break;
-            }
-            events += 1;
-        }
+        });
         Encoded::new(body, events)
     }
 

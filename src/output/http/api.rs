@@ -17,6 +17,7 @@ use super::body::Pieces;
 use crate::config;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
+use crate::delivery::lines::lines;
 use crate::delivery::link::Part;
 use crate::delivery::link::Verdict;
 use crate::queue::Batch;
@@ -24,6 +25,7 @@ use crate::queue::Claim;
 use crate::queue::Identity;
 use crate::queue::Origin;
 use crate::queue::Position;
+use crate::queue::Take;
 use crate::telemetry::AttemptError;
 
 /// Returns the value of the header `Authorization` of this scheme, with the token in `file`. The
@@ -31,7 +33,13 @@ use crate::telemetry::AttemptError;
 pub(in crate::output) fn token_header(scheme: &str, file: &Path) -> Result<HeaderValue, String> {
     let token = config::read_token(file)
         .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    let mut value = HeaderValue::from_str(&format!("{scheme} {token}")).map_err(|_| {
+    credentials_header(&format!("{scheme} {token}"), file)
+}
+
+/// Returns credentials, which are made of the secret in `file`, as the value of a header that is
+/// shown nowhere. The error text names the file, and never says what is in it.
+pub(super) fn credentials_header(text: &str, file: &Path) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| {
         format!("{} holds a character that an HTTP header cannot have", file.display())
     })?;
     value.set_sensitive(true);
@@ -193,7 +201,7 @@ pub(in crate::output) trait Confirm: Send + Sync {
     fn told(&self, status: StatusCode, body: &[u8]) -> Told;
 }
 
-/// What the answer to a question of [`Confirm`] says.
+/// The content of an answer to a question of [`Confirm`].
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::output) enum Told {
     /// The requests with these numbers are confirmed, and the others not yet.
@@ -217,6 +225,34 @@ impl Encoded {
     pub(in crate::output) fn new(body: Vec<u8>, events: u64) -> Self {
         Self { body: Pieces::of(vec![Bytes::from(body)]), events }
     }
+}
+
+/// Writes the events of a batch one after the other into the body of a request, as many as have
+/// room, but at least one. `room` is that of the whole body, and `write` writes an event, of which
+/// it gets the position and the time of acceptance ([`Origin::received`]). Returns the number of
+/// events in the body.
+pub(in crate::output) fn write_events(
+    batch: &Batch,
+    room: Take,
+    body: &mut Vec<u8>,
+    mut write: impl FnMut(&[u8], Position, u64, &mut Vec<u8>),
+) -> u64 {
+    let mut events = 0;
+    for (event, (position, received)) in lines(&batch.pieces).zip(batch.places()) {
+        let before = body.len();
+        write(event, position, received, body);
+        if events > 0 && (body.len() as u64 > room.bytes || events == room.events) {
+            body.truncate(before);
+            break;
+        }
+        events += 1;
+    }
+    events
+}
+
+/// Returns the empty body of a request that will wrap the events of this batch.
+pub(in crate::output) fn body_for(batch: &Batch) -> Vec<u8> {
+    Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4)
 }
 
 /// The result of one request to a consumer.

@@ -1,9 +1,6 @@
 //! The settings of an `http` output that come from `${…}` templates and files: URLs, the proxy,
 //! headers and credentials.
 
-use std::io;
-use std::path::Path;
-
 use base64::prelude::BASE64_STANDARD;
 use base64::prelude::Engine as _;
 use hyper::HeaderMap;
@@ -13,6 +10,8 @@ use hyper::header::HeaderValue;
 
 use super::answer::chain;
 use super::api::Api;
+use super::api::credentials_header;
+use super::api::token_header;
 use super::proxy::Proxy;
 use super::url::HttpEndpoint;
 use crate::config;
@@ -70,26 +69,17 @@ impl Expanded {
 /// the password file. Returns `None` if neither is configured, and an error text if a file or the
 /// user name can't be used.
 fn authorization(config: &config::HttpClient) -> Result<Option<HeaderValue>, String> {
-    let cannot_read =
-        |file: &Path, error: io::Error| format!("cannot read {}: {error}", file.display());
-    let (credentials, file) = if let Some(file) = &config.bearer_token_file {
-        let token = config::read_token(file).map_err(|error| cannot_read(file, error))?;
-        (format!("Bearer {token}"), file)
-    } else if let Some(basic) = &config.basic_auth {
-        let user = basic.username.expand().map_err(|error| chain(&error))?;
-        // A password may begin or end with a blank, so only its line break is taken off.
-        let file = &basic.password_file;
-        let password = config::read_secret(file).map_err(|error| cannot_read(file, error))?;
-        let pair = format!("{user}:{password}");
-        (format!("Basic {}", BASE64_STANDARD.encode(pair)), file)
-    } else {
-        return Ok(None);
-    };
-    let mut value = HeaderValue::from_str(&credentials).map_err(|_| {
-        format!("{} holds a character that an HTTP header cannot have", file.display())
-    })?;
-    value.set_sensitive(true);
-    Ok(Some(value))
+    if let Some(file) = &config.bearer_token_file {
+        return token_header("Bearer", file).map(Some);
+    }
+    let Some(basic) = &config.basic_auth else { return Ok(None) };
+    let user = basic.username.expand().map_err(|error| chain(&error))?;
+    let file = &basic.password_file;
+    // A password may begin or end with a blank, so only its line break is taken off.
+    let password = config::read_secret(file)
+        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    let pair = BASE64_STANDARD.encode(format!("{user}:{password}"));
+    credentials_header(&format!("Basic {pair}"), file).map(Some)
 }
 
 #[cfg(test)]

@@ -115,8 +115,9 @@ impl HttpLink {
     /// Asks which requests are confirmed, with the idle lanes whose turn it is. Returns when it is
     /// the turn of the next one; `None` if there is nothing to ask.
     fn ask(&mut self) -> Option<Instant> {
-        let now = Instant::now();
         let client = &self.client;
+        client.api.confirm()?;
+        let now = Instant::now();
         let due = |lane: &mut Lane| client.asks_at(lane).is_some_and(|at| at <= now);
         for mut lane in self.idle.extract_if(.., due) {
             let client = Arc::clone(client);

@@ -45,7 +45,7 @@ impl Kind {
     }
 }
 
-/// What the answers of a consumer speak of.
+/// The events of which an answer of a consumer speaks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Answers {
     /// The whole request.
