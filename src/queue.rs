@@ -25,13 +25,14 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `contract` `disk` | batches, claims and answers · operations on files |
-//! | 2 | `claims` `identity` `outputs` `segment` | an output's claims · the queue's own number · its counters · a file of the log, byte for byte |
+//! | 2 | `claims` `identity` `notes` `outputs` `segment` | an output's claims · the queue's own number · a file of an output · its counters · a file of the log, byte for byte |
 //! | 3 | `cursors` `memory` `synced` | the file of all cursors · the queue in memory · the file that says where the log ends |
 //! | 4 | `place` `tail` | whether a directory can be used · where the log ends |
 //! | 5 | `spool` | the queue in files |
 //! | 6 | `inspect` | the queue's files, seen from outside |
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -48,6 +49,7 @@ mod disk;
 mod identity;
 pub mod inspect;
 mod memory;
+mod notes;
 mod outputs;
 pub mod place;
 mod segment;
@@ -68,6 +70,7 @@ pub use contract::Refused;
 pub use contract::Take;
 pub use disk::OpenError;
 pub use identity::Identity;
+pub use notes::Notes;
 pub use outputs::Output;
 pub use spool::Incoming;
 
@@ -355,6 +358,18 @@ pub enum Left {
     Kept(u64),
 }
 
+/// A function that says whether the queue is nearly full. Clones are cheap.
+#[derive(Clone)]
+pub struct Crowding(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Crowding {
+    /// Returns `true` if the queue holds three quarters of its limit, or more.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        (self.0)()
+    }
+}
+
 /// A sender's receipt for a batch, returned by [`Queue::append`]. If the ticket is dropped before
 /// the batch is acknowledged, the queue removes the batch, because its sender gets no answer and
 /// may send it again. The batch stays if an output has begun to send it, or if the writer thread
@@ -570,6 +585,29 @@ impl Cursor {
     #[must_use]
     pub fn identity(&self) -> Identity {
         either!(self, cursor => cursor.identity())
+    }
+
+    /// Returns the limit of the queue in bytes: `queue.max_bytes`.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        either!(self, cursor => cursor.capacity())
+    }
+
+    /// Returns a function that says whether the queue is nearly full: it holds three quarters of
+    /// its limit, or more.
+    #[must_use]
+    pub fn crowding(&self) -> Crowding {
+        either!(self, cursor => Crowding(Arc::new(cursor.crowding())))
+    }
+
+    /// Returns the file in which the output may keep facts for the next start; `None` if the queue
+    /// is in memory.
+    #[must_use]
+    pub fn notes(&self) -> Option<Notes> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Spool(cursor) => Some(cursor.notes()),
+        }
     }
 
     /// Returns the position at which this cursor's next claim (the next events taken to send)

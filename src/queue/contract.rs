@@ -166,6 +166,12 @@ pub struct Origin {
     pub received: u64,
 }
 
+/// Returns `true` if a queue that holds this many bytes is nearly full: they are at least three
+/// quarters of its limit.
+pub(super) fn is_crowded(held: u64, capacity: u64) -> bool {
+    held >= capacity / 4 * 3
+}
+
 /// Returns the current time by the wall clock, in milliseconds since 1970.
 pub(super) fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);

@@ -118,6 +118,28 @@ pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
     sizes.fold((0, 0), |(files, sum), size| (files + 1, sum + size))
 }
 
+/// Replaces a small file, so that the new content survives a power loss. If there is no such file,
+/// makes it. The content is written to a file with `.new` after the name, which is then renamed.
+///
+/// # Errors
+///
+/// The disk refuses. The file then has its old content or the new one.
+pub(super) fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
+    let (new, bytes) = (format!("{name}.new"), content.len() as u64);
+    let file = match disk.create(&new, bytes) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // A crash has left it.
+            disk.remove(&new)?;
+            disk.create(&new, bytes)?
+        }
+        created => created?,
+    };
+    file.write_at(&[content], 0)?;
+    file.sync()?;
+    disk.rename(&new, name)?;
+    disk.sync_directory("")
+}
+
 /// A queue's directory in the operating system's file system.
 #[derive(Debug)]
 pub(super) struct RealDisk {

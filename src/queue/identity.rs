@@ -9,14 +9,12 @@ use std::io;
 use ring::rand::SecureRandom as _;
 use ring::rand::SystemRandom;
 
+use super::disk;
 use super::disk::Access;
 use super::disk::Disk;
 
 /// The name of the file that holds the identity: 32 hexadecimal digits and a line break.
 pub(super) const FILE: &str = "identity";
-
-/// The name under which the file is written, before it is renamed.
-const NEW_FILE: &str = "identity.new";
 
 /// The size of the file in bytes.
 pub(super) const BYTES: u64 = TEXT as u64;
@@ -85,18 +83,7 @@ impl Identity {
 
     /// Writes the file, which replaces an earlier one.
     fn store(self, disk: &dyn Disk) -> io::Result<()> {
-        let file = match disk.create(NEW_FILE, BYTES) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // A crash has left it.
-                disk.remove(NEW_FILE)?;
-                disk.create(NEW_FILE, BYTES)?
-            }
-            created => created?,
-        };
-        file.write_at(&[format!("{self}\n").as_bytes()], 0)?;
-        file.sync()?;
-        disk.rename(NEW_FILE, FILE)?;
-        disk.sync_directory("")
+        disk::replace(disk, FILE, format!("{self}\n").as_bytes())
     }
 
     fn parse(text: &[u8]) -> Option<Self> {

@@ -28,6 +28,7 @@ use super::contract::JoinError;
 use super::contract::Origin;
 use super::contract::Refused;
 use super::contract::Take;
+use super::contract::is_crowded;
 use super::identity::Identity;
 use super::outputs::Departed;
 use super::outputs::DropCount;
@@ -1036,6 +1037,22 @@ impl Cursor {
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.shared.identity
+    }
+
+    /// Returns the limit of the queue in bytes. See [`super::Cursor::capacity`].
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.shared.lock().capacity
+    }
+
+    /// Returns a function that says whether the queue is nearly full. See
+    /// [`super::Cursor::crowding`].
+    pub(super) fn crowding(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            let state = shared.lock();
+            is_crowded(state.bytes, state.capacity)
+        }
     }
 
     /// Returns the position at which the next claim (the next events taken to send) begins. See

@@ -28,9 +28,11 @@ use crate::queue::contract::Disposition;
 use crate::queue::contract::Origin;
 use crate::queue::contract::Redelivery;
 use crate::queue::contract::Take;
+use crate::queue::contract::is_crowded;
 use crate::queue::contract::now;
 use crate::queue::cursors;
 use crate::queue::identity::Identity;
+use crate::queue::notes::Notes;
 use crate::queue::outputs::Output;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::LogOffset;
@@ -112,6 +114,9 @@ pub(super) struct CursorState {
     /// The place in a file where reading continues after the `pieces`. `None` if this place is not
     /// known: the next read then searches for the position, from the beginning of a segment.
     pub(super) spot: Option<Spot>,
+    /// The output's place in the cursors file as it was last saved. [`Position::START`] before the
+    /// first save since the start of the process.
+    pub(super) noted: Position,
     /// A number that rises when the cursor is moved back (rewound), when it drops lines that it has
     /// read ahead, or when a segment that its output has not finished is dropped. If it has changed
     /// while a read from a file was under way, the result of the read is thrown away.
@@ -192,6 +197,7 @@ impl CursorState {
             read_byte: at.byte,
             pieces: VecDeque::new(),
             spot: None,
+            noted: Position::START,
             epoch: 0,
             wanted: None,
             fetched: None,
@@ -1007,6 +1013,35 @@ impl Cursor {
     #[must_use]
     pub fn identity(&self) -> Identity {
         self.shared.identity
+    }
+
+    /// Returns the limit of the queue in bytes. See [`crate::queue::Cursor::capacity`].
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.shared.capacity()
+    }
+
+    /// Returns a function that says whether the queue is nearly full. See
+    /// [`crate::queue::Cursor::crowding`].
+    pub(in crate::queue) fn crowding(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || is_crowded(shared.held_bytes(&shared.lock()), shared.capacity())
+    }
+
+    /// Returns the file in which the output may keep facts for the next start. See
+    /// [`crate::queue::Cursor::notes`].
+    #[must_use]
+    pub fn notes(&self) -> Notes {
+        let name = self.shared.lock().log.cursors[self.index].output.name.clone();
+        let (shared, of) = (Arc::clone(&self.shared), name.clone());
+        let settled = move || {
+            let state = shared.lock();
+            let mut cursors = state.log.cursors.iter().map(|(_, cursor)| cursor);
+            let cursor = cursors.find(|cursor| cursor.output.name == of);
+            cursor.map_or(Position::START, |cursor| cursor.noted)
+        };
+        let end = self.shared.lock().log.end.position;
+        Notes::new(Arc::clone(&self.shared.disk), &name, end, settled)
     }
 
     /// Returns the position of the next event that this output will claim (take to send). See

@@ -352,6 +352,10 @@ impl Upkeep {
         self.saved_end = contents.end.position;
         let mut state = self.shared.lock();
         state.log.holes.retain(|hole| hole.end > watermark);
+        for (_, cursor) in &mut state.log.cursors {
+            let place = contents.outputs.get(&cursor.output.name);
+            cursor.noted = place.map_or(cursor.noted, |place| place.position);
+        }
         self.shared.log_not_full(&mut state);
         if std::mem::replace(&mut state.writing.save_done, requested) != requested {
             self.shared.progress.notify_waiters();
