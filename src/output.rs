@@ -25,8 +25,9 @@
 //! | 2 | `event_time` `setup` | the times of an event · settings and connectors of any type |
 //! | 3 | `event_fields` `json_lines` `syslog` | the members of an event · batches as lines · RFC 5424 messages, and the protocol of that name |
 //! | 4 | `http` `kafka` `lumberjack` `relp` `stdout` `tcp` | one protocol each |
-//! | 5 | `iam` | tokens of IBM Cloud |
-//! | 6 | `*` (every other file) | protocols over HTTP |
+//! | 5 | `tokens` | tokens that are renewed |
+//! | 6 | `iam` | tokens of IBM Cloud |
+//! | 7 | `*` (every other file) | protocols over HTTP |
 
 use std::sync::Arc;
 
@@ -53,6 +54,7 @@ pub(crate) mod splunk_hec;
 pub(crate) mod stdout;
 pub mod syslog;
 pub(crate) mod tcp;
+mod tokens;
 mod transport;
 
 pub use transport::encode::Encode;

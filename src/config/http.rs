@@ -58,9 +58,26 @@ pub struct BasicAuth {
 pub struct HttpKeys {
     /// The default of the key `compression` for this type of output.
     pub compression: Compression,
+    /// The thing that is compressed, as the config reference says it.
+    pub compresses: &'static str,
+    /// The meaning of the key `concurrency`, as the config reference says it.
+    pub concurrency: &'static str,
     /// `true` if this type of output has the keys `bearer_token_file` and `basic_auth`. `false` if
     /// these keys do not exist, because the type has a credential of its own.
     pub authorization: bool,
+}
+
+impl HttpKeys {
+    /// Returns the keys of a type of output whose requests carry a batch each.
+    #[must_use]
+    pub const fn of_requests(compression: Compression, authorization: bool) -> Self {
+        Self {
+            compression,
+            compresses: "Content-Encoding of requests",
+            concurrency: "requests at once; 1 keeps the order",
+            authorization,
+        }
+    }
 }
 
 impl HttpClient {
@@ -80,13 +97,13 @@ impl HttpClient {
         );
         let strategy = Strategy::read(t);
         let own = own(t);
-        let compression = Compression::read(t, keys.compression, "Content-Encoding of requests");
+        let compression = Compression::read(t, keys.compression, keys.compresses);
         let headers = t.secret_map(
             ("headers", "table of strings", "extra request headers"),
             values::header_name,
             values::header_value,
         );
-        let concurrency = t.count("concurrency", 4, 1..=256, "requests at once; 1 keeps the order");
+        let concurrency = t.count("concurrency", 4, 1..=256, keys.concurrency);
         let bearer_token_file = keys.authorization.then(|| bearer_token_file(t)).flatten();
         let proxy = proxy(t);
         let basic_auth = if keys.authorization { basic_auth(t) } else { None };

@@ -81,6 +81,9 @@ pub(super) struct Ledger {
     limits: BatchLimits,
     /// `true` if the consumer gets the events in the order of the queue.
     is_ordered: bool,
+    /// `true` if each batch is a request, so that a batch that is sent again counts as a retry in
+    /// the metrics. `false` if the link counts the retries.
+    pub(super) counts_retries: bool,
     /// The position in the queue after the last event that was sent at least once, or that the
     /// filter kept back at least once. If a claim (events taken from the queue to be sent) begins
     /// before this position, sending it counts as a retry in the metrics.
@@ -109,6 +112,7 @@ impl Ledger {
             filtering: Filtering::new(None, &cursor),
             limits: config.batch,
             is_ordered,
+            counts_retries: true,
             sent_until: cursor.position(),
             inspected_bytes: 0,
             batches: 0,
@@ -180,7 +184,7 @@ impl Ledger {
             let was_sent = claim.start < self.sent_until;
             let work = self.note_sent(claim, batch.events);
             let is_retry = |work: Work| work.attempts > 1 || (was_sent && !work.is_remainder);
-            if work.is_some_and(is_retry) {
+            if self.counts_retries && work.is_some_and(is_retry) {
                 self.health.metrics.retries.increment(1);
             }
             return Some(match work {
@@ -650,14 +654,16 @@ impl Ledger {
     /// Notes that a connection has ended. Its claims on the wire (sent, without an answer) are to
     /// be sent again; other claims keep their state. `failure` is the reason; `None` if it was no
     /// failure.
-    #[cfg(any(feature = "kafka", test))]
     pub(super) fn on_gone(&mut self, failure: Option<&Failure>) {
         self.take_back();
-        if let Some(failure) = failure {
-            self.health.failed(failure);
-            self.pacing.broke_at_once();
-            self.pause(failure);
+        let Some(failure) = failure else { return };
+        if failure.elsewhere {
+            self.health.passed_over(failure);
+            return;
         }
+        self.health.failed(failure);
+        self.pacing.broke_at_once();
+        self.pause(failure);
     }
 
     /// Notes that no connection could be made, because of `failure`.

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
 use super::endpoints::Endpoints;
 use super::endpoints::Probed;
@@ -16,7 +17,9 @@ use super::failure::Failure;
 use super::files::Files;
 use crate::queue::Batch;
 use crate::queue::Claim;
+use crate::queue::Crowding;
 use crate::queue::Identity;
+use crate::queue::Notes;
 use crate::queue::Position;
 use crate::queue::Take;
 
@@ -43,6 +46,10 @@ pub(crate) trait Connect: Send {
     /// no pause if the connection had lasted for some time or something was accepted on it.
     const EAGER: bool;
 
+    /// `true` if a request carries the events of many batches, which wait in the link meanwhile.
+    /// The link then counts the requests that are sent again, and not the loop.
+    const COLLECTS: bool = false;
+
     /// Returns `true` if the consumer gets events in the order of the queue. Returns `false` for an
     /// `http` output whose `concurrency` is above 1.
     fn is_ordered(&self) -> bool {
@@ -55,9 +62,9 @@ pub(crate) trait Connect: Send {
         false
     }
 
-    /// Tells the protocol the identity of the queue from which its events come. Called once, before
-    /// the first connection.
-    fn begin(&mut self, _queue: Identity) {}
+    /// Tells the protocol about its queue and its delivery. Called once, before the first
+    /// connection.
+    fn begin(&mut self, _begin: Begin) {}
 
     /// Returns the files that the protocol reads (certificates, tokens); `None` if it reads none.
     fn files(&self) -> Option<Arc<dyn Files>> {
@@ -78,6 +85,26 @@ pub(crate) trait Connect: Send {
     /// A link is not always a TCP connection: the link of `http` is made once and dials its
     /// connections itself, when it has a request to send.
     fn connect(&mut self) -> impl Future<Output = Result<Self::Link, Failure>> + Send;
+}
+
+/// The facts about its queue and its delivery that a protocol gets before the first connection.
+#[derive(Clone)]
+pub(crate) struct Begin {
+    /// The identity of the queue from which the events come.
+    pub(crate) queue: Identity,
+    /// The limit of the queue in bytes. A protocol that collects events must take less: the events
+    /// stay in the queue until they are final.
+    pub(crate) capacity: u64,
+    /// Says whether the queue is nearly full.
+    pub(crate) crowding: Crowding,
+    /// The file in which the protocol may keep facts for the next start; `None` if the queue is in
+    /// memory.
+    pub(crate) notes: Option<Notes>,
+    /// Cancelled when the relay drains, which is its orderly end: a protocol that collects events
+    /// sends what it has.
+    pub(crate) draining: CancellationToken,
+    /// Cancelled when another delivery is to replace this one: as for `draining`.
+    pub(crate) retire: CancellationToken,
 }
 
 /// One connection of an output. Several claims (ranges of events) may be sent on it before the
@@ -196,7 +223,8 @@ pub(crate) enum Event {
     /// later, by another report. Until then the claim is not final.
     Taken(Claim),
     /// The consumer's answer speaks of single events of the claim. The parts follow each other in
-    /// the order of the queue, and together they are the whole claim.
+    /// the order of the queue, and together they are the whole claim. As for [`Event::Accepted`],
+    /// `claim` may be only the first part of a claim that was sent.
     Judged(Claim, Vec<Part>),
     /// The consumer refuses the claim because of its events, so it would refuse the same request
     /// again. The loop then searches for the events at fault.
@@ -219,7 +247,6 @@ pub(crate) enum Event {
     /// final out of order, reports this. Its claims on the wire (sent, without an answer) are to be
     /// sent again; claims that were refused or failed before keep their state. The value is the
     /// reason; `None` if the end is nobody's fault.
-    #[cfg(any(feature = "kafka", test))]
     Gone(Option<Failure>),
     /// The link can send nothing at the moment, because of this failure, but goes on trying.
     #[cfg(any(feature = "kafka", test))]

@@ -13,6 +13,7 @@ use super::filtering::Filtering;
 use super::health::Health;
 use super::in_flight::State;
 use super::ledger::Ledger;
+use super::link::Begin;
 use super::link::Connect;
 use super::link::Event;
 use super::link::Link;
@@ -90,7 +91,6 @@ enum Ended {
     Broken(Failure),
     /// The link has ended, by [`Event::Gone`], and is still to be closed in order. The value is the
     /// failure; `None` if the end is nobody's fault.
-    #[cfg(any(feature = "kafka", test))]
     Gone(Option<Failure>),
     Fatal(String),
 }
@@ -101,7 +101,6 @@ impl Ended {
     fn is_orderly(&self) -> bool {
         match self {
             Self::Closed => true,
-            #[cfg(any(feature = "kafka", test))]
             Self::Gone(_) => true,
             Self::Stopped | Self::Retired | Self::Broken(_) | Self::Fatal(_) => false,
         }
@@ -128,7 +127,8 @@ impl<C: Connect> Delivery<C> {
         health: Health,
         config: &crate::config::Output,
     ) -> Self {
-        let ledger = Ledger::new(cursor, health, config, connector.is_ordered());
+        let mut ledger = Ledger::new(cursor, health, config, connector.is_ordered());
+        ledger.counts_retries = !C::COLLECTS;
         Self { connector, ledger, rejected: config.rejected, orders: Orders::default() }
     }
 
@@ -165,7 +165,15 @@ impl<C: Connect> Delivery<C> {
     ///
     /// The text says why the process can't go on.
     pub(super) async fn run(mut self, orders: Orders) -> Result<Option<HandOver>, RunError> {
-        self.connector.begin(self.ledger.in_flight.cursor().identity());
+        let cursor = self.ledger.in_flight.cursor();
+        self.connector.begin(Begin {
+            queue: cursor.identity(),
+            capacity: cursor.capacity(),
+            crowding: cursor.crowding(),
+            notes: cursor.notes(),
+            draining: orders.draining.clone(),
+            retire: orders.retire.clone(),
+        });
         self.ledger.pacing.shorten_when(orders.draining.clone());
         self.orders = orders;
         let ended = self.deliver().await;
@@ -226,9 +234,7 @@ impl<C: Connect> Delivery<C> {
                 Ended::Retired => return Ok(Done::Retired),
                 Ended::Fatal(message) => return Err(RunError::Fatal(message)),
                 Ended::Broken(failure) => self.ledger.all_failed(&failure),
-                #[cfg(any(feature = "kafka", test))]
                 Ended::Gone(Some(failure)) => self.ledger.all_failed(&failure),
-                #[cfg(any(feature = "kafka", test))]
                 Ended::Gone(None) => {}
                 Ended::Closed => needed = false,
             }
@@ -414,7 +420,6 @@ impl<C: Connect> Delivery<C> {
                 self.ledger.start_over();
                 return Some(Ended::Closed);
             }
-            #[cfg(any(feature = "kafka", test))]
             Event::Gone(failure) => {
                 self.ledger.on_gone(failure.as_ref());
                 return Some(Ended::Gone(failure));

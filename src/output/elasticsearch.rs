@@ -26,6 +26,7 @@ use super::http::api::Api;
 use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
+use super::http::api::RequestHead;
 use super::http::api::Sent;
 use super::http::api::TestRequest;
 use super::http::api::body_for;
@@ -94,7 +95,7 @@ impl OutputSettings for Settings {
         Form { shape: Shape::Ecs, bodies: Bodies::String, managed_fields: ManagedFields::Keep };
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let keys = HttpKeys { compression: Compression::None, authorization: true };
+        let keys = HttpKeys::of_requests(Compression::None, true);
         let (client, (index, api_key_file)) = HttpClient::read(t, &keys, |t| {
             let meaning = "index or data stream into which events are written";
             let index = t.word(required("index", "string", meaning), index_name);
@@ -238,8 +239,8 @@ impl Api for Bulk {
     }
 
     fn test_request(&self) -> Option<TestRequest> {
-        let (method, path) = (Method::HEAD, format!("/{}", self.index));
-        Some(TestRequest { method, path, content_type: self.content_type(), body: b"" })
+        let post = RequestHead::post(&format!("/{}", self.index), self.content_type());
+        Some(TestRequest { head: RequestHead { method: Method::HEAD, ..post }, body: b"" })
     }
 
     fn tested(&self, status: StatusCode, _: &[u8]) -> Result<(), String> {

@@ -21,7 +21,7 @@
 //! | 6 | `pool` | connections between requests |
 //! | 7 | `client` | picking an address, dialling |
 //! | 8 | `ask` `exchange` `service` `test_request` | which requests are confirmed · a request and its answer · a server that is not the consumer · `check --connect` |
-//! | 9 | `link` | lanes, and what the delivery loop sees |
+//! | 9 | `link` `transfers` | lanes, and what the delivery loop sees · requests of a protocol that has a link of its own |
 
 use std::sync::Arc;
 
@@ -41,6 +41,7 @@ pub(super) mod service;
 mod settings;
 mod silence;
 mod test_request;
+pub(super) mod transfers;
 mod url;
 mod wire;
 
@@ -55,12 +56,13 @@ use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::endpoints::Watch;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
+use crate::delivery::link::Begin;
 use crate::delivery::link::Connect;
 use crate::delivery::prepared::Connector;
-use crate::queue::Identity;
 use api::Api;
 use client::Client;
 use link::HttpLink;
+use transfers::Transfers;
 
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
@@ -82,15 +84,36 @@ pub(super) struct HttpConnector {
 }
 
 impl HttpConnector {
-    /// Makes the connector of an output that speaks this protocol. It has read no file yet.
+    /// Does the same as [`HttpConnector::new`], for an output with the link of `http`.
     pub(super) fn boxed(
         config: &config::HttpClient,
         api: Arc<dyn Api>,
         setup: &Setup<'_>,
     ) -> Box<dyn Connector> {
+        Box::new(Self::new(config, api, setup))
+    }
+
+    /// Makes the connector of an output that speaks this protocol. It has read no file yet.
+    pub(super) fn new(config: &config::HttpClient, api: Arc<dyn Api>, setup: &Setup<'_>) -> Self {
         let (metrics, expiry) = (setup.metrics.clone(), setup.expiry.clone());
         let client = Arc::new(Client::new(config, api, setup.output, metrics, expiry));
-        Box::new(Self { client, watch: Watch::default() })
+        Self { client, watch: Watch::default() }
+    }
+
+    /// Starts the watch, a task that tests whether failed addresses work again.
+    fn watch(&mut self) {
+        let client = Arc::clone(&self.client);
+        self.watch.start(&self.client.endpoints, move |address| {
+            let client = Arc::clone(&client);
+            async move { client.reach(address).await }
+        });
+    }
+
+    /// Returns a sender of requests that a link of the protocol's own makes, and starts the watch
+    /// as [`Connect::connect`] does.
+    pub(super) fn transfers(&mut self) -> Transfers {
+        self.watch();
+        Transfers::new(Arc::clone(&self.client))
     }
 }
 
@@ -103,9 +126,9 @@ impl Connect for HttpConnector {
         self.client.api.wraps_events()
     }
 
-    fn begin(&mut self, queue: Identity) {
+    fn begin(&mut self, begin: Begin) {
         // A delivery that replaces another one has a connector of its own.
-        self.client.queue.set(queue).ok();
+        self.client.queue.set(begin.queue).ok();
         self.client.api.begin();
     }
 
@@ -138,11 +161,7 @@ impl Connect for HttpConnector {
     /// connection yet. Also starts the watch, a task that tests whether failed addresses work
     /// again. Never returns an error.
     async fn connect(&mut self) -> Result<HttpLink, Failure> {
-        let client = Arc::clone(&self.client);
-        self.watch.start(&self.client.endpoints, move |address| {
-            let client = Arc::clone(&client);
-            async move { client.reach(address).await }
-        });
+        self.watch();
         Ok(HttpLink::new(Arc::clone(&self.client)))
     }
 }

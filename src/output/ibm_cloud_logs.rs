@@ -19,7 +19,7 @@ use super::event_fields::EventFields;
 use super::event_time::stage_time;
 use super::http::HttpConnector;
 use super::http::api::Api;
-use super::http::api::ConnectionId;
+use super::http::api::Call;
 use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
@@ -27,6 +27,7 @@ use super::http::api::Sent;
 use super::http::api::body_for;
 use super::http::api::write_events;
 use super::http::service::Service;
+use super::iam;
 use super::iam::Credentials;
 use super::iam::Iam;
 use super::iam::IamSettings;
@@ -87,7 +88,7 @@ impl OutputSettings for Settings {
         BatchBytes { default: REQUEST_BYTES_MAX, max: Some(REQUEST_BYTES_MAX) };
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let keys = HttpKeys { compression: Compression::None, authorization: false };
+        let keys = HttpKeys::of_requests(Compression::None, false);
         let (client, (api_key, iam_url, application_name, subsystem_name)) =
             HttpClient::read(t, &keys, |t| {
                 let meaning = "file with the API key of a service ID; or use trusted_profile";
@@ -186,7 +187,7 @@ fn name(text: &str) -> Result<String, String> {
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
         let config::Output { timeouts, retry, .. } = setup.output;
-        let iam = Iam::shared(IamSettings {
+        let iam = iam::shared(IamSettings {
             credentials: self.credentials.clone(),
             service: Service {
                 url: self.iam_url.clone(),
@@ -259,8 +260,8 @@ impl Api for Singles {
         self.iam.ready().boxed()
     }
 
-    fn request_headers(&self, _: ConnectionId) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
-        Ok(vec![(header::AUTHORIZATION, self.iam.authorization()?)])
+    fn request_headers(&self, _: &Call<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
+        Ok(vec![(header::AUTHORIZATION, self.iam.newest()?)])
     }
 
     fn probe(&self) -> BoxFuture<'_, Probed> {

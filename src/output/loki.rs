@@ -11,8 +11,6 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use hyper::Method;
-
 use super::event_fields::EventFields;
 use super::event_fields::unescaped;
 use super::http::HttpConnector;
@@ -20,6 +18,7 @@ use super::http::api::Api;
 use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
+use super::http::api::RequestHead;
 use super::http::api::Sent;
 use super::http::api::TestRequest;
 use super::setup::IntoConnector;
@@ -102,7 +101,7 @@ impl OutputSettings for Settings {
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let keys = HttpKeys { compression: Compression::Gzip, authorization: true };
+        let keys = HttpKeys::of_requests(Compression::Gzip, true);
         let (client, (tenant, format)) = HttpClient::read(t, &keys, |t| {
             let meaning = "tenant, for the header X-Scope-OrgID";
             let tenant = t.secret(optional("tenant", "string", "none", meaning), tenant);
@@ -196,13 +195,8 @@ impl Api for Format {
     }
 
     fn test_request(&self) -> Option<TestRequest> {
-        let (method, path) = (Method::POST, self.path().to_owned());
-        Some(TestRequest {
-            method,
-            path,
-            content_type: self.content_type(),
-            body: br#"{"streams":[]}"#,
-        })
+        let head = RequestHead::post(self.path(), self.content_type());
+        Some(TestRequest { head, body: br#"{"streams":[]}"# })
     }
 
     fn wraps_events(&self) -> bool {

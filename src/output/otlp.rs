@@ -9,8 +9,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Method;
-
 use super::event_fields::EventFields;
 use super::event_fields::unescaped;
 use super::http::HttpConnector;
@@ -18,6 +16,7 @@ use super::http::api::Api;
 use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
+use super::http::api::RequestHead;
 use super::http::api::Sent;
 use super::http::api::TestRequest;
 use super::http::api::body_for;
@@ -70,7 +69,7 @@ impl OutputSettings for Settings {
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let keys = HttpKeys { compression: Compression::Gzip, authorization: true };
+        let keys = HttpKeys::of_requests(Compression::Gzip, true);
         let (client, resource) = HttpClient::read(t, &keys, |t| {
             let meaning = "attributes of the resource, such as \"k8s.cluster.name\"";
             let printable = |text: &str| config::printable(text, 255);
@@ -121,8 +120,8 @@ impl Api for Logs {
     }
 
     fn test_request(&self) -> Option<TestRequest> {
-        let (method, path) = (Method::POST, self.path().to_owned());
-        Some(TestRequest { method, path, content_type: self.content_type(), body: b"" })
+        let head = RequestHead::post(self.path(), self.content_type());
+        Some(TestRequest { head, body: b"" })
     }
 
     fn wraps_events(&self) -> bool {

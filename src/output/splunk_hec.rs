@@ -16,7 +16,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Method;
 use hyper::StatusCode;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
@@ -26,11 +25,12 @@ use super::event_time::request_time;
 use super::event_time::stage_time;
 use super::http::HttpConnector;
 use super::http::api::Api;
+use super::http::api::Call;
 use super::http::api::Confirm;
-use super::http::api::ConnectionId;
 use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
+use super::http::api::RequestHead;
 use super::http::api::Sent;
 use super::http::api::TestRequest;
 use super::http::api::Told;
@@ -117,7 +117,7 @@ impl OutputSettings for Settings {
     const BATCH_BYTES: BatchBytes = BatchBytes { default: 1_000_000, max: Some(800 << 20) };
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let keys = HttpKeys { compression: Compression::None, authorization: false };
+        let keys = HttpKeys::of_requests(Compression::None, false);
         let (client, own) = HttpClient::read(t, &keys, |t| {
             let meaning = "file with the token of the HTTP Event Collector";
             let token_file = t.file(required("token_file", "path", meaning), Content::Token, true);
@@ -369,8 +369,8 @@ impl Api for Collector {
     }
 
     fn test_request(&self) -> Option<TestRequest> {
-        let (method, path) = (Method::POST, EVENTS.to_owned());
-        Some(TestRequest { method, path, content_type: self.content_type(), body: b"" })
+        let head = RequestHead::post(EVENTS, self.content_type());
+        Some(TestRequest { head, body: b"" })
     }
 
     fn tested(&self, status: StatusCode, body: &[u8]) -> Result<(), String> {
@@ -383,11 +383,8 @@ impl Api for Collector {
         }
     }
 
-    fn request_headers(
-        &self,
-        connection: ConnectionId,
-    ) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
-        let channel = HeaderValue::from_str(&connection.to_string()).ok();
+    fn request_headers(&self, call: &Call<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
+        let channel = HeaderValue::from_str(&call.connection.to_string()).ok();
         let channel = channel.filter(|_| self.acknowledgement.is_some());
         Ok(channel.into_iter().map(|channel| (CHANNEL, channel)).collect())
     }

@@ -21,7 +21,7 @@ impl OutputSettings for Bucket {
     const ONLY_ONE: Option<&'static str> = Some("fills the bucket");
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let keys = HttpKeys { compression: Compression::Zstd, authorization: false };
+        let keys = HttpKeys::of_requests(Compression::Zstd, false);
         let (client, (name, age)) = HttpClient::read(t, &keys, |t| {
             let name = t.word(required("bucket", "name", "where"), |text| Ok(text.to_owned()));
             (name, t.time("object_age", Duration::from_secs(300), .., "of an object"))

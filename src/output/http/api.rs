@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use hyper::HeaderMap;
 use hyper::Method;
 use hyper::StatusCode;
 use hyper::header::HeaderName;
@@ -15,6 +16,7 @@ use hyper::header::HeaderValue;
 
 use super::body::Pieces;
 use crate::config;
+use crate::config::Compression;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::lines::lines;
@@ -84,6 +86,10 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Takes up what [`Api::authorization`] has read last. Called when all files of the output have
+    /// been read without an error.
+    fn take_up(&self) {}
+
     /// Starts the work that the protocol does besides its requests, such as renewing a token.
     /// Called once, when the delivery begins. The work ends when this value is dropped.
     fn begin(&self) {}
@@ -95,13 +101,16 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Returns the headers that depend on the connection, or that change over time, such as a
-    /// token. Called for each request, just before it is sent. They replace headers of the config
-    /// that have the same names.
-    fn request_headers(
-        &self,
-        _connection: ConnectionId,
-    ) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
+    /// A name that is put before the host of each configured URL, with a dot between the two;
+    /// `None`: the hosts are those of the URLs.
+    fn host_prefix(&self) -> Option<&str> {
+        None
+    }
+
+    /// Returns the headers that depend on the request or its connection, or that change over time,
+    /// such as a token. Called for each request, just before it is sent. They replace headers of
+    /// the config that have the same names.
+    fn request_headers(&self, _call: &Call<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
         Ok(Vec::new())
     }
 
@@ -154,12 +163,47 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
     }
 }
 
-/// A request without events: see [`Api::test_request`].
-pub(in crate::output) struct TestRequest {
+/// The parts of a request that the protocol decides, besides the body and its own headers.
+#[derive(Debug, Clone)]
+pub(in crate::output) struct RequestHead {
     pub(in crate::output) method: Method,
-    /// The path, which is added to the path of the configured URL.
+    /// The path and query, which are added to the path of the configured URL.
     pub(in crate::output) path: String,
     pub(in crate::output) content_type: &'static str,
+    /// The compression that the header `Content-Encoding` tells.
+    pub(in crate::output) compression: Compression,
+    /// The SHA-256 of the body, in hexadecimal digits; empty if the protocol does not sign bodies.
+    pub(in crate::output) body_sha256: String,
+}
+
+impl RequestHead {
+    /// Makes a POST to this path, with a body that is neither compressed nor signed.
+    pub(in crate::output) fn post(path: &str, content_type: &'static str) -> Self {
+        Self {
+            method: Method::POST,
+            path: path.to_owned(),
+            content_type,
+            compression: Compression::None,
+            body_sha256: String::new(),
+        }
+    }
+}
+
+/// A request for which the protocol adds headers ([`Api::request_headers`]).
+pub(in crate::output) struct Call<'a> {
+    pub(in crate::output) connection: ConnectionId,
+    /// The header `Host`.
+    pub(in crate::output) host: &'a HeaderValue,
+    /// The path and query of the request, as they are sent.
+    pub(in crate::output) target: &'a str,
+    pub(in crate::output) head: &'a RequestHead,
+    /// The headers that the config adds to each request.
+    pub(in crate::output) extra: &'a HeaderMap,
+}
+
+/// A request without events: see [`Api::test_request`].
+pub(in crate::output) struct TestRequest {
+    pub(in crate::output) head: RequestHead,
     pub(in crate::output) body: &'static [u8],
 }
 
@@ -307,6 +351,12 @@ pub(in crate::output) struct Sent {
 }
 
 impl Sent {
+    /// Describes a request that carries all events of several batches. `claim` begins with the
+    /// first of them and ends with the last.
+    pub(in crate::output) fn whole_batches(claim: Claim, events: u64) -> Self {
+        Self { claim, events, origins: Vec::new(), whole_end: None }
+    }
+
     pub(super) fn of(batch: &Batch) -> Self {
         let Batch { claim, events, ref origins, .. } = *batch;
         Self { claim, events, origins: origins.clone(), whole_end: None }

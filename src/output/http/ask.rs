@@ -3,19 +3,17 @@
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use http_body_util::Limited;
-use hyper::Method;
 use tokio::time::Instant;
 
 use super::api::Confirm;
+use super::api::RequestHead;
 use super::api::Told;
 use super::body::Pieces;
 use super::client::Client;
 use super::confirm::Confirmed;
 use super::pool::Lane;
 use super::pool::PooledConnection;
-use super::request::Shape;
 use super::request::request;
-use crate::config::Compression;
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
 
@@ -97,21 +95,15 @@ impl Client {
         let (Some(expanded), Some(endpoint)) = (&expanded, endpoint) else {
             return Err(failed(AttemptError::Protocol, "the config no longer has this URL"));
         };
-        let own = self.api.request_headers(connection.id)?;
+        let head = RequestHead::post(confirm.path(), confirm.content_type());
+        let own = self.own_headers(connection, endpoint, &head, &expanded.headers)?;
         let answer = async {
             connection.sender.ready().await?;
             connection.busy = true;
             let marks = connection.progress.begin();
             let body = Pieces::of(vec![Bytes::from(confirm.question(&asked))]);
-            let shape = Shape {
-                method: Method::POST,
-                path_and_query: endpoint.target(confirm.path()),
-                content_type: confirm.content_type(),
-                compression: Compression::None,
-                own,
-            };
             let upload = self.upload(body, marks);
-            let Ok(request) = request(endpoint, shape, &expanded.headers, upload) else {
+            let Ok(request) = request(endpoint, &head, own, &expanded.headers, upload) else {
                 return Ok(None);
             };
             let response = connection.sender.send_request(request).await?;

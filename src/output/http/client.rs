@@ -287,6 +287,7 @@ impl Files for Client {
                 Endpoint { name, resolved_here }
             };
             let endpoints = expanded.endpoints.iter().map(endpoint).collect();
+            self.api.take_up();
             self.expanded.store(Some(Arc::new(expanded)));
             self.endpoints.set(endpoints);
             tls.into_iter().for_each(|staged| staged());

@@ -5,12 +5,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
-use hyper::Method;
+use hyper::HeaderMap;
+use hyper::header::HeaderName;
+use hyper::header::HeaderValue;
 use tokio::time::Instant;
 
 use super::answer;
 use super::answer::chain;
+use super::api::Call;
 use super::api::Outcome;
+use super::api::RequestHead;
 use super::api::Sent;
 use super::body::Pieces;
 use super::body::Upload;
@@ -18,10 +22,10 @@ use super::client::Client;
 use super::expanded::Expanded;
 use super::pool::Lane;
 use super::pool::PooledConnection;
-use super::request::Shape;
 use super::request::compressed;
 use super::request::request;
 use super::silence::Waiting;
+use super::url::HttpEndpoint;
 use super::wire::Progress;
 use super::wire::RequestMarks;
 use crate::config::Strategy;
@@ -49,6 +53,17 @@ const CLOSED: &str = "the consumer closed the connection before it confirmed the
 const AGAIN: &str = "the consumer has forgotten which events it took: they are sent again, so that \
                      some may arrive twice";
 
+/// The error message for a request before the files of the config have been read.
+const UNREAD: &str = "the URL's files have not been read";
+
+/// A request and what it carries.
+pub(super) struct Load {
+    pub(super) head: RequestHead,
+    /// The body, compressed as `head` says.
+    pub(super) body: Pieces,
+    pub(super) sent: Sent,
+}
+
 /// A request that has ended: its outcome and its connection.
 struct Exchanged {
     attempt: Attempt,
@@ -67,9 +82,7 @@ impl Client {
             return (0, Outcome::Failed(failure));
         }
         let Some((expanded, attempt)) = self.pick().await else {
-            let failure =
-                Failure::new(AttemptError::Protocol, "the URL's files have not been read");
-            return (0, Outcome::Failed(failure));
+            return (0, Outcome::Failed(Failure::new(AttemptError::Protocol, UNREAD)));
         };
         let Some(queue) = self.queue.get() else {
             let failure = Failure::new(AttemptError::Protocol, "the queue has no identity yet");
@@ -82,8 +95,11 @@ impl Client {
         sent.cut(encoded.events);
         match compressed(encoded.body, self.config.compression).await {
             Ok(body) => {
-                let (id, outcome) = self.post(lane, &expanded, attempt, body, &sent).await;
-                (id, sent.with_unsent(outcome))
+                let head = RequestHead::post(self.api.path(), self.api.content_type());
+                let head = RequestHead { compression: self.config.compression, ..head };
+                let load = Load { head, body, sent };
+                let (id, outcome) = self.send_to(lane, &expanded, attempt, &load).await;
+                (id, load.sent.with_unsent(outcome))
             }
             Err(failure) => {
                 let outcome = Outcome::Failed(failure);
@@ -92,19 +108,30 @@ impl Client {
         }
     }
 
+    /// Sends a request that a link of the protocol's own has made, to the address whose turn it is.
+    /// Otherwise does the same as [`Client::attempt`].
+    pub(super) async fn transfer(&self, lane: &mut Lane, load: Load) -> (usize, Outcome) {
+        if let Err(failure) = self.api.ready().await {
+            return (0, Outcome::Failed(failure));
+        }
+        match self.pick().await {
+            Some((expanded, attempt)) => self.send_to(lane, &expanded, attempt, &load).await,
+            None => (0, Outcome::Failed(Failure::new(AttemptError::Protocol, UNREAD))),
+        }
+    }
+
     /// Sends a request to an address, and to another one if the first one is silent. Returns the id
     /// of the address that decided the outcome, and the outcome.
-    async fn post(
+    async fn send_to(
         &self,
         lane: &mut Lane,
         expanded: &Expanded,
         attempt: Attempt,
-        body: Pieces,
-        sent: &Sent,
+        load: &Load,
     ) -> (usize, Outcome) {
-        let waiting = Waiting::default();
+        let (waiting, sent) = (Waiting::default(), &load.sent);
         let pooled = lane.take(expanded, attempt.address());
-        let first = self.exchange(pooled, expanded, attempt, body.clone(), sent, Some(&waiting));
+        let first = self.exchange(pooled, expanded, attempt, load, Some(&waiting));
         let mut first = Box::pin(first);
         let (silent, since, other) = tokio::select! {
             biased;
@@ -115,7 +142,7 @@ impl Client {
         self.metrics.retries.increment(1);
         let pooled = lane.take(expanded, &other);
         let attempt = self.endpoints.give(other);
-        let second = Box::pin(self.exchange(pooled, expanded, attempt, body, sent, None));
+        let second = Box::pin(self.exchange(pooled, expanded, attempt, load, None));
         let done = self.first_answer(first, second).await;
         self.settle(lane, done, sent)
     }
@@ -233,11 +260,10 @@ impl Client {
         mut pooled: Option<PooledConnection>,
         expanded: &Expanded,
         mut attempt: Attempt,
-        body: Pieces,
-        sent: &Sent,
+        load: &Load,
         waiting: Option<&Waiting>,
     ) -> Exchanged {
-        let result = self.send(&mut pooled, expanded, &mut attempt, &body, sent, waiting).await;
+        let result = self.send(&mut pooled, expanded, &mut attempt, load, waiting).await;
         let outcome = result.unwrap_or_else(Outcome::Failed);
         Exchanged { attempt, outcome, connection: pooled }
     }
@@ -250,10 +276,10 @@ impl Client {
         pooled: &mut Option<PooledConnection>,
         expanded: &Expanded,
         attempt: &mut Attempt,
-        body: &Pieces,
-        sent: &Sent,
+        load: &Load,
         waiting: Option<&Waiting>,
     ) -> Result<Outcome, Failure> {
+        let Load { head, body, sent } = load;
         let Some(endpoint) = expanded.endpoints.get(attempt.address().endpoint) else {
             return Err(Failure::new(AttemptError::Protocol, "the config no longer has this URL"));
         };
@@ -269,7 +295,7 @@ impl Client {
                     self.endpoints.dial(attempt, dial).await?
                 }
             };
-            let own = match self.api.request_headers(connection.id) {
+            let own = match self.own_headers(&connection, endpoint, head, &expanded.headers) {
                 Ok(own) => own,
                 Err(failure) => {
                     *pooled = Some(connection);
@@ -279,14 +305,7 @@ impl Client {
             connection.busy = true;
             let marks = connection.progress.begin();
             let upload = self.upload(body.clone(), marks.clone());
-            let shape = Shape {
-                method: Method::POST,
-                path_and_query: endpoint.target(self.api.path()),
-                content_type: self.api.content_type(),
-                compression: self.config.compression,
-                own,
-            };
-            let request = request(endpoint, shape, &expanded.headers, upload);
+            let request = request(endpoint, head, own, &expanded.headers, upload);
             let request =
                 request.map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
             let id = attempt.address().id;
@@ -322,6 +341,19 @@ impl Client {
             *pooled = Some(connection).filter(|_| keep && may_stay);
             return Ok(outcome);
         }
+    }
+
+    /// Returns the headers of the protocol's own for a request to `endpoint`.
+    pub(super) fn own_headers(
+        &self,
+        connection: &PooledConnection,
+        endpoint: &HttpEndpoint,
+        head: &RequestHead,
+        extra: &HeaderMap,
+    ) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
+        let target = &endpoint.target(&head.path);
+        let (connection, host) = (connection.id, &endpoint.authority);
+        self.api.request_headers(&Call { connection, host, target, head, extra })
     }
 
     /// Returns the error message for a request that has made no progress for `timeouts.request`.

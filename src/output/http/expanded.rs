@@ -39,7 +39,11 @@ impl Expanded {
         let expand = |template: &config::Template| template.expand().map_err(|error| chain(&error));
         let mut endpoints = Vec::new();
         for (index, template) in config.urls.iter().enumerate() {
-            let endpoint = HttpEndpoint::parse(&expand(template)?);
+            let text = expand(template)?;
+            let endpoint = match api.host_prefix() {
+                Some(prefix) => HttpEndpoint::parse_below(prefix, &text),
+                None => HttpEndpoint::parse(&text),
+            };
             endpoints.push(endpoint.map_err(|what| format!("urls[{index}] {what}"))?);
         }
         let proxy = match &config.proxy {

@@ -2,7 +2,6 @@
 
 use bytes::Bytes;
 use hyper::HeaderMap;
-use hyper::Method;
 use hyper::Request;
 use hyper::header;
 use hyper::header::HeaderName;
@@ -10,6 +9,7 @@ use hyper::header::HeaderValue;
 
 use super::api::Api;
 use super::api::Encoded;
+use super::api::RequestHead;
 use super::body::Pieces;
 use super::body::Upload;
 use super::body::gzip;
@@ -68,49 +68,41 @@ pub(super) async fn compressed(body: Pieces, compression: Compression) -> Result
     }
 }
 
-/// The parts of a request that the protocol decides, besides the body.
-pub(super) struct Shape {
-    pub(super) method: Method,
-    /// The path and query to which the request is sent.
-    pub(super) path_and_query: String,
-    pub(super) content_type: &'static str,
-    /// The compression of the body.
-    pub(super) compression: Compression,
-    /// Headers of the protocol's own.
-    pub(super) own: Vec<(HeaderName, HeaderValue)>,
-}
-
-/// Returns a request to `endpoint` with this body. A header in `extra` replaces one that the
-/// relay sets itself, and a header of the protocol's own replaces both.
+/// Returns a request to `endpoint` with this body. `own` are the headers of the protocol's own for
+/// it. A header in `extra` replaces one that the relay sets itself, and a header of the protocol's
+/// own replaces both.
 ///
 /// # Errors
 ///
 /// The path or query of the URL can't be put in a request.
 pub(super) fn request(
     endpoint: &HttpEndpoint,
-    shape: Shape,
+    head: &RequestHead,
+    own: Vec<(HeaderName, HeaderValue)>,
     extra: &HeaderMap,
     body: Upload,
 ) -> Result<Request<Upload>, hyper::http::Error> {
     let marks = body.marks.clone();
-    let Shape { method, path_and_query, content_type, compression, own } = shape;
-    let encoding = match compression {
+    let encoding = match head.compression {
         Compression::None => None,
         Compression::Gzip => Some("gzip"),
         Compression::Zstd => Some("zstd"),
     };
-    let mut request = Request::builder().method(method).uri(path_and_query).body(body)?;
+    let target = endpoint.target(&head.path);
+    let mut request = Request::builder().method(&head.method).uri(target).body(body)?;
     let headers = request.headers_mut();
     headers.insert(header::HOST, endpoint.authority.clone());
     headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(head.content_type));
     if let Some(encoding) = encoding {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
     }
     for (name, value) in extra {
         headers.insert(name, value.clone());
     }
-    headers.extend(own);
+    for (name, value) in own {
+        headers.insert(name, value);
+    }
     hyper::ext::on_informational(&mut request, move |_| marks.interim());
     Ok(request)
 }

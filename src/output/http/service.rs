@@ -42,6 +42,9 @@ use crate::output::transport::tls_session::handshake;
 use crate::telemetry::AttemptError;
 use crate::tls;
 
+/// The header `Content-Type` of a form.
+const FORM: &str = "application/x-www-form-urlencoded";
+
 /// The most bytes of an answer's body. A longer body is an error.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
@@ -57,6 +60,16 @@ pub(in crate::output) struct Service {
     pub(in crate::output) proxy: Option<Template>,
     /// The limits of a connection's making and of the wait for an answer.
     pub(in crate::output) timeouts: config::Timeouts,
+}
+
+/// A request to a [`Service`]: a POST of a form.
+pub(in crate::output) struct Question {
+    /// The path, which is added to that of the URL.
+    pub(in crate::output) path: &'static str,
+    /// The header `Accept`.
+    pub(in crate::output) accept: &'static str,
+    /// The form, with its names and values percent-encoded.
+    pub(in crate::output) form: String,
 }
 
 /// The reason why a request to a [`Service`] failed.
@@ -89,7 +102,7 @@ impl Service {
         }
     }
 
-    /// Sends `body` in a POST to `path`, and returns the body of the answer if its status is 2xx.
+    /// Sends a form, and returns the body of the answer if its status is 2xx.
     ///
     /// # Errors
     ///
@@ -98,12 +111,8 @@ impl Service {
     /// # Cancel safety
     ///
     /// Dropping the future ends the request and its connection.
-    pub(in crate::output) async fn post(
-        &self,
-        path: &str,
-        content_type: &'static str,
-        body: String,
-    ) -> Result<Bytes, ServiceError> {
+    pub(in crate::output) async fn post(&self, question: Question) -> Result<Bytes, ServiceError> {
+        let Question { path, accept, form } = question;
         let service = self.clone();
         let read = tokio::task::spawn_blocking(move || service.expanded()).await;
         let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
@@ -115,9 +124,9 @@ impl Service {
             .uri(endpoint.target(path))
             .header(header::HOST, endpoint.authority.clone())
             .header(header::USER_AGENT, HeaderValue::from_static(USER_AGENT))
-            .header(header::ACCEPT, HeaderValue::from_static("application/json"))
-            .header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
-            .body(Full::new(Bytes::from(body)))
+            .header(header::ACCEPT, HeaderValue::from_static(accept))
+            .header(header::CONTENT_TYPE, HeaderValue::from_static(FORM))
+            .body(Full::new(Bytes::from(form)))
             .map_err(|error| wrong(format!("{base}: {error}")))?;
         let deadline = Instant::now() + self.timeouts.connect;
         let answer = match base.https {

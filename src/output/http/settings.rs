@@ -38,7 +38,7 @@ impl OutputSettings for Settings {
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let keys = HttpKeys { compression: Compression::None, authorization: true };
+        let keys = HttpKeys::of_requests(Compression::None, true);
         let (client, format) = HttpClient::read(t, &keys, |t| {
             t.choice(
                 "format",

@@ -12,9 +12,7 @@ use super::answer::chain;
 use super::api::TestRequest;
 use super::body::Pieces;
 use super::client::Client;
-use super::request::Shape;
 use super::request::request;
-use crate::config::Compression;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
@@ -27,6 +25,7 @@ impl Client {
     /// protocol if it has one. Returns the failure otherwise, in words for the operator.
     pub(super) async fn test(&self, address: ResolvedAddress) -> Result<(), Failure> {
         let Some(test) = self.api.test_request() else { return self.reach(address).await };
+        self.api.ready().await?;
         let expanded = self.expanded.load_full();
         let found = expanded.as_ref().and_then(|expanded| {
             expanded.endpoints.get(address.endpoint).map(|endpoint| (expanded, endpoint))
@@ -40,17 +39,11 @@ impl Client {
         let deadline = Instant::now() + self.timeouts.connect + self.timeouts.request;
         let mut connection = self.dial(base, address, expanded.proxy.as_ref()).await?;
         connection.busy = true;
-        let TestRequest { method, path, content_type, body } = test;
-        let shape = Shape {
-            method,
-            path_and_query: endpoint.target(&path),
-            content_type,
-            compression: Compression::None,
-            own: self.api.request_headers(connection.id)?,
-        };
+        let TestRequest { head, body } = test;
+        let own = self.own_headers(&connection, endpoint, &head, &expanded.headers)?;
         let body = Pieces::of(vec![Bytes::from_static(body)]);
         let upload = self.upload(body, connection.progress.begin());
-        let request = request(endpoint, shape, &expanded.headers, upload)
+        let request = request(endpoint, &head, own, &expanded.headers, upload)
             .map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
         let answer = async {
             let response = connection.sender.send_request(request).await?;

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use hyper::header::HeaderValue;
+use url::Host;
 use url::Url;
 
 use crate::config::HostPort;
@@ -41,6 +42,21 @@ impl HttpEndpoint {
     /// contain the URL, because the URL may hold a token.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
+        Self::of(&url)
+    }
+
+    /// Does the same as [`HttpEndpoint::parse`], and puts `prefix` and a dot before the host.
+    pub(super) fn parse_below(prefix: &str, text: &str) -> Result<Self, String> {
+        let mut url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
+        let Some(Host::Domain(host)) = url.host() else {
+            return Err(format!("has an address and no name, before which {prefix} can be put"));
+        };
+        let host = format!("{prefix}.{host}");
+        url.set_host(Some(&host)).map_err(|_| format!("can't have the host {host}"))?;
+        Self::of(&url)
+    }
+
+    fn of(url: &Url) -> Result<Self, String> {
         let https = match url.scheme() {
             "https" => true,
             "http" => false,
@@ -96,6 +112,11 @@ mod tests {
             ("http://[::1]:80", HeaderValue::from_static("[::1]"))
         );
         assert!(HttpEndpoint::parse("ftp://x/").is_err());
+        let endpoint = HttpEndpoint::parse_below("audit", "https://s3.example:9000/x").unwrap();
+        assert_eq!(endpoint.base.to_string(), "https://audit.s3.example:9000");
+        assert_eq!(endpoint.authority, "audit.s3.example:9000");
+        assert_eq!(endpoint.path, "/x");
+        assert!(HttpEndpoint::parse_below("audit", "https://127.0.0.1:9000/").is_err());
     }
 
     #[test]
