@@ -379,8 +379,10 @@ fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
 /// The text is read only to declare every key.
 fn sample(types: &[OutputType]) -> String {
     let filter = "filter = { match = [{ resources = [{}] }], redact = [{}] }";
-    let output = |OutputType { name, sample, .. }: &OutputType| {
-        format!("[[output]]\n{filter}\ntype = '{name}'\n{sample}\n")
+    // A required output that collects events contradicts the value of `queue.acknowledge` below.
+    let output = |OutputType { name, sample, collects, .. }: &OutputType| {
+        let required = !collects;
+        format!("[[output]]\n{filter}\ntype = '{name}'\nrequired = {required}\n{sample}\n")
     };
     let outputs: String = types.iter().map(output).collect();
     format!(

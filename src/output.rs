@@ -49,6 +49,7 @@ pub(crate) mod loki;
 pub(crate) mod lumberjack;
 pub(crate) mod otlp;
 pub(crate) mod relp;
+pub(crate) mod s3;
 mod setup;
 pub(crate) mod splunk_hec;
 pub(crate) mod stdout;
@@ -76,6 +77,7 @@ const PROTOCOLS: &[Row] = &[
     Row::of::<splunk_hec::Settings>(),
     Row::of::<elasticsearch::Settings>(),
     Row::of::<ibm_cloud_logs::Settings>(),
+    Row::of::<s3::Settings>(),
     Row::of::<loki::Settings>(),
     Row::of::<otlp::Settings>(),
 ];

@@ -62,6 +62,8 @@ pub(super) struct Draft {
     /// after it has sent an event; only then does the event count as delivered. `None`: the
     /// protocol does not wait, or its settings could not be read.
     pub(super) final_after: Option<(&'static str, Duration)>,
+    /// The name of the output's type if an output of this type collects events for minutes.
+    pub(super) collects: Option<&'static str>,
     /// The section `[output.filter]`. `None`: a table in it is wrong.
     filter: Option<Section>,
     /// The complete output, with an empty filter. `None`: the name, the type or the keys of the
@@ -111,19 +113,27 @@ pub(super) fn read(
         let path = format!("{}.retry.max_elapsed", t.path);
         t.cx.error(&path, "contradicts rejected.action = \"retry\", allowed with it: leave it out");
     }
+    let final_after = protocol.as_ref().and_then(OutputKind::final_after);
+    let collects = kind.filter(|kind| kind.collects).map(|kind| kind.name);
+    if let (Some((key, age)), Some(limit), Some(_)) = (final_after, retry.max_elapsed, collects)
+        && limit <= age
+    {
+        let (path, least) = (format!("{}.retry.max_elapsed", t.path), values::show_time(age));
+        let message = format!("must be longer than {key}, allowed: more than {least}");
+        t.cx.error(&path, message);
+    }
     let form = kind.map(|kind| kind.form).unwrap_or_default();
     let filter = filter::filter(t, Otherwise::of(form));
     t.refuse_rest(|key| of_another_type(key, type_name, &entries()));
     t.cx.set_scope(None);
 
-    let final_after = protocol.as_ref().and_then(OutputKind::final_after);
     let read = || {
         let (name, kind, rejected) = (name.clone()?, protocol?, rejected?);
         let filter = Filter::default();
         Some(Output { name, required, kind, retry, timeouts, batch, rejected, filter })
     };
     let output = read();
-    Draft { path: t.path.clone(), name, required, kind, final_after, filter, output }
+    Draft { path: t.path.clone(), name, required, kind, final_after, collects, filter, output }
 }
 
 /// Returns the error message for a key that only other types of output have. Returns `None` if no

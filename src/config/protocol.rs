@@ -44,6 +44,10 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// outputs of this type.
     const ONLY_ONE: Option<&'static str> = None;
 
+    /// `true` if the output collects events for minutes before it sends them. An output of this
+    /// type contradicts `queue.acknowledge = "delivered"`.
+    const COLLECTS: bool = false;
+
     /// The values that `batch.max_bytes` may have for this type of output.
     const BATCH_BYTES: BatchBytes = BatchBytes::UNLIMITED;
 
@@ -88,6 +92,8 @@ pub struct OutputType {
     pub(super) sample: &'static str,
     /// The reason why a config can have only one output of this type: `OutputSettings::ONLY_ONE`.
     pub(super) only_one: Option<&'static str>,
+    /// `true` if the output collects events for minutes: `OutputSettings::COLLECTS`.
+    pub(super) collects: bool,
     /// The values that `batch.max_bytes` may have: `OutputSettings::BATCH_BYTES`.
     pub(super) batch_bytes: BatchBytes,
     /// The defaults of the form in which events leave: `OutputSettings::FORM`.
@@ -106,6 +112,7 @@ impl OutputType {
             name: S::TYPE,
             sample: S::SAMPLE,
             only_one: S::ONLY_ONE,
+            collects: S::COLLECTS,
             batch_bytes: S::BATCH_BYTES,
             form: S::FORM,
             read: |t| S::read(t).map(OutputKind::new),

@@ -203,8 +203,9 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, outputs: &[output:
 
 /// Reports settings that contradict `acknowledge = "delivered"`. With this value, a 200 means that
 /// the outputs have the events. The queue must therefore not drop events when it is full
-/// (`when_full`). In addition, `delivered_timeout` must be longer than the time that a required
-/// output waits before a sent event counts as delivered.
+/// (`when_full`), and no required output may collect events for minutes. In addition,
+/// `delivered_timeout` must be longer than the time that a required output waits before a sent
+/// event counts as delivered.
 fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[output::Draft]) {
     if queue.when_full != WhenFull::Reject {
         let message = "contradicts acknowledge = \"delivered\", allowed with it: \"reject\"";
@@ -212,6 +213,15 @@ fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[outpu
     }
     let timeout_path = "queue.delivered_timeout";
     for draft in outputs.iter().filter(|draft| draft.required) {
+        if let Some(kind) = draft.collects {
+            let message = format!(
+                "\"delivered\" contradicts {} of type {kind}, which collects events for minutes \
+                 before they are delivered, allowed: \"queued\", or queue.directory",
+                draft.path
+            );
+            cx.error("queue.acknowledge", message);
+            continue;
+        }
         let Some((key, time)) = draft.final_after else { continue };
         let path = format!("{}.{key}", draft.path);
         if time >= queue.delivered_timeout && cx.are_known(&[timeout_path, &path]) {

@@ -147,6 +147,11 @@ pub(super) enum Wrong {
 pub(super) type Read<T> = Result<T, Wrong>;
 
 impl<'a> Context<'a> {
+    /// Returns the value of a variable of the environment; `None` if it is not set.
+    pub(super) fn env(&self, name: &str) -> Option<String> {
+        (self.env)(name)
+    }
+
     /// Parses the text and records its syntax errors. Returns the context, and the table of the
     /// whole file with everything that could be parsed.
     pub(super) fn new(text: &'a str, env: Env<'a>) -> (Self, DeTable<'a>) {

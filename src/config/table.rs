@@ -527,6 +527,12 @@ impl<'c, 'a> Table<'c, 'a> {
         self.take(key, |cx, found| cx.file(found, content, must_exist))
     }
 
+    /// Returns the value of a variable of the environment, which is not a part of the config file;
+    /// `None` if it is not set.
+    pub fn env(&self, name: &str) -> Option<String> {
+        self.cx.env(name)
+    }
+
     /// Takes a key whose value is the path of a directory, which need not exist. Returns `None` if
     /// the key is absent or its value is wrong.
     pub fn directory(&mut self, key: Key) -> Option<PathBuf> {

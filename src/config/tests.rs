@@ -651,7 +651,7 @@ fn keys_of_another_type_of_output_say_whose_they_are() {
         "strategy = 'failover'\n[output.tls]\n",
         &[
             "5:1: output[0].strategy: type stdout has no key `strategy`, allowed: with type http, tcp, syslog, lumberjack, relp",
-            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, splunk_hec, elasticsearch, ibm_cloud_logs, loki, otlp, tcp, syslog, lumberjack, relp",
+            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp, tcp, syslog, lumberjack, relp",
         ],
     );
 }

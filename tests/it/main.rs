@@ -70,6 +70,7 @@ mod outputs {
     mod otlp;
     mod peers_work;
     mod relp;
+    mod s3;
     mod splunk_hec;
     mod stdout;
     mod syslog;

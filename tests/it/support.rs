@@ -37,6 +37,7 @@ pub(crate) mod prometheus;
 pub(crate) mod relay;
 pub(crate) mod relp_sink;
 pub(crate) mod requests;
+pub(crate) mod s3;
 pub(crate) mod senders;
 pub(crate) mod sequence;
 pub(crate) mod server;

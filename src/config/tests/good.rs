@@ -284,7 +284,7 @@ fn the_reference_lists_each_key_once_for_each_meaning() {
         }
     }
     for row in [
-        "| `output.tls.ca` (http, tcp, syslog, lumberjack, relp, kafka, splunk_hec, elasticsearch, ibm_cloud_logs, loki, otlp) | path | the system's roots | PEM",
+        "| `output.tls.ca` (http, tcp, syslog, lumberjack, relp, kafka, splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp) | path | the system's roots | PEM",
         "| `output.retry.multiplier` | number, at least 1.0 | `2.0` |",
         "| `output.format` (tcp, stdout) | \"ndjson\" · \"audit_log\" | `\"ndjson\"` |",
         "| `output.hostname` (syslog, relp) | name | the machine's |",

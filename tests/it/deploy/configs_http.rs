@@ -33,6 +33,8 @@ use crate::support::relay::Relay;
 use crate::support::requests::accepted_events;
 use crate::support::requests::assert_same_set;
 use crate::support::requests::shipped;
+use crate::support::s3;
+use crate::support::s3::S3;
 use crate::support::server::Options;
 use crate::support::splunk;
 use crate::support::splunk::Splunk;
@@ -228,6 +230,34 @@ fn elasticsearch_stores_each_event_once_with_the_key_of_a_file() {
         assert_eq!(request.header("content-encoding"), Some("gzip"));
     }
     relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn s3_has_each_event_in_an_object_with_the_key_of_files() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let server = S3::with(Options { tls, ..Options::default() }, || s3::Mood::Stores);
+    let (keys, directory) = (s3::Keys::new(), tempfile::tempdir().unwrap());
+    let host = format!("localhost:{}", server.address().port());
+    let [id, secret] = keys.files();
+    let substitutions = [
+        ("s3.eu-central-1.amazonaws.com", host.as_str()),
+        ("clusters/prod-eu", s3::PREFIX),
+        ("/secrets/access-key-id", text(&id)),
+        ("/secrets/secret-access-key", text(&secret)),
+        ("/var/lib/kube-audit-forwarder", text(directory.path())),
+        ("object_age = \"5m\"", "object_age = \"300ms\""),
+    ];
+    let relay = Relay::with(&shipped("s3.toml", &substitutions))
+        .variable("SSL_CERT_FILE", text(&certificates.ca))
+        .start();
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+    let lines = server.store().lines();
+    assert!(lines == events, "{} lines, {} events", lines.len(), events.len());
+    let store = server.store();
+    assert_eq!(store.puts, store.objects.len());
 }
 
 #[test]

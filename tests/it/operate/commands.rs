@@ -128,6 +128,8 @@ fn check_takes_the_shipped_configs() {
         ("/secrets/token", &token),
         ("/secrets/api-key", &token),
         ("/secrets/loki-token", &token),
+        ("/secrets/access-key-id", &token),
+        ("/secrets/secret-access-key", &token),
         ("/secrets/hec-token", &token),
     ];
     for file in shipped() {

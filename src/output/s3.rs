@@ -1,0 +1,289 @@
+//! `type = "s3"`: objects of JSON lines in a bucket of Amazon S3, or of a server that speaks its
+//! protocol (MinIO, IBM Cloud Object Storage, SeaweedFS).
+//!
+//! An object has the events of a range of positions, and its name says which. It is written with
+//! `If-None-Match: *`, so an object that is sent again is not written twice: the server answers
+//! 412, which counts as delivered before. Source: Amazon S3 API Reference, `PutObject`.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `plan` `signature` | the ranges of objects · AWS Signature Version 4 |
+//! | 2 | `object` `sts` | the lines, the name and the bytes of an object · keys that hold for some time |
+//! | 3 | `bucket` | requests and answers |
+//! | 4 | `link` | when an object ends, and what becomes of it |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::http::HttpConnector;
+use super::http::api::Api;
+use super::http::service::Service;
+use super::setup::IntoConnector;
+use super::setup::Setup;
+use super::tokens::Tokens;
+use crate::config;
+use crate::config::Compression;
+use crate::config::Content;
+use crate::config::HttpClient;
+use crate::config::HttpKeys;
+use crate::config::OutputSettings;
+use crate::config::Target;
+use crate::config::table::Table;
+use crate::config::table::optional;
+use crate::config::table::required;
+use crate::delivery::endpoints::Endpoints;
+use crate::delivery::endpoints::Probed;
+use crate::delivery::failure::Failure;
+use crate::delivery::files::Files;
+use crate::delivery::link::Begin;
+use crate::delivery::link::Connect;
+use crate::delivery::prepared::Connector;
+use crate::telemetry::AttemptError;
+use bucket::Address;
+use bucket::Bucket;
+use bucket::KeyFiles;
+use bucket::Keys;
+use link::Limits;
+use link::S3Link;
+use plan::Plan;
+use sts::Role;
+use sts::Sts;
+
+mod bucket;
+mod link;
+mod object;
+mod plan;
+mod signature;
+mod sts;
+
+/// An object ends when its lines have this part of the queue's limit, if it has not ended before.
+/// The queue holds the events of two objects, and must have room for new ones.
+const PART_OF_QUEUE: u64 = 4;
+
+/// The settings of an output of `type = "s3"`, as read from the config.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    client: HttpClient,
+    address: Address,
+    credentials: Credentials,
+    limits: Limits,
+}
+
+/// Where the access key comes from.
+#[derive(Debug, Clone, PartialEq)]
+enum Credentials {
+    Files(KeyFiles),
+    /// The Security Token Service gives keys for a role.
+    WebIdentity(Role),
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "s3";
+    const SAMPLE: &'static str = "tls = {}";
+    const COLLECTS: bool = true;
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let keys = HttpKeys {
+            compression: Compression::Zstd,
+            compresses: "of objects",
+            concurrency: "without effect: one object is stored at a time",
+            authorization: false,
+        };
+        let (client, own) = HttpClient::read(t, &keys, |t| {
+            let bucket = t.word(required("bucket", "name", "bucket for the objects"), bucket_name);
+            let region = t.word(required("region", "name", "like \"eu-central-1\""), region_name);
+            let prefix = t.word_or(
+                ("prefix", "string", "beginning of the objects' names, like \"audit/prod\""),
+                "",
+                None,
+                prefix,
+            );
+            let path_style = t.flag(
+                "path_style",
+                true,
+                "the bucket is in the path of a URL; false: in the name of the host",
+            );
+            let meaning =
+                "file with the ID of the access key; or web identity from the environment";
+            let key = optional("access_key_id_file", "path", "none", meaning);
+            let id = t.file(key, Content::Token, true);
+            let meaning = "file with the secret access key";
+            let key = optional("secret_access_key_file", "path", "none", meaning);
+            let secret = t.file(key, Content::Token, true);
+            let meaning = "of an object's lines before compression, at which it ends; at most a \
+                           quarter of queue.max_bytes";
+            let bytes = t.size("object_bytes", 64 << 20, 1024..=(1 << 30), meaning);
+            let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 60 * 60));
+            let meaning = "of an object, at which it ends";
+            let age = t.time("object_age", Duration::from_secs(300), least..=most, meaning);
+            (bucket, region, prefix, path_style, (id, secret), Limits { bytes, age })
+        });
+        let (bucket, region, prefix, path_style, files, limits) = own;
+        let role = region.as_ref().and_then(|region| Role::of(&|name| t.env(name), region));
+        let (id, secret) = ("access_key_id_file", "secret_access_key_file");
+        match (t.is_set(id), t.is_set(secret)) {
+            (true, false) => t.error(secret, "is missing, it belongs to access_key_id_file"),
+            (false, true) => t.error(id, "is missing, it belongs to secret_access_key_file"),
+            (false, false) if role.is_none() => t.error(
+                id,
+                "is missing, allowed: a path, and secret_access_key_file; or neither of them, and \
+                 the variables AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE",
+            ),
+            (true, true) | (false, false) => {}
+        }
+        let credentials = match files {
+            (Some(id), Some(secret)) => Credentials::Files(KeyFiles { id, secret }),
+            (None, None) => Credentials::WebIdentity(role?),
+            (Some(_), None) | (None, Some(_)) => return None,
+        };
+        let client = client?;
+        let address = Address {
+            bucket: bucket?,
+            region: region?,
+            prefix: prefix?,
+            path_style,
+            compression: client.compression,
+        };
+        Some(Self { client, address, credentials, limits })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.client.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        Some(("object_age", self.limits.age))
+    }
+}
+
+/// Returns the name of a bucket, or a text that says which names are allowed.
+fn bucket_name(text: &str) -> Result<String, String> {
+    let in_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    match (3..=63).contains(&text.len()) && text.chars().all(in_a_name) {
+        true => Ok(text.to_owned()),
+        false => Err("is not a bucket, allowed: 3 to 63 of A-Z, a-z, 0-9, -, . and _".to_owned()),
+    }
+}
+
+/// Returns the name of a region, or a text that says which names are allowed.
+fn region_name(text: &str) -> Result<String, String> {
+    let in_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+    match (1..=63).contains(&text.len()) && text.chars().all(in_a_name) {
+        true => Ok(text.to_owned()),
+        false => Err("is not a region, allowed: 1 to 63 of A-Z, a-z, 0-9, - and _".to_owned()),
+    }
+}
+
+/// Returns a prefix without `/` at its ends, or a text that says which prefixes are allowed.
+fn prefix(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let text = config::printable(text, 512)?;
+    let trimmed = text.trim_matches('/');
+    let is_usable = |part: &str| !matches!(part, "" | "." | "..");
+    match trimmed.split('/').all(is_usable) {
+        true => Ok(trimmed.to_owned()),
+        false => Err("has a part that is empty, `.` or `..`, allowed: other parts".to_owned()),
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let config::Output { timeouts, retry, .. } = setup.output;
+        let service = |role: &Role| Service {
+            url: role.url.clone(),
+            ca: self.client.tls.ca.clone(),
+            proxy: self.client.proxy.clone(),
+            timeouts: timeouts.clone(),
+        };
+        let keys = match &self.credentials {
+            Credentials::Files(files) => Keys::of_files(files.clone()),
+            Credentials::WebIdentity(role) => Keys::WebIdentity(Tokens::new(Sts {
+                service: service(role),
+                role: role.clone(),
+                retry: retry.clone(),
+            })),
+        };
+        let bucket = Arc::new(Bucket::new(self.address.clone(), keys));
+        let api = Arc::clone(&bucket) as Arc<dyn Api>;
+        // The object is compressed, and not the request.
+        let http = HttpConnector::new(&self.client, api, setup);
+        Box::new(S3Connector { http, bucket, limits: self.limits, begin: None, plan: None })
+    }
+}
+
+/// The connector of an `s3` output. It makes links that use one plan, one after the other.
+struct S3Connector {
+    http: HttpConnector,
+    bucket: Arc<Bucket>,
+    limits: Limits,
+    begin: Option<Begin>,
+    /// The ranges of the objects; `None` before they have been read.
+    plan: Option<Plan>,
+}
+
+impl Connect for S3Connector {
+    type Link = S3Link;
+
+    const EAGER: bool = false;
+    const COLLECTS: bool = true;
+
+    fn tells_positions(&self) -> bool {
+        true
+    }
+
+    fn begin(&mut self, begin: Begin) {
+        self.http.begin(begin.clone());
+        self.begin = Some(begin);
+    }
+
+    fn files(&self) -> Option<Arc<dyn Files>> {
+        Connect::files(&self.http)
+    }
+
+    fn endpoints(&self) -> Option<Arc<Endpoints>> {
+        Connect::endpoints(&self.http)
+    }
+
+    async fn probe(&mut self) -> Probed {
+        // The test request needs a token.
+        self.bucket.begin();
+        Connect::probe(&mut self.http).await
+    }
+
+    /// Makes a link, which has no TCP connection yet.
+    async fn connect(&mut self) -> Result<S3Link, Failure> {
+        let failed = |what: String| Failure::new(AttemptError::Protocol, what);
+        let Some(begin) = self.begin.clone() else {
+            return Err(failed("the queue has no identity yet".to_owned()));
+        };
+        let plan = match &self.plan {
+            Some(plan) => plan.clone(),
+            None => {
+                let notes = begin.notes.clone();
+                let loaded = tokio::task::spawn_blocking(move || Plan::load(notes)).await;
+                let plan = loaded.map_err(|error| failed(error.to_string()))?.map_err(|error| {
+                    failed(format!("cannot read the ranges of the last objects: {error}"))
+                })?;
+                self.plan.insert(plan).clone()
+            }
+        };
+        let Limits { bytes, age } = self.limits;
+        let limits = Limits { bytes: bytes.min(begin.capacity / PART_OF_QUEUE), age };
+        let transfers = self.http.transfers();
+        Ok(S3Link::new(Arc::clone(&self.bucket), transfers, limits, begin, plan))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_has_usable_parts() {
+        assert_eq!(prefix("/a/b+c/").unwrap(), "a/b+c");
+        assert_eq!((prefix("").unwrap(), prefix("/").is_err()), (String::new(), true));
+        assert!(prefix("a//b").is_err() && prefix("../b").is_err() && prefix("a\n").is_err());
+    }
+}

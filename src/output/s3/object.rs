@@ -1,0 +1,298 @@
+//! An object: the events of a range of positions, one line each, compressed.
+
+use std::io;
+use std::io::Write as _;
+use std::time::Duration;
+use std::time::UNIX_EPOCH;
+
+use bytes::Bytes;
+use flate2::write::GzEncoder;
+use ring::digest;
+use tokio::time::Instant;
+
+use super::plan::Range;
+use super::signature::hex;
+use crate::config::Compression;
+use crate::delivery::rfc3339::rfc3339;
+use crate::queue::Batch;
+use crate::queue::Claim;
+use crate::queue::Identity;
+use crate::queue::Origin;
+use crate::queue::Position;
+
+/// The number of digits of the SHA-256 that an object's name has: 64 bits.
+const HASH_DIGITS: usize = 16;
+
+/// The events of a claim, or of a part of it, in an object.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Packed {
+    pub(super) claim: Claim,
+    /// The number of events. It may be smaller than the number of positions, because the filter may
+    /// have kept back events.
+    pub(super) events: u64,
+}
+
+/// An object that is being collected. It holds the compressed bytes of its lines; the lines stay in
+/// the queue until the object is stored.
+pub(super) struct Object {
+    /// The parts of the object, in the order of the queue.
+    pub(super) packed: Vec<Packed>,
+    /// The number of bytes of the lines, before compression.
+    pub(super) bytes: u64,
+    /// The time when the link began to collect the object.
+    pub(super) began: Instant,
+    /// The time when the last batch was added.
+    pub(super) added: Instant,
+    /// The position at which the object ends at the latest: the next event belongs to another
+    /// object. `None` if the object may end anywhere.
+    pub(super) until: Option<Position>,
+    /// `true` if an object that ends at `until` was begun before, and may be stored.
+    pub(super) is_planned: bool,
+    /// The position and the time of acceptance (in milliseconds since 1970) of the first event.
+    first: Option<(Position, u64)>,
+    last: Position,
+    hash: digest::Context,
+    packer: Packer,
+}
+
+/// The compressor of an object's lines.
+enum Packer {
+    None(Vec<Bytes>),
+    Gzip(Box<GzEncoder<Vec<u8>>>),
+    Zstd(Box<zstd::stream::write::Encoder<'static, Vec<u8>>>),
+}
+
+/// An object that has ended.
+pub(super) struct Ended {
+    /// The name of the object, below the prefix of the config.
+    pub(super) name: String,
+    /// The bytes of the object, in pieces.
+    pub(super) body: Vec<Bytes>,
+    /// The SHA-256 of the body, in hexadecimal digits.
+    pub(super) body_sha256: String,
+}
+
+impl Object {
+    /// Makes an object without events.
+    ///
+    /// # Errors
+    ///
+    /// The compressor can't be made, for example because there is no memory.
+    pub(super) fn new(
+        compression: Compression,
+        until: Option<Position>,
+        is_planned: bool,
+    ) -> io::Result<Self> {
+        let packer = match compression {
+            Compression::None => Packer::None(Vec::new()),
+            Compression::Gzip => {
+                Packer::Gzip(Box::new(GzEncoder::new(Vec::new(), flate2::Compression::default())))
+            }
+            Compression::Zstd => {
+                let level = zstd::DEFAULT_COMPRESSION_LEVEL;
+                Packer::Zstd(Box::new(zstd::stream::write::Encoder::new(Vec::new(), level)?))
+            }
+        };
+        Ok(Self {
+            packed: Vec::new(),
+            bytes: 0,
+            began: Instant::now(),
+            added: Instant::now(),
+            until,
+            is_planned,
+            first: None,
+            last: Position::START,
+            hash: digest::Context::new(&digest::SHA256),
+            packer,
+        })
+    }
+
+    /// Adds the events of a batch, whose claim begins where the last one has ended or later. Takes
+    /// about 5 ms of CPU time for each MB.
+    ///
+    /// # Errors
+    ///
+    /// The compressor failed.
+    pub(super) fn add(&mut self, batch: Batch) -> io::Result<()> {
+        self.first = self.first.or_else(|| batch.places().next());
+        self.last = batch.positions().last().unwrap_or(self.last);
+        self.bytes += batch.bytes;
+        self.added = Instant::now();
+        self.packed.push(Packed { claim: batch.claim, events: batch.events });
+        for piece in batch.pieces {
+            self.hash.update(&piece);
+            match &mut self.packer {
+                // The piece may be a small part of a large buffer, which would stay in memory.
+                Packer::None(pieces) => pieces.push(Bytes::copy_from_slice(&piece)),
+                Packer::Gzip(encoder) => encoder.write_all(&piece)?,
+                Packer::Zstd(encoder) => encoder.write_all(&piece)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns `true` if the object holds no event.
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
+    /// Returns the positions of the object, also of those events that the filter has kept back.
+    /// `None` if nothing was added yet.
+    pub(super) fn range(&self) -> Option<Range> {
+        let (first, last) = self.packed.first().zip(self.packed.last())?;
+        Some(Range::new(Claim { start: first.claim.start, end: last.claim.end }))
+    }
+
+    /// Returns `true` if the object has reached the position at which it ends at the latest.
+    pub(super) fn is_complete(&self) -> bool {
+        let end = self.packed.last().map(|last| last.claim.end);
+        self.until.is_some_and(|until| end.is_some_and(|end| end >= until))
+    }
+
+    /// Ends the object, and returns its name and its bytes. `relay` is the identity of the queue.
+    ///
+    /// # Errors
+    ///
+    /// The compressor failed.
+    pub(super) fn end(self, relay: Identity) -> io::Result<Ended> {
+        let (first, received) = self.first.unwrap_or((Position::START, 0));
+        let time = rfc3339(UNIX_EPOCH + Duration::from_millis(received));
+        let slashes = |c| if matches!(c, '-' | 'T') { '/' } else { c };
+        let hour: String = time.chars().take("yyyy-mm-ddThh".len()).map(slashes).collect();
+        let hash: String = hex(self.hash.finish().as_ref()).chars().take(HASH_DIGITS).collect();
+        let (body, extension) = match self.packer {
+            Packer::None(pieces) => (pieces, "jsonl"),
+            Packer::Gzip(encoder) => (vec![Bytes::from(encoder.finish()?)], "jsonl.gz"),
+            Packer::Zstd(encoder) => (vec![Bytes::from(encoder.finish()?)], "jsonl.zst"),
+        };
+        let mut context = digest::Context::new(&digest::SHA256);
+        body.iter().for_each(|piece| context.update(piece));
+        let (first, last) = (first.get(), self.last.get());
+        let name = format!("{hour}/{relay}-{first}-{last}-{hash}.{extension}");
+        Ok(Ended { name, body, body_sha256: hex(context.finish().as_ref()) })
+    }
+}
+
+/// Cuts a batch at a position: returns the events before it, and those from it on. A part is `None`
+/// if it has no position. The batch must have origins.
+pub(super) fn cut(batch: Batch, at: Position) -> (Option<Batch>, Option<Batch>) {
+    let Claim { start, end } = batch.claim;
+    if at <= start {
+        return (None, Some(batch));
+    }
+    if at >= end {
+        return (Some(batch), None);
+    }
+    let before = batch.positions().take_while(|position| *position < at).count();
+    let (mut front, mut back, mut left) = (Vec::new(), Vec::new(), before);
+    for mut piece in batch.pieces {
+        let mut ends = memchr::memchr_iter(b'\n', &piece).map(|end| end + 1);
+        let split = match left.checked_sub(1) {
+            Some(index) => ends.nth(index).unwrap_or(piece.len()),
+            None => 0,
+        };
+        let taken = piece.split_to(split);
+        left -= memchr::memchr_iter(b'\n', &taken).count().min(left);
+        front.extend(Some(taken).filter(|taken| !taken.is_empty()));
+        back.extend(Some(piece).filter(|rest| !rest.is_empty()));
+    }
+    let part = |claim: Claim, pieces: Vec<Bytes>| {
+        let origins: Vec<Origin> =
+            batch.origins.iter().filter_map(|it| within(it, claim)).collect();
+        let events = origins.iter().map(|origin| origin.events).sum();
+        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Batch { claim, events, bytes, pieces, origins }
+    };
+    (Some(part(Claim { start, end: at }, front)), Some(part(Claim { start: at, end }, back)))
+}
+
+/// Returns the part of an origin whose positions are in `claim`; `None` if it has none.
+fn within(origin: &Origin, claim: Claim) -> Option<Origin> {
+    let first = origin.first.max(claim.start);
+    let end = (origin.first + origin.events).min(claim.end);
+    let events = end.saturating_since(first);
+    (events > 0).then_some(Origin { first, events, ..*origin })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns a batch of the claim `0..20` with events at these positions, in pieces of at most
+    /// three lines, each of which begins where positions are missing.
+    fn batch(positions: &[u64]) -> Batch {
+        let (mut pieces, mut origins): (Vec<Bytes>, Vec<Origin>) = (Vec::new(), Vec::new());
+        let mut piece: Vec<u64> = Vec::new();
+        for (index, position) in positions.iter().enumerate() {
+            piece.push(*position);
+            let next = positions.get(index + 1);
+            if piece.len() == 3 || next != Some(&(position + 1)) {
+                let first = Position::new(piece[0]);
+                let events = piece.len() as u64;
+                origins.push(Origin { first, events, age: Duration::ZERO, received: 7 });
+                let lines: String = piece.drain(..).map(|it| format!("event {it}\n")).collect();
+                pieces.push(Bytes::from(lines));
+            }
+        }
+        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+        Batch { claim: Claim::of(0, 20), events: positions.len() as u64, bytes, pieces, origins }
+    }
+
+    /// Cuts batches with and without gaps at each position. Both parts together must be the batch,
+    /// and each line must be on its side.
+    #[test]
+    fn a_batch_is_cut_at_any_position() {
+        let all: Vec<u64> = (0..20).collect();
+        for positions in [&all[..], &[0, 1, 5, 6, 7, 8, 12, 19], &[3], &[]] {
+            for at in 0..=21 {
+                let (front, back) = cut(batch(positions), Position::new(at));
+                let (mut lines, mut kept, mut claims) = (Vec::new(), Vec::new(), Vec::new());
+                for part in [front, back].into_iter().flatten() {
+                    claims.push(part.claim.numbers());
+                    assert!(part.claim.end > part.claim.start);
+                    let numbers: Vec<u64> = part.positions().map(Position::get).collect();
+                    assert!(numbers.iter().all(|it| part.claim.numbers().contains(it)));
+                    assert_eq!(part.events, numbers.len() as u64);
+                    assert_eq!(part.bytes, part.pieces.concat().len() as u64);
+                    let wanted: String = numbers.iter().map(|it| format!("event {it}\n")).collect();
+                    assert_eq!(part.pieces.concat(), wanted.as_bytes(), "{positions:?} at {at}");
+                    lines.push(part.pieces.concat());
+                    kept.extend(numbers);
+                }
+                assert_eq!(kept, positions, "at {at}");
+                assert_eq!(lines.concat(), batch(positions).pieces.concat());
+                let whole = claims.iter().flat_map(Clone::clone).collect::<Vec<u64>>();
+                assert_eq!(whole, all, "the claims are the claim");
+            }
+        }
+    }
+
+    /// The name depends on the events alone, and not on the batches in which they came, and the
+    /// bytes are the lines.
+    #[test]
+    fn an_object_is_named_by_its_events() {
+        let relay = Identity::random().unwrap();
+        let ended = |compression, cuts: &[u64]| {
+            let mut object = Object::new(compression, None, false).unwrap();
+            let mut rest = Some(batch(&[0, 1, 5, 6, 7, 8, 12, 19]));
+            for at in cuts {
+                let (front, back) = cut(rest.take().unwrap(), Position::new(*at));
+                object.add(front.unwrap()).unwrap();
+                rest = back;
+            }
+            object.add(rest.unwrap()).unwrap();
+            object.end(relay).unwrap()
+        };
+        let (whole, parts) = (ended(Compression::None, &[]), ended(Compression::None, &[1, 6, 13]));
+        assert_eq!(whole.name, parts.name);
+        let start = format!("1970/01/01/00/{relay}-0-19-");
+        let hash = whole.name.strip_prefix(&start).unwrap().strip_suffix(".jsonl").unwrap();
+        let lines = batch(&[0, 1, 5, 6, 7, 8, 12, 19]).pieces.concat();
+        assert!(super::super::signature::sha256(&lines).starts_with(hash) && hash.len() == 16);
+        assert_eq!((whole.body.concat(), parts.body.concat()), (lines.clone(), lines.clone()));
+        let zstd = ended(Compression::Zstd, &[6]);
+        assert_eq!(zstd.name, whole.name.clone() + ".zst");
+        assert_eq!(zstd::decode_all(&*zstd.body.concat()).unwrap(), lines);
+        assert_eq!(ended(Compression::Gzip, &[6]).name, whole.name + ".gz");
+    }
+}

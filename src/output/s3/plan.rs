@@ -1,0 +1,199 @@
+//! The ranges of positions that objects have: they are decided once, and kept with the queue, so
+//! that after a crash the same events make the same objects.
+//!
+//! A range is kept until the queue's own files say that its events are final.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::queue::Claim;
+use crate::queue::Notes;
+use crate::queue::Position;
+
+/// The most ranges that are kept. There are more only if the queue's files have not been saved while
+/// this many objects were stored; the oldest ranges are then forgotten.
+const RANGES_MAX: usize = 4096;
+
+/// The positions of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Range {
+    first: u64,
+    last: u64,
+    /// `true` if the server has the object.
+    stored: bool,
+}
+
+impl Range {
+    /// Makes the range of an object that is not stored yet. The claim has at least one position.
+    pub(super) fn new(claim: Claim) -> Self {
+        let last = claim.end.get().saturating_sub(1);
+        Self { first: claim.start.get(), last, stored: false }
+    }
+
+    /// Returns the range as a claim.
+    pub(super) fn claim(&self) -> Claim {
+        Claim { start: Position::new(self.first), end: Position::new(self.last).next() }
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+/// The object to which an event belongs.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The object that the server has, with the events before this position.
+    Stored(Position),
+    /// An object that was begun before and may be stored. It ends before this position.
+    Planned(Position),
+    /// A new object, which must end before this position, where another one begins.
+    Before(Position),
+    /// A new object.
+    Free,
+}
+
+/// The ranges of an output's objects. Clones share them. Links of the same output use one plan, one
+/// after the other.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    /// The ranges, in the order of the queue. No two overlap.
+    ranges: Arc<Mutex<Vec<Range>>>,
+    /// Held while the ranges are changed and saved, and never by an async task.
+    saving: Arc<Mutex<()>>,
+    /// `true` if the log's last line about saving says that it has failed.
+    is_told: Arc<AtomicBool>,
+    notes: Option<Notes>,
+}
+
+impl Plan {
+    /// Reads the plan of an earlier run; `notes` is `None` if the queue is in memory. Blocks the
+    /// thread.
+    ///
+    /// # Errors
+    ///
+    /// The notes can't be read. If they are damaged, the plan is empty instead: events may then be
+    /// stored twice, and none is lost.
+    pub(super) fn load(notes: Option<Notes>) -> io::Result<Self> {
+        let text = match notes.as_ref().map(Notes::load).transpose() {
+            Ok(text) => text.flatten(),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::warn!(
+                    %error,
+                    "the ranges of objects that were being stored are not known any more: \
+                     events of these objects are stored again, in other objects"
+                );
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let ranges = text.map(|text| serde_json::from_slice::<Vec<Range>>(&text)).transpose()?;
+        let mut ranges = ranges.unwrap_or_default();
+        // If somebody has removed the events of the directory, positions begin at 0 again.
+        let end = notes.as_ref().map_or(u64::MAX, |notes| notes.end().get());
+        ranges.retain(|range| range.last < end);
+        let (ranges, saving) = (Arc::new(Mutex::new(ranges)), Arc::default());
+        Ok(Self { ranges, saving, is_told: Arc::default(), notes })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Range>> {
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the object to which the event at `position` belongs.
+    pub(super) fn place(&self, position: Position) -> Place {
+        let ranges = self.lock();
+        let Some(range) = ranges.iter().find(|range| range.last >= position.get()) else {
+            return Place::Free;
+        };
+        let end = Position::new(range.last).next();
+        match (range.first <= position.get(), range.stored) {
+            (false, _) => Place::Before(Position::new(range.first)),
+            (true, true) => Place::Stored(end),
+            (true, false) => Place::Planned(end),
+        }
+    }
+
+    /// Notes that an object with this range is stored next. It replaces ranges that were planned
+    /// otherwise. Blocks the thread.
+    pub(super) fn begin(&self, range: Range) {
+        let settled = self.notes.as_ref().map_or(range.first, |notes| notes.settled().get());
+        self.change(|ranges| {
+            if !ranges.contains(&range) {
+                ranges.retain(|it| it.last >= settled && !it.overlaps(&range));
+                let index = ranges.partition_point(|it| it.first < range.first);
+                ranges.insert(index, range);
+                let excess = ranges.len().saturating_sub(RANGES_MAX);
+                ranges.drain(..excess);
+            }
+        });
+    }
+
+    /// Notes that the server has the object with this range. Blocks the thread.
+    pub(super) fn stored(&self, range: Range) {
+        self.change(|ranges| ranges.iter_mut().for_each(|it| it.stored |= *it == range));
+    }
+
+    /// Changes the ranges, and saves them. A disk that refuses must not keep the relay from
+    /// delivering what it has, so a failure is only logged: the same range is saved at the next
+    /// change.
+    fn change(&self, change: impl FnOnce(&mut Vec<Range>)) {
+        // One change is saved after the other.
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let ranges = {
+            let mut ranges = self.lock();
+            change(&mut ranges);
+            ranges.clone()
+        };
+        let Some(notes) = &self.notes else { return };
+        let text = serde_json::to_vec(&ranges).map_err(io::Error::other);
+        match text.and_then(|text| notes.store(&text)) {
+            Ok(()) => self.is_told.store(false, Ordering::Relaxed),
+            Err(error) => {
+                if !self.is_told.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        %error,
+                        "the range of an object can't be saved: if the relay is killed now, events \
+                         of this object may be stored twice"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: u64, end: u64) -> Range {
+        Range::new(Claim::of(first, end))
+    }
+
+    #[test]
+    fn an_event_belongs_to_the_object_that_was_planned_for_it() {
+        let plan = Plan::load(None).unwrap();
+        let place = |position| plan.place(Position::new(position));
+        assert_eq!(place(0), Place::Free);
+        plan.begin(range(0, 10));
+        assert_eq!(place(0), Place::Planned(Position::new(10)));
+        assert_eq!(place(9), Place::Planned(Position::new(10)));
+        assert_eq!(place(10), Place::Free);
+        plan.stored(range(0, 10));
+        assert_eq!(place(9), Place::Stored(Position::new(10)));
+        plan.begin(range(20, 30));
+        assert_eq!(place(15), Place::Before(Position::new(20)));
+        // An object that has ended otherwise, because events were lost meanwhile.
+        plan.begin(range(22, 28));
+        assert_eq!(place(21), Place::Before(Position::new(22)));
+        assert_eq!(place(27), Place::Planned(Position::new(28)));
+    }
+}

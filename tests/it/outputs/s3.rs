@@ -1,0 +1,568 @@
+//! `type = "s3"`: each event is in exactly one object, whatever the server answers and however often
+//! the relay is killed.
+
+use std::io::Read as _;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::chance::rng;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::s3::Keys;
+use crate::support::s3::Mood;
+use crate::support::s3::ROLE;
+use crate::support::s3::S3;
+use crate::support::s3::SECRET;
+use crate::support::s3::SeaweedFs;
+use crate::support::s3::Sts;
+use crate::support::s3::lines;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// Settings under which objects are small, and a failed attempt is repeated soon.
+const SMALL: &str = "object_age = \"200ms\"\nobject_bytes = \"64KiB\"\n\
+                     retry = { initial_interval = \"10ms\", max_interval = \"100ms\" }";
+
+/// Settings under which objects end when they are 100 ms old.
+const YOUNG: &str = "object_age = \"100ms\"\n\
+                     retry = { initial_interval = \"10ms\", max_interval = \"100ms\" }";
+
+fn value(relay: &Relay, metric: &str) -> f64 {
+    relay.metrics().value(metric, &[("output", "archive")])
+}
+
+/// Returns the config of a relay with one output, and a queue in this directory.
+fn durable(output: &str, spool: &TempDir) -> String {
+    format!("{BASE}{output}[queue]\ndirectory = \"{}\"\n", text(spool.path()))
+}
+
+/// Returns the lines of all objects.
+fn lines_of(server: &S3) -> Vec<Vec<u8>> {
+    server.store().lines()
+}
+
+/// Checks that the lines are the events, each once, in their order.
+#[track_caller]
+fn assert_are(lines: &[Vec<u8>], events: &[Vec<u8>]) {
+    assert_eq!(lines.len(), events.len(), "the number of lines");
+    assert!(lines == events, "the lines are not the events in their order");
+}
+
+#[test]
+fn the_corpus_is_in_objects_that_are_named_by_time_and_position() {
+    let keys = Keys::new();
+    for compression in ["zstd", "gzip", "none"] {
+        let server = S3::start(|| Mood::Stores);
+        let more = format!(
+            "{SMALL}\ncompression = \"{compression}\"\n\
+             headers = {{ x-amz-storage-class = \"GLACIER_IR\" }}"
+        );
+        let relay = Relay::start(&format!("{BASE}{}", keys.output(server.address(), &more)));
+        let mut events = Vec::new();
+        for body in corpus() {
+            assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+            events.extend(events_of(&body.bytes));
+        }
+        relay.wait_until_delivered(PATIENCE * 2);
+        let store = server.store();
+        assert_are(&store.lines(), &events);
+        assert!(store.objects.len() > 5, "{} objects", store.objects.len());
+        assert_eq!((store.again, store.puts), (0, store.objects.len()));
+        assert_eq!(store.classes.len(), store.puts);
+        let extension = match compression {
+            "zstd" => ".jsonl.zst",
+            "gzip" => ".jsonl.gz",
+            _ => ".jsonl",
+        };
+        assert!(store.objects.keys().all(|name| name.ends_with(extension)));
+        drop(store);
+        assert_eq!(value(&relay, "output_retries_total"), 0.0);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+/// Method: a server answers in all its ways at random (stored, there already, busy, in conflict,
+/// refused, answers that get lost or break off) while the relay is killed at random moments and
+/// started again with its spool. In the end each event must be in exactly one object.
+#[test]
+fn each_event_is_in_exactly_one_object_whatever_happens() {
+    let mut rng = rng();
+    let mut moods = rng.fork();
+    let calm = Arc::new(AtomicBool::new(false));
+    let is_calm = Arc::clone(&calm);
+    let server = S3::start(move || match moods.u32(..14) {
+        _ if is_calm.load(Ordering::SeqCst) => Mood::Stores,
+        0 => Mood::Fails(503, "SlowDown"),
+        1 => Mood::Fails(409, "ConditionalRequestConflict"),
+        2 => Mood::Fails(403, "AccessDenied"),
+        3 => Mood::Fails(400, "RequestTimeout"),
+        4 | 5 => Mood::StoresAndFails,
+        6 => Mood::HangsUp(false),
+        7 | 8 => Mood::HangsUp(true),
+        9 => Mood::Cut,
+        _ => Mood::Stores,
+    });
+    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
+    let config = durable(&keys.output(server.address(), SMALL), &spool);
+    let mut sent = Vec::new();
+    for round in 0..10 {
+        let mut relay = Relay::start(&config);
+        for batch in 0..rng.u64(2..8) {
+            let body = generated_batch(round * 100 + batch, rng.usize(1..200), 700);
+            assert_eq!(relay.post(&body).status, 200);
+            sent.extend(events_of(&body));
+            std::thread::sleep(Duration::from_millis(rng.u64(0..60)));
+        }
+        std::thread::sleep(Duration::from_millis(rng.u64(0..500)));
+        relay.kill();
+    }
+    calm.store(true, Ordering::SeqCst);
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE * 2);
+    let store = server.store();
+    let (puts, objects, again) = (store.puts, store.objects.len(), store.again);
+    eprintln!("{puts} requests, {objects} objects of {} events, {again} came again", sent.len());
+    assert_are(&store.lines(), &sent);
+    assert!(again > 0, "no answer got lost");
+    drop(store);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the server stores an object, and its answer is lost; then the relay is killed, so that
+/// only the saved range can tell where the object ended. The object that ends otherwise, because
+/// more events are there now, would have another name.
+#[test]
+fn an_object_has_the_same_end_after_a_crash() {
+    let stored = Arc::new(AtomicUsize::new(0));
+    let calm = Arc::new(AtomicBool::new(false));
+    let (count, is_calm) = (Arc::clone(&stored), Arc::clone(&calm));
+    let server = S3::start(move || match is_calm.load(Ordering::SeqCst) {
+        true => Mood::Stores,
+        false => {
+            count.fetch_add(1, Ordering::SeqCst);
+            Mood::HangsUp(true)
+        }
+    });
+    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
+    let config = durable(&keys.output(server.address(), YOUNG), &spool);
+    let mut relay = Relay::start(&config);
+    let first = generated_batch(1, 50, 700);
+    assert_eq!(relay.post(&first).status, 200);
+    wait_until("a request", PATIENCE, || stored.load(Ordering::SeqCst) > 0);
+    let mut events = events_of(&first);
+    for seed in 2..5 {
+        let body = generated_batch(seed, 50, 700);
+        assert_eq!(relay.post(&body).status, 200);
+        events.extend(events_of(&body));
+    }
+    relay.kill();
+    calm.store(true, Ordering::SeqCst);
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE);
+    assert_are(&lines_of(&server), &events);
+    assert!(server.store().again > 0);
+    assert!(value(&relay, "output_existing_events_total") >= 50.0);
+    assert_eq!(value(&relay, "output_events_total"), 200.0);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: objects end at an age of 24 hours, and an order to stop comes after a second. The events
+/// must be stored by then, whether the queue is in memory or on disk.
+#[test]
+fn what_was_collected_is_stored_when_the_relay_stops() {
+    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
+    for has_spool in [false, true] {
+        let server = S3::start(|| Mood::Stores);
+        let output = keys.output(server.address(), "object_age = \"24h\"");
+        let config = match has_spool {
+            true => durable(&output, &spool),
+            false => format!("{BASE}{output}"),
+        };
+        let mut relay = Relay::start(&config);
+        let bodies = [generated_batch(1, 30, 700), generated_batch(2, 30, 700)];
+        for body in &bodies {
+            assert_eq!(relay.post(body).status, 200);
+        }
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(server.store().puts, 0, "the object is young");
+        assert_eq!(value(&relay, "output_events_total"), 0.0);
+        let took = relay.stop();
+        assert!(took < Duration::from_secs(4), "{took:?}");
+        assert_are(&lines_of(&server), &bodies.map(|body| events_of(&body)).concat());
+        assert_eq!(server.store().objects.len(), 1);
+    }
+}
+
+/// Method: a reload changes the output while it collects events. The old delivery stores them at
+/// once, and does not keep the new one waiting.
+#[test]
+fn a_reload_stores_what_was_collected() {
+    let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
+    let config = |age: &str| {
+        format!("{BASE}{}", keys.output(server.address(), &format!("object_age = \"{age}\"")))
+    };
+    let mut relay = Relay::start(&config("24h"));
+    let (first, second) = (generated_batch(1, 30, 700), generated_batch(2, 30, 700));
+    assert_eq!(relay.post(&first).status, 200);
+    std::thread::sleep(Duration::from_millis(300));
+    std::fs::write(relay.config_file(), config("23h")).unwrap();
+    relay.signal(libc::SIGHUP);
+    wait_until("the object", Duration::from_secs(5), || server.store().objects.len() == 1);
+    assert_eq!(relay.post(&second).status, 200);
+    relay.stop();
+    assert_are(&lines_of(&server), &[events_of(&first), events_of(&second)].concat());
+    assert_eq!(server.store().objects.len(), 2);
+}
+
+/// Method: a queue that holds much less than an object. An object must end before the queue is
+/// full, so that no sender waits for `object_age`.
+#[test]
+fn an_object_ends_before_the_queue_is_full() {
+    let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
+    let output = keys.output(server.address(), "object_age = \"24h\"");
+    let mut relay = Relay::start(&format!("{BASE}{output}[queue]\nmax_bytes = \"2MiB\"\n"));
+    let mut events = Vec::new();
+    for seed in 0..40 {
+        let body = generated_batch(seed, 300, 700);
+        wait_until("room", PATIENCE, || relay.post(&body).status == 200);
+        events.extend(events_of(&body));
+    }
+    relay.stop();
+    assert_are(&lines_of(&server), &events);
+    assert!(server.store().objects.len() >= 10, "{} objects", server.store().objects.len());
+}
+
+/// Method: the filter keeps back 99 of 100 events, so that the queue is full long before an object
+/// has its size or its age. The object must end for that, and no sender may wait for 24 hours.
+#[test]
+fn an_object_ends_when_the_filter_keeps_back_what_fills_the_queue() {
+    let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
+    let more = "object_age = \"24h\"\n[[output.filter.match]]\nverbs = [\"get\"]";
+    let output = keys.output(server.address(), more);
+    let mut relay = Relay::start(&format!("{BASE}{output}[queue]\nmax_bytes = \"2MiB\"\n"));
+    let rare = br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[
+        {"level":"Metadata","auditID":"a","stage":"Panic","verb":"get"}]}"#;
+    for seed in 0..30 {
+        let body = generated_batch(seed, 100, 2000);
+        wait_until("room", PATIENCE, || relay.post(&body).status == 200);
+        wait_until("room", PATIENCE, || relay.post(rare).status == 200);
+    }
+    relay.stop();
+    assert_are(&lines_of(&server), &vec![events_of(rare).concat(); 30]);
+    assert!(server.store().objects.len() >= 2, "{} objects", server.store().objects.len());
+}
+
+/// Method: an event is in an object that the server has, and the events before it are in none. Both
+/// are of one batch. (This is so after a crash, if the first object was given up.)
+#[test]
+fn events_before_a_stored_object_are_stored_and_those_in_it_are_not() {
+    let calm = Arc::new(AtomicBool::new(false));
+    let is_calm = Arc::clone(&calm);
+    let server = S3::start(move || match is_calm.load(Ordering::SeqCst) {
+        true => Mood::Stores,
+        false => Mood::Fails(503, "SlowDown"),
+    });
+    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
+    let config = durable(&keys.output(server.address(), YOUNG), &spool);
+    let mut relay = Relay::start(&config);
+    let body = generated_batch(1, 50, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    wait_until("an attempt", PATIENCE, || server.store().puts > 0);
+    relay.kill();
+    let ranges = r#"[{"first":20,"last":39,"stored":true}]"#;
+    let notes = format!("{:08x}\n{ranges}", crc32c::crc32c(ranges.as_bytes()));
+    std::fs::write(spool.path().join("notes-archive"), notes).unwrap();
+    calm.store(true, Ordering::SeqCst);
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE);
+    let events = events_of(&body);
+    let lines = server.store().lines();
+    assert_are(&lines, &[&events[..20], &events[40..]].concat());
+    assert_eq!(value(&relay, "output_existing_events_total"), 20.0);
+    assert_eq!(value(&relay, "output_events_total"), 50.0);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the directory of the queue can't take another file, because a directory has the name of
+/// the notes. The events must be stored nevertheless, and the log must say what that means.
+#[test]
+fn a_disk_that_refuses_the_notes_keeps_no_event_back() {
+    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
+    let server = S3::start(|| Mood::Stores);
+    let config = durable(&keys.output(server.address(), YOUNG), &spool);
+    std::fs::create_dir(spool.path().join("notes-archive.new")).unwrap();
+    let relay = Relay::start(&config);
+    let mut events = Vec::new();
+    for seed in 0..3 {
+        let body = generated_batch(seed, 20, 700);
+        assert_eq!(relay.post(&body).status, 200);
+        events.extend(events_of(&body));
+        relay.wait_until_delivered(PATIENCE);
+    }
+    assert_are(&lines_of(&server), &events);
+    let said = "the range of an object can't be saved";
+    let told = relay.log_lines().iter().filter(|line| line.contains(said)).count();
+    assert_eq!(told, 1, "{}", relay.log_text());
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: headers of the config that the relay sets itself, and a URL with a path and a query.
+/// The fake checks the signature of what arrives.
+#[test]
+fn headers_of_the_config_and_the_parts_of_a_url_are_signed() {
+    let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
+    let more =
+        format!("{YOUNG}\nheaders = {{ x-amz-date = \"never\", x-amz-meta-cluster = \"prod\" }}");
+    let output = keys.output(server.address(), &more);
+    let address = server.address().to_string();
+    let output = output.replace(&address, &format!("{address}/gate+way/?b=2&a=x/y"));
+    let relay = Relay::start(&format!("{BASE}{output}"));
+    let body = generated_batch(1, 20, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_are(&lines_of(&server), &events_of(&body));
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the key is wrong, then right. The reason is told in the server's words, events wait, and
+/// no secret is shown.
+#[test]
+fn a_changed_key_is_taken_up_and_a_refusal_is_explained() {
+    let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
+    keys.write("AKIDEXAMPLE", "wr0ng-s3cr3t");
+    let relay = Relay::start(&format!("{BASE}{}", keys.output(server.address(), YOUNG)));
+    let body = generated_batch(1, 20, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    let line = relay.wait_for_log("output down, events are kept", PATIENCE);
+    assert!(line.to_string().contains("403 Forbidden (SignatureDoesNotMatch)"), "{line}");
+    keys.write("AKIDEXAMPLE", SECRET);
+    relay.wait_until_delivered(PATIENCE);
+    assert_are(&lines_of(&server), &events_of(&body));
+    assert!(value(&relay, "output_retries_total") >= 1.0);
+    let log = relay.log_text();
+    assert!(!log.contains("wr0ng-s3cr3t") && !log.contains(SECRET), "{log}");
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the output may not have an event for longer than a second. While the server refuses, the
+/// events become dead letters, and later ones are stored.
+#[test]
+fn events_that_are_given_up_are_in_no_object() {
+    let calm = Arc::new(AtomicBool::new(false));
+    let is_calm = Arc::clone(&calm);
+    let server = S3::start(move || match is_calm.load(Ordering::SeqCst) {
+        true => Mood::Stores,
+        false => Mood::Fails(503, "SlowDown"),
+    });
+    let (keys, letters) = (Keys::new(), TempDir::new().unwrap());
+    let more = "object_age = \"100ms\"\nretry = { initial_interval = \"10ms\", \
+                max_interval = \"100ms\", max_elapsed = \"1s\" }";
+    let relay = Relay::start(&format!(
+        "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
+        keys.output(server.address(), more),
+        text(letters.path()),
+    ));
+    let (first, second) = (generated_batch(1, 20, 700), generated_batch(2, 20, 700));
+    assert_eq!(relay.post(&first).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    calm.store(true, Ordering::SeqCst);
+    assert_eq!(relay.post(&second).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_are(&lines_of(&server), &events_of(&second));
+    let given_up = crate::support::letters::events_in_letters(letters.path());
+    crate::support::requests::assert_same_set(&given_up, &events_of(&first));
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: keys hold for two seconds, and the pod's token is wrong at first. The relay must say so,
+/// get keys when the token is right, and have new ones before the old ones have expired.
+#[test]
+fn a_pod_gets_keys_for_its_role_and_renews_them() {
+    let (server, sts) = (S3::start(|| Mood::Stores), Sts::start("p0d-t0ken"));
+    let (keys, pod) = (Keys::new(), TempDir::new().unwrap());
+    let token = pod.path().join("token");
+    std::fs::write(&token, "an-old-t0ken\n").unwrap();
+    let output = keys.output(server.address(), YOUNG);
+    let output: Vec<_> = output.lines().filter(|line| !line.contains("_key")).collect();
+    let config = format!("{BASE}{}\n", output.join("\n"));
+    let relay = Relay::with(&config)
+        .variable("AWS_ROLE_ARN", ROLE)
+        .variable("AWS_WEB_IDENTITY_TOKEN_FILE", text(&token))
+        .variable("AWS_ENDPOINT_URL_STS", &format!("http://{}", sts.sink.address()))
+        .start();
+    let mut events = Vec::new();
+    for seed in 0..8 {
+        let body = generated_batch(seed, 20, 700);
+        assert_eq!(relay.post(&body).status, 200);
+        events.extend(events_of(&body));
+        if seed == 0 {
+            let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
+            let words = format!("STS does not accept the token in {} for the role", text(&token));
+            assert!(line.contains(&words), "{line}");
+            std::fs::write(&token, "p0d-t0ken\n").unwrap();
+        }
+        relay.wait_until_delivered(PATIENCE);
+        std::thread::sleep(Duration::from_millis(600));
+    }
+    let store = server.store();
+    assert_are(&store.lines(), &events);
+    let sessions: std::collections::BTreeSet<_> = store.sessions.iter().collect();
+    assert!(sessions.len() >= 3, "{sessions:?}");
+    assert_eq!(store.sessions.len(), store.puts);
+    drop(store);
+    let log = relay.log_text();
+    assert!(!log.contains("t0ken") && !log.contains(SECRET) && !log.contains("session+"), "{log}");
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a proxy between the relay and the server notes to which host the relay wants to connect.
+#[test]
+fn the_bucket_can_be_in_the_name_of_the_host() {
+    let server = S3::start(|| Mood::Stores);
+    let proxy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = proxy.local_addr().unwrap();
+    let target = server.address();
+    let asked = std::thread::spawn(move || {
+        let (mut client, _) = proxy.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            client.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        let mut server = std::net::TcpStream::connect(target).unwrap();
+        let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+        let there = std::thread::spawn(move || {
+            drop(std::io::copy(&mut from, &mut to));
+            drop(to.shutdown(std::net::Shutdown::Write));
+        });
+        drop(std::io::copy(&mut server, &mut client));
+        drop(client.shutdown(std::net::Shutdown::Both));
+        there.join().unwrap();
+        String::from_utf8(head).unwrap()
+    });
+    let keys = Keys::new();
+    let more = format!("{YOUNG}\npath_style = false\nproxy = \"http://{address}\"");
+    let output = keys.output(server.address(), &more);
+    let output = output.replace(&format!("http://{target}"), "http://s3.example:8080");
+    let mut relay = Relay::start(&format!("{BASE}{output}"));
+    let body = generated_batch(1, 20, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_are(&lines_of(&server), &events_of(&body));
+    let hosts: Vec<_> = server.store().hosts.iter().cloned().collect();
+    assert_eq!(hosts, ["audit-archive.s3.example:8080"]);
+    relay.stop();
+    let head = asked.join().unwrap();
+    assert!(head.starts_with("CONNECT audit-archive.s3.example:8080 HTTP/1.1\r\n"), "{head}");
+}
+
+#[test]
+fn a_config_that_cannot_work_is_refused_in_words() {
+    let keys = Keys::new();
+    let address = "127.0.0.1:9".parse().unwrap();
+    let output = |more: &str| keys.output(address, more);
+    let cases = [
+        (
+            format!("{}[queue]\nacknowledge = \"delivered\"\n", output("")),
+            "queue.acknowledge: \"delivered\" contradicts output[0] of type s3, which collects \
+             events for minutes",
+        ),
+        (output("").replace("audit-archive", "a b"), "bucket"),
+        (output("").replace("eu-central-1", "eu central"), "region"),
+        (output("").replace("clusters/prod+1", "a/../b"), "prefix"),
+        (output("object_bytes = \"2GiB\""), "object_bytes"),
+        (
+            output("retry.max_elapsed = \"5m\""),
+            "retry.max_elapsed: must be longer than object_age, allowed: more than 5m",
+        ),
+        (
+            output("").replace("access_key_id_file", "# "),
+            "access_key_id_file: is missing, it belongs to secret_access_key_file",
+        ),
+        (
+            output("").replace("access_key_id_file", "# ").replace("secret_access_key_file", "# "),
+            "access_key_id_file: is missing, allowed: a path, and secret_access_key_file; or",
+        ),
+        (output("headers = { authorization = \"x\" }"), "headers"),
+    ];
+    let directory = TempDir::new().unwrap();
+    for (config, words) in cases {
+        std::fs::write(directory.path().join("c.toml"), format!("{BASE}{config}")).unwrap();
+        let checked = run_command(&["check", "--config", "c.toml"], directory.path());
+        let said = String::from_utf8([checked.stdout, checked.stderr].concat()).unwrap();
+        assert!(said.contains(words), "{words}: {said}");
+        assert_eq!(checked.status.code(), Some(2), "{said}");
+    }
+}
+
+/// Method: a real server gets the whole corpus and generated events, while it and the relay are
+/// killed and started again. Each event must be in exactly one object, as the server gives it out.
+#[test]
+fn seaweedfs_has_each_event_in_one_object_after_crashes() {
+    let mut rng = rng();
+    let mut server = SeaweedFs::start();
+    server.make_bucket();
+    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
+    let config = durable(&keys.output(server.address(), SMALL), &spool);
+    let mut relay = Relay::start(&config);
+    let mut sent = Vec::new();
+    for body in corpus() {
+        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+        sent.extend(events_of(&body.bytes));
+    }
+    for round in 0..4 {
+        for batch in 0..5 {
+            let body = generated_batch(round * 100 + batch, 100, 700);
+            assert_eq!(relay.post(&body).status, 200);
+            sent.extend(events_of(&body));
+            std::thread::sleep(Duration::from_millis(rng.u64(0..100)));
+        }
+        if round % 2 == 0 {
+            relay.kill();
+            relay = Relay::start(&config);
+        } else {
+            server.kill();
+            std::thread::sleep(Duration::from_millis(rng.u64(0..300)));
+            server.start_again();
+        }
+    }
+    relay.wait_until_delivered(PATIENCE * 2);
+    relay.finish(Backlog::Empty);
+    assert_are(&lines(&server.objects()), &sent);
+}
+
+#[test]
+fn check_connect_tells_a_wrong_key_and_a_missing_bucket() {
+    let server = SeaweedFs::start();
+    let (keys, directory) = (Keys::new(), TempDir::new().unwrap());
+    let config = format!("{BASE}{}", keys.output(server.address(), ""));
+    std::fs::write(directory.path().join("c.toml"), config).unwrap();
+    let check = || {
+        let arguments = ["check", "--connect", "--config", "c.toml"];
+        let output = run_command(&arguments, directory.path());
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.code(), said)
+    };
+    let (code, said) = check();
+    assert!(code == Some(1) && said.contains("there is no bucket audit-archive"), "{said}");
+    server.make_bucket();
+    assert_eq!(check().0, Some(0));
+    keys.write("AKIDEXAMPLE", "wr0ng-s3cr3t");
+    let (code, said) = check();
+    assert!(code == Some(1) && said.contains("the access key is wrong"), "{said}");
+    assert!(!said.contains("wr0ng-s3cr3t"), "{said}");
+}

