@@ -25,6 +25,7 @@ use crate::interrupt;
 use crate::work;
 use crate::work::Work;
 
+mod api;
 mod elasticsearch;
 #[cfg(feature = "kafka")]
 mod kafka;
@@ -57,6 +58,8 @@ pub(crate) enum Wire {
     Kafka,
     /// POSTs of Elasticsearch's bulk API.
     Elasticsearch,
+    /// The APIs of Splunk, IBM Cloud Logs, Loki, OTLP and S3.
+    Api,
 }
 
 impl Wire {
@@ -64,14 +67,19 @@ impl Wire {
     pub(crate) fn counts_events(self) -> bool {
         match self {
             Self::Http | Self::Stream => false,
-            Self::Zstd | Self::Lumberjack | Self::Relp | Self::Kafka | Self::Elasticsearch => true,
+            Self::Zstd
+            | Self::Lumberjack
+            | Self::Relp
+            | Self::Kafka
+            | Self::Elasticsearch
+            | Self::Api => true,
         }
     }
 
     /// True if the consumer does not see how many events arrive, and has to be told: see
     /// [`Sink::tell`].
     pub(crate) fn is_told(self) -> bool {
-        matches!(self, Self::Zstd | Self::Kafka)
+        matches!(self, Self::Zstd | Self::Kafka | Self::Api)
     }
 }
 
@@ -155,6 +163,7 @@ impl Sink {
                     Wire::Elasticsearch => {
                         drop(elasticsearch::serve(wrap(stream), &shared.arrived));
                     }
+                    Wire::Api => drop(api::serve(wrap(stream))),
                     Wire::Lumberjack => drop(lumberjack::serve(wrap(stream), &shared.arrived)),
                     Wire::Relp => drop(relp::serve(wrap(stream), &shared.arrived)),
                     Wire::Kafka => unreachable!("Sink::start knows it"),

@@ -28,13 +28,13 @@
 //! rounds, with the least and the most value; a ratio to HAProxy is the median of the ratios within
 //! each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both sides.
 //!
-//! Routes with compression, and routes to lumberjack, RELP, Kafka and Elasticsearch, are measured
-//! at saturation only, with the queue in memory, if `--full` or `--output` asks for them.
-//! `--output` measures them with the work metadata only, and `--full` with every work. A HAProxy
-//! gets the same bytes from the load as the relay that is compared with it, and passes them on as
-//! they are. So the HAProxy beside `http → http gzip` passes plain bodies, and the one beside
-//! `http gzip → http` passes bodies of gzip. A GB is one of bodies without compression in every
-//! row.
+//! Routes with compression, and routes to consumers that acknowledge each event (lumberjack, RELP,
+//! Kafka, Elasticsearch, Splunk, IBM Cloud Logs, S3, Loki, OTLP), are measured at saturation only,
+//! with the queue in memory, if `--full` or `--output` asks for them. `--output` measures them with
+//! the work metadata only, and `--full` with every work. A HAProxy gets the same bytes from the
+//! load as the relay that is compared with it, and passes them on as they are. So the HAProxy
+//! beside `http → http gzip` passes plain bodies, and the one beside `http gzip → http` passes
+//! bodies of gzip. A GB is one of bodies without compression in every row.
 //!
 //! The consumer of the row of Kafka is librdkafka's mock cluster, in this process. The row needs
 //! `cargo bench --features kafka --bench side_by_side`; without the feature, a line says that it is

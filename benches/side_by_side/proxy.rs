@@ -45,8 +45,20 @@ pub(crate) enum Route {
     Relp,
     /// HTTP to Kafka
     Kafka,
-    /// HTTP to Elasticsearch's bulk API
+    /// HTTP to Elasticsearch's bulk API, in the shape ECS, which is the default
     Elasticsearch,
+    /// HTTP to Elasticsearch's bulk API, events as they are
+    ElasticsearchEvent,
+    /// HTTP to Splunk, with acknowledgements of the indexer
+    Splunk,
+    /// HTTP to IBM Cloud Logs
+    IbmCloudLogs,
+    /// HTTP to objects of 4 MiB in S3, compressed with zstd
+    S3,
+    /// HTTP to Loki, with gzip
+    Loki,
+    /// HTTP to OTLP, with gzip
+    Otlp,
     /// HTTP to HTTP with bodies of gzip
     Gzip,
     /// HTTP to HTTP with bodies of zstd
@@ -66,6 +78,12 @@ impl Route {
             | Self::Relp
             | Self::Kafka
             | Self::Elasticsearch
+            | Self::ElasticsearchEvent
+            | Self::Splunk
+            | Self::IbmCloudLogs
+            | Self::S3
+            | Self::Loki
+            | Self::Otlp
             | Self::Gzip
             | Self::Zstd
             | Self::GzipIn => true,
@@ -118,6 +136,12 @@ impl Through {
             Route::Relp => "http → relp",
             Route::Kafka => "http → kafka",
             Route::Elasticsearch => "http → elasticsearch",
+            Route::ElasticsearchEvent => "http → elasticsearch, shape event",
+            Route::Splunk => "http → splunk_hec",
+            Route::IbmCloudLogs => "http → ibm_cloud_logs",
+            Route::S3 => "http → s3 zstd",
+            Route::Loki => "http → loki gzip",
+            Route::Otlp => "http → otlp gzip",
             Route::Gzip => "http → http gzip",
             Route::Zstd => "http → http zstd",
             Route::GzipIn => "http gzip → http",
@@ -159,7 +183,10 @@ impl Through {
             Route::Lumberjack => Wire::Lumberjack,
             Route::Relp => Wire::Relp,
             Route::Kafka => Wire::Kafka,
-            Route::Elasticsearch => Wire::Elasticsearch,
+            Route::Elasticsearch | Route::ElasticsearchEvent => Wire::Elasticsearch,
+            Route::Splunk | Route::IbmCloudLogs | Route::S3 | Route::Loki | Route::Otlp => {
+                Wire::Api
+            }
         }
     }
 
@@ -181,7 +208,7 @@ impl Through {
 /// A running proxy.
 pub(crate) enum Proxy {
     Haproxy { process: Process, address: SocketAddr, _directory: TempDir },
-    Relay { relay: Relay, delivered: bool, _queue: Option<TempDir> },
+    Relay { relay: Relay, delivered: bool, _queue: Option<TempDir>, _secret: TempDir },
 }
 
 impl Proxy {
@@ -261,6 +288,11 @@ fn start_relay(
     let stream =
         format!("addresses = ['{consumer}']\nreplay_window = '{}ms'", arguments.replay_window);
     let http = format!("type = 'http'\nurls = ['http://{consumer}/']");
+    let secret = TempDir::new().expect("a temporary directory");
+    let file = secret.path().join("secret");
+    std::fs::write(&file, "secret\n").expect("a writable directory");
+    let file = file.display();
+    let api = format!("urls = ['http://{consumer}']");
     let output = match route {
         Route::Http | Route::GzipIn => http,
         Route::Gzip => http + "\ncompression = 'gzip'",
@@ -268,9 +300,25 @@ fn start_relay(
         Route::Lumberjack => format!("type = 'lumberjack'\naddresses = ['{consumer}']"),
         Route::Relp => format!("type = 'relp'\naddresses = ['{consumer}']"),
         Route::Kafka => kafka_output(consumer),
-        Route::Elasticsearch => {
-            format!("type = 'elasticsearch'\nurls = ['http://{consumer}']\nindex = 'audit'")
+        Route::Elasticsearch => format!("type = 'elasticsearch'\n{api}\nindex = 'audit'"),
+        Route::ElasticsearchEvent => format!(
+            "type = 'elasticsearch'\n{api}\nindex = 'audit'\n\
+             filter = {{ shape = 'event', bodies = 'keep' }}"
+        ),
+        Route::Splunk => {
+            format!("type = 'splunk_hec'\n{api}\ntoken_file = '{file}'\nack_interval = '100ms'")
         }
+        Route::IbmCloudLogs => format!(
+            "type = 'ibm_cloud_logs'\n{api}\napi_key_file = '{file}'\n\
+             iam_url = 'http://{consumer}'"
+        ),
+        Route::S3 => format!(
+            "type = 's3'\n{api}\nbucket = 'audit'\nregion = 'eu'\nobject_bytes = '4MiB'\n\
+             object_age = '100ms'\naccess_key_id_file = '{file}'\n\
+             secret_access_key_file = '{file}'"
+        ),
+        Route::Loki => format!("type = 'loki'\n{api}"),
+        Route::Otlp => format!("type = 'otlp'\n{api}"),
         Route::Tcp => format!("type = 'tcp'\n{stream}"),
         Route::Syslog => format!("type = 'syslog'\n{stream}"),
         Route::Tls => format!("type = 'tcp'\n{stream}\ntls.ca = '{}'", tls.chain().display()),
@@ -286,7 +334,7 @@ fn start_relay(
         String::new()
     };
     let relay = Relay::start_with(&arguments.relay, &queue, &listener, &output);
-    Proxy::Relay { relay, delivered: mode == Mode::Delivered, _queue: directory }
+    Proxy::Relay { relay, delivered: mode == Mode::Delivered, _queue: directory, _secret: secret }
 }
 
 fn kafka_output(broker: SocketAddr) -> String {

@@ -1,0 +1,85 @@
+//! A consumer that speaks the APIs of Splunk, IBM Cloud Logs, Loki, OTLP and S3, as far as a
+//! consumer needs that takes everything: it reads a request, and answers what the path asks for.
+
+#![allow(
+    clippy::panic_in_result_fn,
+    reason = "an error is the end of the connection, a panic a relay that breaks the protocol"
+)]
+
+use std::io;
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::io::Read;
+use std::io::Write;
+
+use super::BUFFER;
+use super::content_length;
+
+/// The most bytes of a request's head.
+const HEAD_MAX: usize = 16 * 1024;
+
+/// Answers requests until the connection ends.
+pub(super) fn serve(stream: impl Read + Write) -> io::Result<()> {
+    let mut stream = BufReader::with_capacity(BUFFER, stream);
+    let (mut head, mut taken) = (Vec::new(), 0_u64);
+    loop {
+        head.clear();
+        while !head.ends_with(b"\r\n\r\n") {
+            let read = stream.read_until(b'\n', &mut head)?;
+            if read == 0 {
+                return Ok(());
+            }
+            assert!(head.len() <= HEAD_MAX, "a head that does not end");
+        }
+        let path = head.split(|byte| *byte == b' ').nth(1).expect("a path");
+        let path = std::str::from_utf8(path).expect("a path is ASCII").to_owned();
+        let asks = path.ends_with("/ack");
+        let body = read_body(&mut stream, content_length(&head), asks)?;
+        let (status, answer) = match path.as_str() {
+            "/services/collector/event" => {
+                taken += 1;
+                ("200 OK", format!(r#"{{"text":"Success","code":0,"ackId":{taken}}}"#))
+            }
+            "/services/collector/ack" => ("200 OK", acknowledged(&body)),
+            "/identity/token" => {
+                ("200 OK", r#"{"access_token":"token","expires_in":3600}"#.to_owned())
+            }
+            "/loki/api/v1/push" => ("204 No Content", String::new()),
+            _ => ("200 OK", String::new()),
+        };
+        let length = answer.len();
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{answer}");
+        stream.get_mut().write_all(head.as_bytes())?;
+        stream.get_mut().flush()?;
+    }
+}
+
+/// Reads this many bytes, and returns them if `keeps` says so.
+fn read_body<S: Read>(
+    stream: &mut BufReader<S>,
+    mut bytes: usize,
+    keeps: bool,
+) -> io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while bytes > 0 {
+        let available = stream.fill_buf()?;
+        let read = available.len().min(bytes);
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if keeps {
+            body.extend_from_slice(&available[..read]);
+        }
+        stream.consume(read);
+        bytes -= read;
+    }
+    Ok(body)
+}
+
+/// Returns an answer of Splunk that says yes to each number in a question, `{"acks":[1,2]}`.
+fn acknowledged(question: &[u8]) -> String {
+    let text = std::str::from_utf8(question).expect("a question is text");
+    let numbers = text.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());
+    let acks: Vec<_> = numbers.map(|number| format!("\"{number}\":true")).collect();
+    format!("{{\"acks\":{{{}}}}}", acks.join(","))
+}
