@@ -81,9 +81,9 @@ pub(super) struct Ledger {
     limits: BatchLimits,
     /// `true` if the consumer gets the events in the order of the queue.
     is_ordered: bool,
-    /// `true` if each batch is a request, so that a batch that is sent again counts as a retry in
-    /// the metrics. `false` if the link counts the retries.
-    pub(super) counts_retries: bool,
+    /// `true` if a request carries many batches. The link then counts the retries, and batches that
+    /// go back are sent again together.
+    pub(super) collects: bool,
     /// The position in the queue after the last event that was sent at least once, or that the
     /// filter kept back at least once. If a claim (events taken from the queue to be sent) begins
     /// before this position, sending it counts as a retry in the metrics.
@@ -112,7 +112,7 @@ impl Ledger {
             filtering: Filtering::new(None, &cursor),
             limits: config.batch,
             is_ordered,
-            counts_retries: true,
+            collects: false,
             sent_until: cursor.position(),
             inspected_bytes: 0,
             batches: 0,
@@ -184,7 +184,7 @@ impl Ledger {
             let was_sent = claim.start < self.sent_until;
             let work = self.note_sent(claim, batch.events);
             let is_retry = |work: Work| work.attempts > 1 || (was_sent && !work.is_remainder);
-            if self.counts_retries && work.is_some_and(is_retry) {
+            if !self.collects && work.is_some_and(is_retry) {
                 self.health.metrics.retries.increment(1);
             }
             return Some(match work {
@@ -598,7 +598,7 @@ impl Ledger {
             return;
         }
         for work in works {
-            self.release(work.claim);
+            self.give_back(work);
         }
         if failure.elsewhere {
             self.health.passed_over(failure);
@@ -627,8 +627,16 @@ impl Ledger {
     /// Takes all claims off the wire, to send them again in the order of the queue.
     fn take_back(&mut self) {
         for work in self.in_flight.all(State::OnWire) {
-            self.release(work.claim);
+            self.give_back(work);
         }
+    }
+
+    /// Takes a claim off the wire, to send it again.
+    fn give_back(&mut self, work: Work) {
+        if self.collects {
+            self.in_flight.note(Work { is_remainder: true, ..work });
+        }
+        self.release(work.claim);
     }
 
     /// Notes that a connection broke. (This is for connections that make claims final in order.)

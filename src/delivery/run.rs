@@ -128,7 +128,7 @@ impl<C: Connect> Delivery<C> {
         config: &crate::config::Output,
     ) -> Self {
         let mut ledger = Ledger::new(cursor, health, config, connector.is_ordered());
-        ledger.counts_retries = !C::COLLECTS;
+        ledger.collects = C::COLLECTS;
         Self { connector, ledger, rejected: config.rejected, orders: Orders::default() }
     }
 

@@ -1,5 +1,5 @@
-//! A small file that an output keeps in the queue's directory, with the facts that its protocol must
-//! know after a restart. The queue does not know what the file says.
+//! A small file that an output keeps in the queue's directory, with the facts that its protocol
+//! must know after a restart. The queue does not know what the file says.
 
 use std::fmt;
 use std::io;

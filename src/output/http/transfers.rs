@@ -1,5 +1,5 @@
-//! Requests that a protocol makes itself, because a request does not carry one batch: one request at
-//! a time.
+//! Requests that a protocol makes itself, because a request does not carry one batch: one request
+//! at a time.
 
 use std::future::Future;
 use std::pin::Pin;

@@ -67,8 +67,9 @@ const PLANNED_TIMES: u64 = 4;
 /// How often the link looks whether the queue is nearly full.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// After a small batch (fewer than [`SMALL_BYTES`]), the link takes no events for this time. An object can live for hours, and the delivery loop remembers each batch of it: of events
-/// that come one by one, it has at most 20 batches for each second.
+/// After a small batch (fewer than [`SMALL_BYTES`]), the link takes no events for this time. An
+/// object can live for hours, and the delivery loop remembers each batch of it: of events that come
+/// one by one, it has at most 20 batches for each second.
 const REST: Duration = Duration::from_millis(50);
 
 /// A batch of at least this many bytes is not small. A queue that has more to give is read at full
@@ -280,9 +281,11 @@ impl S3Link {
             }));
             self.storing = Some(Storing { range, packed, is_retry, step, after: Vec::new() });
         }
-        match self.rest.take() {
-            Some(rest) => self.pack(rest),
-            None => self.reports.push_back(Event::Room),
+        if let Some(rest) = self.rest.take() {
+            self.pack(rest);
+        }
+        if self.packing.is_none() {
+            self.reports.push_back(Event::Room);
         }
     }
 
@@ -394,7 +397,8 @@ impl Link for S3Link {
         let limits = self.transfers.limits();
         let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
             && batch.events < limits.max_events / 2;
-        self.rests_until = is_small.then(|| Instant::now() + REST);
+        let rests = is_small && !self.is_ending();
+        self.rests_until = rests.then(|| Instant::now() + REST);
         self.pack(batch);
     }
 

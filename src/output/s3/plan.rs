@@ -18,8 +18,8 @@ use crate::queue::Claim;
 use crate::queue::Notes;
 use crate::queue::Position;
 
-/// The most ranges that are kept. There are more only if the queue's files have not been saved while
-/// this many objects were stored; the oldest ranges are then forgotten.
+/// The most ranges that are kept. There are more only if the queue's files have not been saved
+/// while this many objects were stored; the oldest ranges are then forgotten.
 const RANGES_MAX: usize = 4096;
 
 /// The positions of an object.

@@ -1,4 +1,4 @@
-//! SigningKey that hold for some time, from the AWS Security Token Service: the pod shows the token of
+//! Keys that hold for some time, from the AWS Security Token Service: the pod shows the token of
 //! its service account. Source: AWS STS API Reference, `AssumeRoleWithWebIdentity`.
 
 use std::path::PathBuf;

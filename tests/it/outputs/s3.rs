@@ -1,5 +1,5 @@
-//! `type = "s3"`: each event is in exactly one object, whatever the server answers and however often
-//! the relay is killed.
+//! `type = "s3"`: each event is in exactly one object, whatever the server answers and however
+//! often the relay is killed.
 
 use std::io::Read as _;
 use std::io::Write as _;
@@ -293,6 +293,29 @@ fn events_before_a_stored_object_are_stored_and_those_in_it_are_not() {
     assert_eq!(value(&relay, "output_existing_events_total"), 20.0);
     assert_eq!(value(&relay, "output_events_total"), 50.0);
     relay.finish(Backlog::Empty);
+}
+
+/// Method: events come one by one, so that an object has many small batches, and the first attempt
+/// to store it fails. The second attempt must not take as long as it took the events to come.
+#[test]
+fn an_object_of_many_batches_is_soon_sent_again() {
+    let mut moods = [Mood::Fails(503, "SlowDown")].into_iter();
+    let server = S3::start(move || moods.next().unwrap_or(Mood::Stores));
+    let keys = Keys::new();
+    let more = "object_age = \"6s\"\nretry.initial_interval = \"10ms\"";
+    let mut relay = Relay::start(&format!("{BASE}{}", keys.output(server.address(), more)));
+    let mut events = Vec::new();
+    for seed in 0..100 {
+        let body = generated_batch(seed, 1, 700);
+        assert_eq!(relay.post(&body).status, 200);
+        events.extend(events_of(&body));
+        std::thread::sleep(Duration::from_millis(51));
+    }
+    wait_until("an attempt", PATIENCE, || server.store().puts == 1);
+    wait_until("the next one", Duration::from_secs(3), || server.store().puts == 2);
+    relay.stop();
+    assert_are(&lines_of(&server), &events);
+    assert_eq!(server.store().objects.len(), 1);
 }
 
 /// Method: the directory of the queue can't take another file, because a directory has the name of
