@@ -37,6 +37,7 @@ pub use redaction::Redaction;
 pub use rule::Mistake;
 pub use rule::Rule;
 pub use rule::With;
+pub(crate) use text::percent_decode;
 
 use annotate::Addition;
 use annotate::TRUNCATED;

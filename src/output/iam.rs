@@ -12,6 +12,7 @@ use hyper::header::HeaderValue;
 use serde::Deserialize;
 use url::form_urlencoded;
 
+use super::http::api::token_in;
 use super::http::service::Question;
 use super::http::service::Service;
 use super::tokens::Issuer;
@@ -61,8 +62,7 @@ impl Credentials {
     /// The error text names the file, and contains nothing that is in the file. Blocks the thread.
     fn form(&self) -> Result<(String, u64), String> {
         let (Self::ApiKey { file } | Self::TrustedProfile { token_file: file, .. }) = self;
-        let secret = config::read_token(file)
-            .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        let secret = token_in(file)?;
         let mut form = form_urlencoded::Serializer::new(String::new());
         match self {
             Self::ApiKey { .. } => {

@@ -189,12 +189,7 @@ impl IntoConnector for Settings {
         let config::Output { timeouts, retry, .. } = setup.output;
         let iam = iam::shared(IamSettings {
             credentials: self.credentials.clone(),
-            service: Service {
-                url: self.iam_url.clone(),
-                ca: self.client.tls.ca.clone(),
-                proxy: self.client.proxy.clone(),
-                timeouts: timeouts.clone(),
-            },
+            service: Service::beside(&self.client, &self.iam_url, timeouts),
             retry: retry.clone(),
         });
         let names = [&self.application_name, &self.subsystem_name]

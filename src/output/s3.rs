@@ -69,7 +69,7 @@ pub(crate) struct Settings {
     limits: Limits,
 }
 
-/// Where the access key comes from.
+/// The source of the access key.
 #[derive(Debug, Clone, PartialEq)]
 enum Credentials {
     Files(KeyFiles),
@@ -191,23 +191,16 @@ fn prefix(text: &str) -> Result<String, String> {
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
         let config::Output { timeouts, retry, .. } = setup.output;
-        let service = |role: &Role| Service {
-            url: role.url.clone(),
-            ca: self.client.tls.ca.clone(),
-            proxy: self.client.proxy.clone(),
-            timeouts: timeouts.clone(),
-        };
         let keys = match &self.credentials {
             Credentials::Files(files) => Keys::of_files(files.clone()),
             Credentials::WebIdentity(role) => Keys::WebIdentity(Tokens::new(Sts {
-                service: service(role),
+                service: Service::beside(&self.client, &role.url, timeouts),
                 role: role.clone(),
                 retry: retry.clone(),
             })),
         };
         let bucket = Arc::new(Bucket::new(self.address.clone(), keys));
         let api = Arc::clone(&bucket) as Arc<dyn Api>;
-        // The object is compressed, and not the request.
         let http = HttpConnector::new(&self.client, api, setup);
         Box::new(S3Connector { http, bucket, limits: self.limits, begin: None, plan: None })
     }

@@ -3,6 +3,7 @@
 //! them.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -33,9 +34,18 @@ use crate::telemetry::AttemptError;
 /// Returns the value of the header `Authorization` of this scheme, with the token in `file`. The
 /// error text names the file, and never says what is in it.
 pub(in crate::output) fn token_header(scheme: &str, file: &Path) -> Result<HeaderValue, String> {
-    let token = config::read_token(file)
-        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    credentials_header(&format!("{scheme} {token}"), file)
+    credentials_header(&format!("{scheme} {}", token_in(file)?), file)
+}
+
+/// Returns the token or key in `file`, without blanks around it. The error text names the file, and
+/// never says what is in it. Blocks the thread.
+pub(in crate::output) fn token_in(file: &Path) -> Result<String, String> {
+    config::read_token(file).map_err(|error| unreadable(file, &error))
+}
+
+/// Returns the text for a file with a secret that can't be read.
+pub(super) fn unreadable(file: &Path, error: &io::Error) -> String {
+    format!("cannot read {}: {error}", file.display())
 }
 
 /// Returns credentials, which are made of the secret in `file`, as the value of a header that is

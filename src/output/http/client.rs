@@ -41,6 +41,7 @@ use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::files::StageError;
+use crate::delivery::link::CLOSE_TIME;
 use crate::net;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::tls_session::Expiry;
@@ -181,6 +182,12 @@ impl Client {
             self.tls.handshake(host, *port, stream, deadline).await?;
         }
         Ok(())
+    }
+
+    /// Waits until all connections have ended, at most [`CLOSE_TIME`]. The caller has dropped them.
+    pub(super) async fn closed(&self) {
+        self.drivers.close();
+        tokio::time::timeout(CLOSE_TIME, self.drivers.wait()).await.ok();
     }
 
     /// Makes an HTTP connection to an address, with TLS if the URL is https, and starts the task

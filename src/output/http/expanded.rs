@@ -12,6 +12,7 @@ use super::answer::chain;
 use super::api::Api;
 use super::api::credentials_header;
 use super::api::token_header;
+use super::api::unreadable;
 use super::proxy::Proxy;
 use super::url::HttpEndpoint;
 use crate::config;
@@ -80,8 +81,7 @@ fn authorization(config: &config::HttpClient) -> Result<Option<HeaderValue>, Str
     let user = basic.username.expand().map_err(|error| chain(&error))?;
     let file = &basic.password_file;
     // A password may begin or end with a blank, so only its line break is taken off.
-    let password = config::read_secret(file)
-        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    let password = config::read_secret(file).map_err(|error| unreadable(file, &error))?;
     let pair = BASE64_STANDARD.encode(format!("{user}:{password}"));
     credentials_header(&format!("Basic {pair}"), file).map(Some)
 }

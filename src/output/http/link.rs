@@ -16,7 +16,6 @@ use super::confirm::Confirmed;
 use super::confirm::Doubt;
 use super::pool::Lane;
 use super::pool::PooledConnection;
-use crate::delivery::link::CLOSE_TIME;
 use crate::delivery::link::Event;
 use crate::delivery::link::Link;
 use crate::queue::Batch;
@@ -226,8 +225,7 @@ impl Link for HttpLink {
     /// cleanly, and waits at most `CLOSE_TIME` until all connections have ended.
     async fn close(self) {
         drop((self.idle, self.busy));
-        self.client.drivers.close();
-        tokio::time::timeout(CLOSE_TIME, self.client.drivers.wait()).await.ok();
+        self.client.closed().await;
     }
 }
 

@@ -94,6 +94,21 @@ struct Expanded {
 }
 
 impl Service {
+    /// Makes the service at `url` that an output needs besides its consumer: it is verified by the
+    /// same authorities, and reached through the same proxy.
+    pub(in crate::output) fn beside(
+        client: &config::HttpClient,
+        url: &str,
+        timeouts: &config::Timeouts,
+    ) -> Self {
+        Self {
+            url: url.to_owned(),
+            ca: client.tls.ca.clone(),
+            proxy: client.proxy.clone(),
+            timeouts: timeouts.clone(),
+        }
+    }
+
     /// Returns the scheme, host and port of the server, for messages.
     pub(in crate::output) fn base(&self) -> String {
         match HttpEndpoint::parse(&self.url) {

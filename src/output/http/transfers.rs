@@ -15,7 +15,6 @@ use super::client::Client;
 use super::exchange::Load;
 use super::pool::Lane;
 use crate::config::BatchLimits;
-use crate::delivery::link::CLOSE_TIME;
 
 /// The sender of the requests of one link. It keeps the connections between them.
 pub(in crate::output) struct Transfers {
@@ -69,10 +68,9 @@ impl Transfers {
         (done.consumer, done.outcome)
     }
 
-    /// Closes the connections, and waits for their ends, at most [`CLOSE_TIME`].
+    /// Closes the connections, and waits for their ends as [`Client::closed`] does.
     pub(in crate::output) async fn close(self) {
         drop(self.lane);
-        self.client.drivers.close();
-        tokio::time::timeout(CLOSE_TIME, self.client.drivers.wait()).await.ok();
+        self.client.closed().await;
     }
 }

@@ -21,7 +21,6 @@ use super::signature::encoded;
 use super::signature::sha256;
 use super::signature::sign;
 use super::sts::Sts;
-use crate::config;
 use crate::config::Compression;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
@@ -36,6 +35,7 @@ use crate::output::http::api::RequestHead;
 use crate::output::http::api::Sent;
 use crate::output::http::api::TestRequest;
 use crate::output::http::api::body_for;
+use crate::output::http::api::token_in;
 use crate::output::tokens::Tokens;
 use crate::queue::Batch;
 use crate::queue::Identity;
@@ -54,7 +54,7 @@ const EXPIRED: &str = "ExpiredToken";
 /// The most characters of an error's code that are shown.
 const CODE_MAX: usize = 64;
 
-/// Where objects are stored.
+/// The place and the form in which objects are stored.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Address {
     pub(super) bucket: String,
@@ -151,11 +151,7 @@ impl Api for Bucket {
             Keys::Files(files, keys) => (files, keys),
             Keys::WebIdentity(tokens) => return tokens.check().map(|()| None),
         };
-        let read = |file: &PathBuf| {
-            config::read_token(file)
-                .map_err(|error| format!("cannot read {}: {error}", file.display()))
-        };
-        let read = SigningKey { id: read(id)?, secret: read(secret)?, session: None };
+        let read = SigningKey { id: token_in(id)?, secret: token_in(secret)?, session: None };
         if HeaderValue::from_str(&read.id).is_err() {
             let file = id.display();
             return Err(format!("{file} holds a character that an HTTP header cannot have"));

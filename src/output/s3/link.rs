@@ -412,7 +412,6 @@ impl Link for S3Link {
                 (Some(object), None) => Some(self.ages_at(object)),
                 _ => None,
             };
-            let (draining, retire) = (self.begin.draining.clone(), self.begin.retire.clone());
             let may_end = ages_at.is_some() && !self.is_ending();
             tokio::select! {
                 biased;
@@ -434,8 +433,8 @@ impl Link for S3Link {
                     self.reports.push_back(Event::Room);
                 }
                 () = at(ages_at.map(|at| at.min(Instant::now() + LOOK))), if ages_at.is_some() => {}
-                () = draining.cancelled(), if may_end => {}
-                () = retire.cancelled(), if may_end => {}
+                () = self.begin.draining.cancelled(), if may_end => {}
+                () = self.begin.retire.cancelled(), if may_end => {}
             }
         }
     }
@@ -445,18 +444,20 @@ impl Link for S3Link {
     }
 
     async fn close(self) {
-        // Threads that compress or save end by themselves. Nobody else may save meanwhile.
-        let mut tasks = tokio::task::JoinSet::new();
-        if let Some(task) = self.packing {
-            tasks.spawn(async move { drop(task.await) });
-        }
-        match self.storing.map(|storing| storing.step) {
-            Some(Step::End(task)) => _ = tasks.spawn(async move { drop(task.await) }),
-            Some(Step::Mark(task, _)) => _ = tasks.spawn(async move { drop(task.await) }),
-            Some(Step::Store(_)) | None => {}
-        }
-        let saved = async { while tasks.join_next().await.is_some() {} };
-        let all = async { tokio::join!(saved, self.transfers.close()) };
+        // A thread that compresses or saves ends by itself. Nobody else may save meanwhile.
+        let packed = async {
+            if let Some(task) = self.packing {
+                task.await.ok();
+            }
+        };
+        let saved = async {
+            match self.storing.map(|storing| storing.step) {
+                Some(Step::End(task)) => drop(task.await),
+                Some(Step::Mark(task, _)) => drop(task.await),
+                Some(Step::Store(_)) | None => {}
+            }
+        };
+        let all = async { tokio::join!(packed, saved, self.transfers.close()) };
         tokio::time::timeout(CLOSE_TIME, all).await.ok();
     }
 }

@@ -7,6 +7,7 @@ use ring::digest;
 use ring::hmac;
 
 use crate::delivery::rfc3339::rfc3339;
+use crate::redact::percent_decode;
 
 /// The keys with which requests are signed.
 #[derive(Clone, PartialEq, Eq)]
@@ -56,7 +57,8 @@ pub(super) fn sign(
     let names = names.join(";");
     let lines: String = headers.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
     let Request { method, body, .. } = request;
-    let (path, query) = (encoded(decoded(request.path)), canonical_query(request.query));
+    let (path, query) =
+        (encoded(percent_decode(request.path.as_bytes())), canonical_query(request.query));
     let canonical = format!("{method}\n{path}\n{query}\n{lines}\n{names}\n{body}");
     let scope = format!("{date}/{region}/s3/aws4_request");
     let text = format!("AWS4-HMAC-SHA256\n{time}\n{scope}\n{}", sha256(canonical.as_bytes()));
@@ -105,7 +107,7 @@ pub(super) fn encoded(path: impl AsRef<[u8]>) -> String {
 
 /// Returns a query as it is signed: sorted, each name and value percent-encoded.
 fn canonical_query(query: &str) -> String {
-    let value = |text: &str| encoded(decoded(text)).replace('/', "%2F");
+    let value = |text: &str| encoded(percent_decode(text.as_bytes())).replace('/', "%2F");
     let mut pairs: Vec<_> = query.split('&').filter(|pair| !pair.is_empty()).collect();
     pairs.sort_unstable();
     let pairs = pairs.into_iter().map(|pair| {
@@ -113,28 +115,6 @@ fn canonical_query(query: &str) -> String {
         format!("{}={}", value(name), value(text))
     });
     pairs.collect::<Vec<_>>().join("&")
-}
-
-/// Returns the bytes of a text without its percent-encoding.
-fn decoded(text: &str) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let is_hex = |digits: &&[u8]| digits.iter().all(u8::is_ascii_hexdigit);
-        let digits = after.get(..2).filter(|_| *first == b'%').filter(is_hex);
-        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
-        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    bytes
 }
 
 fn hmac(key: &[u8], text: &str) -> Vec<u8> {
@@ -207,7 +187,7 @@ mod tests {
     #[test]
     fn a_path_is_encoded_and_a_time_is_without_separators() {
         assert_eq!(encoded("/a b/ä+~%.jsonl"), "/a%20b/%C3%A4%2B~%25.jsonl");
-        assert_eq!(encoded(decoded("/a+b/%C3%A4%2b%+1%4")), "/a%2Bb/%C3%A4%2B%25%2B1%254");
+        assert_eq!(encoded(percent_decode(b"/a+b/%C3%A4%2b%+1%4")), "/a%2Bb/%C3%A4%2B%25%2B1%254");
         assert_eq!(canonical_query("x&b=1/2&a=%3d"), "a=%3D&b=1%2F2&x=");
         let time = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_155_862_439);
         assert_eq!(basic_time(time), "20261120T062422Z");

@@ -13,6 +13,7 @@ use url::form_urlencoded;
 use super::signature::SigningKey;
 use crate::audit::time::nanos;
 use crate::config;
+use crate::output::http::api::token_in;
 use crate::output::http::service::Question;
 use crate::output::http::service::Service;
 use crate::output::tokens::Issuer;
@@ -73,8 +74,7 @@ impl Issuer for Sts {
 
     fn question(&self) -> Result<(Question, u64), String> {
         let Role { arn, session, token_file, .. } = &self.role;
-        let secret = config::read_token(token_file)
-            .map_err(|error| format!("cannot read {}: {error}", token_file.display()))?;
+        let secret = token_in(token_file)?;
         let mut form = form_urlencoded::Serializer::new(String::new());
         form.append_pair("Action", "AssumeRoleWithWebIdentity");
         form.append_pair("Version", VERSION);

@@ -1032,7 +1032,10 @@ impl Cursor {
     /// [`crate::queue::Cursor::notes`].
     #[must_use]
     pub fn notes(&self) -> Notes {
-        let name = self.shared.lock().log.cursors[self.index].output.name.clone();
+        let (name, end) = {
+            let state = self.shared.lock();
+            (state.log.cursors[self.index].output.name.clone(), state.log.end.position)
+        };
         let (shared, of) = (Arc::clone(&self.shared), name.clone());
         let settled = move || {
             let state = shared.lock();
@@ -1040,7 +1043,6 @@ impl Cursor {
             let cursor = cursors.find(|cursor| cursor.output.name == of);
             cursor.map_or(Position::START, |cursor| cursor.noted)
         };
-        let end = self.shared.lock().log.end.position;
         Notes::new(Arc::clone(&self.shared.disk), &name, end, settled)
     }
 
