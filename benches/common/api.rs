@@ -1,11 +1,6 @@
 //! A consumer that speaks the APIs of Splunk, IBM Cloud Logs, Loki, OTLP and S3, as far as a
 //! consumer needs that takes everything: it reads a request, and answers what the path asks for.
 
-#![allow(
-    clippy::panic_in_result_fn,
-    reason = "an error is the end of the connection, a panic a relay that breaks the protocol"
-)]
-
 use std::io;
 use std::io::BufRead as _;
 use std::io::BufReader;
@@ -14,22 +9,15 @@ use std::io::Write;
 
 use super::BUFFER;
 use super::content_length;
-
-/// The most bytes of a request's head.
-const HEAD_MAX: usize = 16 * 1024;
+use super::read_head;
 
 /// Answers requests until the connection ends.
 pub(super) fn serve(stream: impl Read + Write) -> io::Result<()> {
     let mut stream = BufReader::with_capacity(BUFFER, stream);
     let (mut head, mut taken) = (Vec::new(), 0_u64);
     loop {
-        head.clear();
-        while !head.ends_with(b"\r\n\r\n") {
-            let read = stream.read_until(b'\n', &mut head)?;
-            if read == 0 {
-                return Ok(());
-            }
-            assert!(head.len() <= HEAD_MAX, "a head that does not end");
+        if !read_head(&mut stream, &mut head)? {
+            return Ok(());
         }
         let path = head.split(|byte| *byte == b' ').nth(1).expect("a path");
         let path = std::str::from_utf8(path).expect("a path is ASCII").to_owned();

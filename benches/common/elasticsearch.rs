@@ -15,9 +15,7 @@ use std::sync::atomic::Ordering;
 
 use super::BUFFER;
 use super::content_length;
-
-/// The most bytes of a request's head.
-const HEAD_MAX: usize = 16 * 1024;
+use super::read_head;
 
 /// An item of the answer, and the comma before the next one.
 const ITEM: &[u8] = br#"{"create":{"status":201}},"#;
@@ -29,13 +27,8 @@ pub(super) fn serve(stream: impl Read + Write, arrived: &AtomicU64) -> io::Resul
     let mut stream = BufReader::with_capacity(BUFFER, stream);
     let (mut head, mut answer) = (Vec::new(), Vec::new());
     loop {
-        head.clear();
-        while !head.ends_with(b"\r\n\r\n") {
-            let read = stream.read_until(b'\n', &mut head)?;
-            if read == 0 {
-                return Ok(());
-            }
-            assert!(head.len() <= HEAD_MAX, "a head that does not end");
+        if !read_head(&mut stream, &mut head)? {
+            return Ok(());
         }
         assert!(head.starts_with(b"POST /_bulk?"), "a request of the bulk API");
         let documents = line_feeds(&mut stream, content_length(&head))? / 2;

@@ -38,6 +38,9 @@ pub(crate) const TOPIC: &str = "audit";
 /// The bytes that the sink reads at once. Larger reads do not make it cheaper.
 const BUFFER: usize = 256 * 1024;
 
+/// The most bytes of a request's head.
+const HEAD_MAX: usize = 16 * 1024;
+
 /// The longest wait for missing bytes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -397,6 +400,22 @@ fn keep_last(last: &mut [u8; 4], bytes: &[u8]) {
 pub(crate) fn content_length(head: &[u8]) -> usize {
     let value = value_of(head, "content-length").expect("a body with its length");
     value.parse().expect("a number")
+}
+
+/// Reads the head of the next request into `head`. Returns `false` if the connection has ended.
+#[allow(
+    clippy::panic_in_result_fn,
+    reason = "an error is the end of the connection, a panic a relay that breaks the protocol"
+)]
+fn read_head(stream: &mut impl BufRead, head: &mut Vec<u8>) -> io::Result<bool> {
+    head.clear();
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read_until(b'\n', head)? == 0 {
+            return Ok(false);
+        }
+        assert!(head.len() <= HEAD_MAX, "a head that does not end");
+    }
+    Ok(true)
 }
 
 /// Returns the value of a header, whose name is in lower case.
