@@ -73,7 +73,7 @@ impl Elasticsearch {
     ) -> Self {
         let store = Arc::<Mutex<Store>>::default();
         let kept = Arc::clone(&store);
-        let moods = Mutex::new(move |request: &Request| {
+        let sink = HttpSink::remembering(options, move |request| {
             let documents = documents(request, bytes_max);
             let mut store = kept.lock().expect("not poisoned");
             store.requests.push(documents.len());
@@ -120,10 +120,6 @@ impl Elasticsearch {
                 }
                 Mood::Status(_) | Mood::Small => unreachable!("answered above"),
             }
-        });
-        let sink = HttpSink::forgetful_with(options, move |request| {
-            let mut moods = moods.lock().expect("not poisoned");
-            moods(request)
         });
         Self { sink, store }
     }

@@ -188,6 +188,19 @@ impl HttpSink {
         Self::forgetful_with(Options::default(), answer)
     }
 
+    /// Like `forgetful_with`, with answers that depend on the requests before: they are made one
+    /// after the other.
+    pub(crate) fn remembering(
+        options: Options,
+        answer: impl FnMut(&Request) -> Answer + Send + 'static,
+    ) -> Self {
+        let answer = Mutex::new(answer);
+        Self::forgetful_with(options, move |request| {
+            let mut answer = answer.lock().expect("not poisoned");
+            answer(request)
+        })
+    }
+
     pub(crate) fn forgetful_with(
         options: Options,
         answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,

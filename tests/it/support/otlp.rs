@@ -101,7 +101,7 @@ impl Otlp {
     ) -> Self {
         let store = Arc::<Mutex<Store>>::default();
         let kept = Arc::clone(&store);
-        let answer = Mutex::new(move |request: &Request| {
+        let sink = HttpSink::remembering(options, move |request| {
             let records = records(request, bytes_max);
             let mut store = kept.lock().expect("not poisoned");
             let count = records.len();
@@ -134,10 +134,6 @@ impl Otlp {
                 }
                 Mood::Page => Answer::status(200).body("<html>sign in</html>"),
             }
-        });
-        let sink = HttpSink::forgetful_with(options, move |request| {
-            let mut answer = answer.lock().expect("not poisoned");
-            answer(request)
         });
         Self { sink, store }
     }

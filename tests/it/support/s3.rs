@@ -50,18 +50,19 @@ pub(crate) const SECRET: &str = "s3cr3t/K7MDENG+bPxRfiCYEXAMPLEKEY";
 /// The path of the prefix in requests, percent-encoded, with the bucket.
 const PATH: &str = "/audit-archive/clusters/prod%2B1/";
 
-/// What the fake does with one request.
+/// The way in which the fake treats one request to store an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// It stores a new object, and answers 412 if there is one.
+    /// The fake stores a new object, and answers 412 if there is one.
     Stores,
-    /// It stores nothing, and answers this status with this code.
+    /// The fake stores nothing, and answers this status with this code.
     Fails(u16, &'static str),
-    /// It does as for `Stores`, and answers 500.
+    /// The fake does as for `Stores`, and answers 500.
     StoresAndFails,
-    /// It does as for `Stores` if the value is `true`, and closes the connection without an answer.
+    /// The fake does as for `Stores` if the value is `true`, and closes the connection without an
+    /// answer.
     HangsUp(bool),
-    /// It does as for `Stores`, and its answer breaks off.
+    /// The fake does as for `Stores`, and its answer breaks off.
     Cut,
 }
 
@@ -143,7 +144,7 @@ impl S3 {
     pub(crate) fn with(options: Options, mut mood: impl FnMut() -> Mood + Send + 'static) -> Self {
         let store = Arc::<Mutex<Store>>::default();
         let kept = Arc::clone(&store);
-        let answer = Mutex::new(move |request: &Request| {
+        let sink = HttpSink::remembering(options, move |request| {
             if !is_signed(request) {
                 return error(403, "SignatureDoesNotMatch");
             }
@@ -179,10 +180,6 @@ impl S3 {
                 Mood::Cut => Answer::raw("HTTP/1.1 200 OK\r\nContent-Len").closing(),
                 Mood::Fails(..) => unreachable!("answered above"),
             }
-        });
-        let sink = HttpSink::forgetful_with(options, move |request| {
-            let mut answer = answer.lock().expect("not poisoned");
-            answer(request)
         });
         Self { sink, store }
     }
