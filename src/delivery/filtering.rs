@@ -33,6 +33,10 @@ use crate::telemetry::OutputMetrics;
 /// short buffers, and would be slow.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
+/// Copied lines become a piece of their own when they have this many bytes. One buffer for the
+/// copies of a whole batch would be copied itself each time that it has to grow.
+const COPIED_BYTES: usize = 256 * 1024;
+
 /// The buffer for one changed event is used again for the next event, unless it has grown beyond
 /// this many bytes.
 const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
@@ -445,7 +449,7 @@ impl Lines {
     fn pass(&mut self, piece: &Bytes, start: usize, end: usize) {
         let run = start..end;
         if run.len() < PASSED_ON_MIN && run.len() < piece.len() {
-            self.copied.extend_from_slice(piece.get(run).unwrap_or_default());
+            self.copy(piece.get(run).unwrap_or_default());
         } else if !run.is_empty() {
             self.seal();
             self.pieces.push(piece.slice(run));
@@ -455,7 +459,17 @@ impl Lines {
     /// Adds a changed event, and a line break after it.
     fn add(&mut self, event: &[u8]) {
         self.copied.extend_from_slice(event);
-        self.copied.push(b'\n');
+        self.copy(b"\n");
+    }
+
+    /// Adds a copy of the bytes up to the end of a line.
+    fn copy(&mut self, bytes: &[u8]) {
+        self.copied.extend_from_slice(bytes);
+        if self.copied.len() >= COPIED_BYTES {
+            self.seal();
+            // A batch that has filled a buffer will fill the next one too.
+            self.copied.reserve(COPIED_BYTES + COPIED_BYTES / 8);
+        }
     }
 
     /// Counts the next line, which has this position, and the times of `of`.
