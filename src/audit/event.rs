@@ -18,7 +18,7 @@ pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
     let (mut kind, mut api_version) = (None, None);
     let mut members = scan::members(event);
     for member in &mut members {
-        let slot = match &*scan::key(member.key) {
+        let slot = match &*member.name() {
             b"auditID" => &mut audit_id,
             b"stage" => &mut stage,
             b"level" => &mut level,

@@ -430,7 +430,7 @@ fn items_start(body: &[u8]) -> Option<usize> {
     }
     let mut has_kind = false;
     for member in scan::members(&body[open..]) {
-        match &*scan::key(member.key) {
+        match &*member.name() {
             // The first of two keys with the same name counts. An event may have a member `items`
             // and is still an event.
             b"kind"

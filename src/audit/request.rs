@@ -126,7 +126,7 @@ pub struct Object<'a> {
 #[must_use]
 pub fn request(event: &[u8]) -> Request<'_> {
     let [level, stage, uri, verb, user, object] =
-        firsts(event, ["level", "stage", "requestURI", "verb", "user", "objectRef"]);
+        scan::firsts(event, ["level", "stage", "requestURI", "verb", "user", "objectRef"]);
     Request {
         level: text(level),
         stage: text(stage),
@@ -140,7 +140,7 @@ pub fn request(event: &[u8]) -> Request<'_> {
 /// Reads a user from the JSON value `user`, which an event has under the key `user`. Returns `None`
 /// if the user has neither a name nor groups.
 fn user(user: &[u8]) -> Option<User<'_>> {
-    let [name, groups] = firsts(user, ["username", "groups"]);
+    let [name, groups] = scan::firsts(user, ["username", "groups"]);
     let name = text(name);
     let groups: Vec<_> =
         groups.into_iter().flat_map(scan::elements).map(|group| text(Some(group))).collect();
@@ -149,25 +149,9 @@ fn user(user: &[u8]) -> Option<User<'_>> {
 
 fn object(object: &[u8]) -> Object<'_> {
     let [group, resource, subresource, namespace, name] =
-        firsts(object, ["apiGroup", "resource", "subresource", "namespace", "name"]);
+        scan::firsts(object, ["apiGroup", "resource", "subresource", "namespace", "name"]);
     let (group, resource, subresource) = (text(group), text(resource), text(subresource));
     Object { group, resource, subresource, namespace: text(namespace), name: text(name) }
-}
-
-/// Returns, for each name in `names`, the value of the first member of `object` with this name, or
-/// `None` if `object` has no such member. All results are `None` if `object` is not a JSON object.
-fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a [u8]>; N] {
-    let mut found = [None; N];
-    if object.first() != Some(&b'{') {
-        return found;
-    }
-    for member in scan::members(object) {
-        let key = scan::key(member.key);
-        if let Some(index) = names.iter().position(|name| *key == *name.as_bytes()) {
-            found[index].get_or_insert(member.value);
-        }
-    }
-    found
 }
 
 /// Returns the text of the JSON string `value` with its escapes resolved. Returns an empty text if

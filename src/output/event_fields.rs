@@ -144,19 +144,9 @@ pub(super) fn unescaped(written: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// Returns the value of each of these keys in a JSON object, as written: that of the first member
-/// with the key, or `None`. Returns nothing but `None` if `object` is not an object.
+/// Returns the values that [`scan::firsts`] finds; nothing but `None` if there is no object.
 fn values<'a, const N: usize>(object: Option<&'a [u8]>, keys: [&str; N]) -> [Option<&'a [u8]>; N] {
-    let mut values = [None; N];
-    let object = object.filter(|object| object.first() == Some(&b'{'));
-    for scan::Member { key, value } in object.into_iter().flat_map(scan::members) {
-        let key = scan::key(key);
-        let of_key = values.iter_mut().zip(keys).find(|(_, name)| name.as_bytes() == &*key);
-        if let Some((found, _)) = of_key {
-            found.get_or_insert(value);
-        }
-    }
-    values
+    object.map_or([None; N], |object| scan::firsts(object, keys))
 }
 
 /// Returns the whole number that a JSON value is; `None` if it is none.

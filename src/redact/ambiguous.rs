@@ -60,7 +60,7 @@ pub(super) fn spells_letters(event: &[u8]) -> bool {
 /// once, or if one of [`PARTS`] occurs more than once in `objectRef`.
 fn is_repeated(event: &[u8]) -> bool {
     let (mut has_object, mut has_uri) = (false, false);
-    scan::members(event).any(|member| match &*scan::key(member.key) {
+    scan::members(event).any(|member| match &*member.name() {
         b"objectRef" => std::mem::replace(&mut has_object, true) || repeats_parts(member.value),
         b"requestURI" => std::mem::replace(&mut has_uri, true),
         _ => false,
@@ -75,7 +75,7 @@ fn repeats_parts(object: &[u8]) -> bool {
     }
     let mut counts = [0; PARTS.len()];
     for member in scan::members(object) {
-        let key = scan::key(member.key);
+        let key = member.name();
         if let Some(index) = PARTS.iter().position(|name| *key == **name) {
             counts[index] += 1;
         }

@@ -6,10 +6,9 @@
 use super::Bodies;
 use super::DataStream;
 use super::bodies::Edits;
+use super::json;
 use super::json::Object;
-use super::json::code;
 use super::json::is_ip;
-use super::json::object;
 use super::json::text;
 use super::json::write_string;
 use crate::audit::scan;
@@ -28,7 +27,7 @@ const VERSION: &[u8] = br#"{"version":"8.11.0"}"#;
 const DATASET: &[u8] = br#""kubernetes.audit_logs""#;
 
 /// The annotation in which kube-apiserver says if it has allowed the request.
-const DECISION: &[u8] = b"authorization.k8s.io/decision";
+const DECISION: &str = "authorization.k8s.io/decision";
 
 /// The members of an event that an ECS document has in places of their own too. Each is a JSON
 /// text; `None` if the event does not have it.
@@ -49,7 +48,7 @@ impl<'a> Fields<'a> {
     fn read(event: &'a [u8], bodies: Bodies) -> (Self, Edits) {
         let (mut fields, mut edits) = (Self::default(), Edits::default());
         for member in scan::members(event) {
-            let slot = match &*scan::key(member.key) {
+            let slot = match &*member.name() {
                 b"requestObject" | b"responseObject" => {
                     edits.body(event, member, bodies);
                     continue;
@@ -82,20 +81,16 @@ impl<'a> Fields<'a> {
     /// whether the response's code is below 400. Returns `None` if the event has neither.
     fn outcome(&self) -> Option<&'static [u8]> {
         let (success, failure) = (br#""success""#.as_slice(), br#""failure""#.as_slice());
-        let decision = object(self.annotations).and_then(|all| member(all, DECISION));
+        let [decision] = scan::firsts(self.annotations.unwrap_or_default(), [DECISION]);
         match decision.and_then(scan::string).as_deref() {
             Some(b"allow") => return Some(success),
             Some(b"forbid") => return Some(failure),
             Some(_) | None => {}
         }
-        let (_, code) = code(object(self.status).and_then(|status| member(status, b"code")))?;
+        let [code] = scan::firsts(self.status.unwrap_or_default(), ["code"]);
+        let (_, code) = json::code(code)?;
         Some(if code < 400 { success } else { failure })
     }
-}
-
-/// Returns the value of the first member of an object with this name.
-fn member<'a>(object: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    scan::members(object).find(|member| *scan::key(member.key) == *name).map(|found| found.value)
 }
 
 /// Appends the document of an event to `out`.
@@ -109,7 +104,7 @@ pub(super) fn write(
     out.reserve(event.len() + 1024);
     let mut document = Object::begin(out);
     let is_time = |time: &&[u8]| scan::inner(time).is_some_and(is_timestamp);
-    let time = fields.stage_time.filter(is_time).or(fields.request_time.filter(is_time));
+    let time = fields.stage_time.filter(is_time).or_else(|| fields.request_time.filter(is_time));
     document.optional("@timestamp", time);
     document.member("ecs", VERSION);
     let outcome = fields.outcome();
@@ -120,9 +115,8 @@ pub(super) fn write(
         ("outcome", outcome),
     ];
     document.group("event", &of_event);
-    let user = object(fields.user);
-    let of_user = |name| text(user.and_then(|user| member(user, name)));
-    document.group("user", &[("name", of_user(b"username")), ("id", of_user(b"uid"))]);
+    let [name, id] = scan::firsts(fields.user.unwrap_or_default(), ["username", "uid"]).map(text);
+    document.group("user", &[("name", name), ("id", id)]);
     document.group("user_agent", &[("original", text(fields.user_agent))]);
     write_addresses(fields.source_ips.unwrap_or_default(), &mut document);
     if let Some(DataStream { kind, dataset, namespace }) = data_stream {

@@ -47,7 +47,7 @@ struct Rest<'a> {
 impl<'a> Rest<'a> {
     /// Adds a member as it is.
     fn add(&mut self, member: Member<'a>) {
-        if self.names.add(scan::key(member.key)) {
+        if self.names.add(member.name()) {
             self.put(member.key, member.value);
         }
     }
@@ -107,7 +107,7 @@ impl<'a> Rest<'a> {
     ) -> [Option<&'a [u8]>; N] {
         let mut found = [None; N];
         for member in scan::members(object) {
-            let name = scan::key(member.key);
+            let name = member.name();
             match names.iter().position(|known| *name == *known.as_bytes()) {
                 Some(index) => _ = found[index].get_or_insert(member.value),
                 None => self.add(member),

@@ -186,7 +186,7 @@ impl<'a> Reader<'a> {
         }
         self.request.object = None;
         self.known = event.len() - walk.rest.len();
-        let is_object = |member: Member<'_>| *scan::key(member.key) == *b"objectRef";
+        let is_object = |member: Member<'_>| *member.name() == *b"objectRef";
         let mut behind = scan::members_behind(event, event.len() - walk.rest.len());
         (!behind.any(is_object)).then_some(())
     }
