@@ -90,12 +90,13 @@ fn parts(time: &[u8]) -> Option<Parts<'_>> {
 
 /// Returns `true` if a text has the shape of a pattern: at each `0` of the pattern the text has a
 /// digit, and all other bytes are equal.
-fn has_shape(text: &[u8], pattern: &[u8]) -> bool {
-    text.len() == pattern.len()
-        && text.iter().zip(pattern).all(|(byte, wanted)| match wanted {
-            b'0' => byte.is_ascii_digit(),
-            _ => byte == wanted,
-        })
+fn has_shape<const N: usize>(text: &[u8], pattern: &[u8; N]) -> bool {
+    let Ok(text) = <&[u8; N]>::try_from(text) else { return false };
+    // Without an early end, the CPU compares many bytes at once.
+    text.iter().zip(pattern).fold(true, |so_far, (byte, wanted)| {
+        let fits = if *wanted == b'0' { byte.is_ascii_digit() } else { byte == wanted };
+        so_far & fits
+    })
 }
 
 /// Returns the number that is written in decimal digits.

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use memchr::memmem::Finder;
 use memchr::memmem::FinderRev;
 
 use crate::audit::scan;
@@ -29,13 +30,24 @@ fn valid(value: Option<&[u8]>) -> Option<&[u8]> {
     value.and_then(scan::inner).filter(|time| is_timestamp(time))
 }
 
+/// The name of the member with the time of the event's stage, and its colon.
+const STAGE_TIMESTAMP: &[u8] = b"\"stageTimestamp\":";
+
+/// The most bytes at the end of an event that are searched forwards. A search forwards compares many
+/// bytes at once, one backwards does not. In 99 of 100 recorded events of kube-apiserver, the time
+/// and the annotations behind it have at most 200 bytes.
+const TAIL: usize = 256;
+
 /// Returns the value of `stageTimestamp`, with quotes, if no member follows it, or only the member
 /// `annotations`. kube-apiserver writes events in this way. Otherwise returns `None`. The search
 /// from the end is fast: a walk over all members takes a fifth of the CPU time of a syslog output.
 fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
-    static NAME: LazyLock<FinderRev<'static>> =
-        LazyLock::new(|| FinderRev::new("\"stageTimestamp\":"));
-    let from = NAME.rfind(event)? + NAME.needle().len();
+    static FORWARDS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(STAGE_TIMESTAMP));
+    static BACKWARDS: LazyLock<FinderRev<'static>> =
+        LazyLock::new(|| FinderRev::new(STAGE_TIMESTAMP));
+    let tail = event.len().saturating_sub(TAIL);
+    let in_tail = FORWARDS.find_iter(event.get(tail..)?).last().map(|at| tail + at);
+    let from = in_tail.or_else(|| BACKWARDS.rfind(event))? + STAGE_TIMESTAMP.len();
     let rest = event.get(from..)?;
     let length = memchr::memchr(b'"', rest.get(1..)?)? + 2;
     let (value, behind) = rest.split_at_checked(length)?;
@@ -43,11 +55,20 @@ fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     // object inside it.
     let is_last = match behind.strip_prefix(b",\"annotations\":") {
         None => behind == b"}",
-        Some(annotations) => {
-            scan::value_end(annotations).and_then(|end| annotations.get(end..)) == Some(b"}")
-        }
+        Some(annotations) => ends_event(annotations),
     };
     is_last.then_some(value)
+}
+
+/// Returns `true` if `text` is an object and the end of the event. The event is valid JSON, so if
+/// the last two bytes are the only closing braces, the first of them ends the object, and the second
+/// one the event. With other closing braces, which strings may have too, the object is read.
+fn ends_event(text: &[u8]) -> bool {
+    if text.first() != Some(&b'{') {
+        return false;
+    }
+    let ends_at_once = memchr::memchr(b'}', text).is_some_and(|at| text.get(at..) == Some(b"}}"));
+    ends_at_once || scan::value_end(text).and_then(|end| text.get(end..)) == Some(b"}")
 }
 
 #[cfg(test)]
@@ -71,7 +92,20 @@ mod tests {
         ] {
             assert_eq!(stage_time(event.as_bytes()), Some(own.as_bytes()), "{event}");
         }
+        // Annotations of many lengths, so that the name of the member lies within the searched tail,
+        // before it, and across its beginning.
+        for length in TAIL - 80..TAIL {
+            let long = "x".repeat(length);
+            let event = format!(
+                r#"{{"a":{{{inner}}},"stageTimestamp":"{own}","annotations":{{"b":"{long}"}}}}"#
+            );
+            assert_eq!(stage_time(event.as_bytes()), Some(own.as_bytes()), "{event}");
+        }
         for none in [
+            format!(r#"{{"a":{{{inner},"annotations":null}}}}"#),
+            format!(r#"{{"a":{{{inner},"annotations":{{}}}}}}"#),
+            format!(r#"{{"a":{{{inner},"annotations":"{{"}}}}"#),
+            format!(r#"{{"a":[{{{inner},"annotations":{{}}}}]}}"#),
             format!(r#"{{"a":{{{inner}}}}}"#),
             r#"{"stageTimestamp":"}"#.to_owned(),
             r#"{"stageTimestamp":7}"#.to_owned(),
