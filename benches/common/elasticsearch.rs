@@ -17,6 +17,10 @@ use super::BUFFER;
 use super::content_length;
 use super::read_head;
 
+/// The bytes of the answer before and after its items.
+const BEGINNING: &[u8] = br#"{"errors":false,"items":["#;
+const END: &[u8] = b"]}";
+
 /// An item of the answer, and the comma before the next one.
 const ITEM: &[u8] = br#"{"create":{"status":201}},"#;
 
@@ -36,12 +40,12 @@ pub(super) fn serve(stream: impl Read + Write, arrived: &AtomicU64) -> io::Resul
         let items = ITEM.repeat(documents);
         let items = items.strip_suffix(b",").unwrap_or(&items);
         answer.clear();
-        let length = br#"{"items":[]}"#.len() + items.len();
+        let length = BEGINNING.len() + items.len() + END.len();
         write!(answer, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n")?;
         write!(answer, "Content-Length: {length}\r\n\r\n")?;
-        answer.extend_from_slice(br#"{"items":["#);
+        answer.extend_from_slice(BEGINNING);
         answer.extend_from_slice(items);
-        answer.extend_from_slice(b"]}");
+        answer.extend_from_slice(END);
         stream.get_mut().write_all(&answer)?;
         stream.get_mut().flush()?;
     }

@@ -70,6 +70,9 @@ const ANSWER_BYTES: usize = 8 << 20;
 /// The most events of a request.
 const EVENTS_MAX: u64 = 20_000;
 
+/// An item whose document is stored, as Elasticsearch and OpenSearch write it.
+const STORED: &[u8] = br#"{"create":{"status":201}}"#;
+
 /// The type of the error of an item whose document is there already.
 const CONFLICT: &str = "version_conflict_engine_exception";
 
@@ -270,14 +273,15 @@ impl Api for Bulk {
     }
 
     fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded {
-        let index = &self.index;
+        let action = format!("{{\"create\":{{\"_index\":\"{}\",\"_id\":\"{queue}-", self.index);
         let mut body = body_for(&batch);
         let room = Take { bytes: max_bytes, events: EVENTS_MAX };
         let events = write_events(&batch, room, &mut body, |event, position, received, body| {
-            let hash = rapidhash::v3::rapidhash_v3(event);
-            let id = format!("{queue}-{position}-{hash:016x}");
-            let action = format!("{{\"create\":{{\"_index\":\"{index}\",\"_id\":\"{id}\"}}}}\n");
             body.extend_from_slice(action.as_bytes());
+            body.extend_from_slice(itoa::Buffer::new().format(position.get()).as_bytes());
+            body.push(b'-');
+            body.extend_from_slice(&hex_digits(rapidhash::v3::rapidhash_v3(event)));
+            body.extend_from_slice(b"\"}}\n");
             write_document(event, received, body);
             body.push(b'\n');
         });
@@ -294,6 +298,9 @@ impl Api for Bulk {
                 AttemptError::Protocol,
                 format!("{}: {what}", reply.base),
             ));
+        }
+        if reply.body.is_some_and(|body| stores_all(body, sent.events)) {
+            return Outcome::Accepted;
         }
         let answer = reply.body.and_then(|body| serde_json::from_slice::<Answer>(body).ok());
         let Some(Answer { items }) = answer else {
@@ -322,6 +329,29 @@ impl Api for Bulk {
     }
 }
 
+/// Returns `true` if an answer says in the usual words that each of so many documents is stored. Of
+/// an answer in any other words, the items are read one by one.
+fn stores_all(answer: &[u8], documents: u64) -> bool {
+    let items = answer.strip_prefix(br#"{"errors":false,"items":["#);
+    let Some(items) = items.and_then(|items| items.strip_suffix(b"]}")) else { return false };
+    let (first, rest) = items.split_at_checked(STORED.len()).unwrap_or_default();
+    let (others, end) = rest.as_chunks::<{ STORED.len() + 1 }>();
+    let is_other = |item: &[u8; STORED.len() + 1]| item.split_first() == Some((&b',', STORED));
+    first == STORED
+        && end.is_empty()
+        && others.len() as u64 + 1 == documents
+        && others.iter().all(is_other)
+}
+
+/// Returns the 16 hexadecimal digits of a number, in lower case.
+fn hex_digits(number: u64) -> [u8; 16] {
+    let bytes = number.to_be_bytes();
+    std::array::from_fn(|at| {
+        let digit = bytes[at / 2] >> (4 * ((at + 1) % 2)) & 0xF;
+        b"0123456789abcdef"[usize::from(digit)]
+    })
+}
+
 /// Writes an event as a document: with `@timestamp` before its own members, and otherwise as it is.
 /// The time is that of the event's stage; if the event has none, that of its request, or that of
 /// its acceptance, `received` milliseconds after the beginning of 1970. An ECS document that begins
@@ -345,4 +375,45 @@ fn write_document(event: &[u8], received: u64, body: &mut Vec<u8>) {
         body.push(b',');
     }
     body.extend_from_slice(rest);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_answer_that_stores_each_document_is_read_at_once() {
+        let items = |count: usize| vec![r#"{"create":{"status":201}}"#; count].join(",");
+        let answer = |items: &str| format!(r#"{{"errors":false,"items":[{items}]}}"#);
+        for count in [1, 2, 3, 100] {
+            let whole = answer(&items(count));
+            assert!(stores_all(whole.as_bytes(), count as u64), "{count}");
+            assert!(!stores_all(whole.as_bytes(), count as u64 + 1), "{count}");
+            assert!(!stores_all(whole.as_bytes(), count as u64 - 1), "{count}");
+        }
+        let three = answer(&items(3));
+        for other in [
+            three.replacen("201", "429", 1),
+            three.replacen("201", "409", 3),
+            three.replacen(r#"201}}]"#, r#"500}}]"#, 1),
+            three.replacen("},{", "}.{", 1),
+            three.replace("false", "true"),
+            three.replace("]}", "],\"took\":1}"),
+            three.replace("]}", "]"),
+            answer(""),
+            r#"{"errors":false,"items":[]}"#.to_owned(),
+            String::new(),
+        ] {
+            for count in 0..5 {
+                assert!(!stores_all(other.as_bytes(), count), "{other}");
+            }
+        }
+    }
+
+    #[test]
+    fn digits_are_hexadecimal() {
+        for number in [0, 1, 0x0123_4567_89AB_CDEF, 0xFEDC_BA98_7654_3210, u64::MAX] {
+            assert_eq!(hex_digits(number), *format!("{number:016x}").as_bytes());
+        }
+    }
 }
