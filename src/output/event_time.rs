@@ -33,9 +33,9 @@ fn valid(value: Option<&[u8]>) -> Option<&[u8]> {
 /// The name of the member with the time of the event's stage, and its colon.
 const STAGE_TIMESTAMP: &[u8] = b"\"stageTimestamp\":";
 
-/// The most bytes at the end of an event that are searched forwards. A search forwards compares many
-/// bytes at once, one backwards does not. In 99 of 100 recorded events of kube-apiserver, the time
-/// and the annotations behind it have at most 200 bytes.
+/// The most bytes at the end of an event that are searched forwards. A search forwards compares
+/// many bytes at once, one backwards does not. In 99 of 100 recorded events of kube-apiserver, the
+/// time and the annotations behind it have at most 200 bytes.
 const TAIL: usize = 256;
 
 /// Returns the value of `stageTimestamp`, with quotes, if no member follows it, or only the member
@@ -61,8 +61,8 @@ fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
 }
 
 /// Returns `true` if `text` is an object and the end of the event. The event is valid JSON, so if
-/// the last two bytes are the only closing braces, the first of them ends the object, and the second
-/// one the event. With other closing braces, which strings may have too, the object is read.
+/// the last two bytes are the only closing braces, the first of them ends the object, and the
+/// second one the event. With other closing braces, which strings may have too, the object is read.
 fn ends_event(text: &[u8]) -> bool {
     if text.first() != Some(&b'{') {
         return false;
@@ -92,8 +92,8 @@ mod tests {
         ] {
             assert_eq!(stage_time(event.as_bytes()), Some(own.as_bytes()), "{event}");
         }
-        // Annotations of many lengths, so that the name of the member lies within the searched tail,
-        // before it, and across its beginning.
+        // Annotations of many lengths, so that the name of the member lies within the searched
+        // tail, before it, and across its beginning.
         for length in TAIL - 80..TAIL {
             let long = "x".repeat(length);
             let event = format!(
