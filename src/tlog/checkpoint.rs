@@ -1,0 +1,150 @@
+//! Checkpoints (C2SP `tlog-checkpoint`): the size and the root of a log, in a signed note.
+
+use std::fmt;
+
+use super::key::SigningKey;
+use super::key::check_name;
+use super::merkle::Hash;
+use super::merkle::Head;
+use super::note::Note;
+use super::note::NoteError;
+
+/// What is wrong with a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CheckpointError {
+    /// The bytes are no signed note.
+    #[error(transparent)]
+    Note(#[from] NoteError),
+    /// The text of the note is not that of a checkpoint.
+    #[error("the checkpoint {0}")]
+    Text(&'static str),
+}
+
+/// The text of a checkpoint. It is shown as the text of its note.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The name of the log.
+    pub origin: String,
+    /// The size and the root of the log.
+    pub head: Head,
+}
+
+impl Checkpoint {
+    /// Reads the text of a note. Further lines, which others may add, are not kept.
+    ///
+    /// # Errors
+    ///
+    /// The text has another form.
+    pub fn of_text(text: &str) -> Result<Self, CheckpointError> {
+        let wrong = CheckpointError::Text;
+        let mut lines = text.strip_suffix('\n').unwrap_or(text).split('\n');
+        let origin = lines.next().unwrap_or_default();
+        check_name(origin).map_err(|_| wrong("has no origin"))?;
+        let size = lines.next().and_then(number).ok_or(wrong("has no size"))?;
+        let root = lines.next().and_then(Hash::parse).ok_or(wrong("has no root"))?;
+        if lines.any(str::is_empty) {
+            return Err(wrong("has an empty line"));
+        }
+        if size == 0 && root != Hash::of_nothing() {
+            return Err(wrong("has the size 0, and another root than that of an empty log"));
+        }
+        Ok(Self { origin: origin.to_owned(), head: Head { size, root } })
+    }
+
+    /// Returns the checkpoint as a note with the signatures of these keys.
+    ///
+    /// # Errors
+    ///
+    /// The origin can't be in a note.
+    pub fn sign<'a>(
+        &self,
+        keys: impl IntoIterator<Item = &'a SigningKey>,
+    ) -> Result<Note, NoteError> {
+        let mut note = Note::new(&self.to_string())?;
+        keys.into_iter().for_each(|key| note.sign(key));
+        Ok(note)
+    }
+}
+
+impl fmt::Display for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\n{}\n{}\n", self.origin, self.head.size, self.head.root)
+    }
+}
+
+/// A checkpoint and the note in which it was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    /// The content.
+    pub checkpoint: Checkpoint,
+    /// The note with its signatures, none of which is checked yet.
+    pub note: Note,
+}
+
+impl Signed {
+    /// Reads a note whose text is a checkpoint. The signatures are not checked.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are no note, or the text is no checkpoint.
+    pub fn parse(bytes: &[u8]) -> Result<Self, CheckpointError> {
+        let note = Note::parse(bytes)?;
+        Ok(Self { checkpoint: Checkpoint::of_text(note.text())?, note })
+    }
+}
+
+/// Reads a number in decimal digits, without a sign and without zeros before it. Returns `None` if
+/// the text is another one, or if the number is above 2^63 - 1.
+pub(super) fn number(text: &str) -> Option<u64> {
+    let number: u64 = text.parse().ok()?;
+    (number.to_string() == text && i64::try_from(number).is_ok()).then_some(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tlog::note::Signed as Check;
+
+    #[test]
+    fn a_signed_checkpoint_is_read_again() {
+        let (key, _) = SigningKey::generate("example.org/relay-0").unwrap();
+        let (next, _) = SigningKey::generate("example.org/relay-0").unwrap();
+        let head = Head { size: 20_852_163, root: Hash::of(&[b"x"]) };
+        let checkpoint = Checkpoint { origin: "example.org/relay-0".to_owned(), head };
+        let note = checkpoint.sign([&key, &next]).unwrap();
+        let read = Signed::parse(note.to_string().as_bytes()).unwrap();
+        assert_eq!(read.checkpoint, checkpoint);
+        for key in [key, next] {
+            assert_eq!(read.note.check(key.verifier()), Check::Valid(None));
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_no_checkpoint_is_refused() {
+        let root = Hash::of(&[b"x"]);
+        for good in [
+            format!("log\n7\n{root}\n"),
+            format!("log\n7\n{root}\nan extension\n"),
+            format!("log\n0\n{}\n", Hash::of_nothing()),
+            format!("log\n{}\n{root}\n", i64::MAX),
+        ] {
+            assert!(Checkpoint::of_text(&good).is_ok(), "{good}");
+        }
+        for wrong in [
+            String::new(),
+            "log\n7\n".to_owned(),
+            format!("\n7\n{root}\n"),
+            format!("a log\n7\n{root}\n"),
+            format!("log\n07\n{root}\n"),
+            format!("log\n+7\n{root}\n"),
+            format!("log\n-7\n{root}\n"),
+            format!("log\n7 \n{root}\n"),
+            format!("log\n0\n{root}\n"),
+            format!("log\n9223372036854775808\n{root}\n"),
+            format!("log\n7\n{root}=\n"),
+            format!("log\n7\n{root}\n\nmore\n"),
+        ] {
+            assert!(Checkpoint::of_text(&wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Keys: who signs a log, and who has seen it.
+//!
+//! The text of a verifier key is that of C2SP `signed-note`. The text of a signing key is that of
+//! Go's `golang.org/x/mod/sumdb/note`, which other tools of transparency logs read too.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::rand::SecureRandom as _;
+use ring::rand::SystemRandom;
+use ring::signature::ED25519;
+use ring::signature::Ed25519KeyPair;
+use ring::signature::KeyPair as _;
+use ring::signature::UnparsedPublicKey;
+
+use super::merkle::Hash;
+
+/// The beginning of the text of a signing key.
+const PRIVATE: &str = "PRIVATE+KEY+";
+
+/// The number of bytes of an Ed25519 key, public or private (RFC 8032 §5.1.5).
+const KEY_BYTES: usize = 32;
+
+/// The most bytes of a key's name. The specification has no limit.
+const NAME_BYTES_MAX: usize = 255;
+
+/// What is wrong with the text of a key or of its name. The text itself is not shown, because it
+/// may be a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct KeyError(&'static str);
+
+/// Checks the name of a key, which is also the origin of a log: not empty, at most 255 bytes, and
+/// without white space, control characters and `+`.
+///
+/// # Errors
+///
+/// The name is none, in words for its author.
+pub fn check_name(name: &str) -> Result<(), KeyError> {
+    let is_wrong = |c: char| c.is_whitespace() || c.is_control() || c == '+';
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(is_wrong) {
+        return Err(KeyError("a name has 1 to 255 bytes without blanks, control characters and +"));
+    }
+    Ok(())
+}
+
+/// What a key signs. The number is the signature's type in C2SP `signed-note`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Texts of notes: the key of a log.
+    Note = 0x01,
+    /// Checkpoints of others with the time at which they were seen (`tlog-cosignature`): the key of
+    /// a witness.
+    Cosignature = 0x04,
+}
+
+impl Kind {
+    fn of(byte: u8) -> Option<Self> {
+        [Self::Note, Self::Cosignature].into_iter().find(|kind| *kind as u8 == byte)
+    }
+}
+
+/// Returns the number by which a key is found among the signatures of a note.
+fn key_id(name: &str, kind: Kind, public: &[u8; KEY_BYTES]) -> u32 {
+    let Hash([a, b, c, d, ..]) = Hash::of(&[name.as_bytes(), b"\n", &[kind as u8], public]);
+    u32::from_be_bytes([a, b, c, d])
+}
+
+/// A public key with its name, shown as `NAME+ID+BASE64`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VerifierKey {
+    name: String,
+    id: u32,
+    kind: Kind,
+    public: [u8; KEY_BYTES],
+}
+
+impl VerifierKey {
+    /// Makes the key of this name.
+    ///
+    /// # Errors
+    ///
+    /// The name is none.
+    pub fn new(name: &str, kind: Kind, public: [u8; KEY_BYTES]) -> Result<Self, KeyError> {
+        check_name(name)?;
+        Ok(Self { name: name.to_owned(), id: key_id(name, kind, &public), kind, public })
+    }
+
+    /// Returns the name of the key.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the number by which the key is found among the signatures of a note.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Returns what the key signs.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Returns `true` if the signature is this key's signature of the message.
+    #[must_use]
+    pub fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
+        UnparsedPublicKey::new(&ED25519, self.public).verify(message, signature).is_ok()
+    }
+}
+
+impl FromStr for VerifierKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let wrong = KeyError("a verifier key is NAME+ID+KEY, as `evidence keygen` prints it");
+        // Base64 has plus signs too, and a name has none.
+        let mut parts = text.splitn(3, '+');
+        let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(wrong);
+        };
+        let bytes = STANDARD.decode(key).map_err(|_| wrong)?;
+        let (kind, public) = bytes.split_first().ok_or(wrong)?;
+        let public = public.try_into().map_err(|_| KeyError("the key has not 32 bytes"))?;
+        let kind = Kind::of(*kind).ok_or(KeyError(
+            "the key is neither one for Ed25519 notes (0x01) nor for cosignatures (0x04)",
+        ))?;
+        let made = Self::new(name, kind, public)?;
+        if format!("{:08x}", made.id) != id {
+            return Err(KeyError("the number in the verifier key does not fit its name and key"));
+        }
+        Ok(made)
+    }
+}
+
+impl fmt::Display for VerifierKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut key = vec![self.kind as u8];
+        key.extend_from_slice(&self.public);
+        write!(f, "{}+{:08x}+{}", self.name, self.id, STANDARD.encode(key))
+    }
+}
+
+/// A private key with its name. It is shown nowhere.
+pub struct SigningKey {
+    verifier: VerifierKey,
+    pair: Ed25519KeyPair,
+}
+
+impl SigningKey {
+    /// Makes a new key of the operating system's random numbers. Also returns its text, which
+    /// [`SigningKey::parse`] reads.
+    ///
+    /// # Errors
+    ///
+    /// The name is none, or the system gives no random numbers.
+    pub fn generate(name: &str) -> Result<(Self, String), KeyError> {
+        check_name(name)?;
+        let mut seed = [0; KEY_BYTES];
+        let filled = SystemRandom::new().fill(&mut seed);
+        filled.map_err(|_| KeyError("the operating system gives no random numbers"))?;
+        let key = Self::of_seed(name, Kind::Note, &seed)?;
+        let secret = [&[Kind::Note as u8], seed.as_slice()].concat();
+        let text = format!("{PRIVATE}{name}+{:08x}+{}\n", key.verifier.id, STANDARD.encode(secret));
+        Ok((key, text))
+    }
+
+    /// Makes the key of a seed (RFC 8032 §5.1.5).
+    ///
+    /// # Errors
+    ///
+    /// The name is none.
+    pub fn of_seed(name: &str, kind: Kind, seed: &[u8; KEY_BYTES]) -> Result<Self, KeyError> {
+        let pair = Ed25519KeyPair::from_seed_unchecked(seed);
+        let pair = pair.map_err(|_| KeyError("the key is no Ed25519 key"))?;
+        let public = pair.public_key().as_ref().try_into();
+        let public = public.map_err(|_| KeyError("the key is no Ed25519 key"))?;
+        Ok(Self { verifier: VerifierKey::new(name, kind, public)?, pair })
+    }
+
+    /// Reads the text of a key for notes. White space around the text is allowed.
+    ///
+    /// # Errors
+    ///
+    /// The text is no such key. The error does not show the text.
+    pub fn parse(text: &str) -> Result<Self, KeyError> {
+        let wrong = KeyError("it holds no signing key as `evidence keygen` writes it");
+        let key = text.trim().strip_prefix(PRIVATE).ok_or(wrong)?;
+        let mut parts = key.splitn(3, '+');
+        let (Some(name), Some(id), Some(secret)) = (parts.next(), parts.next(), parts.next())
+        else {
+            return Err(wrong);
+        };
+        let secret = STANDARD.decode(secret).map_err(|_| wrong)?;
+        let (kind, seed) = secret.split_first().ok_or(wrong)?;
+        if *kind != Kind::Note as u8 {
+            return Err(KeyError("the signing key is not one for Ed25519 notes (0x01)"));
+        }
+        let key = Self::of_seed(name, Kind::Note, seed.try_into().map_err(|_| wrong)?)?;
+        if format!("{:08x}", key.verifier.id) != id {
+            return Err(KeyError("the number in the signing key does not fit its name and key"));
+        }
+        Ok(key)
+    }
+
+    /// Returns the public key.
+    #[must_use]
+    pub fn verifier(&self) -> &VerifierKey {
+        &self.verifier
+    }
+
+    /// Returns the signature of a message: 64 bytes.
+    #[must_use]
+    pub fn sign(&self, message: &[u8]) -> Vec<u8> {
+        self.pair.sign(message).as_ref().to_vec()
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SigningKey").field("verifier", &self.verifier).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example of C2SP `signed-note`.
+    const EXAMPLE: &str = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k";
+
+    #[test]
+    fn the_key_of_the_specification_is_read_and_shown() {
+        let key: VerifierKey = EXAMPLE.parse().unwrap();
+        assert_eq!(
+            (key.name(), key.id(), key.kind()),
+            ("example.com/foo", 0x530d_903a, Kind::Note)
+        );
+        assert_eq!(key.to_string(), EXAMPLE);
+    }
+
+    #[test]
+    fn a_text_that_is_no_key_is_refused() {
+        for wrong in [
+            "",
+            "example.com/foo",
+            "example.com/foo+530d903a",
+            "example.com/foo+530d903a+",
+            "example.com/foo+530d903a+AQ==",
+            // Another number, name, type, digit, or form of the same digits.
+            "example.com/foo+530d903b+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k",
+            "example.com/fop+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k",
+            "example.com/foo+530d903a+BOkyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k",
+            "example.com/foo+530D903A+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k",
+            "+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k",
+            " example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k",
+            "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k\n",
+        ] {
+            assert!(wrong.parse::<VerifierKey>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_new_key_is_read_again_and_signs_what_its_verifier_accepts() {
+        let (key, text) = SigningKey::generate("example.org/prod-eu/relay-0").unwrap();
+        let read = SigningKey::parse(&format!(" {text}\n")).unwrap();
+        assert_eq!(read.verifier(), key.verifier());
+        let verifier: VerifierKey = key.verifier().to_string().parse().unwrap();
+        let signature = read.sign(b"a message");
+        assert!(verifier.has_signed(b"a message", &signature));
+        assert!(!verifier.has_signed(b"another", &signature));
+        assert!(!verifier.has_signed(b"a message", &signature[1..]));
+        let (other, _) = SigningKey::generate("example.org/prod-eu/relay-0").unwrap();
+        assert!(!other.verifier().has_signed(b"a message", &signature));
+        let secret = text.trim_end().rsplit('+').next().unwrap();
+        assert!(!format!("{key:?}").contains(secret));
+        for wrong in ["", secret, &text.replace('+', "-"), &text.replace("prod-eu", "prod-us")] {
+            assert!(SigningKey::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_name_has_no_blanks_and_no_plus() {
+        for good in ["a", "example.org/prod-eu/relay-0", "日本"] {
+            assert_eq!(check_name(good), Ok(()), "{good}");
+        }
+        for wrong in ["", "a b", "a+b", "a\n", "a\u{a0}b", "a\u{7f}", &"a".repeat(256)] {
+            assert!(check_name(wrong).is_err(), "{wrong}");
+        }
+    }
+}

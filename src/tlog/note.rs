@@ -1,0 +1,311 @@
+//! Signed notes (C2SP `signed-note`): a text, and the signatures of it.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::key::Kind;
+use super::key::SigningKey;
+use super::key::VerifierKey;
+use super::key::check_name;
+
+/// The most bytes of a note. A note with the text of a checkpoint and 16 signatures has about
+/// 3,000; signatures of ML-DSA-44, which others may add, have 3,300 each.
+pub const NOTE_BYTES_MAX: usize = 1 << 20;
+
+/// The most signatures of a note. The specification asks for at least 16.
+const SIGNATURES_MAX: usize = 100;
+
+/// The beginning of the line of a signature: a dash and a blank.
+const DASH: &str = "\u{2014} ";
+
+/// What is wrong with a note.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NoteError(&'static str);
+
+/// The line of a signature.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Signature {
+    name: String,
+    id: u32,
+    bytes: Vec<u8>,
+}
+
+/// A text with signatures. None of them is checked before [`Note::check`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    text: String,
+    signatures: Vec<Signature>,
+}
+
+/// What a note says about a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signed {
+    /// The note has no signature of the key.
+    Absent,
+    /// The key has signed the text. The value is the time that a witness has signed with it, in
+    /// seconds since 1970; `None` for the key of a log.
+    Valid(Option<u64>),
+    /// The note has a signature with the key's name and number, which is wrong.
+    Forged,
+}
+
+impl Note {
+    /// Makes a note without signatures. The text must end with a line break, and have no other
+    /// control characters.
+    ///
+    /// # Errors
+    ///
+    /// The text has another form.
+    pub fn new(text: &str) -> Result<Self, NoteError> {
+        if !text.ends_with('\n') {
+            return Err(NoteError("the text of the note does not end with a line break"));
+        }
+        if text.contains(|c: char| c < ' ' && c != '\n') {
+            return Err(NoteError("the note has a control character"));
+        }
+        Ok(Self { text: text.to_owned(), signatures: Vec::new() })
+    }
+
+    /// Reads a note.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are no note, or too many.
+    pub fn parse(note: &[u8]) -> Result<Self, NoteError> {
+        if note.len() > NOTE_BYTES_MAX {
+            return Err(NoteError("the note has more than 1 MiB"));
+        }
+        let note = std::str::from_utf8(note).map_err(|_| NoteError("the note is not UTF-8"))?;
+        // The last empty line ends the text.
+        let missing = NoteError("the note has no signatures");
+        let (text, signatures) = note.rsplit_once("\n\n").ok_or(missing)?;
+        let mut read = Self::new(&format!("{text}\n"))?;
+        let lines = signatures.strip_suffix('\n').ok_or(missing)?;
+        for line in lines.split('\n') {
+            if read.signatures.len() == SIGNATURES_MAX {
+                return Err(NoteError("the note has more than 100 signatures"));
+            }
+            read.signatures.push(Signature::parse(line)?);
+        }
+        Ok(read)
+    }
+
+    /// Returns the text, which ends with a line break.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Adds the signature of a key for notes.
+    pub fn sign(&mut self, key: &SigningKey) {
+        self.add(key.verifier(), key.sign(self.text.as_bytes()));
+    }
+
+    /// Adds the cosignature of a witness at this time, in seconds since 1970.
+    pub fn cosign(&mut self, key: &SigningKey, time: u64) {
+        let mut bytes = time.to_be_bytes().to_vec();
+        bytes.extend_from_slice(&key.sign(cosigned(&self.text, time).as_bytes()));
+        self.add(key.verifier(), bytes);
+    }
+
+    fn add(&mut self, key: &VerifierKey, bytes: Vec<u8>) {
+        self.signatures.push(Signature { name: key.name().to_owned(), id: key.id(), bytes });
+    }
+
+    /// Returns what the note says about a key.
+    #[must_use]
+    pub fn check(&self, key: &VerifierKey) -> Signed {
+        let mut found = Signed::Absent;
+        for signature in &self.signatures {
+            if signature.name != key.name() || signature.id != key.id() {
+                continue;
+            }
+            match signature.check(&self.text, key) {
+                Some(time) => found = Signed::Valid(time),
+                None => return Signed::Forged,
+            }
+        }
+        found
+    }
+
+    /// Takes the valid signatures of these keys over from `lines`, the lines of signatures that a
+    /// witness has answered. A signature replaces an earlier one of the same key. Returns how many
+    /// signatures were taken over.
+    ///
+    /// # Errors
+    ///
+    /// The lines are no signatures, or one of a known key is forged.
+    pub fn take(&mut self, lines: &[u8], keys: &[VerifierKey]) -> Result<usize, NoteError> {
+        let whole = [self.text.as_bytes(), b"\n", lines].concat();
+        let answered = Self::parse(&whole)?;
+        if answered.text != self.text {
+            return Err(NoteError("the answer is more than lines of signatures"));
+        }
+        let mut taken = 0;
+        for key in keys {
+            match answered.check(key) {
+                Signed::Absent => continue,
+                Signed::Forged => return Err(NoteError("a signature is not that of its key")),
+                Signed::Valid(_) => {}
+            }
+            let is_of_key = |it: &&Signature| it.name == key.name() && it.id == key.id();
+            if let Some(signature) = answered.signatures.iter().find(is_of_key) {
+                self.signatures.retain(|it| !is_of_key(&it));
+                self.signatures.push(signature.clone());
+                taken += 1;
+            }
+        }
+        Ok(taken)
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.text)?;
+        for Signature { name, id, bytes } in &self.signatures {
+            let signature = STANDARD.encode([id.to_be_bytes().as_slice(), bytes].concat());
+            writeln!(f, "{DASH}{name} {signature}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Signature {
+    fn parse(line: &str) -> Result<Self, NoteError> {
+        let wrong = NoteError("a line behind the text of the note is no signature");
+        let (name, encoded) =
+            line.strip_prefix(DASH).and_then(|rest| rest.split_once(' ')).ok_or(wrong)?;
+        check_name(name).map_err(|_| wrong)?;
+        let bytes = STANDARD.decode(encoded).map_err(|_| wrong)?;
+        let (id, signature) = bytes.split_first_chunk().ok_or(wrong)?;
+        if signature.is_empty() {
+            return Err(wrong);
+        }
+        let (name, bytes) = (name.to_owned(), signature.to_vec());
+        Ok(Self { name, id: u32::from_be_bytes(*id), bytes })
+    }
+
+    /// Checks the signature of a text. Returns the time that was signed with it, or `None` if the
+    /// signature is wrong.
+    fn check(&self, text: &str, key: &VerifierKey) -> Option<Option<u64>> {
+        match key.kind() {
+            Kind::Note => key.has_signed(text.as_bytes(), &self.bytes).then_some(None),
+            Kind::Cosignature => {
+                let (time, signature) = self.bytes.split_first_chunk()?;
+                let time = u64::from_be_bytes(*time);
+                let is_time = time != 0 && i64::try_from(time).is_ok();
+                let is_signed = key.has_signed(cosigned(text, time).as_bytes(), signature);
+                (is_time && is_signed).then_some(Some(time))
+            }
+        }
+    }
+}
+
+/// Returns the message that a witness signs (C2SP `tlog-cosignature`).
+fn cosigned(text: &str, time: u64) -> String {
+    format!("cosignature/v1\ntime {time}\n{text}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The example of C2SP `signed-note`.
+    const KEY: &str = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k";
+    const EXAMPLE: &str = "This is an example message.\n\n\u{2014} example.com/foo Uw2QOkn8srV1yJGh2VYRlL1Tnagv1YEq6TfXppzi2ONncAlTgK7Ztg1ERYNZXsYjOBH3mFXmRKuwHjG1Yu72IneyaQM=\n";
+
+    #[test]
+    fn the_note_of_the_specification_is_valid() {
+        let note = Note::parse(EXAMPLE.as_bytes()).unwrap();
+        assert_eq!(note.text(), "This is an example message.\n");
+        assert_eq!(note.check(&KEY.parse().unwrap()), Signed::Valid(None));
+        assert_eq!(note.to_string(), EXAMPLE);
+        let changed = Note::parse(EXAMPLE.replace("This", "That").as_bytes()).unwrap();
+        assert_eq!(changed.check(&KEY.parse().unwrap()), Signed::Forged);
+        let (other, _) = SigningKey::generate("example.com/foo").unwrap();
+        assert_eq!(note.check(other.verifier()), Signed::Absent);
+    }
+
+    #[test]
+    fn an_unknown_signature_is_ignored_and_a_second_forged_one_is_not() {
+        let (key, _) = SigningKey::generate("log").unwrap();
+        let (other, _) = SigningKey::generate("other").unwrap();
+        let mut note = Note::new("text\n\nwith an empty line\n").unwrap();
+        note.sign(&other);
+        note.sign(&key);
+        let read = Note::parse(note.to_string().as_bytes()).unwrap();
+        assert_eq!(read, note);
+        assert_eq!(read.check(key.verifier()), Signed::Valid(None));
+        note.add(key.verifier(), vec![1; 64]);
+        assert_eq!(note.check(key.verifier()), Signed::Forged);
+        assert_eq!(note.check(other.verifier()), Signed::Valid(None));
+    }
+
+    #[test]
+    fn a_cosignature_is_valid_with_its_time_only() {
+        let key = SigningKey::of_seed("witness", Kind::Cosignature, &[7; 32]).unwrap();
+        let mut note = Note::new("log\n1\nx\n").unwrap();
+        note.cosign(&key, 1_679_315_147);
+        assert_eq!(note.check(key.verifier()), Signed::Valid(Some(1_679_315_147)));
+        let signed = note.to_string();
+        // The time is the first part of the signature.
+        note.signatures[0].bytes[7] ^= 1;
+        assert_eq!(note.check(key.verifier()), Signed::Forged);
+        // A key of a log with the same name and bytes is another key.
+        let log = SigningKey::of_seed("witness", Kind::Note, &[7; 32]).unwrap();
+        assert_eq!(Note::parse(signed.as_bytes()).unwrap().check(log.verifier()), Signed::Absent);
+    }
+
+    #[test]
+    fn lines_of_a_witness_are_taken_over_if_they_are_of_known_keys() {
+        let key = |name: &str| SigningKey::of_seed(name, Kind::Cosignature, &[7; 32]).unwrap();
+        let (known, unknown) = (key("known"), key("unknown"));
+        let note = Note::new("log\n1\nx\n").unwrap();
+        let lines = |keys: &[&SigningKey], time: u64| {
+            let mut cosigned = note.clone();
+            keys.iter().for_each(|key| cosigned.cosign(key, time));
+            cosigned.to_string().split_once("\n\n").unwrap().1.to_owned()
+        };
+        let keys = [known.verifier().clone()];
+        let mut held = note.clone();
+        for time in [5, 6] {
+            assert_eq!(held.take(lines(&[&unknown, &known], time).as_bytes(), &keys), Ok(1));
+            assert_eq!(held.check(known.verifier()), Signed::Valid(Some(time)));
+            assert_eq!(held.signatures.len(), 1);
+        }
+        assert_eq!(held.take(lines(&[&unknown], 7).as_bytes(), &keys), Ok(0));
+        assert_eq!(held.check(known.verifier()), Signed::Valid(Some(6)));
+        let forged = lines(&[&known], 8).replace("known ", "known A");
+        for wrong in ["", "\n", "no\n", "more\n\n\u{2014} a AAAAAAA=\n", &forged] {
+            assert!(held.take(wrong.as_bytes(), &keys).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_note_are_refused() {
+        for wrong in [
+            "",
+            "\n",
+            "\n\n",
+            "text\n",
+            "text\n\n",
+            "text\n\n\n",
+            EXAMPLE.trim_end(),
+            &format!("{EXAMPLE}\n"),
+            &EXAMPLE.replace("example message", "example\tmessage"),
+            &EXAMPLE.replace('\u{2014}', "-"),
+            &EXAMPLE.replace("com/foo ", "com/foo  "),
+            &EXAMPLE.replace("com/foo ", "com/f+o "),
+            &EXAMPLE.replace("aQM=", "aQM"),
+            "text\n\n\u{2014} name AAAAAA==\n",
+            &format!("text\n\n{}", "\u{2014} name AAAAAAA=\n".repeat(101)),
+        ] {
+            assert!(Note::parse(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+        assert!(Note::parse(b"\xFF\n\n\xE2\x80\x94 name AAAAAAA=\n").is_err());
+        assert!(Note::parse("text\n\n\u{2014} name AAAAAAA=\n".as_bytes()).is_ok());
+    }
+}
