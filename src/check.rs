@@ -25,6 +25,7 @@ use crate::output;
 use crate::queue;
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
+use crate::tlog::key::SigningKey;
 use crate::tls;
 use crate::tls::Chain;
 use crate::tls::TlsError;
@@ -41,6 +42,7 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
             Content::Authorities => found.authorities(named),
             Content::ListenerToken | Content::Token => found.token(named),
             Content::Password => found.password(named),
+            Content::SigningKey => found.signing_key(named),
             // Mistakes in policies are reported with their own lines.
             Content::Policy | Content::Directory => {}
         }
@@ -222,6 +224,24 @@ impl Findings<'_> {
         }
     }
 
+    /// Checks a file with the private key of the evidence, and adds its faults to the problems.
+    fn signing_key(&mut self, named: &Named) {
+        let Some(secret) = self.secret(named) else { return };
+        let error = match SigningKey::parse(&secret) {
+            Err(error) => error.to_string(),
+            Ok(key) => {
+                let settings = self.checked.config.as_ref().and_then(|it| it.evidence.as_ref());
+                let name = key.verifier().name();
+                if settings.is_none_or(|settings| settings.origin == name) {
+                    return;
+                }
+                format!("it is the key of {name}, and evidence.origin is another name")
+            }
+        };
+        let message = format!("{}: {error}, allowed: {}", named.path.display(), allowed(named));
+        self.add(named, message, Severity::Error);
+    }
+
     /// Returns the contents of a file with a secret. Returns `None` if the file cannot be read or
     /// is not UTF-8, and adds this fault to the problems.
     fn secret(&mut self, named: &Named) -> Option<String> {
@@ -249,6 +269,7 @@ fn allowed(named: &Named) -> &'static str {
         Content::ListenerToken | Content::Token => "one line of printable text",
         Content::Password => "one line of text",
         Content::Authorities => "a PEM bundle of CA certificates",
+        Content::SigningKey => "the private key that evidence keygen has written",
         Content::Policy => "an audit policy",
         Content::Directory => "a directory",
     }

@@ -24,7 +24,7 @@
 //! | 4 | `compression` `delivery` `filter` `log` `messages` `protocol` `tls` | sections, and the interface for types of output |
 //! | 5 | `kafka` `listener` `output` `stream` | tables, and keys that several types of output share |
 //! | 6 | `http` `queue` | keys that the HTTP outputs share · a table that depends on the outputs |
-//! | 7 | `dead_letter` `limits` `source` | tables that depend on the queue |
+//! | 7 | `dead_letter` `evidence` `limits` `source` | tables that depend on the queue |
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -35,6 +35,7 @@ use std::time::Duration;
 mod compression;
 mod dead_letter;
 mod delivery;
+mod evidence;
 mod filter;
 mod http;
 mod kafka;
@@ -68,6 +69,7 @@ pub use delivery::BatchLimits;
 pub use delivery::Rejected;
 pub use delivery::Retry;
 pub use delivery::Timeouts;
+pub use evidence::Evidence;
 pub use filter::Filter;
 pub use http::BasicAuth;
 pub use http::HttpClient;
@@ -277,6 +279,8 @@ pub struct Config {
     pub outputs: Vec<Output>,
     /// The section `[dead_letter]`: the settings of the files for rejected events.
     pub dead_letter: DeadLetter,
+    /// The section `[evidence]`: the log that proves which events came in. `None`: there is none.
+    pub evidence: Option<Evidence>,
     /// The key `admin.address`: the address at which the relay serves metrics, health checks and
     /// its status page.
     pub admin: SocketAddr,
@@ -320,6 +324,10 @@ fn whole<'a>(
     let filter = filter::filter(&mut t, filter::Otherwise::OF_THE_OUTPUT);
     let outputs = t.sections("output", |t| output::read(t, types, &|| entries(types)));
     let dead_letter = t.section("dead_letter", dead_letter::read);
+    let meaning = "its presence turns on the log that proves which events came in; needs \
+                   queue.directory; a change needs a restart";
+    let key = table::optional("evidence", table::TABLE, "no evidence", meaning);
+    let evidence = t.optional_section(key, evidence::read);
     let admin = admin(&mut t);
     let log = t.section("log", log::read);
     let drain_timeout = t.section("shutdown", drain_timeout);
@@ -330,6 +338,7 @@ fn whole<'a>(
         cx.error("listener", "is missing, allowed: one or more [[listener]] or [[source]]");
     }
     queue::contradictions(cx, &queue, &outputs);
+    evidence::contradictions(cx, matches!(evidence, Some(Some(_))));
     source::contradictions(cx, &queue, &sources);
     listener::contradictions(cx, &listeners, admin);
     output::contradictions(cx, &outputs);
@@ -344,6 +353,7 @@ fn whole<'a>(
         queue,
         outputs: output::with_filter(&filter?, outputs)?,
         dead_letter,
+        evidence: table::whole(evidence)?,
         admin: admin?,
         log: log?,
         drain_timeout,
@@ -387,7 +397,7 @@ fn sample(types: &[OutputType]) -> String {
     let outputs: String = types.iter().map(output).collect();
     format!(
         "{filter}\n[[listener]]\ntls = {{}}\n{outputs}[[source]]\ntype = 'kafka'\ntls = {{}}\n\
-         sasl = {{}}\n[queue]\nacknowledge = 'delivered'\n"
+         sasl = {{}}\n[queue]\nacknowledge = 'delivered'\n[evidence]\n"
     )
 }
 

@@ -28,7 +28,7 @@
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · HAProxy's config |
 //! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and limits; no JSON, no HTTP · which events an output sends · Kafka clients (feature `kafka`) |
-//! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] | requests · topics · the loop of an output · files of events |
+//! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
 //! | 7 | [`output`] | the protocols |
 //! | 8 | [`admin`] [`check`] | metrics, health, status · files that a config names |
 //! | 9 | [`relay`] | which parts there are; how they change and end |
@@ -53,6 +53,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod demo;
+pub mod evidence;
 pub mod filter;
 pub mod haproxy;
 #[cfg(feature = "kafka")]

@@ -45,7 +45,7 @@ use crate::telemetry::Telemetry;
 mod claims;
 mod contract;
 mod cursors;
-mod disk;
+pub(crate) mod disk;
 mod identity;
 pub mod inspect;
 mod memory;
@@ -151,7 +151,13 @@ impl Queue {
         required: bool,
         metrics: OutputMetrics,
     ) -> Result<Cursor, JoinError> {
-        let output = Output { name: name.to_owned(), required, metrics, keeps: Duration::ZERO };
+        let output = Output {
+            name: name.to_owned(),
+            required,
+            metrics,
+            keeps: Duration::ZERO,
+            is_recorder: false,
+        };
         match self {
             Self::Memory(queue) => queue.join(output).map(Cursor::Memory),
             Self::Spool(queue) => queue.join(output).await.map(Cursor::Spool),
@@ -201,6 +207,24 @@ impl Queue {
         match self {
             Self::Memory(queue) => queue.append(batch).map(Ticket::Memory),
             Self::Spool(queue) => queue.append(batch).map(Ticket::Spool),
+        }
+    }
+
+    /// Returns the queue's directory, and the position behind the last event of the queue. `None`
+    /// if the queue is in memory.
+    pub(crate) fn disk(&self) -> Option<(Arc<dyn disk::Disk>, Position)> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Spool(queue) => Some(queue.disk()),
+        }
+    }
+
+    /// Returns for each output its name, and the first position that it has not finished. Empty if
+    /// the queue is in memory.
+    pub(crate) fn places(&self) -> Vec<(String, Position)> {
+        match self {
+            Self::Memory(_) => Vec::new(),
+            Self::Spool(queue) => queue.places(),
         }
     }
 
@@ -633,4 +657,4 @@ impl Cursor {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

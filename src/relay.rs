@@ -39,6 +39,7 @@ use crate::telemetry::ReloadMetrics;
 use crate::telemetry::Telemetry;
 
 mod error;
+mod evidence;
 mod listeners;
 mod outputs;
 mod watch;
@@ -127,6 +128,8 @@ struct Parts {
     outputs: Outputs,
     sources: Sources,
     dead_letters: DeadLetters,
+    /// Records the evidence. `None` if the config has no section `[evidence]`.
+    evidence: Option<evidence::Evidence>,
     watch: Watch,
     /// The failures of the tasks and threads that the relay needs. A failure that is reported here
     /// ends the relay. The tasks of the outputs do not report here: they report to `outputs`.
@@ -252,7 +255,8 @@ async fn start(
     let listeners = listeners::bind(listeners, settings, &[]).map_err(Refused::Address)?;
     // All addresses are bound before a directory is touched, and every output has its cursor before
     // the first batch is accepted.
-    let (queue, cursors) = open_queue(&config, &telemetry, &outputs).await?;
+    let (queue, mut cursors) = open_queue(&config, &telemetry, &outputs).await?;
+    let evidence = evidence::begin(&config, file.clone(), &queue, &mut cursors, &telemetry).await?;
     for (output, cursor) in outputs.iter_mut().zip(cursors) {
         output.opened(cursor);
     }
@@ -270,6 +274,7 @@ async fn start(
         outputs: Outputs::new(Arc::clone(&telemetry), queue, dead_letters.clone()),
         sources: Sources::new(failures.clone()),
         dead_letters,
+        evidence,
         watch,
         failures,
         problems: Vec::new(),
@@ -298,8 +303,10 @@ async fn open_queue(
     telemetry: &Arc<Telemetry>,
     outputs: &[outputs::Planned],
 ) -> Result<(Queue, Vec<Cursor>), Error> {
+    let config_of_evidence = config.evidence.as_ref();
     let (config, telemetry) = (config.queue.clone(), Arc::clone(telemetry));
-    let joining: Vec<_> = outputs.iter().filter_map(outputs::Planned::joins).collect();
+    let mut joining: Vec<_> = outputs.iter().filter_map(outputs::Planned::joins).collect();
+    joining.extend(evidence::reader(config_of_evidence));
     let opened = blocking(move || Queue::open(&config, &telemetry, &joining)).await;
     opened?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
 }
@@ -517,6 +524,9 @@ impl Parts {
         self.sources.commit(sources, &self.queue);
         let committed = self.listeners.commit(listeners).await;
         self.config = config;
+        if let Some(evidence) = &self.evidence {
+            evidence.reloaded(self.file.clone(), &self.queue).await;
+        }
         self.show();
         committed
     }
@@ -570,6 +580,10 @@ impl Parts {
         if config.admin != now.admin {
             tracing::warn!(key = "admin.address", "has changed, which needs a restart");
             config.admin = now.admin;
+        }
+        if config.evidence != now.evidence {
+            tracing::warn!(key = "evidence", "has changed, which needs a restart");
+            config.evidence.clone_from(&now.evidence);
         }
         if config.queue.directory != now.queue.directory {
             tracing::warn!(key = "queue.directory", "has changed, which needs a restart");
@@ -643,6 +657,9 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
     }
     parts.sources.end(CLOSING).await;
     parts.dead_letters.close().await;
+    if let Some(evidence) = parts.evidence.take() {
+        evidence.stop(parts.file.clone(), &parts.queue, CLOSING).await;
+    }
     parts.queue.close().await;
     abandon(&parts.queue);
     parts.stop.cancel();

@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use metrics::Gauge;
+use metrics::Histogram;
 use metrics::KeyName;
 use metrics::Recorder as _;
 use metrics_exporter_prometheus::Matcher;
@@ -36,11 +37,13 @@ mod reference;
 mod reports;
 
 pub use catalog::DroppedLetters;
+pub use catalog::EvidenceMetrics;
 pub use catalog::ListenerMetrics;
 pub use catalog::OutputMetrics;
 pub use catalog::QueueMetrics;
 pub use catalog::ReloadMetrics;
 pub use labels::AttemptError;
+pub use labels::EvidenceError;
 pub use labels::Rejection;
 pub use log::change_log;
 pub use log::end_log;
@@ -205,6 +208,21 @@ impl Telemetry {
         ReloadMetrics::register(&self.recorder, [])
     }
 
+    /// Returns the handles of the metrics about the evidence.
+    #[must_use]
+    pub fn evidence(&self) -> EvidenceMetrics {
+        EvidenceMetrics::register(&self.recorder, [])
+    }
+
+    /// Returns handles for a reader of the queue that is no output. Nothing shows them.
+    #[must_use]
+    pub(crate) fn of_no_output() -> OutputMetrics {
+        let mut metrics = Self::new().output("");
+        // Nobody would ever collect its samples.
+        metrics.delivery = Histogram::noop();
+        metrics
+    }
+
     /// Returns the handles of the metrics of one output.
     #[must_use]
     pub fn output(&self, name: &str) -> OutputMetrics {
@@ -348,6 +366,24 @@ impl ReloadMetrics {
     }
 }
 
+impl EvidenceMetrics {
+    /// Shows the number of entries of the log.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; the log has fewer than 2^52 entries")]
+    pub fn grew(&self, size: u64) {
+        self.size.set(size as f64);
+    }
+
+    /// Notes that a checkpoint was signed.
+    pub fn signed(&self) {
+        self.checkpoint.set(now());
+    }
+
+    /// Counts a failed attempt to record evidence.
+    pub fn failed(&self, reason: EvidenceError) {
+        self.errors.of(reason).increment(1);
+    }
+}
+
 impl OutputMetrics {
     /// Counts events as lost, and notes them for the log.
     pub fn lose(&self, loss: Loss, events: u64) {
@@ -376,7 +412,7 @@ mod tests {
         let listener = telemetry.listener("127.0.0.1:3000");
         let _handles = (telemetry.in_flight(), telemetry.queue(), telemetry.output("o"));
         let _dropped = telemetry.dead_letters_dropped();
-        let _reloads = telemetry.reloads();
+        let _reloads = (telemetry.reloads(), telemetry.evidence());
         telemetry.certificate_expiry("listener", "127.0.0.1:3000", "server", 4_102_444_800);
         telemetry.output_required("o", true);
         listener.answered(431);
@@ -420,6 +456,7 @@ mod tests {
         let _handles = (telemetry.listener("l"), telemetry.queue(), telemetry.output("o"));
         let _others =
             (telemetry.in_flight(), telemetry.dead_letters_dropped(), telemetry.reloads());
+        let _evidence = telemetry.evidence();
         telemetry.output_required("o", true);
         for (place, name) in [("listener", "l"), ("output", "o")] {
             for role in ["server", "client"] {

@@ -78,6 +78,8 @@ pub enum Content {
     Token,
     /// One line with a password.
     Password,
+    /// The private key with which the evidence is signed.
+    SigningKey,
     /// A Kubernetes audit policy.
     Policy,
     /// No content: the key names a directory, not a file.

@@ -532,6 +532,7 @@ mod tests {
             required: true,
             metrics: telemetry.output("o"),
             keeps: Duration::ZERO,
+            is_recorder: false,
         };
         let (queue, mut cursors) = Queue::open(&config.queue, &telemetry, &[output]).unwrap();
         let mut cursor = cursors.remove(0);

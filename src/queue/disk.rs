@@ -26,25 +26,25 @@ use direct::DirectFile;
 mod direct;
 
 /// The name of the directory with the segments, which are the files that hold the queue's events.
-pub(super) const SEGMENTS: &str = "segments";
+pub(crate) const SEGMENTS: &str = "segments";
 
 /// The name of the directory with the spare files, which hold no events and become the next
 /// segments.
-pub(super) const SPARES: &str = "spare";
+pub(crate) const SPARES: &str = "spare";
 
 /// The name of the directory for copies of damaged bytes.
-pub(super) const QUARANTINE: &str = "quarantine";
+pub(crate) const QUARANTINE: &str = "quarantine";
 
 /// The name of the lock file. A process that uses the queue's directory holds a lock (flock) on
 /// this file, so that no second process uses the same directory.
-pub(super) const LOCK: &str = "spool.lock";
+pub(crate) const LOCK: &str = "spool.lock";
 
 /// The greatest number of separate byte slices that the kernel accepts in one write (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;
 
 /// The operations on a queue's directory and on the files in it. Tests have an implementation whose
 /// operations fail.
-pub(super) trait Disk: Send + Sync + fmt::Debug {
+pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// Returns the names of the files in a directory, in no particular order.
     fn list(&self, directory: &str) -> io::Result<Vec<String>>;
 
@@ -54,6 +54,9 @@ pub(super) trait Disk: Send + Sync + fmt::Debug {
     /// Makes a new file that has this many bytes of zeros, and reserves disk space for them. Fails
     /// if the file exists.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
+
+    /// Makes a directory, which survives a power loss. Does nothing if there is one.
+    fn make_directory(&self, name: &str) -> io::Result<()>;
 
     /// Deletes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
@@ -73,7 +76,7 @@ pub(super) trait Disk: Send + Sync + fmt::Debug {
 
 /// The purpose for which a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Access {
+pub(crate) enum Access {
     /// The file is only read.
     Read,
     /// The file is read and written.
@@ -84,7 +87,7 @@ pub(super) enum Access {
 }
 
 /// An open file in a queue's directory.
-pub(super) trait File: Send + Sync + fmt::Debug {
+pub(crate) trait File: Send + Sync + fmt::Debug {
     /// Fills the buffer with the file's bytes from an offset on. Returns the number of bytes read,
     /// which is smaller than the buffer only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
@@ -105,13 +108,13 @@ pub(super) trait File: Send + Sync + fmt::Debug {
 }
 
 /// Returns a function that puts the name of a file before the text of an error.
-pub(super) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
+pub(crate) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
 /// Returns the number of files in the quarantine (the directory for copies of damaged bytes), and
 /// the number of bytes in these files. Files that can't be opened do not count.
-pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
+pub(crate) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
     let names = disk.list(QUARANTINE).unwrap_or_default();
     let bytes = |name: &String| disk.open(&format!("{QUARANTINE}/{name}"), Access::Read)?.bytes();
     let sizes = names.iter().filter_map(|name| bytes(name).ok());
@@ -124,7 +127,7 @@ pub(super) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
 /// # Errors
 ///
 /// The disk refuses. The file then has its old content or the new one.
-pub(super) fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
+pub(crate) fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
     let (new, bytes) = (format!("{name}.new"), content.len() as u64);
     let file = match disk.create(&new, bytes) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -142,7 +145,7 @@ pub(super) fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result
 
 /// A queue's directory in the operating system's file system.
 #[derive(Debug)]
-pub(super) struct RealDisk {
+pub(crate) struct RealDisk {
     root: PathBuf,
     /// The open lock file. The directory is locked as long as this file is open. `None` if the
     /// directory is only inspected, which needs no lock.
@@ -160,7 +163,7 @@ impl RealDisk {
     ///
     /// Another process holds the lock, the operating system refuses, or one of the directories in
     /// it is a link.
-    pub(super) fn own(root: &Path) -> Result<Self, OpenError> {
+    pub(crate) fn own(root: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();
             move |error: io::Error| OpenError::new(what, path, error)
@@ -189,7 +192,7 @@ impl RealDisk {
 
     /// Opens a queue's directory for inspection. Does not take the lock on the directory, which a
     /// running relay may hold. The caller must call only operations that read.
-    pub(super) fn look(root: &Path) -> Self {
+    pub(crate) fn look(root: &Path) -> Self {
         Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
     }
 
@@ -293,6 +296,10 @@ impl Disk for RealDisk {
             return Err(error);
         }
         Ok(Arc::new(RealFile(file)))
+    }
+
+    fn make_directory(&self, name: &str) -> io::Result<()> {
+        make_directory(&self.root.join(name))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -424,7 +431,7 @@ pub enum OpenError {
 impl OpenError {
     /// Makes a value of this type from an error of the operating system. Adds advice for the
     /// operator that fits the kind of the error.
-    pub(super) fn new(what: &'static str, path: PathBuf, error: io::Error) -> Self {
+    pub(crate) fn new(what: &'static str, path: PathBuf, error: io::Error) -> Self {
         let remedies = [
             (
                 io::ErrorKind::PermissionDenied,

@@ -26,6 +26,11 @@ pub struct Output {
     /// earlier if their room is needed. After a restart the output reads in them which events it
     /// has already sent.
     pub keeps: Duration,
+    /// `true`: this is no output, but the reader that records the evidence. It holds events as an
+    /// output that is not required. It begins at the oldest event of a queue in files at each
+    /// start, goes on while the relay drains, and is in no list, no metric and not in the cursors
+    /// file.
+    pub is_recorder: bool,
 }
 
 impl Output {

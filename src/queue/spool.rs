@@ -49,6 +49,7 @@ use super::segment::RECORD_HEADER;
 use super::synced;
 use crate::config;
 use crate::config::WhenFull;
+use crate::position::Position;
 use crate::telemetry::QueueMetrics;
 use crate::telemetry::State as Told;
 use crate::telemetry::Telemetry;
@@ -500,7 +501,7 @@ impl Queue {
     #[must_use]
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
-        let watermark = state.log.watermark();
+        let watermark = state.log.outputs_watermark();
         let events = (state.log.end.position - watermark)
             .saturating_sub(state.log.dropped_from(watermark).0);
         (self.shared.held_bytes(&state), events)
@@ -511,10 +512,21 @@ impl Queue {
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
-        let backlog = |(_, cursor): (_, &CursorState)| {
-            (cursor.output.name.clone(), state.log.backlog(cursor))
-        };
-        state.log.cursors.iter().map(backlog).collect()
+        let backlog =
+            |cursor: &CursorState| (cursor.output.name.clone(), state.log.backlog(cursor));
+        state.log.outputs().map(backlog).collect()
+    }
+
+    /// Returns the queue's directory, and the end of the log. See [`super::Queue::disk`].
+    pub(super) fn disk(&self) -> (Arc<dyn Disk>, Position) {
+        (Arc::clone(&self.shared.disk), self.shared.lock().log.end.position)
+    }
+
+    /// Returns the first position that each output has not finished. See [`super::Queue::places`].
+    pub(super) fn places(&self) -> Vec<(String, Position)> {
+        let state = self.shared.lock();
+        let place = |cursor: &CursorState| (cursor.output.name.clone(), cursor.claims.watermark());
+        state.log.outputs().map(place).collect()
     }
 
     /// Sets the gauges that are computed only when the metrics are read. See
@@ -531,7 +543,7 @@ impl Queue {
         let gone = accounting.pending_delete().len() + accounting.stuck().len();
         let files = state.log.segments.len() + gone;
         metrics.segments.set(files as f64);
-        for (_, cursor) in &state.log.cursors {
+        for cursor in state.log.outputs() {
             state.log.backlog(cursor).show(&cursor.output.metrics);
         }
     }

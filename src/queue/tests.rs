@@ -13,7 +13,7 @@ use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
 mod format_1;
-pub(super) mod simulated_disk;
+pub(crate) mod simulated_disk;
 
 /// The `[queue]` table of the embedded config.
 fn embedded_config() -> config::Queue {
@@ -48,6 +48,7 @@ impl Counts {
             required,
             metrics: self.metrics(telemetry, name),
             keeps: std::time::Duration::ZERO,
+            is_recorder: false,
         }
     }
 

@@ -28,6 +28,7 @@ use super::labels::AttemptError;
 use super::labels::ByResult;
 use super::labels::Code;
 use super::labels::Dropped;
+use super::labels::EvidenceError;
 use super::labels::Filtered;
 use super::labels::LISTENER;
 use super::labels::Levels;
@@ -460,6 +461,34 @@ catalog! {
                 runs with.",
             action: "As for `config_reload_total`. The alert `KubeAuditForwarderReloadFailed` \
                 fires after two minutes.",
+        }
+    }
+
+    "Evidence"
+    /// The handles of the metrics about the evidence, which is there if the config has the section
+    /// `[evidence]`.
+    pub struct EvidenceMetrics [] {
+        pub(super) size: Gauge = "evidence_size" {
+            help: "Entries of the evidence log.",
+            unit: "entries",
+            meaning: "Entries are ranges of events, starts, stops, reloads, losses and heartbeats. \
+                The log is never cut.",
+            action: "If it stands still for longer than `evidence.heartbeat_interval`, look at \
+                `evidence_errors_total` and at the log.",
+        }
+        pub(super) checkpoint: Gauge = "evidence_last_checkpoint_timestamp_seconds" {
+            help: "When the last checkpoint of the evidence was signed; 0: not since the start.",
+            unit: "seconds since 1970",
+            meaning: "What came in later is not proven yet.",
+            action: "If it is older than `evidence.heartbeat_interval`, the log says why.",
+        }
+        pub(super) errors: Each<EvidenceError, Counter> = "evidence_errors_total" {
+            help: "Failed attempts to record evidence, by reason.",
+            unit: "attempts",
+            meaning: "Events are forwarded nevertheless. The queue keeps the events whose evidence \
+                is missing until it is full.",
+            action: "`write`: repair or empty the disk of `queue.directory`, or mend what the log \
+                says.",
         }
     }
 

@@ -86,6 +86,15 @@ label_values! {
 }
 
 label_values! {
+    /// The reason why evidence could not be recorded: the label `reason` of
+    /// `evidence_errors_total`.
+    pub enum EvidenceError as "reason" {
+        /// The disk refuses, or the files are damaged.
+        Write = "write",
+    }
+}
+
+label_values! {
     /// The reason why an attempt to deliver failed: the label `reason` of `output_errors_total`.
     pub enum AttemptError as "reason" {
         /// The consumer's host name cannot be resolved to an address.

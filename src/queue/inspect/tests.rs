@@ -664,6 +664,10 @@ impl Disk for Busy {
         Err(Errno::ROFS.into())
     }
 
+    fn make_directory(&self, _: &str) -> io::Result<()> {
+        Err(Errno::ROFS.into())
+    }
+
     fn remove(&self, _: &str) -> io::Result<()> {
         Err(Errno::ROFS.into())
     }

@@ -31,6 +31,7 @@ fn join(queue: &Queue, telemetry: &Telemetry, name: &str) -> Cursor {
         required: true,
         metrics: telemetry.output(name),
         keeps: std::time::Duration::ZERO,
+        is_recorder: false,
     };
     queue.join(output).expect("its name is free")
 }

@@ -275,7 +275,8 @@ impl CursorState {
     /// Returns `true` if the output has no event on the wire (sent, and not answered yet). Also
     /// `true` if the output has ended, because nobody will then report what became of its events.
     pub(super) fn is_idle(&self) -> bool {
-        self.gone || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
+        let nobody_waits = self.gone || self.output.is_recorder;
+        nobody_waits || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
     }
 
     /// Moves the cursor past a segment that was dropped. Returns how many events of the segment
@@ -527,7 +528,7 @@ impl LogState {
     /// Returns whether a cursor can hand out events now, has to read a file first, or has no
     /// events.
     fn read_plan(&self, index: usize) -> ReadPlan {
-        if self.draining {
+        if self.is_closed_for(index) {
             return ReadPlan::Nothing;
         }
         let cursor = &self.cursors[index];
@@ -816,7 +817,7 @@ impl Cursor {
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         let (batch, ahead) = {
             let mut state = self.shared.lock();
-            if state.log.draining {
+            if state.log.is_closed_for(self.index) {
                 return None;
             }
             let cursor = &mut state.log.cursors[self.index];

@@ -130,7 +130,9 @@ pub(super) fn open(
     for output in outputs {
         let mut cursor = join(&state, &*disk, contents.as_ref(), output);
         let backlog = state.log.backlog(&cursor);
-        begin(&mut cursor, backlog);
+        if !output.is_recorder {
+            begin(&mut cursor, backlog);
+        }
         indices.push(state.insert_cursor(cursor));
     }
 
@@ -241,6 +243,7 @@ fn join(
     let name = output.name.as_str();
     let oldest = state.log.segments.front().map_or(state.log.end, |segment| segment.first);
     let at = match contents {
+        _ if output.is_recorder => oldest,
         None => oldest,
         Some((contents, trust)) => match (contents.outputs.get(name), trust) {
             // Segments before the oldest one were deleted after the damaged slot was written, which

@@ -430,6 +430,23 @@ impl LogState {
         watermarks.min().unwrap_or(self.end.position)
     }
 
+    /// Returns the places of all outputs. The reader that records the evidence is not among them.
+    pub(super) fn outputs(&self) -> impl Iterator<Item = &CursorState> {
+        self.cursors.iter().map(|(_, cursor)| cursor).filter(|it| !it.output.is_recorder)
+    }
+
+    /// Returns the first position that at least one output has not finished; the log's end if there
+    /// is no output.
+    pub(super) fn outputs_watermark(&self) -> Position {
+        let watermarks = self.outputs().map(|cursor| cursor.claims.watermark());
+        watermarks.min().unwrap_or(self.end.position)
+    }
+
+    /// Returns `true` if a cursor hands out no more events, because the relay drains.
+    pub(super) fn is_closed_for(&self, index: usize) -> bool {
+        self.draining && !self.cursors[index].output.is_recorder
+    }
+
     /// Returns the segments that every output has finished, oldest first. The active segment, to
     /// which batches are appended, is not among them.
     pub(super) fn finished(&self) -> impl Iterator<Item = &Segment> {
@@ -555,7 +572,9 @@ impl LogState {
         let mut dropped = DropCount::default();
         for (_, cursor) in &mut self.cursors {
             let lost = cursor.drop_segment(segment);
-            dropped.lose(&cursor.output, lost);
+            if !cursor.output.is_recorder {
+                dropped.lose(&cursor.output, lost);
+            }
         }
         dropped.count(metrics);
         self.tail.retain(|record| record.segment != segment.first.position);
@@ -608,8 +627,8 @@ impl LogState {
 
     /// Returns the contents that the cursors file must have now.
     pub(super) fn contents(&self) -> Contents {
-        let offset = |(_, cursor): (_, &CursorState)| (cursor.output.name.clone(), cursor.saved());
-        let outputs = self.cursors.iter().map(offset);
+        let offset = |cursor: &CursorState| (cursor.output.name.clone(), cursor.saved());
+        let outputs = self.outputs().map(offset);
         Contents { end: self.end, outputs: outputs.collect(), holes: self.holes.clone() }
     }
 

@@ -34,7 +34,7 @@ const PAGE: u64 = 4096;
 
 /// What can be done to a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::queue) enum Operation {
+pub(crate) enum Operation {
     List,
     Open,
     Create,
@@ -50,7 +50,7 @@ pub(in crate::queue) enum Operation {
 
 impl Operation {
     /// Those that change something.
-    pub(in crate::queue) const CHANGES: [Self; 7] = [
+    pub(crate) const CHANGES: [Self; 7] = [
         Self::Create,
         Self::Remove,
         Self::Rename,
@@ -67,13 +67,13 @@ impl Operation {
 struct Crashed;
 
 /// Whether it is the error of a machine that has crashed.
-pub(in crate::queue) fn is_crash(error: &io::Error) -> bool {
+pub(crate) fn is_crash(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Crashed>())
 }
 
 /// A disk as one process sees it; clones share it.
 #[derive(Clone)]
-pub(in crate::queue) struct SimulatedDisk {
+pub(crate) struct SimulatedDisk {
     shared: Arc<Mutex<State>>,
     /// Which start of the machine the process belongs to.
     boot: u64,
@@ -81,7 +81,7 @@ pub(in crate::queue) struct SimulatedDisk {
 
 impl SimulatedDisk {
     /// An empty one. The seed decides about faults; [`Self::crash`] has a generator of its own.
-    pub(in crate::queue) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         let state = State {
             rng: fastrand::Rng::with_seed(seed),
             files: BTreeMap::new(),
@@ -101,12 +101,12 @@ impl SimulatedDisk {
     }
 
     /// How many operations of a kind were begun.
-    pub(in crate::queue) fn count(&self, operation: Operation) -> u64 {
+    pub(crate) fn count(&self, operation: Operation) -> u64 {
         self.state().counts.get(&operation).copied().unwrap_or(0)
     }
 
     /// How many operations that change something were begun.
-    pub(in crate::queue) fn changes(&self) -> u64 {
+    pub(crate) fn changes(&self) -> u64 {
         self.state().changes_begun()
     }
 
@@ -115,28 +115,28 @@ impl SimulatedDisk {
     /// A write that fails has written a part. A sync that fails marks all as clean that it should
     /// have written: it is read still, some of it may be on the medium, and no later sync writes
     /// the rest. A create that fails may leave an empty file. Whatever else fails does nothing.
-    pub(in crate::queue) fn fail(&self, operation: Operation, after: u64, error: Errno) {
+    pub(crate) fn fail(&self, operation: Operation, after: u64, error: Errno) {
         let at = self.count(operation) + after;
         self.state().plan.insert((operation, at), error);
     }
 
     /// Every change fails with this probability from now on, with an error that fits it.
-    pub(in crate::queue) fn faults(&self, probability: f64) {
+    pub(crate) fn faults(&self, probability: f64) {
         self.state().probability = probability;
     }
 
     /// Whether every change fails with EROFS from now on.
-    pub(in crate::queue) fn read_only(&self, read_only: bool) {
+    pub(crate) fn read_only(&self, read_only: bool) {
         self.state().read_only = read_only;
     }
 
     /// No attempt to remove the file of this name succeeds from now on.
-    pub(in crate::queue) fn undeletable(&self, name: &str) {
+    pub(crate) fn undeletable(&self, name: &str) {
         self.state().kept_names.insert(name.to_owned());
     }
 
     /// No operation fails any more that was set to.
-    pub(in crate::queue) fn calm(&self) {
+    pub(crate) fn calm(&self) {
         let mut state = self.state();
         state.plan.clear();
         state.kept_names.clear();
@@ -145,17 +145,17 @@ impl SimulatedDisk {
 
     /// All files together have room for so much. A removed one takes its room until nobody has it
     /// open.
-    pub(in crate::queue) fn capacity(&self, bytes: u64) {
+    pub(crate) fn capacity(&self, bytes: u64) {
         self.state().capacity = bytes;
     }
 
     /// No read of the page that holds this byte succeeds from now on.
-    pub(in crate::queue) fn unreadable(&self, name: &str, offset: u64) {
+    pub(crate) fn unreadable(&self, name: &str, offset: u64) {
         self.state().named(name).unreadable.insert(offset / PAGE);
     }
 
     /// Changes a byte, as if it had been so since it was synced.
-    pub(in crate::queue) fn flip(&self, name: &str, offset: u64, mask: u8) {
+    pub(crate) fn flip(&self, name: &str, offset: u64, mask: u8) {
         let mut state = self.state();
         let file = state.named(name);
         file.seen[index(offset)] ^= mask;
@@ -165,38 +165,38 @@ impl SimulatedDisk {
     }
 
     /// All files, with their directories, in order.
-    pub(in crate::queue) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.state().seen.keys().cloned().collect()
     }
 
     /// How long all files of a directory are together.
-    pub(in crate::queue) fn bytes_in(&self, directory: &str) -> u64 {
+    pub(crate) fn bytes_in(&self, directory: &str) -> u64 {
         let state = self.state();
         let inside = state.seen.iter().filter(|(name, _)| split(name).0 == directory);
         inside.map(|(_, number)| state.files[number].seen.len() as u64).sum()
     }
 
     /// What a file holds.
-    pub(in crate::queue) fn contents(&self, name: &str) -> Vec<u8> {
+    pub(crate) fn contents(&self, name: &str) -> Vec<u8> {
         self.state().named(name).seen.clone()
     }
 
     /// So many changes are still begun; then the machine is dead, and everything fails until
     /// [`Self::crash`].
-    pub(in crate::queue) fn crash_after(&self, changes: u64) {
+    pub(crate) fn crash_after(&self, changes: u64) {
         let mut state = self.state();
         state.crash_at = state.changes_begun() + changes;
     }
 
     /// Whether it has come to what [`Self::crash_after`] has set.
-    pub(in crate::queue) fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.state().is_dead(self.boot)
     }
 
     /// The disk as the next process finds it: the power was off. To this one, and to its files, the
     /// machine is dead for ever. Faults stay as they were set.
     #[must_use = "it takes the place of the old one"]
-    pub(in crate::queue) fn crash(&self, rng: &mut fastrand::Rng) -> Self {
+    pub(crate) fn crash(&self, rng: &mut fastrand::Rng) -> Self {
         let mut state = self.state();
         let State { files, seen, kept, changes, .. } = &mut *state;
         let chance = chance(rng);
@@ -276,6 +276,11 @@ impl Disk for SimulatedDisk {
         }
         failed(fault)?;
         Ok(self.handle(&state, number, Access::Write))
+    }
+
+    /// Directories are always there, as after a sync.
+    fn make_directory(&self, _: &str) -> io::Result<()> {
+        Ok(())
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -626,7 +631,8 @@ fn split(name: &str) -> (&str, &str) {
 }
 
 fn exists(directory: &str) -> io::Result<()> {
-    let there = ["", SEGMENTS, SPARES, QUARANTINE].contains(&directory);
+    let is_evidence = directory.split('/').next() == Some("evidence");
+    let there = is_evidence || ["", SEGMENTS, SPARES, QUARANTINE].contains(&directory);
     failed((!there).then_some(Errno::NOENT))
 }
 

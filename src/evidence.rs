@@ -1,0 +1,23 @@
+//! Evidence: a log that proves which events came in.
+//!
+//! A thread of its own reads the queue, hashes each line, and enters ranges of events with a root
+//! over their hashes into a transparency log ([`crate::tlog`]) below the queue's directory. The
+//! roots are signed by checkpoints. Whoever has kept a checkpoint can tell later if an event was
+//! taken out, changed or added. The log itself holds nothing from which an event could be guessed.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `entry` `layout` `lines` | what an entry says · names of files · hashes of lines |
+//! | 2 | `reader` `store` | a log seen from outside · the files of the log, and the order in which they are written |
+//! | 3 | `hashes` | the files of line hashes |
+//! | 4 | `recorder` | the thread |
+
+pub mod entry;
+mod hashes;
+mod layout;
+pub mod lines;
+pub mod reader;
+pub(crate) mod recorder;
+mod store;
+
+pub use layout::DIRECTORY;

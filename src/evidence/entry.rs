@@ -1,0 +1,314 @@
+//! The entries of an evidence log: what each of them says, as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::Deserializer;
+use serde::Serialize;
+use serde::Serializer;
+use serde::de::Error as _;
+
+use crate::tlog::merkle::Hash;
+
+/// The most events of a range.
+pub const RANGE_MAX: u64 = 4096;
+
+/// The name that stands for the queue where an entry names an output. No output has this name.
+pub const QUEUE: &str = "queue";
+
+/// An entry. Times (`at`) are milliseconds since 1970, and positions are those of the queue. A
+/// range has the positions from `first` on, `count` of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Entry {
+    /// Events that came in.
+    Accepted {
+        /// The first position.
+        first: u64,
+        /// The number of events.
+        count: u64,
+        /// The time at which the last of them came in.
+        at: u64,
+        /// The root over the lines of the range.
+        root: Hash,
+    },
+    /// What became of events at an output.
+    Delivered {
+        /// The name of the output.
+        output: String,
+        /// The first position.
+        first: u64,
+        /// The number of events.
+        count: u64,
+        /// The time at which this became final.
+        at: u64,
+        /// The root over the lines that left, if a filter changed or dropped any. `None` if all
+        /// lines left as they came, or if none left.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        root: Option<Hash>,
+        /// The events that the consumer did not get, by their offsets in the range.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        not_delivered: BTreeMap<Offset, Fate>,
+        /// The offsets of the events that left in another form than their own.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        changed: Vec<Offset>,
+    },
+    /// Events that are lost.
+    Lost {
+        /// The name of the output that lost them, or `queue`.
+        output: String,
+        /// The first position; `None` for events that never got one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        first: Option<u64>,
+        /// The number of events.
+        count: u64,
+        /// The time at which they were counted as lost.
+        at: u64,
+        /// Why they are lost, such as `when_full`.
+        reason: String,
+    },
+    /// The relay has started.
+    Start(Started),
+    /// The relay has read its config again.
+    Reload(Running),
+    /// The relay has ended as it was told.
+    Stop(Running),
+    /// Nothing else has happened for a while.
+    Heartbeat {
+        /// The time.
+        at: u64,
+    },
+    /// Line hashes were deleted, because they took too much room.
+    Pruned {
+        /// The time.
+        at: u64,
+        /// The line hashes of positions below this one are gone.
+        below: u64,
+    },
+    /// From now on another key signs too.
+    Key {
+        /// The time.
+        at: u64,
+        /// The public key, as `evidence keygen` prints it.
+        verifier_key: String,
+    },
+}
+
+/// How the relay runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Running {
+    /// The time.
+    pub at: u64,
+    /// The version of the program.
+    pub version: String,
+    /// The SHA-256 of the config, as 64 hexadecimal digits.
+    pub config_sha256: String,
+    /// `evidence.heartbeat_interval` in milliseconds.
+    pub heartbeat_ms: u64,
+    /// For each output the lowest position without a final fate there.
+    pub outputs: BTreeMap<String, u64>,
+}
+
+/// How the relay runs, and the log that it has found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// How the relay runs.
+    #[serde(flatten)]
+    pub running: Running,
+    /// The log that was there before this entry.
+    pub previous: Previous,
+}
+
+/// The log before a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Previous {
+    /// The number of entries.
+    pub size: u64,
+    /// The root over them.
+    pub root: Hash,
+}
+
+/// Why the consumer of an output did not get an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// The filter of the output does not let it through.
+    Dropped,
+    /// The consumer has got the same event before.
+    Duplicate,
+    /// The output has lost it.
+    Lost,
+    /// It is in a file of dead letters.
+    DeadLetter,
+}
+
+/// The place of an event in a range, from 0 on. It is written as a decimal string.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Offset(pub u64);
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for Offset {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Offset {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let number: u64 = text.parse().map_err(D::Error::custom)?;
+        if number.to_string() != text {
+            return Err(D::Error::custom("an offset is a decimal number"));
+        }
+        Ok(Self(number))
+    }
+}
+
+impl Entry {
+    /// Reads an entry.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are no entry.
+    pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+
+    /// Returns the bytes of the entry, as they are in the log.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("numbers and texts, and the keys of its maps are texts")
+    }
+
+    /// Returns the time of the entry, in milliseconds since 1970.
+    #[must_use]
+    pub fn at(&self) -> u64 {
+        match self {
+            Self::Accepted { at, .. }
+            | Self::Delivered { at, .. }
+            | Self::Lost { at, .. }
+            | Self::Heartbeat { at }
+            | Self::Pruned { at, .. }
+            | Self::Key { at, .. } => *at,
+            Self::Start(Started { running, .. }) | Self::Reload(running) | Self::Stop(running) => {
+                running.at
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_written_and_read_as_the_contract_says() {
+        let hash = Hash::of(&[b"x"]);
+        let running = Running {
+            at: 5,
+            version: "0.1.0".to_owned(),
+            config_sha256: "ab".repeat(32),
+            heartbeat_ms: 3_600_000,
+            outputs: BTreeMap::from([("siem".to_owned(), 7)]),
+        };
+        let common = format!(
+            r#""at":5,"version":"0.1.0","config_sha256":"{}","heartbeat_ms":3600000,"outputs":{{"siem":7}}"#,
+            "ab".repeat(32)
+        );
+        let delivered = |root, not_delivered, changed| Entry::Delivered {
+            output: "siem".to_owned(),
+            first: 10,
+            count: 3,
+            at: 5,
+            root,
+            not_delivered,
+            changed,
+        };
+        let lost = |first| Entry::Lost {
+            output: "queue".to_owned(),
+            first,
+            count: 3,
+            at: 5,
+            reason: "when_full".to_owned(),
+        };
+        for (entry, text) in [
+            (
+                Entry::Accepted { first: 0, count: 400, at: 5, root: hash },
+                format!(r#"{{"type":"accepted","first":0,"count":400,"at":5,"root":"{hash}"}}"#),
+            ),
+            (
+                delivered(None, BTreeMap::new(), Vec::new()),
+                r#"{"type":"delivered","output":"siem","first":10,"count":3,"at":5}"#.to_owned(),
+            ),
+            (
+                delivered(
+                    Some(hash),
+                    BTreeMap::from([
+                        (Offset(0), Fate::Dropped),
+                        (Offset(2), Fate::DeadLetter),
+                    ]),
+                    vec![Offset(1)],
+                ),
+                format!(
+                    r#"{{"type":"delivered","output":"siem","first":10,"count":3,"at":5,"root":"{hash}","not_delivered":{{"0":"dropped","2":"dead_letter"}},"changed":["1"]}}"#
+                ),
+            ),
+            (
+                lost(Some(3)),
+                r#"{"type":"lost","output":"queue","first":3,"count":3,"at":5,"reason":"when_full"}"#
+                    .to_owned(),
+            ),
+            (
+                lost(None),
+                r#"{"type":"lost","output":"queue","count":3,"at":5,"reason":"when_full"}"#.to_owned(),
+            ),
+            (
+                Entry::Start(Started {
+                    running: running.clone(),
+                    previous: Previous { size: 9, root: hash },
+                }),
+                format!(
+                    r#"{{"type":"start",{common},"previous":{{"size":9,"root":"{hash}"}}}}"#
+                ),
+            ),
+            (Entry::Reload(running.clone()), format!(r#"{{"type":"reload",{common}}}"#)),
+            (Entry::Stop(running), format!(r#"{{"type":"stop",{common}}}"#)),
+            (Entry::Heartbeat { at: 5 }, r#"{"type":"heartbeat","at":5}"#.to_owned()),
+            (
+                Entry::Pruned { at: 5, below: 7 },
+                r#"{"type":"pruned","at":5,"below":7}"#.to_owned(),
+            ),
+            (
+                Entry::Key { at: 5, verifier_key: "a+0+b".to_owned() },
+                r#"{"type":"key","at":5,"verifier_key":"a+0+b"}"#.to_owned(),
+            ),
+        ] {
+            assert_eq!(String::from_utf8(entry.bytes()).unwrap(), text);
+            assert_eq!(Entry::parse(text.as_bytes()).unwrap(), entry);
+            assert_eq!(entry.at(), 5);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_entry_are_refused() {
+        for wrong in [
+            "",
+            "{}",
+            r#"{"type":"other"}"#,
+            r#"{"type":"heartbeat"}"#,
+            r#"{"type":"heartbeat","at":-1}"#,
+            r#"{"type":"accepted","first":0,"count":1,"at":5,"root":"x"}"#,
+            r#"{"type":"delivered","output":"o","first":0,"count":1,"at":5,"changed":["01"]}"#,
+            r#"{"type":"delivered","output":"o","first":0,"count":1,"at":5,"changed":[1]}"#,
+            r#"{"type":"heartbeat","at":1} x"#,
+        ] {
+            assert!(Entry::parse(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+}

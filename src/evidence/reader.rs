@@ -1,0 +1,237 @@
+//! Reads an evidence log from outside: from a directory, which may be a copy, or from a URL.
+
+use std::fs;
+use std::io;
+use std::io::Read as _;
+use std::path::Path;
+use std::path::PathBuf;
+
+use super::layout::DIRECTORY;
+use super::layout::LINES;
+use super::layout::file_name;
+use super::layout::first_of;
+use super::lines;
+use super::lines::FILE_BYTES_MAX;
+use super::lines::Range;
+use crate::tlog::checkpoint::CheckpointError;
+use crate::tlog::checkpoint::Signed;
+use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::Nodes;
+use crate::tlog::note::NOTE_BYTES_MAX;
+use crate::tlog::tile;
+use crate::tlog::tile::BUNDLE_BYTES_MAX;
+use crate::tlog::tile::CHECKPOINT;
+use crate::tlog::tile::Content;
+use crate::tlog::tile::Tile;
+use crate::tlog::tile::WIDTH;
+
+/// Where the files of a log are.
+pub trait Files {
+    /// Returns the content of a file; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or has more than `max` bytes.
+    fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
+}
+
+/// The files of a log in a directory.
+#[derive(Debug)]
+pub struct Directory(PathBuf);
+
+impl Directory {
+    /// Finds the log in a directory: the log itself, or `evidence` in it.
+    ///
+    /// # Errors
+    ///
+    /// Neither of the two has a checkpoint.
+    pub fn find(directory: &Path) -> io::Result<Self> {
+        let places = [directory.join(DIRECTORY), directory.to_owned()];
+        let has_log = |place: &PathBuf| place.join(CHECKPOINT).symlink_metadata().is_ok();
+        places.into_iter().find(has_log).map(Self).ok_or_else(|| {
+            io::Error::other(format!(
+                "{} holds no evidence: neither it nor evidence in it has a file {CHECKPOINT}",
+                directory.display()
+            ))
+        })
+    }
+
+    /// Returns the log in this directory, which need not have a checkpoint yet.
+    #[must_use]
+    pub fn at(log: &Path) -> Self {
+        Self(log.to_owned())
+    }
+
+    /// Returns the bytes of a tile or bundle; `None` if the log does not have it yet. A partial one
+    /// that was deleted is the beginning of a wider one.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or has another content than its name says.
+    pub fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
+        let found = self.read(&tile.path(), BUNDLE_BYTES_MAX)?;
+        if found.is_some() || tile.width == WIDTH {
+            return Ok(found);
+        }
+        let path = self.0.join(tile.path());
+        let names = match path.parent().map(fs::read_dir) {
+            Some(Ok(names)) => names.collect::<io::Result<Vec<_>>>()?,
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Some(Err(_)) | None => Vec::new(),
+        };
+        let partial = names.iter().filter_map(|name| name.file_name().to_str()?.parse().ok());
+        let widths = partial.filter(|width| (tile.width..WIDTH).contains(width));
+        let width = widths.max().unwrap_or(WIDTH);
+        let wider = Tile { width, ..tile };
+        let bytes = self.read(&wider.path(), BUNDLE_BYTES_MAX)?;
+        bytes.map(|bytes| tile.of_wider(&bytes, width)).transpose()
+    }
+}
+
+impl Directory {
+    /// Returns the range of line hashes with a position; `None` if the directory has none.
+    ///
+    /// # Errors
+    ///
+    /// The files of line hashes can't be read.
+    pub fn range_of(&self, position: u64) -> io::Result<Option<Range>> {
+        let names = match fs::read_dir(self.0.join(LINES)) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut files = Vec::new();
+        for entry in names {
+            files.extend(entry?.file_name().to_str().and_then(first_of));
+        }
+        let Some(first) = files.into_iter().filter(|first| *first <= position).max() else {
+            return Ok(None);
+        };
+        let file = self.read(&format!("{LINES}/{}", file_name(first)), FILE_BYTES_MAX)?;
+        let mut ranges = lines::read(&file.unwrap_or_default()).ranges.into_iter();
+        Ok(ranges.find(|range| (range.first..range.end()).contains(&position)))
+    }
+}
+
+impl Files for Directory {
+    fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+        let file = match fs::File::open(self.0.join(path)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut bytes = Vec::new();
+        file.take(max as u64 + 1).read_to_end(&mut bytes)?;
+        if bytes.len() > max {
+            return Err(io::Error::other(format!("the file has more than {max} bytes")));
+        }
+        Ok(Some(bytes))
+    }
+}
+
+/// Why a log can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The log has no checkpoint.
+    #[error("the log has no checkpoint")]
+    NoCheckpoint,
+    /// The checkpoint can't be read, or is none.
+    #[error("{CHECKPOINT}: {0}")]
+    Checkpoint(#[source] CheckpointError),
+    /// A file can't be read.
+    #[error("{path}: {error}")]
+    File {
+        /// The path of the file, relative to the log.
+        path: String,
+        /// Why it can't be read.
+        error: io::Error,
+    },
+}
+
+/// A log up to its checkpoint. No signature and no hash of it is checked here.
+pub struct Log<F> {
+    files: F,
+    signed: Signed,
+}
+
+impl<F: Files> Log<F> {
+    /// Reads the checkpoint of a log.
+    ///
+    /// # Errors
+    ///
+    /// There is no checkpoint, or it can't be read.
+    pub fn open(files: F) -> Result<Self, ReadError> {
+        let failed = |error| ReadError::File { path: CHECKPOINT.to_owned(), error };
+        let note = files.read(CHECKPOINT, NOTE_BYTES_MAX).map_err(failed)?;
+        let note = note.ok_or(ReadError::NoCheckpoint)?;
+        Ok(Self { files, signed: Signed::parse(&note).map_err(ReadError::Checkpoint)? })
+    }
+
+    /// Returns the checkpoint.
+    #[must_use]
+    pub fn signed(&self) -> &Signed {
+        &self.signed
+    }
+
+    /// Returns the number of entries up to the checkpoint.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.signed.checkpoint.head.size
+    }
+
+    /// Returns the files of the log.
+    #[must_use]
+    pub fn files(&self) -> &F {
+        &self.files
+    }
+
+    /// Returns the bytes of a tile or bundle. If the log has no partial tile of this width any
+    /// more, takes them from the whole one.
+    fn tile(&self, tile: Tile) -> io::Result<Vec<u8>> {
+        let missing = || io::Error::other(format!("{} is missing", tile.path()));
+        if let Some(bytes) = self.files.read(&tile.path(), BUNDLE_BYTES_MAX)? {
+            return Ok(bytes);
+        }
+        if tile.width == WIDTH {
+            return Err(missing());
+        }
+        let whole = self.files.read(&tile.whole().path(), BUNDLE_BYTES_MAX)?;
+        tile.of_wider(&whole.ok_or_else(missing)?, WIDTH)
+    }
+
+    /// Returns the hashes of a tile.
+    ///
+    /// # Errors
+    ///
+    /// The tile is missing, can't be read, or has another number of hashes.
+    pub fn hashes(&self, tile: Tile) -> Result<Vec<Hash>, ReadError> {
+        let failed = |error| ReadError::File { path: tile.path(), error };
+        let bytes = self.tile(tile).map_err(failed)?;
+        tile::hashes(&bytes, tile.width).map_err(failed)
+    }
+
+    /// Returns the entries of a bundle, up to the checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// The bundle is missing, can't be read, or has another number of entries.
+    pub fn bundle(&self, index: u64) -> Result<Vec<Vec<u8>>, ReadError> {
+        let width = self.size().saturating_sub(index * WIDTH).min(WIDTH);
+        let tile = Tile { content: Content::Entries, index, width };
+        let failed = |error| ReadError::File { path: tile.path(), error };
+        let bytes = self.tile(tile).map_err(failed)?;
+        let entries = tile::entries(&bytes, width).map_err(failed)?;
+        Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
+    }
+
+    /// Returns the number of bundles.
+    #[must_use]
+    pub fn bundles(&self) -> u64 {
+        self.size().div_ceil(WIDTH)
+    }
+
+    /// Returns the hashes of the log's tree, as the tiles have them.
+    pub fn nodes(&self) -> impl Nodes {
+        tile::Tiles::new(self.size(), |tile| self.hashes(tile).map_err(io::Error::other))
+    }
+}

@@ -1,0 +1,481 @@
+//! The thread that records evidence.
+//!
+//! It reads the queue as an output does, with a cursor of its own, and no batch waits for it. It
+//! hashes the lines, and writes in this order: the line hashes, the entries, and only then does it
+//! finish its claims, so that the queue keeps each event until its evidence is durable. If nothing
+//! can be written, the claims stay open, and events are forwarded nevertheless.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use ring::rand::SecureRandom as _;
+use ring::rand::SystemRandom;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::entry::Entry;
+use super::entry::Previous;
+use super::entry::QUEUE;
+use super::entry::RANGE_MAX;
+use super::entry::Running;
+use super::entry::Started;
+use super::hashes::Hashes;
+use super::lines::Range;
+use super::lines::SALT_BYTES;
+use super::lines::Salt;
+use super::store::Store;
+use crate::config;
+use crate::position::Position;
+use crate::queue::Batch;
+use crate::queue::Claim;
+use crate::queue::Cursor;
+use crate::queue::Disposition;
+use crate::queue::Take;
+use crate::queue::disk::Disk;
+use crate::telemetry::EvidenceError;
+use crate::telemetry::EvidenceMetrics;
+use crate::tlog::key::SigningKey;
+use crate::tlog::merkle::Hash;
+
+/// The most that is taken from the queue at once.
+const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };
+
+/// Hashes and entries are made durable when this many bytes of lines were taken since the last
+/// time.
+const COMMIT_BYTES: u64 = 16 << 20;
+
+/// Hashes and entries are made durable at the latest this long after the first of them.
+const COMMIT_EVERY: Duration = Duration::from_secs(1);
+
+/// The pause after a failed attempt to write.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The number of orders that wait for the thread. A reload waits until there is room.
+const ORDERS: usize = 16;
+
+/// What a recorder needs.
+pub(crate) struct Setup {
+    /// The section `[evidence]`.
+    pub(crate) settings: config::Evidence,
+    /// The signing key.
+    pub(crate) key: SigningKey,
+    /// The queue's directory.
+    pub(crate) disk: Arc<dyn Disk>,
+    /// The recorder's own place in the queue.
+    pub(crate) cursor: Cursor,
+    /// The position behind the last event of the queue.
+    pub(crate) end: Position,
+    /// How the relay runs.
+    pub(crate) running: Running,
+    /// The metrics of the evidence.
+    pub(crate) metrics: EvidenceMetrics,
+}
+
+/// An order to the thread.
+#[derive(Debug)]
+enum Order {
+    /// The config was read again.
+    Reload(Running),
+    /// The relay ends. The thread records all that is in the queue, and ends.
+    Stop(Running),
+}
+
+/// The recorder, which has a thread of its own.
+pub(crate) struct Recorder {
+    orders: mpsc::Sender<Order>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Recorder {
+    /// Starts the thread, which must be joined by [`Recorder::stop`].
+    ///
+    /// # Errors
+    ///
+    /// The system gives no thread.
+    pub(crate) fn start(setup: Setup) -> io::Result<Self> {
+        let (orders, received) = mpsc::channel(ORDERS);
+        let runtime = Handle::current();
+        let work = Work::new(setup);
+        let thread = std::thread::Builder::new().name("evidence".to_owned()).spawn(move || {
+            let _panic = NoticePanic(work.setup.metrics.clone());
+            runtime.block_on(work.run(received));
+        })?;
+        Ok(Self { orders, thread })
+    }
+
+    /// Notes that the config was read again.
+    pub(crate) async fn reloaded(&self, running: Running) {
+        // If the thread is gone, its end is reported by its join.
+        self.orders.send(Order::Reload(running)).await.ok();
+    }
+
+    /// Records what is left in the queue, signs the last checkpoint, and ends the thread. The
+    /// outputs must have ended, and the queue must take no more batches. Waits at most for
+    /// `within`.
+    pub(crate) async fn stop(self, running: Running, within: Duration) {
+        self.orders.send(Order::Stop(running)).await.ok();
+        let joined = tokio::task::spawn_blocking(|| self.thread.join());
+        match tokio::time::timeout(within, joined).await {
+            Ok(Ok(Ok(()))) => {}
+            // The thread has reported its panic.
+            Ok(_) => {}
+            Err(_) => {
+                tracing::error!("the evidence is not complete yet: it goes on at the next start")
+            }
+        }
+    }
+}
+
+/// Reports the panic of the thread, after which no evidence is recorded until the next start.
+struct NoticePanic(EvidenceMetrics);
+
+impl Drop for NoticePanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed(EvidenceError::Write);
+            tracing::error!(
+                "the thread that records the evidence has panicked: there is no evidence of later \
+                 events until the relay is started again"
+            );
+        }
+    }
+}
+
+/// Returns the time in milliseconds since 1970.
+#[must_use]
+pub(crate) fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The range of events that is being hashed.
+struct Open {
+    range: Range,
+    /// The time at which its last event came in.
+    received: u64,
+}
+
+/// The work of the thread.
+struct Work {
+    setup: Setup,
+    /// The files, once they are open.
+    files: Option<Log>,
+    /// The next attempt to open the files or to write, after one has failed.
+    again_at: Option<Instant>,
+    /// `true`: it was logged that nothing can be written.
+    told: bool,
+    /// The range that is not full yet.
+    open: Option<Open>,
+    /// Claims whose evidence is not durable yet, and the bytes of their lines.
+    claims: Vec<Claim>,
+    taken: u64,
+    /// The time until which the claims have to be durable.
+    commit_at: Option<Instant>,
+    checkpoint_at: Instant,
+    heartbeat_at: Instant,
+}
+
+/// The files of the evidence.
+struct Log {
+    store: Store,
+    hashes: Hashes,
+    /// The position behind the last event that has an entry; `None` if no event has one.
+    next: Option<u64>,
+}
+
+impl Work {
+    fn new(setup: Setup) -> Self {
+        let now = Instant::now();
+        let (checkpoint, heartbeat) =
+            (setup.settings.checkpoint_interval, setup.settings.heartbeat_interval);
+        Self {
+            setup,
+            files: None,
+            again_at: None,
+            told: false,
+            open: None,
+            claims: Vec::new(),
+            taken: 0,
+            commit_at: None,
+            checkpoint_at: now + checkpoint,
+            heartbeat_at: now + heartbeat,
+        }
+    }
+
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        self.setup.cursor.tell_origins(true);
+        self.begin();
+        let last = loop {
+            self.turn();
+            let (takes, wakes_at) = (self.may_take(), self.wakes_at());
+            let order = tokio::select! {
+                biased;
+                order = orders.recv() => order,
+                () = self.setup.cursor.readable(), if takes => continue,
+                () = tokio::time::sleep_until(wakes_at) => continue,
+            };
+            match order {
+                Some(Order::Reload(running)) => self.add(Entry::Reload(running)),
+                Some(Order::Stop(running)) => break Some(running),
+                // The relay has ended without an order.
+                None => break None,
+            }
+        };
+        self.end(last).await;
+    }
+
+    /// Records all that the queue still holds, and signs a last checkpoint.
+    async fn end(mut self, last: Option<Running>) {
+        while !self.setup.cursor.is_at_end() && self.again_at.is_none() {
+            if !self.take() {
+                self.setup.cursor.readable().await;
+            }
+            if self.taken >= COMMIT_BYTES {
+                self.write(false);
+            }
+        }
+        // The last event comes before the end.
+        self.close();
+        if let Some(mut running) = last {
+            running.at = now();
+            self.add(Entry::Stop(running));
+        }
+        self.write(true);
+    }
+
+    /// Returns `true` if more events may be taken from the queue.
+    fn may_take(&self) -> bool {
+        self.again_at.is_none()
+            && self.taken < COMMIT_BYTES
+            && self.files.as_ref().is_some_and(|log| !log.store.is_full())
+    }
+
+    /// Returns the time at which there is something to do, even if no event comes.
+    fn wakes_at(&self) -> Instant {
+        if let Some(at) = self.again_at {
+            return at;
+        }
+        let regular = self.checkpoint_at.min(self.heartbeat_at);
+        self.commit_at.map_or(regular, |at| at.min(regular))
+    }
+
+    /// Does what is due.
+    fn turn(&mut self) {
+        let now = Instant::now();
+        if self.again_at.is_some_and(|at| now < at) {
+            return;
+        }
+        self.again_at = None;
+        if self.files.is_none() {
+            self.begin();
+        }
+        if self.may_take() {
+            self.take();
+        }
+        if now >= self.heartbeat_at {
+            self.add(Entry::Heartbeat { at: self::now() });
+        }
+        let signs = now >= self.checkpoint_at;
+        if signs || self.taken >= COMMIT_BYTES || self.commit_at.is_some_and(|at| now >= at) {
+            self.write(signs);
+        }
+        if signs {
+            self.checkpoint_at = now + self.setup.settings.checkpoint_interval;
+        }
+    }
+
+    /// Opens the files, and records the start.
+    fn begin(&mut self) {
+        match self.open_files() {
+            Ok(log) => {
+                self.told = false;
+                let head = log.store.head();
+                self.files = Some(log);
+                let previous = Previous { size: head.size, root: head.root };
+                let running = Running { at: now(), ..self.setup.running.clone() };
+                self.add(Entry::Start(Started { running, previous }));
+                self.write(true);
+            }
+            Err(error) => self.failed(EvidenceError::Write, &error),
+        }
+    }
+
+    fn open_files(&self) -> io::Result<Log> {
+        let Setup { settings, key, disk, end, .. } = &self.setup;
+        let keys = std::slice::from_ref(key);
+        let store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
+        let hashes = Hashes::open(Arc::clone(disk), settings.max_bytes)?;
+        let mut next = store.last_accepted()?;
+        if let Some(at) = next.filter(|at| *at > end.get()) {
+            tracing::error!(
+                evidence = at,
+                queue = end.get(),
+                "the evidence has more events than the queue: the queue's directory was set back, \
+                 and positions are given twice"
+            );
+            next = Some(end.get());
+        }
+        Ok(Log { store, hashes, next })
+    }
+
+    /// Adds an entry. It is durable after the next [`Work::write`].
+    fn add(&mut self, entry: Entry) {
+        let Some(log) = &mut self.files else { return };
+        if let Err(error) = log.store.push(entry.bytes()) {
+            // An entry is never so long.
+            tracing::error!(%error, "an entry of the evidence can't be made");
+        }
+        let now = Instant::now();
+        self.heartbeat_at = now + self.setup.settings.heartbeat_interval;
+        self.commit_at.get_or_insert(now + COMMIT_EVERY);
+    }
+
+    /// Takes events from the queue, and hashes them. Returns `false` if there are none in memory.
+    fn take(&mut self) -> bool {
+        let Some(batch) = self.setup.cursor.next(TAKE) else { return false };
+        self.taken += batch.bytes;
+        self.claims.push(batch.claim);
+        self.commit_at.get_or_insert(Instant::now() + COMMIT_EVERY);
+        self.hash(&batch);
+        true
+    }
+
+    /// Hashes the lines of a batch.
+    fn hash(&mut self, batch: &Batch) {
+        let lines = batch.pieces.iter().flat_map(|piece| {
+            let mut start = 0;
+            memchr::memchr_iter(b'\n', piece)
+                .map(move |end| &piece[std::mem::replace(&mut start, end + 1)..end])
+        });
+        for (line, (position, received)) in lines.zip(batch.places()) {
+            let (position, next) = (position.get(), self.next());
+            // What has an entry was read once more after a start.
+            if next.is_some_and(|next| position < next) {
+                continue;
+            }
+            if let Some(next) = next.filter(|next| *next < position) {
+                self.close();
+                self.lost(next, position - next);
+            }
+            let open = self.open.get_or_insert_with(|| Open {
+                range: Range { first: position, salt: salt(), lines: Vec::new() },
+                received,
+            });
+            open.range.lines.push(Hash::of(&[line]));
+            open.received = received;
+            let is_full = open.range.lines.len() as u64 >= RANGE_MAX;
+            if is_full {
+                self.close();
+            }
+        }
+    }
+
+    /// Returns the position of the next event that gets evidence; `None` before the first event.
+    fn next(&self) -> Option<u64> {
+        let open = self.open.as_ref().map(|open| open.range.end());
+        open.or(self.files.as_ref().and_then(|log| log.next))
+    }
+
+    /// Records that the queue does not have these events any more.
+    fn lost(&mut self, first: u64, count: u64) {
+        let (output, reason) = (QUEUE.to_owned(), "missing".to_owned());
+        self.add(Entry::Lost { output, first: Some(first), count, at: now(), reason });
+        if let Some(log) = &mut self.files {
+            log.next = Some(first + count);
+        }
+    }
+
+    /// Ends the range that is being hashed.
+    fn close(&mut self) {
+        let Some(Open { range, received }) = self.open.take() else { return };
+        let (first, count) = (range.first, range.lines.len() as u64);
+        let entry = Entry::Accepted { first, count, at: received, root: range.root() };
+        if let Some(log) = &mut self.files {
+            log.hashes.push(&range);
+            log.next = Some(range.end());
+        }
+        self.add(entry);
+    }
+
+    /// Makes hashes and entries durable, and finishes their claims. With `signs`, also signs a
+    /// checkpoint if the log has grown.
+    fn write(&mut self, signs: bool) {
+        self.close();
+        let Some(log) = &mut self.files else { return };
+        let keys = std::slice::from_ref(&self.setup.key);
+        let written = log.hashes.commit().and_then(|()| log.prune()).and_then(|()| {
+            log.store.commit()?;
+            if signs { log.store.sign(keys) } else { Ok(None) }
+        });
+        let signed = match written {
+            Ok(signed) => signed,
+            Err(error) => return self.failed(EvidenceError::Write, &error),
+        };
+        let size = log.store.head().size;
+        if self.told {
+            tracing::info!(size, "the evidence can be written again");
+        }
+        (self.told, self.taken, self.commit_at) = (false, 0, None);
+        for claim in self.claims.drain(..) {
+            self.setup.cursor.acknowledge(claim, Disposition::default());
+        }
+        self.setup.metrics.grew(size);
+        if signed.is_some() {
+            self.setup.metrics.signed();
+        }
+    }
+
+    /// Notes a failure, and waits before the next attempt.
+    fn failed(&mut self, reason: EvidenceError, error: &io::Error) {
+        self.setup.metrics.failed(reason);
+        if !std::mem::replace(&mut self.told, true) {
+            tracing::error!(%error, "the evidence can't be written, trying again");
+        }
+        self.again_at = Some(Instant::now() + PAUSE);
+    }
+}
+
+impl Log {
+    /// Deletes the oldest line hashes if they take too much room. The entry about it is durable
+    /// before.
+    fn prune(&mut self) -> io::Result<()> {
+        let Some(below) = self.hashes.keeps_from() else { return Ok(()) };
+        self.store.push(Entry::Pruned { at: now(), below }.bytes())?;
+        self.store.commit()?;
+        self.hashes.remove_before(below);
+        Ok(())
+    }
+}
+
+/// Returns a random salt.
+///
+/// # Panics
+///
+/// If the operating system gives no random numbers. The queue's identity was made of such numbers
+/// at the start, so there were some.
+fn salt() -> Salt {
+    let mut salt = [0; SALT_BYTES];
+    SystemRandom::new().fill(&mut salt).expect("the start has got random numbers");
+    Salt(salt)
+}
+
+/// Returns what an entry says of the relay.
+#[must_use]
+pub(crate) fn running(
+    config_sha256: String,
+    settings: &config::Evidence,
+    outputs: BTreeMap<String, u64>,
+) -> Running {
+    Running {
+        at: now(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        config_sha256,
+        heartbeat_ms: u64::try_from(settings.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
+        outputs,
+    }
+}

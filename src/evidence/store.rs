@@ -1,0 +1,592 @@
+//! The files of an evidence log, and the order in which they are written.
+//!
+//! Entries go to the *journal* first, which is synced. A checkpoint is made of them in this order:
+//! the tiles and bundles are written and synced, the checkpoint is signed, and its file replaces
+//! the one before. Only then does a new journal begin. So after a crash at any moment the journal
+//! has every entry that no checkpoint covers, and what a checkpoint covers is in the tiles.
+//!
+//! A record of the journal is the number of the entry's bytes and their CRC-32C (4 bytes each), the
+//! index of the entry (8 bytes), and the entry. Numbers are big-endian.
+
+use std::io;
+use std::sync::Arc;
+
+use super::entry::Entry;
+use super::entry::QUEUE;
+use super::layout::DIRECTORY;
+use super::layout::path;
+use crate::queue::disk::Access;
+use crate::queue::disk::Disk;
+use crate::queue::disk::File;
+use crate::tlog::checkpoint::Checkpoint;
+use crate::tlog::checkpoint::Signed;
+use crate::tlog::key::SigningKey;
+use crate::tlog::merkle::Frontier;
+use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::Head;
+use crate::tlog::note::NOTE_BYTES_MAX;
+use crate::tlog::note::Note;
+use crate::tlog::note::Signed as Check;
+use crate::tlog::tile;
+use crate::tlog::tile::BUNDLE_BYTES_MAX;
+use crate::tlog::tile::CHECKPOINT;
+use crate::tlog::tile::Content;
+use crate::tlog::tile::ENTRY_BYTES_MAX;
+use crate::tlog::tile::Tile;
+use crate::tlog::tile::WIDTH;
+use crate::tlog::tile::last_tiles;
+
+/// The file with the entries that no checkpoint covers yet.
+const JOURNAL: &str = "evidence/journal";
+
+/// The number of bytes of a record of the journal before the entry.
+const FRAME: usize = 16;
+
+/// The most bytes of entries that no checkpoint covers. The log takes no more until there is one.
+const PENDING_MAX: usize = 8 << 20;
+
+/// The number of tile levels that a log can have.
+const LEVELS: usize = 8;
+
+/// The files of an evidence log.
+pub(super) struct Store {
+    disk: Arc<dyn Disk>,
+    origin: String,
+    /// All entries, also those that no checkpoint covers.
+    frontier: Frontier,
+    /// What the newest checkpoint covers.
+    signed: Head,
+    /// What the checkpoint before it covered. A reader may still need its partial tiles.
+    before: u64,
+    /// The entries that no checkpoint covers.
+    pending: Vec<Vec<u8>>,
+    pending_bytes: usize,
+    /// How many of the pending entries are in the journal and synced.
+    synced: usize,
+    /// The journal, and the number of its bytes. `None`: it has to be written anew.
+    journal: Option<(Arc<dyn File>, u64)>,
+    /// The last tile of each level, and the last bundle, so far.
+    tiles: [Growing; LEVELS],
+    bundle: Growing,
+}
+
+/// The last tile of a level, or the last bundle, with the whole ones before it that are not in
+/// their files yet.
+#[derive(Debug, Default, Clone)]
+struct Growing {
+    index: u64,
+    width: u64,
+    bytes: Vec<u8>,
+    whole: Vec<(u64, Vec<u8>)>,
+}
+
+impl Growing {
+    fn grew(&mut self) {
+        self.width += 1;
+        if self.width == WIDTH {
+            self.whole.push((self.index, std::mem::take(&mut self.bytes)));
+            (self.index, self.width) = (self.index + 1, 0);
+        }
+    }
+}
+
+impl Store {
+    /// Opens the log of this origin, or begins it. `keys` are those with which its checkpoints may
+    /// be signed.
+    ///
+    /// # Errors
+    ///
+    /// The files can't be read, are damaged, belong to another origin, or were signed by another
+    /// key.
+    pub(super) fn open(disk: Arc<dyn Disk>, origin: &str, keys: &[SigningKey]) -> io::Result<Self> {
+        disk.make_directory(DIRECTORY)?;
+        let mut store = Self {
+            disk,
+            origin: origin.to_owned(),
+            frontier: Frontier::default(),
+            signed: Head { size: 0, root: Hash::of_nothing() },
+            before: 0,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            synced: 0,
+            journal: None,
+            tiles: Default::default(),
+            bundle: Growing::default(),
+        };
+        if let Some(note) = store.read(CHECKPOINT, NOTE_BYTES_MAX)? {
+            store.load(&note, keys)?;
+        }
+        for entry in store.journalled()? {
+            store.push(entry)?;
+        }
+        // The journal's end may be torn, so it is written anew before it gets more.
+        store.synced = 0;
+        Ok(store)
+    }
+
+    /// Returns the content of a file; `None` if there is none.
+    fn read(&self, name: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+        let path = path(name);
+        let file = match self.disk.open(&path, Access::Read) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        read_all(&*file, max).map(Some)
+    }
+
+    /// Returns the bytes of a tile or bundle. A crash may have left the whole one already.
+    fn tile(&self, tile: Tile) -> io::Result<Vec<u8>> {
+        let missing = || io::Error::other(format!("{} is missing", path(&tile.path())));
+        if let Some(bytes) = self.read(&tile.path(), BUNDLE_BYTES_MAX)? {
+            return Ok(bytes);
+        }
+        let whole = self.read(&tile.whole().path(), BUNDLE_BYTES_MAX)?;
+        tile.of_wider(&whole.ok_or_else(missing)?, WIDTH)
+    }
+
+    /// Takes up the checkpoint that was signed last.
+    fn load(&mut self, note: &[u8], keys: &[SigningKey]) -> io::Result<()> {
+        let wrong = |what: String| io::Error::other(format!("{}: {what}", path(CHECKPOINT)));
+        let Signed { checkpoint, note } =
+            Signed::parse(note).map_err(|error| wrong(error.to_string()))?;
+        if checkpoint.origin != self.origin {
+            return Err(wrong(format!("it belongs to the origin {}", checkpoint.origin)));
+        }
+        if !keys.iter().any(|key| matches!(note.check(key.verifier()), Check::Valid(_))) {
+            return Err(wrong("it was not signed by the key in evidence.key_file".to_owned()));
+        }
+        let size = checkpoint.head.size;
+        for tile in last_tiles(size) {
+            let bytes = self.tile(tile)?;
+            let growing = match tile.content {
+                Content::Entries => {
+                    tile::entries(&bytes, tile.width)?;
+                    &mut self.bundle
+                }
+                Content::Hashes(level) => {
+                    tile::hashes(&bytes, tile.width)?;
+                    let Some(tile) = self.tiles.get_mut(level as usize) else { continue };
+                    tile
+                }
+            };
+            *growing = match tile.width == WIDTH {
+                true => Growing { index: tile.index + 1, ..Growing::default() },
+                false => {
+                    Growing { index: tile.index, width: tile.width, bytes, ..Growing::default() }
+                }
+            };
+        }
+        let nodes = tile::Tiles::new(size, |tile| tile::hashes(&self.tile(tile)?, tile.width));
+        self.frontier = Frontier::read(&nodes, size)?;
+        if self.frontier.root() != checkpoint.head.root {
+            return Err(wrong("its root is not that of the tiles".to_owned()));
+        }
+        (self.signed, self.before) = (checkpoint.head, size);
+        Ok(())
+    }
+
+    /// Returns the entries of the journal that the checkpoint does not cover, up to the first that
+    /// is torn.
+    fn journalled(&self) -> io::Result<Vec<Vec<u8>>> {
+        let journal = self.read("journal", PENDING_MAX + BUNDLE_BYTES_MAX)?.unwrap_or_default();
+        let (mut rest, mut next, mut found) = (journal.as_slice(), self.signed.size, Vec::new());
+        while let Some((index, entry, behind)) = record(rest) {
+            rest = behind;
+            if index == next {
+                found.push(entry.to_vec());
+                next += 1;
+            } else if index > next {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the number of entries, and the root over them.
+    pub(super) fn head(&self) -> Head {
+        Head { size: self.frontier.size(), root: self.frontier.root() }
+    }
+
+    /// Returns the position behind the last event that has an entry, or that an entry says is lost
+    /// from the queue. `None` if no event has one.
+    ///
+    /// # Errors
+    ///
+    /// A bundle can't be read.
+    pub(super) fn last_accepted(&self) -> io::Result<Option<u64>> {
+        if let Some(end) = self.pending.iter().rev().find_map(|entry| end_of(entry)) {
+            return Ok(Some(end));
+        }
+        for index in (0..self.signed.size.div_ceil(WIDTH)).rev() {
+            let width = (self.signed.size - index * WIDTH).min(WIDTH);
+            let bundle = self.tile(Tile { content: Content::Entries, index, width })?;
+            let entries = tile::entries(&bundle, width)?;
+            if let Some(end) = entries.into_iter().rev().find_map(end_of) {
+                return Ok(Some(end));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns `true` if the log takes no more entries until there is a checkpoint.
+    pub(super) fn is_full(&self) -> bool {
+        self.pending_bytes >= PENDING_MAX
+    }
+
+    /// Adds an entry. It is not durable before [`Store::commit`].
+    ///
+    /// # Errors
+    ///
+    /// The entry is too long.
+    pub(super) fn push(&mut self, entry: Vec<u8>) -> io::Result<()> {
+        tile::push_entry(&entry, &mut self.bundle.bytes)?;
+        self.bundle.grew();
+        let tiles = &mut self.tiles;
+        self.frontier.push(Hash::of_leaf(&entry), &mut |level, hash| {
+            // A tile has every eighth level of the tree.
+            let level = level as usize;
+            if let Some(tile) = tiles.get_mut(level / 8).filter(|_| level.is_multiple_of(8)) {
+                tile.bytes.extend_from_slice(&hash.0);
+                tile.grew();
+            }
+        });
+        self.pending_bytes += entry.len();
+        self.pending.push(entry);
+        Ok(())
+    }
+
+    /// Makes all entries durable.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses. The entries stay, and the next call writes them to a new journal.
+    pub(super) fn commit(&mut self) -> io::Result<()> {
+        if self.synced == self.pending.len() {
+            return Ok(());
+        }
+        let Some((file, end)) = self.journal.take() else { return self.begin_journal() };
+        let mut records = Vec::new();
+        let first = self.signed.size + self.synced as u64;
+        for (index, entry) in (first..).zip(self.pending.iter().skip(self.synced)) {
+            write_record(index, entry, &mut records);
+        }
+        file.write_at(&[&records], end)?;
+        file.sync()?;
+        self.journal = Some((file, end + records.len() as u64));
+        self.synced = self.pending.len();
+        Ok(())
+    }
+
+    /// Writes a new journal with all pending entries.
+    fn begin_journal(&mut self) -> io::Result<()> {
+        let mut records = Vec::new();
+        for (index, entry) in (self.signed.size..).zip(&self.pending) {
+            write_record(index, entry, &mut records);
+        }
+        replace(&*self.disk, JOURNAL, &records)?;
+        let file = self.disk.open(JOURNAL, Access::Write)?;
+        self.journal = Some((file, records.len() as u64));
+        self.synced = self.pending.len();
+        Ok(())
+    }
+
+    /// Signs a checkpoint over all entries, and returns it. Returns `None` if there is one already.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses. There is no checkpoint then; the next call tries again.
+    pub(super) fn sign(&mut self, keys: &[SigningKey]) -> io::Result<Option<Note>> {
+        let head = self.head();
+        if head == self.signed {
+            return Ok(None);
+        }
+        self.commit()?;
+        self.write_tiles()?;
+        let checkpoint = Checkpoint { origin: self.origin.clone(), head };
+        let note = checkpoint.sign(keys).map_err(io::Error::other)?;
+        self.publish(&note)?;
+        let obsolete = std::mem::replace(&mut self.before, self.signed.size);
+        self.signed = head;
+        (self.pending, self.pending_bytes, self.synced) = (Vec::new(), 0, 0);
+        // The next entries begin a new journal. Until then the old one has nothing that is needed.
+        self.journal = None;
+        self.remove_partial_tiles(obsolete);
+        Ok(Some(note))
+    }
+
+    /// Replaces the file of the checkpoint, which may have got the signatures of witnesses.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses. The file then holds the old note or the new one.
+    pub(super) fn publish(&self, note: &Note) -> io::Result<()> {
+        replace(&*self.disk, &path(CHECKPOINT), note.to_string().as_bytes())
+    }
+
+    /// Writes the tiles and bundles that have changed since the newest checkpoint.
+    fn write_tiles(&mut self) -> io::Result<()> {
+        let levels = self.tiles.iter_mut().zip(0..).map(|(it, level)| (it, Content::Hashes(level)));
+        let all = levels.chain([(&mut self.bundle, Content::Entries)]);
+        let mut partial = Vec::new();
+        for (growing, content) in all {
+            while let Some((index, bytes)) = growing.whole.first() {
+                let tile = Tile { content, index: *index, width: WIDTH };
+                write_tile(&*self.disk, tile, bytes)?;
+                growing.whole.remove(0);
+            }
+            if growing.width > 0 {
+                let tile = Tile { content, index: growing.index, width: growing.width };
+                partial.push((tile, &growing.bytes));
+            }
+        }
+        partial.into_iter().try_for_each(|(tile, bytes)| write_tile(&*self.disk, tile, bytes))
+    }
+
+    /// Deletes the partial tiles of a checkpoint of this size, which nobody needs any more. One
+    /// that stays does no harm.
+    fn remove_partial_tiles(&self, size: u64) {
+        let needed: Vec<_> =
+            [self.before, self.signed.size].into_iter().flat_map(last_tiles).collect();
+        for tile in last_tiles(size).filter(|tile| tile.width < WIDTH && !needed.contains(tile)) {
+            if let Err(error) = self.disk.remove(&path(&tile.path())) {
+                tracing::debug!(%error, "a partial tile of the evidence can't be deleted");
+            }
+        }
+    }
+}
+
+/// Returns the position behind the events that an entry brings into the log; `None` if it brings
+/// none.
+fn end_of(entry: &[u8]) -> Option<u64> {
+    match Entry::parse(entry).ok()? {
+        Entry::Accepted { first, count, .. } => Some(first + count),
+        Entry::Lost { output, first: Some(first), count, .. } if output == QUEUE => {
+            Some(first + count)
+        }
+        Entry::Delivered { .. }
+        | Entry::Lost { .. }
+        | Entry::Start(_)
+        | Entry::Reload(_)
+        | Entry::Stop(_)
+        | Entry::Heartbeat { .. }
+        | Entry::Pruned { .. }
+        | Entry::Key { .. } => None,
+    }
+}
+
+/// Reads a whole file of at most this many bytes.
+pub(super) fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
+    let bytes = usize::try_from(file.bytes()?).unwrap_or(usize::MAX);
+    if bytes > max {
+        return Err(io::Error::other(format!("the file has {bytes} bytes, at most {max} fit")));
+    }
+    let mut content = vec![0; bytes];
+    let read = file.read_at(&mut content, 0)?;
+    content.truncate(read);
+    Ok(content)
+}
+
+fn write_tile(disk: &dyn Disk, tile: Tile, bytes: &[u8]) -> io::Result<()> {
+    let path = path(&tile.path());
+    for (at, _) in path.match_indices('/') {
+        disk.make_directory(path.get(..at).unwrap_or_default())?;
+    }
+    replace(disk, &path, bytes)
+}
+
+/// Replaces a file, so that the new content survives a power loss.
+fn replace(disk: &dyn Disk, path: &str, content: &[u8]) -> io::Result<()> {
+    let (new, bytes) = (format!("{path}.new"), content.len() as u64);
+    let file = match disk.create(&new, bytes) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // A crash has left it.
+            disk.remove(&new)?;
+            disk.create(&new, bytes)?
+        }
+        created => created?,
+    };
+    file.write_at(&[content], 0)?;
+    file.sync()?;
+    disk.rename(&new, path)?;
+    disk.sync_directory(path.rsplit_once('/').map_or("", |(directory, _)| directory))
+}
+
+/// Appends a record to the bytes of a journal.
+fn write_record(index: u64, entry: &[u8], journal: &mut Vec<u8>) {
+    let length = u32::try_from(entry.len()).unwrap_or(u32::MAX);
+    let checksum = crc32c::crc32c_append(crc32c::crc32c(&index.to_be_bytes()), entry);
+    journal.extend_from_slice(&length.to_be_bytes());
+    journal.extend_from_slice(&checksum.to_be_bytes());
+    journal.extend_from_slice(&index.to_be_bytes());
+    journal.extend_from_slice(entry);
+}
+
+/// Takes the first record from the bytes of a journal: its index, its entry, and the bytes behind
+/// it. Returns `None` if there is no whole record.
+fn record(journal: &[u8]) -> Option<(u64, &[u8], &[u8])> {
+    let (frame, rest) = journal.split_at_checked(FRAME)?;
+    let (length, frame) = frame.split_first_chunk()?;
+    let (checksum, index) = frame.split_first_chunk()?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    let (entry, behind) = rest.split_at_checked(length)?;
+    let found = crc32c::crc32c_append(crc32c::crc32c(index), entry);
+    let index = u64::from_be_bytes(index.try_into().ok()?);
+    let is_whole = length <= ENTRY_BYTES_MAX && found == u32::from_be_bytes(*checksum);
+    is_whole.then_some((index, entry, behind))
+}
+
+#[cfg(test)]
+#[allow(clippy::panic_in_result_fn, reason = "an error is the disk's, a panic a broken promise")]
+mod tests {
+    use super::*;
+    use crate::queue::tests::simulated_disk::SimulatedDisk;
+    use crate::queue::tests::simulated_disk::is_crash;
+    use crate::tlog::merkle::extends;
+    use crate::tlog::merkle::root;
+
+    const ORIGIN: &str = "example.org/relay-0";
+
+    fn key() -> SigningKey {
+        SigningKey::generate(ORIGIN).expect("random numbers").0
+    }
+
+    fn open(disk: &SimulatedDisk, key: &SigningKey) -> io::Result<Store> {
+        Store::open(Arc::new(disk.clone()), ORIGIN, std::slice::from_ref(key))
+    }
+
+    /// Returns all entries of a store.
+    fn entries(store: &Store) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        for index in 0..store.signed.size.div_ceil(WIDTH) {
+            let width = (store.signed.size - index * WIDTH).min(WIDTH);
+            let tile = Tile { content: Content::Entries, index, width };
+            let bundle = store.tile(tile).expect("it is there");
+            let entries = tile::entries(&bundle, width).expect("it is whole");
+            found.extend(entries.into_iter().map(<[u8]>::to_vec));
+        }
+        found.extend(store.pending.iter().cloned());
+        found
+    }
+
+    /// A log under random faults and crashes, beside a list of the entries that must be in it.
+    struct Model {
+        rng: fastrand::Rng,
+        disk: SimulatedDisk,
+        key: SigningKey,
+        entries: Vec<Vec<u8>>,
+        /// How many of them were made durable.
+        durable: usize,
+        /// The checkpoints that somebody may have seen.
+        seen: Vec<Head>,
+        made: u64,
+    }
+
+    impl Model {
+        /// Opens the log after a start, and compares it with the list.
+        fn open(&mut self) -> Option<Store> {
+            let store = match open(&self.disk, &self.key) {
+                Ok(store) => store,
+                Err(error) if is_crash(&error) => return None,
+                Err(error) => panic!("the log can't be opened: {error}"),
+            };
+            let found = entries(&store);
+            assert!(found.len() >= self.durable, "{} of {}", found.len(), self.durable);
+            assert_eq!(found, self.entries[..found.len()]);
+            let leaves: Vec<_> = found.iter().map(|entry| Hash::of_leaf(entry)).collect();
+            assert_eq!(store.head().root, root(leaves.iter().copied()));
+            for seen in &self.seen {
+                let (old, new) = (seen.size, store.head());
+                assert!(old <= new.size, "{old} entries were signed, {} are left", new.size);
+                let path = crate::tlog::merkle::consistency(leaves.as_slice(), old, new.size);
+                assert!(extends(*seen, new, &path.expect("all hashes are there")));
+            }
+            self.entries.truncate(found.len());
+            self.durable = found.len();
+            Some(store)
+        }
+
+        /// Does something at random. Returns an error of the disk.
+        fn step(&mut self, store: &mut Store) -> io::Result<()> {
+            match self.rng.u8(..10) {
+                0..6 => {
+                    for _ in 0..self.rng.usize(1..60) {
+                        self.made += 1;
+                        let length = self.rng.usize(..40);
+                        let entry = [self.made.to_be_bytes().to_vec(), vec![b'x'; length]].concat();
+                        self.entries.push(entry.clone());
+                        store.push(entry)?;
+                    }
+                }
+                6..8 => {
+                    store.commit()?;
+                    self.durable = self.entries.len();
+                }
+                _ => {
+                    // The checkpoint may become visible, and an error come after that.
+                    let head = store.head();
+                    let signed = store.sign(std::slice::from_ref(&self.key));
+                    if let Ok(Some(note)) = &signed {
+                        let of_note = Checkpoint::of_text(note.text()).expect("it is one");
+                        assert_eq!(of_note.head, head);
+                        self.durable = self.entries.len();
+                        self.seen.push(head);
+                    }
+                    signed?;
+                }
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_was_signed_stays_whatever_the_disk_does() {
+        for seed in 0..200 {
+            let rng = fastrand::Rng::with_seed(seed);
+            let (disk, key) = (SimulatedDisk::new(seed), key());
+            let (entries, seen) = (Vec::new(), Vec::new());
+            let mut model = Model { rng, disk, key, entries, durable: 0, seen, made: 0 };
+            println!("seed {seed}");
+            for _ in 0..6 {
+                model.disk.calm();
+                let Some(mut store) = model.open() else {
+                    model.disk = model.disk.crash(&mut model.rng);
+                    continue;
+                };
+                if model.rng.bool() {
+                    model.disk.faults(0.05);
+                }
+                model.disk.crash_after(model.rng.u64(1..120));
+                for _ in 0..200 {
+                    match model.step(&mut store) {
+                        Err(error) if is_crash(&error) => break,
+                        // The next steps try again.
+                        Ok(()) | Err(_) => {}
+                    }
+                }
+                model.disk = model.disk.crash(&mut model.rng);
+            }
+            model.disk.calm();
+            let mut store = model.open().expect("no crash is set");
+            store.sign(std::slice::from_ref(&model.key)).expect("no fault is set");
+            assert_eq!(store.signed, store.head());
+        }
+    }
+
+    #[test]
+    fn a_log_of_another_key_or_origin_is_not_gone_on_with() {
+        let (disk, own) = (SimulatedDisk::new(1), key());
+        let mut store = open(&disk, &own).expect("it is empty");
+        store.push(b"entry".to_vec()).expect("it is short");
+        store.sign(std::slice::from_ref(&own)).expect("no fault is set");
+        assert!(open(&disk, &key()).is_err());
+        let keys = std::slice::from_ref(&own);
+        assert!(Store::open(Arc::new(disk.clone()), "example.org/other", keys).is_err());
+        assert_eq!(open(&disk, &own).expect("it is its own").head().size, 1);
+        for name in disk.names().into_iter().filter(|name| name.starts_with("evidence/tile/")) {
+            disk.flip(&name, 5, 1);
+            assert!(open(&disk, &own).is_err() || name.contains("entries"), "{name}");
+            disk.flip(&name, 5, 1);
+        }
+    }
+}

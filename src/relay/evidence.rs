@@ -1,0 +1,108 @@
+//! The evidence of a relay: its start, its reloads and its end.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::Error;
+use super::blocking;
+use crate::config;
+use crate::config::Config;
+use crate::evidence::entry::Running;
+use crate::evidence::recorder;
+use crate::evidence::recorder::Recorder;
+use crate::evidence::recorder::Setup;
+use crate::queue;
+use crate::queue::Cursor;
+use crate::queue::Queue;
+use crate::telemetry::Telemetry;
+use crate::tlog::key::SigningKey;
+use crate::tlog::merkle::Hash;
+
+/// The recorder of a running relay, and its settings.
+pub(super) struct Evidence {
+    recorder: Recorder,
+    settings: config::Evidence,
+}
+
+/// Returns the reader of the queue that the recorder needs; `None` if there is no evidence. It must
+/// be the last of the outputs with which the queue is opened.
+pub(super) fn reader(settings: Option<&config::Evidence>) -> Option<queue::Output> {
+    settings.map(|_| queue::Output {
+        name: String::new(),
+        required: false,
+        metrics: Telemetry::of_no_output(),
+        keeps: Duration::ZERO,
+        is_recorder: true,
+    })
+}
+
+/// Starts the recorder with the last of the queue's cursors. Returns `None` if the config asks for
+/// no evidence.
+///
+/// # Errors
+///
+/// The signing key can't be used, or the system gives no thread.
+pub(super) async fn begin(
+    config: &Config,
+    file: Option<PathBuf>,
+    queue: &Queue,
+    cursors: &mut Vec<Cursor>,
+    telemetry: &Telemetry,
+) -> Result<Option<Evidence>, Error> {
+    let Some(settings) = config.evidence.clone() else { return Ok(None) };
+    let (Some((disk, end)), Some(cursor)) = (queue.disk(), cursors.pop()) else {
+        return Err(Error::Run("evidence: needs queue.directory".to_owned()));
+    };
+    let failed = |error: String| Error::Run(format!("evidence: {error}"));
+    let of_key = settings.clone();
+    let key = blocking(move || read_key(&of_key)).await?.map_err(failed)?;
+    let running = running(file, &settings, queue).await;
+    let metrics = telemetry.evidence();
+    let setup = Setup { settings: settings.clone(), key, disk, cursor, end, running, metrics };
+    let recorder = Recorder::start(setup).map_err(|error| failed(error.to_string()))?;
+    Ok(Some(Evidence { recorder, settings }))
+}
+
+/// Reads the signing key. The error text never shows the key. Blocks the thread.
+fn read_key(settings: &config::Evidence) -> Result<SigningKey, String> {
+    let file = &settings.key_file;
+    let text = config::read_secret(file)
+        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+    let key = SigningKey::parse(&text).map_err(|error| format!("{}: {error}", file.display()))?;
+    match key.verifier().name() == settings.origin {
+        true => Ok(key),
+        false => Err(format!(
+            "{} is the key of {}, and evidence.origin is another name",
+            file.display(),
+            key.verifier().name()
+        )),
+    }
+}
+
+/// Returns what an entry says of the relay now. A config that can't be read has the hash of an
+/// empty text.
+async fn running(file: Option<PathBuf>, settings: &config::Evidence, queue: &Queue) -> Running {
+    let read = move || match file {
+        Some(file) => std::fs::read(file),
+        None => io::Result::Ok(config::EMBEDDED.as_bytes().to_vec()),
+    };
+    let text = blocking(read).await.ok().and_then(Result::ok).unwrap_or_default();
+    let Hash(hash) = Hash::of(&[&text]);
+    let hash = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let places = queue.places().into_iter().map(|(name, place)| (name, place.get()));
+    recorder::running(hash, settings, places.collect())
+}
+
+impl Evidence {
+    /// Records that the config was read again.
+    pub(super) async fn reloaded(&self, file: Option<PathBuf>, queue: &Queue) {
+        self.recorder.reloaded(running(file, &self.settings, queue).await).await;
+    }
+
+    /// Records the end of the relay. The outputs must have ended.
+    pub(super) async fn stop(self, file: Option<PathBuf>, queue: &Queue, within: Duration) {
+        let running = running(file, &self.settings, queue).await;
+        self.recorder.stop(running, within).await;
+    }
+}
