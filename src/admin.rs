@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -42,6 +43,7 @@ use crate::telemetry::LastRejected;
 use crate::telemetry::Reading;
 use crate::telemetry::Telemetry;
 
+mod evidence;
 mod page;
 mod places;
 
@@ -77,6 +79,8 @@ pub struct Admin {
     since: Instant,
     /// The machine's name, which in Kubernetes is the pod's name.
     host: String,
+    /// The directory of the evidence log; `None` if there is no evidence.
+    evidence: Option<PathBuf>,
 }
 
 /// An output as `/status` shows it.
@@ -109,7 +113,7 @@ impl Admin {
     /// Makes the state of a relay that has not started yet and has no outputs, listeners and
     /// sources.
     #[must_use]
-    pub fn new(telemetry: Arc<Telemetry>, queue: Queue) -> Self {
+    pub fn new(telemetry: Arc<Telemetry>, queue: Queue, evidence: Option<PathBuf>) -> Self {
         Self {
             telemetry,
             queue,
@@ -120,6 +124,7 @@ impl Admin {
             stopping: AtomicBool::new(false),
             since: Instant::now(),
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            evidence,
         }
     }
 
@@ -171,7 +176,8 @@ impl Admin {
             tracker.spawn(async move {
                 let service = service_fn(|request| {
                     place.asked();
-                    std::future::ready(Ok::<_, Infallible>(for_now(admin.answer(&request))))
+                    let admin = &admin;
+                    async move { Ok::<_, Infallible>(admin.respond(&request).await) }
                 });
                 let serving = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -187,6 +193,21 @@ impl Admin {
         }
         tracker.close();
         tracker.wait().await;
+    }
+
+    /// Returns the response to one request, for an admin page or for a file of the evidence.
+    async fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let path = request.uri().path().strip_prefix(evidence::PREFIX);
+        let Some(path) = path.filter(|_| request.method() == Method::GET) else {
+            return for_now(self.answer(request));
+        };
+        let (log, path) = (self.evidence.clone(), path.to_owned());
+        let read = move || evidence::response(log.as_deref(), &path);
+        let mut response = tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| {
+            text(StatusCode::INTERNAL_SERVER_ERROR, "the file can't be read\n".to_owned())
+        });
+        believed(&mut response);
+        response
     }
 
     /// Returns the response to one request for an admin page.
@@ -218,7 +239,7 @@ impl Admin {
             "/" => page::response(),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status\n"
+                "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status /evidence/\n"
                     .to_owned(),
             ),
         }
@@ -460,10 +481,15 @@ fn is_verbose(parameter: &str) -> bool {
 /// Adds the headers that every response of the admin server has: caches must not store the
 /// response, and browsers must believe its Content-Type.
 fn for_now(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    believed(&mut response);
     response
+}
+
+/// Adds the header by which browsers believe the Content-Type of a response.
+fn believed(response: &mut Response<Full<Bytes>>) {
+    let nosniff = HeaderValue::from_static("nosniff");
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

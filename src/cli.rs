@@ -40,6 +40,7 @@ use crate::telemetry::Telemetry;
 mod demo;
 mod documents;
 mod drain;
+mod evidence;
 mod healthcheck;
 mod migrate;
 mod policy;
@@ -109,6 +110,9 @@ enum Command {
     /// Look into the directory of a durable queue; changes nothing, and may run beside the relay
     #[command(subcommand)]
     Queue(queue::Command),
+    /// Make a key for the evidence, look into its log, and prove that an event was accepted
+    #[command(subcommand)]
+    Evidence(evidence::Command),
     /// Show which rule of an audit policy decides about an event, and why
     #[command(subcommand)]
     Policy(policy::Command),
@@ -156,6 +160,7 @@ pub fn main() -> ExitCode {
         Command::Replay(arguments) => replay::run(&arguments),
         Command::Migrate(command) => migrate::run(&command),
         Command::Queue(command) => queue::run(&command),
+        Command::Evidence(command) => evidence::run(&command),
         Command::Policy(command) => policy::run(&command),
         Command::Metrics => print(&telemetry::reference()),
         Command::Completions { shell } => documents::completions(shell, Arguments::command()),

@@ -261,6 +261,8 @@ async fn start(
         output.opened(cursor);
     }
     dead_letters.reconfigure(&config);
+    let directory = config.queue.directory.as_ref().filter(|_| config.evidence.is_some());
+    let log_of_evidence = directory.map(|queue| queue.join(crate::evidence::DIRECTORY));
     let gate = Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry);
     let gate = Arc::new(gate);
     let failures = Failures::default();
@@ -269,7 +271,7 @@ async fn start(
         file,
         reloads: telemetry.reloads(),
         queue: queue.clone(),
-        admin: Arc::new(Admin::new(Arc::clone(&telemetry), queue.clone())),
+        admin: Arc::new(Admin::new(Arc::clone(&telemetry), queue.clone(), log_of_evidence)),
         listeners: Listeners::new(Arc::clone(&gate), Arc::clone(&telemetry), failures.clone()),
         outputs: Outputs::new(Arc::clone(&telemetry), queue, dead_letters.clone()),
         sources: Sources::new(failures.clone()),

@@ -77,6 +77,11 @@ mod outputs {
     mod tcp;
 }
 
+/// The log that proves which events came in.
+mod evidence {
+    mod recorded;
+}
+
 /// Which events leave, and what is removed from each of them: filters and audit policies.
 mod filter {
     mod forwarded;

@@ -1,0 +1,58 @@
+//! Serves the evidence log below `/evidence/`, as C2SP `tlog-tiles` asks for it: the checkpoint,
+//! the tiles and the entries. The line hashes are not served.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+use hyper::StatusCode;
+use hyper::header;
+use hyper::header::HeaderValue;
+
+use super::text;
+use crate::evidence::reader::Directory;
+use crate::evidence::reader::Files as _;
+use crate::tlog::note::NOTE_BYTES_MAX;
+use crate::tlog::tile::CHECKPOINT;
+use crate::tlog::tile::Tile;
+
+/// The beginning of the paths of the log.
+pub(super) const PREFIX: &str = "/evidence/";
+
+/// Returns the response to a request for a file of the log. `path` is the part of the URL's path
+/// behind [`PREFIX`]. `log` is the directory of the log; `None` if there is no evidence. Blocks the
+/// thread.
+pub(super) fn response(log: Option<&Path>, path: &str) -> Response<Full<Bytes>> {
+    let Some(log) = log else {
+        return text(StatusCode::NOT_FOUND, "there is no evidence in the config\n".to_owned());
+    };
+    let directory = Directory::at(log);
+    let (found, kind, caching) = match Tile::parse(path) {
+        // A tile of this name never has another content.
+        Some(tile) => (
+            directory.tile(tile),
+            "application/octet-stream",
+            "public, max-age=31536000, immutable",
+        ),
+        None if path == CHECKPOINT => {
+            (directory.read(CHECKPOINT, NOTE_BYTES_MAX), "text/plain; charset=utf-8", "no-cache")
+        }
+        None => (Ok(None), "", ""),
+    };
+    match found {
+        Ok(Some(bytes)) => {
+            let mut response = Response::new(Full::from(bytes));
+            let headers = response.headers_mut();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
+            response
+        }
+        Ok(None) => text(StatusCode::NOT_FOUND, "the log has no such file\n".to_owned()),
+        Err(error) => {
+            tracing::warn!(%error, path, "a file of the evidence can't be read");
+            let said = "the file can't be read, and the relay's log says why\n".to_owned();
+            text(StatusCode::INTERNAL_SERVER_ERROR, said)
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The commands `evidence keygen`, `show` and `prove`.
+
+use std::fs;
+use std::io;
+use std::io::BufWriter;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::UNIX_EPOCH;
+
+use clap::Subcommand;
+
+use super::FAILED;
+use super::WRONG;
+use super::print;
+use crate::delivery::rfc3339::rfc3339;
+use crate::evidence::entry::Entry;
+use crate::evidence::reader::Directory;
+use crate::evidence::reader::Log;
+use crate::evidence::reader::ReadError;
+use crate::tlog::key::SigningKey;
+use crate::tlog::merkle::inclusion;
+use crate::tlog::proof::Proof;
+
+/// The size in bytes of the buffer for standard output.
+const BUFFER: usize = 64 << 10;
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Make a signing key, write it to a file, and print its verifier key
+    Keygen {
+        /// The name of the log: evidence.origin in the config
+        #[arg(long, value_name = "NAME")]
+        origin: String,
+        /// The file for the private key, which must not exist
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Print the checkpoint and each entry of an evidence log
+    Show {
+        /// The queue's directory, or evidence in it, or a copy of either
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// Print the entries as JSON lines, and nothing else
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a proof that an event was accepted, as C2SP tlog-proof has it
+    Prove {
+        /// The queue's directory, or evidence in it, or a copy of either
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// The position of the event in the queue
+        #[arg(long, value_name = "N")]
+        position: u64,
+    },
+}
+
+pub(super) fn run(command: &Command) -> Result<(), u8> {
+    match command {
+        Command::Keygen { origin, out } => keygen(origin, out),
+        Command::Show { directory, json } => show(directory, *json),
+        Command::Prove { directory, position } => prove(directory, *position),
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> u8 {
+    eprintln!("{error}");
+    FAILED
+}
+
+/// Writes a new key to a file that only its owner can read, and prints the public key.
+fn keygen(origin: &str, file: &Path) -> Result<(), u8> {
+    let (key, text) = SigningKey::generate(origin).map_err(|error| {
+        eprintln!("--origin: {error}");
+        WRONG
+    })?;
+    let failed = |error: io::Error| {
+        let exists = error.kind() == io::ErrorKind::AlreadyExists;
+        let hint = if exists { "; a key is never written over a file that exists" } else { "" };
+        failed(format!("cannot write {}: {error}{hint}", file.display()))
+    };
+    let mut options = fs::OpenOptions::new();
+    let mut created =
+        options.write(true).create_new(true).mode(0o600).open(file).map_err(&failed)?;
+    let written = created.write_all(text.as_bytes()).and_then(|()| created.sync_all());
+    if let Err(error) = written {
+        // A half of a key would be refused by each later attempt.
+        fs::remove_file(file).ok();
+        return Err(failed(error));
+    }
+    print(&format!("{}\n", key.verifier()))
+}
+
+fn open(directory: &Path) -> Result<Log<Directory>, u8> {
+    let files = Directory::find(directory).map_err(failed)?;
+    Log::open(files).map_err(failed)
+}
+
+fn show(directory: &Path, json: bool) -> Result<(), u8> {
+    let log = open(directory)?;
+    let mut stdout = BufWriter::with_capacity(BUFFER, io::stdout().lock());
+    let told = show_to(&log, json, &mut stdout);
+    told.and_then(|()| stdout.flush().map_err(failed))
+}
+
+fn show_to(log: &Log<Directory>, json: bool, stdout: &mut impl Write) -> Result<(), u8> {
+    if !json {
+        writeln!(stdout, "{}\nINDEX TIME ENTRY", log.signed().note.text()).map_err(failed)?;
+    }
+    for bundle in 0..log.bundles() {
+        let entries = log.bundle(bundle).map_err(failed)?;
+        for (index, entry) in (bundle * crate::tlog::tile::WIDTH..).zip(entries) {
+            // An entry is JSON, whose control characters are escapes, unless it was forged.
+            let text = String::from_utf8_lossy(&entry).replace(char::is_control, "\u{fffd}");
+            let told = match json {
+                true => writeln!(stdout, "{text}"),
+                false => {
+                    let at = Entry::parse(&entry).map(|entry| entry.at());
+                    let at = at.ok().map(|at| rfc3339(UNIX_EPOCH + Duration::from_millis(at)));
+                    writeln!(stdout, "{index} {} {text}", at.as_deref().unwrap_or("-"))
+                }
+            };
+            told.map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+fn prove(directory: &Path, position: u64) -> Result<(), u8> {
+    let log = open(directory)?;
+    let (index, entry) = accepted(&log, position).map_err(failed)?.ok_or_else(|| {
+        eprintln!("the log has no entry about an accepted event at position {position}");
+        FAILED
+    })?;
+    let path = inclusion(&log.nodes(), index, log.size()).map_err(failed)?;
+    let proof = Proof { extra: Some(entry.clone()), index, path, signed: log.signed().clone() };
+    if !proof.proves(&entry) {
+        eprintln!("entry {index} is not the one that the checkpoint is about: the log is damaged");
+        return Err(FAILED);
+    }
+    let mut text = proof.to_string();
+    if let Some(range) = log.files().range_of(position).map_err(failed)? {
+        let leaves: Vec<_> = range.leaves().collect();
+        let (offset, count) = (position - range.first, leaves.len() as u64);
+        let path = inclusion(leaves.as_slice(), offset, count).map_err(failed)?;
+        text.push_str(&format!("\nsalt {}\n", range.salt));
+        path.iter().for_each(|hash| text.push_str(&format!("{hash}\n")));
+    }
+    print(&text)
+}
+
+/// Returns the first entry about accepted events with this position, and its index.
+fn accepted(log: &Log<Directory>, position: u64) -> Result<Option<(u64, Vec<u8>)>, ReadError> {
+    for bundle in 0..log.bundles() {
+        let entries = log.bundle(bundle)?;
+        for (index, entry) in (bundle * crate::tlog::tile::WIDTH..).zip(entries) {
+            let Ok(Entry::Accepted { first, count, .. }) = Entry::parse(&entry) else { continue };
+            if (first..first.saturating_add(count)).contains(&position) {
+                return Ok(Some((index, entry)));
+            }
+        }
+    }
+    Ok(None)
+}

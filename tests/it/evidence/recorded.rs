@@ -1,0 +1,361 @@
+//! `[evidence]`: what the relay records, as a verifier sees it that shares no code with the relay.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::repository;
+use crate::support::requests::to_sink;
+use crate::support::spool::Spool;
+use crate::support::wait_until;
+
+const ORIGIN: &str = "example.org/prod-eu/relay-0";
+
+/// A relay's directory, its key, and what was accepted so far.
+struct Recorded {
+    directory: TempDir,
+    spool: Spool,
+    verifier: String,
+    sink: HttpSink,
+    /// The accepted events, in the order of their positions.
+    events: Vec<Vec<u8>>,
+}
+
+impl Recorded {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let key = directory.path().join("key");
+        let verifier = keygen(ORIGIN, &key);
+        let sink = HttpSink::start(|_| Answer::status(200));
+        Self { directory, spool: Spool::new(), verifier, sink, events: Vec::new() }
+    }
+
+    fn config(&self, more: &str) -> String {
+        let key = self.directory.path().join("key");
+        let output = to_sink(self.sink.address(), "");
+        let queue = self.spool.queue("segment_bytes = \"256KiB\"\n");
+        let key = key.display();
+        format!(
+            "{output}{queue}[evidence]\nkey_file = \"{key}\"\norigin = \"{ORIGIN}\"\n\
+             checkpoint_interval = \"1s\"\n{more}"
+        )
+    }
+
+    fn log(&self) -> PathBuf {
+        self.spool.path().join("evidence")
+    }
+
+    fn post(&mut self, relay: &Relay, seed: u64, events: usize) {
+        let body = generated_batch(seed, events, 700);
+        assert_eq!(relay.post(&body).status, 200);
+        self.events.extend(events_of(&body));
+    }
+
+    /// Waits until a checkpoint was signed that covers all accepted events.
+    fn wait_until_signed(&self) {
+        let accepted = self.events.len() as u64;
+        wait_until("a checkpoint", PATIENCE, || {
+            self.log().join("checkpoint").exists() && covered(&self.entries()) == accepted
+        });
+    }
+
+    /// Returns the entries up to the checkpoint, as the verifier reads them.
+    fn entries(&self) -> Vec<Value> {
+        verified(&self.log(), &self.verifier, None).unwrap_or_default()
+    }
+
+    /// Checks the log with all events that were accepted, and returns its entries.
+    fn verify(&self) -> Vec<Value> {
+        let lines = self.directory.path().join("lines");
+        let text: Vec<u8> =
+            self.events.iter().flat_map(|it| [it, b"\n".as_slice()].concat()).collect();
+        std::fs::write(&lines, text).unwrap();
+        let verified = verified(&self.log(), &self.verifier, Some(&lines));
+        verified.unwrap_or_else(|fault| panic!("{fault}"))
+    }
+}
+
+/// Makes a key, and returns its verifier key.
+fn keygen(origin: &str, file: &Path) -> String {
+    let (name, directory) = (file.display().to_string(), repository());
+    let arguments = ["evidence", "keygen", "--origin", origin, "--out", &name];
+    let made = run_command(&arguments, &directory);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    String::from_utf8(made.stdout).unwrap().trim_end().to_owned()
+}
+
+/// Runs the independent verifier. Returns the entries, or what it says about the first fault.
+fn verified(log: &Path, key: &str, lines: Option<&Path>) -> Result<Vec<Value>, String> {
+    let script = repository().join("tests/it/evidence/verify.py");
+    let mut command = Command::new("python3");
+    command.arg(script).arg(log).arg(key).args(lines);
+    let output = command.output().expect("python3");
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    let entries = String::from_utf8(output.stdout).unwrap();
+    Ok(entries.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+}
+
+fn of_type<'a>(entries: &'a [Value], name: &str) -> Vec<&'a Value> {
+    entries.iter().filter(|entry| entry["type"] == name).collect()
+}
+
+/// Returns the number of events that have an entry.
+fn covered(entries: &[Value]) -> u64 {
+    of_type(entries, "accepted").iter().map(|entry| entry["count"].as_u64().unwrap()).sum()
+}
+
+/// Method: batches of random sizes, while the relay is killed three times and ended once in good
+/// order. The log must have each accepted event once, and say what happened to the relay.
+#[test]
+fn each_accepted_event_is_in_the_log_whatever_happens_to_the_relay() {
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut recorded = Recorded::new();
+    for _ in 0..3 {
+        let mut relay = Relay::start(&recorded.config(""));
+        for _ in 0..rng.usize(1..20) {
+            let count = rng.usize(1..600);
+            recorded.post(&relay, rng.u64(..), count);
+            std::thread::sleep(Duration::from_millis(rng.u64(..100)));
+        }
+        relay.kill();
+    }
+    let relay = Relay::start(&recorded.config(""));
+    recorded.post(&relay, rng.u64(..), 5000);
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+    let entries = recorded.verify();
+    let (starts, stops) = (of_type(&entries, "start"), of_type(&entries, "stop"));
+    assert_eq!((starts.len(), stops.len()), (4, 1), "{starts:?}");
+    assert_eq!(entries.last().unwrap()["type"], "stop");
+    assert_eq!(starts[0]["previous"]["size"], 0);
+    assert_eq!(stops[0]["outputs"]["consumer"], recorded.events.len());
+    assert_eq!(stops[0]["config_sha256"].as_str().unwrap().len(), 64);
+}
+
+/// Method: a relay without events, and one that reads its config again.
+#[test]
+fn a_quiet_relay_says_that_it_lives_and_a_reload_is_recorded() {
+    let recorded = Recorded::new();
+    let relay = Relay::start(&recorded.config("heartbeat_interval = \"1s\"\n"));
+    wait_until("heartbeats", PATIENCE, || of_type(&recorded.entries(), "heartbeat").len() > 1);
+    relay.signal(libc::SIGHUP);
+    wait_until("the reload", PATIENCE, || of_type(&recorded.entries(), "reload").len() == 1);
+    let size = relay.metrics().get("evidence_size", &[]).unwrap();
+    assert!(size >= 4.0, "{size}");
+    relay.finish(Backlog::Empty);
+    recorded.verify();
+}
+
+/// Method: a directory has the name of the file that the next journal needs. Events must be
+/// accepted and delivered nevertheless, and the log must have them once the disk works again.
+#[test]
+fn events_are_forwarded_while_no_evidence_can_be_written() {
+    let mut recorded = Recorded::new();
+    let relay = Relay::start(&recorded.config(""));
+    recorded.post(&relay, 1, 100);
+    recorded.wait_until_signed();
+    let obstacle = recorded.log().join("journal.new");
+    std::fs::create_dir(&obstacle).unwrap();
+    recorded.post(&relay, 2, 100);
+    relay.wait_for_log("the evidence can't be written, trying again", PATIENCE);
+    relay.wait_until_delivered(PATIENCE);
+    recorded.post(&relay, 3, 100);
+    relay.wait_until_delivered(PATIENCE);
+    let failed = relay.metrics().get("evidence_errors_total", &[("reason", "write")]).unwrap();
+    assert!(failed >= 1.0, "{failed}");
+    assert_eq!(covered(&recorded.entries()), 100);
+    std::fs::remove_dir(&obstacle).unwrap();
+    recorded.wait_until_signed();
+    relay.finish(Backlog::Empty);
+    recorded.verify();
+}
+
+/// Method: the relay is killed while no evidence can be written, so that events are in the queue
+/// and not in the log. Their segments must stay, although they are delivered.
+#[test]
+fn delivered_events_without_evidence_stay_in_the_queue_over_a_crash() {
+    let mut recorded = Recorded::new();
+    let mut relay = Relay::start(&recorded.config(""));
+    recorded.post(&relay, 1, 100);
+    recorded.wait_until_signed();
+    let obstacle = recorded.log().join("journal.new");
+    std::fs::create_dir(&obstacle).unwrap();
+    for seed in 2..8 {
+        // More than a segment.
+        recorded.post(&relay, seed, 400);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    std::thread::sleep(Duration::from_secs(2));
+    relay.kill();
+    std::fs::remove_dir(&obstacle).unwrap();
+    let relay = Relay::start(&recorded.config(""));
+    recorded.wait_until_signed();
+    relay.finish(Backlog::Empty);
+    recorded.verify();
+}
+
+/// Method: the proof of each tenth event is checked by hand, with the hashes of RFC 6962.
+#[test]
+fn a_proof_leads_from_the_line_to_the_checkpoint() {
+    let mut recorded = Recorded::new();
+    let relay = Relay::start(&recorded.config(""));
+    for seed in 0..3 {
+        recorded.post(&relay, seed, 40);
+        recorded.wait_until_signed();
+    }
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+    let directory = recorded.spool.path().display().to_string();
+    let prove = |position: &str| {
+        run_command(&["evidence", "prove", &directory, "--position", position], &repository())
+    };
+    let script = repository().join("tests/it/evidence/proof.py");
+    for position in (0..120).step_by(10) {
+        let proof = prove(&position.to_string());
+        assert!(proof.status.success(), "{}", String::from_utf8_lossy(&proof.stderr));
+        let (file, line) = (recorded.directory.path().join("proof"), &recorded.events[position]);
+        std::fs::write(&file, &proof.stdout).unwrap();
+        let text = String::from_utf8(line.clone()).unwrap();
+        let checked = |position: usize, line: &str| {
+            let position = position.to_string();
+            Command::new("python3")
+                .arg(&script)
+                .arg(&file)
+                .args([&position, line])
+                .output()
+                .unwrap()
+        };
+        let checked_it = checked(position, &text);
+        assert!(checked_it.status.success(), "{}", String::from_utf8_lossy(&checked_it.stderr));
+        assert!(!checked(position + 1, &text).status.success());
+        assert!(!checked(position, "{}").status.success());
+    }
+    let beyond = prove("120");
+    assert_eq!(beyond.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&beyond.stderr).contains("no entry"), "{beyond:?}");
+    let shown = run_command(&["evidence", "show", &directory], &repository());
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.starts_with(ORIGIN) && shown.contains("\"type\":\"stop\""), "{shown}");
+    let lines = run_command(&["evidence", "show", "--json", &directory], &repository()).stdout;
+    let lines = String::from_utf8(lines).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
+    assert_eq!(lines, recorded.entries());
+}
+
+/// Method: everything that the checkpoint needs is fetched from the admin address into another
+/// directory, with a tile of an older checkpoint. The line hashes must not be there.
+#[test]
+fn the_admin_address_serves_the_log_and_no_line_hash() {
+    let mut recorded = Recorded::new();
+    let relay = Relay::start(&recorded.config(""));
+    let get = |path: &str| http::get(relay.admin(), &format!("/evidence/{path}")).unwrap();
+    recorded.post(&relay, 1, 10);
+    recorded.wait_until_signed();
+    for seed in 2..5 {
+        recorded.post(&relay, seed, 10);
+        recorded.wait_until_signed();
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let checkpoint = get("checkpoint");
+    assert_eq!(checkpoint.status, 200);
+    let size: u64 = checkpoint.text().lines().nth(1).unwrap().parse().unwrap();
+    assert!((5..256).contains(&size), "{size}");
+    let copy = TempDir::new().unwrap();
+    let paths = [format!("tile/entries/000.p/{size}"), format!("tile/0/000.p/{size}")];
+    std::fs::write(copy.path().join("checkpoint"), &checkpoint.body).unwrap();
+    for path in &paths {
+        let (served, file) = (get(path), copy.path().join(path));
+        assert_eq!(served.status, 200, "{path}");
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, &served.body).unwrap();
+    }
+    std::fs::create_dir(copy.path().join("lines")).unwrap();
+    // The verifier misses nothing but the line hashes.
+    let said = verified(copy.path(), &recorded.verifier, None).unwrap_err();
+    assert!(said.contains("KeyError"), "{said}");
+    let older = get("tile/0/000.p/1");
+    assert_eq!((older.status, older.body.len()), (200, 32));
+    assert_eq!(older.body, get(&paths[1]).body[..32]);
+    let line_hashes = std::fs::read_dir(recorded.log().join("lines")).unwrap().next().unwrap();
+    let line_hashes = line_hashes.unwrap().file_name().into_string().unwrap();
+    for hidden in [
+        &format!("lines/{line_hashes}"),
+        "lines/",
+        "journal",
+        "",
+        "tile/0/000",
+        "tile/0/001",
+        "tile/0/000.p/255",
+        "tile/0/../../checkpoint",
+        "../identity",
+        "%2e%2e/identity",
+    ] {
+        assert_eq!(get(hidden).status, 404, "{hidden}");
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_key_is_for_its_owner_alone_and_never_written_over() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("key");
+    let verifier = keygen("log", &file);
+    assert!(verifier.starts_with("log+"), "{verifier}");
+    assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    let before = std::fs::read(&file).unwrap();
+    let name = file.display().to_string();
+    let run = |origin: &str, name: &str| {
+        run_command(&["evidence", "keygen", "--origin", origin, "--out", name], directory.path())
+    };
+    let again = run("log", &name);
+    assert_eq!(again.status.code(), Some(1));
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+    let secret = String::from_utf8(before).unwrap();
+    let secret = secret.trim_end().rsplit('+').next().unwrap();
+    let said = [again.stdout, again.stderr].concat();
+    assert!(!String::from_utf8(said).unwrap().contains(secret));
+    assert_eq!(run("a log", "other").status.code(), Some(2));
+    assert!(!directory.path().join("other").exists());
+}
+
+#[test]
+fn a_config_whose_key_or_queue_does_not_fit_is_refused() {
+    let recorded = Recorded::new();
+    let check = |config: &str| {
+        let file = recorded.directory.path().join("config.toml");
+        std::fs::write(&file, config).unwrap();
+        let name = file.display().to_string();
+        let output = run_command(&["check", "--config", &name], recorded.directory.path());
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let good = recorded.config("");
+    assert_eq!(check(&good).0, Some(0), "{}", check(&good).1);
+    let (status, said) = check(&good.replace(ORIGIN, "example.org/other"));
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains("it is the key of example.org/prod-eu/relay-0"), "{said}");
+    let (status, said) = check(&good.replace("[queue]\ndirectory", "[queue]\n# directory"));
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains("evidence: needs queue.directory"), "{said}");
+    std::fs::write(recorded.directory.path().join("key"), "no key").unwrap();
+    let (status, said) = check(&good);
+    assert_eq!(status, Some(2), "{said}");
+    assert!(said.contains("holds no signing key"), "{said}");
+}
