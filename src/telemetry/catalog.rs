@@ -488,7 +488,7 @@ catalog! {
             meaning: "Events are forwarded nevertheless. The queue keeps the events whose evidence \
                 is missing until it is full.",
             action: "`write`: repair or empty the disk of `queue.directory`, or mend what the log \
-                says.",
+                says. The alert `KubeAuditForwarderEvidenceNotWritten` fires at once.",
         }
     }
 
