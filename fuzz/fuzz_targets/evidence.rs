@@ -1,0 +1,46 @@
+//! Reads the bytes as each file of an evidence log: none may panic, and what is read and written
+//! again must be the same.
+//!
+//! Run it with `cargo +nightly fuzz run evidence`.
+
+#![no_main]
+
+use kube_audit_forwarder::evidence::entry::Entry;
+use kube_audit_forwarder::evidence::lines;
+use kube_audit_forwarder::tlog::checkpoint::Checkpoint;
+use kube_audit_forwarder::tlog::checkpoint::Signed;
+use kube_audit_forwarder::tlog::key::SigningKey;
+use kube_audit_forwarder::tlog::key::VerifierKey;
+use kube_audit_forwarder::tlog::note::Note;
+use kube_audit_forwarder::tlog::proof::Proof;
+use kube_audit_forwarder::tlog::tile;
+use kube_audit_forwarder::tlog::tile::Tile;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    if let Ok(note) = Note::parse(bytes) {
+        assert_eq!(note.to_string().as_bytes(), bytes);
+    }
+    if let Ok(signed) = Signed::parse(bytes) {
+        assert!(signed.note.text().starts_with(&signed.checkpoint.to_string()));
+    }
+    if let Ok(entry) = Entry::parse(bytes) {
+        assert_eq!(Entry::parse(&entry.bytes()).expect("its own bytes"), entry);
+    }
+    let read = lines::read(bytes);
+    assert!(read.bytes <= bytes.len() as u64);
+    for width in [1, 2, 3, 256] {
+        drop((tile::hashes(bytes, width), tile::entries(bytes, width)));
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Some(tile) = Tile::parse(text) {
+        assert_eq!(tile.path(), text);
+    }
+    if let Ok(key) = text.parse::<VerifierKey>() {
+        assert_eq!(key.to_string(), text);
+    }
+    if let Ok(proof) = Proof::parse(text) {
+        assert_eq!(proof.to_string(), text);
+        proof.proves(b"");
+    }
+    drop((Checkpoint::of_text(text), SigningKey::parse(text)));
+});
