@@ -595,6 +595,17 @@ impl Cursor {
         either!(self, cursor => cursor.tell_origins(tells))
     }
 
+    /// Returns how many events were acknowledged and dropped without a position since the last
+    /// call, because the queue was full and `when_full` is `drop_newest`. Only the reader that
+    /// records the evidence calls this. Always 0 for a queue in memory.
+    #[must_use]
+    pub(crate) fn take_unplaced(&self) -> u64 {
+        match self {
+            Self::Memory(_) => 0,
+            Self::Spool(cursor) => cursor.take_unplaced(),
+        }
+    }
+
     /// Returns `true` if the queue hands out no more events, because the process is ending and the
     /// files keep the events for the next start. Always `false` for a queue in memory.
     #[must_use]

@@ -527,7 +527,7 @@ impl Parts {
         let committed = self.listeners.commit(listeners).await;
         self.config = config;
         if let Some(evidence) = &self.evidence {
-            evidence.reloaded(self.file.clone(), &self.queue).await;
+            self.tasks.spawn(evidence.reloaded(self.file.clone(), self.queue.clone()));
         }
         self.show();
         committed
@@ -660,7 +660,7 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
     parts.sources.end(CLOSING).await;
     parts.dead_letters.close().await;
     if let Some(evidence) = parts.evidence.take() {
-        evidence.stop(parts.file.clone(), &parts.queue, CLOSING).await;
+        evidence.stop(parts.file.clone(), parts.queue.clone(), CLOSING).await;
     }
     parts.queue.close().await;
     abandon(&parts.queue);

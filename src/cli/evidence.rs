@@ -142,7 +142,10 @@ fn prove(directory: &Path, position: u64) -> Result<(), u8> {
         return Err(FAILED);
     }
     let mut text = proof.to_string();
-    if let Some(range) = log.files().range_of(position).map_err(failed)? {
+    let Ok(Entry::Accepted { first, count, root, .. }) = Entry::parse(&entry) else {
+        return Err(failed("the entry is about no accepted events"));
+    };
+    if let Some(range) = log.files().range_of(first, count, root).map_err(failed)? {
         let leaves: Vec<_> = range.leaves().collect();
         let (offset, count) = (position - range.first, leaves.len() as u64);
         let path = inclusion(leaves.as_slice(), offset, count).map_err(failed)?;

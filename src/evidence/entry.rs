@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use serde::Deserialize;
 use serde::Deserializer;
@@ -16,6 +19,13 @@ pub const RANGE_MAX: u64 = 4096;
 
 /// The name that stands for the queue where an entry names an output. No output has this name.
 pub const QUEUE: &str = "queue";
+
+/// Returns the time in milliseconds since 1970.
+#[must_use]
+pub fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
 
 /// An entry. Times (`at`) are milliseconds since 1970, and positions are those of the queue. A
 /// range has the positions from `first` on, `count` of them.

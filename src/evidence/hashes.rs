@@ -8,7 +8,10 @@ use super::layout::LINES;
 use super::layout::file_name;
 use super::layout::first_of;
 use super::layout::path;
+use super::lines;
+use super::lines::FILE_BYTES_MAX;
 use super::lines::Range;
+use super::store::read_all;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
@@ -66,7 +69,10 @@ impl Hashes {
         let Some(begin) = self.first else { return Ok(()) };
         let (file, first, end) = match self.open.take() {
             Some(open) => open,
-            None => (self.create(begin)?, begin, 0),
+            None => match self.files.contains_key(&begin) {
+                true => self.go_on(begin)?,
+                false => (self.create(begin)?, begin, 0),
+            },
         };
         file.write_at(&[&self.buffer], end)?;
         file.sync()?;
@@ -76,6 +82,14 @@ impl Hashes {
         self.buffer.clear();
         self.first = None;
         Ok(())
+    }
+
+    /// Opens the file of an earlier run whose first record has this position. Returns the file, the
+    /// position, and where its last whole record ends.
+    fn go_on(&self, first: u64) -> io::Result<(Arc<dyn File>, u64, u64)> {
+        let file = self.disk.open(&file_path(first), Access::Write)?;
+        let content = read_all(&*file, FILE_BYTES_MAX)?;
+        Ok((file, first, lines::read(&content).bytes))
     }
 
     /// Makes the file whose first record has this position.
@@ -98,9 +112,11 @@ impl Hashes {
         let mut files = self.files.iter().peekable();
         let mut from = None;
         while bytes > self.max_bytes {
-            bytes -= files.next()?.1;
+            let Some((_, size)) = files.next() else { break };
             // The newest file always stays.
-            from = Some(*files.peek()?.0);
+            let Some((next, _)) = files.peek() else { break };
+            bytes -= size;
+            from = Some(**next);
         }
         from
     }
@@ -130,4 +146,56 @@ fn path_of_lines() -> String {
 
 fn file_path(first: u64) -> String {
     path(&format!("{LINES}/{}", file_name(first)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::lines::SALT_BYTES;
+    use crate::evidence::lines::Salt;
+    use crate::queue::tests::simulated_disk::SimulatedDisk;
+    use crate::tlog::merkle::Hash;
+
+    fn range(first: u64, count: usize) -> Range {
+        Range { first, salt: Salt([1; SALT_BYTES]), lines: vec![Hash([7; 32]); count] }
+    }
+
+    fn open(disk: &SimulatedDisk, max_bytes: u64) -> Hashes {
+        Hashes::open(Arc::new(disk.clone()), max_bytes).expect("no fault is set")
+    }
+
+    #[test]
+    fn the_oldest_files_go_also_if_the_newest_alone_is_too_large() {
+        let disk = SimulatedDisk::new(1);
+        let mut hashes = open(&disk, 1 << 20);
+        for first in (0..40).map(|at| at * 4096) {
+            hashes.push(&range(first, 4096));
+            hashes.commit().expect("no fault is set");
+            if let Some(below) = hashes.keeps_from() {
+                hashes.remove_before(below);
+                assert!(below <= first);
+            }
+            assert!(disk.bytes_in("evidence/lines") <= 2 << 20);
+        }
+        // One commit of more than the limit.
+        (40..60).for_each(|at| hashes.push(&range(at * 4096, 4096)));
+        hashes.commit().expect("no fault is set");
+        let below = hashes.keeps_from().expect("the limit is passed");
+        hashes.remove_before(below);
+        assert!(hashes.files.len() < 3, "{:?}", hashes.files);
+        assert_eq!(hashes.keeps_from(), None);
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_run_is_gone_on_with_behind_its_last_whole_record() {
+        let disk = SimulatedDisk::new(1);
+        let mut hashes = open(&disk, 1 << 20);
+        hashes.push(&range(5, 10));
+        hashes.commit().expect("no fault is set");
+        let mut again = open(&disk, 1 << 20);
+        again.push(&range(5, 20));
+        again.commit().expect("no fault is set");
+        let found = lines::read(&disk.contents("evidence/lines/00000000000000000005"));
+        assert_eq!(found.ranges, [range(5, 10), range(5, 20)]);
+    }
 }

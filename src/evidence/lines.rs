@@ -118,8 +118,12 @@ impl Range {
         if !rest.is_empty() || lines.len() as u64 != u64::from(u32::from_be_bytes(*count)) {
             return Err(wrong());
         }
-        let lines = lines.iter().copied().map(Hash).collect();
-        Ok(Some(Self { first: u64::from_be_bytes(*first), salt: Salt(*salt), lines }))
+        let (first, lines) = (u64::from_be_bytes(*first), lines.iter().copied().map(Hash));
+        let range = Self { first, salt: Salt(*salt), lines: lines.collect() };
+        if first.checked_add(range.lines.len() as u64).is_none() {
+            return Err(io::Error::other("a record of line hashes has positions above 2^64"));
+        }
+        Ok(Some(range))
     }
 }
 

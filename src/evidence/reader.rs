@@ -33,6 +33,14 @@ pub trait Files {
     ///
     /// The file can't be read, or has more than `max` bytes.
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
+
+    /// Returns the bytes of a tile or bundle; `None` if the log does not have it. A partial one
+    /// that was deleted is the beginning of a wider one.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or has another content than its name says.
+    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>>;
 }
 
 /// The files of a log in a directory.
@@ -61,40 +69,16 @@ impl Directory {
     pub fn at(log: &Path) -> Self {
         Self(log.to_owned())
     }
-
-    /// Returns the bytes of a tile or bundle; `None` if the log does not have it yet. A partial one
-    /// that was deleted is the beginning of a wider one.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be read, or has another content than its name says.
-    pub fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
-        let found = self.read(&tile.path(), BUNDLE_BYTES_MAX)?;
-        if found.is_some() || tile.width == WIDTH {
-            return Ok(found);
-        }
-        let path = self.0.join(tile.path());
-        let names = match path.parent().map(fs::read_dir) {
-            Some(Ok(names)) => names.collect::<io::Result<Vec<_>>>()?,
-            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Some(Err(_)) | None => Vec::new(),
-        };
-        let partial = names.iter().filter_map(|name| name.file_name().to_str()?.parse().ok());
-        let widths = partial.filter(|width| (tile.width..WIDTH).contains(width));
-        let width = widths.max().unwrap_or(WIDTH);
-        let wider = Tile { width, ..tile };
-        let bytes = self.read(&wider.path(), BUNDLE_BYTES_MAX)?;
-        bytes.map(|bytes| tile.of_wider(&bytes, width)).transpose()
-    }
 }
 
 impl Directory {
-    /// Returns the range of line hashes with a position; `None` if the directory has none.
+    /// Returns the range of line hashes at these positions that has this root; `None` if the
+    /// directory does not have it.
     ///
     /// # Errors
     ///
     /// The files of line hashes can't be read.
-    pub fn range_of(&self, position: u64) -> io::Result<Option<Range>> {
+    pub fn range_of(&self, first: u64, count: u64, root: Hash) -> io::Result<Option<Range>> {
         let names = match fs::read_dir(self.0.join(LINES)) {
             Ok(names) => names,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -104,12 +88,14 @@ impl Directory {
         for entry in names {
             files.extend(entry?.file_name().to_str().and_then(first_of));
         }
-        let Some(first) = files.into_iter().filter(|first| *first <= position).max() else {
+        let Some(file) = files.into_iter().filter(|file| *file <= first).max() else {
             return Ok(None);
         };
-        let file = self.read(&format!("{LINES}/{}", file_name(first)), FILE_BYTES_MAX)?;
-        let mut ranges = lines::read(&file.unwrap_or_default()).ranges.into_iter();
-        Ok(ranges.find(|range| (range.first..range.end()).contains(&position)))
+        let file = self.read(&format!("{LINES}/{}", file_name(file)), FILE_BYTES_MAX)?;
+        let ranges = lines::read(&file.unwrap_or_default()).ranges.into_iter();
+        let mut same =
+            ranges.filter(|range| range.first == first && range.lines.len() as u64 == count);
+        Ok(same.find(|range| range.root() == root))
     }
 }
 
@@ -126,6 +112,25 @@ impl Files for Directory {
             return Err(io::Error::other(format!("the file has more than {max} bytes")));
         }
         Ok(Some(bytes))
+    }
+
+    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
+        let found = self.read(&tile.path(), BUNDLE_BYTES_MAX)?;
+        if found.is_some() || tile.width == WIDTH {
+            return Ok(found);
+        }
+        let path = self.0.join(tile.path());
+        let names = match path.parent().map(fs::read_dir) {
+            Some(Ok(names)) => names.collect::<io::Result<Vec<_>>>()?,
+            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Some(Err(_)) | None => Vec::new(),
+        };
+        let partial = names.iter().filter_map(|name| name.file_name().to_str()?.parse().ok());
+        let widths = partial.filter(|width| (tile.width..WIDTH).contains(width));
+        let width = widths.max().unwrap_or(WIDTH);
+        let wider = Tile { width, ..tile };
+        let bytes = self.read(&wider.path(), BUNDLE_BYTES_MAX)?;
+        bytes.map(|bytes| tile.of_wider(&bytes, width)).transpose()
     }
 }
 
@@ -185,18 +190,10 @@ impl<F: Files> Log<F> {
         &self.files
     }
 
-    /// Returns the bytes of a tile or bundle. If the log has no partial tile of this width any
-    /// more, takes them from the whole one.
+    /// Returns the bytes of a tile or bundle.
     fn tile(&self, tile: Tile) -> io::Result<Vec<u8>> {
         let missing = || io::Error::other(format!("{} is missing", tile.path()));
-        if let Some(bytes) = self.files.read(&tile.path(), BUNDLE_BYTES_MAX)? {
-            return Ok(bytes);
-        }
-        if tile.width == WIDTH {
-            return Err(missing());
-        }
-        let whole = self.files.read(&tile.whole().path(), BUNDLE_BYTES_MAX)?;
-        tile.of_wider(&whole.ok_or_else(missing)?, WIDTH)
+        self.files.tile(tile)?.ok_or_else(missing)
     }
 
     /// Returns the hashes of a tile.

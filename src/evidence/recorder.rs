@@ -9,8 +9,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
 
 use ring::rand::SecureRandom as _;
 use ring::rand::SystemRandom;
@@ -18,12 +16,14 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::entry;
 use super::entry::Entry;
 use super::entry::Previous;
 use super::entry::QUEUE;
 use super::entry::RANGE_MAX;
 use super::entry::Running;
 use super::entry::Started;
+use super::entry::now;
 use super::hashes::Hashes;
 use super::lines::Range;
 use super::lines::SALT_BYTES;
@@ -68,8 +68,8 @@ pub(crate) struct Setup {
     pub(crate) disk: Arc<dyn Disk>,
     /// The recorder's own place in the queue.
     pub(crate) cursor: Cursor,
-    /// The position behind the last event of the queue.
-    pub(crate) end: Position,
+    /// The position at which the cursor begins, and the one behind the last event of the queue.
+    pub(crate) positions: (Position, Position),
     /// How the relay runs.
     pub(crate) running: Running,
     /// The metrics of the evidence.
@@ -81,8 +81,8 @@ pub(crate) struct Setup {
 enum Order {
     /// The config was read again.
     Reload(Running),
-    /// The relay ends. The thread records all that is in the queue, and ends.
-    Stop(Running),
+    /// The relay ends. The thread records what it can until this time, and ends.
+    Stop(Running, Instant),
 }
 
 /// The recorder, which has a thread of its own.
@@ -108,19 +108,29 @@ impl Recorder {
         Ok(Self { orders, thread })
     }
 
-    /// Notes that the config was read again.
-    pub(crate) async fn reloaded(&self, running: Running) {
-        // If the thread is gone, its end is reported by its join.
-        self.orders.send(Order::Reload(running)).await.ok();
+    /// Returns a function that notes that the config was read again. If the thread has not taken
+    /// the last 16 notes, because the disk hangs, the note is dropped.
+    pub(crate) fn reloaded(&self) -> impl FnOnce(Running) + use<> {
+        let orders = self.orders.clone();
+        move |running| {
+            if orders.try_send(Order::Reload(running)).is_err() {
+                tracing::warn!("a reload is not recorded in the evidence");
+            }
+        }
     }
 
     /// Records what is left in the queue, signs the last checkpoint, and ends the thread. The
     /// outputs must have ended, and the queue must take no more batches. Waits at most for
     /// `within`.
     pub(crate) async fn stop(self, running: Running, within: Duration) {
-        self.orders.send(Order::Stop(running)).await.ok();
-        let joined = tokio::task::spawn_blocking(|| self.thread.join());
-        match tokio::time::timeout(within, joined).await {
+        let Self { orders, thread } = self;
+        // A third of the time is for the last checkpoint.
+        let until = Instant::now() + within / 3 * 2;
+        let ended = async move {
+            orders.send(Order::Stop(running, until)).await.ok();
+            tokio::task::spawn_blocking(|| thread.join()).await
+        };
+        match tokio::time::timeout(within, ended).await {
             Ok(Ok(Ok(()))) => {}
             // The thread has reported its panic.
             Ok(_) => {}
@@ -144,13 +154,6 @@ impl Drop for NoticePanic {
             );
         }
     }
-}
-
-/// Returns the time in milliseconds since 1970.
-#[must_use]
-pub(crate) fn now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The range of events that is being hashed.
@@ -178,14 +181,19 @@ struct Work {
     commit_at: Option<Instant>,
     checkpoint_at: Instant,
     heartbeat_at: Instant,
+    /// Entries that came while the files were not open.
+    late: Vec<Entry>,
 }
 
 /// The files of the evidence.
 struct Log {
     store: Store,
     hashes: Hashes,
-    /// The position behind the last event that has an entry; `None` if no event has one.
-    next: Option<u64>,
+    /// The position behind the last event that has an entry. In a new log, the position at which
+    /// the recorder began.
+    next: u64,
+    /// The line hashes below this position are gone, by the log.
+    pruned: u64,
 }
 
 impl Work {
@@ -204,6 +212,7 @@ impl Work {
             commit_at: None,
             checkpoint_at: now + checkpoint,
             heartbeat_at: now + heartbeat,
+            late: Vec::new(),
         }
     }
 
@@ -221,7 +230,7 @@ impl Work {
             };
             match order {
                 Some(Order::Reload(running)) => self.add(Entry::Reload(running)),
-                Some(Order::Stop(running)) => break Some(running),
+                Some(Order::Stop(running, until)) => break Some((running, until)),
                 // The relay has ended without an order.
                 None => break None,
             }
@@ -229,23 +238,35 @@ impl Work {
         self.end(last).await;
     }
 
-    /// Records all that the queue still holds, and signs a last checkpoint.
-    async fn end(mut self, last: Option<Running>) {
-        while !self.setup.cursor.is_at_end() && self.again_at.is_none() {
-            if !self.take() {
-                self.setup.cursor.readable().await;
-            }
-            if self.taken >= COMMIT_BYTES {
-                self.write(false);
-            }
+    /// Records what the queue still holds, as far as there is time, and signs a last checkpoint.
+    /// The next start records the rest.
+    async fn end(mut self, last: Option<(Running, Instant)>) {
+        if let Some((_, until)) = last {
+            self.record_until(until).await;
         }
         // The last event comes before the end.
         self.close();
-        if let Some(mut running) = last {
+        if let Some((mut running, _)) = last {
             running.at = now();
             self.add(Entry::Stop(running));
         }
         self.write(true);
+    }
+
+    /// Takes events until all are taken, or until this time.
+    async fn record_until(&mut self, until: Instant) {
+        while self.files.is_some() && self.again_at.is_none() && Instant::now() < until {
+            if self.taken >= COMMIT_BYTES {
+                self.write(false);
+            }
+            if self.take() {
+                continue;
+            }
+            if self.setup.cursor.is_at_end() {
+                return;
+            }
+            tokio::time::timeout_at(until, self.setup.cursor.readable()).await.ok();
+        }
     }
 
     /// Returns `true` if more events may be taken from the queue.
@@ -278,14 +299,12 @@ impl Work {
             self.take();
         }
         if now >= self.heartbeat_at {
-            self.add(Entry::Heartbeat { at: self::now() });
+            self.add(Entry::Heartbeat { at: entry::now() });
         }
-        let signs = now >= self.checkpoint_at;
+        let is_full = self.files.as_ref().is_some_and(|log| log.store.is_full());
+        let signs = is_full || now >= self.checkpoint_at;
         if signs || self.taken >= COMMIT_BYTES || self.commit_at.is_some_and(|at| now >= at) {
             self.write(signs);
-        }
-        if signs {
-            self.checkpoint_at = now + self.setup.settings.checkpoint_interval;
         }
     }
 
@@ -293,12 +312,12 @@ impl Work {
     fn begin(&mut self) {
         match self.open_files() {
             Ok(log) => {
-                self.told = false;
                 let head = log.store.head();
                 self.files = Some(log);
                 let previous = Previous { size: head.size, root: head.root };
                 let running = Running { at: now(), ..self.setup.running.clone() };
                 self.add(Entry::Start(Started { running, previous }));
+                std::mem::take(&mut self.late).into_iter().for_each(|entry| self.add(entry));
                 self.write(true);
             }
             Err(error) => self.failed(EvidenceError::Write, &error),
@@ -306,26 +325,31 @@ impl Work {
     }
 
     fn open_files(&self) -> io::Result<Log> {
-        let Setup { settings, key, disk, end, .. } = &self.setup;
+        let Setup { settings, key, disk, positions: (begin, end), .. } = &self.setup;
         let keys = std::slice::from_ref(key);
         let store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
         let hashes = Hashes::open(Arc::clone(disk), settings.max_bytes)?;
-        let mut next = store.last_accepted()?;
-        if let Some(at) = next.filter(|at| *at > end.get()) {
+        let mut next = store.last_accepted()?.unwrap_or(begin.get());
+        if next > end.get() {
             tracing::error!(
-                evidence = at,
+                evidence = next,
                 queue = end.get(),
                 "the evidence has more events than the queue: the queue's directory was set back, \
                  and positions are given twice"
             );
-            next = Some(end.get());
+            next = end.get();
         }
-        Ok(Log { store, hashes, next })
+        Ok(Log { store, hashes, next, pruned: 0 })
     }
 
     /// Adds an entry. It is durable after the next [`Work::write`].
     fn add(&mut self, entry: Entry) {
-        let Some(log) = &mut self.files else { return };
+        let Some(log) = &mut self.files else {
+            if self.late.len() < ORDERS {
+                self.late.push(entry);
+            }
+            return;
+        };
         if let Err(error) = log.store.push(entry.bytes()) {
             // An entry is never so long.
             tracing::error!(%error, "an entry of the evidence can't be made");
@@ -337,12 +361,20 @@ impl Work {
 
     /// Takes events from the queue, and hashes them. Returns `false` if there are none in memory.
     fn take(&mut self) -> bool {
-        let Some(batch) = self.setup.cursor.next(TAKE) else { return false };
-        self.taken += batch.bytes;
-        self.claims.push(batch.claim);
-        self.commit_at.get_or_insert(Instant::now() + COMMIT_EVERY);
-        self.hash(&batch);
-        true
+        let batch = self.setup.cursor.next(TAKE);
+        if let Some(batch) = &batch {
+            self.taken += batch.bytes;
+            self.claims.push(batch.claim);
+            self.commit_at.get_or_insert(Instant::now() + COMMIT_EVERY);
+            self.hash(batch);
+        }
+        // What the cursor has passed without lines is gone from the queue.
+        self.pass_to(self.setup.cursor.position().get());
+        let unplaced = self.setup.cursor.take_unplaced();
+        if unplaced > 0 {
+            self.lost(None, unplaced, "when_full");
+        }
+        batch.is_some()
     }
 
     /// Hashes the lines of a batch.
@@ -353,15 +385,12 @@ impl Work {
                 .map(move |end| &piece[std::mem::replace(&mut start, end + 1)..end])
         });
         for (line, (position, received)) in lines.zip(batch.places()) {
-            let (position, next) = (position.get(), self.next());
+            let position = position.get();
             // What has an entry was read once more after a start.
-            if next.is_some_and(|next| position < next) {
+            if self.next().is_none_or(|next| position < next) {
                 continue;
             }
-            if let Some(next) = next.filter(|next| *next < position) {
-                self.close();
-                self.lost(next, position - next);
-            }
+            self.pass_to(position);
             let open = self.open.get_or_insert_with(|| Open {
                 range: Range { first: position, salt: salt(), lines: Vec::new() },
                 received,
@@ -375,19 +404,28 @@ impl Work {
         }
     }
 
-    /// Returns the position of the next event that gets evidence; `None` before the first event.
+    /// Returns the position of the next event that gets evidence; `None` if the files are not open.
     fn next(&self) -> Option<u64> {
         let open = self.open.as_ref().map(|open| open.range.end());
-        open.or(self.files.as_ref().and_then(|log| log.next))
+        open.or(self.files.as_ref().map(|log| log.next))
     }
 
-    /// Records that the queue does not have these events any more.
-    fn lost(&mut self, first: u64, count: u64) {
-        let (output, reason) = (QUEUE.to_owned(), "missing".to_owned());
-        self.add(Entry::Lost { output, first: Some(first), count, at: now(), reason });
+    /// Records that the queue does not have the events before this position any more, if they have
+    /// no entry.
+    fn pass_to(&mut self, position: u64) {
+        let Some(next) = self.next().filter(|next| *next < position) else { return };
+        self.close();
+        self.lost(Some(next), position - next, "missing");
         if let Some(log) = &mut self.files {
-            log.next = Some(first + count);
+            log.next = position;
         }
+    }
+
+    /// Records that the queue has lost events. `first` is the position of the first one; `None` if
+    /// they never got positions.
+    fn lost(&mut self, first: Option<u64>, count: u64, reason: &str) {
+        let (output, reason) = (QUEUE.to_owned(), reason.to_owned());
+        self.add(Entry::Lost { output, first, count, at: now(), reason });
     }
 
     /// Ends the range that is being hashed.
@@ -397,7 +435,7 @@ impl Work {
         let entry = Entry::Accepted { first, count, at: received, root: range.root() };
         if let Some(log) = &mut self.files {
             log.hashes.push(&range);
-            log.next = Some(range.end());
+            log.next = range.end();
         }
         self.add(entry);
     }
@@ -408,25 +446,32 @@ impl Work {
         self.close();
         let Some(log) = &mut self.files else { return };
         let keys = std::slice::from_ref(&self.setup.key);
-        let written = log.hashes.commit().and_then(|()| log.prune()).and_then(|()| {
-            log.store.commit()?;
-            if signs { log.store.sign(keys) } else { Ok(None) }
-        });
-        let signed = match written {
-            Ok(signed) => signed,
-            Err(error) => return self.failed(EvidenceError::Write, &error),
-        };
-        let size = log.store.head().size;
-        if self.told {
-            tracing::info!(size, "the evidence can be written again");
+        let written = log.hashes.commit().and_then(|()| log.prune());
+        if let Err(error) = written.and_then(|()| log.store.commit()) {
+            return self.failed(EvidenceError::Write, &error);
         }
-        (self.told, self.taken, self.commit_at) = (false, 0, None);
+        let size = log.store.head().size;
+        (self.taken, self.commit_at) = (0, None);
         for claim in self.claims.drain(..) {
             self.setup.cursor.acknowledge(claim, Disposition::default());
         }
         self.setup.metrics.grew(size);
-        if signed.is_some() {
-            self.setup.metrics.signed();
+        if !signs {
+            return;
+        }
+        match log.store.sign(keys) {
+            Ok(signed) => {
+                signed.inspect(|_| self.setup.metrics.signed());
+                self.checkpoint_at = Instant::now() + self.setup.settings.checkpoint_interval;
+                if std::mem::take(&mut self.told) {
+                    tracing::info!(size, "the evidence can be written again");
+                }
+            }
+            Err(error) => {
+                // The next attempt comes after the pause, and not an interval later.
+                self.checkpoint_at = Instant::now();
+                self.failed(EvidenceError::Write, &error);
+            }
         }
     }
 
@@ -445,7 +490,11 @@ impl Log {
     /// before.
     fn prune(&mut self) -> io::Result<()> {
         let Some(below) = self.hashes.keeps_from() else { return Ok(()) };
-        self.store.push(Entry::Pruned { at: now(), below }.bytes())?;
+        // A file that could not be deleted needs no second entry.
+        if below > self.pruned {
+            self.store.push(Entry::Pruned { at: now(), below }.bytes())?;
+            self.pruned = below;
+        }
         self.store.commit()?;
         self.hashes.remove_before(below);
         Ok(())

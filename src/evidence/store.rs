@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use super::entry::Entry;
 use super::entry::QUEUE;
+use super::entry::now;
 use super::layout::DIRECTORY;
 use super::layout::path;
 use crate::queue::disk::Access;
@@ -44,6 +45,13 @@ const FRAME: usize = 16;
 
 /// The most bytes of entries that no checkpoint covers. The log takes no more until there is one.
 const PENDING_MAX: usize = 8 << 20;
+
+/// The most bytes of a journal that are read. Entries that say nothing of events may come on top of
+/// [`PENDING_MAX`].
+const JOURNAL_BYTES_MAX: usize = 128 << 20;
+
+/// The beginning of the name of a directory with the log of an earlier origin.
+const ASIDE: &str = "evidence-until-";
 
 /// The number of tile levels that a log can have.
 const LEVELS: usize = 8;
@@ -92,13 +100,13 @@ impl Growing {
 
 impl Store {
     /// Opens the log of this origin, or begins it. `keys` are those with which its checkpoints may
-    /// be signed.
+    /// be signed. The log of another origin is kept aside.
     ///
     /// # Errors
     ///
-    /// The files can't be read, are damaged, belong to another origin, or were signed by another
-    /// key.
+    /// The files can't be read, are damaged, or were signed by another key.
     pub(super) fn open(disk: Arc<dyn Disk>, origin: &str, keys: &[SigningKey]) -> io::Result<Self> {
+        keep_aside(&*disk, origin)?;
         disk.make_directory(DIRECTORY)?;
         let mut store = Self {
             disk,
@@ -113,10 +121,13 @@ impl Store {
             tiles: Default::default(),
             bundle: Growing::default(),
         };
-        if let Some(note) = store.read(CHECKPOINT, NOTE_BYTES_MAX)? {
-            store.load(&note, keys)?;
+        let journal = store.read("journal", JOURNAL_BYTES_MAX)?.unwrap_or_default();
+        let begins_at = record(&journal).map(|(index, ..)| index);
+        match store.read(CHECKPOINT, NOTE_BYTES_MAX)? {
+            Some(note) => store.load(&note, keys, begins_at)?,
+            None => store.check_is_new(begins_at)?,
         }
-        for entry in store.journalled()? {
+        for entry in store.journalled(&journal) {
             store.push(entry)?;
         }
         // The journal's end may be torn, so it is written anew before it gets more.
@@ -126,13 +137,7 @@ impl Store {
 
     /// Returns the content of a file; `None` if there is none.
     fn read(&self, name: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
-        let path = path(name);
-        let file = match self.disk.open(&path, Access::Read) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        read_all(&*file, max).map(Some)
+        read(&*self.disk, &path(name), max)
     }
 
     /// Returns the bytes of a tile or bundle. A crash may have left the whole one already.
@@ -145,23 +150,44 @@ impl Store {
         tile.of_wider(&whole.ok_or_else(missing)?, WIDTH)
     }
 
-    /// Takes up the checkpoint that was signed last.
-    fn load(&mut self, note: &[u8], keys: &[SigningKey]) -> io::Result<()> {
+    /// Returns the entries of a bundle of a log of `size` entries. They are those whose hashes are
+    /// in the tile of the same index.
+    fn entries_of(&self, index: u64, size: u64) -> io::Result<Vec<Vec<u8>>> {
+        let width = size.saturating_sub(index * WIDTH).min(WIDTH);
+        let tile = |content| Tile { content, index, width };
+        let (bundle, hashes) =
+            (self.tile(tile(Content::Entries))?, self.tile(tile(Content::Hashes(0)))?);
+        let entries = tile::entries(&bundle, width)?;
+        let hashes = tile::hashes(&hashes, width)?;
+        if entries.iter().zip(&hashes).any(|(entry, hash)| Hash::of_leaf(entry) != *hash) {
+            let name = path(&tile(Content::Entries).path());
+            return Err(io::Error::other(format!("{name} has an entry that is not in the tree")));
+        }
+        Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
+    }
+
+    /// Takes up the checkpoint that was signed last. `begins_at` is the index of the first entry in
+    /// the journal.
+    fn load(&mut self, note: &[u8], keys: &[SigningKey], begins_at: Option<u64>) -> io::Result<()> {
         let wrong = |what: String| io::Error::other(format!("{}: {what}", path(CHECKPOINT)));
         let Signed { checkpoint, note } =
             Signed::parse(note).map_err(|error| wrong(error.to_string()))?;
-        if checkpoint.origin != self.origin {
-            return Err(wrong(format!("it belongs to the origin {}", checkpoint.origin)));
-        }
         if !keys.iter().any(|key| matches!(note.check(key.verifier()), Check::Valid(_))) {
             return Err(wrong("it was not signed by the key in evidence.key_file".to_owned()));
         }
         let size = checkpoint.head.size;
+        // A journal begins where a checkpoint ended that was signed.
+        if let Some(index) = begins_at.filter(|index| *index > size) {
+            return Err(wrong(format!(
+                "it covers {size} entries, and the journal goes on from entry {index}: an older \
+                 checkpoint was put back"
+            )));
+        }
         for tile in last_tiles(size) {
             let bytes = self.tile(tile)?;
             let growing = match tile.content {
                 Content::Entries => {
-                    tile::entries(&bytes, tile.width)?;
+                    self.entries_of(tile.index, size)?;
                     &mut self.bundle
                 }
                 Content::Hashes(level) => {
@@ -186,11 +212,36 @@ impl Store {
         Ok(())
     }
 
+    /// Checks that no log was there before, if there is no checkpoint. `begins_at` is the index of
+    /// the first entry in the journal: before its first checkpoint, a log has a journal from its
+    /// first entry on. A log that began again would sign other roots for the same sizes.
+    fn check_is_new(&self, begins_at: Option<u64>) -> io::Result<()> {
+        let has_files = |directory: &str| match self.disk.list(&path(directory)) {
+            Ok(names) => Ok(!names.is_empty()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        };
+        if begins_at != Some(0) && (has_files("tile/0")? || has_files("tile/0/000.p")?) {
+            let missing = path(CHECKPOINT);
+            return Err(io::Error::other(format!("the log has tiles, and {missing} is missing")));
+        }
+        for name in self.disk.list("")?.iter().filter(|name| name.starts_with(ASIDE)) {
+            let note = read(&*self.disk, &format!("{name}/{CHECKPOINT}"), NOTE_BYTES_MAX)?;
+            let signed = note.and_then(|note| Signed::parse(&note).ok());
+            if signed.is_some_and(|signed| signed.checkpoint.origin == self.origin) {
+                let origin = &self.origin;
+                return Err(io::Error::other(format!(
+                    "the origin {origin} is that of the log in {name}: a new log needs a new origin"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// Returns the entries of the journal that the checkpoint does not cover, up to the first that
     /// is torn.
-    fn journalled(&self) -> io::Result<Vec<Vec<u8>>> {
-        let journal = self.read("journal", PENDING_MAX + BUNDLE_BYTES_MAX)?.unwrap_or_default();
-        let (mut rest, mut next, mut found) = (journal.as_slice(), self.signed.size, Vec::new());
+    fn journalled(&self, journal: &[u8]) -> Vec<Vec<u8>> {
+        let (mut rest, mut next, mut found) = (journal, self.signed.size, Vec::new());
         while let Some((index, entry, behind)) = record(rest) {
             rest = behind;
             if index == next {
@@ -200,7 +251,7 @@ impl Store {
                 break;
             }
         }
-        Ok(found)
+        found
     }
 
     /// Returns the number of entries, and the root over them.
@@ -219,10 +270,8 @@ impl Store {
             return Ok(Some(end));
         }
         for index in (0..self.signed.size.div_ceil(WIDTH)).rev() {
-            let width = (self.signed.size - index * WIDTH).min(WIDTH);
-            let bundle = self.tile(Tile { content: Content::Entries, index, width })?;
-            let entries = tile::entries(&bundle, width)?;
-            if let Some(end) = entries.into_iter().rev().find_map(end_of) {
+            let entries = self.entries_of(index, self.signed.size)?;
+            if let Some(end) = entries.iter().rev().find_map(|entry| end_of(entry)) {
                 return Ok(Some(end));
             }
         }
@@ -360,9 +409,9 @@ impl Store {
 /// none.
 fn end_of(entry: &[u8]) -> Option<u64> {
     match Entry::parse(entry).ok()? {
-        Entry::Accepted { first, count, .. } => Some(first + count),
+        Entry::Accepted { first, count, .. } => first.checked_add(count),
         Entry::Lost { output, first: Some(first), count, .. } if output == QUEUE => {
-            Some(first + count)
+            first.checked_add(count)
         }
         Entry::Delivered { .. }
         | Entry::Lost { .. }
@@ -373,6 +422,35 @@ fn end_of(entry: &[u8]) -> Option<u64> {
         | Entry::Pruned { .. }
         | Entry::Key { .. } => None,
     }
+}
+
+/// Renames the directory of a log if the log is of another origin.
+fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
+    let Some(note) = read(disk, &path(CHECKPOINT), NOTE_BYTES_MAX)? else { return Ok(()) };
+    // A checkpoint that can't be read is reported when the log is opened.
+    let Ok(Signed { checkpoint, .. }) = Signed::parse(&note) else { return Ok(()) };
+    if checkpoint.origin == origin {
+        return Ok(());
+    }
+    let aside = format!("{ASIDE}{}", now());
+    tracing::warn!(
+        before = checkpoint.origin,
+        origin,
+        aside,
+        "evidence.origin has changed: a new log begins, and the old one is kept aside"
+    );
+    disk.rename(DIRECTORY, &aside)?;
+    disk.sync_directory("")
+}
+
+/// Returns the content of a file; `None` if there is none.
+fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+    let file = match disk.open(path, Access::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    read_all(&*file, max).map(Some)
 }
 
 /// Reads a whole file of at most this many bytes.
@@ -541,7 +619,7 @@ mod tests {
 
     #[test]
     fn what_was_signed_stays_whatever_the_disk_does() {
-        for seed in 0..200 {
+        for seed in 0..60 {
             let rng = fastrand::Rng::with_seed(seed);
             let (disk, key) = (SimulatedDisk::new(seed), key());
             let (entries, seen) = (Vec::new(), Vec::new());
@@ -573,19 +651,47 @@ mod tests {
         }
     }
 
+    /// Method: the checkpoint is removed, and replaced by an older one. A log that went on would
+    /// sign another root for a size that was signed before.
     #[test]
-    fn a_log_of_another_key_or_origin_is_not_gone_on_with() {
+    fn a_log_whose_checkpoint_was_set_back_is_not_gone_on_with() {
+        let (disk, key) = (SimulatedDisk::new(1), key());
+        let name = "evidence/checkpoint";
+        let mut notes = Vec::new();
+        for round in 0..3 {
+            let mut store = open(&disk, &key).expect("it is whole");
+            for entry in 0..10_u8 {
+                store.push(vec![round, entry]).expect("it is short");
+            }
+            store.sign(std::slice::from_ref(&key)).expect("no fault is set");
+            store.push(vec![round]).expect("it is short");
+            store.commit().expect("no fault is set");
+            notes.push(disk.contents(name));
+        }
+        let newest = notes.pop().expect("there are three");
+        for note in notes {
+            replace(&disk, name, &note).expect("no fault is set");
+            let error = open(&disk, &key).map(|store| store.head()).expect_err("it is older");
+            assert!(error.to_string().contains("older checkpoint was put back"), "{error}");
+        }
+        disk.remove(name).expect("it is there");
+        let error = open(&disk, &key).map(|store| store.head()).expect_err("it is gone");
+        assert!(error.to_string().contains("is missing"), "{error}");
+        replace(&disk, name, &newest).expect("no fault is set");
+        assert_eq!(open(&disk, &key).expect("it is whole").head().size, 33);
+    }
+
+    #[test]
+    fn a_log_of_another_key_or_with_other_hashes_is_not_gone_on_with() {
         let (disk, own) = (SimulatedDisk::new(1), key());
         let mut store = open(&disk, &own).expect("it is empty");
         store.push(b"entry".to_vec()).expect("it is short");
         store.sign(std::slice::from_ref(&own)).expect("no fault is set");
         assert!(open(&disk, &key()).is_err());
-        let keys = std::slice::from_ref(&own);
-        assert!(Store::open(Arc::new(disk.clone()), "example.org/other", keys).is_err());
         assert_eq!(open(&disk, &own).expect("it is its own").head().size, 1);
         for name in disk.names().into_iter().filter(|name| name.starts_with("evidence/tile/")) {
             disk.flip(&name, 5, 1);
-            assert!(open(&disk, &own).is_err() || name.contains("entries"), "{name}");
+            assert!(open(&disk, &own).is_err(), "{name}");
             disk.flip(&name, 5, 1);
         }
     }

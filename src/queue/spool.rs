@@ -359,6 +359,7 @@ impl Queue {
                     WhenFull::DropNewest => {
                         let bytes = append.lines.len() as u64;
                         shared.metrics.drop_newest(append.events, bytes, &append.levels);
+                        state.writing.unplaced += append.events;
                         return Ok(Ticket { done: None, answer: Ok(()), place: None });
                     }
                     WhenFull::DropOldest => chosen = state.log.droppable(missing, true),

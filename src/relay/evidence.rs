@@ -19,6 +19,9 @@ use crate::telemetry::Telemetry;
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Hash;
 
+/// The longest time for reading the config file once more.
+const READING: Duration = Duration::from_secs(1);
+
 /// The recorder of a running relay, and its settings.
 pub(super) struct Evidence {
     recorder: Recorder,
@@ -50,18 +53,22 @@ pub(super) async fn begin(
     cursors: &mut Vec<Cursor>,
     telemetry: &Telemetry,
 ) -> Result<Option<Evidence>, Error> {
+    // The series are there without evidence too, so that an alert about them can be checked.
+    let metrics = telemetry.evidence();
     let Some(settings) = config.evidence.clone() else { return Ok(None) };
     let (Some((disk, end)), Some(cursor)) = (queue.disk(), cursors.pop()) else {
         return Err(Error::Run("evidence: needs queue.directory".to_owned()));
     };
+    // Nothing is dropped from the queue before the first batch is accepted.
+    let positions = (cursor.position(), end);
     let failed = |error: String| Error::Run(format!("evidence: {error}"));
     let of_key = settings.clone();
     let key = blocking(move || read_key(&of_key)).await?.map_err(failed)?;
-    let running = running(file, &settings, queue).await;
-    let metrics = telemetry.evidence();
-    let setup = Setup { settings: settings.clone(), key, disk, cursor, end, running, metrics };
+    let running = running(file, settings.clone(), queue.clone()).await;
+    let settings_kept = settings.clone();
+    let setup = Setup { settings, key, disk, cursor, positions, running, metrics };
     let recorder = Recorder::start(setup).map_err(|error| failed(error.to_string()))?;
-    Ok(Some(Evidence { recorder, settings }))
+    Ok(Some(Evidence { recorder, settings: settings_kept }))
 }
 
 /// Reads the signing key. The error text never shows the key. Blocks the thread.
@@ -80,29 +87,37 @@ fn read_key(settings: &config::Evidence) -> Result<SigningKey, String> {
     }
 }
 
-/// Returns what an entry says of the relay now. A config that can't be read has the hash of an
-/// empty text.
-async fn running(file: Option<PathBuf>, settings: &config::Evidence, queue: &Queue) -> Running {
+/// Returns what an entry says of the relay now. A config that can't be read in time has the hash of
+/// an empty text.
+async fn running(file: Option<PathBuf>, settings: config::Evidence, queue: Queue) -> Running {
     let read = move || match file {
         Some(file) => std::fs::read(file),
         None => io::Result::Ok(config::EMBEDDED.as_bytes().to_vec()),
     };
-    let text = blocking(read).await.ok().and_then(Result::ok).unwrap_or_default();
+    let text = tokio::time::timeout(READING, blocking(read)).await.ok();
+    let text = text.and_then(Result::ok).and_then(Result::ok).unwrap_or_default();
     let Hash(hash) = Hash::of(&[&text]);
     let hash = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     let places = queue.places().into_iter().map(|(name, place)| (name, place.get()));
-    recorder::running(hash, settings, places.collect())
+    recorder::running(hash, &settings, places.collect())
 }
 
 impl Evidence {
-    /// Records that the config was read again.
-    pub(super) async fn reloaded(&self, file: Option<PathBuf>, queue: &Queue) {
-        self.recorder.reloaded(running(file, &self.settings, queue).await).await;
+    /// Returns a task that records that the config was read again. The task reads the config file,
+    /// which may hang, so nothing waits for the task.
+    pub(super) fn reloaded(
+        &self,
+        file: Option<PathBuf>,
+        queue: Queue,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (settings, note) = (self.settings.clone(), self.recorder.reloaded());
+        async move { note(running(file, settings, queue).await) }
     }
 
-    /// Records the end of the relay. The outputs must have ended.
-    pub(super) async fn stop(self, file: Option<PathBuf>, queue: &Queue, within: Duration) {
-        let running = running(file, &self.settings, queue).await;
+    /// Records the end of the relay, which takes at most the time `within` and [`READING`]. The
+    /// outputs must have ended.
+    pub(super) async fn stop(self, file: Option<PathBuf>, queue: Queue, within: Duration) {
+        let running = running(file, self.settings, queue).await;
         self.recorder.stop(running, within).await;
     }
 }

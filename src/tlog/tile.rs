@@ -91,15 +91,6 @@ impl Tile {
         ((1..=WIDTH).contains(&width) && tile.path() == path).then_some(tile)
     }
 
-    /// Returns the index of the first entry that the tile says something of.
-    #[must_use]
-    pub fn first_entry(&self) -> u64 {
-        match self.content {
-            Content::Entries => self.index * WIDTH,
-            Content::Hashes(level) => self.index << (HEIGHT * (level + 1)),
-        }
-    }
-
     /// Returns the bytes of this partial tile, which are the beginning of those of a tile that is
     /// `wider`.
     ///

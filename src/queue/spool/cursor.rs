@@ -993,6 +993,12 @@ impl Cursor {
         self.shared.lock().log.cursors[self.index].tells_origins = tells;
     }
 
+    /// Returns how many events never got a position since the last call. See
+    /// [`crate::queue::Cursor::take_unplaced`].
+    pub fn take_unplaced(&self) -> u64 {
+        std::mem::take(&mut self.shared.lock().writing.unplaced)
+    }
+
     /// Returns `true` if no more events are handed out, because the relay drains. See
     /// [`crate::queue::Cursor::is_closed`].
     #[must_use]

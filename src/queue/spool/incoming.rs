@@ -381,6 +381,7 @@ impl Queue {
         }
         if incoming.is_dropped {
             shared.metrics.drop_newest(incoming.events, incoming.bytes, &levels);
+            state.writing.unplaced += incoming.events;
             return Ok(Ticket { done: None, answer: Ok(()), place: None });
         }
         let append = Append { lines: bytes::Bytes::new(), events: incoming.events, levels };

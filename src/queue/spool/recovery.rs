@@ -86,7 +86,7 @@ pub(super) fn open(
         let path = directory.join(name);
         move |error: io::Error| OpenError::new(what, path, error)
     };
-    if outputs.len() > cursors::OUTPUTS_MAX {
+    if outputs.iter().filter(|output| !output.is_recorder).count() > cursors::OUTPUTS_MAX {
         let error = io::Error::other(format!("it has room for {} outputs", cursors::OUTPUTS_MAX));
         return Err(failed("use", cursors::FILE)(error));
     }

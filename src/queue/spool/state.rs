@@ -171,6 +171,9 @@ pub(super) struct WriterState {
     pub(super) save_done: u64,
     /// `true`: the queue takes no more batches, and the writer thread is to end.
     pub(super) closed: bool,
+    /// The number of events that were acknowledged and not stored, because the queue was full and
+    /// `when_full` is `drop_newest`. The reader that records the evidence takes it.
+    pub(super) unplaced: u64,
 }
 
 /// A segment of the log, which is one file.
@@ -661,6 +664,7 @@ impl WriterState {
             save_requested: 0,
             save_done: 0,
             closed: false,
+            unplaced: 0,
         }
     }
 

@@ -212,6 +212,70 @@ fn delivered_events_without_evidence_stay_in_the_queue_over_a_crash() {
     recorded.verify();
 }
 
+/// Method: the consumer takes nothing, so the queue gets full and drops the newest events, whose
+/// senders are told that they were taken. The log must have their number.
+#[test]
+fn events_that_a_full_queue_drops_are_in_the_log_as_lost() {
+    let mut recorded = Recorded::new();
+    recorded.sink = HttpSink::start(|_| Answer::status(503));
+    let config = recorded.config("").replace(
+        "segment_bytes = \"256KiB\"",
+        "max_bytes = \"512KiB\"\nsegment_bytes = \"64KiB\"\nwhen_full = \"drop_newest\"",
+    );
+    let relay = Relay::start(&config);
+    let mut posted = 0;
+    let dropped = |relay: &Relay| {
+        relay.metrics().get("error_total", &[("plugin", "queue")]).unwrap_or_default()
+    };
+    while dropped(&relay) < 100.0 {
+        assert!(posted < 10_000);
+        recorded.post(&relay, posted, 50);
+        posted += 50;
+    }
+    let dropped = dropped(&relay);
+    let in_log = || {
+        let entries = recorded.entries();
+        let lost = of_type(&entries, "lost");
+        assert!(lost.iter().all(|it| it["output"] == "queue" && it.get("first").is_none()));
+        assert!(lost.iter().all(|it| it["reason"] == "when_full"));
+        let lost: u64 = lost.iter().map(|it| it["count"].as_u64().unwrap()).sum();
+        (lost as f64, lost + covered(&entries))
+    };
+    wait_until("all events in the log", PATIENCE, || in_log() == (dropped, posted));
+    relay.finish(Backlog::Stable);
+}
+
+/// Method: after a run the relay gets another origin and key. The old log must stay as it is in a
+/// directory beside the new one.
+#[test]
+fn a_new_origin_begins_a_new_log_and_keeps_the_old_one_aside() {
+    let mut recorded = Recorded::new();
+    let relay = Relay::start(&recorded.config(""));
+    recorded.post(&relay, 1, 100);
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+    let old = recorded.verify();
+    let next = recorded.directory.path().join("next");
+    let verifier = keygen("example.org/next", &next);
+    let config = recorded.config("").replace(ORIGIN, "example.org/next");
+    let key = recorded.directory.path().join("key").display().to_string();
+    let config = config.replace(&format!("{key}\""), &format!("{}\"", next.display()));
+    let relay = Relay::start(&config);
+    relay.wait_for_log(
+        "evidence.origin has changed: a new log begins, and the old one is kept aside",
+        PATIENCE,
+    );
+    relay.finish(Backlog::Empty);
+    let new = verified(&recorded.log(), &verifier, None).unwrap();
+    assert_eq!((new[0]["type"].as_str(), &new[0]["previous"]["size"]), (Some("start"), &0.into()));
+    let names = std::fs::read_dir(recorded.spool.path()).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let aside: Vec<_> = names.filter(|name| name.starts_with("evidence-until-")).collect();
+    assert_eq!(aside.len(), 1, "{aside:?}");
+    let aside = recorded.spool.path().join(&aside[0]);
+    assert_eq!(verified(&aside, &recorded.verifier, None), Ok(old));
+}
+
 /// Method: the proof of each tenth event is checked by hand, with the hashes of RFC 6962.
 #[test]
 fn a_proof_leads_from_the_line_to_the_checkpoint() {
