@@ -18,7 +18,6 @@ mod read;
 #[cfg(test)]
 mod tests;
 mod users;
-mod yaml;
 
 pub use criteria::Criteria;
 pub use criteria::GroupResources;
@@ -29,6 +28,8 @@ pub use explain::Explanation;
 pub use matcher::Located;
 pub use matcher::Matcher;
 pub use users::Users;
+
+pub use crate::yaml::Problem;
 
 use std::fmt;
 
@@ -142,23 +143,6 @@ impl Rule {
     /// Returns `true` if the rule keeps the events that it matches: its level is not `None`.
     fn keeps(&self) -> bool {
         self.level != Level::None
-    }
-}
-
-/// A mistake in a policy file.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Problem {
-    /// The line in the file, counted from 1.
-    pub line: usize,
-    /// The column in characters, counted from 1.
-    pub column: usize,
-    /// A description of the mistake, with the values that are allowed.
-    pub what: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.line, self.column, self.what)
     }
 }
 

@@ -18,11 +18,11 @@ use super::RULES_MAX;
 use super::Rule;
 use super::Stage;
 use super::Step;
-use super::yaml;
-use super::yaml::Node;
-use super::yaml::Place;
-use super::yaml::Value;
 use crate::audit::API_VERSION;
+use crate::yaml;
+use crate::yaml::Node;
+use crate::yaml::Place;
+use crate::yaml::Value;
 
 const KIND: &str = "Policy";
 

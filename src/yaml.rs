@@ -7,6 +7,7 @@
 //! which type it expects.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use saphyr_parser::Event;
 use saphyr_parser::Marker;
@@ -14,9 +15,7 @@ use saphyr_parser::Parser;
 use saphyr_parser::ScalarStyle;
 use saphyr_parser::Tag;
 
-use super::Problem;
-
-/// The deepest nesting of lists and maps. A policy needs six levels.
+/// The deepest nesting of lists and maps. An audit policy needs six levels.
 const DEPTH_MAX: usize = 64;
 
 /// The largest size of a tree in bytes: the bytes of all texts, and [`NODE`] bytes for each value.
@@ -26,39 +25,63 @@ const SIZE_MAX: usize = 8 << 20;
 /// The number of bytes that each value counts towards [`SIZE_MAX`], in addition to its text.
 const NODE: usize = 16;
 
-/// A position in the text of a policy: line and column, both counted from 1. The column counts
+/// A mistake in a file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The line in the file, counted from 1.
+    pub line: usize,
+    /// The column in characters, counted from 1.
+    pub column: usize,
+    /// A description of the mistake, with the values that are allowed.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.line, self.column, self.what)
+    }
+}
+
+/// A position in a text: line and column, both counted from 1. The column counts
 /// characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    pub(super) line: usize,
-    pub(super) column: usize,
+pub(crate) struct Place {
+    pub(crate) line: usize,
+    pub(crate) column: usize,
 }
 
 impl Place {
     /// The position of the first character of a text.
-    pub(super) const START: Self = Self { line: 1, column: 1 };
+    pub(crate) const START: Self = Self { line: 1, column: 1 };
 
     fn of(marker: Marker) -> Self {
         // For an empty text the parser reports line 0.
         Self { line: marker.line().max(1), column: marker.col() + 1 }
     }
 
-    pub(super) fn problem(self, what: impl Into<String>) -> Problem {
+    pub(crate) fn problem(self, what: impl Into<String>) -> Problem {
         Problem { line: self.line, column: self.column, what: what.into() }
     }
 }
 
 /// A value in the tree, and the position in the text at which the value begins.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
-    pub(super) place: Place,
-    pub(super) value: Value,
+pub(crate) struct Node {
+    pub(crate) place: Place,
+    pub(crate) value: Value,
     /// The number of bytes that this value and all values in it count towards [`SIZE_MAX`].
     size: usize,
 }
 
+impl Default for Node {
+    /// Returns an empty map at the start of the text.
+    fn default() -> Self {
+        Self { place: Place::START, value: Value::Map(Vec::new()), size: NODE }
+    }
+}
+
 #[derive(Debug, Clone)]
-pub(super) enum Value {
+pub(crate) enum Value {
     /// A text. `plain` is `true` if the text is written without quotes: `1` is then a number, and
     /// an empty text is null.
     Scalar {
@@ -85,7 +108,7 @@ struct Open {
 /// # Errors
 ///
 /// The first mistake; the text after it is not read.
-pub(super) fn parse(text: &str) -> Result<Node, Problem> {
+pub(crate) fn parse(text: &str) -> Result<Node, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut parser = Parser::new_from_str(text);
     let mut tree = Tree::default();
@@ -113,7 +136,7 @@ impl Tree {
     fn take(&mut self, event: Event<'_>, place: Place) -> Result<(), Problem> {
         match event {
             Event::DocumentStart(_) if self.root.is_some() => {
-                Err(place.problem("a second document: a policy file has only one"))
+                Err(place.problem("a second document: the file may have only one"))
             }
             Event::Scalar(text, style, anchor, tag) => {
                 let known = check_tag(tag.as_deref(), place, "str")?;
