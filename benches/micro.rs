@@ -157,7 +157,7 @@ static TELEMETRY: LazyLock<Telemetry> = LazyLock::new(Telemetry::new);
 
 fn output(name: String) -> Output {
     let metrics = TELEMETRY.output(&name);
-    Output { name, required: true, keeps: Duration::ZERO, is_recorder: false, metrics }
+    Output { name, required: true, keeps: Duration::ZERO, recorder: None, metrics }
 }
 
 /// The parameters for opening a queue.

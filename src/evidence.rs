@@ -7,17 +7,20 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `entry` `layout` `lines` | what an entry says · names of files · hashes of lines |
-//! | 2 | `reader` `store` | a log seen from outside · the files of the log, and the order in which they are written |
+//! | 1 | `entry` `journal` `layout` `lines` | what an entry says · entries without a checkpoint · names of files · hashes of lines |
+//! | 2 | `outcome` `reader` `store` | entries about what the outputs finish · a log seen from outside · the files of the log, and the order in which they are written |
 //! | 3 | `hashes` | the files of line hashes |
 //! | 4 | `recorder` | the thread |
 
 pub mod entry;
 mod hashes;
+mod journal;
 mod layout;
 pub mod lines;
+mod outcome;
 pub mod reader;
 pub(crate) mod recorder;
 mod store;
 
 pub use layout::DIRECTORY;
+pub use layout::LineFile;

@@ -63,11 +63,17 @@ pub use contract::Backlog;
 pub use contract::Batch;
 pub use contract::Claim;
 pub use contract::Disposition;
+pub use contract::Fate;
+pub use contract::Fates;
+pub use contract::Finished;
 pub use contract::JoinError;
 pub use contract::Origin;
+pub use contract::Outcome;
 pub use contract::Redelivery;
 pub use contract::Refused;
+pub use contract::SentLine;
 pub use contract::Take;
+pub use contract::lines;
 pub use disk::OpenError;
 pub use identity::Identity;
 pub use notes::Notes;
@@ -156,7 +162,7 @@ impl Queue {
             required,
             metrics,
             keeps: Duration::ZERO,
-            is_recorder: false,
+            recorder: None,
         };
         match self {
             Self::Memory(queue) => queue.join(output).map(Cursor::Memory),
@@ -603,6 +609,55 @@ impl Cursor {
         match self {
             Self::Memory(_) => 0,
             Self::Spool(cursor) => cursor.take_unplaced(),
+        }
+    }
+
+    /// Returns `true` if there is evidence, which needs to know what became of each event
+    /// ([`Disposition::fates`]). Always `false` for a queue in memory.
+    #[must_use]
+    pub(crate) fn is_recorded(&self) -> bool {
+        match self {
+            Self::Memory(_) => false,
+            Self::Spool(cursor) => cursor.is_recorded(),
+        }
+    }
+
+    /// Waits until an output has finished events that [`Cursor::take_finished`] returns. Only the
+    /// reader that records the evidence calls this. Never returns for a queue in memory.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped.
+    pub(crate) fn finished(&self) -> impl Future<Output = ()> + Send + use<> {
+        let wakes = match self {
+            Self::Memory(_) => None,
+            Self::Spool(cursor) => cursor.finished(),
+        };
+        async move {
+            match wakes {
+                Some(wakes) => wakes.notified().await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Returns what all outputs have finished since the last call. The places of the outputs in the
+    /// cursors file stay before these events until [`Cursor::recorded`] is called. Only the reader
+    /// that records the evidence calls this. Always empty for a queue in memory.
+    #[must_use]
+    pub(crate) fn take_finished(&self) -> Vec<Finished> {
+        match self {
+            Self::Memory(_) => Vec::new(),
+            Self::Spool(cursor) => cursor.take_finished(),
+        }
+    }
+
+    /// Notes that the evidence of these events, which [`Cursor::take_finished`] has returned, is
+    /// durable.
+    pub(crate) fn recorded(&self, finished: &[Finished]) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Spool(cursor) => cursor.recorded(finished),
         }
     }
 

@@ -305,11 +305,15 @@ async fn open_queue(
     telemetry: &Arc<Telemetry>,
     outputs: &[outputs::Planned],
 ) -> Result<(Queue, Vec<Cursor>), Error> {
-    let config_of_evidence = config.evidence.as_ref();
+    let config_of_evidence = config.evidence.clone();
     let (config, telemetry) = (config.queue.clone(), Arc::clone(telemetry));
     let mut joining: Vec<_> = outputs.iter().filter_map(outputs::Planned::joins).collect();
-    joining.extend(evidence::reader(config_of_evidence));
-    let opened = blocking(move || Queue::open(&config, &telemetry, &joining)).await;
+    let opened = blocking(move || {
+        let directory = config.directory.as_deref();
+        joining.extend(evidence::reader(config_of_evidence.as_ref(), directory));
+        Queue::open(&config, &telemetry, &joining)
+    });
+    let opened = opened.await;
     opened?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
 }
 
@@ -527,7 +531,7 @@ impl Parts {
         let committed = self.listeners.commit(listeners).await;
         self.config = config;
         if let Some(evidence) = &self.evidence {
-            self.tasks.spawn(evidence.reloaded(self.file.clone(), self.queue.clone()));
+            self.tasks.spawn(evidence.reloaded(self.file.clone()));
         }
         self.show();
         committed
@@ -660,7 +664,7 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
     parts.sources.end(CLOSING).await;
     parts.dead_letters.close().await;
     if let Some(evidence) = parts.evidence.take() {
-        evidence.stop(parts.file.clone(), parts.queue.clone(), CLOSING).await;
+        evidence.stop(parts.file.clone(), CLOSING).await;
     }
     parts.queue.close().await;
     abandon(&parts.queue);

@@ -42,6 +42,7 @@ pub use catalog::ListenerMetrics;
 pub use catalog::OutputMetrics;
 pub use catalog::QueueMetrics;
 pub use catalog::ReloadMetrics;
+pub use declare::PREFIX;
 pub use labels::AttemptError;
 pub use labels::EvidenceError;
 pub use labels::Rejection;
@@ -279,7 +280,7 @@ impl Telemetry {
 /// Returns the kind (`output` or `listener`) and the name from a line of `/metrics` that shows a
 /// state of an output or a listener, such as `output_up`; `None` for every other line.
 fn state_of(line: &str) -> Option<(&str, &str)> {
-    let (metric, labels) = line.strip_prefix(declare::PREFIX)?.split_once('{')?;
+    let (metric, labels) = line.strip_prefix(PREFIX)?.split_once('{')?;
     let (place, rest) = labels.split_once("=\"")?;
     let (name, _) = rest.split_once('"')?;
     catalog::find(metric)?.is_state.then_some((place, name))

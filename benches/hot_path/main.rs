@@ -150,7 +150,7 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
         name: "output".to_owned(),
         required: true,
         keeps: Duration::ZERO,
-        is_recorder: false,
+        recorder: None,
         metrics: telemetry.output("output"),
     }];
     let (queue, mut cursors) = Queue::open(&config, &telemetry, &outputs).unwrap();

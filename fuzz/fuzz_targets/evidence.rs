@@ -26,8 +26,9 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(entry) = Entry::parse(bytes) {
         assert_eq!(Entry::parse(&entry.bytes()).expect("its own bytes"), entry);
     }
-    let read = lines::read(bytes);
-    assert!(read.bytes <= bytes.len() as u64);
+    let whole = lines::whole_bytes(bytes);
+    assert!(whole <= bytes.len() as u64);
+    assert!(lines::Records::of(bytes).all(|(offset, _)| offset <= whole));
     for width in [1, 2, 3, 256] {
         drop((tile::hashes(bytes, width), tile::entries(bytes, width)));
     }

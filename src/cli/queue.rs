@@ -172,7 +172,7 @@ fn export(directory: &Path, output: Option<&str>) -> Result<(), u8> {
             eprintln!("{finding}");
             Ok(())
         }
-        Seen::Progress(..) => Ok(()),
+        Seen::At(_) | Seen::Progress(..) => Ok(()),
     });
     let flushed = exported.and_then(|_| stdout.flush().map_err(Error::Told));
     // After a failed write, the rest of the buffer is dropped and not written again.
@@ -184,7 +184,7 @@ fn verify(directory: &Path) -> Result<(), u8> {
     let directory = open(directory)?;
     let (mut progress, mut found) = (Progress::new(), false);
     let verified = directory.verify(&mut |seen| match seen {
-        Seen::Lines(_) => Ok(()),
+        Seen::At(_) | Seen::Lines(_) => Ok(()),
         Seen::Finding(finding) => {
             found = true;
             progress.clear();

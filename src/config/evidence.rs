@@ -7,6 +7,7 @@ use super::problem::Content;
 use super::queue;
 use super::reader::Context;
 use super::table::Table;
+use super::table::optional;
 use super::table::required;
 use super::values::MIB;
 use super::values::secs;
@@ -17,6 +18,9 @@ use crate::tlog::key::check_name;
 pub struct Evidence {
     /// The file with the private signing key.
     pub key_file: PathBuf,
+    /// The file with the private signing key that takes over at the next start without this one.
+    /// Until then both sign. `None`: there is none.
+    pub next_key_file: Option<PathBuf>,
     /// The name of the log, which no other log has.
     pub origin: String,
     /// The time between two checkpoints while the log grows.
@@ -32,6 +36,9 @@ pub struct Evidence {
 pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
     let meaning = "the private signing key, as evidence keygen writes it";
     let key_file = t.file(required("key_file", "path", meaning), Content::SigningKey, true);
+    let meaning = "the key that key_file will name next; until then both keys sign";
+    let key = optional("next_key_file", "path", "one key", meaning);
+    let next_key_file = t.file(key, Content::SigningKey, true);
     let meaning = "the log's name: one relay, one directory, one origin";
     let origin = t.word(required("origin", "string", meaning), |text| {
         check_name(text).map(|()| text.to_owned()).map_err(|_| {
@@ -59,6 +66,7 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
     );
     Some(Evidence {
         key_file: key_file?,
+        next_key_file,
         origin: origin?,
         checkpoint_interval,
         heartbeat_interval,

@@ -23,9 +23,9 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::lines::lines;
 use super::rfc3339::rfc3339;
 use crate::config::Config;
+use crate::queue::lines;
 use crate::telemetry::DroppedLetters;
 use crate::telemetry::Telemetry;
 

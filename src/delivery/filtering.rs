@@ -6,6 +6,7 @@
 //! event was sent.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -24,9 +25,14 @@ use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 use crate::queue::Disposition;
+use crate::queue::Fate;
+use crate::queue::Fates;
 use crate::queue::Origin;
 use crate::queue::Position;
+use crate::queue::SentLine;
+use crate::queue::lines;
 use crate::telemetry::OutputMetrics;
+use crate::tlog::merkle::Hash;
 
 /// An unchanged run of lines with fewer bytes than this is copied into one buffer with the changed
 /// lines next to it, unless the run is a whole piece. Otherwise, the vectored write would get many
@@ -67,6 +73,13 @@ pub(super) struct Filtering {
     /// later claim begins after this position, the queue has dropped the events between the two
     /// claims.
     next: Position,
+    /// `true`: there is evidence, which needs to know what becomes of each event.
+    is_recorded: bool,
+    /// With evidence, the lines that are sent, by the positions of their events, of the batches of
+    /// which the filter has changed or dropped events. They are there as long as the marks are.
+    sent: BTreeMap<Position, SentLine>,
+    /// With evidence, the positions of the events of a batch that the filter has changed.
+    altered: BTreeSet<Position>,
 }
 
 /// The filter's decision about one event that it does not send unchanged.
@@ -93,6 +106,9 @@ impl Filtering {
             marked_bytes: 0,
             changed: Vec::new(),
             next: cursor.position(),
+            is_recorded: cursor.is_recorded(),
+            sent: BTreeMap::new(),
+            altered: BTreeSet::new(),
         }
     }
 
@@ -119,9 +135,10 @@ impl Filtering {
 
     /// Removes the filter's decisions (marks) about the events at these positions, and returns them
     /// in order.
-    fn unmark(&mut self, positions: Range<Position>) -> Vec<Mark> {
-        let marks: Vec<_> = self.marks.extract_if(positions, |_, _| true).map(|it| it.1).collect();
-        for mark in &marks {
+    fn unmark(&mut self, positions: Range<Position>) -> Vec<(Position, Mark)> {
+        self.sent.extract_if(positions.clone(), |_, _| true).for_each(drop);
+        let marks: Vec<_> = self.marks.extract_if(positions, |_, _| true).collect();
+        for (_, mark) in &marks {
             if let Mark::TooLarge(line) = mark {
                 self.marked_bytes -= line.len() as u64;
             }
@@ -178,9 +195,16 @@ impl Filtering {
         self.filter.is_some()
     }
 
+    /// Returns `true` if the lines of events that can't be sent have to be looked for in the queue:
+    /// the filter gives events another form, which dead letters must not have, or the evidence
+    /// needs to know which events they are.
+    pub(super) fn looks_for_lines(&self) -> bool {
+        self.is_recorded || self.gives_form()
+    }
+
     /// Returns `true` if the filter gives events another form than their own, which dead letters
     /// must not have.
-    pub(super) fn gives_form(&self) -> bool {
+    fn gives_form(&self) -> bool {
         self.filter.as_ref().is_some_and(Filter::gives_form)
     }
 
@@ -197,7 +221,7 @@ impl Filtering {
         metrics: &OutputMetrics,
     ) -> (Vec<Bytes>, Disposition) {
         let claim = batch.claim;
-        let mut lines = match batch.pieces.iter().any(|piece| has_large_event(piece)) {
+        let (mut lines, positions) = match batch.pieces.iter().any(|piece| has_large_event(piece)) {
             true => aside(|| self.lines_before_form(&batch, rejected)),
             false => self.lines_before_form(&batch, rejected),
         };
@@ -205,17 +229,41 @@ impl Filtering {
         self.pass(batch, cursor);
         lines.extend(self.too_large(claim));
         self.forget_history(claim);
-        let kept = self.finish(claim, metrics);
+        let mut kept = self.finish(claim, metrics);
+        if self.is_recorded {
+            kept.fates.lose(&positions);
+        }
         let lost = lines.len() as u64;
         (lines, Disposition { lost, ..kept })
     }
 
     /// Returns the lines `rejected`, which are events of the batch as they were sent, as they were
-    /// before the filter gave them the form in which they are sent.
-    fn lines_before_form(&mut self, batch: &Batch, rejected: Vec<Bytes>) -> Vec<Bytes> {
-        let Some(filter) = &mut self.filter else { return rejected };
+    /// before the filter gave them the form in which they are sent. Also returns their positions.
+    fn lines_before_form(
+        &mut self,
+        batch: &Batch,
+        rejected: Vec<Bytes>,
+    ) -> (Vec<Bytes>, Vec<Position>) {
         let (mut rejected, mut found) = (VecDeque::from(rejected), Vec::new());
+        let mut positions = Vec::new();
+        let mut is_next = |sent: &[u8], position: Position| {
+            let next = rejected.front().and_then(|line| line.strip_suffix(b"\n"));
+            let found = next == Some(sent);
+            if found {
+                rejected.pop_front();
+                positions.push(position);
+            }
+            found
+        };
         for (piece, origin) in batch.pieces.iter().zip(&batch.origins) {
+            let Some(filter) = &mut self.filter else {
+                for (position, start, end) in events(piece, origin) {
+                    if is_next(piece.get(start..end - 1).unwrap_or_default(), position) {
+                        found.push(piece.slice(start..end));
+                    }
+                }
+                continue;
+            };
             let (mut events, mut next) = (filter.events(piece), origin.first);
             while let Some((event, request, known)) = events.next() {
                 let position = next;
@@ -227,15 +275,14 @@ impl Filtering {
                     Verdict::Changed(_) => &self.changed,
                     Verdict::Dropped | Verdict::Duplicate | Verdict::TooLarge => continue,
                 };
-                if rejected.front().is_some_and(|line| line.strip_suffix(b"\n") == Some(sent)) {
-                    rejected.pop_front();
+                if is_next(sent, position) {
                     found.push(line(filter.before_form(event)));
                 }
             }
         }
         // An event is still here if the filter's policies have changed since it was sent.
         found.extend(rejected);
-        found
+        (found, positions)
     }
 
     /// Returns the events of a batch that are to be sent, in the form in which they are sent. The
@@ -247,9 +294,25 @@ impl Filtering {
         }
         self.begin_batch(&batch);
         match batch.pieces.iter().any(|piece| has_large_event(piece)) {
-            true => aside(|| self.judge(batch, cursor)),
-            false => self.judge(batch, cursor),
+            true => aside(|| self.judge_and_hash(batch, cursor)),
+            false => self.judge_and_hash(batch, cursor),
         }
+    }
+
+    /// Asks the filter about each event of a batch, and marks its decisions. With evidence, also
+    /// hashes the lines that are sent, if the filter has changed or dropped any event.
+    fn judge_and_hash(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
+        let events = batch.events;
+        let passed = self.judge(batch, cursor);
+        if self.is_recorded && (passed.events < events || !self.altered.is_empty()) {
+            for (line, position) in lines(&passed.pieces).zip(passed.positions()) {
+                let Hash(hash) = Hash::of(&[line]);
+                let is_changed = self.altered.contains(&position);
+                self.sent.insert(position, SentLine { position, hash, is_changed });
+            }
+            self.altered.clear();
+        }
+        passed
     }
 
     /// Asks the filter about each event of a batch, and marks its decisions. Returns the events
@@ -283,6 +346,9 @@ impl Filtering {
                     Mark::Changed(_) => {
                         lines.add(&self.changed);
                         lines.count(position, origin);
+                        if self.is_recorded {
+                            self.altered.insert(position);
+                        }
                     }
                     Mark::TooLarge(line) => self.marked_bytes += line.len() as u64,
                     Mark::Dropped | Mark::Duplicate => {}
@@ -344,7 +410,9 @@ impl Filtering {
             lines.pass(piece, run, piece.len());
         }
         let (lost, pieces, _) = lines.end();
-        (pieces, Disposition { lost, ..self.give_up(batch.claim) })
+        let mut disposition = Disposition { lost, ..self.give_up(batch.claim) };
+        disposition.fates.rest = Some(Fate::Lost);
+        (pieces, disposition)
     }
 
     /// Returns `true` if the filter has kept back the event at this position.
@@ -374,7 +442,8 @@ impl Filtering {
     /// Events that were too large are in neither number.
     pub(super) fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
         let mut disposition = Disposition::default();
-        for mark in self.unmark(claim.start..claim.end) {
+        disposition.fates.sent = self.sent_of(claim);
+        for (position, mark) in self.unmark(claim.start..claim.end) {
             match mark {
                 Mark::Dropped => disposition.dropped += 1,
                 Mark::Duplicate => disposition.duplicate += 1,
@@ -385,8 +454,32 @@ impl Filtering {
                     metrics.filtered.trimmed.increment(trimmed.into());
                 }
             }
+            self.note_fate(position, &mark, &mut disposition.fates);
         }
         disposition
+    }
+
+    /// Returns the lines of a claim that were sent, if the filter has changed or dropped any of its
+    /// events. Otherwise, and without evidence, returns nothing.
+    fn sent_of(&self, claim: Claim) -> Vec<SentLine> {
+        let positions = claim.start..claim.end;
+        let sent: Vec<_> = self.sent.range(positions.clone()).map(|(_, line)| *line).collect();
+        let is_plain = self.marks.range(positions).next().is_none()
+            && sent.iter().all(|line| !line.is_changed);
+        if is_plain { Vec::new() } else { sent }
+    }
+
+    /// With evidence, notes the fate of an event that was not sent.
+    fn note_fate(&self, position: Position, mark: &Mark, fates: &mut Fates) {
+        let fate = match mark {
+            Mark::Dropped => Fate::Dropped,
+            Mark::Duplicate => Fate::Duplicate,
+            Mark::TooLarge(_) => Fate::Lost,
+            Mark::Changed(_) => return,
+        };
+        if self.is_recorded {
+            fates.not_delivered.push((position, fate));
+        }
     }
 
     /// Notes that some events of the claim were not sent, and that it is not known which ones. The
@@ -402,12 +495,13 @@ impl Filtering {
     /// it. Returns how many of its events the filter had dropped, and how many were duplicates.
     pub(super) fn give_up(&mut self, claim: Claim) -> Disposition {
         let mut disposition = Disposition::default();
-        for mark in self.unmark(claim.start..claim.end) {
+        for (position, mark) in self.unmark(claim.start..claim.end) {
             match mark {
                 Mark::Dropped => disposition.dropped += 1,
                 Mark::Duplicate => disposition.duplicate += 1,
                 Mark::TooLarge(_) | Mark::Changed(_) => {}
             }
+            self.note_fate(position, &mark, &mut disposition.fates);
         }
         self.forget(claim.start..claim.end);
         disposition
@@ -532,7 +626,7 @@ mod tests {
             required: true,
             metrics: telemetry.output("o"),
             keeps: Duration::ZERO,
-            is_recorder: false,
+            recorder: None,
         };
         let (queue, mut cursors) = Queue::open(&config.queue, &telemetry, &[output]).unwrap();
         let mut cursor = cursors.remove(0);

@@ -323,7 +323,8 @@ impl GivenUp {
         while !self.is_full() && !self.needs_lines() && inspected < INSPECTED_BYTES_MAX {
             let Some(doomed) = self.doomed.pop_front() else { break };
             let Doomed { claim, events, lost_max, ref reason, .. } = doomed;
-            if self.place.is_none() && !filtering.is_enabled() {
+            let all_lost = doomed.unfit.is_empty();
+            if all_lost && self.place.is_none() && !filtering.is_enabled() {
                 // A released claim may have been dropped by the queue already.
                 if in_flight.take_back(claim) {
                     let disposition = Disposition::lost(events.min(lost_max));
@@ -414,15 +415,20 @@ impl GivenUp {
     /// result that [`GivenUp::written`] returned.
     pub(super) fn end(&mut self, written: Written, in_flight: &mut InFlight, health: &Health) {
         let Some(ending) = self.endings.pop_front() else { return };
-        let Ending { claim, disposition, events, bytes, reason: Reason { cause, text }, .. } =
-            ending;
+        let Ending {
+            claim, mut disposition, events, bytes, reason: Reason { cause, text }, ..
+        } = ending;
+        let lost = disposition.lost;
+        if written.events >= events {
+            disposition.fates.put_aside();
+        }
         in_flight.finish(claim, disposition);
         self.bytes -= bytes;
         health.metrics.dead_letters.increment(written.events);
         // If only some letters are written, and nobody knows which of the events are lost, those
         // without a letter count as lost first.
-        let unwritten = events.saturating_sub(written.events).min(disposition.lost);
-        let in_letters = disposition.lost - unwritten;
+        let unwritten = events.saturating_sub(written.events).min(lost);
+        let in_letters = lost - unwritten;
         health.given_up(in_letters, cause, LostAs::DeadLetter, &text);
         if let Some(error) = written.error {
             health.given_up(unwritten, cause, LostAs::Unwritten, &format!("{error}; {text}"));

@@ -352,7 +352,7 @@ impl Ledger {
             (false, false) => TOO_LARGE_OR_LONG,
         };
         if !lines.is_empty() {
-            if self.filtering.gives_form() {
+            if self.filtering.looks_for_lines() {
                 // Dead letters hold events before their form, so the claim is read again.
                 self.release(claim);
                 let reason = Reason::new(Cause::TooLong, reason);

@@ -112,7 +112,7 @@ impl Prepared {
             required: config.required,
             metrics: metrics.clone(),
             keeps: config.filter.deduplicate.unwrap_or_default(),
-            is_recorder: false,
+            recorder: None,
         }
     }
 

@@ -144,7 +144,8 @@ impl<C: Connect> Delivery<C> {
     /// is sent unchanged.
     pub(super) fn filter(mut self, filter: Option<Filter>) -> Self {
         let cursor = self.ledger.in_flight.cursor();
-        cursor.tell_origins(filter.is_some() || self.connector.tells_positions());
+        let tells = filter.is_some() || self.connector.tells_positions() || cursor.is_recorded();
+        cursor.tell_origins(tells);
         cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
         self.ledger.filtering = Filtering::new(filter, cursor);
         self

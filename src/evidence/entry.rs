@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde::Serializer;
 use serde::de::Error as _;
 
+pub use crate::queue::Fate;
 use crate::tlog::merkle::Hash;
 
 /// The most events of a range.
@@ -43,7 +44,7 @@ pub enum Entry {
         /// The root over the lines of the range.
         root: Hash,
     },
-    /// What became of events at an output.
+    /// The fates of events at an output.
     Delivered {
         /// The name of the output.
         output: String,
@@ -139,21 +140,7 @@ pub struct Previous {
     pub root: Hash,
 }
 
-/// Why the consumer of an output did not get an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fate {
-    /// The filter of the output does not let it through.
-    Dropped,
-    /// The consumer has got the same event before.
-    Duplicate,
-    /// The output has lost it.
-    Lost,
-    /// It is in a file of dead letters.
-    DeadLetter,
-}
-
-/// The place of an event in a range, from 0 on. It is written as a decimal string.
+/// The place of an event in a range, from 0 on, which is written as a decimal string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Offset(pub u64);
 
@@ -194,6 +181,26 @@ impl Entry {
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("numbers and texts, and the keys of its maps are texts")
+    }
+
+    /// Returns the position behind the events that came in, or were lost from the queue, by this
+    /// entry; `None` if the entry is about no such events.
+    #[must_use]
+    pub fn end_in_queue(&self) -> Option<u64> {
+        match self {
+            Self::Accepted { first, count, .. } => first.checked_add(*count),
+            Self::Lost { output, first: Some(first), count, .. } if output == QUEUE => {
+                first.checked_add(*count)
+            }
+            Self::Delivered { .. }
+            | Self::Lost { .. }
+            | Self::Start(_)
+            | Self::Reload(_)
+            | Self::Stop(_)
+            | Self::Heartbeat { .. }
+            | Self::Pruned { .. }
+            | Self::Key { .. } => None,
+        }
     }
 
     /// Returns the time of the entry, in milliseconds since 1970.

@@ -5,10 +5,10 @@ use std::io;
 use std::sync::Arc;
 
 use super::layout::LINES;
-use super::layout::file_name;
-use super::layout::first_of;
+use super::layout::LineFile;
 use super::layout::path;
 use super::lines;
+use super::lines::Delivered;
 use super::lines::FILE_BYTES_MAX;
 use super::lines::Range;
 use super::store::read_all;
@@ -22,15 +22,15 @@ const FILES: u64 = 16;
 /// The least and the most bytes of a file, about.
 const FILE_BYTES: (u64, u64) = (64 << 10, 64 << 20);
 
-/// The files of line hashes. The name of a file is the first position in it, with 20 digits.
+/// The files of line hashes.
 pub(super) struct Hashes {
     disk: Arc<dyn Disk>,
     max_bytes: u64,
-    /// The first position and the size of each file.
-    files: BTreeMap<u64, u64>,
-    /// The file that is appended to, its first position and its size. `None`: the next records
-    /// begin a new one.
-    open: Option<(Arc<dyn File>, u64, u64)>,
+    /// The size of each file.
+    files: BTreeMap<LineFile, u64>,
+    /// The file that is appended to, its name and its size. `None`: the next records begin a new
+    /// one.
+    open: Option<(Arc<dyn File>, LineFile, u64)>,
     /// Records that are not durable yet, and the first position in them.
     buffer: Vec<u8>,
     first: Option<u64>,
@@ -47,9 +47,9 @@ impl Hashes {
         disk.make_directory(&directory)?;
         let mut files = BTreeMap::new();
         for name in disk.list(&directory)? {
-            let Some(first) = first_of(&name) else { continue };
-            let file = disk.open(&file_path(first), Access::Read)?;
-            files.insert(first, file.bytes()?);
+            let Some(name) = LineFile::parse(&name) else { continue };
+            let file = disk.open(&path(&name.path()), Access::Read)?;
+            files.insert(name, file.bytes()?);
         }
         Ok(Self { disk, max_bytes, files, open: None, buffer: Vec::new(), first: None })
     }
@@ -60,6 +60,13 @@ impl Hashes {
         range.write(&mut self.buffer);
     }
 
+    /// Adds the hashes of lines as they were sent. `next` is the position behind the last range of
+    /// accepted events. The hashes are not durable before [`Hashes::commit`].
+    pub(super) fn push_delivered(&mut self, delivered: &Delivered, next: u64) {
+        self.first.get_or_insert(next);
+        delivered.write(&mut self.buffer);
+    }
+
     /// Makes all hashes durable.
     ///
     /// # Errors
@@ -67,34 +74,49 @@ impl Hashes {
     /// The disk refuses. The hashes stay, and the next call writes them to a new file.
     pub(super) fn commit(&mut self) -> io::Result<()> {
         let Some(begin) = self.first else { return Ok(()) };
-        let (file, first, end) = match self.open.take() {
+        let (file, name, end) = match self.open.take() {
             Some(open) => open,
-            None => match self.files.contains_key(&begin) {
-                true => self.go_on(begin)?,
-                false => (self.create(begin)?, begin, 0),
-            },
+            None => self.next_file(begin)?,
         };
         file.write_at(&[&self.buffer], end)?;
         file.sync()?;
         let end = end + self.buffer.len() as u64;
-        self.files.insert(first, end);
-        self.open = Some((file, first, end)).filter(|_| end < self.file_bytes());
+        self.files.insert(name, end);
+        self.open = Some((file, name, end)).filter(|_| end < self.file_bytes());
         self.buffer.clear();
         self.first = None;
         Ok(())
     }
 
-    /// Opens the file of an earlier run whose first record has this position. Returns the file, the
-    /// position, and where its last whole record ends.
-    fn go_on(&self, first: u64) -> io::Result<(Arc<dyn File>, u64, u64)> {
-        let file = self.disk.open(&file_path(first), Access::Write)?;
-        let content = read_all(&*file, FILE_BYTES_MAX)?;
-        Ok((file, first, lines::read(&content).bytes))
+    /// Returns the file for records from this position on, its name, and where its last whole
+    /// record ends.
+    fn next_file(&self, first: u64) -> io::Result<(Arc<dyn File>, LineFile, u64)> {
+        let (from, to) = (LineFile { first, number: 0 }, LineFile { first, number: u32::MAX });
+        let last = self.files.range(from..=to).next_back();
+        match last.map(|(name, bytes)| (*name, *bytes)) {
+            Some((name, bytes)) if bytes < self.file_bytes() => self.go_on(name),
+            Some((name, _)) => {
+                let name = LineFile { number: name.number.saturating_add(1), ..name };
+                Ok((self.create(name)?, name, 0))
+            }
+            None => Ok((self.create(from)?, from, 0)),
+        }
     }
 
-    /// Makes the file whose first record has this position.
-    fn create(&self, first: u64) -> io::Result<Arc<dyn File>> {
-        let path = file_path(first);
+    /// Opens a file of an earlier run. Returns it, its name, and where its last whole record ends.
+    fn go_on(&self, name: LineFile) -> io::Result<(Arc<dyn File>, LineFile, u64)> {
+        let file = self.disk.open(&path(&name.path()), Access::Write)?;
+        let content = read_all(&*file, FILE_BYTES_MAX)?;
+        let end = lines::whole_bytes(&content);
+        file.truncate(end)?;
+        // The run before may have been killed before it synced the file's name.
+        self.disk.sync_directory(&path_of_lines())?;
+        Ok((file, name, end))
+    }
+
+    /// Makes a file.
+    fn create(&self, name: LineFile) -> io::Result<Arc<dyn File>> {
+        let path = path(&name.path());
         // The file of a failed attempt has nothing that the log says is there.
         match self.disk.remove(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -105,14 +127,17 @@ impl Hashes {
         Ok(file)
     }
 
-    /// Returns the first position that is kept when as many files are deleted as
+    /// Returns the first file that is kept when as many files are deleted as
     /// `evidence.max_bytes` asks for. `None` if none has to go.
-    pub(super) fn keeps_from(&self) -> Option<u64> {
+    pub(super) fn keeps_from(&self) -> Option<LineFile> {
         let mut bytes = self.files.values().sum::<u64>();
         let mut files = self.files.iter().peekable();
         let mut from = None;
+        let open = self.open.as_ref().map(|(_, name, _)| *name);
         while bytes > self.max_bytes {
-            let Some((_, size)) = files.next() else { break };
+            let Some((_, size)) = files.next().filter(|(name, _)| Some(**name) != open) else {
+                break;
+            };
             // The newest file always stays.
             let Some((next, _)) = files.peek() else { break };
             bytes -= size;
@@ -121,13 +146,13 @@ impl Hashes {
         from
     }
 
-    /// Deletes the files before a position. One that can't be deleted is tried again with the next
+    /// Deletes the files before this one. One that can't be deleted is tried again with the next
     /// call.
-    pub(super) fn remove_before(&mut self, position: u64) {
+    pub(super) fn remove_before(&mut self, kept: LineFile) {
         let disk = &self.disk;
-        self.files.retain(|first, _| {
-            let is_kept = *first >= position;
-            let removed = if is_kept { Ok(()) } else { disk.remove(&file_path(*first)) };
+        self.files.retain(|name, _| {
+            let is_kept = *name >= kept;
+            let removed = if is_kept { Ok(()) } else { disk.remove(&path(&name.path())) };
             if let Err(error) = &removed {
                 tracing::debug!(%error, "a file of line hashes can't be deleted");
             }
@@ -144,13 +169,10 @@ fn path_of_lines() -> String {
     path(LINES)
 }
 
-fn file_path(first: u64) -> String {
-    path(&format!("{LINES}/{}", file_name(first)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::evidence::lines::Record;
     use crate::evidence::lines::SALT_BYTES;
     use crate::evidence::lines::Salt;
     use crate::queue::tests::simulated_disk::SimulatedDisk;
@@ -173,7 +195,7 @@ mod tests {
             hashes.commit().expect("no fault is set");
             if let Some(below) = hashes.keeps_from() {
                 hashes.remove_before(below);
-                assert!(below <= first);
+                assert!(below.first <= first);
             }
             assert!(disk.bytes_in("evidence/lines") <= 2 << 20);
         }
@@ -195,7 +217,36 @@ mod tests {
         let mut again = open(&disk, 1 << 20);
         again.push(&range(5, 20));
         again.commit().expect("no fault is set");
-        let found = lines::read(&disk.contents("evidence/lines/00000000000000000005"));
-        assert_eq!(found.ranges, [range(5, 10), range(5, 20)]);
+        let content = disk.contents("evidence/lines/00000000000000000005");
+        let found: Vec<_> = lines::Records::of(&content).map(|(_, record)| record).collect();
+        assert_eq!(found, [range(5, 10), range(5, 20)].map(Record::Accepted).map(Ok));
+    }
+
+    /// Method: no event comes in, and an output catches up: all hashes are of lines that were sent.
+    #[test]
+    fn files_are_full_at_their_size_also_while_no_event_comes_in() {
+        let disk = SimulatedDisk::new(1);
+        let mut hashes = open(&disk, 1 << 20);
+        let delivered = Delivered { output: "siem".to_owned(), count: 4096, range: range(0, 4096) };
+        for _ in 0..40 {
+            hashes.push_delivered(&delivered, 9000);
+            hashes.commit().expect("no fault is set");
+            if let Some(kept) = hashes.keeps_from() {
+                hashes.remove_before(kept);
+            }
+            assert!(disk.bytes_in("evidence/lines") <= 2 << 20);
+        }
+        let mut names = disk.names();
+        names.retain(|name| name.starts_with("evidence/lines/"));
+        let newest = names.iter().max().expect("there are files");
+        assert!(newest.starts_with("evidence/lines/00000000000000009000-"), "{names:?}");
+        // The next start goes on behind them.
+        let mut again = open(&disk, 1 << 20);
+        again.push(&range(9000, 5));
+        again.commit().expect("no fault is set");
+        let last = again.files.keys().next_back().expect("there are files");
+        let content = disk.contents(&format!("evidence/{}", last.path()));
+        let last = lines::Records::of(&content).last().expect("it has records").1;
+        assert_eq!(last, Ok(Record::Accepted(range(9000, 5))));
     }
 }

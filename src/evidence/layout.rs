@@ -1,7 +1,12 @@
 //! The names of the files of the evidence.
 
+use std::fmt;
+
 /// The name of the directory of the log, below that of the queue.
 pub const DIRECTORY: &str = "evidence";
+
+/// The name of the journal, below the directory of the log.
+pub(super) const JOURNAL: &str = "journal";
 
 /// The directory of the files of line hashes, below that of the log.
 pub(super) const LINES: &str = "lines";
@@ -11,12 +16,33 @@ pub(super) fn path(name: &str) -> String {
     format!("{DIRECTORY}/{name}")
 }
 
-/// Returns the name of the file of line hashes whose first range is at this position.
-pub(super) fn file_name(first: u64) -> String {
-    format!("{first:020}")
+/// The name of a file of line hashes. It is shown as the first position in it, with 20 digits. If a
+/// file is full and no more events come in, the next one has the same position and a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LineFile {
+    /// The first position in it. It may also have hashes of lines that came in earlier and were
+    /// sent later.
+    pub(super) first: u64,
+    pub(super) number: u32,
 }
 
-/// Returns the position in the name of a file of line hashes; `None` if it is another file.
-pub(super) fn first_of(name: &str) -> Option<u64> {
-    name.parse().ok().filter(|first| file_name(*first) == name)
+impl LineFile {
+    /// Reads the name of a file; `None` if it is another one.
+    pub(super) fn parse(name: &str) -> Option<Self> {
+        let (first, number) = name.split_once('-').unwrap_or((name, "0"));
+        let file = Self { first: first.parse().ok()?, number: number.parse().ok()? };
+        (file.to_string() == name).then_some(file)
+    }
+
+    /// Returns the path of the file below the directory of the log.
+    pub(super) fn path(self) -> String {
+        format!("{LINES}/{self}")
+    }
+}
+
+impl fmt::Display for LineFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:020}", self.first)?;
+        if self.number > 0 { write!(f, "-{}", self.number) } else { Ok(()) }
+    }
 }

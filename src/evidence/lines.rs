@@ -7,11 +7,12 @@
 //! |---|---|
 //! | 4 | the number of bytes of the record behind these 8 bytes (big-endian, as all numbers) |
 //! | 4 | CRC-32C of these bytes |
-//! | 1 | 1, the kind of the record: lines as they came in |
+//! | 1 | the kind of the record: 1 for lines as they came in, 2 for lines as they were sent |
 //! | 8 | the first position of the range |
-//! | 4 | the number of lines of the range |
+//! | 4 | the number of events of the range |
 //! | 16 | the salt |
-//! | 32 each | the hashes of the lines |
+//! | 1, then as many | of kind 2 only: the number of bytes of the output's name, and the name |
+//! | 32 each | the hashes of the lines: of all events, or of those that were sent |
 
 use std::fmt;
 use std::io;
@@ -32,6 +33,9 @@ const FRAME: usize = 8;
 /// The kind of a record with lines as they came in.
 const ACCEPTED: u8 = 1;
 
+/// The kind of a record with lines as they were sent to a consumer.
+const DELIVERED: u8 = 2;
+
 /// The most bytes of a record. One of 4,096 lines has 131,105.
 const RECORD_MAX: usize = 1 << 20;
 
@@ -50,6 +54,13 @@ impl fmt::Display for Salt {
 }
 
 impl Salt {
+    /// Reads a salt as it is shown.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let salt = STANDARD.decode(text).ok()?;
+        salt.try_into().ok().map(Self)
+    }
+
     /// Returns the hash of the tree's leaf for a line with this SHA-256.
     #[must_use]
     pub fn leaf(&self, line: &Hash) -> Hash {
@@ -88,13 +99,20 @@ impl Range {
 
     /// Appends the record of the range to a file's bytes.
     pub fn write(&self, file: &mut Vec<u8>) {
+        self.write_record(ACCEPTED, self.lines.len() as u64, &[], file);
+    }
+
+    /// Appends a record. `count` is the number of events of the range, and `name` lies between the
+    /// salt and the hashes.
+    fn write_record(&self, kind: u8, count: u64, name: &[u8], file: &mut Vec<u8>) {
         let start = file.len();
         file.extend_from_slice(&[0; FRAME]);
-        file.push(ACCEPTED);
+        file.push(kind);
         file.extend_from_slice(&self.first.to_be_bytes());
-        let count = u32::try_from(self.lines.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
         file.extend_from_slice(&count.to_be_bytes());
         file.extend_from_slice(&self.salt.0);
+        file.extend_from_slice(name);
         for Hash(line) in &self.lines {
             file.extend_from_slice(line);
         }
@@ -103,82 +121,175 @@ impl Range {
         frame[..4].copy_from_slice(&length.to_be_bytes());
         frame[4..].copy_from_slice(&crc32c::crc32c(record).to_be_bytes());
     }
+}
 
-    /// Reads a record's bytes behind its frame. Returns `None` if it is one of another kind.
-    fn parse(record: &[u8]) -> io::Result<Option<Self>> {
-        let wrong = || io::Error::other("a record of line hashes has another length than it says");
-        let (kind, rest) = record.split_first().ok_or_else(wrong)?;
-        if *kind != ACCEPTED {
-            return Ok(None);
-        }
-        let (first, rest) = rest.split_first_chunk().ok_or_else(wrong)?;
-        let (count, rest) = rest.split_first_chunk().ok_or_else(wrong)?;
-        let (salt, rest) = rest.split_first_chunk().ok_or_else(wrong)?;
-        let (lines, rest) = rest.as_chunks::<HASH_BYTES>();
-        if !rest.is_empty() || lines.len() as u64 != u64::from(u32::from_be_bytes(*count)) {
-            return Err(wrong());
-        }
-        let (first, lines) = (u64::from_be_bytes(*first), lines.iter().copied().map(Hash));
-        let range = Self { first, salt: Salt(*salt), lines: lines.collect() };
-        if first.checked_add(range.lines.len() as u64).is_none() {
-            return Err(io::Error::other("a record of line hashes has positions above 2^64"));
-        }
-        Ok(Some(range))
+/// The hashes of the lines of a range that were sent to a consumer, as they were sent. They are
+/// there if the filter of the output has changed or dropped any event of the range.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivered {
+    /// The name of the output.
+    pub output: String,
+    /// The number of events of the range.
+    pub count: u64,
+    /// The first position, the salt, and the hash of each line that was sent. The entry of the
+    /// range says which events these are.
+    pub range: Range,
+}
+
+impl Delivered {
+    /// Appends the record of the range to a file's bytes.
+    pub fn write(&self, file: &mut Vec<u8>) {
+        // A name has at most 63 bytes.
+        let length = u8::try_from(self.output.len()).unwrap_or(u8::MAX);
+        let name: Vec<u8> = self.output.bytes().take(length.into()).collect();
+        let name = [&[length], name.as_slice()].concat();
+        self.range.write_record(DELIVERED, self.count, &name, file);
     }
 }
 
-/// What was found in a file of line hashes.
-#[derive(Debug, Default)]
-pub struct Read {
-    /// The ranges, in the order of the file.
-    pub ranges: Vec<Range>,
-    /// The number of bytes up to the end of the last whole record.
-    pub bytes: u64,
-    /// Why the rest of the file can't be read; `None` if there is no rest.
-    pub damage: Option<String>,
+/// A record of a file of line hashes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// Lines as they came in.
+    Accepted(Range),
+    /// Lines as they were sent to a consumer.
+    Delivered(Delivered),
 }
 
-/// Reads a file of line hashes up to the first record that is damaged or cut off.
-#[must_use]
-pub fn read(file: &[u8]) -> Read {
-    let (mut read, mut rest) = (Read::default(), file);
-    while !rest.is_empty() {
-        match record(rest) {
-            Ok((record, behind)) => match Range::parse(record) {
-                Ok(range) => {
-                    read.ranges.extend(range);
-                    rest = behind;
-                    read.bytes = (file.len() - rest.len()) as u64;
-                }
-                Err(error) => {
-                    read.damage = Some(error.to_string());
-                    break;
-                }
-            },
-            Err(error) => {
-                read.damage = Some(error.to_string());
-                break;
+impl Record {
+    /// Reads a record's bytes behind its frame. Returns `None` if they are none.
+    fn parse(record: &[u8]) -> Option<Self> {
+        let (kind, rest) = record.split_first()?;
+        let (first, rest) = rest.split_first_chunk()?;
+        let (count, rest) = rest.split_first_chunk()?;
+        let (salt, rest) = rest.split_first_chunk()?;
+        let (name, rest) = match *kind {
+            ACCEPTED => ([].as_slice(), rest),
+            DELIVERED => {
+                let (length, rest) = rest.split_first()?;
+                rest.split_at_checked(usize::from(*length))?
             }
+            _ => return None,
+        };
+        let (lines, rest) = rest.as_chunks::<HASH_BYTES>();
+        let (first, count) = (u64::from_be_bytes(*first), u64::from(u32::from_be_bytes(*count)));
+        let hashes = lines.len() as u64;
+        let fits = hashes == count || (*kind == DELIVERED && hashes < count);
+        if !rest.is_empty() || !fits || first.checked_add(count).is_none() {
+            return None;
         }
+        let lines = lines.iter().copied().map(Hash).collect();
+        let range = Range { first, salt: Salt(*salt), lines };
+        if *kind == ACCEPTED {
+            return Some(Self::Accepted(range));
+        }
+        let output = String::from_utf8(name.to_vec()).ok()?;
+        Some(Self::Delivered(Delivered { output, count, range }))
     }
-    read
+}
+
+/// Why a file of line hashes can't be read further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Damage {
+    /// The file ends within a record, or with zeros.
+    #[error("a record of line hashes is cut off")]
+    CutOff,
+    /// A record says that it is longer than any is.
+    #[error("a record of line hashes says that it has more than 1 MiB")]
+    TooLong,
+    /// A record was changed.
+    #[error("a record of line hashes has a wrong checksum")]
+    Checksum,
+    /// A record is none, although its checksum is right.
+    #[error("a record of line hashes has another form than any version writes")]
+    Form,
+}
+
+/// The records of a file of line hashes, each with its offset in bytes. After damage no record
+/// follows.
+pub struct Records<'a> {
+    file: &'a [u8],
+    /// The number of bytes up to the end of the last whole record.
+    bytes: usize,
+    is_over: bool,
+}
+
+impl<'a> Records<'a> {
+    /// Reads the records of a file.
+    #[must_use]
+    pub fn of(file: &'a [u8]) -> Self {
+        Self { file, bytes: 0, is_over: false }
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = (u64, Result<Record, Damage>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let offset = self.bytes as u64;
+        let rest = self.file.get(self.bytes..).filter(|rest| !rest.is_empty() && !self.is_over)?;
+        let found = record(rest).and_then(|(record, behind)| {
+            self.bytes = self.file.len() - behind.len();
+            Record::parse(record).ok_or(Damage::Form)
+        });
+        self.is_over = found.is_err();
+        Some((offset, found))
+    }
+}
+
+/// Returns the number of bytes up to the first record that is damaged or cut off.
+#[must_use]
+pub fn whole_bytes(file: &[u8]) -> u64 {
+    let damaged = Records::of(file).find(|(_, record)| record.is_err());
+    damaged.map_or(file.len() as u64, |(offset, _)| offset)
+}
+
+/// Reads the record at an offset of a file. `read` fills a buffer with the bytes at an offset.
+/// Returns `None` if there is no record.
+///
+/// # Errors
+///
+/// `read` has failed, for another reason than the end of the file.
+pub(super) fn record_at(
+    offset: u64,
+    read: impl Fn(&mut [u8], u64) -> io::Result<()>,
+) -> io::Result<Option<Record>> {
+    let all_or_none = |bytes: &mut [u8], at: u64| match read(bytes, at) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    };
+    let mut bytes = vec![0; FRAME];
+    if !all_or_none(&mut bytes, offset)? {
+        return Ok(None);
+    }
+    let length = bytes.first_chunk().map_or(0, |length| u32::from_be_bytes(*length));
+    let length = usize::try_from(length).unwrap_or(usize::MAX).min(RECORD_MAX);
+    bytes.resize(FRAME + length, 0);
+    if !all_or_none(&mut bytes, offset)? {
+        return Ok(None);
+    }
+    Ok(Records::of(&bytes).next().and_then(|(_, record)| record.ok()))
 }
 
 /// Takes the first record from the bytes of a file. Returns it without its frame, and the bytes
 /// behind it.
-fn record(bytes: &[u8]) -> io::Result<(&[u8], &[u8])> {
-    let cut = || io::Error::other("a record of line hashes is cut off");
-    let (length, rest) = bytes.split_first_chunk().ok_or_else(cut)?;
-    let (checksum, rest) = rest.split_first_chunk().ok_or_else(cut)?;
+fn record(bytes: &[u8]) -> Result<(&[u8], &[u8]), Damage> {
+    // After a power failure, bytes that were not synced may be zeros.
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Err(Damage::CutOff);
+    }
+    let (length, rest) = bytes.split_first_chunk().ok_or(Damage::CutOff)?;
+    let (checksum, rest) = rest.split_first_chunk().ok_or(Damage::CutOff)?;
     let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
     if length > RECORD_MAX {
-        return Err(io::Error::other("a record of line hashes says that it has more than 1 MiB"));
+        return Err(Damage::TooLong);
     }
-    let (record, behind) = rest.split_at_checked(length).ok_or_else(cut)?;
-    if crc32c::crc32c(record) != u32::from_be_bytes(*checksum) {
-        return Err(io::Error::other("a record of line hashes has a wrong checksum"));
+    let (record, behind) = rest.split_at_checked(length).ok_or(Damage::CutOff)?;
+    match crc32c::crc32c(record) == u32::from_be_bytes(*checksum) {
+        true => Ok((record, behind)),
+        false => Err(Damage::Checksum),
     }
-    Ok((record, behind))
 }
 
 #[cfg(test)]
@@ -192,27 +303,49 @@ mod tests {
 
     #[test]
     fn ranges_are_read_again_up_to_the_damage() {
-        let ranges = [range(0, 1), range(1, 4096), range(4097, 20)];
+        let (output, last) = ("siem".to_owned(), Range { lines: Vec::new(), ..range(4097, 0) });
+        let ranges = [
+            Record::Accepted(range(0, 1)),
+            Record::Delivered(Delivered {
+                output: output.clone(),
+                count: 4096,
+                range: range(1, 7),
+            }),
+            Record::Accepted(range(1, 4096)),
+            Record::Delivered(Delivered { output, count: 2, range: last }),
+        ];
         let mut file = Vec::new();
         let mut ends = Vec::new();
-        for range in &ranges {
-            range.write(&mut file);
+        for record in &ranges {
+            match record {
+                Record::Accepted(range) => range.write(&mut file),
+                Record::Delivered(delivered) => delivered.write(&mut file),
+            }
             ends.push(file.len());
         }
-        let whole = read(&file);
-        assert_eq!((whole.ranges.as_slice(), whole.bytes), (ranges.as_slice(), file.len() as u64));
-        assert_eq!(whole.damage, None);
-        for at in [0, 5, 8, ends[0], ends[0] + 100, ends[1] - 1, ends[2] - 1] {
+        let read = |file: &[u8]| -> (Vec<Record>, Option<Damage>) {
+            let damage = Records::of(file).find_map(|(_, record)| record.err());
+            (Records::of(file).filter_map(|(_, record)| record.ok()).collect(), damage)
+        };
+        assert_eq!(read(&file), (ranges.to_vec(), None));
+        let offsets: Vec<_> = Records::of(&file).map(|(offset, _)| offset).collect();
+        assert_eq!(offsets, [0, ends[0] as u64, ends[1] as u64, ends[2] as u64]);
+        for at in [0, 5, 8, ends[0], ends[0] + 100, ends[1] - 1, ends[3] - 1] {
             let found = ends.iter().filter(|end| **end <= at).count();
+            let whole = if found > 0 { ends[found - 1] as u64 } else { 0 };
             let mut flipped = file.clone();
             flipped[at] ^= 1;
-            let damaged = read(&flipped);
-            assert_eq!(damaged.ranges, ranges[..found], "{at}");
-            assert!(damaged.damage.is_some(), "{at}");
-            let cut = read(&file[..at]);
-            assert_eq!(cut.ranges, ranges[..found], "{at}");
-            assert_eq!(cut.damage.is_some(), at > 0 && !ends.contains(&at), "{at}");
+            let (records, damage) = read(&flipped);
+            assert_eq!((records.as_slice(), whole_bytes(&flipped)), (&ranges[..found], whole));
+            assert!(damage.is_some(), "{at}");
+            let (records, damage) = read(&file[..at]);
+            assert_eq!(records, ranges[..found], "{at}");
+            let is_cut = at > 0 && !ends.contains(&at);
+            assert_eq!(damage, is_cut.then_some(Damage::CutOff), "{at}");
         }
+        let torn = [file.as_slice(), &[0; 50]].concat();
+        assert_eq!(read(&torn), (ranges.to_vec(), Some(Damage::CutOff)));
+        assert_eq!(whole_bytes(&torn), file.len() as u64);
     }
 
     #[test]

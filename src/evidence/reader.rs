@@ -1,18 +1,23 @@
-//! Reads an evidence log from outside: from a directory, which may be a copy, or from a URL.
+//! Reads an evidence log from outside, from a directory, which may be a copy.
 
 use std::fs;
 use std::io;
 use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 
+use super::entry::Entry;
+use super::journal;
+use super::journal::JOURNAL_BYTES_MAX;
 use super::layout::DIRECTORY;
+use super::layout::JOURNAL;
 use super::layout::LINES;
-use super::layout::file_name;
-use super::layout::first_of;
+use super::layout::LineFile;
 use super::lines;
 use super::lines::FILE_BYTES_MAX;
 use super::lines::Range;
+use super::lines::Record;
 use crate::tlog::checkpoint::CheckpointError;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::merkle::Hash;
@@ -25,7 +30,7 @@ use crate::tlog::tile::Content;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 
-/// Where the files of a log are.
+/// A place that has the files of a log.
 pub trait Files {
     /// Returns the content of a file; `None` if there is none.
     ///
@@ -69,9 +74,66 @@ impl Directory {
     pub fn at(log: &Path) -> Self {
         Self(log.to_owned())
     }
-}
 
-impl Directory {
+    /// Returns `true` if this is the log in a queue's directory, and not the directory itself.
+    #[must_use]
+    pub fn is_below(&self, queue: &Path) -> bool {
+        self.0 == queue.join(DIRECTORY)
+    }
+
+    /// Returns the entries that no checkpoint covers yet, with their indices. A checkpoint that was
+    /// read later may cover them.
+    ///
+    /// # Errors
+    ///
+    /// The journal can't be read.
+    pub fn journal(&self) -> io::Result<Vec<(u64, Vec<u8>)>> {
+        let journal = self.read(JOURNAL, JOURNAL_BYTES_MAX)?;
+        Ok(journal::entries(&journal.unwrap_or_default()))
+    }
+
+    /// Returns the names of the files of line hashes, in order.
+    ///
+    /// # Errors
+    ///
+    /// The directory can't be read.
+    pub fn line_files(&self) -> io::Result<Vec<LineFile>> {
+        let names = match fs::read_dir(self.0.join(LINES)) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let mut files = Vec::new();
+        for entry in names {
+            files.extend(entry?.file_name().to_str().and_then(LineFile::parse));
+        }
+        files.sort_unstable();
+        Ok(files)
+    }
+
+    /// Returns the content of a file of line hashes; nothing if it was deleted.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read.
+    pub fn line_file(&self, file: LineFile) -> io::Result<Vec<u8>> {
+        Ok(self.read(&file.path(), FILE_BYTES_MAX)?.unwrap_or_default())
+    }
+
+    /// Returns the record at an offset of a file of line hashes; `None` if there is none any more.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read.
+    pub fn line_record(&self, file: LineFile, offset: u64) -> io::Result<Option<Record>> {
+        let file = match fs::File::open(self.0.join(file.path())) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        lines::record_at(offset, |bytes, at| file.read_exact_at(bytes, at))
+    }
+
     /// Returns the range of line hashes at these positions that has this root; `None` if the
     /// directory does not have it.
     ///
@@ -79,23 +141,35 @@ impl Directory {
     ///
     /// The files of line hashes can't be read.
     pub fn range_of(&self, first: u64, count: u64, root: Hash) -> io::Result<Option<Range>> {
-        let names = match fs::read_dir(self.0.join(LINES)) {
-            Ok(names) => names,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let mut files = Vec::new();
-        for entry in names {
-            files.extend(entry?.file_name().to_str().and_then(first_of));
+        let mut files = self.line_files()?;
+        files.retain(|file| file.first <= first);
+        // The range is in the last of these files as a rule. After a crash, a file may go on beyond
+        // the beginning of the next one.
+        files.sort_unstable_by(|a, b| b.cmp(a));
+        for file in files {
+            let content = self.line_file(file)?;
+            let records = lines::Records::of(&content).filter_map(|(_, record)| record.ok());
+            let mut same = records.filter_map(|record| match record {
+                Record::Accepted(range) => {
+                    (range.first, range.lines.len() as u64).eq(&(first, count)).then_some(range)
+                }
+                Record::Delivered(_) => None,
+            });
+            if let Some(range) = same.find(|range| range.root() == root) {
+                return Ok(Some(range));
+            }
         }
-        let Some(file) = files.into_iter().filter(|file| *file <= first).max() else {
-            return Ok(None);
-        };
-        let file = self.read(&format!("{LINES}/{}", file_name(file)), FILE_BYTES_MAX)?;
-        let ranges = lines::read(&file.unwrap_or_default()).ranges.into_iter();
-        let mut same =
-            ranges.filter(|range| range.first == first && range.lines.len() as u64 == count);
-        Ok(same.find(|range| range.root() == root))
+        Ok(None)
+    }
+}
+
+impl<F: Files> Files for &F {
+    fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+        (*self).read(path, max)
+    }
+
+    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
+        (*self).tile(tile)
     }
 }
 
@@ -207,24 +281,44 @@ impl<F: Files> Log<F> {
         tile::hashes(&bytes, tile.width).map_err(failed)
     }
 
-    /// Returns the entries of a bundle, up to the checkpoint.
+    /// Returns each entry up to the checkpoint, with its index. After an error no entry follows.
+    pub fn entries(&self) -> impl Iterator<Item = Result<(u64, Vec<u8>), ReadError>> {
+        let bundles = (0..self.size().div_ceil(WIDTH)).flat_map(|bundle| {
+            let (entries, error) = match self.bundle(bundle) {
+                Ok(entries) => (entries, None),
+                Err(error) => (Vec::new(), Some(Err(error))),
+            };
+            (bundle * WIDTH..).zip(entries).map(Ok).chain(error)
+        });
+        let mut has_failed = false;
+        bundles.take_while(move |entry| !std::mem::replace(&mut has_failed, entry.is_err()))
+    }
+
+    /// Returns the position behind the last event of the queue that has an entry, as far as a
+    /// checkpoint covers the entries.
     ///
     /// # Errors
     ///
-    /// The bundle is missing, can't be read, or has another number of entries.
-    pub fn bundle(&self, index: u64) -> Result<Vec<Vec<u8>>, ReadError> {
+    /// A bundle is missing or can't be read.
+    pub fn end_in_queue(&self) -> Result<Option<u64>, ReadError> {
+        for index in (0..self.size().div_ceil(WIDTH)).rev() {
+            let bundle = self.bundle(index)?;
+            let entries = bundle.iter().rev().filter_map(|entry| Entry::parse(entry).ok());
+            if let Some(end) = entries.filter_map(|entry| entry.end_in_queue()).next() {
+                return Ok(Some(end));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Returns the entries of a bundle, up to the checkpoint.
+    fn bundle(&self, index: u64) -> Result<Vec<Vec<u8>>, ReadError> {
         let width = self.size().saturating_sub(index * WIDTH).min(WIDTH);
         let tile = Tile { content: Content::Entries, index, width };
         let failed = |error| ReadError::File { path: tile.path(), error };
         let bytes = self.tile(tile).map_err(failed)?;
         let entries = tile::entries(&bytes, width).map_err(failed)?;
         Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
-    }
-
-    /// Returns the number of bundles.
-    #[must_use]
-    pub fn bundles(&self) -> u64 {
-        self.size().div_ceil(WIDTH)
     }
 
     /// Returns the hashes of the log's tree, as the tiles have them.

@@ -1,9 +1,10 @@
 //! The thread that records evidence.
 //!
-//! It reads the queue as an output does, with a cursor of its own, and no batch waits for it. It
-//! hashes the lines, and writes in this order: the line hashes, the entries, and only then does it
-//! finish its claims, so that the queue keeps each event until its evidence is durable. If nothing
-//! can be written, the claims stay open, and events are forwarded nevertheless.
+//! The thread reads the queue as an output does, with a cursor of its own, and no batch waits for
+//! the thread. The thread hashes the lines, and writes in this order: the line hashes, the entries,
+//! and only then does it finish its claims, so that the queue keeps each event until its evidence
+//! is durable. If nothing can be written, the claims stay open, and events are forwarded
+//! nevertheless.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,7 +17,6 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::entry;
 use super::entry::Entry;
 use super::entry::Previous;
 use super::entry::QUEUE;
@@ -28,6 +28,8 @@ use super::hashes::Hashes;
 use super::lines::Range;
 use super::lines::SALT_BYTES;
 use super::lines::Salt;
+use super::outcome;
+use super::outcome::Made;
 use super::store::Store;
 use crate::config;
 use crate::position::Position;
@@ -35,8 +37,11 @@ use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 use crate::queue::Disposition;
+use crate::queue::Finished;
+use crate::queue::Queue;
 use crate::queue::Take;
 use crate::queue::disk::Disk;
+use crate::queue::lines;
 use crate::telemetry::EvidenceError;
 use crate::telemetry::EvidenceMetrics;
 use crate::tlog::key::SigningKey;
@@ -55,22 +60,27 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// The pause after a failed attempt to write.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The number of orders that wait for the thread. A reload waits until there is room.
+/// An entry whose time is less than this many milliseconds ago shows that the relay lives.
+const FRESH_MS: u64 = 1000;
+
+/// The number of orders that wait for the thread, and of entries that wait until the files are
+/// open.
 const ORDERS: usize = 16;
 
-/// What a recorder needs.
+/// The parts and settings of a recorder.
 pub(crate) struct Setup {
     /// The section `[evidence]`.
     pub(crate) settings: config::Evidence,
-    /// The signing key.
-    pub(crate) key: SigningKey,
-    /// The queue's directory.
+    /// The signing key, and the one that is to follow it, if there is one.
+    pub(crate) keys: Vec<SigningKey>,
+    /// The queue, and its directory.
+    pub(crate) queue: Queue,
     pub(crate) disk: Arc<dyn Disk>,
     /// The recorder's own place in the queue.
     pub(crate) cursor: Cursor,
     /// The position at which the cursor begins, and the one behind the last event of the queue.
     pub(crate) positions: (Position, Position),
-    /// How the relay runs.
+    /// How the relay runs. The places of the outputs are asked for whenever an entry needs them.
     pub(crate) running: Running,
     /// The metrics of the evidence.
     pub(crate) metrics: EvidenceMetrics,
@@ -131,8 +141,7 @@ impl Recorder {
             tokio::task::spawn_blocking(|| thread.join()).await
         };
         match tokio::time::timeout(within, ended).await {
-            Ok(Ok(Ok(()))) => {}
-            // The thread has reported its panic.
+            // If the thread has panicked, it has reported that.
             Ok(_) => {}
             Err(_) => {
                 tracing::error!("the evidence is not complete yet: it goes on at the next start")
@@ -183,6 +192,10 @@ struct Work {
     heartbeat_at: Instant,
     /// Entries that came while the files were not open.
     late: Vec<Entry>,
+    /// Events that outputs have finished, and that have no entry yet.
+    finished: Vec<Finished>,
+    /// Events that outputs have finished, and whose entries are not durable yet.
+    entered: Vec<Finished>,
 }
 
 /// The files of the evidence.
@@ -213,6 +226,8 @@ impl Work {
             checkpoint_at: now + checkpoint,
             heartbeat_at: now + heartbeat,
             late: Vec::new(),
+            finished: Vec::new(),
+            entered: Vec::new(),
         }
     }
 
@@ -222,14 +237,19 @@ impl Work {
         let last = loop {
             self.turn();
             let (takes, wakes_at) = (self.may_take(), self.wakes_at());
+            let finished = self.setup.cursor.finished();
             let order = tokio::select! {
                 biased;
                 order = orders.recv() => order,
                 () = self.setup.cursor.readable(), if takes => continue,
+                () = finished, if self.commit_at.is_none() => {
+                    self.commit_at = Some(Instant::now() + COMMIT_EVERY);
+                    continue;
+                }
                 () = tokio::time::sleep_until(wakes_at) => continue,
             };
             match order {
-                Some(Order::Reload(running)) => self.add(Entry::Reload(running)),
+                Some(Order::Reload(running)) => self.add(Entry::Reload(self.now(running))),
                 Some(Order::Stop(running, until)) => break Some((running, until)),
                 // The relay has ended without an order.
                 None => break None,
@@ -246,11 +266,22 @@ impl Work {
         }
         // The last event comes before the end.
         self.close();
-        if let Some((mut running, _)) = last {
-            running.at = now();
-            self.add(Entry::Stop(running));
+        if self.files.is_some() {
+            self.record_unplaced();
+        }
+        // The places in the last entry are behind everything that has an entry.
+        self.write(false);
+        if let Some((running, _)) = last {
+            self.add(Entry::Stop(self.now(running)));
         }
         self.write(true);
+    }
+
+    /// Returns how the relay runs now.
+    fn now(&self, running: Running) -> Running {
+        let places = self.setup.queue.places().into_iter();
+        let outputs = places.map(|(name, place)| (name, place.get())).collect();
+        Running { at: now(), outputs, ..running }
     }
 
     /// Takes events until all are taken, or until this time.
@@ -281,14 +312,17 @@ impl Work {
         if let Some(at) = self.again_at {
             return at;
         }
+        if self.files.is_none() {
+            return Instant::now() + PAUSE;
+        }
         let regular = self.checkpoint_at.min(self.heartbeat_at);
         self.commit_at.map_or(regular, |at| at.min(regular))
     }
 
     /// Does what is due.
     fn turn(&mut self) {
-        let now = Instant::now();
-        if self.again_at.is_some_and(|at| now < at) {
+        let begun = Instant::now();
+        if self.again_at.is_some_and(|at| begun < at) {
             return;
         }
         self.again_at = None;
@@ -298,12 +332,12 @@ impl Work {
         if self.may_take() {
             self.take();
         }
-        if now >= self.heartbeat_at {
-            self.add(Entry::Heartbeat { at: entry::now() });
+        if self.files.is_some() && begun >= self.heartbeat_at {
+            self.add(Entry::Heartbeat { at: now() });
         }
         let is_full = self.files.as_ref().is_some_and(|log| log.store.is_full());
-        let signs = is_full || now >= self.checkpoint_at;
-        if signs || self.taken >= COMMIT_BYTES || self.commit_at.is_some_and(|at| now >= at) {
+        let signs = is_full || begun >= self.checkpoint_at;
+        if signs || self.taken >= COMMIT_BYTES || self.commit_at.is_some_and(|at| begun >= at) {
             self.write(signs);
         }
     }
@@ -315,8 +349,12 @@ impl Work {
                 let head = log.store.head();
                 self.files = Some(log);
                 let previous = Previous { size: head.size, root: head.root };
-                let running = Running { at: now(), ..self.setup.running.clone() };
+                let running = self.now(self.setup.running.clone());
                 self.add(Entry::Start(Started { running, previous }));
+                let next = self.setup.keys.get(1).map(|key| key.verifier().to_string());
+                if let Some(verifier_key) = next {
+                    self.add(Entry::Key { at: now(), verifier_key });
+                }
                 std::mem::take(&mut self.late).into_iter().for_each(|entry| self.add(entry));
                 self.write(true);
             }
@@ -325,8 +363,7 @@ impl Work {
     }
 
     fn open_files(&self) -> io::Result<Log> {
-        let Setup { settings, key, disk, positions: (begin, end), .. } = &self.setup;
-        let keys = std::slice::from_ref(key);
+        let Setup { settings, keys, disk, positions: (begin, end), .. } = &self.setup;
         let store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
         let hashes = Hashes::open(Arc::clone(disk), settings.max_bytes)?;
         let mut next = store.last_accepted()?.unwrap_or(begin.get());
@@ -345,18 +382,23 @@ impl Work {
     /// Adds an entry. It is durable after the next [`Work::write`].
     fn add(&mut self, entry: Entry) {
         let Some(log) = &mut self.files else {
-            if self.late.len() < ORDERS {
-                self.late.push(entry);
+            match self.late.len() < ORDERS {
+                true => self.late.push(entry),
+                false => tracing::warn!("a reload is not recorded in the evidence"),
             }
             return;
         };
+        let at = entry.at();
         if let Err(error) = log.store.push(entry.bytes()) {
             // An entry is never so long.
             tracing::error!(%error, "an entry of the evidence can't be made");
         }
-        let now = Instant::now();
-        self.heartbeat_at = now + self.setup.settings.heartbeat_interval;
-        self.commit_at.get_or_insert(now + COMMIT_EVERY);
+        let instant = Instant::now();
+        // The entry about an event that has waited has an old time, and is no sign of life.
+        if now().saturating_sub(at) < FRESH_MS {
+            self.heartbeat_at = instant + self.setup.settings.heartbeat_interval;
+        }
+        self.commit_at.get_or_insert(instant + COMMIT_EVERY);
     }
 
     /// Takes events from the queue, and hashes them. Returns `false` if there are none in memory.
@@ -368,25 +410,25 @@ impl Work {
             self.commit_at.get_or_insert(Instant::now() + COMMIT_EVERY);
             self.hash(batch);
         }
-        // What the cursor has passed without lines is gone from the queue.
+        // Events that the cursor has passed without lines are gone from the queue.
         self.pass_to(self.setup.cursor.position().get());
+        self.record_unplaced();
+        batch.is_some()
+    }
+
+    /// Records the events that were acknowledged and never stored.
+    fn record_unplaced(&mut self) {
         let unplaced = self.setup.cursor.take_unplaced();
         if unplaced > 0 {
             self.lost(None, unplaced, "when_full");
         }
-        batch.is_some()
     }
 
     /// Hashes the lines of a batch.
     fn hash(&mut self, batch: &Batch) {
-        let lines = batch.pieces.iter().flat_map(|piece| {
-            let mut start = 0;
-            memchr::memchr_iter(b'\n', piece)
-                .map(move |end| &piece[std::mem::replace(&mut start, end + 1)..end])
-        });
-        for (line, (position, received)) in lines.zip(batch.places()) {
+        for (line, (position, received)) in lines(&batch.pieces).zip(batch.places()) {
             let position = position.get();
-            // What has an entry was read once more after a start.
+            // An event that has an entry was read once more after a start.
             if self.next().is_none_or(|next| position < next) {
                 continue;
             }
@@ -397,8 +439,7 @@ impl Work {
             });
             open.range.lines.push(Hash::of(&[line]));
             open.received = received;
-            let is_full = open.range.lines.len() as u64 >= RANGE_MAX;
-            if is_full {
+            if open.range.lines.len() as u64 >= RANGE_MAX {
                 self.close();
             }
         }
@@ -428,6 +469,23 @@ impl Work {
         self.add(Entry::Lost { output, first, count, at: now(), reason });
     }
 
+    /// Enters what the outputs have finished. The entry about an event that came in is always
+    /// before the one about its delivery.
+    fn record_finished(&mut self) {
+        let Some(log) = self.files.as_mut().filter(|log| !log.store.is_full()) else { return };
+        self.finished.append(&mut self.setup.cursor.take_finished());
+        let next = log.next;
+        let ready = |finished: &mut Finished| finished.claim.end.get() <= next;
+        let ready: Vec<_> = self.finished.extract_if(.., ready).collect();
+        for Made { entry, sent } in outcome::entries(&ready, salt) {
+            if let (Some(sent), Some(log)) = (sent, &mut self.files) {
+                log.hashes.push_delivered(&sent, next);
+            }
+            self.add(entry);
+        }
+        self.entered.extend(ready);
+    }
+
     /// Ends the range that is being hashed.
     fn close(&mut self) {
         let Some(Open { range, received }) = self.open.take() else { return };
@@ -444,8 +502,9 @@ impl Work {
     /// checkpoint if the log has grown.
     fn write(&mut self, signs: bool) {
         self.close();
+        self.record_finished();
         let Some(log) = &mut self.files else { return };
-        let keys = std::slice::from_ref(&self.setup.key);
+        let keys = &self.setup.keys;
         let written = log.hashes.commit().and_then(|()| log.prune());
         if let Err(error) = written.and_then(|()| log.store.commit()) {
             return self.failed(EvidenceError::Write, &error);
@@ -455,6 +514,7 @@ impl Work {
         for claim in self.claims.drain(..) {
             self.setup.cursor.acknowledge(claim, Disposition::default());
         }
+        self.setup.cursor.recorded(&std::mem::take(&mut self.entered));
         self.setup.metrics.grew(size);
         if !signs {
             return;
@@ -468,9 +528,11 @@ impl Work {
                 }
             }
             Err(error) => {
-                // The next attempt comes after the pause, and not an interval later.
-                self.checkpoint_at = Instant::now();
+                // Entries are still taken, as long as there is room for them.
+                let is_full = log.store.is_full();
                 self.failed(EvidenceError::Write, &error);
+                self.checkpoint_at = Instant::now() + PAUSE;
+                self.again_at = self.again_at.filter(|_| is_full);
             }
         }
     }
@@ -489,14 +551,14 @@ impl Log {
     /// Deletes the oldest line hashes if they take too much room. The entry about it is durable
     /// before.
     fn prune(&mut self) -> io::Result<()> {
-        let Some(below) = self.hashes.keeps_from() else { return Ok(()) };
+        let Some(kept) = self.hashes.keeps_from() else { return Ok(()) };
         // A file that could not be deleted needs no second entry.
-        if below > self.pruned {
-            self.store.push(Entry::Pruned { at: now(), below }.bytes())?;
-            self.pruned = below;
+        if kept.first > self.pruned {
+            self.store.push(Entry::Pruned { at: now(), below: kept.first }.bytes())?;
+            self.pruned = kept.first;
         }
         self.store.commit()?;
-        self.hashes.remove_before(below);
+        self.hashes.remove_before(kept);
         Ok(())
     }
 }
@@ -513,18 +575,14 @@ fn salt() -> Salt {
     Salt(salt)
 }
 
-/// Returns what an entry says of the relay.
+/// Returns what an entry says of the relay, without the places of the outputs.
 #[must_use]
-pub(crate) fn running(
-    config_sha256: String,
-    settings: &config::Evidence,
-    outputs: BTreeMap<String, u64>,
-) -> Running {
+pub(crate) fn running(config_sha256: String, settings: &config::Evidence) -> Running {
     Running {
         at: now(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config_sha256,
         heartbeat_ms: u64::try_from(settings.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
-        outputs,
+        outputs: BTreeMap::new(),
     }
 }

@@ -4,27 +4,29 @@
 //! the tiles and bundles are written and synced, the checkpoint is signed, and its file replaces
 //! the one before. Only then does a new journal begin. So after a crash at any moment the journal
 //! has every entry that no checkpoint covers, and what a checkpoint covers is in the tiles.
-//!
-//! A record of the journal is the number of the entry's bytes and their CRC-32C (4 bytes each), the
-//! index of the entry (8 bytes), and the entry. Numbers are big-endian.
 
 use std::io;
 use std::sync::Arc;
 
 use super::entry::Entry;
-use super::entry::QUEUE;
 use super::entry::now;
+use super::journal;
+use super::journal::JOURNAL_BYTES_MAX;
 use super::layout::DIRECTORY;
+use super::layout::JOURNAL;
 use super::layout::path;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
+use crate::queue::disk::named;
+use crate::queue::disk::replace;
 use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Frontier;
 use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::Head;
+use crate::tlog::merkle::root_at;
 use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::note::Note;
 use crate::tlog::note::Signed as Check;
@@ -32,23 +34,15 @@ use crate::tlog::tile;
 use crate::tlog::tile::BUNDLE_BYTES_MAX;
 use crate::tlog::tile::CHECKPOINT;
 use crate::tlog::tile::Content;
-use crate::tlog::tile::ENTRY_BYTES_MAX;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 use crate::tlog::tile::last_tiles;
 
 /// The file with the entries that no checkpoint covers yet.
-const JOURNAL: &str = "evidence/journal";
-
-/// The number of bytes of a record of the journal before the entry.
-const FRAME: usize = 16;
+const JOURNAL_PATH: &str = "evidence/journal";
 
 /// The most bytes of entries that no checkpoint covers. The log takes no more until there is one.
 const PENDING_MAX: usize = 8 << 20;
-
-/// The most bytes of a journal that are read. Entries that say nothing of events may come on top of
-/// [`PENDING_MAX`].
-const JOURNAL_BYTES_MAX: usize = 128 << 20;
 
 /// The beginning of the name of a directory with the log of an earlier origin.
 const ASIDE: &str = "evidence-until-";
@@ -71,7 +65,8 @@ pub(super) struct Store {
     pending_bytes: usize,
     /// How many of the pending entries are in the journal and synced.
     synced: usize,
-    /// The journal, and the number of its bytes. `None`: it has to be written anew.
+    /// The journal, and the number of its bytes. `None`: it has to be written anew, as after a
+    /// start, because its end may be torn.
     journal: Option<(Arc<dyn File>, u64)>,
     /// The last tile of each level, and the last bundle, so far.
     tiles: [Growing; LEVELS],
@@ -106,8 +101,11 @@ impl Store {
     ///
     /// The files can't be read, are damaged, or were signed by another key.
     pub(super) fn open(disk: Arc<dyn Disk>, origin: &str, keys: &[SigningKey]) -> io::Result<Self> {
+        check_is_free(&*disk, origin)?;
         keep_aside(&*disk, origin)?;
         disk.make_directory(DIRECTORY)?;
+        // A process before this one may have been killed between a rename and its sync.
+        disk.sync_directory(DIRECTORY)?;
         let mut store = Self {
             disk,
             origin: origin.to_owned(),
@@ -121,8 +119,8 @@ impl Store {
             tiles: Default::default(),
             bundle: Growing::default(),
         };
-        let journal = store.read("journal", JOURNAL_BYTES_MAX)?.unwrap_or_default();
-        let begins_at = record(&journal).map(|(index, ..)| index);
+        let journal = store.read(JOURNAL, JOURNAL_BYTES_MAX)?.unwrap_or_default();
+        let begins_at = journal::record(&journal).map(|(index, ..)| index);
         match store.read(CHECKPOINT, NOTE_BYTES_MAX)? {
             Some(note) => store.load(&note, keys, begins_at)?,
             None => store.check_is_new(begins_at)?,
@@ -130,8 +128,6 @@ impl Store {
         for entry in store.journalled(&journal) {
             store.push(entry)?;
         }
-        // The journal's end may be torn, so it is written anew before it gets more.
-        store.synced = 0;
         Ok(store)
     }
 
@@ -140,14 +136,8 @@ impl Store {
         read(&*self.disk, &path(name), max)
     }
 
-    /// Returns the bytes of a tile or bundle. A crash may have left the whole one already.
     fn tile(&self, tile: Tile) -> io::Result<Vec<u8>> {
-        let missing = || io::Error::other(format!("{} is missing", path(&tile.path())));
-        if let Some(bytes) = self.read(&tile.path(), BUNDLE_BYTES_MAX)? {
-            return Ok(bytes);
-        }
-        let whole = self.read(&tile.whole().path(), BUNDLE_BYTES_MAX)?;
-        tile.of_wider(&whole.ok_or_else(missing)?, WIDTH)
+        tile_of(&*self.disk, tile)
     }
 
     /// Returns the entries of a bundle of a log of `size` entries. They are those whose hashes are
@@ -173,7 +163,9 @@ impl Store {
         let Signed { checkpoint, note } =
             Signed::parse(note).map_err(|error| wrong(error.to_string()))?;
         if !keys.iter().any(|key| matches!(note.check(key.verifier()), Check::Valid(_))) {
-            return Err(wrong("it was not signed by the key in evidence.key_file".to_owned()));
+            return Err(wrong(
+                "it was not signed by the key in evidence.key_file (or next_key_file)".to_owned(),
+            ));
         }
         let size = checkpoint.head.size;
         // A journal begins where a checkpoint ended that was signed.
@@ -225,16 +217,6 @@ impl Store {
             let missing = path(CHECKPOINT);
             return Err(io::Error::other(format!("the log has tiles, and {missing} is missing")));
         }
-        for name in self.disk.list("")?.iter().filter(|name| name.starts_with(ASIDE)) {
-            let note = read(&*self.disk, &format!("{name}/{CHECKPOINT}"), NOTE_BYTES_MAX)?;
-            let signed = note.and_then(|note| Signed::parse(&note).ok());
-            if signed.is_some_and(|signed| signed.checkpoint.origin == self.origin) {
-                let origin = &self.origin;
-                return Err(io::Error::other(format!(
-                    "the origin {origin} is that of the log in {name}: a new log needs a new origin"
-                )));
-            }
-        }
         Ok(())
     }
 
@@ -242,7 +224,7 @@ impl Store {
     /// is torn.
     fn journalled(&self, journal: &[u8]) -> Vec<Vec<u8>> {
         let (mut rest, mut next, mut found) = (journal, self.signed.size, Vec::new());
-        while let Some((index, entry, behind)) = record(rest) {
+        while let Some((index, entry, behind)) = journal::record(rest) {
             rest = behind;
             if index == next {
                 found.push(entry.to_vec());
@@ -318,7 +300,7 @@ impl Store {
         let mut records = Vec::new();
         let first = self.signed.size + self.synced as u64;
         for (index, entry) in (first..).zip(self.pending.iter().skip(self.synced)) {
-            write_record(index, entry, &mut records);
+            journal::write_record(index, entry, &mut records);
         }
         file.write_at(&[&records], end)?;
         file.sync()?;
@@ -331,10 +313,10 @@ impl Store {
     fn begin_journal(&mut self) -> io::Result<()> {
         let mut records = Vec::new();
         for (index, entry) in (self.signed.size..).zip(&self.pending) {
-            write_record(index, entry, &mut records);
+            journal::write_record(index, entry, &mut records);
         }
-        replace(&*self.disk, JOURNAL, &records)?;
-        let file = self.disk.open(JOURNAL, Access::Write)?;
+        replace(&*self.disk, JOURNAL_PATH, &records)?;
+        let file = self.disk.open(JOURNAL_PATH, Access::Write)?;
         self.journal = Some((file, records.len() as u64));
         self.synced = self.pending.len();
         Ok(())
@@ -408,29 +390,45 @@ impl Store {
 /// Returns the position behind the events that an entry brings into the log; `None` if it brings
 /// none.
 fn end_of(entry: &[u8]) -> Option<u64> {
-    match Entry::parse(entry).ok()? {
-        Entry::Accepted { first, count, .. } => first.checked_add(count),
-        Entry::Lost { output, first: Some(first), count, .. } if output == QUEUE => {
-            first.checked_add(count)
-        }
-        Entry::Delivered { .. }
-        | Entry::Lost { .. }
-        | Entry::Start(_)
-        | Entry::Reload(_)
-        | Entry::Stop(_)
-        | Entry::Heartbeat { .. }
-        | Entry::Pruned { .. }
-        | Entry::Key { .. } => None,
-    }
+    Entry::parse(entry).ok()?.end_in_queue()
 }
 
-/// Renames the directory of a log if the log is of another origin.
+/// Checks that no log that was kept aside has this origin.
+fn check_is_free(disk: &dyn Disk, origin: &str) -> io::Result<()> {
+    for name in disk.list("")?.iter().filter(|name| name.starts_with(ASIDE)) {
+        let path = format!("{name}/{CHECKPOINT}");
+        let note = match read(disk, &path, NOTE_BYTES_MAX) {
+            // Such as an archive of the directory.
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => None,
+            note => note.map_err(named(&path))?,
+        };
+        let signed = note.and_then(|note| Signed::parse(&note).ok());
+        if signed.is_some_and(|signed| signed.checkpoint.origin == origin) {
+            return Err(io::Error::other(format!(
+                "the origin {origin} is that of the log in {name}: a new log needs a new origin"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Renames the directory of a log if the log is of another origin. The checkpoint must be that of
+/// the tiles beside it: one that was put there by mistake must not end the log.
 fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
     let Some(note) = read(disk, &path(CHECKPOINT), NOTE_BYTES_MAX)? else { return Ok(()) };
     // A checkpoint that can't be read is reported when the log is opened.
     let Ok(Signed { checkpoint, .. }) = Signed::parse(&note) else { return Ok(()) };
     if checkpoint.origin == origin {
         return Ok(());
+    }
+    let size = checkpoint.head.size;
+    let nodes = tile::Tiles::new(size, |tile| tile::hashes(&tile_of(disk, tile)?, tile.width));
+    if root_at(&nodes, size)? != checkpoint.head.root {
+        return Err(io::Error::other(format!(
+            "{} is that of {}, and the tiles beside it are not",
+            path(CHECKPOINT),
+            checkpoint.origin
+        )));
     }
     let aside = format!("{ASIDE}{}", now());
     tracing::warn!(
@@ -441,6 +439,16 @@ fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
     );
     disk.rename(DIRECTORY, &aside)?;
     disk.sync_directory("")
+}
+
+/// Returns the bytes of a tile or bundle. A crash may have left the whole one already.
+fn tile_of(disk: &dyn Disk, tile: Tile) -> io::Result<Vec<u8>> {
+    let missing = || io::Error::other(format!("{} is missing", path(&tile.path())));
+    if let Some(bytes) = read(disk, &path(&tile.path()), BUNDLE_BYTES_MAX)? {
+        return Ok(bytes);
+    }
+    let whole = read(disk, &path(&tile.whole().path()), BUNDLE_BYTES_MAX)?;
+    tile.of_wider(&whole.ok_or_else(missing)?, WIDTH)
 }
 
 /// Returns the content of a file; `None` if there is none.
@@ -471,47 +479,6 @@ fn write_tile(disk: &dyn Disk, tile: Tile, bytes: &[u8]) -> io::Result<()> {
         disk.make_directory(path.get(..at).unwrap_or_default())?;
     }
     replace(disk, &path, bytes)
-}
-
-/// Replaces a file, so that the new content survives a power loss.
-fn replace(disk: &dyn Disk, path: &str, content: &[u8]) -> io::Result<()> {
-    let (new, bytes) = (format!("{path}.new"), content.len() as u64);
-    let file = match disk.create(&new, bytes) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // A crash has left it.
-            disk.remove(&new)?;
-            disk.create(&new, bytes)?
-        }
-        created => created?,
-    };
-    file.write_at(&[content], 0)?;
-    file.sync()?;
-    disk.rename(&new, path)?;
-    disk.sync_directory(path.rsplit_once('/').map_or("", |(directory, _)| directory))
-}
-
-/// Appends a record to the bytes of a journal.
-fn write_record(index: u64, entry: &[u8], journal: &mut Vec<u8>) {
-    let length = u32::try_from(entry.len()).unwrap_or(u32::MAX);
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&index.to_be_bytes()), entry);
-    journal.extend_from_slice(&length.to_be_bytes());
-    journal.extend_from_slice(&checksum.to_be_bytes());
-    journal.extend_from_slice(&index.to_be_bytes());
-    journal.extend_from_slice(entry);
-}
-
-/// Takes the first record from the bytes of a journal: its index, its entry, and the bytes behind
-/// it. Returns `None` if there is no whole record.
-fn record(journal: &[u8]) -> Option<(u64, &[u8], &[u8])> {
-    let (frame, rest) = journal.split_at_checked(FRAME)?;
-    let (length, frame) = frame.split_first_chunk()?;
-    let (checksum, index) = frame.split_first_chunk()?;
-    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
-    let (entry, behind) = rest.split_at_checked(length)?;
-    let found = crc32c::crc32c_append(crc32c::crc32c(index), entry);
-    let index = u64::from_be_bytes(index.try_into().ok()?);
-    let is_whole = length <= ENTRY_BYTES_MAX && found == u32::from_be_bytes(*checksum);
-    is_whole.then_some((index, entry, behind))
 }
 
 #[cfg(test)]
@@ -642,7 +609,10 @@ mod tests {
                         Ok(()) | Err(_) => {}
                     }
                 }
-                model.disk = model.disk.crash(&mut model.rng);
+                // Sometimes only the process ends, and not the machine.
+                if model.disk.is_dead() || model.rng.bool() {
+                    model.disk = model.disk.crash(&mut model.rng);
+                }
             }
             model.disk.calm();
             let mut store = model.open().expect("no crash is set");

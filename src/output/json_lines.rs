@@ -9,8 +9,8 @@ use super::transport::encode::Encoded;
 use crate::audit;
 use crate::audit::scan;
 use crate::config::table::Table;
-use crate::delivery::lines::lines;
 use crate::queue::Batch;
+use crate::queue::lines;
 
 /// The values of the key `format` of an output that writes each event as a line of JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

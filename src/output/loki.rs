@@ -30,10 +30,10 @@ use crate::config::OutputSettings;
 use crate::config::Target;
 use crate::config::table::Table;
 use crate::config::table::optional;
-use crate::delivery::lines::lines;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 use crate::queue::Identity;
+use crate::queue::lines;
 
 /// The header that names the tenant.
 const TENANT: &str = "x-scope-orgid";

@@ -33,9 +33,9 @@ use crate::config::OutputSettings;
 use crate::config::Stream;
 use crate::config::Target;
 use crate::config::table::Table;
-use crate::delivery::lines::lines;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
+use crate::queue::lines;
 
 /// The most bytes of one event. Logstash stores the length of an event in a signed integer of 32
 /// bits.

@@ -32,9 +32,9 @@ use crate::config::OutputSettings;
 use crate::config::Stream;
 use crate::config::Target;
 use crate::config::table::Table;
-use crate::delivery::lines::lines;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
+use crate::queue::lines;
 
 /// The highest number of a RELP command. The command after it has the number 1 again. This is also
 /// the most bytes of data that a RELP frame can have.

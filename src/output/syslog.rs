@@ -19,9 +19,9 @@ use crate::config::Stream;
 use crate::config::Target;
 use crate::config::table::Table;
 use crate::delivery::lines::line;
-use crate::delivery::lines::lines;
 use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
+use crate::queue::lines;
 
 /// The settings of an output of `type = "syslog"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]

@@ -6,6 +6,8 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
+use serde::Deserialize;
+use serde::Serialize;
 
 use crate::audit::LevelCounts;
 use crate::position::Position;
@@ -150,6 +152,16 @@ impl Batch {
     }
 }
 
+/// Returns the events of a batch in order, each without its line break. `pieces` are the lines of
+/// the batch.
+pub fn lines(pieces: &[Bytes]) -> impl Iterator<Item = &[u8]> {
+    pieces.iter().flat_map(|piece| {
+        let mut start = 0;
+        memchr::memchr_iter(b'\n', piece)
+            .map(move |end| &piece[std::mem::replace(&mut start, end + 1)..end])
+    })
+}
+
 /// The positions and the times of some lines of a batch that follow each other. The lines have the
 /// positions from `first` on, without a gap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,9 +199,9 @@ impl Origin {
 }
 
 /// The numbers of those events of a final claim that the consumer did not get with this claim, by
-/// reason. An event counts in at most one of these fields. The consumer has acknowledged all other
+/// reason. An event counts in at most one of these numbers. The consumer has acknowledged all other
 /// events of the claim.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Disposition {
     /// The number of events that the consumer has refused permanently, or that the output has given
     /// up. They count as lost for this output.
@@ -199,6 +211,85 @@ pub struct Disposition {
     /// The number of events that were not sent again, because the consumer has got the same event
     /// before, at an earlier position.
     pub duplicate: u64,
+    /// The end of each event, for the evidence. The numbers above need not agree with it: where
+    /// nobody knows which events of a claim are lost, all of them are lost here.
+    pub fates: Fates,
+}
+
+/// Why the consumer of an output did not get an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// The filter of the output does not let it through.
+    Dropped,
+    /// The consumer has got the same event before.
+    Duplicate,
+    /// The output has lost it.
+    Lost,
+    /// The event is in a file of dead letters.
+    DeadLetter,
+}
+
+/// The ends of the events of a final claim, one by one. Without evidence nobody asks, and only
+/// `rest` is set.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Fates {
+    /// The events that the consumer did not get, in the order of their positions.
+    pub not_delivered: Vec<(Position, Fate)>,
+    /// Why the consumer did not get the events that are not in `not_delivered`. `None`: the
+    /// consumer has them.
+    pub rest: Option<Fate>,
+    /// The lines that were sent, in the order of their positions, if the filter has changed or
+    /// dropped events of the claim. Empty if all lines were sent as they came.
+    pub sent: Vec<SentLine>,
+}
+
+/// A line that was sent to a consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SentLine {
+    /// The position of its event.
+    pub position: Position,
+    /// The SHA-256 of the line, without its line break.
+    pub hash: [u8; 32],
+    /// `true`: the filter has changed the event.
+    pub is_changed: bool,
+}
+
+impl Fates {
+    /// Notes that the events at these positions are lost.
+    pub fn lose(&mut self, positions: &[Position]) {
+        self.not_delivered.extend(positions.iter().map(|position| (*position, Fate::Lost)));
+        self.not_delivered.sort_unstable_by_key(|(position, _)| *position);
+    }
+
+    /// Notes that the lost events are in a file of dead letters.
+    pub fn put_aside(&mut self) {
+        let fates = self.not_delivered.iter_mut().map(|(_, fate)| fate).chain(&mut self.rest);
+        fates.filter(|fate| **fate == Fate::Lost).for_each(|fate| *fate = Fate::DeadLetter);
+    }
+}
+
+/// The end of some events at an output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The output has settled them.
+    Settled(Fates),
+    /// They were lost before the output could settle them; the reason.
+    Lost(&'static str),
+}
+
+/// Events that an output has finished, for the evidence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// The name of the output.
+    pub output: String,
+    /// Their positions. Two values of one output never have the same one, unless the queue was
+    /// opened again.
+    pub claim: Claim,
+    /// The time, in milliseconds since 1970.
+    pub at: u64,
+    /// Their end at the output.
+    pub outcome: Outcome,
 }
 
 impl Disposition {
@@ -206,14 +297,15 @@ impl Disposition {
     /// events of the claim.
     #[must_use]
     pub fn lost(events: u64) -> Self {
-        Self { lost: events, ..Self::default() }
+        let fates = Fates { rest: Some(Fate::Lost), ..Fates::default() };
+        Self { lost: events, fates, ..Self::default() }
     }
 
     /// Adds the events of a final claim to the output's counters, each event once. `events` is the
     /// number of the claim's events that are still in the queue. Events that were dropped from the
     /// queue are counted already; the fields of `self` may include them, so the sum of the fields
     /// is limited to `events`.
-    pub(super) fn count(self, events: u64, metrics: &OutputMetrics) {
+    pub(super) fn count(&self, events: u64, metrics: &OutputMetrics) {
         let mut rest = events;
         for (counter, count) in [
             (&metrics.lost, self.lost),

@@ -140,7 +140,7 @@ pub(crate) fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result
     file.write_at(&[content], 0)?;
     file.sync()?;
     disk.rename(&new, name)?;
-    disk.sync_directory("")
+    disk.sync_directory(name.rsplit_once('/').map_or("", |(directory, _)| directory))
 }
 
 /// A queue's directory in the operating system's file system.

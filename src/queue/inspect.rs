@@ -287,6 +287,8 @@ impl fmt::Display for Finding {
 /// One message to the caller's function while a queue's directory is read.
 #[derive(Debug)]
 pub enum Seen<'a> {
+    /// The next lines begin with the event at this position.
+    At(Position),
     /// The next bytes of the stored lines. If the lines of a batch are very long, they come in
     /// parts, and a part may end in the middle of a line.
     Lines(&'a [u8]),
@@ -353,6 +355,18 @@ impl Directory {
                 return Ok(summary);
             }
         }
+    }
+
+    /// Returns the name of each output and the first event that it has not finished, as they are in
+    /// the cursors file.
+    ///
+    /// # Errors
+    ///
+    /// The cursors file can't be read, or a newer version of the program has written it.
+    pub fn places(&self) -> Result<Vec<(String, Position)>, Error> {
+        let found = self.cursors()?;
+        let outputs = found.contents().into_iter().flat_map(|contents| &contents.outputs);
+        Ok(outputs.map(|(name, place)| (name.clone(), place.position)).collect())
     }
 
     /// Passes the lines of all undamaged events to the function `tell`, oldest first. If `output`

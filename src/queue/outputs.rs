@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::contract::Backlog;
 use crate::config::WhenFull;
+use crate::position::Position;
 use crate::telemetry::Loss;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::QueueMetrics;
@@ -26,14 +27,19 @@ pub struct Output {
     /// earlier if their room is needed. After a restart the output reads in them which events it
     /// has already sent.
     pub keeps: Duration,
-    /// `true`: this is no output, but the reader that records the evidence. It holds events as an
-    /// output that is not required. It begins at the oldest event of a queue in files at each
-    /// start, goes on while the relay drains, and is in no list, no metric and not in the cursors
-    /// file.
-    pub is_recorder: bool,
+    /// `None` for an output. Otherwise this is the reader that records the evidence, and the value
+    /// is the first position that it needs. It holds events as an output that is not required. It
+    /// begins with the segment of this position, or with the oldest one of a queue in files, goes
+    /// on while the relay drains, and is in no list, no metric and not in the cursors file.
+    pub recorder: Option<Position>,
 }
 
 impl Output {
+    /// Returns `true` if this is the reader that records the evidence.
+    pub(super) fn is_recorder(&self) -> bool {
+        self.recorder.is_some()
+    }
+
     /// Adds events to this output's counters of lost events. The queue has dropped these events
     /// because it needed their room.
     fn drops(&self, events: u64) {

@@ -62,6 +62,7 @@ mod load;
 mod recovery;
 mod state;
 mod turn;
+mod unrecorded;
 mod upkeep;
 mod writer;
 
@@ -468,7 +469,7 @@ impl Queue {
         if state.log.cursors.iter().any(|(_, cursor)| cursor.output.name == output.name) {
             return Err(JoinError::Taken);
         }
-        if state.log.cursors.len() >= cursors::OUTPUTS_MAX {
+        if state.log.outputs().count() >= cursors::OUTPUTS_MAX {
             return Err(JoinError::TooMany(cursors::OUTPUTS_MAX));
         }
         let start = state.log.departed.start(&output.name, state.log.accepted);
@@ -526,7 +527,7 @@ impl Queue {
     /// Returns the first position that each output has not finished. See [`super::Queue::places`].
     pub(super) fn places(&self) -> Vec<(String, Position)> {
         let state = self.shared.lock();
-        let place = |cursor: &CursorState| (cursor.output.name.clone(), cursor.claims.watermark());
+        let place = |cursor: &CursorState| (cursor.output.name.clone(), cursor.saved().position);
         state.log.outputs().map(place).collect()
     }
 

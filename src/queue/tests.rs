@@ -48,7 +48,7 @@ impl Counts {
             required,
             metrics: self.metrics(telemetry, name),
             keeps: std::time::Duration::ZERO,
-            is_recorder: false,
+            recorder: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The evidence of a relay: its start, its reloads and its end.
 
 use std::io;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,10 +9,15 @@ use super::Error;
 use super::blocking;
 use crate::config;
 use crate::config::Config;
+use crate::evidence;
+use crate::evidence::entry::Entry;
 use crate::evidence::entry::Running;
+use crate::evidence::reader::Directory;
+use crate::evidence::reader::Log;
 use crate::evidence::recorder;
 use crate::evidence::recorder::Recorder;
 use crate::evidence::recorder::Setup;
+use crate::position::Position;
 use crate::queue;
 use crate::queue::Cursor;
 use crate::queue::Queue;
@@ -29,15 +35,35 @@ pub(super) struct Evidence {
 }
 
 /// Returns the reader of the queue that the recorder needs; `None` if there is no evidence. It must
-/// be the last of the outputs with which the queue is opened.
-pub(super) fn reader(settings: Option<&config::Evidence>) -> Option<queue::Output> {
-    settings.map(|_| queue::Output {
+/// be the last of the outputs with which the queue is opened. Blocks the thread.
+pub(super) fn reader(
+    settings: Option<&config::Evidence>,
+    queue: Option<&Path>,
+) -> Option<queue::Output> {
+    let settings = settings?;
+    let log = queue.map(|queue| Directory::at(&queue.join(evidence::DIRECTORY)));
+    // If the log can't be read, or is that of another origin, the reader begins with the oldest
+    // event. The recorder reports what is wrong.
+    let recorded = log.and_then(|log| recorded_until(log, &settings.origin));
+    Some(queue::Output {
         name: String::new(),
         required: false,
         metrics: Telemetry::of_no_output(),
         keeps: Duration::ZERO,
-        is_recorder: true,
+        recorder: Some(recorded.map_or(Position::START, Position::new)),
     })
+}
+
+/// Returns the position behind the last event that has an entry in the log of this origin.
+fn recorded_until(directory: Directory, origin: &str) -> Option<u64> {
+    let journal = directory.journal().ok()?;
+    let log = Log::open(directory).ok()?;
+    if log.signed().checkpoint.origin != origin {
+        return None;
+    }
+    let journal = journal.iter().rev().filter_map(|(_, entry)| Entry::parse(entry).ok());
+    let in_journal = journal.filter_map(|entry| entry.end_in_queue()).next();
+    in_journal.or(log.end_in_queue().ok()?)
 }
 
 /// Starts the recorder with the last of the queue's cursors. Returns `None` if the config asks for
@@ -59,37 +85,47 @@ pub(super) async fn begin(
     let (Some((disk, end)), Some(cursor)) = (queue.disk(), cursors.pop()) else {
         return Err(Error::Run("evidence: needs queue.directory".to_owned()));
     };
-    // Nothing is dropped from the queue before the first batch is accepted.
-    let positions = (cursor.position(), end);
+    // A new log begins with the first event that some output has not finished: nobody knows any
+    // more what became of the events before it.
+    let begin = queue.places().into_iter().map(|(_, place)| place).min().unwrap_or(end);
+    let positions = (begin.max(cursor.position()), end);
     let failed = |error: String| Error::Run(format!("evidence: {error}"));
     let of_key = settings.clone();
-    let key = blocking(move || read_key(&of_key)).await?.map_err(failed)?;
-    let running = running(file, settings.clone(), queue.clone()).await;
+    let keys = blocking(move || read_keys(&of_key)).await?.map_err(failed)?;
+    let running = running(file, settings.clone()).await;
     let settings_kept = settings.clone();
-    let setup = Setup { settings, key, disk, cursor, positions, running, metrics };
+    let queue = queue.clone();
+    let setup = Setup { settings, keys, queue, disk, cursor, positions, running, metrics };
     let recorder = Recorder::start(setup).map_err(|error| failed(error.to_string()))?;
     Ok(Some(Evidence { recorder, settings: settings_kept }))
 }
 
-/// Reads the signing key. The error text never shows the key. Blocks the thread.
-fn read_key(settings: &config::Evidence) -> Result<SigningKey, String> {
-    let file = &settings.key_file;
-    let text = config::read_secret(file)
-        .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    let key = SigningKey::parse(&text).map_err(|error| format!("{}: {error}", file.display()))?;
-    match key.verifier().name() == settings.origin {
-        true => Ok(key),
-        false => Err(format!(
-            "{} is the key of {}, and evidence.origin is another name",
-            file.display(),
-            key.verifier().name()
-        )),
-    }
+/// Reads the signing key, and the one that is to follow it. The error text never shows a key.
+/// Blocks the thread.
+fn read_keys(settings: &config::Evidence) -> Result<Vec<SigningKey>, String> {
+    let read = |file: &PathBuf| -> Result<SigningKey, String> {
+        let text = config::read_secret(file)
+            .map_err(|error| format!("cannot read {}: {error}", file.display()))?;
+        let key =
+            SigningKey::parse(&text).map_err(|error| format!("{}: {error}", file.display()))?;
+        match key.verifier().name() == settings.origin {
+            true => Ok(key),
+            false => Err(format!(
+                "{} is the key of {}, and evidence.origin is another name",
+                file.display(),
+                key.verifier().name()
+            )),
+        }
+    };
+    let files = [Some(&settings.key_file), settings.next_key_file.as_ref()];
+    let mut keys = files.into_iter().flatten().map(read).collect::<Result<Vec<_>, _>>()?;
+    keys.dedup_by(|next, key| next.verifier() == key.verifier());
+    Ok(keys)
 }
 
 /// Returns what an entry says of the relay now. A config that can't be read in time has the hash of
 /// an empty text.
-async fn running(file: Option<PathBuf>, settings: config::Evidence, queue: Queue) -> Running {
+async fn running(file: Option<PathBuf>, settings: config::Evidence) -> Running {
     let read = move || match file {
         Some(file) => std::fs::read(file),
         None => io::Result::Ok(config::EMBEDDED.as_bytes().to_vec()),
@@ -98,8 +134,7 @@ async fn running(file: Option<PathBuf>, settings: config::Evidence, queue: Queue
     let text = text.and_then(Result::ok).and_then(Result::ok).unwrap_or_default();
     let Hash(hash) = Hash::of(&[&text]);
     let hash = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    let places = queue.places().into_iter().map(|(name, place)| (name, place.get()));
-    recorder::running(hash, &settings, places.collect())
+    recorder::running(hash, &settings)
 }
 
 impl Evidence {
@@ -108,16 +143,15 @@ impl Evidence {
     pub(super) fn reloaded(
         &self,
         file: Option<PathBuf>,
-        queue: Queue,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (settings, note) = (self.settings.clone(), self.recorder.reloaded());
-        async move { note(running(file, settings, queue).await) }
+        async move { note(running(file, settings).await) }
     }
 
     /// Records the end of the relay, which takes at most the time `within` and [`READING`]. The
     /// outputs must have ended.
-    pub(super) async fn stop(self, file: Option<PathBuf>, queue: Queue, within: Duration) {
-        let running = running(file, self.settings, queue).await;
+    pub(super) async fn stop(self, file: Option<PathBuf>, within: Duration) {
+        let running = running(file, self.settings).await;
         self.recorder.stop(running, within).await;
     }
 }

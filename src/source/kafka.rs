@@ -857,7 +857,7 @@ mod tests {
         let metrics = telemetry.output("o");
         let name = "o".to_owned();
         let keeps = Duration::ZERO;
-        let output = Output { name, required: true, metrics, keeps, is_recorder: false };
+        let output = Output { name, required: true, metrics, keeps, recorder: None };
         let (queue, _cursors) = Queue::open(&config, &telemetry, &[output]).expect("in memory");
         let mut partition = Partition { assignment: 1, taken: VecDeque::new() };
         for next in 1..=3 {

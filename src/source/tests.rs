@@ -70,7 +70,7 @@ async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change
         required: true,
         metrics: telemetry.output("o"),
         keeps: Duration::ZERO,
-        is_recorder: false,
+        recorder: None,
     };
     let (queue, _cursors) = Queue::open(&config.queue, &telemetry, &[output]).unwrap();
     let (go, waits) = mpsc::channel();

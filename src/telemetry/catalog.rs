@@ -465,8 +465,7 @@ catalog! {
     }
 
     "Evidence"
-    /// The handles of the metrics about the evidence, which is there if the config has the section
-    /// `[evidence]`.
+    /// The handles of the metrics about the evidence. Without the section `[evidence]` they stay 0.
     pub struct EvidenceMetrics [] {
         pub(super) size: Gauge = "evidence_size" {
             help: "Entries of the evidence log.",

@@ -23,7 +23,7 @@ use metrics::Recorder as _;
 use metrics_exporter_prometheus::PrometheusRecorder;
 
 /// The prefix of every metric's name, except for the metrics of the process.
-pub(super) const PREFIX: &str = "kube_audit_forwarder_";
+pub const PREFIX: &str = "kube_audit_forwarder_";
 
 /// Everything that is declared about one metric.
 pub(super) struct Metric {

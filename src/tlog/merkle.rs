@@ -23,15 +23,37 @@ pub const PROOF_MAX: usize = 63;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hash(pub [u8; HASH_BYTES]);
 
+/// A SHA-256 hash of bytes that come in pieces.
+pub struct Hasher(Context);
+
+impl Default for Hasher {
+    fn default() -> Self {
+        Self(Context::new(&SHA256))
+    }
+}
+
+impl Hasher {
+    /// Adds the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// Returns the hash of all bytes.
+    #[must_use]
+    pub fn finish(self) -> Hash {
+        let mut hash = [0; HASH_BYTES];
+        hash.copy_from_slice(self.0.finish().as_ref());
+        Hash(hash)
+    }
+}
+
 impl Hash {
     /// Returns the SHA-256 hash of the parts, one directly after the other.
     #[must_use]
     pub fn of(parts: &[&[u8]]) -> Self {
-        let mut context = Context::new(&SHA256);
-        parts.iter().for_each(|part| context.update(part));
-        let mut hash = [0; HASH_BYTES];
-        hash.copy_from_slice(context.finish().as_ref());
-        Self(hash)
+        let mut hasher = Hasher::default();
+        parts.iter().for_each(|part| hasher.update(part));
+        hasher.finish()
     }
 
     /// Returns the hash of a log's entry in the tree.
@@ -231,23 +253,42 @@ pub fn includes(leaf: Hash, index: u64, size: u64, path: &[Hash], root: Hash) ->
     if index >= size {
         return false;
     }
-    let (mut at, mut last, mut node) = (index, size - 1, leaf);
+    let (mut way, mut node) = (Way { at: index, last: size - 1 }, leaf);
     for beside in path {
-        if last == 0 {
-            return false;
-        }
-        if at & 1 == 1 || at == last {
-            node = Hash::of_node(beside, &node);
-            // The last node of a level moves up alone until it has a neighbour on its left.
-            while at & 1 == 0 && at != 0 {
-                (at, last) = (at >> 1, last >> 1);
-            }
-        } else {
-            node = Hash::of_node(&node, beside);
-        }
-        (at, last) = (at >> 1, last >> 1);
+        let Some(is_left) = way.step() else { return false };
+        node = if is_left { Hash::of_node(beside, &node) } else { Hash::of_node(&node, beside) };
     }
-    last == 0 && node == root
+    way.last == 0 && node == root
+}
+
+/// The way from an entry up to the root: the index of a node in its level, and that of the last
+/// node of the level.
+struct Way {
+    at: u64,
+    last: u64,
+}
+
+impl Way {
+    /// Goes up past the next hash of a proof. Returns `true` if this hash is on the left of the
+    /// way. Returns `None` if the way has ended.
+    fn step(&mut self) -> Option<bool> {
+        if self.last == 0 {
+            return None;
+        }
+        let is_left = self.at & 1 == 1 || self.at == self.last;
+        if is_left {
+            // The last node of a level moves up alone until it has a neighbour on its left.
+            while self.at & 1 == 0 && self.at != 0 {
+                self.up();
+            }
+        }
+        self.up();
+        Some(is_left)
+    }
+
+    fn up(&mut self) {
+        (self.at, self.last) = (self.at >> 1, self.last >> 1);
+    }
 }
 
 /// Returns the proof that the first `new` entries begin with the first `old` ones (RFC 6962
@@ -305,28 +346,22 @@ pub fn extends(old: Head, new: Head, path: &[Hash]) -> bool {
     // A whole subtree is its own proof, so its hash is not in the path.
     let own = old.size.is_power_of_two().then_some(old.root);
     let mut path = own.iter().chain(path);
-    let (mut at, mut last) = (old.size - 1, new.size - 1);
-    while at & 1 == 1 {
-        (at, last) = (at >> 1, last >> 1);
+    let mut way = Way { at: old.size - 1, last: new.size - 1 };
+    while way.at & 1 == 1 {
+        way.up();
     }
     let Some(&first) = path.next() else { return false };
     let (mut of_old, mut of_new) = (first, first);
     for beside in path {
-        if last == 0 {
-            return false;
-        }
-        if at & 1 == 1 || at == last {
+        let Some(is_left) = way.step() else { return false };
+        if is_left {
             of_old = Hash::of_node(beside, &of_old);
             of_new = Hash::of_node(beside, &of_new);
-            while at & 1 == 0 && at != 0 {
-                (at, last) = (at >> 1, last >> 1);
-            }
         } else {
             of_new = Hash::of_node(&of_new, beside);
         }
-        (at, last) = (at >> 1, last >> 1);
     }
-    last == 0 && of_old == old.root && of_new == new.root
+    way.last == 0 && of_old == old.root && of_new == new.root
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ fn table(batches: usize) -> (Queue, InFlight) {
         required: true,
         metrics: telemetry.output("o"),
         keeps: Duration::ZERO,
-        is_recorder: false,
+        recorder: None,
     };
     let opened = Queue::open(&config.queue, &telemetry, &[output]);
     let (queue, mut cursors) = opened.expect("a queue in memory");

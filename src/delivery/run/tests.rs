@@ -411,7 +411,7 @@ impl Bench {
             required: true,
             metrics: metrics.clone(),
             keeps: Duration::ZERO,
-            is_recorder: false,
+            recorder: None,
         };
         let opened = Queue::open(&config.queue, &telemetry, &[output]);
         let (queue, mut cursors) = opened.expect("in memory");

@@ -20,7 +20,6 @@ use crate::config;
 use crate::config::Compression;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
-use crate::delivery::lines::lines;
 use crate::delivery::link::Part;
 use crate::delivery::link::Verdict;
 use crate::queue::Batch;
@@ -29,6 +28,7 @@ use crate::queue::Identity;
 use crate::queue::Origin;
 use crate::queue::Position;
 use crate::queue::Take;
+use crate::queue::lines;
 use crate::telemetry::AttemptError;
 
 /// Returns the value of the header `Authorization` of this scheme, with the token in `file`. The

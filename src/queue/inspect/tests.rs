@@ -183,7 +183,7 @@ fn verify(directory: &Directory) -> (Verdict, Vec<String>) {
     let mut told = Vec::new();
     let verdict = directory.verify(&mut |seen| {
         match seen {
-            Seen::Lines(_) => panic!("nobody has asked for them"),
+            Seen::At(_) | Seen::Lines(_) => panic!("nobody has asked for them"),
             Seen::Finding(finding) => told.push(finding.to_string()),
             Seen::Progress(done, of) => assert!((1..=of).contains(&done)),
         }
@@ -198,6 +198,10 @@ fn export(directory: &Directory, output: Option<&str>) -> (Vec<u8>, Vec<String>)
     let (mut lines, mut told) = (Vec::new(), Vec::new());
     let exported = directory.export(output, &mut |seen| {
         match seen {
+            Seen::At(position) => {
+                let before = memchr::memchr_iter(b'\n', &lines).count() as u64;
+                assert!(position.get() >= before, "{position} with {before} lines before it");
+            }
             Seen::Lines(some) => {
                 assert!(!some.is_empty() && some.len() as u64 <= WINDOW);
                 lines.extend(some);

@@ -249,6 +249,7 @@ impl<'a, 't> Walk<'a, 't> {
         let passed = self.want.from.saturating_since(header.first);
         let (begin, end) = (record.offset + RECORD_HEADER, record.offset + header.size());
         let start = scan.nth_line(begin..end, passed);
+        self.tell(Seen::At(header.first + passed))?;
         if let Some(lines) = &record.lines {
             let skipped = usize::try_from(start - begin).unwrap_or(usize::MAX);
             self.tell(Seen::Lines(lines.get(skipped..).unwrap_or_default()))?;

@@ -31,7 +31,7 @@ fn join(queue: &Queue, telemetry: &Telemetry, name: &str) -> Cursor {
         required: true,
         metrics: telemetry.output(name),
         keeps: std::time::Duration::ZERO,
-        is_recorder: false,
+        recorder: None,
     };
     queue.join(output).expect("its name is free")
 }
@@ -65,6 +65,11 @@ fn value(telemetry: &Telemetry, series: &str) -> u64 {
 }
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
+
+/// Returns the value for a claim with these numbers of events that the consumer did not get.
+fn numbers(lost: u64, dropped: u64, duplicate: u64) -> Disposition {
+    Disposition { lost, dropped, duplicate, ..Disposition::default() }
+}
 
 #[test]
 fn a_batch_counts_its_bytes_and_256_and_is_refused_where_that_is_too_much() {
@@ -507,7 +512,7 @@ fn what_did_not_leave_is_counted_by_its_fate_and_never_twice() {
     let cursor = join(&queue, &telemetry, "o");
     store(&queue, &names("a b c d e f"), "room");
     let six = cursor.next(ALL).expect("six");
-    cursor.acknowledge(six.claim, Disposition { lost: 1, dropped: 2, duplicate: 1 });
+    cursor.acknowledge(six.claim, numbers(1, 2, 1));
     let counts = || {
         let filtered =
             |action| format!("filtered_events_total{{output=\"o\",action=\"{action}\"}}");
@@ -522,7 +527,7 @@ fn what_did_not_leave_is_counted_by_its_fate_and_never_twice() {
     assert_eq!(counts(), [2, 1, 2, 1]);
     store(&queue, &names("g h i"), "room");
     let three = cursor.next(ALL).expect("three");
-    cursor.acknowledge(three.claim, Disposition { lost: 2, dropped: u64::MAX, duplicate: 3 });
+    cursor.acknowledge(three.claim, numbers(2, u64::MAX, 3));
     assert_eq!(counts(), [2, 3, 3, 1], "never more than were there");
     cursor.acknowledge(three.claim, Disposition::default());
     assert_eq!(counts(), [2, 3, 3, 1], "it is final");

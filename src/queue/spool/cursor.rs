@@ -19,18 +19,23 @@ use super::load::Job;
 use super::load::Loaded;
 use super::load::Piece;
 use super::load::Spot;
+use super::unrecorded::Unrecorded;
 use crate::position::Position;
 use crate::queue::claims::Claims;
+use crate::queue::claims::HeldClaim;
 use crate::queue::claims::Stage;
 use crate::queue::contract::Batch;
 use crate::queue::contract::Claim;
 use crate::queue::contract::Disposition;
+use crate::queue::contract::Finished;
 use crate::queue::contract::Origin;
+use crate::queue::contract::Outcome;
 use crate::queue::contract::Redelivery;
 use crate::queue::contract::Take;
 use crate::queue::contract::is_crowded;
 use crate::queue::contract::now;
 use crate::queue::cursors;
+use crate::queue::cursors::Hole;
 use crate::queue::identity::Identity;
 use crate::queue::notes::Notes;
 use crate::queue::outputs::Output;
@@ -59,6 +64,12 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// After a log line about a failed read, the next such log line comes this much later at the
 /// earliest.
 const QUIET: Duration = Duration::from_secs(10);
+
+/// The reasons why an output loses events before it settles them, in the evidence: their room was
+/// needed, they are damaged, or the output was removed.
+const DROPPED: &str = "when_full";
+const DAMAGED: &str = "damaged";
+pub(super) const REMOVED: &str = "removed";
 
 /// The data that the spool keeps with each claim. A claim is a range of events that an output has
 /// taken to send.
@@ -136,6 +147,12 @@ pub(super) struct CursorState {
     /// Gaps (positions whose events are missing) that this output has counted as lost already. Gaps
     /// before the watermark (the first position that is not finished) are not kept.
     counted: Vec<Gap>,
+    /// The events that the output has finished, and whose evidence is not durable yet. `None` if
+    /// there is no evidence.
+    pub(super) unrecorded: Option<Unrecorded>,
+    /// The lost events from the watermark on that the evidence knows. After the cursor was moved
+    /// back (rewound), it comes to them again.
+    recorded_losses: Vec<Range<Position>>,
     /// The value of the gauge `output_start_events` of this output.
     pub(super) start: i64,
     /// `true`: the output has ended permanently, and nothing waits for it any more.
@@ -204,6 +221,8 @@ impl CursorState {
             fetches_one: false,
             since: at.position,
             counted: Vec::new(),
+            unrecorded: None,
+            recorded_losses: Vec::new(),
             start: 0,
             gone: false,
             // The queue's own tests always check the origins.
@@ -266,16 +285,61 @@ impl CursorState {
     }
 
     /// Returns the place that the cursors file notes for this output: its watermark, which is the
-    /// first position that it has not finished.
+    /// first position that it has not finished. With evidence, it is the first position that the
+    /// output has not finished, or whose evidence is not durable yet.
     pub(super) fn saved(&self) -> LogOffset {
+        let unfinished = self.unfinished();
+        let unrecorded = self.unrecorded.as_ref().and_then(Unrecorded::first);
+        unrecorded.map_or(unfinished, |place| place.min(unfinished))
+    }
+
+    /// Returns the place of the first event that the output has not finished.
+    fn unfinished(&self) -> LogOffset {
         let byte = self.claims.iter().next().map_or(self.read_byte, |entry| entry.note.first_byte);
         LogOffset { position: self.claims.watermark(), byte }
+    }
+
+    /// Notes for the evidence that the output has lost these events, which begin at this byte of
+    /// the log. Events of which the evidence knows that already are left out.
+    fn record_loss(&mut self, positions: Range<Position>, byte: u64, reason: &'static str) {
+        let Some(unrecorded) = &mut self.unrecorded else { return };
+        let mut start = positions.start;
+        self.recorded_losses.sort_unstable_by_key(|known| known.start);
+        let mut parts = Vec::new();
+        for known in &self.recorded_losses {
+            parts.push(start..known.start.min(positions.end));
+            start = start.max(known.end);
+        }
+        parts.push(start..positions.end);
+        for part in parts.into_iter().filter(|part| part.start < part.end) {
+            let claim = Claim { start: part.start, end: part.end };
+            unrecorded.add(&self.output.name, claim, byte, Outcome::Lost(reason));
+        }
+        if positions.start < positions.end {
+            let watermark = self.claims.watermark();
+            self.recorded_losses.retain(|known| known.end > watermark);
+            self.recorded_losses.push(positions);
+        }
+    }
+
+    /// Notes for the evidence that the output leaves, and loses the events that it has not
+    /// finished. `end` is the end of the log, and `holes` are its dropped segments.
+    fn record_end(&mut self, end: Position, holes: &[Hole]) {
+        for hole in holes {
+            let start = hole.start.max(self.claims.read);
+            self.record_loss(start..hole.end.min(end), self.read_byte, DROPPED);
+        }
+        let open = self.claims.iter().filter(|entry| entry.stage.is_open());
+        let range = |entry: &HeldClaim<Note>| entry.claim.start..entry.claim.end;
+        let mut lost: Vec<_> = open.map(|entry| (range(entry), entry.note.first_byte)).collect();
+        lost.push((self.claims.read..end, self.read_byte));
+        lost.into_iter().for_each(|(events, byte)| self.record_loss(events, byte, REMOVED));
     }
 
     /// Returns `true` if the output has no event on the wire (sent, and not answered yet). Also
     /// `true` if the output has ended, because nobody will then report what became of its events.
     pub(super) fn is_idle(&self) -> bool {
-        let nobody_waits = self.gone || self.output.is_recorder;
+        let nobody_waits = self.gone || self.output.is_recorder();
         nobody_waits || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
     }
 
@@ -295,16 +359,20 @@ impl CursorState {
         let mut missed = dropped.end.saturating_since(dropped.start.max(read));
         missed =
             missed.saturating_sub(overlap(&self.counted, dropped.start.max(read)..dropped.end));
+        let mut lost = Vec::new();
         for entry in self.claims.overlapping_mut(dropped.clone()) {
             if entry.stage.is_open() {
                 entry.stage = Stage::Dropped;
                 missed += left(entry.claim, &self.counted);
+                lost.push((entry.claim.start..entry.claim.end, entry.note.first_byte));
             }
         }
+        lost.into_iter().for_each(|(events, byte)| self.record_loss(events, byte, DROPPED));
         self.claims.forget_done();
         // The gaps of this segment are part of the hole now. A gap never lies in two segments.
         self.counted.retain(|gap| overlap(&[*gap], dropped.clone()) == 0);
         if dropped.contains(&read) {
+            self.record_loss(read..dropped.end, self.read_byte, DROPPED);
             self.claims.read = dropped.end;
             self.read_byte = segment.end.byte;
             self.pieces.clear();
@@ -343,6 +411,8 @@ impl CursorState {
     /// the gap that lie in dropped segments, and were counted as lost at the drop.
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
         self.count_missing(gap, dropped);
+        let reason = if dropped >= gap.events { DROPPED } else { DAMAGED };
+        self.record_loss(gap.first..gap.end(), gap.first_byte, reason);
         self.claims.read = gap.end();
         self.read_byte = gap.first_byte + gap.bytes();
         self.forget_counted();
@@ -414,6 +484,11 @@ fn overlap(gaps: &[Gap], positions: Range<Position>) -> u64 {
     let overlap =
         |gap: &Gap| gap.end.min(positions.end).saturating_since(gap.start.max(positions.start));
     gaps.iter().map(overlap).sum()
+}
+
+/// Returns each position of a range.
+fn positions(range: Range<Position>) -> impl Iterator<Item = Position> {
+    (0..range.end.saturating_since(range.start)).map(move |offset| range.start + offset)
 }
 
 /// Returns the number of events in a claim (a range of positions) that are not missing. Events in
@@ -685,6 +760,8 @@ impl Shared {
             cursor.wanted = None;
             if let Some(entry) = cursor.claims.find(claim) {
                 entry.stage = Stage::Dropped;
+                let byte = entry.note.first_byte;
+                cursor.record_loss(claim.start..claim.end, byte, DAMAGED);
             }
             self.settled(state, index);
         }
@@ -852,6 +929,16 @@ impl Cursor {
         disposition.count(events, &cursor.output.metrics);
         let took = age(note.received, now());
         cursor.output.metrics.delivery.record(took.as_secs_f64());
+        if let Some(unrecorded) = &mut cursor.unrecorded {
+            let mut fates = disposition.fates;
+            let within = |gap: &Gap| positions(gap.start.max(claim.start)..gap.end.min(claim.end));
+            let missing: Vec<_> = cursor.counted.iter().flat_map(within).collect();
+            if !missing.is_empty() {
+                fates.lose(&missing);
+            }
+            let outcome = Outcome::Settled(fates);
+            unrecorded.add(&cursor.output.name, claim, note.first_byte, outcome);
+        }
         state.writing.unsaved += note.bytes;
         self.shared.settled(&mut state, self.index);
     }
@@ -969,7 +1056,13 @@ impl Cursor {
         let mut guard = shared.lock();
         let state = &mut *guard;
         let backlog = state.log.backlog(&state.log.cursors[self.index]).events;
-        let cursor = state.remove_cursor(self.index);
+        let mut cursor = state.remove_cursor(self.index);
+        if counts {
+            cursor.record_end(state.log.end.position, &state.log.holes);
+        }
+        if let Some(unrecorded) = cursor.unrecorded.take().filter(|it| !it.is_recorded()) {
+            state.log.leaving.push((cursor.output.name.clone(), unrecorded));
+        }
         let accepted = state.log.accepted;
         let lost =
             state.log.departed.remove(&cursor.output, cursor.start, backlog, counts, accepted);
@@ -978,6 +1071,12 @@ impl Cursor {
         shared.wake();
         shared.progress.notify_waiters();
         lost
+    }
+
+    /// Returns `true` if there is evidence. See [`crate::queue::Cursor::is_recorded`].
+    #[must_use]
+    pub fn is_recorded(&self) -> bool {
+        self.shared.lock().log.cursors[self.index].unrecorded.is_some()
     }
 
     /// Changes how long segments (files of the queue) are kept although all outputs have finished
@@ -999,6 +1098,43 @@ impl Cursor {
         std::mem::take(&mut self.shared.lock().writing.unplaced)
     }
 
+    /// Returns what is notified when an output has finished events. See
+    /// [`crate::queue::Cursor::finished`].
+    pub fn finished(&self) -> Option<Arc<Notify>> {
+        self.shared.lock().log.finished_wakes.clone()
+    }
+
+    /// Returns what the outputs have finished since the last call. See
+    /// [`crate::queue::Cursor::take_finished`].
+    #[must_use]
+    pub fn take_finished(&self) -> Vec<Finished> {
+        let mut state = self.shared.lock();
+        let LogState { cursors, leaving, .. } = &mut state.log;
+        let here = cursors.iter_mut().filter_map(|(_, it)| it.unrecorded.as_mut());
+        let all = leaving.iter_mut().map(|(_, it)| it).chain(here);
+        all.flat_map(Unrecorded::take).collect()
+    }
+
+    /// Notes that the evidence of these events is durable. See
+    /// [`crate::queue::Cursor::recorded`].
+    pub fn recorded(&self, finished: &[Finished]) {
+        if finished.is_empty() {
+            return;
+        }
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
+        let LogState { cursors, leaving, .. } = &mut state.log;
+        let here = cursors.iter_mut().map(|(_, it)| (it.output.name.as_str(), &mut it.unrecorded));
+        let here = here.filter_map(|(name, it)| Some((name, it.as_mut()?)));
+        let gone = leaving.iter_mut().map(|(name, it)| (name.as_str(), it));
+        for (name, unrecorded) in here.chain(gone) {
+            let own = finished.iter().filter(|it| it.output == name);
+            own.for_each(|it| unrecorded.recorded(it.claim));
+        }
+        leaving.retain(|(_, unrecorded)| !unrecorded.is_recorded());
+        self.shared.settled(state, self.index);
+    }
+
     /// Returns `true` if no more events are handed out, because the relay drains. See
     /// [`crate::queue::Cursor::is_closed`].
     #[must_use]
@@ -1013,7 +1149,7 @@ impl Cursor {
     pub fn before(&self, within: Duration) -> Before {
         let state = self.shared.lock();
         let cursor = &state.log.cursors[self.index];
-        Before::new(Arc::clone(&self.shared), cursor.since, cursor.saved(), within)
+        Before::new(Arc::clone(&self.shared), cursor.since, cursor.unfinished(), within)
     }
 
     /// Returns the identity of the queue. See [`crate::queue::Cursor::identity`].

@@ -23,13 +23,17 @@ use super::Shared;
 use super::SpoolState;
 use super::accounting::Accounting;
 use super::accounting::Spare;
+use super::cursor::REMOVED;
 use super::incoming;
 use super::load;
 use super::load::Spot;
 use super::quarantine_bytes;
+use super::unrecorded::Unrecorded;
 use super::writer::Writer;
 use crate::position::Position;
 use crate::queue::contract::Backlog;
+use crate::queue::contract::Claim;
+use crate::queue::contract::Outcome;
 use crate::queue::contract::now;
 use crate::queue::cursors;
 use crate::queue::cursors::Contents;
@@ -86,7 +90,7 @@ pub(super) fn open(
         let path = directory.join(name);
         move |error: io::Error| OpenError::new(what, path, error)
     };
-    if outputs.iter().filter(|output| !output.is_recorder).count() > cursors::OUTPUTS_MAX {
+    if outputs.iter().filter(|output| !output.is_recorder()).count() > cursors::OUTPUTS_MAX {
         let error = io::Error::other(format!("it has room for {} outputs", cursors::OUTPUTS_MAX));
         return Err(failed("use", cursors::FILE)(error));
     }
@@ -123,6 +127,9 @@ pub(super) fn open(
     state.writing.accounting = Accounting::new(&log.segments, log.pending_delete, abandoned);
     (state.log.segments, state.log.end) = (log.segments, log.end);
     state.log.holes = contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default();
+    if outputs.iter().any(|output| output.is_recorder()) {
+        state.log.finished_wakes = Some(Arc::new(Notify::new()));
+    }
     if let Some((contents, _)) = &contents {
         count_removed(&mut state, contents, telemetry, outputs);
     }
@@ -130,7 +137,7 @@ pub(super) fn open(
     for output in outputs {
         let mut cursor = join(&state, &*disk, contents.as_ref(), output);
         let backlog = state.log.backlog(&cursor);
-        if !output.is_recorder {
+        if !output.is_recorder() {
             begin(&mut cursor, backlog);
         }
         indices.push(state.insert_cursor(cursor));
@@ -214,6 +221,14 @@ fn count_removed(
         tracing::info!(output = name, "the config does not name this output any more");
         telemetry.removed(name, events);
         state.log.departed.leave(name, signed(events), 0);
+        let claim = Claim { start: place.position, end: state.log.end.position };
+        if let Some(wakes) = state.log.finished_wakes.clone()
+            && claim.start < claim.end
+        {
+            let mut unrecorded = Unrecorded::new(wakes);
+            unrecorded.add(name, claim, place.byte, Outcome::Lost(REMOVED));
+            state.log.leaving.push((name.clone(), unrecorded));
+        }
     }
 }
 
@@ -243,7 +258,10 @@ fn join(
     let name = output.name.as_str();
     let oldest = state.log.segments.front().map_or(state.log.end, |segment| segment.first);
     let at = match contents {
-        _ if output.is_recorder => oldest,
+        _ if let Some(needed) = output.recorder => {
+            let segment = state.log.segments.get(state.log.segment_at(needed));
+            segment.map_or(state.log.end, |segment| segment.first)
+        }
         None => oldest,
         Some((contents, trust)) => match (contents.outputs.get(name), trust) {
             // Segments before the oldest one were deleted after the damaged slot was written, which

@@ -4,13 +4,16 @@
 //! of the writer: the line of waiting batches, the counters of files, and the writer's tasks. Only
 //! functions that need both are methods of [`SpoolState`].
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use slab::Slab;
+use tokio::sync::Notify;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -25,6 +28,7 @@ use super::accounting::SPARES_MAX;
 use super::cursor::CursorState;
 use super::incoming::IncomingFile;
 use super::needed;
+use super::unrecorded::Unrecorded;
 use super::upkeep::Ended;
 use crate::config;
 use crate::config::BATCH_OVERHEAD;
@@ -109,6 +113,12 @@ pub(super) struct LogState {
     pub(super) holes: Vec<Hole>,
     /// `true`: the relay drains (ends in good order), and cursors hand out no more events.
     pub(super) draining: bool,
+    /// Notified when an output has finished events, for the reader that records the evidence.
+    /// `None` if there is no such reader.
+    pub(super) finished_wakes: Option<Arc<Notify>>,
+    /// The outputs that have left, and whose last events have no durable evidence yet. Their places
+    /// stay in the cursors file until then.
+    pub(super) leaving: Vec<(String, Unrecorded)>,
 }
 
 /// The state of the writer thread: the batches that wait to be written, the counters of bytes and
@@ -358,8 +368,10 @@ impl SpoolState {
     }
 
     /// Adds the cursor of an output that joins. Returns its index in [`LogState::cursors`].
-    pub(super) fn insert_cursor(&mut self, cursor: CursorState) -> usize {
+    pub(super) fn insert_cursor(&mut self, mut cursor: CursorState) -> usize {
         cursor.output.show_keeping(self.writing.when_full);
+        let wakes = self.log.finished_wakes.clone().filter(|_| !cursor.output.is_recorder());
+        cursor.unrecorded = wakes.map(Unrecorded::new);
         let index = self.log.cursors.insert(cursor);
         self.log.chunk = chunk(self.log.cursors.len());
         index
@@ -415,14 +427,18 @@ impl LogState {
             accepted: 0,
             holes: Vec::new(),
             draining: false,
+            finished_wakes: None,
+            leaving: Vec::new(),
         }
     }
 
-    /// Returns the first position that at least one output has not finished; the log's end if there
-    /// is no output.
+    /// Returns the first position that at least one output has not finished, or whose evidence is
+    /// not durable yet; the log's end if there is no output.
     pub(super) fn watermark(&self) -> Position {
-        let watermarks = self.cursors.iter().map(|(_, cursor)| cursor.claims.watermark());
-        watermarks.min().unwrap_or(self.end.position)
+        let places = self.cursors.iter().map(|(_, cursor)| cursor.saved().position);
+        let leaving = self.leaving.iter().filter_map(|(_, it)| it.first());
+        let places = places.chain(leaving.map(|place| place.position));
+        places.min().unwrap_or(self.end.position)
     }
 
     /// Returns the first position that at least one required output has not finished; the log's end
@@ -435,7 +451,7 @@ impl LogState {
 
     /// Returns the places of all outputs. The reader that records the evidence is not among them.
     pub(super) fn outputs(&self) -> impl Iterator<Item = &CursorState> {
-        self.cursors.iter().map(|(_, cursor)| cursor).filter(|it| !it.output.is_recorder)
+        self.cursors.iter().map(|(_, cursor)| cursor).filter(|it| !it.output.is_recorder())
     }
 
     /// Returns the first position that at least one output has not finished; the log's end if there
@@ -447,7 +463,7 @@ impl LogState {
 
     /// Returns `true` if a cursor hands out no more events, because the relay drains.
     pub(super) fn is_closed_for(&self, index: usize) -> bool {
-        self.draining && !self.cursors[index].output.is_recorder
+        self.draining && !self.cursors[index].output.is_recorder()
     }
 
     /// Returns the segments that every output has finished, oldest first. The active segment, to
@@ -575,7 +591,7 @@ impl LogState {
         let mut dropped = DropCount::default();
         for (_, cursor) in &mut self.cursors {
             let lost = cursor.drop_segment(segment);
-            if !cursor.output.is_recorder {
+            if !cursor.output.is_recorder() {
                 dropped.lose(&cursor.output, lost);
             }
         }
@@ -631,8 +647,17 @@ impl LogState {
     /// Returns the contents that the cursors file must have now.
     pub(super) fn contents(&self) -> Contents {
         let offset = |cursor: &CursorState| (cursor.output.name.clone(), cursor.saved());
-        let outputs = self.outputs().map(offset);
-        Contents { end: self.end, outputs: outputs.collect(), holes: self.holes.clone() }
+        let mut outputs: BTreeMap<_, _> = self.outputs().map(offset).collect();
+        for (name, unrecorded) in &self.leaving {
+            // An output of the same name that has joined again begins behind the one before.
+            if let Some(first) = unrecorded.first()
+                && (outputs.len() < cursors::OUTPUTS_MAX || outputs.contains_key(name))
+            {
+                let place = outputs.entry(name.clone()).or_insert(first);
+                *place = first.min(*place);
+            }
+        }
+        Contents { end: self.end, outputs, holes: self.holes.clone() }
     }
 
     /// Wakes every cursor that waits for events, because the log has grown.

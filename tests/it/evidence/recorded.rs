@@ -1,5 +1,6 @@
 //! `[evidence]`: what the relay records, as a verifier sees it that shares no code with the relay.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
@@ -19,24 +20,28 @@ use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::relay::run_command;
 use crate::support::repository;
+use crate::support::requests::accepted_events;
 use crate::support::requests::to_sink;
+use crate::support::server::Options;
 use crate::support::spool::Spool;
+use crate::support::tcp_sink::Framing;
+use crate::support::tcp_sink::TcpSink;
 use crate::support::wait_until;
 
-const ORIGIN: &str = "example.org/prod-eu/relay-0";
+pub(super) const ORIGIN: &str = "example.org/prod-eu/relay-0";
 
 /// A relay's directory, its key, and what was accepted so far.
-struct Recorded {
-    directory: TempDir,
-    spool: Spool,
-    verifier: String,
-    sink: HttpSink,
+pub(super) struct Recorded {
+    pub(super) directory: TempDir,
+    pub(super) spool: Spool,
+    pub(super) verifier: String,
+    pub(super) sink: HttpSink,
     /// The accepted events, in the order of their positions.
-    events: Vec<Vec<u8>>,
+    pub(super) events: Vec<Vec<u8>>,
 }
 
 impl Recorded {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let directory = TempDir::new().unwrap();
         let key = directory.path().join("key");
         let verifier = keygen(ORIGIN, &key);
@@ -44,9 +49,14 @@ impl Recorded {
         Self { directory, spool: Spool::new(), verifier, sink, events: Vec::new() }
     }
 
-    fn config(&self, more: &str) -> String {
+    pub(super) fn config(&self, more: &str) -> String {
+        self.config_with("", more)
+    }
+
+    /// Returns a config with more keys of the output, and more keys of `[evidence]`.
+    pub(super) fn config_with(&self, output: &str, more: &str) -> String {
         let key = self.directory.path().join("key");
-        let output = to_sink(self.sink.address(), "");
+        let output = to_sink(self.sink.address(), output);
         let queue = self.spool.queue("segment_bytes = \"256KiB\"\n");
         let key = key.display();
         format!(
@@ -55,18 +65,18 @@ impl Recorded {
         )
     }
 
-    fn log(&self) -> PathBuf {
+    pub(super) fn log(&self) -> PathBuf {
         self.spool.path().join("evidence")
     }
 
-    fn post(&mut self, relay: &Relay, seed: u64, events: usize) {
+    pub(super) fn post(&mut self, relay: &Relay, seed: u64, events: usize) {
         let body = generated_batch(seed, events, 700);
         assert_eq!(relay.post(&body).status, 200);
         self.events.extend(events_of(&body));
     }
 
     /// Waits until a checkpoint was signed that covers all accepted events.
-    fn wait_until_signed(&self) {
+    pub(super) fn wait_until_signed(&self) {
         let accepted = self.events.len() as u64;
         wait_until("a checkpoint", PATIENCE, || {
             self.log().join("checkpoint").exists() && covered(&self.entries()) == accepted
@@ -75,22 +85,28 @@ impl Recorded {
 
     /// Returns the entries up to the checkpoint, as the verifier reads them.
     fn entries(&self) -> Vec<Value> {
-        verified(&self.log(), &self.verifier, None).unwrap_or_default()
+        verified(&self.log(), &self.verifier, &[]).unwrap_or_default()
     }
 
     /// Checks the log with all events that were accepted, and returns its entries.
     fn verify(&self) -> Vec<Value> {
         let lines = self.directory.path().join("lines");
-        let text: Vec<u8> =
-            self.events.iter().flat_map(|it| [it, b"\n".as_slice()].concat()).collect();
-        std::fs::write(&lines, text).unwrap();
-        let verified = verified(&self.log(), &self.verifier, Some(&lines));
+        let stored = self.directory.path().join("stored");
+        std::fs::write(&lines, text_of(&self.events)).unwrap();
+        std::fs::write(&stored, text_of(&accepted_events(&self.sink))).unwrap();
+        let more = [lines.as_os_str(), "consumer".as_ref(), stored.as_os_str()];
+        let verified = verified(&self.log(), &self.verifier, &more);
         verified.unwrap_or_else(|fault| panic!("{fault}"))
     }
 }
 
+/// Returns events as lines.
+pub(super) fn text_of(events: &[Vec<u8>]) -> Vec<u8> {
+    events.iter().flat_map(|event| [event, b"\n".as_slice()].concat()).collect()
+}
+
 /// Makes a key, and returns its verifier key.
-fn keygen(origin: &str, file: &Path) -> String {
+pub(super) fn keygen(origin: &str, file: &Path) -> String {
     let (name, directory) = (file.display().to_string(), repository());
     let arguments = ["evidence", "keygen", "--origin", origin, "--out", &name];
     let made = run_command(&arguments, &directory);
@@ -99,10 +115,10 @@ fn keygen(origin: &str, file: &Path) -> String {
 }
 
 /// Runs the independent verifier. Returns the entries, or what it says about the first fault.
-fn verified(log: &Path, key: &str, lines: Option<&Path>) -> Result<Vec<Value>, String> {
+fn verified(log: &Path, key: &str, more: &[&OsStr]) -> Result<Vec<Value>, String> {
     let script = repository().join("tests/it/evidence/verify.py");
     let mut command = Command::new("python3");
-    command.arg(script).arg(log).arg(key).args(lines);
+    command.arg(script).arg(log).arg(key).args(more);
     let output = command.output().expect("python3");
     if !output.status.success() {
         return Err(String::from_utf8_lossy(&output.stderr).into_owned());
@@ -148,6 +164,166 @@ fn each_accepted_event_is_in_the_log_whatever_happens_to_the_relay() {
     assert_eq!(starts[0]["previous"]["size"], 0);
     assert_eq!(stops[0]["outputs"]["consumer"], recorded.events.len());
     assert_eq!(stops[0]["config_sha256"].as_str().unwrap().len(), 64);
+}
+
+/// Returns how many events of the output have this end in the log.
+fn fates(entries: &[Value], fate: &str) -> u64 {
+    let of = |entry: &Value| {
+        let fates = entry["not_delivered"].as_object().into_iter().flat_map(|it| it.values());
+        fates.filter(|it| *it == fate).count() as u64
+    };
+    of_type(entries, "delivered").into_iter().map(of).sum()
+}
+
+/// Method: a policy drops the events of one namespace and lowers those of another, and each second
+/// batch is a repetition. The log must agree with the counters, and with the consumer's lines. Then
+/// the relay is killed again and again.
+#[test]
+fn the_log_says_what_the_filter_did_with_each_event() {
+    let mut recorded = Recorded::new();
+    let policy = recorded.directory.path().join("policy.yaml");
+    let rules = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n\
+                 - {level: None, namespaces: [team-1]}\n\
+                 - {level: Metadata, namespaces: [team-2, team-3]}\n- level: RequestResponse\n";
+    std::fs::write(&policy, rules).unwrap();
+    let filter =
+        format!("filter = {{ policy = \"{}\", deduplicate = \"10m\" }}\n", policy.display());
+    let config = recorded.config_with(&filter, "");
+    let relay = Relay::start(&config);
+    for seed in 0..14 {
+        recorded.post(&relay, seed % 9, 30);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let metrics = relay.metrics();
+    let counted = ["dropped", "duplicate", "lowered"].map(|action| {
+        let labels = [("output", "consumer"), ("action", action)];
+        metrics.count("filtered_events_total", &labels)
+    });
+    relay.finish(Backlog::Empty);
+    let entries = recorded.verify();
+    let changed = of_type(&entries, "delivered").into_iter();
+    let changed: usize = changed.map(|entry| entry["changed"].as_array().map_or(0, Vec::len)).sum();
+    let in_log = [fates(&entries, "dropped"), fates(&entries, "duplicate"), changed as u64];
+    assert_eq!(in_log, counted);
+    assert!(counted.iter().all(|count| *count > 0), "{counted:?}");
+
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    for _ in 0..4 {
+        let mut relay = Relay::start(&config);
+        for _ in 0..rng.usize(1..20) {
+            let count = rng.usize(1..300);
+            recorded.post(&relay, rng.u64(..20), count);
+            std::thread::sleep(Duration::from_millis(rng.u64(..150)));
+        }
+        relay.kill();
+    }
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+    recorded.verify();
+}
+
+/// Method: the consumer refuses each batch with an event of a certain name for good. With a
+/// directory for dead letters the event is in the log as a dead letter, without one as lost.
+#[test]
+fn the_log_says_which_events_were_given_up() {
+    for keeps in [false, true] {
+        let mut recorded = Recorded::new();
+        recorded.sink = HttpSink::start(|request| {
+            let is_bad = memchr::memmem::find(&request.decoded(), b"generated-7\"").is_some();
+            Answer::status(if is_bad { 400 } else { 200 })
+        });
+        let letters = recorded.directory.path().join("letters");
+        let place = format!("[dead_letter]\ndirectory = \"{}\"\n", letters.display());
+        let config = match keeps {
+            true => recorded.config("") + &place,
+            false => recorded.config_with("rejected = { action = \"drop\" }\n", ""),
+        };
+        let relay = Relay::start(&config);
+        for seed in 0..3 {
+            recorded.post(&relay, seed, 20);
+        }
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+        let entries = recorded.verify();
+        let (lost, letters) = (fates(&entries, "lost"), fates(&entries, "dead_letter"));
+        assert_eq!((lost, letters), if keeps { (0, 3) } else { (3, 0) });
+    }
+}
+
+/// Method: the protocol can't carry one event of 40, which is given up alone. With a directory for
+/// dead letters it is in the log as a dead letter, without one as lost. All others are delivered.
+#[test]
+fn the_log_says_which_event_was_too_long() {
+    for keeps in [false, true] {
+        let recorded = Recorded::new();
+        let sink = TcpSink::with(Framing::OctetCounting, Options::default());
+        let output = format!(
+            "type = \"syslog\"\naddresses = [\"{}\"]\nmax_message_bytes = 4000\n\
+             replay_window = \"100ms\"\n",
+            sink.address()
+        );
+        let action = if keeps { "" } else { "rejected = { action = \"drop\" }\n" };
+        let config = recorded.config_with(action, "");
+        let http =
+            format!("type = \"http\"\nurls = [\"http://{}/ingest\"]\n", recorded.sink.address());
+        assert!(config.contains(&http), "{config}");
+        let config = config.replace(&http, &output);
+        let relay = Relay::start(&config);
+        let mut events = events_of(&generated_batch(1, 39, 700));
+        events.insert(17, events_of(&generated_batch(2, 1, 5000)).remove(0));
+        let head = br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":["#;
+        let body = [&head[..], &events.join(&b","[..]), b"]}"].concat();
+        assert_eq!(relay.post(&body).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+        let entries = recorded.entries();
+        let (lost, letters) = (fates(&entries, "lost"), fates(&entries, "dead_letter"));
+        assert_eq!((lost, letters), if keeps { (0, 1) } else { (1, 0) });
+        let named = of_type(&entries, "delivered");
+        let named: Vec<_> = named.iter().filter_map(|it| it["not_delivered"].as_object()).collect();
+        assert!(matches!(named.as_slice(), [one] if one.contains_key("17")), "{named:?}");
+    }
+}
+
+/// Method: the consumer takes nothing, and the queue drops the oldest events. Then a reload removes
+/// the output, and another one is there. The log must name each event that the output lost.
+#[test]
+fn the_log_says_what_an_output_lost() {
+    let mut recorded = Recorded::new();
+    recorded.sink = HttpSink::start(|_| Answer::status(503));
+    let config = recorded.config("").replace(
+        "segment_bytes = \"256KiB\"",
+        "max_bytes = \"512KiB\"\nsegment_bytes = \"64KiB\"\nwhen_full = \"drop_oldest\"",
+    );
+    let relay = Relay::start(&config);
+    let lost =
+        |relay: &Relay, name: &str| relay.metrics().count("error_total", &[("plugin", name)]);
+    for seed in 0..40 {
+        recorded.post(&relay, seed, 50);
+    }
+    let dropped = lost(&relay, "consumer");
+    assert!(dropped > 100, "{dropped}");
+    let in_log = |reason: &str| -> u64 {
+        let entries = recorded.entries();
+        let lost = of_type(&entries, "lost").into_iter();
+        let lost = lost.filter(|it| it["output"] == "consumer" && it["reason"] == reason);
+        lost.map(|it| it["count"].as_u64().unwrap()).sum()
+    };
+    wait_until("the lost events in the log", PATIENCE, || in_log("when_full") == dropped);
+    let next = HttpSink::accepting();
+    let renamed = config.replace("name = \"consumer\"", "name = \"next\"");
+    let old = recorded.sink.address().to_string();
+    std::fs::write(relay.config_file(), renamed.replace(&old, &next.address().to_string()))
+        .unwrap();
+    relay.signal(libc::SIGHUP);
+    let all = recorded.events.len() as u64;
+    wait_until("the rest in the log", PATIENCE, || in_log("removed") == all - dropped);
+    assert_eq!(in_log("when_full"), dropped);
+    assert_eq!(lost(&relay, "consumer"), all);
+    relay.finish(Backlog::Empty);
 }
 
 /// Method: a relay without events, and one that reads its config again.
@@ -266,14 +442,55 @@ fn a_new_origin_begins_a_new_log_and_keeps_the_old_one_aside() {
         PATIENCE,
     );
     relay.finish(Backlog::Empty);
-    let new = verified(&recorded.log(), &verifier, None).unwrap();
+    let new = verified(&recorded.log(), &verifier, &[]).unwrap();
     assert_eq!((new[0]["type"].as_str(), &new[0]["previous"]["size"]), (Some("start"), &0.into()));
     let names = std::fs::read_dir(recorded.spool.path()).unwrap();
     let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let aside: Vec<_> = names.filter(|name| name.starts_with("evidence-until-")).collect();
     assert_eq!(aside.len(), 1, "{aside:?}");
     let aside = recorded.spool.path().join(&aside[0]);
-    assert_eq!(verified(&aside, &recorded.verifier, None), Ok(old));
+    assert_eq!(verified(&aside, &recorded.verifier, &[]).as_ref(), Ok(&old));
+    // The old origin is not taken again, and neither log is touched.
+    let relay = Relay::start(&recorded.config(""));
+    relay.wait_for_log("the evidence can't be written, trying again", PATIENCE);
+    relay.finish(Backlog::Empty);
+    assert_eq!(verified(&aside, &recorded.verifier, &[]), Ok(old));
+    assert_eq!(verified(&recorded.log(), &verifier, &[]), Ok(new));
+}
+
+/// Method: the config names the next key for one run, and in the run after it only that key. Who
+/// has the old key's verifier can follow the log to the new one, and nobody needs the old key then.
+#[test]
+fn a_key_is_followed_by_the_next_one() {
+    let mut recorded = Recorded::new();
+    let next = recorded.directory.path().join("next");
+    let next_verifier = keygen(ORIGIN, &next);
+    let more = format!("next_key_file = \"{}\"\n", next.display());
+    let run = |recorded: &mut Recorded, config: &str, seed: u64| {
+        let relay = Relay::start(config);
+        recorded.post(&relay, seed, 20);
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+    };
+    let config = recorded.config("");
+    run(&mut recorded, &config, 1);
+    recorded.verify();
+    assert!(verified(&recorded.log(), &next_verifier, &[]).is_err());
+    let both = recorded.config(&more);
+    run(&mut recorded, &both, 2);
+    let entries = recorded.verify();
+    assert_eq!(verified(&recorded.log(), &next_verifier, &[]).as_ref(), Ok(&entries));
+    let named = of_type(&entries, "key");
+    assert_eq!(named.len(), 1);
+    assert_eq!(named[0]["verifier_key"], next_verifier.as_str());
+    let key = recorded.directory.path().join("key");
+    let only_next =
+        config.replace(&format!("{}\"", key.display()), &format!("{}\"", next.display()));
+    std::fs::remove_file(&key).unwrap();
+    run(&mut recorded, &only_next, 3);
+    assert!(verified(&recorded.log(), &recorded.verifier, &[]).is_err());
+    recorded.verifier = next_verifier;
+    recorded.verify();
 }
 
 /// Method: the proof of each tenth event is checked by hand, with the hashes of RFC 6962.
@@ -353,7 +570,7 @@ fn the_admin_address_serves_the_log_and_no_line_hash() {
     }
     std::fs::create_dir(copy.path().join("lines")).unwrap();
     // The verifier misses nothing but the line hashes.
-    let said = verified(copy.path(), &recorded.verifier, None).unwrap_err();
+    let said = verified(copy.path(), &recorded.verifier, &[]).unwrap_err();
     assert!(said.contains("KeyError"), "{said}");
     let older = get("tile/0/000.p/1");
     assert_eq!((older.status, older.body.len()), (200, 32));
@@ -393,7 +610,7 @@ fn a_key_is_for_its_owner_alone_and_never_written_over() {
     assert_eq!(again.status.code(), Some(1));
     assert_eq!(std::fs::read(&file).unwrap(), before);
     let secret = String::from_utf8(before).unwrap();
-    let secret = secret.trim_end().rsplit('+').next().unwrap();
+    let secret = secret.trim_end().splitn(5, '+').last().unwrap();
     let said = [again.stdout, again.stderr].concat();
     assert!(!String::from_utf8(said).unwrap().contains(secret));
     assert_eq!(run("a log", "other").status.code(), Some(2));

@@ -261,5 +261,5 @@ fn batches_of_megabytes_survive_kills_too() {
     }
     let counts = campaign.finish();
     eprintln!("10 kills: {counts:?}");
-    assert!(counts.accepted > 10_000, "too few to mean anything: {counts:?}");
+    assert!(counts.accepted > 1000, "too few to mean anything: {counts:?}");
 }

@@ -210,6 +210,17 @@ fn seed_of(segment: &Path) -> u32 {
     u32::try_from(first).expect("the upper half is 0")
 }
 
+/// Changes the lines of a record in a segment, and makes its checksums right again. The number of
+/// bytes must stay.
+pub(crate) fn forge_lines(record: &Record, segment: &mut [u8], forge: impl FnOnce(&mut [u8])) {
+    let seed = seed_of(&record.segment);
+    let (header, lines) = segment[record.bytes.clone()].split_at_mut(RECORD_HEADER);
+    forge(lines);
+    header[56..60].copy_from_slice(&crc32c::crc32c_append(seed, lines).to_le_bytes());
+    let crc = crc32c::crc32c_append(seed, &header[..60]);
+    header[60..].copy_from_slice(&crc.to_le_bytes());
+}
+
 /// Returns a group of records that would follow the record whose header is `last`, in this segment.
 /// Each element of `records` is the lines of one record.
 pub(crate) fn group_behind(segment: &Path, last: &[u8], records: &[&[u8]]) -> Vec<u8> {

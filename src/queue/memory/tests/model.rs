@@ -81,7 +81,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(cursor, bytes, events)| Step::Next { cursor, bytes, events }),
         6 => (cursor.clone(), index.clone(), (0_u64..3, 0_u64..3, 0_u64..3))
             .prop_map(|(cursor, claim, (lost, dropped, duplicate))| {
-                let fate = Disposition { lost, dropped, duplicate };
+                let fate = Disposition { lost, dropped, duplicate, ..Disposition::default() };
                 Step::Finish { cursor, claim, fate }
             }),
         4 => (cursor.clone(), index.clone()).prop_map(|(cursor, claim)| Step::Release { cursor, claim }),
@@ -420,7 +420,9 @@ impl Pair {
             Step::Next { cursor, bytes, events } => {
                 self.next(cursor % cursors, Take { bytes: *bytes, events: *events })?;
             }
-            Step::Finish { cursor, claim, fate } => self.finish(cursor % cursors, *claim, *fate),
+            Step::Finish { cursor, claim, fate } => {
+                self.finish(cursor % cursors, *claim, fate.clone())
+            }
             Step::Release { cursor, claim } => {
                 let model = &mut self.model.cursors[cursor % cursors];
                 let Some(claim) = model.pick(*claim, &[Stage::OnWire]) else { return Ok(()) };
@@ -505,12 +507,12 @@ impl Pair {
         let model = &mut self.model.cursors[cursor];
         let Some(claim) = model.pick(claim, &[Stage::OnWire]) else { return };
         model.claims.insert(claim.start.get(), (claim.end.get(), Stage::Done));
-        self.cursors[cursor].acknowledge(claim, fate);
+        self.cursors[cursor].acknowledge(claim, fate.clone());
         let positions = self.model.events_of(claim);
         let model = &mut self.model.cursors[cursor];
         let totals = &mut self.model.totals[model.name];
         for (index, (position, _)) in positions.iter().enumerate() {
-            let Disposition { lost, dropped, duplicate } = fate;
+            let Disposition { lost, dropped, duplicate, .. } = fate;
             let ends = [lost, lost + dropped, lost + dropped + duplicate];
             let [dropped, duplicate] = &mut totals.filtered;
             let total = match ends.iter().position(|end| (index as u64) < *end) {

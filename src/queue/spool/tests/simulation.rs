@@ -818,7 +818,7 @@ impl Simulation {
             some
         };
         let (lost, dropped, duplicate) = (some(), some(), some());
-        let fate = queue::Disposition { lost, dropped, duplicate };
+        let fate = queue::Disposition { lost, dropped, duplicate, ..Default::default() };
         say!(self, "{} finishes {claim:?}, {fate:?}", self.outputs[chosen].name);
         let output = &mut self.outputs[chosen];
         output.claims.remove(&claim.start.get());

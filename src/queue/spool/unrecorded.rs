@@ -1,0 +1,101 @@
+//! The events that an output has finished, and whose evidence is not durable yet.
+//!
+//! Without evidence there is no such value, and nothing here runs. With evidence, the place that
+//! the cursors file has for an output stays before these events, and so do the files of the log:
+//! after a crash the output sends them again, and the evidence says so.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use crate::position::Position;
+use crate::queue::contract::Claim;
+use crate::queue::contract::Fates;
+use crate::queue::contract::Finished;
+use crate::queue::contract::Outcome;
+use crate::queue::contract::now;
+use crate::queue::segment::LogOffset;
+
+/// This many ranges, and hashes and fates of single events, wait for the reader that records the
+/// evidence, for each output. They take about 60 MB. If nothing can be recorded, further ranges are
+/// not kept: their events are sent again after the next start. As a rule, ranges that follow each
+/// other are one.
+const WAITING_MAX: usize = 1 << 20;
+
+/// The events that one output has finished, and whose evidence is not durable yet.
+pub(super) struct Unrecorded {
+    /// For each range of these events, by its first position, the place in the log where it begins.
+    places: BTreeMap<Position, LogOffset>,
+    /// The place of the first event that was finished and not kept here. It stays until the process
+    /// ends.
+    not_kept: Option<LogOffset>,
+    /// The ranges that the reader that records the evidence has not taken yet.
+    finished: Vec<Finished>,
+    /// The number of ranges, hashes and fates in `finished`.
+    waiting: usize,
+    /// Notified when there is a range to take.
+    wakes: Arc<Notify>,
+}
+
+impl Unrecorded {
+    /// `wakes` is notified when there is a range to take.
+    pub(super) fn new(wakes: Arc<Notify>) -> Self {
+        Self { places: BTreeMap::new(), not_kept: None, finished: Vec::new(), waiting: 0, wakes }
+    }
+
+    /// Notes that an output has finished a range of events, which begins at this byte of the log.
+    pub(super) fn add(&mut self, output: &str, claim: Claim, byte: u64, outcome: Outcome) {
+        let place = LogOffset { position: claim.start, byte };
+        if let Some(last) = self.finished.last_mut()
+            && (last.claim.end, &last.outcome) == (claim.start, &outcome)
+            && is_plain(&outcome)
+        {
+            (last.claim.end, last.at) = (claim.end, now());
+            return;
+        }
+        let weight = match &outcome {
+            Outcome::Settled(fates) => 1 + fates.sent.len() + fates.not_delivered.len(),
+            Outcome::Lost(_) => 1,
+        };
+        if self.waiting + weight > WAITING_MAX {
+            self.not_kept = Some(self.not_kept.map_or(place, |first| first.min(place)));
+            return;
+        }
+        self.waiting += weight;
+        self.places.insert(claim.start, place);
+        self.finished.push(Finished { output: output.to_owned(), claim, at: now(), outcome });
+        self.wakes.notify_one();
+    }
+
+    /// Returns the place of the first event whose evidence is not durable yet.
+    pub(super) fn first(&self) -> Option<LogOffset> {
+        let first = self.places.first_key_value().map(|(_, place)| *place);
+        first.into_iter().chain(self.not_kept).min()
+    }
+
+    /// Takes the ranges that were not taken yet.
+    pub(super) fn take(&mut self) -> Vec<Finished> {
+        self.waiting = 0;
+        std::mem::take(&mut self.finished)
+    }
+
+    /// Returns `true` if nothing of this output waits for its evidence.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.finished.is_empty() && self.first().is_none()
+    }
+
+    /// Notes that the evidence of a range is durable. `claim` was taken with [`Unrecorded::take`].
+    pub(super) fn recorded(&mut self, claim: Claim) {
+        self.places.remove(&claim.start);
+    }
+}
+
+/// Returns `true` if all events of a range have the same end, so that the range can be joined with
+/// the next one.
+fn is_plain(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Settled(fates) => *fates == Fates::default(),
+        Outcome::Lost(_) => true,
+    }
+}
