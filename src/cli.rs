@@ -110,7 +110,7 @@ enum Command {
     /// Look into the directory of a durable queue; changes nothing, and may run beside the relay
     #[command(subcommand)]
     Queue(queue::Command),
-    /// Make a key for the evidence, look into its log, and prove that an event was accepted
+    /// Make a key for the evidence, look into its log, and check that nothing is missing in it
     #[command(subcommand)]
     Evidence(evidence::Command),
     /// Show which rule of an audit policy decides about an event, and why

@@ -29,7 +29,7 @@
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · HAProxy's config |
 //! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and limits; no JSON, no HTTP · which events an output sends · Kafka clients (feature `kafka`) |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
-//! | 7 | [`output`] | the protocols |
+//! | 7 | [`output`] [`verify`] | the protocols · whether the evidence is whole |
 //! | 8 | [`admin`] [`check`] | metrics, health, status · files that a config names |
 //! | 9 | [`relay`] | which parts there are; how they change and end |
 //! | 10 | [`demo`] | a relay between its own sender and consumer |
@@ -74,6 +74,7 @@ pub mod staged;
 pub mod telemetry;
 pub mod tlog;
 pub mod tls;
+pub mod verify;
 mod yaml;
 
 #[cfg(test)]

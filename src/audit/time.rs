@@ -17,6 +17,15 @@ pub fn milliseconds(time: &[u8]) -> Option<i64> {
     Some(parts.seconds() * 1000 + parts.below_a_second(3))
 }
 
+/// Returns the milliseconds since 1970 of a time in the format of RFC 3339, with capital letters.
+/// Smaller parts of a second are cut off. Returns `None` if the text is no such time, or if the
+/// time is before 1970.
+#[must_use]
+pub fn milliseconds_since_1970(time: &[u8]) -> Option<u64> {
+    let parts = parts(time)?;
+    u64::try_from(parts.seconds() * 1000 + parts.below_a_second(3)).ok()
+}
+
 /// Returns the nanoseconds since 1970 of a time in the format of RFC 3339, with capital letters and
 /// at most 9 digits of fraction. Returns `None` if the text is no such time, or if the time is
 /// before 1970 or after April 2262 (protocols have 64 bits with a sign for it).

@@ -1,4 +1,4 @@
-//! The commands `evidence keygen`, `show` and `prove`.
+//! The commands `evidence keygen`, `show`, `prove` and `verify`.
 
 use std::fs;
 use std::io;
@@ -21,8 +21,11 @@ use crate::evidence::reader::Directory;
 use crate::evidence::reader::Log;
 use crate::evidence::reader::ReadError;
 use crate::tlog::key::SigningKey;
+use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::inclusion;
 use crate::tlog::proof::Proof;
+
+mod verify;
 
 /// The size in bytes of the buffer for standard output.
 const BUFFER: usize = 64 << 10;
@@ -56,6 +59,9 @@ pub(super) enum Command {
         #[arg(long, value_name = "N")]
         position: u64,
     },
+    /// Check that an evidence log is whole, and that a consumer has stored the lines that left:
+    /// exit status 0 if nothing is wrong, 1 if something is, 2 if not all of it could be checked
+    Verify(Box<verify::Arguments>),
 }
 
 pub(super) fn run(command: &Command) -> Result<(), u8> {
@@ -63,6 +69,7 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
         Command::Keygen { origin, out } => keygen(origin, out),
         Command::Show { directory, json } => show(directory, *json),
         Command::Prove { directory, position } => prove(directory, *position),
+        Command::Verify(arguments) => verify::run(arguments),
     }
 }
 
@@ -110,60 +117,63 @@ fn show_to(log: &Log<Directory>, json: bool, stdout: &mut impl Write) -> Result<
     if !json {
         writeln!(stdout, "{}\nINDEX TIME ENTRY", log.signed().note.text()).map_err(failed)?;
     }
-    for bundle in 0..log.bundles() {
-        let entries = log.bundle(bundle).map_err(failed)?;
-        for (index, entry) in (bundle * crate::tlog::tile::WIDTH..).zip(entries) {
-            // An entry is JSON, whose control characters are escapes, unless it was forged.
-            let text = String::from_utf8_lossy(&entry).replace(char::is_control, "\u{fffd}");
-            let told = match json {
-                true => writeln!(stdout, "{text}"),
-                false => {
-                    let at = Entry::parse(&entry).map(|entry| entry.at());
-                    let at = at.ok().map(|at| rfc3339(UNIX_EPOCH + Duration::from_millis(at)));
-                    writeln!(stdout, "{index} {} {text}", at.as_deref().unwrap_or("-"))
-                }
-            };
-            told.map_err(failed)?;
-        }
+    for entry in log.entries() {
+        let (index, entry) = entry.map_err(failed)?;
+        // An entry is JSON, whose control characters are escapes, unless it was forged.
+        let text = String::from_utf8_lossy(&entry).replace(char::is_control, "\u{fffd}");
+        let told = match json {
+            true => writeln!(stdout, "{text}"),
+            false => {
+                let at = Entry::parse(&entry).map(|entry| entry.at());
+                let at = at.ok().map(|at| rfc3339(UNIX_EPOCH + Duration::from_millis(at)));
+                writeln!(stdout, "{index} {} {text}", at.as_deref().unwrap_or("-"))
+            }
+        };
+        told.map_err(failed)?;
     }
     Ok(())
 }
 
 fn prove(directory: &Path, position: u64) -> Result<(), u8> {
     let log = open(directory)?;
-    let (index, entry) = accepted(&log, position).map_err(failed)?.ok_or_else(|| {
-        eprintln!("the log has no entry about an accepted event at position {position}");
-        FAILED
+    let found = accepted(&log, position).map_err(failed)?.ok_or_else(|| {
+        failed(format!("the log has no entry about an accepted event at position {position}"))
     })?;
+    let Accepted { index, entry, first, count, root } = found;
     let path = inclusion(&log.nodes(), index, log.size()).map_err(failed)?;
     let proof = Proof { extra: Some(entry.clone()), index, path, signed: log.signed().clone() };
     if !proof.proves(&entry) {
-        eprintln!("entry {index} is not the one that the checkpoint is about: the log is damaged");
-        return Err(FAILED);
+        return Err(failed(format!(
+            "entry {index} is not the one that the checkpoint is about: the log is damaged"
+        )));
     }
     let mut text = proof.to_string();
-    let Ok(Entry::Accepted { first, count, root, .. }) = Entry::parse(&entry) else {
-        return Err(failed("the entry is about no accepted events"));
-    };
     if let Some(range) = log.files().range_of(first, count, root).map_err(failed)? {
         let leaves: Vec<_> = range.leaves().collect();
-        let (offset, count) = (position - range.first, leaves.len() as u64);
-        let path = inclusion(leaves.as_slice(), offset, count).map_err(failed)?;
+        let path = inclusion(leaves.as_slice(), position - first, count).map_err(failed)?;
         text.push_str(&format!("\nsalt {}\n", range.salt));
         path.iter().for_each(|hash| text.push_str(&format!("{hash}\n")));
     }
     print(&text)
 }
 
-/// Returns the first entry about accepted events with this position, and its index.
-fn accepted(log: &Log<Directory>, position: u64) -> Result<Option<(u64, Vec<u8>)>, ReadError> {
-    for bundle in 0..log.bundles() {
-        let entries = log.bundle(bundle)?;
-        for (index, entry) in (bundle * crate::tlog::tile::WIDTH..).zip(entries) {
-            let Ok(Entry::Accepted { first, count, .. }) = Entry::parse(&entry) else { continue };
-            if (first..first.saturating_add(count)).contains(&position) {
-                return Ok(Some((index, entry)));
-            }
+/// An entry about accepted events: its index and bytes, and what it says.
+struct Accepted {
+    index: u64,
+    entry: Vec<u8>,
+    first: u64,
+    count: u64,
+    root: Hash,
+}
+
+/// Returns the first entry about accepted events with this position; `None` if there is none.
+fn accepted(log: &Log<Directory>, position: u64) -> Result<Option<Accepted>, ReadError> {
+    for entry in log.entries() {
+        let (index, entry) = entry?;
+        if let Ok(Entry::Accepted { first, count, root, .. }) = Entry::parse(&entry)
+            && (first..first.saturating_add(count)).contains(&position)
+        {
+            return Ok(Some(Accepted { index, entry, first, count, root }));
         }
     }
     Ok(None)

@@ -3,6 +3,8 @@
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
+use crate::audit::time;
+
 /// Returns a time in UTC with milliseconds, in the format of RFC 3339.
 pub(crate) fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -27,6 +29,15 @@ fn date(days: u64) -> (u64, u64, u64) {
     (era * 400 + year + next, month, day)
 }
 
+/// Reads a time in the format of RFC 3339, such as `2026-11-22T08:00:00Z` or
+/// `2026-11-22T09:00:00.5+01:00`. Returns it in milliseconds since 1970; `None` if the text is no
+/// time, or one before 1970.
+pub(crate) fn parse(text: &str) -> Option<u64> {
+    // RFC 3339 allows small letters, and a blank between date and time.
+    let text = text.to_ascii_uppercase().replacen(' ', "T", 1);
+    time::milliseconds_since_1970(text.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -46,6 +57,35 @@ mod tests {
             (4_107_542_400, "2100-03-01T00:00:00.007Z"),
         ] {
             assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 7)), text);
+        }
+    }
+
+    #[test]
+    fn times_are_read_as_they_are_written() {
+        for seconds in (0..5000).map(|it: u64| it * 1_000_003) {
+            let text = rfc3339(UNIX_EPOCH + Duration::from_millis(seconds * 1000 + 7));
+            assert_eq!(parse(&text), Some(seconds * 1000 + 7), "{text}");
+        }
+        for (text, millis) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("1970-01-01t00:00:00.5z", Some(500)),
+            ("1970-01-01 00:00:01.98765Z", Some(1987)),
+            ("1970-01-01T01:00:00+01:00", Some(0)),
+            ("1969-12-31T23:00:00-01:00", None),
+            ("1970-01-01T00:00:00-01:30", Some(5_400_000)),
+            ("1970-01-01T00:00:00+00:01", None),
+            ("2024-02-29T00:00:00Z", Some(1_709_164_800_000)),
+            ("2023-02-29T00:00:00Z", None),
+            ("2023-13-01T00:00:00Z", None),
+            ("2023-01-01", None),
+            ("2023-01-01T00:00:00", None),
+            ("2023-01-01T0:00:00Z", None),
+            ("2023-01-01T00:00:00.Z", None),
+            ("2023-01-01T00:00:00Zx", None),
+            ("yesterday", None),
+            ("", None),
+        ] {
+            assert_eq!(parse(text), millis, "{text}");
         }
     }
 }

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use super::Note;
 use super::OnBadLine;
 use super::line;
+use super::packing::Counted;
 use super::packing::MAGIC_BYTES;
 use super::packing::Packing;
 use super::resume::Head;
@@ -441,19 +442,5 @@ impl Text {
             Packing::Gzip | Packing::Zstd => self.bytes_read.load(Ordering::Relaxed),
         };
         Ok(if too_long { Next::TooLong } else { Next::Line })
-    }
-}
-
-/// A reader that counts in `bytes` the bytes that are read from `source`.
-struct Counted {
-    source: Box<dyn Read + Send>,
-    bytes: Arc<AtomicU64>,
-}
-
-impl Read for Counted {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.source.read(buffer)?;
-        self.bytes.fetch_add(read as u64, Ordering::Relaxed);
-        Ok(read)
     }
 }

@@ -7,6 +7,10 @@
 use std::io;
 use std::io::BufRead;
 use std::io::BufReader;
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use flate2::bufread::MultiGzDecoder;
 
@@ -49,7 +53,7 @@ impl Packing {
 
     /// Returns a reader of the text of a file whose bytes are read from `raw`. `buffer` is the size
     /// in bytes of the buffer for the text of a compressed file.
-    pub(super) fn open(
+    pub(crate) fn open(
         self,
         raw: impl BufRead + Send + 'static,
         buffer: usize,
@@ -67,7 +71,7 @@ impl Packing {
 
     /// Returns a text that says why the file cannot be read further, and what the operator can do
     /// about the fault of a compressed file.
-    pub(super) fn explain(self, error: &io::Error) -> String {
+    pub(crate) fn explain(self, error: &io::Error) -> String {
         let (name, tool) = match self {
             Self::Plain => return error.to_string(),
             Self::Gzip => ("gzip", "gzip -t"),
@@ -91,5 +95,19 @@ impl Packing {
                 .to_owned();
         }
         format!("the {name} data are damaged: {text}. `{tool}` checks a file; get another copy")
+    }
+}
+
+/// A reader that counts in `bytes` the bytes that are read from `source`.
+pub(crate) struct Counted {
+    pub(crate) source: Box<dyn Read + Send>,
+    pub(crate) bytes: Arc<AtomicU64>,
+}
+
+impl Read for Counted {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.source.read(buffer)?;
+        self.bytes.fetch_add(read as u64, Ordering::Relaxed);
+        Ok(read)
     }
 }

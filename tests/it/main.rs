@@ -80,6 +80,7 @@ mod outputs {
 /// The log that proves which events came in.
 mod evidence {
     mod recorded;
+    mod verify;
 }
 
 /// Which events leave, and what is removed from each of them: filters and audit policies.

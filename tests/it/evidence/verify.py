@@ -1,9 +1,11 @@
 """Checks an evidence log. It shares no code with the program: hashlib, and openssl for Ed25519.
 
-verify.py DIRECTORY VERIFIER_KEY [LINES]
+verify.py DIRECTORY VERIFIER_KEY [LINES [OUTPUT STORED]]
 
 DIRECTORY has the files of the log. LINES has the events that were accepted, from position 0 on, a
-line each. It prints the entries as JSON lines, or a message about the first fault and exits with 1.
+line each. STORED has the lines that the consumer of OUTPUT has got; the consumer must have each
+line that left, and no other. It prints the entries as JSON lines, or a message about the first
+fault and exits with 1.
 """
 
 import base64
@@ -118,50 +120,103 @@ def check_tiles(directory, leaves):
 
 
 def ranges(directory):
-    """Returns salt and line hashes of each range, by its first position."""
-    found = {}
+    """Returns salts and line hashes: of the accepted ranges by first position and number, and of
+    the lines that were sent by output, first position and root."""
+    accepted, sent = {}, {}
     for name in sorted(os.listdir(os.path.join(directory, "lines"))):
         content = read(directory, f"lines/{name}")
         while content:
             length = int.from_bytes(content[:4], "big")
             record, content = content[8 : 8 + length], content[8 + length :]
             check(len(record) == length, f"lines/{name} is cut off")
-            check(record[0] == 1, f"lines/{name} has a record of another kind")
+            kind = record[0]
             first, count = int.from_bytes(record[1:9], "big"), int.from_bytes(record[9:13], "big")
-            salt, hashes = record[13:29], record[29:]
-            check(len(hashes) == 32 * count, f"lines/{name} has a wrong record")
+            salt, hashes, output = record[13:29], record[29:], None
+            if kind == 2:
+                output, hashes = hashes[1 : 1 + hashes[0]].decode(), hashes[1 + hashes[0] :]
             lines = [hashes[at : at + 32] for at in range(0, len(hashes), 32)]
-            found[(first, count)] = (salt, lines)
-    return found
+            if kind == 1:
+                check(len(hashes) == 32 * count, f"lines/{name} has a wrong record")
+                accepted[(first, count)] = (salt, lines)
+            else:
+                check(kind == 2, f"lines/{name} has a record of another kind")
+                sent[(output, first, encoded_root(salt, lines))] = lines
+    return accepted, sent
 
 
-def main(directory, key, lines=None):
+def encoded_root(salt, lines):
+    return base64.b64encode(root([sha256(b"\x00", salt, line) for line in lines])).decode()
+
+
+def check_delivered(entry, hashes, sent):
+    """Returns the hashes of the lines that left."""
+    first, count = entry["first"], entry["count"]
+    check(1 <= count <= 4096, f"a range of {count} events")
+    fates = {first + int(offset): fate for offset, fate in entry.get("not_delivered", {}).items()}
+    changed = {first + int(offset) for offset in entry.get("changed", [])}
+    left = [position for position in range(first, first + count) if position not in fates]
+    check(all(position in left for position in changed), "an event was changed and did not leave")
+    if "root" not in entry:
+        check(not changed, f"events from {first} on were changed, and there is no root")
+        is_filtered = any(fate in ("dropped", "duplicate") for fate in fates.values())
+        check(not (left and is_filtered), f"events from {first} on were dropped, without a root")
+        return [hashes[position] for position in left]
+    lines = sent[(entry["output"], first, entry["root"])]
+    check(len(lines) == len(left), f"{len(left)} events from {first} on, and {len(lines)} lines")
+    for position, line in zip(left, lines):
+        is_same = line == hashes[position]
+        check(is_same != (position in changed), f"{position} is changed in the log or in its line")
+    return lines
+
+
+def main(directory, key, lines=None, output=None, consumer=None):
     note = read(directory, "checkpoint").decode()
     size, expected = checkpoint(note, key)
     found = entries(directory, size)
     leaves = [sha256(b"\x00", entry) for entry in found]
     check(root(leaves) == expected, "the root of the entries is not that of the checkpoint")
     check_tiles(directory, leaves)
-    hashes, stored = ranges(directory), None
+    accepted, sent = ranges(directory)
+    stored, hashes, left, fates = None, [], {}, {}
     if lines is not None:
         with open(lines, "rb") as file:
             stored = file.read().split(b"\n")[:-1]
-    position = 0
+    places = {}
     for entry in map(json.loads, found):
         print(json.dumps(entry))
+        if entry["type"] == "delivered":
+            check(entry["first"] + entry["count"] <= len(hashes), "a delivery comes too early")
+            for line in check_delivered(entry, hashes, sent):
+                left.setdefault(entry["output"], set()).add(line)
+        if entry["type"] == "delivered" or (entry["type"] == "lost" and entry["output"] != "queue"):
+            positions = range(entry["first"], entry["first"] + entry["count"])
+            fates.setdefault(entry["output"], set()).update(positions)
+        if entry["type"] == "lost" and entry["output"] == "queue" and "first" in entry:
+            check(entry["first"] == len(hashes), f"the loss at {entry['first']} does not follow")
+            # The queue dropped them before they were hashed.
+            hashes.extend([None] * entry["count"])
+        if entry["type"] in ("start", "stop"):
+            for name, place in entry["outputs"].items():
+                places[name] = max(place, places.get(name, 0))
         if entry["type"] != "accepted":
             continue
         first, count = entry["first"], entry["count"]
-        check(first == position, f"the range at {first} does not follow {position}")
-        position += count
-        salt, own = hashes[(first, count)]
-        of_range = root([sha256(b"\x00", salt, line) for line in own])
-        check(base64.b64encode(of_range).decode() == entry["root"], f"the root at {first} is wrong")
+        check(first == len(hashes), f"the range at {first} does not follow {len(hashes)}")
+        salt, own = accepted[(first, count)]
+        check(encoded_root(salt, own) == entry["root"], f"the root at {first} is wrong")
+        hashes.extend(own)
         if stored is not None:
             events = [sha256(line) for line in stored[first : first + count]]
             check(own == events, f"the hashes at {first} are not those of the events")
+    for name, place in places.items():
+        missing = set(range(min(place, len(hashes)))) - fates.get(name, set())
+        check(not missing, f"{name} is at {place}, without a fate of {sorted(missing)[:5]}")
     if stored is not None:
-        check(position == len(stored), f"{position} of {len(stored)} events have entries")
+        check(len(hashes) == len(stored), f"{len(hashes)} of {len(stored)} events have entries")
+    if consumer is not None:
+        with open(consumer, "rb") as file:
+            got = {sha256(line) for line in file.read().split(b"\n")[:-1]}
+        check(got == left.get(output, set()), "the consumer's lines are not those that left")
 
 
 main(*sys.argv[1:])

@@ -1,0 +1,239 @@
+//! The command `evidence verify`.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+
+use clap::Args;
+use indicatif::HumanBytes;
+use indicatif::ProgressBar;
+use indicatif::ProgressStyle;
+use tokio::runtime::Runtime;
+
+use crate::cli::FAILED;
+use crate::cli::WRONG;
+use crate::cli::print;
+use crate::delivery::rfc3339;
+use crate::doctor::ask::Target;
+use crate::evidence::reader::Files;
+use crate::tlog::key::VerifierKey;
+use crate::tlog::tile::BUNDLE_BYTES_MAX;
+use crate::tlog::tile::Tile;
+use crate::tlog::tile::WIDTH;
+use crate::verify;
+use crate::verify::Request;
+use crate::verify::report::Report;
+
+/// The exit status if not all of it could be checked.
+const UNCHECKED: u8 = 2;
+
+/// The most bytes of a file with a checkpoint or a proof.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// The most notes and things that were not checked that are printed.
+const ROWS_MAX: usize = 100;
+
+#[derive(Args)]
+pub(in crate::cli) struct Arguments {
+    /// The queue's directory, or evidence in it, or a copy of either
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["proof", "url"])]
+    directory: Option<PathBuf>,
+    /// The URL of a published log: http://HOST:PORT of a relay's admin address, or the URL below
+    /// which the log's files are
+    #[arg(long, value_name = "URL", conflicts_with = "directory")]
+    url: Option<String>,
+    /// A proof that `evidence prove` has printed, which needs no directory
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["directory", "url"])]
+    proof: Option<PathBuf>,
+    /// The verifier key of the log, as `evidence keygen` has printed it; may be repeated
+    #[arg(long, value_name = "VKEY", required = true)]
+    key: Vec<String>,
+    /// The verifier key of a witness that must have signed too; may be repeated
+    #[arg(long, value_name = "VKEY")]
+    witness: Vec<String>,
+    /// A file with a checkpoint that somebody has kept; may be repeated
+    #[arg(long, value_name = "NOTE", conflicts_with = "proof")]
+    checkpoint: Vec<PathBuf>,
+    /// The output whose consumer has stored the lines
+    #[arg(long, value_name = "NAME", requires = "events")]
+    output: Option<String>,
+    /// Files with the lines that the consumer has stored: plain, gzip or zstd, in any order
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    events: Vec<PathBuf>,
+    /// Count only events that came in at this time or later, such as 2026-11-22T08:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    since: Option<u64>,
+    /// Count only events that came in until this time
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    until: Option<u64>,
+}
+
+fn time(text: &str) -> Result<u64, String> {
+    rfc3339::parse(text).ok_or_else(|| "is no time as RFC 3339 has it".to_owned())
+}
+
+/// Checks a log or a proof, and prints what was found.
+pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
+    let wrong = |text: String| {
+        eprintln!("{text}");
+        WRONG
+    };
+    let request = request(arguments).map_err(wrong)?;
+    let is_proof = arguments.proof.is_some();
+    if !is_proof && request.output.is_none() && !request.events.is_empty() {
+        return Err(wrong("--events needs --output: the name of the output".to_owned()));
+    }
+    if arguments.url.is_some() && !request.events.is_empty() {
+        let text = "--events needs --directory: a published log has no line hashes";
+        return Err(wrong(text.to_owned()));
+    }
+    let report = match (&arguments.proof, &arguments.directory, &arguments.url) {
+        (Some(file), _, _) => proof(file, &request),
+        (None, Some(directory), _) => directory_report(directory, &request),
+        (None, None, Some(url)) => {
+            let published =
+                Published::new(url).map_err(|why| wrong(format!("--url {url}: {why}")))?;
+            verify::published(&published, &request)
+        }
+        // clap asks for one of them.
+        (None, None, None) => return Err(WRONG),
+    };
+    let report = report.map_err(|error| {
+        eprintln!("{error}");
+        UNCHECKED
+    })?;
+    print(&text_of(&report))?;
+    match report.status() {
+        0 => Ok(()),
+        UNCHECKED => Err(UNCHECKED),
+        _ => Err(FAILED),
+    }
+}
+
+/// Reads the keys and checkpoints that the arguments name.
+fn request(arguments: &Arguments) -> Result<Request, String> {
+    let keys = |option: &str, keys: &[String]| -> Result<Vec<VerifierKey>, String> {
+        let read = |key: &String| key.parse().map_err(|error| format!("{option} {key}: {error}"));
+        keys.iter().map(read).collect()
+    };
+    let checkpoint = |path: &PathBuf| -> Result<_, String> {
+        let content = read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok((path.display().to_string(), content))
+    };
+    Ok(Request {
+        keys: keys("--key", &arguments.key)?,
+        witnesses: keys("--witness", &arguments.witness)?,
+        checkpoints: arguments.checkpoint.iter().map(checkpoint).collect::<Result<_, _>>()?,
+        output: arguments.output.clone(),
+        events: arguments.events.clone(),
+        since: arguments.since,
+        until: arguments.until,
+    })
+}
+
+/// Reads a small file.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let bytes = fs::metadata(path)?.len();
+    if bytes > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("the file has {bytes} bytes, which are too many")));
+    }
+    fs::read(path)
+}
+
+fn proof(file: &Path, request: &Request) -> io::Result<Report> {
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
+    let text = String::from_utf8_lossy(&read(file).map_err(named)?).into_owned();
+    verify::proof::check(&text, request)
+}
+
+/// Checks a directory, and shows on a terminal how far the reading of the stored lines is.
+fn directory_report(directory: &Path, request: &Request) -> io::Result<Report> {
+    let sizes = request.events.iter().filter_map(|path| fs::metadata(path).ok());
+    let bar = ProgressBar::new(sizes.map(|metadata| metadata.len()).sum());
+    let style = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left");
+    if let Ok(style) = style {
+        bar.set_style(style);
+    }
+    let mut read = 0;
+    let report = verify::directory(directory, request, &mut |bytes| {
+        read += bytes;
+        bar.set_position(read);
+    });
+    bar.finish_and_clear();
+    let mut report = report?;
+    if read > 0 {
+        report.notes.push(format!("{} of stored lines were read", HumanBytes(read)));
+    }
+    Ok(report)
+}
+
+/// A log that an HTTP server has.
+struct Published {
+    target: Target,
+    /// The path of the log, without a slash at its end.
+    base: String,
+    runtime: Runtime,
+}
+
+impl Published {
+    fn new(url: &str) -> Result<Self, String> {
+        let target = Target::new(url)?;
+        let base = target.given().unwrap_or("/evidence").trim_end_matches('/').to_owned();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
+        Ok(Self { target, base, runtime })
+    }
+}
+
+impl Files for Published {
+    fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+        let mut body = Vec::new();
+        let got =
+            self.runtime.block_on(self.target.get(&format!("{}/{path}", self.base), |part| {
+                body.extend_from_slice(part);
+                match body.len() > max {
+                    true => Err(format!("the file has more than {max} bytes")),
+                    false => Ok(()),
+                }
+            }));
+        match got {
+            Ok(()) => Ok(Some(body)),
+            Err(error) if error.status == Some(404) => Ok(None),
+            Err(error) => Err(io::Error::other(error.to_string())),
+        }
+    }
+
+    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
+        let found = self.read(&tile.path(), BUNDLE_BYTES_MAX)?;
+        if found.is_some() || tile.width == WIDTH {
+            return Ok(found);
+        }
+        let whole = self.read(&tile.whole().path(), BUNDLE_BYTES_MAX)?;
+        whole.map(|bytes| tile.of_wider(&bytes, WIDTH)).transpose()
+    }
+}
+
+/// Returns the counts on the first line, and then a line for each fault, for each thing that could
+/// not be checked, and for each note.
+fn text_of(report: &Report) -> String {
+    let mut text = format!("{}\n", report.counts);
+    let mut add = |row: String| {
+        text.push_str(&row.replace(char::is_control, "\u{fffd}"));
+        text.push('\n');
+    };
+    report.faults.kept().iter().for_each(|fault| add(fault.to_string()));
+    let more = report.faults.count() - report.faults.kept().len() as u64;
+    if more > 0 {
+        add(format!("FAULT: {more} more"));
+    }
+    for (word, rows) in [("NOT CHECKED", &report.unchecked), ("note", &report.notes)] {
+        rows.iter().take(ROWS_MAX).for_each(|row| add(format!("{word}: {row}")));
+        let more = rows.len().saturating_sub(ROWS_MAX);
+        if more > 0 {
+            add(format!("{word}: {more} more"));
+        }
+    }
+    text
+}

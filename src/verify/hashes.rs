@@ -1,0 +1,111 @@
+//! The line hashes of a log: which ranges are there, found by their roots.
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+
+use crate::evidence::LineFile;
+use crate::evidence::lines;
+use crate::evidence::lines::Range;
+use crate::evidence::lines::Record;
+use crate::evidence::reader::Directory;
+use crate::tlog::merkle::Hash;
+
+/// A range of line hashes: the output that sent the lines, or `None` for lines as they came in, its
+/// first position, and its root.
+type Key = (Option<String>, u64, Hash);
+
+/// The ranges that were read last. One is of lines as they came in, and the others of outputs.
+const CACHED: usize = 4;
+
+/// The line hashes in a directory. Only the places of the records are in memory: about 150 bytes
+/// for each range.
+pub(super) struct Hashes<'a> {
+    directory: Option<&'a Directory>,
+    places: HashMap<Key, (LineFile, u64)>,
+    firsts: HashSet<(Option<String>, u64)>,
+    cached: Vec<(Key, Arc<Range>)>,
+    /// The damages of the files, because of which ranges may be missing.
+    pub(super) damages: Vec<String>,
+}
+
+/// The line hashes of a range that an entry names.
+pub(super) enum Found {
+    /// They are there.
+    Range(Arc<Range>),
+    /// Others are there in their place.
+    Changed,
+    /// They are not there.
+    Gone,
+}
+
+impl<'a> Hashes<'a> {
+    /// There are no line hashes, as in a published log.
+    pub(super) fn none() -> Self {
+        let (places, firsts) = (HashMap::new(), HashSet::new());
+        Self { directory: None, places, firsts, cached: Vec::new(), damages: Vec::new() }
+    }
+
+    /// Reads the files of line hashes.
+    pub(super) fn read(directory: &'a Directory) -> io::Result<Self> {
+        let mut hashes = Self { directory: Some(directory), ..Self::none() };
+        for file in directory.line_files()? {
+            let content = directory.line_file(file)?;
+            for (offset, record) in lines::Records::of(&content) {
+                match record {
+                    Ok(record) => hashes.add(record, (file, offset)),
+                    Err(damage) => {
+                        hashes.damages.push(format!("lines/{file}, byte {offset}: {damage}"));
+                    }
+                }
+            }
+        }
+        Ok(hashes)
+    }
+
+    /// Returns `true` if no line hashes can be there, as in a published log.
+    pub(super) fn is_absent(&self) -> bool {
+        self.directory.is_none()
+    }
+
+    fn add(&mut self, record: Record, place: (LineFile, u64)) {
+        let (output, range) = match record {
+            Record::Accepted(range) => (None, range),
+            Record::Delivered(delivered) => (Some(delivered.output), delivered.range),
+        };
+        self.firsts.insert((output.clone(), range.first));
+        self.places.insert((output, range.first, range.root()), place);
+    }
+
+    /// Returns the line hashes of the range of an entry: of `output`, or as the lines came in.
+    pub(super) fn range(
+        &mut self,
+        output: Option<&str>,
+        first: u64,
+        root: Hash,
+    ) -> io::Result<Found> {
+        let key = (output.map(str::to_owned), first, root);
+        if let Some((_, range)) = self.cached.iter().find(|(cached, _)| *cached == key) {
+            return Ok(Found::Range(Arc::clone(range)));
+        }
+        let (Some((file, offset)), Some(directory)) = (self.places.get(&key), self.directory)
+        else {
+            // After damage nobody knows which ranges the rest of the file had.
+            let is_changed = self.firsts.contains(&(key.0, first)) && self.damages.is_empty();
+            return Ok(if is_changed { Found::Changed } else { Found::Gone });
+        };
+        let range = match directory.line_record(*file, *offset)? {
+            Some(Record::Accepted(range)) => range,
+            Some(Record::Delivered(delivered)) => delivered.range,
+            // The relay has deleted the file meanwhile.
+            None => return Ok(Found::Gone),
+        };
+        let range = Arc::new(range);
+        if self.cached.len() >= CACHED {
+            self.cached.remove(0);
+        }
+        self.cached.push((key, Arc::clone(&range)));
+        Ok(Found::Range(range))
+    }
+}

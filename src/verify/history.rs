@@ -1,0 +1,430 @@
+//! The story that all entries tell together: positions without gaps, no silence, and a fate for
+//! each event.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::positions::Positions;
+use super::report::Faults;
+use super::report::time;
+use crate::evidence::entry::Entry;
+use crate::evidence::entry::QUEUE;
+use crate::evidence::entry::RANGE_MAX;
+use crate::evidence::entry::Running;
+use crate::evidence::entry::Started;
+
+/// A silence is longer than one and a half heartbeats, and at least this much longer than one, in
+/// milliseconds.
+const SILENCE_MIN: u64 = 2000;
+
+/// The statements of the log about one output.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    /// The events with a final fate.
+    pub(super) settled: Positions,
+    /// The events that are not this output's: they came before it joined, or while it was away.
+    not_its_own: Positions,
+    /// The place behind the last event that the log says is finished there, and the time of that
+    /// entry.
+    place: (u64, u64),
+    /// `true`: the last entry that names outputs names this one.
+    pub(super) is_there: bool,
+    /// The output has left, and the events from this position on are not its own.
+    until: Option<u64>,
+}
+
+impl Output {
+    /// Returns the events of a range that have no fate at this output, and need one some time.
+    pub(super) fn pending_in(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let end = self.until.map_or(range.end, |until| until.min(range.end));
+        let open = self.settled.missing_in(range.start..end).into_iter();
+        open.flat_map(|range| self.not_its_own.missing_in(range)).collect()
+    }
+}
+
+/// The story of a log, which is told entry by entry.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// The position behind the last event that has an entry.
+    next: Option<u64>,
+    /// The events that came in.
+    pub(super) accepted: Positions,
+    /// The events that the queue lost.
+    pub(super) lost: Positions,
+    /// The line hashes of positions below this one were deleted, by the log.
+    pub(super) pruned_below: u64,
+    pub(super) outputs: BTreeMap<String, Output>,
+    /// The time of the last entry.
+    last_at: Option<u64>,
+    heartbeat_ms: u64,
+    /// `true`: there was a start, and no stop after it.
+    is_running: bool,
+    has_started: bool,
+    /// Facts that are no fault, and worth a line.
+    pub(super) notes: Vec<String>,
+    /// Events that were acknowledged, never stored and counted as lost.
+    pub(super) never_stored: u64,
+}
+
+impl History {
+    /// Takes the next entry. Returns `false` if it can't be used.
+    pub(super) fn feed(&mut self, index: u64, entry: &Entry, faults: &mut Faults) -> bool {
+        if !is_usable(index, entry, faults) {
+            return false;
+        }
+        self.hear(index, entry, faults);
+        match entry {
+            Entry::Accepted { first, count, at, .. } => {
+                let range = *first..first.saturating_add(*count);
+                self.follow(index, &range, *at, faults);
+                self.accepted.insert(range);
+            }
+            Entry::Delivered { output, first, count, at, .. } => {
+                let range = *first..first.saturating_add(*count);
+                self.settle(index, output, range, *at, faults);
+            }
+            Entry::Lost { output, first: Some(first), count, at, .. } if output == QUEUE => {
+                let range = *first..first.saturating_add(*count);
+                self.follow(index, &range, *at, faults);
+                self.lost.insert(range);
+            }
+            Entry::Lost { output, first: None, count, .. } if output == QUEUE => {
+                self.never_stored = self.never_stored.saturating_add(*count);
+            }
+            Entry::Lost { output, first, count, at, reason } => {
+                let first = first.unwrap_or_default();
+                let range = first..first.saturating_add(*count);
+                if reason == "tampered" {
+                    faults.add_at(
+                        first,
+                        Some(*at),
+                        "who could write to the queue's files before this time?",
+                        format_args!(
+                            "{count} events were changed in the queue before {output} could send \
+                             them (entry {index})"
+                        ),
+                    );
+                }
+                self.settle(index, output, range, *at, faults);
+            }
+            Entry::Start(Started { running, .. }) => {
+                if self.is_running {
+                    let at = time(running.at);
+                    let text = format!("the relay ended without a stop before its start at {at}");
+                    self.notes.push(text);
+                }
+                self.list(running);
+                (self.is_running, self.has_started) = (true, true);
+            }
+            Entry::Reload(running) => self.list(running),
+            Entry::Stop(running) => {
+                self.list(running);
+                self.is_running = false;
+            }
+            Entry::Heartbeat { .. } => {}
+            Entry::Pruned { below, .. } => self.pruned_below = self.pruned_below.max(*below),
+            Entry::Key { verifier_key, .. } => {
+                let text = format!("entry {index} names the next key: {verifier_key}");
+                self.notes.push(text);
+            }
+        }
+        true
+    }
+
+    /// Checks that no time was silent.
+    fn hear(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
+        let at = entry.at();
+        // The time of these is that of the events, which may have waited for their entry.
+        let is_of_events = matches!(entry, Entry::Accepted { .. } | Entry::Delivered { .. });
+        let is_start = matches!(entry, Entry::Start(_));
+        if let Some(last) = self.last_at
+            && self.is_running
+            && !is_start
+        {
+            let heartbeat = self.heartbeat_ms;
+            let longest = heartbeat.saturating_add((heartbeat / 2).max(SILENCE_MIN));
+            let silence = at.saturating_sub(last);
+            if silence > longest {
+                faults.add(
+                    Some(last),
+                    "what happened to the relay in this time, and who had access to its clock and \
+                     its key?",
+                    format_args!(
+                        "nothing was recorded for {} s before entry {index}, although the relay \
+                         was running: a heartbeat was due each {} s",
+                        silence / 1000,
+                        heartbeat.div_ceil(1000)
+                    ),
+                );
+            }
+        }
+        self.last_at = Some(if is_of_events { self.last_at.unwrap_or(at).max(at) } else { at });
+    }
+
+    /// Checks that a range follows the events before it.
+    fn follow(&mut self, index: u64, range: &Range<u64>, at: u64, faults: &mut Faults) {
+        let next = self.next.unwrap_or(range.start);
+        if range.start > next {
+            faults.add_at(
+                next,
+                Some(at),
+                "which entries are missing, and who can write to the log?",
+                format_args!(
+                    "{} events have no entry: entry {index} begins at position {}",
+                    range.start - next,
+                    range.start
+                ),
+            );
+        } else if range.start < next {
+            faults.add_at(
+                range.start,
+                Some(at),
+                "was the queue's directory set back to an older copy?",
+                format_args!("entry {index} has positions that another entry had before"),
+            );
+        }
+        self.next = Some(next.max(range.end));
+    }
+
+    /// Notes the fate of events at an output.
+    fn settle(
+        &mut self,
+        index: u64,
+        output: &str,
+        range: Range<u64>,
+        at: u64,
+        faults: &mut Faults,
+    ) {
+        // Events from before the log began are not its business.
+        let begin = self.accepted.ranges().next().map_or(u64::MAX, |first| first.start);
+        for unknown in self.accepted.missing_in(range.start.max(begin)..range.end) {
+            if self.lost.missing_in(unknown.clone()).is_empty() {
+                continue;
+            }
+            faults.add_at(
+                unknown.start,
+                Some(at),
+                "where did these events come from?",
+                format_args!(
+                    "entry {index} says what became of events at {output} that never came in"
+                ),
+            );
+        }
+        self.outputs.entry(output.to_owned()).or_default().settled.insert(range);
+    }
+
+    /// Notes which outputs there are, and how far each of them is.
+    fn list(&mut self, running: &Running) {
+        self.heartbeat_ms = running.heartbeat_ms;
+        let next = self.next.unwrap_or_default();
+        for (name, output) in &mut self.outputs {
+            if output.is_there && !running.outputs.contains_key(name) {
+                (output.is_there, output.until) = (false, Some(next));
+            }
+        }
+        for (name, place) in &running.outputs {
+            let is_new = !self.outputs.contains_key(name);
+            let output = self.outputs.entry(name.clone()).or_default();
+            // An output that joins begins at the end of the queue.
+            if !output.is_there && (self.has_started || !is_new) {
+                let from = output.until.unwrap_or(output.place.0);
+                output.not_its_own.insert(from..*place);
+            }
+            (output.is_there, output.until) = (true, None);
+            if *place >= output.place.0 {
+                output.place = (*place, running.at);
+            }
+        }
+    }
+
+    /// Checks at the end that each event has a fate where an output was said to be behind it.
+    pub(super) fn end(&self, faults: &mut Faults) {
+        for (name, output) in &self.outputs {
+            let (place, at) = output.place;
+            for accepted in self.accepted.within(0..place) {
+                for open in output.pending_in(accepted) {
+                    let text = format!(
+                        "{} events have no fate at {name}, although the log says at {} that it is \
+                         finished with them",
+                        open.end - open.start,
+                        time(at)
+                    );
+                    let question = "was the evidence off for a while, or were entries left out?";
+                    faults.add_at(open.start, None, question, text);
+                }
+            }
+        }
+    }
+
+    /// Returns the position behind the last event that came in or that the queue lost.
+    pub(super) fn next(&self) -> u64 {
+        self.next.unwrap_or_default()
+    }
+
+    /// Returns the time of the last entry.
+    pub(super) fn last_at(&self) -> Option<u64> {
+        self.last_at
+    }
+}
+
+/// Returns `true` if an entry is about as many events as it may be.
+fn is_usable(index: u64, entry: &Entry, faults: &mut Faults) -> bool {
+    let (first, count, max) = match entry {
+        Entry::Accepted { first, count, .. } | Entry::Delivered { first, count, .. } => {
+            (*first, *count, RANGE_MAX)
+        }
+        Entry::Lost { first, count, .. } => (first.unwrap_or_default(), *count, u64::MAX),
+        Entry::Start(_)
+        | Entry::Reload(_)
+        | Entry::Stop(_)
+        | Entry::Heartbeat { .. }
+        | Entry::Pruned { .. }
+        | Entry::Key { .. } => return true,
+    };
+    let is_usable = (1..=max).contains(&count) && first.checked_add(count).is_some();
+    if !is_usable {
+        let text = format!("entry {index} is about {count} events from position {first} on");
+        faults.add(Some(entry.at()), "which program has written the log?", text);
+    }
+    is_usable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::entry::Previous;
+    use crate::tlog::merkle::Hash;
+
+    fn running(at: u64, places: &[(&str, u64)]) -> Running {
+        Running {
+            at,
+            version: String::new(),
+            config_sha256: String::new(),
+            heartbeat_ms: 10_000,
+            outputs: places.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect(),
+        }
+    }
+
+    fn start(at: u64, places: &[(&str, u64)]) -> Entry {
+        let previous = Previous { size: 0, root: Hash::of_nothing() };
+        Entry::Start(Started { running: running(at, places), previous })
+    }
+
+    fn accepted(first: u64, count: u64, at: u64) -> Entry {
+        Entry::Accepted { first, count, at, root: Hash::of_nothing() }
+    }
+
+    fn delivered(output: &str, first: u64, count: u64, at: u64) -> Entry {
+        let (not_delivered, changed) = (BTreeMap::new(), Vec::new());
+        Entry::Delivered {
+            output: output.to_owned(),
+            first,
+            count,
+            at,
+            root: None,
+            not_delivered,
+            changed,
+        }
+    }
+
+    fn lost(output: &str, first: Option<u64>, count: u64, at: u64) -> Entry {
+        let (output, reason) = (output.to_owned(), "when_full".to_owned());
+        Entry::Lost { output, first, count, at, reason }
+    }
+
+    /// Returns the texts of the faults of a log with these entries.
+    fn faults(entries: &[Entry]) -> Vec<String> {
+        let (mut history, mut faults) = (History::default(), Faults::default());
+        for (index, entry) in (0..).zip(entries) {
+            history.feed(index, entry, &mut faults);
+        }
+        history.end(&mut faults);
+        faults.kept().iter().map(|fault| fault.to_string()).collect()
+    }
+
+    #[track_caller]
+    fn assert_one(entries: &[Entry], text: &str) {
+        let faults = faults(entries);
+        assert!(matches!(faults.as_slice(), [fault] if fault.contains(text)), "{faults:?}");
+    }
+
+    #[test]
+    fn a_log_without_faults_has_none() {
+        let entries = [
+            start(0, &[("a", 5)]),
+            accepted(5, 10, 1),
+            delivered("a", 5, 10, 2),
+            lost("queue", Some(15), 5, 3),
+            lost("queue", None, 7, 3),
+            accepted(20, 1, 4),
+            lost("a", Some(20), 1, 5),
+            Entry::Reload(running(6, &[("a", 21), ("b", 21)])),
+            accepted(21, 4, 7),
+            delivered("b", 21, 4, 8),
+            Entry::Stop(running(9, &[("a", 21), ("b", 25)])),
+            start(1_000_000, &[("a", 21), ("b", 25)]),
+            delivered("a", 21, 4, 1_000_001),
+            Entry::Heartbeat { at: 1_012_000 },
+            Entry::Stop(running(1_012_001, &[("a", 25), ("b", 25)])),
+        ];
+        assert_eq!(faults(&entries), [""; 0]);
+    }
+
+    #[test]
+    fn gaps_and_repeated_positions_are_faults() {
+        assert_one(&[accepted(0, 5, 1), accepted(6, 5, 1)], "position 5 1970");
+        assert_one(&[accepted(0, 5, 1), accepted(4, 5, 1)], "entry 1 has positions");
+        assert_one(&[accepted(0, 5, 1), delivered("a", 3, 4, 1)], "that never came in");
+        assert_one(&[accepted(0, 5000, 1)], "about 5000 events");
+        let huge = [lost("queue", None, u64::MAX, 1), lost("queue", Some(0), u64::MAX - 1, 1)];
+        assert_eq!(faults(&huge), [""; 0]);
+        assert_one(&[huge[1].clone(), accepted(u64::MAX, 1, 1)], "about 1 events");
+        assert_one(&[lost("a", Some(7), u64::MAX, 1)], "from position 7 on");
+    }
+
+    #[test]
+    fn silence_is_a_fault_only_while_the_relay_runs() {
+        let quiet = |gap| [start(0, &[]), Entry::Heartbeat { at: gap }];
+        assert_eq!(faults(&quiet(15_000)), [""; 0]);
+        assert_one(&quiet(15_001), "nothing was recorded for 15 s before entry 1");
+        let mut short = running(0, &[]);
+        short.heartbeat_ms = 1000;
+        let previous = Previous { size: 0, root: Hash::of_nothing() };
+        let start_short = Entry::Start(Started { running: short, previous });
+        assert_eq!(faults(&[start_short.clone(), Entry::Heartbeat { at: 3000 }]), [""; 0]);
+        assert_one(&[start_short, Entry::Heartbeat { at: 3001 }], "nothing was recorded");
+        let crashed = [start(0, &[]), start(100_000, &[])];
+        assert_eq!(faults(&crashed), [""; 0]);
+        let back = [start(100_000, &[]), Entry::Heartbeat { at: 0 }, Entry::Heartbeat { at: 9000 }];
+        assert_eq!(faults(&back), [""; 0]);
+        // Events that waited in the queue for their entry have an old time.
+        let old = [start(100_000, &[]), accepted(0, 1, 5), Entry::Heartbeat { at: 110_000 }];
+        assert_eq!(faults(&old), [""; 0]);
+    }
+
+    #[test]
+    fn an_event_without_a_fate_is_a_fault_where_the_output_is_behind_it() {
+        let open = [start(0, &[("a", 0)]), accepted(0, 10, 1), delivered("a", 0, 4, 2)];
+        assert_eq!(faults(&open), [""; 0]);
+        let stop = Entry::Stop(running(3, &[("a", 10)]));
+        let said = [open.as_slice(), &[stop]].concat();
+        assert_one(&said, "position 4: 6 events have no fate at a");
+        // Evidence was off: the queue still has the events, and nobody knows what became of them.
+        assert_one(&[start(0, &[("a", 7)]), accepted(0, 10, 1)], "7 events have no fate at a");
+    }
+
+    #[test]
+    fn an_output_that_was_away_has_no_fates_in_that_time() {
+        let entries = [
+            start(0, &[("a", 0)]),
+            accepted(0, 10, 1),
+            lost("a", Some(0), 10, 2),
+            Entry::Reload(running(2, &[("b", 10)])),
+            accepted(10, 10, 3),
+            delivered("b", 10, 10, 3),
+            Entry::Reload(running(4, &[("a", 20), ("b", 20)])),
+            accepted(20, 5, 5),
+        ];
+        assert_eq!(faults(&entries), [""; 0]);
+    }
+}

@@ -1,0 +1,101 @@
+//! A set of positions.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// A set of positions, kept as ranges. Positions that follow each other take one entry.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Positions(BTreeMap<u64, u64>);
+
+impl Positions {
+    /// Adds a range.
+    pub(super) fn insert(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
+        let Range { mut start, mut end } = range;
+        let touching = self.0.range(..=end).rev().take_while(|(_, last)| **last >= start);
+        let touching: Vec<_> = touching.map(|(first, last)| (*first, *last)).collect();
+        for (first, last) in touching {
+            self.0.remove(&first);
+            (start, end) = (start.min(first), end.max(last));
+        }
+        self.0.insert(start, end);
+    }
+
+    /// Returns the ranges, in order.
+    pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+        self.0.iter().map(|(start, end)| *start..*end)
+    }
+
+    /// Returns the parts of a range that are in the set, in order.
+    pub(super) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let before = self.0.range(..range.start).next_back();
+        let from = self.0.range(range.start..range.end.max(range.start));
+        let cut =
+            move |(start, end): (&u64, &u64)| (*start).max(range.start)..(*end).min(range.end);
+        before.into_iter().chain(from).map(cut).filter(|part| !part.is_empty())
+    }
+
+    /// Returns the parts of a range that are not in the set, in order.
+    pub(super) fn missing_in(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let (mut next, end) = (range.start, range.end);
+        let mut missing = Vec::new();
+        for part in self.within(range) {
+            if next < part.start {
+                missing.push(next..part.start);
+            }
+            next = part.end;
+        }
+        if next < end {
+            missing.push(next..end);
+        }
+        missing
+    }
+
+    /// Returns `true` if the position is in the set.
+    pub(super) fn contains(&self, position: u64) -> bool {
+        self.0.range(..=position).next_back().is_some_and(|(_, end)| position < *end)
+    }
+
+    /// Returns the number of positions.
+    pub(super) fn len(&self) -> u64 {
+        self.ranges().map(|range| range.end - range.start).sum()
+    }
+
+    /// Returns the number of positions of a range that are in the set.
+    pub(super) fn len_within(&self, range: Range<u64>) -> u64 {
+        self.within(range).map(|part| part.end - part.start).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_is_as_a_list_of_all_its_positions() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        for _ in 0..300 {
+            let (mut set, mut list) = (Positions::default(), [false; 60]);
+            for _ in 0..rng.usize(..12) {
+                let start = rng.usize(..60);
+                let end = rng.usize(start..60);
+                set.insert(start as u64..end as u64);
+                list[start..end].fill(true);
+            }
+            let start = rng.usize(..60);
+            let end = rng.usize(start..60);
+            let (from, to) = (start as u64, end as u64);
+            let held: Vec<u64> = set.within(from..to).flatten().collect();
+            let missing: Vec<u64> = set.missing_in(from..to).into_iter().flatten().collect();
+            let all = |is: bool| -> Vec<u64> {
+                (start..end).filter(|at| list[*at] == is).map(|at| at as u64).collect()
+            };
+            assert_eq!((held, missing), (all(true), all(false)));
+            assert_eq!(set.len(), list.iter().filter(|is| **is).count() as u64);
+            assert_eq!(set.len_within(from..to), all(true).len() as u64);
+            assert!((0..60).all(|at| set.contains(at as u64) == list[at]));
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The check of a proof by itself, as `evidence prove` prints it.
+
+use std::io;
+
+use super::report::Report;
+use super::report::time;
+use super::request::Request;
+use super::stored;
+use super::stored::Line;
+use crate::evidence::entry::Entry;
+use crate::evidence::lines::Salt;
+use crate::tlog::key::VerifierKey;
+use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::PROOF_MAX;
+use crate::tlog::merkle::includes;
+use crate::tlog::note::Signed;
+use crate::tlog::proof::Proof;
+
+/// The beginning of the block with the way from a line to the root of its range.
+const SALT: &str = "\n\nsalt ";
+
+/// The most lines that are compared with a proof.
+const LINES_MAX: usize = 100_000;
+
+/// Checks a proof with the keys of a request. One of the stored lines that the request names must
+/// be the proven one; if it names none, only the entry is proven.
+///
+/// # Errors
+///
+/// A file of the request can't be read.
+pub fn check(text: &str, request: &Request) -> io::Result<Report> {
+    let mut lines = Vec::new();
+    for path in &request.events {
+        let mut line = |line| {
+            if let Line::Event(hash) = line {
+                lines.push(hash);
+            }
+            match lines.len() > LINES_MAX {
+                true => Err(io::Error::other("has too many lines for one proof")),
+                false => Ok(()),
+            }
+        };
+        stored::read(path, &mut line, &mut |_| {}).map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        })?;
+    }
+    let mut report = Report::default();
+    report.counts.checkpoints = 1;
+    if let Err(fault) = check_proof(text, request, &lines, &mut report) {
+        report.faults.add(None, "who made this proof, and from which log?", fault);
+    }
+    Ok(report)
+}
+
+fn check_proof(
+    text: &str,
+    request: &Request,
+    lines: &[Hash],
+    report: &mut Report,
+) -> Result<(), String> {
+    let (proof, path) = match text.rsplit_once(SALT) {
+        Some((proof, path)) => (format!("{proof}\n"), Some(path)),
+        None => (text.to_owned(), None),
+    };
+    let proof = Proof::parse(&proof).map_err(|error| error.to_string())?;
+    let origin = &proof.signed.checkpoint.origin;
+    let is_signed = |key: &VerifierKey| {
+        key.name() == origin && proof.signed.note.check(key) == Signed::Valid(None)
+    };
+    if !request.keys.iter().any(is_signed) {
+        return Err(format!("the checkpoint of {origin} is not signed by the key"));
+    }
+    for witness in &request.witnesses {
+        if !matches!(proof.signed.note.check(witness), Signed::Valid(Some(_))) {
+            let witness = witness.name();
+            return Err(format!("the checkpoint has no valid cosignature of {witness}"));
+        }
+    }
+    report.counts.valid = 1;
+    let entry = proof.extra.as_deref().ok_or("the proof has no entry in its line extra")?;
+    if !proof.proves(entry) {
+        return Err("the entry is not in the log that the checkpoint was signed over".to_owned());
+    }
+    let parsed = Entry::parse(entry).map_err(|error| format!("the entry is none: {error}"))?;
+    let Entry::Accepted { first, count, at, root } = parsed else {
+        return Err("the entry is not about events that came in".to_owned());
+    };
+    let last = first.saturating_add(count).saturating_sub(1);
+    let index = proof.index;
+    report.notes.push(format!(
+        "entry {index}: the events at positions {first} to {last} came in until {}",
+        time(at)
+    ));
+    match path {
+        Some(path) if !lines.is_empty() => check_line(path, lines, first, count, root, report),
+        Some(_) => {
+            let text = "the line itself was not compared: give it with --events";
+            report.notes.push(text.to_owned());
+            Ok(())
+        }
+        None => {
+            let text = "the proof has no way to the line, because its line hashes were gone";
+            report.unchecked.push(text.to_owned());
+            Ok(())
+        }
+    }
+}
+
+/// Checks that one of the lines is at the end of the way.
+fn check_line(
+    path: &str,
+    lines: &[Hash],
+    first: u64,
+    count: u64,
+    root: Hash,
+    report: &mut Report,
+) -> Result<(), String> {
+    let mut rows = path.lines();
+    let salt = rows.next().and_then(Salt::parse).ok_or("the proof has a wrong salt")?;
+    let path: Option<Vec<_>> = rows.map(Hash::parse).collect();
+    let path = path.filter(|path| path.len() <= PROOF_MAX);
+    let path = path.ok_or("the way to the line has something else than hashes")?;
+    report.counts.events = 1;
+    for line in lines {
+        let leaf = salt.leaf(line);
+        let offset = (0..count).find(|offset| includes(leaf, *offset, count, &path, root));
+        if let Some(offset) = offset {
+            report.counts.found = 1;
+            let text = format!("the line is the event at position {}", first + offset);
+            report.notes.push(text);
+            return Ok(());
+        }
+    }
+    report.counts.missing = 1;
+    Err("no line of --events is the one that the proof is about".to_owned())
+}

@@ -1,0 +1,170 @@
+//! The result of a check: the counts, the faults, and what could not be checked.
+
+use std::fmt;
+use std::time::Duration;
+use std::time::UNIX_EPOCH;
+
+use crate::delivery::rfc3339::rfc3339;
+
+/// The most faults that are kept. Further ones are counted.
+const FAULTS_MAX: usize = 1000;
+
+/// The numbers of a check.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Checkpoints: that of the log, those that were given, and those among the stored lines.
+    pub checkpoints: u64,
+    /// Those of them that are signed and fit the log.
+    pub valid: u64,
+    /// With stored lines: the events that left by the log. Otherwise the events that came in.
+    pub events: u64,
+    /// Those of them whose line is stored. Without stored lines: whose line hash is there.
+    pub found: u64,
+    /// The events that left and whose line is not stored.
+    pub missing: u64,
+    /// The events in whose place another line is stored.
+    pub changed: u64,
+    /// The stored lines that never left.
+    pub forged: u64,
+    /// The stored lines that are there once more.
+    pub duplicate: u64,
+    /// The events that came in, and of which the log does not say yet what became of them.
+    pub pending: u64,
+    /// The events whose line hash is gone.
+    pub unknown: u64,
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "checkpoints {}/{} valid; events {}/{} found; missing {}, changed {}, forged {}, \
+             duplicate {}, pending {}, unknown {}",
+            self.valid,
+            self.checkpoints,
+            self.found,
+            self.events,
+            self.missing,
+            self.changed,
+            self.forged,
+            self.duplicate,
+            self.pending,
+            self.unknown
+        )
+    }
+}
+
+/// Something that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The first position that it is about; `None` if it is about none.
+    pub position: Option<u64>,
+    /// The time that it is about, in milliseconds since 1970; `None` if nobody knows.
+    pub at: Option<u64>,
+    /// The text that says it.
+    pub text: String,
+    /// The question that an auditor asks next.
+    pub question: &'static str,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FAULT")?;
+        if let Some(position) = self.position {
+            write!(f, " position {position}")?;
+        }
+        if let Some(at) = self.at {
+            write!(f, " {}", time(at))?;
+        }
+        write!(f, ": {}. Ask: {}", self.text, self.question)
+    }
+}
+
+/// Returns a time in milliseconds since 1970 as text.
+pub(super) fn time(at: u64) -> String {
+    rfc3339(UNIX_EPOCH + Duration::from_millis(at))
+}
+
+/// The faults that were found.
+#[derive(Debug, Default)]
+pub struct Faults {
+    kept: Vec<Fault>,
+    count: u64,
+}
+
+impl Faults {
+    /// Adds a fault without a position.
+    pub(super) fn add(&mut self, at: Option<u64>, question: &'static str, text: impl fmt::Display) {
+        self.push(Fault { position: None, at, text: text.to_string(), question });
+    }
+
+    /// Adds a fault at a position.
+    pub(super) fn add_at(
+        &mut self,
+        position: u64,
+        at: Option<u64>,
+        question: &'static str,
+        text: impl fmt::Display,
+    ) {
+        self.push(Fault { position: Some(position), at, text: text.to_string(), question });
+    }
+
+    pub(super) fn push(&mut self, fault: Fault) {
+        self.count += 1;
+        if self.kept.len() < FAULTS_MAX {
+            self.kept.push(fault);
+        }
+    }
+
+    /// Adds the faults of another value if they are of a time that is asked about, or of none.
+    pub(super) fn append(&mut self, other: Self, is_asked: impl Fn(u64) -> bool) {
+        for fault in other.kept {
+            if fault.at.is_none_or(&is_asked) {
+                self.push(fault);
+            }
+        }
+    }
+
+    /// Returns the faults, at most 1,000.
+    #[must_use]
+    pub fn kept(&self) -> &[Fault] {
+        &self.kept
+    }
+
+    /// Returns the faults, so that times can be added to them.
+    pub(super) fn kept_mut(&mut self) -> &mut [Fault] {
+        &mut self.kept
+    }
+
+    /// Returns the number of all faults.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
+/// The result of a check.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The numbers.
+    pub counts: Counts,
+    /// The faults.
+    pub faults: Faults,
+    /// Things that could not be checked, each with the reason.
+    pub unchecked: Vec<String>,
+    /// Facts that are no fault, and that an auditor wants to know.
+    pub notes: Vec<String>,
+}
+
+impl Report {
+    /// Returns the exit status: 0 if nothing is wrong, 1 if something is, 2 if not all of it could
+    /// be checked.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        match (self.faults.count, self.unchecked.is_empty() && self.counts.unknown == 0) {
+            (0, true) => 0,
+            (0, false) => 2,
+            (_, _) => 1,
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! The request for a check.
+
+use std::path::PathBuf;
+
+use crate::tlog::key::VerifierKey;
+
+/// The keys, checkpoints and lines of a check.
+#[derive(Debug, Default)]
+pub struct Request {
+    /// The keys that may have signed the log.
+    pub keys: Vec<VerifierKey>,
+    /// The witnesses that must have signed its checkpoint.
+    pub witnesses: Vec<VerifierKey>,
+    /// Checkpoints that somebody has kept: a name for each, and its note.
+    pub checkpoints: Vec<(String, Vec<u8>)>,
+    /// The output whose consumer has stored the lines.
+    pub output: Option<String>,
+    /// The files with these lines. Empty: they are not compared.
+    pub events: Vec<PathBuf>,
+    /// The time from which on events are counted, in milliseconds since 1970.
+    pub since: Option<u64>,
+    /// The time up to which events are counted.
+    pub until: Option<u64>,
+}
+
+impl Request {
+    /// Returns `true` if something of this time is asked about.
+    pub(super) fn asks_about(&self, at: u64) -> bool {
+        self.since.is_none_or(|since| since <= at) && self.until.is_none_or(|until| at <= until)
+    }
+}

@@ -1,0 +1,175 @@
+//! The lines that a consumer has stored: plain, gzip or zstd, in any number of files.
+
+use std::fs::File;
+use std::io;
+use std::io::BufRead;
+use std::io::BufReader;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use crate::replay::packing::Counted;
+use crate::replay::packing::MAGIC_BYTES;
+use crate::replay::packing::Packing;
+use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::Hasher;
+use crate::tlog::note::NOTE_BYTES_MAX;
+
+/// The size in bytes of the buffers of a file.
+const BUFFER: usize = 256 << 10;
+
+/// The beginning of a line that holds a checkpoint and is no event.
+const CHECKPOINT: &[u8] = br#"{"kind":"Checkpoint""#;
+
+/// A line of a file, without its line break.
+pub(super) enum Line {
+    /// An event. The value is the SHA-256 of its bytes.
+    Event(Hash),
+    /// A checkpoint: the note.
+    Checkpoint(Vec<u8>),
+}
+
+/// The object around a checkpoint.
+#[derive(serde::Deserialize)]
+struct Object {
+    note: String,
+}
+
+/// Reads the lines of a file; `-` is the standard input. `line` is called with each line, and
+/// `read` with the number of bytes of the file that were read since the last call.
+pub(super) fn read(
+    path: &Path,
+    line: &mut dyn FnMut(Line) -> io::Result<()>,
+    read: &mut dyn FnMut(u64),
+) -> io::Result<()> {
+    let raw: Box<dyn Read + Send> = match path == Path::new("-") {
+        true => Box::new(io::stdin()),
+        false => Box::new(File::open(path)?),
+    };
+    let bytes_read = Arc::<AtomicU64>::default();
+    let counted = Counted { source: raw, bytes: Arc::clone(&bytes_read) };
+    let mut raw = BufReader::with_capacity(BUFFER, counted);
+    let mut magic = raw.fill_buf()?;
+    magic = magic.get(..MAGIC_BYTES.min(magic.len())).unwrap_or_default();
+    let packing = Packing::of(magic);
+    let mut text = packing.open(raw, BUFFER)?;
+    let explain = |error: io::Error| io::Error::new(error.kind(), packing.explain(&error));
+    let mut open = Open::new();
+    loop {
+        let buffer = text.fill_buf().map_err(explain)?;
+        if buffer.is_empty() {
+            break;
+        }
+        let mut rest = buffer;
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            let (bytes, behind) = rest.split_at(end);
+            rest = behind.get(1..).unwrap_or_default();
+            if let Some(ended) = open.end(bytes) {
+                line(ended)?;
+            }
+        }
+        open.go_on(rest);
+        let bytes = buffer.len();
+        text.consume(bytes);
+        read(bytes_read.swap(0, Ordering::Relaxed));
+    }
+    open.end(&[]).map_or(Ok(()), line)
+}
+
+/// A line of which only the beginning was read.
+struct Open {
+    hash: Option<Hasher>,
+    /// The bytes of the line, as long as it may be a checkpoint.
+    bytes: Vec<u8>,
+}
+
+impl Open {
+    fn new() -> Self {
+        Self { hash: None, bytes: Vec::new() }
+    }
+
+    /// Takes bytes that do not end the line.
+    fn go_on(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.hash.get_or_insert_default().update(bytes);
+        let room = (2 * NOTE_BYTES_MAX).saturating_sub(self.bytes.len());
+        if may_be_checkpoint(&self.bytes, bytes) {
+            self.bytes.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
+        }
+    }
+
+    /// Takes the last bytes of the line. Returns the line; `None` if it is empty.
+    fn end(&mut self, bytes: &[u8]) -> Option<Line> {
+        let hash = match self.hash.take() {
+            None if bytes.is_empty() => return None,
+            None => Hash::of(&[bytes]),
+            Some(mut hash) => {
+                hash.update(bytes);
+                hash.finish()
+            }
+        };
+        let begun = std::mem::take(&mut self.bytes);
+        if may_be_checkpoint(&begun, bytes) && begun.len() + bytes.len() < 2 * NOTE_BYTES_MAX {
+            let whole = [begun.as_slice(), bytes].concat();
+            if whole.starts_with(CHECKPOINT)
+                && let Ok(Object { note }) = serde_json::from_slice(&whole)
+            {
+                return Some(Line::Checkpoint(note.into_bytes()));
+            }
+        }
+        Some(Line::Event(hash))
+    }
+}
+
+fn may_be_checkpoint(begun: &[u8], more: &[u8]) -> bool {
+    begun.iter().chain(more).zip(CHECKPOINT).all(|(byte, expected)| byte == expected)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn lines_are_found_wherever_the_buffers_end() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("lines");
+        let note = format!("{}\\n", "x".repeat(1000));
+        let lines = [
+            "a".to_owned(),
+            String::new(),
+            "b".repeat(BUFFER - 3),
+            format!(r#"{{"kind":"Checkpoint","apiVersion":"v1","note":"{note}"}}"#),
+            "c".repeat(3 * BUFFER),
+            r#"{"kind":"Checkpoint","#.to_owned(),
+            r#"{"kind":"Event"}"#.to_owned(),
+        ];
+        let text = lines.join("\n");
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(text.as_bytes()).expect("memory");
+        let gzip = gzip.finish().expect("memory");
+        let zstd = zstd::encode_all(text.as_bytes(), 1).expect("memory");
+        for content in [text.clone().into_bytes(), format!("{text}\n").into_bytes(), gzip, zstd] {
+            std::fs::write(&path, &content).expect("a file");
+            let (mut found, mut checkpoints, mut bytes) = (Vec::new(), Vec::new(), 0);
+            let mut line = |line| {
+                match line {
+                    Line::Event(hash) => found.push(hash),
+                    Line::Checkpoint(note) => checkpoints.push(note),
+                }
+                Ok(())
+            };
+            read(&path, &mut line, &mut |more| bytes += more).expect("it can be read");
+            let expected: Vec<_> =
+                [0, 2, 4, 5, 6].iter().map(|at| Hash::of(&[lines[*at].as_bytes()])).collect();
+            assert!(found == expected);
+            assert_eq!(checkpoints, [format!("{}\n", "x".repeat(1000)).into_bytes()]);
+            assert_eq!(bytes, content.len() as u64);
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! `evidence verify`: a whole log passes, and each attack on a copy of it is found and named.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::recorded::ORIGIN;
+use super::recorded::Recorded;
+use super::recorded::keygen;
+use super::recorded::text_of;
+use crate::support::PATIENCE;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::requests::accepted_events;
+use crate::support::requests::to_sink;
+use crate::support::spool::Spool;
+use crate::support::spool::forge_lines;
+use crate::support::wait_until;
+
+/// A log of two runs, and what the consumer has stored.
+struct Whole {
+    recorded: Recorded,
+    stored: Vec<Vec<u8>>,
+    /// A checkpoint of the first run.
+    older: Vec<u8>,
+}
+
+/// The result of a check: the exit status, and what was printed.
+struct Checked {
+    status: i32,
+    text: String,
+}
+
+impl Checked {
+    #[track_caller]
+    fn assert(&self, status: i32, texts: &[&str]) {
+        assert_eq!(self.status, status, "{}", self.text);
+        for text in texts {
+            assert!(self.text.contains(text), "no {text:?} in {}", self.text);
+        }
+    }
+}
+
+fn check(arguments: &[&str]) -> Checked {
+    let arguments = [&["evidence", "verify"], arguments].concat();
+    let output = run_command(&arguments, Path::new("/"));
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8(text).expect("text");
+    Checked { status: output.status.code().expect("it has ended"), text }
+}
+
+impl Whole {
+    /// Records two runs. The output drops, changes and repeats events, and the queue keeps all of
+    /// them.
+    fn new() -> Self {
+        Self::with(|policy| {
+            let policy = policy.display();
+            format!("filter = {{ policy = \"{policy}\", deduplicate = \"1h\" }}\n")
+        })
+    }
+
+    fn with(output: impl FnOnce(&Path) -> String) -> Self {
+        let mut recorded = Recorded::new();
+        let policy = recorded.directory.path().join("policy.yaml");
+        let rules = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n\
+                     - {level: None, namespaces: [team-1]}\n\
+                     - {level: Metadata, namespaces: [team-2]}\n- level: RequestResponse\n";
+        std::fs::write(&policy, rules).unwrap();
+        let config = recorded.config_with(&output(&policy), "");
+        let mut older = Vec::new();
+        for seeds in [0..6, 5..12] {
+            let relay = Relay::start(&config);
+            for seed in seeds {
+                recorded.post(&relay, seed, 40);
+            }
+            relay.wait_until_delivered(PATIENCE);
+            relay.finish(Backlog::Empty);
+            if older.is_empty() {
+                older = std::fs::read(recorded.log().join("checkpoint")).unwrap();
+            }
+        }
+        let stored = accepted_events(&recorded.sink);
+        Self { recorded, stored, older }
+    }
+
+    /// Checks a directory, and lines that a consumer may have.
+    fn check(&self, spool: &Spool, stored: &[Vec<u8>], more: &[&str]) -> Checked {
+        let files = TempDir::new().unwrap();
+        let file = files.path().join("stored");
+        std::fs::write(&file, text_of(stored)).unwrap();
+        let directory = spool.path().display().to_string();
+        let file = file.display().to_string();
+        let arguments = ["--directory", &directory, "--key", &self.recorded.verifier];
+        let events = ["--output", "consumer", "--events", &file];
+        check(&[&arguments, events.as_slice(), more].concat())
+    }
+
+    fn copy(&self) -> Spool {
+        self.recorded.spool.copy()
+    }
+
+    /// Checks a copy of the directory after an attack, with all lines.
+    fn attack(&self, attack: impl FnOnce(&Spool)) -> Checked {
+        let copy = self.copy();
+        attack(&copy);
+        self.check(&copy, &self.stored, &[])
+    }
+
+    /// Writes a checkpoint to a file, and returns its path.
+    fn note(&self, name: &str, note: &[u8]) -> String {
+        let path = self.recorded.directory.path().join(name);
+        std::fs::write(&path, note).unwrap();
+        path.display().to_string()
+    }
+}
+
+/// Flips a bit in the middle of a file.
+fn flip(spool: &Spool, file: &Path) {
+    spool.edit(file, |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+    });
+}
+
+/// Returns the only file of a directory below the spool whose path begins so.
+fn files_below(spool: &Spool, beginning: &str) -> Vec<PathBuf> {
+    let files = spool.files().into_keys();
+    files.filter(|path| path.starts_with(beginning)).collect()
+}
+
+#[test]
+fn an_untouched_log_passes_in_any_order_and_with_repeated_lines() {
+    let whole = Whole::new();
+    let spool = &whole.recorded.spool;
+    let count = whole.stored.len();
+    let passed = whole.check(spool, &whole.stored, &[]);
+    let found =
+        format!("events {count}/{count} found; missing 0, changed 0, forged 0, duplicate 0");
+    passed.assert(0, &["checkpoints 1/1 valid; ", &found, "pending 0, unknown 0\n"]);
+    assert!(!passed.text.contains("FAULT"), "{}", passed.text);
+
+    // Two files in another order, one of them gzip, and one line twice.
+    let mut rng = fastrand::Rng::with_seed(3);
+    let mut lines = whole.stored.clone();
+    rng.shuffle(&mut lines);
+    lines.push(lines[7].clone());
+    let (one, other) = lines.split_at(count / 3);
+    let files = TempDir::new().unwrap();
+    let (plain, packed) = (files.path().join("plain"), files.path().join("packed"));
+    std::fs::write(&plain, text_of(one)).unwrap();
+    let file = std::fs::File::create(&packed).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+    gzip.write_all(&text_of(other)).unwrap();
+    gzip.finish().unwrap();
+    let log = whole.recorded.log();
+    let [log, plain, packed] = [&log, &plain, &packed].map(|path| path.display().to_string());
+    let key = &whole.recorded.verifier;
+    let older = whole.note("older", &whole.older);
+    let arguments = ["--directory", &log, "--key", key, "--checkpoint", &older];
+    let events = ["--output", "consumer", "--events", &plain, &packed];
+    let found =
+        format!("events {count}/{count} found; missing 0, changed 0, forged 0, duplicate 1");
+    check(&[arguments.as_slice(), &events].concat())
+        .assert(0, &["checkpoints 2/2 valid; ", &found, "proven: bytes"]);
+
+    // Without the consumer's lines, the events that came in are counted.
+    let accepted = whole.recorded.events.len();
+    let found = format!("events {accepted}/{accepted} found; missing 0");
+    check(&arguments).assert(0, &[&found, "proven: positions"]);
+}
+
+#[test]
+fn each_change_of_a_file_is_found() {
+    let whole = Whole::new();
+    for (beginning, said) in [
+        ("evidence/tile/0", "tile/0/000"),
+        ("evidence/tile/entries", ""),
+        ("evidence/checkpoint", "checkpoint"),
+        ("evidence/lines", "wrong checksum"),
+    ] {
+        let checked = whole.attack(|spool| {
+            // Partial tiles of older checkpoints are not looked at.
+            let newest = files_below(spool, beginning)
+                .into_iter()
+                .max_by_key(|path| std::fs::metadata(spool.path().join(path)).unwrap().len());
+            flip(spool, &newest.unwrap());
+        });
+        checked.assert(1, &["FAULT", said]);
+        let checked = whole.attack(|spool| {
+            for file in files_below(spool, beginning) {
+                std::fs::remove_file(spool.path().join(file)).unwrap();
+            }
+        });
+        let (status, said) = match beginning {
+            "evidence/checkpoint" => (1, "has no evidence"),
+            "evidence/lines" => (2, "NOT CHECKED: positions 0 to "),
+            _ => (1, "is missing"),
+        };
+        checked.assert(status, &[said]);
+    }
+    // The last record of a file, which is about lines as they were sent.
+    let checked = whole.attack(|spool| {
+        let newest = files_below(spool, "evidence/lines").pop().unwrap();
+        spool.edit(&newest, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    });
+    checked.assert(1, &["FAULT", "wrong checksum", "unknown "]);
+    let checked = whole.attack(|spool| {
+        let newest = files_below(spool, "evidence/lines").pop().unwrap();
+        spool.edit(&newest, |bytes| bytes.truncate(bytes.len() - 1));
+    });
+    checked.assert(1, &["FAULT", "is cut off"]);
+    let segment = |spool: &Spool| spool.segments().remove(0);
+    whole
+        .attack(|spool| spool.edit(&segment(spool), |bytes| bytes[BEYOND_THE_HEADERS] ^= 1))
+        .assert(1, &["FAULT", "the queue: segments/"]);
+    // The record's checksum is right again.
+    let checked = whole.attack(|spool| {
+        let record = &spool.records()[0];
+        let change = |lines: &mut [u8]| {
+            let at = memchr::memmem::find(lines, b"10.0.0.1").unwrap();
+            lines[at + 7] = b'9';
+        };
+        spool.edit(&record.segment, |bytes| forge_lines(record, bytes, change));
+    });
+    checked.assert(1, &["FAULT position 0 2", "the queue has another line than the one that came"]);
+    let checked = whole.attack(|spool| {
+        std::fs::remove_dir_all(spool.path().join("evidence")).unwrap();
+    });
+    checked.assert(1, &["FAULT", "has no evidence"]);
+}
+
+/// An offset in the first segment that lies in the lines of its first record.
+const BEYOND_THE_HEADERS: usize = 4096 + 64 + 100;
+
+#[test]
+fn what_a_consumer_lacks_or_has_besides_is_named() {
+    let whole = Whole::new();
+    let spool = &whole.recorded.spool;
+    let count = whole.stored.len();
+    let position = |line: &Vec<u8>| {
+        whole.recorded.events.iter().position(|event| event == line).expect("it came so")
+    };
+    // Lines that the filter has not changed.
+    let unchanged: Vec<usize> =
+        (0..count).filter(|at| whole.recorded.events.contains(&whole.stored[*at])).collect();
+    for at in [unchanged[0], unchanged[unchanged.len() / 2], count - 1] {
+        let mut stored = whole.stored.clone();
+        let line = stored.remove(at);
+        let place = whole.recorded.events.iter().position(|event| *event == line);
+        let fault = place.map_or("FAULT position ".to_owned(), |it| format!("position {it} 2"));
+        let found = format!("events {}/{count} found; missing 1, changed 0, forged 0", count - 1);
+        whole.check(spool, &stored, &[]).assert(1, &[&found, &fault, "its line is not stored"]);
+    }
+    let mut stored = whole.stored.clone();
+    stored.insert(5, stored[4].iter().rev().copied().collect());
+    let found = format!("events {count}/{count} found; missing 0, changed 0, forged 1");
+    whole.check(spool, &stored, &[]).assert(1, &[&found, "FAULT: 1 stored lines never left"]);
+    for at in [0, unchanged[unchanged.len() / 2], count - 1] {
+        let mut stored = whole.stored.clone();
+        let place = unchanged.contains(&at).then(|| position(&stored[at]));
+        let middle = stored[at].len() / 2;
+        stored[at][middle] ^= 1;
+        let fault = place.map_or("FAULT position ".to_owned(), |it| format!("position {it} 2"));
+        let found = format!("events {}/{count} found; missing 0, changed 1, forged 0", count - 1);
+        whole
+            .check(spool, &stored, &[])
+            .assert(1, &[&found, &fault, "another line is in its place"]);
+    }
+    // The last batch only.
+    let none = whole.check(spool, &whole.stored, &["--since", "2100-01-01T00:00:00Z"]);
+    none.assert(0, &["events 0/0 found; missing 0, changed 0, forged 0"]);
+    let none = whole.check(spool, &[], &["--until", "2000-01-01T00:00:00Z"]);
+    none.assert(0, &["events 0/0 found; missing 0, changed 0, forged 0"]);
+    let all = whole.check(spool, &[], &[]);
+    all.assert(1, &[&format!("events 0/{count} found; missing {count},")]);
+}
+
+#[test]
+fn a_log_that_was_set_back_or_replaced_is_found() {
+    let whole = Whole::new();
+    let newest = std::fs::read(whole.recorded.log().join("checkpoint")).unwrap();
+    let newest = whole.note("newest", &newest);
+    // The end is cut off, and an older checkpoint is put back.
+    let cut = whole.copy();
+    std::fs::write(cut.path().join("evidence/checkpoint"), &whole.older).unwrap();
+    whole.check(&cut, &whole.stored, &[]).assert(1, &["FAULT", "forged "]);
+    let kept = whole.check(&cut, &[], &["--checkpoint", &newest]);
+    kept.assert(1, &["checkpoints 1/2 valid", "its end was cut off"]);
+
+    // The queue beside it knows better, also without the journal.
+    std::fs::remove_file(cut.path().join("evidence/journal")).ok();
+    let directory = cut.path().display().to_string();
+    check(&["--directory", &directory, "--key", &whole.recorded.verifier])
+        .assert(1, &["the queue says that consumer is finished with"]);
+
+    let other = TempDir::new().unwrap();
+    let key = keygen(ORIGIN, &other.path().join("key"));
+    let directory = whole.recorded.spool.path().display().to_string();
+    let replaced = check(&["--directory", &directory, "--key", &key]);
+    replaced.assert(1, &["checkpoints 0/1 valid", "is not signed by the key"]);
+    let both = ["--key", &key, "--key", &whole.recorded.verifier];
+    check(&[["--directory", &directory].as_slice(), &both].concat()).assert(0, &[]);
+    let wrong = check(&["--directory", &directory, "--key", "no key"]);
+    wrong.assert(2, &["--key no key"]);
+
+    // Another relay has the same key and origin.
+    let twin = Spool::new();
+    let config = whole.recorded.config("");
+    let config = config.replace(&directory, &twin.path().display().to_string());
+    let relay = Relay::start(&config);
+    relay.finish(Backlog::Empty);
+    let checkpoint = std::fs::read(twin.path().join("evidence/checkpoint")).unwrap();
+    let checkpoint = whole.note("twin", &checkpoint);
+    let fork = whole.check(&whole.recorded.spool, &whole.stored, &["--checkpoint", &checkpoint]);
+    fork.assert(1, &["checkpoints 1/2 valid", "there are two logs of one origin"]);
+
+    let mut elsewhere = Recorded::new();
+    let file = elsewhere.directory.path().join("elsewhere");
+    elsewhere.verifier = keygen("example.org/elsewhere", &file);
+    let config = elsewhere.config("").replace(ORIGIN, "example.org/elsewhere");
+    let config = config.replace("/key\"", "/elsewhere\"");
+    Relay::start(&config).finish(Backlog::Empty);
+    let checkpoint = std::fs::read(elsewhere.log().join("checkpoint")).unwrap();
+    let checkpoint = whole.note("elsewhere", &checkpoint);
+    let other = whole.check(&whole.recorded.spool, &whole.stored, &["--checkpoint", &checkpoint]);
+    other.assert(1, &["checkpoints 1/2 valid", "is a checkpoint of example.org/elsewhere"]);
+}
+
+/// Method: the relay is killed with events that the consumer has not got. A check of what it leaves
+/// behind finds no fault, and counts them as pending. The consumer's lines hold a checkpoint.
+#[test]
+fn events_without_a_fate_are_pending_and_checkpoints_among_the_lines_are_checked() {
+    let mut recorded = Recorded::new();
+    let mut relay = Relay::start(&recorded.config(""));
+    recorded.post(&relay, 1, 50);
+    relay.wait_until_delivered(PATIENCE);
+    let stored = accepted_events(&recorded.sink);
+    recorded.wait_until_signed();
+    relay.stop();
+    let down = HttpSink::start(|_| Answer::status(503));
+    let old = to_sink(recorded.sink.address(), "");
+    let config = recorded.config("").replace(&old, &to_sink(down.address(), ""));
+    let mut relay = Relay::start(&config);
+    recorded.post(&relay, 2, 30);
+    recorded.wait_until_signed();
+    relay.kill();
+    let checkpoint = std::fs::read_to_string(recorded.log().join("checkpoint")).unwrap();
+    let kind = "Checkpoint";
+    let version = "kube-audit-forwarder/v1";
+    let line = |note: &str| {
+        let object = serde_json::json!({ "apiVersion": version, "note": note }).to_string();
+        format!("{{\"kind\":\"{kind}\",{}", object.strip_prefix('{').unwrap()).into_bytes()
+    };
+    let whole = Whole { recorded, stored, older: Vec::new() };
+    let with_checkpoint = [whole.stored.clone(), vec![line(&checkpoint)]].concat();
+    let checked = whole.check(&whole.recorded.spool, &with_checkpoint, &[]);
+    checked.assert(0, &["checkpoints 2/2 valid; events 50/50 found", "pending 30, unknown 0"]);
+    // The consumer has got a pending event after all.
+    let more = [with_checkpoint, vec![whole.recorded.events[60].clone()]].concat();
+    whole.check(&whole.recorded.spool, &more, &[]).assert(0, &["forged 0"]);
+    let forged = [whole.stored.clone(), vec![line(&checkpoint.replace("\n80", "\n81"))]].concat();
+    let forged = [forged, vec![line(&checkpoint.replace(ORIGIN, "example.org/x"))]].concat();
+    let checked = whole.check(&whole.recorded.spool, &forged, &[]);
+    checked.assert(1, &["a checkpoint among the stored lines"]);
+}
+
+/// Method: the relay is killed at random moments after events were delivered, long before the next
+/// checkpoint. What it leaves behind has no fault, and what the consumer has got is not forged.
+#[test]
+fn a_log_that_was_killed_between_two_checkpoints_has_no_fault() {
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut recorded = Recorded::new();
+    let config =
+        recorded.config("").replace("checkpoint_interval = \"1s\"", "checkpoint_interval = \"1h\"");
+    for life in 0..4 {
+        let mut relay = Relay::start(&config);
+        for _ in 0..rng.usize(1..6) {
+            let count = rng.usize(1..300);
+            recorded.post(&relay, rng.u64(..), count);
+        }
+        if rng.bool() {
+            relay.wait_until_delivered(PATIENCE);
+        }
+        std::thread::sleep(Duration::from_millis(rng.u64(..1500)));
+        // A busy disk may take a second for the first checkpoint. Without it there is no log.
+        let checkpoint = recorded.log().join("checkpoint");
+        wait_until("the first checkpoint", PATIENCE, || checkpoint.exists());
+        relay.kill();
+        let stored = accepted_events(&recorded.sink);
+        let file = recorded.directory.path().join("stored");
+        std::fs::write(&file, text_of(&stored)).unwrap();
+        let [directory, file] =
+            [recorded.spool.path(), &file].map(|path| path.display().to_string());
+        let arguments = ["--directory", &directory, "--key", &recorded.verifier];
+        let events = ["--output", "consumer", "--events", &file];
+        eprintln!("life {life}");
+        check(&[arguments.as_slice(), &events].concat())
+            .assert(0, &["missing 0, changed 0, forged 0"]);
+    }
+}
+
+/// Method: the line hashes take more room than they may, so that the oldest are deleted.
+#[test]
+fn events_whose_line_hashes_were_deleted_are_unknown() {
+    let mut recorded = Recorded::new();
+    let relay = Relay::start(&recorded.config("max_bytes = \"1MiB\"\n"));
+    for seed in 0..12 {
+        recorded.post(&relay, seed, 5000);
+    }
+    relay.wait_until_delivered(Duration::from_secs(60));
+    relay.finish(Backlog::Empty);
+    let stored = accepted_events(&recorded.sink);
+    let whole = Whole { recorded, stored, older: Vec::new() };
+    let checked = whole.check(&whole.recorded.spool, &whole.stored, &[]);
+    checked.assert(2, &["missing 0, changed 0, forged 0", "were deleted to make room, by the log"]);
+    assert!(!checked.text.contains("unknown 0\n"), "{}", checked.text);
+    // More lines than are unknown are forged ones.
+    let unknown = checked.text.split("unknown ").nth(1).unwrap().split('\n').next().unwrap();
+    let unknown: usize = unknown.parse().unwrap();
+    let mut stored = whole.stored.clone();
+    stored.extend((0..3).map(|at| format!("{{\"forged\":{at}}}").into_bytes()));
+    let checked = whole.check(&whole.recorded.spool, &stored, &[]);
+    checked.assert(1, &["missing 0, changed 0, forged 3", &format!("unknown {unknown}\n")]);
+}
+
+/// Method: the log is checked over the admin address of a running relay. The line hashes are not
+/// there, so not all of it can be checked.
+#[test]
+fn a_published_log_is_checked_without_its_line_hashes() {
+    let mut recorded = Recorded::new();
+    let relay = Relay::start(&recorded.config(""));
+    recorded.post(&relay, 1, 300);
+    relay.wait_until_delivered(PATIENCE);
+    recorded.wait_until_signed();
+    let url = format!("http://{}", relay.admin());
+    let key = ["--key", &recorded.verifier];
+    let checked = check(&[["--url", &url].as_slice(), &key].concat());
+    checked.assert(2, &["checkpoints 1/1 valid; events 0/300 found", "unknown 300", "NOT CHECKED"]);
+    assert!(!checked.text.contains("FAULT"), "{}", checked.text);
+    let below = format!("{url}/evidence/");
+    check(&[["--url", &below].as_slice(), &key].concat()).assert(2, &["checkpoints 1/1 valid"]);
+    let other = keygen(ORIGIN, &recorded.directory.path().join("other"));
+    check(&["--url", &url, "--key", &other]).assert(1, &["is not signed by the key"]);
+    let events = ["--output", "consumer", "--events", "/dev/null"];
+    check(&[["--url", &url].as_slice(), &key, &events].concat()).assert(2, &["--directory"]);
+    let none = check(&["--url", &format!("{url}/nothing"), "--key", &recorded.verifier]);
+    none.assert(1, &["has no evidence"]);
+    // The directory of a running relay can be checked too.
+    let directory = recorded.spool.path().display().to_string();
+    let checked = check(&[["--directory", &directory].as_slice(), &key].concat());
+    checked.assert(0, &["checkpoints 1/1 valid; events 300/300 found"]);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_proof_is_checked_without_the_log() {
+    let whole = Whole::with(|_| String::new());
+    let directory = whole.recorded.spool.path().display().to_string();
+    let prove = ["evidence", "prove", &directory, "--position", "77"];
+    let proof = run_command(&prove, Path::new("/")).stdout;
+    let file = whole.note("proof", &proof);
+    let line = whole.note("line", &whole.recorded.events[77]);
+    let other = whole.note("other", &whole.recorded.events[78]);
+    let key = &whole.recorded.verifier;
+    let of = ["--proof", &file, "--key", key];
+    check(&of).assert(0, &["checkpoints 1/1 valid", "the line itself was not compared"]);
+    check(&[of.as_slice(), &["--events", &line]].concat())
+        .assert(0, &["the line is the event at position 77"]);
+    check(&[of.as_slice(), &["--events", &other]].concat())
+        .assert(1, &["no line of --events is the one that the proof is about"]);
+    let witness = ["--witness", key];
+    check(&[of.as_slice(), &witness].concat()).assert(1, &["no valid cosignature"]);
+    let text = String::from_utf8(proof).unwrap();
+    for (wrong, said) in [
+        (text.replace("index ", "index 1"), "the entry is not in the log"),
+        (text.replace("extra ey", "extra eyA"), ""),
+        (text.replace(ORIGIN, "example.org/x"), "is not signed by the key"),
+        ("no proof".to_owned(), "the proof has no checkpoint"),
+    ] {
+        let wrong = whole.note("wrong", wrong.as_bytes());
+        check(&["--proof", &wrong, "--key", key]).assert(1, &["FAULT", said]);
+    }
+}
