@@ -38,6 +38,7 @@ use crate::telemetry;
 use crate::telemetry::Telemetry;
 
 mod demo;
+mod doctor;
 mod documents;
 mod drain;
 mod evidence;
@@ -135,6 +136,10 @@ enum Command {
         /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
         url: Option<String>,
     },
+    /// Say whether audit events are lost, where and why: compares what kube-apiserver counts with
+    /// what the relays count. Exit status 0 if nothing is lost, 1 if something is, 2 if that is not
+    /// known
+    Doctor(doctor::Arguments),
     /// Wait until a running relay has delivered the events that it holds: exit status 0 when it
     /// has, 1 if that takes too long
     Drain {
@@ -166,6 +171,7 @@ pub fn main() -> ExitCode {
         Command::Completions { shell } => documents::completions(shell, Arguments::command()),
         Command::Man { directory } => documents::man(directory.as_deref(), Arguments::command()),
         Command::Healthcheck { url } => healthcheck::run(url.as_deref(), file),
+        Command::Doctor(arguments) => doctor::run(&arguments, file),
         Command::Drain { url, seconds } => drain::run(url.as_deref(), seconds, file),
     };
     match result {

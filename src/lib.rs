@@ -30,7 +30,7 @@
 //! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and limits; no JSON, no HTTP · which events an output sends · Kafka clients (feature `kafka`) |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
 //! | 7 | [`output`] [`verify`] | the protocols · whether the evidence is whole |
-//! | 8 | [`admin`] [`check`] | metrics, health, status · files that a config names |
+//! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
 //! | 9 | [`relay`] | which parts there are; how they change and end |
 //! | 10 | [`demo`] | a relay between its own sender and consumer |
 //! | 11 | [`cli`] | commands; the only one that prints |
@@ -53,6 +53,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod demo;
+pub mod doctor;
 pub mod evidence;
 pub mod filter;
 pub mod haproxy;

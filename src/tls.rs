@@ -138,6 +138,19 @@ pub fn handshake_error(error: &io::Error) -> String {
     error.to_string()
 }
 
+/// Returns `true` if a TLS handshake has failed because the server's certificate is valid for other
+/// names than the one that was asked for.
+#[must_use]
+pub fn is_wrong_name(error: &io::Error) -> bool {
+    let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
+    matches!(
+        source,
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
+        ))
+    )
+}
+
 /// The contents of the files from which TLS settings were made, in a fixed order. They are compared
 /// to see if a file has changed.
 type Contents = Vec<Vec<u8>>;
@@ -276,6 +289,21 @@ impl Client {
             refuse_expired(certificate, made.not_after, current.and_then(|it| it.not_after))?;
         }
         Ok(Arc::new(made))
+    }
+
+    /// Makes TLS settings from the contents of the files that `config` names, which the caller has
+    /// read: the CA file, if there is one, and then the certificate and the key, if there are any.
+    /// The paths in `config` are only used for messages.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`]: a content cannot be used.
+    pub fn of_contents(
+        config: &ClientTls,
+        alpn: &[&[u8]],
+        contents: Vec<Vec<u8>>,
+    ) -> Result<Arc<Self>, TlsError> {
+        Self::make(config, alpn, contents).map(Arc::new)
     }
 
     /// Makes the settings from the contents of the files.

@@ -99,6 +99,7 @@ mod operate {
     mod commands_queue;
     mod dashboard;
     mod demo;
+    mod doctor;
     mod drain;
     mod healthcheck;
     mod log;

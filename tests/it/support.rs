@@ -8,6 +8,7 @@
 #![allow(dead_code, reason = "a helper may come before the test that needs it")]
 
 pub(crate) mod answers;
+pub(crate) mod apiserver;
 pub(crate) mod browser;
 pub(crate) mod certificates;
 pub(crate) mod chance;

@@ -45,6 +45,12 @@ impl Metrics {
         self.get(name, labels).unwrap_or(0.0)
     }
 
+    /// Returns the value of a counter of events, 0 if it is not there.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
+    pub(crate) fn count(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+        self.value(name, labels) as u64
+    }
+
     /// Returns every series of this name, as its labels and its value.
     pub(crate) fn all(&self, name: &str) -> Vec<(Vec<(String, String)>, f64)> {
         let with_prefix = format!("{PREFIX}{name}");

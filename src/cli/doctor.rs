@@ -1,0 +1,179 @@
+//! The command `doctor`: its arguments, and its result as text or JSON.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::WRONG;
+use super::healthcheck;
+use super::print;
+use crate::config;
+use crate::doctor;
+use crate::doctor::Plan;
+use crate::doctor::ask::Target;
+use crate::doctor::judge::Kind;
+use crate::doctor::kubeconfig::Kubeconfig;
+use crate::doctor::sample::Cluster;
+use crate::doctor::sample::Source;
+
+/// The exit status if events are lost.
+const LOST: u8 = 1;
+/// The exit status if it is not known whether events are lost.
+const UNKNOWN: u8 = 2;
+
+/// The shortest interval. Two samples of the same instant would show no rates.
+const INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// The longest interval.
+const INTERVAL_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The metrics of kube-apiserver: a file with saved metrics, a URL, or `-` for standard input;
+    /// may be repeated
+    #[arg(long, value_name = "FILE|URL|-")]
+    apiserver: Vec<String>,
+    /// Ask every kube-apiserver of this kubeconfig's current context: each endpoint of the Service
+    /// `kubernetes`. Its credentials are also used for each https URL of --apiserver
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// The number of kube-apiservers behind a URL of --apiserver [default: as many as show up]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    instances: Option<u16>,
+    /// The URL of a relay's admin address; may be repeated [default: admin.address of the config]
+    #[arg(long, value_name = "URL")]
+    relay: Vec<String>,
+    /// The time between the two samples; files have only one
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = interval)]
+    interval: Duration,
+    /// The kubeconfig that kube-apiserver has in --audit-webhook-config-file: try its URL and its
+    /// certificate, and whether it leads to one of the relays, with a request without events
+    #[arg(long, value_name = "FILE")]
+    webhook: Option<PathBuf>,
+    /// Send a few requests to kube-apiserver, and wait up to 45 s for their events at the relays
+    #[arg(long, requires = "kubeconfig")]
+    probe: bool,
+    /// Print one JSON object, and nothing else
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses the time between two samples.
+fn interval(text: &str) -> Result<Duration, String> {
+    let time = config::time(text)?;
+    match (INTERVAL_MIN..=INTERVAL_MAX).contains(&time) {
+        true => Ok(time),
+        false => Err("100ms to 24h are allowed".to_owned()),
+    }
+}
+
+/// Examines what the arguments name. `Err` is the exit status if events are lost, or if that is not
+/// known. Without `--relay`, the config in `file` names the relay.
+pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
+    let plan = plan(arguments, file)?;
+    let is_quiet = arguments.json;
+    let waiting = |interval: Duration| {
+        if !is_quiet {
+            eprintln!("the second sample follows after {} s", interval.as_secs_f64());
+        }
+    };
+    let report = healthcheck::block_on(doctor::examine(plan, waiting)).map_err(|_| UNKNOWN)?;
+    let text = match arguments.json {
+        true => format!("{:#}\n", report.json()),
+        false => report.text(),
+    };
+    print(&text).map_err(|_| UNKNOWN)?;
+    match report.verdict.kind {
+        Kind::Ok | Kind::Warning => Ok(()),
+        Kind::Lost => Err(LOST),
+        Kind::Unknown => Err(UNKNOWN),
+    }
+}
+
+/// Prints what is wrong with an option, and returns the exit status.
+fn wrong(option: &str, what: impl std::fmt::Display) -> u8 {
+    eprintln!("{option}: {what}");
+    WRONG
+}
+
+fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
+    if arguments.apiserver.iter().filter(|text| *text == "-").count() > 1 {
+        return Err(wrong("--apiserver", "- is standard input and can be named only once"));
+    }
+    let kubeconfig = match &arguments.kubeconfig {
+        Some(file) => Some(Kubeconfig::read(file).map_err(|error| wrong("--kubeconfig", error))?),
+        None => None,
+    };
+    let mut apiservers = Vec::new();
+    for text in distinct(&arguments.apiserver) {
+        apiservers.push(match is_url(text) {
+            true => {
+                let target = target("--apiserver", text)?;
+                let target = match &kubeconfig {
+                    Some(kubeconfig) => target
+                        .with_credentials(kubeconfig)
+                        .map_err(|error| wrong("--kubeconfig", error))?,
+                    None => target,
+                };
+                Plan::apiserver(target)
+            }
+            false => Source::File(text.into()),
+        });
+    }
+    let cluster = match &kubeconfig {
+        Some(kubeconfig) => {
+            let server = Target::of_kubeconfig(kubeconfig);
+            let server = server.map_err(|error| wrong("--kubeconfig", error))?;
+            let is_url = |source: &Source| matches!(source, Source::Url(..));
+            Some(Cluster { server, has_other_addresses: apiservers.iter().any(is_url) })
+        }
+        None => None,
+    };
+    let mut relays = Vec::new();
+    for text in distinct(&arguments.relay) {
+        relays.push(Plan::relay(target("--relay", text)?));
+    }
+    if relays.is_empty() {
+        let mut url = healthcheck::url_of(None, file)?;
+        url.set_path("");
+        relays.push(Plan::relay(target("admin.address", url.as_str())?));
+    }
+    let webhook = match &arguments.webhook {
+        Some(file) => {
+            let target = Kubeconfig::read(file).and_then(|read| Target::of_kubeconfig(&read));
+            Some(target.map_err(|error| wrong("--webhook", error))?)
+        }
+        None => None,
+    };
+    Ok(Plan {
+        apiservers,
+        cluster,
+        instances: arguments.instances.map(usize::from),
+        relays,
+        interval: arguments.interval,
+        webhook,
+        probe: arguments.probe,
+    })
+}
+
+/// Returns the texts, each once. A process that is named twice is still only one.
+fn distinct(texts: &[String]) -> Vec<&str> {
+    let mut distinct: Vec<&str> = Vec::new();
+    for text in texts {
+        let text = text.strip_suffix('/').filter(|_| is_url(text)).unwrap_or(text);
+        if !distinct.contains(&text) {
+            distinct.push(text);
+        }
+    }
+    distinct
+}
+
+/// Returns `true` if a text is meant as a URL, and not as the name of a file.
+fn is_url(text: &str) -> bool {
+    text.contains("://")
+}
+
+fn target(option: &str, text: &str) -> Result<Target, u8> {
+    Target::new(text).map_err(|what| wrong(option, format!("{text}: {what}")))
+}

@@ -1,0 +1,157 @@
+//! `doctor`: puts what kube-apiserver counts beside what the relays count, and says whether events
+//! were lost, where, how many, and what to do.
+//!
+//! kube-apiservers and relays are read by their metrics, and nothing is changed. The numbers are
+//! read once from files and twice, some time apart, from URLs. Two samples show what happens now,
+//! and they tell events that are on their way from events that are missing.
+//!
+//! # Floors
+//!
+//! A file imports only from floors below its own.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `exposition` `kubeconfig` | the text format of Prometheus · a cluster's address and credentials |
+//! | 2 | `counts` `ask` | the metrics by their names · HTTP requests |
+//! | 3 | `sample` | instances, and the two samples |
+//! | 4 | `judge` | what the numbers mean |
+//! | 5 | `screen` `webhook` `probe` | how the result is shown · the webhook's URL · events made on purpose |
+
+pub mod ask;
+pub mod counts;
+pub mod exposition;
+pub mod judge;
+pub mod kubeconfig;
+pub mod probe;
+pub mod sample;
+pub mod screen;
+pub mod webhook;
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use ask::Target;
+use judge::Comparison;
+use judge::Findings;
+use judge::Verdict;
+use sample::Apiservers;
+use sample::Cluster;
+use sample::Relays;
+use sample::Source;
+
+use crate::telemetry;
+
+/// The longest time after the interval for which events that are on their way are waited for.
+const SETTLE: Duration = Duration::from_secs(5);
+
+/// The pause between two samples after the interval. A sample of a large kube-apiserver costs it
+/// about a second of CPU time.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// The servers and files of an examination, and its options.
+pub struct Plan {
+    /// The kube-apiservers that were named.
+    pub apiservers: Vec<Source>,
+    /// The kube-apiservers of a kubeconfig.
+    pub cluster: Option<Cluster>,
+    /// The number of kube-apiservers behind each URL; `None` if it is not known.
+    pub instances: Option<usize>,
+    /// The relays.
+    pub relays: Vec<Source>,
+    /// The time between the two samples.
+    pub interval: Duration,
+    /// The server of the audit webhook's kubeconfig, if it is to be tried.
+    pub webhook: Option<Target>,
+    /// `true` if kube-apiserver is to generate events on purpose.
+    pub probe: bool,
+}
+
+impl Plan {
+    /// Makes the source of a URL. A URL without a path gets the path of the metrics.
+    #[must_use]
+    pub fn apiserver(target: Target) -> Source {
+        let path = target.given().unwrap_or("/metrics").to_owned();
+        Source::Url(target, path)
+    }
+
+    /// Makes the source of a relay, whose URL is the base of its admin pages.
+    #[must_use]
+    pub fn relay(target: Target) -> Source {
+        let base = target.base();
+        let path = match base.ends_with("/metrics") {
+            true => base.to_owned(),
+            false => format!("{base}/metrics"),
+        };
+        Source::Url(target, path)
+    }
+}
+
+/// The result of an examination.
+#[derive(Debug)]
+pub struct Report {
+    /// Everything that was read.
+    pub findings: Findings,
+    /// The verdict on it.
+    pub verdict: Verdict,
+}
+
+impl Report {
+    /// Returns the screen, whose last line is the verdict.
+    #[must_use]
+    pub fn text(&self) -> String {
+        screen::text(&self.findings, &self.verdict)
+    }
+
+    /// Returns the JSON object.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        screen::json(&self.findings, &self.verdict)
+    }
+}
+
+/// Takes the samples and judges them. `waiting` is called before the wait between two samples; it
+/// is not called if nothing can be read twice, because everything comes from files or no server has
+/// answered.
+///
+/// # Cancel safety
+///
+/// Nothing is changed anywhere, apart from the audit events of the probe, so the future can be
+/// dropped at any time.
+pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> Report {
+    let Plan { apiservers, cluster, instances, relays, interval, webhook, probe } = plan;
+    let urls: Vec<(Target, String)> = relays.iter().filter_map(Source::url).collect();
+    let mut checks = Vec::new();
+    if let Some(webhook) = &webhook {
+        checks.extend(webhook::check(webhook, &urls, telemetry::now()).await);
+    }
+    if let Some(cluster) = cluster.as_ref().filter(|_| probe) {
+        checks.push(probe::check(cluster, &urls).await);
+    }
+    let has_apiserver = !apiservers.is_empty() || cluster.is_some();
+    let relays = Relays::first(relays).await;
+    let apiservers = Apiservers::first(apiservers, cluster.as_ref(), instances).await;
+    // Without an answer in the first sample, there is nothing that a second one could be compared
+    // with.
+    let has_urls = relays.has_answers() || apiservers.has_answers();
+    if has_urls {
+        waiting(interval);
+        tokio::time::sleep(interval).await;
+    }
+    // The relays are asked first. An event that a relay has counted then is one that kube-apiserver
+    // has counted before.
+    let sample = async || Findings {
+        relays: relays.second().await,
+        apiservers: apiservers.second().await,
+        has_apiserver,
+        webhook_host: webhook.as_ref().map(Target::authority),
+        checks: checks.clone(),
+        now: telemetry::now(),
+    };
+    let is_settled = |findings: &Findings| {
+        !has_urls || !matches!(judge::compare(findings), Comparison::Missing(_))
+    };
+    let findings = sample::settle(SETTLE.min(interval), PAUSE, sample, is_settled).await;
+    let verdict = judge::judge(&findings);
+    Report { findings, verdict }
+}

@@ -1,0 +1,458 @@
+//! One case for each verdict, on expositions as kube-apiserver and the relay write them.
+
+use super::*;
+use crate::doctor::counts::Counts;
+use crate::doctor::exposition::Exposition;
+use crate::doctor::screen;
+use crate::telemetry::PREFIX;
+
+/// The time of the newest sample in these tests.
+const NOW: f64 = 1_800_000_000.0;
+
+/// The numbers of a kube-apiserver in health, that started 1000 s ago.
+const APISERVER: &str = "\
+# TYPE apiserver_audit_event_total counter
+apiserver_audit_event_total 100
+apiserver_audit_level_total{level=\"Metadata\"} 90
+apiserver_audit_requests_rejected_total 0
+rest_client_requests_total{code=\"200\",host=\"[::1]:6443\",method=\"POST\"} 900
+rest_client_requests_total{code=\"200\",host=\"relay.example\",method=\"GET\"} 5
+rest_client_requests_total{code=\"200\",host=\"relay.example\",method=\"POST\"} 7
+process_start_time_seconds 1.799999e+09
+";
+
+/// The numbers of a relay in health, that started at the same time; `P_` stands for the prefix.
+const RELAY: &str = "\
+P_event_total 100
+P_last_event_timestamp_seconds 1.79999999e+09
+P_error_total{plugin=\"queue\"} 0
+P_error_total{plugin=\"out\"} 0
+P_requests_total{listener=\"a\",code=\"200\"} 7
+P_requests_rejected_total{reason=\"queue_full\"} 0
+P_queue_bytes 10
+P_queue_capacity_bytes 1000
+P_queue_events 0
+P_queue_writable 1
+P_output_events_total{output=\"out\"} 100
+P_output_backlog_events{output=\"out\"} 0
+P_output_start_events{output=\"out\"} 0
+P_output_lag_seconds{output=\"out\"} 0
+P_output_up{output=\"out\"} 1
+P_output_required{output=\"out\"} 1
+P_dead_letter_events_total{output=\"out\"} 0
+P_filtered_events_total{output=\"out\",action=\"dropped\"} 0
+P_evidence_size 0
+P_evidence_errors_total{reason=\"write\"} 0
+P_build_info{version=\"1.2.3\",revision=\"x\"} 1
+process_start_time_seconds 1.79999901e+09
+";
+
+/// Replaces the values of series, each written as `SERIES VALUE`. A value `-` removes the line, and
+/// a series that is not there yet is added.
+fn with(text: &str, changes: &[&str]) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    for change in changes {
+        let (series, value) = change.rsplit_once(' ').unwrap();
+        lines.retain(|line| line.rsplit_once(' ').is_none_or(|(it, _)| it != series));
+        if value != "-" {
+            lines.push((*change).to_owned());
+        }
+    }
+    lines.join("\n").replace("P_", PREFIX)
+}
+
+fn counts<C: Counts>(text: &str) -> C {
+    C::of(&Exposition::parse(text.as_bytes(), &C::wanted()).unwrap()).unwrap()
+}
+
+/// Makes a source with one sample, or with two.
+fn sampled<C: Counts>(source: &str, samples: &[String]) -> Sampled<C> {
+    let before = (samples.len() > 1).then(|| counts(&samples[0]));
+    let elapsed = before.is_some().then_some(30.0);
+    let newest = samples.last().map(|text| counts(text));
+    Sampled { source: source.to_owned(), before, counts: newest, elapsed, fault: None }
+}
+
+/// Makes findings of one kube-apiserver and one relay, whose samples have these changes.
+fn findings(apiserver: &[&[&str]], relay: &[&[&str]]) -> Findings {
+    let apiserver: Vec<_> = apiserver.iter().map(|it| with(APISERVER, it)).collect();
+    let relay: Vec<_> = relay.iter().map(|it| with(RELAY, it)).collect();
+    Findings {
+        apiservers: vec![sampled("a", &apiserver)],
+        relays: vec![sampled("r", &relay)],
+        has_apiserver: true,
+        now: NOW,
+        ..Findings::default()
+    }
+}
+
+const NONE: &[&str] = &[];
+
+#[test]
+fn losses_are_what_the_error_counters_say() {
+    let webhook = "apiserver_audit_error_total{plugin=\"webhook\"}";
+    for (apiserver, relay, lost, place, advice) in [
+        (&[&*format!("{webhook} 3")][..], NONE, 3, "kube-apiserver a", "AuditWebhookError"),
+        (
+            &["apiserver_audit_error_total{plugin=\"buffered\"} 4"],
+            NONE,
+            4,
+            "kube-apiserver a",
+            "--audit-webhook-batch-buffer-size",
+        ),
+        (
+            &["apiserver_audit_error_total{plugin=\"truncate\"} 1"],
+            NONE,
+            1,
+            "kube-apiserver a",
+            "--audit-webhook-truncate-max-event-size",
+        ),
+        (
+            NONE,
+            &["P_error_total{plugin=\"queue\"} 5", "P_output_events_total{output=\"out\"} 95"],
+            5,
+            "the queue of r",
+            "queue.when_full = \"reject\"",
+        ),
+        (
+            NONE,
+            &["P_error_total{plugin=\"out\"} 6", "P_output_events_total{output=\"out\"} 94"],
+            6,
+            "output out of r",
+            "KubeAuditForwarderEventsLost",
+        ),
+        (
+            NONE,
+            &["P_error_total{plugin=\"out\"} 6", "P_dead_letter_events_total{output=\"out\"} 6"],
+            6,
+            "output out of r",
+            "dead letters",
+        ),
+        (
+            NONE,
+            &["P_error_total{plugin=\"out\"} 7", "P_output_required{output=\"out\"} 0"],
+            7,
+            "output out of r",
+            "output.required = true",
+        ),
+    ] {
+        let verdict = judge(&findings(&[apiserver], &[relay]));
+        assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, lost), "{verdict:?}");
+        assert_eq!(verdict.place, place);
+        assert!(verdict.advice.contains(advice), "{advice}: {}", verdict.advice);
+        let words =
+            if lost == 1 { "1 event lost".to_owned() } else { format!("{lost} events lost") };
+        assert!(verdict.sentence.starts_with(&words), "{}", verdict.sentence);
+        assert!(verdict.sentence.contains("since the start at 2027-01-15T07:43:"), "{verdict:?}");
+    }
+}
+
+#[test]
+fn a_loss_says_how_much_of_it_is_new() {
+    let lost = |count| format!("apiserver_audit_error_total{{plugin=\"webhook\"}} {count}");
+    let verdict = judge(&findings(&[&[&lost(3)], &[&lost(5)]], &[NONE, NONE]));
+    assert_eq!(verdict.lost, 5);
+    assert!(verdict.sentence.contains("2 of them in the last 30 s"), "{}", verdict.sentence);
+    let verdict = judge(&findings(&[&[&lost(5)], &[&lost(5)]], &[NONE, NONE]));
+    assert!(verdict.sentence.contains("0 of them in the last 30 s"), "{}", verdict.sentence);
+    // The first error of a plugin may come between the samples.
+    let verdict = judge(&findings(&[NONE, &[&lost(2)]], &[NONE, NONE]));
+    assert!(verdict.sentence.contains("2 of them in the last 30 s"), "{}", verdict.sentence);
+}
+
+#[test]
+fn losses_at_several_places_are_added_and_the_largest_comes_first() {
+    let verdict = judge(&findings(
+        &[&["apiserver_audit_error_total{plugin=\"webhook\"} 3"]],
+        &[&["P_error_total{plugin=\"out\"} 40", "P_error_total{plugin=\"queue\"} 1"]],
+    ));
+    assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 44));
+    assert_eq!(verdict.place, "output out of r, kube-apiserver a, the queue of r");
+    let (one, several) =
+        (findings(&[NONE], &[&["P_error_total{plugin=\"out\"} 1"]]), verdict.clone());
+    let text = screen::text(&one, &judge(&one));
+    assert_eq!(text.matches(" lost: 1 at ").count(), 1, "told once: {text}");
+    let text = screen::text(&one, &several);
+    assert_eq!(text.matches("\nlost: ").count(), 3, "each with its advice: {text}");
+    let start = "44 events lost: 40 at output out of r (";
+    assert!(verdict.sentence.starts_with(start), "{}", verdict.sentence);
+}
+
+#[test]
+fn what_cannot_be_known_is_unknown() {
+    for (apiserver, relay, what) in [
+        (&["apiserver_audit_event_total -"][..], NONE, "apiserver_audit_event_total is missing"),
+        (&["apiserver_audit_event_total 0"], NONE, "nothing has happened yet"),
+        (
+            NONE,
+            &["P_event_total 0", "P_output_events_total{output=\"out\"} 0"],
+            "nothing has happened yet",
+        ),
+        (NONE, &["P_event_total -"], "event_total or error_total is missing"),
+        (
+            NONE,
+            &["P_error_total{plugin=\"queue\"} -", "P_error_total{plugin=\"out\"} -"],
+            "event_total or error_total is missing",
+        ),
+        (&["apiserver_audit_event_total 112"], NONE, "12 events unexplained: generated"),
+        (&["apiserver_audit_event_total 99"], NONE, "1 event unexplained: received"),
+        (NONE, &["P_output_events_total{output=\"out\"} 98"], "counts differ by 2, unexplained"),
+        (NONE, &["P_output_backlog_events{output=\"out\"} 1"], "counts differ by -1, unexplained"),
+    ] {
+        let verdict = judge(&findings(&[apiserver], &[relay]));
+        assert_eq!((verdict.kind, verdict.lost), (Kind::Unknown, 0), "{what}: {verdict:?}");
+        assert!(verdict.sentence.contains(what), "{what}: {}", verdict.sentence);
+        assert!(!verdict.advice.is_empty() && !verdict.place.is_empty());
+    }
+}
+
+#[test]
+fn a_source_that_cannot_be_read_is_unknown_and_a_loss_outranks_it() {
+    let mut found = findings(&[NONE], &[NONE]);
+    found.apiservers.push(Sampled {
+        source: "b".to_owned(),
+        before: None,
+        counts: None,
+        elapsed: None,
+        fault: Some("http://b: cannot connect".to_owned()),
+    });
+    let verdict = judge(&found);
+    assert_eq!((verdict.kind, verdict.place.as_str()), (Kind::Unknown, "kube-apiserver b"));
+    assert!(verdict.sentence.contains("cannot connect"), "{}", verdict.sentence);
+    // The missing events of the other instance are no surplus of the relay.
+    assert_eq!(compare(&found), Comparison::Not("not everything could be read"));
+    found.relays[0] = sampled("r", &[with(RELAY, &["P_error_total{plugin=\"queue\"} 9"])]);
+    assert_eq!(judge(&found).kind, Kind::Lost);
+    found.relays.clear();
+    assert_eq!(judge(&found).kind, Kind::Unknown);
+}
+
+#[test]
+fn health_is_ok_and_so_is_what_is_only_worth_a_look() {
+    for (apiserver, relay, warning) in [
+        (NONE, NONE, ""),
+        (&["apiserver_audit_error_total{plugin=\"log\"} 8"], NONE, "no loss of the webhook"),
+        (&["apiserver_audit_requests_rejected_total 2"], NONE, "2 API requests refused"),
+        (
+            &["rest_client_requests_total{code=\"503\",host=\"relay.example\",method=\"POST\"} 2"],
+            NONE,
+            "(503: 2)",
+        ),
+        (NONE, &["P_requests_rejected_total{reason=\"queue_full\"} 3"], "this alone is no loss"),
+        (NONE, &["P_requests_rejected_total{reason=\"too_large\"} 3"], "limits.max_body"),
+        (NONE, &["P_queue_writable 0"], "KubeAuditForwarderDiskRefused"),
+        (NONE, &["P_evidence_errors_total{reason=\"write\"} 1"], "EvidenceNotWritten"),
+        (NONE, &["P_last_event_timestamp_seconds 1.799999500e+09"], "no event accepted for 500 s"),
+        (
+            NONE,
+            &[
+                "P_output_up{output=\"out\"} 0",
+                "P_output_backlog_events{output=\"out\"} 40",
+                "P_output_events_total{output=\"out\"} 60",
+            ],
+            "KubeAuditForwarderOutputDown",
+        ),
+        (
+            NONE,
+            &[
+                "P_output_lag_seconds{output=\"out\"} 61",
+                "P_queue_bytes 900",
+                "P_output_backlog_events{output=\"out\"} 40",
+                "P_output_events_total{output=\"out\"} 60",
+            ],
+            "KubeAuditForwarderOutputLags",
+        ),
+    ] {
+        let found = findings(&[apiserver], &[relay]);
+        let verdict = judge(&found);
+        assert_eq!(verdict.kind, Kind::Ok, "{warning}: {verdict:?}");
+        assert_eq!((verdict.lost, verdict.place.as_str(), verdict.advice.as_str()), (0, "", ""));
+        let text = screen::text(&found, &verdict);
+        assert!(text.ends_with("\nVERDICT: OK\n"), "{text}");
+        assert!(text.contains(warning), "{warning}: {text}");
+        assert_eq!(text.contains("warning: "), !warning.is_empty(), "{text}");
+    }
+}
+
+#[test]
+fn without_a_kube_apiserver_the_relays_are_judged_alone() {
+    let mut found = findings(&[NONE], &[NONE]);
+    found.apiservers.clear();
+    found.has_apiserver = false;
+    let verdict = judge(&found);
+    assert_eq!(verdict.kind, Kind::Ok);
+    let text = screen::text(&found, &verdict);
+    assert!(text.starts_with("kube-apiserver: unknown"), "{text}");
+    let json = screen::json(&found, &verdict);
+    assert_eq!(
+        (&json["apiserver"]["state"], &json["apiserver"]["generated"]),
+        (&"unknown".into(), &serde_json::Value::Null)
+    );
+}
+
+#[test]
+fn totals_are_compared_only_if_the_processes_started_together() {
+    for (start, wanted) in [
+        ("1.79999906e+09", Comparison::Missing(12)),
+        ("1.79999894e+09", Comparison::Missing(12)),
+        ("1.799999061e+09", Comparison::Not("the processes started more than 60 s apart")),
+        ("1.79e+09", Comparison::Not("the processes started more than 60 s apart")),
+        ("-", Comparison::Missing(12)),
+    ] {
+        let start = format!("process_start_time_seconds {start}");
+        let sent = "apiserver_audit_event_total 112";
+        let found = findings(&[&[sent]], &[&[&start]]);
+        assert_eq!(compare(&found), wanted, "{start}");
+        let unknown = matches!(wanted, Comparison::Missing(_));
+        assert_eq!(judge(&found).kind == Kind::Unknown, unknown, "{start}");
+    }
+}
+
+#[test]
+fn events_that_are_on_their_way_between_two_samples_are_no_difference() {
+    let sent = |count| format!("apiserver_audit_event_total {count}");
+    let lost = "apiserver_audit_error_total{plugin=\"webhook\"} 10";
+    let received = |count| format!("P_event_total {count}");
+    for (before, after, arrived, wanted) in [
+        (100, 130, 100, Comparison::Equal),
+        (100, 130, 130, Comparison::Equal),
+        (100, 130, 99, Comparison::Missing(1)),
+        (100, 130, 131, Comparison::Surplus(1)),
+    ] {
+        let apiserver = [sent(before), sent(after)];
+        let received = received(arrived);
+        let found = findings(&[&[&apiserver[0]], &[&apiserver[1]]], &[&[&received], &[&received]]);
+        assert_eq!(compare(&found), wanted, "{before} {after} {arrived}");
+    }
+    // A lost event is not missing a second time.
+    let (sent, received) = (sent(110), received(100));
+    let found = findings(&[&[&sent, lost]], &[&[&received]]);
+    assert_eq!(compare(&found), Comparison::Equal);
+}
+
+#[test]
+fn the_sum_of_an_output_is_not_judged_while_events_are_in_motion() {
+    let delivered = |count| format!("P_output_events_total{{output=\"out\"}} {count}");
+    let (first, second) = (delivered(97), delivered(98));
+    let moving = findings(&[NONE, NONE], &[&[&first], &[&second]]);
+    assert_eq!(judge(&moving).kind, Kind::Ok);
+    let still = findings(&[NONE, NONE], &[&[&first], &[&first]]);
+    assert_eq!(judge(&still).kind, Kind::Unknown);
+}
+
+#[test]
+fn a_restart_between_the_samples_is_unknown_and_its_losses_stay_lost() {
+    let later = "process_start_time_seconds 1.7999999e+09";
+    let found = findings(&[NONE, NONE], &[NONE, &[later]]);
+    let verdict = judge(&found);
+    assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
+    assert!(verdict.sentence.contains("restarted"), "{}", verdict.sentence);
+    let lost = ["P_error_total{plugin=\"queue\"} 4"];
+    let verdict = judge(&findings(&[NONE, NONE], &[&lost, &[later]]));
+    assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 4));
+}
+
+#[test]
+fn a_relay_that_hears_nothing_while_events_are_generated_is_unknown() {
+    // The relay is older, so the totals are not compared.
+    let relay =
+        ["P_last_event_timestamp_seconds 1.7999995e+09", "process_start_time_seconds 1.7e+09"];
+    let more = ["apiserver_audit_event_total 150"];
+    let verdict = judge(&findings(&[NONE, &more], &[&relay, &relay]));
+    assert_eq!(verdict.kind, Kind::Unknown);
+    assert!(verdict.advice.contains("NothingReceived"), "{}", verdict.advice);
+    assert_eq!(judge(&findings(&[NONE, NONE], &[&relay, &relay])).kind, Kind::Ok);
+}
+
+#[test]
+fn a_rate_near_the_throttle_is_a_warning() {
+    let posts = |count| {
+        format!(
+            "rest_client_requests_total{{code=\"200\",host=\"relay.example\",method=\"POST\"}} {count}"
+        )
+    };
+    for (count, is_near) in [(216, false), (217, true), (307, true)] {
+        let posts = posts(count);
+        let verdict = judge(&findings(&[NONE, &[&posts]], &[NONE, NONE]));
+        let near = verdict.causes.iter().any(|it| it.advice.contains("throttle-qps"));
+        assert_eq!((verdict.kind, near), (Kind::Ok, is_near), "{count}");
+    }
+}
+
+#[test]
+fn the_host_of_the_webhook_is_known_only_if_there_is_no_other() {
+    let post = |host: &str| {
+        format!("rest_client_requests_total{{code=\"200\",host=\"{host}\",method=\"POST\"}} 1")
+    };
+    let host = |changes: &[&str], named: Option<&str>| {
+        let counts: ApiserverCounts = counts(&with(APISERVER, changes));
+        webhook_posts(&counts, named).map(|(host, _)| host.to_owned())
+    };
+    let own = "rest_client_requests_total{code=\"200\",host=\"relay.example\",method=\"POST\"} -";
+    assert_eq!(host(NONE, None).as_deref(), Some("relay.example"));
+    let other = post("admission.example");
+    assert_eq!(host(&[&other], None), None);
+    assert_eq!(host(&[&other], Some("relay.example")).as_deref(), Some("relay.example"));
+    assert_eq!(host(&[&other], Some("away.example")), None);
+    let with_port = post("relay.example:443");
+    let found = host(&[own, &with_port, &other], Some("relay.example"));
+    assert_eq!(found.as_deref(), Some("relay.example:443"));
+    assert_eq!(host(&[own], None).as_deref(), Some("[::1]:6443"));
+}
+
+#[test]
+fn the_screen_goes_from_kube_apiserver_to_the_consumer_and_ends_with_the_verdict() {
+    let found = findings(
+        &[NONE, &["apiserver_audit_event_total 130"]],
+        &[
+            NONE,
+            &["P_evidence_size 7", "P_evidence_last_checkpoint_timestamp_seconds 1.79999999e+09"],
+        ],
+    );
+    let verdict = judge(&found);
+    let text = screen::text(&found, &verdict);
+    let mut rest = text.as_str();
+    for part in [
+        "kube-apiserver a (started 2027-01-15T07:43:20Z)",
+        "generated   130, 30 in the last 30 s (1.0/s)",
+        "lost        0 (buffered: 0, truncate: 0, webhook: 0)",
+        "network",
+        "attempts    7 to relay.example (200: 7), 0 in the last 30 s (0.0/s)",
+        "received    requests by status: 200: 7",
+        "totals      everything that was generated has arrived, or is counted",
+        "relay r (1.2.3, started",
+        "accepted    100, 0 in the last 30 s (0.0/s)",
+        "rejected    requests by reason: 0",
+        "queued      0 events, 1 % of queue.max_bytes",
+        "lost        0 that no output could get",
+        "output out of r",
+        "delivered   100",
+        "waiting     0 events",
+        "retried     0 (failed attempts: 0)",
+        "lost        0, dead letters 0",
+        "consumer: evidence present at r (7 entries, the last checkpoint 10 s ago)",
+        "VERDICT: OK",
+    ] {
+        let (_, after) = rest.split_once(part).unwrap_or_else(|| panic!("{part}:\n{text}"));
+        rest = after;
+    }
+    assert_eq!(rest, "\n");
+    assert!(text.lines().count() <= 24, "{text}");
+}
+
+#[test]
+fn the_json_has_the_members_of_the_verdict() {
+    let found = findings(&[&["apiserver_audit_error_total{plugin=\"webhook\"} 3"]], &[NONE]);
+    let verdict = judge(&found);
+    let json = screen::json(&found, &verdict);
+    let members: Vec<_> = json.as_object().unwrap().keys().cloned().collect();
+    let mut wanted = ["apiserver", "relay", "outputs", "verdict", "lost", "where", "advice"];
+    wanted.sort_unstable();
+    assert_eq!(members, wanted);
+    assert_eq!((&json["verdict"], &json["lost"]), (&"lost".into(), &3.into()));
+    assert_eq!(json["where"], "kube-apiserver a");
+    assert_eq!(json["apiserver"]["instances"][0]["lost"]["webhook"], 3);
+    assert_eq!(json["apiserver"]["notes"][0]["kind"], "lost");
+    assert_eq!(json["relay"]["notes"], serde_json::json!([]));
+    assert_eq!(json["outputs"][0]["delivered"], 100);
+}

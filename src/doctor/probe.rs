@@ -1,0 +1,100 @@
+//! Makes kube-apiserver generate a few audit events, and waits until it has counted them and the
+//! relays have received them.
+//!
+//! The requests are GETs for an object that does not exist. They show whether the audit policy is
+//! active and whether events arrive. Metrics do not name single events, so events of others may
+//! stand in for those of the probe.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::ask::Target;
+use super::counts::ApiserverCounts;
+use super::counts::RelayCounts;
+use super::counts::total;
+use super::judge::Cause;
+use super::judge::Kind;
+use super::sample::Apiservers;
+use super::sample::Cluster;
+use super::sample::ask;
+
+/// The number of requests.
+const REQUESTS: u64 = 5;
+
+/// The longest time for the events to arrive. kube-apiserver collects a batch for at most 30 s.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// The pause between two looks at the metrics.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Sends the requests, and returns what became of their events. `relays` has each relay with the
+/// path of its metrics.
+pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
+    const PLACE: &str = "the probe";
+    let unknown = |what: String, advice: &str| Cause::new(Kind::Unknown, PLACE, what, advice);
+    let (generated, accepted) = (generated(cluster).await, accepted(relays).await);
+    let (Some(generated_before), Some(accepted_before)) = (generated, accepted) else {
+        let what = "not sent, because a kube-apiserver or a relay could not be read";
+        return unknown(what.to_owned(), "Mend that first");
+    };
+    let name = format!("kube-audit-forwarder-doctor-{:016x}", fastrand::u64(..));
+    let path = format!("{}/api/v1/namespaces/default/configmaps/{name}", cluster.server.base());
+    for _ in 0..REQUESTS {
+        // A refusal is audited like a success. Without a status, there was no request.
+        if let Err(error) = cluster.server.get(&path, |_| Ok(())).await
+            && error.status.is_none()
+        {
+            return unknown(format!("not sent: {error}"), "Check the server in --kubeconfig");
+        }
+    }
+    let end = Instant::now() + PATIENCE;
+    let mut is_generated = false;
+    loop {
+        // Each sum is looked at until it has risen once.
+        is_generated = is_generated
+            || self::generated(cluster).await >= Some(generated_before.saturating_add(REQUESTS));
+        let arrived = self::accepted(relays).await;
+        if is_generated && arrived >= Some(accepted_before.saturating_add(REQUESTS)) {
+            let what = format!("{REQUESTS} requests were audited, and as many events arrived");
+            return Cause::new(Kind::Ok, PLACE, what, "");
+        }
+        if Instant::now() >= end {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    let seconds = PATIENCE.as_secs();
+    match is_generated {
+        false => unknown(
+            format!("{REQUESTS} requests, and no event for each of them within {seconds} s"),
+            "Check that kube-apiserver has --audit-policy-file, and that the policy audits a get \
+             of configmaps",
+        ),
+        true => unknown(
+            format!("{REQUESTS} events generated, and not as many received within {seconds} s"),
+            "Check the URL in --audit-webhook-config-file, and see the runbook AuditWebhookError",
+        ),
+    }
+}
+
+/// Returns the events that all kube-apiservers have generated; `None` if one cannot be read.
+async fn generated(cluster: &Cluster) -> Option<u64> {
+    let first = Apiservers::<ApiserverCounts>::first(Vec::new(), Some(cluster), None).await;
+    let sampled = first.second().await;
+    let each = sampled.iter().map(|it| match it.fault {
+        Some(_) => None,
+        None => it.counts.as_ref().and_then(|counts| counts.generated),
+    });
+    each.collect::<Option<Vec<u64>>>().map(total)
+}
+
+/// Returns the events that all relays have accepted; `None` if one cannot be read.
+async fn accepted(relays: &[(Target, String)]) -> Option<u64> {
+    let mut sum = 0;
+    for (target, path) in relays {
+        let counts = ask::<RelayCounts>(target, path).await.ok()?;
+        sum = total([sum, counts.accepted?]);
+    }
+    Some(sum)
+}

@@ -1,0 +1,449 @@
+//! Shows what was found: as one screen of text, from kube-apiserver to the consumers, or as one
+//! JSON object.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::Value;
+use serde_json::json;
+
+use super::counts::ApiserverCounts;
+use super::counts::ByLabel;
+use super::counts::LOG_PLUGIN;
+use super::counts::OutputCounts;
+use super::counts::RelayCounts;
+use super::counts::total;
+use super::judge::Cause;
+use super::judge::Comparison;
+use super::judge::Findings;
+use super::judge::Kind;
+use super::judge::Verdict;
+use super::judge::compare;
+use super::judge::events;
+use super::judge::is_restarted;
+use super::judge::seconds;
+use super::judge::time;
+use super::judge::webhook_posts;
+use super::sample::Sampled;
+
+/// The plugins of kube-apiserver whose errors are losses of the webhook, which are shown with 0 if
+/// they are absent.
+const PLUGINS: [&str; 3] = ["buffered", "truncate", "webhook"];
+
+const UNKNOWN: &str = "unknown";
+
+/// A text that grows by lines.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn head(&mut self, text: &str) {
+        // Writing to a `String` cannot fail.
+        writeln!(self.0, "{text}").ok();
+    }
+
+    fn line(&mut self, name: &str, text: &str) {
+        writeln!(self.0, "  {name:<11} {text}").ok();
+    }
+}
+
+/// Returns the screen. Its last line is the verdict.
+#[must_use]
+pub fn text(findings: &Findings, verdict: &Verdict) -> String {
+    let mut lines = Lines::default();
+    if findings.apiservers.is_empty() {
+        lines.head("kube-apiserver: unknown (neither --apiserver nor --kubeconfig was given)");
+    }
+    for apiserver in &findings.apiservers {
+        apiserver_lines(apiserver, &mut lines);
+    }
+    network_lines(findings, &mut lines);
+    if findings.relays.is_empty() {
+        lines.head("relay: unknown");
+    }
+    for relay in &findings.relays {
+        relay_lines(relay, &mut lines);
+    }
+    consumer_lines(findings, &mut lines);
+    let of_verdict = |cause: &&Cause| cause.kind == verdict.kind && verdict.kind > Kind::Warning;
+    // A cause that the verdict tells completely is not told twice.
+    let is_told = verdict.causes.iter().filter(of_verdict).count() == 1;
+    for cause in verdict.causes.iter().filter(|cause| !(is_told && of_verdict(cause))) {
+        let word = word(cause.kind);
+        let count =
+            if cause.lost > 0 { format!("{}, ", events(cause.lost)) } else { String::new() };
+        let end = if cause.advice.is_empty() { "" } else { ". " };
+        let (place, what, advice) = (&cause.place, &cause.what, &cause.advice);
+        lines.head(&format!("{word}: {place}: {count}{what}{end}{advice}"));
+    }
+    lines.head(&match verdict.kind {
+        Kind::Ok | Kind::Warning => "VERDICT: OK".to_owned(),
+        Kind::Unknown => format!("VERDICT: UNKNOWN – {}", verdict.sentence),
+        Kind::Lost => format!("VERDICT: LOST – {}", verdict.sentence),
+    });
+    lines.0
+}
+
+/// Returns a number, or the word `unknown`.
+fn known(count: Option<u64>) -> String {
+    count.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string())
+}
+
+/// Returns the increase of a count as the end of a line; empty if there were no two samples.
+fn growth(before: Option<u64>, now: Option<u64>, elapsed: Option<f64>) -> String {
+    let Some(((before, now), elapsed)) = before.zip(now).zip(elapsed) else {
+        return String::new();
+    };
+    let more = now.saturating_sub(before);
+    format!(", {more} in the last {}{}", seconds(elapsed), rate(more, elapsed))
+}
+
+/// Returns a rate in brackets; empty if the time is too short for one.
+#[allow(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
+fn rate(count: u64, elapsed: f64) -> String {
+    match elapsed > 0.0 {
+        true => format!(" ({:.1}/s)", count as f64 / elapsed),
+        false => String::new(),
+    }
+}
+
+/// Returns counts by label, such as `200: 3, 429: 1`; `0` if there are none above 0.
+fn list(counts: &ByLabel) -> String {
+    let above: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
+    let each: Vec<_> = above.iter().map(|(name, count)| format!("{name}: {count}")).collect();
+    if each.is_empty() { "0".to_owned() } else { each.join(", ") }
+}
+
+fn started(at: Option<f64>) -> String {
+    at.map_or_else(|| "start unknown".to_owned(), |at| format!("started {}", time(at)))
+}
+
+/// Returns the lost events by plugin, also those of the plugins that have lost nothing.
+fn by_plugin(counts: &ApiserverCounts) -> ByLabel {
+    let mut by_plugin: ByLabel = PLUGINS.iter().map(|name| ((*name).to_owned(), 0)).collect();
+    by_plugin.extend(counts.errors.clone());
+    by_plugin
+}
+
+fn apiserver_lines(apiserver: &Sampled<ApiserverCounts>, lines: &mut Lines) {
+    let Some(counts) = &apiserver.counts else {
+        return lines.head(&format!("kube-apiserver {}: unknown", apiserver.source));
+    };
+    let state = if apiserver.fault.is_some() { ", then unknown" } else { "" };
+    let started = started(counts.started);
+    lines.head(&format!("kube-apiserver {} ({started}{state})", apiserver.source));
+    let before = apiserver.before.as_ref().and_then(|it| it.generated);
+    let growth = growth(before, counts.generated, apiserver.elapsed);
+    lines.line("generated", &format!("{}{growth}", known(counts.generated)));
+    let by_plugin = by_plugin(counts);
+    let each: Vec<_> = by_plugin.iter().map(|(name, lost)| format!("{name}: {lost}")).collect();
+    let note = match by_plugin.contains_key(LOG_PLUGIN) {
+        true => "; log is the audit log's, not the webhook's",
+        false => "",
+    };
+    lines.line("lost", &format!("{} ({}{note})", counts.lost(), each.join(", ")));
+    if !counts.levels.is_empty() {
+        lines.line("levels", &list(&counts.levels));
+    }
+}
+
+fn network_lines(findings: &Findings, lines: &mut Lines) {
+    lines.head("network");
+    for apiserver in &findings.apiservers {
+        let Some(counts) = &apiserver.counts else { continue };
+        let Some((host, posts)) = webhook_posts(counts, findings.webhook_host.as_deref()) else {
+            let hosts = counts.posts.len();
+            let why = match hosts {
+                0 => "no POST counted".to_owned(),
+                _ => format!("{hosts} hosts get POSTs; --webhook FILE says which is the webhook"),
+            };
+            lines.line("attempts", &format!("unknown: {why}"));
+            continue;
+        };
+        let sum = total(posts.values().copied());
+        let earlier = apiserver.before.as_ref().and_then(|it| it.posts.get(host));
+        let earlier = earlier.map(|it| total(it.values().copied()));
+        let growth = growth(earlier, Some(sum), apiserver.elapsed);
+        lines.line("attempts", &format!("{sum} to {host} ({}){growth}", list(posts)));
+    }
+    if findings.apiservers.is_empty() {
+        lines.line("attempts", UNKNOWN);
+    }
+    let requests = requests(findings);
+    match requests.is_empty() {
+        true => lines.line("received", UNKNOWN),
+        false => lines.line("received", &format!("requests by status: {}", list(&requests))),
+    }
+    let compared = match compare(findings) {
+        Comparison::Not(why) => format!("not compared: {why}"),
+        Comparison::Equal => "everything that was generated has arrived, or is counted".to_owned(),
+        Comparison::Missing(count) => format!("{} missing, unexplained", events(count)),
+        Comparison::Surplus(count) => format!("{} too many, unexplained", events(count)),
+    };
+    lines.line("totals", &compared);
+}
+
+/// Returns the requests that all relays have answered, by status.
+fn requests(findings: &Findings) -> ByLabel {
+    let mut sum = ByLabel::new();
+    for (code, count) in
+        findings.relays.iter().filter_map(|it| it.counts.as_ref()).flat_map(|it| &it.requests)
+    {
+        let entry = sum.entry(code.clone()).or_default();
+        *entry = total([*entry, *count]);
+    }
+    sum
+}
+
+fn relay_lines(relay: &Sampled<RelayCounts>, lines: &mut Lines) {
+    let Some(counts) = &relay.counts else {
+        return lines.head(&format!("relay {}: unknown", relay.source));
+    };
+    let version = counts.version.as_deref().unwrap_or("of an unknown version");
+    let state = if relay.fault.is_some() { ", then unknown" } else { "" };
+    let started = started(counts.started);
+    lines.head(&format!("relay {} ({version}, {started}{state})", relay.source));
+    let before = relay.before.as_ref().filter(|_| !is_restarted(relay));
+    let more = growth(before.and_then(|it| it.accepted), counts.accepted, relay.elapsed);
+    lines.line("accepted", &format!("{}{more}", known(counts.accepted)));
+    lines.line("rejected", &format!("requests by reason: {}", list(&counts.rejected)));
+    let full =
+        counts.queue_bytes.zip(counts.queue_capacity).map_or_else(String::new, |(bytes, of)| {
+            format!(", {} % of queue.max_bytes", bytes.saturating_mul(100) / of.max(1))
+        });
+    let queued = counts.queued.map_or_else(|| UNKNOWN.to_owned(), events);
+    lines.line("queued", &format!("{queued}{full}"));
+    let lost = counts.errors.as_ref().map(|_| counts.lost("queue"));
+    lines.line("lost", &format!("{} that no output could get", known(lost)));
+    for (name, output) in &counts.outputs {
+        let earlier = before.and_then(|it| it.outputs.get(name)).map(|it| it.delivered);
+        let more = growth(earlier, Some(output.delivered), relay.elapsed);
+        output_lines(relay, name, output, counts, &more, lines);
+    }
+}
+
+fn output_lines(
+    relay: &Sampled<RelayCounts>,
+    name: &str,
+    output: &OutputCounts,
+    counts: &RelayCounts,
+    more: &str,
+    lines: &mut Lines,
+) {
+    let state = match (output.up, output.required) {
+        (Some(false), Some(false)) => " (down, optional)",
+        (Some(false), _) => " (down)",
+        (_, Some(false)) => " (optional)",
+        _ => "",
+    };
+    lines.head(&format!("output {name} of {}{state}", relay.source));
+    lines.line("delivered", &format!("{}{more}", output.delivered));
+    let lag = output.lag.filter(|_| output.backlog > Some(0));
+    let lag = lag.map_or_else(String::new, |lag| format!(", the oldest for {}", seconds(lag)));
+    let waiting = output.backlog.map_or_else(|| UNKNOWN.to_owned(), events);
+    lines.line("waiting", &format!("{waiting}{lag}"));
+    let failed = list(&output.failed);
+    lines.line("retried", &format!("{} (failed attempts: {failed})", output.retried));
+    lines.line("filtered", &list(&output.filtered));
+    let lost = counts.errors.as_ref().map(|_| counts.lost(name));
+    let letters = output.dead_letters;
+    lines.line("lost", &format!("{}, dead letters {letters}", known(lost)));
+}
+
+fn consumer_lines(findings: &Findings, lines: &mut Lines) {
+    let with_evidence = |it: &&Sampled<RelayCounts>| {
+        it.counts.as_ref().and_then(|counts| counts.evidence_size) > Some(0)
+    };
+    let mut any = false;
+    for relay in findings.relays.iter().filter(with_evidence) {
+        let Some(counts) = &relay.counts else { continue };
+        any = true;
+        let size = counts.evidence_size.unwrap_or_default();
+        let age = match counts.checkpoint.filter(|at| *at > 0.0) {
+            Some(at) => format!("the last checkpoint {:.0} s ago", (findings.now - at).max(0.0)),
+            None => "no checkpoint yet".to_owned(),
+        };
+        lines.head(&format!(
+            "consumer: evidence present at {} ({size} entries, {age}), not checked here. Check it \
+             with\n  evidence verify --directory DIR --key VKEY --output NAME --events FILE",
+            relay.source
+        ));
+    }
+    if !any {
+        lines.head(
+            "consumer: not checked (no relay keeps evidence; with [evidence] in its config, \
+             `evidence verify` checks\n  what a consumer has stored)",
+        );
+    }
+}
+
+/// Returns the JSON object.
+#[must_use]
+pub fn json(findings: &Findings, verdict: &Verdict) -> Value {
+    let outputs: Vec<Value> = findings.relays.iter().flat_map(outputs_json).collect();
+    json!({
+        "apiserver": apiserver_json(findings, notes(verdict, false)),
+        "relay": relay_json(findings, notes(verdict, true)),
+        "outputs": outputs,
+        "verdict": match verdict.kind {
+            Kind::Ok | Kind::Warning => "ok",
+            Kind::Unknown => UNKNOWN,
+            Kind::Lost => "lost",
+        },
+        "lost": verdict.lost,
+        "where": verdict.place,
+        "advice": verdict.advice,
+    })
+}
+
+/// Returns the causes that concern relays, or all others.
+fn notes(verdict: &Verdict, of_relays: bool) -> Vec<Value> {
+    let is_of_relay = |cause: &&Cause| {
+        let starts = ["relay", "output ", "the queue "];
+        starts.iter().any(|start| cause.place.starts_with(start)) == of_relays
+    };
+    let note = |cause: &Cause| {
+        json!({
+            "kind": word(cause.kind),
+            "lost": cause.lost,
+            "where": cause.place,
+            "what": cause.what,
+            "advice": cause.advice,
+        })
+    };
+    verdict.causes.iter().filter(is_of_relay).map(note).collect()
+}
+
+fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Ok => "ok",
+        Kind::Warning => "warning",
+        Kind::Unknown => UNKNOWN,
+        Kind::Lost => "lost",
+    }
+}
+
+/// Returns `known`, `partly` or `unknown`.
+fn state<C>(sampled: &[Sampled<C>]) -> &'static str {
+    let read = sampled.iter().filter(|it| it.fault.is_none()).count();
+    match read {
+        0 => UNKNOWN,
+        _ if read == sampled.len() => "known",
+        _ => "partly",
+    }
+}
+
+/// Returns the sum of a count over all sources; `None` if there are none, or one is not known.
+fn sum<C>(sampled: &[Sampled<C>], of: impl Fn(&C) -> Option<u64>) -> Option<u64> {
+    let each: Option<Vec<u64>> =
+        sampled.iter().map(|it| it.counts.as_ref().and_then(&of)).collect();
+    each.filter(|each| !each.is_empty()).map(total)
+}
+
+/// Returns the increase of a count in the interval; `None` if there were no two samples.
+fn increase<C>(sampled: &Sampled<C>, of: impl Fn(&C) -> Option<u64>) -> Option<u64> {
+    let before = sampled.before.as_ref().and_then(&of)?;
+    let now = sampled.counts.as_ref().and_then(&of)?;
+    Some(now.saturating_sub(before))
+}
+
+fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
+    let apiservers = &findings.apiservers;
+    let host = findings.webhook_host.as_deref();
+    let instance = |it: &Sampled<ApiserverCounts>| {
+        let counts = it.counts.as_ref();
+        let posts = counts.and_then(|counts| webhook_posts(counts, host));
+        json!({
+            "source": it.source,
+            "start_time_seconds": counts.and_then(|counts| counts.started),
+            "generated": counts.and_then(|counts| counts.generated),
+            "generated_in_interval": increase(it, |counts| counts.generated),
+            "interval_seconds": it.elapsed,
+            "lost": counts.map(by_plugin),
+            "levels": counts.map(|counts| &counts.levels),
+            "rejected_requests": counts.and_then(|counts| counts.rejected),
+            "webhook_host": posts.map(|(host, _)| host),
+            "attempts": posts.map(|(_, by_code)| by_code),
+            "error": it.fault,
+        })
+    };
+    let (missing, surplus) = match compare(findings) {
+        Comparison::Not(_) => (None, None),
+        Comparison::Equal => (Some(0), Some(0)),
+        Comparison::Missing(count) => (Some(count), Some(0)),
+        Comparison::Surplus(count) => (Some(0), Some(count)),
+    };
+    json!({
+        "state": state(apiservers),
+        "generated": sum(apiservers, |counts| counts.generated),
+        "lost": sum(apiservers, |counts| Some(counts.lost())),
+        "unexplained_missing": missing,
+        "unexplained_surplus": surplus,
+        "notes": notes,
+        "instances": apiservers.iter().map(instance).collect::<Vec<_>>(),
+    })
+}
+
+fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
+    let relays = &findings.relays;
+    let mut rejected: BTreeMap<&str, u64> = BTreeMap::new();
+    for (reason, count) in
+        relays.iter().filter_map(|it| it.counts.as_ref()).flat_map(|it| &it.rejected)
+    {
+        let sum = rejected.entry(reason).or_default();
+        *sum = total([*sum, *count]);
+    }
+    let instance = |it: &Sampled<RelayCounts>| {
+        let counts = it.counts.as_ref();
+        json!({
+            "source": it.source,
+            "version": counts.and_then(|counts| counts.version.as_deref()),
+            "start_time_seconds": counts.and_then(|counts| counts.started),
+            "accepted": counts.and_then(|counts| counts.accepted),
+            "accepted_in_interval": increase(it, |counts| counts.accepted),
+            "interval_seconds": it.elapsed,
+            "lost": counts.and_then(|counts| counts.errors.as_ref()),
+            "rejected": counts.map(|counts| &counts.rejected),
+            "requests": counts.map(|counts| &counts.requests),
+            "queued": counts.and_then(|counts| counts.queued),
+            "evidence_size": counts.and_then(|counts| counts.evidence_size),
+            "last_checkpoint_seconds":
+                counts.and_then(|counts| counts.checkpoint).filter(|at| *at > 0.0),
+            "error": it.fault,
+        })
+    };
+    let lost =
+        |counts: &RelayCounts| counts.errors.as_ref().map(|errors| total(errors.values().copied()));
+    json!({
+        "state": state(relays),
+        "accepted": sum(relays, |counts| counts.accepted),
+        "rejected": rejected,
+        "queued": sum(relays, |counts| counts.queued),
+        "lost": sum(relays, lost),
+        "notes": notes,
+        "instances": relays.iter().map(instance).collect::<Vec<_>>(),
+    })
+}
+
+fn outputs_json(relay: &Sampled<RelayCounts>) -> Vec<Value> {
+    let Some(counts) = &relay.counts else { return Vec::new() };
+    let output = |(name, output): (&String, &OutputCounts)| {
+        let delivered = |counts: &RelayCounts| Some(counts.outputs.get(name)?.delivered);
+        json!({
+            "relay": relay.source,
+            "name": name,
+            "delivered": output.delivered,
+            "delivered_in_interval": increase(relay, delivered),
+            "waiting": output.backlog,
+            "lag_seconds": output.lag,
+            "retried": output.retried,
+            "failed_attempts": output.failed,
+            "filtered": output.filtered,
+            "dead_letters": output.dead_letters,
+            "lost": counts.errors.as_ref().map(|_| counts.lost(name)),
+            "up": output.up,
+            "required": output.required,
+        })
+    };
+    counts.outputs.iter().map(output).collect()
+}

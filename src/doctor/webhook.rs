@@ -1,0 +1,99 @@
+//! Tries the way of the audit webhook from here: its URL, its certificate, and whether it leads to
+//! one of the relays.
+//!
+//! The request is an EventList without events. A relay answers it with 200, counts the request, and
+//! counts no event.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use super::ask::Target;
+use super::counts::RelayCounts;
+use super::counts::total;
+use super::judge::Cause;
+use super::judge::Kind;
+use super::judge::time;
+use super::sample::ask;
+use super::sample::settle;
+
+/// An EventList without events.
+const EMPTY: &str = "{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"items\":[]}";
+
+/// The time in seconds before the end of a certificate from which it is a warning, as in the alert.
+const EXPIRES_SOON: f64 = 14.0 * 24.0 * 3600.0;
+
+/// The longest time for a relay to count a request that it has answered.
+const COUNTED: Duration = Duration::from_secs(3);
+
+/// The pause between two looks at the relays' counters.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Sends the request to the webhook, and returns what was found. `relays` has each relay with the
+/// path of its metrics; `now` is the time in seconds since 1970.
+pub async fn check(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<Cause> {
+    let place = format!("the webhook {webhook}");
+    let before = requests(relays).await;
+    let path =
+        format!("{}?timeout=30s", if webhook.base().is_empty() { "/" } else { webhook.base() });
+    let not_after = match webhook.post(&path, EMPTY).await {
+        Ok(not_after) => not_after,
+        Err(error) => {
+            let advice = "Check server, certificate-authority and the user of the file in \
+                          --audit-webhook-config-file, and whether the URL can be reached from here \
+                          at all: kube-apiserver may be in another network";
+            return vec![Cause::new(Kind::Unknown, place, error.to_string(), advice)];
+        }
+    };
+    let mut found = Vec::new();
+    if let Some(at) = not_after {
+        found.push(certificate(&place, at, now));
+    }
+    let reached_by = |after: &Vec<Option<u64>>| {
+        let counts = relays.iter().zip(before.iter().zip(after));
+        let reached = |(_, (before, after)): &(_, (&Option<u64>, &Option<u64>))| {
+            before.is_some() && after > before
+        };
+        counts.filter(reached).map(|((relay, _), _)| relay).next()
+    };
+    // A relay may count a request a moment after its answer.
+    let after =
+        settle(COUNTED, PAUSE, async || requests(relays).await, |it| reached_by(it).is_some());
+    let after = after.await;
+    let reached = reached_by(&after);
+    found.push(match reached {
+        Some(relay) => Cause::new(Kind::Ok, place, format!("leads to the relay {relay}"), ""),
+        None => Cause::new(
+            Kind::Unknown,
+            place,
+            "answers, but none of the relays has counted the request",
+            "Name every relay with --relay, or correct the URL in --audit-webhook-config-file",
+        ),
+    });
+    found
+}
+
+/// Returns a cause about the end of a certificate, which is in seconds since 1970.
+#[allow(clippy::cast_precision_loss, reason = "a time in seconds is far below 2^52")]
+fn certificate(place: &str, not_after: i64, now: f64) -> Cause {
+    let at = not_after as f64;
+    let what = format!("its certificate and its authority fit, until {}", time(at));
+    match at - now < EXPIRES_SOON {
+        true => Cause::new(
+            Kind::Warning,
+            place,
+            what,
+            "Renew the certificate: see the runbook KubeAuditForwarderCertificateExpiresIn14Days",
+        ),
+        false => Cause::new(Kind::Ok, place, what, ""),
+    }
+}
+
+/// Returns the number of requests that each relay has answered; `None` for one that cannot be read.
+async fn requests(relays: &[(Target, String)]) -> Vec<Option<u64>> {
+    let asked = relays.iter().map(|(target, path)| async move {
+        let counts = ask::<RelayCounts>(target, path).await.ok()?;
+        Some(total(counts.requests.into_values()))
+    });
+    join_all(asked).await
+}

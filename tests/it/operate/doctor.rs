@@ -1,0 +1,513 @@
+//! The command `doctor`: its verdict and its exit status, for real relays in several states and a
+//! stand-in for kube-apiserver.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::process::Stdio;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::apiserver::Apiserver;
+use crate::support::apiserver::Counted;
+use crate::support::certificates::Certificates;
+use crate::support::certificates::Pair;
+use crate::support::corpus::generated_batch;
+use crate::support::free_port;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::relay::run_command_with;
+use crate::support::requests::to_sink;
+use crate::support::server::Options;
+use crate::support::wait_until;
+
+/// The output of a run of the command.
+struct Said {
+    code: Option<i32>,
+    text: String,
+}
+
+impl Said {
+    fn of(output: std::process::Output) -> Self {
+        let text = String::from_utf8(output.stdout).unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        Self { code: output.status.code(), text: if text.is_empty() { stderr } else { text } }
+    }
+
+    /// Checks the exit status and the beginning of the last line.
+    fn assert(&self, verdict: &str) {
+        let code = match verdict.split(' ').next() {
+            Some("OK") => 0,
+            Some("LOST") => 1,
+            _ => 2,
+        };
+        let last = self.text.lines().last().unwrap_or_default();
+        assert_eq!(self.code, Some(code), "{}", self.text);
+        let wanted = format!("VERDICT: {verdict}");
+        match verdict {
+            "OK" => assert_eq!(last, wanted),
+            _ => assert!(last.starts_with(&wanted), "{verdict}: {}", self.text),
+        }
+        assert_eq!(self.text.matches("VERDICT:").count(), 1, "{}", self.text);
+    }
+
+    fn assert_has(&self, part: &str) {
+        assert!(self.text.contains(part), "{part}:\n{}", self.text);
+    }
+}
+
+/// Runs `doctor` with a short interval.
+fn doctor(arguments: &[&str]) -> Said {
+    let arguments = [&["doctor", "--interval", "200ms"], arguments].concat();
+    Said::of(run_command(&arguments, Path::new("/")))
+}
+
+/// Runs `doctor --json`, and returns the exit status and the object.
+fn doctor_json(arguments: &[&str]) -> (Option<i32>, Value) {
+    let arguments = [&["doctor", "--interval", "200ms", "--json"], arguments].concat();
+    let output = run_command(&arguments, Path::new("/"));
+    let json = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    (output.status.code(), json)
+}
+
+fn url(address: SocketAddr) -> String {
+    format!("http://{address}")
+}
+
+/// Returns the URL of an address at which nothing listens.
+fn nobody() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
+}
+
+#[test]
+fn an_idle_relay_is_unknown_and_one_that_has_delivered_is_ok() {
+    let consumer = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(consumer.address(), ""));
+    let admin = url(relay.admin());
+    let said = doctor(&["--relay", &admin]);
+    said.assert("UNKNOWN – relay: nothing has happened yet");
+    said.assert_has("kube-apiserver: unknown");
+
+    assert_eq!(relay.post(&generated_batch(1, 30, 700)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let said = doctor(&["--relay", &admin]);
+    said.assert("OK");
+    said.assert_has("accepted    30, 0 in the last ");
+    said.assert_has("output consumer of http://");
+    said.assert_has("delivered   30");
+    said.assert_has("consumer: not checked");
+
+    let (code, json) = doctor_json(&["--relay", &format!("{admin}/")]);
+    assert_eq!(code, Some(0));
+    let members: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(members, ["advice", "apiserver", "lost", "outputs", "relay", "verdict", "where"]);
+    assert_eq!((&json["verdict"], &json["lost"]), (&"ok".into(), &0.into()));
+    assert_eq!(json["apiserver"]["state"], "unknown");
+    assert_eq!(json["relay"]["accepted"], 30);
+    assert_eq!(json["outputs"][0]["name"], "consumer");
+    assert_eq!(json["outputs"][0]["delivered"], 30);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn without_a_url_the_config_names_the_relay() {
+    let consumer = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(consumer.address(), ""));
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("relay.toml");
+    std::fs::write(&file, format!("admin = {{ address = \"{}\" }}\n", relay.admin())).unwrap();
+    let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", file.to_str().unwrap())];
+    let arguments = ["doctor", "--interval", "100ms"];
+    let said = Said::of(run_command_with(&arguments, Path::new("/"), &variables));
+    said.assert("UNKNOWN – relay: nothing has happened yet");
+    said.assert_has(&format!("relay http://{}", relay.admin()));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn events_that_an_output_gives_up_are_lost_with_their_number_and_the_remedy() {
+    let more = "rejected = { action = \"drop\" }\n";
+    let config = to_sink(nobody(), more).replace("retry = {", "retry = { max_elapsed = \"1s\",");
+    let relay = Relay::start(&config);
+    assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
+    relay.wait_for_log("events given up and counted", PATIENCE);
+    let admin = url(relay.admin());
+    let said = doctor(&["--relay", &admin]);
+    said.assert("LOST – 10 events lost: 10 at output consumer of http://");
+    said.assert_has("since the start at 20");
+    said.assert_has("0 of them in the last ");
+    said.assert_has("KubeAuditForwarderEventsLost");
+    let (code, json) = doctor_json(&["--relay", &admin]);
+    assert_eq!(code, Some(1));
+    assert_eq!((&json["verdict"], &json["lost"]), (&"lost".into(), &10.into()));
+    assert_eq!(json["where"], format!("output consumer of {admin}"));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_full_queue_and_a_dead_output_are_warnings_and_no_loss() {
+    let queue = "[queue]\nmax_bytes = \"64KiB\"\n[shutdown]\ndrain_timeout = \"200ms\"\n";
+    let relay = Relay::start(&to_sink(nobody(), queue));
+    let statuses: Vec<u16> =
+        (0..20).map(|seed| relay.post(&generated_batch(seed, 10, 1000)).status).collect();
+    assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
+    let said = doctor(&["--relay", &url(relay.admin())]);
+    said.assert("OK");
+    said.assert_has("with the reason queue_full");
+    said.assert_has("KubeAuditForwarderSendersWait");
+    said.assert_has("KubeAuditForwarderOutputDown");
+    said.assert_has("(down)");
+}
+
+#[test]
+fn a_relay_that_cannot_be_reached_is_unknown_and_a_loss_of_kube_apiserver_outranks_it() {
+    let away = url(nobody());
+    let said = doctor(&["--relay", &away]);
+    said.assert("UNKNOWN – relay http://");
+    said.assert_has("cannot connect");
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("saved");
+    let counted = Counted {
+        generated: Some(500),
+        lost: vec![("log".to_owned(), 7), ("buffered".to_owned(), 12)],
+        ..Counted::starting()
+    };
+    std::fs::write(&file, counted.metrics()).unwrap();
+    let file = file.to_str().unwrap();
+    let said = doctor(&["--relay", &away, "--apiserver", file]);
+    said.assert("LOST – 12 events lost: 12 at kube-apiserver /");
+    said.assert_has("--audit-webhook-batch-buffer-size");
+    said.assert_has("7 events of the audit log lost");
+
+    let output = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+        .args(["doctor", "--relay", &away, "--apiserver", "-"])
+        .stdin(Stdio::from(std::fs::File::open(file).unwrap()))
+        .output()
+        .unwrap();
+    Said::of(output).assert("LOST – 12 events lost: 12 at kube-apiserver -");
+}
+
+/// A relay with a consumer and a kube-apiserver, which start together and are in health.
+struct Whole {
+    relay: Relay,
+    apiserver: Apiserver,
+    _consumer: HttpSink,
+}
+
+impl Whole {
+    fn start() -> Self {
+        let consumer = HttpSink::accepting();
+        let relay = Relay::start(&to_sink(consumer.address(), ""));
+        let apiserver = Apiserver::single();
+        apiserver.count(0, |it| {
+            it.generated = Some(40);
+            it.posts = vec![("200".to_owned(), 1)];
+        });
+        assert_eq!(relay.post(&generated_batch(1, 40, 700)).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        Self { relay, apiserver, _consumer: consumer }
+    }
+
+    fn doctor(&self) -> Said {
+        let (relay, apiserver) = (url(self.relay.admin()), url(self.apiserver.address()));
+        doctor(&["--relay", &relay, "--apiserver", &apiserver])
+    }
+}
+
+#[test]
+fn what_kube_apiserver_counts_is_compared_with_what_the_relay_counts() {
+    let whole = Whole::start();
+    let said = whole.doctor();
+    said.assert("OK");
+    said.assert_has("generated   40");
+    said.assert_has("attempts    1 to relay.example:3000 (200: 1)");
+    said.assert_has("everything that was generated has arrived");
+
+    // A difference of the totals is unexplained, whichever side has more.
+    whole.apiserver.count(0, |it| it.generated = Some(43));
+    let said = whole.doctor();
+    said.assert("UNKNOWN – the way from kube-apiserver to the relays: 3 events unexplained");
+    said.assert_has("four minutes");
+    whole.apiserver.count(0, |it| it.generated = Some(39));
+    whole
+        .doctor()
+        .assert("UNKNOWN – the way from kube-apiserver to the relays: 1 event unexplained");
+
+    // The events that kube-apiserver counts as lost explain the difference.
+    whole.apiserver.count(0, |it| {
+        it.generated = Some(43);
+        it.lost = vec![("webhook".to_owned(), 3), ("log".to_owned(), 9)];
+    });
+    let said = whole.doctor();
+    said.assert("LOST – 3 events lost: 3 at kube-apiserver http://");
+    said.assert_has("AuditWebhookError");
+    said.assert_has("everything that was generated has arrived, or is counted");
+
+    // Errors of the audit log are no loss of the webhook.
+    whole.apiserver.count(0, |it| {
+        it.generated = Some(40);
+        it.lost = vec![("log".to_owned(), 9)];
+    });
+    whole.doctor().assert("OK");
+
+    // A kube-apiserver that is an hour older has sent events to another relay before.
+    whole.apiserver.count(0, |it| {
+        it.started -= 3600.0;
+        it.generated = Some(100_000);
+    });
+    let said = whole.doctor();
+    said.assert("OK");
+    said.assert_has("not compared: the processes started more than 60 s apart");
+
+    whole.apiserver.count(0, |it| it.generated = None);
+    let said = whole.doctor();
+    said.assert("UNKNOWN – kube-apiserver http://");
+    said.assert_has("apiserver_audit_event_total is missing");
+    whole.apiserver.count(0, |it| it.generated = Some(0));
+    whole.doctor().assert("UNKNOWN – kube-apiserver http://");
+    whole.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn saved_metrics_are_compared_by_their_totals() {
+    let whole = Whole::start();
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("saved");
+    let counted = |generated| Counted { generated: Some(generated), ..Counted::starting() };
+    let relay = url(whole.relay.admin());
+    let arguments = ["--relay", &relay, "--apiserver", file.to_str().unwrap()];
+    for (generated, verdict) in [(40, "OK"), (41, "UNKNOWN – the way from")] {
+        std::fs::write(&file, counted(generated).metrics()).unwrap();
+        doctor(&arguments).assert(verdict);
+    }
+    for (text, what) in [("<html>\n", "line 1"), ("", "apiserver_audit_event_total is missing")] {
+        std::fs::write(&file, text).unwrap();
+        let said = doctor(&arguments);
+        said.assert("UNKNOWN – kube-apiserver /");
+        said.assert_has(what);
+    }
+    std::fs::remove_file(&file).unwrap();
+    let said = doctor(&arguments);
+    said.assert("UNKNOWN – kube-apiserver /");
+    said.assert_has("No such file");
+    whole.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn instances_behind_one_address_are_told_apart_by_their_start() {
+    let whole = Whole::start();
+    let instance = |age: f64, generated| {
+        let young = Counted::starting();
+        Counted { started: young.started - age, generated: Some(generated), ..young }
+    };
+    let three = vec![instance(1.0, 10), instance(2.0, 12), instance(3.0, 18)];
+    let balancer = Apiserver::start(three, Options::default(), None);
+    let (relay, address) = (url(whole.relay.admin()), url(balancer.address()));
+    let arguments = ["--relay", &relay, "--apiserver", &address];
+    let (code, json) = doctor_json(&arguments);
+    assert_eq!(code, Some(0), "{json:#}");
+    assert_eq!(json["apiserver"]["generated"], 40);
+    assert_eq!(json["apiserver"]["instances"].as_array().unwrap().len(), 3);
+
+    balancer.count(1, |it| it.lost = vec![("webhook".to_owned(), 2)]);
+    let said = doctor(&arguments);
+    said.assert("LOST – 2 events lost: 2 at kube-apiserver http://");
+    said.assert_has("instance 2");
+    balancer.count(1, |it| it.lost.clear());
+
+    // With the expected number, no request is made in vain.
+    let before = balancer.asked().len();
+    let (_, json) = doctor_json(&[&arguments[..], &["--instances", "3"]].concat());
+    assert_eq!(json["apiserver"]["instances"].as_array().unwrap().len(), 3);
+    assert_eq!(balancer.asked().len() - before, 6, "{:?}", balancer.asked());
+    let said = doctor(&[&arguments[..], &["--instances", "4"]].concat());
+    said.assert(&format!("UNKNOWN – kube-apiserver {address}: unknown, only 3 of 4 instances"));
+    whole.relay.finish(Backlog::Empty);
+}
+
+/// Writes a kubeconfig with a token for this server, with the CA in the file itself.
+fn kubeconfig(directory: &Path, server: SocketAddr, certificates: &Certificates) -> String {
+    let ca = BASE64_STANDARD.encode(std::fs::read(&certificates.ca).unwrap());
+    std::fs::write(directory.join("token"), "s3cret\n").unwrap();
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
+         contexts:\n- name: x\n  context:\n    cluster: c\n    user: u\n\
+         clusters:\n- name: c\n  cluster:\n    server: https://{server}\n    \
+         certificate-authority-data: {ca}\nusers:\n- name: u\n  user:\n    tokenFile: token\n"
+    );
+    let file = directory.join("kubeconfig");
+    std::fs::write(&file, text).unwrap();
+    file.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn with_a_kubeconfig_each_endpoint_is_asked_and_one_that_is_away_is_unknown() {
+    let whole = Whole::start();
+    let certificates = Certificates::new();
+    let start = |generated: u64| {
+        let tls = Some(certificates.server.server_config());
+        let counted = Counted { generated: Some(generated), ..Counted::starting() };
+        Apiserver::start(vec![counted], Options { tls, ..Options::default() }, Some("s3cret"))
+    };
+    let (first, second) = (start(25), start(15));
+    let directory = TempDir::new().unwrap();
+    let file = kubeconfig(directory.path(), first.address(), &certificates);
+    let relay = url(whole.relay.admin());
+    let arguments = ["--relay", &relay, "--kubeconfig", &file];
+
+    first.list(&[first.address(), second.address()]);
+    let (code, json) = doctor_json(&arguments);
+    assert_eq!(code, Some(0), "{json:#}");
+    assert_eq!(json["apiserver"]["generated"], 40);
+
+    let away = nobody();
+    first.list(&[first.address(), away, second.address()]);
+    let said = doctor(&arguments);
+    said.assert(&format!("UNKNOWN – kube-apiserver https://{away}: unknown"));
+    said.assert_has(&format!("kube-apiserver https://{}", second.address()));
+    second.count(0, |it| it.lost = vec![("webhook".to_owned(), 4)]);
+    doctor(&arguments).assert("LOST – 4 events lost");
+
+    // The server does not list its endpoints.
+    first.list(&[]);
+    let said = doctor(&arguments);
+    said.assert("UNKNOWN – kube-apiserver https://");
+    said.assert_has("the other instances are unknown");
+
+    // A certificate of another authority, and a wrong token.
+    std::fs::write(directory.path().join("token"), "wrong").unwrap();
+    let said = doctor(&arguments);
+    said.assert("UNKNOWN – kube-apiserver https://");
+    said.assert_has("401 Unauthorized: Unauthorized; the credentials");
+    assert!(!said.text.contains("wrong\n"), "{}", said.text);
+    let tls = Some(certificates.wrong_server.server_config());
+    let forged = Apiserver::start(
+        vec![Counted::starting()],
+        Options { tls, ..Options::default() },
+        Some("s3cret"),
+    );
+    let file = kubeconfig(directory.path(), forged.address(), &certificates);
+    let said = doctor(&["--relay", &relay, "--kubeconfig", &file]);
+    said.assert("UNKNOWN – kube-apiserver https://");
+    said.assert_has("TLS: ");
+    assert_eq!(forged.asked(), Vec::<String>::new(), "no request without a valid certificate");
+    whole.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_webhooks_kubeconfig_is_tried_up_to_a_relay() {
+    let certificates = Certificates::new();
+    let consumer = HttpSink::accepting();
+    let config = |server: &Pair| {
+        let tls = format!(
+            "[listener.tls]\ncertificate = {:?}\nprivate_key = {:?}\n",
+            server.certificate, server.key
+        );
+        to_sink(consumer.address(), "").replace("[[output]]", &format!("{tls}[[output]]"))
+    };
+    let relay = Relay::start(&config(&certificates.server));
+    let admin = url(relay.admin());
+    let directory = TempDir::new().unwrap();
+    let file = kubeconfig(directory.path(), relay.address(), &certificates);
+    let arguments = ["--relay", &admin, "--webhook", &file];
+    let said = doctor(&arguments);
+    said.assert("UNKNOWN – relay: nothing has happened yet");
+    let place = format!("ok: the webhook https://{}: ", relay.address());
+    said.assert_has(&format!("{place}leads to the relay {admin}"));
+    said.assert_has(&format!("{place}its certificate and its authority fit, until "));
+    assert_eq!(relay.metrics().value("event_total", &[]), 0.0);
+    relay.finish(Backlog::Empty);
+
+    // The certificate ends soon, and the URL leads to another relay than the named one.
+    let other = Relay::start(&config(&certificates.server_for(3)));
+    let named = Relay::start(&to_sink(consumer.address(), ""));
+    let file = kubeconfig(directory.path(), other.address(), &certificates);
+    let said = doctor(&["--relay", &url(named.admin()), "--webhook", &file]);
+    said.assert("UNKNOWN – the webhook https://");
+    said.assert_has("none of the relays has counted the request");
+    said.assert_has("Renew the certificate");
+    other.finish(Backlog::Empty);
+
+    for (server, what) in [
+        (&certificates.wrong_server, "TLS: "),
+        (&certificates.elsewhere_server, "TLS: "),
+        (&certificates.expired_server, "TLS: "),
+    ] {
+        let wrong = Relay::start(&config(server));
+        let file = kubeconfig(directory.path(), wrong.address(), &certificates);
+        let said = doctor(&["--relay", &url(named.admin()), "--webhook", &file]);
+        said.assert("UNKNOWN – the webhook https://");
+        said.assert_has(what);
+        wrong.finish(Backlog::Empty);
+    }
+    named.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_probe_is_followed_to_the_relay() {
+    let whole = Whole::start();
+    whole.apiserver.list(&[whole.apiserver.address()]);
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("kubeconfig");
+    let server = url(whole.apiserver.address());
+    let text = format!(
+        "current-context: x\ncontexts:\n- {{name: x, context: {{cluster: c}}}}\n\
+         clusters:\n- {{name: c, cluster: {{server: '{server}'}}}}\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let relay = url(whole.relay.admin());
+    let arguments = ["--relay", &relay, "--kubeconfig", file.to_str().unwrap(), "--probe"];
+    let probes = || {
+        let asked = whole.apiserver.asked();
+        asked
+            .iter()
+            .filter(|path| path.contains("/configmaps/kube-audit-forwarder-doctor-"))
+            .count()
+    };
+    let said = std::thread::scope(|scope| {
+        let running = scope.spawn(|| doctor(&arguments));
+        // The batch goes out when all of the probe's events are in it.
+        wait_until("the probe", PATIENCE, || probes() == 5);
+        assert_eq!(whole.relay.post(&generated_batch(2, 5, 700)).status, 200);
+        running.join().unwrap()
+    });
+    said.assert("OK");
+    said.assert_has("ok: the probe: 5 requests were audited, and as many events arrived");
+    whole.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn wrong_usage_is_told_and_nothing_is_asked() {
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("kubeconfig");
+    let text = "current-context: x\ncontexts:\n- {name: x, context: {cluster: c, user: u}}\n\
+                clusters:\n- {name: c, cluster: {server: 'https://127.0.0.1:1'}}\n\
+                users:\n- {name: u, user: {exec: {command: aws}}}\n";
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    for (arguments, what) in [
+        (&["--relay", "127.0.0.1:9090"][..], "--relay: 127.0.0.1:9090: "),
+        (&["--relay", "ftp://a"], "neither http:// nor https://"),
+        (&["--apiserver", "http://a:0"], "port 0"),
+        (&["--apiserver", "-", "--apiserver", "-"], "only once"),
+        (&["--interval", "1"], "--interval"),
+        (&["--interval", "1ms"], "100ms to 24h"),
+        (&["--instances", "0"], "--instances"),
+        (&["--kubeconfig", file], "use a kubeconfig with a token"),
+        (&["--kubeconfig", "/no/such"], "cannot read /no/such"),
+        (&["--webhook", "/no/such"], "cannot read /no/such"),
+        (&["--probe"], "--kubeconfig"),
+    ] {
+        let output = run_command(&[&["doctor"], arguments].concat(), Path::new("/"));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]), "{said}");
+        assert!(said.contains(what), "{what}: {said}");
+    }
+}
