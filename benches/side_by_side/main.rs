@@ -223,6 +223,9 @@ impl Arguments {
                     || part == Part::Saturation
                         && *mode == Mode::Memory
                         && (self.kafka || *route != Route::Kafka);
+                // Evidence costs the same whatever the output is.
+                let possible = possible
+                    && (*mode != Mode::Evidence || matches!(route, Route::Http | Route::Tcp));
                 let wanted = possible
                     && (self.output.is_empty() || self.output.contains(route))
                     && (self.mode.is_empty() || self.mode.contains(mode));

@@ -98,6 +98,8 @@ pub(crate) enum Mode {
     Memory,
     /// Once synced to `queue.directory` (`synced`)
     Disk,
+    /// In files, with evidence
+    Evidence,
     /// Once the consumer has acknowledged (`delivered`), the queue in memory
     Delivered,
 }
@@ -149,6 +151,7 @@ impl Through {
         let mode = match mode {
             Mode::Memory => "memory",
             Mode::Disk => "disk",
+            Mode::Evidence => "disk, evidence",
             Mode::Delivered => "delivered",
         };
         format!("relay {route}, {mode}")
@@ -196,7 +199,7 @@ impl Through {
     }
 
     pub(crate) fn on_disk(self) -> bool {
-        matches!(self, Self::Relay(_, Mode::Disk))
+        matches!(self, Self::Relay(_, Mode::Disk | Mode::Evidence))
     }
 
     /// True if an answer takes at least the replay window.
@@ -272,7 +275,7 @@ fn start_relay(
     tls: &Tls,
     arguments: &Arguments,
 ) -> Proxy {
-    let directory = (mode == Mode::Disk).then(|| {
+    let directory = matches!(mode, Mode::Disk | Mode::Evidence).then(|| {
         let below = &arguments.directory;
         std::fs::create_dir_all(below).expect("a directory that can be made");
         TempDir::new_in(below).expect("a writable directory")
@@ -285,10 +288,13 @@ fn start_relay(
         }
         (_, None) => {}
     }
+    let secret = TempDir::new().expect("a temporary directory");
+    if mode == Mode::Evidence {
+        queue += &evidence(&arguments.relay, secret.path());
+    }
     let stream =
         format!("addresses = ['{consumer}']\nreplay_window = '{}ms'", arguments.replay_window);
     let http = format!("type = 'http'\nurls = ['http://{consumer}/']");
-    let secret = TempDir::new().expect("a temporary directory");
     let file = secret.path().join("secret");
     std::fs::write(&file, "secret\n").expect("a writable directory");
     let file = file.display();
@@ -335,6 +341,17 @@ fn start_relay(
     };
     let relay = Relay::start_with(&arguments.relay, &queue, &listener, &output);
     Proxy::Relay { relay, delivered: mode == Mode::Delivered, _queue: directory, _secret: secret }
+}
+
+/// Makes a key in a directory, and returns the keys of the config that use it.
+fn evidence(relay: &Path, directory: &Path) -> String {
+    let key = directory.join("key");
+    let made = Command::new(relay)
+        .args(["evidence", "keygen", "--origin", "bench", "--out"])
+        .arg(&key)
+        .output();
+    assert!(made.is_ok_and(|made| made.status.success()), "the relay makes a key");
+    format!("\nevidence = {{ key_file = '{}', origin = 'bench' }}", key.display())
 }
 
 fn kafka_output(broker: SocketAddr) -> String {
