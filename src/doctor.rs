@@ -12,13 +12,13 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `exposition` `kubeconfig` | the text format of Prometheus · a cluster's address and credentials |
-//! | 2 | `counts` `ask` | the metrics by their names · HTTP requests |
+//! | 2 | `counts` `credentials` | the metrics by their names · a server with the credentials of a kubeconfig |
 //! | 3 | `sample` | instances, and the two samples |
 //! | 4 | `judge` | what the numbers mean |
 //! | 5 | `screen` `webhook` `probe` | how the result is shown · the webhook's URL · events made on purpose |
 
-pub mod ask;
 pub mod counts;
+pub mod credentials;
 pub mod exposition;
 pub mod judge;
 pub mod kubeconfig;
@@ -31,7 +31,6 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use ask::Target;
 use judge::Comparison;
 use judge::Findings;
 use judge::Verdict;
@@ -40,6 +39,7 @@ use sample::Cluster;
 use sample::Relays;
 use sample::Source;
 
+use crate::ask::Target;
 use crate::telemetry;
 
 /// The longest time after the interval for which events that are on their way are waited for.

@@ -27,7 +27,7 @@
 //! | 2 | [`policy`] [`redact`] [`shape`] | audit policies · one event's change · one event in another schema |
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · HAProxy's config |
-//! | 5 | [`queue`] [`filter`] [`kafka`](self) | positions, lines and limits; no JSON, no HTTP · which events an output sends · Kafka clients (feature `kafka`) |
+//! | 5 | [`queue`] [`filter`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · Kafka clients (feature `kafka`) · single HTTP requests |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
 //! | 7 | [`output`] [`verify`] | the protocols · whether the evidence is whole |
 //! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
@@ -47,6 +47,7 @@
 //! - Everything has a limit, and every wait ends when the process is told to end.
 
 pub mod admin;
+pub mod ask;
 pub mod audit;
 pub mod check;
 pub mod cli;

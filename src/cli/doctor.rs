@@ -9,10 +9,11 @@ use clap::Args;
 use super::WRONG;
 use super::healthcheck;
 use super::print;
+use crate::ask::Target;
 use crate::config;
 use crate::doctor;
 use crate::doctor::Plan;
-use crate::doctor::ask::Target;
+use crate::doctor::credentials;
 use crate::doctor::judge::Kind;
 use crate::doctor::kubeconfig::Kubeconfig;
 use crate::doctor::sample::Cluster;
@@ -111,8 +112,7 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
             true => {
                 let target = target("--apiserver", text)?;
                 let target = match &kubeconfig {
-                    Some(kubeconfig) => target
-                        .with_credentials(kubeconfig)
+                    Some(kubeconfig) => credentials::with_credentials(target, kubeconfig)
                         .map_err(|error| wrong("--kubeconfig", error))?,
                     None => target,
                 };
@@ -123,7 +123,7 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
     }
     let cluster = match &kubeconfig {
         Some(kubeconfig) => {
-            let server = Target::of_kubeconfig(kubeconfig);
+            let server = credentials::server_of(kubeconfig);
             let server = server.map_err(|error| wrong("--kubeconfig", error))?;
             let is_url = |source: &Source| matches!(source, Source::Url(..));
             Some(Cluster { server, has_other_addresses: apiservers.iter().any(is_url) })
@@ -141,7 +141,7 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
     }
     let webhook = match &arguments.webhook {
         Some(file) => {
-            let target = Kubeconfig::read(file).and_then(|read| Target::of_kubeconfig(&read));
+            let target = Kubeconfig::read(file).and_then(|read| credentials::server_of(&read));
             Some(target.map_err(|error| wrong("--webhook", error))?)
         }
         None => None,

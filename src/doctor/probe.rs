@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::ask::Target;
 use super::counts::ApiserverCounts;
 use super::counts::RelayCounts;
 use super::counts::total;
@@ -18,6 +17,7 @@ use super::judge::Kind;
 use super::sample::Apiservers;
 use super::sample::Cluster;
 use super::sample::ask;
+use crate::ask::Target;
 
 /// The number of requests.
 const REQUESTS: u64 = 5;

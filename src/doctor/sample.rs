@@ -18,12 +18,12 @@ use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::ask::AskError;
-use super::ask::BODY_MAX;
-use super::ask::Target;
 use super::counts::Counts;
 use super::exposition::Exposition;
 use super::exposition::Reader;
+use crate::ask::AskError;
+use crate::ask::BODY_MAX;
+use crate::ask::Target;
 
 /// The number of answers in a row without a new instance, after which an address has shown all of
 /// its instances. Of three instances that answer at random, one stays unseen in 4 % of all cases.

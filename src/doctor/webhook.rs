@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::ask::Target;
 use super::counts::RelayCounts;
 use super::counts::total;
 use super::judge::Cause;
@@ -16,6 +15,7 @@ use super::judge::Kind;
 use super::judge::time;
 use super::sample::ask;
 use super::sample::settle;
+use crate::ask::Target;
 
 /// An EventList without events.
 const EMPTY: &str = "{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"items\":[]}";

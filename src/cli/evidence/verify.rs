@@ -11,11 +11,11 @@ use indicatif::ProgressBar;
 use indicatif::ProgressStyle;
 use tokio::runtime::Runtime;
 
+use crate::ask::Target;
 use crate::cli::FAILED;
 use crate::cli::WRONG;
 use crate::cli::print;
 use crate::delivery::rfc3339;
-use crate::doctor::ask::Target;
 use crate::evidence::reader::Files;
 use crate::tlog::key::VerifierKey;
 use crate::tlog::tile::BUNDLE_BYTES_MAX;

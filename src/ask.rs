@@ -28,7 +28,6 @@ use tokio::time::timeout_at;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
-use super::kubeconfig::Kubeconfig;
 use crate::config::ClientTls;
 use crate::net;
 use crate::tls;
@@ -53,7 +52,11 @@ const ANSWER_MAX: usize = 64 << 10;
 /// The greatest number of characters of a refusal that a message shows.
 const SHOWN_CHARS_MAX: usize = 300;
 
-const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"), " doctor");
+const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
+
+/// The content types of requests.
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The reason why a server was asked in vain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +68,17 @@ pub struct AskError {
     wrong_name: bool,
     /// The URL and the reason.
     what: String,
+    /// The body of a response that was no success.
+    refusal: Vec<u8>,
+}
+
+/// A response to [`Target::exchange`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The status.
+    pub status: u16,
+    /// The body, of at most 64 KiB.
+    pub body: Vec<u8>,
 }
 
 impl fmt::Display for AskError {
@@ -140,43 +154,27 @@ impl Target {
         })
     }
 
-    /// Makes a target from the server of a kubeconfig, with its credentials. The call blocks while
-    /// it reads the files that the kubeconfig names.
-    ///
-    /// # Errors
-    ///
-    /// A text that says what cannot be read or used.
-    pub fn of_kubeconfig(kubeconfig: &Kubeconfig) -> Result<Self, String> {
-        let server = Self::new(&kubeconfig.server);
-        server.map_err(|wrong| format!("the server {wrong}"))?.with_credentials(kubeconfig)
+    /// Returns `true` if the URL begins with `https://`.
+    #[must_use]
+    pub fn is_https(&self) -> bool {
+        self.https
     }
 
-    /// Returns the target with the authorities and the credentials of a kubeconfig. A target
-    /// without TLS gets none. The call blocks while it reads the files that the kubeconfig names.
+    /// Returns the target with credentials for its server: TLS settings, the names of which the
+    /// server's certificate must have one (the host, if there are none), and a bearer token.
     ///
     /// # Errors
     ///
-    /// A text that says what cannot be read or used.
-    pub fn with_credentials(mut self, kubeconfig: &Kubeconfig) -> Result<Self, String> {
-        if !self.https {
-            return Ok(self);
-        }
-        let mut contents = Vec::new();
-        let mut names =
-            ClientTls { insecure_skip_verify: kubeconfig.insecure, ..ClientTls::default() };
-        if let Some(ca) = &kubeconfig.ca {
-            contents.push(ca.read()?);
-            names.ca = Some(ca.name("certificate-authority"));
-        }
-        if let Some((certificate, key)) = &kubeconfig.identity {
-            contents.extend([certificate.read()?, key.read()?]);
-            names.identity = Some((certificate.name("client-certificate"), key.name("client-key")));
-        }
-        let client = tls::Client::of_contents(&names, &[b"http/1.1"], contents);
-        self.tls = Some(client.map_err(|error| error.to_string())?);
-        self.names = kubeconfig.server_name.iter().cloned().collect();
-        if let Some(token) = &kubeconfig.token {
-            let value = HeaderValue::from_str(&format!("Bearer {}", token.read()?));
+    /// A text that says why the token can't be sent.
+    pub fn with_credentials(
+        mut self,
+        tls: Arc<tls::Client>,
+        names: Vec<String>,
+        token: Option<&str>,
+    ) -> Result<Self, String> {
+        (self.tls, self.names) = (Some(tls), names);
+        if let Some(token) = token {
+            let value = HeaderValue::from_str(&format!("Bearer {token}"));
             let mut value = value.map_err(|_| "the token has a control character".to_owned())?;
             value.set_sensitive(true);
             self.authorization = Some(value);
@@ -237,9 +235,9 @@ impl Target {
     pub async fn get(
         &self,
         path: &str,
-        mut sink: impl FnMut(&[u8]) -> Result<(), String>,
+        mut sink: impl FnMut(&[u8]) -> Result<(), String> + Send,
     ) -> Result<(), AskError> {
-        let asked = self.send(Method::GET, path, Bytes::new(), &mut sink);
+        let asked = self.send(Method::GET, path, (TEXT, Bytes::new()), &mut sink);
         let late = || self.error(path, format!("no complete answer within {} s", TOTAL.as_secs()));
         timeout(TOTAL, asked).await.unwrap_or_else(|_| Err(late())).map(drop)
     }
@@ -267,17 +265,45 @@ impl Target {
     /// [`AskError`]: there was no complete response with status 200.
     pub async fn post(&self, path: &str, body: &'static str) -> Result<Option<i64>, AskError> {
         let mut sink = |_: &[u8]| Ok(());
-        let body = Bytes::from_static(body.as_bytes());
+        let body = (JSON, Bytes::from_static(body.as_bytes()));
         let asked = self.send(Method::POST, path, body, &mut sink);
         let late = || self.error(path, format!("no complete answer within {} s", WAIT.as_secs()));
         timeout(WAIT, asked).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Sends a POST with this text, and returns the response, whatever its status is. Waits at most
+    /// for `within`.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`]: there was no complete response, or a success had more than 64 KiB.
+    pub async fn exchange(
+        &self,
+        path: &str,
+        text: String,
+        within: Duration,
+    ) -> Result<Answer, AskError> {
+        let mut body = Vec::new();
+        let mut sink = |part: &[u8]| {
+            body.extend_from_slice(part);
+            if body.len() > ANSWER_MAX { Err("more than 64 KiB".to_owned()) } else { Ok(()) }
+        };
+        let asked = self.send(Method::POST, path, (TEXT, Bytes::from(text)), &mut sink);
+        let late = || self.error(path, format!("no complete answer within {} s", within.as_secs()));
+        match timeout(within, asked).await.unwrap_or_else(|_| Err(late())) {
+            Ok(_) => Ok(Answer { status: StatusCode::OK.as_u16(), body }),
+            Err(AskError { status: Some(status), refusal, .. }) => {
+                Ok(Answer { status, body: refusal })
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn error(&self, path: &str, what: impl fmt::Display) -> AskError {
         let path = path.split('?').next().unwrap_or_default();
         let scheme = if self.https { "https" } else { "http" };
         let what = format!("{scheme}://{}{path}: {what}", self.authority());
-        AskError { status: None, wrong_name: false, what }
+        AskError { status: None, wrong_name: false, what, refusal: Vec::new() }
     }
 
     /// Sends one request. `Ok` has the notAfter of the server's certificate.
@@ -285,8 +311,8 @@ impl Target {
         &self,
         method: Method,
         path: &str,
-        body: Bytes,
-        sink: &mut dyn FnMut(&[u8]) -> Result<(), String>,
+        (content_type, body): (&'static str, Bytes),
+        sink: &mut (dyn FnMut(&[u8]) -> Result<(), String> + Send),
     ) -> Result<Option<i64>, AskError> {
         let (stream, not_after) = self.connect(path).await?;
         let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
@@ -300,7 +326,7 @@ impl Target {
             .header(header::USER_AGENT, USER_AGENT)
             .header(header::CONNECTION, "close");
         if !body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, "application/json");
+            request = request.header(header::CONTENT_TYPE, content_type);
         }
         if let Some(authorization) = &self.authorization {
             request = request.header(header::AUTHORIZATION, authorization.clone());
@@ -328,7 +354,7 @@ impl Target {
         &self,
         path: &str,
         response: Response<Incoming>,
-        sink: &mut dyn FnMut(&[u8]) -> Result<(), String>,
+        sink: &mut (dyn FnMut(&[u8]) -> Result<(), String> + Send),
     ) -> Result<(), AskError> {
         let status = response.status();
         let mut body = response.into_body();
@@ -362,7 +388,8 @@ impl Target {
             return Ok(());
         }
         let error = self.error(path, format!("{status}{}{}", shown(&refusal), remedy(status)));
-        Err(AskError { status: Some(status.as_u16()), ..error })
+        refusal.truncate(ANSWER_MAX);
+        Err(AskError { status: Some(status.as_u16()), refusal, ..error })
     }
 
     /// Connects, and tries the names of the server one after the other.
