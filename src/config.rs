@@ -70,6 +70,7 @@ pub use delivery::Rejected;
 pub use delivery::Retry;
 pub use delivery::Timeouts;
 pub use evidence::Evidence;
+pub use evidence::Witness;
 pub use filter::Filter;
 pub use http::BasicAuth;
 pub use http::HttpClient;

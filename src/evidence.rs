@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 1 | `entry` `journal` `layout` `lines` | what an entry says · entries without a checkpoint · names of files · hashes of lines |
 //! | 2 | `outcome` `reader` `store` | entries about what the outputs finish · a log seen from outside · the files of the log, and the order in which they are written |
-//! | 3 | `hashes` | the files of line hashes |
+//! | 3 | `hashes` `witness` | the files of line hashes · who cosigns checkpoints |
 //! | 4 | `recorder` | the thread |
 
 pub mod entry;
@@ -21,6 +21,7 @@ mod outcome;
 pub mod reader;
 pub(crate) mod recorder;
 mod store;
+mod witness;
 
 pub use layout::DIRECTORY;
 pub use layout::LineFile;

@@ -42,6 +42,7 @@ pub use catalog::ListenerMetrics;
 pub use catalog::OutputMetrics;
 pub use catalog::QueueMetrics;
 pub use catalog::ReloadMetrics;
+pub use catalog::WitnessMetrics;
 pub use declare::PREFIX;
 pub use labels::AttemptError;
 pub use labels::EvidenceError;
@@ -215,6 +216,12 @@ impl Telemetry {
         EvidenceMetrics::register(&self.recorder, [])
     }
 
+    /// Returns the handle of the metric about the witness of this name.
+    #[must_use]
+    pub fn witness(&self, name: &str) -> WitnessMetrics {
+        WitnessMetrics::register(&self.recorder, [labels::WITNESS.with(name)])
+    }
+
     /// Returns handles for a reader of the queue that is no output. Nothing shows them.
     #[must_use]
     pub(crate) fn of_no_output() -> OutputMetrics {
@@ -385,6 +392,14 @@ impl EvidenceMetrics {
     }
 }
 
+impl WitnessMetrics {
+    /// Notes that the witness has cosigned a checkpoint at this time, in seconds since 1970.
+    #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit 52 bits")]
+    pub fn cosigned(&self, at: u64) {
+        self.cosigned.set(at as f64);
+    }
+}
+
 impl OutputMetrics {
     /// Counts events as lost, and notes them for the log.
     pub fn lose(&self, loss: Loss, events: u64) {
@@ -413,7 +428,7 @@ mod tests {
         let listener = telemetry.listener("127.0.0.1:3000");
         let _handles = (telemetry.in_flight(), telemetry.queue(), telemetry.output("o"));
         let _dropped = telemetry.dead_letters_dropped();
-        let _reloads = (telemetry.reloads(), telemetry.evidence());
+        let _reloads = (telemetry.reloads(), telemetry.evidence(), telemetry.witness("w"));
         telemetry.certificate_expiry("listener", "127.0.0.1:3000", "server", 4_102_444_800);
         telemetry.output_required("o", true);
         listener.answered(431);
@@ -457,7 +472,7 @@ mod tests {
         let _handles = (telemetry.listener("l"), telemetry.queue(), telemetry.output("o"));
         let _others =
             (telemetry.in_flight(), telemetry.dead_letters_dropped(), telemetry.reloads());
-        let _evidence = telemetry.evidence();
+        let _evidence = (telemetry.evidence(), telemetry.witness("w"));
         telemetry.output_required("o", true);
         for (place, name) in [("listener", "l"), ("output", "o")] {
             for role in ["server", "client"] {

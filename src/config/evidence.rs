@@ -1,5 +1,6 @@
 //! `[evidence]`: the log that proves which events came in.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,8 +10,11 @@ use super::reader::Context;
 use super::table::Table;
 use super::table::optional;
 use super::table::required;
+use super::values;
 use super::values::MIB;
 use super::values::secs;
+use crate::tlog::key::Kind;
+use crate::tlog::key::VerifierKey;
 use crate::tlog::key::check_name;
 
 /// The settings of the section `[evidence]`.
@@ -29,7 +33,21 @@ pub struct Evidence {
     pub heartbeat_interval: Duration,
     /// The most bytes of the line hashes.
     pub max_bytes: u64,
+    /// The witnesses that are asked to cosign each checkpoint. No two have one name.
+    pub witnesses: Vec<Witness>,
 }
+
+/// A witness (C2SP `tlog-witness`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Witness {
+    /// The submission prefix: `http://` or `https://`.
+    pub url: String,
+    /// The key of its cosignatures.
+    pub key: VerifierKey,
+}
+
+/// The most witnesses. A note has room for 100 signatures.
+const WITNESSES_MAX: usize = 16;
 
 /// Reads the section `[evidence]`. Returns `None` if a value that has no default is wrong; the
 /// problem is recorded.
@@ -64,7 +82,28 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
         MIB..,
         "of the hashes of lines, kept within twice this size; the oldest go first",
     );
+    let witnesses = t.found_tables(optional(
+        "witness",
+        "table, or array of tables",
+        "none",
+        "each is asked to cosign every checkpoint, so that a log that was set back is noticed",
+    ));
+    let witnesses = witnesses.map(|tables| t.read_tables(tables, witness)).unwrap_or_default();
+    let witnesses = witnesses.into_iter().collect::<Option<Vec<_>>>();
+    if let Some(witnesses) = &witnesses {
+        if witnesses.len() > WITNESSES_MAX {
+            t.cx.error(&t.path_of("witness"), "are more than 16, allowed: 1 to 16");
+        }
+        let mut names = BTreeSet::new();
+        for (index, Witness { key, .. }) in witnesses.iter().enumerate() {
+            if !names.insert(key.name()) {
+                let spot = format!("{}[{index}].key", t.path_of("witness"));
+                t.cx.error(&spot, "has the name of another witness, allowed: a name only once");
+            }
+        }
+    }
     Some(Evidence {
+        witnesses: witnesses?,
         key_file: key_file?,
         next_key_file,
         origin: origin?,
@@ -72,6 +111,26 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
         heartbeat_interval,
         max_bytes,
     })
+}
+
+/// Reads one witness. Returns `None` if a value is wrong; the problem is recorded.
+fn witness(t: &mut Table<'_, '_>) -> Option<Witness> {
+    let meaning = "where add-checkpoint is asked for; its certificate needs a public authority";
+    let url =
+        t.word(required("url", "URL", meaning), |text| values::url(text).map(|_| text.to_owned()));
+    let meaning = "the verifier key of its cosignatures (Ed25519, type 0x04)";
+    let key = t.word(required("key", "string", meaning), |text| {
+        let key: VerifierKey = text.parse().map_err(|error| {
+            format!("is no verifier key ({error}), allowed: NAME+ID+BASE64 of the witness")
+        })?;
+        match key.kind() {
+            Kind::Cosignature => Ok(key),
+            Kind::Note => Err("is the key of a log, allowed: the key of the witness's \
+                               cosignatures (type 0x04)"
+                .to_owned()),
+        }
+    });
+    Some(Witness { url: url?, key: key? })
 }
 
 /// Reports that the section needs a queue in files, if it is there and the queue is in memory.

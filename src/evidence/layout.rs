@@ -8,6 +8,10 @@ pub const DIRECTORY: &str = "evidence";
 /// The name of the journal, below the directory of the log.
 pub(super) const JOURNAL: &str = "journal";
 
+/// The file beside the log, below the queue's directory, that says that a witness has contradicted
+/// the log: the origin, and the reason, a line each.
+pub(super) const ROLLED_BACK: &str = "evidence-rolled-back";
+
 /// The directory of the files of line hashes, below that of the log.
 pub(super) const LINES: &str = "lines";
 

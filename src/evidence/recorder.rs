@@ -31,6 +31,11 @@ use super::lines::Salt;
 use super::outcome;
 use super::outcome::Made;
 use super::store::Store;
+use super::witness::ANSWERS_WITHIN;
+use super::witness::Answered;
+use super::witness::Heard;
+use super::witness::Newest;
+use super::witness::Witnesses;
 use crate::config;
 use crate::position::Position;
 use crate::queue::Batch;
@@ -44,6 +49,7 @@ use crate::queue::disk::Disk;
 use crate::queue::lines;
 use crate::telemetry::EvidenceError;
 use crate::telemetry::EvidenceMetrics;
+use crate::telemetry::WitnessMetrics;
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Hash;
 
@@ -84,6 +90,8 @@ pub(crate) struct Setup {
     pub(crate) running: Running,
     /// The metrics of the evidence.
     pub(crate) metrics: EvidenceMetrics,
+    /// The witnesses, and the metric of each.
+    pub(crate) witnesses: Vec<(config::Witness, WitnessMetrics)>,
 }
 
 /// An order to the thread.
@@ -91,8 +99,17 @@ pub(crate) struct Setup {
 enum Order {
     /// The config was read again.
     Reload(Running),
-    /// The relay ends. The thread records what it can until this time, and ends.
-    Stop(Running, Instant),
+    /// The relay ends.
+    Stop(Running, Times),
+}
+
+/// The times until which the last work may take.
+#[derive(Debug, Clone, Copy)]
+struct Times {
+    /// Events are recorded until this time.
+    records: Instant,
+    /// Witnesses may cosign the last checkpoint until this time.
+    cosigns: Instant,
 }
 
 /// The recorder, which has a thread of its own.
@@ -134,10 +151,11 @@ impl Recorder {
     /// `within`.
     pub(crate) async fn stop(self, running: Running, within: Duration) {
         let Self { orders, thread } = self;
-        // A third of the time is for the last checkpoint.
-        let until = Instant::now() + within / 3 * 2;
+        // A third of the time is for the last checkpoint, and for its cosignatures.
+        let now = Instant::now();
+        let times = Times { records: now + within / 3 * 2, cosigns: now + within / 6 * 5 };
         let ended = async move {
-            orders.send(Order::Stop(running, until)).await.ok();
+            orders.send(Order::Stop(running, times)).await.ok();
             tokio::task::spawn_blocking(|| thread.join()).await
         };
         match tokio::time::timeout(within, ended).await {
@@ -196,6 +214,8 @@ struct Work {
     finished: Vec<Finished>,
     /// Events that outputs have finished, and whose entries are not durable yet.
     entered: Vec<Finished>,
+    /// `true`: a witness has contradicted the log. Nothing is recorded any more.
+    is_rolled_back: bool,
 }
 
 /// The files of the evidence.
@@ -207,6 +227,10 @@ struct Log {
     next: u64,
     /// The line hashes below this position are gone, by the log.
     pruned: u64,
+    witnesses: Witnesses,
+    /// After a start nothing is signed before all witnesses have answered, or before this time.
+    /// `None`: checkpoints may be signed.
+    asks_until: Option<Instant>,
 }
 
 impl Work {
@@ -228,6 +252,7 @@ impl Work {
             late: Vec::new(),
             finished: Vec::new(),
             entered: Vec::new(),
+            is_rolled_back: false,
         }
     }
 
@@ -241,6 +266,10 @@ impl Work {
             let order = tokio::select! {
                 biased;
                 order = orders.recv() => order,
+                answered = answered(&mut self.files) => {
+                    self.hear(answered);
+                    continue;
+                }
                 () = self.setup.cursor.readable(), if takes => continue,
                 () = finished, if self.commit_at.is_none() => {
                     self.commit_at = Some(Instant::now() + COMMIT_EVERY);
@@ -250,7 +279,7 @@ impl Work {
             };
             match order {
                 Some(Order::Reload(running)) => self.add(Entry::Reload(self.now(running))),
-                Some(Order::Stop(running, until)) => break Some((running, until)),
+                Some(Order::Stop(running, times)) => break Some((running, times)),
                 // The relay has ended without an order.
                 None => break None,
             }
@@ -260,9 +289,13 @@ impl Work {
 
     /// Records what the queue still holds, as far as there is time, and signs a last checkpoint.
     /// The next start records the rest.
-    async fn end(mut self, last: Option<(Running, Instant)>) {
-        if let Some((_, until)) = last {
-            self.record_until(until).await;
+    async fn end(mut self, last: Option<(Running, Times)>) {
+        let times = last.as_ref().map(|(_, times)| *times);
+        if let Some(times) = times {
+            self.record_until(times.records).await;
+            if self.files.as_ref().is_some_and(|log| log.asks_until.is_some()) {
+                self.hear_until(times.records).await;
+            }
         }
         // The last event comes before the end.
         self.close();
@@ -275,6 +308,24 @@ impl Work {
             self.add(Entry::Stop(self.now(running)));
         }
         self.write(true);
+        if let Some(times) = times {
+            self.hear_until(times.cosigns).await;
+        }
+    }
+
+    /// Asks the witnesses about the newest checkpoint, and waits for their answers until this time.
+    async fn hear_until(&mut self, until: Instant) {
+        if let Some(log) = &mut self.files {
+            log.witnesses.hurry();
+        }
+        self.ask_witnesses();
+        while self.files.as_ref().is_some_and(|log| log.witnesses.are_asked()) {
+            match tokio::time::timeout_at(until, answered(&mut self.files)).await {
+                Ok(answered) => self.hear(answered),
+                Err(_) => return,
+            }
+            self.end_of_questions();
+        }
     }
 
     /// Returns how the relay runs now.
@@ -302,9 +353,10 @@ impl Work {
 
     /// Returns `true` if more events may be taken from the queue.
     fn may_take(&self) -> bool {
-        self.again_at.is_none()
-            && self.taken < COMMIT_BYTES
-            && self.files.as_ref().is_some_and(|log| !log.store.is_full())
+        self.is_rolled_back
+            || self.again_at.is_none()
+                && self.taken < COMMIT_BYTES
+                && self.files.as_ref().is_some_and(|log| !log.store.is_full())
     }
 
     /// Returns the time at which there is something to do, even if no event comes.
@@ -312,15 +364,18 @@ impl Work {
         if let Some(at) = self.again_at {
             return at;
         }
-        if self.files.is_none() {
-            return Instant::now() + PAUSE;
-        }
+        let Some(log) = &self.files else { return Instant::now() + PAUSE };
         let regular = self.checkpoint_at.min(self.heartbeat_at);
-        self.commit_at.map_or(regular, |at| at.min(regular))
+        let witness = log.witnesses.again_at(log.store.signed());
+        let others = [self.commit_at, log.asks_until, witness];
+        others.into_iter().flatten().fold(regular, Instant::min)
     }
 
     /// Does what is due.
     fn turn(&mut self) {
+        if self.is_rolled_back {
+            return self.pass_over();
+        }
         let begun = Instant::now();
         if self.again_at.is_some_and(|at| begun < at) {
             return;
@@ -335,11 +390,13 @@ impl Work {
         if self.files.is_some() && begun >= self.heartbeat_at {
             self.add(Entry::Heartbeat { at: now() });
         }
+        self.end_of_questions();
         let is_full = self.files.as_ref().is_some_and(|log| log.store.is_full());
         let signs = is_full || begun >= self.checkpoint_at;
         if signs || self.taken >= COMMIT_BYTES || self.commit_at.is_some_and(|at| begun >= at) {
             self.write(signs);
         }
+        self.ask_witnesses();
     }
 
     /// Opens the files, and records the start.
@@ -347,6 +404,11 @@ impl Work {
         match self.open_files() {
             Ok(log) => {
                 let head = log.store.head();
+                match log.store.rolled_back() {
+                    Ok(None) => {}
+                    Ok(Some(why)) => return self.roll_back(&why),
+                    Err(error) => return self.failed(EvidenceError::Write, &error),
+                }
                 self.files = Some(log);
                 let previous = Previous { size: head.size, root: head.root };
                 let running = self.now(self.setup.running.clone());
@@ -364,6 +426,7 @@ impl Work {
 
     fn open_files(&self) -> io::Result<Log> {
         let Setup { settings, keys, disk, positions: (begin, end), .. } = &self.setup;
+        let (witnesses, metrics) = (&self.setup.witnesses, &self.setup.metrics);
         let store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
         let hashes = Hashes::open(Arc::clone(disk), settings.max_bytes)?;
         let mut next = store.last_accepted()?.unwrap_or(begin.get());
@@ -376,11 +439,90 @@ impl Work {
             );
             next = end.get();
         }
-        Ok(Log { store, hashes, next, pruned: 0 })
+        let size = store.signed().size;
+        let witnesses = Witnesses::new(witnesses, metrics, size).map_err(io::Error::other)?;
+        let asks_until = (!witnesses.have_answered()).then(|| Instant::now() + ANSWERS_WITHIN);
+        Ok(Log { store, hashes, next, pruned: 0, witnesses, asks_until })
+    }
+
+    /// Asks the witnesses that have not cosigned the newest checkpoint.
+    fn ask_witnesses(&mut self) {
+        let Some(Log { store, witnesses, .. }) = &mut self.files else { return };
+        if witnesses.is_empty() {
+            return;
+        }
+        match Newest::of(store, &self.setup.keys) {
+            Ok(newest) => witnesses.ask(&newest, self.setup.settings.checkpoint_interval),
+            Err(error) => self.failed(EvidenceError::Sign, &error),
+        }
+    }
+
+    /// Takes the answer of a witness.
+    fn hear(&mut self, answered: Answered) {
+        let Some(Log { store, witnesses, .. }) = &mut self.files else { return };
+        let heard = Newest::of(store, &self.setup.keys).map(|it| witnesses.hear(answered, &it));
+        let heard = heard.and_then(|heard| match heard {
+            Heard::Cosigned(Some(note)) => store.cosign(note).map(|()| None),
+            Heard::Contradiction(why) => Ok(Some(why)),
+            Heard::Cosigned(None) | Heard::AskedAgain | Heard::Nothing => Ok(None),
+        });
+        match heard {
+            Ok(None) => {}
+            Ok(Some(why)) => {
+                if let Err(error) = store.roll_back(&why) {
+                    // The next start asks the witness again.
+                    self.failed(EvidenceError::Write, &error);
+                }
+                self.roll_back(&why);
+            }
+            Err(error) => self.failed(EvidenceError::Write, &error),
+        }
+    }
+
+    /// After the start, signs the first checkpoint once the witnesses have answered, or have had
+    /// their time.
+    fn end_of_questions(&mut self) {
+        let Some(Log { witnesses, asks_until, .. }) = &mut self.files else { return };
+        let is_over = |until: &mut Instant| witnesses.have_answered() || Instant::now() >= *until;
+        if asks_until.take_if(is_over).is_some() {
+            self.checkpoint_at = Instant::now();
+        }
+    }
+
+    /// A witness contradicts the log: ends it. Another log with this origin would be a second one
+    /// of the same name.
+    fn roll_back(&mut self, why: &str) {
+        self.setup.metrics.failed(EvidenceError::RolledBack);
+        tracing::error!(
+            origin = self.setup.settings.origin,
+            reason = why,
+            "the evidence was set back, or another relay writes a log with its origin: nothing is \
+             recorded and signed under this origin any more, events are forwarded without evidence"
+        );
+        self.is_rolled_back = true;
+        (self.files, self.open, self.commit_at, self.again_at) = (None, None, None, None);
+        self.late.clear();
+    }
+
+    /// Lets the queue go on without evidence.
+    fn pass_over(&mut self) {
+        let cursor = &mut self.setup.cursor;
+        self.claims.extend(cursor.next(TAKE).map(|batch| batch.claim));
+        self.claims.drain(..).for_each(|it| cursor.acknowledge(it, Disposition::default()));
+        let mut finished = cursor.take_finished();
+        finished.append(&mut self.finished);
+        finished.append(&mut self.entered);
+        cursor.recorded(&finished);
+        // The queue has counted them, and nobody enters them any more.
+        let _unplaced = cursor.take_unplaced();
+        self.commit_at = None;
     }
 
     /// Adds an entry. It is durable after the next [`Work::write`].
     fn add(&mut self, entry: Entry) {
+        if self.is_rolled_back {
+            return;
+        }
         let Some(log) = &mut self.files else {
             match self.late.len() < ORDERS {
                 true => self.late.push(entry),
@@ -516,7 +658,7 @@ impl Work {
         }
         self.setup.cursor.recorded(&std::mem::take(&mut self.entered));
         self.setup.metrics.grew(size);
-        if !signs {
+        if !signs || log.asks_until.is_some() {
             return;
         }
         match log.store.sign(keys) {
@@ -530,7 +672,7 @@ impl Work {
             Err(error) => {
                 // Entries are still taken, as long as there is room for them.
                 let is_full = log.store.is_full();
-                self.failed(EvidenceError::Write, &error);
+                self.failed(EvidenceError::Sign, &error);
                 self.checkpoint_at = Instant::now() + PAUSE;
                 self.again_at = self.again_at.filter(|_| is_full);
             }
@@ -544,6 +686,14 @@ impl Work {
             tracing::error!(%error, "the evidence can't be written, trying again");
         }
         self.again_at = Some(Instant::now() + PAUSE);
+    }
+}
+
+/// Waits for an answer of a witness. If there is none to come, waits for ever.
+async fn answered(log: &mut Option<Log>) -> Answered {
+    match log {
+        Some(log) => log.witnesses.answered().await,
+        None => std::future::pending().await,
     }
 }
 

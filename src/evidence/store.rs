@@ -14,6 +14,7 @@ use super::journal;
 use super::journal::JOURNAL_BYTES_MAX;
 use super::layout::DIRECTORY;
 use super::layout::JOURNAL;
+use super::layout::ROLLED_BACK;
 use super::layout::path;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
@@ -26,6 +27,8 @@ use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Frontier;
 use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::Head;
+use crate::tlog::merkle::consistency;
+use crate::tlog::merkle::extends;
 use crate::tlog::merkle::root_at;
 use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::note::Note;
@@ -44,6 +47,9 @@ const JOURNAL_PATH: &str = "evidence/journal";
 /// The most bytes of entries that no checkpoint covers. The log takes no more until there is one.
 const PENDING_MAX: usize = 8 << 20;
 
+/// The most bytes of the file that says why a log was not gone on with.
+const ROLLED_BACK_MAX: usize = 16 << 10;
+
 /// The beginning of the name of a directory with the log of an earlier origin.
 const ASIDE: &str = "evidence-until-";
 
@@ -58,6 +64,8 @@ pub(super) struct Store {
     frontier: Frontier,
     /// What the newest checkpoint covers.
     signed: Head,
+    /// The newest checkpoint, with the signatures that it has got. `None`: there is none yet.
+    newest: Option<Note>,
     /// What the checkpoint before it covered. A reader may still need its partial tiles.
     before: u64,
     /// The entries that no checkpoint covers.
@@ -111,6 +119,7 @@ impl Store {
             origin: origin.to_owned(),
             frontier: Frontier::default(),
             signed: Head { size: 0, root: Hash::of_nothing() },
+            newest: None,
             before: 0,
             pending: Vec::new(),
             pending_bytes: 0,
@@ -200,7 +209,7 @@ impl Store {
         if self.frontier.root() != checkpoint.head.root {
             return Err(wrong("its root is not that of the tiles".to_owned()));
         }
-        (self.signed, self.before) = (checkpoint.head, size);
+        (self.signed, self.newest, self.before) = (checkpoint.head, Some(note), size);
         Ok(())
     }
 
@@ -338,7 +347,7 @@ impl Store {
         let note = checkpoint.sign(keys).map_err(io::Error::other)?;
         self.publish(&note)?;
         let obsolete = std::mem::replace(&mut self.before, self.signed.size);
-        self.signed = head;
+        (self.signed, self.newest) = (head, Some(note.clone()));
         (self.pending, self.pending_bytes, self.synced) = (Vec::new(), 0, 0);
         // The next entries begin a new journal. Until then the old one has nothing that is needed.
         self.journal = None;
@@ -346,12 +355,82 @@ impl Store {
         Ok(Some(note))
     }
 
-    /// Replaces the file of the checkpoint, which may have got the signatures of witnesses.
+    /// Returns the size and the root that the newest checkpoint covers.
+    pub(super) fn signed(&self) -> Head {
+        self.signed
+    }
+
+    /// Returns the newest checkpoint with its note. Before the first one, that is a checkpoint of
+    /// the empty log, which every log extends.
+    ///
+    /// # Errors
+    ///
+    /// The origin can't be in a note.
+    pub(super) fn newest(&self, keys: &[SigningKey]) -> io::Result<(Head, Note)> {
+        let note = match &self.newest {
+            Some(note) => note.clone(),
+            None => {
+                let checkpoint = Checkpoint { origin: self.origin.clone(), head: self.signed };
+                checkpoint.sign(keys).map_err(io::Error::other)?
+            }
+        };
+        Ok((self.signed, note))
+    }
+
+    /// Takes the newest checkpoint with more signatures, and replaces its file.
     ///
     /// # Errors
     ///
     /// The disk refuses. The file then holds the old note or the new one.
-    pub(super) fn publish(&self, note: &Note) -> io::Result<()> {
+    pub(super) fn cosign(&mut self, note: Note) -> io::Result<()> {
+        // The checkpoint of the empty log has no file.
+        if self.newest.is_none() {
+            return Ok(());
+        }
+        self.publish(&note)?;
+        self.newest = Some(note);
+        Ok(())
+    }
+
+    /// Returns the proof that the newest checkpoint extends the log of an earlier size.
+    ///
+    /// # Errors
+    ///
+    /// A tile can't be read, or the tiles are not those of the checkpoint.
+    pub(super) fn prove(&self, old: u64) -> io::Result<Vec<Hash>> {
+        let size = self.signed.size;
+        let nodes = tile::Tiles::new(size, |tile| tile::hashes(&self.tile(tile)?, tile.width));
+        let proof = consistency(&nodes, old, size)?;
+        let old = Head { size: old, root: root_at(&nodes, old)? };
+        match extends(old, self.signed, &proof) {
+            true => Ok(proof),
+            false => Err(io::Error::other("the tiles are not those of the newest checkpoint")),
+        }
+    }
+
+    /// Returns the reason if a witness has contradicted the log of this origin.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub(super) fn rolled_back(&self) -> io::Result<Option<String>> {
+        let Some(text) = read(&*self.disk, ROLLED_BACK, ROLLED_BACK_MAX)? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&text);
+        let (origin, why) = text.split_once('\n').unwrap_or((&text, ""));
+        Ok((origin == self.origin).then(|| why.trim_end().to_owned()))
+    }
+
+    /// Keeps in a file that a witness has contradicted the log, so that no later start goes on with
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub(super) fn roll_back(&self, why: &str) -> io::Result<()> {
+        replace(&*self.disk, ROLLED_BACK, format!("{}\n{why}\n", self.origin).as_bytes())
+    }
+
+    fn publish(&self, note: &Note) -> io::Result<()> {
         replace(&*self.disk, &path(CHECKPOINT), note.to_string().as_bytes())
     }
 
@@ -543,7 +622,7 @@ mod tests {
             for seen in &self.seen {
                 let (old, new) = (seen.size, store.head());
                 assert!(old <= new.size, "{old} entries were signed, {} are left", new.size);
-                let path = crate::tlog::merkle::consistency(leaves.as_slice(), old, new.size);
+                let path = consistency(leaves.as_slice(), old, new.size);
                 assert!(extends(*seen, new, &path.expect("all hashes are there")));
             }
             self.entries.truncate(found.len());

@@ -95,7 +95,10 @@ pub(super) async fn begin(
     let running = running(file, settings.clone()).await;
     let settings_kept = settings.clone();
     let queue = queue.clone();
-    let setup = Setup { settings, keys, queue, disk, cursor, positions, running, metrics };
+    let witness = |it: &config::Witness| (it.clone(), telemetry.witness(it.key.name()));
+    let witnesses = settings.witnesses.iter().map(witness).collect();
+    let setup =
+        Setup { settings, keys, queue, disk, cursor, positions, running, metrics, witnesses };
     let recorder = Recorder::start(setup).map_err(|error| failed(error.to_string()))?;
     Ok(Some(Evidence { recorder, settings: settings_kept }))
 }

@@ -39,6 +39,7 @@ use super::labels::REVISION;
 use super::labels::ROLE;
 use super::labels::Rejection;
 use super::labels::VERSION;
+use super::labels::WITNESS;
 use super::reports::Losses;
 
 /// The bounds of the buckets for the duration of a request, in seconds: from a single small batch
@@ -486,8 +487,25 @@ catalog! {
             unit: "attempts",
             meaning: "Events are forwarded nevertheless. The queue keeps the events whose evidence \
                 is missing until it is full.",
-            action: "`write`: repair or empty the disk of `queue.directory`, or mend what the log \
-                says. The alert `KubeAuditForwarderEvidenceNotWritten` fires at once.",
+            action: "`write` and `sign`: repair or empty the disk of `queue.directory`, or mend \
+                what the log says. The alert `KubeAuditForwarderEvidenceNotWritten` fires at once. \
+                `witness`: see `evidence_witness_timestamp_seconds`. `rolled_back`: nothing is \
+                signed any more; the alert `KubeAuditForwarderEvidenceRolledBack` fires at once. \
+                `tampered`: somebody has changed the files of the queue; the alert \
+                `KubeAuditForwarderEvidenceTampered` fires at once.",
+        }
+    }
+
+    "Evidence"
+    /// The handle of the metric about one witness.
+    pub struct WitnessMetrics [WITNESS] {
+        pub(super) cosigned: Gauge = "evidence_witness_timestamp_seconds" {
+            help: "When the witness has cosigned a checkpoint last; 0: not since the start.",
+            unit: "seconds since 1970",
+            meaning: "The time is the witness's own. Nobody can set the log back to before it \
+                without the witness's knowledge.",
+            action: "If it stays behind `evidence_last_checkpoint_timestamp_seconds`, the log says \
+                why. The alert `KubeAuditForwarderWitnessAway` fires after a quarter of an hour.",
         }
     }
 

@@ -40,6 +40,10 @@ pub(super) const PLACE: Label = Label {
 /// The label for the side of the connection that presented a certificate: `server` or `client`.
 pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["server", "client"]) };
 
+/// The label for the witness of the evidence.
+pub(super) const WITNESS: Label =
+    Label { name: "witness", values: Values::Described("the name in the witness's key") };
+
 /// The label for the version of the build.
 pub(super) const VERSION: Label =
     Label { name: "version", values: Values::Described("the version in Cargo.toml") };
@@ -91,6 +95,14 @@ label_values! {
     pub enum EvidenceError as "reason" {
         /// The disk refuses, or the files are damaged.
         Write = "write",
+        /// A checkpoint can't be made.
+        Sign = "sign",
+        /// A witness gives no cosignature.
+        Witness = "witness",
+        /// A witness has seen another log, or a longer one, of the same origin.
+        RolledBack = "rolled_back",
+        /// A line in a file of the queue is not the one that came in.
+        Tampered = "tampered",
     }
 }
 

@@ -81,6 +81,7 @@ mod outputs {
 mod evidence {
     mod recorded;
     mod verify;
+    mod witness;
 }
 
 /// Which events leave, and what is removed from each of them: filters and audit policies.

@@ -219,4 +219,5 @@ def main(directory, key, lines=None, output=None, consumer=None):
         check(got == left.get(output, set()), "the consumer's lines are not those that left")
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    main(*sys.argv[1:])

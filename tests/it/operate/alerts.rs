@@ -21,6 +21,7 @@ use crate::support::prometheus::Sample;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
+use crate::support::relay::run_command;
 use crate::support::repository;
 use crate::support::requests::QUICK;
 use crate::support::server::Options;
@@ -28,6 +29,7 @@ use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
 use crate::support::wait_for;
 use crate::support::wait_until;
+use crate::support::witness::Witness;
 
 fn file(name: &str) -> PathBuf {
     repository().join("deploy").join(name)
@@ -184,7 +186,16 @@ fn every_series_of_an_alert_exists_and_none_holds_in_health() {
     let certificates = Certificates::new();
     let (siem, lines) = (siem(&certificates), TcpSink::start());
     let directory = TempDir::new().unwrap();
-    let queue = format!("[queue]\ndirectory = \"{}\"\n", text(directory.path()));
+    let key = directory.path().join("key");
+    let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
+    let verifier = String::from_utf8(run_command(&keygen, directory.path()).stdout).unwrap();
+    let witness = Witness::start(verifier.trim_end());
+    let queue = format!(
+        "[queue]\ndirectory = \"{}\"\n[evidence]\norigin = \"relay\"\nkey_file = \"{}\"\n{}",
+        text(&directory.path().join("queue")),
+        text(&key),
+        witness.config(),
+    );
     let relay =
         Relay::start(&(config(&certificates, &certificates.server, &siem, &lines) + &queue));
     let prometheus = Prometheus::start(relay.admin());

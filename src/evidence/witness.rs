@@ -1,0 +1,319 @@
+//! The witnesses of a log (C2SP `tlog-witness`). A witness keeps the newest checkpoint that it has
+//! seen, and cosigns another one only if that one is consistent with it.
+//!
+//! Each request is a task of its own, so that a witness that hangs holds up nothing.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::store::Store;
+use crate::ask::Answer;
+use crate::ask::Target;
+use crate::config;
+use crate::telemetry::EvidenceError;
+use crate::telemetry::EvidenceMetrics;
+use crate::telemetry::WitnessMetrics;
+use crate::tlog::key::SigningKey;
+use crate::tlog::key::VerifierKey;
+use crate::tlog::merkle::Head;
+use crate::tlog::note::Note;
+use crate::tlog::note::Signed;
+
+/// The time that a witness has for an answer.
+pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// The most requests for one checkpoint. A witness whose answers never agree is left alone until
+/// the next checkpoint.
+const ROUNDS_MAX: u8 = 4;
+
+/// A signed checkpoint that witnesses are asked to cosign.
+#[derive(Debug, Clone)]
+struct Checkpoint {
+    head: Head,
+    note: Note,
+}
+
+/// The newest checkpoint, and the log that proves that it extends earlier ones.
+pub(super) struct Newest<'a> {
+    checkpoint: Checkpoint,
+    store: &'a Store,
+}
+
+impl<'a> Newest<'a> {
+    /// # Errors
+    ///
+    /// As for [`Store::newest`].
+    pub(super) fn of(store: &'a Store, keys: &[SigningKey]) -> io::Result<Self> {
+        let (head, note) = store.newest(keys)?;
+        Ok(Self { checkpoint: Checkpoint { head, note }, store })
+    }
+}
+
+/// The result of a request.
+pub(super) enum Heard {
+    /// The witness has cosigned a checkpoint. The value is the note with the cosignature, if that
+    /// checkpoint is still the newest one.
+    Cosigned(Option<Note>),
+    /// The witness has seen another log of this origin, or a longer one.
+    Contradiction(String),
+    /// The witness was asked once more, because it knows another checkpoint.
+    AskedAgain,
+    /// There is no cosignature.
+    Nothing,
+}
+
+/// The witnesses of a log.
+pub(super) struct Witnesses {
+    all: Vec<Witness>,
+    asked: JoinSet<Answered>,
+}
+
+/// The answer to a request, or the reason why there is none.
+pub(super) struct Answered {
+    /// The place of the witness in the list.
+    witness: usize,
+    question: Question,
+    answer: Result<Answer, String>,
+}
+
+/// A request to a witness.
+#[derive(Debug, Clone)]
+struct Question {
+    checkpoint: Checkpoint,
+    /// The size of the checkpoint that the witness has, as far as the relay knows.
+    old: u64,
+    round: u8,
+}
+
+struct Witness {
+    target: Target,
+    key: VerifierKey,
+    metrics: WitnessMetrics,
+    errors: EvidenceMetrics,
+    /// The size of the newest checkpoint that the witness has, as far as is known.
+    has: u64,
+    /// `true`: a request is under way.
+    is_asked: bool,
+    /// `true`: it has answered a request, or failed to.
+    has_answered: bool,
+    /// The newest checkpoint that it has cosigned since the start.
+    cosigned: Option<Head>,
+    /// The time from which on it may be asked again.
+    again_at: Instant,
+    /// `true`: the log says that it gives no cosignatures.
+    told: bool,
+}
+
+impl Witnesses {
+    /// `size` is that of the newest checkpoint at the start, which the witnesses should have.
+    ///
+    /// # Errors
+    ///
+    /// A text that says which URL is wrong.
+    pub(super) fn new(
+        settings: &[(config::Witness, WitnessMetrics)],
+        errors: &EvidenceMetrics,
+        size: u64,
+    ) -> Result<Self, String> {
+        let all = settings.iter().map(|(config::Witness { url, key }, metrics)| {
+            let target = Target::new(url);
+            Ok(Witness {
+                target: target.map_err(|what| format!("the URL of {} {what}", key.name()))?,
+                key: key.clone(),
+                metrics: metrics.clone(),
+                errors: errors.clone(),
+                has: size,
+                is_asked: false,
+                has_answered: false,
+                cosigned: None,
+                again_at: Instant::now(),
+                told: false,
+            })
+        });
+        Ok(Self { all: all.collect::<Result<_, String>>()?, asked: JoinSet::new() })
+    }
+
+    /// Returns `true` if there are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Returns `true` if all witnesses have answered once, or failed to.
+    pub(super) fn have_answered(&self) -> bool {
+        self.all.iter().all(|witness| witness.has_answered)
+    }
+
+    /// Returns `true` while an answer may come.
+    pub(super) fn are_asked(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// Returns the time at which a witness that has not cosigned this checkpoint may be asked
+    /// again.
+    pub(super) fn again_at(&self, head: Head) -> Option<Instant> {
+        let open = self.all.iter().filter(|it| !it.is_asked && it.cosigned != Some(head));
+        open.map(|it| it.again_at).min()
+    }
+
+    /// Lets all witnesses be asked at once, as at the end.
+    pub(super) fn hurry(&mut self) {
+        self.all.iter_mut().for_each(|witness| witness.again_at = Instant::now());
+    }
+
+    /// Asks each witness that has not cosigned the newest checkpoint, at most once in `pause`.
+    pub(super) fn ask(&mut self, newest: &Newest<'_>, pause: Duration) {
+        let now = Instant::now();
+        for (at, witness) in self.all.iter_mut().enumerate() {
+            let is_done = witness.cosigned == Some(newest.checkpoint.head);
+            if is_done || witness.is_asked || now < witness.again_at {
+                continue;
+            }
+            witness.again_at = now + pause;
+            let checkpoint = newest.checkpoint.clone();
+            let old = witness.has.min(checkpoint.head.size);
+            let question = Question { checkpoint, old, round: 1 };
+            match witness.question(at, question, newest) {
+                Ok(asked) => _ = self.asked.spawn(asked),
+                Err(error) => witness.is_away(&error.to_string()),
+            }
+        }
+    }
+
+    /// Waits for the next answer. If no witness is asked, waits for ever.
+    pub(super) async fn answered(&mut self) -> Answered {
+        loop {
+            match self.asked.join_next().await {
+                Some(Ok(answered)) => return answered,
+                // A request that has panicked gets no second try.
+                Some(Err(error)) => tracing::error!(%error, "a request to a witness has failed"),
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Takes an answer. `newest` is the newest checkpoint now.
+    pub(super) fn hear(&mut self, answered: Answered, newest: &Newest<'_>) -> Heard {
+        let Answered { witness: at, question, answer } = answered;
+        let Some(witness) = self.all.get_mut(at) else {
+            return Heard::Nothing;
+        };
+        witness.is_asked = false;
+        let name = witness.key.name().to_owned();
+        let own = newest.checkpoint.head.size;
+        let Question { checkpoint: Checkpoint { head, mut note }, old, round } = question;
+        let what = match answer {
+            Ok(Answer { status: 200, body }) => {
+                match note.take(&body, std::slice::from_ref(&witness.key)) {
+                    Ok(1..) => {
+                        witness.has_cosigned(head, &note);
+                        let mut whole = newest.checkpoint.note.clone();
+                        let is_newest = head == newest.checkpoint.head
+                            && whole.take(&body, std::slice::from_ref(&witness.key)).is_ok();
+                        return Heard::Cosigned(Some(whole).filter(|_| is_newest));
+                    }
+                    Ok(0) => format!("its answer has no cosignature of {name}"),
+                    Err(error) => format!("its answer can't be used: {error}"),
+                }
+            }
+            Ok(Answer { status: 409, body }) => match size_of(&body) {
+                Some(size) if size > own => {
+                    return Heard::Contradiction(format!(
+                        "the witness {name} has a checkpoint over {size} entries, and the newest \
+                         one here covers {own}"
+                    ));
+                }
+                // It has this size already: its own checkpoint, or another one.
+                Some(size) if size == head.size && old == size => {
+                    return Heard::Contradiction(format!(
+                        "the witness {name} has another root for {size} entries"
+                    ));
+                }
+                Some(size) if round < ROUNDS_MAX => {
+                    witness.has = size;
+                    let checkpoint = newest.checkpoint.clone();
+                    let question = Question { checkpoint, old: size, round: round + 1 };
+                    match witness.question(at, question, newest) {
+                        Ok(asked) => {
+                            self.asked.spawn(asked);
+                            return Heard::AskedAgain;
+                        }
+                        Err(error) => error.to_string(),
+                    }
+                }
+                Some(_) => format!("it names another size in each of {ROUNDS_MAX} answers"),
+                None => "its answer with status 409 has no size".to_owned(),
+            },
+            Ok(Answer { status: 422, .. }) => {
+                return Heard::Contradiction(format!(
+                    "the witness {name} has a checkpoint over {old} entries, and the one here over \
+                     {} entries does not extend it",
+                    head.size
+                ));
+            }
+            Ok(Answer { status: 404, .. }) => "it does not know the origin (404)".to_owned(),
+            Ok(Answer { status: 403, .. }) => "it does not know the log's key (403)".to_owned(),
+            Ok(Answer { status, .. }) => format!("it answers with status {status}"),
+            Err(error) => error,
+        };
+        witness.is_away(&what);
+        Heard::Nothing
+    }
+}
+
+impl Witness {
+    /// Returns the request and its answer as a future.
+    fn question(
+        &mut self,
+        at: usize,
+        question: Question,
+        newest: &Newest<'_>,
+    ) -> io::Result<impl Future<Output = Answered> + Send + use<>> {
+        let Question { checkpoint, old, .. } = &question;
+        let proof = match *old == 0 || *old == checkpoint.head.size {
+            true => Vec::new(),
+            false => newest.store.prove(*old)?,
+        };
+        let proof: String = proof.iter().map(|hash| format!("{hash}\n")).collect();
+        let text = format!("old {old}\n{proof}\n{}", checkpoint.note);
+        let target = self.target.clone();
+        let path = format!("{}/add-checkpoint", target.base());
+        self.is_asked = true;
+        Ok(async move {
+            let answer = target.exchange(&path, text, ANSWERS_WITHIN).await;
+            Answered { witness: at, question, answer: answer.map_err(|error| error.to_string()) }
+        })
+    }
+
+    fn has_cosigned(&mut self, head: Head, note: &Note) {
+        (self.has, self.has_answered, self.cosigned) = (head.size, true, Some(head));
+        if let Signed::Valid(Some(at)) = note.check(&self.key) {
+            self.metrics.cosigned(at);
+        }
+        if std::mem::take(&mut self.told) {
+            tracing::info!(witness = self.key.name(), "the witness cosigns again");
+        }
+    }
+
+    fn is_away(&mut self, what: &str) {
+        self.has_answered = true;
+        self.errors.failed(EvidenceError::Witness);
+        if !std::mem::replace(&mut self.told, true) {
+            tracing::warn!(
+                witness = self.key.name(),
+                reason = what,
+                "the witness has not cosigned the newest checkpoint, trying again"
+            );
+        }
+    }
+}
+
+/// Reads the size in the body of an answer with status 409.
+fn size_of(body: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(body).ok()?;
+    let digits = text.strip_suffix('\n').unwrap_or(text);
+    let size: u64 = digits.parse().ok()?;
+    (size.to_string() == digits).then_some(size)
+}

@@ -1,0 +1,228 @@
+//! `[[evidence.witness]]`: a witness that shares no code with the relay cosigns checkpoints, and
+//! notices a log that was set back.
+
+use std::path::Path;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use super::recorded::ORIGIN;
+use super::recorded::Recorded;
+use super::recorded::keygen;
+use crate::support::PATIENCE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::requests::accepted_events;
+use crate::support::spool::Spool;
+use crate::support::wait_until;
+use crate::support::witness::NAME;
+use crate::support::witness::Witness;
+
+fn errors(relay: &Relay, reason: &str) -> u64 {
+    relay.metrics().count("evidence_errors_total", &[("reason", reason)])
+}
+
+fn cosigned_at(relay: &Relay) -> u64 {
+    relay.metrics().count("evidence_witness_timestamp_seconds", &[("witness", NAME)])
+}
+
+fn checkpoint(spool: &Spool) -> Option<Vec<u8>> {
+    std::fs::read(spool.path().join("evidence/checkpoint")).ok()
+}
+
+/// Runs `evidence verify` on a directory, which must have a checkpoint that the witness has
+/// cosigned. Returns `true` if it passes.
+fn passes(spool: &Spool, key: &str, witness: &str) -> bool {
+    let directory = spool.path().display().to_string();
+    let arguments = ["evidence", "verify", "--directory", &directory, "--key", key];
+    let checked = run_command(&[&arguments[..], &["--witness", witness]].concat(), Path::new("/"));
+    checked.status.success()
+}
+
+/// Method: the witness goes away and comes back, and is ended before the relay is. No event waits
+/// for it.
+#[test]
+fn a_witness_cosigns_each_checkpoint_and_may_be_away() {
+    let mut recorded = Recorded::new();
+    let mut witness = Witness::start(&recorded.verifier);
+    let config = recorded.config("") + &witness.config();
+    let relay = Relay::start(&config);
+    recorded.post(&relay, 1, 300);
+    recorded.wait_until_signed();
+    let is_cosigned = |witness: &Witness, recorded: &Recorded| {
+        passes(&recorded.spool, &recorded.verifier, &witness.verifier)
+    };
+    wait_until("a cosignature", PATIENCE, || is_cosigned(&witness, &recorded));
+    let at = cosigned_at(&relay);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    assert!(at.abs_diff(now) < 60, "{at}");
+    assert_eq!(errors(&relay, "witness"), 0);
+
+    witness.go_away();
+    recorded.post(&relay, 2, 300);
+    recorded.wait_until_signed();
+    relay.wait_until_delivered(PATIENCE);
+    wait_until("an error", PATIENCE, || errors(&relay, "witness") > 0);
+    let told = "the witness has not cosigned the newest checkpoint, trying again";
+    relay.wait_for_log(told, PATIENCE);
+    assert!(!is_cosigned(&witness, &recorded));
+    // Checkpoints go on meanwhile, which the witness has not seen.
+    recorded.post(&relay, 3, 300);
+    recorded.wait_until_signed();
+    witness.come_back();
+    relay.wait_for_log("the witness cosigns again", PATIENCE);
+    wait_until("a cosignature", PATIENCE, || is_cosigned(&witness, &recorded));
+
+    // The checkpoint over the stop is cosigned too.
+    recorded.post(&relay, 4, 300);
+    relay.finish(Backlog::Empty);
+    assert!(is_cosigned(&witness, &recorded));
+    let relay = Relay::start(&config);
+    recorded.post(&relay, 5, 300);
+    recorded.wait_until_signed();
+    assert_eq!((errors(&relay, "witness"), errors(&relay, "rolled_back")), (0, 0));
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the queue's directory is replaced by an older copy, once while the witness is there, and
+/// once while it is away and comes back later.
+#[test]
+fn a_log_that_was_set_back_is_not_gone_on_with() {
+    for is_there in [true, false] {
+        let mut recorded = Recorded::new();
+        let mut witness = Witness::start(&recorded.verifier);
+        let config = recorded.config("") + &witness.config();
+        let relay = Relay::start(&config);
+        recorded.post(&relay, 1, 300);
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+        let older = recorded.spool.copy();
+        let relay = Relay::start(&config);
+        recorded.post(&relay, 2, 300);
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+        let size_there = checkpoint(&recorded.spool);
+
+        let before = checkpoint(&older);
+        assert_ne!(before, size_there);
+        let place = |spool: &Spool| spool.path().display().to_string();
+        let config = config.replace(&place(&recorded.spool), &place(&older));
+        if !is_there {
+            witness.go_away();
+        }
+        let relay = Relay::start(&config);
+        recorded.post(&relay, 3, 300);
+        if !is_there {
+            wait_until("an error", PATIENCE, || errors(&relay, "witness") > 0);
+            witness.come_back();
+        }
+        wait_until("the alarm", PATIENCE, || errors(&relay, "rolled_back") == 1);
+        assert!(relay.log_text().contains("the evidence was set back"));
+        let signed = checkpoint(&older);
+        if is_there {
+            assert_eq!(signed, before, "something was signed");
+        }
+        recorded.post(&relay, 4, 300);
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+        assert_eq!(checkpoint(&older), signed);
+        assert_eq!(accepted_events(&recorded.sink).len(), 1200);
+
+        // A later start does not forget it.
+        if witness.is_there() {
+            witness.go_away();
+        }
+        let relay = Relay::start(&config);
+        wait_until("the alarm", PATIENCE, || errors(&relay, "rolled_back") == 1);
+        recorded.post(&relay, 5, 300);
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+        assert_eq!(checkpoint(&older), signed);
+
+        // The way on is a new origin.
+        let key = recorded.directory.path().join("next");
+        let origin = format!("{ORIGIN}-b");
+        let verifier = keygen(&origin, &key);
+        let old_key = recorded.directory.path().join("key").display().to_string();
+        let config = config.replace(ORIGIN, &origin).replace(&old_key, &key.display().to_string());
+        let next = Witness::start(&verifier);
+        let config = config.replace(&witness.config(), &next.config());
+        let relay = Relay::start(&config);
+        recorded.post(&relay, 6, 300);
+        wait_until("a new log", PATIENCE, || passes(&older, &verifier, &next.verifier));
+        assert_eq!(errors(&relay, "rolled_back"), 0);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+/// Method: a second relay has the key and the origin of the first one, and an empty directory. It
+/// must not sign anything.
+#[test]
+fn a_second_relay_with_the_same_origin_signs_nothing() {
+    let mut recorded = Recorded::new();
+    let witness = Witness::start(&recorded.verifier);
+    let config = recorded.config("") + &witness.config();
+    let first = Relay::start(&config);
+    recorded.post(&first, 1, 300);
+    wait_until("a cosignature", PATIENCE, || {
+        passes(&recorded.spool, &recorded.verifier, &witness.verifier)
+    });
+    let other = Spool::new();
+    let place = |spool: &Spool| spool.path().display().to_string();
+    let second = Relay::start(&config.replace(&place(&recorded.spool), &place(&other)));
+    wait_until("the alarm", PATIENCE, || errors(&second, "rolled_back") == 1);
+    recorded.post(&second, 2, 300);
+    second.wait_until_delivered(PATIENCE);
+    second.finish(Backlog::Empty);
+    assert_eq!(checkpoint(&other), None);
+    recorded.post(&first, 3, 300);
+    first.wait_until_delivered(PATIENCE);
+    assert_eq!(errors(&first, "rolled_back"), 0);
+    first.finish(Backlog::Empty);
+    assert!(passes(&recorded.spool, &recorded.verifier, &witness.verifier));
+}
+
+/// Method: nothing listens at the URL of the witness. The first checkpoint is signed when the
+/// witness has had its time, and no event waits for that.
+#[test]
+fn a_witness_that_hangs_holds_up_the_first_checkpoint_only() {
+    let mut recorded = Recorded::new();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (url, key) =
+        (listener.local_addr().unwrap(), Witness::start(&recorded.verifier).verifier.clone());
+    let witness = format!("[[evidence.witness]]\nurl = \"http://{url}\"\nkey = \"{key}\"\n");
+    let relay = Relay::start(&(recorded.config("") + &witness));
+    recorded.post(&relay, 1, 300);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(checkpoint(&recorded.spool), None);
+    recorded.wait_until_signed();
+    wait_until("an error", PATIENCE, || errors(&relay, "witness") > 0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn wrong_witnesses_are_named_by_check() {
+    let recorded = Recorded::new();
+    let witness = Witness::start(&recorded.verifier);
+    let right = recorded.config("") + &witness.config();
+    let file = recorded.directory.path().join("relay.toml");
+    let check = |config: &str| {
+        std::fs::write(&file, config).unwrap();
+        let path = file.display().to_string();
+        let checked = run_command(&["check", "--config", &path], Path::new("/"));
+        let text = [checked.stdout, checked.stderr].concat();
+        (checked.status.code().unwrap(), String::from_utf8(text).unwrap())
+    };
+    let (status, text) = check(&right);
+    assert_eq!(status, 0, "{text}");
+    for (config, what) in [
+        (right.replace(&witness.verifier, &recorded.verifier), "is the key of a log"),
+        (right.replace(&witness.verifier, "witness"), "is no verifier key"),
+        (right.replace(&witness.url, "witness.example"), "is not a URL"),
+        (right.clone() + &witness.config(), "has the name of another witness"),
+    ] {
+        let (status, text) = check(&config);
+        assert_ne!(status, 0, "{text}");
+        assert!(text.contains("evidence.witness[") && text.contains(what), "{text}");
+    }
+}

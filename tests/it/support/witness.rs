@@ -1,0 +1,70 @@
+//! A witness of evidence logs, which shares no code with the relay.
+
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::process::Child;
+use std::process::Command;
+use std::process::Stdio;
+
+use tempfile::TempDir;
+
+use super::repository;
+
+/// The name in the witness's key.
+pub(crate) const NAME: &str = "witness.example/w1";
+
+/// A witness with its key and its memory. It is ended with the value.
+pub(crate) struct Witness {
+    directory: TempDir,
+    log_key: String,
+    process: Option<Child>,
+    pub(crate) url: String,
+    pub(crate) verifier: String,
+}
+
+impl Witness {
+    pub(crate) fn start(log_key: &str) -> Self {
+        let (directory, log_key) = (TempDir::new().unwrap(), log_key.to_owned());
+        let (url, verifier) = (String::new(), String::new());
+        let mut witness = Self { directory, log_key, process: None, url, verifier };
+        witness.come_back();
+        witness
+    }
+
+    /// Starts the process, at the same port as before.
+    pub(crate) fn come_back(&mut self) {
+        let script = repository().join("tests/it/evidence/witness.py");
+        let port = self.url.trim_end_matches("/below").rsplit(':').next().unwrap();
+        let port = if port.is_empty() { "0" } else { port };
+        let mut command = Command::new("python3");
+        command.arg(script).arg(self.directory.path()).args([NAME, &self.log_key, port]);
+        let mut process = command.stdout(Stdio::piped()).spawn().expect("python3");
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        self.url = lines.next().expect("the witness has started").unwrap();
+        self.verifier = lines.next().unwrap().unwrap();
+        self.process = Some(process);
+    }
+
+    pub(crate) fn is_there(&self) -> bool {
+        self.process.is_some()
+    }
+
+    pub(crate) fn go_away(&mut self) {
+        let mut process = self.process.take().unwrap();
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    pub(crate) fn config(&self) -> String {
+        let Self { url, verifier, .. } = self;
+        format!("[[evidence.witness]]\nurl = \"{url}\"\nkey = \"{verifier}\"\n")
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            self.go_away();
+        }
+    }
+}
