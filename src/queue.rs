@@ -68,6 +68,7 @@ pub use contract::Fates;
 pub use contract::Finished;
 pub use contract::JoinError;
 pub use contract::Origin;
+pub(crate) use contract::Originals;
 pub use contract::Outcome;
 pub use contract::Redelivery;
 pub use contract::Refused;
@@ -222,6 +223,16 @@ impl Queue {
         match self {
             Self::Memory(_) => None,
             Self::Spool(queue) => Some(queue.disk()),
+        }
+    }
+
+    /// From now on, lines that are read from files are compared with those that came in. A line
+    /// that is another one is not handed out, and counts as lost. A queue in memory reads no files.
+    /// The second call does nothing.
+    pub(crate) fn compare_with(&self, originals: Arc<dyn Originals>) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Spool(queue) => queue.compare_with(originals),
         }
     }
 

@@ -97,6 +97,12 @@ impl Range {
         self.first + self.lines.len() as u64
     }
 
+    /// Returns the SHA-256 of the line at a position; `None` if the range does not have it.
+    #[must_use]
+    pub fn hash(&self, position: u64) -> Option<&Hash> {
+        self.lines.get(usize::try_from(position.checked_sub(self.first)?).ok()?)
+    }
+
     /// Appends the record of the range to a file's bytes.
     pub fn write(&self, file: &mut Vec<u8>) {
         self.write_record(ACCEPTED, self.lines.len() as u64, &[], file);
@@ -270,6 +276,35 @@ pub(super) fn record_at(
         return Ok(None);
     }
     Ok(Records::of(&bytes).next().and_then(|(_, record)| record.ok()))
+}
+
+/// The number of bytes of a record up to the number of its events, with its frame.
+pub(super) const HEADING: usize = FRAME + 1 + 8 + 4;
+
+/// The beginning of a record, which is not checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Heading {
+    /// The bytes of the record, with its frame.
+    pub(super) bytes: u64,
+    /// The positions of the events whose lines it has as they came in; `None` if it has lines as
+    /// they were sent.
+    pub(super) accepted: Option<std::ops::Range<u64>>,
+}
+
+impl Heading {
+    /// Reads the beginning of a record. Returns `None` if it is none.
+    pub(super) fn parse(heading: &[u8; HEADING]) -> Option<Self> {
+        let (length, rest) = heading.split_first_chunk()?;
+        let length = u32::from_be_bytes(*length);
+        let (_checksum, rest) = rest.split_first_chunk::<4>()?;
+        let (kind, rest) = rest.split_first()?;
+        let (first, rest) = rest.split_first_chunk()?;
+        let first = u64::from_be_bytes(*first);
+        let count = u64::from(u32::from_be_bytes(*rest.first_chunk()?));
+        let is_record = (HEADING - FRAME..=RECORD_MAX).contains(&usize::try_from(length).ok()?);
+        let accepted = (*kind == ACCEPTED).then(|| first..first.saturating_add(count));
+        is_record.then_some(Self { bytes: FRAME as u64 + u64::from(length), accepted })
+    }
 }
 
 /// Takes the first record from the bytes of a file. Returns it without its frame, and the bytes

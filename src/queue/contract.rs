@@ -1,6 +1,7 @@
 //! The words of the contract between the queue and the others: batches that are appended and taken,
 //! and the queue's answers. They are the same for the queue in memory and for the queue on disk.
 
+use std::fmt;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -267,6 +268,14 @@ impl Fates {
         let fates = self.not_delivered.iter_mut().map(|(_, fate)| fate).chain(&mut self.rest);
         fates.filter(|fate| **fate == Fate::Lost).for_each(|fate| *fate = Fate::DeadLetter);
     }
+}
+
+/// Knows the lines that came in, so that lines in files can be compared with them.
+pub(crate) trait Originals: Send + Sync + fmt::Debug {
+    /// Compares lines that were read from a file, which begin with the event at `first`. Returns,
+    /// in rising order, the positions of those that are not the lines that came in. A line of which
+    /// nothing is known is none of them. Blocks the thread.
+    fn changed(&self, first: Position, lines: &[u8]) -> Vec<Position>;
 }
 
 /// The end of some events at an output.

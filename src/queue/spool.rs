@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::OnceLock;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use super::contract::Append;
 use super::contract::Backlog;
 use super::contract::JoinError;
+use super::contract::Originals;
 use super::contract::Refused;
 use super::cursors;
 use super::disk::Disk;
@@ -159,6 +161,8 @@ struct Shared {
     /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes of
     /// segments.
     quarantined: AtomicU64,
+    /// Knows the lines that came in. Empty without evidence.
+    originals: OnceLock<Arc<dyn Originals>>,
     /// The handles of the writer thread and of the upkeep's thread. Empty before the threads are
     /// started, and after [`Queue::close`] has taken the handles.
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -522,6 +526,12 @@ impl Queue {
     /// Returns the queue's directory, and the end of the log. See [`super::Queue::disk`].
     pub(super) fn disk(&self) -> (Arc<dyn Disk>, Position) {
         (Arc::clone(&self.shared.disk), self.shared.lock().log.end.position)
+    }
+
+    /// Compares lines that are read from files. See [`super::Queue::compare_with`].
+    pub(super) fn compare_with(&self, originals: Arc<dyn Originals>) {
+        // It is set once, at the start.
+        let _is_first = self.shared.originals.set(originals).is_ok();
     }
 
     /// Returns the first position that each output has not finished. See [`super::Queue::places`].

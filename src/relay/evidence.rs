@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Error;
@@ -12,6 +13,7 @@ use crate::config::Config;
 use crate::evidence;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Running;
+use crate::evidence::originals::Originals;
 use crate::evidence::reader::Directory;
 use crate::evidence::reader::Log;
 use crate::evidence::recorder;
@@ -94,6 +96,7 @@ pub(super) async fn begin(
     let keys = blocking(move || read_keys(&of_key)).await?.map_err(failed)?;
     let running = running(file, settings.clone()).await;
     let settings_kept = settings.clone();
+    queue.compare_with(Arc::new(Originals::new(Arc::clone(&disk), metrics.clone())));
     let queue = queue.clone();
     let witness = |it: &config::Witness| (it.clone(), telemetry.witness(it.key.name()));
     let witnesses = settings.witnesses.iter().map(witness).collect();

@@ -80,6 +80,7 @@ mod outputs {
 /// The log that proves which events came in.
 mod evidence {
     mod recorded;
+    mod tampered;
     mod verify;
     mod witness;
 }

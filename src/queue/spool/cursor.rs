@@ -66,9 +66,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_secs(10);
 
 /// The reasons why an output loses events before it settles them, in the evidence: their room was
-/// needed, they are damaged, or the output was removed.
+/// needed, they are damaged, somebody has changed them, or the output was removed.
 const DROPPED: &str = "when_full";
 const DAMAGED: &str = "damaged";
+const TAMPERED: &str = "tampered";
 pub(super) const REMOVED: &str = "removed";
 
 /// The data that the spool keeps with each claim. A claim is a range of events that an output has
@@ -411,7 +412,7 @@ impl CursorState {
     /// the gap that lie in dropped segments, and were counted as lost at the drop.
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
         self.count_missing(gap, dropped);
-        let reason = if dropped >= gap.events { DROPPED } else { DAMAGED };
+        let reason = if dropped >= gap.events { DROPPED } else { why_missing(gap) };
         self.record_loss(gap.first..gap.end(), gap.first_byte, reason);
         self.claims.read = gap.end();
         self.read_byte = gap.first_byte + gap.bytes();
@@ -449,6 +450,11 @@ impl CursorState {
         self.pieces.clear();
         self.epoch += 1;
     }
+}
+
+/// Returns the reason why the lines of a gap are missing.
+fn why_missing(gap: &Piece) -> &'static str {
+    if gap.is_tampered { TAMPERED } else { DAMAGED }
 }
 
 /// Returns the time from `received` to `now`, which are both in ms since 1970; 0 if `received` is
@@ -761,7 +767,8 @@ impl Shared {
             if let Some(entry) = cursor.claims.find(claim) {
                 entry.stage = Stage::Dropped;
                 let byte = entry.note.first_byte;
-                cursor.record_loss(claim.start..claim.end, byte, DAMAGED);
+                let reason = loaded.pieces.first().map_or(DAMAGED, why_missing);
+                cursor.record_loss(claim.start..claim.end, byte, reason);
             }
             self.settled(state, index);
         }

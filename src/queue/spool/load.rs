@@ -16,6 +16,7 @@ use super::Shared;
 use super::TailRecord;
 use super::quarantine_bytes;
 use crate::position::Position;
+use crate::queue::contract::Originals;
 use crate::queue::contract::Take;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
@@ -46,8 +47,8 @@ pub(super) struct Spot {
     pub(super) position: Position,
 }
 
-/// A part of the log: some lines of one record. If lines are missing because of damage, the piece
-/// is a gap: a range of positions without lines.
+/// A part of the log: some lines of one record. If lines are missing because of damage, or because
+/// somebody has changed them, the piece is a gap: a range of positions without lines.
 #[derive(Debug, Clone)]
 pub(super) struct Piece {
     /// The position of the first event in this part of the log.
@@ -61,6 +62,8 @@ pub(super) struct Piece {
     pub(super) lines: Bytes,
     /// If the lines are missing (a gap), the number of bytes that they had; else 0.
     missing: u64,
+    /// `true`: the lines are missing because they are not those that came in.
+    pub(super) is_tampered: bool,
     /// The time when the lines were received, in ms since 1970; 0 if the lines are missing (a gap).
     pub(super) received: u64,
     /// The place in a file of the first event in this part of the log.
@@ -133,6 +136,7 @@ pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece
         first_byte: record.first.byte + from as u64,
         lines: record.lines.slice(from..to),
         missing: 0,
+        is_tampered: false,
         received: record.received,
         spot: Spot { segment: record.segment, offset: record.offset, line, position: start },
     }
@@ -229,8 +233,27 @@ impl Shared {
                 &self.metrics,
             );
         }
+        if let Some(originals) = self.originals.get() {
+            let pieces = std::mem::take(&mut reader.loaded.pieces).into_iter();
+            reader.loaded.pieces = pieces.flat_map(|it| untampered(it, &**originals)).collect();
+        }
         Ok(reader.loaded)
     }
+}
+
+/// Cuts those lines out of a piece that are not the lines that came in. They become gaps.
+fn untampered(mut piece: Piece, originals: &dyn Originals) -> Vec<Piece> {
+    let mut parts = Vec::new();
+    for position in originals.changed(piece.first, &piece.lines) {
+        if position > piece.first {
+            parts.push(piece.cut(Take { bytes: u64::MAX, events: position - piece.first }));
+        }
+        let changed = piece.cut(Take { bytes: u64::MAX, events: 1 });
+        let (lines, missing) = (Bytes::new(), changed.lines.len() as u64);
+        parts.push(Piece { lines, missing, received: 0, is_tampered: true, ..changed });
+    }
+    parts.extend(Some(piece).filter(|rest| rest.events > 0));
+    parts
 }
 
 /// Reads the events of a job, as far as the file can be read. The result contains the damage that
@@ -441,6 +464,7 @@ impl<'a> Reader<'a> {
                 first_byte: until.byte - missing,
                 lines: Bytes::new(),
                 missing,
+                is_tampered: false,
                 received: 0,
                 spot: Spot { line: 0, position: first, ..spot },
             });
@@ -531,6 +555,7 @@ impl<'a> Reader<'a> {
                 first_byte,
                 lines,
                 missing: 0,
+                is_tampered: false,
                 received,
                 spot,
             });

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
 
 use tokio::sync::Notify;
@@ -157,6 +158,7 @@ pub(super) fn open(
         metrics,
         progress: Notify::new(),
         quarantined,
+        originals: OnceLock::new(),
         threads: Mutex::new(Vec::new()),
         panicked: CancellationToken::new(),
     });

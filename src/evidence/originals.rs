@@ -1,0 +1,267 @@
+//! The lines that came in, by their hashes: if somebody changes a line in a file of the queue, and
+//! makes the checksums right again, that line is not sent.
+//!
+//! A line that has no hash yet, or whose hash was deleted, is taken as it is. `evidence verify`
+//! names such lines as unknown.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::layout::LINES;
+use super::layout::LineFile;
+use super::layout::path;
+use super::lines;
+use super::lines::HEADING;
+use super::lines::Heading;
+use super::lines::Record;
+use crate::position::Position;
+use crate::queue;
+use crate::queue::disk::Access;
+use crate::queue::disk::Disk;
+use crate::queue::disk::File;
+use crate::telemetry::EvidenceError;
+use crate::telemetry::EvidenceMetrics;
+use crate::tlog::merkle::Hash;
+
+/// The files of which the places of all records are in memory. A record takes 32 bytes there, and
+/// there is one for each second at least.
+const INDEXED_MAX: usize = 2;
+
+/// After a log line about changed events, the next one comes this much later at the earliest.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// The line hashes of the events that came in, found by positions.
+pub(crate) struct Originals {
+    disk: Arc<dyn Disk>,
+    metrics: EvidenceMetrics,
+    indexed: Mutex<Vec<Indexed>>,
+    /// The time of the last log line about changed events.
+    told: Mutex<Option<Instant>>,
+}
+
+/// The places of the records in a file of line hashes.
+struct Indexed {
+    name: LineFile,
+    /// The bytes that were looked through.
+    bytes: u64,
+    /// The positions of each record with lines as they came in, and its offset.
+    records: Vec<(Range<u64>, u64)>,
+}
+
+impl fmt::Debug for Originals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Originals").finish_non_exhaustive()
+    }
+}
+
+impl Originals {
+    pub(crate) fn new(disk: Arc<dyn Disk>, metrics: EvidenceMetrics) -> Self {
+        Self { disk, metrics, indexed: Mutex::default(), told: Mutex::default() }
+    }
+
+    /// Returns the ranges of line hashes that have one of these positions. After a crash there may
+    /// be several for one position.
+    fn ranges(&self, positions: &Range<u64>) -> io::Result<Vec<lines::Range>> {
+        let mut names = match self.disk.list(&path(LINES)) {
+            Ok(names) => names.iter().filter_map(|name| LineFile::parse(name)).collect::<Vec<_>>(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        names.sort_unstable();
+        names.retain(|name| name.first < positions.end);
+        // A record of these positions is in the last file that begins before them, or later. After
+        // a crash, a file may go on beyond the beginning of the next one.
+        let begins = names.partition_point(|name| name.first <= positions.start);
+        let mut found = Vec::new();
+        for name in names.into_iter().skip(begins.saturating_sub(2)) {
+            let file = match self.disk.open(&path(&name.path()), Access::Read) {
+                Ok(file) => file,
+                // The relay deletes the oldest files.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            for offset in self.offsets(&*file, name, positions)? {
+                let read = |buffer: &mut [u8], at: u64| match file.read_at(buffer, at)? {
+                    bytes if bytes == buffer.len() => Ok(()),
+                    _ => Err(io::ErrorKind::UnexpectedEof.into()),
+                };
+                if let Some(Record::Accepted(range)) = lines::record_at(offset, read)? {
+                    found.push(range);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the offsets of the records in a file that have one of these positions.
+    fn offsets(
+        &self,
+        file: &dyn File,
+        name: LineFile,
+        positions: &Range<u64>,
+    ) -> io::Result<Vec<u64>> {
+        let mut indexed = self.indexed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut of_file = match indexed.iter().position(|it| it.name == name) {
+            Some(at) => indexed.remove(at),
+            None => Indexed { name, bytes: 0, records: Vec::new() },
+        };
+        of_file.read_on(file)?;
+        let has =
+            |it: &&(Range<u64>, u64)| it.0.start < positions.end && positions.start < it.0.end;
+        let offsets = of_file.records.iter().filter(has).map(|(_, offset)| *offset).collect();
+        indexed.truncate(INDEXED_MAX - 1);
+        indexed.insert(0, of_file);
+        Ok(offsets)
+    }
+
+    /// Reports lines that were changed.
+    fn tell(&self, changed: &[Position]) {
+        let Some(first) = changed.first() else { return };
+        changed.iter().for_each(|_| self.metrics.failed(EvidenceError::Tampered));
+        let is_due = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_due = told.is_none_or(|at| at.elapsed() >= QUIET);
+            if is_due {
+                *told = Some(Instant::now());
+            }
+            is_due
+        };
+        if is_due {
+            tracing::error!(
+                first = first.get(),
+                events = changed.len(),
+                "events were changed in the files of the queue: they are not sent, and count as \
+                 lost"
+            );
+        }
+    }
+}
+
+impl queue::Originals for Originals {
+    fn changed(&self, first: Position, text: &[u8]) -> Vec<Position> {
+        let events = memchr::memchr_iter(b'\n', text).count() as u64;
+        let positions = first.get()..first.get() + events;
+        let known = match self.ranges(&positions) {
+            Ok(known) => known,
+            Err(error) => {
+                tracing::debug!(%error, "lines of the queue can't be compared with their hashes");
+                return Vec::new();
+            }
+        };
+        if known.is_empty() {
+            return Vec::new();
+        }
+        let mut changed = Vec::new();
+        let (mut rest, mut positions) = (text, positions);
+        while let Some(end) = memchr::memchr(b'\n', rest) {
+            let (line, behind) = rest.split_at(end);
+            rest = behind.get(1..).unwrap_or_default();
+            let Some(position) = positions.next() else { break };
+            let mut hashes = known.iter().filter_map(|range| range.hash(position)).peekable();
+            if hashes.peek().is_some() {
+                let hash = Hash::of(&[line]);
+                if hashes.all(|known| *known != hash) {
+                    changed.push(Position::new(position));
+                }
+            }
+        }
+        self.tell(&changed);
+        changed
+    }
+}
+
+impl Indexed {
+    /// Looks through the records that were appended since the last time.
+    fn read_on(&mut self, file: &dyn File) -> io::Result<()> {
+        let mut heading = [0; HEADING];
+        while file.read_at(&mut heading, self.bytes)? == HEADING {
+            let Some(Heading { bytes, accepted }) = Heading::parse(&heading) else { return Ok(()) };
+            self.records.extend(accepted.map(|positions| (positions, self.bytes)));
+            self.bytes += bytes;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::hashes::Hashes;
+    use crate::evidence::lines::SALT_BYTES;
+    use crate::evidence::lines::Salt;
+    use crate::queue::Originals as _;
+    use crate::queue::tests::simulated_disk::SimulatedDisk;
+    use crate::telemetry::Telemetry;
+
+    fn line(at: u64) -> Vec<u8> {
+        format!("{{\"event\":{at}}}").into_bytes()
+    }
+
+    fn text(positions: Range<u64>) -> Vec<u8> {
+        positions.flat_map(|at| [line(at), b"\n".to_vec()].concat()).collect()
+    }
+
+    fn range(positions: Range<u64>) -> lines::Range {
+        let (first, salt) = (positions.start, Salt([1; SALT_BYTES]));
+        lines::Range { first, salt, lines: positions.map(|at| Hash::of(&[&line(at)])).collect() }
+    }
+
+    /// Method: ranges of random lengths in files of 64 KiB, and records of lines that were sent
+    /// between them. Lines are read at random places while the files grow.
+    #[test]
+    fn each_changed_line_is_found_and_no_other() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
+        let originals = Originals::new(Arc::clone(&disk), Telemetry::new().evidence());
+        assert!(originals.changed(Position::new(5), &text(5..9)).is_empty());
+        let mut hashes = Hashes::open(Arc::clone(&disk), 1 << 20).expect("no fault is set");
+        let mut next = 100;
+        while next < 12_000 {
+            let end = next + rng.u64(1..400);
+            hashes.push(&range(next..end));
+            let (output, count) = ("siem".to_owned(), 1);
+            let sent = lines::Delivered { output, count, range: range(next..next + 1) };
+            hashes.push_delivered(&sent, end);
+            hashes.commit().expect("no fault is set");
+            next = end;
+            let first = rng.u64(0..next + 50);
+            let last = first + rng.u64(1..900);
+            let mut lines = text(first..last);
+            assert!(originals.changed(Position::new(first), &lines).is_empty());
+            let changed = rng.u64(first..last);
+            let at = lines.len() - text(changed..last).len();
+            lines[at] = b'x';
+            let expected: Vec<_> = Some(Position::new(changed))
+                .into_iter()
+                .filter(|_| (100..next).contains(&changed))
+                .collect();
+            assert_eq!(originals.changed(Position::new(first), &lines), expected);
+        }
+    }
+
+    /// Method: the hashes of some events are there twice, as after a crash, once of other lines.
+    #[test]
+    fn a_line_is_right_if_any_of_its_hashes_is() {
+        let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
+        let originals = Originals::new(Arc::clone(&disk), Telemetry::new().evidence());
+        let mut hashes = Hashes::open(disk, 1 << 20).expect("no fault is set");
+        hashes.push(&range(0..10));
+        let mut others = range(50..60);
+        others.first = 5;
+        hashes.push(&others);
+        hashes.commit().expect("no fault is set");
+        assert!(originals.changed(Position::new(0), &text(0..10)).is_empty());
+        assert!(originals.changed(Position::new(5), &text(50..60)).is_empty());
+        let wrong = originals.changed(Position::new(8), &text(80..84));
+        assert_eq!(wrong, [8, 9, 10, 11].map(Position::new));
+    }
+}

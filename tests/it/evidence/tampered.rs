@@ -1,0 +1,80 @@
+//! Lines that somebody has changed in the files of the queue do not leave.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use super::recorded::Recorded;
+use crate::support::PATIENCE;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::requests::accepted_events;
+use crate::support::spool::forge_lines;
+use crate::support::wait_until;
+
+/// Method: the consumer is away while events come in. Then the relay is killed, two events in
+/// different batches are changed in a segment, and its checksums are made right again.
+#[test]
+fn changed_events_of_the_queue_are_lost_and_not_sent() {
+    let mut recorded = Recorded::new();
+    let is_there = Arc::new(AtomicBool::new(false));
+    let there = Arc::clone(&is_there);
+    recorded.sink = HttpSink::start(move |_| {
+        Answer::status(if there.load(Ordering::Relaxed) { 200 } else { 503 })
+    });
+    let config = recorded.config("");
+    let mut relay = Relay::start(&config);
+    for seed in 0..5 {
+        recorded.post(&relay, seed, 100);
+    }
+    recorded.wait_until_signed();
+    relay.kill();
+    let records = recorded.spool.records();
+    let mut changed = Vec::new();
+    for position in [103, 399] {
+        let record = records.iter().find(|it| it.positions.contains(&position)).unwrap();
+        let nth = usize::try_from(position - record.positions.start).unwrap();
+        recorded.spool.edit(&record.segment, |bytes| {
+            forge_lines(record, bytes, |lines| {
+                let mut lines = lines.split_mut(|byte| *byte == b'\n');
+                let line = lines.nth(nth).unwrap();
+                let at = memchr::memmem::find(line, b"10.0.0.1").unwrap();
+                line[at + 7] = b'9';
+            });
+        });
+        changed.push(usize::try_from(position).unwrap());
+    }
+    is_there.store(true, Ordering::Relaxed);
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE);
+    let text =
+        "events were changed in the files of the queue: they are not sent, and count as lost";
+    relay.wait_for_log(text, PATIENCE);
+    let metrics = relay.metrics();
+    assert_eq!(metrics.count("error_total", &[("plugin", "consumer")]), 2);
+    assert!(metrics.count("evidence_errors_total", &[("reason", "tampered")]) >= 2);
+    let mut expected = recorded.events.clone();
+    changed.iter().rev().for_each(|at| _ = expected.remove(*at));
+    let stored = accepted_events(&recorded.sink);
+    assert!(stored == expected, "{} of {}", stored.len(), expected.len());
+    wait_until("the losses in the log", PATIENCE, || {
+        let directory = recorded.spool.path().display().to_string();
+        let shown = run_command(&["evidence", "show", &directory], Path::new("/")).stdout;
+        String::from_utf8(shown).unwrap().matches("tampered").count() == 2
+    });
+    relay.finish(Backlog::Empty);
+    let directory = recorded.spool.path().display().to_string();
+    let arguments = ["evidence", "verify", "--directory", &directory, "--key", &recorded.verifier];
+    let checked = run_command(&arguments, Path::new("/"));
+    let text = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(1), "{text}");
+    for position in changed {
+        let fault = format!("FAULT position {position} ");
+        assert!(text.lines().any(|line| line.starts_with(&fault)), "{text}");
+    }
+    assert!(text.contains("were changed in the queue before consumer could send them"), "{text}");
+}
