@@ -41,6 +41,10 @@ pub(super) enum Kind {
     Allowed = 2,
     /// A line that is stored. The number says where: rising from line to line.
     Stored = 3,
+    /// A line that is stored, and may also be another one to which an output has added members.
+    Either = 4,
+    /// That other line. The number is that of the stored line.
+    Plain = 5,
 }
 
 impl Kind {
@@ -49,8 +53,15 @@ impl Kind {
             0 => Self::Left,
             1 => Self::Outside,
             2 => Self::Allowed,
-            _ => Self::Stored,
+            3 => Self::Stored,
+            4 => Self::Either,
+            _ => Self::Plain,
         }
+    }
+
+    /// Returns `true` if a stored line has this hash.
+    fn is_stored(self) -> bool {
+        matches!(self, Self::Stored | Self::Either | Self::Plain)
     }
 }
 
@@ -80,6 +91,8 @@ pub(super) struct Differences {
     /// The places of the lines that are stored and never left.
     pub(super) extra: BTreeSet<u64>,
     pub(super) extra_count: u64,
+    /// The number of stored lines that may be either of two lines that left, and count for both.
+    pub(super) ambiguous: u64,
 }
 
 impl Comparison {
@@ -108,8 +121,20 @@ impl Comparison {
     /// Compares the hashes.
     pub(super) fn differences(&mut self) -> io::Result<Differences> {
         let mut differences = Differences::default();
+        // For lines with two hashes: which of the two fits, by the place of the line.
+        let mut fits = Self { limit: self.limit, ..Self::new() };
         for bucket in &mut self.buckets {
-            bucket.groups(|group| differences.add(group))?;
+            let mut added = Ok(());
+            bucket.groups(|group| {
+                let add = |(kind, place): (Kind, u64)| fits.add(key_of(place), kind, place);
+                let mut of_group = differences.add(group).into_iter();
+                added =
+                    std::mem::replace(&mut added, Ok(())).and_then(|()| of_group.try_for_each(add));
+            })?;
+            added?;
+        }
+        for bucket in &mut fits.buckets {
+            bucket.groups(|group| differences.add_place(group))?;
         }
         Ok(differences)
     }
@@ -122,8 +147,8 @@ impl Comparison {
         let mut found = BTreeMap::new();
         for bucket in &mut self.buckets {
             bucket.groups(|group| {
-                let left = group.iter().filter(|(kind, _)| *kind != Kind::Stored);
-                let stored = group.iter().filter(|(kind, _)| *kind == Kind::Stored);
+                let left = group.iter().filter(|(kind, _)| !kind.is_stored());
+                let stored = group.iter().filter(|(kind, _)| kind.is_stored());
                 for ((_, position), (_, place)) in left.zip(stored) {
                     if places.contains(place) {
                         found.insert(*place, *position);
@@ -175,10 +200,13 @@ impl Bucket {
 }
 
 impl Differences {
-    fn add(&mut self, group: &[(Kind, u64)]) {
+    /// Adds the lines with one hash. Returns for each stored line with two hashes whether this one
+    /// fits a line that left: [`Kind::Stored`] if it is the line's own and does not fit, and
+    /// otherwise the kind of the hash.
+    fn add(&mut self, group: &[(Kind, u64)]) -> Vec<(Kind, u64)> {
         let of = |kind: Kind| group.iter().filter(move |item| item.0 == kind).map(|item| item.1);
         let (left, outside) = (of(Kind::Left).count(), of(Kind::Outside).count());
-        let stored = of(Kind::Stored).count();
+        let stored = group.iter().filter(|(kind, _)| kind.is_stored()).count();
         let expected = left + outside;
         // A line outside of the time that is asked about takes its share first.
         let found = stored.saturating_sub(outside).min(left);
@@ -190,17 +218,38 @@ impl Differences {
             }
         }
         let known = if expected > 0 { expected } else { of(Kind::Allowed).count() };
+        let doubtful = |(kind, _): &&(Kind, u64)| matches!(kind, Kind::Either | Kind::Plain);
         if known > 0 {
             self.duplicate += stored.saturating_sub(known) as u64;
-            return;
+            return group.iter().filter(doubtful).copied().collect();
         }
-        for place in of(Kind::Stored) {
-            self.extra_count += 1;
-            if self.extra.len() < DIFFERENCES_MAX {
-                self.extra.insert(place);
-            }
+        of(Kind::Stored).for_each(|place| self.add_extra(place));
+        of(Kind::Either).map(|place| (Kind::Stored, place)).collect()
+    }
+
+    /// Adds what is known of a stored line with two hashes.
+    fn add_place(&mut self, group: &[(Kind, u64)]) {
+        let has = |kind: Kind| group.iter().find(|item| item.0 == kind).map(|item| item.1);
+        match (has(Kind::Stored), has(Kind::Either), has(Kind::Plain)) {
+            (Some(place), _, None) => self.add_extra(place),
+            (None, Some(_), Some(_)) => self.ambiguous += 1,
+            (_, _, _) => {}
         }
     }
+
+    fn add_extra(&mut self, place: u64) {
+        self.extra_count += 1;
+        if self.extra.len() < DIFFERENCES_MAX {
+            self.extra.insert(place);
+        }
+    }
+}
+
+/// Returns the key of a place where hashes are compared. Places go to all buckets evenly.
+fn key_of(place: u64) -> Hash {
+    let mut key = [0; HASH_BYTES];
+    key[..8].copy_from_slice(&place.to_le_bytes());
+    Hash(key)
 }
 
 /// Returns a file that is deleted when it is closed.
@@ -259,6 +308,30 @@ mod tests {
             let places = BTreeSet::from([0, 5, stored.len() as u64 - 1]);
             let at = comparison.positions_at(&places).expect("a file");
             assert_eq!(at, BTreeMap::from([(0, 1), (5, 6)]));
+        }
+    }
+
+    /// Method: stored lines have two hashes. Some left as they are stored, some without the members
+    /// that the output has added, some never left, and for one line both forms left.
+    #[test]
+    fn a_line_with_added_members_is_the_event_that_left() {
+        let plain = |line: u64| hash(line + 1_000_000);
+        for limit in [MEMORY, 10 * ITEM] {
+            let mut comparison = Comparison { limit, ..Comparison::new() };
+            for line in 0..300 {
+                let left = if line % 3 == 0 { hash(line) } else { plain(line) };
+                comparison.add(left, Kind::Left, line).expect("a file");
+            }
+            comparison.add(plain(3), Kind::Left, 300).expect("a file");
+            let stored: Vec<u64> = (0..300).filter(|line| *line != 7).chain([5, 500]).collect();
+            for (place, line) in (0..).zip(&stored) {
+                comparison.add(hash(*line), Kind::Either, place).expect("a file");
+                comparison.add(plain(*line), Kind::Plain, place).expect("a file");
+            }
+            let found = comparison.differences().expect("a file");
+            assert_eq!((found.found, found.duplicate, found.ambiguous), (300, 1, 1));
+            assert_eq!((found.missing, found.missing_count), (BTreeSet::from([7]), 1));
+            assert_eq!(found.extra, BTreeSet::from([stored.len() as u64 - 1]));
         }
     }
 }

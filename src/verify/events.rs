@@ -244,8 +244,12 @@ impl Check<'_> {
         for path in &self.request.events {
             let mut line = |line| {
                 match line {
-                    Line::Event(hash) => {
-                        comparison.add(hash, Kind::Stored, place)?;
+                    Line::Event { hash, plain } => {
+                        let kind = if plain.is_some() { Kind::Either } else { Kind::Stored };
+                        comparison.add(hash, kind, place)?;
+                        if let Some(plain) = plain {
+                            comparison.add(plain, Kind::Plain, place)?;
+                        }
                         place += 1;
                     }
                     Line::Checkpoint(note) => {
@@ -285,6 +289,14 @@ impl Check<'_> {
         counts.forged = extra - unexplained;
         counts.duplicate = differences.duplicate;
         (counts.pending, counts.unknown) = (left.pending, unknown);
+        if differences.ambiguous > 0 {
+            let text = format!(
+                "{} stored lines may each be either of two events that left, with and without \
+                 kind and apiVersion",
+                differences.ambiguous
+            );
+            self.report.unchecked.push(text);
+        }
         if unexplained > 0 {
             let text = format!("{unexplained} stored lines, which may be events without a hash");
             self.report.unchecked.push(text);

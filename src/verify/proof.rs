@@ -32,8 +32,9 @@ pub fn check(text: &str, request: &Request) -> io::Result<Report> {
     let mut lines = Vec::new();
     for path in &request.events {
         let mut line = |line| {
-            if let Line::Event(hash) = line {
+            if let Line::Event { hash, plain } = line {
                 lines.push(hash);
+                lines.extend(plain);
             }
             match lines.len() > LINES_MAX {
                 true => Err(io::Error::other("has too many lines for one proof")),

@@ -23,10 +23,20 @@ const BUFFER: usize = 256 << 10;
 /// The beginning of a line that holds a checkpoint and is no event.
 const CHECKPOINT: &[u8] = br#"{"kind":"Checkpoint""#;
 
+/// The beginning of a line that may have come from an output with `format = "audit_log"`, which
+/// puts these members before those of an event that lacks them. The brace belongs to the event.
+const ADDED: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
+
 /// A line of a file, without its line break.
 pub(super) enum Line {
-    /// An event. The value is the SHA-256 of its bytes.
-    Event(Hash),
+    /// An event.
+    Event {
+        /// The SHA-256 of the line.
+        hash: Hash,
+        /// The SHA-256 of the event that the output would have written so, if its `kind` and
+        /// `apiVersion` were added. `None`: the line begins in another way.
+        plain: Option<Hash>,
+    },
     /// A checkpoint: the note.
     Checkpoint(Vec<u8>),
 }
@@ -56,7 +66,7 @@ pub(super) fn read(
     let packing = Packing::of(magic);
     let mut text = packing.open(raw, BUFFER)?;
     let explain = |error: io::Error| io::Error::new(error.kind(), packing.explain(&error));
-    let mut open = Open::new();
+    let mut open = Open::default();
     loop {
         let buffer = text.fill_buf().map_err(explain)?;
         if buffer.is_empty() {
@@ -79,18 +89,19 @@ pub(super) fn read(
 }
 
 /// A line of which only the beginning was read.
+#[derive(Default)]
 struct Open {
     hash: Option<Hasher>,
     /// The bytes of the line, as long as it may be a checkpoint.
     bytes: Vec<u8>,
+    /// The first bytes of the line, as many as [`ADDED`] has.
+    head: Vec<u8>,
+    /// Hashes the line without the members that an output may have added.
+    plain: Option<Hasher>,
 }
 
 impl Open {
-    fn new() -> Self {
-        Self { hash: None, bytes: Vec::new() }
-    }
-
-    /// Takes bytes that do not end the line.
+    /// Takes bytes of the line.
     fn go_on(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
@@ -100,28 +111,29 @@ impl Open {
         if may_be_checkpoint(&self.bytes, bytes) {
             self.bytes.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
         }
+        let lacks = (ADDED.len() - self.head.len()).min(bytes.len());
+        let (head, rest) = bytes.split_at(lacks);
+        self.head.extend_from_slice(head);
+        if lacks > 0 && self.head == ADDED {
+            self.plain.insert(Hasher::default()).update(b"{");
+        }
+        if let Some(plain) = &mut self.plain {
+            plain.update(rest);
+        }
     }
 
     /// Takes the last bytes of the line. Returns the line; `None` if it is empty.
     fn end(&mut self, bytes: &[u8]) -> Option<Line> {
-        let hash = match self.hash.take() {
-            None if bytes.is_empty() => return None,
-            None => Hash::of(&[bytes]),
-            Some(mut hash) => {
-                hash.update(bytes);
-                hash.finish()
-            }
-        };
-        let begun = std::mem::take(&mut self.bytes);
-        if may_be_checkpoint(&begun, bytes) && begun.len() + bytes.len() < 2 * NOTE_BYTES_MAX {
-            let whole = [begun.as_slice(), bytes].concat();
-            if whole.starts_with(CHECKPOINT)
-                && let Ok(Object { note }) = serde_json::from_slice(&whole)
-            {
-                return Some(Line::Checkpoint(note.into_bytes()));
-            }
+        self.go_on(bytes);
+        let Self { hash, bytes, plain, .. } = std::mem::take(self);
+        let hash = hash?.finish();
+        if bytes.starts_with(CHECKPOINT)
+            && bytes.len() < 2 * NOTE_BYTES_MAX
+            && let Ok(Object { note }) = serde_json::from_slice(&bytes)
+        {
+            return Some(Line::Checkpoint(note.into_bytes()));
         }
-        Some(Line::Event(hash))
+        Some(Line::Event { hash, plain: plain.map(Hasher::finish) })
     }
 }
 
@@ -148,7 +160,13 @@ mod tests {
             "c".repeat(3 * BUFFER),
             r#"{"kind":"Checkpoint","#.to_owned(),
             r#"{"kind":"Event"}"#.to_owned(),
+            format!("{}\"auditID\":\"a\"}}", String::from_utf8_lossy(ADDED)),
+            format!("{}{}}}", String::from_utf8_lossy(ADDED), "d".repeat(3 * BUFFER - 20)),
         ];
+        let expected = |line: &[u8]| {
+            let plain = line.strip_prefix(ADDED).map(|rest| Hash::of(&[b"{", rest]));
+            (Hash::of(&[line]), plain)
+        };
         let text = lines.join("\n");
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(text.as_bytes()).expect("memory");
@@ -159,15 +177,15 @@ mod tests {
             let (mut found, mut checkpoints, mut bytes) = (Vec::new(), Vec::new(), 0);
             let mut line = |line| {
                 match line {
-                    Line::Event(hash) => found.push(hash),
+                    Line::Event { hash, plain } => found.push((hash, plain)),
                     Line::Checkpoint(note) => checkpoints.push(note),
                 }
                 Ok(())
             };
             read(&path, &mut line, &mut |more| bytes += more).expect("it can be read");
-            let expected: Vec<_> =
-                [0, 2, 4, 5, 6].iter().map(|at| Hash::of(&[lines[*at].as_bytes()])).collect();
-            assert!(found == expected);
+            let all: Vec<_> =
+                [0, 2, 4, 5, 6, 7, 8].iter().map(|at| expected(lines[*at].as_bytes())).collect();
+            assert!(found == all);
             assert_eq!(checkpoints, [format!("{}\n", "x".repeat(1000)).into_bytes()]);
             assert_eq!(bytes, content.len() as u64);
         }

@@ -238,6 +238,30 @@ fn each_change_of_a_file_is_found() {
 /// An offset in the first segment that lies in the lines of its first record.
 const BEYOND_THE_HEADERS: usize = 4096 + 64 + 100;
 
+/// Method: the output adds `kind` and `apiVersion` to each event, and the filter drops and changes
+/// some.
+#[test]
+fn the_lines_of_an_audit_log_are_the_events_that_left() {
+    let whole = Whole::with(|policy| {
+        let policy = policy.display();
+        format!("format = \"audit_log\"\nfilter = {{ policy = \"{policy}\" }}\n")
+    });
+    let spool = &whole.recorded.spool;
+    let count = whole.stored.len();
+    assert!(whole.stored.iter().all(|line| line.starts_with(br#"{"kind":"Event","apiVersion""#)));
+    let found =
+        format!("events {count}/{count} found; missing 0, changed 0, forged 0, duplicate 0");
+    whole.check(spool, &whole.stored, &[]).assert(0, &[&found, "proven: bytes"]);
+    let mut stored = whole.stored.clone();
+    let line = stored.remove(7);
+    let found = format!("events {}/{count} found; missing 1, changed 0, forged 0", count - 1);
+    whole.check(spool, &stored, &[]).assert(1, &[&found]);
+    let text = String::from_utf8(line).unwrap().replace("10.0.0.1", "10.0.0.9");
+    stored.insert(7, text.into_bytes());
+    let found = format!("events {}/{count} found; missing 0, changed 1, forged 0", count - 1);
+    whole.check(spool, &stored, &[]).assert(1, &[&found]);
+}
+
 #[test]
 fn what_a_consumer_lacks_or_has_besides_is_named() {
     let whole = Whole::new();
