@@ -15,6 +15,13 @@ pub(super) const ROLLED_BACK: &str = "evidence-rolled-back";
 /// The directory of the files of line hashes, below that of the log.
 pub(super) const LINES: &str = "lines";
 
+/// Reads the file [`ROLLED_BACK`]. Returns the reason; `None` if it is about another origin.
+pub(super) fn rolled_back(text: &[u8], origin: &str) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let (of, why) = text.split_once('\n').unwrap_or((&text, ""));
+    (of == origin).then(|| why.trim_end().to_owned())
+}
+
 /// Returns the path of a file of the log below the queue's directory.
 pub(super) fn path(name: &str) -> String {
     format!("{DIRECTORY}/{name}")

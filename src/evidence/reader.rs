@@ -10,10 +10,12 @@ use std::path::PathBuf;
 use super::entry::Entry;
 use super::journal;
 use super::journal::JOURNAL_BYTES_MAX;
+use super::layout;
 use super::layout::DIRECTORY;
 use super::layout::JOURNAL;
 use super::layout::LINES;
 use super::layout::LineFile;
+use super::layout::ROLLED_BACK;
 use super::lines;
 use super::lines::FILE_BYTES_MAX;
 use super::lines::Range;
@@ -90,6 +92,20 @@ impl Directory {
     pub fn journal(&self) -> io::Result<Vec<(u64, Vec<u8>)>> {
         let journal = self.read(JOURNAL, JOURNAL_BYTES_MAX)?;
         Ok(journal::entries(&journal.unwrap_or_default()))
+    }
+
+    /// Returns what a witness said against the log of this origin; `None` if none did.
+    ///
+    /// # Errors
+    ///
+    /// The file beside the log can't be read.
+    pub fn rolled_back(&self, origin: &str) -> io::Result<Option<String>> {
+        let Some(queue) = self.0.parent() else { return Ok(None) };
+        match fs::read(queue.join(ROLLED_BACK)) {
+            Ok(text) => Ok(layout::rolled_back(&text, origin)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Returns the names of the files of line hashes, in order.

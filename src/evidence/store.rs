@@ -12,6 +12,7 @@ use super::entry::Entry;
 use super::entry::now;
 use super::journal;
 use super::journal::JOURNAL_BYTES_MAX;
+use super::layout;
 use super::layout::DIRECTORY;
 use super::layout::JOURNAL;
 use super::layout::ROLLED_BACK;
@@ -415,9 +416,7 @@ impl Store {
     /// The disk refuses.
     pub(super) fn rolled_back(&self) -> io::Result<Option<String>> {
         let Some(text) = read(&*self.disk, ROLLED_BACK, ROLLED_BACK_MAX)? else { return Ok(None) };
-        let text = String::from_utf8_lossy(&text);
-        let (origin, why) = text.split_once('\n').unwrap_or((&text, ""));
-        Ok((origin == self.origin).then(|| why.trim_end().to_owned()))
+        Ok(layout::rolled_back(&text, &self.origin))
     }
 
     /// Keeps in a file that a witness has contradicted the log, so that no later start goes on with

@@ -8,6 +8,8 @@ use super::positions::Positions;
 use super::report::Faults;
 use super::report::time;
 use crate::evidence::entry::Entry;
+use crate::evidence::entry::Fate;
+use crate::evidence::entry::Offset;
 use crate::evidence::entry::QUEUE;
 use crate::evidence::entry::RANGE_MAX;
 use crate::evidence::entry::Running;
@@ -64,6 +66,8 @@ pub(super) struct History {
     pub(super) notes: Vec<String>,
     /// Events that were acknowledged, never stored and counted as lost.
     pub(super) never_stored: u64,
+    /// The events that an output or the queue has lost, by its name and the reason.
+    losses: BTreeMap<(String, String), Positions>,
 }
 
 impl History {
@@ -79,14 +83,24 @@ impl History {
                 self.follow(index, &range, *at, faults);
                 self.accepted.insert(range);
             }
-            Entry::Delivered { output, first, count, at, .. } => {
+            Entry::Delivered { output, first, count, at, not_delivered, .. } => {
                 let range = *first..first.saturating_add(*count);
                 self.settle(index, output, range, *at, faults);
+                for (Offset(offset), fate) in not_delivered {
+                    let position = first.saturating_add(*offset);
+                    let event = position..position.saturating_add(1);
+                    match fate {
+                        Fate::Lost => self.lose(output, "given up", event),
+                        Fate::DeadLetter => self.lose(output, "dead letters", event),
+                        Fate::Dropped | Fate::Duplicate => {}
+                    }
+                }
             }
-            Entry::Lost { output, first: Some(first), count, at, .. } if output == QUEUE => {
+            Entry::Lost { output, first: Some(first), count, at, reason } if output == QUEUE => {
                 let range = *first..first.saturating_add(*count);
                 self.follow(index, &range, *at, faults);
-                self.lost.insert(range);
+                self.lost.insert(range.clone());
+                self.lose(output, reason, range);
             }
             Entry::Lost { output, first: None, count, .. } if output == QUEUE => {
                 self.never_stored = self.never_stored.saturating_add(*count);
@@ -105,7 +119,8 @@ impl History {
                         ),
                     );
                 }
-                self.settle(index, output, range, *at, faults);
+                self.settle(index, output, range.clone(), *at, faults);
+                self.lose(output, reason, range);
             }
             Entry::Start(Started { running, .. }) => {
                 if self.is_running {
@@ -129,6 +144,19 @@ impl History {
             }
         }
         true
+    }
+
+    fn lose(&mut self, output: &str, reason: &str, range: Range<u64>) {
+        let losses = self.losses.entry((output.to_owned(), reason.to_owned())).or_default();
+        losses.insert(range);
+    }
+
+    /// Returns a sentence for each reason for which events were lost, by the log.
+    pub(super) fn losses(&self) -> impl Iterator<Item = String> {
+        self.losses.iter().map(|((output, reason), positions)| {
+            let count = positions.len();
+            format!("by the log, {count} events were lost at {output}: {reason}")
+        })
     }
 
     /// Checks that no time was silent.

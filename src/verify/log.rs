@@ -143,6 +143,11 @@ impl<'a> Check<'a> {
             self.hashes = Hashes::read(evidence)?;
         }
         let own = log.signed().clone();
+        let rolled_back = self.evidence.map(|it| it.rolled_back(&own.checkpoint.origin));
+        if let Some(why) = rolled_back.transpose()?.flatten() {
+            let text = format!("the relay has recorded nothing more: {why}");
+            self.faults().add(None, WHO_SET_BACK, text);
+        }
         let is_signed = self.signatures("checkpoint", &own, true);
         let is_whole = self.entries(&log)?;
         if is_signed && is_whole {
@@ -386,6 +391,7 @@ impl<'a> Check<'a> {
             );
             self.report.notes.push(text);
         }
+        self.report.notes.extend(self.history.losses());
         if let Some(at) = self.history.last_at() {
             self.report.notes.push(format!("the last entry is of {}", time(at)));
         }

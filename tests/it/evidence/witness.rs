@@ -128,6 +128,14 @@ fn a_log_that_was_set_back_is_not_gone_on_with() {
         assert_eq!(checkpoint(&older), signed);
         assert_eq!(accepted_events(&recorded.sink).len(), 1200);
 
+        let directory = place(&older);
+        let key = &recorded.verifier;
+        let arguments = ["evidence", "verify", "--directory", &directory, "--key", key];
+        let checked = run_command(&arguments, Path::new("/"));
+        let text = String::from_utf8(checked.stdout).unwrap();
+        assert_eq!(checked.status.code(), Some(1), "{text}");
+        assert!(text.contains("the relay has recorded nothing more: the witness "), "{text}");
+
         // A later start does not forget it.
         if witness.is_there() {
             witness.go_away();
