@@ -79,6 +79,7 @@ mod outputs {
 
 /// The log that proves which events came in.
 mod evidence {
+    mod crashes;
     mod recorded;
     mod tampered;
     mod verify;

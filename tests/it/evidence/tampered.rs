@@ -13,6 +13,7 @@ use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::relay::run_command;
 use crate::support::requests::accepted_events;
+use crate::support::requests::assert_same_set;
 use crate::support::spool::forge_lines;
 use crate::support::wait_until;
 
@@ -60,7 +61,7 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
     let mut expected = recorded.events.clone();
     changed.iter().rev().for_each(|at| _ = expected.remove(*at));
     let stored = accepted_events(&recorded.sink);
-    assert!(stored == expected, "{} of {}", stored.len(), expected.len());
+    assert_same_set(&stored, &expected);
     wait_until("the losses in the log", PATIENCE, || {
         let directory = recorded.spool.path().display().to_string();
         let shown = run_command(&["evidence", "show", &directory], Path::new("/")).stdout;
@@ -76,5 +77,6 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
         let fault = format!("FAULT position {position} ");
         assert!(text.lines().any(|line| line.starts_with(&fault)), "{text}");
     }
+    assert!(text.contains("by the log, 2 events were lost at consumer: tampered"), "{text}");
     assert!(text.contains("were changed in the queue before consumer could send them"), "{text}");
 }

@@ -1,0 +1,89 @@
+//! The relay is killed at each step of writing its evidence, with a witness as the judge.
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::time::Duration;
+
+use super::recorded::Recorded;
+use super::recorded::text_of;
+use crate::support::PATIENCE;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::requests::accepted_events;
+use crate::support::wait_until;
+use crate::support::witness::NAME;
+use crate::support::witness::Witness;
+
+/// Starts a relay under strace, which kills the relay at the call of this number among these calls.
+fn dying(config: &str, calls: &str, nth: u32) -> Relay {
+    let (trace, kill) =
+        (format!("trace={calls}"), format!("inject={calls}:signal=KILL:when={nth}"));
+    let words = ["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-e", &trace, "-e", &kill];
+    Relay::with(config).launcher(&words).launch()
+}
+
+/// Method: in each life the relay is killed at a random call that writes, syncs or renames a file:
+/// of the queue, the journal, the line hashes, the tiles and the checkpoint. The witness has seen
+/// every checkpoint that was visible for long enough, and must take every later one. At the end
+/// each acknowledged event must be stored and in the log.
+#[test]
+fn no_kill_at_any_step_loses_an_event_or_contradicts_a_checkpoint() {
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut recorded = Recorded::new();
+    let witness = Witness::start(&recorded.verifier);
+    let config = recorded.config("heartbeat_interval = \"1s\"\n") + &witness.config();
+    let calls = ["pwrite64,pwritev", "fdatasync,fsync", "rename,renameat,renameat2"];
+    for life in 0..18 {
+        let (calls, nth) = (calls[life % calls.len()], rng.u32(1..40));
+        eprintln!("life {life}: {calls}, call {nth}");
+        let mut relay = dying(&config, calls, nth);
+        let mut lives = relay.listens_or_exits(1);
+        for _ in 0..rng.u64(1..12) {
+            if !lives {
+                break;
+            }
+            let body = generated_batch(rng.u64(..), 30, 700);
+            match http::post(relay.address(), "/", "application/json", &body) {
+                Ok(answer) => {
+                    assert_eq!(answer.status, 200);
+                    recorded.events.extend(events_of(&body));
+                }
+                // It was killed before it has answered.
+                Err(_) => lives = false,
+            }
+            std::thread::sleep(Duration::from_millis(rng.u64(..250)));
+        }
+        relay.kill();
+    }
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE);
+    let cosigned = || {
+        let labels = [("witness", NAME)];
+        relay.metrics().count("evidence_witness_timestamp_seconds", &labels)
+    };
+    wait_until("a cosignature", PATIENCE, || cosigned() > 0);
+    let errors =
+        |reason: &str| relay.metrics().count("evidence_errors_total", &[("reason", reason)]);
+    assert_eq!((errors("rolled_back"), errors("tampered")), (0, 0), "{}", relay.log_text());
+    relay.finish(Backlog::Empty);
+
+    let stored = accepted_events(&recorded.sink);
+    let kept: HashSet<&Vec<u8>> = stored.iter().collect();
+    assert!(recorded.events.iter().all(|event| kept.contains(event)));
+    eprintln!("{} events were acknowledged", recorded.events.len());
+    let file = recorded.directory.path().join("stored");
+    std::fs::write(&file, text_of(&stored)).unwrap();
+    let [directory, file] = [recorded.spool.path(), &file].map(|path| path.display().to_string());
+    let arguments = ["evidence", "verify", "--directory", &directory, "--key", &recorded.verifier];
+    let more = ["--witness", &witness.verifier, "--output", "consumer", "--events", &file];
+    let checked = run_command(&[&arguments[..], &more].concat(), Path::new("/"));
+    let text = String::from_utf8([checked.stdout, checked.stderr].concat()).unwrap();
+    assert_eq!(checked.status.code(), Some(0), "{text}");
+    assert!(text.contains("missing 0, changed 0, forged 0"), "{text}");
+}
