@@ -149,7 +149,7 @@ fn prove(directory: &Path, position: u64) -> Result<(), u8> {
     }
     let mut text = proof.to_string();
     if let Some(range) = log.files().range_of(first, count, root).map_err(failed)? {
-        let leaves: Vec<_> = range.leaves().collect();
+        let leaves = range.leaves();
         let path = inclusion(leaves.as_slice(), position - first, count).map_err(failed)?;
         text.push_str(&format!("\nsalt {}\n", range.salt));
         path.iter().for_each(|hash| text.push_str(&format!("{hash}\n")));

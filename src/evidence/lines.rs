@@ -27,6 +27,9 @@ use crate::tlog::merkle::root;
 /// The number of bytes of a salt.
 pub const SALT_BYTES: usize = 16;
 
+/// The number of bytes that are hashed for a leaf: a byte, the salt and the SHA-256 of the line.
+const LEAF_BYTES: usize = 1 + SALT_BYTES + HASH_BYTES;
+
 /// The number of bytes before each record: its length and its checksum.
 const FRAME: usize = 8;
 
@@ -64,7 +67,16 @@ impl Salt {
     /// Returns the hash of the tree's leaf for a line with this SHA-256.
     #[must_use]
     pub fn leaf(&self, line: &Hash) -> Hash {
-        Hash::of(&[&[0], &self.0, &line.0])
+        Hash::of(&[&self.leaf_bytes(line)])
+    }
+
+    /// Returns the bytes of which the hash is that of the leaf.
+    fn leaf_bytes(&self, line: &Hash) -> [u8; LEAF_BYTES] {
+        let mut bytes = [0; LEAF_BYTES];
+        let (salt, hash) = bytes[1..].split_at_mut(SALT_BYTES);
+        salt.copy_from_slice(&self.0);
+        hash.copy_from_slice(&line.0);
+        bytes
     }
 }
 
@@ -87,8 +99,10 @@ impl Range {
     }
 
     /// Returns the leaves of the tree over the range.
-    pub fn leaves(&self) -> impl Iterator<Item = Hash> {
-        self.lines.iter().map(|line| self.salt.leaf(line))
+    #[must_use]
+    pub fn leaves(&self) -> Vec<Hash> {
+        let leaves: Vec<_> = self.lines.iter().map(|line| self.salt.leaf_bytes(line)).collect();
+        Hash::of_each(&leaves)
     }
 
     /// Returns the position behind the range.
@@ -390,6 +404,8 @@ mod tests {
             let entry = [range.salt.0.as_slice(), &range.lines[at].0].concat();
             Hash::of_leaf(&entry)
         };
+        assert_eq!(range.leaves(), [leaf(0), leaf(1)]);
+        assert_eq!(range.leaves(), [0, 1].map(|at| range.salt.leaf(&range.lines[at])));
         assert_eq!(range.root(), Hash::of_node(&leaf(0), &leaf(1)));
         assert_eq!(range.end(), 7);
     }

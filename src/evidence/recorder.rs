@@ -568,7 +568,8 @@ impl Work {
 
     /// Hashes the lines of a batch.
     fn hash(&mut self, batch: &Batch) {
-        for (line, (position, received)) in lines(&batch.pieces).zip(batch.places()) {
+        let lines: Vec<_> = lines(&batch.pieces).collect();
+        for (hash, (position, received)) in Hash::of_each(&lines).into_iter().zip(batch.places()) {
             let position = position.get();
             // An event that has an entry was read once more after a start.
             if self.next().is_none_or(|next| position < next) {
@@ -579,7 +580,7 @@ impl Work {
                 range: Range { first: position, salt: salt(), lines: Vec::new() },
                 received,
             });
-            open.range.lines.push(Hash::of(&[line]));
+            open.range.lines.push(hash);
             open.received = received;
             if open.range.lines.len() as u64 >= RANGE_MAX {
                 self.close();

@@ -13,8 +13,13 @@ use serde::Serialize;
 use serde::Serializer;
 use serde::de::Error as _;
 
+use super::sha256;
+
 /// The number of bytes of a hash.
-pub const HASH_BYTES: usize = 32;
+pub const HASH_BYTES: usize = sha256::BYTES;
+
+/// The number of bytes that are hashed for a node: a byte, and the hashes of the two nodes below.
+const NODE_BYTES: usize = 1 + 2 * HASH_BYTES;
 
 /// The most hashes of a proof: a tree has at most 2^63 entries.
 pub const PROOF_MAX: usize = 63;
@@ -56,6 +61,13 @@ impl Hash {
         hasher.finish()
     }
 
+    /// Returns the SHA-256 hash of each message, in the order of the messages. For many messages
+    /// this takes less time than [`Hash::of`] for each of them.
+    #[must_use]
+    pub fn of_each<M: AsRef<[u8]>>(messages: &[M]) -> Vec<Self> {
+        sha256::each(messages).into_iter().map(Self).collect()
+    }
+
     /// Returns the hash of a log's entry in the tree.
     #[must_use]
     pub fn of_leaf(entry: &[u8]) -> Self {
@@ -65,7 +77,7 @@ impl Hash {
     /// Returns the hash of the node above two nodes.
     #[must_use]
     pub fn of_node(left: &Self, right: &Self) -> Self {
-        Self::of(&[&[1], &left.0, &right.0])
+        Self::of(&[&node_bytes(left, right)])
     }
 
     /// Returns the root of a log without entries.
@@ -161,13 +173,29 @@ impl Frontier {
 }
 
 /// Returns the root over these hashes of entries.
+///
+/// The nodes of a level are hashed together. The last of an odd number of nodes moves up alone,
+/// which gives the tree of RFC 6962: the left part of each node's entries is a power of two.
 #[must_use]
 pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
-    let mut frontier = Frontier::default();
-    for leaf in leaves {
-        frontier.push(leaf, &mut |_, _| {});
+    let mut nodes: Vec<Hash> = leaves.into_iter().collect();
+    while nodes.len() > 1 {
+        let (pairs, last) = nodes.as_chunks::<2>();
+        let below: Vec<_> = pairs.iter().map(|[left, right]| node_bytes(left, right)).collect();
+        let mut above = Hash::of_each(&below);
+        above.extend(last);
+        nodes = above;
     }
-    frontier.root()
+    nodes.first().copied().unwrap_or_else(Hash::of_nothing)
+}
+
+/// Returns the bytes of which the hash is that of the node above two nodes.
+fn node_bytes(left: &Hash, right: &Hash) -> [u8; NODE_BYTES] {
+    let mut bytes = [1; NODE_BYTES];
+    let (first, second) = bytes[1..].split_at_mut(HASH_BYTES);
+    first.copy_from_slice(&left.0);
+    second.copy_from_slice(&right.0);
+    bytes
 }
 
 /// The hashes of a log's tree.
@@ -419,6 +447,25 @@ mod tests {
         let leaves: Vec<_> = entries.iter().map(|entry| Hash::of_leaf(&hex(entry))).collect();
         for (size, expected) in roots.iter().enumerate() {
             assert_eq!(root(leaves[..size].iter().copied()).0, *hex(expected), "{size}");
+        }
+    }
+
+    /// Returns the root as a log finds it, entry by entry.
+    fn root_entry_by_entry(leaves: &[Hash]) -> Hash {
+        let mut frontier = Frontier::default();
+        leaves.iter().for_each(|leaf| frontier.push(*leaf, &mut |_, _| {}));
+        frontier.root()
+    }
+
+    #[test]
+    fn roots_of_logs_of_each_size_are_those_of_the_definition() {
+        let all = leaves(4097);
+        let sizes = (0..300).chain([1023, 1024, 1025, 3333, 4095, 4096, 4097]);
+        for size in sizes {
+            let leaves = &all[..size];
+            let root = root(leaves.iter().copied());
+            assert_eq!(root, defined(leaves), "{size}");
+            assert_eq!(root, root_entry_by_entry(leaves), "{size}");
         }
     }
 
