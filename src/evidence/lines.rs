@@ -101,8 +101,7 @@ impl Range {
     /// Returns the leaves of the tree over the range.
     #[must_use]
     pub fn leaves(&self) -> Vec<Hash> {
-        let leaves: Vec<_> = self.lines.iter().map(|line| self.salt.leaf_bytes(line)).collect();
-        Hash::of_each(&leaves)
+        Hash::of_each_made(&self.lines, |line| self.salt.leaf_bytes(line))
     }
 
     /// Returns the position behind the range.

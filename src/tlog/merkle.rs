@@ -24,6 +24,9 @@ const NODE_BYTES: usize = 1 + 2 * HASH_BYTES;
 /// The most hashes of a proof: a tree has at most 2^63 entries.
 pub const PROOF_MAX: usize = 63;
 
+/// The most messages that are made at once, to hash them. They take 16 KiB, if they are nodes.
+const MADE_MAX: usize = 256;
+
 /// A SHA-256 hash. It is shown and read in base64 with padding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hash(pub [u8; HASH_BYTES]);
@@ -66,6 +69,18 @@ impl Hash {
     #[must_use]
     pub fn of_each<M: AsRef<[u8]>>(messages: &[M]) -> Vec<Self> {
         sha256::each(messages).into_iter().map(Self).collect()
+    }
+
+    /// Returns the SHA-256 hash of the message that `message` makes of each item, in the order of
+    /// the items.
+    #[must_use]
+    pub fn of_each_made<T, M: AsRef<[u8]>>(items: &[T], message: impl Fn(&T) -> M) -> Vec<Self> {
+        let mut hashes = Vec::with_capacity(items.len());
+        for items in items.chunks(MADE_MAX) {
+            let messages: Vec<M> = items.iter().map(&message).collect();
+            hashes.extend(Self::of_each(&messages));
+        }
+        hashes
     }
 
     /// Returns the hash of a log's entry in the tree.
@@ -181,8 +196,7 @@ pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
     let mut nodes: Vec<Hash> = leaves.into_iter().collect();
     while nodes.len() > 1 {
         let (pairs, last) = nodes.as_chunks::<2>();
-        let below: Vec<_> = pairs.iter().map(|[left, right]| node_bytes(left, right)).collect();
-        let mut above = Hash::of_each(&below);
+        let mut above = Hash::of_each_made(pairs, |[left, right]| node_bytes(left, right));
         above.extend(last);
         nodes = above;
     }
