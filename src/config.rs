@@ -342,7 +342,7 @@ fn whole<'a>(
     evidence::contradictions(cx, matches!(evidence, Some(Some(_))));
     source::contradictions(cx, &queue, &sources);
     listener::contradictions(cx, &listeners, admin);
-    output::contradictions(cx, &outputs);
+    output::contradictions(cx, &outputs, evidence.is_some());
     let own = listener::own_addresses(&listeners, admin);
     targets::warn(cx, &own, outputs.iter().filter_map(output::Draft::targets));
     dead_letter::warn_without_directory(cx, &dead_letter, &outputs);

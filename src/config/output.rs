@@ -21,6 +21,11 @@ use super::targets::Target;
 use super::values;
 use super::values::BatchBytes;
 
+/// The message about checkpoints on an output that can't carry them.
+const NO_PLACE: &str = "is true, and this output has no place for a checkpoint, allowed: with type \
+                        tcp, stdout, lumberjack, relp, kafka, s3, and http with format ndjson or \
+                        audit_log";
+
 /// The settings of one `[[output]]` table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Output {
@@ -30,6 +35,8 @@ pub struct Output {
     /// given it up), unless `queue.when_full` is `drop_oldest`. `false`: the queue may drop an
     /// event earlier whenever it needs the space. At least one output of a config must be required.
     pub required: bool,
+    /// `true` if the newest checkpoint of the evidence also leaves through this output.
+    pub checkpoints: bool,
     /// The type of the output (its protocol), with the settings that only outputs of this type
     /// have.
     pub kind: OutputKind,
@@ -56,6 +63,8 @@ pub(super) struct Draft {
     name: Option<String>,
     /// The value of the key `required`; `true` if the key is absent or wrong.
     pub(super) required: bool,
+    /// The value of the key `checkpoints`; `false` if the key is absent or wrong.
+    checkpoints: bool,
     /// The type of the output. `None`: the key `type` is missing or names no known type.
     kind: Option<OutputType>,
     /// The name and the value of a config key. The value is the time for which the protocol waits
@@ -101,9 +110,19 @@ pub(super) fn read(
         "false: events are kept for it as long as nothing else needs the room, then dropped for it \
          alone, and counted; no 200 waits for it. At least one output is required",
     );
+    let checkpoints = t.flag(
+        "checkpoints",
+        false,
+        "the newest checkpoint of the evidence also leaves through it, on a line of its own; with \
+         type tcp, stdout, lumberjack, relp, kafka, s3, and http with format ndjson or audit_log",
+    );
     let type_name = kind.map(|kind| kind.name);
     t.cx.set_scope(type_name);
     let protocol = kind.and_then(|kind| (kind.read)(t));
+    if checkpoints && protocol.as_ref().is_some_and(|kind| !kind.carries_checkpoints()) {
+        let path = format!("{}.checkpoints", t.path);
+        t.cx.error(&path, NO_PLACE);
+    }
     let retry = t.section("retry", delivery::retry);
     let timeouts = t.section("timeouts", delivery::timeouts);
     let batch_bytes = kind.map_or(BatchBytes::UNLIMITED, |kind| kind.batch_bytes);
@@ -130,10 +149,11 @@ pub(super) fn read(
     let read = || {
         let (name, kind, rejected) = (name.clone()?, protocol?, rejected?);
         let filter = Filter::default();
-        Some(Output { name, required, kind, retry, timeouts, batch, rejected, filter })
+        Some(Output { name, required, checkpoints, kind, retry, timeouts, batch, rejected, filter })
     };
     let output = read();
-    Draft { path: t.path.clone(), name, required, kind, final_after, collects, filter, output }
+    let path = t.path.clone();
+    Draft { path, name, required, checkpoints, kind, final_after, collects, filter, output }
 }
 
 /// Returns the error message for a key that only other types of output have. Returns `None` if no
@@ -166,9 +186,14 @@ pub(super) fn with_filter(all: &Section, drafts: Vec<Draft>) -> Option<Vec<Outpu
     drafts.into_iter().map(with).collect()
 }
 
-/// Reports three mistakes: no output is required, two outputs have the same name, or there is a
-/// second output of a type that allows only one.
-pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft]) {
+/// Reports four mistakes: no output is required, two outputs have the same name, there is a second
+/// output of a type that allows only one, or an output sends checkpoints and there is no section
+/// `[evidence]` (`has_evidence`).
+pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft], has_evidence: bool) {
+    for draft in outputs.iter().filter(|draft| draft.checkpoints && !has_evidence) {
+        let message = "is true, and nothing makes checkpoints, allowed: with a section [evidence]";
+        cx.error(&format!("{}.checkpoints", draft.path), message);
+    }
     if let Some(first) = outputs.first()
         && outputs.iter().all(|draft| !draft.required)
     {

@@ -75,6 +75,13 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// `queue.delivered_timeout`.
     fn final_after(&self) -> Option<(&'static str, Duration)>;
 
+    /// Returns `true` if the output can carry a checkpoint of the evidence, which is a line of JSON
+    /// and no event. The link of such an output must have
+    /// `Link::send_checkpoint` of the delivery.
+    fn carries_checkpoints(&self) -> bool {
+        false
+    }
+
     /// Returns the index into which the output writes, if this type has indices. If the index has
     /// the name of a data stream, ECS documents name the data stream.
     fn index(&self) -> Option<&str> {
@@ -154,6 +161,11 @@ impl OutputKind {
         self.settings.targets()
     }
 
+    /// Returns `true` if the output can carry a checkpoint of the evidence.
+    pub(super) fn carries_checkpoints(&self) -> bool {
+        self.settings.carries_checkpoints()
+    }
+
     /// Returns the index into which the output writes, if its type has indices.
     pub(super) fn index(&self) -> Option<&str> {
         self.settings.index()
@@ -197,6 +209,9 @@ trait AnySettings: fmt::Debug + Send + Sync {
     /// Returns `None` if the protocol does not wait.
     fn final_after(&self) -> Option<(&'static str, Duration)>;
 
+    /// Returns `true` if the output can carry a checkpoint of the evidence.
+    fn carries_checkpoints(&self) -> bool;
+
     /// Returns the index into which the output writes, if its type has indices.
     fn index(&self) -> Option<&str>;
 }
@@ -216,6 +231,10 @@ impl<S: OutputSettings> AnySettings for S {
 
     fn final_after(&self) -> Option<(&'static str, Duration)> {
         OutputSettings::final_after(self)
+    }
+
+    fn carries_checkpoints(&self) -> bool {
+        OutputSettings::carries_checkpoints(self)
     }
 
     fn index(&self) -> Option<&str> {

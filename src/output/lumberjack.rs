@@ -79,6 +79,10 @@ impl OutputSettings for Settings {
     fn final_after(&self) -> Option<(&'static str, Duration)> {
         None
     }
+
+    fn carries_checkpoints(&self) -> bool {
+        true
+    }
 }
 
 impl IntoConnector for Settings {

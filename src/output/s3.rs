@@ -154,6 +154,10 @@ impl OutputSettings for Settings {
     fn final_after(&self) -> Option<(&'static str, Duration)> {
         Some(("object_age", self.limits.age))
     }
+
+    fn carries_checkpoints(&self) -> bool {
+        true
+    }
 }
 
 /// Returns the name of a bucket, or a text that says which names are allowed.

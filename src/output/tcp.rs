@@ -45,6 +45,10 @@ impl OutputSettings for Settings {
     fn final_after(&self) -> Option<(&'static str, Duration)> {
         Some(("replay_window", self.replay_window))
     }
+
+    fn carries_checkpoints(&self) -> bool {
+        true
+    }
 }
 
 impl IntoConnector for Settings {

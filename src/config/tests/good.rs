@@ -128,6 +128,7 @@ retry_after = "5s"
 name = "h"
 type = "http"
 required = true
+checkpoints = false
 urls = ["https://a"]
 strategy = "failover"
 format = "event_list"
@@ -143,6 +144,7 @@ insecure_skip_verify = false
 name = "t"
 type = "tcp"
 required = true
+checkpoints = false
 format = "ndjson"
 replay_window = "1s"
 {stream}{COMMON}
@@ -150,6 +152,7 @@ replay_window = "1s"
 name = "s"
 type = "syslog"
 required = true
+checkpoints = false
 framing = "octet_counting"
 {messages}replay_window = "1s"
 {stream}{COMMON}
@@ -157,6 +160,7 @@ framing = "octet_counting"
 name = "l"
 type = "lumberjack"
 required = true
+checkpoints = false
 compression_level = 3
 window = 2048
 {stream}{COMMON}
@@ -164,6 +168,7 @@ window = 2048
 name = "r"
 type = "relp"
 required = true
+checkpoints = false
 {messages}window = 128
 {stream}{COMMON}
 [dead_letter]

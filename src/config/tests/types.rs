@@ -79,8 +79,8 @@ fn what_a_type_says_of_itself_is_held_against_the_rest_of_the_config() {
         problems(&format!("{BUCKET}bearer_token_file = 'x'\n")),
         [
             "6:1: output[0].bearer_token_file: unknown key `bearer_token_file`, allowed: name, type, \
-          required, urls, strategy, bucket, object_age, compression, headers, concurrency, proxy, \
-          tls, retry, timeouts, batch, rejected, filter"
+          required, checkpoints, urls, strategy, bucket, object_age, compression, headers, \
+          concurrency, proxy, tls, retry, timeouts, batch, rejected, filter"
         ]
     );
     let second = BUCKET.replace("'a'", "'c'");

@@ -62,4 +62,8 @@ impl OutputSettings for Settings {
     fn final_after(&self) -> Option<(&'static str, Duration)> {
         None
     }
+
+    fn carries_checkpoints(&self) -> bool {
+        matches!(self.format, HttpFormat::Ndjson | HttpFormat::AuditLog)
+    }
 }
