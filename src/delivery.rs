@@ -4,9 +4,9 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `lines` `rfc3339` `tried` `in_flight` `orders` `aside` | why an attempt failed · lines of a batch · times as text · ages · claims and their states · the orders that a delivery hears · work that takes long |
-//! | 2 | `files` `retry` `endpoints` `dead_letter` `isolation` | files that an output reads · waits · addresses and their circuits · letters and their files · which refused event is at fault |
-//! | 3 | `link` `health` `pacing` | the contract with a protocol · "down" and "up again" · when and how much is sent |
+//! | 1 | `failure` `lines` `rfc3339` `tried` `in_flight` `aside` | why an attempt failed · lines of a batch · times as text · ages · claims and their states · work that takes long |
+//! | 2 | `files` `retry` `endpoints` `dead_letter` `isolation` `checkpoints` | files that an output reads · waits · addresses and their circuits · letters and their files · which refused event is at fault · the newest checkpoint |
+//! | 3 | `link` `health` `pacing` `orders` | the contract with a protocol · "down" and "up again" · when and how much is sent · the orders that a delivery hears |
 //! | 4 | `filtering` | the events of a batch that leave |
 //! | 5 | `given_up` | events that are given up, and their letters |
 //! | 6 | `ledger` | every decision about claims |
@@ -17,6 +17,7 @@
 //! the loop.
 
 mod aside;
+pub(crate) mod checkpoints;
 pub(crate) mod dead_letter;
 pub(crate) mod endpoints;
 pub(crate) mod failure;
@@ -37,6 +38,7 @@ pub(crate) mod rfc3339;
 mod run;
 mod tried;
 
+pub use checkpoints::Published;
 pub use dead_letter::DeadLetters;
 pub use endpoints::AddressState;
 pub use failure::ProbeError;

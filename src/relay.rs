@@ -263,6 +263,7 @@ async fn start(
     dead_letters.reconfigure(&config);
     let directory = config.queue.directory.as_ref().filter(|_| config.evidence.is_some());
     let log_of_evidence = directory.map(|queue| queue.join(crate::evidence::DIRECTORY));
+    let checkpoints = evidence.as_ref().map(evidence::Evidence::checkpoints);
     let gate = Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry);
     let gate = Arc::new(gate);
     let failures = Failures::default();
@@ -273,7 +274,7 @@ async fn start(
         queue: queue.clone(),
         admin: Arc::new(Admin::new(Arc::clone(&telemetry), queue.clone(), log_of_evidence)),
         listeners: Listeners::new(Arc::clone(&gate), Arc::clone(&telemetry), failures.clone()),
-        outputs: Outputs::new(Arc::clone(&telemetry), queue, dead_letters.clone()),
+        outputs: Outputs::new(Arc::clone(&telemetry), queue, dead_letters.clone(), checkpoints),
         sources: Sources::new(failures.clone()),
         dead_letters,
         evidence,

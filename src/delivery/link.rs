@@ -11,6 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
+use super::checkpoints::Checkpoint;
+use super::checkpoints::Fate;
 use super::endpoints::Endpoints;
 use super::endpoints::Probed;
 use super::failure::Failure;
@@ -60,6 +62,12 @@ pub(crate) trait Connect: Send {
     /// A protocol whose answers speak of single events needs them.
     fn tells_positions(&self) -> bool {
         false
+    }
+
+    /// Returns the shortest time between two checkpoints of the evidence. An output that collects
+    /// events for minutes sends checkpoints as seldom.
+    fn checkpoint_interval(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Tells the protocol about its queue and its delivery. Called once, before the first
@@ -122,6 +130,18 @@ pub(crate) trait Link: Send {
     /// Hands over a batch to be sent, which must fit into [`Link::room`]. Nothing is written before
     /// [`Link::event`] is polled.
     fn send(&mut self, batch: Batch);
+
+    /// Returns `true` if the link takes a checkpoint of the evidence now.
+    fn takes_checkpoint(&self) -> bool {
+        self.room().is_some()
+    }
+
+    /// Hands over a checkpoint to be sent on a line of its own. The link has no other checkpoint
+    /// whose end it has not reported, and [`Link::takes_checkpoint`] is `true`. The link reports
+    /// the end by [`Event::Checkpoint`], or ends before. A checkpoint is no event: it has no claim,
+    /// and its end is nobody's failure. The config lets no output of a protocol without this method
+    /// send checkpoints.
+    fn send_checkpoint(&mut self, _checkpoint: Checkpoint) {}
 
     /// Does the work of the connection (writing, reading, timeouts) until there is something to
     /// report, and returns the report. The loop also polls this future while no claim waits for an
@@ -231,6 +251,8 @@ pub(crate) enum Event {
     Refused(Claim, Failure),
     /// The link can take events again, although no claim has become final (settled).
     Room,
+    /// The end of the checkpoint that the link was given last.
+    Checkpoint(Fate),
     /// An attempt to send the claim failed. The claim is to be sent again after a pause; the link
     /// goes on working.
     Failed(Claim, Failure),

@@ -1,7 +1,9 @@
-//! The orders that a delivery obeys, and the state that it hands to the delivery that replaces it.
+//! The orders that a delivery obeys, the checkpoints that it hears of, and the state that it hands
+//! to the delivery that replaces it.
 
 use tokio_util::sync::CancellationToken;
 
+use super::checkpoints::Published;
 use crate::filter::Seen;
 use crate::queue::Claim;
 use crate::queue::Cursor;
@@ -22,7 +24,7 @@ pub struct HandOver {
 }
 
 /// The orders that a delivery (the loop that sends one output's events) obeys. Each order is a
-/// token; cancelling the token gives the order.
+/// token; cancelling the token gives the order. Beside them is what the relay tells a delivery.
 #[derive(Clone, Default)]
 pub struct Orders {
     /// The order to drain. The process is about to end; until then, the delivery goes on to send
@@ -34,4 +36,7 @@ pub struct Orders {
     /// Another delivery is to replace this one, or a reload has removed the output: the delivery
     /// ends and returns a [`HandOver`].
     pub retire: CancellationToken,
+    /// The newest checkpoint of the evidence, for outputs that send checkpoints. `None`: the relay
+    /// records no evidence.
+    pub checkpoints: Option<Published>,
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::checkpoints::Checkpoints;
 use super::dead_letter::DeadLetters;
 use super::failure::Failure;
 use super::failure::RunError;
@@ -73,6 +74,9 @@ pub(super) struct Delivery<C> {
     ledger: Ledger,
     rejected: Rejected,
     orders: Orders,
+    /// `true` if the config asks for checkpoints on this output.
+    sends_checkpoints: bool,
+    checkpoints: Checkpoints,
 }
 
 /// The reason why a delivery has ended.
@@ -92,17 +96,37 @@ enum Ended {
     /// The link has ended, by [`Event::Gone`], and is still to be closed in order. The value is the
     /// failure; `None` if the end is nobody's fault.
     Gone(Option<Failure>),
+    /// The connection is broken while a checkpoint was under way and no event, so that no event
+    /// needs another connection.
+    BrokenBeside,
     Fatal(String),
 }
 
 impl Ended {
+    /// Returns the failure that has ended the link; `None` if nothing has failed.
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Broken(failure) | Self::Gone(Some(failure)) => Some(failure),
+            Self::Stopped
+            | Self::Retired
+            | Self::Closed
+            | Self::BrokenBeside
+            | Self::Gone(None)
+            | Self::Fatal(_) => None,
+        }
+    }
+
     /// Returns `true` if the caller must still close the link (connection) in order; `false` if it
     /// is closed already or can't be used any more.
     fn is_orderly(&self) -> bool {
         match self {
             Self::Closed => true,
             Self::Gone(_) => true,
-            Self::Stopped | Self::Retired | Self::Broken(_) | Self::Fatal(_) => false,
+            Self::Stopped
+            | Self::Retired
+            | Self::Broken(_)
+            | Self::BrokenBeside
+            | Self::Fatal(_) => false,
         }
     }
 }
@@ -129,7 +153,14 @@ impl<C: Connect> Delivery<C> {
     ) -> Self {
         let mut ledger = Ledger::new(cursor, health, config, connector.is_ordered());
         ledger.collects = C::COLLECTS;
-        Self { connector, ledger, rejected: config.rejected, orders: Orders::default() }
+        Self {
+            connector,
+            ledger,
+            rejected: config.rejected,
+            orders: Orders::default(),
+            sends_checkpoints: config.checkpoints,
+            checkpoints: Checkpoints::new(&config.name),
+        }
     }
 
     /// Sets where events that are given up are written, if the config asks for dead letters.
@@ -176,6 +207,10 @@ impl<C: Connect> Delivery<C> {
             retire: orders.retire.clone(),
         });
         self.ledger.pacing.shorten_when(orders.draining.clone());
+        if self.sends_checkpoints {
+            let interval = self.connector.checkpoint_interval();
+            self.checkpoints.follow(orders.checkpoints.clone(), interval);
+        }
         self.orders = orders;
         let ended = self.deliver().await;
         // If the delivery did not wait, a dead letter that is nearly written would be written
@@ -209,12 +244,12 @@ impl<C: Connect> Delivery<C> {
         }
         let mut needed = C::EAGER;
         loop {
-            tokio::select! {
+            let for_events = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(Done::Stopped),
                 () = retire.cancelled() => return Ok(Done::Retired),
-                () = self.rest(needed) => {}
-            }
+                for_events = self.rest(needed) => for_events,
+            };
             needed = true;
             let connected = tokio::select! {
                 biased;
@@ -224,34 +259,42 @@ impl<C: Connect> Delivery<C> {
             };
             let link = match connected {
                 Ok(link) => link,
+                Err(failure) if !for_events => {
+                    // Events that come meanwhile find no pause.
+                    self.checkpoints.failed(&failure);
+                    needed = false;
+                    continue;
+                }
                 Err(failure) => {
                     self.ledger.on_unreachable(&failure);
                     continue;
                 }
             };
             self.ledger.on_connected(C::EAGER);
-            match self.drive(link).await {
+            let ended = self.drive(link).await;
+            self.checkpoints.link_ended(ended.failure());
+            match ended {
                 Ended::Stopped => return Ok(Done::Stopped),
                 Ended::Retired => return Ok(Done::Retired),
                 Ended::Fatal(message) => return Err(RunError::Fatal(message)),
                 Ended::Broken(failure) => self.ledger.all_failed(&failure),
                 Ended::Gone(Some(failure)) => self.ledger.all_failed(&failure),
                 Ended::Gone(None) => {}
-                Ended::Closed => needed = false,
+                Ended::Closed | Ended::BrokenBeside => needed = false,
             }
         }
     }
 
     /// Waits, while there is no connection, until the next connection is needed and may be made.
     /// Meanwhile gives up the events that are too old. `needed` is `true` if the connection is
-    /// needed already.
+    /// needed already. Returns `false` if only a checkpoint needs the connection.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost when the future is dropped.
-    async fn rest(&mut self, mut needed: bool) {
+    async fn rest(&mut self, mut needed: bool) -> bool {
         let draining = self.orders.draining.clone();
-        let ledger = &mut self.ledger;
+        let (ledger, checkpoints) = (&mut self.ledger, &mut self.checkpoints);
         loop {
             let mut goes_on = ledger.bury();
             if ledger.is_settled() {
@@ -279,7 +322,11 @@ impl<C: Connect> Delivery<C> {
                 }
                 () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if needed => {
                     ledger.pacing.end_pause();
-                    return;
+                    return true;
+                }
+                () = checkpoints.due(until), if !needed => {
+                    ledger.pacing.end_pause();
+                    return false;
                 }
             }
         }
@@ -309,6 +356,14 @@ impl<C: Connect> Delivery<C> {
                 return Ended::Retired;
             }
             if leave_at.is_none() {
+                if self.checkpoints.are_sent()
+                    && self.ledger.pacing.paused_until().is_none()
+                    && !self.ledger.in_flight.has(State::Pending)
+                    && link.takes_checkpoint()
+                    && let Some(checkpoint) = self.checkpoints.next()
+                {
+                    link.send_checkpoint(checkpoint);
+                }
                 while let Some(room) = link.room()
                     && let Some(batch) = self.ledger.next_to_send(room)
                 {
@@ -352,8 +407,8 @@ impl<C: Connect> Delivery<C> {
         proven_at: Instant,
         leave_at: Option<Instant>,
     ) -> Wake {
-        let Orders { draining, stop, retire } = &self.orders;
-        let ledger = &mut self.ledger;
+        let Orders { draining, stop, retire, .. } = &self.orders;
+        let (ledger, checkpoints) = (&mut self.ledger, &mut self.checkpoints);
         let yields = ledger.take_turn_over();
         if yields {
             tokio::task::yield_now().await;
@@ -368,6 +423,11 @@ impl<C: Connect> Delivery<C> {
         let wants = leave_at.is_none() && ledger.wants_events(link.room().is_some());
         let reads = wants || ledger.given_up.needs_lines();
         let unproven = C::EAGER && ledger.pacing.is_unproven();
+        // A consumer that has just failed gets its events first.
+        let takes_checkpoint = checkpoints.are_sent()
+            && leave_at.is_none()
+            && !ledger.in_flight.has(State::Pending)
+            && link.takes_checkpoint();
         tokio::select! {
             biased;
             () = stop.cancelled() => Wake::Stop,
@@ -397,7 +457,15 @@ impl<C: Connect> Delivery<C> {
                 ledger.on_proven();
                 Wake::Again
             }
+            // It comes after the end of a pause, during which no checkpoint is sent.
+            () = checkpoints.due(paused), if takes_checkpoint => Wake::Again,
         }
+    }
+
+    /// Returns `true` if no event is on the wire, and none waits to be sent again.
+    fn sends_nothing(&self) -> bool {
+        let in_flight = &self.ledger.in_flight;
+        !in_flight.has(State::OnWire) && !in_flight.has(State::Pending)
     }
 
     /// Tells the ledger what the link (connection) has reported. Returns the reason if the link has
@@ -410,8 +478,15 @@ impl<C: Connect> Delivery<C> {
             Event::Taken(claim) => self.ledger.on_taken(claim),
             Event::Judged(claim, parts) => self.ledger.on_judged(claim, parts, consumer),
             Event::Room => {}
+            Event::Checkpoint(fate) => self.checkpoints.ended(fate),
             Event::Refused(claim, failure) => self.ledger.on_refused(claim, &failure, consumer),
             Event::Failed(claim, failure) => self.ledger.on_failed(claim, &failure),
+            Event::Broken { failure, .. }
+                if self.checkpoints.is_under_way() && self.sends_nothing() =>
+            {
+                self.checkpoints.failed(&failure);
+                return Some(Ended::BrokenBeside);
+            }
             Event::Broken { failure, progress } => {
                 let is_proven = progress || Instant::now() >= proven_at;
                 self.ledger.on_broken(&failure, is_proven);

@@ -11,10 +11,12 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use ring::rand::SecureRandom as _;
 use ring::rand::SystemRandom;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::entry::Entry;
@@ -92,6 +94,8 @@ pub(crate) struct Setup {
     pub(crate) metrics: EvidenceMetrics,
     /// The witnesses, and the metric of each.
     pub(crate) witnesses: Vec<(config::Witness, WitnessMetrics)>,
+    /// Gets each signed checkpoint, for the outputs that send checkpoints.
+    pub(crate) checkpoints: watch::Sender<Bytes>,
 }
 
 /// An order to the thread.
@@ -664,7 +668,10 @@ impl Work {
         }
         match log.store.sign(keys) {
             Ok(signed) => {
-                signed.inspect(|_| self.setup.metrics.signed());
+                if let Some(note) = signed {
+                    self.setup.metrics.signed();
+                    self.setup.checkpoints.send_replace(note.to_string().into());
+                }
                 self.checkpoint_at = Instant::now() + self.setup.settings.checkpoint_interval;
                 if std::mem::take(&mut self.told) {
                     tracing::info!(size, "the evidence can be written again");

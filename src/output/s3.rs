@@ -230,6 +230,10 @@ impl Connect for S3Connector {
         true
     }
 
+    fn checkpoint_interval(&self) -> Duration {
+        self.limits.age
+    }
+
     fn begin(&mut self, begin: Begin) {
         self.http.begin(begin.clone());
         self.begin = Some(begin);
@@ -268,7 +272,7 @@ impl Connect for S3Connector {
         };
         let Limits { bytes, age } = self.limits;
         let limits = Limits { bytes: bytes.min(begin.capacity / PART_OF_QUEUE), age };
-        let transfers = self.http.transfers();
+        let transfers = (self.http.transfers(), self.http.transfers());
         Ok(S3Link::new(Arc::clone(&self.bucket), transfers, limits, begin, plan))
     }
 }

@@ -24,6 +24,8 @@ use crate::config;
 use crate::config::OutputSettings;
 use crate::config::Target;
 use crate::config::table::Table;
+use crate::delivery::checkpoints::Checkpoint;
+use crate::delivery::checkpoints::Fate;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::Connect;
@@ -39,10 +41,11 @@ use crate::telemetry::OutputMetrics;
 /// The most batches that the writing thread may have: one that it writes and one that waits.
 const WINDOW: usize = 2;
 
-/// A batch for the writing thread: its claim (the range of its events), and the bytes to write.
-type Job = (Claim, Vec<Bytes>);
+/// A batch for the writing thread: its claim (the range of its events), and the bytes to write. A
+/// checkpoint has no claim.
+type Job = (Option<Claim>, Vec<Bytes>);
 /// A report of the writing thread: the claim of a batch, and the result of writing the batch.
-type Done = (Claim, io::Result<()>);
+type Done = (Option<Claim>, io::Result<()>);
 
 /// The settings of an output of `type = "stdout"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
@@ -180,14 +183,9 @@ pub(super) struct StdoutLink {
     under_way: usize,
 }
 
-impl Link for StdoutLink {
-    fn room(&self) -> Option<Take> {
-        let take = Take { bytes: self.limits.max_bytes, events: self.limits.max_events };
-        (self.under_way < WINDOW).then_some(take)
-    }
-
-    fn send(&mut self, batch: Batch) {
-        let claim = batch.claim;
+impl StdoutLink {
+    /// Gives a batch to the writing thread.
+    fn write(&mut self, claim: Option<Claim>, batch: Batch) {
         let pieces = match self.lines.encode(batch) {
             Ok(encoded) => encoded.pieces,
             // JSON lines can carry every event, so encoding never fails.
@@ -198,12 +196,30 @@ impl Link for StdoutLink {
         // Sending fails only if the thread has ended. The link learns this from the end of `done`.
         self.jobs.try_send((claim, pieces)).ok();
     }
+}
+
+impl Link for StdoutLink {
+    fn room(&self) -> Option<Take> {
+        let take = Take { bytes: self.limits.max_bytes, events: self.limits.max_events };
+        (self.under_way < WINDOW).then_some(take)
+    }
+
+    fn send(&mut self, batch: Batch) {
+        self.write(Some(batch.claim), batch);
+    }
+
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.write(None, checkpoint.batch());
+    }
 
     async fn event(&mut self) -> Event {
         match self.done.recv().await {
             Some((claim, Ok(()))) => {
                 self.under_way -= 1;
-                Event::Accepted { claim, rejected: Vec::new() }
+                match claim {
+                    Some(claim) => Event::Accepted { claim, rejected: Vec::new() },
+                    None => Event::Checkpoint(Fate::Taken),
+                }
             }
             Some((_, Err(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
                 Event::Fatal(format!("cannot write to stdout: {error}"))

@@ -6,10 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use tokio::sync::watch;
+
 use super::Error;
 use super::blocking;
 use crate::config;
 use crate::config::Config;
+use crate::delivery::Published;
 use crate::evidence;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Running;
@@ -34,6 +38,8 @@ const READING: Duration = Duration::from_secs(1);
 pub(super) struct Evidence {
     recorder: Recorder,
     settings: config::Evidence,
+    /// The newest checkpoint. Nobody looks at it here, so that each clone begins with it.
+    checkpoints: Published,
 }
 
 /// Returns the reader of the queue that the recorder needs; `None` if there is no evidence. It must
@@ -100,10 +106,21 @@ pub(super) async fn begin(
     let queue = queue.clone();
     let witness = |it: &config::Witness| (it.clone(), telemetry.witness(it.key.name()));
     let witnesses = settings.witnesses.iter().map(witness).collect();
-    let setup =
-        Setup { settings, keys, queue, disk, cursor, positions, running, metrics, witnesses };
+    let (publish, published) = watch::channel(Bytes::new());
+    let setup = Setup {
+        settings,
+        keys,
+        queue,
+        disk,
+        cursor,
+        positions,
+        running,
+        metrics,
+        witnesses,
+        checkpoints: publish,
+    };
     let recorder = Recorder::start(setup).map_err(|error| failed(error.to_string()))?;
-    Ok(Some(Evidence { recorder, settings: settings_kept }))
+    Ok(Some(Evidence { recorder, settings: settings_kept, checkpoints: published }))
 }
 
 /// Reads the signing key, and the one that is to follow it. The error text never shows a key.
@@ -144,6 +161,11 @@ async fn running(file: Option<PathBuf>, settings: config::Evidence) -> Running {
 }
 
 impl Evidence {
+    /// Returns the newest checkpoint, and each later one, for the outputs.
+    pub(super) fn checkpoints(&self) -> Published {
+        self.checkpoints.clone()
+    }
+
     /// Returns a task that records that the config was read again. The task reads the config file,
     /// which may hang, so nothing waits for the task.
     pub(super) fn reloaded(

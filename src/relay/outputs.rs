@@ -25,6 +25,7 @@ use crate::delivery::Files;
 use crate::delivery::HandOver;
 use crate::delivery::Orders;
 use crate::delivery::Prepared;
+use crate::delivery::Published;
 use crate::delivery::RunError;
 use crate::delivery::Status;
 use crate::output;
@@ -57,7 +58,7 @@ pub(super) struct Outputs {
     /// The name of the output that each task serves. The key is the id of the task.
     names: HashMap<tokio::task::Id, String>,
     /// The orders to all outputs. Two orders exist: the drain (the orderly end) has begun, and the
-    /// outputs must end.
+    /// outputs must end. The checkpoints of the evidence are beside them.
     orders: Orders,
     /// The first failure of an output's task that [`Outputs::ended`] or [`Outputs::stop`] must
     /// still return; `None`: there is no such failure.
@@ -239,7 +240,14 @@ pub(super) fn plan_start(
 }
 
 impl Outputs {
-    pub(super) fn new(telemetry: Arc<Telemetry>, queue: Queue, dead_letters: DeadLetters) -> Self {
+    /// Makes the outputs of a relay, of which none runs yet. `checkpoints` are those of the
+    /// evidence, if the relay records it.
+    pub(super) fn new(
+        telemetry: Arc<Telemetry>,
+        queue: Queue,
+        dead_letters: DeadLetters,
+        checkpoints: Option<Published>,
+    ) -> Self {
         Self {
             telemetry,
             queue,
@@ -247,7 +255,7 @@ impl Outputs {
             slots: Vec::new(),
             tasks: JoinSet::new(),
             names: HashMap::new(),
-            orders: Orders::default(),
+            orders: Orders { checkpoints, ..Orders::default() },
             failed: None,
         }
     }

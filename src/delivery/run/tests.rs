@@ -5,12 +5,16 @@ use std::sync::Arc;
 use std::sync::Mutex;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::config;
 use crate::config::WhenFull;
+use crate::delivery::checkpoints::Checkpoint;
+use crate::delivery::checkpoints::Fate;
+use crate::delivery::checkpoints::Published;
 use crate::delivery::dead_letter::tests::Desk;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::health::Status;
@@ -78,7 +82,8 @@ struct Consumer {
     away_until: Mutex<Instant>,
     latency: Duration,
     window: usize,
-    /// The seed that chooses which batch on the wire is answered next.
+    /// The seed that chooses which batch on the wire is answered next, and what becomes of each
+    /// checkpoint.
     shuffle: Mutex<u64>,
     state: Mutex<Seen>,
 }
@@ -90,6 +95,17 @@ struct Seen {
     events: Vec<String>,
     attempts: Vec<Instant>,
     connects: Vec<Instant>,
+    /// The lines of the checkpoints that the consumer has taken.
+    checkpoints: Vec<String>,
+}
+
+impl Consumer {
+    /// Returns a random number below `end`.
+    fn below(&self, end: usize) -> usize {
+        let mut seed = self.shuffle.lock().unwrap();
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(*seed >> 33).unwrap() % end
+    }
 }
 
 /// Makes links to the simulated consumer. With `EAGER`, a link answers in order and can break, like
@@ -103,6 +119,8 @@ struct FakeLink<const EAGER: bool> {
     consumer: Arc<Consumer>,
     wire: Vec<Batch>,
     due: Option<Instant>,
+    /// The checkpoint on the wire, and when it is answered.
+    checkpoint: Option<(Checkpoint, Instant)>,
     accepted_any: bool,
 }
 
@@ -129,7 +147,8 @@ impl<const EAGER: bool> Connect for Fake<EAGER> {
             return Err(failure(AttemptError::Connect));
         }
         let consumer = Arc::clone(&self.consumer);
-        Ok(FakeLink { consumer, wire: Vec::new(), due: None, accepted_any: false })
+        let (wire, due, checkpoint) = (Vec::new(), None, None);
+        Ok(FakeLink { consumer, wire, due, checkpoint, accepted_any: false })
     }
 }
 
@@ -181,8 +200,8 @@ fn partly(batch: &Batch, refused: u64, seen: &mut Vec<String>) -> Event {
 
 impl<const EAGER: bool> Link for FakeLink<EAGER> {
     fn room(&self) -> Option<Take> {
-        (self.wire.len() < self.consumer.window)
-            .then_some(Take { bytes: u64::MAX, events: u64::MAX })
+        let on_wire = self.wire.len() + usize::from(self.checkpoint.is_some());
+        (on_wire < self.consumer.window).then_some(Take { bytes: u64::MAX, events: u64::MAX })
     }
 
     fn send(&mut self, batch: Batch) {
@@ -194,7 +213,43 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
         self.wire.push(batch);
     }
 
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        assert!(self.takes_checkpoint() && self.checkpoint.is_none(), "one at a time");
+        self.checkpoint = Some((checkpoint, Instant::now() + self.consumer.latency));
+    }
+
     async fn event(&mut self) -> Event {
+        let Some((_, at)) = self.checkpoint else { return self.answer().await };
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(at) => self.answer_checkpoint(),
+            event = self.answer() => event,
+        }
+    }
+
+    async fn close(self) {}
+}
+
+impl<const EAGER: bool> FakeLink<EAGER> {
+    /// Takes the checkpoint, or does not. Some streams break at it.
+    fn answer_checkpoint(&mut self) -> Event {
+        let (checkpoint, _) = self.checkpoint.take().expect("it is on the wire");
+        Event::Checkpoint(match self.consumer.below(4) {
+            0 => Fate::Failed(failure(AttemptError::Status5xx)),
+            1 => Fate::Refused(failure(AttemptError::Status4xx)),
+            2 if EAGER => {
+                let failure = failure(AttemptError::Closed);
+                return Event::Broken { failure, progress: self.accepted_any };
+            }
+            _ => {
+                let line = String::from_utf8(checkpoint.line().to_vec()).unwrap();
+                self.consumer.state.lock().unwrap().checkpoints.push(line);
+                Fate::Taken
+            }
+        })
+    }
+
+    async fn answer(&mut self) -> Event {
         if self.wire.is_empty() {
             return std::future::pending().await;
         }
@@ -203,11 +258,7 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
         self.due = None;
         let index = match EAGER {
             true => 0,
-            false => {
-                let mut seed = self.consumer.shuffle.lock().unwrap();
-                *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                usize::try_from(*seed >> 33).unwrap() % self.wire.len()
-            }
+            false => self.consumer.below(self.wire.len()),
         };
         let events = events_of(&self.wire[index]);
         let answer = (self.consumer.script.lock().unwrap())(&events);
@@ -282,8 +333,6 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
             }
         }
     }
-
-    async fn close(self) {}
 }
 
 /// A queue, the running delivery of one output, and its simulated consumer.
@@ -294,6 +343,8 @@ struct Bench {
     status: Arc<Status>,
     stop: CancellationToken,
     tasks: JoinSet<Result<(), RunError>>,
+    /// The task that publishes checkpoints, if there is one.
+    _publishing: JoinSet<()>,
     /// The desk at which the output's dead letters arrive; `None` if they are not kept.
     desk: Option<Desk>,
     /// Every event that was appended to the queue, in order.
@@ -318,6 +369,8 @@ struct Setting {
     replaced: Vec<Duration>,
     /// `true` if the output has the filter [`sifting`].
     sifts: bool,
+    /// `true` if the output sends checkpoints, of which 200 are published, one each minute.
+    checkpoints: bool,
 }
 
 impl Default for Setting {
@@ -334,6 +387,7 @@ impl Default for Setting {
             away: Duration::ZERO,
             replaced: Vec::new(),
             sifts: false,
+            checkpoints: false,
         }
     }
 }
@@ -381,6 +435,21 @@ fn sifted(event: &str) -> Option<String> {
     }
 }
 
+/// Returns the newest checkpoint, of which there is a new one each minute.
+fn publish(is_wanted: bool, tasks: &mut JoinSet<()>) -> Option<Published> {
+    if !is_wanted {
+        return None;
+    }
+    let (publish, published) = watch::channel(Bytes::new());
+    tasks.spawn(async move {
+        for number in 0..200 {
+            publish.send_replace(Bytes::from(format!("example.org/log\n{number}\n")));
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+    });
+    Some(published)
+}
+
 impl Bench {
     fn start<const EAGER: bool>(
         setting: &Setting,
@@ -395,6 +464,9 @@ impl Bench {
         if let Some(bytes) = setting.drop_oldest {
             (config.queue.max_bytes, config.queue.when_full) = (bytes, WhenFull::DropOldest);
         }
+        config.outputs[0].checkpoints = setting.checkpoints;
+        let mut publishing = JoinSet::new();
+        let published = publish(setting.checkpoints, &mut publishing);
         let telemetry = Arc::new(Telemetry::new());
         let started = Instant::now();
         let consumer = Arc::new(Consumer {
@@ -430,7 +502,8 @@ impl Bench {
         tasks.spawn(async move {
             let mut begin = HandOver { cursor, claims: Vec::new(), seen: None };
             for at in replaced.into_iter().map(Some).chain([None]) {
-                let orders = Orders { stop: stopped.clone(), ..Orders::default() };
+                let checkpoints = published.clone();
+                let orders = Orders { stop: stopped.clone(), checkpoints, ..Orders::default() };
                 let retire = orders.retire.clone();
                 let health = Health::new("o", metrics.clone(), Arc::clone(&told));
                 let fake = Fake::<EAGER> { consumer: Arc::clone(&to), ordered };
@@ -465,6 +538,7 @@ impl Bench {
             status,
             stop,
             tasks,
+            _publishing: publishing,
             desk,
             appended: Vec::new(),
             started,
@@ -526,6 +600,16 @@ impl Bench {
 
     fn seen(&self) -> Vec<String> {
         self.consumer.state.lock().unwrap().events.clone()
+    }
+
+    /// Returns the numbers of the checkpoints that the consumer has taken.
+    fn checkpoints(&self) -> Vec<u32> {
+        let lines = &self.consumer.state.lock().unwrap().checkpoints;
+        let number = |line: &String| {
+            let object: serde_json::Value = serde_json::from_str(line).unwrap();
+            object["note"].as_str().unwrap().lines().nth(1).unwrap().parse().unwrap()
+        };
+        lines.iter().map(number).collect()
     }
 
     fn connects(&self) -> Vec<Instant> {
@@ -597,6 +681,36 @@ async fn what_was_under_way_on_a_link_that_is_gone_comes_again_in_order_and_what
     assert_eq!(bench.value("output_errors_total{output=\"o\",reason=\"connect\"}"), 1);
     assert_eq!(bench.value("output_up{output=\"o\"}"), 1);
     bench.finish().await;
+}
+
+/// Method: the consumer takes some checkpoints, refuses others and breaks at some, for hours with
+/// few events. The output must stay up, and a later event must leave without a pause.
+async fn leaves_checkpoints_without_events<const EAGER: bool>() {
+    let setting = Setting { checkpoints: true, window: 1, ..Setting::default() };
+    let mut bench = Bench::start::<EAGER>(&setting, |_| Answer::Accept);
+    for event in 0..40 {
+        let begun = Instant::now();
+        bench.append(&[event]);
+        bench.drained().await;
+        assert!(begun.elapsed() < Duration::from_millis(10), "{:?}", begun.elapsed());
+        tokio::time::sleep(Duration::from_secs(280) + Duration::from_millis(event)).await;
+    }
+    assert_eq!(bench.seen(), bench.appended);
+    let taken = bench.checkpoints();
+    assert!(taken.is_sorted_by(|a, b| a < b) && taken.len() > 50, "{taken:?}");
+    let counted = bench.telemetry.render();
+    let errors = counted.lines().filter(|line| {
+        line.starts_with("kube_audit_forwarder_output_errors_total{") && !line.ends_with(" 0")
+    });
+    assert_eq!(errors.count(), 0, "{counted}");
+    assert_eq!(bench.value("output_up{output=\"o\"}"), 1);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn checkpoints_leave_without_events_and_their_fate_is_that_of_no_event() {
+    leaves_checkpoints_without_events::<false>().await;
+    leaves_checkpoints_without_events::<true>().await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,6 +29,8 @@ use super::url::HttpEndpoint;
 use super::wire::Progress;
 use super::wire::RequestMarks;
 use crate::config::Strategy;
+use crate::delivery::checkpoints::Checkpoint;
+use crate::delivery::checkpoints::Fate;
 use crate::delivery::endpoints::Attempt;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
@@ -56,6 +58,9 @@ const AGAIN: &str = "the consumer has forgotten which events it took: they are s
 /// The error message for a request before the files of the config have been read.
 const UNREAD: &str = "the URL's files have not been read";
 
+/// The error message for a request before the delivery has begun.
+const NO_IDENTITY: &str = "the queue has no identity yet";
+
 /// A request and what it carries.
 pub(super) struct Load {
     pub(super) head: RequestHead,
@@ -72,6 +77,24 @@ struct Exchanged {
     connection: Option<PooledConnection>,
 }
 
+/// Returns `true` if the reason of a failure is that the consumer could not be reached, or has not
+/// answered.
+fn has_no_answer(reason: AttemptError) -> bool {
+    match reason {
+        AttemptError::Resolve
+        | AttemptError::Connect
+        | AttemptError::Tls
+        | AttemptError::Timeout
+        | AttemptError::Closed => true,
+        AttemptError::Status4xx
+        | AttemptError::Status429
+        | AttemptError::Status5xx
+        | AttemptError::Protocol
+        | AttemptError::Item
+        | AttemptError::Acknowledgement => false,
+    }
+}
+
 impl Client {
     /// Sends a batch to the address whose turn it is. Uses the open connection to this address that
     /// `lane` holds, or makes a new one. If the address is silent (no progress for too long) while
@@ -85,8 +108,7 @@ impl Client {
             return (0, Outcome::Failed(Failure::new(AttemptError::Protocol, UNREAD)));
         };
         let Some(queue) = self.queue.get() else {
-            let failure = Failure::new(AttemptError::Protocol, "the queue has no identity yet");
-            return (0, Outcome::Failed(failure));
+            return (0, Outcome::Failed(Failure::new(AttemptError::Protocol, NO_IDENTITY)));
         };
         let (mut sent, bytes) = (Sent::of(&batch), batch.bytes);
         let encoded = self.api.encode(batch, *queue, self.limits.max_bytes);
@@ -104,6 +126,44 @@ impl Client {
             Err(failure) => {
                 let outcome = Outcome::Failed(failure);
                 self.settle(lane, Exchanged { attempt, outcome, connection: None }, &sent)
+            }
+        }
+    }
+
+    /// Sends a checkpoint of the evidence to the address whose turn it is, as a request of its own.
+    /// An answer says nothing about the address: the consumer may take events, and no checkpoints.
+    /// The silence of a consumer does.
+    pub(super) async fn send_checkpoint(&self, lane: &mut Lane, checkpoint: &Checkpoint) -> Fate {
+        let unready = |what: &str| Fate::Failed(Failure::new(AttemptError::Protocol, what));
+        if let Err(failure) = self.api.ready().await {
+            return Fate::Failed(failure);
+        }
+        let Some((expanded, attempt)) = self.pick().await else { return unready(UNREAD) };
+        let Some(queue) = self.queue.get() else { return unready(NO_IDENTITY) };
+        let batch = checkpoint.batch();
+        let sent = Sent::of(&batch);
+        let encoded = self.api.encode(batch, *queue, self.limits.max_bytes);
+        let body = match compressed(encoded.body, self.config.compression).await {
+            Ok(body) => body,
+            Err(failure) => return Fate::Failed(failure),
+        };
+        let head = RequestHead::post(self.api.path(), self.api.content_type());
+        let head = RequestHead { compression: self.config.compression, ..head };
+        let load = Load { head, body, sent };
+        let pooled = lane.take(&expanded, attempt.address());
+        let Exchanged { attempt, outcome, connection } =
+            self.exchange(pooled, &expanded, attempt, &load, None).await;
+        if let Some(connection) = connection {
+            lane.put_back(connection, self.endpoints.count());
+        }
+        match outcome {
+            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => Fate::Taken,
+            Outcome::Refused(failure) => Fate::Refused(failure),
+            Outcome::Failed(failure) => {
+                if has_no_answer(failure.reason) {
+                    attempt.failed(&failure);
+                }
+                Fate::Failed(failure)
             }
         }
     }

@@ -16,6 +16,8 @@ use super::confirm::Confirmed;
 use super::confirm::Doubt;
 use super::pool::Lane;
 use super::pool::PooledConnection;
+use crate::delivery::checkpoints::Checkpoint;
+use crate::delivery::checkpoints::Fate;
 use crate::delivery::link::Event;
 use crate::delivery::link::Link;
 use crate::queue::Batch;
@@ -39,6 +41,8 @@ type UnderWay = Pin<Box<dyn Future<Output = (Lane, Done)> + Send>>;
 enum Done {
     /// The events of this claim were sent to the address with this id.
     Sent(Claim, usize, Outcome),
+    /// The checkpoint of the evidence was sent.
+    Beside(Fate),
     /// The consumer was asked which requests are confirmed, and has confirmed these.
     Asked(Vec<Confirmed>),
 }
@@ -62,6 +66,7 @@ enum Done {
 ///   connections of idle lanes.
 /// - *Tidying.* Idle connections are closed when they reach `max_connection_age`, and when their
 ///   address is no longer one of the output's addresses.
+/// - *Checkpoints.* A checkpoint of the evidence is a request of its own, on an idle lane.
 /// - *Hedging.* With `round_robin`, a request that makes no progress for too long while another
 ///   address works is sent to that address too ([`Client::attempt`]).
 ///
@@ -173,6 +178,15 @@ impl Link for HttpLink {
         }));
     }
 
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        let mut lane = self.idle.pop().unwrap_or_default();
+        let client = Arc::clone(&self.client);
+        self.busy.push(Box::pin(async move {
+            let fate = client.send_checkpoint(&mut lane, &checkpoint).await;
+            (lane, Done::Beside(fate))
+        }));
+    }
+
     async fn event(&mut self) -> Event {
         let client = Arc::clone(&self.client);
         let exchanged = loop {
@@ -194,6 +208,10 @@ impl Link for HttpLink {
                         if self.confirmed.is_empty() {
                             break None;
                         }
+                    }
+                    Some((lane, Done::Beside(fate))) => {
+                        self.idle.push(lane);
+                        return Event::Checkpoint(fate);
                     }
                     Some((lane, Done::Sent(claim, id, outcome))) => {
                         break Some((lane, claim, id, outcome));

@@ -21,12 +21,15 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Settings;
+use super::producer::Job;
 use super::producer::ProducerSettings;
 use super::producer::Report;
 use super::producer::Reporter;
 use super::producer::Verdict;
 use super::producer::produce;
 use crate::config;
+use crate::delivery::checkpoints::Checkpoint;
+use crate::delivery::checkpoints::Fate;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::failure::ProbeError;
@@ -187,7 +190,7 @@ pub(super) struct KafkaLink {
     shared: Arc<ProducerSettings>,
     /// The channel that carries batches to the producer's thread; `None` once the producer is given
     /// up (gets no more batches).
-    jobs: Option<mpsc::Sender<Batch>>,
+    jobs: Option<mpsc::Sender<Job>>,
     reports: async_mpsc::UnboundedReceiver<Report>,
     /// Signals that a reload has replaced the files (certificates, passwords).
     changes: Changes,
@@ -234,7 +237,7 @@ struct GivenUp {
 impl KafkaLink {
     fn new(
         shared: Arc<ProducerSettings>,
-        jobs: mpsc::Sender<Batch>,
+        jobs: mpsc::Sender<Job>,
         reports: async_mpsc::UnboundedReceiver<Report>,
         changes: Changes,
         acknowledged: Arc<AtomicU64>,
@@ -287,7 +290,8 @@ impl KafkaLink {
     /// event that the delivery loop must get, or `None` if there is none.
     fn on_report(&mut self, report: Option<Report>) -> Option<Event> {
         match report {
-            Some(Report::Done(claim, verdict)) => {
+            Some(Report::Done(None, verdict)) => return Some(self.on_checkpoint(verdict)),
+            Some(Report::Done(Some(claim), verdict)) => {
                 if let Some((events, bytes)) = self.under_way.remove(&claim) {
                     self.events -= events;
                     self.bytes -= bytes;
@@ -321,6 +325,25 @@ impl KafkaLink {
             }
         }
         None
+    }
+
+    /// Handles the result of a checkpoint of the evidence. After a message that has failed, this
+    /// producer sends no other. Returns the event that the delivery loop must get.
+    fn on_checkpoint(&mut self, verdict: Verdict) -> Event {
+        Event::Checkpoint(match verdict {
+            Verdict::Accepted => Fate::Taken,
+            Verdict::Refused(trouble) => {
+                self.give_up(None, true);
+                Fate::Refused(self.shared.failure(&trouble))
+            }
+            Verdict::Failed(trouble) => {
+                let failure = trouble.map(|trouble| self.shared.failure(&trouble));
+                self.give_up(failure.clone(), false);
+                let message = format!("{}: the producer has ended", self.shared.place());
+                let ended = || Failure::new(AttemptError::Closed, message);
+                Fate::Failed(failure.unwrap_or_else(ended))
+            }
+        })
     }
 
     /// Returns the time between two checks of progress.
@@ -391,7 +414,13 @@ impl Link for KafkaLink {
         self.bytes += batch.bytes;
         // Sending fails only if the thread has ended. The link learns this from the end of the
         // reports.
-        jobs.send(batch).ok();
+        jobs.send(Job::Events(batch)).ok();
+    }
+
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        let Some(jobs) = &self.jobs else { return };
+        self.shared.metrics.bytes.increment(checkpoint.line().len() as u64);
+        jobs.send(Job::Checkpoint(checkpoint)).ok();
     }
 
     async fn event(&mut self) -> Event {

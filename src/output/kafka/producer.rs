@@ -26,6 +26,7 @@ use super::Settings;
 use crate::audit::scan;
 use crate::config;
 use crate::config::Compression;
+use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::files::StageError;
@@ -132,13 +133,19 @@ impl ProducerSettings {
     }
 }
 
+/// The work of a producer's thread.
+pub(super) enum Job {
+    Events(Batch),
+    Checkpoint(Checkpoint),
+}
+
 /// Runs as the thread of a producer. Looks for the topic and sends the result to `ready`. Then
 /// hands the batches from `queue` to librdkafka until `queue` is closed. The thread is not joined,
 /// because a call of librdkafka may hang; it owns nothing but its producer.
 pub(super) fn produce(
     shared: &ProducerSettings,
     reporter: Reporter,
-    queue: &mpsc::Receiver<Batch>,
+    queue: &mpsc::Receiver<Job>,
     ready: oneshot::Sender<Result<(), Trouble>>,
 ) {
     let producer: ThreadedProducer<Reporter> = match shared.producer().create_with_context(reporter)
@@ -165,16 +172,43 @@ pub(super) fn produce(
 fn send_all(
     shared: &ProducerSettings,
     producer: &ThreadedProducer<Reporter>,
-    queue: impl IntoIterator<Item = Batch>,
+    queue: impl IntoIterator<Item = Job>,
 ) {
     let mut goes_on = true;
-    for batch in queue {
-        if goes_on {
-            goes_on = send(shared, producer, &batch);
-        } else {
-            producer.context().tell(Report::Done(batch.claim, Verdict::Failed(None)));
+    for job in queue {
+        match job {
+            Job::Events(batch) if goes_on => goes_on = send(shared, producer, &batch),
+            Job::Checkpoint(it) if goes_on => goes_on = send_checkpoint(shared, producer, &it),
+            Job::Events(Batch { claim, .. }) => {
+                producer.context().tell(Report::Done(Some(claim), Verdict::Failed(None)));
+            }
+            Job::Checkpoint(_) => {
+                producer.context().tell(Report::Done(None, Verdict::Failed(None)));
+            }
         }
     }
+}
+
+/// Hands a checkpoint of the evidence to librdkafka, as a message whose key is the origin: all
+/// checkpoints are in one partition, and a compacted topic keeps the newest one. Returns `false` if
+/// librdkafka does not take the message.
+fn send_checkpoint(
+    shared: &ProducerSettings,
+    producer: &ThreadedProducer<Reporter>,
+    checkpoint: &Checkpoint,
+) -> bool {
+    let sent =
+        SentClaim { claim: None, left: AtomicU64::new(1), verdict: Mutex::new(Verdict::Accepted) };
+    let sent = Arc::new(sent);
+    let line = checkpoint.line();
+    let record: BaseRecord<'_, [u8], [u8], Arc<SentClaim>> =
+        BaseRecord::with_opaque_to(shared.cluster.topic(), Arc::clone(&sent))
+            .payload(line.strip_suffix(b"\n").unwrap_or(line))
+            .key(checkpoint.origin());
+    let Err((error, _)) = producer.send(record) else { return true };
+    sent.note(Verdict::of(&error, line.len()));
+    producer.context().finish(&sent, 1);
+    false
 }
 
 /// Hands the messages of a batch to librdkafka. Returns `true` if librdkafka takes all of them. If
@@ -182,7 +216,7 @@ fn send_all(
 /// so that the batch gets its result; then returns `false`.
 fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch: &Batch) -> bool {
     let sent = Arc::new(SentClaim {
-        claim: batch.claim,
+        claim: Some(batch.claim),
         left: AtomicU64::new(batch.events),
         verdict: Mutex::new(Verdict::Accepted),
     });
@@ -263,7 +297,8 @@ impl Verdict {
 /// A claim (the events of one batch) whose messages were handed to librdkafka. All messages of the
 /// claim share this value.
 pub(super) struct SentClaim {
-    claim: Claim,
+    /// `None`: a checkpoint of the evidence.
+    claim: Option<Claim>,
     /// The number of messages of the claim for which no delivery report has come yet.
     left: AtomicU64,
     verdict: Mutex<Verdict>,
@@ -290,8 +325,8 @@ impl SentClaim {
 #[derive(Debug)]
 pub(super) enum Report {
     /// Every message of the claim (the events of one batch) has its delivery report. The second
-    /// value is the result for the claim.
-    Done(Claim, Verdict),
+    /// value is the result for the claim. A checkpoint has no claim.
+    Done(Option<Claim>, Verdict),
     /// librdkafka has met an error. If `fatal` is `false`, librdkafka goes on trying; if it is
     /// `true`, this producer can't send any more.
     Trouble { trouble: Trouble, fatal: bool },
@@ -400,11 +435,13 @@ mod tests {
         // are sent get no verdict.
         let batches =
             [batch(0, &[10, 10]), batch(2, &[2000, 10]), batch(4, &[10]), batch(5, &[10])];
-        send_all(&shared, &producer, batches);
+        send_all(&shared, &producer, batches.map(Job::Events));
         let mut verdicts = Vec::new();
         while verdicts.len() < 3 {
             match reported.try_recv() {
-                Ok(Report::Done(claim, verdict)) => verdicts.push((claim.start.get(), verdict)),
+                Ok(Report::Done(claim, verdict)) => {
+                    verdicts.push((claim.unwrap().start.get(), verdict));
+                }
                 // librdkafka reports that the broker can't be reached.
                 Ok(Report::Trouble { .. }) => {}
                 Err(error) => panic!("{error}, batches behind it were sent: {verdicts:?}"),

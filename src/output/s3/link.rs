@@ -16,12 +16,14 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use std::time::SystemTime;
 
 use tokio::task::JoinError;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::bucket::Bucket;
+use super::object;
 use super::object::Ended;
 use super::object::Object;
 use super::object::Packed;
@@ -29,6 +31,8 @@ use super::object::cut;
 use super::plan::Place;
 use super::plan::Plan;
 use super::plan::Range;
+use crate::delivery::checkpoints::Checkpoint;
+use crate::delivery::checkpoints::Fate;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::Begin;
 use crate::delivery::link::CLOSE_TIME;
@@ -42,6 +46,7 @@ use crate::output::http::transfers::Transferred;
 use crate::output::http::transfers::Transfers;
 use crate::queue::Batch;
 use crate::queue::Claim;
+use crate::queue::Position;
 use crate::queue::Take;
 use crate::telemetry::AttemptError;
 
@@ -79,6 +84,9 @@ const SMALL_BYTES: u64 = 64 * 1024;
 /// A failure that sends events of an object back to the queue.
 const INCOMPLETE: &str = "the relay ends before all events of an object that may be stored already \
                           have come: they stay in the queue";
+
+/// The claim of an object without events. A server that has the object says nothing about events.
+const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };
 
 /// The limits of an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,10 +141,15 @@ impl Step {
     }
 }
 
-/// The link. It holds at most two objects: one that is collected, and one that is stored.
+/// The link. It holds at most two objects: one that is collected, and one that is stored. A
+/// checkpoint of the evidence is an object of its own, which is stored beside them.
 pub(super) struct S3Link {
     bucket: Arc<Bucket>,
     transfers: Transfers,
+    /// The sender of objects with a checkpoint.
+    beside: Transfers,
+    /// The object with a checkpoint that is being stored.
+    checkpoint: Option<Pin<Box<dyn Future<Output = Transferred> + Send>>>,
     limits: Limits,
     begin: Begin,
     plan: Plan,
@@ -155,7 +168,7 @@ pub(super) struct S3Link {
 impl S3Link {
     pub(super) fn new(
         bucket: Arc<Bucket>,
-        transfers: Transfers,
+        (transfers, beside): (Transfers, Transfers),
         limits: Limits,
         begin: Begin,
         plan: Plan,
@@ -163,6 +176,8 @@ impl S3Link {
         Self {
             bucket,
             transfers,
+            beside,
+            checkpoint: None,
             limits,
             begin,
             plan,
@@ -375,6 +390,16 @@ async fn step_of(storing: &mut Option<Storing>) -> Done {
     }
 }
 
+/// Waits for the end of a request that is under way; for ever if there is none.
+async fn request_of(
+    request: &mut Option<Pin<Box<dyn Future<Output = Transferred> + Send>>>,
+) -> Transferred {
+    match request {
+        Some(request) => request.await,
+        None => std::future::pending().await,
+    }
+}
+
 impl Link for S3Link {
     fn room(&self) -> Option<Take> {
         let is_resting = self.rests_until.is_some_and(|until| until > Instant::now());
@@ -400,6 +425,27 @@ impl Link for S3Link {
         let rests = is_small && !self.is_ending();
         self.rests_until = rests.then(|| Instant::now() + REST);
         self.pack(batch);
+    }
+
+    /// A checkpoint waits for no object.
+    fn takes_checkpoint(&self) -> bool {
+        self.checkpoint.is_none()
+    }
+
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        let (compression, relay) = (self.bucket.compression(), self.begin.queue);
+        match object::of_checkpoint(&checkpoint, compression, relay, SystemTime::now()) {
+            Ok(Ended { name, body, body_sha256 }) => {
+                let sent = Sent::whole_batches(NO_EVENTS, 0);
+                let head = self.bucket.put(&name, body_sha256);
+                self.checkpoint = Some(self.beside.begin(head, body, sent));
+            }
+            Err(error) => {
+                let what = format!("cannot compress a checkpoint: {error}");
+                let failure = Failure::new(AttemptError::Protocol, what);
+                self.reports.push_back(Event::Checkpoint(Fate::Failed(failure)));
+            }
+        }
     }
 
     async fn event(&mut self) -> Event {
@@ -428,6 +474,15 @@ impl Link for S3Link {
                         return Event::Gone(Some(failure));
                     }
                 }
+                transferred = request_of(&mut self.checkpoint) => {
+                    self.checkpoint = None;
+                    let (_, outcome) = self.beside.end(transferred);
+                    return Event::Checkpoint(match outcome {
+                        Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => Fate::Taken,
+                        Outcome::Refused(failure) => Fate::Refused(failure),
+                        Outcome::Failed(failure) => Fate::Failed(failure),
+                    });
+                }
                 () = at(self.rests_until), if self.rests_until.is_some() => {
                     self.rests_until = None;
                     self.reports.push_back(Event::Room);
@@ -444,6 +499,7 @@ impl Link for S3Link {
     }
 
     async fn close(self) {
+        drop((self.checkpoint, self.beside));
         // A thread that compresses or saves ends by itself. Nobody else may save meanwhile.
         let packed = async {
             if let Some(task) = self.packing {

@@ -3,6 +3,7 @@
 use std::io;
 use std::io::Write as _;
 use std::time::Duration;
+use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
@@ -12,7 +13,9 @@ use tokio::time::Instant;
 
 use super::plan::Range;
 use super::signature::hex;
+use super::signature::sha256;
 use crate::config::Compression;
+use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::rfc3339::rfc3339;
 use crate::queue::Batch;
 use crate::queue::Claim;
@@ -83,16 +86,6 @@ impl Object {
         until: Option<Position>,
         is_planned: bool,
     ) -> io::Result<Self> {
-        let packer = match compression {
-            Compression::None => Packer::None(Vec::new()),
-            Compression::Gzip => {
-                Packer::Gzip(Box::new(GzEncoder::new(Vec::new(), flate2::Compression::default())))
-            }
-            Compression::Zstd => {
-                let level = zstd::DEFAULT_COMPRESSION_LEVEL;
-                Packer::Zstd(Box::new(zstd::stream::write::Encoder::new(Vec::new(), level)?))
-            }
-        };
         Ok(Self {
             packed: Vec::new(),
             bytes: 0,
@@ -103,7 +96,7 @@ impl Object {
             first: None,
             last: Position::START,
             hash: digest::Context::new(&digest::SHA256),
-            packer,
+            packer: Packer::new(compression)?,
         })
     }
 
@@ -121,12 +114,7 @@ impl Object {
         self.packed.push(Packed { claim: batch.claim, events: batch.events });
         for piece in batch.pieces {
             self.hash.update(&piece);
-            match &mut self.packer {
-                // The piece may be a small part of a large buffer, which would stay in memory.
-                Packer::None(pieces) => pieces.push(Bytes::copy_from_slice(&piece)),
-                Packer::Gzip(encoder) => encoder.write_all(&piece)?,
-                Packer::Zstd(encoder) => encoder.write_all(&piece)?,
-            }
+            self.packer.add(&piece)?;
         }
         Ok(())
     }
@@ -156,20 +144,72 @@ impl Object {
     /// The compressor failed.
     pub(super) fn end(self, relay: Identity) -> io::Result<Ended> {
         let (first, received) = self.first.unwrap_or((Position::START, 0));
-        let time = rfc3339(UNIX_EPOCH + Duration::from_millis(received));
-        let slashes = |c| if matches!(c, '-' | 'T') { '/' } else { c };
-        let hour: String = time.chars().take("yyyy-mm-ddThh".len()).map(slashes).collect();
+        let hour = hour_of(UNIX_EPOCH + Duration::from_millis(received));
         let hash: String = hex(self.hash.finish().as_ref()).chars().take(HASH_DIGITS).collect();
-        let (body, extension) = match self.packer {
-            Packer::None(pieces) => (pieces, "jsonl"),
-            Packer::Gzip(encoder) => (vec![Bytes::from(encoder.finish()?)], "jsonl.gz"),
-            Packer::Zstd(encoder) => (vec![Bytes::from(encoder.finish()?)], "jsonl.zst"),
+        let (first, last) = (first.get(), self.last.get());
+        self.packer.end(&format!("{hour}/{relay}-{first}-{last}-{hash}"))
+    }
+}
+
+/// Returns the beginning of the name of an object of this time: `2026/11/22/08`.
+fn hour_of(time: SystemTime) -> String {
+    let slashes = |c| if matches!(c, '-' | 'T') { '/' } else { c };
+    rfc3339(time).chars().take("yyyy-mm-ddThh".len()).map(slashes).collect()
+}
+
+/// Makes an object that holds a checkpoint of the evidence and no event. `relay` is the identity of
+/// the queue, and `time` is now.
+///
+/// # Errors
+///
+/// The compressor failed.
+pub(super) fn of_checkpoint(
+    checkpoint: &Checkpoint,
+    compression: Compression,
+    relay: Identity,
+    time: SystemTime,
+) -> io::Result<Ended> {
+    let mut packer = Packer::new(compression)?;
+    packer.add(checkpoint.line())?;
+    let hash: String = sha256(checkpoint.line()).chars().take(HASH_DIGITS).collect();
+    packer.end(&format!("{}/{relay}-checkpoint-{hash}", hour_of(time)))
+}
+
+impl Packer {
+    fn new(compression: Compression) -> io::Result<Self> {
+        Ok(match compression {
+            Compression::None => Self::None(Vec::new()),
+            Compression::Gzip => {
+                Self::Gzip(Box::new(GzEncoder::new(Vec::new(), flate2::Compression::default())))
+            }
+            Compression::Zstd => {
+                let level = zstd::DEFAULT_COMPRESSION_LEVEL;
+                Self::Zstd(Box::new(zstd::stream::write::Encoder::new(Vec::new(), level)?))
+            }
+        })
+    }
+
+    fn add(&mut self, lines: &[u8]) -> io::Result<()> {
+        match self {
+            // The lines may be a small part of a large buffer, which would stay in memory.
+            Self::None(pieces) => pieces.push(Bytes::copy_from_slice(lines)),
+            Self::Gzip(encoder) => encoder.write_all(lines)?,
+            Self::Zstd(encoder) => encoder.write_all(lines)?,
+        }
+        Ok(())
+    }
+
+    /// Ends the object. `name` is its name without the extension.
+    fn end(self, name: &str) -> io::Result<Ended> {
+        let (body, extension) = match self {
+            Self::None(pieces) => (pieces, "jsonl"),
+            Self::Gzip(encoder) => (vec![Bytes::from(encoder.finish()?)], "jsonl.gz"),
+            Self::Zstd(encoder) => (vec![Bytes::from(encoder.finish()?)], "jsonl.zst"),
         };
         let mut context = digest::Context::new(&digest::SHA256);
         body.iter().for_each(|piece| context.update(piece));
-        let (first, last) = (first.get(), self.last.get());
-        let name = format!("{hour}/{relay}-{first}-{last}-{hash}.{extension}");
-        Ok(Ended { name, body, body_sha256: hex(context.finish().as_ref()) })
+        let body_sha256 = hex(context.finish().as_ref());
+        Ok(Ended { name: format!("{name}.{extension}"), body, body_sha256 })
     }
 }
 
@@ -288,7 +328,7 @@ mod tests {
         let start = format!("1970/01/01/00/{relay}-0-19-");
         let hash = whole.name.strip_prefix(&start).unwrap().strip_suffix(".jsonl").unwrap();
         let lines = batch(&[0, 1, 5, 6, 7, 8, 12, 19]).pieces.concat();
-        assert!(super::super::signature::sha256(&lines).starts_with(hash) && hash.len() == 16);
+        assert!(sha256(&lines).starts_with(hash) && hash.len() == 16);
         assert_eq!((whole.body.concat(), parts.body.concat()), (lines.clone(), lines.clone()));
         let zstd = ended(Compression::Zstd, &[6]);
         assert_eq!(zstd.name, whole.name.clone() + ".zst");

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 
+use bytes::Bytes;
 use bytes::BytesMut;
 use tokio::time::Instant;
 
@@ -29,6 +30,7 @@ use super::connection::Wire;
 use super::session;
 use super::session::READ_BYTES;
 use super::session::Session;
+use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::endpoints::Attempt;
 use crate::delivery::endpoints::Endpoints;
 use crate::delivery::endpoints::Probed;
@@ -191,8 +193,8 @@ pub(in crate::output) struct AcknowledgedLink<P> {
     /// Bytes that were read from the consumer, and are only the beginning of an answer so far.
     unread: BytesMut,
     /// The batch that is being encoded: its claim (the range of its events), and the future that
-    /// returns its frames. `None` if no batch is being encoded.
-    encoding: Option<(Claim, Encoding)>,
+    /// returns its frames. A checkpoint has no claim. `None` if no batch is being encoded.
+    encoding: Option<(Option<Claim>, Encoding)>,
     in_flight: InFlight,
     /// The number of events that were sent on this connection.
     sent: u64,
@@ -226,7 +228,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
 
     /// Notes that the connection has broken. Returns the event that ends the link.
     fn broken(&mut self, failure: Failure) -> Event {
-        if !self.in_flight.is_empty() {
+        if self.in_flight.has_events() {
             self.window.broke_after(self.sent);
         }
         self.session.broken(failure)
@@ -341,9 +343,11 @@ impl<P: Protocol> AcknowledgedLink<P> {
         let Poll::Ready(encoded) = encoding.as_mut().poll(cx) else { return };
         let claim = *claim;
         self.encoding = None;
-        match encoded {
-            Err(what) => self.session.refuse(claim, what),
-            Ok(frames) => self.begin(claim, frames),
+        match (claim, encoded) {
+            (Some(claim), Ok(frames)) => self.begin(claim, frames),
+            (Some(claim), Err(what)) => self.session.refuse(claim, what),
+            (None, Ok(frames)) => self.begin_checkpoint(frames),
+            (None, Err(what)) => self.session.refuse_checkpoint(what),
         }
     }
 
@@ -352,11 +356,25 @@ impl<P: Protocol> AcknowledgedLink<P> {
     fn begin(&mut self, claim: Claim, frames: Frames) {
         let events = frames.events();
         self.in_flight.add(claim, &frames.runs, frames.rejected, &mut self.session.ready);
+        self.sent += events;
+        self.write(events, frames.bytes);
+    }
+
+    /// Adds a checkpoint to what waits for answers, and begins to write its frame.
+    fn begin_checkpoint(&mut self, frames: Frames) {
+        if frames.events() == 0 {
+            return self.session.refuse_checkpoint("it is too long".to_owned());
+        }
+        self.in_flight.add_checkpoint();
+        self.write(1, frames.bytes);
+    }
+
+    /// Begins to write frames that hold this number of events.
+    fn write(&mut self, events: u64, bytes: Bytes) {
         if events > 0 {
             self.session.progress = Instant::now();
-            self.sent += events;
             self.protocol.sent(events);
-            self.session.write([frames.bytes].into());
+            self.session.write([bytes].into());
         }
     }
 
@@ -436,7 +454,12 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
 
     fn send(&mut self, batch: Batch) {
         self.session.used(Instant::now());
-        self.encoding = Some((batch.claim, self.protocol.encode(batch)));
+        self.encoding = Some((Some(batch.claim), self.protocol.encode(batch)));
+    }
+
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.session.used(Instant::now());
+        self.encoding = Some((None, self.protocol.encode(checkpoint.batch())));
     }
 
     async fn event(&mut self) -> Event {

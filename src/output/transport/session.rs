@@ -26,6 +26,7 @@ use tokio::time::Sleep;
 
 use super::connection::Dialer;
 use super::connection::Wire;
+use crate::delivery::checkpoints::Fate;
 use crate::delivery::endpoints::Attempt;
 use crate::delivery::endpoints::Endpoints;
 use crate::delivery::failure::Failure;
@@ -197,6 +198,13 @@ impl Session {
     pub(super) fn refuse(&mut self, claim: Claim, what: String) {
         let failure = Failure::new(AttemptError::Protocol, what);
         self.ready.push_back(Event::Refused(claim, failure));
+    }
+
+    /// Reports to the delivery loop that the checkpoint can't be sent in this protocol. `what` is
+    /// the reason.
+    pub(super) fn refuse_checkpoint(&mut self, what: String) {
+        let failure = Failure::new(AttemptError::Protocol, what);
+        self.ready.push_back(Event::Checkpoint(Fate::Refused(failure)));
     }
 
     /// Returns a failure of this connection. Its message names the address, and then says `what`.

@@ -32,9 +32,12 @@ mod pace;
 use super::connection::Dialer;
 use super::connection::Wire;
 use super::encode::Encode;
+use super::encode::Encoded;
 use super::session;
 use super::session::READ_BYTES;
 use super::session::Session;
+use crate::delivery::checkpoints::Checkpoint;
+use crate::delivery::checkpoints::Fate;
 use crate::delivery::endpoints::Attempt;
 use crate::delivery::endpoints::Endpoints;
 use crate::delivery::endpoints::Probed;
@@ -148,7 +151,8 @@ fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
 
 /// A batch that is completely written to the connection and does not count as delivered yet.
 struct SentBatch {
-    claim: Claim,
+    /// `None`: a checkpoint of the evidence, which is a line and no event.
+    claim: Option<Claim>,
     /// The events of the batch that can't be sent and are given up, one line each.
     rejected: Vec<Bytes>,
     /// The number of bytes that were written to the socket, from the beginning of the connection to
@@ -160,7 +164,8 @@ struct SentBatch {
 
 /// The batch that is being written, or that waits to be written.
 struct Writing {
-    claim: Claim,
+    /// `None`: a checkpoint of the evidence, which is a line and no event.
+    claim: Option<Claim>,
     /// The events of the batch that can't be sent and are given up, one line each.
     rejected: Vec<Bytes>,
     /// The length of the encoded batch in bytes, before TLS.
@@ -239,6 +244,25 @@ impl<E: Encode> StreamLink<E> {
             rejected_bytes: 0,
             samples: Samples { kept: VecDeque::new(), next: Instant::now(), acknowledged },
         }
+    }
+
+    /// Returns a batch as bytes of the protocol, and notes that the connection is used.
+    fn encode(&mut self, batch: Batch) -> Result<Encoded, String> {
+        let now = Instant::now();
+        if self.is_idle() {
+            (self.session.progress, self.samples.next) = (now, now);
+        }
+        self.session.used(now);
+        self.encode.encode(batch)
+    }
+
+    /// Takes an encoded batch, which is written as soon as [`Pace`] lets it. `claim` is `None` for
+    /// a checkpoint.
+    fn begin(&mut self, claim: Option<Claim>, encoded: Encoded) {
+        let bytes = length(&encoded.pieces);
+        let (rejected, held_back) = (encoded.rejected, Some(encoded.pieces.into()));
+        self.rejected_bytes += length(&rejected);
+        self.writing = Some(Writing { claim, rejected, bytes, held_back });
     }
 
     /// Returns `true` if no batch waits to be written, to become final or to be reported. The
@@ -378,8 +402,10 @@ impl<E: Encode> StreamLink<E> {
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
             (bytes, any) = (bytes + sent.bytes, true);
             self.rejected_bytes -= length(&sent.rejected);
-            let accepted = Event::Accepted { claim: sent.claim, rejected: sent.rejected };
-            self.session.ready.push_back(accepted);
+            self.session.ready.push_back(match sent.claim {
+                Some(claim) => Event::Accepted { claim, rejected: sent.rejected },
+                None => Event::Checkpoint(Fate::Taken),
+            });
         }
         if any {
             self.session.succeeded();
@@ -442,24 +468,22 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
 
     fn send(&mut self, batch: Batch) {
         let claim = batch.claim;
-        let now = Instant::now();
-        if self.is_idle() {
-            (self.session.progress, self.samples.next) = (now, now);
-        }
-        self.session.used(now);
-        match self.encode.encode(batch) {
+        match self.encode(batch) {
             Err(what) => self.session.refuse(claim, what),
             // Every event was given up and nothing is on the wire, so the claim is final at once.
             Ok(encoded) if encoded.pieces.is_empty() && self.sent.is_empty() => {
                 let accepted = Event::Accepted { claim, rejected: encoded.rejected };
                 self.session.ready.push_back(accepted);
             }
-            Ok(encoded) => {
-                let bytes = length(&encoded.pieces);
-                let (rejected, held_back) = (encoded.rejected, Some(encoded.pieces.into()));
-                self.rejected_bytes += length(&rejected);
-                self.writing = Some(Writing { claim, rejected, bytes, held_back });
-            }
+            Ok(encoded) => self.begin(Some(claim), encoded),
+        }
+    }
+
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        match self.encode(checkpoint.batch()) {
+            Ok(encoded) if encoded.rejected.is_empty() => self.begin(None, encoded),
+            Ok(_) => self.session.refuse_checkpoint("it is too long".to_owned()),
+            Err(what) => self.session.refuse_checkpoint(what),
         }
     }
 

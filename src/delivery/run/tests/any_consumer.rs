@@ -74,6 +74,8 @@ struct Case {
     /// The seed of the [`Clerk`] that answers dead letters; `None` if they are not kept.
     desk: Option<u64>,
     max_elapsed_ms: Option<u64>,
+    /// `true` if the output sends checkpoints beside the events.
+    checkpoints: bool,
 }
 
 fn mood() -> impl Strategy<Value = Mood> {
@@ -112,12 +114,13 @@ prop_compose! {
         desk in prop::option::of(any::<u64>()),
         max_elapsed_ms in prop::option::weighted(0.3, 1_u64..200_000),
         replaced in prop::collection::vec(0_u64..900_000, 0..8),
+        checkpoints in any::<bool>(),
     ) -> Case {
         let window = if ordered { 1 } else { window };
         let mut replaced = replaced;
         replaced.sort_unstable();
         Case {
-            batches, sifts, answers, moods, window, ordered, latency_ms, shuffle, drop_oldest, replaced, desk, max_elapsed_ms,
+            batches, sifts, answers, moods, window, ordered, latency_ms, shuffle, drop_oldest, replaced, desk, max_elapsed_ms, checkpoints,
         }
     }
 }
@@ -212,6 +215,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
         away: Duration::ZERO,
         replaced: case.replaced.iter().map(|at| Duration::from_millis(*at)).collect(),
         sifts: case.sifts,
+        checkpoints: case.checkpoints,
     };
     let started = Instant::now();
     let lengths = case.moods.iter().map(|(_, length)| Duration::from_millis(*length));

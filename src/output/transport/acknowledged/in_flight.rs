@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
+use crate::delivery::checkpoints::Fate;
 use crate::delivery::link::Event;
 use crate::queue::Claim;
 
@@ -19,7 +20,8 @@ pub(super) struct InFlight(VecDeque<SentPart>);
 /// A claim (a range of events) that was sent, or a part of one.
 #[derive(Debug)]
 struct SentPart {
-    claim: Claim,
+    /// `None`: a checkpoint of the evidence, for which the consumer answers once.
+    claim: Option<Claim>,
     /// The number of events of this part that the consumer has not acknowledged yet.
     awaited: u64,
     /// The events of this part that can't be sent and are given up, one line each.
@@ -31,7 +33,18 @@ impl InFlight {
         self.0.is_empty()
     }
 
-    /// Returns the number of events that the consumer has yet to acknowledge.
+    /// Returns `true` if there is more than a checkpoint.
+    pub(super) fn has_events(&self) -> bool {
+        self.0.iter().any(|part| part.claim.is_some())
+    }
+
+    /// Adds a checkpoint that is sent now.
+    pub(super) fn add_checkpoint(&mut self) {
+        self.0.push_back(SentPart { claim: None, awaited: 1, rejected: Vec::new() });
+    }
+
+    /// Returns the number of events that the consumer has yet to acknowledge. A checkpoint counts
+    /// as one.
     pub(super) fn events(&self) -> u64 {
         self.0.iter().map(|sent| sent.awaited).sum()
     }
@@ -59,7 +72,8 @@ impl InFlight {
         if events == claim.end - claim.start {
             let (mut start, mut rejected) = (claim.start, rejected.into_iter());
             for (events, sent) in runs {
-                let claim = Claim { start, end: start + *events };
+                let end = start + *events;
+                let claim = Some(Claim { start, end });
                 let count = usize::try_from(*events).unwrap_or(usize::MAX);
                 self.0.push_back(match sent {
                     true => SentPart { claim, awaited: *events, rejected: Vec::new() },
@@ -68,11 +82,11 @@ impl InFlight {
                         SentPart { claim, awaited: 0, rejected }
                     }
                 });
-                start = claim.end;
+                start = end;
             }
         } else {
             let awaited = events - rejected.len() as u64;
-            self.0.push_back(SentPart { claim, awaited, rejected });
+            self.0.push_back(SentPart { claim: Some(claim), awaited, rejected });
         }
         self.acknowledge(0, told);
     }
@@ -86,13 +100,18 @@ impl InFlight {
             self.0.pop_front_if(|first| first.awaited <= events)
         {
             events -= awaited;
-            told.push_back(Event::Accepted { claim, rejected });
+            told.push_back(match claim {
+                Some(claim) => Event::Accepted { claim, rejected },
+                None => Event::Checkpoint(Fate::Taken),
+            });
         }
         let Some(first) = self.0.front_mut() else { return events };
-        let claim = first.claim;
-        if events > 0 && first.awaited == claim.end - claim.start {
-            first.claim.start += events;
-            let front = Claim { end: first.claim.start, ..claim };
+        if let Some(claim) = &mut first.claim
+            && events > 0
+            && first.awaited == claim.end - claim.start
+        {
+            let front = Claim { end: claim.start + events, ..*claim };
+            claim.start = front.end;
             told.push_back(Event::Accepted { claim: front, rejected: Vec::new() });
         }
         first.awaited -= events;
@@ -160,6 +179,26 @@ mod tests {
         add(&mut in_flight, Claim::of(7, 9), "xx", &mut events);
         assert_eq!(told(&mut events), [(7, 9, 2)]);
         assert!(in_flight.is_empty());
+    }
+
+    #[test]
+    fn a_checkpoint_is_answered_between_events_and_is_none() {
+        let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
+        in_flight.add_checkpoint();
+        assert_eq!((in_flight.is_empty(), in_flight.has_events()), (false, false));
+        add(&mut in_flight, Claim::of(0, 3), "sss", &mut events);
+        in_flight.add_checkpoint();
+        add(&mut in_flight, Claim::of(3, 5), "ss", &mut events);
+        assert_eq!((in_flight.events(), in_flight.has_events()), (7, true));
+        assert_eq!(in_flight.acknowledge(3, &mut events), 0);
+        assert!(matches!(events.pop_front(), Some(Event::Checkpoint(Fate::Taken))));
+        assert_eq!(told(&mut events), [(0, 2, 0)]);
+        assert_eq!(in_flight.acknowledge(3, &mut events), 0);
+        assert_eq!(events.len(), 3);
+        assert!(matches!(events.remove(1), Some(Event::Checkpoint(Fate::Taken))));
+        assert_eq!(told(&mut events), [(2, 3, 0), (3, 4, 0)]);
+        assert_eq!(in_flight.acknowledge(1, &mut events), 0);
+        assert_eq!(told(&mut events), [(4, 5, 0)]);
     }
 
     #[test]
