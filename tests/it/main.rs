@@ -79,6 +79,7 @@ mod outputs {
 
 /// The log that proves which events came in.
 mod evidence {
+    mod checkpoints;
     mod crashes;
     mod recorded;
     mod tampered;
