@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use super::entry::now;
+use super::layout::DIRECTORY;
 use super::layout::LINES;
 use super::layout::LineFile;
 use super::layout::path;
@@ -162,6 +164,20 @@ impl Hashes {
 
     fn file_bytes(&self) -> u64 {
         (self.max_bytes / FILES).clamp(FILE_BYTES.0, FILE_BYTES.1)
+    }
+}
+
+/// Renames the directory of line hashes, because they are those of other events than the queue has.
+///
+/// # Errors
+///
+/// The disk refuses.
+pub(super) fn keep_aside(disk: &dyn Disk) -> io::Result<()> {
+    let directory = path_of_lines();
+    match disk.rename(&directory, &format!("{directory}-until-{}", now())) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => disk.sync_directory(DIRECTORY),
     }
 }
 

@@ -4,10 +4,12 @@
 //! A line that has no hash yet, or whose hash was deleted, is taken as it is. `evidence verify`
 //! names such lines as unknown.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -34,6 +36,12 @@ use crate::tlog::merkle::Hash;
 /// there is one for each second at least.
 const INDEXED_MAX: usize = 2;
 
+/// The recorder opens the log within this time as a rule. Until then, lines from files wait.
+const OPENS_WITHIN: Duration = Duration::from_secs(10);
+
+/// The positions of changed events that are remembered, at most.
+const TOLD_MAX: usize = 1 << 16;
+
 /// After a log line about changed events, the next one comes this much later at the earliest.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -42,8 +50,19 @@ pub(crate) struct Originals {
     disk: Arc<dyn Disk>,
     metrics: EvidenceMetrics,
     indexed: Mutex<Vec<Indexed>>,
-    /// The time of the last log line about changed events.
-    told: Mutex<Option<Instant>>,
+    told: Mutex<Told>,
+    /// `true`: lines are compared. `None`: the recorder has not opened the log yet.
+    compares: Mutex<Option<bool>>,
+    decided: Condvar,
+}
+
+/// The changed events that were reported.
+#[derive(Default)]
+struct Told {
+    /// The time of the last log line about them.
+    at: Option<Instant>,
+    /// Their positions. Each output reads an event by itself, and may read it again.
+    positions: HashSet<Position>,
 }
 
 /// The places of the records in a file of line hashes.
@@ -63,7 +82,29 @@ impl fmt::Debug for Originals {
 
 impl Originals {
     pub(crate) fn new(disk: Arc<dyn Disk>, metrics: EvidenceMetrics) -> Self {
-        Self { disk, metrics, indexed: Mutex::default(), told: Mutex::default() }
+        Self {
+            disk,
+            metrics,
+            indexed: Mutex::default(),
+            told: Mutex::default(),
+            compares: Mutex::default(),
+            decided: Condvar::new(),
+        }
+    }
+
+    /// The recorder has opened the log, or has failed to: lines are compared from now on, or not.
+    /// If nothing is recorded any more, the hashes may be those of other events.
+    pub(super) fn decide(&self, compares: bool) {
+        *self.compares.lock().unwrap_or_else(PoisonError::into_inner) = Some(compares);
+        self.decided.notify_all();
+    }
+
+    /// Returns `true` if lines are compared. Waits until the log is open, but not for long.
+    fn compares(&self) -> bool {
+        let compares = self.compares.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.decided.wait_timeout_while(compares, OPENS_WITHIN, |it| it.is_none());
+        let (mut compares, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        *compares.get_or_insert(false)
     }
 
     /// Returns the ranges of line hashes that have one of these positions. After a crash there may
@@ -124,12 +165,16 @@ impl Originals {
     /// Reports lines that were changed.
     fn tell(&self, changed: &[Position]) {
         let Some(first) = changed.first() else { return };
-        changed.iter().for_each(|_| self.metrics.failed(EvidenceError::Tampered));
         let is_due = {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_due = told.is_none_or(|at| at.elapsed() >= QUIET);
+            if told.positions.len() >= TOLD_MAX {
+                told.positions.clear();
+            }
+            let new = changed.iter().filter(|position| told.positions.insert(**position)).count();
+            (0..new).for_each(|_| self.metrics.failed(EvidenceError::Tampered));
+            let is_due = new > 0 && told.at.is_none_or(|at| at.elapsed() >= QUIET);
             if is_due {
-                *told = Some(Instant::now());
+                told.at = Some(Instant::now());
             }
             is_due
         };
@@ -146,6 +191,9 @@ impl Originals {
 
 impl queue::Originals for Originals {
     fn changed(&self, first: Position, text: &[u8]) -> Vec<Position> {
+        if !self.compares() {
+            return Vec::new();
+        }
         let events = memchr::memchr_iter(b'\n', text).count() as u64;
         let positions = first.get()..first.get() + events;
         let known = match self.ranges(&positions) {
@@ -222,6 +270,7 @@ mod tests {
         let mut rng = fastrand::Rng::with_seed(seed);
         let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
         let originals = Originals::new(Arc::clone(&disk), Telemetry::new().evidence());
+        originals.decide(true);
         assert!(originals.changed(Position::new(5), &text(5..9)).is_empty());
         let mut hashes = Hashes::open(Arc::clone(&disk), 1 << 20).expect("no fault is set");
         let mut next = 100;
@@ -253,6 +302,7 @@ mod tests {
     fn a_line_is_right_if_any_of_its_hashes_is() {
         let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
         let originals = Originals::new(Arc::clone(&disk), Telemetry::new().evidence());
+        originals.decide(true);
         let mut hashes = Hashes::open(disk, 1 << 20).expect("no fault is set");
         hashes.push(&range(0..10));
         let mut others = range(50..60);
@@ -263,5 +313,23 @@ mod tests {
         assert!(originals.changed(Position::new(5), &text(50..60)).is_empty());
         let wrong = originals.changed(Position::new(8), &text(80..84));
         assert_eq!(wrong, [8, 9, 10, 11].map(Position::new));
+    }
+
+    #[test]
+    fn nothing_is_compared_if_nothing_is_recorded() {
+        let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
+        let telemetry = Telemetry::new();
+        let originals = Originals::new(Arc::clone(&disk), telemetry.evidence());
+        let mut hashes = Hashes::open(disk, 1 << 20).expect("no fault is set");
+        hashes.push(&range(0..10));
+        hashes.commit().expect("no fault is set");
+        originals.decide(false);
+        assert!(originals.changed(Position::new(0), &text(50..60)).is_empty());
+        originals.decide(true);
+        for _ in 0..3 {
+            assert_eq!(originals.changed(Position::new(0), &text(50..60)).len(), 10);
+        }
+        let counted = telemetry.render();
+        assert!(counted.contains("evidence_errors_total{reason=\"tampered\"} 10\n"), "{counted}");
     }
 }

@@ -26,12 +26,15 @@ use super::entry::RANGE_MAX;
 use super::entry::Running;
 use super::entry::Started;
 use super::entry::now;
+use super::hashes;
 use super::hashes::Hashes;
 use super::lines::Range;
 use super::lines::SALT_BYTES;
 use super::lines::Salt;
+use super::originals::Originals;
 use super::outcome;
 use super::outcome::Made;
+use super::store;
 use super::store::Store;
 use super::witness::ANSWERS_WITHIN;
 use super::witness::Answered;
@@ -92,6 +95,8 @@ pub(crate) struct Setup {
     pub(crate) running: Running,
     /// The metrics of the evidence.
     pub(crate) metrics: EvidenceMetrics,
+    /// Compares the lines that outputs read from files.
+    pub(crate) originals: Arc<Originals>,
     /// The witnesses, and the metric of each.
     pub(crate) witnesses: Vec<(config::Witness, WitnessMetrics)>,
     /// Gets each signed checkpoint, for the outputs that send checkpoints.
@@ -315,6 +320,9 @@ impl Work {
         if let Some(times) = times {
             self.hear_until(times.cosigns).await;
         }
+        if self.is_rolled_back {
+            self.pass_over();
+        }
     }
 
     /// Asks the witnesses about the newest checkpoint, and waits for their answers until this time.
@@ -369,10 +377,10 @@ impl Work {
             return at;
         }
         let Some(log) = &self.files else { return Instant::now() + PAUSE };
-        let regular = self.checkpoint_at.min(self.heartbeat_at);
+        let signs_at = log.asks_until.unwrap_or(self.checkpoint_at);
         let witness = log.witnesses.again_at(log.store.signed());
-        let others = [self.commit_at, log.asks_until, witness];
-        others.into_iter().flatten().fold(regular, Instant::min)
+        let others = [self.commit_at, witness].into_iter().flatten();
+        others.fold(signs_at.min(self.heartbeat_at), Instant::min)
     }
 
     /// Does what is due.
@@ -396,7 +404,8 @@ impl Work {
         }
         self.end_of_questions();
         let is_full = self.files.as_ref().is_some_and(|log| log.store.is_full());
-        let signs = is_full || begun >= self.checkpoint_at;
+        let may_sign = self.files.as_ref().is_some_and(|log| log.asks_until.is_none());
+        let signs = may_sign && (is_full || begun >= self.checkpoint_at);
         if signs || self.taken >= COMMIT_BYTES || self.commit_at.is_some_and(|at| begun >= at) {
             self.write(signs);
         }
@@ -405,14 +414,16 @@ impl Work {
 
     /// Opens the files, and records the start.
     fn begin(&mut self) {
-        match self.open_files() {
+        // A mark that can't be read is tried again together with the log.
+        let Setup { disk, settings, .. } = &self.setup;
+        if let Ok(Some(why)) = store::rolled_back(&**disk, &settings.origin) {
+            return self.roll_back(&why);
+        }
+        let opened = self.open_files();
+        self.setup.originals.decide(opened.is_ok());
+        match opened {
             Ok(log) => {
                 let head = log.store.head();
-                match log.store.rolled_back() {
-                    Ok(None) => {}
-                    Ok(Some(why)) => return self.roll_back(&why),
-                    Err(error) => return self.failed(EvidenceError::Write, &error),
-                }
                 self.files = Some(log);
                 let previous = Previous { size: head.size, root: head.root };
                 let running = self.now(self.setup.running.clone());
@@ -431,8 +442,9 @@ impl Work {
     fn open_files(&self) -> io::Result<Log> {
         let Setup { settings, keys, disk, positions: (begin, end), .. } = &self.setup;
         let (witnesses, metrics) = (&self.setup.witnesses, &self.setup.metrics);
+        // If the mark can't be read, nothing may be recorded.
+        store::rolled_back(&**disk, &settings.origin)?;
         let store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
-        let hashes = Hashes::open(Arc::clone(disk), settings.max_bytes)?;
         let mut next = store.last_accepted()?.unwrap_or(begin.get());
         if next > end.get() {
             tracing::error!(
@@ -442,7 +454,10 @@ impl Work {
                  and positions are given twice"
             );
             next = end.get();
+            // The hashes are those of other events at the same positions.
+            hashes::keep_aside(&**disk)?;
         }
+        let hashes = Hashes::open(Arc::clone(disk), settings.max_bytes)?;
         let size = store.signed().size;
         let witnesses = Witnesses::new(witnesses, metrics, size).map_err(io::Error::other)?;
         let asks_until = (!witnesses.have_answered()).then(|| Instant::now() + ANSWERS_WITHIN);
@@ -451,12 +466,18 @@ impl Work {
 
     /// Asks the witnesses that have not cosigned the newest checkpoint.
     fn ask_witnesses(&mut self) {
-        let Some(Log { store, witnesses, .. }) = &mut self.files else { return };
+        let Some(Log { store, witnesses, asks_until, .. }) = &mut self.files else { return };
         if witnesses.is_empty() {
             return;
         }
         match Newest::of(store, &self.setup.keys) {
-            Ok(newest) => witnesses.ask(&newest, self.setup.settings.checkpoint_interval),
+            Ok(newest) => {
+                let pause = match asks_until {
+                    Some(_) => PAUSE,
+                    None => self.setup.settings.checkpoint_interval,
+                };
+                witnesses.ask(&newest, pause);
+            }
             Err(error) => self.failed(EvidenceError::Sign, &error),
         }
     }
@@ -466,7 +487,9 @@ impl Work {
         let Some(Log { store, witnesses, .. }) = &mut self.files else { return };
         let heard = Newest::of(store, &self.setup.keys).map(|it| witnesses.hear(answered, &it));
         let heard = heard.and_then(|heard| match heard {
-            Heard::Cosigned(Some(note)) => store.cosign(note).map(|()| None),
+            Heard::Cosigned(Some(note)) => {
+                store.cosign(note).inspect_err(|_| witnesses.ask_again()).map(|()| None)
+            }
             Heard::Contradiction(why) => Ok(Some(why)),
             Heard::Cosigned(None) | Heard::AskedAgain | Heard::Nothing => Ok(None),
         });
@@ -503,6 +526,7 @@ impl Work {
             "the evidence was set back, or another relay writes a log with its origin: nothing is \
              recorded and signed under this origin any more, events are forwarded without evidence"
         );
+        self.setup.originals.decide(false);
         self.is_rolled_back = true;
         (self.files, self.open, self.commit_at, self.again_at) = (None, None, None, None);
         self.late.clear();

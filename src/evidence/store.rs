@@ -409,16 +409,6 @@ impl Store {
         }
     }
 
-    /// Returns the reason if a witness has contradicted the log of this origin.
-    ///
-    /// # Errors
-    ///
-    /// The disk refuses.
-    pub(super) fn rolled_back(&self) -> io::Result<Option<String>> {
-        let Some(text) = read(&*self.disk, ROLLED_BACK, ROLLED_BACK_MAX)? else { return Ok(None) };
-        Ok(layout::rolled_back(&text, &self.origin))
-    }
-
     /// Keeps in a file that a witness has contradicted the log, so that no later start goes on with
     /// it.
     ///
@@ -465,6 +455,16 @@ impl Store {
     }
 }
 
+/// Returns the reason if a witness has contradicted the log of this origin.
+///
+/// # Errors
+///
+/// The disk refuses.
+pub(super) fn rolled_back(disk: &dyn Disk, origin: &str) -> io::Result<Option<String>> {
+    let text = read(disk, ROLLED_BACK, ROLLED_BACK_MAX)?;
+    Ok(text.and_then(|text| layout::rolled_back(&text, origin)))
+}
+
 /// Returns the position behind the events that an entry brings into the log; `None` if it brings
 /// none.
 fn end_of(entry: &[u8]) -> Option<u64> {
@@ -493,7 +493,17 @@ fn check_is_free(disk: &dyn Disk, origin: &str) -> io::Result<()> {
 /// Renames the directory of a log if the log is of another origin. The checkpoint must be that of
 /// the tiles beside it: one that was put there by mistake must not end the log.
 fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
-    let Some(note) = read(disk, &path(CHECKPOINT), NOTE_BYTES_MAX)? else { return Ok(()) };
+    let Some(note) = read(disk, &path(CHECKPOINT), NOTE_BYTES_MAX)? else {
+        // A witness may have contradicted the log of another origin before its first checkpoint.
+        let mark = read(disk, ROLLED_BACK, ROLLED_BACK_MAX)?.unwrap_or_default();
+        let of = String::from_utf8_lossy(&mark);
+        return match of.split_once('\n') {
+            Some((before, _)) if before != origin && has_log(disk)? => {
+                rename_aside(disk, before, origin)
+            }
+            _ => Ok(()),
+        };
+    };
     // A checkpoint that can't be read is reported when the log is opened.
     let Ok(Signed { checkpoint, .. }) = Signed::parse(&note) else { return Ok(()) };
     if checkpoint.origin == origin {
@@ -508,9 +518,19 @@ fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
             checkpoint.origin
         )));
     }
+    rename_aside(disk, &checkpoint.origin, origin)
+}
+
+/// Returns `true` if there is a directory of a log with a journal.
+fn has_log(disk: &dyn Disk) -> io::Result<bool> {
+    Ok(read(disk, JOURNAL_PATH, JOURNAL_BYTES_MAX)?.is_some())
+}
+
+/// Renames the directory of the log of the origin `before`.
+fn rename_aside(disk: &dyn Disk, before: &str, origin: &str) -> io::Result<()> {
     let aside = format!("{ASIDE}{}", now());
     tracing::warn!(
-        before = checkpoint.origin,
+        before,
         origin,
         aside,
         "evidence.origin has changed: a new log begins, and the old one is kept aside"

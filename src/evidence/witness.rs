@@ -13,6 +13,7 @@ use super::store::Store;
 use crate::ask::Answer;
 use crate::ask::Target;
 use crate::config;
+use crate::config::ClientTls;
 use crate::telemetry::EvidenceError;
 use crate::telemetry::EvidenceMetrics;
 use crate::telemetry::WitnessMetrics;
@@ -21,6 +22,7 @@ use crate::tlog::key::VerifierKey;
 use crate::tlog::merkle::Head;
 use crate::tlog::note::Note;
 use crate::tlog::note::Signed;
+use crate::tls;
 
 /// The time that a witness has for an answer.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
@@ -86,6 +88,8 @@ struct Question {
     /// The size of the checkpoint that the witness has, as far as the relay knows.
     old: u64,
     round: u8,
+    /// `true`: the witness has contradicted already. If it does so again, that counts.
+    is_doubted: bool,
 }
 
 struct Witness {
@@ -97,7 +101,7 @@ struct Witness {
     has: u64,
     /// `true`: a request is under way.
     is_asked: bool,
-    /// `true`: it has answered a request, or failed to.
+    /// `true`: it has answered a request, though perhaps with a refusal.
     has_answered: bool,
     /// The newest checkpoint that it has cosigned since the start.
     cosigned: Option<Head>,
@@ -120,8 +124,16 @@ impl Witnesses {
     ) -> Result<Self, String> {
         let all = settings.iter().map(|(config::Witness { url, key }, metrics)| {
             let target = Target::new(url);
+            let target = target.map_err(|what| format!("the URL of {} {what}", key.name()))?;
+            // The system's authorities are read once, on this thread. If that fails, each request
+            // tries again, and its error says so.
+            let client =
+                tls::Client::of_contents(&ClientTls::default(), &[b"http/1.1"], Vec::new());
+            let client = client.ok().filter(|_| target.is_https());
+            let with_tls = client
+                .and_then(|client| target.clone().with_credentials(client, Vec::new(), None).ok());
             Ok(Witness {
-                target: target.map_err(|what| format!("the URL of {} {what}", key.name()))?,
+                target: with_tls.unwrap_or(target),
                 key: key.clone(),
                 metrics: metrics.clone(),
                 errors: errors.clone(),
@@ -141,7 +153,7 @@ impl Witnesses {
         self.all.is_empty()
     }
 
-    /// Returns `true` if all witnesses have answered once, or failed to.
+    /// Returns `true` if all witnesses have answered once.
     pub(super) fn have_answered(&self) -> bool {
         self.all.iter().all(|witness| witness.has_answered)
     }
@@ -163,6 +175,11 @@ impl Witnesses {
         self.all.iter_mut().for_each(|witness| witness.again_at = Instant::now());
     }
 
+    /// Forgets which witnesses have cosigned the newest checkpoint: it could not be written.
+    pub(super) fn ask_again(&mut self) {
+        self.all.iter_mut().for_each(|witness| witness.cosigned = None);
+    }
+
     /// Asks each witness that has not cosigned the newest checkpoint, at most once in `pause`.
     pub(super) fn ask(&mut self, newest: &Newest<'_>, pause: Duration) {
         let now = Instant::now();
@@ -174,10 +191,10 @@ impl Witnesses {
             witness.again_at = now + pause;
             let checkpoint = newest.checkpoint.clone();
             let old = witness.has.min(checkpoint.head.size);
-            let question = Question { checkpoint, old, round: 1 };
+            let question = Question { checkpoint, old, round: 1, is_doubted: false };
             match witness.question(at, question, newest) {
                 Ok(asked) => _ = self.asked.spawn(asked),
-                Err(error) => witness.is_away(&error.to_string()),
+                Err(error) => witness.is_away(&error.to_string(), true),
             }
         }
     }
@@ -203,8 +220,11 @@ impl Witnesses {
         witness.is_asked = false;
         let name = witness.key.name().to_owned();
         let own = newest.checkpoint.head.size;
-        let Question { checkpoint: Checkpoint { head, mut note }, old, round } = question;
-        let what = match answer {
+        let Question { checkpoint: Checkpoint { head, mut note }, old, round, is_doubted } =
+            question;
+        let again = Question { checkpoint: newest.checkpoint.clone(), old, round, is_doubted };
+        let (size, is_own) = (head.size, old == head.size);
+        let (what, is_answer) = match answer {
             Ok(Answer { status: 200, body }) => {
                 match note.take(&body, std::slice::from_ref(&witness.key)) {
                     Ok(1..) => {
@@ -214,51 +234,62 @@ impl Witnesses {
                             && whole.take(&body, std::slice::from_ref(&witness.key)).is_ok();
                         return Heard::Cosigned(Some(whole).filter(|_| is_newest));
                     }
-                    Ok(0) => format!("its answer has no cosignature of {name}"),
-                    Err(error) => format!("its answer can't be used: {error}"),
+                    Ok(0) => (format!("its answer has no cosignature of {name}"), true),
+                    Err(error) => (format!("its answer can't be used: {error}"), true),
                 }
             }
-            Ok(Answer { status: 409, body }) => match size_of(&body) {
-                Some(size) if size > own => {
-                    return Heard::Contradiction(format!(
-                        "the witness {name} has a checkpoint over {size} entries, and the newest \
+            Ok(Answer { status: status @ (409 | 422), body }) => {
+                let has = size_of(&body).filter(|_| status == 409);
+                let contradiction = match has {
+                    Some(has) if has > own => Some(format!(
+                        "the witness {name} has a checkpoint over {has} entries, and the newest \
                          one here covers {own}"
-                    ));
-                }
-                // It has this size already: its own checkpoint, or another one.
-                Some(size) if size == head.size && old == size => {
-                    return Heard::Contradiction(format!(
-                        "the witness {name} has another root for {size} entries"
-                    ));
-                }
-                Some(size) if round < ROUNDS_MAX => {
-                    witness.has = size;
-                    let checkpoint = newest.checkpoint.clone();
-                    let question = Question { checkpoint, old: size, round: round + 1 };
-                    match witness.question(at, question, newest) {
-                        Ok(asked) => {
-                            self.asked.spawn(asked);
-                            return Heard::AskedAgain;
-                        }
-                        Err(error) => error.to_string(),
+                    )),
+                    Some(has) if has != old => None,
+                    // Some witnesses refuse another root for the same size by 409, without a size.
+                    Some(_) | None if is_own && old > 0 => {
+                        Some(format!("the witness {name} has another root for {size} entries"))
                     }
+                    None if status == 422 && old > 0 => Some(format!(
+                        "the witness {name} has a checkpoint over {old} entries, and the one here \
+                         over {size} entries does not extend it"
+                    )),
+                    Some(_) | None => None,
+                };
+                let next = match (contradiction, has) {
+                    (Some(why), _) if is_doubted => return Heard::Contradiction(why),
+                    // A gateway before the witness may have answered. The witness is asked as if
+                    // nothing were known: it then names its size.
+                    (Some(_), _) => Some(Question { old: 0, round: 1, is_doubted: true, ..again }),
+                    (None, Some(has)) if has != old && round < ROUNDS_MAX => {
+                        witness.has = has;
+                        Some(Question { old: has, round: round + 1, is_doubted, ..again })
+                    }
+                    (None, _) => None,
+                };
+                match next.map(|question| witness.question(at, question, newest)) {
+                    Some(Ok(asked)) => {
+                        self.asked.spawn(asked);
+                        return Heard::AskedAgain;
+                    }
+                    Some(Err(error)) => (error.to_string(), true),
+                    None => (format!("it refuses the checkpoint with status {status}"), true),
                 }
-                Some(_) => format!("it names another size in each of {ROUNDS_MAX} answers"),
-                None => "its answer with status 409 has no size".to_owned(),
-            },
-            Ok(Answer { status: 422, .. }) => {
-                return Heard::Contradiction(format!(
-                    "the witness {name} has a checkpoint over {old} entries, and the one here over \
-                     {} entries does not extend it",
-                    head.size
-                ));
             }
-            Ok(Answer { status: 404, .. }) => "it does not know the origin (404)".to_owned(),
-            Ok(Answer { status: 403, .. }) => "it does not know the log's key (403)".to_owned(),
-            Ok(Answer { status, .. }) => format!("it answers with status {status}"),
-            Err(error) => error,
+            Ok(Answer { status: 404, .. }) => {
+                ("it does not know the origin (404)".to_owned(), true)
+            }
+            Ok(Answer { status: 403, .. }) => {
+                ("it does not know the log's key (403)".to_owned(), true)
+            }
+            Ok(Answer { status, .. }) => {
+                // With 429 and 5xx, the witness has not looked at the checkpoint.
+                let is_answer = status != 429 && status < 500;
+                (format!("it answers with status {status}"), is_answer)
+            }
+            Err(error) => (error, false),
         };
-        witness.is_away(&what);
+        witness.is_away(&what, is_answer);
         Heard::Nothing
     }
 }
@@ -297,8 +328,9 @@ impl Witness {
         }
     }
 
-    fn is_away(&mut self, what: &str) {
-        self.has_answered = true;
+    /// Notes that there is no cosignature. `is_answer`: the witness itself has refused it.
+    fn is_away(&mut self, what: &str, is_answer: bool) {
+        self.has_answered |= is_answer;
         self.errors.failed(EvidenceError::Witness);
         if !std::mem::replace(&mut self.told, true) {
             tracing::warn!(

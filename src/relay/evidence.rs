@@ -102,7 +102,8 @@ pub(super) async fn begin(
     let keys = blocking(move || read_keys(&of_key)).await?.map_err(failed)?;
     let running = running(file, settings.clone()).await;
     let settings_kept = settings.clone();
-    queue.compare_with(Arc::new(Originals::new(Arc::clone(&disk), metrics.clone())));
+    let originals = Arc::new(Originals::new(Arc::clone(&disk), metrics.clone()));
+    queue.compare_with(Arc::<Originals>::clone(&originals));
     let queue = queue.clone();
     let witness = |it: &config::Witness| (it.clone(), telemetry.witness(it.key.name()));
     let witnesses = settings.witnesses.iter().map(witness).collect();
@@ -116,6 +117,7 @@ pub(super) async fn begin(
         positions,
         running,
         metrics,
+        originals,
         witnesses,
         checkpoints: publish,
     };

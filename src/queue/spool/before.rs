@@ -206,7 +206,8 @@ impl Shared {
             let events = piece.events.min(limits.end - piece.first);
             piece.cut(Take { bytes: u64::MAX, events })
         };
-        let pieces = loaded.pieces.into_iter().filter(is_wanted).map(within).collect();
+        let pieces = self.compared(loaded.pieces).into_iter();
+        let pieces = pieces.filter(is_wanted).map(within).collect();
         // The next read begins after this one in any case, so that reading comes to an end.
         let next = loaded.next.filter(|next| next.position > job.from);
         let at = next.map_or(job.end.position, |next| next.position);

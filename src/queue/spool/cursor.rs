@@ -421,16 +421,17 @@ impl CursorState {
 
     /// Counts the events of a gap (positions whose events are missing) as lost for this output,
     /// unless they were counted before. `dropped`: the number of events of the gap that lie in
-    /// dropped segments, and were counted as lost at the drop.
-    fn count_missing(&mut self, gap: &Piece, dropped: u64) {
+    /// dropped segments, and were counted as lost at the drop. Returns `true` if any was counted.
+    fn count_missing(&mut self, gap: &Piece, dropped: u64) -> bool {
         let known = dropped + overlap(&self.counted, gap.first..gap.end());
         let lost = gap.events.saturating_sub(known);
         if lost == 0 {
-            return;
+            return false;
         }
         self.output.metrics.lost.increment(lost);
         self.output.metrics.losses.add(Loss::Missing, lost, Some(&gap.first.to_string()));
         self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
+        true
     }
 
     /// Removes gaps (positions whose events are missing) from `counted` if they end before the
@@ -760,14 +761,18 @@ impl Shared {
             return;
         }
         for gap in loaded.pieces.iter().filter(|piece| piece.is_gap()) {
-            cursor.count_missing(gap, 0);
+            let is_new = cursor.count_missing(gap, 0);
+            if is_new && gap.is_tampered && cursor.fetched.is_some() {
+                cursor.record_loss(gap.first..gap.end(), gap.first_byte, TAMPERED);
+            }
         }
         if cursor.fetched.is_none() {
             cursor.wanted = None;
             if let Some(entry) = cursor.claims.find(claim) {
                 entry.stage = Stage::Dropped;
                 let byte = entry.note.first_byte;
-                let reason = loaded.pieces.first().map_or(DAMAGED, why_missing);
+                let is_tampered = loaded.pieces.iter().any(|piece| piece.is_tampered);
+                let reason = if is_tampered { TAMPERED } else { DAMAGED };
                 cursor.record_loss(claim.start..claim.end, byte, reason);
             }
             self.settled(state, index);

@@ -233,11 +233,16 @@ impl Shared {
                 &self.metrics,
             );
         }
-        if let Some(originals) = self.originals.get() {
-            let pieces = std::mem::take(&mut reader.loaded.pieces).into_iter();
-            reader.loaded.pieces = pieces.flat_map(|it| untampered(it, &**originals)).collect();
-        }
+        let pieces = std::mem::take(&mut reader.loaded.pieces);
+        reader.loaded.pieces = self.compared(pieces);
         Ok(reader.loaded)
+    }
+
+    /// Compares lines with those that came in, if the queue knows them. Those that are others
+    /// become gaps.
+    pub(super) fn compared(&self, pieces: Vec<Piece>) -> Vec<Piece> {
+        let Some(originals) = self.originals.get() else { return pieces };
+        pieces.into_iter().flat_map(|piece| untampered(piece, &**originals)).collect()
     }
 }
 

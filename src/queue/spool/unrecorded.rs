@@ -25,8 +25,9 @@ const WAITING_MAX: usize = 1 << 20;
 
 /// The events that one output has finished, and whose evidence is not durable yet.
 pub(super) struct Unrecorded {
-    /// For each range of these events, by its first position, the place in the log where it begins.
-    places: BTreeMap<Position, LogOffset>,
+    /// For each range of these events, by its first position and its end, the place in the log at
+    /// which it begins. A range that was joined with others has the end of the first of them.
+    places: BTreeMap<(Position, Position), LogOffset>,
     /// The place of the first event that was finished and not kept here. It stays until the process
     /// ends.
     not_kept: Option<LogOffset>,
@@ -63,7 +64,7 @@ impl Unrecorded {
             return;
         }
         self.waiting += weight;
-        self.places.insert(claim.start, place);
+        self.places.insert((claim.start, claim.end), place);
         self.finished.push(Finished { output: output.to_owned(), claim, at: now(), outcome });
         self.wakes.notify_one();
     }
@@ -87,7 +88,11 @@ impl Unrecorded {
 
     /// Notes that the evidence of a range is durable. `claim` was taken with [`Unrecorded::take`].
     pub(super) fn recorded(&mut self, claim: Claim) {
-        self.places.remove(&claim.start);
+        let first = (claim.start, Position::START);
+        let of_claim = self.places.range(first..=(claim.start, claim.end));
+        for key in of_claim.map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.places.remove(&key);
+        }
     }
 }
 

@@ -14,8 +14,23 @@ use crate::support::relay::Relay;
 use crate::support::relay::run_command;
 use crate::support::requests::accepted_events;
 use crate::support::requests::assert_same_set;
+use crate::support::spool::Spool;
 use crate::support::spool::forge_lines;
 use crate::support::wait_until;
+
+/// Changes the event at a position in its segment, and makes the checksums right again.
+fn forge(spool: &Spool, position: u64) {
+    let records = spool.records();
+    let record = records.iter().find(|it| it.positions.contains(&position)).unwrap();
+    let nth = usize::try_from(position - record.positions.start).unwrap();
+    spool.edit(&record.segment, |bytes| {
+        forge_lines(record, bytes, |lines| {
+            let line = lines.split_mut(|byte| *byte == b'\n').nth(nth).unwrap();
+            let at = memchr::memmem::find(line, b"10.0.0.1").unwrap();
+            line[at + 7] = b'9';
+        });
+    });
+}
 
 /// Method: the consumer is away while events come in. Then the relay is killed, two events in
 /// different batches are changed in a segment, and its checksums are made right again.
@@ -34,21 +49,8 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
     }
     recorded.wait_until_signed();
     relay.kill();
-    let records = recorded.spool.records();
-    let mut changed = Vec::new();
-    for position in [103, 399] {
-        let record = records.iter().find(|it| it.positions.contains(&position)).unwrap();
-        let nth = usize::try_from(position - record.positions.start).unwrap();
-        recorded.spool.edit(&record.segment, |bytes| {
-            forge_lines(record, bytes, |lines| {
-                let mut lines = lines.split_mut(|byte| *byte == b'\n');
-                let line = lines.nth(nth).unwrap();
-                let at = memchr::memmem::find(line, b"10.0.0.1").unwrap();
-                line[at + 7] = b'9';
-            });
-        });
-        changed.push(usize::try_from(position).unwrap());
-    }
+    let changed = [103, 399];
+    changed.iter().for_each(|position| forge(&recorded.spool, *position));
     is_there.store(true, Ordering::Relaxed);
     let relay = Relay::start(&config);
     relay.wait_until_delivered(PATIENCE);
@@ -59,7 +61,8 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
     assert_eq!(metrics.count("error_total", &[("plugin", "consumer")]), 2);
     assert!(metrics.count("evidence_errors_total", &[("reason", "tampered")]) >= 2);
     let mut expected = recorded.events.clone();
-    changed.iter().rev().for_each(|at| _ = expected.remove(*at));
+    let at = |position: &u64| usize::try_from(*position).unwrap();
+    changed.iter().rev().for_each(|position| _ = expected.remove(at(position)));
     let stored = accepted_events(&recorded.sink);
     assert_same_set(&stored, &expected);
     wait_until("the losses in the log", PATIENCE, || {
@@ -79,4 +82,39 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
     }
     assert!(text.contains("by the log, 2 events were lost at consumer: tampered"), "{text}");
     assert!(text.contains("were changed in the queue before consumer could send them"), "{text}");
+}
+
+/// Method: a relay that was started again has claimed events, and the consumer refuses them for
+/// now. Then one of them is changed in the segment, and the claim is read and sent once more.
+#[test]
+fn a_changed_event_of_a_claim_that_is_sent_again_is_lost_and_not_sent() {
+    let mut recorded = Recorded::new();
+    let is_there = Arc::new(AtomicBool::new(false));
+    let there = Arc::clone(&is_there);
+    recorded.sink = HttpSink::start(move |_| {
+        Answer::status(if there.load(Ordering::Relaxed) { 200 } else { 503 })
+    });
+    let config = recorded.config("");
+    let mut relay = Relay::start(&config);
+    recorded.post(&relay, 1, 100);
+    recorded.wait_until_signed();
+    relay.kill();
+    let requests = recorded.sink.requests().len();
+    let relay = Relay::start(&config);
+    wait_until("an attempt", PATIENCE, || recorded.sink.requests().len() > requests);
+    forge(&recorded.spool, 42);
+    is_there.store(true, Ordering::Relaxed);
+    relay.wait_until_delivered(PATIENCE);
+    let lost = relay.metrics().count("error_total", &[("plugin", "consumer")]);
+    relay.finish(Backlog::Empty);
+    let mut expected = recorded.events.clone();
+    expected.remove(42);
+    assert_same_set(&accepted_events(&recorded.sink), &expected);
+    assert_eq!(lost, 1);
+    let directory = recorded.spool.path().display().to_string();
+    let arguments = ["evidence", "verify", "--directory", &directory, "--key", &recorded.verifier];
+    let checked = run_command(&arguments, Path::new("/"));
+    let text = String::from_utf8(checked.stdout).unwrap();
+    assert_eq!(checked.status.code(), Some(1), "{text}");
+    assert!(text.contains("FAULT position 42 "), "{text}");
 }

@@ -183,6 +183,23 @@ fn a_second_relay_with_the_same_origin_signs_nothing() {
     second.wait_until_delivered(PATIENCE);
     second.finish(Backlog::Empty);
     assert_eq!(checkpoint(&other), None);
+    // Under its own origin it begins a log of its own.
+    let key = recorded.directory.path().join("other");
+    let origin = format!("{ORIGIN}-other");
+    let verifier = keygen(&origin, &key);
+    let old_key = recorded.directory.path().join("key").display().to_string();
+    let own = Witness::start(&verifier);
+    let own_config = config
+        .replace(&place(&recorded.spool), &place(&other))
+        .replace(ORIGIN, &origin)
+        .replace(&old_key, &key.display().to_string())
+        .replace(&witness.config(), &own.config());
+    let second = Relay::start(&own_config);
+    wait_until("a log of its own", PATIENCE, || passes(&other, &verifier, &own.verifier));
+    second.finish(Backlog::Empty);
+    let names = other.files().into_keys();
+    let mut names = names.map(|path| path.display().to_string());
+    assert!(names.any(|name| name.starts_with("evidence-until-")));
     recorded.post(&first, 3, 300);
     first.wait_until_delivered(PATIENCE);
     assert_eq!(errors(&first, "rolled_back"), 0);
