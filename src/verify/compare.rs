@@ -93,6 +93,10 @@ pub(super) struct Differences {
     pub(super) extra_count: u64,
     /// The number of stored lines that may be either of two lines that left, and count for both.
     pub(super) ambiguous: u64,
+    /// The number of stored lines that left without the members that an output may have added.
+    pub(super) with_added: u64,
+    /// The number of stored lines that are as they left and do not begin with these members.
+    pub(super) without_added: u64,
 }
 
 impl Comparison {
@@ -221,6 +225,7 @@ impl Differences {
         let doubtful = |(kind, _): &&(Kind, u64)| matches!(kind, Kind::Either | Kind::Plain);
         if known > 0 {
             self.duplicate += stored.saturating_sub(known) as u64;
+            self.without_added += of(Kind::Stored).count() as u64;
             return group.iter().filter(doubtful).copied().collect();
         }
         of(Kind::Stored).for_each(|place| self.add_extra(place));
@@ -232,6 +237,7 @@ impl Differences {
         let has = |kind: Kind| group.iter().find(|item| item.0 == kind).map(|item| item.1);
         match (has(Kind::Stored), has(Kind::Either), has(Kind::Plain)) {
             (Some(place), _, None) => self.add_extra(place),
+            (Some(_), _, Some(_)) => self.with_added += 1,
             (None, Some(_), Some(_)) => self.ambiguous += 1,
             (_, _, _) => {}
         }
@@ -331,6 +337,7 @@ mod tests {
             let found = comparison.differences().expect("a file");
             assert_eq!((found.found, found.duplicate, found.ambiguous), (300, 1, 1));
             assert_eq!((found.missing, found.missing_count), (BTreeSet::from([7]), 1));
+            assert_eq!((found.with_added, found.without_added), (199 + 1, 0));
             assert_eq!(found.extra, BTreeSet::from([stored.len() as u64 - 1]));
         }
     }

@@ -297,6 +297,14 @@ impl Check<'_> {
             );
             self.report.unchecked.push(text);
         }
+        if differences.with_added > 0 && differences.without_added > 0 {
+            let text = format!(
+                "{} stored lines have kind and apiVersion, which the events that left lack, and {} \
+                 have not: an output with format = \"audit_log\" adds them to each event",
+                differences.with_added, differences.without_added
+            );
+            self.report.unchecked.push(text);
+        }
         if unexplained > 0 {
             let text = format!("{unexplained} stored lines, which may be events without a hash");
             self.report.unchecked.push(text);
