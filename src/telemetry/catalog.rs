@@ -505,7 +505,8 @@ catalog! {
             meaning: "The time is the witness's own. Nobody can set the log back to before it \
                 without the witness's knowledge.",
             action: "If it stays behind `evidence_last_checkpoint_timestamp_seconds`, the log says \
-                why. The alert `KubeAuditForwarderWitnessAway` fires after a quarter of an hour.",
+                why. The alert `KubeAuditForwarderWitnessAway` fires about 25 minutes after the \
+                last cosignature.",
         }
     }
 
