@@ -4,8 +4,11 @@
 //! A [`Reader`] takes the text in parts of any size and keeps only the families that it was asked
 //! for. kube-apiserver serves tens of megabytes, of which the reader keeps a few kilobytes. Every
 //! line is checked, also of the families that are not kept: an error page, or a text that was cut
-//! off inside a line, is an error and not an exposition without the asked families. Timestamps and
-//! the exemplars of OpenMetrics are accepted and ignored.
+//! off inside a line, is an error and not an exposition without the asked families. Timestamps, the
+//! exemplars of OpenMetrics and a byte order mark at the beginning are accepted and ignored.
+//!
+//! Memory is bounded whatever the text says: by the length of a line, by the number of series that
+//! are kept, and by the bytes of their labels.
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
@@ -17,6 +20,13 @@ const LINE_MAX: usize = 64 << 10;
 /// The greatest number of series that are kept. The asked families have some ten series each; the
 /// largest one has a series for each host and status of kube-apiserver's own requests.
 const SERIES_MAX: usize = 10_000;
+
+/// The greatest number of bytes in the names and values of all labels that are kept. 10 000 series
+/// of kube-apiserver's own requests have about 1 MiB.
+const LABELS_MAX: usize = 4 << 20;
+
+/// The byte order mark of UTF-8, which some editors and shells write at the beginning of a file.
+const MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// A text that is no exposition: the number of its first wrong line, counted from 1, and the fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +85,8 @@ pub struct Reader {
     /// The number of lines that were read.
     lines: u64,
     series: usize,
+    /// The bytes of the labels that are kept.
+    label_bytes: usize,
     found: Exposition,
 }
 
@@ -132,6 +144,7 @@ impl Reader {
         if line.len() > LINE_MAX {
             return Err(fault("is longer than 64 KiB"));
         }
+        let line = if at == 1 { line.strip_prefix(MARK).unwrap_or(line) } else { line };
         let line = line.trim_ascii();
         if line.is_empty() || line.starts_with(b"#") {
             return Ok(());
@@ -154,6 +167,11 @@ impl Reader {
             return Err(fault("is the 10001st series of the families that are read"));
         }
         self.series += 1;
+        let bytes = |(name, value): (&String, &String)| name.len() + value.len();
+        self.label_bytes += labels.iter().map(bytes).sum::<usize>();
+        if self.label_bytes > LABELS_MAX {
+            return Err(fault("is where the labels that are read have more than 4 MiB"));
+        }
         let family = self.found.families.entry(name.to_owned()).or_default();
         match family.insert(labels, value) {
             None => Ok(()),
@@ -225,8 +243,15 @@ impl<'a> Scanner<'a> {
                 }
                 '\\' => match chars.next()?.1 {
                     'n' => '\n',
-                    // The format knows no other escapes than of the backslash and the quote.
-                    other => other,
+                    escaped @ ('\\' | '"') => escaped,
+                    // The format knows no other escapes. The backslash stays, as in Prometheus, so
+                    // that two values that differ in it are not taken for one.
+                    other => {
+                        if is_wanted {
+                            text.push('\\');
+                        }
+                        other
+                    }
                 },
                 other => other,
             };
@@ -294,6 +319,9 @@ mod tests {
             ("a{x=\"\"} 0", &[("x", "")], 0.0),
             ("a { x = \"1\" , y=\"2\", } 3", &[("x", "1"), ("y", "2")], 3.0),
             (r#"a{x="q\"b\\n\n}"} 1"#, &[("x", "q\"b\\n\n}")], 1.0),
+            (r#"a{x="C:\temp",y="\u00e9"} 1"#, &[("x", r"C:\temp"), ("y", r"\u00e9")], 1.0),
+            ("\u{feff}a 5", &[], 5.0),
+            ("\u{feff}# HELP a b\na 5", &[], 5.0),
             (
                 "a{host=\"[::1]:6443\",code=\"<error>\"} 2",
                 &[("code", "<error>"), ("host", "[::1]:6443")],
@@ -338,6 +366,8 @@ mod tests {
             ("z{x=\"1\\", 1, "without an end"),
             ("a 1\na 2", 2, "before"),
             ("1a 1", 1, "name"),
+            ("a 1\n\u{feff}b:c 1", 2, "name"),
+            ("\u{feff}\u{feff}a 1", 1, "name"),
         ] {
             let fault = Exposition::parse(text.as_bytes(), &wanted()).unwrap_err();
             assert_eq!(fault.line, line, "{text}: {fault}");
@@ -358,8 +388,21 @@ mod tests {
     }
 
     #[test]
+    fn the_bytes_of_all_labels_have_a_limit() {
+        let value = "x".repeat(60 << 10);
+        let series = |name: &str, count: usize| -> String {
+            (0..count).map(|n| format!("{name}{{n=\"{n}{value}\"}} 1\n")).collect()
+        };
+        // 68 times 60 KiB are below 4 MiB, and a family that is not read takes nothing of them.
+        let text = series("z", 100) + &series("a", 68);
+        assert_eq!(Exposition::parse(text.as_bytes(), &wanted()).unwrap().family("a").count(), 68);
+        let fault = Exposition::parse(series("a", 100).as_bytes(), &wanted()).unwrap_err();
+        assert!(fault.line == 69 && fault.what.contains("4 MiB"), "{fault}");
+    }
+
+    #[test]
     fn the_parts_in_which_a_text_comes_change_nothing() {
-        let text = b"a{x=\"1\"} 1\n# c\nz 3 # {} 1\na{x=\"\\\"\"} 2\r\nb:c 4";
+        let text = b"\xef\xbb\xbfa{x=\"1\"} 1\n# c\nz 3 # {} 1\na{x=\"\\\"\"} 2\r\nb:c 4";
         let whole = Exposition::parse(text, &wanted()).unwrap();
         for size in 1..text.len() {
             let mut reader = Reader::new(wanted());
