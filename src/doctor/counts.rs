@@ -3,8 +3,13 @@
 //!
 //! A number that is not there is not 0, with one exception: kube-apiserver has a series of
 //! `apiserver_audit_error_total` only from the first error of a plugin on.
+//!
+//! A series whose value is no number that its metric can have, such as NaN, is left out and named
+//! in the list `wrong`. The sum of its family is unknown then, and other families stay usable.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 
 use super::exposition::Exposition;
 use super::exposition::Labels;
@@ -13,7 +18,8 @@ use crate::telemetry::PREFIX;
 /// Counts by the value of a label.
 pub type ByLabel = BTreeMap<String, u64>;
 
-const EVENTS: &str = "apiserver_audit_event_total";
+/// The counter of the events that a kube-apiserver has generated.
+pub const EVENTS: &str = "apiserver_audit_event_total";
 const ERRORS: &str = "apiserver_audit_error_total";
 const LEVELS: &str = "apiserver_audit_level_total";
 const REJECTED: &str = "apiserver_audit_requests_rejected_total";
@@ -67,17 +73,40 @@ pub trait Counts: Sized + Clone {
     fn wanted() -> Vec<String>;
 
     /// Takes the numbers out of an exposition.
-    ///
-    /// # Errors
-    ///
-    /// A text that names the metric whose value is no count.
-    fn of(exposition: &Exposition) -> Result<Self, String>;
+    fn of(exposition: &Exposition) -> Self;
+
+    /// Returns the series that were left out.
+    fn wrong(&self) -> &[Wrong];
 
     /// Returns the start of the process, in seconds since 1970; `None` if it is not known.
     fn started(&self) -> Option<f64>;
 
     /// Returns a sum of counters, which tells the newer of two samples of the same process.
     fn progress(&self) -> u64;
+}
+
+/// A series that was left out, because its value is no number that its metric can have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Wrong {
+    /// The name of the metric.
+    pub name: String,
+    /// The labels of the series, safe to print and each of a bounded length.
+    pub labels: Labels,
+    /// The value, which may be NaN.
+    pub value: f64,
+}
+
+/// Writes the series as in an exposition, with its value.
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        let labels: Vec<String> =
+            self.labels.iter().map(|(name, value)| format!("{name}={value:?}")).collect();
+        if !labels.is_empty() {
+            write!(f, "{{{}}}", labels.join(","))?;
+        }
+        write!(f, " is {}, which is no valid number", self.value)
+    }
 }
 
 /// The numbers of one kube-apiserver.
@@ -95,6 +124,8 @@ pub struct ApiserverCounts {
     pub rejected: Option<u64>,
     /// The POSTs that kube-apiserver has sent itself, by host, and there by status.
     pub posts: BTreeMap<String, ByLabel>,
+    /// The series that were left out.
+    pub wrong: Vec<Wrong>,
 }
 
 impl ApiserverCounts {
@@ -105,6 +136,12 @@ impl ApiserverCounts {
         let of_webhook = self.errors.iter().filter(|(plugin, _)| *plugin != LOG_PLUGIN);
         total(of_webhook.map(|(_, lost)| *lost))
     }
+
+    /// Returns the plugins whose lost events are unknown, because their series was left out.
+    pub fn unknown_plugins(&self) -> impl Iterator<Item = String> {
+        let of_errors = self.wrong.iter().filter(|wrong| wrong.name == ERRORS);
+        of_errors.map(|wrong| label(&wrong.labels, "plugin"))
+    }
 }
 
 impl Counts for ApiserverCounts {
@@ -112,23 +149,28 @@ impl Counts for ApiserverCounts {
         [EVENTS, ERRORS, LEVELS, REJECTED, CLIENT, STARTED].map(str::to_owned).to_vec()
     }
 
-    fn of(exposition: &Exposition) -> Result<Self, String> {
-        let family = Family { exposition, prefix: "" };
+    fn of(exposition: &Exposition) -> Self {
+        let family = Family::new(exposition, "");
         let mut posts = BTreeMap::<String, ByLabel>::new();
-        for (labels, value) in exposition.family(CLIENT) {
+        for (labels, count) in family.counts(CLIENT) {
             if labels.get("method").is_some_and(|method| method == "POST") {
                 let by_code = posts.entry(label(labels, "host")).or_default();
-                add(by_code, label(labels, "code"), count(CLIENT, value)?);
+                add(by_code, label(labels, "code"), count);
             }
         }
-        Ok(Self {
-            started: exposition.value(STARTED),
-            generated: family.sum(EVENTS)?,
-            errors: family.by(ERRORS, "plugin")?,
-            levels: family.by(LEVELS, "level")?,
-            rejected: family.sum(REJECTED)?,
+        Self {
+            started: family.gauge(STARTED),
+            generated: family.sum(EVENTS),
+            errors: family.by(ERRORS, "plugin"),
+            levels: family.by(LEVELS, "level"),
+            rejected: family.sum(REJECTED),
             posts,
-        })
+            wrong: family.wrong.into_inner(),
+        }
+    }
+
+    fn wrong(&self) -> &[Wrong] {
+        &self.wrong
     }
 
     fn started(&self) -> Option<f64> {
@@ -173,6 +215,8 @@ pub struct RelayCounts {
     pub checkpoint: Option<f64>,
     /// The failed attempts to record evidence, by reason.
     pub evidence_errors: ByLabel,
+    /// The series that were left out.
+    pub wrong: Vec<Wrong>,
 }
 
 /// The numbers of one output of a relay.
@@ -223,27 +267,34 @@ impl Counts for RelayCounts {
         own.chain([STARTED.to_owned()]).collect()
     }
 
-    fn of(exposition: &Exposition) -> Result<Self, String> {
-        let family = Family { exposition, prefix: PREFIX };
+    fn of(exposition: &Exposition) -> Self {
+        let unprefixed = Family::new(exposition, "");
+        let started = unprefixed.gauge(STARTED);
+        let family = Family { exposition, prefix: PREFIX, wrong: unprefixed.wrong };
         let version = family.all("build_info").next().map(|(labels, _)| label(labels, "version"));
-        let errors = family.by("error_total", "plugin")?;
-        Ok(Self {
-            started: exposition.value(STARTED),
+        let errors = family.by("error_total", "plugin");
+        Self {
+            started,
             version,
-            accepted: family.sum("event_total")?,
+            accepted: family.sum("event_total"),
             last_event: family.gauge("last_event_timestamp_seconds"),
             errors: Some(errors).filter(|errors| !errors.is_empty()),
-            rejected: family.by("requests_rejected_total", "reason")?,
-            requests: family.by("requests_total", "code")?,
-            queued: family.sum("queue_events")?,
-            queue_bytes: family.sum("queue_bytes")?,
-            queue_capacity: family.sum("queue_capacity_bytes")?,
+            rejected: family.by("requests_rejected_total", "reason"),
+            requests: family.by("requests_total", "code"),
+            queued: family.sum("queue_events"),
+            queue_bytes: family.sum("queue_bytes"),
+            queue_capacity: family.sum("queue_capacity_bytes"),
             writable: family.gauge("queue_writable").map(|value| value != 0.0),
-            outputs: outputs(&family)?,
-            evidence_size: family.sum("evidence_size")?,
+            outputs: outputs(&family),
+            evidence_size: family.sum("evidence_size"),
             checkpoint: family.gauge("evidence_last_checkpoint_timestamp_seconds"),
-            evidence_errors: family.by("evidence_errors_total", "reason")?,
-        })
+            evidence_errors: family.by("evidence_errors_total", "reason"),
+            wrong: family.wrong.into_inner(),
+        }
+    }
+
+    fn wrong(&self) -> &[Wrong] {
+        &self.wrong
     }
 
     fn started(&self) -> Option<f64> {
@@ -257,133 +308,227 @@ impl Counts for RelayCounts {
 }
 
 /// Returns the outputs that any of the families about outputs names.
-fn outputs(family: &Family<'_>) -> Result<BTreeMap<String, OutputCounts>, String> {
+fn outputs(family: &Family<'_>) -> BTreeMap<String, OutputCounts> {
     let mut outputs = BTreeMap::<String, OutputCounts>::new();
-    for (name, delivered) in family.by("output_events_total", "output")? {
+    for (name, delivered) in family.by("output_events_total", "output") {
         outputs.entry(name).or_default().delivered = delivered;
     }
-    for (name, backlog) in family.by("output_backlog_events", "output")? {
+    for (name, backlog) in family.by("output_backlog_events", "output") {
         outputs.entry(name).or_default().backlog = Some(backlog);
     }
-    for (name, retried) in family.by("output_retries_total", "output")? {
+    for (name, retried) in family.by("output_retries_total", "output") {
         outputs.entry(name).or_default().retried = retried;
     }
-    for (name, letters) in family.by("dead_letter_events_total", "output")? {
+    for (name, letters) in family.by("dead_letter_events_total", "output") {
         outputs.entry(name).or_default().dead_letters = letters;
     }
-    for (labels, value) in family.all("output_start_events") {
-        let size = count("output_start_events", value.abs())?;
+    for (labels, value) in family.gauges("output_start_events") {
+        let Some(size) = count(value.abs()) else {
+            family.leave_out("output_start_events", labels, value);
+            continue;
+        };
         let size = i64::try_from(size).unwrap_or_default();
         let start = if value < 0.0 { -size } else { size };
         outputs.entry(label(labels, "output")).or_default().start = start;
     }
-    for (labels, value) in family.all("output_lag_seconds") {
+    for (labels, value) in family.gauges("output_lag_seconds") {
         outputs.entry(label(labels, "output")).or_default().lag = Some(value);
     }
-    for (labels, value) in family.all("output_up") {
+    for (labels, value) in family.gauges("output_up") {
         outputs.entry(label(labels, "output")).or_default().up = Some(value != 0.0);
     }
-    for (labels, value) in family.all("output_required") {
+    for (labels, value) in family.gauges("output_required") {
         outputs.entry(label(labels, "output")).or_default().required = Some(value != 0.0);
     }
     for (name, key, by) in
         [("output_errors_total", "reason", false), ("filtered_events_total", "action", true)]
     {
-        for (labels, value) in family.all(name) {
+        for (labels, count) in family.counts(name) {
             let output = outputs.entry(label(labels, "output")).or_default();
             let counts = if by { &mut output.filtered } else { &mut output.failed };
-            add(counts, label(labels, key), count(name, value)?);
+            add(counts, label(labels, key), count);
         }
     }
-    Ok(outputs)
+    outputs
 }
+
+/// The greatest number of series that are named in `wrong`.
+const WRONG_MAX: usize = 10;
 
 /// The families of an exposition whose names have this prefix.
 struct Family<'e> {
     exposition: &'e Exposition,
     prefix: &'static str,
+    wrong: RefCell<Vec<Wrong>>,
 }
 
 impl<'e> Family<'e> {
+    fn new(exposition: &'e Exposition, prefix: &'static str) -> Self {
+        Self { exposition, prefix, wrong: RefCell::default() }
+    }
+
     fn all(&self, name: &str) -> impl Iterator<Item = (&'e Labels, f64)> + use<'e> {
         self.exposition.family(&format!("{}{name}", self.prefix))
     }
 
-    /// Returns the value of a family without labels; `None` if it is missing.
-    fn gauge(&self, name: &str) -> Option<f64> {
-        self.all(name).next().map(|(_, value)| value)
+    /// Names a series that is left out.
+    fn leave_out(&self, name: &str, labels: &Labels, value: f64) {
+        let mut wrong = self.wrong.borrow_mut();
+        if wrong.len() < WRONG_MAX {
+            let labels = labels.keys().map(|key| (key.clone(), label(labels, key))).collect();
+            wrong.push(Wrong { name: format!("{}{name}", self.prefix), labels, value });
+        }
     }
 
-    /// Returns the sum over all series of a family; `None` if there is none.
-    fn sum(&self, name: &str) -> Result<Option<u64>, String> {
-        let mut sum = None;
-        for (_, value) in self.all(name) {
-            sum = Some(total([sum.unwrap_or_default(), count(name, value)?]));
-        }
-        Ok(sum)
+    /// Returns the series of a family whose values are finite.
+    fn gauges(&self, name: &str) -> Vec<(&'e Labels, f64)> {
+        let is_finite = |(labels, value): &(&Labels, f64)| {
+            if !value.is_finite() {
+                self.leave_out(name, labels, *value);
+            }
+            value.is_finite()
+        };
+        self.all(name).filter(is_finite).collect()
+    }
+
+    /// Returns the series of a family whose values are counts.
+    fn counts(&self, name: &str) -> Vec<(&'e Labels, u64)> {
+        let as_count = |(labels, value): (&'e Labels, f64)| match count(value) {
+            Some(count) => Some((labels, count)),
+            None => {
+                self.leave_out(name, labels, value);
+                None
+            }
+        };
+        self.all(name).filter_map(as_count).collect()
+    }
+
+    /// Returns the value of a family without labels; `None` if it is missing or not finite.
+    fn gauge(&self, name: &str) -> Option<f64> {
+        self.gauges(name).first().map(|(_, value)| *value)
+    }
+
+    /// Returns the sum over all series of a family; `None` if there is none, or if a series was
+    /// left out.
+    fn sum(&self, name: &str) -> Option<u64> {
+        let counts = self.counts(name);
+        let is_whole = !counts.is_empty() && counts.len() == self.all(name).count();
+        is_whole.then(|| total(counts.into_iter().map(|(_, count)| count)))
     }
 
     /// Returns the sums of a family by the value of one label.
-    fn by(&self, name: &str, key: &str) -> Result<ByLabel, String> {
+    fn by(&self, name: &str, key: &str) -> ByLabel {
         let mut counts = ByLabel::new();
-        for (labels, value) in self.all(name) {
-            add(&mut counts, label(labels, key), count(name, value)?);
+        for (labels, count) in self.counts(name) {
+            add(&mut counts, label(labels, key), count);
         }
-        Ok(counts)
+        counts
     }
 }
 
+/// The greatest number of characters of a label's value that are kept. A host name has at most
+/// 253, and the port behind it 6.
+const LABEL_CHARS_MAX: usize = 300;
+
 /// Returns the value of a label, without control characters, because it is printed; empty if the
-/// series does not have the label.
+/// series does not have the label. A long value is cut, and ends with `…` then.
 fn label(labels: &Labels, name: &str) -> String {
     let value = labels.get(name).map(String::as_str).unwrap_or_default();
-    value.chars().map(|char| if char.is_control() { '\u{fffd}' } else { char }).collect()
+    let safe = |char: char| if char.is_control() { '\u{fffd}' } else { char };
+    let mut chars = value.chars().map(safe);
+    let mut text: String = chars.by_ref().take(LABEL_CHARS_MAX).collect();
+    if chars.next().is_some() {
+        text.push('…');
+    }
+    text
 }
 
 /// The greatest count that a floating-point number holds exactly.
 const COUNT_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// Returns a value as a count. `Err` if it is negative, no number or too large.
+/// Returns a value as a count; `None` if it is negative, no number or too large.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "the value is between 0 and COUNT_MAX"
 )]
-fn count(name: &str, value: f64) -> Result<u64, String> {
-    match (0.0..=COUNT_MAX).contains(&value) {
-        true => Ok(value.round() as u64),
-        false => Err(format!("{name} has the value {value}, which is no count")),
-    }
+fn count(value: f64) -> Option<u64> {
+    (0.0..=COUNT_MAX).contains(&value).then(|| value.round() as u64)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read<C: Counts>(text: &str) -> Result<C, String> {
+    fn read<C: Counts>(text: &str) -> C {
         C::of(&Exposition::parse(text.as_bytes(), &C::wanted()).unwrap())
     }
 
     #[test]
     fn an_absent_plugin_has_no_error_and_absent_events_are_unknown() {
-        let counts: ApiserverCounts = read("process_start_time_seconds 1.5\n").unwrap();
+        let counts: ApiserverCounts = read("process_start_time_seconds 1.5\n");
         assert_eq!((counts.lost(), counts.generated, counts.started), (0, None, Some(1.5)));
         let text = "apiserver_audit_event_total 7\napiserver_audit_error_total{plugin=\"log\"} 3\n\
                     apiserver_audit_error_total{plugin=\"buffered\"} 2\n\
                     apiserver_audit_error_total{plugin=\"webhook\"} 1e1\n\
                     rest_client_requests_total{code=\"200\",host=\"a\",method=\"POST\"} 4\n\
                     rest_client_requests_total{code=\"200\",host=\"a\",method=\"GET\"} 9\n";
-        let counts: ApiserverCounts = read(text).unwrap();
+        let counts: ApiserverCounts = read(text);
         assert_eq!((counts.lost(), counts.generated), (12, Some(7)));
         assert_eq!(counts.posts["a"], ByLabel::from([("200".to_owned(), 4)]));
     }
 
     #[test]
-    fn a_value_that_is_no_count_is_refused() {
-        for value in ["-1", "NaN", "+Inf", "1e300"] {
-            let wrong = read::<ApiserverCounts>(&format!("apiserver_audit_event_total {value}"));
-            assert!(wrong.unwrap_err().contains("apiserver_audit_event_total"), "{value}");
+    fn a_value_that_is_no_count_is_named_and_other_families_stay_usable() {
+        for (value, shown) in [("-1", "-1"), ("NaN", "NaN"), ("+Inf", "inf"), ("1e300", "10000")] {
+            let text = format!(
+                "apiserver_audit_event_total {value}\n\
+                 apiserver_audit_error_total{{plugin=\"buffered\"}} {value}\n\
+                 apiserver_audit_error_total{{plugin=\"webhook\"}} 3\n\
+                 apiserver_audit_requests_rejected_total 4\nprocess_start_time_seconds 5\n"
+            );
+            let counts: ApiserverCounts = read(&text);
+            assert_eq!((counts.generated, counts.lost()), (None, 3), "{value}");
+            assert_eq!((counts.rejected, counts.started), (Some(4), Some(5.0)), "{value}");
+            let wrong: Vec<String> = counts.wrong.iter().map(ToString::to_string).collect();
+            let [events, errors] = wrong.as_slice() else { panic!("{wrong:?}") };
+            let start = format!("apiserver_audit_event_total is {shown}");
+            assert!(events.starts_with(&start), "{events}");
+            let start = format!("apiserver_audit_error_total{{plugin=\"buffered\"}} is {shown}");
+            assert!(errors.starts_with(&start), "{errors}");
+            assert_eq!(counts.unknown_plugins().collect::<Vec<_>>(), ["buffered"]);
         }
+    }
+
+    #[test]
+    fn a_gauge_that_is_not_finite_is_unknown_and_named() {
+        let text = "P_last_event_timestamp_seconds NaN\nP_output_lag_seconds{output=\"o\"} +Inf\n\
+                    P_output_start_events{output=\"o\"} -Inf\nP_event_total{listener=\"a\"} 1\n\
+                    P_event_total{listener=\"b\"} NaN\nprocess_start_time_seconds NaN\n";
+        let counts: RelayCounts = read(&text.replace("P_", PREFIX));
+        assert_eq!((counts.last_event, counts.started, counts.accepted), (None, None, None));
+        let names: Vec<_> = counts.wrong.iter().map(|wrong| wrong.name.as_str()).collect();
+        let wanted = [
+            "process_start_time_seconds",
+            "P_event_total",
+            "P_last_event_timestamp_seconds",
+            "P_output_start_events",
+            "P_output_lag_seconds",
+        ];
+        assert_eq!(names, wanted.map(|name| name.replace("P_", PREFIX)));
+    }
+
+    #[test]
+    fn long_labels_and_many_wrong_series_take_little_memory() {
+        let host = "h".repeat(60_000);
+        let line = |host: &str, value| {
+            format!("rest_client_requests_total{{host=\"{host}\",method=\"POST\"}} {value}\n")
+        };
+        let many: String = (0..1000).map(|n| line(&format!("{n}{host}"), "NaN")).take(60).collect();
+        let counts: ApiserverCounts = read(&(line(&host, "1") + &many));
+        assert_eq!(counts.posts.keys().map(|host| host.chars().count()).max(), Some(301));
+        assert_eq!(counts.wrong.len(), WRONG_MAX);
+        assert!(counts.wrong.iter().all(|wrong| wrong.to_string().len() < 1000));
     }
 
     #[test]
@@ -396,11 +541,11 @@ mod tests {
                     P_requests_total{listener=\"a\",code=\"200\"} 1\n\
                     P_requests_total{listener=\"b\",code=\"200\"} 2\n\
                     P_build_info{version=\"1\x1b\",revision=\"x\"} 1\n";
-        let counts: RelayCounts = read(&text.replace("P_", PREFIX)).unwrap();
+        let counts: RelayCounts = read(&text.replace("P_", PREFIX));
         let output = &counts.outputs["o"];
         assert_eq!((output.delivered, output.start, output.backlog), (5, -3, Some(2)));
         assert_eq!((output.kept_back(), counts.lost("queue"), counts.requests["200"]), (4, 1, 3));
         assert_eq!(counts.version.as_deref(), Some("1\u{fffd}"));
-        assert_eq!(read::<RelayCounts>("").unwrap(), RelayCounts::default());
+        assert_eq!(read::<RelayCounts>(""), RelayCounts::default());
     }
 }

@@ -12,12 +12,16 @@ use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
 use super::counts::ApiserverCounts;
+use super::counts::Counts as _;
+use super::counts::EVENTS;
 use super::counts::LOG_PLUGIN;
 use super::counts::OutputCounts;
 use super::counts::RelayCounts;
+use super::counts::Wrong;
 use super::counts::total;
 use super::sample::Sampled;
 use crate::delivery::rfc3339::rfc3339;
+use crate::telemetry::PREFIX;
 
 /// The greatest difference of the start times, in seconds, with which the totals of two processes
 /// are compared.
@@ -163,6 +167,9 @@ pub fn compare(findings: &Findings) -> Comparison {
     if last - first > STARTS_APART_MAX {
         return Comparison::Not("the processes started more than 60 s apart");
     }
+    if of_apiservers.iter().any(|it| it.unknown_plugins().next().is_some()) {
+        return Comparison::Not("a number of lost events is unknown");
+    }
     let sent = of_apiservers.iter().map(|it| it.generated).collect::<Option<Vec<_>>>();
     let received = of_relays.iter().map(|it| it.accepted).collect::<Option<Vec<_>>>();
     let (Some(sent), Some(received)) = (sent, received) else {
@@ -287,6 +294,7 @@ fn apiserver_causes(
         causes.push(Cause::unknown(&place, format!("unknown, {fault}"), advice));
     }
     let Some(counts) = &apiserver.counts else { return };
+    wrong_causes(&place, counts.wrong(), causes);
     let before = apiserver.before.as_ref();
     for (plugin, &lost) in counts.errors.iter().filter(|(_, lost)| **lost > 0) {
         let earlier = before.map(|it| it.errors.get(plugin).copied().unwrap_or_default());
@@ -300,6 +308,8 @@ fn apiserver_causes(
         }
     }
     match counts.generated {
+        // The series is named already.
+        None if counts.wrong.iter().any(|wrong| wrong.name == EVENTS) => {}
         None => causes.push(Cause::unknown(
             &place,
             "its events are unknown: apiserver_audit_event_total is missing",
@@ -323,6 +333,15 @@ fn apiserver_causes(
         let earlier = before.and_then(|it| it.posts.get(host));
         attempts(&place, host, posts, earlier, apiserver.elapsed, causes);
     }
+}
+
+/// Names the series whose values cannot be used.
+fn wrong_causes(place: &str, wrong: &[Wrong], causes: &mut Vec<Cause>) {
+    let cause = |wrong: &Wrong| {
+        let advice = "Run the command again; if the value stays, look at the /metrics of this                       process, and at whatever changes them on their way";
+        Cause::unknown(place, format!("unknown, {wrong}"), advice)
+    };
+    causes.extend(wrong.iter().map(cause));
 }
 
 /// Returns the remedy for events that a plugin of kube-apiserver has lost.
@@ -427,7 +446,12 @@ fn relay_causes(relay: &Sampled<RelayCounts>, now: f64, causes: &mut Vec<Cause>)
         causes.push(Cause::unknown(&place, format!("unknown, {fault}"), advice));
     }
     let Some(counts) = &relay.counts else { return };
-    if counts.accepted.is_none() || counts.errors.is_none() {
+    wrong_causes(&place, counts.wrong(), causes);
+    let is_named = |metric: &str| {
+        counts.wrong.iter().any(|wrong| wrong.name.strip_prefix(PREFIX) == Some(metric))
+    };
+    let has_no_events = counts.accepted.is_none() && !is_named("event_total");
+    if has_no_events || counts.errors.is_none() && !is_named("error_total") {
         causes.push(Cause::unknown(
             &place,
             "its events or its losses are unknown: event_total or error_total is missing",
@@ -519,7 +543,7 @@ fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
     if output.required == Some(false) || knows_required && output.required.is_none() {
         return None;
     }
-    counts.errors.as_ref()?;
+    counts.errors.as_ref().filter(|_| counts.wrong.is_empty())?;
     let came = i128::from(counts.accepted?) + i128::from(output.start);
     let went = [
         output.delivered,

@@ -155,7 +155,7 @@ fn read_all<C: Counts>(mut from: impl Read) -> Result<C, String> {
         let part = part.get(..read).unwrap_or_default();
         reader.feed(part).map_err(|fault| fault.to_string())?;
     }
-    C::of(&reader.finish().map_err(|fault| fault.to_string())?)
+    Ok(C::of(&reader.finish().map_err(|fault| fault.to_string())?))
 }
 
 /// Asks a server for its metrics once.
@@ -168,8 +168,7 @@ pub async fn ask<C: Counts>(target: &Target, path: &str) -> Result<C, String> {
     let sink = |part: &[u8]| reader.feed(part).map_err(|fault| fault.to_string());
     target.get(path, sink).await.map_err(|error| error.to_string())?;
     let exposition: Result<Exposition, _> = reader.finish();
-    let told = |fault: &dyn std::fmt::Display| format!("{target}: {fault}");
-    C::of(&exposition.map_err(|fault| told(&fault))?).map_err(|fault| told(&fault))
+    Ok(C::of(&exposition.map_err(|fault| format!("{target}: {fault}"))?))
 }
 
 /// Reads the relays: files once, and each URL in both samples. `between` waits from the first

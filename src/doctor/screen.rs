@@ -118,11 +118,12 @@ fn started(at: Option<f64>) -> String {
     at.map_or_else(|| "start unknown".to_owned(), |at| format!("started {}", time(at)))
 }
 
-/// Returns the lost events by plugin, also those of the plugins that have lost nothing.
-fn by_plugin(counts: &ApiserverCounts) -> ByLabel {
-    let mut by_plugin: ByLabel = PLUGINS.iter().map(|name| ((*name).to_owned(), 0)).collect();
-    by_plugin.extend(counts.errors.clone());
-    by_plugin
+/// Returns the lost events by plugin, also those of the plugins that have lost nothing. `None` is a
+/// number that is not known.
+fn by_plugin(counts: &ApiserverCounts) -> BTreeMap<String, Option<u64>> {
+    let none = PLUGINS.iter().map(|name| ((*name).to_owned(), Some(0)));
+    let lost = counts.errors.iter().map(|(name, lost)| (name.clone(), Some(*lost)));
+    none.chain(lost).chain(counts.unknown_plugins().map(|name| (name, None))).collect()
 }
 
 fn apiserver_lines(apiserver: &Sampled<ApiserverCounts>, lines: &mut Lines) {
@@ -136,12 +137,14 @@ fn apiserver_lines(apiserver: &Sampled<ApiserverCounts>, lines: &mut Lines) {
     let growth = growth(before, counts.generated, apiserver.elapsed);
     lines.line("generated", &format!("{}{growth}", known(counts.generated)));
     let by_plugin = by_plugin(counts);
-    let each: Vec<_> = by_plugin.iter().map(|(name, lost)| format!("{name}: {lost}")).collect();
+    let told = |(name, lost): (&String, &Option<u64>)| format!("{name}: {}", known(*lost));
+    let each: Vec<_> = by_plugin.iter().map(told).collect();
     let note = match by_plugin.contains_key(LOG_PLUGIN) {
         true => "; log is the audit log's, not the webhook's",
         false => "",
     };
-    lines.line("lost", &format!("{} ({}{note})", counts.lost(), each.join(", ")));
+    let least = if by_plugin.values().all(Option::is_some) { "" } else { "at least " };
+    lines.line("lost", &format!("{least}{} ({}{note})", counts.lost(), each.join(", ")));
     if !counts.levels.is_empty() {
         lines.line("levels", &list(&counts.levels));
     }

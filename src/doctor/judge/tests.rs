@@ -62,7 +62,7 @@ fn with(text: &str, changes: &[&str]) -> String {
 }
 
 fn counts<C: Counts>(text: &str) -> C {
-    C::of(&Exposition::parse(text.as_bytes(), &C::wanted()).unwrap()).unwrap()
+    C::of(&Exposition::parse(text.as_bytes(), &C::wanted()).unwrap())
 }
 
 /// Makes a source with one sample, or with two.
@@ -225,6 +225,39 @@ fn a_source_that_cannot_be_read_is_unknown_and_a_loss_outranks_it() {
     assert_eq!(judge(&found).kind, Kind::Lost);
     found.relays.clear();
     assert_eq!(judge(&found).kind, Kind::Unknown);
+}
+
+#[test]
+fn a_number_that_is_none_is_named_and_a_loss_beside_it_outranks_it() {
+    let buffered = "apiserver_audit_error_total{plugin=\"buffered\"}";
+    let mut changes = vec![format!("{buffered} NaN")];
+    for (more, kind) in [
+        (None, Kind::Unknown),
+        (Some("apiserver_audit_error_total{plugin=\"webhook\"} 3"), Kind::Lost),
+    ] {
+        changes.extend(more.map(str::to_owned));
+        let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
+        let found = findings(&[&changes], &[NONE]);
+        let verdict = judge(&found);
+        assert_eq!(verdict.kind, kind, "{verdict:?}");
+        let text = screen::text(&found, &verdict);
+        assert!(text.contains(&format!("{buffered} is NaN, which is no valid number")), "{text}");
+        assert!(text.contains("(buffered: unknown, "), "{text}");
+        assert!(text.contains("generated   100"), "{text}");
+        let json = screen::json(&found, &verdict);
+        let of_plugin = &json["apiserver"]["instances"][0]["lost"]["buffered"];
+        assert_eq!(of_plugin, &serde_json::Value::Null);
+    }
+    for (apiserver, relay, series) in [
+        (&["apiserver_audit_event_total +Inf"][..], NONE, "apiserver_audit_event_total is inf"),
+        (NONE, &["P_event_total NaN"], "_event_total is NaN"),
+        (NONE, &["P_output_events_total{output=\"out\"} NaN"], "{output=\"out\"} is NaN"),
+    ] {
+        let verdict = judge(&findings(&[apiserver], &[relay]));
+        assert_eq!(verdict.kind, Kind::Unknown, "{series}");
+        assert!(verdict.sentence.contains(series), "{series}: {}", verdict.sentence);
+        assert!(!verdict.sentence.contains("differ"), "{series}: {}", verdict.sentence);
+    }
 }
 
 #[test]
