@@ -129,10 +129,10 @@ pub struct Verdict {
 }
 
 /// The comparison of what the kube-apiservers have sent with what the relays have received.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Comparison {
     /// The totals cannot be compared, for this reason.
-    Not(&'static str),
+    Not(String),
     /// Everything has arrived that was generated before the first sample.
     Equal,
     /// This number of events was generated, and has neither arrived nor been counted as lost.
@@ -147,15 +147,20 @@ pub enum Comparison {
 #[must_use]
 pub fn compare(findings: &Findings) -> Comparison {
     let Findings { apiservers, relays, .. } = findings;
-    if !findings.has_apiserver {
-        return Comparison::Not("kube-apiserver is unknown");
+    let not = |why: &str| Comparison::Not(why.to_owned());
+    if !findings.has_apiserver || apiservers.is_empty() {
+        return not("kube-apiserver is unknown");
     }
-    let is_whole = apiservers.iter().all(|it| it.fault.is_none())
-        && relays.iter().all(|it| it.fault.is_none() && !is_restarted(it))
-        && !apiservers.is_empty()
-        && !relays.is_empty();
-    if !is_whole {
-        return Comparison::Not("not everything could be read");
+    if relays.is_empty() {
+        return not("there is no relay to ask");
+    }
+    let apiserver = |it: &Sampled<ApiserverCounts>| format!("kube-apiserver {}", it.source);
+    let relay = |it: &Sampled<RelayCounts>| format!("relay {}", it.source);
+    let unread = apiservers.iter().filter(|it| it.fault.is_some()).map(apiserver);
+    let changed = relays.iter().filter(|it| it.fault.is_some() || is_restarted(it)).map(relay);
+    let unread: Vec<String> = unread.chain(changed).collect();
+    if !unread.is_empty() {
+        return Comparison::Not(format!("not everything could be read: {}", unread.join(", ")));
     }
     let of_apiservers: Vec<_> = apiservers.iter().filter_map(|it| it.counts.as_ref()).collect();
     let of_relays: Vec<_> = relays.iter().filter_map(|it| it.counts.as_ref()).collect();
@@ -165,15 +170,15 @@ pub fn compare(findings: &Findings) -> Comparison {
     let first = starts.iter().copied().fold(f64::INFINITY, f64::min);
     let last = starts.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     if last - first > STARTS_APART_MAX {
-        return Comparison::Not("the processes started more than 60 s apart");
+        return not("the processes started more than 60 s apart");
     }
     if of_apiservers.iter().any(|it| it.unknown_plugins().next().is_some()) {
-        return Comparison::Not("a number of lost events is unknown");
+        return not("a number of lost events is unknown");
     }
     let sent = of_apiservers.iter().map(|it| it.generated).collect::<Option<Vec<_>>>();
     let received = of_relays.iter().map(|it| it.accepted).collect::<Option<Vec<_>>>();
     let (Some(sent), Some(received)) = (sent, received) else {
-        return Comparison::Not("a number of events is unknown");
+        return not("a number of events is unknown");
     };
     let before = |it: &Sampled<ApiserverCounts>| it.before.clone().or_else(|| it.counts.clone());
     let before: Vec<ApiserverCounts> = apiservers.iter().filter_map(before).collect();

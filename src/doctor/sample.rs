@@ -5,10 +5,13 @@
 //! are expected have answered, or until some answers in a row have shown no new one. With a
 //! kubeconfig, the endpoints of the Service `kubernetes` say which instances there are, and each is
 //! asked directly.
+//!
+//! Files, endpoints and URLs are never taken for one process because their start times are the
+//! same: two kube-apiservers may start in the same second. The URLs beside a kubeconfig are the
+//! exception, because they are further addresses of the processes at the endpoints.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
@@ -17,6 +20,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::Value;
 use tokio::time::Instant;
+use tokio::time::timeout;
+use tokio::time::timeout_at;
 
 use super::counts::Counts;
 use super::exposition::Exposition;
@@ -31,6 +36,13 @@ const NOTHING_NEW: usize = 8;
 
 /// The greatest number of requests to one address for one sample.
 const REQUESTS_MAX: usize = 64;
+
+/// The time limit for one sample of a relay or of an address, however many requests it takes. The
+/// two samples take at most 40 s together, beside the interval.
+const SAMPLE: Duration = Duration::from_secs(20);
+
+/// The time limit for the list of the endpoints.
+const LIST: Duration = Duration::from_secs(10);
 
 /// The greatest number of endpoints that are asked.
 const ENDPOINTS_MAX: usize = 100;
@@ -117,11 +129,21 @@ fn start_of(counts: &impl Counts) -> Start {
     counts.started().map(f64::to_bits)
 }
 
-/// The instances that one address has shown, and the fault of the last request.
+/// The instances that one address has shown.
 struct Shown<C> {
     source: String,
     seen: BTreeMap<Start, Seen<C>>,
+    /// The first fault of a request; `None` also if all expected instances have answered
+    /// nevertheless.
     fault: Option<String>,
+    /// `true` if the last request had no answer when the time was over.
+    is_silent: bool,
+}
+
+impl<C> Shown<C> {
+    fn nothing(source: String, fault: Option<String>) -> Self {
+        Self { source, seen: BTreeMap::new(), fault, is_silent: false }
+    }
 }
 
 /// Reads the file of a source. The call blocks.
@@ -158,24 +180,40 @@ fn read_all<C: Counts>(mut from: impl Read) -> Result<C, String> {
     Ok(C::of(&reader.finish().map_err(|fault| fault.to_string())?))
 }
 
-/// Asks a server for its metrics once.
+/// Asks a server for its metrics once, at most for the time of one sample.
 ///
 /// # Errors
 ///
 /// A text that says why there are no metrics.
 pub async fn ask<C: Counts>(target: &Target, path: &str) -> Result<C, String> {
+    ask_until(target, path, Instant::now() + SAMPLE).await
+}
+
+async fn ask_until<C: Counts>(
+    target: &Target,
+    path: &str,
+    deadline: Instant,
+) -> Result<C, String> {
     let mut reader = Reader::new(C::wanted());
     let sink = |part: &[u8]| reader.feed(part).map_err(|fault| fault.to_string());
-    target.get(path, sink).await.map_err(|error| error.to_string())?;
+    let late = || format!("{target}: silent, no complete answer within {} s", SAMPLE.as_secs());
+    let asked = timeout_at(deadline, target.get(path, sink)).await.map_err(|_| late())?;
+    asked.map_err(|error| error.to_string())?;
     let exposition: Result<Exposition, _> = reader.finish();
     Ok(C::of(&exposition.map_err(|fault| format!("{target}: {fault}"))?))
 }
 
-/// Reads the relays: files once, and each URL in both samples. `between` waits from the first
-/// sample to the second one.
+/// Reads the relays: files once, and each URL in both samples.
 pub struct Relays<C> {
     files: Vec<Sampled<C>>,
-    urls: Vec<(Target, String, Result<Seen<C>, String>)>,
+    urls: Vec<(Target, String, Result<Seen<C>, Failed>)>,
+}
+
+/// The reason why a relay could not be read.
+struct Failed {
+    fault: String,
+    /// `true` if there was no answer when the time was over.
+    is_silent: bool,
 }
 
 impl<C: Counts> Relays<C> {
@@ -190,8 +228,10 @@ impl<C: Counts> Relays<C> {
         }
         let asked = join_all(urls.into_iter().map(|(target, path)| async {
             let at = Instant::now();
-            let counts = ask(&target, &path).await.map(|counts| Seen { at, counts });
-            (target, path, counts)
+            let asked = ask(&target, &path).await;
+            let is_silent = at.elapsed() >= SAMPLE;
+            let asked = asked.map(|counts| Seen { at, counts });
+            (target, path, asked.map_err(|fault| Failed { fault, is_silent }))
         }));
         Self { files, urls: asked.await }
     }
@@ -202,12 +242,16 @@ impl<C: Counts> Relays<C> {
         self.urls.iter().any(|(_, _, before)| before.is_ok())
     }
 
-    /// Takes the second sample, or repeats it.
+    /// Takes the second sample, or repeats it. A server that was silent in the first sample is not
+    /// asked again.
     pub async fn second(&self) -> Vec<Sampled<C>> {
         let asked = self.urls.iter().map(|(target, path, before)| async move {
             let at = Instant::now();
-            let before = before.as_ref().ok();
             let source = target.to_string();
+            if let Err(Failed { fault, is_silent: true }) = before {
+                return Sampled::failed(source, fault.clone());
+            }
+            let before = before.as_ref().ok();
             match ask::<C>(target, path).await {
                 Ok(counts) => Sampled {
                     source,
@@ -235,13 +279,26 @@ fn of_file<C: Counts>(file: &Path) -> Sampled<C> {
     }
 }
 
+/// An address of one or more kube-apiservers.
+struct Address<C> {
+    target: Target,
+    path: String,
+    /// `true` for an endpoint of the Service, behind which there is one process.
+    is_endpoint: bool,
+    /// The instances that the address has shown in the first sample.
+    before: Shown<C>,
+}
+
 /// Reads the kube-apiservers, as [`Relays`] reads relays.
 pub struct Apiservers<C> {
     files: Vec<Sampled<C>>,
-    /// The addresses, each with its path and the instances that it has shown in the first sample.
-    addresses: Vec<(Target, String, Shown<C>)>,
-    /// The number of instances that the operator expects; `None` if it was not given.
+    /// The addresses, the endpoints of the Service first.
+    addresses: Vec<Address<C>>,
+    /// The number of instances that the operator expects behind each URL; `None` if it was not
+    /// given.
     expected: Option<usize>,
+    /// `true` if there is a kubeconfig. All addresses lead to the same processes then.
+    has_cluster: bool,
     /// The number of endpoints of the Service; `None` if they were not asked for.
     endpoints: Option<usize>,
     /// The reason why the endpoints could not be listed.
@@ -257,11 +314,11 @@ impl<C: Counts> Apiservers<C> {
         cluster: Option<&Cluster>,
         expected: Option<usize>,
     ) -> Self {
-        let (mut files, mut addresses) = (Vec::new(), Vec::new());
+        let (mut files, mut urls) = (Vec::new(), Vec::new());
         for source in sources {
             match source {
                 Source::File(file) => files.push(of_file(&file)),
-                Source::Url(target, path) => addresses.push((target, path)),
+                Source::Url(target, path) => urls.push((target, path)),
             }
         }
         let mut unlisted = None;
@@ -274,99 +331,118 @@ impl<C: Counts> Apiservers<C> {
                 }
                 Err(fault) => {
                     unlisted = Some((server.to_string(), fault));
-                    addresses.push((server.clone(), format!("{}/metrics", server.base())));
+                    urls.push((server.clone(), format!("{}/metrics", server.base())));
                 }
             }
         }
-        let direct =
-            endpoints.iter().cloned().map(|target| (target, "/metrics".to_owned(), Some(1)));
         let count = Some(endpoints.len()).filter(|count| *count > 0);
         let behind = expected.or(count);
-        let addresses = addresses.into_iter().map(|(target, path)| (target, path, behind));
-        let asked = addresses.chain(direct).map(|(target, path, expected)| async move {
-            let shown = survey(&target, &path, &[], expected).await;
-            (target, path, shown)
+        let endpoints = endpoints.into_iter().map(|target| (target, "/metrics".to_owned(), true));
+        let urls = urls.into_iter().map(|(target, path)| (target, path, false));
+        let asked = endpoints.chain(urls).map(|(target, path, is_endpoint)| async move {
+            let expected = if is_endpoint { Some(1) } else { behind };
+            let before = survey(&target, &path, &[], expected).await;
+            Address { target, path, is_endpoint, before }
         });
-        let addresses = join_all(asked).await;
-        let has_other_addresses = cluster.is_some_and(|cluster| cluster.has_other_addresses);
-        Self { files, addresses, expected, endpoints: count, unlisted, has_other_addresses }
+        Self {
+            files,
+            addresses: join_all(asked).await,
+            expected,
+            has_cluster: cluster.is_some(),
+            endpoints: count,
+            unlisted,
+            has_other_addresses: cluster.is_some_and(|cluster| cluster.has_other_addresses),
+        }
     }
 
     /// Returns `true` if an address has answered in the first sample.
     #[must_use]
     pub fn has_answers(&self) -> bool {
-        self.addresses.iter().any(|(_, _, shown)| !shown.seen.is_empty())
+        self.addresses.iter().any(|address| !address.before.seen.is_empty())
     }
 
-    /// Takes the second sample. Each process is in the result once, also if several files or
-    /// addresses show it.
+    /// Takes the second sample. Each file is a process of its own. A process that an endpoint and a
+    /// URL beside the kubeconfig show is in the result once. An address that was silent in the
+    /// first sample is not asked again.
     pub async fn second(&self) -> Vec<Sampled<C>> {
-        let asked = self.addresses.iter().map(|(target, path, before)| async move {
+        let asked = self.addresses.iter().map(|address| async move {
+            let Address { target, path, before, .. } = address;
+            if before.is_silent && before.seen.is_empty() {
+                return (address, Shown::nothing(before.source.clone(), before.fault.clone()));
+            }
             let known: Vec<Start> = before.seen.keys().copied().collect();
             let expected = Some(known.len()).filter(|count| *count > 0);
-            (before, survey::<C>(target, path, &known, expected).await)
+            (address, survey::<C>(target, path, &known, expected).await)
         });
-        let mut found: BTreeMap<Start, Sampled<C>> = BTreeMap::new();
-        let mut others = Vec::new();
-        for (before, after) in join_all(asked).await {
-            if before.seen.is_empty() && after.seen.is_empty() {
-                let fault = after.fault.clone().unwrap_or_else(|| "no answer".to_owned());
-                others.push(Sampled::failed(after.source.clone(), fault));
+        let mut processes: Vec<Sampled<C>> = Vec::new();
+        let mut partly = Vec::new();
+        let mut unread = Vec::new();
+        for (address, after) in join_all(asked).await {
+            let Address { before, is_endpoint, .. } = address;
+            let source = &before.source;
+            let found = matched(before, &after);
+            // A request that failed in the second sample is the fault of a known instance.
+            let newest = before.seen.is_empty();
+            let fault = if newest { after.fault.clone() } else { before.fault.clone() };
+            if found.is_empty() {
+                let fault = fault.unwrap_or_else(|| "no answer".to_owned());
+                unread.push(Sampled::failed(source.clone(), fault));
+            } else if !is_endpoint {
+                partly.push((source, found.len(), fault));
             }
-            for sampled in matched(before, &after) {
-                let start = sampled.counts.as_ref().map(start_of);
-                match start.flatten() {
-                    // Two instances that do not tell their start cannot be told apart.
-                    None => others.push(sampled),
-                    start => keep(found.entry(start), sampled),
+            for sampled in found {
+                let is_other_address = self.has_cluster && !is_endpoint;
+                let start = sampled.counts.as_ref().and_then(start_of);
+                let is_same = |kept: &&mut Sampled<C>| {
+                    start.is_some() && kept.counts.as_ref().and_then(start_of) == start
+                };
+                match processes.iter_mut().find(is_same).filter(|_| is_other_address) {
+                    Some(kept) => keep(kept, sampled),
+                    None => processes.push(sampled),
                 }
             }
         }
-        for file in &self.files {
-            match file.counts.as_ref().and_then(start_of) {
-                None => others.push(file.clone()),
-                start => keep(found.entry(start), file.clone()),
+        for (source, found, fault) in partly {
+            let read = if self.has_cluster { processes.len() } else { found };
+            let why = fault.as_deref().map_or_else(String::new, |fault| format!(": {fault}"));
+            match self.expected {
+                Some(expected) if read < expected => {
+                    let fault = format!("only {read} of {expected} instances have answered{why}");
+                    unread.push(Sampled::failed(source.clone(), fault));
+                }
+                None if fault.is_some() => {
+                    let fault = format!("a request failed, and {found} instances answered{why}");
+                    unread.push(Sampled::failed(format!("{source}, another instance"), fault));
+                }
+                _ => {}
             }
         }
-        let read = found.len();
-        let all_seen = self.endpoints.is_some_and(|expected| read >= expected);
+        let all_seen = self.endpoints.is_some_and(|expected| processes.len() >= expected);
         if self.has_other_addresses && all_seen {
-            others.retain(|sampled| sampled.counts.is_some());
+            unread.clear();
         }
-        let mut all: Vec<_> = found.into_values().chain(others).collect();
+        processes.extend(unread);
         if let Some((source, fault)) = &self.unlisted {
             let fault = format!("the other instances are unknown: {fault}");
-            all.push(Sampled::failed(source.clone(), fault));
+            processes.push(Sampled::failed(source.clone(), fault));
         }
-        let too_few = self.expected.filter(|expected| read < *expected);
-        if let Some((expected, (target, ..))) = too_few.zip(self.addresses.first()) {
-            let fault = format!("only {read} of {expected} instances have answered");
-            all.push(Sampled::failed(target.to_string(), fault));
-        }
-        all
+        processes.extend(self.files.iter().cloned());
+        processes
     }
 }
 
 /// Keeps one of two descriptions of the same process: the newer one, or else the one with two
 /// samples.
-fn keep<C: Counts>(entry: Entry<'_, Start, Sampled<C>>, sampled: Sampled<C>) {
+fn keep<C: Counts>(kept: &mut Sampled<C>, sampled: Sampled<C>) {
     let progress = |it: &Sampled<C>| it.counts.as_ref().map(C::progress);
-    match entry {
-        Entry::Vacant(vacant) => {
-            vacant.insert(sampled);
-        }
-        Entry::Occupied(mut kept) => {
-            let kept = kept.get_mut();
-            let has_more = kept.before.is_none() && sampled.before.is_some();
-            let is_better = match progress(&sampled).cmp(&progress(kept)) {
-                Ordering::Greater => true,
-                Ordering::Equal => kept.fault.is_some() || has_more,
-                Ordering::Less => false,
-            };
-            if is_better {
-                *kept = sampled;
-            }
-        }
+    let has_more = kept.before.is_none() && sampled.before.is_some();
+    let is_better = match progress(&sampled).cmp(&progress(kept)) {
+        Ordering::Greater => true,
+        Ordering::Equal => kept.fault.is_some() || has_more,
+        Ordering::Less => false,
+    };
+    if is_better {
+        *kept = sampled;
     }
 }
 
@@ -406,18 +482,21 @@ async fn survey<C: Counts>(
     known: &[Start],
     expected: Option<usize>,
 ) -> Shown<C> {
-    let mut shown = Shown { source: target.to_string(), seen: BTreeMap::new(), fault: None };
+    let deadline = Instant::now() + SAMPLE;
+    let mut shown = Shown::nothing(target.to_string(), None);
     let mut nothing_new = 0;
     for _ in 0..REQUESTS_MAX {
         let at = Instant::now();
-        let counts = match ask::<C>(target, path).await {
+        let counts = match ask_until::<C>(target, path, deadline).await {
             Ok(counts) => counts,
             Err(fault) => {
-                shown.fault = Some(fault);
+                shown.fault.get_or_insert(fault);
+                shown.is_silent = Instant::now() >= deadline;
                 // An address that has not answered at all is not asked again. Behind an address
-                // that has, one of several instances may be away.
+                // that has, or that has several instances, one of them may be away.
+                let is_away = shown.seen.is_empty() && expected.is_none_or(|count| count <= 1);
                 nothing_new += 1;
-                match shown.seen.is_empty() || nothing_new >= NOTHING_NEW {
+                match is_away || shown.is_silent || nothing_new >= NOTHING_NEW {
                     true => break,
                     false => continue,
                 }
@@ -431,7 +510,11 @@ async fn survey<C: Counts>(
         nothing_new = if is_new { 0 } else { nothing_new + 1 };
         let has_all_known = known.iter().all(|start| shown.seen.contains_key(start));
         let has_all = expected.is_some_and(|expected| shown.seen.len() >= expected);
-        if start.is_none() || has_all && has_all_known || nothing_new >= NOTHING_NEW {
+        if has_all && has_all_known {
+            shown.fault = None;
+            break;
+        }
+        if start.is_none() || nothing_new >= NOTHING_NEW {
             break;
         }
     }
@@ -440,6 +523,11 @@ async fn survey<C: Counts>(
 
 /// Lists the addresses of the endpoints of the Service `kubernetes`.
 async fn endpoints_of(server: &Target) -> Result<Vec<(String, u16)>, String> {
+    let late = || format!("{server}: silent, no list of its endpoints within {} s", LIST.as_secs());
+    timeout(LIST, listed_by(server)).await.unwrap_or_else(|_| Err(late()))
+}
+
+async fn listed_by(server: &Target) -> Result<Vec<(String, u16)>, String> {
     let ask = |path: &str| {
         let path = format!("{}{path}", server.base());
         async move { server.get_text(&path).await }
@@ -538,7 +626,8 @@ mod tests {
             (start_of(&counts), Seen { at: Instant::now(), counts })
         });
         let fault = fault.map(str::to_owned);
-        Shown { source: "http://a".to_owned(), seen: seen.collect(), fault }
+        let seen = seen.collect();
+        Shown { source: "http://a".to_owned(), seen, fault, is_silent: false }
     }
 
     #[test]
@@ -563,7 +652,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn two_files_of_one_process_are_one_and_the_newer_one_counts() {
+    async fn files_are_never_merged() {
         let directory = tempfile::TempDir::new().unwrap();
         let file = |name: &str, lost: u64| {
             let file = directory.path().join(name);
@@ -574,14 +663,74 @@ mod tests {
             std::fs::write(&file, text).unwrap();
             Source::File(file)
         };
-        for order in [[0, 3], [3, 0]] {
-            let files = order.map(|lost| file(&format!("lost-{lost}"), lost));
-            let first = Apiservers::<ApiserverCounts>::first(files.into(), None, None).await;
-            let sampled = first.second().await;
-            let lost: Vec<_> =
-                sampled.iter().map(|it| it.counts.as_ref().unwrap().lost()).collect();
-            assert_eq!(lost, [3], "{order:?}");
+        let files = vec![file("first", 2), file("second", 3)];
+        let first = Apiservers::<ApiserverCounts>::first(files, None, None).await;
+        let lost = |it: &Sampled<ApiserverCounts>| it.counts.as_ref().unwrap().lost();
+        assert_eq!(first.second().await.iter().map(lost).collect::<Vec<_>>(), [2, 3]);
+    }
+
+    fn address(is_endpoint: bool, url: &str, instances: &[(f64, u64)]) -> Address<ApiserverCounts> {
+        // Nothing listens at port 1, so the second sample has no answers.
+        let target = Target::new(url).unwrap();
+        let before = Shown { source: url.to_owned(), ..shown(instances, None) };
+        Address { target, path: "/metrics".to_owned(), is_endpoint, before }
+    }
+
+    #[tokio::test]
+    async fn only_the_urls_beside_a_kubeconfig_show_the_processes_of_others() {
+        let [first, second, url] =
+            ["http://127.0.0.1:1", "http://127.0.0.2:1", "http://127.0.0.3:1"];
+        for (has_cluster, processes) in [(true, 3), (false, 4)] {
+            let apiservers = Apiservers {
+                files: Vec::new(),
+                addresses: vec![
+                    address(has_cluster, first, &[(1.0, 5)]),
+                    address(has_cluster, second, &[(1.0, 6)]),
+                    address(false, url, &[(1.0, 5), (2.0, 7)]),
+                ],
+                expected: None,
+                has_cluster,
+                endpoints: None,
+                unlisted: None,
+                has_other_addresses: false,
+            };
+            let found = apiservers.second().await;
+            let sources: Vec<_> = found.iter().map(|it| it.source.as_str()).collect();
+            assert_eq!(found.len(), processes, "{sources:?}");
         }
+    }
+
+    /// Returns the URL of a server that takes connections and never answers, and the server.
+    fn silent() -> (Target, std::net::TcpListener) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        (Target::new(&url).unwrap(), listener)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_is_named_after_a_bounded_time() {
+        let (target, _listener) = silent();
+        let source = || Source::Url(target.clone(), "/metrics".to_owned());
+        let bound = SAMPLE * 2 + Duration::from_secs(1);
+        let begin = Instant::now();
+        let relays = Relays::<ApiserverCounts>::first(vec![source()]).await;
+        let of_relays = relays.second().await;
+        assert!(begin.elapsed() <= bound, "{:?}", begin.elapsed());
+        let begin = Instant::now();
+        let apiservers =
+            Apiservers::<ApiserverCounts>::first(vec![source()], None, Some(3)).await;
+        let of_apiservers = apiservers.second().await;
+        assert!(begin.elapsed() <= bound, "{:?}", begin.elapsed());
+        for sampled in of_relays.iter().chain(&of_apiservers) {
+            let fault = sampled.fault.as_deref().unwrap_or_default();
+            assert!(fault.contains(&target.to_string()), "{fault}");
+            assert!(fault.contains("no complete answer within 20 s"), "{fault}");
+        }
+        assert_eq!((of_relays.len(), of_apiservers.len()), (1, 1));
+        let begin = Instant::now();
+        let fault = endpoints_of(&target).await.unwrap_err();
+        assert!(begin.elapsed() <= LIST + Duration::from_secs(1), "{:?}", begin.elapsed());
+        assert!(fault.contains(&target.to_string()), "{fault}");
     }
 
     #[test]
