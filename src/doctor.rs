@@ -49,6 +49,11 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// about a second of CPU time.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// The pause between the two samples of the relays if each kube-apiserver is a file. A file has only
+/// one sample, so that there is nothing to compare with an increase. The second sample of a relay
+/// tells whether its numbers hold still, and whether the URL leads to one relay.
+const OF_FILES: Duration = Duration::from_millis(200);
+
 /// The servers and files of an examination, and its options.
 pub struct Plan {
     /// The kube-apiservers that were named.
@@ -59,7 +64,7 @@ pub struct Plan {
     pub instances: Option<usize>,
     /// The relays.
     pub relays: Vec<Source>,
-    /// The time between the two samples.
+    /// The time between the two samples. It is not waited for if each kube-apiserver is a file.
     pub interval: Duration,
     /// The server of the audit webhook's kubeconfig, if it is to be tried.
     pub webhook: Option<Target>,
@@ -68,6 +73,12 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Returns `true` if there are kube-apiservers, and each of them is a file.
+    fn has_only_files(&self) -> bool {
+        let is_file = |source: &Source| matches!(source, Source::File(_));
+        self.cluster.is_none() && !self.apiservers.is_empty() && self.apiservers.iter().all(is_file)
+    }
+
     /// Makes the source of a URL. A URL without a path gets the path of the metrics.
     #[must_use]
     pub fn apiserver(target: Target) -> Source {
@@ -111,15 +122,17 @@ impl Report {
 }
 
 /// Takes the samples and judges them. `waiting` is called before the wait between two samples; it
-/// is not called if nothing can be read twice, because everything comes from files or no server has
-/// answered.
+/// is not called if there is none, because the interval is 0, each kube-apiserver is a file, or no
+/// server has answered.
 ///
 /// # Cancel safety
 ///
 /// Nothing is changed anywhere, apart from the audit events of the probe, so the future can be
 /// dropped at any time.
 pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> Report {
+    let has_only_files = plan.has_only_files();
     let Plan { apiservers, cluster, instances, relays, interval, webhook, probe } = plan;
+    let interval = if has_only_files { interval.min(OF_FILES) } else { interval };
     let urls: Vec<(Target, String)> = relays.iter().filter_map(Source::url).collect();
     let mut checks = Vec::new();
     if let Some(webhook) = &webhook {
@@ -135,7 +148,9 @@ pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> Report {
     // with.
     let has_urls = relays.has_answers() || apiservers.has_answers();
     if has_urls {
-        waiting(interval);
+        if !has_only_files && !interval.is_zero() {
+            waiting(interval);
+        }
         tokio::time::sleep(interval).await;
     }
     // The relays are asked first. An event that a relay has counted then is one that kube-apiserver

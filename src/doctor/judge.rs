@@ -32,6 +32,9 @@ const THROTTLE: f64 = 10.0;
 /// The share of [`THROTTLE`] from which the rate of batches is a warning.
 const NEAR: f64 = 0.7;
 
+/// The shortest time in seconds for which a rate is told. One batch in a moment is no rate.
+pub const RATE_MIN: f64 = 1.0;
+
 /// The time in seconds after which a relay that has accepted nothing gets nothing: longer than
 /// kube-apiserver holds a batch.
 const SILENCE: f64 = 300.0;
@@ -429,7 +432,7 @@ fn attempts(
                       AuditWebhookError for the errors";
         causes.push(Cause::warning(place, what, advice));
     }
-    if let Some(elapsed) = elapsed.filter(|elapsed| *elapsed > 0.0 && earlier.is_some()) {
+    if let Some(elapsed) = elapsed.filter(|elapsed| *elapsed >= RATE_MIN && earlier.is_some()) {
         #[allow(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
         let rate = total(increases.iter().map(|(_, count)| *count)) as f64 / elapsed;
         if rate >= NEAR * THROTTLE {

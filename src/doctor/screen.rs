@@ -17,6 +17,7 @@ use super::judge::Cause;
 use super::judge::Comparison;
 use super::judge::Findings;
 use super::judge::Kind;
+use super::judge::RATE_MIN;
 use super::judge::Verdict;
 use super::judge::compare;
 use super::judge::events;
@@ -101,7 +102,7 @@ fn growth(before: Option<u64>, now: Option<u64>, elapsed: Option<f64>) -> String
 /// Returns a rate in brackets; empty if the time is too short for one.
 #[allow(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
 fn rate(count: u64, elapsed: f64) -> String {
-    match elapsed > 0.0 {
+    match elapsed >= RATE_MIN {
         true => format!(" ({:.1}/s)", count as f64 / elapsed),
         false => String::new(),
     }

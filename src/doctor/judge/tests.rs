@@ -408,9 +408,14 @@ fn a_rate_near_the_throttle_is_a_warning() {
             "rest_client_requests_total{{code=\"200\",host=\"relay.example\",method=\"POST\"}} {count}"
         )
     };
-    for (count, is_near) in [(216, false), (217, true), (307, true)] {
+    // The last of them has two samples directly after each other.
+    for (count, elapsed, is_near) in
+        [(216, 30.0, false), (217, 30.0, true), (307, 30.0, true), (307, 0.001, false)]
+    {
         let posts = posts(count);
-        let verdict = judge(&findings(&[NONE, &[&posts]], &[NONE, NONE]));
+        let mut found = findings(&[NONE, &[&posts]], &[NONE, NONE]);
+        found.apiservers[0].elapsed = Some(elapsed);
+        let verdict = judge(&found);
         let near = verdict.causes.iter().any(|it| it.advice.contains("throttle-qps"));
         assert_eq!((verdict.kind, near), (Kind::Ok, is_near), "{count}");
     }

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -301,6 +303,46 @@ fn saved_metrics_are_compared_by_their_totals() {
 }
 
 #[test]
+fn files_need_no_interval_and_each_is_a_process_of_its_own() {
+    let whole = Whole::start();
+    let directory = TempDir::new().unwrap();
+    let started = Counted::starting().started;
+    let file = |name: &str, generated| {
+        let file = directory.path().join(name);
+        let counted = Counted { started, generated: Some(generated), ..Counted::starting() };
+        // Some editors and shells write a byte order mark.
+        std::fs::write(&file, format!("\u{feff}{}", counted.metrics())).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    let (first, second) = (file("first", 15), file("second", 25));
+    let relay = url(whole.relay.admin());
+    let begin = Instant::now();
+    let arguments = ["doctor", "--interval", "1m", "--relay", &relay];
+    let arguments = [&arguments[..], &["--apiserver", &first, "--apiserver", &second]].concat();
+    let said = Said::of(run_command(&arguments, Path::new("/")));
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
+    said.assert("OK");
+    said.assert_has(&format!("kube-apiserver {first} "));
+    said.assert_has(&format!("kube-apiserver {second} "));
+    said.assert_has("everything that was generated has arrived");
+    whole.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_interval_may_be_nothing() {
+    let whole = Whole::start();
+    let (relay, apiserver) = (url(whole.relay.admin()), url(whole.apiserver.address()));
+    let arguments =
+        ["doctor", "--interval", "0s", "--relay", &relay, "--apiserver", &apiserver];
+    let output = run_command(&arguments, Path::new("/"));
+    assert_eq!(output.stderr, b"");
+    let said = Said::of(output);
+    said.assert("OK");
+    said.assert_has("generated   40, 0 in the last 0.");
+    whole.relay.finish(Backlog::Empty);
+}
+
+#[test]
 fn instances_behind_one_address_are_told_apart_by_their_start() {
     let whole = Whole::start();
     let instance = |age: f64, generated| {
@@ -498,7 +540,7 @@ fn wrong_usage_is_told_and_nothing_is_asked() {
         (&["--apiserver", "http://a:0"], "port 0"),
         (&["--apiserver", "-", "--apiserver", "-"], "only once"),
         (&["--interval", "1"], "--interval"),
-        (&["--interval", "1ms"], "100ms to 24h"),
+        (&["--interval", "61m"], "0s to 1h"),
         (&["--instances", "0"], "--instances"),
         (&["--kubeconfig", file], "use a kubeconfig with a token"),
         (&["--kubeconfig", "/no/such"], "cannot read /no/such"),
