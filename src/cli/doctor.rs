@@ -105,10 +105,10 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
         None => None,
     };
     let mut apiservers = Vec::new();
-    for text in distinct(&arguments.apiserver) {
-        apiservers.push(match is_url(text) {
+    for (place, text) in distinct(&arguments.apiserver) {
+        let source = match is_url(text) {
             true => {
-                let target = target("--apiserver", text)?;
+                let target = target("--apiserver", place, text)?;
                 let target = match &kubeconfig {
                     Some(kubeconfig) => credentials::with_credentials(target, kubeconfig)
                         .map_err(|error| wrong("--kubeconfig", error))?,
@@ -117,7 +117,8 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
                 Plan::apiserver(target)
             }
             false => Source::File(text.into()),
-        });
+        };
+        add(&mut apiservers, source);
     }
     let cluster = match &kubeconfig {
         Some(kubeconfig) => {
@@ -129,13 +130,14 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
         None => None,
     };
     let mut relays = Vec::new();
-    for text in distinct(&arguments.relay) {
-        relays.push(Plan::relay(target("--relay", text)?));
+    for (place, text) in distinct(&arguments.relay) {
+        add(&mut relays, Plan::relay(target("--relay", place, text)?));
     }
     if relays.is_empty() {
         let mut url = healthcheck::url_of(None, file)?;
         url.set_path("");
-        relays.push(Plan::relay(target("admin.address", url.as_str())?));
+        let target = Target::new(url.as_str());
+        relays.push(Plan::relay(target.map_err(|what| wrong("admin.address", what))?));
     }
     let webhook = match &arguments.webhook {
         Some(file) => {
@@ -155,23 +157,39 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
     })
 }
 
-/// Returns the texts, each once. A process that is named twice is still only one.
-fn distinct(texts: &[String]) -> Vec<&str> {
-    let mut distinct: Vec<&str> = Vec::new();
-    for text in texts {
-        let text = text.strip_suffix('/').filter(|_| is_url(text)).unwrap_or(text);
-        if !distinct.contains(&text) {
-            distinct.push(text);
+/// Returns the texts, each once, with its place among all values of the option, counted from 1.
+fn distinct(texts: &[String]) -> Vec<(usize, &str)> {
+    let mut distinct: Vec<(usize, &str)> = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        if !distinct.iter().any(|(_, other)| other == text) {
+            distinct.push((index + 1, text));
         }
     }
     distinct
 }
 
-/// Returns `true` if a text is meant as a URL, and not as the name of a file.
-fn is_url(text: &str) -> bool {
-    text.contains("://")
+/// Adds a source, unless it leads to the same address and path as one that is there already. A
+/// process that is named twice is still only one.
+fn add(sources: &mut Vec<Source>, source: Source) {
+    let same = |other: &Source| match (other, &source) {
+        (Source::Url(target, path), Source::Url(other, other_path)) => {
+            target.to_string() == other.to_string() && path == other_path
+        }
+        _ => false,
+    };
+    if !sources.iter().any(same) {
+        sources.push(source);
+    }
 }
 
-fn target(option: &str, text: &str) -> Result<Target, u8> {
-    Target::new(text).map_err(|what| wrong(option, format!("{text}: {what}")))
+/// Returns `true` if a text is meant as a URL, and not as the name of a file.
+fn is_url(text: &str) -> bool {
+    let is_web = |scheme: &str| ["http", "https"].iter().any(|it| scheme.eq_ignore_ascii_case(it));
+    text.contains("://") || text.split_once(':').is_some_and(|(scheme, _)| is_web(scheme))
+}
+
+/// Makes a target of the value at this place of an option. What is refused is not printed, because
+/// its user or its query may hold a password or a token.
+fn target(option: &str, place: usize, text: &str) -> Result<Target, u8> {
+    Target::new(text).map_err(|what| wrong(option, format!("value {place} {what}")))
 }

@@ -189,11 +189,7 @@ pub async fn ask<C: Counts>(target: &Target, path: &str) -> Result<C, String> {
     ask_until(target, path, Instant::now() + SAMPLE).await
 }
 
-async fn ask_until<C: Counts>(
-    target: &Target,
-    path: &str,
-    deadline: Instant,
-) -> Result<C, String> {
+async fn ask_until<C: Counts>(target: &Target, path: &str, deadline: Instant) -> Result<C, String> {
     let mut reader = Reader::new(C::wanted());
     let sink = |part: &[u8]| reader.feed(part).map_err(|fault| fault.to_string());
     let late = || format!("{target}: silent, no complete answer within {} s", SAMPLE.as_secs());
@@ -717,8 +713,7 @@ mod tests {
         let of_relays = relays.second().await;
         assert!(begin.elapsed() <= bound, "{:?}", begin.elapsed());
         let begin = Instant::now();
-        let apiservers =
-            Apiservers::<ApiserverCounts>::first(vec![source()], None, Some(3)).await;
+        let apiservers = Apiservers::<ApiserverCounts>::first(vec![source()], None, Some(3)).await;
         let of_apiservers = apiservers.second().await;
         assert!(begin.elapsed() <= bound, "{:?}", begin.elapsed());
         for sampled in of_relays.iter().chain(&of_apiservers) {

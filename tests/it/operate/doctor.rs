@@ -83,6 +83,39 @@ fn url(address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
+#[test]
+fn a_refused_url_is_named_by_its_place_and_its_secrets_are_not_printed() {
+    for (option, values, place) in [
+        ("--relay", &["http://a", "http://user:s3cret@b:9090"][..], 2),
+        ("--relay", &["ftp://b/?token=s3cret"], 1),
+        ("--relay", &["s3cret@b:9090"], 1),
+        ("--apiserver", &["-", "file", "https://s3cret@b"], 3),
+        ("--apiserver", &["http://b:99999/?token=s3cret"], 1),
+        ("--apiserver", &["https:/user:s3cret@b/metrics"], 1),
+    ] {
+        let options = values.iter().flat_map(|value| [option, value]);
+        let arguments: Vec<&str> = ["doctor"].into_iter().chain(options).collect();
+        let output = run_command(&arguments, Path::new("/"));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]), "{said}");
+        assert!(said.starts_with(&format!("{option}: value {place} ")), "{said}");
+        assert!(!said.contains("s3cret"), "{said}");
+    }
+}
+
+#[test]
+fn a_relay_that_is_named_twice_is_one() {
+    let consumer = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(consumer.address(), ""));
+    let port = relay.admin().port();
+    let texts = ["http://127.0.0.1", "HTTP://127.0.0.1", "http://127.0.1", "http://0x7f000001"];
+    let urls = texts.map(|text| format!("{text}:{port}/"));
+    let arguments: Vec<&str> = urls.iter().flat_map(|url| ["--relay", url.as_str()]).collect();
+    let (_, json) = doctor_json(&arguments);
+    assert_eq!(json["relay"]["instances"].as_array().unwrap().len(), 1, "{json:#}");
+    relay.finish(Backlog::Empty);
+}
+
 /// Returns the URL of an address at which nothing listens.
 fn nobody() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
@@ -332,8 +365,7 @@ fn files_need_no_interval_and_each_is_a_process_of_its_own() {
 fn the_interval_may_be_nothing() {
     let whole = Whole::start();
     let (relay, apiserver) = (url(whole.relay.admin()), url(whole.apiserver.address()));
-    let arguments =
-        ["doctor", "--interval", "0s", "--relay", &relay, "--apiserver", &apiserver];
+    let arguments = ["doctor", "--interval", "0s", "--relay", &relay, "--apiserver", &apiserver];
     let output = run_command(&arguments, Path::new("/"));
     assert_eq!(output.stderr, b"");
     let said = Said::of(output);
@@ -535,7 +567,7 @@ fn wrong_usage_is_told_and_nothing_is_asked() {
     std::fs::write(&file, text).unwrap();
     let file = file.to_str().unwrap();
     for (arguments, what) in [
-        (&["--relay", "127.0.0.1:9090"][..], "--relay: 127.0.0.1:9090: "),
+        (&["--relay", "127.0.0.1:9090"][..], "--relay: value 1 is not a URL"),
         (&["--relay", "ftp://a"], "neither http:// nor https://"),
         (&["--apiserver", "http://a:0"], "port 0"),
         (&["--apiserver", "-", "--apiserver", "-"], "only once"),
