@@ -11,12 +11,13 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `exposition` `kubeconfig` | the text format of Prometheus · a cluster's address and credentials |
+//! | 1 | `exposition` `kubeconfig` `address` | the text format of Prometheus · a cluster's address and credentials · hosts in labels |
 //! | 2 | `counts` `credentials` | the metrics by their names · a server with the credentials of a kubeconfig |
 //! | 3 | `sample` | instances, and the two samples |
 //! | 4 | `judge` | what the numbers mean |
 //! | 5 | `screen` `webhook` `probe` | how the result is shown · the webhook's URL · events made on purpose |
 
+pub mod address;
 pub mod counts;
 pub mod credentials;
 pub mod exposition;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use address::Address;
 use judge::Comparison;
 use judge::Findings;
 use judge::Verdict;
@@ -159,7 +161,7 @@ pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> Report {
         relays: relays.second().await,
         apiservers: apiservers.second().await,
         has_apiserver,
-        webhook_host: webhook.as_ref().map(Target::authority),
+        webhook: webhook.as_ref().map(|it| Address::new(&it.authority(), it.is_https())),
         checks: checks.clone(),
         now: telemetry::now(),
     };

@@ -11,7 +11,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
+use super::address;
+use super::address::Address;
 use super::counts::ApiserverCounts;
+use super::counts::ByLabel;
 use super::counts::Counts as _;
 use super::counts::EVENTS;
 use super::counts::LOG_PLUGIN;
@@ -57,8 +60,8 @@ pub struct Findings {
     pub relays: Vec<Sampled<RelayCounts>>,
     /// `true` if a kube-apiserver was asked for. Otherwise the relays are judged alone.
     pub has_apiserver: bool,
-    /// The host of the audit webhook, as in the label `host`; `None` if it is not known.
-    pub webhook_host: Option<String>,
+    /// The address of the audit webhook; `None` if it is not known.
+    pub webhook: Option<Address>,
     /// The results of further checks.
     pub checks: Vec<Cause>,
     /// The time of the newest sample, in seconds since 1970.
@@ -337,9 +340,9 @@ fn apiserver_causes(
                       away: use batch, or make the relay reachable";
         causes.push(Cause::warning(&place, what, advice));
     }
-    if let Some((host, posts)) = webhook_posts(counts, findings.webhook_host.as_deref()) {
-        let earlier = before.and_then(|it| it.posts.get(host));
-        attempts(&place, host, posts, earlier, apiserver.elapsed, causes);
+    if let Some((host, posts)) = webhook_posts(counts, findings.webhook.as_ref()) {
+        let earlier = earlier_posts(apiserver, &host, findings.webhook.as_ref());
+        attempts(&place, &host, &posts, earlier.as_ref(), apiserver.elapsed, causes);
     }
 }
 
@@ -379,27 +382,42 @@ fn of_plugin(plugin: &str) -> &'static str {
     }
 }
 
-/// Returns the host of the audit webhook, and the POSTs to it by status. If the host is not known
-/// and kube-apiserver sends POSTs to several hosts, such as admission webhooks, the result is
-/// `None`. POSTs to itself (`[::1]`) do not count as long as there are others.
+/// Returns the host of the audit webhook as in the metrics, and the POSTs to it by status. If the
+/// address is not known and kube-apiserver sends POSTs to several hosts, such as admission
+/// webhooks, the result is `None`. Its POSTs to itself (`[::1]`) do not count as long as there are
+/// others.
 #[must_use]
-pub fn webhook_posts<'c>(
-    counts: &'c ApiserverCounts,
-    host: Option<&str>,
-) -> Option<(&'c str, &'c BTreeMap<String, u64>)> {
-    let posts = counts.posts.iter().map(|(host, by_code)| (host.as_str(), by_code));
-    if let Some(host) = host {
-        // The URL of the kubeconfig may have the default port, which the label then has too.
-        let plain = |found: &str| found.trim_end_matches(":443").trim_end_matches(":80") == host;
-        return posts.into_iter().find(|(found, _)| *found == host || plain(found));
+pub fn webhook_posts(
+    counts: &ApiserverCounts,
+    address: Option<&Address>,
+) -> Option<(String, ByLabel)> {
+    let hosts: Vec<&String> = match address {
+        Some(address) => counts.posts.keys().filter(|label| address.is(label)).collect(),
+        None => {
+            let others = counts.posts.keys().filter(|label| !address::is_own(label)).collect();
+            let hosts = Some(others).filter(|others: &Vec<_>| !others.is_empty());
+            hosts.unwrap_or_else(|| counts.posts.keys().collect())
+        }
+    };
+    let label = *hosts.first()?;
+    let is_one = address.is_some() || hosts.iter().all(|other| address::is_same(label, other));
+    let mut posts = ByLabel::new();
+    for (code, count) in hosts.iter().filter_map(|label| counts.posts.get(*label)).flatten() {
+        let sum = posts.entry(code.clone()).or_default();
+        *sum = total([*sum, *count]);
     }
-    let all: Vec<_> = posts.collect();
-    let others: Vec<_> =
-        all.iter().copied().filter(|(host, _)| !host.starts_with("[::1]")).collect();
-    match (others.as_slice(), all.as_slice()) {
-        ([only], _) | ([], [only]) => Some(*only),
-        _ => None,
-    }
+    is_one.then(|| (label.clone(), posts))
+}
+
+/// Returns the POSTs to the same host in the first sample; `None` if there were none.
+#[must_use]
+pub fn earlier_posts(
+    apiserver: &Sampled<ApiserverCounts>,
+    host: &str,
+    address: Option<&Address>,
+) -> Option<ByLabel> {
+    let (earlier, posts) = webhook_posts(apiserver.before.as_ref()?, address)?;
+    (address.is_some() || address::is_same(&earlier, host)).then_some(posts)
 }
 
 /// Finds attempts that have failed, and a rate near the throttle.

@@ -20,6 +20,7 @@ use super::judge::Kind;
 use super::judge::RATE_MIN;
 use super::judge::Verdict;
 use super::judge::compare;
+use super::judge::earlier_posts;
 use super::judge::events;
 use super::judge::is_restarted;
 use super::judge::seconds;
@@ -155,7 +156,7 @@ fn network_lines(findings: &Findings, lines: &mut Lines) {
     lines.head("network");
     for apiserver in &findings.apiservers {
         let Some(counts) = &apiserver.counts else { continue };
-        let Some((host, posts)) = webhook_posts(counts, findings.webhook_host.as_deref()) else {
+        let Some((host, posts)) = webhook_posts(counts, findings.webhook.as_ref()) else {
             let hosts = counts.posts.len();
             let why = match hosts {
                 0 => "no POST counted".to_owned(),
@@ -165,10 +166,10 @@ fn network_lines(findings: &Findings, lines: &mut Lines) {
             continue;
         };
         let sum = total(posts.values().copied());
-        let earlier = apiserver.before.as_ref().and_then(|it| it.posts.get(host));
+        let earlier = earlier_posts(apiserver, &host, findings.webhook.as_ref());
         let earlier = earlier.map(|it| total(it.values().copied()));
         let growth = growth(earlier, Some(sum), apiserver.elapsed);
-        lines.line("attempts", &format!("{sum} to {host} ({}){growth}", list(posts)));
+        lines.line("attempts", &format!("{sum} to {host} ({}){growth}", list(&posts)));
     }
     if findings.apiservers.is_empty() {
         lines.line("attempts", UNKNOWN);
@@ -353,10 +354,10 @@ fn increase<C>(sampled: &Sampled<C>, of: impl Fn(&C) -> Option<u64>) -> Option<u
 
 fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
     let apiservers = &findings.apiservers;
-    let host = findings.webhook_host.as_deref();
+    let address = findings.webhook.as_ref();
     let instance = |it: &Sampled<ApiserverCounts>| {
         let counts = it.counts.as_ref();
-        let posts = counts.and_then(|counts| webhook_posts(counts, host));
+        let posts = counts.and_then(|counts| webhook_posts(counts, address));
         json!({
             "source": it.source,
             "start_time_seconds": counts.and_then(|counts| counts.started),
@@ -366,8 +367,8 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
             "lost": counts.map(by_plugin),
             "levels": counts.map(|counts| &counts.levels),
             "rejected_requests": counts.and_then(|counts| counts.rejected),
-            "webhook_host": posts.map(|(host, _)| host),
-            "attempts": posts.map(|(_, by_code)| by_code),
+            "webhook_host": posts.as_ref().map(|(host, _)| host),
+            "attempts": posts.as_ref().map(|(_, by_code)| by_code),
             "error": it.fault,
         })
     };

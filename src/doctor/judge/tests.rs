@@ -428,7 +428,8 @@ fn the_host_of_the_webhook_is_known_only_if_there_is_no_other() {
     };
     let host = |changes: &[&str], named: Option<&str>| {
         let counts: ApiserverCounts = counts(&with(APISERVER, changes));
-        webhook_posts(&counts, named).map(|(host, _)| host.to_owned())
+        let named = named.map(|authority| Address::new(authority, true));
+        webhook_posts(&counts, named.as_ref()).map(|(host, _)| host)
     };
     let own = "rest_client_requests_total{code=\"200\",host=\"relay.example\",method=\"POST\"} -";
     assert_eq!(host(NONE, None).as_deref(), Some("relay.example"));
@@ -440,6 +441,17 @@ fn the_host_of_the_webhook_is_known_only_if_there_is_no_other() {
     let found = host(&[own, &with_port, &other], Some("relay.example"));
     assert_eq!(found.as_deref(), Some("relay.example:443"));
     assert_eq!(host(&[own], None).as_deref(), Some("[::1]:6443"));
+    let spelled = post("[0:0:0:0:0:0:0:1]:6443");
+    assert_eq!(host(&[&spelled], None).as_deref(), Some("relay.example"));
+    let ipv6 = post("[fd00:0::1]:443");
+    assert_eq!(host(&[&ipv6], Some("[fd00::1]")).as_deref(), Some("[fd00:0::1]:443"));
+    // Two forms of one address are added.
+    let forms = [own, &post("relay.example"), &post("RELAY.example.")];
+    let counts: ApiserverCounts = counts(&with(APISERVER, &forms));
+    let webhook = Address::new("relay.example:443", true);
+    for (address, sum) in [(Some(&webhook), 2), (None, 2)] {
+        assert_eq!(webhook_posts(&counts, address).map(|(_, posts)| posts["200"]), Some(sum));
+    }
 }
 
 #[test]
