@@ -368,6 +368,23 @@ fn events_that_are_on_their_way_between_two_samples_are_no_difference() {
 }
 
 #[test]
+fn batches_that_are_sent_again_are_not_taken_for_more_batches() {
+    let posts = |code: &str, count: u64| {
+        format!(
+            "rest_client_requests_total{{code=\"{code}\",host=\"relay.example\",method=\"POST\"}} {count}"
+        )
+    };
+    // 30 s have room for 210 batches below the warning.
+    for (taken, failed, near) in [(0, 1000, false), (0, 1050, true), (200, 800, false)] {
+        let posts = [posts("200", 7 + taken), posts("503", failed)];
+        let found = findings(&[NONE, &[&posts[0], &posts[1]]], &[NONE, NONE]);
+        let verdict = judge(&found);
+        let is_near = verdict.causes.iter().any(|it| it.advice.contains("throttle-qps"));
+        assert_eq!(is_near, near, "{taken} {failed}");
+    }
+}
+
+#[test]
 fn the_sum_of_an_output_is_not_judged_while_events_are_in_motion() {
     let delivered = |count| format!("P_output_events_total{{output=\"out\"}} {count}");
     let (first, second) = (delivered(97), delivered(98));
