@@ -152,7 +152,8 @@ pub enum Comparison {
 
 /// Compares the totals. With two samples, events may be on their way in between: all events of the
 /// first sample must have arrived in the second one, and none may have arrived that were not
-/// generated then.
+/// generated then. A file has only one sample: what came in after it was read is no surplus, so the
+/// first sample of the relays counts.
 #[must_use]
 pub fn compare(findings: &Findings) -> Comparison {
     let Findings { apiservers, relays, .. } = findings;
@@ -193,12 +194,21 @@ pub fn compare(findings: &Findings) -> Comparison {
     let before: Vec<ApiserverCounts> = apiservers.iter().filter_map(before).collect();
     let least = total(before.iter().filter_map(|it| it.generated))
         .saturating_sub(total(of_apiservers.iter().map(|it| it.lost())));
-    let most = total(sent).saturating_sub(total(before.iter().map(ApiserverCounts::lost)));
     let received = total(received);
+    let earlier = |it: &Sampled<RelayCounts>| it.before.as_ref().or(it.counts.as_ref())?.accepted;
+    // The relays were asked before the kube-apiservers in each of the two samples.
+    let (sent, early) = match apiservers.iter().any(|it| it.before.is_none()) {
+        true => {
+            let sent = total(before.iter().filter_map(|it| it.generated));
+            (sent, total(relays.iter().filter_map(earlier)))
+        }
+        false => (total(sent), received),
+    };
+    let most = sent.saturating_sub(total(before.iter().map(ApiserverCounts::lost)));
     if received < least {
         Comparison::Missing(least - received)
-    } else if received > most {
-        Comparison::Surplus(received - most)
+    } else if early > most {
+        Comparison::Surplus(early - most)
     } else {
         Comparison::Equal
     }

@@ -385,6 +385,22 @@ fn batches_that_are_sent_again_are_not_taken_for_more_batches() {
 }
 
 #[test]
+fn events_that_come_in_after_a_file_was_read_are_no_surplus() {
+    let received = |count| format!("P_event_total {count}");
+    for (early, late, wanted) in [
+        (100, 100, Comparison::Equal),
+        (100, 130, Comparison::Equal),
+        (90, 130, Comparison::Equal),
+        (101, 130, Comparison::Surplus(1)),
+        (90, 99, Comparison::Missing(1)),
+    ] {
+        let (before, after) = (received(early), received(late));
+        let found = findings(&[NONE], &[&[&before], &[&after]]);
+        assert_eq!(compare(&found), wanted, "{early} {late}");
+    }
+}
+
+#[test]
 fn the_sum_of_an_output_is_not_judged_while_events_are_in_motion() {
     let delivered = |count| format!("P_output_events_total{{output=\"out\"}} {count}");
     let (first, second) = (delivered(97), delivered(98));
