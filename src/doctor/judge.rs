@@ -41,9 +41,13 @@ const NEAR: f64 = 0.7;
 /// The shortest time in seconds for which a rate is told. One batch in a moment is no rate.
 pub const RATE_MIN: f64 = 1.0;
 
-/// The time in seconds after which a relay that has accepted nothing gets nothing: longer than
+/// The time in seconds without an accepted event from which a relay alone is a warning: longer than
 /// kube-apiserver holds a batch.
 const SILENCE: f64 = 300.0;
+
+/// The time in seconds without an accepted event from which events that kube-apiserver generates
+/// are unexplained. It collects a batch for at most 30 s.
+const NOTHING_ARRIVES: f64 = 60.0;
 
 /// The lag of an output in seconds from which it is a warning, as in the alert.
 const LAG: f64 = 60.0;
@@ -672,66 +676,169 @@ fn of_reason(reason: &str) -> &'static str {
              attempts; see the runbook KubeAuditForwarderBatchTooLarge"
         }
         "shutting_down" => "A restart does this; nothing to do",
+        "unauthorized" => {
+            "The bearer token is missing or wrong: the user in kube-apiserver's \
+             --audit-webhook-config-file needs the token of listener.bearer_token_file; see the \
+             runbook KubeAuditForwarderRequestsRejected"
+        }
+        "not_found" => {
+            "The path of the URL is wrong: the server in kube-apiserver's \
+             --audit-webhook-config-file needs listener.path_prefix; see the runbook \
+             KubeAuditForwarderRequestsRejected"
+        }
         _ => "See the runbook KubeAuditForwarderRequestsRejected",
     }
 }
 
 /// Finds the causes that concern all processes together.
 fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
-    match compare(findings) {
-        Comparison::Not(_) | Comparison::Equal => {}
-        Comparison::Missing(missing) => causes.push(Cause::unknown(
-            "the way from kube-apiserver to the relays",
-            format!("{} unexplained: generated, and neither received nor lost", events(missing)),
-            "kube-apiserver may hold a batch for four minutes: run the command again with \
-             --interval 5m, and check that --relay names every relay and that the webhook of \
-             kube-apiserver leads there",
-        )),
-        Comparison::Surplus(surplus) => causes.push(Cause::unknown(
-            "the way from kube-apiserver to the relays",
-            format!("{} unexplained: received, and not generated", events(surplus)),
-            "A batch that was sent twice does this, or a sender that is not among the --apiserver: \
-             name every kube-apiserver, and save files at the same time",
-        )),
-    }
-    let counts: Vec<_> = findings.relays.iter().filter_map(|it| it.counts.as_ref()).collect();
-    let are_known = !counts.is_empty() && counts.iter().all(|it| it.accepted.is_some());
-    let accepted = total(counts.iter().filter_map(|it| it.accepted));
-    let outputs = counts.iter().flat_map(|it| it.outputs.values());
-    let delivered = total(outputs.map(|output| output.delivered));
+    const WAY: &str = "the way from kube-apiserver to the relays";
+    const NOTHING_RECEIVED: &str = "Check the URL in kube-apiserver's \
+                                    --audit-webhook-config-file, and see the runbook \
+                                    KubeAuditForwarderNothingReceived";
     if findings.relays.is_empty() {
         let what = "there is none to ask";
         causes.push(Cause::unknown("relay", what, "Name the admin address with --relay"));
-    } else if are_known && accepted == 0 && delivered == 0 {
-        causes.push(Cause::unknown(
-            "relay",
-            "nothing has happened yet: no event accepted since the start",
-            "Check the URL in kube-apiserver's --audit-webhook-config-file, and see the runbook \
-             KubeAuditForwarderNothingReceived",
-        ));
-    } else if are_known && arrives_nothing(findings) {
-        causes.push(Cause::unknown(
-            "the way from kube-apiserver to the relays",
-            "unexplained: kube-apiserver generates events, and no relay has accepted one for five \
-             minutes",
-            "Check the URL in kube-apiserver's --audit-webhook-config-file, and see the runbook \
-             KubeAuditForwarderNothingReceived",
-        ));
+    }
+    let counts: Vec<_> = findings.relays.iter().filter_map(|it| it.counts.as_ref()).collect();
+    let are_known = !counts.is_empty() && counts.iter().all(|it| it.accepted.is_some());
+    let has_accepted = !are_known || counts.iter().any(|it| it.accepted > Some(0));
+    let has_delivered =
+        counts.iter().flat_map(|it| it.outputs.values()).any(|output| output.delivered > 0);
+    let compared = compare(findings);
+    let silence = quiet_for(findings).filter(|quiet| *quiet >= NOTHING_ARRIVES);
+    let silence = silence.filter(|_| are_known && grows(findings));
+    let is_missing = matches!(compared, Comparison::Missing(_)) || silence.is_some();
+    // Rejections of now come first: they explain why nothing arrives, and their remedy is the one
+    // to begin with.
+    let rejected = match has_accepted {
+        false => rejections(findings, since_start, "every request since the start rejected"),
+        true if is_missing => {
+            rejections(findings, in_interval, "requests rejected in the interval")
+        }
+        true => None,
+    };
+    let has_rejected = rejected.is_some();
+    causes.extend(rejected);
+    let are_files = findings.apiservers.iter().all(|it| it.before.is_none());
+    match compared {
+        Comparison::Not(_) | Comparison::Equal => {}
+        Comparison::Missing(missing) => {
+            let advice = match are_files {
+                true => {
+                    "kube-apiserver may hold a batch for four minutes: run the command again five \
+                     minutes later with the same file, and check that --relay names every relay \
+                     and that the webhook of kube-apiserver leads there"
+                }
+                false => {
+                    "kube-apiserver may hold a batch for four minutes: run the command again with \
+                     --interval 5m, and check that --relay names every relay and that the webhook \
+                     of kube-apiserver leads there"
+                }
+            };
+            let missing = events(missing);
+            let what = format!("{missing} unexplained: generated, and neither received nor lost");
+            causes.push(Cause::unknown(WAY, what, advice));
+        }
+        Comparison::Surplus(surplus) => {
+            let advice = match are_files {
+                true => {
+                    "Events that came after the file was saved do this: save the metrics and run \
+                     the command at once. A batch that was sent twice does it too, and a sender \
+                     that is not among the --apiserver: name every kube-apiserver"
+                }
+                false => {
+                    "A batch that was sent twice does this, or a sender that is not among the \
+                     --apiserver: name every kube-apiserver, and save files at the same time"
+                }
+            };
+            let what = format!("{} unexplained: received, and not generated", events(surplus));
+            causes.push(Cause::unknown(WAY, what, advice));
+        }
+    }
+    if !has_accepted && !has_delivered && !has_rejected {
+        let what = "nothing has happened yet: no event accepted since the start";
+        causes.push(Cause::unknown("relay", what, NOTHING_RECEIVED));
+    } else if let Some(quiet) = silence {
+        let what = format!(
+            "unexplained: kube-apiserver generates events, and no relay has accepted one for \
+             {quiet:.0} s"
+        );
+        causes.push(Cause::unknown(WAY, what, NOTHING_RECEIVED));
+    }
+    // Rejections of an earlier time may be the cause too, or have long been mended.
+    if has_accepted && is_missing && !has_rejected {
+        causes.extend(rejections(findings, since_start, "requests rejected since the start"));
     }
 }
 
-/// Returns `true` if kube-apiserver has generated events in the interval, and the relays have
-/// accepted none for longer than kube-apiserver holds them.
-fn arrives_nothing(findings: &Findings) -> bool {
+/// Returns the requests that a relay has rejected since its start, by reason.
+fn since_start(relay: &Sampled<RelayCounts>) -> ByLabel {
+    relay.counts.as_ref().map(|counts| counts.rejected.clone()).unwrap_or_default()
+}
+
+/// Returns the requests that a relay has rejected between the two samples, by reason.
+fn in_interval(relay: &Sampled<RelayCounts>) -> ByLabel {
+    let Some(before) = relay.before.as_ref().filter(|_| !is_restarted(relay)) else {
+        return ByLabel::new();
+    };
+    let mut rejected = since_start(relay);
+    for (reason, count) in &mut rejected {
+        *count = count.saturating_sub(before.rejected.get(reason).copied().unwrap_or_default());
+    }
+    rejected
+}
+
+/// Returns the cause that relays have rejected requests, with the remedy for the most frequent
+/// reason; `None` if they have rejected none. `of` returns the numbers of a relay, and `when` says
+/// of which time they are.
+fn rejections(
+    findings: &Findings,
+    of: impl Fn(&Sampled<RelayCounts>) -> ByLabel,
+    when: &str,
+) -> Option<Cause> {
+    let (mut places, mut sum) = (Vec::new(), ByLabel::new());
+    for relay in &findings.relays {
+        let mut rejected = of(relay);
+        rejected.retain(|_, count| *count > 0);
+        if !rejected.is_empty() {
+            places.push(relay.source.as_str());
+        }
+        for (reason, count) in rejected {
+            let entry = sum.entry(reason).or_default();
+            *entry = total([*entry, count]);
+        }
+    }
+    let (most, _) = sum.iter().max_by_key(|(_, count)| **count)?;
+    let reasons: Vec<_> = sum.iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
+    let what = format!("{when}, by reason: {}", reasons.join(", "));
+    Some(Cause::unknown(&format!("relay {}", places.join(", ")), what, of_reason(most)))
+}
+
+/// Returns `true` if a kube-apiserver has generated events in the interval that it has not lost.
+fn grows(findings: &Findings) -> bool {
     let grows = |it: &Sampled<ApiserverCounts>| {
-        let before = it.before.as_ref().and_then(|counts| counts.generated);
-        before.is_some() && it.counts.as_ref().and_then(|counts| counts.generated) > before
+        let (before, now) = it.before.as_ref().zip(it.counts.as_ref())?;
+        let generated = now.generated?.saturating_sub(before.generated?);
+        Some(generated > now.lost().saturating_sub(before.lost()))
     };
-    let is_quiet = |it: &Sampled<RelayCounts>| {
-        let last = it.counts.as_ref().and_then(|counts| counts.last_event);
-        last.is_some_and(|at| findings.now - at > SILENCE)
+    findings.apiservers.iter().any(|it| grows(it) == Some(true))
+}
+
+/// Returns the seconds for which no relay has accepted an event; `None` if that is not known, or if
+/// one has accepted events in the interval.
+fn quiet_for(findings: &Findings) -> Option<f64> {
+    let quiet = |it: &Sampled<RelayCounts>| {
+        let counts = it.counts.as_ref()?;
+        let has_grown = it.before.as_ref().is_none_or(|before| before.accepted < counts.accepted);
+        let quiet = match counts.last_event {
+            Some(at) => findings.now - at.max(counts.started.unwrap_or_default()),
+            None => it.elapsed?,
+        };
+        Some(quiet).filter(|_| !has_grown && !is_restarted(it))
     };
-    findings.apiservers.iter().any(grows) && findings.relays.iter().all(is_quiet)
+    let each = findings.relays.iter().map(quiet).collect::<Option<Vec<f64>>>()?;
+    each.into_iter().reduce(f64::min)
 }
 
 #[cfg(test)]

@@ -368,6 +368,108 @@ fn events_that_are_on_their_way_between_two_samples_are_no_difference() {
 }
 
 #[test]
+fn events_that_come_in_after_a_file_was_read_are_no_surplus() {
+    let received = |count| format!("P_event_total {count}");
+    for (early, late, wanted) in [
+        (100, 100, Comparison::Equal),
+        (100, 130, Comparison::Equal),
+        (90, 130, Comparison::Equal),
+        (101, 130, Comparison::Surplus(1)),
+        (90, 99, Comparison::Missing(1)),
+    ] {
+        let (before, after) = (received(early), received(late));
+        let found = findings(&[NONE], &[&[&before], &[&after]]);
+        assert_eq!(compare(&found), wanted, "{early} {late}");
+        let verdict = judge(&found);
+        if wanted != Comparison::Equal {
+            // A file has no interval, so no other one is advised.
+            assert!(verdict.advice.contains("file"), "{}", verdict.advice);
+            assert!(!verdict.advice.contains("--interval"), "{}", verdict.advice);
+        }
+    }
+}
+
+#[test]
+fn requests_that_are_all_rejected_are_the_cause_that_is_named() {
+    let nothing = ["P_event_total 0", "P_output_events_total{output=\"out\"} 0"];
+    let rejected = "P_requests_rejected_total{reason=\"unauthorized\"}";
+    let (few, many) = (format!("{rejected} 4"), format!("{rejected} 12"));
+    let empty = [&nothing[..], &[&many]].concat();
+    // With a kube-apiserver and without one.
+    for has_apiserver in [true, false] {
+        let mut found = findings(&[NONE], &[&empty]);
+        found.has_apiserver = has_apiserver;
+        if !has_apiserver {
+            found.apiservers.clear();
+        }
+        let verdict = judge(&found);
+        assert_eq!((verdict.kind, verdict.lost), (Kind::Unknown, 0), "{verdict:?}");
+        let start = "relay r: every request since the start rejected, by reason: unauthorized: 12";
+        assert!(verdict.sentence.starts_with(start), "{}", verdict.sentence);
+        assert!(verdict.advice.contains("listener.bearer_token_file"), "{}", verdict.advice);
+        assert!(!verdict.sentence.contains("nothing has happened"), "{}", verdict.sentence);
+    }
+    // Events were accepted before, and are rejected now.
+    let more = ["apiserver_audit_event_total 140"];
+    let found = findings(&[&more, &more], &[&[&few], &[&many]]);
+    let verdict = judge(&found);
+    let start = "relay r: requests rejected in the interval, by reason: unauthorized: 8; the way \
+                 from kube-apiserver to the relays: 40 events unexplained";
+    assert!(verdict.sentence.starts_with(start), "{}", verdict.sentence);
+    // Rejections alone are no cause as long as everything arrives.
+    assert_eq!(judge(&findings(&[NONE, NONE], &[&[&few], &[&many]])).kind, Kind::Ok);
+    let file = judge(&findings(&[&more], &[&[&many], &[&many]]));
+    // Without new ones, those of an earlier time are named, and do not come first.
+    let end = "; relay r: requests rejected since the start, by reason: unauthorized: 12. kube-api";
+    assert!(file.sentence.contains(end), "{}", file.sentence);
+}
+
+#[test]
+fn a_minute_without_an_event_while_events_are_generated_is_unexplained() {
+    // The relay is older, so the totals are not compared.
+    let old = "process_start_time_seconds 1.7e+09";
+    let last = |ago: f64| format!("P_last_event_timestamp_seconds {}", NOW - ago);
+    let more = ["apiserver_audit_event_total 150"];
+    for (ago, accepted, kind) in [
+        (59.0, 100, Kind::Ok),
+        (60.0, 100, Kind::Unknown),
+        // The clock of the relay may be another one: an event that was counted has come.
+        (60.0, 101, Kind::Ok),
+    ] {
+        let (last, accepted) = (last(ago), format!("P_event_total {accepted}"));
+        let delivered = accepted.replace("P_event_total", "P_output_events_total{output=\"out\"}");
+        let relay: [&[&str]; 2] = [&[old, &last], &[old, &last, &accepted, &delivered]];
+        let verdict = judge(&findings(&[NONE, &more], &relay));
+        assert_eq!(verdict.kind, kind, "{ago}: {verdict:?}");
+        let is_told = verdict.sentence.contains("no relay has accepted one for 60 s");
+        assert_eq!(is_told, kind == Kind::Unknown, "{}", verdict.sentence);
+        assert_eq!(verdict.advice.is_empty(), kind == Kind::Ok);
+    }
+    // Without the gauge, an interval of a minute tells it.
+    let without = [old, "P_last_event_timestamp_seconds -"];
+    let mut found = findings(&[NONE, &more], &[&without, &without]);
+    assert_eq!(judge(&found).kind, Kind::Ok);
+    found.relays[0].elapsed = Some(60.0);
+    assert_eq!(judge(&found).kind, Kind::Unknown);
+    // What kube-apiserver has lost itself is not to come any more.
+    let lost = [more[0], "apiserver_audit_error_total{plugin=\"webhook\"} 50"];
+    let quiet = [old, &last(60.0)];
+    let verdict = judge(&findings(&[NONE, &lost], &[&quiet, &quiet]));
+    let is_told = verdict.causes.iter().any(|it| it.what.contains("no relay has accepted"));
+    assert!(verdict.kind == Kind::Lost && !is_told, "{verdict:?}");
+    // A relay that has just started has not been quiet for long.
+    for (start, kind) in [("1.79999999e+09", Kind::Ok), ("1.7999999e+09", Kind::Unknown)] {
+        let young = [
+            &*format!("process_start_time_seconds {start}"),
+            "P_last_event_timestamp_seconds 0",
+            "P_event_total 0",
+            "P_output_start_events{output=\"out\"} 100",
+        ];
+        assert_eq!(judge(&findings(&[NONE, &more], &[&young, &young])).kind, kind, "{start}");
+    }
+}
+
+#[test]
 fn batches_that_are_sent_again_are_not_taken_for_more_batches() {
     let posts = |code: &str, count: u64| {
         format!(
@@ -381,22 +483,6 @@ fn batches_that_are_sent_again_are_not_taken_for_more_batches() {
         let verdict = judge(&found);
         let is_near = verdict.causes.iter().any(|it| it.advice.contains("throttle-qps"));
         assert_eq!(is_near, near, "{taken} {failed}");
-    }
-}
-
-#[test]
-fn events_that_come_in_after_a_file_was_read_are_no_surplus() {
-    let received = |count| format!("P_event_total {count}");
-    for (early, late, wanted) in [
-        (100, 100, Comparison::Equal),
-        (100, 130, Comparison::Equal),
-        (90, 130, Comparison::Equal),
-        (101, 130, Comparison::Surplus(1)),
-        (90, 99, Comparison::Missing(1)),
-    ] {
-        let (before, after) = (received(early), received(late));
-        let found = findings(&[NONE], &[&[&before], &[&after]]);
-        assert_eq!(compare(&found), wanted, "{early} {late}");
     }
 }
 

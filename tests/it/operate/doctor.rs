@@ -311,6 +311,26 @@ fn what_kube_apiserver_counts_is_compared_with_what_the_relay_counts() {
 }
 
 #[test]
+fn a_relay_that_rejects_every_request_is_named_with_the_reason() {
+    let directory = TempDir::new().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "secret-token\n").unwrap();
+    let consumer = HttpSink::accepting();
+    let config = to_sink(consumer.address(), "");
+    let with_token = format!("bearer_token_file = {token:?}\n[[output]]");
+    let relay = Relay::start(&config.replace("[[output]]", &with_token));
+    assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 401);
+    let apiserver = Apiserver::single();
+    apiserver.count(0, |it| it.generated = Some(10));
+    let said = doctor(&["--relay", &url(relay.admin()), "--apiserver", &url(apiserver.address())]);
+    let place = format!("relay {}", url(relay.admin()));
+    let what = "every request since the start rejected, by reason: unauthorized: 1";
+    said.assert(&format!("UNKNOWN – {place}: {what}"));
+    said.assert_has("listener.bearer_token_file");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
 fn saved_metrics_are_compared_by_their_totals() {
     let whole = Whole::start();
     let directory = TempDir::new().unwrap();
