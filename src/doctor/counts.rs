@@ -151,6 +151,8 @@ impl Counts for ApiserverCounts {
 
     fn of(exposition: &Exposition) -> Self {
         let family = Family::new(exposition, "");
+        // The numbers that decide come first, because the list of wrong series has a limit.
+        let (errors, generated) = (family.by(ERRORS, "plugin"), family.sum(EVENTS));
         let mut posts = BTreeMap::<String, ByLabel>::new();
         for (labels, count) in family.counts(CLIENT) {
             if labels.get("method").is_some_and(|method| method == "POST") {
@@ -160,8 +162,8 @@ impl Counts for ApiserverCounts {
         }
         Self {
             started: family.gauge(STARTED),
-            generated: family.sum(EVENTS),
-            errors: family.by(ERRORS, "plugin"),
+            generated,
+            errors,
             levels: family.by(LEVELS, "level"),
             rejected: family.sum(REJECTED),
             posts,
@@ -355,6 +357,9 @@ fn outputs(family: &Family<'_>) -> BTreeMap<String, OutputCounts> {
 /// The greatest number of series that are named in `wrong`.
 const WRONG_MAX: usize = 10;
 
+/// The greatest number of labels with which such a series is named.
+const LABELS_MAX: usize = 10;
+
 /// The families of an exposition whose names have this prefix.
 struct Family<'e> {
     exposition: &'e Exposition,
@@ -375,7 +380,8 @@ impl<'e> Family<'e> {
     fn leave_out(&self, name: &str, labels: &Labels, value: f64) {
         let mut wrong = self.wrong.borrow_mut();
         if wrong.len() < WRONG_MAX {
-            let labels = labels.keys().map(|key| (key.clone(), label(labels, key))).collect();
+            let keys = labels.keys().filter(|key| key.len() <= LABEL_CHARS_MAX).take(LABELS_MAX);
+            let labels = keys.map(|key| (key.clone(), label(labels, key))).collect();
             wrong.push(Wrong { name: format!("{}{name}", self.prefix), labels, value });
         }
     }
@@ -491,7 +497,7 @@ mod tests {
             assert_eq!((counts.generated, counts.lost()), (None, 3), "{value}");
             assert_eq!((counts.rejected, counts.started), (Some(4), Some(5.0)), "{value}");
             let wrong: Vec<String> = counts.wrong.iter().map(ToString::to_string).collect();
-            let [events, errors] = wrong.as_slice() else { panic!("{wrong:?}") };
+            let [errors, events] = wrong.as_slice() else { panic!("{wrong:?}") };
             let start = format!("apiserver_audit_event_total is {shown}");
             assert!(events.starts_with(&start), "{events}");
             let start = format!("apiserver_audit_error_total{{plugin=\"buffered\"}} is {shown}");

@@ -342,7 +342,12 @@ fn saved_metrics_are_compared_by_their_totals() {
         std::fs::write(&file, counted(generated).metrics()).unwrap();
         doctor(&arguments).assert(verdict);
     }
-    for (text, what) in [("<html>\n", "line 1"), ("", "apiserver_audit_event_total is missing")] {
+    let no_number = "apiserver_audit_event_total NaN\n";
+    for (text, what) in [
+        ("<html>\n", "line 1"),
+        ("", "apiserver_audit_event_total is missing"),
+        (no_number, "apiserver_audit_event_total is NaN, which is no valid number"),
+    ] {
         std::fs::write(&file, text).unwrap();
         let said = doctor(&arguments);
         said.assert("UNKNOWN – kube-apiserver /");
