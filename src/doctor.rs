@@ -51,9 +51,9 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// about a second of CPU time.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// The pause between the two samples of the relays if each kube-apiserver is a file. A file has only
-/// one sample, so that there is nothing to compare with an increase. The second sample of a relay
-/// tells whether its numbers hold still, and whether the URL leads to one relay.
+/// The pause between the two samples of the relays if each kube-apiserver is a file. A file has one
+/// sample, so there is nothing to compare with an increase. The second sample of a relay tells
+/// whether its numbers hold still, and whether the URL leads to only one relay.
 const OF_FILES: Duration = Duration::from_millis(200);
 
 /// The servers and files of an examination, and its options.

@@ -407,7 +407,7 @@ impl<C: Counts> Apiservers<C> {
                     unread.push(Sampled::failed(source.clone(), fault));
                 }
                 None if fault.is_some() => {
-                    let fault = format!("a request failed, and {found} instances answered{why}");
+                    let fault = format!("read {found} of its instances, and a request failed{why}");
                     unread.push(Sampled::failed(format!("{source}, another instance"), fault));
                 }
                 _ => {}

@@ -421,6 +421,18 @@ fn instances_behind_one_address_are_told_apart_by_their_start() {
     said.assert_has("instance 2");
     balancer.count(1, |it| it.lost.clear());
 
+    // One of them cannot be read. The screen has its URL, and says why nothing is compared.
+    balancer.count(1, |it| it.is_broken = true);
+    let said = doctor(&arguments);
+    let place = format!("kube-apiserver {address}, another instance");
+    said.assert(&format!("UNKNOWN – {place}: unknown, read 2 of its instances, and a request"));
+    said.assert_has(&format!("{address}/metrics: 503 Service Unavailable: no metrics today"));
+    said.assert_has(&format!("not compared: not everything could be read: {place}"));
+    let said = doctor(&[&arguments[..], &["--instances", "3"]].concat());
+    said.assert(&format!("UNKNOWN – kube-apiserver {address}: unknown, only 2 of 3 instances"));
+    said.assert_has(&format!("{address}/metrics: 503 Service Unavailable: no metrics today"));
+    balancer.count(1, |it| it.is_broken = false);
+
     // With the expected number, no request is made in vain.
     let before = balancer.asked().len();
     let (_, json) = doctor_json(&[&arguments[..], &["--instances", "3"]].concat());

@@ -23,6 +23,8 @@ pub(crate) struct Counted {
     pub(crate) lost: Vec<(String, u64)>,
     /// The POSTs to the webhook, by status.
     pub(crate) posts: Vec<(String, u64)>,
+    /// `true` if the instance answers with 503 instead of its metrics.
+    pub(crate) is_broken: bool,
 }
 
 /// Returns the time in seconds since 1970.
@@ -33,7 +35,13 @@ pub(crate) fn now() -> f64 {
 impl Counted {
     /// Returns the numbers of an instance that has just started.
     pub(crate) fn starting() -> Self {
-        Self { started: now(), generated: Some(0), lost: Vec::new(), posts: Vec::new() }
+        Self {
+            started: now(),
+            generated: Some(0),
+            lost: Vec::new(),
+            posts: Vec::new(),
+            is_broken: false,
+        }
     }
 
     /// Returns the page `/metrics`, with families around those that matter.
@@ -128,6 +136,7 @@ fn answer(request: &Request, instances: &mut [Counted], endpoints: &[SocketAddr]
     let instance = request.connection % instances.len();
     let instance = &mut instances[instance];
     match request.target.as_str() {
+        "/metrics" if instance.is_broken => Answer::status(503).body("no metrics today"),
         "/metrics" => Answer::status(200).body(instance.metrics()),
         "/api/v1/namespaces/default/endpoints/kubernetes" if !endpoints.is_empty() => {
             let subset = |address: &SocketAddr| {
