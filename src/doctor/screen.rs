@@ -160,6 +160,7 @@ fn network_lines(findings: &Findings, lines: &mut Lines) {
             let hosts = counts.posts.len();
             let why = match hosts {
                 0 => "no POST counted".to_owned(),
+                _ if findings.webhook.is_some() => "no POST to the webhook counted".to_owned(),
                 _ => format!("{hosts} hosts get POSTs; --webhook FILE says which is the webhook"),
             };
             lines.line("attempts", &format!("unknown: {why}"));
