@@ -219,13 +219,15 @@ pub fn compare(findings: &Findings) -> Comparison {
 }
 
 /// Returns `true` if the process was another one in the first sample: its start time has changed,
-/// or its counters went back.
+/// or its counters went back. A number that one of the samples does not have says nothing.
 #[must_use]
 pub fn is_restarted(relay: &Sampled<RelayCounts>) -> bool {
     let Some((before, now)) = relay.before.as_ref().zip(relay.counts.as_ref()) else {
         return false;
     };
-    before.started != now.started || before.accepted > now.accepted
+    let is_other = before.started.zip(now.started).is_some_and(|(before, now)| before != now);
+    let went_back = before.accepted.zip(now.accepted).is_some_and(|(before, now)| before > now);
+    is_other || went_back
 }
 
 /// Judges everything that was read.

@@ -192,7 +192,7 @@ pub async fn ask<C: Counts>(target: &Target, path: &str) -> Result<C, String> {
 async fn ask_until<C: Counts>(target: &Target, path: &str, deadline: Instant) -> Result<C, String> {
     let mut reader = Reader::new(C::wanted());
     let sink = |part: &[u8]| reader.feed(part).map_err(|fault| fault.to_string());
-    let late = || format!("{target}: silent, no complete answer within {} s", SAMPLE.as_secs());
+    let late = || format!("{target}: no complete answer within {} s", SAMPLE.as_secs());
     let asked = timeout_at(deadline, target.get(path, sink)).await.map_err(|_| late())?;
     asked.map_err(|error| error.to_string())?;
     let exposition: Result<Exposition, _> = reader.finish();
@@ -519,7 +519,7 @@ async fn survey<C: Counts>(
 
 /// Lists the addresses of the endpoints of the Service `kubernetes`.
 async fn endpoints_of(server: &Target) -> Result<Vec<(String, u16)>, String> {
-    let late = || format!("{server}: silent, no list of its endpoints within {} s", LIST.as_secs());
+    let late = || format!("{server}: no list of its endpoints within {} s", LIST.as_secs());
     timeout(LIST, listed_by(server)).await.unwrap_or_else(|_| Err(late()))
 }
 

@@ -503,6 +503,14 @@ fn a_restart_between_the_samples_is_unknown_and_its_losses_stay_lost() {
     let verdict = judge(&found);
     assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
     assert!(verdict.sentence.contains("restarted"), "{}", verdict.sentence);
+    // A number that was no number in one of the samples is no restart.
+    for wrong in ["process_start_time_seconds NaN", "P_event_total NaN"] {
+        for relay in [[NONE, &[wrong][..]], [&[wrong][..], NONE]] {
+            let verdict = judge(&findings(&[NONE, NONE], &relay));
+            let is_told = verdict.causes.iter().any(|it| it.what.contains("restarted"));
+            assert!(!is_told, "{wrong}: {verdict:?}");
+        }
+    }
     let lost = ["P_error_total{plugin=\"queue\"} 4"];
     let verdict = judge(&findings(&[NONE, NONE], &[&lost, &[later]]));
     assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 4));
@@ -564,6 +572,10 @@ fn the_host_of_the_webhook_is_known_only_if_there_is_no_other() {
     assert_eq!(host(&[&spelled], None).as_deref(), Some("relay.example"));
     let ipv6 = post("[fd00:0::1]:443");
     assert_eq!(host(&[&ipv6], Some("[fd00::1]")).as_deref(), Some("[fd00:0::1]:443"));
+    let mut found = findings(&[NONE], &[NONE]);
+    found.webhook = Some(Address::new("away.example", true));
+    let text = screen::text(&found, &judge(&found));
+    assert!(text.contains("attempts    unknown: no POST to the webhook counted\n"), "{text}");
     // Two forms of one address are added.
     let forms = [own, &post("relay.example"), &post("RELAY.example.")];
     let counts: ApiserverCounts = counts(&with(APISERVER, &forms));
