@@ -650,8 +650,18 @@ fn relay_warnings(
         }
     }
     for (reason, count) in counts.evidence_errors.iter().filter(|(_, count)| **count > 0) {
-        let what = format!("{count} failed attempts to record evidence ({reason})");
-        let advice = "See the runbook KubeAuditForwarderEvidenceNotWritten";
+        let (what, alert) = match reason.as_str() {
+            "rolled_back" => ("the evidence was set back".to_owned(), "EvidenceRolledBack"),
+            "tampered" => {
+                (format!("{count} events were changed in the queue's files"), "EvidenceTampered")
+            }
+            "witness" => (format!("{count} requests to a witness were in vain"), "WitnessAway"),
+            _ => {
+                let what = format!("{count} failed attempts to record evidence ({reason})");
+                (what, "EvidenceNotWritten")
+            }
+        };
+        let advice = format!("See the runbook KubeAuditForwarder{alert}");
         causes.push(Cause::warning(place, what, advice));
     }
     let quiet = counts.last_event.filter(|at| *at > 0.0).map(|at| now - at);

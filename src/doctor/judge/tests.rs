@@ -278,6 +278,9 @@ fn health_is_ok_and_so_is_what_is_only_worth_a_look() {
         (NONE, &["P_requests_rejected_total{reason=\"too_large\"} 3"], "limits.max_body"),
         (NONE, &["P_queue_writable 0"], "KubeAuditForwarderDiskRefused"),
         (NONE, &["P_evidence_errors_total{reason=\"write\"} 1"], "EvidenceNotWritten"),
+        (NONE, &["P_evidence_errors_total{reason=\"rolled_back\"} 1"], "EvidenceRolledBack"),
+        (NONE, &["P_evidence_errors_total{reason=\"tampered\"} 1"], "EvidenceTampered"),
+        (NONE, &["P_evidence_errors_total{reason=\"witness\"} 1"], "WitnessAway"),
         (NONE, &["P_last_event_timestamp_seconds 1.799999500e+09"], "no event accepted for 500 s"),
         (
             NONE,
