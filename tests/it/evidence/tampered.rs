@@ -12,6 +12,7 @@ use crate::support::http_sink::HttpSink;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::relay::run_command;
+use crate::support::requests::QUICK;
 use crate::support::requests::accepted_events;
 use crate::support::requests::assert_same_set;
 use crate::support::spool::Spool;
@@ -100,7 +101,10 @@ fn a_changed_event_of_a_claim_that_is_sent_again_is_lost_and_not_sent() {
     recorded.wait_until_signed();
     relay.kill();
     let requests = recorded.sink.requests().len();
-    let relay = Relay::start(&config);
+    // The claim is read again after the pause, and the event is changed before.
+    let slow = "retry = { initial_interval = \"4s\", max_interval = \"4s\" }\n";
+    assert!(config.contains(QUICK));
+    let relay = Relay::start(&config.replace(QUICK, slow));
     wait_until("an attempt", PATIENCE, || recorded.sink.requests().len() > requests);
     forge(&recorded.spool, 42);
     is_there.store(true, Ordering::Relaxed);
