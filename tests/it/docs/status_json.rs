@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
 use crate::support::http;
 use crate::support::http_sink::HttpSink;
@@ -13,6 +14,7 @@ use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::repository;
 use crate::support::text;
+use crate::support::wait_for;
 
 const PAGE: &str = "docs/reference/status-json.md";
 
@@ -96,7 +98,11 @@ fn the_page_of_the_status_lists_the_fields_that_a_relay_shows() {
     .start();
     let plain = relay.listeners()[0].1;
     assert_eq!(http::post(plain, "/", "application/json", b"no JSON").unwrap().status, 400);
-    let status = http::get(relay.admin(), "/status").unwrap().json();
+    // The listeners are open a moment before the page shows them.
+    let status = wait_for("the end of the start", PATIENCE, || {
+        let status = http::get(relay.admin(), "/status").unwrap().json();
+        (status["started"] == true).then_some(status)
+    });
     let (mut listed, mut found) = (listed(), BTreeMap::new());
     collect(&status, "", &listed, &mut found);
     if !cfg!(feature = "kafka") {
