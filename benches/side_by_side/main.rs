@@ -175,6 +175,7 @@ impl Plan {
         };
         let plain = |route, mode| {
             matches!((route, mode), (Route::Http | Route::Tcp, Mode::Memory | Mode::Disk))
+                || (route, mode) == (Route::Http, Mode::Evidence)
         };
         let first = |route, mode| (route, mode) == (Route::Http, Mode::Memory);
         let plan =
