@@ -1,18 +1,17 @@
 //! The relay is killed at each step of writing its evidence, with a witness as the judge.
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::time::Duration;
 
 use super::recorded::Recorded;
 use super::recorded::text_of;
+use super::verify::check;
 use crate::support::PATIENCE;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
 use crate::support::http;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
-use crate::support::relay::run_command;
 use crate::support::requests::accepted_events;
 use crate::support::wait_until;
 use crate::support::witness::NAME;
@@ -81,10 +80,7 @@ fn no_kill_at_any_step_loses_an_event_or_contradicts_a_checkpoint() {
     let file = recorded.directory.path().join("stored");
     std::fs::write(&file, text_of(&stored)).unwrap();
     let [directory, file] = [recorded.spool.path(), &file].map(|path| path.display().to_string());
-    let arguments = ["evidence", "verify", "--directory", &directory, "--key", &recorded.verifier];
+    let arguments = ["--directory", &directory, "--key", &recorded.verifier];
     let more = ["--witness", &witness.verifier, "--output", "consumer", "--events", &file];
-    let checked = run_command(&[&arguments[..], &more].concat(), Path::new("/"));
-    let text = String::from_utf8([checked.stdout, checked.stderr].concat()).unwrap();
-    assert_eq!(checked.status.code(), Some(0), "{text}");
-    assert!(text.contains("missing 0, changed 0, forged 0"), "{text}");
+    check(&[&arguments[..], &more].concat()).assert(0, &["missing 0, changed 0, forged 0"]);
 }

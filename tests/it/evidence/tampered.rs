@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
 use super::recorded::Recorded;
+use super::verify::check;
 use crate::support::PATIENCE;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
@@ -18,6 +19,17 @@ use crate::support::requests::assert_same_set;
 use crate::support::spool::Spool;
 use crate::support::spool::forge_lines;
 use crate::support::wait_until;
+
+/// Returns a relay's directory and its consumer, which refuses all until the value is `true`.
+fn with_consumer_away() -> (Recorded, Arc<AtomicBool>) {
+    let mut recorded = Recorded::new();
+    let is_there = Arc::new(AtomicBool::new(false));
+    let there = Arc::clone(&is_there);
+    recorded.sink = HttpSink::start(move |_| {
+        Answer::status(if there.load(Ordering::Relaxed) { 200 } else { 503 })
+    });
+    (recorded, is_there)
+}
 
 /// Changes the event at a position in its segment, and makes the checksums right again.
 fn forge(spool: &Spool, position: u64) {
@@ -37,12 +49,7 @@ fn forge(spool: &Spool, position: u64) {
 /// different batches are changed in a segment, and its checksums are made right again.
 #[test]
 fn changed_events_of_the_queue_are_lost_and_not_sent() {
-    let mut recorded = Recorded::new();
-    let is_there = Arc::new(AtomicBool::new(false));
-    let there = Arc::clone(&is_there);
-    recorded.sink = HttpSink::start(move |_| {
-        Answer::status(if there.load(Ordering::Relaxed) { 200 } else { 503 })
-    });
+    let (mut recorded, is_there) = with_consumer_away();
     let config = recorded.config("");
     let mut relay = Relay::start(&config);
     for seed in 0..5 {
@@ -73,28 +80,23 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
     });
     relay.finish(Backlog::Empty);
     let directory = recorded.spool.path().display().to_string();
-    let arguments = ["evidence", "verify", "--directory", &directory, "--key", &recorded.verifier];
-    let checked = run_command(&arguments, Path::new("/"));
-    let text = String::from_utf8(checked.stdout).unwrap();
-    assert_eq!(checked.status.code(), Some(1), "{text}");
-    for position in changed {
-        let fault = format!("FAULT position {position} ");
-        assert!(text.lines().any(|line| line.starts_with(&fault)), "{text}");
-    }
-    assert!(text.contains("by the log, 2 events were lost at consumer: tampered"), "{text}");
-    assert!(text.contains("were changed in the queue before consumer could send them"), "{text}");
+    let checked = check(&["--directory", &directory, "--key", &recorded.verifier]);
+    checked.assert(
+        1,
+        &[
+            "\nFAULT position 103 ",
+            "\nFAULT position 399 ",
+            "by the log, 2 events were lost at consumer: tampered",
+            "were changed in the queue before consumer could send them",
+        ],
+    );
 }
 
 /// Method: a relay that was started again has claimed events, and the consumer refuses them for
 /// now. Then one of them is changed in the segment, and the claim is read and sent once more.
 #[test]
 fn a_changed_event_of_a_claim_that_is_sent_again_is_lost_and_not_sent() {
-    let mut recorded = Recorded::new();
-    let is_there = Arc::new(AtomicBool::new(false));
-    let there = Arc::clone(&is_there);
-    recorded.sink = HttpSink::start(move |_| {
-        Answer::status(if there.load(Ordering::Relaxed) { 200 } else { 503 })
-    });
+    let (mut recorded, is_there) = with_consumer_away();
     let config = recorded.config("");
     let mut relay = Relay::start(&config);
     recorded.post(&relay, 1, 100);
@@ -116,9 +118,6 @@ fn a_changed_event_of_a_claim_that_is_sent_again_is_lost_and_not_sent() {
     assert_same_set(&accepted_events(&recorded.sink), &expected);
     assert_eq!(lost, 1);
     let directory = recorded.spool.path().display().to_string();
-    let arguments = ["evidence", "verify", "--directory", &directory, "--key", &recorded.verifier];
-    let checked = run_command(&arguments, Path::new("/"));
-    let text = String::from_utf8(checked.stdout).unwrap();
-    assert_eq!(checked.status.code(), Some(1), "{text}");
-    assert!(text.contains("FAULT position 42 "), "{text}");
+    let checked = check(&["--directory", &directory, "--key", &recorded.verifier]);
+    checked.assert(1, &["FAULT position 42 "]);
 }

@@ -32,14 +32,14 @@ struct Whole {
 }
 
 /// The result of a check: the exit status, and what was printed.
-struct Checked {
-    status: i32,
-    text: String,
+pub(super) struct Checked {
+    pub(super) status: i32,
+    pub(super) text: String,
 }
 
 impl Checked {
     #[track_caller]
-    fn assert(&self, status: i32, texts: &[&str]) {
+    pub(super) fn assert(&self, status: i32, texts: &[&str]) {
         assert_eq!(self.status, status, "{}", self.text);
         for text in texts {
             assert!(self.text.contains(text), "no {text:?} in {}", self.text);
@@ -47,7 +47,8 @@ impl Checked {
     }
 }
 
-fn check(arguments: &[&str]) -> Checked {
+/// Runs `evidence verify`.
+pub(super) fn check(arguments: &[&str]) -> Checked {
     let arguments = [&["evidence", "verify"], arguments].concat();
     let output = run_command(&arguments, Path::new("/"));
     let text = [output.stdout, output.stderr].concat();

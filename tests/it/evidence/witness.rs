@@ -8,6 +8,7 @@ use std::time::UNIX_EPOCH;
 use super::recorded::ORIGIN;
 use super::recorded::Recorded;
 use super::recorded::keygen;
+use super::verify::check;
 use crate::support::PATIENCE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
@@ -34,9 +35,7 @@ fn checkpoint(spool: &Spool) -> Option<Vec<u8>> {
 /// cosigned. Returns `true` if it passes.
 fn passes(spool: &Spool, key: &str, witness: &str) -> bool {
     let directory = spool.path().display().to_string();
-    let arguments = ["evidence", "verify", "--directory", &directory, "--key", key];
-    let checked = run_command(&[&arguments[..], &["--witness", witness]].concat(), Path::new("/"));
-    checked.status.success()
+    check(&["--directory", &directory, "--key", key, "--witness", witness]).status == 0
 }
 
 /// Method: the witness goes away and comes back, and is ended before the relay is. No event waits
@@ -128,13 +127,8 @@ fn a_log_that_was_set_back_is_not_gone_on_with() {
         assert_eq!(checkpoint(&older), signed);
         assert_eq!(accepted_events(&recorded.sink).len(), 1200);
 
-        let directory = place(&older);
-        let key = &recorded.verifier;
-        let arguments = ["evidence", "verify", "--directory", &directory, "--key", key];
-        let checked = run_command(&arguments, Path::new("/"));
-        let text = String::from_utf8(checked.stdout).unwrap();
-        assert_eq!(checked.status.code(), Some(1), "{text}");
-        assert!(text.contains("the relay has recorded nothing more: the witness "), "{text}");
+        check(&["--directory", &place(&older), "--key", &recorded.verifier])
+            .assert(1, &["the relay has recorded nothing more: the witness "]);
 
         // A later start does not forget it.
         if witness.is_there() {
