@@ -414,12 +414,13 @@ impl Work {
 
     /// Opens the files, and records the start.
     fn begin(&mut self) {
-        // A mark that can't be read is tried again together with the log.
         let Setup { disk, settings, .. } = &self.setup;
-        if let Ok(Some(why)) = store::rolled_back(&**disk, &settings.origin) {
-            return self.roll_back(&why);
+        let marked = store::rolled_back(&**disk, &settings.origin);
+        if let Ok(Some(why)) = &marked {
+            return self.roll_back(why);
         }
-        let opened = self.open_files();
+        // If the mark can't be read, nothing may be recorded.
+        let opened = marked.and_then(|_| self.open_files());
         self.setup.originals.decide(opened.is_ok());
         match opened {
             Ok(log) => {
@@ -442,8 +443,6 @@ impl Work {
     fn open_files(&self) -> io::Result<Log> {
         let Setup { settings, keys, disk, positions: (begin, end), .. } = &self.setup;
         let (witnesses, metrics) = (&self.setup.witnesses, &self.setup.metrics);
-        // If the mark can't be read, nothing may be recorded.
-        store::rolled_back(&**disk, &settings.origin)?;
         let store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
         let mut next = store.last_accepted()?.unwrap_or(begin.get());
         if next > end.get() {
