@@ -457,7 +457,7 @@ impl<C: Connect> Delivery<C> {
                 ledger.on_proven();
                 Wake::Again
             }
-            // It comes after the end of a pause, during which no checkpoint is sent.
+            // This arm comes after the end of a pause, during which no checkpoint is sent.
             () = checkpoints.due(paused), if takes_checkpoint => Wake::Again,
         }
     }

@@ -530,7 +530,7 @@ impl Queue {
 
     /// Compares lines that are read from files. See [`super::Queue::compare_with`].
     pub(super) fn compare_with(&self, originals: Arc<dyn Originals>) {
-        // It is set once, at the start.
+        // The start sets this value once.
         let _is_first = self.shared.originals.set(originals).is_ok();
     }
 

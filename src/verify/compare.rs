@@ -43,7 +43,7 @@ pub(super) enum Kind {
     Stored = 3,
     /// A line that is stored, and may also be another one to which an output has added members.
     Either = 4,
-    /// That other line. The number is that of the stored line.
+    /// The line that a [`Kind::Either`] may be. The number is the one of the stored line.
     Plain = 5,
 }
 

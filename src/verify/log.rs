@@ -76,9 +76,9 @@ pub(super) struct Check<'a> {
 /// The events that left by the output that is asked about.
 #[derive(Default)]
 pub(super) struct Left {
-    /// Those that came in at a time that is asked about.
+    /// The events that came in at a time that is asked about.
     pub(super) asked: Positions,
-    /// Those whose line hash is gone.
+    /// The events whose line hash is gone.
     pub(super) unhashed: Positions,
     /// The number of events of which the log does not say yet what became of them.
     pub(super) pending: u64,

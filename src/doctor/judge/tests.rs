@@ -454,7 +454,7 @@ fn a_minute_without_an_event_while_events_are_generated_is_unexplained() {
     assert_eq!(judge(&found).kind, Kind::Ok);
     found.relays[0].elapsed = Some(60.0);
     assert_eq!(judge(&found).kind, Kind::Unknown);
-    // What kube-apiserver has lost itself is not to come any more.
+    // Events that kube-apiserver has lost itself do not come any more.
     let lost = [more[0], "apiserver_audit_error_total{plugin=\"webhook\"} 50"];
     let quiet = [old, &last(60.0)];
     let verdict = judge(&findings(&[NONE, &lost], &[&quiet, &quiet]));

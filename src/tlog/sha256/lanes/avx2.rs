@@ -92,7 +92,7 @@ pub(super) fn columns(blocks: &[&[u8; BLOCK]; LANES]) -> [Lanes; 16] {
     for (half, columns) in columns.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         let rows = blocks.map(|block| row(&block.as_chunks().0[half]));
         let [a, b, c, d, e, f, g, h] = rows;
-        // Of four rows, the words 0 and 4, 1 and 5, 2 and 6, 3 and 7.
+        // The quads have the words 0 and 4, 1 and 5, 2 and 6, 3 and 7 of four rows.
         let quads = |a, b, c, d| {
             let (ab, cd) = (simd::_mm256_unpacklo_epi32(a, b), simd::_mm256_unpacklo_epi32(c, d));
             let (low, high) =

@@ -92,8 +92,8 @@ fn row(block: &[u8; BLOCK]) -> Lanes {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn columns(blocks: &[&[u8; BLOCK]; LANES]) -> [Lanes; 16] {
     let rows = blocks.map(|block| row(block));
-    // Of four rows, the words 0, 4, 8 and 12, then 1, 5, 9 and 13, and so on. A register has the
-    // words 0 of all four rows in its first quarter.
+    // The quads have the words 0, 4, 8 and 12 of four rows, then 1, 5, 9 and 13, and so on. A
+    // register has the words 0 of all four rows in its first quarter.
     let mut quads = [[splat(0); 4]; 4];
     for (quads, rows) in quads.iter_mut().zip(rows.as_chunks().0) {
         let [a, b, c, d] = *rows;
