@@ -276,6 +276,46 @@ fn the_verdict_is_no_good_news_while_one_of_two_addresses_is_down() {
     relay.finish(Backlog::Empty);
 }
 
+#[test]
+fn two_urls_of_one_host_and_port_are_two_rows_and_stay_two() {
+    let sink = HttpSink::accepting();
+    let config = format!(
+        "log = {{ format = \"json\" }}\nadmin = {{ address = \"127.0.0.1:0\" }}\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         [[output]]\nname = \"archive\"\ntype = \"http\"\nstrategy = \"round_robin\"\n\
+         urls = [\"http://{0}/first\", \"http://{0}/second\"]\n",
+        sink.address(),
+    );
+    let relay = Relay::start(&config);
+    assert_accepted(&relay.post(&generated_batch(1, 40, 1600)), 40);
+    relay.wait_until_delivered(PATIENCE);
+    let browser = open(&relay);
+    wait_for_text(&browser, "#findings", "Every output works, and nothing is lost.");
+    // A page that comes back to the front asks at once, so that 15 refreshes take no 30 seconds.
+    // Each count is made after the answer to its question was drawn.
+    let counts = browser.run(
+        "const draws = async (question) => {
+             document.dispatchEvent(new Event('visibilitychange'));
+             await new Promise((done) => {
+                 const wait = () => performance.getEntriesByType('resource').length > question
+                     ? setTimeout(done, 100) : setTimeout(wait, 20);
+                 wait();
+             });
+             return [document.querySelectorAll('*').length,
+                     document.querySelectorAll('.addresses li').length];
+         };
+         const counts = [];
+         for (let refresh = 0; refresh < 16; refresh += 1) {
+             counts.push(await draws(performance.getEntriesByType('resource').length));
+         }
+         return counts",
+    );
+    let counts = counts.as_array().unwrap();
+    assert_eq!(counts.len(), 16);
+    assert_eq!(counts[0][1], 2, "two rows");
+    assert!(counts.iter().all(|count| count == &counts[0]), "{counts:?}");
+    relay.finish(Backlog::Empty);
+}
+
 /// Makes the page show what `/status` would say after this change to it.
 fn pretend(browser: &Browser, change: &str) {
     let script = format!(
