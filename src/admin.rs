@@ -36,6 +36,7 @@ use tokio_util::task::TaskTracker;
 use crate::delivery::AddressState;
 use crate::delivery::Status;
 use crate::queue::Queue;
+use crate::release;
 use crate::source;
 use crate::telemetry;
 use crate::telemetry::Certificate;
@@ -313,7 +314,8 @@ impl Admin {
         let now = telemetry::now();
         let ago = |time: f64| (now - time).max(0.0);
         let status = json!({
-            "version": env!("CARGO_PKG_VERSION"),
+            "version": release::VERSION,
+            "revision": release::REVISION,
             "host": self.host,
             "time_seconds": now,
             "start_time_seconds": reading.started(),

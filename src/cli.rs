@@ -47,6 +47,7 @@ mod migrate;
 mod policy;
 mod queue;
 mod replay;
+mod version;
 
 /// The exit status of a command that failed while it ran.
 const FAILED: u8 = 1;
@@ -72,7 +73,7 @@ const IDLE_THREAD: Duration = Duration::from_millis(500);
 /// Receives kube-apiserver's audit webhook and forwards the events to Logstash, syslog and HTTP
 /// consumers.
 #[derive(Parser)]
-#[command(version)]
+#[command(version, long_version = version::long())]
 struct Arguments {
     /// The TOML file; without one, a default with a listener on 127.0.0.1:3000 and output to stdout
     #[arg(long, global = true, env = "KUBE_AUDIT_FORWARDER_CONFIG", value_name = "FILE")]

@@ -40,6 +40,7 @@ mod tried;
 
 pub use checkpoints::Published;
 pub use dead_letter::DeadLetters;
+pub use dead_letter::FORMAT as DEAD_LETTER_FORMAT;
 pub use endpoints::AddressState;
 pub use failure::ProbeError;
 pub use failure::RunError;

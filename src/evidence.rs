@@ -26,3 +26,10 @@ mod witness;
 
 pub use layout::DIRECTORY;
 pub use layout::LineFile;
+
+use crate::release::Format;
+
+/// The format of the evidence, for `--version`: that of the entries, the journal and the files of
+/// line hashes. These files do not carry the number. The formats of checkpoints and tiles are those
+/// of the C2SP specifications.
+pub const FORMAT: Format = Format { name: "evidence", reads: &[1], writes: 1 };

@@ -39,6 +39,7 @@ use bytes::Bytes;
 
 use crate::audit::LevelCounts;
 use crate::config;
+use crate::release::Format;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
@@ -80,6 +81,9 @@ pub use identity::Identity;
 pub use notes::Notes;
 pub use outputs::Output;
 pub use spool::Incoming;
+
+/// The formats of the queue's files, for `--version`.
+pub const FORMATS: [Format; 3] = [segment::FORMAT, cursors::FORMAT, synced::FORMAT];
 
 /// Calls a method on the value inside `Self::Memory` (queue in memory) or `Self::Spool` (queue in
 /// files), whichever variant `$either` is. Expands to a `match` with these two arms.

@@ -37,6 +37,8 @@ use input::Item;
 use input::Place;
 use resume::State;
 
+pub use resume::FORMAT as RESUME_FORMAT;
+
 /// This constant times `concurrency` is the greatest number of requests after the frontier (the
 /// point in the files up to which all events are accepted). With a concurrency of 4, these are 8
 /// requests. Their number is bounded, because a later run may send their events again.

@@ -26,6 +26,7 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 use tokio::time::Instant;
 
 use crate::audit::LevelCounts;
+use crate::release;
 
 mod catalog;
 mod declare;
@@ -120,9 +121,8 @@ impl Telemetry {
             let name = KeyName::from(metric.full_name());
             recorder.describe_counter(name, None, metric.help.into());
         }
-        let revision = option_env!("KUBE_AUDIT_FORWARDER_REVISION").unwrap_or("unknown");
         let build =
-            [labels::VERSION.with(env!("CARGO_PKG_VERSION")), labels::REVISION.with(revision)];
+            [labels::VERSION.with(release::VERSION), labels::REVISION.with(release::REVISION)];
         catalog::BuildMetrics::register(&recorder, build).info.set(1.0);
         let program = catalog::ProgramMetrics::register(&recorder, []);
         let process = metrics_process::Collector::default();

@@ -23,6 +23,8 @@ pub(super) fn completions(shell: Shell, mut command: Command) -> Result<(), u8> 
 /// Prints the main man page or, with a directory, writes one page for each command into that
 /// directory. `Err` is the exit status if that fails.
 pub(super) fn man(directory: Option<&Path>, command: Command) -> Result<(), u8> {
+    // A page has the version alone: the revision and the formats are no header of a page.
+    let command = command.long_version(None::<&'static str>);
     let Some(directory) = directory else {
         let mut page = Vec::new();
         return match clap_mangen::Man::new(command).render(&mut page) {

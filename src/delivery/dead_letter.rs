@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use super::rfc3339::rfc3339;
 use crate::config::Config;
 use crate::queue::lines;
+use crate::release::Format;
 use crate::telemetry::DroppedLetters;
 use crate::telemetry::Telemetry;
 
@@ -33,6 +34,9 @@ mod files;
 
 use files::LetterFiles;
 use files::Line;
+
+/// The format of dead letters, for `--version`. The files do not carry the number.
+pub const FORMAT: Format = Format { name: "dead letters", reads: &[1], writes: 1 };
 
 /// The size in bytes at which a group of dead letters (given-up events, kept in files) is full. The
 /// letters of a group are written and synced together. An output also stops sending while this many

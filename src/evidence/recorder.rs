@@ -52,6 +52,7 @@ use crate::queue::Queue;
 use crate::queue::Take;
 use crate::queue::disk::Disk;
 use crate::queue::lines;
+use crate::release;
 use crate::telemetry::EvidenceError;
 use crate::telemetry::EvidenceMetrics;
 use crate::telemetry::WitnessMetrics;
@@ -761,7 +762,7 @@ fn salt() -> Salt {
 pub(crate) fn running(config_sha256: String, settings: &config::Evidence) -> Running {
     Running {
         at: now(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: release::VERSION.to_owned(),
         config_sha256,
         heartbeat_ms: u64::try_from(settings.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
         outputs: BTreeMap::new(),

@@ -15,6 +15,7 @@ use super::disk::File;
 use super::segment::LogOffset;
 use super::segment::READS;
 use crate::position::Position;
+use crate::release::Format;
 
 /// The name of the cursors file, which says how far each output has got in the queue.
 pub(super) const FILE: &str = "cursors";
@@ -33,6 +34,10 @@ const MAGIC: [u8; 8] = *b"\xFFKAFCUR\0";
 
 /// The version of the format of the cursors file.
 const VERSION: u32 = 1;
+
+/// The format of the file, for `--version`.
+pub(super) const FORMAT: Format =
+    Format { name: "queue cursors", reads: &[VERSION], writes: VERSION };
 
 /// The size of the checksum at the end of a slot, in bytes.
 const CRC: usize = 4;

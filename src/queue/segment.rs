@@ -15,6 +15,7 @@ use super::disk::Disk;
 use super::disk::File;
 use super::disk::SEGMENTS;
 use crate::position::Position;
+use crate::release::Format;
 
 /// Each group of records starts in its file at a multiple of this many bytes. A group is the
 /// records of one write and one sync.
@@ -42,6 +43,10 @@ pub(super) const VERSION: u32 = 2;
 /// The version of the format whose checksums do not depend on the segment. Segments of this version
 /// are still read, and never written.
 const UNSEEDED: u32 = 1;
+
+/// The format of segments, for `--version`.
+pub(super) const FORMAT: Format =
+    Format { name: "queue segments", reads: &[UNSEEDED, VERSION], writes: VERSION };
 
 /// The flag in a segment's header that says that the file was an earlier segment before.
 const REUSED: u32 = 1;

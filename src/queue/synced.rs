@@ -17,6 +17,7 @@ use super::disk::File;
 use super::segment::BLOCK;
 use super::segment::LogOffset;
 use crate::position::Position;
+use crate::release::Format;
 
 /// The name of the file.
 const FILE: &str = "synced";
@@ -26,6 +27,10 @@ const MAGIC: [u8; 8] = *b"\xFFKAFSYN\0";
 
 /// The version of the format of the file.
 const VERSION: u32 = 1;
+
+/// The format of the file, for `--version`.
+pub(super) const FORMAT: Format =
+    Format { name: "queue end of the log", reads: &[VERSION], writes: VERSION };
 
 /// The size of a note in bytes. A note lies in one sector of the disk, so it is written as a whole
 /// or not at all.

@@ -13,8 +13,14 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::release::Format;
+
 /// The version of the resume file's format. Only this version is written and read.
 const VERSION: u32 = 1;
+
+/// The format of the resume file, for `--version`.
+pub const FORMAT: Format =
+    Format { name: "resume files of replay", reads: &[VERSION], writes: VERSION };
 
 /// A length and a checksum of the beginning of a file's text, by which a later run recognises the
 /// file. The beginning is the first line, or the first [`Head::BYTES_MAX`] bytes of a longer line.

@@ -17,6 +17,7 @@ use crate::support::peers;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::relay::Stdout;
+use crate::support::relay::revision;
 use crate::support::setup::config;
 use crate::support::setup::start;
 use crate::support::tcp_sink::TcpSink;
@@ -64,6 +65,10 @@ fn every_route_answers_and_no_other() {
     assert_eq!(response.header("content-type"), Some("application/json"));
     let status = response.json();
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["revision"], revision());
+    let metrics = relay.metrics();
+    let build = [("version", env!("CARGO_PKG_VERSION")), ("revision", revision())];
+    assert_eq!(metrics.value("build_info", &build), 1.0, "the three places say the same");
     assert!(status["uptime_seconds"].is_u64(), "{status}");
     let address = relay.address().to_string();
     assert_eq!(status["listeners"][0]["listener"], "127.0.0.1:0");

@@ -39,6 +39,12 @@ admin = { address = "127.0.0.1:0" }
 address = "127.0.0.1:0"
 "#;
 
+/// Returns the revision that the program under test was built with. The variable is the same for
+/// the tests, because cargo builds both in one run.
+pub(crate) fn revision() -> &'static str {
+    option_env!("KUBE_AUDIT_FORWARDER_REVISION").filter(|it| !it.is_empty()).unwrap_or("unknown")
+}
+
 /// The reader of the relay's standard output.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stdout {

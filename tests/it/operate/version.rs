@@ -1,0 +1,40 @@
+//! `--version` and `-V`: what an operator compares before an upgrade and a rollback.
+
+use std::path::Path;
+
+use crate::support::relay::revision;
+use crate::support::relay::run_command;
+
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let output = run_command(arguments, Path::new("/"));
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
+    (output.status.code(), stdout, stderr)
+}
+
+#[test]
+fn version_says_revision_features_and_the_versions_of_each_format() {
+    let (code, stdout, stderr) = run(&["--version"]);
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    let features = if cfg!(feature = "kafka") { "kafka" } else { "none" };
+    let expected = format!(
+        "kube-audit-forwarder {}\n\
+         revision: {}\n\
+         features: {features}\n\
+         formats of files:\n\
+         \x20 queue segments: reads 1 and 2, writes 2\n\
+         \x20 queue cursors: reads 1, writes 1\n\
+         \x20 queue end of the log: reads 1, writes 1\n\
+         \x20 dead letters: reads 1, writes 1\n\
+         \x20 evidence: reads 1, writes 1\n\
+         \x20 resume files of replay: reads 1, writes 1\n",
+        env!("CARGO_PKG_VERSION"),
+        revision(),
+    );
+    assert_eq!(stdout, expected);
+}
+
+#[test]
+fn the_short_version_is_one_line() {
+    let expected = concat!("kube-audit-forwarder ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(run(&["-V"]), (Some(0), expected.to_owned(), String::new()));
+}
