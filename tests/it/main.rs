@@ -114,6 +114,7 @@ mod operate {
     mod replay;
     mod secrets;
     mod shutdown;
+    mod upgrade;
     mod version;
 }
 

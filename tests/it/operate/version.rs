@@ -4,11 +4,19 @@ use std::path::Path;
 
 use crate::support::relay::revision;
 use crate::support::relay::run_command;
+use crate::support::repository;
 
 fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
     let output = run_command(arguments, Path::new("/"));
     let [stdout, stderr] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
     (output.status.code(), stdout, stderr)
+}
+
+/// Returns the lines of `--version` below the line `formats of files:`, without their indent.
+fn formats() -> Vec<String> {
+    let (_, stdout, _) = run(&["--version"]);
+    let (_, formats) = stdout.split_once("formats of files:\n").expect("a list of formats");
+    formats.lines().map(|line| line.strip_prefix("  ").expect("indented").to_owned()).collect()
 }
 
 #[test]
@@ -37,4 +45,12 @@ fn version_says_revision_features_and_the_versions_of_each_format() {
 fn the_short_version_is_one_line() {
     let expected = concat!("kube-audit-forwarder ", env!("CARGO_PKG_VERSION"), "\n");
     assert_eq!(run(&["-V"]), (Some(0), expected.to_owned(), String::new()));
+}
+
+#[test]
+fn the_page_about_upgrades_shows_the_formats_of_this_program() {
+    let page = std::fs::read_to_string(repository().join("docs/operating/upgrade.md")).unwrap();
+    for line in formats() {
+        assert!(page.lines().any(|found| found.trim() == line), "upgrade.md lacks: {line}");
+    }
 }
