@@ -2,8 +2,8 @@
 
     manifests.py RELAY KUBECTL…
 
-Each KUBECTL renders them with its `kustomize`, and all must render the same. The script checks the
-result against the schemas of several versions of Kubernetes, and for faults that no schema shows:
+Each KUBECTL renders them with its `kustomize`. All must render the same, and none may say a word on
+stderr, such as a warning of a deprecated field. The script checks the result against the schemas of several versions of Kubernetes, and for faults that no schema shows:
 selectors that match nothing, ports that do not exist, files that are not mounted, a config that the
 program RELAY refuses, too little memory, a drain that is cut off. At the end each check is shown a
 manifest with a fault that it must find.
@@ -40,12 +40,24 @@ MIB = 1 << 20
 
 
 def render(kubectl, directory):
-    """Returns the documents of one kustomization."""
+    """Returns the documents of one kustomization. A warning of kubectl is an error here."""
     done = subprocess.run([kubectl, "kustomize", str(directory)], capture_output=True, text=True)
-    if done.returncode != 0:
+    if done.returncode != 0 or done.stderr:
         raise SystemExit(f"{kubectl} kustomize {directory}: {done.stderr}")
     documents = [document for document in yaml.safe_load_all(done.stdout) if document]
     return sorted(documents, key=identity)
+
+
+def silent_about_bases(kubectl):
+    """Returns whether a kubectl says nothing of a deprecated field, so that `render` would not see it."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory)
+        (path / "base").mkdir()
+        (path / "base/service.yaml").write_text((DEPLOY / "base/service.yaml").read_text())
+        (path / "base/kustomization.yaml").write_text("resources: [service.yaml]\n")
+        (path / "kustomization.yaml").write_text("bases: [base]\n")
+        done = subprocess.run([kubectl, "kustomize", path], capture_output=True, text=True)
+        return "deprecated" not in done.stderr
 
 
 def identity(document):
@@ -467,6 +479,7 @@ def main():
         seen = list(problems(documents, relay, VERSIONS[-1:]))
         if not any(expected in problem for problem in seen):
             found.append(f"nothing is said of a manifest with the fault {expected!r}: {seen}")
+    found += [f"{kubectl} does not warn of `bases`" for kubectl in kubectls if silent_about_bases(kubectl)]
     if not list(openshift_problems(rendered["base"])):
         found.append("nothing is said of fixed users on OpenShift")
     if found:
