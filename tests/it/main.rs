@@ -132,6 +132,7 @@ mod docs {
     mod layers;
     mod links;
     mod metrics;
+    mod moving_in;
     mod pages;
     mod profiles;
     mod reference;

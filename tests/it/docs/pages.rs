@@ -21,9 +21,9 @@ pub(super) struct Page {
 }
 
 /// A block of code on a page: the word after the three backticks, and the lines.
-struct Block {
-    language: String,
-    code: String,
+pub(super) struct Block {
+    pub(super) language: String,
+    pub(super) code: String,
 }
 
 impl Page {
@@ -43,7 +43,7 @@ impl Page {
         })
     }
 
-    fn blocks(&self) -> Vec<Block> {
+    pub(super) fn blocks(&self) -> Vec<Block> {
         let mut blocks = Vec::new();
         let mut open: Option<(usize, Block)> = None;
         for line in self.text.lines() {
