@@ -5,8 +5,9 @@
 Each KUBECTL renders them with its `kustomize`. All must render the same, and none may say a word on
 stderr, such as a warning of a deprecated field. The script checks the result against the schemas of several versions of Kubernetes, and for faults that no schema shows:
 selectors that match nothing, ports that do not exist, files that are not mounted, a config that the
-program RELAY refuses, too little memory, a drain that is cut off. At the end each check is shown a
-manifest with a fault that it must find.
+program RELAY refuses, too little memory, a drain that is cut off, a pod that Pod Security would not
+admit at some step of docs/replace-haproxy.md. At the end each check is shown a manifest with a fault
+that it must find.
 
 Custom resources (PodMonitor, PrometheusRule) have no schema here. Other tests check their contents.
 """
@@ -15,6 +16,7 @@ import copy
 import json
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,10 @@ import tomllib
 
 import kubernetes_validate
 import yaml
+
+# No directory of compiled Python beside the manifests.
+sys.dont_write_bytecode = True
+import pod_security
 
 DEPLOY = pathlib.Path(__file__).resolve().parent.parent
 REPOSITORY = DEPLOY.parent
@@ -110,9 +116,9 @@ def namespace_problems(documents):
         inside = document["metadata"].get("namespace")
         if document["kind"] == "Namespace":
             labels = document["metadata"].get("labels", {})
-            for mode in ("enforce", "audit", "warn"):
-                if labels.get(f"pod-security.kubernetes.io/{mode}") != "restricted":
-                    yield f"namespace: pod-security {mode} is not restricted"
+            for mode, wanted in (("enforce", "privileged"), ("audit", "restricted"), ("warn", "restricted")):
+                if pod_security.level(labels, mode) != wanted:
+                    yield f"namespace: pod-security {mode} is not {wanted}"
         # Prometheus and Grafana may be in another namespace, but all objects here are in ours.
         elif inside is None:
             yield f"{called(document)} has no namespace"
@@ -156,7 +162,9 @@ def workload_problems(documents, relay):
 
 
 def security_problems(documents, pod):
-    """Yields violations of the pod-security level `restricted`, and of more rules."""
+    """Yields violations of the pod-security level `restricted`, and of stricter rules of ours."""
+    for violation in pod_security.violations(pod):
+        yield f"pod security: {violation}"
     accounts = of_kind(documents, "ServiceAccount")
     if pod.get("serviceAccountName") not in [account["metadata"]["name"] for account in accounts]:
         yield "the pod's ServiceAccount is not here"
@@ -186,7 +194,7 @@ def image_problems(container):
 
 
 def ports_of(container):
-    return {port["name"]: port["containerPort"] for port in container["ports"]}
+    return {port["name"]: port["containerPort"] for port in container.get("ports", ())}
 
 
 def probe_problems(container):
@@ -396,6 +404,129 @@ def openshift_problems(documents):
         yield "OpenShift would change the namespace's pod-security labels"
 
 
+# The pod of IBM Cloud's tutorial "Forwarding Kubernetes API audit logs to a resource in the private
+# network": one container, and no security settings.
+TUTORIAL_POD = {
+    "containers": [
+        {
+            "name": "haproxy",
+            "image": "haproxytech/haproxy-alpine:2.6",
+            "volumeMounts": [
+                {
+                    "name": "config-volume",
+                    "mountPath": "/usr/local/etc/haproxy/haproxy.cfg",
+                    "subPath": "haproxy.cfg",
+                }
+            ],
+        }
+    ],
+    "volumes": [{"name": "config-volume", "configMap": {"name": "kube-audit-forwarder-cm"}}],
+}
+
+
+def way_back_problems(documents, base):
+    """Checks the HAProxy of deploy/way-back against the Service and the Deployment of deploy/base."""
+    yield from schema_problems(documents)
+    if sorted(document["kind"] for document in documents) != ["ConfigMap", "Deployment"]:
+        # A Service here would go with `kubectl delete -k`, and its address with it.
+        yield f"not a Deployment and its ConfigMap: {[called(document) for document in documents]}"
+        return
+    config, deployment = documents
+    template = deployment["spec"]["template"]
+    labels, pod = template["metadata"]["labels"], template["spec"]
+    for violation in pod_security.violations(pod):
+        yield f"pod security: {violation}"
+    if deployment["metadata"]["name"] == NAME:
+        yield "it would take the place of the relays"
+    if not selects(deployment["spec"]["selector"]["matchLabels"], labels):
+        yield "the Deployment does not select its own pods"
+    relay = of_kind(base, "Deployment", "StatefulSet")[0]["spec"]["template"]["metadata"]["labels"]
+    if selects(deployment["spec"]["selector"]["matchLabels"], relay):
+        yield "the Deployment selects relays"
+    container = pod["containers"][0]
+    bound = re.search(r"^\s*bind :(\d+)$", config["data"]["haproxy.cfg"], re.MULTILINE)
+    for service in of_kind(base, "Service"):
+        if not selects(service["spec"]["selector"], labels):
+            yield f"{called(service)} does not send to HAProxy"
+        targets = {port["port"]: port["targetPort"] for port in service["spec"]["ports"]}
+        if targets[80] != ports_of(container).get("http") or targets[80] != int(bound[1]):
+            yield f"{called(service)} sends to {targets[80]}"
+    if pod["volumes"] != [{"name": "config", "configMap": {"name": config["metadata"]["name"]}}]:
+        yield f"the volumes are {pod['volumes']}"
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    if mounts != {"/usr/local/etc/haproxy": "config"}:
+        yield f"HAProxy reads /usr/local/etc/haproxy/haproxy.cfg, mounted is {mounts}"
+
+
+def tutorial_service_problems(service, base):
+    """Checks deploy/way-back/service.yaml: the tutorial's Service, at the address of ours."""
+    yield from schema_problems([service])
+    ours = of_kind(base, "Service")[0]
+    if identity(service) != identity(ours) or service["spec"]["selector"] != ours["spec"]["selector"]:
+        yield "it is not the Service of deploy/base"
+    # A URL without a port needs one port without a name.
+    if [(port["port"], port["targetPort"], port.get("name")) for port in service["spec"]["ports"]] != [(80, 3000, None)]:
+        yield f"its ports are {service['spec']['ports']}"
+
+
+def commands_of(page):
+    """Yields the commands of a page's shell blocks, as words, in the order of the page."""
+    for block in re.findall(r"^ *```sh\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+def moving_in_problems(page, rendered):
+    """Follows docs/replace-haproxy.md, and yields each pod that the namespace would not admit then.
+
+    The namespace begins without labels. `kubectl label` and the Namespace of an applied overlay
+    change them. After each command the relay, the HAProxy of deploy/way-back and the tutorial's
+    HAProxy must be admitted, because a pod may be evicted at any time. Only the last command, after
+    HAProxy was deleted, may give up the tutorial's pod.
+    """
+    labels, deleted = {}, False
+    pods = {"the tutorial's HAProxy": TUTORIAL_POD, "HAProxy of deploy/way-back": pod_of(rendered["way-back"])}
+    ahead = re.sub(r"^\*\*Way back:\*\*.*?(?=^## )", "", page, flags=re.MULTILINE | re.DOTALL)
+    words = []
+    for words in commands_of(ahead):
+        if words[:3] == ["kubectl", "apply", "-k"]:
+            name = words[3].rpartition("/")[2]
+            for namespace in of_kind(rendered[name], "Namespace"):
+                labels |= namespace["metadata"]["labels"]
+                pods["the relay"] = pod_of(rendered[name])
+        if words[:2] == ["kubectl", "delete"] and f"{NAME}-haproxy" in words:
+            deleted = True
+        if words[:2] == ["kubectl", "label"] and not any(word.startswith("--dry-run") for word in words):
+            labels |= dict(word.split("=", 1) for word in words if word.startswith(pod_security.PREFIX))
+            if deleted:
+                pods.pop("the tutorial's HAProxy", None)
+        for pod, spec in pods.items():
+            if not pod_security.admits(labels, spec):
+                yield f"after {shlex.join(words)!r} the namespace refuses {pod}"
+    if "the relay" not in pods:
+        yield "no step starts the relay"
+    if pod_security.level(labels, "enforce") != "restricted" or "label" not in words:
+        yield f"the last command does not enforce pod security: {shlex.join(words)!r}"
+
+
+def moving_in_self_test(page, rendered):
+    """Yields a problem unless `moving_in_problems` finds the faults that such a page may have."""
+    label = "kubectl label namespace x pod-security.kubernetes.io/enforce=restricted"
+    early = page.replace("kubectl apply -k deploy/way-back", label, 1)
+    if early == page or not any("tutorial's" in problem for problem in moving_in_problems(early, rendered)):
+        yield "nothing is said of labels that come first"
+    if pod_security.admits({"pod-security.kubernetes.io/enforce": "restricted"}, TUTORIAL_POD):
+        yield "the tutorial's HAProxy meets `restricted`"
+    unsafe = copy.deepcopy(rendered)
+    of_kind(unsafe["way-back"], "Deployment")[0]["spec"]["template"]["spec"] = TUTORIAL_POD
+    if not any("way-back" in problem for problem in moving_in_problems(page, unsafe)):
+        yield "nothing is said of a HAProxy that the last labels refuse"
+    if not list(way_back_problems(unsafe["way-back"], rendered["base"])):
+        yield "nothing is said of a HAProxy without security settings"
+
+
 def broken(documents):
     """Yields manifests with one fault each, each after words of the problem that must be found."""
 
@@ -420,6 +551,12 @@ def broken(documents):
     yield "Kubernetes", container(lambda it: it.update(imagePolicy="Always"))
     yield "Kubernetes", fault("Service", lambda it: it["spec"]["ports"][0].update(port="80"))
     yield "find schema", fault("Service", lambda it: it.update(apiVersion="v2"))
+    yield "pod security: kube-audit-forwarder: not all capabilities", container(
+        lambda it: it["securityContext"].update(capabilities={"drop": ["NET_RAW"]})
+    )
+    yield "pod-security enforce", fault(
+        "Namespace", lambda it: it["metadata"]["labels"].update({"pod-security.kubernetes.io/enforce": "restricted"})
+    )
     yield "pod-security warn", fault(
         "Namespace", lambda it: it["metadata"]["labels"].update({"pod-security.kubernetes.io/warn": "baseline"})
     )
@@ -475,6 +612,21 @@ def main():
         print(f"{directory.relative_to(REPOSITORY)}: {kinds}")
     found += [f"durable: {problem}" for problem in alike_problems(rendered["base"], rendered["durable"])]
     found += [f"{name} is missing" for name in ("ibm-iks", "ibm-openshift", "durable", "ibm-iks-durable", "ibm-openshift-durable", "monitoring") if name not in rendered]
+    for name in ("way-back", "way-back-openshift"):
+        versions = [render(kubectl, DEPLOY / name) for kubectl in kubectls]
+        rendered[name] = versions[0]
+        found += [f"{name}: {kubectl} renders it otherwise" for kubectl, other in zip(kubectls, versions) if other != versions[0]]
+        found += [f"{name}: {problem}" for problem in way_back_problems(versions[0], rendered["base"])]
+        print(f"deploy/{name}: {', '.join(called(document) for document in versions[0])}")
+    if {"runAsUser", "runAsGroup"} & set(pod_of(rendered["way-back-openshift"])["securityContext"]):
+        found.append("way-back-openshift: OpenShift's SCC refuses fixed IDs")
+    service = yaml.safe_load((DEPLOY / "way-back/service.yaml").read_text())
+    found += [f"way-back/service.yaml: {problem}" for problem in tutorial_service_problems(service, rendered["base"])]
+    policy = yaml.safe_load((DEPLOY / "control-plane.yaml").read_text())
+    found += [f"control-plane.yaml: {problem}" for problem in schema_problems([policy])]
+    page = (REPOSITORY / "docs/replace-haproxy.md").read_text()
+    found += [f"docs/replace-haproxy.md: {problem}" for problem in moving_in_problems(page, rendered)]
+    found += moving_in_self_test(page, rendered)
     for expected, documents in broken(rendered["base"]):
         seen = list(problems(documents, relay, VERSIONS[-1:]))
         if not any(expected in problem for problem in seen):
@@ -487,4 +639,5 @@ def main():
     print(f"valid for Kubernetes {', '.join(VERSIONS)}, and alike with {', '.join(kubectls)}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -123,6 +123,7 @@ mod deploy {
     mod cluster;
     mod configs;
     mod configs_http;
+    mod way_back;
 }
 
 /// The documents and the sources themselves: what the documents say is what the program does.
