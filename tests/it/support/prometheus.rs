@@ -45,6 +45,13 @@ pub(crate) struct Rule {
 impl Prometheus {
     /// Starts a Prometheus that scrapes this admin address, and waits until it has scraped once.
     pub(crate) fn start(admin: SocketAddr) -> Self {
+        Self::with_labels(admin, &[])
+    }
+
+    /// Like [`Prometheus::start`], with more labels of the target.
+    pub(crate) fn with_labels(admin: SocketAddr, more: &[(&str, &str)]) -> Self {
+        let mut labels = BTreeMap::from([("namespace", NAMESPACE), ("pod", POD)]);
+        labels.extend(more.iter().copied());
         let directory = TempDir::new().expect("a temporary directory");
         let rules = repository().join("deploy/monitoring/rules.yaml");
         let config = serde_json::json!({
@@ -54,7 +61,7 @@ impl Prometheus {
                 "job_name": JOB,
                 "static_configs": [{
                     "targets": [admin.to_string()],
-                    "labels": { "namespace": NAMESPACE, "pod": POD },
+                    "labels": labels,
                 }],
             }],
         });
