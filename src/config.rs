@@ -121,6 +121,8 @@ pub use values::host_port;
 pub use values::printable;
 pub use values::proxy_url;
 pub use values::server_name;
+pub use values::show_size;
+pub use values::show_time;
 pub use values::size;
 pub use values::time;
 pub use values::url;

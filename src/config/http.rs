@@ -11,6 +11,7 @@ use super::table::Table;
 use super::table::optional;
 use super::table::required;
 use super::table::whole;
+use super::targets::PROXY;
 use super::targets::Target;
 use super::template::Template;
 use super::tls::ClientTls;
@@ -150,7 +151,7 @@ impl HttpClient {
                 Target::of_url(format!("urls[{index}]"), url, is_proxied)
             });
         let proxy = self.proxy.as_ref();
-        let proxy = proxy.and_then(|proxy| Target::of_url("proxy".to_owned(), proxy, false));
+        let proxy = proxy.and_then(|proxy| Target::of_url(PROXY.to_owned(), proxy, false));
         urls.chain(proxy).collect()
     }
 }

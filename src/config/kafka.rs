@@ -102,7 +102,7 @@ impl Kafka {
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
     #[must_use]
     pub fn targets(&self) -> Vec<Target> {
-        Target::of_addresses("brokers", &self.brokers)
+        Target::of_addresses("brokers", &self.brokers, self.tls.is_some())
     }
 }
 

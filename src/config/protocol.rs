@@ -156,8 +156,10 @@ impl OutputKind {
         self.settings.as_any().downcast_ref()
     }
 
-    /// Returns the configured addresses that the output sends events to.
-    pub(super) fn targets(&self) -> Vec<Target> {
+    /// Returns the configured addresses that the output sends events to, and that of its proxy. A
+    /// URL that cannot be read is left out.
+    #[must_use]
+    pub fn targets(&self) -> Vec<Target> {
         self.settings.targets()
     }
 

@@ -66,7 +66,7 @@ impl Stream {
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
     #[must_use]
     pub fn targets(&self) -> Vec<Target> {
-        Target::of_addresses("addresses", &self.addresses)
+        Target::of_addresses("addresses", &self.addresses, self.tls.is_some())
     }
 
     /// Reads `replay_window`, a key of protocols without acknowledgements. The value is a time that

@@ -16,6 +16,9 @@ use super::reader::Context;
 use super::template::Template;
 use super::values::HostPort;
 
+/// The key of the proxy of an output.
+pub(super) const PROXY: &str = "proxy";
+
 /// One configured address of an output, in a form that can be compared with other addresses.
 pub struct Target {
     /// The key's path below the output: `urls[1]`.
@@ -30,6 +33,10 @@ pub struct Target {
     /// `true` if a proxy resolves the host. The name `localhost` then means the machine of the
     /// proxy, not this machine.
     resolved_elsewhere: bool,
+    /// The scheme of a URL, such as `https`; `None`: the address is a host and a port.
+    scheme: Option<String>,
+    /// `true` if connections to the address use TLS.
+    tls: bool,
 }
 
 /// Records a warning for each address that an output has twice, and for each address that leads to
@@ -74,14 +81,15 @@ fn plain(host: &str) -> String {
 }
 
 impl Target {
-    /// Returns one target for each of `addresses`, which are the value of the key `key`.
+    /// Returns one target for each of `addresses`, which are the value of the key `key`. `tls` is
+    /// `true` if connections to them use TLS.
     #[must_use]
-    pub fn of_addresses(key: &str, addresses: &[HostPort]) -> Vec<Self> {
+    pub fn of_addresses(key: &str, addresses: &[HostPort], tls: bool) -> Vec<Self> {
         let target = |(index, address): (usize, &HostPort)| {
             let host = plain(&address.host);
             let whole = format!("{host} {}", address.port);
             let (key, port) = (format!("{key}[{index}]"), address.port);
-            Self { key, host, port, whole, resolved_elsewhere: false }
+            Self { key, host, port, whole, resolved_elsewhere: false, scheme: None, tls }
         };
         addresses.iter().enumerate().map(target).collect()
     }
@@ -98,7 +106,31 @@ impl Target {
             Host::Ipv6(address) => address.to_string(),
         };
         let port = url.port_or_known_default()?;
-        Some(Self { key, host, port, whole: url.to_string(), resolved_elsewhere })
+        let (scheme, tls) = (Some(url.scheme().to_owned()), url.scheme() == "https");
+        Some(Self { key, host, port, whole: url.to_string(), resolved_elsewhere, scheme, tls })
+    }
+
+    /// Returns the address without anything that may be secret: `host:port`, or the scheme, host
+    /// and port of a URL.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let address = HostPort { host: self.host.clone(), port: self.port };
+        match &self.scheme {
+            Some(scheme) => format!("{scheme}://{address}"),
+            None => address.to_string(),
+        }
+    }
+
+    /// Returns `true` if connections to the address use TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.tls
+    }
+
+    /// Returns `true` if the address is that of a proxy, which passes on what the output sends.
+    #[must_use]
+    pub fn is_proxy(&self) -> bool {
+        self.key == PROXY
     }
 
     /// Returns `true` if a connection to the target reaches a socket of this machine that is bound
@@ -143,7 +175,8 @@ mod tests {
 
     fn target(host: &str, port: u16) -> Target {
         let (key, host) = (String::new(), plain(host));
-        Target { key, host, port, whole: String::new(), resolved_elsewhere: false }
+        let whole = String::new();
+        Target { key, host, port, whole, resolved_elsewhere: false, scheme: None, tls: false }
     }
 
     #[test]

@@ -148,7 +148,8 @@ fn number_and_unit(text: &str) -> (Option<Result<u64, std::num::ParseIntError>>,
 }
 
 /// Returns a size in the shortest form that [`size`] can parse: `64MiB`, or `1000`.
-pub(super) fn show_size(size: u64) -> String {
+#[must_use]
+pub fn show_size(size: u64) -> String {
     for (name, unit) in [("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
         if size != 0 && size.is_multiple_of(unit) {
             return format!("{}{name}", size / unit);
@@ -159,7 +160,8 @@ pub(super) fn show_size(size: u64) -> String {
 
 /// Returns a time in a short form that [`time`] can parse: `5m`, `90s`. The time must be a whole
 /// number of milliseconds.
-pub(super) fn show_time(time: Duration) -> String {
+#[must_use]
+pub fn show_time(time: Duration) -> String {
     let millis = time.as_millis();
     for (name, unit) in [("h", 3_600_000), ("m", 60_000)] {
         // One minute is printed as "60s", and 90 seconds as "90s", as people write them.
