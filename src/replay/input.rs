@@ -51,6 +51,12 @@ const KEPT_BYTES_MAX: usize = 1024 * 1024;
 /// point up to which everything is done) can then move past these lines.
 const BAD_LINES_MAX: u64 = 1000;
 
+/// The end of the message about a line at which a replay stops.
+const SKIP_LINE: &str = "with --on-bad-line skip such lines are counted and left out";
+
+/// The end of the message about a file at whose damaged part a replay stops.
+const SKIP_REST: &str = "with --on-bad-line skip the rest of such a file is left out";
+
 /// The file name that means standard input.
 const STDIN: &str = "-";
 
@@ -168,6 +174,7 @@ impl Reader<'_> {
     /// reader must not go on with the next file.
     fn read_file(&mut self, file: usize, path: &Path) -> Result<(), Ended> {
         let failed = |line, what| Ended::Failed { line, what };
+        let stopped = |line, what, hint| failed(line, format!("{what}; {hint}"));
         let resumed = self.plan.resumed.get(file);
         let mut text = Text::open(path, file, resumed).map_err(|what| failed(1, what))?;
         let mut line = Vec::new();
@@ -183,7 +190,7 @@ impl Reader<'_> {
                     let what = format!("cannot read further: {}", text.packing.explain(&error));
                     batch.flush(self.items)?;
                     if self.plan.on_bad_line == OnBadLine::Stop {
-                        return Err(failed(number, what));
+                        return Err(stopped(number, what, SKIP_REST));
                     }
                     self.cut_short += 1;
                     self.tell(path, number, what);
@@ -203,7 +210,7 @@ impl Reader<'_> {
                 }
                 Err(what) if self.plan.on_bad_line == OnBadLine::Stop => {
                     batch.flush(self.items)?;
-                    return Err(failed(number, what));
+                    return Err(stopped(number, what, SKIP_LINE));
                 }
                 Err(what) => {
                     batch.bad_lines += 1;

@@ -479,7 +479,12 @@ fn bad_lines_stop_or_are_skipped_and_are_always_told() {
     let sink = HttpSink::accepting();
     place.replay(&url(&sink), &[&file]).assert_stopped(
         1,
-        &["log, line 2: at byte 1: not JSON", "before line 2 of", "run `tail -n +2 /"],
+        &[
+            "log, line 2: at byte 1: not JSON",
+            "; with --on-bad-line skip such lines are counted and left out\n",
+            "before line 2 of",
+            "run `tail -n +2 /",
+        ],
     );
     let sink = HttpSink::accepting();
     let said = place.replay(&url(&sink), &[&file, "--on-bad-line", "skip"]);
@@ -561,8 +566,8 @@ fn wrong_usage_is_status_2_and_sends_nothing() {
     let to = url(&sink);
     let bad = place.write("bad", b"no resume file");
     for (arguments, said) in [
-        (vec!["missing", "--url", &to], "cannot read missing"),
-        (vec![file.as_str(), "missing", "--url", &to], "cannot read missing"),
+        (vec!["missing", "--url", &to], "missing: cannot read the events"),
+        (vec![file.as_str(), "missing", "--url", &to], "missing: cannot read the events"),
         (vec![".", "--url", &to], "is a directory"),
         (vec!["-", "-", "--url", &to], "once"),
         (vec!["--url", &to], "FILE"),
