@@ -7,12 +7,16 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Arg;
+use clap::ArgMatches;
 use clap::CommandFactory;
+use clap::FromArgMatches;
 use clap::Parser;
 use clap::Subcommand;
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
 use clap_complete::Shell;
 use futures_util::FutureExt;
 use tokio::signal::unix::SignalKind;
@@ -23,25 +27,22 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::check;
 use crate::config;
 use crate::config::Checked;
 use crate::config::Config;
 use crate::config::Problem;
 use crate::config::Severity;
-use crate::delivery::DeadLetters;
-use crate::filter;
 use crate::output;
 use crate::relay;
-use crate::source::Sources;
 use crate::telemetry;
-use crate::telemetry::Telemetry;
 
+mod check;
 mod demo;
 mod doctor;
 mod documents;
 mod drain;
 mod evidence;
+mod examples;
 mod healthcheck;
 mod migrate;
 mod policy;
@@ -75,9 +76,6 @@ const IDLE_THREAD: Duration = Duration::from_millis(500);
 #[derive(Parser)]
 #[command(version, long_version = version::long())]
 struct Arguments {
-    /// The TOML file; without one, a default with a listener on 127.0.0.1:3000 and output to stdout
-    #[arg(long, global = true, env = "KUBE_AUDIT_FORWARDER_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -86,15 +84,9 @@ struct Arguments {
 enum Command {
     /// Run the relay; this is also the default without a command
     Run,
-    /// Print every problem of a config, and of the files that it names; changes nothing
-    Check {
-        /// Also look up the names of every output and source, connect, and do the TLS handshake
-        #[arg(long)]
-        connect: bool,
-        /// For a config of another machine: missing files and directories are warnings
-        #[arg(long, conflicts_with = "connect")]
-        elsewhere: bool,
-    },
+    /// Print every problem of a config and of the files that it names, or what it sets up; changes
+    /// nothing
+    Check(check::Arguments),
     /// Print the config with every default filled in
     Config {
         /// Print all keys with kind, default and meaning instead
@@ -152,14 +144,106 @@ enum Command {
     },
 }
 
+/// The commands that read the config file, and therefore have the option `--config`, with the help
+/// of the option. Without a command, the program does what `run` does.
+const READ_CONFIG: [(&str, &str); 6] = [
+    ("run", OR_DEFAULT),
+    ("check", "The TOML file, as FILE"),
+    ("config", OR_DEFAULT),
+    ("healthcheck", FOR_THE_ADDRESS),
+    ("doctor", FOR_THE_ADDRESS),
+    ("drain", FOR_THE_ADDRESS),
+];
+
+/// The help of `--config` for commands that use the whole config.
+const OR_DEFAULT: &str =
+    "The TOML file; without one, a default with a listener on 127.0.0.1:3000 and output to stdout";
+
+/// The help of `--config` for commands that ask a relay.
+const FOR_THE_ADDRESS: &str = "The TOML file whose admin.address is asked if no URL is given";
+
+/// The name of the option, and of its value among the values that clap has parsed.
+const CONFIG: &str = "config";
+
+/// The variable that names the config file if the command line does not.
+const CONFIG_VARIABLE: &str = "KUBE_AUDIT_FORWARDER_CONFIG";
+
+/// The config file that the command line and the environment name.
+struct ConfigFile {
+    /// The file of the option `--config`.
+    option: Option<PathBuf>,
+    /// The file of the environment variable.
+    variable: Option<PathBuf>,
+}
+
+impl ConfigFile {
+    /// Returns the file to use: the option wins over the variable. `None`: neither names a file.
+    fn path(&self) -> Option<&Path> {
+        self.option.as_deref().or(self.variable.as_deref())
+    }
+}
+
+/// Returns the whole command line: every command with its options and with its examples. Only the
+/// commands of [`READ_CONFIG`] have `--config`.
+fn command() -> clap::Command {
+    let option = |help| {
+        Arg::new(CONFIG)
+            .long("config")
+            .env(CONFIG_VARIABLE)
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(PathBuf))
+            .display_order(0)
+            .help(help)
+    };
+    let mut command = Arguments::command().arg(option(OR_DEFAULT));
+    for (name, help) in READ_CONFIG {
+        command = command.mut_subcommand(name, |it| it.arg(option(help)));
+    }
+    examples::add(command)
+}
+
+/// Returns the config file that the parsed command line names. `--config` may stand before the
+/// command or after it, and the one after it wins.
+///
+/// # Errors
+///
+/// The option stands before a command that reads no config.
+fn config_file(
+    command: &mut clap::Command,
+    matches: &ArgMatches,
+) -> clap::error::Result<ConfigFile> {
+    let from = |matches: &ArgMatches, source| {
+        let is_from = matches.value_source(CONFIG) == Some(source);
+        matches.get_one::<PathBuf>(CONFIG).filter(|_| is_from).cloned()
+    };
+    let before = from(matches, ValueSource::CommandLine);
+    let variable = from(matches, ValueSource::EnvVariable);
+    match matches.subcommand() {
+        Some((name, matches)) if READ_CONFIG.iter().any(|(other, _)| *other == name) => {
+            let option = from(matches, ValueSource::CommandLine).or(before);
+            Ok(ConfigFile { option, variable: from(matches, ValueSource::EnvVariable) })
+        }
+        Some((name, _)) if before.is_some() => {
+            let message = format!("the command '{name}' reads no config: leave '--config' out");
+            Err(command.error(ErrorKind::ArgumentConflict, message))
+        }
+        Some(_) | None => Ok(ConfigFile { option: before, variable }),
+    }
+}
+
 /// Runs the command that the command line names, and returns the process's exit status.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let file = arguments.config.as_deref();
+    let mut command = command();
+    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+        let file = config_file(&mut command, &matches)?;
+        Ok((Arguments::from_arg_matches(&matches)?, file))
+    });
+    let (arguments, config_file) = parsed.unwrap_or_else(|error| error.exit());
+    let file = config_file.path();
     let result = match arguments.command.unwrap_or(Command::Run) {
         Command::Run => run(file),
-        Command::Check { connect, elsewhere } => check(file, connect, elsewhere),
+        Command::Check(arguments) => check::run(&arguments, &config_file),
         Command::Config { reference: true } => print(&config::reference(output::TYPES)),
         Command::Config { reference: false } => show(file),
         Command::Demo(arguments) => demo::run(&arguments),
@@ -169,8 +253,8 @@ pub fn main() -> ExitCode {
         Command::Evidence(command) => evidence::run(&command),
         Command::Policy(command) => policy::run(&command),
         Command::Metrics => print(&telemetry::reference()),
-        Command::Completions { shell } => documents::completions(shell, Arguments::command()),
-        Command::Man { directory } => documents::man(directory.as_deref(), Arguments::command()),
+        Command::Completions { shell } => documents::completions(shell, command),
+        Command::Man { directory } => documents::man(directory.as_deref(), command),
         Command::Healthcheck { url } => healthcheck::run(url.as_deref(), file),
         Command::Doctor(arguments) => doctor::run(&arguments, file),
         Command::Drain { url, seconds } => drain::run(url.as_deref(), seconds, file),
@@ -179,6 +263,56 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(code) => ExitCode::from(code),
     }
+}
+
+/// Checks that a file or directory exists that the command line names as input, and that a regular
+/// file can be opened. Nothing else is opened, because a pipe can be opened only once, and `-` is
+/// standard input. `what` is a short description, such as `the config`. If there is a fault, this
+/// function prints it, and `Err` is the exit status.
+fn input(path: &Path, what: &str) -> Result<(), u8> {
+    if path.as_os_str() == "-" {
+        return Ok(());
+    }
+    let found = std::fs::metadata(path).and_then(|found| match found.is_file() {
+        true => std::fs::File::open(path).map(drop),
+        false => Ok(()),
+    });
+    found.map_err(|error| cannot_read(path, what, &error))
+}
+
+/// Prints that an input that the command line names cannot be read, and returns the exit status.
+/// Every command says this in the same form. The name's control characters are escaped.
+fn cannot_read(path: &Path, what: &str, error: &std::io::Error) -> u8 {
+    eprintln!("{}: cannot read {what}: {error}", shown(path));
+    WRONG
+}
+
+/// Returns the rows as a table, one line of text for each row. Each column is as wide as its widest
+/// cell, except for the last column, which is not padded.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
+    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in rows {
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            match column + 1 == N {
+                true => text.push_str(cell),
+                false => text.push_str(&format!("{cell:width$}  ")),
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// Returns a file's name with its control characters escaped, so that the name is safe for a
+/// terminal.
+fn shown(file: &Path) -> String {
+    let escape = |char: char| match char.is_control() {
+        true => char.escape_debug().to_string(),
+        false => char.to_string(),
+    };
+    file.to_string_lossy().chars().map(escape).collect()
 }
 
 /// Reads the config file, or takes the built-in default config if `file` is `None`. Returns the
@@ -190,10 +324,7 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     };
     match std::fs::read_to_string(file) {
         Ok(text) => Ok((text, file.display().to_string())),
-        Err(error) => {
-            eprintln!("{}: cannot read the config: {error}", file.display());
-            Err(WRONG)
-        }
+        Err(error) => Err(cannot_read(file, "the config", &error)),
     }
 }
 
@@ -204,20 +335,6 @@ fn report(checked: &Checked, name: &str) -> Result<(), u8> {
     }
     let is_wrong = |it: &Problem| matches!(it.severity, Severity::Error | Severity::Fault);
     if checked.problems.iter().any(is_wrong) { Err(WRONG) } else { Ok(()) }
-}
-
-/// Prints every mistake in the audit policy files that the config names. `Err` is the exit status
-/// if there is a mistake. A policy file that does not exist is skipped here, because `report`
-/// prints it as a problem of the config.
-fn report_policies(checked: &Checked) -> Result<(), u8> {
-    let mut result = Ok(());
-    for policy in checked.policies.iter().filter(|policy| policy.exists()) {
-        for mistake in filter::read_policy(policy).err().into_iter().flatten() {
-            eprintln!("{mistake}");
-            result = Err(WRONG);
-        }
-    }
-    result
 }
 
 fn show(file: Option<&Path>) -> Result<(), u8> {
@@ -240,111 +357,6 @@ fn print(text: &str) -> Result<(), u8> {
     }
 }
 
-fn check(file: Option<&Path>, connect: bool, elsewhere: bool) -> Result<(), u8> {
-    let Some(file) = file else {
-        eprintln!("check needs --config FILE");
-        return Err(WRONG);
-    };
-    let (text, name) = read(Some(file))?;
-    let checked = looked_at(config::read(&text, output::TYPES), elsewhere);
-    let reported = report(&checked, &name);
-    report_policies(&checked)?;
-    reported?;
-    if let Some(config) = checked.config.as_ref().filter(|_| connect) {
-        runtime()?.block_on(probe(config))?;
-    }
-    // `config` is `None` if a setting is in a file that does not exist on this machine.
-    let parts = checked.config.as_ref().map(parts).unwrap_or_default();
-    eprintln!("ok{parts}");
-    Ok(())
-}
-
-/// Looks at the files and directories that the config names, and returns `checked` with their
-/// problems added. `elsewhere` is `true` if the config is for another machine: then a missing file
-/// is only a warning, and so is every problem of a directory.
-fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
-    let mut problems = check::directories(&checked, &[]);
-    if elsewhere {
-        problems.iter_mut().for_each(|problem| problem.severity = Severity::Warning);
-    }
-    problems.extend(check::files(&checked));
-    let is_whole = problems.is_empty()
-        && checked.problems.iter().all(|problem| problem.severity == Severity::Warning);
-    if let Some(config) = checked.config.as_ref().filter(|_| is_whole) {
-        problems = check::rest(&checked, config);
-    }
-    let checked = checked.with(problems);
-    if elsewhere { checked } else { checked.strict() }
-}
-
-/// Returns the number of listeners, sources and outputs for the end of a message, such as `: 2
-/// listeners, 1 output`.
-fn parts(config: &Config) -> String {
-    let counts = [
-        (config.listeners.len(), "listener"),
-        (config.sources.len(), "source"),
-        (config.outputs.len(), "output"),
-    ];
-    let part = |(count, name): (usize, &str)| {
-        let plural = if count == 1 { "" } else { "s" };
-        format!("{count} {name}{plural}")
-    };
-    let parts: Vec<_> = counts.into_iter().filter(|(count, _)| *count > 0).map(part).collect();
-    format!(": {}", parts.join(", "))
-}
-
-/// Connects to every output and source of the config once, and prints for each address whether the
-/// connection works. `Err` is the exit status if a connection fails, or if an output or source
-/// cannot read its files and is therefore not connected.
-async fn probe(config: &Config) -> Result<(), u8> {
-    let telemetry = Arc::new(Telemetry::new());
-    let dead_letters = DeadLetters::new(&telemetry);
-    let mut result = Ok(());
-    for output in &config.outputs {
-        let mut prepared = output::prepare(output, &telemetry, &dead_letters);
-        match prepared.files().map(|files| files.stage()) {
-            Some(Err(error)) => {
-                eprintln!("output {}: {error}", output.name);
-                result = Err(WRONG);
-                continue;
-            }
-            Some(Ok(staged)) => staged(),
-            None => {}
-        }
-        for (address, dialled) in prepared.probe().await {
-            match dialled {
-                Ok(()) => eprintln!("output {}: {address}: ok", output.name),
-                Err(error) => {
-                    eprintln!("output {}: {address}: {error}", output.name);
-                    result = Err(FAILED);
-                }
-            }
-        }
-    }
-    let sources = Sources::default().plan(&config.sources, config.limits.max_body, &telemetry);
-    for source in sources {
-        let staged = tokio::task::block_in_place(|| source.stage());
-        match staged {
-            Err(error) => {
-                eprintln!("{error}");
-                result = Err(WRONG);
-                continue;
-            }
-            Ok(staged) => staged(),
-        }
-        let (place, found) = tokio::task::block_in_place(|| source.probe());
-        let name = source.name();
-        match found {
-            Ok(()) => eprintln!("source {name}: {place}: ok"),
-            Err(error) => {
-                eprintln!("source {name}: {place}: {error}");
-                result = Err(FAILED);
-            }
-        }
-    }
-    result
-}
-
 fn runtime() -> Result<tokio::runtime::Runtime, u8> {
     build_runtime().map_err(|error| {
         eprintln!("cannot start the runtime: {error}");
@@ -364,7 +376,7 @@ fn build_runtime() -> std::io::Result<tokio::runtime::Runtime> {
 fn run(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
     let checked = config::read(&text, output::TYPES);
-    let problems = check::files(&checked);
+    let problems = crate::check::files(&checked);
     let checked = checked.with(problems).strict();
     let Some(config) = &checked.config else {
         report(&checked, &name)?;

@@ -284,11 +284,15 @@ def config_problems(documents, pod, container, relay):
         checked = subprocess.run(
             [relay, "check", "--elsewhere", "--config", path], capture_output=True, text=True, env=environment
         )
-        # Missing files and directories depend on the cluster, and are not checked here.
+        # Missing files and directories depend on the cluster, and are not checked here. The summary
+        # of the config has the file on a line of its own, and indented lines below it.
         said = [
             line
             for line in checked.stderr.splitlines()
-            if "/certificates/" not in line and SPOOL not in line and not line.startswith("ok: ")
+            if "/certificates/" not in line
+            and SPOOL not in line
+            and line != str(path)
+            and not line.startswith(("ok: ", "  "))
         ]
         if checked.returncode != 0 or said:
             yield f"check: {checked.stderr}"

@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::WRONG;
 use super::healthcheck;
+use super::input;
 use super::print;
 use crate::ask::Target;
 use crate::config;
@@ -99,6 +100,9 @@ fn wrong(option: &str, what: impl std::fmt::Display) -> u8 {
 fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
     if arguments.apiserver.iter().filter(|text| *text == "-").count() > 1 {
         return Err(wrong("--apiserver", "- is standard input and can be named only once"));
+    }
+    for file in [&arguments.kubeconfig, &arguments.webhook].into_iter().flatten() {
+        input(file, "the kubeconfig")?;
     }
     let kubeconfig = match &arguments.kubeconfig {
         Some(file) => Some(Kubeconfig::read(file).map_err(|error| wrong("--kubeconfig", error))?),

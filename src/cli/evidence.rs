@@ -14,6 +14,7 @@ use clap::Subcommand;
 
 use super::FAILED;
 use super::WRONG;
+use super::input;
 use super::print;
 use crate::delivery::rfc3339::rfc3339;
 use crate::evidence::entry::Entry;
@@ -102,7 +103,11 @@ fn keygen(origin: &str, file: &Path) -> Result<(), u8> {
 }
 
 fn open(directory: &Path) -> Result<Log<Directory>, u8> {
-    let files = Directory::find(directory).map_err(failed)?;
+    input(directory, "the evidence")?;
+    let files = Directory::find(directory).map_err(|error| {
+        eprintln!("{error}");
+        WRONG
+    })?;
     Log::open(files).map_err(failed)
 }
 

@@ -1,5 +1,6 @@
 //! The command `healthcheck`: sends one GET to a relay's `/readyz`, and exits with 0 if the relay
-//! is ready. It is meant for images without a shell.
+//! is ready. It is meant for images without a shell. It says which address it asked, and what the
+//! answer was; all of this goes to stderr.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -32,6 +33,9 @@ use crate::config;
 /// default 1 s, and then reports only a timeout.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The path at which a relay says whether it is ready.
+const READY: &str = "/readyz";
+
 /// The greatest number of bytes in a response body. The body that a relay sends has only a few
 /// lines.
 const ANSWER_MAX: usize = 64 * 1024;
@@ -48,7 +52,17 @@ pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
     let url = url_of(url, file)?;
     let late = || Err(format!("no answer within {} s", TIMEOUT.as_secs()));
     match block_on(ask_in_time(&url, ANSWER_MAX))?.unwrap_or_else(late) {
-        Ok((StatusCode::OK, _)) => Ok(()),
+        Ok((StatusCode::OK, body)) => {
+            if url.path() != READY {
+                eprintln!("ok: {url}");
+                return Ok(());
+            }
+            eprintln!("ready: {url}");
+            // The body of `/readyz?verbose` has a line for each check.
+            let lines = body.lines().filter(|line| !line.is_empty() && *line != "ok");
+            lines.take(LINES_MAX).for_each(|line| eprintln!("{}", line.escape_debug()));
+            Ok(())
+        }
         Ok((status, body)) => {
             eprintln!("{url}: {status}");
             let lines = body.lines().filter(|line| !line.is_empty());
@@ -115,7 +129,7 @@ fn parse(text: &str) -> Result<Url, String> {
         return Err(format!("nothing can listen on port 0, {ALLOWED}"));
     }
     if url.path() == "/" {
-        url.set_path("/readyz");
+        url.set_path(READY);
     }
     url.set_fragment(None);
     Ok(url)
@@ -134,7 +148,7 @@ fn configured(file: Option<&Path>) -> Result<Url, u8> {
         eprintln!("{name}: admin.address has port 0, so the kernel chooses the port: give the URL");
         return Err(WRONG);
     }
-    let url = format!("http://{}/readyz", reachable(address));
+    let url = format!("http://{}{READY}", reachable(address));
     Url::parse(&url).map_err(|error| {
         eprintln!("{url}: {error}");
         WRONG

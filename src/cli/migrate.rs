@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::WRONG;
+use super::cannot_read;
 use super::print;
 use crate::haproxy;
 use crate::haproxy::Left;
@@ -28,10 +29,7 @@ pub(super) enum Command {
 
 pub(super) fn run(command: &Command) -> Result<(), u8> {
     let Command::Haproxy { file } = command;
-    let text = read(file).map_err(|error| {
-        eprintln!("{}: cannot read it: {error}", file.display());
-        WRONG
-    })?;
+    let text = read(file).map_err(|error| cannot_read(file, "it", &error))?;
     let name = file
         .file_name()
         .map_or_else(|| file.display().to_string(), |name| name.to_string_lossy().into_owned());

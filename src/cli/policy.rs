@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::WRONG;
+use super::cannot_read;
 use super::print;
 use crate::audit;
 use crate::audit::request::Request;
@@ -46,7 +47,7 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
     let lines = read(events, EVENT_BYTES_MAX).and_then(|body| {
         audit::decode(body).map(|batch| batch.lines).map_err(std::io::Error::other)
     });
-    let lines = lines.map_err(|error| unreadable(events, &error))?;
+    let lines = lines.map_err(|error| cannot_read(events, "the events", &error))?;
     let mut text = String::new();
     let lines = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
     for (index, event) in lines.enumerate() {
@@ -72,11 +73,6 @@ fn policy(file: &Path) -> Result<Policy, u8> {
         }
         WRONG
     })
-}
-
-fn unreadable(file: &Path, error: &std::io::Error) -> u8 {
-    eprintln!("{}: cannot read it: {error}", file.display());
-    WRONG
 }
 
 fn read(file: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {

@@ -16,7 +16,9 @@ use tokio::time::Instant;
 
 use super::FAILED;
 use super::WRONG;
+use super::input;
 use super::print;
+use super::table;
 use crate::queue::inspect::Directory;
 use crate::queue::inspect::Error;
 use crate::queue::inspect::Seen;
@@ -69,10 +71,14 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
 /// Prints the error, and returns the exit status that fits the error.
 fn failed(error: Error) -> u8 {
     eprintln!("{error}");
-    if matches!(error, Error::NoOutput { .. }) { WRONG } else { FAILED }
+    match error {
+        Error::Absent(_) | Error::NoQueue(_) | Error::NoOutput { .. } => WRONG,
+        Error::Newer { .. } | Error::Read { .. } | Error::Told(_) => FAILED,
+    }
 }
 
 fn open(directory: &Path) -> Result<Directory, u8> {
+    input(directory, "the queue")?;
     Directory::open(directory).map_err(failed)
 }
 
@@ -92,10 +98,10 @@ fn as_table(summary: &Summary) -> String {
         let (events, bytes) = (output.events.to_string(), output.bytes.to_string());
         rows.push([printable(&output.name), events, bytes, age]);
     }
-    let mut text = columns(&rows);
+    let mut text = table(&rows);
     text.push('\n');
     let (files, bytes) = summary.quarantine;
-    text + &columns(&[
+    text + &table(&[
         line("format_version", summary.format),
         line("cursors", summary.cursors),
         line("segments", summary.segments),
@@ -111,24 +117,6 @@ fn as_table(summary: &Summary) -> String {
 
 fn line(name: &str, value: impl fmt::Display) -> [String; 2] {
     [name.to_owned(), value.to_string()]
-}
-
-/// Returns the rows as a table, one line of text for each row. Each column is as wide as its widest
-/// cell, except for the last column, which is not padded.
-fn columns<const N: usize>(rows: &[[String; N]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<usize> = (0..N).map(|column| width(column).unwrap_or(0)).collect();
-    let mut text = String::new();
-    for row in rows {
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            match column + 1 == N {
-                true => text.push_str(cell),
-                false => text.push_str(&format!("{cell:width$}  ")),
-            }
-        }
-        text.push('\n');
-    }
-    text
 }
 
 fn as_json(summary: &Summary) -> String {

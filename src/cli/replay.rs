@@ -21,8 +21,10 @@ use tokio_util::sync::CancellationToken;
 use super::FAILED;
 use super::Heard;
 use super::WRONG;
+use super::input;
 use super::print;
 use super::runtime;
+use super::shown;
 use crate::config;
 use crate::config::ClientTls;
 use crate::replay::Note;
@@ -138,6 +140,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     if arguments.files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
         return Err(wrong("- is standard input and can be named only once".to_owned()));
     }
+    for file in &arguments.files {
+        input(file, "the events")?;
+    }
+    let of_tls = [&arguments.ca, &arguments.certificate, &arguments.key].into_iter().flatten();
+    for file in of_tls.filter(|_| is_https(arguments)) {
+        input(file, "the PEM file")?;
+    }
+    if let Some(file) = &arguments.bearer_token_file {
+        input(file, "the token")?;
+    }
     let stop = CancellationToken::new();
     let client = client(arguments, stop.clone()).map_err(wrong)?;
     let replay = Replay::new(settings(arguments)).map_err(|error| wrong(error.to_string()))?;
@@ -167,6 +179,10 @@ fn settings(arguments: &Arguments) -> Settings {
     }
 }
 
+fn is_https(arguments: &Arguments) -> bool {
+    arguments.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
+}
+
 fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, String> {
     let identity = arguments.certificate.clone().zip(arguments.key.clone());
     let settings = ClientTls {
@@ -176,7 +192,7 @@ fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, Stri
         insecure_skip_verify: arguments.insecure_skip_verify,
         ..ClientTls::default()
     };
-    let https = arguments.url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
+    let https = is_https(arguments);
     if !https && settings != ClientTls::default() {
         return Err("the options for TLS need an https:// URL".to_owned());
     }
@@ -271,16 +287,6 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
         ),
     });
     text
-}
-
-/// Returns a file's name with its control characters escaped, so that the name is safe for a
-/// terminal.
-fn shown(file: &Path) -> String {
-    let escape = |char: char| match char.is_control() {
-        true => char.escape_debug().to_string(),
-        false => char.to_string(),
-    };
-    file.to_string_lossy().chars().map(escape).collect()
 }
 
 /// Shows the progress and the messages of a replay: on a terminal as a bar, in all other cases in

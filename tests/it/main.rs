@@ -99,6 +99,7 @@ mod operate {
     mod admin;
     mod alerts;
     mod check;
+    mod command_line;
     mod commands;
     mod commands_queue;
     mod dashboard;

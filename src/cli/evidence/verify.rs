@@ -14,6 +14,7 @@ use tokio::runtime::Runtime;
 use crate::ask::Target;
 use crate::cli::FAILED;
 use crate::cli::WRONG;
+use crate::cli::input;
 use crate::cli::print;
 use crate::delivery::rfc3339;
 use crate::evidence::reader::Files;
@@ -79,6 +80,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
         eprintln!("{text}");
         WRONG
     };
+    if let Some(directory) = &arguments.directory {
+        input(directory, "the evidence")?;
+    }
+    if let Some(file) = &arguments.proof {
+        input(file, "the proof")?;
+    }
+    for file in &arguments.checkpoint {
+        input(file, "the checkpoint")?;
+    }
+    for file in &arguments.events {
+        input(file, "the events")?;
+    }
     let request = request(arguments).map_err(wrong)?;
     let is_proof = arguments.proof.is_some();
     if !is_proof && request.output.is_none() && !request.events.is_empty() {

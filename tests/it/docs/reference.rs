@@ -126,6 +126,7 @@ fn add_command(page: &mut String, path: &[&str]) {
     let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", "")];
     let help = printed(&[path, &["--help"]].concat(), &variables);
     let name = [&["kube-audit-forwarder"], path].concat().join(" ");
+    assert!(help.contains("\nExamples:\n"), "{name} has no row in src/cli/examples.rs");
     let help_lines: Vec<_> = help.trim_end().lines().map(str::trim_end).collect();
     write!(page, "\n## `{name}`\n\n```text\n{}\n```\n", help_lines.join("\n")).unwrap();
     for subcommand in subcommands(&help) {

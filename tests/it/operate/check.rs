@@ -14,6 +14,7 @@ use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::relay::run_command;
+use crate::support::relay::without_summary;
 use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
 use crate::support::wait_until;
@@ -21,13 +22,15 @@ use crate::support::wait_until;
 const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n";
 const OUTPUT: &str = "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
 
-/// Runs a command on this config. Returns its exit status and its standard error.
+/// Runs a command on this config. Returns its exit status and its standard error, without the
+/// summary of the config.
 fn run(command: &[&str], config: &str) -> (Option<i32>, String) {
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("config.toml"), config).unwrap();
     let output = run_command(&[command, &["--config", "config.toml"]].concat(), directory.path());
     assert_eq!(output.stdout, b"", "messages go to stderr");
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    let said = String::from_utf8(output.stderr).unwrap();
+    (output.status.code(), without_summary(&said, "config.toml"))
 }
 
 /// Checks that `check` refuses the config for exactly one fault, at this place and with these

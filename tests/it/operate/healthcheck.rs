@@ -35,18 +35,26 @@ fn ask(url: &str) -> (Option<i32>, String) {
     healthcheck(&[url], Path::new("/"), "")
 }
 
-fn ready() -> (Option<i32>, String) {
-    (Some(0), String::new())
+/// Returns the result of a `healthcheck` whose relay is ready, by the URL that was asked.
+fn ready(url: &str) -> (Option<i32>, String) {
+    (Some(0), format!("ready: {url}\n"))
 }
 
 #[test]
 fn a_relay_is_ready_until_it_drains() {
     let (mut relay, sink) = start("", "[shutdown]\ndrain_timeout = \"20s\"\n");
     let admin = format!("http://{}", relay.admin());
-    assert_eq!(ask(&admin), ready());
-    assert_eq!(ask(&format!("{admin}/")), ready());
-    assert_eq!(ask(&format!("{admin}/readyz?verbose")), ready());
-    assert_eq!(ask(&format!("http://localhost:{}", relay.admin().port())), ready());
+    let asked = format!("{admin}/readyz");
+    assert_eq!(ask(&admin), ready(&asked));
+    assert_eq!(ask(&format!("{admin}/")), ready(&asked));
+    let by_name = format!("http://localhost:{}", relay.admin().port());
+    assert_eq!(ask(&by_name), ready(&format!("{by_name}/readyz")));
+    let live = format!("{admin}/livez");
+    assert_eq!(ask(&live), (Some(0), format!("ok: {live}\n")));
+    // Each check of the relay is a line.
+    let (code, stderr) = ask(&format!("{asked}?verbose"));
+    assert_eq!(code, Some(0));
+    assert!(stderr.starts_with(&format!("ready: {asked}?verbose\n[+]")), "{stderr}");
     let (code, stderr) = ask(&format!("{admin}/nowhere"));
     assert_eq!(code, Some(1));
     assert!(stderr.contains("404"), "{stderr}");
@@ -93,13 +101,15 @@ fn without_a_url_the_config_says_whom_to_ask() {
     write("kernels.toml", "[admin]\naddress = \"127.0.0.1:0\"\n");
     let with = |name: &str| healthcheck(&["--config", name], directory.path(), "elsewhere.toml");
     for name in ["right.toml", "any.toml", "broken.toml"] {
-        assert_eq!(with(name), ready(), "{name}");
-        assert_eq!(healthcheck(&[], directory.path(), name), ready(), "{name}");
+        let asked = format!("http://127.0.0.1:{port}/readyz");
+        assert_eq!(with(name), ready(&asked), "{name}");
+        assert_eq!(healthcheck(&[], directory.path(), name), ready(&asked), "{name}");
     }
     assert_eq!(with("elsewhere.toml").0, Some(1));
     // A URL on the command line wins over the config.
     let url = format!("http://{admin}");
-    assert_eq!(healthcheck(&[&url], directory.path(), "elsewhere.toml"), ready());
+    let asked = format!("{url}/readyz");
+    assert_eq!(healthcheck(&[&url], directory.path(), "elsewhere.toml"), ready(&asked));
     for (name, said) in [
         ("wrong.toml", "wrong.toml:2:11: admin.address: "),
         ("kernels.toml", "port 0"),
@@ -117,8 +127,12 @@ fn the_default_is_port_9090_of_loopback() {
     // Another program on this machine may use the port, so the exit status may be 0 or 1. If it is
     // 1, the message must name the default address.
     let (code, stderr) = healthcheck(&[], Path::new("/"), "");
-    let asked = stderr.starts_with("http://127.0.0.1:9090/readyz: ");
-    assert!(code == Some(0) || (code == Some(1) && asked), "{code:?} {stderr}");
+    let url = "http://127.0.0.1:9090/readyz";
+    let asked = match code {
+        Some(0) => stderr.starts_with(&format!("ready: {url}\n")),
+        code => code == Some(1) && stderr.starts_with(&format!("{url}: ")),
+    };
+    assert!(asked, "{code:?} {stderr}");
 }
 
 #[test]

@@ -575,7 +575,7 @@ fn wrong_usage_is_status_2_and_sends_nothing() {
         (vec![&file, "--url", "ftp://127.0.0.1/"], "neither http:// nor https://"),
         (vec![&file, "--url", "http://user:secret@127.0.0.1/"], "use --bearer-token-file"),
         (vec![&file, "--url", &to, "--ca", "ca.pem"], "https://"),
-        (vec![&file, "--url", "https://127.0.0.1/", "--ca", "ca.pem"], "cannot read ca.pem"),
+        (vec![&file, "--url", "https://127.0.0.1/", "--ca", "ca.pem"], "ca.pem: cannot read"),
         (vec![&file, "--url", &to, "--rate", "0"], "--rate"),
         (vec![&file, "--url", &to, "--resume", &bad], "is not the resume file"),
         (vec![&file, "--url", &to, "--resume", "missing/resume"], "cannot write"),

@@ -611,6 +611,13 @@ pub(crate) fn signal_process(child: &Child, signal: libc::c_int) {
     assert_eq!(result, 0, "kill({pid}, {signal}): {}", std::io::Error::last_os_error());
 }
 
+/// Returns what `check` has printed about the config `name` without the summary of the config: the
+/// line with the name of the file and the indented lines below it.
+pub(crate) fn without_summary(said: &str, name: &str) -> String {
+    let lines = said.lines().filter(|line| *line != name && !line.starts_with("  "));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
 /// Runs the binary to its end, for commands like `check` and `config`. Returns the exit status, the
 /// standard output and the standard error.
 pub(crate) fn run_command(arguments: &[&str], directory: &Path) -> std::process::Output {

@@ -1,0 +1,177 @@
+//! The command `check`: prints every problem of a config, or a summary of what the config sets up.
+//!
+//! All of it is for people and goes to stderr. The last line of a config without errors begins with
+//! `ok`. No line shows a secret: of a URL, only scheme, host and port are printed.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use super::ConfigFile;
+use super::FAILED;
+use super::WRONG;
+use super::read;
+use super::report;
+use super::runtime;
+use crate::check;
+use crate::config;
+use crate::config::Checked;
+use crate::config::Config;
+use crate::config::Severity;
+use crate::delivery::DeadLetters;
+use crate::filter;
+use crate::output;
+use crate::source::Sources;
+use crate::telemetry::Telemetry;
+
+mod summary;
+
+use summary::Untried;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// The TOML file, which may also be named by --config or KUBE_AUDIT_FORWARDER_CONFIG
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Also look up the names of every output and source, connect, and do the TLS handshake
+    #[arg(long)]
+    connect: bool,
+    /// For a config of another machine: missing files and directories are warnings
+    #[arg(long, conflicts_with = "connect")]
+    elsewhere: bool,
+}
+
+/// Checks the config that the arguments name. A file without an option wins over the environment
+/// variable, and must not contradict the option `--config`. `Err` is the exit status.
+pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
+    if let (Some(file), Some(option)) = (&arguments.file, &named.option)
+        && file != option
+    {
+        let (file, option) = (super::shown(file), super::shown(option));
+        eprintln!("check takes one config: {file}, or --config {option}, not both");
+        return Err(WRONG);
+    }
+    let Some(file) = arguments.file.as_deref().or(named.path()) else {
+        eprintln!("check needs a config: check FILE, or check --config FILE");
+        return Err(WRONG);
+    };
+    let (text, name) = read(Some(file))?;
+    let checked = looked_at(config::read(&text, output::TYPES), arguments.elsewhere);
+    let reported = report(&checked, &name);
+    report_policies(&checked)?;
+    reported?;
+    let untried = match (arguments.connect, arguments.elsewhere) {
+        (true, _) => Untried::Nothing,
+        (false, false) => Untried::Connections,
+        (false, true) => Untried::FilesAndConnections,
+    };
+    eprint!("{}", summary::of(&checked, &name, untried));
+    if let Some(config) = checked.config.as_ref().filter(|_| arguments.connect) {
+        runtime()?.block_on(probe(config))?;
+    }
+    // `config` is `None` if a setting is in a file that does not exist on this machine.
+    let parts = checked.config.as_ref().map(parts).unwrap_or_default();
+    eprintln!("ok{parts}");
+    Ok(())
+}
+
+/// Prints every mistake in the audit policy files that the config names. `Err` is the exit status
+/// if there is a mistake. A policy file that does not exist is skipped here, because `report`
+/// prints it as a problem of the config.
+fn report_policies(checked: &Checked) -> Result<(), u8> {
+    let mut result = Ok(());
+    for policy in checked.policies.iter().filter(|policy| policy.exists()) {
+        for mistake in filter::read_policy(policy).err().into_iter().flatten() {
+            eprintln!("{mistake}");
+            result = Err(WRONG);
+        }
+    }
+    result
+}
+
+/// Looks at the files and directories that the config names, and returns `checked` with their
+/// problems added. `elsewhere` is `true` if the config is for another machine: then a missing file
+/// is only a warning, and so is every problem of a directory.
+fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
+    let mut problems = check::directories(&checked, &[]);
+    if elsewhere {
+        problems.iter_mut().for_each(|problem| problem.severity = Severity::Warning);
+    }
+    problems.extend(check::files(&checked));
+    let is_whole = problems.is_empty()
+        && checked.problems.iter().all(|problem| problem.severity == Severity::Warning);
+    if let Some(config) = checked.config.as_ref().filter(|_| is_whole) {
+        problems = check::rest(&checked, config);
+    }
+    let checked = checked.with(problems);
+    if elsewhere { checked } else { checked.strict() }
+}
+
+/// Returns the number of listeners, sources and outputs for the end of a message, such as `: 2
+/// listeners, 1 output`.
+fn parts(config: &Config) -> String {
+    let counts = [
+        (config.listeners.len(), "listener"),
+        (config.sources.len(), "source"),
+        (config.outputs.len(), "output"),
+    ];
+    let part = |(count, name): (usize, &str)| {
+        let plural = if count == 1 { "" } else { "s" };
+        format!("{count} {name}{plural}")
+    };
+    let parts: Vec<_> = counts.into_iter().filter(|(count, _)| *count > 0).map(part).collect();
+    format!(": {}", parts.join(", "))
+}
+
+/// Connects to every output and source of the config once, and prints for each address whether the
+/// connection works. `Err` is the exit status if a connection fails, or if an output or source
+/// cannot read its files and is therefore not connected.
+async fn probe(config: &Config) -> Result<(), u8> {
+    let telemetry = Arc::new(Telemetry::new());
+    let dead_letters = DeadLetters::new(&telemetry);
+    let mut result = Ok(());
+    for output in &config.outputs {
+        let mut prepared = output::prepare(output, &telemetry, &dead_letters);
+        match prepared.files().map(|files| files.stage()) {
+            Some(Err(error)) => {
+                eprintln!("output {}: {error}", output.name);
+                result = Err(WRONG);
+                continue;
+            }
+            Some(Ok(staged)) => staged(),
+            None => {}
+        }
+        for (address, dialled) in prepared.probe().await {
+            match dialled {
+                Ok(()) => eprintln!("output {}: {address}: ok", output.name),
+                Err(error) => {
+                    eprintln!("output {}: {address}: {error}", output.name);
+                    result = Err(FAILED);
+                }
+            }
+        }
+    }
+    let sources = Sources::default().plan(&config.sources, config.limits.max_body, &telemetry);
+    for source in sources {
+        let staged = tokio::task::block_in_place(|| source.stage());
+        match staged {
+            Err(error) => {
+                eprintln!("{error}");
+                result = Err(WRONG);
+                continue;
+            }
+            Ok(staged) => staged(),
+        }
+        let (place, found) = tokio::task::block_in_place(|| source.probe());
+        let name = source.name();
+        match found {
+            Ok(()) => eprintln!("source {name}: {place}: ok"),
+            Err(error) => {
+                eprintln!("source {name}: {place}: {error}");
+                result = Err(FAILED);
+            }
+        }
+    }
+    result
+}

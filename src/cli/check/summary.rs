@@ -1,0 +1,171 @@
+//! The summary of a config for the command `check`: a line for each part that the config sets up.
+
+use crate::cli::table;
+use crate::config;
+use crate::config::Acknowledge;
+use crate::config::Checked;
+use crate::config::Config;
+use crate::config::Listener;
+use crate::config::Output;
+use crate::config::Severity;
+use crate::config::WhenFull;
+use crate::config::show_size;
+
+/// What `check` has not tried.
+pub(super) enum Untried {
+    /// It has tried everything.
+    Nothing,
+    /// It has made no connection.
+    Connections,
+    /// It has made no connection, and the files may be on another machine.
+    FilesAndConnections,
+}
+
+/// The most addresses of one output that are printed.
+const ADDRESSES_MAX: usize = 8;
+
+/// Returns the lines about a config without errors: its file, and a line for each part. `name` is
+/// the name of the config for messages.
+pub(super) fn of(checked: &Checked, name: &str, untried: Untried) -> String {
+    let mut rows = Vec::new();
+    match &checked.config {
+        Some(config) => parts(config, &mut rows),
+        None => {
+            rows.push(row("parts", "", "not known: a setting is in a file that is missing here"))
+        }
+    }
+    let is_warning = |severity| match severity {
+        Severity::Warning | Severity::MissingFile => true,
+        Severity::Error | Severity::Fault => false,
+    };
+    let warnings = checked.problems.iter().filter(|it| is_warning(it.severity)).count();
+    let named = checked.files.len();
+    let state = match untried {
+        Untried::Nothing | Untried::Connections => "read",
+        Untried::FilesAndConnections => "named, may be missing here",
+    };
+    if named > 0 {
+        rows.push(row("files", named, state));
+    }
+    rows.push(row("warnings", warnings, ""));
+    match untried {
+        Untried::Nothing => {}
+        Untried::Connections | Untried::FilesAndConnections => {
+            rows.push(row("not tried", "connections", "--connect tries them"));
+        }
+    }
+    let shown =
+        rows.into_iter().map(|cells| cells.map(|cell| printable(&cell))).collect::<Vec<_>>();
+    let table = table(&shown);
+    let lines = table.lines().map(|line| format!("  {}\n", line.trim_end()));
+    format!("{name}\n{}", lines.collect::<String>())
+}
+
+fn row(part: &str, name: impl ToString, what: &str) -> [String; 3] {
+    [part.to_owned(), name.to_string(), what.to_owned()]
+}
+
+/// Replaces control characters, which the config may contain.
+fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
+/// Adds a row for each part of the config.
+fn parts(config: &Config, rows: &mut Vec<[String; 3]>) {
+    for listener in &config.listeners {
+        rows.push(row("listener", listener.address, &of_listener(listener)));
+    }
+    for source in &config.sources {
+        let [kind, topic, group] = source.origin();
+        rows.push(row("source", &source.name, &format!("{kind} topic {topic}, group {group}")));
+    }
+    rows.push(row("queue", show_size(config.queue.max_bytes), &of_queue(config)));
+    for output in &config.outputs {
+        rows.push(row("output", &output.name, &of_output(output)));
+    }
+    if let Some(evidence) = &config.evidence {
+        let witnesses = match evidence.witnesses.len() {
+            0 => "no witness".to_owned(),
+            1 => "1 witness".to_owned(),
+            count => format!("{count} witnesses"),
+        };
+        rows.push(row("evidence", &evidence.origin, &witnesses));
+    }
+    rows.push(row("admin", config.admin, "plain HTTP"));
+}
+
+fn of_listener(listener: &Listener) -> String {
+    let mut text = match &listener.tls {
+        None => "plain HTTP".to_owned(),
+        Some(tls) => {
+            let optional = if tls.optional { ", opens when its certificate exists" } else { "" };
+            match tls.client_ca {
+                Some(_) => format!("TLS, with a client certificate{optional}"),
+                None => format!("TLS{optional}"),
+            }
+        }
+    };
+    if listener.bearer_token_file.is_some() {
+        text.push_str(", bearer token");
+    }
+    if listener.path_prefix != "/" {
+        text.push_str(&format!(", below {}", listener.path_prefix));
+    }
+    text
+}
+
+fn of_queue(config: &Config) -> String {
+    let queue = &config.queue;
+    let place = match &queue.directory {
+        Some(directory) => format!(
+            "on disk in {}, files of {}",
+            directory.display(),
+            show_size(queue.segment_bytes)
+        ),
+        None => "in memory".to_owned(),
+    };
+    let acknowledged = match queue.acknowledge {
+        Acknowledge::Queued => "it is queued",
+        Acknowledge::Delivered => "every required output has it",
+        Acknowledge::Synced => "it is synced to disk",
+    };
+    let full = match queue.when_full {
+        WhenFull::Reject => "429",
+        WhenFull::DropOldest => "the oldest events are dropped",
+        WhenFull::DropNewest => "new events are dropped",
+    };
+    format!("{place}; 200 once {acknowledged}; when full: {full}")
+}
+
+fn of_output(output: &Output) -> String {
+    let mut text = output.kind.name().to_owned();
+    let targets = output.kind.targets();
+    let (proxies, addresses): (Vec<_>, Vec<_>) =
+        targets.iter().partition(|target| target.is_proxy());
+    for (index, target) in addresses.iter().take(ADDRESSES_MAX).enumerate() {
+        text.push_str(if index == 0 { " " } else { ", " });
+        text.push_str(&target.address());
+    }
+    if addresses.len() > ADDRESSES_MAX {
+        text.push_str(&format!(" and {} more", addresses.len() - ADDRESSES_MAX));
+    }
+    if addresses.is_empty() && output.kind.name() != "stdout" {
+        text.push_str(", its address is in a file that is missing here");
+    }
+    for proxy in proxies {
+        text.push_str(&format!(", through the proxy {}", proxy.address()));
+    }
+    if targets.iter().any(config::Target::is_tls) {
+        text.push_str(", TLS");
+    }
+    if !output.filter.is_empty() {
+        text.push_str(", filtered");
+    }
+    if output.checkpoints {
+        text.push_str(", with checkpoints");
+    }
+    if !output.required {
+        text.push_str(", not required");
+    }
+    text
+}

@@ -1,0 +1,297 @@
+//! The command line as a whole: where `--config` may stand, what a mistyped word leads to, what a
+//! missing file leads to, and the examples in the help of each command.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Output;
+
+use tempfile::TempDir;
+
+use crate::support::relay::run_command;
+use crate::support::relay::run_command_with;
+
+const CONFIG: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n[[output]]\nname = \"o\"\n\
+                      type = \"stdout\"\n";
+
+fn split(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+/// Runs a command line in a directory. The words are separated by blanks.
+fn run(line: &str, directory: &Path) -> (Option<i32>, String, String) {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    split(&run_command(&words, directory))
+}
+
+/// Returns a directory with two configs: `relay.toml` and `other.toml`.
+fn place() -> TempDir {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("relay.toml"), CONFIG).unwrap();
+    std::fs::write(directory.path().join("other.toml"), CONFIG.replace("3000", "4000")).unwrap();
+    directory
+}
+
+/// Returns the names below `Commands:` in the text of a help.
+fn subcommands(help: &str) -> Vec<String> {
+    let Some((_, list)) = help.split_once("\nCommands:\n") else { return Vec::new() };
+    let names = list.lines().take_while(|line| !line.is_empty());
+    let names = names.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let names = names.filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| *name != "help").map(str::to_owned).collect()
+}
+
+/// Returns the help of each command, with its path: `queue inspect`.
+fn helps() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut paths = vec![String::new()];
+    while let Some(path) = paths.pop() {
+        let (code, help, _) = run(&format!("{path} --help"), Path::new("/"));
+        assert_eq!(code, Some(0), "{path}");
+        paths.extend(subcommands(&help).iter().map(|name| format!("{path} {name}")));
+        found.push((path.trim().to_owned(), help));
+    }
+    found
+}
+
+#[test]
+fn the_help_of_each_command_ends_with_examples_of_it() {
+    let helps = helps();
+    assert!(helps.len() > 20, "{}", helps.len());
+    for (path, help) in &helps {
+        for help in [help, &run(&format!("{path} -h"), Path::new("/")).1] {
+            let (_, examples) = help.split_once("\nExamples:\n").expect(path);
+            let name = format!("kube-audit-forwarder {path}");
+            assert!(examples.contains(name.trim_end()), "{path}: {examples}");
+        }
+    }
+    let pages = TempDir::new().unwrap();
+    let directory = pages.path().to_str().unwrap();
+    assert_eq!(run(&format!("man {directory}"), Path::new("/")).0, Some(0));
+    for (path, _) in &helps {
+        let name = format!("kube-audit-forwarder {path}").trim_end().replace(' ', "-");
+        let page = std::fs::read_to_string(pages.path().join(format!("{name}.1"))).unwrap();
+        assert!(page.contains("Examples:"), "{name}: {page}");
+    }
+}
+
+#[test]
+fn the_config_is_an_option_of_the_commands_that_read_it_and_of_no_other() {
+    let with: BTreeSet<String> = helps()
+        .into_iter()
+        .filter(|(_, help)| help.contains("--config <FILE>"))
+        .map(|(path, _)| path)
+        .collect();
+    for path in ["", "run", "check", "config", "healthcheck", "doctor", "drain"] {
+        assert!(with.contains(path), "`{path}` reads the config: {with:?}");
+    }
+    for (path, rest) in [
+        ("demo", ""),
+        ("replay", "audit.log --url http://127.0.0.1:1"),
+        ("queue inspect", "."),
+        ("migrate haproxy", "haproxy.cfg"),
+        ("completions", "bash"),
+        ("man", ""),
+    ] {
+        assert!(!with.contains(path), "`{path}` reads no config");
+        for line in [
+            format!("{path} --config relay.toml {rest}"),
+            format!("--config relay.toml {path} {rest}"),
+        ] {
+            let (code, stdout, stderr) = run(&line, place().path());
+            assert_eq!((code, stdout.as_str()), (Some(2), ""), "{line}: {stderr}");
+            assert!(stderr.contains("'--config'"), "{line}: {stderr}");
+        }
+    }
+}
+
+#[test]
+fn the_config_may_be_named_before_the_command_after_it_or_by_the_variable() {
+    let directory = place();
+    let missing = [("KUBE_AUDIT_FORWARDER_CONFIG", "missing.toml")];
+    for line in [
+        "check relay.toml",
+        "check --config relay.toml",
+        "check --config=relay.toml relay.toml",
+        "--config relay.toml check",
+        "--config missing.toml check --config relay.toml",
+        "--config relay.toml config",
+        "config --config relay.toml",
+    ] {
+        // The variable is used only if the command line names no config.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        for variables in [&[][..], &missing] {
+            let output = run_command_with(&words, directory.path(), variables);
+            let (code, stdout, stderr) = split(&output);
+            assert_eq!(code, Some(0), "{line}: {stderr}");
+            assert!(format!("{stdout}{stderr}").contains("127.0.0.1:3000"), "{line}: {stderr}");
+        }
+    }
+    let variable = [("KUBE_AUDIT_FORWARDER_CONFIG", "other.toml")];
+    let output = run_command_with(&["check"], directory.path(), &variable);
+    assert!(split(&output).2.contains("127.0.0.1:4000"), "{output:?}");
+    for line in ["check relay.toml --config other.toml", "--config other.toml check relay.toml"] {
+        let (code, stdout, stderr) = run(line, directory.path());
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{line}");
+        assert!(stderr.contains("relay.toml") && stderr.contains("other.toml"), "{stderr}");
+    }
+    let (code, _, stderr) = run("check", directory.path());
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("check FILE"), "{stderr}");
+}
+
+#[test]
+fn a_mistyped_word_names_the_nearest_one() {
+    for (line, nearest) in [
+        ("chek", "'check'"),
+        ("--confg relay.toml", "'--config'"),
+        ("check --conection relay.toml", "'--connect'"),
+        ("config --refernce", "'--reference'"),
+        ("demo --second 3", "'--seconds'"),
+        ("queue inspct", "'inspect'"),
+        ("queue inspect --jsn .", "'--json'"),
+        ("queue export . --ouput x", "'--output'"),
+        ("migrate haproxi", "'haproxy'"),
+        ("evidence verfy", "'verify'"),
+        ("evidence verify --directry x", "'--directory'"),
+        ("policy explian", "'explain'"),
+        ("replay - --url http://127.0.0.1:1 --on-bad-line skp", "'skip'"),
+        ("replay - --url http://127.0.0.1:1 --on-bad-lines skip", "'--on-bad-line'"),
+        ("completions bsh", "'bash'"),
+        ("healthcheck --confg relay.toml", "'--config'"),
+        ("doctor --kubeconfg x", "'--kubeconfig'"),
+        ("drain --second 1", "'--seconds'"),
+    ] {
+        let (code, stdout, stderr) = run(line, place().path());
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{line}: {stderr}");
+        assert!(stderr.contains("similar") && stderr.contains(nearest), "{line}: {stderr}");
+    }
+}
+
+/// The command lines whose input `absent` is not there. `{key}` is the verifier key of a log.
+const MISSING: &[&str] = &[
+    "run --config absent",
+    "--config absent",
+    "check absent",
+    "check --config absent",
+    "config --config absent",
+    "healthcheck --config absent",
+    "drain --config absent",
+    "doctor --config absent",
+    "doctor --relay http://127.0.0.1:1 --kubeconfig absent",
+    "doctor --relay http://127.0.0.1:1 --webhook absent",
+    "replay absent --url http://127.0.0.1:1",
+    "replay relay.toml absent --url http://127.0.0.1:1",
+    "replay relay.toml --url https://127.0.0.1:1 --ca absent",
+    "replay relay.toml --url https://127.0.0.1:1 --certificate absent --key absent",
+    "replay relay.toml --url http://127.0.0.1:1 --bearer-token-file absent",
+    "migrate haproxy absent",
+    "queue inspect absent",
+    "queue export absent",
+    "queue verify absent",
+    "policy explain --policy absent relay.toml",
+    "policy explain --policy policy.yaml absent",
+    "evidence show absent",
+    "evidence prove absent --position 1",
+    "evidence verify --directory absent --key {key}",
+    "evidence verify --proof absent --key {key}",
+    "evidence verify --directory . --checkpoint absent --key {key}",
+    "evidence verify --directory . --output o --events absent --key {key}",
+];
+
+#[test]
+fn missing_input_has_one_exit_status_and_one_form_of_message() {
+    let directory = place();
+    let policy = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";
+    std::fs::write(directory.path().join("policy.yaml"), policy).unwrap();
+    let (code, key, _) = run("evidence keygen --origin test --out key", directory.path());
+    assert_eq!(code, Some(0));
+    for line in MISSING {
+        let line = line.replace("{key}", key.trim());
+        let (code, stdout, stderr) = run(&line, directory.path());
+        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{line}: {stderr}");
+        assert!(stderr.starts_with("absent: cannot read "), "{line}: {stderr}");
+        assert!(stderr.ends_with(": No such file or directory (os error 2)\n"), "{line}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{line}: {stderr}");
+    }
+    // The doctor goes on with what is there, and its verdict says what is missing.
+    let line = "doctor --relay http://127.0.0.1:1 --apiserver absent --interval 0s";
+    let (code, stdout, _) = run(line, directory.path());
+    assert_eq!(code, Some(2), "{stdout}");
+    assert!(stdout.contains("absent: No such file or directory"), "{stdout}");
+}
+
+#[test]
+fn a_directory_without_a_queue_or_evidence_is_wrong_usage_too() {
+    let directory = place();
+    for line in ["queue inspect .", "queue export .", "queue verify ."] {
+        let (code, _, stderr) = run(line, directory.path());
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains("holds no queue"), "{stderr}");
+    }
+    for line in ["evidence show .", "evidence prove . --position 1"] {
+        let (code, _, stderr) = run(line, directory.path());
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains("holds no evidence"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_name_with_control_characters_is_printed_without_them() {
+    let file = "absent\u{1b}[31m";
+    for words in [&["check", file][..], &["queue", "inspect", file], &["migrate", "haproxy", file]]
+    {
+        let (code, _, stderr) = split(&run_command(words, Path::new("/")));
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.starts_with("absent\\u{1b}[31m: cannot read "), "{stderr}");
+    }
+}
+
+#[test]
+fn check_says_what_the_config_sets_up_without_its_secrets() {
+    let directory = TempDir::new().unwrap();
+    let at = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(at("token"), "s3cr3t\n").unwrap();
+    let config = format!(
+        "[[listener]]\naddress = \"127.0.0.1:3000\"\npath_prefix = \"/audit\"\n\
+         [[output]]\nname = \"web\"\ntype = \"http\"\nbearer_token_file = \"{token}\"\n\
+         urls = [\"https://a.example/${{file:{token}}}?key=s3cr3t\", \"https://[2001:db8::1]:8443/\"]\n\
+         proxy = \"http://me:s3cr3t@proxy.example:3128\"\n\
+         [[output]]\nname = \"lines\"\ntype = \"tcp\"\naddresses = [\"b.example:5000\"]\n\
+         required = false\nfilter = {{ match = [{{ verbs = [\"create\"] }}] }}\n\
+         [queue]\ndirectory = \"{}\"\nmax_bytes = \"2GiB\"\nwhen_full = \"drop_oldest\"\n",
+        at("queue"),
+        token = at("token"),
+    );
+    std::fs::write(at("relay.toml"), config).unwrap();
+    let (code, stdout, said) = run("check relay.toml", directory.path());
+    assert_eq!((code, stdout.as_str()), (Some(0), ""), "{said}");
+    let rows: Vec<Vec<&str>> = said
+        .lines()
+        .map(|line| line.split("  ").map(str::trim).filter(|it| !it.is_empty()))
+        .map(Iterator::collect)
+        .collect();
+    let queue = format!(
+        "on disk in {}, files of 64MiB; 200 once it is synced to disk; when full: the oldest events are dropped",
+        at("queue")
+    );
+    let expected: [&[&str]; 10] = [
+        &["relay.toml"],
+        &["listener", "127.0.0.1:3000", "plain HTTP, below /audit"],
+        &["queue", "2GiB", &queue],
+        &[
+            "output",
+            "web",
+            "http https://a.example:443, https://[2001:db8::1]:8443, through the proxy \
+             http://proxy.example:3128, TLS",
+        ],
+        &["output", "lines", "tcp b.example:5000, filtered, not required"],
+        &["admin", "127.0.0.1:9090", "plain HTTP"],
+        &["files", "1", "read"],
+        &["warnings", "0"],
+        &["not tried", "connections", "--connect tries them"],
+        &["ok: 1 listener, 2 outputs"],
+    ];
+    assert_eq!(rows, expected, "{said}");
+    assert!(!said.contains("s3cr3t"), "{said}");
+}
