@@ -612,7 +612,7 @@ fn wrong_usage_is_told_and_nothing_is_asked() {
         (&["--interval", "61m"], "0s to 1h"),
         (&["--instances", "0"], "--instances"),
         (&["--kubeconfig", file], "use a kubeconfig with a token"),
-        (&["--kubeconfig", "/no/such"], "cannot read /no/such"),
+        (&["--kubeconfig", "/no/such"], "/no/such: cannot read"),
         (&["--webhook", "/no/such"], "cannot read /no/such"),
         (&["--probe"], "--kubeconfig"),
     ] {
