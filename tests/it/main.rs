@@ -124,6 +124,7 @@ mod deploy {
     mod cluster;
     mod configs;
     mod configs_http;
+    mod connect;
     mod way_back;
 }
 

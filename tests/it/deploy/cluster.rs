@@ -99,13 +99,15 @@ fn a_user_that_openshift_chose_loses_nothing_by_a_kill_on_a_volume_of_root_and_i
 
 /// A cluster that consists of `tests/peers/kubectl`. The directory holds its CAs, the calls that
 /// were made, and the Secret as pods see it.
-struct Cluster {
+pub(super) struct Cluster {
     directory: TempDir,
+    /// How many seconds a script waits for what does not come.
+    pub(super) timeout: &'static str,
 }
 
 impl Cluster {
-    fn new() -> Self {
-        let cluster = Self { directory: TempDir::new().unwrap() };
+    pub(super) fn new() -> Self {
+        let cluster = Self { directory: TempDir::new().unwrap(), timeout: "60" };
         for name in ["ca", "foreign-ca"] {
             let subject = format!("/CN={name}");
             let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
@@ -134,11 +136,11 @@ impl Cluster {
         cluster
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn openssl(&self, arguments: &[&str]) -> Output {
+    pub(super) fn openssl(&self, arguments: &[&str]) -> Output {
         Command::new(program("openssl"))
             .args(arguments)
             .current_dir(self.directory.path())
@@ -148,10 +150,21 @@ impl Cluster {
 
     /// Runs `deploy/certificate.sh`.
     fn certificate(&self) -> Output {
-        let output = Command::new(repository().join("deploy/certificate.sh"))
-            .env("KUBECTL", repository().join("tests/peers/kubectl"))
+        self.script("deploy/certificate.sh", &[])
+    }
+
+    /// Runs a script of `deploy/` against this cluster, which waits at most 60 s for anything. The
+    /// script must leave no temporary file.
+    pub(super) fn script(&self, script: &str, arguments: &[&str]) -> Output {
+        let peers = repository().join("tests/peers");
+        let path = std::env::var("PATH").unwrap();
+        let output = Command::new(repository().join(script))
+            .args(arguments)
+            .env("KUBECTL", peers.join("kubectl"))
+            .env("PATH", format!("{}:{path}", text(&peers)))
             .env("CLUSTER", self.directory.path())
             .env("TMPDIR", self.path("temporary"))
+            .env("TIMEOUT", self.timeout)
             .output()
             .unwrap();
         let left = std::fs::read_dir(self.path("temporary")).unwrap().count();
@@ -159,7 +172,7 @@ impl Cluster {
         output
     }
 
-    fn calls(&self) -> String {
+    pub(super) fn calls(&self) -> String {
         std::fs::read_to_string(self.path("calls")).unwrap()
     }
 
@@ -178,13 +191,13 @@ impl Cluster {
     }
 }
 
-fn succeeded(output: &Output) {
+pub(super) fn succeeded(output: &Output) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Posts with curl as a sender that trusts the cluster's CA, to this URL but on loopback and this
 /// port.
-fn curl(ca: &Path, url: &str, port: u16, body: &Path) -> Output {
+pub(super) fn curl(ca: &Path, url: &str, port: u16, body: &Path) -> Output {
     Command::new(program("curl"))
         .args([
             "--silent",
