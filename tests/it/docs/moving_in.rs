@@ -23,3 +23,85 @@ fn a_config_in_a_cluster_is_changed_in_one_way() {
     assert!(section.contains("kubectl apply -k deploy/overlays/ibm-iks"), "{section}");
     assert!(repository().join(file).is_file());
 }
+
+/// Returns what stands below a heading of a page, up to the next heading.
+fn section(page: &Page, heading: &str) -> Page {
+    let (_, rest) = page.text.split_once(&format!("\n{heading}\n")).expect(heading);
+    let text = rest.split("\n#").next().unwrap_or(rest).to_owned();
+    Page { path: page.path.clone(), text }
+}
+
+/// Returns the commands of a section's blocks of shell. Each is one line at the prompt; a line that
+/// a backslash continues is the same command.
+fn commands(section: &Page) -> Vec<String> {
+    let shell = section.blocks().into_iter().filter(|block| block.language == "sh");
+    let code: String = shell.map(|block| block.code).collect();
+    let lines = code.replace("\\\n", " ");
+    let is_command = |line: &&str| !line.is_empty() && !line.starts_with('#');
+    lines.lines().map(str::trim).filter(is_command).map(str::to_owned).collect()
+}
+
+/// The way of a new user from a fresh clone to events takes as many commands and edits as the page
+/// says: at most 6 and 1. No command hides another one.
+#[test]
+fn the_ways_from_a_clone_to_events_are_as_short_as_the_page_says() {
+    let page = Page::read("docs/operating/kubernetes.md");
+    let table = section(&page, "## From a clone to events");
+    let ways = [
+        ("### With Helm", "[with Helm](#with-helm)"),
+        ("### With kubectl", "[with kubectl](#with-kubectl)"),
+        (
+            "### With a released image and chart",
+            "[with a released image and chart](#with-a-released-image-and-chart)",
+        ),
+    ];
+    for (heading, link) in ways {
+        let way = section(&page, heading);
+        let commands = commands(&way);
+        for command in &commands {
+            let hides = [" && ", " || ", " | ", "; "].iter().any(|join| command.contains(join));
+            assert!(!hides, "two commands in one line: {command}");
+        }
+        let edits = way.text.matches("**Edit**").count();
+        let row = format!("| {link} | {} | {edits} |", commands.len());
+        assert!(table.text.contains(&row), "{heading}: {row}: {commands:#?}");
+        assert!(commands.len() <= 6 && edits <= 1, "{row}");
+        // The last command shows the events.
+        let last = commands.last().expect("commands");
+        assert!(last.contains("port-forward") && last.ends_with(" 9090"), "{last}");
+        assert!(commands.iter().any(|it| it == "deploy/connect.sh ibm-cloud CLUSTER"), "{row}");
+    }
+    for (path, words) in [
+        ("README.md", "five commands and one edit"),
+        ("docs/start.md", "five commands and one edit"),
+    ] {
+        assert!(Page::read(path).text.contains(words), "{path}");
+        assert_eq!(commands(&section(&page, "### With Helm")).len(), 5);
+    }
+}
+
+#[test]
+fn a_command_over_two_lines_counts_once() {
+    let text = "```sh\n# Why.\nhelm install a \\\n  b\npodman push c   # where\n```\n".to_owned();
+    let found = commands(&Page { path: "x.md".to_owned(), text });
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+/// The chart renders copies of the manifests. `deploy/test/chart.py` compares more; this one
+/// fails at once after an edit of a manifest, of a rule or of the dashboard.
+#[test]
+fn the_chart_has_the_manifests_as_they_are_now() {
+    let deploy = repository().join("deploy");
+    let rooms = ["base", "overlays/durable", "overlays/monitoring"].map(|room| deploy.join(room));
+    let mut count = 0;
+    for entry in std::fs::read_dir(deploy.join("chart/manifests")).unwrap() {
+        let copy = entry.unwrap().path();
+        let name = copy.file_name().expect("a file");
+        let original = rooms.iter().map(|room| room.join(name)).find(|file| file.is_file());
+        let original = original.unwrap_or_else(|| panic!("{name:?} is no manifest"));
+        let same = std::fs::read(&copy).unwrap() == std::fs::read(&original).unwrap();
+        assert!(same, "{} has changed: run deploy/chart.sh", original.display());
+        count += 1;
+    }
+    assert!(count >= 11, "{count}");
+}
