@@ -23,7 +23,7 @@
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
-//! | 1 | [`audit`] [`position`] [`release`] [`staged`] [`tlog`] [`yaml`](self) | JSON and events · the number of an event · which program this is · the second half of a reload · transparency logs · YAML |
+//! | 1 | [`audit`] [`position`] [`release`] [`staged`] [`status`] [`tlog`] [`yaml`](self) | JSON and events · the number of an event · which program this is · the second half of a reload · the JSON of `/status`, and the verdict on it · transparency logs · YAML |
 //! | 2 | [`policy`] [`redact`] [`shape`] | audit policies · one event's change · one event in another schema |
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · HAProxy's config |
@@ -74,6 +74,7 @@ pub mod replay;
 pub mod shape;
 pub mod source;
 pub mod staged;
+pub mod status;
 pub mod telemetry;
 pub mod tlog;
 pub mod tls;

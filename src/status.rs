@@ -1,0 +1,310 @@
+//! The JSON that `/status` and `/status/history` answer, as types. The relay judges its own state
+//! by these types, and `top` reads another relay's state into them.
+//!
+//! A field that is missing gets its default, so that the answers of an older relay can be read too.
+//! docs/reference/status-json.md explains each field.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+pub mod verdict;
+
+/// The state of a relay at one moment: the answer of `/status`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The version of the program.
+    pub version: String,
+    /// The name of the machine; in Kubernetes, of the pod.
+    pub host: String,
+    /// The moment of the answer, in seconds since 1970.
+    pub time_seconds: f64,
+    /// The start of the process, in seconds since 1970.
+    pub start_time_seconds: f64,
+    /// The time since the start of the relay, in seconds.
+    pub uptime_seconds: f64,
+    /// `true`: all outputs, listeners and sources are open.
+    pub started: bool,
+    /// `true`: the orderly end of the relay has begun.
+    pub stopping: bool,
+    /// The level of `queue.acknowledge`: `queued`, `delivered` or `synced`.
+    pub acknowledge: String,
+    /// Resident memory, in bytes.
+    pub memory_bytes: u64,
+    /// The memory that the process may have, in bytes; `None`: no limit.
+    pub memory_limit_bytes: Option<u64>,
+    /// Bytes of request bodies that are not in the queue yet.
+    pub in_flight_bytes: u64,
+    /// Events accepted since the start.
+    pub accepted_events: u64,
+    /// The age of the last accepted batch, in seconds; `None`: no batch yet.
+    pub last_event_seconds_ago: Option<f64>,
+    /// Events lost or refused for good since the start, by the queue and by all outputs.
+    pub lost_events: u64,
+    /// The age of the last loss, in seconds; `None`: no loss since the start.
+    pub last_lost_seconds_ago: Option<f64>,
+    /// Events lost in each second, over the last minute.
+    pub lost_events_per_second: f64,
+    /// Requests answered 429 in each second, over the last minute.
+    pub refused_429_per_second: f64,
+    /// The request that was refused last; `None`: none since the start.
+    pub last_rejected: Option<Rejected>,
+    /// Lines of the log that were not written.
+    pub log_dropped_lines: u64,
+    /// The listeners, in the order of the config.
+    pub listeners: Vec<Listener>,
+    /// The sources, in the order of the config.
+    pub sources: Vec<Source>,
+    /// The queue.
+    pub queue: Queue,
+    /// The outputs, in the order of the config.
+    pub outputs: Vec<Output>,
+    /// The certificates of the outputs and listeners.
+    pub certificates: Vec<Certificate>,
+    /// The reloads of the config.
+    pub reloads: Reloads,
+    /// The evidence log; `None`: the config has no `[evidence]`.
+    pub evidence: Option<Evidence>,
+    /// The relay's judgement of its own state; `None` from a relay that gives none.
+    pub verdict: Option<verdict::Verdict>,
+}
+
+/// The request that was refused last.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Rejected {
+    /// The reason, as in the metric `requests_rejected_total`.
+    pub reason: String,
+    /// The age of the refusal, in seconds.
+    pub seconds_ago: f64,
+}
+
+/// A listener.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Listener {
+    /// The listener's address, as configured.
+    pub listener: String,
+    /// The address on which the listener's socket is open; `None` until the socket is open.
+    pub address: Option<String>,
+    /// Bytes of request bodies, as sent.
+    pub received_bytes: u64,
+    /// Open connections.
+    pub connections: u64,
+    /// `true`: the listener speaks HTTPS.
+    pub tls: bool,
+}
+
+/// A source: a Kafka topic that is read.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Source {
+    /// The name of the source.
+    pub name: String,
+    /// Bytes of messages.
+    pub received_bytes: u64,
+    /// The last trouble; `None` once a message was read after the trouble.
+    pub last_error: Option<String>,
+}
+
+/// The queue.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Queue {
+    /// `memory` or `disk`.
+    pub kind: String,
+    /// Bytes in use, as `queue.max_bytes` counts them.
+    pub bytes: u64,
+    /// The limit, `queue.max_bytes`.
+    pub capacity_bytes: u64,
+    /// Events in the queue.
+    pub events: u64,
+    /// `true` from the moment at which a batch found no room until a fifth of the queue is free.
+    pub full: bool,
+    /// The setting `queue.when_full`: `reject`, `drop_oldest` or `drop_newest`.
+    pub when_full: String,
+    /// The setting `queue.retry_after`, in seconds.
+    pub retry_after_seconds: f64,
+    /// The reason why the queue can't store a batch; `None`: the queue stores batches.
+    pub fault: Option<String>,
+    /// Events lost before any output could get them.
+    pub lost_events: u64,
+}
+
+/// An output.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Output {
+    /// The name of the output.
+    pub name: String,
+    /// The type of the output: `http`, `tcp` and so on.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// `true`: the queue keeps events until this output has them.
+    pub required: bool,
+    /// `true`: the last attempt succeeded.
+    pub up: bool,
+    /// The time for which attempts have been failing, in seconds; `None` while the output is up,
+    /// and before the first attempt.
+    pub down_seconds: Option<f64>,
+    /// `true`: each event is kept until the consumer has it, also while the output is down.
+    pub keeps_events: bool,
+    /// Events that the consumer has not acknowledged yet.
+    pub backlog_events: u64,
+    /// Bytes of these events.
+    pub backlog_bytes: u64,
+    /// The age of the oldest of these events, in seconds.
+    pub lag_seconds: f64,
+    /// The lag above which the output is late, in seconds.
+    pub lag_max_seconds: f64,
+    /// `true`: the backlog and the lag have grown for two minutes or more.
+    pub growing: bool,
+    /// Events that the consumer has acknowledged since the start.
+    pub delivered_events: u64,
+    /// Events that the consumer said it had already.
+    pub existing_events: u64,
+    /// Bytes sent, repetitions included.
+    pub sent_bytes: u64,
+    /// Attempts after the first.
+    pub retries: u64,
+    /// Events that the filter has kept back or changed, by action.
+    pub filtered: BTreeMap<String, u64>,
+    /// Failed attempts, by reason.
+    pub errors: BTreeMap<String, u64>,
+    /// Events lost or refused for good.
+    pub lost_events: u64,
+    /// Those of the lost events that are in the dead letters.
+    pub dead_letter_events: u64,
+    /// The median of the time from accepted to acknowledged, in seconds; `None`: no event lately.
+    pub latency_p50_seconds: Option<f64>,
+    /// The time from accepted to acknowledged that one of a hundred events exceeds, in seconds;
+    /// `None`: no event lately.
+    pub latency_p99_seconds: Option<f64>,
+    /// The text of the last error; `None`: no error since the start.
+    pub last_error: Option<String>,
+    /// The age of the last error, in seconds.
+    pub last_error_seconds_ago: Option<f64>,
+    /// The time until the next attempt, in seconds; `None`: none is planned.
+    pub next_retry_seconds: Option<f64>,
+    /// The addresses of the output.
+    pub addresses: Vec<Address>,
+    /// How bad the state of the output is, as the relay judges it; `None`: nothing is wrong.
+    pub trouble: Option<verdict::State>,
+}
+
+/// An address of an output.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Address {
+    /// The number of the configured endpoint, from 0.
+    pub endpoint: u64,
+    /// The address, without the path of a URL.
+    pub address: String,
+    /// `up`, `down`, `suspect`, `unknown`, or `back, on trial`.
+    pub state: String,
+    /// The time for which the address has been in this state, in seconds.
+    pub state_seconds: Option<f64>,
+    /// `true`: the last delivery that succeeded was at this address.
+    pub used: bool,
+    /// Attempts that ended at this address.
+    pub requests: Option<u64>,
+    /// Bytes sent to this address.
+    pub sent_bytes: Option<u64>,
+    /// Failed attempts, by reason.
+    pub errors: BTreeMap<String, u64>,
+    /// The median of the time from sending to the acknowledgement, in seconds.
+    pub latency_p50_seconds: Option<f64>,
+    /// The time from sending to the acknowledgement that one of a hundred attempts exceeds, in
+    /// seconds.
+    pub latency_p99_seconds: Option<f64>,
+    /// The text of the last error at this address.
+    pub last_error: Option<String>,
+    /// The age of this error, in seconds.
+    pub last_error_seconds_ago: Option<f64>,
+}
+
+/// A certificate.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Certificate {
+    /// `listener` or `output`.
+    pub place: String,
+    /// The name of the listener or output.
+    pub name: String,
+    /// `server` or `client`: whose certificate this is.
+    pub role: String,
+    /// The end of the certificate's validity, in seconds since 1970.
+    pub not_after_seconds: f64,
+}
+
+/// The reloads of the config.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Reloads {
+    /// Reloads that were applied.
+    pub success: Reload,
+    /// Reloads that were refused.
+    pub error: Reload,
+}
+
+/// The reloads with one result.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Reload {
+    /// The number of reloads since the start.
+    pub count: u64,
+    /// The age of the last one, in seconds; `None`: none since the start.
+    pub last_seconds_ago: Option<f64>,
+}
+
+/// The evidence log.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Evidence {
+    /// Entries in the log.
+    pub size: u64,
+    /// The age of the last signed checkpoint, in seconds; `None`: none since the start.
+    pub last_checkpoint_seconds_ago: Option<f64>,
+    /// The witnesses.
+    pub witnesses: Vec<Witness>,
+    /// Errors by reason, as in `evidence_errors_total`.
+    pub errors: BTreeMap<String, u64>,
+}
+
+/// A witness of the evidence log.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Witness {
+    /// The name of the witness's key.
+    pub name: String,
+    /// The age of its last cosignature, in seconds; `None`: none since the start.
+    pub last_seconds_ago: Option<f64>,
+}
+
+/// The last hour of a relay: the answer of `/status/history`. Each list has one element for each
+/// time in `time_seconds`; `None` stands where nothing is known.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct History {
+    /// The time between two elements, in seconds.
+    pub interval_seconds: f64,
+    /// The times, in seconds since 1970, in ascending order.
+    pub time_seconds: Vec<f64>,
+    /// Events accepted in each second.
+    pub accepted_events_per_second: Vec<Option<f64>>,
+    /// Events lost in each second.
+    pub lost_events_per_second: Vec<Option<f64>>,
+    /// Bytes in the queue.
+    pub queue_bytes: Vec<Option<f64>>,
+    /// The history of each output, by its name.
+    pub outputs: BTreeMap<String, OutputHistory>,
+}
+
+/// The last hour of one output.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct OutputHistory {
+    /// Events acknowledged in each second.
+    pub delivered_events_per_second: Vec<Option<f64>>,
+}

@@ -1,0 +1,577 @@
+//! The judgement of a relay's state: one headline, and the findings behind it, worst first.
+//!
+//! The relay judges itself and puts the verdict into `/status`, so that the status page, `top` and
+//! scripts cannot contradict each other. The judgement is a pure function of the other fields.
+//! No text has a number that changes with each answer, because browsers read new texts aloud.
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use super::Address;
+use super::Certificate;
+use super::Output;
+use super::Queue;
+use super::Status;
+
+/// How good or bad a thing is. The order is from good to bad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Nothing is wrong.
+    Good,
+    /// Something is worth a word, and nobody has to act.
+    Note,
+    /// Something is wrong that costs no event yet, or only where the config allows it.
+    Warn,
+    /// Events are lost or refused, or will be if nobody acts.
+    Bad,
+}
+
+/// One thing that an operator should know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How bad it is.
+    pub state: State,
+    /// The part of the relay: `queue`, `output NAME`, `listener ADDRESS`, `source NAME`,
+    /// `evidence`, or `relay`.
+    pub about: String,
+    /// One or two sentences that say what is so.
+    pub text: String,
+    /// The action that an operator can take; `None`: none is needed.
+    pub advice: Option<String>,
+}
+
+/// The judgement of the whole relay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The state of the worst finding; `Good` if no finding is worse than a note.
+    pub state: State,
+    /// The headline: the text of the worst finding.
+    pub text: String,
+    /// The findings, worst first. There is at least one.
+    pub findings: Vec<Finding>,
+}
+
+/// The state of an address that answers again, and that one delivery at a time may use.
+const ON_TRIAL: &str = "back, on trial";
+
+/// The part of the memory limit above which the memory counts as nearly used up.
+const NEARLY: f64 = 0.9;
+
+/// The time without an event, in seconds, after which the verdict mentions the silence. Every
+/// cluster makes audit events all the time.
+const SILENCE: f64 = 900.0;
+
+/// The time in seconds for which a refused request is a finding.
+const REFUSED_LATELY: f64 = 300.0;
+
+/// The number of seconds in a day.
+const DAY: f64 = 86_400.0;
+
+/// The days before the end of a certificate's validity from which the verdict warns, and from which
+/// the state is bad. The alerts use the same numbers.
+const CERTIFICATE_DAYS: (f64, f64) = (14.0, 3.0);
+
+/// The reasons for which a request is refused for good: kube-apiserver gives up its events.
+const REFUSED_FOR_GOOD: [&str; 6] =
+    ["invalid", "too_large", "unauthorized", "not_found", "method", "media_type"];
+
+/// The findings in the order in which they are made.
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, state: State, about: &str, text: impl Into<String>, advice: &str) {
+        let advice = (!advice.is_empty()).then(|| advice.to_owned());
+        self.0.push(Finding { state, about: about.to_owned(), text: text.into(), advice });
+    }
+}
+
+/// Judges a relay by its state. The field `verdict` of `status` is not read.
+#[must_use]
+pub fn judge(status: &Status) -> Verdict {
+    let mut found = Findings::default();
+    losses(status, &mut found);
+    queue(status, &mut found);
+    for it in &status.outputs {
+        output(it, &mut found);
+    }
+    senders(status, &mut found);
+    evidence(status, &mut found);
+    process(status, &mut found);
+    let mut findings = found.0;
+    if findings.iter().all(|it| it.state <= State::Note) {
+        let text = "Every output works, and nothing is lost.".to_owned();
+        findings.push(Finding {
+            state: State::Good,
+            about: "relay".to_owned(),
+            text,
+            advice: None,
+        });
+    }
+    // The good finding comes before the notes: the headline is not a side remark.
+    let rank = |it: &Finding| match it.state {
+        State::Bad => 0,
+        State::Warn => 1,
+        State::Good => 2,
+        State::Note => 3,
+    };
+    findings.sort_by_key(rank);
+    // There is at least one finding: the good one, or one that is worse than a note.
+    let (state, text) = findings
+        .first()
+        .map_or((State::Good, String::new()), |worst| (worst.state, worst.text.clone()));
+    Verdict { state, text, findings }
+}
+
+/// Returns how bad the state of one output is; `None` if nothing is wrong with the output.
+#[must_use]
+pub fn trouble(it: &Output) -> Option<State> {
+    let is_bad = it.required && (is_down(it) || it.lost_events > 0);
+    let is_worth_a_look = is_down(it)
+        || it.lost_events > 0
+        || is_late(it)
+        || it.growing
+        || it.addresses.iter().any(is_passed_over);
+    match (is_bad, is_worth_a_look) {
+        (true, _) => Some(State::Bad),
+        (false, true) => Some(State::Warn),
+        (false, false) => None,
+    }
+}
+
+/// Returns `true` if the last attempts of this output have failed. An output that has not made an
+/// attempt yet is not down.
+#[must_use]
+pub fn is_down(it: &Output) -> bool {
+    !it.up && it.down_seconds.is_some()
+}
+
+/// Returns `true` if an event waits for this output for longer than an output that works needs.
+#[must_use]
+pub fn is_late(it: &Output) -> bool {
+    it.backlog_events > 0 && it.lag_seconds > it.lag_max_seconds
+}
+
+/// Returns `true` if deliveries pass over this address. An address on trial is not passed over.
+#[must_use]
+pub fn is_passed_over(it: &Address) -> bool {
+    !matches!(it.state.as_str(), "" | "up" | "unknown" | ON_TRIAL)
+}
+
+fn losses(status: &Status, found: &mut Findings) {
+    if status.lost_events == 0 {
+        return;
+    }
+    let optional: u64 =
+        status.outputs.iter().filter(|it| !it.required).map(|it| it.lost_events).sum();
+    let state = if status.lost_events > optional { State::Bad } else { State::Warn };
+    let losing: Vec<_> =
+        status.outputs.iter().filter(|it| it.lost_events > 0).map(|it| it.name.as_str()).collect();
+    let mut places = Vec::new();
+    if !losing.is_empty() {
+        let plural = if losing.len() == 1 { "" } else { "s" };
+        places.push(format!("for the output{plural} {}", losing.join(", ")));
+    }
+    if status.queue.lost_events > 0 {
+        places.push("in the queue".to_owned());
+    }
+    if places.is_empty() {
+        places.push("for outputs that a reload has removed".to_owned());
+    }
+    let places = places.join(" and ");
+    let text = match status.lost_events_per_second > 0.0 {
+        true => format!("Events are being lost or refused for good now, {places}."),
+        false => format!("Events were lost or refused for good since the start, {places}."),
+    };
+    let advice = "Look for the log lines at level error: they say how many events, and why. The \
+        dead letters hold the refused ones. Runbook: KubeAuditForwarderEventsLost.";
+    found.add(state, "relay", text, advice);
+}
+
+fn queue(status: &Status, found: &mut Findings) {
+    let queue = &status.queue;
+    if let Some(fault) = &queue.fault {
+        let text = format!("The queue cannot store events: {fault}. Senders get 503.");
+        let advice = "Mend the disk of queue.directory, or make room on it. kube-apiserver keeps \
+            its events for about four minutes. Runbook: KubeAuditForwarderDiskRefused.";
+        found.add(State::Bad, "queue", text, advice);
+    }
+    if queue.full {
+        full(status, queue, found);
+    } else if status.refused_429_per_second > 0.0 {
+        let text = "Senders get 429: the bodies under way have reached limits.max_in_flight.";
+        let advice = "Raise limits.max_in_flight and the memory limit, or add replicas. Runbook: \
+            KubeAuditForwarderSendersWait.";
+        found.add(State::Warn, "queue", text, advice);
+    }
+}
+
+fn full(status: &Status, queue: &Queue, found: &mut Findings) {
+    let when = match queue.bytes.saturating_mul(10) > queue.capacity_bytes.saturating_mul(9) {
+        true => "The queue is full",
+        false => "The queue was full a moment ago",
+    };
+    let text = match queue.when_full.as_str() {
+        "drop_oldest" => format!("{when}: the oldest events are dropped, and counted as lost."),
+        "drop_newest" => format!("{when}: new events are dropped, and counted as lost."),
+        _ => format!(
+            "{when}: senders get 429, and are told to come back in about {} s.",
+            queue.retry_after_seconds
+        ),
+    };
+    let slowest = status.outputs.iter().filter(|it| it.required).max_by_key(|it| it.backlog_bytes);
+    let advice = match slowest.filter(|it| it.backlog_events > 0) {
+        Some(it) => format!(
+            "Mend the consumer of the output {}, which has the largest backlog, or enlarge \
+            queue.max_bytes. kube-apiserver keeps refused events for about four minutes.",
+            it.name
+        ),
+        None => "Enlarge queue.max_bytes. kube-apiserver keeps refused events for about four \
+            minutes."
+            .to_owned(),
+    };
+    found.add(State::Bad, "queue", text, &advice);
+}
+
+fn output(it: &Output, found: &mut Findings) {
+    let about = format!("output {}", it.name);
+    if is_down(it) {
+        let state = if it.required { State::Bad } else { State::Warn };
+        let fate = if it.keeps_events { "its events are kept" } else { "it may lose events" };
+        let text = format!("Output {} is down; {fate}.", it.name);
+        let advice = "Its last error says why. Runbook: KubeAuditForwarderOutputDown.";
+        found.add(state, &about, text, advice);
+        return;
+    }
+    let passed_over = it.addresses.iter().filter(|it| is_passed_over(it)).count();
+    let rest = match passed_over < it.addresses.len() {
+        true => "its other addresses take the events",
+        false => "it has no other address",
+    };
+    for address in it.addresses.iter().filter(|it| is_passed_over(it)) {
+        let (name, state) = (&address.address, &address.state);
+        let text = format!("Output {}: the address {name} is {state}; {rest}.", it.name);
+        let advice = "Look at the consumer at this address; its last error says why.";
+        found.add(State::Warn, &about, text, advice);
+    }
+    if is_late(it) {
+        let text = format!(
+            "Output {} is late: events have waited for it for more than {} s.",
+            it.name, it.lag_max_seconds
+        );
+        let advice = "The consumer takes events more slowly than they come. Runbook: \
+            KubeAuditForwarderOutputLags.";
+        found.add(State::Warn, &about, text, advice);
+    } else if it.growing {
+        let text = format!("The backlog of the output {} is growing.", it.name);
+        let advice = "The consumer takes events more slowly than they come. Runbook: \
+            KubeAuditForwarderOutputLags.";
+        found.add(State::Warn, &about, text, advice);
+    }
+    for address in it.addresses.iter().filter(|it| it.state == ON_TRIAL) {
+        let name = &address.address;
+        let text =
+            format!("Output {}: the address {name} answers again, and is on trial.", it.name);
+        found.add(State::Note, &about, text, "");
+    }
+}
+
+fn senders(status: &Status, found: &mut Findings) {
+    for it in &status.listeners {
+        if it.address.is_none() && status.started {
+            let (about, text) = (
+                format!("listener {}", it.listener),
+                format!("The listener {} is not open: it waits for its certificate.", it.listener),
+            );
+            let advice = "Put the certificate and its key where the config names them.";
+            found.add(State::Warn, &about, text, advice);
+        }
+    }
+    if let Some(last) = &status.last_rejected
+        && last.seconds_ago < REFUSED_LATELY
+        && REFUSED_FOR_GOOD.contains(&last.reason.as_str())
+    {
+        let text = format!("Requests were refused for good lately ({}).", last.reason);
+        let advice = "If the sender is kube-apiserver, its events are lost there. Runbook: \
+            KubeAuditForwarderRequestsRejected.";
+        found.add(State::Warn, "relay", text, advice);
+    }
+    for it in status.sources.iter().filter(|it| it.last_error.is_some()) {
+        let text = format!("Source {} has trouble.", it.name);
+        found.add(State::Warn, &format!("source {}", it.name), text, "Its last error says why.");
+    }
+    let silence = status.last_event_seconds_ago.unwrap_or(status.uptime_seconds);
+    if silence > SILENCE {
+        let advice = "Every cluster makes audit events all the time. Runbook: \
+            KubeAuditForwarderNothingReceived.";
+        found.add(State::Warn, "relay", "No event has come for more than 15 minutes.", advice);
+    }
+}
+
+fn evidence(status: &Status, found: &mut Findings) {
+    let Some(evidence) = &status.evidence else { return };
+    for (reason, _) in evidence.errors.iter().filter(|(_, count)| **count > 0) {
+        let (state, text, runbook) = match reason.as_str() {
+            "rolled_back" => (
+                State::Bad,
+                "A witness knows a newer log: the queue's directory was set back.",
+                "EvidenceRolledBack",
+            ),
+            "tampered" => {
+                (State::Bad, "Lines in the queue's files have been changed.", "EvidenceTampered")
+            }
+            "witness" => (State::Warn, "A witness did not cosign since the start.", "WitnessAway"),
+            _ => (
+                State::Warn,
+                "The evidence could not be written or signed since the start.",
+                "EvidenceNotWritten",
+            ),
+        };
+        let advice = format!("The log says more. Runbook: KubeAuditForwarder{runbook}.");
+        found.add(state, "evidence", text, &advice);
+    }
+}
+
+fn process(status: &Status, found: &mut Findings) {
+    if let Some(limit) = status.memory_limit_bytes
+        && status.memory_bytes as f64 > NEARLY * limit as f64
+    {
+        let text = "The memory is nearly used up: beyond its limit the kernel ends the relay.";
+        let advice = "Raise the memory limit. Runbook: KubeAuditForwarderMemoryNearLimit.";
+        found.add(State::Warn, "relay", text, advice);
+    }
+    for it in &status.certificates {
+        certificate(status, it, found);
+    }
+    let (applied, refused) =
+        (status.reloads.success.last_seconds_ago, status.reloads.error.last_seconds_ago);
+    if refused.is_some_and(|refused| applied.is_none_or(|applied| refused < applied)) {
+        let text = "The last change of the config was refused; the relay runs with the one before.";
+        let advice = "`check` and the log name the mistake. Runbook: \
+            KubeAuditForwarderReloadFailed.";
+        found.add(State::Warn, "relay", text, advice);
+    }
+    if status.stopping {
+        found.add(State::Warn, "relay", "The relay is shutting down.", "");
+    } else if !status.started {
+        found.add(State::Warn, "relay", "The relay is starting.", "");
+    }
+    if status.log_dropped_lines > 0 {
+        let text = "Lines of the log are missing, because nobody reads stderr fast enough.";
+        found.add(State::Note, "relay", text, "");
+    }
+}
+
+fn certificate(status: &Status, it: &Certificate, found: &mut Findings) {
+    let days = (it.not_after_seconds - status.time_seconds) / DAY;
+    let (warn, bad) = CERTIFICATE_DAYS;
+    if days >= warn {
+        return;
+    }
+    let state = if days < bad { State::Bad } else { State::Warn };
+    let when = match days.floor() {
+        days if days < 0.0 => "has expired".to_owned(),
+        days if days < 1.0 => "expires within a day".to_owned(),
+        days if days < 2.0 => "expires in 1 day".to_owned(),
+        days => format!("expires in {days} days"),
+    };
+    let about = format!("{} {}", it.place, it.name);
+    let text = format!("The {} certificate of {about} {when}.", it.role);
+    let advice = "Replace it; the relay reads the new file by itself. Runbook: \
+        KubeAuditForwarderCertificateExpiresIn3Days.";
+    found.add(state, &about, text, advice);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use serde_json::json;
+
+    use super::*;
+
+    /// The state of a relay in health, with one output of two addresses, changed by `change`.
+    fn judged(change: impl FnOnce(&mut Value)) -> Verdict {
+        let mut status = json!({
+            "started": true, "uptime_seconds": 1000, "last_event_seconds_ago": 1.0,
+            "time_seconds": 1_000_000.0,
+            "queue": { "capacity_bytes": 1000, "bytes": 10, "when_full": "reject",
+                "retry_after_seconds": 5.0 },
+            "listeners": [{ "listener": "0.0.0.0:3000", "address": "0.0.0.0:3000" }],
+            "outputs": [{ "name": "siem", "required": true, "up": true, "keeps_events": true,
+                "lag_max_seconds": 30.0,
+                "addresses": [{ "address": "10.0.0.1:1", "state": "up" },
+                    { "address": "10.0.0.2:1", "state": "up" }] }],
+        });
+        change(&mut status);
+        judge(&serde_json::from_value(status).unwrap())
+    }
+
+    #[track_caller]
+    fn assert_headline(state: State, words: &str, change: impl FnOnce(&mut Value)) {
+        let verdict = judged(change);
+        assert_eq!(verdict.state, state, "{verdict:?}");
+        assert!(verdict.text.contains(words), "{verdict:?}");
+        assert_eq!(verdict.text, verdict.findings[0].text);
+    }
+
+    #[test]
+    fn health_is_one_good_finding() {
+        let verdict = judged(|_| {});
+        assert_eq!((verdict.state, verdict.findings.len()), (State::Good, 1), "{verdict:?}");
+    }
+
+    #[test]
+    fn an_output_that_has_not_tried_yet_is_not_down() {
+        assert_headline(State::Good, "works", |status| {
+            status["outputs"][0]["up"] = json!(false);
+        });
+    }
+
+    #[test]
+    fn a_required_output_that_is_down_is_bad_and_an_optional_one_a_warning() {
+        assert_headline(State::Bad, "siem is down; its events are kept", |status| {
+            status["outputs"][0]["up"] = json!(false);
+            status["outputs"][0]["down_seconds"] = json!(3.0);
+        });
+        assert_headline(State::Warn, "siem is down; it may lose events", |status| {
+            status["outputs"][0]["up"] = json!(false);
+            status["outputs"][0]["required"] = json!(false);
+            status["outputs"][0]["keeps_events"] = json!(false);
+            status["outputs"][0]["down_seconds"] = json!(3.0);
+        });
+    }
+
+    #[test]
+    fn one_address_down_is_a_warning_that_names_it() {
+        assert_headline(State::Warn, "10.0.0.2:1 is down; its other addresses", |status| {
+            status["outputs"][0]["addresses"][1]["state"] = json!("down");
+        });
+        let verdict = judged(|status| {
+            status["outputs"][0]["addresses"][1]["state"] = json!("back, on trial");
+        });
+        assert_eq!(verdict.state, State::Good);
+        let states: Vec<_> = verdict.findings.iter().map(|it| it.state).collect();
+        assert_eq!(states, [State::Good, State::Note]);
+    }
+
+    #[test]
+    fn lag_and_a_growing_backlog_are_warnings() {
+        assert_headline(State::Warn, "more than 30 s", |status| {
+            status["outputs"][0]["backlog_events"] = json!(5);
+            status["outputs"][0]["lag_seconds"] = json!(31.0);
+        });
+        assert_headline(State::Warn, "siem is growing", |status| {
+            status["outputs"][0]["growing"] = json!(true);
+        });
+    }
+
+    #[test]
+    fn a_full_queue_says_what_happens_to_events() {
+        for (setting, words) in
+            [("reject", "429"), ("drop_oldest", "the oldest"), ("drop_newest", "new events")]
+        {
+            assert_headline(State::Bad, words, |status| {
+                status["queue"]["full"] = json!(true);
+                status["queue"]["bytes"] = json!(950);
+                status["queue"]["when_full"] = json!(setting);
+            });
+        }
+        assert_headline(State::Bad, "a moment ago", |status| {
+            status["queue"]["full"] = json!(true);
+        });
+    }
+
+    #[test]
+    fn the_advice_for_a_full_queue_names_the_required_output_with_the_largest_backlog() {
+        let verdict = judged(|status| {
+            status["queue"]["full"] = json!(true);
+            let output = status["outputs"][0].clone();
+            status["outputs"] = json!([output.clone(), output.clone(), output]);
+            status["outputs"][0]["backlog_bytes"] = json!(5);
+            for (index, name, bytes) in [(1, "slow", 9), (2, "optional", 99)] {
+                status["outputs"][index]["name"] = json!(name);
+                status["outputs"][index]["backlog_bytes"] = json!(bytes);
+                status["outputs"][index]["backlog_events"] = json!(1);
+            }
+            status["outputs"][2]["required"] = json!(false);
+        });
+        let advice = verdict.findings[0].advice.as_deref().unwrap();
+        assert!(advice.contains("output slow"), "{advice}");
+    }
+
+    #[test]
+    fn losses_are_bad_unless_only_optional_outputs_have_them() {
+        assert_headline(State::Bad, "in the queue", |status| {
+            status["lost_events"] = json!(3);
+            status["queue"]["lost_events"] = json!(3);
+        });
+        assert_headline(State::Bad, "that a reload has removed", |status| {
+            status["lost_events"] = json!(3);
+        });
+        assert_headline(State::Bad, "now, for the output siem", |status| {
+            status["lost_events"] = json!(3);
+            status["lost_events_per_second"] = json!(0.1);
+            status["outputs"][0]["lost_events"] = json!(3);
+        });
+        assert_headline(State::Warn, "since the start, for the output siem", |status| {
+            status["lost_events"] = json!(3);
+            status["outputs"][0]["lost_events"] = json!(3);
+            status["outputs"][0]["required"] = json!(false);
+        });
+    }
+
+    #[test]
+    fn the_worst_finding_is_the_headline() {
+        let verdict = judged(|status| {
+            status["outputs"][0]["growing"] = json!(true);
+            status["queue"]["fault"] = json!("No space left on device");
+            status["log_dropped_lines"] = json!(1);
+        });
+        let states: Vec<_> = verdict.findings.iter().map(|it| it.state).collect();
+        assert_eq!(states, [State::Bad, State::Warn, State::Note]);
+        assert!(verdict.text.contains("No space left"), "{verdict:?}");
+    }
+
+    #[test]
+    fn certificates_warn_14_days_before_their_end_and_are_bad_at_3() {
+        for (days, state, words) in [
+            (15.0, State::Good, "works"),
+            (13.5, State::Warn, "expires in 13 days"),
+            (1.5, State::Bad, "expires in 1 day."),
+            (-1.0, State::Bad, "has expired"),
+        ] {
+            assert_headline(state, words, |status| {
+                status["certificates"] = json!([{ "place": "output", "name": "siem",
+                    "role": "server", "not_after_seconds": 1_000_000.0 + days * DAY }]);
+            });
+        }
+    }
+
+    #[test]
+    fn refusals_silence_and_a_refused_config_are_warnings() {
+        assert_headline(State::Warn, "refused for good lately (invalid)", |status| {
+            status["last_rejected"] = json!({ "reason": "invalid", "seconds_ago": 3.0 });
+        });
+        assert_headline(State::Good, "works", |status| {
+            status["last_rejected"] = json!({ "reason": "invalid", "seconds_ago": 301.0 });
+        });
+        assert_headline(State::Warn, "No event", |status| {
+            status["last_event_seconds_ago"] = json!(901.0);
+        });
+        assert_headline(State::Warn, "config was refused", |status| {
+            status["reloads"] = json!({ "success": { "last_seconds_ago": 9.0 },
+                "error": { "last_seconds_ago": 3.0 } });
+        });
+        assert_headline(State::Warn, "max_in_flight", |status| {
+            status["refused_429_per_second"] = json!(0.5);
+        });
+    }
+
+    #[test]
+    fn a_log_that_was_set_back_is_bad() {
+        assert_headline(State::Bad, "set back", |status| {
+            status["evidence"] = json!({ "errors": { "rolled_back": 1, "witness": 2 } });
+        });
+    }
+}
