@@ -48,6 +48,7 @@ mod migrate;
 mod policy;
 mod queue;
 mod replay;
+mod top;
 mod version;
 
 /// The exit status of a command that failed while it ran.
@@ -133,6 +134,9 @@ enum Command {
     /// what the relays count. Exit status 0 if nothing is lost, 1 if something is, 2 if that is not
     /// known
     Doctor(doctor::Arguments),
+    /// Watch a running relay in the terminal: what is wrong, what comes in, what waits, and what
+    /// leaves
+    Top(top::Arguments),
     /// Wait until a running relay has delivered the events that it holds: exit status 0 when it
     /// has, 1 if that takes too long
     Drain {
@@ -146,13 +150,14 @@ enum Command {
 
 /// The commands that read the config file, and therefore have the option `--config`, with the help
 /// of the option. Without a command, the program does what `run` does.
-const READ_CONFIG: [(&str, &str); 6] = [
+const READ_CONFIG: [(&str, &str); 7] = [
     ("run", OR_DEFAULT),
     ("check", "The TOML file, as FILE"),
     ("config", OR_DEFAULT),
     ("healthcheck", FOR_THE_ADDRESS),
     ("doctor", FOR_THE_ADDRESS),
     ("drain", FOR_THE_ADDRESS),
+    ("top", FOR_THE_ADDRESS),
 ];
 
 /// The help of `--config` for commands that use the whole config.
@@ -257,6 +262,7 @@ pub fn main() -> ExitCode {
         Command::Man { directory } => documents::man(directory.as_deref(), command),
         Command::Healthcheck { url } => healthcheck::run(url.as_deref(), file),
         Command::Doctor(arguments) => doctor::run(&arguments, file),
+        Command::Top(arguments) => top::run(&arguments, file),
         Command::Drain { url, seconds } => drain::run(url.as_deref(), seconds, file),
     };
     match result {

@@ -24,7 +24,7 @@
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 1 | [`audit`] [`position`] [`release`] [`staged`] [`status`] [`tlog`] [`yaml`](self) | JSON and events · the number of an event · which program this is · the second half of a reload · the JSON of `/status`, and the verdict on it · transparency logs · YAML |
-//! | 2 | [`policy`] [`redact`] [`shape`] | audit policies · one event's change · one event in another schema |
+//! | 2 | [`policy`] [`redact`] [`shape`] [`top`] | audit policies · one event's change · one event in another schema · a relay's state on a terminal |
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · HAProxy's config |
 //! | 5 | [`queue`] [`filter`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · Kafka clients (feature `kafka`) · single HTTP requests |
@@ -78,6 +78,7 @@ pub mod status;
 pub mod telemetry;
 pub mod tlog;
 pub mod tls;
+pub mod top;
 pub mod verify;
 mod yaml;
 

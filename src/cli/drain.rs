@@ -20,9 +20,9 @@ use super::healthcheck;
 /// wait earlier.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The greatest number of bytes in the response body of `/status`. The body has a few lines for
+/// The greatest number of bytes in the response body of `/status`. The body has about 20 lines for
 /// each address of each output, so that a large config makes it long.
-const STATUS_MAX: usize = 1024 * 1024;
+const STATUS_MAX: usize = 16 << 20;
 
 /// The pause between two requests to the relay.
 const INTERVAL: Duration = Duration::from_millis(250);

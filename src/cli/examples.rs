@@ -144,6 +144,13 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "kube-audit-forwarder drain --config relay.toml",
         ],
     ),
+    (
+        "top",
+        &[
+            "kube-audit-forwarder top http://127.0.0.1:9090",
+            "kube-audit-forwarder top --once http://127.0.0.1:9090 > report.txt",
+        ],
+    ),
     ("metrics", &["kube-audit-forwarder metrics > metrics.md"]),
 ];
 

@@ -115,6 +115,7 @@ mod operate {
     mod replay;
     mod secrets;
     mod shutdown;
+    mod top;
     mod upgrade;
     mod version;
 }

@@ -50,6 +50,7 @@ pub(crate) mod tally;
 #[cfg(feature = "kafka")]
 pub(crate) mod tansu;
 pub(crate) mod tcp_sink;
+pub(crate) mod terminal;
 pub(crate) mod witness;
 
 use std::hash::BuildHasher as _;

@@ -1,0 +1,341 @@
+//! The command `top`: reads a relay's `/status` again and again, and draws it on the terminal.
+//!
+//! One thread asks the relay, another one reads the keys, and both send to the thread that draws.
+//! The terminal is put back at each end: by a key, a signal, an error or a panic.
+//!
+//! The thread that reads keys is not joined. It waits for a key, and once its terminal is gone,
+//! crossterm reads the end of the file again and again without returning. The thread ends with the
+//! process.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use clap::Args;
+use hyper::StatusCode;
+use ratatui::DefaultTerminal;
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use ratatui::buffer::Buffer;
+use ratatui::crossterm::event;
+use ratatui::crossterm::event::Event;
+use ratatui::crossterm::event::KeyCode;
+use ratatui::crossterm::event::KeyEvent;
+use ratatui::crossterm::event::KeyEventKind;
+use ratatui::crossterm::event::KeyModifiers;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::FAILED;
+use super::Heard;
+use super::healthcheck;
+use super::print;
+use crate::config;
+use crate::status::History;
+use crate::status::Status;
+use crate::top;
+use crate::top::Key;
+use crate::top::View;
+
+/// The greatest number of bytes in a response of the relay. A history of 200 outputs has 6 MiB.
+const ANSWER_MAX: usize = 16 << 20;
+
+/// The time between two questions for the last hour. The relay adds to it every 10 s.
+const HISTORY: Duration = Duration::from_secs(10);
+
+/// The shortest and the longest interval between two questions.
+const INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+
+/// The time between the two answers of `--once`, which rates are computed from.
+const BETWEEN: Duration = Duration::from_secs(1);
+
+/// The time after which the screen is drawn again without a key or an answer.
+const REDRAW: Duration = Duration::from_secs(1);
+
+/// The greatest number of messages that wait to be drawn. A thread that has one more waits.
+const MESSAGES_MAX: usize = 16;
+
+/// The width in columns of a screen that is printed and not drawn, unless COLUMNS says another one.
+const COLUMNS: u16 = 120;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
+    url: Option<String>,
+    /// The time between two questions to the relay, 500ms to 1m
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
+    interval: Duration,
+    /// Print the screen once and end; also what happens if stdout is no terminal
+    #[arg(long)]
+    once: bool,
+}
+
+/// Parses the time between two questions.
+fn interval(text: &str) -> Result<Duration, String> {
+    let time = config::time(text)?;
+    match (INTERVAL.0..=INTERVAL.1).contains(&time) {
+        true => Ok(time),
+        false => Err("500ms to 1m are allowed".to_owned()),
+    }
+}
+
+/// A message to the thread that draws.
+enum Message {
+    Status(Box<Status>),
+    History(Option<Box<History>>),
+    Failed(String),
+    Key(KeyEvent),
+    /// The terminal has another size now.
+    Resized,
+    /// A signal asks the command to end.
+    Stop,
+}
+
+/// Shows the relay until a key or a signal ends the command. `Err` is the exit status.
+pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
+    let mut url = healthcheck::url_of(arguments.url.as_deref(), file)?;
+    url.set_query(None);
+    url.set_path("/status");
+    if arguments.once || !std::io::stdout().is_terminal() {
+        return once(&url);
+    }
+    let (told, messages) = mpsc::sync_channel(MESSAGES_MAX);
+    let stop = CancellationToken::new();
+    let asking = {
+        let (url, every, told, stop) =
+            (url.clone(), arguments.interval, told.clone(), stop.clone());
+        std::thread::Builder::new()
+            .name("ask".to_owned())
+            .spawn(move || healthcheck::block_on(ask_often(&url, every, &told, &stop)))
+    };
+    let asking = asking.map_err(|error| {
+        eprintln!("cannot start a thread: {error}");
+        FAILED
+    })?;
+    let base = base(&url);
+    let shown = match ratatui::try_init() {
+        Ok(mut terminal) => {
+            let keys = std::thread::Builder::new().name("keys".to_owned());
+            let keys = keys.spawn(move || read_keys(&told));
+            let shown = keys.and_then(|_keys| show(&mut terminal, &base, &messages));
+            ratatui::restore();
+            shown
+        }
+        Err(error) => Err(error),
+    };
+    stop.cancel();
+    // A thread that waits to send an answer hears that nobody takes the answer.
+    drop(messages);
+    let asked = asking.join();
+    shown.map_err(|error| {
+        eprintln!("cannot draw on the terminal: {error}");
+        FAILED
+    })?;
+    match asked {
+        Ok(result) => result,
+        Err(_) => {
+            eprintln!("the thread that asks the relay has panicked");
+            Err(FAILED)
+        }
+    }
+}
+
+/// Returns the scheme, host and port of the relay's URL.
+fn base(url: &Url) -> String {
+    url[..url::Position::AfterPort].to_owned()
+}
+
+/// Prints the screen once. `Err` is the exit status; it is 1 if the relay does not answer.
+fn once(url: &Url) -> Result<(), u8> {
+    let failed = |error: String| {
+        eprintln!("{url}: {error}");
+        FAILED
+    };
+    let mut view = View::new(&base(url), true);
+    let (first, second, history) = healthcheck::block_on(async {
+        let first = answer(url).await?;
+        tokio::time::sleep(BETWEEN).await;
+        Ok((first, answer(url).await?, history(url).await.ok().flatten()))
+    })?
+    .map_err(failed)?;
+    view.answered(first);
+    view.answered(second);
+    view.remembered(history);
+    let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
+    let columns = columns.filter(|columns| (40..=1000).contains(columns)).unwrap_or(COLUMNS);
+    let mut terminal = Terminal::new(TestBackend::new(columns, top::height(&view)))
+        .map_err(|e| failed(e.to_string()))?;
+    terminal.draw(|frame| top::draw(&view, frame)).map_err(|e| failed(e.to_string()))?;
+    print(&text_of(terminal.backend().buffer()))
+}
+
+/// Returns the text of a screen: its lines without spaces at their ends, and without the line of
+/// keys and the empty lines before it.
+fn text_of(buffer: &Buffer) -> String {
+    let width = usize::from(buffer.area.width);
+    let cells = buffer.content.chunks(width.max(1));
+    let lines = cells.map(|line| line.iter().map(|cell| cell.symbol()).collect::<String>());
+    let mut lines: Vec<_> = lines.map(|line| line.trim_end().to_owned()).collect();
+    lines.pop();
+    while lines.last().is_some_and(String::is_empty) {
+        lines.pop();
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Asks the relay until `stop` is cancelled, a signal comes, or nobody takes the answers.
+async fn ask_often(
+    url: &Url,
+    every: Duration,
+    told: &mpsc::SyncSender<Message>,
+    stop: &CancellationToken,
+) {
+    let Ok(mut heard) = Heard::new() else { return };
+    let mut last_history: Option<Instant> = None;
+    loop {
+        let asked = async {
+            let status = answer(url).await;
+            let is_due = last_history.is_none_or(|at| at.elapsed() >= HISTORY);
+            let history = match (&status, is_due) {
+                (Ok(_), true) => history(url).await.ok(),
+                _ => None,
+            };
+            (status, history)
+        };
+        let (status, history) = tokio::select! {
+            asked = asked => asked,
+            () = stop.cancelled() => return,
+            () = is_told_to_end(&mut heard) => {
+                told.send(Message::Stop).ok();
+                return;
+            }
+        };
+        let status = match status {
+            Ok(status) => Message::Status(Box::new(status)),
+            Err(error) => Message::Failed(error),
+        };
+        if told.send(status).is_err() {
+            return;
+        }
+        if let Some(history) = history {
+            last_history = Some(Instant::now());
+            if told.send(Message::History(history.map(Box::new))).is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(every) => {}
+            () = stop.cancelled() => return,
+            () = is_told_to_end(&mut heard) => {
+                told.send(Message::Stop).ok();
+                return;
+            }
+        }
+    }
+}
+
+/// Waits for a signal that ends the command: SIGTERM, SIGINT, or SIGHUP, which a process gets when
+/// its terminal is closed.
+async fn is_told_to_end(heard: &mut Heard) {
+    tokio::select! {
+        () = heard.first.cancelled() => {}
+        _ = heard.reload.recv() => {}
+    }
+}
+
+/// Asks for the relay's state. `Err` says why there is none.
+async fn answer(url: &Url) -> Result<Status, String> {
+    match get(url).await? {
+        Some(status) => Ok(status),
+        None => Err("not the status of a relay: 404".to_owned()),
+    }
+}
+
+/// Asks for the relay's last hour; `None` if the relay keeps none. `Err`: there is no answer.
+async fn history(url: &Url) -> Result<Option<History>, String> {
+    let mut url = url.clone();
+    url.set_path("/status/history");
+    get(&url).await
+}
+
+/// Asks for a JSON document; `None` if the relay does not have it.
+async fn get<T: DeserializeOwned>(url: &Url) -> Result<Option<T>, String> {
+    let asked = healthcheck::ask_in_time(url, ANSWER_MAX).await;
+    match asked.unwrap_or_else(|| Err("no answer in time".to_owned()))? {
+        (StatusCode::OK, body) => serde_json::from_str(&body)
+            .map(Some)
+            .map_err(|error| format!("not the status of a relay: {error}")),
+        (StatusCode::NOT_FOUND, _) => Ok(None),
+        (status, _) => Err(status.to_string()),
+    }
+}
+
+/// Sends the keys and the changes of the terminal's size, until nobody takes them or there is no
+/// terminal any more.
+fn read_keys(told: &mpsc::SyncSender<Message>) {
+    while let Ok(event) = event::read() {
+        let message = match event {
+            Event::Key(key) if key.kind != KeyEventKind::Release => Message::Key(key),
+            Event::Resize(..) => Message::Resized,
+            Event::Key(_)
+            | Event::FocusGained
+            | Event::FocusLost
+            | Event::Mouse(_)
+            | Event::Paste(_) => continue,
+        };
+        if told.send(message).is_err() {
+            return;
+        }
+    }
+}
+
+/// Draws the view until a key or a signal ends the command, or both other threads have ended.
+fn show(
+    terminal: &mut DefaultTerminal,
+    base: &str,
+    messages: &mpsc::Receiver<Message>,
+) -> std::io::Result<()> {
+    let mut view = View::new(base, true);
+    let mut answered = Instant::now();
+    terminal.draw(|frame| top::draw(&view, frame))?;
+    loop {
+        match messages.recv_timeout(REDRAW) {
+            Ok(Message::Status(status)) => {
+                view.answered(*status);
+                answered = Instant::now();
+            }
+            Ok(Message::History(history)) => view.remembered(history.map(|it| *it)),
+            Ok(Message::Failed(error)) => view.failed(&error, answered.elapsed()),
+            Ok(Message::Key(key)) => match choice(key) {
+                Choice::End => return Ok(()),
+                Choice::Press(key) => view.press(key),
+                Choice::Nothing => continue,
+            },
+            Ok(Message::Resized) | Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+        terminal.draw(|frame| top::draw(&view, frame))?;
+    }
+}
+
+/// The meaning of a key.
+enum Choice {
+    End,
+    Press(Key),
+    Nothing,
+}
+
+fn choice(key: KeyEvent) -> Choice {
+    match (key.code, key.modifiers.contains(KeyModifiers::CONTROL)) {
+        (KeyCode::Char('c' | 'd'), true) | (KeyCode::Char('q') | KeyCode::Esc, _) => Choice::End,
+        (KeyCode::Up | KeyCode::Char('k'), _) => Choice::Press(Key::Up),
+        (KeyCode::Down | KeyCode::Char('j'), _) => Choice::Press(Key::Down),
+        (KeyCode::Enter, _) => Choice::Press(Key::Details),
+        (KeyCode::Char('p' | ' '), _) => Choice::Press(Key::Pause),
+        (KeyCode::Char('h' | '?'), _) => Choice::Press(Key::Help),
+        _ => Choice::Nothing,
+    }
+}

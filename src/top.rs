@@ -1,0 +1,27 @@
+//! The screen of `top`: a relay's state in a terminal, for operators who have `kubectl exec` or
+//! `kubectl port-forward` and no browser. It shows the same as the status page.
+//!
+//! [`View`] holds the newest answers of the relay and the choices of the reader; [`draw`] draws
+//! them into a frame of any size. This module asks nobody and reads no keys: the command does
+//! that. Every text that comes from the relay passes [`words::plain`], so that no name and no error
+//! message can send a command to the terminal.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `words` | numbers, sizes and times as words |
+//! | 2 | `rates` | events and bytes in each second, from the last answers |
+//! | 3 | `view` | the newest answers, and the choices of the reader |
+//! | 4 | `screen` | the parts of the screen |
+
+mod rates;
+mod screen;
+mod view;
+mod words;
+
+pub use screen::draw;
+pub use screen::height;
+pub use view::Key;
+pub use view::View;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,577 @@
+//! The parts of the screen, from the top: the relay, the verdict, the flow of events, the last
+//! hour, the table of outputs, the details of one output, and the keys.
+//!
+//! The verdict and the outputs always have their place. If the terminal is small, the hour leaves
+//! first, then the details, then the advice of findings, then columns of the table.
+
+use ratatui::Frame;
+use ratatui::layout::Constraint;
+use ratatui::layout::Layout;
+use ratatui::layout::Rect;
+use ratatui::style::Color;
+use ratatui::style::Modifier;
+use ratatui::style::Style;
+use ratatui::symbols::Marker;
+use ratatui::text::Line;
+use ratatui::text::Span;
+use ratatui::widgets::Axis;
+use ratatui::widgets::Cell;
+use ratatui::widgets::Chart;
+use ratatui::widgets::Dataset;
+use ratatui::widgets::GraphType;
+use ratatui::widgets::Paragraph;
+use ratatui::widgets::Row;
+use ratatui::widgets::Table;
+use ratatui::widgets::TableState;
+
+use super::rates::Rate;
+use super::view::View;
+use super::words::ago;
+use super::words::bytes;
+use super::words::grouped;
+use super::words::latency;
+use super::words::plain;
+use super::words::scaled;
+use super::words::span;
+use super::words::whole;
+use crate::status::Address;
+use crate::status::History;
+use crate::status::Output;
+use crate::status::Status;
+use crate::status::verdict;
+use crate::status::verdict::State;
+
+/// The lines of the screen that do not depend on the number of outputs, addresses and findings.
+const FIXED_LINES: usize = 30;
+
+/// The fewest and the most lines of the chart of the last hour.
+const CHART_LINES: (u16, u16) = (6, 10);
+
+/// The width in columns from which the table has all its columns, and from which most of them.
+const WIDE: u16 = 110;
+const MEDIUM: u16 = 90;
+
+/// The number of cells of the bar that shows the fill of the queue.
+const BAR_CELLS: u64 = 20;
+
+/// The longest part of the hour that the chart shows, in seconds.
+const HOUR: f64 = 3600.0;
+
+const QUIET: Style = Style::new().fg(Color::DarkGray);
+const ACCEPTED: Style = Style::new().fg(Color::Cyan);
+const DELIVERED: Style = Style::new().fg(Color::Magenta);
+const STRONG: Style = Style::new().add_modifier(Modifier::BOLD);
+
+/// Returns the colour and the sign of a state. The sign says the same without a colour.
+fn look(state: State) -> (Style, &'static str) {
+    match state {
+        State::Good => (Style::new().fg(Color::Green), "✓"),
+        State::Note => (Style::new().fg(Color::Blue), "i"),
+        State::Warn => (Style::new().fg(Color::Yellow), "!"),
+        State::Bad => (Style::new().fg(Color::Red), "✕"),
+    }
+}
+
+/// Returns the number of lines that all parts of the screen need.
+#[must_use]
+pub fn height(view: &View) -> u16 {
+    let Some(status) = &view.status else { return 3 };
+    let addresses = view.shown_output().map_or(0, |it| it.addresses.len());
+    let findings = status.verdict.as_ref().map_or(1, |it| it.findings.len());
+    let lines = FIXED_LINES + findings * 2 + status.outputs.len() + addresses;
+    u16::try_from(lines).unwrap_or(u16::MAX)
+}
+
+/// Draws a view into the whole of a frame.
+pub fn draw(view: &View, frame: &mut Frame<'_>) {
+    let area = frame.area();
+    let Some(status) = &view.status else {
+        let mut lines =
+            vec![Line::from(vec!["kube-audit-forwarder · ".into(), view.url.clone().into()])];
+        lines.push(match &view.failure {
+            Some(failure) => {
+                let (style, sign) = look(State::Bad);
+                Line::styled(format!("{sign} The relay does not answer: {failure}"), style)
+            }
+            None => Line::from("asking the relay …"),
+        });
+        frame.render_widget(Paragraph::new(lines), area);
+        return;
+    };
+    if view.help {
+        help(frame, area);
+        return;
+    }
+    let outputs = u16::try_from(status.outputs.len()).unwrap_or(u16::MAX).saturating_add(1);
+    let top = head(view, status, area.width, area.height / 3);
+    let flow = flow(view, status, area.width);
+    let (top_lines, flow_lines) = (count(&top), count(&flow));
+    let shown = view.shown_output();
+    let details = shown.map(|it| details(it, area.width)).unwrap_or_default();
+    let addresses = shown.map_or(0, |it| it.addresses.len() + 1);
+    let details_lines =
+        count(&details).saturating_add(u16::try_from(addresses).unwrap_or(u16::MAX));
+    // The blank lines before the flow and the table, and the line of keys.
+    let used = top_lines.saturating_add(flow_lines).saturating_add(3);
+    let free = area.height.saturating_sub(used);
+    let table = outputs.min(free);
+    let details_lines = match free - table {
+        free if free > details_lines => details_lines,
+        free => free.saturating_sub(1),
+    };
+    let free = (free - table).saturating_sub(details_lines + u16::from(details_lines > 0));
+    let chart = match view.history.is_some() && free > CHART_LINES.0 {
+        true => (free - 1).min(CHART_LINES.1),
+        false => 0,
+    };
+    let [top_area, _, flow_area, title_area, chart_area, table_area, _, details_area, _, keys_area] =
+        Layout::vertical([
+            Constraint::Length(top_lines),
+            Constraint::Length(1),
+            Constraint::Length(flow_lines),
+            Constraint::Length(u16::from(chart > 0)),
+            Constraint::Length(chart),
+            Constraint::Length(table + 1),
+            Constraint::Length(u16::from(details_lines > 0)),
+            Constraint::Length(details_lines),
+            Constraint::Min(0),
+            Constraint::Length(1),
+        ])
+        .areas(area);
+    frame.render_widget(Paragraph::new(top), top_area);
+    frame.render_widget(Paragraph::new(flow), flow_area);
+    if let Some(history) = view.history.as_ref().filter(|_| chart > 0) {
+        hour(history, status, frame, title_area, chart_area);
+    }
+    // One blank line is above the table.
+    let [_, table_area] =
+        Layout::vertical([Constraint::Length(1), Constraint::Min(0)]).areas(table_area);
+    outputs_table(view, status, frame, table_area);
+    if let Some(output) = shown {
+        let [words, addresses] =
+            Layout::vertical([Constraint::Length(count(&details)), Constraint::Min(0)])
+                .areas(details_area);
+        frame.render_widget(Paragraph::new(details), words);
+        addresses_table(output, frame, addresses);
+    }
+    frame.render_widget(Paragraph::new(keys(view)), keys_area);
+}
+
+fn count(lines: &[Line<'_>]) -> u16 {
+    u16::try_from(lines.len()).unwrap_or(u16::MAX)
+}
+
+/// Returns the lines about the relay itself and the verdict, at most `lines_max` or 3.
+fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'static>> {
+    let memory = match status.memory_limit_bytes {
+        Some(limit) => {
+            format!("{} of {}", bytes(status.memory_bytes as f64), bytes(limit as f64))
+        }
+        None => bytes(status.memory_bytes as f64),
+    };
+    let mut facts = format!(
+        " {} · version {} · up {} · memory {memory}",
+        plain(&status.host),
+        plain(&status.version),
+        span(status.uptime_seconds),
+    );
+    let name_width = "kube-audit-forwarder".len();
+    if name_width + facts.chars().count() + view.url.chars().count() + 3 <= usize::from(width) {
+        facts.push_str(&format!(" · {}", view.url));
+    }
+    if view.paused {
+        facts.push_str(" · paused");
+    }
+    if view.has_restarted {
+        facts.push_str(" · the relay has restarted meanwhile");
+    }
+    let mut lines =
+        vec![Line::from(vec![Span::styled("kube-audit-forwarder", STRONG), facts.into()])];
+    if let Some(failure) = &view.failure {
+        let since = span(view.silence.as_secs_f64());
+        let (style, sign) = look(State::Bad);
+        let text = format!(
+            "{sign} The relay has not answered for {since} ({failure}). All below is older."
+        );
+        lines.extend(wrapped(&text, width, "  ").into_iter().map(|it| Line::styled(it, style)));
+    }
+    let Some(verdict) = &status.verdict else { return lines };
+    let lines_max = usize::from(lines_max.max(3));
+    let of = |with_advice: bool| {
+        let mut lines = Vec::new();
+        for finding in &verdict.findings {
+            let (style, sign) = look(finding.state);
+            let text = format!("{sign} {}", plain(&finding.text));
+            let text = wrapped(&text, width, "  ").into_iter();
+            lines.extend(text.map(|it| Line::styled(it, style.add_modifier(Modifier::BOLD))));
+            if let Some(advice) = finding.advice.as_ref().filter(|_| with_advice) {
+                let text = wrapped(&format!("  {}", plain(advice)), width, "  ").into_iter();
+                lines.extend(text.map(Line::from));
+            }
+        }
+        lines
+    };
+    let mut found = of(true);
+    if found.len() > lines_max {
+        found = of(false);
+    }
+    if found.len() > lines_max {
+        found.truncate(lines_max - 1);
+        let text = "  … and more: the terminal has no room for all findings";
+        found.push(Line::styled(text, QUIET));
+    }
+    lines.extend(found);
+    lines
+}
+
+/// Cuts a text into lines of at most `width` columns, between words. The lines after the first
+/// begin with `indent`.
+fn wrapped(text: &str, width: u16, indent: &str) -> Vec<String> {
+    let width = usize::from(width).max(20);
+    let mut lines = Vec::new();
+    let mut line: String = text.chars().take_while(|char| *char == ' ').collect();
+    let mut is_empty = true;
+    for word in text.split_whitespace() {
+        if !is_empty && line.chars().count() + 1 + word.chars().count() > width {
+            lines.push(std::mem::replace(&mut line, indent.to_owned()));
+            is_empty = true;
+        }
+        if !is_empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        is_empty = false;
+    }
+    lines.push(line);
+    lines
+}
+
+/// Returns the lines about events that come in, the queue, and losses.
+fn flow(view: &View, status: &Status, width: u16) -> Vec<Line<'static>> {
+    let name = |text: &'static str| Span::styled(format!("{text:<8}"), QUIET);
+    let last = match status.last_event_seconds_ago {
+        Some(seconds) => format!("last event {}", ago(seconds)),
+        None => "no event since the start".to_owned(),
+    };
+    let refused = match status.refused_429_per_second {
+        rate if rate > 0.0 => format!(" · 429: {}/s", scaled(rate)),
+        _ => String::new(),
+    };
+    let events = rate_words(view.rates.accepted());
+    let accepted = grouped(status.accepted_events);
+    let input = format!(" · accepted {accepted}{refused} · {last}");
+    let queue = &status.queue;
+    let fill = queue.bytes as f64 / (queue.capacity_bytes as f64).max(1.0);
+    let cells = whole(fill * BAR_CELLS as f64).min(BAR_CELLS);
+    let bar: String = (0..BAR_CELLS).map(|cell| if cell < cells { '█' } else { '░' }).collect();
+    let state = if queue.full { State::Bad } else { State::Good };
+    let held = format!(
+        " {} % · {} of {} · {} events",
+        scaled(fill * 100.0),
+        bytes(queue.bytes as f64),
+        bytes(queue.capacity_bytes as f64),
+        grouped(queue.events),
+    );
+    let mut settings = plain(&queue.kind);
+    for (name, value) in [("acknowledge", &status.acknowledge), ("when full", &queue.when_full)] {
+        if !value.is_empty() {
+            settings.push_str(&format!(" · {name} {}", plain(value)));
+        }
+    }
+    let state_of_lost = if status.lost_events > 0 { State::Bad } else { State::Good };
+    let mut lost = grouped(status.lost_events);
+    if status.lost_events > 0 {
+        lost.push_str(&format!(" · now {}/s", scaled(status.lost_events_per_second)));
+        if let Some(seconds) = status.last_lost_seconds_ago {
+            lost.push_str(&format!(" · the last one {}", ago(seconds)));
+        }
+    }
+    let mut lines = vec![Line::from(vec![name("in"), Span::styled(events, STRONG), input.into()])];
+    let mut queue_line =
+        Line::from(vec![name("queue"), Span::styled(bar, look(state).0), held.into()]);
+    if queue_line.width() + settings.chars().count() + 3 <= usize::from(width) {
+        queue_line.push_span(format!(" · {settings}"));
+        lines.push(queue_line);
+    } else {
+        lines.push(queue_line);
+        lines.push(Line::from(vec![name(""), settings.into()]));
+    }
+    lines.push(Line::from(vec![name("lost"), Span::styled(lost, look(state_of_lost).0)]));
+    if let Some(evidence) = &status.evidence {
+        let checkpoint = match evidence.last_checkpoint_seconds_ago {
+            Some(seconds) => format!("checkpoint {}", ago(seconds)),
+            None => "no checkpoint since the start".to_owned(),
+        };
+        let mut text = format!("{} entries · {checkpoint}", grouped(evidence.size));
+        for witness in &evidence.witnesses {
+            let when = witness.last_seconds_ago.map_or_else(|| "not yet".to_owned(), ago);
+            text.push_str(&format!(" · {} {when}", plain(&witness.name)));
+        }
+        lines.push(Line::from(vec![name("evidence"), " ".into(), text.into()]));
+    }
+    lines
+}
+
+fn rate_words(rate: Option<Rate>) -> String {
+    match rate {
+        Some(Rate { events, bytes: size }) => {
+            format!("{} events/s · {}/s", scaled(events), bytes(size))
+        }
+        None => "– events/s".to_owned(),
+    }
+}
+
+/// Draws the last hour: events accepted in each second, and events that the slowest required output
+/// has delivered.
+fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: Rect, area: Rect) {
+    let now = status.time_seconds;
+    let points = |values: &[Option<f64>]| -> Vec<(f64, f64)> {
+        let times = history.time_seconds.iter().map(|time| time - now);
+        let known = times.zip(values).filter_map(|(time, value)| value.map(|value| (time, value)));
+        known.filter(|(time, _)| *time >= -HOUR).collect()
+    };
+    let accepted = points(&history.accepted_events_per_second);
+    // The slowest output is the required one that has delivered the fewest events.
+    let required = status.outputs.iter().filter(|it| it.required);
+    let slowest = required.min_by_key(|it| it.delivered_events);
+    let delivered = slowest
+        .and_then(|it| Some((plain(&it.name), history.outputs.get(&it.name)?)))
+        .map(|(name, it)| (name, points(&it.delivered_events_per_second)));
+    let values = accepted.iter().chain(delivered.iter().flat_map(|(_, points)| points));
+    let top = ceiling(values.map(|(_, value)| *value).fold(0.0, f64::max));
+    let mut title =
+        vec![Span::styled("last hour, events/s: ", QUIET), Span::styled("accepted", ACCEPTED)];
+    let set =
+        |style| Dataset::default().marker(Marker::Braille).graph_type(GraphType::Line).style(style);
+    let mut sets = vec![set(ACCEPTED).data(&accepted)];
+    if let Some((name, points)) = &delivered {
+        sets.push(set(DELIVERED).data(points));
+        title.push(Span::styled(format!(" · delivered by {name}"), DELIVERED));
+    }
+    frame.render_widget(Paragraph::new(Line::from(title)), title_area);
+    let across = Axis::default()
+        .bounds([-HOUR, 0.0])
+        .style(QUIET)
+        .labels(["-60 min", "-45", "-30", "-15", "now"]);
+    let up = Axis::default().bounds([0.0, top]).style(QUIET).labels([
+        "0".to_owned(),
+        scaled(top / 2.0),
+        scaled(top),
+    ]);
+    frame.render_widget(Chart::new(sets).x_axis(across).y_axis(up), area);
+}
+
+/// Returns the next number of the form 1, 2 or 5 times a power of ten, which is the end of an axis.
+fn ceiling(value: f64) -> f64 {
+    let power = 10_f64.powf(value.max(1.0).log10().floor());
+    [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|step| step * power)
+        .find(|it| *it >= value)
+        .unwrap_or(1.0)
+}
+
+/// Returns the state of an output in a few words, and how bad it is.
+fn state_words(it: &Output) -> (State, String) {
+    if verdict::is_down(it) {
+        let since = it.down_seconds.map(span).unwrap_or_default();
+        return (it.trouble.unwrap_or(State::Bad), format!("down for {since}"));
+    }
+    if !it.up {
+        return (State::Note, "not connected yet".to_owned());
+    }
+    let bad = it.addresses.iter().filter(|it| verdict::is_passed_over(it)).count();
+    let mut words = Vec::new();
+    if bad > 0 {
+        words.push(format!("{bad} of {} down", it.addresses.len()));
+    }
+    if verdict::is_late(it) {
+        words.push("late".to_owned());
+    } else if it.growing {
+        words.push("backlog grows".to_owned());
+    }
+    match words.is_empty() {
+        true => (it.trouble.unwrap_or(State::Good), "up".to_owned()),
+        false => (State::Warn, format!("up, {}", words.join(", "))),
+    }
+}
+
+fn outputs_table(view: &View, status: &Status, frame: &mut Frame<'_>, area: Rect) {
+    let (is_wide, is_medium) = (area.width >= WIDE, area.width >= MEDIUM);
+    let right = |text: String| Cell::from(Line::from(text).right_aligned());
+    let mut names = vec!["  OUTPUT", "TYPE", "STATE", "EVENTS/S", "BACKLOG", "LAG", "P99"];
+    let lengths = if is_medium { [13, 24, 9, 10, 10, 9] } else { [0, 17, 9, 9, 8, 7] };
+    let mut widths = vec![Constraint::Min(12)];
+    widths.extend(lengths.map(Constraint::Length));
+    if is_wide {
+        names.push("RETRIES");
+        widths.push(Constraint::Length(9));
+    }
+    names.push("LOST");
+    widths.push(Constraint::Length(9));
+    let drop_type = |index: &usize| *index == 1 && !is_medium;
+    let keep = |index: usize| !drop_type(&index);
+    let rows = status.outputs.iter().map(|it| {
+        let (state, words) = state_words(it);
+        let (style, sign) = look(state);
+        let rate =
+            view.rates.delivered(&it.name).map_or_else(|| "–".to_owned(), |it| scaled(it.events));
+        let lag = match it.backlog_events > 0 && it.lag_seconds >= 1.0 {
+            true => span(it.lag_seconds),
+            false => "–".to_owned(),
+        };
+        let lost = match it.lost_events {
+            0 => right("0".to_owned()),
+            lost => right(grouped(lost)).style(look(it.trouble.unwrap_or(State::Warn)).0),
+        };
+        let optional = if it.required { "" } else { " (optional)" };
+        let mut cells = vec![
+            Cell::from(Line::from(vec![
+                Span::styled(format!("{sign} "), style),
+                Span::from(plain(&it.name)),
+                Span::styled(optional, QUIET),
+            ])),
+            Cell::from(plain(&it.kind)),
+            Cell::from(words).style(style),
+            right(rate),
+            right(grouped(it.backlog_events)),
+            right(lag),
+            right(latency(it.latency_p99_seconds)),
+        ];
+        if is_wide {
+            cells.push(right(grouped(it.retries)));
+        }
+        cells.push(lost);
+        let cells = cells.into_iter().enumerate().filter(|(index, _)| keep(*index));
+        Row::new(cells.map(|(_, cell)| cell))
+    });
+    let numbers_from = 3;
+    let head = names.iter().enumerate().filter(|(index, _)| keep(*index)).map(|(index, name)| {
+        match index >= numbers_from {
+            true => right((*name).to_owned()),
+            false => Cell::from(*name),
+        }
+    });
+    let widths = widths.iter().enumerate().filter(|(index, _)| keep(*index)).map(|(_, it)| *it);
+    let table = Table::new(rows, widths)
+        .header(Row::new(head).style(QUIET))
+        .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
+        .column_spacing(1);
+    let mut state = TableState::default().with_selected(view.selected_row(status));
+    frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// Returns the lines about one output that the table has no room for.
+fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
+    let mut facts = vec![
+        format!("delivered {}", grouped(it.delivered_events)),
+        format!("sent {}", bytes(it.sent_bytes as f64)),
+        format!("backlog {}", bytes(it.backlog_bytes as f64)),
+        format!("retried {}", grouped(it.retries)),
+        format!("latency p50 {}", latency(it.latency_p50_seconds)),
+        format!("p99 {}", latency(it.latency_p99_seconds)),
+    ];
+    if it.existing_events > 0 {
+        facts.push(format!("existed already {}", grouped(it.existing_events)));
+    }
+    if it.dead_letter_events > 0 {
+        facts.push(format!("dead letters {}", grouped(it.dead_letter_events)));
+    }
+    let filtered = it.filtered.iter().filter(|(_, count)| **count > 0);
+    facts.extend(filtered.map(|(action, count)| format!("{} {}", plain(action), grouped(*count))));
+    let errors: Vec<_> = errors(&it.errors).collect();
+    if !errors.is_empty() {
+        facts.push(format!("errors: {}", errors.join(", ")));
+    }
+    if let Some(seconds) = it.next_retry_seconds {
+        facts.push(format!("next retry in {}", span(seconds)));
+    }
+    let title = format!("{}: {}", plain(&it.name), facts.join(" · "));
+    let mut lines: Vec<_> = wrapped(&title, width, "  ").into_iter().map(Line::from).collect();
+    if let Some(error) = &it.last_error {
+        let age = it.last_error_seconds_ago.map(|age| format!(", {}", ago(age)));
+        let text = format!("last error{}: {}", age.unwrap_or_default(), plain(error));
+        let style = if it.up { Style::new() } else { look(State::Bad).0 };
+        lines.extend(
+            wrapped(&text, width, "  ").into_iter().take(3).map(|it| Line::styled(it, style)),
+        );
+    }
+    lines
+}
+
+/// Returns the reasons of failed attempts with their counts, the most frequent one first.
+fn errors(counts: &std::collections::BTreeMap<String, u64>) -> impl Iterator<Item = String> {
+    let mut counts: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    counts.into_iter().map(|(reason, count)| format!("{} {}", plain(reason), grouped(*count)))
+}
+
+fn addresses_table(it: &Output, frame: &mut Frame<'_>, area: Rect) {
+    let right = |text: String| Cell::from(Line::from(text).right_aligned());
+    let known = |count: Option<u64>| count.map_or_else(|| "–".to_owned(), grouped);
+    let row = |address: &Address| {
+        let state = if verdict::is_passed_over(address) { State::Bad } else { State::Good };
+        let used = if address.used { "→ " } else { "  " };
+        let all: Vec<_> = errors(&address.errors).collect();
+        let age = address.last_error_seconds_ago.map(ago).unwrap_or_default();
+        let last = address.last_error.as_deref().map(|text| format!("{age}: {}", plain(text)));
+        Row::new([
+            Cell::from(format!("{used}{}", plain(&address.address))),
+            Cell::from(plain(&address.state)).style(look(state).0),
+            right(address.state_seconds.map_or_else(|| "–".to_owned(), span)),
+            right(known(address.requests)),
+            right(address.sent_bytes.map_or_else(|| "–".to_owned(), |it| bytes(it as f64))),
+            right(latency(address.latency_p50_seconds)),
+            right(latency(address.latency_p99_seconds)),
+            Cell::from(all.join(", ")),
+            Cell::from(last.unwrap_or_default()),
+        ])
+    };
+    let names =
+        ["  ADDRESS", "STATE", "SINCE", "REQUESTS", "SENT", "P50", "P99", "ERRORS", "LAST ERROR"];
+    let head = names.iter().enumerate().map(|(index, name)| match (2..7).contains(&index) {
+        true => right((*name).to_owned()),
+        false => Cell::from(*name),
+    });
+    let widths = [
+        Constraint::Min(20),
+        Constraint::Length(9),
+        Constraint::Length(11),
+        Constraint::Length(9),
+        Constraint::Length(10),
+        Constraint::Length(7),
+        Constraint::Length(7),
+        Constraint::Fill(1),
+        Constraint::Fill(2),
+    ];
+    let table = Table::new(it.addresses.iter().map(row), widths)
+        .header(Row::new(head).style(QUIET))
+        .column_spacing(1);
+    frame.render_widget(table, area);
+}
+
+fn keys(view: &View) -> Line<'static> {
+    let pause = if view.paused { "go on" } else { "pause" };
+    Line::styled(format!("q quit · ↑ ↓ select · Enter details · p {pause} · h help"), QUIET)
+}
+
+fn help(frame: &mut Frame<'_>, area: Rect) {
+    let text = [
+        "q, Esc, Ctrl-C   ends top",
+        "↑ ↓, k j         select an output",
+        "Enter            shows or hides the details of the selected output",
+        "p, Space         stops or continues taking new answers",
+        "h, ?             shows or hides this text",
+        "",
+        "The table shows outputs in trouble first: ✕ needs somebody now, ! is worth a look.",
+        "",
+        "EVENTS/S  events that the consumer has acknowledged, over the last 10 s",
+        "BACKLOG   events that the consumer has not acknowledged yet",
+        "LAG       the age of the oldest of them, from 1 s on",
+        "P99       one of 100 events took longer from accepted to acknowledged, lately",
+        "RETRIES   attempts after the first",
+        "LOST      events lost or refused for good since the relay's start",
+        "SINCE     for how long an address has been in its state; → marks the address used last",
+    ];
+    frame.render_widget(Paragraph::new(text.map(Line::from).to_vec()), area);
+}

@@ -1,0 +1,148 @@
+//! The newest answers of a relay, and the choices of the reader.
+
+use std::time::Duration;
+
+use super::rates::Rates;
+use super::words::plain;
+use crate::status::History;
+use crate::status::Output;
+use crate::status::Status;
+use crate::status::verdict;
+use crate::status::verdict::State;
+
+/// A key that changes the view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Key {
+    /// Selects the output above.
+    Up,
+    /// Selects the output below.
+    Down,
+    /// Shows or hides the details of the selected output.
+    Details,
+    /// Stops or continues taking new answers.
+    Pause,
+    /// Shows or hides the explanation of the keys and the columns.
+    Help,
+}
+
+/// The newest answers of a relay, and the choices of the reader.
+pub struct View {
+    /// The relay's base URL, for the first line.
+    pub(super) url: String,
+    pub(super) status: Option<Status>,
+    pub(super) history: Option<History>,
+    pub(super) rates: Rates,
+    /// The reason why the last question has no answer; `None` if it was answered.
+    pub(super) failure: Option<String>,
+    /// The time since the last answer.
+    pub(super) silence: Duration,
+    /// `true`: the process of the relay has started again since this view was made.
+    pub(super) has_restarted: bool,
+    /// The name of the output that the reader has selected. The name stays when the order of the
+    /// table changes. `None`: the reader has selected none, and the first output is meant.
+    selected: Option<String>,
+    details: bool,
+    pub(super) paused: bool,
+    pub(super) help: bool,
+}
+
+impl View {
+    /// Makes a view of the relay at `url` that has no answer yet. The details of the selected
+    /// output are shown if `details` is `true`.
+    #[must_use]
+    pub fn new(url: &str, details: bool) -> Self {
+        Self {
+            url: plain(url),
+            status: None,
+            history: None,
+            rates: Rates::default(),
+            failure: None,
+            silence: Duration::ZERO,
+            has_restarted: false,
+            selected: None,
+            details,
+            paused: false,
+            help: false,
+        }
+    }
+
+    /// Takes a new state of the relay. While the view is paused, the state is ignored.
+    pub fn answered(&mut self, mut status: Status) {
+        if self.paused {
+            return;
+        }
+        let start = |status: &Status| status.start_time_seconds;
+        if self.status.as_ref().is_some_and(|before| start(before) != start(&status)) {
+            self.has_restarted = true;
+        }
+        // A relay of an older version judges neither itself nor its outputs.
+        if status.verdict.is_none() {
+            status.verdict = Some(verdict::judge(&status));
+            for output in &mut status.outputs {
+                output.trouble = verdict::trouble(output);
+            }
+        }
+        status.outputs.sort_by(|a, b| rank(a).cmp(&rank(b)).then_with(|| a.name.cmp(&b.name)));
+        if !status.outputs.iter().any(|it| Some(&it.name) == self.selected.as_ref()) {
+            self.selected = None;
+        }
+        self.rates.add(&status);
+        self.status = Some(status);
+        self.failure = None;
+        self.silence = Duration::ZERO;
+    }
+
+    /// Takes the last hour of the relay. `None`: the relay keeps no history.
+    pub fn remembered(&mut self, history: Option<History>) {
+        if !self.paused {
+            self.history = history;
+        }
+    }
+
+    /// Notes that the relay has not answered, for `reason`, and how long its last answer is ago.
+    pub fn failed(&mut self, reason: &str, silence: Duration) {
+        self.failure = Some(plain(reason));
+        self.silence = silence;
+    }
+
+    /// Changes the view as `key` says.
+    pub fn press(&mut self, key: Key) {
+        match key {
+            Key::Up => self.select(-1),
+            Key::Down => self.select(1),
+            Key::Details => self.details = !self.details,
+            Key::Pause => self.paused = !self.paused,
+            Key::Help => self.help = !self.help,
+        }
+    }
+
+    /// Moves the selection by `step` lines, and not beyond the ends of the table.
+    fn select(&mut self, step: isize) {
+        let Some(status) = &self.status else { return };
+        let at = self.selected_row(status);
+        let last = status.outputs.len().saturating_sub(1);
+        let at = at.saturating_add_signed(step).min(last);
+        self.selected = status.outputs.get(at).map(|it| it.name.clone());
+    }
+
+    /// Returns the output whose details are shown; `None` if they are hidden.
+    pub(super) fn shown_output(&self) -> Option<&Output> {
+        let status = self.status.as_ref().filter(|_| self.details)?;
+        status.outputs.get(self.selected_row(status))
+    }
+
+    /// Returns the row of the selected output in the table.
+    pub(super) fn selected_row(&self, status: &Status) -> usize {
+        let is_selected = |it: &Output| Some(&it.name) == self.selected.as_ref();
+        status.outputs.iter().position(is_selected).unwrap_or(0)
+    }
+}
+
+/// Returns the rank of an output in the table: trouble comes first.
+fn rank(it: &Output) -> u8 {
+    match it.trouble {
+        Some(State::Bad) => 0,
+        Some(State::Warn) => 1,
+        Some(State::Good | State::Note) | None => 2,
+    }
+}

@@ -1,0 +1,152 @@
+//! The command `top` on a terminal, beside a real relay.
+
+use std::path::Path;
+
+use crate::support::PATIENCE;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::numbered;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::relay::run_command_with;
+use crate::support::terminal::Terminal;
+use crate::support::wait_until;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_kube-audit-forwarder");
+
+/// Starts a relay with an output that works and one whose consumer answers 500.
+fn relay(good: &HttpSink, bad: &HttpSink) -> Relay {
+    let output = |name: &str, sink: &HttpSink| {
+        format!(
+            "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n",
+            sink.address()
+        )
+    };
+    Relay::start(&format!("{BASE}{}{}", output("archive", good), output("siem", bad)))
+}
+
+fn failing() -> HttpSink {
+    HttpSink::start(|_| Answer::status(500))
+}
+
+#[test]
+fn it_shows_trouble_first_and_hears_the_keys_and_leaves_the_terminal_as_it_was() {
+    let (good, bad) = (HttpSink::accepting(), failing());
+    let mut relay = relay(&good, &bad);
+    assert_eq!(relay.post(&numbered::list(0, 0..300)).status, 200);
+    let command = format!("{BINARY} top http://{} --interval 500ms", relay.admin());
+    let mut terminal = Terminal::start(&command, 120, 40);
+    terminal.wait_for("✕ Output siem is down; its events are kept.");
+    terminal.wait_for("accepted 300");
+    terminal.wait_for("✓ archive");
+    terminal.wait_for("siem: delivered 0");
+    assert!(terminal.is_drawn() && terminal.hides_cursor());
+    let text = terminal.text();
+    assert!(text.find("✕ siem") < text.find("✓ archive"), "{text}");
+    assert!(text.contains(&bad.address().to_string()), "{text}");
+    terminal.press("\u{1b}[B");
+    terminal.wait_for("archive: delivered 300");
+    terminal.press("\r");
+    terminal.wait_until_gone("archive: delivered");
+    terminal.press("h");
+    terminal.wait_for("BACKLOG   events that the consumer has not acknowledged yet");
+    terminal.press("h");
+    terminal.press("p");
+    terminal.wait_for("paused");
+    terminal.press("p");
+    terminal.wait_until_gone("paused");
+    relay.kill();
+    terminal.wait_for("The relay has not answered");
+    terminal.press("q");
+    assert_eq!(terminal.wait(), Some(0));
+    assert!(!terminal.is_drawn() && !terminal.hides_cursor());
+}
+
+#[test]
+fn a_small_terminal_and_an_interrupt() {
+    let (good, bad) = (HttpSink::accepting(), failing());
+    let relay = relay(&good, &bad);
+    assert_eq!(relay.post(&numbered::list(0, 0..3)).status, 200);
+    let command = format!("{BINARY} top http://{}", relay.admin());
+    let mut terminal = Terminal::start(&command, 80, 24);
+    terminal.wait_for("✕ Output siem is down");
+    terminal.wait_for("✓ archive");
+    terminal.wait_for("q quit");
+    // Ctrl-C, which a terminal in raw mode hands to the program.
+    terminal.press("\u{3}");
+    assert_eq!(terminal.wait(), Some(0));
+    assert!(!terminal.is_drawn());
+    drop(relay);
+}
+
+#[test]
+fn a_signal_ends_it_and_gives_the_terminal_back() {
+    let (good, bad) = (HttpSink::accepting(), HttpSink::accepting());
+    let relay = relay(&good, &bad);
+    let end = relay.config_file().with_extension("end");
+    // The shell becomes top; its child waits for a file and then sends the signal.
+    let command = format!(
+        "sh -c 'top=$$; (until [ -e {} ]; do sleep 0.05; done; kill -TERM $top) & \
+         exec {BINARY} top http://{}'",
+        end.display(),
+        relay.admin()
+    );
+    let mut terminal = Terminal::start(&command, 100, 30);
+    terminal.wait_for("Every output works, and nothing is lost.");
+    std::fs::write(&end, "").unwrap();
+    assert_eq!(terminal.wait(), Some(0));
+    assert!(!terminal.is_drawn() && !terminal.hides_cursor());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn it_ends_when_its_terminal_is_closed() {
+    let (good, bad) = (HttpSink::accepting(), HttpSink::accepting());
+    let relay = relay(&good, &bad);
+    let process = relay.config_file().with_extension("pid");
+    let command = format!(
+        "sh -c 'echo $$ > {}; exec {BINARY} top http://{}'",
+        process.display(),
+        relay.admin()
+    );
+    let terminal = Terminal::start(&command, 100, 30);
+    terminal.wait_for("Every output works, and nothing is lost.");
+    let process = std::fs::read_to_string(process).unwrap();
+    let process = format!("/proc/{}", process.trim());
+    assert!(Path::new(&process).exists());
+    drop(terminal);
+    wait_until("top ends", PATIENCE, || !Path::new(&process).exists());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn without_a_terminal_it_prints_the_screen_once() {
+    let (good, bad) = (HttpSink::accepting(), failing());
+    let relay = relay(&good, &bad);
+    assert_eq!(relay.post(&numbered::list(0, 0..300)).status, 200);
+    bad.wait_for_count(1, PATIENCE);
+    let url = format!("http://{}", relay.admin());
+    let output = run_command_with(&["top", &url], Path::new("/"), &[("COLUMNS", "100")]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]), "{text}");
+    assert!(text.starts_with("kube-audit-forwarder "), "{text}");
+    assert!(text.contains("✕ siem") && text.contains("accepted 300"), "{text}");
+    assert!(!text.contains('\u{1b}') && text.lines().all(|line| line.chars().count() <= 100));
+    drop(relay);
+}
+
+#[test]
+fn a_relay_that_is_not_there_is_exit_status_1_and_a_wrong_url_2() {
+    let port = crate::support::free_port();
+    for (url, code, words) in [
+        (format!("http://127.0.0.1:{port}"), 1, "cannot connect"),
+        ("ftp://127.0.0.1".to_owned(), 2, "is not an http:// URL"),
+    ] {
+        let output = run_command(&["top", "--once", &url], Path::new("/"));
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+}
