@@ -54,6 +54,18 @@ pub enum Shape {
     Ocsf,
 }
 
+impl Shape {
+    /// Returns the value of the key `filter.shape` that chooses this schema.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Event => "event",
+            Self::Ecs => "ecs",
+            Self::Ocsf => "ocsf",
+        }
+    }
+}
+
 /// How the members `requestObject` and `responseObject` of an event leave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Bodies {

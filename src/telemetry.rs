@@ -8,9 +8,11 @@
 //! The log has a thread of its own, which `log` explains; `reports` limits how often a loss or a
 //! state that flaps is logged.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::sync::Weak;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -34,6 +36,7 @@ mod labels;
 mod log;
 mod memory;
 mod reading;
+mod recent;
 mod reference;
 mod reports;
 
@@ -54,6 +57,8 @@ pub use log::start_log;
 pub use reading::Certificate;
 pub use reading::Outcome;
 pub use reading::Reading;
+pub use recent::Quantiles;
+pub use recent::RecentTimes;
 pub use reference::reference;
 pub use reports::Cause;
 pub use reports::Loss;
@@ -92,6 +97,9 @@ pub struct Telemetry {
     program: catalog::ProgramMetrics,
     last_rejected: Arc<Mutex<Option<LastRejected>>>,
     reports: Reports,
+    /// The times until delivery of each output, by its name. An entry ends with the last handle of
+    /// the output.
+    delivery_times: Mutex<BTreeMap<String, Weak<Mutex<RecentTimes>>>>,
 }
 
 impl Default for Telemetry {
@@ -129,7 +137,8 @@ impl Telemetry {
         metrics::with_local_recorder(&recorder, || process.describe());
         let handle = recorder.handle();
         let (last_rejected, reports) = (Arc::default(), Reports::default());
-        Self { recorder, handle, process, program, last_rejected, reports }
+        let delivery_times = Mutex::default();
+        Self { recorder, handle, process, program, last_rejected, reports, delivery_times }
     }
 
     /// Returns the page `/metrics`, in the Prometheus text format. Call `Queue::observe` before,
@@ -236,7 +245,33 @@ impl Telemetry {
     pub fn output(&self, name: &str) -> OutputMetrics {
         let labels = [labels::OUTPUT.with(name)];
         let losses = self.reports.losses(name);
-        OutputMetrics::register(&self.recorder, labels, self.lost(name), losses)
+        let times = self.times_of(name);
+        OutputMetrics::register(&self.recorder, labels, self.lost(name), losses, times)
+    }
+
+    /// Returns the times until delivery of one output. Two calls with the same name return the same
+    /// value, as long as a handle of the output exists.
+    fn times_of(&self, name: &str) -> Arc<Mutex<RecentTimes>> {
+        let mut all = self.delivery_times.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(times) = all.get(name).and_then(Weak::upgrade) {
+            return times;
+        }
+        all.retain(|_, times| times.strong_count() > 0);
+        let times = Arc::new(Mutex::new(RecentTimes::new(Instant::now())));
+        all.insert(name.to_owned(), Arc::downgrade(&times));
+        times
+    }
+
+    /// Returns the median and the 99th percentile of the times from the acceptance of a batch to
+    /// its acknowledgement by the consumer of one output, over the last minutes. Returns `None` if
+    /// no event was delivered lately.
+    #[must_use]
+    pub fn delivery_quantiles(&self, name: &str) -> Option<Quantiles> {
+        let all = self.delivery_times.lock().unwrap_or_else(PoisonError::into_inner);
+        let times = all.get(name).and_then(Weak::upgrade)?;
+        drop(all);
+        let times = times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.quantiles(Instant::now())
     }
 
     /// Sets the metric `output_required` of an output.
@@ -411,6 +446,13 @@ impl OutputMetrics {
     pub fn failed(&self, reason: AttemptError) {
         self.errors.of(reason).increment(1);
     }
+
+    /// Records the time from the acceptance of a batch to its acknowledgement by the consumer,
+    /// which has come now.
+    pub fn delivered(&self, took: Duration, now: Instant) {
+        self.delivery.record(took.as_secs_f64());
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).record(took, now);
+    }
 }
 
 #[cfg(test)]
@@ -421,6 +463,58 @@ mod tests {
     use super::declare::PREFIX;
     use super::declare::Values;
     use super::*;
+
+    /// An output that a reload replaces goes on with the same times, and one that was removed
+    /// leaves nothing behind.
+    #[test]
+    fn the_times_of_an_output_are_shared_by_its_handles_and_end_with_them() {
+        let telemetry = Telemetry::new();
+        let (first, second) = (telemetry.output("o"), telemetry.output("o"));
+        assert_eq!(telemetry.delivery_quantiles("o"), None);
+        first.delivered(Duration::from_secs(2), Instant::now());
+        drop(first);
+        let p50 = telemetry.delivery_quantiles("o").unwrap().p50;
+        assert!((1.9..2.1).contains(&p50), "{p50}");
+        drop(second);
+        assert_eq!(telemetry.delivery_quantiles("o"), None);
+        let _other = telemetry.output("other");
+        assert_eq!(telemetry.delivery_times.lock().unwrap().len(), 1);
+        assert!(telemetry.render().contains("output_delivery_seconds_count{output=\"o\"} 1"));
+    }
+
+    #[test]
+    fn what_is_read_back_is_what_was_counted() {
+        let telemetry = Telemetry::new();
+        let (output, listener) = (telemetry.output("o"), telemetry.listener("l"));
+        output.failed(AttemptError::Status5xx);
+        output.failed(AttemptError::Status5xx);
+        output.filtered.duplicate.increment(7);
+        output.existing.increment(3);
+        listener.answered(429);
+        listener.received.increment(100);
+        telemetry.listener("removed").received.increment(11);
+        listener.rejected(Rejection::InFlightFull, 429, "full");
+        listener.rejected(Rejection::QueueFull, 429, "full");
+        listener.rejected(Rejection::Disk, 503, "the disk");
+        let (evidence, name) = (telemetry.evidence(), "a \"b\" \\ c");
+        evidence.failed(EvidenceError::Witness);
+        evidence.grew(12);
+        drop(telemetry.witness("z"));
+        telemetry.witness(name).cosigned(1_700_000_000);
+        let reading = telemetry.read();
+        let some = |counts: Vec<(&'static str, u64)>| -> Vec<_> {
+            counts.into_iter().filter(|(_, count)| *count > 0).collect()
+        };
+        assert_eq!(some(reading.errors("o")), [("status_5xx", 2)]);
+        assert_eq!(some(reading.filtered("o")), [("duplicate", 7)]);
+        assert_eq!((reading.filtered("o").len(), reading.existing_events("o")), (5, 3));
+        assert_eq!(some(reading.requests("l")), [("429", 1)]);
+        assert_eq!((reading.all_received_bytes(), reading.refused_429()), (111, 2));
+        assert_eq!((reading.evidence_size(), reading.last_checkpoint()), (12, None));
+        assert_eq!(some(reading.evidence_errors()), [("witness", 1)]);
+        let witnesses = [(name.to_owned(), Some(1_700_000_000.0)), ("z".to_owned(), None)];
+        assert_eq!(reading.witnesses(), witnesses);
+    }
 
     #[test]
     fn every_series_exists_at_zero_and_has_help() {

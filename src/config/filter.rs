@@ -252,7 +252,7 @@ fn form(
 ) -> (Option<Shape>, Option<Bodies>, Option<ManagedFields>) {
     let shape = t.optional_choice(
         "shape",
-        &[("event", Shape::Event), ("ecs", Shape::Ecs), ("ocsf", Shape::Ocsf)],
+        &[Shape::Event, Shape::Ecs, Shape::Ocsf].map(|shape| (shape.name(), shape)),
         otherwise.shape,
         "schema of what leaves, applied last: the event as it is, the Elastic Common Schema, or \
          OCSF's API Activity",

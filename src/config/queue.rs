@@ -65,6 +65,18 @@ pub enum Acknowledge {
     Synced,
 }
 
+impl Acknowledge {
+    /// Returns the value as the config has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Delivered => "delivered",
+            Self::Synced => "synced",
+        }
+    }
+}
+
 /// The values of `queue.when_full`: the reaction to a new batch when the queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhenFull {
@@ -75,6 +87,18 @@ pub enum WhenFull {
     DropOldest,
     /// The new batch is dropped and counted as lost. Its sender gets 200 nevertheless.
     DropNewest,
+}
+
+impl WhenFull {
+    /// Returns the value as the config has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Reject => "reject",
+            Self::DropOldest => "drop_oldest",
+            Self::DropNewest => "drop_newest",
+        }
+    }
 }
 
 /// Returns `true` if the config file sets `queue.directory`, so that the queue is on disk. The
@@ -111,9 +135,9 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
     let acknowledge = t.choice(
         "acknowledge",
         &[
-            ("queued", Acknowledge::Queued),
-            ("delivered", Acknowledge::Delivered),
-            ("synced", Acknowledge::Synced),
+            (Acknowledge::Queued.name(), Acknowledge::Queued),
+            (Acknowledge::Delivered.name(), Acknowledge::Delivered),
+            (Acknowledge::Synced.name(), Acknowledge::Synced),
         ],
         Some(default),
         "when the sender gets its 200: once the batch is in the queue, once every required \
@@ -130,9 +154,9 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
     let when_full = t.choice(
         "when_full",
         &[
-            ("reject", WhenFull::Reject),
-            ("drop_oldest", WhenFull::DropOldest),
-            ("drop_newest", WhenFull::DropNewest),
+            (WhenFull::Reject.name(), WhenFull::Reject),
+            (WhenFull::DropOldest.name(), WhenFull::DropOldest),
+            (WhenFull::DropNewest.name(), WhenFull::DropNewest),
         ],
         Some(WhenFull::Reject),
         "429 with Retry-After, or 200 and a counted loss (not with \"delivered\")",

@@ -102,12 +102,24 @@ pub enum Strategy {
 }
 
 impl Strategy {
+    /// Returns the value as the config has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Failover => "failover",
+            Self::RoundRobin => "round_robin",
+        }
+    }
+
     /// Reads the key `strategy`. Returns `Failover`, the default, if the key is absent or wrong, so
     /// the result is never `None`; a wrong value is recorded as a problem.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         t.choice(
             "strategy",
-            &[("failover", Self::Failover), ("round_robin", Self::RoundRobin)],
+            &[
+                (Self::Failover.name(), Self::Failover),
+                (Self::RoundRobin.name(), Self::RoundRobin),
+            ],
             Some(Self::Failover),
             "the first healthy one, in order; or the next one, for each request (http) or each connect",
         )

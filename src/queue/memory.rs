@@ -35,7 +35,6 @@ use super::outputs::DropCount;
 use super::outputs::Output;
 use super::outputs::show_start;
 use super::outputs::signed;
-use super::outputs::written;
 use crate::config;
 use crate::config::Acknowledge;
 use crate::config::BATCH_OVERHEAD;
@@ -242,7 +241,7 @@ impl MemoryState {
     /// Logs that the queue is full. Does nothing if the log's last line about room already says so.
     fn log_full(&mut self, metrics: &QueueMetrics) {
         if !std::mem::replace(&mut self.told_full, true) {
-            let when_full = written(self.when_full);
+            let when_full = self.when_full.name().to_owned();
             metrics.changed(Told::QueueFull { bytes: self.bytes, when_full });
         }
     }
@@ -889,6 +888,7 @@ impl Cursor {
         let Some(entry) = cursor.claims.find(claim) else { return };
         entry.stage = Stage::Done;
         let mut amount = Amount { events: 0, bytes: 0 };
+        let now = Instant::now();
         for record in state.records.range_mut(from..) {
             if !record.overlaps(claim) {
                 break;
@@ -896,7 +896,7 @@ impl Cursor {
             let (start, end) = (claim.start.max(record.first), claim.end.min(record.end()));
             amount.events += end - start;
             amount.bytes += record.slice(start, end).len() as u64;
-            cursor.output.metrics.delivery.record(record.accepted.elapsed().as_secs_f64());
+            cursor.output.metrics.delivered(now.duration_since(record.accepted), now);
         }
         disposition.count(amount.events, &cursor.output.metrics);
         cursor.passed.add(amount);

@@ -85,16 +85,6 @@ impl DropCount {
     }
 }
 
-/// Returns the text that stands for this value of `queue.when_full` in the config.
-pub(super) fn written(when_full: WhenFull) -> String {
-    match when_full {
-        WhenFull::Reject => "reject",
-        WhenFull::DropOldest => "drop_oldest",
-        WhenFull::DropNewest => "drop_newest",
-    }
-    .to_owned()
-}
-
 /// The names of outputs that have left the queue, each with the number of events that the output's
 /// counters show. When an output of the same name joins later, its counters continue from this
 /// number. A name has one entry, even if outputs of this name leave several times.

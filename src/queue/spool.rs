@@ -44,7 +44,6 @@ use super::identity;
 use super::identity::Identity;
 use super::outputs::Output;
 use super::outputs::show_start;
-use super::outputs::written;
 use super::segment::BLOCK;
 use super::segment::FIRST_RECORD;
 use super::segment::RECORD_HEADER;
@@ -219,7 +218,8 @@ impl Shared {
         // There may be a way to make room.
         self.wake();
         if !std::mem::replace(&mut state.writing.told_full, true) {
-            let (bytes, when_full) = (self.held_bytes(state), written(state.writing.when_full));
+            let when_full = state.writing.when_full.name().to_owned();
+            let bytes = self.held_bytes(state);
             self.metrics.changed(Told::QueueFull { bytes, when_full });
         }
     }

@@ -40,6 +40,7 @@ use super::labels::ROLE;
 use super::labels::Rejection;
 use super::labels::VERSION;
 use super::labels::WITNESS;
+use super::recent::RecentTimes;
 use super::reports::Losses;
 
 /// The bounds of the buckets for the duration of a request, in seconds: from a single small batch
@@ -363,7 +364,7 @@ catalog! {
                 negative for an output that a reload has added.",
             action: "Nothing: it moves only when the output joins.",
         }
-        pub delivery: Histogram = "output_delivery_seconds" {
+        pub(super) delivery: Histogram = "output_delivery_seconds" {
             help: "From the acceptance of a batch to its acknowledgement by the consumer.",
             unit: "seconds",
             meaning: "After an outage it shows how late the events are that were kept.",
@@ -394,6 +395,8 @@ catalog! {
         pub lost: Counter,
         /// The handle that notes for the log that this output has lost events.
         pub losses: Losses,
+        /// The times that `output_delivery_seconds` has counted in the last minutes.
+        pub(super) times: Arc<Mutex<RecentTimes>>,
     }
 
     "Outputs"

@@ -290,6 +290,12 @@ macro_rules! label_set {
         #[derive(Clone)]
         $seen struct $Set<H> { $( $(#[$of_field])* pub $field: H, )+ }
 
+        impl<H> $Set<H> {
+            /// The values of the label, in the order of the fields.
+            #[allow(dead_code, reason = "not every label is read back")]
+            pub(super) const NAMES: &'static [&'static str] = &[$( stringify!($field), )+];
+        }
+
         impl<H: $crate::telemetry::declare::Handle> $crate::telemetry::declare::Handle for $Set<H> {
             const KIND: $crate::telemetry::declare::Kind = H::KIND;
             const LABEL: Option<$crate::telemetry::declare::Label> =

@@ -5,10 +5,16 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use metrics::Counter;
+
+use super::AttemptError;
+use super::EvidenceError;
 use super::Rejection;
 use super::catalog;
-use super::declare::LabelValue as _;
+use super::declare::LabelValue;
 use super::declare::PREFIX;
+use super::labels::Code;
+use super::labels::Filtered;
 use super::reports::QUEUE;
 
 /// The values of all metric series at one moment.
@@ -68,6 +74,24 @@ impl fmt::Display for Outcome {
         }
         Ok(())
     }
+}
+
+/// Returns the value of a label as it was before the escapes of the page `/metrics`: a backslash
+/// stands before a quote and before another backslash, and `\n` is a line feed.
+fn unescaped(label: &str) -> String {
+    let mut chars = label.chars();
+    let mut text = String::with_capacity(label.len());
+    while let Some(char) = chars.next() {
+        text.push(match char {
+            '\\' => match chars.next() {
+                Some('n') => '\n',
+                Some(other) => other,
+                None => '\\',
+            },
+            _ => char,
+        });
+    }
+    text
 }
 
 impl Reading {
@@ -188,6 +212,103 @@ impl Reading {
     #[must_use]
     pub fn sent_bytes(&self, output: &str) -> u64 {
         self.count("output_bytes_total", &[("output", output)])
+    }
+
+    /// Returns the number of events that an output's consumer said it had already.
+    #[must_use]
+    pub fn existing_events(&self, output: &str) -> u64 {
+        self.count("output_existing_events_total", &[("output", output)])
+    }
+
+    /// Returns each reason for a failed attempt of an output, with the number of attempts that
+    /// failed for it.
+    #[must_use]
+    pub fn errors(&self, output: &str) -> Vec<(&'static str, u64)> {
+        self.by_label::<AttemptError>("output_errors_total", &[("output", output)])
+    }
+
+    /// Returns what an output's settings have done to events: each action, with the number of
+    /// events.
+    #[must_use]
+    pub fn filtered(&self, output: &str) -> Vec<(&'static str, u64)> {
+        let count =
+            |action| self.count("filtered_events_total", &[("output", output), ("action", action)]);
+        Filtered::<Counter>::NAMES.iter().map(|action| (*action, count(action))).collect()
+    }
+
+    /// Returns each status with which a listener has answered, with the number of requests.
+    #[must_use]
+    pub fn requests(&self, listener: &str) -> Vec<(&'static str, u64)> {
+        self.by_label::<Code>("requests_total", &[("listener", listener)])
+    }
+
+    /// Returns the value of each series of a metric that has these labels, and the label of `L`
+    /// behind them.
+    fn by_label<L: LabelValue>(
+        &self,
+        name: &str,
+        labels: &[(&str, &str)],
+    ) -> Vec<(&'static str, u64)> {
+        let count = |value: &L| {
+            let labels = [labels, &[(L::LABEL.name, value.value())]].concat();
+            (value.value(), self.count(name, &labels))
+        };
+        L::ALL.iter().map(count).collect()
+    }
+
+    /// Returns the number of requests that were refused with the status 429.
+    #[must_use]
+    pub fn refused_429(&self) -> u64 {
+        let reasons = [Rejection::QueueFull, Rejection::InFlightFull];
+        let count =
+            |reason: Rejection| self.count("requests_rejected_total", &[("reason", reason.name())]);
+        reasons.into_iter().map(count).sum()
+    }
+
+    /// Returns the number of bytes of request bodies that all listeners and sources have received,
+    /// those of removed ones included.
+    #[must_use]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a sum of counters: whole, not negative, and below 2^53"
+    )]
+    pub fn all_received_bytes(&self) -> u64 {
+        self.all("received_bytes_total").map(|(_, value)| value).sum::<f64>() as u64
+    }
+
+    /// Returns the number of entries of the evidence log.
+    #[must_use]
+    pub fn evidence_size(&self) -> u64 {
+        self.count("evidence_size", &[])
+    }
+
+    /// Returns the time at which the last checkpoint of the evidence was signed, in seconds since
+    /// 1970; `None` if none was signed since the start.
+    #[must_use]
+    pub fn last_checkpoint(&self) -> Option<f64> {
+        let last = self.value("evidence_last_checkpoint_timestamp_seconds", &[]);
+        Some(last).filter(|time| *time > 0.0)
+    }
+
+    /// Returns the name of each witness, and the time of its last cosignature in seconds since
+    /// 1970. The time is `None` if it has not cosigned since the start. Sorted by name.
+    #[must_use]
+    pub fn witnesses(&self) -> Vec<(String, Option<f64>)> {
+        let witness = |(labels, at): (&str, f64)| {
+            let name = labels.strip_prefix("witness=\"")?.strip_suffix('"')?;
+            Some((unescaped(name), Some(at).filter(|time| *time > 0.0)))
+        };
+        let mut all: Vec<_> =
+            self.all("evidence_witness_timestamp_seconds").filter_map(witness).collect();
+        all.sort_by(|(a, _), (b, _)| a.cmp(b));
+        all
+    }
+
+    /// Returns each reason for which evidence could not be recorded, with the number of attempts.
+    #[must_use]
+    pub fn evidence_errors(&self) -> Vec<(&'static str, u64)> {
+        self.by_label::<EvidenceError>("evidence_errors_total", &[])
     }
 
     /// Returns the number of an output's repeated attempts to deliver. The first attempt for each

@@ -223,6 +223,8 @@ struct Notes {
     room: Flap,
     /// The changes between a disk that refuses to store and a disk that stores.
     disk: Flap,
+    /// The time since when the queue has been full; `None`: it is not.
+    full_since: Option<Instant>,
     /// The number of threads that have taken notes and are now writing the log lines about them.
     writers: usize,
 }
@@ -231,7 +233,7 @@ impl Default for Notes {
     fn default() -> Self {
         let (parties, losses) = (BTreeMap::new(), BTreeMap::new());
         let (room, disk) = (Flap::new(ROOM_LINES), Flap::new(DISK_LINES));
-        Self { parties, losses, room, disk, writers: 0 }
+        Self { parties, losses, room, disk, full_since: None, writers: 0 }
     }
 }
 
@@ -245,6 +247,14 @@ struct Party {
     keeps: AtomicBool,
     /// The number of events that were noted as lost since the start.
     lost: AtomicU64,
+    /// The time of the last loss; `None`: nothing was lost yet.
+    last: Mutex<Option<Instant>>,
+}
+
+impl Party {
+    fn last(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// The losses of one kind at one output, or in the queue.
@@ -400,7 +410,8 @@ impl Reports {
             }
             let name = Arc::<str>::from(name);
             let (keeps, lost) = (AtomicBool::new(true), AtomicU64::new(0));
-            let party = Arc::new(Party { name: Arc::clone(&name), keeps, lost });
+            let last = Mutex::default();
+            let party = Arc::new(Party { name: Arc::clone(&name), keeps, lost, last });
             notes.parties.insert(name, Arc::clone(&party));
             party
         };
@@ -413,6 +424,13 @@ impl Reports {
     /// Notes that the queue, or its disk, has changed to `state`. A log line follows.
     pub fn changed(&self, state: State) {
         let mut notes = self.lock();
+        match state {
+            State::QueueFull { .. } => {
+                notes.full_since.get_or_insert_with(Instant::now);
+            }
+            State::QueueHasRoom { .. } => notes.full_since = None,
+            State::DiskRefuses { .. } | State::DiskIsWell => {}
+        }
         let flap = match state {
             State::QueueFull { .. } | State::QueueHasRoom { .. } => &mut notes.room,
             State::DiskRefuses { .. } | State::DiskIsWell => &mut notes.disk,
@@ -421,6 +439,31 @@ impl Reports {
         flap.state = Some(state);
         drop(notes);
         self.shared.news.notify_one();
+    }
+
+    /// Returns for how long the queue has been full; `None` if it is not.
+    #[must_use]
+    pub fn full_for(&self) -> Option<Duration> {
+        self.lock().full_since.map(|since| since.elapsed())
+    }
+
+    /// Returns the time since the last loss of the output with this name, also of one that a reload
+    /// has removed. For the name `queue`, returns the time since the last loss of events that no
+    /// output can get. Returns `None` if there was no loss.
+    #[must_use]
+    pub fn lost_ago(&self, name: &str) -> Option<Duration> {
+        let party = self.lock().parties.get(name).map(Arc::clone)?;
+        let last = *party.last();
+        last.map(|last| last.elapsed())
+    }
+
+    /// Returns the time since the last loss of any output, or of the queue; `None` if there was no
+    /// loss.
+    #[must_use]
+    pub fn any_lost_ago(&self) -> Option<Duration> {
+        let parties: Vec<_> = self.lock().parties.values().map(Arc::clone).collect();
+        let last = parties.iter().filter_map(|party| *party.last()).max();
+        last.map(|last| last.elapsed())
     }
 
     /// Writes log lines about the notes until `stop` is cancelled. One task of the relay runs this
@@ -494,7 +537,10 @@ impl Losses {
     /// Notes that `events` more events are lost. `detail` says more about the loss, for example an
     /// error. A log line shows only the detail of the first loss since the previous line.
     pub fn add(&self, loss: Loss, events: u64, detail: Option<&str>) {
-        self.party.lost.fetch_add(events, Ordering::Relaxed);
+        if events > 0 {
+            self.party.lost.fetch_add(events, Ordering::Relaxed);
+            *self.party.last() = Some(Instant::now());
+        }
         self.note(loss, events, detail);
     }
 
@@ -643,6 +689,35 @@ mod tests {
         let text = String::from_utf8(text.lock().unwrap().clone()).unwrap();
         assert!(text.contains("events=10") && text.contains("lost and counted"), "{text:?}");
         writer.join().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_loss_has_an_age_for_each_output_and_for_all() {
+        let reports = Reports::default();
+        let (losses, second) = (reports.losses("a"), Duration::from_secs(1));
+        losses.add(Loss::DropOldest, 0, None);
+        losses.note(Loss::DeadLetters, 5, None);
+        assert_eq!((reports.lost_ago("a"), reports.any_lost_ago()), (None, None));
+        losses.add(Loss::DropOldest, 3, None);
+        tokio::time::advance(5 * second).await;
+        reports.losses(QUEUE).add(Loss::DropNewest, 1, None);
+        tokio::time::advance(2 * second).await;
+        assert_eq!(reports.lost_ago("a"), Some(7 * second));
+        assert_eq!(reports.lost_ago(QUEUE), Some(2 * second));
+        assert_eq!(reports.any_lost_ago(), Some(2 * second));
+        assert_eq!(reports.lost_ago("nobody"), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_is_full_since_it_was_said_to_be_until_it_has_room() {
+        let (reports, second) = (Reports::default(), Duration::from_secs(1));
+        assert_eq!(reports.full_for(), None);
+        reports.changed(State::QueueFull { bytes: 9, when_full: "reject".to_owned() });
+        tokio::time::advance(3 * second).await;
+        reports.changed(State::DiskIsWell);
+        assert_eq!(reports.full_for(), Some(3 * second));
+        reports.changed(State::QueueHasRoom { bytes: 1 });
+        assert_eq!(reports.full_for(), None);
     }
 
     #[tokio::test(start_paused = true)]

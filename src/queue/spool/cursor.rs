@@ -940,7 +940,7 @@ impl Cursor {
         let (note, events) = (entry.note, left(claim, &cursor.counted));
         disposition.count(events, &cursor.output.metrics);
         let took = age(note.received, now());
-        cursor.output.metrics.delivery.record(took.as_secs_f64());
+        cursor.output.metrics.delivered(took, Instant::now());
         if let Some(unrecorded) = &mut cursor.unrecorded {
             let mut fates = disposition.fates;
             let within = |gap: &Gap| positions(gap.start.max(claim.start)..gap.end.min(claim.end));
