@@ -42,6 +42,7 @@ pub use checkpoints::Published;
 pub use dead_letter::DeadLetters;
 pub use dead_letter::FORMAT as DEAD_LETTER_FORMAT;
 pub use endpoints::AddressState;
+pub use endpoints::FiguresShown;
 pub use failure::ProbeError;
 pub use failure::RunError;
 pub use files::Files;

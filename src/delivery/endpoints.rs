@@ -13,14 +13,16 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `address` `circuit` | an endpoint and its addresses · whether one address may be used |
-//! | 2 | `table` | all addresses, and whose turn it is, without I/O |
-//! | 3 | `set` | the table behind its lock, and lookups of names |
-//! | 4 | `attempt` `watch` | deliveries and connections · probes |
+//! | 1 | `figures` `circuit` | what is counted at one address · whether one address may be used |
+//! | 2 | `address` | an endpoint and its addresses |
+//! | 3 | `table` | all addresses, and whose turn it is, without I/O |
+//! | 4 | `set` | the table behind its lock, and lookups of names |
+//! | 5 | `attempt` `watch` | deliveries and connections · probes |
 
 mod address;
 mod attempt;
 mod circuit;
+mod figures;
 mod set;
 mod table;
 mod watch;
@@ -29,6 +31,8 @@ pub(crate) use address::Endpoint;
 pub(crate) use address::ResolvedAddress;
 pub(crate) use attempt::Attempt;
 pub(crate) use attempt::Probed;
+pub(crate) use figures::Figures;
+pub use figures::FiguresShown;
 pub use set::AddressState;
 pub(crate) use set::Endpoints;
 pub(crate) use watch::Watch;

@@ -113,6 +113,13 @@ impl Status {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns how the output chooses one of its addresses, as the config has it; `None` if the
+    /// output has no addresses.
+    #[must_use]
+    pub fn strategy(&self) -> Option<&'static str> {
+        self.endpoints.as_ref().map(|endpoints| endpoints.strategy().name())
+    }
+
     /// Returns the values of the status at this moment.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {

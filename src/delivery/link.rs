@@ -175,6 +175,28 @@ pub(crate) struct Part {
     pub(crate) verdict: Verdict,
 }
 
+impl Part {
+    /// Returns `true` if the consumer has events of the part.
+    pub(crate) fn is_taken(&self) -> bool {
+        match &self.verdict {
+            Verdict::Delivered | Verdict::Existing => true,
+            Verdict::Partly { refused, .. } => *refused < self.events,
+            Verdict::Again(_) | Verdict::Refused(_) | Verdict::Unsent => false,
+        }
+    }
+
+    /// Returns the reason why the consumer has not taken all events of the part; `None` if it has,
+    /// or if they were not sent.
+    pub(crate) fn failure(&self) -> Option<&Failure> {
+        match &self.verdict {
+            Verdict::Delivered | Verdict::Existing | Verdict::Unsent => None,
+            Verdict::Again(failure)
+            | Verdict::Refused(failure)
+            | Verdict::Partly { failure, .. } => Some(failure),
+        }
+    }
+}
+
 /// The parts of an answer, as they are put together event by event.
 #[derive(Debug, Default)]
 pub(crate) struct Parts(Vec<Part>);

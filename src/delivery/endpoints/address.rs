@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use super::figures::Figures;
 use crate::config::HostPort;
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
@@ -31,7 +33,7 @@ impl Endpoint {
 
 /// One address of an output, as it was when this value was made. Since then, a lookup or a reload
 /// may have removed the address from the output.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct ResolvedAddress {
     /// The index of the address's endpoint in the output's config.
     pub(crate) endpoint: usize,
@@ -41,6 +43,16 @@ pub(crate) struct ResolvedAddress {
     pub(crate) name: HostPort,
     /// The IP address and port; `None` while the host is not resolved, and if a proxy resolves it.
     pub(crate) socket: Option<SocketAddr>,
+    /// What is counted at the address.
+    pub(crate) figures: Arc<Figures>,
+}
+
+/// Two values are equal if they are the same address, whatever was counted there.
+impl PartialEq for ResolvedAddress {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { endpoint, id, name, socket, figures: _ } = self;
+        (endpoint, id, name, socket) == (&other.endpoint, &other.id, &other.name, &other.socket)
+    }
 }
 
 impl ResolvedAddress {

@@ -18,8 +18,10 @@ use crate::telemetry::AttemptError;
 pub(crate) type Probed = Vec<(String, Result<(), ProbeError>)>;
 
 /// One use of an address, by a delivery or a connection. The user reports the result with
-/// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`]. If the value is dropped
-/// without a report, nothing is noted about the address. If the attempt is a trial (a delivery that
+/// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`], which decide whether the
+/// address is used further. [`Attempt::ended`] counts the requests, or the writes of a connection,
+/// that have ended; a failure and a refusal count themselves. If the value is dropped without a
+/// report, nothing is noted about the address. If the attempt is a trial (a delivery that
 /// tests the address after a failure), dropping the value ends the trial.
 pub(crate) struct Attempt {
     set: Arc<Endpoints>,
@@ -131,9 +133,28 @@ impl Attempt {
         &self.address
     }
 
-    /// Notes that the attempt failed. Returns `true` if another address may be tried without a
-    /// pause.
+    /// Counts bytes that are sent to the address.
+    pub(crate) fn sent(&self, bytes: u64) {
+        self.address.figures.sent(bytes);
+    }
+
+    /// Counts a request, or a write of a connection, that has ended here, and says nothing about
+    /// the address. `took` is the time from sending to the acknowledgement; `None` if the consumer
+    /// has acknowledged nothing. `failure` is the first thing that it did not take.
+    pub(crate) fn ended(&self, took: Option<Duration>, failure: Option<&Failure>) {
+        self.address.figures.ended(took, failure);
+    }
+
+    /// Notes and counts that the attempt failed. Returns `true` if another address may be tried
+    /// without a pause.
     pub(crate) fn failed(&self, failure: &Failure) -> bool {
+        self.ended(None, Some(failure));
+        self.blamed(failure)
+    }
+
+    /// Notes that the attempt failed, if its requests were counted already. Otherwise does the same
+    /// as [`Attempt::failed`].
+    pub(crate) fn blamed(&self, failure: &Failure) -> bool {
         // A failure costs the time that was spent waiting in vain. A connection that has existed
         // for long did not wait during all that time, but at most for the request timeout.
         let late = failure.reason == AttemptError::Timeout;
@@ -142,14 +163,15 @@ impl Attempt {
         self.note(failure, Fault::Failed { asked: failure.retry_after, waited })
     }
 
-    /// Notes that the consumer at this address refused events that another consumer may accept.
-    /// Returns `true` if another address may be tried without a pause. Otherwise no consumer
-    /// accepts the events now, so no consumer is at fault for refusing them. In this case,
+    /// Notes and counts that the consumer at this address refused events that another consumer may
+    /// accept. Returns `true` if another address may be tried without a pause. Otherwise no
+    /// consumer accepts the events now, so no consumer is at fault for refusing them. In this case,
     /// addresses that are down only because of refusals count as up again.
     pub(crate) fn refused(&self, failure: &Failure) -> bool {
+        self.ended(None, Some(failure));
         let left = self.note(failure, Fault::Refused);
         if !left {
-            self.set.lock().forgive();
+            self.set.lock().forgive(Instant::now());
             self.set.wake();
         }
         left

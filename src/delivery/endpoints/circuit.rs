@@ -65,6 +65,8 @@ pub(super) enum Fault {
 #[derive(Debug, Clone)]
 pub(super) struct Circuit {
     state: CircuitState,
+    /// The moment since when the circuit has had its state, as [`Circuit::name`] tells it.
+    since: Instant,
     /// The time for which the address must answer probes (test connections) after a failure, before
     /// a delivery tests it again.
     hold: Duration,
@@ -109,8 +111,25 @@ struct Open {
 impl Circuit {
     /// Makes the circuit of a new address. The circuit is closed, so deliveries may use the
     /// address.
-    pub(super) fn new() -> Self {
-        Self { state: CircuitState::Closed, hold: HOLD_MIN, back: None, failed: None }
+    pub(super) fn new(now: Instant) -> Self {
+        let state = CircuitState::Closed;
+        Self { state, since: now, hold: HOLD_MIN, back: None, failed: None }
+    }
+
+    /// Returns the moment since when the circuit has had the state of its [`Circuit::name`].
+    pub(super) fn since(&self) -> Instant {
+        self.since
+    }
+
+    /// Makes a change of the state, and notes its moment if the name of the state is another one
+    /// afterwards.
+    fn change<T>(&mut self, now: Instant, change: impl FnOnce(&mut Self) -> T) -> T {
+        let before = self.name();
+        let result = change(self);
+        if self.name() != before {
+            self.since = now;
+        }
+        result
     }
 
     /// Makes the circuit (the state that decides about the use) of a new address, when the other
@@ -119,7 +138,7 @@ impl Circuit {
     /// tests it. The first probe is due at once.
     pub(super) fn of_successor(&self, now: Instant) -> Self {
         let mut circuit = self.clone();
-        circuit.failed = None;
+        (circuit.failed, circuit.since) = (None, now);
         if let CircuitState::Open(open) = &mut circuit.state {
             *open = Open { asked: None, answers: None, next_probe: now, pause: PAUSE_MIN, ..*open };
         }
@@ -192,6 +211,10 @@ impl Circuit {
     /// Notes that a delivery failed. Returns `true` if this opens the circuit, which means that the
     /// address counts as down from now on; `false` if the circuit was open already.
     pub(super) fn failed(&mut self, fault: Fault, now: Instant) -> bool {
+        self.change(now, |circuit| circuit.note_fault(fault, now))
+    }
+
+    fn note_fault(&mut self, fault: Fault, now: Instant) -> bool {
         let (asked, waited) = match fault {
             Fault::Failed { asked, waited } => (asked.map(|asked| now + asked), waited),
             Fault::Refused => (None, Duration::ZERO),
@@ -226,10 +249,10 @@ impl Circuit {
     /// Notes that no consumer accepts the events that this consumer refused, so this consumer was
     /// not at fault. If the address is down only because of refusals, closes the circuit (the
     /// address is used again) and returns `true`. Otherwise returns `false`.
-    pub(super) fn forgive(&mut self) -> bool {
+    pub(super) fn forgive(&mut self, now: Instant) -> bool {
         let refused = matches!(&self.state, CircuitState::Open(open) if open.refused);
         if refused {
-            self.state = CircuitState::Closed;
+            self.change(now, |circuit| circuit.state = CircuitState::Closed);
         }
         refused
     }
@@ -247,7 +270,7 @@ impl Circuit {
         if was_open && !suspect && self.failed.is_some_and(|failed| failed > begun) {
             return false;
         }
-        self.state = CircuitState::Closed;
+        self.change(now, |circuit| circuit.state = CircuitState::Closed);
         if was_open {
             self.back = Some(now);
         } else if self.back.is_some_and(|back| now.duration_since(back) >= self.hold) {
@@ -290,7 +313,7 @@ impl Circuit {
             open.next_probe = ready.min(now + PAUSE_MAX);
             return false;
         }
-        self.state = CircuitState::HalfOpen { busy: false };
+        self.change(now, |circuit| circuit.state = CircuitState::HalfOpen { busy: false });
         self.back = Some(now);
         true
     }
@@ -318,7 +341,7 @@ mod tests {
     #[test]
     fn it_comes_back_when_it_has_answered_for_its_hold() {
         let start = Instant::now();
-        let mut circuit = Circuit::new();
+        let mut circuit = Circuit::new(Instant::now());
         assert!(circuit.is_usable());
         assert!(circuit.failed(FAILED, start));
         assert!(!circuit.failed(FAILED, start), "it is open already");
@@ -341,7 +364,7 @@ mod tests {
     #[test]
     fn a_probe_that_fails_begins_the_hold_anew() {
         let start = Instant::now();
-        let mut circuit = Circuit::new();
+        let mut circuit = Circuit::new(Instant::now());
         circuit.failed(FAILED, start);
         assert!(!circuit.probed(true, start + SECOND));
         assert!(!circuit.probed(false, start + SECOND * 5));
@@ -353,7 +376,7 @@ mod tests {
     #[test]
     fn one_delivery_at_a_time_tries_it_until_one_succeeds() {
         let start = Instant::now();
-        let mut circuit = Circuit::new();
+        let mut circuit = Circuit::new(Instant::now());
         circuit.failed(FAILED, start);
         let now = probe_until_back(&mut circuit, start);
         assert!(circuit.take());
@@ -368,7 +391,7 @@ mod tests {
     #[test]
     fn the_hold_doubles_for_what_fails_again_and_shrinks_when_it_has_worked_as_long() {
         let mut now = Instant::now();
-        let mut circuit = Circuit::new();
+        let mut circuit = Circuit::new(Instant::now());
         let mut holds = Vec::new();
         for _ in 0..8 {
             circuit.failed(FAILED, now);
@@ -391,7 +414,7 @@ mod tests {
     fn the_hold_is_longer_than_what_a_failure_costs() {
         let start = Instant::now();
         for (waited, hold) in [(1, 10), (60, 120), (3600, 600)] {
-            let mut circuit = Circuit::new();
+            let mut circuit = Circuit::new(Instant::now());
             circuit.failed(Fault::Failed { asked: None, waited: SECOND * waited }, start);
             let probed = circuit.next_probe().unwrap();
             assert_eq!(probe_until_back(&mut circuit, probed) - probed, SECOND * hold);
@@ -401,7 +424,7 @@ mod tests {
     #[test]
     fn refusals_do_not_lengthen_the_hold() {
         let mut now = Instant::now();
-        let mut circuit = Circuit::new();
+        let mut circuit = Circuit::new(Instant::now());
         for _ in 0..5 {
             circuit.failed(Fault::Refused, now);
             let probed = circuit.next_probe().unwrap();
@@ -413,7 +436,7 @@ mod tests {
     #[test]
     fn a_delivery_that_succeeds_closes_it_unless_it_was_begun_before_the_failure() {
         let start = Instant::now();
-        let mut circuit = Circuit::new();
+        let mut circuit = Circuit::new(Instant::now());
         circuit.failed(FAILED, start + SECOND);
         assert!(!circuit.succeeded(start, start + SECOND * 2));
         assert!(circuit.is_open());
@@ -425,7 +448,7 @@ mod tests {
     fn a_silent_address_is_suspect_until_it_answers_also_what_it_was_asked_before() {
         let start = Instant::now();
         let silent = Fault::Silent { waited: SECOND };
-        let mut circuit = Circuit::new();
+        let mut circuit = Circuit::new(Instant::now());
         assert!(circuit.failed(silent, start + SECOND));
         assert!(!circuit.failed(silent, start + SECOND));
         assert_eq!((circuit.name(), circuit.is_usable()), ("suspect", false));
@@ -447,7 +470,7 @@ mod tests {
     #[test]
     fn a_pause_that_was_asked_for_is_kept() {
         let start = Instant::now();
-        let mut circuit = Circuit::new();
+        let mut circuit = Circuit::new(Instant::now());
         circuit.failed(Fault::Failed { asked: Some(SECOND * 100), waited: SECOND }, start);
         assert_eq!(circuit.asked_until(start), Some(start + SECOND * 100));
         assert_eq!(probe_until_back(&mut circuit, start), start + SECOND * 100);

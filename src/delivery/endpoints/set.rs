@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::address::Endpoint;
 use super::address::ResolvedAddress;
+use super::figures::FiguresShown;
 use super::table::AddressTable;
 use crate::config::HostPort;
 use crate::config::Strategy;
@@ -84,14 +85,20 @@ pub(crate) struct Endpoints {
 /// The state of one address of an output, as `/status` shows it.
 #[derive(Debug, Clone)]
 pub struct AddressState {
+    /// The number of the configured endpoint, from 0. Two URLs of one host and port differ in it.
+    pub endpoint: usize,
     /// The configured host and port, and the IP address that the host resolved to.
     pub address: String,
     /// The state of the address: `up`, `down`, `suspect` or `back, on trial`. `suspect`: the
     /// address does not answer while another address does. `back, on trial`: the address was `down`
     /// or `suspect`, and now one delivery at a time tests it.
     pub state: &'static str,
+    /// The time for which the address has had this state.
+    pub state_for: Duration,
     /// `true` if the last delivery or connection that succeeded used this address.
     pub used: bool,
+    /// What was counted at the address since it is one of the output's.
+    pub figures: FiguresShown,
 }
 
 /// Makes a [`Failure`] which says that the lookup of the host name `name` failed. `what` is the
@@ -128,7 +135,7 @@ impl Endpoints {
     /// Replaces the list of endpoints, which is in the order of the config. An endpoint that is the
     /// same as before, and at the same place in the list, keeps its addresses and their state.
     pub(crate) fn set(&self, endpoints: Vec<Endpoint>) {
-        self.lock().set(endpoints);
+        self.lock().set(endpoints, Instant::now());
         self.wake();
     }
 
@@ -242,13 +249,37 @@ impl Endpoints {
 
     /// Returns the state of each address for `/status`, in the order of the config.
     pub(crate) fn states(&self) -> Vec<AddressState> {
+        let now = Instant::now();
         let table = self.lock();
-        let states = table.resolved().map(|(address, entry)| AddressState {
+        let entries = table.resolved().map(|(address, entry)| {
+            let (circuit, used) = (&entry.circuit, table.used == Some(address.id));
+            (address, circuit.name(), now.saturating_duration_since(circuit.since()), used)
+        });
+        let entries: Vec<_> = entries.collect();
+        drop(table);
+        let states = entries.into_iter().map(|(address, state, state_for, used)| AddressState {
+            endpoint: address.endpoint,
             address: address.to_string(),
-            state: entry.circuit.name(),
-            used: table.used == Some(address.id),
+            state,
+            state_for,
+            used,
+            figures: address.figures.show(),
         });
         states.collect()
+    }
+
+    /// Counts a request to the address with the id `id` that is not waited for any more, because
+    /// another address has answered it.
+    pub(crate) fn abandoned(&self, id: usize, failure: &Failure) {
+        let found = self.addresses().into_iter().find(|address| address.id == id);
+        if let Some(address) = found {
+            address.figures.ended(None, Some(failure));
+        }
+    }
+
+    /// Returns how the next address is chosen.
+    pub(crate) fn strategy(&self) -> Strategy {
+        self.strategy
     }
 
     /// Logs that an address is up again, and how long it was down. `since` is when it went down.

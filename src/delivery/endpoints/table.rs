@@ -12,6 +12,7 @@ use super::address::Endpoint;
 use super::address::ResolvedAddress;
 use super::circuit::Circuit;
 use super::circuit::Fault;
+use super::figures::Figures;
 use crate::config::Strategy;
 
 /// When this time has passed since the last lookup of a host name, the background task looks the
@@ -72,6 +73,8 @@ pub(super) struct AddressEntry {
     /// The IP address and port; `None` while the host is not resolved, and if a proxy resolves it.
     pub(super) socket: Option<SocketAddr>,
     pub(super) circuit: Circuit,
+    /// What is counted at the address.
+    pub(super) figures: Arc<Figures>,
     /// The number of the last round in which a delivery to this address failed; `None` if none
     /// failed. In a round, each address is tried once.
     failed_in: Option<u64>,
@@ -103,7 +106,8 @@ pub(super) struct Noted {
 
 impl AddressEntry {
     fn new(id: usize, socket: Option<SocketAddr>, circuit: Circuit) -> Self {
-        Self { id, socket, circuit, failed_in: None, told: None, told_down: false }
+        let figures = Arc::default();
+        Self { id, socket, circuit, figures, failed_in: None, told: None, told_down: false }
     }
 
     /// Makes the entry of a new address. It is called when a lookup of an endpoint's host name has
@@ -140,8 +144,8 @@ impl AddressEntry {
 
 impl EndpointEntry {
     fn resolved(&self, endpoint: usize, address: &AddressEntry) -> ResolvedAddress {
-        let (id, socket) = (address.id, address.socket);
-        ResolvedAddress { endpoint, id, name: self.endpoint.name.clone(), socket }
+        let (id, socket, figures) = (address.id, address.socket, Arc::clone(&address.figures));
+        ResolvedAddress { endpoint, id, name: self.endpoint.name.clone(), socket, figures }
     }
 
     /// Returns the index, within this endpoint, of the address with this id; `None` if there is
@@ -159,7 +163,7 @@ impl AddressTable {
 
     /// Replaces the list of endpoints. An endpoint that is the same as before, and at the same
     /// place in the list, keeps its addresses and their state.
-    pub(super) fn set(&mut self, endpoints: Vec<Endpoint>) {
+    pub(super) fn set(&mut self, endpoints: Vec<Endpoint>, now: Instant) {
         let mut old: Vec<Option<EndpointEntry>> =
             std::mem::take(&mut self.entries).into_iter().map(Some).collect();
         for (index, endpoint) in endpoints.into_iter().enumerate() {
@@ -167,7 +171,7 @@ impl AddressTable {
                 old.get_mut(index).and_then(|entry| entry.take_if(|it| it.endpoint == endpoint));
             let entry = same.unwrap_or_else(|| {
                 let socket = if endpoint.resolved_here { endpoint.literal() } else { None };
-                let addresses = vec![AddressEntry::new(self.new_id(), socket, Circuit::new())];
+                let addresses = vec![AddressEntry::new(self.new_id(), socket, Circuit::new(now))];
                 let lookups = Arc::new(Semaphore::new(1));
                 EndpointEntry { endpoint, looked_up: None, next_lookup: None, lookups, addresses }
             });
@@ -335,10 +339,10 @@ impl AddressTable {
     /// Forgives every refusal: addresses that are down only because their consumers refused events
     /// count as up again. Called when no consumer accepts the refused events, so that no consumer
     /// is at fault.
-    pub(super) fn forgive(&mut self) {
+    pub(super) fn forgive(&mut self, now: Instant) {
         self.failing = false;
         for address in self.entries.iter_mut().flat_map(|entry| &mut entry.addresses) {
-            if address.circuit.forgive() {
+            if address.circuit.forgive(now) {
                 address.told_down = false;
             }
         }
@@ -374,10 +378,15 @@ impl AddressTable {
         let all_down = entry.addresses.iter().all(|address| address.circuit.is_open());
         let new = |(socket, id): (&SocketAddr, usize)| match entry.addresses.first() {
             Some(first) if all_down => first.successor(id, *socket, now),
-            _ => AddressEntry::new(id, Some(*socket), Circuit::new()),
+            _ => AddressEntry::new(id, Some(*socket), Circuit::new(now)),
         };
         let joining = answer.iter().zip(new_ids).filter(|(socket, _)| !before.contains(socket));
-        let joining: Vec<_> = joining.map(new).collect();
+        let mut joining: Vec<_> = joining.map(new).collect();
+        // What was counted before the name had an address is shown with its first one.
+        let unresolved = entry.addresses.iter().find(|address| address.socket.is_none());
+        if let Some((unresolved, first)) = unresolved.zip(joining.first_mut()) {
+            first.figures = Arc::clone(&unresolved.figures);
+        }
         // Addresses that stay keep their order: an answer in another order is no reason to use
         // another address.
         let stays = |socket: SocketAddr| answer.contains(&socket);

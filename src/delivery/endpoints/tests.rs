@@ -523,6 +523,69 @@ async fn an_address_that_takes_connections_and_never_answers_costs_little_in_a_d
     assert!(delivered > 24 * 3600 * 8 / 10, "{delivered}");
 }
 
+/// What `/status` shows of an address: its state, for how long in seconds, attempts, and errors.
+type Row = (&'static str, u64, u64, Vec<(AttemptError, u64)>);
+
+fn shown(bench: &Bench) -> Vec<Row> {
+    let of = |it: AddressState| {
+        (it.state, it.state_for.as_secs(), it.figures.requests, it.figures.errors)
+    };
+    bench.set.states().into_iter().map(of).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_address_counts_its_own_attempts_and_tells_since_when_it_has_its_state() {
+    let bench = Bench::three(Strategy::Failover);
+    pass(SECOND * 5).await;
+    let attempt = bench.pick();
+    attempt.sent(700);
+    attempt.ended(Some(SECOND / 4), None);
+    attempt.succeeded();
+    bench.world.set(1, Mood::Away);
+    assert_eq!(bench.deliver().await.0, 1);
+    pass(SECOND * 3).await;
+    let refused = vec![(AttemptError::Connect, 1)];
+    let untouched = ("up", 8, 0, Vec::new());
+    let wanted = [("down", 3, 2, refused.clone()), untouched.clone(), untouched];
+    assert_eq!(shown(&bench), wanted);
+    let states = bench.set.states();
+    assert_eq!(states.iter().map(|it| it.endpoint).collect::<Vec<_>>(), [0, 1, 2]);
+    let figures = &states[0].figures;
+    assert_eq!(figures.sent_bytes, 700);
+    assert!(figures.times.is_some_and(|times| (0.23..0.27).contains(&times.p50)));
+    let error = ("simulated".to_owned(), SECOND * 3);
+    assert_eq!(figures.last_error, Some(error));
+    // Further failures and probes do not begin the state again; another state does.
+    bench.world.set(1, Mood::Good);
+    pass(SECOND * 4).await;
+    assert_eq!(shown(&bench)[0], ("down", 7, 2, refused.clone()));
+    pass(HOLD_MIN).await;
+    let (state, since, requests, errors) = shown(&bench).swap_remove(0);
+    assert!(state == "back, on trial" && since < 10, "{state} for {since} s");
+    assert_eq!((requests, errors), (2, refused));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_counted_of_a_name_goes_to_its_first_address_and_leaves_with_the_address() {
+    let bench = Bench::start(&["logs"], Strategy::Failover);
+    for _ in 0..3 {
+        bench.deliver().await.1.ok();
+    }
+    let unresolved = vec![(AttemptError::Resolve, 3)];
+    assert_eq!(shown(&bench), [("down", 0, 3, unresolved.clone())]);
+    bench.world.name("logs", Some(&[1, 2]));
+    bench.deliver().await.1.ok();
+    let rows = shown(&bench);
+    assert_eq!((rows.len(), &rows[0].3, &rows[1].3), (2, &unresolved, &Vec::new()));
+    for turn in 1..200_u8 {
+        bench.world.name("logs", Some(&[turn, turn + 1]));
+        pass(LOOK_UP * 2).await;
+        bench.deliver().await.1.ok();
+        assert_eq!(shown(&bench).len(), 2, "addresses that vanished have left");
+    }
+    assert!(shown(&bench).iter().all(|row| row.3.is_empty()), "{:?}", shown(&bench));
+}
+
 /// Returns a bench with this many consumers: behind one name, or with an address each.
 fn random_bench(random: &mut fastrand::Rng, consumers: u8) -> Bench {
     let hosts: Vec<String> = (1..=consumers).map(|it| address(it).ip().to_string()).collect();

@@ -50,7 +50,8 @@ impl Client {
                         confirm.timeout().as_secs()
                     );
                     if connection.confirmations.doubt_older(&why, confirm.timeout()) {
-                        attempt.failed(&Failure::new(AttemptError::Acknowledgement, why));
+                        // The doubts are counted one by one.
+                        attempt.blamed(&Failure::new(AttemptError::Acknowledgement, why));
                     } else if !numbers.is_empty() {
                         attempt.succeeded();
                     }
@@ -102,7 +103,7 @@ impl Client {
             connection.busy = true;
             let marks = connection.progress.begin();
             let body = Pieces::of(vec![Bytes::from(confirm.question(&asked))]);
-            let upload = self.upload(body, marks);
+            let upload = self.upload(body, &connection.key.address, marks);
             let Ok(request) = request(endpoint, &head, own, &expanded.headers, upload) else {
                 return Ok(None);
             };

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::Write;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Context;
 use std::task::Poll;
 
@@ -14,6 +15,7 @@ use hyper::body::Frame;
 use hyper::body::SizeHint;
 
 use super::wire::RequestMarks;
+use crate::delivery::endpoints::Figures;
 use crate::telemetry::OutputMetrics;
 
 /// The most bytes of one piece (part) of a request body, if the piece is sent without a copy. The
@@ -154,6 +156,8 @@ pub(super) struct Upload {
     pub(super) pieces: Pieces,
     /// The metrics of the output, which count the bytes of each piece when hyper takes the piece.
     pub(super) metrics: OutputMetrics,
+    /// The figures of the address, which count the same bytes.
+    pub(super) figures: Arc<Figures>,
     /// The record of how far the request has got. The body notes here that hyper has taken its last
     /// piece.
     pub(super) marks: RequestMarks,
@@ -169,6 +173,7 @@ impl Body for Upload {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let Some(piece) = self.pieces.next() else { return Poll::Ready(None) };
         self.metrics.bytes.increment(piece.len() as u64);
+        self.figures.sent(piece.len() as u64);
         if self.pieces.left == 0 {
             self.marks.body_ended();
         }

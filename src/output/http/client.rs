@@ -212,7 +212,7 @@ impl Client {
             self.drive(watch.over(socket)).await.map_err(failure)?
         };
         let (id, expiry) = (ConnectionId::random(), self.endpoints.expiry());
-        let confirmations = Confirmations::new(address.id, &self.doubts);
+        let confirmations = Confirmations::new(address.id, &address.figures, &self.doubts);
         let key = ConnectionKey { base: base.clone(), proxy: proxy.cloned(), address };
         let busy = false;
         Ok(PooledConnection { key, expiry, sender, progress, driver, busy, id, confirmations })

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::api::Outcome;
+use crate::delivery::endpoints::Figures;
 use crate::delivery::failure::Failure;
 use crate::queue::Claim;
 use crate::telemetry::AttemptError;
@@ -34,6 +35,8 @@ struct Unconfirmed {
     number: u64,
     /// When the consumer took the request.
     since: Instant,
+    /// When the request was sent.
+    sent_at: Instant,
 }
 
 /// The requests of one connection that the consumer has taken and not confirmed yet. When the
@@ -44,13 +47,16 @@ pub(super) struct Confirmations {
     asked: Instant,
     /// The id of the address to which the connection leads.
     consumer: usize,
+    /// The figures of that address, which count the requests when they are confirmed, or are
+    /// doubts.
+    figures: Arc<Figures>,
     doubts: Arc<Doubts>,
 }
 
 impl Confirmations {
-    pub(super) fn new(consumer: usize, doubts: &Arc<Doubts>) -> Self {
-        let doubts = Arc::clone(doubts);
-        Self { requests: Vec::new(), asked: Instant::now(), consumer, doubts }
+    pub(super) fn new(consumer: usize, figures: &Arc<Figures>, doubts: &Arc<Doubts>) -> Self {
+        let (figures, doubts) = (Arc::clone(figures), Arc::clone(doubts));
+        Self { requests: Vec::new(), asked: Instant::now(), consumer, figures, doubts }
     }
 
     /// Returns `true` if no request of the connection waits for a confirmation.
@@ -69,24 +75,25 @@ impl Confirmations {
         self.requests.iter().any(|request| request.number == number)
     }
 
-    /// Adds a request that the consumer has taken. No other one has its number.
-    pub(super) fn add(&mut self, claim: Claim, outcome: Outcome, number: u64) {
+    /// Adds a request that was sent at the time `sent_at`, and that the consumer has taken. No
+    /// other one has its number.
+    pub(super) fn add(&mut self, claim: Claim, outcome: Outcome, number: u64, sent_at: Instant) {
         let since = Instant::now();
         if self.is_empty() {
             self.asked = since;
         }
         self.doubts.open.fetch_add(1, Ordering::Relaxed);
-        self.requests.push(Unconfirmed { claim, outcome, number, since });
+        self.requests.push(Unconfirmed { claim, outcome, number, since, sent_at });
     }
 
     /// Removes the requests with these numbers, which the consumer has confirmed, and returns them.
     pub(super) fn confirmed(&mut self, numbers: &[u64]) -> Vec<Confirmed> {
         let is_confirmed = |request: &mut Unconfirmed| numbers.contains(&request.number);
         let confirmed = self.requests.extract_if(.., is_confirmed);
-        let of = |request: Unconfirmed| Confirmed {
-            consumer: self.consumer,
-            claim: request.claim,
-            outcome: request.outcome,
+        let of = |request: Unconfirmed| {
+            self.figures.ended(Some(request.sent_at.elapsed()), None);
+            let Unconfirmed { claim, outcome, .. } = request;
+            Confirmed { consumer: self.consumer, claim, outcome }
         };
         let confirmed: Vec<_> = confirmed.map(of).collect();
         self.doubts.open.fetch_sub(confirmed.len(), Ordering::Relaxed);
@@ -117,10 +124,9 @@ impl Confirmations {
     fn doubt(&mut self, why: &str, is_doubtful: impl Fn(&Unconfirmed) -> bool) {
         let doubtful = self.requests.extract_if(.., |request| is_doubtful(request));
         let failure = Failure::new(AttemptError::Acknowledgement, why);
-        let of = |request: Unconfirmed| Doubt {
-            consumer: self.consumer,
-            claim: request.claim,
-            failure: failure.clone(),
+        let of = |Unconfirmed { claim, .. }| {
+            self.figures.ended(None, Some(&failure));
+            Doubt { consumer: self.consumer, claim, failure: failure.clone() }
         };
         self.doubts.add(doubtful.map(of).collect());
     }
@@ -190,9 +196,10 @@ mod tests {
     #[test]
     fn what_is_not_confirmed_when_a_connection_ends_is_doubtful() {
         let doubts = Arc::<Doubts>::default();
-        let mut confirmations = Confirmations::new(7, &doubts);
+        let mut confirmations = Confirmations::new(7, &Arc::default(), &doubts);
+        let now = Instant::now();
         for number in 0..4 {
-            confirmations.add(Claim::of(number, number + 1), Outcome::Accepted, number);
+            confirmations.add(Claim::of(number, number + 1), Outcome::Accepted, number, now);
         }
         let confirmed = confirmations.confirmed(&[2, 9]);
         assert_eq!(confirmed.iter().map(|it| it.claim).collect::<Vec<_>>(), [Claim::of(2, 3)]);

@@ -3,6 +3,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::HeaderMap;
@@ -34,6 +35,7 @@ use crate::delivery::checkpoints::Fate;
 use crate::delivery::endpoints::Attempt;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
+use crate::delivery::link::Part;
 use crate::queue::Batch;
 use crate::telemetry::AttemptError;
 
@@ -55,6 +57,10 @@ const CLOSED: &str = "the consumer closed the connection before it confirmed the
 const AGAIN: &str = "the consumer has forgotten which events it took: they are sent again, so that \
                      some may arrive twice";
 
+/// The error message for a request that made no progress, while the same events were taken at
+/// another address.
+const SILENT: &str = "no answer, while another address has answered the same request";
+
 /// The error message for a request before the files of the config have been read.
 const UNREAD: &str = "the URL's files have not been read";
 
@@ -72,6 +78,9 @@ pub(super) struct Load {
 /// A request that has ended: its outcome and its connection.
 struct Exchanged {
     attempt: Attempt,
+    /// The moment when the last try of the request was sent; the moment of the exchange's beginning
+    /// if nothing was sent.
+    sent_at: Instant,
     outcome: Outcome,
     /// The connection that the request used; `None` if no other request can use it.
     connection: Option<PooledConnection>,
@@ -124,8 +133,9 @@ impl Client {
                 (id, load.sent.with_unsent(outcome))
             }
             Err(failure) => {
-                let outcome = Outcome::Failed(failure);
-                self.settle(lane, Exchanged { attempt, outcome, connection: None }, &sent)
+                let (outcome, sent_at) = (Outcome::Failed(failure), Instant::now());
+                let done = Exchanged { attempt, sent_at, outcome, connection: None };
+                self.settle(lane, done, &sent)
             }
         }
     }
@@ -151,17 +161,24 @@ impl Client {
         let head = RequestHead { compression: self.config.compression, ..head };
         let load = Load { head, body, sent };
         let pooled = lane.take(&expanded, attempt.address());
-        let Exchanged { attempt, outcome, connection } =
+        let Exchanged { attempt, sent_at, outcome, connection } =
             self.exchange(pooled, &expanded, attempt, &load, None).await;
         if let Some(connection) = connection {
             lane.put_back(connection, self.endpoints.count());
         }
         match outcome {
-            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => Fate::Taken,
-            Outcome::Refused(failure) => Fate::Refused(failure),
+            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => {
+                attempt.ended(Some(sent_at.elapsed()), None);
+                Fate::Taken
+            }
+            Outcome::Refused(failure) => {
+                attempt.ended(None, Some(&failure));
+                Fate::Refused(failure)
+            }
             Outcome::Failed(failure) => {
+                attempt.ended(None, Some(&failure));
                 if has_no_answer(failure.reason) {
-                    attempt.failed(&failure);
+                    attempt.blamed(&failure);
                 }
                 Fate::Failed(failure)
             }
@@ -203,15 +220,16 @@ impl Client {
         let pooled = lane.take(expanded, &other);
         let attempt = self.endpoints.give(other);
         let second = Box::pin(self.exchange(pooled, expanded, attempt, load, None));
-        let done = self.first_answer(first, second).await;
+        let done = self.first_answer(silent, first, second).await;
         self.settle(lane, done, sent)
     }
 
     /// Waits for two requests that carry the same batch. As soon as one of them is accepted or
     /// refused, drops the other request and returns this result. If one request fails, returns the
-    /// result of the other request.
+    /// result of the other request. `id` is the address of the silent request.
     async fn first_answer<F: Future<Output = Exchanged>>(
         &self,
+        id: usize,
         mut silent: Pin<Box<F>>,
         mut second: Pin<Box<F>>,
     ) -> Exchanged {
@@ -222,6 +240,7 @@ impl Client {
                 if !matches!(done.outcome, Outcome::Failed(_)) {
                     // The silent address is no longer waited for, and its connection ends.
                     self.metrics.failed(AttemptError::Timeout);
+                    self.endpoints.abandoned(id, &Failure::new(AttemptError::Timeout, SILENT));
                 }
                 (done, silent)
             }
@@ -243,7 +262,7 @@ impl Client {
     /// delivery loop. With `round_robin`, while another address may still accept a refused batch,
     /// the outcome is a failure, so that the batch is sent again.
     fn settle(&self, lane: &mut Lane, done: Exchanged, sent: &Sent) -> (usize, Outcome) {
-        let Exchanged { attempt, mut outcome, mut connection } = done;
+        let Exchanged { attempt, sent_at, mut outcome, mut connection } = done;
         if let Outcome::Taken(number) = outcome {
             match &mut connection {
                 Some(open) if open.confirmations.has(number) => {
@@ -253,7 +272,7 @@ impl Client {
                 }
                 Some(connection) => {
                     let confirmed = sent.with_unsent(Outcome::Accepted);
-                    connection.confirmations.add(sent.whole(), confirmed, number);
+                    connection.confirmations.add(sent.whole(), confirmed, number, sent_at);
                 }
                 None => {
                     outcome = Outcome::Failed(Failure::new(AttemptError::Acknowledgement, CLOSED))
@@ -275,9 +294,21 @@ impl Client {
                 outcome = Outcome::Failed(failure);
             }
             Outcome::Refused(_) if another_may => {}
-            // Only a confirmation shows that the address works.
+            // Only a confirmation shows that the address works, and ends the request.
             Outcome::Taken(_) => {}
-            Outcome::Accepted | Outcome::Judged(_) | Outcome::Refused(_) => attempt.succeeded(),
+            Outcome::Accepted => {
+                attempt.ended(Some(sent_at.elapsed()), None);
+                attempt.succeeded();
+            }
+            Outcome::Judged(ref parts) => {
+                let took = parts.iter().any(Part::is_taken).then(|| sent_at.elapsed());
+                attempt.ended(took, parts.iter().find_map(Part::failure));
+                attempt.succeeded();
+            }
+            Outcome::Refused(ref failure) => {
+                attempt.ended(None, Some(failure));
+                attempt.succeeded();
+            }
             Outcome::Failed(ref mut failure) => failure.elsewhere = attempt.failed(failure),
         }
         (attempt.address().id, outcome)
@@ -323,19 +354,20 @@ impl Client {
         load: &Load,
         waiting: Option<&Waiting>,
     ) -> Exchanged {
-        let result = self.send(&mut pooled, expanded, &mut attempt, load, waiting).await;
+        let mut sent_at = Instant::now();
+        let parts = (&mut pooled, &mut attempt, &mut sent_at);
+        let result = self.send(parts, expanded, load, waiting).await;
         let outcome = result.unwrap_or_else(Outcome::Failed);
-        Exchanged { attempt, outcome, connection: pooled }
+        Exchanged { attempt, sent_at, outcome, connection: pooled }
     }
 
     /// Does the work of [`Client::exchange`]: sends one request and returns its outcome, or the
     /// failure if it got no answer. Afterwards `pooled` holds a connection that another request can
-    /// use, or `None`.
+    /// use, or `None`, and `sent_at` is the moment when the request was sent, if it was.
     async fn send(
         &self,
-        pooled: &mut Option<PooledConnection>,
+        (pooled, attempt, sent_at): (&mut Option<PooledConnection>, &mut Attempt, &mut Instant),
         expanded: &Expanded,
-        attempt: &mut Attempt,
         load: &Load,
         waiting: Option<&Waiting>,
     ) -> Result<Outcome, Failure> {
@@ -364,12 +396,13 @@ impl Client {
             };
             connection.busy = true;
             let marks = connection.progress.begin();
-            let upload = self.upload(body.clone(), marks.clone());
+            let upload = self.upload(body.clone(), attempt.address(), marks.clone());
             let request = request(endpoint, head, own, &expanded.headers, upload);
             let request =
                 request.map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
             let id = attempt.address().id;
             let _under_way = self.answer_times.asks(id);
+            *sent_at = Instant::now();
             let answer = connection.sender.send_request(request);
             let waited = self.in_time(&connection.progress, waiting, id, answer).await;
             let (response, since) = match waited {
@@ -421,8 +454,15 @@ impl Client {
         format!("no answer and no progress for {} s", self.timeouts.request.as_secs_f64())
     }
 
-    pub(super) fn upload(&self, pieces: Pieces, marks: RequestMarks) -> Upload {
-        Upload { pieces, metrics: self.metrics.clone(), marks }
+    /// Returns the body of a request to `address`, which counts its bytes.
+    pub(super) fn upload(
+        &self,
+        pieces: Pieces,
+        address: &ResolvedAddress,
+        marks: RequestMarks,
+    ) -> Upload {
+        let figures = Arc::clone(&address.figures);
+        Upload { pieces, metrics: self.metrics.clone(), figures, marks }
     }
 
     /// Waits until the connection is ready for a request, and returns it. Returns `None` if the

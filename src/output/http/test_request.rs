@@ -42,7 +42,7 @@ impl Client {
         let TestRequest { head, body } = test;
         let own = self.own_headers(&connection, endpoint, &head, &expanded.headers)?;
         let body = Pieces::of(vec![Bytes::from_static(body)]);
-        let upload = self.upload(body, connection.progress.begin());
+        let upload = self.upload(body, &connection.key.address, connection.progress.begin());
         let request = request(endpoint, &head, own, &expanded.headers, upload)
             .map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
         let answer = async {

@@ -330,7 +330,11 @@ impl<P: Protocol> AcknowledgedLink<P> {
             self.window.acknowledged(events);
             self.session.succeeded();
         }
-        match self.in_flight.acknowledge(events, &mut self.session.ready) {
+        let more = self.in_flight.acknowledge(events, &mut self.session.ready);
+        for begun in self.in_flight.take_ended() {
+            self.session.ended(begun);
+        }
+        match more {
             0 => Ok(()),
             more => Err(format!("acknowledges {more} events that were not sent to it")),
         }

@@ -151,6 +151,7 @@ impl Session {
                 Poll::Ready(Ok(written)) => {
                     self.progress = Instant::now();
                     self.dialer.metrics.bytes.increment(written as u64);
+                    self.attempt.sent(written as u64);
                     wrote(written as u64);
                     advance(unwritten, written);
                 }
@@ -185,6 +186,11 @@ impl Session {
             self.finished = Some(Instant::now());
         }
         Poll::Ready(Ok(read))
+    }
+
+    /// Counts a batch that is acknowledged as a whole, and whose writing began at the time `begun`.
+    pub(super) fn ended(&self, begun: Instant) {
+        self.attempt.ended(Some(begun.elapsed()), None);
     }
 
     /// Notes that the consumer has accepted something: its address works.
@@ -223,8 +229,9 @@ impl Session {
         // A consumer that worked and breaks was most likely restarted, and its address is tried
         // again first. A consumer that fell silent may still take connections, so its address
         // counts as failed.
+        self.attempt.ended(None, Some(&failure));
         if !self.accepted_any || failure.reason == AttemptError::Timeout {
-            failure.elsewhere = self.attempt.failed(&failure);
+            failure.elsewhere = self.attempt.blamed(&failure);
         }
         Event::Broken { failure, progress: self.accepted_any }
     }

@@ -160,6 +160,8 @@ struct SentBatch {
     end: u64,
     /// The length of the encoded batch in bytes, before TLS.
     bytes: u64,
+    /// When the writing of the batch began.
+    begun: Instant,
 }
 
 /// The batch that is being written, or that waits to be written.
@@ -170,6 +172,8 @@ struct Writing {
     rejected: Vec<Bytes>,
     /// The length of the encoded batch in bytes, before TLS.
     bytes: u64,
+    /// When the writing began; before that, when the link got the batch.
+    begun: Instant,
     /// The encoded batch, while [`Pace::may_begin`] does not let its writing begin. `None` once the
     /// writing has begun; the session then has the bytes.
     held_back: Option<VecDeque<Bytes>>,
@@ -262,7 +266,8 @@ impl<E: Encode> StreamLink<E> {
         let bytes = length(&encoded.pieces);
         let (rejected, held_back) = (encoded.rejected, Some(encoded.pieces.into()));
         self.rejected_bytes += length(&rejected);
-        self.writing = Some(Writing { claim, rejected, bytes, held_back });
+        let begun = Instant::now();
+        self.writing = Some(Writing { claim, rejected, bytes, begun, held_back });
     }
 
     /// Returns `true` if no batch waits to be written, to become final or to be reported. The
@@ -344,14 +349,15 @@ impl<E: Encode> StreamLink<E> {
         let bytes = writing.bytes;
         if let Some(pieces) = writing.held_back.take_if(|_| lock(&self.pace).may_begin(bytes)) {
             self.session.write(pieces);
-            self.session.progress = Instant::now();
+            writing.begun = Instant::now();
+            self.session.progress = writing.begun;
         }
         let pace = &self.pace;
         if self.session.poll_write(cx, |bytes| lock(pace).sent(bytes))?
-            && let Some(Writing { claim, rejected, bytes, .. }) = self.writing.take()
+            && let Some(Writing { claim, rejected, bytes, begun, .. }) = self.writing.take()
         {
             let end = self.session.wire.counted().written;
-            self.sent.push_back(SentBatch { claim, rejected, end, bytes });
+            self.sent.push_back(SentBatch { claim, rejected, end, bytes, begun });
             self.session.ready.push_back(Event::Room);
         }
         Ok(())
@@ -401,6 +407,10 @@ impl<E: Encode> StreamLink<E> {
         let (mut bytes, mut any) = (0, false);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
             (bytes, any) = (bytes + sent.bytes, true);
+            // A batch of which no event could be sent is no attempt.
+            if sent.bytes > 0 {
+                self.session.ended(sent.begun);
+            }
             self.rejected_bytes -= length(&sent.rejected);
             self.session.ready.push_back(match sent.claim {
                 Some(claim) => Event::Accepted { claim, rejected: sent.rejected },

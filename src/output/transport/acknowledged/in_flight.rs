@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::delivery::checkpoints::Fate;
 use crate::delivery::link::Event;
@@ -15,7 +16,11 @@ use crate::queue::Claim;
 /// is reported as soon as everything before it is final. For example, 2 events that are sent, 1
 /// that can't be sent, and 1 that is sent are three parts.
 #[derive(Default)]
-pub(super) struct InFlight(VecDeque<SentPart>);
+pub(super) struct InFlight {
+    parts: VecDeque<SentPart>,
+    /// When the batches were sent that were acknowledged as a whole, and are not counted yet.
+    ended: Vec<Instant>,
+}
 
 /// A claim (a range of events) that was sent, or a part of one.
 #[derive(Debug)]
@@ -26,33 +31,42 @@ struct SentPart {
     awaited: u64,
     /// The events of this part that can't be sent and are given up, one line each.
     rejected: Vec<Bytes>,
+    /// When the batch was sent, if its last sent event is in this part; otherwise `None`.
+    last_of: Option<Instant>,
 }
 
 impl InFlight {
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.parts.is_empty()
     }
 
     /// Returns `true` if there is more than a checkpoint.
     pub(super) fn has_events(&self) -> bool {
-        self.0.iter().any(|part| part.claim.is_some())
+        self.parts.iter().any(|part| part.claim.is_some())
     }
 
     /// Adds a checkpoint that is sent now.
     pub(super) fn add_checkpoint(&mut self) {
-        self.0.push_back(SentPart { claim: None, awaited: 1, rejected: Vec::new() });
+        let last_of = Some(Instant::now());
+        self.parts.push_back(SentPart { claim: None, awaited: 1, rejected: Vec::new(), last_of });
+    }
+
+    /// Returns when each of the batches was sent that was acknowledged as a whole since the last
+    /// call.
+    pub(super) fn take_ended(&mut self) -> Vec<Instant> {
+        std::mem::take(&mut self.ended)
     }
 
     /// Returns the number of events that the consumer has yet to acknowledge. A checkpoint counts
     /// as one.
     pub(super) fn events(&self) -> u64 {
-        self.0.iter().map(|sent| sent.awaited).sum()
+        self.parts.iter().map(|sent| sent.awaited).sum()
     }
 
     /// Returns the number of bytes of the events that can't be sent. These events are kept until
     /// all events before them are final.
     pub(super) fn rejected_bytes(&self) -> u64 {
-        self.0.iter().flat_map(|sent| &sent.rejected).map(|line| line.len() as u64).sum()
+        self.parts.iter().flat_map(|sent| &sent.rejected).map(|line| line.len() as u64).sum()
     }
 
     /// Adds a claim (the events of one batch) that is sent now. `runs` says which of these events
@@ -66,6 +80,7 @@ impl InFlight {
         told: &mut VecDeque<Event>,
     ) {
         let events: u64 = runs.iter().map(|(events, _)| events).sum();
+        let before = self.parts.len();
         // If some events of the claim were filtered out, or dropped from the queue in the
         // meantime, the position of an event can't be told from its number in the batch. The claim
         // then stays one part.
@@ -75,18 +90,24 @@ impl InFlight {
                 let end = start + *events;
                 let claim = Some(Claim { start, end });
                 let count = usize::try_from(*events).unwrap_or(usize::MAX);
-                self.0.push_back(match sent {
-                    true => SentPart { claim, awaited: *events, rejected: Vec::new() },
+                self.parts.push_back(match sent {
+                    true => {
+                        SentPart { claim, awaited: *events, rejected: Vec::new(), last_of: None }
+                    }
                     false => {
                         let rejected = rejected.by_ref().take(count).collect();
-                        SentPart { claim, awaited: 0, rejected }
+                        SentPart { claim, awaited: 0, rejected, last_of: None }
                     }
                 });
                 start = end;
             }
         } else {
             let awaited = events - rejected.len() as u64;
-            self.0.push_back(SentPart { claim: Some(claim), awaited, rejected });
+            self.parts.push_back(SentPart { claim: Some(claim), awaited, rejected, last_of: None });
+        }
+        let last = self.parts.range_mut(before..).rfind(|part| part.awaited > 0);
+        if let Some(last) = last {
+            last.last_of = Some(Instant::now());
         }
         self.acknowledge(0, told);
     }
@@ -96,16 +117,17 @@ impl InFlight {
     /// this is 0 unless the consumer violates the protocol.
     pub(super) fn acknowledge(&mut self, mut events: u64, told: &mut VecDeque<Event>) -> u64 {
         // A part that can't be sent awaits nothing: it is final as soon as all before it is.
-        while let Some(SentPart { claim, awaited, rejected }) =
-            self.0.pop_front_if(|first| first.awaited <= events)
+        while let Some(SentPart { claim, awaited, rejected, last_of }) =
+            self.parts.pop_front_if(|first| first.awaited <= events)
         {
             events -= awaited;
+            self.ended.extend(last_of);
             told.push_back(match claim {
                 Some(claim) => Event::Accepted { claim, rejected },
                 None => Event::Checkpoint(Fate::Taken),
             });
         }
-        let Some(first) = self.0.front_mut() else { return events };
+        let Some(first) = self.parts.front_mut() else { return events };
         if let Some(claim) = &mut first.claim
             && events > 0
             && first.awaited == claim.end - claim.start
@@ -199,6 +221,20 @@ mod tests {
         assert_eq!(told(&mut events), [(2, 3, 0), (3, 4, 0)]);
         assert_eq!(in_flight.acknowledge(1, &mut events), 0);
         assert_eq!(told(&mut events), [(4, 5, 0)]);
+    }
+
+    /// A window that holds events which can't be sent counts once, with its last sent event.
+    #[test]
+    fn a_batch_has_ended_once_its_last_sent_event_is_acknowledged() {
+        let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
+        add(&mut in_flight, Claim::of(0, 4), "sxsx", &mut events);
+        add(&mut in_flight, Claim::of(4, 6), "xx", &mut events);
+        add(&mut in_flight, Claim::of(6, 9), "sss", &mut events);
+        let mut ended = |acknowledged| {
+            in_flight.acknowledge(acknowledged, &mut events);
+            in_flight.take_ended().len()
+        };
+        assert_eq!([ended(1), ended(1), ended(2), ended(1), ended(0)], [0, 1, 0, 1, 0]);
     }
 
     #[test]
