@@ -26,28 +26,25 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::rt::TokioTimer;
-use serde_json::Value;
-use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::delivery::AddressState;
+use crate::config;
 use crate::delivery::Status;
 use crate::queue::Queue;
-use crate::release;
 use crate::source;
-use crate::telemetry;
-use crate::telemetry::Certificate;
-use crate::telemetry::LastRejected;
-use crate::telemetry::Reading;
 use crate::telemetry::Telemetry;
 
 mod evidence;
+mod history;
 mod page;
 mod places;
+mod sampling;
+mod status;
 
+use history::History;
 use places::Places;
 
 /// The longest time that a client may take to send the complete head of a request. The time begins
@@ -71,6 +68,10 @@ pub struct Admin {
     listeners: Mutex<Vec<Listener>>,
     /// The sources that exist now, in the order of the config.
     sources: Mutex<Vec<source::Shown>>,
+    /// The settings of the queue that are in force; `None` before the start is over.
+    queue_settings: Mutex<Option<config::Queue>>,
+    /// The last hour.
+    history: History,
     /// `true`: the start is over, and all outputs, listeners and sources are open.
     started: AtomicBool,
     /// `true`: the drain, which ends the relay, has begun.
@@ -95,6 +96,8 @@ pub struct Output {
     /// The longest time that an event may wait for this output. The status page shows an event that
     /// waits longer as late.
     pub lag_max: Duration,
+    /// The schema of the documents that leave: the value of the key `filter.shape`.
+    pub shape: &'static str,
     /// The state of this output: connected or not, and the last error. The delivery loop of the
     /// output updates this state.
     pub status: Arc<Status>,
@@ -115,27 +118,34 @@ impl Admin {
     /// sources.
     #[must_use]
     pub fn new(telemetry: Arc<Telemetry>, queue: Queue, evidence: Option<PathBuf>) -> Self {
+        let now = Instant::now();
         Self {
             telemetry,
             queue,
             outputs: Mutex::default(),
             listeners: Mutex::default(),
             sources: Mutex::default(),
+            queue_settings: Mutex::default(),
+            history: History::new(now),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
-            since: Instant::now(),
+            since: now,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             evidence,
         }
     }
 
-    /// Replaces the outputs, listeners and sources that the pages show.
+    /// Replaces the outputs, listeners, sources and settings of the queue that the pages show. An
+    /// output that is not there any more leaves the history.
     pub fn show(
         &self,
         outputs: Vec<Output>,
         listeners: Vec<Listener>,
         sources: Vec<source::Shown>,
+        queue: &config::Queue,
     ) {
+        self.history.keep(|name| outputs.iter().any(|output| output.name == name));
+        *lock(&self.queue_settings) = Some(queue.clone());
         *lock(&self.outputs) = outputs;
         *lock(&self.listeners) = listeners;
         *lock(&self.sources) = sources;
@@ -145,6 +155,12 @@ impl Admin {
     /// until the drain (the orderly end of the relay) begins.
     pub fn started(&self) {
         self.started.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that the config was reloaded. `success` is `true` if the new config is in use with all
+    /// its listeners.
+    pub fn reloaded(&self, success: bool) {
+        self.history.reloaded(Instant::now(), success);
     }
 
     /// Notes that the drain (the orderly end of the relay) begins: `/readyz` answers 503 from now
@@ -197,7 +213,10 @@ impl Admin {
     }
 
     /// Returns the response to one request, for an admin page or for a file of the evidence.
-    async fn respond(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn respond(self: &Arc<Self>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.method() == Method::GET && request.uri().path() == "/status/history" {
+            return for_now(self.history_response().await);
+        }
         let path = request.uri().path().strip_prefix(evidence::PREFIX);
         let Some(path) = path.filter(|_| request.method() == Method::GET) else {
             return for_now(self.answer(request));
@@ -230,17 +249,12 @@ impl Admin {
             "/livez" | "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
             "/readyz" => self
                 .ready(request.uri().query().is_some_and(|query| query.split('&').any(is_verbose))),
-            "/status" => {
-                let mut response = text(StatusCode::OK, self.status());
-                response
-                    .headers_mut()
-                    .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                response
-            }
+            "/status" => json(format!("{:#}\n", self.status())),
             "/" => page::response(),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status /evidence/\n"
+                "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status \
+                 /status/history /evidence/\n"
                     .to_owned(),
             ),
         }
@@ -305,169 +319,6 @@ impl Admin {
         body.push_str(&format!("readyz check {verdict}\n"));
         text(status, body)
     }
-
-    /// Returns the JSON text of the page `/status`. A field that has the name of a metric has the
-    /// same meaning as the metric. docs/reference/status-json.md lists all fields.
-    fn status(&self) -> String {
-        let (bytes, events) = self.queue.held();
-        let reading = self.telemetry.read();
-        let now = telemetry::now();
-        let ago = |time: f64| (now - time).max(0.0);
-        let status = json!({
-            "version": release::VERSION,
-            "revision": release::REVISION,
-            "host": self.host,
-            "time_seconds": now,
-            "start_time_seconds": reading.started(),
-            "uptime_seconds": self.since.elapsed().as_secs(),
-            "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
-            "memory_bytes": reading.memory_bytes(),
-            "memory_limit_bytes": reading.memory_limit_bytes(),
-            "started": self.started.load(Ordering::Relaxed),
-            "stopping": self.stopping.load(Ordering::Relaxed),
-            "lost_events": reading.all_lost_events(),
-            "accepted_events": reading.accepted_events(),
-            "last_event_seconds_ago": reading.last_event().map(ago),
-            "in_flight_bytes": reading.in_flight_bytes(),
-            "log_dropped_lines": reading.log_dropped_lines(),
-            "listeners": self.listeners(&reading),
-            "sources": self.sources(&reading),
-            "rejected_requests": rejected(&reading),
-            "last_rejected": self.telemetry.last_rejected().as_ref().map(last_rejected),
-            "queue": {
-                "kind": match &self.queue {
-                    Queue::Memory(_) => "memory",
-                    Queue::Spool(_) => "disk",
-                },
-                "bytes": bytes,
-                "capacity_bytes": self.queue.capacity(),
-                "events": events,
-                "full": self.queue.is_full(),
-                "fault": self.queue.fault(),
-                "lost_events": reading.lost_events("queue"),
-            },
-            "outputs": self.outputs(&reading),
-            "certificates": self.certificates(&reading),
-            "reloads": reloads(&reading, ago),
-        });
-        format!("{status:#}\n")
-    }
-
-    fn listeners(&self, reading: &Reading) -> Value {
-        let listener = |state: &Listener| {
-            json!({
-                "listener": state.label,
-                "tls": state.tls,
-                "address": state.address.map(|address| address.to_string()),
-                "connections": reading.connections(&state.label),
-                "received_bytes": reading.received_bytes(&state.label),
-            })
-        };
-        lock(&self.listeners).iter().map(listener).collect()
-    }
-
-    fn sources(&self, reading: &Reading) -> Value {
-        lock(&self.sources).iter().map(|it| source(it, reading)).collect()
-    }
-
-    /// Returns, as JSON, the certificates of the outputs and listeners that exist now. The metrics
-    /// may also have certificates of outputs and listeners that a reload has removed; the result
-    /// leaves them out.
-    fn certificates(&self, reading: &Reading) -> Value {
-        let is_here = |it: &&Certificate| self.has(&it.place, &it.name);
-        reading.certificates().iter().filter(is_here).map(certificate).collect()
-    }
-
-    fn outputs(&self, reading: &Reading) -> Value {
-        let backlogs = self.queue.backlogs();
-        let output = |output: &Output| {
-            let snapshot = output.status.snapshot();
-            let backlog = backlogs.iter().find(|(name, _)| *name == output.name);
-            let backlog = backlog.map(|(_, backlog)| *backlog).unwrap_or_default();
-            let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
-            json!({
-                "name": output.name,
-                "type": output.kind,
-                "required": output.required,
-                "up": snapshot.up,
-                "down_seconds": seconds(snapshot.down),
-                "keeps_events": snapshot.keeps_events,
-                "backlog_events": backlog.events,
-                "backlog_bytes": backlog.bytes,
-                "lag_seconds": backlog.lag,
-                "lag_max_seconds": output.lag_max.as_secs_f64(),
-                "delivered_events": reading.delivered_events(&output.name),
-                "sent_bytes": reading.sent_bytes(&output.name),
-                "retries": reading.retries(&output.name),
-                "lost_events": reading.lost_events(&output.name),
-                "dead_letter_events": reading.dead_letter_events(&output.name),
-                "last_error": snapshot.last_error,
-                "last_error_seconds_ago": seconds(snapshot.last_error_age),
-                "next_retry_seconds": seconds(snapshot.next_retry),
-                "addresses": snapshot.addresses.iter().map(address).collect::<Value>(),
-            })
-        };
-        lock(&self.outputs).iter().map(output).collect()
-    }
-}
-
-fn rejected(reading: &Reading) -> Value {
-    reading
-        .rejected_requests()
-        .into_iter()
-        .map(|(reason, count)| (reason.to_owned(), json!(count)))
-        .collect()
-}
-
-fn last_rejected(last: &LastRejected) -> Value {
-    json!({
-        "listener": *last.listener,
-        "reason": last.reason.name(),
-        "code": last.code,
-        "message": last.message,
-        "seconds_ago": last.at.elapsed().as_secs_f64(),
-    })
-}
-
-fn certificate(certificate: &Certificate) -> Value {
-    json!({
-        "place": certificate.place,
-        "name": certificate.name,
-        "role": certificate.role,
-        "not_after_seconds": certificate.not_after,
-    })
-}
-
-fn reloads(reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
-    let of = |result| {
-        let (count, last) = reading.reloads(result);
-        json!({ "count": count, "last_seconds_ago": last.map(&ago) })
-    };
-    json!({ "success": of("success"), "error": of("error") })
-}
-
-fn address(state: &AddressState) -> Value {
-    json!({ "address": state.address, "state": state.state, "used": state.used })
-}
-
-fn source(source: &source::Shown, reading: &Reading) -> Value {
-    let [kind, topic, group] = source.config.origin();
-    let snapshot = source.status.snapshot();
-    let state = match (snapshot.partitions.is_empty(), snapshot.paused) {
-        (true, _) => "waiting",
-        (false, true) => "paused",
-        (false, false) => "reading",
-    };
-    json!({
-        "name": source.config.name,
-        "type": kind,
-        "topic": topic,
-        "group": group,
-        "state": state,
-        "partitions": snapshot.partitions,
-        "received_bytes": reading.received_bytes(&source.config.name),
-        "last_error": snapshot.last_error,
-    })
 }
 
 fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -492,6 +343,13 @@ fn for_now(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
 fn believed(response: &mut Response<Full<Bytes>>) {
     let nosniff = HeaderValue::from_static("nosniff");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+}
+
+fn json(body: String) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::OK, body);
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {

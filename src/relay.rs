@@ -139,7 +139,8 @@ struct Parts {
     /// logged.
     problems: Vec<Problem>,
     /// The relay's own tasks. They close connections that exceed a deadline, call `upkeep`, write
-    /// the log lines about losses, serve the admin address, and wait for a failure of the queue.
+    /// the log lines about losses, serve the admin address, keep the history of the last hour, and
+    /// wait for a failure of the queue.
     tasks: TaskTracker,
     /// Cancelling this token ends the tasks in `tasks`.
     stop: CancellationToken,
@@ -293,6 +294,8 @@ async fn start(
     parts.sources.commit(sources, &parts.queue);
     parts.show();
     parts.admin.started();
+    let history = Arc::clone(&parts.admin).keep_history(parts.stop.clone());
+    parts.spawn("the task that keeps the history of an hour", history);
     if let Some(opened) = opened {
         let listeners = parts.listeners.show().iter().filter_map(|shown| shown.address).collect();
         // Sending fails only if the receiver is gone, and then nobody needs the value.
@@ -500,7 +503,9 @@ impl Parts {
             Ok(prepared) => Ok(self.put_in_force(prepared).await),
             Err(error) => Err(error),
         };
-        self.reloads.reloaded(matches!(reloaded, Ok(Ok(()))));
+        let is_success = matches!(reloaded, Ok(Ok(())));
+        self.reloads.reloaded(is_success);
+        self.admin.reloaded(is_success);
         match reloaded {
             Ok(Ok(())) => tracing::info!("config reloaded"),
             Ok(Err(error)) => tracing::error!(
@@ -608,7 +613,8 @@ impl Parts {
     }
 
     fn show(&self) {
-        self.admin.show(self.outputs.show(), self.listeners.show(), self.sources.show());
+        let (outputs, listeners) = (self.outputs.show(), self.listeners.show());
+        self.admin.show(outputs, listeners, self.sources.show(), &self.config.queue);
     }
 }
 

@@ -419,6 +419,7 @@ impl Outputs {
             kind: slot.config.kind.name(),
             required: slot.config.required,
             lag_max: lag_max(&slot.config),
+            shape: slot.config.filter.form.shape.name(),
             status: Arc::clone(&slot.status),
         };
         self.slots.iter().map(show).collect()

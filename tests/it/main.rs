@@ -116,6 +116,7 @@ mod operate {
     mod secrets;
     mod shutdown;
     mod top;
+    mod status;
     mod upgrade;
     mod version;
 }

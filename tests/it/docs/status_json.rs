@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
@@ -12,11 +13,17 @@ use crate::support::http_sink::HttpSink;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
+use crate::support::relay::run_command;
 use crate::support::repository;
+use crate::support::spool::Spool;
 use crate::support::text;
 use crate::support::wait_for;
+use crate::support::witness::Witness;
 
 const PAGE: &str = "docs/reference/status-json.md";
+
+/// The section of the page that lists the fields of another route.
+const HISTORY: &str = "/status/history";
 
 /// Returns the fields of the page, by the section that lists them: `outputs[]` for the fields of an
 /// output, for example. The fields of the process are in the section "".
@@ -73,29 +80,9 @@ fn collect(
     }
 }
 
-/// Method: a relay that has one of each: a listener with TLS, an output with TLS (so there are
-/// certificates), a refused request, and a source where Kafka is built in.
-#[test]
-fn the_page_of_the_status_lists_the_fields_that_a_relay_shows() {
-    let certificates = Certificates::new();
-    let sink = HttpSink::accepting();
-    let source = if cfg!(feature = "kafka") {
-        "[[source]]\nname = \"topic\"\ntype = \"kafka\"\nbrokers = [\"127.0.0.1:1\"]\n\
-         topic = \"audit\"\ngroup = \"relays\"\n"
-    } else {
-        ""
-    };
-    let relay = Relay::with(&format!(
-        "{BASE}[[listener]]\naddress = \"127.0.0.1:0\"\n\
-         tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n\
-         [queue]\nacknowledge = \"delivered\"\n\
-         [[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n{source}",
-        text(&certificates.server.certificate),
-        text(&certificates.server.key),
-        sink.address(),
-    ))
-    .listeners(2)
-    .start();
+/// Starts a relay, and returns it with its status at the end of its start.
+fn started(config: &str, listeners: usize) -> (Relay, Value) {
+    let relay = Relay::with(config).listeners(listeners).start();
     let plain = relay.listeners()[0].1;
     assert_eq!(http::post(plain, "/", "application/json", b"no JSON").unwrap().status, 400);
     // The listeners are open a moment before the page shows them.
@@ -103,11 +90,89 @@ fn the_page_of_the_status_lists_the_fields_that_a_relay_shows() {
         let status = http::get(relay.admin(), "/status").unwrap().json();
         (status["started"] == true).then_some(status)
     });
+    (relay, status)
+}
+
+/// Method: a relay that has one of each: a listener with TLS (so there are certificates), a refused
+/// request, and a source where Kafka is built in. A second relay has what contradicts a source:
+/// evidence, with a witness.
+#[test]
+fn the_page_of_the_status_lists_the_fields_that_a_relay_shows() {
+    let certificates = Certificates::new();
+    let sink = HttpSink::accepting();
+    let output = format!(
+        "[[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n",
+        sink.address()
+    );
+    let source = if cfg!(feature = "kafka") {
+        "[[source]]\nname = \"topic\"\ntype = \"kafka\"\nbrokers = [\"127.0.0.1:1\"]\n\
+         topic = \"audit\"\ngroup = \"relays\"\n"
+    } else {
+        ""
+    };
+    let config = format!(
+        "{BASE}[[listener]]\naddress = \"127.0.0.1:0\"\n\
+         tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n\
+         [queue]\nacknowledge = \"delivered\"\n{output}{source}",
+        text(&certificates.server.certificate),
+        text(&certificates.server.key),
+    );
+    let (relay, mut status) = started(&config, 2);
+    let directory = TempDir::new().unwrap();
+    let key = directory.path().join("key");
+    let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
+    let verifier = String::from_utf8(run_command(&keygen, directory.path()).stdout).unwrap();
+    let witness = Witness::start(verifier.trim_end());
+    let config = format!(
+        "{BASE}{output}{}[evidence]\norigin = \"relay\"\nkey_file = {:?}\n{}",
+        Spool::at(directory.path().join("queue")).queue(""),
+        text(&key),
+        witness.config(),
+    );
+    let (recording, of_recording) = started(&config, 1);
+    assert!(status["evidence"].is_null(), "{status}");
+    status["evidence"] = of_recording["evidence"].clone();
+
     let (mut listed, mut found) = (listed(), BTreeMap::new());
+    let of_history = listed.remove(HISTORY).expect("the section of the history");
     collect(&status, "", &listed, &mut found);
     if !cfg!(feature = "kafka") {
         assert!(listed.remove("sources[]").is_some_and(|fields| !fields.is_empty()));
     }
     assert_eq!(found, listed, "left is what the relay shows, right what {PAGE} lists");
+
+    recording.signal(libc::SIGHUP);
+    recording.wait_for_log("config reloaded", PATIENCE);
+    let history = wait_for("the reload in the history", PATIENCE, || {
+        let history = http::get(recording.admin(), HISTORY).unwrap().json();
+        (history["reloads"] != serde_json::json!([])).then_some(history)
+    });
+    assert_eq!(fields_of_history(&history), of_history, "left is {HISTORY}, right {PAGE}");
+    recording.finish(Backlog::Empty);
     relay.finish(Backlog::Empty);
+}
+
+/// Returns the fields of the history, as the page lists them: a line of points is one field, and so
+/// is the member of an output whatever its name is.
+fn fields_of_history(history: &Value) -> BTreeSet<String> {
+    let mut fields = BTreeSet::new();
+    for (name, value) in history.as_object().unwrap() {
+        match (&**name, value) {
+            ("reloads", Value::Array(reloads)) => {
+                let of = |reload: &Value| reload.as_object().unwrap().clone().into_iter();
+                let keys = reloads.iter().flat_map(of).map(|(key, _)| format!("reloads[].{key}"));
+                fields.extend(keys);
+            }
+            ("outputs", Value::Object(outputs)) => {
+                fields.insert(name.clone());
+                let of = |output: &Value| output.as_object().unwrap().clone().into_iter();
+                let lines = outputs.values().flat_map(of);
+                fields.extend(lines.map(|(key, _)| format!("outputs.NAME.{key}")));
+            }
+            _ => {
+                fields.insert(name.clone());
+            }
+        }
+    }
+    fields
 }

@@ -1,0 +1,422 @@
+//! The last hour of the relay in steps of ten seconds: for the lines of the status page, which
+//! survive a reload of the page, and for rates over the last minute. `GET /status/history` shows
+//! it.
+//!
+//! Memory: 2,880 bytes for each line of 360 numbers. The relay itself has 7 lines, and each output
+//! has 6: with 20 outputs that is 366 kB, and with 200 outputs 3.5 MB. An output that leaves the
+//! config leaves the history too.
+
+use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The time between two points of the history.
+pub(super) const STEP: Duration = Duration::from_secs(10);
+
+/// The most points of the history: an hour of them.
+const POINTS: usize = 360;
+
+/// The most reloads that the history keeps. The oldest ones go first.
+const RELOADS_MAX: usize = 100;
+
+/// The number of steps over which rates "of the last minute" are counted.
+const MINUTE_STEPS: usize = 6;
+
+/// The number of points by which an output's backlog and lag must have grown to count as growing:
+/// those of two minutes, and the point at which they begin.
+const GROWING_POINTS: usize = 13;
+
+/// The lines of the relay, in the order of [`Sample::counters`] and [`Sample::states`].
+const LINES: [&str; 7] = [
+    "accepted_events_per_second",
+    "received_bytes_per_second",
+    "refused_429_per_second",
+    "lost_events_per_second",
+    "queue_bytes",
+    "queue_events",
+    "memory_bytes",
+];
+
+/// The lines of an output, in the order of [`OutputSample::counters`] and [`OutputSample::states`].
+const OUTPUT_LINES: [&str; 6] = [
+    "delivered_events_per_second",
+    "sent_bytes_per_second",
+    "errors_per_second",
+    "lost_events_per_second",
+    "backlog_events",
+    "lag_seconds",
+];
+
+/// The indices, in [`OUTPUT_LINES`], of the lines that tell whether an output falls behind.
+const BACKLOG_AND_LAG: [usize; 2] = [4, 5];
+
+/// The index, in [`Sample::counters`], of the requests that were refused with 429.
+const REFUSED_429: usize = 2;
+
+/// The index, in [`Sample::counters`], of the lost events.
+const LOST: usize = 3;
+
+/// The values of the relay at one moment.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(super) struct Sample {
+    /// Counts since the start, whose rates are lines: accepted events, received bytes, requests
+    /// that were refused with 429, lost events.
+    pub(super) counters: [f64; 4],
+    /// Values that are lines as they are: bytes and events of the queue, resident memory.
+    pub(super) states: [f64; 3],
+    /// The outputs that exist now, by their names.
+    pub(super) outputs: Vec<(String, OutputSample)>,
+}
+
+/// The values of one output at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct OutputSample {
+    /// Counts since the start, whose rates are lines: delivered events, sent bytes, failed
+    /// attempts, lost events.
+    pub(super) counters: [f64; 4],
+    /// Values that are lines as they are: events of the backlog, lag in seconds.
+    pub(super) states: [f64; 2],
+}
+
+/// Rates over the last minute.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct LastMinute {
+    /// Requests that were refused with 429, for each second.
+    pub(super) refused_429: f64,
+    /// Events that were lost, for each second.
+    pub(super) lost: f64,
+}
+
+/// The history. The admin server owns it; one task adds a sample each [`STEP`].
+///
+/// A point belongs to a *step*: step 1 ends 10 s after the first sample, step 2 after 20 s, and so
+/// on, by the monotonic clock. A line is a ring: the point of a step is at the index that is the
+/// step's number modulo [`POINTS`]. A number that is not known is NaN, which is shown as `null`:
+/// the points of an output before it existed, and all points of the steps in which no sample was
+/// taken, because the machine was paused. A rate is the growth of a counter since the sample of the
+/// step before, and is not known after a pause: otherwise, all that has happened since would be a
+/// spike.
+///
+/// Invariant: the lines have values for the steps from `last - POINTS + 1` to `last`, and nothing
+/// of older ones.
+pub(super) struct History(Mutex<Hour>);
+
+struct Hour {
+    /// The moment of the first sample, from which steps are counted; `None` before it.
+    begun: Option<Instant>,
+    /// The last step that has points; 0 if there are none yet.
+    last: u64,
+    /// The moment of the last sample, and its counters.
+    before: Option<(Instant, [f64; 4])>,
+    lines: Lines<{ LINES.len() }>,
+    outputs: BTreeMap<String, OutputHour>,
+    reloads: VecDeque<(Instant, bool)>,
+    /// The counters of the last samples, for the rates of the last minute; the oldest first. The
+    /// first entry is the start of the process.
+    minute: VecDeque<(Instant, [f64; 4])>,
+}
+
+struct OutputHour {
+    lines: Lines<{ OUTPUT_LINES.len() }>,
+    before: Option<[f64; 4]>,
+}
+
+/// The rings of several lines.
+#[derive(Clone)]
+struct Lines<const N: usize>(Box<[[f64; POINTS]; N]>);
+
+impl<const N: usize> Lines<N> {
+    fn new() -> Self {
+        Self(Box::new([[f64::NAN; POINTS]; N]))
+    }
+
+    /// Sets the point of a step in each line.
+    fn set(&mut self, step: u64, values: impl IntoIterator<Item = f64>) {
+        for (line, value) in self.0.iter_mut().zip(values) {
+            if let Some(point) = line.get_mut(index(step)) {
+                *point = value;
+            }
+        }
+    }
+
+    /// Returns the point of a step in the line with this index.
+    fn get(&self, line: usize, step: u64) -> f64 {
+        self.0.get(line).and_then(|line| line.get(index(step))).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Returns the index of a step in the rings.
+fn index(step: u64) -> usize {
+    usize::try_from(step % POINTS as u64).unwrap_or_default()
+}
+
+/// Returns the rates of counters that were `before` this time ago, for each second. A counter that
+/// has fallen, because it has begun again, has no rate.
+fn rates(before: &[f64; 4], now: &[f64; 4], elapsed: Duration) -> [f64; 4] {
+    std::array::from_fn(|at| {
+        let grown = now[at] - before[at];
+        if grown < 0.0 { f64::NAN } else { grown / elapsed.as_secs_f64() }
+    })
+}
+
+impl History {
+    /// Makes the history of a process that starts now, and has counted nothing yet.
+    pub(super) fn new(now: Instant) -> Self {
+        Self(Mutex::new(Hour {
+            begun: None,
+            last: 0,
+            before: None,
+            lines: Lines::new(),
+            outputs: BTreeMap::new(),
+            reloads: VecDeque::new(),
+            minute: VecDeque::from([(now, [0.0; 4])]),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Hour> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds the sample of the moment `now`.
+    pub(super) fn add(&self, now: Instant, sample: &Sample) {
+        self.lock().add(now, sample);
+    }
+
+    /// Removes all outputs but those with these names.
+    pub(super) fn keep(&self, is_kept: impl Fn(&str) -> bool) {
+        self.lock().outputs.retain(|name, _| is_kept(name));
+    }
+
+    /// Notes a reload of the config, and whether it succeeded.
+    pub(super) fn reloaded(&self, now: Instant, success: bool) {
+        let mut hour = self.lock();
+        if hour.reloads.len() >= RELOADS_MAX {
+            hour.reloads.pop_front();
+        }
+        hour.reloads.push_back((now, success));
+    }
+
+    /// Returns the rates over the last minute. `counters` are those of the moment `now`. In the
+    /// first minute of the process, returns the rates since its start.
+    pub(super) fn last_minute(&self, now: Instant, counters: &[f64; 4]) -> LastMinute {
+        let hour = self.lock();
+        let minute = STEP * u32::try_from(MINUTE_STEPS).unwrap_or_default();
+        let is_old = |(at, _): &&(Instant, [f64; 4])| now.duration_since(*at) >= minute;
+        let old = hour.minute.iter().rev().find(is_old).or(hour.minute.front());
+        let (at, before) = old.copied().unwrap_or((now, *counters));
+        // Right after the start, a single loss would be a rate beyond all measure.
+        let elapsed = now.duration_since(at).max(STEP);
+        let rates = rates(&before, counters, elapsed);
+        LastMinute { refused_429: rates[REFUSED_429], lost: rates[LOST] }
+    }
+
+    /// Returns `true` if the backlog and the lag of this output have grown through the last two
+    /// minutes.
+    pub(super) fn is_growing(&self, name: &str) -> bool {
+        let hour = self.lock();
+        let Some(output) = hour.outputs.get(name) else { return false };
+        BACKLOG_AND_LAG.iter().all(|line| {
+            let first = (hour.last + 1).checked_sub(GROWING_POINTS as u64);
+            let points = first
+                .filter(|first| *first > 0)
+                .into_iter()
+                .flat_map(|first| (first..=hour.last).map(|step| output.lines.get(*line, step)));
+            is_growing(&points.collect::<Vec<_>>())
+        })
+    }
+
+    /// Returns the history as JSON. `now` is the present moment, and `time_seconds` is the same by
+    /// the wall clock, in seconds since 1970. `host` is the name of the machine.
+    pub(super) fn json(
+        &self,
+        now: Instant,
+        time_seconds: f64,
+        host: &str,
+        start_time_seconds: f64,
+    ) -> String {
+        // The lines are copied under the lock and written without it: writing takes milliseconds.
+        let hour = self.lock();
+        let (begun, last, lines) = (hour.begun.unwrap_or(now), hour.last, hour.lines.clone());
+        let outputs: Vec<_> =
+            hour.outputs.iter().map(|(name, it)| (name.clone(), it.lines.clone())).collect();
+        let reloads = hour.reloads.clone();
+        drop(hour);
+        let span = STEP * u32::try_from(POINTS).unwrap_or_default();
+        let time_of = |at: Instant| {
+            // The clock that times are counted by never jumps, unlike the wall clock.
+            time_seconds - now.saturating_duration_since(at).as_secs_f64()
+        };
+        let first = (last + 1).saturating_sub(POINTS as u64).max(1);
+        let steps = first..=last;
+        let mut json = String::with_capacity(4096 + (outputs.len() + 1) * POINTS * 32);
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        // Writing into memory can't fail.
+        write!(
+            json,
+            "{{\"interval_seconds\":{},\"points\":{POINTS},\"host\":{},\"start_time_seconds\":",
+            STEP.as_secs(),
+            quoted(host)
+        )
+        .ok();
+        push_number(&mut json, start_time_seconds);
+        json.push_str(",\"time_seconds\":[");
+        for step in steps.clone() {
+            separate(&mut json);
+            let at = begun + STEP * u32::try_from(step).unwrap_or(u32::MAX);
+            push_number(&mut json, time_of(at).round());
+        }
+        json.push(']');
+        for (line, name) in LINES.iter().enumerate() {
+            push_line(&mut json, name, steps.clone().map(|step| lines.get(line, step)));
+        }
+        json.push_str(",\"reloads\":[");
+        for (at, success) in reloads {
+            if now.saturating_duration_since(at) > span {
+                continue;
+            }
+            separate(&mut json);
+            json.push_str("{\"time_seconds\":");
+            push_number(&mut json, time_of(at));
+            let result = if success { "success" } else { "error" };
+            write!(json, ",\"result\":\"{result}\"}}").ok();
+        }
+        json.push_str("],\"outputs\":{");
+        for (name, lines) in outputs {
+            separate(&mut json);
+            write!(json, "{}:{{", quoted(&name)).ok();
+            for (line, name) in OUTPUT_LINES.iter().enumerate() {
+                push_line(&mut json, name, steps.clone().map(|step| lines.get(line, step)));
+            }
+            json.push('}');
+        }
+        json.push_str("}}\n");
+        json
+    }
+}
+
+impl Hour {
+    fn add(&mut self, now: Instant, sample: &Sample) {
+        let begun = *self.begun.get_or_insert(now);
+        let steps = now.saturating_duration_since(begun).as_secs() / STEP.as_secs();
+        let before = self.before.replace((now, sample.counters));
+        self.note_minute(now, sample.counters);
+        if steps > self.last {
+            self.skip(steps);
+            // After a pause of the machine, nobody knows in which step something has happened.
+            let elapsed = before.map(|(at, _)| now.duration_since(at));
+            let elapsed = elapsed.filter(|elapsed| *elapsed < STEP * 2);
+            let known = |before: Option<[f64; 4]>, counters: &[f64; 4]| match (before, elapsed) {
+                (Some(before), Some(elapsed)) => rates(&before, counters, elapsed),
+                _ => [f64::NAN; 4],
+            };
+            let of_relay = known(before.map(|(_, counters)| counters), &sample.counters);
+            self.lines.set(steps, of_relay.into_iter().chain(sample.states));
+            for (name, output) in &sample.outputs {
+                let before = self.outputs.get(name).and_then(|it| it.before);
+                let rates = known(before, &output.counters);
+                let hour = self.output(name);
+                hour.lines.set(steps, rates.into_iter().chain(output.states));
+            }
+            self.last = steps;
+        }
+        for (name, output) in &sample.outputs {
+            self.output(name).before = Some(output.counters);
+        }
+        let is_there = |name: &str| sample.outputs.iter().any(|(other, _)| other == name);
+        self.outputs.retain(|name, _| is_there(name));
+    }
+
+    /// Returns the hour of an output, which is made if it is not there yet.
+    fn output(&mut self, name: &str) -> &mut OutputHour {
+        let new = || OutputHour { lines: Lines::new(), before: None };
+        self.outputs.entry(name.to_owned()).or_insert_with(new)
+    }
+
+    /// Forgets the points of an hour before, at the places of the steps after the last one up to
+    /// `until`.
+    fn skip(&mut self, until: u64) {
+        let first = (self.last + 1).max((until + 1).saturating_sub(POINTS as u64));
+        for step in first..=until {
+            self.lines.set(step, [f64::NAN; LINES.len()]);
+            for output in self.outputs.values_mut() {
+                output.lines.set(step, [f64::NAN; OUTPUT_LINES.len()]);
+            }
+        }
+    }
+
+    fn note_minute(&mut self, now: Instant, counters: [f64; 4]) {
+        self.minute.push_back((now, counters));
+        // One more than a minute has steps, so that one is always at least a minute old.
+        while self.minute.len() > MINUTE_STEPS + 2 {
+            self.minute.pop_front();
+        }
+    }
+}
+
+/// Returns `true` if a line grows all the time, but for noise that is smaller than its growth: each
+/// third has a higher mean than the one before, and each point of the last third is above all
+/// points of the first one. Returns `false` if a point is not known.
+#[allow(clippy::cast_precision_loss, reason = "a number of points")]
+fn is_growing(points: &[f64]) -> bool {
+    let mut thirds = points.chunks(points.len().div_ceil(3).max(1));
+    let (Some(first), Some(middle), Some(last)) = (thirds.next(), thirds.next(), thirds.next())
+    else {
+        return false;
+    };
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    let highest = first.iter().copied().fold(f64::MIN, f64::max);
+    // A comparison with NaN is false.
+    let is_above = last.iter().all(|point| *point > highest);
+    points.len() >= GROWING_POINTS
+        && is_above
+        && mean(first) < mean(middle)
+        && mean(middle) < mean(last)
+}
+
+/// Writes a comma behind the element before, if there is one.
+fn separate(json: &mut String) {
+    if !json.ends_with(['[', '{']) {
+        json.push(',');
+    }
+}
+
+/// Writes a line of points as a member of an object.
+fn push_line(json: &mut String, name: &str, points: impl Iterator<Item = f64>) {
+    separate(json);
+    write!(json, "\"{name}\":[").ok();
+    for point in points {
+        separate(json);
+        push_number(json, point);
+    }
+    json.push(']');
+}
+
+/// Writes a number with at most three decimals, or `null` if it is not known. All numbers of the
+/// history are at least 0.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "counts, sizes and times are below 2^53, and not negative"
+)]
+fn push_number(json: &mut String, value: f64) {
+    if !value.is_finite() {
+        json.push_str("null");
+        return;
+    }
+    let thousandths = (value * 1000.0).round() as u64;
+    let (whole, rest) = (thousandths / 1000, thousandths % 1000);
+    write!(json, "{whole}").ok();
+    if rest > 0 {
+        let digits = format!(".{rest:03}");
+        json.push_str(digits.trim_end_matches('0'));
+    }
+}
+
+#[cfg(test)]
+mod tests;

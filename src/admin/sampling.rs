@@ -1,0 +1,150 @@
+//! Takes the samples of the history from the metrics and the queue, and serves the history.
+//!
+//! Reading all metrics takes milliseconds if there are hundreds of outputs, so it is done on a
+//! thread for blocking work.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+use hyper::StatusCode;
+use tokio::time::Instant;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use super::Admin;
+use super::history::OutputSample;
+use super::history::STEP;
+use super::history::Sample;
+use super::json;
+use super::lock;
+use super::text;
+use crate::telemetry;
+use crate::telemetry::Reading;
+
+/// Returns the counts since the start whose rates are lines of the history: accepted events,
+/// received bytes, requests that were refused with 429, lost events.
+#[allow(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+pub(super) fn counters(reading: &Reading) -> [f64; 4] {
+    [
+        reading.accepted_events(),
+        reading.all_received_bytes(),
+        reading.refused_429(),
+        reading.all_lost_events(),
+    ]
+    .map(|count| count as f64)
+}
+
+impl Admin {
+    /// Adds a sample to the history each ten seconds, until `stop` is cancelled. One task of the
+    /// relay runs this loop. A step in which the machine was paused is left out.
+    pub async fn keep_history(self: Arc<Self>, stop: CancellationToken) {
+        let mut ticks = tokio::time::interval(STEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        while stop.run_until_cancelled(ticks.tick()).await.is_some() {
+            let (admin, now) = (Arc::clone(&self), Instant::now());
+            let sampled =
+                tokio::task::spawn_blocking(move || admin.history.add(now, &admin.sample())).await;
+            if let Err(error) = sampled {
+                tracing::error!(%error, "no sample for /status/history");
+            }
+        }
+    }
+
+    /// Returns the values of the relay at this moment.
+    #[allow(clippy::cast_precision_loss, reason = "counts and sizes are below 2^53")]
+    fn sample(&self) -> Sample {
+        let reading = self.telemetry.read();
+        let (bytes, events) = self.queue.held();
+        let backlogs = self.queue.backlogs();
+        let names: Vec<_> = lock(&self.outputs).iter().map(|output| output.name.clone()).collect();
+        let output = |name: String| {
+            let backlog = backlogs.iter().find(|(of, _)| *of == name);
+            let backlog = backlog.map(|(_, backlog)| *backlog).unwrap_or_default();
+            let counts = [
+                reading.delivered_events(&name),
+                reading.sent_bytes(&name),
+                reading.errors(&name).iter().map(|(_, count)| count).sum(),
+                reading.lost_events(&name),
+            ];
+            let counters = counts.map(|count| count as f64);
+            (name, OutputSample { counters, states: [backlog.events as f64, backlog.lag] })
+        };
+        Sample {
+            counters: counters(&reading),
+            states: [bytes, events, reading.memory_bytes()].map(|value| value as f64),
+            outputs: names.into_iter().map(output).collect(),
+        }
+    }
+
+    /// Returns the response to `GET /status/history`.
+    pub(super) async fn history_response(self: &Arc<Self>) -> Response<Full<Bytes>> {
+        let admin = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || {
+            let started = admin.telemetry.read().started();
+            admin.history.json(Instant::now(), telemetry::now(), &admin.host, started)
+        });
+        match written.await {
+            Ok(body) => json(body),
+            Err(_) => text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the history can't be written, and the relay's log says why\n".to_owned(),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::config;
+    use crate::queue::Queue;
+    use crate::telemetry::Telemetry;
+
+    /// A relay without outputs and listeners, whose task for the history runs.
+    fn admin() -> Arc<Admin> {
+        let text =
+            "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'stdout'\n";
+        let config = config::read(text, crate::output::TYPES).config.expect("it is right");
+        let telemetry = Arc::new(Telemetry::new());
+        let (queue, _cursors) = Queue::open(&config.queue, &telemetry, &[]).unwrap();
+        let admin = Admin::new(telemetry, queue, None);
+        admin.show(Vec::new(), Vec::new(), Vec::new(), &config.queue);
+        Arc::new(admin)
+    }
+
+    async fn history(admin: &Arc<Admin>) -> Value {
+        use http_body_util::BodyExt as _;
+        let body = admin.history_response().await.into_body().collect().await.unwrap();
+        serde_json::from_slice(&body.to_bytes()).unwrap()
+    }
+
+    /// A clock that jumps is that of a machine that was paused. The task does not make up for the
+    /// samples that it has missed, and hears the stop.
+    #[tokio::test(start_paused = true)]
+    async fn the_task_takes_a_sample_each_step_and_none_of_a_pause() {
+        let (admin, stop) = (admin(), CancellationToken::new());
+        let task = Arc::clone(&admin).keep_history(stop.clone());
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(task);
+        tokio::time::sleep(STEP * 3 + STEP / 2).await;
+        let known = |history: &Value| -> Vec<bool> {
+            let line = history["accepted_events_per_second"].as_array().unwrap();
+            line.iter().map(Value::is_number).collect()
+        };
+        assert_eq!(known(&history(&admin).await), [true; 3]);
+        tokio::time::advance(STEP * 4).await;
+        tokio::time::sleep(STEP * 2).await;
+        let known = known(&history(&admin).await);
+        let gap = known.iter().filter(|is_known| !**is_known).count();
+        assert!((3..=5).contains(&gap) && known.last() == Some(&true), "{known:?}");
+        stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(1), tasks.join_next()).await;
+        assert!(matches!(ended, Ok(Some(Ok(())))), "{ended:?}");
+    }
+}

@@ -1,0 +1,262 @@
+//! The JSON of `/status`. A field that has the name of a metric has the same meaning as the metric.
+//! `docs/reference/status-json.md` lists all fields.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use serde_json::Value;
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::Admin;
+use super::Listener;
+use super::Output;
+use super::history::LastMinute;
+use super::lock;
+use super::sampling::counters;
+use crate::delivery::AddressState;
+use crate::queue::Backlog;
+use crate::queue::Queue;
+use crate::release;
+use crate::source;
+use crate::telemetry;
+use crate::telemetry::Certificate;
+use crate::telemetry::LastRejected;
+use crate::telemetry::Quantiles;
+use crate::telemetry::Reading;
+
+impl Admin {
+    /// Returns the page `/status`.
+    pub(super) fn status(&self) -> Value {
+        let reading = self.telemetry.read();
+        let now = telemetry::now();
+        let ago = |time: f64| (now - time).max(0.0);
+        let settings = lock(&self.queue_settings).clone();
+        let LastMinute { refused_429, lost } =
+            self.history.last_minute(Instant::now(), &counters(&reading));
+        json!({
+            "version": release::VERSION,
+            "revision": release::REVISION,
+            "host": self.host,
+            "time_seconds": now,
+            "start_time_seconds": reading.started(),
+            "uptime_seconds": self.since.elapsed().as_secs(),
+            "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+            "memory_bytes": reading.memory_bytes(),
+            "memory_limit_bytes": reading.memory_limit_bytes(),
+            "started": self.started.load(Ordering::Relaxed),
+            "stopping": self.stopping.load(Ordering::Relaxed),
+            "acknowledge": settings.as_ref().map(|queue| queue.acknowledge.name()),
+            "lost_events": reading.all_lost_events(),
+            "lost_events_per_second": lost,
+            "last_lost_seconds_ago": seconds(self.telemetry.reports().any_lost_ago()),
+            "accepted_events": reading.accepted_events(),
+            "last_event_seconds_ago": reading.last_event().map(ago),
+            "in_flight_bytes": reading.in_flight_bytes(),
+            "log_dropped_lines": reading.log_dropped_lines(),
+            "listeners": self.listeners(&reading),
+            "sources": self.sources(&reading),
+            "rejected_requests": counted(reading.rejected_requests()),
+            "refused_429_per_second": refused_429,
+            "last_rejected": self.telemetry.last_rejected().as_ref().map(last_rejected),
+            "queue": self.queue_json(&reading),
+            "outputs": self.outputs(&reading),
+            "certificates": self.certificates(&reading),
+            "reloads": reloads(&reading, ago),
+            "evidence": self.evidence.as_ref().map(|_| evidence(&reading, ago)),
+        })
+    }
+
+    fn queue_json(&self, reading: &Reading) -> Value {
+        let (bytes, events) = self.queue.held();
+        let settings = lock(&self.queue_settings).clone();
+        let full = self.queue.is_full();
+        let reports = self.telemetry.reports();
+        json!({
+            "kind": match &self.queue {
+                Queue::Memory(_) => "memory",
+                Queue::Spool(_) => "disk",
+            },
+            "bytes": bytes,
+            "capacity_bytes": self.queue.capacity(),
+            "events": events,
+            "when_full": settings.as_ref().map(|queue| queue.when_full.name()),
+            "retry_after_seconds": seconds(settings.map(|queue| queue.retry_after)),
+            "full": full,
+            // The state may have changed a moment ago.
+            "full_seconds": seconds(full.then(|| reports.full_for().unwrap_or_default())),
+            "fault": self.queue.fault(),
+            "lost_events": reading.lost_events(QUEUE),
+            "last_lost_seconds_ago": seconds(reports.lost_ago(QUEUE)),
+        })
+    }
+
+    fn listeners(&self, reading: &Reading) -> Value {
+        let listener = |state: &Listener| {
+            json!({
+                "listener": state.label,
+                "tls": state.tls,
+                "address": state.address.map(|address| address.to_string()),
+                "connections": reading.connections(&state.label),
+                "received_bytes": reading.received_bytes(&state.label),
+                "requests": counted(reading.requests(&state.label)),
+            })
+        };
+        lock(&self.listeners).iter().map(listener).collect()
+    }
+
+    fn sources(&self, reading: &Reading) -> Value {
+        lock(&self.sources).iter().map(|it| source(it, reading)).collect()
+    }
+
+    /// Returns, as JSON, the certificates of the outputs and listeners that exist now. The metrics
+    /// may also have certificates of outputs and listeners that a reload has removed; the result
+    /// leaves them out.
+    fn certificates(&self, reading: &Reading) -> Value {
+        let is_here = |it: &&Certificate| self.has(&it.place, &it.name);
+        reading.certificates().iter().filter(is_here).map(certificate).collect()
+    }
+
+    fn outputs(&self, reading: &Reading) -> Value {
+        let backlogs = self.queue.backlogs();
+        let output = |output: &Output| {
+            let backlog = backlogs.iter().find(|(name, _)| *name == output.name);
+            self.output(output, backlog.map(|(_, backlog)| *backlog).unwrap_or_default(), reading)
+        };
+        lock(&self.outputs).iter().map(output).collect()
+    }
+
+    fn output(&self, output: &Output, backlog: Backlog, reading: &Reading) -> Value {
+        let (name, snapshot) = (&output.name, output.status.snapshot());
+        let [p50, p99] = quantiles(self.telemetry.delivery_quantiles(name));
+        json!({
+            "name": name,
+            "type": output.kind,
+            "required": output.required,
+            "shape": output.shape,
+            "strategy": output.status.strategy(),
+            "up": snapshot.up,
+            "down_seconds": seconds(snapshot.down),
+            "keeps_events": snapshot.keeps_events,
+            "backlog_events": backlog.events,
+            "backlog_bytes": backlog.bytes,
+            "lag_seconds": backlog.lag,
+            "lag_max_seconds": output.lag_max.as_secs_f64(),
+            "growing": self.history.is_growing(name),
+            "delivered_events": reading.delivered_events(name),
+            "existing_events": reading.existing_events(name),
+            "filtered": counted(reading.filtered(name)),
+            "sent_bytes": reading.sent_bytes(name),
+            "latency_p50_seconds": p50,
+            "latency_p99_seconds": p99,
+            "retries": reading.retries(name),
+            "errors": counted_if_any(reading.errors(name)),
+            "lost_events": reading.lost_events(name),
+            "last_lost_seconds_ago": seconds(self.telemetry.reports().lost_ago(name)),
+            "dead_letter_events": reading.dead_letter_events(name),
+            "last_error": snapshot.last_error,
+            "last_error_seconds_ago": seconds(snapshot.last_error_age),
+            "next_retry_seconds": seconds(snapshot.next_retry),
+            "addresses": snapshot.addresses.iter().map(address).collect::<Value>(),
+        })
+    }
+}
+
+/// The name under which events are counted as lost that no output can get.
+const QUEUE: &str = "queue";
+
+fn seconds(time: Option<Duration>) -> Option<f64> {
+    time.map(|time| time.as_secs_f64())
+}
+
+fn quantiles(times: Option<Quantiles>) -> [Option<f64>; 2] {
+    [times.map(|times| times.p50), times.map(|times| times.p99)]
+}
+
+/// Returns counts by name as an object.
+fn counted(counts: Vec<(&'static str, u64)>) -> Value {
+    counts.into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect()
+}
+
+/// Returns counts by name as an object, without those that are 0.
+fn counted_if_any(counts: Vec<(&'static str, u64)>) -> Value {
+    counted(counts.into_iter().filter(|(_, count)| *count > 0).collect())
+}
+
+fn last_rejected(last: &LastRejected) -> Value {
+    json!({
+        "listener": *last.listener,
+        "reason": last.reason.name(),
+        "code": last.code,
+        "message": last.message,
+        "seconds_ago": last.at.elapsed().as_secs_f64(),
+    })
+}
+
+fn certificate(certificate: &Certificate) -> Value {
+    json!({
+        "place": certificate.place,
+        "name": certificate.name,
+        "role": certificate.role,
+        "not_after_seconds": certificate.not_after,
+    })
+}
+
+fn reloads(reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
+    let of = |result| {
+        let (count, last) = reading.reloads(result);
+        json!({ "count": count, "last_seconds_ago": last.map(&ago) })
+    };
+    json!({ "success": of("success"), "error": of("error") })
+}
+
+fn evidence(reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
+    let witness = |(name, at): (String, Option<f64>)| json!({ "name": name, "last_seconds_ago": at.map(&ago) });
+    json!({
+        "size": reading.evidence_size(),
+        "last_checkpoint_seconds_ago": reading.last_checkpoint().map(&ago),
+        "witnesses": reading.witnesses().into_iter().map(witness).collect::<Value>(),
+        "errors": counted_if_any(reading.evidence_errors()),
+    })
+}
+
+fn address(state: &AddressState) -> Value {
+    let figures = &state.figures;
+    let [p50, p99] = quantiles(figures.times);
+    let errors = figures.errors.iter().map(|(reason, count)| (reason.name(), *count));
+    let (last_error, ago) = figures.last_error.as_ref().map(|(text, ago)| (text, *ago)).unzip();
+    json!({
+        "endpoint": state.endpoint,
+        "address": state.address,
+        "state": state.state,
+        "state_seconds": state.state_for.as_secs_f64(),
+        "used": state.used,
+        "requests": figures.requests,
+        "sent_bytes": figures.sent_bytes,
+        "errors": counted_if_any(errors.collect()),
+        "latency_p50_seconds": p50,
+        "latency_p99_seconds": p99,
+        "last_error": last_error,
+        "last_error_seconds_ago": seconds(ago),
+    })
+}
+
+fn source(source: &source::Shown, reading: &Reading) -> Value {
+    let [kind, topic, group] = source.config.origin();
+    let snapshot = source.status.snapshot();
+    let state = match (snapshot.partitions.is_empty(), snapshot.paused) {
+        (true, _) => "waiting",
+        (false, true) => "paused",
+        (false, false) => "reading",
+    };
+    json!({
+        "name": source.config.name,
+        "type": kind,
+        "topic": topic,
+        "group": group,
+        "state": state,
+        "partitions": snapshot.partitions,
+        "received_bytes": reading.received_bytes(&source.config.name),
+        "last_error": snapshot.last_error,
+    })
+}

@@ -1,0 +1,468 @@
+//! `/status` and `/status/history`, on the real relay with consumers that work, fail, are slow or
+//! away: each figure is compared with what the consumers themselves have seen.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::answers::assert_accepted;
+use crate::support::corpus::generated_batch;
+use crate::support::http;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::lumberjack_sink::LumberjackSink;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::requests::to_http;
+use crate::support::requests::to_sink;
+use crate::support::server::Options;
+use crate::support::setup;
+use crate::support::spool::Spool;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::text;
+use crate::support::wait_for;
+use crate::support::wait_until;
+use crate::support::witness::NAME;
+use crate::support::witness::Witness;
+
+/// The keys of an output that send batch after batch, each as a request of its own.
+const IN_TURN: &str = "concurrency = 1\n";
+
+fn status(relay: &Relay) -> Value {
+    http::get(relay.admin(), "/status").unwrap().json()
+}
+
+fn output(relay: &Relay) -> Value {
+    status(relay)["outputs"][0].clone()
+}
+
+fn addresses(relay: &Relay) -> Vec<Value> {
+    output(relay)["addresses"].as_array().unwrap().clone()
+}
+
+fn history(relay: &Relay) -> Value {
+    http::get(relay.admin(), "/status/history").unwrap().json()
+}
+
+/// Sends batches one after the other, each when the one before is delivered.
+fn post(relay: &Relay, seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        assert_accepted(&relay.post(&generated_batch(seed, 5, 900)), 5);
+        relay.wait_until_delivered(PATIENCE);
+    }
+}
+
+/// Returns the sum of the bytes of the bodies that the consumer has read, of requests whose target
+/// this is.
+fn body_bytes(sink: &HttpSink, target: &str) -> u64 {
+    let requests = sink.requests();
+    let of_target = requests.iter().filter(|request| request.target == target);
+    of_target.map(|request| request.body.len() as u64).sum()
+}
+
+/// Method: three URLs of one consumer differ only in their paths. The first answers 500, the second
+/// 401, the third 200, so that each batch goes to the third one in the end.
+#[test]
+fn urls_of_one_host_and_port_have_rows_of_their_own() {
+    let sink = HttpSink::start(|request| {
+        Answer::status(match request.target.as_str() {
+            "/broken-SECRET" => 500,
+            "/forbidden?key=SECRET" => 401,
+            _ => 200,
+        })
+    });
+    let at = sink.address();
+    let urls = ["broken-SECRET", "forbidden?key=SECRET", "good"];
+    let urls = urls.map(|path| format!("http://{at}/{path}"));
+    let relay = Relay::start(&to_http(&urls, IN_TURN));
+    post(&relay, 0..4);
+    let rows = addresses(&relay);
+    let of = |field: &str| rows.iter().map(|row| row[field].clone()).collect::<Vec<_>>();
+    assert_eq!(of("endpoint"), [0, 1, 2]);
+    assert_eq!(of("address"), [at.to_string(), at.to_string(), at.to_string()]);
+    assert_eq!(of("state"), ["down", "down", "up"]);
+    assert_eq!(of("used"), [false, false, true]);
+    assert_eq!(of("requests"), [1, 1, 4]);
+    let errors = [json!({ "status_5xx": 1 }), json!({ "status_4xx": 1 }), json!({})];
+    assert_eq!(of("errors"), errors);
+    let targets = ["/broken-SECRET", "/forbidden?key=SECRET", "/good"];
+    assert_eq!(of("sent_bytes"), targets.map(|target| body_bytes(&sink, target)));
+    let text = |row: usize| rows[row]["last_error"].as_str().unwrap().to_owned();
+    assert!(text(0).contains("500") && text(1).contains("401"), "{rows:?}");
+    assert!(rows[2]["last_error"].is_null() && rows[2]["last_error_seconds_ago"].is_null());
+    for row in &rows[..2] {
+        // The state began with the error.
+        let [error, state] = ["last_error_seconds_ago", "state_seconds"];
+        let [error, state] = [error, state].map(|field| row[field].as_f64().unwrap());
+        assert!((error - state).abs() < 0.1 && error < 60.0, "{row}");
+        assert!(row["latency_p50_seconds"].is_null(), "nothing was acknowledged: {row}");
+    }
+    assert!(rows[2]["latency_p99_seconds"].is_number());
+    let output = output(&relay);
+    assert_eq!(output["errors"], json!({ "status_5xx": 1, "status_4xx": 1 }));
+    assert_eq!((&output["strategy"], &output["shape"]), (&"failover".into(), &"event".into()));
+    assert!(output["latency_p50_seconds"].is_number() && output["latency_p99_seconds"].is_number());
+    assert_eq!(
+        output["sent_bytes"],
+        rows.iter().map(|row| row["sent_bytes"].as_u64().unwrap()).sum::<u64>()
+    );
+    let all = http::get(relay.admin(), "/status").unwrap().text();
+    assert!(!all.contains("SECRET") && !all.contains("good"), "a path is shown: {all}");
+    relay.finish(Backlog::Empty);
+}
+
+/// A single URL whose consumer refuses events is not down, but its row has the errors.
+#[test]
+fn a_refusal_of_events_is_an_error_of_its_address() {
+    let sink = HttpSink::start(|_| Answer::status(400));
+    let relay = Relay::start(&to_sink(sink.address(), IN_TURN));
+    assert_accepted(&relay.post(&generated_batch(1, 1, 900)), 1);
+    wait_until("a refusal", PATIENCE, || !addresses(&relay)[0]["last_error"].is_null());
+    let row = &addresses(&relay)[0];
+    assert!(row["errors"]["status_4xx"].as_u64() >= Some(1), "{row}");
+    assert_eq!((&row["requests"], &row["state"]), (&row["errors"]["status_4xx"], &"up".into()));
+    assert!(output(&relay)["errors"]["status_4xx"].is_u64());
+}
+
+#[test]
+fn a_dead_address_is_passed_over_and_its_row_says_why_and_since_when() {
+    for strategy in ["failover", "round_robin"] {
+        let (mut dead, live) = (HttpSink::accepting(), HttpSink::accepting());
+        dead.close();
+        let urls = [&dead, &live].map(|sink| format!("http://{}/", sink.address()));
+        let more = format!("strategy = \"{strategy}\"\n{IN_TURN}");
+        let relay = Relay::start(&to_http(&urls, &more));
+        post(&relay, 0..6);
+        assert_eq!(output(&relay)["strategy"], strategy);
+        let rows = addresses(&relay);
+        let of = |field: &str| rows.iter().map(|row| row[field].clone()).collect::<Vec<_>>();
+        assert_eq!(of("state"), ["down", "up"], "{strategy}");
+        assert_eq!(of("requests"), [1, 6]);
+        assert_eq!(of("errors"), [json!({ "connect": 1 }), json!({})]);
+        assert_eq!(of("sent_bytes"), [json!(0), json!(body_bytes(&live, "/"))]);
+        let error = rows[0]["last_error"].as_str().unwrap();
+        assert!(error.to_lowercase().contains("refused"), "{error}");
+        let down = rows[0]["state_seconds"].as_f64().unwrap();
+        wait_until("time to pass", PATIENCE, || {
+            addresses(&relay)[0]["state_seconds"].as_f64() >= Some(down + 1.0)
+        });
+        // The address comes back, which is another state with a time of its own.
+        dead.reopen();
+        let back = wait_for("the trial", PATIENCE, || {
+            let row = addresses(&relay)[0].clone();
+            (row["state"] != "down").then_some(row)
+        });
+        assert!(back["state_seconds"].as_f64() < Some(5.0), "{back}");
+        assert_eq!(back["errors"], json!({ "connect": 1 }), "a probe is no attempt");
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn latencies_are_those_of_each_consumer() {
+    let slow = |millis: u64| {
+        HttpSink::start(move |_| Answer::status(200).after(Duration::from_millis(millis)))
+    };
+    let (fast, slow) = (slow(50), slow(500));
+    let urls = [&fast, &slow].map(|sink| format!("http://{}/", sink.address()));
+    let more = format!("strategy = \"round_robin\"\n{IN_TURN}");
+    let relay = Relay::start(&to_http(&urls, &more));
+    post(&relay, 0..16);
+    let rows = addresses(&relay);
+    assert_eq!([&rows[0]["requests"], &rows[1]["requests"]], [8, 8]);
+    for (row, wanted) in rows.iter().zip([0.05, 0.5]) {
+        // A busy machine makes answers later, and never earlier.
+        let p50 = row["latency_p50_seconds"].as_f64().unwrap();
+        let p99 = row["latency_p99_seconds"].as_f64().unwrap();
+        assert!((wanted * 0.93..wanted * 1.6).contains(&p50), "{row}");
+        assert!((p50..wanted * 4.0).contains(&p99), "{row}");
+    }
+    // Of the whole output, half of the batches took 50 ms, and the slowest 500 ms.
+    let output = output(&relay);
+    let p99 = output["latency_p99_seconds"].as_f64().unwrap();
+    assert!((0.46..2.0).contains(&p99), "{output}");
+    assert!(output["latency_p50_seconds"].as_f64() < Some(0.4), "{output}");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_row_of_a_tcp_consumer_counts_writes_bytes_and_breaks() {
+    let (relay, mut sink) = setup::start("", "");
+    post(&relay, 0..5);
+    let row = addresses(&relay)[0].clone();
+    assert_eq!((&row["endpoint"], &row["requests"]), (&0.into(), &5.into()));
+    assert_eq!(row["sent_bytes"], sink.bytes());
+    assert_eq!((&row["errors"], &row["state"]), (&json!({}), &"up".into()));
+    // The window of 100 ms is a part of the time until the acknowledgement.
+    let p50 = row["latency_p50_seconds"].as_f64().unwrap();
+    assert!((0.09..1.0).contains(&p50), "{row}");
+    sink.close();
+    // An idle connection that ends is no failure. A new one is made when there is something to
+    // send.
+    assert_accepted(&relay.post(&generated_batch(5, 5, 900)), 5);
+    wait_until("a failure", PATIENCE, || addresses(&relay)[0]["errors"]["connect"].is_u64());
+    sink.reopen();
+    relay.wait_until_delivered(PATIENCE);
+    let row = addresses(&relay)[0].clone();
+    let errors = row["errors"].as_object().unwrap().values().map(|it| it.as_u64().unwrap());
+    assert_eq!(row["requests"], 6 + errors.sum::<u64>(), "{row}");
+    assert_eq!(row["errors"], output(&relay)["errors"], "each error was at this address");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_row_of_a_lumberjack_consumer_counts_windows() {
+    let sink = LumberjackSink::with(Options::default(), |_, reply| {
+        if reply.rest(Duration::from_millis(50)) {
+            reply.acknowledge(5);
+        }
+        true
+    });
+    let relay = Relay::start(&format!(
+        "{BASE}[[output]]\nname = \"out\"\ntype = \"lumberjack\"\naddresses = [\"{}\"]\n",
+        sink.address()
+    ));
+    post(&relay, 0..6);
+    let row = addresses(&relay)[0].clone();
+    assert_eq!((sink.windows().len(), &row["requests"]), (6, &6.into()));
+    assert_eq!(row["sent_bytes"], output(&relay)["sent_bytes"]);
+    assert!(row["sent_bytes"].as_u64() > Some(0));
+    let p50 = row["latency_p50_seconds"].as_f64().unwrap();
+    assert!((0.046..0.5).contains(&p50), "{row}");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn outputs_without_addresses_have_no_rows_and_no_strategy() {
+    let relay = Relay::start(&format!("{BASE}[[output]]\nname = \"out\"\ntype = \"stdout\"\n"));
+    post(&relay, 0..1);
+    let output = output(&relay);
+    assert_eq!((&output["addresses"], &output["strategy"]), (&json!([]), &Value::Null));
+    assert!(output["latency_p50_seconds"].is_number(), "{output}");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn events_that_are_kept_back_or_changed_are_counted_by_what_was_done() {
+    let sink = HttpSink::accepting();
+    let filter = "[output.filter]\ndeduplicate = \"1h\"\nshape = \"ecs\"\n";
+    let relay = Relay::start(&to_sink(sink.address(), &format!("{IN_TURN}{filter}")));
+    let batch = generated_batch(1, 10, 900);
+    for _ in 0..3 {
+        assert_accepted(&relay.post(&batch), 10);
+        relay.wait_until_delivered(PATIENCE);
+    }
+    let output = output(&relay);
+    assert_eq!(output["shape"], "ecs");
+    let wanted =
+        json!({ "dropped": 0, "duplicate": 20, "lowered": 0, "trimmed": 0, "redacted": 0 });
+    assert_eq!((&output["filtered"], &output["delivered_events"]), (&wanted, &10.into()));
+    assert_eq!(output["existing_events"], 0);
+    relay.finish(Backlog::Empty);
+}
+
+/// Posts until the relay refuses, and returns the number of answers by status.
+fn fill(relay: &Relay, posts: u64) -> (u64, u64) {
+    let (mut taken, mut refused) = (0, 0);
+    for seed in 0..posts {
+        match relay.post(&generated_batch(seed, 10, 1000)).status {
+            200 => taken += 1,
+            429 => refused += 1,
+            other => panic!("{other}"),
+        }
+    }
+    (taken, refused)
+}
+
+#[test]
+fn a_full_queue_says_what_it_does_for_how_long_and_how_many_it_refuses() {
+    let full = "[queue]\nmax_bytes = \"64KiB\"\nretry_after = \"3s\"\n";
+    let (relay, _sink) = setup::start_with_dead_consumer("", full);
+    let before = status(&relay);
+    assert_eq!(before["queue"]["full_seconds"], Value::Null);
+    assert_eq!(before["refused_429_per_second"], 0.0);
+    let (taken, refused) = fill(&relay, 40);
+    assert!(taken > 0 && refused > 0);
+    let status = status(&relay);
+    let queue = &status["queue"];
+    assert_eq!((&queue["full"], &queue["when_full"]), (&true.into(), &"reject".into()));
+    assert_eq!(queue["retry_after_seconds"], 3.0);
+    let full = queue["full_seconds"].as_f64().unwrap();
+    assert!((0.0..60.0).contains(&full), "{queue}");
+    let requests = &status["listeners"][0]["requests"];
+    assert_eq!((&requests["200"], &requests["429"]), (&taken.into(), &refused.into()));
+    assert_eq!(requests["503"], 0, "a status that never occurred is there too");
+    // The rate is over ten seconds at least.
+    let rate = status["refused_429_per_second"].as_f64().unwrap();
+    let most = refused as f64 / 10.0;
+    assert!(rate > 0.0 && rate <= most + 1e-9, "{rate} of {most}");
+    assert_eq!(status["acknowledge"], "queued");
+    assert_eq!(status["last_lost_seconds_ago"], Value::Null, "a refused batch is not lost");
+    wait_until("the time to grow", PATIENCE, || {
+        self::status(&relay)["queue"]["full_seconds"].as_f64() >= Some(full + 1.0)
+    });
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn losses_have_a_time_where_they_occur() {
+    for (when_full, by_queue) in [("drop_newest", true), ("drop_oldest", false)] {
+        let full = format!("[queue]\nmax_bytes = \"64KiB\"\nwhen_full = \"{when_full}\"\n");
+        let (relay, _sink) = setup::start_with_dead_consumer("", &full);
+        let lost = |status: &Value| {
+            let [queue, output] = [&status["queue"], &status["outputs"][0]];
+            [status, queue, output].map(|it| it["last_lost_seconds_ago"].as_f64())
+        };
+        assert_eq!(lost(&status(&relay)), [None; 3]);
+        // While all batches are on the wire, the oldest can't be dropped.
+        wait_until("a loss", PATIENCE, || {
+            relay.post(&generated_batch(1, 10, 1000));
+            status(&relay)["lost_events"].as_u64() > Some(0)
+        });
+        let status = status(&relay);
+        let [any, queue, output] = lost(&status);
+        assert!(any.is_some_and(|any| any < 60.0), "{status}");
+        assert_eq!((queue.is_some(), output.is_some()), (by_queue, !by_queue), "{status}");
+        assert!(status["lost_events_per_second"].as_f64() > Some(0.0), "{status}");
+        assert_eq!(status["queue"]["when_full"], when_full);
+        relay.finish(Backlog::Stable);
+    }
+}
+
+#[test]
+fn the_acknowledgement_and_the_port_are_those_in_force() {
+    let sink = HttpSink::accepting();
+    let delivered = "[queue]\nacknowledge = \"delivered\"\n";
+    let relay = Relay::start(&to_sink(sink.address(), delivered));
+    let before = status(&relay);
+    assert_eq!(before["acknowledge"], "delivered");
+    assert_eq!(before["listeners"][0]["listener"], "127.0.0.1:0");
+    assert_eq!(before["listeners"][0]["address"], relay.address().to_string());
+    assert!(before["revision"].as_str().is_some_and(|revision| !revision.is_empty()));
+    assert_eq!(before["evidence"], Value::Null);
+    // A reload may change it.
+    let file = relay.config_file();
+    let config = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, config.replace("\"delivered\"", "\"queued\"")).unwrap();
+    wait_until("the reload", PATIENCE, || status(&relay)["acknowledge"] == "queued");
+    let spool = Spool::new();
+    let durable = Relay::start(&to_sink(sink.address(), &spool.queue("")));
+    assert_eq!(status(&durable)["acknowledge"], "synced");
+    durable.finish(Backlog::Empty);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_evidence_shows_its_size_its_checkpoint_and_its_witnesses() {
+    let directory = TempDir::new().unwrap();
+    let key = directory.path().join("key");
+    let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
+    let verifier = String::from_utf8(run_command(&keygen, directory.path()).stdout).unwrap();
+    let mut witness = Witness::start(verifier.trim_end());
+    let sink = HttpSink::accepting();
+    let evidence = format!(
+        "{}[evidence]\norigin = \"relay\"\nkey_file = {:?}\ncheckpoint_interval = \"1s\"\n{}",
+        Spool::at(directory.path().join("queue")).queue(""),
+        text(&key),
+        witness.config(),
+    );
+    let relay = Relay::start(&to_sink(sink.address(), &evidence));
+    post(&relay, 0..1);
+    let shown = wait_for("a cosignature", PATIENCE, || {
+        let evidence = status(&relay)["evidence"].clone();
+        evidence["witnesses"][0]["last_seconds_ago"].is_number().then_some(evidence)
+    });
+    assert!(shown["size"].as_u64() > Some(0), "{shown}");
+    assert!(shown["last_checkpoint_seconds_ago"].as_f64() < Some(60.0), "{shown}");
+    assert_eq!(shown["witnesses"].as_array().unwrap().len(), 1);
+    assert_eq!((&shown["witnesses"][0]["name"], &shown["errors"]), (&NAME.into(), &json!({})));
+    witness.go_away();
+    post(&relay, 1..2);
+    wait_until("an error of the witness", PATIENCE, || {
+        status(&relay)["evidence"]["errors"]["witness"].is_u64()
+    });
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the relay gets a batch each second for a bit more than two steps.
+#[test]
+fn the_history_has_the_rates_of_what_flows_and_the_reloads() {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(sink.address(), IN_TURN));
+    let first = http::get(relay.admin(), "/status/history").unwrap();
+    assert_eq!(first.header("content-type"), Some("application/json"));
+    assert_eq!(first.header("cache-control"), Some("no-store"));
+    let first = first.json();
+    assert_eq!((&first["interval_seconds"], &first["points"]), (&10.into(), &360.into()));
+    assert_eq!(first["time_seconds"], json!([]));
+    relay.signal(libc::SIGHUP);
+    relay.wait_for_log("config reloaded", PATIENCE);
+    let mut sent = 0;
+    let history = wait_for("two steps", PATIENCE * 2, || {
+        post(&relay, sent..sent + 1);
+        sent += 1;
+        std::thread::sleep(Duration::from_millis(500));
+        let history = history(&relay);
+        (history["time_seconds"].as_array().unwrap().len() >= 2).then_some(history)
+    });
+    let status = status(&relay);
+    assert_eq!(history["host"], status["host"]);
+    let start = history["start_time_seconds"].as_f64().unwrap();
+    assert!((start - status["start_time_seconds"].as_f64().unwrap()).abs() < 0.01);
+    let times: Vec<f64> =
+        history["time_seconds"].as_array().unwrap().iter().map(|it| it.as_f64().unwrap()).collect();
+    assert_eq!(times[1] - times[0], 10.0);
+    let now = status["time_seconds"].as_f64().unwrap();
+    assert!((now - 15.0..=now + 1.0).contains(&times[1]), "{times:?} at {now}");
+    let sum = |line: &Value| -> f64 {
+        let line = line.as_array().unwrap();
+        assert_eq!(line.len(), times.len());
+        line.iter().map(|point| point.as_f64().unwrap()).sum::<f64>() * 10.0
+    };
+    // The batches of the last moment are not in a step yet.
+    let (events, out) =
+        (sum(&history["accepted_events_per_second"]), &history["outputs"]["consumer"]);
+    let accepted = status["accepted_events"].as_f64().unwrap();
+    assert!(events > accepted * 0.5 && events <= accepted + 0.1, "{events} of {accepted}");
+    let delivered = sum(&out["delivered_events_per_second"]);
+    assert!((delivered - events).abs() <= 5.1, "{delivered} of {events}");
+    assert!(sum(&history["received_bytes_per_second"]) > events * 900.0);
+    assert!(sum(&out["sent_bytes_per_second"]) > delivered * 900.0);
+    for line in ["refused_429_per_second", "lost_events_per_second"] {
+        assert_eq!(sum(&history[line]), 0.0, "{line}");
+    }
+    assert!(sum(&history["memory_bytes"]) > 1e6);
+    assert_eq!(history["reloads"].as_array().unwrap().len(), 1);
+    let reload = &history["reloads"][0];
+    assert_eq!(reload["result"], "success");
+    assert!(reload["time_seconds"].as_f64().is_some_and(|at| at >= start && at <= now), "{reload}");
+    let only_get = http::post(relay.admin(), "/status/history", "text/plain", b"").unwrap();
+    assert_eq!(only_get.status, 405);
+    let unknown = http::get(relay.admin(), "/status/histor").unwrap();
+    assert!(unknown.status == 404 && unknown.text().contains(" /status/history "));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_output_that_a_reload_removes_leaves_the_history() {
+    let (stays, leaves) = (HttpSink::accepting(), TcpSink::start());
+    let second = format!(
+        "[[output]]\nname = \"leaves\"\ntype = \"tcp\"\nrequired = false\naddresses = [\"{}\"]\n",
+        leaves.address()
+    );
+    let config = to_sink(stays.address(), IN_TURN);
+    let relay = Relay::start(&format!("{config}{second}"));
+    let names = |history: &Value| -> Vec<String> {
+        history["outputs"].as_object().unwrap().keys().cloned().collect()
+    };
+    wait_until("both", PATIENCE, || names(&history(&relay)) == ["consumer", "leaves"]);
+    std::fs::write(relay.config_file(), &config).unwrap();
+    relay.wait_for_log("config reloaded", PATIENCE);
+    assert_eq!(names(&history(&relay)), ["consumer"]);
+    relay.finish(Backlog::Empty);
+}
