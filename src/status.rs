@@ -7,8 +7,16 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::Deserializer;
 
 pub mod verdict;
+
+/// Reads a value, and its default in the place of `null`, which stands for "not known yet".
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    source: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(source)?.unwrap_or_default())
+}
 
 /// The state of a relay at one moment: the answer of `/status`.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -29,6 +37,7 @@ pub struct Status {
     /// `true`: the orderly end of the relay has begun.
     pub stopping: bool,
     /// The level of `queue.acknowledge`: `queued`, `delivered` or `synced`.
+    #[serde(deserialize_with = "or_default")]
     pub acknowledge: String,
     /// Resident memory, in bytes.
     pub memory_bytes: u64,
@@ -45,8 +54,10 @@ pub struct Status {
     /// The age of the last loss, in seconds; `None`: no loss since the start.
     pub last_lost_seconds_ago: Option<f64>,
     /// Events lost in each second, over the last minute.
+    #[serde(deserialize_with = "or_default")]
     pub lost_events_per_second: f64,
     /// Requests answered 429 in each second, over the last minute.
+    #[serde(deserialize_with = "or_default")]
     pub refused_429_per_second: f64,
     /// The request that was refused last; `None`: none since the start.
     pub last_rejected: Option<Rejected>,
@@ -123,8 +134,10 @@ pub struct Queue {
     /// `true` from the moment at which a batch found no room until a fifth of the queue is free.
     pub full: bool,
     /// The setting `queue.when_full`: `reject`, `drop_oldest` or `drop_newest`.
+    #[serde(deserialize_with = "or_default")]
     pub when_full: String,
     /// The setting `queue.retry_after`, in seconds.
+    #[serde(deserialize_with = "or_default")]
     pub retry_after_seconds: f64,
     /// The reason why the queue can't store a batch; `None`: the queue stores batches.
     pub fault: Option<String>,
@@ -155,10 +168,13 @@ pub struct Output {
     /// Bytes of these events.
     pub backlog_bytes: u64,
     /// The age of the oldest of these events, in seconds.
+    #[serde(deserialize_with = "or_default")]
     pub lag_seconds: f64,
     /// The lag above which the output is late, in seconds.
+    #[serde(deserialize_with = "or_default")]
     pub lag_max_seconds: f64,
     /// `true`: the backlog and the lag have grown for two minutes or more.
+    #[serde(deserialize_with = "or_default")]
     pub growing: bool,
     /// Events that the consumer has acknowledged since the start.
     pub delivered_events: u64,

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::Value;
 use serde_json::json;
 use tokio::time::Instant;
@@ -19,6 +20,8 @@ use crate::queue::Backlog;
 use crate::queue::Queue;
 use crate::release;
 use crate::source;
+use crate::status::Status;
+use crate::status::verdict;
 use crate::telemetry;
 use crate::telemetry::Certificate;
 use crate::telemetry::LastRejected;
@@ -26,8 +29,12 @@ use crate::telemetry::Quantiles;
 use crate::telemetry::Reading;
 
 impl Admin {
-    /// Returns the page `/status`.
+    /// Returns the page `/status`, with the relay's judgement of the other fields.
     pub(super) fn status(&self) -> Value {
+        judged(self.facts())
+    }
+
+    fn facts(&self) -> Value {
         let reading = self.telemetry.read();
         let now = telemetry::now();
         let ago = |time: f64| (now - time).max(0.0);
@@ -164,6 +171,21 @@ impl Admin {
 
 /// The name under which events are counted as lost that no output can get.
 const QUEUE: &str = "queue";
+
+/// Adds the verdict and the trouble of each output, as the other fields tell them.
+fn judged(mut status: Value) -> Value {
+    let facts = Status::deserialize(&status).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the verdict of /status is made without its fields");
+        Status::default()
+    });
+    for (output, facts) in
+        status["outputs"].as_array_mut().into_iter().flatten().zip(&facts.outputs)
+    {
+        output["trouble"] = json!(verdict::trouble(facts));
+    }
+    status["verdict"] = json!(verdict::judge(&facts));
+    status
+}
 
 fn seconds(time: Option<Duration>) -> Option<f64> {
     time.map(|time| time.as_secs_f64())

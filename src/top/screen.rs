@@ -387,7 +387,7 @@ fn state_words(it: &Output) -> (State, String) {
     }
     if verdict::is_late(it) {
         words.push("late".to_owned());
-    } else if it.growing {
+    } else if verdict::is_growing(it) {
         words.push("backlog grows".to_owned());
     }
     match words.is_empty() {

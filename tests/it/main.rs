@@ -115,8 +115,8 @@ mod operate {
     mod replay;
     mod secrets;
     mod shutdown;
-    mod top;
     mod status;
+    mod top;
     mod upgrade;
     mod version;
 }
