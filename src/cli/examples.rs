@@ -49,6 +49,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         "migrate haproxy",
         &[
             "kube-audit-forwarder migrate haproxy haproxy.cfg > relay.toml",
+            "kube-audit-forwarder migrate haproxy --keep-paths /etc/haproxy/haproxy.cfg > relay.toml",
             "kubectl get configmap haproxy -o 'jsonpath={.data.haproxy\\.cfg}' | kube-audit-forwarder migrate haproxy -",
         ],
     ),

@@ -1,5 +1,5 @@
-//! The command `migrate haproxy`: prints the config to standard output, and the directives that it
-//! could not carry over to standard error as well.
+//! The command `migrate haproxy`: prints the config to standard output, and the report about what
+//! was not carried over to standard error as well.
 
 use std::io::Read;
 use std::path::Path;
@@ -11,44 +11,74 @@ use super::WRONG;
 use super::cannot_read;
 use super::print;
 use crate::haproxy;
-use crate::haproxy::Left;
+use crate::haproxy::Finding;
+use crate::haproxy::Migrated;
+use crate::haproxy::Options;
+use crate::haproxy::Verdict;
 
 /// The greatest size of a haproxy.cfg in bytes. A file that people write is far smaller.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
+/// The exit status if directives that matter are not carried over, and `--force` is not given.
+const UNDECIDED: u8 = 3;
+
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Convert the haproxy.cfg of a forwarder; a directive that cannot be carried over is named in
-    /// a comment and on stderr
+    /// Convert the haproxy.cfg of a forwarder, and report what became of each line
+    ///
+    /// The config goes to standard output, with the report as comments; the report goes to standard
+    /// error as well. It names first the directives that somebody has to decide about, because they
+    /// change what leaves, where it goes or who may send. Exit status 0 if there is none of them or
+    /// --force is given, 3 if there are some (the config is written all the same), 2 if the file
+    /// cannot be read, if HAProxy would not start with it, or if it forwards nothing.
     Haproxy {
         /// The haproxy.cfg; `-` is standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
+        /// Exit with status 0 also if directives that matter are not carried over
+        #[arg(long)]
+        force: bool,
+        /// The frontend or listen section to convert, if several do not fit into one relay
+        /// [default: the first]
+        #[arg(long, value_name = "NAME")]
+        frontend: Option<String>,
+        /// Keep the paths of certificates, for a relay on HAProxy's own machine; without it the
+        /// paths are those at which the manifests mount Secrets
+        #[arg(long)]
+        keep_paths: bool,
     },
 }
 
 pub(super) fn run(command: &Command) -> Result<(), u8> {
-    let Command::Haproxy { file } = command;
+    let Command::Haproxy { file, force, frontend, keep_paths } = command;
+    let shown = super::shown(file);
     let text = read(file).map_err(|error| cannot_read(file, "it", &error))?;
-    let name = file
-        .file_name()
-        .map_or_else(|| file.display().to_string(), |name| name.to_string_lossy().into_owned());
-    match haproxy::migrate(&text, &name) {
-        Ok(migrated) => {
-            report(file, &migrated.left);
-            print(&migrated.config)
+    let name = match file.file_name() {
+        _ if file == Path::new("-") => "haproxy.cfg".to_owned(),
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => shown.clone(),
+    };
+    let options = Options { name: &name, frontend: frontend.as_deref(), keeps_paths: *keep_paths };
+    match haproxy::migrate(&text, options) {
+        Ok(Migrated { config, report }) => {
+            report.lines(&shown).iter().for_each(|line| eprintln!("{line}"));
+            print(&config)?;
+            if report.count(Verdict::Decide) == 0 || *force {
+                return Ok(());
+            }
+            eprintln!(
+                "\n{shown}: exit status 3: decide about the directives above; --force accepts that \
+                 they are left out"
+            );
+            Err(UNDECIDED)
         }
         Err(unusable) => {
-            report(file, &unusable.left);
-            eprintln!("{}: {unusable}", file.display());
+            for Finding { line, directive, reason, .. } in &unusable.findings {
+                eprintln!("{shown}:{line}: {directive}: {reason}");
+            }
+            eprintln!("{shown}: {unusable}");
             Err(WRONG)
         }
-    }
-}
-
-fn report(file: &Path, left: &[Left]) {
-    for Left { line, directive, reason } in left {
-        eprintln!("{}:{line}: {directive}: {reason}", file.display());
     }
 }
 

@@ -4,11 +4,15 @@
 //! Each word is returned as a string of the relay's config: an environment variable that HAProxy
 //! would insert becomes `${env:NAME}`, and a literal `${` becomes `$${`.
 
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::iter::Peekable;
 use std::str::Chars;
 
+use super::condition;
+
 /// A line of the haproxy.cfg that has at least one word. Empty lines and comments are skipped.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Line {
     /// The line number in the haproxy.cfg, counted from 1.
     pub(super) number: usize,
@@ -55,12 +59,28 @@ impl Section {
 #[derive(Debug, Default)]
 pub(super) struct File {
     pub(super) sections: Vec<Section>,
-    /// The lines that cannot be read or are in no section, each with the reason.
-    pub(super) unreadable: Vec<(Line, &'static str)>,
+    /// The lines with which HAProxy does not start, each with the reason.
+    pub(super) refused: Vec<(Line, &'static str)>,
+    /// The lines `.if`, `.elif`, `.else`, `.endif` and the other lines that begin with a dot, each
+    /// with what the condition is taken for.
+    pub(super) conditions: Vec<(Line, Condition)>,
+    /// The lines that are not read because a condition above them is false. `true`: HAProxy may
+    /// read the line, because nobody but HAProxy can evaluate the condition.
+    pub(super) skipped: Vec<(Line, bool)>,
+}
+
+/// What became of a line that begins with a dot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// The condition is evaluated, or the line decides nothing.
+    Known,
+    /// The value of the condition depends on the machine on which HAProxy runs. The lines below
+    /// `.if` are read as if the condition were true.
+    Unknown,
 }
 
 /// The keywords with which a section of a haproxy.cfg begins.
-const SECTIONS: [&str; 19] = [
+const SECTIONS: [&str; 20] = [
     "acme",
     "backend",
     "cache",
@@ -74,6 +94,7 @@ const SECTIONS: [&str; 19] = [
     "log-forward",
     "log-profile",
     "mailers",
+    "namespace_list",
     "peers",
     "program",
     "resolvers",
@@ -82,51 +103,231 @@ const SECTIONS: [&str; 19] = [
     "userlist",
 ];
 
-/// Reads the text of a haproxy.cfg into sections and lines. Lines that cannot be read do not end
-/// the reading; they are collected in `File::unreadable`.
+/// Reads the text of a haproxy.cfg into sections and lines. Lines that HAProxy would refuse do not
+/// end the reading; they are collected in `File::refused`.
 pub(super) fn read(text: &str) -> File {
     let mut file = File::default();
+    let mut environment = Environment::default();
+    let mut blocks = Blocks::default();
     for (index, text) in text.lines().enumerate() {
-        let (words, whole) = words(text);
+        let (words, whole) = words(text, &environment);
         if words.is_empty() {
             continue;
         }
         let line = Line { number: index + 1, words };
-        if !whole {
-            file.unreadable.push((line, "the quote has no end"));
-        } else if line.word(0).starts_with('.') {
-            let why = "conditions are not evaluated: the lines inside are read as if the conditions were true";
-            file.unreadable.push((line, why));
+        if line.word(0).starts_with('.') {
+            match blocks.take(&line, &environment) {
+                Ok(condition) => file.conditions.push((line, condition)),
+                Err(why) => file.refused.push((line, why)),
+            }
+        } else if let Some(may_be_read) = blocks.skips() {
+            file.skipped.push((line, may_be_read));
+        } else if !whole {
+            file.refused.push((line, "the quote has no end"));
         } else if SECTIONS.contains(&line.word(0)) {
-            let defaults = defaults_of(&file.sections, &line);
-            file.sections.push(Section { head: line, lines: Vec::new(), defaults });
+            match defaults_of(&file.sections, &line) {
+                Ok(defaults) => {
+                    file.sections.push(Section { head: line, lines: Vec::new(), defaults });
+                }
+                Err(why) => {
+                    file.refused.push((line.clone(), why));
+                    file.sections.push(Section { head: line, lines: Vec::new(), defaults: None });
+                }
+            }
         } else if let Some(section) = file.sections.last_mut() {
+            if section.kind() == "global" {
+                environment.take(&line);
+            }
             section.lines.push(line);
         } else {
-            file.unreadable.push((line, "the line is in no section"));
+            file.refused.push((line, "the line is in no section"));
         }
+    }
+    if let Some(line) = blocks.open() {
+        file.refused.push((line, "the block has no `.endif`"));
     }
     file
 }
 
 /// Returns the index of the `defaults` section that applies to a new section, whose first line is
 /// `head`. If `head` has the word `from`, the next word is the name of the `defaults` section.
-/// Without `from`, the last `defaults` section before `head` applies. `None` if there is no such
-/// section, or if `head` begins a `defaults` section and has no `from`.
-fn defaults_of(sections: &[Section], head: &Line) -> Option<usize> {
-    let from = match head.words.iter().position(|word| word == "from") {
-        Some(place) => head.word(place + 1),
-        None if head.word(0) == "defaults" => return None,
-        None => "",
-    };
-    let matches = |section: &Section| {
-        section.kind() == "defaults" && (from.is_empty() || section.name() == from)
-    };
-    sections.iter().rposition(matches)
+/// Without `from`, the last `defaults` section before `head` applies, whether it has a name or not.
+/// `None` if there is no such section, if `head` begins a `defaults` section and has no `from`, or
+/// if `head` begins a section that takes no defaults, such as `global`.
+///
+/// # Errors
+///
+/// There is no `defaults` section of the name after `from`, or there are several.
+fn defaults_of(sections: &[Section], head: &Line) -> Result<Option<usize>, &'static str> {
+    if !matches!(head.word(0), "defaults" | "frontend" | "backend" | "listen") {
+        return Ok(None);
+    }
+    let is_defaults = |section: &&Section| section.kind() == "defaults";
+    // `defaults from OTHER` has no name: the word after `defaults` is the keyword itself.
+    let at = if head.word(0) == "defaults" && head.word(1) == "from" { 1 } else { 2 };
+    if head.word(at) != "from" {
+        if head.word(0) == "defaults" {
+            return Ok(None);
+        }
+        return Ok(sections.iter().rposition(|section| is_defaults(&section)));
+    }
+    let name = head.word(at + 1);
+    let fits = |section: &Section| is_defaults(&section) && section.name() == name;
+    match sections.iter().filter(|section| fits(section)).count() {
+        1 => Ok(sections.iter().position(fits)),
+        0 => Err("there is no `defaults` section of this name above it"),
+        _ => Err("there are several `defaults` sections of this name"),
+    }
+}
+
+/// The variables that the `global` section itself sets, which are not in the relay's environment.
+#[derive(Debug, Default)]
+struct Environment {
+    set: BTreeMap<String, Setting>,
+    /// The names that `resetenv` keeps; `None` if there is no `resetenv`.
+    kept: Option<BTreeSet<String>>,
+}
+
+/// How the `global` section changes a variable. The value is a text of the relay's config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Setting {
+    /// `setenv`: the variable has this value.
+    Set(String),
+    /// `presetenv`: the variable has this value if the environment has no such variable.
+    Preset(String),
+    /// `unsetenv`: there is no such variable.
+    Unset,
+}
+
+impl Environment {
+    /// Reads a line of the `global` section. Lines that change no variable have no effect.
+    fn take(&mut self, line: &Line) {
+        let name = line.word(1).to_owned();
+        let value = line.word(2).to_owned();
+        match line.word(0) {
+            "setenv" => {
+                self.set.insert(name, Setting::Set(value));
+            }
+            "presetenv" => {
+                self.set.entry(name).or_insert(Setting::Preset(value));
+            }
+            "unsetenv" => {
+                let names = line.words.iter().skip(1);
+                self.set.extend(names.map(|name| (name.clone(), Setting::Unset)));
+            }
+            "resetenv" => {
+                let kept: BTreeSet<String> = line.words.iter().skip(1).cloned().collect();
+                self.set.retain(|name, _| kept.contains(name));
+                self.kept = Some(kept);
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns how the `global` section has changed the variable; `None` if it has not.
+    fn get(&self, name: &str) -> Option<Setting> {
+        let unset = || {
+            let kept = self.kept.as_ref()?;
+            (!kept.contains(name)).then_some(Setting::Unset)
+        };
+        self.set.get(name).cloned().or_else(unset)
+    }
+}
+
+/// The open blocks of `.if` at a line, the innermost last.
+#[derive(Debug, Default)]
+struct Blocks(Vec<Block>);
+
+/// A block from `.if` to `.endif`.
+#[derive(Debug)]
+struct Block {
+    head: Line,
+    /// `true`: the lines of the present branch are read.
+    is_read: bool,
+    /// `true`: one of the branches is the one to read, so that those after it are not.
+    is_decided: bool,
+    /// `true`: the value of a condition is not known, so that HAProxy may read another branch.
+    is_unknown: bool,
+    has_else: bool,
+}
+
+impl Blocks {
+    /// Returns `None` if the lines here are read. Otherwise the result is `true` if HAProxy may
+    /// read them, because a condition is not known.
+    fn skips(&self) -> Option<bool> {
+        let skipping = self.0.iter().find(|block| !block.is_read)?;
+        Some(skipping.is_unknown)
+    }
+
+    /// Returns the first line of a block that has no end.
+    fn open(&self) -> Option<Line> {
+        self.0.last().map(|block| block.head.clone())
+    }
+
+    /// Reads a line that begins with a dot.
+    ///
+    /// # Errors
+    ///
+    /// HAProxy does not start with this line; the text says why.
+    fn take(&mut self, line: &Line, environment: &Environment) -> Result<Condition, &'static str> {
+        let is_skipped = self.skips().is_some();
+        let text = line.words.get(1..).unwrap_or_default().join(" ");
+        match line.word(0) {
+            ".if" => {
+                let value = condition::value(&text, |name| environment.defines(name));
+                self.0.push(Block {
+                    head: line.clone(),
+                    is_read: value.unwrap_or(true),
+                    is_decided: value.unwrap_or(true),
+                    is_unknown: value.is_none(),
+                    has_else: false,
+                });
+                let is_known = value.is_some() || is_skipped;
+                Ok(if is_known { Condition::Known } else { Condition::Unknown })
+            }
+            ".elif" | ".else" => {
+                let block = self.0.last_mut().ok_or("there is no `.if` above it")?;
+                if block.has_else {
+                    return Err("there is an `.else` above it already");
+                }
+                block.has_else = line.word(0) == ".else";
+                if block.is_decided {
+                    block.is_read = false;
+                    return Ok(Condition::Known);
+                }
+                let value = match line.word(0) {
+                    ".else" => Some(true),
+                    _ => condition::value(&text, |name| environment.defines(name)),
+                };
+                block.is_read = value.unwrap_or(true);
+                block.is_decided = block.is_read;
+                block.is_unknown |= value.is_none();
+                let is_known = value.is_some() || is_skipped;
+                Ok(if is_known { Condition::Known } else { Condition::Unknown })
+            }
+            ".endif" => {
+                self.0.pop().ok_or("there is no `.if` above it")?;
+                Ok(Condition::Known)
+            }
+            ".alert" if !is_skipped && self.0.iter().all(|block| !block.is_unknown) => {
+                Err("HAProxy ends with this message")
+            }
+            ".alert" | ".diag" | ".notice" | ".warning" => Ok(Condition::Known),
+            _ => Err("there is no such directive"),
+        }
+    }
+}
+
+impl Environment {
+    /// Returns whether the variable is defined; `None` if that depends on the environment in which
+    /// HAProxy runs.
+    fn defines(&self, name: &str) -> Option<bool> {
+        self.get(name).map(|setting| setting != Setting::Unset)
+    }
 }
 
 /// Splits a line into words. The `bool` is `true` if all quotes in the line are closed.
-fn words(text: &str) -> (Vec<String>, bool) {
+fn words(text: &str, environment: &Environment) -> (Vec<String>, bool) {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut chars = text.chars().peekable();
@@ -142,7 +343,7 @@ fn words(text: &str) -> (Vec<String>, bool) {
                 }
             }
             '"' => {
-                if !weak(&mut chars, word.get_or_insert_default()) {
+                if !weak(&mut chars, environment, word.get_or_insert_default()) {
                     words.extend(word);
                     return (words, false);
                 }
@@ -170,6 +371,22 @@ fn escaped(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
         Some('n') => word.push('\n'),
         Some('r') => word.push('\r'),
         Some('t') => word.push('\t'),
+        // `\xNN` is the character of this hexadecimal number.
+        Some('x') => {
+            let mut digits = String::new();
+            while digits.len() < 2
+                && let Some(digit) = rest.next_if(char::is_ascii_hexdigit)
+            {
+                digits.push(digit);
+            }
+            match u8::from_str_radix(&digits, 16) {
+                Ok(byte) if byte.is_ascii() => literal(char::from(byte), rest, word),
+                _ => {
+                    word.push_str("\\x");
+                    word.push_str(&digits);
+                }
+            }
+        }
         Some(c) if " #\\\"'$".contains(c) => literal(c, rest, word),
         Some(c) => {
             word.push('\\');
@@ -194,12 +411,12 @@ fn strong(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
 /// Reads up to the closing `"` and appends the text before this quote to `word`. In the text,
 /// escapes are resolved, and variables get their form in the relay's config. Returns `false` if the
 /// quote is not closed.
-fn weak(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
+fn weak(rest: &mut Peekable<Chars<'_>>, environment: &Environment, word: &mut String) -> bool {
     while let Some(c) = rest.next() {
         match c {
             '"' => return true,
             '\\' => escaped(rest, word),
-            '$' => variable(rest, word),
+            '$' => variable(rest, environment, word),
             c => literal(c, rest, word),
         }
     }
@@ -207,8 +424,9 @@ fn weak(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
 }
 
 /// Reads a variable `$NAME`, `${NAME}` or `${NAME-default}`, whose `$` is read already, and appends
-/// its form in the relay's config to `word`.
-fn variable(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
+/// its form in the relay's config to `word`. A variable that the `global` section sets becomes its
+/// value, because the relay's environment does not have it.
+fn variable(rest: &mut Peekable<Chars<'_>>, environment: &Environment, word: &mut String) {
     let is_braced = rest.next_if_eq(&'{').is_some();
     let in_a_name = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
     let mut name = String::new();
@@ -219,24 +437,41 @@ fn variable(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
         word.push_str(if is_braced { "$${" } else { "$" });
         return;
     }
-    word.push_str("${env:");
-    word.push_str(&name);
+    let mut default = None;
     if is_braced {
-        if rest.next_if_eq(&'-').is_some() {
-            word.push_str(":-");
-        }
-        word.extend(rest.by_ref().take_while(|&c| c != '}'));
+        let has_default = rest.next_if_eq(&'-').is_some();
+        let text: String = rest.by_ref().take_while(|&c| c != '}').collect();
+        default = has_default.then_some(text);
     }
-    word.push('}');
+    match environment.get(&name) {
+        Some(Setting::Set(value)) => word.push_str(&value),
+        Some(Setting::Unset) => word.push_str(&default.unwrap_or_default()),
+        // A default value can't hold another variable.
+        Some(Setting::Preset(value)) if value.contains("${") => word.push_str(&value),
+        Some(Setting::Preset(value)) => word.push_str(&reference(&name, Some(&value))),
+        None => word.push_str(&reference(&name, default.as_deref())),
+    }
+}
+
+/// Returns an environment variable in the form of the relay's config.
+fn reference(name: &str, default: Option<&str>) -> String {
+    match default {
+        Some(default) => format!("${{env:{name}:-{default}}}"),
+        None => format!("${{env:{name}}}"),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn plain(text: &str) -> (Vec<String>, bool) {
+        words(text, &Environment::default())
+    }
+
     #[track_caller]
     fn assert_words(text: &str, expected: &[&str]) {
-        assert_eq!(words(text), (expected.iter().map(|&word| word.to_owned()).collect(), true));
+        assert_eq!(plain(text), (expected.iter().map(|&word| word.to_owned()).collect(), true));
     }
 
     #[test]
@@ -249,8 +484,8 @@ mod tests {
         );
         assert_words(r#"a\ b "c d" 'e f' g"h"'i' "" \#"#, &["a b", "c d", "e f", "ghi", "", "#"]);
         assert_words(r#""a \" b" 'c \' d"#, &["a \" b", "c \\", "d"]);
-        assert_eq!(words("log 'a"), (vec!["log".to_owned(), "a".to_owned()], false));
-        assert_eq!(words("log \"a"), (vec!["log".to_owned(), "a".to_owned()], false));
+        assert_eq!(plain("log 'a"), (vec!["log".to_owned(), "a".to_owned()], false));
+        assert_eq!(plain("log \"a"), (vec!["log".to_owned(), "a".to_owned()], false));
     }
 
     #[test]
@@ -265,7 +500,7 @@ mod tests {
     fn sections_start_from_the_defaults_before_them_or_those_they_name() {
         let file = read(
             "maxconn 5\ndefaults one\n mode http\ndefaults two\nbackend a\n server s 1:1\n\
-             backend b from one\n.if TRUE\n",
+             backend b from one\n.if 1\n",
         );
         let seen: Vec<_> = file.sections.iter().map(|s| (s.kind(), s.name(), s.defaults)).collect();
         let expected = [
@@ -276,7 +511,35 @@ mod tests {
         ];
         assert_eq!(seen, expected);
         assert_eq!(file.sections[2].lines[0].number, 6);
-        let unreadable: Vec<usize> = file.unreadable.iter().map(|(line, _)| line.number).collect();
-        assert_eq!(unreadable, [1, 8]);
+        let refused: Vec<usize> = file.refused.iter().map(|(line, _)| line.number).collect();
+        assert_eq!(refused, [1, 8]);
+    }
+
+    #[test]
+    fn only_the_branch_that_haproxy_reads_is_read() {
+        let file = read(
+            "global\n setenv A yes\n.if streq(\"$A\",yes) && !defined(B)\n daemon\n.else\n quiet\n\
+             .endif\n.if 0\n noepoll\n.elif version_atleast(2.4)\n nopoll\n.else\n debug\n.endif\n",
+        );
+        let lines = |section: &Section| section.lines.iter().map(|l| l.number).collect::<Vec<_>>();
+        assert_eq!(lines(&file.sections[0]), [2, 4, 11]);
+        let skipped: Vec<_> = file.skipped.iter().map(|(line, may)| (line.number, *may)).collect();
+        // `defined(B)` depends on the environment, so that HAProxy may read line 6.
+        assert_eq!(skipped, [(6, true), (9, false), (13, false)]);
+        let unknown = |(line, condition): &(Line, Condition)| {
+            (*condition == Condition::Unknown).then_some(line.number)
+        };
+        assert_eq!(file.conditions.iter().filter_map(unknown).collect::<Vec<_>>(), [3]);
+        assert!(file.refused.is_empty(), "{:?}", file.refused);
+    }
+
+    #[test]
+    fn variables_of_the_global_section_are_their_values() {
+        let file = read(
+            "global\n setenv H logs\n presetenv P 80\n setenv GONE x\n unsetenv GONE\nlisten l\n \
+             server s \"$H:${P-1}\" \"${GONE-y}\" \"$GONE\" \"$OTHER\"\n",
+        );
+        let words: Vec<&str> = file.sections[1].lines[0].words.iter().map(String::as_str).collect();
+        assert_eq!(words[2..], ["logs:${env:P:-80}", "y", "", "${env:OTHER}"]);
     }
 }

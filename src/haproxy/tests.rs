@@ -23,10 +23,16 @@ backend remotelogstash
   server s1 10.1.2.3:8080 check
 ";
 
+/// Migrates a text with the paths of its files kept.
+fn migrate(text: &str) -> Result<Migrated, Unusable> {
+    super::migrate(text, Options { name: "haproxy.cfg", frontend: None, keeps_paths: true })
+}
+
 /// Migrates the text. Asserts that the result is a valid config; missing files do not count.
 #[track_caller]
-fn migrated(text: &str) -> (toml::Table, Vec<Left>) {
-    let Migrated { config, left } = migrate(text, "haproxy.cfg").unwrap();
+fn migrated(text: &str) -> (toml::Table, Vec<Finding>) {
+    let Migrated { config, report } = migrate(text).unwrap();
+    let left = report.findings;
     let problems = config::read(&config, crate::output::TYPES).problems;
     let wrong = problems.iter().filter(|problem| problem.severity == Severity::Error);
     assert_eq!(wrong.count(), 0, "{problems:?}\n{config}");
@@ -34,7 +40,7 @@ fn migrated(text: &str) -> (toml::Table, Vec<Left>) {
 }
 
 /// The lines and the directives that were not carried over.
-fn shown(left: &[Left]) -> Vec<(usize, &str)> {
+fn shown(left: &[Finding]) -> Vec<(usize, &str)> {
     left.iter().map(|left| (left.line, left.directive.as_str())).collect()
 }
 
@@ -69,21 +75,48 @@ fn the_providers_sample_becomes_a_listener_an_output_and_two_notes() {
 }
 
 #[test]
-fn notes_stand_in_the_config_too() {
-    let Migrated { config, left } = migrate(SAMPLE, "a\nb.cfg").unwrap();
-    assert!(config.starts_with("# Made from ab.cfg by"), "{config}");
-    for Left { line, directive, reason } in left {
-        assert!(config.contains(&format!("# - line {line}: {directive}: {reason}\n")), "{config}");
+fn the_report_stands_in_the_config_too() {
+    let text = SAMPLE.replace("  bind", "  option forwardfor\n  bind");
+    let options = Options { name: "a\nb.cfg", ..Options::default() };
+    let Migrated { config, report } = super::migrate(&text, options).unwrap();
+    assert!(config.starts_with("# Made from a\u{fffd}b.cfg by"), "{config}");
+    let lines = report.lines("a\nb.cfg");
+    assert_eq!(
+        lines[0],
+        "a\u{fffd}b.cfg: 1 listener and 1 output; 8 directives carried over, 1 to decide, 2 left out \
+         without effect"
+    );
+    assert!(lines[2].starts_with("Decide these"), "{lines:?}");
+    assert_eq!(lines[3], "a\u{fffd}b.cfg:11: option forwardfor");
+    for line in lines {
+        assert!(config.contains(format!("# {line}").trim_end()), "{line}\n{config}");
+    }
+}
+
+#[test]
+fn a_key_names_the_lines_that_it_comes_from() {
+    let Migrated { config, .. } = migrate(SAMPLE).unwrap();
+    for expected in [
+        "address = \"0.0.0.0:3000\" # haproxy.cfg:11\n",
+        "header_timeout = \"10s\" # haproxy.cfg:8\n",
+        "urls = [\"http://10.1.2.3:8080/\"] # haproxy.cfg:15\n",
+        "connect = \"5s\" # haproxy.cfg:6\n",
+        "[log] # haproxy.cfg:2, haproxy.cfg:9\n",
+    ] {
+        assert!(config.contains(expected), "{expected}{config}");
     }
 }
 
 #[test]
 fn an_address_that_was_never_filled_in_is_told_with_its_line() {
     let text = with_servers("  server s1 <REMOTE-IP>:<REMOTE-PORT> check\n");
-    let unusable = migrate(&text, "haproxy.cfg").unwrap_err();
-    assert_eq!(unusable.to_string(), "no `server` line can be carried over: nothing is written");
-    let told = unusable.left.iter().find(|left| left.line == 15).unwrap();
-    assert!(told.reason.contains("<REMOTE-IP>:<REMOTE-PORT>"), "{told:?}");
+    let unusable = migrate(&text).unwrap_err();
+    assert!(unusable.to_string().ends_with("can be carried over: nothing is written"));
+    let told = unusable.findings.iter().find(|left| left.line == 15).unwrap();
+    assert!(
+        told.reason.contains("<REMOTE-IP>:<REMOTE-PORT>") && !told.action.is_empty(),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -180,10 +213,15 @@ fn listeners_with_tls_keep_certificate_clients_and_version() {
 
 #[test]
 fn a_listener_that_was_https_never_becomes_http() {
-    for crt in ["", " crt /etc/certs/"] {
-        let text = SAMPLE.replace("bind :3000", &format!("bind :3000 ssl{crt}"));
-        let unusable = migrate(&text, "haproxy.cfg").unwrap_err();
-        assert!(unusable.left.iter().any(|left| left.line == 11), "{unusable:?}");
+    let text = SAMPLE.replace("bind :3000", "bind :3000 ssl");
+    let unusable = migrate(&text).unwrap_err();
+    assert!(unusable.findings.iter().any(|finding| finding.line == 11), "{unusable:?}");
+    for crt in ["crt /etc/certs/", "crt-list /etc/list.txt"] {
+        let text = SAMPLE.replace("bind :3000", &format!("bind :3000 ssl {crt}"));
+        let (table, left) = migrated(&text);
+        assert!(table["listener"][0].get("tls").is_some(), "{table:?}");
+        let told = left.iter().find(|finding| finding.line == 11).unwrap();
+        assert_eq!(told.verdict, Verdict::Decide, "{told:?}");
     }
 }
 
@@ -256,17 +294,24 @@ nonsense
         (25, "use_backend other if posts"),
         (28, "option httpchk GET /"),
         (29, "http-check expect status 200"),
+        (30, "server a … send-proxy"),
         (30, "server a … inter 2s"),
         (30, "server a … rise 2"),
         (30, "server a … weight 10"),
-        (30, "server a … send-proxy"),
         (31, "backend other"),
         (32, "server b 10.0.0.9:80"),
+        (33, "listen stats"),
+        (35, "stats enable"),
+        (36, "stats uri /"),
         (37, "stats auth …"),
         (38, "nonsense"),
     ];
     assert_eq!(shown(&left), expected);
     assert!(left.iter().all(|left| !left.reason.is_empty()));
+    let decided: Vec<usize> =
+        left.iter().filter(|left| left.verdict == Verdict::Decide).map(|left| left.line).collect();
+    assert_eq!(decided, [20, 22, 23, 25, 30, 38]);
+    assert!(left.iter().all(|left| (left.verdict == Verdict::Decide) != left.action.is_empty()));
 }
 
 #[test]
@@ -289,24 +334,28 @@ fn frontends_of_the_same_backend_are_all_listeners_and_others_are_named() {
 #[test]
 fn ports_that_are_counted_from_others_and_numbers_beyond_all_bounds_are_told() {
     for server in ["10.0.0.1:+100", "logs:0", "logs:65536"] {
-        let unusable = migrate(&with_servers(&format!("  server s1 {server}\n")), "f").unwrap_err();
-        assert!(unusable.left.iter().any(|left| left.line == 15), "{server}: {unusable:?}");
-        assert!(
-            unusable.left.iter().all(|left| left.line != 2),
-            "only what was tried: {unusable:?}"
-        );
+        let unusable = migrate(&with_servers(&format!("  server s1 {server}\n"))).unwrap_err();
+        let findings = &unusable.findings;
+        assert!(findings.iter().any(|finding| finding.line == 15), "{server}: {unusable:?}");
+        assert!(findings.iter().all(|finding| finding.line != 2), "only what was tried");
     }
     for bind in [":+3006", ":0"] {
         let text = SAMPLE.replace(":3000", bind);
-        assert!(migrate(&text, "f").unwrap_err().left.iter().any(|left| left.line == 11), "{bind}");
+        let unusable = migrate(&text).unwrap_err();
+        assert!(unusable.findings.iter().any(|finding| finding.line == 11), "{bind}");
     }
     let text = SAMPLE.replace("frontend myfrontend\n", "frontend myfrontend\n  maxconn 2000000\n");
     let text = text.replace("timeout connect 5s", "timeout connect 0");
     let (table, left) = migrated(&text);
     assert_eq!(table["limits"]["max_connections"].as_integer(), Some(1 << 20));
     assert!(!table["output"][0].as_table().unwrap().contains_key("timeouts"));
-    assert_eq!(shown(&left)[1..3], [(6, "timeout connect 0"), (7, "timeout server 10s")]);
-    assert_eq!(shown(&left)[3], (11, "maxconn 2000000"));
+    let expected = [
+        (5, "timeout client 10s"),
+        (6, "timeout connect 0"),
+        (7, "timeout server 10s"),
+        (11, "maxconn 2000000"),
+    ];
+    assert_eq!(shown(&left), expected);
 }
 
 #[test]
@@ -327,7 +376,8 @@ fn tokens_in_headers_are_not_shown() {
         "  bind :3000\n",
         "  bind :3000\n  http-request set-header Authorization \"Basic c2Vj\" if TRUE\n  http-request set-header X-Token abc\n",
     );
-    let Migrated { config, left } = migrate(&text, "f").unwrap();
+    let Migrated { config, report } = migrate(&text).unwrap();
+    let left = report.findings;
     assert!(!config.contains("c2Vj") && !format!("{left:?}").contains("c2Vj"), "{config}");
     assert!(config.contains("\"x-token\" = \"abc\""), "{config}");
 }
@@ -371,7 +421,7 @@ fn nothing_to_listen_on_or_to_send_to_is_an_error() {
         "backend b\n server s 1.2.3.4:80\n",
         "frontend f\n bind :80\n default_backend none\n",
     ] {
-        let unusable = migrate(text, "haproxy.cfg").unwrap_err();
+        let unusable = migrate(text).unwrap_err();
         assert!(unusable.to_string().contains("nothing is written"), "{unusable}");
     }
 }
@@ -385,6 +435,218 @@ fn names_of_backends_become_names_of_outputs() {
         let (table, _) = migrated(&text);
         assert_eq!(table["output"][0]["name"].as_str(), Some(expected));
     }
+}
+
+/// Returns the numbers of the lines of a haproxy.cfg that the report does not account for: neither
+/// as carried over nor as a finding. Heads of sections in which a line is carried over count as
+/// accounted for.
+fn unaccounted(text: &str, report: &Report) -> Vec<usize> {
+    let mut known: BTreeSet<usize> = report.carried.iter().map(|carried| carried.line).collect();
+    known.extend(report.findings.iter().map(|finding| finding.line));
+    let heads = [
+        "global",
+        "defaults",
+        "frontend",
+        "backend",
+        "listen",
+        "crt-store",
+        "userlist",
+        "peers",
+        "resolvers",
+        "ring",
+        "cache",
+        "http-errors",
+        "mailers",
+        "log-forward",
+        "program",
+    ];
+    let is_directive = |(_, line): &(usize, &str)| {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        !first.is_empty() && !first.starts_with('#') && !heads.contains(&first)
+    };
+    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
+    let unknown = lines.filter(is_directive).filter(|(number, _)| !known.contains(number));
+    unknown.map(|(number, _)| number).collect()
+}
+
+/// A haproxy.cfg of `tests/fixtures/haproxy`, with what its lines `#! KEY: VALUE` expect.
+struct Example {
+    name: String,
+    text: String,
+}
+
+impl Example {
+    fn all() -> Vec<Self> {
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/haproxy");
+        let read = |entry: std::io::Result<std::fs::DirEntry>| {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            Self { text: std::fs::read_to_string(path).unwrap(), name }
+        };
+        let mut examples: Vec<Self> = std::fs::read_dir(directory).unwrap().map(read).collect();
+        examples.sort_by(|a, b| a.name.cmp(&b.name));
+        examples
+    }
+
+    /// Returns the values of a key, in their order.
+    fn expected(&self, key: &str) -> Vec<&str> {
+        let prefix = format!("#! {key}: ");
+        self.text.lines().filter_map(|line| line.strip_prefix(&prefix)).collect()
+    }
+
+    fn migrate(&self) -> Result<Migrated, Unusable> {
+        super::migrate(&self.text, Options { name: &self.name, ..Options::default() })
+    }
+}
+
+#[test]
+fn every_example_becomes_what_its_head_says_and_passes_check() {
+    let examples = Example::all();
+    assert!(examples.len() >= 40, "{} examples", examples.len());
+    for example in &examples {
+        let name = &example.name;
+        let exit = example.expected("exit");
+        let migrated = match example.migrate() {
+            Ok(migrated) => migrated,
+            Err(unusable) => {
+                assert_eq!(exit, ["2"], "{name}: {unusable:?}");
+                assert!(!unusable.findings.is_empty(), "{name}");
+                continue;
+            }
+        };
+        let Migrated { config, report } = &migrated;
+        let decided: Vec<&str> = report
+            .findings
+            .iter()
+            .filter(|finding| finding.verdict == Verdict::Decide)
+            .map(|finding| finding.directive.as_str())
+            .collect();
+        let expected = example.expected("decide");
+        let fits = decided.len() == expected.len()
+            && decided.iter().zip(&expected).all(|(is, begin)| is.starts_with(begin));
+        assert!(fits, "{name}: {decided:#?}\n{expected:#?}");
+        assert_eq!(exit, [if decided.is_empty() { "0" } else { "3" }], "{name}");
+        let is_setting = |line: &&str| !line.starts_with('#');
+        let settings: String =
+            config.lines().filter(is_setting).flat_map(|line| [line, "\n"]).collect();
+        for has in example.expected("has") {
+            assert!(settings.contains(has), "{name} has no {has}\n{settings}");
+        }
+        for lacks in example.expected("lacks") {
+            assert!(!settings.contains(lacks), "{name} has {lacks}\n{settings}");
+        }
+        for comment in example.expected("comment") {
+            assert!(config.contains(comment), "{name} has no {comment}\n{config}");
+        }
+        for hidden in example.expected("hides") {
+            let lines = report.lines(name).join("\n");
+            assert!(!lines.contains(hidden), "{name} shows {hidden}\n{lines}");
+        }
+        for count in example.expected("count") {
+            let (table, count) = count.split_once("]] ").unwrap();
+            let found = settings.lines().filter(|line| line.starts_with(table)).count();
+            assert_eq!(found.to_string(), count, "{name}: {table}\n{settings}");
+        }
+        assert_eq!(unaccounted(&example.text, report), Vec::<usize>::new(), "{name}");
+        let problems = config::read(config, crate::output::TYPES).problems;
+        let wrong: Vec<_> =
+            problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
+        assert!(wrong.is_empty(), "{name}: {wrong:?}\n{config}");
+    }
+}
+
+#[test]
+fn every_line_that_is_carried_over_is_named_in_the_config() {
+    for example in Example::all() {
+        let Ok(Migrated { config, report }) = example.migrate() else { continue };
+        for Carried { line, keys } in report.carried {
+            let place = format!("{}:{line}", example.name);
+            let is_named = |text: &str| {
+                let after = text.split(&place).nth(1)?;
+                Some(!after.starts_with(|c: char| c.is_ascii_digit()))
+            };
+            let is_named = config.lines().any(|text| is_named(text) == Some(true));
+            // These values are the relay's defaults, or stand in a table of several lines.
+            let defaults = ["listener.tls", "log", "output.strategy"];
+            let is_default = keys.iter().all(|key| defaults.contains(&key.as_str()));
+            assert!(is_named || is_default, "{place} {keys:?}\n{config}");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_into_one_relay_is_a_relay_for_each_frontend() {
+    let example = Example::all();
+    let example = example.iter().find(|e| e.name == "two-frontends-two-backends.cfg").unwrap();
+    let of = |frontend| {
+        super::migrate(&example.text, Options { frontend: Some(frontend), ..Options::default() })
+    };
+    let table: toml::Table = of("two").unwrap().config.parse().unwrap();
+    assert_eq!(table["output"][0]["urls"][0].as_str(), Some("http://10.9.9.9:9090/"));
+    assert_eq!(table["listener"][0]["address"].as_str(), Some("0.0.0.0:3001"));
+    assert!(of("three").unwrap_err().to_string().contains("no frontend `three`"));
+}
+
+#[test]
+fn the_tables_in_the_comments_make_a_valid_config() {
+    for example in Example::all() {
+        let Ok(Migrated { config, .. }) = example.migrate() else { continue };
+        let Some((before, after)) = config.split_once("\n# For ") else { continue };
+        let tables: String = after.lines().skip(1).filter_map(|line| line.strip_prefix("# ")).fold(
+            String::new(),
+            |text, line| {
+                if line.starts_with("For ") { text } else { text + line + "\n" }
+            },
+        );
+        let whole = format!("{before}\n{tables}");
+        let parsed: toml::Table = whole.parse().unwrap_or_else(|e| panic!("{e}\n{whole}"));
+        assert!(parsed["output"].as_array().unwrap().len() > 1, "{whole}");
+        let problems = config::read(&whole, crate::output::TYPES).problems;
+        assert!(problems.iter().all(|p| p.severity != Severity::Error), "{problems:?}\n{whole}");
+    }
+}
+
+#[test]
+fn what_the_config_needs_where_it_runs_is_said() {
+    let text = SAMPLE.replace(":3000", ":8080").replace("10.1.2.3:8080", "\"${HOST}:${PORT-80}\"");
+    let needs = |keeps_paths| {
+        let options = Options { name: "f", keeps_paths, ..Options::default() };
+        super::migrate(&text, options).unwrap().report.needs
+    };
+    let [variable, port] = &needs(false)[..] else { panic!("{:?}", needs(false)) };
+    assert!(variable.starts_with("the variable HOST is in the relay's environment"), "{variable}");
+    assert!(port.contains("to port 3000 of the pods, not to 0.0.0.0:8080"), "{port}");
+    assert_eq!(needs(true).len(), 1, "ports of manifests matter only in a cluster");
+}
+
+#[test]
+fn numbers_and_times_are_read_as_far_as_haproxy_reads_them() {
+    let text = SAMPLE.replace("  bind :3000", "  maxconn 10k\n  bind localhost:3000");
+    let (table, _) = migrated(&text.replace("timeout connect 5s", "timeout connect 5s5"));
+    assert_has(
+        &table,
+        r#"
+        listener = [{ address = "127.0.0.1:3000" }]
+        limits = { header_timeout = "10s", max_connections = 10 }
+        "#,
+    );
+    assert_eq!(table["output"][0]["timeouts"]["connect"].as_str(), Some("5s"));
+    for time in ["25d", "5S", "x"] {
+        let text = SAMPLE.replace("timeout connect 5s", &format!("timeout connect {time}"));
+        let unusable = migrate(&text).unwrap_err();
+        assert_eq!(unusable.findings[0].line, 6, "{time}: {unusable:?}");
+    }
+}
+
+#[test]
+fn an_option_for_old_versions_of_tls_is_named() {
+    let text = SAMPLE.replace("bind :3000", "bind :3000 ssl crt /a.pem ssl-min-ver TLSv1.0");
+    let (_, left) = migrated(&text);
+    assert!(shown(&left).contains(&(11, "bind … ssl-min-ver TLSv1.0")), "{left:?}");
+    let text = SAMPLE.replace("bind :3000", "bind :3000 ssl crt /a.pem force-tlsv11");
+    let (_, left) = migrated(&text);
+    let told = left.iter().find(|finding| finding.line == 11).unwrap();
+    assert_eq!((told.verdict, &*told.directive), (Verdict::Decide, "bind … force-tlsv11"));
 }
 
 mod any {
@@ -447,7 +709,8 @@ mod any {
                 frontend.join("\n"),
                 backend.join("\n")
             );
-            if let Ok(Migrated { config, .. }) = migrate(&text, "haproxy.cfg") {
+            if let Ok(Migrated { config, report }) = migrate(&text) {
+                prop_assert_eq!(unaccounted(&text, &report), Vec::<usize>::new());
                 let problems = config::read(&config, crate::output::TYPES).problems;
                 // The words contain a variable, whose value in the test's environment may be
                 // anything; only errors count here.

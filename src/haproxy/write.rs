@@ -3,57 +3,86 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::Left;
 use super::Limits;
 use super::Log;
+use super::Notes;
 use super::options::Bind;
 use super::output::Output;
+use super::report::printable;
 
-/// The settings that become the text of the config.
+/// The settings that become the text of the config. Paths are those in the relay's pod.
 pub(super) struct Config<'a> {
     pub(super) name: &'a str,
-    pub(super) left: &'a [Left],
+    /// The lines of the report, which stand above the config as comments.
+    pub(super) report: Vec<String>,
+    pub(super) notes: &'a Notes,
     pub(super) binds: &'a [Bind],
     pub(super) limits: Limits,
     pub(super) log: Log,
-    pub(super) output: Output,
+    pub(super) output: &'a Output,
+    /// The path of the private key of the output's certificate.
+    pub(super) key: Option<&'a str>,
     pub(super) admin: String,
+    pub(super) others: &'a [Other],
+}
+
+/// Tables for another consumer, which stand at the end of the config as comments.
+pub(super) struct Other {
+    /// The reason why they are comments.
+    pub(super) why: String,
+    pub(super) binds: Vec<Bind>,
+    pub(super) output: Output,
+    pub(super) key: Option<String>,
 }
 
 impl fmt::Display for Config<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name: String = self.name.chars().filter(|c| !c.is_control()).collect();
-        writeln!(f, "# Made from {name} by `kube-audit-forwarder migrate haproxy`.")?;
-        if !self.left.is_empty() {
-            writeln!(f, "#\n# Not carried over, or done differently:")?;
+        let name = printable(self.name);
+        writeln!(f, "# Made from {name} by `kube-audit-forwarder migrate haproxy`.\n#")?;
+        for line in &self.report {
+            writeln!(f, "{}", format!("# {line}").trim_end())?;
         }
-        for Left { line, directive, reason } in self.left {
-            writeln!(f, "# - line {line}: {directive}: {reason}")?;
+        for bind in self.binds {
+            let from = self.from(&format!("listener {}", bind.address));
+            f.write_str(&listener(bind, &from))?;
         }
-        self.binds.iter().try_for_each(|bind| listener(f, bind))?;
         self.limits(f)?;
         writeln!(
             f,
-            "\n# HAProxy kept nothing. This holds what is not delivered yet, in memory; with `directory` on disk, where it \
-             survives\n# a crash.\n[queue]\nmax_bytes = \"256MiB\""
+            "\n# HAProxy kept nothing. The queue holds what is not delivered yet, in memory; with \
+             `directory` on disk,\n# where it survives a crash.\n[queue]\nmax_bytes = \"256MiB\""
         )?;
-        output(f, &self.output)?;
+        f.write_str(&output(self.output, self.key, |key| self.from(key)))?;
         writeln!(
             f,
-            "\n# Status page, /metrics, /livez and /readyz.\n[admin]\naddress = {}",
-            string(&self.admin)
+            "\n# Status page, /metrics, /livez and /readyz.\n[admin]\naddress = {}{}",
+            string(&self.admin),
+            self.from("admin.address")
         )?;
-        let Log { level, is_json } = &self.log;
-        if level.is_none() && !is_json {
-            return Ok(());
+        self.log(f)?;
+        for Other { why, binds, output, key } in self.others {
+            writeln!(f, "\n# {}", printable(why))?;
+            let mut text = String::new();
+            binds.iter().for_each(|bind| text.push_str(&listener(bind, "")));
+            text.push_str(&self::output(output, key.as_deref(), |_| String::new()));
+            for line in text.lines().filter(|line| !line.is_empty()) {
+                writeln!(f, "# {line}")?;
+            }
         }
-        writeln!(f, "\n[log]")?;
-        level.iter().try_for_each(|level| writeln!(f, "level = {}", string(level)))?;
-        if *is_json { writeln!(f, "format = \"json\"") } else { Ok(()) }
+        Ok(())
     }
 }
 
 impl Config<'_> {
+    /// Returns a comment with the lines of the haproxy.cfg from which a key has its value; an empty
+    /// text if there is none.
+    fn from(&self, key: &str) -> String {
+        let name = printable(self.name);
+        let lines = self.notes.sources(key);
+        let lines: Vec<String> = lines.iter().map(|line| format!("{name}:{line}")).collect();
+        if lines.is_empty() { String::new() } else { format!(" # {}", lines.join(", ")) }
+    }
+
     fn limits(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Limits { max_connections, header_timeout, body_timeout, idle_timeout } = self.limits;
         let times = [
@@ -65,65 +94,96 @@ impl Config<'_> {
             return Ok(());
         }
         writeln!(f, "\n[limits]")?;
-        max_connections.iter().try_for_each(|count| writeln!(f, "max_connections = {count}"))?;
-        times.iter().try_for_each(|(key, limit)| time(f, key, *limit))
+        if let Some(count) = max_connections {
+            writeln!(f, "max_connections = {count}{}", self.from("limits.max_connections"))?;
+        }
+        for (key, limit) in times {
+            f.write_str(&time(key, limit, &self.from(&format!("limits.{key}"))))?;
+        }
+        Ok(())
+    }
+
+    fn log(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Log { level, is_json } = &self.log;
+        if level.is_none() && !is_json {
+            return Ok(());
+        }
+        writeln!(f, "\n[log]{}", self.from("log"))?;
+        level.iter().try_for_each(|level| writeln!(f, "level = {}", string(level)))?;
+        if *is_json { writeln!(f, "format = \"json\"") } else { Ok(()) }
     }
 }
 
-fn listener(f: &mut fmt::Formatter<'_>, bind: &Bind) -> fmt::Result {
-    writeln!(f, "\n[[listener]]\naddress = {}", string(&bind.address))?;
-    let Some(tls) = &bind.tls else { return Ok(()) };
-    let file = string(&tls.certificate);
-    writeln!(f, "[listener.tls]\ncertificate = {file}\nprivate_key = {file}")?;
-    text(f, "client_ca", tls.client_ca.as_deref())?;
-    text(f, "min_version", tls.min_version)
+fn listener(bind: &Bind, from: &str) -> String {
+    let mut written = format!("\n[[listener]]\naddress = {}{from}\n", string(&bind.address));
+    if let Some(tls) = &bind.tls {
+        written.push_str("[listener.tls]\n");
+        written.push_str(&text("certificate", Some(&tls.certificate)));
+        written.push_str(&text("private_key", Some(&tls.private_key)));
+        written.push_str(&text("client_ca", tls.client_ca.as_deref()));
+        written.push_str(&text("min_version", tls.min_version));
+    }
+    written
 }
 
-fn output(f: &mut fmt::Formatter<'_>, output: &Output) -> fmt::Result {
-    writeln!(f, "\n[[output]]\nname = {}\ntype = \"http\"", string(&output.name))?;
-    writeln!(
-        f,
-        "# HAProxy passed on each request's own path; the relay POSTs to that of the URL."
-    )?;
+/// Returns the table of an output. `from` gives the comment with the sources of a key.
+fn output(output: &Output, key: Option<&str>, from: impl Fn(&str) -> String) -> String {
     let urls: Vec<String> = output.urls.iter().map(|url| string(url)).collect();
-    writeln!(f, "urls = [{}]", urls.join(", "))?;
+    let mut written = format!(
+        "\n[[output]]{}\nname = {}\ntype = \"http\"\n# HAProxy passed on the path and the headers \
+         of each request; the relay POSTs to the path of the URL,\n# with the headers below.\n\
+         urls = [{}]{}\n",
+        from("output"),
+        string(&output.name),
+        urls.join(", "),
+        from("output.urls")
+    );
     if output.is_round_robin {
-        writeln!(f, "strategy = \"round_robin\"")?;
+        let from = from("output.strategy");
+        written.push_str(&format!("strategy = \"round_robin\"{from}\n"));
+    }
+    if let Some(count) = output.concurrency {
+        written.push_str(&format!("# The least maxconn of a server.\nconcurrency = {count}\n"));
+    }
+    if let Some(compression) = output.compression {
+        let from = from("output.compression");
+        written.push_str(&format!("compression = {}{from}\n", string(compression)));
     }
     if !output.headers.is_empty() {
         let headers = output.headers.iter();
         let headers: Vec<String> =
             headers.map(|(name, value)| format!("{} = {}", string(name), string(value))).collect();
-        writeln!(f, "headers = {{ {} }}", headers.join(", "))?;
+        let from = from("output.headers");
+        written.push_str(&format!("headers = {{ {} }}{from}\n", headers.join(", ")));
     }
     if let Some(tls) = &output.tls {
-        writeln!(f, "[output.tls]")?;
-        text(f, "ca", tls.ca.as_deref())?;
-        text(f, "certificate", tls.certificate.as_deref())?;
-        text(f, "private_key", tls.certificate.as_deref())?;
-        text(f, "server_name", tls.server_name.as_deref())?;
-        text(f, "min_version", tls.min_version)?;
+        written.push_str("[output.tls]\n");
+        written.push_str(&text("ca", tls.ca.as_deref()));
+        written.push_str(&text("certificate", tls.certificate.as_deref()));
+        written.push_str(&text("private_key", key));
+        written.push_str(&text("server_name", tls.server_name.as_deref()));
+        written.push_str(&text("min_version", tls.min_version));
         if tls.insecure_skip_verify {
-            writeln!(f, "insecure_skip_verify = true")?;
+            written.push_str("insecure_skip_verify = true\n");
         }
     }
-    if output.connect.or(output.request).is_none() {
-        return Ok(());
+    if output.connect.or(output.request).is_some() {
+        written.push_str("[output.timeouts]\n");
+        written.push_str(&time("connect", output.connect, &from("output.timeouts.connect")));
+        written.push_str(&time("request", output.request, &from("output.timeouts.request")));
     }
-    writeln!(f, "[output.timeouts]")?;
-    time(f, "connect", output.connect)?;
-    time(f, "request", output.request)
+    written
 }
 
-fn text(f: &mut fmt::Formatter<'_>, key: &str, value: Option<&str>) -> fmt::Result {
-    value.map_or(Ok(()), |value| writeln!(f, "{key} = {}", string(value)))
+fn text(key: &str, value: Option<&str>) -> String {
+    value.map_or_else(String::new, |value| format!("{key} = {}\n", string(value)))
 }
 
-fn time(f: &mut fmt::Formatter<'_>, key: &str, limit: Option<Duration>) -> fmt::Result {
-    let Some(limit) = limit else { return Ok(()) };
+fn time(key: &str, limit: Option<Duration>, from: &str) -> String {
+    let Some(limit) = limit else { return String::new() };
     match limit.as_millis() {
-        millis if millis.is_multiple_of(1000) => writeln!(f, "{key} = \"{}s\"", millis / 1000),
-        millis => writeln!(f, "{key} = \"{millis}ms\""),
+        millis if millis.is_multiple_of(1000) => format!("{key} = \"{}s\"{from}\n", millis / 1000),
+        millis => format!("{key} = \"{millis}ms\"{from}\n"),
     }
 }
 

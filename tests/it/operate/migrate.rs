@@ -1,6 +1,7 @@
 //! `migrate haproxy`: a relay with the printed config forwards the same requests as the real
 //! HAProxy with the original file.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
@@ -8,6 +9,7 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 
+use kube_audit_forwarder::haproxy;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
@@ -17,6 +19,7 @@ use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
 use crate::support::free_port;
 use crate::support::http;
+use crate::support::http_sink;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::peers;
@@ -34,7 +37,7 @@ use crate::support::wait_for;
 /// chooses.
 fn migrated(haproxy: &Haproxy) -> Relay {
     let file = haproxy.config_file();
-    let output = run_command(&["migrate", "haproxy", text(&file)], Path::new("/"));
+    let output = run_command(&["migrate", "haproxy", "--keep-paths", text(&file)], Path::new("/"));
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{stderr}");
     for (line, directive) in [(5, "timeout client 10s"), (7, "timeout server 10s")] {
@@ -209,4 +212,333 @@ fn standard_input_is_read_and_what_is_no_config_is_wrong_usage() {
         assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{stderr}");
         assert!(stderr.contains(said) && stderr.contains(file), "{stderr}");
     }
+}
+
+/// The examples: a haproxy.cfg in each file, with what its lines `#! KEY: VALUE` expect.
+fn examples() -> Vec<(String, String)> {
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/haproxy");
+    let read = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        (name, std::fs::read_to_string(path).unwrap())
+    };
+    let mut examples: Vec<_> = std::fs::read_dir(directory).unwrap().map(read).collect();
+    examples.sort();
+    examples
+}
+
+/// Returns the value of a key in the head of an example.
+fn expected<'a>(example: &'a str, key: &str) -> &'a str {
+    let prefix = format!("#! {key}: ");
+    example.lines().find_map(|line| line.strip_prefix(&prefix)).unwrap()
+}
+
+/// Makes the files that the examples name below `/etc/haproxy` in a temporary directory.
+fn files_of_haproxy() -> TempDir {
+    let certificates = Certificates::new();
+    let directory = TempDir::new().unwrap();
+    let place = directory.path();
+    std::fs::create_dir(place.join("certs")).unwrap();
+    std::fs::create_dir(place.join("errors")).unwrap();
+    let pem = joined(&certificates.server, &directory);
+    for name in ["site.pem", "client.pem", "certs/site.pem"] {
+        std::fs::copy(&pem, place.join(name)).unwrap();
+    }
+    std::fs::copy(&certificates.ca, place.join("ca.pem")).unwrap();
+    // HAProxy takes a file of certificates for a list of revoked ones without a revocation.
+    std::fs::copy(&certificates.ca, place.join("crl.pem")).unwrap();
+    std::fs::write(place.join("list.txt"), format!("{}\n", text(&place.join("site.pem")))).unwrap();
+    let agent = "[waf]\nspoe-agent agent\n groups check\n timeout processing 1s\n use-backend agents\n\
+                 spoe-group check\n messages one\nspoe-message one\n args path\n";
+    std::fs::write(place.join("spoe.conf"), agent).unwrap();
+    std::fs::write(place.join("errors/503.http"), "HTTP/1.0 503 Busy\r\n\r\n").unwrap();
+    directory
+}
+
+/// Returns `true` if the installed HAProxy would start with the config, and what it prints.
+fn haproxy_takes(config: &str, directory: &TempDir) -> (bool, String) {
+    let file = directory.path().join("judged.cfg");
+    std::fs::write(&file, config.replace("/etc/haproxy", text(directory.path()))).unwrap();
+    let output =
+        Command::new(peers::program("haproxy")).args(["-c", "-f", text(&file)]).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn the_real_haproxy_agrees_which_examples_are_valid() {
+    let directory = files_of_haproxy();
+    for (name, example) in examples() {
+        let (takes, said) = haproxy_takes(&example, &directory);
+        match expected(&example, "judge") {
+            "installed" => assert!(takes, "{name}: {said}"),
+            // Written for HAProxy 3.0; the installed version is older.
+            "3.0" => assert!(said.contains("unknown keyword"), "{name}: {said}"),
+            "refused" => assert!(!takes, "{name}: {said}"),
+            judge => panic!("{name}: {judge}"),
+        }
+    }
+}
+
+#[test]
+fn the_exit_status_says_if_something_that_matters_is_left_out() {
+    let directory = TempDir::new().unwrap();
+    for (name, example) in examples() {
+        let file = directory.path().join(&name);
+        std::fs::write(&file, &example).unwrap();
+        let output = run_command(&["migrate", "haproxy", &name], directory.path());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let exit: i32 = expected(&example, "exit").parse().unwrap();
+        assert_eq!(output.status.code(), Some(exit), "{name}: {stderr}");
+        let forced = run_command(&["migrate", "haproxy", "--force", &name], directory.path());
+        let forced_exit = if exit == 2 { 2 } else { 0 };
+        assert_eq!(forced.status.code(), Some(forced_exit), "{name}: {stderr}");
+        if exit == 2 {
+            assert!(stdout.is_empty() && forced.stdout.is_empty(), "{name}: {stdout}");
+            assert!(stderr.contains(&format!("{name}:")), "{name}: {stderr}");
+            continue;
+        }
+        assert_eq!(String::from_utf8(forced.stdout).unwrap(), stdout, "{name}");
+        let places: Vec<usize> = ["\nDecide these", "\nLeft out without effect"]
+            .iter()
+            .filter_map(|head| stderr.find(head))
+            .collect();
+        assert!(stderr.starts_with(&format!("{name}: ")) && places.is_sorted(), "{name}: {stderr}");
+        assert_eq!(stderr.contains("\nDecide these"), exit == 3, "{name}: {stderr}");
+        assert_eq!(stderr.contains("exit status 3"), exit == 3, "{name}: {stderr}");
+        let config = directory.path().join("relay.toml");
+        std::fs::write(&config, &stdout).unwrap();
+        let arguments = ["check", "--elsewhere", "--config", "relay.toml"];
+        let checked = run_command(&arguments, directory.path());
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert_eq!(checked.status.code(), Some(0), "{name}: {said}\n{stdout}");
+    }
+}
+
+/// Returns the keywords below a title in the list that `haproxy -dKall` prints.
+fn keywords(list: &str, title: &str) -> Vec<String> {
+    let titled = format!("\n{title}\n");
+    let lines = list.split_once(&titled).unwrap().1.lines();
+    lines.take_while(|line| line.starts_with('\t')).map(|line| line.trim().to_owned()).collect()
+}
+
+#[test]
+fn every_keyword_that_the_installed_haproxy_lists_has_a_row_in_the_table() {
+    let output = Command::new(peers::program("haproxy"))
+        .args(["-dKcfg", "-q", "-c", "-f", "/dev/null"])
+        .output()
+        .unwrap();
+    let list = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut unknown = BTreeSet::new();
+    let mut count = 0;
+    let mut ask = |text: String, what: &str| {
+        count += 1;
+        let findings = match haproxy::migrate(&text, haproxy::Options::default()) {
+            Ok(migrated) => migrated.report.findings,
+            Err(unusable) => unusable.findings,
+        };
+        if findings.iter().any(|finding| finding.reason.contains("not known here")) {
+            unknown.insert(what.to_owned());
+        }
+    };
+    let config = |global: &str, front: &str, bind: &str, back: &str, server: &str| {
+        format!(
+            "global\n  {global}\nfrontend f\n  mode http\n  bind :3000 {bind}\n  {front}\n  \
+             default_backend b\nbackend b\n  {back}\n  server s 10.0.0.1:80 {server}\n"
+        )
+    };
+    for word in keywords(&list, "global") {
+        if word.ends_with("-options") {
+            // The words after it are options of `bind` and `server` lines, which are asked below.
+            ask(config(&word, "", "", "", ""), &word);
+            continue;
+        }
+        ask(config(&format!("{word} 1"), "", "", "", ""), &word);
+    }
+    for line in keywords(&list, "listen") {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let name = |at: usize| words[at].trim_end_matches('*').to_owned();
+        match words.as_slice() {
+            ["bind", _, "ssl", ..] | ["bind", ..] if words.len() > 2 => {
+                let at = if words[2] == "ssl" && words.len() > 3 { 3 } else { 2 };
+                ask(config("", "", &name(at), "", ""), &line);
+            }
+            ["server", _, _, ..] => {
+                ask(config("", "", "", "", &name(3)), &line);
+            }
+            // Each family of rules is listed with its actions too, and alone it is no directive.
+            ["tcp-request" | "tcp-response", _, _, ..] => {
+                let rule = format!("{} {} {} 1", words[0], words[1], name(2));
+                ask(config("", &rule, "", "", ""), &line);
+            }
+            ["tcp-request" | "filter" | "timeout" | "rate-limit"] => {}
+            [_] => ask(config("", &format!("{} 1 2", name(0)), "", "", ""), &line),
+            _ => ask(config("", &format!("{} {} 1", words[0], name(1)), "", "", ""), &line),
+        }
+    }
+    assert!(unknown.is_empty(), "{unknown:#?}");
+    assert!(count > 300, "{count} keywords");
+}
+
+/// Waits for the request of this number, counted from 0, that the consumer has accepted.
+fn accepted(sink: &HttpSink, number: usize) -> http_sink::Request {
+    wait_for("an accepted request", PATIENCE, || {
+        let mut requests = sink.requests();
+        requests.retain(http_sink::Request::is_accepted);
+        requests.into_iter().nth(number)
+    })
+}
+
+/// What a consumer gets for one batch: the method and the target, some headers, and the body.
+type Seen = (String, Vec<(String, String)>, Vec<u8>);
+
+/// Sends the same batch to HAProxy and to the relay that it is migrated to, and returns what the
+/// consumer got of each. `names` are the headers to compare.
+fn side_by_side(frontend: &str, backend: &str, names: &[&str], exit: i32) -> [Seen; 2] {
+    let sink = HttpSink::accepting();
+    let backend = format!("{backend}\n  server s1 {} check", sink.address());
+    let haproxy =
+        Haproxy::with(|port| forwarder(&format!("  bind 127.0.0.1:{port}\n{frontend}"), &backend));
+    let file = haproxy.config_file();
+    let output = run_command(&["migrate", "haproxy", text(&file)], Path::new("/"));
+    assert_eq!(output.status.code(), Some(exit), "{}", String::from_utf8_lossy(&output.stderr));
+    let listens = haproxy.address().to_string();
+    let config = String::from_utf8(output.stdout).unwrap().replace(&listens, "127.0.0.1:0");
+    let relay = Relay::start(&config.replace("0.0.0.0:9090", "127.0.0.1:0"));
+    let body = &corpus()[0].bytes;
+    let seen = [haproxy.address(), relay.address()].map(|address| {
+        let before = sink.accepted().len();
+        post(address)(body);
+        let request = accepted(&sink, before);
+        let value = |name: &&str| {
+            let value = request.header(name).unwrap_or_default().to_owned();
+            ((*name).to_owned(), value)
+        };
+        let headers = names.iter().map(value).collect();
+        let first = format!("{} {}", request.method, request.target);
+        (first, headers, request.body.trim_ascii_end().to_vec())
+    });
+    relay.finish(Backlog::Empty);
+    seen
+}
+
+#[test]
+fn a_path_a_query_and_headers_that_haproxy_sets_arrive_the_same() {
+    let frontend = "  http-request set-header X-Token \"a b\"\n  http-request set-header X-Gone 1\n  \
+                    http-request del-header X-Gone\n  http-request set-header X-Twice 1";
+    let backend = "  http-request set-path /kube.audit\n  http-request set-query source=k8s\n  \
+                   http-request set-header X-Twice 2";
+    let names = ["x-token", "x-gone", "x-twice", "content-type"];
+    let [original, ours] = side_by_side(frontend, backend, &names, 0);
+    assert_eq!(original.0, "POST /kube.audit?source=k8s");
+    assert_eq!(
+        original.1[..3].iter().map(|(_, v)| v.as_str()).collect::<Vec<_>>(),
+        ["a b", "", "2"]
+    );
+    assert!(original == ours, "{:?} {:?}", (&original.0, &original.1), (&ours.0, &ours.1));
+}
+
+#[test]
+fn what_is_left_out_without_effect_changes_nothing_for_the_consumer() {
+    let frontend = "  option httplog\n  option http-server-close\n  backlog 100\n  stick-table type ip \
+                    size 1k store http_req_rate(10s)\n  http-request track-sc0 src\n  http-request \
+                    set-var(txn.p) path\n  http-response set-header X-Answer 1";
+    let backend = "  option httpchk\n  balance leastconn\n  http-reuse safe\n  retries 2\n  \
+                   http-request set-path /";
+    let [original, ours] = side_by_side(frontend, backend, &["content-type", "x-answer"], 0);
+    assert_eq!(original.0.split('?').next(), Some("POST /"));
+    assert!(original.1 == ours.1 && original.2 == ours.2, "{:?} {:?}", original.1, ours.1);
+}
+
+#[test]
+fn a_header_that_is_to_decide_about_is_one_that_the_consumer_misses() {
+    let frontend = "  option forwardfor\n  http-request set-header X-Sender %[src]";
+    let backend = "  http-request set-path /";
+    let names = ["x-forwarded-for", "x-sender"];
+    let [original, ours] = side_by_side(frontend, backend, &names, 3);
+    assert!(original.1.iter().all(|(_, value)| value == "127.0.0.1"), "{:?}", original.1);
+    assert!(ours.1.iter().all(|(_, value)| value.is_empty()), "{:?}", ours.1);
+    assert!(original.2 == ours.2);
+}
+
+#[test]
+fn values_of_named_defaults_arrive_and_every_frontend_takes_the_same_batch() {
+    let sink = HttpSink::accepting();
+    let second = free_port();
+    let consumer = sink.address();
+    let haproxy = Haproxy::with(|port| {
+        format!(
+            "defaults base\n  mode http\n  timeout connect 7s\n  timeout server 90s\n  timeout client \
+             40s\ndefaults audit from base\n  http-request set-header X-Cluster prod\nfrontend one \
+             from audit\n  bind 127.0.0.1:{port}\n  default_backend logs\nfrontend two from audit\n  \
+             bind 127.0.0.1:{second}\n  default_backend logs\nbackend logs from base\n  server s1 \
+             {consumer}\n"
+        )
+    });
+    let file = haproxy.config_file();
+    let output = run_command(&["migrate", "haproxy", text(&file)], Path::new("/"));
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut config = String::from_utf8(output.stdout).unwrap();
+    for (key, value) in [("connect", "7s"), ("request", "90s"), ("body_timeout", "40s")] {
+        assert!(config.contains(&format!("{key} = \"{value}\"")), "{config}");
+    }
+    let first = haproxy.address().port();
+    for (port, address) in [(first, "127.0.0.1:0"), (second, "127.0.0.2:0")] {
+        let listens = format!("127.0.0.1:{port}");
+        assert!(config.contains(&format!("address = \"{listens}\"")), "{config}");
+        config = config.replace(&listens, address);
+    }
+    let relay = Relay::start(&config.replace("0.0.0.0:9090", "127.0.0.1:0"));
+    let body = &corpus()[0].bytes;
+    let senders = [first, second].map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let ours = relay.listeners().iter().map(|(_, address)| *address);
+    let mut seen = Vec::new();
+    for address in senders.into_iter().chain(ours) {
+        let before = sink.accepted().len();
+        post(address)(body);
+        let request = accepted(&sink, before);
+        let cluster = request.header("x-cluster").unwrap_or_default().to_owned();
+        seen.push((cluster, request.body.trim_ascii_end().to_vec()));
+    }
+    assert_eq!(seen.len(), 4);
+    assert!(seen.iter().all(|one| *one == seen[0]) && seen[0].0 == "prod");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_commands_of_the_report_take_haproxys_pem_file_apart() {
+    let certificates = Certificates::new();
+    let directory = TempDir::new().unwrap();
+    let pem = joined(&certificates.server, &directory);
+    let sink = HttpSink::accepting();
+    let bind = format!("  bind 127.0.0.1:3000 ssl crt {}", text(&pem));
+    let config = forwarder(&bind, &format!("  server s1 {}", sink.address()));
+    std::fs::write(directory.path().join("haproxy.cfg"), config).unwrap();
+    let output = run_command(&["migrate", "haproxy", "haproxy.cfg"], directory.path());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    let commands: Vec<&str> = stderr.lines().filter_map(|line| line.strip_prefix("    ")).collect();
+    let [chain, key, create] = commands.as_slice() else { panic!("{stderr}") };
+    assert!(create.ends_with("--from-file=tls.crt --from-file=tls.key"), "{create}");
+    let shell = Command::new("sh")
+        .args(["-ec", &format!("{chain}\n{key}")])
+        .current_dir(directory.path())
+        .status()
+        .unwrap();
+    assert!(shell.success(), "{stderr}");
+    let chain = std::fs::read_to_string(directory.path().join("tls.crt")).unwrap();
+    assert!(!chain.contains("PRIVATE KEY") && chain.contains("CERTIFICATE"), "{chain}");
+    let config = String::from_utf8(output.stdout).unwrap();
+    assert!(config.contains("certificate = \"/certificates/tls.crt\""), "{config}");
+    let config = config.replace("/certificates", text(directory.path()));
+    let config = config.replace("127.0.0.1:3000", "127.0.0.1:0");
+    let relay = Relay::start(&config.replace("0.0.0.0:9090", "127.0.0.1:0"));
+    let url = format!("https://localhost:{}/post", relay.address().port());
+    let ca = text(&certificates.ca);
+    let kind = "Content-Type: application/json";
+    let arguments = ["--fail", "--cacert", ca, "-H", kind, "--data-binary", "@-", url.as_str()];
+    let sent = peers::curl(&arguments, &corpus()[0].bytes);
+    assert!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr));
+    sink.wait_for_count(1, PATIENCE);
+    relay.finish(Backlog::Empty);
 }
