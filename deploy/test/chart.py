@@ -471,6 +471,29 @@ def package_problems(helm, directory):
         yield "the package renders otherwise than the directory"
 
 
+def notes_problems(helm, directory):
+    """Renders NOTES.txt, which `helm template` leaves out, as a text within an object."""
+    chart = directory / "notes"
+    shutil.copytree(CHART, chart)
+    shutil.move(chart / "templates/NOTES.txt", chart)
+    (chart / "templates/notes.yaml").write_text(
+        'apiVersion: v1\nkind: Notes\nmetadata: {name: notes, namespace: x}\n'
+        'text: {{ tpl (.Files.Get "NOTES.txt") . | toJson }}\n'
+    )
+    for values, present, absent in (
+        ({}, ["deployment/kube-audit-forwarder", "is of no registry", "No config was given"], ["statefulset"]),
+        (
+            IBM_IMAGE | DURABLE | {"config": CONFIG, "replicas": 3},
+            ["3 relays", "statefulset/kube-audit-forwarder"],
+            ["is of no registry", "No config was given"],
+        ),
+    ):
+        text = only(helm.objects(values, chart=chart, namespace="elsewhere"), "Notes")["text"]
+        wanted = [*present, "-n elsewhere", "/namespaces/elsewhere/services/https:kube-audit-forwarder:https/proxy/post"]
+        yield from (f"NOTES.txt does not say {words!r}: {text}" for words in wanted if words not in text)
+        yield from (f"NOTES.txt says {words!r}: {text}" for words in absent if words in text)
+
+
 def page_problems(helm, directory):
     """Runs each `helm install` and `helm upgrade` of the pages as `helm template`, from a directory
     that has the files that they name, and looks for values that the pages name and nobody knows.
@@ -557,6 +580,7 @@ def main():
             found += effect_problems(helm)
             found += schema_problems(helm)
             found += package_problems(helm, directory)
+            found += notes_problems(helm, directory)
             found += page_problems(helm, directory)
             found += relay_problems(helm, relay)
             found += self_test(helm, kubectl, directory)
