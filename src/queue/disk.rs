@@ -115,8 +115,14 @@ pub(crate) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
 /// Returns the number of files in the quarantine (the directory for copies of damaged bytes), and
 /// the number of bytes in these files. Files that can't be opened do not count.
 pub(crate) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
-    let names = disk.list(QUARANTINE).unwrap_or_default();
-    let bytes = |name: &String| disk.open(&format!("{QUARANTINE}/{name}"), Access::Read)?.bytes();
+    sizes(disk, QUARANTINE)
+}
+
+/// Returns the number of files in a directory below the queue's directory, and the number of bytes
+/// in these files; 0 if there is no such directory. Files that can't be opened do not count.
+pub(crate) fn sizes(disk: &dyn Disk, directory: &str) -> (u64, u64) {
+    let names = disk.list(directory).unwrap_or_default();
+    let bytes = |name: &String| disk.open(&format!("{directory}/{name}"), Access::Read)?.bytes();
     let sizes = names.iter().filter_map(|name| bytes(name).ok());
     sizes.fold((0, 0), |(files, sum), size| (files + 1, sum + size))
 }
@@ -194,6 +200,25 @@ impl RealDisk {
     /// running relay may hold. The caller must call only operations that read.
     pub(crate) fn look(root: &Path) -> Self {
         Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
+    }
+
+    /// Returns `true` if another process holds the lock on the queue's directory. For a moment, a
+    /// lock that is shared with other readers is held here.
+    ///
+    /// # Errors
+    ///
+    /// The lock file can't be opened, or its file system has no locks.
+    pub(crate) fn is_locked(root: &Path) -> io::Result<bool> {
+        let file = match options(Access::Read).open(root.join(LOCK)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(fs::TryLockError::WouldBlock) => Ok(true),
+            Err(fs::TryLockError::Error(error)) => Err(error),
+        }
     }
 
     /// Reserves this many bytes of disk space for a file. If the file system can't reserve space,

@@ -69,7 +69,11 @@ impl Identity {
     }
 
     /// Reads the file. `None` if there is no file.
-    fn read(disk: &dyn Disk) -> io::Result<Option<Self>> {
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read. If its content is no identity, the kind is [`io::ErrorKind::Other`].
+    pub(super) fn read(disk: &dyn Disk) -> io::Result<Option<Self>> {
         let file = match disk.open(FILE, Access::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

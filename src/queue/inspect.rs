@@ -41,8 +41,10 @@ use super::synced::Synced;
 use super::tail::Known;
 use crate::position::Position;
 
+mod leftover;
 mod walk;
 
+pub use leftover::Leftover;
 use walk::Walk;
 use walk::Want;
 
@@ -215,6 +217,8 @@ pub enum Finding {
         bytes: u64,
         /// The number of events that were in the damaged bytes.
         events: u64,
+        /// The range of positions of these events; empty if there were none.
+        positions: Range<Position>,
     },
     /// Some output still needs these events, but no segment has them.
     Missing {
@@ -232,6 +236,8 @@ pub enum Finding {
         error: io::Error,
         /// The number of events that should be in the file; 0 if that is not known.
         events: u64,
+        /// The range of positions of these events; empty if that is not known.
+        positions: Range<Position>,
     },
     /// The cursors file is missing, or one slot or both slots of it are damaged.
     Cursors(CursorsFile),
@@ -240,7 +246,8 @@ pub enum Finding {
 impl Finding {
     /// Returns the number of events that are missing because of this fault; 0 if it is a fault of
     /// the cursors file.
-    fn missing(&self) -> u64 {
+    #[must_use]
+    pub fn missing(&self) -> u64 {
         match self {
             Self::Damaged { events, .. }
             | Self::Missing { events, .. }
@@ -248,12 +255,24 @@ impl Finding {
             Self::Cursors(_) => 0,
         }
     }
+
+    /// Returns the range of positions in which events are missing because of this fault; empty if
+    /// no event is missing, or if the positions are not known.
+    #[must_use]
+    pub fn positions(&self) -> Range<Position> {
+        match self {
+            Self::Damaged { positions, .. }
+            | Self::Missing { positions, .. }
+            | Self::Unreadable { positions, .. } => positions.clone(),
+            Self::Cursors(_) => Position::START..Position::START,
+        }
+    }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Damaged { file, offset, bytes, events } => {
+            Self::Damaged { file, offset, bytes, events, .. } => {
                 write!(f, "{file} offset {offset}: {bytes} bytes damaged, {events} events missing")
             }
             Self::Missing { positions: Range { start, end }, events } => {
@@ -263,7 +282,7 @@ impl fmt::Display for Finding {
                     "positions {start} to {last}: {events} events missing, no segment has them"
                 )
             }
-            Self::Unreadable { file, error, events } => {
+            Self::Unreadable { file, error, events, .. } => {
                 write!(
                     f,
                     "{file}: cannot be read, {events} events missing: {error}{}",
@@ -553,8 +572,9 @@ impl Directory {
                 Ok(None) => {}
                 Err(error) => {
                     let events = next.map_or(0, |next| next - first);
-                    let file = segment::file_name(first);
-                    summary.unreadable.push(Finding::Unreadable { file, error, events });
+                    let (file, positions) = (segment::file_name(first), first..first + events);
+                    let finding = Finding::Unreadable { file, error, events, positions };
+                    summary.unreadable.push(finding);
                 }
             }
         }

@@ -253,6 +253,89 @@ fn a_whole_log_is_shown_exported_and_verified_and_nothing_is_changed() {
     assert_eq!(log.disk.changes(), changes);
 }
 
+/// Reads the log from a position on, and returns the lines, the faults and the missing positions.
+fn read(directory: &Directory, from: u64) -> (Vec<u8>, Vec<String>, Vec<Range<u64>>) {
+    let (mut lines, mut told, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+    let read = directory.read(Position::new(from), None, &mut |seen| {
+        match seen {
+            Seen::Lines(some) => lines.extend(some),
+            Seen::Finding(finding) => {
+                told.push(finding.to_string());
+                missing.push(finding.positions().start.get()..finding.positions().end.get());
+            }
+            Seen::At(_) | Seen::Progress(..) => {}
+        }
+        Ok(())
+    });
+    read.unwrap();
+    (lines, told, missing)
+}
+
+/// Method: the log is read from each position on, also from positions that the lowest cursor has
+/// not reached and from positions behind it, with a cursors file and without one. Segments that are
+/// skipped must not count as missing.
+#[test]
+fn a_log_is_read_from_any_position_whatever_its_cursors_say() {
+    let log = Log::usual();
+    for from in 0..=182 {
+        assert_eq!(read(&log.directory(), from), (lines(from..182), vec![], vec![]), "{from}");
+    }
+    log.disk.remove(cursors::FILE).unwrap();
+    for from in 0..=182 {
+        assert_eq!(read(&log.directory(), from), (lines(from..182), vec![], vec![]), "{from}");
+    }
+}
+
+#[test]
+fn faults_name_the_positions_that_are_missing_from_the_first_one_that_is_asked_for() {
+    let log = Log::usual();
+    log.cursors(&[("slow", 0)], &[], 182);
+    // The third record holds the positions 4 to 63.
+    let (name, offset, positions) = log.records[2].clone();
+    assert_eq!(positions, 4..64);
+    log.disk.flip(&name, offset + 90, 1);
+    for (from, missing) in [(0, 4..64), (4, 4..64), (30, 30..64)] {
+        let (read, told, positions) = read(&log.directory(), from);
+        assert_eq!(positions, std::slice::from_ref(&missing));
+        assert_eq!(read, [lines(from.min(4)..4), lines(64..182)].concat());
+        let events = missing.end - missing.start;
+        assert!(told[0].ends_with(&format!("{events} events missing")), "{told:?}");
+    }
+    assert_eq!(read(&log.directory(), 64), (lines(64..182), vec![], vec![]));
+}
+
+#[test]
+fn what_is_left_over_begins_at_the_lowest_cursor_or_at_the_one_that_is_asked_for() {
+    let log = Log::usual();
+    let left = |output| log.directory().leftover(output);
+    let all = left(None).unwrap();
+    assert_eq!((all.begin.get(), all.end.get(), all.bytes), (40, 182, 142 * LINE));
+    let outputs: Vec<_> = all.outputs.iter().map(|(name, at)| (&**name, at.get())).collect();
+    assert_eq!(outputs, [("fast", 182), ("slow", 40)]);
+    let one = left(Some("fast")).unwrap();
+    assert_eq!((one.begin.get(), one.end.get(), one.bytes), (182, 182, 0));
+    let error = left(Some("nobody")).unwrap_err().to_string();
+    assert!(error.contains("which has the outputs: fast, slow"), "{error}");
+
+    // The relay has dropped the positions 64 to 127.
+    let hole = 64..128;
+    log.cursors(&[("fast", 182), ("slow", 40)], std::slice::from_ref(&hole), 182);
+    let holes = left(None).unwrap();
+    let dropped = |from, to| holes.dropped_in(Position::new(from)..Position::new(to));
+    assert_eq!([dropped(0, 182), dropped(100, 182), dropped(128, 182)], [64, 28, 0]);
+
+    // Without a usable cursors file all stored events are left over, whatever is asked for.
+    log.disk.remove(cursors::FILE).unwrap();
+    for output in [None, Some("fast"), Some("nobody")] {
+        let all = left(output).unwrap();
+        assert_eq!((all.begin.get(), all.end.get()), (0, 182));
+        assert_eq!((all.cursors, all.outputs.len()), (CursorsFile::Missing, 0));
+    }
+    // The queue has no identity, so it is called after its first segment.
+    assert_eq!(left(None).unwrap().queue, all.queue);
+    assert!(all.queue.starts_with("unnamed-"), "{}", all.queue);
+}
+
 #[test]
 fn an_output_is_exported_from_any_place() {
     let log = Log::usual();

@@ -63,8 +63,8 @@ pub(super) struct Walk<'a, 't> {
     want: Want<'a>,
     tell: &'a mut Tell<'t>,
     /// The first position that is still needed; events before this position do not count as
-    /// missing. `None` if the cursors file is missing or can't be read: then every event counts,
-    /// from the first segment on.
+    /// missing. `None` if the cursors file is missing or can't be read, and the walk begins with
+    /// the first event: then every event counts, from the first segment on.
     floor: Option<Position>,
     /// The holes: ranges of positions whose events the relay has dropped and counted as lost.
     holes: Vec<Hole>,
@@ -76,11 +76,12 @@ pub(super) struct Walk<'a, 't> {
 
 impl<'a, 't> Walk<'a, 't> {
     pub(super) fn new(directory: &'a Directory, want: Want<'a>, tell: &'a mut Tell<'t>) -> Self {
+        let floor = (want.from > Position::START).then_some(want.from);
         Self {
             directory,
             want,
             tell,
-            floor: None,
+            floor,
             holes: Vec::new(),
             position: Position::START,
             verdict: Verdict::default(),
@@ -121,12 +122,14 @@ impl<'a, 't> Walk<'a, 't> {
     }
 
     /// Sets which events are needed, from the contents of the cursors file. Changes nothing if
-    /// there are no contents, because the file could not be read.
+    /// there are no contents, because the file could not be read. Events before the position
+    /// `want.from` are never needed.
     fn believe(&mut self, contents: Option<&Contents>) {
         let Some(contents) = contents else { return };
         let output = self.want.output.and_then(|name| contents.outputs.get(name));
         let lowest = output.or_else(|| contents.outputs.values().min());
-        self.floor = Some(lowest.unwrap_or(&contents.end).position);
+        let lowest = lowest.unwrap_or(&contents.end).position;
+        self.floor = Some(lowest.max(self.want.from));
         self.holes.clone_from(&contents.holes);
     }
 
@@ -185,8 +188,9 @@ impl<'a, 't> Walk<'a, 't> {
             Ok(None) => return Ok(()),
             Err(error) => {
                 self.position = next.unwrap_or(known.end.position).max(first);
-                let events = self.position.saturating_since(first.max(self.want.from));
-                return self.find(&Finding::Unreadable { file: name, error, events });
+                let positions = first.max(self.want.from)..self.position;
+                let events = positions.end.saturating_since(positions.start);
+                return self.find(&Finding::Unreadable { file: name, error, events, positions });
             }
         };
         self.verdict.segments += 1;
@@ -209,8 +213,8 @@ impl<'a, 't> Walk<'a, 't> {
         }
         // The header is read again, because a relay may have written it after it was read first.
         if header.is_none() && self.directory.header(&*file, first, false)?.is_none() {
-            let bytes = SEGMENT_HEADER as u64;
-            self.find(&Finding::Damaged { file: name.clone(), offset: 0, bytes, events: 0 })?;
+            let (file, bytes, positions) = (name.clone(), SEGMENT_HEADER as u64, first..first);
+            self.find(&Finding::Damaged { file, offset: 0, bytes, events: 0, positions })?;
         }
         let begin = segment.place_of(self.want.from);
         self.position = begin.1;
@@ -228,14 +232,17 @@ impl<'a, 't> Walk<'a, 't> {
                 if self.want.lines && !self.lines(scan, record)? {
                     let (file, bytes) = (name.to_owned(), record.header.size());
                     let (offset, events) = (record.offset, record.header.events);
-                    return self.find(&Finding::Damaged { file, offset, bytes, events });
+                    let positions = record.header.first..record.header.end();
+                    return self.find(&Finding::Damaged { file, offset, bytes, events, positions });
                 }
                 Ok(())
             }
             Step::Damaged { offset, bytes, positions } => {
-                let events = positions.end.saturating_since(positions.start.max(self.want.from));
+                let positions = positions.start.max(self.want.from)..positions.end;
+                let events = positions.end.saturating_since(positions.start);
                 self.position = positions.end;
-                self.find(&Finding::Damaged { file: name.to_owned(), offset, bytes, events })
+                let file = name.to_owned();
+                self.find(&Finding::Damaged { file, offset, bytes, events, positions })
             }
             Step::Absent(until) => self.miss(until),
         }
