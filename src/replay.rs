@@ -1,7 +1,8 @@
-//! Sends the events of audit.log files again, as kube-apiserver's webhook would have sent them: the
-//! work of the command `replay`.
+//! Sends the events of audit.log files again, as kube-apiserver's webhook would have sent them, and
+//! the events that a relay which is gone has left in its queue's directory (`spool`): the work of
+//! the command `replay`.
 //!
-//! One thread reads and checks the files (`input`). Several requests are under way at once
+//! One thread reads and checks the inputs (`input`). Several requests are under way at once
 //! (`client`). The *frontier* is the point up to which everything has been accepted without a gap.
 //! The resume file holds the frontier, so that a later run skips nothing that was not accepted.
 //! Events that were accepted after the frontier are sent a second time by a later run; the number
@@ -10,6 +11,8 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,20 +25,27 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::position::Position;
+
 pub mod client;
 mod input;
 mod line;
 pub(crate) mod packing;
 mod resume;
+mod spool;
 
 use client::Client;
 use client::Connection;
 use client::Failed;
 use client::Failure;
 use input::Batch;
+use input::Damage;
 use input::Item;
 use input::Place;
 use resume::State;
+use spool::Spool;
+
+pub use spool::Replayed;
 
 pub use resume::FORMAT as RESUME_FORMAT;
 
@@ -74,8 +84,14 @@ pub enum OnBadLine {
 /// The settings of a replay: its input, its limits and its resume file.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The paths of the files, in the order in which they are sent; `-` is standard input.
+    /// The paths of the inputs, in the order in which they are sent: files, and directories of
+    /// queues. `-` is standard input.
     pub files: Vec<PathBuf>,
+    /// The name of an output: of each directory, only the events are sent that this output has not
+    /// finished. `None`: those that at least one output has not finished.
+    pub output: Option<String>,
+    /// `true`: a directory is read even if a relay is running with it.
+    pub even_if_running: bool,
     /// The greatest number of events per second; `None`: as fast as the receiver accepts them.
     pub rate: Option<NonZeroU32>,
     /// The greatest number of events in a request.
@@ -92,29 +108,63 @@ pub struct Settings {
     pub on_bad_line: OnBadLine,
 }
 
+/// The unit in which the events of an input are numbered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// The lines of a file, counted from 1.
+    Line,
+    /// The positions of a queue's directory, counted from 0.
+    Position,
+}
+
+/// Some lines of a file, or some positions of a queue's directory.
+#[derive(Debug, Clone)]
+pub struct Span {
+    /// The path of the file or directory.
+    pub file: PathBuf,
+    /// The unit of `first` and `last`.
+    pub unit: Unit,
+    /// The first line or position.
+    pub first: u64,
+    /// The last line or position.
+    pub last: u64,
+}
+
+impl Span {
+    /// Makes a span from the path of an input and the numbers of its lines or positions.
+    fn new(file: &Path, unit: Unit, numbers: RangeInclusive<u64>) -> Self {
+        let (first, last) = numbers.into_inner();
+        Self { file: file.to_owned(), unit, first, last }
+    }
+}
+
 /// A message to the operator while the replay runs.
 #[derive(Debug, Clone)]
 pub enum Note {
     /// A line is not an event and was skipped.
     BadLine {
-        /// The path of the file with the line.
-        file: PathBuf,
-        /// The line's number, counted from 1.
-        line: u64,
+        /// The line or position.
+        span: Span,
         /// A description of the mistake in the line.
         what: String,
     },
     /// A request has failed, and another attempt follows.
     Retrying {
-        /// The file from which the request's events were read.
-        file: PathBuf,
-        /// The first line of the request's events, counted from 1.
-        first_line: u64,
-        /// The last line of the request's events, counted from 1.
-        last_line: u64,
+        /// The lines or positions of the request's events.
+        span: Span,
         /// The reason for the failure, and the pause before the next request.
         failed: Failed,
     },
+    /// A remark about a queue's directory, such as damage in it.
+    Remark {
+        /// The path of the directory.
+        directory: PathBuf,
+        /// The text of the remark.
+        what: String,
+    },
+    /// The result for a queue's directory. It comes once for each directory that was begun, at the
+    /// end of the replay.
+    Replayed(Replayed),
 }
 
 /// The progress of a replay.
@@ -138,18 +188,17 @@ pub struct Progress {
     pub events_before: u64,
 }
 
-/// The reason why a replay stopped before the end of its files, and the place where it stopped.
+/// The reason why a replay stopped before the end of its inputs, and the place where it stopped. A
+/// replay that has read everything, but has found damage, counts as stopped too.
 #[derive(Debug, Clone)]
 pub struct Stopped {
     /// The reason for the stop, as text.
     pub what: String,
-    /// The place where the next run begins: the path of a file, and the number of a line, counted
-    /// from 1. Every event before that line is accepted. `None`: every event that could be read is
-    /// accepted.
-    pub at: Option<(PathBuf, u64)>,
-    /// The lines that caused the stop: the path of their file, and the numbers of the first and the
-    /// last line, counted from 1. `None`: no line caused the stop.
-    pub lines: Option<(PathBuf, u64, u64)>,
+    /// The line or position with which the next run begins. Every event before it is accepted.
+    /// `None`: every event that could be read is accepted.
+    pub at: Option<Span>,
+    /// The lines or positions that caused the stop; `None`: none of them is the cause.
+    pub lines: Option<Span>,
 }
 
 /// The reason why a replay could not start.
@@ -157,38 +206,30 @@ pub struct Stopped {
 #[error("{0}")]
 pub struct Unusable(String);
 
-/// A replay whose files were checked and that is ready to run.
+/// A replay whose inputs were checked and that is ready to run.
 pub struct Replay {
     settings: Settings,
     state: State,
+    /// For each input: the queue if it is a queue's directory, and `None` if it is a file.
+    spools: Vec<Option<Arc<Spool>>>,
 }
 
 impl Replay {
-    /// Checks that the files can be read, and that the resume file can be read and written. Returns
-    /// the replay, which has sent nothing yet. Blocks the thread.
+    /// Checks that the inputs can be read, and that the resume file can be read and written.
+    /// Returns the replay, which has sent nothing yet. Blocks the thread.
     ///
     /// # Errors
     ///
-    /// [`Unusable`] names the file that cannot be used.
+    /// [`Unusable`] names the input or the file that cannot be used.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
-        for file in settings.files.iter().filter(|file| file.as_os_str() != "-") {
-            // Only regular files are opened for this check. A pipe must be opened only once,
-            // because closing it would end it for its writer.
-            let found = std::fs::metadata(file).and_then(|found| {
-                if found.is_file() {
-                    std::fs::File::open(file)?;
-                }
-                Ok(found)
-            });
-            match found {
-                Ok(found) if found.is_dir() => {
-                    return Err(Unusable(format!("{} is a directory", file.display())));
-                }
-                Ok(_) => {}
-                Err(error) => {
-                    return Err(Unusable(format!("cannot read {}: {error}", file.display())));
-                }
-            }
+        let mut directories = Vec::new();
+        for file in &settings.files {
+            directories.push(is_directory(file)?);
+        }
+        if settings.output.is_some() && !directories.contains(&true) {
+            return Err(Unusable(
+                "--output is for the directory of a queue, and no directory is named".to_owned(),
+            ));
         }
         let mut state = State::default();
         if let Some(file) = &settings.resume {
@@ -200,30 +241,66 @@ impl Replay {
                     file.display()
                 )));
             }
+        }
+        let mut spools = Vec::new();
+        for (index, (path, is_directory)) in settings.files.iter().zip(directories).enumerate() {
+            let saved = state.files.get(index);
+            if is_directory {
+                spools.push(Some(Arc::new(Spool::open(path, &settings, saved)?)));
+                continue;
+            }
+            spools.push(None);
+            if let Some(queue) = saved.and_then(|saved| saved.queue.as_ref()) {
+                return Err(Unusable(format!(
+                    "the resume file is of the queue {:?}, but {} is a file: name the same inputs \
+                     in the same order, or another file for --resume",
+                    queue.identity,
+                    path.display()
+                )));
+            }
+        }
+        if let Some(file) = &settings.resume {
             let saved = state.save(file);
             saved.map_err(|error| Unusable(format!("cannot write {}: {error}", file.display())))?;
         }
-        Ok(Self { settings, state })
+        Ok(Self { settings, state, spools })
     }
 
-    /// Returns the path of the file and the number of the line, counted from 1, with which this run
-    /// begins. `None` if the resume file names no line to begin with, for example in the first run.
+    /// Returns what the operator should know before the events of queues are sent, one sentence for
+    /// each line: which events are sent, and which outputs get some of them a second time.
     #[must_use]
-    pub fn resumes_at(&self) -> Option<(PathBuf, u64)> {
-        let last = self.state.files.last().filter(|last| last.lines > 0)?;
-        let file = self.settings.files.get(self.state.files.len() - 1)?;
-        Some((file.clone(), last.lines + 1))
+    pub fn remarks(&self) -> Vec<String> {
+        let inputs = self.settings.files.iter().zip(&self.spools);
+        let spools = inputs.filter_map(|(path, spool)| Some((path, spool.as_ref()?)));
+        spools.flat_map(|(path, spool)| spool.remarks(path)).collect()
     }
 
-    /// Returns the size of all files together, in bytes; `None` if a file has no size, such as a
-    /// pipe.
+    /// Returns the line or position with which this run begins. `None` if the resume file names no
+    /// place to begin with, for example in the first run.
+    #[must_use]
+    pub fn resumes_at(&self) -> Option<Span> {
+        let last = self.state.files.last().filter(|last| last.lines > 0)?;
+        let index = self.state.files.len() - 1;
+        let file = self.settings.files.get(index)?;
+        let (unit, next) = match self.spools.get(index)? {
+            Some(spool) => (Unit::Position, spool.start.get()),
+            None => (Unit::Line, last.lines + 1),
+        };
+        Some(Span::new(file, unit, next..=next))
+    }
+
+    /// Returns the size of all inputs together, in bytes: of a file its size, and of a queue the
+    /// lines that are left over. `None` if an input has no size, such as a pipe.
     #[must_use]
     pub fn file_bytes(&self) -> Option<u64> {
-        let size = |file: &PathBuf| {
+        let size = |(file, spool): (&PathBuf, &Option<Arc<Spool>>)| {
+            if let Some(spool) = spool {
+                return Some(spool.left.bytes);
+            }
             let found = std::fs::metadata(file).ok().filter(std::fs::Metadata::is_file);
             found.map(|found| found.len())
         };
-        self.settings.files.iter().map(size).sum()
+        self.settings.files.iter().zip(&self.spools).map(size).sum()
     }
 
     /// Sends all events, until the end of the files or until `stop` is cancelled. `notes` gets
@@ -240,13 +317,14 @@ impl Replay {
         progress: watch::Sender<Progress>,
         stop: CancellationToken,
     ) -> Result<(), Stopped> {
-        let Self { settings, state } = self;
+        let Self { settings, state, spools } = self;
         let events_max = settings.rate.map_or(settings.batch_events, |rate| {
             let share = usize::try_from(rate.get() / REQUESTS_PER_SECOND).unwrap_or(usize::MAX);
             settings.batch_events.min(share.max(1))
         });
         let plan = input::Plan {
             files: settings.files.clone(),
+            spools: spools.clone(),
             resumed: state.files.clone(),
             events_max,
             bytes_max: settings.batch_bytes,
@@ -259,15 +337,17 @@ impl Replay {
         let reading = std::thread::Builder::new()
             .name("replay-reader".to_owned())
             .spawn(move || input::read_all(&plan, &sender, &for_reader));
-        let sizes =
-            settings.files.iter().map(|file| std::fs::metadata(file).map_or(0, |it| it.len()));
+        let sizes = settings.files.iter().zip(&spools).map(|(file, spool)| match spool {
+            Some(spool) => spool.left.bytes,
+            None => std::fs::metadata(file).map_or(0, |it| it.len()),
+        });
         let running = Running {
             client: Arc::new(client),
             notes,
             progress,
             stop,
             sizes: sizes.collect(),
-            frontier: Frontier::new(state),
+            frontier: Frontier::new(state, spools),
             saver: Saver::default(),
             lanes: FuturesUnordered::new(),
             idle: Vec::new(),
@@ -288,6 +368,26 @@ impl Replay {
     }
 }
 
+/// Returns `true` if this input is a directory, and `false` if it is a file that can be read.
+///
+/// # Errors
+///
+/// The input can't be read.
+fn is_directory(file: &Path) -> Result<bool, Unusable> {
+    if file.as_os_str() == "-" {
+        return Ok(false);
+    }
+    // Only regular files are opened for this check. A pipe must be opened only once, because
+    // closing it would end it for its writer.
+    let found = std::fs::metadata(file).and_then(|found| {
+        if found.is_file() {
+            std::fs::File::open(file)?;
+        }
+        Ok(found.is_dir())
+    });
+    found.map_err(|error| Unusable(format!("cannot read {}: {error}", file.display())))
+}
+
 /// A request that was sent, and that the frontier has not passed yet. The frontier is the point in
 /// the files up to which all events are accepted.
 struct Sent {
@@ -297,6 +397,9 @@ struct Sent {
     /// The number of lines that were skipped after the end of the previous request and before the
     /// end of this request.
     bad_lines: u64,
+    /// The damage of a queue's directory that was found after the end of the previous request and
+    /// before the end of this request.
+    damage: Damage,
     /// `true`: the receiver has accepted the request, or the request has no events.
     accepted: bool,
 }
@@ -315,13 +418,22 @@ struct Frontier {
     /// The frontier (the point up to which all events are accepted): the index of a file, and the
     /// number of lines of that file that lie before the frontier.
     at: (usize, u64),
+    /// For each input: the queue if it is a queue's directory, and `None` if it is a file.
+    spools: Vec<Option<Arc<Spool>>>,
 }
 
 impl Frontier {
-    fn new(state: State) -> Self {
+    fn new(state: State, spools: Vec<Option<Arc<Spool>>>) -> Self {
         let last = state.files.len().saturating_sub(1);
-        let at = (last, state.files.last().map_or(0, |read| read.lines));
-        Self { state, first: 0, sent: VecDeque::new(), at }
+        let start = |spool: &Arc<Spool>| spool.start.get();
+        let begin = spools.get(last).and_then(Option::as_ref).map(start);
+        let lines = begin.or_else(|| state.files.last().map(|read| read.lines));
+        Self { state, first: 0, sent: VecDeque::new(), at: (last, lines.unwrap_or(0)), spools }
+    }
+
+    /// Returns the queue of an input; `None` if the input is a file.
+    fn spool(&self, file: usize) -> Option<&Spool> {
+        self.spools.get(file).and_then(Option::as_deref)
     }
 
     /// Adds a request at the end of `sent`, and returns the number of the request.
@@ -346,7 +458,15 @@ impl Frontier {
         let done = self.sent.pop_front_if(|sent| sent.accepted)?;
         self.first += 1;
         let Place { file, head, offset, lines, .. } = done.end;
+        let saved = self.state.files.get(file).and_then(|read| read.queue.clone());
+        let mut queue = saved.or_else(|| self.spool(file).map(|spool| spool.resumed.clone()));
+        if let Some(queue) = &mut queue {
+            queue.events += done.events;
+            queue.missing += done.damage.missing;
+            queue.faults += done.damage.faults;
+        }
         let read = resume::Read {
+            queue,
             path: files.get(file).cloned().unwrap_or_default(),
             head,
             offset,
@@ -361,6 +481,48 @@ impl Frontier {
         // lie before the frontier.
         self.at = self.at.max((file, lines));
         Some(done)
+    }
+
+    /// Returns the line or position with which the next run begins.
+    fn place(&self, files: &[PathBuf]) -> Span {
+        let (index, lines) = self.at;
+        let file = files.get(index).cloned().unwrap_or_default();
+        match self.spool(index) {
+            Some(_) => Span::new(&file, Unit::Position, lines..=lines),
+            None => Span::new(&file, Unit::Line, lines + 1..=lines + 1),
+        }
+    }
+
+    /// Returns the result for each queue's directory of which a part is done, in their order.
+    fn replayed(&self, files: &[PathBuf]) -> Vec<Replayed> {
+        let result = |((directory, read), spool): ((&PathBuf, &resume::Read), &Option<_>)| {
+            let queue = read.queue.as_ref()?;
+            let dropped = |spool: &Arc<Spool>| {
+                spool.left.dropped_in(Position::new(queue.begin)..Position::new(read.lines))
+            };
+            Some(Replayed {
+                directory: directory.clone(),
+                queue: queue.identity.clone(),
+                events: queue.events,
+                begin: Position::new(queue.begin),
+                end: Position::new(read.lines),
+                missing: queue.missing,
+                dropped: spool.as_ref().map_or(0, dropped),
+            })
+        };
+        files.iter().zip(&self.state.files).zip(&self.spools).filter_map(result).collect()
+    }
+
+    /// Returns a text about the damage in all queues together, in this run and in earlier ones;
+    /// `None` if there is none.
+    fn damage(&self) -> Option<String> {
+        let queues = || self.state.files.iter().filter_map(|read| read.queue.as_ref());
+        let faults: u64 = queues().map(|queue| queue.faults).sum();
+        let missing: u64 = queues().map(|queue| queue.missing).sum();
+        (faults > 0).then(|| {
+            let places = spool::count(faults, "place");
+            format!("damaged or missing events: {missing}, in {places}; they were not sent")
+        })
     }
 }
 
@@ -406,9 +568,8 @@ impl Saver {
 /// The reason why a replay stops before the end of its files.
 struct Trouble {
     what: String,
-    /// The lines that caused the stop: the path of their file, and the numbers of the first and the
-    /// last line, counted from 1. `None`: no line caused the stop.
-    lines: Option<(PathBuf, u64, u64)>,
+    /// The lines or positions that caused the stop; `None`: none of them is the cause.
+    lines: Option<Span>,
     /// `true`: requests that are under way may still use all their attempts. `false`: no further
     /// attempt follows, and the requests under way end after five seconds at most.
     finishes: bool,
@@ -422,10 +583,9 @@ impl Trouble {
     }
 
     /// Makes a `Trouble` (the reason why a replay stops early) for a failure to read the files.
-    /// `lines` is the line that can't be used: the path of its file, and its number as the first
-    /// and as the last line. `None`: no single line is the cause. The requests under way may still
-    /// use all their attempts.
-    fn reading(what: String, lines: Option<(PathBuf, u64, u64)>) -> Self {
+    /// `lines` is the line or position that can't be used; `None`: no single one is the cause. The
+    /// requests under way may still use all their attempts.
+    fn reading(what: String, lines: Option<Span>) -> Self {
         Self { what, lines, finishes: true }
     }
 }
@@ -527,7 +687,7 @@ impl Running {
                     }
                     Some(Item::Failed { file, line, what }) => {
                         reading = false;
-                        trouble = Some(Trouble::reading(what, Some((self.file(file), line, line))));
+                        trouble = Some(Trouble::reading(what, Some(self.span(file, line..=line))));
                     }
                     None => {
                         reading = false;
@@ -558,9 +718,11 @@ impl Running {
         self.ended(trouble).await
     }
 
-    /// Returns the path of the file with this index.
-    fn file(&self, index: usize) -> PathBuf {
-        self.settings.files.get(index).cloned().unwrap_or_default()
+    /// Returns these lines or positions of the input with this index.
+    fn span(&self, index: usize, numbers: RangeInclusive<u64>) -> Span {
+        let unit = if self.frontier.spool(index).is_some() { Unit::Position } else { Unit::Line };
+        let file = self.settings.files.get(index).cloned().unwrap_or_default();
+        Span::new(&file, unit, numbers)
     }
 
     /// Returns `true` if three limits allow the batch to be sent now: the number of requests under
@@ -577,9 +739,9 @@ impl Running {
     /// Starts the lane (the future) that sends the batch. A batch without events is not sent, and
     /// counts as accepted at once.
     fn send(&mut self, batch: Batch) {
-        let Batch { body, events, first_line, last_line, end, bad_lines } = batch;
+        let Batch { body, events, first_line, last_line, end, bad_lines, damage } = batch;
         let bytes = body.len();
-        let sent = Sent { end, events, bad_lines, accepted: events == 0 };
+        let sent = Sent { end, events, bad_lines, damage, accepted: events == 0 };
         let number = self.frontier.push(sent);
         if events == 0 {
             self.advance();
@@ -595,16 +757,16 @@ impl Running {
         self.in_flight_bytes += bytes;
         self.progress.send_modify(|progress| progress.sent += events);
         let (client, notes) = (Arc::clone(&self.client), self.notes.clone());
-        let (mut connection, file) = (self.idle.pop(), self.file(end.file));
+        let mut connection = self.idle.pop();
+        let span = self.span(end.file, first_line..=last_line);
         self.lanes.push(Box::pin(async move {
             let failed = |failed: Failed| {
-                let file = file.clone();
-                let note = Note::Retrying { file, first_line, last_line, failed };
+                let note = Note::Retrying { span: span.clone(), failed };
                 // If the channel is full of unread notes, this note is dropped.
                 notes.try_send(note).ok();
             };
             let posted = post(&client, &mut connection, &body, events, failed).await;
-            let lines = Some((file, first_line, last_line));
+            let lines = Some(span);
             let result = posted.map_err(|what| Trouble { what, lines, finishes: false });
             Done { number, events, bytes, connection, result }
         }));
@@ -650,15 +812,19 @@ impl Running {
         if self.saver.writing.is_some() {
             saved = self.saver.written().await;
         }
-        let trouble = match (trouble, saved) {
-            (Some(trouble), _) => trouble,
-            (None, Err(what)) => Trouble::here(what),
-            (None, Ok(())) => return Ok(()),
+        for replayed in self.frontier.replayed(&self.settings.files) {
+            // Nobody receives the note only if the caller is gone.
+            self.notes.send(Note::Replayed(replayed)).await.ok();
+        }
+        let trouble = match (trouble, saved, self.frontier.damage()) {
+            (Some(trouble), _, _) => trouble,
+            (None, Err(what), _) => Trouble::here(what),
+            (None, Ok(()), Some(what)) => Trouble::reading(what, None),
+            (None, Ok(()), None) => return Ok(()),
         };
-        let (file, lines_before) = self.frontier.at;
         let Trouble { what, lines, finishes } = trouble;
         let is_at_end = finishes && lines.is_none();
-        let at = (!is_at_end).then(|| (self.file(file), lines_before + 1));
+        let at = (!is_at_end).then(|| self.frontier.place(&self.settings.files));
         Err(Stopped { what, at, lines })
     }
 }

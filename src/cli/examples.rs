@@ -41,7 +41,8 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         &[
             "kube-audit-forwarder replay audit.log --url http://127.0.0.1:3000/",
             "kube-audit-forwarder replay audit-1.log.gz audit.log --url https://relay.example:3443/ --ca ca.crt --rate 500",
-            "kube-audit-forwarder queue export /var/lib/relay | kube-audit-forwarder replay - --url http://127.0.0.1:3000/ --on-bad-line skip",
+            "zcat audit-1.log.gz | kube-audit-forwarder replay - --url http://127.0.0.1:3000/ --on-bad-line skip",
+            "kube-audit-forwarder replay /mnt/spool --url http://127.0.0.1:3000/ --resume replay.state",
         ],
     ),
     ("migrate", &["kube-audit-forwarder migrate haproxy haproxy.cfg > relay.toml"]),

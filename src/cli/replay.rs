@@ -31,8 +31,11 @@ use crate::replay::Note;
 use crate::replay::OnBadLine;
 use crate::replay::Progress;
 use crate::replay::Replay;
+use crate::replay::Replayed;
 use crate::replay::Settings;
+use crate::replay::Span;
 use crate::replay::Stopped;
+use crate::replay::Unit;
 use crate::replay::client::Client;
 use crate::replay::client::Failed;
 use crate::replay::client::Retry;
@@ -56,9 +59,16 @@ const LEAVING: Duration = Duration::from_millis(100);
 pub(super) struct Arguments {
     /// Audit logs, in the order in which to send them: JSON lines, plain or compressed with gzip or
     /// zstd, of kube-apiserver, OpenShift or `oc adm node-logs`; dead letters; what `queue export`
-    /// prints. `-` is standard input
-    #[arg(required = true, value_name = "FILE")]
+    /// prints. `-` is standard input. A directory is the queue.directory of a relay that is gone:
+    /// the events are sent that at least one of its outputs has not finished
+    #[arg(required = true, value_name = "FILE|DIR")]
     files: Vec<PathBuf>,
+    /// Of a directory, send only the events that this output has not finished
+    #[arg(long, value_name = "NAME")]
+    output: Option<String>,
+    /// Read a directory even if a relay is running with it, which delivers these events itself
+    #[arg(long)]
+    even_if_running: bool,
     /// Where to POST them, such as http://127.0.0.1:3000/
     #[arg(long)]
     url: String,
@@ -134,7 +144,7 @@ fn batch_bytes(text: &str) -> Result<usize, String> {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let wrong = |what: String| {
-        eprintln!("{what}");
+        eprintln!("{}", escaped(&what));
         WRONG
     };
     if arguments.files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
@@ -153,8 +163,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let stop = CancellationToken::new();
     let client = client(arguments, stop.clone()).map_err(wrong)?;
     let replay = Replay::new(settings(arguments)).map_err(|error| wrong(error.to_string()))?;
-    if let Some((file, line)) = replay.resumes_at() {
-        eprintln!("going on with {}, line {line}", shown(&file));
+    if let Some(span) = replay.resumes_at() {
+        eprintln!("going on with {}", spot(&span));
+    }
+    for remark in replay.remarks() {
+        eprintln!("{}", escaped(&remark));
     }
     let runtime = runtime()?;
     let result = runtime.block_on(send(arguments, replay, client, stop));
@@ -167,6 +180,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
 fn settings(arguments: &Arguments) -> Settings {
     Settings {
         files: arguments.files.clone(),
+        output: arguments.output.clone(),
+        even_if_running: arguments.even_if_running,
         rate: arguments.rate,
         batch_events: arguments.batch as usize,
         batch_bytes: arguments.batch_bytes,
@@ -261,31 +276,80 @@ async fn send(
 fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     let Stopped { what, at, lines } = stopped;
     let mut text = "stopped: ".to_owned();
-    match lines {
-        Some((file, first, last)) if first == last => {
-            text.push_str(&format!("{}, line {first}: ", shown(file)));
-        }
-        Some((file, first, last)) => {
-            text.push_str(&format!("{}, lines {first} to {last}: ", shown(file)));
-        }
-        None => {}
+    if let Some(lines) = lines {
+        text.push_str(&format!("{}: ", spot(lines)));
     }
-    text.push_str(&format!("{what}\n"));
-    let Some((file, line)) = at else {
+    text.push_str(&format!("{}\n", escaped(what)));
+    let Some(Span { file, unit, first, .. }) = at else {
         text.push_str("every event that could be read is accepted");
         return text;
     };
-    let name = shown(file);
-    text.push_str(&format!("everything before line {line} of {name} is accepted\n"));
-    text.push_str(&match &arguments.resume {
-        Some(resume) => {
+    let (name, word) = (shown(file), word(*unit));
+    text.push_str(&format!("everything before {word} {first} of {name} is accepted\n"));
+    text.push_str(&match (&arguments.resume, unit) {
+        (Some(resume), _) => {
             format!("to go on from there: run the same command, with --resume {}", shown(resume))
         }
-        None => format!(
+        (None, Unit::Line) => format!(
             "to go on from there: {}, then replay the files after it. With --resume FILE a replay keeps its place by itself",
-            rest_of(file, *line)
+            rest_of(file, *first)
         ),
+        (None, Unit::Position) => {
+            "the same command begins again at the cursors of the directory, and sends some events \
+             a second time. With --resume FILE a replay keeps its place by itself"
+                .to_owned()
+        }
     });
+    text
+}
+
+/// Returns the word for the unit in which an input is numbered.
+fn word(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Line => "line",
+        Unit::Position => "position",
+    }
+}
+
+/// Returns a text that names the input and its lines or positions, such as `audit.log, lines 1 to
+/// 400`.
+fn spot(span: &Span) -> String {
+    let Span { file, unit, first, last } = span;
+    let (name, word) = (shown(file), word(*unit));
+    match first == last {
+        true => format!("{name}, {word} {first}"),
+        false => format!("{name}, {word}s {first} to {last}"),
+    }
+}
+
+/// Returns a text with its control characters escaped, so that the text is safe for a terminal.
+fn escaped(text: &str) -> String {
+    let escape = |char: char| match char.is_control() {
+        true => char.escape_debug().to_string(),
+        false => char.to_string(),
+    };
+    text.chars().map(escape).collect()
+}
+
+/// Returns the line of the summary about a queue's directory.
+fn result_of(replayed: &Replayed) -> String {
+    let Replayed { directory: _, queue, events, begin, end, missing, dropped } = replayed;
+    let mut text = match end.get().checked_sub(1).filter(|_| end > begin) {
+        Some(last) => format!(
+            "replayed {events} events from position {begin} to {last} of queue {queue}; the relay \
+             accepted {events}"
+        ),
+        None => {
+            format!("replayed 0 events of queue {queue}: none was left from position {begin} on")
+        }
+    };
+    if *missing > 0 {
+        text.push_str(&format!("; {missing} damaged or missing events were not sent"));
+    }
+    if *dropped > 0 {
+        text.push_str(&format!("; {dropped} events had been dropped by their own relay"));
+    }
+    text.push('\n');
     text
 }
 
@@ -303,6 +367,8 @@ struct Display {
     /// of this run is computed without the bytes before this position, because an earlier run may
     /// have sent them.
     from: Option<(Instant, u64)>,
+    /// The lines of the summary about queues' directories.
+    replayed: String,
 }
 
 impl Display {
@@ -316,22 +382,24 @@ impl Display {
             None => ProgressBar::new_spinner().with_style(style("{spinner} {elapsed}  {msg}")),
         };
         let now = Instant::now();
-        Self { bar, file_bytes, begun: now, told: (now, 0), from: None }
+        Self { bar, file_bytes, begun: now, told: (now, 0), from: None, replayed: String::new() }
     }
 
-    fn note(&self, note: &Note) {
+    fn note(&mut self, note: &Note) {
         let text = match note {
-            Note::BadLine { file, line, what } => {
-                format!("{}, line {line}: skipped: {what}", shown(file))
-            }
-            Note::Retrying { file, first_line, last_line, failed } => {
+            Note::BadLine { span, what } => format!("{}: skipped: {}", spot(span), escaped(what)),
+            Note::Remark { directory, what } => format!("{}: {}", shown(directory), escaped(what)),
+            Note::Retrying { span, failed } => {
                 let Failed { what, attempt, attempts, pause } = failed;
                 format!(
-                    "{}, lines {first_line} to {last_line}: {what}; attempt {attempt} of {attempts}, the \
-                     next in {:.1} s",
-                    shown(file),
+                    "{}: {what}; attempt {attempt} of {attempts}, the next in {:.1} s",
+                    spot(span),
                     pause.as_secs_f64(),
                 )
+            }
+            Note::Replayed(replayed) => {
+                self.replayed.push_str(&result_of(replayed));
+                return;
             }
         };
         self.bar.suspend(|| eprintln!("{text}"));
@@ -399,13 +467,14 @@ impl Display {
             events => format!("accepted before: {events}\n"),
         };
         format!(
-            "sent: {}\naccepted: {}\n{before}bad lines: {}\nbytes: {}\nseconds: {:.1}\nevents per second: {}\n",
+            "sent: {}\naccepted: {}\n{before}bad lines: {}\nbytes: {}\nseconds: {:.1}\nevents per second: {}\n{}",
             progress.sent,
             progress.accepted,
             progress.bad_lines,
             progress.bytes,
             took.as_secs_f64(),
             rate(progress.accepted, took),
+            self.replayed,
         )
     }
 }

@@ -1,6 +1,7 @@
-//! Reads the files of a replay in one thread, and cuts them into requests.
+//! Reads the inputs of a replay in one thread, and cuts them into requests. An input is a file or
+//! the directory of a queue (`spool`).
 //!
-//! The files are read in the given order, one buffer at a time. A file may be plain or compressed,
+//! The inputs are read in the given order, one buffer at a time. A file may be plain or compressed,
 //! which its first bytes tell (`packing`). Offsets and line numbers are those of the uncompressed
 //! text. However large a file and however long its lines, memory holds at most one line, the
 //! request that is being filled, the request that waits to be taken, and the window of one decoder.
@@ -12,6 +13,7 @@ use std::io::BufReader;
 use std::io::Read;
 use std::io::Seek;
 use std::io::SeekFrom;
+use std::ops::Range;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,13 +25,19 @@ use tokio::sync::mpsc;
 
 use super::Note;
 use super::OnBadLine;
+use super::Span;
+use super::Unit;
 use super::line;
 use super::packing::Counted;
 use super::packing::MAGIC_BYTES;
 use super::packing::Packing;
 use super::resume::Head;
 use super::resume::Read as Resumed;
+use super::spool::Spool;
 use crate::audit::LIST_HEAD;
+use crate::position::Position;
+use crate::queue::inspect::Finding;
+use crate::queue::inspect::Seen;
 
 /// The end of the JSON object EventList: the text of a request body after the events.
 const LIST_TAIL: &[u8] = b"]}\n";
@@ -60,16 +68,18 @@ const SKIP_REST: &str = "with --on-bad-line skip the rest of such a file is left
 /// The file name that means standard input.
 const STDIN: &str = "-";
 
-/// A point between two lines of the files.
+/// A point between two lines of the inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Place {
     /// The index of the file in the list of files.
     pub(super) file: usize,
     /// The beginning of the file's text, by which a later run recognises the file.
     pub(super) head: Head,
-    /// The number of bytes of the file's uncompressed text that lie before this point.
+    /// The number of bytes of the file's uncompressed text that lie before this point. For a
+    /// queue's directory, the number of bytes in the lines that were read up to this point.
     pub(super) offset: u64,
-    /// The number of lines of the file that lie before this point.
+    /// The number of lines of the file that lie before this point. For a queue's directory, the
+    /// position of the first event after this point.
     pub(super) lines: u64,
     /// The number of bytes that were read from the file to reach this point, as they are on disk
     /// (compressed, for a compressed file).
@@ -83,9 +93,11 @@ pub(super) struct Batch {
     pub(super) body: Bytes,
     /// The number of events in the body.
     pub(super) events: u64,
-    /// The number of the line with the batch's first event, counted from 1; 0 without events.
+    /// The number of the line with the batch's first event, counted from 1, or the position of this
+    /// event in a queue; 0 without events.
     pub(super) first_line: u64,
-    /// The number of the line with the batch's last event, counted from 1; 0 without events.
+    /// The number of the line with the batch's last event, counted from 1, or the position of this
+    /// event in a queue; 0 without events.
     pub(super) last_line: u64,
     /// The point in the files after this batch. The frontier (the point up to which everything is
     /// done) reaches it once this batch and all batches before it are accepted.
@@ -93,12 +105,24 @@ pub(super) struct Batch {
     /// The number of bad lines (lines that are not events) that were skipped since the previous
     /// batch.
     pub(super) bad_lines: u64,
+    /// The damage that was found in a queue's directory since the previous batch.
+    pub(super) damage: Damage,
+}
+
+/// The damage in a part of a queue's directory.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Damage {
+    /// The number of damaged places.
+    pub(super) faults: u64,
+    /// The number of events that are missing because of them.
+    pub(super) missing: u64,
 }
 
 /// An item that the reader thread sends to the replay.
 pub(super) enum Item {
     Batch(Batch),
-    /// The reader has stopped at a line that cannot be read or is not an event. No item follows.
+    /// The reader has stopped at a line (in a queue, a position) that cannot be read or is not an
+    /// event. No item follows.
     Failed {
         file: usize,
         line: u64,
@@ -114,6 +138,8 @@ pub(super) enum Item {
 /// The paths of the files to read, and the limits of a request.
 pub(super) struct Plan {
     pub(super) files: Vec<PathBuf>,
+    /// For each of `files`: the queue if it is a queue's directory, and `None` if it is a file.
+    pub(super) spools: Vec<Option<Arc<Spool>>>,
     /// The parts of the files that earlier runs have sent, in the order of `files`.
     pub(super) resumed: Vec<Resumed>,
     /// The greatest number of events in a request.
@@ -146,7 +172,11 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
     let mut reader = Reader { plan, items, notes, cut_short: 0 };
     let mut last = Ok(());
     for (file, path) in plan.files.iter().enumerate() {
-        last = reader.read_file(file, path).map_err(|ended| (file, ended));
+        let read = match plan.spools.get(file).and_then(Option::as_ref) {
+            Some(spool) => reader.read_spool(file, path, spool),
+            None => reader.read_file(file, path),
+        };
+        last = read.map_err(|ended| (file, ended));
         if last.is_err() {
             break;
         }
@@ -178,7 +208,7 @@ impl Reader<'_> {
         let resumed = self.plan.resumed.get(file);
         let mut text = Text::open(path, file, resumed).map_err(|what| failed(1, what))?;
         let mut line = Vec::new();
-        let mut batch = Filling::new(text.place);
+        let mut batch = Filling::new(Unit::Line, text.place);
         loop {
             let before = text.place;
             let number = before.lines + 1;
@@ -193,35 +223,16 @@ impl Reader<'_> {
                         return Err(stopped(number, what, SKIP_REST));
                     }
                     self.cut_short += 1;
-                    self.tell(path, number, what);
+                    self.tell(Span::new(path, Unit::Line, number..=number), what);
                     return Ok(());
                 }
             };
-            match found {
-                Ok(found) => {
-                    let lines = line.get(found).unwrap_or_default();
-                    for event in lines.split_inclusive(|byte| *byte == b'\n') {
-                        let event = event.strip_suffix(b"\n").unwrap_or(event);
-                        if !batch.has_room(self.plan, event.len()) {
-                            batch.flush(self.items)?;
-                        }
-                        batch.push(event, number);
-                    }
-                }
-                Err(what) if self.plan.on_bad_line == OnBadLine::Stop => {
-                    batch.flush(self.items)?;
-                    return Err(stopped(number, what, SKIP_LINE));
-                }
-                Err(what) => {
-                    batch.bad_lines += 1;
-                    self.tell(path, number, what);
-                    if text.is_torn {
-                        // The program that writes the file may not have finished this line, so the
-                        // next run begins with this line.
-                        batch.end = before;
-                        break;
-                    }
-                }
+            let is_event = self.add(&mut batch, path, &line, found, number)?;
+            if !is_event && text.is_torn {
+                // The program that writes the file may not have finished this line, so the next run
+                // begins with this line.
+                batch.end = before;
+                break;
             }
             // The events of one line may be sent in several requests. Only the last of these
             // requests moves the frontier past the line.
@@ -235,15 +246,184 @@ impl Reader<'_> {
         batch.flush(self.items)
     }
 
+    /// Adds the events of a line to the batch, and hands out the batch each time that it is full.
+    /// `found` is the range of the events in the line, or says why the line is bad; `number` is the
+    /// line's number, or its position in a queue. Returns `false` if the line is bad and was
+    /// skipped. `Err` if the line is bad and stops the replay.
+    fn add(
+        &mut self,
+        batch: &mut Filling,
+        path: &Path,
+        line: &[u8],
+        found: Result<Range<usize>, String>,
+        number: u64,
+    ) -> Result<bool, Ended> {
+        match found {
+            Ok(found) => {
+                let lines = line.get(found).unwrap_or_default();
+                for event in lines.split_inclusive(|byte| *byte == b'\n') {
+                    let event = event.strip_suffix(b"\n").unwrap_or(event);
+                    if !batch.has_room(self.plan, event.len()) {
+                        batch.flush(self.items)?;
+                    }
+                    batch.push(event, number);
+                }
+                Ok(true)
+            }
+            Err(what) if self.plan.on_bad_line == OnBadLine::Stop => {
+                batch.flush(self.items)?;
+                Err(Ended::Failed { line: number, what: format!("{what}; {SKIP_LINE}") })
+            }
+            Err(what) => {
+                batch.bad_lines += 1;
+                self.tell(Span::new(path, batch.unit, number..=number), what);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Reads the events of a queue that are left over, and sends them in batches. Damage is
+    /// reported and passed over. `Err` gives the reason why the reader must not go on with the next
+    /// input.
+    fn read_spool(&mut self, file: usize, path: &Path, spool: &Spool) -> Result<(), Ended> {
+        let lines = spool.start.get();
+        let end = Place { file, offset: spool.offset, lines, ..Place::default() };
+        let mut events = Events {
+            batch: Filling::new(Unit::Position, end),
+            reader: self,
+            path,
+            next: end,
+            line: Vec::new(),
+            is_too_long: false,
+        };
+        let mut ended = None;
+        let read = spool.directory.read(spool.start, spool.output.as_deref(), &mut |seen| {
+            events.see(seen).map_err(|stopped| {
+                ended = Some(stopped);
+                io::Error::other("the reading was stopped")
+            })
+        });
+        let number = events.next.lines;
+        match (ended, read) {
+            (Some(ended), _) => return Err(ended),
+            (None, Err(error)) => {
+                events.batch.flush(events.reader.items)?;
+                return Err(Ended::Failed { line: number, what: error.to_string() });
+            }
+            (None, Ok(_)) => events.batch.flush(events.reader.items)?,
+        }
+        if !spool.is_in_use && spool.directory.is_in_use().unwrap_or(false) {
+            let what = "a relay has been started with this directory meanwhile; its consumers may \
+                        get every event twice";
+            self.remark(path, what.to_owned());
+        }
+        Ok(())
+    }
+
     /// Sends a note about a bad line to the operator.
-    fn tell(&self, path: &Path, line: u64, what: String) {
-        let note = Note::BadLine { file: path.to_owned(), line, what };
-        self.notes.blocking_send(note).ok();
+    fn tell(&self, span: Span, what: String) {
+        self.notes.blocking_send(Note::BadLine { span, what }).ok();
+    }
+
+    /// Sends a note about a queue's directory to the operator.
+    fn remark(&self, directory: &Path, what: String) {
+        let directory = directory.to_owned();
+        self.notes.blocking_send(Note::Remark { directory, what }).ok();
+    }
+}
+
+/// The events of one queue while they are read. The queue's walk passes the stored lines in parts,
+/// which may end in the middle of a line.
+struct Events<'a, 'r> {
+    reader: &'a mut Reader<'r>,
+    path: &'a Path,
+    batch: Filling,
+    /// The point before the event that is read next. Its `lines` is the position of this event.
+    next: Place,
+    /// The beginning of the event's line that was read so far.
+    line: Vec<u8>,
+    /// `true`: the line is longer than [`LINE_BYTES_MAX`] bytes, and `line` is empty.
+    is_too_long: bool,
+}
+
+impl Events<'_, '_> {
+    /// Handles one message of the queue's walk. `Err` gives the reason why the reader must stop.
+    fn see(&mut self, seen: Seen<'_>) -> Result<(), Ended> {
+        match seen {
+            Seen::At(position) => {
+                self.next.lines = self.next.lines.max(position.get());
+                self.line.clear();
+            }
+            Seen::Lines(lines) => {
+                for part in lines.split_inclusive(|byte| *byte == b'\n') {
+                    self.part(part)?;
+                }
+            }
+            Seen::Finding(finding) => self.fault(finding)?,
+            Seen::Progress(..) => {}
+        }
+        Ok(())
+    }
+
+    /// Adds a part of a line, and the event if the line is complete with it.
+    fn part(&mut self, part: &[u8]) -> Result<(), Ended> {
+        self.next.offset += part.len() as u64;
+        self.next.bytes_read = self.next.offset;
+        self.is_too_long |= self.line.len() + part.len() > LINE_BYTES_MAX + 1;
+        if self.is_too_long {
+            self.line = Vec::new();
+        } else {
+            self.line.extend_from_slice(part);
+        }
+        if part.last() != Some(&b'\n') {
+            return Ok(());
+        }
+        let found = match std::mem::take(&mut self.is_too_long) {
+            true => Err(format!("longer than {LINE_BYTES_MAX} bytes")),
+            false => line::find(&mut self.line),
+        };
+        let number = self.next.lines;
+        self.reader.add(&mut self.batch, self.path, &self.line, found, number)?;
+        self.line.clear();
+        if self.line.capacity() > KEPT_BYTES_MAX {
+            self.line = Vec::new();
+        }
+        self.next.lines += 1;
+        self.done()
+    }
+
+    /// Reports and counts a fault of the directory. The events after it are read on.
+    fn fault(&mut self, finding: &Finding) -> Result<(), Ended> {
+        let positions = finding.positions();
+        let last = positions.end.saturating_back(1);
+        let what = match positions.is_empty() || matches!(finding, Finding::Missing { .. }) {
+            true => finding.to_string(),
+            false => format!("{finding} (positions {} to {last})", positions.start),
+        };
+        self.reader.remark(self.path, what);
+        // Damaged bytes in which no event was cost nothing, such as those of a segment's header.
+        let costs_nothing = matches!(finding, Finding::Damaged { events: 0, .. });
+        self.batch.damage.faults += u64::from(!costs_nothing);
+        self.batch.damage.missing += finding.missing();
+        self.next.lines = Position::new(self.next.lines).max(positions.end).get();
+        self.done()
+    }
+
+    /// Notes that everything before `next` is in the batch or in earlier batches, and hands out the
+    /// batch if it has many lines that can't be sent.
+    fn done(&mut self) -> Result<(), Ended> {
+        self.batch.end = self.next;
+        if self.batch.bad_lines + self.batch.damage.faults >= BAD_LINES_MAX {
+            self.batch.flush(self.reader.items)?;
+        }
+        Ok(())
     }
 }
 
 /// The request that the reader is filling with events.
 struct Filling {
+    /// The unit of `first_line` and `last_line`.
+    unit: Unit,
     body: Vec<u8>,
     events: usize,
     first_line: u64,
@@ -253,11 +433,21 @@ struct Filling {
     /// be unfinished.
     end: Place,
     bad_lines: u64,
+    damage: Damage,
 }
 
 impl Filling {
-    fn new(end: Place) -> Self {
-        Self { body: Vec::new(), events: 0, first_line: 0, last_line: 0, end, bad_lines: 0 }
+    fn new(unit: Unit, end: Place) -> Self {
+        Self {
+            unit,
+            body: Vec::new(),
+            events: 0,
+            first_line: 0,
+            last_line: 0,
+            end,
+            bad_lines: 0,
+            damage: Damage::default(),
+        }
     }
 
     /// Returns `true` if an event of this many bytes may be added to the request. An empty request
@@ -283,9 +473,9 @@ impl Filling {
     /// Sends the request to the replay, even if the request has no events, and begins a new
     /// request. `Err` if the replay takes no more requests.
     fn flush(&mut self, items: &mpsc::Sender<Item>) -> Result<(), Ended> {
-        let next = Self::new(self.end);
+        let next = Self::new(self.unit, self.end);
         let capacity = self.body.len() + self.body.len() / 8;
-        let Self { mut body, events, first_line, last_line, end, bad_lines } =
+        let Self { mut body, events, first_line, last_line, end, bad_lines, damage, .. } =
             std::mem::replace(self, next);
         if events > 0 {
             body.extend_from_slice(LIST_TAIL);
@@ -293,7 +483,7 @@ impl Filling {
             self.body.reserve(capacity.min(KEPT_BYTES_MAX));
         }
         let (body, events) = (Bytes::from(body), events as u64);
-        let batch = Batch { body, events, first_line, last_line, end, bad_lines };
+        let batch = Batch { body, events, first_line, last_line, end, bad_lines, damage };
         Ok(items.blocking_send(Item::Batch(batch))?)
     }
 }

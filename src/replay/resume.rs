@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::queue::inspect::Leftover;
 use crate::release::Format;
 
 /// The version of the resume file's format. Only this version is written and read.
@@ -44,7 +45,37 @@ impl Head {
     }
 }
 
-/// The record in the resume file about one file: how much of it has been accepted.
+/// The part of a record in the resume file that only a queue's directory has. The directory is
+/// recognised by the queue's identity. A copy of it, or the same volume mounted elsewhere, is
+/// therefore the same input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Queue {
+    /// The queue's identity, as [`Leftover::queue`] says it.
+    pub(super) identity: String,
+    /// The name of the output whose unfinished events are sent. `None`: those that at least one
+    /// output has not finished.
+    pub(super) output: Option<String>,
+    /// The position at which the first run began.
+    pub(super) begin: u64,
+    /// The number of events that have been accepted.
+    pub(super) events: u64,
+    /// The number of events before the record's position that are damaged or missing, and were
+    /// therefore not sent. Each later run reports them again, so that no run denies the loss.
+    pub(super) missing: u64,
+    /// The number of places before the record's position at which the directory is damaged.
+    pub(super) faults: u64,
+}
+
+impl Queue {
+    /// Makes the record of a queue's directory of which nothing was sent yet.
+    pub(super) fn new(left: &Leftover, output: Option<String>) -> Self {
+        let (identity, begin) = (left.queue.clone(), left.begin.get());
+        Self { identity, output, begin, events: 0, missing: 0, faults: 0 }
+    }
+}
+
+/// The record in the resume file about one input, which is a file or a queue's directory: how much
+/// of it has been accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Read {
     /// The path of the file, for people who read the resume file. The program does not use the
@@ -53,10 +84,15 @@ pub(super) struct Read {
     /// The beginning of the file's text, by which a later run recognises the file.
     #[serde(flatten)]
     pub(super) head: Head,
-    /// The number of bytes of the file's uncompressed text that have been accepted.
+    /// The number of bytes of the file's uncompressed text that have been accepted. For a queue's
+    /// directory, the number of bytes in the lines that have been accepted.
     pub(super) offset: u64,
-    /// The number of the file's lines that have been accepted.
+    /// The number of the file's lines that have been accepted. For a queue's directory, the
+    /// position of the first event that is not done yet.
     pub(super) lines: u64,
+    /// The further facts about a queue's directory; `None` if the input is a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) queue: Option<Queue>,
 }
 
 /// The contents of the resume file.

@@ -113,6 +113,7 @@ mod operate {
     mod page;
     mod reload;
     mod replay;
+    mod replay_directory;
     mod secrets;
     mod shutdown;
     mod status;

@@ -1,0 +1,645 @@
+//! `replay DIR`: the events that a relay which is gone has left in its queue's directory reach
+//! another relay, byte for byte. No event is left out without a message, and the directory stays as
+//! it was.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Output;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::chance::rng;
+use crate::support::http;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::numbered;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::relay::spawn_command;
+use crate::support::repository;
+use crate::support::requests::QUICK;
+use crate::support::requests::accepted_events;
+use crate::support::requests::assert_same_set;
+use crate::support::requests::to_sink;
+use crate::support::spool::Spool;
+use crate::support::spool::forge_lines;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// An address where nobody listens.
+const DEAD: &str = "127.0.0.1:1";
+
+/// A queue's directory, and a directory for the files of the commands.
+struct Place {
+    spool: Spool,
+    scratch: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { spool: Spool::new(), scratch: TempDir::new().unwrap() }
+    }
+
+    fn directory(&self) -> &str {
+        text(self.spool.path())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.scratch.path().join(name)
+    }
+
+    /// Returns a config with this directory, small segments and these outputs, each given as its
+    /// name and its consumer's address.
+    fn config(&self, outputs: &[(&str, &str)]) -> String {
+        let mut config = format!("{BASE}{}", self.spool.queue("segment_bytes = \"64KiB\""));
+        for (name, to) in outputs {
+            let output = format!("[[output]]\nname = \"{name}\"\ntype = \"http\"\n");
+            config.push_str(&format!("{output}urls = [\"http://{to}/\"]\n{QUICK}"));
+            config.push_str("batch = { max_events = 50 }\n");
+        }
+        config
+    }
+
+    fn replay(&self, sink: &HttpSink, arguments: &[&str]) -> Said {
+        let url = format!("http://{}/", sink.address());
+        let words = [&["replay", self.directory(), "--url", &url, "--backoff", "10ms"], arguments];
+        Said::of(run_command(&words.concat(), self.scratch.path()))
+    }
+
+    /// Returns the number of events that the output has not finished, as `queue inspect` says it.
+    fn backlog(&self, output: &str) -> Option<u64> {
+        let words = ["queue", "inspect", "--json", self.directory()];
+        let told = run_command(&words, self.scratch.path());
+        let told: serde_json::Value = serde_json::from_slice(&told.stdout).ok()?;
+        let outputs = told["outputs"].as_array()?.iter();
+        outputs.clone().find(|it| it["name"] == output)?["backlog_events"].as_u64()
+    }
+
+    /// Returns the queue's identity.
+    fn identity(&self) -> String {
+        std::fs::read_to_string(self.spool.path().join("identity")).unwrap().trim().to_owned()
+    }
+}
+
+/// The exit status of a command, and its output.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Said {
+    fn of(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Self {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+
+    #[track_caller]
+    fn assert(&self, code: i32, said: &[&str]) {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        for text in said {
+            let everything = format!("{}{}", self.stderr, self.stdout);
+            assert!(everything.contains(text), "{text}: {self:?}");
+        }
+    }
+}
+
+/// POSTs the events of sender 0 with these numbers in batches of 100, each of which is answered
+/// 200.
+fn post(relay: &Relay, numbers: std::ops::Range<u64>) {
+    for first in numbers.clone().step_by(100) {
+        let batch = numbered::list(0, first..numbers.end.min(first + 100));
+        assert_eq!(relay.post(&batch).status, 200);
+    }
+}
+
+/// Returns a directory that a killed relay has left: its only output, `away`, has not finished any
+/// of this many events.
+fn left(events: u64) -> Place {
+    let place = Place::new();
+    let mut relay = Relay::start(&place.config(&[("away", DEAD)]));
+    post(&relay, 0..events);
+    relay.kill();
+    place
+}
+
+/// Returns the events of sender 0 with these numbers.
+fn events(numbers: std::ops::Range<u64>) -> Vec<Vec<u8>> {
+    numbered::events(0, numbers)
+}
+
+/// Method: a relay has two outputs. One of them gets 400 events, then both are away, and 600 more
+/// events come. The relay is killed. Its directory is given to a second relay, for all outputs and
+/// for each of them alone.
+#[test]
+fn what_a_killed_relay_still_held_reaches_another_relay_byte_for_byte() {
+    let place = Place::new();
+    let is_away = Arc::new(AtomicBool::new(false));
+    let away = Arc::clone(&is_away);
+    let archive = HttpSink::start(move |_| {
+        Answer::status(if away.load(Ordering::Relaxed) { 503 } else { 200 })
+    });
+    let to = archive.address().to_string();
+    let mut relay = Relay::start(&place.config(&[("archive", &to), ("siem", DEAD)]));
+    post(&relay, 0..400);
+    wait_until("the first events", PATIENCE, || place.backlog("archive") == Some(0));
+    is_away.store(true, Ordering::Relaxed);
+    post(&relay, 400..1000);
+    relay.kill();
+    let before = place.spool.files();
+    let identity = place.identity();
+
+    let sink = HttpSink::accepting();
+    let other = Relay::start(&to_sink(sink.address(), ""));
+    let url = format!("http://{}/", other.address());
+    let words = ["replay", place.directory(), "--url", &url, "--resume", "state"];
+    let said = Said::of(run_command(&words, place.scratch.path()));
+    said.assert(
+        0,
+        &[
+            "1,000 events that at least one output has not finished, from position 0 on",
+            "output archive gets 400 events a second time",
+            "With --output NAME, only what NAME has not finished is sent",
+            "accepted: 1000\n",
+            &format!(
+                "replayed 1000 events from position 0 to 999 of queue {identity}; the relay \
+                 accepted 1000\n"
+            ),
+        ],
+    );
+    assert!(!said.stderr.contains("output siem gets"), "{said:?}");
+    other.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events(0..1000));
+    other.finish(Backlog::Empty);
+    // A second run with the resume file finds nothing left, and says so.
+    let again = Said::of(run_command(
+        &[
+            "replay",
+            place.directory(),
+            "--url",
+            &format!("http://{}/", sink.address()),
+            "--resume",
+            "state",
+        ],
+        place.scratch.path(),
+    ));
+    again.assert(0, &["sent: 0\n", "replayed 1000 events", "going on with", "position 1000"]);
+
+    for (output, from) in [("archive", 400), ("siem", 0)] {
+        let sink = HttpSink::accepting();
+        let said = place.replay(&sink, &["--output", output]);
+        let result = format!(
+            "replayed {} events from position {from} to 999 of queue {identity};",
+            1000 - from
+        );
+        said.assert(0, &[&format!("events that output {output} has not finished, "), &result]);
+        assert!(!said.stderr.contains("second time"), "{said:?}");
+        assert_same_set(&accepted_events(&sink), &events(from..1000));
+        let words = ["queue", "export", place.directory(), "--output", output];
+        let exported = run_command(&words, place.scratch.path()).stdout;
+        let lines: Vec<&[u8]> = exported.split(|it| *it == b'\n').collect();
+        assert_eq!(lines.len() as u64, 1000 - from + 1);
+    }
+    assert!(place.spool.files() == before, "a file was changed");
+}
+
+/// Method: a sender POSTs until the relay dies. The last write is cut off wherever the kill found
+/// it, which is no damage. Every event that was answered 200 must arrive.
+#[test]
+fn what_was_acknowledged_before_a_kill_in_the_middle_of_writes_arrives() {
+    let place = Place::new();
+    let mut relay = Relay::start(&place.config(&[("away", DEAD)]));
+    let address = relay.address();
+    let sender = std::thread::spawn(move || {
+        for first in (0..).step_by(40) {
+            let batch = numbered::list(0, first..first + 40);
+            match http::post(address, "/", "application/json", &batch) {
+                Ok(response) if response.status == 200 => {}
+                _ => return first,
+            }
+        }
+        unreachable!("the relay is killed")
+    });
+    wait_until("a backlog", PATIENCE, || place.backlog("away") > Some(2000));
+    relay.kill();
+    let acknowledged = sender.join().unwrap();
+    let sink = HttpSink::accepting();
+    place.replay(&sink, &[]).assert(0, &["replayed "]);
+    // At most the batch whose answer was not read is there besides.
+    let mut received = accepted_events(&sink);
+    assert!(received.len() as u64 <= acknowledged + 40);
+    received.retain(|event| numbered::identify(event).number < acknowledged);
+    assert_same_set(&received, &events(0..acknowledged));
+}
+
+/// Returns how many different events were accepted.
+fn distinct(sink: &HttpSink) -> u64 {
+    let mut numbers: Vec<_> =
+        accepted_events(sink).iter().map(|event| numbered::identify(event).number).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    numbers.len() as u64
+}
+
+/// Method: a replay is killed and interrupted in turn at random moments, and run again with the
+/// same resume file each time. The resume file may never be ahead of the accepted events, an
+/// interrupt may repeat only a few requests, and in the end every event must have been accepted.
+#[test]
+fn a_replay_that_is_killed_goes_on_and_repeats_only_what_was_under_way() {
+    // 120 requests are more than all rounds together can send.
+    const EVENTS: u64 = 12_000;
+    let mut random = rng();
+    let place = left(EVENTS);
+    let before = place.spool.files();
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(20)));
+    let url = format!("http://{}/", sink.address());
+    let arguments =
+        ["replay", place.directory(), "--url", &url, "--batch", "50", "--resume", "state"];
+    let position = || {
+        let text = std::fs::read(place.path("state")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        state["files"][0]["lines"].as_u64().unwrap_or(0)
+    };
+    let mut saved = 0;
+    for round in 0..4 {
+        let signal = if round % 2 == 0 { libc::SIGKILL } else { libc::SIGINT };
+        let (count, accepted) = (sink.count(), accepted_events(&sink).len() as u64);
+        let mut running = spawn_command(&arguments, place.scratch.path(), &[]);
+        sink.wait_for_count(count + random.usize(1..30), PATIENCE);
+        running.signal(signal);
+        let (status, stderr) = running.wait();
+        wait_until("the end of its connections", PATIENCE, || sink.open() == 0);
+        let repeated = accepted_events(&sink).len() as u64 - accepted + saved - position();
+        saved = position();
+        if signal == libc::SIGINT {
+            assert_eq!(status.code(), Some(1), "{stderr}");
+            let wanted = format!("everything before position {saved} of ");
+            assert!(stderr.contains("stopped: interrupted") && stderr.contains(&wanted));
+            // The repeated events were accepted after a gap: at most twice the requests that were
+            // under way.
+            assert!(repeated <= 50 * 8, "{repeated}: {stderr}");
+        }
+        assert!(saved <= distinct(&sink), "{saved} events are not all there");
+    }
+    let said = Said::of(run_command(&arguments, place.scratch.path()));
+    let result = format!("replayed {EVENTS} events from position 0 to {} of", EVENTS - 1);
+    said.assert(0, &[&format!("position {saved}"), &result]);
+    assert_eq!((distinct(&sink), position()), (EVENTS, EVENTS));
+    assert!(place.spool.files() == before, "a file was changed");
+}
+
+#[test]
+fn damaged_and_missing_events_are_named_and_the_rest_arrives_and_the_status_is_1() {
+    let place = left(1000);
+    let segments = place.spool.segments();
+    let records = place.spool.records();
+    // One byte of the lines of the second record changes, and the second last segment is gone.
+    let record = &records[1];
+    let (bad, gone) = (100..200, first_of(&segments[segments.len() - 2]));
+    let missing = gone..first_of(&segments[segments.len() - 1]);
+    place.spool.edit(&record.segment, |bytes| bytes[record.bytes.start + 200] ^= 4);
+    std::fs::remove_file(place.spool.path().join(&segments[segments.len() - 2])).unwrap();
+    let lost = 100 + (missing.end - missing.start);
+
+    let sink = HttpSink::accepting();
+    let said = place.replay(&sink, &["--resume", "state"]);
+    let messages = [
+        " bytes damaged, 100 events missing (positions 100 to 199)\n",
+        &format!(
+            "positions {} to {}: {} events missing, no segment has them\n",
+            missing.start,
+            missing.end - 1,
+            missing.end - missing.start
+        ),
+        &format!("stopped: damaged or missing events: {lost}, in 2 places; they were not sent\n"),
+        "every event that could be read is accepted\n",
+        &format!("; {lost} damaged or missing events were not sent\n"),
+    ];
+    said.assert(1, &messages);
+    let there = |number: &u64| !bad.contains(number) && !missing.contains(number);
+    let whole: Vec<Vec<u8>> =
+        (0..1000).filter(there).flat_map(|number| events(number..number + 1)).collect();
+    assert_same_set(&accepted_events(&sink), &whole);
+    // The next run has nothing to send, and does not deny the loss either.
+    let again = place.replay(&sink, &["--resume", "state"]);
+    again.assert(1, &[messages[2], "sent: 0\n"]);
+    assert_eq!(accepted_events(&sink).len(), whole.len());
+}
+
+/// Returns the first position of a segment, which is its name.
+fn first_of(segment: &Path) -> u64 {
+    segment.file_stem().unwrap().to_str().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_directory_whose_relay_runs_is_refused_and_nothing_is_sent() {
+    let place = Place::new();
+    let relay = Relay::start(&place.config(&[("away", DEAD)]));
+    post(&relay, 0..200);
+    let sink = HttpSink::accepting();
+    let said = place.replay(&sink, &[]);
+    said.assert(2, &["a relay is running with ", "--even-if-running"]);
+    assert_eq!(sink.count(), 0);
+    let said = place.replay(&sink, &["--even-if-running"]);
+    said.assert(0, &["a relay is running with this directory", "replayed 200 events"]);
+    assert_same_set(&accepted_events(&sink), &events(0..200));
+    relay.finish(Backlog::Stable);
+    // Nobody holds the directory any more.
+    place.replay(&sink, &[]).assert(0, &["replayed 200 events"]);
+}
+
+#[test]
+fn without_a_usable_cursors_file_everything_that_is_stored_is_sent_and_this_is_said() {
+    let place = left(300);
+    let cursors = place.spool.path().join("cursors");
+    let whole = std::fs::read(&cursors).unwrap();
+    for (bytes, state, output) in [
+        (Some(vec![0; whole.len()]), "damaged", None),
+        (None, "missing", None),
+        (None, "missing", Some("whatever")),
+    ] {
+        match bytes {
+            Some(bytes) => std::fs::write(&cursors, bytes).unwrap(),
+            None => drop(std::fs::remove_file(&cursors)),
+        }
+        let sink = HttpSink::accepting();
+        let arguments = output.map(|output| vec!["--output", output]).unwrap_or_default();
+        let said = place.replay(&sink, &arguments);
+        let told = format!(
+            "all 300 events that are stored, from position 0 on: the cursors file is {state}, so \
+             nobody knows what the outputs have finished"
+        );
+        said.assert(0, &[&told]);
+        assert_same_set(&accepted_events(&sink), &events(0..300));
+    }
+}
+
+/// The directory in `tests/fixtures/spool-format-1` was made by the program of version 0.1.0. The
+/// cursor of `analysis` is at position 11, and that of `archive` at position 0.
+#[test]
+fn a_directory_of_format_1_is_read() {
+    let fixture = repository().join("tests/fixtures/spool-format-1");
+    let lines = std::fs::read(fixture.join("events.jsonl")).unwrap();
+    let lines: Vec<Vec<u8>> =
+        lines.split(|it| *it == b'\n').filter(|it| !it.is_empty()).map(<[u8]>::to_vec).collect();
+    assert_eq!(lines.len(), 47);
+    let spool = fixture.join("spool");
+    for (output, from) in [(None, 0), (Some("archive"), 0), (Some("analysis"), 11)] {
+        let sink = HttpSink::accepting();
+        let url = format!("http://{}/", sink.address());
+        let mut words = vec!["replay", text(&spool), "--url", &url];
+        words.extend(output.into_iter().flat_map(|output| ["--output", output]));
+        let said = Said::of(run_command(&words, &repository()));
+        said.assert(0, &[&format!("replayed {} events from position {from} to 46", 47 - from)]);
+        assert_same_set(&accepted_events(&sink), &lines[from..]);
+    }
+}
+
+#[test]
+fn directories_and_files_are_sent_in_the_given_order() {
+    let (first, second) = (left(150), left(0));
+    let log: Vec<u8> =
+        events(150..250).iter().flat_map(|event| [event, &b"\n"[..]].concat()).collect();
+    std::fs::write(first.path("log"), log).unwrap();
+    let sink = HttpSink::accepting();
+    let arguments = [text(&first.path("log")).to_owned(), second.directory().to_owned()];
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let more = [&arguments[..], &["--concurrency", "1", "--resume", "state"]].concat();
+    let said = first.replay(&sink, &more);
+    let none = format!("replayed 0 events of queue {}: none was left", second.identity());
+    said.assert(0, &["replayed 150 events from position 0 to 149 of", &none, "accepted: 250\n"]);
+    assert!(accepted_events(&sink) == events(0..250));
+    first.replay(&sink, &more).assert(0, &["sent: 0\n"]);
+}
+
+#[test]
+fn what_the_resume_file_is_not_about_is_refused_with_words() {
+    let (place, other) = (left(20), left(20));
+    let file = place.path("log");
+    std::fs::write(&file, [&events(0..1)[0][..], b"\n"].concat()).unwrap();
+    let sink = HttpSink::accepting();
+    let url = format!("http://{}/", sink.address());
+    let run = |input: &str, more: &[&str]| {
+        let words = [&["replay", input, "--url", &url][..], more].concat();
+        Said::of(run_command(&words, place.scratch.path()))
+    };
+    run(place.directory(), &["--resume", "all"]).assert(0, &[]);
+    run(place.directory(), &["--resume", "one", "--output", "away"]).assert(0, &[]);
+    run(text(&file), &["--resume", "file"]).assert(0, &[]);
+    let count = sink.count();
+    let (mine, others) = (place.identity(), other.identity());
+    let (is_of, of_one) =
+        (format!("is of the queue {mine}, but"), format!("holds the queue {others}: name"));
+    for (input, more, said) in [
+        (other.directory(), &["--resume", "all"][..], &[&*is_of, &of_one][..]),
+        (
+            place.directory(),
+            &["--resume", "all", "--output", "away"],
+            &["all outputs, without --output, but this run is of --output away"],
+        ),
+        (place.directory(), &["--resume", "one"], &["is of --output away, but this run is of all"]),
+        (place.directory(), &["--resume", "file"], &["the resume file file is of the file "]),
+        (text(&file), &["--resume", "all"], &["log is a file: name the same inputs"]),
+        (text(&file), &["--output", "away"], &["--output is for the directory of a queue"]),
+        (place.directory(), &["--output", "no\u{1b}body"], &[r"no\u{1b}body", "outputs: away"]),
+        (text(place.scratch.path()), &[], &["is a directory and holds no queue"]),
+        (text(&place.spool.path().join("segments")), &[], &["is a directory and holds no queue"]),
+    ] {
+        let refused = run(input, more);
+        refused.assert(2, said);
+        assert!(!refused.stderr.contains('\u{1b}'), "{refused:?}");
+    }
+    assert_eq!(sink.count(), count, "something was sent");
+}
+
+/// A link in the place of a file is not followed, as if the file could not be read.
+#[test]
+fn a_file_that_cannot_be_read_is_named_and_what_can_be_read_is_sent() {
+    let place = left(1000);
+    let segments = place.spool.segments();
+    let link = |file: &Path| {
+        let path = place.spool.path().join(file);
+        std::fs::rename(&path, place.path("moved")).unwrap();
+        std::os::unix::fs::symlink(place.path("moved"), path).unwrap();
+    };
+    link(&segments[1]);
+    let (gone, end) = (first_of(&segments[1]), first_of(&segments[2]));
+    let sink = HttpSink::accepting();
+    let said = place.replay(&sink, &[]);
+    let named = format!("{}: cannot be read, {} events missing: ", text(&segments[1]), end - gone);
+    let positions = format!("(positions {gone} to {})", end - 1);
+    said.assert(1, &[&named, &positions, "stopped: damaged or missing events: "]);
+    assert_same_set(&accepted_events(&sink), &[events(0..gone), events(end..1000)].concat());
+
+    let count = sink.count();
+    for file in ["spool.lock", "cursors"] {
+        link(Path::new(file));
+        let file = place.spool.path().join(file);
+        let cannot = format!("cannot read {}: ", text(&file));
+        place.replay(&sink, &[]).assert(2, &[&cannot]);
+        std::fs::remove_file(&file).unwrap();
+        std::fs::rename(place.path("moved"), &file).unwrap();
+    }
+    assert_eq!(sink.count(), count, "something was sent");
+}
+
+/// Stored lines that are no events, as no relay writes them: their checksums are right.
+#[test]
+fn a_stored_line_that_is_no_event_is_handled_like_a_bad_line_of_a_file() {
+    let place = left(300);
+    let record = place.spool.records()[1].clone();
+    place.spool.edit(&record.segment, |segment| {
+        forge_lines(&record, segment, |lines| lines[0] = b'!');
+    });
+    let sink = HttpSink::accepting();
+    let said = place.replay(&sink, &[]);
+    said.assert(1, &["stopped: ", ", position 100: at byte", "everything before position 100 of"]);
+    assert_same_set(&accepted_events(&sink), &events(0..100));
+    let sink = HttpSink::accepting();
+    let said = place.replay(&sink, &["--on-bad-line", "skip"]);
+    said.assert(0, &[", position 100: skipped: at byte", "bad lines: 1\n", "replayed 299 events"]);
+    let whole = [events(0..100), events(101..300)].concat();
+    assert_same_set(&accepted_events(&sink), &whole);
+}
+
+/// The cursor of an output is moved past the events that the relay drops when its queue is full, so
+/// they are no part of what is left over.
+#[test]
+fn events_that_the_old_relay_has_dropped_are_not_missing() {
+    let place = Place::new();
+    let config = place.config(&[("away", DEAD)]);
+    let full = "directory = \"";
+    let config = config
+        .replace(full, &format!("max_bytes = \"512KiB\"\nwhen_full = \"drop_oldest\"\n{full}"));
+    let mut relay = Relay::start(&config);
+    let mut sent = 0;
+    wait_until("a dropped segment", PATIENCE, || {
+        post(&relay, sent..sent + 100);
+        sent += 100;
+        place.spool.segments().first().is_some_and(|segment| first_of(segment) > 0)
+    });
+    let kept = || place.backlog("away").unwrap();
+    wait_until("the cursors", PATIENCE, || kept() < sent);
+    relay.kill();
+    let kept = kept();
+    let sink = HttpSink::accepting();
+    let said = place.replay(&sink, &[]);
+    let (first, last) = (sent - kept, sent - 1);
+    let result = format!("replayed {kept} events from position {first} to {last} of queue ");
+    said.assert(0, &[&result]);
+    assert_same_set(&accepted_events(&sink), &events(sent - kept..sent));
+}
+
+/// Method: the second relay removes duplicates. A directory that is replayed twice reaches its
+/// consumer once. Events that the first relay had delivered reach it again, because the second
+/// relay has never seen them.
+#[test]
+fn deduplication_knows_what_was_replayed_and_not_what_the_old_relay_had_delivered() {
+    let place = Place::new();
+    let archive = HttpSink::accepting();
+    let to = archive.address().to_string();
+    let mut relay = Relay::start(&place.config(&[("archive", &to), ("siem", DEAD)]));
+    post(&relay, 0..100);
+    wait_until("the cursors", PATIENCE, || place.backlog("archive") == Some(0));
+    relay.kill();
+    let config = to_sink(archive.address(), "filter = { deduplicate = \"1h\" }\n");
+    let other = Relay::start(&config);
+    let url = format!("http://{}/", other.address());
+    for _ in 0..2 {
+        let words = ["replay", place.directory(), "--url", &url];
+        let said = Said::of(run_command(&words, place.scratch.path()));
+        said.assert(0, &["output archive gets 100 events a second time"]);
+    }
+    other.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&archive), &[events(0..100), events(0..100)].concat());
+    other.finish(Backlog::Empty);
+}
+
+/// A directory holds more than its events: copies of damaged records and dead letters. They are
+/// named, and not sent.
+#[test]
+fn the_quarantine_and_the_dead_letters_are_named() {
+    let place = left(10);
+    for (directory, bytes) in [("quarantine", 70), ("dead-letter", 80)] {
+        let directory = place.spool.path().join(directory);
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("x"), vec![b'x'; bytes]).unwrap();
+    }
+    std::fs::write(place.spool.path().join("segments/00000000000000000010.incoming"), "x").unwrap();
+    let sink = HttpSink::accepting();
+    let said = place.replay(&sink, &[]);
+    let letters = format!("`replay {}/dead-letter/* --url …` sends them", place.directory());
+    said.assert(
+        0,
+        &[
+            "1 file with copies of damaged records in quarantine/ (70 bytes) is not sent",
+            "1 file of dead letters (80 bytes) is not sent",
+            &letters,
+        ],
+    );
+    assert_same_set(&accepted_events(&sink), &events(0..10));
+}
+
+/// An event that is larger than a read of the queue's files, and many small ones around it.
+#[test]
+fn large_events_arrive_byte_for_byte() {
+    let place = Place::new();
+    let mut relay = Relay::start(&place.config(&[("away", DEAD)]));
+    let large = format!(
+        r#"{{"auditID":"large","stage":"ResponseComplete","text":"{}"}}"#,
+        "ä€".repeat(5 << 20)
+    )
+    .into_bytes();
+    post(&relay, 0..100);
+    assert_eq!(relay.post(&large).status, 200);
+    post(&relay, 100..200);
+    relay.kill();
+    let sink = HttpSink::accepting();
+    let said = place.replay(&sink, &["--concurrency", "1"]);
+    said.assert(0, &["replayed 201 events from position 0 to 200 of"]);
+    let wanted = [events(0..100), vec![large], events(100..200)].concat();
+    assert!(accepted_events(&sink) == wanted);
+}
+
+/// A volume that is mounted read-only is enough, as in the Job of `deploy/jobs`.
+#[test]
+fn a_read_only_mount_is_enough_for_a_replay() {
+    let place = left(300);
+    let before = place.spool.files();
+    let sink = HttpSink::accepting();
+    let url = format!("http://{}/", sink.address());
+    let directory = place.directory();
+    let script = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && \
+                  ! touch \"$0/x\" && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    if is_root(place.scratch.path()) {
+        command.arg("--mount");
+    } else {
+        command.args(["--map-root-user", "--mount"]);
+    }
+    command.args(["sh", "-c", script, directory, env!("CARGO_BIN_EXE_kube-audit-forwarder")]);
+    command.args(["replay", directory, "--url", &url, "--resume", "state"]);
+    command.current_dir(place.scratch.path());
+    Said::of(command.output().unwrap()).assert(0, &["replayed 300 events"]);
+    assert_same_set(&accepted_events(&sink), &events(0..300));
+    assert!(place.spool.files() == before, "a file was changed");
+}
+
+/// True if the owner of a file that this process made is root.
+fn is_root(made: &Path) -> bool {
+    made.metadata().unwrap().uid() == 0
+}
