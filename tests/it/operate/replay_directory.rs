@@ -643,3 +643,181 @@ fn a_read_only_mount_is_enough_for_a_replay() {
 fn is_root(made: &Path) -> bool {
     made.metadata().unwrap().uid() == 0
 }
+
+/// Returns the first block of code of this language on a page that contains `text`.
+fn block_on(page: &str, language: &str, text: &str) -> String {
+    let page = std::fs::read_to_string(repository().join(page)).unwrap();
+    let blocks = page.split("```").skip(1).step_by(2);
+    let code = blocks.filter_map(|block| block.trim_start().strip_prefix(language));
+    code.map(str::to_owned).find(|code| code.contains(text)).expect("such a block")
+}
+
+/// Returns the words of the program's command in a block of shell, without the program's name.
+fn command_in(code: &str, command: &str) -> Vec<String> {
+    let name = format!("kube-audit-forwarder {command} ");
+    let line = code.lines().find(|line| line.trim_start().starts_with(&name)).expect("a line");
+    line.split_whitespace().skip(1).map(str::to_owned).collect()
+}
+
+const RUNBOOK: &str = "docs/runbooks/KubeAuditForwarderReplicaGone.md";
+const JOB: &str = "deploy/jobs/replay-left-over-volume.yaml";
+
+/// Method: does what the runbook says about a volume that is left over. The command of the Job is
+/// taken from the manifest and must be the one that the page shows. It is run with the directory of
+/// a killed relay in the place of the volume, and the address of a second relay in the place of the
+/// Service. Each end that the page's table names is brought about.
+#[test]
+fn the_runbook_of_a_volume_that_is_left_over_does_what_it_says() {
+    let job = std::fs::read_to_string(repository().join(JOB)).unwrap();
+    let list = job.split_once("          command:\n").unwrap().1;
+    let words = list.lines().map_while(|line| line.strip_prefix("            - "));
+    let words: Vec<String> = words.map(str::to_owned).collect();
+    assert_eq!(words[0], "/usr/bin/kube-audit-forwarder");
+    let code = block_on(RUNBOOK, "sh", "replay /spool");
+    assert_eq!(command_in(&code, "replay"), words[1..]);
+
+    let place = left(500);
+    let sink = HttpSink::accepting();
+    let other = Relay::start(&to_sink(sink.address(), ""));
+    let url = format!("http://{}/", other.address());
+    let state = place.path("replay.state");
+    let run = |place: &Place| {
+        let replaced = words[1..].iter().map(|word| match word.as_str() {
+            "/spool" => place.directory(),
+            "http://kube-audit-forwarder/" => &url,
+            "/progress/replay.state" => text(&state),
+            word => word,
+        });
+        let words: Vec<&str> = replaced.collect();
+        Said::of(run_command(&words, place.scratch.path()))
+    };
+    // Step 1 says that this shows the backlog before, and step 3 that it shows the same after.
+    let inspect =
+        || run_command(&["queue", "inspect", "--json", place.directory()], Path::new("/"));
+    let backlog = || {
+        let told: serde_json::Value = serde_json::from_slice(&inspect().stdout).unwrap();
+        told["outputs"][0]["backlog_events"].as_u64()
+    };
+    assert_eq!(backlog(), Some(500));
+    let before = place.spool.files();
+    let accepted = format!(
+        "replayed 500 events from position 0 to 499 of queue {}; the relay accepted 500\n",
+        place.identity()
+    );
+    let said = run(&place);
+    said.assert(0, &[]);
+    assert!(said.stdout.ends_with(&accepted), "{said:?}");
+    assert_eq!(backlog(), Some(500));
+    assert!(place.spool.files() == before, "a file was changed");
+    other.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events(0..500));
+
+    let page = std::fs::read_to_string(repository().join(RUNBOOK)).unwrap();
+    let row = |words: &str| {
+        let row =
+            page.lines().find(|line| line.trim_start().starts_with("| `") && line.contains(words));
+        assert!(row.is_some(), "no row of the table is about: {words}");
+    };
+    row("replayed N events from position A to B of queue ID; the relay accepted N");
+    // The old relay had delivered everything.
+    let done = Place::new();
+    let to = sink.address().to_string();
+    let mut relay = Relay::start(&done.config(&[("out", &to)]));
+    post(&relay, 0..100);
+    wait_until("the cursors", PATIENCE, || done.backlog("out") == Some(0));
+    row("a relay is running with");
+    std::fs::remove_file(&state).unwrap();
+    run(&done).assert(2, &["a relay is running with "]);
+    relay.kill();
+    row("replayed 0 events of queue ID: none was left");
+    let said = run(&done);
+    said.assert(0, &["accepted: 0\n"]);
+    let none = format!("replayed 0 events of queue {}: none was left", done.identity());
+    assert!(said.stdout.lines().last().unwrap().starts_with(&none), "{said:?}");
+    // A record is damaged.
+    row("stopped: damaged or missing events: N");
+    std::fs::remove_file(&state).unwrap();
+    let record = &place.spool.records()[0];
+    place.spool.edit(&record.segment, |bytes| bytes[record.bytes.start + 200] ^= 4);
+    run(&place).assert(1, &["stopped: damaged or missing events: 100, in 1 place"]);
+    other.wait_until_delivered(PATIENCE);
+    // The relays are away.
+    row("with a URL, and exit status 1");
+    other.finish(Backlog::Empty);
+    let words = ["replay", done.directory(), "--url", &url, "--attempts", "1"];
+    let said = Said::of(run_command(&words, place.scratch.path()));
+    said.assert(0, &[]);
+    let words = ["replay", place.directory(), "--url", &url, "--attempts", "1"];
+    let said = Said::of(run_command(&words, place.scratch.path()));
+    said.assert(1, &["stopped: ", "given up after the last attempt: http://127.0.0.1"]);
+}
+
+/// The manifest of the Job as the runbook changes it, and what else must hold for its pod: the
+/// Service may not send requests to it, and the relays must take its requests.
+#[test]
+fn the_job_of_a_volume_that_is_left_over_fits_the_relays() {
+    let code = block_on(RUNBOOK, "sh", JOB);
+    let sed = code.split_once("sed ").unwrap().1.split(" |").next().unwrap();
+    let script = format!("sed {sed}");
+    let changed = Command::new("sh").args(["-c", &script]).current_dir(repository()).output();
+    let changed = String::from_utf8(changed.unwrap().stdout).unwrap();
+    let job = std::fs::read_to_string(repository().join(JOB)).unwrap();
+    let differing: Vec<&str> = changed
+        .lines()
+        .zip(job.lines())
+        .filter(|(new, old)| new != old && !old.starts_with('#'))
+        .map(|(new, _)| new.trim())
+        .collect();
+    assert_eq!(differing, ["image: IMAGE", "claimName: CLAIM"]);
+    // The claim is one of the StatefulSet's, and the image is that of the relays.
+    let durable = repository().join("deploy/overlays/durable/statefulset.yaml");
+    let durable = std::fs::read_to_string(durable).unwrap();
+    let image = job.lines().find(|line| line.contains(" image: ")).unwrap();
+    assert!(durable.lines().any(|line| line == image), "{image}");
+    assert!(durable.contains("volumeClaimTemplates:\n    - metadata:\n        name: spool\n"));
+    // Only the objects themselves have the relays' label, by which all is deleted.
+    let (head, pod) = job.split_once("  template:\n").unwrap();
+    let pod = pod.split_once("\n---\n").unwrap().0;
+    assert!(head.contains("    app: kube-audit-forwarder\n"));
+    assert!(!pod.contains("app: kube-audit-forwarder\n"), "the Service would select the pod");
+    assert!(pod.contains("        app: replay-left-over-volume\n"));
+    let policy = job.split_once("kind: NetworkPolicy\n").unwrap().1;
+    let service = std::fs::read_to_string(repository().join("deploy/base/service.yaml")).unwrap();
+    assert!(service.contains("      port: 80\n      targetPort: 3000\n"));
+    assert!(policy.contains("          port: 3000\n"));
+    assert!(policy.contains("              app: replay-left-over-volume\n"));
+}
+
+/// Method: does what the page says about events that only one output is to get. The page's config
+/// is used with other addresses and directories, and with the consumer of the test.
+#[test]
+fn one_output_alone_gets_what_it_has_not_finished_as_the_page_says() {
+    const PAGE: &str = "docs/operating/replay.md";
+    let place = left(300);
+    let sink = HttpSink::accepting();
+    let config = block_on(PAGE, "toml", "only-siem.toml")
+        .replace("127.0.0.1:3001", "127.0.0.1:0")
+        .replace("127.0.0.1:9091", "127.0.0.1:0")
+        .replace("/var/lib/only-siem", text(&place.path("only-siem")))
+        .replace("https://siem.example.com/audit", &format!("http://{}/", sink.address()));
+    let relay = Relay::start(&format!("log = {{ format = \"json\" }}\n{config}"));
+    let code = block_on(PAGE, "sh", "--output siem");
+    let run = |command: &str, changes: &[(&str, &str)]| {
+        let words = command_in(&code, command);
+        let change = |word: &String| {
+            let change = changes.iter().find(|(from, _)| from == word);
+            change.map_or_else(|| word.clone(), |(_, to)| (*to).to_owned())
+        };
+        let words: Vec<String> = words.iter().map(change).collect();
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        Said::of(run_command(&words, place.scratch.path()))
+    };
+    let url = format!("http://{}/", relay.address());
+    let changes = [("DIR", place.directory()), ("siem", "away"), ("http://127.0.0.1:3001/", &url)];
+    run("replay", &changes).assert(0, &["replayed 300 events from position 0 to 299 of"]);
+    assert!(place.path("siem.state").is_file());
+    let admin = format!("http://{}", relay.admin());
+    run("drain", &[("http://127.0.0.1:9091", &admin)]).assert(0, &[]);
+    assert_same_set(&accepted_events(&sink), &events(0..300));
+    relay.finish(Backlog::Empty);
+}
