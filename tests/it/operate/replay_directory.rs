@@ -362,6 +362,25 @@ fn a_directory_whose_relay_runs_is_refused_and_nothing_is_sent() {
     place.replay(&sink, &[]).assert(0, &["replayed 200 events"]);
 }
 
+/// A replay does not keep a relay from starting, because a relay that can't start is worse than
+/// events that come twice.
+#[test]
+fn a_relay_that_starts_meanwhile_is_told_and_nothing_is_left_out() {
+    let place = left(1000);
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(50)));
+    let url = format!("http://{}/", sink.address());
+    let words = ["replay", place.directory(), "--url", &url, "--batch", "50", "--concurrency", "1"];
+    let mut running = spawn_command(&words, place.scratch.path(), &[]);
+    sink.wait_for_count(1, PATIENCE);
+    let relay = Relay::start(&place.config(&[("away", DEAD)]));
+    let (status, stderr) = running.wait();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    let told = "a relay has been started with this directory meanwhile";
+    assert!(stderr.contains(told), "{stderr}");
+    assert_same_set(&accepted_events(&sink), &events(0..1000));
+    relay.finish(Backlog::Stable);
+}
+
 #[test]
 fn without_a_usable_cursors_file_everything_that_is_stored_is_sent_and_this_is_said() {
     let place = left(300);
