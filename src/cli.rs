@@ -48,6 +48,7 @@ mod migrate;
 mod policy;
 mod queue;
 mod replay;
+mod size;
 mod top;
 mod version;
 
@@ -137,6 +138,9 @@ enum Command {
     /// Watch a running relay in the terminal: what is wrong, what comes in, what waits, and what
     /// leaves
     Top(top::Arguments),
+    /// Say how much queue, disk, memory and CPU a load needs, with the formulas, and print the
+    /// lines for the config
+    Size(size::Arguments),
     /// Wait until a running relay has delivered the events that it holds: exit status 0 when it
     /// has, 1 if that takes too long
     Drain {
@@ -263,6 +267,7 @@ pub fn main() -> ExitCode {
         Command::Healthcheck { url } => healthcheck::run(url.as_deref(), file),
         Command::Doctor(arguments) => doctor::run(&arguments, file),
         Command::Top(arguments) => top::run(&arguments, file),
+        Command::Size(arguments) => size::run(&arguments),
         Command::Drain { url, seconds } => drain::run(url.as_deref(), seconds, file),
     };
     match result {

@@ -140,6 +140,15 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "size",
+        &[
+            "kube-audit-forwarder size --events-per-second 150 --event-bytes 1430 --outage 12h",
+            "kube-audit-forwarder size --events-per-second 20 --event-bytes 2KiB --outage 30m --queue memory --outputs syslog",
+            "kube-audit-forwarder size --url http://10.0.0.5:9090 --url http://10.0.0.6:9090 --outage 4h",
+            "kube-audit-forwarder size --kubeconfig admin.conf --event-bytes 1430 --interval 0s",
+        ],
+    ),
+    (
         "drain",
         &[
             "kube-audit-forwarder drain http://127.0.0.1:9090 --seconds 300",

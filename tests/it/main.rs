@@ -116,6 +116,7 @@ mod operate {
     mod replay_directory;
     mod secrets;
     mod shutdown;
+    mod size;
     mod status;
     mod top;
     mod upgrade;

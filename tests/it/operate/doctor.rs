@@ -613,7 +613,7 @@ fn wrong_usage_is_told_and_nothing_is_asked() {
         (&["--instances", "0"], "--instances"),
         (&["--kubeconfig", file], "use a kubeconfig with a token"),
         (&["--kubeconfig", "/no/such"], "/no/such: cannot read"),
-        (&["--webhook", "/no/such"], "cannot read /no/such"),
+        (&["--webhook", "/no/such"], "/no/such: cannot read"),
         (&["--probe"], "--kubeconfig"),
     ] {
         let output = run_command(&[&["doctor"], arguments].concat(), Path::new("/"));
