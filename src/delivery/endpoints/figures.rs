@@ -102,7 +102,7 @@ impl Figures {
     }
 
     /// Returns the figures at this moment.
-    pub(super) fn show(&self) -> FiguresShown {
+    pub(crate) fn show(&self) -> FiguresShown {
         let now = Instant::now();
         let counted = self.lock();
         let last_error = counted.last_error.as_ref();

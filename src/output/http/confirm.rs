@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn what_is_not_confirmed_when_a_connection_ends_is_doubtful() {
         let doubts = Arc::<Doubts>::default();
-        let mut confirmations = Confirmations::new(7, &Arc::default(), &doubts);
+        let figures = Arc::<Figures>::default();
+        let mut confirmations = Confirmations::new(7, &figures, &doubts);
         let now = Instant::now();
         for number in 0..4 {
             confirmations.add(Claim::of(number, number + 1), Outcome::Accepted, number, now);
@@ -212,5 +213,9 @@ mod tests {
         }
         assert_eq!(claims, [Claim::of(0, 1), Claim::of(1, 2), Claim::of(3, 4)]);
         assert_eq!(doubts.open.load(Ordering::Relaxed), 0);
+        // The address has four attempts, of which one was acknowledged.
+        let shown = figures.show();
+        assert_eq!((shown.requests, shown.errors), (4, vec![(AttemptError::Acknowledgement, 3)]));
+        assert!(shown.times.is_some());
     }
 }

@@ -163,6 +163,30 @@ fn a_dead_address_is_passed_over_and_its_row_says_why_and_since_when() {
     }
 }
 
+/// Method: one of two consumers stops to answer. Its request goes to the other one too, which
+/// answers, so that the first one is not waited for any more.
+#[test]
+fn a_silent_address_is_suspect_and_its_request_is_a_timeout_there() {
+    let silent = HttpSink::start(|request| match request.number {
+        0..4 => Answer::status(200),
+        _ => Answer::never(),
+    });
+    let live = HttpSink::accepting();
+    let urls = [&silent, &live].map(|sink| format!("http://{}/", sink.address()));
+    let more = format!("strategy = \"round_robin\"\n{IN_TURN}");
+    let relay = Relay::start(&to_http(&urls, &more));
+    post(&relay, 0..12);
+    let rows = addresses(&relay);
+    let of = |field: &str| rows.iter().map(|row| row[field].clone()).collect::<Vec<_>>();
+    assert_eq!(of("errors"), [json!({ "timeout": 1 }), json!({})]);
+    assert_eq!(of("requests"), [5, 8]);
+    assert_ne!(of("state")[0], "up");
+    assert!(rows[0]["last_error"].as_str().is_some_and(|error| error.contains("no answer")));
+    assert_eq!(output(&relay)["errors"], json!({ "timeout": 1 }));
+    assert_eq!(of("sent_bytes"), [body_bytes(&silent, "/"), body_bytes(&live, "/")]);
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn latencies_are_those_of_each_consumer() {
     let slow = |millis: u64| {
