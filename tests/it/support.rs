@@ -34,6 +34,7 @@ pub(crate) mod needs;
 pub(crate) mod numbered;
 pub(crate) mod otlp;
 pub(crate) mod peers;
+pub(crate) mod png;
 pub(crate) mod prometheus;
 pub(crate) mod relay;
 pub(crate) mod relp_sink;

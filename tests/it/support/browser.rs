@@ -149,6 +149,33 @@ impl Browser {
         );
     }
 
+    /// Moves the mouse over an element, to the point that is `part` of its width away from its left
+    /// edge.
+    pub(crate) fn hover(&self, selector: &str, part: f64) {
+        let selector = json!(selector);
+        let place = self.run(&format!(
+            "const it = document.querySelector({selector});
+             it.scrollIntoView({{ block: 'center' }});
+             const box = it.getBoundingClientRect();
+             return [Math.round(box.x + box.width * {part}), Math.round(box.y + box.height / 2)]"
+        ));
+        let steps = json!([{
+            "type": "pointerMove", "duration": 0, "origin": "viewport", "x": place[0], "y": place[1],
+        }]);
+        let mouse = json!({ "pointerType": "mouse" });
+        let mouse =
+            json!({ "type": "pointer", "id": "mouse", "parameters": mouse, "actions": steps });
+        self.ask("actions", &json!({ "actions": [mouse] }));
+    }
+
+    /// Presses and releases a key, which the element with the focus gets. `key` is a character, or
+    /// the code point of a key without one (WebDriver §17.4.2).
+    pub(crate) fn press(&self, key: char) {
+        let steps = json!([{ "type": "keyDown", "value": key }, { "type": "keyUp", "value": key }]);
+        let keyboard = json!({ "type": "key", "id": "keyboard", "actions": steps });
+        self.ask("actions", &json!({ "actions": [keyboard] }));
+    }
+
     /// Returns a picture of the whole page, as PNG.
     pub(crate) fn screenshot(&self) -> Vec<u8> {
         let page = "const it = document.documentElement; return [innerWidth, it.scrollHeight]";
