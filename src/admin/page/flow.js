@@ -1,0 +1,70 @@
+// --- The flow: what comes in, waits, goes out, and is lost -------------------------------------
+
+const read = (column) => () => lines.columns[column];
+
+function makeCharts() {
+  const add = (id, title, scale, unit, series) => {
+    return new Chart(at(id), { title, untitled: true, scale, unit, series });
+  };
+  add('in-chart', 'Accepted events', 'count', '/s', [
+    { name: 'accepted', kind: 'flow', read: read('accepted_events_per_second') },
+  ]);
+  add('queue-chart', 'Bytes in the queue', 'bytes', '', [
+    { name: 'held', kind: 'flow', read: read('queue_bytes') },
+  ]);
+  add('sent-chart', 'Delivered events', 'count', '/s', [
+    { name: 'delivered', kind: 'flow', read: () => sumOf('delivered_events_per_second') },
+    { name: 'failed', kind: 'warn', read: () => sumOf('errors_per_second') },
+  ]);
+  add('gone-chart', 'Lost events, and requests that got 429', 'count', '/s', [
+    { name: 'lost', kind: 'bad', read: read('lost_events_per_second') },
+    { name: '429', kind: 'warn', read: read('refused_429_per_second') },
+  ]);
+}
+
+function pace(queue) {
+  const growth = rate((it) => it.queue.bytes);
+  if (!growth || fillOf(queue) < 0.01) return '';
+  const left = growth > 0 ? (queue.capacity_bytes - queue.bytes) / growth : queue.bytes / -growth;
+  if (left >= DAY) return '';
+  return `${growth > 0 ? 'full' : 'empty'} in ${duration(left, true)}`;
+}
+
+function drawFlow(status, elapsed) {
+  const { queue } = status;
+  const [events, size] = [rate((it) => it.accepted_events), rate(received)];
+  say(at('in-rate'), perSecond(events));
+  say(at('in-unit'), events === null ? '' : `events/s · ${bytes(Math.max(0, size))}/s`);
+  const last = status.last_event_seconds_ago;
+  const lastWords = last === null ? 'no event since the start'
+    : `last event ${ago(last + elapsed)}`;
+  say(at('in-words'), `${figure(status.accepted_events)} accepted · ${lastWords}`);
+
+  const fill = fillOf(queue);
+  say(at('queue-percent'), `${scaled(fill * 100)} %`);
+  set(at('queue-percent'), 'data-state', queue.full ? 'bad' : fillState(fill));
+  const kind = queue.kind === 'disk' ? 'on disk' : 'in memory';
+  const trend = queue.full ? 'full' : pace(queue);
+  say(at('queue-where'), `of ${bytes(queue.capacity_bytes)} ${kind}${trend ? ` · ${trend}` : ''}`);
+  const full = queue.full_seconds === null ? ''
+    : `Full for ${duration(queue.full_seconds + elapsed)}: `;
+  say(at('queue-words'), queue.full ? `${full}${FULL[queue.when_full]}`
+    : `${count(queue.events, 'event', 'events')} wait · ${bytes(queue.bytes)}`);
+  set(at('queue-words'), 'data-state', queue.full ? 'bad' : 'good');
+
+  const sum = (name) => (it) => it.outputs.reduce((all, one) => all + one[name], 0);
+  const [delivered, sent] = [rate(sum('delivered_events')), rate(sum('sent_bytes'))];
+  say(at('sent-rate'), perSecond(delivered));
+  say(at('sent-unit'), delivered === null ? '' : `events/s · ${bytes(Math.max(0, sent))}/s`);
+  const outputs = count(status.outputs.length, 'output', 'outputs');
+  say(at('sent-words'), `${figure(sum('delivered_events')(status))} delivered by ${outputs}`);
+
+  const lost = failure ? null : status.lost_events_per_second;
+  const refused = failure ? null : status.refused_429_per_second;
+  say(at('gone-rate'), perSecond(lost));
+  set(at('gone-rate'), 'data-state', lost > 0 ? 'bad' : 'good');
+  say(at('gone-unit'), failure ? '' : `lost/s · ${perSecond(refused)}/s get 429`);
+  const lastLost = status.last_lost_seconds_ago;
+  say(at('gone-chart-words'), lastLost === null ? 'no event lost since the start'
+    : `${figure(status.lost_events)} lost · last ${ago(lastLost + elapsed)}`);
+}

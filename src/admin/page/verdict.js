@@ -1,0 +1,157 @@
+// --- The verdict, and the states of outputs ----------------------------------------------------
+
+// The relay judges: /status has the verdict, its findings, and which outputs are in trouble. The
+// page adds only two facts that the relay can't know: that it does not answer, and that it was
+// restarted.
+
+// Parts of the queue, and of the memory, that are worth a colour.
+const HALF = 0.5, NEARLY = 0.9;
+
+// Nobody waits for the output's first attempt.
+function isWaiting(it) {
+  return !it.up && it.down_seconds === null;
+}
+
+// The output's last attempts have failed.
+function isDown(it) {
+  return !it.up && !isWaiting(it);
+}
+
+// An event waits for longer than an output that works ever needs.
+function isLate(it) {
+  return it.backlog_events > 0 && it.lag_seconds > it.lag_max_seconds;
+}
+
+// Addresses that deliveries pass over. An address that is on trial answers, and is used when it is
+// its turn: for the second of two that may be when the first one fails.
+function isBad({ state }) {
+  return !['up', 'unknown', 'back, on trial'].includes(state);
+}
+
+// Events wait longer and longer. An output that collects events for minutes does so in health, and is
+// in no trouble then.
+function isGrowing(it) {
+  return it.growing && it.trouble !== null;
+}
+
+// The state of an output in a few words, the worst first.
+function stateWords(it, elapsed) {
+  const [bad, all] = [it.addresses.filter(isBad).length, it.addresses.length];
+  if (isDown(it)) return `down ${duration(it.down_seconds + elapsed)}`;
+  const first = isLate(it) ? 'late' : isGrowing(it) ? 'lag grows' : isWaiting(it) ? 'idle' : 'up';
+  const lost = it.last_lost_seconds_ago;
+  const words = [
+    first,
+    lost !== null && lost < 60 ? 'losing' : it.lost_events > 0 ? 'lost' : '',
+    bad > 0 ? `${bad} of ${all} down` : '',
+  ];
+  return words.filter(Boolean).join(', ');
+}
+
+// The colour and the words of an output's state.
+function conditionOf(it, elapsed) {
+  const state = it.trouble || (isWaiting(it) ? 'note' : 'good');
+  return { state, words: stateWords(it, elapsed) };
+}
+
+// Trouble first, of that the outputs that are down, and the rest by name.
+function byTrouble(status, elapsed) {
+  const rank = ({ trouble }) => ({ bad: 0, warn: 2 }[trouble] ?? 4);
+  const place = (it) => rank(it) + (it.trouble && !isDown(it) ? 1 : 0);
+  const order = (a, b) => place(a) - place(b) || (a.name < b.name ? -1 : 1);
+  return [...status.outputs].sort(order).map((it) => ({ it, is: conditionOf(it, elapsed) }));
+}
+
+function fillOf(queue) {
+  return queue.bytes / queue.capacity_bytes;
+}
+
+function fillState(fill) {
+  return fill > NEARLY ? 'bad' : fill > HALF ? 'warn' : 'good';
+}
+
+function lostState(status) {
+  const expected = status.outputs.reduce((sum, it) => sum + (it.required ? 0 : it.lost_events), 0);
+  if (status.lost_events === 0) return 'good';
+  return status.lost_events > expected ? 'bad' : 'warn';
+}
+
+function lostBy(status) {
+  const some = status.outputs.filter((it) => it.lost_events > 0).map((it) => {
+    const kept = figure(it.dead_letter_events);
+    const letters = it.dead_letter_events > 0 ? ` (${kept} in the dead letters)` : '';
+    return `${figure(it.lost_events)} by ${it.name}${letters}`;
+  });
+  if (status.queue.lost_events > 0) some.push(`${figure(status.queue.lost_events)} in the queue`);
+  const named = status.outputs.reduce((sum, it) => sum + it.lost_events, status.queue.lost_events);
+  const others = status.lost_events - named;
+  if (others > 0) some.push(`${figure(others)} by outputs that are gone`);
+  return some.join(', ');
+}
+
+function lossWords(status, elapsed) {
+  const since = `since the start ${duration(status.uptime_seconds + elapsed)} ago`;
+  if (status.lost_events === 0) return since;
+  const last = status.last_lost_seconds_ago;
+  const speed = status.lost_events_per_second;
+  const now = speed > 0 ? `now ${perSecond(speed)}/s` : '';
+  const words = [lostBy(status), last === null ? '' : `last ${ago(last + elapsed)}`, now, since];
+  return words.filter(Boolean).join('; ');
+}
+
+function verdictOf(status) {
+  if (failure) {
+    const text = 'This page does not know what has happened to events since then.';
+    return { state: 'bad', text: 'The relay does not answer.', findings: [{ state: 'bad', text }] };
+  }
+  if (!restarted) return status.verdict;
+  const text = `The relay was restarted; this page saw it at ${clock(restarted)}. ` +
+    'The counts began again.';
+  return { ...status.verdict, findings: [...status.verdict.findings, { state: 'note', text }] };
+}
+
+// Findings of one kind have one advice: they share a line, so that 20 outputs that are down leave
+// room for the table, which has all of them. The headline is not repeated.
+const TEXTS_MAX = 4;
+function grouped(findings, headline) {
+  const groups = new Map();
+  for (const { state, text, advice } of findings) {
+    const key = `${state} ${advice}`;
+    if (!groups.has(key)) groups.set(key, { key, state, advice: advice || '', texts: [] });
+    if (text !== headline) groups.get(key).texts.push(text);
+  }
+  const words = (texts) => {
+    const more = texts.length - TEXTS_MAX;
+    const last = more > 0 ? [`And ${more} more like this.`] : [];
+    return texts.slice(0, TEXTS_MAX).concat(last).join(' ');
+  };
+  return [...groups.values()].map((it) => ({ ...it, words: words(it.texts) }))
+    .filter((it) => it.words || it.advice);
+}
+
+let spoken = '';  // the findings that were read aloud last
+
+function drawVerdict(status, elapsed) {
+  const { state, text, findings } = verdictOf(status);
+  set(at('verdict'), 'data-state', state);
+  say(at('mark'), { bad: '✕', warn: '!', good: '✓' }[state]);
+  say(at('headline'), text);
+  set(at('lost'), 'data-state', lostState(status));
+  say(at('lost'), `lost: ${whole.format(status.lost_events)}`);
+  say(at('lost-words'), lossWords(status, elapsed));
+  list(at('findings'), 'finding', grouped(findings, text), (it) => it.key, (node, it) => {
+    set(node, 'data-state', it.state);
+    say(part(node, 'words'), it.words);
+    say(part(node, 'advice'), it.advice);
+  });
+  // A finding is read aloud when it comes, and not each time that a figure in it changes. While the
+  // relay is gone, the alert says so.
+  const heard = [state, ...findings.map((it) => `${it.state} ${it.about}`)].join('\n');
+  if (heard !== spoken) {
+    spoken = heard;
+    say(at('spoken'), failure ? '' : [text, ...findings.map((it) => it.text)].join(' '));
+  }
+  const mark = { bad: '✕ ', warn: '! ', good: '' }[state];
+  const lost = `lost: ${whole.format(status.lost_events)}`;
+  document.title = `${failure ? '✕ no answer' : `${mark}${lost}`} · kube-audit-forwarder`;
+}
