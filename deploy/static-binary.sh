@@ -9,6 +9,10 @@
 # OpenSSL is linked into it too, so its static libraries must be installed (Debian: libssl-dev).
 # With `hot-path`, the program of benches/hot_path is built beside it, from the same compiled
 # dependencies, as DIRECTORY/static/hot-path.
+#
+# The same sources, toolchain and FEATURES give the same bytes in any directory: the paths of the
+# sources, of cargo's registry and of DIRECTORY are replaced in the programs. The variable
+# KUBE_AUDIT_FORWARDER_REVISION, if it is set, is compiled in, and `--version` prints it.
 set -eu
 usage() { echo "usage: deploy/static-binary.sh FEATURES DIRECTORY [hot-path]" >&2; exit 2; }
 case $# in
@@ -17,12 +21,31 @@ case $# in
 *) usage ;;
 esac
 features=$1
-directory=$2
+mkdir -p "$2"
+# Compilers see paths without symbolic links.
+directory=$(cd "$2" && pwd -P)
+source=$(cd "$(dirname "$0")/.." && pwd -P)
+registry=${CARGO_HOME:-$HOME/.cargo}
+cd "$source"
 
 host=$(rustc -vV | sed -n 's/^host: //p')
 # The target is named although it is this machine's own. Otherwise build scripts and macros would be
 # linked statically like the program.
-export RUSTFLAGS="-C target-feature=+crt-static"
+RUSTFLAGS="-C target-feature=+crt-static"
+CFLAGS=""
+# Both compilers take the last prefix that matches, and DIRECTORY may be below the sources.
+for prefix in "$source=/source" "$registry=/cargo" "$directory=/target"; do
+  case $prefix in
+  *" "*) echo "static-binary.sh: a path has a blank, which compilers' flags can't have: $prefix" >&2; exit 1 ;;
+  esac
+  RUSTFLAGS="$RUSTFLAGS --remap-path-prefix=$prefix"
+  CFLAGS="$CFLAGS -ffile-prefix-map=$prefix"
+done
+CXXFLAGS=$CFLAGS
+# mimalloc compiles the date and the time in. It is always the same one, because an object that was
+# compiled for an earlier commit may be used again.
+SOURCE_DATE_EPOCH=0
+export RUSTFLAGS CFLAGS CXXFLAGS SOURCE_DATE_EPOCH
 case $features in
 *kafka*)
   OPENSSL_STATIC=1

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds the image of deploy/Containerfile around a program that is built already, without network.
-# Runs it as Kubernetes does: as user 65532, without capabilities, with a read-only root, in a
-# network of its own with a DNS server and a consumer that speaks TLS.
+# Builds the image of deploy/Containerfile around a program that is built already, without network,
+# or loads a released image. Runs it as Kubernetes does: as user 65532, without capabilities, with a
+# read-only root, in a network of its own with a DNS server and a consumer that speaks TLS.
 #
-#   deploy/test/image.sh BINARY    as root, for mounts and namespaces
+#   deploy/test/image.sh BINARY          as root, for mounts and namespaces
+#   deploy/test/image.sh FILE.oci.tar    the same, with the image in an OCI archive
 set -euo pipefail
 
 MAX_BYTES=$((16 * 1024 * 1024))
@@ -23,21 +24,35 @@ wait_for() {
 }
 
 build() {
-  local binary=$1 container mount bytes compressed
-  # A program that needs a loader or libraries does not start in the image.
-  if grep -q INTERP <<<"$(readelf -lW "$binary")"; then fail "$binary is not static"; fi
+  local given=$1 image=kube-audit-forwarder container mount bytes compressed inspected
+  local expected=('"User": "65532:65532"' '"/usr/bin/kube-audit-forwarder"')
   store=$(mktemp -d)
   # shellcheck disable=SC2064
   trap "rm -rf '$store'" EXIT
   buildah=(buildah --storage-driver vfs --root "$store/root" --runroot "$store/run")
-  deploy/image-root.sh "$binary" target/image
-  "${buildah[@]}" bud --isolation chroot --format docker --quiet --build-arg BINARY=prebuilt \
-    --file deploy/Containerfile --tag kube-audit-forwarder .
-  for expected in '"User": "65532:65532"' '"/usr/bin/kube-audit-forwarder"' '"healthcheck"'; do
-    grep -qF "$expected" <<<"$("${buildah[@]}" inspect kube-audit-forwarder)" || fail "the image has no $expected"
+  case $given in
+  *.oci.tar)
+    # What `podman load --input FILE` and `skopeo copy oci-archive:FILE …` read.
+    image=$("${buildah[@]}" pull --quiet "oci-archive:$given")
+    ;;
+  *)
+    deploy/image-root.sh "$given" target/image
+    "${buildah[@]}" bud --isolation chroot --format docker --quiet --build-arg BINARY=prebuilt \
+      --file deploy/Containerfile --tag "$image" .
+    # An image in the form of OCI has no healthcheck.
+    expected+=('"healthcheck"')
+    ;;
+  esac
+  inspected=$("${buildah[@]}" inspect --type image "$image")
+  for word in "${expected[@]}"; do
+    grep -qF "$word" <<<"$inspected" || fail "the image has no $word"
   done
-  container=$("${buildah[@]}" from kube-audit-forwarder)
+  container=$("${buildah[@]}" from "$image")
   mount=$("${buildah[@]}" mount "$container")
+  # A program that needs a loader or libraries does not start in the image.
+  if grep -q INTERP <<<"$(readelf -lW "$mount/usr/bin/kube-audit-forwarder")"; then
+    fail "the program in the image is not static"
+  fi
   bytes=$(find "$mount" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }')
   compressed=$(tar -C "$mount" -c . | gzip | wc -c)
   say "the image has $bytes bytes ($(awk "BEGIN { printf \"%.1f\", $bytes / 1048576 }") MiB), $compressed compressed"
@@ -197,9 +212,10 @@ END
 case $# in
 1)
   script=$(realpath "$0")
+  given=$(realpath "$1")
   cd "$(dirname "$script")/../.."
-  build "$1"
+  build "$given"
   ;;
 3) inside "$2" "$3" ;;
-*) fail "usage: deploy/test/image.sh BINARY" ;;
+*) fail "usage: deploy/test/image.sh BINARY|FILE.oci.tar" ;;
 esac

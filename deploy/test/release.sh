@@ -1,0 +1,180 @@
+#!/usr/bin/env bash
+# Tests deploy/release.sh, without network.
+#
+#   deploy/test/release.sh package DIRECTORY PYTHON HELM
+#       Packages the files kube-audit-forwarder and kube-audit-forwarder.debug of DIRECTORY, twice,
+#       in different surroundings. Verifies both releases as docs/operating/releases.md tells it,
+#       and runs the released image. PYTHON has the packages of tests/peers/requirements.txt,
+#       HELM is the command helm. It takes root, as buildah does.
+#   deploy/test/release.sh rebuild FLAVOUR DIRECTORY
+#       Builds the flavour (default or kafka) in a clone elsewhere, in different surroundings.
+#       Expects the bytes of the two files in DIRECTORY, which deploy/static-binary.sh made here.
+set -euo pipefail
+
+say() { printf '\n-- %s\n' "$*"; }
+fail() { echo "test/release.sh: $*" >&2; exit 1; }
+
+NAME=kube-audit-forwarder
+
+# Makes a copy of the tracked files and of the history in the directory $1.
+clone() {
+  rm -rf "$1.files"
+  if [ -d "$1/.git" ]; then
+    git -C "$1" fetch --quiet "$PWD" HEAD
+    git -C "$1" reset --quiet --hard FETCH_HEAD
+    git -C "$1" clean --quiet --force -d
+  else
+    git clone --quiet --no-checkout "$PWD" "$1"
+    git -C "$1" checkout --quiet --detach "$(git rev-parse HEAD)"
+  fi
+  # Changes that are not committed, so that an edit can be tried.
+  git diff --binary HEAD >"$1.files"
+  [ ! -s "$1.files" ] || git -C "$1" apply --index --whitespace=nowarn "$1.files"
+  rm -f "$1.files"
+}
+
+# Runs a command with another mask, time zone, locale, terminal and home than usual.
+elsewhere() (
+  umask 077
+  export TZ=Asia/Kolkata LC_ALL=C.UTF-8 TERM=dumb GZIP=-1 TAR_OPTIONS=--format=pax COLUMNS=37
+  unset KUBE_AUDIT_FORWARDER_REVISION SOURCE_DATE_EPOCH CFLAGS CXXFLAGS RUSTFLAGS
+  "$@"
+)
+
+# Expects that a command fails and says a text.
+refused() {
+  local expected=$1 said
+  shift
+  if said=$("$@" 2>&1); then fail "this should have failed: $*"; fi
+  grep -qF -- "$expected" <<<"$said" || fail "$*: \"$expected\" is not in: $said"
+}
+
+# The commands of docs/operating/releases.md, in a directory with a release and the public key.
+verify_ed25519() {
+  base64 -d SHA256SUMS.sig >SHA256SUMS.bin
+  openssl pkeyutl -verify -pubin -inkey release.pub -rawin -in SHA256SUMS -sigfile SHA256SUMS.bin
+}
+
+verify_ecdsa() {
+  base64 -d SHA256SUMS.sig >SHA256SUMS.bin
+  openssl dgst -sha256 -verify release.pub -signature SHA256SUMS.bin SHA256SUMS
+}
+
+# Changes one bit of a file.
+flip() {
+  local byte
+  byte=$(od -An -tu1 -j 40 -N 1 "$1" | tr -d ' ')
+  # shellcheck disable=SC2059
+  printf "\\$(printf '%03o' $((byte ^ 1)))" | dd of="$1" bs=1 seek=40 conv=notrunc status=none
+}
+
+# Verifies the release in $1 with the public key $2 by the command $3, before and after changes.
+verified() (
+  cp -r "$1" "$work/verified"
+  cd "$work/verified"
+  cp "$2" release.pub
+  sha256sum --check --strict --quiet SHA256SUMS
+  "$3"
+  local file
+  cp SHA256SUMS whole
+  flip SHA256SUMS
+  if "$3" >/dev/null 2>&1; then fail "the signature holds for changed checksums"; fi
+  mv whole SHA256SUMS
+  cp SHA256SUMS.sig whole
+  flip SHA256SUMS.bin
+  base64 -w 0 SHA256SUMS.bin >SHA256SUMS.sig
+  if "$3" >/dev/null 2>&1; then fail "a changed signature holds"; fi
+  mv whole SHA256SUMS.sig
+  "$3"
+  case $3 in
+  verify_ecdsa) openssl ecparam -name prime256v1 -genkey -noout -out other.key ;;
+  *) openssl genpkey -algorithm ED25519 -out other.key ;;
+  esac
+  openssl pkey -in other.key -pubout -out release.pub
+  if "$3" >/dev/null 2>&1; then fail "the signature holds for another key"; fi
+  for file in *.tar.gz *.oci.tar *.cdx.json *.tgz BUILDINFO; do
+    cp "$file" kept
+    flip "$file"
+    if sha256sum --check --status SHA256SUMS; then fail "a changed $file is not noticed"; fi
+    mv kept "$file"
+  done
+  sha256sum --check --strict --quiet SHA256SUMS
+  rm -rf "$work/verified"
+)
+
+package() {
+  local directory python=$2 helm=$3 version flavour arch
+  directory=$(realpath "$1")
+  version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+  case $(uname -m) in x86_64) arch=amd64 ;; *) arch=arm64 ;; esac
+  openssl genpkey -algorithm ED25519 -out "$work/ed25519.key"
+  openssl pkey -in "$work/ed25519.key" -pubout -out "$work/ed25519.pub"
+  openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$work/ecdsa.key" 2>/dev/null
+  openssl pkey -in "$work/ecdsa.key" -pubout -out "$work/ecdsa.pub"
+  openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$work/rsa.key" 2>/dev/null
+
+  say "wrong versions, keys, directories and trees are refused"
+  refused "is $version, not 9.9.9" deploy/release.sh 9.9.9
+  refused "usage:" deploy/release.sh
+  refused "usage:" deploy/release.sh "$version" --flavour all
+  mkdir "$work/occupied" && touch "$work/occupied/file"
+  refused "not an earlier release" deploy/release.sh "$version" --output "$work/occupied"
+  clone "$work/a clone elsewhere"
+  echo "# a change" >>"$work/a clone elsewhere/Cargo.toml"
+  refused "the working tree has changes" "$work/a clone elsewhere/deploy/release.sh" "$version"
+  clone "$work/a clone elsewhere"
+
+  for flavour in default kafka; do
+    mkdir -p "$work/programs/$flavour"
+    cp "$directory/$NAME" "$directory/$NAME.debug" "$work/programs/$flavour/"
+  done
+  refused "neither an Ed25519 nor" deploy/release.sh "$version" --programs "$work/programs" \
+    --flavour default --key "$work/rsa.key" --output "$work/refused"
+
+  say "two runs, here and elsewhere"
+  deploy/release.sh "$version" --programs "$work/programs" --output "$work/first" --key "$work/ed25519.key"
+  elsewhere "$work/a clone elsewhere/deploy/release.sh" "$version" --programs "$work/programs" \
+    --output "$work/second" --key "$work/ed25519.key" >/dev/null
+  diff -r "$work/first" "$work/second" || fail "two runs have made different bytes"
+
+  say "checksums and signature"
+  verified "$work/first" "$work/ed25519.pub" verify_ed25519
+  # In the place of an earlier release, and with a key of the other kind.
+  deploy/release.sh "$version" --programs "$work/programs" --flavour default --output "$work/second" \
+    --key "$work/ecdsa.key" >/dev/null
+  [ ! -e "$work/second/$NAME-kafka-$version-linux-$arch.tar.gz" ] || fail "a file of the earlier release"
+  verified "$work/second" "$work/ecdsa.pub" verify_ecdsa
+
+  say "the files"
+  "$python" tests/peers/sbom.py "$work/first"/*.cdx.json
+  python3 deploy/test/release.py "$work/first" "$version" "$work/programs" "$helm"
+
+  say "the released image"
+  deploy/test/image.sh "$work/first/$NAME-$version-linux-$arch.oci.tar"
+  say "the packages of a release are the same in two runs, verify, and work"
+}
+
+rebuild() {
+  local flavour=$1 directory place features=$1 started
+  directory=$(realpath "$2")
+  [ "$flavour" != default ] || features=""
+  # Kept, so that a later run compiles the crates of others only if they have changed.
+  place=$(realpath -m "${CARGO_TARGET_DIR:-target}")/rebuild
+  mkdir -p "$place"
+  clone "$place/sources"
+  started=$SECONDS
+  elsewhere "$place/sources/deploy/static-binary.sh" "$features" "$place/$flavour"
+  for file in $NAME $NAME.debug; do
+    cmp "$directory/$file" "$place/$flavour/static/$file" || fail "$file: other bytes elsewhere"
+  done
+  say "$flavour: the same program in another directory, in $((SECONDS - started)) s"
+}
+
+cd "$(dirname "$(realpath "$0")")/../.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+case $#:${1:-} in
+4:package) package "$2" "$3" "$4" ;;
+3:rebuild) rebuild "$2" "$3" ;;
+*) fail "usage: deploy/test/release.sh package DIRECTORY PYTHON HELM | rebuild FLAVOUR DIRECTORY" ;;
+esac
