@@ -4,7 +4,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `lines` `rfc3339` `tried` `in_flight` `aside` | why an attempt failed · lines of a batch · times as text · ages · claims and their states · work that takes long |
+//! | 1 | `failure` `lines` `rfc3339` `tried` `in_flight` `aside` `tapped` | why an attempt failed · lines of a batch · times as text · ages · claims and their states · work that takes long · copies for taps |
 //! | 2 | `files` `retry` `endpoints` `dead_letter` `isolation` `checkpoints` | files that an output reads · waits · addresses and their circuits · letters and their files · which refused event is at fault · the newest checkpoint |
 //! | 3 | `link` `health` `pacing` `orders` | the contract with a protocol · "down" and "up again" · when and how much is sent · the orders that a delivery hears |
 //! | 4 | `filtering` | the events of a batch that leave |
@@ -36,6 +36,7 @@ pub(crate) mod prepared;
 pub(crate) mod retry;
 pub(crate) mod rfc3339;
 mod run;
+mod tapped;
 mod tried;
 
 pub use checkpoints::Published;

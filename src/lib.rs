@@ -27,7 +27,7 @@
 //! | 2 | [`policy`] [`redact`] [`shape`] [`top`] | audit policies · one event's change · one event in another schema · a relay's state on a terminal |
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · HAProxy's config |
-//! | 5 | [`queue`] [`filter`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · Kafka clients (feature `kafka`) · single HTTP requests |
+//! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
 //! | 7 | [`output`] [`verify`] | the protocols · whether the evidence is whole |
 //! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
@@ -76,6 +76,7 @@ pub mod size;
 pub mod source;
 pub mod staged;
 pub mod status;
+pub mod tap;
 pub mod telemetry;
 pub mod tlog;
 pub mod tls;

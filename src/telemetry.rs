@@ -46,6 +46,7 @@ pub use catalog::ListenerMetrics;
 pub use catalog::OutputMetrics;
 pub use catalog::QueueMetrics;
 pub use catalog::ReloadMetrics;
+pub use catalog::TapMetrics;
 pub use catalog::WitnessMetrics;
 pub use declare::PREFIX;
 pub use labels::AttemptError;
@@ -217,6 +218,12 @@ impl Telemetry {
     #[must_use]
     pub fn reloads(&self) -> ReloadMetrics {
         ReloadMetrics::register(&self.recorder, [])
+    }
+
+    /// Returns the handles of the metrics about taps.
+    #[must_use]
+    pub fn taps(&self) -> TapMetrics {
+        TapMetrics::register(&self.recorder, [])
     }
 
     /// Returns the handles of the metrics about the evidence.
@@ -409,6 +416,14 @@ impl ReloadMetrics {
     }
 }
 
+impl TapMetrics {
+    /// Shows the number of open taps.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; there are few taps")]
+    pub fn open(&self, open: usize) {
+        self.open.set(open as f64);
+    }
+}
+
 impl EvidenceMetrics {
     /// Shows the number of entries of the log.
     #[allow(clippy::cast_precision_loss, reason = "a gauge; the log has fewer than 2^52 entries")]
@@ -523,6 +538,7 @@ mod tests {
         let _handles = (telemetry.in_flight(), telemetry.queue(), telemetry.output("o"));
         let _dropped = telemetry.dead_letters_dropped();
         let _reloads = (telemetry.reloads(), telemetry.evidence(), telemetry.witness("w"));
+        let _taps = telemetry.taps();
         telemetry.certificate_expiry("listener", "127.0.0.1:3000", "server", 4_102_444_800);
         telemetry.output_required("o", true);
         listener.answered(431);
@@ -566,7 +582,7 @@ mod tests {
         let _handles = (telemetry.listener("l"), telemetry.queue(), telemetry.output("o"));
         let _others =
             (telemetry.in_flight(), telemetry.dead_letters_dropped(), telemetry.reloads());
-        let _evidence = (telemetry.evidence(), telemetry.witness("w"));
+        let _evidence = (telemetry.evidence(), telemetry.witness("w"), telemetry.taps());
         telemetry.output_required("o", true);
         for (place, name) in [("listener", "l"), ("output", "o")] {
             for role in ["server", "client"] {

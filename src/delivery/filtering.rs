@@ -16,6 +16,7 @@ use super::aside::aside;
 use super::aside::has_large_event;
 use super::lines::line;
 use super::link::REJECTED_BYTES_MAX;
+use super::tapped::Tapping;
 use crate::filter::Changes;
 use crate::filter::EventView;
 use crate::filter::Filter;
@@ -80,6 +81,8 @@ pub(super) struct Filtering {
     sent: BTreeMap<Position, SentLine>,
     /// With evidence, the positions of the events of a batch that the filter has changed.
     altered: BTreeSet<Position>,
+    /// The copies of events on the wire for the taps.
+    pub(super) tapping: Tapping,
 }
 
 /// The filter's decision about one event that it does not send unchanged.
@@ -109,6 +112,7 @@ impl Filtering {
             is_recorded: cursor.is_recorded(),
             sent: BTreeMap::new(),
             altered: BTreeSet::new(),
+            tapping: Tapping::default(),
         }
     }
 
@@ -136,6 +140,7 @@ impl Filtering {
     /// Removes the filter's decisions (marks) about the events at these positions, and returns them
     /// in order.
     fn unmark(&mut self, positions: Range<Position>) -> Vec<(Position, Mark)> {
+        self.tapping.forget(positions.start, positions.end);
         self.sent.extract_if(positions.clone(), |_, _| true).for_each(drop);
         let marks: Vec<_> = self.marks.extract_if(positions, |_, _| true).collect();
         for (_, mark) in &marks {
@@ -299,6 +304,36 @@ impl Filtering {
         }
     }
 
+    /// Returns the events of a batch that are to be sent, as [`Filtering::pass`] does. Copies some
+    /// of them, before they get their form, if a tap is open.
+    pub(super) fn pass_to_send(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
+        if !self.tapping.begin(batch.claim) {
+            return self.pass(batch, cursor);
+        }
+        if self.filter.is_none() {
+            self.copy_lines(&batch);
+        }
+        let passed = self.pass(batch, cursor);
+        self.tapping.end(passed.events > 0);
+        passed
+    }
+
+    /// Copies lines of a batch that no filter changes. If the queue has dropped some events of the
+    /// claim, and the batch does not say which, nothing is copied.
+    fn copy_lines(&mut self, batch: &Batch) {
+        let Batch { claim, events, pieces, origins, .. } = batch;
+        if origins.is_empty() && *events < claim.end - claim.start {
+            return;
+        }
+        let counted = (0..if origins.is_empty() { *events } else { 0 }).map(|at| claim.start + at);
+        for (event, position) in lines(pieces).zip(counted.chain(batch.positions())) {
+            if !self.tapping.is_copying() {
+                return;
+            }
+            self.tapping.copy(position, event);
+        }
+    }
+
     /// Asks the filter about each event of a batch, and marks its decisions. With evidence, also
     /// hashes the lines that are sent, if the filter has changed or dropped any event.
     fn judge_and_hash(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
@@ -322,6 +357,7 @@ impl Filtering {
         let Some(filter) = &mut self.filter else { return batch };
         let Batch { claim, pieces, origins, .. } = batch;
         filter.renew(cursor.watermark());
+        let gives_form = filter.gives_form();
         let mut lines = Lines::default();
         for (piece, origin) in pieces.into_iter().zip(&origins) {
             let (mut run, mut end, mut next) = (0, 0, origin.first);
@@ -331,7 +367,18 @@ impl Filtering {
                 (end, next) = (start + event.len() + 1, position.next());
                 self.changed.clear();
                 let asked = EventView { event, request, known, position, age: origin.age };
-                let mark = match filter.judge(&asked, &mut self.changed) {
+                let verdict = filter.judge(&asked, &mut self.changed);
+                if self.tapping.is_copying() {
+                    match verdict {
+                        Verdict::Untouched | Verdict::Changed(_) if gives_form => {
+                            self.tapping.copy(position, filter.before_form(event));
+                        }
+                        Verdict::Untouched => self.tapping.copy(position, event),
+                        Verdict::Changed(_) => self.tapping.copy(position, &self.changed),
+                        Verdict::Dropped | Verdict::Duplicate | Verdict::TooLarge => {}
+                    }
+                }
+                let mark = match verdict {
                     Verdict::Untouched => {
                         lines.count(position, origin);
                         continue;

@@ -170,7 +170,7 @@ impl Ledger {
         {
             let batch = self.take(room)?;
             let (claim, bytes) = (batch.claim, batch.bytes);
-            let batch = self.filtering.pass(batch, self.in_flight.cursor());
+            let batch = self.filtering.pass_to_send(batch, self.in_flight.cursor());
             if batch.events == 0 {
                 self.inspected_bytes += bytes;
                 self.nothing_left(claim);
@@ -215,7 +215,7 @@ impl Ledger {
                 }
                 Redelivery::NotYet => break,
             };
-            let next = self.filtering.pass(next, self.in_flight.cursor());
+            let next = self.filtering.pass_to_send(next, self.in_flight.cursor());
             let (claim, events) = (next.claim, batch.events + next.events);
             if events > room.events || batch.bytes + next.bytes > room.bytes {
                 self.release(claim);
@@ -398,6 +398,7 @@ impl Ledger {
         self.pacing.succeeded();
         self.health.succeeded();
         self.health.delivered(work.events, work.attempts);
+        self.filtering.tapping.accepted(claim, work.events, rejected.is_empty());
         if rejected.is_empty()
             && self.is_ordered
             && self.in_flight.has_suspect_before(claim)

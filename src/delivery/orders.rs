@@ -1,12 +1,15 @@
 //! The orders that a delivery obeys, the checkpoints that it hears of, and the state that it hands
 //! to the delivery that replaces it.
 
+use std::sync::Arc;
+
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoints::Published;
 use crate::filter::Seen;
 use crate::queue::Claim;
 use crate::queue::Cursor;
+use crate::tap::Taps;
 
 /// The state that a delivery (the loop that sends one output's events) hands over to the delivery
 /// that replaces it. The old delivery waits for no answer any more: each event that has no answer
@@ -39,4 +42,6 @@ pub struct Orders {
     /// The newest checkpoint of the evidence, for outputs that send checkpoints. `None`: the relay
     /// records no evidence.
     pub checkpoints: Option<Published>,
+    /// The taps, which are shown the events that leave. `None`: nobody can open one.
+    pub taps: Option<Arc<Taps>>,
 }

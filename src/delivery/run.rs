@@ -71,6 +71,8 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 /// What must never happen: the delivery ends without an order, while the process goes on.
 pub(super) struct Delivery<C> {
     connector: C,
+    /// The output's name.
+    name: String,
     ledger: Ledger,
     rejected: Rejected,
     orders: Orders,
@@ -155,6 +157,7 @@ impl<C: Connect> Delivery<C> {
         ledger.collects = C::COLLECTS;
         Self {
             connector,
+            name: config.name.clone(),
             ledger,
             rejected: config.rejected,
             orders: Orders::default(),
@@ -211,6 +214,7 @@ impl<C: Connect> Delivery<C> {
             let interval = self.connector.checkpoint_interval();
             self.checkpoints.follow(orders.checkpoints.clone(), interval);
         }
+        self.ledger.filtering.tapping.attach(orders.taps.clone(), &self.name);
         self.orders = orders;
         let ended = self.deliver().await;
         // If the delivery did not wait, a dead letter that is nearly written would be written

@@ -513,6 +513,32 @@ catalog! {
         }
     }
 
+    "Taps"
+    /// The handles of the metrics about taps, which show events to people.
+    pub struct TapMetrics [] {
+        pub(super) open: Gauge = "taps" {
+            help: "Taps that are open: people who look at the events that leave.",
+            unit: "taps",
+            meaning: "At most 4. Always 0 without `admin.tap_token_file`. The log says who opens \
+                and closes each.",
+            action: "If nobody of yours looks, change the token: the open taps end.",
+        }
+        pub shown: Counter = "tap_shown_events_total" {
+            help: "Events that were written to taps.",
+            unit: "events",
+            meaning: "An event that two taps show counts twice.",
+            action: "Nothing: taps take nothing from the outputs.",
+        }
+        pub skipped: Counter = "tap_skipped_events_total" {
+            help: "Events that taps did not show: beyond the sample, the limits of a tap, or not readable.",
+            unit: "events",
+            meaning: "The outputs have delivered these events. The reader of the tap is told the \
+                number and the reason.",
+            action: "Nothing: ask for fewer events by `--match` or `--output`, or for more by \
+                `--sample`.",
+        }
+    }
+
     "The program"
     /// The handles of the metrics about the log and the memory limit of the process.
     pub(super) struct ProgramMetrics [] {

@@ -1,0 +1,269 @@
+//! Copies of events on the wire, for the taps that are open. A copy goes to its tap when the
+//! consumer has acknowledged the event.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::position::Position;
+use crate::queue::Claim;
+use crate::tap::EVENT_BYTES_MAX;
+use crate::tap::Line;
+use crate::tap::Reader;
+use crate::tap::Skipped;
+use crate::tap::Taps;
+use crate::tap::Why;
+
+/// The copies of one output's events for taps. The output's filtering owns this value.
+///
+/// A claim's events are copied while the claim goes through the filter to be sent: [`begin`], then
+/// [`copy`] for each event, then [`end`]. The copies wait here until the consumer has acknowledged
+/// the events ([`accepted`]), or until the events are to be sent again or are given up
+/// ([`forget`]).
+///
+/// While no tap is open and nothing waits, [`begin`] reads one number, and the other functions look
+/// at an empty list.
+///
+/// [`begin`]: Tapping::begin
+/// [`copy`]: Tapping::copy
+/// [`end`]: Tapping::end
+/// [`accepted`]: Tapping::accepted
+/// [`forget`]: Tapping::forget
+#[derive(Default)]
+pub(super) struct Tapping {
+    taps: Option<Arc<Taps>>,
+    output: Arc<str>,
+    /// The samples of the claim that goes through the filter now.
+    current: Vec<Sample>,
+    /// The samples of claims that are on the wire. The taps limit the bytes of their lines.
+    samples: Vec<Sample>,
+}
+
+/// The copies of events of one claim for one tap.
+struct Sample {
+    /// The positions about which nothing is known yet.
+    claim: Claim,
+    reader: Arc<Reader>,
+    lines: VecDeque<(Position, Line)>,
+    /// The positions and sizes of events that are too large to be shown.
+    large: Vec<(Position, u64)>,
+    /// The reason why the rest of the events was not copied; `None`: all were copied so far.
+    why: Option<Why>,
+}
+
+impl Tapping {
+    /// Sets the taps for which the events of this output are copied.
+    pub(super) fn attach(&mut self, taps: Option<Arc<Taps>>, output: &str) {
+        (self.taps, self.output) = (taps, output.into());
+    }
+
+    /// Begins to copy the events of a claim that is to be sent. Returns `false` if no tap asks for
+    /// them; the other functions need not be called then.
+    pub(super) fn begin(&mut self, claim: Claim) -> bool {
+        let open = self.taps.as_ref().filter(|taps| taps.is_open());
+        let Some(taps) = open else {
+            // The taps that asked for these copies are closed.
+            self.samples.clear();
+            return false;
+        };
+        let sample =
+            |reader| Sample { claim, reader, lines: VecDeque::new(), large: Vec::new(), why: None };
+        self.current = taps.readers_of(&self.output).into_iter().map(sample).collect();
+        self.forget(claim.start, claim.end);
+        !self.current.is_empty()
+    }
+
+    /// Returns `true` if a tap takes more events of the claim that goes through the filter now.
+    pub(super) fn is_copying(&self) -> bool {
+        self.current.iter().any(|sample| sample.why.is_none())
+    }
+
+    /// Copies an event, as it is before its shape, for each tap that has room for it.
+    pub(super) fn copy(&mut self, position: Position, event: &[u8]) {
+        for sample in self.current.iter_mut().filter(|sample| sample.why.is_none()) {
+            if event.len() > EVENT_BYTES_MAX {
+                sample.large.push((position, event.len() as u64));
+                continue;
+            }
+            match sample.reader.copy(&self.output, event) {
+                Ok(line) => sample.lines.push_back((position, line)),
+                Err(why) => sample.why = Some(why),
+            }
+        }
+    }
+
+    /// Ends the copying. `is_sent` is `false` if no event of the claim is sent.
+    pub(super) fn end(&mut self, is_sent: bool) {
+        let current = std::mem::take(&mut self.current);
+        if is_sent {
+            self.samples.extend(current);
+        }
+    }
+
+    /// Hands the copies of the claim's events to their taps, because the consumer has acknowledged
+    /// `events` events of the claim. If `is_whole` is `false`, the protocol could not carry some
+    /// events of the claim, and it is not known here which: all are counted as skipped.
+    pub(super) fn accepted(&mut self, claim: Claim, events: u64, is_whole: bool) {
+        for sample in self.samples.iter_mut().filter(|sample| sample.overlaps(claim)) {
+            let mut lines = sample.take(claim);
+            if !is_whole {
+                lines.clear();
+            }
+            let mut skipped = Skipped::default();
+            for (_, bytes) in sample.take_large(claim) {
+                skipped.large += 1;
+                skipped.largest_bytes = skipped.largest_bytes.max(bytes);
+            }
+            let rest = events.saturating_sub(lines.len() as u64 + skipped.large);
+            match sample.why {
+                Some(Why::Full) => skipped.full = rest,
+                Some(Why::Rate) | None => skipped.rate = rest,
+            }
+            sample.reader.deliver(lines, skipped);
+            sample.cut(claim.start, claim.end);
+        }
+        self.samples.retain(|sample| sample.claim.start < sample.claim.end);
+    }
+
+    /// Drops the copies of the events at these positions: they are to be sent again, or are given
+    /// up.
+    pub(super) fn forget(&mut self, start: Position, end: Position) {
+        if self.samples.is_empty() {
+            return;
+        }
+        for sample in &mut self.samples {
+            drop((sample.take(Claim { start, end }), sample.take_large(Claim { start, end })));
+            sample.cut(start, end);
+        }
+        self.samples.retain(|sample| sample.claim.start < sample.claim.end);
+    }
+}
+
+impl Sample {
+    fn overlaps(&self, claim: Claim) -> bool {
+        self.claim.start < claim.end && claim.start < self.claim.end
+    }
+
+    /// Removes and returns the lines of the claim's events.
+    fn take(&mut self, claim: Claim) -> Vec<Line> {
+        let Claim { start, end } = claim;
+        let from = self.lines.partition_point(|(position, _)| *position < start);
+        let until = self.lines.partition_point(|(position, _)| *position < end);
+        self.lines.drain(from..until.max(from)).map(|(_, line)| line).collect()
+    }
+
+    fn take_large(&mut self, claim: Claim) -> Vec<(Position, u64)> {
+        let is_in =
+            |(position, _): &mut (Position, u64)| (claim.start..claim.end).contains(position);
+        self.large.extract_if(.., is_in).collect()
+    }
+
+    /// Notes that the fate of the events at these positions is known, if they are at one end of
+    /// what is left of the claim. A gap in the middle stays until one end reaches it.
+    fn cut(&mut self, start: Position, end: Position) {
+        let Claim { start: first, end: last } = self.claim;
+        if start <= first && end > first {
+            self.claim.start = end.min(last);
+        } else if end >= last && start < last {
+            self.claim.end = start.max(first);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tap::Tap;
+    use crate::telemetry::Telemetry;
+
+    fn position(number: u64) -> Position {
+        Position::new(number)
+    }
+
+    fn claim(start: u64, end: u64) -> Claim {
+        Claim { start: position(start), end: position(end) }
+    }
+
+    fn tapping() -> (Tapping, Arc<Taps>) {
+        let taps = Arc::new(Taps::new(Telemetry::new().taps()));
+        let mut tapping = Tapping::default();
+        tapping.attach(Some(Arc::clone(&taps)), "o");
+        (tapping, taps)
+    }
+
+    /// Sends a claim whose events say their positions.
+    fn send(tapping: &mut Tapping, claim: Claim) {
+        assert!(tapping.begin(claim));
+        for number in claim.start.get()..claim.end.get() {
+            assert!(tapping.is_copying());
+            tapping.copy(position(number), number.to_string().as_bytes());
+        }
+        tapping.end(true);
+    }
+
+    fn shown(tap: &Tap) -> Vec<u64> {
+        let line = |line: Line| std::str::from_utf8(line.event()).unwrap().parse().unwrap();
+        std::iter::from_fn(|| tap.try_next()).map(line).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_is_shown_when_it_is_acknowledged_and_not_before() {
+        let (mut tapping, taps) = tapping();
+        assert!(!tapping.begin(claim(0, 1)));
+        let tap = taps.open(None).unwrap();
+        let other = taps.open(Some("other".to_owned())).unwrap();
+        send(&mut tapping, claim(0, 10));
+        assert!(shown(&tap).is_empty());
+        // Acknowledged in parts, and one part is sent again and then acknowledged.
+        tapping.accepted(claim(0, 3), 3, true);
+        assert_eq!(shown(&tap), [0, 1, 2]);
+        tapping.forget(position(5), position(8));
+        tapping.accepted(claim(8, 10), 2, true);
+        tapping.accepted(claim(3, 5), 2, true);
+        assert_eq!(shown(&tap), [8, 9, 3, 4]);
+        send(&mut tapping, claim(5, 8));
+        tapping.accepted(claim(5, 8), 3, true);
+        assert_eq!(shown(&tap), [5, 6, 7]);
+        assert_eq!(tap.take_skipped(), Skipped::default());
+        assert!(tapping.samples.is_empty());
+        assert!(shown(&other).is_empty() && other.take_skipped().events() == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_shown_is_counted_once() {
+        let (mut tapping, taps) = tapping();
+        let tap = taps.open(None).unwrap();
+        assert!(tapping.begin(claim(0, 4)));
+        tapping.copy(position(0), b"0");
+        tapping.copy(position(1), &vec![b' '; EVENT_BYTES_MAX + 1]);
+        tapping.copy(position(2), b"2");
+        tapping.end(true);
+        // The filter has kept back the event 3, so three events were sent.
+        tapping.accepted(claim(0, 4), 3, true);
+        assert_eq!(shown(&tap), [0, 2]);
+        let skipped = tap.take_skipped();
+        assert_eq!((skipped.large, skipped.events()), (1, 1));
+        assert_eq!(skipped.largest_bytes, EVENT_BYTES_MAX as u64 + 1);
+
+        // Events that the protocol can't carry are among these.
+        send(&mut tapping, claim(4, 6));
+        tapping.accepted(claim(4, 6), 2, false);
+        assert!(shown(&tap).is_empty());
+        assert_eq!(tap.take_skipped().rate, 2);
+
+        send(&mut tapping, claim(6, 8));
+        tapping.forget(position(6), position(8));
+        tapping.accepted(claim(6, 8), 2, true);
+        assert_eq!((shown(&tap).len(), tap.take_skipped().events()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_copies_of_a_closed_tap_are_dropped() {
+        let (mut tapping, taps) = tapping();
+        let tap = taps.open(None).unwrap();
+        send(&mut tapping, claim(0, 2));
+        drop(tap);
+        assert_eq!(tapping.samples.len(), 1);
+        assert!(!tapping.begin(claim(2, 3)) && tapping.samples.is_empty());
+        tapping.accepted(claim(0, 2), 2, true);
+    }
+}

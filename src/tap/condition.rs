@@ -1,0 +1,390 @@
+//! What the reader of a tap asks for: `verb=delete`, `user=system:serviceaccount:*`, `code>=400`.
+//!
+//! A doubt shows an event: if an event has several values for a key (the namespace of the URL and
+//! that of the body, the user and the one as whom the user acts), one that fits is enough. A client
+//! therefore cannot hide an event by what it writes into a request.
+
+use std::borrow::Cow;
+
+use super::fields::Fields;
+
+/// The most conditions of one reader.
+const CONDITIONS_MAX: usize = 32;
+
+/// The most bytes of one condition.
+const CONDITION_BYTES_MAX: usize = 512;
+
+/// The keys, in the order in which messages list them.
+const KEYS: [(&str, Key); 13] = [
+    ("verb", Key::Verb),
+    ("user", Key::User),
+    ("group", Key::Group),
+    ("namespace", Key::Namespace),
+    ("resource", Key::Resource),
+    ("name", Key::Name),
+    ("code", Key::Code),
+    ("level", Key::Level),
+    ("stage", Key::Stage),
+    ("ip", Key::Ip),
+    ("uri", Key::Uri),
+    ("agent", Key::Agent),
+    ("api-group", Key::ApiGroup),
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Key {
+    Verb,
+    User,
+    Group,
+    Namespace,
+    Resource,
+    Name,
+    Code,
+    Level,
+    Stage,
+    Ip,
+    Uri,
+    Agent,
+    ApiGroup,
+}
+
+/// The comparison of a condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operator {
+    Is,
+    IsNot,
+    AtLeast,
+    AtMost,
+    Above,
+    Below,
+}
+
+/// The operators as they are written. An operator comes before one that it begins with.
+const OPERATORS: [(&str, Operator); 6] = [
+    ("!=", Operator::IsNot),
+    (">=", Operator::AtLeast),
+    ("<=", Operator::AtMost),
+    ("=", Operator::Is),
+    (">", Operator::Above),
+    ("<", Operator::Below),
+];
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Condition {
+    key: Key,
+    operator: Operator,
+    value: String,
+    /// The value as a number, for the operators that compare numbers.
+    number: u64,
+}
+
+/// The conditions of one reader. All keys must hold. If `KEY=…` is there several times, one of them
+/// is enough.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Conditions(Vec<Condition>);
+
+impl Conditions {
+    /// Reads conditions as they are written.
+    ///
+    /// # Errors
+    ///
+    /// A text that says which condition is wrong, and which are allowed. It is safe for a terminal.
+    pub fn parse<S: AsRef<str>>(texts: &[S]) -> Result<Self, String> {
+        if texts.len() > CONDITIONS_MAX {
+            return Err(format!("{} conditions, allowed: at most {CONDITIONS_MAX}", texts.len()));
+        }
+        texts.iter().map(|text| condition(text.as_ref())).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Returns `true` if the event with these values is what the reader asks for.
+    #[must_use]
+    pub fn hold(&self, fields: &Fields<'_>) -> bool {
+        let alternatives = |key| {
+            let of_key = move |it: &&Condition| it.key == key && it.operator == Operator::Is;
+            self.0.iter().filter(of_key)
+        };
+        self.0.iter().all(|condition| match condition.operator {
+            Operator::Is => alternatives(condition.key).any(|it| it.holds(fields)),
+            Operator::IsNot
+            | Operator::AtLeast
+            | Operator::AtMost
+            | Operator::Above
+            | Operator::Below => condition.holds(fields),
+        })
+    }
+}
+
+fn condition(text: &str) -> Result<Condition, String> {
+    let shown = || super::escape::message(text.get(..80).unwrap_or(text));
+    if text.len() > CONDITION_BYTES_MAX {
+        return Err(format!("{}… is longer than {CONDITION_BYTES_MAX} bytes", shown()));
+    }
+    let at = text.find(['=', '!', '>', '<']);
+    let (name, rest) = at.and_then(|at| text.split_at_checked(at)).unwrap_or((text, ""));
+    let operator = OPERATORS.iter().find_map(|(sign, operator)| {
+        rest.strip_prefix(sign).map(|value| (*operator, value.to_owned()))
+    });
+    let Some((operator, value)) = operator else {
+        return Err(format!("{}: no operator, allowed: KEY=VALUE, KEY!=VALUE, code>=400", shown()));
+    };
+    let Some((_, key)) = KEYS.iter().find(|(known, _)| *known == name) else {
+        let near = KEYS.iter().map(|(known, _)| (strsim::damerau_levenshtein(known, name), *known));
+        let near = near.min().filter(|(distance, _)| *distance <= 2);
+        let near = near.map(|(_, known)| format!(" (do you mean {known}?)")).unwrap_or_default();
+        let keys: Vec<_> = KEYS.iter().map(|(known, _)| *known).collect();
+        return Err(format!("{}: unknown key{near}, allowed: {}", shown(), keys.join(", ")));
+    };
+    let compares = !matches!(operator, Operator::Is | Operator::IsNot);
+    if compares && *key != Key::Code {
+        return Err(format!("{}: only code is a number, allowed: = and !=", shown()));
+    }
+    let number = value.parse();
+    if compares && number.is_err() {
+        return Err(format!("{}: is no number, as in code>=400", shown()));
+    }
+    let is_code = |value: &str| value.bytes().all(|byte| byte.is_ascii_digit() || byte == b'*');
+    if *key == Key::Code && !is_code(&value) {
+        return Err(format!("{}: is no status, allowed: code=403, code=4*, code>=400", shown()));
+    }
+    let known: &[&str] = match key {
+        Key::Level => &["None", "Metadata", "Request", "RequestResponse"],
+        Key::Stage => &["RequestReceived", "ResponseStarted", "ResponseComplete", "Panic"],
+        Key::Verb
+        | Key::User
+        | Key::Group
+        | Key::Namespace
+        | Key::Resource
+        | Key::Name
+        | Key::Code
+        | Key::Ip
+        | Key::Uri
+        | Key::Agent
+        | Key::ApiGroup => &[],
+    };
+    let is_of = |known: &&str| is_like(&value, known, true);
+    if !known.is_empty() && !known.iter().any(is_of) {
+        return Err(format!("{}: never holds, allowed: {}", shown(), known.join(", ")));
+    }
+    Ok(Condition { key: *key, operator, value, number: number.unwrap_or_default() })
+}
+
+impl Condition {
+    fn holds(&self, fields: &Fields<'_>) -> bool {
+        let code = fields.code;
+        match self.operator {
+            Operator::Is => self.values(fields).iter().any(|value| self.fits(value)),
+            // One group of the list, or one form of the resource's name, is enough to exclude.
+            Operator::IsNot if matches!(self.key, Key::Group | Key::Resource) => {
+                !self.values(fields).iter().any(|value| self.fits(value))
+            }
+            Operator::IsNot => !self.values(fields).iter().all(|value| self.fits(value)),
+            Operator::AtLeast => code.is_some_and(|code| code >= self.number),
+            Operator::AtMost => code.is_some_and(|code| code <= self.number),
+            Operator::Above => code.is_some_and(|code| code > self.number),
+            Operator::Below => code.is_some_and(|code| code < self.number),
+        }
+    }
+
+    fn fits(&self, value: &str) -> bool {
+        is_like(&self.value, value, matches!(self.key, Key::Level | Key::Stage))
+    }
+
+    /// Returns the values of the event that the condition is about. There is at least one; a value
+    /// that the event does not have is empty.
+    fn values<'f>(&self, fields: &'f Fields<'_>) -> Vec<Cow<'f, str>> {
+        let one = |value: &'f str| vec![Cow::Borrowed(value)];
+        let both = |a: &'f str, b: Option<&'f str>| {
+            let second = b.filter(|b| !b.is_empty() && *b != a).map(Cow::Borrowed);
+            std::iter::once(Cow::Borrowed(a)).chain(second).collect()
+        };
+        let located = fields.located.as_ref();
+        match self.key {
+            Key::Verb => one(&fields.verb),
+            Key::User => both(&fields.user, Some(&fields.impersonated)),
+            Key::Group => all(fields.groups.iter().chain(&fields.impersonated_groups)),
+            Key::Namespace => both(&fields.namespace, located.map(|(namespace, _)| &**namespace)),
+            Key::Name => both(&fields.name, located.map(|(_, name)| &**name)),
+            Key::Resource => resources(fields),
+            Key::Code => {
+                vec![fields.code.map(|code| Cow::Owned(code.to_string())).unwrap_or_default()]
+            }
+            Key::Level => one(&fields.level),
+            Key::Stage => one(&fields.stage),
+            Key::Ip => all(fields.source_ips.iter()),
+            Key::Uri => one(&fields.uri),
+            Key::Agent => one(&fields.user_agent),
+            Key::ApiGroup => one(&fields.api_group),
+        }
+    }
+}
+
+fn all<'f>(values: impl Iterator<Item = &'f Cow<'f, str>>) -> Vec<Cow<'f, str>> {
+    let mut all: Vec<_> = values.map(|value| Cow::Borrowed(&**value)).collect();
+    if all.is_empty() {
+        all.push(Cow::Borrowed(""));
+    }
+    all
+}
+
+/// Returns the forms in which people write the resource of an event: `pods`, `pods/exec`,
+/// `deployments.apps`, `deployments.apps/scale`.
+fn resources<'f>(fields: &'f Fields<'_>) -> Vec<Cow<'f, str>> {
+    let mut forms = vec![Cow::Borrowed(&*fields.resource)];
+    if !fields.api_group.is_empty() {
+        forms.push(Cow::Owned(format!("{}.{}", fields.resource, fields.api_group)));
+    }
+    if !fields.subresource.is_empty() {
+        let with: Vec<_> =
+            forms.iter().map(|form| format!("{form}/{}", fields.subresource)).collect();
+        forms.extend(with.into_iter().map(Cow::Owned));
+    }
+    forms
+}
+
+/// Returns `true` if `text` is like `pattern`, in which each `*` stands for any text. With
+/// `ignores_case`, letters of ASCII are equal in both cases.
+fn is_like(pattern: &str, text: &str, ignores_case: bool) -> bool {
+    let is_same = |a: u8, b: u8| if ignores_case { a.eq_ignore_ascii_case(&b) } else { a == b };
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut p, mut t) = (0, 0);
+    // The place after the last star, and the first byte of the text that the star may still take.
+    let mut star = None;
+    while let Some(byte) = text.get(t) {
+        match pattern.get(p) {
+            Some(b'*') => {
+                p += 1;
+                star = Some((p, t));
+            }
+            Some(own) if is_same(*own, *byte) => (p, t) = (p + 1, t + 1),
+            Some(_) | None => {
+                let Some((after, from)) = star else { return false };
+                star = Some((after, from + 1));
+                (p, t) = (after, from + 1);
+            }
+        }
+    }
+    pattern.get(p..).unwrap_or_default().iter().all(|byte| *byte == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EVENT: &str = r#"{"level":"Request","stage":"ResponseComplete","verb":"delete",
+        "user":{"username":"system:serviceaccount:a:b","groups":["g1","g2"]},
+        "impersonatedUser":{"username":"alice"},"sourceIPs":["1.2.3.4","10.0.0.1"],
+        "objectRef":{"resource":"deployments","apiGroup":"apps","subresource":"scale","namespace":"x","name":"n"},
+        "requestURI":"/apis/apps/v1/namespaces/prod/deployments/n/scale","userAgent":"kubectl/1",
+        "responseStatus":{"code":403}}"#;
+
+    fn holds(conditions: &[&str]) -> bool {
+        Conditions::parse(conditions).unwrap().hold(&Fields::of(EVENT))
+    }
+
+    #[test]
+    fn conditions_hold_as_people_write_them() {
+        for one in [
+            "verb=delete",
+            "verb=del*",
+            "verb!=get",
+            "user=system:serviceaccount:*",
+            "user=alice",
+            "group=g2",
+            "group!=g3",
+            "namespace=prod",
+            "namespace=x",
+            "resource=deployments",
+            "resource=deployments.apps",
+            "resource=deployments/scale",
+            "resource=*/scale",
+            "resource!=secrets",
+            "name=n",
+            "code=403",
+            "code=4*",
+            "code>=400",
+            "code<=403",
+            "code>402",
+            "code<404",
+            "code!=200",
+            "level=request",
+            "stage=*complete",
+            "ip=10.*",
+            "uri=/apis/*",
+            "agent=kubectl/*",
+            "api-group=apps",
+            "user!=alice",
+            "ip!=10.*",
+        ] {
+            assert!(holds(&[one]), "{one}");
+        }
+        for one in [
+            "verb=Delete",
+            "verb=delet",
+            "user=bob",
+            "group=g",
+            "group!=g1",
+            "namespace=",
+            "resource=deploy",
+            "resource!=deployments",
+            "code=200",
+            "code>403",
+            "code<403",
+            "level=Metadata",
+            "name!=n",
+            "agent=",
+            "user!=*",
+        ] {
+            assert!(!holds(&[one]), "{one}");
+        }
+        assert!(holds(&[]));
+        assert!(holds(&["verb=get", "verb=delete", "code>=400"]));
+        assert!(!holds(&["verb=get", "verb=list"]));
+        assert!(!holds(&["verb=delete", "code<400"]));
+        assert!(!holds(&["verb!=get", "verb!=delete"]));
+    }
+
+    #[test]
+    fn a_value_that_the_event_does_not_have_is_empty() {
+        let holds =
+            |text| Conditions::parse(&[text]).unwrap().hold(&Fields::of(r#"{"verb":"get"}"#));
+        assert!(holds("namespace=") && holds("code!=200") && holds("user=") && holds("ip="));
+        assert!(!holds("code>=0") && !holds("namespace!=") && !holds("group=*a"));
+    }
+
+    #[test]
+    fn a_wrong_condition_says_what_is_allowed() {
+        for (text, what) in [
+            ("verb", "no operator"),
+            ("verbs=get", "do you mean verb?"),
+            ("=get", "unknown key"),
+            ("verb>=get", "only code is a number"),
+            ("code>=4x", "is no number"),
+            ("code=4x", "is no status"),
+            ("level=Meta", "never holds"),
+            ("verb!get", "no operator"),
+            ("x\u{1b}[2J=1", r"x\u{1b}[2J=1: unknown key"),
+        ] {
+            let error = Conditions::parse(&[text]).unwrap_err();
+            assert!(error.contains(what), "{text}: {error}");
+            assert!(!error.contains('\u{1b}'));
+        }
+        assert!(Conditions::parse(&[format!("verb={}", "a".repeat(600))]).is_err());
+        assert!(Conditions::parse(&vec!["verb=get"; 33]).is_err());
+    }
+
+    #[test]
+    fn a_star_is_any_text() {
+        for (pattern, text, is) in [
+            ("*", "", true),
+            ("", "", true),
+            ("", "a", false),
+            ("a*b*c", "aXbYbZc", true),
+            ("a*b*c", "aXbYbZ", false),
+            ("**a", "aaa", true),
+            ("*ab", "aab", true),
+            ("a*", "ba", false),
+        ] {
+            assert_eq!(is_like(pattern, text, false), is, "{pattern} {text}");
+        }
+    }
+}

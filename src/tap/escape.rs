@@ -1,0 +1,183 @@
+//! Makes texts of clients safe for a terminal: no control character, no character that changes the
+//! direction or the place of other characters, and no character that is invisible.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// The most characters of a field that [`field`] shows. A user's name is shorter.
+const FIELD_CHARS_MAX: usize = 256;
+
+/// Returns `true` if a terminal shows the character as it is. Control characters (C0, DEL, C1),
+/// marks of direction, joiners, tags, combining marks and unusual spaces are not plain.
+fn is_plain(char: char) -> bool {
+    match char {
+        ' '..='~' => true,
+        // Whatever is no printable character of its own is escaped by `escape_debug`.
+        _ => char.escape_debug().len() == 1,
+    }
+}
+
+/// Returns a JSON text in which each character that is not plain is an escape of JSON. The value of
+/// the text does not change. Blanks between the tokens of the text become spaces.
+#[must_use]
+pub fn json(text: &str) -> Cow<'_, str> {
+    if text.chars().all(is_plain) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for char in text.chars() {
+        if is_plain(char) {
+            safe.push(char);
+        } else if char < ' ' {
+            // RFC 8259 §7: control characters are never in a string, so this one is a blank.
+            safe.push(' ');
+        } else {
+            for unit in char.encode_utf16(&mut [0; 2]) {
+                // Writing to a `String` cannot fail.
+                write!(safe, "\\u{unit:04x}").ok();
+            }
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// Returns a text as one field of a line whose fields are separated by spaces. A text that has a
+/// space, a quote, a backslash, one of `separators`, or a character that is not plain stands in
+/// quotes and with escapes, so that no client can forge a field. An empty text is `-`, and a long
+/// one is cut.
+#[must_use]
+pub fn field(text: &str, separators: &str) -> String {
+    let is_bare = |char: char| {
+        is_plain(char) && !matches!(char, ' ' | '"' | '\\') && !separators.contains(char)
+    };
+    if text.is_empty() {
+        return "-".to_owned();
+    }
+    if text != "-" && text.len() <= FIELD_CHARS_MAX && text.chars().all(is_bare) {
+        return text.to_owned();
+    }
+    let mut chars = text.chars();
+    let mut safe = String::from("\"");
+    for char in chars.by_ref().take(FIELD_CHARS_MAX) {
+        match char {
+            '"' | '\\' => safe.extend(['\\', char]),
+            _ if is_plain(char) => safe.push(char),
+            _ => safe.extend(char.escape_debug()),
+        }
+    }
+    safe.push_str(if chars.next().is_some() { "…\"" } else { "\"" });
+    safe
+}
+
+/// Returns a text for a message on a terminal: each character that is not plain is an escape.
+#[must_use]
+pub fn message(text: &str) -> String {
+    text.chars()
+        .flat_map(|char| {
+            let escaped = (!is_plain(char)).then(|| char.escape_debug());
+            escaped.is_none().then_some(char).into_iter().chain(escaped.into_iter().flatten())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Returns `true` if no character of the text can change how a terminal shows the others. The
+    /// list is written from the Unicode standard, apart from the code.
+    fn is_safe(text: &str) -> bool {
+        text.chars().all(|char| {
+            !matches!(
+                char,
+                '\0'..='\x1f' | '\x7f'..='\u{9f}' | '\u{ad}' | '\u{61c}' | '\u{180e}'
+                    | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+                    | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+                    | '\u{300}'..='\u{36f}' | '\u{fe00}'..='\u{fe0f}' | '\u{a0}' | '\u{3000}'
+            )
+        })
+    }
+
+    /// Texts with many characters that are dangerous.
+    fn texts() -> impl Strategy<Value = String> {
+        let dangerous = proptest::sample::select(vec![
+            '\x1b',
+            '\x07',
+            '\n',
+            '\r',
+            '\t',
+            '\x7f',
+            '\u{9b}',
+            '\u{85}',
+            '\u{202e}',
+            '\u{2066}',
+            '\u{200d}',
+            '\u{feff}',
+            '\u{e0041}',
+            '\u{301}',
+            '"',
+            '\\',
+            ' ',
+            '/',
+            '[',
+            '-',
+        ]);
+        let char = prop_oneof![dangerous, any::<char>(), proptest::char::range(' ', '~')];
+        proptest::collection::vec(char, 0..400).prop_map(String::from_iter)
+    }
+
+    proptest! {
+        #[test]
+        fn a_field_is_one_safe_word_whatever_the_client_chose(text in texts()) {
+            let shown = field(&text, "/[");
+            prop_assert!(is_safe(&shown), "{shown:?}");
+            match shown.strip_prefix('"') {
+                // Nothing in a bare field separates it from its neighbours.
+                None => prop_assert!(
+                    shown == "-" && text.is_empty()
+                        || shown == text && !shown.contains([' ', '/', '[', '"', '\\'])
+                ),
+                // The only quote that is not escaped is the last character.
+                Some(rest) => {
+                    let mut is_escaped = false;
+                    let end = rest.chars().position(|char| {
+                        let ends = char == '"' && !is_escaped;
+                        is_escaped = char == '\\' && !is_escaped;
+                        ends
+                    });
+                    prop_assert_eq!(end, Some(rest.chars().count() - 1));
+                }
+            }
+        }
+
+        #[test]
+        fn json_keeps_its_value_and_is_safe(text in texts()) {
+            let before = serde_json::to_string(&text).unwrap();
+            let after = json(&before);
+            prop_assert!(is_safe(&after), "{after:?}");
+            prop_assert_eq!(serde_json::from_str::<String>(&after).unwrap(), text);
+        }
+
+        #[test]
+        fn a_message_is_safe(text in texts()) {
+            prop_assert!(is_safe(&message(&text)));
+        }
+    }
+
+    #[test]
+    fn usual_texts_stay_as_they_are() {
+        for text in ["system:serviceaccount:a:b", "jürgen@example.org", "日本", "10.0.0.1"] {
+            assert_eq!(field(text, "/"), text);
+            assert_eq!(message(text), text);
+        }
+        assert_eq!(field("a b", ""), r#""a b""#);
+        assert_eq!(field("a/b", "/"), r#""a/b""#);
+        assert_eq!(field("", ""), "-");
+        assert_eq!(field("-", ""), r#""-""#);
+        assert_eq!(field("a\u{1b}[31m", ""), r#""a\u{1b}[31m""#);
+        assert_eq!(field(&"a".repeat(300), "").chars().count(), 259);
+        assert_eq!(json("{\"a\":\t\"\u{202e}\u{e0041}\"}"), r#"{"a": "\u202e\udb40\udc41"}"#);
+    }
+}

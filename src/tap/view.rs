@@ -1,0 +1,108 @@
+//! Makes of a copied event what a reader may see.
+
+use serde::de::IgnoredAny;
+
+use super::condition::Conditions;
+use super::escape;
+use super::fields::Fields;
+use crate::audit::request;
+use crate::redact;
+use crate::redact::Change;
+use crate::redact::Redaction;
+
+/// What one reader may see, and asks for. The reader's task owns this value.
+pub struct View {
+    /// The redactions that always hold, without rules of a config.
+    redaction: Redaction,
+    conditions: Conditions,
+    /// The buffer for one redacted event.
+    redacted: Vec<u8>,
+}
+
+/// What a reader sees of an event.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Looked {
+    /// The event, redacted, as one line of JSON that is safe for a terminal.
+    Shown(String),
+    /// The reader does not ask for this event.
+    Other,
+    /// The event is not JSON, so that nobody can say that no secret is in it.
+    Unreadable,
+}
+
+impl View {
+    /// Makes the view of a reader who asks for events by these conditions.
+    #[must_use]
+    pub fn new(conditions: Conditions) -> Self {
+        let redaction = Redaction::new(&[]).expect("no rule has no mistake");
+        Self { redaction, conditions, redacted: Vec::new() }
+    }
+
+    /// Looks at an event. Redacts it first, so that the conditions cannot be used to guess a value
+    /// that must not leave.
+    pub fn look(&mut self, event: &[u8]) -> Looked {
+        // A redaction cuts values out of JSON. What is not JSON might keep a part of a value.
+        if !is_json(event) {
+            return Looked::Unreadable;
+        }
+        self.redacted.clear();
+        let change = Change { redaction: Some(&self.redaction), ..Change::default() };
+        redact::apply(event, &request::request(event), 0, &change, &mut self.redacted);
+        let event = if self.redacted.is_empty() { event } else { &self.redacted };
+        if !is_json(event) {
+            return Looked::Unreadable;
+        }
+        let Ok(text) = std::str::from_utf8(event) else { return Looked::Unreadable };
+        match self.conditions.hold(&Fields::of(text)) {
+            true => Looked::Shown(escape::json(text).into_owned()),
+            false => Looked::Other,
+        }
+    }
+}
+
+/// Returns `true` if the text is one JSON object.
+fn is_json(text: &[u8]) -> bool {
+    text.first() == Some(&b'{') && serde_json::from_slice::<IgnoredAny>(text).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view(conditions: &[&str]) -> View {
+        View::new(Conditions::parse(conditions).unwrap())
+    }
+
+    #[test]
+    fn what_is_not_json_is_not_shown() {
+        let mut view = view(&[]);
+        for text in [
+            &b""[..],
+            b"<13>1 - - -",
+            b"{\"a\":1",
+            b"{\"a\":1}}",
+            b"[1]",
+            b"\"a\"",
+            b"{\"a\":\"\xff\"}",
+            b"{\"requestObject\":{\"data\":\"x\"}, oops}",
+        ] {
+            assert_eq!(view.look(text), Looked::Unreadable, "{:?}", text.escape_ascii());
+        }
+        assert_eq!(view.look(br#"{"a":1}"#), Looked::Shown(r#"{"a":1}"#.to_owned()));
+    }
+
+    #[test]
+    fn conditions_see_only_what_is_shown() {
+        let event = br#"{"requestURI":"/x?token=s3cret","verb":"get"}"#;
+        let Looked::Shown(shown) = view(&[]).look(event) else { panic!("not shown") };
+        assert!(!shown.contains("s3cret"), "{shown}");
+        assert_eq!(view(&["uri=*s3cret*"]).look(event), Looked::Other);
+    }
+
+    #[test]
+    fn deep_nesting_hides_nothing() {
+        let deep =
+            format!(r#"{{"verb":"get","requestObject":{}1{}}}"#, "[".repeat(900), "]".repeat(900));
+        assert_eq!(view(&["verb=get"]).look(deep.as_bytes()), Looked::Shown(deep));
+    }
+}
