@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::Either;
 use http_body_util::Full;
 use hyper::Method;
 use hyper::Request;
@@ -33,8 +34,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::delivery::Status;
+use crate::listener::Token;
 use crate::queue::Queue;
 use crate::source;
+use crate::tap::Taps;
 use crate::telemetry::Telemetry;
 
 mod evidence;
@@ -43,6 +46,7 @@ mod page;
 mod places;
 mod sampling;
 mod status;
+mod tap;
 
 use history::History;
 use places::Places;
@@ -83,6 +87,8 @@ pub struct Admin {
     host: String,
     /// The directory of the evidence log; `None` if there is no evidence.
     evidence: Option<PathBuf>,
+    /// The route `/tap`.
+    tap: tap::Door,
 }
 
 /// An output as `/status` shows it.
@@ -117,7 +123,12 @@ impl Admin {
     /// Makes the state of a relay that has not started yet and has no outputs, listeners and
     /// sources.
     #[must_use]
-    pub fn new(telemetry: Arc<Telemetry>, queue: Queue, evidence: Option<PathBuf>) -> Self {
+    pub fn new(
+        telemetry: Arc<Telemetry>,
+        queue: Queue,
+        evidence: Option<PathBuf>,
+        taps: Arc<Taps>,
+    ) -> Self {
         let now = Instant::now();
         Self {
             telemetry,
@@ -132,6 +143,7 @@ impl Admin {
             since: now,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             evidence,
+            tap: tap::Door::new(taps),
         }
     }
 
@@ -149,6 +161,12 @@ impl Admin {
         *lock(&self.outputs) = outputs;
         *lock(&self.listeners) = listeners;
         *lock(&self.sources) = sources;
+    }
+
+    /// Sets the token that opens taps; `None`: nobody can open one. If it is another token than
+    /// before, the open taps end.
+    pub fn tap_token(&self, token: Option<Token>) {
+        self.tap.lock_with(token);
     }
 
     /// Notes that all outputs, listeners and sources are open: `/readyz` answers 200 from now on,
@@ -180,8 +198,8 @@ impl Admin {
                 () = stop.cancelled() => break,
                 accepted = socket.accept() => accepted,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::debug!(%error, "cannot accept on the admin address");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -189,12 +207,14 @@ impl Admin {
                 }
             };
             let place = places.take();
-            let (admin, stop) = (Arc::clone(&self), stop.clone());
+            let (admin, stop, tasks) = (Arc::clone(&self), stop.clone(), tracker.clone());
             tracker.spawn(async move {
+                let turn = tap::Turn::default();
+                let caller = tap::Caller { peer, turn: &turn, tracker: &tasks, stop: &stop };
                 let service = service_fn(|request| {
                     place.asked();
-                    let admin = &admin;
-                    async move { Ok::<_, Infallible>(admin.respond(&request).await) }
+                    let (admin, caller) = (&admin, &caller);
+                    async move { Ok::<_, Infallible>(admin.respond_or_tap(&request, caller).await) }
                 });
                 let serving = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -203,13 +223,38 @@ impl Admin {
                     .serve_connection(TokioIo::new(stream), service);
                 // An error is ignored, because the client caused it: the client has gone, or has
                 // not sent HTTP.
-                let bounded = tokio::time::timeout(CONNECTION_TIME, serving);
-                let bounded = place.lost.run_until_cancelled(bounded);
-                drop(stop.run_until_cancelled(bounded).await);
+                let mut serving = std::pin::pin!(serving);
+                tokio::select! {
+                    biased;
+                    () = turn.begun() => {}
+                    () = stop.cancelled() => return,
+                    () = place.lost.cancelled() => return,
+                    () = tokio::time::sleep(CONNECTION_TIME) => return,
+                    _ = &mut serving => return,
+                }
+                // The connection is a tap now, which has limits of its own and hears the stop.
+                place.leave();
+                tokio::select! {
+                    _ = serving => {}
+                    () = turn.over() => {}
+                }
             });
         }
         tracker.close();
         tracker.wait().await;
+    }
+
+    /// Returns the response to one request: the lines of a tap, or one of the other responses.
+    async fn respond_or_tap(
+        self: &Arc<Self>,
+        request: &Request<Incoming>,
+        caller: &tap::Caller<'_>,
+    ) -> Response<tap::Answer> {
+        if !tap::Door::is_for(request) {
+            return self.respond(request).await.map(Either::Left);
+        }
+        let names: Vec<_> = lock(&self.outputs).iter().map(|output| output.name.clone()).collect();
+        self.tap.open(request, &names, caller)
     }
 
     /// Returns the response to one request, for an admin page or for a file of the evidence.
@@ -254,7 +299,7 @@ impl Admin {
             _ => text(
                 StatusCode::NOT_FOUND,
                 "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status \
-                 /status/history /evidence/\n"
+                 /status/history /evidence/ /tap\n"
                     .to_owned(),
             ),
         }
@@ -340,7 +385,7 @@ fn for_now(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
 }
 
 /// Adds the header by which browsers believe the Content-Type of a response.
-fn believed(response: &mut Response<Full<Bytes>>) {
+fn believed<B>(response: &mut Response<B>) {
     let nosniff = HeaderValue::from_static("nosniff");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
 }

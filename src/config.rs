@@ -252,9 +252,19 @@ pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let env = |name: &str| std::env::var(name).ok();
     let (cx, table) = reader::Context::new(text, &env);
-    let address = admin(&mut Table::root(&cx, table));
+    let (address, _) = admin(&mut Table::root(&cx, table));
     let as_error = |problem| Problem { severity: Severity::Error, ..problem };
     address.ok_or_else(|| cx.finish().problems.into_iter().map(as_error).collect())
+}
+
+/// Reads only the key `admin.tap_token_file` of a config file, and ignores the other keys, as
+/// [`admin_address`] does. Returns `None` if the key is absent or cannot be read.
+#[must_use]
+pub fn tap_token_file(text: &str) -> Option<PathBuf> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let env = |name: &str| std::env::var(name).ok();
+    let (cx, table) = reader::Context::new(text, &env);
+    admin(&mut Table::root(&cx, table)).1
 }
 
 /// Returns the config reference, which the command `config --reference` prints: a Markdown table of
@@ -287,6 +297,9 @@ pub struct Config {
     /// The key `admin.address`: the address at which the relay serves metrics, health checks and
     /// its status page.
     pub admin: SocketAddr,
+    /// The key `admin.tap_token_file`: the file with the token that a tap needs. `None`: nobody can
+    /// open a tap.
+    pub tap_token_file: Option<PathBuf>,
     /// The section `[log]`: the level and the format of the log.
     pub log: Log,
     /// The key `shutdown.drain_timeout`: the time that the relay has after SIGTERM to finish its
@@ -331,7 +344,7 @@ fn whole<'a>(
                    queue.directory; a change needs a restart";
     let key = table::optional("evidence", table::TABLE, "no evidence", meaning);
     let evidence = t.optional_section(key, evidence::read);
-    let admin = admin(&mut t);
+    let (admin, tap_token_file) = admin(&mut t);
     let log = t.section("log", log::read);
     let drain_timeout = t.section("shutdown", drain_timeout);
     t.refuse_rest(|_| None);
@@ -358,21 +371,34 @@ fn whole<'a>(
         dead_letter,
         evidence: table::whole(evidence)?,
         admin: admin?,
+        tap_token_file,
         log: log?,
         drain_timeout,
     })
 }
 
-/// Reads the section `[admin]`. Returns the value of `address` or its default. Returns `None` if
-/// the value is wrong; the problem is recorded.
-fn admin(t: &mut Table<'_, '_>) -> Option<SocketAddr> {
+/// Reads the section `[admin]`. Returns the value of `address` or its default, and the value of
+/// `tap_token_file`. The first is `None` if the value is wrong; the problem is recorded.
+fn admin(t: &mut Table<'_, '_>) -> (Option<SocketAddr>, Option<PathBuf>) {
     t.section("admin", |t| {
-        t.word_or(
+        let address = t.word_or(
             ("address", "IP:PORT", "metrics, health and status page; GET only"),
             "127.0.0.1:9090",
             None,
             values::socket_address,
-        )
+        );
+        let token = t.file(
+            table::optional(
+                "tap_token_file",
+                "path",
+                "no taps",
+                "its presence lets whoever has the token look at the events that leave, redacted \
+                 and sampled (GET /tap); blanks around the token aside",
+            ),
+            Content::ListenerToken,
+            true,
+        );
+        (address, token)
     })
 }
 

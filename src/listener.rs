@@ -56,7 +56,7 @@ mod large;
 use answer::Body;
 use answer::Refusal;
 use auth::AuthLayer;
-use auth::Token;
+pub use auth::Token;
 use buffer::Pool;
 use connection::Connection;
 use connection::Deadlines;

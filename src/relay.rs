@@ -23,7 +23,9 @@ use crate::config::Config;
 use crate::config::Problem;
 use crate::config::Severity;
 use crate::delivery::DeadLetters;
+use crate::delivery::Orders;
 use crate::listener::Gate;
+use crate::listener::Token;
 use crate::net;
 use crate::output;
 use crate::process;
@@ -34,6 +36,7 @@ use crate::queue::Queue;
 use crate::source;
 use crate::source::Sources;
 use crate::staged::Staged;
+use crate::tap::Taps;
 use crate::telemetry;
 use crate::telemetry::ReloadMetrics;
 use crate::telemetry::Telemetry;
@@ -237,6 +240,7 @@ async fn start(
     let plan = Plan {
         listeners: listeners::plan_start(&config.listeners),
         sources: Sources::default().plan(&config.sources, config.limits.max_body, &telemetry),
+        tap_token_file: config.tap_token_file.clone(),
     };
     let (files, path) = (files_of(&outputs), file.clone());
     let (read, plan, watch) = blocking(move || {
@@ -247,12 +251,12 @@ async fn start(
         (read, plan, Watch::new(files_named, seen))
     })
     .await?;
-    let (staged, settings) = read.map_err(Refused::File)?;
+    let (staged, settings, tap_token) = read.map_err(Refused::File)?;
     staged.into_iter().for_each(|staged| staged());
     let admin_socket = bind(config.admin, "admin.address")?;
     let address =
         admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
-    let Plan { listeners, sources } = plan;
+    let Plan { listeners, sources, .. } = plan;
     let listeners = listeners::bind(listeners, settings, &[]).map_err(Refused::Address)?;
     // All addresses are bound before a directory is touched, and every output has its cursor before
     // the first batch is accepted.
@@ -268,14 +272,18 @@ async fn start(
     let gate = Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry);
     let gate = Arc::new(gate);
     let failures = Failures::default();
+    let taps = Arc::new(Taps::new(telemetry.taps()));
+    let orders = Orders { checkpoints, taps: Some(Arc::clone(&taps)), ..Orders::default() };
+    let admin = Admin::new(Arc::clone(&telemetry), queue.clone(), log_of_evidence, taps);
+    admin.tap_token(tap_token);
     let mut parts = Parts {
         config,
         file,
         reloads: telemetry.reloads(),
         queue: queue.clone(),
-        admin: Arc::new(Admin::new(Arc::clone(&telemetry), queue.clone(), log_of_evidence)),
+        admin: Arc::new(admin),
         listeners: Listeners::new(Arc::clone(&gate), Arc::clone(&telemetry), failures.clone()),
-        outputs: Outputs::new(Arc::clone(&telemetry), queue, dead_letters.clone(), checkpoints),
+        outputs: Outputs::new(Arc::clone(&telemetry), queue, dead_letters.clone(), orders),
         sources: Sources::new(failures.clone()),
         dead_letters,
         evidence,
@@ -330,17 +338,17 @@ fn files_of(outputs: &[outputs::Planned]) -> Vec<outputs::NamedFiles> {
 struct Plan {
     listeners: Vec<listeners::Planned>,
     sources: Vec<source::Planned>,
+    tap_token_file: Option<PathBuf>,
 }
 
+/// The results of reading the files that a plan names: functions that put the files of outputs and
+/// sources in use, the settings of each listener, and the token that opens taps.
+type ReadFiles = (Vec<Staged>, Vec<listeners::Read>, Option<Token>);
+
 impl Plan {
-    /// Reads and checks the files of the planned listeners and sources, and the files of `outputs`.
-    /// Returns two lists, and puts nothing in use yet. The first list has functions that later put
-    /// the files of outputs and sources in use. The second list has the settings of each listener.
-    /// Blocks the thread.
-    fn read(
-        &self,
-        outputs: Vec<outputs::NamedFiles>,
-    ) -> Result<(Vec<Staged>, Vec<listeners::Read>), FileError> {
+    /// Reads and checks the files of the planned listeners and sources, the files of `outputs`, and
+    /// the token that opens taps. Puts nothing in use yet. Blocks the thread.
+    fn read(&self, outputs: Vec<outputs::NamedFiles>) -> Result<ReadFiles, FileError> {
         let stage = |(name, files): outputs::NamedFiles| {
             files.stage().map_err(|source| FileError::Output { name, source })
         };
@@ -348,7 +356,9 @@ impl Plan {
         let of_sources = self.sources.iter().map(|source| Ok(source.stage()?));
         let staged = of_outputs.chain(of_sources).collect::<Result<_, _>>()?;
         let settings = self.listeners.iter().map(listeners::Planned::read);
-        Ok((staged, settings.collect::<Result<_, _>>()?))
+        let settings = settings.collect::<Result<_, _>>()?;
+        let token = self.tap_token_file.as_deref().map(Token::read).transpose();
+        Ok((staged, settings, token.map_err(FileError::Tap)?))
     }
 }
 
@@ -399,6 +409,7 @@ struct Staging {
     files: Vec<Staged>,
     plan: Plan,
     settings: Vec<listeners::Read>,
+    tap_token: Option<Token>,
 }
 
 impl Parts {
@@ -436,6 +447,7 @@ struct Prepared {
     files: Vec<Staged>,
     sources: Vec<source::Planned>,
     listeners: Vec<listeners::StagedListener>,
+    tap_token: Option<Token>,
 }
 
 /// The steps of a reload. First, all files are read and checked, the addresses of new listeners are
@@ -456,13 +468,14 @@ impl Parts {
     /// the events that they have taken, but take no more. Therefore the relay may drop this future
     /// only when the relay itself ends.
     async fn prepare(&mut self) -> Result<Prepared, Refused> {
-        let Staging { config, mut outputs, files, plan, settings } = self.stage().await?;
-        let Plan { listeners, sources } = plan;
+        let Staging { config, mut outputs, files, plan, settings, tap_token } =
+            self.stage().await?;
+        let Plan { listeners, sources, .. } = plan;
         let taken = self.listeners.leaving(&listeners);
         let listeners = listeners::bind(listeners, settings, &taken)?;
         self.outputs.join(&mut outputs).await?;
         self.sources.close_leaving(&sources).await;
-        Ok(Prepared { config, outputs, files, sources, listeners })
+        Ok(Prepared { config, outputs, files, sources, listeners, tap_token })
     }
 
     /// Reads and checks a config and the files that it names. If the config or a file cannot be
@@ -490,11 +503,12 @@ impl Parts {
         let plan = Plan {
             listeners: self.listeners.plan(&config.listeners),
             sources: self.sources.plan(&config.sources, max_body, &self.telemetry),
+            tap_token_file: config.tap_token_file.clone(),
         };
         let files = files_of(&outputs);
         let (read, plan) = in_time(move || (plan.read(files), plan)).await?;
-        let (files, settings) = read?;
-        Ok(Staging { config, outputs, files, plan, settings })
+        let (files, settings, tap_token) = read?;
+        Ok(Staging { config, outputs, files, plan, settings, tap_token })
     }
 
     async fn reload(&mut self, prepared: Result<Prepared, Refused>) {
@@ -526,7 +540,8 @@ impl Parts {
     ///
     /// `NotListening`: a listener could not be opened. The rest of the new config is in force.
     async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), NotListening> {
-        let Prepared { config, outputs, files, sources, listeners } = prepared;
+        let Prepared { config, outputs, files, sources, listeners, tap_token } = prepared;
+        self.admin.tap_token(tap_token);
         files.into_iter().for_each(|staged| staged());
         telemetry::change_log(config.log);
         self.queue.apply(&config.queue);

@@ -82,6 +82,12 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// Gives the place back, because other limits hold for this connection from now on. Afterwards
+    /// no new connection takes anything from this one.
+    pub(super) fn leave(&self) {
+        self.places.lock().by_id.remove(&self.id);
+    }
+
     /// Notes that this connection has sent a request now. If a new connection needs a place later,
     /// the connection whose last request is the oldest loses its place.
     pub(super) fn asked(&self) {
@@ -124,6 +130,10 @@ mod tests {
         held.push(places.take());
         assert_eq!(lost(&held), [1, 2]);
         assert_eq!(places.lock().by_id.len(), CONNECTIONS_MAX);
+        // A connection that has left is in nobody's way, and nobody takes its place.
+        held[3].leave();
+        held.push(places.take());
+        assert_eq!(lost(&held), [1, 2]);
         drop(held);
         assert!(places.lock().by_id.is_empty());
     }

@@ -104,6 +104,7 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::queue::Queue;
+    use crate::tap::Taps;
     use crate::telemetry::Telemetry;
 
     /// A relay without outputs and listeners, whose task for the history runs.
@@ -113,7 +114,8 @@ mod tests {
         let config = config::read(text, crate::output::TYPES).config.expect("it is right");
         let telemetry = Arc::new(Telemetry::new());
         let (queue, _cursors) = Queue::open(&config.queue, &telemetry, &[]).unwrap();
-        let admin = Admin::new(telemetry, queue, None);
+        let taps = Arc::new(Taps::new(telemetry.taps()));
+        let admin = Admin::new(telemetry, queue, None, taps);
         admin.show(Vec::new(), Vec::new(), Vec::new(), &config.queue);
         Arc::new(admin)
     }

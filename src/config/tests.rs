@@ -207,6 +207,7 @@ resource = { "k8s.cluster.name" = "prod" }
 max_bytes = "64MiB"
 [admin]
 address = "[::]:0"
+tap_token_file = "DIR/token"
 [log]
 level = "trace"
 format = "json"

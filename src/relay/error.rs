@@ -115,6 +115,9 @@ pub(super) enum FileError {
         /// The path of the file, and its fault.
         source: StageError,
     },
+    /// The token that opens taps cannot be read. The text names the file and its fault.
+    #[error("admin.tap_token_file: {0}")]
+    Tap(String),
     /// A file that a source reads cannot be used.
     #[error(transparent)]
     Source(#[from] source::StageError),

@@ -25,7 +25,6 @@ use crate::delivery::Files;
 use crate::delivery::HandOver;
 use crate::delivery::Orders;
 use crate::delivery::Prepared;
-use crate::delivery::Published;
 use crate::delivery::RunError;
 use crate::delivery::Status;
 use crate::output;
@@ -240,13 +239,13 @@ pub(super) fn plan_start(
 }
 
 impl Outputs {
-    /// Makes the outputs of a relay, of which none runs yet. `checkpoints` are those of the
-    /// evidence, if the relay records it.
+    /// Makes the outputs of a relay, of which none runs yet. `orders` has the checkpoints of the
+    /// evidence, if the relay records it, and the taps.
     pub(super) fn new(
         telemetry: Arc<Telemetry>,
         queue: Queue,
         dead_letters: DeadLetters,
-        checkpoints: Option<Published>,
+        orders: Orders,
     ) -> Self {
         Self {
             telemetry,
@@ -255,7 +254,7 @@ impl Outputs {
             slots: Vec::new(),
             tasks: JoinSet::new(),
             names: HashMap::new(),
-            orders: Orders { checkpoints, ..Orders::default() },
+            orders,
             failed: None,
         }
     }

@@ -1,0 +1,539 @@
+//! `GET /tap`: shows the events that leave to a person, line by line, until the person goes.
+//!
+//! The route is off (404) unless the config has `admin.tap_token_file`, and needs the token of that
+//! file. A tap has limits of its own in place of those of other connections: at most
+//! [`TAPS_MAX`] at once, [`TAP_TIME`] each, and it ends when its reader does not read. It takes no
+//! place from `/metrics` and the probes.
+//!
+//! The response is a stream of lines, each a JSON object with one of these members: `tap` (the
+//! first line), `event` with `output`, `skipped`, `heartbeat`, `end` (the last line).
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::task::Context;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Either;
+use http_body_util::Full;
+use hyper::Method;
+use hyper::Request;
+use hyper::Response;
+use hyper::StatusCode;
+use hyper::body::Body;
+use hyper::body::Frame;
+use hyper::body::Incoming;
+use hyper::header;
+use hyper::header::HeaderValue;
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::believed;
+use super::for_now;
+use super::lock;
+use super::text;
+use crate::listener::Token;
+use crate::tap::BYTES_PER_SECOND;
+use crate::tap::Conditions;
+use crate::tap::EVENT_BYTES_MAX;
+use crate::tap::LINES_PER_SECOND;
+use crate::tap::Line;
+use crate::tap::Looked;
+use crate::tap::Skipped;
+use crate::tap::TAPS_MAX;
+use crate::tap::Tap;
+use crate::tap::Taps;
+use crate::tap::View;
+use crate::tap::escape;
+
+/// The path of the route.
+const PATH: &str = "/tap";
+
+/// The longest time for which a tap is open. A person who still looks opens another.
+const TAP_TIME: Duration = Duration::from_secs(3600);
+
+/// A tap ends when its reader has taken nothing for this time.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The longest wait for a reader to take the last line of a tap. The end of the relay waits for it.
+const LAST_LINE_TIME: Duration = Duration::from_millis(500);
+
+/// The interval of the lines that say how many events were skipped.
+const NOTICE: Duration = Duration::from_secs(1);
+
+/// A heartbeat is written after this many [`NOTICE`] intervals without another line.
+const QUIET_MAX: u32 = 5;
+
+/// The events per second that a tap shows if the reader does not say.
+const SAMPLE: u32 = 100;
+
+/// The most events per second that a reader may ask for.
+const SAMPLE_MAX: u32 = 1000;
+
+/// Shown events are written together until they have this many bytes.
+const FRAME_BYTES: usize = 32 * 1024;
+
+/// The frames that wait between the task of a tap and its connection. Each has at most
+/// [`FRAME_BYTES`], or one event.
+const FRAMES: usize = 2;
+
+/// The shortest time between two log lines about refused requests for a tap.
+const REFUSED_LOG: Duration = Duration::from_secs(10);
+
+/// The route `/tap` of one relay: its token, and what it needs to open taps.
+pub(super) struct Door {
+    taps: Arc<Taps>,
+    key: Mutex<Option<Key>>,
+    refused: Mutex<Refused>,
+}
+
+/// The token that opens taps.
+struct Key {
+    token: Token,
+    /// Cancelled when the token is replaced or removed: the taps that it has opened then end.
+    revoked: CancellationToken,
+}
+
+/// The refused requests that the log does not know yet.
+#[derive(Default)]
+struct Refused {
+    count: u64,
+    logged: Option<Instant>,
+}
+
+/// The reason why a tap has ended, for its last line and for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Stopped,
+    Revoked,
+    Time,
+    Slow,
+    Gone,
+}
+
+impl End {
+    /// Returns the word that programs compare, and the sentence for people.
+    fn words(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Stopped => ("stopped", "the relay has ended"),
+            Self::Revoked => ("revoked", "the token was changed or removed"),
+            Self::Time => ("time", "a tap is open for at most an hour"),
+            Self::Slow => ("slow", "nothing was read for 30 s"),
+            Self::Gone => ("gone", "the reader has gone"),
+        }
+    }
+}
+
+/// The state of one connection that may become a tap.
+#[derive(Clone, Default)]
+pub(super) struct Turn {
+    /// Cancelled when the connection has become a tap.
+    begun: CancellationToken,
+    /// Cancelled when the task of the tap has ended.
+    ended: CancellationToken,
+}
+
+impl Turn {
+    /// Waits until the connection has become a tap.
+    pub(super) async fn begun(&self) {
+        self.begun.cancelled().await;
+    }
+
+    /// Waits until the tap has ended, and its reader has had the time to take the last line.
+    pub(super) async fn over(&self) {
+        self.ended.cancelled().await;
+        tokio::time::sleep(LAST_LINE_TIME).await;
+    }
+}
+
+/// The facts about a connection that a tap needs.
+pub(super) struct Caller<'a> {
+    pub(super) peer: SocketAddr,
+    pub(super) turn: &'a Turn,
+    /// Owns the tasks of the taps.
+    pub(super) tracker: &'a TaskTracker,
+    /// Cancelled when the relay ends.
+    pub(super) stop: &'a CancellationToken,
+}
+
+/// The body of a response: a page, or the lines of a tap.
+pub(super) type Answer = Either<Full<Bytes>, Lines>;
+
+/// The lines of a tap, as the body of its response.
+pub(super) struct Lines(mpsc::Receiver<Bytes>);
+
+impl Body for Lines {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.0.poll_recv(cx).map(|lines| lines.map(|lines| Ok(Frame::data(lines))))
+    }
+}
+
+/// What a reader asks for.
+struct Wish {
+    output: Option<String>,
+    sample: u32,
+    /// The conditions as they are written, for the log.
+    matches: Vec<String>,
+    conditions: Conditions,
+}
+
+impl Wish {
+    /// Reads the query of a URL: `output`, `sample`, and any number of `match`.
+    fn of(query: &str) -> Result<Self, String> {
+        let (mut output, mut sample, mut matches) = (None, SAMPLE, Vec::new());
+        for (key, value) in url::form_urlencoded::parse(query.as_bytes()) {
+            match &*key {
+                "output" => output = Some(value.into_owned()),
+                "sample" => {
+                    let number = value.parse().ok().filter(|it| (1..=SAMPLE_MAX).contains(it));
+                    sample = number.ok_or_else(|| {
+                        format!(
+                            "sample {}: allowed: 1 to {SAMPLE_MAX} events per second",
+                            escape::field(&value, "")
+                        )
+                    })?;
+                }
+                "match" => matches.push(value.into_owned()),
+                _ => {
+                    let key = escape::field(&key, "");
+                    return Err(format!("{key}: unknown, allowed: output, match, sample"));
+                }
+            }
+        }
+        let conditions = Conditions::parse(&matches)?;
+        Ok(Self { output, sample, matches, conditions })
+    }
+}
+
+impl Door {
+    pub(super) fn new(taps: Arc<Taps>) -> Self {
+        Self { taps, key: Mutex::default(), refused: Mutex::default() }
+    }
+
+    /// Returns `true` if a request is for this route.
+    pub(super) fn is_for(request: &Request<Incoming>) -> bool {
+        request.method() == Method::GET && request.uri().path() == PATH
+    }
+
+    /// Sets the token that opens taps; `None`: nobody can open one. If the token is another than
+    /// before, the open taps end.
+    pub(super) fn lock_with(&self, token: Option<Token>) {
+        let mut key = lock(&self.key);
+        if let (Some(key), Some(token)) = (&*key, &token)
+            && key.token.is_same(token)
+        {
+            return;
+        }
+        let new = token.map(|token| Key { token, revoked: CancellationToken::new() });
+        let old = std::mem::replace(&mut *key, new);
+        drop(key);
+        if let Some(old) = old {
+            old.revoked.cancel();
+        }
+    }
+
+    /// Answers a request for a tap. `names` are those of the outputs.
+    pub(super) fn open(
+        &self,
+        request: &Request<Incoming>,
+        names: &[String],
+        caller: &Caller<'_>,
+    ) -> Response<Answer> {
+        let opened = self.admitted(request, caller.peer).and_then(|revoked| {
+            let wish = Wish::of(request.uri().query().unwrap_or_default());
+            let wish = wish.map_err(|what| Refusal(StatusCode::BAD_REQUEST, what))?;
+            if let Some(name) = wish.output.as_ref().filter(|name| !names.contains(name)) {
+                let what = format!(
+                    "no output {}, there are: {}",
+                    escape::field(name, ""),
+                    names.join(", ")
+                );
+                return Err(Refusal(StatusCode::BAD_REQUEST, what));
+            }
+            let Some(tap) = self.taps.open(wish.output.clone()) else {
+                let what = format!("{TAPS_MAX} taps are open, which is the most: try again later");
+                return Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, what));
+            };
+            Ok((wish, tap, revoked))
+        });
+        match opened {
+            Ok((wish, tap, revoked)) => self.begin(wish, tap, revoked, caller),
+            Err(refusal) => for_now(refusal.response()).map(Either::Left),
+        }
+    }
+
+    /// Returns the token that tells the end of the right to look, if the request has this right.
+    fn admitted(
+        &self,
+        request: &Request<Incoming>,
+        peer: SocketAddr,
+    ) -> Result<CancellationToken, Refusal> {
+        let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
+        let right = |key: &Key| key.token.matches(given).then(|| key.revoked.clone());
+        let is_right = lock(&self.key).as_ref().map(right);
+        let what = match is_right {
+            Some(Some(revoked)) => return Ok(revoked),
+            None => {
+                let what = "taps are off: the config has no admin.tap_token_file".to_owned();
+                return Err(Refusal(StatusCode::NOT_FOUND, what));
+            }
+            Some(None) if given.is_some() => "the bearer token is wrong",
+            Some(None) => "a bearer token is required, that of admin.tap_token_file",
+        };
+        self.note_refused(peer);
+        Err(Refusal(StatusCode::UNAUTHORIZED, what.to_owned()))
+    }
+
+    /// Logs a request without the right token, unless one was logged a moment ago.
+    fn note_refused(&self, peer: SocketAddr) {
+        let mut refused = lock(&self.refused);
+        refused.count += 1;
+        let is_due = refused.logged.is_none_or(|logged| logged.elapsed() >= REFUSED_LOG);
+        if !is_due {
+            return;
+        }
+        let requests = std::mem::take(&mut refused.count);
+        refused.logged = Some(Instant::now());
+        drop(refused);
+        let peer = peer.to_string();
+        tracing::warn!(peer, requests, "tap refused: the bearer token is wrong or missing");
+    }
+
+    /// Starts the task of a tap, and returns the response whose lines the task writes.
+    fn begin(
+        &self,
+        wish: Wish,
+        tap: Tap,
+        revoked: CancellationToken,
+        caller: &Caller<'_>,
+    ) -> Response<Answer> {
+        let (sender, receiver) = mpsc::channel(FRAMES);
+        let Wish { output, sample, matches, conditions } = wish;
+        let shown_output = output.as_deref().unwrap_or("all").to_owned();
+        let (peer, stop) = (caller.peer.to_string(), caller.stop.clone());
+        tracing::info!(
+            peer,
+            output = shown_output,
+            matches = escape::message(&matches.join(" ")),
+            sample,
+            "tap opened"
+        );
+        let head = json!({ "tap": {
+            "output": output,
+            "match": matches,
+            "sample": sample,
+            "lines_per_second": LINES_PER_SECOND,
+            "bytes_per_second": BYTES_PER_SECOND,
+            "event_bytes_max": EVENT_BYTES_MAX,
+        }});
+        let mut writer = Writer {
+            tap,
+            view: View::new(conditions),
+            sample: Sample::new(sample),
+            frames: sender,
+            lines: format!("{}\n", escape::json(&head.to_string())),
+            skipped: Skipped::default(),
+            seen: 0,
+            shown: 0,
+            all_skipped: 0,
+            quiet: 0,
+        };
+        let ended = caller.turn.ended.clone().drop_guard();
+        caller.tracker.spawn(async move {
+            let _ended = ended;
+            let end = writer.run(&stop, &revoked).await;
+            writer.last_line(end).await;
+            let (_, reason) = end.words();
+            let (shown, skipped) = (writer.shown, writer.all_skipped);
+            tracing::info!(peer, output = shown_output, shown, skipped, reason, "tap closed");
+        });
+        caller.turn.begun.cancel();
+        let mut response = Response::new(Either::Right(Lines(receiver)));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        believed(&mut response);
+        response
+    }
+}
+
+/// The status and the words with which a request for a tap is refused.
+struct Refusal(StatusCode, String);
+
+impl Refusal {
+    fn response(self) -> Response<Full<Bytes>> {
+        let Self(status, what) = self;
+        let mut response = text(status, format!("{what}\n"));
+        let header = match status {
+            StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
+            StatusCode::SERVICE_UNAVAILABLE => Some((header::RETRY_AFTER, "10")),
+            _ => None,
+        };
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response
+    }
+}
+
+/// Says how many events per second may be shown. A second's worth may come at once.
+struct Sample {
+    per_second: f64,
+    left: f64,
+    refilled: Instant,
+}
+
+impl Sample {
+    fn new(per_second: u32) -> Self {
+        let per_second = f64::from(per_second);
+        Self { per_second, left: per_second, refilled: Instant::now() }
+    }
+
+    fn take(&mut self) -> bool {
+        let now = Instant::now();
+        let passed = now.saturating_duration_since(self.refilled).as_secs_f64();
+        self.refilled = now;
+        self.left = passed.mul_add(self.per_second, self.left).min(self.per_second);
+        let is_left = self.left >= 1.0;
+        if is_left {
+            self.left -= 1.0;
+        }
+        is_left
+    }
+}
+
+/// Writes the lines of one tap. The task of the tap owns this value.
+struct Writer {
+    tap: Tap,
+    view: View,
+    sample: Sample,
+    frames: mpsc::Sender<Bytes>,
+    /// Lines that are not handed to the connection yet.
+    lines: String,
+    /// The events that were skipped since the last notice.
+    skipped: Skipped,
+    /// The events that were compared with what the reader asks for.
+    seen: u64,
+    shown: u64,
+    all_skipped: u64,
+    /// The number of [`NOTICE`] intervals since the last line.
+    quiet: u32,
+}
+
+impl Writer {
+    /// Writes lines until something ends the tap, and returns the reason.
+    async fn run(&mut self, stop: &CancellationToken, revoked: &CancellationToken) -> End {
+        let frames = self.frames.clone();
+        let time = tokio::time::sleep(TAP_TIME);
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => End::Stopped,
+            () = revoked.cancelled() => End::Revoked,
+            () = frames.closed() => End::Gone,
+            () = time => End::Time,
+            () = self.write() => End::Slow,
+        }
+    }
+
+    /// Writes lines until the reader takes nothing any more.
+    async fn write(&mut self) {
+        let mut notice = tokio::time::interval(NOTICE);
+        notice.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        notice.tick().await;
+        loop {
+            if !self.lines.is_empty() && !self.flush().await {
+                return;
+            }
+            tokio::select! {
+                biased;
+                _ = notice.tick() => self.notice(),
+                line = self.tap.next() => {
+                    self.look(line);
+                    // All that waits is written at once, up to the size of a frame.
+                    while self.lines.len() < FRAME_BYTES && let Some(line) = self.tap.try_next() {
+                        self.look(line);
+                        // Other tasks of this thread go on between two events.
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds an event to the lines, if the reader is to see it.
+    fn look(&mut self, line: Line) {
+        let looked = self.view.look(line.event());
+        self.seen += 1;
+        match looked {
+            Looked::Unreadable => self.skipped.unreadable += 1,
+            Looked::Other => {}
+            Looked::Shown(_) if !self.sample.take() => self.skipped.sample += 1,
+            Looked::Shown(event) => {
+                let output = json!(line.output()).to_string();
+                let output = escape::json(&output);
+                self.lines.push_str(&format!("{{\"output\":{output},\"event\":{event}}}\n"));
+                self.shown += 1;
+                self.tap.metrics().shown.increment(1);
+            }
+        }
+    }
+
+    /// Adds a line about skipped events, or a heartbeat if there was no other line for some time.
+    fn notice(&mut self) {
+        self.skipped.add(self.tap.take_skipped());
+        let skipped = std::mem::take(&mut self.skipped);
+        if skipped.events() > 0 {
+            self.all_skipped += skipped.events();
+            self.tap.metrics().skipped.increment(skipped.events());
+            let Skipped { sample, rate, full, large, largest_bytes, unreadable } = skipped;
+            let mut line = json!({ "skipped": {
+                "sample": sample, "rate": rate, "full": full, "large": large,
+                "largest_bytes": largest_bytes, "unreadable": unreadable,
+            }});
+            if let Some(reasons) = line["skipped"].as_object_mut() {
+                reasons.retain(|_, count| count != 0);
+            }
+            self.lines.push_str(&format!("{line}\n"));
+            return;
+        }
+        self.quiet += 1;
+        if self.quiet >= QUIET_MAX {
+            let heartbeat = json!({ "heartbeat": { "seen": self.seen, "shown": self.shown } });
+            self.lines.push_str(&format!("{heartbeat}\n"));
+        }
+    }
+
+    /// Hands the lines to the connection. Returns `false` if the reader does not take them.
+    async fn flush(&mut self) -> bool {
+        self.quiet = 0;
+        let lines = Bytes::from(std::mem::take(&mut self.lines));
+        let sent = tokio::time::timeout(WRITE_TIMEOUT, self.frames.send(lines)).await;
+        // If the connection is gone, `run` notices that itself.
+        sent.is_ok()
+    }
+
+    /// Writes the last line, which says why the tap ends. A reader that does not read misses it.
+    async fn last_line(&mut self, end: End) {
+        self.skipped.add(self.tap.take_skipped());
+        self.all_skipped += self.skipped.events();
+        self.tap.metrics().skipped.increment(self.skipped.events());
+        let (reason, message) = end.words();
+        let line = json!({ "end": { "reason": reason, "message": message } });
+        let lines = Bytes::from(format!("{line}\n"));
+        tokio::time::timeout(LAST_LINE_TIME, self.frames.send(lines)).await.ok();
+    }
+}
