@@ -49,6 +49,7 @@ mod policy;
 mod queue;
 mod replay;
 mod size;
+mod tap;
 mod top;
 mod version;
 
@@ -150,11 +151,14 @@ enum Command {
         #[arg(long, default_value_t = 60, value_name = "N")]
         seconds: u64,
     },
+    /// Show the events that leave a running relay, live: sampled and redacted. Needs
+    /// admin.tap_token_file in the relay's config
+    Tap(tap::Arguments),
 }
 
 /// The commands that read the config file, and therefore have the option `--config`, with the help
 /// of the option. Without a command, the program does what `run` does.
-const READ_CONFIG: [(&str, &str); 7] = [
+const READ_CONFIG: [(&str, &str); 8] = [
     ("run", OR_DEFAULT),
     ("check", "The TOML file, as FILE"),
     ("config", OR_DEFAULT),
@@ -162,6 +166,7 @@ const READ_CONFIG: [(&str, &str); 7] = [
     ("doctor", FOR_THE_ADDRESS),
     ("drain", FOR_THE_ADDRESS),
     ("top", FOR_THE_ADDRESS),
+    ("tap", "The TOML file with admin.address and admin.tap_token_file"),
 ];
 
 /// The help of `--config` for commands that use the whole config.
@@ -269,6 +274,7 @@ pub fn main() -> ExitCode {
         Command::Top(arguments) => top::run(&arguments, file),
         Command::Size(arguments) => size::run(&arguments),
         Command::Drain { url, seconds } => drain::run(url.as_deref(), seconds, file),
+        Command::Tap(arguments) => tap::run(&arguments, file),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -162,6 +162,14 @@ const EXAMPLES: &[(&str, &[&str])] = &[
             "kube-audit-forwarder top --once http://127.0.0.1:9090 > report.txt",
         ],
     ),
+    (
+        "tap",
+        &[
+            "kube-audit-forwarder tap --config relay.toml --match resource=secrets",
+            "kube-audit-forwarder tap http://127.0.0.1:9090 --token-file token --match verb=delete --match 'code>=400'",
+            "kube-audit-forwarder tap --config relay.toml --output siem --format json --limit 10",
+        ],
+    ),
     ("metrics", &["kube-audit-forwarder metrics > metrics.md"]),
 ];
 

@@ -118,6 +118,7 @@ mod operate {
     mod shutdown;
     mod size;
     mod status;
+    mod tap;
     mod top;
     mod upgrade;
     mod version;

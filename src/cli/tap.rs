@@ -1,0 +1,523 @@
+//! The command `tap`: shows the events that leave a running relay, as they leave.
+//!
+//! Events go to stdout, one a line. Everything else (how many events were skipped, why the tap has
+//! ended) goes to stderr. Nothing of an event reaches a terminal without escapes.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::io::Write as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use clap::ValueEnum;
+use http_body_util::BodyExt as _;
+use http_body_util::Empty;
+use http_body_util::Limited;
+use hyper::Request;
+use hyper::Response;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header;
+use hyper::header::HeaderValue;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use url::Url;
+
+use super::FAILED;
+use super::WRONG;
+use super::healthcheck;
+use super::read;
+use crate::audit::time;
+use crate::config;
+use crate::tap::Conditions;
+use crate::tap::Fields;
+use crate::tap::escape;
+
+/// The time limit for the connection and the head of the response.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// The time without a line after which the relay counts as gone. It sends a line every 5 s.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// The greatest number of bytes in a line. An event of 256 KiB can be six times as long when each
+/// of its characters is an escape.
+const LINE_MAX: usize = 4 << 20;
+
+/// The greatest number of bytes in the text of a refusal.
+const REFUSAL_MAX: usize = 16 << 10;
+
+/// The texts that wait for a slow reader of stdout. Beyond them, nothing is read from the relay.
+const PRINTED: usize = 16;
+
+/// The arguments of the command `tap`.
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
+    url: Option<String>,
+    /// Show only events that fit: verb=delete, user=system:serviceaccount:*, namespace=prod,
+    /// resource=secrets, code>=400. All keys must hold; of a key that is repeated, one value
+    #[arg(long = "match", value_name = "KEY=VALUE")]
+    matches: Vec<String>,
+    /// Show only events that leave by this output
+    #[arg(long, value_name = "NAME")]
+    output: Option<String>,
+    /// Show at most this many events per second
+    #[arg(long, value_name = "N", default_value_t = 100,
+          value_parser = clap::value_parser!(u32).range(1..=1000))]
+    sample: u32,
+    /// The file with the token [default: admin.tap_token_file of the config]
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// One line of text for each event, or the redacted event as JSON
+    #[arg(long, value_name = "FORMAT", default_value = "short")]
+    format: Format,
+    /// End after this many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+}
+
+/// The form in which events are printed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Short,
+    Json,
+}
+
+/// Shows events until the tap ends. `Err` is the exit status.
+pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
+    Conditions::parse(&arguments.matches).map_err(|error| {
+        eprintln!("--match {error}");
+        WRONG
+    })?;
+    let mut url = healthcheck::url_of(arguments.url.as_deref(), file)?;
+    let token = token(arguments, file)?;
+    url.set_path("/tap");
+    url.set_query(None);
+    let shown = url.to_string();
+    {
+        let mut query = url.query_pairs_mut();
+        query.append_pair("sample", &arguments.sample.to_string());
+        arguments.output.iter().for_each(|name| {
+            query.append_pair("output", name);
+        });
+        arguments.matches.iter().for_each(|one| {
+            query.append_pair("match", one);
+        });
+    }
+    let (printer, printed) = printer();
+    let looking = async {
+        let looked = tokio::select! {
+            // The reader of stdout has gone, as after `| head -1`.
+            printed = printed => return printed.unwrap_or(Ok(())),
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+            looked = look(&url, &token, arguments, &printer) => looked,
+        };
+        looked.map_err(|error| format!("{shown}: {error}"))
+    };
+    healthcheck::block_on(looking)?.map_err(|error| {
+        eprintln!("{error}");
+        FAILED
+    })
+}
+
+/// Returns the token: that of `--token-file`, or the one that the config names.
+fn token(arguments: &Arguments, file: Option<&Path>) -> Result<HeaderValue, u8> {
+    let named = match &arguments.token_file {
+        Some(named) => Some(named.clone()),
+        None => config::tap_token_file(&read(file)?.0),
+    };
+    let Some(named) = named else {
+        eprintln!("tap needs --token-file FILE, or a config with admin.tap_token_file (--config)");
+        return Err(WRONG);
+    };
+    let value = config::read_token(&named).and_then(|token| {
+        let value = HeaderValue::from_str(&format!("Bearer {token}"));
+        value.map_err(|_| std::io::Error::other("no header can carry this token"))
+    });
+    let mut value = value.map_err(|error| {
+        eprintln!("{}: cannot read the token: {error}", escape::message(&named.to_string_lossy()));
+        WRONG
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// A text for stdout, and for whom it is important to be written.
+enum Printed {
+    Text(String),
+    /// Everything before was written: tell it.
+    Flushed(oneshot::Sender<()>),
+}
+
+type Failure = oneshot::Receiver<Result<(), String>>;
+
+/// Starts the thread that writes to stdout: a reader that does not read must not keep Ctrl-C from
+/// ending the command. The receiver hears when stdout can't be written any more; a pipe that was
+/// closed is no failure. The thread ends with the process, or when the sender is dropped.
+fn printer() -> (mpsc::Sender<Printed>, Failure) {
+    let (sender, mut texts) = mpsc::channel(PRINTED);
+    let (failed, failure) = oneshot::channel();
+    std::thread::spawn(move || {
+        let mut stdout = std::io::stdout();
+        while let Some(printed) = texts.blocking_recv() {
+            let text = match printed {
+                Printed::Text(text) => text,
+                Printed::Flushed(flushed) => {
+                    flushed.send(()).ok();
+                    continue;
+                }
+            };
+            let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+            let Err(error) = written else { continue };
+            let is_closed = error.kind() == std::io::ErrorKind::BrokenPipe;
+            let failure = format!("cannot write to standard output: {error}");
+            failed.send(if is_closed { Ok(()) } else { Err(failure) }).ok();
+            return;
+        }
+        // Nobody asks any more. Dropping `failed` here would look like a closed pipe.
+        std::mem::forget(failed);
+    });
+    (sender, failure)
+}
+
+/// Asks the relay for events, and prints them until `--limit` or the relay ends the tap.
+async fn look(
+    url: &Url,
+    token: &HeaderValue,
+    arguments: &Arguments,
+    printer: &mpsc::Sender<Printed>,
+) -> Result<(), String> {
+    let late = |_| format!("no answer within {} s", CONNECT.as_secs());
+    let host = url.host_str().unwrap_or_default();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let port = url.port_or_known_default().unwrap_or(80);
+    let stream = timeout(CONNECT, TcpStream::connect((host, port))).await.map_err(late)?;
+    let stream = stream.map_err(|error| format!("cannot connect: {error}"))?;
+    let no_answer = |error: hyper::Error| format!("no HTTP answer: {error}");
+    let (mut sender, connection) =
+        http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(no_answer)?;
+    let request = Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
+        .header(header::HOST, &url[url::Position::BeforeHost..url::Position::AfterPort])
+        .header(header::AUTHORIZATION, token)
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let exchange = async {
+        let response = timeout(CONNECT, sender.send_request(request)).await.map_err(late)?;
+        let response = response.map_err(no_answer)?;
+        if response.status() != StatusCode::OK {
+            return Err(refusal(response).await);
+        }
+        let mut show = Show {
+            printer,
+            format: arguments.format,
+            escapes: std::io::stdout().is_terminal(),
+            left: arguments.limit,
+            sample: arguments.sample,
+        };
+        lines(response.into_body(), &mut show).await
+    };
+    let driver = async {
+        // If the connection fails, the exchange fails too, and its error has the reason.
+        connection.await.ok();
+        std::future::pending().await
+    };
+    tokio::select! {
+        ended = exchange => ended,
+        () = driver => Err("no HTTP answer".to_owned()),
+    }
+}
+
+/// Returns the words of a response that refuses the tap.
+async fn refusal(response: Response<Incoming>) -> String {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), REFUSAL_MAX).collect();
+    let body = timeout(CONNECT, body).await.ok().and_then(Result::ok);
+    let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let text = String::from_utf8_lossy(&body);
+    format!("{status}: {}", escape::message(text.trim()))
+}
+
+/// Reads the lines of the response until the tap ends.
+async fn lines(mut body: Incoming, show: &mut Show<'_>) -> Result<(), String> {
+    let mut buffer = Vec::new();
+    loop {
+        let frame = timeout(SILENCE, body.frame()).await;
+        let frame = frame.map_err(|_| format!("no line within {} s", SILENCE.as_secs()))?;
+        let Some(frame) = frame else {
+            return Err("the answer has ended without a reason: is the relay gone?".to_owned());
+        };
+        let frame = frame.map_err(|error| format!("the answer broke off: {error}"))?;
+        buffer.extend_from_slice(&frame.into_data().unwrap_or_default());
+        let mut start = 0;
+        let mut text = String::new();
+        let mut ended = None;
+        for end in memchr::memchr_iter(b'\n', &buffer) {
+            let line = buffer.get(start..end).unwrap_or_default();
+            start = end + 1;
+            ended = show.line(line, &mut text)?;
+            if ended.is_some() {
+                break;
+            }
+        }
+        buffer.drain(..start);
+        if buffer.len() > LINE_MAX {
+            return Err(format!("a line has more than {} MiB", LINE_MAX >> 20));
+        }
+        show.print(text).await;
+        if let Some(ended) = ended {
+            show.flush().await;
+            return ended;
+        }
+    }
+}
+
+/// One line of the relay.
+#[derive(Deserialize)]
+struct Received<'a> {
+    output: Option<String>,
+    #[serde(borrow)]
+    event: Option<&'a RawValue>,
+    skipped: Option<BTreeMap<String, u64>>,
+    end: Option<End>,
+}
+
+#[derive(Deserialize)]
+struct End {
+    reason: String,
+    message: String,
+}
+
+/// Prints what the relay says.
+struct Show<'a> {
+    printer: &'a mpsc::Sender<Printed>,
+    format: Format,
+    /// `true` if stdout is a terminal.
+    escapes: bool,
+    /// The events that are still to be shown; `None`: no limit.
+    left: Option<u64>,
+    sample: u32,
+}
+
+impl Show<'_> {
+    /// Adds what one line says to `text`, or prints it to stderr. Returns `Some` if the tap has
+    /// ended. `Err`: the line is not one of a relay.
+    fn line(
+        &mut self,
+        line: &[u8],
+        text: &mut String,
+    ) -> Result<Option<Result<(), String>>, String> {
+        let received: Received<'_> = serde_json::from_slice(line)
+            .map_err(|error| format!("the answer is not that of a relay's tap: {error}"))?;
+        if let Some(event) = received.event {
+            let event = event.get();
+            match self.format {
+                Format::Json if self.escapes => text.push_str(&escape::json(event)),
+                Format::Json => text.push_str(event),
+                Format::Short => text.push_str(&short(&received.output.unwrap_or_default(), event)),
+            }
+            text.push('\n');
+            if let Some(left) = &mut self.left {
+                *left = left.saturating_sub(1);
+                if *left == 0 {
+                    return Ok(Some(Ok(())));
+                }
+            }
+        }
+        if let Some(skipped) = received.skipped {
+            self.tell_skipped(&skipped);
+        }
+        Ok(received.end.map(|End { reason, message }| {
+            let message = format!("the tap has ended: {}", escape::message(&message));
+            match reason.as_str() {
+                "stopped" | "time" => {
+                    eprintln!("{message}");
+                    Ok(())
+                }
+                _ => Err(message),
+            }
+        }))
+    }
+
+    fn tell_skipped(&self, skipped: &BTreeMap<String, u64>) {
+        let of = |reason: &str| skipped.get(reason).copied().unwrap_or_default();
+        let sample = format!("the sample is {}/s", self.sample);
+        let large = format!("larger than 256 KiB, up to {} bytes", grouped(of("largest_bytes")));
+        for (events, why) in [
+            (of("sample"), sample.as_str()),
+            (of("rate"), "more leave than a tap looks at; whether they match is not known"),
+            (of("full"), "the tap's buffer is full; whether they match is not known"),
+            (of("large"), large.as_str()),
+            (of("unreadable"), "not JSON, so nobody can say that nothing secret is in them"),
+        ] {
+            if events > 0 {
+                let plural = if events == 1 { "" } else { "s" };
+                eprintln!("skipped {} event{plural}: {why}", grouped(events));
+            }
+        }
+    }
+
+    async fn print(&self, text: String) {
+        // If the thread has ended, its failure ends the command.
+        if !text.is_empty() {
+            self.printer.send(Printed::Text(text)).await.ok();
+        }
+    }
+
+    /// Waits until everything is written.
+    async fn flush(&self) {
+        let (sender, flushed) = oneshot::channel();
+        if self.printer.send(Printed::Flushed(sender)).await.is_ok() {
+            flushed.await.ok();
+        }
+    }
+}
+
+/// Returns a number with commas, as in `1,200`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut grouped = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
+    }
+    grouped
+}
+
+/// Returns an event as one line of text: time, output, level, verb, user, object, status, address
+/// and duration, separated by spaces. A value that the event does not have is `-`.
+fn short(output: &str, event: &str) -> String {
+    let fields = Fields::of(event);
+    let field = |text: &str| escape::field(text, "");
+    let mut line = format!(
+        "{} {} {} {} {}",
+        field(&moment(&fields.staged)),
+        field(output),
+        field(&fields.level),
+        field(&fields.verb),
+        escape::field(&fields.user, "["),
+    );
+    // Writing to a `String` cannot fail.
+    if !fields.impersonated.is_empty() {
+        write!(line, "[as={}]", escape::field(&fields.impersonated, "[]")).ok();
+    }
+    write!(line, " {}", object(&fields)).ok();
+    let code = fields.code.map_or_else(|| "-".to_owned(), |code| code.to_string());
+    let ip = fields.source_ips.first().map(|ip| field(ip)).unwrap_or_else(|| "-".to_owned());
+    write!(line, " {code} {ip} {}", duration(&fields)).ok();
+    if fields.stage != "ResponseComplete" {
+        write!(line, " stage={}", field(&fields.stage)).ok();
+    }
+    line
+}
+
+/// Returns the object of an event as `RESOURCE.GROUP/NAMESPACE/NAME/SUBRESOURCE`, or its path.
+fn object(fields: &Fields<'_>) -> String {
+    if !fields.has_object {
+        return escape::field(&fields.uri, "");
+    }
+    let part = |text: &str| escape::field(text, "/");
+    let mut object = part(&fields.resource);
+    if !fields.api_group.is_empty() {
+        write!(object, ".{}", part(&fields.api_group)).ok();
+    }
+    write!(object, "/{}/{}", part(&fields.namespace), part(&fields.name)).ok();
+    if !fields.subresource.is_empty() {
+        write!(object, "/{}", part(&fields.subresource)).ok();
+    }
+    object
+}
+
+/// Returns a time to the millisecond, as in `2026-11-22T14:03:05.123Z`. A text that is no time
+/// stays as it is.
+fn moment(time: &str) -> String {
+    match time.split_once('.') {
+        Some((seconds, fraction)) if time::is_timestamp(time.as_bytes()) => {
+            let zone = fraction.trim_start_matches(|char: char| char.is_ascii_digit());
+            let digits: String =
+                fraction.chars().take_while(char::is_ascii_digit).take(3).collect();
+            format!("{seconds}.{digits}{zone}")
+        }
+        _ => time.to_owned(),
+    }
+}
+
+/// Returns the time from the receipt of the request to the event's stage, as in `2.1ms`; `-` if it
+/// is not known.
+fn duration(fields: &Fields<'_>) -> String {
+    let nanos = |time: &str| time::nanos(time.as_bytes());
+    let (Some(received), Some(staged)) = (nanos(&fields.received), nanos(&fields.staged)) else {
+        return "-".to_owned();
+    };
+    match staged.checked_sub(received).map(Duration::from_nanos) {
+        None => "-".to_owned(),
+        Some(passed) if passed < Duration::from_secs(1) => {
+            format!("{:.1}ms", passed.as_secs_f64() * 1e3)
+        }
+        Some(passed) => format!("{:.1}s", passed.as_secs_f64()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_short_form_has_the_same_fields_in_each_line() {
+        let event = r#"{"level":"Metadata","stage":"ResponseComplete","verb":"delete",
+            "user":{"username":"alice"},"sourceIPs":["10.0.0.7"],"responseStatus":{"code":403},
+            "objectRef":{"resource":"secrets","namespace":"prod","name":"db"},
+            "requestReceivedTimestamp":"2026-11-22T14:03:05.121456Z",
+            "stageTimestamp":"2026-11-22T14:03:05.123556Z"}"#;
+        assert_eq!(
+            short("siem", event),
+            "2026-11-22T14:03:05.123Z siem Metadata delete alice secrets/prod/db 403 10.0.0.7 2.1ms"
+        );
+        assert_eq!(short("o", "{}"), "- o - - - - - - - stage=-");
+        let event = r#"{"stage":"ResponseStarted","verb":"create","user":{"username":"a b"},
+            "impersonatedUser":{"username":"root] 200"},
+            "objectRef":{"resource":"deployments","apiGroup":"apps","subresource":"scale","name":"x/y"}}"#;
+        assert_eq!(
+            short("o", event),
+            "- o - create \"a b\"[as=\"root] 200\"] deployments.apps/-/\"x/y\"/scale - - - \
+             stage=ResponseStarted"
+        );
+        let event = r#"{"requestURI":"/healthz?x= y","verb":"get","stage":"ResponseComplete"}"#;
+        assert_eq!(short("o", event), "- o - get - \"/healthz?x= y\" - - -");
+    }
+
+    #[test]
+    fn a_client_cannot_forge_a_line_or_reach_the_terminal() {
+        let evil = "x\u{1b}]0;t\u{7}\n2026 o \u{202e}\u{9b}31m";
+        let event = serde_json::json!({
+            "verb": evil, "stage": evil, "level": evil, "user": {"username": evil},
+            "impersonatedUser": {"username": evil}, "sourceIPs": [evil],
+            "objectRef": {"resource": evil, "namespace": evil, "name": evil, "apiGroup": evil},
+            "stageTimestamp": evil, "requestReceivedTimestamp": evil,
+        });
+        let line = short(evil, &event.to_string());
+        assert!(!line.chars().any(|char| char.is_control() || char == '\u{202e}'), "{line:?}");
+        assert_eq!(line.matches(r"\u{202e}").count(), 12, "{line}");
+    }
+
+    #[test]
+    fn numbers_and_times_are_for_people() {
+        for (number, text) in [(0, "0"), (999, "999"), (1200, "1,200"), (1_234_567, "1,234,567")] {
+            assert_eq!(grouped(number), text);
+        }
+        assert_eq!(moment("2026-11-22T14:03:05Z"), "2026-11-22T14:03:05Z");
+        assert_eq!(moment("no.time"), "no.time");
+    }
+}

@@ -1,0 +1,901 @@
+//! `tap` and `GET /tap`: who may look, what is shown and what never is, and that a reader costs the
+//! relay nothing.
+
+use std::collections::BTreeSet;
+use std::io::BufRead as _;
+use std::io::BufReader;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use serde_json::Value;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::corpus;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::http;
+use crate::support::http::Client;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::metrics::Metrics;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::Running;
+use crate::support::relay::run_command;
+use crate::support::relay::spawn_command;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::text;
+use crate::support::wait_until;
+
+const TOKEN: &str = "t4p-s3cret";
+
+/// A relay with a token for taps, and the directory of the token.
+struct Tapped {
+    relay: Relay,
+    directory: TempDir,
+}
+
+/// Returns the config of a relay with these outputs, whose token is in this directory.
+fn config(directory: &Path, outputs: &str) -> String {
+    let file = directory.join("token");
+    let admin =
+        format!("admin = {{ address = \"127.0.0.1:0\", tap_token_file = \"{}\" }}", text(&file));
+    let base = BASE.replace("admin = { address = \"127.0.0.1:0\" }", &admin);
+    assert!(base.contains("tap_token_file"));
+    format!("{base}{outputs}")
+}
+
+fn tcp(name: &str, sink: &TcpSink, more: &str) -> String {
+    let consumer = sink.address();
+    format!(
+        "[[output]]\nname = \"{name}\"\ntype = \"tcp\"\naddresses = [\"{consumer}\"]\n\
+         replay_window = \"100ms\"\n{more}\n"
+    )
+}
+
+fn http_output(name: &str, sink: &HttpSink, more: &str) -> String {
+    let url = format!("http://{}/", sink.address());
+    format!(
+        "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\n\
+         retry = {{ initial_interval = \"50ms\", max_interval = \"100ms\" }}\n{more}\n"
+    )
+}
+
+impl Tapped {
+    fn start(outputs: &str) -> Self {
+        let directory = TempDir::new().unwrap();
+        std::fs::write(directory.path().join("token"), format!("{TOKEN}\n")).unwrap();
+        let relay = Relay::start(&config(directory.path(), outputs));
+        Self { relay, directory }
+    }
+
+    /// Starts a relay with one TCP consumer, whose output is `out`.
+    fn with_consumer() -> (Self, TcpSink) {
+        let sink = TcpSink::start();
+        (Self::start(&tcp("out", &sink, "")), sink)
+    }
+
+    fn token_file(&self) -> String {
+        text(&self.directory.path().join("token")).to_owned()
+    }
+
+    fn open(&self, query: &str) -> Tap {
+        Tap::open(self.relay.admin(), query, TOKEN).unwrap_or_else(|refused| panic!("{refused:?}"))
+    }
+
+    /// Starts the command, and waits until the relay has opened its tap.
+    fn command(&self, arguments: &[&str]) -> Running {
+        let opened = self.opened();
+        let (url, token) = (format!("http://{}", self.relay.admin()), self.token_file());
+        let arguments = [&["tap", &url, "--token-file", &token], arguments].concat();
+        let running = spawn_command(&arguments, self.directory.path(), &[]);
+        wait_until("the tap", PATIENCE, || self.opened() > opened || has_ended(&running));
+        running
+    }
+
+    fn opened(&self) -> usize {
+        self.relay.log_fields().iter().filter(|line| line["message"] == "tap opened").count()
+    }
+
+    fn post(&self, events: &[Value]) {
+        assert_eq!(self.relay.post(list(events).to_string().as_bytes()).status, 200);
+    }
+}
+
+/// Returns `true` if the command has said why it could not look.
+fn has_ended(running: &Running) -> bool {
+    !running.stderr().is_empty()
+}
+
+fn list(events: &[Value]) -> Value {
+    json!({ "kind": "EventList", "apiVersion": "audit.k8s.io/v1", "items": events })
+}
+
+/// An event with these members in place of the usual ones.
+fn event(id: &str, members: Value) -> Value {
+    let mut event = json!({
+        "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": "RequestResponse",
+        "auditID": id, "stage": "ResponseComplete", "verb": "update",
+        "requestURI": "/api/v1/namespaces/prod/configmaps/c",
+        "user": { "username": "alice", "groups": ["system:authenticated"] },
+        "sourceIPs": ["10.0.0.7"], "userAgent": "kubectl",
+        "objectRef": {
+            "resource": "configmaps", "namespace": "prod", "name": "c", "apiVersion": "v1",
+        },
+        "responseStatus": { "metadata": {}, "code": 200 },
+        "requestReceivedTimestamp": "2026-01-02T03:04:05.678000Z",
+        "stageTimestamp": "2026-01-02T03:04:05.680500Z",
+    });
+    for (name, value) in members.as_object().unwrap() {
+        event[name] = value.clone();
+    }
+    event
+}
+
+/// An open tap: the lines of its response.
+struct Tap {
+    reader: BufReader<TcpStream>,
+    /// What of the current chunk was not taken yet.
+    text: Vec<u8>,
+    /// Everything that was read.
+    all: Vec<u8>,
+}
+
+impl Tap {
+    /// Opens a tap and reads its first line. `Err` is the status and the head of a refusal.
+    fn open(admin: SocketAddr, query: &str, token: &str) -> Result<Self, (u16, String)> {
+        let mut tap = Self::ask(admin, query, token)?;
+        let head = tap.line();
+        assert!(head["tap"].is_object(), "{head}");
+        Ok(tap)
+    }
+
+    fn ask(admin: SocketAddr, query: &str, token: &str) -> Result<Self, (u16, String)> {
+        let mut stream = TcpStream::connect(admin).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head =
+            format!("GET /tap{query} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut reader = BufReader::new(stream);
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+        }
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        if status != 200 {
+            return Err((status, head));
+        }
+        assert!(head.contains("transfer-encoding: chunked"), "{head}");
+        assert!(head.contains("application/x-ndjson"), "{head}");
+        assert!(head.contains("no-store"), "{head}");
+        Ok(Self { reader, text: Vec::new(), all: Vec::new() })
+    }
+
+    /// Returns the next line; `None` after the last.
+    fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.text.iter().position(|&byte| byte == b'\n') {
+                let line: Vec<u8> = self.text.drain(..=end).collect();
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            let mut size = String::new();
+            self.reader.read_line(&mut size).unwrap();
+            let size = usize::from_str_radix(size.trim(), 16).expect("the size of a chunk");
+            let mut chunk = vec![0; size + 2];
+            self.reader.read_exact(&mut chunk).unwrap();
+            if size == 0 {
+                assert_eq!(self.text, b"", "a line without its end");
+                return None;
+            }
+            self.text.extend_from_slice(&chunk[..size]);
+            self.all.extend_from_slice(&chunk[..size]);
+        }
+    }
+
+    fn line(&mut self) -> Value {
+        self.next().expect("a line")
+    }
+
+    /// Reads until this many events were shown or skipped. Returns those that were shown, with
+    /// their outputs, and the numbers of those that were skipped.
+    fn until(&mut self, events: u64) -> (Vec<(String, Value)>, Value) {
+        let (mut shown, mut skipped) = (Vec::new(), json!({}));
+        let mut count = 0;
+        while count < events {
+            let mut line = self.line();
+            assert!(line["end"].is_null(), "{line}");
+            if line["event"].is_object() {
+                count += 1;
+                shown.push((line["output"].as_str().unwrap().to_owned(), line["event"].take()));
+            }
+            for (reason, number) in line["skipped"].as_object().into_iter().flatten() {
+                let number = number.as_u64().unwrap();
+                if reason != "largest_bytes" {
+                    count += number;
+                }
+                skipped[reason] = json!(skipped[reason].as_u64().unwrap_or(0) + number);
+            }
+        }
+        assert_eq!(count, events);
+        (shown, skipped)
+    }
+
+    /// Reads to the end, and returns the reason of the last line.
+    fn end(&mut self) -> String {
+        let mut last = json!(null);
+        while let Some(line) = self.next() {
+            last = line;
+        }
+        last["end"]["reason"].as_str().unwrap_or_else(|| panic!("{last}")).to_owned()
+    }
+}
+
+fn ids(shown: &[(String, Value)]) -> Vec<&str> {
+    shown.iter().map(|(_, event)| event["auditID"].as_str().unwrap()).collect()
+}
+
+fn reloads(metrics: &Metrics, result: &str) -> f64 {
+    metrics.value("config_reload_total", &[("result", result)])
+}
+
+/// Waits for one more reload with this result after `change`.
+fn reloaded(relay: &Relay, result: &str, change: impl FnOnce()) {
+    let before = reloads(&relay.metrics(), result);
+    change();
+    relay.wait_for_metrics("the reload", PATIENCE, |metrics| {
+        (reloads(metrics, result) > before).then_some(())
+    });
+}
+
+/// Replaces a file, which is complete at any time.
+fn replace(file: &Path, contents: &str) {
+    let beside = file.with_extension("new");
+    std::fs::write(&beside, contents).unwrap();
+    std::fs::rename(&beside, file).unwrap();
+}
+
+#[test]
+fn without_the_key_there_is_no_tap() {
+    let sink = TcpSink::start();
+    let relay = Relay::start(&format!("{BASE}{}", tcp("out", &sink, "")));
+    let refused = http::get(relay.admin(), "/tap").unwrap();
+    assert_eq!(refused.status, 404);
+    assert!(refused.text().contains("admin.tap_token_file"), "{}", refused.text());
+    assert_eq!(Tap::open(relay.admin(), "", TOKEN).err().unwrap().0, 404);
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("token"), TOKEN).unwrap();
+    let url = format!("http://{}", relay.admin());
+    let output = run_command(&["tap", &url, "--token-file", "token"], directory.path());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("404") && stderr.contains("admin.tap_token_file"), "{stderr}");
+    // Without a token there is nothing to try.
+    let output = run_command(&["tap", &url], directory.path());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("--token-file"), "{stderr}");
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn only_the_right_token_opens_a_tap_and_it_is_shown_nowhere() {
+    let (tapped, _sink) = Tapped::with_consumer();
+    let admin = tapped.relay.admin();
+    let refused = http::get(admin, "/tap").unwrap();
+    assert_eq!(refused.status, 401);
+    assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
+    for wrong in ["", "x", "t4p-s3cre", "t4p-s3cret-", "T4P-S3CRET"] {
+        let (status, head) = Tap::open(admin, "", wrong).err().unwrap();
+        assert_eq!(status, 401);
+        assert!(head.contains("www-authenticate: Bearer"), "{head}");
+    }
+    let headers = [("Authorization", "Basic t4p-s3cret")];
+    let mut client = Client::connect(admin).unwrap();
+    assert_eq!(client.request("GET", "/tap", &headers, b"").unwrap().status, 401);
+    let headers = [("Authorization", "Bearer t4p-s3cret")];
+    assert_eq!(client.request("POST", "/tap", &headers, b"").unwrap().status, 405);
+
+    let mut tap = tapped.open("?match=verb%3Dupdate&sample=7");
+    let opened = tapped.relay.wait_for_log("tap opened", PATIENCE);
+    assert!(opened["peer"].as_str().unwrap().starts_with("127.0.0.1:"), "{opened}");
+    assert_eq!((&opened["matches"], &opened["sample"]), (&json!("verb=update"), &json!(7)));
+    tapped.post(&[event("a", json!({}))]);
+    assert_eq!(ids(&tap.until(1).0), ["a"]);
+    drop(tap);
+    let closed = tapped.relay.wait_for_log("tap closed", PATIENCE);
+    assert_eq!((&closed["shown"], &closed["reason"]), (&json!(1), &json!("the reader has gone")));
+    let warned = tapped.relay.log_fields();
+    let warned = warned.iter().filter(|line| line["message"].as_str().unwrap().contains("refused"));
+    // Nobody can fill the log by wrong tokens.
+    assert_eq!(warned.count(), 1);
+
+    let status = http::get(admin, "/status").unwrap().text();
+    let metrics = http::get(admin, "/metrics").unwrap().text();
+    let config = text(&tapped.relay.config_file()).to_owned();
+    let shown = run_command(&["config", "--config", &config], Path::new("/")).stdout;
+    for text in [tapped.relay.log_text(), status, metrics, String::from_utf8(shown).unwrap()] {
+        assert!(!text.contains(TOKEN), "{text}");
+    }
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn another_token_and_a_removed_key_end_the_open_taps() {
+    let (tapped, sink) = Tapped::with_consumer();
+    let (relay, file) = (&tapped.relay, tapped.directory.path().join("token"));
+    let mut first = tapped.open("");
+    let mut command = tapped.command(&[]);
+    // The same token with other blanks around it is the same token.
+    reloaded(relay, "success", || replace(&file, &format!("  {TOKEN}\r\n\n")));
+    tapped.post(&[event("a", json!({}))]);
+    assert_eq!(ids(&first.until(1).0), ["a"]);
+    // A file without a token is refused, and the token in use stays.
+    reloaded(relay, "error", || replace(&file, "\n"));
+    tapped.post(&[event("b", json!({}))]);
+    assert_eq!(ids(&first.until(1).0), ["b"]);
+
+    reloaded(relay, "success", || replace(&file, "other"));
+    assert_eq!(first.end(), "revoked");
+    let (status, stderr) = command.wait();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("the token was changed or removed"), "{stderr}");
+    assert_eq!(Tap::open(relay.admin(), "", TOKEN).err().unwrap().0, 401);
+    let mut second = Tap::open(relay.admin(), "", "other").unwrap();
+
+    let without = format!("{BASE}{}", tcp("out", &sink, ""));
+    reloaded(relay, "success", || replace(&relay.config_file(), &without));
+    assert_eq!(second.end(), "revoked");
+    assert_eq!(Tap::open(relay.admin(), "", "other").err().unwrap().0, 404);
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn check_and_run_know_a_token_file_that_is_missing_or_empty() {
+    let sink = TcpSink::start();
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("relay.toml");
+    std::fs::write(&file, config(directory.path(), &tcp("out", &sink, ""))).unwrap();
+    let run = |command: &str| {
+        let output = run_command(&[command, "--config", text(&file)], directory.path());
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for contents in [None, Some(""), Some(" \n"), Some("a\nb")] {
+        if let Some(contents) = contents {
+            std::fs::write(directory.path().join("token"), contents).unwrap();
+        }
+        for command in ["check", "run"] {
+            let (code, stderr) = run(command);
+            assert_eq!(code, Some(2), "{command} {contents:?}: {stderr}");
+            assert!(stderr.contains("admin.tap_token_file"), "{stderr}");
+        }
+    }
+    std::fs::write(directory.path().join("token"), TOKEN).unwrap();
+    assert_eq!(run("check").0, Some(0));
+}
+
+/// A credential for each of the redactions that always hold, at each place where it may be.
+fn credentials() -> Vec<Value> {
+    const JWT: &str = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJodW50ZXIyIn0.c2lnbmF0dXJl-_";
+    const SECRET: &str = "hunter2";
+    let about = |group: &str, resource: &str, sub: &str, body: Value| {
+        json!({
+            "objectRef": {
+                "apiGroup": group, "resource": resource, "subresource": sub, "namespace": "prod",
+            },
+            "requestObject": body.clone(), "responseObject": body,
+        })
+    };
+    let applied = format!("{{\"data\":{{\"a\":\"{SECRET}\"}}}}");
+    let secret = json!({
+        "kind": "Secret",
+        "metadata": { "annotations": {
+            "kubectl.kubernetes.io/last-applied-configuration": applied, "own": SECRET,
+        }},
+        "data": { "a": SECRET }, "stringData": { "b": SECRET },
+    });
+    let oauth = json!({ "kind": "OAuthAccessToken", "metadata": { "name": SECRET } });
+    let uri = |uri: String| json!({ "requestURI": uri });
+    let members = vec![
+        about("", "secrets", "", secret.clone()),
+        about("", "secrets", "", json!({ "kind": "SecretList", "items": [secret.clone()] })),
+        about("", "secrets", "", json!([{ "op": "add", "path": "/data/a", "value": SECRET }])),
+        about("", "secrets", "", json!({ "rows": [{ "cells": [SECRET], "object": secret }] })),
+        about("", "serviceaccounts", "token", json!({ "status": { "token": SECRET } })),
+        about("authentication.k8s.io", "tokenreviews", "", json!({ "spec": { "token": SECRET } })),
+        about("oauth.openshift.io", "oauthaccesstokens", "", oauth),
+        uri(format!("/api/v1/pods?token={SECRET}")),
+        uri(format!("/api/v1/pods?labelSelector=token%3D{SECRET}")),
+        uri(format!("/api/v1/namespaces/a/pods/b/exec?command=login&command=--password={SECRET}")),
+        uri(format!("/api/v1/namespaces/a/pods/b/exec?command=--password&command={SECRET}")),
+        json!({ "userAgent": format!("x {JWT}") }),
+        json!({ "user": { "username": "a", "extra": { "k": [JWT] } } }),
+        json!({ "user": { "username": "a", "extra": { JWT: ["k"] } } }),
+        json!({ "impersonatedUser": { "username": JWT } }),
+        json!({ "annotations": { "a.b/c": JWT } }),
+        json!({ "requestObject": { "metadata": { "labels": { "a": JWT } } } }),
+        json!({ "requestObject": { "env": [format!("Bearer {JWT}")] } }),
+    ];
+    let all: Vec<_> =
+        members.into_iter().enumerate().map(|(at, it)| event(&format!("c{at}"), it)).collect();
+    let hides = |event: &Value| {
+        let text = event.to_string();
+        text.contains(SECRET) || text.contains("eyJ")
+    };
+    assert!(all.iter().all(hides));
+    all
+}
+
+#[test]
+fn no_credential_is_ever_shown_whatever_the_outputs_filter_lets_pass() {
+    let sinks: Vec<_> = (0..4).map(|_| TcpSink::start()).collect();
+    let outputs = [
+        tcp("plain", &sinks[0], ""),
+        tcp("sifted", &sinks[1], "filter.annotate = { cluster = \"c\" }"),
+        tcp("ecs", &sinks[2], "filter.shape = \"ecs\""),
+        tcp("ocsf", &sinks[3], "filter.shape = \"ocsf\""),
+    ];
+    let tapped = Tapped::start(&outputs.concat());
+    let mut tap = tapped.open("?sample=1000");
+    let mut short = tapped.command(&["--sample", "1000"]);
+    let mut lines = tapped.command(&["--sample", "1000", "--format", "json"]);
+    let credentials = credentials();
+    tapped.post(&credentials);
+    let all = 4 * credentials.len();
+    let (shown, skipped) = tap.until(all as u64);
+    assert_eq!((shown.len(), skipped), (all, json!({})));
+    tapped.relay.wait_until_delivered(PATIENCE);
+    for (output, event) in &shown {
+        assert_eq!((&event["kind"], &event["verb"]), (&json!("Event"), &json!("update")));
+        assert_eq!(
+            event["annotations"]["kube-audit-forwarder/cluster"].is_string(),
+            output == "sifted"
+        );
+    }
+    // The consumers have what the tap hides, because these outputs do not redact.
+    assert!(sinks[0].lines().iter().any(|line| memchr::memmem::find(line, b"hunter2").is_some()));
+    let newlines = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte == b'\n').count();
+    wait_until("the commands", PATIENCE, || {
+        newlines(&short.stdout()) == all && newlines(&lines.stdout()) == all
+    });
+    for all in [&tap.all, &short.stdout(), &lines.stdout()] {
+        let text = String::from_utf8(all.clone()).unwrap();
+        let found =
+            ["hunter2", "eyJ", TOKEN].map(|secret| text.lines().find(|line| line.contains(secret)));
+        assert_eq!(found, [None; 3]);
+    }
+    for line in String::from_utf8(lines.stdout()).unwrap().lines() {
+        assert!(serde_json::from_str::<Value>(line).unwrap()["auditID"].is_string(), "{line}");
+    }
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_recorded_events_are_shown_without_the_data_of_secrets() {
+    let (tapped, _sink) = Tapped::with_consumer();
+    let (mut shown, mut text, mut hidden) = (0, String::new(), BTreeSet::new());
+    for body in corpus() {
+        // Each tap has a second's worth of its own.
+        let mut tap = tapped.open("?sample=1000");
+        let mut sent = 0;
+        for event in events_of(&body.bytes) {
+            // The corpus has numbers beyond the range of an f64; their value does not matter here.
+            let text = String::from_utf8(event).unwrap().replace("1e400", "1");
+            let event: Value = serde_json::from_str(&text).unwrap();
+            if event["objectRef"]["resource"] == "secrets" {
+                for body in ["requestObject", "responseObject"] {
+                    let data = event[body]["data"].as_object().into_iter().flatten();
+                    hidden.extend(data.filter_map(|(_, value)| value.as_str().map(str::to_owned)));
+                }
+            }
+            sent += 1;
+        }
+        assert_eq!(tapped.relay.post(&body.bytes).status, 200);
+        let (of_body, skipped) = tap.until(sent);
+        let large = skipped["large"].as_u64().unwrap_or(0);
+        assert_eq!(of_body.len() as u64 + large, sent, "{}: {skipped}", body.name);
+        shown += of_body.len();
+        text.push_str(std::str::from_utf8(&tap.all).unwrap());
+        drop(tap);
+        tapped.relay.wait_for_metrics("the end of the tap", PATIENCE, |metrics| {
+            (metrics.value("taps", &[]) == 0.0).then_some(())
+        });
+    }
+    assert!(!hidden.is_empty() && shown > 1000, "{shown}");
+    for value in hidden.iter().filter(|value| value.len() > 8) {
+        assert!(!text.contains(value.as_str()), "{value}");
+    }
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_reader_gets_what_it_asks_for() {
+    let (tapped, _sink) = Tapped::with_consumer();
+    let object = |resource: &str, namespace: &str| json!({ "resource": resource, "namespace": namespace, "name": "n" });
+    let events = [
+        event(
+            "a",
+            json!({ "verb": "delete", "objectRef": object("secrets", "prod"),
+                           "requestURI": "/api/v1/namespaces/prod/secrets/n" }),
+        ),
+        event(
+            "b",
+            json!({ "verb": "get", "objectRef": object("secrets", "dev"),
+                           "requestURI": "/api/v1/namespaces/dev/secrets/n" }),
+        ),
+        event("c", json!({ "user": { "username": "system:serviceaccount:kube-system:x" } })),
+        event("d", json!({ "responseStatus": { "code": 403 } })),
+    ];
+    let asked = [
+        (&["--match", "verb=delete"][..], "a"),
+        (&["--match", "resource=secrets"], "a b"),
+        (&["--match", "resource=secrets", "--match", "namespace=dev"], "b"),
+        (&["--match", "user=system:serviceaccount:*"], "c"),
+        (&["--match", "code>=400"], "d"),
+        (&["--match", "verb=get", "--match", "verb=delete"], "a b"),
+        (&["--match", "resource!=secrets", "--match", "code<400"], "c"),
+    ];
+    for wave in asked.chunks(4) {
+        let mut commands: Vec<_> = wave
+            .iter()
+            .map(|(arguments, ids)| {
+                let limit = ids.split(' ').count().to_string();
+                let arguments = [arguments, &["--format", "json", "--limit", &limit][..]].concat();
+                tapped.command(&arguments)
+            })
+            .collect();
+        tapped.post(&events);
+        for (command, (arguments, ids)) in commands.iter_mut().zip(wave) {
+            let mut stdout = || command.stdout();
+            wait_until("the events", PATIENCE, || {
+                stdout().iter().filter(|&&byte| byte == b'\n').count() == ids.split(' ').count()
+            });
+            let lines = String::from_utf8(stdout()).unwrap();
+            let found: Vec<_> = lines
+                .lines()
+                .map(|line| serde_json::from_str::<Value>(line).unwrap()["auditID"].clone())
+                .collect();
+            let found: Vec<_> = found.iter().map(|id| id.as_str().unwrap()).collect();
+            assert_eq!(found.join(" "), *ids, "{arguments:?}");
+            let (status, stderr) = command.wait();
+            assert_eq!((status.code(), &*stderr), (Some(0), ""), "{arguments:?}");
+        }
+        let open = |metrics: &Metrics| metrics.value("taps", &[]);
+        tapped.relay.wait_for_metrics("the end", PATIENCE, |it| (open(it) == 0.0).then_some(()));
+    }
+
+    for (query, what) in [
+        ("?match=verbs%3Dx", "do you mean verb"),
+        ("?sample=0", "1 to 1000"),
+        ("?sample=1001", "1 to 1000"),
+        ("?output=nowhere", "there are: out"),
+        ("?shape=ecs", "unknown"),
+    ] {
+        let headers = [("Authorization", "Bearer t4p-s3cret")];
+        let mut client = Client::connect(tapped.relay.admin()).unwrap();
+        let path = format!("/tap{query}");
+        let refused = client.request("GET", &path, &headers, b"").unwrap();
+        assert_eq!(refused.status, 400, "{query}");
+        assert!(refused.text().contains(what), "{query}: {}", refused.text());
+    }
+    let output = run_command(&["tap", "http://127.0.0.1:1", "--match", "x=1"], Path::new("/"));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("unknown key"));
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn each_output_shows_its_own_events_once_they_have_left() {
+    let (first, second) = (HttpSink::accepting(), TcpSink::start());
+    let stdout = "[[output]]\nname = \"stdout\"\ntype = \"stdout\"\n";
+    let outputs = [
+        &*http_output("http", &first, "concurrency = 4\nfilter.match = [{ verbs = [\"get\"] }]"),
+        &*tcp("tcp", &second, ""),
+        stdout,
+    ];
+    let tapped = Tapped::start(&outputs.concat());
+    let (mut all, mut one) = (tapped.open("?sample=1000"), tapped.open("?output=http"));
+    let events: Vec<_> = (0..40)
+        .map(|at| event(&format!("e{at}"), json!({ "verb": (["get", "update"][at % 2]) })))
+        .collect();
+    for ten in events.chunks(10) {
+        tapped.post(ten);
+    }
+    let (shown, skipped) = all.until(20 + 40 + 40);
+    assert_eq!(skipped, json!({}));
+    for (output, count) in [("http", 20), ("tcp", 40), ("stdout", 40)] {
+        let of: Vec<_> = shown.iter().filter(|(name, _)| name == output).cloned().collect();
+        let ids: BTreeSet<_> = ids(&of).into_iter().map(str::to_owned).collect();
+        assert_eq!((of.len(), ids.len()), (count, count), "{output}");
+    }
+    let (shown, _) = one.until(20);
+    assert!(shown.iter().all(|(output, event)| output == "http" && event["verb"] == "get"));
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_event_is_shown_when_its_consumer_has_it_and_not_before() {
+    let works = Arc::new(AtomicBool::new(false));
+    let is_up = Arc::clone(&works);
+    let sink = HttpSink::start(move |_| {
+        Answer::status(if is_up.load(Ordering::SeqCst) { 200 } else { 503 })
+    });
+    let tapped = Tapped::start(&http_output("http", &sink, ""));
+    let mut tap = tapped.open("");
+    tapped.post(&[event("a", json!({})), event("b", json!({}))]);
+    sink.wait_for_count(3, PATIENCE);
+    // The first line after five seconds without an event is a heartbeat.
+    let line = tap.line();
+    assert_eq!(line["heartbeat"], json!({ "seen": 0, "shown": 0 }), "{line}");
+    works.store(true, Ordering::SeqCst);
+    let (shown, skipped) = tap.until(2);
+    assert_eq!((ids(&shown), skipped), (vec!["a", "b"], json!({})));
+    tapped.post(&[event("c", json!({}))]);
+    assert_eq!(ids(&tap.until(1).0), ["c"]);
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn events_beyond_the_sample_and_large_ones_are_counted_with_their_reason() {
+    let (tapped, _sink) = Tapped::with_consumer();
+    let mut tap = tapped.open("?sample=10");
+    let mut command = tapped.command(&["--sample", "10", "--format", "json"]);
+    let large = event("large", json!({ "requestObject": { "a": "x".repeat(300_000) } }));
+    let mut events: Vec<_> = (0..399).map(|at| event(&format!("e{at}"), json!({}))).collect();
+    events.insert(7, large);
+    tapped.post(&events);
+    let (shown, skipped) = tap.until(400);
+    // A second's worth comes at once; a slow machine may show a few more.
+    assert!((10..200).contains(&shown.len()), "{}", shown.len());
+    assert_eq!(skipped["large"], 1);
+    assert!((300_000..310_000).contains(&skipped["largest_bytes"].as_u64().unwrap()), "{skipped}");
+    assert_eq!(skipped["sample"], 400 - 1 - shown.len() as u64);
+    assert!(!ids(&shown).contains(&"large"));
+    wait_until("the words", PATIENCE, || command.stderr().contains("larger than 256 KiB"));
+    assert!(command.stderr().contains(" events: the sample is 10/s"), "{}", command.stderr());
+    // The notices are no part of the events.
+    wait_until("the events", PATIENCE, || !command.stdout().is_empty());
+    for line in String::from_utf8(command.stdout()).unwrap().lines() {
+        assert!(serde_json::from_str::<Value>(line).unwrap()["auditID"].is_string(), "{line}");
+    }
+    let metrics = tapped.relay.metrics();
+    let (shown, skipped) = (
+        metrics.value("tap_shown_events_total", &[]),
+        metrics.value("tap_skipped_events_total", &[]),
+    );
+    assert_eq!(shown + skipped, 800.0);
+    tapped.relay.finish(Backlog::Empty);
+}
+
+/// A reader that does not read: its socket is open, and nobody takes a byte.
+fn stuck(tapped: &Tapped) -> Tap {
+    Tap::ask(tapped.relay.admin(), "?sample=1000", TOKEN).unwrap()
+}
+
+#[test]
+fn a_reader_that_does_not_read_holds_nothing_up_and_takes_little_memory() {
+    let (tapped, sink) = Tapped::with_consumer();
+    let body = generated_batch(1, 400, 1000);
+    for _ in 0..20 {
+        assert_eq!(tapped.relay.post(&body).status, 200);
+    }
+    tapped.relay.wait_until_delivered(PATIENCE);
+    let before = tapped.relay.rss_bytes();
+    let _readers: Vec<_> = (0..4).map(|_| stuck(&tapped)).collect();
+    let batches = 150;
+    for seed in 0..batches {
+        let body = generated_batch(seed, 400, 1000);
+        assert_eq!(tapped.relay.post(&body).status, 200);
+    }
+    tapped.relay.wait_until_delivered(PATIENCE);
+    wait_until("the consumer", PATIENCE, || sink.count() == 400 * (20 + 150));
+    // Four taps hold at most 9 MiB each, beside what the queue has taken meanwhile.
+    let after = tapped.relay.rss_bytes();
+    assert!(after < before + 60 * 1024 * 1024, "{before} → {after}");
+    assert_eq!(http::get(tapped.relay.admin(), "/readyz").unwrap().status, 200);
+    tapped.relay.wait_for_metrics("the counts", PATIENCE, |metrics| {
+        let of = |name: &str| metrics.value(name, &[]);
+        (of("tap_skipped_events_total") > 4.0 * 30_000.0).then_some(())
+    });
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_fifth_tap_is_refused_and_taps_are_in_nobodys_way() {
+    let (tapped, _sink) = Tapped::with_consumer();
+    let admin = tapped.relay.admin();
+    let mut taps: Vec<_> = (0..4).map(|_| tapped.open("")).collect();
+    let (status, head) = Tap::open(admin, "", TOKEN).err().unwrap();
+    assert_eq!(status, 503);
+    assert!(head.contains("retry-after: 10"), "{head}");
+    assert_eq!(tapped.relay.metrics().value("taps", &[]), 4.0);
+    // As many connections as the admin address has, and more: the taps lose no place to them, and
+    // take none from them.
+    let idle: Vec<_> = (0..70).map(|_| TcpStream::connect(admin).unwrap()).collect();
+    for path in ["/readyz", "/metrics", "/status"] {
+        assert_eq!(http::get(admin, path).unwrap().status, 200);
+    }
+    tapped.post(&[event("a", json!({}))]);
+    for tap in &mut taps {
+        assert_eq!(ids(&tap.until(1).0), ["a"]);
+    }
+    drop(idle);
+    taps.pop();
+    wait_until("a free tap", PATIENCE, || Tap::open(admin, "", TOKEN).is_ok());
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_end_of_the_relay_is_prompt_and_tells_the_readers() {
+    let (mut tapped, _sink) = Tapped::with_consumer();
+    let mut tap = tapped.open("");
+    let mut command = tapped.command(&["--limit", "5"]);
+    let _stuck = stuck(&tapped);
+    tapped.post(&[event("a", json!({}))]);
+    assert_eq!(ids(&tap.until(1).0), ["a"]);
+    let begun = Instant::now();
+    tapped.relay.signal(libc::SIGTERM);
+    assert_eq!(tap.end(), "stopped");
+    let status = tapped.relay.wait_at_most(Duration::from_secs(10));
+    assert_eq!(status.code(), Some(0));
+    let took = begun.elapsed();
+    // Without taps it takes as long; the limit is far below CONNECTION_TIME and the tap's hour.
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let (status, stderr) = command.wait();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    assert!(stderr.contains("the tap has ended: the relay has ended"), "{stderr}");
+}
+
+#[test]
+fn the_command_ends_quietly_with_ctrl_c_and_with_a_closed_pipe() {
+    let (tapped, _sink) = Tapped::with_consumer();
+    let mut interrupted = tapped.command(&[]);
+    interrupted.signal(libc::SIGINT);
+    let (status, stderr) = interrupted.wait();
+    assert_eq!((status.code(), &*stderr), (Some(0), ""));
+
+    let mut piped = tapped.command(&[]);
+    let mut first = BufReader::new(piped.take_stdout());
+    tapped.post(&[event("a", json!({}))]);
+    let mut line = String::new();
+    first.read_line(&mut line).unwrap();
+    assert_eq!(
+        line,
+        "2026-01-02T03:04:05.680Z out RequestResponse update alice configmaps/prod/c 200 10.0.0.7 \
+         2.5ms\n"
+    );
+    // As `| head -1` does.
+    drop(first);
+    tapped.post(&[event("b", json!({}))]);
+    let (status, stderr) = piped.wait();
+    assert_eq!((status.code(), &*stderr), (Some(0), ""));
+
+    // A reader that does not read the pipe does not keep Ctrl-C from ending the command.
+    let mut held = tapped.command(&["--format", "json", "--sample", "1000"]);
+    let _pipe = held.take_stdout();
+    for seed in 0..4 {
+        assert_eq!(tapped.relay.post(&generated_batch(seed, 200, 1000)).status, 200);
+    }
+    tapped.relay.wait_for_metrics("the events", PATIENCE, |metrics| {
+        (metrics.value("tap_shown_events_total", &[]) > 500.0).then_some(())
+    });
+    held.signal(libc::SIGINT);
+    assert_eq!(held.wait().0.code(), Some(0));
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_a_client_chooses_reaches_no_terminal_as_it_is() {
+    let (tapped, _sink) = Tapped::with_consumer();
+    let mut tap = tapped.open("");
+    let mut command = tapped.command(&["--limit", "1"]);
+    let evil = "x\u{1b}[2J\u{9b}31m\u{7f}\u{202e}\u{2066}\u{200d}\u{e0041}\n2026 o";
+    tapped.post(&[event(
+        "a",
+        json!({ "user": { "username": evil }, "userAgent": evil, "verb": evil, "sourceIPs": [evil],
+                "objectRef": { "resource": evil, "namespace": evil, "name": evil } }),
+    )]);
+    let (shown, _) = tap.until(1);
+    // The value is the same; only its writing is safe.
+    assert_eq!(shown[0].1["user"]["username"], evil);
+    assert!(tap.all.iter().all(|byte| byte.is_ascii_graphic() || b" \n".contains(byte)));
+    assert_eq!(command.wait().0.code(), Some(0));
+    let stdout = command.stdout();
+    wait_until("the line", PATIENCE, || !command.stdout().is_empty() || !stdout.is_empty());
+    let line = String::from_utf8(command.stdout()).unwrap();
+    assert!(line.bytes().all(|byte| byte.is_ascii_graphic() || b" \n".contains(&byte)), "{line:?}");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    tapped.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_command_finds_the_relay_and_the_token_by_the_config() {
+    let sink = TcpSink::start();
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("token"), TOKEN).unwrap();
+    let port = crate::support::free_port();
+    let file = directory.path().join("relay.toml");
+    let config = config(directory.path(), &tcp("out", &sink, ""));
+    let config = config.replace(
+        "admin = { address = \"127.0.0.1:0\"",
+        &format!("admin = {{ address = \"127.0.0.1:{port}\""),
+    );
+    std::fs::write(&file, &config).unwrap();
+    let relay = Relay::with(&config).file(&file).start();
+    let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", Some(text(&file)))];
+    let arguments = ["tap", "--limit", "1"];
+    let mut command = spawn_command(&arguments, directory.path(), &variables);
+    relay.wait_for_log("tap opened", PATIENCE);
+    assert_eq!(relay.post(list(&[event("a", json!({}))]).to_string().as_bytes()).status, 200);
+    wait_until("the event", PATIENCE, || !command.stdout().is_empty());
+    let (status, stderr) = command.wait();
+    assert_eq!((status.code(), &*stderr), (Some(0), ""));
+    assert!(String::from_utf8(command.stdout()).unwrap().contains(" configmaps/prod/c "));
+    relay.finish(Backlog::Empty);
+}
+
+/// Prints the CPU time that the relay takes for 20,000 events per second, in batches of 400 events
+/// of 1,500 bytes, without a tap, with one whose reader reads, and with four that nobody reads.
+/// docs/internals/measurements.md has what this has found.
+#[test]
+#[ignore = "no test, but a measurement, which people start"]
+fn cpu_of_a_relay_with_and_without_taps() {
+    const BATCHES: u64 = 250;
+    let sink = HttpSink::forgetful(|_| Answer::status(200));
+    let tapped = Tapped::start(&http_output("out", &sink, ""));
+    let cpu = || {
+        let stat = format!("/proc/{}/stat", tapped.relay.pid());
+        let stat = std::fs::read_to_string(stat).unwrap();
+        // proc_pid_stat(5): fields 14 and 15 are the times in user and kernel mode, in ticks of
+        // which Linux has 100 in a second. The name, field 2, ends with the last bracket.
+        let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+        fields.skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>() / 100.0
+    };
+    let bodies: Vec<_> = (0..50).map(|seed| generated_batch(seed, 400, 1500)).collect();
+    for round in 0..3 {
+        for kind in ["no tap", "a reader that reads", "four readers that do not"] {
+            let taps: Vec<_> = match kind {
+                "no tap" => Vec::new(),
+                "a reader that reads" => vec![tapped.open("")],
+                _ => (0..4).map(|_| stuck(&tapped)).collect(),
+            };
+            let end = Arc::new(AtomicBool::new(false));
+            let (ended, begun) = (Arc::clone(&end), cpu());
+            let start = Instant::now();
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    let mut taps = taps;
+                    while !ended.load(Ordering::SeqCst) {
+                        match &mut taps[..] {
+                            [tap] => drop(tap.line()),
+                            _ => std::thread::sleep(Duration::from_millis(10)),
+                        }
+                    }
+                });
+                let mut client = Client::connect(tapped.relay.address()).unwrap();
+                for batch in 0..BATCHES {
+                    let due = start + Duration::from_millis(20 * batch);
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                    let body = &bodies[usize::try_from(batch % 50).unwrap()];
+                    let answer = client.post("/", "application/json", body).unwrap();
+                    assert_eq!(answer.status, 200);
+                }
+                tapped.relay.wait_until_delivered(PATIENCE);
+                end.store(true, Ordering::SeqCst);
+            });
+            let (took, cpu) = (start.elapsed(), cpu() - begun);
+            eprintln!("round {round}: {kind}: {cpu:.2} s of CPU in {:.1} s", took.as_secs_f64());
+        }
+    }
+    tapped.relay.finish(Backlog::Empty);
+}
