@@ -7,7 +7,7 @@
 //! the tables for the others stand in the config as comments, because somebody has to decide.
 //!
 //! The report says what became of each line. No line is dropped in silence: a line is carried over,
-//! or it is for somebody to decide about, or the report says why it has no effect. [`keywords`] is
+//! or it is for somebody to decide about, or the report says why it has no effect. `keywords` is
 //! the table of all directives.
 //!
 //! Source: HAProxy's configuration manuals 2.6, 2.8 and 3.0.

@@ -56,7 +56,7 @@ pub use view::View;
 pub const TAPS_MAX: usize = 4;
 
 /// The most bytes of lines that wait for one tap, from the moment of their copy until the reader's
-/// task takes them. Each line counts [`LINE_OVERHEAD`] more than its length.
+/// task takes them. Each line counts `LINE_OVERHEAD` more than its length.
 pub const ROOM_BYTES: usize = 2 << 20;
 
 /// The most lines per second that are copied for one tap. A second's worth may come at once. The
