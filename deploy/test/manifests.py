@@ -473,6 +473,16 @@ def tutorial_service_problems(service, base):
         yield f"its ports are {service['spec']['ports']}"
 
 
+def job_problems(documents, pod, base):
+    """Checks a Job of deploy/jobs, which runs in the namespace and with the account of deploy/base."""
+    yield from schema_problems(documents)
+    yield from security_problems([*base, *documents], pod)
+    yield from image_problems(pod["containers"][0])
+    namespaces = {document["metadata"].get("namespace") for document in documents}
+    if namespaces != {of_kind(base, "Namespace")[0]["metadata"]["name"]}:
+        yield f"the namespaces are {namespaces}"
+
+
 def commands_of(page):
     """Yields the commands of a page's shell blocks, as words, in the order of the page."""
     for block in re.findall(r"^ *```sh\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL):
@@ -626,6 +636,11 @@ def main():
         found.append("way-back-openshift: OpenShift's SCC refuses fixed IDs")
     service = yaml.safe_load((DEPLOY / "way-back/service.yaml").read_text())
     found += [f"way-back/service.yaml: {problem}" for problem in tutorial_service_problems(service, rendered["base"])]
+    for file in sorted((DEPLOY / "jobs").glob("*.yaml")):
+        documents = list(yaml.safe_load_all(file.read_text()))
+        pod = of_kind(documents, "Job")[0]["spec"]["template"]["spec"]
+        found += [f"jobs/{file.name}: {problem}" for problem in job_problems(documents, pod, rendered["base"])]
+        print(f"deploy/jobs/{file.name}: {', '.join(called(document) for document in documents)}")
     policy = yaml.safe_load((DEPLOY / "control-plane.yaml").read_text())
     found += [f"control-plane.yaml: {problem}" for problem in schema_problems([policy])]
     page = (REPOSITORY / "docs/replace-haproxy.md").read_text()
