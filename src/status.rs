@@ -61,6 +61,8 @@ pub struct Status {
     pub refused_429_per_second: f64,
     /// The request that was refused last; `None`: none since the start.
     pub last_rejected: Option<Rejected>,
+    /// The last request that was refused for good; `None`: none since the start.
+    pub last_final_refusal: Option<Rejected>,
     /// Lines of the log that were not written.
     pub log_dropped_lines: u64,
     /// The listeners, in the order of the config.

@@ -88,6 +88,16 @@ pub struct LastRejected {
     pub at: Instant,
 }
 
+/// The last refused requests of all listeners and sources together. A refusal of one kind must not
+/// hide one of the other: anybody can send a request that ends with 408.
+#[derive(Default)]
+pub(crate) struct LastRefusals {
+    /// The last refused request; `None` if no request was refused yet.
+    any: Option<LastRejected>,
+    /// The last request that was refused for good.
+    for_good: Option<LastRejected>,
+}
+
 /// All metrics of one relay, and its notes for the log. The relay owns this value. Its functions
 /// return handles (references to metric series), which are cheap to clone. Two calls with the same
 /// labels return handles of the same series.
@@ -96,7 +106,7 @@ pub struct Telemetry {
     handle: PrometheusHandle,
     process: metrics_process::Collector,
     program: catalog::ProgramMetrics,
-    last_rejected: Arc<Mutex<Option<LastRejected>>>,
+    refusals: Arc<Mutex<LastRefusals>>,
     reports: Reports,
     /// The times until delivery of each output, by its name. An entry ends with the last handle of
     /// the output.
@@ -137,9 +147,9 @@ impl Telemetry {
         let process = metrics_process::Collector::default();
         metrics::with_local_recorder(&recorder, || process.describe());
         let handle = recorder.handle();
-        let (last_rejected, reports) = (Arc::default(), Reports::default());
+        let (refusals, reports) = (Arc::default(), Reports::default());
         let delivery_times = Mutex::default();
-        Self { recorder, handle, process, program, last_rejected, reports, delivery_times }
+        Self { recorder, handle, process, program, refusals, reports, delivery_times }
     }
 
     /// Returns the page `/metrics`, in the Prometheus text format. Call `Queue::observe` before,
@@ -164,7 +174,14 @@ impl Telemetry {
     /// Returns the last request that was refused; `None` if no request was refused yet.
     #[must_use]
     pub fn last_rejected(&self) -> Option<LastRejected> {
-        self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).any.clone()
+    }
+
+    /// Returns the last request that was refused for good, so that its sender gives its events up;
+    /// `None` if there was none yet.
+    #[must_use]
+    pub fn last_final_refusal(&self) -> Option<LastRejected> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).for_good.clone()
     }
 
     /// Returns the page `/metrics` without the states of removed outputs and listeners. A state is
@@ -192,7 +209,7 @@ impl Telemetry {
             [labels::LISTENER.with(label)],
             catalog::RejectionMetrics::register(&self.recorder, []),
             label.into(),
-            Arc::clone(&self.last_rejected),
+            Arc::clone(&self.refusals),
         )
     }
 
@@ -352,7 +369,11 @@ impl ListenerMetrics {
             message: message.chars().take(MESSAGE_MAX).collect(),
             at: Instant::now(),
         };
-        *self.last_rejected.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
+        let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if reason.is_for_good() {
+            refusals.for_good = Some(last.clone());
+        }
+        refusals.any = Some(last);
     }
 }
 
@@ -713,6 +734,20 @@ mod tests {
             ("queue_full", 429, "[::]:3000")
         );
         assert_eq!(last.message.len(), MESSAGE_MAX);
+    }
+
+    #[test]
+    fn a_request_that_may_come_again_does_not_hide_one_that_was_refused_for_good() {
+        let telemetry = Telemetry::new();
+        let listener = telemetry.listener("l");
+        assert!(telemetry.last_final_refusal().is_none());
+        listener.rejected(Rejection::Invalid, 400, "no JSON");
+        for (reason, code) in [(Rejection::Timeout, 408), (Rejection::QueueFull, 429)] {
+            listener.rejected(reason, code, "come back");
+        }
+        let last = |last: Option<LastRejected>| last.map(|last| last.reason.name());
+        assert_eq!(last(telemetry.last_rejected()), Some("queue_full"));
+        assert_eq!(last(telemetry.last_final_refusal()), Some("invalid"));
     }
 
     #[test]

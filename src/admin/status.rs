@@ -66,6 +66,8 @@ impl Admin {
             "rejected_requests": counted(reading.rejected_requests()),
             "refused_429_per_second": refused_429,
             "last_rejected": self.telemetry.last_rejected().as_ref().map(last_rejected),
+            "last_final_refusal":
+                self.telemetry.last_final_refusal().as_ref().map(last_rejected),
             "queue": self.queue_json(&reading),
             "outputs": self.outputs(&reading),
             "certificates": self.certificates(&reading),

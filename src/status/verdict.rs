@@ -69,16 +69,16 @@ const REFUSED_LATELY: f64 = 300.0;
 /// outputs are late at 30 s, and some of them a little later.
 const COLLECTING: f64 = 60.0;
 
+/// The age in seconds below which a checkpoint or a cosignature counts as recent. A checkpoint is
+/// signed at least once in an hour, if `evidence.heartbeat_interval` is as it is by default.
+const EVIDENCE_RECENT: f64 = 3900.0;
+
 /// The number of seconds in a day.
 const DAY: f64 = 86_400.0;
 
 /// The days before the end of a certificate's validity from which the verdict warns, and from which
 /// the state is bad. The alerts use the same numbers.
 const CERTIFICATE_DAYS: (f64, f64) = (14.0, 3.0);
-
-/// The reasons for which a request is refused for good: kube-apiserver gives up its events.
-const REFUSED_FOR_GOOD: [&str; 6] =
-    ["invalid", "too_large", "unauthorized", "not_found", "method", "media_type"];
 
 /// The findings in the order in which they are made.
 #[derive(Default)]
@@ -105,7 +105,7 @@ pub fn judge(status: &Status) -> Verdict {
     process(status, &mut found);
     let mut findings = found.0;
     if findings.iter().all(|it| it.state <= State::Note) {
-        let text = "Every output works, and nothing is lost.".to_owned();
+        let text = "Every output works, and no accepted event is lost.".to_owned();
         findings.push(Finding {
             state: State::Good,
             about: "relay".to_owned(),
@@ -299,9 +299,8 @@ fn senders(status: &Status, found: &mut Findings) {
             found.add(State::Warn, &about, text, advice);
         }
     }
-    if let Some(last) = &status.last_rejected
+    if let Some(last) = &status.last_final_refusal
         && last.seconds_ago < REFUSED_LATELY
-        && REFUSED_FOR_GOOD.contains(&last.reason.as_str())
     {
         let text = format!("Requests were refused for good lately ({}).", last.reason);
         let advice = "If the sender is kube-apiserver, its events are lost there. Runbook: \
@@ -322,6 +321,10 @@ fn senders(status: &Status, found: &mut Findings) {
 
 fn evidence(status: &Status, found: &mut Findings) {
     let Some(evidence) = &status.evidence else { return };
+    let is_recent = |ago: Option<f64>| ago.is_some_and(|ago| ago < EVIDENCE_RECENT);
+    let is_signed = is_recent(evidence.last_checkpoint_seconds_ago);
+    let is_seen = evidence.witnesses.iter().all(|it| is_recent(it.last_seconds_ago));
+    let mended = |is_mended: bool| if is_mended { State::Note } else { State::Warn };
     for (reason, _) in evidence.errors.iter().filter(|(_, count)| **count > 0) {
         let (state, text, runbook) = match reason.as_str() {
             "rolled_back" => (
@@ -332,10 +335,12 @@ fn evidence(status: &Status, found: &mut Findings) {
             "tampered" => {
                 (State::Bad, "Lines in the queue's files have been changed.", "EvidenceTampered")
             }
-            "witness" => (State::Warn, "A witness did not cosign since the start.", "WitnessAway"),
+            "witness" => {
+                (mended(is_seen), "A witness did not cosign at least once.", "WitnessAway")
+            }
             _ => (
-                State::Warn,
-                "The evidence could not be written or signed since the start.",
+                mended(is_signed),
+                "The evidence could not be written or signed at least once.",
                 "EvidenceNotWritten",
             ),
         };
@@ -566,10 +571,10 @@ mod tests {
     #[test]
     fn refusals_silence_and_a_refused_config_are_warnings() {
         assert_headline(State::Warn, "refused for good lately (invalid)", |status| {
-            status["last_rejected"] = json!({ "reason": "invalid", "seconds_ago": 3.0 });
+            status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 3.0 });
         });
         assert_headline(State::Good, "works", |status| {
-            status["last_rejected"] = json!({ "reason": "invalid", "seconds_ago": 301.0 });
+            status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 301.0 });
         });
         assert_headline(State::Warn, "No event", |status| {
             status["last_event_seconds_ago"] = json!(901.0);
@@ -581,6 +586,16 @@ mod tests {
         assert_headline(State::Warn, "max_in_flight", |status| {
             status["refused_429_per_second"] = json!(0.5);
         });
+    }
+
+    #[test]
+    fn a_witness_that_was_away_is_a_warning_until_it_cosigns_again() {
+        for (ago, state) in [(json!(null), State::Warn), (json!(3.0), State::Good)] {
+            assert_headline(state, "", |status| {
+                status["evidence"] = json!({ "errors": { "witness": 1 },
+                    "witnesses": [{ "name": "w", "last_seconds_ago": ago }] });
+            });
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use metrics::Gauge;
 use metrics::Histogram;
 use metrics_exporter_prometheus::PrometheusRecorder;
 
-use super::LastRejected;
+use super::LastRefusals;
 use super::declare::DEFAULTS;
 use super::declare::Each;
 use super::declare::Handle;
@@ -242,9 +242,8 @@ catalog! {
         pub(super) rejections: RejectionMetrics,
         /// The label of the listener or source: its address in the config, or its name.
         pub(super) label: Arc<str>,
-        /// The last refused request of any listener or source; `None` if no request was refused
-        /// yet.
-        pub(super) last_rejected: Arc<Mutex<Option<LastRejected>>>,
+        /// The last refused requests of all listeners and sources.
+        pub(super) refusals: Arc<Mutex<LastRefusals>>,
     }
 
     "Listeners and sources"

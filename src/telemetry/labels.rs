@@ -89,6 +89,28 @@ label_values! {
     }
 }
 
+impl Rejection {
+    /// Returns `true` if kube-apiserver gives the events of such a request up. It sends the events
+    /// again after a status of 429 or 5xx, or if the connection breaks.
+    #[must_use]
+    pub(crate) fn is_for_good(self) -> bool {
+        match self {
+            Self::Invalid
+            | Self::TooLarge
+            | Self::Unauthorized
+            | Self::NotFound
+            | Self::Method
+            | Self::MediaType => true,
+            Self::QueueFull
+            | Self::InFlightFull
+            | Self::Timeout
+            | Self::ShuttingDown
+            | Self::Disk
+            | Self::DeliveryTimeout => false,
+        }
+    }
+}
+
 label_values! {
     /// The reason why evidence could not be recorded: the label `reason` of
     /// `evidence_errors_total`.

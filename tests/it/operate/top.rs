@@ -94,7 +94,7 @@ fn a_signal_ends_it_and_gives_the_terminal_back() {
         relay.admin()
     );
     let mut terminal = Terminal::start(&command, 100, 30);
-    terminal.wait_for("Every output works, and nothing is lost.");
+    terminal.wait_for("Every output works, and no accepted event is lost.");
     std::fs::write(&end, "").unwrap();
     assert_eq!(terminal.wait(), Some(0));
     assert!(!terminal.is_drawn() && !terminal.hides_cursor());
@@ -112,7 +112,7 @@ fn it_ends_when_its_terminal_is_closed() {
         relay.admin()
     );
     let terminal = Terminal::start(&command, 100, 30);
-    terminal.wait_for("Every output works, and nothing is lost.");
+    terminal.wait_for("Every output works, and no accepted event is lost.");
     let process = std::fs::read_to_string(process).unwrap();
     let process = format!("/proc/{}", process.trim());
     assert!(Path::new(&process).exists());
