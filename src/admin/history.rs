@@ -32,6 +32,9 @@ const MINUTE_STEPS: usize = 6;
 /// those of two minutes, and the point at which they begin.
 const GROWING_POINTS: usize = 13;
 
+/// The lag in seconds from which an output's backlog can count as growing.
+const GROWING_LAG_MIN: f64 = 1.0;
+
 /// The lines of the relay, in the order of [`Sample::counters`] and [`Sample::states`].
 const LINES: [&str; 7] = [
     "accepted_events_per_second",
@@ -221,6 +224,11 @@ impl History {
     pub(super) fn is_growing(&self, name: &str) -> bool {
         let hour = self.lock();
         let Some(output) = hour.outputs.get(name) else { return false };
+        // An output that works has a lag of milliseconds, which rises and falls. NaN is unknown.
+        let lag = output.lines.get(BACKLOG_AND_LAG[1], hour.last);
+        if lag.is_nan() || lag < GROWING_LAG_MIN {
+            return false;
+        }
         BACKLOG_AND_LAG.iter().all(|line| {
             let first = (hour.last + 1).checked_sub(GROWING_POINTS as u64);
             let points = first
