@@ -141,6 +141,13 @@ impl Spool {
             let (was, is) = (shown(&queue.output), shown(&self.output));
             return refused(format!("the resume file {file} is of {was}, but this run is of {is}"));
         }
+        if saved.lines > self.left.end.get() {
+            let (got, end) = (saved.lines, self.left.end);
+            return refused(format!(
+                "the resume file {file} has got to position {got}, but {path} ends at {end}: the \
+                 directory was set back, and what it holds now may be something else"
+            ));
+        }
         // A relay that has run with the directory since then may have got further than the replay.
         self.start = self.left.begin.max(Position::new(saved.lines));
         self.resumed = queue.clone();
