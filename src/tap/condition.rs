@@ -173,9 +173,19 @@ impl Condition {
         let code = fields.code;
         match self.operator {
             Operator::Is => self.values(fields).iter().any(|value| self.fits(value)),
-            // One group of the list, or one form of the resource's name, is enough to exclude.
-            Operator::IsNot if matches!(self.key, Key::Group | Key::Resource) => {
+            // One form of the resource's name is enough to exclude.
+            Operator::IsNot if self.key == Key::Resource => {
                 !self.values(fields).iter().any(|value| self.fits(value))
+            }
+            // One group is enough to exclude. An impersonated group is chosen by the client, so it
+            // excludes only together with a group of the client's own.
+            Operator::IsNot if self.key == Key::Group => {
+                let has = |groups: &[Cow<'_, str>]| match groups {
+                    [] => self.fits(""),
+                    groups => groups.iter().any(|group| self.fits(group)),
+                };
+                let impersonated = &fields.impersonated_groups;
+                !has(&fields.groups) || !impersonated.is_empty() && !has(impersonated)
             }
             Operator::IsNot => !self.values(fields).iter().all(|value| self.fits(value)),
             Operator::AtLeast => code.is_some_and(|code| code >= self.number),
@@ -243,27 +253,21 @@ fn resources<'f>(fields: &'f Fields<'_>) -> Vec<Cow<'f, str>> {
 
 /// Returns `true` if `text` is like `pattern`, in which each `*` stands for any text. With
 /// `ignores_case`, letters of ASCII are equal in both cases.
+///
+/// The pieces between the stars are searched one after the other, each with a search whose time
+/// grows with the length of the text alone: a pattern of many stars must not stop a worker thread.
 fn is_like(pattern: &str, text: &str, ignores_case: bool) -> bool {
-    let is_same = |a: u8, b: u8| if ignores_case { a.eq_ignore_ascii_case(&b) } else { a == b };
-    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
-    let (mut p, mut t) = (0, 0);
-    // The place after the last star, and the first byte of the text that the star may still take.
-    let mut star = None;
-    while let Some(byte) = text.get(t) {
-        match pattern.get(p) {
-            Some(b'*') => {
-                p += 1;
-                star = Some((p, t));
-            }
-            Some(own) if is_same(*own, *byte) => (p, t) = (p + 1, t + 1),
-            Some(_) | None => {
-                let Some((after, from)) = star else { return false };
-                star = Some((after, from + 1));
-                (p, t) = (after, from + 1);
-            }
-        }
+    if ignores_case {
+        return is_like(&pattern.to_ascii_lowercase(), &text.to_ascii_lowercase(), false);
     }
-    pattern.get(p..).unwrap_or_default().iter().all(|byte| *byte == b'*')
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
+    let Some(mut text) = text.strip_prefix(first).map(str::as_bytes) else { return false };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    for piece in middle.split('*').filter(|piece| !piece.is_empty()) {
+        let Some(at) = memchr::memmem::find(text, piece.as_bytes()) else { return false };
+        text = text.get(at + piece.len()..).unwrap_or_default();
+    }
+    text.ends_with(last.as_bytes())
 }
 
 #[cfg(test)]
@@ -279,6 +283,51 @@ mod tests {
 
     fn holds(conditions: &[&str]) -> bool {
         Conditions::parse(conditions).unwrap().hold(&Fields::of(EVENT))
+    }
+
+    #[test]
+    fn stars_stand_for_any_text() {
+        for (pattern, text, is_alike) in [
+            ("", "", true),
+            ("*", "", true),
+            ("**", "x", true),
+            ("a*", "a", true),
+            ("*a", "ba", true),
+            ("a*a", "a", false),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "a-c-b", false),
+            ("*b*", "abc", true),
+            ("a*bc*bc", "abc", false),
+            ("é*", "éa", true),
+        ] {
+            assert_eq!(is_like(pattern, text, false), is_alike, "{pattern} {text}");
+        }
+        assert!(is_like("REQ*", "request", true) && !is_like("REQ*", "request", false));
+        // A search that begins again at each byte would take minutes for this.
+        let (pattern, text) = (format!("*{}b", "a".repeat(500)), "a".repeat(256 << 10));
+        assert!((0..1000).all(|_| !is_like(&pattern, &text, false)));
+    }
+
+    #[test]
+    fn an_impersonated_group_cannot_hide_an_event() {
+        let event = |groups: &str, impersonated: &str| {
+            format!(
+                r#"{{"user":{{"groups":[{groups}]}},"impersonatedUser":{{"groups":[{impersonated}]}}}}"#
+            )
+        };
+        let nodes = r#""system:nodes""#;
+        for (groups, impersonated, is_shown) in [
+            (nodes, "", false),
+            (r#""admins""#, nodes, true),
+            (nodes, nodes, false),
+            (nodes, r#""admins""#, true),
+            ("", nodes, true),
+        ] {
+            let event = event(groups, impersonated);
+            let shown =
+                Conditions::parse(&["group!=system:nodes"]).unwrap().hold(&Fields::of(&event));
+            assert_eq!(shown, is_shown, "{event}");
+        }
     }
 
     #[test]
