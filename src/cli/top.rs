@@ -36,6 +36,7 @@ use super::print;
 use crate::config;
 use crate::status::History;
 use crate::status::Status;
+use crate::tap::escape;
 use crate::top;
 use crate::top::Key;
 use crate::top::View;
@@ -151,7 +152,7 @@ fn base(url: &Url) -> String {
 /// Prints the screen once. `Err` is the exit status; it is 1 if the relay does not answer.
 fn once(url: &Url) -> Result<(), u8> {
     let failed = |error: String| {
-        eprintln!("{url}: {error}");
+        eprintln!("{url}: {}", escape::message(&error));
         FAILED
     };
     let mut view = View::new(&base(url), true);
