@@ -5,7 +5,8 @@
 #   deploy/image-root.sh BINARY DIRECTORY
 #
 # The Containerfile runs this script. Run it by hand, with DIRECTORY target/image, for an image of a
-# program that is built already. The CA bundle is this machine's (Debian: ca-certificates).
+# program that is built already. The CA bundle has the certificates of Debian's ca-certificates, and
+# none of those that this machine trusts besides.
 set -eu
 [ "$#" -eq 2 ] || { echo "usage: deploy/image-root.sh BINARY DIRECTORY" >&2; exit 2; }
 source=$(cd "$(dirname "$0")/.." && pwd)
@@ -16,7 +17,10 @@ rm -rf "$directory"
 umask 022
 mkdir -p "$directory/root/usr/bin" "$directory/root/var/lib" "$directory/root/etc/ssl/certs" "$directory/root/etc/kube-audit-forwarder"
 install -m 755 "$binary" "$directory/root/usr/bin/kube-audit-forwarder"
-install -m 644 /etc/ssl/certs/ca-certificates.crt "$directory/root/etc/ssl/certs/"
+for certificate in /usr/share/ca-certificates/mozilla/*.crt; do
+  cat "$certificate"
+  echo
+done >"$directory/root/etc/ssl/certs/ca-certificates.crt"
 install -m 644 "$source/config/stdout.toml" "$directory/root/etc/kube-audit-forwarder/relay.toml"
 echo "nonroot:x:65532:65532:nonroot:/:/sbin/nologin" >"$directory/root/etc/passwd"
 echo "nonroot:x:65532:" >"$directory/root/etc/group"

@@ -194,7 +194,7 @@ buildinfo() {
   cc --version | sed -n '1s/^/cc: /p'
   buildah --version | sed 's/^/buildah: /'
   local package
-  for package in binutils ca-certificates gzip libc6-dev libssl-dev tar; do
+  for package in binutils ca-certificates g++ gzip libc6-dev libssl-dev make pkgconf tar; do
     dpkg-query -W -f "\${Package}: \${Version}\n" "$package"
   done
 }

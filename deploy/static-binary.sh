@@ -28,6 +28,10 @@ source=$(cd "$(dirname "$0")/.." && pwd -P)
 registry=${CARGO_HOME:-$HOME/.cargo}
 cd "$source"
 
+# Settings of the caller that cargo or cc prefers to those below would change the program.
+unset CARGO_ENCODED_RUSTFLAGS
+for name in $(env | sed -n 's/^\([A-Z_]*C\(XX\)\{0,1\}FLAGS[A-Za-z0-9_]*\)=.*/\1/p'); do unset "$name"; done
+for name in $(env | sed -n 's/^\(CARGO_PROFILE_[A-Z0-9_]*\)=.*/\1/p'); do unset "$name"; done
 host=$(rustc -vV | sed -n 's/^host: //p')
 # The target is named although it is this machine's own. Otherwise build scripts and macros would be
 # linked statically like the program.
