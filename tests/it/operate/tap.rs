@@ -91,7 +91,12 @@ impl Tapped {
     }
 
     fn open(&self, query: &str) -> Tap {
-        Tap::open(self.relay.admin(), query, TOKEN).unwrap_or_else(|refused| panic!("{refused:?}"))
+        let opened = self.opened();
+        let tap = Tap::open(self.relay.admin(), query, TOKEN);
+        let tap = tap.unwrap_or_else(|refused| panic!("{refused:?}"));
+        // The log has the line a moment later, and `command` counts the lines.
+        wait_until("the line of the tap", PATIENCE, || self.opened() > opened);
+        tap
     }
 
     /// Starts the command, and waits until the relay has opened its tap.
