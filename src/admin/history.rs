@@ -96,6 +96,12 @@ pub(super) struct LastMinute {
     pub(super) lost: f64,
 }
 
+/// The time by which a sample may come before the end of its step. Samples are taken a few
+/// milliseconds late, on a busy machine a second. If the first one was later than the others, all
+/// others seem to come early: without this time, they would count for the step before, which has a
+/// point already.
+const EARLY: Duration = Duration::from_millis(2500);
+
 /// The history. The admin server owns it; one task adds a sample each [`STEP`].
 ///
 /// A point belongs to a *step*: step 1 ends 10 s after the first sample, step 2 after 20 s, and so
@@ -311,7 +317,7 @@ impl History {
 impl Hour {
     fn add(&mut self, now: Instant, sample: &Sample) {
         let begun = *self.begun.get_or_insert(now);
-        let steps = now.saturating_duration_since(begun).as_secs() / STEP.as_secs();
+        let steps = (now.saturating_duration_since(begun) + EARLY).as_secs() / STEP.as_secs();
         let before = self.before.replace((now, sample.counters));
         self.note_minute(now, sample.counters);
         if steps > self.last {

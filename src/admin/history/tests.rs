@@ -102,6 +102,23 @@ async fn a_sample_that_is_late_has_the_rate_of_its_own_time() {
     assert_eq!(line(&json["time_seconds"]).len(), 3);
 }
 
+/// On a busy machine each sample is late by another time. If the first one is later than the others,
+/// they seem to come early.
+#[tokio::test(start_paused = true)]
+async fn a_first_sample_that_is_later_than_the_others_costs_none_of_them() {
+    let mut bench = Bench::new(&[]);
+    let start = Instant::now();
+    for (step, late) in [300, 1, 200, 900, 0, 2].into_iter().enumerate() {
+        let at = start + STEP * u32::try_from(step).unwrap() + Duration::from_millis(late);
+        tokio::time::advance(at - Instant::now()).await;
+        bench.grow((at - start).as_secs_f64() - bench.sample.counters[0]);
+        bench.take();
+    }
+    let json = bench.json();
+    assert_eq!(line(&json["time_seconds"]).len(), 5);
+    assert_eq!(line(&json["accepted_events_per_second"]), [Some(1.0); 5]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_was_paused_leaves_a_gap_and_no_spike() {
     let mut bench = Bench::new(&["a"]);
