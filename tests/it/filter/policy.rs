@@ -127,7 +127,7 @@ fn events_that_are_none_and_files_that_are_missing_are_wrong_usage() {
     let policy = policy.unwrap();
     let said = refused(&policy, "{\"kind\":\"Pod\"}");
     assert!(
-        said.starts_with("events.json: cannot read it: ") && said.lines().count() == 1,
+        said.starts_with("events.json: cannot read the events: ") && said.lines().count() == 1,
         "{said}"
     );
     let [first, second, third] = EXPLAIN;
