@@ -102,8 +102,8 @@ async fn a_sample_that_is_late_has_the_rate_of_its_own_time() {
     assert_eq!(line(&json["time_seconds"]).len(), 3);
 }
 
-/// On a busy machine each sample is late by another time. If the first one is later than the others,
-/// they seem to come early.
+/// On a busy machine each sample is late by another time. If the first one is later than the
+/// others, they seem to come early.
 #[tokio::test(start_paused = true)]
 async fn a_first_sample_that_is_later_than_the_others_costs_none_of_them() {
     let mut bench = Bench::new(&[]);
