@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::retry::Retry;
 
-/// The longest pause that begins while the relay drains (delivers what it holds before it ends). A
-/// consumer that asks for more during a pause still makes it longer. The pause is short, so that
-/// the relay notices in time that the consumer works again.
+/// The longest pause while the relay drains (delivers what it holds before it ends), even if the
+/// consumer asks for more with `Retry-After`. The drain has 20 s by default, and what a queue in
+/// memory holds after that is lost, so the relay must notice early that the consumer works again.
 const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The number of requests that may be sent without an answer at the same time.
@@ -50,7 +50,7 @@ enum Drain {
 ///
 /// Invariants: nothing is sent during a pause. Failures that are reported during a pause do not
 /// make it longer, even if many requests fail at once. Only a consumer that asks for a longer pause
-/// (`Retry-After`) gets it. After a failure, one attempt at a time is made until one succeeds or,
+/// (`Retry-After`) gets it, and not while the relay drains. After a failure, one attempt at a time is made until one succeeds or,
 /// if the output connects before it has events, until there is a new connection.
 pub(super) struct Pacing {
     retry: Retry,
@@ -113,7 +113,7 @@ impl Pacing {
     pub(super) fn failed(&mut self, asked: Option<Duration>) -> Duration {
         let now = Instant::now();
         let until = match self.paused_until {
-            Some(until) => asked.map_or(until, |asked| until.max(now + asked)),
+            Some(until) => asked.map_or(until, |asked| until.max(now + self.shortened(asked))),
             None => now + self.next_wait(asked),
         };
         self.attempts = Attempts::OneByOne;
@@ -133,6 +133,12 @@ impl Pacing {
     /// Returns the length of the next pause, which is short while the relay drains.
     fn next_wait(&mut self, asked: Option<Duration>) -> Duration {
         let wait = self.retry.pause(asked);
+        self.shortened(wait)
+    }
+
+    /// Returns the part of a pause that is waited for: all of it, or at most [`DRAIN_PAUSE_MAX`]
+    /// while the relay drains.
+    fn shortened(&self, wait: Duration) -> Duration {
         if self.draining.is_cancelled() { wait.min(DRAIN_PAUSE_MAX) } else { wait }
     }
 

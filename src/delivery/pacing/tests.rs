@@ -73,5 +73,6 @@ async fn the_drain_ends_one_pause_and_shortens_the_later_ones() {
     pacing.shorten();
     assert_eq!(pacing.paused_until(), None);
     assert_eq!(pacing.failed(Some(secs(60))), DRAIN_PAUSE_MAX);
+    assert_eq!(pacing.failed(Some(secs(60))), DRAIN_PAUSE_MAX, "a second request of that moment");
     assert!(!pacing.may_be_shortened(), "once");
 }

@@ -221,6 +221,24 @@ fn a_consumer_that_comes_back_during_the_drain_gets_everything() {
 }
 
 #[test]
+fn a_consumer_that_asks_for_half_a_minute_during_the_drain_gets_everything_when_it_works_again() {
+    // All four requests under way are answered in the same moment, and each asks for 30 s. The
+    // drain has 20 s.
+    let sink = HttpSink::start(|request| match request.number {
+        0..4 => Answer::status(503).header("Retry-After", "30").after(Duration::from_secs(1)),
+        _ => Answer::status(200),
+    });
+    let mut relay = Relay::start(&to_sink(sink.address(), "batch = { max_events = 10 }\n"));
+    let batch = generated_batch(1, 400, 900);
+    assert_eq!(relay.post(&batch).status, 200);
+    sink.wait_for_count(4, PATIENCE);
+    relay.signal(libc::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(0));
+    assert_same_set(&accepted_events(&sink), &events_of(&batch));
+    assert_eq!(told_lost(&relay), (vec![], Some(0)));
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     let hung = HttpSink::start(|_| Answer::never());
     for (first, second) in [(libc::SIGTERM, libc::SIGTERM), (libc::SIGINT, libc::SIGTERM)] {
