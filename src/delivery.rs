@@ -4,9 +4,9 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `lines` `rfc3339` `tried` `in_flight` `aside` `tapped` | why an attempt failed · lines of a batch · times as text · ages · claims and their states · work that takes long · copies for taps |
-//! | 2 | `files` `retry` `endpoints` `dead_letter` `isolation` `checkpoints` | files that an output reads · waits · addresses and their circuits · letters and their files · which refused event is at fault · the newest checkpoint |
-//! | 3 | `link` `health` `pacing` `orders` | the contract with a protocol · "down" and "up again" · when and how much is sent · the orders that a delivery hears |
+//! | 1 | `failure` `lines` `rfc3339` `tried` `parked` `aside` `tapped` | why an attempt failed · lines of a batch · times as text · ages · the tries of events that a consumer does not take · work that takes long · copies for taps |
+//! | 2 | `files` `retry` `endpoints` `dead_letter` `in_flight` `checkpoints` | files that an output reads · waits · addresses and their circuits · letters and their files · claims and their states · the newest checkpoint |
+//! | 3 | `link` `health` `pacing` `orders` `isolation` | the contract with a protocol · "down" and "up again" · when and how much is sent · the orders that a delivery hears · which refused event is at fault |
 //! | 4 | `filtering` | the events of a batch that leave |
 //! | 5 | `given_up` | events that are given up, and their letters |
 //! | 6 | `ledger` | every decision about claims |
@@ -32,6 +32,7 @@ pub(crate) mod lines;
 pub(crate) mod link;
 mod orders;
 mod pacing;
+mod parked;
 pub(crate) mod prepared;
 pub(crate) mod retry;
 pub(crate) mod rfc3339;
@@ -48,6 +49,7 @@ pub use failure::ProbeError;
 pub use failure::RunError;
 pub use files::Files;
 pub use files::StageError;
+pub use health::ParkedEvents;
 pub use health::Snapshot;
 pub use health::Status;
 pub use orders::HandOver;

@@ -16,6 +16,7 @@ use super::history::LastMinute;
 use super::lock;
 use super::sampling::counters;
 use crate::delivery::AddressState;
+use crate::delivery::ParkedEvents;
 use crate::queue::Backlog;
 use crate::queue::Queue;
 use crate::release;
@@ -166,6 +167,7 @@ impl Admin {
             "last_error": snapshot.last_error,
             "last_error_seconds_ago": seconds(snapshot.last_error_age),
             "next_retry_seconds": seconds(snapshot.next_retry),
+            "parked": snapshot.parked.as_ref().map(parked),
             "addresses": snapshot.addresses.iter().map(address).collect::<Value>(),
         })
     }
@@ -241,6 +243,17 @@ fn evidence(reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
         "last_checkpoint_seconds_ago": reading.last_checkpoint().map(&ago),
         "witnesses": reading.witnesses().into_iter().map(witness).collect::<Value>(),
         "errors": counted_if_any(reading.evidence_errors()),
+    })
+}
+
+fn parked(parked: &ParkedEvents) -> Value {
+    json!({
+        "events": parked.events,
+        "position": parked.position.get(),
+        "seconds": parked.since.elapsed().as_secs_f64(),
+        "tries": parked.tries,
+        "error": *parked.error,
+        "out_of_order": parked.out_of_order,
     })
 }
 

@@ -141,10 +141,12 @@ pub(super) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
     }
 }
 
-/// Reads the section `[output.rejected]`. Returns `DeadLetter`, the default, if `action` is absent
-/// or wrong, so the result is never `None`; a wrong value is recorded as a problem.
-pub(super) fn rejected(t: &mut Table<'_, '_>) -> Option<Rejected> {
-    t.choice(
+/// Reads the section `[output.rejected]`: what is done with events that the consumer refuses, and
+/// after which time an event counts as refused that the consumer answers with server errors. The
+/// first value is `DeadLetter`, the default, if `action` is absent or wrong, so it is never `None`;
+/// a wrong value is recorded as a problem.
+pub(super) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
+    let action = t.choice(
         "action",
         &[
             ("dead_letter", Rejected::DeadLetter),
@@ -154,5 +156,14 @@ pub(super) fn rejected(t: &mut Table<'_, '_>) -> Option<Rejected> {
         Some(Rejected::DeadLetter),
         "for events that the consumer refuses for good; without a place for dead letters they \
          are dropped; both are counted as errors",
-    )
+    );
+    let after_server_errors = t.time(
+        "after_server_errors",
+        secs(3600),
+        TIME_MIN..,
+        "an event that the consumer answers with a server error (5xx) for so long, while it takes \
+         others, is treated as refused; after a minute if the queue is nearly full, because the \
+         queue keeps what was accepted after the event",
+    );
+    (action, after_server_errors)
 }

@@ -49,6 +49,9 @@ pub struct Output {
     /// The section `[output.rejected]`: the treatment of an event that the consumer refuses
     /// permanently.
     pub rejected: Rejected,
+    /// The key `after_server_errors` of this section: an event that the consumer answers with
+    /// server errors for this long, while it takes others, counts as refused.
+    pub after_server_errors: Duration,
     /// The filter of the output: `[filter]` and `[output.filter]` merged.
     pub filter: Filter,
 }
@@ -127,7 +130,7 @@ pub(super) fn read(
     let timeouts = t.section("timeouts", delivery::timeouts);
     let batch_bytes = kind.map_or(BatchBytes::UNLIMITED, |kind| kind.batch_bytes);
     let batch = t.section("batch", |t| delivery::batch(t, batch_bytes));
-    let rejected = t.section("rejected", delivery::rejected);
+    let (rejected, after_server_errors) = t.section("rejected", delivery::rejected);
     if rejected == Some(Rejected::Retry) && retry.max_elapsed.is_some() {
         let path = format!("{}.retry.max_elapsed", t.path);
         t.cx.error(&path, "contradicts rejected.action = \"retry\", allowed with it: leave it out");
@@ -149,7 +152,18 @@ pub(super) fn read(
     let read = || {
         let (name, kind, rejected) = (name.clone()?, protocol?, rejected?);
         let filter = Filter::default();
-        Some(Output { name, required, checkpoints, kind, retry, timeouts, batch, rejected, filter })
+        Some(Output {
+            name,
+            required,
+            checkpoints,
+            kind,
+            retry,
+            timeouts,
+            batch,
+            rejected,
+            after_server_errors,
+            filter,
+        })
     };
     let output = read();
     let path = t.path.clone();

@@ -21,12 +21,17 @@ pub(crate) struct Failure {
     pub(crate) retry_after: Option<Duration>,
     /// `true` if another address may be tried at once, without a pause.
     pub(crate) elsewhere: bool,
+    /// `true` if the consumer has answered with a server error (5xx), for the whole request or for
+    /// an event of it. The fault is the consumer's, but an event may be what brings it about.
+    pub(crate) server_error: bool,
 }
 
 impl Failure {
     /// Makes a failure after which the delivery pauses for as long as `retry` in the config says.
     pub(crate) fn new(reason: AttemptError, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), retry_after: None, elsewhere: false }
+        let server_error = reason == AttemptError::Status5xx;
+        let message = message.into();
+        Self { reason, message, retry_after: None, elsewhere: false, server_error }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The health of an output (does it work?), for the log, the metrics and `/status`. The log gets
 //! one line for each change, and counts repetitions.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -12,6 +13,8 @@ use tokio::time::Instant;
 use super::endpoints::AddressState;
 use super::endpoints::Endpoints;
 use super::failure::Failure;
+use super::parked::Parking;
+use crate::position::Position;
 use crate::telemetry::AttemptError;
 use crate::telemetry::Cause;
 use crate::telemetry::Loss;
@@ -46,6 +49,8 @@ pub(super) struct Health {
     /// `true` if `retry.max_elapsed` is set: an event that can't be delivered within this time is
     /// given up.
     gives_up: bool,
+    /// The time of the last log line about a parked event; `None` if there was none.
+    told_parked: Option<Instant>,
     /// The number of lost events at the moment when the output went down. It includes the events
     /// that were lost for all outputs.
     lost_before: u64,
@@ -71,6 +76,27 @@ struct StatusState {
     /// `true` if events may be lost while the output is down, because they become too old or the
     /// queue becomes full. The value is that of the last failed attempt.
     may_lose: bool,
+    /// The events that are parked; `None` if there are none.
+    parked: Option<ParkedEvents>,
+}
+
+/// The parked events of an output: events that the consumer does not take, although it takes
+/// others.
+#[derive(Debug, Clone)]
+pub struct ParkedEvents {
+    /// The number of parked events.
+    pub events: u64,
+    /// The position of the first one.
+    pub position: Position,
+    /// When the first one was turned down for the first time.
+    pub since: Instant,
+    /// The number of tries of the first one that count.
+    pub tries: u32,
+    /// The consumer's last answer to the first one, which names the address.
+    pub error: Arc<str>,
+    /// `true` if at least one of them waits because of server errors, so that later events are
+    /// delivered before it.
+    pub out_of_order: bool,
 }
 
 impl StatusState {
@@ -99,6 +125,9 @@ pub struct Snapshot {
     /// `false` if events may be lost meanwhile, because they become too old or the queue becomes
     /// full. The value is that of the last failed attempt.
     pub keeps_events: bool,
+    /// The events that the consumer does not take, although it takes others; `None` if there are
+    /// none.
+    pub parked: Option<ParkedEvents>,
     /// The state of each address of the output, in the order of the config.
     pub addresses: Vec<AddressState>,
 }
@@ -129,8 +158,17 @@ impl Status {
         let down = state.down_since.map(|since| since.elapsed());
         let (last_error, at) = state.last_error.unzip();
         let last_error_age = at.map(|at| at.elapsed());
-        let (up, keeps_events) = (state.up, !state.may_lose);
-        Snapshot { up, last_error, last_error_age, down, next_retry, keeps_events, addresses }
+        let (up, keeps_events, parked) = (state.up, !state.may_lose, state.parked);
+        Snapshot {
+            up,
+            last_error,
+            last_error_age,
+            down,
+            next_retry,
+            keeps_events,
+            parked,
+            addresses,
+        }
     }
 }
 
@@ -147,6 +185,7 @@ impl Health {
             told: None,
             failures: 0,
             gives_up: false,
+            told_parked: None,
             lost_before: 0,
         }
     }
@@ -156,6 +195,53 @@ impl Health {
     pub(super) fn gives_up(mut self, gives_up: bool) -> Self {
         self.gives_up = gives_up;
         self
+    }
+
+    /// Returns the output's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Notes which events are parked, with the consumer's last answer to each. `new` is the
+    /// position of an event that waits for its next try from now on.
+    pub(super) fn parked(
+        &mut self,
+        parked: &BTreeMap<Position, (Parking, Arc<str>)>,
+        new: Option<Position>,
+    ) {
+        let events = parked.len() as u64;
+        #[allow(clippy::cast_precision_loss, reason = "a gauge; at most 10,000 events are parked")]
+        self.metrics.parked.set(events as f64);
+        self.status.lock().parked = parked.first_key_value().map(|(position, (parking, error))| {
+            let out_of_order = parked.values().any(|(parking, _)| !parking.keeps_order());
+            let (since, tries) = (parking.since, parking.tries);
+            let (position, error) = (*position, Arc::clone(error));
+            ParkedEvents { events, position, since, tries, error, out_of_order }
+        });
+        let Some((parking, error)) = new.and_then(|new| parked.get(&new)) else { return };
+        if self.told_parked.is_some_and(|at| at.elapsed() < QUIET) {
+            return;
+        }
+        self.told_parked = Some(Instant::now());
+        let (output, position) = (&self.name, new.map(Position::get));
+        if parking.keeps_order() {
+            tracing::info!(
+                output,
+                position,
+                error = &**error,
+                events,
+                "the consumer refuses an event and takes others: the event is tried again"
+            );
+        } else {
+            tracing::warn!(
+                output,
+                position,
+                error = &**error,
+                events,
+                "the consumer answers an event with a server error and takes others: the event is \
+                 tried again, and later events are delivered before it"
+            );
+        }
     }
 
     /// Notes that an attempt succeeded: the output is up.

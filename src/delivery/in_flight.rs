@@ -7,6 +7,9 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
+use tokio::time::Instant;
+
+use super::parked::Parking;
 use crate::position::Position;
 use crate::queue::Batch;
 use crate::queue::Claim;
@@ -30,8 +33,10 @@ use crate::queue::Take;
 /// redeliver         Pending                   OnWire
 /// suspect           Pending                   Suspect
 /// retry_suspect     Suspect                   Pending
+/// park              Pending                   Parked
+/// unpark            Parked                    Pending
 /// hold              OnWire                    Held
-/// bury              OnWire, Pending, Suspect  Burying
+/// bury              all but Held, Burying     Burying
 /// finish            OnWire, Held, Burying     (final)
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,10 +49,12 @@ pub(super) enum State {
     /// The claim is one event, which the consumer refused when it was sent alone. The claim waits
     /// until the consumer has accepted another event, and is then sent again.
     Suspect,
-    /// The consumer has accepted the claim, but an event before it in the queue is a suspect
-    /// (refused when it was sent alone). The claim waits in this state until all suspects are
-    /// decided, and becomes final (settled) then. Until then, it can still be sent again after a
-    /// suspect, to keep the order.
+    /// The claim is one event, which the consumer does not take although it takes others. The claim
+    /// waits beside the stream until its next try.
+    Parked,
+    /// The consumer of an ordered output has accepted the claim, but a claim before it is neither
+    /// accepted nor given up. The claim becomes final (settled) when that claim is. Until then, it
+    /// can still be sent again after that claim, to keep the order.
     Held,
     /// The claim is given up. It becomes final (settled) when its dead letters are written, or when
     /// it is clear that they can't be written.
@@ -67,6 +74,10 @@ pub(super) enum Refusals {
     /// event, alone or in a larger claim.
     Alone(u64),
 }
+
+/// After this many server errors, other claims are sent before a claim, to learn if the consumer
+/// takes them.
+pub(super) const ERRORS_BEFORE_OTHERS: u32 = 2;
 
 /// A claim (events taken from the queue to be sent), with how often it was sent and refused.
 #[derive(Debug, Clone, Copy)]
@@ -89,8 +100,20 @@ pub(super) struct Work {
     /// `true` if the claim is on the wire and the consumer has taken the request with it, but has
     /// not confirmed the events yet.
     pub(super) is_taken: bool,
+    /// `true` if the claim is on the wire, and the consumer has accepted an earlier claim that was
+    /// sent after this one.
+    pub(super) is_overtaken: bool,
     /// Tells if and how the consumer has refused the claim.
     pub(super) refusals: Refusals,
+    /// The number of requests with this claim, or with a larger claim that contained it, that the
+    /// consumer has answered with a server error.
+    pub(super) errors: u32,
+    /// The number of the first of these server errors, which are numbered together with the
+    /// refusals; `None` if there was none.
+    pub(super) first_error: Option<u64>,
+    /// The tries of a single event that its consumer does not take although it takes others; `None`
+    /// for all other claims.
+    pub(super) parking: Option<Parking>,
 }
 
 impl Work {
@@ -103,7 +126,11 @@ impl Work {
             batch: 0,
             is_remainder: false,
             is_taken: false,
+            is_overtaken: false,
             refusals: Refusals::None,
+            errors: 0,
+            first_error: None,
+            parking: None,
         }
     }
 }
@@ -119,9 +146,9 @@ impl Work {
 /// Invariants ([`InFlight::check`] verifies the first one in debug builds):
 /// - Each claim is in the table once, in one state, and no two claims overlap.
 /// - The cursor has a claim as "on the wire" while the state is `OnWire` or `Held`, and as
-///   "released" while it is `Pending` or `Suspect`. A claim that is `Burying` is released until its
+///   "released" while it is `Pending`, `Suspect` or `Parked`. A claim that is `Burying` is released until its
 ///   lines are taken, and on the wire after that.
-/// - A `Suspect` is one event.
+/// - A `Suspect` is one event, and so is a claim that is `Parked`.
 ///
 /// Two things must never happen: a claim leaves the table without being final (its events would
 /// stay in the queue permanently), or a final claim stays in the table (its events would be sent
@@ -136,6 +163,12 @@ pub(super) struct InFlight {
     pending: BTreeSet<Position>,
     /// The positions of all claims in the state `Suspect`, which are one event each.
     suspects: BTreeSet<Position>,
+    /// The positions of all claims in the state `Parked`, which are one event each.
+    parked: BTreeSet<Position>,
+    /// The claims in the state `Parked`, in the order of their next tries.
+    due: BTreeSet<(Instant, Position)>,
+    /// The parked events whose order is kept ([`Parking::keeps_order`]).
+    parked_in_order: BTreeSet<Position>,
     /// The positions of the first events of all claims in the state `Held`.
     held: BTreeSet<Position>,
     /// The positions of the first events of all claims in the state `Burying`.
@@ -152,6 +185,9 @@ impl InFlight {
             on_wire: BTreeSet::new(),
             pending: BTreeSet::new(),
             suspects: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            due: BTreeSet::new(),
+            parked_in_order: BTreeSet::new(),
             held: BTreeSet::new(),
             burying: BTreeSet::new(),
             taken: 0,
@@ -216,10 +252,50 @@ impl InFlight {
         found.map(|(_, work)| *work).collect()
     }
 
-    /// Returns `true` if an event before this claim in the queue is a suspect (it was refused when
-    /// it was sent alone).
-    pub(super) fn has_suspect_before(&self, claim: Claim) -> bool {
-        self.suspects.first().is_some_and(|first| *first < claim.start)
+    /// Returns the position of the first claim that is neither accepted nor given up; `None` if
+    /// there is none. Parked events that have left the order do not count.
+    fn first_open(&self) -> Option<Position> {
+        let open = [&self.on_wire, &self.pending, &self.suspects, &self.parked_in_order];
+        open.into_iter().filter_map(|set| set.first()).min().copied()
+    }
+
+    /// Returns `true` if a refused event that keeps its order is parked.
+    pub(super) fn has_parked_in_order(&self) -> bool {
+        !self.parked_in_order.is_empty()
+    }
+
+    /// Returns `true` if a suspect, or a parked event whose order is kept, is before this claim.
+    pub(super) fn has_refused_before(&self, claim: Claim) -> bool {
+        let refused = self.suspects.first().into_iter().chain(self.parked_in_order.first());
+        refused.min().is_some_and(|first| *first < claim.start)
+    }
+
+    /// Returns `true` if a claim before this one in the queue is neither accepted nor given up.
+    /// Parked events that have left the order do not count.
+    pub(super) fn has_open_before(&self, claim: Claim) -> bool {
+        self.first_open().is_some_and(|first| first < claim.start)
+    }
+
+    /// Returns the held claims that need not wait any more, because every claim before them is
+    /// accepted or given up.
+    pub(super) fn held_before_all_open(&self) -> Vec<Work> {
+        if self.held.is_empty() {
+            return Vec::new();
+        }
+        let held = self.held.range(..self.first_open().unwrap_or(Position::MAX));
+        held.filter_map(|start| self.table.get(start)).map(|(_, work)| *work).collect()
+    }
+
+    /// Returns the moment of the next try of a parked event; `None` if no event is parked.
+    pub(super) fn next_try(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// Returns the parked event whose try is due; `None` if there is none.
+    pub(super) fn due(&self) -> Option<Work> {
+        let (due, start) = self.due.first()?;
+        let (_, work) = self.table.get(start).filter(|_| *due <= Instant::now())?;
+        Some(*work)
     }
 
     /// Takes the next events of the queue as a new claim, in the state `OnWire`, and returns them.
@@ -267,13 +343,14 @@ impl InFlight {
     }
 
     /// Returns the first claim that is to be sent again, if it may share a batch that ends at
-    /// `end`: it is the remainder of an earlier batch, and lies behind `end`, with no claim on the
-    /// wire between them.
+    /// `end`: it is the remainder of an earlier batch, and lies behind `end`, with no claim between
+    /// them that is on the wire or may be sent before this batch is answered.
     pub(super) fn next_remainder(&self, end: Position) -> Option<Work> {
         let next = self.first(State::Pending).filter(|work| work.is_remainder)?;
         let start = next.claim.start;
-        let is_free = start >= end && self.on_wire.range(end..start).next().is_none();
-        is_free.then_some(next)
+        let others = [&self.on_wire, &self.parked, &self.suspects, &self.held];
+        let is_free = |set: &BTreeSet<_>| set.range(end..start).next().is_none();
+        (start >= end && others.into_iter().all(is_free)).then_some(next)
     }
 
     /// Returns the entry of a claim on the wire (sent, without an answer) about which the
@@ -329,10 +406,21 @@ impl InFlight {
         }
     }
 
-    /// Moves a claim from `OnWire` to `Held`: the consumer has accepted it, but an event before it
-    /// is not decided yet.
-    pub(super) fn hold(&mut self, claim: Claim) {
-        self.change(claim.start, State::Held, |_| {});
+    /// Notes that the consumer has accepted the claim of `work`. Later claims on the wire that were
+    /// sent before it are overtaken.
+    pub(super) fn overtake(&mut self, work: &Work) {
+        for start in self.on_wire.range(work.claim.end..) {
+            if let Some((_, later)) = self.table.get_mut(start) {
+                later.is_overtaken |= later.batch < work.batch;
+            }
+        }
+    }
+
+    /// Moves a claim from `OnWire` to `Held`: the consumer has accepted it, but a claim before it is
+    /// not decided yet. Nothing counts any more that the consumer has answered to it before.
+    pub(super) fn hold(&mut self, work: Work) {
+        let Work { claim, events, attempts, batch, .. } = work;
+        self.put(State::Held, Work { batch, ..Work::new(claim, events, attempts) });
     }
 
     /// Makes a claim final (settled) that is `OnWire`, `Held` or `Burying`, and removes it from the
@@ -380,7 +468,18 @@ impl InFlight {
         self.change(claim.start, State::Pending, |_| {});
     }
 
-    /// Moves a claim from `Pending`, `Suspect` or `OnWire` to `Burying`: its events are given up.
+    /// Moves a claim of one event from `Pending` to `Parked`. Its [`Work::parking`] says when it is
+    /// sent again.
+    pub(super) fn park(&mut self, claim: Claim) {
+        self.change(claim.start, State::Parked, |_| {});
+    }
+
+    /// Moves a claim of one event from `Parked` to `Pending`, to send it again.
+    pub(super) fn unpark(&mut self, claim: Claim) {
+        self.change(claim.start, State::Pending, |_| {});
+    }
+
+    /// Moves a claim that was not accepted to `Burying`: its events are given up.
     pub(super) fn bury(&mut self, claim: Claim) {
         self.change(claim.start, State::Burying, |_| {});
     }
@@ -417,6 +516,8 @@ impl InFlight {
         for state in State::ALL {
             self.set_mut(state).clear();
         }
+        self.due.clear();
+        self.parked_in_order.clear();
     }
 
     /// Ends this delivery: releases all claims, so that the next delivery can send them. Returns
@@ -444,6 +545,7 @@ impl InFlight {
             State::OnWire => &self.on_wire,
             State::Pending => &self.pending,
             State::Suspect => &self.suspects,
+            State::Parked => &self.parked,
             State::Held => &self.held,
             State::Burying => &self.burying,
         }
@@ -456,6 +558,7 @@ impl InFlight {
             State::OnWire => &mut self.on_wire,
             State::Pending => &mut self.pending,
             State::Suspect => &mut self.suspects,
+            State::Parked => &mut self.parked,
             State::Held => &mut self.held,
             State::Burying => &mut self.burying,
         }
@@ -465,13 +568,30 @@ impl InFlight {
     fn put(&mut self, state: State, mut work: Work) {
         let start = work.claim.start;
         work.is_taken &= state == State::OnWire;
+        work.is_overtaken &= state == State::OnWire;
         self.taken += usize::from(work.is_taken);
         if let Some((before, old)) = self.table.insert(start, (state, work)) {
-            self.set_mut(before).remove(&start);
-            self.taken -= usize::from(old.is_taken);
+            self.leave(before, &old);
         }
         self.set_mut(state).insert(start);
+        if let (State::Parked, Some(parking)) = (state, work.parking) {
+            self.due.insert((parking.due, start));
+            if parking.keeps_order() {
+                self.parked_in_order.insert(start);
+            }
+        }
         self.check();
+    }
+
+    /// Takes a claim that had this state and this entry out of all sets.
+    fn leave(&mut self, state: State, work: &Work) {
+        let start = work.claim.start;
+        self.set_mut(state).remove(&start);
+        self.taken -= usize::from(work.is_taken);
+        self.parked_in_order.remove(&start);
+        if let Some(parking) = work.parking {
+            self.due.remove(&(parking.due, start));
+        }
     }
 
     /// Moves the claim that begins at `start` to another state, and changes its entry with `edit`.
@@ -487,8 +607,7 @@ impl InFlight {
     /// Removes the claim that begins at `start` from the table, if there is one.
     fn remove(&mut self, start: Position) {
         if let Some((state, work)) = self.table.remove(&start) {
-            self.set_mut(state).remove(&start);
-            self.taken -= usize::from(work.is_taken);
+            self.leave(state, &work);
         }
         self.check();
     }
@@ -501,6 +620,7 @@ impl InFlight {
             let in_sets: usize = State::ALL.into_iter().map(|state| self.count(state)).sum();
             assert_eq!(in_sets, self.table.len(), "each claim is in one state");
             assert!(self.taken <= self.on_wire.len(), "taken claims are on the wire");
+            assert_eq!(self.due.len(), self.parked.len(), "each parked claim has its next try");
             if self.table.len() <= 64 {
                 let mut end = Position::START;
                 for (start, (state, work)) in &self.table {
@@ -517,7 +637,8 @@ impl InFlight {
 }
 
 impl State {
-    const ALL: [Self; 5] = [Self::OnWire, Self::Pending, Self::Suspect, Self::Held, Self::Burying];
+    const ALL: [Self; 6] =
+        [Self::OnWire, Self::Pending, Self::Suspect, Self::Parked, Self::Held, Self::Burying];
 }
 
 #[cfg(test)]

@@ -4,21 +4,33 @@
 //! A consumer that refuses a request says only that something in it is wrong, or that something is
 //! wrong with the consumer itself: a missing index refuses every event, and no event is at fault.
 //! The loop halves a refused claim until single events are refused. A single event that is refused
-//! becomes a *suspect*. It is given up only if the same consumer accepts an event that was sent
-//! after the suspect was first refused: then the consumer works, and the refusal is about the
-//! event.
+//! becomes a *suspect*. When the same consumer has accepted an event that was sent after the suspect
+//! was first refused, the consumer works, and the refusal may be about the event. The event is then
+//! tried several times over some seconds before it is given up (`parked`).
+//!
+//! A consumer that answers 5xx is treated alike, but later: a claim is halved, or its event is
+//! parked, only if the consumer has answered 5xx to it more than once, and has accepted other
+//! events in between. While a consumer answers 5xx to everything, nothing is halved.
 
 use std::collections::BTreeMap;
 
 use super::failure::Failure;
 use super::in_flight::Refusals;
 use super::in_flight::Work;
+use super::parked::Conduct;
 use crate::config::Rejected;
 
 /// The most suspects (events that the consumer refused when they were sent alone) that are kept
 /// while a consumer refuses everything. At this number, no new event of the queue is sent any more;
 /// only the suspects are sent again.
 pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
+
+/// The number of server errors to one claim after which its events may be at fault.
+const ERRORS_MIN: u32 = 2;
+
+/// The same for an ordered output. A consumer that answers every second request with 503 answers so
+/// four times in a row to one of 16 claims.
+const ERRORS_MIN_ORDERED: u32 = 4;
 
 /// The most consumers of which the delivery remembers that they accepted events. Each address that
 /// an output has ever reached counts as one consumer. A forgotten consumer must accept an event
@@ -31,9 +43,9 @@ pub(super) enum Decision {
     /// Send the claim again after a pause, as often as needed: the config says `rejected.action =
     /// "retry"`.
     Retry,
-    /// Give the claim up: the consumer has accepted an event that was sent after the first refusal
-    /// of this claim.
-    GiveUp,
+    /// The event may be at fault: the consumer has accepted an event that was sent after the first
+    /// refusal of this claim.
+    Doubt,
     /// Keep the event as a suspect until the consumer has accepted another event.
     Suspect,
 }
@@ -76,17 +88,17 @@ enum Round {
 
 /// The search for the events that a consumer refuses, in one delivery. The search is a state
 /// machine without I/O and without access to the queue: the delivery loop reports what happened,
-/// and asks what to do.
+/// and asks what to do. What becomes of an event that is in doubt is decided in `parked`.
 ///
 /// Phases: *inactive* until a claim is refused. Then *active*, in rounds: halves of refused claims,
-/// and suspects, are sent one at a time; a single event that is refused is given up, becomes a
+/// and suspects, are sent one at a time; a single event that is refused is in doubt, becomes a
 /// *suspect*, or (with `rejected.action = "retry"`) is sent again after a pause; when only suspects
 /// are left, a new event of the queue is sent, to learn if the consumer accepts it. If the new
 /// event is refused too, the round is over, and the loop pauses. Each acceptance makes all suspects
 /// pending again. Isolation ends when nothing is pending, suspected or on the wire.
 ///
 /// Invariants:
-/// - An event is given up only after the consumer that refused it has accepted an event that was
+/// - An event is in doubt only after the consumer that refused it has accepted an event that was
 ///   sent after the first refusal. Events that were sent before this refusal prove nothing, because
 ///   the consumer may refuse everything since then. An acceptance by another consumer proves
 ///   nothing either, because the settings of the refusing consumer may be wrong.
@@ -103,12 +115,11 @@ pub(super) struct Isolation {
     /// The number of refusals that this delivery has seen. Each answer by which a consumer refuses
     /// a claim (events that the output has taken to send) counts once.
     refusals: u64,
-    /// For each consumer (the key is its number): how recent the newest work is that this consumer
-    /// has accepted. The value is the highest [`Work::sent_at`] of all claims that it accepted: the
-    /// number of refusals that this delivery had seen when the claim was sent. The value shows
-    /// whether the consumer has accepted anything that was sent after a certain refusal. Only then
-    /// may a refused event be given up.
-    accepted_since: BTreeMap<usize, u64>,
+    /// The number of server errors after which the events of a claim may be at fault. If the output
+    /// is ordered, it is higher, because a parked event leaves the order.
+    errors_min: u32,
+    /// What each consumer (the key is its number) has accepted and turned down.
+    conducts: BTreeMap<usize, Conduct>,
     /// Says which suspects the last round sent. A suspect is an event that the consumer refused
     /// when it was sent alone. A round sends the first suspect and one other. The value is the
     /// index of that other suspect among the suspects after the first; the next round chooses the
@@ -125,13 +136,15 @@ pub(super) struct Isolation {
 }
 
 impl Isolation {
-    /// Makes the state of a new delivery. `action` is the config's `rejected.action`.
-    pub(super) fn new(action: Rejected) -> Self {
+    /// Makes the state of a new delivery. `action` is the config's `rejected.action`. `is_ordered`
+    /// is `true` if the consumer gets the events in the order of the queue.
+    pub(super) fn new(action: Rejected, is_ordered: bool) -> Self {
         Self {
             action,
+            errors_min: if is_ordered { ERRORS_MIN_ORDERED } else { ERRORS_MIN },
             phase: Phase::Inactive,
             refusals: 0,
-            accepted_since: BTreeMap::new(),
+            conducts: BTreeMap::new(),
             rotation: 0,
             comparison_events: 1,
             last_refusal: None,
@@ -168,6 +181,7 @@ impl Isolation {
             self.phase = Phase::Active(Round::Fresh);
         }
         self.refusals += 1;
+        self.turned_down(consumer);
         let first = match work.refusals {
             Refusals::None => self.refusals,
             Refusals::InBatch(first) | Refusals::Alone(first) => first,
@@ -175,12 +189,10 @@ impl Isolation {
         if work.refusals == Refusals::None {
             work.refusals = Refusals::InBatch(first);
         }
-        let accepted = self.accepted_since.get(&consumer);
+        let has_accepted = self.conduct(consumer).has_accepted_since(first);
         match self.action {
             Rejected::Retry => Decision::Retry,
-            Rejected::Drop | Rejected::DeadLetter if accepted.is_some_and(|at| *at >= first) => {
-                Decision::GiveUp
-            }
+            Rejected::Drop | Rejected::DeadLetter if has_accepted => Decision::Doubt,
             Rejected::Drop | Rejected::DeadLetter => Decision::Suspect,
         }
     }
@@ -199,12 +211,50 @@ impl Isolation {
     /// `consumer` is the number of this consumer. `sent_at` is the number of refusals that this
     /// delivery had seen when the claim was sent.
     pub(super) fn accepted(&mut self, sent_at: u64, consumer: usize) {
-        let latest = self.accepted_since.entry(consumer).or_default();
-        *latest = sent_at.max(*latest);
-        if self.accepted_since.len() > CONSUMERS_MAX {
-            self.accepted_since.pop_first();
-        }
+        self.conduct_mut(consumer).accepted(sent_at);
         self.set_round(Round::Fresh);
+    }
+
+    /// Notes that a consumer has accepted an event that it had refused alone before.
+    pub(super) fn accepted_refused(&mut self, consumer: usize) {
+        self.conduct_mut(consumer).accepted_refused();
+    }
+
+    /// Notes that a consumer has not accepted a claim, which is not the try of a parked event.
+    pub(super) fn turned_down(&mut self, consumer: usize) {
+        self.conduct_mut(consumer).turned_down();
+    }
+
+    /// Notes in `work` that a consumer has answered its claim with a server error. Returns `true`
+    /// if the events of the claim may be at fault: it is not the first such answer, and the
+    /// consumer has accepted something that was sent after the first one. `took_others` is `true` if
+    /// the consumer has accepted other events of the same request.
+    pub(super) fn server_error(
+        &mut self,
+        work: &mut Work,
+        consumer: usize,
+        took_others: bool,
+    ) -> bool {
+        self.refusals += 1;
+        // What was accepted of the same request has the number `sent_at`.
+        let number = if took_others { work.sent_at } else { self.refusals };
+        let first = *work.first_error.get_or_insert(number);
+        work.errors += 1;
+        let conduct = self.conduct(consumer);
+        let works = conduct.has_accepted_since(first) && conduct.still_works();
+        work.errors >= self.errors_min && (took_others || works)
+    }
+
+    /// Returns the answers of a consumer so far.
+    pub(super) fn conduct(&self, consumer: usize) -> Conduct {
+        self.conducts.get(&consumer).copied().unwrap_or_default()
+    }
+
+    fn conduct_mut(&mut self, consumer: usize) -> &mut Conduct {
+        if !self.conducts.contains_key(&consumer) && self.conducts.len() >= CONSUMERS_MAX {
+            self.conducts.pop_first();
+        }
+        self.conducts.entry(consumer).or_default()
     }
 
     /// Notes that events were sent. The next time that a new event is needed to compare suspects

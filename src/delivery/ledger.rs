@@ -1,7 +1,12 @@
 //! The decisions of one output's delivery, without connections: what is sent next, and what becomes
 //! of each claim when the link reports something. The loop in `run` does the waiting.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::dead_letter::Written;
 use super::failure::Failure;
@@ -10,6 +15,7 @@ use super::filtering::INSPECTED_BYTES_MAX;
 use super::given_up::GivenUp;
 use super::given_up::Reason;
 use super::health::Health;
+use super::in_flight::ERRORS_BEFORE_OTHERS;
 use super::in_flight::InFlight;
 use super::in_flight::Refusals;
 use super::in_flight::State;
@@ -17,9 +23,15 @@ use super::in_flight::Work;
 use super::isolation::Comparison;
 use super::isolation::Decision;
 use super::isolation::Isolation;
+use super::isolation::SUSPECTS_MAX;
 use super::link::Part;
 use super::link::Verdict;
 use super::pacing::Pacing;
+use super::parked::Next;
+use super::parked::PARKED_MAX;
+use super::parked::Parking;
+use super::parked::Patience;
+use super::parked::TurnedDown;
 use super::retry::Retry;
 use crate::config;
 use crate::config::BatchLimits;
@@ -63,14 +75,16 @@ const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than f
 ///
 /// Invariants:
 /// - Every claim that is to be sent again is sent before new events are taken from the queue.
-/// - If the output is ordered, a claim that the consumer accepts while an earlier event is in the
-///   state `State::Suspect` becomes final only when the suspects are decided (`State::Held`).
-///   Exceptions: claims with events that can't be sent, and the close of the queue.
+/// - If the output is ordered, a claim that the consumer accepts becomes final only when every
+///   earlier claim is accepted or given up (`State::Held`). If an earlier claim is sent again after
+///   it, it is sent again too. Exceptions: events that are parked because of server errors, whose
+///   order is given up; claims with events that can't be sent; and the close of the queue.
 /// - During the search for refused events, and after a failure, a claim is sent only when no other
 ///   claim is on the wire (sent, without an answer).
 ///
 /// What must never happen: an event is given up although the config asks to retry it without limit,
-/// or, because of a refusal, before the consumer has proved that it accepts other events.
+/// or, because of the consumer's answer, before the consumer has proved that it accepts other
+/// events.
 pub(super) struct Ledger {
     pub(super) in_flight: InFlight,
     isolation: Isolation,
@@ -79,6 +93,17 @@ pub(super) struct Ledger {
     pub(super) given_up: GivenUp,
     pub(super) filtering: Filtering,
     limits: BatchLimits,
+    /// The setting `rejected.after_server_errors`.
+    server_errors: Duration,
+    /// `true` if the next request carries other events than the first claim that waits to be sent
+    /// again, because the consumer has answered this claim with server errors.
+    sends_others: bool,
+    /// The events that were parked and are neither accepted nor given up, with the consumer's last
+    /// answer to each.
+    parked: BTreeMap<Position, (Parking, Arc<str>)>,
+    /// `true` if the last request was a try of a parked event. The next one belongs to the stream,
+    /// if there is anything to send.
+    was_try: bool,
     /// `true` if the consumer gets the events in the order of the queue.
     is_ordered: bool,
     /// `true` if a request carries many batches. The link then counts the retries, and batches that
@@ -97,6 +122,16 @@ pub(super) struct Ledger {
     batches: u64,
 }
 
+/// Says of what a consumer's answer speaks. It decides how an ordered output keeps the order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// The answer speaks of whole requests. What is accepted waits until all before it is.
+    Request,
+    /// The answer speaks of single events. What is accepted is final, unless a refused event before
+    /// it is not decided yet.
+    Events,
+}
+
 impl Ledger {
     pub(super) fn new(
         cursor: Cursor,
@@ -105,12 +140,16 @@ impl Ledger {
         is_ordered: bool,
     ) -> Self {
         Self {
-            isolation: Isolation::new(config.rejected),
+            isolation: Isolation::new(config.rejected, is_ordered),
             pacing: Pacing::new(Retry::new(&config.retry)),
             health,
             given_up: GivenUp::new(config),
             filtering: Filtering::new(None, &cursor),
             limits: config.batch,
+            server_errors: config.after_server_errors,
+            sends_others: false,
+            parked: BTreeMap::new(),
+            was_try: false,
             is_ordered,
             collects: false,
             sent_until: cursor.position(),
@@ -131,7 +170,10 @@ impl Ledger {
     /// Otherwise returns `false`.
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
         match self.pacing.paused_until() {
-            None => self.may_send() && has_room,
+            None => {
+                let may_take = self.may_take_new() || self.in_flight.has(State::Pending);
+                self.may_send() && has_room && may_take
+            }
             Some(_) => self.isolation.awaits_event(),
         }
     }
@@ -147,6 +189,14 @@ impl Ledger {
         let waits_for_answer = (self.isolation.is_active() && self.in_flight.has(State::OnWire))
             || (self.pacing.is_serial() && self.in_flight.awaits_answer());
         !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
+    }
+
+    /// Returns `true` if new events may be taken from the queue. Returns `false` while as many events
+    /// are parked as may be. Also returns `false` while an ordered output decides about a refused
+    /// event: what would be accepted meanwhile would have to be sent again after this event.
+    fn may_take_new(&self) -> bool {
+        let decides = self.is_ordered && self.in_flight.has_parked_in_order();
+        !decides && self.in_flight.count(State::Parked) < PARKED_MAX
     }
 
     /// Returns `true` if the loop should yield to the runtime, because it has inspected many bytes
@@ -235,15 +285,54 @@ impl Ledger {
         batch
     }
 
-    /// Takes the next batch from the queue. A claim that is to be sent again comes first. If there
-    /// is none, new events are taken. While there are suspects (events that the consumer refused
-    /// when sent alone), only a few new events are taken, to learn if the consumer accepts them.
+    /// Takes the next batch from the queue. The stream and the tries of parked events take turns.
     /// Returns `None` if nothing can be taken now.
     fn take(&mut self, room: Take) -> Option<Batch> {
         // The cursor reads lines from files for one claim at a time. Claims that are given up come
         // first.
         if self.given_up.needs_lines() {
             return None;
+        }
+        if std::mem::take(&mut self.was_try)
+            && let Some(batch) = self.take_from_stream(room)
+        {
+            return Some(batch);
+        }
+        if self.may_try()
+            && let Some(work) = self.in_flight.due()
+        {
+            self.in_flight.unpark(work.claim);
+        }
+        let batch = self.take_from_stream(room)?;
+        let work = self.in_flight.on_wire_at(batch.claim.start);
+        self.was_try = work.is_some_and(|work| work.parking.is_some());
+        Some(batch)
+    }
+
+    /// Returns `true` if parked events may be tried now: nothing else waits to be sent again, and
+    /// the consumer is not being searched for refused events.
+    fn may_try(&self) -> bool {
+        !self.in_flight.has(State::Pending)
+            && !self.isolation.is_active()
+            && !self.in_flight.cursor().is_closed()
+    }
+
+    /// Returns the moment of the next try of a parked event; `None` if there is none, or if the
+    /// loop must wait for something else before.
+    pub(super) fn next_try(&self) -> Option<Instant> {
+        let may_try = self.pacing.paused_until().is_none() && self.may_send() && self.may_try();
+        self.in_flight.next_try().filter(|_| may_try && !self.given_up.needs_lines())
+    }
+
+    /// Takes the next batch of the stream. A claim that is to be sent again comes first. If there
+    /// is none, new events are taken. While there are suspects (events that the consumer refused
+    /// when sent alone), only a few new events are taken, to learn if the consumer accepts them.
+    /// Returns `None` if nothing can be taken now.
+    fn take_from_stream(&mut self, room: Take) -> Option<Batch> {
+        if std::mem::take(&mut self.sends_others)
+            && let Some(batch) = self.take_others()
+        {
+            return Some(batch);
         }
         while let Some(work) = self.in_flight.first(State::Pending) {
             match self.in_flight.redeliver(work.claim) {
@@ -261,6 +350,9 @@ impl Ledger {
         let suspects = self.in_flight.count(State::Suspect);
         if suspects == 0 {
             self.end_isolation();
+            if !self.may_take_new() {
+                return None;
+            }
             return self.in_flight.claim_next(take);
         }
         match self.isolation.next_comparison(suspects) {
@@ -276,6 +368,39 @@ impl Ledger {
             self.next_round();
         }
         batch
+    }
+
+    /// Takes one or a few events to learn if the consumer accepts them, although it answers the
+    /// first claim that waits to be sent again with server errors. It is a new event; or, if there
+    /// is none, or if very many claims wait already, the second half of one of the claims that wait.
+    /// Returns `None` if there is only one event.
+    fn take_others(&mut self) -> Option<Batch> {
+        let one = Take { bytes: self.limits.max_bytes, events: 1 };
+        let waiting = self.in_flight.count(State::Pending);
+        if waiting < SUSPECTS_MAX
+            && let Some(batch) = self.in_flight.claim_next(one)
+        {
+            return Some(batch);
+        }
+        let turn = match waiting {
+            0 => return None,
+            1 => 0,
+            _ => 1 + self.isolation.rotate(waiting - 1),
+        };
+        let mut other = self.in_flight.nth(State::Pending, turn)?;
+        if self.in_flight.split(other) {
+            other = self.in_flight.nth(State::Pending, turn + 1)?;
+        } else if turn == 0 {
+            return None;
+        }
+        match self.in_flight.redeliver(other.claim) {
+            Redelivery::Batch(batch) => Some(batch),
+            Redelivery::Gone => {
+                self.filtering.give_up(other.claim);
+                None
+            }
+            Redelivery::NotYet => None,
+        }
     }
 
     /// Ends a round of the search for events that the consumer refuses. A suspect is an event that
@@ -306,12 +431,20 @@ impl Ledger {
     fn end_isolation(&mut self) {
         if self.isolation.is_active() && !self.in_flight.has(State::OnWire) {
             self.isolation.end();
-            self.finish_held();
         }
     }
 
-    /// Makes the held claims final (settled). A held claim is one whose events the consumer has
-    /// accepted while an event before it in the queue was a suspect (refused when sent alone).
+    /// Makes the held claims final (settled) that need not wait any more. A held claim is
+    /// one whose events the consumer has accepted while a claim before it was neither accepted nor
+    /// given up.
+    pub(super) fn finish_decided(&mut self) {
+        for work in self.in_flight.held_before_all_open() {
+            self.finish(work.claim);
+        }
+    }
+
+    /// Makes all held claims final (settled), because the claims before them will not be decided in
+    /// this delivery.
     pub(super) fn finish_held(&mut self) {
         for work in self.in_flight.all(State::Held) {
             self.finish(work.claim);
@@ -334,6 +467,7 @@ impl Ledger {
     /// even if an earlier event is a suspect, because there is nothing to send. Events that are too
     /// large for the filter are given up.
     fn nothing_left(&mut self, claim: Claim) {
+        self.tries_are_over(claim);
         self.isolation.nothing_left(self.limits.max_events);
         self.sent_until = self.sent_until.max(claim.end);
         self.finish_without(claim, Vec::new());
@@ -386,36 +520,51 @@ impl Ledger {
     /// protocol can't carry.
     pub(super) fn on_accepted(&mut self, claim: Claim, mut rejected: Vec<Bytes>, consumer: usize) {
         for work in self.in_flight.all_on_wire(claim, None) {
-            self.accepted(&work, std::mem::take(&mut rejected), consumer);
+            self.accepted(&work, std::mem::take(&mut rejected), consumer, Scope::Request);
         }
     }
 
     /// Notes that `consumer` has accepted the events of a claim on the wire, except `rejected`,
     /// which the protocol can't carry.
-    fn accepted(&mut self, work: &Work, rejected: Vec<Bytes>, consumer: usize) {
+    fn accepted(&mut self, work: &Work, rejected: Vec<Bytes>, consumer: usize, scope: Scope) {
         let claim = work.claim;
+        let (waits, was_late) = match scope {
+            Scope::Request => (self.in_flight.has_open_before(claim), work.attempts > 1),
+            Scope::Events => {
+                let was_alone = matches!(work.refusals, Refusals::Alone(_));
+                (self.in_flight.has_refused_before(claim), was_alone)
+            }
+        };
+        let keeps_order = work.parking.is_none_or(|parking| parking.keeps_order());
         self.isolation.accepted(work.sent_at, consumer);
+        if let Some(parking) = work.parking {
+            self.try_accepted(work, parking, consumer);
+        }
         self.pacing.succeeded();
         self.health.succeeded();
         self.health.delivered(work.events, work.attempts);
         self.filtering.tapping.accepted(claim, work.events, rejected.is_empty());
-        if rejected.is_empty()
+        let is_held = rejected.is_empty()
             && self.is_ordered
-            && self.in_flight.has_suspect_before(claim)
-            && !self.filtering.has_too_large(claim)
-        {
-            self.in_flight.hold(claim);
+            && waits
+            && keeps_order
+            && !self.filtering.has_too_large(claim);
+        if work.is_overtaken && self.is_ordered && rejected.is_empty() {
+            // An earlier event was sent after this claim.
+            self.release(claim);
+        } else if is_held {
+            self.in_flight.hold(*work);
         } else {
             self.finish_without(claim, rejected);
         }
-        if let Refusals::Alone(_) = work.refusals {
-            // A suspect was accepted, so no event was at fault. Later events that were accepted
-            // before it are sent again, to keep the order.
+        if was_late && keeps_order {
+            // Later events that were sent before this claim are sent again, to keep the order.
             for held in self.in_flight.all(State::Held) {
-                if held.claim >= claim {
+                if held.claim > claim && held.batch < work.batch {
                     self.release(held.claim);
                 }
             }
+            self.in_flight.overtake(work);
         }
         for suspect in self.in_flight.all(State::Suspect) {
             self.in_flight.retry_suspect(suspect.claim);
@@ -456,7 +605,7 @@ impl Ledger {
             }
         }
         for work in &taken {
-            self.accepted(work, Vec::new(), consumer);
+            self.accepted(work, Vec::new(), consumer, Scope::Events);
         }
         for work in unsent {
             // The events were not in the request, so this was no attempt to send them.
@@ -472,10 +621,18 @@ impl Ledger {
         self.health.turned_away(first);
         let mut again = None;
         for (works, failure, is_refused) in left {
-            for work in works {
-                if is_refused && !self.isolation.retries() {
+            for mut work in works {
+                if work.parking.is_some() && !accepts {
+                    self.try_failed(work, &failure, is_refused, consumer);
+                } else if is_refused && !self.isolation.retries() {
                     self.refused_alone(&work, &failure, consumer, accepts);
+                } else if failure.server_error
+                    && self.isolation.server_error(&mut work, consumer, accepts)
+                {
+                    self.in_flight.note(work);
+                    self.park_each(work.claim, &failure, consumer);
                 } else {
+                    self.sends_others |= work.errors >= ERRORS_BEFORE_OTHERS;
                     // A refused event does not share a request with others, which the consumer
                     // could then not take.
                     self.in_flight.note(Work { is_remainder: !is_refused, ..work });
@@ -524,27 +681,48 @@ impl Ledger {
             self.given_up.add(work, &failure.message, &mut self.in_flight);
             return;
         }
-        let Claim { mut start, end } = work.claim;
+        let mut start = work.claim.start;
+        while let Some(mut event) = self.cut_event(start, work.claim.end) {
+            start = event.claim.end;
+            // The consumer judges each event, so suspects may share a request.
+            event.is_remainder = true;
+            let decision = self.isolation.refused(&mut event, consumer);
+            self.in_flight.note(event);
+            self.release(event.claim);
+            self.decide_alone(event, decision, failure, consumer);
+        }
+    }
+
+    /// Parks each event of a claim on the wire that the consumer answers with server errors,
+    /// although it takes others.
+    fn park_each(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
+        let mut start = claim.start;
+        while let Some(event) = self.cut_event(start, claim.end) {
+            start = event.claim.end;
+            self.release(event.claim);
+            self.begin_tries(event, TurnedDown::ServerError, failure, consumer);
+        }
+    }
+
+    /// Cuts the next event that was sent off a claim on the wire. The claim's events from `start`
+    /// to `end` are looked at; those that the filter has kept back are released. Returns `None` if
+    /// none is left.
+    fn cut_event(&mut self, mut start: Position, end: Position) -> Option<Work> {
         while start < end {
-            let Some(mut event) = self.in_flight.on_wire_at(start) else { return };
+            let mut event = self.in_flight.on_wire_at(start)?;
             if event.claim.end > start.next() {
                 let one = Claim { start, end: start.next() };
                 event = self.in_flight.front_on_wire(one, Some(1)).unwrap_or(event);
             }
             event.events = 1;
-            // The consumer judges each event, so suspects may share a request.
-            event.is_remainder = true;
             start = event.claim.end;
-            if self.filtering.is_kept_back(event.claim.start) {
-                // The event was not in the request.
-                self.release(event.claim);
-                continue;
+            if !self.filtering.is_kept_back(event.claim.start) {
+                return Some(event);
             }
-            let decision = self.isolation.refused(&mut event, consumer);
-            self.in_flight.note(event);
+            // The event was not in the request.
             self.release(event.claim);
-            self.decide_alone(event, decision, failure);
         }
+        None
     }
 
     /// Notes that `consumer` refuses `claim` because of its events. A claim of several events is
@@ -562,6 +740,9 @@ impl Ledger {
             }
             return;
         }
+        if work.parking.is_some() {
+            return self.try_failed(work, failure, true, consumer);
+        }
         let decision = self.isolation.refused(&mut work, consumer);
         work.is_remainder = false;
         self.in_flight.note(work);
@@ -569,18 +750,24 @@ impl Ledger {
         if work.events > 1 && self.in_flight.split(work) {
             return;
         }
-        self.decide_alone(work, decision, failure);
+        self.decide_alone(work, decision, failure, consumer);
     }
 
     /// Does with a claim that is to be sent again, and can't be split, as the search for refused
     /// events has decided.
-    fn decide_alone(&mut self, mut work: Work, decision: Decision, failure: &Failure) {
+    fn decide_alone(
+        &mut self,
+        mut work: Work,
+        decision: Decision,
+        failure: &Failure,
+        consumer: usize,
+    ) {
         match decision {
             Decision::Retry => {
                 self.health.down(failure);
                 self.pause(failure);
             }
-            Decision::GiveUp => self.given_up.add(&work, &failure.message, &mut self.in_flight),
+            Decision::Doubt => self.begin_tries(work, TurnedDown::Refused, failure, consumer),
             Decision::Suspect => {
                 self.isolation.suspect(&mut work, failure);
                 self.in_flight.note(work);
@@ -591,12 +778,105 @@ impl Ledger {
         }
     }
 
-    /// Notes that an attempt to send `claim` failed, while the connection goes on working. The
-    /// claim is to be sent again.
-    pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure) {
-        let works = self.in_flight.all_on_wire(claim, None);
+    /// Begins the tries of an event that the consumer does not take, although it takes others. The
+    /// event is to be sent again, and was sent once.
+    fn begin_tries(&mut self, work: Work, answer: TurnedDown, failure: &Failure, consumer: usize) {
+        let (parking, next) = Parking::begin(answer, self.isolation.conduct(consumer));
+        self.go_on_trying(Work { parking: Some(parking), ..work }, next, failure);
+    }
+
+    /// Notes that the consumer has not accepted the try of an event. `is_refused` is `true` if it
+    /// refuses the event.
+    fn try_failed(&mut self, mut work: Work, failure: &Failure, is_refused: bool, consumer: usize) {
+        self.release(work.claim);
+        let Some(parking) = &mut work.parking else { return };
+        let answer = match is_refused {
+            true => Some(TurnedDown::Refused),
+            false => failure.server_error.then_some(TurnedDown::ServerError),
+        };
+        let next = match answer {
+            Some(answer) => {
+                self.health.refused(failure);
+                let patience = Patience {
+                    server_errors: self.server_errors,
+                    keeps_all: self.isolation.retries(),
+                    is_crowded: self.in_flight.cursor().crowding().is_crowded(),
+                    drains: self.pacing.drains(),
+                };
+                parking.turned_down(answer, self.isolation.conduct(consumer), patience)
+            }
+            None => {
+                // The failure says nothing about the event, and ends no pause of the stream.
+                self.health.failed(failure);
+                parking.failed();
+                Next::Wait
+            }
+        };
+        self.go_on_trying(work, next, failure);
+    }
+
+    /// Does with an event that is to be sent again as was decided after a try.
+    fn go_on_trying(&mut self, mut work: Work, next: Next, failure: &Failure) {
+        let position = work.claim.start;
+        work.is_remainder = false;
+        self.in_flight.note(work);
+        match (next, work.parking) {
+            (Next::Wait, Some(parking)) => {
+                self.in_flight.park(work.claim);
+                self.parked.insert(position, (parking, Arc::from(failure.message.as_str())));
+                self.health.parked(&self.parked, Some(position));
+            }
+            (Next::AtOnce | Next::Wait, _) => {}
+            (Next::GiveUp, _) => {
+                self.given_up.add(&work, &failure.message, &mut self.in_flight);
+                self.tries_are_over(work.claim);
+            }
+        }
+    }
+
+    /// Notes that `consumer` has accepted an event that it had turned down alone.
+    fn try_accepted(&mut self, work: &Work, parking: Parking, consumer: usize) {
+        if parking.was_refused() {
+            self.isolation.accepted_refused(consumer);
+        }
+        let (position, tries) = (work.claim.start.get(), parking.tries);
+        let output = self.health.name();
+        tracing::debug!(output, position, tries, "an event that was turned down is accepted");
+        self.tries_are_over(work.claim);
+    }
+
+    /// Forgets what `/status` shows of the parked event of this claim.
+    fn tries_are_over(&mut self, claim: Claim) {
+        if self.parked.remove(&claim.start).is_some() {
+            // An event that the queue has dropped is forgotten here.
+            self.parked = self.parked.split_off(&self.in_flight.cursor().watermark());
+            self.health.parked(&self.parked, None);
+        }
+    }
+
+    /// Notes that an attempt to send `claim` to `consumer` failed, while the connection continues
+    /// to work. The claim is to be sent again. If the consumer answers this claim with server
+    /// errors, and takes others, the claim is halved, or its event is parked.
+    pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
+        let mut works = self.in_flight.all_on_wire(claim, None);
         if works.is_empty() {
             return;
+        }
+        if let [work] = works[..]
+            && work.parking.is_some()
+            && !failure.elsewhere
+        {
+            return self.try_failed(work, failure, false, consumer);
+        }
+        if failure.server_error && !failure.elsewhere && !self.collects {
+            let is_at_fault = self.note_server_error(&mut works, consumer);
+            if is_at_fault {
+                self.health.refused(failure);
+                return self.take_apart(works, failure, consumer);
+            }
+        }
+        if !failure.elsewhere {
+            self.isolation.turned_down(consumer);
         }
         for work in works {
             self.give_back(work);
@@ -608,6 +888,34 @@ impl Ledger {
         self.health.failed(failure);
         self.pause(failure);
         self.take_all_old(failure);
+    }
+
+    /// Notes a server error that `consumer` has answered to one request with these claims. Returns
+    /// `true` if events of the request may be at fault.
+    fn note_server_error(&mut self, works: &mut [Work], consumer: usize) -> bool {
+        let mut is_at_fault = true;
+        for work in works {
+            is_at_fault &= self.isolation.server_error(work, consumer, false);
+            self.sends_others |= work.errors >= ERRORS_BEFORE_OTHERS;
+            self.in_flight.note(*work);
+        }
+        is_at_fault
+    }
+
+    /// Takes a request apart that the consumer answers with server errors: each of its claims is
+    /// sent by itself next, a single claim is halved, and a single event is parked.
+    fn take_apart(&mut self, works: Vec<Work>, failure: &Failure, consumer: usize) {
+        self.sends_others = false;
+        self.isolation.turned_down(consumer);
+        let is_one = works.len() == 1;
+        for work in works {
+            let work = Work { is_remainder: false, ..work };
+            self.in_flight.note(work);
+            self.release(work.claim);
+            if is_one && !(work.events > 1 && self.in_flight.split(work)) {
+                self.begin_tries(work, TurnedDown::ServerError, failure, consumer);
+            }
+        }
     }
 
     /// Prepares to send every claim that is not final (settled) again, in order. Called after the
@@ -695,7 +1003,7 @@ impl Ledger {
     /// Decides to give up the claims that wait to be sent again and are too old: they were first
     /// sent at least `retry.max_elapsed` ago.
     fn take_all_old(&mut self, failure: &Failure) {
-        for state in [State::Pending, State::Suspect] {
+        for state in [State::Pending, State::Suspect, State::Parked] {
             self.given_up.take_old(state, failure, &mut self.in_flight);
         }
     }

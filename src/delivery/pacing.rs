@@ -83,6 +83,11 @@ impl Pacing {
         self.draining = draining;
     }
 
+    /// Returns `true` while the relay drains (delivers what it holds before it ends).
+    pub(super) fn drains(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
     /// Returns the end of the current pause; `None` if there is no pause.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until
@@ -139,7 +144,7 @@ impl Pacing {
     /// Returns the part of a pause that is waited for: all of it, or at most [`DRAIN_PAUSE_MAX`]
     /// while the relay drains.
     fn shortened(&self, wait: Duration) -> Duration {
-        if self.draining.is_cancelled() { wait.min(DRAIN_PAUSE_MAX) } else { wait }
+        if self.drains() { wait.min(DRAIN_PAUSE_MAX) } else { wait }
     }
 
     /// Notes that the consumer accepted something. The next pause is as short as the first one.

@@ -301,17 +301,15 @@ impl<C: Connect> Delivery<C> {
         let (ledger, checkpoints) = (&mut self.ledger, &mut self.checkpoints);
         loop {
             let mut goes_on = ledger.bury();
+            ledger.finish_decided();
             if ledger.is_settled() {
-                // The held claims waited for the decision about suspects, and all suspects are
-                // given up now.
-                ledger.finish_held();
                 goes_on |= ledger.bury_old();
             }
             if goes_on {
                 tokio::task::yield_now().await;
                 continue;
             }
-            needed |= ledger.in_flight.has(State::Pending);
+            needed |= ledger.in_flight.has(State::Pending) || ledger.in_flight.has(State::Parked);
             let until = ledger.pacing.paused_until();
             let may_shorten = ledger.pacing.may_be_shortened();
             let reads = ledger.given_up.needs_lines() || !needed;
@@ -339,9 +337,7 @@ impl<C: Connect> Delivery<C> {
     /// Releases the claims that are not final (settled). Returns the state with which another
     /// delivery can send them.
     fn hand_over(mut self) -> HandOver {
-        if self.ledger.is_settled() {
-            self.ledger.finish_held();
-        }
+        self.ledger.finish_decided();
         let Ledger { in_flight, filtering, .. } = self.ledger;
         let (cursor, claims) = in_flight.hand_over();
         HandOver { cursor, claims, seen: filtering.into_seen() }
@@ -355,6 +351,7 @@ impl<C: Connect> Delivery<C> {
         let mut leave_at = None;
         loop {
             self.ledger.bury_beside_sending();
+            self.ledger.finish_decided();
             if leave_at.is_some() && !self.ledger.in_flight.has(State::OnWire) {
                 link.close().await;
                 return Ended::Retired;
@@ -418,8 +415,9 @@ impl<C: Connect> Delivery<C> {
             tokio::task::yield_now().await;
         }
         if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
-            // The queue is closed, so the suspects are not decided before the next start, which
-            // sends them first. The claims that wait for this decision become final now.
+            // The queue is closed, so suspects and parked events are not decided before the next
+            // start, which sends them first. The claims that wait for this decision become final
+            // now.
             ledger.finish_held();
         }
         let paused = ledger.pacing.paused_until();
@@ -427,6 +425,8 @@ impl<C: Connect> Delivery<C> {
         let wants = leave_at.is_none() && ledger.wants_events(link.room().is_some());
         let reads = wants || ledger.given_up.needs_lines();
         let unproven = C::EAGER && ledger.pacing.is_unproven();
+        let has_room = leave_at.is_none() && link.room().is_some();
+        let next_try = ledger.next_try().filter(|_| has_room);
         // A consumer that has just failed gets its events first.
         let takes_checkpoint = checkpoints.are_sent()
             && leave_at.is_none()
@@ -457,6 +457,9 @@ impl<C: Connect> Delivery<C> {
                 ledger.pacing.end_pause();
                 Wake::Again
             }
+            () = tokio::time::sleep_until(next_try.unwrap_or(proven_at)), if next_try.is_some() => {
+                Wake::Again
+            }
             () = tokio::time::sleep_until(proven_at), if unproven => {
                 ledger.on_proven();
                 Wake::Again
@@ -484,7 +487,7 @@ impl<C: Connect> Delivery<C> {
             Event::Room => {}
             Event::Checkpoint(fate) => self.checkpoints.ended(fate),
             Event::Refused(claim, failure) => self.ledger.on_refused(claim, &failure, consumer),
-            Event::Failed(claim, failure) => self.ledger.on_failed(claim, &failure),
+            Event::Failed(claim, failure) => self.ledger.on_failed(claim, &failure, consumer),
             Event::Broken { failure, .. }
                 if self.checkpoints.is_under_way() && self.sends_nothing() =>
             {

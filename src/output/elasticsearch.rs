@@ -226,8 +226,9 @@ impl Created {
             409 if kind.is_empty() || kind == CONFLICT => Verdict::Existing,
             400 | 413 | 422 => Verdict::Refused(failure()),
             // The rest is the fault of the server or its settings: a missing index (404), a block
-            // on writes (403), too many requests (429).
-            _ => Verdict::Again(failure()),
+            // on writes (403), too many requests (429). An ingest pipeline that fails for an event
+            // answers 500 to this event each time.
+            status => Verdict::Again(Failure { server_error: status >= 500, ..failure() }),
         }
     }
 }

@@ -307,6 +307,15 @@ catalog! {
                 consumer turns away single events; `last_error` in `/status` says why. `check \
                 --config FILE --connect` tries the connection by hand.",
         }
+        pub parked: Gauge = "output_parked_events" {
+            help: "Events that the consumer does not take, although it takes others.",
+            unit: "events",
+            meaning: "Such an event waits beside the stream and is tried again. It is given up \
+                after 8 refusals over some seconds, or after server errors for \
+                `rejected.after_server_errors`.",
+            action: "`parked` in `/status` has the position of the first one, and the consumer's \
+                answer to it. The queue can't delete what was accepted after it.",
+        }
         pub existing: Counter = "output_existing_events_total" {
             help: "Events that the consumer said it had already, from an earlier attempt.",
             unit: "events",

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use super::*;
 use crate::audit::LevelCounts;
 use crate::config;
+use crate::delivery::parked::Conduct;
+use crate::delivery::parked::TurnedDown;
 use crate::queue;
 use crate::queue::Append;
 use crate::queue::Queue;
@@ -101,7 +103,8 @@ fn what_is_handed_over_is_released_and_in_order() {
     let (_queue, mut in_flight) = table(3);
     let claims = [(); 3].map(|()| claim_four(&mut in_flight));
     in_flight.finish(claims[1], Disposition::default());
-    in_flight.hold(claims[2]);
+    let last = in_flight.on_wire_at(claims[2].start).expect("on the wire");
+    in_flight.hold(last);
     let (mut cursor, left) = in_flight.hand_over();
     assert_eq!(left, [claims[0], claims[2]]);
     assert!(matches!(cursor.redeliver(claims[2]), Redelivery::Batch(_)), "it was released");
@@ -118,7 +121,7 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
         let mut finished = 0;
         for _ in 0..200 {
             let index = random.usize(..model.len().max(1));
-            match (random.u8(..7), model.get(index).copied()) {
+            match (random.u8(..8), model.get(index).copied()) {
                 (0, _) => {
                     let take = Take { events: random.u64(1..=5), ..ALL };
                     if let Some(batch) = in_flight.claim_next(take) {
@@ -137,7 +140,8 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                     model[index].0 = State::OnWire;
                 }
                 (3, Some((State::OnWire, claim))) => {
-                    in_flight.hold(claim);
+                    let work = in_flight.on_wire_at(claim.start).expect("on the wire");
+                    in_flight.hold(work);
                     model[index].0 = State::Held;
                 }
                 (4, Some((State::Pending, claim))) => {
@@ -147,6 +151,15 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                         let middle = claim.start + (claim.end - claim.start) / 2;
                         model[index].1.end = middle;
                         model.push((State::Pending, Claim { start: middle, ..claim }));
+                    } else if random.bool() {
+                        let answer = match random.bool() {
+                            true => TurnedDown::Refused,
+                            false => TurnedDown::ServerError,
+                        };
+                        let (parking, _) = Parking::begin(answer, Conduct::default());
+                        in_flight.note(Work { parking: Some(parking), ..work });
+                        in_flight.park(claim);
+                        model[index].0 = State::Parked;
                     } else {
                         in_flight.suspect(claim);
                         model[index].0 = State::Suspect;
@@ -156,7 +169,11 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                     in_flight.retry_suspect(claim);
                     model[index].0 = State::Pending;
                 }
-                (6, Some((State::OnWire | State::Held, claim))) => {
+                (6, Some((State::Parked, claim))) => {
+                    in_flight.unpark(claim);
+                    model[index].0 = State::Pending;
+                }
+                (7, Some((State::OnWire | State::Held, claim))) => {
                     in_flight.finish(claim, Disposition::default());
                     finished += claim.end - claim.start;
                     model.remove(index);

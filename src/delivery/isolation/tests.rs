@@ -16,7 +16,11 @@ fn work(start: u64, events: u64) -> Work {
         batch: 1,
         is_remainder: false,
         is_taken: false,
+        is_overtaken: false,
         refusals: Refusals::None,
+        errors: 0,
+        first_error: None,
+        parking: None,
     }
 }
 
@@ -26,7 +30,7 @@ fn refusal() -> Failure {
 
 #[test]
 fn an_event_is_a_suspect_until_its_consumer_has_accepted_one_that_was_sent_later() {
-    let mut isolation = Isolation::new(Rejected::Drop);
+    let mut isolation = Isolation::new(Rejected::Drop, false);
     let mut bad = work(0, 1);
     // An acceptance of what was sent before the refusal proves nothing.
     isolation.accepted(0, 7);
@@ -40,23 +44,23 @@ fn an_event_is_a_suspect_until_its_consumer_has_accepted_one_that_was_sent_later
     assert_eq!(isolation.refused(&mut bad, 7), Decision::Suspect);
     // An acceptance of what was sent after the first refusal proves that the consumer works.
     isolation.accepted(1, 7);
-    assert_eq!(isolation.refused(&mut bad, 7), Decision::GiveUp);
+    assert_eq!(isolation.refused(&mut bad, 7), Decision::Doubt);
 }
 
 #[test]
 fn halves_keep_the_time_of_the_first_refusal() {
-    let mut isolation = Isolation::new(Rejected::DeadLetter);
+    let mut isolation = Isolation::new(Rejected::DeadLetter, false);
     let mut whole = work(0, 2);
     assert_eq!(isolation.refused(&mut whole, 0), Decision::Suspect);
     let mut left = Work { events: 1, ..whole };
     // The right half is accepted, and was sent after the whole had been refused.
     isolation.accepted(isolation.refusals(), 0);
-    assert_eq!(isolation.refused(&mut left, 0), Decision::GiveUp);
+    assert_eq!(isolation.refused(&mut left, 0), Decision::Doubt);
 }
 
 #[test]
 fn with_retry_nothing_is_ever_given_up() {
-    let mut isolation = Isolation::new(Rejected::Retry);
+    let mut isolation = Isolation::new(Rejected::Retry, false);
     let mut bad = work(0, 1);
     for _ in 0..3 {
         isolation.accepted(isolation.refusals(), 0);
@@ -66,7 +70,7 @@ fn with_retry_nothing_is_ever_given_up() {
 
 #[test]
 fn a_round_compares_one_new_event_and_is_over_when_that_is_refused_too() {
-    let mut isolation = Isolation::new(Rejected::Drop);
+    let mut isolation = Isolation::new(Rejected::Drop, false);
     assert!(!isolation.is_active());
     isolation.refused(&mut work(0, 1), 0);
     assert!(isolation.is_active());
@@ -81,7 +85,7 @@ fn a_round_compares_one_new_event_and_is_over_when_that_is_refused_too() {
 
 #[test]
 fn no_new_event_is_compared_when_there_are_too_many_suspects() {
-    let mut isolation = Isolation::new(Rejected::Drop);
+    let mut isolation = Isolation::new(Rejected::Drop, false);
     isolation.refused(&mut work(0, 1), 0);
     assert_eq!(isolation.next_comparison(SUSPECTS_MAX), Comparison::RoundOver);
     assert_eq!(isolation.next_comparison(SUSPECTS_MAX - 1), Comparison::Events(1));
@@ -89,7 +93,7 @@ fn no_new_event_is_compared_when_there_are_too_many_suspects() {
 
 #[test]
 fn a_comparison_of_which_the_filter_lets_nothing_pass_takes_twice_as_many_next() {
-    let mut isolation = Isolation::new(Rejected::Drop);
+    let mut isolation = Isolation::new(Rejected::Drop, false);
     isolation.refused(&mut work(0, 1), 0);
     for events in [1, 2, 4, 5, 5] {
         assert_eq!(isolation.next_comparison(1), Comparison::Events(events));
@@ -103,7 +107,7 @@ fn a_comparison_of_which_the_filter_lets_nothing_pass_takes_twice_as_many_next()
 
 #[test]
 fn a_new_event_ends_a_pause_only_while_suspects_wait_to_be_compared() {
-    let mut isolation = Isolation::new(Rejected::Drop);
+    let mut isolation = Isolation::new(Rejected::Drop, false);
     assert!(!isolation.awaits_event());
     isolation.refused(&mut work(0, 1), 0);
     assert_eq!(isolation.next_comparison(1), Comparison::Events(1));
@@ -120,7 +124,7 @@ fn a_new_event_ends_a_pause_only_while_suspects_wait_to_be_compared() {
 
 #[test]
 fn each_round_sends_another_suspect_beside_the_first() {
-    let mut isolation = Isolation::new(Rejected::Drop);
+    let mut isolation = Isolation::new(Rejected::Drop, false);
     let turns: Vec<_> = (0..6).map(|_| isolation.rotate(3)).collect();
     assert_eq!(turns, [1, 2, 0, 1, 2, 0]);
     assert_eq!(isolation.rotate(0), 0, "the first is the only one");
@@ -128,9 +132,9 @@ fn each_round_sends_another_suspect_beside_the_first() {
 
 #[test]
 fn the_memory_of_consumers_is_bounded() {
-    let mut isolation = Isolation::new(Rejected::Drop);
+    let mut isolation = Isolation::new(Rejected::Drop, false);
     for consumer in 0..10 * CONSUMERS_MAX {
         isolation.accepted(1, consumer);
     }
-    assert_eq!(isolation.accepted_since.len(), CONSUMERS_MAX);
+    assert_eq!(isolation.conducts.len(), CONSUMERS_MAX);
 }

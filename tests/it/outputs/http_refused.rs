@@ -63,6 +63,10 @@ fn delivered(relay: &Relay) -> f64 {
     relay.metrics().value("output_events_total", &[("output", "consumer")])
 }
 
+fn status(relay: &Relay) -> serde_json::Value {
+    http::get(relay.admin(), "/status").unwrap().json()
+}
+
 /// Returns the messages of the log at this level.
 fn messages(relay: &Relay, level: &str) -> Vec<String> {
     let lines = relay.log_lines();
@@ -445,4 +449,73 @@ fn an_output_that_takes_a_batch_apart_delays_no_other() {
     wait_until("all of it", PATIENCE, || accepted_events(&right).len() >= 40);
     assert_same_set(&accepted_events(&right), &parted(&batches, &[]).0);
     relay.finish(Backlog::Stable);
+}
+
+/// Posts 1,000 events to a relay whose consumer is a balancer with a broken backend, which answers
+/// 400. `is_broken` says which requests reach that backend.
+fn a_broken_backend_costs_nothing(
+    more: &str,
+    is_broken: impl Fn(&Request) -> bool + Send + Sync + 'static,
+) {
+    let sink =
+        HttpSink::start(move |request| Answer::status(if is_broken(request) { 400 } else { 200 }));
+    let relay = Relay::start(&to_sink(sink.address(), more));
+    let batches: Vec<_> = (0..10).map(|seed| generated_batch(seed, 100, 900)).collect();
+    for batch in &batches {
+        assert_eq!(relay.post(batch).status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let good: Events = batches.iter().flat_map(|batch| events_of(batch)).collect();
+    let accepted = accepted_events(&sink);
+    assert_none_missing(&accepted, &good);
+    if more.contains("concurrency = 1\n") {
+        assert_in_order(&accepted, &good);
+    }
+    assert_eq!((delivered(&relay), lost(&relay)), (1000.0, 0.0));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_balancer_with_a_broken_backend_costs_no_event() {
+    for more in ["concurrency = 1\n", "batch = { max_events = 20 }\n"] {
+        // The balancer takes its backends in turn, for each request.
+        a_broken_backend_costs_nothing(more, |request| request.number % 2 == 1);
+        // It draws a backend for each request.
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let random = std::sync::Mutex::new(fastrand::Rng::with_seed(seed));
+        a_broken_backend_costs_nothing(more, move |_| random.lock().unwrap().bool());
+        // It chooses a backend for each connection.
+        a_broken_backend_costs_nothing(more, |request| request.connection % 2 == 0);
+    }
+}
+
+#[test]
+fn an_event_that_is_answered_with_500_stops_no_other_and_is_shown() {
+    let batches: Vec<_> = (0..3).map(|seed| generated_batch(seed, 50, 900)).collect();
+    let (good, bad) = parted(&batches, &[70]);
+    let sink = HttpSink::start(refuses(bad, 500));
+    let more = "rejected = { after_server_errors = \"12s\" }\n";
+    let relay = Relay::start(&to_sink(sink.address(), more));
+    for batch in &batches {
+        assert_eq!(relay.post(batch).status, 200);
+    }
+    wait_until("the other events are delivered", PATIENCE, || delivered(&relay) == 149.0);
+    wait_until("the event waits", PATIENCE, || {
+        status(&relay)["outputs"][0]["parked"]["events"] == 1
+    });
+    let shown = status(&relay);
+    let parked = &shown["outputs"][0]["parked"];
+    assert_eq!((&parked["position"], &parked["out_of_order"]), (&70.into(), &true.into()));
+    let error = parked["error"].as_str().unwrap();
+    assert!(error.contains(&sink.address().to_string()) && error.contains("500"), "{error}");
+    assert_eq!(lost(&relay), 0.0);
+    let told = "the consumer answers an event with a server error and takes others: the event is \
+                tried again, and later events are delivered before it";
+    relay.wait_for_log(told, PATIENCE);
+    relay.wait_until_delivered(PATIENCE);
+    assert_none_missing(&accepted_events(&sink), &good);
+    assert_eq!((delivered(&relay), lost(&relay)), (149.0, 1.0));
+    assert!(status(&relay)["outputs"][0]["parked"].is_null());
+    relay.finish(Backlog::Empty);
 }

@@ -76,7 +76,7 @@ async fn a_refused_event_is_compared_with_the_next_that_leaves() {
     bench.append(&["good1"]);
     bench.drained().await;
     assert_eq!((bench.lost(), bench.delivered(), bench.filtered("dropped")), (1, 1, 30_000));
-    assert!(bench.attempts().len() < 10, "{}", bench.attempts().len());
+    assert!(bench.attempts().len() < 20, "{}", bench.attempts().len());
     bench.finish().await;
 }
 
@@ -86,9 +86,9 @@ async fn what_repeats_an_event_that_was_given_up_is_no_duplicate() {
     let mut bench = Bench::start::<false>(&through_filter(), move |events| {
         let holds = events.iter().any(|event| event == "twice");
         refused += u32::from(holds);
-        // The three refusals: in a batch with another event; alone; and again, after the other
-        // event was accepted.
-        if holds && refused <= 3 { Answer::Refuse } else { Answer::Accept }
+        // One refusal in a batch with another event, one alone before that event was accepted, and
+        // eight after it.
+        if holds && refused <= 10 { Answer::Refuse } else { Answer::Accept }
     });
     bench.append(&["twice", "good1"]);
     tokio::time::sleep(HOUR).await;

@@ -146,22 +146,22 @@ async fn the_end_waits_a_moment_for_a_letter_and_leaves_what_is_not_safe() {
 async fn requests_that_fail_for_too_long_are_given_up_with_the_last_error_and_not_before() {
     let setting = Setting { max_elapsed: Some(HOUR), ..with_desk() };
     let mut bench = Bench::start::<false>(&setting, |_| Answer::Fail);
-    bench.append(&["a", "b"]);
+    bench.append(&["a"]);
     tokio::time::sleep(HOUR - Duration::from_secs(1)).await;
     bench.append(&["c"]);
     let letters = bench.letters().await;
-    assert_eq!(letters.events, ["a", "b"]);
+    assert_eq!(letters.events, ["a"]);
     assert!(letters.reason.contains("3600s") && letters.reason.contains("scripted"));
     let waited = bench.started.elapsed();
     assert!(waited >= HOUR && waited < HOUR + Duration::from_secs(60), "{waited:?}");
-    assert!(letters.written(2, None));
+    assert!(letters.written(1, None));
     // The time of "c" began with the first attempt to send it.
     let letters = bench.letters().await;
     assert_eq!(letters.events, ["c"]);
     assert!(bench.started.elapsed() >= 2 * HOUR);
     assert!(letters.written(1, None));
     bench.drained().await;
-    assert_eq!((bench.lost(), bench.in_letters()), (3, 3));
+    assert_eq!((bench.lost(), bench.in_letters()), (2, 2));
     bench.finish().await;
 }
 
@@ -290,7 +290,7 @@ async fn what_waits_for_its_letters_is_bounded() {
         bench.append(std::slice::from_ref(&big));
         bench.append(&[batch]);
     }
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
     let mut waiting = Vec::new();
     while let Some(letters) = bench.desk.as_mut().and_then(Desk::try_next) {
         waiting.push(letters);

@@ -1,0 +1,280 @@
+//! Parked events: single events that a consumer does not take, although it takes others.
+//!
+//! An answer that turns one event down may have nothing to do with the event. A balancer with one
+//! broken backend answers 400 to every second request, and a store that restarts answers 500. So an
+//! event is not given up at the first such answer. It is parked: it waits beside the stream, and is
+//! sent again alone, in requests that are tries. The other events are delivered meanwhile.
+//!
+//! A try counts only if the consumer works. It works if it has accepted something since the last
+//! try, or if it has been sent nothing else. After enough tries over enough time the event is given
+//! up; the numbers depend on the answer:
+//!
+//! | answer to the tries | tries | time |
+//! |---|---|---|
+//! | a refusal (400, 413, 422) | 8 | 4 s |
+//! | a refusal by an address that also refused events which it accepted later | 40 | 4 s |
+//! | a server error (5xx) | 4 | `rejected.after_server_errors` |
+//! | a server error, while the queue is nearly full | 4 | 1 minute |
+//! | a server error, while the relay drains | 4 | 4 s |
+//!
+//! An ordered output sends no new events while an event that is refused is tried. An event that is
+//! answered with server errors may wait for hours, so it leaves the order: later events are
+//! delivered before it.
+//!
+//! The queue can't delete what was accepted after a parked event, so a parked event must not wait
+//! until the queue is full.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The most events that are parked at the same time. At this number, the output sends no new
+/// events: the consumer turns so many events down that something else must be wrong.
+pub(super) const PARKED_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
+
+/// The number of refusals of an event alone after which the event is given up. If a broken backend
+/// answers every second request, an event is refused so often by chance in 1 of 256 cases. The
+/// relay then usually knows already that the address refuses at random ([`TRIES_OF_DOUBT`]).
+const TRIES: u32 = 8;
+
+/// The number of refusals of an event alone after which the event is given up, if the address has
+/// accepted, in the last [`DOUBT`], an event that it had refused alone before. Such an address
+/// refuses events for reasons that are not in the events.
+const TRIES_OF_DOUBT: u32 = 40;
+
+/// The number of server errors to an event alone after which the event may be given up. With growing
+/// pauses, the fourth comes 7 s after the first one.
+const TRIES_OF_ERRORS: u32 = 4;
+
+/// The time for which an address is known to refuse events at random, after it has accepted an
+/// event that it had refused alone.
+const DOUBT: Duration = Duration::from_secs(10 * 60);
+
+/// The first tries are made at once, before other events are sent, so that the order is kept if one
+/// of them is accepted. A balancer sends the next request to another backend.
+const TRIES_AT_ONCE: u32 = 3;
+
+/// The least time from the first try to the decision to give up an event.
+const TIME_MIN: Duration = Duration::from_secs(4);
+
+/// The least time from the first try to the decision to give up an event because of server errors,
+/// while the queue is nearly full. kube-apiserver keeps its events for about four minutes after the
+/// queue is full.
+const TIME_CROWDED: Duration = Duration::from_secs(60);
+
+/// The pause before each of the first tries that are not made at once.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+
+/// The longest pause between two tries.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// The most claims in a row that a consumer may turn down while an earlier acceptance still proves
+/// that the consumer works. The halves of a claim of 5,000 events reach a single event in 13 steps.
+/// A consumer that turns down more claims than that has probably stopped working meanwhile.
+const IN_A_ROW_MAX: u64 = 16;
+
+/// The answers of one consumer to the requests of this delivery.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Conduct {
+    /// The highest `Work::sent_at` of all claims that the consumer has accepted: how many
+    /// refusals and server errors this delivery had seen when the claim was sent. It shows whether
+    /// the consumer has accepted anything that was sent after a certain refusal. `None` if the
+    /// consumer has accepted nothing.
+    accepted_since: Option<u64>,
+    /// The number of claims that the consumer has accepted.
+    accepted: u64,
+    /// The number of claims that the consumer has not accepted, without the tries of parked events.
+    turned_down: u64,
+    /// The part of `turned_down` since the last claim that was accepted.
+    in_a_row: u64,
+    /// When the consumer last accepted an event that it had refused alone before; `None` if it
+    /// never did.
+    accepted_refused: Option<Instant>,
+}
+
+impl Conduct {
+    /// Returns `true` if the consumer has accepted something since the moment of `earlier`, or has
+    /// been sent nothing since then but tries of parked events.
+    fn works_since(&self, earlier: Self) -> bool {
+        self.accepted > earlier.accepted || self.turned_down == earlier.turned_down
+    }
+
+    /// Notes that the consumer has accepted a claim. `sent_at` is the number of refusals and server
+    /// errors that this delivery had seen when the claim was sent.
+    pub(super) fn accepted(&mut self, sent_at: u64) {
+        self.accepted_since = self.accepted_since.max(Some(sent_at));
+        self.accepted += 1;
+        self.in_a_row = 0;
+    }
+
+    /// Notes that the consumer has accepted an event that it had refused alone before.
+    pub(super) fn accepted_refused(&mut self) {
+        self.accepted_refused = Some(Instant::now());
+    }
+
+    /// Notes that the consumer has not accepted a claim, which is not the try of a parked event.
+    pub(super) fn turned_down(&mut self) {
+        self.turned_down += 1;
+        self.in_a_row += 1;
+    }
+
+    /// Returns `true` if the consumer has not turned down many claims in a row.
+    pub(super) fn still_works(&self) -> bool {
+        self.in_a_row <= IN_A_ROW_MAX
+    }
+
+    /// Returns `true` if the consumer has accepted a claim that was sent after the refusal or the
+    /// server error with this number.
+    pub(super) fn has_accepted_since(&self, number: u64) -> bool {
+        self.accepted_since.is_some_and(|accepted| accepted >= number)
+    }
+}
+
+/// What a consumer has answered to an event that it does not take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TurnedDown {
+    /// The consumer refuses the event (400, 413 or 422).
+    Refused,
+    /// The consumer has answered with a server error (5xx). Order is given up for such an event:
+    /// what was accepted after it is final before it.
+    ServerError,
+}
+
+/// What becomes of an event after a try that the consumer did not accept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// The event is sent again at once.
+    AtOnce,
+    /// The event waits until [`Parking::due`].
+    Wait,
+    /// The event is given up.
+    GiveUp,
+}
+
+/// The circumstances under which an event may be given up because of server errors.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// The setting `rejected.after_server_errors`.
+    pub(super) server_errors: Duration,
+    /// `true` if nothing may be given up, because of `rejected.action = "retry"`.
+    pub(super) keeps_all: bool,
+    /// `true` if the queue is nearly full.
+    pub(super) is_crowded: bool,
+    /// `true` if the relay drains (delivers what it holds before it ends).
+    pub(super) drains: bool,
+}
+
+/// The tries of one event that its consumer does not take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parking {
+    /// The moment of the first try.
+    pub(super) since: Instant,
+    /// The moment of the next try.
+    pub(super) due: Instant,
+    /// The pause before the try after the next one.
+    pause: Duration,
+    /// The number of tries that count.
+    pub(super) tries: u32,
+    /// The number of refusals among them.
+    refusals: u32,
+    /// The last answer.
+    pub(super) answer: TurnedDown,
+    /// The conduct of the consumer at the last try.
+    conduct: Conduct,
+}
+
+impl Parking {
+    /// Notes the first try of an event that a consumer of this `conduct` has turned down. Returns
+    /// what becomes of the event, too.
+    pub(super) fn begin(answer: TurnedDown, conduct: Conduct) -> (Self, Next) {
+        let now = Instant::now();
+        let (tries, refusals, pause) = (0, 0, PAUSE_MIN);
+        let mut parking = Self { since: now, due: now, pause, tries, refusals, answer, conduct };
+        parking.count(answer, conduct);
+        let next = parking.next();
+        (parking, next)
+    }
+
+    /// Notes that a try was turned down by a consumer of this `conduct`. Returns what becomes of
+    /// the event.
+    pub(super) fn turned_down(
+        &mut self,
+        answer: TurnedDown,
+        conduct: Conduct,
+        patience: Patience,
+    ) -> Next {
+        if !conduct.works_since(self.conduct) {
+            self.conduct = conduct;
+            self.wait();
+            return Next::Wait;
+        }
+        self.count(answer, conduct);
+        if !patience.keeps_all && self.is_over(conduct, patience) {
+            return Next::GiveUp;
+        }
+        self.next()
+    }
+
+    /// Notes that a try failed in a way that says nothing about the event: for example, there was
+    /// no connection.
+    pub(super) fn failed(&mut self) {
+        self.wait();
+    }
+
+    /// Returns when the next try is made, and sets its time. The first refusals are followed by a
+    /// try at once.
+    fn next(&mut self) -> Next {
+        let is_first = self.refusals == self.tries && self.tries < TRIES_AT_ONCE;
+        if is_first && self.pause == PAUSE_MIN && self.due == self.since {
+            return Next::AtOnce;
+        }
+        self.wait();
+        Next::Wait
+    }
+
+    /// Returns `true` if there were enough tries over enough time.
+    fn is_over(&self, conduct: Conduct, patience: Patience) -> bool {
+        let doubtful = conduct.accepted_refused.is_some_and(|at| at.elapsed() < DOUBT);
+        let (tries, needed, time) = match self.answer {
+            TurnedDown::Refused if doubtful => (self.refusals, TRIES_OF_DOUBT, TIME_MIN),
+            TurnedDown::Refused => (self.refusals, TRIES, TIME_MIN),
+            TurnedDown::ServerError => {
+                let longest = match patience {
+                    Patience { drains: true, .. } => TIME_MIN,
+                    Patience { is_crowded: true, .. } => TIME_CROWDED,
+                    Patience { .. } => patience.server_errors,
+                };
+                (self.tries, TRIES_OF_ERRORS, longest.min(patience.server_errors))
+            }
+        };
+        tries >= needed && self.since.elapsed() >= time
+    }
+
+    /// Returns `true` if an ordered output sends no new events until this one is decided.
+    pub(super) fn keeps_order(&self) -> bool {
+        self.answer == TurnedDown::Refused
+    }
+
+    /// Returns `true` if the consumer has refused the event at least once.
+    pub(super) fn was_refused(&self) -> bool {
+        self.refusals > 0
+    }
+
+    fn count(&mut self, answer: TurnedDown, conduct: Conduct) {
+        self.tries = self.tries.saturating_add(1);
+        self.refusals += u32::from(answer == TurnedDown::Refused);
+        (self.answer, self.conduct) = (answer, conduct);
+    }
+
+    /// Sets the moment of the next try. The pauses between the first refusals are [`PAUSE_MIN`],
+    /// and later pauses grow.
+    fn wait(&mut self) {
+        self.due = Instant::now() + self.pause;
+        if self.answer == TurnedDown::ServerError || self.tries >= TRIES {
+            self.pause = (2 * self.pause).min(PAUSE_MAX);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

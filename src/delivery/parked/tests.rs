@@ -1,0 +1,85 @@
+//! The rules for the tries of one event, under paused time.
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn patience() -> Patience {
+    Patience { server_errors: HOUR, keeps_all: false, is_crowded: false, drains: false }
+}
+
+/// Turns the event down at each of its tries. Between two tries, `between` changes the conduct of
+/// the consumer. Returns the number of tries and the time until the event is given up; `None` if
+/// that takes more than a day.
+async fn given_up_after(
+    answer: TurnedDown,
+    patience: Patience,
+    mut between: impl FnMut(&mut Conduct),
+) -> Option<(u32, Duration)> {
+    let (begun, mut conduct) = (Instant::now(), Conduct::default());
+    conduct.accepted(0);
+    let (mut parking, mut next) = Parking::begin(answer, conduct);
+    let mut tries = 1;
+    while begun.elapsed() < 24 * HOUR {
+        match next {
+            Next::GiveUp => return Some((tries, begun.elapsed())),
+            Next::AtOnce => {}
+            Next::Wait => tokio::time::sleep_until(parking.due).await,
+        }
+        between(&mut conduct);
+        next = parking.turned_down(answer, conduct, patience);
+        tries += 1;
+    }
+    None
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_event_is_given_up_after_several_tries_over_some_seconds() {
+    for accepts in [true, false] {
+        let between = |conduct: &mut Conduct| {
+            if accepts {
+                conduct.accepted(1);
+            }
+        };
+        let (tries, took) = given_up_after(TurnedDown::Refused, patience(), between).await.unwrap();
+        assert_eq!(tries, TRIES);
+        assert!(took >= TIME_MIN && took < 2 * TIME_MIN, "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tries_at_a_consumer_that_takes_nothing_else_do_not_count() {
+    let refused = given_up_after(TurnedDown::Refused, patience(), Conduct::turned_down).await;
+    assert_eq!(refused, None);
+    let error = given_up_after(TurnedDown::ServerError, patience(), Conduct::turned_down).await;
+    assert_eq!(error, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_refuses_at_random_is_asked_more_often() {
+    let mut conduct = Conduct::default();
+    conduct.accepted_refused();
+    let between = |it: &mut Conduct| *it = conduct;
+    let (tries, _) = given_up_after(TurnedDown::Refused, patience(), between).await.unwrap();
+    assert!(tries > 20, "the doubt ends after ten minutes, or after forty tries: {tries}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_errors_are_borne_for_as_long_as_the_circumstances_allow() {
+    let none = |_: &mut Conduct| {};
+    for (circumstances, wanted) in [
+        (patience(), HOUR),
+        (Patience { is_crowded: true, ..patience() }, TIME_CROWDED),
+        (Patience { drains: true, is_crowded: true, ..patience() }, TIME_MIN),
+        (Patience { server_errors: Duration::from_secs(1), ..patience() }, TIME_MIN),
+    ] {
+        let given_up = given_up_after(TurnedDown::ServerError, circumstances, none).await;
+        let (tries, took) = given_up.unwrap();
+        assert!(tries >= TRIES_OF_ERRORS, "{tries}");
+        let least = wanted.min(circumstances.server_errors);
+        // Four tries take 7 s, and later pauses grow to 30 s.
+        assert!(took >= least && took < wanted + Duration::from_secs(31), "{took:?}");
+    }
+    let keeps_all = Patience { keeps_all: true, ..patience() };
+    assert_eq!(given_up_after(TurnedDown::ServerError, keeps_all, none).await, None);
+}

@@ -1,0 +1,203 @@
+//! Events that a consumer does not take although it takes others: they wait beside the stream, and
+//! none is given up for a reason that is not its own.
+
+use super::*;
+
+/// Returns the script of a consumer that answers `answer` to each request with a bad event.
+fn bad_get(answer: Answer) -> impl FnMut(&[String]) -> Answer + Send {
+    move |events| if is_bad(events) { answer.clone() } else { Answer::Accept }
+}
+
+fn names(count: usize) -> Vec<String> {
+    (0..count).map(|number| number.to_string()).collect()
+}
+
+/// A balancer with one broken backend refuses every second request, at random or in turns.
+#[tokio::test(start_paused = true)]
+async fn refusals_at_random_cost_no_event() {
+    for (window, ordered) in [(1, true), (4, false)] {
+        for seed in 0..8 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut turn = false;
+            let latency = Duration::from_millis(1);
+            let setting = Setting { window, ordered, latency, shuffle: seed, ..Setting::default() };
+            let mut bench = Bench::start::<false>(&setting, move |_| {
+                turn = if seed % 2 == 0 { random.bool() } else { !turn };
+                if turn { Answer::Refuse } else { Answer::Accept }
+            });
+            for batch in names(1000).chunks(40) {
+                bench.append(batch);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            bench.drained().await;
+            assert_eq!((bench.delivered(), bench.lost()), (1000, 0), "seed {seed}, {window}");
+            assert!(!ordered || in_order(&bench.seen(), &bench.appended), "seed {seed}");
+            bench.finish().await;
+        }
+    }
+}
+
+/// With several requests under way, an event may be accepted while events before it are suspects,
+/// and others of these become pending again by that.
+#[tokio::test(start_paused = true)]
+async fn an_ordered_output_keeps_the_order_with_several_claims_on_the_wire() {
+    for seed in 0..60 {
+        let started = Instant::now();
+        let mut random = fastrand::Rng::with_seed(seed);
+        let setting = Setting {
+            window: 3,
+            ordered: true,
+            latency: Duration::from_millis(10),
+            shuffle: seed,
+            pipelined: true,
+            ..Setting::default()
+        };
+        let mut bench = Bench::start::<false>(&setting, move |_| {
+            let refuses = started.elapsed() < Duration::from_secs(3) && random.u8(..10) < 6;
+            if refuses { Answer::Refuse } else { Answer::Accept }
+        });
+        for batch in names(60).chunks(3) {
+            bench.append(batch);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        bench.drained().await;
+        assert_eq!((bench.delivered(), bench.lost()), (60, 0), "seed {seed}");
+        assert!(in_order(&bench.seen(), &bench.appended), "seed {seed}: {:?}", bench.seen());
+        bench.finish().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_answered_with_5xx_for_ever_stops_no_other() {
+    for (window, ordered) in [(1, true), (4, false)] {
+        for bad in [0, 57, 99] {
+            let setting = Setting { window, ordered, ..Setting::default() };
+            let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Fail));
+            let mut batch = names(100);
+            "bad".clone_into(&mut batch[bad]);
+            bench.append(&batch);
+            for number in 0..20 {
+                bench.append(&[format!("after{number}")]);
+            }
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            let seen: BTreeSet<_> = bench.seen().into_iter().collect();
+            assert_eq!(seen.len(), 119, "the others, {window} at a time, bad {bad}");
+            let parked = bench.status.snapshot().parked.expect("it waits");
+            assert_eq!((parked.events, parked.position.get()), (1, bad as u64));
+            assert!(parked.out_of_order && parked.error.contains("scripted"), "{parked:?}");
+            assert_eq!(bench.value("output_parked_events{output=\"o\"}"), 1);
+            assert!(bench.status.snapshot().up);
+            assert_eq!((bench.delivered(), bench.lost()), (119, 0));
+            // It is given up after an hour.
+            tokio::time::sleep(HOUR - Duration::from_secs(40)).await;
+            assert_eq!(bench.lost(), 0);
+            tokio::time::sleep(Duration::from_secs(120)).await;
+            assert_eq!((bench.delivered(), bench.lost()), (119, 1));
+            assert!(bench.status.snapshot().parked.is_none());
+            assert!(bench.attempts().len() < 300, "{} requests", bench.attempts().len());
+            bench.finish().await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_was_answered_with_5xx_for_a_while_is_delivered_after_it() {
+    let started = Instant::now();
+    let mut bench = Bench::start::<false>(
+        &Setting { window: 4, ordered: false, ..Setting::default() },
+        move |events| match is_bad(events) && started.elapsed() < HOUR / 2 {
+            true => Answer::Fail,
+            false => Answer::Accept,
+        },
+    );
+    bench.append(&["a", "bad", "b"]);
+    for _ in 0..40 {
+        bench.append(&["c"]);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    bench.drained().await;
+    assert_eq!((bench.delivered(), bench.lost()), (43, 0));
+    bench.finish().await;
+}
+
+/// Items that are answered with 5xx are told apart by the answer, and wait alone.
+#[tokio::test(start_paused = true)]
+async fn an_item_that_is_answered_with_5xx_for_ever_stops_no_other() {
+    let setting = Setting { window: 4, ordered: false, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, |events| {
+        judged::judge(events, |(_, event)| if event.starts_with("bad") { 's' } else { 'd' })
+    });
+    for batch in 0..40 {
+        bench.append(&[format!("{batch}a"), format!("bad{batch}"), format!("{batch}b")]);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((bench.delivered(), bench.lost()), (80, 0));
+    assert_eq!(bench.status.snapshot().parked.expect("they wait").events, 40);
+    tokio::time::sleep(HOUR + Duration::from_secs(60)).await;
+    assert_eq!((bench.delivered(), bench.lost()), (80, 40));
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_taken_apart_while_everything_is_answered_with_5xx() {
+    let started = Instant::now();
+    for (window, ordered) in [(1, true), (4, false)] {
+        let setting = Setting { window, ordered, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, move |_| {
+            if started.elapsed() < 3 * HOUR { Answer::Fail } else { Answer::Accept }
+        });
+        for batch in names(2000).chunks(400) {
+            bench.append(batch);
+        }
+        tokio::time::sleep_until(started + 3 * HOUR).await;
+        let before = bench.attempts().len();
+        bench.drained().await;
+        assert_eq!((bench.delivered(), bench.lost()), (2000, 0));
+        assert!(!ordered || in_order(&bench.seen(), &bench.appended));
+        // At every second attempt, which are about 30 s apart, a claim was halved to learn if its
+        // second half is taken.
+        let after = bench.attempts().len() - before;
+        assert!(after <= 300, "{after} requests");
+        bench.finish().await;
+    }
+}
+
+/// The queue keeps what was accepted after an event that waits, so it must not wait until the queue
+/// is full.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_fills_the_queue_by_waiting_is_given_up_after_a_minute() {
+    let setting = Setting { drop_oldest: Some(64 * 1024), ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Fail));
+    bench.append(&["bad"]);
+    let mut number = 0;
+    while bench.queue.held().0 < 50 * 1024 {
+        number += 1;
+        bench.append(&[format!("event{number}")]);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    assert_eq!(bench.lost(), 0);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((bench.delivered(), bench.lost()), (number, 1));
+    bench.finish().await;
+}
+
+/// More parked events than the limit stop the output: then something else must be wrong.
+#[tokio::test(start_paused = true)]
+async fn the_number_of_parked_events_is_bounded() {
+    let setting = Setting { window: 4, ordered: false, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Fail));
+    for number in 0..3 * PARKED_MAX {
+        bench.append(&[format!("bad{number}")]);
+        bench.append(&[format!("good{number}")]);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    tokio::time::sleep(HOUR / 4).await;
+    let parked = bench.status.snapshot().parked.expect("they wait").events;
+    assert!((PARKED_MAX as u64..PARKED_MAX as u64 + 10).contains(&parked), "{parked}");
+    tokio::time::sleep(5 * HOUR).await;
+    bench.drained().await;
+    assert_eq!((bench.delivered(), bench.lost()), (3 * PARKED_MAX as u64, 3 * PARKED_MAX as u64));
+    bench.finish().await;
+}
