@@ -87,6 +87,8 @@ pub struct Changes {
 /// while the rules are in use.
 pub struct Rules {
     matches: Vec<Matcher>,
+    /// The criteria of `matches` as text, for the fingerprint of the rules.
+    criteria: String,
     files: Vec<PathBuf>,
     policies: ArcSwap<Vec<Policy>>,
     redaction: Option<Redaction>,
@@ -112,6 +114,7 @@ impl Rules {
         let bytes_max = config.max_event_bytes.map(usize::try_from);
         Self {
             matches: config.matches.iter().map(Matcher::new).collect(),
+            criteria: format!("{:?}", config.matches),
             files: config.policies.clone(),
             policies: ArcSwap::default(),
             // The config's reader has compiled these rules already, to check them.
@@ -273,14 +276,29 @@ impl Filter {
         self.seen.filter(|_| !self.needs_history)
     }
 
-    /// Takes the newest policies from the rules; must be called before each batch. Events before
-    /// the position `settled` are final (acknowledged, dropped or given up) and will not be judged
-    /// again.
-    pub fn renew(&mut self, settled: Position) {
-        self.policies = self.rules.policies.load_full();
+    /// Takes the newest policies from the rules; must be called before each batch. Returns `true`
+    /// if these are not the policies that the filter had before. Events before the position
+    /// `settled` are final (acknowledged, dropped or given up) and will not be judged again.
+    pub fn renew(&mut self, settled: Position) -> bool {
         if let Some(seen) = &mut self.seen {
             seen.settled(settled);
         }
+        let before = std::mem::replace(&mut self.policies, self.rules.policies.load_full());
+        !Arc::ptr_eq(&before, &self.policies)
+    }
+
+    /// Returns a fingerprint of the rules that choose the events that are sent (`match` and
+    /// `policy`); 0 if every event is sent. Filters that choose other events have other
+    /// fingerprints. Filters that choose the same events may have different ones, for example after
+    /// a comment in a policy.
+    #[must_use]
+    pub fn selection(&self) -> u64 {
+        let Self { rules, policies, .. } = self;
+        if rules.matches.is_empty() && policies.is_empty() {
+            return 0;
+        }
+        let policies: Vec<_> = policies.iter().map(Policy::rules_as_text).collect();
+        seen::fingerprint(&format!("{} {policies:?}", rules.criteria))
     }
 
     /// Returns the time within which a second event with the same bytes is a duplicate; `None` if
@@ -298,9 +316,9 @@ impl Filter {
         self.rules.window.filter(|_| self.needs_history)
     }
 
-    /// Tells the filter about one event that the output had finished before this filter was made.
-    /// The filter counts the event as sent, even if the output has lost it or filtered it out: this
-    /// is not known any more. `age` is the time since the relay accepted the event.
+    /// Tells the filter about one event that was sent before this filter was made, or that the same
+    /// rules have kept back. The filter counts the event as sent. `age` is the time since the relay
+    /// accepted the event.
     pub fn remember(&mut self, event: &[u8], position: Position, age: Duration) {
         has_left(&mut self.seen, event, position, age);
     }
@@ -349,14 +367,14 @@ impl Filter {
         let located = Located::new(request);
         let mut matches = rules.matches.iter().enumerate();
         if !matches.all(|(list, matcher)| matcher.first(&located, of(users, list)).is_some()) {
-            return Verdict::Dropped;
+            return self.dropped(position);
         }
         let mut level = Level::RequestResponse;
         for (index, policy) in policies.iter().enumerate() {
             let users = of(users, rules.matches.len() + index);
             let decision = policy.decide_of(&located, users);
             if decision.level == Level::None || decision.omit_stage {
-                return Verdict::Dropped;
+                return self.dropped(position);
             }
             level = level.min(decision.level);
             change.omit_managed_fields |= decision.omit_managed_fields;
@@ -385,6 +403,13 @@ impl Filter {
             true => Verdict::Untouched,
             false => Verdict::Changed(Changes { lowered, redacted, trimmed }),
         }
+    }
+
+    /// Returns the verdict on an event that the rules do not choose. They may have chosen it when
+    /// they were others, and then nobody knows whether the consumer has it.
+    fn dropped(&mut self, position: Position) -> Verdict {
+        self.forget(position..position.next());
+        Verdict::Dropped
     }
 
     /// Gives an event that is sent the form in which it leaves. `changed` is the event with its

@@ -205,6 +205,12 @@ impl Stages {
 }
 
 impl Policy {
+    /// Returns the rules as a text, which differs from that of every policy that decides otherwise.
+    #[must_use]
+    pub fn rules_as_text(&self) -> String {
+        format!("{:?}", (&self.rules, &self.outcomes, self.otherwise))
+    }
+
     /// Reads a policy from its text in YAML or JSON.
     ///
     /// # Errors

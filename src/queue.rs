@@ -492,8 +492,9 @@ impl Cursor {
     /// Returns a reader of the events before this output's watermark (the first event that the
     /// output has not finished). The reader returns the events that are still in the files and were
     /// received at most the time `within` ago. It returns at most the newest 256 MiB of them. The
-    /// output has sent these events already, except those that it has lost or filtered out. Damaged
-    /// or missing events are skipped. For a queue in memory the reader is empty, because finished
+    /// consumer has these events already, except those that the output's filter has kept back by
+    /// the same rules as today: the reader begins after the last event that was lost. Damaged or
+    /// missing events are skipped. For a queue in memory the reader is empty, because finished
     /// events are not kept.
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
@@ -606,6 +607,17 @@ impl Cursor {
         match self {
             Self::Memory(_) => {}
             Self::Spool(cursor) => cursor.keep(keeps),
+        }
+    }
+
+    /// Notes by which rules the output's filter chooses the events that it sends, from the position
+    /// `from` on. `selection` is a fingerprint of these rules. If the rules are other ones than
+    /// before, they may send an event that was kept back, so no event before `from` counts as sent
+    /// any more ([`Cursor::before`]). A queue in memory keeps no finished events.
+    pub fn select(&self, selection: u64, from: Position) {
+        match self {
+            Self::Memory(_) => {}
+            Self::Spool(cursor) => cursor.select(selection, from),
         }
     }
 

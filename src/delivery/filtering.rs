@@ -168,15 +168,17 @@ impl Filtering {
         self.filter.and_then(Filter::into_seen)
     }
 
-    /// Rebuilds the filter's memory of the events that were sent before, with which it recognizes
-    /// duplicates. It reads those recent events that are still in the queue; the filter says how
-    /// far back it looks. Does nothing if the filter needs no memory, or has got a complete one
-    /// from the previous delivery.
+    /// Tells the queue by which rules events are chosen from now on. Then rebuilds the filter's
+    /// memory of the events that were sent before, with which it recognizes duplicates. It reads
+    /// those recent events that are still in the queue; the filter says how far back it looks.
+    /// Reads nothing if the filter needs no memory, or has got a complete one from the previous
+    /// delivery.
     ///
     /// # Cancel safety
     ///
     /// If the future is dropped, only a part is rebuilt; events after that part may be sent twice.
     pub(super) async fn look_back(&mut self, cursor: &Cursor) {
+        cursor.select(self.filter.as_ref().map_or(0, Filter::selection), self.next);
         let Some(filter) = &mut self.filter else { return };
         let Some(window) = filter.history_window() else { return };
         let mut before = cursor.before(window);
@@ -294,13 +296,14 @@ impl Filtering {
     /// result may be a batch without events. The filter works on large events aside, so that other
     /// tasks do not wait for it.
     pub(super) fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
-        if self.filter.is_none() {
-            return batch;
+        let Some(filter) = &mut self.filter else { return batch };
+        if filter.renew(cursor.watermark()) {
+            cursor.select(filter.selection(), self.next);
         }
         self.begin_batch(&batch);
         match batch.pieces.iter().any(|piece| has_large_event(piece)) {
-            true => aside(|| self.judge_and_hash(batch, cursor)),
-            false => self.judge_and_hash(batch, cursor),
+            true => aside(|| self.judge_and_hash(batch)),
+            false => self.judge_and_hash(batch),
         }
     }
 
@@ -336,9 +339,9 @@ impl Filtering {
 
     /// Asks the filter about each event of a batch, and marks its decisions. With evidence, also
     /// hashes the lines that are sent, if the filter has changed or dropped any event.
-    fn judge_and_hash(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
+    fn judge_and_hash(&mut self, batch: Batch) -> Batch {
         let events = batch.events;
-        let passed = self.judge(batch, cursor);
+        let passed = self.judge(batch);
         if self.is_recorded && (passed.events < events || !self.altered.is_empty()) {
             let lines: Vec<_> = lines(&passed.pieces).collect();
             for (hash, position) in Hash::of_each(&lines).into_iter().zip(passed.positions()) {
@@ -353,10 +356,9 @@ impl Filtering {
 
     /// Asks the filter about each event of a batch, and marks its decisions. Returns the events
     /// that are to be sent, in the form in which they are sent.
-    fn judge(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
+    fn judge(&mut self, batch: Batch) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
         let Batch { claim, pieces, origins, .. } = batch;
-        filter.renew(cursor.watermark());
         let gives_form = filter.gives_form();
         let mut lines = Lines::default();
         for (piece, origin) in pieces.into_iter().zip(&origins) {

@@ -133,6 +133,9 @@ impl Seen {
     /// Tells the memory that the events at these positions were not sent and will not be sent. An
     /// event with the same bytes as one of them is then not a duplicate of it.
     pub fn forget(&mut self, positions: Range<Position>) {
+        if self.entries.back().is_none_or(|last| last.position < positions.start) {
+            return;
+        }
         let start = self.entries.partition_point(|known| known.position < positions.start);
         let inside = self.entries.range(start..).enumerate();
         let inside = inside.take_while(|(_, known)| known.position < positions.end);
@@ -205,6 +208,11 @@ fn hash(event: &[u8]) -> Hash {
         u64::from_le_bytes(bytes)
     });
     [words.next().unwrap_or(0), words.next().unwrap_or(0)]
+}
+
+/// Returns the first 64 bits of the SHA-256 of a text.
+pub(super) fn fingerprint(text: &str) -> u64 {
+    hash(text.as_bytes())[0]
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -64,6 +64,31 @@ pub(super) struct Contents {
     /// The holes: ranges of the log that were dropped and counted as lost, in the order of
     /// positions.
     pub(super) holes: Vec<Hole>,
+    /// What is known of the events before the place of each output, by the output's name. A name of
+    /// `outputs` is missing here if nothing is known.
+    pub(super) histories: BTreeMap<String, History>,
+}
+
+/// What is known of the events before an output's place. After a start, the output takes these
+/// events for sent, and does not send a repetition of one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct History {
+    /// The consumer has every event from this position up to the output's place, except those that
+    /// the output's filter kept back.
+    pub(super) since: Position,
+    /// A fingerprint of the filter's rules by which these events were chosen; 0 if the output sends
+    /// every event.
+    pub(super) selection: u64,
+}
+
+impl History {
+    /// The size of a history in a slot, in bytes.
+    const BYTES: usize = 16;
+
+    /// The history of an output that has got nothing before its place, or nobody knows what.
+    fn none(place: LogOffset) -> Self {
+        Self { since: place.position, selection: 0 }
+    }
 }
 
 /// Returns two numbers about the dropped events from `position` on: how many they are, and how many
@@ -148,12 +173,22 @@ impl Contents {
         // The oldest holes are written first. The events of a hole that finds no room in the slot
         // are counted as lost a second time after a start. There are no more holes than segments,
         // and a slot has room for more holes than a queue of a usual size has segments.
-        let room = (SLOT - CRC).saturating_sub(slot.len()) / 24;
+        let room = (SLOT - CRC).saturating_sub(slot.len());
+        let room = room.saturating_sub(self.outputs.len() * History::BYTES) / 24;
         let holes = &self.holes[..room.min(self.holes.len())];
         for hole in holes {
             for number in [hole.start.get(), hole.end.get(), hole.bytes] {
                 slot.extend(number.to_le_bytes());
             }
+        }
+        // An output whose history finds no room may send events twice after a start. More than 150
+        // outputs with long names must be there for that.
+        let room = (SLOT - CRC).saturating_sub(slot.len()) / History::BYTES;
+        for (name, place) in self.outputs.iter().take(room) {
+            let history = self.histories.get(name).copied();
+            let History { since, selection } = history.unwrap_or(History::none(*place));
+            slot.extend(since.get().to_le_bytes());
+            slot.extend(selection.to_le_bytes());
         }
         let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes();
         let length = count(slot.len() + CRC);
@@ -235,6 +270,11 @@ impl Reader<'_> {
                 end: self.position()?,
                 bytes: self.u64()?,
             });
+        }
+        // Earlier programs write no histories, and pass over them.
+        for name in contents.outputs.keys() {
+            let (Some(since), Some(selection)) = (self.position(), self.u64()) else { break };
+            contents.histories.insert(name.clone(), History { since, selection });
         }
         Some((generation, contents))
     }
@@ -356,6 +396,11 @@ mod tests {
             ]
             .into(),
             holes: vec![Hole { start: Position::new(20), end: Position::new(40), bytes: 2_000 }],
+            histories: [
+                ("logstash".to_owned(), History { since: Position::new(3), selection: 0 }),
+                ("x".repeat(63), History { since: Position::new(900), selection: u64::MAX }),
+            ]
+            .into(),
         }
     }
 
@@ -381,6 +426,28 @@ mod tests {
         assert!(slot.len() <= SLOT);
         let (_, read) = decode(&slot).expect("this version").expect("it checks");
         assert_eq!(read.outputs.len(), OUTPUTS_MAX);
+    }
+
+    /// Method: from the slot that this program writes, the histories are cut off, as a program
+    /// wrote it that did not know them.
+    #[test]
+    fn a_slot_without_histories_is_read_and_nothing_is_known_of_what_was_sent() {
+        let mut slot = contents().encode(4);
+        slot.truncate(slot.len() - CRC - 2 * History::BYTES);
+        let length = u32::try_from(slot.len() + CRC).unwrap();
+        slot[12..16].copy_from_slice(&length.to_le_bytes());
+        slot.extend(crc32c::crc32c(&slot).to_le_bytes());
+        let wanted = Contents { histories: BTreeMap::new(), ..contents() };
+        assert_eq!(decode(&slot), Ok(Some((4, wanted))));
+    }
+
+    #[test]
+    fn holes_take_no_room_from_the_histories_of_a_few_outputs() {
+        let hole = Hole { start: Position::new(1), end: Position::new(2), bytes: 3 };
+        let slot = Contents { holes: vec![hole; 1000], ..contents() }.encode(1);
+        assert!(slot.len() <= SLOT);
+        let (_, read) = decode(&slot).expect("this version").expect("it checks");
+        assert_eq!(read.histories, contents().histories);
     }
 
     #[test]

@@ -91,6 +91,7 @@ mod evidence {
 mod filter {
     mod forwarded;
     mod policy;
+    mod repeated;
     mod shapes;
 }
 

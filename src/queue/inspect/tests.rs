@@ -122,8 +122,8 @@ impl Log {
             end: Position::new(hole.end),
             bytes: (hole.end - hole.start) * LINE,
         };
-        let contents =
-            Contents { end: place(end), outputs, holes: holes.iter().map(hole).collect() };
+        let holes = holes.iter().map(hole).collect();
+        let contents = Contents { end: place(end), outputs, holes, ..Contents::default() };
         let (found, generation) = cursors::read(&self.disk).unwrap();
         Cursors::open(&self.disk, &found, generation)
             .unwrap()
@@ -1054,7 +1054,7 @@ fn eight_gibibytes_are_summed_up_at_once() {
         (format!("o{at:03}"), LogOffset { position: Position::new(at), byte: at * length })
     });
     let end = LogOffset { position: Position::new(128), byte: 128 * length };
-    let contents = Contents { end, outputs: outputs.collect(), holes: Vec::new() };
+    let contents = Contents { end, outputs: outputs.collect(), ..Contents::default() };
     Cursors::open(&disk, &Found::Nothing, 0).unwrap().write(&disk, &contents).unwrap();
     let begun = tokio::time::Instant::now();
     let summary = Directory::open(root).unwrap().summary().unwrap();

@@ -1,10 +1,11 @@
-//! The events that an output has got already and that are still in the files. The deduplication
-//! window is rebuilt from them, because it is empty after a start.
+//! The events that an output has delivered already and that are still in the files. The
+//! deduplication window is rebuilt from them, because it is empty after a start.
 //!
 //! The reader reads on threads that may block, a few megabytes at a time, and changes nothing in
 //! the queue. Nothing waits for the reader: files are deleted when no output needs them. Events
-//! that are damaged, can't be read or are gone are skipped, and this is logged at `debug`. Events
-//! that the output has lost or filtered away can't be told from the others.
+//! that are damaged, can't be read or are gone are skipped, and this is logged at `debug`. Nothing
+//! before the last event that was lost, or before the last change of the filter's rules, is read:
+//! what was not delivered must not hide its repetition.
 
 use std::collections::BTreeSet;
 use std::collections::VecDeque;

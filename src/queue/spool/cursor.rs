@@ -35,6 +35,7 @@ use crate::queue::contract::Take;
 use crate::queue::contract::is_crowded;
 use crate::queue::contract::now;
 use crate::queue::cursors;
+use crate::queue::cursors::History;
 use crate::queue::cursors::Hole;
 use crate::queue::identity::Identity;
 use crate::queue::notes::Notes;
@@ -142,9 +143,13 @@ pub(super) struct CursorState {
     /// `true`: the lines of the claim `wanted` are read without those of later claims, because
     /// lines are missing in a read of several.
     fetches_one: bool,
-    /// The position at which the output joined. The output got no event before this position.
-    /// [`Position::START`] if the position is not known.
+    /// The consumer has every event from this position up to the watermark, except those that the
+    /// output's filter kept back. The output joined at this position, or the last event that it did
+    /// not deliver is before it. It may lie behind the watermark.
     pub(super) since: Position,
+    /// The fingerprint of the rules by which the output's filter chooses events, as
+    /// [`Cursor::select`] was told last; 0 if the output sends every event.
+    pub(super) selection: u64,
     /// Gaps (positions whose events are missing) that this output has counted as lost already. Gaps
     /// before the watermark (the first position that is not finished) are not kept.
     counted: Vec<Gap>,
@@ -221,6 +226,7 @@ impl CursorState {
             fetched: None,
             fetches_one: false,
             since: at.position,
+            selection: 0,
             counted: Vec::new(),
             unrecorded: None,
             recorded_losses: Vec::new(),
@@ -292,6 +298,19 @@ impl CursorState {
         let unfinished = self.unfinished();
         let unrecorded = self.unrecorded.as_ref().and_then(Unrecorded::first);
         unrecorded.map_or(unfinished, |place| place.min(unfinished))
+    }
+
+    /// Returns what the cursors file notes of the events before the output's `place`. The output
+    /// gets all events from this place on again after a start.
+    pub(super) fn history(&self, place: Position) -> History {
+        History { since: self.since.min(place), selection: self.selection }
+    }
+
+    /// Notes that an event was not delivered. No event that was handed out so far counts as sent
+    /// after a start: one that was kept back as a duplicate of the undelivered event was not sent
+    /// either.
+    fn doubt(&mut self) {
+        self.since = self.since.max(self.claims.read);
     }
 
     /// Returns the place of the first event that the output has not finished.
@@ -379,6 +398,7 @@ impl CursorState {
             self.pieces.clear();
             self.spot = None;
         }
+        self.doubt();
         missed
     }
 
@@ -416,6 +436,7 @@ impl CursorState {
         self.record_loss(gap.first..gap.end(), gap.first_byte, reason);
         self.claims.read = gap.end();
         self.read_byte = gap.first_byte + gap.bytes();
+        self.doubt();
         self.forget_counted();
     }
 
@@ -431,6 +452,7 @@ impl CursorState {
         self.output.metrics.lost.increment(lost);
         self.output.metrics.losses.add(Loss::Missing, lost, Some(&gap.first.to_string()));
         self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
+        self.doubt();
         true
     }
 
@@ -938,6 +960,9 @@ impl Cursor {
         };
         entry.stage = Stage::Done;
         let (note, events) = (entry.note, left(claim, &cursor.counted));
+        if disposition.lost > 0 {
+            cursor.doubt();
+        }
         disposition.count(events, &cursor.output.metrics);
         let took = age(note.received, now());
         cursor.output.metrics.delivered(took, Instant::now());
@@ -1096,6 +1121,15 @@ impl Cursor {
     pub fn keep(&self, keeps: Duration) {
         self.shared.lock().log.cursors[self.index].output.keeps = keeps;
         self.shared.wake();
+    }
+
+    /// Notes by which rules the output's filter chooses events, from the position `from` on. See
+    /// [`crate::queue::Cursor::select`].
+    pub fn select(&self, selection: u64, from: Position) {
+        let cursor = &mut self.shared.lock().log.cursors[self.index];
+        if std::mem::replace(&mut cursor.selection, selection) != selection {
+            cursor.since = cursor.since.max(from);
+        }
     }
 
     /// Sets whether batches of this cursor also contain the position and the age of each piece of

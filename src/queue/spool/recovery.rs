@@ -288,8 +288,8 @@ fn join(
         },
     };
     let mut cursor = CursorState::new(output.clone(), at);
-    if contents.is_some_and(|(contents, _)| contents.outputs.contains_key(name)) {
-        cursor.since = Position::START;
+    if let Some(history) = contents.and_then(|(contents, _)| contents.histories.get(name)) {
+        (cursor.since, cursor.selection) = (history.since, history.selection);
     }
     if let Some((spot, received)) = locate(state, disk, at.position) {
         cursor.spot = Some(spot);

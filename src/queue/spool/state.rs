@@ -657,7 +657,12 @@ impl LogState {
                 *place = first.min(*place);
             }
         }
-        Contents { end: self.end, outputs, holes: self.holes.clone() }
+        let history = |cursor: &CursorState| {
+            let place = outputs.get(&cursor.output.name)?;
+            Some((cursor.output.name.clone(), cursor.history(place.position)))
+        };
+        let histories = self.outputs().filter_map(history).collect();
+        Contents { end: self.end, outputs, holes: self.holes.clone(), histories }
     }
 
     /// Wakes every cursor that waits for events, because the log has grown.

@@ -48,22 +48,6 @@ fn reloads(metrics: &Metrics, result: &str) -> f64 {
     metrics.value("config_reload_total", &[("result", result)])
 }
 
-/// Replaces the config and sends SIGHUP. Returns once a reload with this result is counted.
-fn reload(relay: &Relay, config: &str, result: &str) {
-    let before = relay.metrics();
-    // The rename keeps the config file complete at any time, although this thread may be held up in
-    // the middle of a write.
-    let beside = relay.config_file().with_extension("new");
-    std::fs::write(&beside, config).unwrap();
-    std::fs::rename(&beside, relay.config_file()).unwrap();
-    relay.signal(libc::SIGHUP);
-    relay.wait_for_metrics("the reload", PATIENCE, |metrics| {
-        (reloads(metrics, result) > reloads(&before, result)).then_some(())
-    });
-    let other = if result == "success" { "error" } else { "success" };
-    assert_eq!(reloads(&relay.metrics(), other), reloads(&before, other), "{}", relay.log_text());
-}
-
 fn backlog(relay: &Relay, output: &str) -> f64 {
     relay.metrics().value("output_backlog_events", &[("output", output)])
 }
@@ -91,7 +75,7 @@ fn a_changed_output_goes_on_from_its_place_and_an_unchanged_one_keeps_its_connec
     // Events that the output has not delivered when it changes go to its new consumer.
     let mut from = from.closed();
     sent.push(post(&mut client, 100..300));
-    reload(&relay, &format!("{BASE}{stays_output}{}", to.output("moves", "")), "success");
+    relay.reload(&format!("{BASE}{stays_output}{}", to.output("moves", "")), "success");
     sent.push(post(&mut client, 300..400));
     relay.wait_until_delivered(PATIENCE);
     from.set_open(true);
@@ -121,7 +105,7 @@ fn what_is_on_the_wire_of_a_changed_output_is_waited_for_and_comes_once() {
     assert_eq!(relay.post(&body).status, 200);
     wait_until("requests on the wire", PATIENCE, || slow.count() > 0);
     for round in 0..5 {
-        reload(&relay, &output(&format!("batch = {{ max_events = {} }}\n", 6 + round)), "success");
+        relay.reload(&output(&format!("batch = {{ max_events = {} }}\n", 6 + round)), "success");
     }
     relay.wait_until_delivered(PATIENCE);
     assert_same_set(&accepted_events(&slow), &numbered::events(0, 0..200));
@@ -147,7 +131,7 @@ fn another_type_of_output_takes_over_what_was_answered_out_of_order() {
     let relay = Relay::start(&before);
     assert_eq!(relay.post(&numbered::list(0, 0..100)).status, 200);
     wait_until("answers behind the first request", PATIENCE, || http.accepted().len() == 9);
-    reload(&relay, &format!("{BASE}{}", tcp.output("out", "")), "success");
+    relay.reload(&format!("{BASE}{}", tcp.output("out", "")), "success");
     // The old delivery waits ten seconds for the answer that never comes, and nothing else waits
     // for it.
     relay.wait_until_delivered(PATIENCE);
@@ -172,7 +156,7 @@ fn an_output_that_is_added_gets_what_comes_next_and_one_that_is_removed_is_count
         let mut sent = vec![post(&mut client, 0..50)];
         for round in 0..3 {
             let start = 50 + round * 100;
-            reload(&relay, &both, "success");
+            relay.reload(&both, "success");
             let want = second.tally.count() + 50;
             let mut joined = vec![post(&mut client, start..start + 50)];
             second.tally.wait_for_count(want, PATIENCE);
@@ -181,7 +165,7 @@ fn an_output_that_is_added_gets_what_comes_next_and_one_that_is_removed_is_count
             joined.push(post(&mut client, start + 50..start + 100));
             wait_until("a backlog", PATIENCE, || backlog(&relay, "second") == 50.0);
             let before = lost(&relay, "second");
-            reload(&relay, &alone, "success");
+            relay.reload(&alone, "success");
             wait_until("the loss", PATIENCE, || lost(&relay, "second") == before + 50.0);
             assert_eq!(backlog(&relay, "second"), 0.0);
             // The metrics of the removed output are gone, so no alert goes on about it.
@@ -198,7 +182,7 @@ fn an_output_that_is_added_gets_what_comes_next_and_one_that_is_removed_is_count
         assert_eq!(second.tally.count(), 150);
         // The output counts from the event at which it joined, so conservation holds for it as
         // well.
-        reload(&relay, &both, "success");
+        relay.reload(&both, "success");
         post(&mut client, 350..360);
         second.tally.wait_for_count(160, PATIENCE);
         wait_until("conservation", PATIENCE, || {
@@ -232,7 +216,7 @@ fn where_not_all_new_outputs_can_join_those_that_did_have_lost_nothing() {
         });
         wait_until("events", PATIENCE, || stays.tally.count() > 0);
         // The queue's directory has no room for this many outputs: all but one of them join.
-        reload(&relay, &config(0..200), "error");
+        relay.reload(&config(0..200), "error");
         done.store(true, Ordering::Relaxed);
         let sent = sender.join().unwrap();
         assert!(sent > 100, "{sent}: nothing came meanwhile");
@@ -242,7 +226,7 @@ fn where_not_all_new_outputs_can_join_those_that_did_have_lost_nothing() {
     let metrics = relay.metrics();
     assert_eq!(metrics.sum("error_total"), 0.0);
     assert_conservation(&metrics, &["stays"]);
-    reload(&relay, &config(0..1), "success");
+    relay.reload(&config(0..1), "success");
     let mut client = Client::connect(relay.address()).unwrap();
     post(&mut client, 1_000_000..1_000_010);
     relay.wait_for_metrics("the new output", PATIENCE, |metrics| {
@@ -265,7 +249,7 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     post(&mut client, 0..1);
     // The reload adds a listener.
     let more = "[[listener]]\naddress = \"127.0.0.2:0\"\n";
-    reload(&relay, &format!("{BASE}{more}{output}"), "success");
+    relay.reload(&format!("{BASE}{more}{output}"), "success");
     relay.wait_for_listeners(2);
     let second = relay.listeners()[1].1;
     let mut other = Client::connect(second).unwrap();
@@ -273,7 +257,7 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     post(&mut other, 2..3);
     // The changed settings also hold for connections that are already open.
     let asks = format!("path_prefix = \"/audit\"\nbearer_token_file = \"{}\"\n", text(&token));
-    reload(&relay, &format!("{BASE}{asks}{more}{output}"), "success");
+    relay.reload(&format!("{BASE}{asks}{more}{output}"), "success");
     let with = |client: &mut Client, path: &str, token: &str| {
         let headers = [("Authorization", &*format!("Bearer {token}"))];
         client.request("POST", path, &headers, &numbered::list(0, 3..4)).unwrap().status
@@ -284,7 +268,7 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     post(&mut other, 4..5);
     // The reload removes the second listener: its kept connections end, and nobody listens there
     // any more.
-    reload(&relay, &format!("{BASE}{output}"), "success");
+    relay.reload(&format!("{BASE}{output}"), "success");
     assert!(other.is_closed_by_server());
     wait_until("nobody to listen", PATIENCE, || Client::connect(second).is_err());
     post(&mut client, 5..6);
@@ -307,13 +291,13 @@ fn a_listener_becomes_https_on_the_same_port_and_its_plain_connections_end() {
         text(certificate),
         text(key)
     );
-    reload(&relay, &format!("{BASE}{tls}{output}"), "success");
+    relay.reload(&format!("{BASE}{tls}{output}"), "success");
     assert!(client.is_closed_by_server());
     let config = certificates.client_config(None);
     let mut secure = Client::connect_tls(relay.address(), config).unwrap();
     post(&mut secure, 1..2);
     // The reload turns the listener back to plain HTTP.
-    reload(&relay, &format!("{BASE}{output}"), "success");
+    relay.reload(&format!("{BASE}{output}"), "success");
     assert!(secure.is_closed_by_server());
     post(&mut Client::connect(relay.address()).unwrap(), 2..3);
     relay.finish(Backlog::Empty);
@@ -331,9 +315,9 @@ fn an_address_moves_from_one_listener_to_another() {
     let relay = Relay::start(&with("0.0.0.0"));
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     post(&mut Client::connect(address).unwrap(), 0..1);
-    reload(&relay, &with("127.0.0.1"), "success");
+    relay.reload(&with("127.0.0.1"), "success");
     post(&mut Client::connect(address).unwrap(), 1..2);
-    reload(&relay, &with("0.0.0.0"), "success");
+    relay.reload(&with("0.0.0.0"), "success");
     post(&mut Client::connect(address).unwrap(), 2..3);
     relay.finish(Backlog::Empty);
 }
@@ -356,7 +340,7 @@ fn a_config_that_cannot_be_used_changes_nothing() {
         good.replace("[[output]]", &format!("{missing}[[output]]")),
         format!("{good}[[listener]]\naddress = \"{}\"\n", taken.local_addr().unwrap()),
     ]) {
-        reload(&relay, &bad, "error");
+        relay.reload(&bad, "error");
         relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
         sent.push(post(&mut client, number..number + 1));
     }
@@ -371,7 +355,7 @@ fn a_config_that_cannot_be_used_changes_nothing() {
         relay.log_fields().iter().any(|fields| fields["key"] == key && fields["line"].is_u64())
     };
     assert!(told("output[0].type"), "{}", relay.log_text());
-    reload(&relay, &good, "success");
+    relay.reload(&good, "success");
     relay.finish(Backlog::Empty);
 }
 
@@ -431,21 +415,16 @@ fn bounds_change_and_what_cannot_is_said() {
     let relay = Relay::start(&with(""));
     let big = generated_batch(1, 40, 900);
     assert_eq!(relay.post(&big).status, 200);
-    reload(&relay, &with("[limits]\nmax_body = \"16KiB\"\n"), "success");
+    relay.reload(&with("[limits]\nmax_body = \"16KiB\"\n"), "success");
     assert_eq!(relay.post(&big).status, 413);
-    reload(&relay, &with("[queue]\nmax_bytes = \"48KiB\"\nretry_after = \"1s\"\n"), "success");
+    relay.reload(&with("[queue]\nmax_bytes = \"48KiB\"\nretry_after = \"1s\"\n"), "success");
     assert_eq!(relay.metrics().value("queue_capacity_bytes", &[]), 49_152.0);
     let full = relay.post(&big);
     assert_eq!((full.status, full.header("retry-after")), (429, Some("1")));
-    reload(
-        &relay,
-        &with("[queue]\nmax_bytes = \"48KiB\"\nwhen_full = \"drop_newest\"\n"),
-        "success",
-    );
+    relay.reload(&with("[queue]\nmax_bytes = \"48KiB\"\nwhen_full = \"drop_newest\"\n"), "success");
     assert_eq!(relay.post(&big).status, 200);
     assert_eq!(lost(&relay, "queue"), 40.0);
-    reload(
-        &relay,
+    relay.reload(
         &with("[log]\nformat = \"json\"\nlevel = \"debug\"\n").replacen(
             "log = { format = \"json\" }\n",
             "",
@@ -458,7 +437,7 @@ fn bounds_change_and_what_cannot_is_said() {
     let directory = format!("[queue]\ndirectory = \"{}\"\n", text(other.path()));
     let moved = with(&directory)
         .replace("admin = { address = \"127.0.0.1:0\"", "admin = { address = \"127.0.0.3:0\"");
-    reload(&relay, &moved, "success");
+    relay.reload(&moved, "success");
     for key in ["queue.directory", "admin.address"] {
         let told = relay.log_fields().into_iter().any(|fields| {
             fields["key"] == key && fields["message"] == "has changed, which needs a restart"
@@ -500,14 +479,14 @@ fn a_thousand_reloads_leave_nothing_behind() {
     let mut sent = vec![post(&mut client, 0..1)];
     // Two reloads come first, so that everything that is made once and kept exists.
     for round in 1..=2 {
-        reload(&relay, &config(round), "success");
+        relay.reload(&config(round), "success");
         sent.push(post(&mut client, round..round + 1));
     }
     relay.wait_until_delivered(PATIENCE);
     std::thread::sleep(Duration::from_secs(1));
     let before = resources(&relay);
     for round in 3..=RELOADS {
-        reload(&relay, &config(round), "success");
+        relay.reload(&config(round), "success");
         if round % 10 == 0 {
             sent.push(post(&mut client, sent.len() as u64..sent.len() as u64 + 1));
         }
@@ -566,7 +545,7 @@ fn under_load_reloads_and_rotations_cost_no_request_and_no_event() {
     for round in 1..=100 {
         let begun = Instant::now();
         place(if round % 2 == 1 { &another } else { &certificates.server });
-        reload(&relay, &config(round), "success");
+        relay.reload(&config(round), "success");
         std::thread::sleep(each_change.saturating_sub(begun.elapsed()));
     }
     over.store(true, Ordering::Relaxed);
@@ -643,7 +622,7 @@ fn a_reload_that_can_not_open_a_listener_says_that_the_rest_is_in_force_and_list
     let relay = Relay::start(&config("127.0.0.1", &outputs[..1]));
     let sent = post(&mut Client::connect(relay.address()).unwrap(), 0..10);
     let wanted = config("0.0.0.0", &outputs);
-    reload(&relay, &wanted, "error");
+    relay.reload(&wanted, "error");
     let said = relay.log_fields();
     let said = said.iter().find(|fields| {
         fields["message"]

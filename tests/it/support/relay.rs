@@ -427,6 +427,26 @@ impl Relay {
         signal_process(&self.child, signal);
     }
 
+    /// Replaces the config and sends SIGHUP. Returns once a reload with this result (`success` or
+    /// `error`) is counted.
+    pub(crate) fn reload(&self, config: &str, result: &str) {
+        let count = |metrics: &Metrics, result: &str| {
+            metrics.value("config_reload_total", &[("result", result)])
+        };
+        let before = self.metrics();
+        // The rename keeps the config file complete at any time, although this thread may be held
+        // up in the middle of a write.
+        let beside = self.config_file().with_extension("new");
+        std::fs::write(&beside, config).unwrap();
+        std::fs::rename(&beside, self.config_file()).unwrap();
+        self.signal(libc::SIGHUP);
+        self.wait_for_metrics("the reload", PATIENCE, |metrics| {
+            (count(metrics, result) > count(&before, result)).then_some(())
+        });
+        let other = if result == "success" { "error" } else { "success" };
+        assert_eq!(count(&self.metrics(), other), count(&before, other), "{}", self.log_text());
+    }
+
     /// Returns the resident memory (VmRSS), in bytes.
     pub(crate) fn rss_bytes(&self) -> u64 {
         self.memory("VmRSS:")

@@ -298,6 +298,11 @@ struct Simulation {
     /// file of one may be there again after a start, while the file behind it is not.
     removed: BTreeMap<u64, u64>,
     known: BTreeMap<String, Known>,
+    /// The fingerprint of the rules by which each output chooses events; 0 if it is not here.
+    selections: BTreeMap<String, u64>,
+    /// For each output, the positions of the events that it has finished without a loss, with the
+    /// fingerprint of its rules then.
+    sure: BTreeMap<String, BTreeMap<u64, u64>>,
     /// True if the machine will crash at one of the next operations.
     armed: bool,
     /// True if an operation is set to fail.
@@ -354,6 +359,8 @@ impl Simulation {
             dropped: BTreeSet::new(),
             removed: BTreeMap::new(),
             known: BTreeMap::new(),
+            selections: BTreeMap::new(),
+            sure: BTreeMap::new(),
             armed: false,
             failing: false,
             faulty: false,
@@ -439,9 +446,16 @@ impl Simulation {
     }
 
     /// Checks that everything read again from before an output's position is in the log at this
-    /// position, and unchanged.
+    /// position, and unchanged, and that the output has finished it without a loss and by the rules
+    /// of today.
     fn compare_before(&mut self) {
+        if self.ambiguous {
+            return;
+        }
         for chosen in 0..self.process().cursors.len() {
+            self.select(chosen);
+            let name = self.outputs[chosen].name.clone();
+            let selection = self.selections[&name];
             let cursor = &self.process().cursors[chosen];
             let (found, watermark) = (cursor.before(Duration::MAX).all(), cursor.watermark());
             let mut next = 0;
@@ -455,6 +469,8 @@ impl Simulation {
                         write_line(number, self.sent[sent].lengths[event], &mut wanted);
                         assert!(line == wanted, "{next} is not as it was sent");
                     }
+                    let sure = self.sure.get(&name).and_then(|sure| sure.get(&next));
+                    assert_eq!(sure, Some(&selection), "{name} has not sent {next}");
                     next += 1;
                     self.tally.before += 1;
                 }
@@ -826,7 +842,30 @@ impl Simulation {
         output.settle(claim.end.get() - lost..claim.end.get(), Fate::Lost);
         output.filtered = [output.filtered[0] + dropped, output.filtered[1] + duplicate];
         self.tally.delivered += claim.end - claim.start - lost;
+        let name = &self.outputs[chosen].name;
+        let selection = self.selections.get(name).copied().unwrap_or(0);
+        let sure = self.sure.entry(name.clone()).or_default();
+        for position in claim.numbers() {
+            match lost {
+                0 => sure.insert(position, selection),
+                _ => sure.remove(&position),
+            };
+        }
         self.process().cursors[chosen].acknowledge(claim, fate);
+    }
+
+    /// Tells a cursor the rules by which its output chooses events. They may be other ones from now
+    /// on.
+    fn select(&mut self, chosen: usize) {
+        let name = self.outputs[chosen].name.clone();
+        let is_new = self.rng.u8(..4) == 0;
+        let selection = self.selections.entry(name).or_default();
+        *selection += u64::from(is_new);
+        let selection = *selection % 3;
+        say!(self, "{} chooses by {selection}", self.outputs[chosen].name);
+        self.selections.insert(self.outputs[chosen].name.clone(), selection);
+        let cursor = &self.process().cursors[chosen];
+        cursor.select(selection, cursor.position());
     }
 
     fn release(&mut self, chosen: usize) {
@@ -1380,7 +1419,8 @@ impl Simulation {
             71..73 => self.rewind(chosen),
             73..92 => self.load(chosen),
             92..95 => self.withdraw(),
-            95..97 => drop(self.settle()),
+            95 => drop(self.settle()),
+            96 => self.select(chosen),
             _ => self.drain(chosen),
         }
     }
@@ -1454,6 +1494,7 @@ impl Simulation {
             self.process().cursors.push(cursor);
             let output = self.outputs.last_mut().expect("it joins");
             output.named = true;
+            self.selections.remove(&output.name);
             return;
         }
         self.tally.not_joined += 1;
