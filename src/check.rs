@@ -3,7 +3,7 @@
 //!
 //! [`files`] and [`directories`] find the faults with which `run` would refuse to start, or would
 //! start and be of no use, and name the key of each. Nothing is changed on the disk, bound or
-//! connected. Only regular files are read, because the contents of a pipe can be read only once.
+//! connected. Only regular files are read; reading the config has refused all others.
 
 use std::io;
 use std::path::PathBuf;
@@ -21,6 +21,7 @@ use crate::config::Severity;
 use crate::delivery::DeadLetters;
 use crate::filter;
 use crate::listener::Settings;
+use crate::named_file;
 use crate::output;
 use crate::queue;
 use crate::source::Sources;
@@ -35,7 +36,7 @@ use crate::tls::TlsError;
 #[must_use]
 pub fn files(checked: &Checked) -> Vec<Problem> {
     let mut found = Findings { checked, problems: Vec::new() };
-    for named in checked.named.iter().filter(|named| named.path.is_file()) {
+    for named in checked.named.iter().filter(|named| named_file::is_regular(&named.path)) {
         match named.content {
             Content::Certificate => found.certificate(named),
             Content::PrivateKey => found.report(named, tls::check_private_key(&named.path)),
@@ -174,7 +175,7 @@ impl Findings<'_> {
         let key = self.checked.named.iter().find(|other| other.key == key);
         // A file without a key is reported when that file is checked itself.
         let key = key.filter(|key| tls::check_private_key(&key.path).is_ok());
-        if let Some(key) = key.filter(|key| key.path.is_file()) {
+        if let Some(key) = key.filter(|key| named_file::is_regular(&key.path)) {
             let fits = chain.fits(&named.path, &key.path);
             let is_mismatch = matches!(fits, Err(TlsError::Mismatch { .. }));
             self.report(if is_mismatch { key } else { named }, fits);

@@ -7,6 +7,7 @@ use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use clap::Arg;
@@ -32,6 +33,7 @@ use crate::config::Checked;
 use crate::config::Config;
 use crate::config::Problem;
 use crate::config::Severity;
+use crate::named_file;
 use crate::output;
 use crate::relay;
 use crate::telemetry;
@@ -339,9 +341,42 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     let Some(file) = file else {
         return Ok((config::EMBEDDED.to_owned(), "embedded default".to_owned()));
     };
-    match std::fs::read_to_string(file) {
+    let (regular, whole) = (file.to_owned(), file.to_owned());
+    // Whoever writes into a pipe may take any time for it.
+    let content = match in_time(move || named_file::is_regular(&regular))? {
+        true => in_time(move || named_file::read(&whole, u64::MAX))?,
+        false => std::fs::read(file),
+    };
+    let invalid =
+        |_| std::io::Error::new(std::io::ErrorKind::InvalidData, "it is not text (UTF-8)");
+    match content.and_then(|content| String::from_utf8(content).map_err(invalid)) {
         Ok(text) => Ok((text, file.display().to_string())),
         Err(error) => Err(cannot_read(file, "the config", &error)),
+    }
+}
+
+/// Does work that reads files, on a thread of its own, and returns its result. If it takes longer
+/// than [`named_file::WAIT_MAX`], because a file system hangs, prints which file is being read, and
+/// `Err` is the exit status.
+fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, u8> {
+    let (done, result) = std::sync::mpsc::channel();
+    let worker = std::thread::Builder::new().spawn(move || done.send(work()).ok());
+    let worker = worker.map_err(|error| {
+        eprintln!("cannot start a thread: {error}");
+        FAILED
+    })?;
+    match result.recv_timeout(named_file::WAIT_MAX) {
+        Ok(result) => Ok(result),
+        Err(RecvTimeoutError::Timeout) => {
+            let (limit, names) = (named_file::WAIT_MAX, named_file::names_under_way());
+            eprintln!("the file system has not answered within {limit:?}: cannot read {names}");
+            Err(FAILED)
+        }
+        // The thread has panicked, which is a fault of the program.
+        Err(RecvTimeoutError::Disconnected) => match worker.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(_) => Err(FAILED),
+        },
     }
 }
 
@@ -356,7 +391,7 @@ fn report(checked: &Checked, name: &str) -> Result<(), u8> {
 
 fn show(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
-    let checked = config::read(&text, output::TYPES);
+    let checked = in_time(move || config::read(&text, output::TYPES))?;
     report(&checked, &name)?;
     print(&checked.effective())
 }
@@ -392,9 +427,11 @@ fn build_runtime() -> std::io::Result<tokio::runtime::Runtime> {
 
 fn run(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
-    let checked = config::read(&text, output::TYPES);
-    let problems = crate::check::files(&checked);
-    let checked = checked.with(problems).strict();
+    let checked = in_time(move || {
+        let checked = config::read(&text, output::TYPES);
+        let problems = crate::check::files(&checked);
+        checked.with(problems).strict()
+    })?;
     let Some(config) = &checked.config else {
         report(&checked, &name)?;
         return Err(WRONG);

@@ -111,6 +111,7 @@ pub use template::ExpandError;
 pub use template::Template;
 pub use template::read_secret;
 pub use template::read_token;
+pub use template::read_token_of_command;
 pub use tls::ClientTls;
 pub use tls::TlsVersion;
 pub use values::BatchBytes;

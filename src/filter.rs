@@ -27,6 +27,7 @@ use crate::audit::request::Reader;
 use crate::audit::request::Request;
 use crate::config;
 use crate::config::Rejected;
+use crate::named_file;
 use crate::policy::FILE_BYTES_MAX;
 use crate::policy::Level;
 use crate::policy::Located;
@@ -47,6 +48,9 @@ use crate::shape::ManagedFields;
 mod seen;
 
 pub use seen::Seen;
+
+/// One byte more than a policy may have is read, so that a file that is too large is recognised.
+const POLICY_READ_MAX: u64 = FILE_BYTES_MAX as u64 + 1;
 
 /// The buffers for the event before its form keep at most this many bytes from one event to the
 /// next.
@@ -163,12 +167,27 @@ impl Rules {
 ///
 /// One line of text for each mistake in the file: `FILE:LINE:COLUMN: what`.
 pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
+    policy_of(file, named_file::read(file, POLICY_READ_MAX))
+}
+
+/// Reads an audit policy from a file that a command line names, as [`read_policy`] does. The file
+/// may be a pipe.
+///
+/// # Errors
+///
+/// The same as those of [`read_policy`].
+pub fn read_policy_of_command(file: &Path) -> Result<Policy, Vec<String>> {
+    let mut content = Vec::new();
+    let opened = File::open(file);
+    let read = opened.and_then(|it| it.take(POLICY_READ_MAX).read_to_end(&mut content));
+    policy_of(file, read.map(|_| content))
+}
+
+/// Returns the policy in the content of a file.
+fn policy_of(file: &Path, content: io::Result<Vec<u8>>) -> Result<Policy, Vec<String>> {
     let name = file.display();
     let unreadable = |error: io::Error| vec![format!("{name}: cannot read it: {error}")];
-    let mut bytes = Vec::new();
-    let opened = File::open(file).map_err(unreadable)?;
-    // One byte more than allowed is read, so that a file that is too large is recognised.
-    opened.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let bytes = content.map_err(unreadable)?;
     let text = String::from_utf8(bytes).map_err(|error| {
         let valid = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
         let line = valid.split(|byte| *byte == b'\n').count();

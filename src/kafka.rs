@@ -5,6 +5,7 @@
 //! made on the runtime's threads.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::config;
 use crate::config::SaslMechanism;
+use crate::named_file;
 use crate::telemetry::AttemptError;
 use crate::tls;
 
@@ -156,8 +158,11 @@ impl Cluster {
     ///
     /// A text that names the file and says what is wrong with it.
     pub fn read(&self) -> Result<Secrets, String> {
-        let pem =
-            |file: &Path| std::fs::read_to_string(file).map_err(|error| cannot_read(file, &error));
+        let pem = |file: &Path| {
+            let content = named_file::read(file, u64::MAX);
+            let text = content.and_then(|it| String::from_utf8(it).map_err(io::Error::other));
+            text.map_err(|error| cannot_read(file, &error))
+        };
         let mut secrets = Secrets::default();
         if let Some(tls) = &self.config.tls {
             // The result is used only to check the files: the connections use OpenSSL, not rustls.
@@ -264,7 +269,7 @@ impl Cluster {
     }
 }
 
-fn cannot_read(file: &Path, error: &std::io::Error) -> String {
+fn cannot_read(file: &Path, error: &io::Error) -> String {
     format!("cannot read {}: {error}", file.display())
 }
 

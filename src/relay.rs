@@ -26,6 +26,7 @@ use crate::delivery::DeadLetters;
 use crate::delivery::Orders;
 use crate::listener::Gate;
 use crate::listener::Token;
+use crate::named_file;
 use crate::net;
 use crate::output;
 use crate::process;
@@ -64,9 +65,9 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// hangs delays the end of the relay for no longer than this.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// The time limit for reading the config, or the files that it names, during a reload. After this
-/// time the reload is refused, because the file system seems to hang.
-const READING: Duration = Duration::from_secs(30);
+/// When the files of a config have been read for this long, the log says so. The wait ends after
+/// [`named_file::WAIT_MAX`].
+const SLOW: Duration = Duration::from_secs(5);
 
 /// The greatest number of problems of one config that are logged. Further problems are not logged.
 const PROBLEMS_MAX: usize = 20;
@@ -243,7 +244,7 @@ async fn start(
         tap_token_file: config.tap_token_file.clone(),
     };
     let (files, path) = (files_of(&outputs), file.clone());
-    let (read, plan, watch) = blocking(move || {
+    let (read, plan, watch) = in_time(Instant::now() + named_file::WAIT_MAX, move || {
         // The watch reads the state of the files before the relay reads them. The watch therefore
         // notices every later change, also one between the check of the config and this start.
         let (files_named, seen) = look(path.as_ref());
@@ -481,22 +482,25 @@ impl Parts {
     /// Reads and checks a config and the files that it names. If the config or a file cannot be
     /// used, the program that writes it may not have finished. This function then waits a moment
     /// for a change, and reads everything again after a change. `Err` if no change follows, or if
-    /// too many changes were in vain.
+    /// too many changes were in vain. All of it takes at most [`named_file::WAIT_MAX`]: a file
+    /// system that hangs is not asked again.
     async fn stage(&mut self) -> Result<Staging, Refused> {
+        let deadline = Instant::now() + named_file::WAIT_MAX;
         loop {
-            let staging = self.try_stage().await;
+            let staging = self.try_stage(deadline).await;
             if staging.is_ok() {
                 self.watch.was_usable();
                 return staging;
             }
-            if !self.watch.has_moved().await {
+            let moved = tokio::time::timeout_at(deadline, self.watch.has_moved()).await;
+            if !moved.unwrap_or(false) {
                 return staging;
             }
         }
     }
 
-    async fn try_stage(&mut self) -> Result<Staging, Refused> {
-        let mut config = self.read().await?;
+    async fn try_stage(&mut self, deadline: Instant) -> Result<Staging, Refused> {
+        let mut config = self.read(deadline).await?;
         self.keep_what_cannot_change(&mut config)?;
         let outputs = self.outputs.plan(&config.outputs);
         let max_body = config.limits.max_body;
@@ -506,7 +510,7 @@ impl Parts {
             tap_token_file: config.tap_token_file.clone(),
         };
         let files = files_of(&outputs);
-        let (read, plan) = in_time(move || (plan.read(files), plan)).await?;
+        let (read, plan) = in_time(deadline, move || (plan.read(files), plan)).await?;
         let (files, settings, tap_token) = read?;
         Ok(Staging { config, outputs, files, plan, settings, tap_token })
     }
@@ -560,13 +564,15 @@ impl Parts {
 
     /// Reads the config file again, checks it, and returns the new config. `Err` if the config
     /// cannot be used. From now on, the relay watches the files that this config names, even if the
-    /// config cannot be used. If the file system hangs, the relay goes on watching the old files.
-    async fn read(&mut self) -> Result<Config, Refused> {
+    /// config cannot be used. If the file system hangs, the relay goes on watching the old files,
+    /// and waits for a change that comes after this attempt.
+    async fn read(&mut self, deadline: Instant) -> Result<Config, Refused> {
         let file = self.file.clone();
         let now = &self.config;
         let in_use = [now.queue.directory.clone(), now.dead_letter.directory.clone()];
         let in_use: Vec<_> = in_use.into_iter().flatten().collect();
-        let (files, seen, checked) = in_time(move || {
+        let before = tokio::time::timeout_at(deadline, self.watch.look()).await;
+        let read = in_time(deadline, move || {
             let (files, seen) = look(file.as_ref());
             let checked = read_config(file.as_ref()).map(|checked| {
                 let mut problems = check::directories(&checked, &in_use);
@@ -577,8 +583,12 @@ impl Parts {
                 checked.with(problems)
             });
             (files, seen, checked)
-        })
-        .await?;
+        });
+        let read = read.await;
+        if let (Err(Refused::Hangs { .. }), Ok(before)) = (&read, before) {
+            self.watch.pass_over(before);
+        }
+        let (files, seen, checked) = read?;
         self.watch.renew(files, seen);
         self.problems.clear();
         let Checked { config, problems, .. } = checked?;
@@ -633,13 +643,21 @@ impl Parts {
     }
 }
 
-/// Runs blocking work on another thread and returns its result. `Err` if the work takes longer than
-/// [`READING`], or if it panics.
+/// Runs work that reads files on another thread, and returns its result. `Err` if the work is not
+/// done at the `deadline`, or if it panics.
 async fn in_time<T: Send + 'static>(
+    deadline: Instant,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {
-    let done = tokio::time::timeout(READING, blocking(work)).await;
-    done.unwrap_or(Err(Refused::Hangs))
+    let mut done = std::pin::pin!(blocking(work));
+    let soon = deadline.min(Instant::now() + SLOW);
+    if let Ok(done) = tokio::time::timeout_at(soon, &mut done).await {
+        return done;
+    }
+    let files = named_file::names_under_way();
+    tracing::warn!(files, "the file system does not answer: waiting for the config's files");
+    let hangs = |_| Err(Refused::Hangs { files: named_file::names_under_way() });
+    tokio::time::timeout_at(deadline, done).await.unwrap_or_else(hangs)
 }
 
 /// Ends all parts of the relay in order. First the listeners and sources stop accepting events.

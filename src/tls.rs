@@ -31,6 +31,7 @@ use rustls_pki_types::pem::PemObject;
 use crate::config::ClientTls;
 use crate::config::ListenerTls;
 use crate::config::TlsVersion;
+use crate::named_file;
 
 /// The reason why no TLS settings could be made from the configured files.
 #[derive(Debug, thiserror::Error)]
@@ -157,7 +158,8 @@ type Contents = Vec<Vec<u8>>;
 
 /// Returns the content of a file. The call blocks while it reads the file.
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
-    std::fs::read(file).map_err(|source| TlsError::Read { file: file.to_owned(), source })
+    named_file::read(file, u64::MAX)
+        .map_err(|source| TlsError::Read { file: file.to_owned(), source })
 }
 
 /// The TLS settings of a listener.

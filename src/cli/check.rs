@@ -11,6 +11,7 @@ use clap::Args;
 use super::ConfigFile;
 use super::FAILED;
 use super::WRONG;
+use super::in_time;
 use super::read;
 use super::report;
 use super::runtime;
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::config::Severity;
 use crate::delivery::DeadLetters;
 use crate::filter;
+use crate::named_file;
 use crate::output;
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
@@ -57,9 +59,17 @@ pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
         return Err(WRONG);
     };
     let (text, name) = read(Some(file))?;
-    let checked = looked_at(config::read(&text, output::TYPES), arguments.elsewhere);
+    let elsewhere = arguments.elsewhere;
+    let (checked, mistakes) = in_time(move || {
+        let checked = looked_at(config::read(&text, output::TYPES), elsewhere);
+        let mistakes = mistakes_in_policies(&checked);
+        (checked, mistakes)
+    })?;
     let reported = report(&checked, &name);
-    report_policies(&checked)?;
+    mistakes.iter().for_each(|mistake| eprintln!("{mistake}"));
+    if !mistakes.is_empty() {
+        return Err(WRONG);
+    }
     reported?;
     let untried = match (arguments.connect, arguments.elsewhere) {
         (true, _) => Untried::Nothing,
@@ -76,18 +86,12 @@ pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
     Ok(())
 }
 
-/// Prints every mistake in the audit policy files that the config names. `Err` is the exit status
-/// if there is a mistake. A policy file that does not exist is skipped here, because `report`
-/// prints it as a problem of the config.
-fn report_policies(checked: &Checked) -> Result<(), u8> {
-    let mut result = Ok(());
-    for policy in checked.policies.iter().filter(|policy| policy.exists()) {
-        for mistake in filter::read_policy(policy).err().into_iter().flatten() {
-            eprintln!("{mistake}");
-            result = Err(WRONG);
-        }
-    }
-    result
+/// Returns every mistake in the audit policy files that the config names. A policy file that does
+/// not exist, or is not a regular file, is skipped here, because `report` prints it as a problem of
+/// the config.
+fn mistakes_in_policies(checked: &Checked) -> Vec<String> {
+    let policies = checked.policies.iter().filter(|policy| named_file::is_regular(policy));
+    policies.filter_map(|policy| filter::read_policy(policy).err()).flatten().collect()
 }
 
 /// Looks at the files and directories that the config names, and returns `checked` with their

@@ -67,7 +67,7 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
 /// Reads an audit policy from a file. If the policy has mistakes, prints all of them, and returns
 /// the exit status as `Err`.
 fn policy(file: &Path) -> Result<Policy, u8> {
-    filter::read_policy(file).map_err(|mistakes| {
+    filter::read_policy_of_command(file).map_err(|mistakes| {
         for mistake in mistakes {
             eprintln!("{mistake}");
         }

@@ -215,7 +215,7 @@ fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, Stri
     let tls = tls.map_err(|error| error.to_string())?;
     let token = match &arguments.bearer_token_file {
         Some(file) => Some(
-            config::read_token(file)
+            config::read_token_of_command(file)
                 .map_err(|error| format!("cannot read {}: {error}", shown(file)))?,
         ),
         None => None,

@@ -132,15 +132,19 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
 
 /// Returns the token: that of `--token-file`, or the one that the config names.
 fn token(arguments: &Arguments, file: Option<&Path>) -> Result<HeaderValue, u8> {
-    let named = match &arguments.token_file {
-        Some(named) => Some(named.clone()),
-        None => config::tap_token_file(&read(file)?.0),
+    let (named, token) = match &arguments.token_file {
+        Some(named) => (Some(named.clone()), config::read_token_of_command(named)),
+        None => {
+            let named = config::tap_token_file(&read(file)?.0);
+            let token = named.as_deref().map_or(Ok(String::new()), config::read_token);
+            (named, token)
+        }
     };
     let Some(named) = named else {
         eprintln!("tap needs --token-file FILE, or a config with admin.tap_token_file (--config)");
         return Err(WRONG);
     };
-    let value = config::read_token(&named).and_then(|token| {
+    let value = token.and_then(|token| {
         let value = HeaderValue::from_str(&format!("Bearer {token}"));
         value.map_err(|_| std::io::Error::other("no header can carry this token"))
     });

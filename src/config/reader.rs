@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::ops::RangeBounds;
 use std::path::Path;
 use std::path::PathBuf;
@@ -25,6 +26,7 @@ use super::problem::Severity;
 use super::template::ExpandError;
 use super::template::Template;
 use super::values;
+use crate::named_file;
 
 /// The environment: a function that returns the value of a variable, or `None` if the variable is
 /// not set. Tests pass a function of their own.
@@ -382,22 +384,25 @@ impl<'a> Context<'a> {
         let path = self.path(&found.value, "a file")?;
         self.files.borrow_mut().push(path.clone());
         self.name(found, &path, content, must_exist);
-        match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.is_dir() => {
+        match named_file::look(&path) {
+            Err(error) if error.kind() == ErrorKind::IsADirectory => {
                 let message = format!("{} is a directory, allowed: a file", shown(&found.value));
-                return Err(Wrong::Is(message));
+                Err(Wrong::Is(message))
             }
-            // A pipe is not opened, because `open` would wait until a process writes to the pipe.
-            Ok(metadata) if !metadata.is_file() => {}
-            found_one => {
-                let opened = found_one.and_then(|_| std::fs::File::open(&path));
-                if let (Err(error), true) = (opened, must_exist) {
-                    let message = missing(&shown(&found.value), &error);
-                    self.report(found.at, found.path.clone(), message, Severity::MissingFile);
-                }
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                let message = format!(
+                    "{} can't be read: {error}, allowed: a regular file, or a symlink to one",
+                    shown(&found.value)
+                );
+                Err(Wrong::Is(message))
             }
+            Err(error) if must_exist => {
+                let message = missing(&shown(&found.value), &error);
+                self.report(found.at, found.path.clone(), message, Severity::MissingFile);
+                Ok(path)
+            }
+            Err(_) | Ok(()) => Ok(path),
         }
-        Ok(path)
     }
 
     /// Reads the path of a directory, which need not exist. If the path is that of a file, an error
@@ -431,7 +436,7 @@ fn missing_part(error: &ExpandError) -> String {
 
 /// Returns the message about a file that can't be read; `file` is the file's name as TOML.
 fn missing(file: &str, error: &std::io::Error) -> String {
-    if error.kind() == std::io::ErrorKind::NotFound {
+    if error.kind() == ErrorKind::NotFound {
         return format!("the file {file} is missing, allowed: one that is there");
     }
     format!("the file {file} cannot be read: {error}, allowed: one that the relay may read")

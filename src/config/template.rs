@@ -12,6 +12,8 @@ use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
 
+use crate::named_file;
+
 /// The most bytes of a file with a token or password. A larger file (a device, a log) is refused,
 /// because it was surely named by mistake.
 const SECRET_BYTES_MAX: u64 = 1024 * 1024;
@@ -186,13 +188,19 @@ fn reference(inside: &str) -> Result<Reference<'_>, String> {
 ///
 /// # Errors
 ///
-/// The error of the operating system, or the file has more than 1 MiB or is not UTF-8.
+/// The error of the operating system, or the file has more than 1 MiB, is not UTF-8, or is not a
+/// regular file.
 pub fn read_secret(path: &Path) -> io::Result<String> {
-    let mut secret = String::new();
-    File::open(path)?.take(SECRET_BYTES_MAX + 1).read_to_string(&mut secret)?;
-    if secret.len() as u64 > SECRET_BYTES_MAX {
+    secret(named_file::read(path, SECRET_BYTES_MAX + 1)?)
+}
+
+/// Returns the secret that a file with this content holds.
+fn secret(content: Vec<u8>) -> io::Result<String> {
+    if content.len() as u64 > SECRET_BYTES_MAX {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more than 1 MiB"));
     }
+    let text = String::from_utf8(content);
+    let mut secret = text.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))?;
     if secret.ends_with('\n') {
         secret.pop();
         if secret.ends_with('\r') {
@@ -212,8 +220,24 @@ pub fn read_secret(path: &Path) -> io::Result<String> {
 /// character other than a tab. No header can carry such control characters, so nobody could ever
 /// present such a token.
 pub fn read_token(path: &Path) -> io::Result<String> {
+    token(&read_secret(path)?)
+}
+
+/// Reads a bearer token, as [`read_token`] does, from a file that a command line names. The file
+/// may be a pipe, as shells make one for `<(…)`.
+///
+/// # Errors
+///
+/// The same as those of [`read_token`].
+pub fn read_token_of_command(path: &Path) -> io::Result<String> {
+    let mut content = Vec::new();
+    File::open(path)?.take(SECRET_BYTES_MAX + 1).read_to_end(&mut content)?;
+    token(&secret(content)?)
+}
+
+/// Returns the token in the content of a file.
+fn token(secret: &str) -> io::Result<String> {
     let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
-    let secret = read_secret(path)?;
     let token = secret.trim_ascii();
     if token.is_empty() {
         return Err(invalid("the file holds no token"));
@@ -326,7 +350,9 @@ mod tests {
 
     #[test]
     fn a_file_too_large_for_a_secret_is_refused() {
-        let error = read_secret(Path::new("/dev/zero")).unwrap_err();
+        let large = tempfile::NamedTempFile::new().unwrap();
+        large.as_file().set_len(SECRET_BYTES_MAX + 1).unwrap();
+        let error = read_secret(large.path()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
     }
 }

@@ -8,6 +8,7 @@ use tokio::task::JoinError as TaskError;
 
 use crate::delivery::RunError;
 use crate::delivery::StageError;
+use crate::named_file;
 use crate::queue::JoinError;
 use crate::source;
 
@@ -80,8 +81,11 @@ pub(super) enum Refused {
         source: JoinError,
     },
     /// The file system has not responded within the time limit. The next reload tries again.
-    #[error("the file system does not answer")]
-    Hangs,
+    #[error("the file system has not answered within {} s: cannot read {files}", named_file::WAIT_MAX.as_secs())]
+    Hangs {
+        /// The names of the files that were being read.
+        files: String,
+    },
     /// The code that reads files has panicked, which is a fault of the program.
     #[error("a file could not be read: {0}")]
     Panicked(TaskError),
@@ -97,9 +101,10 @@ impl From<Refused> for Error {
             | Refused::Problems
             | Refused::NeedsRestart
             | Refused::File(_) => Self::Config(text),
-            Refused::Address(_) | Refused::Join { .. } | Refused::Hangs | Refused::Panicked(_) => {
-                Self::Run(text)
-            }
+            Refused::Address(_)
+            | Refused::Join { .. }
+            | Refused::Hangs { .. }
+            | Refused::Panicked(_) => Self::Run(text),
         }
     }
 }

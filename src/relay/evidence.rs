@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Error;
 use super::blocking;
+use super::in_time;
 use crate::config;
 use crate::config::Config;
 use crate::delivery::Published;
@@ -23,6 +25,7 @@ use crate::evidence::reader::Log;
 use crate::evidence::recorder;
 use crate::evidence::recorder::Recorder;
 use crate::evidence::recorder::Setup;
+use crate::named_file;
 use crate::position::Position;
 use crate::queue;
 use crate::queue::Cursor;
@@ -99,7 +102,8 @@ pub(super) async fn begin(
     let positions = (begin.max(cursor.position()), end);
     let failed = |error: String| Error::Run(format!("evidence: {error}"));
     let of_key = settings.clone();
-    let keys = blocking(move || read_keys(&of_key)).await?.map_err(failed)?;
+    let deadline = Instant::now() + named_file::WAIT_MAX;
+    let keys = in_time(deadline, move || read_keys(&of_key)).await?.map_err(failed)?;
     let running = running(file, settings.clone()).await;
     let settings_kept = settings.clone();
     let originals = Arc::new(Originals::new(Arc::clone(&disk), metrics.clone()));

@@ -3,15 +3,15 @@
 //! The files are polled. A watch on a file would report nothing after the first swap of the
 //! symlinks in a ConfigMap or Secret, and nothing at all on network file systems.
 
-use std::fs::File;
 use std::hash::DefaultHasher;
 use std::hash::Hasher;
-use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::named_file;
 
 /// The time between two checks whether the files have changed. It is short enough that a TLS
 /// handshake 3 s after a change gets the new certificate.
@@ -59,8 +59,7 @@ pub(super) fn look(files: &[PathBuf]) -> Seen {
 }
 
 fn hash(file: &Path) -> std::io::Result<u64> {
-    let mut content = Vec::new();
-    File::open(file)?.take(BYTES_MAX).read_to_end(&mut content)?;
+    let content = named_file::read(file, BYTES_MAX)?;
     let mut hasher = DefaultHasher::new();
     hasher.write(&content);
     Ok(hasher.finish())
@@ -89,6 +88,12 @@ impl Watch {
     /// after it has read the config again.
     pub(super) fn renew(&mut self, files: Vec<PathBuf>, seen: Seen) {
         (self.files, self.seen) = (files, seen);
+    }
+
+    /// Notes that the relay could not read the config in this state of the files, because a file
+    /// system hangs. It is not read again before a file changes.
+    pub(super) fn pass_over(&mut self, seen: Seen) {
+        self.seen = seen;
     }
 
     /// Checks three times, each time after a pause of [`SETTLE`], whether the files have changed
@@ -141,7 +146,7 @@ impl Watch {
 
     /// Returns the present state of the files, which is read on a thread for blocking work. If the
     /// file system hangs, this function waits until it works again.
-    async fn look(&self) -> Seen {
+    pub(super) async fn look(&self) -> Seen {
         let files = self.files.clone();
         let looked = tokio::task::spawn_blocking(move || look(&files)).await;
         // A panic gives no information about the files. Their state counts as changed, and the next

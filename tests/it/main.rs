@@ -111,6 +111,7 @@ mod operate {
     mod log;
     mod losses;
     mod migrate;
+    mod named_files;
     mod page;
     mod reload;
     mod replay;

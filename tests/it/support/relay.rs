@@ -688,8 +688,13 @@ pub(crate) fn spawn_command(
 /// Starts `run` with this config file, by a launcher like [`Builder::launcher`]'s if `launcher` is
 /// not empty.
 pub(crate) fn spawn_run(launcher: &[&str], config: &Path, directory: &Path) -> Running {
+    spawn_launched(launcher, &["run", "--config", text(config)], directory)
+}
+
+/// Starts the binary by a launcher like [`Builder::launcher`]'s.
+pub(crate) fn spawn_launched(launcher: &[&str], arguments: &[&str], directory: &Path) -> Running {
     let mut command = launched(launcher);
-    command.args(["run", "--config", text(config)]);
+    command.args(arguments);
     running(command, directory)
 }
 

@@ -1,0 +1,174 @@
+//! Reads files that a config names: secrets, certificates, policies.
+//!
+//! Only regular files are read, behind any number of symlinks, as ConfigMaps and Secrets have them.
+//! The open of a FIFO waits until somebody writes into it, a device may never end, and neither can
+//! be read a second time. A file system that hangs can't be told from a slow one, so this module
+//! notes which files are being read: whoever has waited too long can name them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::fs::FileType;
+use std::fs::OpenOptions;
+use std::io;
+use std::io::Read as _;
+use std::os::unix::fs::FileTypeExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+/// The longest wait for the files that a config names. After this time the file system counts as
+/// hanging, and whoever needs the files gives up.
+pub const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// The files that are being read or looked at now, each under a number of its own.
+static UNDER_WAY: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
+
+fn under_way() -> MutexGuard<'static, BTreeMap<u64, PathBuf>> {
+    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes, as long as it lives, that a file is being read.
+struct Reading(u64);
+
+impl Reading {
+    fn of(path: &Path) -> Self {
+        let mut under_way = under_way();
+        let number = under_way.last_key_value().map_or(0, |(last, _)| last + 1);
+        under_way.insert(number, path.to_owned());
+        Self(number)
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        under_way().remove(&self.0);
+    }
+}
+
+/// Returns the files that are being read now by any thread, for a message: `FILE, FILE`. If there
+/// is none, the text says so.
+#[must_use]
+pub fn names_under_way() -> String {
+    let mut names: Vec<_> = under_way().values().map(|path| path.display().to_string()).collect();
+    names.dedup();
+    match names.is_empty() {
+        true => "a file or directory that the config names".to_owned(),
+        false => names.join(", "),
+    }
+}
+
+/// Returns the content of a regular file, of which at most `bytes_max` bytes are read. The call
+/// blocks while it reads the file.
+///
+/// # Errors
+///
+/// The error of the operating system, or that the file is not a regular file.
+pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let _reading = Reading::of(path);
+    let mut content = Vec::new();
+    open(path)?.take(bytes_max).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+/// Checks that a file is there, is a regular file, and can be opened. Blocks on the disk.
+///
+/// # Errors
+///
+/// As for [`read`].
+pub fn look(path: &Path) -> io::Result<()> {
+    let _reading = Reading::of(path);
+    match open(path)?.metadata()?.is_dir() {
+        true => Err(io::ErrorKind::IsADirectory.into()),
+        false => Ok(()),
+    }
+}
+
+/// Returns `true` if the path is that of a regular file. Blocks on the disk.
+#[must_use]
+pub fn is_regular(path: &Path) -> bool {
+    let _reading = Reading::of(path);
+    path.is_file()
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let is_wrong = |kind: FileType| !kind.is_file() && !kind.is_dir();
+    let refused = |kind: FileType| {
+        let what = what(kind);
+        let text = format!("it is {what} and not a regular file");
+        io::Error::new(io::ErrorKind::Unsupported, text)
+    };
+    // The look before the open matters to whoever waits at the other end of a FIFO.
+    let kind = std::fs::metadata(path)?.file_type();
+    if is_wrong(kind) {
+        return Err(refused(kind));
+    }
+    // The file may be another one by now. The open waits for nobody, whatever it is.
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    let kind = file.metadata()?.file_type();
+    // The read of a directory says that it is one.
+    if is_wrong(kind) { Err(refused(kind)) } else { Ok(file) }
+}
+
+/// Returns what a file is that is neither a regular file nor a directory.
+fn what(kind: FileType) -> &'static str {
+    if kind.is_fifo() {
+        "a FIFO (named pipe)"
+    } else if kind.is_socket() {
+        "a socket"
+    } else if kind.is_char_device() || kind.is_block_device() {
+        "a device"
+    } else {
+        "a special file"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_read_also_behind_symlinks_and_no_open_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("token"), "secret").unwrap();
+        symlink("token", at("data")).unwrap();
+        symlink(at("data"), at("link")).unwrap();
+        assert_eq!(read(&at("link"), 4).unwrap(), b"secr");
+        look(&at("link")).unwrap();
+        let fifo = at("fifo");
+        let mkfifo = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+        assert!(mkfifo.success());
+        symlink("fifo", at("link-to-fifo")).unwrap();
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        for (path, what) in [
+            (fifo, "a FIFO (named pipe)"),
+            (at("link-to-fifo"), "a FIFO (named pipe)"),
+            (at("socket"), "a socket"),
+            ("/dev/null".into(), "a device"),
+        ] {
+            let error = read(&path, u64::MAX).unwrap_err().to_string();
+            assert_eq!(error, format!("it is {what} and not a regular file"), "{path:?}");
+            assert!(look(&path).is_err() && !is_regular(&path), "{path:?}");
+        }
+        assert_eq!(read(&at("."), 1).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        assert_eq!(read(&at("none"), 1).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_is_named_while_it_is_read() {
+        let [one, other] = [Path::new("/one"), Path::new("/other")];
+        let reading = (Reading::of(one), Reading::of(other));
+        let names = names_under_way();
+        assert!(names.contains("/one") && names.contains("/other"), "{names}");
+        drop(reading);
+        let names = names_under_way();
+        assert!(!names.contains("/one") && !names.contains("/other"), "{names}");
+    }
+}

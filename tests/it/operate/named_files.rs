@@ -1,0 +1,187 @@
+//! The files that a config names are regular files: anything else is refused at once, and a file
+//! system that hangs is waited for in no command and no reload for longer than half a minute.
+
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::time::Duration;
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::generated_batch;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::relay::spawn_launched;
+use crate::support::requests::to_sink;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// What a wait for a file system that hangs may take, beside the limit of 30 s, on a busy machine.
+const WAITED: Duration = Duration::from_secs(100);
+
+fn fifo(directory: &Path, name: &str) -> PathBuf {
+    let path = directory.join(name);
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    path
+}
+
+/// Returns a strace that holds up each open of this file for 45 s.
+fn hanging(file: &Path) -> Vec<&str> {
+    let mut words = vec!["strace", "-D", "-f", "-qqq", "-o", "/dev/null", "-P", text(file)];
+    words.extend(["-e", "trace=openat", "-e", "inject=openat:delay_enter=45000000"]);
+    words
+}
+
+/// Returns a config with this key in it, which is an output's if it does not begin with `listener.`
+/// or `admin.`.
+fn with_key(key: &str) -> String {
+    let output = "[[output]]\nname = \"out\"\ntype = \"http\"\n";
+    let urls = "urls = [\"https://127.0.0.1:1/\"]\n";
+    if let Some(key) = key.strip_prefix("listener.") {
+        return format!("{BASE}{key}\n{output}{urls}");
+    }
+    if let Some(key) = key.strip_prefix("admin.") {
+        let base = BASE.replace("admin = { ", &format!("admin = {{ {key}, "));
+        return format!("{base}{output}{urls}");
+    }
+    match key.starts_with("urls") {
+        true => format!("{BASE}{output}{key}\n"),
+        false => format!("{BASE}{output}{urls}{key}\n"),
+    }
+}
+
+#[test]
+fn a_file_that_is_not_regular_is_named_and_refused_by_check_and_by_run() {
+    let directory = TempDir::new().unwrap();
+    let pipe = fifo(directory.path(), "pipe");
+    let link = directory.path().join("link");
+    symlink("pipe", &link).unwrap();
+    let good = directory.path().join("good");
+    std::fs::write(&good, "token").unwrap();
+    let (pipe, link, good) = (text(&pipe), text(&link), text(&good));
+    let file = directory.path().join("relay.toml");
+    for (key, named, what) in [
+        (format!("listener.bearer_token_file = \"{pipe}\""), pipe, "a FIFO"),
+        (format!("listener.bearer_token_file = \"{link}\""), link, "a FIFO"),
+        (
+            format!("listener.tls = {{ certificate = \"{pipe}\", private_key = \"{good}\" }}"),
+            pipe,
+            "a FIFO",
+        ),
+        (
+            format!(
+                "listener.tls = {{ certificate = \"{pipe}\", private_key = \"{pipe}\", \
+                 optional = true }}"
+            ),
+            pipe,
+            "a FIFO",
+        ),
+        (format!("tls = {{ ca = \"{pipe}\" }}"), pipe, "a FIFO"),
+        ("tls = { ca = \"/dev/zero\" }".to_owned(), "/dev/zero", "a device"),
+        (format!("bearer_token_file = \"{pipe}\""), pipe, "a FIFO"),
+        (format!("headers = {{ x = \"${{file:{pipe}}}\" }}"), pipe, "a FIFO"),
+        (format!("urls = [\"https://127.0.0.1:1/?t=${{file:{pipe}}}\"]"), pipe, "a FIFO"),
+        (format!("filter.policy = \"{pipe}\""), pipe, "a FIFO"),
+        (format!("admin.tap_token_file = \"{pipe}\""), pipe, "a FIFO"),
+    ] {
+        std::fs::write(&file, with_key(&key)).unwrap();
+        for command in ["check", "run"] {
+            let output = run_command(&[command, "--config", text(&file)], directory.path());
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{command}, {key}: {said}");
+            assert!(said.contains(named) && said.contains(what), "{command}, {key}: {said}");
+        }
+    }
+}
+
+#[test]
+fn the_config_itself_may_come_from_a_pipe() {
+    let directory = TempDir::new().unwrap();
+    let config = format!("{BASE}[[output]]\nname = \"out\"\ntype = \"stdout\"\n");
+    let mut check = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+        .args(["check", "/dev/stdin"])
+        .current_dir(directory.path())
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    check.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
+    let output = check.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Method: the config comes to name a FIFO; then a token that is in use becomes one.
+#[test]
+fn a_reload_refuses_a_fifo_at_once_and_the_relay_goes_on() {
+    let directory = TempDir::new().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "secret").unwrap();
+    let sink = HttpSink::accepting();
+    let good =
+        to_sink(sink.address(), &format!("headers = {{ x = \"${{file:{}}}\" }}\n", text(&token)));
+    let relay = Relay::start(&good);
+    let pipe = fifo(directory.path(), "pipe");
+    relay.reload(&good.replace(text(&token), text(&pipe)), "error");
+    let told = || relay.log_text().matches("a FIFO (named pipe)").count();
+    wait_until("the log says why", PATIENCE, || told() > 0);
+    relay.reload(&good, "success");
+    let errors = || relay.metrics().value("config_reload_total", &[("result", "error")]);
+    let (before, told_before) = (errors(), told());
+    std::fs::rename(&pipe, &token).unwrap();
+    wait_until("the FIFO is refused", PATIENCE, || errors() > before && told() > told_before);
+    assert_eq!(relay.post(&generated_batch(1, 10, 600)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: strace holds up the open of a token for longer than the limit, as an NFS server that is
+/// gone does. The three processes wait at the same time.
+#[test]
+fn a_file_system_that_hangs_is_waited_for_half_a_minute_and_its_file_is_named() {
+    let directory = TempDir::new().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "secret").unwrap();
+    let sink = HttpSink::accepting();
+    let good = to_sink(sink.address(), "");
+    let bad = format!("{good}headers = {{ x = \"${{file:{}}}\" }}\n", text(&token));
+    let file = directory.path().join("relay.toml");
+    std::fs::write(&file, &bad).unwrap();
+    let launcher = hanging(&token);
+    let mut relay = Relay::with(&good).launcher(&launcher).start();
+    let begun = Instant::now();
+    std::fs::write(relay.config_file(), &bad).unwrap();
+    relay.signal(libc::SIGHUP);
+    let spawn =
+        |command| spawn_launched(&launcher, &[command, "--config", text(&file)], directory.path());
+    let commands = [spawn("check"), spawn("run")];
+    let errors = || relay.metrics().value("config_reload_total", &[("result", "error")]);
+    let waits = "the file system does not answer: waiting for the config's files";
+    wait_until("the log says what it waits for", WAITED, || relay.log_text().contains(waits));
+    assert_eq!(errors(), 0.0);
+    assert_eq!(relay.post(&generated_batch(1, 10, 600)).status, 200);
+    wait_until("the reload is given up", WAITED, || errors() == 1.0);
+    let said = "the file system has not answered within 30";
+    for command in &commands {
+        wait_until("the command gives up", WAITED, || command.stderr().contains(said));
+        assert!(command.stderr().contains(text(&token)), "{}", command.stderr());
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < WAITED, "{:?}", begun.elapsed());
+    // Another attempt would say after five seconds that it waits.
+    std::thread::sleep(Duration::from_secs(8));
+    assert_eq!(relay.log_text().matches(waits).count(), 1, "{}", relay.log_text());
+    let error = relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+    let error = error["error"].as_str().unwrap().to_owned();
+    assert!(error.contains(said) && error.contains(text(&token)), "{error}");
+    relay.wait_until_delivered(PATIENCE);
+    relay.kill_tracer();
+    relay.kill();
+}
