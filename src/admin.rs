@@ -74,6 +74,8 @@ pub struct Admin {
     sources: Mutex<Vec<source::Shown>>,
     /// The settings of the queue that are in force; `None` before the start is over.
     queue_settings: Mutex<Option<config::Queue>>,
+    /// The error of the address for which a reload waits; `None`: it waits for none.
+    awaited_address: Mutex<Option<String>>,
     /// The last hour.
     history: History,
     /// `true`: the start is over, and all outputs, listeners and sources are open.
@@ -137,6 +139,7 @@ impl Admin {
             listeners: Mutex::default(),
             sources: Mutex::default(),
             queue_settings: Mutex::default(),
+            awaited_address: Mutex::default(),
             history: History::new(now),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -173,6 +176,11 @@ impl Admin {
     /// until the drain (the orderly end of the relay) begins.
     pub fn started(&self) {
         self.started.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes the error of an address for which a reload waits; `None`: it waits for none.
+    pub fn awaits_address(&self, error: Option<String>) {
+        *lock(&self.awaited_address) = error;
     }
 
     /// Notes that the config was reloaded. `success` is `true` if the new config is in use with all

@@ -42,12 +42,14 @@ use crate::telemetry;
 use crate::telemetry::ReloadMetrics;
 use crate::telemetry::Telemetry;
 
+mod again;
 mod error;
 mod evidence;
 mod listeners;
 mod outputs;
 mod watch;
 
+use again::Again;
 pub use error::Error;
 use error::FileError;
 use error::NotListening;
@@ -116,8 +118,8 @@ pub struct Opened {
 ///
 /// If a reload fails, the relay goes on with the config that it has. Only one error can appear
 /// after the first step: the address of a listener is in use. The rest of the new config is then in
-/// force. Every task and thread that the relay needs reports its failure, so that the relay never
-/// runs on without a part.
+/// force. A reload that could not bind an address is tried again after a pause. Every task and
+/// thread that the relay needs reports its failure, so that the relay never runs on without a part.
 struct Parts {
     config: Config,
     /// The path of the config file; `None`: the relay uses the config that is built into the
@@ -135,6 +137,8 @@ struct Parts {
     /// Records the evidence. `None` if the config has no section `[evidence]`.
     evidence: Option<evidence::Evidence>,
     watch: Watch,
+    /// When a reload that could not bind an address is tried again.
+    again: Again,
     /// The failures of the tasks and threads that the relay needs. A failure that is reported here
     /// ends the relay. The tasks of the outputs do not report here: they report to `outputs`.
     /// There, the queue is first told not to wait for the failed output.
@@ -183,9 +187,10 @@ pub async fn run(
     serve(parts, reload, stopped, aborted).await
 }
 
-/// Runs a relay that was started. Reloads the config for each message in `reload` and for each
-/// change of a file, until `stopped` completes or a part fails. Then drains the relay, or ends it
-/// at once when `aborted` completes. Returns the error that ended the relay.
+/// Runs a relay that was started. Reloads the config for each message in `reload`, for each change
+/// of a file, and again after a reload that could not bind an address, until `stopped` completes or
+/// a part fails. Then drains the relay, or ends it at once when `aborted` completes. Returns the
+/// error that ended the relay.
 async fn serve(
     mut parts: Parts,
     mut reload: mpsc::Receiver<()>,
@@ -205,8 +210,14 @@ async fn serve(
                 tracing::error!(error, "an output has ended for good: the relay drains and exits with 1");
                 break Err(Error::Ended(error));
             }
-            Some(()) = reload.recv() => {}
-            () = parts.watch.changed() => {}
+            Some(()) = reload.recv() => parts.again.end(),
+            () = parts.watch.changed() => parts.again.end(),
+            () = parts.again.due() => {
+                if parts.listeners.would_fail_again() {
+                    parts.fails_again(None);
+                    continue;
+                }
+            }
         }
         // A signal ends the relay even if a file system hangs, or if an output or a source that is
         // removed takes long to end. Dropping `prepare` is safe, because nothing is in force until
@@ -289,6 +300,7 @@ async fn start(
         dead_letters,
         evidence,
         watch,
+        again: Again::default(),
         failures,
         problems: Vec::new(),
         tasks: TaskTracker::new(),
@@ -516,11 +528,26 @@ impl Parts {
     }
 
     async fn reload(&mut self, prepared: Result<Prepared, Refused>) {
-        self.tell_problems();
+        match self.again.is_waiting() && matches!(prepared, Err(Refused::Address(_))) {
+            // The log has them from the first attempt.
+            true => self.problems.clear(),
+            false => self.tell_problems(),
+        }
         let reloaded = match prepared {
             Ok(prepared) => Ok(self.put_in_force(prepared).await),
             Err(error) => Err(error),
         };
+        let address = match &reloaded {
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(Refused::Address(error)) => Some(error.to_string()),
+            Ok(Ok(())) | Err(_) => None,
+        };
+        self.admin.awaits_address(address.clone());
+        match address {
+            Some(_) if self.again.is_waiting() => return self.fails_again(address),
+            Some(_) => drop(self.again.failed()),
+            None => self.again.end(),
+        }
         let is_success = matches!(reloaded, Ok(Ok(())));
         self.reloads.reloaded(is_success);
         self.admin.reloaded(is_success);
@@ -528,12 +555,24 @@ impl Parts {
             Ok(Ok(())) => tracing::info!("config reloaded"),
             Ok(Err(error)) => tracing::error!(
                 error = error.to_string(),
-                "config reloaded except for a listener: free its address, then send SIGHUP"
+                "config reloaded except for a listener, which is tried again: free its address"
             ),
             Err(error) => {
-                let error = error.to_string();
+                let mut error = error.to_string();
+                if self.again.is_waiting() {
+                    error.push_str("; it is tried again");
+                }
                 tracing::error!(error, "config not reloaded, going on with the one in use");
             }
+        }
+    }
+
+    /// Notes that a reload that is tried again would fail, or has failed, because of an address as
+    /// the one before. The attempts count as one reload.
+    fn fails_again(&mut self, error: Option<String>) {
+        if self.again.failed() {
+            let error = error.unwrap_or_else(|| "its address is still in use".to_owned());
+            tracing::warn!(error, "a listener still can't be opened, trying again");
         }
     }
 

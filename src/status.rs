@@ -264,6 +264,9 @@ pub struct Reloads {
     pub success: Reload,
     /// Reloads that were refused.
     pub error: Reload,
+    /// The error of the address that the last reload could not bind, and for which it is tried
+    /// again; `None`: there is none.
+    pub awaits_address: Option<String>,
 }
 
 /// The reloads with one result.

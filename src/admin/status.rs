@@ -72,7 +72,7 @@ impl Admin {
             "queue": self.queue_json(&reading),
             "outputs": self.outputs(&reading),
             "certificates": self.certificates(&reading),
-            "reloads": reloads(&reading, ago),
+            "reloads": self.reloads(&reading, ago),
             "evidence": self.evidence.as_ref().map(|_| evidence(&reading, ago)),
         })
     }
@@ -113,6 +113,15 @@ impl Admin {
             })
         };
         lock(&self.listeners).iter().map(listener).collect()
+    }
+
+    fn reloads(&self, reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
+        let of = |result| {
+            let (count, last) = reading.reloads(result);
+            json!({ "count": count, "last_seconds_ago": last.map(&ago) })
+        };
+        let awaits = lock(&self.awaited_address).clone();
+        json!({ "success": of("success"), "error": of("error"), "awaits_address": awaits })
     }
 
     fn sources(&self, reading: &Reading) -> Value {
@@ -226,14 +235,6 @@ fn certificate(certificate: &Certificate) -> Value {
         "role": certificate.role,
         "not_after_seconds": certificate.not_after,
     })
-}
-
-fn reloads(reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
-    let of = |result| {
-        let (count, last) = reading.reloads(result);
-        json!({ "count": count, "last_seconds_ago": last.map(&ago) })
-    };
-    json!({ "success": of("success"), "error": of("error") })
 }
 
 fn evidence(reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {

@@ -68,7 +68,7 @@ pub(super) enum Refused {
     #[error(transparent)]
     File(#[from] FileError),
     /// An address in the config cannot be bound: it is in use, or it is no address of this machine.
-    /// The operator must free the address or choose another.
+    /// The operator must free the address or choose another. A reload is tried again.
     #[error(transparent)]
     Address(#[from] BindError),
     /// The queue has refused a new output, for example because the disk did not store the output's
@@ -147,9 +147,9 @@ pub(super) struct BindError {
 }
 
 /// The errors of listeners that could not be opened when a config was put in force. The rest of the
-/// config is in force. The operator must free the addresses and reload again. Each text names the
-/// address of one listener. If an old listener was closed to free the port, the text also says
-/// whether that old listener was opened again.
+/// config is in force. The operator must free the addresses; the reload is tried again. Each text
+/// names the address of one listener. If an old listener was closed to free the port, the text also
+/// says whether that old listener was opened again.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("; "))]
 pub(super) struct NotListening(pub Vec<String>);

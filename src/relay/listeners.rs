@@ -88,6 +88,9 @@ pub(super) struct Listeners {
 struct Slot {
     config: config::Listener,
     open: Option<Open>,
+    /// `true`: the listener is not in the config any more. It was opened again because a listener
+    /// of the config can't have its port.
+    stands_in: bool,
 }
 
 /// A listener that has a socket, and the task that accepts its connections.
@@ -178,7 +181,7 @@ impl Listeners {
             slots.push((config, settings, socket, kept.and_then(|slot| slot.open)));
         }
         let mut gone = Vec::new();
-        for Slot { config, open } in before.into_iter().flatten() {
+        for Slot { config, open, .. } in before.into_iter().flatten() {
             let Some(Open { listener, accepting }) = open else { continue };
             tracing::info!(listener = config.label, "not listening any more");
             listener.close();
@@ -208,7 +211,7 @@ impl Listeners {
                 errors.push(error);
                 None
             });
-            self.slots.push(Slot { config, open });
+            self.slots.push(Slot { config, open, stands_in: false });
         }
         if errors.is_empty() { Ok(()) } else { Err(NotListening(errors)) }
     }
@@ -223,11 +226,24 @@ impl Listeners {
         let opened = listener.map(|listener| self.accept(listener));
         match opened {
             Ok(open) => {
-                self.slots.push(Slot { config: config.clone(), open: Some(open) });
+                self.slots.push(Slot { config: config.clone(), open: Some(open), stands_in: true });
                 format!(", still listening on {}", config.address)
             }
             Err(error) => format!(", and no longer on {}: {error}", config.address),
         }
+    }
+
+    /// Returns `true` if somebody else still listens on a port that a listener of the config can't
+    /// have, while an old listener has it, too. The next attempt would close the old listener for
+    /// a moment, and in vain.
+    pub(super) fn would_fail_again(&self) -> bool {
+        let own = |port: u16| {
+            let open = self.slots.iter().filter(|slot| slot.open.is_some());
+            open.filter(|slot| slot.config.address.port() == port).count()
+        };
+        let held = self.slots.iter().filter(|slot| slot.stands_in);
+        held.map(|slot| slot.config.address.port())
+            .any(|port| net::sockets_listening_on(port).is_some_and(|all| all > own(port)))
     }
 
     /// Opens a listener on its socket, or gives new settings to a listener that is open already.

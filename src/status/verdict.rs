@@ -291,11 +291,16 @@ fn output(it: &Output, found: &mut Findings) {
 fn senders(status: &Status, found: &mut Findings) {
     for it in &status.listeners {
         if it.address.is_none() && status.started {
-            let (about, text) = (
-                format!("listener {}", it.listener),
-                format!("The listener {} is not open: it waits for its certificate.", it.listener),
-            );
-            let advice = "Put the certificate and its key where the config names them.";
+            // A listener without TLS waits for no certificate.
+            let (what, advice) = match it.tls && status.reloads.awaits_address.is_none() {
+                true => {
+                    ("certificate", "Put the certificate and its key where the config names them.")
+                }
+                false => ("address", "Free the address: the relay tries it again."),
+            };
+            let about = format!("listener {}", it.listener);
+            let text =
+                format!("The listener {} is not open: it waits for its {what}.", it.listener);
             found.add(State::Warn, &about, text, advice);
         }
     }
@@ -362,7 +367,12 @@ fn process(status: &Status, found: &mut Findings) {
     }
     let (applied, refused) =
         (status.reloads.success.last_seconds_ago, status.reloads.error.last_seconds_ago);
-    if refused.is_some_and(|refused| applied.is_none_or(|applied| refused < applied)) {
+    if let Some(error) = &status.reloads.awaits_address {
+        let text = format!("The last change of the config is tried again: {error}.");
+        let advice = "Free the address, or correct it in the config. Runbook: \
+            KubeAuditForwarderReloadFailed.";
+        found.add(State::Warn, "relay", text, advice);
+    } else if refused.is_some_and(|refused| applied.is_none_or(|applied| refused < applied)) {
         let text = "The last change of the config was refused; the relay runs with the one before.";
         let advice = "`check` and the log name the mistake. Runbook: \
             KubeAuditForwarderReloadFailed.";
@@ -582,6 +592,11 @@ mod tests {
         assert_headline(State::Warn, "config was refused", |status| {
             status["reloads"] = json!({ "success": { "last_seconds_ago": 9.0 },
                 "error": { "last_seconds_ago": 3.0 } });
+        });
+        assert_headline(State::Warn, "tried again: cannot listen on [::]:3000: in use", |status| {
+            status["reloads"] = json!({ "success": { "last_seconds_ago": 9.0 },
+                "error": { "last_seconds_ago": 3.0 },
+                "awaits_address": "cannot listen on [::]:3000: in use" });
         });
         assert_headline(State::Warn, "max_in_flight", |status| {
             status["refused_429_per_second"] = json!(0.5);

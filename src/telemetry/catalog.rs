@@ -461,7 +461,8 @@ catalog! {
             help: "Reloads of the config and of the files that it names, by result.",
             unit: "reloads",
             meaning: "A reload that finds nothing changed counts as well. After an `error` the \
-                relay goes on with the config that it had.",
+                relay goes on with the config that it had. A reload that could not bind an address is \
+                tried again, and counts as one `error` until it succeeds.",
             action: "On an `error` the log has `config not reloaded`, and each problem with line \
                 and key. Mend the file before the next restart: the relay would not start with \
                 it.",

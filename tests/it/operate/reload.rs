@@ -322,6 +322,34 @@ fn an_address_moves_from_one_listener_to_another() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: another process has the address of a new listener at the reload, and leaves it later. No
+/// file changes and no signal is sent then.
+#[test]
+fn an_address_that_becomes_free_after_a_reload_is_served_without_another_signal() {
+    let sink = Tallying::http();
+    let good = format!("{BASE}{}", sink.output("out", ""));
+    let relay = Relay::start(&good);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    relay.reload(&format!("{good}[[listener]]\naddress = \"{address}\"\n"), "error");
+    let awaited = || {
+        let status = http::get(relay.admin(), "/status").unwrap().json();
+        status["reloads"]["awaits_address"].as_str().map(str::to_owned)
+    };
+    let wanted = format!("cannot listen on {address}");
+    assert!(awaited().expect("it waits").contains(&wanted));
+    // Some attempts are in vain. They are neither counted nor logged.
+    std::thread::sleep(Duration::from_millis(3500));
+    post(&mut Client::connect(relay.address()).unwrap(), 0..10);
+    assert_eq!(reloads(&relay.metrics(), "error"), 1.0);
+    assert_eq!(relay.log_text().matches(&wanted).count(), 1, "{}", relay.log_text());
+    drop(taken);
+    wait_until("the next attempt", PATIENCE, || reloads(&relay.metrics(), "success") == 1.0);
+    post(&mut Client::connect(address).unwrap(), 10..20);
+    assert_eq!(awaited(), None);
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn a_config_that_cannot_be_used_changes_nothing() {
     let sink = Tallying::tcp();
@@ -626,21 +654,26 @@ fn a_reload_that_can_not_open_a_listener_says_that_the_rest_is_in_force_and_list
     let said = relay.log_fields();
     let said = said.iter().find(|fields| {
         fields["message"]
-            == "config reloaded except for a listener: free its address, then send SIGHUP"
+            == "config reloaded except for a listener, which is tried again: free its address"
     });
     let error = said.expect("it says so")["error"].as_str().unwrap().to_owned();
     assert!(error.contains(&format!("cannot listen on 0.0.0.0:{port}")), "{error}");
     assert!(error.ends_with(&format!("still listening on 127.0.0.1:{port}")), "{error}");
     assert!(!relay.log_text().contains("config not reloaded"), "{}", relay.log_text());
-    // Senders find the listener at its old address, and the new output works.
-    let more = post(&mut Client::connect(relay.address()).unwrap(), 10..20);
+    // Senders find the listener at its old address, and the new output works. The attempts that
+    // follow disturb no connection while they would be in vain.
+    let mut client = Client::connect(relay.address()).unwrap();
+    let more = post(&mut client, 10..20);
     second.tally.wait_for_count(10, PATIENCE);
+    std::thread::sleep(Duration::from_millis(3500));
+    let still = post(&mut client, 20..30);
+    assert_eq!(reloads(&relay.metrics(), "error"), 1.0, "the attempts count as one");
     drop(other);
-    reload(&relay, &wanted, "success");
+    wait_until("the next attempt", PATIENCE, || reloads(&relay.metrics(), "success") == 1.0);
     let everywhere = SocketAddr::from(([127, 0, 0, 2], port));
-    let last = post(&mut Client::connect(everywhere).unwrap(), 20..30);
+    let last = post(&mut Client::connect(everywhere).unwrap(), 30..40);
     relay.wait_until_delivered(PATIENCE);
-    second.tally.wait_for_count(20, PATIENCE);
-    assert_eq!(check("first", &[sent, more, last], &first.tally.arrivals()).len(), 0);
+    second.tally.wait_for_count(30, PATIENCE);
+    assert_eq!(check("first", &[sent, more, still, last], &first.tally.arrivals()).len(), 0);
     relay.finish(Backlog::Empty);
 }
