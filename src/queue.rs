@@ -332,6 +332,15 @@ impl Queue {
         either!(self, queue => queue.held())
     }
 
+    /// Returns the part of the bytes that the queue holds ([`Queue::held`]) whose room a new batch
+    /// can't have: those of events that a required output has not finished, and of files that can't
+    /// be dropped. [`Queue::append`] takes the room of all other bytes if it needs it, whatever
+    /// `when_full` says. The share of `queue.max_bytes` that is needed is how full the queue is.
+    #[must_use]
+    pub fn needed(&self) -> u64 {
+        either!(self, queue => queue.needed())
+    }
+
     /// Returns the name of each output, with its backlog (the events that the output has not
     /// finished).
     #[must_use]
@@ -408,7 +417,8 @@ pub enum Left {
 pub struct Crowding(Arc<dyn Fn() -> bool + Send + Sync>);
 
 impl Crowding {
-    /// Returns `true` if the queue holds three quarters of its limit, or more.
+    /// Returns `true` if three quarters of the queue's limit are needed ([`Queue::needed`]), or
+    /// more.
     #[must_use]
     pub fn is_crowded(&self) -> bool {
         (self.0)()
@@ -710,8 +720,8 @@ impl Cursor {
         either!(self, cursor => cursor.capacity())
     }
 
-    /// Returns a function that says whether the queue is nearly full: it holds three quarters of
-    /// its limit, or more.
+    /// Returns a function that says whether the queue is nearly full: three quarters of its limit
+    /// are needed, or more.
     #[must_use]
     pub fn crowding(&self) -> Crowding {
         either!(self, cursor => Crowding(Arc::new(cursor.crowding())))

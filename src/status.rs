@@ -129,6 +129,9 @@ pub struct Queue {
     pub kind: String,
     /// Bytes in use, as `queue.max_bytes` counts them.
     pub bytes: u64,
+    /// The part of `bytes` whose room new events can't have; `None`: the relay is of a version that
+    /// does not say it.
+    pub needed_bytes: Option<u64>,
     /// The limit, `queue.max_bytes`.
     pub capacity_bytes: u64,
     /// Events in the queue.
@@ -145,6 +148,14 @@ pub struct Queue {
     pub fault: Option<String>,
     /// Events lost before any output could get them.
     pub lost_events: u64,
+}
+
+impl Queue {
+    /// Returns the bytes that count for how full the queue is.
+    #[must_use]
+    pub fn needed(&self) -> u64 {
+        self.needed_bytes.unwrap_or(self.bytes)
+    }
 }
 
 /// An output.

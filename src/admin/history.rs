@@ -36,12 +36,13 @@ const GROWING_POINTS: usize = 13;
 const GROWING_LAG_MIN: f64 = 1.0;
 
 /// The lines of the relay, in the order of [`Sample::counters`] and [`Sample::states`].
-const LINES: [&str; 7] = [
+const LINES: [&str; 8] = [
     "accepted_events_per_second",
     "received_bytes_per_second",
     "refused_429_per_second",
     "lost_events_per_second",
     "queue_bytes",
+    "queue_needed_bytes",
     "queue_events",
     "memory_bytes",
 ];
@@ -71,8 +72,9 @@ pub(super) struct Sample {
     /// Counts since the start, whose rates are lines: accepted events, received bytes, requests
     /// that were refused with 429, lost events.
     pub(super) counters: [f64; 4],
-    /// Values that are lines as they are: bytes and events of the queue, resident memory.
-    pub(super) states: [f64; 3],
+    /// Values that are lines as they are: bytes of the queue, those of them that are needed, its
+    /// events, resident memory.
+    pub(super) states: [f64; 4],
     /// The outputs that exist now, by their names.
     pub(super) outputs: Vec<(String, OutputSample)>,
 }

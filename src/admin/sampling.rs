@@ -73,7 +73,8 @@ impl Admin {
         };
         Sample {
             counters: counters(&reading),
-            states: [bytes, events, reading.memory_bytes()].map(|value| value as f64),
+            states: [bytes, self.queue.needed(), events, reading.memory_bytes()]
+                .map(|value| value as f64),
             outputs: names.into_iter().map(output).collect(),
         }
     }

@@ -88,6 +88,7 @@ impl Admin {
                 Queue::Spool(_) => "disk",
             },
             "bytes": bytes,
+            "needed_bytes": self.queue.needed(),
             "capacity_bytes": self.queue.capacity(),
             "events": events,
             "when_full": settings.as_ref().map(|queue| queue.when_full.name()),

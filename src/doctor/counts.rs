@@ -30,7 +30,7 @@ const STARTED: &str = "process_start_time_seconds";
 pub const LOG_PLUGIN: &str = "log";
 
 /// The names of a relay's metrics that are read, without their prefix.
-const OF_RELAY: [&str; 23] = [
+const OF_RELAY: [&str; 24] = [
     "build_info",
     "dead_letter_events_total",
     "error_total",
@@ -51,6 +51,7 @@ const OF_RELAY: [&str; 23] = [
     "queue_bytes",
     "queue_capacity_bytes",
     "queue_events",
+    "queue_needed_bytes",
     "queue_writable",
     "requests_rejected_total",
     "requests_total",
@@ -203,8 +204,9 @@ pub struct RelayCounts {
     pub requests: ByLabel,
     /// The events in the queue.
     pub queued: Option<u64>,
-    /// The bytes in the queue.
-    pub queue_bytes: Option<u64>,
+    /// The bytes that count for how full the queue is: `queue_needed_bytes`, or, of a relay that
+    /// does not say it, `queue_bytes`.
+    pub queue_needed: Option<u64>,
     /// The greatest number of bytes in the queue.
     pub queue_capacity: Option<u64>,
     /// `false` while the queue cannot store.
@@ -284,7 +286,7 @@ impl Counts for RelayCounts {
             rejected: family.by("requests_rejected_total", "reason"),
             requests: family.by("requests_total", "code"),
             queued: family.sum("queue_events"),
-            queue_bytes: family.sum("queue_bytes"),
+            queue_needed: family.sum("queue_needed_bytes").or_else(|| family.sum("queue_bytes")),
             queue_capacity: family.sum("queue_capacity_bytes"),
             writable: family.gauge("queue_writable").map(|value| value != 0.0),
             outputs: outputs(&family),

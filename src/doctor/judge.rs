@@ -639,7 +639,7 @@ fn relay_warnings(
         let advice = "See the runbook KubeAuditForwarderDiskRefused";
         causes.push(Cause::warning(place, "the queue can't store, senders get 503", advice));
     }
-    if let Some((bytes, capacity)) = counts.queue_bytes.zip(counts.queue_capacity) {
+    if let Some((bytes, capacity)) = counts.queue_needed.zip(counts.queue_capacity) {
         #[allow(clippy::cast_precision_loss, reason = "a share needs no more digits")]
         let share = bytes as f64 / capacity.max(1) as f64;
         let waits = counts.outputs.values().any(|output| output.backlog > Some(0));

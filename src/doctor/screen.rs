@@ -214,7 +214,7 @@ fn relay_lines(relay: &Sampled<RelayCounts>, lines: &mut Lines) {
     lines.line("accepted", &format!("{}{more}", known(counts.accepted)));
     lines.line("rejected", &format!("requests by reason: {}", list(&counts.rejected)));
     let full =
-        counts.queue_bytes.zip(counts.queue_capacity).map_or_else(String::new, |(bytes, of)| {
+        counts.queue_needed.zip(counts.queue_capacity).map_or_else(String::new, |(bytes, of)| {
             format!(", {} % of queue.max_bytes", bytes.saturating_mul(100) / of.max(1))
         });
     let queued = counts.queued.map_or_else(|| UNKNOWN.to_owned(), events);

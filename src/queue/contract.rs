@@ -179,10 +179,10 @@ pub struct Origin {
     pub received: u64,
 }
 
-/// Returns `true` if a queue that holds this many bytes is nearly full: they are at least three
-/// quarters of its limit.
-pub(super) fn is_crowded(held: u64, capacity: u64) -> bool {
-    held >= capacity / 4 * 3
+/// Returns `true` if a queue in which this many bytes are needed ([`super::Queue::needed`]) is
+/// nearly full: they are at least three quarters of its limit.
+pub(super) fn is_crowded(needed: u64, capacity: u64) -> bool {
+    needed >= capacity / 4 * 3
 }
 
 /// Returns the current time by the wall clock, in milliseconds since 1970.

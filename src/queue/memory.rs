@@ -223,15 +223,19 @@ impl MemoryState {
         self.records.partition_point(|record| record.end() <= position)
     }
 
+    /// Returns the weight of the records that a required output has not finished.
+    fn needed(&self) -> u64 {
+        self.bytes - self.spare.bytes
+    }
+
     /// Logs that the queue has room again. Does so only if the log's last line about room says that
-    /// the queue is full, and if now more than a fifth of `capacity` is free. Spare records (needed
-    /// only by optional outputs) count as free. If less free room were enough, a queue that is
-    /// nearly full would log a line for every few batches.
+    /// the queue is full, and if now less than four fifths of `capacity` are needed. If less free
+    /// room were enough, a queue that is nearly full would log a line for every few batches.
     fn log_not_full(&mut self, metrics: &QueueMetrics) {
         if !self.told_full {
             return;
         }
-        let bytes = self.bytes - self.spare.bytes;
+        let bytes = self.needed();
         if bytes < self.capacity / 10 * 8 {
             self.told_full = false;
             metrics.changed(Told::QueueHasRoom { bytes });
@@ -577,7 +581,7 @@ impl Queue {
     /// There is no room, and `when_full` is `reject`.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         let mut state = self.shared.lock();
-        let needed = state.bytes - state.spare.bytes + bytes + BATCH_OVERHEAD;
+        let needed = state.needed() + bytes + BATCH_OVERHEAD;
         if state.when_full == WhenFull::Reject && needed > state.capacity {
             state.log_full(&self.shared.metrics);
             return Err(Refused::Full);
@@ -664,6 +668,13 @@ impl Queue {
         (state.bytes, state.records.iter().map(|record| record.events).sum())
     }
 
+    /// Returns the weight of the records that a required output has not finished. See
+    /// [`super::Queue::needed`].
+    #[must_use]
+    pub fn needed(&self) -> u64 {
+        self.shared.lock().needed()
+    }
+
     /// Returns the name and the backlog (the unfinished events) of each output. See
     /// [`super::Queue::backlogs`].
     #[must_use]
@@ -681,6 +692,7 @@ impl Queue {
         let state = self.shared.lock();
         let metrics = &self.shared.metrics;
         metrics.bytes.set(state.bytes as f64);
+        metrics.needed.set(state.needed() as f64);
         metrics.held.set(state.records.iter().map(|record| record.events).sum::<u64>() as f64);
         for (_, cursor) in &state.cursors {
             state.backlog(cursor).show(&cursor.output.metrics);
@@ -1051,7 +1063,7 @@ impl Cursor {
         let shared = Arc::clone(&self.shared);
         move || {
             let state = shared.lock();
-            is_crowded(state.bytes, state.capacity)
+            is_crowded(state.needed(), state.capacity)
         }
     }
 

@@ -198,14 +198,13 @@ impl Shared {
     }
 
     /// Logs that the queue has room again. Does so only if the log's last line about room says that
-    /// the queue is full, and if now more than a fifth of `queue.max_bytes` is free. If less free
-    /// room were enough, a queue that is nearly full would log a line for every few batches.
+    /// the queue is full, and if now less than four fifths of `queue.max_bytes` are needed. If less
+    /// free room were enough, a queue that is nearly full would log a line for every few batches.
     fn log_not_full(&self, state: &mut SpoolState) {
         if !state.writing.told_full {
             return;
         }
-        let bytes =
-            self.held_bytes(state).saturating_sub(state.log.spare_bytes() + state.reclaimable());
+        let bytes = self.needed_bytes(state);
         if bytes < self.capacity() / 10 * 8 {
             state.writing.told_full = false;
             self.metrics.changed(Told::QueueHasRoom { bytes });
@@ -231,6 +230,14 @@ impl Shared {
         let accounting = &state.writing.accounting;
         let files = accounting.files() - accounting.spare_bytes();
         files + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
+    }
+
+    /// Returns the part of [`Shared::held_bytes`] that can't be given to new batches: segments that
+    /// a required output needs, large request bodies that are arriving, the cursors file, copies of
+    /// damaged records, and files that could not be deleted.
+    fn needed_bytes(&self, state: &SpoolState) -> u64 {
+        let given = state.writing.accounting.pending_bytes() + state.log.unneeded_bytes();
+        self.held_bytes(state).saturating_sub(given)
     }
 
     /// Returns the part of `queue.max_bytes`, in bytes, that segment files may take. The other part
@@ -513,6 +520,13 @@ impl Queue {
         (self.shared.held_bytes(&state), events)
     }
 
+    /// Returns the part of the bytes that the queue holds whose room a new batch can't have. See
+    /// [`super::Queue::needed`].
+    #[must_use]
+    pub fn needed(&self) -> u64 {
+        self.shared.needed_bytes(&self.shared.lock())
+    }
+
     /// Returns the name and the backlog (the unfinished events) of each output. See
     /// [`super::Queue::backlogs`].
     #[must_use]
@@ -549,6 +563,7 @@ impl Queue {
         let state = self.shared.lock();
         let metrics = &self.shared.metrics;
         metrics.bytes.set(bytes as f64);
+        metrics.needed.set(self.shared.needed_bytes(&state) as f64);
         metrics.held.set(events as f64);
         metrics.writable.set(if state.writing.fault().is_none() { 1.0 } else { 0.0 });
         let accounting = &state.writing.accounting;

@@ -219,7 +219,7 @@ fn queue(status: &Status, found: &mut Findings) {
 }
 
 fn full(status: &Status, queue: &Queue, found: &mut Findings) {
-    let when = match queue.bytes.saturating_mul(10) > queue.capacity_bytes.saturating_mul(9) {
+    let when = match queue.needed().saturating_mul(10) > queue.capacity_bytes.saturating_mul(9) {
         true => "The queue is full",
         false => "The queue was full a moment ago",
     };

@@ -121,10 +121,20 @@ catalog! {
                 `queue.directory`: whole files, reserved space included, so that room comes back a \
                 segment at a time. Spare files, which become the next segments, do not count. \
                 Events that only an optional output needs, or that a deduplication window \
-                remembers, stay until their room is needed: a full queue alone is no fault.",
-            action: "Look for the output with the largest `output_backlog_bytes`. The alerts \
-                `KubeAuditForwarderQueueFullWithinAnHour` and `KubeAuditForwarderQueueNearlyFull` \
-                fire while a required output is the cause.",
+                remembers, stay until their room is needed: `queue_needed_bytes` leaves them out.",
+            action: "Nothing. `queue_needed_bytes` says how full the queue is.",
+        }
+        pub needed: Gauge = "queue_needed_bytes" {
+            help: "Bytes of the queue that required outputs need, or that can't be dropped.",
+            unit: "bytes",
+            meaning: "The part of `queue_bytes` whose room new events can't have. Its share of \
+                `queue_capacity_bytes` is how full the queue is. With `queue.directory`, a file \
+                counts as long as a required output has not finished all its events; of the file \
+                that is written to, only the events that wait count. Files of large bodies that \
+                are arriving, and `quarantine/`, count too.",
+            action: "Look for the required output with the largest `output_backlog_bytes`. The \
+                alerts `KubeAuditForwarderQueueFullWithinAnHour` and \
+                `KubeAuditForwarderQueueNearlyFull` judge by it.",
         }
         pub capacity: Gauge = "queue_capacity_bytes" {
             help: "queue.max_bytes.",
@@ -137,7 +147,7 @@ catalog! {
             unit: "events",
             meaning: "Events that at least one output still needs, and events that are kept only \
                 as long as their room is not needed.",
-            action: "As for `queue_bytes`.",
+            action: "As for `queue_needed_bytes`.",
         }
         pub writable: Gauge = "queue_writable" {
             help: "0 while the queue can't store, whatever its fill.",
@@ -170,8 +180,8 @@ catalog! {
             unit: "files",
             meaning: "Files that hold events, and files that wait for their deletion. 0 for a \
                 queue in memory.",
-            action: "As for `queue_bytes`. If it stays high while `queue_events` is low, files \
-                can't be deleted: look at `spool_write_errors_total`.",
+            action: "As for `queue_needed_bytes`. If it stays high while `queue_events` is low, \
+                files can't be deleted: look at `spool_write_errors_total`.",
         }
         pub corrupt: Counter = "spool_corrupt_records_total" {
             help: "Damaged places found in the queue's files, each once.",

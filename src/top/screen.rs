@@ -261,14 +261,14 @@ fn flow(view: &View, status: &Status, width: u16) -> Vec<Line<'static>> {
     let accepted = grouped(status.accepted_events);
     let input = format!(" · accepted {accepted}{refused} · {last}");
     let queue = &status.queue;
-    let fill = queue.bytes as f64 / (queue.capacity_bytes as f64).max(1.0);
+    let fill = queue.needed() as f64 / (queue.capacity_bytes as f64).max(1.0);
     let cells = whole(fill * BAR_CELLS as f64).min(BAR_CELLS);
     let bar: String = (0..BAR_CELLS).map(|cell| if cell < cells { '█' } else { '░' }).collect();
     let state = if queue.full { State::Bad } else { State::Good };
     let held = format!(
         " {} % · {} of {} · {} events",
         scaled(fill * 100.0),
-        bytes(queue.bytes as f64),
+        bytes(queue.needed() as f64),
         bytes(queue.capacity_bytes as f64),
         grouped(queue.events),
     );

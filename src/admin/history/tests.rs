@@ -63,10 +63,10 @@ async fn each_step_has_the_rates_since_the_step_before_and_the_states_of_its_end
         (&"host".into(), &1_699_999_000.125.into())
     );
     assert_eq!(json["time_seconds"], Value::Array(Vec::new()), "no step has ended yet");
-    bench.sample.states = [512.0, 3.0, 4096.0];
+    bench.sample.states = [512.0, 500.0, 3.0, 4096.0];
     bench.sample.outputs[0].1.states = [3.0, 0.25];
     bench.step(5.0).await;
-    bench.sample.states = [0.0, 0.0, 8192.0];
+    bench.sample.states = [0.0, 0.0, 0.0, 8192.0];
     bench.step(1.0 / 3.0).await;
     let json = bench.json();
     assert_eq!(line(&json["time_seconds"]), [Some(1_699_999_990.0), Some(1_700_000_000.0)]);
@@ -74,6 +74,7 @@ async fn each_step_has_the_rates_since_the_step_before_and_the_states_of_its_end
         assert_eq!(line(&json[format!("{name}_per_second")]), [Some(0.5), Some(0.033)], "{name}");
     }
     assert_eq!(line(&json["queue_bytes"]), [Some(512.0), Some(0.0)]);
+    assert_eq!(line(&json["queue_needed_bytes"]), [Some(500.0), Some(0.0)]);
     assert_eq!(line(&json["queue_events"]), [Some(3.0), Some(0.0)]);
     assert_eq!(line(&json["memory_bytes"]), [Some(4096.0), Some(8192.0)]);
     let a = &json["outputs"]["a"];
@@ -190,7 +191,7 @@ async fn outputs_come_with_nulls_and_leave_with_all_they_had() {
 async fn after_two_hours_there_is_an_hour_and_no_more() {
     let names: Vec<String> = (0..20).map(|number| format!("output-{number}")).collect();
     let mut bench = Bench::new(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    bench.sample.states = [123_456_789_012.0, 1_234_567.0, 9_876_543_210.0];
+    bench.sample.states = [123_456_789_012.0, 123_456_789_012.0, 1_234_567.0, 9_876_543_210.0];
     for (_, output) in &mut bench.sample.outputs {
         output.states = [1_234_567.0, 86_399.123];
     }
@@ -230,9 +231,9 @@ async fn after_two_hours_there_is_an_hour_and_no_more() {
 fn the_history_takes_the_memory_that_is_documented() {
     let of_relay = size_of::<[[f64; POINTS]; LINES.len()]>();
     let of_output = size_of::<[[f64; POINTS]; OUTPUT_LINES.len()]>();
-    assert_eq!((of_relay, of_output), (20_160, 17_280));
-    assert_eq!(of_relay + 20 * of_output, 365_760);
-    assert_eq!(of_relay + 200 * of_output, 3_476_160);
+    assert_eq!((of_relay, of_output), (23_040, 17_280));
+    assert_eq!(of_relay + 20 * of_output, 368_640);
+    assert_eq!(of_relay + 200 * of_output, 3_479_040);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,8 +9,8 @@ function makeCharts() {
   add('in-chart', 'Accepted events', 'count', '/s', [
     { name: 'accepted', kind: 'flow', read: read('accepted_events_per_second') },
   ]);
-  add('queue-chart', 'Bytes in the queue', 'bytes', '', [
-    { name: 'held', kind: 'flow', read: read('queue_bytes') },
+  add('queue-chart', 'Bytes that fill the queue', 'bytes', '', [
+    { name: 'needed', kind: 'flow', read: read('queue_needed_bytes') },
   ]);
   add('sent-chart', 'Delivered events', 'count', '/s', [
     { name: 'delivered', kind: 'flow', read: () => sumOf('delivered_events_per_second') },
@@ -23,9 +23,10 @@ function makeCharts() {
 }
 
 function pace(queue) {
-  const growth = rate((it) => it.queue.bytes);
+  const { capacity_bytes: capacity, needed_bytes: needed } = queue;
+  const growth = rate((it) => it.queue.needed_bytes);
   if (!growth || fillOf(queue) < 0.01) return '';
-  const left = growth > 0 ? (queue.capacity_bytes - queue.bytes) / growth : queue.bytes / -growth;
+  const left = growth > 0 ? (capacity - needed) / growth : needed / -growth;
   if (left >= DAY) return '';
   return `${growth > 0 ? 'full' : 'empty'} in ${duration(left, true)}`;
 }
@@ -49,7 +50,7 @@ function drawFlow(status, elapsed) {
   const full = queue.full_seconds === null ? ''
     : `Full for ${duration(queue.full_seconds + elapsed)}: `;
   say(at('queue-words'), queue.full ? `${full}${FULL[queue.when_full]}`
-    : `${count(queue.events, 'event', 'events')} wait · ${bytes(queue.bytes)}`);
+    : `${count(queue.events, 'event', 'events')} wait · ${bytes(queue.needed_bytes)}`);
   set(at('queue-words'), 'data-state', queue.full ? 'bad' : 'good');
 
   const sum = (name) => (it) => it.outputs.reduce((all, one) => all + one[name], 0);

@@ -50,7 +50,7 @@ function perSecond(value) {
 }
 
 const COLUMNS = ['accepted_events_per_second', 'refused_429_per_second', 'lost_events_per_second',
-  'queue_bytes'];
+  'queue_needed_bytes'];
 const OUTPUT_COLUMNS = ['delivered_events_per_second', 'backlog_events', 'lag_seconds',
   'errors_per_second', 'lost_events_per_second'];
 

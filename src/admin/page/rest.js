@@ -40,10 +40,11 @@ function drawQueueFacts(status, elapsed) {
   const events = (value) => count(value, 'event', 'events');
   const last = ago((queue.last_lost_seconds_ago ?? 0) + elapsed);
   const lost = queue.lost_events === 0 ? 'none' : `${events(queue.lost_events)}, last ${last}`;
-  const held = `${bytes(queue.bytes)} of ${bytes(queue.capacity_bytes)}, ${events(queue.events)}`;
+  const needed = `${bytes(queue.needed_bytes)} of ${bytes(queue.capacity_bytes)}`;
   const full = queue.full ? `for ${duration((queue.full_seconds ?? 0) + elapsed)}` : 'no';
   facts(at('queue-facts'), [
-    ['Held', held],
+    ['Needed', needed],
+    ['Held', `${bytes(queue.bytes)}, ${events(queue.events)}`],
     ['At this pace', pace(queue) || '–'],
     ['Full', full, queue.full ? 'bad' : 'good'],
     ['When it is full', queue.when_full && `${queue.when_full}: ${whenFull(queue)}`],

@@ -62,8 +62,9 @@ function byTrouble(status, elapsed) {
   return [...status.outputs].sort(order).map((it) => ({ it, is: conditionOf(it, elapsed) }));
 }
 
+// How full the queue is: what it keeps only as long as nothing else needs the room does not count.
 function fillOf(queue) {
-  return queue.bytes / queue.capacity_bytes;
+  return queue.needed_bytes / queue.capacity_bytes;
 }
 
 function fillState(fill) {

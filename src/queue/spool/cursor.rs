@@ -1214,7 +1214,7 @@ impl Cursor {
     /// [`crate::queue::Cursor::crowding`].
     pub(in crate::queue) fn crowding(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
-        move || is_crowded(shared.held_bytes(&shared.lock()), shared.capacity())
+        move || is_crowded(shared.needed_bytes(&shared.lock()), shared.capacity())
     }
 
     /// Returns the file in which the output may keep facts for the next start. See

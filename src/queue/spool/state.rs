@@ -484,6 +484,28 @@ impl LogState {
         spare.map(|segment| segment.size).sum()
     }
 
+    /// Returns the number of bytes of segments that no required output needs. If room is needed,
+    /// the segments that every required output has finished are deleted, dropped or, if it is the
+    /// active one, ended. In the active segment, the room that nothing is written to and the events
+    /// that every required output has finished also count: the share of these events in the bytes
+    /// that are written is that of their number.
+    pub(super) fn unneeded_bytes(&self) -> u64 {
+        let needed = self.required_watermark();
+        let of = |segment: &Segment| {
+            let Range { start, end } = segment.positions();
+            let left = end - needed.clamp(start, end);
+            if left == 0 {
+                return segment.size;
+            }
+            let taken = match segment.active {
+                true => u128::from(segment.offset) * u128::from(left) / u128::from(end - start),
+                false => u128::from(segment.size),
+            };
+            segment.size.saturating_sub(u64::try_from(taken).unwrap_or(segment.size))
+        };
+        self.segments.iter().map(of).sum()
+    }
+
     /// Returns how long finished segments are kept unless their room is needed, in ms: the longest
     /// time that any output is set to keep them.
     pub(super) fn keeps(&self) -> u64 {

@@ -16,6 +16,7 @@ use crate::support::chance::rng;
 use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
+use crate::support::free_port;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
@@ -238,6 +239,42 @@ fn a_reload_stores_what_was_collected() {
     relay.stop();
     assert_are(&lines_of(&server), &[events_of(&first), events_of(&second)].concat());
     assert_eq!(server.store().objects.len(), 2);
+}
+
+/// Method: an optional output, whose consumer is away, fills the queue. The archive, which is
+/// required, has one batch. Its object must not end before its time: nobody waits for its room.
+#[test]
+fn an_object_does_not_end_early_for_what_only_an_optional_output_needs() {
+    let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
+    let archive = keys.output(server.address(), "object_age = \"24h\"\nobject_bytes = \"256KiB\"");
+    let away = format!(
+        "[[output]]\nname = \"away\"\ntype = \"tcp\"\nrequired = false\n\
+         addresses = [\"127.0.0.1:{}\"]\n",
+        free_port()
+    );
+    let mut relay = Relay::start(&format!("{BASE}{archive}{away}[queue]\nmax_bytes = \"2MiB\"\n"));
+    let mut events = Vec::new();
+    for seed in 0..40 {
+        let body = generated_batch(seed, 100, 700);
+        wait_until("room", PATIENCE, || relay.post(&body).status == 200);
+        events.extend(events_of(&body));
+    }
+    let last = generated_batch(40, 1, 700);
+    wait_until("objects of a quarter of a MiB", PATIENCE, || {
+        lines_of(&server).len() >= events.len() - 400
+    });
+    assert_eq!(relay.post(&last).status, 200);
+    events.extend(events_of(&last));
+    let metrics = relay.metrics();
+    let figure = |name: &str| metrics.value(name, &[]);
+    assert!(figure("queue_bytes") > 0.75 * 2_097_152.0, "{}", figure("queue_bytes"));
+    let needed = figure("queue_needed_bytes");
+    assert!(needed > 0.0 && needed < 0.25 * 2_097_152.0, "{needed}");
+    let stored = server.store().puts;
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(server.store().puts, stored, "the object is young");
+    relay.stop();
+    assert_are(&lines_of(&server), &events);
 }
 
 /// Method: a queue that holds much less than an object. An object must end before the queue is

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use crate::support::PATIENCE;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
+use crate::support::http;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::metrics::Metrics;
@@ -107,6 +108,48 @@ fn a_dead_optional_output_costs_nobody_else_anything_and_gets_the_newest_when_it
         assert!(accepted_events(&archive).ends_with(&more));
         assert_eq!(assert_lost_alone(&relay), lost);
         relay.finish(Backlog::Empty);
+    }
+}
+
+/// Method: the queue is filled with events that only an optional output needs, or that are kept for
+/// `deduplicate`. Then eight events wait for the required output, then more and more. The metric
+/// and `/status` must tell the one from the other.
+#[test]
+fn what_no_required_output_needs_does_not_fill_the_queue() {
+    let spool = Spool::new();
+    let [memory, disk] = queues(&spool);
+    let other = Spool::new();
+    let remembers = "filter.deduplicate = \"1h\"\n";
+    let keeps = queues(&other)[1].clone();
+    for (queue, filter) in [(memory, ""), (disk, ""), (keeps, remembers)] {
+        let (mut required, mut archive) = (HttpSink::accepting(), HttpSink::accepting());
+        if filter.is_empty() {
+            archive.close();
+        }
+        let more = format!("{filter}{queue}");
+        let relay = Relay::start(&config(required.address(), archive.address(), &more));
+        post(&relay, 0..60);
+        required.close();
+        assert_eq!(relay.post(&generated_batch(60, 8, 1000)).status, 200);
+        let shares = || {
+            let metrics = relay.metrics();
+            let capacity = metrics.value("queue_capacity_bytes", &[]);
+            let shown = http::get(relay.admin(), "/status").unwrap().json()["queue"].clone();
+            assert_eq!(shown["needed_bytes"], metrics.value("queue_needed_bytes", &[]));
+            ["queue_bytes", "queue_needed_bytes"].map(|name| metrics.value(name, &[]) / capacity)
+        };
+        let [held, needed] = shares();
+        assert!(held > 0.65 && needed < 0.25, "{held} are held, {needed} are needed: {more}");
+        let mut seeds = 61..;
+        wait_until("a full queue", PATIENCE, || {
+            relay.post(&generated_batch(seeds.next().expect("more"), EVENTS, 1000)).status == 429
+        });
+        let [held, needed] = shares();
+        assert!(held >= needed && needed > 0.65, "{held} are held, {needed} are needed: {more}");
+        required.reopen();
+        relay.wait_until_delivered(PATIENCE);
+        let [_, needed] = shares();
+        assert!(needed < 0.1, "{needed} are needed: {more}");
     }
 }
 

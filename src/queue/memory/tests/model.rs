@@ -234,6 +234,13 @@ impl Model {
         (held.iter().map(|record| record.weight()).sum(), events)
     }
 
+    /// Returns the weight of the batches that a required output has not finished.
+    fn needed(&self) -> u64 {
+        let required = self.required_watermark();
+        let needed = self.records.iter().filter(|record| record.here && record.end() > required);
+        needed.map(ModelRecord::weight).sum()
+    }
+
     fn accepted(&self) -> u64 {
         let begun = self.records.iter().filter(|record| record.begun);
         begun.map(|record| record.events.len() as u64).sum()
@@ -616,6 +623,7 @@ impl Pair {
     fn compare(&mut self) -> TestCaseResult {
         let held = self.model.held();
         same("held", self.real.held(), held)?;
+        same("needed", self.real.needed(), self.model.needed())?;
         self.model.bound = self.model.settings.capacity.max(self.model.bound.min(held.0));
         same("within its bounds", held.0 <= self.model.bound, true)?;
         same("accepted", self.real.shared.lock().counted.events, self.model.accepted())?;

@@ -27,12 +27,18 @@ struct Scene {
 
 impl Scene {
     fn new(config: &config::Queue) -> Self {
+        Self::with(config, |_| {})
+    }
+
+    /// Makes the queue. `change` changes the optional output.
+    fn with(config: &config::Queue, change: impl FnOnce(&mut Output)) -> Self {
         let (disk, telemetry) = (SimulatedDisk::new(1), Telemetry::new());
         let counts = [Counts::default(), Counts::default()];
-        let outputs = [
+        let mut outputs = [
             counts[0].output(&telemetry, "required", true),
             counts[1].output(&telemetry, "optional", false),
         ];
+        change(&mut outputs[1]);
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         let opened = recovery::open(shared, Path::new("spool"), config, &telemetry, &outputs);
         let (queue, cursors, writer) = opened.expect("nothing is there yet");
@@ -60,7 +66,12 @@ impl Scene {
 
     /// Lets the required output take and finish everything that there is.
     fn deliver(&mut self) {
-        let cursor = &mut self.cursors[0];
+        self.deliver_to(0);
+        assert_eq!(self.counts[0].delivered(), self.sent);
+    }
+
+    fn deliver_to(&mut self, output: usize) {
+        let cursor = &mut self.cursors[output];
         loop {
             while let Some(batch) = cursor.next(ALL) {
                 cursor.acknowledge(batch.claim, Disposition::default());
@@ -69,7 +80,6 @@ impl Scene {
             let loaded = self.queue.shared.read(&job).expect("the disk is well");
             cursor.take_in(job.epoch, loaded);
         }
-        assert_eq!(self.counts[0].delivered(), self.sent);
     }
 
     /// Lets the optional output take a claim, which its consumer never acknowledges.
@@ -116,6 +126,69 @@ fn nobody_is_refused_while_an_optional_output_has_what_could_go() {
         assert_eq!((scene.counts[1].delivered(), scene.counts[1].lost()), (0, lost), "twice");
         scene.check();
     }
+}
+
+/// Method: the queue is filled with events that the required output has finished, and that are kept
+/// for an optional output, for the evidence, or for `deduplicate`. Then the required output stops.
+/// Only then is the queue nearly full, and a batch is refused.
+#[test]
+fn what_no_required_output_needs_does_not_count_as_full() {
+    let (limit, segment) = (2 << 20, 64 << 10);
+    for case in ["optional output", "evidence", "deduplicate"] {
+        let mut scene = Scene::with(&settings(limit, segment, WhenFull::Reject), |output| {
+            output.recorder = (case == "evidence").then_some(Position::START);
+        });
+        if case == "deduplicate" {
+            scene.cursors[0].keep(Duration::from_secs(3600));
+        }
+        let is_crowded = scene.cursors[0].crowding();
+        let mut most = 0;
+        for number in 0..1000 {
+            assert_eq!(scene.send(5000), Ok(()), "{case}, batch {number}");
+            scene.deliver();
+            if case == "deduplicate" {
+                scene.deliver_to(1);
+            }
+            scene.work(Chore::Reclaim);
+            most = most.max(scene.queue.needed());
+            assert!(!is_crowded(), "{case}, batch {number}: {} are needed", scene.queue.needed());
+        }
+        let held = scene.queue.held().0;
+        assert!(held > limit / 4 * 3, "{case}: {held} are held");
+        assert!(most <= cursors::BYTES, "{case}: {most} were needed");
+
+        let mut sent = 0;
+        while scene.send(5000).is_ok() {
+            sent += 1;
+            let needed = scene.queue.needed();
+            let least = sent * 5000;
+            assert!((least..limit).contains(&needed), "{case}: {needed} are needed for {least}");
+        }
+        assert!(scene.queue.is_full() && is_crowded(), "{case}");
+        let (needed, usable) = (scene.queue.needed(), scene.queue.shared.usable());
+        assert!(needed + segment > usable, "{case}: {needed} of {usable} are needed");
+        scene.deliver();
+        assert!(!scene.queue.is_full() && !is_crowded(), "{case}");
+    }
+}
+
+/// Of the segment that is written to, only the events count that a required output has not
+/// finished: with segments of a quarter of the queue, it would otherwise be a quarter full for
+/// ever.
+#[test]
+fn a_few_events_that_wait_in_a_large_segment_are_few_bytes() {
+    let mut scene = Scene::new(&settings(4 << 20, 1 << 20, WhenFull::Reject));
+    for _ in 0..100 {
+        assert_eq!(scene.send(4000), Ok(()));
+    }
+    scene.deliver();
+    assert_eq!(scene.queue.needed(), cursors::BYTES);
+    for _ in 0..8 {
+        assert_eq!(scene.send(4000), Ok(()));
+    }
+    let needed = scene.queue.needed() - cursors::BYTES;
+    assert!((8 * 4000..8 * 8192).contains(&needed), "{needed} are needed");
+    assert!(scene.queue.held().0 > 1 << 20, "the whole file is there");
 }
 
 #[test]

@@ -619,6 +619,9 @@ impl Simulation {
             self.dropped(range, when_full == WhenFull::DropOldest);
         }
         self.tally.full += u64::from(outcome == Err(Refused::Full));
+        if outcome == Err(Refused::Full) && when_full == WhenFull::Reject {
+            self.check_full(bytes);
+        }
         let Ok(ticket) = taken else { return false };
         if ticket.done.is_none() {
             assert_eq!(when_full, WhenFull::DropNewest);
@@ -628,6 +631,18 @@ impl Simulation {
         self.waiting.push_back((self.sent.len(), ticket));
         self.sent.push(Sent { first, lengths, told: Told::Waiting });
         true
+    }
+
+    /// Checks that a queue that has refused a batch with this many bytes of lines says how full it
+    /// is: without what is needed, what is promised to other batches, and the segment that is
+    /// written to, there was no room for the batch.
+    fn check_full(&self, bytes: u64) {
+        let shared = &self.process.as_ref().expect("it runs").queue.shared;
+        let state = shared.lock();
+        let active = state.log.segments.back().filter(|last| last.active);
+        let others = state.writing.accounting.reserved_new() + active.map_or(0, |it| it.size);
+        let (held, wanted) = (shared.needed_bytes(&state), FIRST_RECORD + needed(bytes));
+        assert!(held + others + wanted + BLOCK > shared.usable(), "{held}, and is full");
     }
 
     fn segments(&self) -> Vec<Range<u64>> {
@@ -1617,6 +1632,14 @@ impl Simulation {
                     |segment: &Segment| segment.positions().contains(&Position::new(oldest));
                 assert!(state.log.segments.iter().any(holds), "{oldest} is gone, {name} needs it");
             }
+        }
+        let shared = &self.process.as_ref().expect("it runs").queue.shared;
+        let (all, most) = (shared.held_bytes(&state), shared.needed_bytes(&state));
+        assert!(most <= all, "{most} of {all} are needed");
+        if state.log.required_watermark() == state.log.end.position {
+            let segments: u64 = state.log.segments.iter().map(|segment| segment.size).sum();
+            let given = segments + state.writing.accounting.pending_bytes();
+            assert_eq!(most + given, all, "no required output needs anything");
         }
         // A cursor may have passed dropped events, or not.
         let to = self.outputs.iter().map(|output| output.watermark().1).min().unwrap_or(0);
