@@ -131,6 +131,10 @@ pub(crate) trait Link: Send {
     /// [`Link::event`] is polled.
     fn send(&mut self, batch: Batch);
 
+    /// Tells a link that collects events to send what it has: the loop hands over no more events
+    /// before some of those are final. Other links do nothing.
+    fn flush(&mut self) {}
+
     /// Returns `true` if the link takes a checkpoint of the evidence now.
     fn takes_checkpoint(&self) -> bool {
         self.room().is_some()

@@ -370,6 +370,9 @@ impl<C: Connect> Delivery<C> {
                 {
                     link.send(batch);
                 }
+                if self.ledger.filtering.is_full() {
+                    link.flush();
+                }
             }
             let event = match self.wake(&mut link, proven_at, leave_at).await {
                 Wake::Stop => {

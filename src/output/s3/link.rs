@@ -158,6 +158,8 @@ pub(super) struct S3Link {
     packing: Option<JoinHandle<io::Result<Object>>>,
     /// The end of the rest after a small batch; `None` if the link does not rest.
     rests_until: Option<Instant>,
+    /// `true`: the loop waits for the events of the open object, so that it ends now.
+    is_flushed: bool,
     /// The events that come after the end of the open object.
     rest: Option<Batch>,
     storing: Option<Storing>,
@@ -184,6 +186,7 @@ impl S3Link {
             open: None,
             packing: None,
             rests_until: None,
+            is_flushed: false,
             rest: None,
             storing: None,
             reports: VecDeque::new(),
@@ -254,6 +257,7 @@ impl S3Link {
     /// Returns `true` if the open object takes no more events.
     fn is_over(&self, object: &Object) -> bool {
         self.rest.is_some()
+            || (self.is_flushed && !object.is_planned)
             || object.is_complete()
             || object.bytes >= self.bytes_max(object)
             || self.ages_at(object) <= Instant::now()
@@ -424,7 +428,13 @@ impl Link for S3Link {
             && batch.events < limits.max_events / 2;
         let rests = is_small && !self.is_ending();
         self.rests_until = rests.then(|| Instant::now() + REST);
+        self.is_flushed = false;
         self.pack(batch);
+    }
+
+    /// The open object ends before its age. One that was begun before keeps its end.
+    fn flush(&mut self) {
+        self.is_flushed = true;
     }
 
     /// A checkpoint waits for no object.

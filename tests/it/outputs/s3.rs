@@ -241,6 +241,35 @@ fn a_reload_stores_what_was_collected() {
     assert_eq!(server.store().objects.len(), 2);
 }
 
+/// Method: twenty events of 1 MiB are larger than `filter.max_event_bytes`, even without their
+/// bodies. They come with small ones, whose objects end after 24 hours. Objects must be stored
+/// nevertheless, and the large events be counted.
+#[test]
+fn events_that_are_too_large_do_not_stop_the_output_until_its_object_ends() {
+    let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
+    let more = "object_age = \"24h\"\nfilter.max_event_bytes = \"4KiB\"";
+    let mut relay = Relay::start(&format!("{BASE}{}", keys.output(server.address(), more)));
+    let mut small = Vec::new();
+    for seed in 0..20 {
+        let body = generated_batch(seed, 10, 700);
+        let text = String::from_utf8(body.clone()).unwrap();
+        let agent = format!("\"userAgent\":\"{}\"", "x".repeat(1 << 20));
+        let large = text.replacen("\"userAgent\":\"generated/1.0\"", &agent, 1);
+        assert_eq!(relay.post(large.as_bytes()).status, 200);
+        small.extend(events_of(&body).split_off(1));
+    }
+    // An object ends at the fourth large event, at the eighth, and so on.
+    let stored = || server.store().objects.len();
+    wait_until("five objects", PATIENCE, || stored() >= 4);
+    relay.wait_for_metrics("the large events", PATIENCE, |metrics| {
+        (metrics.value("error_total", &[("plugin", "archive")]) >= 16.0).then_some(())
+    });
+    assert!(stored() <= 6, "{} objects", stored());
+    relay.stop();
+    assert_are(&lines_of(&server), &small);
+    assert_eq!(server.store().again, 0);
+}
+
 /// Method: an optional output, whose consumer is away, fills the queue. The archive, which is
 /// required, has one batch. Its object must not end before its time: nobody waits for its room.
 #[test]
