@@ -727,14 +727,11 @@ impl Cursor {
         either!(self, cursor => Crowding(Arc::new(cursor.crowding())))
     }
 
-    /// Returns the file in which the output may keep facts for the next start; `None` if the queue
-    /// is in memory.
+    /// Returns the notes in which the output may keep facts for the delivery that replaces this
+    /// one, and, if the queue is in files, for the next start.
     #[must_use]
-    pub fn notes(&self) -> Option<Notes> {
-        match self {
-            Self::Memory(_) => None,
-            Self::Spool(cursor) => Some(cursor.notes()),
-        }
+    pub fn notes(&self) -> Notes {
+        either!(self, cursor => cursor.notes())
     }
 
     /// Returns the position at which this cursor's next claim (the next events taken to send)

@@ -105,9 +105,9 @@ pub(crate) struct Begin {
     pub(crate) capacity: u64,
     /// Says whether the queue is nearly full.
     pub(crate) crowding: Crowding,
-    /// The file in which the protocol may keep facts for the next start; `None` if the queue is in
-    /// memory.
-    pub(crate) notes: Option<Notes>,
+    /// The notes in which the protocol may keep facts for the delivery that replaces this one, and,
+    /// if the queue is in files, for the next start.
+    pub(crate) notes: Notes,
     /// Cancelled when the relay drains, which is its orderly end: a protocol that collects events
     /// sends what it has.
     pub(crate) draining: CancellationToken,

@@ -30,6 +30,8 @@ use super::contract::Refused;
 use super::contract::Take;
 use super::contract::is_crowded;
 use super::identity::Identity;
+use super::notes;
+use super::notes::Notes;
 use super::outputs::Departed;
 use super::outputs::DropCount;
 use super::outputs::Output;
@@ -175,6 +177,8 @@ struct CursorState {
     gone: bool,
     /// `true`: each batch for this output says the position and age of each piece of its lines.
     tells_origins: bool,
+    /// The facts that the output keeps for the delivery that replaces its present one.
+    notes: notes::Memory,
     readable: Arc<Notify>,
 }
 
@@ -548,6 +552,7 @@ impl Queue {
             gone: false,
             // The queue's own tests always check the origins.
             tells_origins: cfg!(test),
+            notes: notes::Memory::default(),
             readable: Arc::clone(&readable),
         });
         Cursor { shared: Arc::clone(&self.shared), index, readable }
@@ -1065,6 +1070,24 @@ impl Cursor {
             let state = shared.lock();
             is_crowded(state.needed(), state.capacity)
         }
+    }
+
+    /// Returns the notes in which the output may keep facts. See [`super::Cursor::notes`].
+    #[must_use]
+    pub fn notes(&self) -> Notes {
+        let (notes, end) = {
+            let state = self.shared.lock();
+            (Arc::clone(&state.cursors[self.index].notes), state.next)
+        };
+        let (shared, of) = (Arc::clone(&self.shared), Arc::clone(&notes));
+        let settled = move || {
+            let state = shared.lock();
+            let mut cursors = state.cursors.iter().map(|(_, cursor)| cursor);
+            // After the output has left, its index may be that of another output.
+            let cursor = cursors.find(|cursor| Arc::ptr_eq(&cursor.notes, &of));
+            cursor.map_or(Position::START, |cursor| cursor.claims.watermark())
+        };
+        Notes::in_memory(notes, end, settled)
     }
 
     /// Returns the position at which the next claim (the next events taken to send) begins. See

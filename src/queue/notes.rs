@@ -1,9 +1,12 @@
-//! A small file that an output keeps in the queue's directory, with the facts that its protocol
-//! must know after a restart. The queue does not know what the file says.
+//! A small text that an output keeps with the queue, with the facts that its protocol must know
+//! after a reload, and with a directory also after a restart. The queue does not know what the text
+//! says.
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
 
 use super::disk;
 use super::disk::Access;
@@ -17,13 +20,24 @@ const BYTES_MAX: u64 = 1024 * 1024;
 /// The number of bytes of the checksum at the beginning of the file: 8 hexadecimal digits and `\n`.
 const CHECKSUM: usize = 9;
 
-/// The notes of one output. Clones are cheap, and refer to the same file.
+/// The place of an output's notes in a queue in memory, which lives as long as the output is in the
+/// queue; `None` inside: nothing is noted.
+pub(super) type Memory = Arc<Mutex<Option<Vec<u8>>>>;
+
+/// The notes of one output. Clones are cheap, and refer to the same notes.
 #[derive(Clone)]
 pub struct Notes {
-    disk: Arc<dyn Disk>,
-    file: String,
+    place: Place,
     end: Position,
     settled: Arc<dyn Fn() -> Position + Send + Sync>,
+}
+
+/// The place where notes are kept.
+#[derive(Clone)]
+enum Place {
+    /// A file with this name.
+    File(Arc<dyn Disk>, String),
+    Memory(Memory),
 }
 
 impl Notes {
@@ -34,11 +48,27 @@ impl Notes {
         end: Position,
         settled: impl Fn() -> Position + Send + Sync + 'static,
     ) -> Self {
-        Self { disk, file: format!("notes-{output}"), end, settled: Arc::new(settled) }
+        let place = Place::File(disk, format!("notes-{output}"));
+        Self { place, end, settled: Arc::new(settled) }
     }
 
-    /// Returns the position of the first event that may come again after a crash: the place of the
-    /// output that the queue's files have.
+    /// Makes the notes of an output of a queue in memory.
+    pub(super) fn in_memory(
+        memory: Memory,
+        end: Position,
+        settled: impl Fn() -> Position + Send + Sync + 'static,
+    ) -> Self {
+        Self { place: Place::Memory(memory), end, settled: Arc::new(settled) }
+    }
+
+    /// Makes empty notes that belong to no queue.
+    #[cfg(test)]
+    pub(crate) fn empty() -> Self {
+        Self::in_memory(Memory::default(), Position::MAX, || Position::START)
+    }
+
+    /// Returns the position of the first event that may come again: after a reload, or after a
+    /// crash, for which it is the place of the output that the queue's files have.
     #[must_use]
     pub fn settled(&self) -> Position {
         (self.settled)()
@@ -57,39 +87,53 @@ impl Notes {
     ///
     /// The disk refuses, or the file is damaged.
     pub fn load(&self) -> io::Result<Option<Vec<u8>>> {
-        self.read().map_err(named(&self.file))
+        match &self.place {
+            Place::File(disk, file) => read(&**disk, file).map_err(named(file)),
+            Place::Memory(memory) => {
+                Ok(memory.lock().unwrap_or_else(PoisonError::into_inner).clone())
+            }
+        }
     }
 
-    fn read(&self) -> io::Result<Option<Vec<u8>>> {
-        let file = match self.disk.open(&self.file, Access::Read) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the file is damaged");
-        let bytes = file.bytes()?;
-        if bytes > BYTES_MAX {
-            return Err(damaged());
-        }
-        let mut content = vec![0; usize::try_from(bytes).unwrap_or_default()];
-        let read = file.read_at(&mut content, 0)?;
-        content.truncate(read);
-        let (first, text) = content.split_at_checked(CHECKSUM).ok_or_else(damaged)?;
-        if first != checksum(text).as_bytes() {
-            return Err(damaged());
-        }
-        Ok(Some(text.to_vec()))
-    }
-
-    /// Replaces the notes, so that they survive a power loss. Blocks the thread.
+    /// Replaces the notes. With a directory, they survive a power loss. Blocks the thread.
     ///
     /// # Errors
     ///
     /// The disk refuses. The notes are then the old ones or the new ones.
     pub fn store(&self, text: &[u8]) -> io::Result<()> {
-        let content = [checksum(text).as_bytes(), text].concat();
-        disk::replace(&*self.disk, &self.file, &content).map_err(named(&self.file))
+        match &self.place {
+            Place::File(disk, file) => {
+                let content = [checksum(text).as_bytes(), text].concat();
+                disk::replace(&**disk, file, &content).map_err(named(file))
+            }
+            Place::Memory(memory) => {
+                *memory.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.to_vec());
+                Ok(())
+            }
+        }
     }
+}
+
+/// Reads the text of a file with notes. Returns `None` if there is no such file.
+fn read(disk: &dyn Disk, file: &str) -> io::Result<Option<Vec<u8>>> {
+    let file = match disk.open(file, Access::Read) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the file is damaged");
+    let bytes = file.bytes()?;
+    if bytes > BYTES_MAX {
+        return Err(damaged());
+    }
+    let mut content = vec![0; usize::try_from(bytes).unwrap_or_default()];
+    let read = file.read_at(&mut content, 0)?;
+    content.truncate(read);
+    let (first, text) = content.split_at_checked(CHECKSUM).ok_or_else(damaged)?;
+    if first != checksum(text).as_bytes() {
+        return Err(damaged());
+    }
+    Ok(Some(text.to_vec()))
 }
 
 /// Returns the first line of a file with this text.
@@ -99,7 +143,11 @@ fn checksum(text: &[u8]) -> String {
 
 impl fmt::Debug for Notes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Notes").field("file", &self.file).finish_non_exhaustive()
+        let file = match &self.place {
+            Place::File(_, file) => Some(file),
+            Place::Memory(_) => None,
+        };
+        f.debug_struct("Notes").field("file", &file).finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,8 @@
 //! The ranges of positions that objects have: they are decided once, and kept with the queue, so
-//! that after a crash the same events make the same objects.
+//! that after a reload the same events make the same objects, and with a directory also after a
+//! crash.
 //!
-//! A range is kept until the queue's own files say that its events are final.
+//! A range is kept until the queue says that its events are final.
 
 use std::io;
 use std::sync::Arc;
@@ -71,20 +72,19 @@ pub(super) struct Plan {
     saving: Arc<Mutex<()>>,
     /// `true` if the log's last line about saving says that it has failed.
     is_told: Arc<AtomicBool>,
-    notes: Option<Notes>,
+    notes: Notes,
 }
 
 impl Plan {
-    /// Reads the plan of an earlier run; `notes` is `None` if the queue is in memory. Blocks the
-    /// thread.
+    /// Reads the plan of an earlier delivery. Blocks the thread.
     ///
     /// # Errors
     ///
     /// The notes can't be read. If they are damaged, the plan is empty instead: events may then be
     /// stored twice, and none is lost.
-    pub(super) fn load(notes: Option<Notes>) -> io::Result<Self> {
-        let text = match notes.as_ref().map(Notes::load).transpose() {
-            Ok(text) => text.flatten(),
+    pub(super) fn load(notes: Notes) -> io::Result<Self> {
+        let text = match notes.load() {
+            Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 tracing::warn!(
                     %error,
@@ -98,7 +98,7 @@ impl Plan {
         let ranges = text.map(|text| serde_json::from_slice::<Vec<Range>>(&text)).transpose()?;
         let mut ranges = ranges.unwrap_or_default();
         // If somebody has removed the events of the directory, positions begin at 0 again.
-        let end = notes.as_ref().map_or(u64::MAX, |notes| notes.end().get());
+        let end = notes.end().get();
         ranges.retain(|range| range.last < end);
         let (ranges, saving) = (Arc::new(Mutex::new(ranges)), Arc::default());
         Ok(Self { ranges, saving, is_told: Arc::default(), notes })
@@ -125,7 +125,7 @@ impl Plan {
     /// Notes that an object with this range is stored next. It replaces ranges that were planned
     /// otherwise. Blocks the thread.
     pub(super) fn begin(&self, range: Range) {
-        let settled = self.notes.as_ref().map_or(range.first, |notes| notes.settled().get());
+        let settled = self.notes.settled().get();
         self.change(|ranges| {
             if !ranges.contains(&range) {
                 ranges.retain(|it| it.last >= settled && !it.overlaps(&range));
@@ -153,9 +153,8 @@ impl Plan {
             change(&mut ranges);
             ranges.clone()
         };
-        let Some(notes) = &self.notes else { return };
         let text = serde_json::to_vec(&ranges).map_err(io::Error::other);
-        match text.and_then(|text| notes.store(&text)) {
+        match text.and_then(|text| self.notes.store(&text)) {
             Ok(()) => self.is_told.store(false, Ordering::Relaxed),
             Err(error) => {
                 if !self.is_told.swap(true, Ordering::Relaxed) {
@@ -180,7 +179,7 @@ mod tests {
 
     #[test]
     fn an_event_belongs_to_the_object_that_was_planned_for_it() {
-        let plan = Plan::load(None).unwrap();
+        let plan = Plan::load(Notes::empty()).unwrap();
         let place = |position| plan.place(Position::new(position));
         assert_eq!(place(0), Place::Free);
         plan.begin(range(0, 10));

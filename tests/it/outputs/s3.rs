@@ -241,6 +241,43 @@ fn a_reload_stores_what_was_collected() {
     assert_eq!(server.store().objects.len(), 2);
 }
 
+/// Method: the server stores an object, and does not answer. A reload replaces the delivery, while
+/// more events wait, so that the new one would make another object of them. With the queue in
+/// memory and on disk, each event must be in one object.
+#[test]
+fn a_reload_while_an_object_is_unanswered_stores_no_event_twice() {
+    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
+    for has_spool in [false, true] {
+        let mut moods = [Mood::Silent].into_iter();
+        let server = S3::start(move || moods.next().unwrap_or(Mood::Stores));
+        let config = |age: &str| {
+            let output = keys.output(server.address(), &format!("object_age = \"{age}\""));
+            match has_spool {
+                true => durable(&output, &spool),
+                false => format!("{BASE}{output}"),
+            }
+        };
+        let relay = Relay::start(&config("100ms"));
+        let first = generated_batch(1, 50, 700);
+        assert_eq!(relay.post(&first).status, 200);
+        wait_until("the object", PATIENCE, || server.store().objects.len() == 1);
+        let mut events = events_of(&first);
+        for seed in 2..5 {
+            let body = generated_batch(seed, 50, 700);
+            assert_eq!(relay.post(&body).status, 200);
+            events.extend(events_of(&body));
+        }
+        std::fs::write(relay.config_file(), config("200ms")).unwrap();
+        relay.signal(libc::SIGHUP);
+        relay.wait_until_delivered(PATIENCE * 2);
+        assert_are(&lines_of(&server), &events);
+        assert_eq!(server.store().again, 1, "with a directory: {has_spool}");
+        assert_eq!(value(&relay, "output_existing_events_total"), 50.0);
+        assert_eq!(value(&relay, "output_events_total"), 200.0);
+        relay.finish(Backlog::Empty);
+    }
+}
+
 /// Method: twenty events of 1 MiB are larger than `filter.max_event_bytes`, even without their
 /// bodies. They come with small ones, whose objects end after 24 hours. Objects must be stored
 /// nevertheless, and the large events be counted.

@@ -64,6 +64,8 @@ pub(crate) enum Mood {
     HangsUp(bool),
     /// The fake does as for `Stores`, and its answer breaks off.
     Cut,
+    /// The fake does as for `Stores`, and never answers.
+    Silent,
 }
 
 /// The objects, and the requests so far.
@@ -177,6 +179,7 @@ impl S3 {
                 Mood::Stores => Answer::status(200),
                 Mood::StoresAndFails => error(500, "InternalError"),
                 Mood::HangsUp(_) => Answer::hang_up(),
+                Mood::Silent => Answer::never(),
                 Mood::Cut => Answer::raw("HTTP/1.1 200 OK\r\nContent-Len").closing(),
                 Mood::Fails(..) => unreachable!("answered above"),
             }
