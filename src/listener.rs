@@ -127,7 +127,7 @@ fn bounds(limits: &config::Limits, queue: &config::Queue) -> Bounds {
     Bounds {
         max_body: limits.max_body,
         max_in_flight: limits.max_in_flight,
-        sizes: Sizes::new(limits.max_in_flight),
+        sizes: Sizes::new(limits.max_body, limits.max_in_flight),
         body_timeout: limits.body_timeout,
         acknowledge: queue.acknowledge,
         delivered_timeout: queue.delivered_timeout,

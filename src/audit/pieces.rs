@@ -1,8 +1,8 @@
 //! Decodes a large body in pieces while it arrives.
 //!
 //! [`Pieces`] takes the bytes of a body as they come, cuts them between two events, and decodes
-//! each piece as if the piece were a small body. Memory holds about one piece and the largest
-//! single event, whatever the body's size.
+//! each piece as if the piece were a small body. Memory holds about one piece, or the largest
+//! single event, once, whatever the body's size.
 //!
 //! A body has one of two forms. The pieces of an `EventList` are parts of its array `items`: each
 //! piece is decoded between the head and the end of a list. All bytes outside of the array, the
@@ -22,6 +22,9 @@ use super::Split;
 use super::decode_in_place;
 use super::decode_lines_in_place;
 use super::scan;
+use window::Window;
+
+mod window;
 
 /// The largest number of bytes, 1 MiB, that a large list of events may have outside of its array
 /// `items`. kube-apiserver writes 76 bytes there. The limit is never more than half the size of a
@@ -79,7 +82,7 @@ pub struct Pieces {
     piece_bytes: usize,
     /// The buffer of undecoded bytes. It always begins with `LIST_HEAD`, the beginning of a list of
     /// events. After `LIST_HEAD` come the bytes of the body that are not decoded yet.
-    window: Vec<u8>,
+    window: Window,
     /// The offset in the window (the buffer of undecoded bytes) up to which [`Self::look`] has
     /// searched for ends of events.
     looked: usize,
@@ -117,12 +120,15 @@ pub struct Pieces {
 
 impl Pieces {
     /// Makes the state for a body of which no byte has arrived yet. The body will be cut into
-    /// pieces of about `piece_bytes` bytes.
+    /// pieces of about `piece_bytes` bytes. The caller lets at most about `waiting_max` bytes of it
+    /// wait here ([`Pieces::held`]); if more wait, they may take their memory twice.
     #[must_use]
-    pub fn new(piece_bytes: usize) -> Self {
+    pub fn new(piece_bytes: usize, waiting_max: usize) -> Self {
+        let piece_bytes = piece_bytes.max(2);
+        let window_max = waiting_max.saturating_add(LIST_HEAD.len() + LIST_TAIL.len());
         Self {
-            piece_bytes: piece_bytes.max(2),
-            window: LIST_HEAD.to_vec(),
+            piece_bytes,
+            window: Window::new(LIST_HEAD, piece_bytes, window_max),
             looked: LIST_HEAD.len(),
             cut: None,
             depth: 0,
@@ -139,13 +145,10 @@ impl Pieces {
         }
     }
 
-    /// Returns the number of bytes of memory that this value takes now. If the window (the buffer
-    /// of undecoded bytes) is much larger than a piece, its bytes count twice: when the window
-    /// grows, it is copied, and memory then holds its bytes twice.
+    /// Returns the number of bytes of memory that this value takes now.
     #[must_use]
     pub fn held(&self) -> usize {
-        let copied = if self.waiting() > 4 * self.piece_bytes { self.waiting() } else { 0 };
-        self.waiting() + copied + self.frame.len()
+        self.waiting() + self.frame.len()
     }
 
     /// Returns the largest number of bytes that the body may have outside of the array `items`; see
@@ -162,8 +165,7 @@ impl Pieces {
     /// The body is invalid, or the store could not take its lines. The whole body is refused then.
     pub fn push<S: Store>(&mut self, bytes: &[u8], store: &mut S) -> Result<(), S::Error> {
         for step in bytes.chunks(self.piece_bytes) {
-            self.make_room(step.len());
-            self.window.extend_from_slice(step);
+            self.window.extend(step);
             if self.part == Part::Unknown {
                 self.skip_blanks();
                 if self.waiting() > self.frame_max() {
@@ -218,15 +220,6 @@ impl Pieces {
         self.window.len() - LIST_HEAD.len()
     }
 
-    /// Makes room for `bytes` more bytes in the window (the buffer of undecoded bytes). A large
-    /// window grows only by a quarter. If its size doubled, the copy would need three times the
-    /// memory of the old window: the old window itself, and a new one of twice the size.
-    fn make_room(&mut self, bytes: usize) {
-        if self.window.capacity() - self.window.len() < bytes {
-            self.window.reserve_exact(bytes + (self.window.len() / 4).max(self.piece_bytes));
-        }
-    }
-
     /// Removes the white space at the beginning of the body from the window (the buffer of
     /// undecoded bytes), so that much white space takes no memory.
     fn skip_blanks(&mut self) {
@@ -254,7 +247,7 @@ impl Pieces {
     /// bytes).
     fn drop_front(&mut self, bytes: usize) {
         let front = LIST_HEAD.len();
-        self.window.drain(front..front + bytes);
+        self.window.remove(front, bytes);
         self.looked = self.looked.saturating_sub(bytes).max(front);
         self.before += bytes;
         self.cut = None;
@@ -312,7 +305,7 @@ impl Pieces {
         let tail = if is_list { &LIST_TAIL[..] } else { &LIST_TAIL[3..] };
         // While the piece is decoded, the tail takes the place of the bytes after the piece.
         let length = self.window.len();
-        self.window.resize(length.max(cut + tail.len()), 0);
+        self.window.resize(length.max(cut + tail.len()));
         let mut behind = [0; LIST_TAIL.len()];
         behind[..tail.len()].copy_from_slice(&self.window[cut..cut + tail.len()]);
         self.window[cut..cut + tail.len()].copy_from_slice(tail);
@@ -327,7 +320,7 @@ impl Pieces {
             store.store(&self.window[from + lines.start..from + lines.end], events)?;
         }
         self.window[cut..cut + tail.len()].copy_from_slice(&behind[..tail.len()]);
-        self.window.truncate(length);
+        self.window.resize(length);
         if is_list && events == 0 && (self.part == Part::Items || self.events > 0) {
             let byte = self.before + cut - front;
             let what = Cow::from("not JSON: expected value");
@@ -397,7 +390,7 @@ impl Pieces {
 
     /// Returns the error for a list that is not complete although the body has ended.
     fn broken_off(&mut self) -> Invalid {
-        self.window.push(b'\n');
+        self.window.extend(b"\n");
         match decode_in_place(&mut self.window) {
             Err(error) => self.place(error, LIST_HEAD.len()),
             // A list that does not end is never valid, so that this case cannot occur.
@@ -483,7 +476,8 @@ mod tests {
     type Outcome = Result<(Vec<u8>, u64, LevelCounts), Invalid>;
 
     fn in_pieces(body: &[u8], steps: &[usize]) -> Outcome {
-        let (mut pieces, mut lines, mut rest) = (Pieces::new(PIECE_BYTES), Lines::default(), body);
+        let mut pieces = Pieces::new(PIECE_BYTES, 8 * PIECE_BYTES);
+        let (mut lines, mut rest) = (Lines::default(), body);
         let mut steps = steps.iter().cycle();
         while !rest.is_empty() {
             let step = steps.next().map_or(rest.len(), |step| (*step).clamp(1, rest.len()));
@@ -540,7 +534,8 @@ mod tests {
     #[test]
     fn a_piece_is_hardly_larger_than_its_largest_event_makes_it() {
         let events: Vec<String> = (0..100).map(|_| event(100)).collect();
-        let (mut pieces, mut lines) = (Pieces::new(PIECE_BYTES), Lines::default());
+        let mut pieces = Pieces::new(PIECE_BYTES, 8 * PIECE_BYTES);
+        let mut lines = Lines::default();
         for part in list(&events).as_bytes().chunks(50) {
             pieces.push(part, &mut lines).unwrap();
             assert!(pieces.window.capacity() < 4 * PIECE_BYTES, "{}", pieces.window.capacity());

@@ -61,7 +61,7 @@ pub(super) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
         (Some(max_body), "`\"256MiB\"`, with queue.directory `\"1GiB\"`"),
         "decompressed, and as sent; larger: 413. What takes effect is the smallest of it, max_in_flight and \
          queue.max_bytes - 256 (with queue.directory: the smaller of it and queue.max_bytes / 2, and one \
-         event is at most half of max_in_flight)",
+         event is smaller than max_in_flight)",
     );
     Limits {
         max_body: t.size_of(key, KIB..).unwrap_or(max_body),

@@ -566,7 +566,7 @@ fn too_large(bounds: &Bounds) -> Refusal {
 
 fn event_too_large(max: u64) -> Refusal {
     let message = format!(
-        "one event is too large for limits.max_in_flight ({max} bytes), which has room for an event of about half of that: raise limits.max_in_flight"
+        "one event is too large for limits.max_in_flight ({max} bytes): raise limits.max_in_flight"
     );
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
 }

@@ -1,7 +1,7 @@
 //! Decodes a body that is too large for memory in pieces while it arrives, and stores its lines in
 //! a file of the queue.
 //!
-//! Memory holds one piece and the largest event. Only the durable queue has such a file. With a
+//! Memory holds one piece, or the largest event. Only the durable queue has such a file. With a
 //! queue in memory, every body is held and decoded whole.
 //!
 //! All functions that decode run on threads that may block: [`Large::push`] decodes megabytes and
@@ -35,7 +35,7 @@ const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 const STEP_BYTES: u64 = 1024 * 1024;
 
 /// The sizes in bytes that decide how a large body is decoded. Normally they are the constants of
-/// this file. If `limits.max_in_flight` is small, they are smaller.
+/// this file. If `limits.max_in_flight` is small, the first three are smaller.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
     /// The largest body in bytes that is decoded as one whole if the queue is durable. With a queue
@@ -45,14 +45,21 @@ pub(super) struct Sizes {
     pub(super) step: usize,
     /// The size in bytes of a piece of a large body, which becomes one record of the queue.
     piece: usize,
+    /// The greatest number of bytes of a large body that wait until an event is complete.
+    waiting: usize,
 }
 
 impl Sizes {
-    pub(super) fn new(max_in_flight: u64) -> Self {
+    pub(super) fn new(max_body: u64, max_in_flight: u64) -> Self {
         let part = |bytes: u64, parts: u64| {
             usize::try_from(bytes.min(max_in_flight / parts)).unwrap_or(usize::MAX)
         };
-        Self { whole: part(WHOLE_MAX, 4), step: part(STEP_BYTES, 8), piece: part(PIECE_BYTES, 8) }
+        Self {
+            whole: part(WHOLE_MAX, 4),
+            step: part(STEP_BYTES, 8),
+            piece: part(PIECE_BYTES, 8),
+            waiting: part(max_body, 1),
+        }
     }
 }
 
@@ -92,7 +99,7 @@ impl Large {
     /// Makes the state for a large body of which no byte was passed to [`Large::push`] yet. The
     /// lines of its events will be stored in the file `incoming`.
     pub(super) fn new(sizes: Sizes, incoming: Incoming) -> Self {
-        Self { pieces: Pieces::new(sizes.piece), lines: Lines(incoming) }
+        Self { pieces: Pieces::new(sizes.piece, sizes.waiting), lines: Lines(incoming) }
     }
 
     /// Returns the number of bytes of memory that the undecoded part of this body takes now.

@@ -589,17 +589,19 @@ impl<'a> Scan<'a> {
     /// Returns whole lines of a record, from the offset `from` in the file on. `end` is the offset
     /// where the record ends. The result has roughly `about` bytes, and at least one line.
     pub(super) fn read_lines(&mut self, from: u64, end: u64, about: u64) -> Bytes {
-        let mut size = about.max(1).min(end - from);
-        loop {
-            let read = self.read(from, size);
-            if from + size == end {
-                return read;
-            }
-            if let Some(last) = memchr::memrchr(b'\n', &read) {
-                return read.slice(..=last);
-            }
-            size = (size * 2).min(end - from);
+        let size = about.max(1).min(end - from);
+        let read = self.read(from, size);
+        if from + size == end {
+            return read;
         }
+        if let Some(last) = memchr::memrchr(b'\n', &read) {
+            return read.slice(..=last);
+        }
+        drop(read);
+        // The end of a longer line is searched for before the line is read, so that memory holds
+        // the line once.
+        let until = self.nth_line(from + size..end, 1);
+        self.read(from, until - from)
     }
 
     /// Returns the offset in the file where the line with the number `n`, counted from 0, starts.
@@ -770,6 +772,8 @@ impl<'a> Scan<'a> {
             Check::Lines => self.ahead + BLOCK,
         };
         let size = size.max(ahead.min(self.end.saturating_sub(at)));
+        // Memory need not hold the old part while the new one is read.
+        self.window = Bytes::new();
         let mut buffer = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
         if self.file.read_at(&mut buffer, at).is_err() {
             let (mut from, mut rest) = (at, buffer.as_mut_slice());

@@ -440,17 +440,14 @@ fn memory_limit(load: &Load, max_bytes: u64, max_in_flight: u64) -> (u64, Figure
         (m::PROGRAM, "program".to_owned()),
         (m::CONNECTIONS * m::CONNECTION, format!("connections ({} × 160 KiB)", m::CONNECTIONS)),
     ];
-    // With a directory an event is at most half of max_in_flight, and a body is decoded in pieces.
-    let largest = match load.place {
-        Place::Disk => max_in_flight / 2,
-        Place::Memory => {
-            parts.push((max_in_flight / 2, "decoding".to_owned()));
-            max_in_flight
-        }
-    };
+    // With a directory a body is decoded in pieces.
+    if load.place == Place::Memory {
+        parts.push((max_in_flight / 2, "decoding".to_owned()));
+    }
     for name in &load.outputs {
+        // An event is at most as large as max_in_flight.
         let memory = m::output(name).map_or(0, |output| output.memory);
-        parts.push((largest + memory, name.clone()));
+        parts.push((max_in_flight + memory, name.clone()));
     }
     let sum: u64 = parts.iter().map(|(bytes, _)| bytes).sum();
     let limit = sum.next_multiple_of(m::MEMORY_STEP);

@@ -36,7 +36,7 @@ fn sizes(plan: &Plan) -> [u64; 5] {
 #[test]
 fn three_loads_have_the_figures_that_are_computed_by_hand() {
     // 150 × 43,200 × (1,430 + 1 + 4,160 / 400) × 1.25 = 11.675 GB = 10.87 GiB; with 192 MiB 11.06.
-    // (12 GiB + 64 MiB) × 1.05 = 12.67 GiB. 128 + 32 + 32 + 160 + (64 + 16) = 432 MiB.
+    // (12 GiB + 64 MiB) × 1.05 = 12.67 GiB. 128 + 32 + 32 + 160 + (128 + 16) = 496 MiB.
     let plan = Plan::of(load()).unwrap();
     let (gib, mib) = (m::GIB, m::MIB);
     assert_eq!(sizes(&plan), [12 * gib, 13 * gib, 512 * mib, 128 * mib, 100]);
@@ -63,7 +63,7 @@ fn three_loads_have_the_figures_that_are_computed_by_hand() {
     // 4,000 × 14,400 × 0.7165 × 1,011.4 × 1.25 = 52.18 GB = 48.59 GiB; with 192 MiB 48.78.
     // Evidence: 2 GiB + 160 × 86,400 × 365 + 0.28877 × 90.38 G events a year = 2 GiB + 31.14 GB.
     // (49 + 0.0625 + 2 + 29.01) × 1.05 = 84.07 GiB.
-    // 128 + 32 + 32 + 160 + (64 + 16) + (64 + 32) = 528 MiB.
+    // 128 + 32 + 32 + 160 + (128 + 16) + (128 + 32) = 656 MiB.
     // 10 + 1000 × (0.008598 × (4.1 + 1.1 + 1.23 + 4.1 + 1.1) + 21.5 × 0.00034) = 117.3.
     let large = Load {
         events_per_second: 4000.0,
@@ -76,7 +76,7 @@ fn three_loads_have_the_figures_that_are_computed_by_hand() {
     };
     let plan = Plan::of(large).unwrap();
     assert!((plan.share - 0.7165).abs() < 0.0001, "{}", plan.share);
-    assert_eq!(sizes(&plan), [49 * gib, 85 * gib, 640 * mib, 128 * mib, 120]);
+    assert_eq!(sizes(&plan), [49 * gib, 85 * gib, 768 * mib, 128 * mib, 120]);
 }
 
 #[test]

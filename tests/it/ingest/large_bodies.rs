@@ -171,6 +171,80 @@ fn a_body_of_a_gib_is_taken_and_delivered_within_the_memory_that_is_promised() {
     assert_eq!(leftovers(&spool), Vec::<String>::new());
 }
 
+/// Returns an EventList of ten small events, one of `bytes` bytes, and ten more.
+fn with_neighbours(bytes: usize) -> Vec<u8> {
+    let parts =
+        [generated_batch(1, 10, 500), generated_batch(2, 1, bytes), generated_batch(3, 10, 500)];
+    let events = parts.map(|part| events_of(&part)).concat();
+    let head = generated_batch(1, 1, 500);
+    let head = &head[..head.len() - events_of(&head)[0].len() - b"]}\n".len()];
+    [head, &events.join(&b','), b"]}\n"].concat()
+}
+
+/// Method: an event of more than half of `max_in_flight` comes between small ones, in each form of
+/// a body. It must be accepted, and cost its neighbours nothing.
+#[test]
+fn an_event_of_nearly_max_in_flight_is_taken_with_its_neighbours() {
+    let spool = Spool::new();
+    let sink = TcpSink::start();
+    let relay = Relay::start(&format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n\
+         replay_window = \"100ms\"\n{LITTLE_MEMORY}{}",
+        sink.address(),
+        spool.queue("max_bytes = \"64MiB\"\n")
+    ));
+    let list = with_neighbours(850_000);
+    let events = events_of(&list);
+    assert!(events[10].len() > 800_000, "{}", events[10].len());
+    let lines = events.join(&b'\n');
+    let bodies = [("", list.clone()), ("", lines), ("Content-Encoding: gzip\r\n", gzip(&list))];
+    for (headers, body) in &bodies {
+        assert_accepted(&post(relay.address(), headers, body).unwrap(), 21);
+    }
+    let mut client = Client::connect(relay.address()).unwrap();
+    client.send(&chunked(&list)).unwrap();
+    assert_accepted(&client.read_response().unwrap(), 21);
+    sink.wait_for_count(4 * 21, PATIENCE);
+    assert!(sink.lines() == vec![events; 4].concat(), "the events are others than those sent");
+    assert_eq!(relay.metrics().value("in_flight_bytes", &[]), 0.0);
+    let response = relay.post(&with_neighbours(1_100_000));
+    assert_refusal(&response, 413);
+    assert!(response.text().contains("raise limits.max_in_flight"), "{}", response.text());
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: one event of nearly `max_in_flight` is sent while the consumer is away. Then the relay
+/// starts again, and delivers it. Each time its highest resident memory is compared with guarantee
+/// 4.
+#[test]
+fn an_event_of_nearly_max_in_flight_is_in_memory_once() {
+    let (consumer, seen) = counting_consumer();
+    let spool = Spool::new();
+    let config = |port| {
+        format!(
+            "{BASE}{}{}[limits]\nmax_in_flight = \"128MiB\"\nbody_timeout = \"5m\"\n",
+            away_from(port),
+            spool.queue("max_bytes = \"512MiB\"\n")
+        )
+    };
+    // The parts of the sum, beyond an idle process: 32 MiB for the queue, 32 MiB more, 64 KiB for
+    // each connection; and `max_in_flight`, or the largest event of the output.
+    let most = |idle: u64| idle + (32 + 32 + 2 + 128) * MIB as u64;
+    let mut relay = Relay::start(&config(free_port()));
+    let idle = relay.rss_bytes();
+    assert_accepted(&relay.post(&with_neighbours(120 * MIB)), 21);
+    let used = relay.rss_bytes_max();
+    assert!(used < most(idle), "{} MiB are resident, {} promised", used >> 20, most(idle) >> 20);
+    relay.stop();
+
+    let relay = Relay::start(&config(consumer.port()));
+    wait_until("all events at the consumer", PATIENCE * 6, || seen.lock().unwrap().0 >= 21);
+    relay.wait_until_delivered(PATIENCE);
+    let used = relay.rss_bytes_max();
+    assert!(used < most(idle), "{} MiB are resident, {} promised", used >> 20, most(idle) >> 20);
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn a_batch_of_90_mb_hides_no_event_by_the_defaults_in_memory() {
     let sink = TcpSink::start();
