@@ -36,7 +36,9 @@ pub(super) fn serve(stream: impl Read + Write) -> io::Result<()> {
             _ => ("200 OK", String::new()),
         };
         let length = answer.len();
-        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\n\r\n{answer}");
+        // S3 answers with an ETag, and the others have no objection to one.
+        let head =
+            format!("HTTP/1.1 {status}\r\nETag: \"0\"\r\nContent-Length: {length}\r\n\r\n{answer}");
         stream.get_mut().write_all(head.as_bytes())?;
         stream.get_mut().flush()?;
     }

@@ -30,7 +30,6 @@ use super::http::api::RequestHead;
 use super::http::api::Sent;
 use super::http::api::TestRequest;
 use super::http::api::body_for;
-use super::http::api::tested_by_status;
 use super::http::api::token_header;
 use super::http::api::write_events;
 use super::setup::IntoConnector;
@@ -242,13 +241,17 @@ impl Api for Bulk {
         "application/x-ndjson"
     }
 
-    fn test_request(&self) -> Option<TestRequest> {
+    fn test_requests(&self) -> Vec<TestRequest> {
         let post = RequestHead::post(&format!("/{}", self.index), self.content_type());
-        Some(TestRequest { head: RequestHead { method: Method::HEAD, ..post }, body: b"" })
+        vec![TestRequest { head: RequestHead { method: Method::HEAD, ..post }, body: b"" }]
     }
 
-    fn tested(&self, status: StatusCode, _: &[u8]) -> Result<(), String> {
-        match status {
+    /// The answer to HEAD has no body, so only its type can show that it is a web page.
+    fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
+        if reply.has_type_of_page() {
+            return Err(reply.instead("").to_owned());
+        }
+        match reply.status {
             StatusCode::UNAUTHORIZED => Err("the credentials are missing or wrong".to_owned()),
             // A key that may only write is not allowed to look at the index.
             StatusCode::FORBIDDEN => Ok(()),
@@ -257,8 +260,14 @@ impl Api for Bulk {
                  the first event",
                 self.index
             )),
-            status => tested_by_status(status),
+            _ => self.tested_by_status(reply),
         }
+    }
+
+    /// An answer whose items say what became of each event is all that counts:
+    /// [`Api::judge`] reads them.
+    fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
+        Ok(())
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {

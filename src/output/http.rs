@@ -77,7 +77,7 @@ impl IntoConnector for Settings {
 /// (`Client::dial`) when a request needs a connection, and again after the consumer has closed the
 /// previous one. The watch (a task that tests failed addresses) calls `Client::reach`, which
 /// connects to an address and sends it no request. The command `check --connect` calls
-/// `Client::test`, which sends the test request of the protocol too.
+/// `Client::test`, which sends the test requests of the protocol too.
 pub(super) struct HttpConnector {
     client: Arc<Client>,
     watch: Watch,

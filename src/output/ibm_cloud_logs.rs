@@ -59,6 +59,15 @@ const REQUEST_BYTES_MAX: u64 = 2_000_000;
 /// The most characters of `application_name` and `subsystem_name`.
 const NAME_CHARS_MAX: usize = 256;
 
+/// The most bytes of an answer that are read.
+const ANSWER_BYTES: usize = 64 * 1024;
+
+/// The words for an operator whose token is answered 401.
+const UNAUTHORIZED: &str = "the IAM token is not accepted";
+
+/// The words for an operator whose token is answered 403.
+const FORBIDDEN: &str = "the service ID or trusted profile needs the role Sender for this instance";
+
 /// The statuses 4xx that are about the settings, or about the moment, and not about the events of
 /// the request.
 const NOT_ABOUT_EVENTS: [StatusCode; 6] = [
@@ -267,6 +276,18 @@ impl Api for Singles {
         true
     }
 
+    fn answer_bytes(&self) -> usize {
+        ANSWER_BYTES
+    }
+
+    /// The API documents no body of its answers, so only a web page is known to be wrong.
+    fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
+        match reply.body {
+            Some(_) if !reply.is_page() => Ok(()),
+            Some(_) | None => Err("the answer is not that of IBM Cloud Logs".to_owned()),
+        }
+    }
+
     fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
         let mut body = body_for(&batch);
         // The closing bracket needs one byte more.
@@ -287,11 +308,9 @@ impl Api for Singles {
         let Outcome::Failed(mut failure) = reply.by_status else { return reply.by_status };
         if status == StatusCode::UNAUTHORIZED {
             self.iam.refused();
-            failure.message.push_str(": the IAM token is not accepted");
+            failure.message.push_str(&format!(": {UNAUTHORIZED}"));
         } else if status == StatusCode::FORBIDDEN {
-            failure.message.push_str(
-                ": the service ID or trusted profile needs the role Sender for this instance",
-            );
+            failure.message.push_str(&format!(": {FORBIDDEN}"));
         } else if status.is_client_error() && !NOT_ABOUT_EVENTS.contains(&status) {
             return Outcome::Refused(failure);
         }

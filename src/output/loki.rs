@@ -11,15 +11,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use hyper::StatusCode;
+
 use super::event_fields::EventFields;
 use super::event_fields::unescaped;
 use super::http::HttpConnector;
 use super::http::api::Api;
 use super::http::api::Encoded;
-use super::http::api::Outcome;
 use super::http::api::Reply;
 use super::http::api::RequestHead;
-use super::http::api::Sent;
 use super::http::api::TestRequest;
 use super::setup::IntoConnector;
 use super::setup::Setup;
@@ -194,9 +194,9 @@ impl Api for Format {
         "application/json"
     }
 
-    fn test_request(&self) -> Option<TestRequest> {
+    fn test_requests(&self) -> Vec<TestRequest> {
         let head = RequestHead::post(self.path(), self.content_type());
-        Some(TestRequest { head, body: br#"{"streams":[]}"# })
+        vec![TestRequest { head, body: br#"{"streams":[]}"# }]
     }
 
     fn wraps_events(&self) -> bool {
@@ -242,18 +242,32 @@ impl Api for Format {
         Encoded::new(body, events)
     }
 
-    fn judge(&self, reply: Reply<'_>, _: &Sent) -> Outcome {
-        if !reply.status.is_success() {
-            return reply.by_status;
-        }
-        let is_page = |body: &[u8]| body.trim_ascii_start().starts_with(b"<");
+    /// Loki answers 204. A 200 is believed if its body is not a web page, and reports no error.
+    fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         match (reply.status.as_u16(), reply.body) {
-            (204, _) => reply.by_status,
-            (200, Some(body)) if !is_page(body) => reply.by_status,
-            (260, _) => reply.unclear("Loki blocks the tenant's writes, and has stored nothing"),
-            _ => reply.unclear("the answer is not that of the push API"),
+            (204, _) => Ok(()),
+            (200, Some(body)) if !reply.is_page() && !is_error(body) => Ok(()),
+            (260, _) => Err("Loki blocks the tenant's writes, and has stored nothing".to_owned()),
+            _ => Err("the answer is not that of the push API".to_owned()),
         }
     }
+
+    /// Loki answers 422 to a request without streams.
+    fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
+        match reply.status {
+            StatusCode::UNPROCESSABLE_ENTITY if !reply.is_page() => Ok(()),
+            _ => self.tested_by_status(reply),
+        }
+    }
+}
+
+/// Returns `true` if an answer reports an error, as gateways in front of Loki do:
+/// `{"status":"error",…}`.
+fn is_error(body: &[u8]) -> bool {
+    let answer: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let status = answer.get("status").and_then(serde_json::Value::as_str);
+    status.is_some_and(|status| ["error", "fail"].contains(&status))
+        || answer.get("error").is_some_and(|error| !error.is_null())
 }
 
 /// Returns the verb of an event as a label, and the entries of its stream so far.

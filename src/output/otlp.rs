@@ -9,6 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::StatusCode;
+use serde::Deserialize;
+
 use super::event_fields::EventFields;
 use super::event_fields::unescaped;
 use super::http::HttpConnector;
@@ -45,6 +48,9 @@ const ANSWER_BYTES: usize = 1 << 20;
 
 /// The default of `batch.max_bytes`. Receivers take 4 MB or more.
 const BATCH_BYTES: u64 = 4_000_000;
+
+/// The media type of the other encoding in which a receiver may answer.
+const JSON: &str = "application/json";
 
 /// The name of the scope: the program that has written the records.
 const SCOPE: &str = env!("CARGO_PKG_NAME");
@@ -119,9 +125,19 @@ impl Api for Logs {
         "application/x-protobuf"
     }
 
-    fn test_request(&self) -> Option<TestRequest> {
+    /// The request has an empty `ResourceLogs`, because some receivers refuse an empty body.
+    fn test_requests(&self) -> Vec<TestRequest> {
         let head = RequestHead::post(self.path(), self.content_type());
-        Some(TestRequest { head, body: b"" })
+        vec![TestRequest { head, body: b"\x0a\x00" }]
+    }
+
+    /// A receiver that refuses a request without records says so in an encoding of OTLP.
+    fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
+        let is_otlp = reply.is_of_type(self.content_type()) || reply.is_of_type(JSON);
+        match reply.status {
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY if is_otlp => Ok(()),
+            _ => self.tested_by_status(reply),
+        }
     }
 
     fn wraps_events(&self) -> bool {
@@ -159,18 +175,17 @@ impl Api for Logs {
         Encoded::new(body, events)
     }
 
+    /// OTLP asks for 200 and an `ExportLogsServiceResponse`. Receivers that are in use also answer
+    /// other statuses 2xx, such as 201 and 204, and leave the body empty.
+    fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
+        let is_understood = !reply.has_type_of_page() && rejected_in(reply).is_some();
+        let what = || "the answer is not an ExportLogsServiceResponse".to_owned();
+        is_understood.then_some(()).ok_or_else(what)
+    }
+
     fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
-        if !reply.status.is_success() {
-            return reply.by_status;
-        }
-        // OTLP asks for 200. Loki, which has this service too, answers 204.
-        if ![200, 204].contains(&reply.status.as_u16()) {
-            return reply.unclear("the answer is not that of OTLP");
-        }
-        let Some(rejected) = reply.body.and_then(rejected) else {
-            return reply.unclear("the answer is not an ExportLogsServiceResponse");
-        };
-        if rejected == 0 {
+        let rejected = rejected_in(&reply).unwrap_or_default();
+        if !reply.status.is_success() || rejected == 0 {
             return reply.by_status;
         }
         let refused = rejected.min(sent.events);
@@ -298,8 +313,58 @@ fn write_message(field: u8, body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)
     }
 }
 
-/// Returns the number of rejected records in an `ExportLogsServiceResponse`; 0 if the response has
-/// no such number. Returns `None` if the bytes are no such message.
+/// Returns the number of rejected records that an answer tells; 0 if it tells none. Returns `None`
+/// if the answer is not an `ExportLogsServiceResponse`. A body that begins with `{` is JSON,
+/// whatever its type is: no message of Protobuf begins with this byte.
+fn rejected_in(reply: &Reply<'_>) -> Option<u64> {
+    let body = reply.body?;
+    match reply.is_of_type(JSON) || body.starts_with(b"{") {
+        true if body.is_empty() => Some(0),
+        true => rejected_in_json(body),
+        false => rejected(body),
+    }
+}
+
+/// An `ExportLogsServiceResponse` in JSON. Names are those of JSON, or those of Protobuf, which
+/// some receivers keep. An answer with any other member is not one.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JsonResponse {
+    #[serde(default, rename = "partialSuccess", alias = "partial_success")]
+    partial: Option<JsonPartial>,
+}
+
+#[derive(Deserialize)]
+struct JsonPartial {
+    #[serde(default, rename = "rejectedLogRecords", alias = "rejected_log_records")]
+    rejected: Option<JsonNumber>,
+}
+
+/// A number of 64 bits, which JSON has as a string, and some receivers as a number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum JsonNumber {
+    Number(i64),
+    Text(String),
+}
+
+/// Returns the number of rejected records in an `ExportLogsServiceResponse` in JSON: as for
+/// [`rejected`].
+fn rejected_in_json(response: &[u8]) -> Option<u64> {
+    // serde would also take an array for the message.
+    let object = Some(response).filter(|it| it.trim_ascii_start().starts_with(b"{"))?;
+    let response: JsonResponse = serde_json::from_slice(object).ok()?;
+    let number = match response.partial.and_then(|partial| partial.rejected) {
+        None => 0,
+        Some(JsonNumber::Number(number)) => number,
+        Some(JsonNumber::Text(text)) => text.parse().ok()?,
+    };
+    // No number below 0 can be meant.
+    Some(u64::try_from(number).unwrap_or(0))
+}
+
+/// Returns the number of rejected records in an `ExportLogsServiceResponse` in Protobuf; 0 if the
+/// response has no such number. Returns `None` if the bytes are no such message.
 fn rejected(response: &[u8]) -> Option<u64> {
     let (mut rest, mut rejected) = (response, 0);
     while !rest.is_empty() {
@@ -383,6 +448,26 @@ mod tests {
             (b"ok", None),
         ] {
             assert_eq!(rejected(answer), wanted, "{}", answer.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn the_answer_is_read_in_json_too() {
+        for (answer, wanted) in [
+            ("{}", Some(0)),
+            (r#"{"partialSuccess":{}}"#, Some(0)),
+            (r#"{"partialSuccess":null}"#, Some(0)),
+            (r#"{"partialSuccess":{"rejectedLogRecords":"7","errorMessage":"bad"}}"#, Some(7)),
+            (r#"{"partial_success":{"rejected_log_records":7}}"#, Some(7)),
+            (r#"{"partialSuccess":{"rejectedLogRecords":-1}}"#, Some(0)),
+            (r#"{"partialSuccess":{"rejectedLogRecords":"many"}}"#, None),
+            (r#"{"partialSuccess":7}"#, None),
+            (r#"{"status":"error"}"#, None),
+            (r#"{"code":16,"message":"who are you?"}"#, None),
+            ("[]", None),
+            ("\"ok\"", None),
+        ] {
+            assert_eq!(rejected_in_json(answer.as_bytes()), wanted, "{answer}");
         }
     }
 

@@ -35,7 +35,6 @@ use super::http::api::Sent;
 use super::http::api::TestRequest;
 use super::http::api::Told;
 use super::http::api::body_for;
-use super::http::api::tested_by_status;
 use super::http::api::token_header;
 use super::http::api::write_events;
 use super::setup::IntoConnector;
@@ -241,7 +240,7 @@ struct Collector {
     before: String,
     /// The text after the event.
     after: String,
-    /// How Splunk is asked for acknowledgements; `None`: a 2xx is final.
+    /// How Splunk is asked for acknowledgements; `None`: an answer with code 0 is final.
     acknowledgement: Option<Indexing>,
 }
 
@@ -293,7 +292,7 @@ enum Fault {
 fn fault(code: u16) -> Option<Fault> {
     Some(match code {
         // 24 and 25 warn that a queue or the acknowledgements are nearly full.
-        0 | 17 | 24 | 25 => Fault::None,
+        0 | 24 | 25 => Fault::None,
         1 => Fault::Settings("the token is disabled"),
         2 | 3 => Fault::Settings("the header Authorization is missing or wrong"),
         4 => Fault::Settings("Splunk does not know the token"),
@@ -368,19 +367,27 @@ impl Api for Collector {
         token_header("Splunk", &self.token_file).map(Some)
     }
 
-    fn test_request(&self) -> Option<TestRequest> {
+    fn test_requests(&self) -> Vec<TestRequest> {
         let head = RequestHead::post(EVENTS, self.content_type());
-        Some(TestRequest { head, body: b"" })
+        vec![TestRequest { head, body: b"" }]
     }
 
-    fn tested(&self, status: StatusCode, body: &[u8]) -> Result<(), String> {
+    fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
+        let body = reply.body.unwrap_or_default();
         let answer = serde_json::from_slice::<Answer>(body).unwrap_or_default();
         match answer.code.and_then(fault) {
             Some(Fault::Settings(what) | Fault::Busy(what)) => Err(what.to_owned()),
             // The request has no event, and Splunk says so.
             Some(Fault::Event(_)) => Ok(()),
-            Some(Fault::None) | None => tested_by_status(status),
+            Some(Fault::None) | None => self.tested_by_status(reply),
         }
+    }
+
+    /// Each answer of a collector has a code. [`Api::judge`] takes 0, 24 and 25.
+    fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
+        let answer = reply.body.and_then(|body| serde_json::from_slice::<Answer>(body).ok());
+        let is_known = answer.and_then(|answer| answer.code).and_then(fault).is_some();
+        is_known.then_some(()).ok_or_else(|| "the answer is not that of a collector".to_owned())
     }
 
     fn request_headers(&self, call: &Call<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
@@ -419,7 +426,7 @@ impl Api for Collector {
 
     fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
         let parsed = reply.body.and_then(|body| serde_json::from_slice::<Answer>(body).ok());
-        let (is_understood, answer) = (parsed.is_some(), parsed.unwrap_or_default());
+        let answer = parsed.unwrap_or_default();
         let (status, base) = (reply.status, reply.base);
         let failure = |reason, what: &str| {
             let code = answer.code.unwrap_or_default();
@@ -447,10 +454,7 @@ impl Api for Collector {
             }
             Some(Fault::Event(what)) => failed(what),
             Some(Fault::None) | None => match reply.by_status {
-                Outcome::Accepted if is_understood || self.acknowledgement.is_none() => {
-                    self.taken(&reply, &answer)
-                }
-                Outcome::Accepted => reply.unclear("the answer is not that of a collector"),
+                Outcome::Accepted => self.taken(&reply, &answer),
                 by_status @ (Outcome::Taken(_)
                 | Outcome::Judged(_)
                 | Outcome::Refused(_)

@@ -45,12 +45,11 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(asked.min(RETRY_AFTER_MAX))
 }
 
-/// Returns the result of a request that was answered with `response`. It follows from the status:
-/// for example, 200 is accepted, 413 is refused, and 503 is failed.
-pub(super) fn meaning(base: &BaseUrl, response: &Response<Incoming>) -> Outcome {
-    let status = response.status();
+/// Returns the result that follows from the status and the headers of an answer: for example, 200
+/// is accepted, 413 is refused, and 503 is failed.
+pub(super) fn meaning(base: &BaseUrl, status: StatusCode, headers: &HeaderMap) -> Outcome {
     let failure = |reason| Failure {
-        retry_after: retry_after(response.headers(), SystemTime::now()),
+        retry_after: retry_after(headers, SystemTime::now()),
         ..Failure::new(reason, format!("{base}: answered {status}"))
     };
     match status {
@@ -75,9 +74,10 @@ pub(super) fn early(
     response: &Response<Incoming>,
     sent: &Sent,
 ) -> Outcome {
-    match meaning(base, response) {
+    let (status, headers) = (response.status(), response.headers());
+    let path = own_path(api);
+    match meaning(base, status, headers) {
         Outcome::Accepted => {
-            let status = response.status();
             let what = format!(
                 "{base}: answered {status} before it had the whole request, which is no \
                  acknowledgement"
@@ -88,16 +88,23 @@ pub(super) fn early(
         | Outcome::Judged(_)
         | Outcome::Refused(_)
         | Outcome::Failed(_)) => {
-            let (status, is_too_long) = (response.status(), false);
-            api.judge(Reply { status, by_status, body: None, is_too_long, base }, sent)
+            let (body, is_too_long) = (None, false);
+            let reply = Reply { status, headers, by_status, body, is_too_long, path, base };
+            api.judge(reply, sent)
         }
     }
 }
 
+/// Returns the path that the protocol adds to the configured URL, without a query.
+fn own_path(api: &dyn Api) -> &str {
+    api.path().split('?').next().unwrap_or_default()
+}
+
 /// Returns the result of a request, which `api` judges. Reads the body of the answer until
 /// `deadline` at most. If `api` does not want the body, reads it for at most [`ANSWER_TIME`] and
-/// about [`ANSWER_BYTES_MAX`] bytes. The returned `bool` is `true` if the body was read to its end,
-/// so that the connection can be used for another request.
+/// about [`ANSWER_BYTES_MAX`] bytes. A 2xx that is not the acknowledgement of the protocol is a
+/// failure. The returned `bool` is `true` if the body was read to its end, so that the connection
+/// can be used for another request.
 pub(super) async fn judge(
     api: &dyn Api,
     base: &BaseUrl,
@@ -105,9 +112,48 @@ pub(super) async fn judge(
     sent: &Sent,
     deadline: Instant,
 ) -> (Outcome, bool) {
-    let (status, by_status) = (response.status(), meaning(base, &response));
-    let mut body = response.into_body();
-    let (mut text, mut read, wanted) = (Vec::new(), 0, api.answer_bytes());
+    let answer = read(response, api.answer_bytes(), deadline).await;
+    let reply = answer.reply(base, own_path(api));
+    let outcome = match reply.status.is_success().then(|| api.acknowledged(&reply)) {
+        Some(Err(what)) => reply.unclear(&what),
+        Some(Ok(())) | None => api.judge(reply, sent),
+    };
+    (outcome, answer.is_whole)
+}
+
+/// An answer after its body was read.
+pub(super) struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    /// `None` if the body is longer than wanted, broke off or came too slowly.
+    body: Option<Vec<u8>>,
+    /// `true`: there is no body because it is longer than wanted.
+    is_too_long: bool,
+    /// `true` if the body was read to its end.
+    is_whole: bool,
+}
+
+impl Answer {
+    /// Returns the answer as a protocol judges it. `path` is the protocol's part of the request's
+    /// path.
+    pub(super) fn reply<'a>(&'a self, base: &'a BaseUrl, path: &'a str) -> Reply<'a> {
+        Reply {
+            status: self.status,
+            headers: &self.headers,
+            by_status: meaning(base, self.status, &self.headers),
+            body: self.body.as_deref(),
+            is_too_long: self.is_too_long,
+            path,
+            base,
+        }
+    }
+}
+
+/// Reads the body of an answer until `deadline`, and keeps it if it has at most `wanted` bytes. If
+/// none is wanted, reads it for at most [`ANSWER_TIME`] and about [`ANSWER_BYTES_MAX`] bytes.
+pub(super) async fn read(response: Response<Incoming>, wanted: usize, deadline: Instant) -> Answer {
+    let (head, mut body) = response.into_parts();
+    let (mut text, mut read) = (Vec::new(), 0);
     let rest = async {
         while let Some(frame) = body.frame().await {
             let frame = frame.ok()?;
@@ -126,10 +172,14 @@ pub(super) async fn judge(
         0 => deadline.min(Instant::now() + ANSWER_TIME),
         _ => deadline,
     };
-    let keep = matches!(tokio::time::timeout_at(deadline, rest).await, Ok(Some(())));
-    let body = (keep && read <= wanted).then_some(text.as_slice());
-    let is_too_long = wanted > 0 && read > wanted;
-    (api.judge(Reply { status, by_status, body, is_too_long, base }, sent), keep)
+    let is_whole = matches!(tokio::time::timeout_at(deadline, rest).await, Ok(Some(())));
+    Answer {
+        status: head.status,
+        headers: head.headers,
+        body: (is_whole && read <= wanted).then_some(text),
+        is_too_long: wanted > 0 && read > wanted,
+        is_whole,
+    }
 }
 
 /// Returns the category of the error that ended a request on an open connection before its answer:

@@ -12,6 +12,7 @@ use futures_util::future::BoxFuture;
 use hyper::HeaderMap;
 use hyper::Method;
 use hyper::StatusCode;
+use hyper::header;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 
@@ -124,16 +125,39 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
-    /// Returns a request without events, by which `check --connect` learns if the consumer would
-    /// take events; `None` if the protocol has none.
-    fn test_request(&self) -> Option<TestRequest> {
-        None
+    /// Returns the requests without events by which `check --connect` learns if the consumer would
+    /// take events. Empty if the protocol has none: then the consumer gets no request.
+    fn test_requests(&self) -> Vec<TestRequest> {
+        Vec::new()
     }
 
-    /// Returns whether the answer to the test request says that the consumer would take events. An
+    /// Returns whether the answer to a test request says that the consumer would take events. An
     /// error says why not, in words for the operator.
-    fn tested(&self, status: StatusCode, _body: &[u8]) -> Result<(), String> {
-        tested_by_status(status)
+    fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
+        self.tested_by_status(reply)
+    }
+
+    /// Returns what the status of an answer to a test request means: see [`Api::tested`]. A 2xx
+    /// must be what a delivery would take for an acknowledgement.
+    fn tested_by_status(&self, reply: &Reply<'_>) -> Result<(), String> {
+        Err(match reply.status {
+            status if status.is_success() => {
+                let acknowledged = self.acknowledged(reply);
+                return acknowledged.map_err(|what| reply.instead(&what).to_owned());
+            }
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+                "the server does not understand the request, so it may be another service than \
+                 this type of output needs"
+                    .to_owned()
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                "the token or password is missing, wrong, or may not write".to_owned()
+            }
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                format!("there is no such service at this URL (the request was for {})", reply.path)
+            }
+            _ => "the consumer would not take events now".to_owned(),
+        })
     }
 
     /// Asks each server that the protocol needs besides the consumer once, for `check --connect`.
@@ -165,9 +189,16 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
     /// the identity of the queue.
     fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded;
 
-    /// Returns the result of a request that was answered. As a rule, it follows from the status. An
-    /// answer that came before the consumer had the whole request is judged too, without its body,
-    /// unless its status is 2xx.
+    /// Checks that an answer with a status 2xx is the acknowledgement of this protocol, and does
+    /// not come from somebody else, such as a proxy or a sign-in page. The error says for the
+    /// operator what is wrong with the answer. Such an answer is not judged, and its events are
+    /// sent again.
+    fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String>;
+
+    /// Returns the result of a request that was answered, and not by a 2xx that
+    /// [`Api::acknowledged`] refuses. As a rule, the result follows from the status. An answer that
+    /// came before the consumer had the whole request is judged too, without its body, unless its
+    /// status is 2xx.
     fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
         reply.by_status
     }
@@ -211,25 +242,10 @@ pub(in crate::output) struct Call<'a> {
     pub(in crate::output) extra: &'a HeaderMap,
 }
 
-/// A request without events: see [`Api::test_request`].
+/// A request without events: see [`Api::test_requests`].
 pub(in crate::output) struct TestRequest {
     pub(in crate::output) head: RequestHead,
     pub(in crate::output) body: &'static [u8],
-}
-
-/// Returns what a status means for an operator who tests a consumer: the reason why it would not
-/// take events, or `Ok`. The statuses 400 and 422 are about the request, which has no events, so
-/// the consumer has let the request in.
-pub(in crate::output) fn tested_by_status(status: StatusCode) -> Result<(), String> {
-    match status {
-        status if status.is_success() => Ok(()),
-        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => Ok(()),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            Err("the token or password is missing, wrong, or may not write".to_owned())
-        }
-        StatusCode::NOT_FOUND => Err("there is no such service at this URL".to_owned()),
-        _ => Err("the consumer would not take events now".to_owned()),
-    }
 }
 
 /// How a consumer confirms the requests that it has taken ([`Outcome::Taken`]). It is asked at
@@ -327,9 +343,14 @@ pub(in crate::output) enum Outcome {
     Failed(Failure),
 }
 
+/// The words for an operator whose consumer answers with a web page.
+const PAGE: &str = "this is a web page and not an acknowledgement: is there a proxy or a sign-in \
+                    page at this URL?";
+
 /// A consumer's answer to a request.
 pub(in crate::output) struct Reply<'a> {
     pub(in crate::output) status: StatusCode,
+    pub(in crate::output) headers: &'a HeaderMap,
     /// The result that follows from the status: 2xx is accepted, 400, 413 and 422 are refused,
     /// anything else has failed.
     pub(in crate::output) by_status: Outcome,
@@ -338,6 +359,9 @@ pub(in crate::output) struct Reply<'a> {
     pub(in crate::output) body: Option<&'a [u8]>,
     /// `true`: there is no body because it is longer than [`Api::answer_bytes`].
     pub(in crate::output) is_too_long: bool,
+    /// The path of the request that the protocol has added to the configured URL, without a query.
+    /// It holds no secret.
+    pub(in crate::output) path: &'a str,
     /// The scheme, host and port that answered, for messages.
     pub(in crate::output) base: &'a dyn fmt::Display,
 }
@@ -346,8 +370,35 @@ impl Reply<'_> {
     /// Returns the failure of a request whose answer is not what the protocol promises, so that the
     /// batch is sent again.
     pub(in crate::output) fn unclear(&self, what: &str) -> Outcome {
+        let what = self.instead(what);
         let message = format!("{}: answered {}: {what}", self.base, self.status);
         Outcome::Failed(Failure::new(AttemptError::Protocol, message))
+    }
+
+    /// Returns the words for an operator about an answer that is not that of the protocol: that it
+    /// is a web page, or else `what`.
+    pub(in crate::output) fn instead<'w>(&self, what: &'w str) -> &'w str {
+        if self.is_page() { PAGE } else { what }
+    }
+
+    /// Returns `true` if the answer is a web page: its media type says so, or its body begins with
+    /// the tag of a markup language.
+    pub(in crate::output) fn is_page(&self) -> bool {
+        let body = self.body.unwrap_or_default();
+        let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
+        body.trim_ascii_start().starts_with(b"<") || self.has_type_of_page()
+    }
+
+    /// Returns `true` if the header `Content-Type` has the media type of web pages.
+    pub(in crate::output) fn has_type_of_page(&self) -> bool {
+        self.is_of_type("text/html") || self.is_of_type("application/xhtml+xml")
+    }
+
+    /// Returns `true` if the header `Content-Type` has this media type, with any parameters.
+    pub(in crate::output) fn is_of_type(&self, media_type: &str) -> bool {
+        let value = self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let found = value.and_then(|value| value.split(';').next()).unwrap_or_default();
+        found.trim().eq_ignore_ascii_case(media_type)
     }
 }
 
@@ -415,6 +466,33 @@ impl Sent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_web_page_is_known_by_its_type_or_its_first_byte() {
+        for (media_type, body, is_page) in [
+            ("", "<html>", true),
+            ("text/plain", "\u{feff}\n <!DOCTYPE html>", true),
+            ("Text/HTML; charset=utf-8", "", true),
+            ("application/xhtml+xml", "", true),
+            ("application/json", "{\"a\":\"<html>\"}", false),
+            ("", "", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            if !media_type.is_empty() {
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+            }
+            let reply = Reply {
+                status: StatusCode::OK,
+                headers: &headers,
+                by_status: Outcome::Accepted,
+                body: Some(body.as_bytes()),
+                is_too_long: false,
+                path: "",
+                base: &"",
+            };
+            assert_eq!(reply.is_page(), is_page, "{media_type} {body}");
+        }
+    }
 
     #[test]
     fn a_connection_is_named_by_a_random_uuid() {

@@ -9,6 +9,7 @@ use hyper::header::HeaderValue;
 
 use super::api::Api;
 use super::api::Encoded;
+use super::api::Reply;
 use super::api::RequestHead;
 use super::body::Pieces;
 use super::body::Upload;
@@ -32,6 +33,11 @@ impl Api for HttpFormat {
             Self::EventList | Self::JsonArray => "application/json",
             Self::Ndjson | Self::AuditLog => "application/x-ndjson",
         }
+    }
+
+    /// Any 2xx is the contract of `http`: nobody knows what else its consumers answer.
+    fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
+        Ok(())
     }
 
     fn encode(&self, batch: Batch, _: Identity, _: u64) -> Encoded {

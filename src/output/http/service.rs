@@ -231,7 +231,7 @@ async fn exchange(
     let answer = async {
         let response = sender.send_request(request).await.map_err(failed)?;
         let status = response.status();
-        match answer::meaning(base, &response) {
+        match answer::meaning(base, status, response.headers()) {
             Outcome::Refused(failure) | Outcome::Failed(failure) => {
                 return Err(ServiceError { status: Some(status), failure });
             }

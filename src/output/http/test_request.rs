@@ -1,18 +1,17 @@
-//! `check --connect`: a request without events, whose answer says if the consumer would take
-//! events.
+//! `check --connect`: requests without events, whose answers say if the consumer would take events.
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use http_body_util::Limited;
-use hyper::StatusCode;
 use tokio::time::Instant;
 
 use super::answer;
+use super::answer::Answer;
 use super::answer::chain;
 use super::api::TestRequest;
 use super::body::Pieces;
 use super::client::Client;
+use super::expanded::Expanded;
 use super::request::request;
+use super::url::HttpEndpoint;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
@@ -21,10 +20,9 @@ use crate::telemetry::AttemptError;
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 impl Client {
-    /// Tests whether an address would take events: connects, and sends the test request of the
-    /// protocol if it has one. Returns the failure otherwise, in words for the operator.
+    /// Tests whether an address would take events: connects, and sends the test requests of the
+    /// protocol if it has any. Returns the failure otherwise, in words for the operator.
     pub(super) async fn test(&self, address: ResolvedAddress) -> Result<(), Failure> {
-        let Some(test) = self.api.test_request() else { return self.reach(address).await };
         self.api.ready().await?;
         let expanded = self.expanded.load_full();
         let found = expanded.as_ref().and_then(|expanded| {
@@ -34,10 +32,32 @@ impl Client {
             let what = format!("{address}: the config no longer has this URL");
             return Err(Failure::new(AttemptError::Protocol, what));
         };
+        let tests = self.api.test_requests();
+        if tests.is_empty() {
+            return self.reach(address).await;
+        }
+        let mut result = Ok(());
+        for test in tests {
+            if result.is_ok() {
+                result = self.test_with(test, &address, expanded, endpoint).await;
+            }
+        }
+        result
+    }
+
+    /// Sends a test request to an address, on a connection of its own. Returns the failure unless
+    /// the answer says that the consumer would take events.
+    async fn test_with(
+        &self,
+        test: TestRequest,
+        address: &ResolvedAddress,
+        expanded: &Expanded,
+        endpoint: &HttpEndpoint,
+    ) -> Result<(), Failure> {
         let base = &endpoint.base;
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
         let deadline = Instant::now() + self.timeouts.connect + self.timeouts.request;
-        let mut connection = self.dial(base, address, expanded.proxy.as_ref()).await?;
+        let mut connection = self.dial(base, address.clone(), expanded.proxy.as_ref()).await?;
         connection.busy = true;
         let TestRequest { head, body } = test;
         let own = self.own_headers(&connection, endpoint, &head, &expanded.headers)?;
@@ -47,17 +67,18 @@ impl Client {
             .map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
         let answer = async {
             let response = connection.sender.send_request(request).await?;
-            let status = response.status();
-            // An answer that is too long, or breaks off, still has its status.
-            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            Ok((status, body.map(http_body_util::Collected::to_bytes).unwrap_or_default()))
+            Ok(answer::read(response, ANSWER_BYTES_MAX, deadline).await)
         };
-        let answered: Result<hyper::Result<(StatusCode, Bytes)>, _> =
+        let answered: Result<hyper::Result<Answer>, _> =
             tokio::time::timeout_at(deadline, answer).await;
         match answered {
-            Ok(Ok((status, body))) => self.api.tested(status, &body).map_err(|what| {
-                failed(AttemptError::Status4xx, &format!("answered {status}: {what}"))
-            }),
+            Ok(Ok(answer)) => {
+                let reply = answer.reply(base, &head.path);
+                self.api.tested(&reply).map_err(|what| {
+                    let what = format!("answered {}: {what}", reply.status);
+                    failed(AttemptError::Status4xx, &what)
+                })
+            }
             Ok(Err(error)) => Err(failed(answer::reason(&error), &chain(&error))),
             Err(_) => Err(failed(AttemptError::Timeout, "no answer to a test request")),
         }

@@ -236,26 +236,41 @@ impl Api for Bucket {
         own.into_iter().map(header).collect()
     }
 
-    fn test_request(&self) -> Option<TestRequest> {
+    fn test_requests(&self) -> Vec<TestRequest> {
         let post = RequestHead::post(&self.path(""), self.content_type());
         let head = RequestHead { method: Method::HEAD, body_sha256: sha256(b""), ..post };
-        Some(TestRequest { head, body: b"" })
+        vec![TestRequest { head, body: b"" }]
     }
 
-    /// The answer to HEAD has no body, so there is no code in it.
-    fn tested(&self, status: StatusCode, _: &[u8]) -> Result<(), String> {
+    /// The answer to HEAD has no body, so there is no code in it, and only its type can show that
+    /// it is a web page.
+    fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let Address { bucket, region, .. } = &self.address;
-        match status {
-            status if status.is_success() => Ok(()),
-            StatusCode::FORBIDDEN => Err(format!(
+        Err(match reply.status {
+            status if status.is_success() && !reply.has_type_of_page() => return Ok(()),
+            status if status.is_success() => reply.instead("").to_owned(),
+            StatusCode::FORBIDDEN => format!(
                 "the access key is wrong, or has no right to ask for the bucket {bucket} \
                  (s3:ListBucket)"
-            )),
-            StatusCode::NOT_FOUND => Err(format!("there is no bucket {bucket}")),
-            StatusCode::MOVED_PERMANENTLY | StatusCode::BAD_REQUEST => Err(format!(
-                "the bucket {bucket} is not in the region {region}, or not at this URL"
-            )),
-            _ => Err("the server would not take objects now".to_owned()),
+            ),
+            StatusCode::NOT_FOUND => format!("there is no bucket {bucket}"),
+            StatusCode::MOVED_PERMANENTLY | StatusCode::BAD_REQUEST => {
+                format!("the bucket {bucket} is not in the region {region}, or not at this URL")
+            }
+            _ => "the server would not take objects now".to_owned(),
+        })
+    }
+
+    /// A stored object has an `ETag`. Some servers answer 200 before they know the result, and then
+    /// report the error in the body.
+    fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
+        if let Some(code) = reply.body.and_then(code) {
+            return Err(format!("the object is not stored ({code})"));
+        }
+        let is_plain = reply.body.is_some_and(|body| !body.trim_ascii_start().starts_with(b"<"));
+        match is_plain && reply.headers.contains_key(header::ETAG) {
+            true => Ok(()),
+            false => Err("the answer is not that of S3, which has an ETag".to_owned()),
         }
     }
 

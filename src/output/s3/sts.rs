@@ -91,24 +91,47 @@ impl Issuer for Sts {
     }
 
     fn token(&self, answer: &[u8]) -> Option<(Arc<SigningKey>, Duration)> {
-        let text = std::str::from_utf8(answer).ok()?;
-        let (_, credentials) = text.split_once("<Credentials>")?;
-        let value = |name: &str| {
-            let (_, rest) = credentials.split_once(&format!("<{name}>"))?;
-            let (value, _) = rest.split_once(&format!("</{name}>"))?;
-            // The values have none of the characters that XML escapes.
-            let is_plain = !value.is_empty() && !value.contains(['<', '&']);
-            let is_header = HeaderValue::from_str(value).is_ok();
-            (is_plain && is_header).then(|| value.to_owned())
-        };
-        let expires = Duration::from_nanos(nanos(value("Expiration")?.as_bytes())?);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
-        let life = expires.checked_sub(now).filter(|life| !life.is_zero())?;
-        let keys = SigningKey {
-            id: value("AccessKeyId")?,
-            secret: value("SecretAccessKey")?,
-            session: Some(value("SessionToken")?),
-        };
-        Some((Arc::new(keys), life))
+        keys(answer)
+    }
+}
+
+/// Returns the keys in an answer, and their life; `None` if the answer has none.
+fn keys(answer: &[u8]) -> Option<(Arc<SigningKey>, Duration)> {
+    let text = std::str::from_utf8(answer).ok()?;
+    let (_, credentials) = text.split_once("<Credentials>")?;
+    let value = |name: &str| {
+        let (_, rest) = credentials.split_once(&format!("<{name}>"))?;
+        let (value, _) = rest.split_once(&format!("</{name}>"))?;
+        // The values have none of the characters that XML escapes.
+        let is_plain = !value.is_empty() && !value.contains(['<', '&']);
+        let is_header = HeaderValue::from_str(value).is_ok();
+        (is_plain && is_header).then(|| value.to_owned())
+    };
+    let expires = Duration::from_nanos(nanos(value("Expiration")?.as_bytes())?);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    let life = expires.checked_sub(now).filter(|life| !life.is_zero())?;
+    let keys = SigningKey {
+        id: value("AccessKeyId")?,
+        secret: value("SecretAccessKey")?,
+        session: Some(value("SessionToken")?),
+    };
+    Some((Arc::new(keys), life))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_web_page_has_no_keys() {
+        let answer = "<Credentials><SessionToken>a</SessionToken><SecretAccessKey>b\
+                      </SecretAccessKey><Expiration>2200-01-01T00:00:00Z</Expiration>\
+                      <AccessKeyId>c</AccessKeyId></Credentials>";
+        assert!(keys(answer.as_bytes()).is_some());
+        for page in ["", "<html><body>sign in</body></html>", "<Credentials>", "{}"] {
+            assert!(keys(page.as_bytes()).is_none(), "{page}");
+        }
+        let escaped = answer.replace(">b<", "><b></b><");
+        assert!(keys(escaped.as_bytes()).is_none());
     }
 }

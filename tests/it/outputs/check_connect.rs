@@ -7,91 +7,146 @@ use crate::support::relay::BASE;
 use crate::support::relay::run_command;
 use crate::support::text;
 
-/// A type of output, and answers to its test request.
+/// The method, path and body of a test request.
+type Asked = (&'static str, &'static str, &'static str);
+
+/// The status, the media type (empty: none) and the body of an answer.
+type Told = (u16, &'static str, &'static str);
+
+/// A type of output, its test requests, and answers to them.
 struct Case {
     kind: &'static str,
     /// The keys that the type needs besides `urls`.
     keys: &'static str,
-    /// The method, path and body of the test request.
-    request: (&'static str, &'static str, &'static str),
-    /// The status and body of an answer, and words that the command must say; `None`: all is well.
-    answers: &'static [(u16, &'static str, Option<&'static str>)],
+    requests: &'static [Asked],
+    /// The answers to the first of the requests, and words that the command must say; `None`: all
+    /// is well.
+    answers: &'static [(&'static [Told], Option<&'static str>)],
 }
+
+const NO_DATA: Told = (400, "application/json", r#"{"text":"No data","code":5}"#);
+
+/// The answer of a server in Go whose port expects TLS.
+const WANTS_TLS: Told = (400, "", "Client sent an HTTP request to an HTTPS server.\n");
+
+const SIGN_IN: Told = (200, "text/html; charset=utf-8", "<html>sign in</html>");
+
+const IS_PAGE: Option<&str> = Some("this is a web page and not an acknowledgement");
+
+const NOT_UNDERSTOOD: Option<&str> = Some("the server does not understand the request");
 
 const CASES: &[Case] = &[
     Case {
         kind: "splunk_hec",
         keys: "token_file = \"DIR/token\"",
-        request: ("POST", "/base/services/collector/event", ""),
+        requests: &[("POST", "/base/services/collector/event", "")],
         answers: &[
-            (400, r#"{"text":"No data","code":5}"#, None),
-            (403, r#"{"text":"Invalid token","code":4}"#, Some("Splunk does not know the token")),
-            (400, r#"{"text":"ACK is disabled","code":14}"#, Some("turn it on in Splunk")),
-            (503, r#"{"text":"Server is busy","code":9}"#, Some("Splunk is busy")),
-            (404, "<html>", Some("there is no such service at this URL")),
+            (&[NO_DATA], None),
+            (
+                &[(400, "application/json", r#"{"text":"ACK is disabled","code":14}"#)],
+                Some("turn it on in Splunk"),
+            ),
+            (&[SIGN_IN], IS_PAGE),
+            (&[WANTS_TLS], NOT_UNDERSTOOD),
+            (
+                &[(403, "", r#"{"text":"Invalid token","code":4}"#)],
+                Some("Splunk does not know the token"),
+            ),
+            (&[(503, "", r#"{"text":"Server is busy","code":9}"#)], Some("Splunk is busy")),
+            (&[(404, "", "<html>")], Some("(the request was for /services/collector/event)")),
         ],
     },
     Case {
         kind: "elasticsearch",
         keys: "index = \"audit\"\napi_key_file = \"DIR/token\"",
-        request: ("HEAD", "/base/audit", ""),
+        requests: &[("HEAD", "/base/audit", "")],
         answers: &[
-            (200, "", None),
+            (&[(200, "application/json", "")], None),
             // A key that may only write.
-            (403, "", None),
-            (404, "", Some("there is no index or data stream audit")),
-            (401, "", Some("the credentials are missing or wrong")),
-            (503, "", Some("would not take events now")),
+            (&[(403, "application/json", "")], None),
+            (&[(404, "", "")], Some("there is no index or data stream audit")),
+            (&[(401, "", "")], Some("the credentials are missing or wrong")),
+            (&[(503, "", "")], Some("would not take events now")),
+            (&[(200, "text/html", "")], IS_PAGE),
+            (&[(403, "text/html", "")], IS_PAGE),
+            (&[(400, "", "")], NOT_UNDERSTOOD),
         ],
     },
     Case {
         kind: "loki",
         keys: "bearer_token_file = \"DIR/token\"",
-        request: ("POST", "/base/loki/api/v1/push", r#"{"streams":[]}"#),
+        requests: &[("POST", "/base/loki/api/v1/push", r#"{"streams":[]}"#)],
         answers: &[
-            (204, "", None),
-            (422, "no streams", None),
-            (401, "no org id", Some("the token or password is missing, wrong")),
-            (404, "", Some("there is no such service at this URL")),
+            (&[(204, "", "")], None),
+            (&[(422, "text/plain", "no streams")], None),
+            (&[(401, "", "no org id")], Some("the token or password is missing, wrong")),
+            (&[(404, "", "")], Some("there is no such service at this URL")),
+            (&[WANTS_TLS], NOT_UNDERSTOOD),
+            (&[SIGN_IN], IS_PAGE),
+            (&[(260, "", "")], Some("Loki blocks the tenant's writes")),
         ],
     },
     Case {
         kind: "otlp",
         keys: "bearer_token_file = \"DIR/token\"",
-        request: ("POST", "/base/v1/logs", ""),
+        requests: &[("POST", "/base/v1/logs", "\n\0")],
         answers: &[
-            (200, "", None),
-            (401, "", Some("the token or password is missing, wrong")),
-            (404, "", Some("there is no such service at this URL")),
+            (&[(200, "", "")], None),
+            (&[(201, "", "")], None),
+            (&[(400, "application/json", r#"{"message":"no records"}"#)], None),
+            (&[(401, "", "")], Some("the token or password is missing, wrong")),
+            (&[(404, "", "")], Some("there is no such service at this URL")),
+            (&[WANTS_TLS], NOT_UNDERSTOOD),
+            (&[(201, "text/html", "<html>")], IS_PAGE),
+            (&[(200, "text/plain", "ok")], Some("is not an ExportLogsServiceResponse")),
         ],
     },
 ];
 
-#[test]
-fn a_consumer_that_would_not_take_events_is_told_in_words() {
+/// Runs `check --connect` with one output of this type, in this directory. Returns the exit status
+/// and what the command has said.
+fn check(directory: &std::path::Path, kind: &str, url: &str, keys: &str) -> (Option<i32>, String) {
+    let keys = keys.replace("DIR", text(directory));
+    let config = format!(
+        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"{kind}\"\nurls = [\"{url}\"]\n{keys}\n"
+    );
+    std::fs::write(directory.join("c.toml"), config).unwrap();
+    let output = run_command(&["check", "--connect", "--config", "c.toml"], directory);
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    (output.status.code(), said)
+}
+
+/// Returns a directory with the file of a token.
+fn directory() -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("token"), "s3cr3t-t0ken\n").unwrap();
-    for Case { kind, keys, request, answers } in CASES {
-        for (status, body, words) in *answers {
-            let sink = HttpSink::script([Answer::status(*status).body(*body)]);
-            let address = sink.address();
-            let keys = keys.replace("DIR", text(directory.path()));
-            let config = format!(
-                "{BASE}[[output]]\nname = \"consumer\"\ntype = \"{kind}\"\n\
-                 urls = [\"http://{address}/base\"]\n{keys}\n"
-            );
-            std::fs::write(directory.path().join("c.toml"), config).unwrap();
-            let output =
-                run_command(&["check", "--connect", "--config", "c.toml"], directory.path());
-            let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-            let code = if words.is_some() { 1 } else { 0 };
-            assert_eq!(output.status.code(), Some(code), "{kind}, {status}: {said}");
-            let words = words.unwrap_or(": ok");
-            assert!(said.contains(words), "{kind}, {status}: {said}");
+    directory
+}
+
+#[test]
+fn a_consumer_that_would_not_take_events_is_told_in_words() {
+    let directory = directory();
+    for Case { kind, keys, requests, answers } in CASES {
+        for (told, words) in *answers {
+            let answers = told.iter().map(|(status, media_type, body)| {
+                let answer = Answer::status(*status).body(*body);
+                match *media_type {
+                    "" => answer,
+                    media_type => answer.header("Content-Type", media_type),
+                }
+            });
+            let sink = HttpSink::script(answers.collect::<Vec<_>>());
+            let url = format!("http://{}/base", sink.address());
+            let (code, said) = check(directory.path(), kind, &url, keys);
+            assert_eq!(code, Some(if words.is_some() { 1 } else { 0 }), "{kind}, {told:?}: {said}");
+            assert!(said.contains(words.unwrap_or(": ok")), "{kind}, {told:?}: {said}");
             assert!(!said.contains("s3cr3t") && !said.contains("/base"), "{said}");
-            let asked = sink.requests().pop().expect("one request");
-            let asked = (asked.method.as_str(), asked.target.as_str(), asked.body.as_slice());
-            assert_eq!(asked, (request.0, request.1, request.2.as_bytes()), "{kind}");
+            let asked = sink.requests();
+            let asked: Vec<_> = asked
+                .iter()
+                .map(|it| (&*it.method, &*it.target, std::str::from_utf8(&it.body).unwrap()))
+                .collect();
+            assert_eq!(asked, requests[..told.len()], "{kind}, {told:?}");
         }
     }
 }

@@ -215,6 +215,7 @@ fn each_event_is_stored_or_refused_whatever_happens() {
             4 => Mood::Resets,
             5 => Mood::Small,
             6 => Mood::Revokes,
+            7 => Mood::Page,
             _ => Mood::Stores,
         }),
         is_bad: Box::new(is_bad.clone()),

@@ -123,6 +123,7 @@ fn each_event_is_one_entry_or_refused_whatever_happens() {
         9 => Mood::Page,
         10 => Mood::Small,
         11 => Mood::StoresWith200,
+        12 => Mood::FailsWith200,
         _ => Mood::Stores,
     };
     let consumer = Loki::start(MIB, mood, move |line| !is_bad(line));

@@ -198,20 +198,22 @@ fn each_event_is_stored_or_refused_whatever_happens() {
     let calm = Arc::new(AtomicBool::new(false));
     let is_calm = Arc::clone(&calm);
     let counts = rng.bool();
-    let mood = move || match moods.u32(..16) {
+    let mood = move || match moods.u32(..18) {
         _ if is_calm.load(Ordering::SeqCst) => Mood::Stores(200),
         0 => Mood::Busy,
         1 => Mood::Status(500),
         2 => Mood::Status(503),
         3 => Mood::Status(401),
-        4 => Mood::Status(202),
+        4 => Mood::EmptyPage,
         5 => Mood::HangsUp(true),
         6 => Mood::HangsUp(false),
         7 => Mood::Cut,
         8 => Mood::Page,
         9 => Mood::Small,
         10 => Mood::Stores(204),
-        11..14 if counts => Mood::Counts,
+        11 => Mood::Stores(201),
+        12..14 if counts => Mood::Counts,
+        14..16 if counts => Mood::CountsInJson,
         _ => Mood::Stores(200),
     };
     let consumer = Otlp::start(MIB, mood, |event| !is_bad(event));
@@ -256,8 +258,13 @@ fn each_event_is_stored_or_refused_whatever_happens() {
 /// are in the dead letters.
 #[test]
 fn records_that_are_rejected_by_their_number_are_counted_and_the_request_is_in_the_dead_letters() {
-    for rejected in ["dead_letter", "retry"] {
-        let consumer = Otlp::start(4_000_000, || Mood::Counts, |event| !is_bad(event));
+    let cases = [
+        ("dead_letter", Mood::Counts),
+        ("retry", Mood::Counts),
+        ("dead_letter", Mood::CountsInJson),
+    ];
+    for (rejected, mood) in cases {
+        let consumer = Otlp::start(4_000_000, move || mood, |event| !is_bad(event));
         let kept = TempDir::new().unwrap();
         let more = format!("{QUICK}rejected.action = \"{rejected}\"\nbatch.max_events = 50");
         let directory = format!("[dead_letter]\ndirectory = \"{}\"\n", text(kept.path()));

@@ -115,7 +115,7 @@ fn each_event_is_in_exactly_one_object_whatever_happens() {
     let calm = Arc::new(AtomicBool::new(false));
     let is_calm = Arc::clone(&calm);
     let mut is_first = true;
-    let server = S3::start(move || match moods.u32(..14) {
+    let server = S3::start(move || match moods.u32(..16) {
         // At least one answer gets lost, whatever the seed.
         _ if std::mem::take(&mut is_first) => Mood::StoresAndFails,
         _ if is_calm.load(Ordering::SeqCst) => Mood::Stores,
@@ -127,6 +127,8 @@ fn each_event_is_in_exactly_one_object_whatever_happens() {
         6 => Mood::HangsUp(false),
         7 | 8 => Mood::HangsUp(true),
         9 => Mood::Cut,
+        10 => Mood::Page,
+        11 => Mood::FailsWith200,
         _ => Mood::Stores,
     });
     let (keys, spool) = (Keys::new(), TempDir::new().unwrap());

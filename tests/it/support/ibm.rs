@@ -101,6 +101,8 @@ pub(crate) enum Mood {
     Resets,
     /// It forgets all tokens, so that this request is answered 401.
     Revokes,
+    /// It answers 200 with a web page, and stores nothing.
+    Page,
 }
 
 /// Tells if an event is one that is answered 400.
@@ -236,6 +238,7 @@ impl Memory {
             Mood::Status(status) => return Answer::status(status).body(authorization),
             Mood::Busy => return Answer::status(429).header("Retry-After", "0"),
             Mood::Resets => return Answer::reset(),
+            Mood::Page => return Answer::status(200).body("<html>sign in</html>"),
             Mood::Small if records.len() > 50 => return Answer::status(413),
             Mood::Stores | Mood::Small | Mood::Mute | Mood::Revokes => {}
         }

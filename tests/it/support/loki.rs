@@ -43,6 +43,8 @@ pub(crate) enum Mood {
     Cut,
     /// It stores nothing, and answers 200 with a web page.
     Page,
+    /// It stores nothing, and answers 200 with an error.
+    FailsWith200,
 }
 
 /// An entry: its labels, its time, its line and its metadata.
@@ -119,7 +121,8 @@ impl Loki {
             store.requests.push(entries.len());
             let mood = mood();
             let stores = match mood {
-                Mood::Status(_) | Mood::Busy | Mood::Page | Mood::HangsUp(false) => false,
+                Mood::Status(_) | Mood::Busy | Mood::HangsUp(false) => false,
+                Mood::Page | Mood::FailsWith200 => false,
                 Mood::Small => entries.len() <= 50,
                 Mood::Stores
                 | Mood::StoresWith200
@@ -151,6 +154,9 @@ impl Loki {
                 Mood::HangsUp(_) => Answer::hang_up(),
                 Mood::Cut => Answer::raw("HTTP/1.1 204 No Cont").closing(),
                 Mood::Page => Answer::status(200).body("\n<html>sign in</html>"),
+                Mood::FailsWith200 => {
+                    Answer::status(200).body(r#"{"status":"error","error":"s3cr3t"}"#)
+                }
             }
         });
         Self { sink, store }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 
+use serde_json::json;
+
 use super::http_sink::Answer;
 use super::http_sink::HttpSink;
 use super::http_sink::Request;
@@ -32,6 +34,10 @@ pub(crate) enum Mood {
     Cut,
     /// It stores nothing, and answers 200 with a web page.
     Page,
+    /// It stores nothing, and answers 200 with a web page that has no bytes.
+    EmptyPage,
+    /// It does as in [`Mood::Counts`], and answers in JSON.
+    CountsInJson,
 }
 
 /// The value of an attribute.
@@ -110,10 +116,11 @@ impl Otlp {
                 records.into_iter().partition(|record| is_valid(record.body.as_bytes()));
             let mood = mood();
             let stores = match mood {
-                Mood::Counts | Mood::HangsUp(true) | Mood::Cut => true,
+                Mood::Counts | Mood::CountsInJson | Mood::HangsUp(true) | Mood::Cut => true,
                 Mood::Stores(_) => refused.is_empty(),
                 Mood::Small => count <= 50 && refused.is_empty(),
-                Mood::Status(_) | Mood::Busy | Mood::HangsUp(false) | Mood::Page => false,
+                Mood::Status(_) | Mood::Busy | Mood::HangsUp(false) => false,
+                Mood::Page | Mood::EmptyPage => false,
             };
             if stores {
                 store.records.extend(valid);
@@ -122,6 +129,17 @@ impl Otlp {
                 Mood::Counts => Answer::status(200)
                     .header("Content-Type", "application/x-protobuf")
                     .body(partial_success(refused.len())),
+                Mood::CountsInJson => {
+                    let partial = match refused.len() {
+                        0 => json!({}),
+                        // Numbers of 64 bits are strings in JSON, and not for everybody.
+                        1 => json!({"rejectedLogRecords": 1, "errorMessage": "s3cr3t"}),
+                        many => json!({"rejectedLogRecords": many.to_string()}),
+                    };
+                    Answer::status(200)
+                        .header("Content-Type", "application/json; charset=utf-8")
+                        .body(json!({"partialSuccess": partial}).to_string())
+                }
                 Mood::Stores(status) if stores => Answer::status(status),
                 Mood::Small if count > 50 => Answer::status(413),
                 Mood::Small if stores => Answer::status(200),
@@ -133,6 +151,7 @@ impl Otlp {
                     Answer::raw("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n\x0a\x07").closing()
                 }
                 Mood::Page => Answer::status(200).body("<html>sign in</html>"),
+                Mood::EmptyPage => Answer::status(200).header("Content-Type", "text/html"),
             }
         });
         Self { sink, store }

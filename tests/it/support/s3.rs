@@ -66,6 +66,10 @@ pub(crate) enum Mood {
     Cut,
     /// The fake does as for `Stores`, and never answers.
     Silent,
+    /// The fake stores nothing, and answers 200 with a web page.
+    Page,
+    /// The fake stores nothing, and answers 200 with an error document.
+    FailsWith200,
 }
 
 /// The objects, and the requests so far.
@@ -161,11 +165,14 @@ impl S3 {
             store.puts += 1;
             store.classes.extend(request.header("x-amz-storage-class").map(str::to_owned));
             let mood = mood();
-            if let Mood::Fails(status, code) = mood {
-                return error(status, code);
-            }
-            if mood == Mood::HangsUp(false) {
-                return Answer::hang_up();
+            match mood {
+                Mood::Fails(status, code) => return error(status, code),
+                Mood::FailsWith200 => return error(200, "InternalError"),
+                // The page has a name for its version, as an object has.
+                Mood::Page => return stored().body("\n<html>sign in</html>"),
+                Mood::HangsUp(false) => return Answer::hang_up(),
+                Mood::Stores | Mood::StoresAndFails | Mood::HangsUp(true) => {}
+                Mood::Cut | Mood::Silent => {}
             }
             let is_there = store.objects.contains_key(&name);
             if is_there {
@@ -176,12 +183,14 @@ impl S3 {
             }
             match mood {
                 Mood::Stores if is_there => error(412, "PreconditionFailed"),
-                Mood::Stores => Answer::status(200),
+                Mood::Stores => stored(),
                 Mood::StoresAndFails => error(500, "InternalError"),
                 Mood::HangsUp(_) => Answer::hang_up(),
                 Mood::Silent => Answer::never(),
                 Mood::Cut => Answer::raw("HTTP/1.1 200 OK\r\nContent-Len").closing(),
-                Mood::Fails(..) => unreachable!("answered above"),
+                Mood::Fails(..) | Mood::Page | Mood::FailsWith200 => {
+                    unreachable!("answered above")
+                }
             }
         });
         Self { sink, store }
@@ -194,6 +203,11 @@ impl S3 {
     pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().expect("not poisoned")
     }
+}
+
+/// Returns the answer about an object that is stored.
+fn stored() -> Answer {
+    Answer::status(200).header("ETag", "\"9b2cf535f27731c974343645a3985328\"")
 }
 
 /// Returns an answer with an error document.

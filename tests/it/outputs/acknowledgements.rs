@@ -1,0 +1,195 @@
+//! Outputs over HTTP whose consumer has a protocol of its own: only the answer of that protocol
+//! acknowledges events.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
+
+use tempfile::TempDir;
+
+use crate::support::PATIENCE;
+use crate::support::corpus::generated_batch;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::http_sink::Request;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::QUICK;
+use crate::support::text;
+use crate::support::wait_until;
+
+/// The body of a sign-in page.
+const PAGE: &str = "\u{feff}\n<!DOCTYPE html><html><body>sign in, s3cr3t</body></html>";
+
+/// A false answer: status, media type (empty: none) and body.
+type False = (u16, &'static str, &'static str);
+
+/// A type of output.
+struct Store {
+    kind: &'static str,
+    /// The keys that the type needs besides `urls`.
+    keys: &'static str,
+    /// Answers 2xx that do not acknowledge anything.
+    answers: &'static [False],
+    /// Returns the answer that acknowledges a request.
+    acknowledges: fn(&Request) -> Answer,
+}
+
+const STORES: &[Store] = &[
+    Store {
+        kind: "splunk_hec",
+        keys: "token_file = \"DIR/token\"\nacknowledge = \"accepted\"",
+        answers: &[
+            (200, "application/json", r#"{"text":"Success"}"#),
+            (200, "application/json", r#"{"text":"HEC is healthy","code":17}"#),
+            (200, "application/json", r#"{"text":"Server is busy","code":9}"#),
+            (201, "", ""),
+        ],
+        acknowledges: |_| Answer::status(200).body(r#"{"text":"Success","code":0}"#),
+    },
+    Store {
+        kind: "splunk_hec",
+        keys: "token_file = \"DIR/token\"\nack_interval = \"100ms\"",
+        answers: &[(200, "application/json", r#"{"text":"Success","code":0}"#), (200, "", "")],
+        acknowledges: |request| {
+            Answer::status(200).body(match request.target.contains("/services/collector/ack") {
+                true => r#"{"acks":{"7":true}}"#,
+                false => r#"{"text":"Success","code":0,"ackId":7}"#,
+            })
+        },
+    },
+    Store {
+        kind: "elasticsearch",
+        keys: "index = \"audit\"",
+        answers: &[(200, "", ""), (200, "application/json", r#"{"errors":false,"items":[]}"#)],
+        acknowledges: |request| {
+            let lines = request.decoded().iter().filter(|byte| **byte == b'\n').count();
+            let items = vec![r#"{"create":{"status":201}}"#; lines / 2].join(",");
+            Answer::status(200).body(format!(r#"{{"items":[{items}]}}"#))
+        },
+    },
+    Store {
+        kind: "ibm_cloud_logs",
+        keys: "api_key_file = \"DIR/token\"\niam_url = \"http://IAM\"",
+        answers: &[(204, "text/html", "")],
+        acknowledges: |_| Answer::status(200),
+    },
+    Store {
+        kind: "s3",
+        keys: "bucket = \"audit\"\nregion = \"r\"\naccess_key_id_file = \"DIR/token\"\n\
+               secret_access_key_file = \"DIR/token\"\nobject_age = \"100ms\"",
+        answers: &[
+            (200, "", ""),
+            (200, "application/xml", "<Error><Code>InternalError</Code></Error>"),
+            (202, "application/json", "{}"),
+        ],
+        acknowledges: |_| Answer::status(200).header("ETag", "\"0\""),
+    },
+    Store {
+        kind: "loki",
+        keys: "",
+        answers: &[
+            (200, "application/json", r#"{"status":"error","errorType":"s3cr3t"}"#),
+            (200, "text/html", ""),
+            (202, "", ""),
+        ],
+        acknowledges: |_| Answer::status(204),
+    },
+    Store {
+        kind: "otlp",
+        keys: "",
+        answers: &[
+            (200, "text/html; charset=utf-8", ""),
+            (201, "application/json", r#"{"status":"error"}"#),
+            (200, "text/plain", "ok"),
+        ],
+        // As Fluent Bit answers.
+        acknowledges: |_| Answer::status(201),
+    },
+];
+
+/// A store, its token server, and the files of the keys.
+struct Setup {
+    sink: HttpSink,
+    iam: HttpSink,
+    files: TempDir,
+}
+
+impl Setup {
+    fn new(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+        let files = TempDir::new().unwrap();
+        std::fs::write(files.path().join("token"), "s3cr3t-t0ken\n").unwrap();
+        let iam = HttpSink::start(|request| {
+            assert_eq!(request.target, "/identity/token");
+            Answer::status(200).body(r#"{"access_token":"s3cr3t","expires_in":3600}"#)
+        });
+        Self { sink: HttpSink::start(answer), iam, files }
+    }
+
+    fn relay(&self, store: &Store) -> Relay {
+        let keys = store.keys.replace("DIR", text(self.files.path()));
+        let keys = keys.replace("IAM", &self.iam.address().to_string());
+        Relay::start(&format!(
+            "{BASE}[[output]]\nname = \"consumer\"\ntype = \"{}\"\nurls = [\"http://{}\"]\n\
+             {QUICK}{keys}\n",
+            store.kind,
+            self.sink.address()
+        ))
+    }
+}
+
+/// Runs a test of each store at the same time.
+fn for_each_store(test: impl Fn(&Store) + Sync) {
+    std::thread::scope(|scope| {
+        let tests: Vec<_> = STORES.iter().map(|store| scope.spawn(|| test(store))).collect();
+        tests.into_iter().for_each(|test| test.join().expect("the test of a store"));
+    });
+}
+
+/// Method: something between the relay and the store answers each request by a sign-in page, then
+/// by other answers 2xx that are not the store's. Nothing may count as delivered, and the log must
+/// say what is wrong. In the end the store itself answers.
+#[test]
+fn a_sign_in_page_is_no_acknowledgement() {
+    for_each_store(|store| {
+        let (given, is_open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+        let (count, opened) = (Arc::clone(&given), Arc::clone(&is_open));
+        let (answers, acknowledges) = (store.answers, store.acknowledges);
+        let setup = Setup::new(move |request| {
+            if opened.load(Ordering::SeqCst) {
+                return acknowledges(request);
+            }
+            let number = count.fetch_add(1, Ordering::SeqCst);
+            let (status, media_type, body) = match number.checked_sub(2) {
+                None => (200, "", PAGE),
+                Some(number) => answers[number % answers.len()],
+            };
+            let answer = Answer::status(status).body(body);
+            match media_type {
+                "" => answer,
+                _ => answer.header("Content-Type", media_type),
+            }
+        });
+        let relay = setup.relay(store);
+        assert_eq!(relay.post(&generated_batch(1, 40, 700)).status, 200);
+        let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
+        let words = "answered 200 OK: this is a web page and not an acknowledgement: is there a \
+                     proxy or a sign-in page at this URL?";
+        assert!(line.contains(words), "{}: {line}", store.kind);
+        let enough = 2 + 2 * answers.len();
+        wait_until("all answers", PATIENCE, || given.load(Ordering::SeqCst) >= enough);
+        let metrics = relay.metrics();
+        assert_eq!(metrics.value("output_events_total", &[("output", "consumer")]), 0.0);
+        assert_eq!(metrics.value("error_total", &[("plugin", "consumer")]), 0.0);
+        let unclear = [("output", "consumer"), ("reason", "protocol")];
+        assert!(metrics.value("output_errors_total", &unclear) >= enough as f64 - 2.0);
+        is_open.store(true, Ordering::SeqCst);
+        relay.wait_until_delivered(PATIENCE);
+        let delivered = relay.metrics().value("output_events_total", &[("output", "consumer")]);
+        assert_eq!(delivered, 40.0, "{}", store.kind);
+        assert!(!relay.log_text().contains("s3cr3t"), "{}", relay.log_text());
+        relay.finish(Backlog::Empty);
+    });
+}
