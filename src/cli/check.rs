@@ -36,7 +36,8 @@ pub(super) struct Arguments {
     /// The TOML file, which may also be named by --config or KUBE_AUDIT_FORWARDER_CONFIG
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Also look up the names of every output and source, connect, and do the TLS handshake
+    /// Also connect to every output and source, TLS included, and ask consumers over HTTP if they
+    /// would take events
     #[arg(long)]
     connect: bool,
     /// For a config of another machine: missing files and directories are warnings

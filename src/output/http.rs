@@ -147,6 +147,8 @@ impl Connect for HttpConnector {
 
     async fn probe(&mut self) -> Probed {
         let client = &self.client;
+        // The test request may need a token.
+        client.api.begin();
         let Some(expanded) = client.expanded.load_full() else { return Vec::new() };
         let shown = |address: &ResolvedAddress| match expanded.endpoints.get(address.endpoint) {
             Some(endpoint) => endpoint.base.to_string(),

@@ -23,7 +23,9 @@ use super::http::api::Call;
 use super::http::api::Encoded;
 use super::http::api::Outcome;
 use super::http::api::Reply;
+use super::http::api::RequestHead;
 use super::http::api::Sent;
+use super::http::api::TestRequest;
 use super::http::api::body_for;
 use super::http::api::write_events;
 use super::http::service::Service;
@@ -278,6 +280,25 @@ impl Api for Singles {
 
     fn answer_bytes(&self) -> usize {
         ANSWER_BYTES
+    }
+
+    /// An array without records shows whether the token may send.
+    fn test_requests(&self) -> Vec<TestRequest> {
+        let head = RequestHead::post(self.path(), self.content_type());
+        vec![TestRequest { head, body: b"[]" }]
+    }
+
+    /// The API does not say what it answers to an array without records. If it refuses the array,
+    /// it has let the token in, and it answers in JSON.
+    fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
+        let body = reply.body.unwrap_or_default();
+        let is_json = serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok();
+        match reply.status {
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY if is_json => Ok(()),
+            StatusCode::UNAUTHORIZED => Err(UNAUTHORIZED.to_owned()),
+            StatusCode::FORBIDDEN => Err(FORBIDDEN.to_owned()),
+            _ => self.tested_by_status(reply),
+        }
     }
 
     /// The API documents no body of its answers, so only a web page is known to be wrong.

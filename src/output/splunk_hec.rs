@@ -367,19 +367,33 @@ impl Api for Collector {
         token_header("Splunk", &self.token_file).map(Some)
     }
 
+    /// A request without an event, and the question whether a request is indexed of which the
+    /// collector knows nothing. The question is refused if acknowledgement is off for the token.
     fn test_requests(&self) -> Vec<TestRequest> {
-        let head = RequestHead::post(EVENTS, self.content_type());
-        vec![TestRequest { head, body: b"" }]
+        let test = |path, body| {
+            let head = RequestHead::post(path, self.content_type());
+            TestRequest { head, body }
+        };
+        let asks = self.acknowledgement.as_ref().map(|_| test(ACK, br#"{"acks":[0]}"#));
+        [test(EVENTS, b"")].into_iter().chain(asks).collect()
     }
 
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let body = reply.body.unwrap_or_default();
         let answer = serde_json::from_slice::<Answer>(body).unwrap_or_default();
-        match answer.code.and_then(fault) {
-            Some(Fault::Settings(what) | Fault::Busy(what)) => Err(what.to_owned()),
+        let asks = self.acknowledgement.as_ref().filter(|_| reply.path == ACK);
+        match (answer.code.and_then(fault), asks) {
+            (Some(Fault::Settings(what) | Fault::Busy(what)), _) => Err(what.to_owned()),
+            (_, Some(asks)) if matches!(asks.told(reply.status, body), Told::Confirmed(_)) => {
+                Ok(())
+            }
             // The request has no event, and Splunk says so.
-            Some(Fault::Event(_)) => Ok(()),
-            Some(Fault::None) | None => self.tested_by_status(reply),
+            (Some(Fault::Event(_)), None) => Ok(()),
+            (_, Some(_)) if reply.status.is_success() => {
+                let what = "the answer does not say which requests are indexed";
+                Err(reply.instead(what).to_owned())
+            }
+            (_, Some(_) | None) => self.tested_by_status(reply),
         }
     }
 

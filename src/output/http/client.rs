@@ -234,7 +234,7 @@ impl Client {
     }
 
     /// Makes a TCP connection to an address, directly or through the proxy.
-    async fn open(
+    pub(super) async fn open(
         &self,
         base: &BaseUrl,
         address: &ResolvedAddress,

@@ -1,5 +1,7 @@
 //! `check --connect`: requests without events, whose answers say if the consumer would take events.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -12,12 +14,19 @@ use super::client::Client;
 use super::expanded::Expanded;
 use super::request::request;
 use super::url::HttpEndpoint;
+use crate::config::ClientTls;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
+use crate::output::transport::tls_session::handshake;
 use crate::telemetry::AttemptError;
+use crate::tls;
 
 /// The most bytes of an answer that are read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// A server that speaks TLS answers the beginning of a handshake within this time. Many others wait
+/// for the rest of a request.
+const TLS_ANSWER: Duration = Duration::from_secs(3);
 
 impl Client {
     /// Tests whether an address would take events: connects, and sends the test requests of the
@@ -33,14 +42,27 @@ impl Client {
             return Err(Failure::new(AttemptError::Protocol, what));
         };
         let tests = self.api.test_requests();
-        if tests.is_empty() {
-            return self.reach(address).await;
-        }
-        let mut result = Ok(());
+        let has_tests = !tests.is_empty();
+        let mut result = if has_tests { Ok(()) } else { self.reach(address.clone()).await };
         for test in tests {
             if result.is_ok() {
                 result = self.test_with(test, &address, expanded, endpoint).await;
             }
+        }
+        // A server that has answered as the protocol does on a plain connection needs no TLS.
+        let may_need_tls = match &result {
+            Ok(()) => !has_tests,
+            Err(failure) => {
+                ![AttemptError::Resolve, AttemptError::Connect].contains(&failure.reason)
+            }
+        };
+        if may_need_tls
+            && !endpoint.base.https
+            && self.speaks_tls(&address, expanded, endpoint).await
+        {
+            let what = "this port expects TLS, so the URL must begin with https://";
+            let what = format!("{}: {what}", endpoint.base);
+            return Err(Failure::new(AttemptError::Protocol, what));
         }
         result
     }
@@ -82,5 +104,24 @@ impl Client {
             Ok(Err(error)) => Err(failed(answer::reason(&error), &chain(&error))),
             Err(_) => Err(failed(AttemptError::Timeout, "no answer to a test request")),
         }
+    }
+
+    /// Returns `true` if an address, whose URL is `http://`, speaks TLS. Begins a handshake on a
+    /// connection of its own, and believes any certificate, because nothing is sent afterwards.
+    async fn speaks_tls(
+        &self,
+        address: &ResolvedAddress,
+        expanded: &Expanded,
+        endpoint: &HttpEndpoint,
+    ) -> bool {
+        let settings = ClientTls { insecure_skip_verify: true, ..ClientTls::default() };
+        let Ok(client) = tls::Client::of_contents(&settings, &[b"http/1.1"], Vec::new()) else {
+            return false;
+        };
+        let (base, proxy) = (&endpoint.base, expanded.proxy.as_ref());
+        let deadline = Instant::now() + self.timeouts.connect;
+        let Ok(stream) = self.open(base, address, proxy, deadline).await else { return false };
+        let deadline = Instant::now() + TLS_ANSWER;
+        handshake(&client, &base.at.host, base.at.port, stream, deadline).await.is_ok()
     }
 }

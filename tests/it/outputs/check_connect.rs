@@ -1,10 +1,12 @@
 //! `check --connect` says in the operator's words what is wrong with a consumer: the token, the
-//! index, the address. It sends no event.
+//! index, the address, TLS. It sends no event.
 
+use crate::support::certificates::Certificates;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::relay::BASE;
 use crate::support::relay::run_command;
+use crate::support::server::Options;
 use crate::support::text;
 
 /// The method, path and body of a test request.
@@ -39,13 +41,22 @@ const CASES: &[Case] = &[
     Case {
         kind: "splunk_hec",
         keys: "token_file = \"DIR/token\"",
-        requests: &[("POST", "/base/services/collector/event", "")],
+        requests: &[
+            ("POST", "/base/services/collector/event", ""),
+            ("POST", "/base/services/collector/ack", r#"{"acks":[0]}"#),
+        ],
         answers: &[
-            (&[NO_DATA], None),
+            (&[NO_DATA, (200, "application/json", r#"{"acks":{"0":false}}"#)], None),
             (
-                &[(400, "application/json", r#"{"text":"ACK is disabled","code":14}"#)],
+                &[NO_DATA, (400, "application/json", r#"{"text":"ACK is disabled","code":14}"#)],
                 Some("turn it on in Splunk"),
             ),
+            (&[NO_DATA, SIGN_IN], IS_PAGE),
+            (
+                &[NO_DATA, (200, "", r#"{"text":"Success","code":0}"#)],
+                Some("the answer does not say which requests are indexed"),
+            ),
+            (&[NO_DATA, (404, "", "")], Some("(the request was for /services/collector/ack)")),
             (&[SIGN_IN], IS_PAGE),
             (&[WANTS_TLS], NOT_UNDERSTOOD),
             (
@@ -55,6 +66,12 @@ const CASES: &[Case] = &[
             (&[(503, "", r#"{"text":"Server is busy","code":9}"#)], Some("Splunk is busy")),
             (&[(404, "", "<html>")], Some("(the request was for /services/collector/event)")),
         ],
+    },
+    Case {
+        kind: "splunk_hec",
+        keys: "token_file = \"DIR/token\"\nacknowledge = \"accepted\"",
+        requests: &[("POST", "/base/services/collector/event", "")],
+        answers: &[(&[NO_DATA], None), (&[SIGN_IN], IS_PAGE)],
     },
     Case {
         kind: "elasticsearch",
@@ -149,4 +166,20 @@ fn a_consumer_that_would_not_take_events_is_told_in_words() {
             assert_eq!(asked, requests[..told.len()], "{kind}, {told:?}");
         }
     }
+}
+
+/// Method: the port of each consumer expects TLS, and the URL begins with `http://`.
+#[test]
+fn http_to_a_port_that_expects_tls_is_told() {
+    let (directory, certificates) = (directory(), Certificates::new());
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let sink = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(204));
+    let http = Case { kind: "http", keys: "", requests: &[], answers: &[] };
+    for Case { kind, keys, .. } in CASES.iter().chain([&http]) {
+        let url = format!("http://{}/base", sink.address());
+        let (code, said) = check(directory.path(), kind, &url, keys);
+        let words = "this port expects TLS, so the URL must begin with https://";
+        assert!(code == Some(1) && said.contains(words), "{kind}: {said}");
+    }
+    assert_eq!(sink.count(), 0, "nothing was sent");
 }

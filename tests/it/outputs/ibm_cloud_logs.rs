@@ -490,16 +490,46 @@ fn check_connect_tries_the_credentials_and_both_services() {
     let (code, said) = connect(&ibm);
     assert_eq!(code, Some(1), "{said}");
     let refused = format!(
-        "output logs: {iam}: IAM does not accept the API key in {} ({iam}: answered 400 Bad Request)",
+        "IAM does not accept the API key in {} ({iam}: answered 400 Bad Request)",
         key.file().display()
     );
-    assert!(said.contains(&refused) && said.contains(&format!("{logs}: ok")), "{said}");
+    assert!(said.contains(&format!("output logs: {iam}: {refused}")), "{said}");
+    assert!(said.contains(&format!("output logs: {logs}: no IAM token: {refused}")), "{said}");
     assert!(!said.contains(SECRET), "{said}");
     ibm.iam.close();
     let (code, said) = connect(&ibm);
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains(&format!("output logs: {iam}: cannot connect to ")), "{said}");
-    assert_eq!(ibm.logs.count(), 0, "a check sends no records");
+    assert!(ibm.memory().sizes.is_empty(), "a check sends no records");
+}
+
+/// Method: the key is right, and its service ID has no role that lets it send. Then it has one, and
+/// the service answers the array without records in each way that it may.
+#[test]
+fn check_connect_tells_that_the_key_may_not_send() {
+    let mood = Arc::new(std::sync::Mutex::new(Mood::Stores));
+    let now = Arc::clone(&mood);
+    let ibm =
+        Ibm::start(Script { mood: Box::new(move || *now.lock().unwrap()), ..Script::default() });
+    let key = Key::new(&Credential::key("1"));
+    let file = key.directory.path().join("config.toml");
+    std::fs::write(&file, config(&ibm, &key)).unwrap();
+    let logs = format!("https://localhost:{}", ibm.logs.address().port());
+    for (next, words) in [
+        (Mood::Stores, "ok"),
+        (Mood::Status(403), "answered 403 Forbidden: the service ID or trusted profile needs the"),
+        (Mood::Status(401), "answered 401 Unauthorized: the IAM token is not accepted"),
+        (Mood::Status(404), "answered 404 Not Found: there is no such service at this URL"),
+        // The fake's text is not JSON.
+        (Mood::Status(400), "answered 400 Bad Request: the server does not understand"),
+        (Mood::Page, "answered 200 OK: this is a web page and not an acknowledgement"),
+    ] {
+        *mood.lock().unwrap() = next;
+        let (code, said) = ibm.run(&["check", "--connect"], &file);
+        assert!(said.contains(&format!("{logs}: {words}")), "{said}");
+        assert_eq!(code, Some(if next == Mood::Stores { 0 } else { 1 }), "{said}");
+        assert!(!said.contains(SECRET) && !said.contains("Bearer"), "{said}");
+    }
 }
 
 #[test]

@@ -222,8 +222,12 @@ impl Memory {
             request,
             &[("authorization", &authorization), ("content-type", "application/json")],
         );
-        let records = self.records(&request.body);
-        self.sizes.push((request.body.len(), records.len()));
+        // `check --connect` sends an array without records.
+        let is_test = request.body == b"[]";
+        let records = if is_test { Vec::new() } else { self.records(&request.body) };
+        if !is_test {
+            self.sizes.push((request.body.len(), records.len()));
+        }
         let token = authorization.strip_prefix("Bearer ").expect("a bearer token");
         assert!(token.starts_with(TOKEN), "no token of IAM");
         let mood = (self.script.mood)();
