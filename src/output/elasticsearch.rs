@@ -59,7 +59,10 @@ use crate::shape::Shape;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// The path of the bulk API. The answer holds only those fields that are read here.
+/// The path of the bulk API, as vendors print it.
+const BULK: &str = "/_bulk";
+
+/// The path and query of requests. The answer holds only those fields that are read here.
 const PATH: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store";
 
 /// The most bytes of an answer that are read. An item that says why a document is refused has about
@@ -239,6 +242,10 @@ impl Api for Bulk {
 
     fn content_type(&self) -> &'static str {
         "application/x-ndjson"
+    }
+
+    fn printed_paths(&self) -> Vec<String> {
+        vec![format!("/{}{BULK}", self.index), BULK.to_owned()]
     }
 
     fn test_requests(&self) -> Vec<TestRequest> {

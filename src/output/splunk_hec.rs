@@ -367,6 +367,10 @@ impl Api for Collector {
         token_header("Splunk", &self.token_file).map(Some)
     }
 
+    fn printed_paths(&self) -> Vec<String> {
+        [&format!("{EVENTS}/1.0"), EVENTS, "/services/collector"].map(str::to_owned).into()
+    }
+
     /// A request without an event, and the question whether a request is indexed of which the
     /// collector knows nothing. The question is refused if acknowledgement is off for the token.
     fn test_requests(&self) -> Vec<TestRequest> {

@@ -46,11 +46,22 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 }
 
 /// Returns the result that follows from the status and the headers of an answer: for example, 200
-/// is accepted, 413 is refused, and 503 is failed.
-pub(super) fn meaning(base: &BaseUrl, status: StatusCode, headers: &HeaderMap) -> Outcome {
+/// is accepted, 413 is refused, and 503 is failed. `path` is the protocol's part of the request's
+/// path, which the message about a missing service names; empty if the protocol has none.
+pub(super) fn meaning(
+    base: &BaseUrl,
+    path: &str,
+    status: StatusCode,
+    headers: &HeaderMap,
+) -> Outcome {
+    let is_missing = [StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED].contains(&status);
+    let asked = match is_missing && !path.is_empty() {
+        true => format!(" for {path} below the configured URL"),
+        false => String::new(),
+    };
     let failure = |reason| Failure {
         retry_after: retry_after(headers, SystemTime::now()),
-        ..Failure::new(reason, format!("{base}: answered {status}"))
+        ..Failure::new(reason, format!("{base}: answered {status}{asked}"))
     };
     match status {
         status if status.is_success() => Outcome::Accepted,
@@ -76,7 +87,7 @@ pub(super) fn early(
 ) -> Outcome {
     let (status, headers) = (response.status(), response.headers());
     let path = own_path(api);
-    match meaning(base, status, headers) {
+    match meaning(base, path, status, headers) {
         Outcome::Accepted => {
             let what = format!(
                 "{base}: answered {status} before it had the whole request, which is no \
@@ -140,7 +151,7 @@ impl Answer {
         Reply {
             status: self.status,
             headers: &self.headers,
-            by_status: meaning(base, self.status, &self.headers),
+            by_status: meaning(base, path, self.status, &self.headers),
             body: self.body.as_deref(),
             is_too_long: self.is_too_long,
             path,

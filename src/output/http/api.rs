@@ -87,6 +87,12 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         ""
     }
 
+    /// Returns the paths of the service with which a configured URL may end, as vendors print URLs,
+    /// with longer ones before shorter ones. Such an end is cut off the URL.
+    fn printed_paths(&self) -> Vec<String> {
+        self.path().split('?').take(1).map(str::to_owned).collect()
+    }
+
     /// The header `Content-Type` of requests.
     fn content_type(&self) -> &'static str;
 

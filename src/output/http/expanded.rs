@@ -45,7 +45,9 @@ impl Expanded {
                 Some(prefix) => HttpEndpoint::parse_below(prefix, &text),
                 None => HttpEndpoint::parse(&text),
             };
-            endpoints.push(endpoint.map_err(|what| format!("urls[{index}] {what}"))?);
+            let mut endpoint = endpoint.map_err(|what| format!("urls[{index}] {what}"))?;
+            endpoint.cut(&api.printed_paths());
+            endpoints.push(endpoint);
         }
         let proxy = match &config.proxy {
             Some(template) => {

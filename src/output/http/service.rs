@@ -131,7 +131,8 @@ impl Service {
         let service = self.clone();
         let read = tokio::task::spawn_blocking(move || service.expanded()).await;
         let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
-        let expanded = read.unwrap_or_else(|error| Err(wrong(error.to_string())))?;
+        let mut expanded = read.unwrap_or_else(|error| Err(wrong(error.to_string())))?;
+        expanded.endpoint.cut(&[path.to_owned()]);
         let endpoint = &expanded.endpoint;
         let base = &endpoint.base;
         let request = Request::builder()
@@ -147,11 +148,13 @@ impl Service {
         let answer = match base.https {
             true => {
                 let stream = self.encrypted(&expanded, deadline).await?;
-                tokio::time::timeout(self.timeouts.request, exchange(base, stream, request)).await
+                tokio::time::timeout(self.timeouts.request, exchange(base, path, stream, request))
+                    .await
             }
             false => {
                 let stream = self.dial(&expanded, deadline).await?;
-                tokio::time::timeout(self.timeouts.request, exchange(base, stream, request)).await
+                tokio::time::timeout(self.timeouts.request, exchange(base, path, stream, request))
+                    .await
             }
         };
         answer.unwrap_or_else(|_| {
@@ -218,9 +221,11 @@ impl Service {
     }
 }
 
-/// Sends a request on an open connection, and returns the body of the answer if its status is 2xx.
+/// Sends a request to this path on an open connection, and returns the body of the answer if its
+/// status is 2xx.
 async fn exchange(
     base: &BaseUrl,
+    path: &str,
     stream: impl AsyncRead + AsyncWrite + Unpin,
     request: Request<Full<Bytes>>,
 ) -> Result<Bytes, ServiceError> {
@@ -231,7 +236,7 @@ async fn exchange(
     let answer = async {
         let response = sender.send_request(request).await.map_err(failed)?;
         let status = response.status();
-        match answer::meaning(base, status, response.headers()) {
+        match answer::meaning(base, path, status, response.headers()) {
             Outcome::Refused(failure) | Outcome::Failed(failure) => {
                 return Err(ServiceError { status: Some(status), failure });
             }

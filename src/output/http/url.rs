@@ -79,6 +79,16 @@ impl HttpEndpoint {
         })
     }
 
+    /// Cuts off the first of `paths`, which are the protocol's own, with which the path of the URL
+    /// ends. Vendors print URLs with such a path, which [`HttpEndpoint::target`] adds again.
+    pub(super) fn cut(&mut self, paths: &[String]) {
+        let path = self.path.trim_end_matches('/');
+        let own = paths.iter().filter(|own| !own.is_empty());
+        if let Some(rest) = own.filter_map(|own| path.strip_suffix(own.as_str())).next() {
+            self.path = rest.to_owned();
+        }
+    }
+
     /// Returns the path and query to which a request is sent: those of the URL, with the path and
     /// query of the protocol added. They may hold a token.
     pub(super) fn target(&self, of_protocol: &str) -> String {
@@ -117,6 +127,28 @@ mod tests {
         assert_eq!(endpoint.authority, "audit.s3.example:9000");
         assert_eq!(endpoint.path, "/x");
         assert!(HttpEndpoint::parse_below("audit", "https://127.0.0.1:9000/").is_err());
+    }
+
+    #[test]
+    fn a_url_that_ends_with_the_path_of_the_protocol_is_taken_as_it_is_meant() {
+        let own = ["/collector/event", "/collector"].map(str::to_owned);
+        for (url, wanted) in [
+            ("http://x/collector/event", "/collector/event"),
+            ("http://x/collector/event/", "/collector/event"),
+            ("http://x/collector?token=t", "/collector/event?token=t"),
+            ("http://x/gate/collector//", "/gate/collector/event"),
+            ("http://x/", "/collector/event"),
+            ("http://x/collector/raw", "/collector/raw/collector/event"),
+            ("http://x/mycollector", "/mycollector/collector/event"),
+        ] {
+            let mut endpoint = HttpEndpoint::parse(url).unwrap();
+            endpoint.cut(&own);
+            assert_eq!(endpoint.target("/collector/event"), wanted, "{url}");
+        }
+        // A protocol without a path of its own leaves the URL as it is.
+        let mut endpoint = HttpEndpoint::parse("http://x/in/").unwrap();
+        endpoint.cut(&[]);
+        assert_eq!(endpoint.target(""), "/in/");
     }
 
     #[test]

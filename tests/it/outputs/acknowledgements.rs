@@ -1,5 +1,5 @@
 //! Outputs over HTTP whose consumer has a protocol of its own: only the answer of that protocol
-//! acknowledges events.
+//! acknowledges events, and the URL may be written as the vendor prints it.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -31,6 +31,10 @@ struct Store {
     kind: &'static str,
     /// The keys that the type needs besides `urls`.
     keys: &'static str,
+    /// The path and query of requests with events.
+    target: &'static str,
+    /// Ends of the URL under which the requests go to `target`.
+    printed: &'static [&'static str],
     /// Answers 2xx that do not acknowledge anything.
     answers: &'static [False],
     /// Returns the answer that acknowledges a request.
@@ -41,6 +45,12 @@ const STORES: &[Store] = &[
     Store {
         kind: "splunk_hec",
         keys: "token_file = \"DIR/token\"\nacknowledge = \"accepted\"",
+        target: "/services/collector/event",
+        printed: &[
+            "/services/collector/event",
+            "/services/collector/event/1.0",
+            "/services/collector/",
+        ],
         answers: &[
             (200, "application/json", r#"{"text":"Success"}"#),
             (200, "application/json", r#"{"text":"HEC is healthy","code":17}"#),
@@ -52,6 +62,8 @@ const STORES: &[Store] = &[
     Store {
         kind: "splunk_hec",
         keys: "token_file = \"DIR/token\"\nack_interval = \"100ms\"",
+        target: "/services/collector/event",
+        printed: &["/services/collector/event/"],
         answers: &[(200, "application/json", r#"{"text":"Success","code":0}"#), (200, "", "")],
         acknowledges: |request| {
             Answer::status(200).body(match request.target.contains("/services/collector/ack") {
@@ -63,6 +75,8 @@ const STORES: &[Store] = &[
     Store {
         kind: "elasticsearch",
         keys: "index = \"audit\"",
+        target: "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store",
+        printed: &["/_bulk", "/audit/_bulk", "/_bulk/"],
         answers: &[(200, "", ""), (200, "application/json", r#"{"errors":false,"items":[]}"#)],
         acknowledges: |request| {
             let lines = request.decoded().iter().filter(|byte| **byte == b'\n').count();
@@ -72,7 +86,9 @@ const STORES: &[Store] = &[
     },
     Store {
         kind: "ibm_cloud_logs",
-        keys: "api_key_file = \"DIR/token\"\niam_url = \"http://IAM\"",
+        keys: "api_key_file = \"DIR/token\"\niam_url = \"http://IAM/identity/token\"",
+        target: "/logs/v1/singles",
+        printed: &["/logs/v1/singles"],
         answers: &[(204, "text/html", "")],
         acknowledges: |_| Answer::status(200),
     },
@@ -80,6 +96,8 @@ const STORES: &[Store] = &[
         kind: "s3",
         keys: "bucket = \"audit\"\nregion = \"r\"\naccess_key_id_file = \"DIR/token\"\n\
                secret_access_key_file = \"DIR/token\"\nobject_age = \"100ms\"",
+        target: "/audit/",
+        printed: &[],
         answers: &[
             (200, "", ""),
             (200, "application/xml", "<Error><Code>InternalError</Code></Error>"),
@@ -90,6 +108,8 @@ const STORES: &[Store] = &[
     Store {
         kind: "loki",
         keys: "",
+        target: "/loki/api/v1/push",
+        printed: &["/loki/api/v1/push", "/loki/api/v1/push/"],
         answers: &[
             (200, "application/json", r#"{"status":"error","errorType":"s3cr3t"}"#),
             (200, "text/html", ""),
@@ -100,6 +120,8 @@ const STORES: &[Store] = &[
     Store {
         kind: "otlp",
         keys: "",
+        target: "/v1/logs",
+        printed: &["/v1/logs", "/v1/logs//"],
         answers: &[
             (200, "text/html; charset=utf-8", ""),
             (201, "application/json", r#"{"status":"error"}"#),
@@ -128,11 +150,12 @@ impl Setup {
         Self { sink: HttpSink::start(answer), iam, files }
     }
 
-    fn relay(&self, store: &Store) -> Relay {
+    /// Starts a relay whose output has this URL below the store's address.
+    fn relay(&self, store: &Store, url: &str) -> Relay {
         let keys = store.keys.replace("DIR", text(self.files.path()));
         let keys = keys.replace("IAM", &self.iam.address().to_string());
         Relay::start(&format!(
-            "{BASE}[[output]]\nname = \"consumer\"\ntype = \"{}\"\nurls = [\"http://{}\"]\n\
+            "{BASE}[[output]]\nname = \"consumer\"\ntype = \"{}\"\nurls = [\"http://{}{url}\"]\n\
              {QUICK}{keys}\n",
             store.kind,
             self.sink.address()
@@ -172,7 +195,7 @@ fn a_sign_in_page_is_no_acknowledgement() {
                 _ => answer.header("Content-Type", media_type),
             }
         });
-        let relay = setup.relay(store);
+        let relay = setup.relay(store, "");
         assert_eq!(relay.post(&generated_batch(1, 40, 700)).status, 200);
         let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
         let words = "answered 200 OK: this is a web page and not an acknowledgement: is there a \
@@ -191,5 +214,42 @@ fn a_sign_in_page_is_no_acknowledgement() {
         assert_eq!(delivered, 40.0, "{}", store.kind);
         assert!(!relay.log_text().contains("s3cr3t"), "{}", relay.log_text());
         relay.finish(Backlog::Empty);
+    });
+}
+
+#[test]
+fn urls_as_vendors_print_them_lead_to_the_service() {
+    for_each_store(|store| {
+        for printed in store.printed {
+            let setup = Setup::new(store.acknowledges);
+            let relay = setup.relay(store, &format!("/gate{printed}?team=a"));
+            assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
+            relay.wait_until_delivered(PATIENCE);
+            let join = if store.target.contains('?') { '&' } else { '?' };
+            let wanted = format!("/gate{}{join}team=a", store.target);
+            assert_eq!(setup.sink.requests()[0].target, wanted, "{} {printed}", store.kind);
+            relay.finish(Backlog::Empty);
+        }
+    });
+}
+
+/// Method: nothing is at the configured URL, whose path and query hold a secret. The log must name
+/// the path that was asked below the URL, and not the URL's own.
+#[test]
+fn a_404_names_the_path_that_was_asked_and_no_secret() {
+    for_each_store(|store| {
+        let setup = Setup::new(|_| Answer::status(404).body("no s3cr3t here"));
+        let relay = setup.relay(store, "/s3cr3t-path?token=s3cr3t");
+        assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
+        let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
+        let path = store.target.split('?').next().unwrap();
+        let wanted = match store.kind {
+            // The code of the answer and the bucket say what is missing.
+            "s3" => "answered 404 Not Found".to_owned(),
+            _ => format!("answered 404 Not Found for {path} below the configured URL"),
+        };
+        assert!(line.contains(&wanted), "{}: {line}", store.kind);
+        assert!(!relay.log_text().contains("s3cr3t"), "{}", relay.log_text());
+        relay.settle(Backlog::Stable);
     });
 }
