@@ -3,7 +3,8 @@
 //!
 //! An object has the events of a range of positions, and its name says which. It is written with
 //! `If-None-Match: *`, so an object that is sent again is not written twice: the server answers
-//! 412, which counts as delivered before. Source: Amazon S3 API Reference, `PutObject`.
+//! 412, which counts as delivered before. `conditional_writes = false` leaves the header out.
+//! Source: Amazon S3 API Reference, `PutObject`.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -103,6 +104,10 @@ impl OutputSettings for Settings {
                 true,
                 "the bucket is in the path of a URL; false: in the name of the host",
             );
+            let meaning = "an object is written only if there is none of its name \
+                           (If-None-Match); false: for a server that answers 501 to that, and may \
+                           then write an object twice";
+            let conditional = t.flag("conditional_writes", true, meaning);
             let meaning =
                 "file with the ID of the access key; or web identity from the environment";
             let key = optional("access_key_id_file", "path", "none", meaning);
@@ -116,9 +121,10 @@ impl OutputSettings for Settings {
             let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 60 * 60));
             let meaning = "of an object, at which it ends";
             let age = t.time("object_age", Duration::from_secs(300), least..=most, meaning);
-            (bucket, region, prefix, path_style, (id, secret), Limits { bytes, age })
+            let style = (path_style, conditional);
+            (bucket, region, prefix, style, (id, secret), Limits { bytes, age })
         });
-        let (bucket, region, prefix, path_style, files, limits) = own;
+        let (bucket, region, prefix, (path_style, conditional), files, limits) = own;
         let role = region.as_ref().and_then(|region| Role::of(&|name| t.env(name), region));
         let (id, secret) = ("access_key_id_file", "secret_access_key_file");
         match (t.is_set(id), t.is_set(secret)) {
@@ -143,6 +149,7 @@ impl OutputSettings for Settings {
             prefix: prefix?,
             path_style,
             compression: client.compression,
+            conditional,
         };
         Some(Self { client, address, credentials, limits })
     }

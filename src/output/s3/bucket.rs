@@ -51,6 +51,10 @@ const OWN: [&str; 3] = ["x-amz-content-sha256", "x-amz-date", "x-amz-security-to
 /// 400.
 const EXPIRED: &str = "ExpiredToken";
 
+/// The end of the message about a server that answers 501.
+const UNCONDITIONAL: &str =
+    ": if the server does not implement If-None-Match, set conditional_writes = false";
+
 /// The most characters of an error's code that are shown.
 const CODE_MAX: usize = 64;
 
@@ -65,6 +69,8 @@ pub(super) struct Address {
     pub(super) path_style: bool,
     /// The compression of objects.
     pub(super) compression: Compression,
+    /// `true`: an object is written only if there is none of its name (`If-None-Match: *`).
+    pub(super) conditional: bool,
 }
 
 /// The files with the ID of the access key, and the secret access key.
@@ -204,7 +210,9 @@ impl Api for Bucket {
         let (path, query) = call.target.split_once('?').unwrap_or((call.target, ""));
         let mut own = Vec::new();
         if call.head.method == Method::PUT {
-            own.push(("if-none-match", "*".to_owned()));
+            if self.address.conditional {
+                own.push(("if-none-match", "*".to_owned()));
+            }
             own.push(("x-amz-checksum-sha256", checksum(&call.head.body_sha256)));
         }
         let mut signed = vec![("content-type", content_type)];
@@ -302,6 +310,9 @@ impl Api for Bucket {
             Outcome::Refused(mut failure) | Outcome::Failed(mut failure) => {
                 if let Some(code) = code {
                     failure.message = format!("{} ({code})", failure.message);
+                }
+                if reply.status == StatusCode::NOT_IMPLEMENTED && self.address.conditional {
+                    failure.message.push_str(UNCONDITIONAL);
                 }
                 Outcome::Failed(failure)
             }

@@ -455,6 +455,29 @@ fn a_disk_that_refuses_the_notes_keeps_no_event_back() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: a server that does not implement `If-None-Match` answers 501. The log must name the key,
+/// events must wait, and a reload with the key must store them.
+#[test]
+fn a_server_without_if_none_match_names_the_key_and_works_with_it() {
+    let (keys, server) = (Keys::new(), S3::start(|| Mood::Unconditional));
+    let config = |more: &str| {
+        format!("{BASE}{}", keys.output(server.address(), &format!("{YOUNG}\n{more}")))
+    };
+    let relay = Relay::start(&config(""));
+    let body = generated_batch(1, 20, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
+    let words = "501 Not Implemented (NotImplemented): if the server does not implement \
+                 If-None-Match, set conditional_writes = false";
+    assert!(line.contains(words), "{line}");
+    assert!(server.store().objects.is_empty());
+    std::fs::write(relay.config_file(), config("conditional_writes = false")).unwrap();
+    relay.signal(libc::SIGHUP);
+    relay.wait_until_delivered(PATIENCE);
+    assert_are(&lines_of(&server), &events_of(&body));
+    relay.finish(Backlog::Empty);
+}
+
 /// Method: headers of the config that the relay sets itself, and a URL with a path and a query.
 /// The fake checks the signature of what arrives.
 #[test]

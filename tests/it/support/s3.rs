@@ -70,6 +70,9 @@ pub(crate) enum Mood {
     Page,
     /// The fake stores nothing, and answers 200 with an error document.
     FailsWith200,
+    /// The fake does not implement `If-None-Match`: it answers 501 to it, and writes any other
+    /// object over the one that is there.
+    Unconditional,
 }
 
 /// The objects, and the requests so far.
@@ -164,7 +167,12 @@ impl S3 {
             store.sessions.extend(request.header("x-amz-security-token").map(str::to_owned));
             store.puts += 1;
             store.classes.extend(request.header("x-amz-storage-class").map(str::to_owned));
-            let mood = mood();
+            let (mood, condition) = (mood(), request.header("if-none-match"));
+            if mood != Mood::Unconditional {
+                assert_eq!(condition, Some("*"), "if-none-match");
+            } else if condition.is_some() {
+                return error(501, "NotImplemented");
+            }
             match mood {
                 Mood::Fails(status, code) => return error(status, code),
                 Mood::FailsWith200 => return error(200, "InternalError"),
@@ -172,7 +180,7 @@ impl S3 {
                 Mood::Page => return stored().body("\n<html>sign in</html>"),
                 Mood::HangsUp(false) => return Answer::hang_up(),
                 Mood::Stores | Mood::StoresAndFails | Mood::HangsUp(true) => {}
-                Mood::Cut | Mood::Silent => {}
+                Mood::Cut | Mood::Unconditional | Mood::Silent => {}
             }
             let is_there = store.objects.contains_key(&name);
             if is_there {
@@ -183,7 +191,7 @@ impl S3 {
             }
             match mood {
                 Mood::Stores if is_there => error(412, "PreconditionFailed"),
-                Mood::Stores => stored(),
+                Mood::Stores | Mood::Unconditional => stored(),
                 Mood::StoresAndFails => error(500, "InternalError"),
                 Mood::HangsUp(_) => Answer::hang_up(),
                 Mood::Silent => Answer::never(),
@@ -235,7 +243,6 @@ fn check(request: &Request) -> (String, String) {
         _ => "application/x-ndjson",
     };
     for (header, wanted) in [
-        ("if-none-match", "*".to_owned()),
         ("content-type", content_type.to_owned()),
         ("content-length", request.body.len().to_string()),
         ("x-amz-content-sha256", hex(sha256.as_ref())),
