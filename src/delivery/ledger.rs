@@ -587,7 +587,7 @@ impl Ledger {
     /// becomes a suspect, as if it had been refused alone.
     pub(super) fn on_judged(&mut self, claim: Claim, parts: Vec<Part>, consumer: usize) {
         let (mut taken, mut left, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
-        let mut partly = Vec::new();
+        let (mut unconfirmed, mut partly) = (Vec::new(), Vec::new());
         let mut start = claim.start;
         for Part { end, events, verdict } in parts {
             let works = self.in_flight.all_on_wire(Claim { start, end }, Some(events));
@@ -598,6 +598,7 @@ impl Ledger {
                     self.health.metrics.existing.increment(events);
                     taken.extend(works);
                 }
+                Verdict::Unconfirmed => unconfirmed.extend(works),
                 Verdict::Unsent => unsent.extend(works),
                 Verdict::Again(failure) => left.push((works, failure, false)),
                 Verdict::Refused(failure) => left.push((works, failure, true)),
@@ -613,21 +614,27 @@ impl Ledger {
             self.in_flight.note(Work { is_remainder: true, attempts, ..work });
             self.release(work.claim);
         }
+        // What the consumer has taken without a confirmation goes again in a request of its own.
+        for work in &unconfirmed {
+            self.in_flight.note(Work { is_remainder: false, ..*work });
+            self.release(work.claim);
+        }
         for (works, refused, failure) in partly {
             self.refused_partly(&works, refused, &failure, consumer);
         }
         let accepts = !taken.is_empty();
+        let took_others = accepts || !unconfirmed.is_empty();
         let Some((_, first, _)) = left.first() else { return };
         self.health.turned_away(first);
         let mut again = None;
         for (works, failure, is_refused) in left {
             for mut work in works {
-                if work.parking.is_some() && !accepts {
+                if work.parking.is_some() && !took_others {
                     self.try_failed(work, &failure, is_refused, consumer);
                 } else if is_refused && !self.isolation.retries() {
-                    self.refused_alone(&work, &failure, consumer, accepts);
+                    self.refused_alone(&work, &failure, consumer, took_others);
                 } else if failure.server_error
-                    && self.isolation.server_error(&mut work, consumer, accepts)
+                    && self.isolation.server_error(&mut work, consumer, took_others)
                 {
                     self.in_flight.note(work);
                     self.park_each(work.claim, &failure, consumer);

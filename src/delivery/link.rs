@@ -185,7 +185,9 @@ impl Part {
         match &self.verdict {
             Verdict::Delivered | Verdict::Existing => true,
             Verdict::Partly { refused, .. } => *refused < self.events,
-            Verdict::Again(_) | Verdict::Refused(_) | Verdict::Unsent => false,
+            Verdict::Again(_) | Verdict::Refused(_) | Verdict::Unconfirmed | Verdict::Unsent => {
+                false
+            }
         }
     }
 
@@ -193,7 +195,7 @@ impl Part {
     /// or if they were not sent.
     pub(crate) fn failure(&self) -> Option<&Failure> {
         match &self.verdict {
-            Verdict::Delivered | Verdict::Existing | Verdict::Unsent => None,
+            Verdict::Delivered | Verdict::Existing | Verdict::Unconfirmed | Verdict::Unsent => None,
             Verdict::Again(failure)
             | Verdict::Refused(failure)
             | Verdict::Partly { failure, .. } => Some(failure),
@@ -247,6 +249,11 @@ pub(crate) enum Verdict {
         /// The refusal.
         failure: Failure,
     },
+    /// The consumer has the event, as its answer about a later event of the request says, but it
+    /// will never confirm it. The event is sent again without a pause, and never in one request
+    /// with events that the consumer has not read yet: one of these may be refused, and the
+    /// consumer would have the event once more.
+    Unconfirmed,
     /// The event is sent next, without a pause: it found no room in the request, or the consumer
     /// did not read it because of another event in the request.
     Unsent,

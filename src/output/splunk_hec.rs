@@ -251,8 +251,8 @@ struct Answer {
     code: Option<u16>,
     #[serde(default, rename = "ackId")]
     ack_id: Option<AckId>,
-    /// The index of the event at fault. Splunk has taken those before it, and has not read those
-    /// behind it.
+    /// The index of the event at fault, or of the first one that a busy Splunk did not take. Splunk
+    /// has taken those before it, and has not read those behind it.
     #[serde(default, rename = "invalid-event-number")]
     invalid: Option<u64>,
 }
@@ -328,6 +328,15 @@ impl Collector {
         }
     }
 
+    /// Returns the verdict on events that Splunk took before it refused the rest of their request.
+    /// It gives them no number, so nobody can ask whether they are indexed.
+    fn taken_before(&self) -> Verdict {
+        match self.acknowledgement {
+            None => Verdict::Delivered,
+            Some(_) => Verdict::Unconfirmed,
+        }
+    }
+
     /// Returns the result of a request of which Splunk says that the event with the index `at` is
     /// wrong.
     fn one_is_wrong(&self, at: u64, failure: &Failure, sent: &Sent) -> Option<Outcome> {
@@ -337,20 +346,27 @@ impl Collector {
             return None;
         }
         let position = sent.positions().nth(usize::try_from(at).ok()?)?;
-        // Splunk has taken the events before the wrong one. But it gives them no number, so nobody
-        // can ask whether they are indexed.
-        let verdict = match self.acknowledgement {
-            None => Verdict::Delivered,
-            Some(_) => Verdict::Unsent,
-        };
         let parts = [
-            Part { end: position, events: at, verdict },
+            Part { end: position, events: at, verdict: self.taken_before() },
             Part { end: position.next(), events: 1, verdict: Verdict::Refused(failure.clone()) },
             Part { end: sent.claim.end, events: sent.events - at - 1, verdict: Verdict::Unsent },
         ];
         let mut parts: Vec<_> = parts.into_iter().filter(|part| part.events > 0).collect();
         parts.last_mut()?.end = sent.claim.end;
         Some(Outcome::Judged(parts))
+    }
+
+    /// Returns the result of a request of which Splunk had taken `at` events when it became busy.
+    fn busy_after(&self, at: u64, failure: &Failure, sent: &Sent) -> Option<Outcome> {
+        if at == 0 {
+            return None;
+        }
+        let position = sent.positions().nth(usize::try_from(at).ok()?)?;
+        let again = Verdict::Again(failure.clone());
+        Some(Outcome::Judged(vec![
+            Part { end: position, events: at, verdict: self.taken_before() },
+            Part { end: sent.claim.end, events: sent.events - at, verdict: again },
+        ]))
     }
 }
 
@@ -464,8 +480,15 @@ impl Api for Collector {
             Outcome::Failed(Failure { retry_after, ..failure })
         };
         match answer.code.and_then(fault) {
-            Some(Fault::Settings(what) | Fault::Busy(what)) => failed(what),
+            Some(Fault::Settings(what)) => failed(what),
+            Some(Fault::Busy(what)) => {
+                let failure = Failure { retry_after, ..failure(reason, what) };
+                let judged = answer.invalid.and_then(|at| self.busy_after(at, &failure, sent));
+                judged.unwrap_or(Outcome::Failed(failure))
+            }
             Some(Fault::Event(what)) if !status.is_success() => {
+                // With the number of an event, the answer is about that event.
+                let reason = answer.invalid.map_or(reason, |_| AttemptError::Item);
                 let failure = failure(reason, what);
                 let judged = answer.invalid.and_then(|at| self.one_is_wrong(at, &failure, sent));
                 judged.unwrap_or(Outcome::Refused(failure))

@@ -188,9 +188,11 @@ fn judged(batch: &Batch, letters: &str, seen: &mut Vec<String>) -> Event {
             'e' => Verdict::Existing,
             'a' => Verdict::Again(item()),
             's' => Verdict::Again(Failure { server_error: true, ..item() }),
+            'u' => Verdict::Unconfirmed,
+            'n' => Verdict::Unsent,
             _ => Verdict::Refused(item()),
         };
-        if letter == 'd' {
+        if matches!(letter, 'd' | 'u') {
             seen.push(event);
         }
         parts.add(position, verdict);

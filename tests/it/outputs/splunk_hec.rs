@@ -115,8 +115,8 @@ fn the_corpus_arrives_with_its_envelopes_and_is_final_when_it_is_indexed() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a collector does everything that one can do, at random (it is busy, refuses a request
-/// for its size, takes events and says nothing, answers nonsense, forgets what it has not indexed,
+/// Method: a collector does everything that one can do, at random (it is busy, also in the middle
+/// of a request, refuses a request for its size, takes events and says nothing, answers nonsense, forgets what it has not indexed,
 /// takes its time to index, and refuses certain events), while the relay is killed and started
 /// again. In the end each event must be indexed at least once or be in the dead letters, and only
 /// events that the collector refuses may be there.
@@ -140,6 +140,7 @@ fn each_event_is_indexed_or_refused_whatever_happens() {
             5 => Mood::Babbles,
             6 => Mood::Small,
             7 => Mood::Restarts,
+            8 => Mood::BusyAfter(moods.usize(..60)),
             _ => Mood::Serves,
         }),
         indexes: Box::new(move || indexed.u32(..3) == 0),
@@ -216,6 +217,81 @@ fn a_bad_event_in_the_middle_costs_nothing_but_itself() {
         assert!(store.indexed.len() <= good.len() + repeats, "{acknowledge}");
         assert_same_set(&files.letters(), &bad);
         drop(store);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+/// Returns how often each event was indexed.
+fn times_indexed(splunk: &Splunk) -> BTreeMap<Vec<u8>, usize> {
+    let mut times = BTreeMap::new();
+    for event in &splunk.store().indexed {
+        *times.entry(event.clone()).or_default() += 1;
+    }
+    times
+}
+
+/// Method: about one event of a hundred is bad, so that most requests have several. What the
+/// collector took before a bad event has no number, and must be indexed once more, but not again
+/// with each bad event behind it.
+#[test]
+fn an_event_before_bad_ones_is_indexed_twice_at_most() {
+    let is_bad: fn(&[u8]) -> bool = |event| {
+        let add = |sum: u32, byte: &u8| sum.wrapping_mul(31).wrapping_add(u32::from(*byte));
+        event.iter().fold(0, add) % 97 == 0
+    };
+    for (acknowledge, acks, most) in [("indexed", Acks::On, 2), ("accepted", Acks::Off, 1)] {
+        let files = Files::new();
+        let splunk = Splunk::start(Script { acks, is_bad, ..Script::default() });
+        let more = format!("acknowledge = \"{acknowledge}\"");
+        let relay = Relay::start(&files.config(&splunk, &more));
+        let mut sent = Vec::new();
+        for batch in 0..25 {
+            let body = generated_batch(batch, 398, 700);
+            assert_eq!(relay.post(&body).status, 200);
+            sent.extend(events_of(&body));
+        }
+        relay.wait_until_delivered(PATIENCE);
+        let (bad, good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+        assert!(bad.len() > 50, "{} bad events", bad.len());
+        let times = times_indexed(&splunk);
+        let indexed: usize = times.values().sum();
+        let requests = splunk.store().requests.len();
+        eprintln!("{} bad, {indexed} of {} indexed, {requests} requests", bad.len(), good.len());
+        assert_same_set(&times.keys().cloned().collect::<Vec<_>>(), &good);
+        let often = times.values().max().copied().unwrap_or_default();
+        assert!(often <= most, "{acknowledge}: an event was indexed {often} times");
+        assert_same_set(&files.letters(), &bad);
+        assert!(
+            errors(&relay, "item") >= bad.len() as f64,
+            "each bad event is an error of an item"
+        );
+        assert_eq!(errors(&relay, "status_4xx"), 0.0);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+/// Method: three times the collector takes seven events of a request and is busy then. What it took
+/// must not go again with those that it did not take.
+#[test]
+fn what_a_busy_collector_took_does_not_go_again_with_the_rest() {
+    for (acknowledge, acks, most) in [("indexed", Acks::On, 2), ("accepted", Acks::Off, 1)] {
+        let (files, mut requests) = (Files::new(), 0);
+        let mood = move || {
+            requests += 1;
+            if requests <= 3 { Mood::BusyAfter(7) } else { Mood::Serves }
+        };
+        let splunk = Splunk::start(Script { acks, mood: Box::new(mood), ..Script::default() });
+        let more = format!("acknowledge = \"{acknowledge}\"");
+        let relay = Relay::start(&files.config(&splunk, &more));
+        let body = generated_batch(1, 40, 700);
+        assert_eq!(relay.post(&body).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        let times = times_indexed(&splunk);
+        assert_same_set(&times.keys().cloned().collect::<Vec<_>>(), &events_of(&body));
+        let often = times.values().max().copied().unwrap_or_default();
+        assert!(often <= most, "{acknowledge}: an event was indexed {often} times");
+        assert!(errors(&relay, "status_5xx") >= 1.0);
+        assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
         relay.finish(Backlog::Empty);
     }
 }

@@ -34,6 +34,9 @@ pub(crate) enum Mood {
     Babbles,
     /// It forgets all that it has not indexed, and closes the connection.
     Restarts,
+    /// It takes this many events of a request, and is busy then: its answer names the first event
+    /// that it did not take. It serves a request that has no more events.
+    BusyAfter(usize),
 }
 
 /// The collector's events and requests so far.
@@ -149,7 +152,7 @@ impl Store {
                 (self.waiting, self.channels) = Default::default();
                 return Answer::hang_up();
             }
-            Mood::Serves | Mood::Small | Mood::Mute | Mood::Babbles => {}
+            Mood::Serves | Mood::Small | Mood::Mute | Mood::Babbles | Mood::BusyAfter(_) => {}
         }
         let answer = match request.target.as_str() {
             "/services/collector/event" => {
@@ -158,7 +161,7 @@ impl Store {
                 if mood == Mood::Small && envelopes.len() > 50 {
                     return Answer::status(413).body("<html>too large</html>");
                 }
-                self.takes(request, envelopes, script)
+                self.takes(request, envelopes, &mood, script)
             }
             "/services/collector/ack" => self.says(request, &mut script.indexes),
             other => panic!("{other} is no path of the collector"),
@@ -166,7 +169,11 @@ impl Store {
         match mood {
             Mood::Mute => Answer::hang_up(),
             Mood::Babbles => Answer::status(200).body("<html>welcome</html>"),
-            Mood::Serves | Mood::Small | Mood::Refuses(..) | Mood::Restarts => answer,
+            Mood::Serves
+            | Mood::Small
+            | Mood::Refuses(..)
+            | Mood::Restarts
+            | Mood::BusyAfter(_) => answer,
         }
     }
 
@@ -185,6 +192,7 @@ impl Store {
         &mut self,
         request: &Request,
         envelopes: Vec<(BTreeMap<String, String>, Vec<u8>)>,
+        mood: &Mood,
         script: &Script,
     ) -> Answer {
         let wants_acks = request.header("x-splunk-request-channel").is_some();
@@ -192,15 +200,20 @@ impl Store {
             return refusal(400, 14);
         }
         let bad = envelopes.iter().position(|(_, event)| (script.is_bad)(event));
+        let end = match mood {
+            Mood::BusyAfter(taken) if *taken < bad.unwrap_or(envelopes.len()) => {
+                Some((*taken, 503, 9, "Server is busy"))
+            }
+            _ => bad.map(|bad| (bad, 400, 6, "Invalid data format")),
+        };
         self.envelopes = envelopes.iter().map(|(envelope, _)| envelope.clone()).collect();
         let mut events: Vec<_> = envelopes.into_iter().map(|(_, event)| event).collect();
-        if let Some(bad) = bad {
-            // Those before the bad one are indexed, and there is no number to ask for them.
-            events.truncate(bad);
+        if let Some((end, status, code, text)) = end {
+            // Those before it are indexed, and there is no number to ask for them.
+            events.truncate(end);
             self.indexed.append(&mut events);
-            let text = "Invalid data format";
-            let answer = json!({"text": text, "code": 6, "invalid-event-number": bad});
-            return Answer::status(400).body(answer.to_string());
+            let answer = json!({"text": text, "code": code, "invalid-event-number": end});
+            return Answer::status(status).body(answer.to_string());
         }
         if !wants_acks {
             self.indexed.append(&mut events);

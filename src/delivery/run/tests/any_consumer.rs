@@ -7,6 +7,7 @@ use proptest::test_runner::TestCaseResult;
 use super::given_up::Clerk;
 use super::judged::judge;
 use super::judged::refuse_number;
+use super::judged::stop_at_bad;
 use super::*;
 
 /// The behaviour of a random consumer during some time.
@@ -54,6 +55,8 @@ enum Answers {
     Each,
     /// The number of events that are refused.
     Number,
+    /// The events up to the first bad one.
+    UpTo,
 }
 
 #[derive(Debug, Clone)]
@@ -167,6 +170,7 @@ fn moody<const EAGER: bool>(
             Answers::Whole => refuse_bad(events),
             Answers::Each => judge(events, &mut letter),
             Answers::Number => refuse_number(events),
+            Answers::UpTo => stop_at_bad(events),
         };
         let answer = match mood {
             Mood::Healthy => healthy(events),
@@ -365,6 +369,20 @@ proptest! {
     #[test]
     fn requests_through_a_filter_to_one_that_counts_are_delivered_or_counted(
         case in case(true, Answers::Number)
+    ) {
+        run_paused(holds::<false>(&case))?;
+    }
+
+    #[test]
+    fn requests_to_any_consumer_that_stops_are_delivered_or_counted(
+        case in case(false, Answers::UpTo)
+    ) {
+        run_paused(holds::<false>(&case))?;
+    }
+
+    #[test]
+    fn requests_through_a_filter_to_one_that_stops_are_delivered_or_counted(
+        case in case(true, Answers::UpTo)
     ) {
         run_paused(holds::<false>(&case))?;
     }

@@ -1,5 +1,7 @@
 //! Consumers whose answers speak of single events: what goes again, what is given up, and when.
 
+use std::cmp::Ordering;
+
 use super::*;
 
 /// Returns the answer that judges each event by a letter: `letter` gets the event's index in the
@@ -13,6 +15,20 @@ pub(super) fn refuse_number(events: &[String]) -> Answer {
     match events.iter().filter(|event| event.starts_with("bad")).count() {
         0 => Answer::Accept,
         bad => Answer::Partly(bad as u64),
+    }
+}
+
+/// Returns the answer of a consumer that stops at the first bad event: it has those before it, which
+/// it will not confirm, and has not read those behind it. Without a bad event, it takes everything.
+pub(super) fn stop_at_bad(events: &[String]) -> Answer {
+    match events.iter().position(|event| event.starts_with("bad")) {
+        None => Answer::Accept,
+        Some(0) if events.len() > 1 => Answer::Refuse,
+        Some(bad) => judge(events, |(index, _)| match index.cmp(&bad) {
+            Ordering::Less => 'u',
+            Ordering::Equal => 'r',
+            Ordering::Greater => 'n',
+        }),
     }
 }
 
@@ -102,6 +118,26 @@ async fn a_refused_event_goes_again_alone_if_nothing_may_be_given_up() {
     bench.drained().await;
     assert_eq!(bench.seen(), ["a", "b", "bad"]);
     assert_eq!((bench.delivered(), bench.lost()), (3, 0));
+    bench.finish().await;
+}
+
+/// Method: the consumer stops at each bad event. Each good event goes again once at most, and a bad
+/// one is given up at once, because the consumer took others of its request.
+#[tokio::test(start_paused = true)]
+async fn what_was_taken_without_a_confirmation_goes_again_once_and_apart() {
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&requests);
+    let mut bench = Bench::requests(move |events| {
+        told.lock().unwrap().push(events.concat());
+        stop_at_bad(events)
+    });
+    bench.append(&["a", "b", "bad1", "c", "bad2", "d", "e"]);
+    bench.drained().await;
+    let mut requests = requests.lock().unwrap().clone();
+    assert_eq!(requests.remove(0), "abbad1cbad2de");
+    requests.sort();
+    assert_eq!(requests, ["ab", "c", "cbad2de", "de"]);
+    assert_eq!((bench.delivered(), bench.lost(), errors(&bench)), (5, 2, 2));
     bench.finish().await;
 }
 
