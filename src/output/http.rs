@@ -13,7 +13,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `proxy` `settings` `silence` `url` `wire` | CONNECT · the keys · who is silent · the parts of a URL · the socket below HTTP |
+//! | 1 | `cookies` `proxy` `settings` `silence` `url` `wire` | the cookies of a connection · CONNECT · the keys · who is silent · the parts of a URL · the socket below HTTP |
 //! | 2 | `body` | bodies of requests |
 //! | 3 | `api` | what a protocol over HTTP adds |
 //! | 4 | `answer` `confirm` | the meaning of answers · requests that are confirmed later |
@@ -31,6 +31,7 @@ mod ask;
 mod body;
 mod client;
 mod confirm;
+mod cookies;
 mod exchange;
 mod expanded;
 mod link;

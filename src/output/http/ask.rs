@@ -108,6 +108,7 @@ impl Client {
                 return Ok(None);
             };
             let response = connection.sender.send_request(request).await?;
+            connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
             let status = response.status();
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
             Ok(body.ok().map(|body| (status, body.to_bytes())))

@@ -24,6 +24,7 @@ use super::body::COPIED_BYTES;
 use super::body::Upload;
 use super::confirm::Confirmations;
 use super::confirm::Doubts;
+use super::cookies::Cookies;
 use super::expanded::Expanded;
 use super::pool::ConnectionKey;
 use super::pool::PooledConnection;
@@ -214,8 +215,18 @@ impl Client {
         let (id, expiry) = (ConnectionId::random(), self.endpoints.expiry());
         let confirmations = Confirmations::new(address.id, &address.figures, &self.doubts);
         let key = ConnectionKey { base: base.clone(), proxy: proxy.cloned(), address };
-        let busy = false;
-        Ok(PooledConnection { key, expiry, sender, progress, driver, busy, id, confirmations })
+        let cookies = self.api.confirm().map(|_| Cookies::default());
+        Ok(PooledConnection {
+            key,
+            expiry,
+            sender,
+            progress,
+            driver,
+            busy: false,
+            id,
+            confirmations,
+            cookies,
+        })
     }
 
     /// Begins HTTP/1.1 on a stream, and starts the task that reads and writes it. Returns the

@@ -5,6 +5,7 @@
 //! the connection ends before that, nobody can say what became of its requests, and their events
 //! are sent again: an event may then arrive twice, but none is lost.
 
+use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -43,6 +44,9 @@ struct Unconfirmed {
 /// connection ends, and this value is dropped, they become doubts.
 pub(super) struct Confirmations {
     requests: Vec<Unconfirmed>,
+    /// The numbers of the requests that became doubts because they were not confirmed in time. A
+    /// late confirmation must not count for another request with the same number.
+    late: BTreeSet<u64>,
     /// When the consumer was asked last, or when the first of the requests was taken.
     asked: Instant,
     /// The id of the address to which the connection leads.
@@ -56,7 +60,8 @@ pub(super) struct Confirmations {
 impl Confirmations {
     pub(super) fn new(consumer: usize, figures: &Arc<Figures>, doubts: &Arc<Doubts>) -> Self {
         let (figures, doubts) = (Arc::clone(figures), Arc::clone(doubts));
-        Self { requests: Vec::new(), asked: Instant::now(), consumer, figures, doubts }
+        let (requests, late) = Default::default();
+        Self { requests, late, asked: Instant::now(), consumer, figures, doubts }
     }
 
     /// Returns `true` if no request of the connection waits for a confirmation.
@@ -69,10 +74,11 @@ impl Confirmations {
         (!self.is_empty()).then_some(self.asked)
     }
 
-    /// Returns `true` if a request with this number waits for its confirmation. If the consumer
-    /// gives the same number to another request, it has forgotten the first one.
+    /// Returns `true` if a request with this number waits for its confirmation, or has waited too
+    /// long. If the consumer gives the same number to another request, it has forgotten the first
+    /// one, or there are several consumers, each of which counts by itself.
     pub(super) fn has(&self, number: u64) -> bool {
-        self.requests.iter().any(|request| request.number == number)
+        self.late.contains(&number) || self.requests.iter().any(|it| it.number == number)
     }
 
     /// Adds a request that was sent at the time `sent_at`, and that the consumer has taken. No
@@ -115,9 +121,11 @@ impl Confirmations {
     /// Makes doubts of the requests that were taken this long ago, or longer. Returns `true` if
     /// there were any.
     pub(super) fn doubt_older(&mut self, why: &str, age: Duration) -> bool {
-        let before = self.requests.len();
-        self.doubt(why, |request| request.since.elapsed() >= age);
-        self.requests.len() < before
+        let is_late = |request: &Unconfirmed| request.since.elapsed() >= age;
+        let before = self.late.len();
+        self.late.extend(self.requests.iter().filter(|it| is_late(it)).map(|it| it.number));
+        self.doubt(why, is_late);
+        self.late.len() > before
     }
 
     /// Makes doubts of the requests that `is_doubtful` chooses. `why` is the reason, for messages.
@@ -191,6 +199,17 @@ impl Doubts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A request has waited too long. Its number says nothing about a later request.
+    #[test]
+    fn the_number_of_a_request_that_is_late_stays_taken() {
+        let (doubts, figures) = (Arc::<Doubts>::default(), Arc::<Figures>::default());
+        let mut confirmations = Confirmations::new(7, &figures, &doubts);
+        confirmations.add(Claim::of(0, 1), Outcome::Accepted, 5, Instant::now());
+        assert!(!confirmations.doubt_older("late", Duration::from_secs(60)));
+        assert!(confirmations.doubt_older("late", Duration::ZERO));
+        assert!(confirmations.is_empty() && confirmations.has(5) && !confirmations.has(6));
+    }
 
     /// The requests of a connection that ends are doubts, each once; confirmed ones are not.
     #[test]

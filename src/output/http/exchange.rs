@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::HeaderMap;
+use hyper::header;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 use tokio::time::Instant;
@@ -54,8 +55,9 @@ const CLOSED: &str = "the consumer closed the connection before it confirmed the
 
 /// The error message for a request to which the consumer gave the number of an earlier request that
 /// it has not confirmed.
-const AGAIN: &str = "the consumer has forgotten which events it took: they are sent again, so that \
-                     some may arrive twice";
+const AGAIN: &str = "the consumer has forgotten which events it took, or a balancer without \
+                     sticky sessions divides a connection among several servers: they are sent \
+                     again, so that some may arrive twice";
 
 /// The error message for a request that made no progress, while the same events were taken at
 /// another address.
@@ -426,6 +428,7 @@ impl Client {
                 }
                 None => return Err(failed(AttemptError::Timeout, &self.no_answer())),
             };
+            connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
             if !marks.was_whole() {
                 // The answer came before the consumer had the whole request, so the connection
                 // can't be used for another request.
@@ -444,7 +447,8 @@ impl Client {
         }
     }
 
-    /// Returns the headers of the protocol's own for a request to `endpoint`.
+    /// Returns the headers of the protocol's own for a request to `endpoint`, and the cookies of
+    /// the connection.
     pub(super) fn own_headers(
         &self,
         connection: &PooledConnection,
@@ -453,8 +457,12 @@ impl Client {
         extra: &HeaderMap,
     ) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
         let target = &endpoint.target(&head.path);
+        let cookies = connection.cookies.as_ref();
+        let cookie = cookies.and_then(|it| it.header(target, extra.get(header::COOKIE)));
         let (connection, host) = (connection.id, &endpoint.authority);
-        self.api.request_headers(&Call { connection, host, target, head, extra })
+        let mut own = self.api.request_headers(&Call { connection, host, target, head, extra })?;
+        own.extend(cookie.map(|cookie| (header::COOKIE, cookie)));
+        Ok(own)
     }
 
     /// Returns the error message for a request that has made no progress for `timeouts.request`.

@@ -1,5 +1,6 @@
 //! The connections that an `http` output keeps between requests.
 
+use hyper::HeaderMap;
 use hyper::client::conn::http1;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -7,6 +8,7 @@ use tokio::time::Instant;
 use super::api::ConnectionId;
 use super::body::Upload;
 use super::confirm::Confirmations;
+use super::cookies::Cookies;
 use super::expanded::Expanded;
 use super::proxy::Proxy;
 use super::url::BaseUrl;
@@ -40,6 +42,9 @@ pub(super) struct PooledConnection {
     pub(super) id: ConnectionId,
     /// The requests on this connection that the consumer has taken and not confirmed yet.
     pub(super) confirmations: Confirmations,
+    /// The cookies of the connection; `None` if the consumer confirms no requests later, so that
+    /// its answers need no cookies.
+    pub(super) cookies: Option<Cookies>,
 }
 
 impl Drop for PooledConnection {
@@ -59,6 +64,13 @@ impl PooledConnection {
     /// Returns `true` if no request on the connection waits for its confirmation.
     pub(super) fn is_free(&self) -> bool {
         self.confirmations.is_empty()
+    }
+
+    /// Takes up the cookies of an answer. `target` is the path and query of its request.
+    pub(super) fn take_up_cookies(&mut self, headers: &HeaderMap, target: &str) {
+        if let Some(cookies) = &mut self.cookies {
+            cookies.take_up(headers, target, self.key.base.https);
+        }
     }
 
     /// Returns `true` if no more requests may use the connection: it has reached its age limit, or

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -16,13 +17,17 @@ use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
 use crate::support::letters::events_in_letters;
+use crate::support::peers::Haproxy;
+use crate::support::peers::forwarder;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::requests::assert_same_set;
 use crate::support::splunk::Acks;
+use crate::support::splunk::Balancer;
 use crate::support::splunk::Mood;
 use crate::support::splunk::Script;
+use crate::support::splunk::Sessions;
 use crate::support::splunk::Splunk;
 use crate::support::splunk::TOKEN;
 use crate::support::splunk::to_splunk;
@@ -61,9 +66,13 @@ impl Files {
 
     /// Returns a config with the queue in memory.
     fn config(&self, splunk: &Splunk, more: &str) -> String {
+        self.config_to(splunk.address(), more)
+    }
+
+    fn config_to(&self, address: SocketAddr, more: &str) -> String {
         format!(
             "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
-            to_splunk(splunk.address(), &self.path("token"), &format!("{FAST}\n{more}")),
+            to_splunk(address, &self.path("token"), &format!("{FAST}\n{more}")),
             self.path("letters")
         )
     }
@@ -116,10 +125,10 @@ fn the_corpus_arrives_with_its_envelopes_and_is_final_when_it_is_indexed() {
 }
 
 /// Method: a collector does everything that one can do, at random (it is busy, also in the middle
-/// of a request, refuses a request for its size, takes events and says nothing, answers nonsense, forgets what it has not indexed,
-/// takes its time to index, and refuses certain events), while the relay is killed and started
-/// again. In the end each event must be indexed at least once or be in the dead letters, and only
-/// events that the collector refuses may be there.
+/// of a request, refuses a request for its size, takes events and says nothing, answers nonsense,
+/// forgets what it has not indexed, takes its time to index, and refuses certain events), while the
+/// relay is killed and started again. In the end each event must be indexed at least once or be in
+/// the dead letters, and only events that the collector refuses may be there.
 #[test]
 fn each_event_is_indexed_or_refused_whatever_happens() {
     let mut rng = rng();
@@ -442,6 +451,71 @@ fn a_bad_event_that_is_retried_does_not_repeat_those_before_it() {
     wait_until("the events before it", PATIENCE, || value(&relay, "output_events_total") == 10.0);
     let indexed = splunk.store().indexed.len();
     assert!(indexed <= 20, "{indexed} events indexed, of which 10 are good and before the bad one");
+    assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
+    relay.settle(Backlog::Stable);
+}
+
+/// Method: a balancer chooses one of two collectors for each request without a cookie. Each event
+/// must be indexed once, so the questions about it must reach the collector that has taken it.
+#[test]
+fn behind_a_balancer_with_sticky_sessions_each_event_is_indexed_once() {
+    let (files, balancer) = (Files::new(), Balancer::start(Sessions::Sticky, 2));
+    let relay = Relay::start(&files.config_to(balancer.sink.address(), ""));
+    let mut sent = Vec::new();
+    for batch in 0..10 {
+        let body = generated_batch(batch, 100, 700);
+        assert_eq!(relay.post(&body).status, 200);
+        sent.extend(events_of(&body));
+    }
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&balancer.indexed(), &sent);
+    assert_eq!(value(&relay, "output_events_total"), 1000.0);
+    assert_eq!(errors(&relay, "acknowledgement"), 0.0);
+    assert!(!relay.log_text().contains("route="), "a cookie is in the log");
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a real balancer in front of two collectors gives each connection one of them, by a
+/// cookie. A collector takes no channel on two connections, so HAProxy keeps them apart.
+#[test]
+fn haproxy_with_sticky_sessions_asks_the_collector_that_took_the_request() {
+    let (files, collectors) = (Files::new(), [(); 2].map(|()| Splunk::start(Script::default())));
+    let [a, b] = collectors.each_ref().map(Splunk::address);
+    let backend = format!(
+        "  http-reuse never\n  balance roundrobin\n  cookie route insert indirect nocache\n  \
+         server a {a} cookie a\n  server b {b} cookie b"
+    );
+    let haproxy = Haproxy::with(|port| forwarder(&format!("  bind 127.0.0.1:{port}"), &backend));
+    let relay = Relay::start(&files.config_to(haproxy.address(), ""));
+    let mut sent = Vec::new();
+    for batch in 0..10 {
+        let body = generated_batch(batch, 100, 700);
+        assert_eq!(relay.post(&body).status, 200);
+        sent.extend(events_of(&body));
+    }
+    relay.wait_until_delivered(PATIENCE);
+    let indexed = collectors.iter().flat_map(|it| it.store().indexed.clone()).collect::<Vec<_>>();
+    assert_same_set(&indexed, &sent);
+    assert_eq!(errors(&relay, "acknowledgement"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: without cookies, the questions reach another collector than the requests. No event may
+/// count as delivered that is not indexed, and the errors show what is wrong.
+#[test]
+fn a_balancer_without_sticky_sessions_shows_by_errors_of_acknowledgements() {
+    let (files, balancer) = (Files::new(), Balancer::start(Sessions::None, 2));
+    // Two requests on one connection, before the first question, get the same number.
+    let more = "concurrency = 1\nbatch.max_events = 10\nack_timeout = \"1s\"";
+    let relay = Relay::start(&files.config_to(balancer.sink.address(), more));
+    assert_eq!(relay.post(&generated_batch(1, 100, 700)).status, 200);
+    wait_until("errors", PATIENCE, || errors(&relay, "acknowledgement") >= 1.0);
+    let log = relay.log_text();
+    assert!(log.contains("a balancer without sticky sessions"), "{log}");
+    // What is indexed is asked last, because it only grows.
+    let delivered = value(&relay, "output_events_total");
+    let indexed: BTreeSet<_> = balancer.indexed().into_iter().collect();
+    assert!(delivered <= indexed.len() as f64, "{delivered} of {}", indexed.len());
     assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
     relay.settle(Backlog::Stable);
 }

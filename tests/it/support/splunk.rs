@@ -134,6 +134,57 @@ impl Splunk {
     }
 }
 
+/// Whether a balancer gives cookies, by which it knows a client again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sessions {
+    Sticky,
+    None,
+}
+
+/// A balancer of HTTP requests in front of several collectors. A request without a cookie goes to
+/// the collector whose turn it is.
+pub(crate) struct Balancer {
+    pub(crate) sink: HttpSink,
+    collectors: Arc<Mutex<Vec<Store>>>,
+}
+
+impl Balancer {
+    pub(crate) fn start(sessions: Sessions, collectors: usize) -> Self {
+        let stores: Vec<_> = (0..collectors).map(|_| Store::default()).collect();
+        let collectors = Arc::new(Mutex::new(stores));
+        let behind = Arc::clone(&collectors);
+        let (mut script, mut turn) = (Script::default(), 0);
+        let sink = HttpSink::remembering(Options::default(), move |request| {
+            let mut stores = behind.lock().expect("not poisoned");
+            let connection = request.connection;
+            if let Some(cookie) = request.header("cookie") {
+                let place = cookie.strip_prefix("route=").expect("the cookie of the balancer");
+                let (store, given_to) = place.split_once('.').expect("two numbers");
+                assert_eq!(given_to.parse(), Ok(connection), "the cookie of another connection");
+                let store: usize = store.parse().expect("a number");
+                return stores[store].answers(request, &mut script);
+            }
+            let store = turn % stores.len();
+            turn += 1;
+            let answer = stores[store].answers(request, &mut script);
+            match sessions {
+                Sessions::None => answer,
+                Sessions::Sticky => {
+                    let cookie = format!("route={store}.{connection}; Path=/; HttpOnly");
+                    answer.header("Set-Cookie", &cookie)
+                }
+            }
+        });
+        Self { sink, collectors }
+    }
+
+    /// Returns the events that are indexed, of all collectors.
+    pub(crate) fn indexed(&self) -> Vec<Vec<u8>> {
+        let collectors = self.collectors.lock().expect("not poisoned");
+        collectors.iter().flat_map(|store| store.indexed.clone()).collect()
+    }
+}
+
 fn refusal(status: u16, code: u16) -> Answer {
     Answer::status(status).body(json!({"text": "no", "code": code}).to_string())
 }

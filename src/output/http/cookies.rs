@@ -1,0 +1,260 @@
+//! The cookies of one connection.
+//!
+//! A balancer in front of several servers may give each client a cookie, by which it sends the
+//! client's further requests to the same server. A protocol whose consumer confirms requests later
+//! needs that: only the server that has taken a request can confirm it. So the requests of a
+//! connection carry the cookies of its earlier answers (RFC 6265), and no other connection gets
+//! them. A cookie lives as long as its connection, unless an answer deletes it. The attribute
+//! `Domain` is not needed, because a connection leads to one host.
+//!
+//! Cookies may be secrets, so nothing here shows them.
+
+use std::time::SystemTime;
+
+use hyper::HeaderMap;
+use hyper::header;
+use hyper::header::HeaderValue;
+
+/// The most cookies of a connection. A balancer sets one or two.
+const COOKIES_MAX: usize = 16;
+
+/// The most bytes of the names and values of a connection's cookies. Servers refuse longer headers.
+const BYTES_MAX: usize = 4096;
+
+/// The cookies that the answers on a connection have set.
+#[derive(Default)]
+pub(super) struct Cookies(Vec<Cookie>);
+
+struct Cookie {
+    name: Vec<u8>,
+    value: Vec<u8>,
+    /// The cookie is sent with requests to this path, and to those below it.
+    path: String,
+}
+
+impl Cookie {
+    /// Returns `true` if the cookie is sent with a request to this path (RFC 6265 §5.1.4).
+    fn is_for(&self, path: &str) -> bool {
+        let below = path.strip_prefix(self.path.as_str());
+        below.is_some_and(|rest| {
+            rest.is_empty() || rest.starts_with('/') || self.path.ends_with('/')
+        })
+    }
+}
+
+/// The parts of a header `Set-Cookie` that are read.
+struct SetCookie {
+    cookie: Cookie,
+    /// `true`: the cookie is deleted.
+    is_over: bool,
+    /// `true`: the cookie is for https only.
+    is_secure: bool,
+}
+
+impl Cookies {
+    /// Takes up the cookies that the answer with these headers sets or deletes. `target` is the
+    /// path and query of its request, and `https` says if the connection is encrypted. Ignores a
+    /// cookie for which there is no room.
+    pub(super) fn take_up(&mut self, headers: &HeaderMap, target: &str, https: bool) {
+        for header in headers.get_all(header::SET_COOKIE) {
+            let Some(set) = parse(header.as_bytes(), path_of(target), SystemTime::now()) else {
+                continue;
+            };
+            let SetCookie { cookie, is_over, is_secure } = set;
+            if is_secure && !https {
+                continue;
+            }
+            self.0.retain(|old| old.name != cookie.name || old.path != cookie.path);
+            let all = self.0.iter().chain([&cookie]);
+            let bytes: usize = all.map(|it| it.name.len() + it.value.len()).sum();
+            if !is_over && self.0.len() < COOKIES_MAX && bytes <= BYTES_MAX {
+                self.0.push(cookie);
+            }
+        }
+    }
+
+    /// Returns the header `Cookie` of a request to this path and query; `None` if it has none.
+    /// `more` are the cookies of the config.
+    pub(super) fn header(&self, target: &str, more: Option<&HeaderValue>) -> Option<HeaderValue> {
+        let path = path_of(target);
+        let mut text = Vec::new();
+        for Cookie { name, value, .. } in self.0.iter().filter(|cookie| cookie.is_for(path)) {
+            if !text.is_empty() {
+                text.extend_from_slice(b"; ");
+            }
+            text.extend_from_slice(name);
+            text.push(b'=');
+            text.extend_from_slice(value);
+        }
+        if text.is_empty() {
+            return None;
+        }
+        if let Some(more) = more {
+            text.splice(..0, [more.as_bytes(), b"; "].concat());
+        }
+        let mut value = HeaderValue::from_bytes(&text).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    }
+}
+
+/// Returns the path of a request without its query.
+fn path_of(target: &str) -> &str {
+    target.split_once('?').map_or(target, |(path, _)| path)
+}
+
+/// Returns the cookie of a header `Set-Cookie` (RFC 6265 §5.2) of the answer to a request to `path`;
+/// `None` if the header can't be read.
+fn parse(header: &[u8], path: &str, now: SystemTime) -> Option<SetCookie> {
+    let mut parts = header.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+    let (name, value) = pair(parts.next()?);
+    let name = Some(name).filter(|name| !name.is_empty())?;
+    // Without the attribute, the cookie is for the directory of the request's path.
+    let directory = path.rsplit_once('/').map_or("/", |(directory, _)| directory);
+    let mut cookie_path = if directory.is_empty() { "/" } else { directory };
+    let (mut is_secure, mut age_is_over, mut is_expired) = (false, None, false);
+    for part in parts {
+        let (key, value) = pair(part);
+        let value = value.and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
+        match key.to_ascii_lowercase().as_slice() {
+            b"secure" => is_secure = true,
+            b"path" if value.starts_with('/') => cookie_path = value,
+            b"max-age" => age_is_over = is_past_age(value).or(age_is_over),
+            b"expires" => {
+                // Older servers write `01-Jan-1970`, with four digits.
+                let date = httpdate::parse_http_date(value)
+                    .or_else(|_| httpdate::parse_http_date(&value.replace('-', " ")));
+                is_expired = date.is_ok_and(|date| date <= now);
+            }
+            _ => {}
+        }
+    }
+    let cookie =
+        Cookie { name: name.to_vec(), value: value?.to_vec(), path: cookie_path.to_owned() };
+    // Max-Age counts before Expires.
+    Some(SetCookie { cookie, is_over: age_is_over.unwrap_or(is_expired), is_secure })
+}
+
+/// Returns the two sides of the first `=`, without white space around them. The second one is
+/// `None` if there is no `=`.
+fn pair(text: &[u8]) -> (&[u8], Option<&[u8]>) {
+    match text.iter().position(|byte| *byte == b'=') {
+        Some(at) => {
+            let (name, value) = text.split_at(at);
+            (name.trim_ascii(), value.get(1..).map(<[u8]>::trim_ascii))
+        }
+        None => (text.trim_ascii(), None),
+    }
+}
+
+/// Returns whether a cookie with this `Max-Age` is over; `None` if the value is not a number.
+fn is_past_age(value: &str) -> Option<bool> {
+    let digits = value.strip_prefix('-').unwrap_or(value);
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| value.starts_with('-') || digits.bytes().all(|byte| byte == b'0'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGET: &str = "/services/collector/event?token=t";
+
+    /// Returns the header of a request to `target` after an answer to a request to [`TARGET`] that
+    /// set these cookies.
+    fn sent(set: &[&str], https: bool, target: &str) -> Option<String> {
+        let mut cookies = Cookies::default();
+        for value in set {
+            let value = HeaderValue::from_str(value).unwrap();
+            let headers = HeaderMap::from_iter([(header::SET_COOKIE, value)]);
+            cookies.take_up(&headers, TARGET, https);
+        }
+        let value = cookies.header(target, None)?;
+        assert!(value.is_sensitive());
+        Some(value.to_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn a_cookie_goes_back_with_its_value_and_without_its_attributes() {
+        for (set, wanted) in [
+            (&["SRV=a; Path=/; HttpOnly; SameSite=None"][..], Some("SRV=a")),
+            (&["SRV=a=b==; path=/"], Some("SRV=a=b==")),
+            (&[" SRV = \"a b\" ;Max-Age=60"], Some("SRV=\"a b\"")),
+            (&["SRV="], Some("SRV=")),
+            (&["SRV=a", "SRV=b"], Some("SRV=b")),
+            (&["A=1", "B=2"], Some("A=1; B=2")),
+            (&["SRV"], None),
+            (&["=a"], None),
+            (&[""], None),
+        ] {
+            assert_eq!(sent(set, false, TARGET).as_deref(), wanted, "{set:?}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_that_is_over_is_deleted() {
+        for over in [
+            "SRV=; Max-Age=0",
+            "SRV=x; max-age=-1; Expires=Fri, 31 Dec 9999 23:59:59 GMT",
+            "SRV=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT",
+            "SRV=x; Expires=Thu, 01-Jan-1970 00:00:01 GMT",
+            "SRV=x; Expires=Thursday, 01-Jan-70 00:00:01 GMT",
+        ] {
+            assert_eq!(sent(&["SRV=a", over], false, TARGET), None, "{over}");
+        }
+        for stays in [
+            "SRV=b; Max-Age=60; Expires=Thu, 01 Jan 1970 00:00:00 GMT",
+            "SRV=b; Max-Age=soon",
+            "SRV=b; Expires=Fri, 31 Dec 9999 23:59:59 GMT",
+            "SRV=b; Expires=soon",
+        ] {
+            assert_eq!(sent(&["SRV=a", stays], false, TARGET).as_deref(), Some("SRV=b"), "{stays}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_goes_to_its_path_and_below_only() {
+        const ACK: &str = "/services/collector/ack";
+        for (set, target, is_sent) in [
+            ("SRV=a", ACK, true),
+            ("SRV=a", "/services/collector", true),
+            ("SRV=a", "/services/collectors", false),
+            ("SRV=a", "/services", false),
+            ("SRV=a; Path=/", "/", true),
+            ("SRV=a; Path=/services/", ACK, true),
+            ("SRV=a; Path=/services", ACK, true),
+            ("SRV=a; Path=/service", ACK, false),
+            ("SRV=a; Path=/other", ACK, false),
+            ("SRV=a; Path=other", ACK, true),
+        ] {
+            assert_eq!(sent(&[set], false, target).is_some(), is_sent, "{set} to {target}");
+        }
+    }
+
+    #[test]
+    fn a_secure_cookie_is_for_https_only() {
+        for https in [true, false] {
+            assert_eq!(sent(&["SRV=a; Secure"], https, TARGET).is_some(), https);
+        }
+    }
+
+    #[test]
+    fn cookies_are_bounded() {
+        let many: Vec<String> = (0..100).map(|number| format!("C{number}=a")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        let header = sent(&many, false, TARGET).unwrap();
+        assert_eq!(header.matches('=').count(), COOKIES_MAX);
+        let large = format!("LARGE={}", "x".repeat(BYTES_MAX));
+        assert_eq!(sent(&["SRV=a", &large], false, TARGET).as_deref(), Some("SRV=a"));
+    }
+
+    #[test]
+    fn the_cookies_of_the_config_stay() {
+        let mut cookies = Cookies::default();
+        let more = HeaderValue::from_static("mine=1");
+        assert_eq!(cookies.header(TARGET, Some(&more)), None);
+        let set = HeaderMap::from_iter([(header::SET_COOKIE, HeaderValue::from_static("SRV=a"))]);
+        cookies.take_up(&set, TARGET, false);
+        assert_eq!(cookies.header(TARGET, Some(&more)).unwrap(), "mine=1; SRV=a");
+    }
+}
