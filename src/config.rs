@@ -359,6 +359,7 @@ fn whole<'a>(
     source::contradictions(cx, &queue, &sources);
     listener::contradictions(cx, &listeners, admin);
     output::contradictions(cx, &outputs, evidence.is_some());
+    output::warn_of_large_events(cx, &outputs);
     let own = listener::own_addresses(&listeners, admin);
     targets::warn(cx, &own, outputs.iter().filter_map(output::Draft::targets));
     dead_letter::warn_without_directory(cx, &dead_letter, &outputs);

@@ -11,6 +11,7 @@ use super::filter;
 use super::filter::Filter;
 use super::filter::Otherwise;
 use super::filter::Section;
+use super::problem::Severity;
 use super::protocol::OutputKind;
 use super::protocol::OutputType;
 use super::reader::Context;
@@ -198,6 +199,24 @@ pub(super) fn with_filter(all: &Section, drafts: Vec<Draft>) -> Option<Vec<Outpu
         Some(Output { filter, ..output })
     };
     drafts.into_iter().map(with).collect()
+}
+
+/// Warns of each output whose receiver has a known limit for single events, while no
+/// `filter.max_event_bytes` is set that holds for the output.
+///
+/// There is no default instead of the warning: the relay takes nothing out of an event unless the
+/// config says so, and most receivers can be set to take larger events.
+pub(super) fn warn_of_large_events(cx: &Context<'_>, outputs: &[Draft]) {
+    for draft in outputs {
+        let key = format!("{}.filter.max_event_bytes", draft.path);
+        let limit = draft.output.as_ref().and_then(|output| output.kind.event_limit());
+        if let Some(limit) = limit
+            && !cx.is_set("filter.max_event_bytes")
+            && !cx.is_set(&key)
+        {
+            cx.problem_at(&key, &key, format!("is not set: {limit}"), Severity::Warning);
+        }
+    }
 }
 
 /// Reports four mistakes: no output is required, two outputs have the same name, there is a second

@@ -87,6 +87,13 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     fn index(&self) -> Option<&str> {
         None
     }
+
+    /// Returns what the receiver does with large events, and which values of
+    /// `filter.max_event_bytes` suit it, as a part of a warning. The warning is recorded if the key
+    /// is not set. Returns `None` if the receiver has no known limit.
+    fn event_limit(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// One type of output, such as `http`: its name, and the function that reads its settings. The
@@ -173,6 +180,12 @@ impl OutputKind {
         self.settings.index()
     }
 
+    /// Returns what the receiver does with large events, as a part of a warning, if it has a known
+    /// limit.
+    pub(super) fn event_limit(&self) -> Option<&'static str> {
+        self.settings.event_limit()
+    }
+
     /// Returns the name and the value of a config key. The value is the time for which the protocol
     /// waits after it has sent an event; only then does the event count as delivered (is final).
     /// Returns `None` if the protocol does not wait.
@@ -216,6 +229,9 @@ trait AnySettings: fmt::Debug + Send + Sync {
 
     /// Returns the index into which the output writes, if its type has indices.
     fn index(&self) -> Option<&str>;
+
+    /// Returns what the receiver does with large events, if it has a known limit.
+    fn event_limit(&self) -> Option<&'static str>;
 }
 
 impl<S: OutputSettings> AnySettings for S {
@@ -241,5 +257,9 @@ impl<S: OutputSettings> AnySettings for S {
 
     fn index(&self) -> Option<&str> {
         OutputSettings::index(self)
+    }
+
+    fn event_limit(&self) -> Option<&'static str> {
+        OutputSettings::event_limit(self)
     }
 }

@@ -242,7 +242,9 @@ fn assert_in_output(kind: &str, lines: &str, expected: &[&str]) {
         "stdout" => "",
         _ => "addresses = [\"a:1\"]",
     };
-    let text = format!("[[output]]\nname = \"o\"\ntype = \"{kind}\"\n{place}\n{lines}");
+    // The limit is that of Loki, for which the config would be warned of otherwise.
+    let limit = "\n[filter]\nmax_event_bytes = '256kB'\n";
+    let text = format!("[[output]]\nname = \"o\"\ntype = \"{kind}\"\n{place}\n{lines}{limit}");
     assert_problems(&text, expected);
 }
 
@@ -715,6 +717,26 @@ fn dead_letters_that_are_asked_for_without_a_place_are_warned_of_once() {
     assert!(checked(&two).config.is_some());
     config(&format!("{two}[dead_letter]\ndirectory = '/d'\n"));
     config(&format!("{two}[queue]\ndirectory = '/d'\n"));
+}
+
+#[test]
+fn a_receiver_with_a_limit_for_events_is_warned_of_until_the_limit_is_known() {
+    for (lines, words) in [
+        ("type = 'loki'", "Loki refuses events above 256 KB"),
+        ("type = 'splunk_hec'\ntoken_file = '/proc/self/status'", "Splunk cuts events"),
+        ("type = 'ibm_cloud_logs'\napi_key_file = '/proc/self/status'", "IBM Cloud Logs takes"),
+    ] {
+        let output = format!("[[output]]\nname = 'a'\nurls = ['https://a/']\n{lines}\n");
+        let key = "output[0].filter.max_event_bytes";
+        let warning = format!("1:1: {key}: warning: is not set: {words}");
+        assert_problems(&output, &[&warning]);
+        assert!(checked(&output).config.is_some(), "{lines}");
+        assert_problems(&format!("{output}filter = {{ max_event_bytes = '1MiB' }}\n"), &[]);
+        assert_problems(&format!("{output}[filter]\nmax_event_bytes = '1MiB'\n"), &[]);
+    }
+    let splunk = "[[output]]\nname = 'a'\ntype = 'splunk_hec'\nurls = ['https://a/']\n\
+                  token_file = '/proc/self/status'\nsourcetype = 'kube:audit'\n";
+    assert_problems(splunk, &[]);
 }
 
 #[test]

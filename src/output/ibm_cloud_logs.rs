@@ -163,6 +163,13 @@ impl OutputSettings for Settings {
     fn final_after(&self) -> Option<(&'static str, Duration)> {
         None
     }
+
+    fn event_limit(&self) -> Option<&'static str> {
+        Some(
+            "IBM Cloud Logs takes records of up to 32 KB, and does not say what becomes of larger \
+             ones, allowed: \"30KiB\" or less",
+        )
+    }
 }
 
 /// Reads the section `trusted_profile`. Returns `None` if one of its keys is missing or wrong.

@@ -137,6 +137,13 @@ impl OutputSettings for Settings {
     fn final_after(&self) -> Option<(&'static str, Duration)> {
         None
     }
+
+    fn event_limit(&self) -> Option<&'static str> {
+        Some(
+            "Loki refuses events above 256 KB, which are lost then, or dead letters, allowed: the \
+             max_line_size that Loki has, or \"256kB\"",
+        )
+    }
 }
 
 /// Checks the name of a tenant. The error text does not show it.

@@ -69,6 +69,10 @@ const ACK: &str = "/services/collector/ack";
 /// The header with the channel of a request.
 const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
 
+/// The default sourcetype, which Splunk has predefined for JSON. It sets no limit for the size of
+/// an event (`TRUNCATE`), so that Splunk's default holds: 10,000 bytes.
+const SOURCETYPE: &str = "_json";
+
 /// The most bytes of an answer that are read. Splunk's answers have less than 200 bytes.
 const ANSWER_BYTES: usize = 64 * 1024;
 
@@ -160,6 +164,14 @@ impl OutputSettings for Settings {
         let waits = self.acknowledge == Acknowledge::Indexed;
         waits.then_some(("ack_interval", self.ack_interval))
     }
+
+    fn event_limit(&self) -> Option<&'static str> {
+        // Other sourcetypes are those of the operator, or of an add-on, which may set their limit.
+        (self.metadata.sourcetype == SOURCETYPE).then_some(
+            "Splunk cuts events of the sourcetype _json at 10,000 bytes and acknowledges them, \
+             allowed: the TRUNCATE that its props.conf sets for the sourcetype, or 10000",
+        )
+    }
 }
 
 impl Metadata {
@@ -177,7 +189,7 @@ impl Metadata {
         let key = ("source", "string", "source of each event");
         let source = t.word_or(key, "kubernetes", None, plain);
         let key = ("sourcetype", "string", "source type of each event");
-        let sourcetype = t.word_or(key, "_json", None, plain);
+        let sourcetype = t.word_or(key, SOURCETYPE, None, plain);
         let meaning = "indexed fields that are added to each event";
         let fields = t.word_map(("fields", "table of strings", meaning), word, plain);
         let (index, host, source) = (index?, host?, source?);

@@ -314,8 +314,10 @@ catalog! {
                 or something between drops packets. `tls`: certificate, name or CA. `closed`, \
                 `protocol`: another protocol or port. `status_4xx`: token, path or format. \
                 `status_429`, `status_5xx`: the consumer is overloaded or broken. `item`: the \
-                consumer turns away single events; `last_error` in `/status` says why. `check \
-                --config FILE --connect` tries the connection by hand.",
+                consumer turns away single events; `last_error` in `/status` says why. \
+                `acknowledgement`: it did not confirm in time what it took, or a balancer without \
+                sticky sessions is in front of it. `check --config FILE --connect` tries the \
+                connection by hand.",
         }
         pub parked: Gauge = "output_parked_events" {
             help: "Events that the consumer does not take, although it takes others.",

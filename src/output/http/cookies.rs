@@ -103,8 +103,8 @@ fn path_of(target: &str) -> &str {
     target.split_once('?').map_or(target, |(path, _)| path)
 }
 
-/// Returns the cookie of a header `Set-Cookie` (RFC 6265 §5.2) of the answer to a request to `path`;
-/// `None` if the header can't be read.
+/// Returns the cookie of a header `Set-Cookie` (RFC 6265 §5.2) of the answer to a request to
+/// `path`; `None` if the header can't be read.
 fn parse(header: &[u8], path: &str, now: SystemTime) -> Option<SetCookie> {
     let mut parts = header.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
     let (name, value) = pair(parts.next()?);

@@ -454,3 +454,27 @@ fn a_valid_certificate_is_not_replaced_by_an_expired_one() {
     wait_until("the renewed one", PATIENCE, || expiry() != before);
     relay.finish(Backlog::Empty);
 }
+
+/// Method: the smallest configs of the types whose receivers cut or refuse large events. They are
+/// no errors, and the hint says what the receiver does.
+#[test]
+fn a_limit_of_the_receiver_that_the_config_does_not_know_is_told() {
+    let directory = TempDir::new().unwrap();
+    let token = write(&directory, "token", "abc");
+    for (kind, more, words) in [
+        ("splunk_hec", format!("token_file = \"{}\"\n", text(&token)), "10,000 bytes"),
+        ("ibm_cloud_logs", format!("api_key_file = \"{}\"\n", text(&token)), "32 KB"),
+        ("loki", String::new(), "256 KB"),
+    ] {
+        let config = format!(
+            "{LISTENER}[[output]]\nname = \"out\"\ntype = \"{kind}\"\nurls = [\"https://h/\"]\n{more}"
+        );
+        let (code, said) = run(&["check"], &config);
+        assert_eq!(code, Some(0), "{said}");
+        let hint = "output[0].filter.max_event_bytes: warning: is not set: ";
+        assert!(said.contains(hint) && said.contains(words), "{kind}: {said}");
+        let (code, said) =
+            run(&["check"], &format!("{config}filter.max_event_bytes = \"30KiB\"\n"));
+        assert_eq!((code, said.contains("warning")), (Some(0), false), "{said}");
+    }
+}
