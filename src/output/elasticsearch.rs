@@ -7,6 +7,8 @@
 //! once: the second attempt is answered by 409. The auditID is not in the `_id`, because the client
 //! of kube-apiserver chooses it.
 
+mod mapping;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -165,6 +167,7 @@ impl IntoConnector for Settings {
             output: setup.output.name.clone(),
             metrics: setup.metrics.clone(),
             told: AtomicBool::new(false),
+            form: setup.output.filter.form,
         };
         HttpConnector::boxed(&self.client, Arc::new(bulk), setup)
     }
@@ -179,6 +182,8 @@ struct Bulk {
     metrics: OutputMetrics,
     /// `true`: it was logged that documents went to the failure store.
     told: AtomicBool,
+    /// The form in which events leave.
+    form: Form,
 }
 
 /// The answer to a request of the bulk API: an item for each action, in their order. Its member
@@ -207,11 +212,14 @@ struct Created {
 struct ItemError {
     #[serde(default, rename = "type")]
     kind: String,
+    #[serde(default)]
+    reason: String,
 }
 
 impl Created {
-    /// Returns what the item says of its event. `base` names the address that answered.
-    fn verdict(&self, base: &dyn std::fmt::Display) -> Verdict {
+    /// Returns what the item says of its event. `base` names the address that answered, and
+    /// `bodies` says how the event's bodies left.
+    fn verdict(&self, base: &dyn std::fmt::Display, bodies: Bodies) -> Verdict {
         // The type is a word of Elasticsearch's, but an answer may come from anybody.
         let kind = self.error.as_ref().map_or("", |error| error.kind.as_str());
         let is_word = |kind: &&str| {
@@ -220,7 +228,10 @@ impl Created {
         };
         let kind = Some(kind).filter(is_word).unwrap_or_default();
         let failure = || {
-            let message = format!("{base}: answered {} {kind} for an event", self.status);
+            let reason = self.error.as_ref().map_or("", |error| error.reason.as_str());
+            let hint = mapping::hint_for(reason, bodies).map(|hint| format!(": {hint}"));
+            let hint = hint.unwrap_or_default();
+            let message = format!("{base}: answered {} {kind} for an event{hint}", self.status);
             Failure::new(AttemptError::Item, message)
         };
         match self.status {
@@ -275,6 +286,14 @@ impl Api for Bulk {
     /// [`Api::judge`] reads them.
     fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
         Ok(())
+    }
+
+    fn looks(&self) -> Vec<TestRequest> {
+        mapping::requests(&self.index, self.form)
+    }
+
+    fn looked(&self, body: &[u8]) -> Option<Result<(), String>> {
+        mapping::fits(body, self.form)
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
@@ -340,7 +359,7 @@ impl Api for Bulk {
         }
         let mut parts = Parts::default();
         for (position, item) in sent.positions().zip(&items) {
-            parts.add(position, item.create.verdict(reply.base));
+            parts.add(position, item.create.verdict(reply.base, self.form.bodies));
         }
         Outcome::Judged(parts.end(sent.claim))
     }

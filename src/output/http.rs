@@ -21,7 +21,7 @@
 //! | 6 | `pool` | connections between requests |
 //! | 7 | `client` | picking an address, dialling |
 //! | 8 | `ask` `exchange` `service` `test_request` | which requests are confirmed · a request and its answer · a server that is not the consumer · `check --connect` |
-//! | 9 | `link` `transfers` | lanes, and what the delivery loop sees · requests of a protocol that has a link of its own |
+//! | 9 | `link` `look` `transfers` | lanes, and what the delivery loop sees · how a consumer would store events · requests of a protocol that has a link of its own |
 
 use std::sync::Arc;
 
@@ -35,6 +35,7 @@ mod cookies;
 mod exchange;
 mod expanded;
 mod link;
+mod look;
 mod pool;
 mod proxy;
 mod request;
@@ -155,7 +156,8 @@ impl Connect for HttpConnector {
             Some(endpoint) => endpoint.base.to_string(),
             None => address.name.to_string(),
         };
-        let mut probed = client.endpoints.try_all(shown, |address| client.test(address)).await;
+        let test = |address| client.test_and_look(address);
+        let mut probed = client.endpoints.try_all(shown, test).await;
         probed.extend(client.api.probe().await);
         probed
     }

@@ -166,6 +166,18 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         })
     }
 
+    /// Returns requests without events, by one of which `check --connect` learns how the consumer
+    /// would store events. They are sent one after the other, until an answer is understood.
+    fn looks(&self) -> Vec<TestRequest> {
+        Vec::new()
+    }
+
+    /// Returns what an answer to one of [`Api::looks`] says; `None` if it can't be understood. An
+    /// error says, in words for the operator, why the consumer would refuse events.
+    fn looked(&self, _body: &[u8]) -> Option<Result<(), String>> {
+        None
+    }
+
     /// Asks each server that the protocol needs besides the consumer once, for `check --connect`.
     /// Returns one result for each server.
     fn probe(&self) -> BoxFuture<'_, Probed> {

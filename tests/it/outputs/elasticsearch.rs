@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::Value;
+use serde_json::json;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
@@ -28,11 +29,14 @@ use crate::support::elasticsearch::Mood;
 use crate::support::elasticsearch::to_elasticsearch;
 use crate::support::elasticsearch::to_elasticsearch_in_ecs;
 use crate::support::http;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
 use crate::support::letters::events_in_letters;
 use crate::support::needs::needs;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
+use crate::support::relay::run_command;
 use crate::support::repository;
 use crate::support::requests::assert_same_set;
 use crate::support::text;
@@ -198,6 +202,40 @@ impl OpenSearch {
     fn count(&self) -> u64 {
         self.get("_count")["count"].as_u64().unwrap_or(0)
     }
+
+    /// Makes the index, with the mapping of bodies of Elastic's own Kubernetes integration: as
+    /// objects, of whose members only some are indexed.
+    fn make_index_of_the_integration(&self) {
+        let address = self.address.parse().expect("an address");
+        let headers = [("Content-Type", "application/json")];
+        let mapping = mapping_of_the_integration().to_string();
+        let mut client = http::Client::connect(address).expect("it listens");
+        let made = client.request("PUT", &format!("/{INDEX}"), &headers, mapping.as_bytes());
+        assert_eq!(made.expect("an answer").status, 200);
+    }
+}
+
+/// Returns what matters of the template of Elastic's own Kubernetes integration.
+fn mapping_of_the_integration() -> Value {
+    let spec = json!({"properties": {
+        "restartPolicy": {"type": "keyword"},
+        "containers": {"properties": {"image": {"type": "text"}}},
+    }});
+    let body = json!({"dynamic": false, "properties": {"spec": spec}});
+    let bodies = json!({"properties": {"requestObject": body, "responseObject": body}});
+    json!({"mappings": {"properties": {
+        "@timestamp": {"type": "date"},
+        "kubernetes": {"properties": {"audit": bodies}},
+    }}})
+}
+
+/// Runs `check --connect` on a config. Returns its exit status and what it says.
+fn check_connect(config: &str) -> (Option<i32>, String) {
+    let directory = TempDir::new().unwrap();
+    std::fs::write(directory.path().join("c.toml"), config).unwrap();
+    let output = run_command(&["check", "--connect", "--config", "c.toml"], directory.path());
+    let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    (output.status.code(), said)
 }
 
 impl Drop for OpenSearch {
@@ -282,4 +320,70 @@ fn with_its_defaults_a_small_opensearch_stores_the_corpus_and_refuses_nothing() 
     expected.sort();
     assert!(stored == expected, "{} of {} documents", stored.len(), expected.len());
     relay.finish(Backlog::Empty);
+}
+
+/// Method: a real server has the index of Elastic's own Kubernetes integration, which refuses
+/// bodies as strings, the default. The check and the refusals must name the key; with it, each
+/// event is stored.
+#[test]
+fn a_small_opensearch_with_the_index_of_the_integration_leads_to_the_key() {
+    let server = OpenSearch::start();
+    server.make_index_of_the_integration();
+    let key = "set filter.bodies = \"keep\", or \"drop\"";
+    let kept = TempDir::new().unwrap();
+    let config = |more: &str| {
+        format!(
+            "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
+            to_elasticsearch_in_ecs(server.address.parse().unwrap(), more),
+            text(kept.path()),
+        )
+    };
+    let (code, said) = check_connect(&config(""));
+    assert!(said.contains("kubernetes.audit.requestObject") && said.contains(key), "{said}");
+    assert_eq!(code, Some(1), "{said}");
+    let body = generated_batch(1, 20, 700);
+    let relay = Relay::start(&config(""));
+    assert_eq!(relay.post(&body).status, 200);
+    wait_until("a refusal", PATIENCE, || {
+        let labels = [("output", "consumer"), ("reason", "item")];
+        relay.metrics().value("output_errors_total", &labels) >= 1.0
+    });
+    wait_until("the key in the log", PATIENCE, || {
+        relay.log_text().contains(&key.replace('"', "\\\""))
+    });
+    drop(relay);
+    for bodies in ["keep", "drop"] {
+        let before = server.count();
+        let config = config(&format!("filter.bodies = \"{bodies}\""));
+        let (code, said) = check_connect(&config);
+        assert_eq!(code, Some(0), "{said}");
+        let relay = Relay::start(&config);
+        assert_eq!(relay.post(&body).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+        assert_eq!(server.count() - before, 20, "{bodies}");
+        relay.finish(Backlog::Empty);
+    }
+}
+
+/// Method: the index is not there yet, and its template is that of the integration. A key that may
+/// not look at mappings and templates is no fault.
+#[test]
+fn the_template_of_an_index_that_is_not_there_yet_is_looked_at() {
+    let template = json!({"template": mapping_of_the_integration(), "overlapping": []});
+    for (status, words) in [(200, "set filter.bodies"), (403, "there is no index or data stream")] {
+        let answer = Answer::status(status).body(template.to_string());
+        let script = [Answer::status(404), Answer::status(404).body("{}"), answer];
+        let sink = HttpSink::script(script);
+        let config = format!("{BASE}{}", to_elasticsearch_in_ecs(sink.address(), ""));
+        let (code, said) = check_connect(&config);
+        assert!(code == Some(1) && said.contains(words), "{status}: {said}");
+        let asked = sink.requests();
+        let asked = asked.iter().map(|it| format!("{} {}", it.method, it.target));
+        let wanted = [
+            format!("HEAD /{INDEX}"),
+            format!("GET /{INDEX}/_mapping"),
+            format!("POST /_index_template/_simulate_index/{INDEX}"),
+        ];
+        assert_eq!(asked.collect::<Vec<_>>(), wanted);
+    }
 }
