@@ -46,7 +46,7 @@ pub(super) fn requests(index: &str, form: Form) -> Vec<TestRequest> {
 pub(super) fn fits(answer: &[u8], form: Form) -> Option<Result<(), String>> {
     let answer: Value = serde_json::from_slice(answer).ok()?;
     // A data stream has several indices. Their names end with numbers, and the last one is written.
-    let mappings = answer.as_object()?.values().filter_map(|index| index.get("mappings")).last()?;
+    let mappings = answer.as_object()?.values().rev().find_map(|index| index.get("mappings"))?;
     let outer: &[&str] = match form.shape {
         Shape::Ecs => &["kubernetes", "audit"],
         Shape::Event | Shape::Ocsf => &[],

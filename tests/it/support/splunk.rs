@@ -251,11 +251,10 @@ impl Store {
             return refusal(400, 14);
         }
         let bad = envelopes.iter().position(|(_, event)| (script.is_bad)(event));
-        let end = match mood {
-            Mood::BusyAfter(taken) if *taken < bad.unwrap_or(envelopes.len()) => {
-                Some((*taken, 503, 9, "Server is busy"))
-            }
-            _ => bad.map(|bad| (bad, 400, 6, "Invalid data format")),
+        let busy_after = if let Mood::BusyAfter(taken) = mood { Some(*taken) } else { None };
+        let end = match busy_after.filter(|taken| *taken < bad.unwrap_or(envelopes.len())) {
+            Some(taken) => Some((taken, 503, 9, "Server is busy")),
+            None => bad.map(|bad| (bad, 400, 6, "Invalid data format")),
         };
         self.envelopes = envelopes.iter().map(|(envelope, _)| envelope.clone()).collect();
         let mut events: Vec<_> = envelopes.into_iter().map(|(_, event)| event).collect();
