@@ -18,6 +18,9 @@ use super::server::Options;
 /// The index that the relay's config must name.
 pub(crate) const INDEX: &str = "logs-kubernetes.audit_logs-default";
 
+/// The key of an output that sends events in their own shape.
+pub(crate) const OWN_SHAPE: &str = "filter = { shape = \"event\", bodies = \"keep\" }\n";
+
 /// The path and query of each request.
 const TARGET: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store";
 
@@ -141,16 +144,17 @@ impl Elasticsearch {
 
 /// Returns the output's table of the config, for events in their own shape.
 pub(crate) fn to_elasticsearch(address: SocketAddr, more: &str) -> String {
-    let own = "filter = { shape = \"event\", bodies = \"keep\" }";
-    to_elasticsearch_in_ecs(address, &format!("{own}\n{more}"))
+    to_elasticsearch_in_ecs(address, &format!("{OWN_SHAPE}{more}"))
 }
 
 /// Returns the output's table of the config, for events in the shape that is its default.
 pub(crate) fn to_elasticsearch_in_ecs(address: SocketAddr, more: &str) -> String {
-    format!(
-        "[[output]]\nname = \"consumer\"\ntype = \"elasticsearch\"\nurls = [\"http://{address}\"]\n\
-         index = \"{INDEX}\"\n{more}\n"
-    )
+    format!("[[output]]\nname = \"consumer\"\n{}{more}\n", keys(address))
+}
+
+/// Returns the keys of an output to this consumer, for events in the shape that is its default.
+pub(crate) fn keys(address: SocketAddr) -> String {
+    format!("type = \"elasticsearch\"\nurls = [\"http://{address}\"]\nindex = \"{INDEX}\"\n")
 }
 
 /// Returns the documents of a request with their `_id`. Panics if the request is not as the bulk

@@ -10,6 +10,7 @@ use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
+use std::sync::OnceLock;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -152,7 +153,12 @@ impl Answer {
 pub(crate) struct HttpSink {
     server: Server,
     requests: Arc<Mutex<Vec<Request>>>,
+    front: Arc<OnceLock<Box<Front>>>,
 }
+
+/// What stands in front of a consumer, like a balancer: it gets each request, and the function by
+/// which the consumer itself answers.
+type Front = dyn Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync;
 
 impl HttpSink {
     /// Starts a consumer of plain HTTP. Many threads call `answer`, once for each complete request.
@@ -214,11 +220,25 @@ impl HttpSink {
         answer: impl Fn(&Request) -> Answer + Send + Sync + 'static,
     ) -> Self {
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let for_handler = Arc::clone(&requests);
+        let front = Arc::<OnceLock<Box<Front>>>::default();
+        let (for_handler, in_front) = (Arc::clone(&requests), Arc::clone(&front));
         let server = Server::start(options, move |stream, connection| {
+            let answer = |request: &Request| match in_front.get() {
+                Some(front) => front(request, &answer),
+                None => answer(request),
+            };
             serve(stream, connection, &for_handler, bodies, &answer);
         });
-        Self { server, requests }
+        Self { server, requests, front }
+    }
+
+    /// From now on, `front` answers each request. It may let the consumer answer, by its second
+    /// argument. Called once.
+    pub(crate) fn stand_in_front(
+        &self,
+        front: impl Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync + 'static,
+    ) {
+        assert!(self.front.set(Box::new(front)).is_ok(), "something stands in front already");
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -3,6 +3,7 @@
 //! runs.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -399,12 +400,8 @@ impl Ibm {
 
     /// Returns the table of an output with this name, without its credentials, which `more` has.
     pub(crate) fn output(&self, name: &str, more: &str) -> String {
-        format!(
-            "[[output]]\nname = \"{name}\"\ntype = \"ibm_cloud_logs\"\n\
-             urls = [\"https://localhost:{}\"]\niam_url = \"https://localhost:{}\"\n{more}\n",
-            self.logs.address().port(),
-            self.iam.address().port(),
-        )
+        let keys = keys(self.logs.address(), self.iam.address());
+        format!("[[output]]\nname = \"{name}\"\n{keys}{more}\n")
     }
 
     /// Returns a relay with this config. The authority that has signed the services' certificates
@@ -438,6 +435,16 @@ impl Ibm {
             assert_eq!(line, None, "shows {secret}");
         }
     }
+}
+
+/// Returns the keys of an output that reaches IBM Cloud Logs and IAM at the ports of these
+/// addresses, without its credentials.
+pub(crate) fn keys(logs: SocketAddr, iam: SocketAddr) -> String {
+    let (logs, iam) = (logs.port(), iam.port());
+    format!(
+        "type = \"ibm_cloud_logs\"\nurls = [\"https://localhost:{logs}\"]\n\
+         iam_url = \"https://localhost:{iam}\"\n"
+    )
 }
 
 /// Writes the secret of a credential into a file.

@@ -173,10 +173,12 @@ impl Loki {
 
 /// Returns the output's table of the config.
 pub(crate) fn to_loki(address: SocketAddr, more: &str) -> String {
-    format!(
-        "[[output]]\nname = \"consumer\"\ntype = \"loki\"\nurls = [\"http://{address}\"]\n\
-         tenant = \"{TENANT}\"\n{more}\n"
-    )
+    format!("[[output]]\nname = \"consumer\"\n{}{more}\n", keys(address))
+}
+
+/// Returns the keys of an output to this consumer.
+pub(crate) fn keys(address: SocketAddr) -> String {
+    format!("type = \"loki\"\nurls = [\"http://{address}\"]\ntenant = \"{TENANT}\"\n")
 }
 
 /// Returns the entries of a request. Panics if the request is not as the push API wants it, or has

@@ -168,9 +168,12 @@ impl Otlp {
 
 /// Returns the output's table of the config.
 pub(crate) fn to_otlp(address: SocketAddr, more: &str) -> String {
-    format!(
-        "[[output]]\nname = \"consumer\"\ntype = \"otlp\"\nurls = [\"http://{address}\"]\n{more}\n"
-    )
+    format!("[[output]]\nname = \"consumer\"\n{}{more}\n", keys(address))
+}
+
+/// Returns the keys of an output to this receiver.
+pub(crate) fn keys(address: SocketAddr) -> String {
+    format!("type = \"otlp\"\nurls = [\"http://{address}\"]\n")
 }
 
 /// Returns an `ExportLogsServiceResponse` that says that `refused` records were rejected, with a

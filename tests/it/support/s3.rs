@@ -337,12 +337,17 @@ impl Keys {
 
     /// Returns the config of an output `archive` at this address, with these further keys.
     pub(crate) fn output(&self, address: SocketAddr, more: &str) -> String {
+        format!("[[output]]\nname = \"archive\"\n{}{more}\n", self.keys(address))
+    }
+
+    /// Returns the keys of an output at this address.
+    pub(crate) fn keys(&self, address: SocketAddr) -> String {
         let directory = text(self.directory.path());
         format!(
-            "[[output]]\nname = \"archive\"\ntype = \"s3\"\nurls = [\"http://{address}\"]\n\
-             bucket = \"{BUCKET}\"\nregion = \"{REGION}\"\nprefix = \"{PREFIX}\"\n\
+            "type = \"s3\"\nurls = [\"http://{address}\"]\nbucket = \"{BUCKET}\"\n\
+             region = \"{REGION}\"\nprefix = \"{PREFIX}\"\n\
              access_key_id_file = \"{directory}/id\"\n\
-             secret_access_key_file = \"{directory}/secret\"\n{more}\n"
+             secret_access_key_file = \"{directory}/secret\"\n"
         )
     }
 }

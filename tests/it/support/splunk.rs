@@ -306,9 +306,14 @@ impl Store {
 
 /// Returns the output's table of the config. `token` is the file with the token.
 pub(crate) fn to_splunk(address: SocketAddr, token: &str, more: &str) -> String {
+    format!("[[output]]\nname = \"consumer\"\n{}{more}\n", keys(address, token))
+}
+
+/// Returns the keys of an output to this collector. `token` is the file with the token.
+pub(crate) fn keys(address: SocketAddr, token: &str) -> String {
     format!(
-        "[[output]]\nname = \"consumer\"\ntype = \"splunk_hec\"\nurls = [\"http://{address}\"]\n\
-         token_file = \"{token}\"\nhost = \"h\"\n{more}\n"
+        "type = \"splunk_hec\"\nurls = [\"http://{address}\"]\ntoken_file = \"{token}\"\n\
+         host = \"h\"\n"
     )
 }
 
