@@ -34,7 +34,8 @@ pub(super) struct Output {
     pub(super) ordered: bool,
     /// True if the consumer sends acknowledgements. Otherwise the output has a `replay_window`.
     pub(super) answers: bool,
-    /// How many events may be sent and not acknowledged. `None` if the output has no such bound.
+    /// How many events (of `s3`: objects) may be sent and not acknowledged. `None` if the output
+    /// has no such bound.
     pub(super) window: Option<u64>,
     /// How many times kills and resets strike. After each, an output without acknowledgements sends
     /// little until these bytes are final, so it has fewer rounds.
@@ -60,6 +61,12 @@ pub(super) trait Peer {
     /// Returns the numbers of the stored events, at least `at_least` of them, in stretches of
     /// numbers that follow each other.
     fn stretches(&self, at_least: u64) -> Vec<Vec<u64>>;
+
+    /// Returns how many events (of `s3`: objects) came again and were stored already, at a consumer
+    /// that knows them and keeps each once. `None` for any other consumer.
+    fn again(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// A blow to a consumer.

@@ -1,0 +1,318 @@
+//! The stores that the faults strike: outputs to services that answer each request of theirs.
+//!
+//! The stores are the strict fakes of `tests/it/support`, which keep what they have stored in
+//! memory, so they can't be processes that are killed. For a kill, all connections are reset, no
+//! other one is accepted, and the store forgets what it had not stored. For a stop, the store
+//! reads nothing and answers nothing, while its kernel still takes bytes.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::outputs::Blow;
+use super::outputs::Output;
+use super::outputs::Peer;
+use super::outputs::REQUEST_EVENTS;
+use super::outputs::numbers;
+use super::outputs::parts;
+use crate::support::elasticsearch;
+use crate::support::elasticsearch::Elasticsearch;
+use crate::support::http_sink::HttpSink;
+use crate::support::ibm;
+use crate::support::ibm::Ibm;
+use crate::support::loki;
+use crate::support::loki::Loki;
+use crate::support::otlp;
+use crate::support::otlp::Otlp;
+use crate::support::s3;
+use crate::support::s3::S3;
+use crate::support::splunk;
+use crate::support::splunk::Splunk;
+use crate::support::text;
+
+/// The most bytes of a request to the stores that have no limit of their own here.
+const BYTES_MAX: usize = 4_000_000;
+
+/// The time between storing a request and answering it. A fault that strikes in between makes the
+/// relay send the stored events again.
+const ANSWER_TIME: Duration = Duration::from_millis(10);
+
+/// The keys of all stores: requests with few events, which are not compressed, so that a number of
+/// bytes is a number of events too.
+fn small_requests() -> String {
+    format!("batch = {{ max_events = {REQUEST_EVENTS} }}\ncompression = \"none\"\n")
+}
+
+/// Returns a row for a store whose requests are sent four at a time. An event may arrive twice.
+fn output(
+    name: &'static str,
+    peer: impl Peer + 'static,
+    keys: impl Fn(SocketAddr) -> String + 'static,
+) -> Output {
+    Output {
+        name,
+        keys: Box::new(move |address| keys(address) + &small_requests()),
+        peer: Box::new(peer),
+        ordered: false,
+        answers: true,
+        window: Some(4 * REQUEST_EVENTS),
+        rounds: 6,
+        unstored_max: 0,
+    }
+}
+
+/// Returns a row for a store that gets one request at a time, so that events arrive in order.
+fn ordered(
+    name: &'static str,
+    peer: impl Peer + 'static,
+    keys: impl Fn(SocketAddr) -> String + 'static,
+) -> Output {
+    let keys = move |address| keys(address) + "concurrency = 1\n";
+    Output { ordered: true, window: Some(REQUEST_EVENTS), ..output(name, peer, keys) }
+}
+
+/// An event is final when it is indexed. A request waits for that on its connection, and so many
+/// requests may wait that only the events that are indexed and not yet confirmed tell how many may
+/// arrive twice.
+pub(super) fn splunk_hec() -> Output {
+    // The collector has taken a request before it indexes its events.
+    let mut asked = 0;
+    let indexes = move || {
+        asked += 1;
+        asked % 3 != 0
+    };
+    let script = splunk::Script { indexes: Box::new(indexes), ..splunk::Script::default() };
+    let directory = TempDir::new().expect("a temporary directory");
+    let token = directory.path().join("token");
+    std::fs::write(&token, splunk::TOKEN).expect("a writable directory");
+    let keys = move |address| {
+        // The closure owns the directory, because it is deleted when it is dropped.
+        let token = directory.path().join("token");
+        splunk::keys(address, text(&token)) + "ack_interval = \"100ms\"\n"
+    };
+    Output { window: None, ..output("splunk_hec", slow(Splunk::start(script)), keys) }
+}
+
+/// The store keeps each event once, by its `_id`.
+pub(super) fn elasticsearch() -> Output {
+    let store = Elasticsearch::start(BYTES_MAX, || elasticsearch::Mood::Judges, |_| 201);
+    let keys = |address| elasticsearch::keys(address) + elasticsearch::OWN_SHAPE;
+    output("elasticsearch", slow(store), keys)
+}
+
+pub(super) fn ibm_cloud_logs() -> Output {
+    let script = ibm::Script::default();
+    let directory = TempDir::new().expect("a temporary directory");
+    ibm::write_secret(&directory.path().join("key"), &script.credential);
+    let store = slow(Ibm::start(script));
+    let (iam, ca) = (store.iam.address(), store.certificates.ca.clone());
+    output("ibm_cloud_logs", store, move |address| {
+        let key = directory.path().join("key");
+        ibm::keys(address, iam) + &format!("api_key_file = {key:?}\ntls = {{ ca = {ca:?} }}\n")
+    })
+}
+
+/// The store keeps each object once, by its name. There is one object under way at a time, which is
+/// sent again as a whole.
+pub(super) fn s3() -> Output {
+    let (store, files) = (S3::start(|| s3::Mood::Stores), s3::Keys::new());
+    let objects = "object_bytes = \"64KiB\"\nobject_age = \"200ms\"\n";
+    let keys = move |address| files.keys(address) + objects;
+    Output { ordered: true, window: Some(1), ..output("s3", slow(store), keys) }
+}
+
+/// The store keeps each entry once, by its time, labels and line.
+pub(super) fn loki() -> Output {
+    let store = Loki::start(BYTES_MAX, || loki::Mood::Stores, |_| true);
+    ordered("loki", slow(store), loki::keys)
+}
+
+pub(super) fn otlp() -> Output {
+    let store = Otlp::start(BYTES_MAX, || otlp::Mood::Stores(200), |_| true);
+    ordered("otlp", slow(store), otlp::keys)
+}
+
+/// Makes a store answer [`ANSWER_TIME`] after it has stored a request.
+fn slow<S: Store>(store: S) -> S {
+    store.sink().stand_in_front(|request, store| store(request).after(ANSWER_TIME));
+    store
+}
+
+/// A fake of a store.
+trait Store {
+    fn sink(&self) -> &HttpSink;
+
+    fn sink_mut(&mut self) -> &mut HttpSink;
+
+    /// Forgets what a process that is killed has not stored.
+    fn forget(&self) {}
+
+    /// Returns how many events (of `s3`: objects) are stored. An event that is stored twice counts
+    /// twice.
+    fn count(&self) -> usize;
+
+    /// Returns the stored events, in the order in which they arrived.
+    fn events(&self) -> Vec<Vec<u8>>;
+
+    /// The value of [`Peer::again`].
+    fn again(&self) -> Option<usize> {
+        None
+    }
+}
+
+impl<S: Store> Peer for S {
+    fn address(&self) -> SocketAddr {
+        self.sink().address()
+    }
+
+    fn suffer(&mut self, what: Blow) {
+        match what {
+            Blow::Freeze => self.sink().pause(true),
+            Blow::Thaw => self.sink().pause(false),
+            Blow::Kill => {
+                self.sink_mut().kill();
+                self.forget();
+            }
+            Blow::Start => self.sink_mut().reopen(),
+        }
+    }
+
+    fn stored(&self) -> Option<u64> {
+        Some(self.count() as u64)
+    }
+
+    fn stretches(&self, _: u64) -> Vec<Vec<u64>> {
+        parts(&numbers(&self.events()))
+    }
+
+    fn again(&self) -> Option<u64> {
+        Store::again(self).map(|again| again as u64)
+    }
+}
+
+impl Store for Splunk {
+    fn sink(&self) -> &HttpSink {
+        &self.sink
+    }
+
+    fn sink_mut(&mut self) -> &mut HttpSink {
+        &mut self.sink
+    }
+
+    fn forget(&self) {
+        self.store().forget();
+    }
+
+    fn count(&self) -> usize {
+        self.store().indexed.len()
+    }
+
+    fn events(&self) -> Vec<Vec<u8>> {
+        self.store().indexed.clone()
+    }
+}
+
+impl Store for Elasticsearch {
+    fn sink(&self) -> &HttpSink {
+        &self.sink
+    }
+
+    fn sink_mut(&mut self) -> &mut HttpSink {
+        &mut self.sink
+    }
+
+    fn count(&self) -> usize {
+        self.store().documents.len()
+    }
+
+    /// The documents are in the order of their `_id`.
+    fn events(&self) -> Vec<Vec<u8>> {
+        Elasticsearch::events(self)
+    }
+
+    fn again(&self) -> Option<usize> {
+        Some(self.store().again)
+    }
+}
+
+impl Store for Ibm {
+    fn sink(&self) -> &HttpSink {
+        &self.logs
+    }
+
+    fn sink_mut(&mut self) -> &mut HttpSink {
+        &mut self.logs
+    }
+
+    fn count(&self) -> usize {
+        self.memory().stored.len()
+    }
+
+    fn events(&self) -> Vec<Vec<u8>> {
+        self.memory().stored.clone()
+    }
+}
+
+impl Store for S3 {
+    fn sink(&self) -> &HttpSink {
+        &self.sink
+    }
+
+    fn sink_mut(&mut self) -> &mut HttpSink {
+        &mut self.sink
+    }
+
+    fn count(&self) -> usize {
+        self.store().objects.len()
+    }
+
+    /// The lines are in the order of the objects' names.
+    fn events(&self) -> Vec<Vec<u8>> {
+        self.store().lines()
+    }
+
+    fn again(&self) -> Option<usize> {
+        Some(self.store().again)
+    }
+}
+
+impl Store for Loki {
+    fn sink(&self) -> &HttpSink {
+        &self.sink
+    }
+
+    fn sink_mut(&mut self) -> &mut HttpSink {
+        &mut self.sink
+    }
+
+    fn count(&self) -> usize {
+        self.store().entries.len()
+    }
+
+    fn events(&self) -> Vec<Vec<u8>> {
+        self.store().lines()
+    }
+
+    fn again(&self) -> Option<usize> {
+        Some(self.store().again)
+    }
+}
+
+impl Store for Otlp {
+    fn sink(&self) -> &HttpSink {
+        &self.sink
+    }
+
+    fn sink_mut(&mut self) -> &mut HttpSink {
+        &mut self.sink
+    }
+
+    fn count(&self) -> usize {
+        self.store().records.len()
+    }
+
+    fn events(&self) -> Vec<Vec<u8>> {
+        self.store().bodies()
+    }
+}
