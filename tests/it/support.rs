@@ -15,6 +15,7 @@ pub(crate) mod chance;
 pub(crate) mod consumer;
 pub(crate) mod corpus;
 pub(crate) mod elasticsearch;
+pub(crate) mod field;
 pub(crate) mod filesystem;
 pub(crate) mod generated;
 pub(crate) mod h2;

@@ -21,6 +21,8 @@ use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_audit_id;
 use crate::support::corpus::generated_batch;
+use crate::support::field::Field;
+use crate::support::field::wait_until_given_up;
 use crate::support::http;
 use crate::support::http::Unannounced;
 use crate::support::ibm::Credential;
@@ -179,13 +181,13 @@ fn a_key_that_is_replaced_is_used_long_before_its_token_expires() {
 /// Method: both services answer in all their ways at random, tokens live for two seconds, some
 /// events are refused, and the relay is killed and started again. In the end each event must be
 /// stored or be in the dead letters, and only events that the consumer refuses may be there.
-#[test]
-fn each_event_is_stored_or_refused_whatever_happens() {
+fn whatever_happens(field: Field) {
     let mut rng = rng();
     let (mut moods, mut grants) = (rng.fork(), rng.fork());
     let calm = Arc::new(AtomicBool::new(false));
     let [calm_iam, calm_logs] = [Arc::clone(&calm), Arc::clone(&calm)];
-    let bad: Vec<String> = (0..5).map(|round| generated_audit_id(round * 100, 13)).collect();
+    let bad: Vec<_> =
+        (0..field.lives(5)).map(|round| generated_audit_id(round * 100, 13)).collect();
     let is_bad = {
         let bad = bad.clone();
         move |event: &[u8]| {
@@ -221,18 +223,20 @@ fn each_event_is_stored_or_refused_whatever_happens() {
         is_bad: Box::new(is_bad.clone()),
         ..Script::default()
     });
+    field.stand_in_front(&ibm.logs, &mut rng);
     let key = Key::new(&Credential::key("1"));
     let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let config = format!(
-        "{}[queue]\ndirectory = \"{}\"\n[dead_letter]\ndirectory = \"{}\"\n",
+        "{}{}[queue]\ndirectory = \"{}\"\n[dead_letter]\ndirectory = \"{}\"\n",
         config(&ibm, &key),
+        field.keys(),
         text(spool.path()),
         text(kept.path()),
     );
     let mut sent = Vec::new();
-    for round in 0..5 {
+    for round in 0..field.lives(5) {
         let mut relay = ibm.relay(&config).start();
-        for batch in 0..6 {
+        for batch in 0..field.bodies(6) {
             let body = generated_batch(round * 100 + batch, 200, 700);
             assert_eq!(relay.post(&body).status, 200);
             sent.extend(events_of(&body));
@@ -242,11 +246,12 @@ fn each_event_is_stored_or_refused_whatever_happens() {
     }
     calm.store(true, Ordering::SeqCst);
     let relay = ibm.relay(&config).start();
-    relay.wait_until_delivered(PATIENCE * 2);
-    let refused: BTreeSet<_> = letters(kept.path()).into_iter().collect();
+    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+    let given_up = || -> BTreeSet<_> { letters(kept.path()).into_iter().collect() };
+    wait_until_given_up(&relay, &mut good, || given_up().len() >= bad.len());
+    let refused = given_up();
     assert!(refused.iter().all(|event| is_bad(event)), "a good event was given up");
-    let (bad, good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
-    assert_eq!(bad.len(), 5);
+    assert_eq!(bad.len() as u64, field.lives(5));
     let memory = ibm.memory();
     assert_none_missing(&memory.stored, &good);
     assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
@@ -261,6 +266,16 @@ fn each_event_is_stored_or_refused_whatever_happens() {
     drop(memory);
     ibm.assert_hides_secrets(&relay);
     relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn each_event_is_stored_or_refused_whatever_happens() {
+    whatever_happens(Field::Plain);
+}
+
+#[test]
+fn each_event_is_stored_or_refused_behind_a_balancer_with_a_broken_backend() {
+    whatever_happens(Field::BrokenBackend);
 }
 
 /// Method: while IAM gives no token, in each way in which it can, events wait and the status page

@@ -15,6 +15,8 @@ use crate::support::chance::rng;
 use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
+use crate::support::field::Field;
+use crate::support::field::wait_until_given_up;
 use crate::support::free_port;
 use crate::support::letters::events_in_letters;
 use crate::support::letters::letters;
@@ -191,8 +193,7 @@ fn rotel_takes_the_corpus_and_understands_each_field() {
 /// Method: a receiver answers in all its ways at random while the relay is killed and started
 /// again. In the end each good event must be stored, and each bad event must be in the dead letters
 /// and nowhere else.
-#[test]
-fn each_event_is_stored_or_refused_whatever_happens() {
+fn whatever_happens(field: Field) {
     let mut rng = rng();
     let mut moods = rng.fork();
     let calm = Arc::new(AtomicBool::new(false));
@@ -217,17 +218,19 @@ fn each_event_is_stored_or_refused_whatever_happens() {
         _ => Mood::Stores(200),
     };
     let consumer = Otlp::start(MIB, mood, |event| !is_bad(event));
+    field.stand_in_front(&consumer.sink, &mut rng);
     let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let more = format!("{QUICK}batch.max_bytes = \"1MiB\"\n{}", field.keys());
     let config = format!(
         "{BASE}{}[queue]\ndirectory = \"{}\"\n[dead_letter]\ndirectory = \"{}\"\n",
-        to_otlp(consumer.address(), &format!("{QUICK}batch.max_bytes = \"1MiB\"")),
+        to_otlp(consumer.address(), &more),
         text(spool.path()),
         text(kept.path()),
     );
     let mut sent = Vec::new();
-    for round in 0..6 {
+    for round in 0..field.lives(6) {
         let mut relay = Relay::start(&config);
-        for batch in 0..8 {
+        for batch in 0..field.bodies(8) {
             let body = generated_batch(round * 100 + batch, 200, 700);
             assert_eq!(relay.post(&body).status, 200);
             sent.extend(events_of(&body));
@@ -237,9 +240,13 @@ fn each_event_is_stored_or_refused_whatever_happens() {
     }
     calm.store(true, Ordering::SeqCst);
     let relay = Relay::start(&config);
-    relay.wait_until_delivered(PATIENCE * 2);
-    let (bad, good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
-    let refused: BTreeSet<_> = events_in_letters(kept.path()).into_iter().collect();
+    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+    let given_up = || -> BTreeSet<_> { events_in_letters(kept.path()).into_iter().collect() };
+    wait_until_given_up(&relay, &mut good, || {
+        let given_up = given_up();
+        bad.iter().all(|event| given_up.contains(event))
+    });
+    let refused = given_up();
     let missing = bad.iter().filter(|event| !refused.contains(*event)).count();
     assert_eq!(missing, 0, "bad events have no letter");
     let store = consumer.store();
@@ -251,6 +258,16 @@ fn each_event_is_stored_or_refused_whatever_happens() {
     assert!(!relay.log_text().contains("s3cr3t"), "the receiver's text is in the log");
     drop(store);
     relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn each_event_is_stored_or_refused_whatever_happens() {
+    whatever_happens(Field::Plain);
+}
+
+#[test]
+fn each_event_is_stored_or_refused_behind_a_balancer_with_a_broken_backend() {
+    whatever_happens(Field::BrokenBackend);
 }
 
 /// Method: a receiver takes most records of each request, and says only how many it has rejected.

@@ -16,6 +16,7 @@ use crate::support::chance::rng;
 use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
+use crate::support::field::Field;
 use crate::support::free_port;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
@@ -108,8 +109,7 @@ fn the_corpus_is_in_objects_that_are_named_by_time_and_position() {
 /// Method: a server answers in all its ways at random (stored, there already, busy, in conflict,
 /// refused, answers that get lost or break off) while the relay is killed at random moments and
 /// started again with its spool. In the end each event must be in exactly one object.
-#[test]
-fn each_event_is_in_exactly_one_object_whatever_happens() {
+fn whatever_happens(field: Field) {
     let mut rng = rng();
     let mut moods = rng.fork();
     let calm = Arc::new(AtomicBool::new(false));
@@ -131,12 +131,14 @@ fn each_event_is_in_exactly_one_object_whatever_happens() {
         11 => Mood::FailsWith200,
         _ => Mood::Stores,
     });
+    field.stand_in_front(&server.sink, &mut rng);
     let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
-    let config = durable(&keys.output(server.address(), SMALL), &spool);
+    let more = format!("{SMALL}\n{}", field.keys());
+    let config = durable(&keys.output(server.address(), &more), &spool);
     let mut sent = Vec::new();
-    for round in 0..10 {
+    for round in 0..field.lives(10) {
         let mut relay = Relay::start(&config);
-        for batch in 0..rng.u64(2..8) {
+        for batch in 0..field.bodies(rng.u64(2..8)) {
             let body = generated_batch(round * 100 + batch, rng.usize(1..200), 700);
             assert_eq!(relay.post(&body).status, 200);
             sent.extend(events_of(&body));
@@ -155,6 +157,16 @@ fn each_event_is_in_exactly_one_object_whatever_happens() {
     assert!(again > 0, "no answer got lost");
     drop(store);
     relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn each_event_is_in_exactly_one_object_whatever_happens() {
+    whatever_happens(Field::Plain);
+}
+
+#[test]
+fn each_event_is_in_exactly_one_object_behind_a_balancer_with_a_broken_backend() {
+    whatever_happens(Field::BrokenBackend);
 }
 
 /// Method: the server stores an object, and its answer is lost; then the relay is killed, so that

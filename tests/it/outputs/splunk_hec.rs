@@ -16,6 +16,8 @@ use crate::support::chance::rng;
 use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
+use crate::support::field::Field;
+use crate::support::field::wait_until_given_up;
 use crate::support::letters::events_in_letters;
 use crate::support::peers::Haproxy;
 use crate::support::peers::forwarder;
@@ -129,8 +131,7 @@ fn the_corpus_arrives_with_its_envelopes_and_is_final_when_it_is_indexed() {
 /// forgets what it has not indexed, takes its time to index, and refuses certain events), while the
 /// relay is killed and started again. In the end each event must be indexed at least once or be in
 /// the dead letters, and only events that the collector refuses may be there.
-#[test]
-fn each_event_is_indexed_or_refused_whatever_happens() {
+fn whatever_happens(field: Field) {
     let mut rng = rng();
     let (mut moods, mut indexed) = (rng.fork(), rng.fork());
     let calm = Arc::new(AtomicBool::new(false));
@@ -156,13 +157,19 @@ fn each_event_is_indexed_or_refused_whatever_happens() {
         is_bad,
         ..Script::default()
     });
+    field.stand_in_front(&splunk.sink, &mut rng);
     let queue = format!("[queue]\ndirectory = \"{}\"\n", files.path("queue"));
-    let more = "batch.max_bytes = 200000\nack_timeout = \"2s\"";
-    let config = files.config(&splunk, more) + &queue;
+    // With a fault of the field, an answer itself is final, so that each refusal counts soon.
+    let acknowledge = if field == Field::Plain { "indexed" } else { "accepted" };
+    let more = format!(
+        "batch.max_bytes = 200000\nack_timeout = \"2s\"\nacknowledge = \"{acknowledge}\"\n{}",
+        field.keys()
+    );
+    let config = files.config(&splunk, &more) + &queue;
     let mut sent = Vec::new();
-    for round in 0..5 {
+    for round in 0..field.lives(5) {
         let mut relay = Relay::start(&config);
-        for batch in 0..6 {
+        for batch in 0..field.bodies(6) {
             let body = generated_batch(round * 100 + batch, 150, 700);
             assert_eq!(relay.post(&body).status, 200);
             sent.extend(events_of(&body));
@@ -172,17 +179,28 @@ fn each_event_is_indexed_or_refused_whatever_happens() {
     }
     calm.store(true, Ordering::SeqCst);
     let relay = Relay::start(&config);
-    relay.wait_until_delivered(PATIENCE * 2);
-    let refused: BTreeSet<_> = files.letters().into_iter().collect();
+    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+    let given_up = || -> BTreeSet<_> { files.letters().into_iter().collect() };
+    wait_until_given_up(&relay, &mut good, || given_up().len() >= bad.len());
+    let refused = given_up();
     assert!(refused.iter().all(|event| is_bad(event)), "a good event was given up");
     let store = splunk.store();
-    let (bad, good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
     let indexed: BTreeSet<_> = store.indexed.iter().cloned().collect();
     assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), &good);
     assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
     eprintln!("{} requests, {} events indexed", store.requests.len(), store.indexed.len());
     drop(store);
     relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn each_event_is_indexed_or_refused_whatever_happens() {
+    whatever_happens(Field::Plain);
+}
+
+#[test]
+fn each_event_is_indexed_or_refused_behind_a_balancer_with_a_broken_backend() {
+    whatever_happens(Field::BrokenBackend);
 }
 
 #[test]
