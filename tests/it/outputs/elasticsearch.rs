@@ -132,6 +132,11 @@ fn each_event_is_stored_once_or_refused_behind_a_balancer_with_a_broken_backend(
     whatever_happens(Field::BrokenBackend);
 }
 
+#[test]
+fn each_event_is_stored_once_or_refused_behind_a_sign_in_page() {
+    whatever_happens(Field::SignInPage);
+}
+
 /// Method: two relays whose queues both begin at position 0 write into one index. Their documents
 /// must never meet.
 #[test]

@@ -278,6 +278,11 @@ fn each_event_is_stored_or_refused_behind_a_balancer_with_a_broken_backend() {
     whatever_happens(Field::BrokenBackend);
 }
 
+#[test]
+fn each_event_is_stored_or_refused_behind_a_sign_in_page() {
+    whatever_happens(Field::SignInPage);
+}
+
 /// Method: while IAM gives no token, in each way in which it can, events wait and the status page
 /// says why. No request reaches IBM Cloud Logs without a token.
 #[test]

@@ -177,6 +177,11 @@ fn each_event_is_one_entry_or_refused_behind_a_balancer_with_a_broken_backend() 
     whatever_happens(Field::BrokenBackend);
 }
 
+#[test]
+fn each_event_is_one_entry_or_refused_behind_a_sign_in_page() {
+    whatever_happens(Field::SignInPage);
+}
+
 /// Method: Loki stores the entries and fails, and the relay is killed before it has another
 /// answer. The entries that it sends after its start must be the same, also if their time is that
 /// of the acceptance.

@@ -270,6 +270,11 @@ fn each_event_is_stored_or_refused_behind_a_balancer_with_a_broken_backend() {
     whatever_happens(Field::BrokenBackend);
 }
 
+#[test]
+fn each_event_is_stored_or_refused_behind_a_sign_in_page() {
+    whatever_happens(Field::SignInPage);
+}
+
 /// Method: a receiver takes most records of each request, and says only how many it has rejected.
 /// Nothing may be sent again; the rejected records count as lost, the others as delivered, and all
 /// are in the dead letters.

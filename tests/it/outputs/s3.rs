@@ -169,6 +169,11 @@ fn each_event_is_in_exactly_one_object_behind_a_balancer_with_a_broken_backend()
     whatever_happens(Field::BrokenBackend);
 }
 
+#[test]
+fn each_event_is_in_exactly_one_object_behind_a_sign_in_page() {
+    whatever_happens(Field::SignInPage);
+}
+
 /// Method: the server stores an object, and its answer is lost; then the relay is killed, so that
 /// only the saved range can tell where the object ended. The object that ends otherwise, because
 /// more events are there now, would have another name.

@@ -204,6 +204,11 @@ fn each_event_is_indexed_or_refused_behind_a_balancer_with_a_broken_backend() {
 }
 
 #[test]
+fn each_event_is_indexed_or_refused_behind_a_sign_in_page() {
+    whatever_happens(Field::SignInPage);
+}
+
+#[test]
 fn with_accepted_a_2xx_is_final_and_nobody_is_asked() {
     let (files, splunk) = (
         Files::new(),

@@ -25,6 +25,9 @@ pub(crate) enum Field {
     /// A balancer sends some of the requests to a backend that is broken, from the beginning to the
     /// end.
     BrokenBackend,
+    /// A gateway answers some of the requests with 200 and a page to sign in, from the beginning to
+    /// the end.
+    SignInPage,
 }
 
 /// How often a balancer sends the same events to a broken backend. A store that really refuses an
@@ -48,8 +51,8 @@ impl Field {
     pub(crate) fn keys(self) -> &'static str {
         match self {
             Self::Plain => "",
-            // Many small requests, so that many events are refused alone.
-            Self::BrokenBackend => "batch.max_events = 5\n",
+            // Many small requests, so that many meet the fault, and many events are refused alone.
+            Self::BrokenBackend | Self::SignInPage => "batch.max_events = 5\n",
         }
     }
 
@@ -58,6 +61,7 @@ impl Field {
         match self {
             Self::Plain => {}
             Self::BrokenBackend => store.stand_in_front(broken_backend(rng.fork())),
+            Self::SignInPage => store.stand_in_front(sign_in_page(rng.fork())),
         }
     }
 }
@@ -88,6 +92,22 @@ fn broken_backend(
         match status {
             Some(status) => page(status, "There is nothing here"),
             None => store(request),
+        }
+    }
+}
+
+/// A gateway that answers the first request itself, and each fourth one, at random: with 200 and a
+/// page to sign in, which may be empty.
+fn sign_in_page(
+    rng: fastrand::Rng,
+) -> impl Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync + 'static {
+    let rng = Mutex::new(rng);
+    move |request, store| {
+        let draw = rng.lock().expect("not poisoned").u32(..12);
+        match draw {
+            2 => page(200, "Sign in").body(""),
+            draw if draw < 2 || request.number == 0 => page(200, "Sign in"),
+            _ => store(request),
         }
     }
 }
