@@ -75,12 +75,15 @@ fn whatever_happens(field: Field) {
         },
         move |document| match statuses.u32(..20) {
             _ if is_bad(document) => 400,
+            _ if field.fails(document) => 500,
             0 => 429,
             1 => 503,
             _ => 201,
         },
     );
-    field.stand_in_front(&consumer.sink, &mut rng);
+    if field != Field::FailingEvents {
+        field.stand_in_front(&consumer.sink, &mut rng);
+    }
     let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let more = format!("{QUICK}batch.max_bytes = \"1MiB\"\n{}", field.keys());
     let config = format!(
@@ -102,12 +105,13 @@ fn whatever_happens(field: Field) {
     }
     calm.store(true, Ordering::SeqCst);
     let relay = Relay::start(&config);
-    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+    let is_refused = |event: &[u8]| is_bad(event) || field.fails(event);
+    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_refused(event));
     let given_up = || -> BTreeSet<_> { events_in_letters(kept.path()).into_iter().collect() };
     wait_until_given_up(&relay, &mut good, || given_up().len() >= bad.len());
     let refused = given_up();
     let stored = consumer.events();
-    assert!(refused.iter().all(|event| is_bad(event)), "a good event was given up");
+    assert!(refused.iter().all(|event| is_refused(event)), "a good event was given up");
     assert_same_set(&stored, &good);
     assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
     let store = consumer.store();
@@ -135,6 +139,11 @@ fn each_event_is_stored_once_or_refused_behind_a_balancer_with_a_broken_backend(
 #[test]
 fn each_event_is_stored_once_or_refused_behind_a_sign_in_page() {
     whatever_happens(Field::SignInPage);
+}
+
+#[test]
+fn each_event_is_stored_once_or_refused_if_the_store_fails_on_some_for_ever() {
+    whatever_happens(Field::FailingEvents);
 }
 
 /// Method: two relays whose queues both begin at position 0 write into one index. Their documents

@@ -152,11 +152,12 @@ fn whatever_happens(field: Field) {
     }
     calm.store(true, Ordering::SeqCst);
     let relay = Relay::start(&config);
-    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+    let is_refused = |event: &[u8]| is_bad(event) || field.fails(event);
+    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_refused(event));
     let given_up = || -> BTreeSet<_> { events_in_letters(kept.path()).into_iter().collect() };
     wait_until_given_up(&relay, &mut good, || given_up().len() >= bad.len());
     let refused = given_up();
-    assert!(refused.iter().all(|event| is_bad(event)), "a good event was given up");
+    assert!(refused.iter().all(|event| is_refused(event)), "a good event was given up");
     assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
     let store = consumer.store();
     eprintln!("{} requests, {} entries came again", store.requests.len(), store.again);
@@ -180,6 +181,11 @@ fn each_event_is_one_entry_or_refused_behind_a_balancer_with_a_broken_backend() 
 #[test]
 fn each_event_is_one_entry_or_refused_behind_a_sign_in_page() {
     whatever_happens(Field::SignInPage);
+}
+
+#[test]
+fn each_event_is_one_entry_or_refused_if_the_store_fails_on_some_for_ever() {
+    whatever_happens(Field::FailingEvents);
 }
 
 /// Method: Loki stores the entries and fails, and the relay is killed before it has another

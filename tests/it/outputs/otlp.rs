@@ -240,7 +240,8 @@ fn whatever_happens(field: Field) {
     }
     calm.store(true, Ordering::SeqCst);
     let relay = Relay::start(&config);
-    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_bad(event));
+    let is_refused = |event: &[u8]| is_bad(event) || field.fails(event);
+    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_refused(event));
     let given_up = || -> BTreeSet<_> { events_in_letters(kept.path()).into_iter().collect() };
     wait_until_given_up(&relay, &mut good, || {
         let given_up = given_up();
@@ -273,6 +274,11 @@ fn each_event_is_stored_or_refused_behind_a_balancer_with_a_broken_backend() {
 #[test]
 fn each_event_is_stored_or_refused_behind_a_sign_in_page() {
     whatever_happens(Field::SignInPage);
+}
+
+#[test]
+fn each_event_is_stored_or_refused_if_the_store_fails_on_some_for_ever() {
+    whatever_happens(Field::FailingEvents);
 }
 
 /// Method: a receiver takes most records of each request, and says only how many it has rejected.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::PATIENCE;
 use super::corpus::events_of;
+use super::corpus::generated_audit_id;
 use super::corpus::generated_batch;
 use super::http_sink::Answer;
 use super::http_sink::HttpSink;
@@ -28,7 +29,16 @@ pub(crate) enum Field {
     /// A gateway answers some of the requests with 200 and a page to sign in, from the beginning to
     /// the end.
     SignInPage,
+    /// The store answers 500 to certain events for ever ([`Field::fails`]), and to each request
+    /// with one of them if it does not judge single events.
+    FailingEvents,
 }
+
+/// The keys of an output that soon gives up an event on which its store fails for ever.
+const GIVES_UP_SOON: &str = "";
+
+/// The index of the failing events, in the first batch of each of the relay's lives.
+const FAILING: usize = 17;
 
 /// How often a balancer sends the same events to a broken backend. A store that really refuses an
 /// event refuses it more often, and nothing else tells the two apart.
@@ -53,7 +63,13 @@ impl Field {
             Self::Plain => "",
             // Many small requests, so that many meet the fault, and many events are refused alone.
             Self::BrokenBackend | Self::SignInPage => "batch.max_events = 5\n",
+            Self::FailingEvents => GIVES_UP_SOON,
         }
+    }
+
+    /// Returns `true` if the store fails on this event for ever.
+    pub(crate) fn fails(self, event: &[u8]) -> bool {
+        self == Self::FailingEvents && has_failing(event)
     }
 
     /// Puts the fault in front of a store.
@@ -62,8 +78,22 @@ impl Field {
             Self::Plain => {}
             Self::BrokenBackend => store.stand_in_front(broken_backend(rng.fork())),
             Self::SignInPage => store.stand_in_front(sign_in_page(rng.fork())),
+            Self::FailingEvents => {
+                store.stand_in_front(|request, store| match has_failing(&request.decoded()) {
+                    true => Answer::status(500),
+                    false => store(request),
+                })
+            }
         }
     }
+}
+
+/// Returns `true` if an event, or the body of a request, has the auditID of a failing event.
+fn has_failing(bytes: &[u8]) -> bool {
+    // The bodies of the relay's lives are made of these seeds, in `tests/it/outputs`.
+    (0..10).any(|life| {
+        memchr::memmem::find(bytes, generated_audit_id(life * 100, FAILING).as_bytes()).is_some()
+    })
 }
 
 /// Returns a web page as an answer.
@@ -72,9 +102,9 @@ fn page(status: u16, title: &str) -> Answer {
     Answer::status(status).header("Content-Type", "text/html; charset=utf-8").body(body)
 }
 
-/// A balancer that sends each third request to a backend without the store, at random: the backend
-/// answers 400, 404 or 502 with a web page, half of them 400. The same body is not sent there more than [`SAME_MAX`]
-/// times.
+/// A balancer that sends each third request, at random, to a backend without the store: that one
+/// answers 400 (half of the times), 404 or 502 with a web page. The same body is sent there
+/// [`SAME_MAX`] times at most.
 fn broken_backend(
     rng: fastrand::Rng,
 ) -> impl Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync + 'static {
