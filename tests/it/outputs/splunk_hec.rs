@@ -159,8 +159,9 @@ fn whatever_happens(field: Field) {
     });
     field.stand_in_front(&splunk.sink, &mut rng);
     let queue = format!("[queue]\ndirectory = \"{}\"\n", files.path("queue"));
-    // With a fault of the field, an answer itself is final, so that each refusal counts soon.
-    let acknowledge = if field == Field::Plain { "indexed" } else { "accepted" };
+    // With the other faults of the field the answer itself is final, so that each answer counts.
+    let is_asked = matches!(field, Field::Plain | Field::Cookies);
+    let acknowledge = if is_asked { "indexed" } else { "accepted" };
     let more = format!(
         "batch.max_bytes = 200000\nack_timeout = \"2s\"\nacknowledge = \"{acknowledge}\"\n{}",
         field.keys()
@@ -207,6 +208,11 @@ fn each_event_is_indexed_or_refused_behind_a_balancer_with_a_broken_backend() {
 #[test]
 fn each_event_is_indexed_or_refused_behind_a_sign_in_page() {
     whatever_happens(Field::SignInPage);
+}
+
+#[test]
+fn each_event_is_indexed_or_refused_behind_a_balancer_with_cookies() {
+    whatever_happens(Field::Cookies);
 }
 
 #[test]
