@@ -179,6 +179,11 @@ fn each_event_is_one_entry_or_refused_behind_a_balancer_with_a_broken_backend() 
 }
 
 #[test]
+fn each_event_is_one_entry_or_refused_behind_a_balancer_that_takes_turns() {
+    whatever_happens(Field::TakesTurns);
+}
+
+#[test]
 fn each_event_is_one_entry_or_refused_behind_a_sign_in_page() {
     whatever_happens(Field::SignInPage);
 }

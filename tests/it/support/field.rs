@@ -26,6 +26,10 @@ pub(crate) enum Field {
     /// A balancer sends some of the requests to a backend that is broken, from the beginning to the
     /// end.
     BrokenBackend,
+    /// A balancer sends each second request to a backend that answers 400, from the beginning to
+    /// the end. If the relay sends a refused event and another one in turn, always the refused one
+    /// meets that backend.
+    TakesTurns,
     /// A gateway answers some of the requests with 200 and a page to sign in, from the beginning to
     /// the end.
     SignInPage,
@@ -65,7 +69,7 @@ impl Field {
         match self {
             Self::Plain | Self::Cookies => "",
             // Many small requests, so that many meet the fault, and many events are refused alone.
-            Self::BrokenBackend | Self::SignInPage => "batch.max_events = 5\n",
+            Self::BrokenBackend | Self::TakesTurns | Self::SignInPage => "batch.max_events = 5\n",
             Self::FailingEvents => GIVES_UP_SOON,
         }
     }
@@ -80,6 +84,10 @@ impl Field {
         match self {
             Self::Plain => {}
             Self::BrokenBackend => store.stand_in_front(broken_backend(rng.fork())),
+            Self::TakesTurns => store.stand_in_front(|request, store| match request.number % 2 {
+                0 => store(request),
+                _ => page(400, "There is nothing here"),
+            }),
             Self::SignInPage => store.stand_in_front(sign_in_page(rng.fork())),
             Self::FailingEvents => {
                 store.stand_in_front(|request, store| match has_failing(&request.decoded()) {
