@@ -55,6 +55,8 @@ fn value(relay: &Relay, metric: &str) -> f64 {
 /// requests refused for their size or for being busy; answers that get lost, break off or are
 /// nonsense) while the relay is killed and started again. In the end each event must be stored once
 /// or be in the dead letters, and only events that the consumer refuses may be there.
+///
+/// `field` is one more fault.
 fn whatever_happens(field: Field) {
     let mut rng = rng();
     let (mut moods, mut statuses) = (rng.fork(), rng.fork());

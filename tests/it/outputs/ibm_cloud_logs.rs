@@ -181,6 +181,8 @@ fn a_key_that_is_replaced_is_used_long_before_its_token_expires() {
 /// Method: both services answer in all their ways at random, tokens live for two seconds, some
 /// events are refused, and the relay is killed and started again. In the end each event must be
 /// stored or be in the dead letters, and only events that the consumer refuses may be there.
+///
+/// `field` is one more fault.
 fn whatever_happens(field: Field) {
     let mut rng = rng();
     let (mut moods, mut grants) = (rng.fork(), rng.fork());

@@ -104,6 +104,8 @@ fn the_corpus_arrives_byte_for_byte_in_order_with_labels_times_and_metadata() {
 /// Method: a consumer answers in all its ways at random, and stores what it does not refuse, while
 /// the relay is killed and started again. In the end each good event must be one entry, and each
 /// bad event must be in the dead letters and nowhere else.
+///
+/// `field` is one more fault.
 fn whatever_happens(field: Field) {
     let mut rng = rng();
     let mut moods = rng.fork();

@@ -193,6 +193,8 @@ fn rotel_takes_the_corpus_and_understands_each_field() {
 /// Method: a receiver answers in all its ways at random while the relay is killed and started
 /// again. In the end each good event must be stored, and each bad event must be in the dead letters
 /// and nowhere else.
+///
+/// `field` is one more fault.
 fn whatever_happens(field: Field) {
     let mut rng = rng();
     let mut moods = rng.fork();

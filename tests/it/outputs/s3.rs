@@ -109,6 +109,8 @@ fn the_corpus_is_in_objects_that_are_named_by_time_and_position() {
 /// Method: a server answers in all its ways at random (stored, there already, busy, in conflict,
 /// refused, answers that get lost or break off) while the relay is killed at random moments and
 /// started again with its spool. In the end each event must be in exactly one object.
+///
+/// `field` is one more fault.
 fn whatever_happens(field: Field) {
     let mut rng = rng();
     let mut moods = rng.fork();

@@ -131,6 +131,8 @@ fn the_corpus_arrives_with_its_envelopes_and_is_final_when_it_is_indexed() {
 /// forgets what it has not indexed, takes its time to index, and refuses certain events), while the
 /// relay is killed and started again. In the end each event must be indexed at least once or be in
 /// the dead letters, and only events that the collector refuses may be there.
+///
+/// `field` is one more fault.
 fn whatever_happens(field: Field) {
     let mut rng = rng();
     let (mut moods, mut indexed) = (rng.fork(), rng.fork());
