@@ -70,17 +70,6 @@ const UNAUTHORIZED: &str = "the IAM token is not accepted";
 /// The words for an operator whose token is answered 403.
 const FORBIDDEN: &str = "the service ID or trusted profile needs the role Sender for this instance";
 
-/// The statuses 4xx that are about the settings, or about the moment, and not about the events of
-/// the request.
-const NOT_ABOUT_EVENTS: [StatusCode; 6] = [
-    StatusCode::UNAUTHORIZED,
-    StatusCode::FORBIDDEN,
-    StatusCode::NOT_FOUND,
-    StatusCode::REQUEST_TIMEOUT,
-    StatusCode::UNSUPPORTED_MEDIA_TYPE,
-    StatusCode::TOO_MANY_REQUESTS,
-];
-
 /// The settings of an output of `type = "ibm_cloud_logs"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
@@ -339,8 +328,6 @@ impl Api for Singles {
             failure.message.push_str(&format!(": {UNAUTHORIZED}"));
         } else if status == StatusCode::FORBIDDEN {
             failure.message.push_str(&format!(": {FORBIDDEN}"));
-        } else if status.is_client_error() && !NOT_ABOUT_EVENTS.contains(&status) {
-            return Outcome::Refused(failure);
         }
         Outcome::Failed(failure)
     }
