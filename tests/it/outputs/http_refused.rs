@@ -469,7 +469,9 @@ fn a_broken_backend_costs_nothing(
     let accepted = accepted_events(&sink);
     assert_none_missing(&accepted, &good);
     if more.contains("concurrency = 1\n") {
-        assert_in_order(&accepted, &good);
+        // What was accepted before a refused event came again after it.
+        let mut all = accepted.iter();
+        assert!(good.iter().all(|event| all.any(|other| other == event)), "out of order");
     }
     assert_eq!((delivered(&relay), lost(&relay)), (1000.0, 0.0));
     relay.finish(Backlog::Empty);

@@ -42,14 +42,14 @@ pub(crate) enum Field {
 }
 
 /// The keys of an output that soon gives up an event on which its store fails for ever.
-const GIVES_UP_SOON: &str = "";
+const GIVES_UP_SOON: &str = "rejected.after_server_errors = \"2s\"\n";
 
 /// The index of the failing events, in the first batch of each of the relay's lives.
 const FAILING: usize = 17;
 
 /// How often a balancer sends the same events to a broken backend. A store that really refuses an
 /// event refuses it more often, and nothing else tells the two apart.
-const SAME_MAX: usize = 2;
+const SAME_MAX: usize = 5;
 
 impl Field {
     /// Returns how many lives the relay has in a test that has `plain` of them without a fault of
