@@ -216,10 +216,26 @@ pub struct Output {
     pub last_error_seconds_ago: Option<f64>,
     /// The time until the next attempt, in seconds; `None`: none is planned.
     pub next_retry_seconds: Option<f64>,
+    /// The events that the consumer does not take, although it takes others; `None`: there are
+    /// none.
+    pub parked: Option<Parked>,
     /// The addresses of the output.
     pub addresses: Vec<Address>,
     /// How bad the state of the output is, as the relay judges it; `None`: nothing is wrong.
     pub trouble: Option<verdict::State>,
+}
+
+/// Events that a consumer does not take, although it takes others.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Parked {
+    /// The number of these events.
+    pub events: u64,
+    /// The position of the first one.
+    pub position: u64,
+    /// `true`: at least one of them waits because of server errors, and later events are delivered
+    /// before it.
+    pub out_of_order: bool,
 }
 
 /// An address of an output.

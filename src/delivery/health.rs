@@ -1,7 +1,6 @@
 //! The health of an output (does it work?), for the log, the metrics and `/status`. The log gets
 //! one line for each change, and counts repetitions.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -13,7 +12,7 @@ use tokio::time::Instant;
 use super::endpoints::AddressState;
 use super::endpoints::Endpoints;
 use super::failure::Failure;
-use super::parked::Parking;
+use super::parked::ParkedByPosition;
 use crate::position::Position;
 use crate::telemetry::AttemptError;
 use crate::telemetry::Cause;
@@ -204,11 +203,7 @@ impl Health {
 
     /// Notes which events are parked, with the consumer's last answer to each. `new` is the
     /// position of an event that waits for its next try from now on.
-    pub(super) fn parked(
-        &mut self,
-        parked: &BTreeMap<Position, (Parking, Arc<str>)>,
-        new: Option<Position>,
-    ) {
+    pub(super) fn parked(&mut self, parked: &ParkedByPosition, new: Option<Position>) {
         let events = parked.len() as u64;
         #[allow(clippy::cast_precision_loss, reason = "a gauge; at most 10,000 events are parked")]
         self.metrics.parked.set(events as f64);

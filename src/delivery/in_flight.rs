@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
+use super::parked::ParkedByPosition;
 use super::parked::Parking;
 use crate::position::Position;
 use crate::queue::Batch;
@@ -146,8 +147,8 @@ impl Work {
 /// Invariants ([`InFlight::check`] verifies the first one in debug builds):
 /// - Each claim is in the table once, in one state, and no two claims overlap.
 /// - The cursor has a claim as "on the wire" while the state is `OnWire` or `Held`, and as
-///   "released" while it is `Pending`, `Suspect` or `Parked`. A claim that is `Burying` is released until its
-///   lines are taken, and on the wire after that.
+///   "released" while it is `Pending`, `Suspect` or `Parked`. A claim that is `Burying` is released
+///   until its lines are taken, and on the wire after that.
 /// - A `Suspect` is one event, and so is a claim that is `Parked`.
 ///
 /// Two things must never happen: a claim leaves the table without being final (its events would
@@ -195,11 +196,19 @@ impl InFlight {
     }
 
     /// Takes over the claims that the previous delivery of this output did not finish. They are to
-    /// be sent again, so they become `Pending`. `are_remainders`: they may share batches.
-    pub(super) fn inherit(&mut self, claims: Vec<Claim>, are_remainders: bool) {
+    /// be sent again, so they become `Pending`; those in `parked` stay parked. `are_remainders`:
+    /// they may share batches.
+    pub(super) fn inherit(
+        &mut self,
+        claims: Vec<Claim>,
+        parked: &ParkedByPosition,
+        are_remainders: bool,
+    ) {
         for claim in claims {
+            let parking = parked.get(&claim.start).map(|(parking, _)| parking.inherited());
+            let state = if parking.is_some() { State::Parked } else { State::Pending };
             let work = Work::new(claim, claim.end - claim.start, 1);
-            self.put(State::Pending, Work { is_remainder: are_remainders, ..work });
+            self.put(state, Work { is_remainder: are_remainders, parking, ..work });
         }
     }
 
@@ -257,6 +266,11 @@ impl InFlight {
     fn first_open(&self) -> Option<Position> {
         let open = [&self.on_wire, &self.pending, &self.suspects, &self.parked_in_order];
         open.into_iter().filter_map(|set| set.first()).min().copied()
+    }
+
+    /// Returns `true` if the event at this position is parked.
+    pub(super) fn is_parked(&self, position: Position) -> bool {
+        self.parked.contains(&position)
     }
 
     /// Returns `true` if a refused event that keeps its order is parked.
@@ -416,8 +430,8 @@ impl InFlight {
         }
     }
 
-    /// Moves a claim from `OnWire` to `Held`: the consumer has accepted it, but a claim before it is
-    /// not decided yet. Nothing counts any more that the consumer has answered to it before.
+    /// Moves a claim from `OnWire` to `Held`: the consumer has accepted it, but a claim before it
+    /// is not decided yet. Nothing counts any more that the consumer has answered to it before.
     pub(super) fn hold(&mut self, work: Work) {
         let Work { claim, events, attempts, batch, .. } = work;
         self.put(State::Held, Work { batch, ..Work::new(claim, events, attempts) });

@@ -4,9 +4,9 @@
 //! A consumer that refuses a request says only that something in it is wrong, or that something is
 //! wrong with the consumer itself: a missing index refuses every event, and no event is at fault.
 //! The loop halves a refused claim until single events are refused. A single event that is refused
-//! becomes a *suspect*. When the same consumer has accepted an event that was sent after the suspect
-//! was first refused, the consumer works, and the refusal may be about the event. The event is then
-//! tried several times over some seconds before it is given up (`parked`).
+//! becomes a *suspect*. When the same consumer has accepted an event that was sent after the
+//! suspect was first refused, the consumer works, and the refusal may be about the event. The event
+//! is then tried several times over some seconds before it is given up (`parked`).
 //!
 //! A consumer that answers 5xx is treated alike, but later: a claim is halved, or its event is
 //! parked, only if the consumer has answered 5xx to it more than once, and has accepted other
@@ -227,8 +227,8 @@ impl Isolation {
 
     /// Notes in `work` that a consumer has answered its claim with a server error. Returns `true`
     /// if the events of the claim may be at fault: it is not the first such answer, and the
-    /// consumer has accepted something that was sent after the first one. `took_others` is `true` if
-    /// the consumer has accepted other events of the same request.
+    /// consumer has accepted something that was sent after the first one. `took_others` is `true`
+    /// if the consumer has accepted other events of the same request.
     pub(super) fn server_error(
         &mut self,
         work: &mut Work,

@@ -1,7 +1,6 @@
 //! The decisions of one output's delivery, without connections: what is sent next, and what becomes
 //! of each claim when the link reports something. The loop in `run` does the waiting.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +28,7 @@ use super::link::Verdict;
 use super::pacing::Pacing;
 use super::parked::Next;
 use super::parked::PARKED_MAX;
+use super::parked::ParkedByPosition;
 use super::parked::Parking;
 use super::parked::Patience;
 use super::parked::TurnedDown;
@@ -100,7 +100,7 @@ pub(super) struct Ledger {
     sends_others: bool,
     /// The events that were parked and are neither accepted nor given up, with the consumer's last
     /// answer to each.
-    parked: BTreeMap<Position, (Parking, Arc<str>)>,
+    pub(super) parked: ParkedByPosition,
     /// `true` if the last request was a try of a parked event. The next one belongs to the stream,
     /// if there is anything to send.
     was_try: bool,
@@ -148,7 +148,7 @@ impl Ledger {
             limits: config.batch,
             server_errors: config.after_server_errors,
             sends_others: false,
-            parked: BTreeMap::new(),
+            parked: ParkedByPosition::new(),
             was_try: false,
             is_ordered,
             collects: false,
@@ -157,6 +157,20 @@ impl Ledger {
             batches: 0,
             in_flight: InFlight::new(cursor),
         }
+    }
+
+    /// Takes over what the previous delivery of this output has left: `claims`, some of which are
+    /// `parked`. `are_remainders`: the others may share batches.
+    pub(super) fn inherit(
+        &mut self,
+        claims: Vec<Claim>,
+        parked: ParkedByPosition,
+        are_remainders: bool,
+    ) {
+        self.in_flight.inherit(claims, &parked, are_remainders);
+        self.parked = parked;
+        self.parked.retain(|position, _| self.in_flight.is_parked(*position));
+        self.health.parked(&self.parked, None);
     }
 
     /// Returns `true` if the delivery loop should wake up when the queue has a new event. There are
@@ -191,9 +205,10 @@ impl Ledger {
         !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
     }
 
-    /// Returns `true` if new events may be taken from the queue. Returns `false` while as many events
-    /// are parked as may be. Also returns `false` while an ordered output decides about a refused
-    /// event: what would be accepted meanwhile would have to be sent again after this event.
+    /// Returns `true` if new events may be taken from the queue. Returns `false` while as many
+    /// events are parked as may be. Also returns `false` while an ordered output decides about a
+    /// refused event: what would be accepted meanwhile would have to be sent again after this
+    /// event.
     fn may_take_new(&self) -> bool {
         let decides = self.is_ordered && self.in_flight.has_parked_in_order();
         !decides && self.in_flight.count(State::Parked) < PARKED_MAX
@@ -302,26 +317,36 @@ impl Ledger {
             && let Some(work) = self.in_flight.due()
         {
             self.in_flight.unpark(work.claim);
+            match self.in_flight.redeliver(work.claim) {
+                Redelivery::Batch(batch) => {
+                    self.was_try = true;
+                    return Some(batch);
+                }
+                Redelivery::Gone => {
+                    self.filtering.give_up(work.claim);
+                    self.tries_are_over(work.claim);
+                }
+                Redelivery::NotYet => return None,
+            }
         }
-        let batch = self.take_from_stream(room)?;
-        let work = self.in_flight.on_wire_at(batch.claim.start);
-        self.was_try = work.is_some_and(|work| work.parking.is_some());
-        Some(batch)
+        self.take_from_stream(room)
     }
 
-    /// Returns `true` if parked events may be tried now: nothing else waits to be sent again, and
-    /// the consumer is not being searched for refused events.
+    /// Returns `true` if parked events may be tried now. An ordered output first sends again what
+    /// waits for that, and ends the search for refused events.
     fn may_try(&self) -> bool {
-        !self.in_flight.has(State::Pending)
-            && !self.isolation.is_active()
-            && !self.in_flight.cursor().is_closed()
+        let is_first = !self.in_flight.has(State::Pending) && !self.isolation.is_active();
+        (is_first || !self.is_ordered) && !self.in_flight.cursor().is_closed()
     }
 
     /// Returns the moment of the next try of a parked event; `None` if there is none, or if the
     /// loop must wait for something else before.
     pub(super) fn next_try(&self) -> Option<Instant> {
-        let may_try = self.pacing.paused_until().is_none() && self.may_send() && self.may_try();
-        self.in_flight.next_try().filter(|_| may_try && !self.given_up.needs_lines())
+        let may_try = self.pacing.paused_until().is_none()
+            && self.may_send()
+            && !self.given_up.needs_lines()
+            && self.may_try();
+        self.in_flight.next_try().filter(|_| may_try)
     }
 
     /// Takes the next batch of the stream. A claim that is to be sent again comes first. If there
@@ -372,8 +397,8 @@ impl Ledger {
 
     /// Takes one or a few events to learn if the consumer accepts them, although it answers the
     /// first claim that waits to be sent again with server errors. It is a new event; or, if there
-    /// is none, or if very many claims wait already, the second half of one of the claims that wait.
-    /// Returns `None` if there is only one event.
+    /// is none, or if very many claims wait already, the second half of one of the claims that
+    /// wait. Returns `None` if there is only one event.
     fn take_others(&mut self) -> Option<Batch> {
         let one = Take { bytes: self.limits.max_bytes, events: 1 };
         let waiting = self.in_flight.count(State::Pending);

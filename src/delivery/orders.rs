@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoints::Published;
+use super::parked::ParkedByPosition;
 use crate::filter::Seen;
 use crate::queue::Claim;
 use crate::queue::Cursor;
@@ -21,9 +22,19 @@ pub struct HandOver {
     /// order of the queue. Empty if `cursor` was set back to the first event that is not final
     /// (settled): the new delivery then takes all these events from the queue again.
     pub claims: Vec<Claim>,
+    /// The events among `claims` that are parked, with the consumer's last answer to each.
+    pub(super) parked: ParkedByPosition,
     /// The filter's memory of the events that were sent. `None` if no filter removes duplicates, or
     /// if the memory is not complete: the new delivery then rebuilds it from the queue.
     pub seen: Option<Seen>,
+}
+
+impl HandOver {
+    /// Makes the state of an output's first delivery, which begins at `cursor`.
+    #[must_use]
+    pub fn begin(cursor: Cursor) -> Self {
+        Self { cursor, claims: Vec::new(), parked: ParkedByPosition::new(), seen: None }
+    }
 }
 
 /// The orders that a delivery (the loop that sends one output's events) obeys. Each order is a

@@ -50,8 +50,9 @@ enum Drain {
 ///
 /// Invariants: nothing is sent during a pause. Failures that are reported during a pause do not
 /// make it longer, even if many requests fail at once. Only a consumer that asks for a longer pause
-/// (`Retry-After`) gets it, and not while the relay drains. After a failure, one attempt at a time is made until one succeeds or,
-/// if the output connects before it has events, until there is a new connection.
+/// (`Retry-After`) gets it, and not while the relay drains. After a failure, one attempt at a time
+/// is made until one succeeds or, if the output connects before it has events, until there is a new
+/// connection.
 pub(super) struct Pacing {
     retry: Retry,
     /// Nothing is sent before this moment; `None`: there is no pause.

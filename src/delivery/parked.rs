@@ -11,11 +11,11 @@
 //!
 //! | answer to the tries | tries | time |
 //! |---|---|---|
-//! | a refusal (400, 413, 422) | 8 | 4 s |
-//! | a refusal by an address that also refused events which it accepted later | 40 | 4 s |
+//! | a refusal (400, 413, 422) | 8 | 3 s |
+//! | a refusal by an address that also refused events which it accepted later | 24 | 3 s |
 //! | a server error (5xx) | 4 | `rejected.after_server_errors` |
 //! | a server error, while the queue is nearly full | 4 | 1 minute |
-//! | a server error, while the relay drains | 4 | 4 s |
+//! | a server error, while the relay drains | 4 | 3 s |
 //!
 //! An ordered output sends no new events while an event that is refused is tried. An event that is
 //! answered with server errors may wait for hours, so it leaves the order: later events are
@@ -24,9 +24,13 @@
 //! The queue can't delete what was accepted after a parked event, so a parked event must not wait
 //! until the queue is full.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::position::Position;
 
 /// The most events that are parked at the same time. At this number, the output sends no new
 /// events: the consumer turns so many events down that something else must be wrong.
@@ -40,10 +44,10 @@ const TRIES: u32 = 8;
 /// The number of refusals of an event alone after which the event is given up, if the address has
 /// accepted, in the last [`DOUBT`], an event that it had refused alone before. Such an address
 /// refuses events for reasons that are not in the events.
-const TRIES_OF_DOUBT: u32 = 40;
+const TRIES_OF_DOUBT: u32 = 24;
 
-/// The number of server errors to an event alone after which the event may be given up. With growing
-/// pauses, the fourth comes 7 s after the first one.
+/// The number of server errors to an event alone after which the event may be given up. With
+/// growing pauses, the fourth comes 7 s after the first one.
 const TRIES_OF_ERRORS: u32 = 4;
 
 /// The time for which an address is known to refuse events at random, after it has accepted an
@@ -55,17 +59,21 @@ const DOUBT: Duration = Duration::from_secs(10 * 60);
 const TRIES_AT_ONCE: u32 = 3;
 
 /// The least time from the first try to the decision to give up an event.
-const TIME_MIN: Duration = Duration::from_secs(4);
+const TIME_MIN: Duration = Duration::from_secs(3);
 
 /// The least time from the first try to the decision to give up an event because of server errors,
 /// while the queue is nearly full. kube-apiserver keeps its events for about four minutes after the
 /// queue is full.
 const TIME_CROWDED: Duration = Duration::from_secs(60);
 
-/// The pause before each of the first tries that are not made at once.
+/// The pause between two refusals, after the tries that are made at once. The eighth refusal comes
+/// 3 s after the first one.
+const PAUSE_REFUSED: Duration = Duration::from_millis(600);
+
+/// The first pause after a server error. Each further pause is twice as long.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
-/// The longest pause between two tries.
+/// The longest pause after a server error.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// The most claims in a row that a consumer may turn down while an earlier acceptance still proves
@@ -130,6 +138,9 @@ impl Conduct {
     }
 }
 
+/// The parked events of an output by their positions, with the consumer's last answer to each.
+pub(super) type ParkedByPosition = BTreeMap<Position, (Parking, Arc<str>)>;
+
 /// What a consumer has answered to an event that it does not take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TurnedDown {
@@ -171,7 +182,7 @@ pub(super) struct Parking {
     pub(super) since: Instant,
     /// The moment of the next try.
     pub(super) due: Instant,
-    /// The pause before the try after the next one.
+    /// The next pause after a server error.
     pause: Duration,
     /// The number of tries that count.
     pub(super) tries: u32,
@@ -225,7 +236,7 @@ impl Parking {
     /// try at once.
     fn next(&mut self) -> Next {
         let is_first = self.refusals == self.tries && self.tries < TRIES_AT_ONCE;
-        if is_first && self.pause == PAUSE_MIN && self.due == self.since {
+        if is_first && self.due == self.since {
             return Next::AtOnce;
         }
         self.wait();
@@ -255,6 +266,11 @@ impl Parking {
         self.answer == TurnedDown::Refused
     }
 
+    /// Returns the same tries for another delivery, which knows nothing of the consumers.
+    pub(super) fn inherited(self) -> Self {
+        Self { conduct: Conduct::default(), ..self }
+    }
+
     /// Returns `true` if the consumer has refused the event at least once.
     pub(super) fn was_refused(&self) -> bool {
         self.refusals > 0
@@ -266,13 +282,14 @@ impl Parking {
         (self.answer, self.conduct) = (answer, conduct);
     }
 
-    /// Sets the moment of the next try. The pauses between the first refusals are [`PAUSE_MIN`],
-    /// and later pauses grow.
+    /// Sets the moment of the next try.
     fn wait(&mut self) {
-        self.due = Instant::now() + self.pause;
-        if self.answer == TurnedDown::ServerError || self.tries >= TRIES {
-            self.pause = (2 * self.pause).min(PAUSE_MAX);
-        }
+        let (pause, next) = match self.answer {
+            TurnedDown::Refused => (PAUSE_REFUSED, PAUSE_MIN),
+            TurnedDown::ServerError => (self.pause, (2 * self.pause).min(PAUSE_MAX)),
+        };
+        self.due = Instant::now() + pause;
+        self.pause = next;
     }
 }
 

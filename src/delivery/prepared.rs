@@ -74,10 +74,12 @@ impl<C: Connect + 'static> Connector for C {
 
     fn deliver(self: Box<Self>, start: Start) -> Running {
         let Start { begin, health, config, filter, dead_letters, orders } = start;
-        let HandOver { cursor, claims, seen } = begin;
+        let HandOver { cursor, claims, parked, seen } = begin;
         let filter = filter.map(|rules| Filter::new(rules, seen));
         let delivery = Delivery::new(*self, cursor, health, &config);
-        Box::pin(delivery.inherit(claims).filter(filter).dead_letters(dead_letters).run(orders))
+        Box::pin(
+            delivery.inherit(claims, parked).filter(filter).dead_letters(dead_letters).run(orders),
+        )
     }
 }
 

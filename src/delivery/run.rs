@@ -20,6 +20,7 @@ use super::link::Event;
 use super::link::Link;
 use super::orders::HandOver;
 use super::orders::Orders;
+use super::parked::ParkedByPosition;
 use crate::config::Rejected;
 use crate::filter::Filter;
 use crate::queue::Claim;
@@ -187,9 +188,9 @@ impl<C: Connect> Delivery<C> {
 
     /// Takes over the claims that the previous delivery of this output has left, in the order of
     /// the queue. They are sent first.
-    pub(super) fn inherit(mut self, claims: Vec<Claim>) -> Self {
+    pub(super) fn inherit(mut self, claims: Vec<Claim>, parked: ParkedByPosition) -> Self {
         // If the consumer judges single events, most of the claims are remainders of batches.
-        self.ledger.in_flight.inherit(claims, self.connector.tells_positions());
+        self.ledger.inherit(claims, parked, self.connector.tells_positions());
         self
     }
 
@@ -338,9 +339,9 @@ impl<C: Connect> Delivery<C> {
     /// delivery can send them.
     fn hand_over(mut self) -> HandOver {
         self.ledger.finish_decided();
-        let Ledger { in_flight, filtering, .. } = self.ledger;
+        let Ledger { in_flight, filtering, parked, .. } = self.ledger;
         let (cursor, claims) = in_flight.hand_over();
-        HandOver { cursor, claims, seen: filtering.into_seen() }
+        HandOver { cursor, claims, parked, seen: filtering.into_seen() }
     }
 
     /// Sends events on one link (connection) until it ends. Returns the reason for its end.

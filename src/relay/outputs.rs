@@ -463,7 +463,7 @@ async fn deliver(
     mut orders: Orders,
     inbox: Arc<Inbox>,
 ) -> Result<Ended, RunError> {
-    let mut begin = HandOver { cursor, claims: Vec::new(), seen: None };
+    let mut begin = HandOver::begin(cursor);
     loop {
         let Some(left) = prepared.run(begin, orders.clone()).await? else {
             return Ok(Ended::Stopped);

@@ -136,6 +136,7 @@ pub fn trouble(it: &Output) -> Option<State> {
         || it.lost_events > 0
         || is_late(it)
         || is_growing(it)
+        || it.parked.as_ref().is_some_and(|parked| parked.out_of_order)
         || it.addresses.iter().any(is_passed_over);
     match (is_bad, is_worth_a_look) {
         (true, _) => Some(State::Bad),
@@ -278,6 +279,17 @@ fn output(it: &Output, found: &mut Findings) {
         let text = format!("The backlog of the output {} is growing.", it.name);
         let advice = "The consumer takes events more slowly than they come. Runbook: \
             KubeAuditForwarderOutputLags.";
+        found.add(State::Warn, &about, text, advice);
+    }
+    if let Some(parked) = it.parked.as_ref().filter(|it| it.out_of_order) {
+        let (events, position) = (parked.events, parked.position);
+        let text = format!(
+            "Output {}: the consumer answers {events} of its events with an error each time, the \
+             first at position {position}, and takes the others.",
+            it.name
+        );
+        let advice = "`parked` in /status has its answer. The events are treated as refused after \
+            rejected.after_server_errors.";
         found.add(State::Warn, &about, text, advice);
     }
     for address in it.addresses.iter().filter(|it| it.state == ON_TRIAL) {
@@ -445,6 +457,17 @@ mod tests {
     fn health_is_one_good_finding() {
         let verdict = judged(|_| {});
         assert_eq!((verdict.state, verdict.findings.len()), (State::Good, 1), "{verdict:?}");
+    }
+
+    #[test]
+    fn an_event_that_waits_because_of_server_errors_is_a_warning() {
+        let parked = |out_of_order: bool| json!({ "events": 1, "position": 7, "out_of_order": out_of_order });
+        assert_headline(State::Warn, "the first at position 7", |status| {
+            status["outputs"][0]["parked"] = parked(true);
+        });
+        assert_headline(State::Good, "works", |status| {
+            status["outputs"][0]["parked"] = parked(false);
+        });
     }
 
     #[test]

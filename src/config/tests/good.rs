@@ -88,6 +88,7 @@ max_events = 5000
 
 [output.rejected]
 action = "dead_letter"
+after_server_errors = "60m"
 "#;
 
 #[test]

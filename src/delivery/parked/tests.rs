@@ -61,7 +61,7 @@ async fn an_address_that_refuses_at_random_is_asked_more_often() {
     conduct.accepted_refused();
     let between = |it: &mut Conduct| *it = conduct;
     let (tries, _) = given_up_after(TurnedDown::Refused, patience(), between).await.unwrap();
-    assert!(tries > 20, "the doubt ends after ten minutes, or after forty tries: {tries}");
+    assert_eq!(tries, TRIES_OF_DOUBT);
 }
 
 #[tokio::test(start_paused = true)]

@@ -44,6 +44,9 @@ mod given_up;
 mod judged;
 mod parked;
 
+/// More attempts than any test needs. A loop that sends without end fails at this number.
+const ATTEMPTS_MAX: usize = 200_000;
+
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -200,6 +203,15 @@ fn judged(batch: &Batch, letters: &str, seen: &mut Vec<String>) -> Event {
     Event::Judged(batch.claim, parts.end(batch.claim))
 }
 
+/// Returns the report of an answer to a batch that the consumer has read already: it has accepted
+/// or refused the batch.
+fn decided(claim: Claim, answer: &Answer) -> Event {
+    if *answer == Answer::Accept {
+        return Event::Accepted { claim, rejected: Vec::new() };
+    }
+    Event::Refused(claim, failure(AttemptError::Status4xx))
+}
+
 /// Returns the report that `refused` events of the batch are refused, and adds the others to
 /// `seen`. The bad events are refused first.
 fn partly(batch: &Batch, refused: u64, seen: &mut Vec<String>) -> Event {
@@ -222,7 +234,12 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
         let clash =
             |sent: &Batch| sent.claim.start < batch.claim.end && batch.claim.start < sent.claim.end;
         assert!(!self.wire.iter().any(clash), "on the wire twice at a time");
-        self.consumer.state.lock().unwrap().attempts.push(Instant::now());
+        let attempts = {
+            let attempts = &mut self.consumer.state.lock().unwrap().attempts;
+            attempts.push(Instant::now());
+            attempts.len()
+        };
+        assert!(attempts < ATTEMPTS_MAX, "no end of attempts: {batch:?}");
         if self.consumer.pipelined {
             let events = events_of(&batch);
             let answer = (self.consumer.script.lock().unwrap())(&events);
@@ -283,11 +300,7 @@ impl<const EAGER: bool> FakeLink<EAGER> {
         };
         let events = events_of(&self.wire[index]);
         if let Some(answer) = self.decided.remove(&self.wire[index].claim.start) {
-            let claim = self.wire.remove(index).claim;
-            return match answer {
-                Answer::Accept => Event::Accepted { claim, rejected: Vec::new() },
-                _ => Event::Refused(claim, failure(AttemptError::Status4xx)),
-            };
+            return decided(self.wire.remove(index).claim, &answer);
         }
         let answer = (self.consumer.script.lock().unwrap())(&events);
         let mut seen = self.consumer.state.lock().unwrap();
@@ -532,7 +545,7 @@ impl Bench {
         };
         let (to, told, stopped) = (Arc::clone(&consumer), Arc::clone(&status), stop.clone());
         tasks.spawn(async move {
-            let mut begin = HandOver { cursor, claims: Vec::new(), seen: None };
+            let mut begin = HandOver::begin(cursor);
             for at in replaced.into_iter().map(Some).chain([None]) {
                 let checkpoints = published.clone();
                 let orders = Orders { stop: stopped.clone(), checkpoints, ..Orders::default() };
@@ -555,7 +568,7 @@ impl Bench {
                     std::future::pending::<()>().await;
                 };
                 let left = tokio::select! {
-                    left = delivery.inherit(begin.claims).run(orders) => left?,
+                    left = delivery.inherit(begin.claims, begin.parked).run(orders) => left?,
                     () = replacing => None,
                 };
                 let Some(left) = left else { return Ok(()) };

@@ -165,10 +165,6 @@ impl Client {
         let pooled = lane.take(&expanded, attempt.address());
         let Exchanged { attempt, sent_at, outcome, connection } =
             self.exchange(pooled, &expanded, attempt, &load, None).await;
-        // A balancer may have chosen its backend for the connection. Over a new connection, what is
-        // refused may reach another backend.
-        let is_refused = matches!(outcome, Outcome::Refused(_));
-        let connection = connection.filter(|open| !(is_refused && open.is_free()));
         if let Some(connection) = connection {
             lane.put_back(connection, self.endpoints.count());
         }
@@ -285,9 +281,9 @@ impl Client {
                 }
             }
         }
-        // A balancer may have chosen its backend for the connection. Over a new connection, what is
-        // refused may reach another backend.
-        let is_refused = matches!(outcome, Outcome::Refused(_));
+        // A balancer may have chosen its backend for the connection. Over a new connection, an
+        // event that is refused alone may reach another backend.
+        let is_refused = matches!(outcome, Outcome::Refused(_)) && sent.events == 1;
         let connection = connection.filter(|open| !(is_refused && open.is_free()));
         if let Some(connection) = connection {
             lane.put_back(connection, self.endpoints.count());

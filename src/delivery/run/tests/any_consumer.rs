@@ -209,25 +209,30 @@ fn last_begins(case: &Case, started: Instant) -> Instant {
     last.map_or(started, |at| started + Duration::from_millis(at + 1))
 }
 
+impl Case {
+    fn setting<const EAGER: bool>(&self) -> Setting {
+        Setting {
+            drop_oldest: self.drop_oldest.then_some(4 * 1024),
+            rejected: Rejected::DeadLetter,
+            desk: self.desk.is_some(),
+            max_elapsed: self.max_elapsed_ms.map(Duration::from_millis),
+            latency: Duration::from_millis(self.latency_ms),
+            window: if EAGER { 4 } else { self.window },
+            ordered: self.ordered || EAGER,
+            pipelined: false,
+            shuffle: self.shuffle,
+            away: Duration::ZERO,
+            replaced: self.replaced.iter().map(|at| Duration::from_millis(*at)).collect(),
+            sifts: self.sifts,
+            checkpoints: self.checkpoints,
+        }
+    }
+}
+
 /// Runs a case. Asserts that every event is delivered or counted as lost, that good events are
 /// delivered, and that an ordered output delivers them in order.
 async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
-    let latency = Duration::from_millis(case.latency_ms);
-    let setting = Setting {
-        drop_oldest: case.drop_oldest.then_some(4 * 1024),
-        rejected: Rejected::DeadLetter,
-        desk: case.desk.is_some(),
-        max_elapsed: case.max_elapsed_ms.map(Duration::from_millis),
-        latency,
-        window: if EAGER { 4 } else { case.window },
-        ordered: case.ordered || EAGER,
-        pipelined: false,
-        shuffle: case.shuffle,
-        away: Duration::ZERO,
-        replaced: case.replaced.iter().map(|at| Duration::from_millis(*at)).collect(),
-        sifts: case.sifts,
-        checkpoints: case.checkpoints,
-    };
+    let setting = case.setting::<EAGER>();
     let started = Instant::now();
     let lengths = case.moods.iter().map(|(_, length)| Duration::from_millis(*length));
     let mood_ends = started + lengths.sum::<Duration>();
