@@ -97,6 +97,8 @@ fn what_an_output_never_had_leaves_when_it_comes_again_after_a_restart() {
     post(&relay, &before);
     relay.reload(&both, "success");
     post(&relay, &after);
+    // The relay in this test began with one output, and `post` waits for that one.
+    wait_until("the new output has its events", PATIENCE, || count(&b, &after) == 10);
     assert_eq!((count(&a, &before), count(&b, &before), count(&b, &after)), (10, 0, 10));
     for restart in 1..=2 {
         relay.stop();
