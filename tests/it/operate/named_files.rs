@@ -19,7 +19,6 @@ use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::relay::run_command;
-use crate::support::relay::spawn_launched;
 use crate::support::requests::to_sink;
 use crate::support::text;
 use crate::support::wait_until;
@@ -143,7 +142,7 @@ fn a_reload_refuses_a_fifo_at_once_and_the_relay_goes_on() {
 }
 
 /// Method: strace holds up the open of a token for longer than the limit, as an NFS server that is
-/// gone does. The three processes wait at the same time.
+/// gone does.
 #[test]
 fn a_file_system_that_hangs_is_waited_for_half_a_minute_and_its_file_is_named() {
     let directory = TempDir::new().unwrap();
@@ -152,16 +151,11 @@ fn a_file_system_that_hangs_is_waited_for_half_a_minute_and_its_file_is_named() 
     let sink = HttpSink::accepting();
     let good = to_sink(sink.address(), "");
     let bad = format!("{good}headers = {{ x = \"${{file:{}}}\" }}\n", text(&token));
-    let file = directory.path().join("relay.toml");
-    std::fs::write(&file, &bad).unwrap();
     let launcher = hanging(&token);
     let mut relay = Relay::with(&good).launcher(&launcher).start();
     let begun = Instant::now();
     std::fs::write(relay.config_file(), &bad).unwrap();
     relay.signal(libc::SIGHUP);
-    let spawn =
-        |command| spawn_launched(&launcher, &[command, "--config", text(&file)], directory.path());
-    let commands = [spawn("check"), spawn("run")];
     let errors = || relay.metrics().value("config_reload_total", &[("result", "error")]);
     let waits = "the file system does not answer: waiting for the config's files";
     wait_until("the log says what it waits for", WAITED, || relay.log_text().contains(waits));
@@ -169,10 +163,6 @@ fn a_file_system_that_hangs_is_waited_for_half_a_minute_and_its_file_is_named() 
     assert_eq!(relay.post(&generated_batch(1, 10, 600)).status, 200);
     wait_until("the reload is given up", WAITED, || errors() == 1.0);
     let said = "the file system has not answered within 30";
-    for command in &commands {
-        wait_until("the command gives up", WAITED, || command.stderr().contains(said));
-        assert!(command.stderr().contains(text(&token)), "{}", command.stderr());
-    }
     assert!(begun.elapsed() >= Duration::from_secs(30), "{:?}", begun.elapsed());
     assert!(begun.elapsed() < WAITED, "{:?}", begun.elapsed());
     // Another attempt would say after five seconds that it waits.

@@ -692,7 +692,7 @@ pub(crate) fn spawn_run(launcher: &[&str], config: &Path, directory: &Path) -> R
 }
 
 /// Starts the binary by a launcher like [`Builder::launcher`]'s.
-pub(crate) fn spawn_launched(launcher: &[&str], arguments: &[&str], directory: &Path) -> Running {
+fn spawn_launched(launcher: &[&str], arguments: &[&str], directory: &Path) -> Running {
     let mut command = launched(launcher);
     command.args(arguments);
     running(command, directory)
