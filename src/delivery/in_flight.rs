@@ -208,7 +208,10 @@ impl InFlight {
             let parking = parked.get(&claim.start).map(|(parking, _)| parking.inherited());
             let state = if parking.is_some() { State::Parked } else { State::Pending };
             let work = Work::new(claim, claim.end - claim.start, 1);
-            self.put(state, Work { is_remainder: are_remainders, parking, ..work });
+            self.put(
+                state,
+                Work { is_remainder: are_remainders && parking.is_none(), parking, ..work },
+            );
         }
     }
 
@@ -266,6 +269,13 @@ impl InFlight {
     fn first_open(&self) -> Option<Position> {
         let open = [&self.on_wire, &self.pending, &self.suspects, &self.parked_in_order];
         open.into_iter().filter_map(|set| set.first()).min().copied()
+    }
+
+    /// Returns `true` if the event at this position is parked, or is being tried.
+    pub(super) fn is_tried(&self, position: Position) -> bool {
+        self.table
+            .get(&position)
+            .is_some_and(|(state, work)| work.parking.is_some() && *state != State::Burying)
     }
 
     /// Returns `true` if the event at this position is parked.

@@ -210,6 +210,13 @@ impl Ledger {
     /// refused event: what would be accepted meanwhile would have to be sent again after this
     /// event.
     fn may_take_new(&self) -> bool {
+        // If the address that is asked has accepted nothing yet, only new events can show that it
+        // works.
+        let asked = self.in_flight.first(State::Parked).and_then(|work| work.parking);
+        let consumer = asked.and_then(Parking::consumer);
+        if !consumer.is_some_and(|consumer| self.isolation.conduct(consumer).has_accepted()) {
+            return true;
+        }
         let decides = self.is_ordered && self.in_flight.has_parked_in_order();
         !decides && self.in_flight.count(State::Parked) < PARKED_MAX
     }
@@ -329,14 +336,20 @@ impl Ledger {
                 Redelivery::NotYet => return None,
             }
         }
-        self.take_from_stream(room)
+        let batch = self.take_from_stream(room)?;
+        let work = self.in_flight.on_wire_at(batch.claim.start);
+        self.was_try = work.is_some_and(|work| work.parking.is_some());
+        Some(batch)
     }
 
     /// Returns `true` if parked events may be tried now. An ordered output first sends again what
     /// waits for that, and ends the search for refused events.
     fn may_try(&self) -> bool {
         let is_first = !self.in_flight.has(State::Pending) && !self.isolation.is_active();
-        (is_first || !self.is_ordered) && !self.in_flight.cursor().is_closed()
+        // One try at a time waits for its lines to be read from files.
+        let next = self.in_flight.first(State::Pending);
+        let waits = next.is_some_and(|work| work.parking.is_some());
+        (is_first || !self.is_ordered) && !waits && !self.in_flight.cursor().is_closed()
     }
 
     /// Returns the moment of the next try of a parked event; `None` if there is none, or if the
@@ -476,9 +489,11 @@ impl Ledger {
         }
     }
 
-    /// Returns `true` if no claim (events taken from the queue to be sent) waits to be sent again.
+    /// Returns `true` if no claim (events taken from the queue to be sent) waits to be sent again,
+    /// or for the decision about another claim.
     pub(super) fn is_settled(&self) -> bool {
-        !self.in_flight.has(State::Pending) && !self.in_flight.has(State::Suspect)
+        let open = [State::Pending, State::Suspect, State::Parked, State::Held];
+        open.into_iter().all(|state| !self.in_flight.has(state))
     }
 
     /// Makes a claim final (settled): the consumer has every event of the claim that the filter did
@@ -654,7 +669,7 @@ impl Ledger {
         let mut again = None;
         for (works, failure, is_refused) in left {
             for mut work in works {
-                if work.parking.is_some() && !took_others {
+                if self.is_try(&mut work) && !took_others {
                     self.try_failed(work, &failure, is_refused, consumer);
                 } else if is_refused && !self.isolation.retries() {
                     self.refused_alone(&work, &failure, consumer, took_others);
@@ -772,7 +787,7 @@ impl Ledger {
             }
             return;
         }
-        if work.parking.is_some() {
+        if self.is_try(&mut work) {
             return self.try_failed(work, failure, true, consumer);
         }
         let decision = self.isolation.refused(&mut work, consumer);
@@ -813,7 +828,7 @@ impl Ledger {
     /// Begins the tries of an event that the consumer does not take, although it takes others. The
     /// event is to be sent again, and was sent once.
     fn begin_tries(&mut self, work: Work, answer: TurnedDown, failure: &Failure, consumer: usize) {
-        let (parking, next) = Parking::begin(answer, self.isolation.conduct(consumer));
+        let (parking, next) = Parking::begin(answer, consumer, self.isolation.conduct(consumer));
         self.go_on_trying(Work { parking: Some(parking), ..work }, next, failure);
     }
 
@@ -835,16 +850,31 @@ impl Ledger {
                     is_crowded: self.in_flight.cursor().crowding().is_crowded(),
                     drains: self.pacing.drains(),
                 };
-                parking.turned_down(answer, self.isolation.conduct(consumer), patience)
+                parking.turned_down(answer, consumer, self.isolation.conduct(consumer), patience)
             }
             None => {
-                // The failure says nothing about the event, and ends no pause of the stream.
+                // The failure says nothing about the event.
                 self.health.failed(failure);
                 parking.failed();
                 Next::Wait
             }
         };
         self.go_on_trying(work, next, failure);
+        if answer.is_none() {
+            self.pause(failure);
+        }
+        self.take_all_old(failure);
+    }
+
+    /// Returns `true` if this claim on the wire is the try of one event. If a filter lets more of
+    /// its events pass than before, it is a claim as any other from now on.
+    fn is_try(&mut self, work: &mut Work) -> bool {
+        if work.parking.is_some() && work.events > 1 {
+            work.parking = None;
+            self.in_flight.note(*work);
+            self.tries_are_over(work.claim);
+        }
+        work.parking.is_some()
     }
 
     /// Does with an event that is to be sent again as was decided after a try.
@@ -894,10 +924,11 @@ impl Ledger {
         if works.is_empty() {
             return;
         }
-        if let [work] = works[..]
-            && work.parking.is_some()
+        if let [work] = &mut works[..]
+            && self.is_try(work)
             && !failure.elsewhere
         {
+            let work = *work;
             return self.try_failed(work, failure, false, consumer);
         }
         if failure.server_error && !failure.elsewhere && !self.collects {
@@ -1037,6 +1068,10 @@ impl Ledger {
     fn take_all_old(&mut self, failure: &Failure) {
         for state in [State::Pending, State::Suspect, State::Parked] {
             self.given_up.take_old(state, failure, &mut self.in_flight);
+        }
+        if !self.parked.is_empty() {
+            self.parked.retain(|position, _| self.in_flight.is_tried(*position));
+            self.health.parked(&self.parked, None);
         }
     }
 

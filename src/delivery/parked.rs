@@ -131,6 +131,11 @@ impl Conduct {
         self.in_a_row <= IN_A_ROW_MAX
     }
 
+    /// Returns `true` if the consumer has accepted anything in this delivery.
+    pub(super) fn has_accepted(&self) -> bool {
+        self.accepted > 0
+    }
+
     /// Returns `true` if the consumer has accepted a claim that was sent after the refusal or the
     /// server error with this number.
     pub(super) fn has_accepted_since(&self, number: u64) -> bool {
@@ -190,6 +195,8 @@ pub(super) struct Parking {
     refusals: u32,
     /// The last answer.
     pub(super) answer: TurnedDown,
+    /// The consumer of the tries that are counted; `None` if another delivery has made them.
+    consumer: Option<usize>,
     /// The conduct of the consumer at the last try.
     conduct: Conduct,
 }
@@ -197,10 +204,18 @@ pub(super) struct Parking {
 impl Parking {
     /// Notes the first try of an event that a consumer of this `conduct` has turned down. Returns
     /// what becomes of the event, too.
-    pub(super) fn begin(answer: TurnedDown, conduct: Conduct) -> (Self, Next) {
+    pub(super) fn begin(answer: TurnedDown, consumer: usize, conduct: Conduct) -> (Self, Next) {
         let now = Instant::now();
-        let (tries, refusals, pause) = (0, 0, PAUSE_MIN);
-        let mut parking = Self { since: now, due: now, pause, tries, refusals, answer, conduct };
+        let mut parking = Self {
+            since: now,
+            due: now,
+            pause: PAUSE_MIN,
+            tries: 0,
+            refusals: 0,
+            answer,
+            consumer: Some(consumer),
+            conduct,
+        };
         parking.count(answer, conduct);
         let next = parking.next();
         (parking, next)
@@ -211,10 +226,16 @@ impl Parking {
     pub(super) fn turned_down(
         &mut self,
         answer: TurnedDown,
+        consumer: usize,
         conduct: Conduct,
         patience: Patience,
     ) -> Next {
-        if !conduct.works_since(self.conduct) {
+        if self.consumer != Some(consumer) {
+            // What another address has answered proves nothing about this one.
+            (self.tries, self.refusals) = (0, 0);
+            self.consumer = Some(consumer);
+        }
+        if !conduct.has_accepted() || !conduct.works_since(self.conduct) {
             self.conduct = conduct;
             self.wait();
             return Next::Wait;
@@ -268,7 +289,13 @@ impl Parking {
 
     /// Returns the same tries for another delivery, which knows nothing of the consumers.
     pub(super) fn inherited(self) -> Self {
-        Self { conduct: Conduct::default(), ..self }
+        Self { consumer: None, conduct: Conduct::default(), ..self }
+    }
+
+    /// Returns the consumer of the tries that are counted; `None` if another delivery has made
+    /// them.
+    pub(super) fn consumer(self) -> Option<usize> {
+        self.consumer
     }
 
     /// Returns `true` if the consumer has refused the event at least once.

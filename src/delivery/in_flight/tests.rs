@@ -156,7 +156,7 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                             true => TurnedDown::Refused,
                             false => TurnedDown::ServerError,
                         };
-                        let (parking, _) = Parking::begin(answer, Conduct::default());
+                        let (parking, _) = Parking::begin(answer, 0, Conduct::default());
                         in_flight.note(Work { parking: Some(parking), ..work });
                         in_flight.park(claim);
                         model[index].0 = State::Parked;

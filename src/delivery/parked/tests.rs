@@ -18,7 +18,7 @@ async fn given_up_after(
 ) -> Option<(u32, Duration)> {
     let (begun, mut conduct) = (Instant::now(), Conduct::default());
     conduct.accepted(0);
-    let (mut parking, mut next) = Parking::begin(answer, conduct);
+    let (mut parking, mut next) = Parking::begin(answer, 0, conduct);
     let mut tries = 1;
     while begun.elapsed() < 24 * HOUR {
         match next {
@@ -27,7 +27,7 @@ async fn given_up_after(
             Next::Wait => tokio::time::sleep_until(parking.due).await,
         }
         between(&mut conduct);
-        next = parking.turned_down(answer, conduct, patience);
+        next = parking.turned_down(answer, 0, conduct, patience);
         tries += 1;
     }
     None
@@ -58,6 +58,7 @@ async fn tries_at_a_consumer_that_takes_nothing_else_do_not_count() {
 #[tokio::test(start_paused = true)]
 async fn an_address_that_refuses_at_random_is_asked_more_often() {
     let mut conduct = Conduct::default();
+    conduct.accepted(0);
     conduct.accepted_refused();
     let between = |it: &mut Conduct| *it = conduct;
     let (tries, _) = given_up_after(TurnedDown::Refused, patience(), between).await.unwrap();
@@ -82,4 +83,21 @@ async fn server_errors_are_borne_for_as_long_as_the_circumstances_allow() {
     }
     let keeps_all = Patience { keeps_all: true, ..patience() };
     assert_eq!(given_up_after(TurnedDown::ServerError, keeps_all, none).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tries_at_one_address_prove_nothing_about_another() {
+    let mut conduct = Conduct::default();
+    conduct.accepted(0);
+    let (begun, _) = Parking::begin(TurnedDown::Refused, 0, conduct);
+    // Another address, or the first one in a new delivery, has accepted nothing yet.
+    for (mut parking, consumer) in [(begun, 1), (begun.inherited(), 0)] {
+        for _ in 0..10 * TRIES {
+            tokio::time::sleep_until(parking.due).await;
+            let answer = TurnedDown::Refused;
+            let next = parking.turned_down(answer, consumer, Conduct::default(), patience());
+            assert_ne!(next, Next::GiveUp);
+        }
+        assert_eq!(parking.tries, 0);
+    }
 }
