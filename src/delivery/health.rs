@@ -207,12 +207,13 @@ impl Health {
         let events = parked.len() as u64;
         #[allow(clippy::cast_precision_loss, reason = "a gauge; at most 10,000 events are parked")]
         self.metrics.parked.set(events as f64);
-        self.status.lock().parked = parked.first_key_value().map(|(position, (parking, error))| {
+        let shown = parked.first_key_value().map(|(position, (parking, error))| {
             let out_of_order = parked.values().any(|(parking, _)| !parking.keeps_order());
             let (since, tries) = (parking.since, parking.tries);
             let (position, error) = (*position, Arc::clone(error));
             ParkedEvents { events, position, since, tries, error, out_of_order }
         });
+        self.status.lock().parked = shown;
         let Some((parking, error)) = new.and_then(|new| parked.get(&new)) else { return };
         if self.told_parked.is_some_and(|at| at.elapsed() < QUIET) {
             return;

@@ -278,11 +278,6 @@ impl InFlight {
             .is_some_and(|(state, work)| work.parking.is_some() && *state != State::Burying)
     }
 
-    /// Returns `true` if the event at this position is parked.
-    pub(super) fn is_parked(&self, position: Position) -> bool {
-        self.parked.contains(&position)
-    }
-
     /// Returns `true` if a refused event that keeps its order is parked.
     pub(super) fn has_parked_in_order(&self) -> bool {
         !self.parked_in_order.is_empty()

@@ -118,7 +118,7 @@ pub(super) struct Isolation {
     /// The number of server errors after which the events of a claim may be at fault. If the output
     /// is ordered, it is higher, because a parked event leaves the order.
     errors_min: u32,
-    /// What each consumer (the key is its number) has accepted and turned down.
+    /// The answers of each consumer so far. The key is the consumer's number.
     conducts: BTreeMap<usize, Conduct>,
     /// Says which suspects the last round sent. A suspect is an event that the consumer refused
     /// when it was sent alone. A round sends the first suspect and one other. The value is the
@@ -236,7 +236,7 @@ impl Isolation {
         took_others: bool,
     ) -> bool {
         self.refusals += 1;
-        // What was accepted of the same request has the number `sent_at`.
+        // The events of the same request that the consumer accepted were sent at `sent_at`.
         let number = if took_others { work.sent_at } else { self.refusals };
         let first = *work.first_error.get_or_insert(number);
         work.errors += 1;

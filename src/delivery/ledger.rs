@@ -169,7 +169,7 @@ impl Ledger {
     ) {
         self.in_flight.inherit(claims, &parked, are_remainders);
         self.parked = parked;
-        self.parked.retain(|position, _| self.in_flight.is_parked(*position));
+        self.parked.retain(|position, _| self.in_flight.is_tried(*position));
         self.health.parked(&self.parked, None);
     }
 
@@ -654,7 +654,7 @@ impl Ledger {
             self.in_flight.note(Work { is_remainder: true, attempts, ..work });
             self.release(work.claim);
         }
-        // What the consumer has taken without a confirmation goes again in a request of its own.
+        // Events that the consumer has taken, and will not confirm, go in a request of their own.
         for work in &unconfirmed {
             self.in_flight.note(Work { is_remainder: false, ..*work });
             self.release(work.claim);

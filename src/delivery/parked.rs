@@ -146,7 +146,7 @@ impl Conduct {
 /// The parked events of an output by their positions, with the consumer's last answer to each.
 pub(super) type ParkedByPosition = BTreeMap<Position, (Parking, Arc<str>)>;
 
-/// What a consumer has answered to an event that it does not take.
+/// The kind of answer with which a consumer does not take an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TurnedDown {
     /// The consumer refuses the event (400, 413 or 422).
@@ -156,7 +156,7 @@ pub(super) enum TurnedDown {
     ServerError,
 }
 
-/// What becomes of an event after a try that the consumer did not accept.
+/// The decision about an event after a try that the consumer did not accept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Next {
     /// The event is sent again at once.
@@ -231,7 +231,7 @@ impl Parking {
         patience: Patience,
     ) -> Next {
         if self.consumer != Some(consumer) {
-            // What another address has answered proves nothing about this one.
+            // The answers of another address prove nothing about this one.
             (self.tries, self.refusals) = (0, 0);
             self.consumer = Some(consumer);
         }

@@ -461,7 +461,10 @@ mod tests {
 
     #[test]
     fn an_event_that_waits_because_of_server_errors_is_a_warning() {
-        let parked = |out_of_order: bool| json!({ "events": 1, "position": 7, "out_of_order": out_of_order });
+        let parked = |out_of_order: bool| {
+            let (events, position) = (1, 7);
+            json!({ "events": events, "position": position, "out_of_order": out_of_order })
+        };
         assert_headline(State::Warn, "the first at position 7", |status| {
             status["outputs"][0]["parked"] = parked(true);
         });

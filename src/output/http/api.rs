@@ -377,8 +377,8 @@ pub(in crate::output) struct Reply<'a> {
     pub(in crate::output) body: Option<&'a [u8]>,
     /// `true`: there is no body because it is longer than [`Api::answer_bytes`].
     pub(in crate::output) is_too_long: bool,
-    /// The path of the request that the protocol has added to the configured URL, without a query.
-    /// It holds no secret.
+    /// The path that the protocol has added to the configured URL, without a query. This part of
+    /// the request's path holds no secret.
     pub(in crate::output) path: &'a str,
     /// The scheme, host and port that answered, for messages.
     pub(in crate::output) base: &'a dyn fmt::Display,

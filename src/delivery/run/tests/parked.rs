@@ -88,7 +88,7 @@ async fn an_event_that_is_answered_with_5xx_for_ever_stops_no_other() {
             assert_eq!(bench.value("output_parked_events{output=\"o\"}"), 1);
             assert!(bench.status.snapshot().up);
             assert_eq!((bench.delivered(), bench.lost()), (119, 0));
-            // It is given up after an hour.
+            // The event is given up after an hour.
             tokio::time::sleep(HOUR - Duration::from_secs(40)).await;
             assert_eq!(bench.lost(), 0);
             tokio::time::sleep(Duration::from_secs(120)).await;
