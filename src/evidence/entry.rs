@@ -104,6 +104,31 @@ pub enum Entry {
         /// The public key, as `evidence keygen` prints it.
         verifier_key: String,
     },
+    /// Something that an auditor has to ask about.
+    Alarm {
+        /// The time at which the relay noticed it.
+        at: u64,
+        /// What it noticed.
+        #[serde(flatten)]
+        what: Alarm,
+    },
+}
+
+/// What an alarm is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub enum Alarm {
+    /// Events came in while evidence was off. Nothing is proven about them.
+    Off {
+        /// The first position.
+        first: u64,
+        /// The number of events.
+        count: u64,
+    },
+    /// The journal was not written with the key of this log, so it was set aside.
+    Journal,
+    /// The log that the relay found is shorter than the queue knows.
+    Removed,
 }
 
 /// How the relay runs.
@@ -192,6 +217,7 @@ impl Entry {
             Self::Lost { output, first: Some(first), count, .. } if output == QUEUE => {
                 first.checked_add(*count)
             }
+            Self::Alarm { what: Alarm::Off { first, count }, .. } => first.checked_add(*count),
             Self::Delivered { .. }
             | Self::Lost { .. }
             | Self::Start(_)
@@ -199,7 +225,8 @@ impl Entry {
             | Self::Stop(_)
             | Self::Heartbeat { .. }
             | Self::Pruned { .. }
-            | Self::Key { .. } => None,
+            | Self::Key { .. }
+            | Self::Alarm { what: Alarm::Journal | Alarm::Removed, .. } => None,
         }
     }
 
@@ -212,7 +239,8 @@ impl Entry {
             | Self::Lost { at, .. }
             | Self::Heartbeat { at }
             | Self::Pruned { at, .. }
-            | Self::Key { at, .. } => *at,
+            | Self::Key { at, .. }
+            | Self::Alarm { at, .. } => *at,
             Self::Start(Started { running, .. }) | Self::Reload(running) | Self::Stop(running) => {
                 running.at
             }
@@ -304,6 +332,14 @@ mod tests {
             (
                 Entry::Key { at: 5, verifier_key: "a+0+b".to_owned() },
                 r#"{"type":"key","at":5,"verifier_key":"a+0+b"}"#.to_owned(),
+            ),
+            (
+                Entry::Alarm { at: 5, what: Alarm::Off { first: 3, count: 2 } },
+                r#"{"type":"alarm","at":5,"what":"off","first":3,"count":2}"#.to_owned(),
+            ),
+            (
+                Entry::Alarm { at: 5, what: Alarm::Removed },
+                r#"{"type":"alarm","at":5,"what":"removed"}"#.to_owned(),
             ),
         ] {
             assert_eq!(String::from_utf8(entry.bytes()).unwrap(), text);

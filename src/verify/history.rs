@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::positions::Positions;
 use super::report::Faults;
 use super::report::time;
+use crate::evidence::entry::Alarm;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Fate;
 use crate::evidence::entry::Offset;
@@ -142,8 +143,36 @@ impl History {
                 let text = format!("entry {index} names the next key: {verifier_key}");
                 self.notes.push(text);
             }
+            Entry::Alarm { at, what } => self.alarm(index, *at, what, faults),
         }
         true
+    }
+
+    /// Takes an alarm, which is always a fault.
+    fn alarm(&mut self, index: u64, at: u64, what: &Alarm, faults: &mut Faults) {
+        match what {
+            Alarm::Off { first, count } => {
+                let range = *first..first.saturating_add(*count);
+                self.follow(index, &range, at, faults);
+                self.lost.insert(range);
+                faults.add_at(
+                    *first,
+                    Some(at),
+                    "who turned the evidence off, and why?",
+                    format_args!("{count} events came in while evidence was off (entry {index})"),
+                );
+            }
+            Alarm::Journal => faults.add(
+                Some(at),
+                "who could write to the queue's directory before this time?",
+                format_args!("the relay set a journal aside that it did not write (entry {index})"),
+            ),
+            Alarm::Removed => faults.add(
+                Some(at),
+                "who could write to the queue's directory before this time?",
+                format_args!("entries that the relay had written were gone (entry {index})"),
+            ),
+        }
     }
 
     fn lose(&mut self, output: &str, reason: &str, range: Range<u64>) {
@@ -302,12 +331,14 @@ fn is_usable(index: u64, entry: &Entry, faults: &mut Faults) -> bool {
             (*first, *count, RANGE_MAX)
         }
         Entry::Lost { first, count, .. } => (first.unwrap_or_default(), *count, u64::MAX),
+        Entry::Alarm { what: Alarm::Off { first, count }, .. } => (*first, *count, u64::MAX),
         Entry::Start(_)
         | Entry::Reload(_)
         | Entry::Stop(_)
         | Entry::Heartbeat { .. }
         | Entry::Pruned { .. }
-        | Entry::Key { .. } => return true,
+        | Entry::Key { .. }
+        | Entry::Alarm { what: Alarm::Journal | Alarm::Removed, .. } => return true,
     };
     let is_usable = (1..=max).contains(&count) && first.checked_add(count).is_some();
     if !is_usable {

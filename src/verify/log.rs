@@ -376,7 +376,8 @@ impl<'a> Check<'a> {
             | Entry::Stop(_)
             | Entry::Heartbeat { .. }
             | Entry::Pruned { .. }
-            | Entry::Key { .. } => {}
+            | Entry::Key { .. }
+            | Entry::Alarm { .. } => {}
         }
         Ok(())
     }
