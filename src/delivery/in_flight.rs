@@ -493,6 +493,18 @@ impl InFlight {
         self.change(claim.start, State::Parked, |_| {});
     }
 
+    /// Changes the tries of all parked events.
+    pub(super) fn each_parked(&mut self, mut edit: impl FnMut(&mut Parking)) {
+        let starts: Vec<_> = self.due.iter().map(|(_, start)| *start).collect();
+        for start in starts {
+            if let Some((State::Parked, work)) = self.table.get(&start) {
+                let mut work = *work;
+                work.parking.as_mut().map(&mut edit);
+                self.put(State::Parked, work);
+            }
+        }
+    }
+
     /// Moves a claim of one event from `Parked` to `Pending`, to send it again.
     pub(super) fn unpark(&mut self, claim: Claim) {
         self.change(claim.start, State::Pending, |_| {});

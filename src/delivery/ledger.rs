@@ -25,6 +25,7 @@ use super::isolation::Isolation;
 use super::isolation::SUSPECTS_MAX;
 use super::link::Part;
 use super::link::Verdict;
+use super::pacing::DRAIN_PAUSE_MAX;
 use super::pacing::Pacing;
 use super::parked::Next;
 use super::parked::PARKED_MAX;
@@ -877,10 +878,29 @@ impl Ledger {
         work.parking.is_some()
     }
 
+    /// Returns `true` if there is something to hurry when the drain begins: a pause, or parked
+    /// events.
+    pub(super) fn may_hurry(&self) -> bool {
+        let waits = self.pacing.paused_until().is_some() || self.in_flight.has(State::Parked);
+        waits && self.pacing.is_before_drain()
+    }
+
+    /// Notes that the drain has begun (the relay delivers what it holds before it ends): ends the
+    /// current pause, and tries the parked events now.
+    pub(super) fn hurry(&mut self) {
+        self.pacing.shorten();
+        self.in_flight.each_parked(Parking::hurry);
+    }
+
     /// Does with an event that is to be sent again as was decided after a try.
     fn go_on_trying(&mut self, mut work: Work, next: Next, failure: &Failure) {
         let position = work.claim.start;
         work.is_remainder = false;
+        if self.pacing.drains()
+            && let Some(parking) = &mut work.parking
+        {
+            parking.wait_at_most(DRAIN_PAUSE_MAX);
+        }
         self.in_flight.note(work);
         match (next, work.parking) {
             (Next::Wait, Some(parking)) => {

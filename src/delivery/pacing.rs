@@ -11,7 +11,7 @@ use super::retry::Retry;
 /// The longest pause while the relay drains (delivers what it holds before it ends), even if the
 /// consumer asks for more with `Retry-After`. The drain has 20 s by default, and what a queue in
 /// memory holds after that is lost, so the relay must notice early that the consumer works again.
-const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The number of requests that may be sent without an answer at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,10 +94,9 @@ impl Pacing {
         self.paused_until
     }
 
-    /// Returns `true` if there is a pause now, and the drain has not shortened a pause yet. The
-    /// beginning of the drain then ends the current pause.
-    pub(super) fn may_be_shortened(&self) -> bool {
-        self.paused_until.is_some() && self.drain == Drain::NotYet
+    /// Returns `true` if the drain has not shortened a pause yet.
+    pub(super) fn is_before_drain(&self) -> bool {
+        self.drain == Drain::NotYet
     }
 
     /// Notes that the drain has begun (the relay delivers what it holds before it ends), and ends

@@ -253,6 +253,19 @@ impl Parking {
         self.wait();
     }
 
+    /// Notes that the drain has begun: the event is tried now, and its tries are counted from now
+    /// on. The pauses before may have grown to [`PAUSE_MAX`], and the drain is shorter than that.
+    pub(super) fn hurry(&mut self) {
+        let now = Instant::now();
+        (self.since, self.due, self.pause) = (now, now, PAUSE_MIN);
+        (self.tries, self.refusals) = (0, 0);
+    }
+
+    /// Makes the pause before the next try at most this long.
+    pub(super) fn wait_at_most(&mut self, pause: Duration) {
+        self.due = self.due.min(Instant::now() + pause);
+    }
+
     /// Returns when the next try is made, and sets its time. The first refusals are followed by a
     /// try at once.
     fn next(&mut self) -> Next {

@@ -312,14 +312,14 @@ impl<C: Connect> Delivery<C> {
             }
             needed |= ledger.in_flight.has(State::Pending) || ledger.in_flight.has(State::Parked);
             let until = ledger.pacing.paused_until();
-            let may_shorten = ledger.pacing.may_be_shortened();
+            let may_shorten = ledger.may_hurry();
             let reads = ledger.given_up.needs_lines() || !needed;
             tokio::select! {
                 biased;
                 written = ledger.given_up.written() => ledger.on_written(written),
                 // A pause under way ends when the drain begins, and later ones are short: a
                 // consumer that is back must not be missed.
-                () = draining.cancelled(), if may_shorten => ledger.pacing.shorten(),
+                () = draining.cancelled(), if may_shorten => ledger.hurry(),
                 () = ledger.in_flight.readable(), if reads => {
                     needed |= !ledger.given_up.lines_are_read();
                 }
@@ -425,7 +425,7 @@ impl<C: Connect> Delivery<C> {
             ledger.finish_held();
         }
         let paused = ledger.pacing.paused_until();
-        let may_shorten = ledger.pacing.may_be_shortened();
+        let may_shorten = ledger.may_hurry();
         let wants = leave_at.is_none() && ledger.wants_events(link.room().is_some());
         let reads = wants || ledger.given_up.needs_lines();
         let unproven = C::EAGER && ledger.pacing.is_unproven();
@@ -450,7 +450,7 @@ impl<C: Connect> Delivery<C> {
             }
             event = link.event() => Wake::Reported(event),
             () = draining.cancelled(), if may_shorten => {
-                ledger.pacing.shorten();
+                ledger.hurry();
                 Wake::Again
             }
             () = ledger.in_flight.readable(), if reads => {

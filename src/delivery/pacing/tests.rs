@@ -66,13 +66,12 @@ async fn the_drain_ends_one_pause_and_shortens_the_later_ones() {
     let mut pacing = pacing();
     let draining = CancellationToken::new();
     pacing.shorten_when(draining.clone());
-    assert!(!pacing.may_be_shortened(), "there is no pause");
     pacing.failed(Some(secs(60)));
-    assert!(pacing.may_be_shortened());
+    assert!(pacing.is_before_drain());
     draining.cancel();
     pacing.shorten();
     assert_eq!(pacing.paused_until(), None);
     assert_eq!(pacing.failed(Some(secs(60))), DRAIN_PAUSE_MAX);
     assert_eq!(pacing.failed(Some(secs(60))), DRAIN_PAUSE_MAX, "a second request of that moment");
-    assert!(!pacing.may_be_shortened(), "once");
+    assert!(!pacing.is_before_drain(), "once");
 }

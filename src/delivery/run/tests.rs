@@ -383,6 +383,7 @@ struct Bench {
     consumer: Arc<Consumer>,
     status: Arc<Status>,
     stop: CancellationToken,
+    draining: CancellationToken,
     tasks: JoinSet<Result<(), RunError>>,
     /// The task that publishes checkpoints, if there is one.
     _publishing: JoinSet<()>,
@@ -534,7 +535,7 @@ impl Bench {
         let (queue, mut cursors) = opened.expect("in memory");
         let cursor = cursors.pop().expect("the output's");
         let status = Arc::<Status>::default();
-        let stop = CancellationToken::new();
+        let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
         let (ordered, replaced) = (setting.ordered, setting.replaced.clone());
         let rules = setting.sifts.then(sifting);
@@ -544,11 +545,13 @@ impl Bench {
             false => (None, None),
         };
         let (to, told, stopped) = (Arc::clone(&consumer), Arc::clone(&status), stop.clone());
+        let drains = draining.clone();
         tasks.spawn(async move {
             let mut begin = HandOver::begin(cursor);
             for at in replaced.into_iter().map(Some).chain([None]) {
                 let checkpoints = published.clone();
-                let orders = Orders { stop: stopped.clone(), checkpoints, ..Orders::default() };
+                let (stop, draining) = (stopped.clone(), drains.clone());
+                let orders = Orders { stop, draining, checkpoints, ..Orders::default() };
                 let retire = orders.retire.clone();
                 let health = Health::new("o", metrics.clone(), Arc::clone(&told));
                 let fake = Fake::<EAGER> { consumer: Arc::clone(&to), ordered };
@@ -582,6 +585,7 @@ impl Bench {
             consumer,
             status,
             stop,
+            draining,
             tasks,
             _publishing: publishing,
             desk,

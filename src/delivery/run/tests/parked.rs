@@ -120,6 +120,48 @@ async fn an_event_that_was_answered_with_5xx_for_a_while_is_delivered_after_it()
     bench.finish().await;
 }
 
+/// The pauses between the tries have grown to 30 s when the drain begins, and the drain has 20 s.
+#[tokio::test(start_paused = true)]
+async fn a_drain_tries_the_parked_events_every_second() {
+    let works_from = Instant::now() + Duration::from_secs(602);
+    let setting = Setting { window: 4, ordered: false, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, move |events| {
+        match is_bad(events) && Instant::now() < works_from {
+            true => Answer::Fail,
+            false => Answer::Accept,
+        }
+    });
+    bench.append(&["a", "bad", "b"]);
+    for _ in 0..60 {
+        bench.append(&["c"]);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    bench.draining.cancel();
+    // The consumer takes the event 2 s after the drain has begun.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!((bench.delivered(), bench.lost()), (63, 0));
+    bench.finish().await;
+}
+
+/// A queue in memory ends with the drain, so an event that nobody takes must become a dead letter,
+/// or be counted as lost, before its end.
+#[tokio::test(start_paused = true)]
+async fn a_parked_event_is_given_up_a_few_seconds_after_a_drain_has_begun() {
+    let setting = Setting { window: 4, ordered: false, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Fail));
+    bench.append(&["a", "bad", "b"]);
+    for _ in 0..60 {
+        bench.append(&["c"]);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    bench.draining.cancel();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!((bench.delivered(), bench.lost()), (62, 0));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!((bench.delivered(), bench.lost()), (62, 1));
+    bench.finish().await;
+}
+
 /// Items that are answered with 5xx are told apart by the answer, and wait alone.
 #[tokio::test(start_paused = true)]
 async fn an_item_that_is_answered_with_5xx_for_ever_stops_no_other() {
