@@ -192,6 +192,11 @@ impl Api for Logs {
         let Reply { status, base, .. } = reply;
         let message = format!("{base}: answered {status}: {refused} of {} rejected", sent.events);
         let failure = Failure::new(AttemptError::Item, message);
+        if refused == sent.events {
+            // Nothing was stored. Either a receiver that rejects everything is misconfigured, which
+            // costs no event, or the event was alone in its request.
+            return Outcome::Refused(failure);
+        }
         let verdict = Verdict::Partly { refused, failure };
         Outcome::Judged(vec![Part { end: sent.claim.end, events: sent.events, verdict }])
     }

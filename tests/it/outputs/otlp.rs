@@ -335,6 +335,25 @@ fn records_that_are_rejected_by_their_number_are_counted_and_the_request_is_in_t
     }
 }
 
+/// Method: for a while, a receiver answers 200 to each request and says that it has rejected all of
+/// its records, as one does whose tenant was not made yet.
+#[test]
+fn a_receiver_that_rejects_all_records_of_all_requests_costs_no_event() {
+    let works = Arc::new(AtomicBool::new(false));
+    let stores = Arc::clone(&works);
+    let consumer = Otlp::start(4_000_000, || Mood::Counts, move |_| stores.load(Ordering::SeqCst));
+    let config = format!("{BASE}{}", to_otlp(consumer.address(), QUICK));
+    let relay = Relay::start(&config);
+    let body = generated_batch(1, 40, 700);
+    assert_eq!(relay.post(&body).status, 200);
+    wait_until("many requests", PATIENCE, || consumer.store().requests.len() > 12);
+    assert_eq!(lost(&relay), 0.0);
+    works.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&consumer.store().bodies(), &events_of(&body));
+    relay.finish(Backlog::Empty);
+}
+
 /// Method: requests with a small limit, and one event that is larger. No request may be larger than
 /// the limit, except that of the large event, which the receiver checks.
 #[test]
