@@ -1,0 +1,172 @@
+//! The tries of parked events: single events that the consumer does not take, although it takes
+//! others. `parked` decides when an event is tried again and when it is given up.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Ledger;
+use crate::delivery::failure::Failure;
+use crate::delivery::in_flight::State;
+use crate::delivery::in_flight::Work;
+use crate::delivery::pacing::DRAIN_PAUSE_MAX;
+use crate::delivery::parked::Next;
+use crate::delivery::parked::Parking;
+use crate::delivery::parked::Patience;
+use crate::delivery::parked::TurnedDown;
+use crate::queue::Claim;
+
+impl Ledger {
+    /// Returns `true` if parked events may be tried now. An ordered output first sends again what
+    /// waits for that, and ends the search for refused events.
+    pub(super) fn may_try(&self) -> bool {
+        let is_first = !self.in_flight.has(State::Pending) && !self.isolation.is_active();
+        // One try at a time waits for its lines to be read from files.
+        let next = self.in_flight.first(State::Pending);
+        let waits = next.is_some_and(|work| work.parking.is_some());
+        (is_first || !self.is_ordered) && !waits && !self.in_flight.cursor().is_closed()
+    }
+
+    /// Returns the moment of the next try of a parked event; `None` if there is none, or if the
+    /// loop must wait for something else before.
+    pub(in crate::delivery) fn next_try(&self) -> Option<Instant> {
+        let may_try = self.pacing.paused_until().is_none()
+            && self.may_send()
+            && !self.given_up.needs_lines()
+            && self.may_try();
+        self.in_flight.next_try().filter(|_| may_try)
+    }
+
+    /// Parks each event of a claim on the wire that the consumer answers with server errors,
+    /// although it takes others.
+    pub(super) fn park_each(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
+        let mut start = claim.start;
+        while let Some(event) = self.cut_event(start, claim.end) {
+            start = event.claim.end;
+            self.release(event.claim);
+            self.begin_tries(event, TurnedDown::ServerError, failure, consumer);
+        }
+    }
+
+    /// Begins the tries of an event that the consumer does not take, although it takes others. The
+    /// event is to be sent again, and was sent once.
+    pub(super) fn begin_tries(
+        &mut self,
+        work: Work,
+        answer: TurnedDown,
+        failure: &Failure,
+        consumer: usize,
+    ) {
+        let (parking, next) = Parking::begin(answer, consumer, self.isolation.conduct(consumer));
+        self.go_on_trying(Work { parking: Some(parking), ..work }, next, failure);
+    }
+
+    /// Notes that the consumer has not accepted the try of an event. `is_refused` is `true` if it
+    /// refuses the event.
+    pub(super) fn try_failed(
+        &mut self,
+        mut work: Work,
+        failure: &Failure,
+        is_refused: bool,
+        consumer: usize,
+    ) {
+        self.release(work.claim);
+        let Some(parking) = &mut work.parking else { return };
+        let answer = match is_refused {
+            true => Some(TurnedDown::Refused),
+            false => failure.server_error.then_some(TurnedDown::ServerError),
+        };
+        let next = match answer {
+            Some(answer) => {
+                self.health.refused(failure);
+                let patience = Patience {
+                    server_errors: self.server_errors,
+                    keeps_all: self.isolation.retries(),
+                    is_crowded: self.in_flight.cursor().crowding().is_crowded(),
+                    drains: self.pacing.drains(),
+                };
+                parking.turned_down(answer, consumer, self.isolation.conduct(consumer), patience)
+            }
+            None => {
+                // The failure says nothing about the event.
+                self.health.failed(failure);
+                parking.failed();
+                Next::Wait
+            }
+        };
+        self.go_on_trying(work, next, failure);
+        if answer.is_none() {
+            self.pause(failure);
+        }
+        self.take_all_old(failure);
+    }
+
+    /// Returns `true` if this claim on the wire is the try of one event. If a filter lets more of
+    /// its events pass than before, it is a claim as any other from now on.
+    pub(super) fn is_try(&mut self, work: &mut Work) -> bool {
+        if work.parking.is_some() && work.events > 1 {
+            work.parking = None;
+            self.in_flight.note(*work);
+            self.tries_are_over(work.claim);
+        }
+        work.parking.is_some()
+    }
+
+    /// Returns `true` if there is something to hurry when the drain begins: a pause, or parked
+    /// events.
+    pub(in crate::delivery) fn may_hurry(&self) -> bool {
+        let waits = self.pacing.paused_until().is_some() || self.in_flight.has(State::Parked);
+        waits && self.pacing.is_before_drain()
+    }
+
+    /// Notes that the drain has begun (the relay delivers what it holds before it ends): ends the
+    /// current pause, and tries the parked events now.
+    pub(in crate::delivery) fn hurry(&mut self) {
+        self.pacing.shorten();
+        self.in_flight.each_parked(Parking::hurry);
+    }
+
+    /// Does with an event that is to be sent again as was decided after a try.
+    fn go_on_trying(&mut self, mut work: Work, next: Next, failure: &Failure) {
+        let position = work.claim.start;
+        work.is_remainder = false;
+        if self.pacing.drains()
+            && let Some(parking) = &mut work.parking
+        {
+            parking.wait_at_most(DRAIN_PAUSE_MAX);
+        }
+        self.in_flight.note(work);
+        match (next, work.parking) {
+            (Next::Wait, Some(parking)) => {
+                self.in_flight.park(work.claim);
+                self.parked.insert(position, (parking, Arc::from(failure.message.as_str())));
+                self.health.parked(&self.parked, Some(position));
+            }
+            (Next::AtOnce | Next::Wait, _) => {}
+            (Next::GiveUp, _) => {
+                self.given_up.add(&work, &failure.message, &mut self.in_flight);
+                self.tries_are_over(work.claim);
+            }
+        }
+    }
+
+    /// Notes that `consumer` has accepted an event that it had turned down alone.
+    pub(super) fn try_accepted(&mut self, work: &Work, parking: Parking, consumer: usize) {
+        if parking.was_refused() {
+            self.isolation.accepted_refused(consumer);
+        }
+        let (position, tries) = (work.claim.start.get(), parking.tries);
+        let output = self.health.name();
+        tracing::debug!(output, position, tries, "an event that was turned down is accepted");
+        self.tries_are_over(work.claim);
+    }
+
+    /// Forgets what `/status` shows of the parked event of this claim.
+    pub(super) fn tries_are_over(&mut self, claim: Claim) {
+        if self.parked.remove(&claim.start).is_some() {
+            // An event that the queue has dropped is forgotten here.
+            self.parked = self.parked.split_off(&self.in_flight.cursor().watermark());
+            self.health.parked(&self.parked, None);
+        }
+    }
+}
