@@ -484,10 +484,12 @@ fn a_bad_event_that_is_retried_does_not_repeat_those_before_it() {
     let relay = Relay::start(&files.config(&splunk, "rejected = { action = \"retry\" }"));
     let body = generated_batch(1, 20, 700);
     assert_eq!(relay.post(&body).status, 200);
-    wait_until("some attempts", PATIENCE, || splunk.store().requests.len() > 12);
     wait_until("the events before it", PATIENCE, || value(&relay, "output_events_total") == 10.0);
+    // An answer that is late on a busy machine may cost a repetition before they are final.
     let indexed = splunk.store().indexed.len();
-    assert!(indexed <= 20, "{indexed} events indexed, of which 10 are good and before the bad one");
+    let requests = splunk.store().requests.len();
+    wait_until("more attempts", PATIENCE, || splunk.store().requests.len() > requests + 12);
+    assert_eq!(splunk.store().indexed.len(), indexed, "what was final was indexed again");
     assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
     relay.settle(Backlog::Stable);
 }
