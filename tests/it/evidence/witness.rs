@@ -116,7 +116,9 @@ fn a_log_that_was_set_back_is_not_gone_on_with() {
             witness.come_back();
         }
         wait_until("the alarm", PATIENCE, || errors(&relay, "rolled_back") == 1);
-        assert!(relay.log_text().contains("the evidence was set back"));
+        wait_until("the log line", PATIENCE, || {
+            relay.log_text().contains("the evidence was set back")
+        });
         let signed = checkpoint(&older);
         if is_there {
             assert_eq!(signed, before, "something was signed");
