@@ -357,6 +357,10 @@ impl Target {
         sink: &mut (dyn FnMut(&[u8]) -> Result<(), String> + Send),
     ) -> Result<(), AskError> {
         let status = response.status();
+        let encoding = response.headers().get(header::CONTENT_ENCODING);
+        if status == StatusCode::OK && encoding.is_some_and(|encoding| encoding != "identity") {
+            return Err(self.error(path, "the answer is compressed, which nobody has asked for"));
+        }
         let mut body = response.into_body();
         let (mut read, mut refusal) = (0, Vec::new());
         loop {

@@ -94,13 +94,42 @@ pub fn is_regular(path: &Path) -> bool {
     path.is_file()
 }
 
+/// Opens a file below a directory that somebody else may have filled: a regular file, on a way
+/// without symlinks. A symlink could lead to any file of this machine, or into a circle without an
+/// end. The open waits for nobody.
+///
+/// # Errors
+///
+/// The error of the operating system, or a sentence that says what is there instead of the file.
+pub fn open_below(root: &Path, path: &str) -> io::Result<File> {
+    let mut place = root.to_owned();
+    let mut kind = None;
+    for part in Path::new(path) {
+        place.push(part);
+        let found = place.symlink_metadata()?.file_type();
+        if found.is_symlink() {
+            return Err(refused(found));
+        }
+        kind = Some(found);
+    }
+    if let Some(kind) = kind.filter(|kind| !kind.is_file()) {
+        return Err(refused(kind));
+    }
+    // Somebody may have replaced the file since the look.
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(&place)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() { Ok(file) } else { Err(refused(kind)) }
+}
+
+/// Returns the error about something that is not a regular file.
+fn refused(kind: FileType) -> io::Error {
+    let text = format!("it is {} and not a regular file", what(kind));
+    io::Error::new(io::ErrorKind::Unsupported, text)
+}
+
 fn open(path: &Path) -> io::Result<File> {
     let is_wrong = |kind: FileType| !kind.is_file() && !kind.is_dir();
-    let refused = |kind: FileType| {
-        let what = what(kind);
-        let text = format!("it is {what} and not a regular file");
-        io::Error::new(io::ErrorKind::Unsupported, text)
-    };
     // The look before the open matters to whoever waits at the other end of a FIFO.
     let kind = std::fs::metadata(path)?.file_type();
     if is_wrong(kind) {
@@ -113,9 +142,13 @@ fn open(path: &Path) -> io::Result<File> {
     if is_wrong(kind) { Err(refused(kind)) } else { Ok(file) }
 }
 
-/// Returns what a file is that is neither a regular file nor a directory.
+/// Returns what a file is that is not a regular file.
 fn what(kind: FileType) -> &'static str {
-    if kind.is_fifo() {
+    if kind.is_symlink() {
+        "a symlink"
+    } else if kind.is_dir() {
+        "a directory"
+    } else if kind.is_fifo() {
         "a FIFO (named pipe)"
     } else if kind.is_socket() {
         "a socket"
@@ -159,6 +192,36 @@ mod tests {
         }
         assert_eq!(read(&at("."), 1).unwrap_err().kind(), io::ErrorKind::IsADirectory);
         assert_eq!(read(&at("none"), 1).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn below_a_foreign_directory_only_regular_files_are_opened_and_no_symlink_is_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let at = |name: &str| root.join(name);
+        std::fs::create_dir_all(at("tile/entries")).unwrap();
+        std::fs::write(at("tile/entries/000"), "x").unwrap();
+        symlink(".", at("tile/x001")).unwrap();
+        symlink("/dev/zero", at("zero")).unwrap();
+        symlink("tile/entries/000", at("link")).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(at("fifo")).status().unwrap();
+        assert!(made.success());
+        assert!(open_below(root, "tile/entries/000").is_ok());
+        for (path, what) in [
+            ("tile/x001/x001/entries/000", "a symlink"),
+            ("zero", "a symlink"),
+            ("link", "a symlink"),
+            ("fifo", "a FIFO (named pipe)"),
+            ("tile/entries", "a directory"),
+        ] {
+            let error = open_below(root, path).unwrap_err().to_string();
+            assert_eq!(error, format!("it is {what} and not a regular file"), "{path}");
+        }
+        let missing = open_below(root, "tile/entries/001").unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        // The directory itself may be behind a symlink.
+        symlink(root, at("itself")).unwrap();
+        assert!(open_below(&at("itself"), "tile/entries/000").is_ok());
     }
 
     #[test]

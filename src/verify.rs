@@ -7,17 +7,18 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `compare` `positions` `report` `request` `stored` | hashes in any number and order · a set of positions · counts and faults · what is asked · a consumer's lines |
+//! | 1 | `bounds` `compare` `positions` `report` `request` `stored` | entries that no relay writes · hashes in any number and order · a set of positions · counts and faults · what is asked · a consumer's lines |
 //! | 2 | `hashes` `history` `proof` | line hashes by their roots · what the entries say together · a proof by itself |
 //! | 3 | `log` | a log and its checkpoints |
 //! | 4 | `events` | the lines that left, and the lines in the queue |
+//! | 5 | `published` | a log that a server has |
 
 use std::io;
 use std::path::Path;
 
 use crate::evidence::reader::Directory;
-use crate::evidence::reader::Files;
 
+mod bounds;
 mod compare;
 mod events;
 mod hashes;
@@ -25,10 +26,12 @@ mod history;
 mod log;
 mod positions;
 pub mod proof;
+mod published;
 pub mod report;
 mod request;
 mod stored;
 
+pub use published::published;
 use report::Report;
 pub use request::Request;
 
@@ -57,16 +60,4 @@ pub fn directory(
     }
     check.events(&files, read)?;
     check.end(&files)
-}
-
-/// Checks a log that is somewhere else, of which only the published files are there.
-///
-/// # Errors
-///
-/// A file can't be read. Something that is missing or wrong is no error: the report has it.
-pub fn published(files: &impl Files, request: &Request) -> io::Result<Report> {
-    let mut check = log::Check::new(request, None);
-    check.log(files, None)?;
-    check.events(files, &mut |_| {})?;
-    check.end(files)
 }

@@ -15,6 +15,8 @@ use kube_audit_forwarder::tlog::note::Note;
 use kube_audit_forwarder::tlog::proof::Proof;
 use kube_audit_forwarder::tlog::tile;
 use kube_audit_forwarder::tlog::tile::Tile;
+use kube_audit_forwarder::verify::Request;
+use kube_audit_forwarder::verify::proof;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(note) = Note::parse(bytes) {
@@ -43,5 +45,6 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         assert_eq!(proof.to_string(), text);
         let _ = proof.proves(b"");
     }
+    drop(proof::check(text, &Request::default()));
     drop((Checkpoint::of_text(text), SigningKey::parse(text)));
 });

@@ -21,11 +21,13 @@ use crate::evidence::entry::Entry;
 use crate::evidence::reader::Directory;
 use crate::evidence::reader::Log;
 use crate::evidence::reader::ReadError;
+use crate::tap::escape;
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::inclusion;
 use crate::tlog::proof::Proof;
 
+mod published;
 mod verify;
 
 /// The size in bytes of the buffer for standard output.
@@ -75,7 +77,7 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
 }
 
 fn failed(error: impl std::fmt::Display) -> u8 {
-    eprintln!("{error}");
+    eprintln!("{}", escape::message(&error.to_string()));
     FAILED
 }
 
@@ -105,7 +107,7 @@ fn keygen(origin: &str, file: &Path) -> Result<(), u8> {
 fn open(directory: &Path) -> Result<Log<Directory>, u8> {
     input(directory, "the evidence")?;
     let files = Directory::find(directory).map_err(|error| {
-        eprintln!("{error}");
+        eprintln!("{}", escape::message(&error.to_string()));
         WRONG
     })?;
     Log::open(files).map_err(failed)
@@ -120,12 +122,16 @@ fn show(directory: &Path, json: bool) -> Result<(), u8> {
 
 fn show_to(log: &Log<Directory>, json: bool, stdout: &mut impl Write) -> Result<(), u8> {
     if !json {
-        writeln!(stdout, "{}\nINDEX TIME ENTRY", log.signed().note.text()).map_err(failed)?;
+        for line in log.signed().note.text().lines() {
+            writeln!(stdout, "{}", escape::message(line)).map_err(failed)?;
+        }
+        writeln!(stdout, "\nINDEX TIME ENTRY").map_err(failed)?;
     }
     for entry in log.entries() {
         let (index, entry) = entry.map_err(failed)?;
-        // An entry is JSON, whose control characters are escapes, unless it was forged.
-        let text = String::from_utf8_lossy(&entry).replace(char::is_control, "\u{fffd}");
+        let text = String::from_utf8_lossy(&entry);
+        // An entry is JSON, unless it was forged. The escapes of JSON keep its meaning.
+        let text = escape::json(&text);
         let told = match json {
             true => writeln!(stdout, "{text}"),
             false => {
@@ -158,6 +164,12 @@ fn prove(directory: &Path, position: u64) -> Result<(), u8> {
         let path = inclusion(leaves.as_slice(), position - first, count).map_err(failed)?;
         text.push_str(&format!("\nsalt {}\n", range.salt));
         path.iter().for_each(|hash| text.push_str(&format!("{hash}\n")));
+    }
+    // The proof can't be shown in another form than its own.
+    if text.lines().any(|line| escape::message(line) != line) {
+        return Err(failed(
+            "the checkpoint has characters that would change what a terminal shows",
+        ));
     }
     print(&text)
 }

@@ -20,17 +20,20 @@ use super::lines;
 use super::lines::FILE_BYTES_MAX;
 use super::lines::Range;
 use super::lines::Record;
+use crate::named_file;
 use crate::tlog::checkpoint::CheckpointError;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::Nodes;
 use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::tile;
-use crate::tlog::tile::BUNDLE_BYTES_MAX;
 use crate::tlog::tile::CHECKPOINT;
 use crate::tlog::tile::Content;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
+
+/// The most bytes of the file with what a witness said.
+const ROLLED_BACK_MAX: usize = 16 << 10;
 
 /// A place that has the files of a log.
 pub trait Files {
@@ -98,14 +101,25 @@ impl Directory {
     ///
     /// # Errors
     ///
-    /// The file beside the log can't be read.
+    /// The file that says so can't be read.
     pub fn rolled_back(&self, origin: &str) -> io::Result<Option<String>> {
-        let Some(queue) = self.0.parent() else { return Ok(None) };
-        match fs::read(queue.join(ROLLED_BACK)) {
-            Ok(text) => Ok(layout::rolled_back(&text, origin)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        let text = self.rolled_back_file()?;
+        Ok(text.and_then(|text| layout::rolled_back(&text, origin)))
+    }
+
+    /// Returns the content of the file with what a witness said against a log: beside the log, or
+    /// in a copy in it. `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read.
+    pub(super) fn rolled_back_file(&self) -> io::Result<Option<Vec<u8>>> {
+        for place in [self.0.parent(), Some(self.0.as_path())].into_iter().flatten() {
+            if let Some(file) = open(place, ROLLED_BACK)? {
+                return read_from(&file, ROLLED_BACK_MAX).map(Some);
+            }
         }
+        Ok(None)
     }
 
     /// Returns the names of the files of line hashes, in order.
@@ -142,11 +156,7 @@ impl Directory {
     ///
     /// The file can't be read.
     pub fn line_record(&self, file: LineFile, offset: u64) -> io::Result<Option<Record>> {
-        let file = match fs::File::open(self.0.join(file.path())) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(file) = open(&self.0, &file.path())? else { return Ok(None) };
         lines::record_at(offset, |bytes, at| file.read_exact_at(bytes, at))
     }
 
@@ -179,6 +189,25 @@ impl Directory {
     }
 }
 
+/// Opens a file below a directory, which may be somebody else's; `None` if there is none.
+fn open(directory: &Path, path: &str) -> io::Result<Option<fs::File>> {
+    match named_file::open_below(directory, path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads a file of at most `max` bytes.
+fn read_from(file: &fs::File, max: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(max as u64 + 1).read_to_end(&mut bytes)?;
+    match bytes.len() > max {
+        true => Err(io::Error::other(format!("the file has more than {max} bytes"))),
+        false => Ok(bytes),
+    }
+}
+
 impl<F: Files> Files for &F {
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
         (*self).read(path, max)
@@ -191,21 +220,11 @@ impl<F: Files> Files for &F {
 
 impl Files for Directory {
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
-        let file = match fs::File::open(self.0.join(path)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let mut bytes = Vec::new();
-        file.take(max as u64 + 1).read_to_end(&mut bytes)?;
-        if bytes.len() > max {
-            return Err(io::Error::other(format!("the file has more than {max} bytes")));
-        }
-        Ok(Some(bytes))
+        open(&self.0, path)?.map(|file| read_from(&file, max)).transpose()
     }
 
     fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
-        let found = self.read(&tile.path(), BUNDLE_BYTES_MAX)?;
+        let found = self.read(&tile.path(), tile.bytes_max())?;
         if found.is_some() || tile.width == WIDTH {
             return Ok(found);
         }
@@ -219,7 +238,7 @@ impl Files for Directory {
         let widths = partial.filter(|width| (tile.width..WIDTH).contains(width));
         let width = widths.max().unwrap_or(WIDTH);
         let wider = Tile { width, ..tile };
-        let bytes = self.read(&wider.path(), BUNDLE_BYTES_MAX)?;
+        let bytes = self.read(&wider.path(), wider.bytes_max())?;
         bytes.map(|bytes| tile.of_wider(&bytes, width)).transpose()
     }
 }
@@ -241,6 +260,22 @@ pub enum ReadError {
         /// Why it can't be read.
         error: io::Error,
     },
+}
+
+impl ReadError {
+    /// Returns `true` if the error is a fault of the log: a file is missing, or is not what it must
+    /// be. `false`: the reader was refused, or could not ask.
+    #[must_use]
+    pub fn is_of_the_log(&self) -> bool {
+        !matches!(self.kind(), io::ErrorKind::NotConnected | io::ErrorKind::PermissionDenied)
+    }
+
+    fn kind(&self) -> io::ErrorKind {
+        match self {
+            Self::File { error, .. } => error.kind(),
+            Self::NoCheckpoint | Self::Checkpoint(_) => io::ErrorKind::Other,
+        }
+    }
 }
 
 /// A log up to its checkpoint. No signature and no hash of it is checked here.
@@ -339,6 +374,8 @@ impl<F: Files> Log<F> {
 
     /// Returns the hashes of the log's tree, as the tiles have them.
     pub fn nodes(&self) -> impl Nodes {
-        tile::Tiles::new(self.size(), |tile| self.hashes(tile).map_err(io::Error::other))
+        tile::Tiles::new(self.size(), |tile| {
+            self.hashes(tile).map_err(|error| io::Error::new(error.kind(), error))
+        })
     }
 }

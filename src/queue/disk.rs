@@ -275,10 +275,13 @@ fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<
     }
 }
 
-/// Returns the options for opening a file of the queue. A symbolic link is not followed.
+/// Returns the options for opening a file of the queue. A symbolic link is not followed. A
+/// directory that is only read may be somebody else's, and the open of a FIFO there must not wait.
 fn options(access: Access) -> fs::OpenOptions {
     let mut options = fs::OpenOptions::new();
-    options.read(true).write(access != Access::Read).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    let wait = if access == Access::Read { libc::O_NONBLOCK } else { 0 };
+    options.read(true).write(access != Access::Read).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW | wait);
     options
 }
 

@@ -115,6 +115,16 @@ impl Tile {
         Ok(bytes)
     }
 
+    /// Returns the most bytes that the file of the tile can have.
+    #[must_use]
+    pub fn bytes_max(&self) -> usize {
+        let width = usize::try_from(self.width).unwrap_or(usize::MAX);
+        match self.content {
+            Content::Entries => width.saturating_mul(ENTRY_BYTES_MAX + 2),
+            Content::Hashes(_) => width.saturating_mul(HASH_BYTES),
+        }
+    }
+
     /// Returns the same tile with all its hashes or entries.
     #[must_use]
     pub fn whole(&self) -> Self {

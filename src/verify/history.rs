@@ -313,6 +313,15 @@ impl History {
         }
     }
 
+    /// Returns the number of facts that are kept in memory.
+    pub(super) fn facts(&self) -> usize {
+        let of_output = |it: &Output| 1 + it.settled.facts() + it.not_its_own.facts();
+        let outputs: usize = self.outputs.values().map(of_output).sum();
+        let losses: usize = self.losses.values().map(|lost| 1 + lost.facts()).sum();
+        let positions = self.accepted.facts() + self.lost.facts();
+        positions + outputs + losses + self.notes.len()
+    }
+
     /// Returns the position behind the last event that came in or that the queue lost.
     pub(super) fn next(&self) -> u64 {
         self.next.unwrap_or_default()

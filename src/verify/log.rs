@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
+use super::bounds::FACTS_MAX;
+use super::bounds::excess;
 use super::compare::Comparison;
 use super::hashes::Found;
 use super::hashes::Hashes;
@@ -29,14 +31,17 @@ use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 
 /// The question of an auditor where files of the log are wrong.
-const WHO_WROTE: &str = "who could write to the directory of the evidence?";
+pub(super) const WHO_WROTE: &str = "who could write to the directory of the evidence?";
 
 /// The question of an auditor where a signature is wrong.
-const WHICH_KEY: &str = "which relay has written this log, with which key?";
+pub(super) const WHICH_KEY: &str = "which relay has written this log, with which key?";
 
 /// The question of an auditor where a log is not the one that was seen before.
 const WHO_SET_BACK: &str =
     "who set the log back, or ran two relays with one origin, since this checkpoint was seen?";
+
+/// The most faults of a published log. The entries behind them are not asked for.
+const FAULTS_MAX: u64 = 1000;
 
 /// Returns the report about a place without evidence.
 pub(super) fn absent(place: impl fmt::Display) -> Report {
@@ -112,6 +117,11 @@ impl<'a> Check<'a> {
             left: Left::default(),
             is_beyond: false,
         }
+    }
+
+    /// Returns `true` if this is a directory, and not what a server has published.
+    pub(super) fn has_line_hashes(&self) -> bool {
+        self.evidence.is_some()
     }
 
     fn faults(&mut self) -> &mut Faults {
@@ -270,13 +280,21 @@ impl<'a> Check<'a> {
             let (index, bytes) = match entry {
                 Ok(entry) => entry,
                 Err(error) => {
-                    self.faults().add(None, WHO_WROTE, error);
+                    self.unread(&error);
                     let text = format!("the entries from {} on", frontier.size());
                     self.report.unchecked.push(text);
                     return Ok(false);
                 }
             };
+            if index.is_multiple_of(WIDTH) && self.is_too_much() {
+                let text = format!("the entries from {index} on: too much is wrong before them");
+                self.report.unchecked.push(text);
+                return Ok(false);
+            }
             match Entry::parse(&bytes) {
+                Ok(entry) if let Some(excess) = excess(&entry) => {
+                    self.faults().add(None, WHO_WROTE, format_args!("entry {index} {excess}"));
+                }
                 Ok(entry) => {
                     self.previous(index, &entry, &frontier);
                     self.entry(index, &entry)?;
@@ -289,11 +307,17 @@ impl<'a> Check<'a> {
             let made = &mut |level, hash| tiles.push(level, hash);
             frontier.push(Hash::of_leaf(&bytes), made);
             for (tile, hashes) in tiles.whole.drain(..) {
-                compare_tile(log, tile, &hashes, &mut self.report.faults);
+                let is_same = compare_tile(log, tile, &hashes, &mut self.report);
+                if !is_same && !self.has_line_hashes() {
+                    // The server may have any number of such entries.
+                    let text = format!("the entries from {} on", index + 1);
+                    self.report.unchecked.push(text);
+                    return Ok(false);
+                }
             }
         }
         for (tile, hashes) in tiles.partial() {
-            compare_tile(log, tile, hashes, &mut self.report.faults);
+            compare_tile(log, tile, hashes, &mut self.report);
         }
         let is_signed = frontier.root() == log.signed().checkpoint.head.root;
         if !is_signed {
@@ -303,6 +327,22 @@ impl<'a> Check<'a> {
         self.history.end(&mut self.report.faults);
         self.report.notes.append(&mut self.history.notes);
         Ok(is_signed)
+    }
+
+    /// Notes that a file can't be read. Only what the file itself shows is a fault.
+    fn unread(&mut self, error: &ReadError) {
+        match error.is_of_the_log() {
+            true => self.faults().add(None, WHO_WROTE, error),
+            false => self.report.unchecked.push(error.to_string()),
+        }
+    }
+
+    /// Returns `true` if a log takes too much memory, or if a published one has so many faults that
+    /// the rest need not be asked for.
+    fn is_too_much(&self) -> bool {
+        let faults = self.report.faults.count();
+        let facts = self.history.facts() + self.window.facts() + self.unhashed.facts();
+        facts > FACTS_MAX || !self.has_line_hashes() && faults > FAULTS_MAX
     }
 
     /// Checks that a start names the log before it.
@@ -506,14 +546,21 @@ impl Tiles {
     }
 }
 
-/// Compares a tile with the hashes that it must have.
-fn compare_tile<F: Files>(log: &Log<F>, tile: Tile, expected: &[Hash], faults: &mut Faults) {
+/// Compares a tile with the hashes that it must have. Returns `true` if it has them.
+fn compare_tile<F: Files>(
+    log: &Log<F>,
+    tile: Tile,
+    expected: &[Hash],
+    report: &mut Report,
+) -> bool {
     match log.hashes(tile) {
-        Ok(hashes) if hashes == expected => {}
+        Ok(hashes) if hashes == expected => return true,
         Ok(_) => {
             let text = format!("{} has other hashes than the entries", tile.path());
-            faults.add(None, WHO_WROTE, text);
+            report.faults.add(None, WHO_WROTE, text);
         }
-        Err(error) => faults.add(None, WHO_WROTE, error),
+        Err(error) if error.is_of_the_log() => report.faults.add(None, WHO_WROTE, error),
+        Err(error) => report.unchecked.push(error.to_string()),
     }
+    false
 }

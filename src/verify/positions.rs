@@ -23,6 +23,11 @@ impl Positions {
         self.0.insert(start, end);
     }
 
+    /// Returns the number of ranges, which is what the set takes in memory.
+    pub(super) fn facts(&self) -> usize {
+        self.0.len()
+    }
+
     /// Returns the ranges, in order.
     pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
         self.0.iter().map(|(start, end)| *start..*end)

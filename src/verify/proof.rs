@@ -8,6 +8,7 @@ use super::request::Request;
 use super::stored;
 use super::stored::Line;
 use crate::evidence::entry::Entry;
+use crate::evidence::entry::RANGE_MAX;
 use crate::evidence::lines::Salt;
 use crate::tlog::key::VerifierKey;
 use crate::tlog::merkle::Hash;
@@ -87,6 +88,10 @@ fn check_proof(
         return Err("the entry is not about events that came in".to_owned());
     };
     let last = first.saturating_add(count).saturating_sub(1);
+    // The index of the line in the range is found by trying all of them.
+    if !(1..=RANGE_MAX).contains(&count) || first.checked_add(count).is_none() {
+        return Err(format!("the entry is about {count} events from position {first} on"));
+    }
     let index = proof.index;
     report.notes.push(format!(
         "entry {index}: the events at positions {first} to {last} came in until {}",

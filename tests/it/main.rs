@@ -82,6 +82,7 @@ mod outputs {
 mod evidence {
     mod checkpoints;
     mod crashes;
+    mod hostile;
     mod recorded;
     mod tampered;
     mod verify;

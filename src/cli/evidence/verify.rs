@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -9,19 +10,15 @@ use clap::Args;
 use indicatif::HumanBytes;
 use indicatif::ProgressBar;
 use indicatif::ProgressStyle;
-use tokio::runtime::Runtime;
 
-use crate::ask::Target;
+use super::published::Published;
 use crate::cli::FAILED;
 use crate::cli::WRONG;
 use crate::cli::input;
 use crate::cli::print;
 use crate::delivery::rfc3339;
-use crate::evidence::reader::Files;
+use crate::tap::escape;
 use crate::tlog::key::VerifierKey;
-use crate::tlog::tile::BUNDLE_BYTES_MAX;
-use crate::tlog::tile::Tile;
-use crate::tlog::tile::WIDTH;
 use crate::verify;
 use crate::verify::Request;
 use crate::verify::report::Report;
@@ -77,7 +74,7 @@ fn time(text: &str) -> Result<u64, String> {
 /// Checks a log or a proof, and prints what was found.
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let wrong = |text: String| {
-        eprintln!("{text}");
+        eprintln!("{}", escape::message(&text));
         WRONG
     };
     if let Some(directory) = &arguments.directory {
@@ -113,7 +110,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
         (None, None, None) => return Err(WRONG),
     };
     let report = report.map_err(|error| {
-        eprintln!("{error}");
+        eprintln!("{}", escape::message(&error.to_string()));
         UNCHECKED
     })?;
     print(&text_of(&report))?;
@@ -145,13 +142,14 @@ fn request(arguments: &Arguments) -> Result<Request, String> {
     })
 }
 
-/// Reads a small file.
+/// Reads a small file, which may be a pipe.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let bytes = fs::metadata(path)?.len();
-    if bytes > FILE_BYTES_MAX {
-        return Err(io::Error::other(format!("the file has {bytes} bytes, which are too many")));
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > FILE_BYTES_MAX {
+        true => Err(io::Error::other("the file has more than 16 MiB")),
+        false => Ok(bytes),
     }
-    fs::read(path)
 }
 
 fn proof(file: &Path, request: &Request) -> io::Result<Report> {
@@ -182,58 +180,12 @@ fn directory_report(directory: &Path, request: &Request) -> io::Result<Report> {
     Ok(report)
 }
 
-/// A log that an HTTP server has.
-struct Published {
-    target: Target,
-    /// The path of the log, without a slash at its end.
-    base: String,
-    runtime: Runtime,
-}
-
-impl Published {
-    fn new(url: &str) -> Result<Self, String> {
-        let target = Target::new(url)?;
-        let base = target.given().unwrap_or("/evidence").trim_end_matches('/').to_owned();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
-        Ok(Self { target, base, runtime })
-    }
-}
-
-impl Files for Published {
-    fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
-        let mut body = Vec::new();
-        let got =
-            self.runtime.block_on(self.target.get(&format!("{}/{path}", self.base), |part| {
-                body.extend_from_slice(part);
-                match body.len() > max {
-                    true => Err(format!("the file has more than {max} bytes")),
-                    false => Ok(()),
-                }
-            }));
-        match got {
-            Ok(()) => Ok(Some(body)),
-            Err(error) if error.status == Some(404) => Ok(None),
-            Err(error) => Err(io::Error::other(error.to_string())),
-        }
-    }
-
-    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
-        let found = self.read(&tile.path(), BUNDLE_BYTES_MAX)?;
-        if found.is_some() || tile.width == WIDTH {
-            return Ok(found);
-        }
-        let whole = self.read(&tile.whole().path(), BUNDLE_BYTES_MAX)?;
-        whole.map(|bytes| tile.of_wider(&bytes, WIDTH)).transpose()
-    }
-}
-
 /// Returns the counts on the first line, and then a line for each fault, for each thing that could
 /// not be checked, and for each note.
 fn text_of(report: &Report) -> String {
     let mut text = format!("{}\n", report.counts);
     let mut add = |row: String| {
-        text.push_str(&row.replace(char::is_control, "\u{fffd}"));
+        text.push_str(&escape::message(&row));
         text.push('\n');
     };
     report.faults.kept().iter().for_each(|fault| add(fault.to_string()));

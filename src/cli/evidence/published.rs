@@ -1,0 +1,108 @@
+//! A log that an HTTP server has, which may be an attacker's.
+
+use std::cell::Cell;
+use std::cell::OnceCell;
+use std::io;
+
+use tokio::runtime::Runtime;
+
+use crate::ask::Target;
+use crate::evidence::reader::Files;
+use crate::tlog::note::NOTE_BYTES_MAX;
+use crate::tlog::tile::CHECKPOINT;
+use crate::tlog::tile::Tile;
+use crate::tlog::tile::WIDTH;
+
+/// The most bytes of one check. A log that is so long is copied and checked as a directory.
+const BYTES_MAX: u64 = 64 << 30;
+
+/// A log that an HTTP server has. Its checkpoint is asked for once: the server can't change it
+/// while the log is checked, and a log that grows meanwhile stays as it was.
+pub(super) struct Published {
+    target: Target,
+    /// The path of the log, without a slash at its end.
+    base: String,
+    runtime: Runtime,
+    checkpoint: OnceCell<Option<Vec<u8>>>,
+    /// The number of bytes that were read so far.
+    read: Cell<u64>,
+}
+
+impl Published {
+    /// Makes the log below a URL: below its path, or below `/evidence` if it has none.
+    ///
+    /// # Errors
+    ///
+    /// A text that says what is wrong with the URL.
+    pub(super) fn new(url: &str) -> Result<Self, String> {
+        Self::with(url, "/evidence")
+    }
+
+    fn with(url: &str, default: &str) -> Result<Self, String> {
+        let target = Target::new(url)?;
+        let base = target.given().unwrap_or(default).trim_end_matches('/').to_owned();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
+        let (checkpoint, read) = (OnceCell::new(), Cell::new(0));
+        Ok(Self { target, base, runtime, checkpoint, read })
+    }
+
+    /// Returns the checkpoint as the server has it; `None` if it has none.
+    ///
+    /// # Errors
+    ///
+    /// There is no answer, or another one.
+    pub(super) fn checkpoint(&self) -> io::Result<Option<Vec<u8>>> {
+        self.get(CHECKPOINT, NOTE_BYTES_MAX)
+    }
+
+    fn get(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+        let mut body = Vec::new();
+        let mut total = self.read.get();
+        let got =
+            self.runtime.block_on(self.target.get(&format!("{}/{path}", self.base), |part| {
+                total += part.len() as u64;
+                if body.len() + part.len() > max {
+                    return Err(format!("the file has more than {max} bytes"));
+                }
+                if total > BYTES_MAX {
+                    return Err(
+                        "the log has more than 64 GiB: check a copy of its directory, with \
+                                --directory"
+                            .to_owned(),
+                    );
+                }
+                body.extend_from_slice(part);
+                Ok(())
+            }));
+        self.read.set(total);
+        match got {
+            Ok(()) => Ok(Some(body)),
+            Err(error) if error.status == Some(404) => Ok(None),
+            // This says nothing about the log.
+            Err(error) => Err(io::Error::new(io::ErrorKind::NotConnected, error.to_string())),
+        }
+    }
+}
+
+impl Files for Published {
+    fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+        if path != CHECKPOINT {
+            return self.get(path, max);
+        }
+        if let Some(checkpoint) = self.checkpoint.get() {
+            return Ok(checkpoint.clone());
+        }
+        let checkpoint = self.checkpoint()?;
+        Ok(self.checkpoint.get_or_init(|| checkpoint).clone())
+    }
+
+    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
+        let found = self.get(&tile.path(), tile.bytes_max())?;
+        if found.is_some() || tile.width == WIDTH {
+            return Ok(found);
+        }
+        let whole = self.get(&tile.whole().path(), tile.whole().bytes_max())?;
+        whole.map(|bytes| tile.of_wider(&bytes, WIDTH)).transpose()
+    }
+}

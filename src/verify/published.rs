@@ -1,0 +1,76 @@
+//! The check of a log that a server has. The server may be an attacker's: what it says is believed
+//! in the order of signature, size and root, and only then are entries asked for.
+
+use std::io;
+
+use super::log::Check;
+use super::log::WHICH_KEY;
+use super::log::WHO_WROTE;
+use super::report::Report;
+use super::request::Request;
+use crate::evidence::reader::Files;
+use crate::evidence::reader::Log;
+use crate::evidence::reader::ReadError;
+use crate::tlog::merkle::root_at;
+use crate::tlog::note::Signed as Signature;
+
+/// More entries than a relay can write: 300 a second for a hundred years.
+const ENTRIES_MAX: u64 = 1 << 40;
+
+/// Checks a log that is somewhere else, of which only the published files are there. `files` must
+/// return the same checkpoint each time.
+///
+/// # Errors
+///
+/// A file can't be read. Something that is missing or wrong is no error: the report has it.
+pub fn published(files: &impl Files, request: &Request) -> io::Result<Report> {
+    match Log::open(files) {
+        Ok(log) => {
+            if let Some(report) = refused(&log, request)? {
+                return Ok(report);
+            }
+        }
+        // The check itself says what is wrong with the checkpoint.
+        Err(ReadError::NoCheckpoint | ReadError::Checkpoint(_)) => {}
+        Err(ReadError::File { error, .. }) => return Err(error),
+    }
+    let mut check = Check::new(request, None);
+    check.log(files, None)?;
+    check.events(files, &mut |_| {})?;
+    check.end(files)
+}
+
+/// Returns the report about a log whose entries are not worth a look; `None` if the checkpoint is
+/// signed, and the right edge of the tree is the one that was signed.
+fn refused<F: Files>(log: &Log<F>, request: &Request) -> io::Result<Option<Report>> {
+    let head = log.signed().checkpoint.head;
+    let origin = &log.signed().checkpoint.origin;
+    let note = &log.signed().note;
+    let is_signed = request
+        .keys
+        .iter()
+        .any(|key| key.name() == origin && note.check(key) == Signature::Valid(None));
+    let is_forged = request.keys.iter().any(|key| note.check(key) == Signature::Forged);
+    let (question, text) = if is_forged {
+        (WHICH_KEY, format!("checkpoint of {origin} has a forged signature of the key"))
+    } else if !is_signed {
+        (WHICH_KEY, format!("checkpoint of {origin} is not signed by the key"))
+    } else if head.size > ENTRIES_MAX {
+        (WHICH_KEY, format!("checkpoint covers {} entries, which no relay can write", head.size))
+    } else {
+        match root_at(&log.nodes(), head.size) {
+            Ok(root) if root == head.root => return Ok(None),
+            Ok(_) => (
+                WHO_WROTE,
+                "the tiles are not those that the checkpoint was signed over".to_owned(),
+            ),
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => return Err(error),
+            Err(error) => (WHO_WROTE, error.to_string()),
+        }
+    };
+    let mut report = Report::default();
+    report.counts.checkpoints = 1;
+    report.faults.add(None, question, text);
+    report.unchecked.push("the entries of the log: nothing was read but its checkpoint".to_owned());
+    Ok(Some(report))
+}

@@ -1,0 +1,414 @@
+//! A log of an attacker does not hurt the auditor: each command ends soon, takes little memory,
+//! says what is wrong, and prints nothing that a terminal would obey.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use kube_audit_forwarder::tlog::checkpoint::Checkpoint;
+use kube_audit_forwarder::tlog::checkpoint::Signed;
+use kube_audit_forwarder::tlog::key::SigningKey;
+use kube_audit_forwarder::tlog::merkle::Hash;
+use kube_audit_forwarder::tlog::merkle::Head;
+use kube_audit_forwarder::tlog::merkle::root;
+use kube_audit_forwarder::tlog::note::Note;
+use kube_audit_forwarder::tlog::proof::Proof;
+use kube_audit_forwarder::tlog::tile;
+use tempfile::TempDir;
+
+use super::recorded::Recorded;
+use super::verify::Checked;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::Relay;
+use crate::support::spool::Spool;
+
+const ORIGIN: &str = "example.org/hostile";
+
+/// The memory in KiB that the program may take, with the code and the stacks of its threads.
+const MEMORY_KIB: u64 = 1_500_000;
+
+/// Runs a command with little memory. It must end within a minute.
+fn limited(arguments: &[&str]) -> Checked {
+    let script = format!("ulimit -v {MEMORY_KIB}; exec timeout -s KILL 60 \"$@\"");
+    let mut command = Command::new("bash");
+    command.args(["-c", &script, "bash", env!("CARGO_BIN_EXE_kube-audit-forwarder")]);
+    let output = command.args(arguments).stdin(Stdio::null()).output().expect("bash");
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
+    let status = output.status.code().unwrap_or_else(|| panic!("killed: {text}"));
+    assert!((0..=2).contains(&status), "{arguments:?}: {status}: {text}");
+    Checked { status, text }
+}
+
+/// An attacker's log with a key that the auditor may know.
+struct Hostile {
+    key: SigningKey,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Hostile {
+    /// A log with these entries.
+    fn new(entries: &[Vec<u8>]) -> Self {
+        let (key, _) = SigningKey::generate(ORIGIN).unwrap();
+        let leaves: Vec<_> = entries.iter().map(|entry| Hash::of_leaf(entry)).collect();
+        let head = Head { size: entries.len() as u64, root: root(leaves.iter().copied()) };
+        let mut hostile = Self { key, files: BTreeMap::new() };
+        hostile.sign(head);
+        assert!(entries.len() < 256);
+        let mut bundle = Vec::new();
+        entries.iter().for_each(|entry| tile::push_entry(entry, &mut bundle).unwrap());
+        let tiles = leaves.iter().flat_map(|hash| hash.0).collect();
+        hostile.files.insert(format!("tile/entries/000.p/{}", entries.len()), bundle);
+        hostile.files.insert(format!("tile/0/000.p/{}", entries.len()), tiles);
+        hostile
+    }
+
+    fn sign(&mut self, head: Head) {
+        let checkpoint = Checkpoint { origin: ORIGIN.to_owned(), head };
+        let note = checkpoint.sign([&self.key]).unwrap().to_string();
+        self.files.insert("checkpoint".to_owned(), note.into_bytes());
+    }
+
+    fn verifier(&self) -> String {
+        self.key.verifier().to_string()
+    }
+
+    fn write(&self) -> TempDir {
+        let directory = TempDir::new().unwrap();
+        for (name, bytes) in &self.files {
+            let path = directory.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        directory
+    }
+
+    /// Serves the files. All other tiles of entries are `bundle`, and all other tiles of hashes are
+    /// what `tile` returns for the level.
+    fn serve(
+        self,
+        bundle: Vec<u8>,
+        tile: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static,
+    ) -> HttpSink {
+        HttpSink::start(move |request| {
+            let path = request.target.trim_start_matches("/evidence/");
+            if let Some(bytes) = self.files.get(path) {
+                return Answer::status(200).body(bytes.clone());
+            }
+            let Some(rest) = path.strip_prefix("tile/") else { return Answer::status(404) };
+            let (level, rest) = rest.split_once('/').unwrap();
+            let width = rest.split_once(".p/").map_or(256, |(_, width)| width.parse().unwrap());
+            match level.parse() {
+                Ok(level) => Answer::status(200).body(tile(level).repeat(width)),
+                Err(_) => Answer::status(200).body(bundle.clone()),
+            }
+        })
+    }
+}
+
+fn heartbeat() -> Vec<u8> {
+    br#"{"type":"heartbeat","at":1700000000000}"#.to_vec()
+}
+
+/// A whole bundle of the greatest size.
+fn large_bundle() -> Vec<u8> {
+    let mut bundle = Vec::new();
+    for _ in 0..256 {
+        tile::push_entry(&[b'x'; tile::ENTRY_BYTES_MAX], &mut bundle).unwrap();
+    }
+    bundle
+}
+
+/// Method: a server has a checkpoint over 2^63 - 1 entries, and answers each request with a large
+/// tile. The checkpoint is signed by nobody whom the auditor knows, or by the right key.
+#[test]
+fn a_published_log_of_2_to_the_63_entries_is_not_downloaded() {
+    let size = i64::MAX as u64;
+    for is_known in [false, true] {
+        let mut hostile = Hostile::new(&[heartbeat()]);
+        let verifier = match is_known {
+            true => hostile.verifier(),
+            false => SigningKey::generate(ORIGIN).unwrap().0.verifier().to_string(),
+        };
+        hostile.sign(Head { size, root: Hash([7; 32]) });
+        let server = hostile.serve(large_bundle(), |_| vec![7; 32]);
+        let url = format!("http://{}", server.address());
+        let checked = limited(&["evidence", "verify", "--url", &url, "--key", &verifier]);
+        let why = if is_known { "9223372036854775807 entries" } else { "is not signed by the key" };
+        checked.assert(1, &["FAULT", why, "checkpoints 0/1 valid"]);
+        assert!(!checked.text.contains("No event is missing"), "{}", checked.text);
+        assert!(server.requests().len() < 5, "{} requests", server.requests().len());
+    }
+}
+
+/// Method: the right key has signed a size that a log may have. The tiles on the right edge of the
+/// tree are others than those that were signed, or they fit and the entries do not, or all hashes
+/// fit a log that consists of one entry, over and over.
+#[test]
+fn a_published_log_is_read_only_as_far_as_its_hashes_fit() {
+    let accepted =
+        format!(r#"{{"type":"accepted","first":0,"count":1,"at":5,"root":"{}"}}"#, Hash([1; 32]));
+    let leaf = Hash::of_leaf(accepted.as_bytes());
+    // The root over a power of two of equal entries.
+    let levels: Vec<_> = std::iter::successors(Some(leaf), |hash| Some(Hash::of_node(hash, hash)))
+        .take(41)
+        .collect();
+    let mut bundle = Vec::new();
+    (0..256).for_each(|_| tile::push_entry(accepted.as_bytes(), &mut bundle).unwrap());
+    for (root, bundle, why) in [
+        (
+            Hash([7; 32]),
+            large_bundle(),
+            "the tiles are not those that the checkpoint was signed over",
+        ),
+        (levels[32], large_bundle(), "tile/0/000 has other hashes than the entries"),
+        (levels[32], bundle, "too much is wrong before them"),
+    ] {
+        let mut hostile = Hostile::new(&[heartbeat()]);
+        let verifier = hostile.verifier();
+        hostile.sign(Head { size: 1 << 32, root });
+        let levels = levels.clone();
+        let tiles = move |level: u32| levels[level as usize * 8].0.to_vec();
+        let server = hostile.serve(bundle, tiles);
+        let url = format!("http://{}", server.address());
+        let checked = limited(&["evidence", "verify", "--url", &url, "--key", &verifier]);
+        checked.assert(1, &["FAULT", why, "NOT CHECKED: the entries"]);
+        assert!(server.requests().len() < 60, "{} requests", server.requests().len());
+    }
+}
+
+/// Method: the answers are a redirect, a body without an end, a compressed body, and an answer that
+/// is cut off. None of them says anything about the log.
+#[test]
+fn an_answer_that_is_no_file_accuses_nobody() {
+    let endless = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+    let chunk = [b"100000\r\n".as_slice(), &vec![b'x'; 1 << 20], b"\r\n"].concat();
+    let huge = b"HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775807\r\n\r\n".to_vec();
+    for (answer, why) in [
+        (Answer::status(302).header("Location", "http://127.0.0.1:1/checkpoint"), "302 Found"),
+        (Answer::raw([endless, chunk.repeat(3)].concat()).closing(), "more than 1048576 bytes"),
+        (Answer::raw([huge, vec![b'x'; 3 << 20]].concat()).closing(), "more than 1048576 bytes"),
+        (Answer::status(200).header("Content-Encoding", "gzip").body("x"), "is compressed"),
+        (Answer::status(200).body("x").header("Content-Length", "9").closing(), ""),
+        (Answer::hang_up(), "no HTTP answer"),
+    ] {
+        let answer = std::sync::Mutex::new(Some(answer));
+        let server = HttpSink::start(move |_| answer.lock().unwrap().take().unwrap());
+        let hostile = Hostile::new(&[heartbeat()]);
+        let url = format!("http://{}", server.address());
+        let checked = limited(&["evidence", "verify", "--url", &url, "--key", &hostile.verifier()]);
+        checked.assert(2, &[why]);
+        assert!(!checked.text.contains("FAULT"), "{}", checked.text);
+    }
+}
+
+/// Method: each file of a real queue with evidence is replaced in turn by a symlink to a device
+/// without an end, a FIFO, and a directory.
+#[test]
+fn a_special_file_in_a_log_is_named_and_never_read() {
+    let mut recorded = Recorded::new();
+    // The queue keeps the events, and the journal is there after a kill.
+    recorded.sink = HttpSink::start(|_| Answer::status(503));
+    let mut relay = Relay::start(&recorded.config(""));
+    recorded.post(&relay, 1, 300);
+    recorded.wait_until_signed();
+    relay.kill();
+    std::fs::write(recorded.spool.path().join("evidence-rolled-back"), "other\nwhy\n").unwrap();
+    let key = recorded.verifier.clone();
+    let attack = |beginning: &str, how: fn(&Path), what: &str| {
+        let copy = recorded.spool.copy();
+        let path = newest(&copy, beginning);
+        std::fs::remove_file(&path).unwrap();
+        how(&path);
+        let directory = copy.path().display().to_string();
+        let checked = limited(&["evidence", "verify", "--directory", &directory, "--key", &key]);
+        if beginning.starts_with("evidence") {
+            assert!(checked.status > 0, "{beginning} {what}: {}", checked.text);
+            assert!(checked.text.contains(what), "{beginning} {what}: {}", checked.text);
+        }
+        for command in [
+            vec!["show", &directory],
+            vec!["prove", &directory, "--position", "7"],
+        ] {
+            limited(&[&["evidence"], command.as_slice()].concat());
+        }
+    };
+    for beginning in [
+        "evidence/checkpoint",
+        "evidence/tile/0/",
+        "evidence/tile/entries/",
+        "evidence/lines/",
+        "evidence/journal",
+        "evidence-rolled-back",
+        "segments/",
+        "cursors",
+    ] {
+        attack(beginning, |path| symlink("/dev/zero", path).unwrap(), "a symlink");
+        attack(beginning, make_fifo, "a FIFO");
+        attack(beginning, |path| std::fs::create_dir(path).unwrap(), "directory");
+    }
+}
+
+/// Returns the largest file whose path begins so.
+fn newest(spool: &Spool, beginning: &str) -> PathBuf {
+    let files = spool.files().into_iter().filter(|(path, _)| path.starts_with(beginning));
+    let files = files.max_by_key(|(_, entry)| entry.bytes.len());
+    spool.path().join(files.unwrap_or_else(|| panic!("no {beginning}")).0)
+}
+
+fn make_fifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+/// Method: a directory of a tile is a symlink to itself, so that each path of a tile exists, and
+/// the right key has signed 2^63 - 1 entries.
+#[test]
+fn a_circle_of_symlinks_is_not_a_log_without_an_end() {
+    let mut hostile = Hostile::new(&[heartbeat()]);
+    hostile.sign(Head { size: i64::MAX as u64, root: Hash([7; 32]) });
+    let mut bundle = Vec::new();
+    (0..256).for_each(|_| tile::push_entry(&heartbeat(), &mut bundle).unwrap());
+    for index in 0..1000 {
+        hostile.files.insert(format!("tile/entries/{index:03}"), bundle.clone());
+    }
+    let directory = hostile.write();
+    for index in 0..1000 {
+        symlink(".", directory.path().join(format!("tile/entries/x{index:03}"))).unwrap();
+    }
+    let place = directory.path().display().to_string();
+    let checked =
+        limited(&["evidence", "verify", "--directory", &place, "--key", &hostile.verifier()]);
+    checked.assert(1, &["NOT CHECKED: the entries from 256000 on"]);
+}
+
+#[test]
+fn a_checkpoint_and_a_proof_without_an_end_are_refused() {
+    let hostile = Hostile::new(&[heartbeat()]);
+    let (directory, key) = (hostile.write(), hostile.verifier());
+    let directory = directory.path().display().to_string();
+    let kept = ["evidence", "verify", "--directory", &directory, "--checkpoint", "/dev/zero"];
+    limited(&[&kept[..], &["--key", &key]].concat()).assert(2, &["more than 16 MiB"]);
+    let proof = ["evidence", "verify", "--proof", "/dev/zero", "--key", &key];
+    limited(&proof).assert(2, &["more than 16 MiB"]);
+}
+
+/// Method: the right key has signed an entry about 2^60 events, and the proof has a path.
+#[test]
+fn a_proof_about_2_to_the_60_events_ends_at_once() {
+    let files = TempDir::new().unwrap();
+    let event = files.path().join("event");
+    std::fs::write(&event, "{}\n").unwrap();
+    for (first, count) in [(0, 1_u64 << 60), (7, 0), (u64::MAX, 5), (5, 4097)] {
+        let root = Hash([1; 32]);
+        let entry = format!(
+            r#"{{"type":"accepted","first":{first},"count":{count},"at":5,"root":"{root}"}}"#
+        );
+        let hostile = Hostile::new(&[entry.clone().into_bytes()]);
+        let signed = Signed::parse(&hostile.files["checkpoint"]).unwrap();
+        let extra = Some(entry.into_bytes());
+        let proof = Proof { extra, index: 0, path: Vec::new(), signed };
+        let salt = STANDARD.encode([1; 16]);
+        let path = format!("{}\n", Hash([2; 32])).repeat(60);
+        let file = files.path().join("proof");
+        std::fs::write(&file, format!("{proof}\nsalt {salt}\n{path}")).unwrap();
+        let [file, event] = [&file, &event].map(|path| path.display().to_string());
+        let key = hostile.verifier();
+        let checked =
+            limited(&["evidence", "verify", "--proof", &file, "--key", &key, "--events", &event]);
+        checked.assert(1, &[&format!("is about {count} events from position {first} on")]);
+    }
+}
+
+/// Characters that a terminal obeys, or that change the order of the others.
+const OBEYED: [char; 9] = [
+    '\u{1b}',
+    '\u{7f}',
+    '\u{9b}',
+    '\u{200e}',
+    '\u{202e}',
+    '\u{2028}',
+    '\u{2066}',
+    '\u{2069}',
+    '\u{e0041}',
+];
+
+/// Method: each text in a log has characters that a terminal obeys: its origin, names of outputs,
+/// reasons, versions, types of entries, and a further line of the checkpoint.
+#[test]
+fn a_log_can_not_write_to_the_terminal() {
+    let evil: String = OBEYED.iter().chain(&['2', 'J', 'x']).collect();
+    let name = serde_json::to_string(&evil).unwrap();
+    let raw = evil.replace(['\u{1b}', '\u{7f}'], "");
+    let zero = Hash([1; 32]);
+    let empty = Hash::of_nothing();
+    let running = format!(
+        r#""at":1,"version":{name},"config_sha256":{name},"heartbeat_ms":1000,"outputs":{{{name}:0}}"#
+    );
+    let entries = [
+        format!(r#"{{"type":"start",{running},"previous":{{"size":0,"root":"{empty}"}}}}"#),
+        format!(r#"{{"type":"accepted","first":0,"count":2,"at":2,"root":"{zero}"}}"#),
+        format!(r#"{{"type":"lost","output":{name},"first":0,"count":1,"at":3,"reason":{name}}}"#),
+        format!(
+            r#"{{"type":"lost","output":"{raw}","first":9,"count":1,"at":3,"reason":"{raw}"}}"#
+        ),
+        format!(r#"{{"type":"delivered","output":{name},"first":1,"count":1,"at":3}}"#),
+        format!(r#"{{"type":"key","at":4,"verifier_key":{name}}}"#),
+        format!(r#"{{"type":"{raw}"}}"#),
+        format!("\u{9b}2J\u{1b}[31m{raw}"),
+        format!(r#"{{"type":"reload",{running}}}"#),
+    ];
+    let mut hostile = Hostile::new(&entries.map(String::into_bytes));
+    let signed = Signed::parse(&hostile.files["checkpoint"]).unwrap();
+    let mut note = Note::new(&format!("{}{raw}\n", signed.note.text())).unwrap();
+    note.sign(&hostile.key);
+    hostile.files.insert("checkpoint".to_owned(), note.to_string().into_bytes());
+    let (directory, key) = (hostile.write(), hostile.verifier());
+    let place = directory.path().display().to_string();
+    let kept = directory.path().join("kept");
+    let is_name = |char: &char| !char.is_control() && !char.is_whitespace();
+    let name: String = raw.chars().filter(is_name).collect();
+    let (other, _) = SigningKey::generate(&name).unwrap();
+    let head = signed.checkpoint.head;
+    let origin = other.verifier().name().to_owned();
+    let kept_note = Checkpoint { origin, head }.sign([&other]).unwrap().to_string();
+    std::fs::write(&kept, kept_note).unwrap();
+    let kept = kept.display().to_string();
+    for (arguments, word) in [
+        (vec!["show", &place], "INDEX"),
+        (vec!["show", "--json", &place], "reload"),
+        (vec!["prove", &place, "--position", "0"], "terminal"),
+        (vec!["verify", "--directory", &place, "--key", &key], "FAULT"),
+        (vec!["verify", "--directory", &place, "--key", &key, "--checkpoint", &kept], "FAULT"),
+    ] {
+        let checked = limited(&[&["evidence"], arguments.as_slice()].concat());
+        let found = checked.text.chars().find(|char| OBEYED.contains(char));
+        assert_eq!(found, None, "{arguments:?}: {:?}", checked.text);
+        assert!(checked.text.contains(word), "{arguments:?}: {}", checked.text);
+    }
+}
+
+/// Method: the right key has signed entries with a name of 60,000 bytes and with 5,000 outputs.
+/// They are named, and not kept.
+#[test]
+fn names_and_gaps_without_an_end_take_no_memory() {
+    let long = "n".repeat(60_000);
+    let outputs: Vec<_> = (0..5000).map(|at| format!(r#""o{at}":0"#)).collect();
+    let entries = [
+        format!(r#"{{"type":"lost","output":"{long}","first":0,"count":1,"at":3,"reason":"x"}}"#),
+        format!(
+            r#"{{"type":"reload","at":1,"version":"","config_sha256":"","heartbeat_ms":1,"outputs":{{{}}}}}"#,
+            outputs.join(",")
+        ),
+    ];
+    let hostile = Hostile::new(&entries.map(String::into_bytes));
+    let directory = hostile.write();
+    let place = directory.path().display().to_string();
+    let checked =
+        limited(&["evidence", "verify", "--directory", &place, "--key", &hostile.verifier()]);
+    checked.assert(1, &["a name of more than 256 bytes", "lists more than 1,000 outputs"]);
+}
