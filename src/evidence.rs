@@ -9,9 +9,10 @@
 //! |---|---|---|
 //! | 1 | `entry` `journal` `layout` `lines` | what an entry says · entries without a checkpoint · names of files · hashes of lines |
 //! | 2 | `outcome` `reader` `store` | entries about what the outputs finish · a log seen from outside · the files of the log, and the order in which they are written |
-//! | 3 | `hashes` `originals` `witness` | the files of line hashes · whether a line is the one that came in · who cosigns checkpoints |
+//! | 3 | `copy` `hashes` `originals` `witness` | a log as it is now, elsewhere · the files of line hashes · whether a line is the one that came in · who cosigns checkpoints |
 //! | 4 | `recorder` | the thread |
 
+pub mod copy;
 pub mod entry;
 mod hashes;
 mod journal;

@@ -1,4 +1,4 @@
-//! The commands `evidence keygen`, `show`, `prove` and `verify`.
+//! The commands `evidence keygen`, `show`, `prove`, `copy` and `verify`.
 
 use std::fs;
 use std::io;
@@ -27,6 +27,7 @@ use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::inclusion;
 use crate::tlog::proof::Proof;
 
+mod copy;
 mod published;
 mod verify;
 
@@ -62,6 +63,16 @@ pub(super) enum Command {
         #[arg(long, value_name = "N")]
         position: u64,
     },
+    /// Copy the evidence of a relay, which may be running, so that the copy is whole: the newest
+    /// checkpoint, all that it covers, and the line hashes. The events in the queue are not copied
+    Copy {
+        /// The queue's directory, or evidence in it, or a copy of either
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+        /// The new directory, which must not exist or must be empty
+        #[arg(value_name = "TO")]
+        to: PathBuf,
+    },
     /// Check that an evidence log is whole, and that a consumer has stored the lines that left:
     /// exit status 0 if nothing is wrong, 1 if something is, 2 if not all of it could be checked
     Verify(Box<verify::Arguments>),
@@ -72,6 +83,7 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
         Command::Keygen { origin, out } => keygen(origin, out),
         Command::Show { directory, json } => show(directory, *json),
         Command::Prove { directory, position } => prove(directory, *position),
+        Command::Copy { directory, to } => copy::run(directory, to),
         Command::Verify(arguments) => verify::run(arguments),
     }
 }

@@ -96,6 +96,10 @@ const EXAMPLES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "evidence copy",
+        &["kube-audit-forwarder evidence copy /var/lib/kube-audit-forwarder evidence-2026-11-22"],
+    ),
+    (
         "evidence verify",
         &[
             "kube-audit-forwarder evidence verify --directory /var/lib/kube-audit-forwarder --key \"$(cat relay-0.vkey)\"",

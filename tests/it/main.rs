@@ -81,6 +81,7 @@ mod outputs {
 /// The log that proves which events came in.
 mod evidence {
     mod checkpoints;
+    mod copy;
     mod crashes;
     mod hostile;
     mod recorded;

@@ -231,9 +231,12 @@ fn a_special_file_in_a_log_is_named_and_never_read() {
             assert!(checked.status > 0, "{beginning} {what}: {}", checked.text);
             assert!(checked.text.contains(what), "{beginning} {what}: {}", checked.text);
         }
+        let to = TempDir::new().unwrap();
+        let to = to.path().join("to").display().to_string();
         for command in [
             vec!["show", &directory],
             vec!["prove", &directory, "--position", "7"],
+            vec!["copy", &directory, &to],
         ] {
             limited(&[&["evidence"], command.as_slice()].concat());
         }
@@ -284,6 +287,7 @@ fn a_circle_of_symlinks_is_not_a_log_without_an_end() {
     let checked =
         limited(&["evidence", "verify", "--directory", &place, "--key", &hostile.verifier()]);
     checked.assert(1, &["NOT CHECKED: the entries from 256000 on"]);
+    limited(&["evidence", "copy", &place, &format!("{place}-copy")]).assert(1, &["a symlink"]);
 }
 
 #[test]
@@ -378,10 +382,12 @@ fn a_log_can_not_write_to_the_terminal() {
     let kept_note = Checkpoint { origin, head }.sign([&other]).unwrap().to_string();
     std::fs::write(&kept, kept_note).unwrap();
     let kept = kept.display().to_string();
+    let to = format!("{place}-to");
     for (arguments, word) in [
         (vec!["show", &place], "INDEX"),
         (vec!["show", "--json", &place], "reload"),
         (vec!["prove", &place, "--position", "0"], "terminal"),
+        (vec!["copy", &place, &to], "entries"),
         (vec!["verify", "--directory", &place, "--key", &key], "FAULT"),
         (vec!["verify", "--directory", &place, "--key", &key, "--checkpoint", &kept], "FAULT"),
     ] {
@@ -390,6 +396,7 @@ fn a_log_can_not_write_to_the_terminal() {
         assert_eq!(found, None, "{arguments:?}: {:?}", checked.text);
         assert!(checked.text.contains(word), "{arguments:?}: {}", checked.text);
     }
+    std::fs::remove_dir_all(&to).unwrap();
 }
 
 /// Method: the right key has signed entries with a name of 60,000 bytes and with 5,000 outputs.

@@ -1,0 +1,362 @@
+//! Copies an evidence log while its relay may be running.
+//!
+//! # What is copied
+//!
+//! The newest checkpoint decides. The copy has its note, the tiles and entries that it covers and
+//! nothing behind them, and the line hashes of the events before its end. It has neither the
+//! journal nor the queue.
+//!
+//! # What the relay does meanwhile
+//!
+//! - It deletes the partial tiles of older checkpoints. They are read directly after the
+//!   checkpoint. If one is gone nevertheless, there is a newer checkpoint, and the copy begins
+//!   again with that one. Whole tiles are never changed or deleted.
+//! - It deletes the oldest line hashes, and a later checkpoint covers the entry that says so. The
+//!   copy then waits for a newer checkpoint, so that the copied log explains each deleted hash.
+//!
+//! The copy is made in a directory beside its place and renamed at the end. Nothing is written to
+//! the directory of the log.
+
+use std::fs;
+use std::io;
+use std::io::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::entry::Entry;
+use super::layout::LINES;
+use super::layout::ROLLED_BACK;
+use super::lines;
+use super::lines::Record;
+use super::reader::Directory;
+use super::reader::Files as _;
+use super::reader::Log;
+use super::reader::ReadError;
+use crate::tlog::merkle::root_at;
+use crate::tlog::tile;
+use crate::tlog::tile::CHECKPOINT;
+use crate::tlog::tile::Content;
+use crate::tlog::tile::Tile;
+use crate::tlog::tile::WIDTH;
+use crate::tlog::tile::last_tiles;
+
+/// The most times that the copy begins again because partial tiles were deleted.
+const ATTEMPTS: u32 = 20;
+
+/// The longest wait for a checkpoint that explains which line hashes are deleted: twice the default
+/// of `evidence.checkpoint_interval`, and some time for the relay.
+const EXPLAINED_WITHIN: Duration = Duration::from_secs(25);
+
+/// The pause before the next look for a newer checkpoint.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Why there is no copy.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// There can't be a copy at this place.
+    #[error("{0}")]
+    Target(String),
+    /// The log can't be read.
+    #[error(transparent)]
+    Log(#[from] ReadError),
+    /// Tiles of the newest checkpoint were missing at each attempt.
+    #[error("files of the newest checkpoint are missing, again and again")]
+    Changing,
+    /// The copy can't be written.
+    #[error("cannot write the copy: {0}")]
+    Write(#[from] io::Error),
+}
+
+/// A copy that was made.
+#[derive(Debug)]
+pub struct Copied {
+    /// The name of the log.
+    pub origin: String,
+    /// The number of entries that its checkpoint covers.
+    pub entries: u64,
+    /// The number of files of line hashes.
+    pub line_files: u64,
+    /// Line hashes below this position are gone, and the log does not say so. `None`: the log
+    /// explains all that are gone.
+    pub unexplained_below: Option<u64>,
+}
+
+/// Copies the log of `files`, which is in `directory`, into the directory `to`, which must not
+/// exist or must be empty.
+///
+/// # Errors
+///
+/// See [`CopyError`]. The directory `to` is then as it was.
+pub fn copy(files: &Directory, directory: &Path, to: &Path) -> Result<Copied, CopyError> {
+    let part = part_of(directory, to)?;
+    let copied = Copying { files, part: &part, explained: Explained::default(), bundles: 0 }.run();
+    let copied = copied.and_then(|copied| {
+        fs::rename(&part, to)?;
+        let around = part.parent().filter(|around| !around.as_os_str().is_empty());
+        fs::File::open(around.unwrap_or(Path::new(".")))?.sync_all()?;
+        Ok(copied)
+    });
+    if copied.is_err() {
+        fs::remove_dir_all(&part).ok();
+    }
+    copied
+}
+
+/// Makes the directory in which the copy grows: `TO.part`.
+fn part_of(directory: &Path, to: &Path) -> Result<PathBuf, CopyError> {
+    let shown = to.display();
+    let refused = |why: &str| CopyError::Target(format!("{shown}: {why}"));
+    let is_free = match fs::read_dir(to) {
+        Ok(mut names) => names.next().is_none(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => to.symlink_metadata().is_err(),
+        Err(_) => false,
+    };
+    if !is_free {
+        return Err(refused("there is something already; name a directory that does not exist"));
+    }
+    let name = to.file_name().ok_or_else(|| refused("this is not the name of a new directory"))?;
+    let part = to.with_file_name([name, ".part".as_ref()].join("".as_ref()));
+    let around = part.parent().filter(|around| !around.as_os_str().is_empty());
+    let around = around.unwrap_or(Path::new(".")).canonicalize();
+    let around = around.map_err(|error| refused(&format!("its directory: {error}")))?;
+    if directory.canonicalize().is_ok_and(|directory| around.starts_with(directory)) {
+        return Err(refused("nothing is written to the directory that is copied"));
+    }
+    fs::DirBuilder::new().mode(0o700).create(&part).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => {
+            let part = part.display();
+            refused(&format!(
+                "{part} is there, as a copy that was not finished leaves it: delete it"
+            ))
+        }
+        _ => refused(&format!("cannot make {}: {error}", part.display())),
+    })?;
+    Ok(part)
+}
+
+/// The line hashes that the entries say must be there.
+#[derive(Debug, Default)]
+struct Explained {
+    /// The position of the first event of the log.
+    first: Option<u64>,
+    /// The log says that the hashes of positions below this one were deleted.
+    below: u64,
+    /// The position behind the last event of the log.
+    end: u64,
+}
+
+impl Explained {
+    fn add(&mut self, bundle: &[u8], width: u64) -> io::Result<()> {
+        for entry in tile::entries(bundle, width)? {
+            // An entry that can't be read is copied as it is.
+            let Ok(entry) = Entry::parse(entry) else { continue };
+            match &entry {
+                Entry::Accepted { first, .. } => _ = self.first.get_or_insert(*first),
+                Entry::Pruned { below, .. } => self.below = self.below.max(*below),
+                _ => {}
+            }
+            self.end = self.end.max(entry.end_in_queue().unwrap_or_default());
+        }
+        Ok(())
+    }
+}
+
+/// A copy that is being made.
+struct Copying<'a> {
+    files: &'a Directory,
+    part: &'a Path,
+    /// By the whole bundles that were copied.
+    explained: Explained,
+    /// The number of whole bundles that were copied.
+    bundles: u64,
+}
+
+/// A checkpoint, and the tiles that a later one may delete.
+struct Begun<'a> {
+    log: Log<&'a Directory>,
+    partial: Vec<(Tile, Vec<u8>)>,
+}
+
+impl<'a> Copying<'a> {
+    fn run(mut self) -> Result<Copied, CopyError> {
+        let until = Instant::now() + EXPLAINED_WITHIN;
+        loop {
+            let begun = self.begin()?;
+            self.whole_tiles(begun.log.size())?;
+            let mut explained = Explained { ..self.explained };
+            for (tile, bytes) in &begun.partial {
+                if tile.content == Content::Entries {
+                    explained.add(bytes, tile.width).map_err(|error| failed(*tile, error))?;
+                }
+            }
+            let (line_files, oldest) = self.line_hashes(explained.end)?;
+            let from = explained.below.max(explained.first.unwrap_or(u64::MAX));
+            let gap = oldest.filter(|oldest| *oldest > from);
+            if gap.is_some() && Instant::now() < until && self.has_newer(&begun.log, until) {
+                continue;
+            }
+            self.end(&begun)?;
+            return Ok(Copied {
+                origin: begun.log.signed().checkpoint.origin.clone(),
+                entries: begun.log.size(),
+                line_files,
+                unexplained_below: gap,
+            });
+        }
+    }
+
+    /// Reads the newest checkpoint, and the partial tiles that it covers.
+    fn begin(&self) -> Result<Begun<'a>, CopyError> {
+        let mut missing = None;
+        for _ in 0..ATTEMPTS {
+            let log = Log::open(self.files)?;
+            let head = log.signed().checkpoint.head;
+            if missing.is_some_and(|(before, _)| before == head) {
+                break;
+            }
+            let mut partial = Vec::new();
+            for tile in last_tiles(head.size).filter(|tile| tile.width < WIDTH) {
+                match self.files.tile(tile).map_err(|error| failed(tile, error))? {
+                    Some(bytes) => partial.push((tile, bytes)),
+                    None => missing = Some((head, tile)),
+                }
+            }
+            if missing.is_none_or(|(of, _)| of != head) {
+                return Ok(Begun { log, partial });
+            }
+        }
+        match missing {
+            Some((_, tile)) => Err(gone(tile)),
+            None => Err(CopyError::Changing),
+        }
+    }
+
+    /// Copies the whole tiles and bundles of a log of so many entries, if they are not there yet.
+    fn whole_tiles(&mut self, size: u64) -> Result<(), CopyError> {
+        for index in self.bundles..size / WIDTH {
+            let tile = Tile { content: Content::Entries, index, width: WIDTH };
+            let bytes = self.whole_tile(tile)?;
+            self.explained.add(&bytes, WIDTH).map_err(|error| failed(tile, error))?;
+            let mut level = 0;
+            // The entry that ends a tile of a level may end one of the level above, too.
+            let mut ended = index + 1;
+            self.whole_tile(Tile { content: Content::Hashes(level), index, width: WIDTH })?;
+            while ended.is_multiple_of(WIDTH) {
+                (ended, level) = (ended / WIDTH, level + 1);
+                let content = Content::Hashes(level);
+                self.whole_tile(Tile { content, index: ended - 1, width: WIDTH })?;
+            }
+            self.bundles = index + 1;
+        }
+        Ok(())
+    }
+
+    fn whole_tile(&self, tile: Tile) -> Result<Vec<u8>, CopyError> {
+        let bytes = self.files.tile(tile).map_err(|error| failed(tile, error))?;
+        let bytes = bytes.ok_or_else(|| gone(tile))?;
+        self.write_tile(tile, &bytes)?;
+        Ok(bytes)
+    }
+
+    fn write_tile(&self, tile: Tile, bytes: &[u8]) -> Result<(), CopyError> {
+        if let Content::Hashes(_) = tile.content {
+            tile::hashes(bytes, tile.width).map_err(|error| failed(tile, error))?;
+        }
+        self.write(&tile.path(), bytes)
+    }
+
+    /// Copies the line hashes of the events before `end`. Returns the number of files, and the
+    /// first position that has a hash.
+    fn line_hashes(&self, end: u64) -> Result<(u64, Option<u64>), CopyError> {
+        let failed =
+            |error: io::Error| CopyError::Log(ReadError::File { path: LINES.to_owned(), error });
+        fs::remove_dir_all(self.part.join(LINES)).or_else(not_found)?;
+        let (mut count, mut oldest) = (0, None);
+        for file in self.files.line_files().map_err(failed)? {
+            let content = self.files.line_file(file).map_err(failed)?;
+            let mut kept = Vec::new();
+            let mut offsets = lines::Records::of(&content).peekable();
+            while let Some((from, Ok(record))) = offsets.next() {
+                let to = offsets.peek().map_or(content.len() as u64, |(offset, _)| *offset);
+                let place = usize::try_from(from).and_then(|from| Ok(from..usize::try_from(to)?));
+                let first = match record {
+                    Record::Accepted(range) => {
+                        let oldest = oldest.get_or_insert(range.first);
+                        *oldest = range.first.min(*oldest);
+                        range.first
+                    }
+                    Record::Delivered(delivered) => delivered.range.first,
+                };
+                if first < end {
+                    kept.extend_from_slice(
+                        place.ok().and_then(|it| content.get(it)).unwrap_or(&[]),
+                    );
+                }
+            }
+            if !kept.is_empty() {
+                self.write(&file.path(), &kept)?;
+                count += 1;
+            }
+        }
+        Ok((count, oldest))
+    }
+
+    /// Waits for a checkpoint that is newer than the one of `log`. Returns `false` if none came.
+    fn has_newer(&self, log: &Log<&Directory>, until: Instant) -> bool {
+        while Instant::now() < until {
+            if Log::open(self.files).is_ok_and(|newest| newest.size() > log.size()) {
+                return true;
+            }
+            std::thread::sleep(PAUSE);
+        }
+        false
+    }
+
+    /// Writes what belongs to the checkpoint alone, checks the copy, and makes it durable.
+    fn end(&self, begun: &Begun<'_>) -> Result<(), CopyError> {
+        for (tile, bytes) in &begun.partial {
+            self.write_tile(*tile, bytes)?;
+        }
+        if let Some(why) = self.files.rolled_back_file()? {
+            self.write(ROLLED_BACK, &why)?;
+        }
+        self.write(CHECKPOINT, begun.log.signed().note.to_string().as_bytes())?;
+        let copy = Log::open(Directory::at(self.part))?;
+        let head = copy.signed().checkpoint.head;
+        let root = root_at(&copy.nodes(), head.size)?;
+        if root != head.root {
+            return Err(CopyError::Write(io::Error::other(
+                "the tiles are not those that the checkpoint was signed over: the log is damaged",
+            )));
+        }
+        // One call for all files of the copy.
+        rustix::fs::syncfs(fs::File::open(self.part)?).map_err(io::Error::from)?;
+        Ok(())
+    }
+
+    fn write(&self, path: &str, bytes: &[u8]) -> Result<(), CopyError> {
+        let path = self.part.join(path);
+        if let Some(around) = path.parent() {
+            fs::DirBuilder::new().mode(0o700).recursive(true).create(around)?;
+        }
+        let mut options = fs::OpenOptions::new();
+        let mut file = options.write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(file.write_all(bytes)?)
+    }
+}
+
+fn failed(tile: Tile, error: io::Error) -> CopyError {
+    CopyError::Log(ReadError::File { path: tile.path(), error })
+}
+
+fn gone(tile: Tile) -> CopyError {
+    failed(tile, io::Error::other("the file is missing"))
+}
+
+fn not_found(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
+}

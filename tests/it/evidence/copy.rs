@@ -1,0 +1,173 @@
+//! `evidence copy`: a copy of a directory in use is whole, and nothing is written to the directory.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::recorded::Recorded;
+use super::verify::Checked;
+use super::verify::check;
+use crate::support::PATIENCE;
+use crate::support::corpus::generated_batch;
+use crate::support::http;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::wait_until;
+
+/// Runs `evidence copy`.
+fn copy(directory: &Path, to: &Path) -> Checked {
+    let arguments = ["evidence", "copy", directory.to_str().unwrap(), to.to_str().unwrap()];
+    let output = run_command(&arguments, Path::new("/"));
+    let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+    Checked { status: output.status.code().unwrap(), text }
+}
+
+/// Returns each file and directory below a place, with its mode.
+fn modes(place: &Path) -> Vec<(String, u32)> {
+    let found = Command::new("find").arg(place).args(["-printf", "%P %m\n"]).output().unwrap();
+    let lines = String::from_utf8(found.stdout).unwrap();
+    let parse = |line: &str| {
+        let (name, mode) = line.rsplit_once(' ').unwrap();
+        (name.to_owned(), u32::from_str_radix(mode, 8).unwrap())
+    };
+    lines.lines().map(parse).collect()
+}
+
+/// Method: 1,200 events come in each second, a checkpoint is signed each second, and the line
+/// hashes have so little room that the oldest are deleted all the time.
+#[test]
+fn a_copy_under_load_always_verifies() {
+    let recorded = Recorded::new();
+    let config = recorded.config("max_bytes = \"1MiB\"\n");
+    let relay = Relay::start(&config);
+    let address = relay.address();
+    // The oldest hashes go as soon as there are one MiB of them: 32,768 events.
+    for seed in 0..12 {
+        assert_eq!(relay.post(&generated_batch(seed, 4000, 300)).status, 200);
+    }
+    let log = recorded.log();
+    wait_until("a checkpoint", PATIENCE, || log.join("checkpoint").exists());
+    let is_over = AtomicBool::new(false);
+    let place = TempDir::new().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for seed in 100.. {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                let body = generated_batch(seed, 120, 300);
+                http::post(address, "/", "application/json", &body).ok();
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let over = Over(&is_over);
+        let mut has_new = false;
+        for number in 0..20 {
+            let directory = if number % 2 == 0 { recorded.spool.path() } else { log.as_path() };
+            let to = place.path().join(number.to_string());
+            let copied = copy(directory, &to);
+            copied.assert(0, &["entries of", "files of line hashes"]);
+            let to = to.display().to_string();
+            let checked = check(&["--directory", &to, "--key", &recorded.verifier]);
+            assert!(checked.status == 0 || checked.status == 2, "{}", checked.text);
+            assert!(!checked.text.contains("FAULT"), "{}", checked.text);
+            let unexplained = checked.text.contains("the log does not say why");
+            assert!(!unexplained, "{}{}", copied.text, checked.text);
+            has_new |= std::fs::read(log.join("checkpoint")).unwrap()
+                != std::fs::read(Path::new(&to).join("checkpoint")).unwrap();
+        }
+        drop(over);
+        assert!(has_new, "no checkpoint was signed meanwhile");
+    });
+    let first = |place: &Path| std::fs::read_dir(place.join("lines")).unwrap().count();
+    assert!(first(&log) > 0);
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+}
+
+/// Ends the load when the test ends, also if it fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_copy_has_what_the_checkpoint_covers_and_nothing_else() {
+    let mut recorded = Recorded::new();
+    let relay = Relay::start(&recorded.config(""));
+    recorded.post(&relay, 1, 600);
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+    std::fs::write(recorded.spool.path().join("evidence-rolled-back"), "other\nwhy\n").unwrap();
+    let before = modes(recorded.spool.path());
+    let place = TempDir::new().unwrap();
+    let to = place.path().join("copy");
+    // An empty directory is as good as none.
+    std::fs::create_dir(&to).unwrap();
+    copy(recorded.spool.path(), &to).assert(0, &[]);
+    assert_eq!(modes(recorded.spool.path()), before);
+    let copied = modes(&to);
+    for (name, mode) in &copied {
+        let is_file = to.join(name).is_file();
+        assert_eq!(*mode, if is_file { 0o600 } else { 0o700 }, "{name}");
+        let known = ["checkpoint", "evidence-rolled-back"].contains(&name.as_str());
+        let below = ["tile", "lines", ""].contains(&name.split('/').next().unwrap());
+        assert!(known || below, "{name}");
+    }
+    assert!(copied.iter().any(|(name, _)| name.starts_with("lines/0")), "{copied:?}");
+    assert!(!place.path().join("copy.part").exists());
+    // All of it verifies, and a proof can be made of it.
+    let to_name = to.display().to_string();
+    let found = "events 600/600 found; missing 0";
+    check(&["--directory", &to_name, "--key", &recorded.verifier]).assert(0, &[found]);
+    let proof = run_command(&["evidence", "prove", &to_name, "--position", "5"], Path::new("/"));
+    assert!(proof.status.success() && String::from_utf8(proof.stdout).unwrap().contains("\nsalt "));
+    // A copy can be copied.
+    copy(&to, &place.path().join("second")).assert(0, &[]);
+    assert_eq!(modes(&place.path().join("second")), copied);
+}
+
+#[test]
+fn a_place_that_is_taken_is_refused_and_stays_as_it_is() {
+    let mut recorded = Recorded::new();
+    let relay = Relay::start(&recorded.config(""));
+    recorded.post(&relay, 1, 300);
+    relay.finish(Backlog::Stable);
+    let from = recorded.spool.path();
+    let place = TempDir::new().unwrap();
+    let full = place.path().join("full");
+    std::fs::create_dir(&full).unwrap();
+    std::fs::write(full.join("mine"), "mine").unwrap();
+    copy(from, &full).assert(2, &["there is something already"]);
+    assert_eq!(std::fs::read(full.join("mine")).unwrap(), b"mine");
+    copy(from, &full.join("mine")).assert(2, &["there is something already"]);
+    copy(from, &from.join("evidence/copy")).assert(2, &["nothing is written to the directory"]);
+    copy(from, &from.join("copy")).assert(2, &["nothing is written to the directory"]);
+    copy(from, &place.path().join("none/copy")).assert(2, &["No such file"]);
+    std::fs::create_dir(place.path().join("left.part")).unwrap();
+    copy(from, &place.path().join("left")).assert(2, &["left.part is there", "delete it"]);
+    copy(place.path(), &place.path().join("new")).assert(2, &["holds no evidence"]);
+    assert!(!place.path().join("new").exists());
+
+    // A log whose tiles are gone, or are others, leaves nothing behind.
+    let damaged = recorded.spool.copy();
+    let tiles = damaged.path().join("evidence/tile/0");
+    let tile = damaged.files().into_keys().filter(|path| path.starts_with("evidence/tile/0"));
+    tile.for_each(|path| damaged.edit(&path, |bytes| bytes[0] ^= 1));
+    let to = place.path().join("damaged");
+    copy(damaged.path(), &to).assert(1, &["the log is damaged"]);
+    std::fs::remove_dir_all(tiles).unwrap();
+    copy(damaged.path(), &to).assert(1, &["tile/0/000", "missing"]);
+    assert!(!to.exists() && !place.path().join("damaged.part").exists());
+    let mode = std::fs::metadata(from.join("evidence")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
