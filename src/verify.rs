@@ -10,7 +10,7 @@
 //! | 1 | `bounds` `compare` `positions` `report` `request` `stored` | entries that no relay writes · hashes in any number and order · a set of positions · counts and faults · what is asked · a consumer's lines |
 //! | 2 | `hashes` `history` `proof` | line hashes by their roots · what the entries say together · a proof by itself |
 //! | 3 | `log` | a log and its checkpoints |
-//! | 4 | `events` | the lines that left, and the lines in the queue |
+//! | 4 | `events` `witnesses` | the lines that left, and the lines in the queue · what witnesses have seen |
 //! | 5 | `published` | a log that a server has |
 
 use std::io;
@@ -30,6 +30,7 @@ mod published;
 pub mod report;
 mod request;
 mod stored;
+mod witnesses;
 
 pub use published::published;
 use report::Report;

@@ -30,6 +30,7 @@ use crate::tlog::proof::Proof;
 mod copy;
 mod published;
 mod verify;
+mod witness;
 
 /// The size in bytes of the buffer for standard output.
 const BUFFER: usize = 64 << 10;

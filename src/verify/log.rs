@@ -74,6 +74,8 @@ pub(super) struct Check<'a> {
     /// are compared.
     pub(super) comparison: Option<Comparison>,
     pub(super) left: Left,
+    /// The time of the newest cosignature of each witness, in seconds since 1970.
+    pub(super) cosigned: BTreeMap<String, u64>,
     /// `true`: the entries are from the journal now.
     is_beyond: bool,
 }
@@ -115,6 +117,7 @@ impl<'a> Check<'a> {
             window: Positions::default(),
             comparison: (!request.events.is_empty()).then(Comparison::new),
             left: Left::default(),
+            cosigned: BTreeMap::new(),
             is_beyond: false,
         }
     }
@@ -162,6 +165,7 @@ impl<'a> Check<'a> {
         let is_whole = self.entries(&log)?;
         if is_signed && is_whole {
             self.report.counts.valid += 1;
+            self.hear_witnesses(&own);
         }
         if let Some((first, _)) = journal.and_then(|journal| journal.first())
             && *first > log.size()
@@ -176,6 +180,10 @@ impl<'a> Check<'a> {
         for (name, note) in &self.request.checkpoints {
             self.checkpoint(name, note, &log);
         }
+        for (url, note) in &self.request.witnessed {
+            self.newest_of_witness(url, note, &log);
+        }
+        self.judge_witnesses();
         self.journal(log.size(), journal.unwrap_or_default())
     }
 
@@ -259,7 +267,10 @@ impl<'a> Check<'a> {
             return;
         }
         match root_at(&log.nodes(), size) {
-            Ok(root) if root == kept.head.root => self.report.counts.valid += 1,
+            Ok(root) if root == kept.head.root => {
+                self.report.counts.valid += 1;
+                self.hear_witnesses(&signed);
+            }
             Ok(_) => {
                 let text = format!(
                     "{name} has another root for the first {size} entries than the log: there are \

@@ -1,6 +1,7 @@
 //! The request for a check.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::tlog::key::VerifierKey;
 
@@ -21,6 +22,10 @@ pub struct Request {
     pub since: Option<u64>,
     /// The time up to which events are counted.
     pub until: Option<u64>,
+    /// The newest checkpoints that witnesses have: the URL of each witness, and its note.
+    pub witnessed: Vec<(String, Vec<u8>)>,
+    /// The greatest age that the newest cosignature of a witness may have.
+    pub witness_max_age: Option<Duration>,
 }
 
 impl Request {

@@ -140,6 +140,7 @@ mod deploy {
 
 /// The documents and the sources themselves: what the documents say is what the program does.
 mod docs {
+    mod auditors;
     mod documents;
     mod examples;
     mod layers;

@@ -8,6 +8,7 @@ use tokio::runtime::Runtime;
 
 use crate::ask::Target;
 use crate::evidence::reader::Files;
+use crate::tlog::merkle::Hash;
 use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::tile::CHECKPOINT;
 use crate::tlog::tile::Tile;
@@ -36,6 +37,20 @@ impl Published {
     /// A text that says what is wrong with the URL.
     pub(super) fn new(url: &str) -> Result<Self, String> {
         Self::with(url, "/evidence")
+    }
+
+    /// Makes a log of which only the checkpoint is there: `BASE/ORIGIN-HASH/checkpoint`, where a
+    /// witness has it (C2SP `tlog-witness`, "Monitor Retrieval Mechanism").
+    ///
+    /// # Errors
+    ///
+    /// As for [`Published::new`].
+    pub(super) fn at_witness(url: &str, origin: &str) -> Result<Self, String> {
+        let published = Self::with(url, "")?;
+        let Hash(hash) = Hash::of(&[origin.as_bytes()]);
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let base = format!("{}/{hash}", published.base);
+        Ok(Self { base, ..published })
     }
 
     fn with(url: &str, default: &str) -> Result<Self, String> {

@@ -12,6 +12,8 @@ use indicatif::ProgressBar;
 use indicatif::ProgressStyle;
 
 use super::published::Published;
+use super::witness;
+use super::witness::Witnesses;
 use crate::cli::FAILED;
 use crate::cli::WRONG;
 use crate::cli::input;
@@ -50,6 +52,8 @@ pub(in crate::cli) struct Arguments {
     /// The verifier key of a witness that must have signed too; may be repeated
     #[arg(long, value_name = "VKEY")]
     witness: Vec<String>,
+    #[command(flatten)]
+    witnesses: Witnesses,
     /// A file with a checkpoint that somebody has kept; may be repeated
     #[arg(long, value_name = "NOTE", conflicts_with = "proof")]
     checkpoint: Vec<PathBuf>,
@@ -89,7 +93,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     for file in &arguments.events {
         input(file, "the events")?;
     }
-    let request = request(arguments).map_err(wrong)?;
+    let mut request = request(arguments).map_err(wrong)?;
+    // What a witness has seen before the log is read must be in the log.
+    let unasked = witness::ask(&arguments.witnesses, &mut request).map_err(wrong)?;
     let is_proof = arguments.proof.is_some();
     if !is_proof && request.output.is_none() && !request.events.is_empty() {
         return Err(wrong("--events needs --output: the name of the output".to_owned()));
@@ -109,10 +115,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
         // clap asks for one of them.
         (None, None, None) => return Err(WRONG),
     };
-    let report = report.map_err(|error| {
+    let mut report = report.map_err(|error| {
         eprintln!("{}", escape::message(&error.to_string()));
         UNCHECKED
     })?;
+    report.unchecked.extend(unasked);
     print(&text_of(&report))?;
     match report.status() {
         0 => Ok(()),
@@ -139,6 +146,8 @@ fn request(arguments: &Arguments) -> Result<Request, String> {
         events: arguments.events.clone(),
         since: arguments.since,
         until: arguments.until,
+        witnessed: Vec::new(),
+        witness_max_age: arguments.witnesses.max_age(),
     })
 }
 

@@ -34,7 +34,7 @@ fn section(page: &Page, heading: &str) -> Page {
 
 /// Returns the commands of a section's blocks of shell. Each is one line at the prompt; a line that
 /// a backslash continues is the same command.
-fn commands(section: &Page) -> Vec<String> {
+pub(super) fn commands(section: &Page) -> Vec<String> {
     let shell = section.blocks().into_iter().filter(|block| block.language == "sh");
     let code: String = shell.map(|block| block.code).collect();
     let lines = code.replace("\\\n", " ");

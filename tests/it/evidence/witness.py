@@ -109,10 +109,24 @@ class Witness:
         encoded = base64.b64encode(self.id + at.to_bytes(8, "big") + signature).decode()
         other = base64.b64encode(b"\x00\x01\x02\x03" + bytes(72)).decode()
         # Clients must ignore the signatures of keys that they do not know.
-        return f"\u2014 another.example {other}\n\u2014 {self.name} {encoded}\n"
+        lines = f"\u2014 another.example {other}\n\u2014 {self.name} {encoded}\n"
+        with open(self.state + ".note", "w") as file:
+            file.write(note + lines)
+        return lines
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        """The newest checkpoint (C2SP tlog-witness, "Monitor Retrieval Mechanism")."""
+        witness = self.server.witness
+        origin = witness.log_key.split("+")[0]
+        path = f"/below/{sha256(origin.encode()).hex()}/checkpoint"
+        if self.path == path and os.path.exists(witness.state + ".note"):
+            with open(witness.state + ".note") as file:
+                self.answer(200, file.read())
+        else:
+            self.answer(404, "")
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         try:
@@ -122,7 +136,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             status, answer = refused.args
         except SystemExit as wrong:
             status, answer = 400, str(wrong)
-        content = answer.encode()
+        self.answer(status, answer)
+
+    def answer(self, status, text):
+        content = text.encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

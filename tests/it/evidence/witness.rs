@@ -159,6 +159,83 @@ fn a_log_that_was_set_back_is_not_gone_on_with() {
     }
 }
 
+/// Method: the relay has ended. Its directory and an older copy of it are checked, with and without
+/// the newest checkpoint of the witness, and by the age of the newest cosignature.
+#[test]
+fn an_older_copy_with_a_valid_cosignature_does_not_pass() {
+    let mut recorded = Recorded::new();
+    let mut witness = Witness::start(&recorded.verifier);
+    let config = recorded.config("") + &witness.config();
+    let mut copies = Vec::new();
+    for seed in [1, 2] {
+        let relay = Relay::start(&config);
+        recorded.post(&relay, seed, 300);
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+        copies.push(recorded.spool.copy());
+    }
+    let place = |spool: &Spool| spool.path().display().to_string();
+    let [older, whole] = [place(&copies[0]), place(&copies[1])];
+    let key = recorded.verifier.clone();
+    let [vkey, url] = [witness.verifier.clone(), witness.url.clone()];
+    let verify = |directory: &str, more: &[&str]| {
+        let named = ["--directory", directory, "--key", &key, "--witness", &vkey];
+        check(&[&named[..], more].concat())
+    };
+    // The old cosignature is valid, so naming the witness finds nothing.
+    verify(&older, &[]).assert(0, &["has cosigned at"]);
+    verify(&whole, &["--witness-url", &url]).assert(0, &["checkpoints 2/2 valid"]);
+    let said = "the log was set back, or this is a copy that was made before";
+    verify(&older, &["--witness-url", &url]).assert(2, &["NOT CHECKED", said]);
+
+    // A slash at the end changes nothing. A log that the witness does not know is said.
+    verify(&whole, &["--witness-url", &format!("{url}/")]).assert(0, &[]);
+    let other = keygen("example.org/other", &recorded.directory.path().join("other"));
+    let said = "has no checkpoint of example.org/other";
+    verify(&whole, &["--witness-url", &url, "--key", &other]).assert(2, &[said]);
+
+    // By age alone, and with the checkpoint that the witness has.
+    verify(&older, &["--witness-max-age", "1h"]).assert(0, &[]);
+    std::thread::sleep(std::time::Duration::from_millis(2100));
+    let age = ["--witness-max-age", "1s"];
+    let said = "the log may have been set back since then";
+    verify(&older, &age).assert(2, &["NOT CHECKED: the newest cosignature", said]);
+    verify(&whole, &[&age[..], &["--witness-url", &url]].concat()).assert(2, &[said]);
+
+    // A file with the same checkpoint does as well.
+    let kept = recorded.directory.path().join("kept");
+    std::fs::write(&kept, checkpoint(&recorded.spool).unwrap()).unwrap();
+    let kept = kept.display().to_string();
+    verify(&older, &["--checkpoint", &kept]).assert(1, &["its end was cut off"]);
+
+    witness.go_away();
+    verify(&whole, &["--witness-url", &url]).assert(2, &["NOT CHECKED", "cannot connect"]);
+    check(&["--directory", &whole, "--key", &key, "--witness-max-age", "1h"])
+        .assert(2, &["--witness <VKEY>"]);
+}
+
+/// Method: a running relay publishes its log, and the witness is asked before the log is.
+#[test]
+fn a_published_log_has_what_its_witness_has_seen() {
+    let mut recorded = Recorded::new();
+    let witness = Witness::start(&recorded.verifier);
+    let config = recorded.config("") + &witness.config();
+    let relay = Relay::start(&config);
+    recorded.post(&relay, 1, 300);
+    wait_until("a cosignature", PATIENCE, || {
+        passes(&recorded.spool, &recorded.verifier, &witness.verifier)
+    });
+    let url = format!("http://{}", relay.admin());
+    let key = &recorded.verifier;
+    let (vkey, seen) = (&witness.verifier, &witness.url);
+    let arguments = ["--url", &url, "--key", key, "--witness", vkey, "--witness-url", seen];
+    wait_until("a cosignature on what is published", PATIENCE, || {
+        let checked = check(&[&arguments[..], &["--witness-max-age", "1h"]].concat());
+        checked.status != 1 && checked.text.contains("checkpoints 2/2 valid")
+    });
+    relay.finish(Backlog::Empty);
+}
+
 /// Method: a second relay has the key and the origin of the first one, and an empty directory. It
 /// must not sign anything.
 #[test]

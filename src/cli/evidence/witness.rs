@@ -1,0 +1,59 @@
+//! What the witnesses of a log have seen, for `evidence verify`.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::published::Published;
+use crate::config;
+use crate::tlog::key::Kind;
+use crate::tlog::key::VerifierKey;
+use crate::verify::Request;
+
+#[derive(Args)]
+pub(super) struct Witnesses {
+    /// The URL below which a witness serves the newest checkpoint that it has cosigned (its
+    /// monitoring prefix, by C2SP tlog-witness): the log must contain it; may be repeated
+    #[arg(long, value_name = "URL", requires = "witness", conflicts_with = "proof")]
+    witness_url: Vec<String>,
+    /// The newest cosignature of each witness must be at most this old, such as 1h
+    #[arg(long, value_name = "DURATION", requires = "witness", conflicts_with = "proof",
+          value_parser = config::time)]
+    witness_max_age: Option<Duration>,
+}
+
+impl Witnesses {
+    pub(super) fn max_age(&self) -> Option<Duration> {
+        self.witness_max_age
+    }
+}
+
+/// Asks each witness for the newest checkpoint of each log that the keys are of, and adds the
+/// checkpoints to the request. Returns what is not known because a witness has none, or does not
+/// answer.
+///
+/// # Errors
+///
+/// A URL is wrong.
+pub(super) fn ask(witnesses: &Witnesses, request: &mut Request) -> Result<Vec<String>, String> {
+    let logs = request.keys.iter().filter(|key| key.kind() == Kind::Note);
+    let origins: BTreeSet<_> = logs.map(VerifierKey::name).map(str::to_owned).collect();
+    let mut unasked = Vec::new();
+    for url in &witnesses.witness_url {
+        for origin in &origins {
+            let place = Published::at_witness(url, origin);
+            let place = place.map_err(|why| format!("--witness-url {url}: {why}"))?;
+            match place.checkpoint() {
+                Ok(Some(note)) => request.witnessed.push((url.clone(), note)),
+                Ok(None) => unasked.push(format!(
+                    "the witness at {url} has no checkpoint of {origin}: it has never cosigned one"
+                )),
+                Err(error) => {
+                    unasked.push(format!("the newest checkpoint of a witness: {error}"));
+                }
+            }
+        }
+    }
+    Ok(unasked)
+}

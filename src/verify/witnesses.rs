@@ -1,0 +1,74 @@
+//! What the witnesses of a log have seen of it.
+//!
+//! A log that was set back to an older copy of itself has valid cosignatures: the old ones. Two
+//! things show that it was set back: a newer checkpoint that the witness has, and the age of the
+//! newest cosignature.
+
+use super::log::Check;
+use super::report::time;
+use crate::evidence::entry::now;
+use crate::evidence::reader::Files;
+use crate::evidence::reader::Log;
+use crate::tlog::checkpoint::Signed;
+use crate::tlog::key::VerifierKey;
+use crate::tlog::note::Signed as Signature;
+
+impl Check<'_> {
+    /// Checks the newest checkpoint that the witness at `url` has against the log.
+    pub(super) fn newest_of_witness<F: Files>(&mut self, url: &str, note: &[u8], log: &Log<F>) {
+        let name = format!("the newest checkpoint of the witness at {url}");
+        let signed = match Signed::parse(note) {
+            Ok(signed) => signed,
+            Err(error) => return self.report.unchecked.push(format!("{name}: {error}")),
+        };
+        let (seen, own) = (&signed.checkpoint, &log.signed().checkpoint);
+        if seen.origin != own.origin {
+            return;
+        }
+        let is_cosigned =
+            |key: &VerifierKey| matches!(signed.note.check(key), Signature::Valid(Some(_)));
+        if !self.request.witnesses.iter().any(is_cosigned) {
+            let text = format!("{name} has no valid cosignature of a witness that was named");
+            return self.report.unchecked.push(text);
+        }
+        if seen.head.size > own.head.size && self.has_line_hashes() {
+            // The directory may be a copy from the time before.
+            let text = format!(
+                "{name} covers {} entries, and the log has only {}: the log was set back, or this \
+                 is a copy that was made before. Check a new copy, or the directory itself",
+                seen.head.size, own.head.size
+            );
+            return self.report.unchecked.push(text);
+        }
+        self.checkpoint(&name, note, log);
+    }
+
+    /// Notes which witnesses have cosigned a checkpoint that the log contains.
+    pub(super) fn hear_witnesses(&mut self, signed: &Signed) {
+        for key in &self.request.witnesses {
+            if let Signature::Valid(Some(at)) = signed.note.check(key) {
+                let newest = self.cosigned.entry(key.name().to_owned()).or_default();
+                *newest = at.max(*newest);
+            }
+        }
+    }
+
+    /// Says which witnesses have cosigned nothing of the log for longer than they may.
+    pub(super) fn judge_witnesses(&mut self) {
+        let Some(max_age) = self.request.witness_max_age else { return };
+        for witness in self.request.witnesses.iter().map(VerifierKey::name) {
+            // The report has a fault about a witness that has never cosigned.
+            let Some(at) = self.cosigned.get(witness) else { continue };
+            let age = (now() / 1000).saturating_sub(*at);
+            if age > max_age.as_secs() {
+                let text = format!(
+                    "the newest cosignature of the witness {witness} is of {}, {age} s ago, and \
+                     --witness-max-age is {} s: the log may have been set back since then",
+                    time(at.saturating_mul(1000)),
+                    max_age.as_secs()
+                );
+                self.report.unchecked.push(text);
+            }
+        }
+    }
+}

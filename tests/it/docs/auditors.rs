@@ -1,0 +1,190 @@
+//! The page for auditors: each of its commands runs as it stands there, in their order, against
+//! running relays, a witness, and what a consumer has stored.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::process::Stdio;
+
+use tempfile::TempDir;
+
+use super::moving_in::commands;
+use super::pages::Page;
+use crate::support::PATIENCE;
+use crate::support::corpus::events_of;
+use crate::support::corpus::generated_batch;
+use crate::support::relay::BASE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::spool::Spool;
+use crate::support::tcp_sink::TcpSink;
+use crate::support::text;
+use crate::support::wait_until;
+use crate::support::witness::Witness;
+
+const PAGE: &str = "docs/operating/auditors.md";
+
+/// Options of the page that this program does not have yet. The test fails as soon as it has one.
+const TO_COME: [&str; 4] = ["--exported-at", "--no-wait", "--allow-lost", "--directory evidence-1"];
+
+/// A relay whose output `archive` gets events and checkpoints.
+struct Logged {
+    spool: Spool,
+    sink: TcpSink,
+    verifier: String,
+    events: Vec<Vec<u8>>,
+    relay: Relay,
+}
+
+impl Logged {
+    fn start(place: &Path, name: &str, witness: &mut Option<Witness>) -> Self {
+        let origin = format!("example.org/prod-eu/{name}");
+        let key = place.join(name);
+        let arguments = ["evidence", "keygen", "--origin", &origin, "--out", text(&key)];
+        let made = run_command(&arguments, place);
+        let verifier = String::from_utf8(made.stdout).unwrap().trim_end().to_owned();
+        std::fs::write(place.join(format!("{name}.vkey")), &verifier).unwrap();
+        let (spool, sink) = (Spool::new(), TcpSink::start());
+        if name == "relay-0" {
+            *witness = Some(Witness::start(&verifier));
+        }
+        let witness = witness.as_ref().filter(|_| name == "relay-0");
+        let (queue, key) = (spool.queue(""), key.display());
+        let relay = Relay::start(&format!(
+            "{BASE}[[output]]\nname = \"archive\"\ntype = \"tcp\"\ncheckpoints = true\n\
+             addresses = [\"{}\"]\n{queue}[evidence]\nkey_file = \"{key}\"\norigin = \"{origin}\"\n\
+             checkpoint_interval = \"1s\"\n{}",
+            sink.address(),
+            witness.map(Witness::config).unwrap_or_default(),
+        ));
+        Self { spool, sink, verifier, events: Vec::new(), relay }
+    }
+
+    fn post(&mut self, seed: u64) {
+        let body = generated_batch(seed, 200, 500);
+        assert_eq!(self.relay.post(&body).status, 200);
+        self.events.extend(events_of(&body));
+        self.relay.wait_until_delivered(PATIENCE);
+    }
+
+    fn checkpoint(&self) -> Option<String> {
+        std::fs::read_to_string(self.spool.path().join("evidence/checkpoint")).ok()
+    }
+
+    /// Waits until a checkpoint covers all entries, and all witnesses have cosigned it.
+    fn wait_until_signed(&self, signatures: usize) {
+        let directory = text(self.spool.path());
+        let last = (self.events.len() - 1).to_string();
+        wait_until("a checkpoint", PATIENCE, || {
+            let prove = ["evidence", "prove", directory, "--position", &last];
+            let count = |note: String| note.lines().filter(|it| it.starts_with('\u{2014}')).count();
+            run_command(&prove, Path::new("/")).status.success()
+                && self.checkpoint().is_some_and(|note| count(note) == signatures)
+        });
+    }
+
+    fn store(&self, file: &Path) {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        let lines: Vec<_> =
+            self.sink.lines().into_iter().flat_map(|line| [line, vec![b'\n']].concat()).collect();
+        let file = std::fs::File::create(file).unwrap();
+        let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+        std::io::Write::write_all(&mut gzip, &lines).unwrap();
+        gzip.finish().unwrap();
+    }
+}
+
+/// Runs a command of the page with bash. Returns the exit status, and what was printed.
+fn run(command: &str, place: &Path) -> (i32, String) {
+    let path = format!("{}:{}", text(&place.join("bin")), std::env::var("PATH").unwrap());
+    let output = Command::new("bash")
+        .args(["-o", "pipefail", "-c", command])
+        .current_dir(place)
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .output()
+        .expect("bash");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8_lossy(&said).into_owned())
+}
+
+#[test]
+fn each_command_of_the_page_works_against_a_running_relay() {
+    let scratch = TempDir::new().unwrap();
+    let place = scratch.path();
+    std::fs::create_dir(place.join("bin")).unwrap();
+    std::os::unix::fs::symlink(
+        env!("CARGO_BIN_EXE_kube-audit-forwarder"),
+        place.join("bin/kube-audit-forwarder"),
+    )
+    .unwrap();
+    let mut witness = None;
+    let mut first = Logged::start(place, "relay-0", &mut witness);
+    let mut other = Logged::start(place, "relay-1", &mut witness);
+    let witness = witness.expect("the first relay has one");
+    std::fs::write(place.join("witness.vkey"), &witness.verifier).unwrap();
+    first.post(1);
+    first.wait_until_signed(2);
+    std::fs::create_dir(place.join("kept")).unwrap();
+    std::fs::write(place.join("kept/2026-11-15"), first.checkpoint().unwrap()).unwrap();
+    first.post(2);
+    other.post(3);
+    first.wait_until_signed(2);
+    other.wait_until_signed(1);
+    // A checkpoint leaves through the output as well.
+    let has_note = |logged: &Logged| {
+        logged.sink.lines().iter().any(|it| it.starts_with(br#"{"kind":"Checkpoint""#))
+    };
+    wait_until("a checkpoint among the lines", PATIENCE, || has_note(&first));
+    first.store(&place.join("lines/first.gz"));
+    first.store(&place.join("both/first.gz"));
+    other.store(&place.join("both/other.gz"));
+    std::fs::write(place.join("event.json"), &first.events[47]).unwrap();
+    for (name, logged) in [("evidence-0", &first), ("evidence-1", &other)] {
+        let copied = ["evidence", "copy", text(logged.spool.path()), name];
+        assert!(run_command(&copied, place).status.success());
+    }
+    assert_ne!(first.verifier, other.verifier);
+
+    let mut to_come = TO_COME.to_vec();
+    let found = commands(&Page::read(PAGE));
+    assert!(found.len() >= 12, "{found:#?}");
+    for command in &found {
+        let command = command
+            .replace("/var/lib/kube-audit-forwarder", text(first.spool.path()))
+            .replace("http://127.0.0.1:9090", &format!("http://{}", first.relay.admin()))
+            .replace("https://witness.example.org", &witness.url);
+        let (status, said) = run(&command, place);
+        if let Some(option) = TO_COME.iter().find(|option| command.contains(*option)) {
+            let is_unknown =
+                said.contains("unexpected argument") || said.contains("multiple times");
+            assert!(is_unknown, "the program has {option}: take it out of TO_COME: {said}");
+            to_come.retain(|it| it != option);
+            continue;
+        }
+        // Not all can be compared while the relay goes on. Nothing may be wrong.
+        let is_good = status == 0 || status == 2 && command.contains("evidence verify");
+        assert!(is_good && !said.contains("FAULT"), "{command}: {status}: {said}");
+        assert!(!said.contains("error: "), "{command}: {said}");
+        if command.contains("--proof") {
+            assert!(status == 0 && said.contains("the line is the event at position 47"), "{said}");
+        }
+        if command.contains("lines/*.gz --") || command.ends_with("lines/*.gz") {
+            assert!(
+                said.contains("; events 400/400 found; missing 0, changed 0, forged 0"),
+                "{said}"
+            );
+        }
+        if command.contains("--witness-max-age") {
+            assert_eq!(status, 0, "{command}: {said}");
+        }
+    }
+    assert_eq!(to_come, [""; 0], "options that the page does not have");
+    let mode = std::fs::metadata(place.join("evidence-2026-11-22")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    let stored = std::fs::read_to_string(place.join("kept/stored")).unwrap();
+    assert!(stored.starts_with("example.org/prod-eu/relay-0\n"), "{stored}");
+    first.relay.finish(Backlog::Empty);
+    other.relay.finish(Backlog::Empty);
+}
