@@ -25,7 +25,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
-use std::time::Instant;
+
+use tokio::time::Instant;
 
 use super::entry::Entry;
 use super::layout::LINES;
@@ -126,14 +127,15 @@ fn part_of(directory: &Path, to: &Path) -> Result<PathBuf, CopyError> {
     if directory.canonicalize().is_ok_and(|directory| around.starts_with(directory)) {
         return Err(refused("nothing is written to the directory that is copied"));
     }
-    fs::DirBuilder::new().mode(0o700).create(&part).map_err(|error| match error.kind() {
-        io::ErrorKind::AlreadyExists => {
-            let part = part.display();
+    fs::DirBuilder::new().mode(0o700).create(&part).map_err(|error| {
+        let name = part.display();
+        if error.kind() == io::ErrorKind::AlreadyExists {
             refused(&format!(
-                "{part} is there, as a copy that was not finished leaves it: delete it"
+                "{name} is there, as a copy that was not finished leaves it: delete it"
             ))
+        } else {
+            refused(&format!("cannot make {name}: {error}"))
         }
-        _ => refused(&format!("cannot make {}: {error}", part.display())),
     })?;
     Ok(part)
 }
@@ -154,10 +156,10 @@ impl Explained {
         for entry in tile::entries(bundle, width)? {
             // An entry that can't be read is copied as it is.
             let Ok(entry) = Entry::parse(entry) else { continue };
-            match &entry {
-                Entry::Accepted { first, .. } => _ = self.first.get_or_insert(*first),
-                Entry::Pruned { below, .. } => self.below = self.below.max(*below),
-                _ => {}
+            if let Entry::Accepted { first, .. } = &entry {
+                self.first.get_or_insert(*first);
+            } else if let Entry::Pruned { below, .. } = &entry {
+                self.below = self.below.max(*below);
             }
             self.end = self.end.max(entry.end_in_queue().unwrap_or_default());
         }
@@ -306,6 +308,7 @@ impl<'a> Copying<'a> {
     }
 
     /// Waits for a checkpoint that is newer than the one of `log`. Returns `false` if none came.
+    #[expect(clippy::disallowed_methods, reason = "this runs in a command, not in a runtime")]
     fn has_newer(&self, log: &Log<&Directory>, until: Instant) -> bool {
         while Instant::now() < until {
             if Log::open(self.files).is_ok_and(|newest| newest.size() > log.size()) {

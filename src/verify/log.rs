@@ -36,6 +36,9 @@ pub(super) const WHO_WROTE: &str = "who could write to the directory of the evid
 /// The question of an auditor where a signature is wrong.
 pub(super) const WHICH_KEY: &str = "which relay has written this log, with which key?";
 
+/// The question of an auditor where the cosignature of a witness is missing.
+pub(super) const WITNESS_HAS: &str = "has the witness seen another log?";
+
 /// The question of an auditor where a log is not the one that was seen before.
 const WHO_SET_BACK: &str =
     "who set the log back, or ran two relays with one origin, since this checkpoint was seen?";
@@ -183,7 +186,7 @@ impl<'a> Check<'a> {
         for (url, note) in &self.request.witnessed {
             self.newest_of_witness(url, note, &log);
         }
-        self.judge_witnesses();
+        self.judge_witnesses(&own);
         self.journal(log.size(), journal.unwrap_or_default())
     }
 
@@ -201,7 +204,8 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Checks the signatures of a checkpoint, also those of the witnesses if `is_own`.
+    /// Checks the signatures of a checkpoint, also those of the witnesses if `is_own`. A witness
+    /// that has not signed is judged later, by what else it has cosigned.
     fn signatures(&mut self, name: &str, signed: &Signed, is_own: bool) -> bool {
         let Signed { checkpoint, note } = signed;
         let request = self.request;
@@ -226,11 +230,12 @@ impl<'a> Check<'a> {
                     let text = format!("the witness {} has cosigned at {at}", witness.name());
                     self.report.notes.push(text);
                 }
-                Signature::Valid(None) | Signature::Absent | Signature::Forged => {
+                Signature::Absent => {}
+                Signature::Valid(None) | Signature::Forged => {
                     is_witnessed = false;
                     let witness = witness.name();
                     let text = format!("{name} has no valid cosignature of the witness {witness}");
-                    self.faults().add(None, "has the witness seen another log?", text);
+                    self.faults().add(None, WITNESS_HAS, text);
                 }
             }
         }

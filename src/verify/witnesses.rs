@@ -5,6 +5,7 @@
 //! newest cosignature.
 
 use super::log::Check;
+use super::log::WITNESS_HAS;
 use super::report::time;
 use crate::evidence::entry::now;
 use crate::evidence::reader::Files;
@@ -53,19 +54,38 @@ impl Check<'_> {
         }
     }
 
-    /// Says which witnesses have cosigned nothing of the log for longer than they may.
-    pub(super) fn judge_witnesses(&mut self) {
-        let Some(max_age) = self.request.witness_max_age else { return };
-        for witness in self.request.witnesses.iter().map(VerifierKey::name) {
-            // The report has a fault about a witness that has never cosigned.
-            let Some(at) = self.cosigned.get(witness) else { continue };
-            let age = (now() / 1000).saturating_sub(*at);
-            if age > max_age.as_secs() {
+    /// Judges what each witness has cosigned of the log, and when. `own` is the newest checkpoint
+    /// of the log, which a witness may not have seen yet.
+    pub(super) fn judge_witnesses(&mut self, own: &Signed) {
+        let max_age = self.request.witness_max_age;
+        for key in &self.request.witnesses {
+            let witness = key.name();
+            let is_absent = own.note.check(key) == Signature::Absent;
+            let Some(at) = self.cosigned.get(witness) else {
+                if is_absent {
+                    let text =
+                        format!("checkpoint has no valid cosignature of the witness {witness}");
+                    self.report.faults.add(None, WITNESS_HAS, text);
+                }
+                continue;
+            };
+            let newest = time(at.saturating_mul(1000));
+            if is_absent {
                 let text = format!(
-                    "the newest cosignature of the witness {witness} is of {}, {age} s ago, and \
-                     --witness-max-age is {} s: the log may have been set back since then",
-                    time(at.saturating_mul(1000)),
-                    max_age.as_secs()
+                    "the witness {witness} has not cosigned the newest checkpoint of the log. It \
+                     has cosigned an earlier one at {newest}"
+                );
+                let rows = match max_age {
+                    Some(_) => &mut self.report.notes,
+                    None => &mut self.report.unchecked,
+                };
+                rows.push(text);
+            }
+            let age = (now() / 1000).saturating_sub(*at);
+            if let Some(max_age) = max_age.map(|it| it.as_secs()).filter(|max_age| age > *max_age) {
+                let text = format!(
+                    "the newest cosignature of the witness {witness} is of {newest}, {age} s ago, \
+                     and --witness-max-age is {max_age} s: the log may have been set back since then"
                 );
                 self.report.unchecked.push(text);
             }

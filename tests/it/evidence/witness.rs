@@ -202,6 +202,18 @@ fn an_older_copy_with_a_valid_cosignature_does_not_pass() {
     verify(&older, &age).assert(2, &["NOT CHECKED: the newest cosignature", said]);
     verify(&whole, &[&age[..], &["--witness-url", &url]].concat()).assert(2, &[said]);
 
+    // The relay has signed a checkpoint that the witness has not seen yet.
+    let note = String::from_utf8(checkpoint(&recorded.spool).unwrap()).unwrap();
+    let lines = note.split_inclusive('\n').filter(|line| !line.contains(NAME));
+    let early = recorded.spool.copy();
+    std::fs::write(early.path().join("evidence/checkpoint"), lines.collect::<String>()).unwrap();
+    let early = place(&early);
+    verify(&early, &[]).assert(1, &["checkpoint has no valid cosignature of the witness"]);
+    let said = "has not cosigned the newest checkpoint of the log";
+    verify(&early, &["--witness-url", &url]).assert(2, &[said]);
+    let hour = ["--witness-max-age", "1h"];
+    verify(&early, &[&hour[..], &["--witness-url", &url]].concat()).assert(0, &["note: ", said]);
+
     // A file with the same checkpoint does as well.
     let kept = recorded.directory.path().join("kept");
     std::fs::write(&kept, checkpoint(&recorded.spool).unwrap()).unwrap();
