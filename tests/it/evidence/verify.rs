@@ -441,6 +441,8 @@ fn events_whose_line_hashes_were_deleted_are_unknown() {
         recorded.post(&relay, seed, 5000);
     }
     relay.wait_until_delivered(Duration::from_secs(60));
+    // The recorder may be behind, and a stop gives it a few seconds.
+    recorded.wait_until_signed();
     relay.finish(Backlog::Empty);
     let stored = accepted_events(&recorded.sink);
     let whole = Whole { recorded, stored, older: Vec::new() };
