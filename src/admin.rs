@@ -121,6 +121,9 @@ pub struct Listener {
     pub address: Option<SocketAddr>,
 }
 
+/// The metric, without its prefix, that is left out before the first attempt of an output.
+const UP: &str = "output_up";
+
 impl Admin {
     /// Makes the state of a relay that has not started yet and has no outputs, listeners and
     /// sources.
@@ -293,7 +296,9 @@ impl Admin {
         match request.uri().path() {
             "/metrics" => {
                 self.queue.observe();
-                let metrics = self.telemetry.render_states_of(|place, name| self.has(place, name));
+                let metrics = self.telemetry.render_states_of(|metric, place, name| {
+                    self.has(place, name) && (metric != UP || self.was_tried(name))
+                });
                 let mut response = text(StatusCode::OK, metrics);
                 let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
                 response.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -328,6 +333,14 @@ impl Admin {
                 lock(&self.listeners).iter().any(|listener| listener.tls && listener.label == name)
             }
         }
+    }
+
+    /// Returns `true` if the output `name` has made an attempt, so that it is either up or down.
+    fn was_tried(&self, name: &str) -> bool {
+        lock(&self.outputs).iter().any(|output| {
+            let snapshot = output.status.snapshot();
+            output.name == name && (snapshot.up || snapshot.down.is_some())
+        })
     }
 
     /// Returns the response to `/readyz`. If `verbose` is `true`, its body lists every check. The

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::Deserializer;
 
+pub mod thresholds;
 pub mod verdict;
 
 /// Reads a value, and its default in the place of `null`, which stands for "not known yet".

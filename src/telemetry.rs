@@ -184,13 +184,15 @@ impl Telemetry {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner).for_good.clone()
     }
 
-    /// Returns the page `/metrics` without the states of removed outputs and listeners. A state is
-    /// a gauge such as `output_up`. The state of a removed output would never change again, so an
-    /// alert on it would never end. Counters stay on the page. `is_there` gets a kind (`output` or
-    /// `listener`) and a name, and
-    /// returns `true` if the config still has this output or listener.
-    pub fn render_states_of(&self, is_there: impl Fn(&str, &str) -> bool) -> String {
-        let shown = |line: &&str| state_of(line).is_none_or(|(place, name)| is_there(place, name));
+    /// Returns the page `/metrics` with only those states of outputs and listeners that `is_known`
+    /// accepts. A state is a gauge such as `output_up`. The state of a removed output would never
+    /// change again, so an alert on it would never end. Counters stay on the page. `is_known` gets
+    /// the name of the metric without its prefix, a kind (`output` or `listener`) and a name. It
+    /// returns `true` if the config still has this output or listener, and its state is known.
+    pub fn render_states_of(&self, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
+        let shown = |line: &&str| {
+            state_of(line).is_none_or(|(metric, place, name)| is_known(metric, place, name))
+        };
         self.render().split_inclusive('\n').filter(shown).collect()
     }
 
@@ -298,11 +300,13 @@ impl Telemetry {
         times.quantiles(Instant::now())
     }
 
-    /// Sets the metric `output_required` of an output.
-    pub fn output_required(&self, name: &str, required: bool) {
+    /// Sets the metrics about the settings of an output: whether it is required, and the lag above
+    /// which it is late.
+    pub fn output_settings(&self, name: &str, required: bool, lag_max: Duration) {
         let labels = [labels::OUTPUT.with(name)];
-        let metrics = catalog::RequiredMetrics::register(&self.recorder, labels);
+        let metrics = catalog::SettingMetrics::register(&self.recorder, labels);
         metrics.required.set(f64::from(u8::from(required)));
+        metrics.lag_max.set(lag_max.as_secs_f64());
     }
 
     /// Counts `events` as lost. They are the events that the output `name` had not delivered when
@@ -343,13 +347,14 @@ impl Telemetry {
     }
 }
 
-/// Returns the kind (`output` or `listener`) and the name from a line of `/metrics` that shows a
-/// state of an output or a listener, such as `output_up`; `None` for every other line.
-fn state_of(line: &str) -> Option<(&str, &str)> {
+/// Returns the metric's name without its prefix, the kind (`output` or `listener`) and the name,
+/// from a line of `/metrics` that shows a state of an output or a listener, such as `output_up`.
+/// Returns `None` for every other line.
+fn state_of(line: &str) -> Option<(&str, &str, &str)> {
     let (metric, labels) = line.strip_prefix(PREFIX)?.split_once('{')?;
     let (place, rest) = labels.split_once("=\"")?;
     let (name, _) = rest.split_once('"')?;
-    catalog::find(metric)?.is_state.then_some((place, name))
+    catalog::find(metric)?.is_state.then_some((metric, place, name))
 }
 
 impl ListenerMetrics {
@@ -561,7 +566,7 @@ mod tests {
         let _reloads = (telemetry.reloads(), telemetry.evidence(), telemetry.witness("w"));
         let _taps = telemetry.taps();
         telemetry.certificate_expiry("listener", "127.0.0.1:3000", "server", 4_102_444_800);
-        telemetry.output_required("o", true);
+        telemetry.output_settings("o", true, Duration::from_secs(30));
         listener.answered(431);
         listener.rejected(Rejection::DeliveryTimeout, 503, "too late");
         let text = telemetry.render();
@@ -588,6 +593,7 @@ mod tests {
             "requests_rejected_total{reason=\"delivery_timeout\"} 1",
             "output_delivery_seconds_count{output=\"o\"} 0",
             "output_required{output=\"o\"} 1",
+            "output_lag_max_seconds{output=\"o\"} 30",
             "tls_certificate_expiry_timestamp_seconds{listener=\"127.0.0.1:3000\",role=\"server\"} 4102444800",
         ] {
             assert!(text.contains(&format!("\n{PREFIX}{line}\n")), "{line}\n{text}");
@@ -604,7 +610,7 @@ mod tests {
         let _others =
             (telemetry.in_flight(), telemetry.dead_letters_dropped(), telemetry.reloads());
         let _evidence = (telemetry.evidence(), telemetry.witness("w"), telemetry.taps());
-        telemetry.output_required("o", true);
+        telemetry.output_settings("o", true, Duration::from_secs(30));
         for (place, name) in [("listener", "l"), ("output", "o")] {
             for role in ["server", "client"] {
                 telemetry.certificate_expiry(place, name, role, 1);
@@ -755,11 +761,11 @@ mod tests {
         let telemetry = Telemetry::new();
         let _handles = ["a", "b"].map(|name| telemetry.output(name));
         for name in ["a", "b"] {
-            telemetry.output_required(name, false);
+            telemetry.output_settings(name, false, Duration::from_secs(30));
             telemetry.certificate_expiry("output", name, "server", 1);
         }
         telemetry.certificate_expiry("listener", "a", "server", 1);
-        let text = telemetry.render_states_of(|place, name| (place, name) == ("output", "a"));
+        let text = telemetry.render_states_of(|_, place, name| (place, name) == ("output", "a"));
         let of = |labels: &str| {
             text.lines()
                 .filter(|line| line.contains(labels))
@@ -768,7 +774,7 @@ mod tests {
         };
         let [with, without] = [of("output=\"a\""), of("output=\"b\"")];
         let states: Vec<_> = catalog::own().filter(|metric| metric.is_state).collect();
-        assert_eq!(states.len(), 3);
+        assert_eq!(states.len(), 4);
         for state in states.iter().map(|metric| metric.full_name()) {
             assert!(with.contains(&&*state) && !without.contains(&&*state), "{state}\n{text}");
         }

@@ -31,6 +31,7 @@ use crate::output;
 use crate::queue;
 use crate::queue::Cursor;
 use crate::queue::Queue;
+use crate::status::thresholds;
 use crate::telemetry::Telemetry;
 
 /// The outputs of the relay, and their tasks. [`super::Parts`] owns them.
@@ -346,7 +347,8 @@ impl Outputs {
     /// Tells the queue and the metrics whether the output is required.
     fn require(&self, slot: &Slot) {
         self.queue.require(&slot.config.name, slot.config.required);
-        self.telemetry.output_required(&slot.config.name, slot.config.required);
+        let lag_max = lag_max(&slot.config);
+        self.telemetry.output_settings(&slot.config.name, slot.config.required, lag_max);
     }
 
     /// Starts the task of a new output, and returns the output's slot.
@@ -442,17 +444,9 @@ impl Outputs {
     }
 }
 
-/// The longest time that an event normally waits for its delivery while the output works. A batch
-/// takes milliseconds, and a retry after a single failure less than a second. A longer wait means
-/// that a response does not come, or that earlier events are stuck. The limit is half of the
-/// default of `timeouts.request` (60 s), after which the relay gives up on a silent consumer.
-const LAG_MAX: Duration = Duration::from_secs(30);
-
-/// Returns the lag (age of the oldest undelivered event) after which `/status` shows an output as
-/// late: [`LAG_MAX`] plus the time that the output's protocol waits before a sent event counts as
-/// delivered.
+/// Returns the lag (age of the oldest undelivered event) above which the output is late.
 fn lag_max(config: &config::Output) -> Duration {
-    LAG_MAX + config.kind.final_after().map_or(Duration::ZERO, |(_, waits)| waits)
+    thresholds::lag_max(config.kind.final_after().map(|(_, waits)| waits))
 }
 
 /// Runs an output's task: one delivery after another, until the output is stopped or removed.

@@ -12,6 +12,9 @@ use super::Certificate;
 use super::Output;
 use super::Queue;
 use super::Status;
+use super::thresholds::CERTIFICATE_DAYS;
+use super::thresholds::MEMORY_NEARLY_USED;
+use super::thresholds::SILENCE;
 
 /// How good or bad a thing is. The order is from good to bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -55,13 +58,6 @@ pub struct Verdict {
 /// The state of an address that answers again, and that one delivery at a time may use.
 const ON_TRIAL: &str = "back, on trial";
 
-/// The part of the memory limit above which the memory counts as nearly used up.
-const NEARLY: f64 = 0.9;
-
-/// The time without an event, in seconds, after which the verdict mentions the silence. Every
-/// cluster makes audit events all the time.
-const SILENCE: f64 = 900.0;
-
 /// The time in seconds for which a refused request is a finding.
 const REFUSED_LATELY: f64 = 300.0;
 
@@ -75,10 +71,6 @@ const EVIDENCE_RECENT: f64 = 3900.0;
 
 /// The number of seconds in a day.
 const DAY: f64 = 86_400.0;
-
-/// The days before the end of a certificate's validity from which the verdict warns, and from which
-/// the state is bad. The alerts use the same numbers.
-const CERTIFICATE_DAYS: (f64, f64) = (14.0, 3.0);
 
 /// The findings in the order in which they are made.
 #[derive(Default)]
@@ -368,7 +360,7 @@ fn evidence(status: &Status, found: &mut Findings) {
 
 fn process(status: &Status, found: &mut Findings) {
     if let Some(limit) = status.memory_limit_bytes
-        && status.memory_bytes as f64 > NEARLY * limit as f64
+        && status.memory_bytes as f64 > MEMORY_NEARLY_USED * limit as f64
     {
         let text = "The memory is nearly used up: beyond its limit the kernel ends the relay.";
         let advice = "Raise the memory limit. Runbook: KubeAuditForwarderMemoryNearLimit.";

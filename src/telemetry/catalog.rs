@@ -347,8 +347,8 @@ catalog! {
         pub up: Gauge = "output_up" {
             help: "1 while the last attempt succeeded.",
             unit: "1 or 0",
-            meaning: "0 also before the first attempt, so it is 0 on an output that has had \
-                nothing to send yet.",
+            meaning: "Absent before the first attempt, so an output that has had nothing to send \
+                yet, or still collects its first events, is neither up nor down.",
             action: "`last_error` in `/status` says why it is down. The alert \
                 `KubeAuditForwarderOutputDown` fires after five minutes.",
             is_state: true,
@@ -375,7 +375,7 @@ catalog! {
                 plus `replay_window` where there is one.",
             action: "The consumer is away, too slow, or one of its addresses is silent: look at \
                 the status page. The alert `KubeAuditForwarderOutputLags` fires after five minutes \
-                above 60 s.",
+                above `output_lag_max_seconds`.",
         }
         pub start: Gauge = "output_start_events" {
             help: "Backlog found at the start; for an output added since, minus what was accepted before it joined.",
@@ -420,14 +420,23 @@ catalog! {
     }
 
     "Outputs"
-    /// The handle of the gauge that shows the setting `required` of one output.
-    pub(super) struct RequiredMetrics [OUTPUT] {
+    /// The handles of the gauges that show settings of one output.
+    pub(super) struct SettingMetrics [OUTPUT] {
         pub(super) required: Gauge = "output_required" {
             help: "1 where events are kept until the consumer has them, 0 where they may be dropped.",
             unit: "1 or 0",
             meaning: "`output.required` in the config.",
             action: "Nothing: it moves only with the config. Alerts use it to leave optional \
                 outputs out.",
+            is_state: true,
+        }
+        pub(super) lag_max: Gauge = "output_lag_max_seconds" {
+            help: "Lag above which the output is late.",
+            unit: "seconds",
+            meaning: "30 s, plus the time for which the output holds or collects events in health: \
+                `replay_window`, or `object_age` of `s3`. The relay itself, `doctor` and the \
+                alerts judge `output_lag_seconds` by it.",
+            action: "Nothing: it moves only with the config.",
             is_state: true,
         }
     }

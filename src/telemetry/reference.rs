@@ -17,8 +17,9 @@ const HEAD: &str = "\
 <!-- Generated from src/telemetry/catalog.rs; do not edit. -->
 
 Every metric that the relay shows at `/metrics` of its admin address. Each series is there from the
-start, with 0, so that `increase()` sees the first event. The only exception is the series of
-certificates, which appear once a certificate is loaded or seen.
+start, with 0, so that `increase()` sees the first event. The exceptions are `output_up`, which
+appears with the first attempt of its output, and the series of certificates, which appear once a
+certificate is loaded or seen.
 
 Counters start at 0 with the process. When a reload removes an output or a listener, its counters
 stay and its backlog becomes 0. Its states leave `/metrics`, as noted below for each of them.

@@ -266,7 +266,7 @@ fn every_series_exists_at_0_from_the_start() {
     }
     assert_eq!(metrics.get("queue_capacity_bytes", &[]), Some(256.0 * 1024.0 * 1024.0));
     assert_eq!(metrics.get("queue_writable", &[]), Some(1.0));
-    assert!(metrics.get("output_up", &[("output", "out")]).is_some());
+    assert_eq!(metrics.get("output_lag_max_seconds", &[("output", "out")]), Some(30.1));
     let build = metrics.all("build_info");
     assert!(build.len() == 1 && build[0].1 == 1.0, "{build:?}");
     assert!(metrics.get("process_resident_memory_bytes", &[]).is_some_and(|bytes| bytes > 0.0));

@@ -3,15 +3,19 @@
 //! scrapes a relay, in health and in trouble.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 
+use kube_audit_forwarder::status::thresholds;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
+use crate::support::answers::assert_accepted;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::corpus::generated_batch;
+use crate::support::http;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::peers::program;
@@ -24,6 +28,9 @@ use crate::support::relay::Relay;
 use crate::support::relay::run_command;
 use crate::support::repository;
 use crate::support::requests::QUICK;
+use crate::support::s3::Keys;
+use crate::support::s3::Mood;
+use crate::support::s3::S3;
 use crate::support::server::Options;
 use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
@@ -326,4 +333,56 @@ fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
     quiet("KubeAuditForwarderAbsent");
     relay.stop();
     wait_for_alert("KubeAuditForwarderAbsent");
+}
+
+/// An s3 output at its defaults collects events for five minutes before its first attempt. Until
+/// then the relay, `doctor` and the alerts call it neither down nor late.
+#[test]
+fn a_first_object_being_collected_is_neither_down_nor_late_for_any_instrument() {
+    let (store, keys) = (S3::start(|| Mood::Stores), Keys::new());
+    let relay = Relay::start(&format!("{BASE}{}", keys.output(store.address(), "")));
+    let prometheus = Prometheus::start(relay.admin());
+    assert_accepted(&relay.post(&generated_batch(1, 10, 900)), 10);
+    wait_until("the backlog", PATIENCE, || {
+        !prometheus.query("kube_audit_forwarder_output_backlog_events == 10").is_empty()
+    });
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    let output = &status["outputs"][0];
+    assert_eq!((&output["up"], &output["trouble"]), (&false.into(), &serde_json::Value::Null));
+    assert_eq!(status["verdict"]["state"], "good", "{status}");
+    let limit = prometheus.query("kube_audit_forwarder_output_lag_max_seconds");
+    assert_eq!(limit[0].value, 330.0);
+    assert_eq!(output["lag_max_seconds"], 330.0);
+    assert_eq!(relay.metrics().get("output_up", &[("output", "archive")]), None);
+    for rule in prometheus.rules() {
+        if ["OutputDown", "OutputLags"].iter().any(|name| rule.name.ends_with(name)) {
+            assert!(prometheus.query(&rule.expression).is_empty(), "{}", rule.name);
+        }
+    }
+    let admin = format!("http://{}", relay.admin());
+    let said = run_command(&["doctor", "--interval", "0s", "--relay", &admin], Path::new("/"));
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(!said.contains("down") && !said.contains("late"), "{said}");
+}
+
+/// The alerts judge by the numbers that the relay judges by.
+#[test]
+fn the_alerts_have_the_thresholds_of_the_relay() {
+    let rules = read("monitoring/rules.yaml");
+    let (warn, bad) = thresholds::CERTIFICATE_DAYS;
+    for (alert, part) in [
+        ("NothingReceived", format!("> {} * 60", thresholds::SILENCE / 60.0)),
+        ("QueueNearlyFull", format!("> {}", thresholds::QUEUE_NEARLY_FULL)),
+        ("MemoryNearLimit", format!("> {}", thresholds::MEMORY_NEARLY_USED)),
+        ("CertificateExpiresIn14Days", format!("< {warn} * 86400")),
+        ("CertificateExpiresIn3Days", format!("< {bad} * 86400")),
+        (
+            "OutputLags",
+            "output_lag_seconds > kube_audit_forwarder_output_lag_max_seconds".to_owned(),
+        ),
+    ] {
+        let (_, rule) = rules.split_once(&format!("KubeAuditForwarder{alert}\n")).unwrap();
+        let (expression, _) = rule.split_once("labels:").unwrap();
+        assert!(expression.contains(&format!("{part}\n")), "{alert}: {part}: {expression}");
+    }
 }

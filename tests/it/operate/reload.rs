@@ -169,7 +169,7 @@ fn an_output_that_is_added_gets_what_comes_next_and_one_that_is_removed_is_count
             wait_until("the loss", PATIENCE, || lost(&relay, "second") == before + 50.0);
             assert_eq!(backlog(&relay, "second"), 0.0);
             // The metrics of the removed output are gone, so no alert goes on about it.
-            for state in ["output_up", "output_required"] {
+            for state in ["output_up", "output_required", "output_lag_max_seconds"] {
                 let of = |name| relay.metrics().get(state, &[("output", name)]).is_some();
                 assert_eq!(["first", "second"].map(of), [true, false], "{state}");
             }

@@ -1,0 +1,32 @@
+//! The numbers from which a state is judged, each of them once. The verdict and `doctor` use these
+//! constants, and a test compares the shipped alerts with them.
+
+use std::time::Duration;
+
+/// The lag above which an output is late, where its protocol does not collect events. A batch takes
+/// milliseconds, and a retry after a single failure less than a second. A longer wait means that a
+/// response does not come, or that earlier events are stuck. The limit is half of the default of
+/// `timeouts.request` (60 s), after which the relay gives up on a silent consumer.
+const LAG_MAX: Duration = Duration::from_secs(30);
+
+/// Returns the lag (age of the oldest undelivered event) above which an output is late. `waits` is
+/// the time for which the output's protocol holds an event before it counts as delivered, such as
+/// `replay_window` or `object_age`.
+#[must_use]
+pub fn lag_max(waits: Option<Duration>) -> Duration {
+    LAG_MAX + waits.unwrap_or_default()
+}
+
+/// The time without an event, in seconds, after which the silence is a warning. Every cluster makes
+/// audit events all the time.
+pub const SILENCE: f64 = 900.0;
+
+/// The part of the queue's capacity above which the queue is nearly full.
+pub const QUEUE_NEARLY_FULL: f64 = 0.8;
+
+/// The part of the memory limit above which the memory is nearly used up.
+pub const MEMORY_NEARLY_USED: f64 = 0.9;
+
+/// The days before the end of a certificate's validity from which it is a warning, and from which
+/// it is bad.
+pub const CERTIFICATE_DAYS: (f64, f64) = (14.0, 3.0);
