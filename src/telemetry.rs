@@ -13,6 +13,8 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::Weak;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -98,6 +100,35 @@ pub(crate) struct LastRefusals {
     for_good: Option<LastRejected>,
 }
 
+/// The time since when every batch has been refused, over all listeners and sources.
+#[derive(Clone)]
+pub(crate) struct Refusing {
+    /// The bits of the time in seconds since 1970; 0 if no request was refused after the last
+    /// accepted batch.
+    since: Arc<AtomicU64>,
+    shown: Gauge,
+}
+
+impl Refusing {
+    fn refused(&self, reason: Rejection) {
+        // These are no refusals of a batch, or they end with the process.
+        if matches!(reason, Rejection::Method | Rejection::MediaType | Rejection::ShuttingDown) {
+            return;
+        }
+        let now = now();
+        if self.since.compare_exchange(0, now.to_bits(), Relaxed, Relaxed).is_ok() {
+            self.shown.set(now);
+        }
+    }
+
+    fn accepted(&self) {
+        if self.since.load(Relaxed) != 0 {
+            self.since.store(0, Relaxed);
+            self.shown.set(0.0);
+        }
+    }
+}
+
 /// All metrics of one relay, and its notes for the log. The relay owns this value. Its functions
 /// return handles (references to metric series), which are cheap to clone. Two calls with the same
 /// labels return handles of the same series.
@@ -107,6 +138,7 @@ pub struct Telemetry {
     process: metrics_process::Collector,
     program: catalog::ProgramMetrics,
     refusals: Arc<Mutex<LastRefusals>>,
+    refusing: Refusing,
     reports: Reports,
     /// The times until delivery of each output, by its name. An entry ends with the last handle of
     /// the output.
@@ -148,8 +180,10 @@ impl Telemetry {
         metrics::with_local_recorder(&recorder, || process.describe());
         let handle = recorder.handle();
         let (refusals, reports) = (Arc::default(), Reports::default());
+        let shown = catalog::RefusingMetrics::register(&recorder, []).since;
+        let refusing = Refusing { since: Arc::default(), shown };
         let delivery_times = Mutex::default();
-        Self { recorder, handle, process, program, refusals, reports, delivery_times }
+        Self { recorder, handle, process, program, refusals, refusing, reports, delivery_times }
     }
 
     /// Returns the page `/metrics`, in the Prometheus text format. Call `Queue::observe` before,
@@ -212,6 +246,7 @@ impl Telemetry {
             catalog::RejectionMetrics::register(&self.recorder, []),
             label.into(),
             Arc::clone(&self.refusals),
+            self.refusing.clone(),
         )
     }
 
@@ -230,7 +265,8 @@ impl Telemetry {
     #[must_use]
     pub fn queue(&self) -> QueueMetrics {
         let lost = self.lost(reports::QUEUE);
-        QueueMetrics::register(&self.recorder, [], lost, self.reports.losses(reports::QUEUE))
+        let losses = self.reports.losses(reports::QUEUE);
+        QueueMetrics::register(&self.recorder, [], lost, losses, self.refusing.clone())
     }
 
     /// Returns the handles that count reloads of the config.
@@ -367,6 +403,7 @@ impl ListenerMetrics {
     /// the HTTP status of the response, and `message` is the sentence that the sender receives.
     pub fn rejected(&self, reason: Rejection, code: u16, message: &str) {
         self.rejections.requests.of(reason).increment(1);
+        self.refusing.refused(reason);
         let last = LastRejected {
             listener: Arc::clone(&self.label),
             reason,
@@ -390,6 +427,7 @@ impl QueueMetrics {
         self.accepted_bytes.increment(bytes);
         self.levels.add(levels);
         self.last_event.set(now());
+        self.refusing.accepted();
     }
 
     /// Counts a batch that was accepted and then dropped at once, because the queue was full. No
@@ -555,6 +593,28 @@ mod tests {
         assert_eq!(some(reading.evidence_errors()), [("witness", 1)]);
         let witnesses = [(name.to_owned(), Some(1_700_000_000.0)), ("z".to_owned(), None)];
         assert_eq!(reading.witnesses(), witnesses);
+    }
+
+    #[test]
+    fn refusals_have_a_beginning_until_a_batch_is_accepted() {
+        let telemetry = Telemetry::new();
+        let (listener, queue) = (telemetry.listener("l"), telemetry.queue());
+        let name = format!("{PREFIX}requests_rejected_since_timestamp_seconds ");
+        let since = || -> f64 {
+            let text = telemetry.render();
+            text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+        };
+        listener.rejected(Rejection::Method, 405, "no POST");
+        assert_eq!(since(), 0.0);
+        listener.rejected(Rejection::QueueFull, 429, "full");
+        let first = since();
+        assert!((now() - first).abs() < 60.0, "{first}");
+        listener.rejected(Rejection::Unauthorized, 401, "no token");
+        assert_eq!(since(), first);
+        queue.accepted(1, 1, &LevelCounts::default());
+        assert_eq!(since(), 0.0);
+        listener.rejected(Rejection::QueueFull, 429, "full");
+        assert!(since() >= first);
     }
 
     #[test]

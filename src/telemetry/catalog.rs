@@ -17,6 +17,7 @@ use metrics::Histogram;
 use metrics_exporter_prometheus::PrometheusRecorder;
 
 use super::LastRefusals;
+use super::Refusing;
 use super::declare::DEFAULTS;
 use super::declare::Each;
 use super::declare::Handle;
@@ -208,6 +209,8 @@ catalog! {
         /// The handle that notes lost events for the log. Here, these are the events that no output
         /// can get.
         pub(super) losses: Losses,
+        /// The time since when every batch has been refused.
+        pub(super) refusing: Refusing,
     }
 
     "Listeners and sources"
@@ -254,6 +257,8 @@ catalog! {
         pub(super) label: Arc<str>,
         /// The last refused requests of all listeners and sources.
         pub(super) refusals: Arc<Mutex<LastRefusals>>,
+        /// The time since when every batch has been refused.
+        pub(super) refusing: Refusing,
     }
 
     "Listeners and sources"
@@ -270,6 +275,21 @@ catalog! {
                 `too_large`: raise `limits.max_body` now (`KubeAuditForwarderBatchTooLarge`). \
                 `invalid`, `unauthorized`, `not_found`, `method`, `media_type`: the sender has to \
                 be mended (`KubeAuditForwarderRequestsRejected`). `shutting_down`: a restart.",
+        }
+    }
+
+    "Listeners and sources"
+    /// The handle of the gauge for the time since when every batch has been refused.
+    pub(super) struct RefusingMetrics [] {
+        pub(super) since: Gauge = "requests_rejected_since_timestamp_seconds" {
+            help: "When the first request was refused after the last accepted batch; 0: none.",
+            unit: "seconds since 1970",
+            meaning: "Requests with a wrong method or media type do not count, and neither do \
+                those that come during the shutdown: kube-apiserver would send its batch again.",
+            action: "kube-apiserver gives up a batch about 90 s after its first refusal, and about \
+                four minutes after it if the refusals are 429 or 503 with `Retry-After`. `doctor` \
+                estimates by this time how many events are lost. `requests_rejected_total` has the \
+                reason.",
         }
     }
 
