@@ -12,20 +12,28 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `exposition` `kubeconfig` `address` | the text format of Prometheus · a cluster's address and credentials · hosts in labels |
-//! | 2 | `counts` `credentials` | the metrics by their names · a server with the credentials of a kubeconfig |
+//! | 2 | `counts` `credentials` `text` | the metrics by their names · a server with the credentials of a kubeconfig · metrics that may be packed |
 //! | 3 | `sample` | instances, and the two samples |
-//! | 4 | `judge` | what the numbers mean |
-//! | 5 | `screen` `webhook` `probe` | how the result is shown · the webhook's URL · events made on purpose |
+//! | 4 | `attempts` `remedy` | kube-apiserver's attempts to reach the webhook · what an operator can do |
+//! | 5 | `compare` | what was sent beside what was received |
+//! | 6 | `refusals` | whether senders have given up |
+//! | 7 | `judge` | what the numbers mean |
+//! | 8 | `screen` `webhook` `probe` | how the result is shown · the webhook's URL · events made on purpose |
 
 pub mod address;
+pub mod attempts;
+pub mod compare;
 pub mod counts;
 pub mod credentials;
 pub mod exposition;
 pub mod judge;
 pub mod kubeconfig;
 pub mod probe;
+pub mod refusals;
+pub mod remedy;
 pub mod sample;
 pub mod screen;
+pub mod text;
 pub mod webhook;
 
 use std::time::Duration;
@@ -33,7 +41,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use address::Address;
-use judge::Comparison;
+use compare::Comparison;
 use judge::Findings;
 use judge::Verdict;
 use sample::Apiservers;
@@ -155,18 +163,20 @@ pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> Report {
         }
         tokio::time::sleep(interval).await;
     }
-    // The relays are asked first. An event that a relay has counted then is one that kube-apiserver
-    // has counted before.
+    // The relays are asked first in the first sample, and last in the second one. So an event that
+    // a relay has counted in the first one was generated before, and the events that a
+    // kube-apiserver generates between its samples can arrive between those of the relays.
     let sample = async || Findings {
-        relays: relays.second().await,
         apiservers: apiservers.second().await,
+        relays: relays.second().await,
         has_apiserver,
         webhook: webhook.as_ref().map(|it| Address::new(&it.authority(), it.is_https())),
         checks: checks.clone(),
         now: telemetry::now(),
     };
-    let is_settled = |findings: &Findings| {
-        !has_urls || !matches!(judge::compare(findings), Comparison::Missing(_))
+    let is_missing = |it: &Comparison| matches!(it, Comparison::Missing(_));
+    let is_settled = |found: &Findings| {
+        !has_urls || !is_missing(&found.totals()) && !is_missing(&found.increases())
     };
     let findings = sample::settle(SETTLE.min(interval), PAUSE, sample, is_settled).await;
     let verdict = judge::judge(&findings);

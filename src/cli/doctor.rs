@@ -85,7 +85,7 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     };
     print(&text).map_err(|_| UNKNOWN)?;
     match report.verdict.kind {
-        Kind::Ok | Kind::Warning => Ok(()),
+        Kind::Ok | Kind::Warning | Kind::SoFar => Ok(()),
         Kind::Lost => Err(LOST),
         Kind::Unknown => Err(UNKNOWN),
     }

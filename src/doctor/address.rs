@@ -7,6 +7,9 @@
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
 
+/// The default of `--secure-port` of kube-apiserver.
+const PORT: u16 = 6443;
+
 /// A host in one form, and its port; `None` if the text has no port.
 type HostPort = (Host, Option<u16>);
 
@@ -50,10 +53,23 @@ pub fn is_same(first: &str, second: &str) -> bool {
     parse(first) == parse(second)
 }
 
-/// Returns `true` for the address at which kube-apiserver sends requests to itself: `[::1]`.
+/// Returns `true` for the address at which kube-apiserver sends requests to itself: `[::1]`, unless
+/// it listens on IPv4 only.
 #[must_use]
 pub fn is_own(label: &str) -> bool {
     parse(label).0 == Host::Ip(Ipv6Addr::LOCALHOST.into())
+}
+
+/// Returns `true` for an address that is kube-apiserver's own if it listens on IPv4 only, and that
+/// may be a webhook's otherwise: one on the same machine, or at the port of kube-apiserver.
+#[must_use]
+pub fn may_be_own(label: &str) -> bool {
+    let (host, port) = parse(label);
+    let is_near = match &host {
+        Host::Ip(ip) => ip.is_loopback(),
+        Host::Name(name) => name == "localhost",
+    };
+    is_near || port == Some(PORT)
 }
 
 /// Takes a text apart. A text that is no host with a port is a name as a whole.
@@ -117,6 +133,15 @@ mod tests {
             ("127.0.0.1:3000", false),
         ] {
             assert_eq!(is_own(label), wanted, "{label}");
+        }
+        for (label, wanted) in [
+            ("127.0.0.1:2040", true),
+            ("localhost:1", true),
+            ("10.0.0.5:6443", true),
+            ("10.0.0.5:3000", false),
+            ("relay.example", false),
+        ] {
+            assert_eq!(may_be_own(label), wanted, "{label}");
         }
         assert!(is_same("A:1", "a.:1") && !is_same("a", "a:443"));
     }

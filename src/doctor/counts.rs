@@ -9,6 +9,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use super::exposition::Exposition;
@@ -30,7 +31,7 @@ const STARTED: &str = "process_start_time_seconds";
 pub const LOG_PLUGIN: &str = "log";
 
 /// The names of a relay's metrics that are read, without their prefix.
-const OF_RELAY: [&str; 24] = [
+const OF_RELAY: [&str; 27] = [
     "build_info",
     "dead_letter_events_total",
     "error_total",
@@ -43,6 +44,7 @@ const OF_RELAY: [&str; 24] = [
     "output_backlog_events",
     "output_errors_total",
     "output_events_total",
+    "output_lag_max_seconds",
     "output_lag_seconds",
     "output_required",
     "output_retries_total",
@@ -53,8 +55,10 @@ const OF_RELAY: [&str; 24] = [
     "queue_events",
     "queue_needed_bytes",
     "queue_writable",
+    "requests_rejected_since_timestamp_seconds",
     "requests_rejected_total",
     "requests_total",
+    "spool_segments",
 ];
 
 /// Returns the sum of counts. A sum that is too large stays at the largest number.
@@ -125,6 +129,9 @@ pub struct ApiserverCounts {
     pub rejected: Option<u64>,
     /// The POSTs that kube-apiserver has sent itself, by host, and there by status.
     pub posts: BTreeMap<String, ByLabel>,
+    /// The hosts that it has sent changes to other than by POST. No webhook gets any, so they are
+    /// kube-apiservers.
+    pub changed: BTreeSet<String>,
     /// The series that were left out.
     pub wrong: Vec<Wrong>,
 }
@@ -155,10 +162,17 @@ impl Counts for ApiserverCounts {
         // The numbers that decide come first, because the list of wrong series has a limit.
         let (errors, generated) = (family.by(ERRORS, "plugin"), family.sum(EVENTS));
         let mut posts = BTreeMap::<String, ByLabel>::new();
+        let mut changed = BTreeSet::new();
         for (labels, count) in family.counts(CLIENT) {
-            if labels.get("method").is_some_and(|method| method == "POST") {
-                let by_code = posts.entry(label(labels, "host")).or_default();
-                add(by_code, label(labels, "code"), count);
+            match labels.get("method").map(String::as_str) {
+                Some("POST") => {
+                    let by_code = posts.entry(label(labels, "host")).or_default();
+                    add(by_code, label(labels, "code"), count);
+                }
+                Some("PUT" | "PATCH" | "DELETE") => {
+                    changed.insert(label(labels, "host"));
+                }
+                _ => {}
             }
         }
         Self {
@@ -168,6 +182,7 @@ impl Counts for ApiserverCounts {
             levels: family.by(LEVELS, "level"),
             rejected: family.sum(REJECTED),
             posts,
+            changed,
             wrong: family.wrong.into_inner(),
         }
     }
@@ -200,6 +215,9 @@ pub struct RelayCounts {
     pub errors: Option<ByLabel>,
     /// The requests that were not accepted, by reason.
     pub rejected: ByLabel,
+    /// The time since when every batch has been refused, in seconds since 1970; 0: the last one
+    /// was accepted. `None` if the relay does not say it.
+    pub rejected_since: Option<f64>,
     /// The answered requests, by status.
     pub requests: ByLabel,
     /// The events in the queue.
@@ -209,6 +227,8 @@ pub struct RelayCounts {
     pub queue_needed: Option<u64>,
     /// The greatest number of bytes in the queue.
     pub queue_capacity: Option<u64>,
+    /// `true` if the queue is in memory, and ends with the process; `None` if it is not known.
+    pub in_memory: Option<bool>,
     /// `false` while the queue cannot store.
     pub writable: Option<bool>,
     /// The outputs, by name.
@@ -234,6 +254,9 @@ pub struct OutputCounts {
     pub start: i64,
     /// The age of the oldest event that waits, in seconds.
     pub lag: Option<f64>,
+    /// The lag above which the relay calls the output late, in seconds; `None` if it does not say
+    /// it.
+    pub lag_max: Option<f64>,
     /// The attempts after the first.
     pub retried: u64,
     /// The failed attempts, by reason.
@@ -242,7 +265,7 @@ pub struct OutputCounts {
     pub dead_letters: u64,
     /// The events that the filter kept back or changed, by action.
     pub filtered: ByLabel,
-    /// `true` while the last attempt succeeded.
+    /// `true` while the last attempt succeeded; `None` before the first attempt.
     pub up: Option<bool>,
     /// `false` for an optional output; `None` if it is not known, or the output was removed.
     pub required: Option<bool>,
@@ -284,10 +307,12 @@ impl Counts for RelayCounts {
             last_event: family.gauge("last_event_timestamp_seconds"),
             errors: Some(errors).filter(|errors| !errors.is_empty()),
             rejected: family.by("requests_rejected_total", "reason"),
+            rejected_since: family.gauge("requests_rejected_since_timestamp_seconds"),
             requests: family.by("requests_total", "code"),
             queued: family.sum("queue_events"),
             queue_needed: family.sum("queue_needed_bytes").or_else(|| family.sum("queue_bytes")),
             queue_capacity: family.sum("queue_capacity_bytes"),
+            in_memory: family.sum("spool_segments").map(|segments| segments == 0),
             writable: family.gauge("queue_writable").map(|value| value != 0.0),
             outputs: outputs(&family),
             evidence_size: family.sum("evidence_size"),
@@ -338,6 +363,9 @@ fn outputs(family: &Family<'_>) -> BTreeMap<String, OutputCounts> {
     for (labels, value) in family.gauges("output_lag_seconds") {
         outputs.entry(label(labels, "output")).or_default().lag = Some(value);
     }
+    for (labels, value) in family.gauges("output_lag_max_seconds") {
+        outputs.entry(label(labels, "output")).or_default().lag_max = Some(value);
+    }
     for (labels, value) in family.gauges("output_up") {
         outputs.entry(label(labels, "output")).or_default().up = Some(value != 0.0);
     }
@@ -352,6 +380,11 @@ fn outputs(family: &Family<'_>) -> BTreeMap<String, OutputCounts> {
             let counts = if by { &mut output.filtered } else { &mut output.failed };
             add(counts, label(labels, key), count);
         }
+    }
+    for output in outputs.values_mut() {
+        // Some relays say 0 also before the first attempt.
+        let has_tried = output.delivered > 0 || output.failed.values().any(|count| *count > 0);
+        output.up = output.up.filter(|up| *up || has_tried);
     }
     outputs
 }

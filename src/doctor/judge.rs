@@ -1,18 +1,28 @@
-//! Compares the numbers, and says whether events were lost, where, and what to do.
+//! Judges everything that was read: whether events were lost, where, and what to do.
 //!
-//! The rules are few. A loss is what an error counter says, since the start of its process. A
-//! difference between what was sent and what was received is unexplained, and no loss, because
-//! kube-apiserver may hold a batch for four minutes. Something that could not be read, or has not
-//! happened yet, is unknown. Everything else that an operator should look at is a warning, and does
-//! not change the verdict.
+//! The rules are few. A loss is what an error counter says, since the start of its process; or the
+//! relays have refused everything for longer than kube-apiserver tries, and kube-apiserver could
+//! not be asked. A difference between what was sent and what was received is unexplained, and no
+//! loss, because kube-apiserver may hold a batch for four minutes. Something that could not be
+//! read, or has not happened yet, is unknown. Events that wait for a consumer in trouble are said
+//! in the verdict, which stays OK so far. Everything else that an operator should look at is a
+//! warning, and does not change the verdict.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
-use super::address;
 use super::address::Address;
+use super::attempts;
+use super::attempts::earlier_posts;
+use super::attempts::webhook_posts;
+use super::compare;
+use super::compare::Comparison;
+use super::compare::STARTS_APART_MAX;
+use super::compare::is_restarted;
+use super::compare::rejected;
+use super::compare::rejected_in_interval;
 use super::counts::ApiserverCounts;
 use super::counts::ByLabel;
 use super::counts::Counts as _;
@@ -22,18 +32,19 @@ use super::counts::OutputCounts;
 use super::counts::RelayCounts;
 use super::counts::Wrong;
 use super::counts::total;
+use super::refusals;
+use super::refusals::ATTEMPTS;
+use super::refusals::Refusal;
+use super::remedy;
+use super::remedy::of_plugin;
+use super::remedy::of_reason;
 use super::sample::Sampled;
 use crate::delivery::rfc3339::rfc3339;
+use crate::status::thresholds;
 use crate::telemetry::PREFIX;
-
-/// The greatest difference of the start times, in seconds, with which the totals of two processes
-/// are compared.
-const STARTS_APART_MAX: f64 = 60.0;
 
 /// kube-apiserver's default for `--audit-webhook-batch-throttle-qps`, in batches per second.
 const THROTTLE: f64 = 10.0;
-/// The attempts that kube-apiserver makes for a batch, the first one included.
-const ATTEMPTS: u64 = 5;
 
 /// The share of [`THROTTLE`] from which the rate of batches is a warning.
 const NEAR: f64 = 0.7;
@@ -41,19 +52,9 @@ const NEAR: f64 = 0.7;
 /// The shortest time in seconds for which a rate is told. One batch in a moment is no rate.
 pub const RATE_MIN: f64 = 1.0;
 
-/// The time in seconds without an accepted event from which a relay alone is a warning: longer than
-/// kube-apiserver holds a batch.
-const SILENCE: f64 = 300.0;
-
 /// The time in seconds without an accepted event from which events that kube-apiserver generates
 /// are unexplained. It collects a batch for at most 30 s.
 const NOTHING_ARRIVES: f64 = 60.0;
-
-/// The lag of an output in seconds from which it is a warning, as in the alert.
-const LAG: f64 = 60.0;
-
-/// The share of the queue's capacity from which its fill is a warning, as in the alert.
-const QUEUE_NEARLY_FULL: f64 = 0.8;
 
 /// The number of places that the verdict names. The screen has all of them.
 const PLACES_MAX: usize = 3;
@@ -75,6 +76,20 @@ pub struct Findings {
     pub now: f64,
 }
 
+impl Findings {
+    /// Compares the totals since the starts.
+    #[must_use]
+    pub fn totals(&self) -> Comparison {
+        compare::totals(&self.apiservers, &self.relays)
+    }
+
+    /// Compares the increases between the two samples.
+    #[must_use]
+    pub fn increases(&self) -> Comparison {
+        compare::increases(&self.apiservers, &self.relays, self.webhook.as_ref())
+    }
+}
+
 /// The weight of a cause, and the verdict. The greatest one decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -82,6 +97,9 @@ pub enum Kind {
     Ok,
     /// An operator should look at something, but no event is lost or unaccounted for.
     Warning,
+    /// Nothing is lost so far, and the verdict says what is not in order: events wait, or something
+    /// was not compared.
+    SoFar,
     /// Something cannot be known.
     Unknown,
     /// Events are lost.
@@ -95,6 +113,10 @@ pub struct Cause {
     pub kind: Kind,
     /// The number of lost events; 0 for all kinds but [`Kind::Lost`].
     pub lost: u64,
+    /// How many of them were lost between the two samples; `None` if that is not known.
+    pub lately: Option<u64>,
+    /// `true` if `lost` is an estimate.
+    pub is_estimate: bool,
     /// The place, such as `output logstash of http://10.0.0.1:9090`.
     pub place: String,
     /// The fact, as the rest of a sentence that begins with the place.
@@ -112,7 +134,7 @@ impl Cause {
         advice: impl Into<String>,
     ) -> Self {
         let (place, what, advice) = (place.into(), what.into(), advice.into());
-        Self { kind, lost: 0, place, what, advice }
+        Self { kind, lost: 0, lately: None, is_estimate: false, place, what, advice }
     }
 
     fn unknown(place: &str, what: impl Into<String>, advice: impl Into<String>) -> Self {
@@ -141,95 +163,6 @@ pub struct Verdict {
     pub causes: Vec<Cause>,
 }
 
-/// The comparison of what the kube-apiservers have sent with what the relays have received.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Comparison {
-    /// The totals cannot be compared, for this reason.
-    Not(String),
-    /// Everything has arrived that was generated before the first sample.
-    Equal,
-    /// This number of events was generated, and has neither arrived nor been counted as lost.
-    Missing(u64),
-    /// This number of events has arrived and was not generated.
-    Surplus(u64),
-}
-
-/// Compares the totals. With two samples, events may be on their way in between: all events of the
-/// first sample must have arrived in the second one, and none may have arrived that were not
-/// generated then. A file has only one sample: what came in after it was read is no surplus, so the
-/// first sample of the relays counts.
-#[must_use]
-pub fn compare(findings: &Findings) -> Comparison {
-    let Findings { apiservers, relays, .. } = findings;
-    let not = |why: &str| Comparison::Not(why.to_owned());
-    if !findings.has_apiserver || apiservers.is_empty() {
-        return not("kube-apiserver is unknown");
-    }
-    if relays.is_empty() {
-        return not("there is no relay to ask");
-    }
-    let apiserver = |it: &Sampled<ApiserverCounts>| format!("kube-apiserver {}", it.source);
-    let relay = |it: &Sampled<RelayCounts>| format!("relay {}", it.source);
-    let unread = apiservers.iter().filter(|it| it.fault.is_some()).map(apiserver);
-    let changed = relays.iter().filter(|it| it.fault.is_some() || is_restarted(it)).map(relay);
-    let unread: Vec<String> = unread.chain(changed).collect();
-    if !unread.is_empty() {
-        return Comparison::Not(format!("not everything could be read: {}", unread.join(", ")));
-    }
-    let of_apiservers: Vec<_> = apiservers.iter().filter_map(|it| it.counts.as_ref()).collect();
-    let of_relays: Vec<_> = relays.iter().filter_map(|it| it.counts.as_ref()).collect();
-    let starts = of_apiservers.iter().map(|counts| counts.started);
-    // A process without a start time is compared: a difference is then unexplained at least.
-    let starts: Vec<f64> = starts.chain(of_relays.iter().map(|it| it.started)).flatten().collect();
-    let first = starts.iter().copied().fold(f64::INFINITY, f64::min);
-    let last = starts.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    if last - first > STARTS_APART_MAX {
-        return not("the processes started more than 60 s apart");
-    }
-    if of_apiservers.iter().any(|it| it.unknown_plugins().next().is_some()) {
-        return not("a number of lost events is unknown");
-    }
-    let sent = of_apiservers.iter().map(|it| it.generated).collect::<Option<Vec<_>>>();
-    let received = of_relays.iter().map(|it| it.accepted).collect::<Option<Vec<_>>>();
-    let (Some(sent), Some(received)) = (sent, received) else {
-        return not("a number of events is unknown");
-    };
-    let before = |it: &Sampled<ApiserverCounts>| it.before.clone().or_else(|| it.counts.clone());
-    let before: Vec<ApiserverCounts> = apiservers.iter().filter_map(before).collect();
-    let least = total(before.iter().filter_map(|it| it.generated))
-        .saturating_sub(total(of_apiservers.iter().map(|it| it.lost())));
-    let received = total(received);
-    let earlier = |it: &Sampled<RelayCounts>| it.before.as_ref().or(it.counts.as_ref())?.accepted;
-    // The relays were asked before the kube-apiservers in each of the two samples.
-    let (sent, early) = match apiservers.iter().any(|it| it.before.is_none()) {
-        true => {
-            let sent = total(before.iter().filter_map(|it| it.generated));
-            (sent, total(relays.iter().filter_map(earlier)))
-        }
-        false => (total(sent), received),
-    };
-    let most = sent.saturating_sub(total(before.iter().map(ApiserverCounts::lost)));
-    if received < least {
-        Comparison::Missing(least - received)
-    } else if early > most {
-        Comparison::Surplus(early - most)
-    } else {
-        Comparison::Equal
-    }
-}
-
-/// Returns `true` if the process was another one in the first sample: its start time has changed,
-/// or its counters went back. A number that one of the samples does not have says nothing.
-#[must_use]
-pub fn is_restarted(relay: &Sampled<RelayCounts>) -> bool {
-    let Some((before, now)) = relay.before.as_ref().zip(relay.counts.as_ref()) else {
-        return false;
-    };
-    let is_other = before.started.zip(now.started).is_some_and(|(before, now)| before != now);
-    let went_back = before.accepted.zip(now.accepted).is_some_and(|(before, now)| before > now);
-    is_other || went_back
-}
-
 /// Judges everything that was read.
 #[must_use]
 pub fn judge(findings: &Findings) -> Verdict {
@@ -242,8 +175,14 @@ pub fn judge(findings: &Findings) -> Verdict {
         causes.push(Cause::unknown("kube-apiserver", "there is none", advice));
     }
     for relay in &findings.relays {
-        relay_causes(relay, findings.now, &mut causes);
+        relay_causes(relay, findings, &mut causes);
     }
+    let refusals = refusals::find(&findings.relays, findings.now);
+    let mut of_refusals: Vec<_> = refusals.iter().map(|it| refused(it, findings)).collect();
+    // The events that two relays have refused are the same ones.
+    of_refusals.sort_by_key(|cause| (Reverse(cause.kind), Reverse(cause.lost)));
+    of_refusals.iter_mut().skip(1).for_each(|cause| cause.lost = 0);
+    causes.extend(of_refusals);
     whole_causes(findings, &mut causes);
     causes.sort_by_key(|cause| (Reverse(cause.kind), Reverse(cause.lost)));
     verdict(causes)
@@ -256,7 +195,8 @@ fn verdict(causes: Vec<Cause>) -> Verdict {
     let of_kind: Vec<&Cause> = causes.iter().filter(|cause| cause.kind == kind).collect();
     let places: Vec<&str> = of_kind.iter().map(|cause| cause.place.as_str()).collect();
     let told = |cause: &&Cause| match kind {
-        Kind::Lost => format!("{} at {} ({})", cause.lost, cause.place, cause.what),
+        Kind::Lost => format!("{}{} at {} ({})", about(cause), cause.lost, cause.place, cause.what),
+        Kind::SoFar => cause.what.clone(),
         Kind::Ok | Kind::Warning | Kind::Unknown => format!("{}: {}", cause.place, cause.what),
     };
     let mut sentence: Vec<String> = of_kind.iter().take(PLACES_MAX).map(told).collect();
@@ -267,13 +207,35 @@ fn verdict(causes: Vec<Cause>) -> Verdict {
     let sentence = sentence.join("; ");
     let (kind, sentence) = match kind {
         Kind::Ok | Kind::Warning => (Kind::Ok, String::new()),
+        Kind::SoFar => (Kind::Ok, sentence),
         Kind::Unknown => (kind, format!("{sentence}. {advice}")),
-        Kind::Lost => (kind, format!("{} lost: {sentence}. {advice}", events(lost))),
+        Kind::Lost => {
+            let about = of_kind.iter().map(|cause| about(cause)).max().unwrap_or_default();
+            let when = when(&of_kind);
+            (kind, format!("{about}{} lost: {sentence}. {when}{advice}", events(lost)))
+        }
     };
-    let is_ok = kind == Kind::Ok;
+    let is_ok = sentence.is_empty();
     let place = if is_ok { String::new() } else { places.join(", ") };
     let advice = if is_ok { String::new() } else { advice };
     Verdict { kind, lost, place, advice, sentence, causes }
+}
+
+/// Returns a word before the number of a cause; empty if the number was counted.
+fn about(cause: &Cause) -> &'static str {
+    if cause.is_estimate { "about " } else { "" }
+}
+
+/// Returns a sentence that tells losses of an earlier time from those of the interval; empty if the
+/// time of one of them is not known.
+fn when(lost: &[&Cause]) -> &'static str {
+    match lost.iter().map(|cause| cause.lately).collect::<Option<Vec<u64>>>() {
+        None => "",
+        Some(lately) if total(lately.iter().copied()) == 0 => {
+            "All of this is older than the interval, and nothing was lost in it. "
+        }
+        Some(_) => "Events are being lost now. ",
+    }
 }
 
 /// Returns a number of events in words.
@@ -321,20 +283,33 @@ fn apiserver_causes(
     if let Some(fault) = &apiserver.fault {
         let advice = "Check the option --apiserver or --kubeconfig, and that the address can be \
                       reached from here";
-        causes.push(Cause::unknown(&place, format!("unknown, {fault}"), advice));
+        let what = format!("unknown, {fault}{}", one_of(apiserver, findings));
+        causes.push(Cause::unknown(&place, what, advice));
     }
     let Some(counts) = &apiserver.counts else { return };
     wrong_causes(&place, counts.wrong(), causes);
     let before = apiserver.before.as_ref();
+    let posts = webhook_posts(counts, findings.webhook.as_ref());
+    let instance = one_of(apiserver, findings);
     for (plugin, &lost) in counts.errors.iter().filter(|(_, lost)| **lost > 0) {
         let earlier = before.map(|it| it.errors.get(plugin).copied().unwrap_or_default());
         let increase = earlier.map(|earlier| lost.saturating_sub(earlier)).zip(apiserver.elapsed);
-        let what = format!("plugin {plugin}, {}", since(counts.started, increase));
+        let what = format!("plugin {plugin}{instance}, {}", since(counts.started, increase));
         if plugin == LOG_PLUGIN {
             let what = format!("{} of the audit log lost ({what})", events(lost));
             causes.push(Cause::warning(&place, what, of_plugin(plugin)));
         } else {
-            causes.push(Cause { lost, ..Cause::new(Kind::Lost, &place, what, of_plugin(plugin)) });
+            let has_failed = posts.as_ref().is_none_or(|(_, posts)| attempts::failed(posts) > 0);
+            let advice = match plugin.as_str() {
+                "webhook" => found_cause(findings).unwrap_or_else(|| {
+                    let advice =
+                        if has_failed { of_plugin(plugin) } else { remedy::NOT_MARSHALLED };
+                    advice.to_owned()
+                }),
+                _ => of_plugin(plugin).to_owned(),
+            };
+            let lately = increase.map(|(lost, _)| lost);
+            causes.push(Cause { lost, lately, ..Cause::new(Kind::Lost, &place, what, advice) });
         }
     }
     match counts.generated {
@@ -359,88 +334,58 @@ fn apiserver_causes(
                       away: use batch, or make the relay reachable";
         causes.push(Cause::warning(&place, what, advice));
     }
-    if let Some((host, posts)) = webhook_posts(counts, findings.webhook.as_ref()) {
+    if let Some((host, posts)) = posts {
         let earlier = earlier_posts(apiserver, &host, findings.webhook.as_ref());
-        attempts(&place, &host, &posts, earlier.as_ref(), apiserver.elapsed, causes);
+        attempt_causes(&place, &host, &posts, earlier.as_ref(), apiserver.elapsed, causes);
     }
+}
+
+/// Returns the words that name a kube-apiserver as one of several; empty if it is the only one.
+fn one_of(apiserver: &Sampled<ApiserverCounts>, findings: &Findings) -> String {
+    match findings.apiservers.len() {
+        0 | 1 => String::new(),
+        _ if apiserver.source.ends_with("another instance") => String::new(),
+        count => format!(", one of {count} instances"),
+    }
+}
+
+/// Returns the remedy for the cause that doctor has found itself, why kube-apiserver's requests
+/// reach no relay; `None` if it has found none.
+fn found_cause(findings: &Findings) -> Option<String> {
+    let is_unknown = |cause: &&Cause| cause.kind == Kind::Unknown;
+    let mut of_webhook = findings.checks.iter().filter(is_unknown);
+    let of_webhook = of_webhook.find(|cause| cause.place.starts_with("the webhook"));
+    if let Some(Cause { place, what, advice, .. }) = of_webhook {
+        return Some(format!("doctor has found a cause: {place}: {what}. {advice}"));
+    }
+    let rejected = refusals::find(&findings.relays, findings.now);
+    if let Some(it) = rejected.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds)) {
+        let (source, reasons) = (it.source, it.reasons());
+        let advice = of_reason(it.reason());
+        return Some(format!(
+            "doctor has found a cause: relay {source} refuses ({reasons}). {advice}"
+        ));
+    }
+    let relay = findings.relays.iter().find(|it| it.fault.is_some())?;
+    let (source, fault) = (&relay.source, relay.fault.as_deref().unwrap_or_default());
+    Some(format!(
+        "doctor cannot reach the relay {source} either ({fault}): check first that it runs, and \
+         see the runbook AuditWebhookError"
+    ))
 }
 
 /// Names the series whose values cannot be used.
 fn wrong_causes(place: &str, wrong: &[Wrong], causes: &mut Vec<Cause>) {
     let cause = |wrong: &Wrong| {
-        let advice = "Run the command again; if the value stays, look at the /metrics of this                       process, and at whatever changes them on their way";
+        let advice = "Run the command again; if the value stays, look at the /metrics of this \
+                      process, and at whatever changes them on their way";
         Cause::unknown(place, format!("unknown, {wrong}"), advice)
     };
     causes.extend(wrong.iter().map(cause));
 }
 
-/// Returns the remedy for events that a plugin of kube-apiserver has lost.
-fn of_plugin(plugin: &str) -> &'static str {
-    match plugin {
-        "buffered" => {
-            "kube-apiserver's buffer was full: raise --audit-webhook-batch-buffer-size (10000 by \
-             default) and --audit-webhook-batch-throttle-qps (10 by default), and see the runbook \
-             AuditWebhookError"
-        }
-        "webhook" => {
-            "kube-apiserver gave up after five attempts: check that the relays can be reached at \
-             the URL in --audit-webhook-config-file and answer in time, and see the runbook \
-             AuditWebhookError"
-        }
-        "truncate" => {
-            "The events were too large: raise --audit-webhook-truncate-max-event-size, or audit \
-             with the level Metadata what is so large"
-        }
-        LOG_PLUGIN => {
-            "This is no loss of the webhook: check --audit-log-path and the disk of kube-apiserver"
-        }
-        _ => {
-            "Look for the name of the plugin in kube-apiserver's log, and see the runbook \
-              AuditWebhookError"
-        }
-    }
-}
-
-/// Returns the host of the audit webhook as in the metrics, and the POSTs to it by status. If the
-/// address is not known and kube-apiserver sends POSTs to several hosts, such as admission
-/// webhooks, the result is `None`. Its POSTs to itself (`[::1]`) do not count as long as there are
-/// others.
-#[must_use]
-pub fn webhook_posts(
-    counts: &ApiserverCounts,
-    address: Option<&Address>,
-) -> Option<(String, ByLabel)> {
-    let hosts: Vec<&String> = match address {
-        Some(address) => counts.posts.keys().filter(|label| address.is(label)).collect(),
-        None => {
-            let others = counts.posts.keys().filter(|label| !address::is_own(label)).collect();
-            let hosts = Some(others).filter(|others: &Vec<_>| !others.is_empty());
-            hosts.unwrap_or_else(|| counts.posts.keys().collect())
-        }
-    };
-    let label = *hosts.first()?;
-    let is_one = address.is_some() || hosts.iter().all(|other| address::is_same(label, other));
-    let mut posts = ByLabel::new();
-    for (code, count) in hosts.iter().filter_map(|label| counts.posts.get(*label)).flatten() {
-        let sum = posts.entry(code.clone()).or_default();
-        *sum = total([*sum, *count]);
-    }
-    is_one.then(|| (label.clone(), posts))
-}
-
-/// Returns the POSTs to the same host in the first sample; `None` if there were none.
-#[must_use]
-pub fn earlier_posts(
-    apiserver: &Sampled<ApiserverCounts>,
-    host: &str,
-    address: Option<&Address>,
-) -> Option<ByLabel> {
-    let (earlier, posts) = webhook_posts(apiserver.before.as_ref()?, address)?;
-    (address.is_some() || address::is_same(&earlier, host)).then_some(posts)
-}
-
 /// Finds attempts that have failed, and a rate near the throttle.
-fn attempts(
+fn attempt_causes(
     place: &str,
     host: &str,
     posts: &BTreeMap<String, u64>,
@@ -448,15 +393,10 @@ fn attempts(
     elapsed: Option<f64>,
     causes: &mut Vec<Cause>,
 ) {
-    let increase = |code: &String, count: u64| {
-        let earlier = earlier.and_then(|it| it.get(code)).copied().unwrap_or_default();
-        count.saturating_sub(earlier)
-    };
-    let increases: Vec<(&String, u64)> =
-        posts.iter().map(|(code, count)| (code, increase(code, *count))).collect();
+    let increases = attempts::increases(posts, earlier);
     let failed: Vec<String> = increases
         .iter()
-        .filter(|(code, count)| *count > 0 && !code.starts_with('2'))
+        .filter(|(code, count)| **count > 0 && !code.starts_with('2'))
         .map(|(code, count)| format!("{code}: {count}"))
         .collect();
     if !failed.is_empty() {
@@ -472,9 +412,8 @@ fn attempts(
     if let Some(elapsed) = elapsed.filter(|elapsed| *elapsed >= RATE_MIN && earlier.is_some()) {
         // An attempt is not a batch: the throttle counts a batch once, and kube-apiserver may send
         // it five times. So there are at least as many batches as successes.
-        let taken = increases.iter().filter(|(code, _)| code.starts_with('2'));
-        let taken = total(taken.map(|(_, count)| *count));
-        let all = total(increases.iter().map(|(_, count)| *count));
+        let all = total(increases.values().copied());
+        let taken = all - attempts::failed(&increases);
         #[allow(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
         let rate = taken.max(all.div_ceil(ATTEMPTS)) as f64 / elapsed;
         if rate >= NEAR * THROTTLE {
@@ -489,7 +428,7 @@ fn attempts(
     }
 }
 
-fn relay_causes(relay: &Sampled<RelayCounts>, now: f64, causes: &mut Vec<Cause>) {
+fn relay_causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut Vec<Cause>) {
     let place = format!("relay {}", relay.source);
     if let Some(fault) = &relay.fault {
         let advice = "Check that the relay runs, and that --relay is the URL of its admin address";
@@ -516,13 +455,14 @@ fn relay_causes(relay: &Sampled<RelayCounts>, now: f64, causes: &mut Vec<Cause>)
             "Give each relay its own --relay, and run the command again",
         ));
     }
+    causes.extend(forgotten(&place, counts, findings));
     for plugin in counts.errors.iter().flat_map(BTreeMap::keys) {
         lost(&place, relay, plugin, counts, causes);
     }
     for (name, output) in &counts.outputs {
         let place = format!("output {name} of {}", relay.source);
-        output_warnings(&place, output, causes);
         let before = relay.before.as_ref().filter(|_| !is_restarted(relay));
+        causes.extend(waiting(&place, name, output, before.and_then(|it| it.outputs.get(name))));
         let differs = difference(counts, name);
         let is_steady = before.is_none_or(|before| difference(before, name) == differs);
         if let Some(differs) = differs.filter(|differs| *differs != 0 && is_steady) {
@@ -531,7 +471,27 @@ fn relay_causes(relay: &Sampled<RelayCounts>, now: f64, causes: &mut Vec<Cause>)
             causes.push(Cause::unknown(&place, what, advice));
         }
     }
-    relay_warnings(&place, relay, counts, now, causes);
+    relay_warnings(&place, relay, counts, findings.now, causes);
+}
+
+/// Finds a process that began after kube-apiserver, with its queue in memory. If another process
+/// was there before, the events that waited in it may be lost, and its counters are lost with them.
+fn forgotten(place: &str, counts: &RelayCounts, findings: &Findings) -> Option<Cause> {
+    let apiservers = findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
+    let first = apiservers.filter_map(|it| it.started).reduce(f64::min)?;
+    let started = counts.started.filter(|at| *at - first > STARTS_APART_MAX)?;
+    (counts.in_memory == Some(true)).then(|| {
+        let what = format!(
+            "it began at {}, after kube-apiserver ({}), and its queue is in memory: what an earlier \
+             process had in its queue at a crash is lost, and no counter tells it",
+            time(started),
+            time(first)
+        );
+        let advice = "Set queue.directory: a queue on disk keeps its events when the process ends. \
+                      To know about the past, compare the consumer's events with the audit log of \
+                      kube-apiserver";
+        Cause::unknown(place, what, advice)
+    })
 }
 
 /// Finds the events that an output of a relay has lost, or those that no output can get.
@@ -553,6 +513,7 @@ fn lost(
         .filter(|_| !is_restarted(relay))
         .map(|before| counts.lost(plugin).saturating_sub(before.lost(plugin)))
         .zip(relay.elapsed);
+    let lately = increase.map(|(lost, _)| lost);
     let since = since(counts.started, increase);
     let output = counts.outputs.get(plugin);
     let letters = output.map_or(0, |output| output.dead_letters);
@@ -581,7 +542,7 @@ fn lost(
             (format!("output {name} of {}", place.trim_start_matches("relay ")), advice)
         }
     };
-    causes.push(Cause { lost, ..Cause::new(Kind::Lost, place, since, advice) });
+    causes.push(Cause { lost, lately, ..Cause::new(Kind::Lost, place, since, advice) });
 }
 
 /// Returns the events that are missing in the sum of a required output: accepted, but neither
@@ -605,16 +566,48 @@ fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
     Some(came - went.into_iter().map(i128::from).sum::<i128>())
 }
 
-fn output_warnings(place: &str, output: &OutputCounts, causes: &mut Vec<Cause>) {
-    let waiting = output.backlog.unwrap_or_default();
-    if output.up == Some(false) && waiting > 0 {
-        let what = format!("down, {} waiting, nothing lost by it yet", events(waiting));
-        let advice = "last_error in /status says why; see the runbook KubeAuditForwarderOutputDown";
-        causes.push(Cause::warning(place, what, advice));
-    } else if let Some(lag) = output.lag.filter(|lag| *lag > LAG && waiting > 0) {
-        let what = format!("late by {lag:.0} s, {} waiting", events(waiting));
-        causes.push(Cause::warning(place, what, "See the runbook KubeAuditForwarderOutputLags"));
-    }
+/// Finds events that wait for an output in trouble. Only a required output changes the verdict's
+/// sentence. The relay says itself from which lag on an output is late.
+fn waiting(
+    place: &str,
+    name: &str,
+    output: &OutputCounts,
+    before: Option<&OutputCounts>,
+) -> Option<Cause> {
+    let waits = output.backlog.filter(|count| *count > 0)?;
+    let lag = output.lag.unwrap_or_default();
+    let of_lag = "see the runbook KubeAuditForwarderOutputLags";
+    let (state, advice) = if output.up == Some(false) {
+        let runbook = "see the runbook KubeAuditForwarderOutputDown";
+        ("which is down".to_owned(), format!("last_error in /status says why; {runbook}"))
+    } else if output.lag_max.is_some_and(|most| lag > most) {
+        (format!("which is late by {lag:.0} s"), format!("The consumer is too slow; {of_lag}"))
+    } else if before.is_some_and(|before| is_growing(before, output)) {
+        let advice = format!("The consumer takes events more slowly than they come; {of_lag}");
+        ("and their number grows".to_owned(), advice)
+    } else if output.lag_max.is_none() && lag >= RATE_MIN {
+        let state =
+            format!("the oldest for {}, which was not compared with anything", seconds(lag));
+        (state, format!("This relay does not say when an output is late; {of_lag}"))
+    } else {
+        return None;
+    };
+    let kind = if output.required == Some(false) { Kind::Warning } else { Kind::SoFar };
+    let wait = if waits == 1 { "waits" } else { "wait" };
+    Some(Cause::new(kind, place, format!("{} {wait} for {name}, {state}", events(waits)), advice))
+}
+
+/// Returns `true` if the backlog has grown by a tenth or more of the events that came. An output
+/// that collects events for minutes may do so in health.
+fn is_growing(before: &OutputCounts, now: &OutputCounts) -> bool {
+    let collects = now.lag_max.is_some_and(|most| most > thresholds::lag_max(None).as_secs_f64());
+    let Some(more) =
+        now.backlog.zip(before.backlog).and_then(|(now, before)| now.checked_sub(before))
+    else {
+        return false;
+    };
+    let left = now.delivered.saturating_sub(before.delivered);
+    !collects && more > 0 && more.saturating_mul(10) >= total([more, left])
 }
 
 fn relay_warnings(
@@ -643,7 +636,7 @@ fn relay_warnings(
         #[allow(clippy::cast_precision_loss, reason = "a share needs no more digits")]
         let share = bytes as f64 / capacity.max(1) as f64;
         let waits = counts.outputs.values().any(|output| output.backlog > Some(0));
-        if share >= QUEUE_NEARLY_FULL && waits {
+        if share >= thresholds::QUEUE_NEARLY_FULL && waits {
             let what = format!("the queue is {:.0} % full", share * 100.0);
             let advice = "See the runbook KubeAuditForwarderQueueNearlyFull";
             causes.push(Cause::warning(place, what, advice));
@@ -665,49 +658,21 @@ fn relay_warnings(
         causes.push(Cause::warning(place, what, advice));
     }
     let quiet = counts.last_event.filter(|at| *at > 0.0).map(|at| now - at);
-    if let Some(quiet) = quiet.filter(|quiet| *quiet > SILENCE) {
+    if let Some(quiet) = quiet.filter(|quiet| *quiet > thresholds::SILENCE) {
         let what = format!("no event accepted for {quiet:.0} s");
         let advice = "See the runbook KubeAuditForwarderNothingReceived";
         causes.push(Cause::warning(place, what, advice));
     }
 }
 
-/// Returns the remedy for requests that a relay has rejected for this reason.
-fn of_reason(reason: &str) -> &'static str {
-    match reason {
-        "queue_full" => {
-            "Enlarge queue.max_bytes, or mend the output that holds the queue up; see the runbook \
-             KubeAuditForwarderSendersWait"
-        }
-        "in_flight_full" => {
-            "Raise limits.max_in_flight; see the runbook KubeAuditForwarderSendersWait"
-        }
-        "timeout" | "disk" | "delivery_timeout" => "See the runbook KubeAuditForwarderSendersWait",
-        "too_large" => {
-            "Raise limits.max_body now, because kube-apiserver loses such a batch after five \
-             attempts; see the runbook KubeAuditForwarderBatchTooLarge"
-        }
-        "shutting_down" => "A restart does this; nothing to do",
-        "unauthorized" => {
-            "The bearer token is missing or wrong: the user in kube-apiserver's \
-             --audit-webhook-config-file needs the token of listener.bearer_token_file; see the \
-             runbook KubeAuditForwarderRequestsRejected"
-        }
-        "not_found" => {
-            "The path of the URL is wrong: the server in kube-apiserver's \
-             --audit-webhook-config-file needs listener.path_prefix; see the runbook \
-             KubeAuditForwarderRequestsRejected"
-        }
-        _ => "See the runbook KubeAuditForwarderRequestsRejected",
-    }
-}
+/// The place of causes that concern the whole way.
+const WAY: &str = "the way from kube-apiserver to the relays";
+
+const NOTHING_RECEIVED: &str = "Check the URL in kube-apiserver's --audit-webhook-config-file, and \
+                                see the runbook KubeAuditForwarderNothingReceived";
 
 /// Finds the causes that concern all processes together.
 fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
-    const WAY: &str = "the way from kube-apiserver to the relays";
-    const NOTHING_RECEIVED: &str = "Check the URL in kube-apiserver's \
-                                    --audit-webhook-config-file, and see the runbook \
-                                    KubeAuditForwarderNothingReceived";
     if findings.relays.is_empty() {
         let what = "there is none to ask";
         causes.push(Cause::unknown("relay", what, "Name the admin address with --relay"));
@@ -717,88 +682,151 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     let has_accepted = !are_known || counts.iter().any(|it| it.accepted > Some(0));
     let has_delivered =
         counts.iter().flat_map(|it| it.outputs.values()).any(|output| output.delivered > 0);
-    let compared = compare(findings);
+    let compared = compared(findings);
     let silence = quiet_for(findings).filter(|quiet| *quiet >= NOTHING_ARRIVES);
     let silence = silence.filter(|_| are_known && grows(findings));
-    let is_missing = matches!(compared, Comparison::Missing(_)) || silence.is_some();
+    let is_missing = compared.iter().any(|it| it.kind == Kind::Unknown) || silence.is_some();
     // Rejections of now come first: they explain why nothing arrives, and their remedy is the one
     // to begin with.
-    let rejected = match has_accepted {
-        false => rejections(findings, since_start, "every request since the start rejected"),
+    let now = match has_accepted {
+        false => rejections(findings, rejected, "every request since the start rejected"),
         true if is_missing => {
-            rejections(findings, in_interval, "requests rejected in the interval")
+            rejections(findings, rejected_in_interval, "requests rejected in the interval")
         }
         true => None,
     };
-    let has_rejected = rejected.is_some();
-    causes.extend(rejected);
-    let are_files = findings.apiservers.iter().all(|it| it.before.is_none());
-    match compared {
-        Comparison::Not(_) | Comparison::Equal => {}
-        Comparison::Missing(missing) => {
-            let advice = match are_files {
-                true => {
-                    "kube-apiserver may hold a batch for four minutes: run the command again five \
-                     minutes later with the same file, and check that --relay names every relay \
-                     and that the webhook of kube-apiserver leads there"
-                }
-                false => {
-                    "kube-apiserver may hold a batch for four minutes: run the command again with \
-                     --interval 5m, and check that --relay names every relay and that the webhook \
-                     of kube-apiserver leads there"
-                }
-            };
-            let missing = events(missing);
-            let what = format!("{missing} unexplained: generated, and neither received nor lost");
-            causes.push(Cause::unknown(WAY, what, advice));
-        }
-        Comparison::Surplus(surplus) => {
-            let advice = match are_files {
-                true => {
-                    "Events that came after the file was saved do this: save the metrics and run \
-                     the command at once. A batch that was sent twice does it too, and a sender \
-                     that is not among the --apiserver: name every kube-apiserver"
-                }
-                false => {
-                    "A batch that was sent twice does this, or a sender that is not among the \
-                     --apiserver: name every kube-apiserver, and save files at the same time"
-                }
-            };
-            let what = format!("{} unexplained: received, and not generated", events(surplus));
-            causes.push(Cause::unknown(WAY, what, advice));
-        }
-    }
+    let has_rejected = now.is_some();
+    causes.extend(now);
+    causes.extend(compared);
+    let advice = || found_cause(findings).unwrap_or_else(|| NOTHING_RECEIVED.to_owned());
     if !has_accepted && !has_delivered && !has_rejected {
         let what = "nothing has happened yet: no event accepted since the start";
-        causes.push(Cause::unknown("relay", what, NOTHING_RECEIVED));
+        causes.push(Cause::unknown("relay", what, advice()));
     } else if let Some(quiet) = silence {
         let what = format!(
             "unexplained: kube-apiserver generates events, and no relay has accepted one for \
              {quiet:.0} s"
         );
-        causes.push(Cause::unknown(WAY, what, NOTHING_RECEIVED));
+        causes.push(Cause::unknown(WAY, what, advice()));
     }
     // Rejections of an earlier time may be the cause too, or have long been mended.
     if has_accepted && is_missing && !has_rejected {
-        causes.extend(rejections(findings, since_start, "requests rejected since the start"));
+        causes.extend(rejections(findings, rejected, "requests rejected since the start"));
     }
 }
 
-/// Returns the requests that a relay has rejected since its start, by reason.
-fn since_start(relay: &Sampled<RelayCounts>) -> ByLabel {
-    relay.counts.as_ref().map(|counts| counts.rejected.clone()).unwrap_or_default()
-}
-
-/// Returns the requests that a relay has rejected between the two samples, by reason.
-fn in_interval(relay: &Sampled<RelayCounts>) -> ByLabel {
-    let Some(before) = relay.before.as_ref().filter(|_| !is_restarted(relay)) else {
-        return ByLabel::new();
+/// Returns what follows from the two comparisons: of the totals, and of the increases. A number
+/// that both show is told once.
+fn compared(findings: &Findings) -> Option<Cause> {
+    let (totals, increases) = (findings.totals(), findings.increases());
+    let missing = |count: &u64, when: String| {
+        let what = format!(
+            "{} {when}unexplained: generated, and neither received nor lost",
+            events(*count)
+        );
+        let again = match findings.apiservers.iter().all(|it| it.before.is_none()) {
+            true => "run the command again five minutes later with the same file",
+            false => "run the command again with --interval 5m",
+        };
+        let advice = found_cause(findings).unwrap_or_else(|| {
+            format!(
+                "kube-apiserver may hold a batch for four minutes: {again}, and check that --relay \
+                 names every relay and that the webhook of kube-apiserver leads there"
+            )
+        });
+        Some(Cause::unknown(WAY, what, advice))
     };
-    let mut rejected = since_start(relay);
-    for (reason, count) in &mut rejected {
-        *count = count.saturating_sub(before.rejected.get(reason).copied().unwrap_or_default());
+    match (&totals, &increases) {
+        (Comparison::Missing(count), _) => missing(count, String::new()),
+        (_, Comparison::Missing(count)) => {
+            let elapsed = findings.apiservers.iter().filter_map(|it| it.elapsed).reduce(f64::max);
+            missing(count, format!("of the last {} ", seconds(elapsed.unwrap_or_default())))
+        }
+        (Comparison::Surplus(surplus), _) => {
+            let advice = "A batch that was sent twice does this, or a sender that is not among the \
+                          --apiserver: name every kube-apiserver";
+            let what = format!("{} unexplained: received, and not generated", events(*surplus));
+            Some(Cause::unknown(WAY, what, advice))
+        }
+        (_, Comparison::Held(count)) => {
+            let what = format!(
+                "kube-apiserver may hold {} whose requests have failed, and sends them again",
+                events(*count)
+            );
+            let advice = "Run the command again with --interval 5m; see the runbook \
+                          AuditWebhookError";
+            Some(Cause::new(Kind::SoFar, WAY, what, advice))
+        }
+        (Comparison::Not(why), Comparison::Not(_)) if findings.has_apiserver => {
+            let what = format!("what was generated was not compared with what was received: {why}");
+            let advice = "Ask kube-apiserver by a URL, such as that of kubectl proxy, so that two \
+                          samples can be compared";
+            Some(Cause::new(Kind::SoFar, WAY, what, advice))
+        }
+        _ => None,
     }
-    rejected
+}
+
+/// Judges a relay that refuses everything. The estimate is for senders that could not be asked. A
+/// kube-apiserver that was asked counts its losses itself; if it counts none, it may still try, and
+/// only twice its patience is believed more than its counter.
+fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
+    let place = format!("relay {}", refusal.source);
+    let advice = of_reason(refusal.reason());
+    let time = seconds(refusal.seconds);
+    let counts = || findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
+    let is_asked = findings.has_apiserver
+        && findings.apiservers.iter().all(|it| it.fault.is_none())
+        && counts().all(|it| it.generated.is_some());
+    let is_counted = counts().any(|it| it.lost() > 0);
+    let patience = if is_asked { 2.0 * refusal.patience } else { refusal.patience };
+    let is_over = refusal.seconds_at_all.is_some_and(|seconds| seconds > patience);
+    if is_over && !is_counted && (!is_asked || grows(findings)) {
+        let what = format!(
+            "estimated: every request refused for {time}, by reason: {}; kube-apiserver gives up \
+             after {:.0} s",
+            refusal.reasons(),
+            refusal.patience
+        );
+        let lost = Cause::new(Kind::Lost, place, what, advice);
+        return Cause { lost: estimate(refusal, findings), is_estimate: true, ..lost };
+    }
+    let what = format!("requests to {} refused for {time} ({})", refusal.source, refusal.reasons());
+    match refusal.seconds > refusal.patience && !is_asked && !is_counted {
+        true => {
+            let what = format!("{what}, and it is not known whether another relay got the events");
+            Cause::new(Kind::Unknown, place, what, advice)
+        }
+        false => Cause::new(Kind::SoFar, place, what, advice),
+    }
+}
+
+/// Estimates the events that were given up during a refusal: by the rate at which kube-apiserver
+/// generates events now, or at which the relays got events before, or by the number of batches.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an estimate needs no more digits, and is not negative"
+)]
+fn estimate(refusal: &Refusal<'_>, findings: &Findings) -> u64 {
+    let rate_of = |it: &Sampled<ApiserverCounts>| {
+        let (before, now) = it.before.as_ref().zip(it.counts.as_ref())?;
+        let more = now.generated?.saturating_sub(before.generated?);
+        Some(more as f64 / it.elapsed.filter(|elapsed| *elapsed > 0.0)?)
+    };
+    let now: f64 = findings.apiservers.iter().filter_map(rate_of).sum();
+    let relays = || findings.relays.iter().filter_map(|it| it.counts.as_ref());
+    let accepted = total(relays().filter_map(|it| it.accepted)) as f64;
+    let begin = relays().filter_map(|it| it.started).fold(f64::INFINITY, f64::min);
+    let end = relays().filter_map(|it| it.last_event).fold(0.0, f64::max);
+    let rate = match now > 0.0 {
+        true => now,
+        false if end > begin => accepted / (end - begin).max(NOTHING_ARRIVES),
+        false => 0.0,
+    };
+    let time = refusal.seconds_at_all.unwrap_or_default() - refusal.patience;
+    ((time.max(0.0) * rate) as u64).max(refusal.batches)
 }
 
 /// Returns the cause that relays have rejected requests, with the remedy for the most frequent

@@ -34,9 +34,12 @@ pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
     const PLACE: &str = "the probe";
     let unknown = |what: String, advice: &str| Cause::new(Kind::Unknown, PLACE, what, advice);
     let (generated, accepted) = (generated(cluster).await, accepted(relays).await);
-    let (Some(generated_before), Some(accepted_before)) = (generated, accepted) else {
-        let what = "not sent, because a kube-apiserver or a relay could not be read";
-        return unknown(what.to_owned(), "Mend that first");
+    let (generated_before, accepted_before) = match (generated, accepted) {
+        (Ok(generated), Ok(accepted)) => (generated, accepted),
+        (Err(fault), _) | (_, Err(fault)) => {
+            let advice = "Make it readable first";
+            return unknown(format!("not sent, because {fault} could not be read"), advice);
+        }
     };
     let name = format!("kube-audit-forwarder-doctor-{:016x}", fastrand::u64(..));
     let path = format!("{}/api/v1/namespaces/default/configmaps/{name}", cluster.server.base());
@@ -52,10 +55,8 @@ pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
     let mut is_generated = false;
     loop {
         // Each sum is looked at until it has risen once.
-        is_generated = is_generated
-            || self::generated(cluster).await >= Some(generated_before.saturating_add(REQUESTS));
-        let arrived = self::accepted(relays).await;
-        if is_generated && arrived >= Some(accepted_before.saturating_add(REQUESTS)) {
+        is_generated = is_generated || has_risen(self::generated(cluster).await, generated_before);
+        if is_generated && has_risen(self::accepted(relays).await, accepted_before) {
             let what = format!("{REQUESTS} requests were audited, and as many events arrived");
             return Cause::new(Kind::Ok, PLACE, what, "");
         }
@@ -78,23 +79,31 @@ pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
     }
 }
 
-/// Returns the events that all kube-apiservers have generated; `None` if one cannot be read.
-async fn generated(cluster: &Cluster) -> Option<u64> {
-    let first = Apiservers::<ApiserverCounts>::first(Vec::new(), Some(cluster), None).await;
-    let sampled = first.second().await;
-    let each = sampled.iter().map(|it| match it.fault {
-        Some(_) => None,
-        None => it.counts.as_ref().and_then(|counts| counts.generated),
-    });
-    each.collect::<Option<Vec<u64>>>().map(total)
+/// Returns `true` if a sum has risen by the number of requests. One that cannot be read has not.
+fn has_risen(sum: Result<u64, String>, before: u64) -> bool {
+    sum.is_ok_and(|sum| sum >= before.saturating_add(REQUESTS))
 }
 
-/// Returns the events that all relays have accepted; `None` if one cannot be read.
-async fn accepted(relays: &[(Target, String)]) -> Option<u64> {
+/// Returns the events that all kube-apiservers have generated, or which one cannot be read and why.
+async fn generated(cluster: &Cluster) -> Result<u64, String> {
+    let first = Apiservers::<ApiserverCounts>::first(Vec::new(), Some(cluster), None).await;
+    let each = first.second().await.into_iter().map(|it| {
+        let fault = it.fault.as_deref().unwrap_or("apiserver_audit_event_total is missing");
+        let generated = it.counts.as_ref().and_then(|counts| counts.generated);
+        let failed = || format!("kube-apiserver {} ({fault})", it.source);
+        generated.filter(|_| it.fault.is_none()).ok_or_else(failed)
+    });
+    each.collect::<Result<Vec<u64>, String>>().map(total)
+}
+
+/// Returns the events that all relays have accepted, or which one cannot be read and why.
+async fn accepted(relays: &[(Target, String)]) -> Result<u64, String> {
     let mut sum = 0;
     for (target, path) in relays {
-        let counts = ask::<RelayCounts>(target, path).await.ok()?;
-        sum = total([sum, counts.accepted?]);
+        let failed = |fault: String| format!("relay {target} ({fault})");
+        let counts = ask::<RelayCounts>(target, path).await.map_err(failed)?;
+        let accepted = counts.accepted.ok_or_else(|| failed("event_total is missing".to_owned()));
+        sum = total([sum, accepted?]);
     }
-    Some(sum)
+    Ok(sum)
 }

@@ -24,10 +24,8 @@ use tokio::time::timeout;
 use tokio::time::timeout_at;
 
 use super::counts::Counts;
-use super::exposition::Exposition;
-use super::exposition::Reader;
+use super::text::Text;
 use crate::ask::AskError;
-use crate::ask::BODY_MAX;
 use crate::ask::Target;
 
 /// The number of answers in a row without a new instance, after which an address has shown all of
@@ -163,21 +161,15 @@ pub fn read_file<C: Counts>(file: &Path) -> Result<C, String> {
 }
 
 fn read_all<C: Counts>(mut from: impl Read) -> Result<C, String> {
-    let mut reader = Reader::new(C::wanted());
-    let (mut part, mut total) = (vec![0; PART], 0);
+    let mut text = Text::new(C::wanted());
+    let mut part = vec![0; PART];
     loop {
         let read = from.read(&mut part).map_err(|error| error.to_string())?;
         if read == 0 {
-            break;
+            return Ok(C::of(&text.finish()?));
         }
-        total += read as u64;
-        if total > BODY_MAX {
-            return Err("has more than 64 MiB".to_owned());
-        }
-        let part = part.get(..read).unwrap_or_default();
-        reader.feed(part).map_err(|fault| fault.to_string())?;
+        text.feed(part.get(..read).unwrap_or_default())?;
     }
-    Ok(C::of(&reader.finish().map_err(|fault| fault.to_string())?))
 }
 
 /// Asks a server for its metrics once, at most for the time of one sample.
@@ -190,12 +182,12 @@ pub async fn ask<C: Counts>(target: &Target, path: &str) -> Result<C, String> {
 }
 
 async fn ask_until<C: Counts>(target: &Target, path: &str, deadline: Instant) -> Result<C, String> {
-    let mut reader = Reader::new(C::wanted());
-    let sink = |part: &[u8]| reader.feed(part).map_err(|fault| fault.to_string());
+    let mut text = Text::new(C::wanted());
     let late = || format!("{target}: no complete answer within {} s", SAMPLE.as_secs());
-    let asked = timeout_at(deadline, target.get(path, sink)).await.map_err(|_| late())?;
+    let asked = target.get(path, |part| text.feed(part));
+    let asked = timeout_at(deadline, asked).await.map_err(|_| late())?;
     asked.map_err(|error| error.to_string())?;
-    let exposition: Result<Exposition, _> = reader.finish();
+    let exposition = text.finish();
     Ok(C::of(&exposition.map_err(|fault| format!("{target}: {fault}"))?))
 }
 
@@ -592,6 +584,10 @@ pub async fn settle<T>(
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
+    use flate2::write::GzEncoder;
+
     use super::*;
     use crate::doctor::counts::ApiserverCounts;
 
@@ -735,6 +731,17 @@ mod tests {
         let filler = "etcd_request_duration_seconds_bucket{le=\"1\"} 1\n".repeat(5000);
         std::fs::write(&file, format!("{filler}apiserver_audit_event_total 7\n")).unwrap();
         assert_eq!(read_file::<ApiserverCounts>(&file).unwrap().generated, Some(7));
+        let text = std::fs::read(&file).unwrap();
+        let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(&text).unwrap();
+        let packed = gzip.finish().unwrap();
+        std::fs::write(&file, &packed).unwrap();
+        assert_eq!(read_file::<ApiserverCounts>(&file).unwrap().generated, Some(7));
+        for end in [1, 5, packed.len() / 2, packed.len() - 1] {
+            std::fs::write(&file, &packed[..end]).unwrap();
+            let fault = read_file::<ApiserverCounts>(&file).unwrap_err();
+            assert!(fault.contains("metrics: not valid gzip: "), "{fault}");
+        }
         std::fs::write(&file, "no metrics").unwrap();
         let fault = read_file::<ApiserverCounts>(&file).unwrap_err();
         assert!(fault.contains("metrics: not metrics of Prometheus: line 1"), "{fault}");

@@ -7,6 +7,10 @@ use std::fmt::Write as _;
 use serde_json::Value;
 use serde_json::json;
 
+use super::attempts::earlier_posts;
+use super::attempts::webhook_posts;
+use super::compare::Comparison;
+use super::compare::is_restarted;
 use super::counts::ApiserverCounts;
 use super::counts::ByLabel;
 use super::counts::LOG_PLUGIN;
@@ -14,18 +18,13 @@ use super::counts::OutputCounts;
 use super::counts::RelayCounts;
 use super::counts::total;
 use super::judge::Cause;
-use super::judge::Comparison;
 use super::judge::Findings;
 use super::judge::Kind;
 use super::judge::RATE_MIN;
 use super::judge::Verdict;
-use super::judge::compare;
-use super::judge::earlier_posts;
 use super::judge::events;
-use super::judge::is_restarted;
 use super::judge::seconds;
 use super::judge::time;
-use super::judge::webhook_posts;
 use super::sample::Sampled;
 
 /// The plugins of kube-apiserver whose errors are losses of the webhook, which are shown with 0 if
@@ -72,14 +71,22 @@ pub fn text(findings: &Findings, verdict: &Verdict) -> String {
     let is_told = verdict.causes.iter().filter(of_verdict).count() == 1;
     for cause in verdict.causes.iter().filter(|cause| !(is_told && of_verdict(cause))) {
         let word = word(cause.kind);
-        let count =
-            if cause.lost > 0 { format!("{}, ", events(cause.lost)) } else { String::new() };
+        let about = if cause.is_estimate { "about " } else { "" };
+        let count = match cause.lost {
+            0 => String::new(),
+            lost => format!("{about}{}, ", events(lost)),
+        };
         let end = if cause.advice.is_empty() { "" } else { ". " };
         let (place, what, advice) = (&cause.place, &cause.what, &cause.advice);
         lines.head(&format!("{word}: {place}: {count}{what}{end}{advice}"));
     }
     lines.head(&match verdict.kind {
-        Kind::Ok | Kind::Warning => "VERDICT: OK".to_owned(),
+        Kind::Ok | Kind::Warning | Kind::SoFar if verdict.sentence.is_empty() => {
+            "VERDICT: OK".to_owned()
+        }
+        Kind::Ok | Kind::Warning | Kind::SoFar => {
+            format!("VERDICT: OK so far – {}", verdict.sentence)
+        }
         Kind::Unknown => format!("VERDICT: UNKNOWN – {}", verdict.sentence),
         Kind::Lost => format!("VERDICT: LOST – {}", verdict.sentence),
     });
@@ -180,13 +187,20 @@ fn network_lines(findings: &Findings, lines: &mut Lines) {
         true => lines.line("received", UNKNOWN),
         false => lines.line("received", &format!("requests by status: {}", list(&requests))),
     }
-    let compared = match compare(findings) {
+    let arrived = "everything that was generated has arrived, or is counted";
+    lines.line("totals", &compared(&findings.totals(), arrived));
+    let arrived = "everything that was generated has arrived, or may still be collected";
+    lines.line("interval", &compared(&findings.increases(), arrived));
+}
+
+fn compared(comparison: &Comparison, arrived: &str) -> String {
+    match comparison {
         Comparison::Not(why) => format!("not compared: {why}"),
-        Comparison::Equal => "everything that was generated has arrived, or is counted".to_owned(),
-        Comparison::Missing(count) => format!("{} missing, unexplained", events(count)),
-        Comparison::Surplus(count) => format!("{} too many, unexplained", events(count)),
-    };
-    lines.line("totals", &compared);
+        Comparison::Equal => arrived.to_owned(),
+        Comparison::Held(count) => format!("{} held by kube-apiserver at most", events(*count)),
+        Comparison::Missing(count) => format!("{} missing, unexplained", events(*count)),
+        Comparison::Surplus(count) => format!("{} too many, unexplained", events(*count)),
+    }
 }
 
 /// Returns the requests that all relays have answered, by status.
@@ -239,6 +253,8 @@ fn output_lines(
     let state = match (output.up, output.required) {
         (Some(false), Some(false)) => " (down, optional)",
         (Some(false), _) => " (down)",
+        (None, Some(false)) => " (never used, optional)",
+        (None, _) => " (never used)",
         (_, Some(false)) => " (optional)",
         _ => "",
     };
@@ -292,7 +308,7 @@ pub fn json(findings: &Findings, verdict: &Verdict) -> Value {
         "relay": relay_json(findings, notes(verdict, true)),
         "outputs": outputs,
         "verdict": match verdict.kind {
-            Kind::Ok | Kind::Warning => "ok",
+            Kind::Ok | Kind::Warning | Kind::SoFar => "ok",
             Kind::Unknown => UNKNOWN,
             Kind::Lost => "lost",
         },
@@ -312,6 +328,8 @@ fn notes(verdict: &Verdict, of_relays: bool) -> Vec<Value> {
         json!({
             "kind": word(cause.kind),
             "lost": cause.lost,
+            "lost_in_interval": cause.lately,
+            "estimated": cause.is_estimate,
             "where": cause.place,
             "what": cause.what,
             "advice": cause.advice,
@@ -323,7 +341,7 @@ fn notes(verdict: &Verdict, of_relays: bool) -> Vec<Value> {
 fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Ok => "ok",
-        Kind::Warning => "warning",
+        Kind::Warning | Kind::SoFar => "warning",
         Kind::Unknown => UNKNOWN,
         Kind::Lost => "lost",
     }
@@ -373,9 +391,9 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
             "error": it.fault,
         })
     };
-    let (missing, surplus) = match compare(findings) {
+    let (missing, surplus) = match findings.totals() {
         Comparison::Not(_) => (None, None),
-        Comparison::Equal => (Some(0), Some(0)),
+        Comparison::Equal | Comparison::Held(_) => (Some(0), Some(0)),
         Comparison::Missing(count) => (Some(count), Some(0)),
         Comparison::Surplus(count) => (Some(0), Some(count)),
     };
@@ -385,6 +403,11 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
         "lost": sum(apiservers, |counts| Some(counts.lost())),
         "unexplained_missing": missing,
         "unexplained_surplus": surplus,
+        "unexplained_missing_in_interval": match findings.increases() {
+            Comparison::Not(_) | Comparison::Held(_) => None,
+            Comparison::Missing(count) => Some(count),
+            Comparison::Equal | Comparison::Surplus(_) => Some(0),
+        },
         "notes": notes,
         "instances": apiservers.iter().map(instance).collect::<Vec<_>>(),
     })

@@ -13,6 +13,7 @@ use super::counts::total;
 use super::judge::Cause;
 use super::judge::Kind;
 use super::judge::time;
+use super::remedy;
 use super::sample::ask;
 use super::sample::settle;
 use crate::ask::Target;
@@ -39,10 +40,9 @@ pub async fn check(webhook: &Target, relays: &[(Target, String)], now: f64) -> V
     let not_after = match webhook.post(&path, EMPTY).await {
         Ok(not_after) => not_after,
         Err(error) => {
-            let advice = "Check server, certificate-authority and the user of the file in \
-                          --audit-webhook-config-file, and whether the URL can be reached from here \
-                          at all: kube-apiserver may be in another network";
-            return vec![Cause::new(Kind::Unknown, place, error.to_string(), advice)];
+            let error = error.to_string();
+            let advice = remedy::of_webhook(&error);
+            return vec![Cause::new(Kind::Unknown, place, error, advice)];
         }
     };
     let mut found = Vec::new();

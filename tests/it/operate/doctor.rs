@@ -1,6 +1,7 @@
 //! The command `doctor`: its verdict and its exit status, for real relays in several states and a
 //! stand-in for kube-apiserver.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -10,16 +11,19 @@ use std::time::Instant;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use flate2::write::GzEncoder;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
 use crate::support::apiserver::Apiserver;
 use crate::support::apiserver::Counted;
+use crate::support::apiserver::now;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::corpus::generated_batch;
 use crate::support::free_port;
+use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
@@ -194,7 +198,10 @@ fn a_full_queue_and_a_dead_output_are_warnings_and_no_loss() {
         (0..20).map(|seed| relay.post(&generated_batch(seed, 10, 1000)).status).collect();
     assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
     let said = doctor(&["--relay", &url(relay.admin())]);
-    said.assert("OK");
+    said.assert("OK so far – ");
+    let last = said.text.lines().last().unwrap_or_default();
+    assert!(last.contains(" events wait for consumer, which is down"), "{last}");
+    assert!(last.contains(" refused for ") && last.contains("(queue_full: "), "{last}");
     said.assert_has("with the reason queue_full");
     said.assert_has("KubeAuditForwarderSendersWait");
     said.assert_has("KubeAuditForwarderOutputDown");
@@ -298,7 +305,9 @@ fn what_kube_apiserver_counts_is_compared_with_what_the_relay_counts() {
         it.generated = Some(100_000);
     });
     let said = whole.doctor();
-    said.assert("OK");
+    said.assert("UNKNOWN – relay http://");
+    said.assert_has("after kube-apiserver");
+    said.assert_has("its queue is in memory");
     said.assert_has("not compared: the processes started more than 60 s apart");
 
     whole.apiserver.count(0, |it| it.generated = None);
@@ -308,6 +317,103 @@ fn what_kube_apiserver_counts_is_compared_with_what_the_relay_counts() {
     whole.apiserver.count(0, |it| it.generated = Some(0));
     whole.doctor().assert("UNKNOWN – kube-apiserver http://");
     whole.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn what_does_not_arrive_in_the_interval_is_unknown_whatever_the_totals_are() {
+    let consumer = HttpSink::accepting();
+    let directory = TempDir::new().unwrap();
+    let queue = format!("[queue]\ndirectory = {:?}\n", directory.path());
+    let relay = Relay::start(&to_sink(consumer.address(), &queue));
+    assert_eq!(relay.post(&generated_batch(1, 20, 700)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let apiserver = Apiserver::single();
+    apiserver.count(0, |it| {
+        it.started -= 3600.0;
+        it.generated = Some(100_000);
+    });
+    let (admin, address) = (url(relay.admin()), url(apiserver.address()));
+    let arguments = ["--relay", &admin, "--apiserver", &address, "--instances", "1"];
+    // The totals cannot be compared, and a queue on disk forgets nothing.
+    doctor(&arguments).assert("OK");
+    let asked = apiserver.asked().len();
+    let said = std::thread::scope(|scope| {
+        let arguments = [&["doctor", "--interval", "4s"], &arguments[..]].concat();
+        let running = scope.spawn(move || Said::of(run_command(&arguments, Path::new("/"))));
+        wait_until("the first sample", PATIENCE, || apiserver.asked().len() > asked);
+        apiserver.count(0, |it| it.generated = Some(120_009));
+        assert_eq!(relay.post(&generated_batch(2, 20, 700)).status, 200);
+        running.join().unwrap()
+    });
+    said.assert("UNKNOWN – the way from kube-apiserver to the relays: 19989 events of the last ");
+    said.assert_has("interval    19989 events missing, unexplained");
+    said.assert_has("totals      not compared: the processes started more than 60 s apart");
+    relay.finish(Backlog::Empty);
+}
+
+/// Serves the metrics of a relay that has accepted nothing for some time, and packs them with gzip,
+/// which nobody has asked for.
+fn refusing(reason: &'static str, seconds: f64) -> HttpSink {
+    let begin = now() - seconds;
+    HttpSink::start(move |request| {
+        let refused = 700 + request.number;
+        let text = format!(
+            "P_event_total 600\nP_error_total{{plugin=\"queue\"}} 0\n\
+             P_last_event_timestamp_seconds {begin}\n\
+             P_requests_rejected_total{{reason=\"{reason}\"}} {refused}\n\
+             process_start_time_seconds {}\n",
+            begin - 600.0
+        );
+        let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(text.replace("P_", "kube_audit_forwarder_").as_bytes()).unwrap();
+        Answer::status(200).header("content-encoding", "gzip").body(gzip.finish().unwrap())
+    })
+}
+
+#[test]
+fn refusals_for_longer_than_kube_apiserver_tries_are_lost_with_an_estimate() {
+    for (reason, seconds, verdict) in [
+        ("queue_full", 1320.0, "LOST – about 10"),
+        ("unauthorized", 120.0, "LOST – about 1"),
+        ("queue_full", 120.0, "OK so far – requests to http://"),
+    ] {
+        let relay = refusing(reason, seconds);
+        let said = doctor(&["--relay", &url(relay.address())]);
+        said.assert(verdict);
+        said.assert_has("refused for");
+        said.assert_has(reason);
+    }
+}
+
+#[test]
+fn the_remedy_for_a_loss_names_the_cause_that_the_webhook_check_has_found() {
+    let certificates = Certificates::new();
+    let consumer = HttpSink::accepting();
+    let server = &certificates.wrong_server;
+    let tls = format!(
+        "[listener.tls]\ncertificate = {:?}\nprivate_key = {:?}\n",
+        server.certificate, server.key
+    );
+    let config = to_sink(consumer.address(), "").replace("[[output]]", &format!("{tls}[[output]]"));
+    let relay = Relay::start(&config);
+    let apiserver = Apiserver::single();
+    apiserver.count(0, |it| {
+        it.generated = Some(500);
+        it.lost = vec![("webhook".to_owned(), 94)];
+    });
+    let (admin, address) = (url(relay.admin()), url(apiserver.address()));
+    let arguments = ["--relay", &admin, "--apiserver", &address];
+    let said = doctor(&arguments);
+    said.assert("LOST – 94 events lost: 94 at kube-apiserver http://");
+    said.assert_has("can't marshal");
+    let directory = TempDir::new().unwrap();
+    let file = kubeconfig(directory.path(), relay.address(), &certificates);
+    let said = doctor(&[&arguments[..], &["--webhook", &file]].concat());
+    said.assert("LOST – 94 events lost: 94 at kube-apiserver http://");
+    let last = said.text.lines().last().unwrap_or_default();
+    assert!(last.contains("doctor has found a cause: the webhook https://"), "{last}");
+    assert!(last.contains("put the right CA into that file"), "{last}");
+    relay.finish(Backlog::Empty);
 }
 
 #[test]
@@ -338,7 +444,8 @@ fn saved_metrics_are_compared_by_their_totals() {
     let counted = |generated| Counted { generated: Some(generated), ..Counted::starting() };
     let relay = url(whole.relay.admin());
     let arguments = ["--relay", &relay, "--apiserver", file.to_str().unwrap()];
-    for (generated, verdict) in [(40, "OK"), (41, "UNKNOWN – the way from")] {
+    let later = "OK so far – what was generated was not compared with what was received";
+    for (generated, verdict) in [(40, "OK"), (41, "UNKNOWN – the way from"), (30, later)] {
         std::fs::write(&file, counted(generated).metrics()).unwrap();
         doctor(&arguments).assert(verdict);
     }
@@ -591,6 +698,12 @@ fn a_probe_is_followed_to_the_relay() {
     });
     said.assert("OK");
     said.assert_has("ok: the probe: 5 requests were audited, and as many events arrived");
+
+    // One that cannot be read is named.
+    let away = url(nobody());
+    let said = doctor(&["--relay", &away, "--kubeconfig", file.to_str().unwrap(), "--probe"]);
+    said.assert_has(&format!("unknown: the probe: not sent, because relay {away} ("));
+    said.assert_has("cannot connect");
     whole.relay.finish(Backlog::Empty);
 }
 

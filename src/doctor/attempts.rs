@@ -1,0 +1,89 @@
+//! The attempts of kube-apiserver to reach its audit webhook, among all the requests that it sends.
+//!
+//! kube-apiserver counts its requests by host, and does not say which host is the audit webhook.
+//! Other webhooks get POSTs too, and kube-apiserver sends requests to itself.
+
+use super::address;
+use super::address::Address;
+use super::counts::ApiserverCounts;
+use super::counts::ByLabel;
+use super::counts::total;
+use super::sample::Sampled;
+
+/// Returns the host of the audit webhook as in the metrics, and the POSTs to it by status. If the
+/// address is not known and kube-apiserver sends POSTs to several hosts, such as admission
+/// webhooks, the result is `None`. Its POSTs to itself do not count as long as there are others.
+#[must_use]
+pub fn webhook_posts(
+    counts: &ApiserverCounts,
+    address: Option<&Address>,
+) -> Option<(String, ByLabel)> {
+    let hosts: Vec<&String> = match address {
+        Some(address) => counts.posts.keys().filter(|label| address.is(label)).collect(),
+        None => others(counts),
+    };
+    let label = *hosts.first()?;
+    let is_one = address.is_some() || hosts.iter().all(|other| address::is_same(label, other));
+    let mut posts = ByLabel::new();
+    for (code, count) in hosts.iter().filter_map(|label| counts.posts.get(*label)).flatten() {
+        let sum = posts.entry(code.clone()).or_default();
+        *sum = total([*sum, *count]);
+    }
+    is_one.then(|| (label.clone(), posts))
+}
+
+/// Returns the hosts that get POSTs and are not kube-apiserver itself. A kube-apiserver that
+/// listens on IPv4 only has an address that a webhook may have too, so such an address is left out
+/// only if there are others still.
+fn others(counts: &ApiserverCounts) -> Vec<&String> {
+    let all: Vec<&String> = counts.posts.keys().collect();
+    let without = |hosts: &[&'_ String], is_own: &dyn Fn(&str) -> bool| {
+        hosts.iter().any(|host| !is_own(host.as_str()))
+    };
+    let is_own = |host: &str| address::is_own(host) || counts.changed.contains(host);
+    let mut hosts = all;
+    for is_own in [&is_own as &dyn Fn(&str) -> bool, &address::may_be_own] {
+        let is_one = hosts.iter().all(|host| address::is_same(host, hosts[0]));
+        if !is_one && without(&hosts, is_own) {
+            hosts.retain(|host| !is_own(host.as_str()));
+        }
+    }
+    hosts
+}
+
+/// Returns the POSTs to the same host in the first sample; `None` if there were none.
+#[must_use]
+pub fn earlier_posts(
+    apiserver: &Sampled<ApiserverCounts>,
+    host: &str,
+    address: Option<&Address>,
+) -> Option<ByLabel> {
+    let (earlier, posts) = webhook_posts(apiserver.before.as_ref()?, address)?;
+    (address.is_some() || address::is_same(&earlier, host)).then_some(posts)
+}
+
+/// Returns the increase of each of these counts since an earlier sample; without one, all of them.
+#[must_use]
+pub fn increases(now: &ByLabel, before: Option<&ByLabel>) -> ByLabel {
+    let increase = |(name, count): (&String, &u64)| {
+        let earlier = before.and_then(|before| before.get(name)).copied().unwrap_or_default();
+        (name.clone(), count.saturating_sub(earlier))
+    };
+    now.iter().map(increase).collect()
+}
+
+/// Returns those of these attempts that have failed.
+#[must_use]
+pub fn failed(posts: &ByLabel) -> u64 {
+    total(posts.iter().filter(|(code, _)| !code.starts_with('2')).map(|(_, count)| *count))
+}
+
+/// Returns the attempts to reach the webhook that have failed between the two samples; 0 if they
+/// are not known.
+#[must_use]
+pub fn failed_in_interval(apiserver: &Sampled<ApiserverCounts>, webhook: Option<&Address>) -> u64 {
+    let posts = apiserver.counts.as_ref().and_then(|counts| webhook_posts(counts, webhook));
+    let Some((host, posts)) = posts else { return 0 };
+    earlier_posts(apiserver, &host, webhook)
+        .map_or(0, |earlier| failed(&increases(&posts, Some(&earlier))))
+}

@@ -1,0 +1,204 @@
+//! Compares what the kube-apiservers have sent with what the relays have received: the totals since
+//! the starts, and the increases between the two samples.
+//!
+//! The totals can be compared only if all processes started together. The increases can always be
+//! compared, but kube-apiserver holds events back: those of the batch that it collects, and those
+//! of the batches that it sends again.
+
+use super::address::Address;
+use super::attempts;
+use super::counts::ApiserverCounts;
+use super::counts::ByLabel;
+use super::counts::RelayCounts;
+use super::counts::total;
+use super::sample::Sampled;
+
+/// The greatest difference of the start times, in seconds, with which the totals of two processes
+/// are compared.
+pub const STARTS_APART_MAX: f64 = 60.0;
+
+/// The greatest number of events in a batch: kube-apiserver's default for
+/// `--audit-webhook-batch-max-size`.
+pub const BATCH_MAX: u64 = 400;
+
+/// The result of a comparison.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Comparison {
+    /// Nothing was compared, for this reason.
+    Not(String),
+    /// Everything has arrived, except what kube-apiserver may still collect.
+    Equal,
+    /// This number of events has not arrived. kube-apiserver may still hold all of them, because
+    /// attempts to send them have failed.
+    Held(u64),
+    /// This number of events was generated, and has neither arrived nor been counted as lost.
+    Missing(u64),
+    /// This number of events has arrived and was not generated.
+    Surplus(u64),
+}
+
+/// The numbers of all processes.
+type Known<'f> = (Vec<&'f ApiserverCounts>, Vec<&'f RelayCounts>);
+
+/// Returns the newest numbers of all processes, or the reason why they cannot be compared.
+fn known<'f>(
+    apiservers: &'f [Sampled<ApiserverCounts>],
+    relays: &'f [Sampled<RelayCounts>],
+) -> Result<Known<'f>, String> {
+    if apiservers.is_empty() {
+        return Err("kube-apiserver is unknown".to_owned());
+    }
+    if relays.is_empty() {
+        return Err("there is no relay to ask".to_owned());
+    }
+    let apiserver = |it: &Sampled<ApiserverCounts>| format!("kube-apiserver {}", it.source);
+    let relay = |it: &Sampled<RelayCounts>| format!("relay {}", it.source);
+    let unread = apiservers.iter().filter(|it| it.fault.is_some()).map(apiserver);
+    let changed = relays.iter().filter(|it| it.fault.is_some() || is_restarted(it)).map(relay);
+    let unread: Vec<String> = unread.chain(changed).collect();
+    if !unread.is_empty() {
+        return Err(format!("not everything could be read: {}", unread.join(", ")));
+    }
+    let apiservers: Vec<_> = apiservers.iter().filter_map(|it| it.counts.as_ref()).collect();
+    let relays: Vec<_> = relays.iter().filter_map(|it| it.counts.as_ref()).collect();
+    if apiservers.iter().any(|it| it.unknown_plugins().next().is_some()) {
+        return Err("a number of lost events is unknown".to_owned());
+    }
+    let is_known = apiservers.iter().all(|it| it.generated.is_some())
+        && relays.iter().all(|it| it.accepted.is_some());
+    match is_known {
+        true => Ok((apiservers, relays)),
+        false => Err("a number of events is unknown".to_owned()),
+    }
+}
+
+/// Returns the samples of all processes from before the interval, or `None` if one has only one
+/// sample.
+fn before<C>(sampled: &[Sampled<C>]) -> Option<Vec<&C>> {
+    sampled.iter().map(|it| it.before.as_ref()).collect()
+}
+
+fn generated(apiservers: &[&ApiserverCounts]) -> u64 {
+    total(apiservers.iter().filter_map(|it| it.generated))
+}
+
+fn accepted(relays: &[&RelayCounts]) -> u64 {
+    total(relays.iter().filter_map(|it| it.accepted))
+}
+
+fn lost(apiservers: &[&ApiserverCounts]) -> u64 {
+    total(apiservers.iter().map(|it| it.lost()))
+}
+
+/// Compares the totals. Events may be on their way, so all that were generated before the first
+/// sample must have arrived in the second one; and what had arrived in the first sample must have
+/// been generated in it. A file has only one sample, and nobody knows its time: what the relays
+/// have received after it was saved is no surplus, and may hide that earlier events are missing.
+#[must_use]
+pub fn totals(
+    apiservers: &[Sampled<ApiserverCounts>],
+    relays: &[Sampled<RelayCounts>],
+) -> Comparison {
+    let (of_apiservers, of_relays) = match known(apiservers, relays) {
+        Ok(known) => known,
+        Err(why) => return Comparison::Not(why),
+    };
+    let starts = of_apiservers.iter().map(|counts| counts.started);
+    // A process without a start time is compared: a difference is then unexplained at least.
+    let starts: Vec<f64> = starts.chain(of_relays.iter().map(|it| it.started)).flatten().collect();
+    let first = starts.iter().copied().fold(f64::INFINITY, f64::min);
+    let last = starts.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if last - first > STARTS_APART_MAX {
+        return Comparison::Not("the processes started more than 60 s apart".to_owned());
+    }
+    let earlier =
+        |it: &'_ Sampled<ApiserverCounts>| it.before.clone().or_else(|| it.counts.clone());
+    let earlier: Vec<ApiserverCounts> = apiservers.iter().filter_map(earlier).collect();
+    let earlier: Vec<&ApiserverCounts> = earlier.iter().collect();
+    let least = generated(&earlier).saturating_sub(lost(&of_apiservers));
+    let received = accepted(&of_relays);
+    if received < least {
+        return Comparison::Missing(least - received);
+    }
+    let most = generated(&earlier).saturating_sub(lost(&earlier));
+    if before(apiservers).is_none() {
+        return match received.saturating_sub(most) {
+            0 => Comparison::Equal,
+            more => Comparison::Not(format!(
+                "the relays have received {more} more than the file counts. They came after it was \
+                 saved, and may hide that earlier ones are missing"
+            )),
+        };
+    }
+    let early = before(relays).map_or(0, |relays| accepted(&relays));
+    match early.saturating_sub(most) {
+        0 => Comparison::Equal,
+        surplus => Comparison::Surplus(surplus),
+    }
+}
+
+/// Compares the increases between the two samples. The samples of the relays enclose those of the
+/// kube-apiservers. Each kube-apiserver may still collect one batch. If attempts have failed, it
+/// may also hold a batch for each of them.
+#[must_use]
+pub fn increases(
+    apiservers: &[Sampled<ApiserverCounts>],
+    relays: &[Sampled<RelayCounts>],
+    webhook: Option<&Address>,
+) -> Comparison {
+    let (of_apiservers, of_relays) = match known(apiservers, relays) {
+        Ok(known) => known,
+        Err(why) => return Comparison::Not(why),
+    };
+    let (Some(first), Some(relays_first)) = (before(apiservers), before(relays)) else {
+        return Comparison::Not("there is only one sample, so nothing of an interval".to_owned());
+    };
+    if first.iter().any(|it| it.generated.is_none())
+        || relays_first.iter().any(|it| it.accepted.is_none())
+    {
+        return Comparison::Not("a number of events is unknown".to_owned());
+    }
+    let sent = generated(&of_apiservers).saturating_sub(generated(&first));
+    let explained = [
+        lost(&of_apiservers).saturating_sub(lost(&first)),
+        accepted(&of_relays).saturating_sub(accepted(&relays_first)),
+    ];
+    let missing = sent.saturating_sub(total(explained));
+    let collected = BATCH_MAX.saturating_mul(apiservers.len() as u64);
+    let Some(beyond) = missing.checked_sub(collected).filter(|beyond| *beyond > 0) else {
+        return Comparison::Equal;
+    };
+    let failed = total(apiservers.iter().map(|it| attempts::failed_in_interval(it, webhook)));
+    let refused = total(relays.iter().flat_map(|it| rejected_in_interval(it).into_values()));
+    match beyond <= failed.max(refused).saturating_mul(BATCH_MAX) {
+        true => Comparison::Held(missing),
+        false => Comparison::Missing(missing),
+    }
+}
+
+/// Returns `true` if the process was another one in the first sample: its start time has changed,
+/// or its counters went back. A number that one of the samples does not have says nothing.
+#[must_use]
+pub fn is_restarted(relay: &Sampled<RelayCounts>) -> bool {
+    let Some((before, now)) = relay.before.as_ref().zip(relay.counts.as_ref()) else {
+        return false;
+    };
+    let is_other = before.started.zip(now.started).is_some_and(|(before, now)| before != now);
+    let went_back = before.accepted.zip(now.accepted).is_some_and(|(before, now)| before > now);
+    is_other || went_back
+}
+
+/// Returns the requests that a relay has rejected since its start, by reason.
+#[must_use]
+pub fn rejected(relay: &Sampled<RelayCounts>) -> ByLabel {
+    relay.counts.as_ref().map(|counts| counts.rejected.clone()).unwrap_or_default()
+}
+
+/// Returns the requests that a relay has rejected between the two samples, by reason.
+#[must_use]
+pub fn rejected_in_interval(relay: &Sampled<RelayCounts>) -> ByLabel {
+    match relay.before.as_ref().filter(|_| !is_restarted(relay)) {
+        Some(before) => attempts::increases(&rejected(relay), Some(&before.rejected)),
+        None => ByLabel::new(),
+    }
+}

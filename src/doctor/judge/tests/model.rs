@@ -1,0 +1,488 @@
+//! A simulated control plane whose losses are known: kube-apiservers that collect, send, send again
+//! and give up, and relays that accept, refuse, lose and restart. Whatever happens in it, the
+//! verdict is never OK if the counters could show a loss, and never LOST if there was none.
+
+use fastrand::Rng;
+
+use super::super::*;
+use crate::doctor::compare::BATCH_MAX;
+
+/// The buffer of kube-apiserver, in events.
+const BUFFER: u64 = 10_000;
+/// The batches that kube-apiserver sends in a second.
+const BATCHES: usize = 10;
+/// The time in seconds after which it sends a batch that is not full.
+const WAIT: f64 = 30.0;
+/// The time of the simulation's start, in seconds since 1970.
+const START: f64 = 1_700_000_000.0;
+
+/// The state of something for some time.
+#[derive(Clone, Copy, PartialEq)]
+enum State {
+    Works,
+    /// Answers 429 with Retry-After.
+    Full,
+    /// Answers 401.
+    Refuses,
+    /// Cannot be reached.
+    Away,
+}
+
+/// The place to which a kube-apiserver sends.
+#[derive(Clone, Copy)]
+enum Way {
+    Relay(usize),
+    /// A server that answers 200 and drops the events.
+    Elsewhere,
+    Nowhere,
+}
+
+/// A batch that was sent at least once.
+struct Batch {
+    events: u64,
+    attempts: usize,
+    next: f64,
+    /// The time at which it is given up although the answers have Retry-After.
+    end: f64,
+}
+
+/// A value that changes at random times.
+struct Phases<T> {
+    now: T,
+    until: f64,
+}
+
+impl<T: Copy> Phases<T> {
+    fn at(&mut self, time: f64, rng: &mut Rng, next: impl FnOnce(&mut Rng) -> T) -> T {
+        if time >= self.until {
+            self.now = next(rng);
+            self.until = time + rng.u32(20..500) as f64;
+        }
+        self.now
+    }
+}
+
+struct Api {
+    started: f64,
+    counts: ApiserverCounts,
+    collected: u64,
+    collects_since: f64,
+    batches: Vec<Batch>,
+    way: Phases<Way>,
+    rate: Phases<u64>,
+}
+
+struct Sim {
+    counts: RelayCounts,
+    state: Phases<State>,
+    consumer: Phases<bool>,
+    backlog: u64,
+    capacity: u64,
+}
+
+/// What is unlikely in one world and frequent in another: the chances of 1000.
+struct Chances {
+    trouble: u32,
+    elsewhere: u32,
+    restart: u32,
+    loss: u32,
+    idle: u32,
+}
+
+struct World {
+    rng: Rng,
+    time: f64,
+    apis: Vec<Api>,
+    relays: Vec<Sim>,
+    chances: Chances,
+    /// All events that were lost, whether a counter says so or not.
+    lost: u64,
+    /// The events that were sent elsewhere.
+    elsewhere: u64,
+    /// The attempts that have failed.
+    failed: u64,
+    /// A relay with its queue in memory was killed while events waited.
+    forgot: bool,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let mut chance = |most: u32| if rng.bool() { 0 } else { rng.u32(0..most) };
+        let chances = Chances {
+            trouble: chance(500),
+            elsewhere: chance(300),
+            restart: chance(4),
+            loss: chance(50),
+            idle: chance(500),
+        };
+        let count = rng.usize(1..4);
+        let older = if rng.bool() { 0.0 } else { rng.u32(0..4000) as f64 };
+        let api = |_| Api {
+            started: START - older,
+            counts: ApiserverCounts {
+                started: Some(START - older),
+                generated: Some(0),
+                ..ApiserverCounts::default()
+            },
+            collected: 0,
+            collects_since: START,
+            batches: Vec::new(),
+            way: Phases { now: Way::Relay(0), until: 0.0 },
+            rate: Phases { now: 0, until: 0.0 },
+        };
+        let apis = (0..count).map(api).collect();
+        let relays = (0..rng.usize(1..3)).map(|_| Sim {
+            counts: RelayCounts {
+                started: Some(START),
+                accepted: Some(0),
+                last_event: Some(0.0),
+                rejected_since: Some(0.0),
+                errors: Some(ByLabel::from([("queue".to_owned(), 0), ("out".to_owned(), 0)])),
+                in_memory: Some(rng.bool()),
+                ..RelayCounts::default()
+            },
+            state: Phases { now: State::Works, until: 0.0 },
+            consumer: Phases { now: true, until: 0.0 },
+            backlog: 0,
+            capacity: rng.u64(1_000..1_000_000),
+        });
+        let relays: Vec<Sim> = relays.collect();
+        let (lost, elsewhere, failed) = (0, 0, 0);
+        Self { rng, time: START, apis, relays, chances, lost, elsewhere, failed, forgot: false }
+    }
+
+    /// Lets a second pass.
+    fn step(&mut self) {
+        self.time += 1.0;
+        for index in 0..self.apis.len() {
+            self.generate(index);
+            self.send(index);
+        }
+        for index in 0..self.relays.len() {
+            self.relay(index);
+        }
+    }
+
+    fn happens(&mut self, of_1000: u32) -> bool {
+        self.rng.u32(0..1000) < of_1000
+    }
+
+    fn generate(&mut self, index: usize) {
+        let (time, is_idle) = (self.time, self.happens(self.chances.idle));
+        if self.happens(self.chances.restart) {
+            let api = &mut self.apis[index];
+            // No counter shows what it held.
+            let held: u64 = api.batches.drain(..).map(|batch| batch.events).sum();
+            self.lost += held + api.collected;
+            api.collected = 0;
+            api.started = time;
+            api.counts = ApiserverCounts {
+                started: Some(time),
+                generated: Some(0),
+                ..ApiserverCounts::default()
+            };
+        }
+        let api = &mut self.apis[index];
+        let rate = api.rate.at(time, &mut self.rng, |rng| match is_idle {
+            true => 0,
+            false => 1 << rng.u32(0..11),
+        });
+        let more = if rate == 0 { 0 } else { self.rng.u64(0..2 * rate) };
+        *api.counts.generated.as_mut().unwrap() += more;
+        if api.collected == 0 {
+            api.collects_since = time;
+        }
+        api.collected += more;
+        if let Some(over) = api.collected.checked_sub(BUFFER) {
+            *api.counts.errors.entry("buffered".to_owned()).or_default() += over;
+            api.collected = BUFFER;
+            self.lost += over;
+        }
+    }
+
+    fn send(&mut self, index: usize) {
+        let time = self.time;
+        let api = &mut self.apis[index];
+        for _ in 0..BATCHES {
+            let is_due = api.collected >= BATCH_MAX || time - api.collects_since >= WAIT;
+            if api.collected == 0 || !is_due {
+                break;
+            }
+            let events = api.collected.min(BATCH_MAX);
+            let end = time + f64::from(self.rng.u32(200..=235));
+            api.batches.push(Batch { events, attempts: 0, next: time, end });
+            api.collected -= events;
+            api.collects_since = time;
+        }
+        let (is_elsewhere, is_cut) =
+            (self.happens(self.chances.elsewhere), self.happens(self.chances.trouble));
+        let relays = self.relays.len();
+        let way =
+            self.apis[index].way.at(time, &mut self.rng, |rng| match (is_elsewhere, is_cut) {
+                (true, _) => Way::Elsewhere,
+                (_, true) if rng.bool() => Way::Nowhere,
+                _ => Way::Relay(rng.usize(0..relays)),
+            });
+        let batches = std::mem::take(&mut self.apis[index].batches);
+        for batch in batches {
+            match batch.next <= time {
+                true => self.attempt(index, batch, way),
+                false => self.apis[index].batches.push(batch),
+            }
+        }
+    }
+
+    fn attempt(&mut self, index: usize, mut batch: Batch, way: Way) {
+        let time = self.time;
+        let answer = match way {
+            Way::Relay(relay) => self.relays[relay].take(batch.events, time),
+            Way::Elsewhere => {
+                self.elsewhere += batch.events;
+                self.lost += batch.events;
+                State::Works
+            }
+            Way::Nowhere => State::Away,
+        };
+        let api = &mut self.apis[index];
+        let code = match answer {
+            State::Works => "200",
+            State::Full => "429",
+            State::Refuses => "401",
+            State::Away => "<error>",
+        };
+        if answer != State::Full {
+            // kube-apiserver's client handles Retry-After by itself, and counts the end only.
+            let posts = api.counts.posts.entry("relay".to_owned()).or_default();
+            *posts.entry(code.to_owned()).or_default() += 1;
+        }
+        if answer == State::Works {
+            return;
+        }
+        self.failed += 1;
+        let pauses = [10.0, 15.0, 22.5, 33.75];
+        match pauses.get(batch.attempts) {
+            _ if answer == State::Full && time + 8.0 < batch.end => {
+                batch.next = time + f64::from(self.rng.u32(3..=8));
+            }
+            Some(pause) if answer != State::Full => {
+                batch.next = (time + pause * (1.0 + 0.06 * self.rng.f64())).ceil();
+                batch.attempts += 1;
+                // The time of a batch that has met both is bounded by the shorter patience.
+                batch.end = batch.end.min(time + 90.0);
+            }
+            _ => {
+                *api.counts.errors.entry("webhook".to_owned()).or_default() += batch.events;
+                self.lost += batch.events;
+                return;
+            }
+        }
+        api.batches.push(batch);
+    }
+
+    fn relay(&mut self, index: usize) {
+        let time = self.time;
+        let trouble = self.happens(self.chances.trouble);
+        let consumer_works = !self.happens(self.chances.trouble);
+        let (loses, restarts) =
+            (self.happens(self.chances.loss), self.happens(self.chances.restart));
+        let relay = &mut self.relays[index];
+        relay.state.at(time, &mut self.rng, |rng| match trouble {
+            true => [State::Full, State::Refuses, State::Away][rng.usize(0..3)],
+            false => State::Works,
+        });
+        let works = relay.consumer.at(time, &mut self.rng, |_| consumer_works);
+        if works && relay.backlog > 0 {
+            let gives_up = if loses { relay.backlog.min(3) } else { 0 };
+            relay
+                .counts
+                .errors
+                .as_mut()
+                .unwrap()
+                .entry("out".to_owned())
+                .and_modify(|it| *it += gives_up);
+            self.lost += gives_up;
+            relay.backlog -= gives_up;
+            let out = relay.counts.outputs.entry("out".to_owned()).or_default();
+            out.delivered += relay.backlog;
+            relay.backlog = 0;
+        }
+        if restarts {
+            let is_kept = relay.counts.in_memory == Some(false);
+            if !is_kept {
+                self.lost += relay.backlog;
+                self.forgot |= relay.backlog > 0;
+                relay.backlog = 0;
+            }
+            let start = i64::try_from(relay.backlog).unwrap();
+            let output = OutputCounts { start, ..OutputCounts::default() };
+            relay.counts = RelayCounts {
+                started: Some(time),
+                accepted: Some(0),
+                last_event: Some(0.0),
+                rejected_since: Some(0.0),
+                rejected: ByLabel::new(),
+                errors: Some(ByLabel::from([("queue".to_owned(), 0), ("out".to_owned(), 0)])),
+                outputs: BTreeMap::from([("out".to_owned(), output)]),
+                in_memory: relay.counts.in_memory,
+                ..RelayCounts::default()
+            };
+        }
+        let out = relay.counts.outputs.entry("out".to_owned()).or_default();
+        out.backlog = Some(relay.backlog);
+        out.required = Some(true);
+        out.up = Some(works);
+        out.lag_max = Some(30.0);
+    }
+
+    fn sample(&self) -> (Vec<ApiserverCounts>, Vec<RelayCounts>) {
+        let apis = self.apis.iter().map(|api| api.counts.clone()).collect();
+        (apis, self.relays.iter().map(|relay| relay.counts.clone()).collect())
+    }
+
+    /// Returns the events that the kube-apiservers hold.
+    fn held(&self) -> u64 {
+        let of =
+            |api: &Api| api.collected + api.batches.iter().map(|batch| batch.events).sum::<u64>();
+        self.apis.iter().map(of).sum()
+    }
+}
+
+impl Sim {
+    /// Takes a batch, or refuses it.
+    fn take(&mut self, events: u64, time: f64) -> State {
+        let is_full = self.backlog + events > self.capacity;
+        let answer =
+            if is_full && self.state.now == State::Works { State::Full } else { self.state.now };
+        let reason = match answer {
+            State::Works => {
+                *self.counts.accepted.as_mut().unwrap() += events;
+                self.counts.last_event = Some(time);
+                self.counts.rejected_since = Some(0.0);
+                self.backlog += events;
+                return answer;
+            }
+            State::Away => return answer,
+            State::Full => "queue_full",
+            State::Refuses => "unauthorized",
+        };
+        *self.counts.rejected.entry(reason.to_owned()).or_default() += 1;
+        self.counts.rejected_since =
+            self.counts.rejected_since.map(|at| if at > 0.0 { at } else { time });
+        answer
+    }
+}
+
+/// Puts two samples together.
+fn sampled<C: Clone>(name: &str, before: Vec<C>, now: Vec<C>, elapsed: f64) -> Vec<Sampled<C>> {
+    let one = |(index, (before, now)): (usize, (C, C))| Sampled {
+        source: format!("{name} {index}"),
+        before: Some(before),
+        counts: Some(now),
+        elapsed: Some(elapsed),
+        fault: None,
+    };
+    before.into_iter().zip(now).enumerate().map(one).collect()
+}
+
+/// Runs a world, judges it, and returns the kind of the verdict.
+fn run(seed: u64) -> Kind {
+    let mut world = World::new(seed);
+    for _ in 0..world.rng.u32(0..900) {
+        world.step();
+    }
+    let interval = [5, 30, 30, 300][world.rng.usize(0..4)];
+    // The relays are asked a second before the kube-apiservers, and then a second after them.
+    let (_, relays_before) = world.sample();
+    world.step();
+    let held = world.held();
+    let (apis_before, _) = world.sample();
+    let (elsewhere, failed) = (world.elsewhere, world.failed);
+    for _ in 0..interval {
+        world.step();
+    }
+    let (elsewhere, failed) = (world.elsewhere - elsewhere, world.failed - failed);
+    let (apis, _) = world.sample();
+    let visible: u64 = world.apis.iter().map(|api| api.counts.lost()).sum();
+    world.step();
+    let (_, relays) = world.sample();
+    let of_relays: u64 =
+        relays.iter().map(|relay| relay.errors.as_ref().map_or(0, |it| it.values().sum())).sum();
+    // What the relays have got in the two seconds around the interval, at most.
+    let around: u64 = BATCHES as u64 * BATCH_MAX * 2 * world.apis.len() as u64;
+    let has_apiserver = world.rng.bool();
+    let is_restarted = apis.iter().zip(&apis_before).any(|(now, then)| now.started != then.started);
+    let began = relays.iter().any(|relay| {
+        let first = apis.iter().filter_map(|it| it.started).fold(f64::INFINITY, f64::min);
+        relay.in_memory == Some(true) && relay.started.unwrap() - first > 60.0
+    });
+    let elapsed = f64::from(interval);
+    let mut apiservers = sampled("a", apis_before, apis, elapsed);
+    for apiserver in apiservers.iter_mut().filter(|_| is_restarted) {
+        let now = apiserver.counts.as_ref().and_then(|it| it.started);
+        if apiserver.before.as_ref().and_then(|it| it.started) != now {
+            apiserver.fault = Some("it was restarted, or has ended".to_owned());
+            apiserver.before = None;
+        }
+    }
+    let findings = Findings {
+        apiservers: if has_apiserver { apiservers } else { Vec::new() },
+        relays: sampled("r", relays_before, relays, elapsed + 2.0),
+        has_apiserver,
+        now: world.time,
+        ..Findings::default()
+    };
+    let verdict = judge(&findings);
+    let told = || format!("seed {seed}, lost {}: {verdict:#?}", world.lost);
+    if world.lost == 0 {
+        assert_ne!(verdict.kind, Kind::Lost, "LOST without a loss: {}", told());
+    }
+    let counted = of_relays + if has_apiserver { visible } else { 0 };
+    if counted > 0 {
+        assert_eq!(verdict.kind, Kind::Lost, "{counted} counted: {}", told());
+    }
+    let allowed = held + around + BATCH_MAX * (world.apis.len() as u64 + failed);
+    if has_apiserver && elsewhere > allowed {
+        assert_ne!(verdict.kind, Kind::Ok, "{elsewhere} went elsewhere: {}", told());
+    }
+    // For longer than kube-apiserver tries, every relay has refused, and one still does.
+    let is_refused = findings.relays.iter().all(|relay| {
+        let since = relay.counts.as_ref().and_then(|it| it.rejected_since);
+        since.is_some_and(|since| since > 0.0 && world.time - since > 300.0)
+    });
+    let lately =
+        findings.relays.iter().any(|it| rejected_in_interval(it).values().any(|it| *it > 0));
+    if is_refused && lately {
+        assert_ne!(verdict.kind, Kind::Ok, "nothing is accepted: {}", told());
+    }
+    if has_apiserver && began && world.forgot {
+        assert_ne!(verdict.kind, Kind::Ok, "events were forgotten: {}", told());
+    }
+    let at_rest = world.chances.trouble + world.chances.elsewhere + world.chances.restart == 0;
+    if at_rest && world.chances.loss == 0 && visible == 0 && has_apiserver {
+        let is_explained = verdict.causes.iter().all(|cause| {
+            cause.kind < Kind::Unknown || cause.what.contains("nothing has happened yet")
+        });
+        // A relay that forgets is unknown, and so is what came in the last 30 s.
+        let is_calm = !began
+            && interval >= 30
+            && world.apis.iter().all(|api| (1..=1024).contains(&api.rate.now));
+        assert!(is_explained || !is_calm, "nothing is wrong: {}", told());
+    }
+    verdict.kind
+}
+
+#[test]
+fn no_simulated_loss_is_ok_and_nothing_else_is_lost() {
+    // SEED=N runs one world again, and SEEDS=N more of them.
+    let given = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let count = given("SEEDS").unwrap_or(3000);
+    let (first, count) =
+        given("SEED").map_or_else(|| (fastrand::u64(..1 << 32), count), |seed| (seed, 1));
+    let mut kinds = BTreeMap::<String, u32>::new();
+    for seed in first..first + count {
+        *kinds.entry(format!("{:?}", run(seed))).or_default() += 1;
+    }
+    // Each verdict is frequent, so that none of the rules above is empty.
+    assert!(count == 1 || kinds.len() == 3 && kinds.values().all(|it| *it > 100), "{kinds:?}");
+}

@@ -1,0 +1,123 @@
+//! Judges by the relays alone whether senders have given events up, because every request was
+//! refused for longer than kube-apiserver tries.
+//!
+//! The relay says since when it has accepted nothing and refused. An older relay says only when it
+//! accepted something the last time; then as many requests must have been refused as a sender makes
+//! in this time.
+
+use super::compare::is_restarted;
+use super::compare::rejected;
+use super::compare::rejected_in_interval;
+use super::counts::ByLabel;
+use super::counts::RelayCounts;
+use super::counts::total;
+use super::sample::Sampled;
+
+/// The reasons for which the relay answers with `Retry-After`.
+const COME_BACK: [&str; 4] = ["queue_full", "in_flight_full", "disk", "delivery_timeout"];
+
+/// The reasons that say nothing about a batch of kube-apiserver, or end with the process.
+const NO_BATCH: [&str; 3] = ["method", "media_type", "shutting_down"];
+
+/// The least number of attempts that kube-apiserver makes for a batch, the first one included.
+pub const ATTEMPTS: u64 = 5;
+
+/// The greatest number of attempts that it makes for a batch while the answers have `Retry-After`.
+const ATTEMPTS_MAX: u64 = 50;
+
+/// Requests that a relay has refused, and nothing but them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Refusal<'f> {
+    /// The relay.
+    pub source: &'f str,
+    /// The seconds for which it has accepted nothing and refused requests.
+    pub seconds: f64,
+    /// The same time, but counted from the moment at which any of the relays has accepted something
+    /// the last time; `None` if one of them cannot be asked.
+    pub seconds_at_all: Option<f64>,
+    /// The time in seconds after which kube-apiserver gives a batch up.
+    pub patience: f64,
+    /// The refused requests by reason: those of the interval, or else those since the start.
+    pub reasons: ByLabel,
+    /// The least number of batches that were given up.
+    pub batches: u64,
+}
+
+impl Refusal<'_> {
+    /// Returns the reasons as text.
+    #[must_use]
+    pub fn reasons(&self) -> String {
+        let each = self.reasons.iter().map(|(reason, count)| format!("{reason}: {count}"));
+        each.collect::<Vec<_>>().join(", ")
+    }
+
+    /// Returns the most frequent reason.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        self.reasons.iter().max_by_key(|(_, count)| **count).map_or("", |(reason, _)| reason)
+    }
+}
+
+/// Returns the refusals of each relay that refuses everything now.
+#[must_use]
+pub fn find(relays: &[Sampled<RelayCounts>], now: f64) -> Vec<Refusal<'_>> {
+    let last_accepted = last_accepted(relays, now);
+    let mut refusals: Vec<_> = relays.iter().filter_map(|relay| of_one(relay, now)).collect();
+    for refusal in &mut refusals {
+        refusal.seconds_at_all = last_accepted.map(|last| refusal.seconds.min(now - last));
+    }
+    refusals
+}
+
+/// Returns the time at which any relay has accepted a batch the last time; 0 if none has since its
+/// start, and `None` if one of them cannot be asked.
+fn last_accepted(relays: &[Sampled<RelayCounts>], now: f64) -> Option<f64> {
+    let last = |relay: &Sampled<RelayCounts>| {
+        let counts = relay.counts.as_ref().filter(|_| relay.fault.is_none())?;
+        let has_grown = relay.before.as_ref().is_none_or(|it| it.accepted < counts.accepted);
+        match counts.last_event {
+            _ if is_restarted(relay) => None,
+            _ if has_grown && counts.accepted > Some(0) && relay.before.is_some() => Some(now),
+            // A process before this one may have accepted what is missing.
+            Some(at) => Some(at.max(counts.started.unwrap_or_default())),
+            None => Some(0.0).filter(|_| counts.accepted == Some(0)),
+        }
+    };
+    relays.iter().map(last).collect::<Option<Vec<f64>>>()?.into_iter().reduce(f64::max)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "a comparison with a time needs no more digits")]
+fn of_one(relay: &Sampled<RelayCounts>, now: f64) -> Option<Refusal<'_>> {
+    let counts = relay.counts.as_ref().filter(|_| relay.fault.is_none() && !is_restarted(relay))?;
+    let of_batches = |mut rejected: ByLabel| {
+        rejected.retain(|reason, count| *count > 0 && !NO_BATCH.contains(&reason.as_str()));
+        rejected
+    };
+    let (all, lately) = (of_batches(rejected(relay)), of_batches(rejected_in_interval(relay)));
+    let reasons = if lately.is_empty() { all.clone() } else { lately.clone() };
+    // The refusals may have begun with `Retry-After`, even if those of the interval have none.
+    let comes_back = all.keys().any(|reason| COME_BACK.contains(&reason.as_str()));
+    let (patience, pause, attempts) = match comes_back {
+        true => (235.0, 10.0, ATTEMPTS_MAX),
+        false => (90.0, 45.0, ATTEMPTS),
+    };
+    let since = match (counts.rejected_since, counts.last_event) {
+        (Some(at), _) => Some(at).filter(|at| *at > 0.0)?,
+        (None, Some(at)) => at.max(counts.started?),
+        (None, None) => return None,
+    };
+    let (seconds, requests) = (now - since, total(all.into_values()));
+    // A sender that is still refused tries again after `pause` seconds at the latest.
+    let goes_on = !lately.is_empty() || relay.elapsed.is_none_or(|elapsed| elapsed < pause);
+    let are_enough = requests >= ATTEMPTS && requests as f64 * pause >= seconds;
+    let is_sure = counts.rejected_since.is_some() || !lately.is_empty();
+    let is_one = if seconds > patience { are_enough } else { is_sure && requests > 0 };
+    (goes_on && is_one).then(|| Refusal {
+        source: &relay.source,
+        seconds,
+        seconds_at_all: None,
+        patience,
+        reasons,
+        batches: (requests / attempts).max(1),
+    })
+}

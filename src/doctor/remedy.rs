@@ -1,0 +1,102 @@
+//! What an operator can do about a loss, a refusal, or a webhook that cannot be reached.
+
+use super::counts::LOG_PLUGIN;
+
+/// The remedy for events that kube-apiserver lost although its attempts have not failed.
+pub const NOT_MARSHALLED: &str = "None of its attempts has failed, so kube-apiserver could not write a batch: one event that it \
+     can't marshal, such as that of a PATCH whose body is no JSON, costs the whole batch. Its log \
+     names it (Error in audit plugin 'webhook'); audit such requests at the level Metadata, and \
+     see the runbook AuditWebhookError";
+
+/// Returns the remedy for events that a plugin of kube-apiserver has lost.
+#[must_use]
+pub fn of_plugin(plugin: &str) -> &'static str {
+    match plugin {
+        "buffered" => {
+            "kube-apiserver's buffer was full: raise --audit-webhook-batch-buffer-size (10000 by \
+             default) and --audit-webhook-batch-throttle-qps (10 by default), and see the runbook \
+             AuditWebhookError"
+        }
+        "webhook" => {
+            "kube-apiserver gave up after five attempts: check that the relays can be reached at \
+             the URL in --audit-webhook-config-file and answer in time. If its attempts have not \
+             failed, one event that it can't marshal has cost a whole batch. See the runbook \
+             AuditWebhookError"
+        }
+        "truncate" => {
+            "The events were too large: raise --audit-webhook-truncate-max-event-size, or audit \
+             with the level Metadata what is so large"
+        }
+        LOG_PLUGIN => {
+            "This is no loss of the webhook: check --audit-log-path and the disk of kube-apiserver"
+        }
+        _ => {
+            "Look for the name of the plugin in kube-apiserver's log, and see the runbook \
+             AuditWebhookError"
+        }
+    }
+}
+
+/// Returns the remedy for requests that a relay has rejected for this reason.
+#[must_use]
+pub fn of_reason(reason: &str) -> &'static str {
+    match reason {
+        "queue_full" => {
+            "Enlarge queue.max_bytes, or mend the output that holds the queue up; see the runbook \
+             KubeAuditForwarderSendersWait"
+        }
+        "in_flight_full" => {
+            "Raise limits.max_in_flight; see the runbook KubeAuditForwarderSendersWait"
+        }
+        "timeout" | "disk" | "delivery_timeout" => "See the runbook KubeAuditForwarderSendersWait",
+        "too_large" => {
+            "Raise limits.max_body now, because kube-apiserver loses such a batch after five \
+             attempts; see the runbook KubeAuditForwarderBatchTooLarge"
+        }
+        "shutting_down" => "A restart does this; nothing to do",
+        "unauthorized" => {
+            "The bearer token is missing or wrong: the user in kube-apiserver's \
+             --audit-webhook-config-file needs the token of listener.bearer_token_file; see the \
+             runbook KubeAuditForwarderRequestsRejected"
+        }
+        "not_found" => {
+            "The path of the URL is wrong: the server in kube-apiserver's \
+             --audit-webhook-config-file needs listener.path_prefix; see the runbook \
+             KubeAuditForwarderRequestsRejected"
+        }
+        _ => "See the runbook KubeAuditForwarderRequestsRejected",
+    }
+}
+
+/// Returns the remedy for a webhook that was tried in vain, by the error.
+#[must_use]
+pub fn of_webhook(error: &str) -> &'static str {
+    let has = |words: &[&str]| words.iter().any(|word| error.contains(word));
+    if has(&["UnknownIssuer", "BadSignature"]) {
+        "The certificate-authority in the file of --audit-webhook-config-file is not the one that \
+         has signed the relay's certificate: put the right CA into that file, or give \
+         listener.tls.certificate a certificate of this CA"
+    } else if has(&["not valid for name", "NotValidForName"]) {
+        "The relay's certificate (listener.tls.certificate) does not have the host of the URL: \
+         issue it again with that host in its subjectAltName, or use a name that it has"
+    } else if has(&["Expired", "expired", "not valid yet", "NotValidYet"]) {
+        "The relay's certificate (listener.tls.certificate) is not valid now: renew it"
+    } else if has(&["InvalidContentType", "corrupt message"]) {
+        "The server does not speak TLS: the URL needs http://, or the relay needs listener.tls"
+    } else if has(&["cannot resolve"]) {
+        "The name in the URL of --audit-webhook-config-file cannot be resolved: correct it, or use \
+         an address"
+    } else if has(&["cannot connect", "no TLS handshake"]) {
+        "Nothing answers at the address in --audit-webhook-config-file: check that a relay runs \
+         there, and that no firewall or NetworkPolicy is between. kube-apiserver may be in another \
+         network than doctor"
+    } else if has(&[": 401"]) {
+        of_reason("unauthorized")
+    } else if has(&[": 404"]) {
+        of_reason("not_found")
+    } else {
+        "Check server, certificate-authority and the user of the file in \
+         --audit-webhook-config-file, and whether the URL can be reached from here at all: \
+         kube-apiserver may be in another network"
+    }
+}

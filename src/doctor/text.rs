@@ -1,0 +1,110 @@
+//! Reads a text of metrics in parts, whether it is packed with gzip or not.
+//!
+//! doctor does not ask for gzip, but a proxy may send it nevertheless, and a saved file may be what
+//! kube-apiserver sent to a client that did ask. No text of metrics begins as gzip does.
+
+use std::io;
+use std::io::Write;
+
+use flate2::write::MultiGzDecoder;
+
+use super::exposition::Exposition;
+use super::exposition::Reader;
+use crate::ask::BODY_MAX;
+
+/// The first byte of gzip.
+const MAGIC: u8 = 0x1f;
+
+/// A text that is being read.
+pub enum Text {
+    /// Nothing was read yet, or the text is not packed.
+    Plain(Plain),
+    /// The text is packed with gzip.
+    Gzip(Box<MultiGzDecoder<Plain>>),
+}
+
+/// A text that is not packed, or not any more.
+pub struct Plain {
+    reader: Reader,
+    /// The number of bytes that were read.
+    bytes: u64,
+    /// The fault of the text, once it has one.
+    fault: Option<String>,
+}
+
+impl Plain {
+    fn feed(&mut self, part: &[u8]) -> Result<(), String> {
+        self.bytes += part.len() as u64;
+        if self.bytes > BODY_MAX {
+            return Err("has more than 64 MiB".to_owned());
+        }
+        self.reader.feed(part).map_err(|fault| fault.to_string())
+    }
+}
+
+impl Write for Plain {
+    fn write(&mut self, part: &[u8]) -> io::Result<usize> {
+        self.feed(part).map_err(|fault| {
+            self.fault = Some(fault.clone());
+            io::Error::other(fault)
+        })?;
+        Ok(part.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Text {
+    /// Makes a text of which the families with these names are kept.
+    #[must_use]
+    pub fn new(wanted: Vec<String>) -> Self {
+        Self::Plain(Plain { reader: Reader::new(wanted), bytes: 0, fault: None })
+    }
+
+    /// Reads the next part.
+    ///
+    /// # Errors
+    ///
+    /// A text that says what is wrong. The value cannot be used again.
+    pub fn feed(&mut self, part: &[u8]) -> Result<(), String> {
+        if let Self::Plain(plain) = self
+            && plain.bytes == 0
+            && part.first() == Some(&MAGIC)
+        {
+            let reader = std::mem::take(&mut plain.reader);
+            let plain = Plain { reader, bytes: 0, fault: None };
+            *self = Self::Gzip(Box::new(MultiGzDecoder::new(plain)));
+        }
+        match self {
+            Self::Plain(plain) => plain.feed(part),
+            Self::Gzip(gzip) => {
+                let fed = gzip.write_all(part);
+                fed.map_err(|error| fault(gzip.get_mut().fault.take(), &error))
+            }
+        }
+    }
+
+    /// Ends the text, and returns what was kept.
+    ///
+    /// # Errors
+    ///
+    /// A text that says what is wrong.
+    pub fn finish(self) -> Result<Exposition, String> {
+        let plain = match self {
+            Self::Plain(plain) => plain,
+            Self::Gzip(mut gzip) => {
+                let ended = gzip.try_finish();
+                ended.map_err(|error| fault(gzip.get_mut().fault.take(), &error))?;
+                gzip.finish().map_err(|error| fault(None, &error))?
+            }
+        };
+        plain.reader.finish().map_err(|fault| fault.to_string())
+    }
+}
+
+/// Returns the fault of the text, or else that of gzip.
+fn fault(of_text: Option<String>, error: &io::Error) -> String {
+    of_text.unwrap_or_else(|| format!("not valid gzip: {error}"))
+}
