@@ -133,6 +133,12 @@ impl Attempt {
         &self.address
     }
 
+    /// Returns `true` if this attempt tests the address after a failure, and the events could go to
+    /// another address instead.
+    pub(crate) fn is_avoidable_trial(&self) -> bool {
+        self.is_trial && !self.set.others(self.address.id).is_empty()
+    }
+
     /// Counts bytes that are sent to the address.
     pub(crate) fn sent(&self, bytes: u64) {
         self.address.figures.sent(bytes);

@@ -48,6 +48,10 @@ const PROGRESS_CHECKS: u32 = 10;
 /// With that strategy, a request that makes no progress is soon sent to another address too.
 const SILENCE_CHECK: Duration = Duration::from_millis(100);
 
+/// The shortest time for which a request that tests an address after a failure may wait without any
+/// progress. A consumer that has just started may take some seconds for its first answer.
+const TRIAL_MIN: Duration = Duration::from_secs(5);
+
 /// The error message for a request that the consumer has taken, on a connection that ended with the
 /// answer.
 const CLOSED: &str = "the consumer closed the connection before it confirmed the events: they are \
@@ -86,6 +90,11 @@ struct Exchanged {
     outcome: Outcome,
     /// The connection that the request used; `None` if no other request can use it.
     connection: Option<PooledConnection>,
+}
+
+/// Returns the error message for a request that has made no progress for `limit`.
+fn no_answer(limit: Duration) -> String {
+    format!("no answer and no progress for {} s", limit.as_secs_f64())
 }
 
 /// Returns `true` if the reason of a failure is that the consumer could not be reached, or has not
@@ -410,7 +419,9 @@ impl Client {
             let _under_way = self.answer_times.asks(id);
             *sent_at = Instant::now();
             let answer = connection.sender.send_request(request);
-            let waited = self.in_time(&connection.progress, waiting, id, answer).await;
+            let limit = self.patience(attempt);
+            let parts = (&connection.progress, waiting, id, limit);
+            let waited = self.in_time(parts, answer).await;
             let (response, since) = match waited {
                 Some((Ok(response), since)) => (response, since),
                 Some((Err(error), _)) => {
@@ -422,7 +433,7 @@ impl Client {
                     }
                     return Err(failed(reason, &chain(&error)));
                 }
-                None => return Err(failed(AttemptError::Timeout, &self.no_answer())),
+                None => return Err(failed(AttemptError::Timeout, &no_answer(limit))),
             };
             connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
             if !marks.was_whole() {
@@ -431,7 +442,7 @@ impl Client {
                 return Ok(answer::early(&*self.api, base, &response, sent));
             }
             connection.busy = false;
-            let (waited, deadline) = (since.elapsed(), since + self.timeouts.request);
+            let (waited, deadline) = (since.elapsed(), since + limit);
             let (outcome, keep) = answer::judge(&*self.api, base, response, sent, deadline).await;
             if !matches!(outcome, Outcome::Failed(_)) {
                 self.answer_times.took(waited);
@@ -461,9 +472,14 @@ impl Client {
         Ok(own)
     }
 
-    /// Returns the error message for a request that has made no progress for `timeouts.request`.
-    fn no_answer(&self) -> String {
-        format!("no answer and no progress for {} s", self.timeouts.request.as_secs_f64())
+    /// Returns the time for which a request may wait without any progress: `timeouts.request`. A
+    /// request that tests an address after a failure has less time, because its events could go
+    /// elsewhere, but more than the consumers usually need.
+    fn patience(&self, attempt: &Attempt) -> Duration {
+        match attempt.is_avoidable_trial() {
+            true => self.answer_times.limit().max(TRIAL_MIN).min(self.timeouts.request),
+            false => self.timeouts.request,
+        }
     }
 
     /// Returns the body of a request to `address`, which counts its bytes.
@@ -485,18 +501,15 @@ impl Client {
         matches!(ready, Ok(Ok(()))).then_some(connection)
     }
 
-    /// Waits for the end of `exchange`. Gives up when there was no progress for `timeouts.request`;
-    /// progress means that the peer's kernel has acknowledged more bytes of the request. Returns
+    /// Waits for the end of `exchange`. Gives up when there was no progress for `limit`; progress
+    /// means that the peer's kernel has acknowledged more bytes of the request. Returns
     /// the result and the time of the last progress, or `None` after giving up.
     async fn in_time<T>(
         &self,
-        progress: &Progress,
-        waiting: Option<&Waiting>,
-        id: usize,
+        (progress, waiting, id, limit): (&Progress, Option<&Waiting>, usize, Duration),
         exchange: impl Future<Output = T>,
     ) -> Option<(T, Instant)> {
         let mut exchange = std::pin::pin!(exchange);
-        let limit = self.timeouts.request;
         let interval = match self.config.strategy {
             Strategy::Failover => limit / PROGRESS_CHECKS,
             Strategy::RoundRobin => SILENCE_CHECK.min(limit / PROGRESS_CHECKS),

@@ -2,6 +2,9 @@
 //! answers, and the third one is good. Delivery goes on at the good one, and comes back to the
 //! preferred one when it returns.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -16,6 +19,7 @@ use crate::support::http_sink::HttpSink;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
+use crate::support::requests::to_http;
 use crate::support::senders::Bodies;
 use crate::support::senders::Senders;
 use crate::support::server::Options;
@@ -33,6 +37,48 @@ const REQUEST: Duration = Duration::from_secs(1);
 /// The time that a busy machine may add. A pause of the output before it tries the next address
 /// would be longer (60 s).
 const BUSY: Duration = Duration::from_secs(10);
+
+/// Method: the first of two URLs refuses connections, and then accepts requests and never answers.
+/// Its trial must cost its events some seconds, and not `timeouts.request`, which is longer than the
+/// test waits. The verdict is a warning as long as no request there has succeeded, also during the
+/// trial.
+#[test]
+fn a_trial_is_one_request_with_a_short_deadline_and_the_verdict_warns_until_it_succeeds() {
+    let answers = Arc::new(AtomicBool::new(false));
+    let is_well = Arc::clone(&answers);
+    let mut first = HttpSink::start(move |_| match is_well.load(Ordering::SeqCst) {
+        true => Answer::status(200),
+        false => Answer::never(),
+    });
+    let second = HttpSink::accepting();
+    first.close();
+    let urls = [&first, &second].map(|sink| format!("http://{}/", sink.address()));
+    let relay = Relay::start(&to_http(&urls, "timeouts = { request = \"10m\" }\n"));
+    let status = || http::get(relay.admin(), "/status").unwrap().json();
+    let state = || status()["outputs"][0]["addresses"][0]["state"].as_str().unwrap().to_owned();
+    let post = |seed| {
+        assert_eq!(relay.post(&generated_batch(seed, 5, 900)).status, 200);
+        relay.wait_until_delivered(PATIENCE);
+    };
+    post(1);
+    assert_eq!(state(), "down");
+    first.reopen();
+    wait_until("the trial", PATIENCE, || state() == "back, on trial");
+    let verdict = status()["verdict"].clone();
+    assert_eq!(verdict["state"], "warn", "{verdict}");
+    assert!(verdict["text"].as_str().unwrap().contains("taken no events"), "{verdict}");
+    // The events of the trial go to the other address soon.
+    post(2);
+    assert_eq!((first.count(), second.count(), state().as_str()), (1, 2, "down"));
+    assert_eq!(status()["verdict"]["state"], "warn");
+    let series = [("output", "consumer"), ("state", "down")];
+    assert_eq!(relay.metrics().get("output_addresses", &series), Some(1.0));
+    answers.store(true, Ordering::SeqCst);
+    wait_until("the second trial", PATIENCE * 2, || state() == "back, on trial");
+    post(3);
+    assert_eq!((state().as_str(), status()["verdict"]["state"].as_str()), ("up", Some("good")));
+    relay.finish(Backlog::Empty);
+}
 
 /// Returns the keys of an output that would pause for 60 s, so that any pause shows.
 fn keys() -> String {
