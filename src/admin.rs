@@ -45,6 +45,7 @@ mod history;
 mod page;
 mod places;
 mod sampling;
+mod spells;
 mod status;
 mod tap;
 
@@ -296,6 +297,7 @@ impl Admin {
         match request.uri().path() {
             "/metrics" => {
                 self.queue.observe();
+                self.observe_addresses();
                 let metrics = self.telemetry.render_states_of(|metric, place, name| {
                     self.has(place, name) && (metric != UP || self.was_tried(name))
                 });
@@ -332,6 +334,14 @@ impl Admin {
             _ => {
                 lock(&self.listeners).iter().any(|listener| listener.tls && listener.label == name)
             }
+        }
+    }
+
+    /// Sets the gauges that count the addresses of each output.
+    fn observe_addresses(&self) {
+        for output in lock(&self.outputs).iter() {
+            let addresses = output.status.snapshot().addresses;
+            self.telemetry.output_addresses(&output.name, addresses.iter().map(|it| it.state));
         }
     }
 

@@ -60,6 +60,8 @@ pub struct Status {
     /// Requests answered 429 in each second, over the last minute.
     #[serde(deserialize_with = "or_default")]
     pub refused_429_per_second: f64,
+    /// How long requests were refused that their senders send again.
+    pub refusals: Refusals,
     /// The request that was refused last; `None`: none since the start.
     pub last_rejected: Option<Rejected>,
     /// The last request that was refused for good; `None`: none since the start.
@@ -82,6 +84,31 @@ pub struct Status {
     pub evidence: Option<Evidence>,
     /// The relay's judgement of its own state; `None` from a relay that gives none.
     pub verdict: Option<verdict::Verdict>,
+}
+
+/// How long requests were refused that their senders send again, by the status of the answers.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Refusals {
+    /// Answers 429: the queue is full, or too many bytes are under way.
+    pub with_429: RefusalTimes,
+    /// Answers 503: the disk refuses writes, or the consumers are too slow.
+    pub with_503: RefusalTimes,
+}
+
+/// How long requests were refused. The times are exact to ten seconds.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct RefusalTimes {
+    /// For how long requests have been refused without a pause of a minute; `None`: none was
+    /// refused in the last minute.
+    pub seconds: Option<f64>,
+    /// The same time, counted from the last accepted event.
+    pub shut_seconds: Option<f64>,
+    /// The longest such time since the start.
+    pub longest_seconds: f64,
+    /// The longest such time since the start in which no event was accepted.
+    pub longest_shut_seconds: f64,
 }
 
 /// The request that was refused last.
@@ -133,6 +160,9 @@ pub struct Queue {
     /// The part of `bytes` whose room new events can't have; `None`: the relay is of a version that
     /// does not say it.
     pub needed_bytes: Option<u64>,
+    /// How fast `needed_bytes` has grown in the last minutes, in each second; negative if it
+    /// shrinks. `None`: not known yet.
+    pub growth_bytes_per_second: Option<f64>,
     /// The limit, `queue.max_bytes`.
     pub capacity_bytes: u64,
     /// Events in the queue.
@@ -156,6 +186,21 @@ impl Queue {
     #[must_use]
     pub fn needed(&self) -> u64 {
         self.needed_bytes.unwrap_or(self.bytes)
+    }
+
+    /// Returns the part of the queue that is needed, from 0 to 1.
+    #[must_use]
+    pub fn fill(&self) -> f64 {
+        self.needed() as f64 / (self.capacity_bytes as f64).max(1.0)
+    }
+
+    /// Returns the seconds after which the queue is full at the pace of the last minutes. Returns
+    /// `None` if the queue does not grow, or so little of it is needed that the pace says nothing.
+    #[must_use]
+    pub fn full_in(&self) -> Option<f64> {
+        let growth = self.growth_bytes_per_second.filter(|growth| *growth > 0.0)?;
+        let free = self.capacity_bytes.saturating_sub(self.needed()) as f64;
+        (self.fill() > thresholds::FORECAST_FILL).then(|| free / growth)
     }
 }
 
@@ -190,6 +235,9 @@ pub struct Output {
     /// `true`: the backlog and the lag have grown for two minutes or more.
     #[serde(deserialize_with = "or_default")]
     pub growing: bool,
+    /// For how long the filter has dropped every event that came; `None`: it lets events through,
+    /// or none comes.
+    pub all_dropped_seconds: Option<f64>,
     /// Events that the consumer has acknowledged since the start.
     pub delivered_events: u64,
     /// Events that the consumer said it had already.
@@ -319,6 +367,8 @@ pub struct Evidence {
     pub witnesses: Vec<Witness>,
     /// Errors by reason, as in `evidence_errors_total`.
     pub errors: BTreeMap<String, u64>,
+    /// The age of the last error with each reason that has occurred, in seconds.
+    pub last_errors_seconds_ago: BTreeMap<String, f64>,
 }
 
 /// A witness of the evidence log.

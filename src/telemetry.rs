@@ -31,6 +31,7 @@ use tokio::time::Instant;
 
 use crate::audit::LevelCounts;
 use crate::release;
+use crate::status::verdict::ON_TRIAL;
 
 mod catalog;
 mod declare;
@@ -129,6 +130,9 @@ impl Refusing {
     }
 }
 
+/// The time of the last error with each reason that has occurred.
+type LastErrors = BTreeMap<&'static str, Instant>;
+
 /// All metrics of one relay, and its notes for the log. The relay owns this value. Its functions
 /// return handles (references to metric series), which are cheap to clone. Two calls with the same
 /// labels return handles of the same series.
@@ -139,6 +143,7 @@ pub struct Telemetry {
     program: catalog::ProgramMetrics,
     refusals: Arc<Mutex<LastRefusals>>,
     refusing: Refusing,
+    evidence_errors: Arc<Mutex<LastErrors>>,
     reports: Reports,
     /// The times until delivery of each output, by its name. An entry ends with the last handle of
     /// the output.
@@ -182,8 +187,18 @@ impl Telemetry {
         let (refusals, reports) = (Arc::default(), Reports::default());
         let shown = catalog::RefusingMetrics::register(&recorder, []).since;
         let refusing = Refusing { since: Arc::default(), shown };
-        let delivery_times = Mutex::default();
-        Self { recorder, handle, process, program, refusals, refusing, reports, delivery_times }
+        let (evidence_errors, delivery_times) = (Arc::default(), Mutex::default());
+        Self {
+            recorder,
+            handle,
+            process,
+            program,
+            refusals,
+            refusing,
+            evidence_errors,
+            reports,
+            delivery_times,
+        }
     }
 
     /// Returns the page `/metrics`, in the Prometheus text format. Call `Queue::observe` before,
@@ -284,7 +299,26 @@ impl Telemetry {
     /// Returns the handles of the metrics about the evidence.
     #[must_use]
     pub fn evidence(&self) -> EvidenceMetrics {
-        EvidenceMetrics::register(&self.recorder, [])
+        EvidenceMetrics::register(&self.recorder, [], Arc::clone(&self.evidence_errors))
+    }
+
+    /// Returns the time since the last error of the evidence with each reason that has occurred.
+    #[must_use]
+    pub fn evidence_error_ages(&self) -> Vec<(&'static str, Duration)> {
+        let last = self.evidence_errors.lock().unwrap_or_else(PoisonError::into_inner);
+        last.iter().map(|(reason, at)| (*reason, at.elapsed())).collect()
+    }
+
+    /// Sets the metric `output_addresses` of an output, by the states of its addresses.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; there are few addresses")]
+    pub fn output_addresses<'s>(&self, name: &str, states: impl Iterator<Item = &'s str> + Clone) {
+        let labels = [labels::OUTPUT.with(name)];
+        let metrics = catalog::AddressMetrics::register(&self.recorder, labels).addresses;
+        let count = |state: &str| states.clone().filter(|it| *it == state).count() as f64;
+        metrics.up.set(count("up"));
+        metrics.down.set(count("down"));
+        metrics.suspect.set(count("suspect"));
+        metrics.on_trial.set(count(ON_TRIAL));
     }
 
     /// Returns the handle of the metric about the witness of this name.
@@ -503,6 +537,8 @@ impl EvidenceMetrics {
     /// Counts a failed attempt to record evidence.
     pub fn failed(&self, reason: EvidenceError) {
         self.errors.of(reason).increment(1);
+        let mut last = self.last_errors.lock().unwrap_or_else(PoisonError::into_inner);
+        last.insert(reason.name(), Instant::now());
     }
 }
 
@@ -627,6 +663,7 @@ mod tests {
         let _taps = telemetry.taps();
         telemetry.certificate_expiry("listener", "127.0.0.1:3000", "server", 4_102_444_800);
         telemetry.output_settings("o", true, Duration::from_secs(30));
+        telemetry.output_addresses("o", ["up"].into_iter());
         listener.answered(431);
         listener.rejected(Rejection::DeliveryTimeout, 503, "too late");
         let text = telemetry.render();
@@ -671,6 +708,7 @@ mod tests {
             (telemetry.in_flight(), telemetry.dead_letters_dropped(), telemetry.reloads());
         let _evidence = (telemetry.evidence(), telemetry.witness("w"), telemetry.taps());
         telemetry.output_settings("o", true, Duration::from_secs(30));
+        telemetry.output_addresses("o", ["up"].into_iter());
         for (place, name) in [("listener", "l"), ("output", "o")] {
             for role in ["server", "client"] {
                 telemetry.certificate_expiry(place, name, role, 1);
@@ -822,6 +860,7 @@ mod tests {
         let _handles = ["a", "b"].map(|name| telemetry.output(name));
         for name in ["a", "b"] {
             telemetry.output_settings(name, false, Duration::from_secs(30));
+            telemetry.output_addresses(name, ["down"].into_iter());
             telemetry.certificate_expiry("output", name, "server", 1);
         }
         telemetry.certificate_expiry("listener", "a", "server", 1);
@@ -834,12 +873,13 @@ mod tests {
         };
         let [with, without] = [of("output=\"a\""), of("output=\"b\"")];
         let states: Vec<_> = catalog::own().filter(|metric| metric.is_state).collect();
-        assert_eq!(states.len(), 4);
+        assert_eq!(states.len(), 5);
         for state in states.iter().map(|metric| metric.full_name()) {
             assert!(with.contains(&&*state) && !without.contains(&&*state), "{state}\n{text}");
         }
         assert!(without.contains(&&*format!("{PREFIX}output_events_total")), "{text}");
         assert!(!text.contains("{listener=\"a\""), "{text}");
-        assert_eq!(with.len() - states.len(), without.len());
+        // One of the states, `output_addresses`, has a series for each of four states.
+        assert_eq!(with.len() - states.len() - 3, without.len());
     }
 }

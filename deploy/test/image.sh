@@ -182,8 +182,8 @@ END
 )
 
 # Starts a consumer that accepts every post, with TLS. It reads a body whole before it answers, as
-# `proxy_pass` does: with `return` alone, nginx answers before the last byte of a large body, and the
-# relay does not take such an answer for an acknowledgement.
+# `proxy_pass` does: with `return` alone, nginx answers before the last byte of a large body, and
+# the relay does not take such an answer for an acknowledgement.
 consumer() {
   cat >"$1/nginx.conf" <<END
 user root;

@@ -16,6 +16,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::spells::AllDropped;
+use super::spells::RefusalTimes;
+use super::spells::Refusals;
+
 /// The time between two points of the history.
 pub(super) const STEP: Duration = Duration::from_secs(10);
 
@@ -60,6 +64,17 @@ const OUTPUT_LINES: [&str; 6] = [
 /// The indices, in [`OUTPUT_LINES`], of the lines that tell whether an output falls behind.
 const BACKLOG_AND_LAG: [usize; 2] = [4, 5];
 
+/// The index, in [`LINES`], of the bytes that fill the queue.
+const NEEDED: usize = 5;
+
+/// The fewest and the most points over which the growth of the queue is counted: those of one and
+/// of five minutes, and the point at which they begin. Fewer points would make a forecast of a
+/// single burst.
+const GROWTH_POINTS: (u64, u64) = (7, 31);
+
+/// The index, in [`Sample::counters`], of the accepted events.
+const ACCEPTED: usize = 0;
+
 /// The index, in [`Sample::counters`], of the requests that were refused with 429.
 const REFUSED_429: usize = 2;
 
@@ -75,6 +90,9 @@ pub(super) struct Sample {
     /// Values that are lines as they are: bytes of the queue, those of them that are needed, its
     /// events, resident memory.
     pub(super) states: [f64; 4],
+    /// Requests that were refused with 503 since the start, because of the disk or of slow
+    /// consumers.
+    pub(super) refused_503: f64,
     /// The outputs that exist now, by their names.
     pub(super) outputs: Vec<(String, OutputSample)>,
 }
@@ -87,6 +105,8 @@ pub(super) struct OutputSample {
     pub(super) counters: [f64; 4],
     /// Values that are lines as they are: events of the backlog, lag in seconds.
     pub(super) states: [f64; 2],
+    /// Events that the filter has dropped since the start.
+    pub(super) dropped: f64,
 }
 
 /// Rates over the last minute.
@@ -131,11 +151,14 @@ struct Hour {
     /// The counters of the last samples, for the rates of the last minute; the oldest first. The
     /// first entry is the start of the process.
     minute: VecDeque<(Instant, [f64; 4])>,
+    /// The requests that were refused with 429, and those with 503.
+    refusals: [Refusals; 2],
 }
 
 struct OutputHour {
     lines: Lines<{ OUTPUT_LINES.len() }>,
     before: Option<[f64; 4]>,
+    all_dropped: AllDropped,
 }
 
 /// The rings of several lines.
@@ -187,6 +210,7 @@ impl History {
             outputs: BTreeMap::new(),
             reloads: VecDeque::new(),
             minute: VecDeque::from([(now, [0.0; 4])]),
+            refusals: Default::default(),
         }))
     }
 
@@ -245,6 +269,29 @@ impl History {
                 .flat_map(|first| (first..=hour.last).map(|step| output.lines.get(*line, step)));
             is_growing(&points.collect::<Vec<_>>())
         })
+    }
+
+    /// Returns how fast the needed part of the queue has grown in the last minutes, in bytes for
+    /// each second; negative if it shrinks. Returns `None` if too few points are known.
+    pub(super) fn queue_growth(&self) -> Option<f64> {
+        let hour = self.lock();
+        let first = (hour.last + 1).saturating_sub(GROWTH_POINTS.1).max(1);
+        let points = (first..=hour.last).map(|step| hour.lines.get(NEEDED, step));
+        // Points before a pause of the machine say nothing about the pace after it.
+        let points: Vec<_> = points.rev().take_while(|point| !point.is_nan()).collect();
+        let is_enough = points.len() as u64 >= GROWTH_POINTS.0;
+        is_enough.then(|| -slope(&points) / STEP.as_secs_f64())
+    }
+
+    /// Returns how long requests were refused with 429, and with 503.
+    pub(super) fn refusals(&self, now: Instant) -> [RefusalTimes; 2] {
+        self.lock().refusals.each_ref().map(|refusals| refusals.times(now))
+    }
+
+    /// Returns for how long the filter of this output has dropped every event; `None` if it does
+    /// not.
+    pub(super) fn all_dropped(&self, name: &str) -> Option<Duration> {
+        self.lock().outputs.get(name)?.all_dropped.lasts()
     }
 
     /// Returns the history as JSON. `now` is the present moment, and `time_seconds` is the same by
@@ -322,6 +369,10 @@ impl Hour {
         let steps = (now.saturating_duration_since(begun) + EARLY).as_secs() / STEP.as_secs();
         let before = self.before.replace((now, sample.counters));
         self.note_minute(now, sample.counters);
+        let counts = [sample.counters[REFUSED_429], sample.refused_503];
+        for (refusals, count) in self.refusals.iter_mut().zip(counts) {
+            refusals.add(now, count, sample.counters[ACCEPTED]);
+        }
         if steps > self.last {
             self.skip(steps);
             // After a pause of the machine, nobody knows in which step something has happened.
@@ -342,7 +393,10 @@ impl Hour {
             self.last = steps;
         }
         for (name, output) in &sample.outputs {
-            self.output(name).before = Some(output.counters);
+            let hour = self.output(name);
+            hour.before = Some(output.counters);
+            let [delivered, waits] = [output.counters[0], output.states[0]];
+            hour.all_dropped.add(now, delivered, output.dropped, waits > 0.0);
         }
         let is_there = |name: &str| sample.outputs.iter().any(|(other, _)| other == name);
         self.outputs.retain(|name, _| is_there(name));
@@ -350,7 +404,8 @@ impl Hour {
 
     /// Returns the hour of an output, which is made if it is not there yet.
     fn output(&mut self, name: &str) -> &mut OutputHour {
-        let new = || OutputHour { lines: Lines::new(), before: None };
+        let new =
+            || OutputHour { lines: Lines::new(), before: None, all_dropped: AllDropped::default() };
         self.outputs.entry(name.to_owned()).or_insert_with(new)
     }
 
@@ -393,6 +448,20 @@ fn is_growing(points: &[f64]) -> bool {
         && is_above
         && mean(first) < mean(middle)
         && mean(middle) < mean(last)
+}
+
+/// Returns the slope of the straight line that fits the points best (least squares), for each step
+/// from one point to the next.
+#[allow(clippy::cast_precision_loss, reason = "a number of points")]
+fn slope(points: &[f64]) -> f64 {
+    let middle = (points.len() as f64 - 1.0) / 2.0;
+    let distances = points.iter().enumerate().map(|(index, point)| (index as f64 - middle, point));
+    let (mut sum, mut squares) = (0.0, 0.0);
+    for (distance, point) in distances {
+        sum += distance * point;
+        squares += distance * distance;
+    }
+    if squares > 0.0 { sum / squares } else { 0.0 }
 }
 
 /// Writes a comma behind the element before, if there is one.

@@ -69,12 +69,15 @@ impl Admin {
                 reading.lost_events(&name),
             ];
             let counters = counts.map(|count| count as f64);
-            (name, OutputSample { counters, states: [backlog.events as f64, backlog.lag] })
+            let states = [backlog.events as f64, backlog.lag];
+            let dropped = reading.dropped_events(&name) as f64;
+            (name, OutputSample { counters, states, dropped })
         };
         Sample {
             counters: counters(&reading),
             states: [bytes, self.queue.needed(), events, reading.memory_bytes()]
                 .map(|value| value as f64),
+            refused_503: reading.refused_503() as f64,
             outputs: names.into_iter().map(output).collect(),
         }
     }

@@ -15,6 +15,7 @@ use super::Output;
 use super::history::LastMinute;
 use super::lock;
 use super::sampling::counters;
+use super::spells::RefusalTimes;
 use crate::delivery::AddressState;
 use crate::delivery::ParkedEvents;
 use crate::queue::Backlog;
@@ -66,6 +67,7 @@ impl Admin {
             "sources": self.sources(&reading),
             "rejected_requests": counted(reading.rejected_requests()),
             "refused_429_per_second": refused_429,
+            "refusals": self.refusals(),
             "last_rejected": self.telemetry.last_rejected().as_ref().map(last_rejected),
             "last_final_refusal":
                 self.telemetry.last_final_refusal().as_ref().map(last_rejected),
@@ -73,7 +75,7 @@ impl Admin {
             "outputs": self.outputs(&reading),
             "certificates": self.certificates(&reading),
             "reloads": self.reloads(&reading, ago),
-            "evidence": self.evidence.as_ref().map(|_| evidence(&reading, ago)),
+            "evidence": self.evidence.as_ref().map(|_| self.evidence_json(&reading, ago)),
         })
     }
 
@@ -89,6 +91,7 @@ impl Admin {
             },
             "bytes": bytes,
             "needed_bytes": self.queue.needed(),
+            "growth_bytes_per_second": self.history.queue_growth(),
             "capacity_bytes": self.queue.capacity(),
             "events": events,
             "when_full": settings.as_ref().map(|queue| queue.when_full.name()),
@@ -99,6 +102,33 @@ impl Admin {
             "fault": self.queue.fault(),
             "lost_events": reading.lost_events(QUEUE),
             "last_lost_seconds_ago": seconds(reports.lost_ago(QUEUE)),
+        })
+    }
+
+    /// Returns, as JSON, how long requests were refused that their senders send again.
+    fn refusals(&self) -> Value {
+        let of = |times: RefusalTimes| {
+            json!({
+                "seconds": seconds(times.now),
+                "shut_seconds": seconds(times.shut_now),
+                "longest_seconds": times.longest.as_secs_f64(),
+                "longest_shut_seconds": times.longest_shut.as_secs_f64(),
+            })
+        };
+        let [with_429, with_503] = self.history.refusals(Instant::now()).map(of);
+        json!({ "with_429": with_429, "with_503": with_503 })
+    }
+
+    fn evidence_json(&self, reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
+        let witness = |(name, at): (String, Option<f64>)| json!({ "name": name, "last_seconds_ago": at.map(&ago) });
+        let ages = self.telemetry.evidence_error_ages().into_iter();
+        let ages = ages.map(|(reason, age)| (reason.to_owned(), json!(age.as_secs_f64())));
+        json!({
+            "size": reading.evidence_size(),
+            "last_checkpoint_seconds_ago": reading.last_checkpoint().map(&ago),
+            "witnesses": reading.witnesses().into_iter().map(witness).collect::<Value>(),
+            "errors": counted_if_any(reading.evidence_errors()),
+            "last_errors_seconds_ago": ages.collect::<Value>(),
         })
     }
 
@@ -163,6 +193,7 @@ impl Admin {
             "lag_seconds": backlog.lag,
             "lag_max_seconds": output.lag_max.as_secs_f64(),
             "growing": self.history.is_growing(name),
+            "all_dropped_seconds": seconds(self.history.all_dropped(name)),
             "delivered_events": reading.delivered_events(name),
             "existing_events": reading.existing_events(name),
             "filtered": counted(reading.filtered(name)),
@@ -235,16 +266,6 @@ fn certificate(certificate: &Certificate) -> Value {
         "name": certificate.name,
         "role": certificate.role,
         "not_after_seconds": certificate.not_after,
-    })
-}
-
-fn evidence(reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
-    let witness = |(name, at): (String, Option<f64>)| json!({ "name": name, "last_seconds_ago": at.map(&ago) });
-    json!({
-        "size": reading.evidence_size(),
-        "last_checkpoint_seconds_ago": reading.last_checkpoint().map(&ago),
-        "witnesses": reading.witnesses().into_iter().map(witness).collect::<Value>(),
-        "errors": counted_if_any(reading.evidence_errors()),
     })
 }
 

@@ -30,3 +30,20 @@ pub const MEMORY_NEARLY_USED: f64 = 0.9;
 /// The days before the end of a certificate's validity from which it is a warning, and from which
 /// it is bad.
 pub const CERTIFICATE_DAYS: (f64, f64) = (14.0, 3.0);
+
+/// The part of the queue that must be needed before the growth of the queue is a forecast. A few
+/// events after a start grow fast and say nothing.
+pub const FORECAST_FILL: f64 = 0.1;
+
+/// The time in seconds within which a queue that grows as before must become full for a warning.
+pub const FULL_WITHIN: f64 = 3600.0;
+
+/// The time in seconds for which kube-apiserver repeats a batch that is answered with an error:
+/// five attempts. Then the events of the batch are lost there.
+pub const PATIENCE: f64 = 90.0;
+
+/// The same time for a batch that is answered 429 with the relay's `Retry-After`.
+pub const PATIENCE_429: f64 = 235.0;
+
+/// The time in seconds for which a filter must drop every event before that is a warning.
+pub const ALL_DROPPED: f64 = 300.0;

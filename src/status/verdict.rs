@@ -12,8 +12,13 @@ use super::Certificate;
 use super::Output;
 use super::Queue;
 use super::Status;
+use super::thresholds::ALL_DROPPED;
 use super::thresholds::CERTIFICATE_DAYS;
+use super::thresholds::FULL_WITHIN;
 use super::thresholds::MEMORY_NEARLY_USED;
+use super::thresholds::PATIENCE;
+use super::thresholds::PATIENCE_429;
+use super::thresholds::QUEUE_NEARLY_FULL;
 use super::thresholds::SILENCE;
 
 /// How good or bad a thing is. The order is from good to bad.
@@ -36,7 +41,7 @@ pub struct Finding {
     /// How bad it is.
     pub state: State,
     /// The part of the relay: `queue`, `output NAME`, `listener ADDRESS`, `source NAME`,
-    /// `evidence`, or `relay`.
+    /// `evidence`, or `relay`; or `senders`, for events that were lost before they came.
     pub about: String,
     /// One or two sentences that say what is so.
     pub text: String,
@@ -56,7 +61,10 @@ pub struct Verdict {
 }
 
 /// The state of an address that answers again, and that one delivery at a time may use.
-const ON_TRIAL: &str = "back, on trial";
+pub const ON_TRIAL: &str = "back, on trial";
+
+/// The subject of a finding about events that senders have given up, so that they never came.
+pub const SENDERS: &str = "senders";
 
 /// The time in seconds for which a refused request is a finding.
 const REFUSED_LATELY: f64 = 300.0;
@@ -65,9 +73,8 @@ const REFUSED_LATELY: f64 = 300.0;
 /// outputs are late at 30 s, and some of them a little later.
 const COLLECTING: f64 = 60.0;
 
-/// The age in seconds below which a checkpoint or a cosignature counts as recent. A checkpoint is
-/// signed at least once in an hour, if `evidence.heartbeat_interval` is as it is by default.
-const EVIDENCE_RECENT: f64 = 3900.0;
+/// The greatest number of characters of an output's last error in a finding.
+const ERROR_MAX: usize = 160;
 
 /// The number of seconds in a day.
 const DAY: f64 = 86_400.0;
@@ -129,7 +136,8 @@ pub fn trouble(it: &Output) -> Option<State> {
         || is_late(it)
         || is_growing(it)
         || it.parked.as_ref().is_some_and(|parked| parked.out_of_order)
-        || it.addresses.iter().any(is_passed_over);
+        || is_dropping_all(it)
+        || it.addresses.iter().any(|it| is_passed_over(it) || it.state == ON_TRIAL);
     match (is_bad, is_worth_a_look) {
         (true, _) => Some(State::Bad),
         (false, true) => Some(State::Warn),
@@ -155,6 +163,12 @@ pub fn is_late(it: &Output) -> bool {
 #[must_use]
 pub fn is_growing(it: &Output) -> bool {
     it.growing && it.lag_max_seconds <= COLLECTING
+}
+
+/// Returns `true` if the filter of this output has dropped every event for minutes.
+#[must_use]
+pub fn is_dropping_all(it: &Output) -> bool {
+    it.all_dropped_seconds.is_some_and(|seconds| seconds >= ALL_DROPPED)
 }
 
 /// Returns `true` if deliveries pass over this address. An address on trial is not passed over.
@@ -201,9 +215,19 @@ fn queue(status: &Status, found: &mut Findings) {
             its events for about four minutes. Runbook: KubeAuditForwarderDiskRefused.";
         found.add(State::Bad, "queue", text, advice);
     }
+    let full_soon = queue.full_in().is_some_and(|seconds| seconds < FULL_WITHIN);
     if queue.full {
         full(status, queue, found);
-    } else if status.refused_429_per_second > 0.0 {
+    } else if queue.fill() > QUEUE_NEARLY_FULL || full_soon {
+        let text = match queue.fill() > QUEUE_NEARLY_FULL {
+            true => "The queue is nearly full.",
+            false => "At the pace of the last minutes, the queue is full within an hour.",
+        };
+        let advice =
+            format!("{} Runbook: KubeAuditForwarderQueueFullWithinAnHour.", more_room(status));
+        found.add(State::Bad, "queue", text, &advice);
+    }
+    if !queue.full && status.refused_429_per_second > 0.0 {
         let text = "Senders get 429: the bodies under way have reached limits.max_in_flight.";
         let advice = "Raise limits.max_in_flight and the memory limit, or add replicas. Runbook: \
             KubeAuditForwarderSendersWait.";
@@ -224,18 +248,47 @@ fn full(status: &Status, queue: &Queue, found: &mut Findings) {
             queue.retry_after_seconds
         ),
     };
+    let advice = format!(
+        "{} kube-apiserver keeps refused events for about four minutes.",
+        more_room(status)
+    );
+    found.add(State::Bad, "queue", text, &advice);
+}
+
+/// Returns the advice for a queue that needs room.
+fn more_room(status: &Status) -> String {
     let slowest = status.outputs.iter().filter(|it| it.required).max_by_key(|it| it.backlog_bytes);
-    let advice = match slowest.filter(|it| it.backlog_events > 0) {
+    match slowest.filter(|it| it.backlog_events > 0) {
         Some(it) => format!(
             "Mend the consumer of the output {}, which has the largest backlog, or enlarge \
-            queue.max_bytes. kube-apiserver keeps refused events for about four minutes.",
+            queue.max_bytes.",
             it.name
         ),
-        None => "Enlarge queue.max_bytes. kube-apiserver keeps refused events for about four \
-            minutes."
-            .to_owned(),
+        None => "Enlarge queue.max_bytes.".to_owned(),
+    }
+}
+
+/// Returns the last error of an output or an address in a form that begins with what is wrong. A
+/// message names the address first, as `URL: answered 400 Bad Request`; the finding names the
+/// output or the address already.
+#[must_use]
+pub fn cause(error: &str) -> String {
+    let cause = match error.split_once(": ") {
+        Some((place, rest)) if is_place(place) => rest,
+        _ => error,
     };
-    found.add(State::Bad, "queue", text, &advice);
+    let cause = cause.strip_prefix("answered ").unwrap_or(cause).trim_end_matches('.');
+    match cause.char_indices().nth(ERROR_MAX) {
+        Some((end, _)) => format!("{} …", cause.split_at(end).0.trim_end()),
+        None => cause.to_owned(),
+    }
+}
+
+/// Returns `true` if a part of an error message is a URL, or a host and a port.
+fn is_place(text: &str) -> bool {
+    let port = text.rsplit_once(':').map_or("", |(_, port)| port);
+    let has_port = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    !text.contains(' ') && (has_port || text.contains("://"))
 }
 
 fn output(it: &Output, found: &mut Findings) {
@@ -243,9 +296,12 @@ fn output(it: &Output, found: &mut Findings) {
     if is_down(it) {
         let state = if it.required { State::Bad } else { State::Warn };
         let fate = if it.keeps_events { "its events are kept" } else { "it may lose events" };
-        let text = format!("Output {} is down; {fate}.", it.name);
-        let advice = "Its last error says why. Runbook: KubeAuditForwarderOutputDown.";
-        found.add(state, &about, text, advice);
+        // The error comes first: it is what the operator acts on.
+        let text = match &it.last_error {
+            Some(error) => format!("{}: output {} is down; {fate}.", cause(error), it.name),
+            None => format!("Output {} is down; {fate}.", it.name),
+        };
+        found.add(state, &about, text, "Runbook: KubeAuditForwarderOutputDown.");
         return;
     }
     let passed_over = it.addresses.iter().filter(|it| is_passed_over(it)).count();
@@ -255,8 +311,11 @@ fn output(it: &Output, found: &mut Findings) {
     };
     for address in it.addresses.iter().filter(|it| is_passed_over(it)) {
         let (name, state) = (&address.address, &address.state);
-        let text = format!("Output {}: the address {name} is {state}; {rest}.", it.name);
-        let advice = "Look at the consumer at this address; its last error says why.";
+        let why = address.last_error.as_deref().map(|error| format!(" ({})", cause(error)));
+        let why = why.unwrap_or_default();
+        let text = format!("Output {}: the address {name} is {state}{why}; {rest}.", it.name);
+        let advice = "Look at the consumer at this address. Runbook: \
+            KubeAuditForwarderOutputAddressDown.";
         found.add(State::Warn, &about, text, advice);
     }
     if is_late(it) {
@@ -273,6 +332,13 @@ fn output(it: &Output, found: &mut Findings) {
             KubeAuditForwarderOutputLags.";
         found.add(State::Warn, &about, text, advice);
     }
+    if is_dropping_all(it) {
+        let text =
+            format!("The filter of the output {} has dropped every event for minutes.", it.name);
+        let advice = "If it is not meant so, `policy explain` says which rule decides for an \
+            event; names of verbs, resources and users are compared letter by letter.";
+        found.add(State::Warn, &about, text, advice);
+    }
     if let Some(parked) = it.parked.as_ref().filter(|it| it.out_of_order) {
         let (events, position) = (parked.events, parked.position);
         let text = format!(
@@ -286,9 +352,14 @@ fn output(it: &Output, found: &mut Findings) {
     }
     for address in it.addresses.iter().filter(|it| it.state == ON_TRIAL) {
         let name = &address.address;
-        let text =
-            format!("Output {}: the address {name} answers again, and is on trial.", it.name);
-        found.add(State::Note, &about, text, "");
+        let text = format!(
+            "Output {}: the address {name} answers connections again, and has taken no events \
+             since it failed.",
+            it.name
+        );
+        let advice = "It is on trial until one delivery to it succeeds. Runbook: \
+            KubeAuditForwarderOutputAddressDown.";
+        found.add(State::Warn, &about, text, advice);
     }
 }
 
@@ -320,38 +391,90 @@ fn senders(status: &Status, found: &mut Findings) {
         let text = format!("Source {} has trouble.", it.name);
         found.add(State::Warn, &format!("source {}", it.name), text, "Its last error says why.");
     }
+    let is_refusing = refusals(status, found)
+        || status.last_final_refusal.as_ref().is_some_and(|it| it.seconds_ago < REFUSED_LATELY);
     let silence = status.last_event_seconds_ago.unwrap_or(status.uptime_seconds);
-    if silence > SILENCE {
+    if silence > SILENCE && is_refusing {
+        let text = "No event was accepted for more than 15 minutes: requests are refused.";
+        found.add(State::Warn, "relay", text, "The findings about refused requests say why.");
+    } else if silence > SILENCE {
         let advice = "Every cluster makes audit events all the time. Runbook: \
             KubeAuditForwarderNothingReceived.";
         found.add(State::Warn, "relay", "No event has come for more than 15 minutes.", advice);
     }
 }
 
+/// Judges refusals after which senders send again. kube-apiserver repeats a batch five times and
+/// then drops it, which nobody counts here. Returns `true` if requests are refused now.
+fn refusals(status: &Status, found: &mut Findings) -> bool {
+    let both = [
+        (&status.refusals.with_429, PATIENCE_429, "about four minutes"),
+        (&status.refusals.with_503, PATIENCE, "about 90 seconds"),
+    ];
+    if status.refusals.with_503.seconds.is_some() && status.queue.fault.is_none() {
+        let text = "Senders get 503: their events could not be stored or delivered in time.";
+        let advice = "`last_rejected` in /status has the reason. Runbook: \
+            KubeAuditForwarderSendersWait.";
+        found.add(State::Warn, "queue", text, advice);
+    }
+    for (times, patience, words) in both {
+        let is_over = |seconds: Option<f64>| seconds.is_some_and(|it| it >= patience);
+        let state = if is_over(times.shut_seconds) { State::Bad } else { State::Warn };
+        let text = if times.longest_shut_seconds >= patience {
+            format!(
+                "Senders have dropped events: none was accepted for longer than kube-apiserver \
+                 repeats a batch ({words})."
+            )
+        } else if times.longest_seconds >= patience {
+            format!(
+                "Senders may have dropped events: requests were refused for longer than \
+                 kube-apiserver repeats a batch ({words})."
+            )
+        } else {
+            continue;
+        };
+        let advice = "The relay cannot count what never came, so `lost` does not have it. `doctor` \
+            compares with kube-apiserver's own count. Runbook: KubeAuditForwarderSendersWait.";
+        found.add(state, SENDERS, text, advice);
+    }
+    both.iter().any(|(times, ..)| times.seconds.is_some())
+}
+
 fn evidence(status: &Status, found: &mut Findings) {
     let Some(evidence) = &status.evidence else { return };
-    let is_recent = |ago: Option<f64>| ago.is_some_and(|ago| ago < EVIDENCE_RECENT);
-    let is_signed = is_recent(evidence.last_checkpoint_seconds_ago);
-    let is_seen = evidence.witnesses.iter().all(|it| is_recent(it.last_seconds_ago));
-    let mended = |is_mended: bool| if is_mended { State::Note } else { State::Warn };
     for (reason, _) in evidence.errors.iter().filter(|(_, count)| **count > 0) {
+        let error = evidence.last_errors_seconds_ago.get(reason).copied();
+        // An error is mended by a checkpoint or a cosignature that is younger. Where the age of the
+        // error is not known, it counts as not mended.
+        let is_since = |ago: Option<f64>| ago.zip(error).is_some_and(|(ago, error)| ago < error);
+        let mended = |is_mended: bool| if is_mended { State::Note } else { State::Warn };
         let (state, text, runbook) = match reason.as_str() {
             "rolled_back" => (
                 State::Bad,
-                "A witness knows a newer log: the queue's directory was set back.",
+                "A witness knows a newer log: the queue's directory was set back (rolled_back)."
+                    .to_owned(),
                 "EvidenceRolledBack",
             ),
-            "tampered" => {
-                (State::Bad, "Lines in the queue's files have been changed.", "EvidenceTampered")
-            }
-            "witness" => {
-                (mended(is_seen), "A witness did not cosign at least once.", "WitnessAway")
-            }
-            _ => (
-                mended(is_signed),
-                "The evidence could not be written or signed at least once.",
-                "EvidenceNotWritten",
+            "tampered" => (
+                State::Bad,
+                "Files of the queue or of its evidence were changed or removed (tampered)."
+                    .to_owned(),
+                "EvidenceTampered",
             ),
+            "witness" => {
+                let is_mended = evidence.witnesses.iter().all(|it| is_since(it.last_seconds_ago));
+                let text = "A witness does not cosign (witness).";
+                let text = if is_mended { "A witness did not cosign for a time." } else { text };
+                (mended(is_mended), text.to_owned(), "WitnessAway")
+            }
+            other => {
+                let is_mended = is_since(evidence.last_checkpoint_seconds_ago);
+                let text = match is_mended {
+                    true => format!("Evidence could not be recorded for a time ({other})."),
+                    false => format!("Evidence cannot be recorded ({other})."),
+                };
+                (mended(is_mended), text, "EvidenceNotWritten")
+            }
         };
         let advice = format!("The log says more. Runbook: KubeAuditForwarder{runbook}.");
         found.add(state, "evidence", text, &advice);
@@ -491,12 +614,106 @@ mod tests {
         assert_headline(State::Warn, "10.0.0.2:1 is down; its other addresses", |status| {
             status["outputs"][0]["addresses"][1]["state"] = json!("down");
         });
-        let verdict = judged(|status| {
+        assert_headline(State::Warn, "is down (503 Service Unavailable); its", |status| {
+            status["outputs"][0]["addresses"][1]["state"] = json!("down");
+            status["outputs"][0]["addresses"][1]["last_error"] =
+                json!("http://10.0.0.2:1: answered 503 Service Unavailable");
+        });
+    }
+
+    /// An address that takes connections and fails deliveries goes to and fro between `down` and
+    /// the trial. It is a warning all the time.
+    #[test]
+    fn an_address_on_trial_is_a_warning_until_a_delivery_succeeds() {
+        assert_headline(State::Warn, "10.0.0.2:1 answers connections again", |status| {
             status["outputs"][0]["addresses"][1]["state"] = json!("back, on trial");
         });
-        assert_eq!(verdict.state, State::Good);
-        let states: Vec<_> = verdict.findings.iter().map(|it| it.state).collect();
-        assert_eq!(states, [State::Good, State::Note]);
+        let mut output = Output { up: true, ..Output::default() };
+        output.addresses = vec![Address { state: ON_TRIAL.to_owned(), ..Address::default() }];
+        assert_eq!(trouble(&output), Some(State::Warn));
+    }
+
+    #[test]
+    fn the_error_comes_first_in_the_finding_of_an_output_that_is_down() {
+        for (error, first) in [
+            ("https://siem.example/x: answered 400 Bad Request", "400 Bad Request: output siem"),
+            ("10.0.0.1:514: no answer for 60 s", "no answer for 60 s: output siem is down"),
+            ("cannot connect to [::1]:9: Connection refused", "cannot connect to [::1]:9: Conn"),
+            ("cannot resolve siem: it has no address", "cannot resolve siem: it has no"),
+        ] {
+            let verdict = judged(|status| {
+                status["outputs"][0]["up"] = json!(false);
+                status["outputs"][0]["down_seconds"] = json!(3.0);
+                status["outputs"][0]["last_error"] = json!(error);
+            });
+            assert!(verdict.text.starts_with(first), "{verdict:?}");
+        }
+        let long = cause(&"é".repeat(ERROR_MAX + 1));
+        assert_eq!(long.chars().count(), ERROR_MAX + 2, "{long}");
+    }
+
+    #[test]
+    fn a_filter_that_drops_everything_for_minutes_is_a_warning() {
+        for (seconds, state) in [(ALL_DROPPED - 1.0, State::Good), (ALL_DROPPED, State::Warn)] {
+            assert_headline(state, "", |status| {
+                status["outputs"][0]["all_dropped_seconds"] = json!(seconds);
+            });
+        }
+    }
+
+    /// kube-apiserver has given batches up, also if all is well by now. Nobody has counted them.
+    #[test]
+    fn refusals_for_longer_than_a_sender_repeats_are_lost_there_and_it_is_said() {
+        for (answers, patience) in [("with_429", PATIENCE_429), ("with_503", PATIENCE)] {
+            let refused = |now: bool, longest: f64, shut: f64| {
+                move |status: &mut Value| {
+                    let [longest_now, shut_now] = [longest, shut].map(|it| now.then_some(it));
+                    status["refusals"][answers] = json!({ "seconds": longest_now,
+                        "shut_seconds": shut_now, "longest_seconds": longest,
+                        "longest_shut_seconds": shut });
+                }
+            };
+            assert_headline(State::Good, "works", refused(false, patience - 1.0, 0.0));
+            assert_headline(State::Warn, "may have dropped", refused(false, patience, 10.0));
+            assert_headline(
+                State::Warn,
+                "Senders have dropped",
+                refused(false, patience, patience),
+            );
+            assert_headline(State::Bad, "Senders have dropped", refused(true, patience, patience));
+        }
+    }
+
+    #[test]
+    fn the_silence_of_a_relay_that_refuses_is_not_that_of_its_senders() {
+        for (refusals, words) in [
+            (json!({ "with_429": { "seconds": 9.0 } }), "No event was accepted for more"),
+            (json!({}), "No event has come for more"),
+        ] {
+            let verdict = judged(|status| {
+                status["last_event_seconds_ago"] = json!(901.0);
+                status["refusals"] = refusals;
+            });
+            let silences: Vec<_> =
+                verdict.findings.iter().filter(|it| it.text.starts_with("No event")).collect();
+            assert_eq!(silences.len(), 1, "{verdict:?}");
+            assert!(silences[0].text.starts_with(words), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_queue_that_fills_is_bad_before_it_is_full_and_a_few_events_are_not() {
+        let filling = |bytes: u64, growth: f64| {
+            move |status: &mut Value| {
+                status["queue"]["bytes"] = json!(bytes);
+                status["queue"]["growth_bytes_per_second"] = json!(growth);
+            }
+        };
+        assert_headline(State::Good, "works", filling(99, 10.0));
+        assert_headline(State::Bad, "full within an hour", filling(101, 0.3));
+        assert_headline(State::Good, "works", filling(101, 0.2));
+        assert_headline(State::Good, "works", filling(700, -1.0));
+        assert_headline(State::Bad, "nearly full", filling(801, -1.0));
     }
 
     #[test]
@@ -622,10 +839,37 @@ mod tests {
     }
 
     #[test]
+    fn evidence_that_fails_is_a_warning_at_once_until_a_checkpoint_is_younger_than_the_error() {
+        for reason in ["write", "sign", "another"] {
+            for (checkpoint, error, state) in [
+                (json!(12.0), json!(3.0), State::Warn),
+                (json!(null), json!(3.0), State::Warn),
+                (json!(3.0), json!(null), State::Warn),
+                (json!(3.0), json!(12.0), State::Good),
+            ] {
+                assert_headline(state, "", |status| {
+                    status["evidence"] = json!({ "errors": { reason: 1 },
+                        "last_checkpoint_seconds_ago": checkpoint });
+                    if error.is_number() {
+                        status["evidence"]["last_errors_seconds_ago"] = json!({ reason: error });
+                    }
+                });
+            }
+        }
+        assert_headline(State::Bad, "(tampered)", |status| {
+            status["evidence"] = json!({ "errors": { "tampered": 1 },
+                "last_checkpoint_seconds_ago": 1.0, "last_errors_seconds_ago": { "tampered": 9 } });
+        });
+    }
+
+    #[test]
     fn a_witness_that_was_away_is_a_warning_until_it_cosigns_again() {
-        for (ago, state) in [(json!(null), State::Warn), (json!(3.0), State::Good)] {
+        for (ago, state) in
+            [(json!(null), State::Warn), (json!(6.0), State::Warn), (json!(3.0), State::Good)]
+        {
             assert_headline(state, "", |status| {
                 status["evidence"] = json!({ "errors": { "witness": 1 },
+                    "last_errors_seconds_ago": { "witness": 5.0 },
                     "witnesses": [{ "name": "w", "last_seconds_ago": ago }] });
             });
         }

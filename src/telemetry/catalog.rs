@@ -16,6 +16,7 @@ use metrics::Gauge;
 use metrics::Histogram;
 use metrics_exporter_prometheus::PrometheusRecorder;
 
+use super::LastErrors;
 use super::LastRefusals;
 use super::Refusing;
 use super::declare::DEFAULTS;
@@ -25,6 +26,7 @@ use super::declare::Kind;
 use super::declare::Label;
 use super::declare::Metric;
 use super::declare::catalog;
+use super::labels::AddressStates;
 use super::labels::AttemptError;
 use super::labels::ByResult;
 use super::labels::Code;
@@ -461,6 +463,21 @@ catalog! {
         }
     }
 
+    "Outputs"
+    /// The handles of the gauges that count the addresses of one output.
+    pub(super) struct AddressMetrics [OUTPUT] {
+        pub(super) addresses: AddressStates<Gauge> = "output_addresses" {
+            help: "Addresses of the output, by state.",
+            unit: "addresses",
+            meaning: "`down` and `suspect` addresses are passed over while another one works. An \
+                `on_trial` address answers connections again, and has taken no events since it \
+                failed. All are 0 for outputs without addresses of their own (`kafka`, `stdout`).",
+            action: "`addresses` in `/status` names the address and its last error. The alert \
+                `KubeAuditForwarderOutputAddressDown` fires after ten minutes.",
+            is_state: true,
+        }
+    }
+
     "Dead letters"
     /// The handle that counts deleted dead letters. A dead letter is an event that an output has
     /// given up and written to a file. Dead letters are deleted to keep within
@@ -547,6 +564,9 @@ catalog! {
                 `tampered`: somebody has changed the files of the queue; the alert \
                 `KubeAuditForwarderEvidenceTampered` fires at once.",
         }
+    } with {
+        /// The time of the last error with each reason that has occurred.
+        pub(super) last_errors: Arc<Mutex<LastErrors>>,
     }
 
     "Evidence"

@@ -251,6 +251,20 @@ label_set! {
 }
 
 label_set! {
+    /// The numbers of an output's addresses: one field for each value of the label `state`.
+    pub(super) struct AddressStates as "state" {
+        /// Deliveries use the address.
+        up,
+        /// Deliveries pass over the address, because it has failed.
+        down,
+        /// Deliveries pass over the address, because it is silent while another one answers.
+        suspect,
+        /// One delivery at a time tests the address, which was down or suspect.
+        on_trial,
+    }
+}
+
+label_set! {
     /// The metrics of reloads: one field for each value of the label `result`, which says how a
     /// reload has ended.
     pub(super) struct ByResult as "result" {

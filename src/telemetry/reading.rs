@@ -259,10 +259,26 @@ impl Reading {
     /// Returns the number of requests that were refused with the status 429.
     #[must_use]
     pub fn refused_429(&self) -> u64 {
-        let reasons = [Rejection::QueueFull, Rejection::InFlightFull];
+        self.rejected_for([Rejection::QueueFull, Rejection::InFlightFull])
+    }
+
+    /// Returns the number of requests that were refused with the status 503, because the disk
+    /// refuses writes or the consumers are too slow. An orderly end of the relay does not count.
+    #[must_use]
+    pub fn refused_503(&self) -> u64 {
+        self.rejected_for([Rejection::Disk, Rejection::DeliveryTimeout])
+    }
+
+    fn rejected_for(&self, reasons: [Rejection; 2]) -> u64 {
         let count =
             |reason: Rejection| self.count("requests_rejected_total", &[("reason", reason.name())]);
         reasons.into_iter().map(count).sum()
+    }
+
+    /// Returns the number of events that an output's filter has dropped.
+    #[must_use]
+    pub fn dropped_events(&self, output: &str) -> u64 {
+        self.count("filtered_events_total", &[("output", output), ("action", "dropped")])
     }
 
     /// Returns the number of bytes of request bodies that all listeners and sources have received,

@@ -57,6 +57,9 @@ const BAR_CELLS: u64 = 20;
 /// The longest part of the hour that the chart shows, in seconds.
 const HOUR: f64 = 3600.0;
 
+/// The spans that the chart shows while the relay is younger, in seconds.
+const SPANS: [f64; 3] = [300.0, 900.0, 1800.0];
+
 const QUIET: Style = Style::new().fg(Color::DarkGray);
 const ACCEPTED: Style = Style::new().fg(Color::Cyan);
 const DELIVERED: Style = Style::new().fg(Color::Magenta);
@@ -325,10 +328,14 @@ fn rate_words(rate: Option<Rate>) -> String {
 /// has delivered.
 fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: Rect, area: Rect) {
     let now = status.time_seconds;
+    // In the first minutes after a start, an hour would be nearly empty.
+    let known = history.time_seconds.first().map_or(0.0, |first| now - first);
+    let span = SPANS.into_iter().find(|span| *span >= known).unwrap_or(HOUR);
+    let shown = if span < HOUR { format!("{:.0} min", span / 60.0) } else { "hour".to_owned() };
     let points = |values: &[Option<f64>]| -> Vec<(f64, f64)> {
         let times = history.time_seconds.iter().map(|time| time - now);
         let known = times.zip(values).filter_map(|(time, value)| value.map(|value| (time, value)));
-        known.filter(|(time, _)| *time >= -HOUR).collect()
+        known.filter(|(time, _)| *time >= -span).collect()
     };
     let accepted = points(&history.accepted_events_per_second);
     // The slowest output is the required one that has delivered the fewest events.
@@ -339,8 +346,10 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
         .map(|(name, it)| (name, points(&it.delivered_events_per_second)));
     let values = accepted.iter().chain(delivered.iter().flat_map(|(_, points)| points));
     let top = ceiling(values.map(|(_, value)| *value).fold(0.0, f64::max));
-    let mut title =
-        vec![Span::styled("last hour, events/s: ", QUIET), Span::styled("accepted", ACCEPTED)];
+    let mut title = vec![
+        Span::styled(format!("last {shown}, events/s: "), QUIET),
+        Span::styled("accepted", ACCEPTED),
+    ];
     let set =
         |style| Dataset::default().marker(Marker::Braille).graph_type(GraphType::Line).style(style);
     let mut sets = vec![set(ACCEPTED).data(&accepted)];
@@ -350,9 +359,9 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
     }
     frame.render_widget(Paragraph::new(Line::from(title)), title_area);
     let across = Axis::default()
-        .bounds([-HOUR, 0.0])
+        .bounds([-span, 0.0])
         .style(QUIET)
-        .labels(["-60 min", "-45", "-30", "-15", "now"]);
+        .labels([format!("-{:.0} min", span / 60.0), "now".to_owned()]);
     let up = Axis::default().bounds([0.0, top]).style(QUIET).labels([
         "0".to_owned(),
         scaled(top / 2.0),
@@ -381,9 +390,15 @@ fn state_words(it: &Output) -> (State, String) {
         return (State::Note, "not connected yet".to_owned());
     }
     let bad = it.addresses.iter().filter(|it| verdict::is_passed_over(it)).count();
+    let trials = it.addresses.iter().filter(|it| it.state == verdict::ON_TRIAL).count();
     let mut words = Vec::new();
-    if bad > 0 {
-        words.push(format!("{bad} of {} down", it.addresses.len()));
+    for (count, what) in [(bad, "down"), (trials, "on trial")] {
+        if count > 0 {
+            words.push(format!("{count} of {} {what}", it.addresses.len()));
+        }
+    }
+    if verdict::is_dropping_all(it) {
+        words.push("all filtered".to_owned());
     }
     if verdict::is_late(it) {
         words.push("late".to_owned());
@@ -490,11 +505,9 @@ fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
     let mut lines: Vec<_> = wrapped(&title, width, "  ").into_iter().map(Line::from).collect();
     if let Some(error) = &it.last_error {
         let age = it.last_error_seconds_ago.map(|age| format!(", {}", ago(age)));
-        let text = format!("last error{}: {}", age.unwrap_or_default(), plain(error));
+        let text = format!("{} (last error{})", plain(error), age.unwrap_or_default());
         let style = if it.up { Style::new() } else { look(State::Bad).0 };
-        lines.extend(
-            wrapped(&text, width, "  ").into_iter().take(3).map(|it| Line::styled(it, style)),
-        );
+        lines.extend(wrapped(&text, width, "  ").into_iter().map(|it| Line::styled(it, style)));
     }
     lines
 }
@@ -510,11 +523,16 @@ fn addresses_table(it: &Output, frame: &mut Frame<'_>, area: Rect) {
     let right = |text: String| Cell::from(Line::from(text).right_aligned());
     let known = |count: Option<u64>| count.map_or_else(|| "–".to_owned(), grouped);
     let row = |address: &Address| {
-        let state = if verdict::is_passed_over(address) { State::Bad } else { State::Good };
+        let state = match verdict::is_passed_over(address) {
+            true => State::Bad,
+            false if address.state == verdict::ON_TRIAL => State::Warn,
+            false => State::Good,
+        };
         let used = if address.used { "→ " } else { "  " };
         let all: Vec<_> = errors(&address.errors).collect();
         let age = address.last_error_seconds_ago.map(ago).unwrap_or_default();
-        let last = address.last_error.as_deref().map(|text| format!("{age}: {}", plain(text)));
+        let cause = |text: &str| plain(&verdict::cause(text));
+        let last = address.last_error.as_deref().map(|text| format!("{}, {age}", cause(text)));
         Row::new([
             Cell::from(format!("{used}{}", plain(&address.address))),
             Cell::from(plain(&address.state)).style(look(state).0),
@@ -535,7 +553,7 @@ fn addresses_table(it: &Output, frame: &mut Frame<'_>, area: Rect) {
     });
     let widths = [
         Constraint::Min(20),
-        Constraint::Length(9),
+        Constraint::Length(14),
         Constraint::Length(11),
         Constraint::Length(9),
         Constraint::Length(10),

@@ -127,7 +127,7 @@ fn the_details_of_an_output_have_its_addresses_and_their_figures() {
     }
     line_of(&lines, "  10.0.0.2:5044");
     line_of(&lines, "errors: connect 3");
-    line_of(&lines, "last error, 3 s ago: connection refused");
+    line_of(&lines, "connection refused (last error, 3 s ago)");
 }
 
 #[test]

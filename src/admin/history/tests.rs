@@ -11,7 +11,7 @@ struct Bench {
 }
 
 fn output(counters: [f64; 4], backlog: f64, lag: f64) -> OutputSample {
-    OutputSample { counters, states: [backlog, lag] }
+    OutputSample { counters, states: [backlog, lag], ..OutputSample::default() }
 }
 
 impl Bench {

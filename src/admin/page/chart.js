@@ -6,7 +6,7 @@ const STEPS = {
   clock: [10, 30, 60, 120, 300, 600, 900, 1200, 1800, 3600],
 };
 
-let span = 3600;     // seconds that the charts show
+let span = 3600;     // the most seconds that the charts show
 let cursor = null;   // the time under the pointer, in seconds since 1970, the same in all charts
 let pointer = null;  // the chart and the place of the mouse or finger
 const charts = new Set();
@@ -36,6 +36,14 @@ const VALUE = {
 };
 
 const SMALLEST = { count: 1, bytes: 1024, seconds: 1 };
+
+// The seconds that the charts show. In the first minutes after a start these are minutes: an hour
+// that is nearly empty would show nothing.
+const SPAN_MIN = 300;
+function shownSpan() {
+  const known = lines.times.at(-1) - lines.times[0];
+  return Math.min(span, Math.max(SPAN_MIN, Math.ceil(known / 60) * 60));
+}
 
 function shape(name, attributes) {
   const node = document.createElementNS(SVG, name);
@@ -128,6 +136,7 @@ class Chart {
     this.svg.classList.toggle('unseen', !some);
     if (!some || this.width === 0) return;
     const until = lines.times.at(-1);
+    const span = shownSpan();
     const from = until - span;
     const first = lines.times.findIndex((it) => it >= from);
     const times = lines.times.slice(first);
@@ -245,7 +254,7 @@ class Chart {
       set(back, 'y', low + 3);
     }
     const all = this.series.map((it, number) => `${it.name} ${written(values[number][index])}`);
-    set(this.svg, 'aria-label', `${this.title}, the last ${duration(span)}`);
+    set(this.svg, 'aria-label', `${this.title}, the last ${duration(shownSpan())}`);
     set(this.svg, 'aria-valuemin', 0);
     set(this.svg, 'aria-valuemax', times.length - 1);
     set(this.svg, 'aria-valuenow', index);

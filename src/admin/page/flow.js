@@ -22,10 +22,12 @@ function makeCharts() {
   ]);
 }
 
+// A forecast, by the growth of the last minutes. The relay counts it over so many minutes that one
+// burst makes no forecast.
 function pace(queue) {
   const { capacity_bytes: capacity, needed_bytes: needed } = queue;
-  const growth = rate((it) => it.queue.needed_bytes);
-  if (!growth || fillOf(queue) < 0.01) return '';
+  const growth = queue.growth_bytes_per_second;
+  if (!growth || fillOf(queue) < 0.1 || failure) return '';
   const left = growth > 0 ? (capacity - needed) / growth : needed / -growth;
   if (left >= DAY) return '';
   return `${growth > 0 ? 'full' : 'empty'} in ${duration(left, true)}`;

@@ -42,11 +42,20 @@ function errorWords(it, elapsed) {
   return `${it.last_error}${age === null ? '' : ` (${ago(age + elapsed)})`}`;
 }
 
+// The error without the address before it, which the details have: "400 Bad Request", and not
+// "URL: answered 400 Bad Request".
+function cause(error) {
+  const [place] = error.split(': ', 1);
+  const isPlace = !place.includes(' ') && (/:[/]/.test(place) || /:\d+$/.test(place));
+  return (isPlace ? error.slice(place.length + 2) : error).replace(/^answered /, '');
+}
+
 // The words of the last column: for an output that is in trouble the error itself, else its age.
 function whyWords(it, elapsed) {
   if (it.last_error === null) return '';
-  if (isDown(it)) return [it.last_error, retryWords(it, elapsed)].filter(Boolean).join(' · ');
-  if (it.trouble) return errorWords(it, elapsed);
+  const error = cause(it.last_error);
+  if (isDown(it)) return [error, retryWords(it, elapsed)].filter(Boolean).join(' · ');
+  if (it.trouble) return `${error} (${ago(it.last_error_seconds_ago + elapsed)})`;
   return it.last_error_seconds_ago === null ? '' : ago(it.last_error_seconds_ago + elapsed);
 }
 
@@ -92,7 +101,7 @@ function drawOutput(node, { it, is }, elapsed) {
   say(of('retries'), figure(it.retries));
   const why = whyWords(it, elapsed);
   say(of('why'), why);
-  set(of('why'), 'title', why);
+  set(of('why'), 'title', it.trouble ? errorWords(it, elapsed) : why);
   say(of('why-narrow'), it.trouble ? why : '');
   set(of('open'), 'aria-expanded', isOpen);
   show(of('more'), isOpen);
@@ -133,7 +142,7 @@ function drawDetails(of, it, is, elapsed) {
     ['Errors', tally(it.errors, ERRORS) || 'none'],
     ['Lost', lost.filter(Boolean).join(', '), lossState(it)],
     ['Dead letters', count(it.dead_letter_events, 'event', 'events')],
-    ['Filtered', tally(it.filtered) || 'none'],
+    ['Filtered', tally(it.filtered) || 'none', isDroppingAll(it) ? 'warn' : 'good'],
     ['Had it already', `${count(it.existing_events, 'event', 'events')}`],
     ['Strategy', it.strategy ? it.strategy.replace('_', ' ') : ''],
     ['Shape', it.shape || ''],
@@ -151,7 +160,8 @@ function drawEndpoint(row, one, it, elapsed) {
   say(of('number'), `${one.endpoint + 1}.`);
   say(of('address'), one.address);
   const worst = isDown(it) && it.required ? 'bad' : 'warn';
-  set(of('state'), 'data-state', isBad(one) ? worst : one.state === 'up' ? 'good' : 'note');
+  const other = { up: 'good', [ON_TRIAL]: 'warn' }[one.state] || 'note';
+  set(of('state'), 'data-state', isBad(one) ? worst : other);
   say(of('state'), one.state);
   const since = `for ${duration(one.state_seconds + elapsed)}`;
   say(of('since'), one.used ? `${since}, used last` : since);
@@ -169,6 +179,8 @@ function drawOutputs(status, elapsed) {
   const all = count(sorted.length, 'output', 'outputs');
   const first = bad === 1 ? 'which comes first' : 'which come first';
   say(at('out-words'), bad > 0 ? `${all}, ${bad} with trouble, ${first}` : `${all}, no trouble`);
+  // Where few outputs are in trouble, there is room for all of their errors.
+  at('outputs').toggleAttribute('data-few', bad <= 4);
   list(at('outputs'), 'output', keepOrder(sorted), ({ it }) => it.name,
     (node, one) => drawOutput(node, one, elapsed));
 }

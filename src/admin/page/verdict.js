@@ -5,7 +5,7 @@
 // restarted.
 
 // Parts of the queue, and of the memory, that are worth a colour.
-const HALF = 0.5, NEARLY = 0.9;
+const HALF = 0.5, NEARLY_FULL = 0.8, NEARLY = 0.9;
 
 // Nobody waits for the output's first attempt.
 function isWaiting(it) {
@@ -22,10 +22,11 @@ function isLate(it) {
   return it.backlog_events > 0 && it.lag_seconds > it.lag_max_seconds;
 }
 
-// Addresses that deliveries pass over. An address that is on trial answers, and is used when it is
-// its turn: for the second of two that may be when the first one fails.
+// Addresses that deliveries pass over. An address that is on trial answers connections, and one
+// delivery at a time tries it.
+const ON_TRIAL = 'back, on trial';
 function isBad({ state }) {
-  return !['up', 'unknown', 'back, on trial'].includes(state);
+  return !['up', 'unknown', ON_TRIAL].includes(state);
 }
 
 // Events wait longer and longer. An output that collects events for minutes does so in health, and is
@@ -34,9 +35,15 @@ function isGrowing(it) {
   return it.growing && it.trouble !== null;
 }
 
+// The filter has dropped every event for minutes. The relay judges it; other trouble may hide it.
+function isDroppingAll(it) {
+  return it.trouble !== null && it.all_dropped_seconds >= 300;
+}
+
 // The state of an output in a few words, the worst first.
 function stateWords(it, elapsed) {
   const [bad, all] = [it.addresses.filter(isBad).length, it.addresses.length];
+  const trials = it.addresses.filter(({ state }) => state === ON_TRIAL).length;
   if (isDown(it)) return `down ${duration(it.down_seconds + elapsed)}`;
   const first = isLate(it) ? 'late' : isGrowing(it) ? 'lag grows' : isWaiting(it) ? 'idle' : 'up';
   const lost = it.last_lost_seconds_ago;
@@ -44,6 +51,8 @@ function stateWords(it, elapsed) {
     first,
     lost !== null && lost < 60 ? 'losing' : it.lost_events > 0 ? 'lost' : '',
     bad > 0 ? `${bad} of ${all} down` : '',
+    trials > 0 ? `${trials} of ${all} on trial` : '',
+    isDroppingAll(it) ? 'all filtered' : '',
   ];
   return words.filter(Boolean).join(', ');
 }
@@ -68,12 +77,17 @@ function fillOf(queue) {
 }
 
 function fillState(fill) {
-  return fill > NEARLY ? 'bad' : fill > HALF ? 'warn' : 'good';
+  return fill > NEARLY_FULL ? 'bad' : fill > HALF ? 'warn' : 'good';
+}
+
+// Events that senders have given up: the relay can't count them, and says so.
+function isLostThere(status) {
+  return status.verdict.findings.some((it) => it.about === 'senders');
 }
 
 function lostState(status) {
   const expected = status.outputs.reduce((sum, it) => sum + (it.required ? 0 : it.lost_events), 0);
-  if (status.lost_events === 0) return 'good';
+  if (status.lost_events === 0) return isLostThere(status) ? 'warn' : 'good';
   return status.lost_events > expected ? 'bad' : 'warn';
 }
 
@@ -92,11 +106,12 @@ function lostBy(status) {
 
 function lossWords(status, elapsed) {
   const since = `since the start ${duration(status.uptime_seconds + elapsed)} ago`;
-  if (status.lost_events === 0) return since;
+  const there = isLostThere(status) ? 'senders have dropped more, which nobody can count here' : '';
+  if (status.lost_events === 0) return [there, since].filter(Boolean).join('; ');
   const last = status.last_lost_seconds_ago;
   const speed = status.lost_events_per_second;
   const now = speed > 0 ? `now ${perSecond(speed)}/s` : '';
-  const words = [lostBy(status), last === null ? '' : `last ${ago(last + elapsed)}`, now, since];
+  const words = [lostBy(status), last === null ? '' : `last ${ago(last + elapsed)}`, now, there, since];
   return words.filter(Boolean).join('; ');
 }
 

@@ -319,7 +319,11 @@ fn lines_have_axes_and_values_and_survive_a_reload_of_the_page() {
     };
     assert_eq!((mark("start"), mark("reload"), mark("refused")), (1.into(), 1.into(), 0.into()));
 
-    // Five minutes are wider than an hour.
+    // An hour of which nearly all was before the start would show nothing: the charts show minutes.
+    assert!(of_chart(&browser, "aria-label").contains("the last 5 min"));
+    // When the relay is older, an hour is an hour, and five minutes are wider.
+    browser.run("lines.times[0] -= 4000; drawCharts();");
+    assert!(of_chart(&browser, "aria-label").contains("the last 1 h"));
     let width = "return document.querySelector('#in-chart path').getBBox().width";
     let narrow = browser.run(width).as_f64().unwrap();
     browser.run("document.querySelector('#spans input[value=\"300\"]').click()");
@@ -400,7 +404,9 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     senders.go_to(relay.address());
     let browser = open(&relay);
     wait_for_verdict(&browser, &relay, "bad");
-    wait_for_text(&browser, "#headline", "Output logstash is down; its events are kept.");
+    // The error comes first.
+    wait_for_text(&browser, "#headline", ": output logstash is down; its events are kept.");
+    assert!(browser.text("#headline").starts_with("cannot connect to "));
     // It comes first in the table, though its name does not.
     wait_for_text(&browser, "#outputs tbody:nth-of-type(1) .pill", "down ");
     assert_eq!(browser.text("#outputs tbody:nth-of-type(1) [data-is=name]"), "logstash");
@@ -408,6 +414,11 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     let why = output("logstash", "td.why");
     wait_for_text(&browser, &why, &sink.address().to_string());
     assert!(browser.text(&why).to_lowercase().contains("refused"));
+    // The column has room for all of it.
+    let is_cut = format!(
+        "const it = document.querySelector(`{why}`); return it.scrollWidth > it.clientWidth"
+    );
+    assert_eq!(browser.run(&is_cut), false);
     // The time until the next retry counts down, also between two answers of the relay.
     let wait = || {
         let text = browser.text(&why);
@@ -503,7 +514,7 @@ fn the_verdict_is_amber_while_one_of_two_addresses_is_down() {
     assert_fits(&browser);
     assert_quiet(&browser, relay.admin());
 
-    // The address is on trial at first, which counts as good.
+    // The address is on trial at first, which is a warning until it has taken an event.
     first.reopen();
     wait_for_verdict(&browser, &relay, "good");
     senders.finish();
@@ -597,7 +608,12 @@ fn the_page_shows_what_the_relay_judges_in_its_order_and_as_text() {
             "warn",
             "up, 1 of 1 down",
         ),
-        ("omega.addresses[0].state = 'back, on trial';", "good", "up"),
+        (
+            "omega.trouble = 'warn'; omega.addresses[0].state = 'back, on trial';",
+            "warn",
+            "up, 1 of 1 on trial",
+        ),
+        ("omega.trouble = 'warn'; omega.all_dropped_seconds = 300;", "warn", "up, all filtered"),
         (
             "omega.trouble = 'bad'; omega.lost_events = 7; omega.last_lost_seconds_ago = 5;",
             "bad",

@@ -38,7 +38,7 @@ fn it_shows_trouble_first_and_hears_the_keys_and_leaves_the_terminal_as_it_was()
     assert_eq!(relay.post(&numbered::list(0, 0..300)).status, 200);
     let command = format!("{BINARY} top http://{} --interval 500ms", relay.admin());
     let mut terminal = Terminal::start(&command, 120, 40);
-    terminal.wait_for("✕ Output siem is down; its events are kept.");
+    terminal.wait_for("✕ 500 Internal Server Error: output siem is down; its events are kept.");
     terminal.wait_for("accepted 300");
     terminal.wait_for("✓ archive");
     terminal.wait_for("siem: delivered 0");
@@ -71,7 +71,7 @@ fn a_small_terminal_and_an_interrupt() {
     assert_eq!(relay.post(&numbered::list(0, 0..3)).status, 200);
     let command = format!("{BINARY} top http://{}", relay.admin());
     let mut terminal = Terminal::start(&command, 80, 24);
-    terminal.wait_for("✕ Output siem is down");
+    terminal.wait_for("✕ 500 Internal Server Error: output siem is");
     terminal.wait_for("✓ archive");
     terminal.wait_for("q quit");
     // Ctrl-C, which a terminal in raw mode hands to the program.
