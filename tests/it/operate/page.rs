@@ -715,6 +715,17 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
     ] {
         wait_for_text(&browser, selector, words);
     }
+    // Once senders have dropped events, "lost: 0" is not green, and it is said that there are more.
+    assert_eq!(browser.text("#lost"), "lost: 0");
+    pretend(
+        &browser,
+        "status.verdict.findings.push({ state: 'warn', about: 'senders',
+            text: 'Senders have dropped events.', advice: null });",
+    );
+    wait_for_text(&browser, "#lost-words", "senders have dropped more, which nobody can count here");
+    assert_eq!(browser.run("return document.querySelector('#lost').dataset.state"), "warn");
+    wait_for_text(&browser, "#findings", "Senders have dropped events.");
+    pretend(&browser, "");
     // The rate of 429 is that of the last minute.
     wait_until("a rate of 429", SEEN, || {
         let unit = browser.text("#gone-unit");

@@ -303,6 +303,52 @@ fn fill(relay: &Relay, posts: u64) -> (u64, u64) {
     (taken, refused)
 }
 
+/// The time after which senders have given up is longer than a test waits. The unit tests of the
+/// verdict judge it; this test shows that a real relay measures the time of which it is made.
+#[test]
+fn for_how_long_requests_were_refused_is_measured_by_the_status_of_the_answers() {
+    let full = "[queue]\nmax_bytes = \"64KiB\"\n";
+    let (relay, _sink) = setup::start_with_dead_consumer("", full);
+    let none = json!({ "seconds": null, "shut_seconds": null, "longest_seconds": 0.0,
+        "longest_shut_seconds": 0.0 });
+    assert_eq!(status(&relay)["refusals"], json!({ "with_429": none, "with_503": none }));
+    let refused = wait_for("refusals through two samples", PATIENCE * 2, || {
+        fill(&relay, 40);
+        let refusals = status(&relay)["refusals"].clone();
+        (refusals["with_429"]["shut_seconds"].as_f64() >= Some(9.0)).then_some(refusals)
+    });
+    let with_429 = &refused["with_429"];
+    assert!(with_429["seconds"].as_f64() >= with_429["shut_seconds"].as_f64(), "{refused}");
+    assert_eq!(with_429["longest_seconds"], with_429["seconds"]);
+    assert_eq!(with_429["longest_shut_seconds"], with_429["shut_seconds"]);
+    assert_eq!(refused["with_503"], none);
+    relay.finish(Backlog::Stable);
+}
+
+#[test]
+fn for_how_long_a_filter_has_dropped_everything_is_measured_until_it_lets_an_event_through() {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(
+        sink.address(),
+        "filter = { match = [{ users = [\"nobody\"] }] }\n",
+    ));
+    assert!(output(&relay)["all_dropped_seconds"].is_null());
+    let seed = std::cell::Cell::new(0);
+    wait_until("two samples", PATIENCE * 2, || {
+        seed.set(seed.get() + 1);
+        assert_accepted(&relay.post(&generated_batch(seed.get(), 5, 900)), 5);
+        output(&relay)["all_dropped_seconds"].as_f64() >= Some(9.0)
+    });
+    assert_eq!(sink.count(), 0);
+    let event = json!({ "level": "Metadata", "auditID": "a", "stage": "ResponseComplete",
+        "verb": "get", "user": { "username": "nobody" } });
+    assert_accepted(&relay.post(event.to_string().as_bytes()), 1);
+    wait_until("an event that leaves", PATIENCE, || {
+        output(&relay)["all_dropped_seconds"].is_null()
+    });
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn a_full_queue_says_what_it_does_for_how_long_and_how_many_it_refuses() {
     let full = "[queue]\nmax_bytes = \"64KiB\"\nretry_after = \"3s\"\n";

@@ -39,9 +39,9 @@ const REQUEST: Duration = Duration::from_secs(1);
 const BUSY: Duration = Duration::from_secs(10);
 
 /// Method: the first of two URLs refuses connections, and then accepts requests and never answers.
-/// Its trial must cost its events some seconds, and not `timeouts.request`, which is longer than the
-/// test waits. The verdict is a warning as long as no request there has succeeded, also during the
-/// trial.
+/// Its trial must cost its events some seconds, and not `timeouts.request`, which is longer than
+/// the test waits. The verdict is a warning as long as no request there has succeeded, also during
+/// the trial.
 #[test]
 fn a_trial_is_one_request_with_a_short_deadline_and_the_verdict_warns_until_it_succeeds() {
     let answers = Arc::new(AtomicBool::new(false));
