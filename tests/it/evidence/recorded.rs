@@ -359,8 +359,13 @@ fn events_are_forwarded_while_no_evidence_can_be_written() {
     let failed = relay.metrics().get("evidence_errors_total", &[("reason", "write")]).unwrap();
     assert!(failed >= 1.0, "{failed}");
     assert_eq!(covered(&recorded.entries()), 100);
+    // The verdict warns at once, although a checkpoint was signed a moment ago, and until the next.
+    let verdict =
+        || http::get(relay.admin(), "/status").unwrap().json()["verdict"]["state"].clone();
+    assert_eq!(verdict(), "warn");
     std::fs::remove_dir(&obstacle).unwrap();
     recorded.wait_until_signed();
+    wait_until("a checkpoint after the error", PATIENCE, || verdict() == "good");
     relay.finish(Backlog::Empty);
     recorded.verify();
 }

@@ -384,6 +384,14 @@ fn lines_have_axes_and_values_and_survive_a_reload_of_the_page() {
     relay.finish(Backlog::Empty);
 }
 
+/// Checks that the element has room for all of its text.
+fn assert_not_cut(browser: &Browser, selector: &str) {
+    let is_cut = format!(
+        "const it = document.querySelector(`{selector}`); return it.scrollWidth > it.clientWidth"
+    );
+    assert_eq!(browser.run(&is_cut), false, "{selector}");
+}
+
 #[test]
 fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     let mut sink = TcpSink::start();
@@ -414,11 +422,7 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     let why = output("logstash", "td.why");
     wait_for_text(&browser, &why, &sink.address().to_string());
     assert!(browser.text(&why).to_lowercase().contains("refused"));
-    // The column has room for all of it.
-    let is_cut = format!(
-        "const it = document.querySelector(`{why}`); return it.scrollWidth > it.clientWidth"
-    );
-    assert_eq!(browser.run(&is_cut), false);
+    assert_not_cut(&browser, &why);
     // The time until the next retry counts down, also between two answers of the relay.
     let wait = || {
         let text = browser.text(&why);
@@ -722,7 +726,11 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
         "status.verdict.findings.push({ state: 'warn', about: 'senders',
             text: 'Senders have dropped events.', advice: null });",
     );
-    wait_for_text(&browser, "#lost-words", "senders have dropped more, which nobody can count here");
+    wait_for_text(
+        &browser,
+        "#lost-words",
+        "senders have dropped more, which nobody can count here",
+    );
     assert_eq!(browser.run("return document.querySelector('#lost').dataset.state"), "warn");
     wait_for_text(&browser, "#findings", "Senders have dropped events.");
     pretend(&browser, "");

@@ -328,10 +328,8 @@ fn for_how_long_requests_were_refused_is_measured_by_the_status_of_the_answers()
 #[test]
 fn for_how_long_a_filter_has_dropped_everything_is_measured_until_it_lets_an_event_through() {
     let sink = HttpSink::accepting();
-    let relay = Relay::start(&to_sink(
-        sink.address(),
-        "filter = { match = [{ users = [\"nobody\"] }] }\n",
-    ));
+    let relay =
+        Relay::start(&to_sink(sink.address(), "filter = { match = [{ users = [\"nobody\"] }] }\n"));
     assert!(output(&relay)["all_dropped_seconds"].is_null());
     let seed = std::cell::Cell::new(0);
     wait_until("two samples", PATIENCE * 2, || {
