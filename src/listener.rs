@@ -42,7 +42,6 @@ use crate::queue::Queue;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Telemetry;
 use crate::tls::Server;
-use crate::tls::handshake_error;
 use crate::tls::not_after;
 
 mod answer;
@@ -50,6 +49,7 @@ mod auth;
 mod buffer;
 mod connection;
 mod framing;
+mod handshake;
 mod ingest;
 mod large;
 
@@ -64,6 +64,7 @@ use connection::Lent;
 use connection::Registered;
 use connection::Registry;
 use connection::Watched;
+use handshake::Refused;
 use ingest::Bounds;
 use ingest::InFlight;
 use ingest::Ingest;
@@ -268,6 +269,8 @@ pub struct Listener {
     /// The settings for requests, which a reload replaces.
     settings: Arc<ArcSwap<Settings>>,
     metrics: ListenerMetrics,
+    /// The senders that were refused, for the log.
+    refused: Arc<Refused>,
     telemetry: Arc<Telemetry>,
     /// This token is cancelled when this listener is closed, or when the drain (the orderly end of
     /// the relay) closes all listeners. The listener then accepts no more connections.
@@ -293,6 +296,7 @@ impl Listener {
             label: config.label.clone(),
             settings: Arc::new(ArcSwap::new(settings)),
             metrics: telemetry.listener(&config.label),
+            refused: Arc::default(),
             telemetry,
             closing: gate.shared.closing.child_token(),
             revoked: CancellationToken::new(),
@@ -378,9 +382,9 @@ impl Listener {
                 accepted = self.socket.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     failing = false;
-                    self.open(stream, &gate);
+                    self.open(stream, peer, &gate);
                 }
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
@@ -397,7 +401,7 @@ impl Listener {
     /// Starts the task that serves a new connection. If the limit of connections is reached,
     /// another connection is closed for the new one. If all other connections must stay, the new
     /// connection is closed at once.
-    fn open(&self, stream: TcpStream, gate: &Arc<Gate>) {
+    fn open(&self, stream: TcpStream, peer: SocketAddr, gate: &Arc<Gate>) {
         let rules = gate.rules.load_full();
         let Some(place) = gate.registry.open(rules.max_connections, self.metrics.clone()) else {
             tracing::debug!(
@@ -411,7 +415,13 @@ impl Listener {
         let tls = self.settings.load().tls.as_ref().map(|tls| TlsAcceptor::from(tls.settings()));
         let age = rules.max_connection_age.map(net::jittered);
         let stack = Stack::new(
-            AuthLayer { settings: Arc::clone(&self.settings), revoked: self.revoked.clone() },
+            AuthLayer {
+                settings: Arc::clone(&self.settings),
+                revoked: self.revoked.clone(),
+                refused: Arc::clone(&self.refused),
+                listener: self.label.as_str().into(),
+                peer,
+            },
             CountLayer {
                 connection: Arc::clone(&place.connection),
                 max_age: age,
@@ -425,6 +435,7 @@ impl Listener {
         });
         let aborted = gate.aborted.clone();
         let (telemetry, label) = (Arc::clone(&self.telemetry), self.label.clone());
+        let (metrics, refused) = (self.metrics.clone(), Arc::clone(&self.refused));
         let (closing, header_timeout) = (self.closing.clone(), rules.deadlines.header);
         let protocols = rules.protocols.clone();
         let serve = async move {
@@ -435,12 +446,12 @@ impl Listener {
                 }
                 Some(acceptor) => {
                     let handshake = tokio::select! {
-                        handshake = tokio::time::timeout(header_timeout, acceptor.accept(stream)) => handshake,
+                        handshake = handshake::accept(acceptor, stream, header_timeout) => handshake,
                         () = place.connection.judged() => return,
                         () = closing.cancelled() => return,
                     };
                     match handshake {
-                        Ok(Ok(stream)) => {
+                        Ok(stream) => {
                             let session = stream.get_ref().1;
                             let leaf = session.peer_certificates().and_then(<[_]>::first);
                             if let Some(not_after) = leaf.and_then(not_after) {
@@ -451,11 +462,11 @@ impl Listener {
                             place.connection.established(h2);
                             serve_connection(protocols, stream, place, service, closing, age).await;
                         }
-                        Ok(Err(error)) => {
-                            let error = handshake_error(&error);
-                            tracing::debug!(%error, "TLS handshake failed");
+                        Err(Some(failure)) => {
+                            metrics.tls_failed(failure.reason);
+                            refused.handshake(&label, peer, &failure);
                         }
-                        Err(_) => tracing::debug!("TLS handshake too slow"),
+                        Err(None) => {}
                     }
                 }
             }

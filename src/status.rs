@@ -66,6 +66,8 @@ pub struct Status {
     pub last_rejected: Option<Rejected>,
     /// The last request that was refused for good; `None`: none since the start.
     pub last_final_refusal: Option<Rejected>,
+    /// The last TLS handshake of a sender that failed; `None`: none since the start.
+    pub last_tls_failure: Option<TlsFailure>,
     /// Lines of the log that were not written.
     pub log_dropped_lines: u64,
     /// The listeners, in the order of the config.
@@ -118,6 +120,18 @@ pub struct Rejected {
     /// The reason, as in the metric `requests_rejected_total`.
     pub reason: String,
     /// The age of the refusal, in seconds.
+    pub seconds_ago: f64,
+}
+
+/// A TLS handshake of a sender that failed.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct TlsFailure {
+    /// The address of the listener, as configured.
+    pub listener: String,
+    /// The reason, as in the metric `listener_tls_failures_total`.
+    pub reason: String,
+    /// The age of the failure, in seconds.
     pub seconds_ago: f64,
 }
 

@@ -55,6 +55,7 @@ pub use declare::PREFIX;
 pub use labels::AttemptError;
 pub use labels::EvidenceError;
 pub use labels::Rejection;
+pub use labels::TlsFailure;
 pub use log::change_log;
 pub use log::end_log;
 pub use log::start_log;
@@ -99,6 +100,19 @@ pub(crate) struct LastRefusals {
     any: Option<LastRejected>,
     /// The last request that was refused for good.
     for_good: Option<LastRejected>,
+    /// The last TLS handshake that failed; `None` if none failed yet.
+    tls: Option<LastTlsFailure>,
+}
+
+/// The last TLS handshake of a sender that failed, which `/status` shows.
+#[derive(Debug, Clone)]
+pub struct LastTlsFailure {
+    /// The label of the listener.
+    pub listener: Arc<str>,
+    /// The reason why the handshake failed.
+    pub reason: TlsFailure,
+    /// The time at which the handshake failed.
+    pub at: Instant,
 }
 
 /// The time since when every batch has been refused, over all listeners and sources.
@@ -231,6 +245,12 @@ impl Telemetry {
     #[must_use]
     pub fn last_final_refusal(&self) -> Option<LastRejected> {
         self.refusals.lock().unwrap_or_else(PoisonError::into_inner).for_good.clone()
+    }
+
+    /// Returns the last TLS handshake of a sender that failed; `None` if none failed yet.
+    #[must_use]
+    pub fn last_tls_failure(&self) -> Option<LastTlsFailure> {
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).tls.clone()
     }
 
     /// Returns the page `/metrics` with only those states of outputs and listeners that `is_known`
@@ -450,6 +470,17 @@ impl ListenerMetrics {
             refusals.for_good = Some(last.clone());
         }
         refusals.any = Some(last);
+    }
+
+    /// Counts a TLS handshake of a sender that failed, and keeps it as the last one. A sender that
+    /// has closed its connection is only counted: some health checks do that.
+    pub fn tls_failed(&self, reason: TlsFailure) {
+        self.tls_failures.of(reason).increment(1);
+        if reason == TlsFailure::Closed {
+            return;
+        }
+        let last = LastTlsFailure { listener: Arc::clone(&self.label), reason, at: Instant::now() };
+        self.refusals.lock().unwrap_or_else(PoisonError::into_inner).tls = Some(last);
     }
 }
 

@@ -27,6 +27,7 @@ use crate::status::verdict;
 use crate::telemetry;
 use crate::telemetry::Certificate;
 use crate::telemetry::LastRejected;
+use crate::telemetry::LastTlsFailure;
 use crate::telemetry::Quantiles;
 use crate::telemetry::Reading;
 
@@ -71,6 +72,7 @@ impl Admin {
             "last_rejected": self.telemetry.last_rejected().as_ref().map(last_rejected),
             "last_final_refusal":
                 self.telemetry.last_final_refusal().as_ref().map(last_rejected),
+            "last_tls_failure": self.telemetry.last_tls_failure().as_ref().map(last_tls_failure),
             "queue": self.queue_json(&reading),
             "outputs": self.outputs(&reading),
             "certificates": self.certificates(&reading),
@@ -256,6 +258,14 @@ fn last_rejected(last: &LastRejected) -> Value {
         "reason": last.reason.name(),
         "code": last.code,
         "message": last.message,
+        "seconds_ago": last.at.elapsed().as_secs_f64(),
+    })
+}
+
+fn last_tls_failure(last: &LastTlsFailure) -> Value {
+    json!({
+        "listener": *last.listener,
+        "reason": last.reason.name(),
         "seconds_ago": last.at.elapsed().as_secs_f64(),
     })
 }

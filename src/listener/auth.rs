@@ -1,5 +1,6 @@
 //! Checks the bearer token of requests to a listener.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::task::Context;
@@ -16,6 +17,7 @@ use tower::Service;
 
 use super::Settings;
 use super::answer::Refusal;
+use super::handshake::Refused;
 use crate::config::read_token;
 use crate::telemetry::Rejection;
 
@@ -64,6 +66,12 @@ pub(super) struct AuthLayer {
     /// This token is cancelled when a reload has changed which clients may connect, so that open
     /// connections of this listener must end.
     pub(super) revoked: CancellationToken,
+    /// The senders that were refused, for the log.
+    pub(super) refused: Arc<Refused>,
+    /// The label of the listener.
+    pub(super) listener: Arc<str>,
+    /// The address of the sender.
+    pub(super) peer: SocketAddr,
 }
 
 impl<S> Layer<S> for AuthLayer {
@@ -84,7 +92,7 @@ pub(super) struct Auth<S> {
 
 impl AuthLayer {
     /// Returns the refusal for a request with this value of the `Authorization` header; `None` if
-    /// the request may go on.
+    /// the request may go on. A refusal is noted for the log.
     fn refusal(&self, authorization: Option<&[u8]>) -> Option<Refusal> {
         if self.revoked.is_cancelled() {
             let message = "TLS or client_ca of this listener has been replaced, connect again";
@@ -101,6 +109,7 @@ impl AuthLayer {
         } else {
             "a bearer token is required"
         };
+        self.refused.token(&self.listener, self.peer, message);
         Some(Refusal::new(StatusCode::UNAUTHORIZED, Rejection::Unauthorized, message))
     }
 }

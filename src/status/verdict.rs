@@ -387,6 +387,14 @@ fn senders(status: &Status, found: &mut Findings) {
             KubeAuditForwarderRequestsRejected.";
         found.add(State::Warn, "relay", text, advice);
     }
+    if let Some(last) = &status.last_tls_failure
+        && last.seconds_ago < REFUSED_LATELY
+    {
+        let text = format!("TLS handshakes at {} failed lately ({}).", last.listener, last.reason);
+        let advice = "The log has the sender's address and the reason. Runbook: \
+            KubeAuditForwarderTlsHandshakesFail.";
+        found.add(State::Warn, &format!("listener {}", last.listener), text, advice);
+    }
     for it in status.sources.iter().filter(|it| it.last_error.is_some()) {
         let text = format!("Source {} has trouble.", it.name);
         found.add(State::Warn, &format!("source {}", it.name), text, "Its last error says why.");
@@ -820,6 +828,14 @@ mod tests {
         });
         assert_headline(State::Good, "works", |status| {
             status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 301.0 });
+        });
+        assert_headline(State::Warn, "at [::]:3000 failed lately (unknown_ca)", |status| {
+            status["last_tls_failure"] =
+                json!({ "listener": "[::]:3000", "reason": "unknown_ca", "seconds_ago": 3.0 });
+        });
+        assert_headline(State::Good, "works", |status| {
+            status["last_tls_failure"] =
+                json!({ "listener": "[::]:3000", "reason": "unknown_ca", "seconds_ago": 301.0 });
         });
         assert_headline(State::Warn, "No event", |status| {
             status["last_event_seconds_ago"] = json!(901.0);

@@ -41,6 +41,7 @@ use super::labels::PLUGIN;
 use super::labels::REVISION;
 use super::labels::ROLE;
 use super::labels::Rejection;
+use super::labels::TlsFailure;
 use super::labels::VERSION;
 use super::labels::WITNESS;
 use super::recent::RecentTimes;
@@ -251,6 +252,18 @@ catalog! {
                 the connection that has been longest without a complete request head is closed.",
             action: "If it stays at the limit, find the clients that open many connections, or \
                 raise the limit.",
+        }
+        pub(super) tls_failures: Each<TlsFailure, Counter> = "listener_tls_failures_total" {
+            help: "TLS handshakes of senders that failed, by reason.",
+            unit: "handshakes",
+            meaning: "A sender without a handshake sends no event, and no other metric counts it. \
+                A connection that ends before its first byte, such as a health check, does not \
+                count. Without `listener.tls`, and for sources, it stays 0.",
+            action: "The log has the address of the sender at level `warn`. `no_certificate`, \
+                `unknown_ca`, `expired`, `bad_certificate`: mend the sender's certificate, or \
+                `client_ca`. `refused`: the sender does not trust the listener's certificate. \
+                `plain_http`: its URL must begin with `https://`. The alert \
+                `KubeAuditForwarderTlsHandshakesFail` fires after a few minutes.",
         }
     } with {
         /// The counters of refused requests, which all listeners and sources share.

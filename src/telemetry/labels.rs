@@ -112,6 +112,33 @@ impl Rejection {
 }
 
 label_values! {
+    /// The reason why the TLS handshake of a sender failed: the label `reason` of
+    /// `listener_tls_failures_total`.
+    pub enum TlsFailure as "reason" {
+        /// The sender presents no client certificate, and `tls.client_ca` asks for one.
+        NoCertificate = "no_certificate",
+        /// The client certificate is from a CA that is not in `tls.client_ca`.
+        UnknownCa = "unknown_ca",
+        /// The client certificate has expired, or is not valid yet.
+        Expired = "expired",
+        /// The client certificate has another fault.
+        BadCertificate = "bad_certificate",
+        /// The sender does not accept the certificate of the listener.
+        Refused = "refused",
+        /// The sender speaks HTTP without TLS.
+        PlainHttp = "plain_http",
+        /// The sender and the listener have no version of TLS in common.
+        ProtocolVersion = "protocol_version",
+        /// The handshake was not complete within `limits.header_timeout`.
+        Timeout = "timeout",
+        /// The sender has closed the connection during the handshake.
+        Closed = "closed",
+        /// Any other reason, such as bytes that are not TLS.
+        Other = "other",
+    }
+}
+
+label_values! {
     /// The reason why evidence could not be recorded: the label `reason` of
     /// `evidence_errors_total`.
     pub enum EvidenceError as "reason" {

@@ -29,6 +29,7 @@ mod ingest {
     mod large_bodies;
     mod limits;
     mod tls;
+    mod tls_failures;
 }
 
 /// The queue in memory and on disk: back-pressure, durability, crashes and faults of disks.

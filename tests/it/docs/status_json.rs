@@ -85,10 +85,16 @@ fn started(config: &str, listeners: usize) -> (Relay, Value) {
     let relay = Relay::with(config).listeners(listeners).start();
     let plain = relay.listeners()[0].1;
     assert_eq!(http::post(plain, "/", "application/json", b"no JSON").unwrap().status, 400);
+    // A request without TLS is a failed handshake for the listener with TLS.
+    let with_tls = relay.listeners().get(1).map(|(_, address)| *address);
+    if let Some(address) = with_tls {
+        assert!(http::post(address, "/", "application/json", b"{}").is_err());
+    }
     // The listeners are open a moment before the page shows them.
     let status = wait_for("the end of the start", PATIENCE, || {
         let status = http::get(relay.admin(), "/status").unwrap().json();
-        (status["started"] == true).then_some(status)
+        let is_seen = with_tls.is_none() || !status["last_tls_failure"].is_null();
+        (status["started"] == true && is_seen).then_some(status)
     });
     (relay, status)
 }

@@ -1,0 +1,231 @@
+//! A sender that cannot connect, or whose token is wrong, is seen: by a metric, the log, and the
+//! verdict in `/status`. Health checks are not.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::process::Command;
+use std::process::Stdio;
+
+use crate::support::PATIENCE;
+use crate::support::certificates::Certificates;
+use crate::support::certificates::Pair;
+use crate::support::http;
+use crate::support::http::Client;
+use crate::support::peers;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::setup::start;
+use crate::support::text;
+use crate::support::wait_until;
+
+const LINE: &str = "a sender cannot connect: the TLS handshake fails";
+
+/// Returns the keys of a listener with TLS.
+fn tls(certificates: &Certificates, more: &str) -> String {
+    let Pair { certificate, key } = &certificates.server;
+    format!(
+        "[listener.tls]\ncertificate = \"{}\"\nprivate_key = \"{}\"\n{more}\n",
+        text(certificate),
+        text(key)
+    )
+}
+
+/// Lets openssl connect to the relay with these arguments.
+fn openssl(relay: &Relay, arguments: &[&str]) {
+    let address = relay.address().to_string();
+    let mut child = Command::new(peers::program("openssl"))
+        .args(["s_client", "-connect", &address])
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("openssl runs");
+    // A client of TLS 1.3 hears of a refusal only when it reads.
+    child.stdin.take().expect("piped").write_all(b"GET / HTTP/1.1\r\n\r\n").ok();
+    child.wait().expect("our child");
+}
+
+fn curl(relay: &Relay, scheme: &str, arguments: &[&str]) {
+    let url = format!("{scheme}://{}/", relay.address());
+    peers::curl(&[arguments, &[url.as_str()]].concat(), b"");
+}
+
+/// Sends these bytes and returns the connection.
+fn send(relay: &Relay, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(relay.address()).unwrap();
+    stream.write_all(bytes).unwrap();
+    stream
+}
+
+fn failures(relay: &Relay, reason: &str) -> f64 {
+    let labels = [("listener", "127.0.0.1:0"), ("reason", reason)];
+    relay.metrics().value("listener_tls_failures_total", &labels)
+}
+
+fn is_warning(relay: &Relay, message: &str) -> bool {
+    let mut lines = relay.log_lines().into_iter();
+    lines.any(|line| line.contains(message) && line.contains("\"level\":\"WARN\""))
+}
+
+/// The beginning of a ClientHello.
+const HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+
+#[test]
+fn a_sender_whose_handshake_fails_leaves_a_trace_with_the_reason() {
+    let certificates = Certificates::new();
+    let client_ca = format!("client_ca = \"{}\"", text(&certificates.ca));
+    let identity = |pair: &Pair| {
+        ["-cert", text(&pair.certificate), "-key", text(&pair.key)].map(str::to_owned)
+    };
+    let as_client = |relay: &Relay, pair: &Pair| {
+        let identity = identity(pair);
+        openssl(relay, &identity.each_ref().map(String::as_str));
+    };
+    type Try<'a> = Box<dyn Fn(&Relay) + 'a>;
+    let ca = text(&certificates.ca);
+    let cases: [(&str, &str, &str, Try<'_>); 10] = [
+        (
+            "no_certificate",
+            &client_ca,
+            "presents no client certificate, and tls.client_ca asks for one",
+            Box::new(|relay| openssl(relay, &[])),
+        ),
+        (
+            "unknown_ca",
+            &client_ca,
+            "a CA that is not in tls.client_ca",
+            Box::new(|relay| as_client(relay, &certificates.wrong_client)),
+        ),
+        (
+            "expired",
+            &client_ca,
+            "has expired",
+            Box::new(|relay| as_client(relay, &certificates.expired_client)),
+        ),
+        (
+            "bad_certificate",
+            &client_ca,
+            "certificate",
+            Box::new(|relay| as_client(relay, &certificates.server)),
+        ),
+        (
+            "refused",
+            "",
+            "does not accept the certificate of this listener",
+            Box::new(|relay| curl(relay, "https", &[])),
+        ),
+        (
+            "plain_http",
+            "",
+            "its URL must begin with https://",
+            Box::new(|relay| curl(relay, "http", &["--data-binary", "{}"])),
+        ),
+        (
+            "protocol_version",
+            "min_version = \"1.3\"",
+            "older than tls.min_version",
+            Box::new(|relay| openssl(relay, &["-tls1_2", "-CAfile", ca])),
+        ),
+        (
+            "timeout",
+            "",
+            "within limits.header_timeout",
+            Box::new(|relay| {
+                let stream = send(relay, HELLO);
+                wait_until("the end", PATIENCE, || failures(relay, "timeout") > 0.0);
+                drop(stream);
+            }),
+        ),
+        ("closed", "", "has closed the connection", Box::new(|relay| drop(send(relay, HELLO)))),
+        ("other", "", "", Box::new(|relay| drop(send(relay, b"\x00\x01\x02\x03\x04\x05\x06\x07")))),
+    ];
+    for (reason, keys, words, attempt) in cases {
+        // Only the one case is to wait for the timeout.
+        let limits =
+            if reason == "timeout" { "[limits]\nheader_timeout = \"300ms\"\n" } else { "" };
+        let (relay, _sink) = start(&tls(&certificates, keys), limits);
+        assert_eq!(relay.metrics().sum("listener_tls_failures_total"), 0.0, "there from the start");
+        attempt(&relay);
+        wait_until(reason, PATIENCE, || failures(&relay, reason) == 1.0);
+        assert_eq!(relay.metrics().sum("listener_tls_failures_total"), 1.0, "{reason}");
+        let line = relay.wait_for_log(LINE, PATIENCE);
+        assert_eq!(line["reason"], reason, "{line}");
+        assert_eq!(line["listener"], "127.0.0.1:0", "{line}");
+        assert!(is_warning(&relay, LINE), "{}", relay.log_text());
+        assert_eq!(line["handshakes"], 1, "{line}");
+        assert!(line["peer"].as_str().is_some_and(|it| it.starts_with("127.0.0.1:")), "{line}");
+        assert!(line["error"].as_str().is_some_and(|it| it.contains(words)), "{line}");
+        let status = http::get(relay.admin(), "/status").unwrap().json();
+        if reason == "closed" {
+            // Some health checks do that.
+            assert_eq!(status["last_tls_failure"], serde_json::Value::Null, "{status:#}");
+            relay.finish(Backlog::Empty);
+            continue;
+        }
+        assert_eq!(status["last_tls_failure"]["reason"], reason, "{status:#}");
+        let words = format!("TLS handshakes at 127.0.0.1:0 failed lately ({reason}).");
+        assert_eq!(status["verdict"]["state"], "warn", "{status:#}");
+        assert_eq!(status["verdict"]["text"], words, "{status:#}");
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
+fn a_sender_that_fails_again_and_again_has_one_line_and_its_count() {
+    let certificates = Certificates::new();
+    let (relay, _sink) = start(&tls(&certificates, ""), "");
+    for _ in 0..50 {
+        drop(send(&relay, b"POST / HTTP/1.1\r\n\r\n"));
+    }
+    wait_until("all of them", PATIENCE, || failures(&relay, "plain_http") == 50.0);
+    let lines = || relay.log_fields().iter().filter(|line| line["message"] == LINE).count();
+    assert!((1..=2).contains(&lines()), "{}", relay.log_text());
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: many connections end before their first byte; half of them by a reset, as some load
+/// balancers do.
+#[test]
+fn a_health_check_that_only_connects_is_no_failure() {
+    let certificates = Certificates::new();
+    let (relay, _sink) = start(&tls(&certificates, ""), "");
+    for number in 0..20 {
+        let stream = TcpStream::connect(relay.address()).unwrap();
+        if number % 2 == 0 {
+            let socket = socket2::SockRef::from(&stream);
+            socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+        }
+    }
+    // The one behind them shows that they were all looked at.
+    drop(send(&relay, b"POST / HTTP/1.1\r\n\r\n"));
+    wait_until("the last one", PATIENCE, || failures(&relay, "plain_http") == 1.0);
+    wait_until("the ends", PATIENCE, || relay.metrics().sum("connections") == 0.0);
+    assert_eq!(relay.metrics().sum("listener_tls_failures_total"), 1.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_wrong_token_has_one_line_with_the_sender_and_without_the_token() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("token");
+    std::fs::write(&file, "the-right-token").unwrap();
+    let (relay, _sink) = start(&format!("bearer_token_file = \"{}\"\n", text(&file)), "");
+    let mut client = Client::connect(relay.address()).unwrap();
+    for _ in 0..20 {
+        let headers = [("Authorization", "Bearer the-wrong-token")];
+        assert_eq!(client.request("POST", "/", &headers, b"{}").unwrap().status, 401);
+    }
+    let line = relay.wait_for_log("requests of a sender are answered 401", PATIENCE);
+    assert!(is_warning(&relay, "answered 401"), "{}", relay.log_text());
+    assert_eq!(line["listener"], "127.0.0.1:0", "{line}");
+    assert_eq!(line["requests"], 1, "{line}");
+    assert_eq!(line["error"], "the bearer token is wrong", "{line}");
+    assert!(line["peer"].as_str().is_some_and(|it| it.starts_with("127.0.0.1:")), "{line}");
+    let said =
+        |line: &&serde_json::Value| line["message"] == "requests of a sender are answered 401";
+    let lines = relay.log_fields().iter().filter(said).count();
+    assert!((1..=2).contains(&lines), "{}", relay.log_text());
+    assert!(!relay.log_text().contains("the-wrong-token"), "{}", relay.log_text());
+    relay.finish(Backlog::Empty);
+}
