@@ -6,6 +6,8 @@
 //! connected. Only regular files are read; reading the config has refused all others.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -44,8 +46,8 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
             Content::ListenerToken | Content::Token => found.token(named),
             Content::Password => found.password(named),
             Content::SigningKey => found.signing_key(named),
-            // Mistakes in policies are reported with their own lines.
-            Content::Policy | Content::Directory => {}
+            Content::Policy => found.policy(named),
+            Content::Directory => {}
         }
     }
     found.problems
@@ -171,6 +173,14 @@ impl Findings<'_> {
                 }
             }
         }
+        if is_listener && !chain.has_names() {
+            let message = format!(
+                "certificate 1 of {} has no subjectAltName, so that kube-apiserver and every other \
+                 client in Go refuses it, better: one that has the listener's names there",
+                named.path.display()
+            );
+            self.add(named, message, Severity::Warning);
+        }
         let key = format!("{}private_key", named.key.trim_end_matches("certificate"));
         let key = self.checked.named.iter().find(|other| other.key == key);
         // A file without a key is reported when that file is checked itself.
@@ -189,6 +199,14 @@ impl Findings<'_> {
             Err(error) => return self.report(named, Err(error)),
         };
         self.report(named, chain.roots(&named.path));
+        for number in chain.leaves() {
+            let message = format!(
+                "certificate {number} of {} is not that of a CA, so that no other certificate is \
+                 accepted because of it, better: the certificate of the CA that has issued it",
+                named.path.display()
+            );
+            self.add(named, message, Severity::Warning);
+        }
         for (index, validity) in chain.validity().unwrap_or_default().iter().enumerate() {
             if validity.until < now() {
                 let (file, until) = (named.path.display(), &validity.words.1);
@@ -225,9 +243,28 @@ impl Findings<'_> {
         }
     }
 
+    /// Adds a warning for each value in an audit policy that matches no request. Mistakes in
+    /// policies are reported elsewhere, with their own lines.
+    fn policy(&mut self, named: &Named) {
+        let Ok(policy) = filter::read_policy(&named.path) else { return };
+        for doubt in policy.doubts() {
+            let (file, line, column) = (named.path.display(), doubt.line, doubt.column);
+            let message = format!("{file}:{line}:{column}: {}", doubt.what);
+            self.add(named, message, Severity::Warning);
+        }
+    }
+
     /// Checks a file with the private key of the evidence, and adds its faults to the problems.
     fn signing_key(&mut self, named: &Named) {
         let Some(secret) = self.secret(named) else { return };
+        if let Some(mode) = mode_for_everybody(&named.path) {
+            let message = format!(
+                "every user of this machine can read {} (mode {mode:04o}), and sign as the relay, \
+                 better: mode 0400 or 0440 (in a Secret volume: defaultMode)",
+                named.path.display()
+            );
+            self.add(named, message, Severity::Warning);
+        }
         let error = match SigningKey::parse(&secret) {
             Err(error) => error.to_string(),
             Ok(key) => {
@@ -259,6 +296,34 @@ impl Findings<'_> {
         self.add(named, message, Severity::Error);
         None
     }
+}
+
+/// Returns the permission bits of a file if every user may read it: they may read the file itself,
+/// and may enter each directory above it. `None`: not everybody may, or this is not known.
+fn mode_for_everybody(file: &Path) -> Option<u32> {
+    let file = file.canonicalize().ok()?;
+    let mode = |path: &Path| path.metadata().ok().map(|it| it.permissions().mode() & 0o7777);
+    let may_enter = |path: &Path| mode(path).is_some_and(|mode| mode & 0o001 != 0);
+    mode(&file).filter(|mode| mode & 0o004 != 0 && file.ancestors().skip(1).all(may_enter))
+}
+
+/// Returns a warning if the queue on disk may become larger than the file system that holds it.
+/// Blocks on the disk.
+#[must_use]
+pub fn room(checked: &Checked) -> Option<Problem> {
+    let queue = &checked.config.as_ref()?.queue;
+    let directory = std::path::absolute(queue.directory.as_ref()?).ok()?;
+    let found = directory.ancestors().find_map(|it| rustix::fs::statvfs(it).ok())?;
+    let size = found.f_blocks.saturating_mul(found.f_frsize);
+    // Some virtual file systems have no size.
+    (size > 0 && queue.max_bytes > size).then(|| {
+        let message = format!(
+            "is larger than the file system of queue.directory, which has {} MiB, better: less \
+             than that, with room for evidence and dead letters",
+            size / (1024 * 1024)
+        );
+        checked.problem("queue.max_bytes", message, Severity::Warning)
+    })
 }
 
 /// Returns a description, for error messages, of the contents that the file of this config key may

@@ -88,7 +88,11 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Run the relay; this is also the default without a command
-    Run,
+    Run {
+        /// The TOML file, which may also be named by --config or KUBE_AUDIT_FORWARDER_CONFIG
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
     /// Print every problem of a config and of the files that it names, or what it sets up; changes
     /// nothing
     Check(check::Arguments),
@@ -197,6 +201,23 @@ impl ConfigFile {
     fn path(&self) -> Option<&Path> {
         self.option.as_deref().or(self.variable.as_deref())
     }
+
+    /// Returns the file to use for a command that also takes one without an option: `argument` wins
+    /// over the variable, and must not contradict the option. `Err` is the exit status if it does.
+    fn with<'a>(
+        &'a self,
+        command: &str,
+        argument: Option<&'a Path>,
+    ) -> Result<Option<&'a Path>, u8> {
+        if let (Some(file), Some(option)) = (argument, self.option.as_deref())
+            && file != option
+        {
+            let (file, option) = (shown(file), shown(option));
+            eprintln!("{command} takes one config: {file}, or --config {option}, not both");
+            return Err(WRONG);
+        }
+        Ok(argument.or_else(|| self.path()))
+    }
 }
 
 /// Returns the whole command line: every command with its options and with its examples. Only the
@@ -257,8 +278,8 @@ pub fn main() -> ExitCode {
     });
     let (arguments, config_file) = parsed.unwrap_or_else(|error| error.exit());
     let file = config_file.path();
-    let result = match arguments.command.unwrap_or(Command::Run) {
-        Command::Run => run(file),
+    let result = match arguments.command.unwrap_or(Command::Run { file: None }) {
+        Command::Run { file } => config_file.with("run", file.as_deref()).and_then(run),
         Command::Check(arguments) => check::run(&arguments, &config_file),
         Command::Config { reference: true } => print(&config::reference(output::TYPES)),
         Command::Config { reference: false } => show(file),
@@ -429,7 +450,8 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
     let checked = in_time(move || {
         let checked = config::read(&text, output::TYPES);
-        let problems = crate::check::files(&checked);
+        let mut problems = crate::check::files(&checked);
+        problems.extend(crate::check::room(&checked));
         checked.with(problems).strict()
     })?;
     let Some(config) = &checked.config else {

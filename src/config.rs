@@ -226,6 +226,7 @@ pub fn read_with(
     // Editors on Windows begin a file with U+FEFF, which would shift the columns of the first line.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (cx, table) = reader::Context::new(text, env);
+    cx.warn_of_shell("", &table);
     let config = whole(&cx, table, types);
     let found = cx.finish();
     let failed = found.problems.iter().any(|problem| problem.severity == Severity::Error);
@@ -351,7 +352,7 @@ fn whole<'a>(
     t.refuse_rest(|_| None);
 
     limits.max_body = limits::effective_max_body(cx, &limits, &queue);
-    if !has_input {
+    if !has_input && cx.are_known(&["listener", "source"]) {
         cx.error("listener", "is missing, allowed: one or more [[listener]] or [[source]]");
     }
     queue::contradictions(cx, &queue, &outputs);

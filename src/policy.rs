@@ -170,6 +170,8 @@ pub struct Policy {
     outcomes: Vec<Outcome>,
     /// The result if no rule matches.
     otherwise: Outcome,
+    /// The values in the rules that match no request; empty if the policy was not read from a text.
+    doubts: Vec<Problem>,
 }
 
 /// The result for an event that one rule decides about: the rule's own settings, completed by the
@@ -240,7 +242,15 @@ impl Policy {
                 omit_managed_fields,
             },
             rules,
+            doubts: Vec::new(),
         }
+    }
+
+    /// Returns the values in the policy's text that are allowed, and that match no request of a
+    /// Kubernetes client.
+    #[must_use]
+    pub fn doubts(&self) -> &[Problem] {
+        &self.doubts
     }
 
     /// Decides how much of an event must be recorded; `request` is the request that the event

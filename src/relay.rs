@@ -619,6 +619,7 @@ impl Parts {
                 // directory must work.
                 problems.iter_mut().for_each(|problem| problem.severity = Severity::Error);
                 problems.extend(check::files(&checked));
+                problems.extend(check::room(&checked));
                 checked.with(problems)
             });
             (files, seen, checked)

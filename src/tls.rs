@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use rustls::CertificateError;
 use rustls::ClientConfig;
+use rustls::InvalidMessage;
 use rustls::OtherError;
 use rustls::RootCertStore;
 use rustls::ServerConfig;
@@ -129,14 +130,28 @@ fn certificate_fault(error: &OtherError) -> String {
     .to_owned()
 }
 
-/// Returns the text of an error that ended a TLS handshake, for the log and for the page `/status`.
+/// Returns the text of an error that ended a TLS handshake with a consumer, for the log and for the
+/// page `/status`.
 #[must_use]
 pub fn handshake_error(error: &io::Error) -> String {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
-    if let Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) = source {
-        return format!("invalid peer certificate: {}", certificate_fault(other));
+    match source {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => {
+            format!("invalid peer certificate: {}", certificate_fault(other))
+        }
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => format!(
+            "{error}: it is from a CA that the relay does not know; tls.ca names a file with the CA"
+        ),
+        Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => format!(
+            "{error}: this port does not speak TLS; leave TLS out (tls, https://), or use the port \
+             that expects it"
+        ),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => format!(
+            "{error}: the connection was closed during the handshake, as by a port that does not \
+             speak TLS"
+        ),
+        Some(_) | None => error.to_string(),
     }
-    error.to_string()
 }
 
 /// Returns `true` if a TLS handshake has failed because the server's certificate is valid for other
@@ -454,6 +469,35 @@ impl Chain {
             })
         };
         self.0.iter().enumerate().map(validity).collect()
+    }
+
+    /// Returns `true` if the first certificate has a `subjectAltName`. Returns `true` as well if it
+    /// cannot be parsed, which [`Chain::validity`] finds.
+    #[must_use]
+    pub fn has_names(&self) -> bool {
+        let Some(leaf) = self.0.first() else { return true };
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(leaf) else { return true };
+        !matches!(parsed.subject_alternative_name(), Ok(None))
+    }
+
+    /// Returns the numbers of the certificates, counted from 1, that another certificate has issued
+    /// and that are not of a CA. A certificate that has signed itself is not among them, because
+    /// old CAs do not say that they are one.
+    #[must_use]
+    pub fn leaves(&self) -> Vec<usize> {
+        let is_leaf = |certificate: &CertificateDer<'static>| {
+            x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
+                let constraints = parsed.basic_constraints();
+                let is_ca = match constraints {
+                    Ok(Some(constraints)) => constraints.value.ca,
+                    Ok(None) => false,
+                    Err(_) => true,
+                };
+                !is_ca && parsed.subject() != parsed.issuer()
+            })
+        };
+        let numbered = self.0.iter().zip(1..);
+        numbered.filter(|(it, _)| is_leaf(it)).map(|(_, number)| number).collect()
     }
 
     /// Checks that the certificates can be used as authorities for the certificates of peers.

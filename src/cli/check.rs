@@ -48,14 +48,7 @@ pub(super) struct Arguments {
 /// Checks the config that the arguments name. A file without an option wins over the environment
 /// variable, and must not contradict the option `--config`. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
-    if let (Some(file), Some(option)) = (&arguments.file, &named.option)
-        && file != option
-    {
-        let (file, option) = (super::shown(file), super::shown(option));
-        eprintln!("check takes one config: {file}, or --config {option}, not both");
-        return Err(WRONG);
-    }
-    let Some(file) = arguments.file.as_deref().or(named.path()) else {
+    let Some(file) = named.with("check", arguments.file.as_deref())? else {
         eprintln!("check needs a config: check FILE, or check --config FILE");
         return Err(WRONG);
     };
@@ -104,10 +97,12 @@ fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
         problems.iter_mut().for_each(|problem| problem.severity = Severity::Warning);
     }
     problems.extend(check::files(&checked));
-    let is_whole = problems.is_empty()
-        && checked.problems.iter().all(|problem| problem.severity == Severity::Warning);
+    // The disk of another machine is not this one.
+    problems.extend(check::room(&checked).filter(|_| !elsewhere));
+    let mut all = problems.iter().chain(&checked.problems);
+    let is_whole = all.all(|problem| problem.severity == Severity::Warning);
     if let Some(config) = checked.config.as_ref().filter(|_| is_whole) {
-        problems = check::rest(&checked, config);
+        problems.extend(check::rest(&checked, config));
     }
     let checked = checked.with(problems);
     if elsewhere { checked } else { checked.strict() }
@@ -127,6 +122,17 @@ fn parts(config: &Config) -> String {
     };
     let parts: Vec<_> = counts.into_iter().filter(|(count, _)| *count > 0).map(part).collect();
     format!(": {}", parts.join(", "))
+}
+
+/// Returns the text of an error without the address, which stands before the text already.
+fn without_address(error: &str, address: &str) -> String {
+    let address = address.split_once("://").map_or(address, |(_, address)| address);
+    let mut error = error.to_owned();
+    for before in [" to", " with", " at"] {
+        error = error.replacen(&format!("{before} {address}: "), ": ", 1);
+    }
+    let (host, _) = address.rsplit_once(':').unwrap_or((address, ""));
+    error.replacen(&format!("cannot resolve {host}: "), "cannot resolve the name: ", 1)
 }
 
 /// Connects to every output and source of the config once, and prints for each address whether the
@@ -151,6 +157,7 @@ async fn probe(config: &Config) -> Result<(), u8> {
             match dialled {
                 Ok(()) => eprintln!("output {}: {address}: ok", output.name),
                 Err(error) => {
+                    let error = without_address(&error.to_string(), &address.to_string());
                     eprintln!("output {}: {address}: {error}", output.name);
                     result = Err(FAILED);
                 }

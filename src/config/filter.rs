@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::problem::Content;
+use super::problem::Severity;
 use super::table::TABLE;
 use super::table::Table;
 use super::table::Tables;
@@ -326,13 +327,15 @@ fn criteria(t: &mut Table<'_, '_>) -> Option<Criteria> {
         t.cx.error(&t.path, "is empty, allowed: at least one criterion, or leave it out");
     }
     let mistakes = criteria.mistakes(&Names::CONFIG);
-    for Mistake { path, what } in &mistakes {
+    let report = |Mistake { path, what }: &Mistake, severity| {
         let spot = path.iter().fold(t.path.clone(), |spot, step| match step {
             Step::Field(name) => format!("{spot}.{name}"),
             Step::Item(index) => format!("{spot}[{index}]"),
         });
-        t.cx.error(&spot, what);
-    }
+        t.cx.problem_at(&spot, &spot, what, severity);
+    };
+    mistakes.iter().for_each(|mistake| report(mistake, Severity::Error));
+    criteria.doubts(&Names::CONFIG).iter().for_each(|doubt| report(doubt, Severity::Warning));
     (mistakes.is_empty() && !is_empty).then_some(criteria)
 }
 

@@ -3,8 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use url::Host;
+use url::Url;
+
 use super::compression::Compression;
 use super::problem::Content;
+use super::problem::Severity;
 use super::stream::Strategy;
 use super::table::TABLE;
 use super::table::Table;
@@ -123,6 +127,7 @@ impl HttpClient {
         if tls.is_some() && urls.as_ref().is_some_and(|urls| urls.iter().all(is_plain)) {
             t.error("tls", "is for https, but all urls are http://, allowed: leave it out");
         }
+        warn_of_plain_credentials(t, urls.as_deref().unwrap_or_default(), &headers);
         let read = || {
             Some(Self {
                 urls: urls?,
@@ -161,6 +166,43 @@ impl HttpClient {
 fn is_plain(url: &Template) -> bool {
     let url = url.expand().ok().and_then(|url| values::url(&url).ok());
     url.is_some_and(|url| url.scheme() == "http")
+}
+
+/// Warns of each credential of the output that goes over the network without TLS: the files with
+/// tokens and passwords, and the headers that look like credentials. A consumer on this machine is
+/// left out.
+fn warn_of_plain_credentials(
+    t: &Table<'_, '_>,
+    urls: &[Template],
+    headers: &BTreeMap<String, Template>,
+) {
+    let is_local = |url: &Url| match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
+        None => false,
+    };
+    let parsed = |url: &Template| values::url(&url.expand().ok()?).ok();
+    let is_open =
+        |url: &Template| parsed(url).is_some_and(|url| url.scheme() == "http" && !is_local(&url));
+    let Some(index) = urls.iter().position(is_open) else { return };
+    let message = format!(
+        "is sent over plain http:// (urls[{index}]), so that anybody in between can read it, \
+         better: https://"
+    );
+    let mut keys = t.cx.secrets_below(&t.path);
+    if headers.iter().any(|(name, value)| is_credential(name) || value.files().next().is_some()) {
+        keys.push(t.path_of("headers"));
+    }
+    for key in keys {
+        t.cx.problem_at(&key, &key, &*message, Severity::Warning);
+    }
+}
+
+/// Returns `true` if a header of this name, in lower case, has a credential as its value.
+fn is_credential(header: &str) -> bool {
+    let words = ["authorization", "cookie", "token", "secret", "password", "api-key", "apikey"];
+    words.iter().any(|word| header.contains(word))
 }
 
 /// Reads the key `bearer_token_file`. Returns `None` if it is absent or wrong.

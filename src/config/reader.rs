@@ -16,6 +16,7 @@ use std::time::Duration;
 use toml::de::DeTable;
 use toml::de::DeValue;
 
+use super::literal::bare_or_quoted;
 use super::literal::cut;
 use super::literal::quoted;
 use super::literal::shown;
@@ -149,6 +150,38 @@ pub(super) enum Wrong {
 pub(super) type Read<T> = Result<T, Wrong>;
 
 impl<'a> Context<'a> {
+    /// Warns of each string in this table that a shell would expand and the relay does not: with
+    /// the name of a variable behind a `$`, or with `~/` at its beginning. `path` is the path of
+    /// the table. The text of the string is not shown, because it may be a secret.
+    pub(super) fn warn_of_shell(&self, path: &str, table: &DeTable<'_>) {
+        for (key, value) in table {
+            let key = bare_or_quoted(key.get_ref());
+            let path = if path.is_empty() { key } else { format!("{path}.{key}") };
+            self.warn_of_shell_in(&path, value.span().start, value.get_ref());
+        }
+    }
+
+    fn warn_of_shell_in(&self, path: &str, at: usize, value: &DeValue<'_>) {
+        let message = match value {
+            DeValue::Table(table) => return self.warn_of_shell(path, table),
+            DeValue::Array(array) => {
+                for (index, value) in array.iter().enumerate() {
+                    let path = format!("{path}[{index}]");
+                    self.warn_of_shell_in(&path, value.span().start, value.get_ref());
+                }
+                return;
+            }
+            DeValue::String(text) if text.starts_with("~/") => {
+                "begins with ~, which is not expanded here, better: the whole path"
+            }
+            DeValue::String(text) if values::names_a_variable(text) => {
+                "has a $ before a name, which is not expanded here, better: ${env:NAME}"
+            }
+            _ => return,
+        };
+        self.report(at, path.to_owned(), message.to_owned(), Severity::Warning);
+    }
+
     /// Returns the value of a variable of the environment; `None` if it is not set.
     pub(super) fn env(&self, name: &str) -> Option<String> {
         (self.env)(name)
@@ -180,10 +213,42 @@ impl<'a> Context<'a> {
         for (at, message) in errors {
             // If a line has several syntax errors, the later ones mostly follow from the first.
             if cx.broken.insert(cx.line_start(at)) {
+                let message = cx.unquoted(at).unwrap_or_else(|| message.to_owned());
                 cx.push(at, String::new(), format!("not TOML: {message}"), Severity::Error);
             }
         }
         (cx, table.into_inner())
+    }
+
+    /// Returns the message about a syntax error at this byte position if the cause is a string
+    /// without quotes; `None` if it is something else. The string is not shown, because it may be a
+    /// secret.
+    fn unquoted(&self, at: usize) -> Option<String> {
+        let line = self.text.get(self.line_start(at)..)?.lines().next()?;
+        let (key, value) = line.split_once('=')?;
+        let (key, value) = (key.trim(), value.split('#').next()?.trim());
+        let is_array = value.starts_with('[');
+        let value = value.trim_start_matches('[').trim_start();
+        let is_text = |c: char| c.is_alphabetic() || matches!(c, '/' | '~' | '$');
+        let is_bare = |c: char| !matches!(c, '"' | '\'' | '{');
+        let is_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        let is_string = value.contains(is_text) || value.matches('.').count() > 1;
+        if !is_string || !value.chars().all(is_bare) || key.is_empty() || !key.chars().all(is_key) {
+            return None;
+        }
+        let better = if is_array { "[\"…\"]" } else { "\"…\"" };
+        Some(format!("string values must be quoted, allowed: {key} = {better}"))
+    }
+
+    /// Forgets that the key `path` is missing, because the file has it with another spelling, which
+    /// is reported.
+    pub(super) fn is_misspelt(&self, path: &str) {
+        let is_consequence =
+            |it: &Problem| it.path == path && it.message.starts_with("is missing, ");
+        self.problems.borrow_mut().retain(|(_, problem)| !is_consequence(problem));
+        if !self.is_set(path) {
+            self.unknown.borrow_mut().insert(path.to_owned());
+        }
     }
 
     /// Returns the text before a byte position. If the position is inside a character, the text
@@ -370,6 +435,15 @@ impl<'a> Context<'a> {
     fn name(&self, found: &Found<'_>, path: &Path, content: Content, must_exist: bool) {
         let (key, path) = (found.path.clone(), path.to_owned());
         self.named.borrow_mut().push(Named { key, path, content, must_exist });
+    }
+
+    /// Returns the keys below the table `path` that name a file with a token or a password.
+    pub(super) fn secrets_below(&self, path: &str) -> Vec<String> {
+        let is_below = |key: &str| key.strip_prefix(path).is_some_and(|it| it.starts_with('.'));
+        let is_secret = |it: &&Named| matches!(it.content, Content::Token | Content::Password);
+        let named = self.named.borrow();
+        let secrets = named.iter().filter(is_secret).filter(|it| is_below(&it.key));
+        secrets.map(|it| it.key.clone()).collect()
     }
 
     /// Reads the path of a file. The path is returned even if the file is missing or can't be read;

@@ -884,7 +884,10 @@ impl<'c, 'a> Table<'c, 'a> {
                 let allowed = || self.known.join(", ");
                 let shown = bare_or_quoted(&name);
                 match nearest(&name, self.known.iter().copied()) {
-                    Some(near) => format!("unknown key `{shown}`, did you mean `{near}`?"),
+                    Some(near) => {
+                        self.cx.is_misspelt(&self.path_of(near));
+                        format!("unknown key `{shown}`, did you mean `{near}`?")
+                    }
                     None => format!("unknown key `{shown}`, allowed: {}", allowed()),
                 }
             });

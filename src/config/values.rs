@@ -137,6 +137,20 @@ pub fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Returns `true` if the text has the name of an environment variable behind a `$`, as a shell
+/// would expand it: at least two characters, in upper case. A `$$` is none.
+pub(super) fn names_a_variable(text: &str) -> bool {
+    let is_name = |rest: &str| {
+        let length = rest
+            .bytes()
+            .take_while(|it| it.is_ascii_uppercase() || it.is_ascii_digit() || *it == b'_')
+            .count();
+        let is_end = !rest[length..].starts_with(|it: char| it.is_ascii_lowercase());
+        length >= 2 && is_end && rest.starts_with(|it: char| it.is_ascii_uppercase())
+    };
+    text.match_indices('$').any(|(at, _)| !text[..at].ends_with('$') && is_name(&text[at + 1..]))
+}
+
 /// Splits a text into the number at its start and the text after the number. The number is `None`
 /// if the text does not begin with a digit, and `Some(Err)` if the number is larger than a `u64`.
 fn number_and_unit(text: &str) -> (Option<Result<u64, std::num::ParseIntError>>, &str) {

@@ -73,6 +73,9 @@ impl Failure {
                 TlsFailure::ProtocolVersion,
                 "the sender offers only versions of TLS that are older than tls.min_version",
             ),
+            Some(Error::InvalidMessage(_)) => {
+                (TlsFailure::Other, "the sender has sent bytes that are not TLS")
+            }
             Some(Error::InvalidCertificate(_)) => {
                 return Self {
                     reason: TlsFailure::BadCertificate,

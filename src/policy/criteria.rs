@@ -51,6 +51,9 @@ pub struct GroupResources {
 /// `non_resource_urls`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
+    /// The name that the field [`Criteria::user_groups`] has in one kind of file: in audit
+    /// policies, or in configs of the relay.
+    pub user_groups: &'static str,
     /// The name that the field [`Criteria::resources`] has in one kind of file: in audit policies,
     /// or in configs of the relay.
     pub resources: &'static str,
@@ -71,6 +74,7 @@ pub struct Names {
 impl Names {
     /// The names of the fields in audit policies.
     pub const POLICY: Self = Self {
+        user_groups: "userGroups",
         resources: "resources",
         namespaces: "namespaces",
         non_resource_urls: "nonResourceURLs",
@@ -79,6 +83,7 @@ impl Names {
     };
     /// The names of the fields in the relay's config files.
     pub const CONFIG: Self = Self {
+        user_groups: "user_groups",
         non_resource_urls: "non_resource_urls",
         resource_names: "resource_names",
         ..Self::POLICY
@@ -161,6 +166,34 @@ impl Criteria {
                     "the resources that these names belong to are missing: name them here, too"
                         .to_owned();
                 note(&at(names.resource_names), what);
+            }
+        }
+        found
+    }
+
+    /// Returns the values that are allowed, and that match no request of a Kubernetes client,
+    /// because Kubernetes writes such values in another way. `names` are the field names for the
+    /// messages.
+    #[must_use]
+    pub fn doubts(&self, names: &Names) -> Vec<Mistake> {
+        let lists = [
+            (vec![Step::Field("users")], &self.users, doubt_of_who as Doubt),
+            (vec![Step::Field(names.user_groups)], &self.user_groups, doubt_of_who),
+            (vec![Step::Field("verbs")], &self.verbs, doubt_of_verb),
+            (vec![Step::Field(names.namespaces)], &self.namespaces, doubt_of_namespace),
+        ];
+        let resources = self.resources.iter().enumerate().filter(|(_, of)| !of.is_of_metrics());
+        let resources = resources.map(|(index, of)| {
+            let path = [Step::Field(names.resources), Step::Item(index), Step::Field("resources")];
+            (path.to_vec(), &of.resources, doubt_of_resource as Doubt)
+        });
+        let mut found = Vec::new();
+        for (path, list, doubt) in lists.into_iter().chain(resources) {
+            for (index, text) in list.iter().enumerate() {
+                if let Some(what) = doubt(text) {
+                    let path = path.iter().copied().chain([Step::Item(index)]).collect();
+                    found.push(Mistake { path, what });
+                }
             }
         }
         found
@@ -303,6 +336,12 @@ impl Criteria {
 }
 
 impl GroupResources {
+    /// Returns `true` if the group is one of those that serve metrics as resources. Their names are
+    /// free: `external.metrics.k8s.io` has the names of the metrics as resources.
+    fn is_of_metrics(&self) -> bool {
+        self.group.ends_with("metrics.k8s.io")
+    }
+
     /// Returns `true` if the object is of one of these kinds and has one of these names. `name` is
     /// the object's name; `None` if it is unknown. An unknown name counts as one of the listed
     /// names if `unknown` is `true`, and as none of them otherwise.
@@ -337,6 +376,55 @@ impl fmt::Display for GroupResources {
             names => write!(f, " named {}", Listed(names)),
         }
     }
+}
+
+/// Returns why a value matches no request; `None` if it may match one.
+type Doubt = fn(&str) -> Option<String>;
+
+fn doubt_of_who(name: &str) -> Option<String> {
+    name.contains('*').then(|| {
+        format!("{name:?} is compared as it is, because * has no meaning here, better: whole names")
+    })
+}
+
+fn doubt_of_verb(verb: &str) -> Option<String> {
+    if verb.contains('*') {
+        let what = "* has no meaning in verbs, better: leave verbs out for all of them";
+        return Some(format!("{verb:?} matches no request: {what}"));
+    }
+    let lower = verb.to_ascii_lowercase();
+    (lower != verb)
+        .then(|| format!("{verb:?} matches no request: verbs are in lower case, better: {lower:?}"))
+}
+
+fn doubt_of_namespace(namespace: &str) -> Option<String> {
+    if namespace.contains('*') {
+        let what = "* has no meaning in namespaces, better: each namespace by its name";
+        return Some(format!("{namespace:?} matches no namespace: {what}"));
+    }
+    let lower = namespace.to_ascii_lowercase();
+    (lower != namespace).then(|| {
+        format!(
+            "{namespace:?} matches no namespace: their names are in lower case, better: {lower:?}"
+        )
+    })
+}
+
+fn doubt_of_resource(resource: &str) -> Option<String> {
+    let (name, _) = resource.split_once('/').unwrap_or((resource, ""));
+    if let Some((name, group)) = name.split_once('.') {
+        return Some(format!(
+            "{resource:?} matches no resource: the API group is a key of its own, better: \
+             {name:?} with the group {group:?}"
+        ));
+    }
+    let lower = name.to_ascii_lowercase();
+    (lower != name).then(|| {
+        let better = resource.replacen(name, &lower, 1);
+        format!(
+            "{resource:?} matches no resource: their names are in lower case, better: {better:?}"
+        )
+    })
 }
 
 fn has(list: &[String], value: &[u8]) -> bool {

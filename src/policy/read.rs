@@ -64,13 +64,16 @@ pub(super) fn read(text: &str) -> Result<Policy, Vec<Problem>> {
     let document = yaml::parse(text).map_err(|problem| vec![problem])?;
     let problems = Problems::default();
     let policy = problems.policy(&document);
+    let mut doubts = problems.doubts.into_inner();
+    doubts.sort();
+    doubts.dedup();
     let mut problems = problems.found.into_inner();
     // A node that aliases refer to is read once for each alias, and its mistakes are found each
     // time.
     problems.sort();
     problems.dedup();
     match policy {
-        Some(policy) if problems.is_empty() => Ok(policy),
+        Some(policy) if problems.is_empty() => Ok(Policy { doubts, ..policy }),
         _ => Err(problems),
     }
 }
@@ -79,6 +82,8 @@ pub(super) fn read(text: &str) -> Result<Policy, Vec<Problem>> {
 #[derive(Default)]
 struct Problems {
     found: RefCell<Vec<Problem>>,
+    /// The values that are allowed, and that match no request.
+    doubts: RefCell<Vec<Problem>>,
 }
 
 /// The fields of a map whose names are known, each at most once, and the position of the map in the
@@ -207,6 +212,9 @@ impl Problems {
         for mistake in criteria.mistakes(&Names::POLICY) {
             self.note(place_of(node, &mistake.path), mistake.what);
         }
+        let doubts = criteria.doubts(&Names::POLICY).into_iter();
+        let doubts = doubts.map(|doubt| place_of(node, &doubt.path).problem(doubt.what));
+        self.doubts.borrow_mut().extend(doubts);
         let omit_stages = self.stages(&fields);
         let omit_managed_fields = self.flag(&fields, "omitManagedFields");
         let line = node.place.line;

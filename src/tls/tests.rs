@@ -101,6 +101,11 @@ fn the_error_of_a_handshake_says_what_is_wrong_with_the_peers_certificate() {
     let start = "invalid peer certificate: the certificate is not X.509 version 3";
     assert!(said.starts_with(start), "{said}");
     let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-    assert_eq!(handshake_error(&invalid(unknown)), "invalid peer certificate: UnknownIssuer");
+    let said = handshake_error(&invalid(unknown));
+    assert!(said.starts_with("invalid peer certificate: UnknownIssuer"), "{said}");
+    assert!(said.contains("tls.ca"), "{said}");
+    let plain = rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType);
+    let said = handshake_error(&invalid(plain));
+    assert!(said.contains("this port does not speak TLS"), "{said}");
     assert_eq!(handshake_error(&io::Error::other("reset")), "reset");
 }

@@ -104,6 +104,7 @@ mod operate {
     mod admin;
     mod alerts;
     mod check;
+    mod check_warnings;
     mod command_line;
     mod commands;
     mod commands_queue;

@@ -267,7 +267,8 @@ fn the_effective_config_reads_back_to_the_same() {
     let dir = files();
     let first = checked(&everything(dir.path()));
     let second = checked(&first.effective());
-    assert_eq!(second.problems, [], "{}", first.effective());
+    let is_warning = |problem: &Problem| problem.severity == Severity::Warning;
+    assert!(second.problems.iter().all(is_warning), "{:?}\n{}", second.problems, first.effective());
     assert_eq!(first.effective(), second.effective());
     assert_eq!(format!("{:?}", first.config), format!("{:?}", second.config));
     assert_eq!(first.config, second.config);

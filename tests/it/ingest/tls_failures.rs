@@ -138,7 +138,12 @@ fn a_sender_whose_handshake_fails_leaves_a_trace_with_the_reason() {
             }),
         ),
         ("closed", "", "has closed the connection", Box::new(|relay| drop(send(relay, HELLO)))),
-        ("other", "", "", Box::new(|relay| drop(send(relay, b"\x00\x01\x02\x03\x04\x05\x06\x07")))),
+        (
+            "other",
+            "",
+            "bytes that are not TLS",
+            Box::new(|relay| drop(send(relay, b"\x00\x01\x02\x03\x04\x05\x06\x07"))),
+        ),
     ];
     for (reason, keys, words, attempt) in cases {
         // Only the one case is to wait for the timeout.

@@ -257,7 +257,7 @@ fn a_directory_of_another_user_is_found() {
 #[test]
 fn a_mandatory_file_that_is_missing_is_an_error_unless_the_config_is_for_elsewhere() {
     let config = format!(
-        "{LISTENER}[[output]]\nname = \"o\"\ntype = \"http\"\nurls = [\"http://h/\"]\n\
+        "{LISTENER}[[output]]\nname = \"o\"\ntype = \"http\"\nurls = [\"https://h/\"]\n\
          bearer_token_file = \"/no/such/token\"\n"
     );
     let place = "7:21: output[0].bearer_token_file";

@@ -55,6 +55,25 @@ fn helps() -> Vec<(String, String)> {
 }
 
 #[test]
+fn run_takes_its_config_as_check_does() {
+    let directory = place();
+    std::fs::write(directory.path().join("wrong.toml"), "wrong = 1\n").unwrap();
+    for command in ["run", "check"] {
+        let (code, _, said) = run(&format!("{command} wrong.toml"), directory.path());
+        assert!(code == Some(2) && said.contains("wrong.toml:1:1: wrong: unknown key"), "{said}");
+        let line = format!("{command} wrong.toml --config other.toml");
+        let (code, _, said) = run(&line, directory.path());
+        let words = format!("{command} takes one config: wrong.toml, or --config other.toml");
+        assert!(code == Some(2) && said.starts_with(&words), "{said}");
+        // A file without an option wins over the environment variable.
+        let variable = [("KUBE_AUDIT_FORWARDER_CONFIG", "relay.toml")];
+        let output = run_command_with(&[command, "wrong.toml"], directory.path(), &variable);
+        let (code, _, said) = split(&output);
+        assert!(code == Some(2) && said.contains("wrong.toml:1:1: "), "{said}");
+    }
+}
+
+#[test]
 fn the_help_of_each_command_ends_with_examples_of_it() {
     let helps = helps();
     assert!(helps.len() > 20, "{}", helps.len());

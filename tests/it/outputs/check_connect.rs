@@ -1,6 +1,9 @@
 //! `check --connect` says in the operator's words what is wrong with a consumer: the token, the
 //! index, the address, TLS. It sends no event.
 
+use std::io::Read as _;
+use std::io::Write as _;
+
 use crate::support::certificates::Certificates;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
@@ -168,6 +171,38 @@ fn a_consumer_that_would_not_take_events_is_told_in_words() {
                 .collect();
             assert_eq!(asked, requests[..told.len()], "{kind}, {told:?}");
         }
+    }
+}
+
+/// Method: a consumer without TLS, a consumer with a certificate of an unknown CA, and an address
+/// where nobody listens.
+#[test]
+fn the_wrong_mode_of_tls_is_told_with_the_key_to_change() {
+    let (directory, certificates) = (directory(), Certificates::new());
+    let plain = HttpSink::with(Options::default(), |_| Answer::status(204));
+    // Most servers answer what they do not understand.
+    let answering = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let answers = answering.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in answering.incoming().map_while(Result::ok) {
+            stream.read(&mut [0; 1024]).ok();
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").ok();
+        }
+    });
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let sink = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(204));
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (address, words) in [
+        (answers, "this port does not speak TLS"),
+        (plain.address(), "as by a port that does not speak TLS"),
+        (sink.address(), "tls.ca names a file with the CA"),
+        (nobody, "cannot connect: "),
+    ] {
+        let url = format!("https://{address}/base");
+        let (code, said) = check(directory.path(), "http", &url, "");
+        assert!(code == Some(1) && said.contains(words), "{said}");
+        let line = said.lines().find(|line| line.starts_with("output consumer: ")).unwrap();
+        assert_eq!(line.matches(&address.to_string()).count(), 1, "the address once: {line}");
     }
 }
 
