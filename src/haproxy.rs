@@ -24,6 +24,7 @@ use read::Condition;
 use read::File;
 use read::Line;
 use report::Notes;
+use report::is_of_secret;
 use report::shown;
 
 mod condition;
@@ -123,6 +124,7 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
     let (output, key) = files.output(&first.output, &notes);
     let binds: Vec<Bind> = binds.iter().map(|bind| files.listener(bind, &notes)).collect();
     let mut needs = files.needs(options.name);
+    needs.extend(plain_secrets(&output));
     let tables = alternatives(&file, &group, &others, &mut files);
     for other in &others {
         other.decide(&file, first, &mut notes);
@@ -155,6 +157,17 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
     report.needs = needs;
     config.report = report.lines(options.name);
     Ok(Migrated { config: config.to_string(), report })
+}
+
+/// Returns a sentence about each header of the output whose value is a secret.
+fn plain_secrets(output: &Output) -> impl Iterator<Item = String> {
+    let secrets = output.headers.iter().map(|(name, _)| name).filter(|name| is_of_secret(name));
+    secrets.map(|name| {
+        format!(
+            "The header {name} is a secret that the config has as plain text: put the value into a \
+             file, and write \"{name}\" = \"${{file:PATH}}\" in output.headers"
+        )
+    })
 }
 
 /// Reports the lines `.if` and the like, and the lines that they switch off.

@@ -55,6 +55,26 @@ pub(super) const NOT_CARRIED: Fate = matters(
     "compare the config above with what the line does, and write what is missing",
 );
 
+/// The fate of a directive by which parts of requests go into HAProxy's log.
+const LOGGED: Fate = matters(
+    "HAProxy wrote parts of requests or answers into its log, so that wherever the log went was a \
+     destination of its own; the relay logs no header and no body",
+    "if somebody needs them there, make an output for it",
+);
+
+/// The directives whose value is the format of HAProxy's log.
+const LOG_FORMATS: [&str; 3] = ["log-format", "log-format-sd", "error-log-format"];
+
+/// Parts of a log format that stand for headers, bodies, cookies, captures and variables.
+const OF_REQUESTS: [&str; 9] =
+    ["%hr", "%hs", "%CC", "%CS", "capture.", "body", "hdr", "cook", "var("];
+
+/// Returns `true` if the log format of this line shows a header, a body or a captured value.
+fn shows_requests(line: &Line) -> bool {
+    let mut words = line.words.iter().skip(1);
+    words.any(|word| OF_REQUESTS.iter().any(|part| word.contains(part)))
+}
+
 /// Returns the fate of a line in the `global` section.
 pub(super) fn of_global(line: &Line) -> Fate {
     find(&global::ROWS, line).unwrap_or(UNKNOWN)
@@ -62,6 +82,9 @@ pub(super) fn of_global(line: &Line) -> Fate {
 
 /// Returns the fate of a line in a `defaults`, `frontend`, `backend` or `listen` section.
 pub(super) fn of_proxy(line: &Line) -> Fate {
+    if LOG_FORMATS.contains(&line.word(0)) && shows_requests(line) {
+        return LOGGED;
+    }
     find(&proxy::ROWS, line).unwrap_or(UNKNOWN)
 }
 

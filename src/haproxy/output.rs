@@ -347,11 +347,6 @@ impl Request {
             };
             return notes.decide(line, &shown(line), why, act);
         }
-        if name == "authorization" {
-            let why = "carried over; the config holds the credentials as plain text, and \
-                       bearer_token_file or basic_auth would read them from a file";
-            notes.no_effect(line, "http-request … Authorization", why);
-        }
         if line.word(1) == "add-header" && self.headers.iter().any(|(other, _)| *other == name) {
             let why = "HAProxy sent the header twice; the relay sends the last value only";
             notes.decide(line, &shown(line), why, "write one value that the consumer understands");

@@ -304,6 +304,11 @@ const SECRETS: [&str; 9] = [
     "cookie-key",
 ];
 
+/// Returns `true` if a header of this name, in lower case, has a secret as its value.
+pub(super) fn is_of_secret(header: &str) -> bool {
+    header == "cookie" || SECRETS.iter().any(|secret| header.contains(secret))
+}
+
 /// Returns the words of the line without words that hold passwords or tokens. An ellipsis stands
 /// for the words that are left out.
 pub(super) fn shown(line: &Line) -> String {

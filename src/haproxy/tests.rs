@@ -383,6 +383,49 @@ fn tokens_in_headers_are_not_shown() {
 }
 
 #[test]
+fn a_secret_in_a_header_gets_the_hint_of_a_file() {
+    let line = |header: &str, value: &str| {
+        let line = format!("  bind :3000\n  http-request set-header {header} \"{value}\"\n");
+        let Migrated { report, .. } = migrate(&SAMPLE.replace("  bind :3000\n", &line)).unwrap();
+        report.needs.join("\n")
+    };
+    for header in ["Authorization", "X-Api-Key", "X-Vault-Token", "Cookie"] {
+        let needs = line(header, "Bearer-c2Vj");
+        let hint = format!("\"{}\" = \"${{file:PATH}}\"", header.to_lowercase());
+        assert!(needs.contains(&hint) && !needs.contains("c2Vj"), "{needs}");
+    }
+    assert!(!line("X-Cluster", "prod").contains("${file:"));
+}
+
+#[test]
+fn parts_of_requests_in_a_log_are_to_decide_about() {
+    for (directive, expected) in [
+        ("http-request capture req.body len 4096", Verdict::Decide),
+        ("capture request header Authorization len 64", Verdict::Decide),
+        ("capture response header Server len 64", Verdict::Decide),
+        ("declare capture request len 4096", Verdict::Decide),
+        ("tcp-request content capture req.payload(0,0) len 99", Verdict::Decide),
+        ("log-format \"%ci %[capture.req.hdr(0)]\"", Verdict::Decide),
+        ("log-format \"%ci %hr %ST\"", Verdict::Decide),
+        ("log-format \"%ci %[req.body]\"", Verdict::Decide),
+        ("log-format \"%ci %[var(txn.body)]\"", Verdict::Decide),
+        ("error-log-format \"%ci %[req.hdr(authorization)]\"", Verdict::Decide),
+        ("log-format \"%ci:%cp %ft %b %ST %B %ms\"", Verdict::NoEffect),
+        ("option httplog", Verdict::NoEffect),
+    ] {
+        let lines = format!("  bind :3000\n  {directive}\n");
+        let Migrated { report, .. } = migrate(&SAMPLE.replace("  bind :3000\n", &lines)).unwrap();
+        let start: String = directive.split(' ').next().unwrap_or_default().to_owned();
+        let found = report.findings.iter().find(|it| it.directive.starts_with(&start));
+        assert_eq!(found.map(|it| it.verdict), Some(expected), "{directive}: {found:?}");
+        if expected == Verdict::Decide {
+            let reason = &found.unwrap().reason;
+            assert!(reason.contains("a destination of its own"), "{reason}");
+        }
+    }
+}
+
+#[test]
 fn an_address_is_listened_on_once_and_admins_is_another() {
     let text = SAMPLE.replace("  bind :3000\n", "  bind :9090\n  bind 127.0.0.1:9091,:9090\n");
     let (table, _) = migrated(&text);

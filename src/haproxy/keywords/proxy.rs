@@ -2,6 +2,7 @@
 //! other kinds.
 
 use super::Fate;
+use super::LOGGED;
 use super::Row;
 use super::matters;
 use super::nothing;
@@ -15,7 +16,7 @@ const FIXED_HEADER: &str = "if the consumer needs it, set a fixed value in outpu
      the consumer take the value from the event itself";
 
 /// The directives of proxies of HAProxy 2.6 to 3.0.
-pub(super) const ROWS: [Row; 52] = [
+pub(super) const ROWS: [Row; 53] = [
     // Carried over by the other files of this module.
     (
         &[
@@ -282,15 +283,12 @@ pub(super) const ROWS: [Row; 52] = [
             "error-log-format",
             "log-tag",
             "unique-id-format",
-            "capture",
-            "declare",
-            "http-request capture",
-            "tcp-request capture",
             "http-request set-log-level",
             "tcp-request set-log-level",
         ],
         nothing("log.level = \"debug\" writes a line for each request and delivery"),
     ),
+    (&["capture", "declare", "http-request capture", "tcp-request capture"], LOGGED),
     (&["email-alert"], nothing("alerts come from Prometheus, with the rules of deploy/monitoring")),
     (
         &["stats", "option socket-stats", "option contstats"],
