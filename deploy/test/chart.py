@@ -400,6 +400,43 @@ def effect_problems(helm):
         yield "not all objects are in the namespace of the release"
 
 
+# The values of volume and queue, and what the chart makes of them: the size of the volume, and
+# QUEUE_MAX_BYTES (None: the relay's config decides).
+ROOM = (
+    ({}, "3Gi", None),
+    (DURABLE, "10Gi", "8GiB"),
+    ({"queue": {"emptyDirSize": "3Gi"}}, "3Gi", "2304MiB"),
+    ({"queue": {"emptyDirSize": "8G"}}, "8G", "5722MiB"),
+    ({"queue": {"maxBytes": "2GiB"}}, "3Gi", "2GiB"),
+    ({"queue": {"maxBytes": "6GiB"}}, "8Gi", "6GiB"),
+    ({"queue": {"maxBytes": "6GB"}}, "8Gi", "6GB"),
+    ({"queue": {"maxBytes": "2GiB", "emptyDirSize": "2.5Gi"}}, "2.5Gi", "2GiB"),
+    ({"durable": {"enabled": True, "size": "10Gi"}}, "10Gi", "8192MiB"),
+    ({"durable": {"enabled": True, "size": "1.5Ti"}}, "1.5Ti", "1258291MiB"),
+    (DURABLE | {"queue": {"maxBytes": "9GiB"}}, "10Gi", "9GiB"),
+    (DURABLE | {"queue": {"maxBytes": "16GiB"}}, "20Gi", "16GiB"),
+    # The size of the emptyDir is nothing for volumes.
+    (DURABLE | {"queue": {"maxBytes": "9GiB", "emptyDirSize": "1Gi"}}, "10Gi", "9GiB"),
+)
+
+
+def room_problems(helm):
+    """Yields a problem for each pair of volume and queue that the chart makes otherwise."""
+    for values, size, max_bytes in ROOM:
+        objects = helm.objects(values)
+        found = [one["value"] for one in container_of(objects)["env"] if one["name"] == "QUEUE_MAX_BYTES"]
+        if values.get("durable"):
+            claim = only(objects, "StatefulSet")["spec"]["volumeClaimTemplates"][0]
+            volume = claim["spec"]["resources"]["requests"]["storage"]
+        else:
+            volume = [it for it in pod_of(objects)["volumes"] if it["name"] == "spool"][0]["emptyDir"]["sizeLimit"]
+            asked = container_of(objects)["resources"]["requests"]["ephemeral-storage"]
+            if asked != volume:
+                yield f"{values}: asks for {asked} of ephemeral storage, and the limit is {volume}"
+        if (volume, found) != (size, [max_bytes] if max_bytes else []):
+            yield f"{values}: the volume has {volume}, and the queue {found}"
+
+
 def schema_problems(helm):
     """Yields a problem for each wrong value that Helm takes."""
     shipped = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -440,6 +477,15 @@ def schema_problems(helm):
         ({"image": {"digest": "sha256:12"}}, "image.digest"),
         ({"monitoring": {"monitor": "Probe"}}, "monitoring.monitor"),
         ({"queue": {"maxBytes": "8 gigs"}}, "queue.maxBytes"),
+        # The relay does not know these units.
+        ({"queue": {"maxBytes": "1Gi"}}, "queue.maxBytes"),
+        ({"queue": {"maxBytes": "1TiB"}}, "queue.maxBytes"),
+        ({"queue": {"maxBytes": "3GiB", "emptyDirSize": "3Gi"}}, "do not fit into queue.emptyDirSize (3Gi)"),
+        ({"queue": {"maxBytes": "4GiB", "emptyDirSize": "4G"}}, "do not fit into queue.emptyDirSize (4G)"),
+        (
+            {"durable": {"enabled": True, "size": "1.5Ti"}, "queue": {"maxBytes": "1536GiB"}},
+            "do not fit into durable.size (1.5Ti)",
+        ),
         ({"drain": {"seconds": 70}}, "must be longer than drain.seconds"),
     ):
         refused = helm.template(values)
@@ -578,6 +624,7 @@ def main():
         if not found:
             found += alike_problems(helm, kubectl)
             found += effect_problems(helm)
+            found += room_problems(helm)
             found += schema_problems(helm)
             found += package_problems(helm, directory)
             found += notes_problems(helm, directory)

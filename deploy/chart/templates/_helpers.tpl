@@ -14,6 +14,41 @@ prints it. deploy/chart.sh makes that directory from deploy/base and deploy/over
 {{- end -}}
 {{- end -}}
 
+{{/* The bytes of a quantity of Kubernetes (10Gi) or a size of the config (8GiB). */}}
+{{- define "relay.bytes" -}}
+{{- $units := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 -}}
+{{- $number := regexFind "^[0-9.]+" . -}}
+{{- mulf (float64 $number) (get $units (. | trimPrefix $number | trimSuffix "B")) | int64 -}}
+{{- end -}}
+
+{{/*
+The size of the volume and queue.max_bytes, as JSON with the keys size and maxBytes. A text is empty
+if the manifest's value holds. Of one that is given, the other is made: the queue takes 80 % of a
+persistent volume and 75 % of an emptyDir, as in the manifests. The rest is for dead letters,
+evidence and the file system itself. Fails if the queue does not fit.
+*/}}
+{{- define "relay.room" -}}
+{{- $durable := .Values.durable.enabled -}}
+{{- $key := ternary "durable.size" "queue.emptyDirSize" $durable -}}
+{{- $size := ternary .Values.durable.size .Values.queue.emptyDirSize $durable -}}
+{{- $percent := ternary 80 75 $durable -}}
+{{- $maxBytes := .Values.queue.maxBytes -}}
+{{- $letters := 67108864 -}}
+{{- if $maxBytes -}}
+{{- $needed := include "relay.bytes" $maxBytes | int64 -}}
+{{- $room := include "relay.bytes" ($size | default (ternary "10Gi" "3Gi" $durable)) | int64 -}}
+{{- if gt (add $needed $letters) $room -}}
+{{- if $size -}}
+{{- fail (printf "queue.maxBytes (%s) and 64MiB of dead letters do not fit into %s (%s); leave one of the two values out, and it is made from the other" $maxBytes $key $size) -}}
+{{- end -}}
+{{- $size = printf "%dGi" (div (add (div (mul $needed 100) $percent) 1073741823) 1073741824) -}}
+{{- end -}}
+{{- else if $size -}}
+{{- $maxBytes = printf "%dMiB" (div (div (mul (include "relay.bytes" $size | int64) $percent) 100) 1048576) -}}
+{{- end -}}
+{{- dict "size" $size "maxBytes" $maxBytes | toJson -}}
+{{- end -}}
+
 {{/* Fails for values that contradict each other, which the schema can not tell. */}}
 {{- define "relay.checks" -}}
 {{- if le (int .Values.drain.terminationGracePeriodSeconds) (add .Values.drain.seconds 20 | int) -}}
