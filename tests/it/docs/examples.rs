@@ -131,6 +131,26 @@ fn stdout_writes_only_writes_the_events_of_writes() {
 }
 
 #[test]
+fn two_clusters_can_be_told_apart_by_the_annotation_of_their_relays() {
+    let config = Example::copy("two-clusters").read(
+        "relay.toml",
+        &[
+            ("127.0.0.1:${env:PORT:-3000}", "127.0.0.1:0"),
+            ("127.0.0.1:${env:ADMIN_PORT:-9090}", "127.0.0.1:0"),
+        ],
+    );
+    for cluster in ["prod-eu", "prod-us"] {
+        let relay = Relay::with(&config).variable("CLUSTER", cluster).start();
+        let count = post(&relay).len();
+        relay.wait_until_delivered(PATIENCE);
+        let annotation = format!("\"kube-audit-forwarder/cluster\":\"{cluster}\"");
+        let named = || String::from_utf8(relay.stdout()).unwrap().matches(&annotation).count();
+        wait_until("each event with its cluster", PATIENCE, || named() == count);
+        relay.finish(Backlog::Empty);
+    }
+}
+
+#[test]
 fn logstash_http_sends_arrays_with_the_password() {
     let example = Example::copy("logstash-http");
     std::fs::write(example.path("password"), "example").unwrap();
