@@ -237,7 +237,7 @@ EFFECTS = [
     (
         {"evidence": {"keySecret": "keys"}},
         {"Deployment"},
-        lambda it: {"name": "evidence-key", "secret": {"secretName": "keys"}} in pod_of(it)["volumes"]
+        lambda it: {"name": "evidence-key", "secret": {"secretName": "keys", "defaultMode": 0o440}} in pod_of(it)["volumes"]
         and {"name": "evidence-key", "mountPath": "/evidence-key", "readOnly": True} in container_of(it)["volumeMounts"]
         and {"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}} in container_of(it)["env"],
     ),
