@@ -177,7 +177,11 @@ impl<'a> Context<'a> {
             DeValue::String(text) if values::names_a_variable(text) => {
                 "has a $ before a name, which is not expanded here, better: ${env:NAME}"
             }
-            _ => return,
+            DeValue::String(_)
+            | DeValue::Integer(_)
+            | DeValue::Float(_)
+            | DeValue::Boolean(_)
+            | DeValue::Datetime(_) => return,
         };
         self.report(at, path.to_owned(), message.to_owned(), Severity::Warning);
     }

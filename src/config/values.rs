@@ -140,15 +140,18 @@ pub fn time(text: &str) -> Result<Duration, String> {
 /// Returns `true` if the text has the name of an environment variable behind a `$`, as a shell
 /// would expand it: at least two characters, in upper case. A `$$` is none.
 pub(super) fn names_a_variable(text: &str) -> bool {
+    let is_part = |it: char| it.is_ascii_uppercase() || it.is_ascii_digit() || it == '_';
     let is_name = |rest: &str| {
-        let length = rest
-            .bytes()
-            .take_while(|it| it.is_ascii_uppercase() || it.is_ascii_digit() || *it == b'_')
-            .count();
-        let is_end = !rest[length..].starts_with(|it: char| it.is_ascii_lowercase());
-        length >= 2 && is_end && rest.starts_with(|it: char| it.is_ascii_uppercase())
+        let after = rest.trim_start_matches(is_part);
+        rest.len() - after.len() >= 2
+            && rest.starts_with(|it: char| it.is_ascii_uppercase())
+            && !after.starts_with(|it: char| it.is_ascii_lowercase())
     };
-    text.match_indices('$').any(|(at, _)| !text[..at].ends_with('$') && is_name(&text[at + 1..]))
+    let mut is_second = false;
+    text.split('$').skip(1).any(|rest| {
+        let was_second = std::mem::replace(&mut is_second, rest.is_empty());
+        !was_second && is_name(rest)
+    })
 }
 
 /// Splits a text into the number at its start and the text after the number. The number is `None`

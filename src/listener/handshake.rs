@@ -90,6 +90,7 @@ impl Failure {
     }
 
     /// Returns the reason of an error that is an alert of the sender.
+    #[allow(clippy::wildcard_enum_match_arm, reason = "TLS has dozens of alerts")]
     fn of_alert(alert: AlertDescription, error: &io::Error) -> Self {
         let (reason, words) = match alert {
             // Go sends BadCertificate, and OpenSSL sends the alert that fits.

@@ -71,6 +71,27 @@ fn is_warning(relay: &Relay, message: &str) -> bool {
 /// The beginning of a ClientHello.
 const HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 
+/// Checks the log line about a failed handshake, and what `/status` says.
+fn assert_traced(relay: &Relay, reason: &str, words: &str) {
+    let line = relay.wait_for_log(LINE, PATIENCE);
+    assert_eq!(line["reason"], reason, "{line}");
+    assert_eq!(line["listener"], "127.0.0.1:0", "{line}");
+    assert!(is_warning(relay, LINE), "{}", relay.log_text());
+    assert_eq!(line["handshakes"], 1, "{line}");
+    assert!(line["peer"].as_str().is_some_and(|it| it.starts_with("127.0.0.1:")), "{line}");
+    assert!(line["error"].as_str().is_some_and(|it| it.contains(words)), "{line}");
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    if reason == "closed" {
+        // Some health checks do that.
+        assert_eq!(status["last_tls_failure"], serde_json::Value::Null, "{status:#}");
+        return;
+    }
+    assert_eq!(status["last_tls_failure"]["reason"], reason, "{status:#}");
+    let words = format!("TLS handshakes at 127.0.0.1:0 failed lately ({reason}).");
+    assert_eq!(status["verdict"]["state"], "warn", "{status:#}");
+    assert_eq!(status["verdict"]["text"], words, "{status:#}");
+}
+
 #[test]
 fn a_sender_whose_handshake_fails_leaves_a_trace_with_the_reason() {
     let certificates = Certificates::new();
@@ -154,24 +175,7 @@ fn a_sender_whose_handshake_fails_leaves_a_trace_with_the_reason() {
         attempt(&relay);
         wait_until(reason, PATIENCE, || failures(&relay, reason) == 1.0);
         assert_eq!(relay.metrics().sum("listener_tls_failures_total"), 1.0, "{reason}");
-        let line = relay.wait_for_log(LINE, PATIENCE);
-        assert_eq!(line["reason"], reason, "{line}");
-        assert_eq!(line["listener"], "127.0.0.1:0", "{line}");
-        assert!(is_warning(&relay, LINE), "{}", relay.log_text());
-        assert_eq!(line["handshakes"], 1, "{line}");
-        assert!(line["peer"].as_str().is_some_and(|it| it.starts_with("127.0.0.1:")), "{line}");
-        assert!(line["error"].as_str().is_some_and(|it| it.contains(words)), "{line}");
-        let status = http::get(relay.admin(), "/status").unwrap().json();
-        if reason == "closed" {
-            // Some health checks do that.
-            assert_eq!(status["last_tls_failure"], serde_json::Value::Null, "{status:#}");
-            relay.finish(Backlog::Empty);
-            continue;
-        }
-        assert_eq!(status["last_tls_failure"]["reason"], reason, "{status:#}");
-        let words = format!("TLS handshakes at 127.0.0.1:0 failed lately ({reason}).");
-        assert_eq!(status["verdict"]["state"], "warn", "{status:#}");
-        assert_eq!(status["verdict"]["text"], words, "{status:#}");
+        assert_traced(&relay, reason, words);
         relay.finish(Backlog::Empty);
     }
 }
