@@ -8,6 +8,10 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ring::hkdf::HKDF_SHA256;
+use ring::hkdf::KeyType;
+use ring::hkdf::Prk;
+use ring::hkdf::Salt;
 use ring::rand::SecureRandom as _;
 use ring::rand::SystemRandom;
 use ring::signature::ED25519;
@@ -22,6 +26,9 @@ const PRIVATE: &str = "PRIVATE+KEY+";
 
 /// The number of bytes of an Ed25519 key, public or private (RFC 8032 §5.1.5).
 const KEY_BYTES: usize = 32;
+
+/// The salt with which secrets are derived from the seed of a signing key (HKDF, RFC 5869).
+const DERIVE_SALT: &[u8] = b"kube-audit-forwarder";
 
 /// The most bytes of a key's name. The specification has no limit.
 const NAME_BYTES_MAX: usize = 255;
@@ -149,6 +156,17 @@ impl fmt::Display for VerifierKey {
 pub struct SigningKey {
     verifier: VerifierKey,
     pair: Ed25519KeyPair,
+    /// Other secrets are derived from this one, which is made of the seed.
+    derived: Prk,
+}
+
+/// The length of a derived secret, in bytes.
+struct SecretBytes;
+
+impl KeyType for SecretBytes {
+    fn len(&self) -> usize {
+        KEY_BYTES
+    }
 }
 
 impl SigningKey {
@@ -179,7 +197,8 @@ impl SigningKey {
         let pair = pair.map_err(|_| KeyError("the key is no Ed25519 key"))?;
         let public = pair.public_key().as_ref().try_into();
         let public = public.map_err(|_| KeyError("the key is no Ed25519 key"))?;
-        Ok(Self { verifier: VerifierKey::new(name, kind, public)?, pair })
+        let derived = Salt::new(HKDF_SHA256, DERIVE_SALT).extract(seed);
+        Ok(Self { verifier: VerifierKey::new(name, kind, public)?, pair, derived })
     }
 
     /// Reads the text of a key for notes. White space around the text is allowed.
@@ -211,6 +230,22 @@ impl SigningKey {
     #[must_use]
     pub fn verifier(&self) -> &VerifierKey {
         &self.verifier
+    }
+
+    /// Derives a secret of 32 bytes from the key's seed, by HKDF-SHA-256. `purpose` is the `info`
+    /// of RFC 5869, so that each purpose has a secret of its own.
+    ///
+    /// # Panics
+    ///
+    /// Never: HKDF gives up to 255 times 32 bytes.
+    #[must_use]
+    pub fn derive(&self, purpose: &str) -> [u8; KEY_BYTES] {
+        let mut secret = [0; KEY_BYTES];
+        let purpose = [purpose.as_bytes()];
+        let expanded = self.derived.expand(&purpose, SecretBytes);
+        let filled = expanded.and_then(|okm| okm.fill(&mut secret));
+        filled.expect("HKDF gives as many bytes");
+        secret
     }
 
     /// Returns the signature of a message: 64 bytes.
