@@ -574,7 +574,8 @@ catalog! {
                 what the log says. The alert `KubeAuditForwarderEvidenceNotWritten` fires at once. \
                 `witness`: see `evidence_witness_timestamp_seconds`. `rolled_back`: nothing is \
                 signed any more; the alert `KubeAuditForwarderEvidenceRolledBack` fires at once. \
-                `tampered`: somebody has changed the files of the queue; the alert \
+                `tampered`: somebody has changed or removed files of the queue or of its evidence; \
+                the alert \
                 `KubeAuditForwarderEvidenceTampered` fires at once.",
         }
     } with {
