@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 1 | `entry` `journal` `layout` `lines` | what an entry says · entries without a checkpoint · names of files · hashes of lines |
 //! | 2 | `outcome` `reader` `store` | entries about what the outputs finish · a log seen from outside · the files of the log, and the order in which they are written |
-//! | 3 | `copy` `hashes` `originals` `witness` | a log as it is now, elsewhere · the files of line hashes · whether a line is the one that came in · who cosigns checkpoints |
+//! | 3 | `copy` `hashes` `off` `originals` `witness` | a log as it is now, elsewhere · the files of line hashes · the positions without evidence · whether a line is the one that came in · who cosigns checkpoints |
 //! | 4 | `recorder` | the thread |
 
 pub mod copy;
@@ -18,6 +18,7 @@ mod hashes;
 mod journal;
 mod layout;
 pub mod lines;
+pub(crate) mod off;
 pub(crate) mod originals;
 mod outcome;
 pub mod reader;
@@ -31,6 +32,6 @@ pub use layout::LineFile;
 use crate::release::Format;
 
 /// The format of the evidence, for `--version`: that of the entries, the journal and the files of
-/// line hashes. These files do not carry the number. The formats of checkpoints and tiles are those
-/// of the C2SP specifications.
-pub const FORMAT: Format = Format { name: "evidence", reads: &[1], writes: 1 };
+/// line hashes. Version 2 has MACs in the journal, and the files beside the log. The formats of
+/// checkpoints and tiles are those of the C2SP specifications.
+pub const FORMAT: Format = Format { name: "evidence", reads: &[1, 2], writes: 2 };

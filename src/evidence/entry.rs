@@ -230,6 +230,12 @@ impl Entry {
         }
     }
 
+    /// Returns `true` if the entry says what became of events at an output.
+    #[must_use]
+    pub fn is_fate(&self) -> bool {
+        matches!(self, Self::Delivered { .. } | Self::Lost { first: Some(_), .. })
+    }
+
     /// Returns the time of the entry, in milliseconds since 1970.
     #[must_use]
     pub fn at(&self) -> u64 {
@@ -252,6 +258,7 @@ impl Entry {
 mod tests {
     use super::*;
 
+    #[allow(clippy::too_many_lines, reason = "each type of entry is there")]
     #[test]
     fn entries_are_written_and_read_as_the_contract_says() {
         let hash = Hash::of(&[b"x"]);

@@ -90,6 +90,30 @@ impl Hashes {
         Ok(())
     }
 
+    /// Returns `true` if the file that is appended to is still there.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub(super) fn is_there(&self) -> io::Result<bool> {
+        let Some((_, name, end)) = &self.open else { return Ok(true) };
+        match self.disk.open(&path(&name.path()), Access::Read) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            file => Ok(file?.bytes()? >= *end),
+        }
+    }
+
+    /// Finds the files again, after some were removed. The next records begin a new file.
+    ///
+    /// # Errors
+    ///
+    /// The directory can't be made or read.
+    pub(super) fn reopen(&mut self) -> io::Result<()> {
+        let found = Self::open(Arc::clone(&self.disk), self.max_bytes)?;
+        (self.files, self.open) = (found.files, None);
+        Ok(())
+    }
+
     /// Returns the file for records from this position on, its name, and where its last whole
     /// record ends.
     fn next_file(&self, first: u64) -> io::Result<(Arc<dyn File>, LineFile, u64)> {

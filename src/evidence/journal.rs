@@ -1,47 +1,176 @@
-//! The records of the journal: entries that no checkpoint covers yet.
+//! The journal: the entries that no checkpoint covers yet, each with a message authentication code.
 //!
-//! A record is the number of the entry's bytes and their CRC-32C (4 bytes each), the index of the
-//! entry (8 bytes), and the entry. Numbers are big-endian.
+//! A journal is a header and a row of records. The header names the checkpoint that the journal
+//! continues, by its size and its root. Each MAC is an HMAC-SHA-256 over the MAC before it, so that
+//! no record can be taken out, moved, or put into another journal. The key is derived from the
+//! signing key of the log. The format is in docs/internals/evidence-format.md.
+//!
+//! A crash may leave a record at the end that is not whole. Whatever follows it is dropped. A
+//! record that is whole and has another MAC was written by somebody else: then nothing in the
+//! journal counts.
 
+use ring::hmac;
+
+use crate::tlog::key::SigningKey;
+use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::Head;
 use crate::tlog::tile::ENTRY_BYTES_MAX;
 
-/// The number of bytes of a record before the entry.
+/// The first bytes of a journal. Earlier versions read them as the length of a record that is not
+/// there.
+const MAGIC: [u8; 8] = *b"\xFFKAFJRN\x02";
+
+/// The number of bytes of a MAC.
+const MAC: usize = 32;
+
+/// The number of bytes of a record before the MAC: length, checksum and index.
 const FRAME: usize = 16;
 
 /// The most bytes of a journal that are read. The store ends a journal much earlier, but entries
 /// that say nothing of events may come on top of its limit.
 pub(super) const JOURNAL_BYTES_MAX: usize = 128 << 20;
 
-/// Appends a record to the bytes of a journal.
-pub(super) fn write_record(index: u64, entry: &[u8], journal: &mut Vec<u8>) {
-    let length = u32::try_from(entry.len()).unwrap_or(u32::MAX);
-    let checksum = crc32c::crc32c_append(crc32c::crc32c(&index.to_be_bytes()), entry);
-    journal.extend_from_slice(&length.to_be_bytes());
-    journal.extend_from_slice(&checksum.to_be_bytes());
-    journal.extend_from_slice(&index.to_be_bytes());
-    journal.extend_from_slice(entry);
+/// The purpose for which the key of the MACs is derived from the signing key.
+const PURPOSE: &str = "evidence journal 2";
+
+/// The key of the MACs.
+#[derive(Debug, Clone)]
+pub(super) struct Key(hmac::Key);
+
+impl Key {
+    /// Derives the key from a signing key.
+    pub(super) fn of(key: &SigningKey) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, &key.derive(PURPOSE)))
+    }
+
+    fn mac(&self, parts: &[&[u8]]) -> [u8; MAC] {
+        let mut context = hmac::Context::with_key(&self.0);
+        parts.iter().for_each(|part| context.update(part));
+        let mut mac = [0; MAC];
+        mac.iter_mut().zip(context.sign().as_ref()).for_each(|(to, from)| *to = *from);
+        mac
+    }
+
+    /// Returns the MAC of the header of a journal that continues this checkpoint.
+    fn begin(&self, origin: &str, head: Head) -> [u8; MAC] {
+        let origin_bytes = (origin.len() as u64).to_be_bytes();
+        let size = head.size.to_be_bytes();
+        self.mac(&[&MAGIC, &origin_bytes, origin.as_bytes(), &size, &head.root.0])
+    }
+
+    fn next(&self, before: &[u8; MAC], index: u64, entry: &[u8]) -> [u8; MAC] {
+        self.mac(&[before, &index.to_be_bytes(), entry])
+    }
 }
 
-/// Takes the first record from the bytes of a journal: its index, its entry, and the bytes behind
-/// it. Returns `None` if there is no whole record.
-pub(super) fn record(journal: &[u8]) -> Option<(u64, &[u8], &[u8])> {
-    let (frame, rest) = journal.split_at_checked(FRAME)?;
-    let (length, frame) = frame.split_first_chunk()?;
-    let (checksum, index) = frame.split_first_chunk()?;
-    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
-    let (entry, behind) = rest.split_at_checked(length)?;
-    let found = crc32c::crc32c_append(crc32c::crc32c(index), entry);
-    let index = u64::from_be_bytes(index.try_into().ok()?);
-    let is_whole = length <= ENTRY_BYTES_MAX && found == u32::from_be_bytes(*checksum);
-    is_whole.then_some((index, entry, behind))
+/// The end of a journal that is being written.
+#[derive(Debug, Clone)]
+pub(super) struct Chain {
+    key: Key,
+    /// The MAC of the last record, or of the header.
+    last: [u8; MAC],
 }
 
-/// Returns the entries of a journal with their indices, up to the first that is torn.
+impl Chain {
+    /// Begins a journal that continues the checkpoint with this head. Also returns the header.
+    pub(super) fn begin(key: Key, origin: &str, head: Head) -> (Self, Vec<u8>) {
+        let last = key.begin(origin, head);
+        let header = [&MAGIC[..], &head.size.to_be_bytes(), &head.root.0, &last].concat();
+        (Self { key, last }, header)
+    }
+
+    /// Appends a record to the bytes of the journal.
+    pub(super) fn push(&mut self, index: u64, entry: &[u8], journal: &mut Vec<u8>) {
+        self.last = self.key.next(&self.last, index, entry);
+        let length = u32::try_from(entry.len()).unwrap_or(u32::MAX);
+        let mut checksum = crc32c::crc32c(&index.to_be_bytes());
+        checksum = crc32c::crc32c_append(checksum, &self.last);
+        checksum = crc32c::crc32c_append(checksum, entry);
+        journal.extend_from_slice(&length.to_be_bytes());
+        journal.extend_from_slice(&checksum.to_be_bytes());
+        journal.extend_from_slice(&index.to_be_bytes());
+        journal.extend_from_slice(&self.last);
+        journal.extend_from_slice(entry);
+    }
+}
+
+/// The records of a journal that has a MAC for each of them.
+struct Records<'a> {
+    head: Head,
+    mac: &'a [u8],
+    records: &'a [u8],
+}
+
+impl<'a> Records<'a> {
+    /// Takes the header from a journal. `None` if an earlier version has written the journal, or if
+    /// the bytes are not a journal.
+    fn of(journal: &'a [u8]) -> Option<Self> {
+        let rest = journal.strip_prefix(&MAGIC)?;
+        let (size, rest) = rest.split_first_chunk()?;
+        let (root, rest) = rest.split_first_chunk()?;
+        let (mac, records) = rest.split_at_checked(MAC)?;
+        let head = Head { size: u64::from_be_bytes(*size), root: Hash(*root) };
+        Some(Self { head, mac, records })
+    }
+}
+
+/// Returns the entries of a journal that one of these keys has written for the log of this origin,
+/// and the head of the checkpoint that the journal continues. `None` if none of the keys has
+/// written it, or not all of it.
+pub(super) fn written_by(
+    keys: &[Key],
+    origin: &str,
+    journal: &[u8],
+) -> Option<(Head, Vec<Vec<u8>>)> {
+    let Records { head, mac, mut records } = Records::of(journal)?;
+    let key = keys.iter().find(|key| key.begin(origin, head) == mac)?;
+    let (mut last, mut entries) = (key.begin(origin, head), Vec::new());
+    while let Some((index, mac, entry, behind)) = record(records, MAC) {
+        last = key.next(&last, head.size + entries.len() as u64, entry);
+        if last != mac || index != head.size + entries.len() as u64 {
+            return None;
+        }
+        entries.push(entry.to_vec());
+        records = behind;
+    }
+    Some((head, entries))
+}
+
+/// Returns the entries of a journal with their indices, up to the first that is torn. Anybody may
+/// have written them: no MAC is checked. Reads also the journal of an earlier version.
 pub(super) fn entries(journal: &[u8]) -> Vec<(u64, Vec<u8>)> {
-    let (mut rest, mut found) = (journal, Vec::new());
-    while let Some((index, entry, behind)) = record(rest) {
+    let (mut rest, mac) = match Records::of(journal) {
+        Some(Records { records, .. }) => (records, MAC),
+        None => (journal, 0),
+    };
+    let mut found = Vec::new();
+    while let Some((index, _, entry, behind)) = record(rest, mac) {
         rest = behind;
         found.push((index, entry.to_vec()));
     }
     found
+}
+
+/// Returns `true` if an earlier version of the program may have written the journal, without MACs.
+pub(super) fn is_without_macs(journal: &[u8]) -> bool {
+    Records::of(journal).is_none() && record(journal, 0).is_some()
+}
+
+/// A record: its index, its MAC, its entry, and the bytes behind it.
+type Record<'a> = (u64, &'a [u8], &'a [u8], &'a [u8]);
+
+/// Takes the first record from the bytes of a journal, whose MACs have this length. Returns `None`
+/// if there is no whole record.
+fn record(journal: &[u8], mac_bytes: usize) -> Option<Record<'_>> {
+    let (frame, rest) = journal.split_at_checked(FRAME)?;
+    let (length, frame) = frame.split_first_chunk()?;
+    let (checksum, index) = frame.split_first_chunk()?;
+    let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
+    let (mac, rest) = rest.split_at_checked(mac_bytes)?;
+    let (entry, behind) = rest.split_at_checked(length)?;
+    let found = crc32c::crc32c_append(crc32c::crc32c(index), mac);
+    let found = crc32c::crc32c_append(found, entry);
+    let index = u64::from_be_bytes(index.try_into().ok()?);
+    let is_whole = length <= ENTRY_BYTES_MAX && found == u32::from_be_bytes(*checksum);
+    is_whole.then_some((index, mac, entry, behind))
 }

@@ -12,6 +12,14 @@ pub(super) const JOURNAL: &str = "journal";
 /// the log: the origin, and the reason, a line each.
 pub(super) const ROLLED_BACK: &str = "evidence-rolled-back";
 
+/// The file beside the log, below the queue's directory, with a copy of the newest checkpoint. A
+/// log that is shorter was cut or removed.
+pub(super) const KNOWN: &str = "evidence-checkpoint";
+
+/// The file beside the log, below the queue's directory, with the positions that came in while
+/// evidence was off.
+pub(super) const OFF: &str = "evidence-off";
+
 /// The directory of the files of line hashes, below that of the log.
 pub(super) const LINES: &str = "lines";
 

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range as Positions;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::entry::Alarm;
 use super::entry::Entry;
 use super::entry::Previous;
 use super::entry::QUEUE;
@@ -31,11 +33,13 @@ use super::hashes::Hashes;
 use super::lines::Range;
 use super::lines::SALT_BYTES;
 use super::lines::Salt;
+use super::off;
 use super::originals::Originals;
 use super::outcome;
 use super::outcome::Made;
 use super::store;
 use super::store::Store;
+use super::store::Tampered;
 use super::witness::ANSWERS_WITHIN;
 use super::witness::Answered;
 use super::witness::Heard;
@@ -92,6 +96,8 @@ pub(crate) struct Setup {
     pub(crate) cursor: Cursor,
     /// The position at which the cursor begins, and the one behind the last event of the queue.
     pub(crate) positions: (Position, Position),
+    /// The positions that came in while evidence was off and may have no entry yet, in order.
+    pub(crate) off: Vec<Positions<u64>>,
     /// How the relay runs. The places of the outputs are asked for whenever an entry needs them.
     pub(crate) running: Running,
     /// The metrics of the evidence.
@@ -235,6 +241,9 @@ struct Log {
     /// The position behind the last event that has an entry. In a new log, the position at which
     /// the recorder began.
     next: u64,
+    /// Nothing is proven about the events before this position that have no entry and that the
+    /// queue has let go of: files of the log were changed or removed.
+    unproven: u64,
     /// The line hashes below this position are gone, by the log.
     pruned: u64,
     witnesses: Witnesses,
@@ -437,15 +446,30 @@ impl Work {
                 std::mem::take(&mut self.late).into_iter().for_each(|entry| self.add(entry));
                 self.write(true);
             }
+            Err(error) if Tampered::is(&error) => self.failed(EvidenceError::Tampered, &error),
             Err(error) => self.failed(EvidenceError::Write, &error),
         }
     }
 
-    fn open_files(&self) -> io::Result<Log> {
+    fn open_files(&mut self) -> io::Result<Log> {
         let Setup { settings, keys, disk, positions: (begin, end), .. } = &self.setup;
         let (witnesses, metrics) = (&self.setup.witnesses, &self.setup.metrics);
+        let mut off = None;
         let store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
-        let mut next = store.last_accepted()?.unwrap_or(begin.get());
+        for alarm in store.alarms() {
+            // If this attempt fails, the next one may not find the traces, or find them once more.
+            let is_late = |late: &Entry| matches!(late, Entry::Alarm { what, .. } if what == alarm);
+            if !self.late.iter().any(is_late) {
+                metrics.failed(EvidenceError::Tampered);
+                self.late.push(Entry::Alarm { at: now(), what: alarm.clone() });
+            }
+        }
+        let last = store.last_accepted()?;
+        let mut next = last.unwrap_or(begin.get());
+        if store.alarms().contains(&Alarm::Removed) && last.is_none() && begin.get() > 0 {
+            // Nothing is left that says which of these events had an entry.
+            (next, off) = (0, Some(0..begin.get()));
+        }
         if next > end.get() {
             tracing::error!(
                 evidence = next,
@@ -461,7 +485,50 @@ impl Work {
         let size = store.signed().size;
         let witnesses = Witnesses::new(witnesses, metrics, size).map_err(io::Error::other)?;
         let asks_until = (!witnesses.have_answered()).then(|| Instant::now() + ANSWERS_WITHIN);
-        Ok(Log { store, hashes, next, pruned: 0, witnesses, asks_until })
+        let unproven = if store.alarms().is_empty() { 0 } else { end.get() };
+        self.setup.off.splice(..0, off);
+        Ok(Log { store, hashes, next, unproven, pruned: 0, witnesses, asks_until })
+    }
+
+    /// Looks whether the files are still there. If the checkpoint or the journal was removed or
+    /// replaced, they are written again. If more is gone, the log is opened again, and goes on with
+    /// what is left.
+    fn check_files(&mut self) -> io::Result<()> {
+        let Some(Log { store, hashes, .. }) = &mut self.files else { return Ok(()) };
+        if !hashes.is_there()? {
+            hashes.reopen()?;
+            tracing::error!(
+                "the newest file below evidence/lines was removed or replaced while the relay runs: \
+                 the events whose line hashes it had can't be checked any more; find out who could \
+                 write to the directory"
+            );
+            self.setup.metrics.failed(EvidenceError::Tampered);
+        }
+        if store.is_there()? {
+            return Ok(());
+        }
+        let is_restored = store.restore()?;
+        tracing::error!(
+            is_restored,
+            "the checkpoint or the journal below evidence/ was removed or replaced while the relay \
+             runs; find out who could write to the directory"
+        );
+        if is_restored {
+            self.setup.metrics.failed(EvidenceError::Tampered);
+            self.add(Entry::Alarm { at: now(), what: Alarm::Removed });
+            return Ok(());
+        }
+        // The events without durable evidence are read again.
+        let kept = store.unwritten().filter_map(|entry| Entry::parse(entry).ok());
+        self.late.extend(kept.filter(|entry| entry.end_in_queue().is_none() && !entry.is_fate()));
+        (self.files, self.open, self.taken, self.commit_at) = (None, None, 0, None);
+        self.claims.clear();
+        self.setup.cursor.rewind();
+        let begin = self.setup.cursor.position();
+        self.setup.positions = (begin, begin.max(self.setup.positions.1));
+        self.finished.append(&mut self.entered);
+        self.begin();
+        Ok(())
     }
 
     /// Asks the witnesses that have not cosigned the newest checkpoint.
@@ -596,14 +663,19 @@ impl Work {
 
     /// Hashes the lines of a batch.
     fn hash(&mut self, batch: &Batch) {
+        if self.next().is_none_or(|next| batch.claim.end.get() <= next) {
+            return;
+        }
         let lines: Vec<_> = lines(&batch.pieces).collect();
         for (hash, (position, received)) in Hash::of_each(&lines).into_iter().zip(batch.places()) {
             let position = position.get();
-            // An event that has an entry was read once more after a start.
-            if self.next().is_none_or(|next| position < next) {
-                continue;
+            if self.next() != Some(position) || !self.setup.off.is_empty() {
+                self.pass_to(position);
+                // An event that has an entry was read once more after a start.
+                if self.next() != Some(position) {
+                    continue;
+                }
             }
-            self.pass_to(position);
             let open = self.open.get_or_insert_with(|| Open {
                 range: Range { first: position, salt: salt(), lines: Vec::new() },
                 received,
@@ -622,15 +694,36 @@ impl Work {
         open.or(self.files.as_ref().map(|log| log.next))
     }
 
-    /// Records that the queue does not have the events before this position any more, if they have
-    /// no entry.
+    /// Passes the events before this position that have no entry: those that came in while evidence
+    /// was off, and those that the queue does not have any more. A range without evidence that
+    /// begins here is passed as a whole.
     fn pass_to(&mut self, position: u64) {
-        let Some(next) = self.next().filter(|next| *next < position) else { return };
-        self.close();
-        self.lost(Some(next), position - next, "missing");
-        if let Some(log) = &mut self.files {
-            log.next = position;
+        while let Some((range, is_off)) = self.next().and_then(|next| self.gap(next, position)) {
+            self.close();
+            let (first, count) = (range.start, range.end - range.start);
+            match is_off {
+                true => self.add(Entry::Alarm { at: now(), what: Alarm::Off { first, count } }),
+                false => self.lost(Some(first), count, "missing"),
+            }
+            if let Some(log) = &mut self.files {
+                log.next = range.end;
+            }
         }
+    }
+
+    /// Returns the next events without a line, from `next` on, and `true` if nothing is proven
+    /// about them. `None` if there are none before `position`.
+    fn gap(&self, next: u64, position: u64) -> Option<(Positions<u64>, bool)> {
+        let unproven = self.files.as_ref().map_or(0, |log| log.unproven);
+        let off = self.setup.off.iter().find(|off| off.end > next);
+        let (end, is_off) = match off {
+            Some(off) if off.start <= next => (off.end, true),
+            off => {
+                let end = off.map_or(position, |off| position.min(off.start));
+                if next < unproven { (end.min(unproven), true) } else { (end, false) }
+            }
+        };
+        (next < end).then_some((next..end, is_off))
     }
 
     /// Records that the queue has lost events. `first` is the position of the first one; `None` if
@@ -672,6 +765,9 @@ impl Work {
     /// Makes hashes and entries durable, and finishes their claims. With `signs`, also signs a
     /// checkpoint if the log has grown.
     fn write(&mut self, signs: bool) {
+        if signs && let Err(error) = self.check_files() {
+            return self.failed(EvidenceError::Write, &error);
+        }
         self.close();
         self.record_finished();
         let Some(log) = &mut self.files else { return };
@@ -696,6 +792,9 @@ impl Work {
                     self.setup.metrics.signed();
                     self.setup.checkpoints.send_replace(note.to_string().into());
                 }
+                if let Err(error) = log.remember(&*self.setup.disk, &mut self.setup.off) {
+                    return self.failed(EvidenceError::Write, &error);
+                }
                 self.checkpoint_at = Instant::now() + self.setup.settings.checkpoint_interval;
                 if std::mem::take(&mut self.told) {
                     tracing::info!(size, "the evidence can be written again");
@@ -715,7 +814,15 @@ impl Work {
     fn failed(&mut self, reason: EvidenceError, error: &io::Error) {
         self.setup.metrics.failed(reason);
         if !std::mem::replace(&mut self.told, true) {
-            tracing::error!(%error, "the evidence can't be written, trying again");
+            match matches!(reason, EvidenceError::Tampered) {
+                true => tracing::error!(
+                    %error,
+                    "files of the evidence were removed or replaced: nothing is recorded until they \
+                     are put back, or until the config has a new origin and key; find out who could \
+                     write to the directory"
+                ),
+                false => tracing::error!(%error, "the evidence can't be written, trying again"),
+            }
         }
         self.again_at = Some(Instant::now() + PAUSE);
     }
@@ -730,6 +837,17 @@ async fn answered(log: &mut Option<Log>) -> Answered {
 }
 
 impl Log {
+    /// Keeps the size of the log beside it. Also forgets the ranges without evidence, if the
+    /// checkpoint covers the entries about them.
+    fn remember(&mut self, disk: &dyn Disk, off: &mut Vec<Positions<u64>>) -> io::Result<()> {
+        self.store.remember()?;
+        if off.last().is_some_and(|last| last.end <= self.next) {
+            off::entered(disk)?;
+            off.clear();
+        }
+        Ok(())
+    }
+
     /// Deletes the oldest line hashes if they take too much room. The entry about it is durable
     /// before.
     fn prune(&mut self) -> io::Result<()> {

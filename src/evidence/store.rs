@@ -4,17 +4,23 @@
 //! the tiles and bundles are written and synced, the checkpoint is signed, and its file replaces
 //! the one before. Only then does a new journal begin. So after a crash at any moment the journal
 //! has every entry that no checkpoint covers, and what a checkpoint covers is in the tiles.
+//!
+//! Somebody else may have written to the files while the relay was stopped. Of the journal only
+//! those entries count whose MACs are right. A copy of the newest checkpoint is kept beside the
+//! directory of the log, so that a log that was removed or cut is noticed.
 
 use std::io;
 use std::sync::Arc;
 
+use super::entry::Alarm;
 use super::entry::Entry;
 use super::entry::now;
 use super::journal;
+use super::journal::Chain;
 use super::journal::JOURNAL_BYTES_MAX;
 use super::layout;
 use super::layout::DIRECTORY;
-use super::layout::JOURNAL;
+use super::layout::KNOWN;
 use super::layout::ROLLED_BACK;
 use super::layout::path;
 use crate::queue::disk::Access;
@@ -54,6 +60,12 @@ const ROLLED_BACK_MAX: usize = 16 << 10;
 /// The beginning of the name of a directory with the log of an earlier origin.
 const ASIDE: &str = "evidence-until-";
 
+/// The beginning of the name of a journal that was set aside. Its time in milliseconds follows.
+const REFUSED: &str = "journal-refused-";
+
+/// The newest of these journals are kept, at most this many.
+const REFUSED_MAX: usize = 4;
+
 /// The number of tile levels that a log can have.
 const LEVELS: usize = 8;
 
@@ -74,12 +86,45 @@ pub(super) struct Store {
     pending_bytes: usize,
     /// How many of the pending entries are in the journal and synced.
     synced: usize,
-    /// The journal, and the number of its bytes. `None`: it has to be written anew, as after a
-    /// start, because its end may be torn.
-    journal: Option<(Arc<dyn File>, u64)>,
+    /// The journal that is being written. `None`: it has to be begun again, as after a start,
+    /// because its end may be torn.
+    journal: Option<Open>,
+    /// The key of the journal's MACs. While a key is followed by the next one, it is that of the
+    /// next one, which both this start and the one after the change know.
+    key: journal::Key,
+    /// `true`: the file of the checkpoint is that of `newest`. After a failed attempt to replace
+    /// it, nobody knows.
+    is_published: bool,
+    /// The size of the checkpoint of which a copy is beside the log.
+    remembered: u64,
+    /// Traces of somebody else that were found when the log was opened.
+    alarms: Vec<Alarm>,
     /// The last tile of each level, and the last bundle, so far.
     tiles: [Growing; LEVELS],
     bundle: Growing,
+}
+
+/// The journal that is being written.
+#[derive(Debug, Clone)]
+struct Open {
+    file: Arc<dyn File>,
+    /// The number of its bytes.
+    bytes: u64,
+    /// The first bytes.
+    header: Vec<u8>,
+    chain: Chain,
+}
+
+/// A log that somebody else has changed in such a way that it can't be continued.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Tampered(String);
+
+impl Tampered {
+    /// Returns `true` if the error is of this kind.
+    pub(super) fn is(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|error| error.is::<Self>())
+    }
 }
 
 /// The last tile of a level, or the last bundle, with the whole ones before it that are not in
@@ -115,6 +160,7 @@ impl Store {
         disk.make_directory(DIRECTORY)?;
         // A process before this one may have been killed between a rename and its sync.
         disk.sync_directory(DIRECTORY)?;
+        let key = keys.last().ok_or_else(|| io::Error::other("there is no signing key"))?;
         let mut store = Self {
             disk,
             origin: origin.to_owned(),
@@ -126,19 +172,44 @@ impl Store {
             pending_bytes: 0,
             synced: 0,
             journal: None,
+            key: journal::Key::of(key),
+            is_published: true,
+            remembered: 0,
+            alarms: Vec::new(),
             tiles: Default::default(),
             bundle: Growing::default(),
         };
-        let journal = store.read(JOURNAL, JOURNAL_BYTES_MAX)?.unwrap_or_default();
-        let begins_at = journal::record(&journal).map(|(index, ..)| index);
+        let journal = store.read_journal()?;
+        let macs: Vec<_> = keys.iter().map(journal::Key::of).collect();
+        let own = journal.as_ref().and_then(|it| journal::written_by(&macs, origin, it));
+        let begins_at = own.as_ref().map(|(head, _)| head.size);
         match store.read(CHECKPOINT, NOTE_BYTES_MAX)? {
             Some(note) => store.load(&note, keys, begins_at)?,
             None => store.check_is_new(begins_at)?,
         }
-        for entry in store.journalled(&journal) {
+        store.remembered = store.signed.size;
+        for entry in store.journalled(journal.as_deref(), own)? {
             store.push(entry)?;
         }
+        store.compare_with_known()?;
         Ok(store)
+    }
+
+    /// Returns the content of the journal; `None` if there is none. If it is longer than any that
+    /// the relay writes, the content is empty, which the relay does not write either.
+    fn read_journal(&self) -> io::Result<Option<Vec<u8>>> {
+        let file = match self.disk.open(JOURNAL_PATH, Access::Read) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let fits = file.bytes()? <= JOURNAL_BYTES_MAX as u64;
+        if fits { read_all(&*file, JOURNAL_BYTES_MAX).map(Some) } else { Ok(Some(Vec::new())) }
+    }
+
+    /// Returns the traces of somebody else that were found when the log was opened.
+    pub(super) fn alarms(&self) -> &[Alarm] {
+        &self.alarms
     }
 
     /// Returns the content of a file; `None` if there is none.
@@ -167,7 +238,7 @@ impl Store {
     }
 
     /// Takes up the checkpoint that was signed last. `begins_at` is the index of the first entry in
-    /// the journal.
+    /// the journal, if the relay has written the journal.
     fn load(&mut self, note: &[u8], keys: &[SigningKey], begins_at: Option<u64>) -> io::Result<()> {
         let wrong = |what: String| io::Error::other(format!("{}: {what}", path(CHECKPOINT)));
         let Signed { checkpoint, note } =
@@ -180,10 +251,11 @@ impl Store {
         let size = checkpoint.head.size;
         // A journal begins where a checkpoint ended that was signed.
         if let Some(index) = begins_at.filter(|index| *index > size) {
-            return Err(wrong(format!(
-                "it covers {size} entries, and the journal goes on from entry {index}: an older \
-                 checkpoint was put back"
-            )));
+            return Err(io::Error::other(Tampered(format!(
+                "{}: it covers {size} entries, and the journal continues from entry {index}: an \
+                 older checkpoint was put back",
+                path(CHECKPOINT)
+            ))));
         }
         for tile in last_tiles(size) {
             let bytes = self.tile(tile)?;
@@ -215,8 +287,9 @@ impl Store {
     }
 
     /// Checks that no log was there before, if there is no checkpoint. `begins_at` is the index of
-    /// the first entry in the journal: before its first checkpoint, a log has a journal from its
-    /// first entry on. A log that began again would sign other roots for the same sizes.
+    /// the first entry in the journal, if the relay has written the journal: before its first
+    /// checkpoint, a log has a journal from its first entry on. A log that began again would sign
+    /// other roots for the same sizes.
     fn check_is_new(&self, begins_at: Option<u64>) -> io::Result<()> {
         let has_files = |directory: &str| match self.disk.list(&path(directory)) {
             Ok(names) => Ok(!names.is_empty()),
@@ -225,25 +298,177 @@ impl Store {
         };
         if begins_at != Some(0) && (has_files("tile/0")? || has_files("tile/0/000.p")?) {
             let missing = path(CHECKPOINT);
-            return Err(io::Error::other(format!("the log has tiles, and {missing} is missing")));
+            let what = format!("the log has tiles, and {missing} is missing");
+            return Err(io::Error::other(Tampered(what)));
         }
         Ok(())
     }
 
-    /// Returns the entries of the journal that the checkpoint does not cover, up to the first that
-    /// is torn.
-    fn journalled(&self, journal: &[u8]) -> Vec<Vec<u8>> {
-        let (mut rest, mut next, mut found) = (journal, self.signed.size, Vec::new());
-        while let Some((index, entry, behind)) = journal::record(rest) {
-            rest = behind;
-            if index == next {
-                found.push(entry.to_vec());
-                next += 1;
-            } else if index > next {
-                break;
+    /// Returns the entries of the journal that the checkpoint does not cover. `own` is what the
+    /// relay has written into it, and the checkpoint that it continues. A journal that the relay
+    /// did not write is set aside, and nothing of it counts.
+    fn journalled(
+        &mut self,
+        journal: Option<&[u8]>,
+        own: Option<(Head, Vec<Vec<u8>>)>,
+    ) -> io::Result<Vec<Vec<u8>>> {
+        let Some(journal) = journal else {
+            // The journal is written before the first checkpoint, and is always there after that.
+            if self.signed.size > 0 {
+                tracing::error!(
+                    "evidence/journal was removed: entries of the last seconds before the relay \
+                     ended may be gone; find out who could write to the directory"
+                );
+                self.alarms.push(Alarm::Removed);
             }
+            return Ok(Vec::new());
+        };
+        if let Some((head, mut entries)) = own {
+            if self.follows(head.size, &entries)? == Some(head.root) {
+                let covered = usize::try_from(self.signed.size - head.size).unwrap_or(usize::MAX);
+                return Ok(entries.split_off(covered.min(entries.len())));
+            }
+        } else if self.covers(journal)? {
+            // The checkpoint proves these entries. The journal may be that of an earlier version,
+            // or of a key that is not used any more.
+            return Ok(Vec::new());
         }
-        found
+        self.set_aside(journal)?;
+        Ok(Vec::new())
+    }
+
+    /// Returns the root over the first `base` entries of the log, if these entries follow them up
+    /// to the checkpoint, or beyond it. Otherwise returns `None`.
+    fn follows(&self, base: u64, entries: &[Vec<u8>]) -> io::Result<Option<Hash>> {
+        let Head { size, root } = self.signed;
+        let covered = size.checked_sub(base).and_then(|covered| usize::try_from(covered).ok());
+        let Some(covered) = covered.and_then(|covered| entries.get(..covered)) else {
+            return Ok(None);
+        };
+        let nodes = tile::Tiles::new(size, |tile| tile::hashes(&self.tile(tile)?, tile.width));
+        let mut frontier = Frontier::read(&nodes, base)?;
+        let begin = frontier.root();
+        covered.iter().for_each(|entry| frontier.push(Hash::of_leaf(entry), &mut |_, _| {}));
+        Ok((frontier.root() == root).then_some(begin))
+    }
+
+    /// Returns `true` if the checkpoint covers the entries of a journal, all up to its last one.
+    fn covers(&self, journal: &[u8]) -> io::Result<bool> {
+        let entries = journal::entries(journal);
+        let Some(first) = entries.first().map(|(index, _)| *index) else { return Ok(false) };
+        let is_row = entries.iter().zip(first..).all(|((index, _), expected)| *index == expected);
+        let end = first.checked_add(entries.len() as u64);
+        let entries: Vec<_> = entries.into_iter().map(|(_, entry)| entry).collect();
+        Ok(is_row && end == Some(self.signed.size) && self.follows(first, &entries)?.is_some())
+    }
+
+    /// Renames a journal that the relay did not write, and deletes the oldest of such journals.
+    fn set_aside(&mut self, journal: &[u8]) -> io::Result<()> {
+        let mut names = self.disk.list(DIRECTORY)?;
+        names.retain(|name| name.starts_with(REFUSED));
+        names.sort_unstable();
+        for name in names.iter().rev().skip(REFUSED_MAX - 1) {
+            self.disk.remove(&path(name))?;
+        }
+        let aside = path(&format!("{REFUSED}{}", now()));
+        self.disk.rename(JOURNAL_PATH, &aside)?;
+        self.disk.sync_directory(DIRECTORY)?;
+        self.alarms.push(Alarm::Journal);
+        if journal::is_without_macs(journal) {
+            tracing::error!(
+                aside,
+                "evidence/journal has no MACs: it was set aside, and nothing in it is signed. An \
+                 earlier version of the relay that did not end in good order writes such a \
+                 journal; if none ran here, find out who could write to the directory"
+            );
+        } else {
+            tracing::error!(
+                aside,
+                "evidence/journal was not written with the key of this log, or not for the \
+                 checkpoint beside it: it was set aside, and nothing in it is signed; find out \
+                 who could write to the directory"
+            );
+        }
+        Ok(())
+    }
+
+    /// Compares the log with the copy of the newest checkpoint beside its directory.
+    fn compare_with_known(&mut self) -> io::Result<()> {
+        let Some(known) = known(&*self.disk, &self.origin)? else { return Ok(()) };
+        let Head { size, .. } = self.signed;
+        let nodes = tile::Tiles::new(size, |tile| tile::hashes(&self.tile(tile)?, tile.width));
+        if known.size <= size && root_at(&nodes, known.size)? == known.root {
+            return Ok(());
+        }
+        tracing::error!(
+            known = known.size,
+            found = size,
+            "entries of the evidence that were signed are gone: files below evidence/ were removed, \
+             or replaced by older ones. Keep a copy of the directory, compare it with a checkpoint \
+             that a consumer or a witness has, and find out who could write to it"
+        );
+        if !self.alarms.contains(&Alarm::Removed) {
+            self.alarms.push(Alarm::Removed);
+        }
+        Ok(())
+    }
+
+    /// Keeps a copy of the newest checkpoint beside the directory of the log, if there is none yet.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses. The next call tries again.
+    pub(super) fn remember(&mut self) -> io::Result<()> {
+        if let Some(note) = self.newest.as_ref().filter(|_| self.remembered != self.signed.size) {
+            replace(&*self.disk, KNOWN, note.to_string().as_bytes())?;
+            self.remembered = self.signed.size;
+        }
+        Ok(())
+    }
+
+    /// Returns `true` if the files that this process has written last are still there.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub(super) fn is_there(&self) -> io::Result<bool> {
+        if let Some(newest) = self.newest.as_ref().filter(|_| self.is_published)
+            && self.read(CHECKPOINT, NOTE_BYTES_MAX)?.as_deref()
+                != Some(newest.to_string().as_bytes())
+        {
+            return Ok(false);
+        }
+        let Some(Open { bytes, header, .. }) = &self.journal else { return Ok(true) };
+        let file = match self.disk.open(JOURNAL_PATH, Access::Read) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let mut found = vec![0; header.len()];
+        let read = file.read_at(&mut found, 0)?;
+        Ok(file.bytes()? == *bytes && read == header.len() && found == *header)
+    }
+
+    /// Writes the file of the newest checkpoint again, and prepares a new journal with all entries
+    /// that no checkpoint covers. Returns `false`, and does nothing, if the tiles are not there.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub(super) fn restore(&mut self) -> io::Result<bool> {
+        let Head { size, root } = self.signed;
+        let nodes = tile::Tiles::new(size, |tile| tile::hashes(&self.tile(tile)?, tile.width));
+        let has_tiles = Frontier::read(&nodes, size).is_ok_and(|found| found.root() == root);
+        let Some(newest) = self.newest.clone().filter(|_| has_tiles) else { return Ok(false) };
+        self.publish(&newest)?;
+        self.is_published = true;
+        (self.journal, self.synced) = (None, 0);
+        Ok(true)
+    }
+
+    /// Returns the entries that are not in the journal yet.
+    pub(super) fn unwritten(&self) -> impl Iterator<Item = &Vec<u8>> {
+        self.pending.iter().skip(self.synced)
     }
 
     /// Returns the number of entries, and the root over them.
@@ -306,28 +531,30 @@ impl Store {
         if self.synced == self.pending.len() {
             return Ok(());
         }
-        let Some((file, end)) = self.journal.take() else { return self.begin_journal() };
+        let Some(mut open) = self.journal.take() else { return self.begin_journal() };
         let mut records = Vec::new();
         let first = self.signed.size + self.synced as u64;
         for (index, entry) in (first..).zip(self.pending.iter().skip(self.synced)) {
-            journal::write_record(index, entry, &mut records);
+            open.chain.push(index, entry, &mut records);
         }
-        file.write_at(&[&records], end)?;
-        file.sync()?;
-        self.journal = Some((file, end + records.len() as u64));
+        open.file.write_at(&[&records], open.bytes)?;
+        open.file.sync()?;
+        open.bytes += records.len() as u64;
+        self.journal = Some(open);
         self.synced = self.pending.len();
         Ok(())
     }
 
     /// Writes a new journal with all pending entries.
     fn begin_journal(&mut self) -> io::Result<()> {
-        let mut records = Vec::new();
+        let (mut chain, header) = Chain::begin(self.key.clone(), &self.origin, self.signed);
+        let mut journal = header.clone();
         for (index, entry) in (self.signed.size..).zip(&self.pending) {
-            journal::write_record(index, entry, &mut records);
+            chain.push(index, entry, &mut journal);
         }
-        replace(&*self.disk, JOURNAL_PATH, &records)?;
+        replace(&*self.disk, JOURNAL_PATH, &journal)?;
         let file = self.disk.open(JOURNAL_PATH, Access::Write)?;
-        self.journal = Some((file, records.len() as u64));
+        self.journal = Some(Open { file, bytes: journal.len() as u64, header, chain });
         self.synced = self.pending.len();
         Ok(())
     }
@@ -347,6 +574,7 @@ impl Store {
         let checkpoint = Checkpoint { origin: self.origin.clone(), head };
         let note = checkpoint.sign(keys).map_err(io::Error::other)?;
         self.publish(&note)?;
+        self.is_published = true;
         let obsolete = std::mem::replace(&mut self.before, self.signed.size);
         (self.signed, self.newest) = (head, Some(note.clone()));
         (self.pending, self.pending_bytes, self.synced) = (Vec::new(), 0, 0);
@@ -389,7 +617,7 @@ impl Store {
             return Ok(());
         }
         self.publish(&note)?;
-        self.newest = Some(note);
+        (self.newest, self.is_published) = (Some(note), true);
         Ok(())
     }
 
@@ -419,7 +647,8 @@ impl Store {
         replace(&*self.disk, ROLLED_BACK, format!("{}\n{why}\n", self.origin).as_bytes())
     }
 
-    fn publish(&self, note: &Note) -> io::Result<()> {
+    fn publish(&mut self, note: &Note) -> io::Result<()> {
+        self.is_published = false;
         replace(&*self.disk, &path(CHECKPOINT), note.to_string().as_bytes())
     }
 
@@ -463,6 +692,21 @@ impl Store {
 pub(super) fn rolled_back(disk: &dyn Disk, origin: &str) -> io::Result<Option<String>> {
     let text = read(disk, ROLLED_BACK, ROLLED_BACK_MAX)?;
     Ok(text.and_then(|text| layout::rolled_back(&text, origin)))
+}
+
+/// Returns the size and the root of the log of this origin that were signed last, by the copy of
+/// the checkpoint beside the log; `None` if there is none.
+fn known(disk: &dyn Disk, origin: &str) -> io::Result<Option<Head>> {
+    let Some(note) = read(disk, KNOWN, NOTE_BYTES_MAX)? else { return Ok(None) };
+    match Signed::parse(&note) {
+        Ok(Signed { checkpoint, .. }) => {
+            Ok((checkpoint.origin == origin).then_some(checkpoint.head))
+        }
+        Err(error) => {
+            tracing::error!(%error, file = KNOWN, "the copy of the newest checkpoint can't be read");
+            Ok(None)
+        }
+    }
 }
 
 /// Returns the position behind the events that an entry brings into the log; `None` if it brings
@@ -550,7 +794,7 @@ fn tile_of(disk: &dyn Disk, tile: Tile) -> io::Result<Vec<u8>> {
 }
 
 /// Returns the content of a file; `None` if there is none.
-fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+pub(super) fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
     let file = match disk.open(path, Access::Read) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -581,186 +825,4 @@ fn write_tile(disk: &dyn Disk, tile: Tile, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 #[allow(clippy::panic_in_result_fn, reason = "an error is the disk's, a panic a broken promise")]
-mod tests {
-    use super::*;
-    use crate::queue::tests::simulated_disk::SimulatedDisk;
-    use crate::queue::tests::simulated_disk::is_crash;
-    use crate::tlog::merkle::extends;
-    use crate::tlog::merkle::root;
-
-    const ORIGIN: &str = "example.org/relay-0";
-
-    fn key() -> SigningKey {
-        SigningKey::generate(ORIGIN).expect("random numbers").0
-    }
-
-    fn open(disk: &SimulatedDisk, key: &SigningKey) -> io::Result<Store> {
-        Store::open(Arc::new(disk.clone()), ORIGIN, std::slice::from_ref(key))
-    }
-
-    /// Returns all entries of a store.
-    fn entries(store: &Store) -> Vec<Vec<u8>> {
-        let mut found = Vec::new();
-        for index in 0..store.signed.size.div_ceil(WIDTH) {
-            let width = (store.signed.size - index * WIDTH).min(WIDTH);
-            let tile = Tile { content: Content::Entries, index, width };
-            let bundle = store.tile(tile).expect("it is there");
-            let entries = tile::entries(&bundle, width).expect("it is whole");
-            found.extend(entries.into_iter().map(<[u8]>::to_vec));
-        }
-        found.extend(store.pending.iter().cloned());
-        found
-    }
-
-    /// A log under random faults and crashes, beside a list of the entries that must be in it.
-    struct Model {
-        rng: fastrand::Rng,
-        disk: SimulatedDisk,
-        key: SigningKey,
-        entries: Vec<Vec<u8>>,
-        /// How many of them were made durable.
-        durable: usize,
-        /// The checkpoints that somebody may have seen.
-        seen: Vec<Head>,
-        made: u64,
-    }
-
-    impl Model {
-        /// Opens the log after a start, and compares it with the list.
-        fn open(&mut self) -> Option<Store> {
-            let store = match open(&self.disk, &self.key) {
-                Ok(store) => store,
-                Err(error) if is_crash(&error) => return None,
-                Err(error) => panic!("the log can't be opened: {error}"),
-            };
-            let found = entries(&store);
-            assert!(found.len() >= self.durable, "{} of {}", found.len(), self.durable);
-            assert_eq!(found, self.entries[..found.len()]);
-            let leaves: Vec<_> = found.iter().map(|entry| Hash::of_leaf(entry)).collect();
-            assert_eq!(store.head().root, root(leaves.iter().copied()));
-            for seen in &self.seen {
-                let (old, new) = (seen.size, store.head());
-                assert!(old <= new.size, "{old} entries were signed, {} are left", new.size);
-                let path = consistency(leaves.as_slice(), old, new.size);
-                assert!(extends(*seen, new, &path.expect("all hashes are there")));
-            }
-            self.entries.truncate(found.len());
-            self.durable = found.len();
-            Some(store)
-        }
-
-        /// Does something at random. Returns an error of the disk.
-        fn step(&mut self, store: &mut Store) -> io::Result<()> {
-            match self.rng.u8(..10) {
-                0..6 => {
-                    for _ in 0..self.rng.usize(1..60) {
-                        self.made += 1;
-                        let length = self.rng.usize(..40);
-                        let entry = [self.made.to_be_bytes().to_vec(), vec![b'x'; length]].concat();
-                        self.entries.push(entry.clone());
-                        store.push(entry)?;
-                    }
-                }
-                6..8 => {
-                    store.commit()?;
-                    self.durable = self.entries.len();
-                }
-                _ => {
-                    // The checkpoint may become visible, and an error come after that.
-                    let head = store.head();
-                    let signed = store.sign(std::slice::from_ref(&self.key));
-                    if let Ok(Some(note)) = &signed {
-                        let of_note = Checkpoint::of_text(note.text()).expect("it is one");
-                        assert_eq!(of_note.head, head);
-                        self.durable = self.entries.len();
-                        self.seen.push(head);
-                    }
-                    signed?;
-                }
-            }
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn what_was_signed_stays_whatever_the_disk_does() {
-        for seed in 0..60 {
-            let rng = fastrand::Rng::with_seed(seed);
-            let (disk, key) = (SimulatedDisk::new(seed), key());
-            let (entries, seen) = (Vec::new(), Vec::new());
-            let mut model = Model { rng, disk, key, entries, durable: 0, seen, made: 0 };
-            println!("seed {seed}");
-            for _ in 0..6 {
-                model.disk.calm();
-                let Some(mut store) = model.open() else {
-                    model.disk = model.disk.crash(&mut model.rng);
-                    continue;
-                };
-                if model.rng.bool() {
-                    model.disk.faults(0.05);
-                }
-                model.disk.crash_after(model.rng.u64(1..120));
-                for _ in 0..200 {
-                    match model.step(&mut store) {
-                        Err(error) if is_crash(&error) => break,
-                        // The next steps try again.
-                        Ok(()) | Err(_) => {}
-                    }
-                }
-                // Sometimes only the process ends, and not the machine.
-                if model.disk.is_dead() || model.rng.bool() {
-                    model.disk = model.disk.crash(&mut model.rng);
-                }
-            }
-            model.disk.calm();
-            let mut store = model.open().expect("no crash is set");
-            store.sign(std::slice::from_ref(&model.key)).expect("no fault is set");
-            assert_eq!(store.signed, store.head());
-        }
-    }
-
-    /// Method: the checkpoint is removed, and replaced by an older one. A log that went on would
-    /// sign another root for a size that was signed before.
-    #[test]
-    fn a_log_whose_checkpoint_was_set_back_is_not_gone_on_with() {
-        let (disk, key) = (SimulatedDisk::new(1), key());
-        let name = "evidence/checkpoint";
-        let mut notes = Vec::new();
-        for round in 0..3 {
-            let mut store = open(&disk, &key).expect("it is whole");
-            for entry in 0..10_u8 {
-                store.push(vec![round, entry]).expect("it is short");
-            }
-            store.sign(std::slice::from_ref(&key)).expect("no fault is set");
-            store.push(vec![round]).expect("it is short");
-            store.commit().expect("no fault is set");
-            notes.push(disk.contents(name));
-        }
-        let newest = notes.pop().expect("there are three");
-        for note in notes {
-            replace(&disk, name, &note).expect("no fault is set");
-            let error = open(&disk, &key).map(|store| store.head()).expect_err("it is older");
-            assert!(error.to_string().contains("older checkpoint was put back"), "{error}");
-        }
-        disk.remove(name).expect("it is there");
-        let error = open(&disk, &key).map(|store| store.head()).expect_err("it is gone");
-        assert!(error.to_string().contains("is missing"), "{error}");
-        replace(&disk, name, &newest).expect("no fault is set");
-        assert_eq!(open(&disk, &key).expect("it is whole").head().size, 33);
-    }
-
-    #[test]
-    fn a_log_of_another_key_or_with_other_hashes_is_not_gone_on_with() {
-        let (disk, own) = (SimulatedDisk::new(1), key());
-        let mut store = open(&disk, &own).expect("it is empty");
-        store.push(b"entry".to_vec()).expect("it is short");
-        store.sign(std::slice::from_ref(&own)).expect("no fault is set");
-        assert!(open(&disk, &key()).is_err());
-        assert_eq!(open(&disk, &own).expect("it is its own").head().size, 1);
-        for name in disk.names().into_iter().filter(|name| name.starts_with("evidence/tile/")) {
-            disk.flip(&name, 5, 1);
-            assert!(open(&disk, &own).is_err(), "{name}");
-            disk.flip(&name, 5, 1);
-        }
-    }
-}
+mod tests;

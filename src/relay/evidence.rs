@@ -1,6 +1,7 @@
 //! The evidence of a relay: its start, its reloads and its end.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,8 +18,8 @@ use crate::config;
 use crate::config::Config;
 use crate::delivery::Published;
 use crate::evidence;
-use crate::evidence::entry::Entry;
 use crate::evidence::entry::Running;
+use crate::evidence::off;
 use crate::evidence::originals::Originals;
 use crate::evidence::reader::Directory;
 use crate::evidence::reader::Log;
@@ -30,9 +31,12 @@ use crate::position::Position;
 use crate::queue;
 use crate::queue::Cursor;
 use crate::queue::Queue;
+use crate::queue::disk::Disk;
 use crate::telemetry::Telemetry;
+use crate::tlog::checkpoint::Signed;
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Hash;
+use crate::tlog::note::Signed as Check;
 
 /// The longest time for reading the config file once more.
 const READING: Duration = Duration::from_secs(1);
@@ -55,7 +59,7 @@ pub(super) fn reader(
     let log = queue.map(|queue| Directory::at(&queue.join(evidence::DIRECTORY)));
     // If the log can't be read, or is that of another origin, the reader begins with the oldest
     // event. The recorder reports what is wrong.
-    let recorded = log.and_then(|log| recorded_until(log, &settings.origin));
+    let recorded = log.and_then(|log| recorded_until(log, settings));
     Some(queue::Output {
         name: String::new(),
         required: false,
@@ -65,16 +69,40 @@ pub(super) fn reader(
     })
 }
 
-/// Returns the position behind the last event that has an entry in the log of this origin.
-fn recorded_until(directory: Directory, origin: &str) -> Option<u64> {
-    let journal = directory.journal().ok()?;
+/// Returns the position behind the last event that has an entry in the log, as far as a checkpoint
+/// covers the entries that one of the keys has signed. The entries behind it are in the journal,
+/// which may be forged; their events are read once more.
+fn recorded_until(directory: Directory, settings: &config::Evidence) -> Option<u64> {
     let log = Log::open(directory).ok()?;
-    if log.signed().checkpoint.origin != origin {
+    let Signed { checkpoint, note } = log.signed();
+    let keys = read_keys(settings).ok()?;
+    let is_own = keys.iter().any(|key| matches!(note.check(key.verifier()), Check::Valid(_)));
+    if checkpoint.origin != settings.origin || !is_own {
         return None;
     }
-    let journal = journal.iter().rev().filter_map(|(_, entry)| Entry::parse(entry).ok());
-    let in_journal = journal.filter_map(|entry| entry.end_in_queue()).next();
-    in_journal.or(log.end_in_queue().ok()?)
+    log.end_in_queue().ok()?
+}
+
+/// Notes in the queue's directory from which position on evidence is off, or until which position
+/// it was off. Returns the ranges that came in without evidence and may have no entry yet.
+async fn switched(
+    disk: Arc<dyn Disk>,
+    end: Position,
+    is_on: bool,
+) -> Result<Vec<Range<u64>>, Error> {
+    let deadline = Instant::now() + named_file::WAIT_MAX;
+    let noted = in_time(deadline, move || match is_on {
+        true => off::turned_on(&*disk, end.get()),
+        false => off::turned_off(&*disk, end.get()).map(|()| Vec::new()),
+    });
+    Ok(noted.await?.unwrap_or_else(|error| {
+        tracing::error!(
+            %error,
+            "the queue's directory can't note that evidence was turned on or off: the evidence may \
+             not say which events came in without it"
+        );
+        Vec::new()
+    }))
 }
 
 /// Starts the recorder with the last of the queue's cursors. Returns `None` if the config asks for
@@ -92,10 +120,16 @@ pub(super) async fn begin(
 ) -> Result<Option<Evidence>, Error> {
     // The series are there without evidence too, so that an alert about them can be checked.
     let metrics = telemetry.evidence();
-    let Some(settings) = config.evidence.clone() else { return Ok(None) };
+    let Some(settings) = config.evidence.clone() else {
+        if let Some((disk, end)) = queue.disk() {
+            switched(disk, end, false).await?;
+        }
+        return Ok(None);
+    };
     let (Some((disk, end)), Some(cursor)) = (queue.disk(), cursors.pop()) else {
         return Err(Error::Run("evidence: needs queue.directory".to_owned()));
     };
+    let off = switched(Arc::clone(&disk), end, true).await?;
     // A new log begins with the first event that some output has not finished: nobody knows any
     // more what became of the events before it.
     let begin = queue.places().into_iter().map(|(_, place)| place).min().unwrap_or(end);
@@ -119,6 +153,7 @@ pub(super) async fn begin(
         disk,
         cursor,
         positions,
+        off,
         running,
         metrics,
         originals,

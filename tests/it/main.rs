@@ -81,6 +81,7 @@ mod outputs {
 
 /// The log that proves which events came in.
 mod evidence {
+    mod alarms;
     mod checkpoints;
     mod copy;
     mod crashes;

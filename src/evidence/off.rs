@@ -1,0 +1,161 @@
+//! The positions that came in while evidence was off.
+//!
+//! A relay that starts without `[evidence]` notes the end of the queue in a file of the queue's
+//! directory, before it takes an event, if evidence was on there before. The start that turns
+//! evidence on again notes the end of the range. The recorder enters the ranges into the log, and
+//! deletes the file when a checkpoint covers the entries.
+
+use std::io;
+use std::ops::Range;
+
+use super::layout::DIRECTORY;
+use super::layout::KNOWN;
+use super::layout::OFF;
+use super::store::read;
+use crate::queue::disk::Access;
+use crate::queue::disk::Disk;
+use crate::queue::disk::replace;
+
+/// The most bytes of the file.
+const FILE_BYTES_MAX: usize = 16 << 10;
+
+/// The most ranges of the file. More of them wait only if evidence is turned on and off for so many
+/// times without anything being written; the last two are then joined.
+const RANGES_MAX: usize = 64;
+
+/// The end of a range while evidence is off.
+const OPEN: u64 = u64::MAX;
+
+/// Notes that evidence is off for events from position `end` on, if it was on before.
+///
+/// # Errors
+///
+/// The disk refuses.
+pub(crate) fn turned_off(disk: &dyn Disk, end: u64) -> io::Result<()> {
+    if !was_on(disk)? {
+        return Ok(());
+    }
+    let mut ranges = ranges(disk)?;
+    let is_full = ranges.len() >= RANGES_MAX;
+    match ranges.last_mut() {
+        Some(last) if last.end == OPEN => return Ok(()),
+        Some(last) if is_full => last.end = OPEN,
+        _ => ranges.push(end..OPEN),
+    }
+    write(disk, &ranges)
+}
+
+/// Notes that evidence is on for events from position `end` on. Returns the ranges of positions
+/// before it that came in while evidence was off and may have no entry yet, in order.
+///
+/// # Errors
+///
+/// The disk refuses.
+pub(crate) fn turned_on(disk: &dyn Disk, end: u64) -> io::Result<Vec<Range<u64>>> {
+    let mut ranges = ranges(disk)?;
+    if ranges.is_empty() {
+        return Ok(ranges);
+    }
+    ranges.iter_mut().for_each(|range| range.end = range.end.min(end));
+    ranges.retain(|range| range.start < range.end);
+    if ranges.is_empty() {
+        entered(disk)?
+    } else {
+        write(disk, &ranges)?
+    }
+    Ok(ranges)
+}
+
+/// Deletes the file, because a checkpoint covers the entries about its ranges.
+///
+/// # Errors
+///
+/// The disk refuses.
+pub(super) fn entered(disk: &dyn Disk) -> io::Result<()> {
+    match disk.remove(OFF) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+        Ok(()) => disk.sync_directory(""),
+    }
+}
+
+/// Returns `true` if this directory has, or had, an evidence log.
+fn was_on(disk: &dyn Disk) -> io::Result<bool> {
+    match disk.open(KNOWN, Access::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        known => return known.map(|_| true),
+    }
+    match disk.list(DIRECTORY) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        names => names.map(|names| !names.is_empty()),
+    }
+}
+
+/// Reads the file.
+fn ranges(disk: &dyn Disk) -> io::Result<Vec<Range<u64>>> {
+    let text = read(disk, OFF, FILE_BYTES_MAX)?.unwrap_or_default();
+    let line = |line: &str| {
+        let (first, end) = line.split_once(' ')?;
+        let end = if end == "-" { OPEN } else { end.parse().ok()? };
+        Some(first.parse().ok()?..end)
+    };
+    let ranges: Option<_> = String::from_utf8_lossy(&text).lines().map(line).collect();
+    ranges.ok_or_else(|| io::Error::other(format!("the file {OFF} can't be read")))
+}
+
+fn write(disk: &dyn Disk, ranges: &[Range<u64>]) -> io::Result<()> {
+    let line = |range: &Range<u64>| match range.end {
+        OPEN => format!("{} -\n", range.start),
+        end => format!("{} {end}\n", range.start),
+    };
+    replace(disk, OFF, ranges.iter().map(line).collect::<String>().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::tests::simulated_disk::SimulatedDisk;
+
+    #[test]
+    fn a_queue_that_never_had_evidence_notes_nothing() {
+        let disk = SimulatedDisk::new(1);
+        turned_off(&disk, 500).expect("no fault is set");
+        assert_eq!(disk.names().iter().filter(|name| *name == OFF).count(), 0);
+        assert_eq!(turned_on(&disk, 900).expect("no fault is set"), []);
+    }
+
+    /// Method: evidence is turned off, the relay is started again without it, then evidence is on
+    /// for two starts, off again, and on.
+    #[test]
+    fn the_ranges_are_those_between_off_and_on_whatever_starts_are_between() {
+        let disk = SimulatedDisk::new(1);
+        replace(&disk, "evidence/journal", b"journal").expect("no fault is set");
+        turned_off(&disk, 500).expect("no fault is set");
+        turned_off(&disk, 700).expect("no fault is set");
+        let (first, second) = (500..900, 1000..1001);
+        for end in [900, 950] {
+            let ranges = turned_on(&disk, end).expect("no fault is set");
+            assert_eq!(ranges, std::slice::from_ref(&first));
+        }
+        turned_off(&disk, 1000).expect("no fault is set");
+        assert_eq!(turned_on(&disk, 1001).expect("no fault is set"), [first, second]);
+        entered(&disk).expect("no fault is set");
+        assert_eq!(turned_on(&disk, 1500).expect("no fault is set"), []);
+        // Nothing came in while it was off.
+        turned_off(&disk, 1500).expect("no fault is set");
+        assert_eq!(turned_on(&disk, 1500).expect("no fault is set"), []);
+        assert!(!disk.names().iter().any(|name| name == OFF));
+    }
+
+    #[test]
+    fn the_file_stays_short() {
+        let disk = SimulatedDisk::new(1);
+        replace(&disk, "evidence/journal", b"journal").expect("no fault is set");
+        for at in 0..1000 {
+            turned_off(&disk, at * 10).expect("no fault is set");
+            turned_on(&disk, at * 10 + 5).expect("no fault is set");
+        }
+        let ranges = turned_on(&disk, 20_000).expect("no fault is set");
+        assert_eq!((ranges.len(), ranges.last().map(|range| range.end)), (RANGES_MAX, Some(9995)));
+    }
+}

@@ -1,0 +1,392 @@
+//! What the relay does when its evidence was off, removed or forged: it says so, in the log too.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::recorded::ORIGIN;
+use super::recorded::Recorded;
+use super::recorded::keygen;
+use super::verify::check;
+use crate::support::PATIENCE;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::relay::run_command;
+use crate::support::spool::Spool;
+use crate::support::wait_until;
+
+/// The log lines of the ERRORs that these tests expect.
+const REFUSED: &str = "evidence/journal was not written with the key of this log, or not for the \
+                       checkpoint beside it: it was set aside, and nothing in it is signed; find \
+                       out who could write to the directory";
+const GONE: &str = "entries of the evidence that were signed are gone: files below evidence/ were \
+                    removed, or replaced by older ones. Keep a copy of the directory, compare it \
+                    with a checkpoint that a consumer or a witness has, and find out who could \
+                    write to it";
+
+/// Returns the entries that a checkpoint covers; none while there is no whole log.
+fn entries(spool: &Spool) -> Vec<Value> {
+    let directory = spool.path().display().to_string();
+    let shown = run_command(&["evidence", "show", "--json", &directory], Path::new("/"));
+    let text = String::from_utf8(shown.stdout).expect("text");
+    text.lines().map(|line| serde_json::from_str(line).expect("an entry")).collect()
+}
+
+/// Returns what each alarm of the log is about, with the first position and the number of events.
+fn alarms(spool: &Spool) -> Vec<(String, u64, u64)> {
+    let of_alarm = |entry: &Value| {
+        let number = |name: &str| entry[name].as_u64().unwrap_or_default();
+        (entry["what"].as_str().unwrap().to_owned(), number("first"), number("count"))
+    };
+    entries(spool).iter().filter(|entry| entry["type"] == "alarm").map(of_alarm).collect()
+}
+
+fn off(first: u64, count: u64) -> (String, u64, u64) {
+    ("off".to_owned(), first, count)
+}
+
+fn of(what: &str) -> (String, u64, u64) {
+    (what.to_owned(), 0, 0)
+}
+
+/// Returns the number of alarms that the metric has counted.
+fn tampered(relay: &Relay) -> u64 {
+    relay.metrics().count("evidence_errors_total", &[("reason", "tampered")])
+}
+
+/// Waits for a line of the log that is an ERROR and has this text.
+fn assert_error(relay: &Relay, text: &str) {
+    let is_it = |line: &String| line.contains("\"level\":\"ERROR\"") && line.contains(text);
+    wait_until(text, PATIENCE, || relay.log_lines().iter().any(is_it));
+}
+
+/// Returns the ranges of positions that came in, or were off, by the log.
+fn positions(spool: &Spool) -> Vec<(u64, u64)> {
+    let entries = entries(spool).into_iter();
+    let is_range = |entry: &Value| entry["type"] == "accepted" || entry["what"] == "off";
+    let range = |entry: Value| {
+        let first = entry["first"].as_u64().unwrap();
+        (first, first + entry["count"].as_u64().unwrap())
+    };
+    entries.filter(is_range).map(range).collect()
+}
+
+/// Asserts that the ranges of the log follow each other, from `first` to `end`.
+fn assert_whole(spool: &Spool, first: u64, end: u64) {
+    let mut next = first;
+    for (from, to) in positions(spool) {
+        assert_eq!(from, next, "{:?}", positions(spool));
+        next = to;
+    }
+    assert_eq!(next, end);
+}
+
+/// Returns the config without `[evidence]`.
+fn without_evidence(config: &str) -> String {
+    config.split_once("[evidence]").expect("it has evidence").0.to_owned()
+}
+
+/// Posts some events, waits until all is delivered, and ends the relay in order.
+fn run(recorded: &mut Recorded, config: &str, seed: u64, events: usize) {
+    let relay = Relay::start(config);
+    recorded.post(&relay, seed, events);
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+}
+
+/// Waits until a checkpoint covers the position before `end`.
+fn wait_until_covered(spool: &Spool, end: u64) {
+    let last = || positions(spool).last().is_some_and(|(_, last)| *last == end);
+    wait_until("a checkpoint", PATIENCE, last);
+}
+
+/// Makes a journal as a relay writes it, with other MACs: nobody but the relay has the key.
+fn forged(index: u64, root: &[u8], entries: &[&str]) -> Vec<u8> {
+    let mac = [7; 32];
+    let mut journal = [b"\xFFKAFJRN\x02", &index.to_be_bytes()[..], root, &mac].concat();
+    for (index, entry) in (index..).zip(entries) {
+        let index = index.to_be_bytes();
+        let checksum = crc32c::crc32c(&[&index[..], &mac, entry.as_bytes()].concat());
+        journal.extend(u32::try_from(entry.len()).unwrap().to_be_bytes());
+        journal.extend(checksum.to_be_bytes());
+        journal.extend(index);
+        journal.extend(mac);
+        journal.extend(entry.bytes());
+    }
+    journal
+}
+
+/// Makes a journal of an earlier version, which has no MACs.
+fn without_macs(index: u64, entries: &[&str]) -> Vec<u8> {
+    let mut journal = Vec::new();
+    for (index, entry) in (index..).zip(entries) {
+        let index = index.to_be_bytes();
+        let checksum = crc32c::crc32c(&[&index[..], entry.as_bytes()].concat());
+        journal.extend(u32::try_from(entry.len()).unwrap().to_be_bytes());
+        journal.extend(checksum.to_be_bytes());
+        journal.extend(index);
+        journal.extend(entry.bytes());
+    }
+    journal
+}
+
+/// Method: after a run, a journal with an invented event, a `pruned` and a heartbeat is put beside
+/// the log. It says that many positions have entries, so that a relay that believed it would let
+/// go of the events there.
+#[test]
+fn the_relay_signs_nothing_of_a_forged_journal() {
+    let lies = [
+        r#"{"type":"accepted","first":100,"count":4000,"at":1,"root":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}"#,
+        r#"{"type":"pruned","at":1,"below":100}"#,
+        r#"{"type":"heartbeat","at":1}"#,
+    ];
+    for has_macs in [true, false] {
+        let mut recorded = Recorded::new();
+        let config = recorded.config("");
+        run(&mut recorded, &config, 1, 100);
+        let size = entries(&recorded.spool).len() as u64;
+        let forged = match has_macs {
+            true => forged(size, &[0; 32], &lies),
+            false => without_macs(size, &lies),
+        };
+        let journal = recorded.log().join("journal");
+        fs::write(&journal, &forged).unwrap();
+        let relay = Relay::start(&config);
+        recorded.post(&relay, 2, 50);
+        wait_until_covered(&recorded.spool, 150);
+        assert_eq!(tampered(&relay), 1);
+        match has_macs {
+            true => assert_error(&relay, REFUSED),
+            false => assert_error(&relay, "An earlier version of the relay that"),
+        }
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+        assert_eq!(alarms(&recorded.spool), [of("journal")]);
+        assert_whole(&recorded.spool, 0, 150);
+        assert!(!entries(&recorded.spool).iter().any(|entry| entry["at"] == 1));
+        let names = fs::read_dir(recorded.log()).unwrap().map(|entry| entry.unwrap().path());
+        let aside: Vec<_> =
+            names.filter(|it| it.display().to_string().contains("refused")).collect();
+        assert_eq!(fs::read(&aside[0]).unwrap(), forged, "{aside:?}");
+        let directory = recorded.spool.path().display().to_string();
+        check(&["--directory", &directory, "--key", &recorded.verifier]).assert(1, &["FAULT"]);
+    }
+}
+
+/// Method: 500 events come in while evidence is off, over two starts, and are delivered.
+#[test]
+fn events_that_came_in_while_evidence_was_off_have_an_alarm_with_their_number() {
+    let mut recorded = Recorded::new();
+    let config = recorded.config("");
+    run(&mut recorded, &config, 1, 100);
+    let without = without_evidence(&config);
+    run(&mut recorded, &without, 2, 300);
+    run(&mut recorded, &without, 3, 200);
+    run(&mut recorded, &config, 4, 50);
+    assert_eq!(alarms(&recorded.spool), [off(100, 500)]);
+    assert_whole(&recorded.spool, 0, 650);
+    // It is said once.
+    run(&mut recorded, &config, 5, 10);
+    assert_eq!(alarms(&recorded.spool), [off(100, 500)]);
+    assert_whole(&recorded.spool, 0, 660);
+    // No event came in while it was off.
+    Relay::start(&without).finish(Backlog::Empty);
+    run(&mut recorded, &config, 6, 10);
+    assert_eq!(alarms(&recorded.spool).len(), 1);
+    let directory = recorded.spool.path().display().to_string();
+    let text = "500 events came in while evidence was off";
+    check(&["--directory", &directory, "--key", &recorded.verifier]).assert(1, &[text]);
+}
+
+/// Method: the consumer is away, so that the queue still has the events that came in while evidence
+/// was on, off and on again. A kill comes before the last of them have entries.
+#[test]
+fn events_that_the_queue_still_has_are_not_taken_for_recorded_ones() {
+    let mut recorded = Recorded::new();
+    let address = recorded.sink.address().to_string();
+    let config = recorded.config("");
+    let away = config.replace(&address, "127.0.0.1:1");
+    let mut relay = Relay::start(&away);
+    recorded.post(&relay, 1, 100);
+    wait_until_covered(&recorded.spool, 100);
+    recorded.post(&relay, 2, 30);
+    relay.kill();
+    let mut relay = Relay::start(&without_evidence(&away));
+    recorded.post(&relay, 3, 500);
+    relay.kill();
+    let mut relay = Relay::start(&away);
+    recorded.post(&relay, 4, 20);
+    relay.kill();
+    let relay = Relay::start(&config);
+    recorded.post(&relay, 5, 7);
+    relay.wait_until_delivered(PATIENCE);
+    wait_until_covered(&recorded.spool, 657);
+    assert_eq!(tampered(&relay), 0, "nobody has changed anything");
+    relay.finish(Backlog::Empty);
+    assert_eq!(alarms(&recorded.spool), [off(130, 500)]);
+    assert_whole(&recorded.spool, 0, 657);
+}
+
+/// Removes the log, or what is in it.
+fn remove(recorded: &Recorded, leaves_directory: bool) {
+    fs::remove_dir_all(recorded.log()).unwrap();
+    if leaves_directory {
+        fs::create_dir(recorded.log()).unwrap();
+    }
+}
+
+#[test]
+fn a_log_that_was_removed_or_emptied_while_the_relay_was_stopped_is_an_alarm() {
+    for leaves_directory in [false, true] {
+        let mut recorded = Recorded::new();
+        let config = recorded.config("");
+        run(&mut recorded, &config, 1, 100);
+        remove(&recorded, leaves_directory);
+        let relay = Relay::start(&config);
+        assert_error(&relay, GONE);
+        recorded.post(&relay, 2, 50);
+        wait_until_covered(&recorded.spool, 150);
+        assert_eq!(tampered(&relay), 1);
+        relay.finish(Backlog::Empty);
+        assert_eq!(alarms(&recorded.spool), [of("removed"), off(0, 100)]);
+        assert_whole(&recorded.spool, 0, 150);
+        // It is said once.
+        run(&mut recorded, &config, 3, 10);
+        assert_eq!(alarms(&recorded.spool).len(), 2);
+        assert_whole(&recorded.spool, 0, 160);
+    }
+}
+
+/// Method: an older copy of the log is put back while the relay is stopped.
+#[test]
+fn a_log_that_was_cut_while_the_relay_was_stopped_is_an_alarm() {
+    let mut recorded = Recorded::new();
+    let config = recorded.config("");
+    run(&mut recorded, &config, 1, 100);
+    let older = recorded.spool.copy();
+    run(&mut recorded, &config, 2, 100);
+    remove(&recorded, false);
+    fs::rename(older.path().join("evidence"), recorded.log()).unwrap();
+    let relay = Relay::start(&config);
+    relay.wait_for_log(GONE, PATIENCE);
+    recorded.post(&relay, 3, 50);
+    wait_until_covered(&recorded.spool, 250);
+    assert_eq!(tampered(&relay), 1);
+    relay.finish(Backlog::Empty);
+    assert_eq!(alarms(&recorded.spool)[0], of("removed"));
+    assert_whole(&recorded.spool, 0, 250);
+}
+
+#[test]
+fn a_log_that_is_removed_while_the_relay_runs_is_an_alarm() {
+    for leaves_directory in [false, true] {
+        let mut recorded = Recorded::new();
+        let relay = Relay::start(&recorded.config(""));
+        recorded.post(&relay, 1, 100);
+        wait_until_covered(&recorded.spool, 100);
+        relay.wait_until_delivered(PATIENCE);
+        remove(&recorded, leaves_directory);
+        wait_until("the alarm", PATIENCE, || tampered(&relay) >= 1);
+        wait_until("a new log", PATIENCE, || !alarms(&recorded.spool).is_empty());
+        recorded.post(&relay, 2, 50);
+        wait_until_covered(&recorded.spool, 150);
+        assert!(relay.log_text().contains("was removed or replaced while the relay runs"));
+        relay.finish(Backlog::Empty);
+        let found = alarms(&recorded.spool);
+        assert_eq!((found[0].0.as_str(), found.last()), ("removed", Some(&off(0, 100))));
+        assert_whole(&recorded.spool, 0, 150);
+        let seen = alarms(&recorded.spool).len();
+        let config = recorded.config("");
+        run(&mut recorded, &config, 3, 10);
+        assert_eq!(alarms(&recorded.spool).len(), seen, "it is said once");
+    }
+}
+
+/// Method: single files are removed while the relay runs. It has all that was in them in memory, so
+/// that no event is without evidence. Checkpoints are rare, so that the journal is needed.
+#[test]
+fn a_file_that_vanishes_under_the_relay_is_an_alarm_and_is_written_again() {
+    let mut recorded = Recorded::new();
+    let config = recorded.config("");
+    let rare = "checkpoint_interval = \"4s\"";
+    let relay = Relay::start(&config.replace("checkpoint_interval = \"1s\"", rare));
+    recorded.post(&relay, 1, 100);
+    wait_until_covered(&recorded.spool, 100);
+    fs::remove_file(recorded.log().join("checkpoint")).unwrap();
+    wait_until("the alarm", PATIENCE, || tampered(&relay) == 1);
+    wait_until("an entry", PATIENCE, || alarms(&recorded.spool).len() == 1);
+    let journal = recorded.log().join("journal");
+    let changed_at = || fs::metadata(&journal).and_then(|it| it.modified()).ok();
+    for seed in 2..20 {
+        // If a checkpoint was signed in the same moment, nobody needs this journal any more.
+        if tampered(&relay) > 1 {
+            break;
+        }
+        let before = changed_at();
+        recorded.post(&relay, seed, 10);
+        wait_until("a journal", PATIENCE, || changed_at().is_some_and(|at| before != Some(at)));
+        fs::remove_file(&journal).ok();
+    }
+    wait_until("the alarm", PATIENCE, || tampered(&relay) > 1);
+    let events = recorded.events.len() as u64;
+    wait_until_covered(&recorded.spool, events);
+    assert_error(&relay, "was removed or replaced while the relay runs");
+    relay.finish(Backlog::Empty);
+    assert!(alarms(&recorded.spool).iter().all(|alarm| *alarm == of("removed")));
+    assert_whole(&recorded.spool, 0, events);
+}
+
+#[test]
+fn evidence_that_is_turned_on_for_the_first_time_makes_no_alarm() {
+    let mut recorded = Recorded::new();
+    let config = recorded.config("");
+    let without = without_evidence(&config);
+    run(&mut recorded, &without, 1, 100);
+    run(&mut recorded, &config, 2, 100);
+    assert_eq!(alarms(&recorded.spool), []);
+    assert_whole(&recorded.spool, 100, 200);
+}
+
+/// Method: a relay is killed 20 times at random moments while events come in, and ended in order
+/// now and then.
+#[test]
+fn no_kill_makes_an_alarm() {
+    let seed = fastrand::u64(..);
+    eprintln!("seed {seed}");
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut recorded = Recorded::new();
+    let config = recorded.config("");
+    for life in 0..20 {
+        let mut relay = Relay::start(&config);
+        for _ in 0..rng.u64(..4) {
+            recorded.post(&relay, rng.u64(..), 50);
+            std::thread::sleep(std::time::Duration::from_millis(rng.u64(..700)));
+        }
+        assert_eq!(tampered(&relay), 0, "life {life}: {}", relay.log_text());
+        if life % 7 == 6 { _ = relay.stop() } else { relay.kill() }
+    }
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+    assert_eq!(alarms(&recorded.spool), []);
+    assert_whole(&recorded.spool, 0, recorded.events.len() as u64);
+    let directory = recorded.spool.path().display().to_string();
+    check(&["--directory", &directory, "--key", &recorded.verifier]).assert(0, &[]);
+}
+
+#[test]
+fn a_new_origin_makes_no_alarm() {
+    let mut recorded = Recorded::new();
+    let config = recorded.config("");
+    run(&mut recorded, &config, 1, 100);
+    let key = recorded.directory.path().join("key").display().to_string();
+    let next = recorded.directory.path().join("next");
+    keygen("example.org/next", &next);
+    let config = config.replace(ORIGIN, "example.org/next");
+    let config = config.replace(&format!("{key}\""), &format!("{}\"", next.display()));
+    run(&mut recorded, &config, 2, 100);
+    run(&mut recorded, &config, 3, 100);
+    assert_eq!(alarms(&recorded.spool), []);
+    assert_whole(&recorded.spool, 100, 300);
+}
