@@ -23,28 +23,39 @@ const BUCKETS: usize = 256;
 /// The most bytes of all buckets in memory.
 const MEMORY: usize = 256 << 20;
 
-/// The bytes of an item: the hash, what it is, and a number.
-const ITEM: usize = HASH_BYTES + 1 + 8;
+/// The bytes of an item: the hash, what it is, and a place.
+const ITEM: usize = HASH_BYTES + 1 + 2 + 8;
 
 /// The most differences that are kept one by one. Further ones are counted.
 const DIFFERENCES_MAX: usize = 1_000_000;
+
+/// The place of a line: a source, and a number in it. For a line that left, the source is an output
+/// of a log, and the number its position. For a stored line, the source is 0, and the number says
+/// where it is: rising from line to line.
+pub(super) type Place = (u16, u64);
 
 /// The origin of a hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// A line that left. The number is its position.
+    /// A line that left.
     Left = 0,
     /// A line that left, and that nobody has asked about.
     Outside = 1,
-    /// A line that the consumer may have. The number is its position.
-    Allowed = 2,
-    /// A line that is stored. The number says where: rising from line to line.
-    Stored = 3,
+    /// A line that left after the stored lines were exported.
+    Late = 2,
+    /// A line that the consumer may have.
+    Allowed = 3,
+    /// A line of another output, from before the output that is asked about joined.
+    Elsewhere = 4,
+    /// A line that no checkpoint covers yet.
+    Newer = 5,
+    /// A line that is stored.
+    Stored = 6,
     /// A line that is stored, and may also be another one to which an output has added members.
-    Either = 4,
-    /// The line that a [`Kind::Either`] may be. The number is the one of the stored line.
-    Plain = 5,
+    Either = 7,
+    /// The line that a [`Kind::Either`] may be. The place is the one of the stored line.
+    Plain = 8,
 }
 
 impl Kind {
@@ -52,9 +63,12 @@ impl Kind {
         match byte {
             0 => Self::Left,
             1 => Self::Outside,
-            2 => Self::Allowed,
-            3 => Self::Stored,
-            4 => Self::Either,
+            2 => Self::Late,
+            3 => Self::Allowed,
+            4 => Self::Elsewhere,
+            5 => Self::Newer,
+            6 => Self::Stored,
+            7 => Self::Either,
             _ => Self::Plain,
         }
     }
@@ -86,8 +100,14 @@ pub(super) struct Differences {
     /// The number of lines that are stored more often than they left.
     pub(super) duplicate: u64,
     /// The positions of the lines that left and are not stored.
-    pub(super) missing: BTreeSet<u64>,
+    pub(super) missing: BTreeSet<Place>,
     pub(super) missing_count: u64,
+    /// The number of lines that left after the export, and are not stored.
+    pub(super) late: u64,
+    /// The number of stored lines that no checkpoint covers yet.
+    pub(super) newer: u64,
+    /// The number of stored lines that left by another output.
+    pub(super) elsewhere: u64,
     /// The places of the lines that are stored and never left.
     pub(super) extra: BTreeSet<u64>,
     pub(super) extra_count: u64,
@@ -109,11 +129,12 @@ impl Comparison {
     }
 
     /// Adds a hash.
-    pub(super) fn add(&mut self, hash: Hash, kind: Kind, number: u64) -> io::Result<()> {
+    pub(super) fn add(&mut self, hash: Hash, kind: Kind, place: Place) -> io::Result<()> {
         let Some(bucket) = self.buckets.get_mut(usize::from(hash.0[0])) else { return Ok(()) };
         bucket.items.extend_from_slice(&hash.0);
         bucket.items.push(kind as u8);
-        bucket.items.extend_from_slice(&number.to_be_bytes());
+        bucket.items.extend_from_slice(&place.0.to_be_bytes());
+        bucket.items.extend_from_slice(&place.1.to_be_bytes());
         self.memory += ITEM;
         if self.memory >= self.limit {
             self.memory = 0;
@@ -130,7 +151,7 @@ impl Comparison {
         for bucket in &mut self.buckets {
             let mut added = Ok(());
             bucket.groups(|group| {
-                let add = |(kind, place): (Kind, u64)| fits.add(key_of(place), kind, place);
+                let add = |(kind, at): (Kind, u64)| fits.add(key_of(at), kind, (0, at));
                 let mut of_group = differences.add(group).into_iter();
                 added =
                     std::mem::replace(&mut added, Ok(())).and_then(|()| of_group.try_for_each(add));
@@ -147,15 +168,15 @@ impl Comparison {
     pub(super) fn positions_at(
         &mut self,
         places: &BTreeSet<u64>,
-    ) -> io::Result<BTreeMap<u64, u64>> {
+    ) -> io::Result<BTreeMap<u64, Place>> {
         let mut found = BTreeMap::new();
         for bucket in &mut self.buckets {
             bucket.groups(|group| {
                 let left = group.iter().filter(|(kind, _)| !kind.is_stored());
                 let stored = group.iter().filter(|(kind, _)| kind.is_stored());
-                for ((_, position), (_, place)) in left.zip(stored) {
-                    if places.contains(place) {
-                        found.insert(*place, *position);
+                for ((_, left), (_, (_, at))) in left.zip(stored) {
+                    if places.contains(at) {
+                        found.insert(*at, *left);
                     }
                 }
             })?;
@@ -176,8 +197,8 @@ impl Bucket {
         Ok(())
     }
 
-    /// Calls `tell` with the items of each hash: what each is, and its number, in this order.
-    fn groups(&mut self, mut tell: impl FnMut(&[(Kind, u64)])) -> io::Result<()> {
+    /// Calls `tell` with the items of each hash: what each is, and its place, in this order.
+    fn groups(&mut self, mut tell: impl FnMut(&[(Kind, Place)])) -> io::Result<()> {
         let mut bytes = Vec::new();
         if let Some(file) = &mut self.file {
             file.seek(SeekFrom::Start(0))?;
@@ -185,18 +206,26 @@ impl Bucket {
         }
         bytes.extend_from_slice(&self.items);
         let (items, _) = bytes.as_chunks_mut::<ITEM>();
-        // The bytes are in the order of hash, kind and number.
+        // The bytes are in the order of hash, kind and place.
         items.sort_unstable();
         let mut group = Vec::new();
         for same in items.chunk_by(|a, b| a[..HASH_BYTES] == b[..HASH_BYTES]) {
             group.clear();
             for item in same {
-                let (kind, number) = (item[HASH_BYTES], &item[HASH_BYTES + 1..]);
+                let (kind, place) = (item[HASH_BYTES], &item[HASH_BYTES + 1..]);
+                let (source, number) = place.split_at(2);
+                let source = source.iter().fold(0, |sum, byte| sum << 8 | u16::from(*byte));
                 let number = number.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-                group.push((Kind::of(kind), number));
+                group.push((Kind::of(kind), (source, number)));
             }
-            // A line that was sent again after a crash left once.
+            // A line that was sent again after a crash left once: before the export, if any of its
+            // entries says so.
             group.dedup();
+            let left: BTreeSet<Place> = match group.iter().any(|(kind, _)| *kind == Kind::Late) {
+                true => group.iter().filter(|it| it.0 == Kind::Left).map(|it| it.1).collect(),
+                false => BTreeSet::new(),
+            };
+            group.retain(|(kind, place)| *kind != Kind::Late || !left.contains(place));
             tell(&group);
         }
         Ok(())
@@ -207,34 +236,47 @@ impl Differences {
     /// Adds the lines with one hash. Returns for each stored line with two hashes whether this one
     /// fits a line that left: [`Kind::Stored`] if it is the line's own and does not fit, and
     /// otherwise the kind of the hash.
-    fn add(&mut self, group: &[(Kind, u64)]) -> Vec<(Kind, u64)> {
+    fn add(&mut self, group: &[(Kind, Place)]) -> Vec<(Kind, u64)> {
         let of = |kind: Kind| group.iter().filter(move |item| item.0 == kind).map(|item| item.1);
-        let (left, outside) = (of(Kind::Left).count(), of(Kind::Outside).count());
+        let count = |kind: Kind| of(kind).count();
         let stored = group.iter().filter(|(kind, _)| kind.is_stored()).count();
-        let expected = left + outside;
-        // A line outside of the time that is asked about takes its share first.
-        let found = stored.saturating_sub(outside).min(left);
-        self.found += found as u64;
-        for position in of(Kind::Left).skip(found) {
+        // A line outside of the time that is asked about takes its share first, and one that left
+        // after the export takes it last.
+        let mut rest = stored;
+        let mut share = |kind: Kind| {
+            let taken = rest.min(count(kind));
+            rest -= taken;
+            taken
+        };
+        let (_, found, late) = (share(Kind::Outside), share(Kind::Left), share(Kind::Late));
+        self.found += (found + late) as u64;
+        self.late += (count(Kind::Late) - late) as u64;
+        for place in of(Kind::Left).skip(found) {
             self.missing_count += 1;
             if self.missing.len() < DIFFERENCES_MAX {
-                self.missing.insert(position);
+                self.missing.insert(place);
             }
         }
-        let known = if expected > 0 { expected } else { of(Kind::Allowed).count() };
-        let doubtful = |(kind, _): &&(Kind, u64)| matches!(kind, Kind::Either | Kind::Plain);
+        let expected = count(Kind::Left) + count(Kind::Outside) + count(Kind::Late);
+        let known = if expected > 0 { expected } else { count(Kind::Allowed) };
         if known > 0 {
             self.duplicate += stored.saturating_sub(known) as u64;
-            self.without_added += of(Kind::Stored).count() as u64;
-            return group.iter().filter(doubtful).copied().collect();
+        } else if count(Kind::Elsewhere) > 0 {
+            self.elsewhere += stored as u64;
+        } else if count(Kind::Newer) > 0 {
+            self.newer += stored as u64;
+        } else {
+            of(Kind::Stored).for_each(|(_, place)| self.add_extra(place));
+            return of(Kind::Either).map(|(_, place)| (Kind::Stored, place)).collect();
         }
-        of(Kind::Stored).for_each(|place| self.add_extra(place));
-        of(Kind::Either).map(|place| (Kind::Stored, place)).collect()
+        self.without_added += count(Kind::Stored) as u64;
+        let doubtful = group.iter().filter(|it| matches!(it.0, Kind::Either | Kind::Plain));
+        doubtful.map(|(kind, (_, place))| (*kind, *place)).collect()
     }
 
     /// Adds what is known of a stored line with two hashes.
-    fn add_place(&mut self, group: &[(Kind, u64)]) {
-        let has = |kind: Kind| group.iter().find(|item| item.0 == kind).map(|item| item.1);
+    fn add_place(&mut self, group: &[(Kind, Place)]) {
+        let has = |kind: Kind| group.iter().find(|item| item.0 == kind).map(|item| item.1.1);
         match (has(Kind::Stored), has(Kind::Either), has(Kind::Plain)) {
             (Some(place), _, None) => self.add_extra(place),
             (Some(_), _, Some(_)) => self.with_added += 1,
@@ -291,29 +333,29 @@ mod tests {
             for position in 0..1000 {
                 // Each tenth line has the same bytes.
                 let line = if position % 10 == 0 { 5000 } else { position };
-                comparison.add(hash(line), Kind::Left, position).expect("a file");
+                comparison.add(hash(line), Kind::Left, (1, position)).expect("a file");
                 // After a crash, one line was sent again.
                 if position == 3 {
-                    comparison.add(hash(line), Kind::Left, position).expect("a file");
+                    comparison.add(hash(line), Kind::Left, (1, position)).expect("a file");
                 }
             }
-            comparison.add(hash(2000), Kind::Outside, 1000).expect("a file");
-            comparison.add(hash(2001), Kind::Allowed, 1001).expect("a file");
+            comparison.add(hash(2000), Kind::Outside, (1, 1000)).expect("a file");
+            comparison.add(hash(2001), Kind::Allowed, (1, 1001)).expect("a file");
             let mut stored: Vec<u64> = (0..1000).filter(|at| at % 10 != 0).collect();
             stored.extend([5000; 97]);
             stored.retain(|line| *line != 7);
             stored.extend([11, 11, 2000, 2001, 2001, 9999]);
             for (place, line) in (0..).zip(&stored) {
-                comparison.add(hash(*line), Kind::Stored, place).expect("a file");
+                comparison.add(hash(*line), Kind::Stored, (0, place)).expect("a file");
             }
             let found = comparison.differences().expect("a file");
             assert_eq!((found.found, found.duplicate), (899 + 97, 3));
-            assert_eq!(found.missing, BTreeSet::from([7, 970, 980, 990]));
+            assert_eq!(found.missing, BTreeSet::from([7, 970, 980, 990].map(|at| (1, at))));
             assert_eq!(found.extra, BTreeSet::from([stored.len() as u64 - 1]));
             assert_eq!((found.missing_count, found.extra_count), (4, 1));
             let places = BTreeSet::from([0, 5, stored.len() as u64 - 1]);
             let at = comparison.positions_at(&places).expect("a file");
-            assert_eq!(at, BTreeMap::from([(0, 1), (5, 6)]));
+            assert_eq!(at, BTreeMap::from([(0, (1, 1)), (5, (1, 6))]));
         }
     }
 
@@ -326,17 +368,17 @@ mod tests {
             let mut comparison = Comparison { limit, ..Comparison::new() };
             for line in 0..300 {
                 let left = if line % 3 == 0 { hash(line) } else { plain(line) };
-                comparison.add(left, Kind::Left, line).expect("a file");
+                comparison.add(left, Kind::Left, (1, line)).expect("a file");
             }
-            comparison.add(plain(3), Kind::Left, 300).expect("a file");
+            comparison.add(plain(3), Kind::Left, (1, 300)).expect("a file");
             let stored: Vec<u64> = (0..300).filter(|line| *line != 7).chain([5, 500]).collect();
             for (place, line) in (0..).zip(&stored) {
-                comparison.add(hash(*line), Kind::Either, place).expect("a file");
-                comparison.add(plain(*line), Kind::Plain, place).expect("a file");
+                comparison.add(hash(*line), Kind::Either, (0, place)).expect("a file");
+                comparison.add(plain(*line), Kind::Plain, (0, place)).expect("a file");
             }
             let found = comparison.differences().expect("a file");
             assert_eq!((found.found, found.duplicate, found.ambiguous), (300, 1, 1));
-            assert_eq!((found.missing, found.missing_count), (BTreeSet::from([7]), 1));
+            assert_eq!((found.missing, found.missing_count), (BTreeSet::from([(1, 7)]), 1));
             assert_eq!((found.with_added, found.without_added), (199 + 1, 0));
             assert_eq!(found.extra, BTreeSet::from([stored.len() as u64 - 1]));
         }

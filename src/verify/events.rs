@@ -1,143 +1,262 @@
-//! The check of lines: those that a consumer has stored, and those in the queue.
+//! The check of events: what became of them at each output, and whether a consumer has the lines
+//! that left.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
-use std::path::Path;
 
 use super::compare::Comparison;
 use super::compare::Differences;
 use super::compare::Kind;
+use super::compare::Place;
 use super::hashes::Found;
+use super::history::GIVEN_UP;
 use super::log::Check;
+use super::log::Ending;
+use super::log::WHO_WROTE;
 use super::positions::Positions;
-use super::stored;
-use super::stored::Line;
+use super::report::Report;
+use super::store::Store;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Fate;
 use crate::evidence::entry::Offset;
 use crate::evidence::entry::RANGE_MAX;
 use crate::evidence::reader::Files;
 use crate::evidence::reader::Log;
-use crate::queue::inspect;
-use crate::queue::inspect::Seen;
+use crate::tlog::merkle::Frontier;
 use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::Hasher;
 
 /// The question of an auditor where a consumer's lines are not those that left.
 const WHO_CHANGED: &str = "who could change the consumer's store since this time?";
 
-/// The question of an auditor where the queue's files are not what came in.
-const WHO_WROTE_QUEUE: &str = "who could write to the queue's directory since this time?";
+/// A line that was delivered less than this many milliseconds before the stored lines were exported
+/// may not be among them.
+const EXPORT_SLACK: u64 = 500;
 
-/// A queue beside the evidence, and how far its outputs were when the check began.
-pub(super) struct Queue {
-    directory: inspect::Directory,
-    places: Vec<(String, u64)>,
+/// The most places of stored lines that a fault names.
+const PLACES_MAX: usize = 20;
+
+/// The statements of a log about the fates of events at one output.
+#[derive(Default)]
+pub(super) struct Fates {
+    /// The events with a fate. One that comes again after a crash counts once.
+    seen: Positions,
+    dropped: u64,
+    duplicate: u64,
+    changed: u64,
+    dead_letters: u64,
 }
 
-impl Queue {
-    /// Opens the queue in a directory; `None` if there is none.
-    pub(super) fn open(directory: Option<&Path>) -> io::Result<Option<Self>> {
-        let Some(directory) = directory else { return Ok(None) };
-        let directory = match inspect::Directory::open(directory) {
-            Ok(directory) => directory,
-            Err(inspect::Error::NoQueue(_)) => return Ok(None),
-            Err(error) => return Err(io::Error::other(error)),
+/// The lines that left by the outputs that are asked about, of one log.
+#[derive(Default)]
+pub(super) struct Left {
+    /// The source of the first output of the log. Each output has the next one.
+    first_source: u16,
+    /// The events that left, and that are asked about: by the source of the lines.
+    pub(super) asked: BTreeMap<u16, Positions>,
+    /// The events whose line hash is gone.
+    unhashed: Positions,
+    /// The number of events of which the log does not say yet what became of them.
+    pending: u64,
+    /// The number of events that the consumer may have got, and whose form is not known if the
+    /// filter changes events.
+    unexplained: u64,
+    /// The number of events without a fate that were in the queue when the stored lines were read.
+    open: u64,
+    /// The position behind the last of these events in the queue.
+    end: u64,
+    /// `true`: the filter of the output changes events.
+    changes: bool,
+    /// Lines that left at this time or later may have left after the export.
+    late_from: u64,
+    fates: BTreeMap<String, Fates>,
+}
+
+impl Left {
+    /// `first_source` is the source of the lines of the first output, and `end` the position behind
+    /// the last event of the queue when the stored lines were read.
+    pub(super) fn new(
+        first_source: u16,
+        end: u64,
+        check: &Check<'_>,
+        store: Option<&Store>,
+    ) -> Self {
+        let exported_at = store.map_or(u64::MAX, |store| store.exported_at);
+        let slack = match check.ending() {
+            // Nothing was delivered after the stop.
+            Ending::Stopped(at) if at <= exported_at => 0,
+            Ending::Stopped(_) | Ending::Live | Ending::Open => EXPORT_SLACK,
         };
-        let places = directory.places().map_err(io::Error::other)?;
-        let places = places.into_iter().map(|(name, place)| (name, place.get())).collect();
-        Ok(Some(Self { directory, places }))
+        let late_from = exported_at.saturating_sub(slack);
+        Self { first_source, end, late_from, ..Self::default() }
+    }
+
+    /// Returns the source of the lines of an output that is asked about; `None` for another one.
+    fn source(&self, check: &Check<'_>, output: &str) -> Option<u16> {
+        let at = check.request.outputs.iter().position(|asked| asked == output)?;
+        Some(self.first_source.saturating_add(u16::try_from(at).ok()?))
     }
 }
 
 impl Check<'_> {
-    /// Returns the hashes of the lines at these positions as they came in; `None` for those whose
-    /// hashes are gone.
-    fn accepted(&mut self, positions: Range<u64>) -> io::Result<Vec<Option<Hash>>> {
-        let mut found = Vec::new();
-        let mut next = positions.start;
-        while next < positions.end {
-            let range = self.hashed.range(..=next).next_back();
-            let range = range.filter(|(_, (end, _))| next < *end).map(|(at, it)| (*at, *it));
-            let Some((first, (end, root))) = range else {
-                found.push(None);
-                next += 1;
-                continue;
-            };
-            let end = end.min(positions.end);
-            match self.hashes.range(None, first, root)? {
-                Found::Range(range) => {
-                    let at = |position: u64| usize::try_from(position - first).unwrap_or(0);
-                    let hashes = range.lines.get(at(next)..at(end)).unwrap_or_default();
-                    found.extend(hashes.iter().copied().map(Some));
-                }
-                Found::Changed | Found::Gone => found.extend((next..end).map(|_| None)),
-            }
-            next = end;
-        }
-        Ok(found)
-    }
-
-    /// Compares the lines that left with those that are stored, if there are any. Without stored
-    /// lines, counts the events that came in.
+    /// Reads the entries once more, and adds the lines that left to the store, if there is one.
+    /// Counts the fates of the events.
     pub(super) fn events<F: Files>(
         &mut self,
-        files: &F,
-        read: &mut dyn FnMut(u64),
+        log: &Log<F>,
+        left: &mut Left,
+        mut store: Option<&mut Store>,
     ) -> io::Result<()> {
-        let Some(mut comparison) = self.comparison.take() else {
-            self.count_accepted();
+        if !self.is_whole {
             return Ok(());
-        };
-        let output = self.request.output.as_deref().unwrap_or_default();
-        if !self.history.outputs.contains_key(output) {
-            let text = format!("the log has no output {output}");
-            self.report.unchecked.push(text);
         }
-        self.add_pending(output, &mut comparison)?;
-        self.add_stored(files, &mut comparison, read)?;
-        let differences = comparison.differences()?;
-        let changed = changed(&differences, &mut comparison)?;
-        self.tell(&differences, &changed);
+        let mut frontier = Frontier::default();
+        for (_, bytes) in log.entries().map_while(Result::ok) {
+            frontier.push(Hash::of_leaf(&bytes), &mut |_, _| {});
+            let Ok(entry) = Entry::parse(&bytes) else { continue };
+            self.count(&entry, left);
+            if let Some(store) = &mut store {
+                self.add_left(&entry, left, &mut store.comparison)?;
+            }
+        }
+        if frontier.root() != log.signed().checkpoint.head.root {
+            let text = "the files of the log were changed while they were read";
+            self.report.faults.add(None, WHO_WROTE, text);
+            return Ok(());
+        }
+        match store {
+            Some(store) => {
+                self.add_pending(left, &mut store.comparison)?;
+                self.add_journal(left, &mut store.comparison)?;
+                self.count_left(left);
+            }
+            None => self.count_accepted(),
+        }
+        self.tell_fates(left);
         Ok(())
+    }
+
+    /// Counts the fates of events at an output.
+    fn count(&self, entry: &Entry, left: &mut Left) {
+        let Entry::Delivered { output, first, count, not_delivered, changed, .. } = entry else {
+            return;
+        };
+        let fates = left.fates.entry(output.clone()).or_default();
+        let is_new = |offset: &Offset| {
+            let position = first.saturating_add(offset.0);
+            self.asked.contains(&position) && !fates.seen.contains(position)
+        };
+        let changed = changed.iter().filter(|offset| is_new(offset)).count() as u64;
+        let of = |fate: Fate| {
+            let same = not_delivered.iter().filter(|it| *it.1 == fate && is_new(it.0));
+            same.count() as u64
+        };
+        let (dropped, duplicate) = (of(Fate::Dropped), of(Fate::Duplicate));
+        let dead_letters = of(Fate::DeadLetter);
+        fates.changed += changed;
+        fates.dropped += dropped;
+        fates.duplicate += duplicate;
+        fates.dead_letters += dead_letters;
+        fates.seen.insert(*first..first.saturating_add(*count));
+    }
+
+    /// Adds a line for each output to the report.
+    fn tell_fates(&mut self, left: &Left) {
+        let none = Fates::default();
+        let asked = self.asked.clone();
+        for (name, output) in &self.history.outputs {
+            let fates = left.fates.get(name).unwrap_or(&none);
+            let mut lost = Positions::default();
+            let mut given_up = 0;
+            for ((of, reason), positions) in &self.history.losses {
+                if of == name {
+                    let within: Vec<_> = positions.within(asked.clone()).collect();
+                    match reason == GIVEN_UP {
+                        true => given_up += positions.len_within(asked.clone()),
+                        false => within.into_iter().for_each(|range| lost.insert(range)),
+                    }
+                }
+            }
+            let not_its_own = self.history.not_its_own(output).len_within(asked.clone());
+            let Fates { dropped, duplicate, changed, dead_letters, .. } = fates;
+            self.report.outputs.push(format!(
+                "output {name}: dropped {dropped}, duplicate {duplicate}, changed {changed}, given \
+                 up {given_up}, dead letters {dead_letters}, lost {}, not its own {not_its_own}",
+                lost.len()
+            ));
+            if self.request.asks_of(name) {
+                self.report.counts.dropped += dropped;
+            }
+        }
     }
 
     /// Counts the events that came in, where no stored lines are there to be compared.
     fn count_accepted(&mut self) {
         let (mut unknown, mut pending) = (0, Positions::default());
-        let asked = self.request.output.as_ref();
-        let outputs = self.history.outputs.iter();
-        let outputs: Vec<_> = outputs.filter(|it| asked.is_none_or(|name| name == it.0)).collect();
         for range in self.window.ranges() {
             unknown += self.unhashed.len_within(range.clone());
-            for (_, output) in &outputs {
-                output.pending_in(range.clone()).into_iter().for_each(|it| pending.insert(it));
+            for (name, output) in &self.history.outputs {
+                if self.request.asks_of(name) {
+                    output.pending_in(range.clone()).into_iter().for_each(|it| pending.insert(it));
+                }
             }
         }
         let counts = &mut self.report.counts;
         counts.events = self.window.len();
         counts.found = counts.events - unknown;
         (counts.pending, counts.unknown) = (pending.len(), unknown);
+        counts.without_evidence = self.history.off.len_within(self.asked.clone());
         let text = "proven: positions. No event is missing in the log. Without --events, nobody \
                     knows what the consumer has stored";
         self.report.notes.push(text.to_owned());
     }
 
-    /// Adds the lines that left by an entry about deliveries, if lines are compared.
-    pub(super) fn add_left(&mut self, entry: &Entry) -> io::Result<()> {
-        let Some(mut comparison) = self.comparison.take() else { return Ok(()) };
-        let added = self.add_lines(entry, &mut comparison);
-        self.comparison = Some(comparison);
-        added
+    /// Counts the lines that left.
+    fn count_left(&mut self, left: &Left) {
+        let unknown = self.window.ranges().map(|range| left.unhashed.len_within(range)).sum();
+        let counts = &mut self.report.counts;
+        counts.events = left.asked.values().map(Positions::len).sum();
+        (counts.pending, counts.unknown) = (left.pending, unknown);
+        if unknown > 0 {
+            let text = format!("{unknown} lines left, and their hashes are gone");
+            self.report.unchecked.push(text);
+        }
     }
 
-    fn add_lines(&mut self, entry: &Entry, comparison: &mut Comparison) -> io::Result<()> {
+    /// Adds the lines of an entry.
+    fn add_left(
+        &mut self,
+        entry: &Entry,
+        left: &mut Left,
+        comparison: &mut Comparison,
+    ) -> io::Result<()> {
+        match entry {
+            Entry::Delivered { output, .. } => match left.source(self, output) {
+                Some(source) => self.add_lines(entry, source, left, comparison),
+                None => self.add_elsewhere(entry, comparison),
+            },
+            Entry::Lost { output, first: Some(first), count, .. } => {
+                let Some(source) = left.source(self, output) else { return Ok(()) };
+                // The consumer may have got them before.
+                let range = *first..first.saturating_add(*count);
+                let accepted: Vec<_> = self.history.accepted.within(range).collect();
+                accepted.into_iter().try_for_each(|range| {
+                    left.unexplained += range.end - range.start;
+                    self.allow(range, source, comparison)
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns for each event of an entry about deliveries whether a line left, and its hash if it
+    /// is known.
+    fn lines_of(&mut self, entry: &Entry) -> io::Result<Vec<(u64, Option<Fate>, Option<Hash>)>> {
         let Entry::Delivered { output, first, count, root, not_delivered, changed, .. } = entry
         else {
-            return Ok(());
+            return Ok(Vec::new());
         };
-        self.left.changes |= !changed.is_empty();
         let is_filtered = !changed.is_empty()
             || not_delivered.values().any(|it| matches!(it, Fate::Dropped | Fate::Duplicate));
         let own = match root {
@@ -150,69 +269,102 @@ impl Check<'_> {
         let mut own = own.into_iter();
         let range = *first..first.saturating_add(*count);
         let accepted = self.accepted(range.clone())?;
-        for (position, as_it_came) in range.zip(accepted) {
+        let line = |(position, as_it_came): (u64, Option<Hash>)| {
+            let fate = not_delivered.get(&Offset(position - first)).copied();
+            let hash = match (fate, root, is_filtered) {
+                (Some(_), _, _) => as_it_came,
+                (None, Some(_), _) => own.next(),
+                (None, None, false) => as_it_came,
+                // The hashes of the lines were forgotten.
+                (None, None, true) => None,
+            };
+            (position, fate, hash)
+        };
+        Ok(range.zip(accepted).map(line).collect())
+    }
+
+    fn add_lines(
+        &mut self,
+        entry: &Entry,
+        source: u16,
+        left: &mut Left,
+        comparison: &mut Comparison,
+    ) -> io::Result<()> {
+        if let Entry::Delivered { changed, .. } = entry {
+            left.changes |= !changed.is_empty();
+        }
+        for (position, fate, hash) in self.lines_of(entry)? {
             if !self.history.accepted.contains(position) {
                 // The queue lost it before its line was hashed, or the history has named a fault.
                 if self.history.lost.contains(position) {
-                    self.left.unhashed.insert(position..position + 1);
-                    self.left.unexplained += 1;
+                    left.unhashed.insert(position..position + 1);
+                    left.unexplained += 1;
                 }
                 continue;
             }
-            match not_delivered.get(&Offset(position - first)) {
+            match fate {
                 None => {}
                 Some(Fate::Lost | Fate::DeadLetter) => {
-                    self.left.unexplained += 1;
+                    left.unexplained += 1;
                     // A consumer may have taken a part of a request that it refused.
-                    if let Some(hash) = as_it_came {
-                        comparison.add(hash, Kind::Allowed, position)?;
+                    if let Some(hash) = hash {
+                        comparison.add(hash, Kind::Allowed, (source, position))?;
                     }
                     continue;
                 }
                 Some(Fate::Dropped | Fate::Duplicate) => continue,
             }
-            let hash = match (root, is_filtered) {
-                (Some(_), _) => own.next(),
-                (None, false) => as_it_came,
-                // The hashes of the lines were forgotten.
-                (None, true) => None,
-            };
             let is_asked = self.window.contains(position);
             if is_asked {
-                self.left.asked.insert(position..position + 1);
+                left.asked.entry(source).or_default().insert(position..position + 1);
             }
             match hash {
                 Some(hash) => {
-                    let kind = if is_asked { Kind::Left } else { Kind::Outside };
-                    comparison.add(hash, kind, position)?;
+                    let kind = match is_asked {
+                        true if entry.at() > left.late_from => Kind::Late,
+                        true => Kind::Left,
+                        false => Kind::Outside,
+                    };
+                    comparison.add(hash, kind, (source, position))?;
                 }
-                None => self.left.unhashed.insert(position..position + 1),
+                None => left.unhashed.insert(position..position + 1),
             }
         }
         Ok(())
     }
 
-    /// Adds the lines of events that the output lost. The consumer may have got them before.
-    pub(super) fn add_lost(&mut self, range: Range<u64>) -> io::Result<()> {
-        let Some(mut comparison) = self.comparison.take() else { return Ok(()) };
-        let accepted: Vec<_> = self.history.accepted.within(range).collect();
-        let mut added = Ok(());
-        for range in accepted {
-            self.left.unexplained += range.end - range.start;
-            added = added.and_then(|()| self.allow(range, &mut comparison));
+    /// Adds the lines that left by another output, while the outputs that are asked about were not
+    /// there: an output may have been renamed.
+    fn add_elsewhere(&mut self, entry: &Entry, comparison: &mut Comparison) -> io::Result<()> {
+        let Entry::Delivered { first, count, .. } = entry else { return Ok(()) };
+        let range = *first..first.saturating_add(*count);
+        let asked = self.history.outputs.iter().filter(|it| self.request.asks_of(it.0));
+        let is_away = asked.clone().next().is_some()
+            && asked.clone().all(|(_, output)| output.is_away_in(range.clone()));
+        if !is_away {
+            return Ok(());
         }
-        self.comparison = Some(comparison);
-        added
+        for (position, fate, hash) in self.lines_of(entry)? {
+            if let (None, Some(hash)) = (fate, hash) {
+                comparison.add(hash, Kind::Elsewhere, (0, position))?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds lines that the consumer may have, as they came in.
-    fn allow(&mut self, range: Range<u64>, comparison: &mut Comparison) -> io::Result<()> {
+    fn allow(
+        &mut self,
+        range: Range<u64>,
+        source: u16,
+        comparison: &mut Comparison,
+    ) -> io::Result<()> {
         let mut next = range.start;
         while next < range.end {
             let end = range.end.min(next.saturating_add(RANGE_MAX));
             for (position, hash) in (next..end).zip(self.accepted(next..end)?) {
                 if let Some(hash) = hash {
-                    comparison.add(hash, Kind::Allowed, position)?;
+                    comparison.add(hash, Kind::Allowed, (source, position))?;
                 }
             }
             next = end;
@@ -221,266 +373,257 @@ impl Check<'_> {
     }
 
     /// Adds the lines that may have left, and of which the log does not say so yet.
-    fn add_pending(&mut self, output: &str, comparison: &mut Comparison) -> io::Result<()> {
-        let Some(of_output) = self.history.outputs.get(output) else { return Ok(()) };
-        let accepted = self.history.accepted.ranges();
-        let open: Vec<_> = accepted.flat_map(|range| of_output.pending_in(range)).collect();
-        for range in open {
-            self.left.pending += self.window.len_within(range.clone());
-            self.allow(range, comparison)?;
-        }
-        Ok(())
-    }
-
-    /// Reads the stored lines. Checkpoints among them are checked at once.
-    fn add_stored<F: Files>(
-        &mut self,
-        files: &F,
-        comparison: &mut Comparison,
-        read: &mut dyn FnMut(u64),
-    ) -> io::Result<()> {
-        let log = Log::open(files).ok();
-        let (mut place, mut notes) = (0, BTreeSet::new());
-        for path in &self.request.events {
-            let mut line = |line| {
-                match line {
-                    Line::Event { hash, plain } => {
-                        let kind = if plain.is_some() { Kind::Either } else { Kind::Stored };
-                        comparison.add(hash, kind, place)?;
-                        if let Some(plain) = plain {
-                            comparison.add(plain, Kind::Plain, place)?;
-                        }
-                        place += 1;
-                    }
-                    Line::Checkpoint(note) => {
-                        // The same one may have come twice.
-                        if notes.insert(Hash::of(&[&note]))
-                            && let Some(log) = &log
-                        {
-                            self.checkpoint("a checkpoint among the stored lines", &note, log);
-                        }
-                    }
-                }
-                Ok(())
+    fn add_pending(&mut self, left: &mut Left, comparison: &mut Comparison) -> io::Result<()> {
+        for name in &self.request.outputs {
+            let (Some(output), Some(source)) =
+                (self.history.outputs.get(name), left.source(self, name))
+            else {
+                continue;
             };
-            stored::read(path, &mut line, read).map_err(|error| {
-                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-            })?;
-            // Lines of two files are no neighbours.
-            place += 2;
-        }
-        Ok(())
-    }
-
-    /// Adds the differences to the report.
-    fn tell(&mut self, differences: &Differences, changed: &BTreeSet<u64>) {
-        let left = std::mem::take(&mut self.left);
-        let unknown: u64 = self.window.ranges().map(|range| left.unhashed.len_within(range)).sum();
-        // Without line hashes nobody knows how these lines looked.
-        let changed_or_lost = left.pending + left.unexplained;
-        let may_fit = unknown + if left.changes { changed_or_lost } else { 0 };
-        let extra = differences.extra_count - changed.len() as u64;
-        let unexplained = extra.min(may_fit);
-        let counts = &mut self.report.counts;
-        counts.events = left.asked.len();
-        counts.found = differences.found;
-        counts.missing = differences.missing_count - changed.len() as u64;
-        counts.changed = changed.len() as u64;
-        counts.forged = extra - unexplained;
-        counts.duplicate = differences.duplicate;
-        (counts.pending, counts.unknown) = (left.pending, unknown);
-        if differences.ambiguous > 0 {
-            let text = format!(
-                "{} stored lines may each be either of two events that left, with and without \
-                 kind and apiVersion",
-                differences.ambiguous
-            );
-            self.report.unchecked.push(text);
-        }
-        if differences.with_added > 0 && differences.without_added > 0 {
-            let text = format!(
-                "{} stored lines have kind and apiVersion, which the events that left lack, and {} \
-                 have not: an output with format = \"audit_log\" adds them to each event",
-                differences.with_added, differences.without_added
-            );
-            self.report.unchecked.push(text);
-        }
-        if unexplained > 0 {
-            let text = format!("{unexplained} stored lines, which may be events without a hash");
-            self.report.unchecked.push(text);
-        }
-        let forged = counts.forged;
-        let faults = &mut self.report.faults;
-        let output = self.request.output.as_deref().unwrap_or_default();
-        let mut missing = Positions::default();
-        let not_there = differences.missing.iter().filter(|it| !changed.contains(it));
-        not_there.for_each(|position| missing.insert(*position..position + 1));
-        for range in missing.ranges() {
-            let count = range.end - range.start;
-            let text = match count {
-                1 => format!("the event left by {output}, and its line is not stored"),
-                _ => format!("{count} events left by {output}, and their lines are not stored"),
-            };
-            faults.add_at(range.start, None, WHO_CHANGED, text);
-        }
-        for position in changed {
-            let text = format!("the event left by {output}, and another line is in its place");
-            faults.add_at(*position, None, WHO_CHANGED, text);
-        }
-        if forged > 0 {
-            let places = differences.extra.iter().take(5).map(|place| (place + 1).to_string());
-            let places: Vec<_> = places.collect();
-            let text = match changed.is_empty() && unexplained == 0 {
-                true => format!(
-                    "{forged} stored lines never left by {output}: the first are lines {} of what \
-                     was read",
-                    places.join(", ")
-                ),
-                false => format!("{forged} stored lines never left by {output}"),
-            };
-            faults.add(None, "who could add lines to the consumer's store?", text);
-        }
-        if differences.found > 0 || left.asked.len() == 0 {
-            let text = "proven: bytes. Each line that was found is the one that left";
-            self.report.notes.push(text.to_owned());
-        } else {
-            let text = "proven: positions. No stored line is one that left; a store that writes \
-                        events in its own way can't be compared byte by byte";
-            self.report.notes.push(text.to_owned());
-        }
-    }
-
-    /// Compares the lines in the queue with their hashes, and the places of its outputs with the
-    /// log.
-    pub(super) fn queue(&mut self, queue: &Queue) -> io::Result<()> {
-        self.places(queue);
-        let mut lines = QueueLines::default();
-        let mut findings = Vec::new();
-        let told = queue.directory.export(None, &mut |seen| {
-            match seen {
-                Seen::At(position) => lines.begin(position.get()),
-                Seen::Lines(bytes) => lines
-                    .take(bytes, |position, hash| self.compare_stored_in_queue(position, hash))?,
-                Seen::Finding(finding) => findings.push(finding.to_string()),
-                Seen::Progress(..) => {}
-            }
-            Ok(())
-        });
-        told.map_err(io::Error::other)?;
-        for finding in findings {
-            self.report.faults.add(None, WHO_WROTE_QUEUE, format_args!("the queue: {finding}"));
-        }
-        Ok(())
-    }
-
-    fn compare_stored_in_queue(&mut self, position: u64, hash: Hash) -> io::Result<()> {
-        if position >= self.history.next()
-            && let Some(mut comparison) = self.comparison.take()
-        {
-            // The relay has not come to hash this event. The consumer may have it nevertheless.
-            self.left.unexplained += 1;
-            let added = comparison.add(hash, Kind::Allowed, position);
-            self.comparison = Some(comparison);
-            return added;
-        }
-        let expected = self.accepted(position..position.saturating_add(1))?;
-        if let Some(Some(expected)) = expected.first()
-            && *expected != hash
-        {
-            let text = "the queue has another line than the one that came in";
-            self.report.faults.add_at(position, None, WHO_WROTE_QUEUE, text);
-        }
-        Ok(())
-    }
-
-    /// Checks that the log and its journal say what became of all events before the place of each
-    /// output.
-    fn places(&mut self, queue: &Queue) {
-        for (name, place) in &queue.places {
-            let output = self.history.outputs.get(name).filter(|output| output.is_there);
-            // An output that has just joined is in no entry yet.
-            let Some(output) = output else { continue };
-            let accepted = self.history.accepted.within(0..*place);
-            let mut open: Vec<_> = accepted.flat_map(|range| output.pending_in(range)).collect();
-            let next = self.history.next();
-            if (1..*place).contains(&next) {
-                open.push(next..*place);
-            }
+            let accepted = self.history.accepted.ranges();
+            let open: Vec<_> = accepted.flat_map(|range| output.pending_in(range)).collect();
             for range in open {
+                left.pending += self.window.len_within(range.clone());
+                left.open += range.end.min(left.end).saturating_sub(range.start);
+                self.allow(range, source, comparison)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the lines of the entries that no checkpoint covers.
+    fn add_journal(&mut self, left: &Left, comparison: &mut Comparison) -> io::Result<()> {
+        for entry in &self.journal {
+            let found = match entry {
+                Entry::Accepted { first, root, .. } => self.hashes.range(None, *first, *root)?,
+                Entry::Delivered { output, first, root: Some(root), .. }
+                    if left.source(self, output).is_some() =>
+                {
+                    self.hashes.range(Some(output), *first, *root)?
+                }
+                _ => continue,
+            };
+            if let Found::Range(range) = found {
+                for hash in &range.lines {
+                    comparison.add(*hash, Kind::Newer, (0, range.first))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A log, and the lines that left by it.
+pub(super) struct Compared<'a, 'b> {
+    pub(super) check: &'b mut Check<'a>,
+    pub(super) left: Left,
+    /// `true`: a checkpoint covers all events that were in the queue when the lines were read.
+    pub(super) is_covered: bool,
+}
+
+/// Compares the lines that left by all logs with the stored lines.
+pub(super) fn compare(logs: &mut [Compared<'_, '_>], store: &mut Store) -> io::Result<Report> {
+    let differences = store.comparison.differences()?;
+    let changed = changed(&differences, &mut store.comparison)?;
+    let mut report = Report::default();
+    report.counts.found = differences.found;
+    report.counts.missing = differences.missing_count - changed.len() as u64;
+    report.counts.changed = changed.len() as u64;
+    report.counts.duplicate = differences.duplicate;
+    tell_missing(logs, &differences, &changed, store);
+    tell_extra(logs, &differences, &changed, store, &mut report);
+    tell_forms(&differences, &mut report);
+    let left: u64 = logs.iter().map(|log| log.check.report.counts.events).sum();
+    let text = match (differences.found, left) {
+        (0, 0) => "nothing was compared: by the log, no line left that is asked about",
+        (0, _) => {
+            "proven: positions. No stored line is one that left; a store that writes events in its \
+             own way can't be compared byte by byte"
+        }
+        (_, _) => "proven: bytes. Each line that was found is the one that left",
+    };
+    report.notes.push(text.to_owned());
+    Ok(report)
+}
+
+/// Adds a fault for each line that left and is not stored as it left.
+fn tell_missing(
+    logs: &mut [Compared<'_, '_>],
+    differences: &Differences,
+    changed: &BTreeMap<Place, u64>,
+    store: &Store,
+) {
+    for Compared { check, left, .. } in logs {
+        let request = check.request;
+        for (source, output) in (left.first_source..).zip(&request.outputs) {
+            let of_output = (source, 0)..=(source, u64::MAX);
+            let mut missing = Positions::default();
+            let all = differences.missing.range(of_output.clone());
+            for (_, position) in all.filter(|it| !changed.contains_key(it)) {
+                missing.insert(*position..position.saturating_add(1));
+            }
+            for range in missing.ranges() {
                 let count = range.end - range.start;
+                let text = match count {
+                    1 => format!("the event left by {output}, and its line is not stored"),
+                    _ => format!("{count} events left by {output}, and their lines are not stored"),
+                };
+                check.report.faults.add_at(range.start, None, WHO_CHANGED, text);
+            }
+            for ((_, position), place) in changed.range(of_output) {
                 let text = format!(
-                    "the queue says that {name} is finished with {count} events, and the log does \
-                     not: the end of the log was cut off, or the queue's cursors were changed"
+                    "the event left by {output}, and another line is in its place: {}",
+                    store.name(*place)
                 );
-                self.report.faults.add_at(range.start, None, WHO_WROTE_QUEUE, text);
+                check.report.faults.add_at(*position, None, WHO_CHANGED, text);
             }
         }
     }
 }
 
-/// Finds the stored lines that lie where a line is missing. Returns the positions.
-fn changed(differences: &Differences, comparison: &mut Comparison) -> io::Result<BTreeSet<u64>> {
-    if differences.missing.is_empty() || differences.extra.is_empty() {
-        return Ok(BTreeSet::new());
+/// Says what the stored lines may be that fit no line that left. Only those that can be nothing
+/// else are forged.
+fn tell_extra(
+    logs: &[Compared<'_, '_>],
+    differences: &Differences,
+    changed: &BTreeMap<Place, u64>,
+    store: &Store,
+    report: &mut Report,
+) {
+    let mut extra = differences.extra_count - changed.len() as u64;
+    let all = extra;
+    let mut take = |at_most: u64| {
+        let taken = extra.min(at_most);
+        extra -= taken;
+        taken
+    };
+    let off: u64 = logs.iter().map(|log| log.check.history.off.len()).sum();
+    report.counts.without_evidence = take(off);
+    if report.counts.without_evidence > 0 {
+        let text = format!(
+            "{} stored lines, which may be events from a time without evidence",
+            report.counts.without_evidence
+        );
+        report.unchecked.push(text);
     }
-    let beside = |place: &u64| [place.saturating_sub(1), place + 1];
+    let unknown = take(logs.iter().map(|log| log.left.unhashed.len()).sum());
+    if unknown > 0 {
+        let text = format!("{unknown} stored lines, which may be events without a hash");
+        report.unchecked.push(text);
+    }
+    // An event without a fate may have left in a form that no checkpoint covers yet.
+    let in_another_form = |log: &Compared<'_, '_>| match (log.check.ending(), log.left.changes) {
+        (_, true) => log.left.open + log.left.unexplained,
+        (Ending::Stopped(_), false) => 0,
+        (Ending::Live | Ending::Open, false) => log.left.open,
+    };
+    let is_open = |log: &Compared<'_, '_>| match log.check.ending() {
+        Ending::Stopped(_) => false,
+        Ending::Live => !log.is_covered,
+        Ending::Open => true,
+    };
+    let open = logs.iter().find(|log| is_open(log));
+    let may_fit = logs.iter().map(in_another_form).sum();
+    let newer = take(if open.is_some() { u64::MAX } else { may_fit });
+    for (count, what) in [
+        (newer, "stored lines fit nothing, and may be events that left"),
+        (differences.newer, "stored lines are events that came in"),
+        (differences.late, "lines left, and are not stored: they left"),
+    ] {
+        if count > 0 {
+            report.counts.newer += count;
+            let log = open.or(logs.first());
+            let last = log.map(|log| log.check.last_checkpoint()).unwrap_or_default();
+            let than = match what.starts_with("lines") {
+                true => format!("after the stored lines were exported at {}", store.exported()),
+                false => format!("after {last}"),
+            };
+            report.unchecked.push(format!("{count} {what} {than}"));
+        }
+    }
+    if differences.elsewhere > 0 {
+        let text = format!(
+            "{} stored lines left by another output, before the one that is asked about joined: \
+             name it with --output too",
+            differences.elsewhere
+        );
+        report.unchecked.push(text);
+    }
+    report.counts.forged = extra;
+    if extra > 0 {
+        let changed: BTreeSet<_> = changed.values().copied().collect();
+        let never_left = differences.extra.difference(&changed).take(PLACES_MAX);
+        let first: Vec<_> = never_left.map(|place| store.name(*place)).collect();
+        let which = if extra == all { "" } else { "some of " };
+        let names: Vec<_> = logs.first().map_or(&[][..], |log| &log.check.request.outputs).to_vec();
+        let text = format!(
+            "{extra} stored lines never left by {}: {which}{}",
+            names.join(" or "),
+            first.join(", ")
+        );
+        report.faults.add(None, "who could add lines to the consumer's store?", text);
+    }
+}
+
+/// Says which stored lines may have two forms.
+fn tell_forms(differences: &Differences, report: &mut Report) {
+    if differences.ambiguous > 0 {
+        let text = format!(
+            "{} stored lines may each be either of two events that left, with and without kind and \
+             apiVersion",
+            differences.ambiguous
+        );
+        report.unchecked.push(text);
+    }
+    if differences.with_added > 0 && differences.without_added > 0 {
+        let text = format!(
+            "{} stored lines have kind and apiVersion, which the events that left lack, and {} have \
+             not: an output with format = \"audit_log\" adds them to each event",
+            differences.with_added, differences.without_added
+        );
+        report.unchecked.push(text);
+    }
+}
+
+/// Finds the stored lines that lie where a line is missing. Returns the place of
+/// each by its position.
+fn changed(
+    differences: &Differences,
+    comparison: &mut Comparison,
+) -> io::Result<BTreeMap<Place, u64>> {
+    if differences.missing.is_empty() || differences.extra.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    // An empty line or a checkpoint may be between two events.
+    let before = |place: u64| (1..=2).filter_map(move |by| place.checked_sub(by));
+    let behind = |place: u64| (1..=2).map(move |by| place + by);
+    let beside = |place: &u64| before(*place).chain(behind(*place));
     let places: BTreeSet<_> = differences.extra.iter().flat_map(beside).collect();
     let known = comparison.positions_at(&places)?;
-    let (mut missing, mut changed) = (differences.missing.clone(), BTreeSet::new());
+    let (mut missing, mut changed) = (differences.missing.clone(), BTreeMap::new());
     let mut last = None;
     for place in &differences.extra {
         // A line beside a changed one is behind it.
-        let before = place.checked_sub(1).and_then(|at| known.get(&at).copied());
-        let before = before.or(last.filter(|(at, _)| at + 1 == *place).map(|(_, it)| it));
-        let behind = known.get(&(place + 1)).copied();
+        let last_one = last.filter(|(at, _)| at + 1 == *place).map(|(_, it)| it);
+        let before = last_one.or(before(*place).find_map(|at| known.get(&at).copied()));
+        let behind = behind(*place).find_map(|at| known.get(&at).copied());
+        // Positions of two sources are no neighbours.
+        let behind = behind.filter(|behind| before.is_none_or(|before| before.0 == behind.0));
         let found = match (before, behind) {
             (Some(before), Some(behind)) if before < behind => {
-                missing.range(before + 1..behind).next().copied()
+                missing.range((before.0, before.1 + 1)..behind).next().copied()
             }
-            (Some(before), _) => missing.range(before + 1..).next().copied(),
-            (None, Some(behind)) => missing.range(..behind).next_back().copied(),
+            (Some((source, before)), _) => {
+                missing.range((source, before + 1)..=(source, u64::MAX)).next().copied()
+            }
+            (None, Some(behind)) => missing.range((behind.0, 0)..behind).next_back().copied(),
             (None, None) => None,
         };
         if let Some(position) = found {
             missing.remove(&position);
-            changed.insert(position);
+            changed.insert(position, *place);
             last = Some((*place, position));
         }
     }
     Ok(changed)
-}
-
-/// The lines of the queue, which come in pieces.
-#[derive(Default)]
-struct QueueLines {
-    next: u64,
-    open: Option<Hasher>,
-}
-
-impl QueueLines {
-    /// The next lines begin with the event at this position.
-    fn begin(&mut self, position: u64) {
-        (self.next, self.open) = (position, None);
-    }
-
-    /// Takes the next bytes. Calls `line` with the position and the hash of each line that ends in
-    /// them.
-    fn take(
-        &mut self,
-        mut bytes: &[u8],
-        mut line: impl FnMut(u64, Hash) -> io::Result<()>,
-    ) -> io::Result<()> {
-        while let Some(end) = memchr::memchr(b'\n', bytes) {
-            let (last, rest) = bytes.split_at(end);
-            bytes = rest.get(1..).unwrap_or_default();
-            let mut hasher = self.open.take().unwrap_or_default();
-            hasher.update(last);
-            line(self.next, hasher.finish())?;
-            self.next += 1;
-        }
-        if !bytes.is_empty() {
-            self.open.get_or_insert_default().update(bytes);
-        }
-        Ok(())
-    }
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::evidence::LineFile;
 use crate::evidence::lines;
+use crate::evidence::lines::Damage;
 use crate::evidence::lines::Range;
 use crate::evidence::lines::Record;
 use crate::evidence::reader::Directory;
@@ -26,8 +27,9 @@ pub(super) struct Hashes<'a> {
     places: HashMap<Key, (LineFile, u64)>,
     firsts: HashSet<(Option<String>, u64)>,
     cached: Vec<(Key, Arc<Range>)>,
-    /// The damages of the files, because of which ranges may be missing.
-    pub(super) damages: Vec<String>,
+    /// The damages of the files, because of which ranges may be missing. `true`: the file ends too
+    /// early, as a copy of a file does to which a relay was writing.
+    pub(super) damages: Vec<(String, bool)>,
 }
 
 /// The line hashes of a range that an entry names.
@@ -56,7 +58,8 @@ impl<'a> Hashes<'a> {
                 match record {
                     Ok(record) => hashes.add(record, (file, offset)),
                     Err(damage) => {
-                        hashes.damages.push(format!("lines/{file}, byte {offset}: {damage}"));
+                        let text = format!("lines/{file}, byte {offset}: {damage}");
+                        hashes.damages.push((text, matches!(damage, Damage::CutOff)));
                     }
                 }
             }

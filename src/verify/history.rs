@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::positions::Positions;
 use super::report::Faults;
 use super::report::time;
+use super::runs::Runs;
 use crate::evidence::entry::Alarm;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Fate;
@@ -16,9 +17,8 @@ use crate::evidence::entry::RANGE_MAX;
 use crate::evidence::entry::Running;
 use crate::evidence::entry::Started;
 
-/// A silence is longer than one and a half heartbeats, and at least this much longer than one, in
-/// milliseconds.
-const SILENCE_MIN: u64 = 2000;
+/// The reason of a loss for events that a consumer refused for good, and that no file has.
+pub(super) const GIVEN_UP: &str = "given up";
 
 /// The statements of the log about one output.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ pub(super) struct Output {
     /// The events with a final fate.
     pub(super) settled: Positions,
     /// The events that are not this output's: they came before it joined, or while it was away.
-    not_its_own: Positions,
+    pub(super) not_its_own: Positions,
     /// The place behind the last event that the log says is finished there, and the time of that
     /// entry.
     place: (u64, u64),
@@ -45,6 +45,14 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Returns `true` if no event of a range is this output's own.
+    pub(super) fn is_away_in(&self, range: Range<u64>) -> bool {
+        let until = self.until.unwrap_or(u64::MAX);
+        self.not_its_own.missing_in(range).iter().all(|own| until <= own.start)
+    }
+}
+
 /// The story of a log, which is told entry by entry.
 #[derive(Debug, Default)]
 pub(super) struct History {
@@ -54,21 +62,20 @@ pub(super) struct History {
     pub(super) accepted: Positions,
     /// The events that the queue lost.
     pub(super) lost: Positions,
+    /// The events that came in while evidence was off.
+    pub(super) off: Positions,
     /// The line hashes of positions below this one were deleted, by the log.
     pub(super) pruned_below: u64,
     pub(super) outputs: BTreeMap<String, Output>,
-    /// The time of the last entry.
-    last_at: Option<u64>,
-    heartbeat_ms: u64,
-    /// `true`: there was a start, and no stop after it.
-    is_running: bool,
+    pub(super) runs: Runs,
     has_started: bool,
     /// Facts that are no fault, and worth a line.
     pub(super) notes: Vec<String>,
-    /// Events that were acknowledged, never stored and counted as lost.
-    pub(super) never_stored: u64,
+    /// Events that were acknowledged, never stored and counted as lost: the time of each entry, and
+    /// the number.
+    pub(super) never_stored: Vec<(u64, u64)>,
     /// The events that an output or the queue has lost, by its name and the reason.
-    losses: BTreeMap<(String, String), Positions>,
+    pub(super) losses: BTreeMap<(String, String), Positions>,
 }
 
 impl History {
@@ -77,7 +84,7 @@ impl History {
         if !is_usable(index, entry, faults) {
             return false;
         }
-        self.hear(index, entry, faults);
+        self.runs.feed(index, entry, faults);
         match entry {
             Entry::Accepted { first, count, at, .. } => {
                 let range = *first..first.saturating_add(*count);
@@ -91,9 +98,8 @@ impl History {
                     let position = first.saturating_add(*offset);
                     let event = position..position.saturating_add(1);
                     match fate {
-                        Fate::Lost => self.lose(output, "given up", event),
-                        Fate::DeadLetter => self.lose(output, "dead letters", event),
-                        Fate::Dropped | Fate::Duplicate => {}
+                        Fate::Lost => self.lose(output, GIVEN_UP, event),
+                        Fate::Dropped | Fate::Duplicate | Fate::DeadLetter => {}
                     }
                 }
             }
@@ -103,8 +109,8 @@ impl History {
                 self.lost.insert(range.clone());
                 self.lose(output, reason, range);
             }
-            Entry::Lost { output, first: None, count, .. } if output == QUEUE => {
-                self.never_stored = self.never_stored.saturating_add(*count);
+            Entry::Lost { output, first: None, count, at, .. } if output == QUEUE => {
+                self.never_stored.push((*at, *count));
             }
             Entry::Lost { output, first, count, at, reason } => {
                 let first = first.unwrap_or_default();
@@ -124,19 +130,10 @@ impl History {
                 self.lose(output, reason, range);
             }
             Entry::Start(Started { running, .. }) => {
-                if self.is_running {
-                    let at = time(running.at);
-                    let text = format!("the relay ended without a stop before its start at {at}");
-                    self.notes.push(text);
-                }
                 self.list(running);
-                (self.is_running, self.has_started) = (true, true);
+                self.has_started = true;
             }
-            Entry::Reload(running) => self.list(running),
-            Entry::Stop(running) => {
-                self.list(running);
-                self.is_running = false;
-            }
+            Entry::Reload(running) | Entry::Stop(running) => self.list(running),
             Entry::Heartbeat { .. } => {}
             Entry::Pruned { below, .. } => self.pruned_below = self.pruned_below.max(*below),
             Entry::Key { verifier_key, .. } => {
@@ -154,7 +151,7 @@ impl History {
             Alarm::Off { first, count } => {
                 let range = *first..first.saturating_add(*count);
                 self.follow(index, &range, at, faults);
-                self.lost.insert(range);
+                self.off.insert(range);
                 faults.add_at(
                     *first,
                     Some(at),
@@ -178,44 +175,6 @@ impl History {
     fn lose(&mut self, output: &str, reason: &str, range: Range<u64>) {
         let losses = self.losses.entry((output.to_owned(), reason.to_owned())).or_default();
         losses.insert(range);
-    }
-
-    /// Returns a sentence for each reason for which events were lost, by the log.
-    pub(super) fn losses(&self) -> impl Iterator<Item = String> {
-        self.losses.iter().map(|((output, reason), positions)| {
-            let count = positions.len();
-            format!("by the log, {count} events were lost at {output}: {reason}")
-        })
-    }
-
-    /// Checks that no time was silent.
-    fn hear(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
-        let at = entry.at();
-        // The time of these is that of the events, which may have waited for their entry.
-        let is_of_events = matches!(entry, Entry::Accepted { .. } | Entry::Delivered { .. });
-        let is_start = matches!(entry, Entry::Start(_));
-        if let Some(last) = self.last_at
-            && self.is_running
-            && !is_start
-        {
-            let heartbeat = self.heartbeat_ms;
-            let longest = heartbeat.saturating_add((heartbeat / 2).max(SILENCE_MIN));
-            let silence = at.saturating_sub(last);
-            if silence > longest {
-                faults.add(
-                    Some(last),
-                    "what happened to the relay in this time, and who had access to its clock and \
-                     its key?",
-                    format_args!(
-                        "nothing was recorded for {} s before entry {index}, although the relay \
-                         was running: a heartbeat was due each {} s",
-                        silence / 1000,
-                        heartbeat.div_ceil(1000)
-                    ),
-                );
-            }
-        }
-        self.last_at = Some(if is_of_events { self.last_at.unwrap_or(at).max(at) } else { at });
     }
 
     /// Checks that a range follows the events before it.
@@ -254,10 +213,9 @@ impl History {
     ) {
         // Events from before the log began are not its business.
         let begin = self.accepted.ranges().next().map_or(u64::MAX, |first| first.start);
-        for unknown in self.accepted.missing_in(range.start.max(begin)..range.end) {
-            if self.lost.missing_in(unknown.clone()).is_empty() {
-                continue;
-            }
+        let unknown = self.accepted.missing_in(range.start.max(begin)..range.end).into_iter();
+        let unknown = unknown.flat_map(|range| self.lost.missing_in(range));
+        for unknown in unknown.flat_map(|range| self.off.missing_in(range)) {
             faults.add_at(
                 unknown.start,
                 Some(at),
@@ -272,7 +230,6 @@ impl History {
 
     /// Notes which outputs there are, and how far each of them is.
     fn list(&mut self, running: &Running) {
-        self.heartbeat_ms = running.heartbeat_ms;
         let next = self.next.unwrap_or_default();
         for (name, output) in &mut self.outputs {
             if output.is_there && !running.outputs.contains_key(name) {
@@ -318,8 +275,9 @@ impl History {
         let of_output = |it: &Output| 1 + it.settled.facts() + it.not_its_own.facts();
         let outputs: usize = self.outputs.values().map(of_output).sum();
         let losses: usize = self.losses.values().map(|lost| 1 + lost.facts()).sum();
-        let positions = self.accepted.facts() + self.lost.facts();
-        positions + outputs + losses + self.notes.len()
+        let positions = self.accepted.facts() + self.lost.facts() + self.off.facts();
+        let others = self.notes.len() + self.never_stored.len() + self.runs.facts();
+        positions + outputs + losses + others
     }
 
     /// Returns the position behind the last event that came in or that the queue lost.
@@ -327,9 +285,14 @@ impl History {
         self.next.unwrap_or_default()
     }
 
-    /// Returns the time of the last entry.
-    pub(super) fn last_at(&self) -> Option<u64> {
-        self.last_at
+    /// Returns the events that came in and are not this output's own.
+    pub(super) fn not_its_own(&self, output: &Output) -> Positions {
+        let mut found = Positions::default();
+        let away = output.until.map(|until| until..self.next());
+        for range in output.not_its_own.ranges().chain(away) {
+            self.accepted.within(range).for_each(|part| found.insert(part));
+        }
+        found
     }
 }
 

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 
 use super::bounds::FACTS_MAX;
 use super::bounds::excess;
-use super::compare::Comparison;
 use super::hashes::Found;
 use super::hashes::Hashes;
 use super::history::History;
@@ -15,20 +15,29 @@ use super::report::Faults;
 use super::report::Report;
 use super::report::time;
 use super::request::Request;
+use super::runs::Row;
+use crate::evidence::entry::Alarm;
 use crate::evidence::entry::Entry;
+use crate::evidence::entry::Offset;
+use crate::evidence::entry::QUEUE;
 use crate::evidence::entry::Started;
+use crate::evidence::entry::now;
 use crate::evidence::reader::Directory;
 use crate::evidence::reader::Files;
 use crate::evidence::reader::Log;
 use crate::evidence::reader::ReadError;
 use crate::tlog::checkpoint::Signed;
+use crate::tlog::key::VerifierKey;
 use crate::tlog::merkle::Frontier;
 use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::Head;
 use crate::tlog::merkle::root_at;
 use crate::tlog::note::Signed as Signature;
+use crate::tlog::tile::BUNDLE_BYTES_MAX;
 use crate::tlog::tile::Content;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
+use crate::tlog::tile::last_tiles;
 
 /// The question of an auditor where files of the log are wrong.
 pub(super) const WHO_WROTE: &str = "who could write to the directory of the evidence?";
@@ -36,11 +45,11 @@ pub(super) const WHO_WROTE: &str = "who could write to the directory of the evid
 /// The question of an auditor where a signature is wrong.
 pub(super) const WHICH_KEY: &str = "which relay has written this log, with which key?";
 
-/// The question of an auditor where the cosignature of a witness is missing.
+/// The question of an auditor where a cosignature is wrong or missing.
 pub(super) const WITNESS_HAS: &str = "has the witness seen another log?";
 
 /// The question of an auditor where a log is not the one that was seen before.
-const WHO_SET_BACK: &str =
+pub(super) const WHO_SET_BACK: &str =
     "who set the log back, or ran two relays with one origin, since this checkpoint was seen?";
 
 /// The most faults of a published log. The entries behind them are not asked for.
@@ -54,74 +63,91 @@ pub(super) fn absent(place: impl fmt::Display) -> Report {
     report
 }
 
-/// A check that is under way.
+/// How a log ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The last entry is a stop, of this time: nothing came after it.
+    Stopped(u64),
+    /// A relay is running with the directory.
+    Live,
+    /// The relay was killed, or the directory is a copy of one in use: more may have come.
+    Open,
+}
+
+/// A range of positions that an entry brought into the log.
+pub(super) struct Span {
+    pub(super) end: u64,
+    /// The time of the entry.
+    at: u64,
+    /// The root over the line hashes, if they are there.
+    pub(super) root: Option<Hash>,
+}
+
+/// The check of one log.
 pub(super) struct Check<'a> {
     pub(super) request: &'a Request,
     pub(super) report: Report,
     pub(super) history: History,
     evidence: Option<&'a Directory>,
+    is_live: bool,
+    /// The time at which the checkpoint was read.
+    read_at: u64,
     pub(super) hashes: Hashes<'a>,
     /// Ranges whose line hashes are others than the log has: the output or `None`, the first
     /// position, the number of events, and the time.
     changed: Vec<(Option<String>, u64, u64, u64)>,
     /// The events whose line hashes as they were sent are gone, of any output.
     unhashed_as_sent: Positions,
-    /// The ranges of events that came in and whose line hashes are there: their end and root, by
-    /// their first position.
-    pub(super) hashed: BTreeMap<u64, (u64, Hash)>,
+    /// The ranges of positions, by their first one.
+    pub(super) spans: BTreeMap<u64, Span>,
     /// The events that came in and whose line hashes are gone.
     pub(super) unhashed: Positions,
-    /// The events that came in at a time that is asked about.
+    /// The positions between the first and the last event that is asked about.
+    pub(super) asked: Range<u64>,
+    /// The events that came in, and that are asked about.
     pub(super) window: Positions,
-    /// The lines of the output that is asked about, and those that are stored. `None` if no lines
-    /// are compared.
-    pub(super) comparison: Option<Comparison>,
-    pub(super) left: Left,
+    /// The journal: the entries that no checkpoint covers, and that prove nothing.
+    pub(super) journal: Vec<Entry>,
+    /// `true`: the journal begins behind the end of the log.
+    has_gap: bool,
+    /// `true`: the entries are those that the checkpoint was signed over.
+    pub(super) is_whole: bool,
+    /// `true`: the files end before the checkpoint does.
+    pub(super) is_torn: bool,
+    /// `true`: the consumer has a checkpoint over more entries than the log has.
+    pub(super) goes_on: bool,
     /// The time of the newest cosignature of each witness, in seconds since 1970.
     pub(super) cosigned: BTreeMap<String, u64>,
-    /// `true`: the entries are from the journal now.
-    is_beyond: bool,
-}
-
-/// The events that left by the output that is asked about.
-#[derive(Default)]
-pub(super) struct Left {
-    /// The events that came in at a time that is asked about.
-    pub(super) asked: Positions,
-    /// The events whose line hash is gone.
-    pub(super) unhashed: Positions,
-    /// The number of events of which the log does not say yet what became of them.
-    pub(super) pending: u64,
-    /// The number of events that the consumer may have got, and whose form is not known if the
-    /// filter changes events.
-    pub(super) unexplained: u64,
-    /// `true`: the filter of the output changes events.
-    pub(super) changes: bool,
 }
 
 impl<'a> Check<'a> {
-    /// `evidence` has the line hashes; `None` if they are not there.
-    pub(super) fn new(request: &'a Request, evidence: Option<&'a Directory>) -> Self {
-        let mut report = Report::default();
-        if evidence.is_none() {
-            let text = "the line hashes are not published: no line was compared";
-            report.unchecked.push(text.to_owned());
-        }
+    /// `evidence` has the line hashes; `None` if they are not there, as in a published log.
+    /// `is_live`: a relay is running with the directory, or publishes the log.
+    pub(super) fn new(
+        request: &'a Request,
+        evidence: Option<&'a Directory>,
+        is_live: bool,
+    ) -> Self {
         Self {
             request,
             evidence,
+            is_live,
+            read_at: now(),
             hashes: Hashes::none(),
             changed: Vec::new(),
             unhashed_as_sent: Positions::default(),
-            report,
+            report: Report::default(),
             history: History::default(),
-            hashed: BTreeMap::new(),
+            spans: BTreeMap::new(),
             unhashed: Positions::default(),
+            asked: 0..0,
             window: Positions::default(),
-            comparison: (!request.events.is_empty()).then(Comparison::new),
-            left: Left::default(),
+            journal: Vec::new(),
+            has_gap: false,
+            is_whole: false,
+            is_torn: false,
+            goes_on: false,
             cosigned: BTreeMap::new(),
-            is_beyond: false,
         }
     }
 
@@ -135,22 +161,22 @@ impl<'a> Check<'a> {
     }
 
     /// Checks the log: its checkpoint, its tiles, its entries, and the checkpoints that were given.
-    /// `journal` has the entries that are not covered yet.
+    /// `journal` has the entries that are not covered yet. Returns the log if it has a checkpoint.
     pub(super) fn log<F: Files>(
         &mut self,
-        files: &F,
-        journal: Option<&[(u64, Vec<u8>)]>,
-    ) -> io::Result<()> {
+        files: F,
+        journal: Vec<(u64, Vec<u8>)>,
+    ) -> io::Result<Option<Log<F>>> {
         self.report.counts.checkpoints += 1;
         let log = match Log::open(files) {
             Ok(log) => log,
             Err(ReadError::NoCheckpoint) => {
                 self.report = absent("this place");
-                return Ok(());
+                return Ok(None);
             }
             Err(error @ ReadError::Checkpoint(_)) => {
                 self.faults().add(None, WHO_WROTE, error);
-                return Ok(());
+                return Ok(None);
             }
             Err(ReadError::File { error, .. }) => return Err(error),
         };
@@ -165,43 +191,67 @@ impl<'a> Check<'a> {
             self.faults().add(None, WHO_SET_BACK, text);
         }
         let is_signed = self.signatures("checkpoint", &own, true);
-        let is_whole = self.entries(&log)?;
-        if is_signed && is_whole {
+        let mut faults = std::mem::take(&mut self.report.faults);
+        self.is_whole = self.entries(&log)?;
+        self.cut();
+        // Faults of other times are not asked about.
+        let (request, asked) = (self.request, self.asked.clone());
+        self.report.faults.retain(|fault| match (fault.position, fault.at) {
+            (Some(position), _) if asked.contains(&position) => true,
+            (_, Some(at)) => request.asks_about(at, fault.to.unwrap_or(at)),
+            (_, None) => true,
+        });
+        faults.append(std::mem::take(&mut self.report.faults), |_| {});
+        self.report.faults = faults;
+        if is_signed && self.is_whole {
             self.report.counts.valid += 1;
             self.hear_witnesses(&own);
         }
-        if let Some((first, _)) = journal.and_then(|journal| journal.first())
-            && *first > log.size()
-        {
-            let size = log.size();
-            let text = format!(
-                "the checkpoint covers {size} entries, and the journal goes on from entry {first}: \
-                 an older checkpoint was put back"
-            );
-            self.faults().add(None, WHO_SET_BACK, text);
-        }
-        for (name, note) in &self.request.checkpoints {
-            self.checkpoint(name, note, &log);
-        }
-        for (url, note) in &self.request.witnessed {
-            self.newest_of_witness(url, note, &log);
-        }
-        self.judge_witnesses(&own);
-        self.journal(log.size(), journal.unwrap_or_default())
+        let size = log.size();
+        self.has_gap = journal.first().is_some_and(|(first, _)| *first > size);
+        let newer = (size..).zip(journal.into_iter().skip_while(|(index, _)| *index < size));
+        let newer = newer.take_while(|(expected, (index, _))| expected == index);
+        self.journal = newer.map_while(|(_, (_, entry))| Entry::parse(&entry).ok()).collect();
+        Ok(Some(log))
     }
 
-    /// Takes the entries that no checkpoint covers yet. They prove nothing, but they explain what
-    /// a consumer has got since the last checkpoint.
-    fn journal(&mut self, size: u64, journal: &[(u64, Vec<u8>)]) -> io::Result<()> {
-        let faults = std::mem::take(&mut self.report.faults);
-        self.is_beyond = true;
-        for (index, entry) in journal.iter().filter(|(index, _)| *index >= size) {
-            if let Ok(entry) = Entry::parse(entry) {
-                self.entry(*index, &entry)?;
+    /// Checks the checkpoints that were given, and those that witnesses have, against the log.
+    /// `others` are the origins of other logs that are checked, which have checkpoints too.
+    pub(super) fn given<F: Files>(&mut self, log: &Log<F>, others: &[String]) {
+        for (name, note) in &self.request.checkpoints {
+            let of_other = |signed: Signed| others.contains(&signed.checkpoint.origin);
+            if !Signed::parse(note).is_ok_and(of_other) {
+                self.checkpoint(name, note, log);
             }
         }
-        self.report.faults = faults;
-        Ok(())
+        for (url, note) in &self.request.witnessed {
+            self.newest_of_witness(url, note, log);
+        }
+        self.judge_witnesses(&log.signed().clone());
+    }
+
+    /// Returns how the log ends.
+    pub(super) fn ending(&self) -> Ending {
+        match self.history.runs.stopped_at() {
+            Some(at) if self.is_whole && !self.goes_on => Ending::Stopped(at),
+            _ if self.is_live => Ending::Live,
+            _ => Ending::Open,
+        }
+    }
+
+    /// Cuts the positions that are asked about: from the first event of this time up to the last
+    /// one. All events between them count too, as the clock may have been wrong.
+    fn cut(&mut self) {
+        let Request { since, until, .. } = *self.request;
+        let mut spans = self.spans.iter();
+        let first = spans.find(|(_, span)| since.is_none_or(|since| since <= span.at));
+        let mut spans = self.spans.iter();
+        let last = spans.rfind(|(_, span)| until.is_none_or(|until| span.at <= until));
+        if let (Some((first, _)), Some((_, last))) = (first, last) {
+            self.asked = *first..last.end;
+        }
+        let asked = self.asked.clone();
+        self.history.accepted.within(asked).for_each(|range| self.window.insert(range));
     }
 
     /// Checks the signatures of a checkpoint, also those of the witnesses if `is_own`. A witness
@@ -209,16 +259,8 @@ impl<'a> Check<'a> {
     fn signatures(&mut self, name: &str, signed: &Signed, is_own: bool) -> bool {
         let Signed { checkpoint, note } = signed;
         let request = self.request;
-        let found: Vec<_> = request.keys.iter().map(|key| (key, note.check(key))).collect();
-        let is_valid = found.iter().any(|(key, found)| {
-            matches!(found, Signature::Valid(None)) && key.name() == checkpoint.origin
-        });
-        let is_forged = found.iter().any(|(_, found)| *found == Signature::Forged);
-        if is_forged || !is_valid {
-            let why = match is_forged {
-                true => "has a forged signature of the key",
-                false => "is not signed by the key",
-            };
+        let is_valid = signed_by(&request.keys, signed);
+        if let Err(why) = is_valid {
             let origin = &checkpoint.origin;
             self.faults().add(None, WHICH_KEY, format_args!("{name} of {origin} {why}"));
         }
@@ -239,7 +281,7 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        is_valid && !is_forged && is_witnessed
+        is_valid.is_ok() && is_witnessed
     }
 
     /// Checks a checkpoint that somebody has kept against the log.
@@ -271,10 +313,19 @@ impl<'a> Check<'a> {
             self.faults().add(None, WHO_SET_BACK, text);
             return;
         }
+        if self.compare_root(name, kept.head, log) {
+            self.hear_witnesses(&signed);
+        }
+    }
+
+    /// Compares a checkpoint, which is not of more entries than the log has, with the log. Returns
+    /// `true` if the log contains it.
+    pub(super) fn compare_root<F: Files>(&mut self, name: &str, kept: Head, log: &Log<F>) -> bool {
+        let size = kept.size;
         match root_at(&log.nodes(), size) {
-            Ok(root) if root == kept.head.root => {
+            Ok(root) if root == kept.root => {
                 self.report.counts.valid += 1;
-                self.hear_witnesses(&signed);
+                return true;
             }
             Ok(_) => {
                 let text = format!(
@@ -285,6 +336,7 @@ impl<'a> Check<'a> {
             }
             Err(error) => self.faults().add(None, WHO_WROTE, format_args!("{name}: {error}")),
         }
+        false
     }
 
     /// Checks the entries, and the tiles over them. Returns `true` if they are those that were
@@ -296,9 +348,7 @@ impl<'a> Check<'a> {
             let (index, bytes) = match entry {
                 Ok(entry) => entry,
                 Err(error) => {
-                    self.unread(&error);
-                    let text = format!("the entries from {} on", frontier.size());
-                    self.report.unchecked.push(text);
+                    self.torn(log, frontier.size(), &error);
                     return Ok(false);
                 }
             };
@@ -323,7 +373,7 @@ impl<'a> Check<'a> {
             let made = &mut |level, hash| tiles.push(level, hash);
             frontier.push(Hash::of_leaf(&bytes), made);
             for (tile, hashes) in tiles.whole.drain(..) {
-                let is_same = compare_tile(log, tile, &hashes, &mut self.report);
+                let is_same = self.compare_tile(log, tile, &hashes, true);
                 if !is_same && !self.has_line_hashes() {
                     // The server may have any number of such entries.
                     let text = format!("the entries from {} on", index + 1);
@@ -332,8 +382,12 @@ impl<'a> Check<'a> {
                 }
             }
         }
+        let is_stopped = self.history.runs.stopped_at().is_some();
         for (tile, hashes) in tiles.partial() {
-            compare_tile(log, tile, hashes, &mut self.report);
+            self.compare_tile(log, tile, hashes, is_stopped);
+        }
+        if self.evidence.is_some() {
+            self.compare_older(log)?;
         }
         let is_signed = frontier.root() == log.signed().checkpoint.head.root;
         if !is_signed {
@@ -343,6 +397,51 @@ impl<'a> Check<'a> {
         self.history.end(&mut self.report.faults);
         self.report.notes.append(&mut self.history.notes);
         Ok(is_signed)
+    }
+
+    /// Says that the entries from an index on can't be read. A copy of a directory in use may have
+    /// older files than its checkpoint.
+    fn torn<F: Files>(&mut self, log: &Log<F>, from: u64, error: &ReadError) {
+        let index = from / WIDTH;
+        let bundle = |width| Tile { content: Content::Entries, index, width };
+        let width = log.size().saturating_sub(index * WIDTH).min(WIDTH);
+        let is_missing = matches!(log.files().tile(bundle(width)), Ok(None));
+        let is_older = index > 0 || matches!(log.files().tile(bundle(1)), Ok(Some(_)));
+        self.is_torn = is_missing && is_older;
+        if !self.is_torn {
+            self.unread(error);
+        }
+        let text = format!(
+            "the entries from {from} on: {error}. The checkpoint covers {} entries. Was the \
+             directory copied while the relay was running? `evidence copy` makes a whole copy",
+            log.size()
+        );
+        self.report.unchecked.push(text);
+    }
+
+    /// Compares a tile with the hashes that it must have. `is_there`: a missing tile is a fault.
+    /// Returns `true` if it has them.
+    fn compare_tile<F: Files>(
+        &mut self,
+        log: &Log<F>,
+        tile: Tile,
+        expected: &[Hash],
+        is_there: bool,
+    ) -> bool {
+        // A running relay may replace the file at this moment.
+        let found = log.hashes(tile).or_else(|_| log.hashes(tile));
+        match found {
+            Ok(hashes) if hashes == expected => return true,
+            Ok(_) => {
+                let text = format!("{} has other hashes than the entries", tile.path());
+                self.faults().add(None, WHO_WROTE, text);
+            }
+            Err(error) if !is_there && !matches!(log.files().tile(tile), Err(_)) => {
+                self.report.unchecked.push(format!("{error}; its entries are there"));
+            }
+            Err(error) => self.unread(&error),
+        }
+        false
     }
 
     /// Notes that a file can't be read. Only what the file itself shows is a fault.
@@ -357,7 +456,7 @@ impl<'a> Check<'a> {
     /// the rest need not be asked for.
     fn is_too_much(&self) -> bool {
         let faults = self.report.faults.count();
-        let facts = self.history.facts() + self.window.facts() + self.unhashed.facts();
+        let facts = self.history.facts() + self.unhashed.facts();
         facts > FACTS_MAX || !self.has_line_hashes() && faults > FAULTS_MAX
     }
 
@@ -376,98 +475,264 @@ impl<'a> Check<'a> {
 
     /// Takes the next entry.
     fn entry(&mut self, index: u64, entry: &Entry) -> io::Result<()> {
-        let mut faults = Faults::default();
-        let is_usable = self.history.feed(index, entry, &mut faults);
-        self.report.faults.append(faults, |at| self.request.asks_about(at));
-        if !is_usable {
+        if !self.history.feed(index, entry, &mut self.report.faults) {
             return Ok(());
         }
         match entry {
             Entry::Accepted { first, count, at, root } => {
                 let range = *first..first.saturating_add(*count);
-                if self.request.asks_about(*at) && !self.is_beyond {
-                    self.window.insert(range.clone());
-                }
+                let mut span = Span { end: range.end, at: *at, root: None };
                 match self.hashes.range(None, *first, *root) {
-                    Ok(Found::Range(found)) if found.end() == range.end => {
-                        self.hashed.insert(range.start, (range.end, *root));
-                        return Ok(());
-                    }
+                    Ok(Found::Range(found)) if found.end() == range.end => span.root = Some(*root),
                     Ok(Found::Range(_) | Found::Changed) => {
                         self.changed.push((None, *first, *count, *at));
                     }
                     Ok(Found::Gone) => {}
                     Err(error) => self.faults().add_at(*first, Some(*at), WHO_WROTE, error),
                 }
-                if !self.is_beyond {
-                    self.unhashed.insert(range);
+                if span.root.is_none() {
+                    self.unhashed.insert(range.clone());
                 }
+                self.spans.insert(range.start, span);
             }
-            Entry::Delivered { output, first, count, at, root, .. } => {
-                if let Some(root) = root.filter(|_| !self.is_beyond) {
-                    match self.hashes.range(Some(output), *first, root)? {
-                        Found::Range(_) => {}
-                        Found::Changed => {
-                            self.changed.push((Some(output.clone()), *first, *count, *at));
-                        }
-                        Found::Gone => {
-                            let range = *first..first.saturating_add(*count);
-                            self.unhashed_as_sent.insert(range);
-                        }
+            Entry::Delivered { output, first, count, at, root: Some(root), .. } => {
+                match self.hashes.range(Some(output), *first, *root)? {
+                    Found::Range(found) => self.compare_as_sent(entry, &found.lines)?,
+                    Found::Changed => {
+                        self.changed.push((Some(output.clone()), *first, *count, *at));
+                    }
+                    Found::Gone => {
+                        let range = *first..first.saturating_add(*count);
+                        self.unhashed_as_sent.insert(range);
                     }
                 }
-                let is_asked = self.request.output.as_ref().is_some_and(|asked| asked == output);
-                if is_asked {
-                    self.add_left(entry)?;
-                }
             }
-            Entry::Lost { output, first: Some(first), count, .. } => {
-                if self.request.output.as_ref() == Some(output) {
-                    self.add_lost(*first..first.saturating_add(*count))?;
-                }
+            Entry::Lost { output, first: Some(first), count, at, .. } if output == QUEUE => {
+                let end = first.saturating_add(*count);
+                self.spans.insert(*first, Span { end, at: *at, root: None });
             }
-            Entry::Lost { .. }
+            Entry::Alarm { at, what: Alarm::Off { first, count } } => {
+                let end = first.saturating_add(*count);
+                self.spans.insert(*first, Span { end, at: *at, root: None });
+            }
+            Entry::Delivered { .. }
+            | Entry::Lost { .. }
             | Entry::Start(_)
             | Entry::Reload(_)
             | Entry::Stop(_)
             | Entry::Heartbeat { .. }
             | Entry::Pruned { .. }
             | Entry::Key { .. }
-            | Entry::Alarm { .. } => {}
+            | Entry::Alarm { what: Alarm::Journal | Alarm::Removed, .. } => {}
         }
         Ok(())
     }
 
-    /// Adds what is left to say, and returns the report.
-    pub(super) fn end<F: Files>(mut self, files: &F) -> io::Result<Report> {
-        self.name_unknown();
-        if self.history.never_stored > 0 {
+    /// Checks that the lines of an entry left as they came in, unless the entry says otherwise.
+    fn compare_as_sent(&mut self, entry: &Entry, sent: &[Hash]) -> io::Result<()> {
+        let Entry::Delivered { output, first, count, at, not_delivered, changed, .. } = entry
+        else {
+            return Ok(());
+        };
+        let as_they_came = self.accepted(*first..first.saturating_add(*count))?;
+        let offsets = (0..*count).map(Offset).zip(as_they_came);
+        let left = offsets.filter(|(offset, _)| !not_delivered.contains_key(offset));
+        let left: Vec<_> = left.collect();
+        let question = "which program has written the log?";
+        if left.len() != sent.len() {
             let text = format!(
-                "{} events were answered 200 and never stored (when_full = \"drop_newest\")",
-                self.history.never_stored
+                "by the log, {} lines left by {output}, and the root is over {}",
+                left.len(),
+                sent.len()
             );
-            self.report.notes.push(text);
+            self.faults().add_at(*first, Some(*at), question, text);
+            return Ok(());
         }
-        self.report.notes.extend(self.history.losses());
-        if let Some(at) = self.history.last_at() {
+        for ((offset, came), sent) in left.into_iter().zip(sent) {
+            if came.is_some_and(|came| came != *sent) && !changed.contains(&offset) {
+                let position = first.saturating_add(offset.0);
+                let text = format!(
+                    "the event left by {output} in another form than it came in, and the log says \
+                     that it was not changed"
+                );
+                self.faults().add_at(position, Some(*at), question, text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares the partial tiles of older checkpoints, which the relay keeps for a while, with the
+    /// tiles that have grown out of them.
+    fn compare_older<F: Files>(&mut self, log: &Log<F>) -> io::Result<()> {
+        let files = log.files();
+        for last in last_tiles(log.size()) {
+            let before = last.index.checked_sub(1);
+            let before = before.map(|index| Tile { index, width: WIDTH, ..last });
+            for newer in before.into_iter().chain([last]) {
+                let Some(grown) = files.tile(newer)? else { continue };
+                for width in 1..newer.width {
+                    let path = Tile { width, ..newer }.path();
+                    if let Some(older) = files.read(&path, BUNDLE_BYTES_MAX)?
+                        && !grown.starts_with(&older)
+                    {
+                        let text = format!("{path} is not the beginning of {}", newer.path());
+                        self.faults().add(None, WHO_WROTE, text);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the hashes of the lines at these positions as they came in; `None` for those whose
+    /// hashes are gone.
+    pub(super) fn accepted(&mut self, positions: Range<u64>) -> io::Result<Vec<Option<Hash>>> {
+        let mut found = Vec::new();
+        let mut next = positions.start;
+        while next < positions.end {
+            let span = self.spans.range(..=next).next_back();
+            let span = span.filter(|(_, span)| next < span.end);
+            let span = span.and_then(|(at, span)| Some((*at, span.end, span.root?)));
+            let Some((first, end, root)) = span else {
+                found.push(None);
+                next += 1;
+                continue;
+            };
+            let end = end.min(positions.end);
+            match self.hashes.range(None, first, root)? {
+                Found::Range(range) => {
+                    let at = |position: u64| usize::try_from(position - first).unwrap_or(0);
+                    let hashes = range.lines.get(at(next)..at(end)).unwrap_or_default();
+                    found.extend(hashes.iter().copied().map(Some));
+                }
+                Found::Changed | Found::Gone => found.extend((next..end).map(|_| None)),
+            }
+            next = end;
+        }
+        Ok(found)
+    }
+
+    /// Judges the end of the log, the losses, and what only the journal says. Up to time `until`
+    /// the relay must have recorded something; `None` if that is now.
+    pub(super) fn judge(&mut self, until: Option<u64>) {
+        if !self.is_whole {
+            return;
+        }
+        self.silence(until);
+        self.losses();
+        self.unproven();
+        if self.hashes.is_absent() {
+            let text = "the line hashes are not published: no line was compared";
+            self.report.notes.push(text.to_owned());
+        } else {
+            self.name_unknown();
+        }
+        let runs = &mut self.history.runs;
+        let (rows, set_back) = (std::mem::take(&mut runs.rows), std::mem::take(&mut runs.set_back));
+        let is_asked = |row: &Row| self.request.asks_about(row.from, row.to);
+        self.report.runs.extend(rows.into_iter().filter(is_asked).map(|row| row.text));
+        self.report.notes.extend(set_back.into_iter().filter(is_asked).map(|row| row.text));
+        if let Some(at) = self.history.runs.last_at() {
             self.report.notes.push(format!("the last entry is of {}", time(at)));
         }
-        let Self { mut report, .. } = self;
-        if report.faults.kept().iter().any(|fault| fault.at.is_none() && fault.position.is_some()) {
-            add_times(files, &mut report);
+    }
+
+    /// Returns `true` if the log is silent at its end.
+    pub(super) fn is_silent(&self) -> bool {
+        let until = self.request.until.unwrap_or(u64::MAX).min(self.read_at);
+        self.history.runs.silence_at_end(until, self.is_live).is_some()
+    }
+
+    fn silence(&mut self, until: Option<u64>) {
+        let asked = self.request.until.unwrap_or(u64::MAX);
+        let until = until.unwrap_or(self.read_at).min(asked);
+        let silence = self.history.runs.silence_at_end(until, self.is_live);
+        let is_asked = |from| self.request.asks_about(from, until);
+        if let Some(fault) = silence.filter(|fault| fault.at.is_none_or(is_asked)) {
+            self.faults().push(fault);
         }
-        Ok(report)
+    }
+
+    /// Judges the events that are lost by the log.
+    fn losses(&mut self) {
+        let question = "why were these events lost, and who knew of it?";
+        let mut all = BTreeMap::<&str, Positions>::new();
+        for ((output, reason), positions) in &self.history.losses {
+            if output != QUEUE && !self.request.asks_of(output) {
+                continue;
+            }
+            let ranges: Vec<_> = positions.within(self.asked.clone()).collect();
+            let of_output = all.entry(output).or_default();
+            ranges.iter().for_each(|range| of_output.insert(range.clone()));
+            let is_allowed =
+                self.request.allows_lost && !["damaged", "tampered"].contains(&reason.as_str());
+            let count: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+            if count > 0 {
+                let text = format!("by the log, {count} events were lost at {output}: {reason}");
+                self.report.notes.push(text);
+            }
+            for range in ranges.iter().filter(|_| !is_allowed) {
+                let count = range.end - range.start;
+                let text = format!("{count} events were lost at {output}: {reason}");
+                let at = time_of(&self.spans, range.start);
+                self.report.faults.add_at(range.start, at, question, text);
+            }
+        }
+        let mut lost: u64 = all.values().map(Positions::len).sum();
+        let request = self.request;
+        let never_stored = self.history.never_stored.iter();
+        for (at, count) in never_stored.filter(|it| request.asks_about(it.0, it.0)) {
+            lost = lost.saturating_add(*count);
+            let text = format!(
+                "{count} events were answered 200 and never stored (when_full = \"drop_newest\")"
+            );
+            match request.allows_lost {
+                true => self.report.notes.push(text),
+                false => self.report.faults.add(Some(*at), question, text),
+            }
+        }
+        self.report.counts.lost = lost;
+    }
+
+    /// Says what only the journal says. The journal is not signed: whoever can write to the
+    /// directory can write anything there.
+    fn unproven(&mut self) {
+        let last = self.last_checkpoint();
+        if self.has_gap {
+            let text = "the journal goes on behind more entries than the checkpoint covers: an \
+                        older checkpoint was put back, or the files were copied while the relay \
+                        was running";
+            match self.ending() {
+                Ending::Stopped(_) => self.faults().add(None, WHO_SET_BACK, text),
+                Ending::Live => {}
+                Ending::Open => self.report.unchecked.push(text.to_owned()),
+            }
+        }
+        if !self.journal.is_empty() {
+            let text = format!(
+                "{} entries of the journal are newer than {last}. They are not signed and prove \
+                 nothing",
+                self.journal.len()
+            );
+            match self.is_live {
+                true => self.report.notes.push(text),
+                false => self.report.unchecked.push(text),
+            }
+        }
+    }
+
+    /// Returns the words for the last checkpoint and its time.
+    pub(super) fn last_checkpoint(&self) -> String {
+        let at = self.history.runs.last_at().map_or_else(|| "an unknown time".to_owned(), time);
+        format!("the last checkpoint, whose last entry is of {at}")
     }
 
     /// Names the ranges whose line hashes are gone.
     fn name_unknown(&mut self) {
-        if self.hashes.is_absent() {
-            return;
-        }
         let pruned = self.history.pruned_below;
         // The hashes of a range that was sent again after a crash may be in two files.
         for (output, first, count, at) in std::mem::take(&mut self.changed) {
-            if first >= pruned {
+            if first >= pruned && self.asked.contains(&first) {
                 let text = match output {
                     None => format!("the line hashes of {count} events were changed"),
                     Some(output) => {
@@ -496,8 +761,10 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        for damage in std::mem::take(&mut self.hashes.damages) {
+        let is_stopped = matches!(self.ending(), Ending::Stopped(_));
+        for (damage, is_cut_off) in std::mem::take(&mut self.hashes.damages) {
             match is_gone {
+                true if is_cut_off && !is_stopped => self.report.unchecked.push(damage),
                 true => self.faults().add(None, WHO_WROTE, damage),
                 // Such as a record that was being written when the power failed.
                 false => self.report.notes.push(format!("{damage}; nothing is missing")),
@@ -506,21 +773,23 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Adds to each fault the time at which its event came in.
-fn add_times<F: Files>(files: &F, report: &mut Report) {
-    let Ok(log) = Log::open(files) else { return };
-    let mut open: Vec<_> =
-        report.faults.kept_mut().iter_mut().filter(|fault| fault.at.is_none()).collect();
-    for entry in log.entries().map_while(Result::ok) {
-        if let Ok(Entry::Accepted { first, count, at, .. }) = Entry::parse(&entry.1) {
-            let range = first..first.saturating_add(count);
-            for fault in &mut open {
-                if fault.position.is_some_and(|position| range.contains(&position)) {
-                    fault.at = Some(at);
-                }
-            }
-        }
+/// Returns the time at which an event came in, or was lost.
+pub(super) fn time_of(spans: &BTreeMap<u64, Span>, position: u64) -> Option<u64> {
+    let span = spans.range(..=position).next_back();
+    span.filter(|(_, span)| position < span.end).map(|(_, span)| span.at)
+}
+
+/// Checks that one of the keys has signed a checkpoint. Returns the words for what is wrong.
+pub(super) fn signed_by(keys: &[VerifierKey], signed: &Signed) -> Result<(), &'static str> {
+    let Signed { checkpoint, note } = signed;
+    let found: Vec<_> = keys.iter().map(|key| (key, note.check(key))).collect();
+    let is_valid = found.iter().any(|(key, found)| {
+        matches!(found, Signature::Valid(None)) && key.name() == checkpoint.origin
+    });
+    if found.iter().any(|(_, found)| *found == Signature::Forged) {
+        return Err("has a forged signature of the key");
     }
+    if is_valid { Ok(()) } else { Err("is not signed by the key") }
 }
 
 /// The tiles over the entries so far.
@@ -560,23 +829,4 @@ impl Tiles {
             (Tile { content: Content::Hashes(level), index: *index, width }, hashes.as_slice())
         })
     }
-}
-
-/// Compares a tile with the hashes that it must have. Returns `true` if it has them.
-fn compare_tile<F: Files>(
-    log: &Log<F>,
-    tile: Tile,
-    expected: &[Hash],
-    report: &mut Report,
-) -> bool {
-    match log.hashes(tile) {
-        Ok(hashes) if hashes == expected => return true,
-        Ok(_) => {
-            let text = format!("{} has other hashes than the entries", tile.path());
-            report.faults.add(None, WHO_WROTE, text);
-        }
-        Err(error) if error.is_of_the_log() => report.faults.add(None, WHO_WROTE, error),
-        Err(error) => report.unchecked.push(error.to_string()),
-    }
-    false
 }

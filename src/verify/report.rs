@@ -32,6 +32,36 @@ pub struct Counts {
     pub pending: u64,
     /// The events whose line hash is gone.
     pub unknown: u64,
+    /// The events that are lost, by the log.
+    pub lost: u64,
+    /// The events that the filter of an output has dropped.
+    pub dropped: u64,
+    /// The stored lines of events that came in while evidence was off. Without stored lines: these
+    /// events.
+    pub without_evidence: u64,
+    /// The stored lines and stored checkpoints that are newer than the last checkpoint of the log,
+    /// and the lines that left after the stored lines were exported.
+    pub newer: u64,
+}
+
+impl Counts {
+    /// Adds the numbers of another log.
+    pub(super) fn add(&mut self, of: &Self) {
+        self.checkpoints += of.checkpoints;
+        self.valid += of.valid;
+        self.events += of.events;
+        self.found += of.found;
+        self.missing += of.missing;
+        self.changed += of.changed;
+        self.forged += of.forged;
+        self.duplicate += of.duplicate;
+        self.pending += of.pending;
+        self.unknown += of.unknown;
+        self.lost = self.lost.saturating_add(of.lost);
+        self.dropped += of.dropped;
+        self.without_evidence = self.without_evidence.saturating_add(of.without_evidence);
+        self.newer += of.newer;
+    }
 }
 
 impl fmt::Display for Counts {
@@ -39,7 +69,7 @@ impl fmt::Display for Counts {
         write!(
             f,
             "checkpoints {}/{} valid; events {}/{} found; missing {}, changed {}, forged {}, \
-             duplicate {}, pending {}, unknown {}",
+             duplicate {}, pending {}, unknown {}\nlost {}, dropped {}, without evidence {}, newer {}",
             self.valid,
             self.checkpoints,
             self.found,
@@ -49,7 +79,11 @@ impl fmt::Display for Counts {
             self.forged,
             self.duplicate,
             self.pending,
-            self.unknown
+            self.unknown,
+            self.lost,
+            self.dropped,
+            self.without_evidence,
+            self.newer
         )
     }
 }
@@ -61,6 +95,8 @@ pub struct Fault {
     pub position: Option<u64>,
     /// The time that it is about, in milliseconds since 1970; `None` if nobody knows.
     pub at: Option<u64>,
+    /// The end of the time that it is about, if it is about more than a moment.
+    pub to: Option<u64>,
     /// The text that says it.
     pub text: String,
     /// The question that an auditor asks next.
@@ -95,7 +131,7 @@ pub struct Faults {
 impl Faults {
     /// Adds a fault without a position.
     pub(super) fn add(&mut self, at: Option<u64>, question: &'static str, text: impl fmt::Display) {
-        self.push(Fault { position: None, at, text: text.to_string(), question });
+        self.push(Fault { position: None, at, to: None, text: text.to_string(), question });
     }
 
     /// Adds a fault at a position.
@@ -106,7 +142,13 @@ impl Faults {
         question: &'static str,
         text: impl fmt::Display,
     ) {
-        self.push(Fault { position: Some(position), at, text: text.to_string(), question });
+        self.push(Fault {
+            position: Some(position),
+            at,
+            to: None,
+            text: text.to_string(),
+            question,
+        });
     }
 
     pub(super) fn push(&mut self, fault: Fault) {
@@ -116,24 +158,34 @@ impl Faults {
         }
     }
 
-    /// Adds the faults of another value if they are of a time that is asked about, or of none.
-    pub(super) fn append(&mut self, other: Self, is_asked: impl Fn(u64) -> bool) {
-        for fault in other.kept {
-            if fault.at.is_none_or(&is_asked) {
-                self.push(fault);
-            }
+    /// Takes the faults of another value, with a change to the text of each.
+    pub(super) fn append(&mut self, other: Self, change: impl Fn(&mut String)) {
+        let kept = other.kept.len() as u64;
+        for mut fault in other.kept {
+            change(&mut fault.text);
+            self.push(fault);
         }
+        self.count += other.count - kept;
+    }
+
+    /// Adds the time at which the event of a fault came in, where the fault has no time.
+    pub(super) fn add_times(&mut self, time_of: impl Fn(u64) -> Option<u64>) {
+        for fault in self.kept.iter_mut().filter(|fault| fault.at.is_none()) {
+            fault.at = fault.position.and_then(&time_of);
+        }
+    }
+
+    /// Keeps only some of the faults.
+    pub(super) fn retain(&mut self, is_kept: impl Fn(&Fault) -> bool) {
+        let before = self.kept.len();
+        self.kept.retain(is_kept);
+        self.count -= (before - self.kept.len()) as u64;
     }
 
     /// Returns the faults, at most 1,000.
     #[must_use]
     pub fn kept(&self) -> &[Fault] {
         &self.kept
-    }
-
-    /// Returns the faults, so that times can be added to them.
-    pub(super) fn kept_mut(&mut self) -> &mut [Fault] {
-        &mut self.kept
     }
 
     /// Returns the number of all faults.
@@ -148,6 +200,10 @@ impl Faults {
 pub struct Report {
     /// The numbers.
     pub counts: Counts,
+    /// For each output the fates of its events.
+    pub outputs: Vec<String>,
+    /// The starts, stops and reloads that changed something, and the times without a relay.
+    pub runs: Vec<String>,
     /// The faults.
     pub faults: Faults,
     /// Things that could not be checked, each with the reason.
@@ -161,10 +217,31 @@ impl Report {
     /// be checked.
     #[must_use]
     pub fn status(&self) -> u8 {
-        match (self.faults.count, self.unchecked.is_empty() && self.counts.unknown == 0) {
+        match (self.faults.count, self.unchecked.is_empty() && self.counts.newer == 0) {
             (0, true) => 0,
             (0, false) => 2,
             (_, _) => 1,
         }
+    }
+
+    /// Adds the report about a log. `origin` names the log if there are several.
+    pub(super) fn append(&mut self, of: Self, origin: Option<&str>) {
+        let named = |mut text: String| {
+            name(&mut text, origin);
+            text
+        };
+        self.counts.add(&of.counts);
+        self.outputs.extend(of.outputs.into_iter().map(named));
+        self.runs.extend(of.runs.into_iter().map(named));
+        self.faults.append(of.faults, |text| name(text, origin));
+        self.unchecked.extend(of.unchecked.into_iter().map(named));
+        self.notes.extend(of.notes.into_iter().map(named));
+    }
+}
+
+/// Puts the name of a log before a text.
+fn name(text: &mut String, origin: Option<&str>) {
+    if let Some(origin) = origin {
+        text.insert_str(0, &format!("{origin}: "));
     }
 }

@@ -14,14 +14,21 @@ pub struct Request {
     pub witnesses: Vec<VerifierKey>,
     /// Checkpoints that somebody has kept: a name for each, and its note.
     pub checkpoints: Vec<(String, Vec<u8>)>,
-    /// The output whose consumer has stored the lines.
-    pub output: Option<String>,
+    /// The outputs whose consumer has stored the lines: several if an output was renamed.
+    pub outputs: Vec<String>,
     /// The files with these lines. Empty: they are not compared.
     pub events: Vec<PathBuf>,
     /// The time from which on events are counted, in milliseconds since 1970.
     pub since: Option<u64>,
     /// The time up to which events are counted.
     pub until: Option<u64>,
+    /// The time at which the stored lines were exported. `None`: the newest modification time of
+    /// their files.
+    pub exported_at: Option<u64>,
+    /// `true`: events that are lost by the log are no fault.
+    pub allows_lost: bool,
+    /// `true`: over a directory in use, the check waits for a checkpoint that covers the lines.
+    pub waits: bool,
     /// The newest checkpoints that witnesses have: the URL of each witness, and its note.
     pub witnessed: Vec<(String, Vec<u8>)>,
     /// The greatest age that the newest cosignature of a witness may have.
@@ -29,8 +36,13 @@ pub struct Request {
 }
 
 impl Request {
-    /// Returns `true` if something of this time is asked about.
-    pub(super) fn asks_about(&self, at: u64) -> bool {
-        self.since.is_none_or(|since| since <= at) && self.until.is_none_or(|until| at <= until)
+    /// Returns `true` if something of this time, or of the time from `at` to `to`, is asked about.
+    pub(super) fn asks_about(&self, at: u64, to: u64) -> bool {
+        self.since.is_none_or(|since| since <= to) && self.until.is_none_or(|until| at <= until)
+    }
+
+    /// Returns `true` if this output is asked about. Without a name, all are.
+    pub(super) fn asks_of(&self, output: &str) -> bool {
+        self.outputs.is_empty() || self.outputs.iter().any(|asked| asked == output)
     }
 }

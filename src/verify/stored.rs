@@ -39,6 +39,8 @@ pub(super) enum Line {
     },
     /// A checkpoint: the note.
     Checkpoint(Vec<u8>),
+    /// Nothing.
+    Empty,
 }
 
 /// The object around a checkpoint.
@@ -76,16 +78,18 @@ pub(super) fn read(
         while let Some(end) = memchr::memchr(b'\n', rest) {
             let (bytes, behind) = rest.split_at(end);
             rest = behind.get(1..).unwrap_or_default();
-            if let Some(ended) = open.end(bytes) {
-                line(ended)?;
-            }
+            line(open.end(bytes))?;
         }
         open.go_on(rest);
         let bytes = buffer.len();
         text.consume(bytes);
         read(bytes_read.swap(0, Ordering::Relaxed));
     }
-    open.end(&[]).map_or(Ok(()), line)
+    match open.end(&[]) {
+        // The file ends with a line break.
+        Line::Empty => Ok(()),
+        last => line(last),
+    }
 }
 
 /// A line of which only the beginning was read.
@@ -122,18 +126,18 @@ impl Open {
         }
     }
 
-    /// Takes the last bytes of the line. Returns the line; `None` if it is empty.
-    fn end(&mut self, bytes: &[u8]) -> Option<Line> {
+    /// Takes the last bytes of the line. Returns the line.
+    fn end(&mut self, bytes: &[u8]) -> Line {
         self.go_on(bytes);
         let Self { hash, bytes, plain, .. } = std::mem::take(self);
-        let hash = hash?.finish();
+        let Some(hash) = hash.map(Hasher::finish) else { return Line::Empty };
         if bytes.starts_with(CHECKPOINT)
             && bytes.len() < 2 * NOTE_BYTES_MAX
             && let Ok(Object { note }) = serde_json::from_slice(&bytes)
         {
-            return Some(Line::Checkpoint(note.into_bytes()));
+            return Line::Checkpoint(note.into_bytes());
         }
-        Some(Line::Event { hash, plain: plain.map(Hasher::finish) })
+        Line::Event { hash, plain: plain.map(Hasher::finish) }
     }
 }
 
@@ -175,10 +179,12 @@ mod tests {
         for content in [text.clone().into_bytes(), format!("{text}\n").into_bytes(), gzip, zstd] {
             std::fs::write(&path, &content).expect("a file");
             let (mut found, mut checkpoints, mut bytes) = (Vec::new(), Vec::new(), 0);
+            let mut empty = 0;
             let mut line = |line| {
                 match line {
                     Line::Event { hash, plain } => found.push((hash, plain)),
                     Line::Checkpoint(note) => checkpoints.push(note),
+                    Line::Empty => empty += 1,
                 }
                 Ok(())
             };
@@ -187,7 +193,7 @@ mod tests {
                 [0, 2, 4, 5, 6, 7, 8].iter().map(|at| expected(lines[*at].as_bytes())).collect();
             assert!(found == all);
             assert_eq!(checkpoints, [format!("{}\n", "x".repeat(1000)).into_bytes()]);
-            assert_eq!(bytes, content.len() as u64);
+            assert_eq!((bytes, empty), (content.len() as u64, 1));
         }
     }
 }

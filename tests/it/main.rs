@@ -82,6 +82,7 @@ mod outputs {
 /// The log that proves which events came in.
 mod evidence {
     mod alarms;
+    mod believed;
     mod checkpoints;
     mod copy;
     mod crashes;

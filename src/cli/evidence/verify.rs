@@ -34,11 +34,15 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 /// The most notes and things that were not checked that are printed.
 const ROWS_MAX: usize = 100;
 
+/// The most outputs, and the most starts, stops and reloads, that are printed.
+const RUNS_MAX: usize = 1000;
+
 #[derive(Args)]
 pub(in crate::cli) struct Arguments {
-    /// The queue's directory, or evidence in it, or a copy of either
+    /// The queue's directory, or evidence in it, or a copy of either; may be repeated for several
+    /// relays with one store, and for a log that was kept aside
     #[arg(long, value_name = "DIR", required_unless_present_any = ["proof", "url"])]
-    directory: Option<PathBuf>,
+    directory: Vec<PathBuf>,
     /// The URL of a published log: http://HOST:PORT of a relay's admin address, or the URL below
     /// which the log's files are
     #[arg(long, value_name = "URL", conflicts_with = "directory")]
@@ -57,9 +61,9 @@ pub(in crate::cli) struct Arguments {
     /// A file with a checkpoint that somebody has kept; may be repeated
     #[arg(long, value_name = "NOTE", conflicts_with = "proof")]
     checkpoint: Vec<PathBuf>,
-    /// The output whose consumer has stored the lines
+    /// The output whose consumer has stored the lines; may be repeated if it was renamed
     #[arg(long, value_name = "NAME", requires = "events")]
-    output: Option<String>,
+    output: Vec<String>,
     /// Files with the lines that the consumer has stored: plain, gzip or zstd, in any order
     #[arg(long, value_name = "FILE", num_args = 1..)]
     events: Vec<PathBuf>,
@@ -69,6 +73,16 @@ pub(in crate::cli) struct Arguments {
     /// Count only events that came in until this time
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<u64>,
+    /// The time at which the stored lines were exported: later lines are not missing [default: the
+    /// newest modification time of the files]
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "events")]
+    exported_at: Option<u64>,
+    /// Do not count it as a fault that events are lost by the log
+    #[arg(long)]
+    allow_lost: bool,
+    /// Beside a running relay, do not wait for a checkpoint that covers the stored lines
+    #[arg(long)]
+    no_wait: bool,
 }
 
 fn time(text: &str) -> Result<u64, String> {
@@ -81,7 +95,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
         eprintln!("{}", escape::message(&text));
         WRONG
     };
-    if let Some(directory) = &arguments.directory {
+    for directory in &arguments.directory {
         input(directory, "the evidence")?;
     }
     if let Some(file) = &arguments.proof {
@@ -97,23 +111,21 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     // What a witness has seen before the log is read must be in the log.
     let unasked = witness::ask(&arguments.witnesses, &mut request).map_err(wrong)?;
     let is_proof = arguments.proof.is_some();
-    if !is_proof && request.output.is_none() && !request.events.is_empty() {
+    if !is_proof && request.outputs.is_empty() && !request.events.is_empty() {
         return Err(wrong("--events needs --output: the name of the output".to_owned()));
     }
     if arguments.url.is_some() && !request.events.is_empty() {
         let text = "--events needs --directory: a published log has no line hashes";
         return Err(wrong(text.to_owned()));
     }
-    let report = match (&arguments.proof, &arguments.directory, &arguments.url) {
-        (Some(file), _, _) => proof(file, &request),
-        (None, Some(directory), _) => directory_report(directory, &request),
-        (None, None, Some(url)) => {
+    let report = match (&arguments.proof, &arguments.url) {
+        (Some(file), _) => proof(file, &request),
+        (None, None) => directory_report(&arguments.directory, &request),
+        (None, Some(url)) => {
             let published =
                 Published::new(url).map_err(|why| wrong(format!("--url {url}: {why}")))?;
             verify::published(&published, &request)
         }
-        // clap asks for one of them.
-        (None, None, None) => return Err(WRONG),
     };
     let mut report = report.map_err(|error| {
         eprintln!("{}", escape::message(&error.to_string()));
@@ -142,10 +154,13 @@ fn request(arguments: &Arguments) -> Result<Request, String> {
         keys: keys("--key", &arguments.key)?,
         witnesses: keys("--witness", &arguments.witness)?,
         checkpoints: arguments.checkpoint.iter().map(checkpoint).collect::<Result<_, _>>()?,
-        output: arguments.output.clone(),
+        outputs: arguments.output.clone(),
         events: arguments.events.clone(),
         since: arguments.since,
         until: arguments.until,
+        exported_at: arguments.exported_at,
+        allows_lost: arguments.allow_lost,
+        waits: !arguments.no_wait,
         witnessed: Vec::new(),
         witness_max_age: arguments.witnesses.max_age(),
     })
@@ -168,8 +183,8 @@ fn proof(file: &Path, request: &Request) -> io::Result<Report> {
     verify::proof::check(&text, request)
 }
 
-/// Checks a directory, and shows on a terminal how far the reading of the stored lines is.
-fn directory_report(directory: &Path, request: &Request) -> io::Result<Report> {
+/// Checks directories, and shows on a terminal how far the reading of the stored lines is.
+fn directory_report(directories: &[PathBuf], request: &Request) -> io::Result<Report> {
     let sizes = request.events.iter().filter_map(|path| fs::metadata(path).ok());
     let bar = ProgressBar::new(sizes.map(|metadata| metadata.len()).sum());
     let style = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left");
@@ -177,7 +192,7 @@ fn directory_report(directory: &Path, request: &Request) -> io::Result<Report> {
         bar.set_style(style);
     }
     let mut read = 0;
-    let report = verify::directory(directory, request, &mut |bytes| {
+    let report = verify::directories(directories, request, &mut |bytes| {
         read += bytes;
         bar.set_position(read);
     });
@@ -189,14 +204,22 @@ fn directory_report(directory: &Path, request: &Request) -> io::Result<Report> {
     Ok(report)
 }
 
-/// Returns the counts on the first line, and then a line for each fault, for each thing that could
-/// not be checked, and for each note.
+/// Returns the counts on the first two lines, and then a line for each output, for each start, stop
+/// and reload that changed something, for each fault, for each thing that could not be checked, and
+/// for each note.
 fn text_of(report: &Report) -> String {
     let mut text = format!("{}\n", report.counts);
     let mut add = |row: String| {
         text.push_str(&escape::message(&row));
         text.push('\n');
     };
+    for rows in [&report.outputs, &report.runs] {
+        rows.iter().take(RUNS_MAX).for_each(|row| add(row.clone()));
+        let more = rows.len().saturating_sub(RUNS_MAX);
+        if more > 0 {
+            add(format!("{more} more"));
+        }
+    }
     report.faults.kept().iter().for_each(|fault| add(fault.to_string()));
     let more = report.faults.count() - report.faults.kept().len() as u64;
     if more > 0 {

@@ -195,6 +195,9 @@ def main(directory, key, lines=None, output=None, consumer=None):
             check(entry["first"] == len(hashes), f"the loss at {entry['first']} does not follow")
             # The queue dropped them before they were hashed.
             hashes.extend([None] * entry["count"])
+        if entry["type"] == "alarm" and entry["what"] == "off":
+            check(entry["first"] == len(hashes), "the events without evidence do not follow")
+            hashes.extend([None] * entry["count"])
         if entry["type"] in ("start", "stop"):
             for name, place in entry["outputs"].items():
                 places[name] = max(place, places.get(name, 0))

@@ -1,0 +1,104 @@
+//! The wait for a checkpoint of a running relay.
+//!
+//! The stored lines are read first. A consumer has only lines of events that were in the queue
+//! then, so a checkpoint that covers all these events says of each line whether it is one of them.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+use std::time::SystemTime;
+
+use super::request::Request;
+use crate::evidence::reader::Directory;
+use crate::evidence::reader::Log;
+use crate::tlog::tile::Content;
+use crate::tlog::tile::Tile;
+use crate::tlog::tile::WIDTH;
+
+/// The longest time between two checkpoints that is waited for: the default of the relay. The log
+/// does not say how often it is signed.
+const INTERVAL_MAX: Duration = Duration::from_secs(10);
+
+/// The shortest time between two checkpoints.
+const INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// More time for a checkpoint on a busy machine.
+const SLACK: Duration = Duration::from_secs(1);
+
+/// The pause between two looks at the checkpoint.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The time up to which a check waits for checkpoints.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline(Instant);
+
+impl Deadline {
+    /// Returns the deadline of a check that begins now.
+    pub(super) fn new(request: &Request, files: &Directory, log: &Path) -> Self {
+        let now = Instant::now();
+        match request.waits {
+            true => Self(now + interval(files, log) * 2 + SLACK),
+            false => Self(now),
+        }
+    }
+
+    /// Waits a moment. Returns `false` if the time is over.
+    pub(super) fn pause(self) -> bool {
+        let goes_on = Instant::now() < self.0;
+        if goes_on {
+            sleep(PAUSE);
+        }
+        goes_on
+    }
+
+    /// Waits until a checkpoint covers the events before this position. Returns `false` if none
+    /// has come in time.
+    pub(super) fn wait_for_events(self, files: &Directory, end: u64) -> bool {
+        let covers = || {
+            let log = Log::open(files).ok()?;
+            log.end_in_queue().ok()?
+        };
+        loop {
+            if end == 0 || covers().is_some_and(|covered| end <= covered) {
+                return true;
+            }
+            if !self.pause() {
+                return false;
+            }
+        }
+    }
+
+    /// Waits until a checkpoint covers more entries than this. Returns `false` if none has come in
+    /// time.
+    pub(super) fn wait_for_entries(self, files: &Directory, size: u64) -> bool {
+        loop {
+            if Log::open(files).is_ok_and(|log| log.size() > size) {
+                return true;
+            }
+            if !self.pause() {
+                return false;
+            }
+        }
+    }
+}
+
+/// Returns about how long the relay waits between two checkpoints: the time between the files of
+/// the last two of them. The longest time if nobody knows.
+fn interval(files: &Directory, log: &Path) -> Duration {
+    let size = Log::open(files).map_or(0, |log| log.size());
+    let modified_at = |width: u64| {
+        let tile = Tile { content: Content::Hashes(0), index: size / WIDTH, width };
+        fs::metadata(log.join(tile.path())).and_then(|metadata| metadata.modified()).ok()
+    };
+    let newest = modified_at(size % WIDTH);
+    let before = (1..size % WIDTH).rev().find_map(modified_at);
+    let between = |(before, newest): (SystemTime, SystemTime)| newest.duration_since(before).ok();
+    let between = before.zip(newest).and_then(between);
+    between.unwrap_or(INTERVAL_MAX).clamp(INTERVAL_MIN, INTERVAL_MAX)
+}
+
+#[allow(clippy::disallowed_methods, reason = "the command has no runtime whose threads it blocks")]
+fn sleep(pause: Duration) {
+    std::thread::sleep(pause);
+}

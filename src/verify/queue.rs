@@ -1,0 +1,201 @@
+//! The check of the queue beside a log: its lines, and the places of its outputs.
+
+use std::io;
+use std::path::Path;
+
+use super::compare::Comparison;
+use super::compare::Kind;
+use super::log::Check;
+use super::log::Ending;
+use super::positions::Positions;
+use crate::evidence::entry::Entry;
+use crate::queue::inspect;
+use crate::queue::inspect::Seen;
+use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::Hasher;
+
+/// The question of an auditor where the queue's files are not what came in.
+const WHO_WROTE_QUEUE: &str = "who could write to the queue's directory since this time?";
+
+/// A queue beside the evidence.
+pub(super) struct Queue(inspect::Directory);
+
+/// How far each output was when the check began.
+pub(super) type Places = Vec<(String, u64)>;
+
+impl Queue {
+    /// Opens the queue in a directory; `None` if there is none.
+    pub(super) fn open(directory: &Path) -> io::Result<Option<Self>> {
+        match inspect::Directory::open(directory) {
+            Ok(directory) => Ok(Some(Self(directory))),
+            Err(inspect::Error::NoQueue(_)) => Ok(None),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    /// Returns `true` if a relay is running with the directory.
+    pub(super) fn is_in_use(&self) -> bool {
+        // A file system without locks can't tell. The check is then that of a copy.
+        self.0.is_in_use().unwrap_or(false)
+    }
+
+    /// Returns the position behind the last event.
+    pub(super) fn end(&self) -> io::Result<u64> {
+        self.0.summary().map(|summary| summary.end.get()).map_err(io::Error::other)
+    }
+
+    /// Returns how far the outputs are.
+    pub(super) fn places(&self) -> io::Result<Places> {
+        let places = self.0.places().map_err(io::Error::other)?;
+        Ok(places.into_iter().map(|(name, place)| (name, place.get())).collect())
+    }
+}
+
+impl Check<'_> {
+    /// Compares the lines in the queue with their hashes, and the places of its outputs with the
+    /// log. Lines of events that no checkpoint covers are added to `comparison`.
+    pub(super) fn queue(
+        &mut self,
+        queue: &Queue,
+        places: &Places,
+        mut comparison: Option<&mut Comparison>,
+    ) -> io::Result<()> {
+        if !self.is_whole {
+            return Ok(());
+        }
+        self.places(places);
+        let mut lines = QueueLines::default();
+        let mut findings = Vec::new();
+        let told = queue.0.export(None, &mut |seen| {
+            match seen {
+                Seen::At(position) => lines.begin(position.get()),
+                Seen::Lines(bytes) => lines.take(bytes, |position, hash| {
+                    self.compare_stored_in_queue(position, hash, comparison.as_deref_mut())
+                })?,
+                Seen::Finding(finding) => findings.push(finding.to_string()),
+                Seen::Progress(..) => {}
+            }
+            Ok(())
+        });
+        told.map_err(io::Error::other)?;
+        for finding in findings {
+            let text = format!("the queue: {finding}");
+            match self.ending() {
+                // The files of a copy may be of different moments.
+                Ending::Open => self.report.unchecked.push(text),
+                Ending::Stopped(_) | Ending::Live => {
+                    self.report.faults.add(None, WHO_WROTE_QUEUE, text);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn compare_stored_in_queue(
+        &mut self,
+        position: u64,
+        hash: Hash,
+        comparison: Option<&mut Comparison>,
+    ) -> io::Result<()> {
+        if position >= self.history.next() {
+            // No checkpoint covers this event. The consumer may have it nevertheless.
+            let add =
+                |comparison: &mut Comparison| comparison.add(hash, Kind::Newer, (0, position));
+            return comparison.map_or(Ok(()), add);
+        }
+        let expected = self.accepted(position..position.saturating_add(1))?;
+        if let Some(Some(expected)) = expected.first()
+            && *expected != hash
+        {
+            let text = "the queue has another line than the one that came in";
+            self.report.faults.add_at(position, None, WHO_WROTE_QUEUE, text);
+        }
+        Ok(())
+    }
+
+    /// Checks that the log says what became of all events before the place of each output. What
+    /// the journal says of them is not proven, and is no fault. A running relay signs it soon.
+    fn places(&mut self, places: &Places) {
+        if self.ending() == Ending::Live {
+            return;
+        }
+        for (name, place) in places {
+            let output = self.history.outputs.get(name).filter(|output| output.is_there);
+            // An output that has just joined is in no entry yet.
+            let Some(output) = output else { continue };
+            let accepted = self.history.accepted.within(0..*place);
+            let mut open: Vec<_> = accepted.flat_map(|range| output.pending_in(range)).collect();
+            let next = self.history.next();
+            if (1..*place).contains(&next) {
+                open.push(next..*place);
+            }
+            let explained = self.explained(name);
+            for range in open {
+                let count = range.end - range.start;
+                let text = format!(
+                    "the queue says that {name} is finished with {count} events, and the log does \
+                     not: the end of the log was cut off, or the queue's cursors were changed"
+                );
+                let is_proven = !explained.missing_in(range.clone()).is_empty();
+                match self.ending() {
+                    Ending::Stopped(_) if is_proven => {
+                        self.report.faults.add_at(range.start, None, WHO_WROTE_QUEUE, text);
+                    }
+                    _ => {
+                        let text = format!("position {}: {text}, or they are newer", range.start);
+                        self.report.unchecked.push(text);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Returns the events that an output is finished with by the journal.
+    fn explained(&self, name: &str) -> Positions {
+        let mut explained = Positions::default();
+        for entry in &self.journal {
+            if let Entry::Delivered { output, first, count, .. }
+            | Entry::Lost { output, first: Some(first), count, .. } = entry
+                && output == name
+            {
+                explained.insert(*first..first.saturating_add(*count));
+            }
+        }
+        explained
+    }
+}
+
+/// The lines of the queue, which come in pieces.
+#[derive(Default)]
+struct QueueLines {
+    next: u64,
+    open: Option<Hasher>,
+}
+
+impl QueueLines {
+    /// The next lines begin with the event at this position.
+    fn begin(&mut self, position: u64) {
+        (self.next, self.open) = (position, None);
+    }
+
+    /// Takes the next bytes. Calls `line` with the position and the hash of each line that ends in
+    /// them.
+    fn take(
+        &mut self,
+        mut bytes: &[u8],
+        mut line: impl FnMut(u64, Hash) -> io::Result<()>,
+    ) -> io::Result<()> {
+        while let Some(end) = memchr::memchr(b'\n', bytes) {
+            let (last, rest) = bytes.split_at(end);
+            bytes = rest.get(1..).unwrap_or_default();
+            let mut hasher = self.open.take().unwrap_or_default();
+            hasher.update(last);
+            line(self.next, hasher.finish())?;
+            self.next += 1;
+        }
+        if !bytes.is_empty() {
+            self.open.get_or_insert_default().update(bytes);
+        }
+        Ok(())
+    }
+}

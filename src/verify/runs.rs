@@ -1,0 +1,231 @@
+//! The runs of the relay: starts, stops, reloads, what each of them changed, and the times in
+//! which nothing was recorded.
+
+use std::collections::BTreeSet;
+
+use super::report::Fault;
+use super::report::Faults;
+use super::report::time;
+use crate::evidence::entry::Entry;
+use crate::evidence::entry::Running;
+use crate::evidence::entry::Started;
+
+/// A silence is longer than one and a half heartbeats, and at least this much longer than one, in
+/// milliseconds.
+const SILENCE_MIN: u64 = 2000;
+
+/// Beside a running relay, the entry that ends a silence may not be signed yet, for this many
+/// milliseconds.
+const UNSIGNED_MAX: u64 = 2000;
+
+/// The question of an auditor where the relay was silent.
+const WHO_STOPPED: &str =
+    "what happened to the relay in this time, and who had access to its clock and its key?";
+
+/// The state of the relay after an entry.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// No start has come yet.
+    #[default]
+    Unknown,
+    Running,
+    /// The relay has stopped at this time.
+    Stopped(u64),
+    /// The relay has stopped, and then there were entries without a start.
+    Wrong,
+}
+
+/// A fact about a time, in milliseconds since 1970.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) from: u64,
+    pub(super) to: u64,
+    pub(super) text: String,
+}
+
+/// The runs of the relay, which are told entry by entry.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    state: State,
+    /// The time of the last entry, or of the last event that is in one.
+    last_at: Option<u64>,
+    heartbeat_ms: u64,
+    /// The time of the first start.
+    started_at: Option<u64>,
+    /// The config and the outputs of the entry that named them last.
+    before: Option<(String, BTreeSet<String>)>,
+    /// The starts, stops and reloads that changed something, and the times without a relay.
+    pub(super) rows: Vec<Row>,
+    /// The times at which the clock was set back.
+    pub(super) set_back: Vec<Row>,
+}
+
+impl Runs {
+    /// Takes the next entry.
+    pub(super) fn feed(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
+        self.hear(index, entry, faults);
+        match entry {
+            Entry::Start(Started { running, .. }) => {
+                self.start(running);
+                self.compare("start", running);
+                self.state = State::Running;
+                self.started_at.get_or_insert(running.at);
+            }
+            Entry::Reload(running) => self.compare("reload", running),
+            Entry::Stop(running) => {
+                self.compare("stop", running);
+                self.state = State::Stopped(running.at);
+            }
+            // An alarm is about what a start has found, and may come before its entry.
+            Entry::Alarm { .. } => {}
+            Entry::Accepted { .. }
+            | Entry::Delivered { .. }
+            | Entry::Lost { .. }
+            | Entry::Heartbeat { .. }
+            | Entry::Pruned { .. }
+            | Entry::Key { .. } => {}
+        }
+    }
+
+    /// Lists the time without a relay before a start.
+    fn start(&mut self, running: &Running) {
+        let (from, how) = match (self.state, self.last_at) {
+            (State::Stopped(at), _) => (at, "after a stop"),
+            (State::Running, Some(at)) => (at, "the relay ended without a stop"),
+            (State::Unknown | State::Wrong | State::Running, _) => return,
+        };
+        let to = running.at;
+        let text = format!(
+            "no relay from {} to {}: {}, {how}",
+            time(from),
+            time(to),
+            seconds(to.saturating_sub(from))
+        );
+        self.rows.push(Row { from, to, text });
+    }
+
+    /// Lists an entry if the config or the outputs have changed.
+    fn compare(&mut self, kind: &str, running: &Running) {
+        self.heartbeat_ms = running.heartbeat_ms;
+        let outputs: BTreeSet<String> = running.outputs.keys().cloned().collect();
+        let config = &running.config_sha256;
+        let mut changes = Vec::new();
+        match &self.before {
+            None => {
+                let names: Vec<_> = outputs.iter().map(String::as_str).collect();
+                changes.push(format!("config_sha256 {config}, outputs {}", names.join(", ")));
+            }
+            Some((before, had)) => {
+                if before != config {
+                    changes.push(format!("config_sha256 {config} instead of {before}"));
+                }
+                let new = outputs.difference(had).map(|name| format!("output {name} joined"));
+                let gone = had.difference(&outputs).map(|name| format!("output {name} left"));
+                changes.extend(new.chain(gone));
+            }
+        }
+        self.before = Some((config.clone(), outputs));
+        if !changes.is_empty() {
+            let at = running.at;
+            let text = format!("{kind} {}: {}", time(at), changes.join("; "));
+            self.rows.push(Row { from: at, to: at, text });
+        }
+    }
+
+    /// Checks that no time was silent, and that no entry is behind a stop.
+    fn hear(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
+        let at = entry.at();
+        // The time of these is that of the events, which may have waited for their entry.
+        let is_of_events = matches!(entry, Entry::Accepted { .. } | Entry::Delivered { .. });
+        let is_start = matches!(entry, Entry::Start(_));
+        if let State::Stopped(stopped) = self.state
+            && !is_start
+            && !matches!(entry, Entry::Alarm { .. })
+        {
+            let text = format!("entry {index} is behind a stop, and there is no start between");
+            let question = "which program has written the log while the relay was stopped?";
+            faults.add(Some(stopped), question, text);
+            self.state = State::Wrong;
+        }
+        let Some(last) = self.last_at else {
+            self.last_at = Some(at);
+            return;
+        };
+        if self.state == State::Running
+            && !is_start
+            && let Some(fault) = self.silence(last, at, 0, &format!("before entry {index}"))
+        {
+            faults.push(fault);
+        }
+        if at < last && !is_of_events {
+            let text = format!(
+                "the clock was set back by {} before entry {index}, from {} to {}",
+                seconds(last - at),
+                time(last),
+                time(at)
+            );
+            self.set_back.push(Row { from: at, to: last, text });
+        }
+        self.last_at = Some(if is_of_events { last.max(at) } else { at });
+    }
+
+    /// Returns a fault if a time was too long without an entry. `end` says where in the log it is.
+    fn silence(&self, from: u64, to: u64, more: u64, end: &str) -> Option<Fault> {
+        let heartbeat = self.heartbeat_ms;
+        let longest = heartbeat.saturating_add((heartbeat / 2).max(SILENCE_MIN) + more);
+        let silence = to.saturating_sub(from);
+        (silence > longest).then(|| Fault {
+            position: None,
+            at: Some(from),
+            to: Some(to),
+            text: format!(
+                "nothing was recorded for {} s {end}, although the relay was running: a heartbeat \
+                 was due each {} s",
+                silence / 1000,
+                heartbeat.div_ceil(1000)
+            ),
+            question: WHO_STOPPED,
+        })
+    }
+
+    /// Returns a fault if the log is silent at its end, up to this time. `is_live`: the relay is
+    /// running.
+    pub(super) fn silence_at_end(&self, until: u64, is_live: bool) -> Option<Fault> {
+        let last = self.last_at?;
+        let is_open = matches!(self.state, State::Running | State::Wrong);
+        let more = if is_live { UNSIGNED_MAX } else { 0 };
+        let end = format!("up to {}, at the end of the log", time(until));
+        self.silence(last, until, more, &end).filter(|_| is_open)
+    }
+
+    /// Returns the time of the stop that is the last entry; `None` if the log ends otherwise.
+    pub(super) fn stopped_at(&self) -> Option<u64> {
+        match self.state {
+            State::Stopped(at) => Some(at),
+            State::Unknown | State::Running | State::Wrong => None,
+        }
+    }
+
+    /// Returns the number of facts that are kept in memory.
+    pub(super) fn facts(&self) -> usize {
+        self.rows.len() + self.set_back.len()
+    }
+
+    /// Returns the time of the first start.
+    pub(super) fn started_at(&self) -> Option<u64> {
+        self.started_at
+    }
+
+    /// Returns the time of the last entry.
+    pub(super) fn last_at(&self) -> Option<u64> {
+        self.last_at
+    }
+}
+
+/// Returns a number of milliseconds as seconds.
+fn seconds(ms: u64) -> String {
+    match ms {
+        0..10_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        _ => format!("{} s", ms / 1000),
+    }
+}

@@ -1,0 +1,130 @@
+//! The store of a consumer: the hashes of its lines, and the checkpoints among them.
+//!
+//! The store is read before the logs. A relay may be running, and a log that is read later says
+//! what became of all lines that are stored already.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
+
+use super::compare::Comparison;
+use super::compare::Kind;
+use super::log::WHICH_KEY;
+use super::log::signed_by;
+use super::report::Report;
+use super::report::time;
+use super::request::Request;
+use super::stored;
+use super::stored::Line;
+use crate::evidence::entry::now;
+use crate::tlog::checkpoint::Signed;
+use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::Head;
+
+/// A checkpoint among the stored lines, whose signature is valid.
+pub(super) struct Kept {
+    pub(super) place: u64,
+    pub(super) origin: String,
+    pub(super) head: Head,
+}
+
+/// The lines of a consumer. The place of a line is its number among the lines of all files.
+pub(super) struct Store {
+    pub(super) comparison: Comparison,
+    pub(super) kept: Vec<Kept>,
+    /// For each file the place before its first line, and its name.
+    files: Vec<(u64, PathBuf)>,
+    /// The time at which the lines were exported.
+    pub(super) exported_at: u64,
+    /// The checkpoints among the lines, and the faults of those that nobody has signed.
+    pub(super) report: Report,
+}
+
+impl Store {
+    /// Reads the files with stored lines that a request names.
+    pub(super) fn read(request: &Request, read: &mut dyn FnMut(u64)) -> io::Result<Self> {
+        let newest = request.events.iter().map(modified_at).max().unwrap_or_default();
+        let mut store = Self {
+            comparison: Comparison::new(),
+            kept: Vec::new(),
+            files: Vec::new(),
+            exported_at: request.exported_at.unwrap_or(newest),
+            report: Report::default(),
+        };
+        let (mut place, mut notes) = (0, BTreeSet::new());
+        for path in &request.events {
+            store.files.push((place, path.clone()));
+            let mut line = |line| {
+                place += 1;
+                match line {
+                    Line::Event { hash, plain } => {
+                        let kind = if plain.is_some() { Kind::Either } else { Kind::Stored };
+                        store.comparison.add(hash, kind, (0, place))?;
+                        if let Some(plain) = plain {
+                            store.comparison.add(plain, Kind::Plain, (0, place))?;
+                        }
+                    }
+                    Line::Checkpoint(note) => {
+                        // The same one may have come twice.
+                        if notes.insert(Hash::of(&[&note])) {
+                            store.keep(place, &note, request);
+                        }
+                    }
+                    Line::Empty => {}
+                }
+                Ok(())
+            };
+            stored::read(path, &mut line, read).map_err(|error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            })?;
+            // Lines of two files are no neighbours.
+            place += 3;
+        }
+        Ok(store)
+    }
+
+    /// Takes a checkpoint among the lines.
+    fn keep(&mut self, place: u64, note: &[u8], request: &Request) {
+        self.report.counts.checkpoints += 1;
+        let name = self.name_of_checkpoint(place);
+        let fault = match Signed::parse(note) {
+            Ok(signed) => match signed_by(&request.keys, &signed) {
+                Ok(()) => {
+                    let Signed { checkpoint, .. } = signed;
+                    let (origin, head) = (checkpoint.origin, checkpoint.head);
+                    return self.kept.push(Kept { place, origin, head });
+                }
+                Err(why) => format!("{name} of {} {why}", signed.checkpoint.origin),
+            },
+            Err(error) => format!("{name}: {error}"),
+        };
+        self.report.faults.add(None, WHICH_KEY, fault);
+    }
+
+    /// Returns the words for the checkpoint at a place.
+    pub(super) fn name_of_checkpoint(&self, place: u64) -> String {
+        format!("a checkpoint among the stored lines ({})", self.name(place))
+    }
+
+    /// Returns the time at which the lines were exported.
+    pub(super) fn exported(&self) -> String {
+        time(self.exported_at)
+    }
+
+    /// Returns the file of a place, and the number of the line in it.
+    pub(super) fn name(&self, place: u64) -> String {
+        let file = self.files.iter().rfind(|(before, _)| *before < place);
+        file.map_or_else(String::new, |(before, path)| {
+            format!("{}:{}", path.display(), place - before)
+        })
+    }
+}
+
+/// Returns the time at which a file was changed last; now if nobody knows.
+fn modified_at(path: &PathBuf) -> u64 {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or_else(now)
+}

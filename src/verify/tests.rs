@@ -1,0 +1,453 @@
+//! Attacks on signed logs: each log is made here, entry by entry.
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::evidence::entry::Alarm;
+use crate::evidence::entry::Entry;
+use crate::evidence::entry::Fate;
+use crate::evidence::entry::Offset;
+use crate::evidence::entry::Previous;
+use crate::evidence::entry::Running;
+use crate::evidence::entry::Started;
+use crate::evidence::entry::now;
+use crate::evidence::lines::Delivered;
+use crate::evidence::lines::Range;
+use crate::evidence::lines::SALT_BYTES;
+use crate::evidence::lines::Salt;
+use crate::tlog::checkpoint::Checkpoint;
+use crate::tlog::key::SigningKey;
+use crate::tlog::merkle::Frontier;
+use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::Head;
+use crate::tlog::tile::Content;
+use crate::tlog::tile::Tile;
+use crate::tlog::tile::push_entry;
+
+const HOUR: u64 = 3_600_000;
+
+/// A log with fewer than 256 entries, and its key.
+struct Made {
+    directory: TempDir,
+    origin: &'static str,
+    key: SigningKey,
+    entries: Vec<Vec<u8>>,
+    hashes: Vec<u8>,
+    /// The time of the first entry.
+    began: u64,
+}
+
+impl Made {
+    fn new(origin: &'static str) -> Self {
+        let (key, _) = SigningKey::generate(origin).expect("random numbers");
+        let directory = tempfile::tempdir().expect("a directory");
+        let (entries, hashes) = (Vec::new(), Vec::new());
+        Self { directory, origin, key, entries, hashes, began: now() - HOUR }
+    }
+
+    fn running(&self, at: u64, config: &str, places: &[(&str, u64)]) -> Running {
+        Running {
+            at: self.began + at,
+            version: String::new(),
+            config_sha256: config.to_owned(),
+            heartbeat_ms: 2 * HOUR,
+            outputs: places.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect(),
+        }
+    }
+
+    fn push(&mut self, entry: &Entry) {
+        self.entries.push(entry.bytes());
+    }
+
+    fn frontier(&self) -> Frontier {
+        let mut frontier = Frontier::default();
+        self.entries.iter().for_each(|it| frontier.push(Hash::of_leaf(it), &mut |_, _| {}));
+        frontier
+    }
+
+    fn start(&mut self, at: u64, config: &str, places: &[(&str, u64)]) {
+        let frontier = self.frontier();
+        let previous = Previous { size: frontier.size(), root: frontier.root() };
+        let running = self.running(at, config, places);
+        self.push(&Entry::Start(Started { running, previous }));
+    }
+
+    fn reload(&mut self, at: u64, config: &str, places: &[(&str, u64)]) {
+        self.push(&Entry::Reload(self.running(at, config, places)));
+    }
+
+    fn stop(&mut self, at: u64, config: &str, places: &[(&str, u64)]) {
+        self.push(&Entry::Stop(self.running(at, config, places)));
+    }
+
+    /// Enters lines that came in.
+    fn accepted(&mut self, first: u64, lines: &[String], at: u64) {
+        let range = range(first, lines);
+        range.write(&mut self.hashes);
+        let (count, root) = (lines.len() as u64, range.root());
+        self.push(&Entry::Accepted { first, count, at: self.began + at, root });
+    }
+
+    /// Enters that all lines of a range left as they came.
+    fn delivered(&mut self, output: &str, first: u64, count: u64, at: u64) {
+        self.push(&self.fates(output, first, count, at, None, &[]));
+    }
+
+    fn fates(
+        &self,
+        output: &str,
+        first: u64,
+        count: u64,
+        at: u64,
+        root: Option<Hash>,
+        fates: &[(u64, Fate)],
+    ) -> Entry {
+        Entry::Delivered {
+            output: output.to_owned(),
+            first,
+            count,
+            at: self.began + at,
+            root,
+            not_delivered: fates.iter().map(|(at, fate)| (Offset(*at), *fate)).collect(),
+            changed: Vec::new(),
+        }
+    }
+
+    /// Starts a relay with the output `a`, and enters some lines that left.
+    fn with_lines(origin: &'static str, lines: &[String]) -> Self {
+        let mut made = Self::new(origin);
+        made.start(0, "1", &[("a", 0)]);
+        made.accepted(0, lines, 10);
+        made.delivered("a", 0, lines.len() as u64, 20);
+        made
+    }
+
+    fn stopped(mut self, places: &[(&str, u64)]) -> Self {
+        self.stop(1000, "1", places);
+        self.sign();
+        self
+    }
+
+    /// Writes the files, and signs a checkpoint over all entries.
+    fn sign(&self) {
+        let log = self.directory.path().join("evidence");
+        let width = self.entries.len() as u64;
+        let leaves: Vec<u8> = self.entries.iter().flat_map(|it| Hash::of_leaf(it).0).collect();
+        let mut bundle = Vec::new();
+        self.entries.iter().for_each(|it| push_entry(it, &mut bundle).expect("it is short"));
+        let frontier = self.frontier();
+        let head = Head { size: width, root: frontier.root() };
+        let checkpoint = Checkpoint { origin: self.origin.to_owned(), head };
+        let note = checkpoint.sign(std::slice::from_ref(&self.key)).expect("a key");
+        let tile = |content| Tile { content, index: 0, width }.path();
+        for (name, bytes) in [
+            (tile(Content::Hashes(0)), leaves),
+            (tile(Content::Entries), bundle),
+            (format!("lines/{:020}", 0), self.hashes.clone()),
+            ("checkpoint".to_owned(), note.to_string().into_bytes()),
+        ] {
+            let path = log.join(name);
+            std::fs::create_dir_all(path.parent().expect("below it")).expect("a directory");
+            std::fs::write(path, bytes).expect("a file");
+        }
+    }
+
+    fn note(&self) -> String {
+        let path = self.directory.path().join("evidence/checkpoint");
+        std::fs::read_to_string(path).expect("a checkpoint")
+    }
+}
+
+fn range(first: u64, lines: &[String]) -> Range {
+    let lines = lines.iter().map(|line| Hash::of(&[line.as_bytes()])).collect();
+    Range { first, salt: Salt([7; SALT_BYTES]), lines }
+}
+
+/// Returns some lines, which begin with a letter.
+fn lines(letter: char, count: usize) -> Vec<String> {
+    (0..count).map(|at| format!("{letter}{at}")).collect()
+}
+
+/// Checks logs and lines that the output `a` has sent.
+fn check(logs: &[&Made], lines: &[String], change: impl FnOnce(&mut Request)) -> Report {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("stored");
+    std::fs::write(&file, format!("{}\n", lines.join("\n"))).expect("a file");
+    let mut request = Request {
+        keys: logs.iter().map(|log| log.key.verifier().clone()).collect(),
+        outputs: vec!["a".to_owned()],
+        events: vec![file],
+        ..Request::default()
+    };
+    change(&mut request);
+    let places: Vec<_> = logs.iter().map(|log| log.directory.path().to_owned()).collect();
+    directories(&places, &request, &mut |_| {}).expect("files")
+}
+
+/// Checks the exit status, and that texts are in the report.
+#[track_caller]
+fn assert(report: &Report, status: u8, texts: &[&str]) {
+    let faults = report.faults.kept().iter().map(ToString::to_string);
+    let rows = [&report.outputs, &report.runs, &report.unchecked, &report.notes];
+    let rows = rows.into_iter().flatten().cloned();
+    let text: Vec<_> = [report.counts.to_string()].into_iter().chain(faults).chain(rows).collect();
+    let text = text.join("\n");
+    assert_eq!(report.status(), status, "{text}");
+    for expected in texts {
+        assert!(text.contains(expected), "no {expected:?} in {text}");
+    }
+}
+
+#[test]
+fn a_log_with_all_its_lines_passes_and_any_other_lines_do_not() {
+    let all = lines('a', 9);
+    let log = Made::with_lines("example.org/a", &all).stopped(&[("a", 9)]);
+    assert(&check(&[&log], &all, |_| {}), 0, &["events 9/9 found", "newer 0", "proven: bytes"]);
+    let more = [&all[..2], &[String::new(), "b".to_owned()], &all[2..]].concat();
+    assert(&check(&[&log], &more, |_| {}), 1, &["forged 1", "never left by a: ", "stored:4"]);
+    let mut changed = all.clone();
+    changed[5] = "b".to_owned();
+    assert(&check(&[&log], &changed, |_| {}), 1, &["changed 1", "in its place: ", "stored:6"]);
+    assert(&check(&[&log], &all[1..], |_| {}), 1, &["missing 1", "FAULT position 0 2"]);
+    // They left after the export.
+    let before = Some(log.began);
+    let report = check(&[&log], &all[..4], |request| request.exported_at = before);
+    assert(&report, 2, &["missing 0", "events 4/9 found", "newer 5"]);
+    let none = check(&[&log], &all, |request| request.until = Some(1));
+    assert(&none, 0, &["events 0/0 found", "nothing was compared"]);
+}
+
+#[test]
+fn events_from_a_time_without_evidence_are_a_fault_and_their_lines_are_not_forged() {
+    let (all, off) = (lines('a', 5), lines('o', 3));
+    let mut log = Made::with_lines("example.org/a", &all);
+    log.stop(30, "1", &[("a", 5)]);
+    log.start(40, "1", &[("a", 8)]);
+    let at = log.began + 41;
+    log.push(&Entry::Alarm { at, what: Alarm::Off { first: 5, count: 3 } });
+    let log = log.stopped(&[("a", 8)]);
+    let fault = "FAULT position 5 2";
+    let with = check(&[&log], &[all.clone(), off].concat(), |_| {});
+    assert(&with, 1, &[fault, "3 events came in while", "forged 0", "without evidence 3"]);
+    let without = check(&[&log], &all, |_| {});
+    assert(&without, 1, &[fault, "missing 0", "without evidence 0"]);
+    let no_lines = check(&[&log], &all, |request| request.events.clear());
+    assert(&no_lines, 1, &[fault, "without evidence 3"]);
+}
+
+#[test]
+fn lost_events_are_a_fault_unless_they_are_allowed_and_damage_is_never_allowed() {
+    let all = lines('a', 6);
+    for (reason, allowed) in [("when_full", 0), ("removed", 0), ("damaged", 1), ("tampered", 1)] {
+        let mut log = Made::new("example.org/a");
+        log.start(0, "1", &[("a", 0)]);
+        log.accepted(0, &all, 10);
+        log.delivered("a", 0, 4, 20);
+        let (output, reason_text) = ("a".to_owned(), reason.to_owned());
+        let at = log.began + 20;
+        log.push(&Entry::Lost { output, first: Some(4), count: 2, at, reason: reason_text });
+        let log = log.stopped(&[("a", 6)]);
+        let fault = "FAULT position 4 2";
+        assert(&check(&[&log], &all[..4], |_| {}), 1, &["lost 2,", fault, reason]);
+        let report = check(&[&log], &all[..4], |request| request.allows_lost = true);
+        assert(&report, allowed, &["lost 2,", "by the log, 2 events were lost at a"]);
+    }
+}
+
+#[test]
+fn filters_reloads_and_times_without_a_relay_are_listed() {
+    let all = lines('a', 8);
+    let mut log = Made::with_lines("example.org/a", &all);
+    log.reload(30, "2", &[("a", 8)]);
+    log.accepted(8, &lines('b', 4), 40);
+    let fates = [Fate::Dropped, Fate::Duplicate, Fate::Lost, Fate::DeadLetter];
+    let fates: Vec<_> = (0..).zip(fates).collect();
+    log.push(&log.fates("a", 8, 4, 50, None, &fates));
+    log.reload(60, "2", &[("a", 12), ("b", 12)]);
+    log.reload(70, "2", &[("a", 12)]);
+    log.stop(80, "2", &[("a", 12)]);
+    log.start(5080, "2", &[("a", 12)]);
+    let log = log.stopped(&[("a", 12)]);
+    let report = check(&[&log], &all, |request| request.allows_lost = true);
+    let texts = [
+        "lost 1, dropped 1, without evidence 0",
+        "output a: dropped 1, duplicate 1, changed 0, given up 1, dead letters 1, lost 0, not its \
+         own 0",
+        "output b: dropped 0, duplicate 0, changed 0, given up 0, dead letters 0, lost 0, not its \
+         own 12",
+        "config_sha256 2 instead of 1",
+        "output b joined",
+        "output b left",
+        "5.0 s, after a stop",
+    ];
+    assert(&report, 0, &texts);
+    assert(&check(&[&log], &all, |_| {}), 1, &["1 events were lost at a: given up"]);
+}
+
+#[test]
+fn entries_behind_a_stop_and_a_silent_end_are_faults() {
+    let all = lines('a', 3);
+    let mut log = Made::with_lines("example.org/a", &all);
+    log.stop(30, "1", &[("a", 3)]);
+    let at = log.began + 40;
+    log.push(&Entry::Heartbeat { at });
+    let log = log.stopped(&[("a", 3)]);
+    assert(&check(&[&log], &all, |_| {}), 1, &["entry 4 is behind a stop"]);
+
+    let mut log = Made::new("example.org/a");
+    log.began -= 3 * HOUR;
+    log.start(0, "1", &[("a", 0)]);
+    log.accepted(0, &all, 10);
+    log.delivered("a", 0, 3, 20);
+    log.sign();
+    assert(&check(&[&log], &all, |_| {}), 1, &["nothing was recorded for 1"]);
+    let until = Some(log.began + HOUR);
+    assert(&check(&[&log], &all, |request| request.until = until), 0, &["missing 0"]);
+    // The clock was set back.
+    let mut log = Made::with_lines("example.org/a", &all);
+    let at = log.began - 5000;
+    log.push(&Entry::Heartbeat { at });
+    let log = log.stopped(&[("a", 3)]);
+    assert(&check(&[&log], &all, |_| {}), 0, &["the clock was set back by 5.0 s"]);
+}
+
+#[test]
+fn no_line_escapes_a_window_whatever_the_clock_said() {
+    let all = lines('a', 9);
+    let mut log = Made::new("example.org/a");
+    log.start(0, "1", &[("a", 0)]);
+    log.accepted(0, &all[..3], 100);
+    log.accepted(3, &all[3..6], 50);
+    log.accepted(6, &all[6..], 120);
+    log.delivered("a", 0, 9, 130);
+    let log = log.stopped(&[("a", 9)]);
+    let rest = [&all[..3], &all[4..]].concat();
+    let since = |at: u64| check(&[&log], &rest, |it| it.since = Some(log.began + at));
+    let until = |at: u64| check(&[&log], &rest, |it| it.until = Some(log.began + at));
+    for report in [since(40), since(90), until(60), until(110)] {
+        assert(&report, 1, &["missing 1", "FAULT position 3 2"]);
+    }
+    assert(&since(110), 0, &["events 3/3 found"]);
+}
+
+#[test]
+fn a_line_that_left_altered_while_the_log_says_unchanged_is_a_fault() {
+    let all = lines('a', 3);
+    let sent = ["a0", "x", "a2"].map(str::to_owned);
+    let mut log = Made::new("example.org/a");
+    log.start(0, "1", &[("a", 0)]);
+    log.accepted(0, &all, 10);
+    let delivered = Delivered { output: "a".to_owned(), count: 3, range: range(0, &sent) };
+    delivered.write(&mut log.hashes);
+    log.push(&log.fates("a", 0, 3, 20, Some(delivered.range.root()), &[]));
+    let log = log.stopped(&[("a", 3)]);
+    let text = "FAULT position 1 2";
+    assert(&check(&[&log], &sent, |_| {}), 1, &[text, "says that it was not changed"]);
+}
+
+#[test]
+fn several_relays_with_one_store_are_checked_together() {
+    let (of_a, of_b) = (lines('a', 5), lines('b', 7));
+    let a = Made::with_lines("example.org/a", &of_a).stopped(&[("a", 5)]);
+    let b = Made::with_lines("example.org/b", &of_b).stopped(&[("a", 7)]);
+    let checkpoint = |made: &Made| {
+        let note = serde_json::to_string(&made.note()).expect("text");
+        format!(r#"{{"kind":"Checkpoint","apiVersion":"kube-audit-forwarder/v1","note":{note}}}"#)
+    };
+    let stored = [of_a, vec![checkpoint(&a), checkpoint(&b)], of_b].concat();
+    let both = check(&[&a, &b], &stored, |_| {});
+    assert(&both, 0, &["checkpoints 4/4 valid; events 12/12 found", "forged 0"]);
+    let without = [&stored[..9], &stored[10..]].concat();
+    assert(&check(&[&a, &b], &without, |_| {}), 1, &["missing 1", "example.org/b: "]);
+    // Nobody has said which log the other checkpoint is of.
+    let key = b.key.verifier().clone();
+    let one = check(&[&a], &stored[..7], |request| request.keys.push(key));
+    assert(&one, 2, &["no --directory has this log"]);
+}
+
+#[test]
+fn a_renamed_output_is_followed() {
+    let (before, after) = (lines('a', 5), lines('b', 4));
+    let mut log = Made::with_lines("example.org/a", &before);
+    log.reload(30, "2", &[("b", 5)]);
+    log.accepted(5, &after, 40);
+    log.delivered("b", 5, 4, 50);
+    let log = log.stopped(&[("b", 9)]);
+    let stored = [before, after].concat();
+    let names = |names: &[&str]| {
+        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        check(&[&log], &stored, |request| request.outputs = names)
+    };
+    assert(&names(&["a", "b"]), 0, &["events 9/9 found", "forged 0"]);
+    assert(&names(&["b"]), 2, &["events 4/4 found", "forged 0", "name it with --output too"]);
+}
+
+#[test]
+fn lines_from_before_the_window_whose_hashes_are_gone_are_not_forged() {
+    let (old, new) = (lines('a', 100), lines('b', 5));
+    let mut log = Made::with_lines("example.org/a", &old);
+    log.hashes.clear();
+    let at = log.began + 30;
+    log.push(&Entry::Pruned { at, below: 100 });
+    log.accepted(100, &new, 40);
+    log.delivered("a", 100, 5, 50);
+    let log = log.stopped(&[("a", 105)]);
+    let stored = [old, new].concat();
+    let since = |lines: &[String]| check(&[&log], lines, |it| it.since = Some(log.began + 40));
+    assert(&since(&stored), 2, &["events 5/5 found", "forged 0", "unknown 0"]);
+    assert(&since(&stored[100..]), 0, &["events 5/5 found", "forged 0"]);
+    assert(&since(&[stored, lines('x', 1)].concat()), 1, &["forged 1"]);
+}
+
+#[test]
+fn a_copy_of_a_directory_in_use_is_newer_at_its_end_and_proves_nothing_there() {
+    let (all, more) = (lines('a', 5), lines('b', 2));
+    let stored = [all.clone(), more].concat();
+    let log = Made::with_lines("example.org/a", &all);
+    log.sign();
+    assert(&check(&[&log], &stored, |_| {}), 2, &["events 5/5 found", "forged 0", "newer 2"]);
+    assert(&check(&[&log], &all[1..], |_| {}), 1, &["missing 1"]);
+    // The bundle was copied before the checkpoint.
+    let bundles = log.directory.path().join("evidence/tile/entries/000.p");
+    let older = Tile { content: Content::Entries, index: 0, width: 1 };
+    let mut first = Vec::new();
+    push_entry(&log.entries[0], &mut first).expect("it is short");
+    std::fs::write(log.directory.path().join("evidence").join(older.path()), first)
+        .expect("a file");
+    std::fs::remove_file(bundles.join("3")).expect("it is there");
+    let torn = check(&[&log], &all, |_| {});
+    assert(&torn, 2, &["checkpoints 0/1 valid", "the entries from 0 on", "newer 5"]);
+}
+
+#[test]
+fn a_log_that_was_kept_aside_ends_where_the_next_one_begins() {
+    let (before, after) = (lines('a', 5), lines('b', 4));
+    let mut old = Made::new("example.org/old");
+    old.began -= 2 * HOUR + HOUR / 2;
+    old.start(0, "1", &[("a", 0)]);
+    old.accepted(0, &before, 10);
+    old.delivered("a", 0, 5, 20);
+    old.sign();
+    let mut new = Made::new("example.org/new");
+    new.start(0, "1", &[("a", 5)]);
+    new.accepted(5, &after, 10);
+    new.delivered("a", 5, 4, 20);
+    let new = new.stopped(&[("a", 9)]);
+    let aside = new.directory.path().join("evidence-until-1");
+    std::fs::rename(old.directory.path().join("evidence"), &aside).expect("a directory");
+    let stored = [before, after].concat();
+    let file = old.directory.path().join("stored");
+    std::fs::write(&file, format!("{}\n", stored.join("\n"))).expect("a file");
+    let request = Request {
+        keys: [&old, &new].map(|log| log.key.verifier().clone()).to_vec(),
+        outputs: vec!["a".to_owned()],
+        events: vec![file],
+        ..Request::default()
+    };
+    let check = |places: &[PathBuf]| directories(places, &request, &mut |_| {}).expect("files");
+    let queue = new.directory.path().to_owned();
+    assert(&check(&[queue.clone(), aside.clone()]), 0, &["events 9/9 found"]);
+    assert(&check(&[queue]), 1, &["events 4/4 found", "forged 5"]);
+    // Without the next log, nobody knows why it ends.
+    assert(&check(&[aside]), 1, &["nothing was recorded for", "at the end of the log"]);
+}

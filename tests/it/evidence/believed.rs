@@ -1,0 +1,188 @@
+//! `evidence verify` beside relays in use, after kills, and over several logs: it accuses nobody
+//! where nothing is wrong, and takes nothing for proven that is not signed.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use tempfile::TempDir;
+
+use super::recorded::Recorded;
+use super::recorded::text_of;
+use super::verify::Checked;
+use super::verify::check;
+use crate::support::PATIENCE;
+use crate::support::corpus::generated_batch;
+use crate::support::relay::Backlog;
+use crate::support::relay::Relay;
+use crate::support::requests::accepted_events;
+use crate::support::wait_until;
+
+/// The number of looks at a relay in use, of each kind.
+const ROUNDS: usize = 10;
+
+/// Writes what the consumer has now to a file, and returns its path. The file has the time of this
+/// moment, although a busy machine may take longer to write it.
+fn export(recorded: &Recorded, files: &TempDir) -> String {
+    let (path, now) = (files.path().join("stored"), SystemTime::now());
+    std::fs::write(&path, text_of(&accepted_events(&recorded.sink))).unwrap();
+    std::fs::File::options().write(true).open(&path).unwrap().set_modified(now).unwrap();
+    path.display().to_string()
+}
+
+/// Checks a directory against stored lines.
+fn check_lines(recorded: &Recorded, directory: &Path, file: &str, more: &[&str]) -> Checked {
+    let directory = directory.display().to_string();
+    let arguments = ["--directory", &directory, "--key", &recorded.verifier];
+    check(&[&arguments, ["--output", "consumer", "--events", file].as_slice(), more].concat())
+}
+
+/// Copies a directory in use as an operator does.
+fn copy(from: &Path, to: &Path) {
+    // A file may be deleted while it is copied, which cp reports.
+    Command::new("cp").arg("-r").args([from, to]).output().expect("cp");
+}
+
+/// Asserts that nobody is accused.
+#[track_caller]
+fn assert_not_accused(checked: &Checked, round: usize) {
+    let is_fine = [0, 2].contains(&checked.status) && !checked.text.contains("FAULT");
+    assert!(is_fine && checked.text.starts_with("checkpoints "), "{round}: {}", checked.text);
+}
+
+/// Method: events come in all the time. The directory is checked in place and as a copy, with lines
+/// that were exported before and after. The variable `KUBE_AUDIT_FORWARDER_ROUNDS` sets another
+/// number of rounds.
+#[test]
+fn a_relay_in_use_and_copies_of_its_directory_pass_at_any_moment() {
+    let rounds = std::env::var("KUBE_AUDIT_FORWARDER_ROUNDS").ok();
+    let rounds = rounds.and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS);
+    let recorded = Recorded::new();
+    let policy = recorded.directory.path().join("policy.yaml");
+    let rules = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n\
+                 - {level: None, namespaces: [team-1]}\n\
+                 - {level: Metadata, namespaces: [team-2]}\n- level: RequestResponse\n";
+    std::fs::write(&policy, rules).unwrap();
+    let filter = format!("filter = {{ policy = \"{}\" }}\n", policy.display());
+    let relay = Relay::start(&recorded.config_with(&filter, ""));
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for seed in 0.. {
+                if is_over.load(Ordering::Relaxed) {
+                    break;
+                }
+                assert_eq!(relay.post(&generated_batch(seed, 30, 700)).status, 200);
+                std::thread::sleep(Duration::from_millis(30));
+            }
+        });
+        // The other thread must end if an assertion fails.
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let checkpoint = recorded.log().join("checkpoint");
+            wait_until("the first checkpoint", PATIENCE, || checkpoint.exists());
+            (0..rounds).for_each(|round| look(&recorded, round));
+        }));
+        is_over.store(true, Ordering::Relaxed);
+        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    relay.wait_until_delivered(PATIENCE);
+    relay.settle(Backlog::Empty);
+    // An invented line among many is found in place, and a deleted one too.
+    let files = TempDir::new().unwrap();
+    let file = export(&recorded, &files);
+    let lines = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, format!("{lines}{{\"invented\":1}}\n")).unwrap();
+    check_lines(&recorded, recorded.spool.path(), &file, &[])
+        .assert(1, &["forged 1", "FAULT", &format!("{file}:")]);
+    let (first, rest) = lines.split_once('\n').unwrap();
+    assert!(!first.is_empty());
+    std::fs::write(&file, rest).unwrap();
+    check_lines(&recorded, recorded.spool.path(), &file, &[]).assert(1, &["missing 1"]);
+    relay.finish(Backlog::Empty);
+}
+
+/// Looks at a relay in use in three ways.
+fn look(recorded: &Recorded, round: usize) {
+    let files = TempDir::new().unwrap();
+    let copied = files.path().join("copy");
+    let before = export(recorded, &files);
+    copy(recorded.spool.path(), &copied);
+    assert_not_accused(&check_lines(recorded, &copied, &before, &[]), round);
+    let after = export(recorded, &files);
+    assert_not_accused(&check_lines(recorded, &copied, &after, &[]), round);
+    assert_not_accused(&check_lines(recorded, recorded.spool.path(), &after, &[]), round);
+    let no_wait = ["--no-wait"];
+    assert_not_accused(&check_lines(recorded, recorded.spool.path(), &after, &no_wait), round);
+}
+
+/// Method: the only checkpoint is the one of the start. Whatever is in the journal when the relay
+/// is killed is not signed.
+#[test]
+fn what_only_the_journal_says_is_not_proven() {
+    let mut recorded = Recorded::new();
+    let config =
+        recorded.config("").replace("checkpoint_interval = \"1s\"", "checkpoint_interval = \"1h\"");
+    let mut relay = Relay::start(&config);
+    let checkpoint = recorded.log().join("checkpoint");
+    wait_until("the first checkpoint", PATIENCE, || checkpoint.exists());
+    recorded.post(&relay, 1, 200);
+    relay.wait_until_delivered(PATIENCE);
+    let journal = recorded.log().join("journal");
+    wait_until("the journal", PATIENCE, || {
+        let journal = std::fs::read(&journal).unwrap_or_default();
+        memchr::memmem::find(&journal, b"\"delivered\"").is_some()
+    });
+    relay.kill();
+    let files = TempDir::new().unwrap();
+    let file = export(&recorded, &files);
+    let checked = check_lines(&recorded, recorded.spool.path(), &file, &[]);
+    let newer = ["newer 200", "NOT CHECKED", "events 0/0 found", "forged 0"];
+    checked.assert(2, &newer);
+    assert!(!checked.text.contains("proven: bytes"), "{}", checked.text);
+}
+
+/// Method: the relay is killed, and its last heartbeat gets older. Time that nobody has signed
+/// excuses nothing.
+#[test]
+fn a_log_without_a_stop_is_silent_when_no_heartbeat_comes() {
+    let mut recorded = Recorded::new();
+    let mut relay = Relay::start(&recorded.config("heartbeat_interval = \"1s\"\n"));
+    recorded.post(&relay, 1, 20);
+    recorded.wait_until_signed();
+    relay.kill();
+    let directory = recorded.spool.path().display().to_string();
+    let silent = || check(&["--directory", &directory, "--key", &recorded.verifier]);
+    wait_until("the silence", PATIENCE, || silent().text.contains("nothing was recorded"));
+    silent().assert(1, &["FAULT 2", "although the relay was running"]);
+}
+
+/// Method: a reload filters all events away, and another one ends it.
+#[test]
+fn a_reload_that_filters_events_away_is_listed() {
+    let mut recorded = Recorded::new();
+    let policy = recorded.directory.path().join("policy.yaml");
+    let rules = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: None\n";
+    std::fs::write(&policy, rules).unwrap();
+    let filter = format!("filter = {{ policy = \"{}\" }}\n", policy.display());
+    let (open, shut) = (recorded.config(""), recorded.config_with(&filter, ""));
+    let relay = Relay::start(&open);
+    for (seed, config) in [(1, &shut), (2, &open), (3, &open)] {
+        recorded.post(&relay, seed, 40);
+        relay.wait_until_delivered(PATIENCE);
+        if seed < 3 {
+            relay.reload(config, "success");
+        }
+    }
+    relay.finish(Backlog::Empty);
+    let files = TempDir::new().unwrap();
+    let file = export(&recorded, &files);
+    let checked = check_lines(&recorded, recorded.spool.path(), &file, &[]);
+    let texts =
+        ["events 80/80 found", "lost 0, dropped 40, without", "output consumer: dropped 40,"];
+    checked.assert(0, &texts);
+    let reloads = checked.text.lines().filter(|line| line.starts_with("reload ")).count();
+    assert_eq!(reloads, 2, "{}", checked.text);
+}
