@@ -297,7 +297,11 @@ impl Work {
                 () = tokio::time::sleep_until(wakes_at) => continue,
             };
             match order {
-                Some(Order::Reload(running)) => self.add(Entry::Reload(self.now(running))),
+                Some(Order::Reload(running)) => {
+                    self.add(Entry::Reload(self.now(running)));
+                    // Which outputs there are explains the fates of all later events.
+                    self.commit_at = Some(Instant::now());
+                }
                 Some(Order::Stop(running, times)) => break Some((running, times)),
                 // The relay has ended without an order.
                 None => break None,

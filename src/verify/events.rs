@@ -62,6 +62,8 @@ pub(super) struct Left {
     /// The number of events that the consumer may have got, and whose form is not known if the
     /// filter changes events.
     unexplained: u64,
+    /// The number of events that may have been sent twice, the first time in another form.
+    twice: u64,
     /// The number of events without a fate that were in the queue when the stored lines were read.
     open: u64,
     /// The position behind the last of these events in the queue.
@@ -290,8 +292,11 @@ impl Check<'_> {
         left: &mut Left,
         comparison: &mut Comparison,
     ) -> io::Result<()> {
-        if let Entry::Delivered { changed, .. } = entry {
+        if let Entry::Delivered { first, count, at, changed, .. } = entry {
             left.changes |= !changed.is_empty();
+            if self.may_have_two_forms(*first, *at) {
+                left.twice += *count;
+            }
         }
         for (position, fate, hash) in self.lines_of(entry)? {
             if !self.history.accepted.contains(position) {
@@ -509,6 +514,14 @@ fn tell_extra(
     let unknown = take(logs.iter().map(|log| log.left.unhashed.len()).sum());
     if unknown > 0 {
         let text = format!("{unknown} stored lines, which may be events without a hash");
+        report.unchecked.push(text);
+    }
+    let twice = take(logs.iter().map(|log| log.left.twice).sum());
+    if twice > 0 {
+        let text = format!(
+            "{twice} stored lines fit nothing, and may be earlier forms of events that were sent \
+             again by other rules, after a crash or a change of the config"
+        );
         report.unchecked.push(text);
     }
     // An event without a fate may have left in a form that no checkpoint covers yet.

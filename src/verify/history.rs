@@ -34,6 +34,9 @@ pub(super) struct Output {
     pub(super) is_there: bool,
     /// The output has left, and the events from this position on are not its own.
     until: Option<u64>,
+    /// The events that a start after a crash has passed over. The relay may have removed the output
+    /// before the crash, and added it again, and not have recorded that.
+    passed_over: Positions,
 }
 
 impl Output {
@@ -84,6 +87,7 @@ impl History {
         if !is_usable(index, entry, faults) {
             return false;
         }
+        let is_after_crash = self.runs.is_running();
         self.runs.feed(index, entry, faults);
         match entry {
             Entry::Accepted { first, count, at, .. } => {
@@ -130,10 +134,10 @@ impl History {
                 self.lose(output, reason, range);
             }
             Entry::Start(Started { running, .. }) => {
-                self.list(running);
+                self.list(running, is_after_crash);
                 self.has_started = true;
             }
-            Entry::Reload(running) | Entry::Stop(running) => self.list(running),
+            Entry::Reload(running) | Entry::Stop(running) => self.list(running, false),
             Entry::Heartbeat { .. } => {}
             Entry::Pruned { below, .. } => self.pruned_below = self.pruned_below.max(*below),
             Entry::Key { verifier_key, .. } => {
@@ -229,7 +233,7 @@ impl History {
     }
 
     /// Notes which outputs there are, and how far each of them is.
-    fn list(&mut self, running: &Running) {
+    fn list(&mut self, running: &Running, is_after_crash: bool) {
         let next = self.next.unwrap_or_default();
         for (name, output) in &mut self.outputs {
             if output.is_there && !running.outputs.contains_key(name) {
@@ -245,6 +249,9 @@ impl History {
                 output.not_its_own.insert(from..*place);
             }
             (output.is_there, output.until) = (true, None);
+            if is_after_crash {
+                output.passed_over.insert(output.place.0..*place);
+            }
             if *place >= output.place.0 {
                 output.place = (*place, running.at);
             }
@@ -252,11 +259,23 @@ impl History {
     }
 
     /// Checks at the end that each event has a fate where an output was said to be behind it.
-    pub(super) fn end(&self, faults: &mut Faults) {
+    /// Returns what nobody knows, because the relay ended without a stop.
+    pub(super) fn end(&self, faults: &mut Faults) -> Vec<String> {
+        let mut unknown = Vec::new();
         for (name, output) in &self.outputs {
             let (place, at) = output.place;
             for accepted in self.accepted.within(0..place) {
                 for open in output.pending_in(accepted) {
+                    if output.passed_over.missing_in(open.clone()).is_empty() {
+                        unknown.push(format!(
+                            "{} events from position {} on have no fate at {name}: the relay ended \
+                             without a stop, and may have recorded too late that the output had \
+                             left and joined again",
+                            open.end - open.start,
+                            open.start
+                        ));
+                        continue;
+                    }
                     let text = format!(
                         "{} events have no fate at {name}, although the log says at {} that it is \
                          finished with them",
@@ -268,11 +287,13 @@ impl History {
                 }
             }
         }
+        unknown
     }
 
     /// Returns the number of facts that are kept in memory.
     pub(super) fn facts(&self) -> usize {
-        let of_output = |it: &Output| 1 + it.settled.facts() + it.not_its_own.facts();
+        let of_output =
+            |it: &Output| 1 + it.settled.facts() + it.not_its_own.facts() + it.passed_over.facts();
         let outputs: usize = self.outputs.values().map(of_output).sum();
         let losses: usize = self.losses.values().map(|lost| 1 + lost.facts()).sum();
         let positions = self.accepted.facts() + self.lost.facts() + self.off.facts();

@@ -233,8 +233,11 @@ impl<'a> Check<'a> {
     /// Returns how the log ends.
     pub(super) fn ending(&self) -> Ending {
         match self.history.runs.stopped_at() {
-            Some(at) if self.is_whole && !self.goes_on => Ending::Stopped(at),
+            // A relay that was started again may not have signed its start yet.
             _ if self.is_live => Ending::Live,
+            Some(at) if self.is_whole && !self.goes_on && self.journal.is_empty() => {
+                Ending::Stopped(at)
+            }
             _ => Ending::Open,
         }
     }
@@ -394,7 +397,8 @@ impl<'a> Check<'a> {
             let text = "the entries are not those that the checkpoint was signed over";
             self.faults().add(None, WHO_WROTE, text);
         }
-        self.history.end(&mut self.report.faults);
+        let unknown = self.history.end(&mut self.report.faults);
+        self.report.unchecked.extend(unknown);
         self.report.notes.append(&mut self.history.notes);
         Ok(is_signed)
     }
@@ -571,9 +575,10 @@ impl<'a> Check<'a> {
             for newer in before.into_iter().chain([last]) {
                 let Some(grown) = files.tile(newer)? else { continue };
                 for width in 1..newer.width {
-                    let path = Tile { width, ..newer }.path();
+                    let tile = Tile { width, ..newer };
+                    let path = tile.path();
                     if let Some(older) = files.read(&path, BUNDLE_BYTES_MAX)?
-                        && !grown.starts_with(&older)
+                        && tile.of_wider(&grown, newer.width).is_ok_and(|part| part != older)
                     {
                         let text = format!("{path} is not the beginning of {}", newer.path());
                         self.faults().add(None, WHO_WROTE, text);
@@ -582,6 +587,15 @@ impl<'a> Check<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Returns `true` if an event may have been sent before in another form: it came in before a
+    /// crash, or before a change of the config, and its fate is of a later time.
+    pub(super) fn may_have_two_forms(&self, position: u64, settled_at: u64) -> bool {
+        let spans = self.spans.range(..=position).rev();
+        // The events of a span came in after those of the span before it.
+        let came_from = spans.map(|(_, span)| span.at).nth(1).unwrap_or_default();
+        self.history.runs.has_turn_in(came_from, settled_at)
     }
 
     /// Returns the hashes of the lines at these positions as they came in; `None` for those whose

@@ -54,6 +54,9 @@ pub(super) struct Runs {
     started_at: Option<u64>,
     /// The config and the outputs of the entry that named them last.
     before: Option<(String, BTreeSet<String>)>,
+    /// The times of starts after a crash, and of each change of the config. Events that had been
+    /// sent shortly before may have been sent again, by other rules.
+    turns: Vec<u64>,
     /// The starts, stops and reloads that changed something, and the times without a relay.
     pub(super) rows: Vec<Row>,
     /// The times at which the clock was set back.
@@ -91,7 +94,10 @@ impl Runs {
     fn start(&mut self, running: &Running) {
         let (from, how) = match (self.state, self.last_at) {
             (State::Stopped(at), _) => (at, "after a stop"),
-            (State::Running, Some(at)) => (at, "the relay ended without a stop"),
+            (State::Running, Some(at)) => {
+                self.turns.push(running.at);
+                (at, "the relay ended without a stop")
+            }
             (State::Unknown | State::Wrong | State::Running, _) => return,
         };
         let to = running.at;
@@ -117,6 +123,7 @@ impl Runs {
             }
             Some((before, had)) => {
                 if before != config {
+                    self.turns.push(running.at);
                     changes.push(format!("config_sha256 {config} instead of {before}"));
                 }
                 let new = outputs.difference(had).map(|name| format!("output {name} joined"));
@@ -206,9 +213,20 @@ impl Runs {
         }
     }
 
+    /// Returns `true` if the relay has started, and no stop has come yet.
+    pub(super) fn is_running(&self) -> bool {
+        self.state == State::Running
+    }
+
+    /// Returns `true` if the relay began again, or got another config, in this time.
+    pub(super) fn has_turn_in(&self, from: u64, to: u64) -> bool {
+        let first = self.turns.partition_point(|turn| *turn < from);
+        self.turns.get(first).is_some_and(|turn| *turn <= to)
+    }
+
     /// Returns the number of facts that are kept in memory.
     pub(super) fn facts(&self) -> usize {
-        self.rows.len() + self.set_back.len()
+        self.rows.len() + self.set_back.len() + self.turns.len()
     }
 
     /// Returns the time of the first start.

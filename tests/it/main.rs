@@ -87,6 +87,7 @@ mod evidence {
     mod copy;
     mod crashes;
     mod hostile;
+    mod random;
     mod recorded;
     mod tampered;
     mod verify;

@@ -208,7 +208,7 @@ fn an_older_copy_with_a_valid_cosignature_does_not_pass() {
     let early = recorded.spool.copy();
     std::fs::write(early.path().join("evidence/checkpoint"), lines.collect::<String>()).unwrap();
     let early = place(&early);
-    verify(&early, &[]).assert(1, &["checkpoint has no valid cosignature of the witness"]);
+    verify(&early, &[]).assert(2, &["checkpoint has no valid cosignature of the witness"]);
     let said = "has not cosigned the newest checkpoint of the log";
     verify(&early, &["--witness-url", &url]).assert(2, &[said]);
     let hour = ["--witness-max-age", "1h"];

@@ -1,0 +1,386 @@
+//! `evidence verify` on random logs: what nobody has touched never gets a fault, and what somebody
+//! has changed at one random place never passes.
+
+use std::ops::Range;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tempfile::TempDir;
+
+use super::recorded::keygen;
+use super::recorded::text_of;
+use super::verify::Checked;
+use super::verify::check;
+use crate::support::PATIENCE;
+use crate::support::chance;
+use crate::support::corpus::generated_batch;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::relay::Relay;
+use crate::support::requests::accepted_events;
+use crate::support::requests::to_sink;
+use crate::support::spool::Entry;
+use crate::support::spool::Spool;
+use crate::support::wait_until;
+use crate::support::witness::Witness;
+
+/// The number of random changes for each log.
+const CHANGES: usize = 40;
+
+/// A relay with a log of its own.
+struct Source {
+    spool: Spool,
+    key: PathBuf,
+    origin: String,
+    verifier: String,
+    witness: Option<Witness>,
+    relay: Option<Relay>,
+    /// The outputs beside `consumer`, and the filter of `consumer`, as the last config had them.
+    has_other: bool,
+    filter: &'static str,
+}
+
+/// One or two relays, and the store in which both put their lines.
+struct Cluster {
+    directory: TempDir,
+    sink: HttpSink,
+    other: HttpSink,
+    sources: Vec<Source>,
+    seed: u64,
+}
+
+const FILTERS: [&str; 3] = ["", "filter = { policy = \"POLICY\" }\n", "DEDUPLICATE"];
+
+const POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n\
+                      - {level: None, namespaces: [team-1]}\n\
+                      - {level: Metadata, namespaces: [team-2]}\n- level: RequestResponse\n";
+
+impl Cluster {
+    fn new(has_witness: bool, rng: &mut Rng) -> Self {
+        let directory = TempDir::new().unwrap();
+        std::fs::write(directory.path().join("policy.yaml"), POLICY).unwrap();
+        let count = rng.usize(1..=2);
+        let sources = (0..count).map(|number| {
+            let key = directory.path().join(format!("key-{number}"));
+            let origin = format!("example.org/prod-eu/relay-{number}");
+            let verifier = keygen(&origin, &key);
+            // With two logs, each named witness would have to have cosigned both.
+            let witness = (count == 1 && has_witness).then(|| Witness::start(&verifier));
+            let (spool, filter) = (Spool::new(), rng.choice(FILTERS).unwrap_or_default());
+            let (relay, has_other) = (None, rng.bool());
+            Source { spool, key, origin, verifier, witness, relay, has_other, filter }
+        });
+        let sources = sources.collect();
+        let [sink, other] = [0; 2].map(|_| HttpSink::start(|_| Answer::status(200)));
+        Self { directory, sink, other, sources, seed: 0 }
+    }
+
+    fn config(&self, at: usize) -> String {
+        let Source { spool, key, origin, witness, has_other, filter, .. } = &self.sources[at];
+        let policy = self.directory.path().join("policy.yaml").display().to_string();
+        let filter = match *filter {
+            "DEDUPLICATE" => "filter = { deduplicate = \"1h\" }\n".to_owned(),
+            filter => filter.replace("POLICY", &policy),
+        };
+        let other = match has_other {
+            true => {
+                let url = self.other.address();
+                format!(
+                    "[[output]]\nname = \"other\"\ntype = \"http\"\nurls = [\"http://{url}/\"]\n"
+                )
+            }
+            false => String::new(),
+        };
+        let output = to_sink(self.sink.address(), &filter);
+        let queue = spool.queue("segment_bytes = \"256KiB\"\n");
+        let key = key.display();
+        let witness = witness.as_ref().map(Witness::config).unwrap_or_default();
+        format!(
+            "{output}{other}{queue}[evidence]\nkey_file = \"{key}\"\norigin = \"{origin}\"\n\
+             checkpoint_interval = \"1s\"\nheartbeat_interval = \"1h\"\n{witness}"
+        )
+    }
+
+    /// Lets something random happen to a random relay.
+    fn step(&mut self, rng: &mut Rng) {
+        let at = rng.usize(..self.sources.len());
+        if self.sources[at].relay.is_none() {
+            let journal = self.sources[at].spool.path().join("evidence/journal");
+            let before = std::fs::read(&journal).ok();
+            self.sources[at].relay = Some(Relay::start(&self.config(at)));
+            // A copy that ends with a stop, and has no sign of the next start, proves that later
+            // lines are forged.
+            wait_until("the start", PATIENCE, || std::fs::read(&journal).ok() != before);
+        }
+        match rng.u8(..12) {
+            0 => {
+                let mut relay = self.sources[at].relay.take().expect("started above");
+                relay.kill();
+            }
+            1 => {
+                let mut relay = self.sources[at].relay.take().expect("started above");
+                relay.wait_until_delivered(PATIENCE);
+                relay.stop();
+            }
+            2 => {
+                self.sources[at].has_other = rng.bool();
+                self.sources[at].filter = rng.choice(FILTERS).unwrap_or_default();
+                let config = self.config(at);
+                let relay = self.sources[at].relay.as_ref().expect("started above");
+                // What is under way was delivered by the config before.
+                relay.wait_until_delivered(PATIENCE);
+                relay.reload(&config, "success");
+            }
+            3 => std::thread::sleep(Duration::from_millis(rng.u64(..1500))),
+            _ => {
+                self.seed += 1;
+                let body = generated_batch(self.seed, rng.usize(1..120), 700);
+                let relay = self.sources[at].relay.as_ref().expect("started above");
+                for _ in 0..rng.usize(1..=2) {
+                    assert_eq!(relay.post(&body).status, 200);
+                }
+            }
+        }
+    }
+
+    /// Ends all relays in good order, with everything delivered.
+    fn end(&mut self) {
+        for at in 0..self.sources.len() {
+            let config = self.config(at);
+            let mut relay = self.sources[at].relay.take().unwrap_or_else(|| Relay::start(&config));
+            relay.wait_until_delivered(PATIENCE);
+            relay.stop();
+        }
+    }
+
+    /// Checks directories with lines that the consumer may have. `kept` are checkpoints that the
+    /// auditor has kept.
+    fn check(&self, spools: &[&Spool], stored: &[u8], kept: &[PathBuf]) -> Checked {
+        let file = self.directory.path().join("stored");
+        std::fs::write(&file, stored).unwrap();
+        let mut arguments = vec!["--no-wait".to_owned()];
+        for (source, spool) in self.sources.iter().zip(spools) {
+            arguments.extend(["--directory".to_owned(), spool.path().display().to_string()]);
+            arguments.extend(["--key".to_owned(), source.verifier.clone()]);
+        }
+        if let [Source { witness: Some(witness), .. }] = self.sources.as_slice() {
+            arguments.extend(["--witness".to_owned(), witness.verifier.clone()]);
+        }
+        for note in kept {
+            arguments.extend(["--checkpoint".to_owned(), note.display().to_string()]);
+        }
+        let file = file.display().to_string();
+        arguments.extend(["--output", "consumer", "--events", &file].map(str::to_owned));
+        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+        check(&arguments)
+    }
+
+    /// Copies the newest checkpoint of each log, as an auditor does who does not trust the place.
+    fn keep_checkpoints(&self) -> Vec<PathBuf> {
+        let keep = |(at, source): (usize, &Source)| {
+            let note = self.directory.path().join(format!("kept-{at}"));
+            std::fs::copy(source.spool.path().join("evidence/checkpoint"), &note).unwrap();
+            note
+        };
+        self.sources.iter().enumerate().map(keep).collect()
+    }
+
+    fn spools(&self) -> Vec<&Spool> {
+        self.sources.iter().map(|source| &source.spool).collect()
+    }
+
+    fn stored(&self) -> Vec<u8> {
+        text_of(&accepted_events(&self.sink))
+    }
+}
+
+/// Method: random batches, reloads, stops and kills of one or two relays that share a store. At
+/// random moments the directories are copied, and lines are exported before or after. Nothing is
+/// wrong at any of these moments, so no check may name a fault. At the end everything is covered,
+/// and every check passes.
+#[test]
+fn a_log_that_nobody_touched_never_gets_a_fault() {
+    let mut rng = chance::rng();
+    for _ in 0..chance::number_from("KUBE_AUDIT_FORWARDER_LOGS", 2) {
+        let mut cluster = Cluster::new(rng.bool(), &mut rng);
+        for _ in 0..25 {
+            cluster.step(&mut rng);
+            if !rng.bool() || cluster.sources.iter().any(has_no_log) {
+                continue;
+            }
+            let before = rng.bool().then(|| cluster.stored());
+            let copies: Vec<_> = cluster.spools().into_iter().map(Spool::copy).collect();
+            let stored = before.unwrap_or_else(|| cluster.stored());
+            let copied = cluster.check(&copies.iter().collect::<Vec<_>>(), &stored, &[]);
+            assert!([0, 2].contains(&copied.status), "copied: {}", copied.text);
+            let live = cluster.check(&cluster.spools(), &stored, &[]);
+            assert!([0, 2].contains(&live.status), "live: {}", live.text);
+        }
+        cluster.end();
+        let last = cluster.check(&cluster.spools(), &cluster.stored(), &[]);
+        assert!(passes(&last), "{}", last.text);
+    }
+}
+
+/// Returns `true` if nothing is wrong, and all could be checked but what a kill has left open: a
+/// reload that the relay could not record any more, lines that left under earlier rules, and a
+/// checkpoint that the witness has not got in time.
+fn passes(checked: &Checked) -> bool {
+    let mut unchecked = checked.text.lines().filter(|line| line.starts_with("NOT CHECKED"));
+    let said =
+        ["may have recorded too late that the output", "may be earlier forms of events", "cosign"];
+    let is_of_kill = |line: &str| said.iter().any(|said| line.contains(said));
+    checked.status == 0 || checked.status == 2 && unchecked.all(is_of_kill)
+}
+
+/// Returns `true` if the relay has signed nothing yet.
+fn has_no_log(source: &Source) -> bool {
+    !source.spool.path().join("evidence/checkpoint").exists()
+}
+
+/// Method: after a random life of one or two relays, one random thing is changed in a copy of the
+/// log or in the stored lines. No such change may pass.
+#[test]
+fn one_random_change_never_passes() {
+    let mut rng = chance::rng();
+    for _ in 0..chance::number_from("KUBE_AUDIT_FORWARDER_LOGS", 2) {
+        let mut cluster = Cluster::new(false, &mut rng);
+        for _ in 0..15 {
+            cluster.step(&mut rng);
+        }
+        let older: Vec<_> = cluster.spools().into_iter().map(Spool::copy).collect();
+        cluster.end();
+        let stored = cluster.stored();
+        let kept = cluster.keep_checkpoints();
+        let untouched = cluster.check(&cluster.spools(), &stored, &kept);
+        assert!(passes(&untouched), "{}", untouched.text);
+        for _ in 0..CHANGES {
+            let copies: Vec<_> = cluster.spools().into_iter().map(Spool::copy).collect();
+            let mut lines = stored.clone();
+            let change = match rng.bool() && !lines.is_empty() {
+                true => change_lines(&mut lines, &mut rng),
+                false => {
+                    let at = rng.usize(..copies.len());
+                    change_log(&copies[at], &older[at], &mut rng)
+                }
+            };
+            let Some(change) = change else { continue };
+            let checked = cluster.check(&copies.iter().collect::<Vec<_>>(), &lines, &kept);
+            assert_ne!(checked.status, 0, "{change}: {}", checked.text);
+        }
+    }
+}
+
+/// Returns the places of the lines that are there once.
+fn lines_once(stored: &[u8]) -> Vec<Range<usize>> {
+    let mut places = std::collections::HashMap::<&[u8], (Range<usize>, u32)>::new();
+    let mut start = 0;
+    for line in stored.split_inclusive(|byte| *byte == b'\n') {
+        let place = start..start + line.len();
+        start = place.end;
+        places.entry(line).or_insert((place, 0)).1 += 1;
+    }
+    let mut once: Vec<_> =
+        places.into_values().filter(|(_, times)| *times == 1).map(|(place, _)| place).collect();
+    once.sort_by_key(|place| place.start);
+    once
+}
+
+/// Changes one thing in the stored lines, and says what. `None`: there is nothing to change.
+fn change_lines(stored: &mut Vec<u8>, rng: &mut Rng) -> Option<String> {
+    let lines = lines_once(stored);
+    let line = rng.choice(&lines)?.clone();
+    let text = format!("line at byte {}", line.start);
+    match rng.u8(..5) {
+        0 => {
+            stored.drain(line);
+            Some(format!("{text} removed"))
+        }
+        1 => {
+            let at = rng.usize(line.start..line.end - 1);
+            // No other byte may become a line break.
+            stored[at] ^= if stored[at] == b'\n' ^ 1 { 2 } else { 1 };
+            Some(format!("{text}: byte {at}"))
+        }
+        2 => {
+            let invented = stored[line.clone()].to_vec();
+            let invented = String::from_utf8(invented).ok()?.replacen("team-", "taem-", 1);
+            if invented.as_bytes() == &stored[line.clone()] {
+                return None;
+            }
+            stored.extend_from_slice(invented.as_bytes());
+            Some(format!("{text}: an invented copy at the end"))
+        }
+        3 => {
+            // A digit of the time at which the request came.
+            let name = b"\"requestReceivedTimestamp\":\"20";
+            let at = memchr::memmem::find(&stored[line.clone()], name)?;
+            let digit = line.start + at + name.len() + 1;
+            stored[digit] = if stored[digit] == b'9' { b'1' } else { stored[digit] + 1 };
+            Some(format!("{text}: its time"))
+        }
+        _ => {
+            stored.truncate(line.start);
+            Some(format!("{text} and all later ones removed"))
+        }
+    }
+}
+
+/// Changes one thing in the files of a log, and says what. `None`: there was nothing to change.
+fn change_log(log: &Spool, older: &Spool, rng: &mut Rng) -> Option<String> {
+    let files: Vec<_> = log
+        .files()
+        .into_iter()
+        .filter(|(path, file)| {
+            // The journal proves nothing, so nothing in it can be wrong. The relay checks it at its
+            // next start.
+            let is_journal = path.ends_with("journal");
+            // A kill leaves such a file, which nobody reads.
+            let is_new = path.extension() == Some("new".as_ref());
+            path.starts_with("evidence") && !is_journal && !is_new && !file.bytes.is_empty()
+        })
+        .collect();
+    let (path, file) = rng.choice(&files)?;
+    let name = path.display();
+    let place = log.path().join(path);
+    match rng.u8(..4) {
+        0 => {
+            if is_replaced(path, &files) {
+                // Logs delete partial tiles that nobody needs any more (C2SP tlog-tiles).
+                return None;
+            }
+            std::fs::remove_file(place).unwrap();
+            Some(format!("{name} removed"))
+        }
+        1 => {
+            let at = rng.usize(..file.bytes.len());
+            log.edit(path, |bytes| bytes[at] ^= 1 << rng.u8(..8));
+            Some(format!("{name}: byte {at}"))
+        }
+        2 => {
+            let length = rng.usize(..file.bytes.len());
+            log.edit(path, |bytes| bytes.truncate(length));
+            Some(format!("{name}: cut to {length} bytes"))
+        }
+        _ => {
+            let before = std::fs::read(older.path().join(path)).ok()?;
+            if before == file.bytes {
+                return None;
+            }
+            std::fs::write(&place, before).unwrap();
+            Some(format!("{name}: set back to an older one"))
+        }
+    }
+}
+
+/// Returns `true` if this is a partial tile, and there is a wider one of the same place.
+fn is_replaced(path: &Path, files: &[(PathBuf, Entry)]) -> bool {
+    let width = |path: &Path| -> Option<u32> { path.file_name()?.to_str()?.parse().ok() };
+    let is_partial = path.parent().is_some_and(|parent| parent.extension() == Some("p".as_ref()));
+    is_partial
+        && files
+            .iter()
+            .any(|(other, _)| other.parent() == path.parent() && width(other) > width(path))
+}
