@@ -442,7 +442,7 @@ fn events_whose_line_hashes_were_deleted_are_unknown() {
     }
     relay.wait_until_delivered(Duration::from_secs(60));
     // The recorder may be behind, and a stop gives it a few seconds.
-    recorded.wait_until_signed();
+    wait_until("a checkpoint over all events", PATIENCE, || recorded_events(&recorded) == 60_000);
     relay.finish(Backlog::Empty);
     let stored = accepted_events(&recorded.sink);
     let whole = Whole { recorded, stored, older: Vec::new() };
@@ -456,6 +456,16 @@ fn events_whose_line_hashes_were_deleted_are_unknown() {
     stored.extend((0..3).map(|at| format!("{{\"forged\":{at}}}").into_bytes()));
     let checked = whole.check(&whole.recorded.spool, &stored, &[]);
     checked.assert(1, &["missing 0, changed 0, forged 3", &format!("unknown {unknown}\n")]);
+}
+
+/// Returns the number of events that came in by the newest checkpoint.
+fn recorded_events(recorded: &Recorded) -> u64 {
+    let log = recorded.log().display().to_string();
+    let shown = run_command(&["evidence", "show", "--json", &log], Path::new("/")).stdout;
+    let entries = shown.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let entries = entries.map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap());
+    let accepted = entries.filter(|entry| entry["type"] == "accepted");
+    accepted.map(|entry| entry["count"].as_u64().unwrap()).sum()
 }
 
 /// Method: the log is checked over the admin address of a running relay. The line hashes are not
