@@ -75,6 +75,10 @@ pub(super) struct Left {
     fates: BTreeMap<String, Fates>,
 }
 
+/// An event of an entry about deliveries: its position, what became of it if its line did not
+/// leave, and the hash of its line if that is known.
+type Settled = (u64, Option<Fate>, Option<Hash>);
+
 impl Left {
     /// `first_source` is the source of the lines of the first output, and `end` the position behind
     /// the last event of the queue when the stored lines were read.
@@ -233,28 +237,29 @@ impl Check<'_> {
         left: &mut Left,
         comparison: &mut Comparison,
     ) -> io::Result<()> {
-        match entry {
-            Entry::Delivered { output, .. } => match left.source(self, output) {
+        if let Entry::Delivered { output, .. } = entry {
+            return match left.source(self, output) {
                 Some(source) => self.add_lines(entry, source, left, comparison),
                 None => self.add_elsewhere(entry, comparison),
-            },
-            Entry::Lost { output, first: Some(first), count, .. } => {
-                let Some(source) = left.source(self, output) else { return Ok(()) };
-                // The consumer may have got them before.
-                let range = *first..first.saturating_add(*count);
-                let accepted: Vec<_> = self.history.accepted.within(range).collect();
-                accepted.into_iter().try_for_each(|range| {
-                    left.unexplained += range.end - range.start;
-                    self.allow(range, source, comparison)
-                })
-            }
-            _ => Ok(()),
+            };
         }
+        if let Entry::Lost { output, first: Some(first), count, .. } = entry
+            && let Some(source) = left.source(self, output)
+        {
+            // The consumer may have got them before.
+            let range = *first..first.saturating_add(*count);
+            let accepted: Vec<_> = self.history.accepted.within(range).collect();
+            for range in accepted {
+                left.unexplained += range.end - range.start;
+                self.allow(range, source, comparison)?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns for each event of an entry about deliveries whether a line left, and its hash if it
     /// is known.
-    fn lines_of(&mut self, entry: &Entry) -> io::Result<Vec<(u64, Option<Fate>, Option<Hash>)>> {
+    fn lines_of(&mut self, entry: &Entry) -> io::Result<Vec<Settled>> {
         let Entry::Delivered { output, first, count, root, not_delivered, changed, .. } = entry
         else {
             return Ok(Vec::new());
@@ -399,14 +404,14 @@ impl Check<'_> {
     /// Adds the lines of the entries that no checkpoint covers.
     fn add_journal(&mut self, left: &Left, comparison: &mut Comparison) -> io::Result<()> {
         for entry in &self.journal {
-            let found = match entry {
-                Entry::Accepted { first, root, .. } => self.hashes.range(None, *first, *root)?,
-                Entry::Delivered { output, first, root: Some(root), .. }
-                    if left.source(self, output).is_some() =>
-                {
-                    self.hashes.range(Some(output), *first, *root)?
-                }
-                _ => continue,
+            let found = if let Entry::Accepted { first, root, .. } = entry {
+                self.hashes.range(None, *first, *root)?
+            } else if let Entry::Delivered { output, first, root: Some(root), .. } = entry
+                && left.source(self, output).is_some()
+            {
+                self.hashes.range(Some(output), *first, *root)?
+            } else {
+                continue;
             };
             if let Found::Range(range) = found {
                 for hash in &range.lines {

@@ -6,8 +6,9 @@
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
-use std::time::Instant;
 use std::time::SystemTime;
+
+use tokio::time::Instant;
 
 use super::request::Request;
 use crate::evidence::reader::Directory;

@@ -141,7 +141,7 @@ impl Check<'_> {
                     Ending::Stopped(_) if is_proven => {
                         self.report.faults.add_at(range.start, None, WHO_WROTE_QUEUE, text);
                     }
-                    _ => {
+                    Ending::Stopped(_) | Ending::Live | Ending::Open => {
                         let text = format!("position {}: {text}, or they are newer", range.start);
                         self.report.unchecked.push(text);
                     }

@@ -85,11 +85,9 @@ pub(super) fn read(
         text.consume(bytes);
         read(bytes_read.swap(0, Ordering::Relaxed));
     }
-    match open.end(&[]) {
-        // The file ends with a line break.
-        Line::Empty => Ok(()),
-        last => line(last),
-    }
+    let last = open.end(&[]);
+    // A file ends with a line break.
+    if matches!(last, Line::Empty) { Ok(()) } else { line(last) }
 }
 
 /// A line of which only the beginning was read.
