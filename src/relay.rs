@@ -595,7 +595,7 @@ impl Parts {
         let committed = self.listeners.commit(listeners).await;
         self.config = config;
         if let Some(evidence) = &self.evidence {
-            self.tasks.spawn(evidence.reloaded(self.file.clone()));
+            self.tasks.spawn(evidence.reloaded(self.file.clone(), &self.config));
         }
         self.show();
         committed
@@ -744,7 +744,7 @@ async fn drain(mut parts: Parts) -> Result<(), Error> {
     parts.sources.end(CLOSING).await;
     parts.dead_letters.close().await;
     if let Some(evidence) = parts.evidence.take() {
-        evidence.stop(parts.file.clone(), CLOSING).await;
+        evidence.stop(parts.file.clone(), &parts.config, CLOSING).await;
     }
     parts.queue.close().await;
     abandon(&parts.queue);

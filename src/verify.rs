@@ -203,7 +203,7 @@ impl Place {
         has_lines: bool,
     ) -> io::Result<Read<'a, &'a Directory>> {
         let mut is_covered = false;
-        if let Some(live) = self.live.as_ref().filter(|_| has_lines) {
+        if let Some(live) = &self.live {
             is_covered = self.deadline.wait_for_events(&self.files, live.end);
         }
         loop {
@@ -221,6 +221,9 @@ impl Place {
                 None => false,
             };
             if !waits || !self.deadline.wait_for_entries(&self.files, size) {
+                if let Some(live) = &self.live {
+                    check.uncovered_before(live.end);
+                }
                 return Ok(Read { check, log, places, is_covered });
             }
         }
@@ -228,6 +231,18 @@ impl Place {
 }
 
 impl Check<'_> {
+    /// Says which events of the queue before a position no checkpoint covers.
+    fn uncovered_before(&mut self, end: u64) {
+        let next = self.history.recorded_until();
+        if next < end {
+            let text = format!(
+                "positions {next} to {}: no checkpoint covers these events of the queue",
+                end - 1
+            );
+            self.report.unchecked.push(text);
+        }
+    }
+
     /// Returns `true` if an event before a position has no fate at an output that is asked about.
     fn is_pending_before(&self, end: u64) -> bool {
         let outputs = self.request.outputs.iter().filter_map(|it| self.history.outputs.get(it));

@@ -882,11 +882,13 @@ fn salt() -> Salt {
 /// Returns what an entry says of the relay, without the places of the outputs.
 #[must_use]
 pub(crate) fn running(config_sha256: String, settings: &config::Evidence) -> Running {
+    // Nobody sees a heartbeat before a checkpoint covers it.
+    let heartbeat = settings.heartbeat_interval.max(settings.checkpoint_interval);
     Running {
         at: now(),
         version: release::VERSION.to_owned(),
         config_sha256,
-        heartbeat_ms: u64::try_from(settings.heartbeat_interval.as_millis()).unwrap_or(u64::MAX),
+        heartbeat_ms: u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX),
         outputs: BTreeMap::new(),
     }
 }

@@ -1,5 +1,6 @@
 //! The evidence of a relay: its start, its reloads and its end.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -138,7 +139,7 @@ pub(super) async fn begin(
     let of_key = settings.clone();
     let deadline = Instant::now() + named_file::WAIT_MAX;
     let keys = in_time(deadline, move || read_keys(&of_key)).await?.map_err(failed)?;
-    let running = running(file, settings.clone()).await;
+    let running = running(file, policies(config), settings.clone()).await;
     let settings_kept = settings.clone();
     let originals = Arc::new(Originals::new(Arc::clone(&disk), metrics.clone()));
     queue.compare_with(Arc::<Originals>::clone(&originals));
@@ -187,12 +188,30 @@ fn read_keys(settings: &config::Evidence) -> Result<Vec<SigningKey>, String> {
     Ok(keys)
 }
 
+/// Returns the policies of all outputs, each once, in order.
+fn policies(config: &Config) -> Vec<PathBuf> {
+    let outputs = config.outputs.iter();
+    let all: BTreeSet<_> = outputs.flat_map(|output| output.filter.policies.iter()).collect();
+    all.into_iter().cloned().collect()
+}
+
 /// Returns what an entry says of the relay now. A config that can't be read in time has the hash of
-/// an empty text.
-async fn running(file: Option<PathBuf>, settings: config::Evidence) -> Running {
-    let read = move || match file {
-        Some(file) => std::fs::read(file),
-        None => io::Result::Ok(config::EMBEDDED.as_bytes().to_vec()),
+/// an empty text. Policies follow the config in the hash, so that a change of one is a change of the
+/// config.
+async fn running(
+    file: Option<PathBuf>,
+    policies: Vec<PathBuf>,
+    settings: config::Evidence,
+) -> Running {
+    let read = move || {
+        let mut text = match file {
+            Some(file) => std::fs::read(file)?,
+            None => config::EMBEDDED.as_bytes().to_vec(),
+        };
+        for policy in policies {
+            text.extend(std::fs::read(policy)?);
+        }
+        io::Result::Ok(text)
     };
     let text = tokio::time::timeout(READING, blocking(read)).await.ok();
     let text = text.and_then(Result::ok).and_then(Result::ok).unwrap_or_default();
@@ -212,15 +231,17 @@ impl Evidence {
     pub(super) fn reloaded(
         &self,
         file: Option<PathBuf>,
+        config: &Config,
     ) -> impl Future<Output = ()> + Send + use<> {
         let (settings, note) = (self.settings.clone(), self.recorder.reloaded());
-        async move { note(running(file, settings).await) }
+        let policies = policies(config);
+        async move { note(running(file, policies, settings).await) }
     }
 
     /// Records the end of the relay, which takes at most the time `within` and [`READING`]. The
     /// outputs must have ended.
-    pub(super) async fn stop(self, file: Option<PathBuf>, within: Duration) {
-        let running = running(file, self.settings).await;
+    pub(super) async fn stop(self, file: Option<PathBuf>, config: &Config, within: Duration) {
+        let running = running(file, policies(config), self.settings).await;
         self.recorder.stop(running, within).await;
     }
 }

@@ -306,6 +306,13 @@ impl History {
         self.next.unwrap_or_default()
     }
 
+    /// Returns the position behind the last event that the log knows. A log without events begins
+    /// where the outputs were at its start.
+    pub(super) fn recorded_until(&self) -> u64 {
+        let places = self.outputs.values().map(|output| output.place.0);
+        self.next.or(places.max()).unwrap_or_default()
+    }
+
     /// Returns the events that came in and are not this output's own.
     pub(super) fn not_its_own(&self, output: &Output) -> Positions {
         let mut found = Positions::default();

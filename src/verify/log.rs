@@ -39,6 +39,10 @@ use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 use crate::tlog::tile::last_tiles;
 
+/// The reasons of losses that `--allow-lost` does not allow: the queue's files were not what the
+/// relay had written.
+const NEVER_ALLOWED: [&str; 3] = ["damaged", "missing", "tampered"];
+
 /// The question of an auditor where files of the log are wrong.
 pub(super) const WHO_WROTE: &str = "who could write to the directory of the evidence?";
 
@@ -252,6 +256,13 @@ impl<'a> Check<'a> {
         let last = spans.rfind(|(_, span)| until.is_none_or(|until| span.at <= until));
         if let (Some((first, _)), Some((_, last))) = (first, last) {
             self.asked = *first..last.end;
+        }
+        let is_after = since.zip(self.history.runs.last_at()).is_some_and(|(it, last)| last < it);
+        let is_before =
+            until.zip(self.spans.values().next()).is_some_and(|(it, span)| it < span.at);
+        if is_after || is_before {
+            let text = "the log has nothing of the time that is asked about (--since, --until)";
+            self.report.unchecked.push(text.to_owned());
         }
         let asked = self.asked.clone();
         self.history.accepted.within(asked).for_each(|range| self.window.insert(range));
@@ -678,8 +689,7 @@ impl<'a> Check<'a> {
             let ranges: Vec<_> = positions.within(self.asked.clone()).collect();
             let of_output = all.entry(output).or_default();
             ranges.iter().for_each(|range| of_output.insert(range.clone()));
-            let is_allowed =
-                self.request.allows_lost && !["damaged", "tampered"].contains(&reason.as_str());
+            let is_allowed = self.request.allows_lost && !NEVER_ALLOWED.contains(&reason.as_str());
             let count: u64 = ranges.iter().map(|range| range.end - range.start).sum();
             if count > 0 {
                 let text = format!("by the log, {count} events were lost at {output}: {reason}");

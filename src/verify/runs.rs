@@ -66,10 +66,11 @@ pub(super) struct Runs {
 impl Runs {
     /// Takes the next entry.
     pub(super) fn feed(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
+        let before = self.last_at;
         self.hear(index, entry, faults);
         match entry {
             Entry::Start(Started { running, .. }) => {
-                self.start(running);
+                self.start(running, before);
                 self.compare("start", running);
                 self.state = State::Running;
                 self.started_at.get_or_insert(running.at);
@@ -90,19 +91,19 @@ impl Runs {
         }
     }
 
-    /// Lists the time without a relay before a start.
-    fn start(&mut self, running: &Running) {
-        let (from, how) = match (self.state, self.last_at) {
-            (State::Stopped(at), _) => (at, "after a stop"),
+    /// Lists the time without a relay before a start. `before` is the time of the entry before it.
+    fn start(&mut self, running: &Running, before: Option<u64>) {
+        let (from, how) = match (self.state, before) {
+            (State::Stopped(at), _) => (at, "it had been stopped"),
             (State::Running, Some(at)) => {
                 self.turns.push(running.at);
-                (at, "the relay ended without a stop")
+                (at, "it had ended without a stop")
             }
             (State::Unknown | State::Wrong | State::Running, _) => return,
         };
         let to = running.at;
         let text = format!(
-            "no relay from {} to {}: {}, {how}",
+            "no relay ran from {} to {} ({}): {how}",
             time(from),
             time(to),
             seconds(to.saturating_sub(from))

@@ -43,9 +43,13 @@ pub(super) enum Line {
     Empty,
 }
 
-/// The object around a checkpoint.
+/// The object around a checkpoint. With any other or repeated member it is another line: readers of
+/// the store may see an event in it.
 #[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Object {
+    kind: String,
+    api_version: String,
     note: String,
 }
 
@@ -131,7 +135,9 @@ impl Open {
         let Some(hash) = hash.map(Hasher::finish) else { return Line::Empty };
         if bytes.starts_with(CHECKPOINT)
             && bytes.len() < 2 * NOTE_BYTES_MAX
-            && let Ok(Object { note }) = serde_json::from_slice(&bytes)
+            && let Ok(Object { kind, api_version, note }) = serde_json::from_slice(&bytes)
+            && kind == "Checkpoint"
+            && api_version == "kube-audit-forwarder/v1"
         {
             return Line::Checkpoint(note.into_bytes());
         }
@@ -158,7 +164,9 @@ mod tests {
             "a".to_owned(),
             String::new(),
             "b".repeat(BUFFER - 3),
-            format!(r#"{{"kind":"Checkpoint","apiVersion":"v1","note":"{note}"}}"#),
+            format!(
+                r#"{{"kind":"Checkpoint","apiVersion":"kube-audit-forwarder/v1","note":"{note}"}}"#
+            ),
             "c".repeat(3 * BUFFER),
             r#"{"kind":"Checkpoint","#.to_owned(),
             r#"{"kind":"Event"}"#.to_owned(),

@@ -209,12 +209,17 @@ fn a_log_with_all_its_lines_passes_and_any_other_lines_do_not() {
     changed[5] = "b".to_owned();
     assert(&check(&[&log], &changed, |_| {}), 1, &["changed 1", "in its place: ", "stored:6"]);
     assert(&check(&[&log], &all[1..], |_| {}), 1, &["missing 1", "FAULT position 0 2"]);
+    // An event that looks like a checkpoint at its beginning.
+    let disguised =
+        r#"{"kind":"Checkpoint","kind":"Event","apiVersion":"x","note":"n"}"#.to_owned();
+    let more = [&all[..], &[disguised]].concat();
+    assert(&check(&[&log], &more, |_| {}), 1, &["forged 1"]);
     // They left after the export.
     let before = Some(log.began);
     let report = check(&[&log], &all[..4], |request| request.exported_at = before);
     assert(&report, 2, &["missing 0", "events 4/9 found", "newer 5"]);
     let none = check(&[&log], &all, |request| request.until = Some(1));
-    assert(&none, 0, &["events 0/0 found", "nothing was compared"]);
+    assert(&none, 2, &["events 0/0 found", "the log has nothing of the time that is asked about"]);
 }
 
 #[test]
@@ -278,7 +283,7 @@ fn filters_reloads_and_times_without_a_relay_are_listed() {
         "config_sha256 2 instead of 1",
         "output b joined",
         "output b left",
-        "5.0 s, after a stop",
+        "(5.0 s): it had been stopped",
     ];
     assert(&report, 0, &texts);
     assert(&check(&[&log], &all, |_| {}), 1, &["1 events were lost at a: given up"]);

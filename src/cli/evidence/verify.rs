@@ -107,6 +107,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     for file in &arguments.events {
         input(file, "the events")?;
     }
+    if arguments.since.zip(arguments.until).is_some_and(|(since, until)| until < since) {
+        return Err(wrong("--since is later than --until".to_owned()));
+    }
     let mut request = request(arguments).map_err(wrong)?;
     // What a witness has seen before the log is read must be in the log.
     let unasked = witness::ask(&arguments.witnesses, &mut request).map_err(wrong)?;
