@@ -339,9 +339,11 @@ impl Admin {
 
     /// Sets the gauges that count the addresses of each output.
     fn observe_addresses(&self) {
-        for output in lock(&self.outputs).iter() {
-            let addresses = output.status.snapshot().addresses;
-            self.telemetry.output_addresses(&output.name, addresses.iter().map(|it| it.state));
+        let of = |output: &Output| (output.name.clone(), Arc::clone(&output.status));
+        let outputs: Vec<_> = lock(&self.outputs).iter().map(of).collect();
+        for (name, status) in outputs {
+            let addresses = status.snapshot().addresses;
+            self.telemetry.output_addresses(&name, addresses.iter().map(|it| it.state));
         }
     }
 

@@ -111,6 +111,11 @@ pub struct RefusalTimes {
     pub longest_seconds: f64,
     /// The longest such time since the start in which no event was accepted.
     pub longest_shut_seconds: f64,
+    /// The age of the last refusal at which such a time was longer than kube-apiserver repeats a
+    /// batch; `None`: no such time was that long.
+    pub long_ended_seconds_ago: Option<f64>,
+    /// The same age, of the times in which no event was accepted.
+    pub long_shut_ended_seconds_ago: Option<f64>,
 }
 
 /// The request that was refused last.
@@ -309,7 +314,7 @@ pub struct Address {
     pub endpoint: u64,
     /// The address, without the path of a URL.
     pub address: String,
-    /// `up`, `down`, `suspect`, `unknown`, or `back, on trial`.
+    /// `up`, `down`, `suspect`, `back, on trial`, or `unknown`: no delivery has tried it yet.
     pub state: String,
     /// The time for which the address has been in this state, in seconds.
     pub state_seconds: Option<f64>,

@@ -339,6 +339,7 @@ impl Telemetry {
         metrics.down.set(count("down"));
         metrics.suspect.set(count("suspect"));
         metrics.on_trial.set(count(ON_TRIAL));
+        metrics.unknown.set(count("unknown"));
     }
 
     /// Returns the handle of the metric about the witness of this name.
@@ -910,7 +911,7 @@ mod tests {
         }
         assert!(without.contains(&&*format!("{PREFIX}output_events_total")), "{text}");
         assert!(!text.contains("{listener=\"a\""), "{text}");
-        // One of the states, `output_addresses`, has a series for each of four states.
-        assert_eq!(with.len() - states.len() - 3, without.len());
+        // One of the states, `output_addresses`, has a series for each of five states.
+        assert_eq!(with.len() - states.len() - 4, without.len());
     }
 }

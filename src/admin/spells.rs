@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
+
 /// A spell ends when nothing of it has happened for this time. kube-apiserver repeats a request
 /// after at most 40 s.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -25,6 +27,10 @@ pub(super) struct Refusals {
     last: Option<Instant>,
     longest: Duration,
     longest_shut: Duration,
+    /// The last refusal at which a spell was longer than kube-apiserver repeats a batch.
+    long_last: Option<Instant>,
+    /// The same, of the spells in which no event was accepted.
+    long_shut_last: Option<Instant>,
 }
 
 /// How long requests were refused.
@@ -39,6 +45,15 @@ pub(super) struct RefusalTimes {
     pub(super) longest: Duration,
     /// The longest spell since the start in which no event was accepted.
     pub(super) longest_shut: Duration,
+    /// The time since a spell was longer than kube-apiserver repeats a batch; `None` if none was.
+    pub(super) long_ended: Option<Duration>,
+    /// The same, of the spells in which no event was accepted.
+    pub(super) long_shut_ended: Option<Duration>,
+}
+
+/// Returns `true` if kube-apiserver gives up a batch that is refused for this time.
+fn is_long(time: Duration) -> bool {
+    time.as_secs_f64() >= PATIENCE_WITH_RETRY_AFTER
 }
 
 impl Refusals {
@@ -54,9 +69,15 @@ impl Refusals {
             let since = *self.since.get_or_insert(now);
             self.last = Some(now);
             self.longest = self.longest.max(now - since);
+            if is_long(now - since) {
+                self.long_last = Some(now);
+            }
             if accepted <= accepted_before {
                 let since = *self.shut_since.get_or_insert(now);
                 self.longest_shut = self.longest_shut.max(now - since);
+                if is_long(now - since) {
+                    self.long_shut_last = Some(now);
+                }
             }
         }
     }
@@ -73,8 +94,15 @@ impl Refusals {
         let mut spell = self.clone();
         spell.end(now);
         let until = |since: Option<Instant>| Some(spell.last?.saturating_duration_since(since?));
-        let (now, shut_now) = (until(spell.since), until(spell.shut_since));
-        RefusalTimes { now, shut_now, longest: self.longest, longest_shut: self.longest_shut }
+        let ago = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        RefusalTimes {
+            now: until(spell.since),
+            shut_now: until(spell.shut_since),
+            longest: self.longest,
+            longest_shut: self.longest_shut,
+            long_ended: ago(self.long_last),
+            long_shut_ended: ago(self.long_shut_last),
+        }
     }
 }
 
@@ -140,6 +168,7 @@ mod tests {
         refusals.add(now, 31.0, 12.0);
         let times = refusals.times(now);
         assert_eq!((times.now, times.shut_now), (None, None));
+        assert_eq!((seconds(times.long_ended), seconds(times.long_shut_ended)), (Some(70), Some(80)));
         assert_eq!((times.longest.as_secs(), times.longest_shut.as_secs()), (300, 290));
     }
 

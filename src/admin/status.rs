@@ -115,6 +115,8 @@ impl Admin {
                 "shut_seconds": seconds(times.shut_now),
                 "longest_seconds": times.longest.as_secs_f64(),
                 "longest_shut_seconds": times.longest_shut.as_secs_f64(),
+                "long_ended_seconds_ago": seconds(times.long_ended),
+                "long_shut_ended_seconds_ago": seconds(times.long_shut_ended),
             })
         };
         let [with_429, with_503] = self.history.refusals(Instant::now()).map(of);

@@ -84,8 +84,8 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
     if bearer_token_file.is_some() && tls.is_none() {
         // client-go leaves token, password and client certificate out if the server's URL is not
         // https (clientcmd, `ClientConfig`).
-        let message = "kube-apiserver sends no token over plain HTTP, so that each of its batches \
-                       is 401, better: listener.tls, or no token and a NetworkPolicy";
+        let message = "kube-apiserver sends no token over plain HTTP, so each of its batches is \
+                       answered 401, better: listener.tls, or no token and a NetworkPolicy";
         t.warn("bearer_token_file", message);
     }
     let bound = address.as_ref().map(|(_, address)| *address);

@@ -1,12 +1,14 @@
 //! The TLS handshakes of senders, and what is said of those that fail.
 //!
 //! A handshake that fails is counted by its reason. The log has at most one line in ten seconds for
-//! each listener, so that a sender that tries again and again is seen and fills no disk. A
-//! connection that ends before its first byte is not a failure: health checks of load balancers and
-//! of the kubelet do that.
+//! each sender and reason, so that a sender that tries again and again is seen and fills no disk. A
+//! connection without a single byte is not a failure: health checks of load balancers and of the
+//! kubelet do that.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -24,8 +26,11 @@ use tokio_rustls::server::TlsStream;
 use crate::telemetry::TlsFailure;
 use crate::tls::handshake_error;
 
-/// The shortest time between two log lines about refused senders of the same listener.
+/// The shortest time between two log lines about the same refused sender and reason.
 const QUIET: Duration = Duration::from_secs(10);
+
+/// The greatest number of senders and reasons that have log lines of their own at the same time.
+const SENDERS_MAX: usize = 64;
 
 /// The beginnings of HTTP requests without TLS, and of h2 without TLS (RFC 9113 §3.4).
 const PLAIN_HTTP: [&[u8; 4]; 6] = [b"POST", b"GET ", b"HEAD", b"PUT ", b"OPTI", b"PRI "];
@@ -68,6 +73,8 @@ impl Failure {
                 PeerIncompatible::Tls12NotOffered
                 | PeerIncompatible::Tls12NotOfferedOrEnabled
                 | PeerIncompatible::SupportedVersionsExtensionRequired
+                // TLS 1.1 and older do not have this extension.
+                | PeerIncompatible::SignatureAlgorithmsExtensionRequired
                 | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig,
             )) => (
                 TlsFailure::ProtocolVersion,
@@ -103,7 +110,8 @@ impl Failure {
                 TlsFailure::Refused,
                 Cow::from(format!(
                     "the sender does not accept the certificate of this listener ({alert:?}): \
-                     its CA must be the sender's, and its names must have the sender's URL"
+                     the sender must trust its CA, and its subjectAltName must contain the \
+                     host of the sender's URL"
                 )),
             ),
             AlertDescription::ProtocolVersion => (
@@ -129,28 +137,30 @@ fn is_closed(error: &io::Error) -> bool {
 ///
 /// # Errors
 ///
-/// The reason why the handshake failed; `None` if the connection has ended before its first byte.
+/// The reason why the handshake failed; `None` if no byte has come before the end of the connection
+/// or of `limit`: load balancers and browsers connect before they need it.
 pub(super) async fn accept(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     limit: Duration,
 ) -> Result<TlsStream<TcpStream>, Option<Failure>> {
-    let handshake = async {
-        let mut first = [0; 4];
-        let seen = match stream.peek(&mut first).await {
-            Ok(0) | Err(_) => return Err(None),
-            Ok(seen) => first.get(..seen).unwrap_or_default(),
-        };
-        acceptor.accept(stream).await.map_err(|error| Some(Failure::of(&error, seen)))
+    let end = Instant::now() + limit;
+    let mut first = [0; 4];
+    let seen = match tokio::time::timeout_at(end, stream.peek(&mut first)).await {
+        Ok(Ok(0) | Err(_)) | Err(_) => return Err(None),
+        Ok(Ok(seen)) => first.get(..seen).unwrap_or_default(),
     };
-    tokio::time::timeout(limit, handshake).await.unwrap_or_else(|_| {
-        let words = "the sender has not completed the handshake within limits.header_timeout";
-        Err(Some(Failure { reason: TlsFailure::Timeout, words: words.into() }))
-    })
+    match tokio::time::timeout_at(end, acceptor.accept(stream)).await {
+        Ok(accepted) => accepted.map_err(|error| Some(Failure::of(&error, seen))),
+        Err(_) => {
+            let words = "the sender has not completed the handshake within limits.header_timeout";
+            Err(Some(Failure { reason: TlsFailure::Timeout, words: words.into() }))
+        }
+    }
 }
 
-/// The senders that one listener has refused, for the log. Each of the two kinds has a line at its
-/// first refusal, and then at most one line in ten seconds.
+/// The senders that one listener has refused, for the log. Each sender has a line at its first
+/// refusal for a reason, and then at most one line in ten seconds for the same reason.
 #[derive(Default)]
 pub(super) struct Refused {
     handshakes: Seldom,
@@ -161,9 +171,10 @@ impl Refused {
     /// Notes that the handshake of a sender has failed.
     pub(super) fn handshake(&self, listener: &str, peer: SocketAddr, failure: &Failure) {
         let (reason, error) = (failure.reason.name(), &*failure.words);
-        if let Some(handshakes) = self.handshakes.count() {
+        if let Some(told) = self.handshakes.count(peer, reason) {
+            let [handshakes, of_many] = told.fields();
             tracing::warn!(
-                listener, %peer, reason, error, handshakes,
+                listener, %peer, reason, error, handshakes, handshakes_of_many_senders = of_many,
                 "a sender cannot connect: the TLS handshake fails"
             );
         } else {
@@ -172,19 +183,48 @@ impl Refused {
     }
 
     /// Notes that a request of a sender was answered 401. `error` is the sentence of the answer.
-    pub(super) fn token(&self, listener: &str, peer: SocketAddr, error: &str) {
-        if let Some(requests) = self.tokens.count() {
+    pub(super) fn token(&self, listener: &str, peer: SocketAddr, error: &'static str) {
+        if let Some(told) = self.tokens.count(peer, error) {
+            let [requests, of_many] = told.fields();
             tracing::warn!(
-                listener, %peer, error, requests,
+                listener, %peer, error, requests, requests_of_many_senders = of_many,
                 "requests of a sender are answered 401"
             );
         }
     }
 }
 
-/// Decides which refusals have a log line.
+/// The number of refusals since the line before, for a log line.
+#[derive(Debug, PartialEq)]
+enum Told {
+    /// The refusals of one sender for one reason.
+    OfOne(u64),
+    /// The refusals of all senders that have no entry of their own, for any reason.
+    OfMany(u64),
+}
+
+impl Told {
+    /// Returns the number of refusals of one sender, and that of many senders. One of them is there.
+    fn fields(&self) -> [Option<u64>; 2] {
+        match self {
+            Self::OfOne(count) => [Some(*count), None],
+            Self::OfMany(count) => [None, Some(*count)],
+        }
+    }
+}
+
+/// Decides which refusals have a log line. One sender cannot keep the line of another from the log,
+/// unless more than [`SENDERS_MAX`] senders are refused within ten seconds.
 #[derive(Default)]
-struct Seldom(Mutex<Counted>);
+struct Seldom(Mutex<Senders>);
+
+#[derive(Default)]
+struct Senders {
+    /// By sender and reason.
+    known: HashMap<(IpAddr, &'static str), Counted>,
+    /// The refusals that have no entry in `known`.
+    others: Counted,
+}
 
 #[derive(Default)]
 struct Counted {
@@ -194,18 +234,44 @@ struct Counted {
     untold: u64,
 }
 
-impl Seldom {
+impl Counted {
     /// Counts a refusal. Returns the number of refusals since the last log line if a line may be
     /// written now, and `None` if the last line is younger than [`QUIET`].
-    fn count(&self) -> Option<u64> {
-        let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        counted.untold = counted.untold.saturating_add(1);
-        let now = Instant::now();
-        if counted.told.is_some_and(|told| now.duration_since(told) < QUIET) {
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.untold = self.untold.saturating_add(1);
+        if self.is_quiet(now) {
             return None;
         }
-        counted.told = Some(now);
-        Some(std::mem::take(&mut counted.untold))
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+
+    /// Returns `true` if the last log line is younger than [`QUIET`].
+    fn is_quiet(&self, now: Instant) -> bool {
+        self.told.is_some_and(|told| now.duration_since(told) < QUIET)
+    }
+}
+
+impl Seldom {
+    /// Counts a refusal of this sender. Returns what the log line says if one may be written now.
+    fn count(&self, peer: SocketAddr, reason: &'static str) -> Option<Told> {
+        let (key, now) = ((peer.ip(), reason), Instant::now());
+        let mut senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Senders { known, others } = &mut *senders;
+        if known.len() >= SENDERS_MAX && !known.contains_key(&key) {
+            // An entry that may have a line again keeps nothing from the log; its count moves.
+            known.retain(|_, counted| {
+                let is_quiet = counted.is_quiet(now);
+                if !is_quiet {
+                    others.untold = others.untold.saturating_add(counted.untold);
+                }
+                is_quiet
+            });
+        }
+        if known.len() >= SENDERS_MAX && !known.contains_key(&key) {
+            return others.count(now).map(Told::OfMany);
+        }
+        known.entry(key).or_default().count(now).map(Told::OfOne)
     }
 }
 
@@ -213,16 +279,60 @@ impl Seldom {
 mod tests {
     use super::*;
 
+    /// The sender with this number.
+    fn sender(number: u8) -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, number], 1))
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_line_has_the_number_of_refusals_since_the_line_before() {
         let seldom = Seldom::default();
-        assert_eq!(seldom.count(), Some(1));
+        let count = || seldom.count(sender(1), "other");
+        assert_eq!(count(), Some(Told::OfOne(1)));
         for _ in 0..4 {
-            assert_eq!(seldom.count(), None);
+            assert_eq!(count(), None);
             tokio::time::advance(Duration::from_secs(2)).await;
         }
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(seldom.count(), Some(5));
-        assert_eq!(seldom.count(), None);
+        assert_eq!(count(), Some(Told::OfOne(5)));
+        assert_eq!(count(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_scanner_does_not_hide_another_sender_or_another_reason() {
+        let seldom = Seldom::default();
+        let count = |number, reason| seldom.count(sender(number), reason);
+        assert_eq!(count(1, "other"), Some(Told::OfOne(1)));
+        assert_eq!(count(1, "other"), None);
+        assert_eq!(count(2, "other"), Some(Told::OfOne(1)));
+        assert_eq!(count(1, "plain_http"), Some(Told::OfOne(1)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn senders_beyond_the_greatest_number_share_a_line_and_none_is_uncounted() {
+        let seldom = Seldom::default();
+        let mut told = 0;
+        let mut count = |number| match seldom.count(sender(number), "other") {
+            Some(Told::OfOne(count) | Told::OfMany(count)) => told += count,
+            None => {}
+        };
+        for _ in 0..2 {
+            (0..=u8::MAX).for_each(&mut count);
+        }
+        tokio::time::advance(QUIET).await;
+        // The entries are free again, and what they had not told is told with the others.
+        (0..=u8::MAX).for_each(&mut count);
+        let senders = seldom.0.lock().unwrap();
+        assert_eq!(senders.known.len(), SENDERS_MAX);
+        let untold: u64 = senders.known.values().map(|it| it.untold).sum();
+        assert_eq!(told + untold + senders.others.untold, 3 * 256);
+    }
+
+    #[test]
+    fn a_version_without_signature_algorithms_is_an_old_version_of_tls() {
+        let error = PeerIncompatible::SignatureAlgorithmsExtensionRequired;
+        let error = io::Error::other(Error::PeerIncompatible(error));
+        let failure = Failure::of(&error, b"\x16\x03\x01\x00");
+        assert_eq!(failure.reason.name(), "protocol_version");
     }
 }

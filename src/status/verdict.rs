@@ -16,8 +16,7 @@ use super::thresholds::ALL_DROPPED;
 use super::thresholds::CERTIFICATE_DAYS;
 use super::thresholds::FULL_WITHIN;
 use super::thresholds::MEMORY_NEARLY_USED;
-use super::thresholds::PATIENCE;
-use super::thresholds::PATIENCE_429;
+use super::thresholds::PATIENCE_WITH_RETRY_AFTER;
 use super::thresholds::QUEUE_NEARLY_FULL;
 use super::thresholds::SILENCE;
 
@@ -68,6 +67,9 @@ pub const SENDERS: &str = "senders";
 
 /// The time in seconds for which a refused request is a finding.
 const REFUSED_LATELY: f64 = 300.0;
+
+/// The time in seconds after which events that senders have given up are only a note.
+const GIVEN_UP_LATELY: f64 = 3600.0;
 
 /// The lag in seconds above which an output that is late must be one that collects events: other
 /// outputs are late at 30 s, and some of them a little later.
@@ -284,6 +286,15 @@ pub fn cause(error: &str) -> String {
     }
 }
 
+/// Returns the [`cause`] of an error as a sentence.
+fn sentence(error: &str) -> String {
+    let cause = cause(error);
+    let mut rest = cause.chars();
+    let first = rest.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    let end = if cause.ends_with('…') { "" } else { "." };
+    format!("{first}{}{end}", rest.as_str())
+}
+
 /// Returns `true` if a part of an error message is a URL, or a host and a port.
 fn is_place(text: &str) -> bool {
     let port = text.rsplit_once(':').map_or("", |(_, port)| port);
@@ -298,7 +309,7 @@ fn output(it: &Output, found: &mut Findings) {
         let fate = if it.keeps_events { "its events are kept" } else { "it may lose events" };
         // The error comes first: it is what the operator acts on.
         let text = match &it.last_error {
-            Some(error) => format!("{}: output {} is down; {fate}.", cause(error), it.name),
+            Some(error) => format!("{} Output {} is down; {fate}.", sentence(error), it.name),
             None => format!("Output {} is down; {fate}.", it.name),
         };
         found.add(state, &about, text, "Runbook: KubeAuditForwarderOutputDown.");
@@ -335,7 +346,7 @@ fn output(it: &Output, found: &mut Findings) {
     if is_dropping_all(it) {
         let text =
             format!("The filter of the output {} has dropped every event for minutes.", it.name);
-        let advice = "If it is not meant so, `policy explain` says which rule decides for an \
+        let advice = "If this is not intended, `policy explain` says which rule decides on an \
             event; names of verbs, resources and users are compared letter by letter.";
         found.add(State::Warn, &about, text, advice);
     }
@@ -382,7 +393,8 @@ fn senders(status: &Status, found: &mut Findings) {
     if let Some(last) = &status.last_final_refusal
         && last.seconds_ago < REFUSED_LATELY
     {
-        let text = format!("Requests were refused for good lately ({}).", last.reason);
+        let text =
+            format!("Requests were rejected permanently in the last five minutes ({}).", last.reason);
         let advice = "If the sender is kube-apiserver, its events are lost there. Runbook: \
             KubeAuditForwarderRequestsRejected.";
         found.add(State::Warn, "relay", text, advice);
@@ -399,8 +411,11 @@ fn senders(status: &Status, found: &mut Findings) {
         let text = format!("Source {} has trouble.", it.name);
         found.add(State::Warn, &format!("source {}", it.name), text, "Its last error says why.");
     }
-    let is_refusing = refusals(status, found)
-        || status.last_final_refusal.as_ref().is_some_and(|it| it.seconds_ago < REFUSED_LATELY);
+    let is_asked_again = refusals(status, found);
+    let is_slow = slow_requests(status, found);
+    let is_refused_lately =
+        status.last_final_refusal.as_ref().is_some_and(|it| it.seconds_ago < REFUSED_LATELY);
+    let is_refusing = is_asked_again || is_slow || is_refused_lately;
     let silence = status.last_event_seconds_ago.unwrap_or(status.uptime_seconds);
     if silence > SILENCE && is_refusing {
         let text = "No event was accepted for more than 15 minutes: requests are refused.";
@@ -412,40 +427,64 @@ fn senders(status: &Status, found: &mut Findings) {
     }
 }
 
-/// Judges refusals after which senders send again. kube-apiserver repeats a batch five times and
-/// then drops it, which nobody counts here. Returns `true` if requests are refused now.
+/// Judges requests that come too slowly. Returns `true` if there are such
+/// requests, and no event was accepted since the last of them.
+fn slow_requests(status: &Status, found: &mut Findings) -> bool {
+    let is_slow = status.last_rejected.as_ref().is_some_and(|last| {
+        let is_since = |ago: f64| ago < last.seconds_ago;
+        last.reason == "timeout"
+            && last.seconds_ago < REFUSED_LATELY
+            && !status.last_event_seconds_ago.is_some_and(is_since)
+    });
+    if is_slow {
+        let text = "Requests come too slowly (408), and no event was accepted since.";
+        let advice = "They do not arrive within limits.body_timeout: look at the network and the \
+            proxies between. Runbook: KubeAuditForwarderSendersWait.";
+        found.add(State::Warn, "relay", text, advice);
+    }
+    is_slow
+}
+
+/// Judges refusals after which senders send again. kube-apiserver repeats a batch for minutes and
+/// then drops it, which nobody counts here. Another replica may have taken the batch meanwhile.
+/// Returns `true` if requests are refused now.
 fn refusals(status: &Status, found: &mut Findings) -> bool {
-    let both = [
-        (&status.refusals.with_429, PATIENCE_429, "about four minutes"),
-        (&status.refusals.with_503, PATIENCE, "about 90 seconds"),
-    ];
+    let both = [&status.refusals.with_429, &status.refusals.with_503];
     if status.refusals.with_503.seconds.is_some() && status.queue.fault.is_none() {
         let text = "Senders get 503: their events could not be stored or delivered in time.";
         let advice = "`last_rejected` in /status has the reason. Runbook: \
             KubeAuditForwarderSendersWait.";
         found.add(State::Warn, "queue", text, advice);
     }
-    for (times, patience, words) in both {
-        let is_over = |seconds: Option<f64>| seconds.is_some_and(|it| it >= patience);
-        let state = if is_over(times.shut_seconds) { State::Bad } else { State::Warn };
-        let text = if times.longest_shut_seconds >= patience {
-            format!(
-                "Senders have dropped events: none was accepted for longer than kube-apiserver \
-                 repeats a batch ({words})."
-            )
-        } else if times.longest_seconds >= patience {
-            format!(
-                "Senders may have dropped events: requests were refused for longer than \
-                 kube-apiserver repeats a batch ({words})."
-            )
-        } else {
-            continue;
+    for times in both {
+        let is_long = |seconds: f64| seconds >= PATIENCE_WITH_RETRY_AFTER;
+        // `None`: there was no such time. `true`: it was lately, or nobody knows when.
+        let lately = |longest: f64, ended: Option<f64>| {
+            is_long(longest).then(|| ended.is_none_or(|ended| ended < GIVEN_UP_LATELY))
         };
+        let shut = lately(times.longest_shut_seconds, times.long_shut_ended_seconds_ago);
+        let any = lately(times.longest_seconds, times.long_ended_seconds_ago);
+        let (what, is_lately) = match (shut, any) {
+            (Some(true), _) => ("none was accepted here", true),
+            (_, Some(true)) => ("requests were refused here", true),
+            (Some(false), _) => ("none was accepted here", false),
+            (_, Some(false)) => ("requests were refused here", false),
+            (None, None) => continue,
+        };
+        let (state, when) = match is_lately {
+            _ if times.shut_seconds.is_some_and(is_long) => (State::Bad, ""),
+            true => (State::Warn, " in the last hour"),
+            false => (State::Note, " more than an hour ago"),
+        };
+        let text = format!(
+            "Senders may have dropped events{when}, unless another replica took them: {what} for \
+             longer than kube-apiserver repeats a batch (about four minutes)."
+        );
         let advice = "The relay cannot count what never came, so `lost` does not have it. `doctor` \
             compares with kube-apiserver's own count. Runbook: KubeAuditForwarderSendersWait.";
         found.add(state, SENDERS, text, advice);
     }
-    both.iter().any(|(times, ..)| times.seconds.is_some())
+    both.iter().any(|times| times.seconds.is_some())
 }
 
 fn evidence(status: &Status, found: &mut Findings) {
@@ -644,10 +683,10 @@ mod tests {
     #[test]
     fn the_error_comes_first_in_the_finding_of_an_output_that_is_down() {
         for (error, first) in [
-            ("https://siem.example/x: answered 400 Bad Request", "400 Bad Request: output siem"),
-            ("10.0.0.1:514: no answer for 60 s", "no answer for 60 s: output siem is down"),
-            ("cannot connect to [::1]:9: Connection refused", "cannot connect to [::1]:9: Conn"),
-            ("cannot resolve siem: it has no address", "cannot resolve siem: it has no"),
+            ("https://siem.example/x: answered 400 Bad Request", "400 Bad Request. Output siem"),
+            ("10.0.0.1:514: no answer for 60 s", "No answer for 60 s. Output siem is down"),
+            ("cannot connect to [::1]:9: Connection refused", "Cannot connect to [::1]:9: Conn"),
+            ("cannot resolve siem: it has no address", "Cannot resolve siem: it has no"),
         ] {
             let verdict = judged(|status| {
                 status["outputs"][0]["up"] = json!(false);
@@ -669,27 +708,49 @@ mod tests {
         }
     }
 
-    /// kube-apiserver has given batches up, also if all is well by now. Nobody has counted them.
+    /// Nobody has counted what kube-apiserver has given up, and another replica may have taken it.
     #[test]
-    fn refusals_for_longer_than_a_sender_repeats_are_lost_there_and_it_is_said() {
-        for (answers, patience) in [("with_429", PATIENCE_429), ("with_503", PATIENCE)] {
-            let refused = |now: bool, longest: f64, shut: f64| {
+    fn refusals_for_longer_than_a_sender_repeats_may_be_losses_there_and_it_is_said() {
+        const LONG: f64 = PATIENCE_WITH_RETRY_AFTER;
+        for answers in ["with_429", "with_503"] {
+            let refused = |now: bool, longest: f64, shut: f64, ended: f64| {
                 move |status: &mut Value| {
                     let [longest_now, shut_now] = [longest, shut].map(|it| now.then_some(it));
+                    let [ended, shut_ended] =
+                        [longest, shut].map(|it| (it >= LONG).then_some(ended));
                     status["refusals"][answers] = json!({ "seconds": longest_now,
                         "shut_seconds": shut_now, "longest_seconds": longest,
-                        "longest_shut_seconds": shut });
+                        "longest_shut_seconds": shut, "long_ended_seconds_ago": ended,
+                        "long_shut_ended_seconds_ago": shut_ended });
                 }
             };
-            assert_headline(State::Good, "works", refused(false, patience - 1.0, 0.0));
-            assert_headline(State::Warn, "may have dropped", refused(false, patience, 10.0));
-            assert_headline(
-                State::Warn,
-                "Senders have dropped",
-                refused(false, patience, patience),
-            );
-            assert_headline(State::Bad, "Senders have dropped", refused(true, patience, patience));
+            let words = "Senders may have dropped events";
+            let lately = "may have dropped events in the last hour, unless another replica";
+            assert_headline(State::Good, "works", refused(false, LONG - 1.0, 0.0, 0.0));
+            assert_headline(State::Warn, lately, refused(false, LONG, 10.0, 3599.0));
+            assert_headline(State::Warn, lately, refused(false, LONG, LONG, 3599.0));
+            assert_headline(State::Bad, words, refused(true, LONG, LONG, 0.0));
+            let verdict = judged(refused(false, LONG, LONG, 3600.0));
+            assert_eq!((verdict.state, verdict.findings.len()), (State::Good, 2), "{verdict:?}");
+            assert!(verdict.findings[1].text.contains("more than an hour ago"), "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn requests_that_come_too_slowly_are_a_warning_until_an_event_is_accepted() {
+        let slow = |seconds: f64, accepted: f64| {
+            move |status: &mut Value| {
+                status["last_event_seconds_ago"] = json!(accepted);
+                status["last_rejected"] = json!({ "reason": "timeout", "seconds_ago": seconds });
+            }
+        };
+        assert_headline(State::Warn, "too slowly (408)", slow(3.0, 500.0));
+        assert_headline(State::Good, "works", slow(3.0, 2.0));
+        assert_headline(State::Good, "works", slow(301.0, 500.0));
+        let verdict = judged(slow(3.0, 901.0));
+        let texts: Vec<_> = verdict.findings.iter().map(|it| &*it.text).collect();
+        assert!(texts.iter().any(|it| it.starts_with("No event was accepted")), "{texts:?}");
+        assert!(!texts.iter().any(|it| it.starts_with("No event has come")), "{texts:?}");
     }
 
     #[test]
@@ -823,7 +884,7 @@ mod tests {
 
     #[test]
     fn refusals_silence_and_a_refused_config_are_warnings() {
-        assert_headline(State::Warn, "refused for good lately (invalid)", |status| {
+        assert_headline(State::Warn, "rejected permanently in the last five minutes (invalid)", |status| {
             status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 3.0 });
         });
         assert_headline(State::Good, "works", |status| {

@@ -484,7 +484,7 @@ catalog! {
             unit: "addresses",
             meaning: "`down` and `suspect` addresses are passed over while another one works. An \
                 `on_trial` address answers connections again, and has taken no events since it \
-                failed. All are 0 for outputs without addresses of their own (`kafka`, `stdout`).",
+                failed. No delivery has tried an `unknown` address yet. All are 0 for outputs without addresses of their own (`kafka`, `stdout`).",
             action: "`addresses` in `/status` names the address and its last error. The alert \
                 `KubeAuditForwarderOutputAddressDown` fires after ten minutes.",
             is_state: true,

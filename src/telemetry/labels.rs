@@ -129,7 +129,7 @@ label_values! {
         PlainHttp = "plain_http",
         /// The sender and the listener have no version of TLS in common.
         ProtocolVersion = "protocol_version",
-        /// The handshake was not complete within `limits.header_timeout`.
+        /// The handshake has begun, and was not complete within `limits.header_timeout`.
         Timeout = "timeout",
         /// The sender has closed the connection during the handshake.
         Closed = "closed",
@@ -288,6 +288,8 @@ label_set! {
         suspect,
         /// One delivery at a time tests the address, which was down or suspect.
         on_trial,
+        /// No delivery has tried the address yet.
+        unknown,
     }
 }
 

@@ -80,14 +80,22 @@ function fillState(fill) {
   return fill > NEARLY_FULL ? 'bad' : fill > HALF ? 'warn' : 'good';
 }
 
-// Events that senders have given up: the relay can't count them, and says so.
-function isLostThere(status) {
-  return status.verdict.findings.some((it) => it.about === 'senders');
+// Events that senders may have given up lately: the relay can't count them, and says so.
+function lostThere(status) {
+  return status.verdict.findings.find((it) => it.about === 'senders' && it.state !== 'note');
+}
+
+// Its own words, up to the reason, and when the last such batch was refused.
+function lostThereWords(status, elapsed) {
+  const words = lostThere(status)?.text.split(':')[0];
+  const ages = Object.values(status.refusals).map((it) => it.long_ended_seconds_ago);
+  const known = ages.filter((it) => it !== null);
+  return words && known.length > 0 ? `${words} (last ${ago(Math.min(...known) + elapsed)})` : words;
 }
 
 function lostState(status) {
   const expected = status.outputs.reduce((sum, it) => sum + (it.required ? 0 : it.lost_events), 0);
-  if (status.lost_events === 0) return isLostThere(status) ? 'warn' : 'good';
+  if (status.lost_events === 0) return lostThere(status) ? 'warn' : 'good';
   return status.lost_events > expected ? 'bad' : 'warn';
 }
 
@@ -106,7 +114,7 @@ function lostBy(status) {
 
 function lossWords(status, elapsed) {
   const since = `since the start ${duration(status.uptime_seconds + elapsed)} ago`;
-  const there = isLostThere(status) ? 'senders have dropped more, which nobody can count here' : '';
+  const there = lostThereWords(status, elapsed);
   if (status.lost_events === 0) return [there, since].filter(Boolean).join('; ');
   const last = status.last_lost_seconds_ago;
   const speed = status.lost_events_per_second;

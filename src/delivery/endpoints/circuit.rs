@@ -76,6 +76,8 @@ pub(super) struct Circuit {
     back: Option<Instant>,
     /// The moment of the last failed delivery at this address; `None` if no delivery failed.
     failed: Option<Instant>,
+    /// `true` if a delivery to this address has succeeded.
+    proven: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -113,7 +115,7 @@ impl Circuit {
     /// address.
     pub(super) fn new(now: Instant) -> Self {
         let state = CircuitState::Closed;
-        Self { state, since: now, hold: HOLD_MIN, back: None, failed: None }
+        Self { state, since: now, hold: HOLD_MIN, back: None, failed: None, proven: false }
     }
 
     /// Returns the moment since when the circuit has had the state of its [`Circuit::name`].
@@ -138,7 +140,7 @@ impl Circuit {
     /// tests it. The first probe is due at once.
     pub(super) fn of_successor(&self, now: Instant) -> Self {
         let mut circuit = self.clone();
-        (circuit.failed, circuit.since) = (None, now);
+        (circuit.failed, circuit.proven, circuit.since) = (None, false, now);
         if let CircuitState::Open(open) = &mut circuit.state {
             *open = Open { asked: None, answers: None, next_probe: now, pause: PAUSE_MIN, ..*open };
         }
@@ -171,9 +173,11 @@ impl Circuit {
         }
     }
 
-    /// Returns the name of the circuit's state, as `/status` shows it.
+    /// Returns the name of the circuit's state, as `/status` shows it. Deliveries may use an address
+    /// that none has tried yet, and nobody knows whether it works.
     pub(super) fn name(&self) -> &'static str {
         match self.state {
+            CircuitState::Closed if !self.proven && self.failed.is_none() => "unknown",
             CircuitState::Closed => "up",
             CircuitState::HalfOpen { .. } => "back, on trial",
             CircuitState::Open(Open { suspect: true, .. }) => "suspect",
@@ -270,7 +274,9 @@ impl Circuit {
         if was_open && !suspect && self.failed.is_some_and(|failed| failed > begun) {
             return false;
         }
-        self.change(now, |circuit| circuit.state = CircuitState::Closed);
+        self.change(now, |circuit| {
+            (circuit.state, circuit.proven) = (CircuitState::Closed, true);
+        });
         if was_open {
             self.back = Some(now);
         } else if self.back.is_some_and(|back| now.duration_since(back) >= self.hold) {
@@ -359,6 +365,19 @@ mod tests {
         let answers = circuit.next_probe().unwrap();
         assert_eq!(probe_until_back(&mut circuit, answers) - answers, HOLD_MIN);
         assert!(circuit.is_usable());
+    }
+
+    #[test]
+    fn an_address_that_no_delivery_has_tried_is_not_called_up() {
+        let start = Instant::now();
+        let mut circuit = Circuit::new(start);
+        assert_eq!((circuit.name(), circuit.is_usable()), ("unknown", true));
+        circuit.succeeded(start, start + SECOND);
+        assert_eq!((circuit.name(), circuit.since()), ("up", start + SECOND));
+        let mut refused = Circuit::new(start);
+        refused.failed(Fault::Refused, start);
+        refused.forgive(start);
+        assert_eq!(refused.name(), "up", "the consumer has answered");
     }
 
     #[test]

@@ -310,7 +310,8 @@ fn for_how_long_requests_were_refused_is_measured_by_the_status_of_the_answers()
     let full = "[queue]\nmax_bytes = \"64KiB\"\n";
     let (relay, _sink) = setup::start_with_dead_consumer("", full);
     let none = json!({ "seconds": null, "shut_seconds": null, "longest_seconds": 0.0,
-        "longest_shut_seconds": 0.0 });
+        "longest_shut_seconds": 0.0, "long_ended_seconds_ago": null,
+        "long_shut_ended_seconds_ago": null });
     assert_eq!(status(&relay)["refusals"], json!({ "with_429": none, "with_503": none }));
     let refused = wait_for("refusals through two samples", PATIENCE * 2, || {
         fill(&relay, 40);

@@ -38,7 +38,7 @@ fn it_shows_trouble_first_and_hears_the_keys_and_leaves_the_terminal_as_it_was()
     assert_eq!(relay.post(&numbered::list(0, 0..300)).status, 200);
     let command = format!("{BINARY} top http://{} --interval 500ms", relay.admin());
     let mut terminal = Terminal::start(&command, 120, 40);
-    terminal.wait_for("✕ 500 Internal Server Error: output siem is down; its events are kept.");
+    terminal.wait_for("✕ 500 Internal Server Error. Output siem is down; its events are kept.");
     terminal.wait_for("accepted 300");
     terminal.wait_for("✓ archive");
     terminal.wait_for("siem: delivered 0");
