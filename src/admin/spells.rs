@@ -168,7 +168,10 @@ mod tests {
         refusals.add(now, 31.0, 12.0);
         let times = refusals.times(now);
         assert_eq!((times.now, times.shut_now), (None, None));
-        assert_eq!((seconds(times.long_ended), seconds(times.long_shut_ended)), (Some(70), Some(80)));
+        assert_eq!(
+            (seconds(times.long_ended), seconds(times.long_shut_ended)),
+            (Some(70), Some(80))
+        );
         assert_eq!((times.longest.as_secs(), times.longest_shut.as_secs()), (300, 290));
     }
 

@@ -149,6 +149,9 @@ pub(super) enum Wrong {
 /// A value, or the reason why it can't be used.
 pub(super) type Read<T> = Result<T, Wrong>;
 
+/// The words of a warning of a string that a shell would expand.
+const NOT_EXPANDED: &str = ", which is not expanded here, ";
+
 impl<'a> Context<'a> {
     /// Warns of each string in this table that a shell would expand and the relay does not: with
     /// the name of a variable behind a `$`, or with `~/` at its beginning. `path` is the path of
@@ -184,6 +187,16 @@ impl<'a> Context<'a> {
             | DeValue::Datetime(_) => return,
         };
         self.report(at, path.to_owned(), message.to_owned(), Severity::Warning);
+    }
+
+    /// Forgets the warning of [`Context::warn_of_shell`] about the key `path`, and returns its
+    /// message: it is the cause of an error, which says it.
+    fn take_shell_warning(&self, path: &str) -> Option<String> {
+        let mut problems = self.problems.borrow_mut();
+        let is_it = |it: &Problem| it.path == path && it.message.contains(NOT_EXPANDED);
+        let message = problems.iter().find_map(|(_, it)| is_it(it).then(|| it.message.clone()));
+        problems.retain(|(_, it)| !is_it(it));
+        message
     }
 
     /// Returns the value of a variable of the environment; `None` if it is not set.
@@ -475,7 +488,14 @@ impl<'a> Context<'a> {
                 Err(Wrong::Is(message))
             }
             Err(error) if must_exist => {
-                let message = missing(&shown(&found.value), &error);
+                let file = shown(&found.value);
+                let message = match self.take_shell_warning(&found.path) {
+                    Some(why) if error.kind() == ErrorKind::NotFound => {
+                        let why = why.replace("better: ", "allowed: ");
+                        format!("the file {file} is missing: it {why}")
+                    }
+                    _ => missing(&file, &error),
+                };
                 self.report(found.at, found.path.clone(), message, Severity::MissingFile);
                 Ok(path)
             }

@@ -802,10 +802,14 @@ impl<'c, 'a> Table<'c, 'a> {
             Some(Found { value: DeValue::Array(array), .. }) => array.into_iter().collect(),
             Some(found) => {
                 self.cx.fail(found.at, &found.path, other_type(&found.value, &allowed));
-                if !found.value.is_table() {
+                // The file has `[output]` instead of `[[output]]`. Its keys may have more problems.
+                // With `[output.siem]` it has none of these keys, and one error is enough.
+                let has_keys = found.value.as_table().is_some_and(|table| {
+                    table.is_empty() || table.values().any(|value| !value.get_ref().is_table())
+                });
+                if !has_keys {
                     return Vec::new();
                 }
-                // The file has `[output]` instead of `[[output]]`. Its keys may have more problems.
                 vec![Spanned::new(found.at..found.at, found.value)]
             }
             None => Vec::new(),

@@ -393,6 +393,10 @@ fn another_type_of_value_is_refused() {
         ],
     );
     assert_problems(
+        "[[listener]]\naddress = \"127.0.0.1:0\"\n[output.siem]\ntype = \"stdout\"\n",
+        &["3:2: output: is a table, allowed: one or more [[output]]"],
+    );
+    assert_problems(
         "listener = []\noutput = [1]\n",
         &[
             "1:12: listener: is missing, allowed: one or more [[listener]]",

@@ -204,7 +204,8 @@ enum Told {
 }
 
 impl Told {
-    /// Returns the number of refusals of one sender, and that of many senders. One of them is there.
+    /// Returns the number of refusals of one sender, and that of many senders. One of them is
+    /// `None`.
     fn fields(&self) -> [Option<u64>; 2] {
         match self {
             Self::OfOne(count) => [Some(*count), None],

@@ -38,8 +38,8 @@ pub const FORECAST_FILL: f64 = 0.1;
 /// The time in seconds within which a queue that grows as before must become full for a warning.
 pub const FULL_WITHIN: f64 = 3600.0;
 
-/// The time in seconds for which kube-apiserver repeats a batch that is answered 429 or 503 with the
-/// relay's `Retry-After`. Then the events of the batch are lost there.
+/// The time in seconds for which kube-apiserver repeats a batch that is answered 429 or 503 with
+/// the relay's `Retry-After`. Then the events of the batch are lost there.
 pub const PATIENCE_WITH_RETRY_AFTER: f64 = 235.0;
 
 /// The time in seconds for which a filter must drop every event before that is a warning.

@@ -393,8 +393,10 @@ fn senders(status: &Status, found: &mut Findings) {
     if let Some(last) = &status.last_final_refusal
         && last.seconds_ago < REFUSED_LATELY
     {
-        let text =
-            format!("Requests were rejected permanently in the last five minutes ({}).", last.reason);
+        let text = format!(
+            "Requests were rejected permanently in the last five minutes ({}).",
+            last.reason
+        );
         let advice = "If the sender is kube-apiserver, its events are lost there. Runbook: \
             KubeAuditForwarderRequestsRejected.";
         found.add(State::Warn, "relay", text, advice);
@@ -884,9 +886,13 @@ mod tests {
 
     #[test]
     fn refusals_silence_and_a_refused_config_are_warnings() {
-        assert_headline(State::Warn, "rejected permanently in the last five minutes (invalid)", |status| {
-            status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 3.0 });
-        });
+        assert_headline(
+            State::Warn,
+            "rejected permanently in the last five minutes (invalid)",
+            |status| {
+                status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 3.0 });
+            },
+        );
         assert_headline(State::Good, "works", |status| {
             status["last_final_refusal"] = json!({ "reason": "invalid", "seconds_ago": 301.0 });
         });

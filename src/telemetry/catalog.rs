@@ -257,7 +257,7 @@ catalog! {
             help: "TLS handshakes of senders that failed, by reason.",
             unit: "handshakes",
             meaning: "A sender without a handshake sends no event, and no other metric counts it. \
-                A connection that ends before its first byte, such as a health check, does not \
+                A connection without a single byte, such as a health check, does not \
                 count. Without `listener.tls`, and for sources, it stays 0.",
             action: "The log has the address of the sender at level `warn`. `no_certificate`, \
                 `unknown_ca`, `expired`, `bad_certificate`: mend the sender's certificate, or \

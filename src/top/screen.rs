@@ -526,6 +526,7 @@ fn addresses_table(it: &Output, frame: &mut Frame<'_>, area: Rect) {
         let state = match verdict::is_passed_over(address) {
             true => State::Bad,
             false if address.state == verdict::ON_TRIAL => State::Warn,
+            false if address.state == "unknown" => State::Note,
             false => State::Good,
         };
         let used = if address.used { "→ " } else { "  " };

@@ -173,8 +173,8 @@ impl Circuit {
         }
     }
 
-    /// Returns the name of the circuit's state, as `/status` shows it. Deliveries may use an address
-    /// that none has tried yet, and nobody knows whether it works.
+    /// Returns the name of the circuit's state, as `/status` shows it. Deliveries may use an
+    /// `unknown` address: none has tried it yet, so nobody knows whether it works.
     pub(super) fn name(&self) -> &'static str {
         match self.state {
             CircuitState::Closed if !self.proven && self.failed.is_none() => "unknown",

@@ -308,7 +308,7 @@ async fn a_silent_address_is_suspect_and_passed_over_until_it_answers() {
     assert_eq!(others(&silent), [2, 3]);
     bench.set.suspect(silent.address().id, SECOND);
     let states = || bench.set.states().iter().map(|it| it.state).collect::<Vec<_>>();
-    assert_eq!(states(), ["suspect", "up", "up"]);
+    assert_eq!(states(), ["suspect", "unknown", "unknown"]);
     let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
     assert_eq!(turns, [2, 3, 2, 3]);
     // The next turn is the second address's. Two addresses work, so for the second only the third
@@ -401,8 +401,11 @@ async fn a_name_stands_for_all_its_addresses_and_is_looked_up_at_each_dial() {
     assert_eq!(bench.deliver().await, (2, Ok(())));
     assert_eq!(bench.set.count(), 3);
     let shown: Vec<_> = bench.set.states().into_iter().map(|it| (it.address, it.state)).collect();
-    let expected =
-        [("logs:514 (10.0.0.1)", "down"), ("logs:514 (10.0.0.2)", "up"), ("10.0.0.9:514", "up")];
+    let expected = [
+        ("logs:514 (10.0.0.1)", "down"),
+        ("logs:514 (10.0.0.2)", "up"),
+        ("10.0.0.9:514", "unknown"),
+    ];
     assert_eq!(shown, expected.map(|(address, state)| (address.to_owned(), state)));
     // The resolver gives another answer, in another order, and the address in use stays.
     bench.world.name("logs", Some(&[3, 2]));
@@ -545,7 +548,7 @@ async fn each_address_counts_its_own_attempts_and_tells_since_when_it_has_its_st
     assert_eq!(bench.deliver().await.0, 1);
     pass(SECOND * 3).await;
     let refused = vec![(AttemptError::Connect, 1)];
-    let untouched = ("up", 8, 0, Vec::new());
+    let untouched = ("unknown", 8, 0, Vec::new());
     let wanted = [("down", 3, 2, refused.clone()), untouched.clone(), untouched];
     assert_eq!(shown(&bench), wanted);
     let states = bench.set.states();

@@ -1,6 +1,7 @@
 //! A sender that cannot connect, or whose token is wrong, is seen: by a metric, the log, and the
 //! verdict in `/status`. Health checks are not.
 
+use std::io::Read as _;
 use std::io::Write as _;
 use std::net::TcpStream;
 use std::process::Command;
@@ -211,6 +212,20 @@ fn a_health_check_that_only_connects_is_no_failure() {
     wait_until("the last one", PATIENCE, || failures(&relay, "plain_http") == 1.0);
     wait_until("the ends", PATIENCE, || relay.metrics().sum("connections") == 0.0);
     assert_eq!(relay.metrics().sum("listener_tls_failures_total"), 1.0);
+    relay.finish(Backlog::Empty);
+}
+
+/// A load balancer or a browser connects before it has something to send.
+#[test]
+fn a_connection_without_a_single_byte_is_no_failure_when_its_time_is_over() {
+    let certificates = Certificates::new();
+    let limits = "[limits]\nheader_timeout = \"300ms\"\n";
+    let (relay, _sink) = start(&tls(&certificates, ""), limits);
+    let mut stream = TcpStream::connect(relay.address()).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0, "the relay closes it");
+    wait_until("its end", PATIENCE, || relay.metrics().sum("connections") == 0.0);
+    assert_eq!(relay.metrics().sum("listener_tls_failures_total"), 0.0);
     relay.finish(Backlog::Empty);
 }
 

@@ -253,6 +253,14 @@ fn one_mistake_is_one_error() {
     for (config, words) in [
         (format!("{listener}[[output]]\nname = \"o\"\ntype = stdout\n"), "type = \"…\""),
         (format!("[[listener]]\naddress = 127.0.0.1:3000\n{output}"), "address = \"…\""),
+        (format!("{listener}[output.siem]\ntype = \"stdout\"\n"), "one or more [[output]]"),
+        (
+            format!(
+                "{listener}[[output]]\nname = \"o\"\ntype = \"http\"\nurls = [\"https://h/\"]\n\
+                 tls.ca = \"~/x\"\n"
+            ),
+            "the file \"~/x\" is missing: it begins with ~, which is not expanded here",
+        ),
         (format!("{listener}{output}[queue]\nmax_bytes = 1GiB # much\n"), "max_bytes = \"…\""),
         (
             format!("{listener}[[output]]\nname = \"o\"\ntype = \"http\"\nurls = [http://h/]\n"),

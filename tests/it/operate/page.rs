@@ -719,7 +719,7 @@ fn a_full_queue_says_what_happens_to_senders_and_what_peers_say_is_text() {
     ] {
         wait_for_text(&browser, selector, words);
     }
-    // If senders may have dropped events, "lost: 0" is not green, and the finding's words are there.
+    // If senders may have dropped events, "lost: 0" is not green, and the finding says it there.
     assert_eq!(browser.text("#lost"), "lost: 0");
     pretend(
         &browser,

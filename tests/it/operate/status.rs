@@ -165,6 +165,24 @@ fn a_dead_address_is_passed_over_and_its_row_says_why_and_since_when() {
 
 /// Method: one of two consumers stops to answer. Its request goes to the other one too, which
 /// answers, so that the first one is not waited for any more.
+/// Nothing listens at the second address, and nobody knows it before a delivery tries it.
+#[test]
+fn an_address_that_no_delivery_has_tried_is_unknown_and_not_up() {
+    let (live, mut dead) = (HttpSink::accepting(), HttpSink::accepting());
+    dead.close();
+    let urls = [&live, &dead].map(|sink| format!("http://{}/", sink.address()));
+    let relay = Relay::start(&to_http(&urls, "strategy = \"failover\"\n"));
+    post(&relay, 0..2);
+    let rows = addresses(&relay);
+    assert_eq!([&rows[0]["state"], &rows[1]["state"]], ["up", "unknown"]);
+    let name = output(&relay)["name"].as_str().unwrap().to_owned();
+    let count =
+        |state| relay.metrics().get("output_addresses", &[("output", &name), ("state", state)]);
+    assert_eq!((count("up"), count("unknown")), (Some(1.0), Some(1.0)));
+    assert_eq!(status(&relay)["verdict"]["state"], "good");
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn a_silent_address_is_suspect_and_its_request_is_a_timeout_there() {
     let silent = HttpSink::start(|request| match request.number {
