@@ -257,8 +257,8 @@ catalog! {
             help: "TLS handshakes of senders that failed, by reason.",
             unit: "handshakes",
             meaning: "A sender without a handshake sends no event, and no other metric counts it. \
-                A connection without a single byte, such as a health check, does not \
-                count. Without `listener.tls`, and for sources, it stays 0.",
+                A connection without a single byte, such as a health check, does not count. \
+                Without `listener.tls`, and for sources, it stays 0.",
             action: "The log has the address of the sender at level `warn`. `no_certificate`, \
                 `unknown_ca`, `expired`, `bad_certificate`: mend the sender's certificate, or \
                 `client_ca`. `refused`: the sender does not trust the listener's certificate. \

@@ -414,7 +414,7 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     wait_for_verdict(&browser, &relay, "bad");
     // The error comes first.
     wait_for_text(&browser, "#headline", ". Output logstash is down; its events are kept.");
-    assert!(browser.text("#headline").starts_with("cannot connect to "));
+    assert!(browser.text("#headline").starts_with("Cannot connect to "));
     // It comes first in the table, though its name does not.
     wait_for_text(&browser, "#outputs tbody:nth-of-type(1) .pill", "down ");
     assert_eq!(browser.text("#outputs tbody:nth-of-type(1) [data-is=name]"), "logstash");

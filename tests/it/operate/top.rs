@@ -71,7 +71,7 @@ fn a_small_terminal_and_an_interrupt() {
     assert_eq!(relay.post(&numbered::list(0, 0..3)).status, 200);
     let command = format!("{BINARY} top http://{}", relay.admin());
     let mut terminal = Terminal::start(&command, 80, 24);
-    terminal.wait_for("✕ 500 Internal Server Error: output siem is");
+    terminal.wait_for("✕ 500 Internal Server Error. Output siem is");
     terminal.wait_for("✓ archive");
     terminal.wait_for("q quit");
     // Ctrl-C, which a terminal in raw mode hands to the program.
