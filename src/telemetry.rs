@@ -11,10 +11,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::Weak;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -115,32 +114,46 @@ pub struct LastTlsFailure {
     pub at: Instant,
 }
 
-/// The time since when every batch has been refused, over all listeners and sources.
-#[derive(Clone)]
-pub(crate) struct Refusing {
-    /// The bits of the time in seconds since 1970; 0 if no request was refused after the last
-    /// accepted batch.
-    since: Arc<AtomicU64>,
-    shown: Gauge,
-}
+/// The time since when every batch has been refused, over all listeners and sources, and the number
+/// of the refused requests. The gauges are set from it only when the metrics are read: two threads
+/// that set them could leave the older value behind.
+#[derive(Clone, Default)]
+pub(crate) struct Refusing(Arc<Mutex<(f64, u64)>>);
 
 impl Refusing {
+    fn lock(&self) -> MutexGuard<'_, (f64, u64)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn refused(&self, reason: Rejection) {
-        // These are no refusals of a batch, or they end with the process.
-        if matches!(reason, Rejection::Method | Rejection::MediaType | Rejection::ShuttingDown) {
-            return;
-        }
-        let now = now();
-        if self.since.compare_exchange(0, now.to_bits(), Relaxed, Relaxed).is_ok() {
-            self.shown.set(now);
+        // With any other reason it is not known that the request had a batch, or the refusal ends
+        // with the process.
+        let is_of_batch = matches!(
+            reason,
+            Rejection::QueueFull
+                | Rejection::InFlightFull
+                | Rejection::TooLarge
+                | Rejection::Disk
+                | Rejection::DeliveryTimeout
+        );
+        if is_of_batch {
+            let (since, requests) = &mut *self.lock();
+            if *requests == 0 {
+                *since = now();
+            }
+            *requests = requests.saturating_add(1);
         }
     }
 
     fn accepted(&self) {
-        if self.since.load(Relaxed) != 0 {
-            self.since.store(0, Relaxed);
-            self.shown.set(0.0);
-        }
+        *self.lock() = (0.0, 0);
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; the count is below 2^52")]
+    fn show(&self, gauges: &catalog::RefusingMetrics) {
+        let (since, requests) = *self.lock();
+        gauges.since.set(since);
+        gauges.requests.set(requests as f64);
     }
 }
 
@@ -157,6 +170,7 @@ pub struct Telemetry {
     program: catalog::ProgramMetrics,
     refusals: Arc<Mutex<LastRefusals>>,
     refusing: Refusing,
+    refusing_shown: catalog::RefusingMetrics,
     evidence_errors: Arc<Mutex<LastErrors>>,
     reports: Reports,
     /// The times until delivery of each output, by its name. An entry ends with the last handle of
@@ -199,8 +213,8 @@ impl Telemetry {
         metrics::with_local_recorder(&recorder, || process.describe());
         let handle = recorder.handle();
         let (refusals, reports) = (Arc::default(), Reports::default());
-        let shown = catalog::RefusingMetrics::register(&recorder, []).since;
-        let refusing = Refusing { since: Arc::default(), shown };
+        let refusing_shown = catalog::RefusingMetrics::register(&recorder, []);
+        let refusing = Refusing::default();
         let (evidence_errors, delivery_times) = (Arc::default(), Mutex::default());
         Self {
             recorder,
@@ -209,6 +223,7 @@ impl Telemetry {
             program,
             refusals,
             refusing,
+            refusing_shown,
             evidence_errors,
             reports,
             delivery_times,
@@ -223,6 +238,7 @@ impl Telemetry {
         let limit = memory::limit().unwrap_or_default() as f64;
         self.program.memory_limit.set(limit);
         self.program.log_dropped.absolute(log::dropped_lines());
+        self.refusing.show(&self.refusing_shown);
         metrics::with_local_recorder(&self.recorder, || self.process.collect());
         self.handle.render()
     }
@@ -672,15 +688,29 @@ mod tests {
             let text = telemetry.render();
             text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
         };
-        listener.rejected(Rejection::Method, 405, "no POST");
-        assert_eq!(since(), 0.0);
+        let requests = || -> f64 {
+            let name = format!("{PREFIX}requests_rejected_since_last_accepted ");
+            let text = telemetry.render();
+            text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+        };
+        // Nobody knows whether these requests had a batch.
+        for (reason, code) in [
+            (Rejection::Method, 405),
+            (Rejection::NotFound, 404),
+            (Rejection::Unauthorized, 401),
+            (Rejection::Invalid, 400),
+            (Rejection::Timeout, 408),
+        ] {
+            listener.rejected(reason, code, "stray");
+        }
+        assert_eq!((since(), requests()), (0.0, 0.0));
         listener.rejected(Rejection::QueueFull, 429, "full");
         let first = since();
         assert!((now() - first).abs() < 60.0, "{first}");
-        listener.rejected(Rejection::Unauthorized, 401, "no token");
-        assert_eq!(since(), first);
+        listener.rejected(Rejection::TooLarge, 413, "too large");
+        assert_eq!((since(), requests()), (first, 2.0));
         queue.accepted(1, 1, &LevelCounts::default());
-        assert_eq!(since(), 0.0);
+        assert_eq!((since(), requests()), (0.0, 0.0));
         listener.rejected(Rejection::QueueFull, 429, "full");
         assert!(since() >= first);
     }

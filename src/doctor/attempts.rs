@@ -42,11 +42,12 @@ fn others(counts: &ApiserverCounts) -> Vec<&String> {
     };
     let is_own = |host: &str| address::is_own(host) || counts.changed.contains(host);
     let mut hosts = all;
-    for is_own in [&is_own as &dyn Fn(&str) -> bool, &address::may_be_own] {
-        let is_one = hosts.iter().all(|host| address::is_same(host, hosts[0]));
-        if !is_one && without(&hosts, is_own) {
-            hosts.retain(|host| !is_own(host.as_str()));
-        }
+    // Where its own address is known, another one that may be its own is a webhook's.
+    let is_known = hosts.iter().any(|host| is_own(host));
+    let is_own: &dyn Fn(&str) -> bool = if is_known { &is_own } else { &address::may_be_own };
+    let is_one = hosts.iter().all(|host| address::is_same(host, hosts[0]));
+    if !is_one && without(&hosts, is_own) {
+        hosts.retain(|host| !is_own(host.as_str()));
     }
     hosts
 }
@@ -78,12 +79,14 @@ pub fn failed(posts: &ByLabel) -> u64 {
     total(posts.iter().filter(|(code, _)| !code.starts_with('2')).map(|(_, count)| *count))
 }
 
-/// Returns the attempts to reach the webhook that have failed between the two samples; 0 if they
-/// are not known.
+/// Returns the attempts to reach the webhook that have failed between the two samples; `None` if
+/// they are not known.
 #[must_use]
-pub fn failed_in_interval(apiserver: &Sampled<ApiserverCounts>, webhook: Option<&Address>) -> u64 {
-    let posts = apiserver.counts.as_ref().and_then(|counts| webhook_posts(counts, webhook));
-    let Some((host, posts)) = posts else { return 0 };
-    earlier_posts(apiserver, &host, webhook)
-        .map_or(0, |earlier| failed(&increases(&posts, Some(&earlier))))
+pub fn failed_in_interval(
+    apiserver: &Sampled<ApiserverCounts>,
+    webhook: Option<&Address>,
+) -> Option<u64> {
+    let (host, posts) = webhook_posts(apiserver.counts.as_ref()?, webhook)?;
+    let earlier = earlier_posts(apiserver, &host, webhook)?;
+    Some(failed(&increases(&posts, Some(&earlier))))
 }

@@ -11,6 +11,7 @@ use super::counts::ApiserverCounts;
 use super::counts::ByLabel;
 use super::counts::RelayCounts;
 use super::counts::total;
+use super::refusals::is_of_batch;
 use super::sample::Sampled;
 
 /// The greatest difference of the start times, in seconds, with which the totals of two processes
@@ -21,13 +22,30 @@ pub const STARTS_APART_MAX: f64 = 60.0;
 /// `--audit-webhook-batch-max-size`.
 pub const BATCH_MAX: u64 = 400;
 
+/// The longest time in seconds for which kube-apiserver collects a batch: its default for
+/// `--audit-webhook-batch-max-wait`.
+const BATCH_WAIT: f64 = 30.0;
+
+/// The greatest number of events that wait for a batch: kube-apiserver's default for
+/// `--audit-webhook-batch-buffer-size`.
+const BUFFER_MAX: u64 = 10_000;
+
 /// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Comparison {
     /// Nothing was compared, for this reason.
     Not(String),
-    /// Everything has arrived, except what kube-apiserver may still collect.
+    /// Everything has arrived.
     Equal,
+    /// The relays have received this number of events more than a saved file counts. They may hide
+    /// that earlier ones are missing.
+    More(u64),
+    /// Of the events that were generated (the second number), the first number has not arrived.
+    /// kube-apiserver may still collect all of them for its next batches.
+    Collected(u64, u64),
+    /// This number of events has arrived and was not generated in the interval. kube-apiserver may
+    /// have held all of them before it; otherwise they come from senders that were not asked.
+    Others(u64),
     /// This number of events has not arrived. kube-apiserver may still hold all of them, because
     /// attempts to send them have failed.
     Held(u64),
@@ -90,6 +108,16 @@ fn lost(apiservers: &[&ApiserverCounts]) -> u64 {
     total(apiservers.iter().map(|it| it.lost()))
 }
 
+/// Returns `true` if the totals of these processes count from the same time. A process without a
+/// start time is compared: a difference is then unexplained at least.
+fn started_together(apiservers: &[&ApiserverCounts], relays: &[&RelayCounts]) -> bool {
+    let starts = apiservers.iter().map(|it| it.started).chain(relays.iter().map(|it| it.started));
+    let starts: Vec<f64> = starts.flatten().collect();
+    let first = starts.iter().copied().fold(f64::INFINITY, f64::min);
+    let last = starts.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    last - first <= STARTS_APART_MAX
+}
+
 /// Compares the totals. Events may be on their way, so all that were generated before the first
 /// sample must have arrived in the second one; and what had arrived in the first sample must have
 /// been generated in it. A file has only one sample, and nobody knows its time: what the relays
@@ -103,12 +131,7 @@ pub fn totals(
         Ok(known) => known,
         Err(why) => return Comparison::Not(why),
     };
-    let starts = of_apiservers.iter().map(|counts| counts.started);
-    // A process without a start time is compared: a difference is then unexplained at least.
-    let starts: Vec<f64> = starts.chain(of_relays.iter().map(|it| it.started)).flatten().collect();
-    let first = starts.iter().copied().fold(f64::INFINITY, f64::min);
-    let last = starts.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    if last - first > STARTS_APART_MAX {
+    if !started_together(&of_apiservers, &of_relays) {
         return Comparison::Not("the processes started more than 60 s apart".to_owned());
     }
     let earlier =
@@ -124,10 +147,7 @@ pub fn totals(
     if before(apiservers).is_none() {
         return match received.saturating_sub(most) {
             0 => Comparison::Equal,
-            more => Comparison::Not(format!(
-                "the relays have received {more} more than the file counts. They came after it was \
-                 saved, and may hide that earlier ones are missing"
-            )),
+            more => Comparison::More(more),
         };
     }
     let early = before(relays).map_or(0, |relays| accepted(&relays));
@@ -137,9 +157,53 @@ pub fn totals(
     }
 }
 
+/// Returns the greatest number of events that a kube-apiserver may collect for its next batch: one
+/// batch, and after a longer interval those of its last 30 s at the rate of the interval. Four
+/// times the square root is what such a number varies by.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a bound needs no more digits, and is not negative"
+)]
+fn collects(apiserver: &Sampled<ApiserverCounts>) -> u64 {
+    let Some(elapsed) = apiserver.elapsed.filter(|elapsed| *elapsed > BATCH_WAIT) else {
+        return BATCH_MAX;
+    };
+    let of = |counts: &Option<ApiserverCounts>| counts.as_ref().and_then(|it| it.generated);
+    let sent = of(&apiserver.counts).zip(of(&apiserver.before));
+    let sent = sent.map_or(0, |(now, before)| now.saturating_sub(before));
+    let mean = sent as f64 * BATCH_WAIT / elapsed;
+    BATCH_MAX.min((mean + 4.0 * mean.sqrt()).ceil() as u64)
+}
+
+/// Returns the greatest number of events that kube-apiserver may hold because attempts to send them
+/// have failed: a batch for each. Where its own attempts are not known, the relays say how many
+/// batches they have refused.
+fn retried(
+    apiservers: &[Sampled<ApiserverCounts>],
+    relays: &[Sampled<RelayCounts>],
+    webhook: Option<&Address>,
+) -> u64 {
+    let failed = apiservers.iter().map(|it| attempts::failed_in_interval(it, webhook));
+    let failed: Vec<Option<u64>> = failed.collect();
+    let of_relay = |it: &Sampled<RelayCounts>| {
+        let mut rejected = rejected_in_interval(it);
+        rejected.retain(|reason, _| is_of_batch(reason));
+        total(rejected.into_values())
+    };
+    let known = total(failed.iter().flatten().copied());
+    let attempts = match failed.iter().all(Option::is_some) {
+        true => known,
+        false => known.max(total(relays.iter().map(of_relay))),
+    };
+    attempts.saturating_mul(BATCH_MAX)
+}
+
 /// Compares the increases between the two samples. The samples of the relays enclose those of the
 /// kube-apiservers. Each kube-apiserver may still collect one batch. If attempts have failed, it
-/// may also hold a batch for each of them.
+/// may also hold a batch for each of them. What arrives beyond that was held before the interval,
+/// or comes from others.
 #[must_use]
 pub fn increases(
     apiservers: &[Sampled<ApiserverCounts>],
@@ -159,18 +223,27 @@ pub fn increases(
         return Comparison::Not("a number of events is unknown".to_owned());
     }
     let sent = generated(&of_apiservers).saturating_sub(generated(&first));
-    let explained = [
-        lost(&of_apiservers).saturating_sub(lost(&first)),
-        accepted(&of_relays).saturating_sub(accepted(&relays_first)),
-    ];
-    let missing = sent.saturating_sub(total(explained));
-    let collected = BATCH_MAX.saturating_mul(apiservers.len() as u64);
+    let arrived = accepted(&of_relays).saturating_sub(accepted(&relays_first));
+    let given_up = lost(&of_apiservers).saturating_sub(lost(&first));
+    let missing = sent.saturating_sub(total([given_up, arrived]));
+    if missing == 0 {
+        let batches = BATCH_MAX.saturating_mul(apiservers.len() as u64);
+        let more = arrived.saturating_sub(sent);
+        // Since a common start, no more may have arrived than was generated.
+        let is_held = started_together(&of_apiservers, &of_relays)
+            && accepted(&of_relays) <= generated(&of_apiservers);
+        return match more.saturating_sub(batches) {
+            0 => Comparison::Equal,
+            _ if is_held => Comparison::Equal,
+            beyond if beyond <= BUFFER_MAX => Comparison::Others(more),
+            _ => Comparison::Surplus(more),
+        };
+    }
+    let collected = total(apiservers.iter().map(collects));
     let Some(beyond) = missing.checked_sub(collected).filter(|beyond| *beyond > 0) else {
-        return Comparison::Equal;
+        return Comparison::Collected(missing, sent);
     };
-    let failed = total(apiservers.iter().map(|it| attempts::failed_in_interval(it, webhook)));
-    let refused = total(relays.iter().flat_map(|it| rejected_in_interval(it).into_values()));
-    match beyond <= failed.max(refused).saturating_mul(BATCH_MAX) {
+    match beyond <= retried(apiservers, relays, webhook) {
         true => Comparison::Held(missing),
         false => Comparison::Missing(missing),
     }

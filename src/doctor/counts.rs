@@ -31,7 +31,7 @@ const STARTED: &str = "process_start_time_seconds";
 pub const LOG_PLUGIN: &str = "log";
 
 /// The names of a relay's metrics that are read, without their prefix.
-const OF_RELAY: [&str; 27] = [
+const OF_RELAY: [&str; 28] = [
     "build_info",
     "dead_letter_events_total",
     "error_total",
@@ -52,13 +52,14 @@ const OF_RELAY: [&str; 27] = [
     "output_up",
     "queue_bytes",
     "queue_capacity_bytes",
+    "queue_durable",
     "queue_events",
     "queue_needed_bytes",
     "queue_writable",
+    "requests_rejected_since_last_accepted",
     "requests_rejected_since_timestamp_seconds",
     "requests_rejected_total",
     "requests_total",
-    "spool_segments",
 ];
 
 /// Returns the sum of counts. A sum that is too large stays at the largest number.
@@ -216,8 +217,12 @@ pub struct RelayCounts {
     /// The requests that were not accepted, by reason.
     pub rejected: ByLabel,
     /// The time since when every batch has been refused, in seconds since 1970; 0: the last one
-    /// was accepted. `None` if the relay does not say it.
+    /// was accepted. Requests that may have had no batch do not count. `None` if the relay does not
+    /// say it.
     pub rejected_since: Option<f64>,
+    /// The number of the batches' requests that were refused since then; `None` if the relay does
+    /// not say it.
+    pub rejected_since_accepted: Option<u64>,
     /// The answered requests, by status.
     pub requests: ByLabel,
     /// The events in the queue.
@@ -308,11 +313,12 @@ impl Counts for RelayCounts {
             errors: Some(errors).filter(|errors| !errors.is_empty()),
             rejected: family.by("requests_rejected_total", "reason"),
             rejected_since: family.gauge("requests_rejected_since_timestamp_seconds"),
+            rejected_since_accepted: family.sum("requests_rejected_since_last_accepted"),
             requests: family.by("requests_total", "code"),
             queued: family.sum("queue_events"),
             queue_needed: family.sum("queue_needed_bytes").or_else(|| family.sum("queue_bytes")),
             queue_capacity: family.sum("queue_capacity_bytes"),
-            in_memory: family.sum("spool_segments").map(|segments| segments == 0),
+            in_memory: family.gauge("queue_durable").map(|value| value == 0.0),
             writable: family.gauge("queue_writable").map(|value| value != 0.0),
             outputs: outputs(&family),
             evidence_size: family.sum("evidence_size"),

@@ -194,7 +194,9 @@ fn verdict(causes: Vec<Cause>) -> Verdict {
     let kind = causes.first().map_or(Kind::Ok, |cause| cause.kind);
     let of_kind: Vec<&Cause> = causes.iter().filter(|cause| cause.kind == kind).collect();
     let places: Vec<&str> = of_kind.iter().map(|cause| cause.place.as_str()).collect();
-    let told = |cause: &&Cause| match kind {
+    let is_one = of_kind.len() == 1;
+    let told = |cause: &&Cause| match cause.kind {
+        Kind::Lost if is_one => format!("at {} ({})", cause.place, cause.what),
         Kind::Lost => format!("{}{} at {} ({})", about(cause), cause.lost, cause.place, cause.what),
         Kind::SoFar => cause.what.clone(),
         Kind::Ok | Kind::Warning | Kind::Unknown => format!("{}: {}", cause.place, cause.what),
@@ -212,7 +214,13 @@ fn verdict(causes: Vec<Cause>) -> Verdict {
         Kind::Lost => {
             let about = of_kind.iter().map(|cause| about(cause)).max().unwrap_or_default();
             let when = when(&of_kind);
-            (kind, format!("{about}{} lost: {sentence}. {when}{advice}", events(lost)))
+            let colon = if is_one { "" } else { ":" };
+            // What the loss outranks is not in order for that.
+            let also = causes.iter().find(|it| matches!(it.kind, Kind::Unknown | Kind::SoFar));
+            let also = also.map(|cause| format!(". Besides: {}", told(&cause)));
+            let also = also.unwrap_or_default();
+            let lost = events(lost);
+            (kind, format!("{about}{lost} lost{colon} {sentence}. {when}{advice}{also}"))
         }
     };
     let is_ok = sentence.is_empty();
@@ -232,7 +240,7 @@ fn when(lost: &[&Cause]) -> &'static str {
     match lost.iter().map(|cause| cause.lately).collect::<Option<Vec<u64>>>() {
         None => "",
         Some(lately) if total(lately.iter().copied()) == 0 => {
-            "All of this is older than the interval, and nothing was lost in it. "
+            "These losses are older than the interval. "
         }
         Some(_) => "Events are being lost now. ",
     }
@@ -299,7 +307,9 @@ fn apiserver_causes(
             let what = format!("{} of the audit log lost ({what})", events(lost));
             causes.push(Cause::warning(&place, what, of_plugin(plugin)));
         } else {
-            let has_failed = posts.as_ref().is_none_or(|(_, posts)| attempts::failed(posts) > 0);
+            // Without the address, the host is only a guess.
+            let known = posts.as_ref().filter(|_| findings.webhook.is_some());
+            let has_failed = known.is_none_or(|(_, posts)| attempts::failed(posts) > 0);
             let advice = match plugin.as_str() {
                 "webhook" => found_cause(findings).unwrap_or_else(|| {
                     let advice =
@@ -358,8 +368,10 @@ fn found_cause(findings: &Findings) -> Option<String> {
     if let Some(Cause { place, what, advice, .. }) = of_webhook {
         return Some(format!("doctor has found a cause: {place}: {what}. {advice}"));
     }
+    let fails = fails(findings);
     let rejected = refusals::find(&findings.relays, findings.now);
-    if let Some(it) = rejected.iter().max_by(|a, b| a.seconds.total_cmp(&b.seconds)) {
+    let rejected = rejected.iter().filter(|it| it.are_batches || it.goes_on && fails);
+    if let Some(it) = rejected.max_by(|a, b| a.seconds.total_cmp(&b.seconds)) {
         let (source, reasons) = (it.source, it.reasons());
         let advice = of_reason(it.reason());
         return Some(format!(
@@ -584,7 +596,7 @@ fn waiting(
         (format!("which is late by {lag:.0} s"), format!("The consumer is too slow; {of_lag}"))
     } else if before.is_some_and(|before| is_growing(before, output)) {
         let advice = format!("The consumer takes events more slowly than they come; {of_lag}");
-        ("and their number grows".to_owned(), advice)
+        ("and the backlog grows".to_owned(), advice)
     } else if output.lag_max.is_none() && lag >= RATE_MIN {
         let state =
             format!("the oldest for {}, which was not compared with anything", seconds(lag));
@@ -597,17 +609,18 @@ fn waiting(
     Some(Cause::new(kind, place, format!("{} {wait} for {name}, {state}", events(waits)), advice))
 }
 
-/// Returns `true` if the backlog has grown by a tenth or more of the events that came. An output
-/// that collects events for minutes may do so in health.
+/// Returns `true` if the backlog has grown and nothing was delivered, or if it has grown by a tenth
+/// or more of the events that came. Events that wait for less than a second are in motion.
 fn is_growing(before: &OutputCounts, now: &OutputCounts) -> bool {
-    let collects = now.lag_max.is_some_and(|most| most > thresholds::lag_max(None).as_secs_f64());
+    let is_moving = now.lag.is_some_and(|lag| lag < RATE_MIN);
     let Some(more) =
         now.backlog.zip(before.backlog).and_then(|(now, before)| now.checked_sub(before))
     else {
         return false;
     };
     let left = now.delivered.saturating_sub(before.delivered);
-    !collects && more > 0 && more.saturating_mul(10) >= total([more, left])
+    let is_much = !is_moving && more.saturating_mul(10) >= total([more, left]);
+    more > 0 && (left == 0 || is_much)
 }
 
 fn relay_warnings(
@@ -648,7 +661,7 @@ fn relay_warnings(
             "tampered" => {
                 (format!("{count} events were changed in the queue's files"), "EvidenceTampered")
             }
-            "witness" => (format!("{count} requests to a witness were in vain"), "WitnessAway"),
+            "witness" => (format!("{count} requests to a witness failed"), "WitnessAway"),
             _ => {
                 let what = format!("{count} failed attempts to record evidence ({reason})");
                 (what, "EvidenceNotWritten")
@@ -682,10 +695,17 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     let has_accepted = !are_known || counts.iter().any(|it| it.accepted > Some(0));
     let has_delivered =
         counts.iter().flat_map(|it| it.outputs.values()).any(|output| output.delivered > 0);
-    let compared = compared(findings);
+    // Where something could not be read, that is the reason why nothing was compared.
+    let is_unknown = causes.iter().any(|it| it.kind == Kind::Unknown);
+    let is_compared = !matches!(
+        (findings.totals(), findings.increases()),
+        (Comparison::Not(_), Comparison::Not(_))
+    );
+    let compared = compared(findings).filter(|_| is_compared || !is_unknown);
     let silence = quiet_for(findings).filter(|quiet| *quiet >= NOTHING_ARRIVES);
     let silence = silence.filter(|_| are_known && grows(findings));
-    let is_missing = compared.iter().any(|it| it.kind == Kind::Unknown) || silence.is_some();
+    let is_missing =
+        is_compared && compared.iter().any(|it| it.kind == Kind::Unknown) || silence.is_some();
     // Rejections of now come first: they explain why nothing arrives, and their remedy is the one
     // to begin with.
     let now = match has_accepted {
@@ -713,7 +733,16 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     if has_accepted && is_missing && !has_rejected {
         causes.extend(rejections(findings, rejected, "requests rejected since the start"));
     }
+    if !findings.has_apiserver {
+        let advice = "Name it with --kubeconfig or --apiserver, to compare what was generated with \
+                      what was received";
+        let what = "kube-apiserver was not asked";
+        causes.push(Cause::new(Kind::SoFar, "kube-apiserver", what, advice));
+    }
 }
+
+const ASK_TWICE: &str = "Ask kube-apiserver by a URL, such as that of kubectl proxy, so that two \
+                         samples can be compared";
 
 /// Returns what follows from the two comparisons: of the totals, and of the increases. A number
 /// that both show is told once.
@@ -742,7 +771,7 @@ fn compared(findings: &Findings) -> Option<Cause> {
             let elapsed = findings.apiservers.iter().filter_map(|it| it.elapsed).reduce(f64::max);
             missing(count, format!("of the last {} ", seconds(elapsed.unwrap_or_default())))
         }
-        (Comparison::Surplus(surplus), _) => {
+        (Comparison::Surplus(surplus), _) | (_, Comparison::Surplus(surplus)) => {
             let advice = "A batch that was sent twice does this, or a sender that is not among the \
                           --apiserver: name every kube-apiserver";
             let what = format!("{} unexplained: received, and not generated", events(*surplus));
@@ -757,17 +786,47 @@ fn compared(findings: &Findings) -> Option<Cause> {
                           AuditWebhookError";
             Some(Cause::new(Kind::SoFar, WAY, what, advice))
         }
+        (_, Comparison::Collected(count, of)) => {
+            let what = format!(
+                "{count} of {of} may still be collected by kube-apiserver, and were not compared"
+            );
+            let advice = "Run the command again with --interval 5m, of which less remains";
+            Some(Cause::new(Kind::SoFar, WAY, what, advice))
+        }
+        (_, Comparison::Others(count)) => {
+            let what = format!(
+                "senders that were not asked hide up to {}: received in the interval, and not \
+                 generated in it",
+                events(*count)
+            );
+            let advice = "Name every kube-apiserver; if all are named, it has sent what it had \
+                          held, so run the command again";
+            Some(Cause::new(Kind::SoFar, WAY, what, advice))
+        }
+        (Comparison::More(more), _) => {
+            let what = format!(
+                "what was generated was not compared with what was received: the relays have \
+                 received {more} more than the file counts. They came after it was saved, and may \
+                 hide that earlier ones are missing"
+            );
+            Some(Cause::new(Kind::SoFar, WAY, what, ASK_TWICE))
+        }
         (Comparison::Not(why), Comparison::Not(_)) if findings.has_apiserver => {
             let what = format!("what was generated was not compared with what was received: {why}");
-            let advice = "Ask kube-apiserver by a URL, such as that of kubectl proxy, so that two \
-                          samples can be compared";
-            Some(Cause::new(Kind::SoFar, WAY, what, advice))
+            Some(Cause::unknown(WAY, what, ASK_TWICE))
         }
         _ => None,
     }
 }
 
-/// Judges a relay that refuses everything. The estimate is for senders that could not be asked. A
+/// Returns `true` if attempts of a kube-apiserver to reach its webhook have failed in the interval.
+fn fails(findings: &Findings) -> bool {
+    let webhook = findings.webhook.as_ref();
+    findings.apiservers.iter().any(|it| attempts::failed_in_interval(it, webhook) > Some(0))
+}
+
+/// Judges a relay that refuses everything. A loss needs proof: batches were refused in the
+/// interval, or the attempts of a kube-apiserver that was asked fail in it. The estimate is for senders that could not be asked. A
 /// kube-apiserver that was asked counts its losses itself; if it counts none, it may still try, and
 /// only twice its patience is believed more than its counter.
 fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
@@ -778,10 +837,16 @@ fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
     let is_asked = findings.has_apiserver
         && findings.apiservers.iter().all(|it| it.fault.is_none())
         && counts().all(|it| it.generated.is_some());
-    let is_counted = counts().any(|it| it.lost() > 0);
+    // A loss of an earlier time says nothing about this refusal.
+    let counted = |it: &Sampled<ApiserverCounts>| {
+        let before = it.before.as_ref().map_or(0, ApiserverCounts::lost);
+        it.counts.as_ref().is_some_and(|now| now.lost() > before)
+    };
+    let is_counted = findings.apiservers.iter().any(counted);
+    let is_proof = refusal.goes_on && (refusal.are_batches || is_asked && fails(findings));
     let patience = if is_asked { 2.0 * refusal.patience } else { refusal.patience };
     let is_over = refusal.seconds_at_all.is_some_and(|seconds| seconds > patience);
-    if is_over && !is_counted && (!is_asked || grows(findings)) {
+    if is_proof && is_over && !is_counted && (!is_asked || grows(findings)) {
         let what = format!(
             "estimated: every request refused for {time}, by reason: {}; kube-apiserver gives up \
              after {:.0} s",
@@ -794,7 +859,12 @@ fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
     let what = format!("requests to {} refused for {time} ({})", refusal.source, refusal.reasons());
     match refusal.seconds > refusal.patience && !is_asked && !is_counted {
         true => {
-            let what = format!("{what}, and it is not known whether another relay got the events");
+            let open = match (refusal.are_batches, refusal.goes_on) {
+                (false, _) => "the requests were those of kube-apiserver",
+                (true, false) => "they are still refused, because the interval is short",
+                (true, true) => "another relay got the events",
+            };
+            let what = format!("{what}, and it is not known whether {open}");
             Cause::new(Kind::Unknown, place, what, advice)
         }
         false => Cause::new(Kind::SoFar, place, what, advice),

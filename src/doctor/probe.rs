@@ -37,7 +37,7 @@ pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
     let (generated_before, accepted_before) = match (generated, accepted) {
         (Ok(generated), Ok(accepted)) => (generated, accepted),
         (Err(fault), _) | (_, Err(fault)) => {
-            let advice = "Make it readable first";
+            let advice = "Make sure doctor can read it, then use --probe again";
             return unknown(format!("not sent, because {fault} could not be read"), advice);
         }
     };

@@ -1,9 +1,12 @@
 //! Judges by the relays alone whether senders have given events up, because every request was
 //! refused for longer than kube-apiserver tries.
 //!
-//! The relay says since when it has accepted nothing and refused. An older relay says only when it
-//! accepted something the last time; then as many requests must have been refused as a sender makes
-//! in this time.
+//! The relay says since when it has accepted nothing and refused batches, and how many requests. An
+//! older relay says only when it accepted something the last time; then as many requests must have
+//! been refused as a sender makes in this time.
+//!
+//! Only some reasons show that a batch was refused. A request without a token or with a wrong path
+//! may be a health check or a scan, so its refusal alone accuses nobody.
 
 use super::compare::is_restarted;
 use super::compare::rejected;
@@ -16,8 +19,17 @@ use super::sample::Sampled;
 /// The reasons for which the relay answers with `Retry-After`.
 const COME_BACK: [&str; 4] = ["queue_full", "in_flight_full", "disk", "delivery_timeout"];
 
+/// The reasons with which only a batch is refused: those of [`COME_BACK`], and this one.
+const TOO_LARGE: &str = "too_large";
+
 /// The reasons that say nothing about a batch of kube-apiserver, or end with the process.
 const NO_BATCH: [&str; 3] = ["method", "media_type", "shutting_down"];
+
+/// Returns `true` if only batches are refused with this reason.
+#[must_use]
+pub fn is_of_batch(reason: &str) -> bool {
+    COME_BACK.contains(&reason) || reason == TOO_LARGE
+}
 
 /// The least number of attempts that kube-apiserver makes for a batch, the first one included.
 pub const ATTEMPTS: u64 = 5;
@@ -41,6 +53,10 @@ pub struct Refusal<'f> {
     pub reasons: ByLabel,
     /// The least number of batches that were given up.
     pub batches: u64,
+    /// `true` if the requests certainly had batches.
+    pub are_batches: bool,
+    /// `true` if requests were refused in the interval.
+    pub goes_on: bool,
 }
 
 impl Refusal<'_> {
@@ -89,35 +105,49 @@ fn last_accepted(relays: &[Sampled<RelayCounts>], now: f64) -> Option<f64> {
 #[allow(clippy::cast_precision_loss, reason = "a comparison with a time needs no more digits")]
 fn of_one(relay: &Sampled<RelayCounts>, now: f64) -> Option<Refusal<'_>> {
     let counts = relay.counts.as_ref().filter(|_| relay.fault.is_none() && !is_restarted(relay))?;
-    let of_batches = |mut rejected: ByLabel| {
-        rejected.retain(|reason, count| *count > 0 && !NO_BATCH.contains(&reason.as_str()));
+    let of = |mut rejected: ByLabel, is_wanted: &dyn Fn(&str) -> bool| {
+        rejected.retain(|reason, count| *count > 0 && is_wanted(reason));
         rejected
     };
-    let (all, lately) = (of_batches(rejected(relay)), of_batches(rejected_in_interval(relay)));
+    // Refusals of batches come before those of requests that may have had none.
+    let may_be = |reason: &str| !NO_BATCH.contains(&reason);
+    let are_batches = !of(rejected_in_interval(relay), &is_of_batch).is_empty()
+        || of(rejected_in_interval(relay), &may_be).is_empty();
+    let is_wanted: &dyn Fn(&str) -> bool = if are_batches { &is_of_batch } else { &may_be };
+    let (all, lately) =
+        (of(rejected(relay), is_wanted), of(rejected_in_interval(relay), is_wanted));
     let reasons = if lately.is_empty() { all.clone() } else { lately.clone() };
     // The refusals may have begun with `Retry-After`, even if those of the interval have none.
     let comes_back = all.keys().any(|reason| COME_BACK.contains(&reason.as_str()));
-    let (patience, pause, attempts) = match comes_back {
+    let (patience, pause, attempts) = match comes_back && are_batches {
         true => (235.0, 10.0, ATTEMPTS_MAX),
         false => (90.0, 45.0, ATTEMPTS),
     };
     let since = match (counts.rejected_since, counts.last_event) {
-        (Some(at), _) => Some(at).filter(|at| *at > 0.0)?,
-        (None, Some(at)) => at.max(counts.started?),
-        (None, None) => return None,
+        (Some(at), _) if are_batches => Some(at).filter(|at| *at > 0.0)?,
+        (_, Some(at)) => at.max(counts.started?),
+        (_, None) => return None,
     };
-    let (seconds, requests) = (now - since, total(all.into_values()));
-    // A sender that is still refused tries again after `pause` seconds at the latest.
-    let goes_on = !lately.is_empty() || relay.elapsed.is_none_or(|elapsed| elapsed < pause);
+    // Those of the time before `since` say nothing about this refusal.
+    let counted = counts.rejected_since_accepted.filter(|_| are_batches);
+    let (seconds, requests) = (now - since, counted.unwrap_or_else(|| total(all.into_values())));
+    // A sender that is still refused tries again after `pause` seconds at the latest, so a shorter
+    // interval need not show it.
+    let goes_on = !lately.is_empty();
+    let may_go_on = are_batches
+        && counts.rejected_since.is_some()
+        && relay.elapsed.is_none_or(|elapsed| elapsed < pause);
     let are_enough = requests >= ATTEMPTS && requests as f64 * pause >= seconds;
-    let is_sure = counts.rejected_since.is_some() || !lately.is_empty();
-    let is_one = if seconds > patience { are_enough } else { is_sure && requests > 0 };
-    (goes_on && is_one).then(|| Refusal {
+    let is_one = if seconds > patience { are_enough } else { requests > 0 };
+    let known = counted.unwrap_or_else(|| total(lately.into_values()));
+    ((goes_on || may_go_on) && is_one).then(|| Refusal {
         source: &relay.source,
         seconds,
         seconds_at_all: None,
         patience,
         reasons,
-        batches: (requests / attempts).max(1),
+        batches: (known / attempts).max(1),
+        are_batches,
+        goes_on,
     })
 }

@@ -187,16 +187,23 @@ fn network_lines(findings: &Findings, lines: &mut Lines) {
         true => lines.line("received", UNKNOWN),
         false => lines.line("received", &format!("requests by status: {}", list(&requests))),
     }
-    let arrived = "everything that was generated has arrived, or is counted";
-    lines.line("totals", &compared(&findings.totals(), arrived));
-    let arrived = "everything that was generated has arrived, or may still be collected";
-    lines.line("interval", &compared(&findings.increases(), arrived));
+    lines.line("totals", &compared(&findings.totals()));
+    lines.line("interval", &compared(&findings.increases()));
 }
 
-fn compared(comparison: &Comparison, arrived: &str) -> String {
+fn compared(comparison: &Comparison) -> String {
     match comparison {
         Comparison::Not(why) => format!("not compared: {why}"),
-        Comparison::Equal => arrived.to_owned(),
+        Comparison::Equal => "everything that was generated has arrived, or is counted".to_owned(),
+        Comparison::More(count) => {
+            format!("not compared: the relays have received {count} more than the file counts")
+        }
+        Comparison::Collected(count, of) => {
+            format!("{count} of {of} events may still be collected by kube-apiserver")
+        }
+        Comparison::Others(count) => {
+            format!("{} more than generated, held before or from other senders", events(*count))
+        }
         Comparison::Held(count) => format!("{} held by kube-apiserver at most", events(*count)),
         Comparison::Missing(count) => format!("{} missing, unexplained", events(*count)),
         Comparison::Surplus(count) => format!("{} too many, unexplained", events(*count)),
@@ -392,8 +399,11 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
         })
     };
     let (missing, surplus) = match findings.totals() {
-        Comparison::Not(_) => (None, None),
-        Comparison::Equal | Comparison::Held(_) => (Some(0), Some(0)),
+        Comparison::Not(_) | Comparison::More(_) => (None, None),
+        Comparison::Equal
+        | Comparison::Held(_)
+        | Comparison::Collected(..)
+        | Comparison::Others(_) => (Some(0), Some(0)),
         Comparison::Missing(count) => (Some(count), Some(0)),
         Comparison::Surplus(count) => (Some(0), Some(count)),
     };
@@ -404,9 +414,10 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
         "unexplained_missing": missing,
         "unexplained_surplus": surplus,
         "unexplained_missing_in_interval": match findings.increases() {
-            Comparison::Not(_) | Comparison::Held(_) => None,
             Comparison::Missing(count) => Some(count),
-            Comparison::Equal | Comparison::Surplus(_) => Some(0),
+            Comparison::Equal => Some(0),
+            // These say nothing about what is missing.
+            _ => None,
         },
         "notes": notes,
         "instances": apiservers.iter().map(instance).collect::<Vec<_>>(),

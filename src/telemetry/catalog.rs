@@ -146,6 +146,13 @@ catalog! {
             meaning: "The limit of `queue_bytes`. A reload may change it.",
             action: "Nothing: it moves only with the config.",
         }
+        pub durable: Gauge = "queue_durable" {
+            help: "1 with a queue on disk, 0 with a queue in memory.",
+            unit: "1 or 0",
+            meaning: "A queue on disk (`queue.directory`) keeps its events when the process ends.",
+            action: "With 0, set `queue.directory`: a crash loses what waits in memory, and no \
+                counter is left that tells it.",
+        }
         pub held: Gauge = "queue_events" {
             help: "Events held by the queue.",
             unit: "events",
@@ -299,12 +306,21 @@ catalog! {
         pub(super) since: Gauge = "requests_rejected_since_timestamp_seconds" {
             help: "When the first request was refused after the last accepted batch; 0: none.",
             unit: "seconds since 1970",
-            meaning: "Requests with a wrong method or media type do not count, and neither do \
-                those that come during the shutdown: kube-apiserver would send its batch again.",
+            meaning: "Only the reasons `queue_full`, `in_flight_full`, `too_large`, `disk` and \
+                `delivery_timeout` count. With any other reason, nobody knows whether the request \
+                had a batch: a health check with a wrong path is `not_found`, for example.",
             action: "kube-apiserver gives up a batch about 90 s after its first refusal, and about \
                 four minutes after it if the refusals are 429 or 503 with `Retry-After`. `doctor` \
                 estimates by this time how many events are lost. `requests_rejected_total` has the \
                 reason.",
+        }
+        pub(super) requests: Gauge = "requests_rejected_since_last_accepted" {
+            help: "Requests refused after the last accepted batch.",
+            unit: "requests",
+            meaning: "The number for `requests_rejected_since_timestamp_seconds`, with the same \
+                reasons. An accepted batch sets it to 0.",
+            action: "As for `requests_rejected_since_timestamp_seconds`: `doctor` tells by it \
+                whether senders have tried all the time.",
         }
     }
 

@@ -146,6 +146,7 @@ pub(super) fn open(
 
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     metrics.capacity.set(config.max_bytes as f64);
+    metrics.durable.set(1.0);
     metrics.writable.set(1.0);
     let shared = Arc::new(Shared {
         disk,
