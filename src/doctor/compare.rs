@@ -11,7 +11,6 @@ use super::counts::ApiserverCounts;
 use super::counts::ByLabel;
 use super::counts::RelayCounts;
 use super::counts::total;
-use super::refusals::is_of_batch;
 use super::sample::Sampled;
 
 /// The greatest difference of the start times, in seconds, with which the totals of two processes
@@ -29,6 +28,18 @@ const BATCH_WAIT: f64 = 30.0;
 /// The greatest number of events that wait for a batch: kube-apiserver's default for
 /// `--audit-webhook-batch-buffer-size`.
 const BUFFER_MAX: u64 = 10_000;
+
+/// The reasons for which the relay answers with `Retry-After`.
+pub const COME_BACK: [&str; 4] = ["queue_full", "in_flight_full", "disk", "delivery_timeout"];
+
+/// The reasons with which only a batch is refused: those of [`COME_BACK`], and this one.
+const TOO_LARGE: &str = "too_large";
+
+/// Returns `true` if only batches are refused with this reason.
+#[must_use]
+pub fn is_of_batch(reason: &str) -> bool {
+    COME_BACK.contains(&reason) || reason == TOO_LARGE
+}
 
 /// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]

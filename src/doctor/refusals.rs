@@ -8,6 +8,8 @@
 //! Only some reasons show that a batch was refused. A request without a token or with a wrong path
 //! may be a health check or a scan, so its refusal alone accuses nobody.
 
+use super::compare::COME_BACK;
+use super::compare::is_of_batch;
 use super::compare::is_restarted;
 use super::compare::rejected;
 use super::compare::rejected_in_interval;
@@ -16,20 +18,8 @@ use super::counts::RelayCounts;
 use super::counts::total;
 use super::sample::Sampled;
 
-/// The reasons for which the relay answers with `Retry-After`.
-const COME_BACK: [&str; 4] = ["queue_full", "in_flight_full", "disk", "delivery_timeout"];
-
-/// The reasons with which only a batch is refused: those of [`COME_BACK`], and this one.
-const TOO_LARGE: &str = "too_large";
-
 /// The reasons that say nothing about a batch of kube-apiserver, or end with the process.
 const NO_BATCH: [&str; 3] = ["method", "media_type", "shutting_down"];
-
-/// Returns `true` if only batches are refused with this reason.
-#[must_use]
-pub fn is_of_batch(reason: &str) -> bool {
-    COME_BACK.contains(&reason) || reason == TOO_LARGE
-}
 
 /// The least number of attempts that kube-apiserver makes for a batch, the first one included.
 pub const ATTEMPTS: u64 = 5;
