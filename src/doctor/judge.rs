@@ -826,7 +826,8 @@ fn fails(findings: &Findings) -> bool {
 }
 
 /// Judges a relay that refuses everything. A loss needs proof: batches were refused in the
-/// interval, or the attempts of a kube-apiserver that was asked fail in it. The estimate is for senders that could not be asked. A
+/// interval, or the attempts of a kube-apiserver that was asked fail in it. The estimate is for
+/// senders that could not be asked. A
 /// kube-apiserver that was asked counts its losses itself; if it counts none, it may still try, and
 /// only twice its patience is believed more than its counter.
 fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {

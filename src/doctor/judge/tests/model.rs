@@ -411,7 +411,8 @@ fn sampled<C: Clone>(name: &str, before: Vec<C>, now: Vec<C>, elapsed: f64) -> V
     before.into_iter().zip(now).enumerate().map(one).collect()
 }
 
-/// Returns what the kube-apiservers have generated and not lost in the interval, and what the relays
+/// Returns what the kube-apiservers have generated and not lost in the interval, and what the
+/// relays
 /// have accepted; `None` if one of them has only one sample.
 fn in_interval(findings: &Findings) -> Option<(u64, u64)> {
     let (mut sent, mut arrived) = (0, 0);
