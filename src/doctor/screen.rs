@@ -417,7 +417,12 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
             Comparison::Missing(count) => Some(count),
             Comparison::Equal => Some(0),
             // These say nothing about what is missing.
-            _ => None,
+            Comparison::Not(_)
+            | Comparison::More(_)
+            | Comparison::Collected(..)
+            | Comparison::Others(_)
+            | Comparison::Held(_)
+            | Comparison::Surplus(_) => None,
         },
         "notes": notes,
         "instances": apiservers.iter().map(instance).collect::<Vec<_>>(),

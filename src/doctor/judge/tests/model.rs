@@ -429,6 +429,7 @@ fn in_interval(findings: &Findings) -> Option<(u64, u64)> {
 }
 
 /// Runs a world, judges it, and returns the kind of the verdict.
+#[allow(clippy::too_many_lines, reason = "one life, and each statement about it in its order")]
 fn run(seed: u64) -> Kind {
     let mut world = World::new(seed);
     for _ in 0..world.rng.u32(0..900) {
