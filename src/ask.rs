@@ -107,6 +107,8 @@ pub struct Target {
     /// tried. If there is none, the host is the name.
     names: Vec<String>,
     authorization: Option<HeaderValue>,
+    /// `true`: an answer that is compressed is an error.
+    is_plain: bool,
 }
 
 /// Writes the URL without path and query.
@@ -151,7 +153,14 @@ impl Target {
             tls: None,
             names: Vec::new(),
             authorization: None,
+            is_plain: false,
         })
+    }
+
+    /// Makes an answer that is compressed an error. Otherwise its bytes are given as they come.
+    #[must_use]
+    pub fn plain(self) -> Self {
+        Self { is_plain: true, ..self }
     }
 
     /// Returns `true` if the URL begins with `https://`.
@@ -358,7 +367,8 @@ impl Target {
     ) -> Result<(), AskError> {
         let status = response.status();
         let encoding = response.headers().get(header::CONTENT_ENCODING);
-        if status == StatusCode::OK && encoding.is_some_and(|encoding| encoding != "identity") {
+        let is_compressed = encoding.is_some_and(|encoding| encoding != "identity");
+        if self.is_plain && status == StatusCode::OK && is_compressed {
             return Err(self.error(path, "the answer is compressed, which nobody has asked for"));
         }
         let mut body = response.into_body();

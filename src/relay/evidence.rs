@@ -196,8 +196,8 @@ fn policies(config: &Config) -> Vec<PathBuf> {
 }
 
 /// Returns what an entry says of the relay now. A config that can't be read in time has the hash of
-/// an empty text. Policies follow the config in the hash, so that a change of one is a change of the
-/// config.
+/// an empty text. Policies follow the config in the hash, so that a change of one is a change of
+/// the config.
 async fn running(
     file: Option<PathBuf>,
     policies: Vec<PathBuf>,

@@ -54,7 +54,7 @@ impl Published {
     }
 
     fn with(url: &str, default: &str) -> Result<Self, String> {
-        let target = Target::new(url)?;
+        let target = Target::new(url)?.plain();
         let base = target.given().unwrap_or(default).trim_end_matches('/').to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;
