@@ -156,6 +156,8 @@ fn each_accepted_event_is_in_the_log_whatever_happens_to_the_relay() {
     let relay = Relay::start(&recorded.config(""));
     recorded.post(&relay, rng.u64(..), 5000);
     relay.wait_until_delivered(PATIENCE);
+    // A stop gives the recorder a few seconds.
+    recorded.wait_until_signed();
     relay.finish(Backlog::Empty);
     let entries = recorded.verify();
     let (starts, stops) = (of_type(&entries, "start"), of_type(&entries, "stop"));

@@ -374,7 +374,7 @@ fn refusing(reason: &'static str, seconds: f64) -> HttpSink {
 fn refusals_for_longer_than_kube_apiserver_tries_are_lost_with_an_estimate() {
     for (reason, seconds, verdict) in [
         ("queue_full", 1320.0, "LOST – about 10"),
-        ("too_large", 120.0, "LOST – about 1"),
+        ("too_large", 120.0, "LOST – about 30 events"),
         // A health check or a scan has no token either.
         ("unauthorized", 120.0, "UNKNOWN – "),
         ("queue_full", 120.0, "OK so far – requests to http://"),
