@@ -134,7 +134,7 @@ fn a_killed_relay_leaves_each_event_delivered_or_in_a_dead_letter() {
         let keys = format!("concurrency = {concurrency}\nbatch = {{ max_events = 60 }}\n{queue}");
         Relay::start(&to_sink(sink.address(), &keys))
     };
-    let senders = Senders::start(2, Bodies::Mixed, &mut rng);
+    let senders = Senders::start(2, Bodies::Steady, &mut rng);
     let mut before = 0;
     let kills = number_from("KUBE_AUDIT_FORWARDER_KILLS", 20);
     let mut with_letters = 0;
