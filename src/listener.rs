@@ -445,8 +445,9 @@ impl Listener {
                     serve_connection(protocols, stream, place, service, closing, age).await;
                 }
                 Some(acceptor) => {
+                    let made = handshake::accept(acceptor, stream, header_timeout);
                     let handshake = tokio::select! {
-                        handshake = handshake::accept(acceptor, stream, header_timeout) => handshake,
+                        handshake = made => handshake,
                         () = place.connection.judged() => return,
                         () = closing.cancelled() => return,
                     };

@@ -126,17 +126,7 @@ impl Refusing {
     }
 
     fn refused(&self, reason: Rejection) {
-        // With any other reason it is not known that the request had a batch, or the refusal ends
-        // with the process.
-        let is_of_batch = matches!(
-            reason,
-            Rejection::QueueFull
-                | Rejection::InFlightFull
-                | Rejection::TooLarge
-                | Rejection::Disk
-                | Rejection::DeliveryTimeout
-        );
-        if is_of_batch {
+        if reason.is_of_batch() {
             let (since, requests) = &mut *self.lock();
             if *requests == 0 {
                 *since = now();

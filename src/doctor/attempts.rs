@@ -42,7 +42,8 @@ fn others(counts: &ApiserverCounts) -> Vec<&String> {
     };
     let is_own = |host: &str| address::is_own(host) || counts.changed.contains(host);
     let mut hosts = all;
-    // Where its own address is known, another one that may be its own is a webhook's.
+    // If kube-apiserver's own address is known, another one that only may be its own is the address
+    // of a webhook.
     let is_known = hosts.iter().any(|host| is_own(host));
     let is_own: &dyn Fn(&str) -> bool = if is_known { &is_own } else { &address::may_be_own };
     let is_one = hosts.iter().all(|host| address::is_same(host, hosts[0]));

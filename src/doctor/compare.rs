@@ -12,6 +12,7 @@ use super::counts::ByLabel;
 use super::counts::RelayCounts;
 use super::counts::total;
 use super::sample::Sampled;
+use crate::telemetry::Rejection;
 
 /// The greatest difference of the start times, in seconds, with which the totals of two processes
 /// are compared.
@@ -29,16 +30,16 @@ const BATCH_WAIT: f64 = 30.0;
 /// `--audit-webhook-batch-buffer-size`.
 const BUFFER_MAX: u64 = 10_000;
 
-/// The reasons for which the relay answers with `Retry-After`.
-pub const COME_BACK: [&str; 4] = ["queue_full", "in_flight_full", "disk", "delivery_timeout"];
-
-/// The reasons with which only a batch is refused: those of [`COME_BACK`], and this one.
-const TOO_LARGE: &str = "too_large";
-
 /// Returns `true` if only batches are refused with this reason.
 #[must_use]
 pub fn is_of_batch(reason: &str) -> bool {
-    COME_BACK.contains(&reason) || reason == TOO_LARGE
+    Rejection::named(reason).is_some_and(Rejection::is_of_batch)
+}
+
+/// Returns `true` if only batches are refused with this reason, and the answer has `Retry-After`.
+#[must_use]
+pub fn comes_back(reason: &str) -> bool {
+    is_of_batch(reason) && !Rejection::named(reason).is_some_and(Rejection::is_for_good)
 }
 
 /// The result of a comparison.
@@ -51,7 +52,7 @@ pub enum Comparison {
     /// The relays have received this number of events more than a saved file counts. They may hide
     /// that earlier ones are missing.
     More(u64),
-    /// Of the events that were generated (the second number), the first number has not arrived.
+    /// The number of events that have not arrived, and the number that were generated.
     /// kube-apiserver may still collect all of them for its next batches.
     Collected(u64, u64),
     /// This number of events has arrived and was not generated in the interval. kube-apiserver may

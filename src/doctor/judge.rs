@@ -215,7 +215,7 @@ fn verdict(causes: Vec<Cause>) -> Verdict {
             let about = of_kind.iter().map(|cause| about(cause)).max().unwrap_or_default();
             let when = when(&of_kind);
             let colon = if is_one { "" } else { ":" };
-            // What the loss outranks is not in order for that.
+            // A loss outranks an unknown, and the unknown must be told beside it.
             let also = causes.iter().find(|it| matches!(it.kind, Kind::Unknown | Kind::SoFar));
             let also = also.map(|cause| format!(". Besides: {}", told(&cause)));
             let also = also.unwrap_or_default();
@@ -695,7 +695,7 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     let has_accepted = !are_known || counts.iter().any(|it| it.accepted > Some(0));
     let has_delivered =
         counts.iter().flat_map(|it| it.outputs.values()).any(|output| output.delivered > 0);
-    // Where something could not be read, that is the reason why nothing was compared.
+    // If something could not be read, its own cause says already why nothing was compared.
     let is_unknown = causes.iter().any(|it| it.kind == Kind::Unknown);
     let is_compared = !matches!(
         (findings.totals(), findings.increases()),

@@ -8,7 +8,7 @@
 //! Only some reasons show that a batch was refused. A request without a token or with a wrong path
 //! may be a health check or a scan, so its refusal alone accuses nobody.
 
-use super::compare::COME_BACK;
+use super::compare::comes_back;
 use super::compare::is_of_batch;
 use super::compare::is_restarted;
 use super::compare::rejected;
@@ -17,9 +17,14 @@ use super::counts::ByLabel;
 use super::counts::RelayCounts;
 use super::counts::total;
 use super::sample::Sampled;
+use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
 
 /// The reasons that say nothing about a batch of kube-apiserver, or end with the process.
 const NO_BATCH: [&str; 3] = ["method", "media_type", "shutting_down"];
+
+/// The time in seconds for which kube-apiserver repeats a batch if the answers have no
+/// `Retry-After`.
+const PATIENCE: f64 = 90.0;
 
 /// The least number of attempts that kube-apiserver makes for a batch, the first one included.
 pub const ATTEMPTS: u64 = 5;
@@ -108,10 +113,10 @@ fn of_one(relay: &Sampled<RelayCounts>, now: f64) -> Option<Refusal<'_>> {
         (of(rejected(relay), is_wanted), of(rejected_in_interval(relay), is_wanted));
     let reasons = if lately.is_empty() { all.clone() } else { lately.clone() };
     // The refusals may have begun with `Retry-After`, even if those of the interval have none.
-    let comes_back = all.keys().any(|reason| COME_BACK.contains(&reason.as_str()));
-    let (patience, pause, attempts) = match comes_back && are_batches {
-        true => (235.0, 10.0, ATTEMPTS_MAX),
-        false => (90.0, 45.0, ATTEMPTS),
+    let come_back = all.keys().any(|reason| comes_back(reason));
+    let (patience, pause, attempts) = match come_back && are_batches {
+        true => (PATIENCE_WITH_RETRY_AFTER, 10.0, ATTEMPTS_MAX),
+        false => (PATIENCE, 45.0, ATTEMPTS),
     };
     let since = match (counts.rejected_since, counts.last_event) {
         (Some(at), _) if are_batches => Some(at).filter(|at| *at > 0.0)?,

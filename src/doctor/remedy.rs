@@ -3,9 +3,9 @@
 use super::counts::LOG_PLUGIN;
 
 /// The remedy for events that kube-apiserver lost although its attempts have not failed.
-pub const NOT_MARSHALLED: &str = "None of its attempts has failed, so kube-apiserver could not write a batch: one event that it \
-     can't marshal, such as that of a PATCH whose body is no JSON, costs the whole batch. Its log \
-     names it (Error in audit plugin 'webhook'); audit such requests at the level Metadata, and \
+pub const NOT_MARSHALLED: &str = "None of its attempts has failed, so kube-apiserver could not write a batch: one event that \
+     it can't marshal, such as that of a PATCH whose body is no JSON, costs the whole batch. Its \
+     log names it (Error in audit plugin 'webhook'); audit such requests at the level Metadata, and \
      see the runbook AuditWebhookError";
 
 /// Returns the remedy for events that a plugin of kube-apiserver has lost.

@@ -416,7 +416,7 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
         "unexplained_missing_in_interval": match findings.increases() {
             Comparison::Missing(count) => Some(count),
             Comparison::Equal => Some(0),
-            // These say nothing about what is missing.
+            // These comparisons say nothing about missing events.
             Comparison::Not(_)
             | Comparison::More(_)
             | Comparison::Collected(..)

@@ -97,14 +97,19 @@ pub fn copy(files: &Directory, directory: &Path, to: &Path) -> Result<Copied, Co
     let copied = Copying { files, part: &part, explained: Explained::default(), bundles: 0 }.run();
     let copied = copied.and_then(|copied| {
         fs::rename(&part, to)?;
-        let around = part.parent().filter(|around| !around.as_os_str().is_empty());
-        fs::File::open(around.unwrap_or(Path::new(".")))?.sync_all()?;
+        fs::File::open(around(&part))?.sync_all()?;
         Ok(copied)
     });
     if copied.is_err() {
         fs::remove_dir_all(&part).ok();
     }
     copied
+}
+
+/// Returns the directory that a path is in.
+fn around(path: &Path) -> &Path {
+    let around = path.parent().filter(|around| !around.as_os_str().is_empty());
+    around.unwrap_or(Path::new("."))
 }
 
 /// Makes the directory in which the copy grows: `TO.part`.
@@ -121,8 +126,7 @@ fn part_of(directory: &Path, to: &Path) -> Result<PathBuf, CopyError> {
     }
     let name = to.file_name().ok_or_else(|| refused("this is not the name of a new directory"))?;
     let part = to.with_file_name([name, ".part".as_ref()].join("".as_ref()));
-    let around = part.parent().filter(|around| !around.as_os_str().is_empty());
-    let around = around.unwrap_or(Path::new(".")).canonicalize();
+    let around = around(&part).canonicalize();
     let around = around.map_err(|error| refused(&format!("its directory: {error}")))?;
     if directory.canonicalize().is_ok_and(|directory| around.starts_with(directory)) {
         return Err(refused("nothing is written to the directory that is copied"));

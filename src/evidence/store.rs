@@ -703,7 +703,8 @@ fn known(disk: &dyn Disk, origin: &str) -> io::Result<Option<Head>> {
             Ok((checkpoint.origin == origin).then_some(checkpoint.head))
         }
         Err(error) => {
-            tracing::error!(%error, file = KNOWN, "the copy of the newest checkpoint can't be read");
+            let file = KNOWN;
+            tracing::error!(%error, file, "the copy of the newest checkpoint can't be read");
             Ok(None)
         }
     }

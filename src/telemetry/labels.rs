@@ -7,6 +7,7 @@ use metrics_exporter_prometheus::PrometheusRecorder;
 use super::declare::Handle;
 use super::declare::Kind;
 use super::declare::Label;
+use super::declare::LabelValue;
 use super::declare::Values;
 use super::declare::label_set;
 use super::declare::label_values;
@@ -93,7 +94,7 @@ impl Rejection {
     /// Returns `true` if kube-apiserver gives the events of such a request up. It sends the events
     /// again after a status of 429 or 5xx, or if the connection breaks.
     #[must_use]
-    pub(crate) fn is_for_good(self) -> bool {
+    pub fn is_for_good(self) -> bool {
         match self {
             Self::Invalid
             | Self::TooLarge
@@ -108,6 +109,32 @@ impl Rejection {
             | Self::Disk
             | Self::DeliveryTimeout => false,
         }
+    }
+
+    /// Returns `true` if only a batch is refused with this reason. A request that is refused with
+    /// another one may be a health check or a scan, or the refusal ends with the process.
+    #[must_use]
+    pub fn is_of_batch(self) -> bool {
+        match self {
+            Self::QueueFull
+            | Self::InFlightFull
+            | Self::TooLarge
+            | Self::Disk
+            | Self::DeliveryTimeout => true,
+            Self::Invalid
+            | Self::Unauthorized
+            | Self::Timeout
+            | Self::NotFound
+            | Self::Method
+            | Self::MediaType
+            | Self::ShuttingDown => false,
+        }
+    }
+
+    /// Returns the reason with this name; `None` if this version has no such reason.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
     }
 }
 

@@ -179,10 +179,9 @@ impl Check<'_> {
             let mut given_up = 0;
             for ((of, reason), positions) in &self.history.losses {
                 if of == name {
-                    let within: Vec<_> = positions.within(asked.clone()).collect();
                     match reason == GIVEN_UP {
                         true => given_up += positions.len_within(asked.clone()),
-                        false => within.into_iter().for_each(|range| lost.insert(range)),
+                        false => positions.within(asked.clone()).for_each(|it| lost.insert(it)),
                     }
                 }
             }

@@ -44,43 +44,28 @@ impl Deadline {
         }
     }
 
-    /// Waits a moment. Returns `false` if the time is over.
-    pub(super) fn pause(self) -> bool {
-        let goes_on = Instant::now() < self.0;
-        if goes_on {
-            sleep(PAUSE);
-        }
-        goes_on
-    }
-
     /// Waits until a checkpoint covers the events before this position. Returns `false` if none
     /// has come in time.
     pub(super) fn wait_for_events(self, files: &Directory, end: u64) -> bool {
-        let covers = || {
-            let log = Log::open(files).ok()?;
-            log.end_in_queue().ok()?
-        };
-        loop {
-            if end == 0 || covers().is_some_and(|covered| end <= covered) {
-                return true;
-            }
-            if !self.pause() {
-                return false;
-            }
-        }
+        let covered = || Log::open(files).ok()?.end_in_queue().ok()?;
+        self.wait(|| end == 0 || covered().is_some_and(|covered| end <= covered))
     }
 
     /// Waits until a checkpoint covers more entries than this. Returns `false` if none has come in
     /// time.
     pub(super) fn wait_for_entries(self, files: &Directory, size: u64) -> bool {
-        loop {
-            if Log::open(files).is_ok_and(|log| log.size() > size) {
-                return true;
-            }
-            if !self.pause() {
+        self.wait(|| Log::open(files).is_ok_and(|log| log.size() > size))
+    }
+
+    /// Waits until something has come. Returns `false` if it has not come in time.
+    fn wait(self, has_come: impl Fn() -> bool) -> bool {
+        while !has_come() {
+            if self.0 <= Instant::now() {
                 return false;
             }
+            sleep(PAUSE);
         }
+        true
     }
 }
 

@@ -11,6 +11,7 @@ use super::hashes::Found;
 use super::hashes::Hashes;
 use super::history::History;
 use super::positions::Positions;
+use super::report::Fault;
 use super::report::Faults;
 use super::report::Report;
 use super::report::time;
@@ -664,14 +665,17 @@ impl<'a> Check<'a> {
 
     /// Returns `true` if the log is silent at its end.
     pub(super) fn is_silent(&self) -> bool {
-        let until = self.request.until.unwrap_or(u64::MAX).min(self.read_at);
-        self.history.runs.silence_at_end(until, self.is_live).is_some()
+        self.silence_up_to(self.read_at).1.is_some()
+    }
+
+    /// Returns the time up to which the end of the log is judged, at most `until`, and the silence.
+    fn silence_up_to(&self, until: u64) -> (u64, Option<Fault>) {
+        let until = self.request.until.unwrap_or(u64::MAX).min(until);
+        (until, self.history.runs.silence_at_end(until, self.is_live))
     }
 
     fn silence(&mut self, until: Option<u64>) {
-        let asked = self.request.until.unwrap_or(u64::MAX);
-        let until = until.unwrap_or(self.read_at).min(asked);
-        let silence = self.history.runs.silence_at_end(until, self.is_live);
+        let (until, silence) = self.silence_up_to(until.unwrap_or(self.read_at));
         let is_asked = |from| self.request.asks_about(from, until);
         if let Some(fault) = silence.filter(|fault| fault.at.is_none_or(is_asked)) {
             self.faults().push(fault);

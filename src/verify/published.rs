@@ -7,13 +7,13 @@ use super::events::Left;
 use super::log::Check;
 use super::log::WHICH_KEY;
 use super::log::WHO_WROTE;
+use super::log::signed_by;
 use super::report::Report;
 use super::request::Request;
 use crate::evidence::reader::Files;
 use crate::evidence::reader::Log;
 use crate::evidence::reader::ReadError;
 use crate::tlog::merkle::root_at;
-use crate::tlog::note::Signed as Signature;
 
 /// More entries than a relay can write: 300 a second for a hundred years.
 const ENTRIES_MAX: u64 = 1 << 40;
@@ -50,16 +50,8 @@ pub fn published(files: &impl Files, request: &Request) -> io::Result<Report> {
 fn refused<F: Files>(log: &Log<F>, request: &Request) -> io::Result<Option<Report>> {
     let head = log.signed().checkpoint.head;
     let origin = &log.signed().checkpoint.origin;
-    let note = &log.signed().note;
-    let is_signed = request
-        .keys
-        .iter()
-        .any(|key| key.name() == origin && note.check(key) == Signature::Valid(None));
-    let is_forged = request.keys.iter().any(|key| note.check(key) == Signature::Forged);
-    let (question, text) = if is_forged {
-        (WHICH_KEY, format!("checkpoint of {origin} has a forged signature of the key"))
-    } else if !is_signed {
-        (WHICH_KEY, format!("checkpoint of {origin} is not signed by the key"))
+    let (question, text) = if let Err(why) = signed_by(&request.keys, log.signed()) {
+        (WHICH_KEY, format!("checkpoint of {origin} {why}"))
     } else if head.size > ENTRIES_MAX {
         (WHICH_KEY, format!("checkpoint covers {} entries, which no relay can write", head.size))
     } else {

@@ -111,7 +111,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
         return Err(wrong("--since is later than --until".to_owned()));
     }
     let mut request = request(arguments).map_err(wrong)?;
-    // What a witness has seen before the log is read must be in the log.
+    // The witness is asked before the log is read: the log must have what the witness has seen.
     let unasked = witness::ask(&arguments.witnesses, &mut request).map_err(wrong)?;
     let is_proof = arguments.proof.is_some();
     if !is_proof && request.outputs.is_empty() && !request.events.is_empty() {

@@ -452,7 +452,7 @@ fn increases_within_the_interval_are_always_compared() {
         found.apiservers[0].elapsed = Some(elapsed);
         assert_eq!(found.increases(), wanted, "{elapsed}");
     }
-    // What kube-apiserver has lost itself is explained.
+    // Events that kube-apiserver counts as lost explain the difference.
     let generated = [
         "apiserver_audit_event_total 1100",
         "apiserver_audit_error_total{plugin=\"buffered\"} 1000",
@@ -721,7 +721,7 @@ fn totals_are_compared_only_if_the_processes_started_together() {
         let sent = "apiserver_audit_event_total 112";
         let found = findings(&[&[sent]], &[&[&start]]);
         assert_eq!(found.totals(), wanted, "{start}");
-        // Where nothing was compared, nothing is known.
+        // Nothing was compared, so nothing is known.
         let verdict = judge(&found);
         assert_eq!(verdict.kind, Kind::Unknown, "{start}");
         let is_told = verdict.sentence.contains("what was generated was not compared");

@@ -120,6 +120,16 @@ async fn an_event_that_was_answered_with_5xx_for_a_while_is_delivered_after_it()
     bench.finish().await;
 }
 
+/// Sends one bad event and 62 others in ten minutes, and then begins the drain.
+async fn drain_after_ten_minutes(bench: &mut Bench) {
+    bench.append(&["a", "bad", "b"]);
+    for _ in 0..60 {
+        bench.append(&["c"]);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    bench.draining.cancel();
+}
+
 /// The pauses between the tries have grown to 30 s when the drain begins, and the drain has 20 s.
 #[tokio::test(start_paused = true)]
 async fn a_drain_tries_the_parked_events_every_second() {
@@ -131,12 +141,7 @@ async fn a_drain_tries_the_parked_events_every_second() {
             false => Answer::Accept,
         }
     });
-    bench.append(&["a", "bad", "b"]);
-    for _ in 0..60 {
-        bench.append(&["c"]);
-        tokio::time::sleep(Duration::from_secs(10)).await;
-    }
-    bench.draining.cancel();
+    drain_after_ten_minutes(&mut bench).await;
     // The consumer takes the event 2 s after the drain has begun.
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!((bench.delivered(), bench.lost()), (63, 0));
@@ -149,12 +154,7 @@ async fn a_drain_tries_the_parked_events_every_second() {
 async fn a_parked_event_is_given_up_a_few_seconds_after_a_drain_has_begun() {
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
     let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Fail));
-    bench.append(&["a", "bad", "b"]);
-    for _ in 0..60 {
-        bench.append(&["c"]);
-        tokio::time::sleep(Duration::from_secs(10)).await;
-    }
-    bench.draining.cancel();
+    drain_after_ten_minutes(&mut bench).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!((bench.delivered(), bench.lost()), (62, 0));
     tokio::time::sleep(Duration::from_secs(4)).await;

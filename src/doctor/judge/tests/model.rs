@@ -455,7 +455,7 @@ fn run(seed: u64) -> Kind {
     let (_, relays) = world.sample();
     let of_relays: u64 =
         relays.iter().map(|relay| relay.errors.as_ref().map_or(0, |it| it.values().sum())).sum();
-    // What the relays have got in the two seconds around the interval, at most.
+    // The most events that the relays have got in the two seconds around the interval.
     let around: u64 = BATCHES as u64 * BATCH_MAX * 2 * world.apis.len() as u64;
     let has_apiserver = world.rng.bool();
     let is_restarted = apis.iter().zip(&apis_before).any(|(now, then)| now.started != then.started);
@@ -481,7 +481,7 @@ fn run(seed: u64) -> Kind {
     };
     let verdict = judge(&findings);
     let told = || format!("seed {seed}, lost {}: {verdict:#?}", world.lost);
-    // What other senders have lost is not counted here.
+    // `world.lost` has no losses of senders that were not asked.
     if world.lost == 0 && (has_apiserver || world.foreign == 0) {
         assert_ne!(verdict.kind, Kind::Lost, "LOST without a loss: {}", told());
     }
@@ -489,7 +489,7 @@ fn run(seed: u64) -> Kind {
     if counted > 0 {
         assert_eq!(verdict.kind, Kind::Lost, "{counted} counted: {}", told());
     }
-    // What others send fills the place of what is missing, and is told only above some number.
+    // Events of senders that were not asked hide missing ones, and are told only above some number.
     let allowed = held + around + foreign + BATCH_MAX * (world.apis.len() as u64 + failed);
     let told_from = BATCH_MAX * world.apis.len() as u64;
     if let Some((sent, arrived)) = in_interval(&findings).filter(|_| has_apiserver) {
