@@ -169,8 +169,7 @@ fn a_sender_whose_handshake_fails_leaves_a_trace_with_the_reason() {
     ];
     for (reason, keys, words, attempt) in cases {
         // Only the one case is to wait for the timeout.
-        let limits =
-            if reason == "timeout" { "[limits]\nheader_timeout = \"300ms\"\n" } else { "" };
+        let limits = if reason == "timeout" { "[limits]\nheader_timeout = \"3s\"\n" } else { "" };
         let (relay, _sink) = start(&tls(&certificates, keys), limits);
         assert_eq!(relay.metrics().sum("listener_tls_failures_total"), 0.0, "there from the start");
         attempt(&relay);
