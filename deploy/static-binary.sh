@@ -58,12 +58,12 @@ case $features in
   export OPENSSL_STATIC OPENSSL_LIB_DIR OPENSSL_INCLUDE_DIR
   ;;
 esac
-set -- --release --locked --target "$host" --target-dir "$directory"
+set -- --profile shipped --locked --target "$host" --target-dir "$directory"
 for program in $programs; do set -- "$@" --package "$program"; done
 for feature in $features; do set -- "$@" --features "kube-audit-forwarder/$feature"; done
 cargo build "$@"
 mkdir -p "$directory/static"
-for program in $programs; do cp "$directory/$host/release/$program" "$directory/static/"; done
+for program in $programs; do cp "$directory/$host/shipped/$program" "$directory/static/"; done
 cd "$directory/static"
 objcopy --only-keep-debug kube-audit-forwarder kube-audit-forwarder.debug
 objcopy --strip-all --add-gnu-debuglink=kube-audit-forwarder.debug kube-audit-forwarder

@@ -128,6 +128,12 @@ END
   # The check must fail for a name that nobody knows, and for a CA that signed something else.
   sed -i 's/only-in-dns/in-no-dns/' "$config/relay.toml"
   if "${relay[@]}" check --config /etc/kube-audit-forwarder/relay.toml --connect; then fail "any name will do"; fi
+  if "${relay[@]}" --version | grep -q "^features: none"; then
+    # The other tests run a program with Kafka.
+    printf '[[output]]\nname = "k"\ntype = "kafka"\nbrokers = ["a:9092"]\ntopic = "t"\n' >"$config/kafka.toml"
+    if "${relay[@]}" check --config /etc/kube-audit-forwarder/kafka.toml >"$work/said" 2>&1; then fail "there is no Kafka"; fi
+    grep -q "output\[0\].type: this binary was built without kafka" "$work/said" || fail "$(cat "$work/said")"
+  fi
   sed -i 's/in-no-dns/only-in-dns/; s/8444/8443/' "$config/relay.toml"
   if "${relay[@]}" check --config /etc/kube-audit-forwarder/relay.toml --connect; then fail "any CA will do"; fi
   sed -i 's#in-hosts.example:8443#in-hosts.example:8444#' "$config/relay.toml"

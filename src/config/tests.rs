@@ -3,6 +3,7 @@
 
 mod filter;
 mod good;
+#[cfg(feature = "kafka")]
 mod kafka;
 mod queue;
 mod types;

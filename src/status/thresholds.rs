@@ -44,3 +44,33 @@ pub const PATIENCE_WITH_RETRY_AFTER: f64 = 235.0;
 
 /// The time in seconds for which a filter must drop every event before that is a warning.
 pub const ALL_DROPPED: f64 = 300.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The alerts judge by the numbers that the relay judges by.
+    #[test]
+    fn the_alerts_have_the_thresholds_of_the_relay() {
+        let rules = include_str!("../../deploy/monitoring/rules.yaml");
+        let (warn, bad) = CERTIFICATE_DAYS;
+        for (alert, part) in [
+            ("NothingReceived", format!("> {} * 60", SILENCE / 60.0)),
+            ("QueueFullWithinAnHour", format!("[15m], {}) >", FULL_WITHIN)),
+            ("QueueFullWithinAnHour", format!("> {}", FORECAST_FILL)),
+            ("QueueNearlyFull", format!("> {}", QUEUE_NEARLY_FULL)),
+            ("MemoryNearLimit", format!("> {}", MEMORY_NEARLY_USED)),
+            ("CertificateExpiresIn14Days", format!("< {warn} * 86400")),
+            ("CertificateExpiresIn3Days", format!("< {bad} * 86400")),
+            (
+                "OutputLags",
+                "output_lag_seconds > kube_audit_forwarder_output_lag_max_seconds".to_owned(),
+            ),
+        ] {
+            let (_, rule) = rules.split_once(&format!("KubeAuditForwarder{alert}\n")).unwrap();
+            let (expression, _) = rule.split_once("labels:").unwrap();
+            let has_it = [" ", "\n"].iter().any(|end| expression.contains(&format!("{part}{end}")));
+            assert!(has_it, "{alert}: {part}: {expression}");
+        }
+    }
+}

@@ -63,6 +63,7 @@ use std::os::unix::net::SocketAddr as UnixAddress;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -127,7 +128,20 @@ fn reserve(port: u16) -> bool {
 
 /// The repository's root.
 pub(crate) fn repository() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is a folder of it").into()
+}
+
+/// Returns the path of the program under test. cargo puts it into the profile's directory, and the
+/// tests' own program into the directory `deps` below.
+pub(crate) fn binary() -> &'static str {
+    static BINARY: LazyLock<String> = LazyLock::new(|| {
+        let own = std::env::current_exe().expect("a path of this program");
+        let profile = own.ancestors().nth(2).expect("the directory of the profile");
+        let binary = profile.join("kube-audit-forwarder");
+        assert!(binary.exists(), "{} is missing: run `./test it`", binary.display());
+        text(&binary).to_owned()
+    });
+    &BINARY
 }
 
 /// The path as text, for config files.

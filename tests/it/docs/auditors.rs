@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use super::moving_in::commands;
 use super::pages::Page;
 use crate::support::PATIENCE;
+use crate::support::binary;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
 use crate::support::relay::BASE;
@@ -111,11 +112,7 @@ fn each_command_of_the_page_works_against_a_running_relay() {
     let scratch = TempDir::new().unwrap();
     let place = scratch.path();
     std::fs::create_dir(place.join("bin")).unwrap();
-    std::os::unix::fs::symlink(
-        env!("CARGO_BIN_EXE_kube-audit-forwarder"),
-        place.join("bin/kube-audit-forwarder"),
-    )
-    .unwrap();
+    std::os::unix::fs::symlink(binary(), place.join("bin/kube-audit-forwarder")).unwrap();
     let mut witness = None;
     let mut first = Logged::start(place, "relay-0", &mut witness);
     let mut other = Logged::start(place, "relay-1", &mut witness);

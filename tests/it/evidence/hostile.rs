@@ -23,6 +23,7 @@ use tempfile::TempDir;
 
 use super::recorded::Recorded;
 use super::verify::Checked;
+use crate::support::binary;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::relay::Relay;
@@ -37,7 +38,7 @@ const MEMORY_KIB: u64 = 1_500_000;
 fn limited(arguments: &[&str]) -> Checked {
     let script = format!("ulimit -v {MEMORY_KIB}; exec timeout -s KILL 60 \"$@\"");
     let mut command = Command::new("bash");
-    command.args(["-c", &script, "bash", env!("CARGO_BIN_EXE_kube-audit-forwarder")]);
+    command.args(["-c", &script, "bash", binary()]);
     let output = command.args(arguments).stdin(Stdio::null()).output().expect("bash");
     let text = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
     let status = output.status.code().unwrap_or_else(|| panic!("killed: {text}"));

@@ -7,6 +7,7 @@ use std::process::Stdio;
 
 use tempfile::TempDir;
 
+use crate::support::binary;
 use crate::support::corpus::audit_log;
 use crate::support::corpus::events_of;
 use crate::support::relay::run_command;
@@ -96,7 +97,7 @@ fn events_come_from_standard_input_too_and_a_single_event_is_one() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("event.json");
     std::fs::write(&file, event).unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+    let output = Command::new(binary())
         .args(EXPLAIN)
         .args(["tests/policies/ibm-verbose.yaml", "-"])
         .current_dir(repository())

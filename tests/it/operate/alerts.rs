@@ -7,7 +7,6 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
 
-use kube_audit_forwarder::status::thresholds;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
@@ -363,29 +362,4 @@ fn a_first_object_being_collected_is_neither_down_nor_late_for_any_instrument() 
     let said = run_command(&["doctor", "--interval", "0s", "--relay", &admin], Path::new("/"));
     let said = String::from_utf8(said.stdout).unwrap();
     assert!(!said.contains("down") && !said.contains("late"), "{said}");
-}
-
-/// The alerts judge by the numbers that the relay judges by.
-#[test]
-fn the_alerts_have_the_thresholds_of_the_relay() {
-    let rules = read("monitoring/rules.yaml");
-    let (warn, bad) = thresholds::CERTIFICATE_DAYS;
-    for (alert, part) in [
-        ("NothingReceived", format!("> {} * 60", thresholds::SILENCE / 60.0)),
-        ("QueueFullWithinAnHour", format!("[15m], {}) >", thresholds::FULL_WITHIN)),
-        ("QueueFullWithinAnHour", format!("> {}", thresholds::FORECAST_FILL)),
-        ("QueueNearlyFull", format!("> {}", thresholds::QUEUE_NEARLY_FULL)),
-        ("MemoryNearLimit", format!("> {}", thresholds::MEMORY_NEARLY_USED)),
-        ("CertificateExpiresIn14Days", format!("< {warn} * 86400")),
-        ("CertificateExpiresIn3Days", format!("< {bad} * 86400")),
-        (
-            "OutputLags",
-            "output_lag_seconds > kube_audit_forwarder_output_lag_max_seconds".to_owned(),
-        ),
-    ] {
-        let (_, rule) = rules.split_once(&format!("KubeAuditForwarder{alert}\n")).unwrap();
-        let (expression, _) = rule.split_once("labels:").unwrap();
-        let has_it = [" ", "\n"].iter().any(|end| expression.contains(&format!("{part}{end}")));
-        assert!(has_it, "{alert}: {part}: {expression}");
-    }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
+use crate::support::binary;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::corpus::generated_batch;
@@ -244,7 +245,7 @@ fn a_directory_of_another_user_is_found() {
     // them.
     let output = std::process::Command::new("setpriv")
         .args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"])
-        .arg(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+        .arg(binary())
         .args(["check", "--config", text(&file)])
         .output()
         .unwrap();

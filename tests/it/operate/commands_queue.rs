@@ -21,6 +21,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
+use crate::support::binary;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;
 use crate::support::http::Client;
@@ -404,14 +405,7 @@ fn a_read_only_mount_is_enough() {
         if !is_root(&spool.path()) {
             command.arg("--map-root-user");
         }
-        command.args([
-            "--mount",
-            "sh",
-            "-c",
-            script,
-            "sh",
-            env!("CARGO_BIN_EXE_kube-audit-forwarder"),
-        ]);
+        command.args(["--mount", "sh", "-c", script, "sh", binary()]);
         command.args(["queue", words, "spool"]).current_dir(spool.parent.path());
         let (code, stdout, stderr) = split(command.output().unwrap());
         assert_eq!(code, Some(0), "{words}: {stderr}");
@@ -433,7 +427,7 @@ fn as_anybody(words: &[&str], directory: &Path) -> (Option<i32>, Vec<u8>, String
     if is_root(directory) {
         command.args(["--inh-caps", capabilities, "--bounding-set", capabilities]);
     }
-    command.arg(env!("CARGO_BIN_EXE_kube-audit-forwarder")).args(words).current_dir(directory);
+    command.arg(binary()).args(words).current_dir(directory);
     split(command.output().unwrap())
 }
 

@@ -5,6 +5,7 @@ use std::process::Command;
 use std::process::Stdio;
 
 use crate::support::PATIENCE;
+use crate::support::binary;
 use crate::support::http;
 use crate::support::relay::run_command;
 use crate::support::relay::spawn_command;
@@ -47,7 +48,7 @@ fn in_a_pipe_it_prints_lines_and_loses_nothing_though_the_consumer_goes_away() {
 
 #[test]
 fn on_a_terminal_it_draws_one_line() {
-    let binary = env!("CARGO_BIN_EXE_kube-audit-forwarder");
+    let binary = binary();
     let output = Command::new("script")
         .args(["-qec", &format!("{binary} demo --seconds 2"), "/dev/null"])
         .env("TERM", "xterm")

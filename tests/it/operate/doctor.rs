@@ -19,6 +19,7 @@ use crate::support::PATIENCE;
 use crate::support::apiserver::Apiserver;
 use crate::support::apiserver::Counted;
 use crate::support::apiserver::now;
+use crate::support::binary;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::corpus::generated_batch;
@@ -228,7 +229,7 @@ fn a_relay_that_cannot_be_reached_is_unknown_and_a_loss_of_kube_apiserver_outran
     said.assert_has("--audit-webhook-batch-buffer-size");
     said.assert_has("7 events of the audit log lost");
 
-    let output = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+    let output = Command::new(binary())
         .args(["doctor", "--relay", &away, "--apiserver", "-"])
         .stdin(Stdio::from(std::fs::File::open(file).unwrap()))
         .output()

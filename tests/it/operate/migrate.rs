@@ -13,6 +13,7 @@ use kube_audit_forwarder::haproxy;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
+use crate::support::binary;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::corpus::corpus;
@@ -193,7 +194,7 @@ fn standard_input_is_read_and_what_is_no_config_is_wrong_usage() {
     let sample = forwarder("  bind :3000", "  server s1 10.0.0.1:8080 check");
     let file = directory.path().join("haproxy.cfg");
     std::fs::write(&file, sample).unwrap();
-    let piped = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+    let piped = Command::new(binary())
         .args(["migrate", "haproxy", "-"])
         .stdin(File::open(file).unwrap())
         .output()
@@ -216,7 +217,7 @@ fn standard_input_is_read_and_what_is_no_config_is_wrong_usage() {
 
 /// The examples: a haproxy.cfg in each file, with what its lines `#! KEY: VALUE` expect.
 fn examples() -> Vec<(String, String)> {
-    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/haproxy");
+    let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/haproxy");
     let read = |entry: std::io::Result<std::fs::DirEntry>| {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();

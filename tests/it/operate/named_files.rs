@@ -13,6 +13,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
+use crate::support::binary;
 use crate::support::corpus::generated_batch;
 use crate::support::http_sink::HttpSink;
 use crate::support::relay::BASE;
@@ -105,7 +106,7 @@ fn a_file_that_is_not_regular_is_named_and_refused_by_check_and_by_run() {
 fn the_config_itself_may_come_from_a_pipe() {
     let directory = TempDir::new().unwrap();
     let config = format!("{BASE}[[output]]\nname = \"out\"\ntype = \"stdout\"\n");
-    let mut check = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+    let mut check = Command::new(binary())
         .args(["check", "/dev/stdin"])
         .current_dir(directory.path())
         .stdin(Stdio::piped())

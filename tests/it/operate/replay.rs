@@ -15,6 +15,7 @@ use flate2::write::GzEncoder;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
+use crate::support::binary;
 use crate::support::certificates::Certificates;
 use crate::support::chance::rng;
 use crate::support::corpus::audit_log;
@@ -63,7 +64,7 @@ impl Place {
     }
 
     fn replay_stdin(&self, url: &str, arguments: &[&str], bytes: &[u8]) -> Said {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+        let mut child = Command::new(binary())
             .args(["replay", "--url", url])
             .args(arguments)
             .current_dir(self.root())
@@ -693,7 +694,7 @@ fn on_a_terminal_there_is_a_bar_and_elsewhere_none() {
     let place = Place::new();
     let file = place.write("log", &numbered_log(400));
     let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(600)));
-    let binary = env!("CARGO_BIN_EXE_kube-audit-forwarder");
+    let binary = binary();
     let command =
         format!("{binary} replay {file} --url {} --batch 200 --concurrency 1", url(&sink));
     let drawn = Command::new("script")

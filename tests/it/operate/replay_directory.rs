@@ -15,6 +15,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
+use crate::support::binary;
 use crate::support::chance::rng;
 use crate::support::http;
 use crate::support::http_sink::Answer;
@@ -650,7 +651,7 @@ fn a_read_only_mount_is_enough_for_a_replay() {
     } else {
         command.args(["--map-root-user", "--mount"]);
     }
-    command.args(["sh", "-c", script, directory, env!("CARGO_BIN_EXE_kube-audit-forwarder")]);
+    command.args(["sh", "-c", script, directory, binary()]);
     command.args(["replay", directory, "--url", &url, "--resume", "state"]);
     command.current_dir(place.scratch.path());
     Said::of(command.output().unwrap()).assert(0, &["replayed 300 events"]);

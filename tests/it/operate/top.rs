@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::support::PATIENCE;
+use crate::support::binary;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::numbered;
@@ -13,8 +14,6 @@ use crate::support::relay::run_command;
 use crate::support::relay::run_command_with;
 use crate::support::terminal::Terminal;
 use crate::support::wait_until;
-
-const BINARY: &str = env!("CARGO_BIN_EXE_kube-audit-forwarder");
 
 /// Starts a relay with an output that works and one whose consumer answers 500.
 fn relay(good: &HttpSink, bad: &HttpSink) -> Relay {
@@ -36,7 +35,7 @@ fn it_shows_trouble_first_and_hears_the_keys_and_leaves_the_terminal_as_it_was()
     let (good, bad) = (HttpSink::accepting(), failing());
     let mut relay = relay(&good, &bad);
     assert_eq!(relay.post(&numbered::list(0, 0..300)).status, 200);
-    let command = format!("{BINARY} top http://{} --interval 500ms", relay.admin());
+    let command = format!("{} top http://{} --interval 500ms", binary(), relay.admin());
     let mut terminal = Terminal::start(&command, 120, 40);
     terminal.wait_for("✕ 500 Internal Server Error. Output siem is down; its events are kept.");
     terminal.wait_for("accepted 300");
@@ -69,7 +68,7 @@ fn a_small_terminal_and_an_interrupt() {
     let (good, bad) = (HttpSink::accepting(), failing());
     let relay = relay(&good, &bad);
     assert_eq!(relay.post(&numbered::list(0, 0..3)).status, 200);
-    let command = format!("{BINARY} top http://{}", relay.admin());
+    let command = format!("{} top http://{}", binary(), relay.admin());
     let mut terminal = Terminal::start(&command, 80, 24);
     terminal.wait_for("✕ 500 Internal Server Error. Output siem is");
     terminal.wait_for("✓ archive");
@@ -89,8 +88,9 @@ fn a_signal_ends_it_and_gives_the_terminal_back() {
     // The shell becomes top; its child waits for a file and then sends the signal.
     let command = format!(
         "sh -c 'top=$$; (until [ -e {} ]; do sleep 0.05; done; kill -TERM $top) & \
-         exec {BINARY} top http://{}'",
+         exec {} top http://{}'",
         end.display(),
+        binary(),
         relay.admin()
     );
     let mut terminal = Terminal::start(&command, 100, 30);
@@ -107,8 +107,9 @@ fn it_ends_when_its_terminal_is_closed() {
     let relay = relay(&good, &bad);
     let process = relay.config_file().with_extension("pid");
     let command = format!(
-        "sh -c 'echo $$ > {}; exec {BINARY} top http://{}'",
+        "sh -c 'echo $$ > {}; exec {} top http://{}'",
         process.display(),
+        binary(),
         relay.admin()
     );
     let terminal = Terminal::start(&command, 100, 30);

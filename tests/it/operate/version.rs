@@ -42,12 +42,6 @@ fn version_says_revision_features_and_the_versions_of_each_format() {
 }
 
 #[test]
-fn the_short_version_is_one_line() {
-    let expected = concat!("kube-audit-forwarder ", env!("CARGO_PKG_VERSION"), "\n");
-    assert_eq!(run(&["-V"]), (Some(0), expected.to_owned(), String::new()));
-}
-
-#[test]
 fn the_page_about_upgrades_shows_the_formats_of_this_program() {
     let page = std::fs::read_to_string(repository().join("docs/operating/upgrade.md")).unwrap();
     for line in formats() {

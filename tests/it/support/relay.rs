@@ -21,6 +21,7 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::PATIENCE;
+use super::binary;
 use super::http;
 use super::metrics::Metrics;
 use super::metrics::assert_conservation;
@@ -154,7 +155,7 @@ impl Builder {
 
 /// Returns a command that runs the binary by this launcher, or directly if `launcher` is empty.
 fn launched<S: AsRef<std::ffi::OsStr>>(launcher: &[S]) -> Command {
-    let binary = env!("CARGO_BIN_EXE_kube-audit-forwarder");
+    let binary = binary();
     let Some((program, arguments)) = launcher.split_first() else { return Command::new(binary) };
     match program.as_ref().to_str() {
         Some("strace") => needs("strace"),
@@ -650,7 +651,7 @@ pub(crate) fn run_command_with(
     directory: &Path,
     variables: &[(&str, &str)],
 ) -> std::process::Output {
-    Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+    Command::new(binary())
         .args(arguments)
         .envs(variables.iter().copied())
         .current_dir(directory)
@@ -674,7 +675,7 @@ pub(crate) fn spawn_command(
     directory: &Path,
     variables: &[(&str, Option<&str>)],
 ) -> Running {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"));
+    let mut command = Command::new(binary());
     command.args(arguments);
     for (name, value) in variables {
         match value {
