@@ -23,13 +23,17 @@ mod ingest {
     mod answers;
     mod instructions;
     #[cfg(feature = "kafka")]
-    mod kafka_broker;
-    #[cfg(feature = "kafka")]
     mod kafka_source;
     mod large_bodies;
     mod limits;
     mod tls;
     mod tls_failures;
+
+    /// They need peers, or root.
+    mod peers {
+        #[cfg(feature = "kafka")]
+        mod kafka_broker;
+    }
 }
 
 /// The queue in memory and on disk: back-pressure, durability, crashes and faults of disks.
@@ -37,11 +41,15 @@ mod queue {
     mod backpressure;
     mod bit_flips;
     mod disk_bounds;
-    mod disk_faults;
     mod durability;
     mod kills;
     mod optional;
     mod spool_start;
+
+    /// They need peers, or root.
+    mod peers {
+        mod disk_faults;
+    }
 }
 
 /// How events go out: each protocol, its consumers, and the faults of consumers and networks.
@@ -50,8 +58,6 @@ mod outputs {
     mod check_connect;
     mod connection_age;
     mod dead_letters;
-    mod dns_names;
-    mod egress_proxy;
     mod elasticsearch;
     mod failover;
     mod faults;
@@ -62,21 +68,27 @@ mod outputs {
     mod http_tls;
     mod ibm_cloud_logs;
     #[cfg(feature = "kafka")]
-    mod kafka_broker;
-    #[cfg(feature = "kafka")]
     mod kafka_output;
-    #[cfg(feature = "kafka")]
-    mod kafka_tls;
     mod loki;
     mod lumberjack;
     mod otlp;
-    mod peers_work;
-    mod relp;
     mod s3;
     mod splunk_hec;
     mod stdout;
-    mod syslog;
     mod tcp;
+
+    /// They need peers, or root.
+    mod peers {
+        mod dns_names;
+        mod egress_proxy;
+        #[cfg(feature = "kafka")]
+        mod kafka_broker;
+        #[cfg(feature = "kafka")]
+        mod kafka_tls;
+        mod peers_work;
+        mod relp;
+        mod syslog;
+    }
 }
 
 /// The log that proves which events came in.
@@ -85,13 +97,17 @@ mod evidence {
     mod believed;
     mod checkpoints;
     mod copy;
-    mod crashes;
     mod hostile;
     mod random;
     mod recorded;
     mod tampered;
     mod verify;
     mod witness;
+
+    /// They need peers, or root.
+    mod peers {
+        mod crashes;
+    }
 }
 
 /// Which events leave, and what is removed from each of them: filters and audit policies.
@@ -118,9 +134,7 @@ mod operate {
     mod healthcheck;
     mod log;
     mod losses;
-    mod migrate;
     mod named_files;
-    mod page;
     mod reload;
     mod replay;
     mod replay_directory;
@@ -132,6 +146,12 @@ mod operate {
     mod top;
     mod upgrade;
     mod version;
+
+    /// They need peers, or root.
+    mod peers {
+        mod migrate;
+        mod page;
+    }
 }
 
 /// The shipped configs and the scripts of `deploy/`.
@@ -139,8 +159,12 @@ mod deploy {
     mod cluster;
     mod configs;
     mod configs_http;
-    mod connect;
     mod way_back;
+
+    /// They need peers, or root.
+    mod peers {
+        mod connect;
+    }
 }
 
 /// The documents and the sources themselves: what the documents say is what the program does.

@@ -86,17 +86,6 @@ fn a_kill_loses_nothing(user: u32, setpriv: &[&str]) {
     }
 }
 
-#[test]
-fn the_images_user_loses_nothing_by_a_kill_on_a_volume_of_root_and_its_group() {
-    a_kill_loses_nothing(65532, &["--reuid=65532", "--regid=65532", "--clear-groups"]);
-}
-
-#[test]
-fn a_user_that_openshift_chose_loses_nothing_by_a_kill_on_a_volume_of_root_and_its_fs_group() {
-    let user = ["--reuid=1000650000", "--regid=0", "--groups=1000650000"];
-    a_kill_loses_nothing(1_000_650_000, &user);
-}
-
 /// A cluster that consists of `tests/peers/kubectl`. The directory holds its CAs, the calls that
 /// were made, and the Secret as pods see it.
 pub(super) struct Cluster {
@@ -215,117 +204,134 @@ pub(super) fn curl(ca: &Path, url: &str, port: u16, body: &Path) -> Output {
         .unwrap()
 }
 
-#[test]
-fn certificate_sh_makes_what_the_relay_serves_and_rotates_it_without_a_restart() {
-    let cluster = Cluster::new();
-    let consumer = Tallying::tcp();
-    let mount = cluster.path("mount");
-    let tls = format!(
-        "[[listener]]\naddress = \"127.0.0.2:0\"\n[listener.tls]\ncertificate = \"{0}/tls.crt\"\n\
-         private_key = \"{0}/tls.key\"\noptional = true\n",
-        text(&mount)
-    );
-    // The TLS listener opens on all addresses, so that the port is the same on each.
-    let tls = tls.replace("127.0.0.2", "0.0.0.0");
-    let config = format!("{BASE}{tls}{}", consumer.output("out", ""));
-    let mut relay = Relay::with(&config).listeners(1).start();
-    let mut plain = Client::connect(relay.address()).unwrap();
-    let pid = relay.pid();
+/// They need peers, or root.
+mod peers {
+    use super::*;
 
-    succeeded(&cluster.certificate());
-    relay.wait_for_listeners(2);
-    let port = relay.listeners()[1].1.port();
-    let ca = cluster.path("ca.crt");
-    // The certificate has four names and two addresses, and a sender may use each of them.
-    let batch = numbered::list(0, 0..10);
-    let body = cluster.path("batch.json");
-    std::fs::write(&body, &batch).unwrap();
-    let hosts = [
-        "kube-audit-forwarder.ibm-kube-audit.svc",
-        "kube-audit-forwarder.ibm-kube-audit.svc.cluster.local",
-        "kube-audit-forwarder.ibm-kube-audit",
-        "kube-audit-forwarder",
-        "10.96.0.17",
-        "[fd00::17]",
-    ];
-    for host in hosts {
-        let answer = curl(&ca, &format!("https://{host}/post"), port, &body);
-        assert_eq!(
-            String::from_utf8_lossy(&answer.stdout).trim(),
-            "{\"accepted\":10}",
-            "{answer:?}"
+    #[test]
+    fn the_images_user_loses_nothing_by_a_kill_on_a_volume_of_root_and_its_group() {
+        a_kill_loses_nothing(65532, &["--reuid=65532", "--regid=65532", "--clear-groups"]);
+    }
+
+    #[test]
+    fn a_user_that_openshift_chose_loses_nothing_by_a_kill_on_a_volume_of_root_and_its_fs_group() {
+        let user = ["--reuid=1000650000", "--regid=0", "--groups=1000650000"];
+        a_kill_loses_nothing(1_000_650_000, &user);
+    }
+
+    #[test]
+    fn certificate_sh_makes_what_the_relay_serves_and_rotates_it_without_a_restart() {
+        let cluster = Cluster::new();
+        let consumer = Tallying::tcp();
+        let mount = cluster.path("mount");
+        let tls = format!(
+            "[[listener]]\naddress = \"127.0.0.2:0\"\n[listener.tls]\ncertificate = \"{0}/tls.crt\"\n\
+             private_key = \"{0}/tls.key\"\noptional = true\n",
+            text(&mount)
         );
+        // The TLS listener opens on all addresses, so that the port is the same on each.
+        let tls = tls.replace("127.0.0.2", "0.0.0.0");
+        let config = format!("{BASE}{tls}{}", consumer.output("out", ""));
+        let mut relay = Relay::with(&config).listeners(1).start();
+        let mut plain = Client::connect(relay.address()).unwrap();
+        let pid = relay.pid();
+
+        succeeded(&cluster.certificate());
+        relay.wait_for_listeners(2);
+        let port = relay.listeners()[1].1.port();
+        let ca = cluster.path("ca.crt");
+        // The certificate has four names and two addresses, and a sender may use each of them.
+        let batch = numbered::list(0, 0..10);
+        let body = cluster.path("batch.json");
+        std::fs::write(&body, &batch).unwrap();
+        let hosts = [
+            "kube-audit-forwarder.ibm-kube-audit.svc",
+            "kube-audit-forwarder.ibm-kube-audit.svc.cluster.local",
+            "kube-audit-forwarder.ibm-kube-audit",
+            "kube-audit-forwarder",
+            "10.96.0.17",
+            "[fd00::17]",
+        ];
+        for host in hosts {
+            let answer = curl(&ca, &format!("https://{host}/post"), port, &body);
+            assert_eq!(
+                String::from_utf8_lossy(&answer.stdout).trim(),
+                "{\"accepted\":10}",
+                "{answer:?}"
+            );
+        }
+        let other = curl(&ca, "https://elsewhere.example/post", port, &body);
+        assert!(!other.status.success(), "any name will do");
+        // No command line holds a secret, and the Secret has the name and the type that the
+        // manifests use.
+        let calls = cluster.calls();
+        for expected in ["certificate approve kube-audit-forwarder.ibm-kube-audit", "apply -f -"] {
+            assert!(calls.lines().any(|call| call == expected), "{calls}");
+        }
+        let secret = std::fs::read_to_string(cluster.path("applied.yaml")).unwrap();
+        for expected in
+            ["name: audit-webhook", "namespace: ibm-kube-audit", "type: kubernetes.io/tls"]
+        {
+            assert!(secret.contains(expected), "{secret}");
+        }
+        assert_eq!(
+            std::fs::read(mount.join("..data/ca.crt")).unwrap(),
+            std::fs::read(&ca).unwrap(),
+            "what a sender has to trust"
+        );
+
+        let first = cluster.presented(port).expect("a certificate");
+        succeeded(&cluster.certificate());
+        wait_until("the new certificate", PATIENCE, || {
+            cluster.presented(port).is_some_and(|now| now != first)
+        });
+        let served = cluster.presented(port).unwrap();
+        assert_eq!(served, std::fs::read_to_string(mount.join("tls.crt")).unwrap());
+        let answer = curl(&ca, &format!("https://{}/post", hosts[0]), port, &body);
+        assert!(answer.status.success(), "{answer:?}");
+        // The process is the same, and has closed nobody's connection.
+        let kept = plain.post("/", "application/json", &batch).unwrap();
+        assert_eq!(kept.status, 200);
+        assert_eq!(relay.pid(), pid);
+        let metrics = relay.metrics();
+        assert_eq!(metrics.value("config_reload_total", &[("result", "error")]), 0.0);
+        let batches = hosts.len() + 2;
+        assert_eq!(
+            metrics.value("event_total", &[]),
+            10.0 * f64::from(u32::try_from(batches).unwrap())
+        );
+        relay.finish(Backlog::Empty);
     }
-    let other = curl(&ca, "https://elsewhere.example/post", port, &body);
-    assert!(!other.status.success(), "any name will do");
-    // No command line holds a secret, and the Secret has the name and the type that the manifests
-    // use.
-    let calls = cluster.calls();
-    for expected in ["certificate approve kube-audit-forwarder.ibm-kube-audit", "apply -f -"] {
-        assert!(calls.lines().any(|call| call == expected), "{calls}");
+
+    #[test]
+    fn certificate_sh_keeps_the_type_of_a_secret_that_is_there() {
+        let cluster = Cluster::new();
+        std::fs::write(cluster.path("type"), "Opaque").unwrap();
+        succeeded(&cluster.certificate());
+        assert_eq!(std::fs::read_to_string(cluster.path("type")).unwrap(), "Opaque");
     }
-    let secret = std::fs::read_to_string(cluster.path("applied.yaml")).unwrap();
-    for expected in ["name: audit-webhook", "namespace: ibm-kube-audit", "type: kubernetes.io/tls"]
-    {
-        assert!(secret.contains(expected), "{secret}");
+
+    #[test]
+    fn certificate_sh_gives_no_ca_where_it_does_not_know_who_signed() {
+        let cluster = Cluster::new();
+        std::fs::write(cluster.path("foreign"), "").unwrap();
+        let output = cluster.certificate();
+        succeeded(&output);
+        assert!(String::from_utf8_lossy(&output.stderr).contains("the Secret gets no ca.crt"));
+        assert!(cluster.path("mount/tls.crt").is_file());
+        assert!(!cluster.path("mount/..data/ca.crt").exists());
     }
-    assert_eq!(
-        std::fs::read(mount.join("..data/ca.crt")).unwrap(),
-        std::fs::read(&ca).unwrap(),
-        "what a sender has to trust"
-    );
 
-    let first = cluster.presented(port).expect("a certificate");
-    succeeded(&cluster.certificate());
-    wait_until("the new certificate", PATIENCE, || {
-        cluster.presented(port).is_some_and(|now| now != first)
-    });
-    let served = cluster.presented(port).unwrap();
-    assert_eq!(served, std::fs::read_to_string(mount.join("tls.crt")).unwrap());
-    let answer = curl(&ca, &format!("https://{}/post", hosts[0]), port, &body);
-    assert!(answer.status.success(), "{answer:?}");
-    // The process is the same, and has closed nobody's connection.
-    let kept = plain.post("/", "application/json", &batch).unwrap();
-    assert_eq!(kept.status, 200);
-    assert_eq!(relay.pid(), pid);
-    let metrics = relay.metrics();
-    assert_eq!(metrics.value("config_reload_total", &[("result", "error")]), 0.0);
-    let batches = hosts.len() + 2;
-    assert_eq!(
-        metrics.value("event_total", &[]),
-        10.0 * f64::from(u32::try_from(batches).unwrap())
-    );
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn certificate_sh_keeps_the_type_of_a_secret_that_is_there() {
-    let cluster = Cluster::new();
-    std::fs::write(cluster.path("type"), "Opaque").unwrap();
-    succeeded(&cluster.certificate());
-    assert_eq!(std::fs::read_to_string(cluster.path("type")).unwrap(), "Opaque");
-}
-
-#[test]
-fn certificate_sh_gives_no_ca_where_it_does_not_know_who_signed() {
-    let cluster = Cluster::new();
-    std::fs::write(cluster.path("foreign"), "").unwrap();
-    let output = cluster.certificate();
-    succeeded(&output);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("the Secret gets no ca.crt"));
-    assert!(cluster.path("mount/tls.crt").is_file());
-    assert!(!cluster.path("mount/..data/ca.crt").exists());
-}
-
-#[test]
-fn certificate_sh_leaves_the_secret_alone_where_the_request_is_denied() {
-    let cluster = Cluster::new();
-    succeeded(&cluster.certificate());
-    let before = std::fs::read(cluster.path("mount/tls.crt")).unwrap();
-    std::fs::write(cluster.path("denies"), "").unwrap();
-    let output = cluster.certificate();
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(said.contains("did not sign") && said.contains("Denied: not by us"), "{said}");
-    assert_eq!(std::fs::read(cluster.path("mount/tls.crt")).unwrap(), before);
+    #[test]
+    fn certificate_sh_leaves_the_secret_alone_where_the_request_is_denied() {
+        let cluster = Cluster::new();
+        succeeded(&cluster.certificate());
+        let before = std::fs::read(cluster.path("mount/tls.crt")).unwrap();
+        std::fs::write(cluster.path("denies"), "").unwrap();
+        let output = cluster.certificate();
+        assert_eq!(output.status.code(), Some(1));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("did not sign") && said.contains("Denied: not by us"), "{said}");
+        assert_eq!(std::fs::read(cluster.path("mount/tls.crt")).unwrap(), before);
+    }
 }

@@ -112,73 +112,6 @@ fn logstash_beats_sends_windows_plain_and_over_tls() {
 }
 
 #[test]
-fn syslog_tls_sends_to_rsyslog_over_tls_and_to_syslog_ng_over_tcp() {
-    let certificates = Certificates::new();
-    let secure = Rsyslog::start(Security::Tls, &certificates);
-    let plain = SyslogNg::start(Security::Plain, &certificates);
-    let config = shipped(
-        "syslog-tls.toml",
-        &[
-            ("syslog.example.com:6514", &by_name(secure.address())),
-            ("syslog.example.com:601", &by_name(plain.address())),
-            ("/certificates/ca.crt", text(&certificates.ca)),
-        ],
-    );
-    let relay = Relay::start(&config);
-    let expected = post_corpus(&relay);
-    relay.wait_until_delivered(PATIENCE);
-    secure.wait_for_count(expected.len(), PATIENCE);
-    plain.wait_for_count(expected.len(), PATIENCE);
-    assert!(secure.messages() == expected);
-    assert!(plain.messages() == expected);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn syslog_tls_sends_to_syslog_ng_over_tls_and_to_rsyslog_over_tcp() {
-    let certificates = Certificates::new();
-    let secure = SyslogNg::start(Security::Tls, &certificates);
-    let plain = Rsyslog::start(Security::Plain, &certificates);
-    let config = shipped(
-        "syslog-tls.toml",
-        &[
-            ("syslog.example.com:6514", &by_name(secure.address())),
-            ("syslog.example.com:601", &by_name(plain.address())),
-            ("/certificates/ca.crt", text(&certificates.ca)),
-        ],
-    );
-    let relay = Relay::start(&config);
-    let expected = post_corpus(&relay);
-    relay.wait_until_delivered(PATIENCE);
-    secure.wait_for_count(expected.len(), PATIENCE);
-    plain.wait_for_count(expected.len(), PATIENCE);
-    assert!(secure.messages() == expected);
-    assert!(plain.messages() == expected);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn rsyslog_relp_sends_over_tls_and_over_tcp() {
-    let certificates = Certificates::new();
-    let secure = Rsyslog::relp(Security::Tls, &certificates);
-    let plain = Rsyslog::relp(Security::Plain, &certificates);
-    let config = shipped(
-        "rsyslog-relp.toml",
-        &[
-            ("syslog.example.com:20514", &by_name(secure.address())),
-            ("syslog.example.com:2514", &by_name(plain.address())),
-            ("/certificates/ca.crt", text(&certificates.ca)),
-        ],
-    );
-    let relay = Relay::start(&config);
-    let expected = post_corpus(&relay);
-    relay.wait_until_delivered(PATIENCE);
-    assert!(secure.messages() == expected);
-    assert!(plain.messages() == expected);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
 fn fan_out_sends_everything_to_both_and_goes_to_the_second_logstash_when_the_first_is_down() {
     let (mut first, second) = (TcpSink::start(), TcpSink::start());
     let archive = HttpSink::accepting();
@@ -256,4 +189,76 @@ fn stdout_writes_lines_and_opens_https_when_the_certificate_appears() {
     wait_until("all of it", PATIENCE, || relay.stdout().len() >= lines.len());
     assert!(relay.stdout() == lines);
     relay.finish(Backlog::Empty);
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    #[test]
+    fn syslog_tls_sends_to_rsyslog_over_tls_and_to_syslog_ng_over_tcp() {
+        let certificates = Certificates::new();
+        let secure = Rsyslog::start(Security::Tls, &certificates);
+        let plain = SyslogNg::start(Security::Plain, &certificates);
+        let config = shipped(
+            "syslog-tls.toml",
+            &[
+                ("syslog.example.com:6514", &by_name(secure.address())),
+                ("syslog.example.com:601", &by_name(plain.address())),
+                ("/certificates/ca.crt", text(&certificates.ca)),
+            ],
+        );
+        let relay = Relay::start(&config);
+        let expected = post_corpus(&relay);
+        relay.wait_until_delivered(PATIENCE);
+        secure.wait_for_count(expected.len(), PATIENCE);
+        plain.wait_for_count(expected.len(), PATIENCE);
+        assert!(secure.messages() == expected);
+        assert!(plain.messages() == expected);
+        relay.finish(Backlog::Empty);
+    }
+
+    #[test]
+    fn syslog_tls_sends_to_syslog_ng_over_tls_and_to_rsyslog_over_tcp() {
+        let certificates = Certificates::new();
+        let secure = SyslogNg::start(Security::Tls, &certificates);
+        let plain = Rsyslog::start(Security::Plain, &certificates);
+        let config = shipped(
+            "syslog-tls.toml",
+            &[
+                ("syslog.example.com:6514", &by_name(secure.address())),
+                ("syslog.example.com:601", &by_name(plain.address())),
+                ("/certificates/ca.crt", text(&certificates.ca)),
+            ],
+        );
+        let relay = Relay::start(&config);
+        let expected = post_corpus(&relay);
+        relay.wait_until_delivered(PATIENCE);
+        secure.wait_for_count(expected.len(), PATIENCE);
+        plain.wait_for_count(expected.len(), PATIENCE);
+        assert!(secure.messages() == expected);
+        assert!(plain.messages() == expected);
+        relay.finish(Backlog::Empty);
+    }
+
+    #[test]
+    fn rsyslog_relp_sends_over_tls_and_over_tcp() {
+        let certificates = Certificates::new();
+        let secure = Rsyslog::relp(Security::Tls, &certificates);
+        let plain = Rsyslog::relp(Security::Plain, &certificates);
+        let config = shipped(
+            "rsyslog-relp.toml",
+            &[
+                ("syslog.example.com:20514", &by_name(secure.address())),
+                ("syslog.example.com:2514", &by_name(plain.address())),
+                ("/certificates/ca.crt", text(&certificates.ca)),
+            ],
+        );
+        let relay = Relay::start(&config);
+        let expected = post_corpus(&relay);
+        relay.wait_until_delivered(PATIENCE);
+        assert!(secure.messages() == expected);
+        assert!(plain.messages() == expected);
+        relay.finish(Backlog::Empty);
+    }
 }

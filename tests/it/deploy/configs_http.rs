@@ -80,30 +80,6 @@ fn haproxy_replacement_takes_any_path_and_sends_event_lists() {
 }
 
 #[test]
-fn haproxy_replacement_works_in_front_of_the_haproxy_that_it_replaces() {
-    let sink = HttpSink::accepting();
-    let haproxy = Haproxy::start(sink.address());
-    let relay = haproxy_replacement(haproxy.address());
-    let events = post_the_corpus(relay.address());
-    relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&accepted_events(&sink), &events);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn haproxy_replacement_works_behind_the_haproxy_that_it_replaces_and_nginx_after_it() {
-    let certificates = Certificates::new();
-    let sink = HttpSink::accepting();
-    let nginx = Nginx::start(Security::Plain, &certificates, sink.address());
-    let relay = haproxy_replacement(nginx.address());
-    let haproxy = Haproxy::start(relay.address());
-    let events = post_the_corpus(haproxy.address());
-    relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&accepted_events(&sink), &events);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
 fn haproxy_replacement_keeps_what_haproxy_would_have_lost() {
     let mut sink = HttpSink::accepting();
     let address = sink.address();
@@ -146,43 +122,6 @@ fn https_mtls_presents_its_certificate_and_sends_arrays() {
         assert!(request.body.starts_with(b"[{") && request.body.ends_with(b"}]"));
     }
     assert_eq!(sink.handshake_failures(), [] as [String; 0]);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn https_mtls_works_with_an_nginx_that_asks_for_certificates() {
-    let certificates = Certificates::new();
-    let sink = HttpSink::accepting();
-    let nginx = Nginx::start(Security::MutualTls, &certificates, sink.address());
-    let relay = https_mtls(&certificates, nginx.address().port());
-    let events = post_the_corpus(relay.address());
-    relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&accepted_events(&sink), &events);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn saas_webhook_sends_compressed_lines_to_a_url_with_the_token() {
-    let certificates = Certificates::new();
-    let sink = HttpSink::accepting();
-    let nginx = Nginx::start(Security::Tls, &certificates, sink.address());
-    let directory = tempfile::tempdir().unwrap();
-    let token = directory.path().join("token");
-    std::fs::write(&token, "s3cr3t-t0ken\n").unwrap();
-    let host = format!("localhost:{}", nginx.address().port());
-    let substitutions = [("logs.example.com", host.as_str()), ("/secrets/token", text(&token))];
-    // The config names no CA, so the system's roots count, which here are only our CA.
-    let relay = Relay::with(&shipped("saas-webhook.toml", &substitutions))
-        .variable("SSL_CERT_FILE", text(&certificates.ca))
-        .start();
-    let events = post_the_corpus(relay.address());
-    relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&accepted_events(&sink), &events);
-    for request in sink.requests() {
-        assert_eq!(request.target, "/v1/ingest?token=s3cr3t-t0ken");
-        assert_eq!(request.header("content-type"), Some("application/x-ndjson"));
-        assert_eq!(request.header("content-encoding"), Some("gzip"));
-    }
     relay.finish(Backlog::Empty);
 }
 
@@ -410,4 +349,70 @@ fn durable_keeps_what_was_accepted_through_a_kill() {
     relay.wait_until_delivered(PATIENCE);
     assert_same_set(&accepted_events(&sink), &events);
     relay.finish(Backlog::Empty);
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    #[test]
+    fn haproxy_replacement_works_in_front_of_the_haproxy_that_it_replaces() {
+        let sink = HttpSink::accepting();
+        let haproxy = Haproxy::start(sink.address());
+        let relay = haproxy_replacement(haproxy.address());
+        let events = post_the_corpus(relay.address());
+        relay.wait_until_delivered(PATIENCE);
+        assert_same_set(&accepted_events(&sink), &events);
+        relay.finish(Backlog::Empty);
+    }
+
+    #[test]
+    fn haproxy_replacement_works_behind_the_haproxy_that_it_replaces_and_nginx_after_it() {
+        let certificates = Certificates::new();
+        let sink = HttpSink::accepting();
+        let nginx = Nginx::start(Security::Plain, &certificates, sink.address());
+        let relay = haproxy_replacement(nginx.address());
+        let haproxy = Haproxy::start(relay.address());
+        let events = post_the_corpus(haproxy.address());
+        relay.wait_until_delivered(PATIENCE);
+        assert_same_set(&accepted_events(&sink), &events);
+        relay.finish(Backlog::Empty);
+    }
+
+    #[test]
+    fn https_mtls_works_with_an_nginx_that_asks_for_certificates() {
+        let certificates = Certificates::new();
+        let sink = HttpSink::accepting();
+        let nginx = Nginx::start(Security::MutualTls, &certificates, sink.address());
+        let relay = https_mtls(&certificates, nginx.address().port());
+        let events = post_the_corpus(relay.address());
+        relay.wait_until_delivered(PATIENCE);
+        assert_same_set(&accepted_events(&sink), &events);
+        relay.finish(Backlog::Empty);
+    }
+
+    #[test]
+    fn saas_webhook_sends_compressed_lines_to_a_url_with_the_token() {
+        let certificates = Certificates::new();
+        let sink = HttpSink::accepting();
+        let nginx = Nginx::start(Security::Tls, &certificates, sink.address());
+        let directory = tempfile::tempdir().unwrap();
+        let token = directory.path().join("token");
+        std::fs::write(&token, "s3cr3t-t0ken\n").unwrap();
+        let host = format!("localhost:{}", nginx.address().port());
+        let substitutions = [("logs.example.com", host.as_str()), ("/secrets/token", text(&token))];
+        // The config names no CA, so the system's roots count, which here are only our CA.
+        let relay = Relay::with(&shipped("saas-webhook.toml", &substitutions))
+            .variable("SSL_CERT_FILE", text(&certificates.ca))
+            .start();
+        let events = post_the_corpus(relay.address());
+        relay.wait_until_delivered(PATIENCE);
+        assert_same_set(&accepted_events(&sink), &events);
+        for request in sink.requests() {
+            assert_eq!(request.target, "/v1/ingest?token=s3cr3t-t0ken");
+            assert_eq!(request.header("content-type"), Some("application/x-ndjson"));
+            assert_eq!(request.header("content-encoding"), Some("gzip"));
+        }
+        relay.finish(Backlog::Empty);
+    }
 }

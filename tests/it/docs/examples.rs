@@ -177,37 +177,42 @@ fn logstash_http_sends_arrays_with_the_password() {
     relay.finish(Backlog::Empty);
 }
 
-#[test]
-fn rsyslog_tls_writes_each_event_as_a_line() {
-    needs("openssl");
-    let example = Example::copy("rsyslog-tls");
-    let script = example.path("certificates.sh");
-    assert_eq!(std::fs::metadata(&script).unwrap().permissions().mode() & 0o111, 0o111);
-    let made = Command::new(&script).current_dir(example.directory.path()).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let rsyslog = example.rsyslog("6514");
-    let relay = example.relay(&[
-        ("localhost:6514", &format!("localhost:{}", rsyslog.address().port())),
-        ("\"ca.crt\"", &format!("\"{}\"", text(&example.path("ca.crt")))),
-    ]);
-    let expected = post(&relay);
-    relay.wait_until_delivered(PATIENCE);
-    assert!(example.audit_log(expected.len()) == expected);
-    relay.finish(Backlog::Empty);
-}
+/// They need peers, or root.
+mod peers {
+    use super::*;
 
-#[test]
-fn rsyslog_relp_on_disk_delivers_after_a_kill_what_was_accepted_before_rsyslog_started() {
-    let example = Example::copy("rsyslog-relp-on-disk");
-    let spool = ("\"queue\"", &*format!("\"{}\"", text(&example.path("queue"))));
-    // Nobody listens there yet.
-    let away = format!("127.0.0.1:{}", crate::support::free_port());
-    let mut relay = example.relay(&[spool, ("127.0.0.1:2514", &away)]);
-    let expected = post(&relay);
-    relay.kill();
-    let rsyslog = example.rsyslog("2514");
-    let relay = example.relay(&[spool, ("127.0.0.1:2514", &rsyslog.address().to_string())]);
-    relay.wait_until_delivered(PATIENCE);
-    assert!(example.audit_log(expected.len()) == expected);
-    relay.finish(Backlog::Empty);
+    #[test]
+    fn rsyslog_tls_writes_each_event_as_a_line() {
+        needs("openssl");
+        let example = Example::copy("rsyslog-tls");
+        let script = example.path("certificates.sh");
+        assert_eq!(std::fs::metadata(&script).unwrap().permissions().mode() & 0o111, 0o111);
+        let made = Command::new(&script).current_dir(example.directory.path()).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let rsyslog = example.rsyslog("6514");
+        let relay = example.relay(&[
+            ("localhost:6514", &format!("localhost:{}", rsyslog.address().port())),
+            ("\"ca.crt\"", &format!("\"{}\"", text(&example.path("ca.crt")))),
+        ]);
+        let expected = post(&relay);
+        relay.wait_until_delivered(PATIENCE);
+        assert!(example.audit_log(expected.len()) == expected);
+        relay.finish(Backlog::Empty);
+    }
+
+    #[test]
+    fn rsyslog_relp_on_disk_delivers_after_a_kill_what_was_accepted_before_rsyslog_started() {
+        let example = Example::copy("rsyslog-relp-on-disk");
+        let spool = ("\"queue\"", &*format!("\"{}\"", text(&example.path("queue"))));
+        // Nobody listens there yet.
+        let away = format!("127.0.0.1:{}", crate::support::free_port());
+        let mut relay = example.relay(&[spool, ("127.0.0.1:2514", &away)]);
+        let expected = post(&relay);
+        relay.kill();
+        let rsyslog = example.rsyslog("2514");
+        let relay = example.relay(&[spool, ("127.0.0.1:2514", &rsyslog.address().to_string())]);
+        relay.wait_until_delivered(PATIENCE);
+        assert!(example.audit_log(expected.len()) == expected);
+        relay.finish(Backlog::Empty);
+    }
 }

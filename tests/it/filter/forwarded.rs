@@ -392,148 +392,6 @@ fn a_match_by_namespace_or_name_believes_the_url_alone() {
     }
 }
 
-/// Method: an event of a cluster-wide binding is changed in every member that its sender can
-/// choose, to a value that a `None` rule of the policy names. The filter also deduplicates, and all
-/// variants have the same auditID. None of them may be hidden by the policy or as a duplicate.
-#[test]
-fn nothing_that_its_sender_writes_into_an_event_hides_it() {
-    const POLICY: &str = r#"
-apiVersion: audit.k8s.io/v1
-kind: Policy
-rules:
-- {level: None, namespaces: [quiet, noise]}
-- {level: None, resources: [{group: "*", resources: ["*"], resourceNames: [evil, noise]}]}
-- {level: None, users: [noise]}
-- {level: None, userGroups: [noise]}
-- {level: None, verbs: [noise]}
-- {level: None, resources: [{group: "*", resources: [noise, "*/noise"]}]}
-- {level: None, nonResourceURLs: ["*"]}
-- {level: RequestResponse}
-"#;
-    let directory = TempDir::new().unwrap();
-    let file = policy_file(directory.path(), POLICY.trim_start());
-    let binding = recorded_binding();
-    let with = |from: &str, to: &str| {
-        let changed = binding.replacen(from, to, 1);
-        assert_ne!(changed, binding, "{from}");
-        changed
-    };
-    let agent = r#""userAgent":"curl/7.88.1""#;
-    // All events have one auditID, because the sender chooses the auditID too.
-    let events = [
-        binding.clone(),
-        with(agent, r#""userAgent":"noise""#),
-        with(r#""sourceIPs":["127.0.0.1"]"#, r#""sourceIPs":["192.0.2.1","127.0.0.1"]"#),
-        with(
-            r#""sourceIPs""#,
-            r#""impersonatedUser":{"username":"noise","groups":["noise"],"extra":{"noise":["noise"]}},"sourceIPs""#,
-        ),
-        with(
-            r#""namespace":"quiet","name":"evil""#,
-            r#""namespace":"noise","name":"noise","uid":"noise","resourceVersion":"1""#,
-        ),
-        with(
-            "clusterrolebindings\"",
-            "clusterrolebindings?labelSelector=noise\\u0026fieldSelector=metadata.namespace%3Dnoise\"",
-        ),
-        with(
-            r#""requestObject":{"kind":"ClusterRoleBinding""#,
-            r#""requestObject":{"kind":"noise""#,
-        ),
-        with(
-            r#""authorization.k8s.io/reason":"""#,
-            r#""authorization.k8s.io/reason":"","noise/noise":"noise""#,
-        ),
-        with(
-            r#""responseStatus":{"metadata":{},"code":201}"#,
-            r#""responseStatus":{"metadata":{},"message":"noise","code":201}"#,
-        ),
-    ];
-    let filter =
-        format!("filter.policy = \"{file}\"\nfilter.deduplicate = \"5m\"\nfilter.redact = []\n");
-    let (got, relay) = filter_events(&filter, &events);
-    assert_eq!(got, events);
-    for action in ["dropped", "duplicate", "redacted", "lowered"] {
-        assert_eq!(filtered(&relay, action), 0.0, "{action}");
-    }
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn credentials_that_can_be_known_leave_by_no_output_that_redacts() {
-    const TOKEN: &str = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl-_";
-    const SECRET: &str = "hunter2";
-    let binding = recorded_binding();
-    let of = |from: &str, to: &str| {
-        let changed = binding.replacen(from, to, 1);
-        assert_ne!(changed, binding, "{from}");
-        changed
-    };
-    let agent = r#""userAgent":"curl/7.88.1""#;
-    let uri = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings\"";
-    let exec = "/api/v1/namespaces/a/pods/b/exec?command=login";
-    let mut events: Vec<String> = [
-        ("b4bd698d-36c8-489d-b8c7-72fb93c6539f", TOKEN.to_owned()),
-        (agent, format!(r#""userAgent":"x {TOKEN}""#)),
-        (
-            agent,
-            format!(r#""impersonatedUser":{{"username":"a","extra":{{"b":["{TOKEN}"]}}}},{agent}"#),
-        ),
-        (r#""uid":"uid-admin""#, format!(r#""uid":"uid-admin","extra":{{"{TOKEN}":["b"]}}"#)),
-        (
-            r#""metadata":{"name":"evil""#,
-            format!(r#""metadata":{{"labels":{{"a":"{TOKEN}"}},"name":"evil""#),
-        ),
-        (
-            r#""authorization.k8s.io/reason":"""#,
-            format!(r#""authorization.k8s.io/reason":"","a.b.c/d":"{TOKEN}""#),
-        ),
-        (uri, format!("/{TOKEN}\"")),
-        (uri, format!("/api/v1/pods?labelSelector=token%3D{SECRET}\"")),
-        (uri, format!("/api/v1/pods?token[]={SECRET}\"")),
-        (uri, format!("/api/v1/pods?a=b;token={SECRET}\"")),
-        (uri, format!("/api/v1/pods;token={SECRET}\"")),
-        (uri, format!("/access_token={SECRET}/a\"")),
-        (uri, format!("{exec}\\u0026command=--token={SECRET}\\u0026container=c\"")),
-        (uri, format!("{exec}\\u0026command=--password\\u0026command={SECRET}\"")),
-        (uri, format!("{exec}\\u0026command=-H\\u0026command=Authorization%3A+Bearer+{SECRET}\"")),
-    ]
-    .iter()
-    .map(|(from, to)| of(from, to))
-    .collect();
-    // Annotations that admission adds to an event about a Secret are removed together with the
-    // Secret's data.
-    events.push(
-        of(r#""resource":"clusterrolebindings""#, r#""resource":"secrets""#)
-            .replacen(r#","apiGroup":"rbac.authorization.k8s.io""#, "", 1)
-            .replacen(
-                r#""authorization.k8s.io/reason":"""#,
-                &format!(r#""authorization.k8s.io/reason":"","webhook.example.com/a":"{SECRET}""#),
-                1,
-            ),
-    );
-    let secrets = events.len();
-    events.push(binding.clone());
-    let (got, relay) = filter_events("filter.redact = []\n", &events);
-    assert_eq!(got.len(), events.len());
-    assert_eq!(got[secrets], binding);
-    for (before, after) in events[..secrets].iter().zip(&got) {
-        assert!(before.contains(TOKEN) || before.contains(SECRET), "{before}");
-        assert!(!after.contains("eyJ") && !after.contains(SECRET), "{after}");
-        // No other part of the event is lost.
-        let is_same =
-            |name: &str| parsed(before.as_bytes())[name] == parsed(after.as_bytes())[name];
-        assert!(["stage", "verb", "sourceIPs", "stageTimestamp"].iter().all(|name| is_same(name)));
-        assert_eq!(
-            before.contains(r#""resource":"secrets""#),
-            !parsed(after.as_bytes())["requestObject"].is_object(),
-            "{after}"
-        );
-    }
-    assert_eq!(filtered(&relay, "redacted"), secrets as f64);
-    relay.finish(Backlog::Empty);
-}
-
 #[test]
 fn an_output_without_a_filter_gets_every_byte_beside_one_that_has_one() {
     let (plain, sifted) = (HttpSink::accepting(), HttpSink::accepting());
@@ -748,27 +606,186 @@ fn what_stays_too_large_without_its_bodies_is_kept_as_a_dead_letter() {
     relay.finish(Backlog::Empty);
 }
 
-#[test]
-fn syslog_says_in_its_structured_data_what_is_added_to_events() {
-    let rsyslog = Rsyslog::start(Security::Plain, &Certificates::new());
-    let config = format!(
-        "{BASE}[[output]]\nname = \"consumer\"\ntype = \"syslog\"\naddresses = [\"{}\"]\nhostname = \"h\"\n\
-         filter.annotate = {{ cluster = 'prod \"eu\"] \\' }}\nfilter.match = {{ verbs = [\"update\"] }}\n",
-        rsyslog.address()
-    );
-    let relay = Relay::start(&config);
-    let batch = generated_batch(4, 20, 900);
-    assert_eq!(relay.post(&batch).status, 200);
-    rsyslog.wait_for_count(20, PATIENCE);
-    for raw in rsyslog.raw() {
-        let raw = String::from_utf8(raw).unwrap();
-        let data = r#" h kube-audit - - [kube-audit-forwarder@32473 cluster="prod \"eu\"\] \\"] {"#;
-        assert!(raw.contains(data), "{raw}");
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// Method: an event of a cluster-wide binding is changed in every member that its sender can
+    /// choose, to a value that a `None` rule of the policy names. The filter also deduplicates, and
+    /// all variants have the same auditID. None of them may be hidden by the policy or as a
+    /// duplicate.
+    #[test]
+    fn nothing_that_its_sender_writes_into_an_event_hides_it() {
+        const POLICY: &str = r#"
+    apiVersion: audit.k8s.io/v1
+    kind: Policy
+    rules:
+    - {level: None, namespaces: [quiet, noise]}
+    - {level: None, resources: [{group: "*", resources: ["*"], resourceNames: [evil, noise]}]}
+    - {level: None, users: [noise]}
+    - {level: None, userGroups: [noise]}
+    - {level: None, verbs: [noise]}
+    - {level: None, resources: [{group: "*", resources: [noise, "*/noise"]}]}
+    - {level: None, nonResourceURLs: ["*"]}
+    - {level: RequestResponse}
+    "#;
+        let directory = TempDir::new().unwrap();
+        let file = policy_file(directory.path(), POLICY.trim_start());
+        let binding = recorded_binding();
+        let with = |from: &str, to: &str| {
+            let changed = binding.replacen(from, to, 1);
+            assert_ne!(changed, binding, "{from}");
+            changed
+        };
+        let agent = r#""userAgent":"curl/7.88.1""#;
+        // All events have one auditID, because the sender chooses the auditID too.
+        let events = [
+            binding.clone(),
+            with(agent, r#""userAgent":"noise""#),
+            with(r#""sourceIPs":["127.0.0.1"]"#, r#""sourceIPs":["192.0.2.1","127.0.0.1"]"#),
+            with(
+                r#""sourceIPs""#,
+                r#""impersonatedUser":{"username":"noise","groups":["noise"],"extra":{"noise":["noise"]}},"sourceIPs""#,
+            ),
+            with(
+                r#""namespace":"quiet","name":"evil""#,
+                r#""namespace":"noise","name":"noise","uid":"noise","resourceVersion":"1""#,
+            ),
+            with(
+                "clusterrolebindings\"",
+                "clusterrolebindings?labelSelector=noise\\u0026fieldSelector=metadata.namespace%3Dnoise\"",
+            ),
+            with(
+                r#""requestObject":{"kind":"ClusterRoleBinding""#,
+                r#""requestObject":{"kind":"noise""#,
+            ),
+            with(
+                r#""authorization.k8s.io/reason":"""#,
+                r#""authorization.k8s.io/reason":"","noise/noise":"noise""#,
+            ),
+            with(
+                r#""responseStatus":{"metadata":{},"code":201}"#,
+                r#""responseStatus":{"metadata":{},"message":"noise","code":201}"#,
+            ),
+        ];
+        let filter = format!(
+            "filter.policy = \"{file}\"\nfilter.deduplicate = \"5m\"\nfilter.redact = []\n"
+        );
+        let (got, relay) = filter_events(&filter, &events);
+        assert_eq!(got, events);
+        for action in ["dropped", "duplicate", "redacted", "lowered"] {
+            assert_eq!(filtered(&relay, action), 0.0, "{action}");
+        }
+        relay.finish(Backlog::Empty);
     }
-    let added = r#""kube-audit-forwarder/cluster":"prod \"eu\"] \\""#;
-    for message in rsyslog.messages() {
-        assert!(String::from_utf8(message).unwrap().contains(added));
+
+    #[test]
+    fn credentials_that_can_be_known_leave_by_no_output_that_redacts() {
+        const TOKEN: &str = "eyJhbGciOiJFUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl-_";
+        const SECRET: &str = "hunter2";
+        let binding = recorded_binding();
+        let of = |from: &str, to: &str| {
+            let changed = binding.replacen(from, to, 1);
+            assert_ne!(changed, binding, "{from}");
+            changed
+        };
+        let agent = r#""userAgent":"curl/7.88.1""#;
+        let uri = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings\"";
+        let exec = "/api/v1/namespaces/a/pods/b/exec?command=login";
+        let mut events: Vec<String> = [
+            ("b4bd698d-36c8-489d-b8c7-72fb93c6539f", TOKEN.to_owned()),
+            (agent, format!(r#""userAgent":"x {TOKEN}""#)),
+            (
+                agent,
+                format!(
+                    r#""impersonatedUser":{{"username":"a","extra":{{"b":["{TOKEN}"]}}}},{agent}"#
+                ),
+            ),
+            (r#""uid":"uid-admin""#, format!(r#""uid":"uid-admin","extra":{{"{TOKEN}":["b"]}}"#)),
+            (
+                r#""metadata":{"name":"evil""#,
+                format!(r#""metadata":{{"labels":{{"a":"{TOKEN}"}},"name":"evil""#),
+            ),
+            (
+                r#""authorization.k8s.io/reason":"""#,
+                format!(r#""authorization.k8s.io/reason":"","a.b.c/d":"{TOKEN}""#),
+            ),
+            (uri, format!("/{TOKEN}\"")),
+            (uri, format!("/api/v1/pods?labelSelector=token%3D{SECRET}\"")),
+            (uri, format!("/api/v1/pods?token[]={SECRET}\"")),
+            (uri, format!("/api/v1/pods?a=b;token={SECRET}\"")),
+            (uri, format!("/api/v1/pods;token={SECRET}\"")),
+            (uri, format!("/access_token={SECRET}/a\"")),
+            (uri, format!("{exec}\\u0026command=--token={SECRET}\\u0026container=c\"")),
+            (uri, format!("{exec}\\u0026command=--password\\u0026command={SECRET}\"")),
+            (
+                uri,
+                format!("{exec}\\u0026command=-H\\u0026command=Authorization%3A+Bearer+{SECRET}\""),
+            ),
+        ]
+        .iter()
+        .map(|(from, to)| of(from, to))
+        .collect();
+        // Annotations that admission adds to an event about a Secret are removed together with the
+        // Secret's data.
+        events.push(
+            of(r#""resource":"clusterrolebindings""#, r#""resource":"secrets""#)
+                .replacen(r#","apiGroup":"rbac.authorization.k8s.io""#, "", 1)
+                .replacen(
+                    r#""authorization.k8s.io/reason":"""#,
+                    &format!(
+                        r#""authorization.k8s.io/reason":"","webhook.example.com/a":"{SECRET}""#
+                    ),
+                    1,
+                ),
+        );
+        let secrets = events.len();
+        events.push(binding.clone());
+        let (got, relay) = filter_events("filter.redact = []\n", &events);
+        assert_eq!(got.len(), events.len());
+        assert_eq!(got[secrets], binding);
+        for (before, after) in events[..secrets].iter().zip(&got) {
+            assert!(before.contains(TOKEN) || before.contains(SECRET), "{before}");
+            assert!(!after.contains("eyJ") && !after.contains(SECRET), "{after}");
+            // No other part of the event is lost.
+            let is_same =
+                |name: &str| parsed(before.as_bytes())[name] == parsed(after.as_bytes())[name];
+            assert!(
+                ["stage", "verb", "sourceIPs", "stageTimestamp"].iter().all(|name| is_same(name))
+            );
+            assert_eq!(
+                before.contains(r#""resource":"secrets""#),
+                !parsed(after.as_bytes())["requestObject"].is_object(),
+                "{after}"
+            );
+        }
+        assert_eq!(filtered(&relay, "redacted"), secrets as f64);
+        relay.finish(Backlog::Empty);
     }
-    relay.wait_until_delivered(PATIENCE);
-    relay.finish(Backlog::Empty);
+
+    #[test]
+    fn syslog_says_in_its_structured_data_what_is_added_to_events() {
+        let rsyslog = Rsyslog::start(Security::Plain, &Certificates::new());
+        let config = format!(
+            "{BASE}[[output]]\nname = \"consumer\"\ntype = \"syslog\"\naddresses = [\"{}\"]\nhostname = \"h\"\n\
+             filter.annotate = {{ cluster = 'prod \"eu\"] \\' }}\nfilter.match = {{ verbs = [\"update\"] }}\n",
+            rsyslog.address()
+        );
+        let relay = Relay::start(&config);
+        let batch = generated_batch(4, 20, 900);
+        assert_eq!(relay.post(&batch).status, 200);
+        rsyslog.wait_for_count(20, PATIENCE);
+        for raw in rsyslog.raw() {
+            let raw = String::from_utf8(raw).unwrap();
+            let data =
+                r#" h kube-audit - - [kube-audit-forwarder@32473 cluster="prod \"eu\"\] \\"] {"#;
+            assert!(raw.contains(data), "{raw}");
+        }
+        let added = r#""kube-audit-forwarder/cluster":"prod \"eu\"] \\""#;
+        for message in rsyslog.messages() {
+            assert!(String::from_utf8(message).unwrap().contains(added));
+        }
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+    }
 }

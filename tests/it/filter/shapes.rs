@@ -93,38 +93,6 @@ fn an_ecs_document_begins_with_its_time_and_ends_with_the_event() {
     }
 }
 
-/// Method: a Python program checks each document against the schemas of OCSF, as the project
-/// publishes them.
-#[test]
-fn ocsf_documents_of_the_corpus_are_valid_by_the_schema() {
-    needs("ocsf-json-schema");
-    let documents = documents("filter = { shape = \"ocsf\", annotate = { cluster = \"prod\" } }\n");
-    assert_eq!(documents.len(), all_events().len());
-    for document in &documents {
-        let document = parsed(document);
-        let added = &document["unmapped"]["annotations"]["kube-audit-forwarder/cluster"];
-        assert_eq!(*added, "prod", "the shape is applied last");
-    }
-    let mut lines = documents.join(&b'\n');
-    lines.push(b'\n');
-    for version in ["1.1.0", "1.5.0", "1.8.0"] {
-        let mut checker = Command::new(repository().join("target/peers/python/bin/python3"))
-            .arg(repository().join("tests/peers/ocsf.py"))
-            .arg(version)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("Python runs");
-        let mut input = checker.stdin.take().expect("piped");
-        input.write_all(&lines).unwrap();
-        drop(input);
-        let output = checker.wait_with_output().unwrap();
-        let told = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success(), "{told}");
-        assert_eq!(told, format!("{} documents are valid\n", documents.len()));
-    }
-}
-
 /// Returns the event with its bodies as strings of their JSON text.
 fn with_bodies_as_strings(event: &[u8]) -> Value {
     let mut value = parsed(event);
@@ -255,4 +223,42 @@ fn an_event_whose_document_is_too_long_is_kept_in_its_own_form() {
         assert!(line.contains(r#"{"ecs":{"version":"#), "{line}");
     }
     relay.finish(Backlog::Empty);
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// Method: a Python program checks each document against the schemas of OCSF, as the project
+    /// publishes them.
+    #[test]
+    fn ocsf_documents_of_the_corpus_are_valid_by_the_schema() {
+        needs("ocsf-json-schema");
+        let documents =
+            documents("filter = { shape = \"ocsf\", annotate = { cluster = \"prod\" } }\n");
+        assert_eq!(documents.len(), all_events().len());
+        for document in &documents {
+            let document = parsed(document);
+            let added = &document["unmapped"]["annotations"]["kube-audit-forwarder/cluster"];
+            assert_eq!(*added, "prod", "the shape is applied last");
+        }
+        let mut lines = documents.join(&b'\n');
+        lines.push(b'\n');
+        for version in ["1.1.0", "1.5.0", "1.8.0"] {
+            let mut checker = Command::new(repository().join("target/peers/python/bin/python3"))
+                .arg(repository().join("tests/peers/ocsf.py"))
+                .arg(version)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("Python runs");
+            let mut input = checker.stdin.take().expect("piped");
+            input.write_all(&lines).unwrap();
+            drop(input);
+            let output = checker.wait_with_output().unwrap();
+            let told = String::from_utf8(output.stdout).unwrap();
+            assert!(output.status.success(), "{told}");
+            assert_eq!(told, format!("{} documents are valid\n", documents.len()));
+        }
+    }
 }

@@ -17,7 +17,6 @@ use crate::support::corpus::generated_batch;
 use crate::support::h2;
 use crate::support::h2::H2;
 use crate::support::http::Client;
-use crate::support::peers;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::setup::start;
@@ -905,7 +904,7 @@ fn what_is_no_http_is_400_and_a_head_beyond_its_bounds_431() {
 /// Runs curl. Returns the status, the HTTP version and the number of new connections of each
 /// transfer, and the whole output.
 fn curl(arguments: &[&str]) -> (Vec<String>, String) {
-    let output = peers::curl(arguments, b"");
+    let output = crate::support::peers::curl(arguments, b"");
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let out = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{said} {out}");
@@ -914,63 +913,6 @@ fn curl(arguments: &[&str]) -> (Vec<String>, String) {
 }
 
 const TOLD: &str = "\n== %{http_code} %{http_version} %{num_connects}\n";
-
-#[test]
-fn http_2_by_curl_with_prior_knowledge() {
-    let (relay, sink) = start("path_prefix = \"/audit\"", SMALL);
-    let directory = tempfile::tempdir().unwrap();
-    let file = |name: &str, bytes: &[u8]| {
-        let file = directory.path().join(name);
-        std::fs::write(&file, bytes).unwrap();
-        format!("@{}", text(&file))
-    };
-    let batch = generated_batch(5, 400, 2000);
-    let batch_file = file("batch", &batch);
-    // curl 7.88 takes RST_STREAM(NO_ERROR) for a failure, so bodies that are refused at once are
-    // left to the next test. The first body here is small as it is sent and too large when it is
-    // decompressed. The second one is read, and refused for its content.
-    let bomb = file("bomb", &gzip(&vec![b' '; 20 * MIB]));
-    let invalid = file("invalid", &padded(MIB).split_off(1));
-    let url = |path: &str| format!("http://{}{path}", relay.address());
-    let (good, other) = (url("/audit"), url("/other"));
-    let arguments_for = |url: &str, body: &str, encoding: &str| -> Vec<String> {
-        let fixed = ["-w", TOLD, "-H", "Content-Type: application/json"];
-        let own = ["-H", encoding, "--data-binary", body, url];
-        fixed.iter().chain(&own).map(|&argument| argument.to_owned()).collect()
-    };
-    // All transfers use one process and one connection. A refused body must not end the connection
-    // for the next request.
-    let mut arguments = vec!["--http2-prior-knowledge".to_owned()];
-    for (url, body, encoding) in [
-        (&good, &batch_file, "X: y"),
-        (&good, &bomb, "Content-Encoding: gzip"),
-        (&good, &batch_file, "X: y"),
-        (&other, &invalid, "X: y"),
-        (&good, &invalid, "X: y"),
-        (&good, &batch_file, "X: y"),
-    ] {
-        if arguments.len() > 1 {
-            // With prior knowledge a second time, curl 7.88 fails on a connection that it already
-            // has.
-            arguments.extend(["--next", "--silent", "--http2"].map(str::to_owned));
-        }
-        arguments.extend(arguments_for(url, body, encoding));
-    }
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (told, bodies) = curl(&arguments);
-    assert_eq!(
-        told,
-        ["200 2 1", "413 2 0", "200 2 0", "404 2 0", "400 2 0", "200 2 0"],
-        "{bodies}"
-    );
-    assert!(
-        bodies.contains("RequestEntityTooLarge") && bodies.contains("{\"accepted\":400}"),
-        "{bodies}"
-    );
-    relay.finish(Backlog::Empty);
-    let events = events_of(&batch);
-    assert!(sink.lines() == [events.clone(), events.clone(), events].concat());
-}
 
 #[test]
 fn http_2_requests_share_a_connection_and_a_refusal_harms_no_other() {
@@ -1019,4 +961,66 @@ fn http_2_is_known_by_its_preface_however_it_is_cut() {
         assert!(client.wait_for(h2::HEADERS).is_200(), "cut after {cut}");
     }
     relay.finish(Backlog::Empty);
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    #[test]
+    fn http_2_by_curl_with_prior_knowledge() {
+        let (relay, sink) = start("path_prefix = \"/audit\"", SMALL);
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let file = directory.path().join(name);
+            std::fs::write(&file, bytes).unwrap();
+            format!("@{}", text(&file))
+        };
+        let batch = generated_batch(5, 400, 2000);
+        let batch_file = file("batch", &batch);
+        // curl 7.88 takes RST_STREAM(NO_ERROR) for a failure, so bodies that are refused at once
+        // are left to the next test. The first body here is small as it is sent and too large when
+        // it is decompressed. The second one is read, and refused for its content.
+        let bomb = file("bomb", &gzip(&vec![b' '; 20 * MIB]));
+        let invalid = file("invalid", &padded(MIB).split_off(1));
+        let url = |path: &str| format!("http://{}{path}", relay.address());
+        let (good, other) = (url("/audit"), url("/other"));
+        let arguments_for = |url: &str, body: &str, encoding: &str| -> Vec<String> {
+            let fixed = ["-w", TOLD, "-H", "Content-Type: application/json"];
+            let own = ["-H", encoding, "--data-binary", body, url];
+            fixed.iter().chain(&own).map(|&argument| argument.to_owned()).collect()
+        };
+        // All transfers use one process and one connection. A refused body must not end the
+        // connection for the next request.
+        let mut arguments = vec!["--http2-prior-knowledge".to_owned()];
+        for (url, body, encoding) in [
+            (&good, &batch_file, "X: y"),
+            (&good, &bomb, "Content-Encoding: gzip"),
+            (&good, &batch_file, "X: y"),
+            (&other, &invalid, "X: y"),
+            (&good, &invalid, "X: y"),
+            (&good, &batch_file, "X: y"),
+        ] {
+            if arguments.len() > 1 {
+                // With prior knowledge a second time, curl 7.88 fails on a connection that it
+                // already has.
+                arguments.extend(["--next", "--silent", "--http2"].map(str::to_owned));
+            }
+            arguments.extend(arguments_for(url, body, encoding));
+        }
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let (told, bodies) = curl(&arguments);
+        assert_eq!(
+            told,
+            ["200 2 1", "413 2 0", "200 2 0", "404 2 0", "400 2 0", "200 2 0"],
+            "{bodies}"
+        );
+        assert!(
+            bodies.contains("RequestEntityTooLarge") && bodies.contains("{\"accepted\":400}"),
+            "{bodies}"
+        );
+        relay.finish(Backlog::Empty);
+        let events = events_of(&batch);
+        assert!(sink.lines() == [events.clone(), events.clone(), events].concat());
+    }
 }

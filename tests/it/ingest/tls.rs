@@ -25,7 +25,7 @@ use crate::support::corpus::generated_batch;
 use crate::support::h2;
 use crate::support::h2::H2;
 use crate::support::http::Client;
-use crate::support::peers;
+use crate::support::peers::curl;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::setup::config;
@@ -72,50 +72,6 @@ fn connects_with(
         .with_root_certificates(roots)
         .with_no_client_auth();
     connect(relay, &Arc::new(config)).is_ok()
-}
-
-#[test]
-fn https_takes_batches_over_http_1_1_and_h2() {
-    let certificates = Certificates::new();
-    let (relay, sink) = start(&tls(&certificates.server, ""), "");
-    let client_config = certificates.client_config(None);
-    let batch = generated_batch(1, 400, 1600);
-    let mut client = connect(&relay, &client_config).unwrap();
-    assert_accepted(&client.post("/audit", JSON, &batch).unwrap(), 400);
-    assert_refusal(&client.post("/audit", JSON, b"{}").unwrap(), 400);
-    assert_kept(&mut client);
-
-    let directory = TempDir::new().unwrap();
-    let body = directory.path().join("body");
-    std::fs::write(&body, &batch).unwrap();
-    let (data, ca) = (format!("@{}", text(&body)), text(&certificates.ca));
-    let url = format!("https://localhost:{}/audit", relay.address().port());
-    // ALPN chooses h2 if the client offers it, and HTTP/1.1 otherwise.
-    for (wish, version) in [("--http2", "2"), ("--http1.1", "1.1"), ("--no-alpn", "1.1")] {
-        let told = "%{http_code} %{http_version}";
-        let arguments = [
-            wish,
-            "--cacert",
-            ca,
-            "-H",
-            "Content-Type: application/json",
-            "-w",
-            told,
-            "--data-binary",
-            &data,
-            &url,
-        ];
-        let output = peers::curl(&arguments, b"");
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(said, format!("{{\"accepted\":400}}200 {version}"), "{wish}: {output:?}");
-    }
-    // A connection that does not speak TLS is closed, and does no harm.
-    let mut plain = Client::connect(relay.address()).unwrap();
-    let answer = plain.post("/audit", JSON, &batch);
-    assert!(answer.is_err(), "{answer:?}");
-    assert_kept(&mut client);
-    relay.finish(Backlog::Empty);
-    assert!(sink.lines() == vec![events_of(&batch); 4].concat());
 }
 
 #[test]
@@ -612,4 +568,53 @@ fn the_expiry_gauge_follows_the_certificate() {
         expiry(&relay).is_some_and(|seconds| seconds > 1_800_000_000.0)
     });
     relay.finish(Backlog::Empty);
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    #[test]
+    fn https_takes_batches_over_http_1_1_and_h2() {
+        let certificates = Certificates::new();
+        let (relay, sink) = start(&tls(&certificates.server, ""), "");
+        let client_config = certificates.client_config(None);
+        let batch = generated_batch(1, 400, 1600);
+        let mut client = connect(&relay, &client_config).unwrap();
+        assert_accepted(&client.post("/audit", JSON, &batch).unwrap(), 400);
+        assert_refusal(&client.post("/audit", JSON, b"{}").unwrap(), 400);
+        assert_kept(&mut client);
+
+        let directory = TempDir::new().unwrap();
+        let body = directory.path().join("body");
+        std::fs::write(&body, &batch).unwrap();
+        let (data, ca) = (format!("@{}", text(&body)), text(&certificates.ca));
+        let url = format!("https://localhost:{}/audit", relay.address().port());
+        // ALPN chooses h2 if the client offers it, and HTTP/1.1 otherwise.
+        for (wish, version) in [("--http2", "2"), ("--http1.1", "1.1"), ("--no-alpn", "1.1")] {
+            let told = "%{http_code} %{http_version}";
+            let arguments = [
+                wish,
+                "--cacert",
+                ca,
+                "-H",
+                "Content-Type: application/json",
+                "-w",
+                told,
+                "--data-binary",
+                &data,
+                &url,
+            ];
+            let output = curl(&arguments, b"");
+            let said = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert_eq!(said, format!("{{\"accepted\":400}}200 {version}"), "{wish}: {output:?}");
+        }
+        // A connection that does not speak TLS is closed, and does no harm.
+        let mut plain = Client::connect(relay.address()).unwrap();
+        let answer = plain.post("/audit", JSON, &batch);
+        assert!(answer.is_err(), "{answer:?}");
+        assert_kept(&mut client);
+        relay.finish(Backlog::Empty);
+        assert!(sink.lines() == vec![events_of(&batch); 4].concat());
+    }
 }

@@ -12,7 +12,7 @@ use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::http;
 use crate::support::http::Client;
-use crate::support::peers;
+use crate::support::peers::program;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::setup::start;
@@ -34,7 +34,7 @@ fn tls(certificates: &Certificates, more: &str) -> String {
 /// Lets openssl connect to the relay with these arguments.
 fn openssl(relay: &Relay, arguments: &[&str]) {
     let address = relay.address().to_string();
-    let mut child = Command::new(peers::program("openssl"))
+    let mut child = Command::new(program("openssl"))
         .args(["s_client", "-connect", &address])
         .args(arguments)
         .stdin(Stdio::piped())
@@ -49,7 +49,7 @@ fn openssl(relay: &Relay, arguments: &[&str]) {
 
 fn curl(relay: &Relay, scheme: &str, arguments: &[&str]) {
     let url = format!("{scheme}://{}/", relay.address());
-    peers::curl(&[arguments, &[url.as_str()]].concat(), b"");
+    crate::support::peers::curl(&[arguments, &[url.as_str()]].concat(), b"");
 }
 
 /// Sends these bytes and returns the connection.
@@ -91,93 +91,6 @@ fn assert_traced(relay: &Relay, reason: &str, words: &str) {
     let words = format!("TLS handshakes at 127.0.0.1:0 failed lately ({reason}).");
     assert_eq!(status["verdict"]["state"], "warn", "{status:#}");
     assert_eq!(status["verdict"]["text"], words, "{status:#}");
-}
-
-#[test]
-fn a_sender_whose_handshake_fails_leaves_a_trace_with_the_reason() {
-    let certificates = Certificates::new();
-    let client_ca = format!("client_ca = \"{}\"", text(&certificates.ca));
-    let identity = |pair: &Pair| {
-        ["-cert", text(&pair.certificate), "-key", text(&pair.key)].map(str::to_owned)
-    };
-    let as_client = |relay: &Relay, pair: &Pair| {
-        let identity = identity(pair);
-        openssl(relay, &identity.each_ref().map(String::as_str));
-    };
-    type Try<'a> = Box<dyn Fn(&Relay) + 'a>;
-    let ca = text(&certificates.ca);
-    let cases: [(&str, &str, &str, Try<'_>); 10] = [
-        (
-            "no_certificate",
-            &client_ca,
-            "presents no client certificate, and tls.client_ca asks for one",
-            Box::new(|relay| openssl(relay, &[])),
-        ),
-        (
-            "unknown_ca",
-            &client_ca,
-            "a CA that is not in tls.client_ca",
-            Box::new(|relay| as_client(relay, &certificates.wrong_client)),
-        ),
-        (
-            "expired",
-            &client_ca,
-            "has expired",
-            Box::new(|relay| as_client(relay, &certificates.expired_client)),
-        ),
-        (
-            "bad_certificate",
-            &client_ca,
-            "certificate",
-            Box::new(|relay| as_client(relay, &certificates.server)),
-        ),
-        (
-            "refused",
-            "",
-            "does not accept the certificate of this listener",
-            Box::new(|relay| curl(relay, "https", &[])),
-        ),
-        (
-            "plain_http",
-            "",
-            "its URL must begin with https://",
-            Box::new(|relay| curl(relay, "http", &["--data-binary", "{}"])),
-        ),
-        (
-            "protocol_version",
-            "min_version = \"1.3\"",
-            "older than tls.min_version",
-            Box::new(|relay| openssl(relay, &["-tls1_2", "-CAfile", ca])),
-        ),
-        (
-            "timeout",
-            "",
-            "within limits.header_timeout",
-            Box::new(|relay| {
-                let stream = send(relay, HELLO);
-                wait_until("the end", PATIENCE, || failures(relay, "timeout") > 0.0);
-                drop(stream);
-            }),
-        ),
-        ("closed", "", "has closed the connection", Box::new(|relay| drop(send(relay, HELLO)))),
-        (
-            "other",
-            "",
-            "bytes that are not TLS",
-            Box::new(|relay| drop(send(relay, b"\x00\x01\x02\x03\x04\x05\x06\x07"))),
-        ),
-    ];
-    for (reason, keys, words, attempt) in cases {
-        // Only the one case is to wait for the timeout.
-        let limits = if reason == "timeout" { "[limits]\nheader_timeout = \"3s\"\n" } else { "" };
-        let (relay, _sink) = start(&tls(&certificates, keys), limits);
-        assert_eq!(relay.metrics().sum("listener_tls_failures_total"), 0.0, "there from the start");
-        attempt(&relay);
-        wait_until(reason, PATIENCE, || failures(&relay, reason) == 1.0);
-        assert_eq!(relay.metrics().sum("listener_tls_failures_total"), 1.0, "{reason}");
-        assert_traced(&relay, reason, words);
-        relay.finish(Backlog::Empty);
-    }
 }
 
 #[test]
@@ -251,4 +164,101 @@ fn a_wrong_token_has_one_line_with_the_sender_and_without_the_token() {
     assert!((1..=2).contains(&lines), "{}", relay.log_text());
     assert!(!relay.log_text().contains("the-wrong-token"), "{}", relay.log_text());
     relay.finish(Backlog::Empty);
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    #[test]
+    fn a_sender_whose_handshake_fails_leaves_a_trace_with_the_reason() {
+        let certificates = Certificates::new();
+        let client_ca = format!("client_ca = \"{}\"", text(&certificates.ca));
+        let identity = |pair: &Pair| {
+            ["-cert", text(&pair.certificate), "-key", text(&pair.key)].map(str::to_owned)
+        };
+        let as_client = |relay: &Relay, pair: &Pair| {
+            let identity = identity(pair);
+            openssl(relay, &identity.each_ref().map(String::as_str));
+        };
+        type Try<'a> = Box<dyn Fn(&Relay) + 'a>;
+        let ca = text(&certificates.ca);
+        let cases: [(&str, &str, &str, Try<'_>); 10] = [
+            (
+                "no_certificate",
+                &client_ca,
+                "presents no client certificate, and tls.client_ca asks for one",
+                Box::new(|relay| openssl(relay, &[])),
+            ),
+            (
+                "unknown_ca",
+                &client_ca,
+                "a CA that is not in tls.client_ca",
+                Box::new(|relay| as_client(relay, &certificates.wrong_client)),
+            ),
+            (
+                "expired",
+                &client_ca,
+                "has expired",
+                Box::new(|relay| as_client(relay, &certificates.expired_client)),
+            ),
+            (
+                "bad_certificate",
+                &client_ca,
+                "certificate",
+                Box::new(|relay| as_client(relay, &certificates.server)),
+            ),
+            (
+                "refused",
+                "",
+                "does not accept the certificate of this listener",
+                Box::new(|relay| curl(relay, "https", &[])),
+            ),
+            (
+                "plain_http",
+                "",
+                "its URL must begin with https://",
+                Box::new(|relay| curl(relay, "http", &["--data-binary", "{}"])),
+            ),
+            (
+                "protocol_version",
+                "min_version = \"1.3\"",
+                "older than tls.min_version",
+                Box::new(|relay| openssl(relay, &["-tls1_2", "-CAfile", ca])),
+            ),
+            (
+                "timeout",
+                "",
+                "within limits.header_timeout",
+                Box::new(|relay| {
+                    let stream = send(relay, HELLO);
+                    wait_until("the end", PATIENCE, || failures(relay, "timeout") > 0.0);
+                    drop(stream);
+                }),
+            ),
+            ("closed", "", "has closed the connection", Box::new(|relay| drop(send(relay, HELLO)))),
+            (
+                "other",
+                "",
+                "bytes that are not TLS",
+                Box::new(|relay| drop(send(relay, b"\x00\x01\x02\x03\x04\x05\x06\x07"))),
+            ),
+        ];
+        for (reason, keys, words, attempt) in cases {
+            // Only the one case is to wait for the timeout.
+            let limits =
+                if reason == "timeout" { "[limits]\nheader_timeout = \"3s\"\n" } else { "" };
+            let (relay, _sink) = start(&tls(&certificates, keys), limits);
+            assert_eq!(
+                relay.metrics().sum("listener_tls_failures_total"),
+                0.0,
+                "there from the start"
+            );
+            attempt(&relay);
+            wait_until(reason, PATIENCE, || failures(&relay, reason) == 1.0);
+            assert_eq!(relay.metrics().sum("listener_tls_failures_total"), 1.0, "{reason}");
+            assert_traced(&relay, reason, words);
+            relay.finish(Backlog::Empty);
+        }
+    }
 }

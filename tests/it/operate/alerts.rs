@@ -58,12 +58,6 @@ fn promtool(arguments: &[&str]) {
 }
 
 #[test]
-fn promtool_takes_the_rules_and_they_fire_when_they_should_and_only_then() {
-    promtool(&["check", "rules", "--lint-fatal", text(&file("monitoring/rules.yaml"))]);
-    promtool(&["test", "rules", text(&file("monitoring/rules_test.yaml"))]);
-}
-
-#[test]
 fn each_alert_is_tested_where_it_fires_and_where_it_just_does_not() {
     let tests = read("monitoring/rules_test.yaml");
     for alert in values(&read("monitoring/rules.yaml"), "alert:") {
@@ -187,179 +181,192 @@ fn post(relay: &Relay, body: &[u8]) -> u16 {
     http::post(plain, "/", "application/json", body).unwrap().status
 }
 
-#[test]
-fn every_series_of_an_alert_exists_and_none_holds_in_health() {
-    let certificates = Certificates::new();
-    let (siem, lines) = (siem(&certificates), TcpSink::start());
-    let directory = TempDir::new().unwrap();
-    let key = directory.path().join("key");
-    let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
-    let verifier = String::from_utf8(run_command(&keygen, directory.path()).stdout).unwrap();
-    let witness = Witness::start(verifier.trim_end());
-    let queue = format!(
-        "[queue]\ndirectory = \"{}\"\n[evidence]\norigin = \"relay\"\nkey_file = \"{}\"\n{}",
-        text(&directory.path().join("queue")),
-        text(&key),
-        witness.config(),
-    );
-    let relay =
-        Relay::start(&(config(&certificates, &certificates.server, &siem, &lines) + &queue));
-    let prometheus = Prometheus::start(relay.admin());
-    assert_eq!(post(&relay, &generated_batch(1, 100, 900)), 200);
-    relay.wait_until_delivered(PATIENCE);
-    let rules = prometheus.rules();
-    assert_eq!(rules.len(), values(&read("monitoring/rules.yaml"), "alert:").len());
-    for Rule { name, expression, labels, annotations } in &rules {
-        assert!(["warning", "critical"].contains(&&*labels["severity"]), "{name}");
-        for annotation in ["summary", "description", "runbook_url"] {
-            assert!(annotations.get(annotation).is_some_and(|it| !it.is_empty()), "{name}");
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// An s3 output at its defaults collects events for five minutes before its first attempt.
+    /// Until then the relay, `doctor` and the alerts call it neither down nor late.
+    #[test]
+    fn a_first_object_being_collected_is_neither_down_nor_late_for_any_instrument() {
+        let (store, keys) = (S3::start(|| Mood::Stores), Keys::new());
+        let relay = Relay::start(&format!("{BASE}{}", keys.output(store.address(), "")));
+        let prometheus = Prometheus::start(relay.admin());
+        assert_accepted(&relay.post(&generated_batch(1, 10, 900)), 10);
+        wait_until("the backlog", PATIENCE, || {
+            !prometheus.query("kube_audit_forwarder_output_backlog_events == 10").is_empty()
+        });
+        let status = http::get(relay.admin(), "/status").unwrap().json();
+        let output = &status["outputs"][0];
+        assert_eq!((&output["up"], &output["trouble"]), (&false.into(), &serde_json::Value::Null));
+        assert_eq!(status["verdict"]["state"], "good", "{status}");
+        let limit = prometheus.query("kube_audit_forwarder_output_lag_max_seconds");
+        assert_eq!(limit[0].value, 330.0);
+        assert_eq!(output["lag_max_seconds"], 330.0);
+        assert_eq!(relay.metrics().get("output_up", &[("output", "archive")]), None);
+        for rule in prometheus.rules() {
+            if ["OutputDown", "OutputLags"].iter().any(|name| rule.name.ends_with(name)) {
+                assert!(prometheus.query(&rule.expression).is_empty(), "{}", rule.name);
+            }
         }
-        let selectors = selectors(expression);
-        assert_eq!(selectors.is_empty(), name == "AuditWebhookError", "{name}");
-        for selector in selectors {
-            wait_until(&format!("{selector} of {name}"), PATIENCE, || {
-                !prometheus.query(&selector).is_empty()
+        let admin = format!("http://{}", relay.admin());
+        let said = run_command(&["doctor", "--interval", "0s", "--relay", &admin], Path::new("/"));
+        let said = String::from_utf8(said.stdout).unwrap();
+        assert!(!said.contains("down") && !said.contains("late"), "{said}");
+    }
+
+    #[test]
+    fn every_series_of_an_alert_exists_and_none_holds_in_health() {
+        let certificates = Certificates::new();
+        let (siem, lines) = (siem(&certificates), TcpSink::start());
+        let directory = TempDir::new().unwrap();
+        let key = directory.path().join("key");
+        let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
+        let verifier = String::from_utf8(run_command(&keygen, directory.path()).stdout).unwrap();
+        let witness = Witness::start(verifier.trim_end());
+        let queue = format!(
+            "[queue]\ndirectory = \"{}\"\n[evidence]\norigin = \"relay\"\nkey_file = \"{}\"\n{}",
+            text(&directory.path().join("queue")),
+            text(&key),
+            witness.config(),
+        );
+        let relay =
+            Relay::start(&(config(&certificates, &certificates.server, &siem, &lines) + &queue));
+        let prometheus = Prometheus::start(relay.admin());
+        assert_eq!(post(&relay, &generated_batch(1, 100, 900)), 200);
+        relay.wait_until_delivered(PATIENCE);
+        let rules = prometheus.rules();
+        assert_eq!(rules.len(), values(&read("monitoring/rules.yaml"), "alert:").len());
+        for Rule { name, expression, labels, annotations } in &rules {
+            assert!(["warning", "critical"].contains(&&*labels["severity"]), "{name}");
+            for annotation in ["summary", "description", "runbook_url"] {
+                assert!(annotations.get(annotation).is_some_and(|it| !it.is_empty()), "{name}");
+            }
+            let selectors = selectors(expression);
+            assert_eq!(selectors.is_empty(), name == "AuditWebhookError", "{name}");
+            for selector in selectors {
+                wait_until(&format!("{selector} of {name}"), PATIENCE, || {
+                    !prometheus.query(&selector).is_empty()
+                });
+            }
+        }
+        // One scrape may have found events in motion, but the next one has not.
+        for Rule { name, expression, .. } in &rules {
+            wait_until(&format!("{name} to be quiet"), PATIENCE, || {
+                prometheus.query(expression).is_empty()
             });
         }
+        relay.finish(Backlog::Empty);
     }
-    // One scrape may have found events in motion, but the next one has not.
-    for Rule { name, expression, .. } in &rules {
-        wait_until(&format!("{name} to be quiet"), PATIENCE, || {
-            prometheus.query(expression).is_empty()
-        });
+
+    #[test]
+    fn promtool_takes_the_rules_and_they_fire_when_they_should_and_only_then() {
+        promtool(&["check", "rules", "--lint-fatal", text(&file("monitoring/rules.yaml"))]);
+        promtool(&["test", "rules", text(&file("monitoring/rules_test.yaml"))]);
     }
-    relay.finish(Backlog::Empty);
-}
 
-/// Method: one relay with a tiny queue and an expired certificate gets into one trouble after the
-/// other (refused bodies, bodies that are too large, a dead consumer, a full queue, a config that
-/// fails to load, an output removed with its backlog, its own end). A real Prometheus scrapes the
-/// relay every second. The expression of each alert must have no result before its trouble and a
-/// result during it.
-#[test]
-fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
-    let certificates = Certificates::new();
-    let (siem, mut lines) = (siem(&certificates), TcpSink::start());
-    // The queue holds 256 KiB, which is full after a few batches. The listener's certificate has
-    // expired.
-    let queue = "[queue]\nmax_bytes = \"256KiB\"\n[shutdown]\ndrain_timeout = \"500ms\"\n";
-    let expired = config(&certificates, &certificates.expired_server, &siem, &lines) + queue;
-    let mut relay = Relay::start(&expired);
-    let prometheus = Prometheus::start(relay.admin());
-    let rules = prometheus.rules();
-    let holds = |alert: &str| {
-        let rule = rules.iter().find(|rule| rule.name == alert).unwrap();
-        prometheus.query(&rule.expression)
-    };
-    let wait_for_alert = |alert: &str| -> Vec<Sample> {
-        wait_for(alert, PATIENCE, || Some(holds(alert)).filter(|samples| !samples.is_empty()))
-    };
-    let labels = |samples: &[Sample], label: &str| -> Vec<String> {
-        samples.iter().map(|sample| sample.labels[label].clone()).collect()
-    };
-    let quiet = |alert: &str| wait_until(alert, PATIENCE, || holds(alert).is_empty());
-    let expires = wait_for_alert("KubeAuditForwarderCertificateExpiresIn3Days");
-    assert_eq!(labels(&expires, "listener"), ["127.0.0.1:0"]);
-    assert_eq!(post(&relay, &generated_batch(1, 10, 900)), 200);
-    relay.wait_until_delivered(PATIENCE);
+    /// Method: one relay with a tiny queue and an expired certificate gets into one trouble after
+    /// the other (refused bodies, bodies that are too large, a dead consumer, a full queue, a
+    /// config that fails to load, an output removed with its backlog, its own end). A real
+    /// Prometheus scrapes the relay every second. The expression of each alert must have no result
+    /// before its trouble and a result during it.
+    #[test]
+    fn trouble_of_a_real_relay_is_what_the_alerts_look_for() {
+        let certificates = Certificates::new();
+        let (siem, mut lines) = (siem(&certificates), TcpSink::start());
+        // The queue holds 256 KiB, which is full after a few batches. The listener's certificate
+        // has expired.
+        let queue = "[queue]\nmax_bytes = \"256KiB\"\n[shutdown]\ndrain_timeout = \"500ms\"\n";
+        let expired = config(&certificates, &certificates.expired_server, &siem, &lines) + queue;
+        let mut relay = Relay::start(&expired);
+        let prometheus = Prometheus::start(relay.admin());
+        let rules = prometheus.rules();
+        let holds = |alert: &str| {
+            let rule = rules.iter().find(|rule| rule.name == alert).unwrap();
+            prometheus.query(&rule.expression)
+        };
+        let wait_for_alert = |alert: &str| -> Vec<Sample> {
+            wait_for(alert, PATIENCE, || Some(holds(alert)).filter(|samples| !samples.is_empty()))
+        };
+        let labels = |samples: &[Sample], label: &str| -> Vec<String> {
+            samples.iter().map(|sample| sample.labels[label].clone()).collect()
+        };
+        let quiet = |alert: &str| wait_until(alert, PATIENCE, || holds(alert).is_empty());
+        let expires = wait_for_alert("KubeAuditForwarderCertificateExpiresIn3Days");
+        assert_eq!(labels(&expires, "listener"), ["127.0.0.1:0"]);
+        assert_eq!(post(&relay, &generated_batch(1, 10, 900)), 200);
+        relay.wait_until_delivered(PATIENCE);
 
-    // Five attempts, as kube-apiserver makes them. They must not all fall between two scrapes,
-    // because the first scrape of a series has no increase.
-    let rejections = "sum(kube_audit_forwarder_requests_rejected_total{reason=\"invalid\"})";
-    for attempt in 1..=5 {
-        assert!(holds("KubeAuditForwarderRequestsRejected").is_empty(), "after {attempt} - 1");
-        assert_eq!(post(&relay, b"no JSON"), 400);
-        wait_until("the next scrape", PATIENCE, || {
-            prometheus.query(rejections)[0].value >= f64::from(attempt)
-        });
-    }
-    let rejected = wait_for_alert("KubeAuditForwarderRequestsRejected");
-    assert_eq!(labels(&rejected, "reason"), ["invalid"]);
-
-    quiet("KubeAuditForwarderBatchTooLarge");
-    let too_large = vec![b' '; 300 * 1024];
-    for _ in 0..2 {
-        assert_eq!(post(&relay, &too_large), 413);
-    }
-    assert_eq!(wait_for_alert("KubeAuditForwarderBatchTooLarge")[0].value, 2.0);
-
-    // One consumer dies: its output is down, then the queue fills, is nearly full, and is full.
-    quiet("KubeAuditForwarderOutputDown");
-    lines.close();
-    let mut seed = 2;
-    let mut fill = || {
-        seed += 1;
-        post(&relay, &generated_batch(seed, 10, 900))
-    };
-    assert_eq!(fill(), 200);
-    assert_eq!(labels(&wait_for_alert("KubeAuditForwarderOutputDown"), "output"), ["lines"]);
-    wait_until("the queue to fill within an hour", PATIENCE, || {
-        assert_eq!(fill(), 200);
-        // Each batch is posted only after a scrape has seen the batch before.
-        let before = prometheus.query("kube_audit_forwarder_event_total")[0].value;
-        wait_until("the next scrape", PATIENCE, || {
-            prometheus.query("kube_audit_forwarder_event_total")[0].value > before
-        });
-        !holds("KubeAuditForwarderQueueFullWithinAnHour").is_empty()
-    });
-    wait_until("429", PATIENCE, || fill() == 429);
-    assert!(wait_for_alert("KubeAuditForwarderQueueNearlyFull")[0].value > 0.8);
-    let waits = wait_for("429 between two scrapes", PATIENCE, || {
-        assert_eq!(fill(), 429);
-        Some(holds("KubeAuditForwarderSendersWait")).filter(|samples| !samples.is_empty())
-    });
-    assert_eq!(labels(&waits, "reason"), ["queue_full"]);
-
-    // The reload of a wrong config fails. The next config has no output `lines`: its backlog is
-    // lost, and its other alerts end.
-    std::fs::write(relay.config_file(), "nonsense = 1\n").unwrap();
-    wait_for_alert("KubeAuditForwarderReloadFailed");
-    quiet("KubeAuditForwarderEventsLost");
-    let (without, _) = expired.split_once("[[output]]\nname = \"lines\"").unwrap();
-    std::fs::write(relay.config_file(), format!("{without}{queue}")).unwrap();
-    assert_eq!(labels(&wait_for_alert("KubeAuditForwarderEventsLost"), "plugin"), ["lines"]);
-    for alert in ["ReloadFailed", "OutputDown", "QueueFullWithinAnHour", "QueueNearlyFull"] {
-        quiet(&format!("KubeAuditForwarder{alert}"));
-    }
-    assert_eq!(fill(), 200);
-    wait_until("the delivery to the other", PATIENCE, || {
-        prometheus.query("kube_audit_forwarder_output_backlog_events{output=\"siem\"} == 0").len()
-            == 1
-    });
-    quiet("KubeAuditForwarderConservationBroken");
-    assert_eq!(prometheus.query("kube_audit_forwarder_output_up").len(), 1);
-
-    quiet("KubeAuditForwarderAbsent");
-    relay.stop();
-    wait_for_alert("KubeAuditForwarderAbsent");
-}
-
-/// An s3 output at its defaults collects events for five minutes before its first attempt. Until
-/// then the relay, `doctor` and the alerts call it neither down nor late.
-#[test]
-fn a_first_object_being_collected_is_neither_down_nor_late_for_any_instrument() {
-    let (store, keys) = (S3::start(|| Mood::Stores), Keys::new());
-    let relay = Relay::start(&format!("{BASE}{}", keys.output(store.address(), "")));
-    let prometheus = Prometheus::start(relay.admin());
-    assert_accepted(&relay.post(&generated_batch(1, 10, 900)), 10);
-    wait_until("the backlog", PATIENCE, || {
-        !prometheus.query("kube_audit_forwarder_output_backlog_events == 10").is_empty()
-    });
-    let status = http::get(relay.admin(), "/status").unwrap().json();
-    let output = &status["outputs"][0];
-    assert_eq!((&output["up"], &output["trouble"]), (&false.into(), &serde_json::Value::Null));
-    assert_eq!(status["verdict"]["state"], "good", "{status}");
-    let limit = prometheus.query("kube_audit_forwarder_output_lag_max_seconds");
-    assert_eq!(limit[0].value, 330.0);
-    assert_eq!(output["lag_max_seconds"], 330.0);
-    assert_eq!(relay.metrics().get("output_up", &[("output", "archive")]), None);
-    for rule in prometheus.rules() {
-        if ["OutputDown", "OutputLags"].iter().any(|name| rule.name.ends_with(name)) {
-            assert!(prometheus.query(&rule.expression).is_empty(), "{}", rule.name);
+        // Five attempts, as kube-apiserver makes them. They must not all fall between two scrapes,
+        // because the first scrape of a series has no increase.
+        let rejections = "sum(kube_audit_forwarder_requests_rejected_total{reason=\"invalid\"})";
+        for attempt in 1..=5 {
+            assert!(holds("KubeAuditForwarderRequestsRejected").is_empty(), "after {attempt} - 1");
+            assert_eq!(post(&relay, b"no JSON"), 400);
+            wait_until("the next scrape", PATIENCE, || {
+                prometheus.query(rejections)[0].value >= f64::from(attempt)
+            });
         }
+        let rejected = wait_for_alert("KubeAuditForwarderRequestsRejected");
+        assert_eq!(labels(&rejected, "reason"), ["invalid"]);
+
+        quiet("KubeAuditForwarderBatchTooLarge");
+        let too_large = vec![b' '; 300 * 1024];
+        for _ in 0..2 {
+            assert_eq!(post(&relay, &too_large), 413);
+        }
+        assert_eq!(wait_for_alert("KubeAuditForwarderBatchTooLarge")[0].value, 2.0);
+
+        // One consumer dies: its output is down, then the queue fills, is nearly full, and is full.
+        quiet("KubeAuditForwarderOutputDown");
+        lines.close();
+        let mut seed = 2;
+        let mut fill = || {
+            seed += 1;
+            post(&relay, &generated_batch(seed, 10, 900))
+        };
+        assert_eq!(fill(), 200);
+        assert_eq!(labels(&wait_for_alert("KubeAuditForwarderOutputDown"), "output"), ["lines"]);
+        wait_until("the queue to fill within an hour", PATIENCE, || {
+            assert_eq!(fill(), 200);
+            // Each batch is posted only after a scrape has seen the batch before.
+            let before = prometheus.query("kube_audit_forwarder_event_total")[0].value;
+            wait_until("the next scrape", PATIENCE, || {
+                prometheus.query("kube_audit_forwarder_event_total")[0].value > before
+            });
+            !holds("KubeAuditForwarderQueueFullWithinAnHour").is_empty()
+        });
+        wait_until("429", PATIENCE, || fill() == 429);
+        assert!(wait_for_alert("KubeAuditForwarderQueueNearlyFull")[0].value > 0.8);
+        let waits = wait_for("429 between two scrapes", PATIENCE, || {
+            assert_eq!(fill(), 429);
+            Some(holds("KubeAuditForwarderSendersWait")).filter(|samples| !samples.is_empty())
+        });
+        assert_eq!(labels(&waits, "reason"), ["queue_full"]);
+
+        // The reload of a wrong config fails. The next config has no output `lines`: its backlog is
+        // lost, and its other alerts end.
+        std::fs::write(relay.config_file(), "nonsense = 1\n").unwrap();
+        wait_for_alert("KubeAuditForwarderReloadFailed");
+        quiet("KubeAuditForwarderEventsLost");
+        let (without, _) = expired.split_once("[[output]]\nname = \"lines\"").unwrap();
+        std::fs::write(relay.config_file(), format!("{without}{queue}")).unwrap();
+        assert_eq!(labels(&wait_for_alert("KubeAuditForwarderEventsLost"), "plugin"), ["lines"]);
+        for alert in ["ReloadFailed", "OutputDown", "QueueFullWithinAnHour", "QueueNearlyFull"] {
+            quiet(&format!("KubeAuditForwarder{alert}"));
+        }
+        assert_eq!(fill(), 200);
+        wait_until("the delivery to the other", PATIENCE, || {
+            prometheus
+                .query("kube_audit_forwarder_output_backlog_events{output=\"siem\"} == 0")
+                .len()
+                == 1
+        });
+        quiet("KubeAuditForwarderConservationBroken");
+        assert_eq!(prometheus.query("kube_audit_forwarder_output_up").len(), 1);
+
+        quiet("KubeAuditForwarderAbsent");
+        relay.stop();
+        wait_for_alert("KubeAuditForwarderAbsent");
     }
-    let admin = format!("http://{}", relay.admin());
-    let said = run_command(&["doctor", "--interval", "0s", "--relay", &admin], Path::new("/"));
-    let said = String::from_utf8(said.stdout).unwrap();
-    assert!(!said.contains("down") && !said.contains("late"), "{said}");
 }

@@ -232,30 +232,6 @@ fn directories_that_cannot_be_made_are_found_and_none_is_made() {
 }
 
 #[test]
-fn a_directory_of_another_user_is_found() {
-    let parent = TempDir::new().unwrap();
-    let spool = parent.path().join("spool");
-    std::fs::create_dir(&spool).unwrap();
-    let nobody = Some(65_534);
-    needs("root");
-    std::os::unix::fs::chown(&spool, nobody, nobody).expect("root, who may give files away");
-    let config = format!("{LISTENER}{OUTPUT}[queue]\ndirectory = \"{}\"\n", text(&spool));
-    let file = write(&parent, "config.toml", config);
-    // Permissions do not bind root. The command therefore runs without the capability to ignore
-    // them.
-    let output = std::process::Command::new("setpriv")
-        .args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"])
-        .arg(binary())
-        .args(["check", "--config", text(&file)])
-        .output()
-        .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains(":7:13: queue.directory: cannot write to "), "{said}");
-    assert!(said.contains("writable by the user"), "{said}");
-}
-
-#[test]
 fn a_mandatory_file_that_is_missing_is_an_error_unless_the_config_is_for_elsewhere() {
     let config = format!(
         "{LISTENER}[[output]]\nname = \"o\"\ntype = \"http\"\nurls = [\"https://h/\"]\n\
@@ -477,5 +453,34 @@ fn a_limit_of_the_receiver_that_the_config_does_not_know_is_told() {
         let (code, said) =
             run(&["check"], &format!("{config}filter.max_event_bytes = \"30KiB\"\n"));
         assert_eq!((code, said.contains("warning")), (Some(0), false), "{said}");
+    }
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_another_user_is_found() {
+        let parent = TempDir::new().unwrap();
+        let spool = parent.path().join("spool");
+        std::fs::create_dir(&spool).unwrap();
+        let nobody = Some(65_534);
+        needs("root");
+        std::os::unix::fs::chown(&spool, nobody, nobody).expect("root, who may give files away");
+        let config = format!("{LISTENER}{OUTPUT}[queue]\ndirectory = \"{}\"\n", text(&spool));
+        let file = write(&parent, "config.toml", config);
+        // Permissions do not bind root. The command therefore runs without the capability to ignore
+        // them.
+        let output = std::process::Command::new("setpriv")
+            .args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"])
+            .arg(binary())
+            .args(["check", "--config", text(&file)])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(":7:13: queue.directory: cannot write to "), "{said}");
+        assert!(said.contains("writable by the user"), "{said}");
     }
 }

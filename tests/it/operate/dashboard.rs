@@ -173,67 +173,6 @@ fn panels_lie_beside_and_below_each_other() {
     }
 }
 
-/// Grafana publishes the types of dashboards, panels and queries; tests/peers/grafana.py makes a
-/// JSON Schema of them.
-#[test]
-fn grafanas_own_types_have_each_member_and_value() {
-    needs("grafana_foundation_sdk");
-    let check = |dashboard: &Value| {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), dashboard.to_string()).unwrap();
-        let output = Command::new(repository().join("target/peers/python/bin/python3"))
-            .arg(repository().join("tests/peers/grafana.py"))
-            .arg(file.path())
-            .output()
-            .expect("Python runs");
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8(said).unwrap())
-    };
-    let right = dashboard();
-    let count = list(&right["panels"]).len();
-    assert_eq!(check(&right), (true, format!("{count} panels are valid\n")));
-    // The check finds what is wrong, at each depth.
-    for (place, value, said) in [
-        ("/panels/1/type", "graf", "there is no panel of the type"),
-        ("/panels/1/gridPos/w", "8", "is not of type 'integer'"),
-        ("/panels/1/options/colorMode", "loud", "is not one of"),
-        ("/annotations/list/1/useValueForTime", "yes", "is not of type 'boolean'"),
-        ("/templating/list/1/multi", "yes", "is not valid"),
-    ] {
-        let mut wrong = right.clone();
-        *wrong.pointer_mut(place).unwrap() = value.into();
-        let (is_valid, text) = check(&wrong);
-        assert!(!is_valid && text.contains(said), "{place}: {text}");
-    }
-    let mut wrong = right;
-    wrong["panels"][1]["targets"][0]["expression"] = "up".into();
-    assert!(!check(&wrong).0, "a member that Grafana does not know");
-}
-
-#[test]
-fn every_expression_is_taken_by_promtool() {
-    let dashboard = dashboard();
-    let rules: Vec<Value> = expressions(&dashboard)
-        .iter()
-        .enumerate()
-        .map(|(index, (_, expression, _))| {
-            let record = format!("dashboard:expression:{index}");
-            serde_json::json!({ "record": record, "expr": substituted(expression) })
-        })
-        .collect();
-    assert!(rules.len() > 50);
-    let groups = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
-    let file = tempfile::NamedTempFile::new().unwrap();
-    // Any JSON is also YAML.
-    std::fs::write(file.path(), groups.to_string()).unwrap();
-    let output = Command::new(program("promtool"))
-        .args(["check", "rules", "--lint-fatal", text(file.path())])
-        .output()
-        .unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
-}
-
 /// Every panel whose trouble has an alert leads to the page that says what to do.
 #[test]
 fn panels_lead_to_the_runbooks_and_each_runbook_is_led_to() {
@@ -366,96 +305,6 @@ fn every_metric_exists_and_has_the_labels_that_are_asked_for() {
     }
 }
 
-#[test]
-fn every_expression_of_the_dashboard_has_data_from_a_running_relay() {
-    let certificates = Certificates::new();
-    let directory = TempDir::new().unwrap();
-    let tls = Some(certificates.server_config(&certificates.server, false));
-    let consumer = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200));
-    let lines = TcpSink::start();
-    let key = directory.path().join("key");
-    let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
-    let verifier = String::from_utf8(run_command(&keygen, Path::new("/")).stdout).unwrap();
-    let witness = Witness::start(verifier.trim_end());
-    let config = format!(
-        r#"
-log = {{ format = "json" }}
-admin = {{ address = "127.0.0.1:0" }}
-queue = {{ directory = "{}" }}
-[[listener]]
-address = "127.0.0.1:0"
-tls = {{ certificate = "{}", private_key = "{}" }}
-[[output]]
-name = "siem"
-type = "http"
-urls = ["https://localhost:{}/"]
-tls = {{ ca = "{}" }}
-[[output]]
-name = "lines"
-type = "tcp"
-addresses = ["{}"]
-replay_window = "100ms"
-[evidence]
-origin = "relay"
-key_file = "{}"
-checkpoint_interval = "1s"
-{}
-"#,
-        text(&directory.path().join("queue")),
-        text(&certificates.server.certificate),
-        text(&certificates.server.key),
-        consumer.address().port(),
-        text(&certificates.ca),
-        lines.address(),
-        text(&key),
-        witness.config(),
-    );
-    let relay = Relay::start(&config);
-    let prometheus = Prometheus::start(relay.admin());
-    let body = corpus().remove(0).bytes;
-    let events = crate::support::corpus::events_of(&body).len() as u64;
-    let post = || {
-        let mut client =
-            Client::connect_tls(relay.address(), certificates.client_config(None)).unwrap();
-        assert_accepted(&client.post("/", "application/json", &body).unwrap(), events);
-    };
-    let dashboard = dashboard();
-    for panel in panels(&dashboard) {
-        for target in list(&panel["targets"]) {
-            let expression = substituted(target["expr"].as_str().unwrap());
-            let what = format!("data for '{}': {expression}", panel["title"]);
-            wait_until(&what, PATIENCE, || {
-                // Rates and quantiles need a counter that changes from scrape to scrape.
-                post();
-                let samples = prometheus.query(&expression);
-                !samples.is_empty() && samples.iter().all(|sample| sample.value.is_finite())
-            });
-        }
-    }
-    for variable in variables(&dashboard).iter().filter(|it| it["type"] == "query") {
-        let query = substituted(variable["query"]["query"].as_str().unwrap());
-        let arguments = query.strip_prefix("label_values(").and_then(|it| it.strip_suffix(')'));
-        let (selector, label) = arguments.unwrap().rsplit_once(", ").unwrap();
-        let there = prometheus.label_values(label, selector);
-        if label == "cluster" {
-            assert_eq!(there, [""; 0], "this Prometheus sets no such label, and all works");
-        } else {
-            assert_eq!(there, [substituted(&format!("${label}"))]);
-        }
-    }
-    assert_annotations(&dashboard, &prometheus, &relay);
-    // The panels in the first row.
-    relay.wait_until_delivered(PATIENCE);
-    let first = |index: usize| {
-        let panel = panels(&dashboard).nth(index).unwrap();
-        let samples = prometheus.query(&substituted(panel["targets"][0]["expr"].as_str().unwrap()));
-        samples[0].value
-    };
-    wait_until("nothing in motion", PATIENCE, || first(1) == 0.0);
-    assert_eq!([first(0), first(2), first(5)], [0.0; 3], "nothing lost, down or rejected");
-    relay.finish(Backlog::Empty);
-}
-
 /// Checks the annotations: Grafana takes the value of a series as the time of the event, in
 /// milliseconds.
 fn assert_annotations(dashboard: &Value, prometheus: &Prometheus, relay: &Relay) {
@@ -486,21 +335,179 @@ fn assert_annotations(dashboard: &Value, prometheus: &Prometheus, relay: &Relay)
     std::fs::write(config, right).unwrap();
 }
 
-/// Method: a Prometheus of several clusters, as `external_labels` or a relabelling makes one.
-#[test]
-fn every_expression_can_be_about_one_cluster() {
-    let sink = HttpSink::accepting();
-    let relay = Relay::start(&crate::support::requests::to_sink(sink.address(), ""));
-    let prometheus = Prometheus::with_labels(relay.admin(), &[("cluster", "prod-eu")]);
-    let dashboard = dashboard();
-    let panel = panels(&dashboard).find(|it| it["title"] == "Waiting events").unwrap();
-    let expression = panel["targets"][0]["expr"].as_str().unwrap();
-    let samples = |cluster: &str| prometheus.query(&in_cluster(expression, cluster)).len();
-    wait_until("a scrape", PATIENCE, || samples(".*") == 1);
-    assert_eq!((samples("prod-eu"), samples("prod-us")), (1, 0));
-    let variable = variables(&dashboard).iter().find(|it| it["name"] == "cluster").unwrap();
-    let query = variable["query"]["query"].as_str().unwrap();
-    let selector = query.strip_prefix("label_values(").unwrap().split_once(", ").unwrap().0;
-    assert_eq!(prometheus.label_values("cluster", selector), ["prod-eu"]);
-    relay.finish(Backlog::Empty);
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    #[test]
+    fn every_expression_is_taken_by_promtool() {
+        let dashboard = dashboard();
+        let rules: Vec<Value> = expressions(&dashboard)
+            .iter()
+            .enumerate()
+            .map(|(index, (_, expression, _))| {
+                let record = format!("dashboard:expression:{index}");
+                serde_json::json!({ "record": record, "expr": substituted(expression) })
+            })
+            .collect();
+        assert!(rules.len() > 50);
+        let groups = serde_json::json!({ "groups": [{ "name": "dashboard", "rules": rules }] });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // Any JSON is also YAML.
+        std::fs::write(file.path(), groups.to_string()).unwrap();
+        let output = Command::new(program("promtool"))
+            .args(["check", "rules", "--lint-fatal", text(file.path())])
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+
+    #[test]
+    fn every_expression_of_the_dashboard_has_data_from_a_running_relay() {
+        let certificates = Certificates::new();
+        let directory = TempDir::new().unwrap();
+        let tls = Some(certificates.server_config(&certificates.server, false));
+        let consumer =
+            HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200));
+        let lines = TcpSink::start();
+        let key = directory.path().join("key");
+        let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
+        let verifier = String::from_utf8(run_command(&keygen, Path::new("/")).stdout).unwrap();
+        let witness = Witness::start(verifier.trim_end());
+        let config = format!(
+            r#"
+    log = {{ format = "json" }}
+    admin = {{ address = "127.0.0.1:0" }}
+    queue = {{ directory = "{}" }}
+    [[listener]]
+    address = "127.0.0.1:0"
+    tls = {{ certificate = "{}", private_key = "{}" }}
+    [[output]]
+    name = "siem"
+    type = "http"
+    urls = ["https://localhost:{}/"]
+    tls = {{ ca = "{}" }}
+    [[output]]
+    name = "lines"
+    type = "tcp"
+    addresses = ["{}"]
+    replay_window = "100ms"
+    [evidence]
+    origin = "relay"
+    key_file = "{}"
+    checkpoint_interval = "1s"
+    {}
+    "#,
+            text(&directory.path().join("queue")),
+            text(&certificates.server.certificate),
+            text(&certificates.server.key),
+            consumer.address().port(),
+            text(&certificates.ca),
+            lines.address(),
+            text(&key),
+            witness.config(),
+        );
+        let relay = Relay::start(&config);
+        let prometheus = Prometheus::start(relay.admin());
+        let body = corpus().remove(0).bytes;
+        let events = crate::support::corpus::events_of(&body).len() as u64;
+        let post = || {
+            let mut client =
+                Client::connect_tls(relay.address(), certificates.client_config(None)).unwrap();
+            assert_accepted(&client.post("/", "application/json", &body).unwrap(), events);
+        };
+        let dashboard = dashboard();
+        for panel in panels(&dashboard) {
+            for target in list(&panel["targets"]) {
+                let expression = substituted(target["expr"].as_str().unwrap());
+                let what = format!("data for '{}': {expression}", panel["title"]);
+                wait_until(&what, PATIENCE, || {
+                    // Rates and quantiles need a counter that changes from scrape to scrape.
+                    post();
+                    let samples = prometheus.query(&expression);
+                    !samples.is_empty() && samples.iter().all(|sample| sample.value.is_finite())
+                });
+            }
+        }
+        for variable in variables(&dashboard).iter().filter(|it| it["type"] == "query") {
+            let query = substituted(variable["query"]["query"].as_str().unwrap());
+            let arguments = query.strip_prefix("label_values(").and_then(|it| it.strip_suffix(')'));
+            let (selector, label) = arguments.unwrap().rsplit_once(", ").unwrap();
+            let there = prometheus.label_values(label, selector);
+            if label == "cluster" {
+                assert_eq!(there, [""; 0], "this Prometheus sets no such label, and all works");
+            } else {
+                assert_eq!(there, [substituted(&format!("${label}"))]);
+            }
+        }
+        assert_annotations(&dashboard, &prometheus, &relay);
+        // The panels in the first row.
+        relay.wait_until_delivered(PATIENCE);
+        let first = |index: usize| {
+            let panel = panels(&dashboard).nth(index).unwrap();
+            let samples =
+                prometheus.query(&substituted(panel["targets"][0]["expr"].as_str().unwrap()));
+            samples[0].value
+        };
+        wait_until("nothing in motion", PATIENCE, || first(1) == 0.0);
+        assert_eq!([first(0), first(2), first(5)], [0.0; 3], "nothing lost, down or rejected");
+        relay.finish(Backlog::Empty);
+    }
+
+    /// Method: a Prometheus of several clusters, as `external_labels` or a relabelling makes one.
+    #[test]
+    fn every_expression_can_be_about_one_cluster() {
+        let sink = HttpSink::accepting();
+        let relay = Relay::start(&crate::support::requests::to_sink(sink.address(), ""));
+        let prometheus = Prometheus::with_labels(relay.admin(), &[("cluster", "prod-eu")]);
+        let dashboard = dashboard();
+        let panel = panels(&dashboard).find(|it| it["title"] == "Waiting events").unwrap();
+        let expression = panel["targets"][0]["expr"].as_str().unwrap();
+        let samples = |cluster: &str| prometheus.query(&in_cluster(expression, cluster)).len();
+        wait_until("a scrape", PATIENCE, || samples(".*") == 1);
+        assert_eq!((samples("prod-eu"), samples("prod-us")), (1, 0));
+        let variable = variables(&dashboard).iter().find(|it| it["name"] == "cluster").unwrap();
+        let query = variable["query"]["query"].as_str().unwrap();
+        let selector = query.strip_prefix("label_values(").unwrap().split_once(", ").unwrap().0;
+        assert_eq!(prometheus.label_values("cluster", selector), ["prod-eu"]);
+        relay.finish(Backlog::Empty);
+    }
+
+    /// Grafana publishes the types of dashboards, panels and queries; tests/peers/grafana.py makes
+    /// a JSON Schema of them.
+    #[test]
+    fn grafanas_own_types_have_each_member_and_value() {
+        needs("grafana_foundation_sdk");
+        let check = |dashboard: &Value| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), dashboard.to_string()).unwrap();
+            let output = Command::new(repository().join("target/peers/python/bin/python3"))
+                .arg(repository().join("tests/peers/grafana.py"))
+                .arg(file.path())
+                .output()
+                .expect("Python runs");
+            let said = [output.stdout, output.stderr].concat();
+            (output.status.success(), String::from_utf8(said).unwrap())
+        };
+        let right = dashboard();
+        let count = list(&right["panels"]).len();
+        assert_eq!(check(&right), (true, format!("{count} panels are valid\n")));
+        // The check finds what is wrong, at each depth.
+        for (place, value, said) in [
+            ("/panels/1/type", "graf", "there is no panel of the type"),
+            ("/panels/1/gridPos/w", "8", "is not of type 'integer'"),
+            ("/panels/1/options/colorMode", "loud", "is not one of"),
+            ("/annotations/list/1/useValueForTime", "yes", "is not of type 'boolean'"),
+            ("/templating/list/1/multi", "yes", "is not valid"),
+        ] {
+            let mut wrong = right.clone();
+            *wrong.pointer_mut(place).unwrap() = value.into();
+            let (is_valid, text) = check(&wrong);
+            assert!(!is_valid && text.contains(said), "{place}: {text}");
+        }
+        let mut wrong = right;
+        wrong["panels"][1]["targets"][0]["expression"] = "up".into();
+        assert!(!check(&wrong).0, "a member that Grafana does not know");
+    }
 }

@@ -325,46 +325,6 @@ fn delivered_waiters_get_their_200_or_503_before_the_end() {
 }
 
 #[test]
-fn an_h2_request_that_is_under_way_is_finished() {
-    let certificates = Certificates::new();
-    let slow = HttpSink::start(|_| Answer::status(200).after(Duration::from_secs(2)));
-    let config = format!("{}[queue]\nacknowledge = \"delivered\"\n", to_sink(slow.address(), ""));
-    let tls = format!(
-        "address = \"127.0.0.1:0\"\ntls = {{ certificate = {:?}, private_key = {:?} }}\n",
-        certificates.server.certificate, certificates.server.key
-    );
-    let relay_config =
-        config.replacen("address = \"127.0.0.1:0\"\n[[output]]", &format!("{tls}[[output]]"), 1);
-    assert_ne!(relay_config, config);
-    let mut relay = Relay::start(&relay_config);
-    let url = format!("https://localhost:{}/", relay.address().port());
-    let ca = text(&certificates.ca).to_owned();
-    let sender = std::thread::spawn(move || {
-        let arguments = [
-            "--http2",
-            "--header",
-            "Content-Type: application/json",
-            "--verbose",
-            "--cacert",
-            &ca,
-            "--data-binary",
-            "@-",
-            "--write-out",
-            " %{http_code} %{http_version}",
-            &url,
-        ];
-        curl(&arguments, &generated_batch(1, 10, 900))
-    });
-    slow.wait_for_count(1, PATIENCE);
-    relay.signal(libc::SIGTERM);
-    let output = sender.join().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "{\"accepted\":10} 200 2", "{said}");
-    assert_eq!(relay.wait().code(), Some(0));
-    assert_eq!(told_lost(&relay), (vec![], Some(0)));
-}
-
-#[test]
 fn an_idle_h2_connection_is_told_goaway() {
     let sink = HttpSink::accepting();
     let mut relay = Relay::start(&to_sink(sink.address(), ""));
@@ -591,4 +551,53 @@ fn a_second_signal_ends_at_once_what_the_first_has_interrupted_in_a_reload() {
     assert_eq!(relay.wait().code(), Some(1));
     let (lost, _) = told_lost(&relay);
     assert!(lost.iter().all(|(name, _)| name == "hung"), "{lost:?}");
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    #[test]
+    fn an_h2_request_that_is_under_way_is_finished() {
+        let certificates = Certificates::new();
+        let slow = HttpSink::start(|_| Answer::status(200).after(Duration::from_secs(2)));
+        let config =
+            format!("{}[queue]\nacknowledge = \"delivered\"\n", to_sink(slow.address(), ""));
+        let tls = format!(
+            "address = \"127.0.0.1:0\"\ntls = {{ certificate = {:?}, private_key = {:?} }}\n",
+            certificates.server.certificate, certificates.server.key
+        );
+        let relay_config = config.replacen(
+            "address = \"127.0.0.1:0\"\n[[output]]",
+            &format!("{tls}[[output]]"),
+            1,
+        );
+        assert_ne!(relay_config, config);
+        let mut relay = Relay::start(&relay_config);
+        let url = format!("https://localhost:{}/", relay.address().port());
+        let ca = text(&certificates.ca).to_owned();
+        let sender = std::thread::spawn(move || {
+            let arguments = [
+                "--http2",
+                "--header",
+                "Content-Type: application/json",
+                "--verbose",
+                "--cacert",
+                &ca,
+                "--data-binary",
+                "@-",
+                "--write-out",
+                " %{http_code} %{http_version}",
+                &url,
+            ];
+            curl(&arguments, &generated_batch(1, 10, 900))
+        });
+        slow.wait_for_count(1, PATIENCE);
+        relay.signal(libc::SIGTERM);
+        let output = sender.join().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "{\"accepted\":10} 200 2", "{said}");
+        assert_eq!(relay.wait().code(), Some(0));
+        assert_eq!(told_lost(&relay), (vec![], Some(0)));
+    }
 }

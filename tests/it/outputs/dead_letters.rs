@@ -198,69 +198,6 @@ fn large(number: u32) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Method: the dead letters' directory is on a small file system that becomes full and is freed
-/// again, while the consumer refuses one event of each batch. Deliveries must go on, each refused
-/// event must be counted as lost, and letters must be written again once there is room.
-#[test]
-fn a_full_disk_costs_dead_letters_alone_and_what_comes_later_is_kept_again() {
-    for kind in [Kind::Tmpfs, Kind::Ext4] {
-        let disk = Mounted::new(kind, 16 * 1024 * 1024);
-        let (directory, ballast) = (disk.path().join("letters"), disk.path().join("ballast"));
-        let sink = HttpSink::start(|request| {
-            let is_large = |event: &Vec<u8>| event.len() > 200_000;
-            Answer::status(if events_in(request).iter().any(is_large) { 400 } else { 200 })
-        });
-        let keys =
-            format!("[dead_letter]\ndirectory = \"{}\"\nmax_bytes = \"8MiB\"\n", text(&directory));
-        let relay = Relay::start(&to_sink(sink.address(), &keys));
-        let mut posted = 0;
-        let mut post = |expected_letters: f64| {
-            let numbers = posted * 10..(posted + 1) * 10;
-            posted += 1;
-            let mut events = numbered::events(0, numbers);
-            // The large events among the numbered ones are smaller than the refused event.
-            assert!(events.iter().all(|event| event.len() < 200_000));
-            events.insert(5, large(u32::try_from(posted).unwrap()));
-            let body = [
-                br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":["#.as_slice(),
-                &events.join(&b','),
-                b"]}",
-            ];
-            assert_eq!(relay.post(&body.concat()).status, 200);
-            relay.wait_until_delivered(PATIENCE);
-            let metrics = relay.metrics();
-            let lost = metrics.value("error_total", &[("plugin", "consumer")]);
-            let letters = metrics.value("dead_letter_events_total", &[("output", "consumer")]);
-            #[allow(clippy::cast_precision_loss, reason = "a small count")]
-            let expected_lost = posted as f64;
-            assert_eq!((lost, letters), (expected_lost, expected_letters), "{kind:?}");
-        };
-        post(1.0);
-        disk.fill_up_to(0, &ballast);
-        for _ in 0..3 {
-            post(1.0);
-        }
-        let unwritten = |fields: &serde_json::Value| {
-            fields["message"] == "events given up and counted"
-                && fields["error"].as_str().is_some_and(|error| error.contains("No space left"))
-        };
-        assert!(relay.log_fields().iter().any(unwritten), "{}", relay.log_text());
-        std::fs::remove_file(&ballast).unwrap();
-        post(2.0);
-        post(3.0);
-        let kept: Vec<_> = letters_in(&directory).into_iter().map(|letter| letter.event).collect();
-        assert!(kept == [large(1), large(5), large(6)], "{kind:?}: {} letters", kept.len());
-        let torn = files_in(&directory)
-            .into_iter()
-            .filter(|file| !std::fs::read(file).unwrap().ends_with(b"\n"))
-            .count();
-        assert_eq!(torn, 0, "nothing of what did not fit stays");
-        let delivered = accepted_events(&sink);
-        assert!(delivered == numbered::events(0, 0..posted * 10), "a healthy event is missing");
-        relay.finish(Backlog::Empty);
-    }
-}
-
 #[test]
 fn what_is_tried_for_too_long_is_kept_with_its_reason_and_later_events_are_delivered() {
     const MAX_ELAPSED: &str = "3s";
@@ -314,5 +251,76 @@ fn what_is_tried_for_too_long_is_kept_with_its_reason_and_later_events_are_deliv
         assert!(accepted == numbered::events(0, 100..200));
         relay.finish(Backlog::Empty);
         lines.set_open(false);
+    }
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// Method: the dead letters' directory is on a small file system that becomes full and is freed
+    /// again, while the consumer refuses one event of each batch. Deliveries must go on, each
+    /// refused event must be counted as lost, and letters must be written again once there is room.
+    #[test]
+    fn a_full_disk_costs_dead_letters_alone_and_what_comes_later_is_kept_again() {
+        for kind in [Kind::Tmpfs, Kind::Ext4] {
+            let disk = Mounted::new(kind, 16 * 1024 * 1024);
+            let (directory, ballast) = (disk.path().join("letters"), disk.path().join("ballast"));
+            let sink = HttpSink::start(|request| {
+                let is_large = |event: &Vec<u8>| event.len() > 200_000;
+                Answer::status(if events_in(request).iter().any(is_large) { 400 } else { 200 })
+            });
+            let keys = format!(
+                "[dead_letter]\ndirectory = \"{}\"\nmax_bytes = \"8MiB\"\n",
+                text(&directory)
+            );
+            let relay = Relay::start(&to_sink(sink.address(), &keys));
+            let mut posted = 0;
+            let mut post = |expected_letters: f64| {
+                let numbers = posted * 10..(posted + 1) * 10;
+                posted += 1;
+                let mut events = numbered::events(0, numbers);
+                // The large events among the numbered ones are smaller than the refused event.
+                assert!(events.iter().all(|event| event.len() < 200_000));
+                events.insert(5, large(u32::try_from(posted).unwrap()));
+                let body = [
+                    br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":["#.as_slice(),
+                    &events.join(&b','),
+                    b"]}",
+                ];
+                assert_eq!(relay.post(&body.concat()).status, 200);
+                relay.wait_until_delivered(PATIENCE);
+                let metrics = relay.metrics();
+                let lost = metrics.value("error_total", &[("plugin", "consumer")]);
+                let letters = metrics.value("dead_letter_events_total", &[("output", "consumer")]);
+                #[allow(clippy::cast_precision_loss, reason = "a small count")]
+                let expected_lost = posted as f64;
+                assert_eq!((lost, letters), (expected_lost, expected_letters), "{kind:?}");
+            };
+            post(1.0);
+            disk.fill_up_to(0, &ballast);
+            for _ in 0..3 {
+                post(1.0);
+            }
+            let unwritten = |fields: &serde_json::Value| {
+                fields["message"] == "events given up and counted"
+                    && fields["error"].as_str().is_some_and(|error| error.contains("No space left"))
+            };
+            assert!(relay.log_fields().iter().any(unwritten), "{}", relay.log_text());
+            std::fs::remove_file(&ballast).unwrap();
+            post(2.0);
+            post(3.0);
+            let kept: Vec<_> =
+                letters_in(&directory).into_iter().map(|letter| letter.event).collect();
+            assert!(kept == [large(1), large(5), large(6)], "{kind:?}: {} letters", kept.len());
+            let torn = files_in(&directory)
+                .into_iter()
+                .filter(|file| !std::fs::read(file).unwrap().ends_with(b"\n"))
+                .count();
+            assert_eq!(torn, 0, "nothing of what did not fit stays");
+            let delivered = accepted_events(&sink);
+            assert!(delivered == numbered::events(0, 0..posted * 10), "a healthy event is missing");
+            relay.finish(Backlog::Empty);
+        }
     }
 }

@@ -274,31 +274,6 @@ impl Drop for OpenSearch {
     }
 }
 
-/// Method: a real server gets the whole corpus. It refuses events whose bodies contradict each
-/// other's types; each event must be stored or be in a dead letter.
-#[test]
-fn a_small_opensearch_stores_the_corpus_or_says_what_it_refuses() {
-    let server = OpenSearch::start();
-    let kept = TempDir::new().unwrap();
-    let config = format!(
-        "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
-        to_elasticsearch(server.address.parse().unwrap(), ""),
-        text(kept.path()),
-    );
-    let relay = Relay::start(&config);
-    let mut sent = 0;
-    for body in corpus() {
-        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-        sent += events_of(&body.bytes).len() as u64;
-    }
-    relay.wait_until_delivered(PATIENCE * 2);
-    let (stored, refused) = (server.count(), events_in_letters(kept.path()).len() as u64);
-    assert_eq!(stored + refused, sent, "{stored} stored, {refused} refused");
-    assert!(stored > 1000 && refused < 300, "{stored} stored, {refused} refused");
-    assert_eq!(value(&relay, "output_events_total"), stored as f64);
-    relay.finish(Backlog::Empty);
-}
-
 /// The event as `kubernetes.audit` of its document has it: with bodies as strings, and without dots
 /// in the keys of annotations. Numbers that are beyond the range of an f64 are 1 here.
 fn as_stored(event: &[u8]) -> Value {
@@ -316,82 +291,6 @@ fn as_stored(event: &[u8]) -> Value {
         annotations.extend(old.into_iter().map(|(key, value)| (key.replace('.', "_"), value)));
     }
     value
-}
-
-/// Method: a real server gets the whole corpus in the shape that is the default. It must store
-/// every event, and each with its values.
-#[test]
-fn with_its_defaults_a_small_opensearch_stores_the_corpus_and_refuses_nothing() {
-    let server = OpenSearch::start();
-    let kept = TempDir::new().unwrap();
-    let config = format!(
-        "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
-        to_elasticsearch_in_ecs(server.address.parse().unwrap(), ""),
-        text(kept.path()),
-    );
-    let relay = Relay::start(&config);
-    let mut expected = Vec::new();
-    for body in corpus() {
-        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-        expected.extend(events_of(&body.bytes).iter().map(|event| as_stored(event).to_string()));
-    }
-    relay.wait_until_delivered(PATIENCE * 2);
-    assert_eq!(events_in_letters(kept.path()).len(), 0, "refused");
-    assert_eq!(server.count(), expected.len() as u64);
-    assert_eq!(value(&relay, "output_events_total"), expected.len() as f64);
-    assert_eq!(value(&relay, "output_existing_events_total"), 0.0);
-    let found = server.get("_search?size=10000");
-    let hits = found["hits"]["hits"].as_array().expect("hits");
-    let tame = |value: &Value| value.to_string().replace("1e400", "1");
-    let mut stored: Vec<_> =
-        hits.iter().map(|hit| tame(&hit["_source"]["kubernetes"]["audit"])).collect();
-    stored.sort();
-    expected.sort();
-    assert!(stored == expected, "{} of {} documents", stored.len(), expected.len());
-    relay.finish(Backlog::Empty);
-}
-
-/// Method: a real server has the index of Elastic's own Kubernetes integration, which refuses
-/// bodies as strings, the default. The check and the refusals must name the key; with it, each
-/// event is stored.
-#[test]
-fn a_small_opensearch_with_the_index_of_the_integration_leads_to_the_key() {
-    let server = OpenSearch::start();
-    server.make_index_of_the_integration();
-    let key = "set filter.bodies = \"keep\", or \"drop\"";
-    let kept = TempDir::new().unwrap();
-    let config = |more: &str| {
-        format!(
-            "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
-            to_elasticsearch_in_ecs(server.address.parse().unwrap(), more),
-            text(kept.path()),
-        )
-    };
-    let (code, said) = check_connect(&config(""));
-    assert!(said.contains("kubernetes.audit.requestObject") && said.contains(key), "{said}");
-    assert_eq!(code, Some(1), "{said}");
-    let body = generated_batch(1, 20, 700);
-    let relay = Relay::start(&config(""));
-    assert_eq!(relay.post(&body).status, 200);
-    wait_until("a refusal", PATIENCE, || {
-        let labels = [("output", "consumer"), ("reason", "item")];
-        relay.metrics().value("output_errors_total", &labels) >= 1.0
-    });
-    wait_until("the key in the log", PATIENCE, || {
-        relay.log_text().contains(&key.replace('"', "\\\""))
-    });
-    drop(relay);
-    for bodies in ["keep", "drop"] {
-        let before = server.count();
-        let config = config(&format!("filter.bodies = \"{bodies}\""));
-        let (code, said) = check_connect(&config);
-        assert_eq!(code, Some(0), "{said}");
-        let relay = Relay::start(&config);
-        assert_eq!(relay.post(&body).status, 200);
-        relay.wait_until_delivered(PATIENCE);
-        assert_eq!(server.count() - before, 20, "{bodies}");
-        relay.finish(Backlog::Empty);
-    }
 }
 
 /// Method: the index is not there yet, and its template is that of the integration. A key that may
@@ -414,5 +313,112 @@ fn the_template_of_an_index_that_is_not_there_yet_is_looked_at() {
             format!("POST /_index_template/_simulate_index/{INDEX}"),
         ];
         assert_eq!(asked.collect::<Vec<_>>(), wanted);
+    }
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// Method: a real server gets the whole corpus. It refuses events whose bodies contradict each
+    /// other's types; each event must be stored or be in a dead letter.
+    #[test]
+    fn a_small_opensearch_stores_the_corpus_or_says_what_it_refuses() {
+        let server = OpenSearch::start();
+        let kept = TempDir::new().unwrap();
+        let config = format!(
+            "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
+            to_elasticsearch(server.address.parse().unwrap(), ""),
+            text(kept.path()),
+        );
+        let relay = Relay::start(&config);
+        let mut sent = 0;
+        for body in corpus() {
+            assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+            sent += events_of(&body.bytes).len() as u64;
+        }
+        relay.wait_until_delivered(PATIENCE * 2);
+        let (stored, refused) = (server.count(), events_in_letters(kept.path()).len() as u64);
+        assert_eq!(stored + refused, sent, "{stored} stored, {refused} refused");
+        assert!(stored > 1000 && refused < 300, "{stored} stored, {refused} refused");
+        assert_eq!(value(&relay, "output_events_total"), stored as f64);
+        relay.finish(Backlog::Empty);
+    }
+
+    /// Method: a real server has the index of Elastic's own Kubernetes integration, which refuses
+    /// bodies as strings, the default. The check and the refusals must name the key; with it, each
+    /// event is stored.
+    #[test]
+    fn a_small_opensearch_with_the_index_of_the_integration_leads_to_the_key() {
+        let server = OpenSearch::start();
+        server.make_index_of_the_integration();
+        let key = "set filter.bodies = \"keep\", or \"drop\"";
+        let kept = TempDir::new().unwrap();
+        let config = |more: &str| {
+            format!(
+                "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
+                to_elasticsearch_in_ecs(server.address.parse().unwrap(), more),
+                text(kept.path()),
+            )
+        };
+        let (code, said) = check_connect(&config(""));
+        assert!(said.contains("kubernetes.audit.requestObject") && said.contains(key), "{said}");
+        assert_eq!(code, Some(1), "{said}");
+        let body = generated_batch(1, 20, 700);
+        let relay = Relay::start(&config(""));
+        assert_eq!(relay.post(&body).status, 200);
+        wait_until("a refusal", PATIENCE, || {
+            let labels = [("output", "consumer"), ("reason", "item")];
+            relay.metrics().value("output_errors_total", &labels) >= 1.0
+        });
+        wait_until("the key in the log", PATIENCE, || {
+            relay.log_text().contains(&key.replace('"', "\\\""))
+        });
+        drop(relay);
+        for bodies in ["keep", "drop"] {
+            let before = server.count();
+            let config = config(&format!("filter.bodies = \"{bodies}\""));
+            let (code, said) = check_connect(&config);
+            assert_eq!(code, Some(0), "{said}");
+            let relay = Relay::start(&config);
+            assert_eq!(relay.post(&body).status, 200);
+            relay.wait_until_delivered(PATIENCE);
+            assert_eq!(server.count() - before, 20, "{bodies}");
+            relay.finish(Backlog::Empty);
+        }
+    }
+
+    /// Method: a real server gets the whole corpus in the shape that is the default. It must store
+    /// every event, and each with its values.
+    #[test]
+    fn with_its_defaults_a_small_opensearch_stores_the_corpus_and_refuses_nothing() {
+        let server = OpenSearch::start();
+        let kept = TempDir::new().unwrap();
+        let config = format!(
+            "{BASE}{}[dead_letter]\ndirectory = \"{}\"\n",
+            to_elasticsearch_in_ecs(server.address.parse().unwrap(), ""),
+            text(kept.path()),
+        );
+        let relay = Relay::start(&config);
+        let mut expected = Vec::new();
+        for body in corpus() {
+            assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+            expected
+                .extend(events_of(&body.bytes).iter().map(|event| as_stored(event).to_string()));
+        }
+        relay.wait_until_delivered(PATIENCE * 2);
+        assert_eq!(events_in_letters(kept.path()).len(), 0, "refused");
+        assert_eq!(server.count(), expected.len() as u64);
+        assert_eq!(value(&relay, "output_events_total"), expected.len() as f64);
+        assert_eq!(value(&relay, "output_existing_events_total"), 0.0);
+        let found = server.get("_search?size=10000");
+        let hits = found["hits"]["hits"].as_array().expect("hits");
+        let tame = |value: &Value| value.to_string().replace("1e400", "1");
+        let mut stored: Vec<_> =
+            hits.iter().map(|hit| tame(&hit["_source"]["kubernetes"]["audit"])).collect();
+        stored.sort();
+        expected.sort();
+        assert!(stored == expected, "{} of {} documents", stored.len(), expected.len());
+        relay.finish(Backlog::Empty);
     }
 }

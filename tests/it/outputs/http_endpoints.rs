@@ -230,58 +230,63 @@ fn a_proxy_that_is_stopped_and_killed_loses_nothing(
     relay.finish(Backlog::Empty);
 }
 
-#[test]
-fn nginx_stopped_and_killed_in_front_of_a_consumer_loses_nothing() {
-    let certificates = Certificates::new();
-    let mut sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(5)));
-    let mut nginx = Nginx::start(Security::Plain, &certificates, sink.address());
-    let url = format!("http://{}/a?b=c", nginx.address());
-    a_proxy_that_is_stopped_and_killed_loses_nothing(&mut nginx.process, url, &mut sink, "");
-}
+/// They need peers, or root.
+mod peers {
+    use super::*;
 
-#[test]
-fn nginx_with_mutual_tls_stopped_and_killed_in_front_of_a_consumer_loses_nothing() {
-    let certificates = Certificates::new();
-    let mut sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(5)));
-    let mut nginx = Nginx::start(Security::MutualTls, &certificates, sink.address());
-    let url = format!("https://localhost:{}/", nginx.address().port());
-    let more = format!(
-        "compression = \"gzip\"\ntls = {{ ca = {:?}, certificate = {:?}, private_key = {:?} }}\n",
-        certificates.ca, certificates.client.certificate, certificates.client.key
-    );
-    a_proxy_that_is_stopped_and_killed_loses_nothing(&mut nginx.process, url, &mut sink, &more);
-}
-
-#[test]
-fn haproxy_stopped_and_killed_in_front_of_a_consumer_loses_nothing() {
-    let mut sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(5)));
-    let mut haproxy = Haproxy::start(sink.address());
-    let url = format!("http://{}/", haproxy.address());
-    a_proxy_that_is_stopped_and_killed_loses_nothing(&mut haproxy.process, url, &mut sink, "");
-}
-
-/// Method: nginx stands still for longer than the request timeout, and goes on. Every event must
-/// arrive.
-#[test]
-fn a_proxy_that_hangs_is_left_and_used_again() {
-    let certificates = Certificates::new();
-    let sink = HttpSink::accepting();
-    let nginx = Nginx::start(Security::Plain, &certificates, sink.address());
-    let url = format!("http://{}/", nginx.address());
-    let relay =
-        Relay::start(&to_http(&[url], "concurrency = 2\ntimeouts = { request = \"500ms\" }\n"));
-    nginx.process.freeze();
-    let batches: Vec<_> = (0..4).map(|seed| generated_batch(seed, 400, 3000)).collect();
-    for batch in &batches {
-        assert_eq!(relay.post(batch).status, 200);
+    #[test]
+    fn nginx_stopped_and_killed_in_front_of_a_consumer_loses_nothing() {
+        let certificates = Certificates::new();
+        let mut sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(5)));
+        let mut nginx = Nginx::start(Security::Plain, &certificates, sink.address());
+        let url = format!("http://{}/a?b=c", nginx.address());
+        a_proxy_that_is_stopped_and_killed_loses_nothing(&mut nginx.process, url, &mut sink, "");
     }
-    relay.wait_for_metrics("timeouts", PATIENCE, |metrics| {
-        let labels = [("output", "consumer"), ("reason", "timeout")];
-        (metrics.value("output_errors_total", &labels) >= 2.0).then_some(())
-    });
-    nginx.process.thaw();
-    relay.wait_until_delivered(PATIENCE);
-    let expected: Vec<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
-    assert_none_missing(&received_events(&sink), &expected);
-    relay.finish(Backlog::Empty);
+
+    #[test]
+    fn nginx_with_mutual_tls_stopped_and_killed_in_front_of_a_consumer_loses_nothing() {
+        let certificates = Certificates::new();
+        let mut sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(5)));
+        let mut nginx = Nginx::start(Security::MutualTls, &certificates, sink.address());
+        let url = format!("https://localhost:{}/", nginx.address().port());
+        let more = format!(
+            "compression = \"gzip\"\ntls = {{ ca = {:?}, certificate = {:?}, private_key = {:?} }}\n",
+            certificates.ca, certificates.client.certificate, certificates.client.key
+        );
+        a_proxy_that_is_stopped_and_killed_loses_nothing(&mut nginx.process, url, &mut sink, &more);
+    }
+
+    #[test]
+    fn haproxy_stopped_and_killed_in_front_of_a_consumer_loses_nothing() {
+        let mut sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(5)));
+        let mut haproxy = Haproxy::start(sink.address());
+        let url = format!("http://{}/", haproxy.address());
+        a_proxy_that_is_stopped_and_killed_loses_nothing(&mut haproxy.process, url, &mut sink, "");
+    }
+
+    /// Method: nginx stands still for longer than the request timeout, and goes on. Every event
+    /// must arrive.
+    #[test]
+    fn a_proxy_that_hangs_is_left_and_used_again() {
+        let certificates = Certificates::new();
+        let sink = HttpSink::accepting();
+        let nginx = Nginx::start(Security::Plain, &certificates, sink.address());
+        let url = format!("http://{}/", nginx.address());
+        let relay =
+            Relay::start(&to_http(&[url], "concurrency = 2\ntimeouts = { request = \"500ms\" }\n"));
+        nginx.process.freeze();
+        let batches: Vec<_> = (0..4).map(|seed| generated_batch(seed, 400, 3000)).collect();
+        for batch in &batches {
+            assert_eq!(relay.post(batch).status, 200);
+        }
+        relay.wait_for_metrics("timeouts", PATIENCE, |metrics| {
+            let labels = [("output", "consumer"), ("reason", "timeout")];
+            (metrics.value("output_errors_total", &labels) >= 2.0).then_some(())
+        });
+        nginx.process.thaw();
+        relay.wait_until_delivered(PATIENCE);
+        let expected: Vec<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
+        assert_none_missing(&received_events(&sink), &expected);
+        relay.finish(Backlog::Empty);
+    }
 }

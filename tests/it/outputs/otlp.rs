@@ -171,25 +171,6 @@ impl Rotel {
     }
 }
 
-/// Method: a real receiver takes the corpus, decodes it and sends it on to our own, which must get
-/// all of it: events byte for byte, times and attributes.
-#[test]
-fn rotel_takes_the_corpus_and_understands_each_field() {
-    let next = Otlp::start(usize::MAX, || Mood::Stores(200), |_| true);
-    let rotel = Rotel::start(&next);
-    let config = format!("{BASE}{}", to_otlp(rotel.process.address(), RESOURCE));
-    let began = now();
-    let relay = Relay::start(&config);
-    let sent = post_the_corpus(&relay);
-    relay.wait_until_delivered(PATIENCE);
-    wait_until("rotel's records", PATIENCE, || next.store().records.len() >= sent.len());
-    let store = next.store();
-    assert_same_set(&store.bodies(), &sent);
-    assert_of_corpus(&store.records, began);
-    drop(store);
-    relay.finish(Backlog::Empty);
-}
-
 /// Method: a receiver answers in all its ways at random while the relay is killed and started
 /// again. In the end each good event must be stored, and each bad event must be in the dead letters
 /// and nowhere else.
@@ -403,4 +384,28 @@ fn an_event_without_known_members_is_a_record_without_attributes() {
     assert!(record.resource.is_empty());
     drop(store);
     relay.finish(Backlog::Empty);
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// Method: a real receiver takes the corpus, decodes it and sends it on to our own, which must
+    /// get all of it: events byte for byte, times and attributes.
+    #[test]
+    fn rotel_takes_the_corpus_and_understands_each_field() {
+        let next = Otlp::start(usize::MAX, || Mood::Stores(200), |_| true);
+        let rotel = Rotel::start(&next);
+        let config = format!("{BASE}{}", to_otlp(rotel.process.address(), RESOURCE));
+        let began = now();
+        let relay = Relay::start(&config);
+        let sent = post_the_corpus(&relay);
+        relay.wait_until_delivered(PATIENCE);
+        wait_until("rotel's records", PATIENCE, || next.store().records.len() >= sent.len());
+        let store = next.store();
+        assert_same_set(&store.bodies(), &sent);
+        assert_of_corpus(&store.records, began);
+        drop(store);
+        relay.finish(Backlog::Empty);
+    }
 }

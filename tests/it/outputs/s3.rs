@@ -683,60 +683,66 @@ fn a_config_that_cannot_work_is_refused_in_words() {
     }
 }
 
-/// Method: a real server gets the whole corpus and generated events, while it and the relay are
-/// killed and started again. Each event must be in exactly one object, as the server gives it out.
-#[test]
-fn seaweedfs_has_each_event_in_one_object_after_crashes() {
-    let mut rng = rng();
-    let mut server = SeaweedFs::start();
-    server.make_bucket();
-    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
-    let config = durable(&keys.output(server.address(), SMALL), &spool);
-    let mut relay = Relay::start(&config);
-    let mut sent = Vec::new();
-    for body in corpus() {
-        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-        sent.extend(events_of(&body.bytes));
-    }
-    for round in 0..4 {
-        for batch in 0..5 {
-            let body = generated_batch(round * 100 + batch, 100, 700);
-            assert_eq!(relay.post(&body).status, 200);
-            sent.extend(events_of(&body));
-            std::thread::sleep(Duration::from_millis(rng.u64(0..100)));
-        }
-        if round % 2 == 0 {
-            relay.kill();
-            relay = Relay::start(&config);
-        } else {
-            server.kill();
-            std::thread::sleep(Duration::from_millis(rng.u64(0..300)));
-            server.start_again();
-        }
-    }
-    relay.wait_until_delivered(PATIENCE * 2);
-    relay.finish(Backlog::Empty);
-    assert_are(&lines(&server.objects()), &sent);
-}
+/// They need peers, or root.
+mod peers {
+    use super::*;
 
-#[test]
-fn check_connect_tells_a_wrong_key_and_a_missing_bucket() {
-    let server = SeaweedFs::start();
-    let (keys, directory) = (Keys::new(), TempDir::new().unwrap());
-    let config = format!("{BASE}{}", keys.output(server.address(), ""));
-    std::fs::write(directory.path().join("c.toml"), config).unwrap();
-    let check = || {
-        let arguments = ["check", "--connect", "--config", "c.toml"];
-        let output = run_command(&arguments, directory.path());
-        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        (output.status.code(), said)
-    };
-    let (code, said) = check();
-    assert!(code == Some(1) && said.contains("there is no bucket audit-archive"), "{said}");
-    server.make_bucket();
-    assert_eq!(check().0, Some(0));
-    keys.write("AKIDEXAMPLE", "wr0ng-s3cr3t");
-    let (code, said) = check();
-    assert!(code == Some(1) && said.contains("the access key is wrong"), "{said}");
-    assert!(!said.contains("wr0ng-s3cr3t"), "{said}");
+    #[test]
+    fn check_connect_tells_a_wrong_key_and_a_missing_bucket() {
+        let server = SeaweedFs::start();
+        let (keys, directory) = (Keys::new(), TempDir::new().unwrap());
+        let config = format!("{BASE}{}", keys.output(server.address(), ""));
+        std::fs::write(directory.path().join("c.toml"), config).unwrap();
+        let check = || {
+            let arguments = ["check", "--connect", "--config", "c.toml"];
+            let output = run_command(&arguments, directory.path());
+            let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+            (output.status.code(), said)
+        };
+        let (code, said) = check();
+        assert!(code == Some(1) && said.contains("there is no bucket audit-archive"), "{said}");
+        server.make_bucket();
+        assert_eq!(check().0, Some(0));
+        keys.write("AKIDEXAMPLE", "wr0ng-s3cr3t");
+        let (code, said) = check();
+        assert!(code == Some(1) && said.contains("the access key is wrong"), "{said}");
+        assert!(!said.contains("wr0ng-s3cr3t"), "{said}");
+    }
+
+    /// Method: a real server gets the whole corpus and generated events, while it and the relay are
+    /// killed and started again. Each event must be in exactly one object, as the server gives it
+    /// out.
+    #[test]
+    fn seaweedfs_has_each_event_in_one_object_after_crashes() {
+        let mut rng = rng();
+        let mut server = SeaweedFs::start();
+        server.make_bucket();
+        let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
+        let config = durable(&keys.output(server.address(), SMALL), &spool);
+        let mut relay = Relay::start(&config);
+        let mut sent = Vec::new();
+        for body in corpus() {
+            assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
+            sent.extend(events_of(&body.bytes));
+        }
+        for round in 0..4 {
+            for batch in 0..5 {
+                let body = generated_batch(round * 100 + batch, 100, 700);
+                assert_eq!(relay.post(&body).status, 200);
+                sent.extend(events_of(&body));
+                std::thread::sleep(Duration::from_millis(rng.u64(0..100)));
+            }
+            if round % 2 == 0 {
+                relay.kill();
+                relay = Relay::start(&config);
+            } else {
+                server.kill();
+                std::thread::sleep(Duration::from_millis(rng.u64(0..300)));
+                server.start_again();
+            }
+        }
+        relay.wait_until_delivered(PATIENCE * 2);
+        relay.finish(Backlog::Empty);
+        assert_are(&lines(&server.objects()), &sent);
+    }
 }

@@ -514,31 +514,6 @@ fn behind_a_balancer_with_sticky_sessions_each_event_is_indexed_once() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: a real balancer in front of two collectors gives each connection one of them, by a
-/// cookie. A collector takes no channel on two connections, so HAProxy keeps them apart.
-#[test]
-fn haproxy_with_sticky_sessions_asks_the_collector_that_took_the_request() {
-    let (files, collectors) = (Files::new(), [(); 2].map(|()| Splunk::start(Script::default())));
-    let [a, b] = collectors.each_ref().map(Splunk::address);
-    let backend = format!(
-        "  http-reuse never\n  balance roundrobin\n  cookie route insert indirect nocache\n  \
-         server a {a} cookie a\n  server b {b} cookie b"
-    );
-    let haproxy = Haproxy::with(|port| forwarder(&format!("  bind 127.0.0.1:{port}"), &backend));
-    let relay = Relay::start(&files.config_to(haproxy.address(), ""));
-    let mut sent = Vec::new();
-    for batch in 0..10 {
-        let body = generated_batch(batch, 100, 700);
-        assert_eq!(relay.post(&body).status, 200);
-        sent.extend(events_of(&body));
-    }
-    relay.wait_until_delivered(PATIENCE);
-    let indexed = collectors.iter().flat_map(|it| it.store().indexed.clone()).collect::<Vec<_>>();
-    assert_same_set(&indexed, &sent);
-    assert_eq!(errors(&relay, "acknowledgement"), 0.0);
-    relay.finish(Backlog::Empty);
-}
-
 /// Method: without cookies, the questions reach another collector than the requests. No event may
 /// count as delivered that is not indexed, and the errors show what is wrong.
 #[test]
@@ -585,4 +560,37 @@ fn the_age_limit_of_a_connection_waits_for_its_acknowledgements() {
     assert_same_set(&splunk.store().indexed, &sent);
     assert!(splunk.sink.history().len() > 2, "no connection has reached its limit");
     relay.finish(Backlog::Empty);
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// Method: a real balancer in front of two collectors gives each connection one of them, by a
+    /// cookie. A collector takes no channel on two connections, so HAProxy keeps them apart.
+    #[test]
+    fn haproxy_with_sticky_sessions_asks_the_collector_that_took_the_request() {
+        let (files, collectors) =
+            (Files::new(), [(); 2].map(|()| Splunk::start(Script::default())));
+        let [a, b] = collectors.each_ref().map(Splunk::address);
+        let backend = format!(
+            "  http-reuse never\n  balance roundrobin\n  cookie route insert indirect nocache\n  \
+             server a {a} cookie a\n  server b {b} cookie b"
+        );
+        let haproxy =
+            Haproxy::with(|port| forwarder(&format!("  bind 127.0.0.1:{port}"), &backend));
+        let relay = Relay::start(&files.config_to(haproxy.address(), ""));
+        let mut sent = Vec::new();
+        for batch in 0..10 {
+            let body = generated_batch(batch, 100, 700);
+            assert_eq!(relay.post(&body).status, 200);
+            sent.extend(events_of(&body));
+        }
+        relay.wait_until_delivered(PATIENCE);
+        let indexed =
+            collectors.iter().flat_map(|it| it.store().indexed.clone()).collect::<Vec<_>>();
+        assert_same_set(&indexed, &sent);
+        assert_eq!(errors(&relay, "acknowledgement"), 0.0);
+        relay.finish(Backlog::Empty);
+    }
 }

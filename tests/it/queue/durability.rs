@@ -430,63 +430,6 @@ fn calls(trace: &str) -> Vec<Call> {
     calls
 }
 
-/// Method: strace records the relay's system calls while one batch is posted. In the trace, the
-/// write of the batch must end before its sync begins, and the sync must end before the answer 200
-/// is written.
-#[test]
-fn the_200_goes_out_after_the_sync_of_what_it_is_for() {
-    let spool = Spool::new();
-    let consumer = Tallying::http().closed();
-    let traces = tempfile::tempdir().unwrap();
-    let trace = traces.path().join("trace");
-    let launcher = [
-        "strace",
-        "-D",
-        "-f",
-        "-y",
-        "-s",
-        "4096",
-        "-e",
-        "trace=fdatasync,fsync,pwritev,pwrite64,sendto,write,writev,sendmsg",
-        "-o",
-        text(&trace),
-    ];
-    let config = config(&[consumer.output("out", "")], &spool);
-    let mut relay = Relay::with(&config).launcher(&launcher).start();
-    let body = list(0, 77..78);
-    assert_eq!(relay.post(&body).status, 200);
-    relay.stop();
-    // strace ends after the process that it traces.
-    let whole = wait_for("the end of the trace", PATIENCE, || {
-        let trace = String::from_utf8_lossy(&std::fs::read(&trace).ok()?).into_owned();
-        trace.lines().any(|line| line.contains("+++ exited with 0")).then_some(trace)
-    });
-    let calls = calls(&whole);
-    let first = |what: &str, check: &dyn Fn(&Call) -> bool| {
-        let found = calls.iter().find(|call| check(call));
-        found.unwrap_or_else(|| panic!("no {what} in the trace:\n{whole}"))
-    };
-    let written = first("write of the event", &|call| {
-        call.name.starts_with("pwrite") && call.text.contains("4000-8000-00000000004d")
-    });
-    let file = written.text.split_once("</").map(|(_, rest)| rest.split('>').next().unwrap());
-    let file = file.expect("-y names the file");
-    assert!(file.ends_with(".seg"), "{file}");
-    let synced = first("sync of it", &|call| {
-        call.name == "fdatasync" && call.text.contains(file) && call.began > written.ended
-    });
-    assert!(synced.text.trim_end().ends_with("= 0"), "{}", synced.text);
-    let answered = first("answer", &|call| {
-        !call.name.starts_with("pwrite") && call.text.contains("HTTP/1.1 200 OK")
-    });
-    assert!(
-        answered.began > synced.ended,
-        "answered in line {}, synced in line {}:\n{whole}",
-        answered.began,
-        synced.ended
-    );
-}
-
 #[test]
 fn files_and_directories_are_for_the_relay_alone() {
     use std::os::unix::fs::PermissionsExt as _;
@@ -542,4 +485,66 @@ fn readiness_and_status_know_the_durable_queue() {
         .sum();
     assert!(metrics.value("queue_bytes", &[]) >= real(segments));
     relay.finish(Backlog::Stable);
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// Method: strace records the relay's system calls while one batch is posted. In the trace, the
+    /// write of the batch must end before its sync begins, and the sync must end before the answer
+    /// 200 is written.
+    #[test]
+    fn the_200_goes_out_after_the_sync_of_what_it_is_for() {
+        let spool = Spool::new();
+        let consumer = Tallying::http().closed();
+        let traces = tempfile::tempdir().unwrap();
+        let trace = traces.path().join("trace");
+        let launcher = [
+            "strace",
+            "-D",
+            "-f",
+            "-y",
+            "-s",
+            "4096",
+            "-e",
+            "trace=fdatasync,fsync,pwritev,pwrite64,sendto,write,writev,sendmsg",
+            "-o",
+            text(&trace),
+        ];
+        let config = config(&[consumer.output("out", "")], &spool);
+        let mut relay = Relay::with(&config).launcher(&launcher).start();
+        let body = list(0, 77..78);
+        assert_eq!(relay.post(&body).status, 200);
+        relay.stop();
+        // strace ends after the process that it traces.
+        let whole = wait_for("the end of the trace", PATIENCE, || {
+            let trace = String::from_utf8_lossy(&std::fs::read(&trace).ok()?).into_owned();
+            trace.lines().any(|line| line.contains("+++ exited with 0")).then_some(trace)
+        });
+        let calls = calls(&whole);
+        let first = |what: &str, check: &dyn Fn(&Call) -> bool| {
+            let found = calls.iter().find(|call| check(call));
+            found.unwrap_or_else(|| panic!("no {what} in the trace:\n{whole}"))
+        };
+        let written = first("write of the event", &|call| {
+            call.name.starts_with("pwrite") && call.text.contains("4000-8000-00000000004d")
+        });
+        let file = written.text.split_once("</").map(|(_, rest)| rest.split('>').next().unwrap());
+        let file = file.expect("-y names the file");
+        assert!(file.ends_with(".seg"), "{file}");
+        let synced = first("sync of it", &|call| {
+            call.name == "fdatasync" && call.text.contains(file) && call.began > written.ended
+        });
+        assert!(synced.text.trim_end().ends_with("= 0"), "{}", synced.text);
+        let answered = first("answer", &|call| {
+            !call.name.starts_with("pwrite") && call.text.contains("HTTP/1.1 200 OK")
+        });
+        assert!(
+            answered.began > synced.ended,
+            "answered in line {}, synced in line {}:\n{whole}",
+            answered.began,
+            synced.ended
+        );
+    }
 }

@@ -71,21 +71,6 @@ fn assert_intact(spool: &Spool, mut consumer: Tallying) {
 }
 
 #[test]
-fn a_directory_that_another_relay_holds() {
-    let (spool, consumer) = (Spool::new(), Tallying::tcp().closed());
-    fill(&spool, &consumer);
-    let config = config(&spool, &consumer);
-    let relay = Relay::start(&config);
-    relay.settle(Backlog::Stable);
-    let path = spool.path().display().to_string();
-    assert_refused(&spool, &config, &[], &[&path, "another process", "stop"]);
-    // The first relay goes on.
-    assert_eq!(relay.metrics().value("output_start_events", &[("output", "out")]), 1000.0);
-    relay.finish(Backlog::Stable);
-    assert_intact(&spool, consumer);
-}
-
-#[test]
 fn a_segment_of_a_newer_version() {
     let (spool, consumer) = (Spool::new(), Tallying::tcp().closed());
     fill(&spool, &consumer);
@@ -121,51 +106,6 @@ const WITHOUT_PRIVILEGE: &[&str] =
     &["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"];
 
 const NOBODY: u32 = 65_534;
-
-#[test]
-fn a_directory_of_another_user() {
-    let (spool, consumer) = (Spool::new(), Tallying::tcp().closed());
-    fill(&spool, &consumer);
-    let config = config(&spool, &consumer);
-    let owner = |user| {
-        chown(spool.path(), Some(user), Some(user)).expect("root, who may give files away");
-    };
-    owner(NOBODY);
-    let path = spool.path().display().to_string();
-    let words = [path.as_str(), "Permission denied", "writable by the user"];
-    assert_refused(&spool, &config, WITHOUT_PRIVILEGE, &words);
-    owner(0);
-
-    // A directory that can be read, but not written.
-    let mode = |mode| {
-        std::fs::set_permissions(spool.path(), std::fs::Permissions::from_mode(mode)).unwrap();
-    };
-    mode(0o500);
-    std::fs::remove_file(spool.path().join("spool.lock")).unwrap();
-    assert_refused(&spool, &config, WITHOUT_PRIVILEGE, &words);
-    mode(0o700);
-    // A directory whose segments can't be written, but everything else can.
-    let segments = spool.path().join("segments");
-    chown(&segments, Some(NOBODY), Some(NOBODY)).unwrap();
-    let (code, said) = refusal(&config, WITHOUT_PRIVILEGE);
-    assert!(matches!(code, Some(1 | 2)), "{code:?}: {said}");
-    assert!(said.contains("Permission denied") && said.contains("segments"), "{said}");
-    chown(&segments, Some(0), Some(0)).unwrap();
-    assert_intact(&spool, consumer);
-}
-
-#[test]
-fn a_directory_below_one_that_can_not_be_written() {
-    let consumer = Tallying::tcp().closed();
-    let parent = tempfile::tempdir().unwrap();
-    let inside = parent.path().join("inside");
-    std::fs::create_dir(&inside).unwrap();
-    chown(&inside, Some(NOBODY), Some(NOBODY)).expect("root, who may give files away");
-    let spool = Spool::at(inside.join("spool"));
-    let words = ["Permission denied", "inside"];
-    assert_refused(&spool, &config(&spool, &consumer), WITHOUT_PRIVILEGE, &words);
-    assert!(!spool.path().exists());
-}
 
 #[test]
 fn a_path_that_is_a_file_or_leads_through_one() {
@@ -206,20 +146,6 @@ fn a_link_in_the_place_of_a_file_is_not_followed() {
 }
 
 #[test]
-fn a_read_only_file_system() {
-    let disk = Mounted::new(Kind::Tmpfs, 32 * 1024 * 1024);
-    let (spool, consumer) = (Spool::at(disk.path().join("spool")), Tallying::tcp().closed());
-    let missing = Spool::at(disk.path().join("missing"));
-    fill(&spool, &consumer);
-    disk.make_read_only();
-    let words = ["Read-only file system", "can be written"];
-    assert_refused(&spool, &config(&spool, &consumer), &[], &words);
-    assert_refused(&missing, &config(&missing, &consumer), &[], &words);
-    disk.make_writable();
-    assert_intact(&spool, consumer);
-}
-
-#[test]
 fn a_config_error_is_told_before_the_directory_is_touched() {
     let consumer = Tallying::tcp().closed();
     let missing = Spool::new();
@@ -254,4 +180,83 @@ fn an_address_in_use_leaves_the_backlog_alone() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains(&address), "{said}");
     assert_intact(&spool, consumer);
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_another_relay_holds() {
+        let (spool, consumer) = (Spool::new(), Tallying::tcp().closed());
+        fill(&spool, &consumer);
+        let config = config(&spool, &consumer);
+        let relay = Relay::start(&config);
+        relay.settle(Backlog::Stable);
+        let path = spool.path().display().to_string();
+        assert_refused(&spool, &config, &[], &[&path, "another process", "stop"]);
+        // The first relay goes on.
+        assert_eq!(relay.metrics().value("output_start_events", &[("output", "out")]), 1000.0);
+        relay.finish(Backlog::Stable);
+        assert_intact(&spool, consumer);
+    }
+
+    #[test]
+    fn a_directory_of_another_user() {
+        let (spool, consumer) = (Spool::new(), Tallying::tcp().closed());
+        fill(&spool, &consumer);
+        let config = config(&spool, &consumer);
+        let owner = |user| {
+            chown(spool.path(), Some(user), Some(user)).expect("root, who may give files away");
+        };
+        owner(NOBODY);
+        let path = spool.path().display().to_string();
+        let words = [path.as_str(), "Permission denied", "writable by the user"];
+        assert_refused(&spool, &config, WITHOUT_PRIVILEGE, &words);
+        owner(0);
+
+        // A directory that can be read, but not written.
+        let mode = |mode| {
+            std::fs::set_permissions(spool.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode(0o500);
+        std::fs::remove_file(spool.path().join("spool.lock")).unwrap();
+        assert_refused(&spool, &config, WITHOUT_PRIVILEGE, &words);
+        mode(0o700);
+        // A directory whose segments can't be written, but everything else can.
+        let segments = spool.path().join("segments");
+        chown(&segments, Some(NOBODY), Some(NOBODY)).unwrap();
+        let (code, said) = refusal(&config, WITHOUT_PRIVILEGE);
+        assert!(matches!(code, Some(1 | 2)), "{code:?}: {said}");
+        assert!(said.contains("Permission denied") && said.contains("segments"), "{said}");
+        chown(&segments, Some(0), Some(0)).unwrap();
+        assert_intact(&spool, consumer);
+    }
+
+    #[test]
+    fn a_directory_below_one_that_can_not_be_written() {
+        let consumer = Tallying::tcp().closed();
+        let parent = tempfile::tempdir().unwrap();
+        let inside = parent.path().join("inside");
+        std::fs::create_dir(&inside).unwrap();
+        chown(&inside, Some(NOBODY), Some(NOBODY)).expect("root, who may give files away");
+        let spool = Spool::at(inside.join("spool"));
+        let words = ["Permission denied", "inside"];
+        assert_refused(&spool, &config(&spool, &consumer), WITHOUT_PRIVILEGE, &words);
+        assert!(!spool.path().exists());
+    }
+
+    #[test]
+    fn a_read_only_file_system() {
+        let disk = Mounted::new(Kind::Tmpfs, 32 * 1024 * 1024);
+        let (spool, consumer) = (Spool::at(disk.path().join("spool")), Tallying::tcp().closed());
+        let missing = Spool::at(disk.path().join("missing"));
+        fill(&spool, &consumer);
+        disk.make_read_only();
+        let words = ["Read-only file system", "can be written"];
+        assert_refused(&spool, &config(&spool, &consumer), &[], &words);
+        assert_refused(&missing, &config(&missing, &consumer), &[], &words);
+        disk.make_writable();
+        assert_intact(&spool, consumer);
+    }
 }

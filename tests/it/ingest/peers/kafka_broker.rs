@@ -3,12 +3,12 @@
 
 use std::time::Duration;
 
-use super::kafka_source::Moment;
-use super::kafka_source::ids_of;
-use super::kafka_source::put;
-use super::kafka_source::repeats;
-use super::kafka_source::wait_until_committed;
-use super::kafka_source::worker;
+use crate::ingest::kafka_source::Moment;
+use crate::ingest::kafka_source::ids_of;
+use crate::ingest::kafka_source::put;
+use crate::ingest::kafka_source::repeats;
+use crate::ingest::kafka_source::wait_until_committed;
+use crate::ingest::kafka_source::worker;
 use crate::support::PATIENCE;
 use crate::support::chance::rng;
 use crate::support::relay::Backlog;

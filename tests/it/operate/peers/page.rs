@@ -4,7 +4,7 @@
 //! A picture takes a minute and a half, so that its lines have something to show:
 //!
 //! ```sh
-//! KUBE_AUDIT_FORWARDER_SCREENSHOTS=$PWD/docs ./test it operate::page::
+//! KUBE_AUDIT_FORWARDER_SCREENSHOTS=$PWD/docs ./test it operate::peers::page::
 //! ```
 
 use std::collections::BTreeSet;

@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::recorded::Recorded;
-use super::recorded::text_of;
-use super::verify::check;
+use crate::evidence::recorded::Recorded;
+use crate::evidence::recorded::text_of;
+use crate::evidence::verify::check;
 use crate::support::PATIENCE;
 use crate::support::corpus::events_of;
 use crate::support::corpus::generated_batch;

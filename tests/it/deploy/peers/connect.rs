@@ -2,9 +2,9 @@
 //! is real, its certificate comes from the cluster's CA, and `tests/peers` has the cluster's
 //! commands.
 
-use super::cluster::Cluster;
-use super::cluster::curl;
-use super::cluster::succeeded;
+use crate::deploy::cluster::Cluster;
+use crate::deploy::cluster::curl;
+use crate::deploy::cluster::succeeded;
 use crate::support::numbered;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;

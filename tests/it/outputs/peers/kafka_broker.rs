@@ -5,8 +5,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::kafka_output::repeats_in_order;
-use super::kafka_output::send_the_corpus;
+use crate::outputs::kafka_output::repeats_in_order;
+use crate::outputs::kafka_output::send_the_corpus;
 use crate::support::PATIENCE;
 use crate::support::chance::rng;
 use crate::support::numbered::list;
