@@ -1,16 +1,43 @@
 //! Helpers for the unit tests of several modules.
 
-/// Returns the seeds for a randomised test, by default 0 to `usual` - 1. The environment variable
+use std::process::Command;
+use std::time::SystemTime;
+
+/// Returns the seeds for a randomised test, by default `usual` of them, and prints which they are.
+/// The first half are the numbers from 0 on. The second half moves with the commit, so that each
+/// commit is tested with other seeds ([`base`]). The environment variable
 /// `KUBE_AUDIT_FORWARDER_SEEDS` changes their number; `KUBE_AUDIT_FORWARDER_SEED` selects one seed.
 pub(crate) fn seeds(usual: u64) -> Vec<u64> {
-    let number = |name: &str| {
-        let text = std::env::var(name).ok()?;
-        Some(text.parse().unwrap_or_else(|_| panic!("{name}: not a number: {text}")))
-    };
-    match number("KUBE_AUDIT_FORWARDER_SEED") {
-        Some(seed) => vec![seed],
-        None => (0..number("KUBE_AUDIT_FORWARDER_SEEDS").unwrap_or(usual)).collect(),
+    if let Some(seed) = number("KUBE_AUDIT_FORWARDER_SEED") {
+        return vec![seed];
     }
+    let count = number("KUBE_AUDIT_FORWARDER_SEEDS").unwrap_or(usual);
+    let (fixed, base) = (0..count.div_ceil(2), base());
+    let moving = base..base.saturating_add(count / 2);
+    println!("seeds {fixed:?} and {moving:?}");
+    fixed.chain(moving).collect()
+}
+
+/// Returns the first of the seeds that move: the variable `KUBE_AUDIT_FORWARDER_SEED_BASE`, or the
+/// first 32 bits of the commit that is checked out, or, without git, the number of today.
+fn base() -> u64 {
+    number("KUBE_AUDIT_FORWARDER_SEED_BASE").or_else(commit).unwrap_or_else(|| {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        since_1970.as_secs() / 86_400
+    })
+}
+
+/// Returns the first 32 bits of the hash of the commit that is checked out.
+fn commit() -> Option<u64> {
+    let mut git = Command::new("git");
+    git.args(["rev-parse", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let hash = git.output().ok().filter(|output| output.status.success())?.stdout;
+    u64::from_str_radix(std::str::from_utf8(hash.get(..8)?).ok()?, 16).ok()
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable}: not a number: {text}")))
 }
 
 /// Returns `true` if the environment variable selects one seed. A test may then print each of its

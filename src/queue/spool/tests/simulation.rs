@@ -1761,8 +1761,8 @@ fn run(seed: u64, profile: &Profile, tally: Tally) -> Tally {
     simulation.tally
 }
 
-fn run_all(usual: u64, profile: &Profile) {
-    let seeds = seeds(usual);
+fn run_all(profile: &Profile) {
+    let seeds = seeds(120);
     let tally = seeds.iter().fold(Tally::default(), |tally, seed| run(*seed, profile, tally));
     println!("{} seeds: {tally:?}", seeds.len());
     let is_used = tally.reused > 0 || seeds.len() < 100;
@@ -1782,7 +1782,7 @@ fn nothing_is_lost_whenever_the_machine_crashes() {
         when_full: &[WhenFull::Reject],
         segments: 4..=20,
     };
-    run_all(600, &profile);
+    run_all(&profile);
 }
 
 /// Method: the disk refuses operations of any kind, for a while or for ever, and the machine
@@ -1798,7 +1798,7 @@ fn nothing_is_lost_whatever_the_disk_refuses() {
         when_full: &[WhenFull::Reject],
         segments: 4..=20,
     };
-    run_all(600, &profile);
+    run_all(&profile);
 }
 
 /// Method: the queue is small and drops the oldest or the newest events, with crashes in between.
@@ -1813,7 +1813,7 @@ fn what_a_full_queue_drops_is_counted_and_nothing_else() {
         when_full: &[WhenFull::DropOldest, WhenFull::DropNewest],
         segments: 4..=8,
     };
-    run_all(600, &profile);
+    run_all(&profile);
 }
 
 /// Method: crashes, ends, faults of the disk, changes of outputs and settings, and each `when_full`
@@ -1828,7 +1828,7 @@ fn all_at_once() {
         when_full: &[WhenFull::Reject, WhenFull::DropOldest, WhenFull::DropNewest],
         segments: 4..=8,
     };
-    run_all(600, &profile);
+    run_all(&profile);
 }
 
 /// Method: outputs join, leave and become required or optional all the time, with crashes in
@@ -1843,5 +1843,5 @@ fn outputs_come_and_go_and_lose_only_what_is_counted() {
         when_full: &[WhenFull::Reject],
         segments: 4..=8,
     };
-    run_all(600, &profile);
+    run_all(&profile);
 }
