@@ -118,7 +118,7 @@ pub(super) struct LogOffset {
 ///
 /// The file of a finished segment is written again as the next segment. Until all of the file is
 /// overwritten, it also contains records of the file's earlier life. Each life of a file is another
-/// segment, with a higher first position, and therefore with another seed.
+/// segment, with a higher first position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seed(u32);
 
@@ -127,7 +127,9 @@ impl Seed {
     pub(super) const NONE: Self = Self(0);
 
     /// Returns the seed of the segment whose first position is `first`. Two segments have different
-    /// seeds if their first positions differ by less than 2^32.
+    /// seeds if the upper 32 bits of their first positions are equal. Otherwise the seeds may be
+    /// equal (5 and 2^32 + 4), and records of the earlier segment are known by their positions,
+    /// which are too low.
     #[allow(clippy::cast_possible_truncation, reason = "both halves of the number are used")]
     pub(super) fn of(first: Position) -> Self {
         Self(first.get() as u32 ^ (first.get() >> 32) as u32)

@@ -237,6 +237,48 @@ fn the_bytes_are_those_of_the_tables() {
     assert_eq!(seeded.encode(segment.seed()), *[&wanted.concat()[..56], &crcs].concat());
 }
 
+/// The example is read by the program, and the program writes the same bytes.
+#[test]
+fn the_example_of_the_page_is_a_segment() {
+    let page = include_str!("../../../docs/internals/spool-format.md");
+    let (_, example) = page.split_once("### An example\n").expect("its heading");
+    let (_, block) = example.split_once("```text\n").expect("a block");
+    let mut bytes = vec![0; index(2 * BLOCK)];
+    for line in block.lines().take_while(|line| *line != "```") {
+        let (at, row) = line.split_once("  ").expect("an offset and bytes");
+        let at = usize::from_str_radix(at, 16).expect("an offset");
+        for (at, byte) in (at..).zip(row.split(' ')) {
+            bytes[at] = u8::from_str_radix(byte, 16).expect("a byte");
+        }
+    }
+    let begin = LogOffset { position: Position::new(42_000), byte: 61_320_000 };
+    let header = SegmentHeader::new(begin, 1_767_225_600_000, false);
+    assert_eq!(bytes[..SEGMENT_HEADER], header.encode());
+    let lines = b"{\"auditID\":\"1\"}\n{\"auditID\":\"2\"}\n";
+    let record = RecordHeader {
+        first: begin.position,
+        first_byte: begin.byte,
+        received: 1_767_225_600_250,
+        length: lines.len() as u64,
+        events: 2,
+        group: begin.position,
+        crc: header.seed().crc(lines),
+    };
+    let written = [&record.encode(header.seed())[..], lines].concat();
+    assert_eq!(bytes[index(FIRST_RECORD)..][..written.len()], written);
+    assert_eq!((0x9f60_5e56, 0xf0b8_3bc2), (u32_at(&bytes, 44), record.crc));
+    let seed = header.seed();
+    assert_eq!(seed, Seed(0xa410), "as the table says");
+}
+
+/// The page gives these two as an example of segments that only their positions tell apart.
+#[test]
+fn two_seeds_may_be_equal_across_a_multiple_of_2_32() {
+    let of = |first| Seed::of(Position::new(first));
+    assert_eq!(of(5), of((1 << 32) + 4));
+    assert_ne!(of(5), of(1 << 32));
+}
+
 #[test]
 fn headers_read_back_and_any_changed_byte_is_seen() {
     let begin = LogOffset { position: Position::new(7), byte: 600 };
