@@ -554,7 +554,9 @@ impl<'a> Scan<'a> {
                 return None;
             }
             let end = offset + header.size();
-            let whole = end <= self.end && header.first >= self.next;
+            // A record that reaches into the next segment is forged: no write makes one.
+            let is_here = header.first >= self.next && header.end() <= self.limit;
+            let whole = end <= self.end && is_here;
             let lines = match (whole, self.check) {
                 (false, _) => None,
                 (true, Check::Headers) => Some(None),

@@ -635,6 +635,18 @@ fn what_is_at_or_beyond_the_limit_is_another_segments() {
 }
 
 #[test]
+fn a_record_that_reaches_into_the_next_segment_is_damage() {
+    let mut segment = Segment::new();
+    segment.group([b"one\n".to_vec(), b"two\nthree\nfour\n".to_vec()]);
+    let (_disk, file) = segment.put();
+    let limit = FIRST + 2;
+    let found =
+        all(Scan::new(&*file, seed(), (FIRST_RECORD, FIRST), u64::MAX, limit, Check::Lines));
+    assert_eq!(found.len(), 2);
+    assert_eq!(found[1], segment.records[1].damage());
+}
+
+#[test]
 fn nothing_is_read_at_or_behind_the_end() {
     let segment = segment();
     let (_, file) = segment.put();
