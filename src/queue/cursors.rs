@@ -86,7 +86,7 @@ impl History {
     const BYTES: usize = 16;
 
     /// The history of an output that has got nothing before its place, or nobody knows what.
-    fn none(place: LogOffset) -> Self {
+    pub(super) fn none(place: LogOffset) -> Self {
         Self { since: place.position, selection: 0 }
     }
 }

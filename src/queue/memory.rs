@@ -652,6 +652,8 @@ impl Queue {
         };
         state.next += record.events;
         state.bytes += record.weight();
+        // One comparison for each batch: the limit of the memory that the queue takes.
+        assert!(state.bytes <= state.capacity, "{} of {} bytes", state.bytes, state.capacity);
         state.records.push_back(record);
         for (_, cursor) in &state.cursors {
             cursor.readable.notify_one();
@@ -891,6 +893,8 @@ impl Cursor {
             left = Take { bytes: left.bytes - bytes, events: left.events - events };
         }
         let claim = claim?;
+        // One comparison for each claim.
+        assert!(claim.end <= state.next, "{claim:?} ends behind the log, at {}", state.next);
         state.cursors[self.index].claims.push(claim, ());
         state.read(claim, self.index)
     }

@@ -124,39 +124,20 @@ pub struct Queue {
     shared: Arc<Shared>,
 }
 
-/// The state that the handles of the queue, the cursors of the outputs and the writer thread share.
+/// The state that the handles of the queue, the cursors of the outputs and the two threads share.
 ///
-/// The shared state exists until the last of its users is gone: the writer thread uses it until
-/// [`Queue::close`], and each cursor until its output leaves. The field `state` has a lock. All
-/// other fields are constant or atomic, have a lock of their own, or wake a waiting thread or task:
-///
-/// - `work` wakes the writer thread, and `chores` wakes the upkeep's thread. A thread that changes
-///   something in the state on which one of them must act notifies it after the change;
-/// - `reclaimed` wakes threads that wait for room for a large request body;
-/// - `progress` wakes tasks that wait for the end of all sending, or for the cursors file to be
-///   saved.
-///
-/// What must never happen: that a thread or task keeps the lock while it waits for one of these
-/// notifications.
+/// It exists until the last of its users is gone: the threads use it until [`Queue::close`], and
+/// each cursor until its output leaves. The field `state` has a lock. All other fields are constant
+/// or atomic, or have a lock of their own.
 struct Shared {
     disk: Arc<dyn Disk>,
     identity: Identity,
     state: Mutex<SpoolState>,
-    /// Notified when the writer thread has something to do.
-    work: Condvar,
-    /// Notified when the upkeep's thread has something to do.
-    chores: Condvar,
-    /// Notified when the upkeep has tried to delete files that no output needs. Large request
-    /// bodies that are arriving may wait for the room of these files.
-    reclaimed: Condvar,
+    wakes: Wakes,
     /// The value of `queue.max_bytes`. It is changed only by a thread that holds the lock of
     /// `state`.
     capacity: AtomicU64,
     metrics: QueueMetrics,
-    /// Notified when a claim (events taken to send) was finished or must be sent again, when an
-    /// output was set back, has ended or has left, and when the cursors file was saved because
-    /// somebody asked for it.
-    progress: Notify,
     /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes of
     /// segments.
     quarantined: AtomicU64,
@@ -167,6 +148,22 @@ struct Shared {
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
     /// Cancelled when one of these threads has panicked.
     panicked: CancellationToken,
+}
+
+/// What wakes the threads and tasks that wait for a change of the state. Whoever changes the state
+/// notifies them after the change. Nobody waits for a notification with the lock held.
+#[derive(Default)]
+struct Wakes {
+    /// Notified when the writer thread has something to do.
+    writer: Condvar,
+    /// Notified when the upkeep's thread has something to do.
+    upkeep: Condvar,
+    /// Notified when the upkeep has tried to delete files that no output needs. Large request
+    /// bodies that are arriving may wait for the room of these files.
+    reclaimed: Condvar,
+    /// Notified when a claim was finished or must be sent again, when an output was set back, has
+    /// ended or has left, and when the cursors file was saved because somebody asked for it.
+    progress: Notify,
 }
 
 impl Shared {
@@ -189,8 +186,8 @@ impl Shared {
 
     /// Wakes the writer thread and the upkeep's thread.
     fn wake(&self) {
-        self.work.notify_one();
-        self.chores.notify_one();
+        self.wakes.writer.notify_one();
+        self.wakes.upkeep.notify_one();
     }
 
     fn capacity(&self) -> u64 {
@@ -330,7 +327,7 @@ impl Queue {
     /// There is no room for the batch and `when_full` is `reject`, or the disk does not work.
     pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
         let mut state = self.shared.lock();
-        if state.writing.fault().is_some() {
+        if state.writing.health.fault().is_some() {
             return Err(Refused::Disk);
         }
         let needed = needed(bytes);
@@ -356,7 +353,7 @@ impl Queue {
         if state.writing.closed {
             return Err(Refused::Full);
         }
-        if state.writing.fault().is_some() {
+        if state.writing.health.fault().is_some() {
             return Err(Refused::Disk);
         }
         let needed = needed(append.lines.len() as u64);
@@ -393,10 +390,10 @@ impl Queue {
             }
         };
         let (number, acknowledged) = state.writing.join_line(append, None, opens);
-        let sleeps = state.writing.busy.is_none();
+        let sleeps = state.writing.health.busy.is_none();
         drop(state);
         if sleeps {
-            shared.work.notify_one();
+            shared.wakes.writer.notify_one();
         }
         let place = Some((Arc::clone(shared), number));
         Ok(Ticket { done: Some(acknowledged), answer: Ok(()), place })
@@ -412,7 +409,7 @@ impl Queue {
     /// [`super::Queue::fault`].
     #[must_use]
     pub fn fault(&self) -> Option<String> {
-        self.shared.lock().writing.fault()
+        self.shared.lock().writing.health.fault()
     }
 
     /// Waits until the writer thread has panicked, and returns a message that says so.
@@ -488,9 +485,9 @@ impl Queue {
         let mut cursor = CursorState::new(output, state.log.end);
         cursor.start = start;
         let index = state.insert_cursor(cursor);
-        let number = state.writing.ask_to_save();
+        let number = state.writing.saving.ask();
         drop(state);
-        self.shared.chores.notify_one();
+        self.shared.wakes.upkeep.notify_one();
         let cursor = Some(Cursor::new(Arc::clone(&self.shared), index));
         Ok(Joining { shared: Arc::clone(&self.shared), cursor, number })
     }
@@ -565,7 +562,7 @@ impl Queue {
         metrics.bytes.set(bytes as f64);
         metrics.needed.set(self.shared.needed_bytes(&state) as f64);
         metrics.held.set(events as f64);
-        metrics.writable.set(if state.writing.fault().is_none() { 1.0 } else { 0.0 });
+        metrics.writable.set(if state.writing.health.fault().is_none() { 1.0 } else { 0.0 });
         let accounting = &state.writing.accounting;
         let gone = accounting.pending_delete().len() + accounting.stuck().len();
         let files = state.log.segments.len() + gone;
@@ -584,7 +581,7 @@ impl Queue {
     pub async fn drained(&self) {
         self.shared.lock().log.draining = true;
         loop {
-            let progress = self.shared.progress.notified();
+            let progress = self.shared.wakes.progress.notified();
             if self.shared.lock().log.cursors.iter().all(|(_, cursor)| cursor.is_idle()) {
                 return;
             }
@@ -600,7 +597,7 @@ impl Queue {
             cursor.gone |= cursor.output.name == name;
         }
         drop(state);
-        self.shared.progress.notify_waiters();
+        self.shared.wakes.progress.notify_waiters();
     }
 
     /// Closes the queue: it takes no more batches. Waits until the writer thread has saved the
@@ -639,13 +636,13 @@ struct Joining {
 impl Joining {
     /// Returns `true` if the cursors file has the output's name.
     fn is_saved(&self) -> bool {
-        self.shared.lock().writing.save_done >= self.number
+        self.shared.lock().writing.saving.done >= self.number
     }
 
     /// Waits until the cursors file has the name of the output that joins.
     async fn saved(&self) {
         loop {
-            let progress = self.shared.progress.notified();
+            let progress = self.shared.wakes.progress.notified();
             if self.is_saved() {
                 return;
             }
@@ -702,7 +699,7 @@ impl Drop for Ticket {
         let Some((shared, number)) = self.place.take() else { return };
         shared.lock().writing.withdraw(number);
         // If the batch was a large body, its file must be deleted.
-        shared.chores.notify_one();
+        shared.wakes.upkeep.notify_one();
     }
 }
 

@@ -1,9 +1,9 @@
 //! The end of the log: how far it goes, and which bytes there that do not check were never
 //! acknowledged.
 //!
-//! The start of the queue cuts the log off there. The commands that look at a directory from
-//! outside use the same code, so that both call the same bytes damaged and the same write
-//! unfinished.
+//! The start of the queue cuts the log off there, by the cases 14 to 18 of the table in
+//! `spool/recovery.rs`. The commands that look at a directory from outside use the same code, so
+//! that both call the same bytes damaged and the same write unfinished.
 
 use super::disk::File;
 use super::segment::BLOCK;
@@ -25,10 +25,10 @@ pub(super) struct Tail {
     pub(super) end: LogOffset,
     /// The offset in the segment file where the log ends.
     pub(super) kept: u64,
-    /// The damaged parts of the file that had acknowledged events in them.
+    /// The damaged parts of the file that had acknowledged events in them (cases 15, 16 and 18).
     pub(super) damages: Vec<Damage>,
-    /// The offset in the file of a write that was not finished, so that its events were never
-    /// acknowledged. `None` if there is no such write.
+    /// The offset in the file of a write that was not finished (case 17), so that its events were
+    /// never acknowledged. `None` if there is no such write.
     pub(super) unfinished: Option<u64>,
 }
 
@@ -78,70 +78,94 @@ impl LastSegment<'_> {
     fn scan(&self, from: (u64, Position), end: u64) -> Scan<'_> {
         Scan::new(self.file, self.seed, from, end, self.limit, Check::Lines)
     }
+
+    /// Returns `true` if a record's header begins at this offset.
+    fn begins_record(&self, offset: u64) -> bool {
+        self.scan(self.from, self.size).begins_record(offset)
+    }
 }
+
+/// Damaged bytes in the last group, of which nothing has proved yet that they were synced, and the
+/// end of the log before them.
+type Unsure = (Damage, LogOffset);
 
 impl Tail {
     /// Reads the last segment to its end, and finds where the log ends. Reading begins at the place
-    /// `begin` of the log.
+    /// `begin` of the log. The table of cases is at the head of `spool/recovery.rs`.
     pub(super) fn read(last: &LastSegment<'_>, begin: LogOffset, known: Known) -> Self {
-        let (mut end, mut kept) = (begin, last.from.0);
-        let mut damages: Vec<Damage> = Vec::new();
+        let mut tail =
+            Self { end: begin, kept: last.from.0, damages: Vec::new(), unfinished: None };
         let mut from = last.from;
-        // All bytes up to the known offset were synced: whatever does not check there is damaged.
         if let Some(offset) = known.offset.filter(|offset| *offset > from.0) {
-            let mut scan = last.scan(from, offset.min(last.size));
-            while let Some(found) = scan.next() {
-                match found {
-                    Found::Damage(damage) => damages.push(damage),
-                    Found::Record(record) => end = record.header.end_place(),
-                }
-            }
-            (end, kept) = (end.max(known.end), offset);
-            from = (offset.next_multiple_of(BLOCK), end.position);
+            tail.read_synced(last, offset);
+            (tail.end, tail.kept) = (tail.end.max(known.end), offset);
+            from = (offset.next_multiple_of(BLOCK), tail.end.position);
         }
-        let mut scan = last.scan(from, last.size);
-        // The damage in the last group (the records of one write and one sync) so far, each with
-        // the end of the log before it. The damage was synced, and is not an unfinished write, if
-        // there is a record of a later group. If a record is the first of its group, this is proved
-        // for all damage before the record.
-        let mut unsure: Vec<(Damage, LogOffset)> = Vec::new();
+        let unsure = tail.read_groups(last, from);
+        tail.judge(last, unsure, known.end.position);
+        tail
+    }
+
+    /// Reads the bytes before the offset that is known to be synced.
+    fn read_synced(&mut self, last: &LastSegment<'_>, offset: u64) {
+        let mut scan = last.scan(last.from, offset.min(last.size));
         while let Some(found) = scan.next() {
             match found {
-                Found::Damage(damage) => unsure.push((damage, end)),
+                // Case 15.
+                Found::Damage(damage) => self.damages.push(damage),
+                Found::Record(record) => self.end = record.header.end_place(),
+            }
+        }
+    }
+
+    /// Reads the groups behind that offset. Returns the damage in the last one.
+    fn read_groups(&mut self, last: &LastSegment<'_>, from: (u64, Position)) -> Vec<Unsure> {
+        let mut scan = last.scan(from, last.size);
+        let mut unsure: Vec<Unsure> = Vec::new();
+        while let Some(found) = scan.next() {
+            match found {
+                Found::Damage(damage) => unsure.push((damage, self.end)),
                 Found::Record(record) => {
+                    // Case 16. The first record of a group proves it for everything before.
                     let RecordHeader { first, group, .. } = record.header;
-                    let is_earlier = |(_, before): &(Damage, LogOffset)| before.position < group;
+                    let is_earlier = |(_, before): &Unsure| before.position < group;
                     if first == group || unsure.first().is_some_and(is_earlier) {
-                        damages.extend(unsure.drain(..).map(|(damage, _)| damage));
+                        self.damages.extend(unsure.drain(..).map(|(damage, _)| damage));
                     }
-                    end = record.header.end_place();
-                    kept = scan.offset();
+                    self.end = record.header.end_place();
+                    self.kept = scan.offset();
                 }
             }
         }
-        let (whole, mut unfinished) = (kept, None);
+        unsure
+    }
+
+    /// Decides whether the damage in the last group is an unfinished write. Events before `known`
+    /// were synced.
+    fn judge(&mut self, last: &LastSegment<'_>, unsure: Vec<Unsure>, known: Position) {
+        let whole = self.kept;
         for (damage, before) in unsure {
             let offset = damage.bytes.start;
-            // A group that is not whole was not acknowledged, unless it is known to be synced. In a
-            // file that was used before, the part that was not written has old bytes, not zeros.
-            if (damage.torn || last.reused) && known.end.position <= before.position {
+            // Case 17. In a file that was used before, old bytes are where nothing was written, and
+            // not zeros.
+            if (damage.torn || last.reused) && known <= before.position {
                 if offset < whole {
-                    (end, kept) = (before, offset);
+                    (self.end, self.kept) = (before, offset);
                 }
-                let is_leftover = last.reused && !scan.begins_record(offset) && offset >= whole;
-                unfinished = (!is_leftover).then_some(offset);
-                break;
+                let is_leftover = last.reused && !last.begins_record(offset) && offset >= whole;
+                self.unfinished = (!is_leftover).then_some(offset);
+                return;
             }
-            if damage.bytes.end > kept {
+            // Case 18.
+            if damage.bytes.end > self.kept {
                 // The number of events in bytes of an earlier segment means nothing.
                 if !last.reused {
-                    end.position += damage.events;
-                    end.byte += damage.lines;
+                    self.end.position += damage.events;
+                    self.end.byte += damage.lines;
                 }
-                kept = damage.bytes.end;
+                self.kept = damage.bytes.end;
             }
-            damages.push(damage);
+            self.damages.push(damage);
         }
-        Self { end, kept, damages, unfinished }
     }
 }

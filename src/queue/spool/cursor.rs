@@ -92,11 +92,11 @@ pub(super) struct Note {
 /// lock guards this state.
 ///
 /// A cursor moves through the log in this way. A piece is a part of the log: lines that follow each
-/// other. [`SpoolState::next`] claims events (takes them for the output to send) from `pieces`,
-/// which are the next lines, in memory. If `pieces` is empty, lines are taken from the tail, which
-/// is the newest records in memory. If the tail does not have these lines, a thread that may block
-/// reads them from a file ([`LogState::read_plan`], [`Shared::apply`]). If claimed events must be
-/// sent again, their lines are read in the same way, into `fetched`.
+/// other. [`SpoolState::next`] claims events (takes them for the output to send) from the pieces
+/// that were read ahead. If there are none, lines are taken from the tail, which is the newest
+/// records in memory. If the tail does not have these lines, a thread that may block reads them
+/// from a file ([`LogState::read_plan`], [`Shared::apply`]). If claimed events must be sent again,
+/// their lines are read in the same way ([`Resend`]).
 ///
 /// A gap is a piece without lines: the events at its positions are missing because of damage. When
 /// the cursor passes a gap, the output counts these events as lost. Two kinds of missing events
@@ -108,57 +108,28 @@ pub(super) struct Note {
 /// - All events of a claim are in one segment, and none of them is missing when the claim is made.
 ///   The number of events of a claim is therefore the difference of its positions, and if a segment
 ///   is dropped, only whole claims are dropped.
-/// - Each of the `pieces` begins at the position where the piece before it ends. The first piece
-///   begins at `claims.read`.
-/// - If `epoch` has changed while a read from a file was under way, the result of the read is
-///   thrown away: events or lines in memory were dropped meanwhile, or the cursor was moved back
-///   (rewound).
+/// - Each of the pieces that were read ahead begins at the position where the piece before it ends.
+///   The first one begins at `claims.read` ([`CursorState::check`]).
 ///
 /// The cursor must never pass an event that was neither claimed nor counted as lost. An event must
 /// never be counted as lost twice.
 pub(super) struct CursorState {
     pub(super) output: Output,
     pub(super) claims: Claims<Note>,
-    /// The byte number at the position `claims.read`, where the next claim begins: the number of
-    /// bytes of all lines in the log before this position.
-    pub(super) read_byte: u64,
-    /// The lines and gaps (missing events) that come next in the log, as far as they are in memory.
-    pieces: VecDeque<Piece>,
-    /// The place in a file where reading continues after the `pieces`. `None` if this place is not
-    /// known: the next read then searches for the position, from the beginning of a segment.
-    pub(super) spot: Option<Spot>,
+    pub(super) ahead: Ahead,
+    resend: Resend,
     /// The output's place in the cursors file as it was last saved. [`Position::START`] before the
     /// first save since the start of the process.
     pub(super) noted: Position,
-    /// A number that rises when the cursor is moved back (rewound), when it drops lines that it has
-    /// read ahead, or when a segment that its output has not finished is dropped. If it has changed
-    /// while a read from a file was under way, the result of the read is thrown away.
-    epoch: u64,
-    /// The claim (range of events) that is to be sent again next. `None` if its lines need not be
-    /// read from a file first.
-    wanted: Option<Claim>,
-    /// The lines of events that are to be sent again, after these lines were read from a file;
-    /// `None` if there are none.
-    fetched: Option<Fetched>,
-    /// `true`: the lines of the claim `wanted` are read without those of later claims, because
-    /// lines are missing in a read of several.
-    fetches_one: bool,
-    /// The consumer has every event from this position up to the watermark, except those that the
-    /// output's filter kept back. The output joined at this position, or the last event that it did
-    /// not deliver is before it. It may lie behind the watermark.
-    pub(super) since: Position,
-    /// The fingerprint of the rules by which the output's filter chooses events, as
-    /// [`Cursor::select`] was told last; 0 if the output sends every event.
-    pub(super) selection: u64,
-    /// Gaps (positions whose events are missing) that this output has counted as lost already. Gaps
-    /// before the watermark (the first position that is not finished) are not kept.
+    /// What the consumer has of the events before the watermark. `since` may lie behind the
+    /// watermark: it is the position behind the last event that was not delivered. `selection` is
+    /// what [`Cursor::select`] was told last.
+    pub(super) history: History,
+    /// Gaps that this output has counted as lost already. Gaps before the watermark are not kept.
     counted: Vec<Gap>,
     /// The events that the output has finished, and whose evidence is not durable yet. `None` if
     /// there is no evidence.
     pub(super) unrecorded: Option<Unrecorded>,
-    /// The lost events from the watermark on that the evidence knows. After the cursor was moved
-    /// back (rewound), it comes to them again.
-    recorded_losses: Vec<Range<Position>>,
     /// The value of the gauge `output_start_events` of this output.
     pub(super) start: i64,
     /// `true`: the output has ended permanently, and nothing waits for it any more.
@@ -167,11 +138,71 @@ pub(super) struct CursorState {
     tells_origins: bool,
     /// Notified when the log has grown, so that the output can take more events.
     pub(super) readable: Arc<Notify>,
+}
+
+/// Where a cursor makes its next claim, and what was read ahead from there.
+pub(super) struct Ahead {
+    /// The byte number at the position `claims.read`, where the next claim begins: the number of
+    /// bytes of all lines in the log before this position.
+    pub(super) byte: u64,
     /// The time when the last claimed event was received, in ms since 1970. After the cursor was
     /// moved back (rewound), it is the time when the next event was received. Before the first
     /// claim it is the time when the record at the cursor's place was received. If there is no such
     /// record, it is the time when the cursor was made.
     pub(super) received: u64,
+    /// The lines and gaps that come next in the log, as far as they are in memory.
+    pieces: VecDeque<Piece>,
+    /// The place in a file where reading continues after the `pieces`. `None` if this place is not
+    /// known: the next read then searches for the position, from the beginning of a segment.
+    pub(super) spot: Option<Spot>,
+    /// A number that rises when the cursor is moved back, when it drops lines that it has read
+    /// ahead, or when a segment that its output has not finished is dropped. If it has changed
+    /// while a read from a file was under way, the result of the read is thrown away.
+    epoch: u64,
+}
+
+/// What a cursor does for the next claim that is to be sent again and whose lines are not in the
+/// tail. The output asks for the claim ([`Cursor::redeliver`]) until it gets the lines.
+enum Resend {
+    /// Nothing is to be read.
+    Idle,
+    /// The lines of this claim are to be read from a file.
+    Wanted {
+        claim: Claim,
+        /// `true`: without the lines of later claims, because lines are missing in a read of
+        /// several claims.
+        alone: bool,
+    },
+    /// The lines were read, often with those of later claims.
+    Fetched {
+        lines: Fetched,
+        /// `true`: the output has not asked again yet since the lines are here.
+        is_news: bool,
+    },
+}
+
+impl Resend {
+    /// Returns the lines of a claim; `None` if they are not here.
+    fn lines(&self, claim: Claim) -> Option<Vec<Piece>> {
+        match self {
+            Self::Fetched { lines, .. } => lines.of(claim),
+            Self::Idle | Self::Wanted { .. } => None,
+        }
+    }
+
+    /// Asks for the lines of a claim.
+    fn want(&mut self, claim: Claim) {
+        let alone = matches!(self, Self::Wanted { alone: true, .. });
+        *self = Self::Wanted { claim, alone };
+    }
+
+    /// Notes that the output has got the lines that it asked for. Others that were read are kept.
+    fn answered(&mut self) {
+        match self {
+            Self::Fetched { is_news, .. } => *is_news = false,
+            Self::Idle | Self::Wanted { .. } => *self = Self::Idle,
+        }
+    }
 }
 
 /// Lines that were read from a file because their events are to be sent again.
@@ -183,11 +214,6 @@ struct Fetched {
 }
 
 impl Fetched {
-    /// Returns `true` if the lines of this claim are there.
-    fn has(&self, claim: Claim) -> bool {
-        self.range.start <= claim.start && claim.end <= self.range.end
-    }
-
     /// Returns the lines of a claim; `None` if they are not there.
     fn of(&self, claim: Claim) -> Option<Vec<Piece>> {
         let overlaps = |piece: &&Piece| piece.first < claim.end && claim.start < piece.end();
@@ -199,7 +225,8 @@ impl Fetched {
             let events = piece.events.min(claim.end - piece.first);
             piece.cut(Take { bytes: u64::MAX, events })
         };
-        self.has(claim).then(|| self.pieces.iter().filter(overlaps).map(within).collect())
+        let has = self.range.start <= claim.start && claim.end <= self.range.end;
+        has.then(|| self.pieces.iter().filter(overlaps).map(within).collect())
     }
 }
 
@@ -217,37 +244,50 @@ impl CursorState {
         Self {
             output,
             claims: Claims::at(at.position),
-            read_byte: at.byte,
-            pieces: VecDeque::new(),
-            spot: None,
+            ahead: Ahead {
+                byte: at.byte,
+                received: now(),
+                pieces: VecDeque::new(),
+                spot: None,
+                epoch: 0,
+            },
+            resend: Resend::Idle,
             noted: Position::START,
-            epoch: 0,
-            wanted: None,
-            fetched: None,
-            fetches_one: false,
-            since: at.position,
-            selection: 0,
+            history: History::none(at),
             counted: Vec::new(),
             unrecorded: None,
-            recorded_losses: Vec::new(),
             start: 0,
             gone: false,
             // The queue's own tests always check the origins.
             tells_origins: cfg!(test),
             readable: Arc::new(Notify::new()),
-            received: now(),
         }
     }
 
+    /// Checks what must hold for a cursor of a log that ends at `end`.
+    ///
+    /// # Panics
+    ///
+    /// If an invariant of [`CursorState`] does not hold.
+    pub(super) fn check(&self, end: Position) {
+        let (name, watermark, read) =
+            (&self.output.name, self.claims.watermark(), self.claims.read);
+        assert!(watermark <= read, "{name} has finished up to {watermark}, and read up to {read}");
+        assert!(read <= end, "{name} has read up to {read}, and the log ends at {end}");
+        let mut next = read;
+        for piece in &self.ahead.pieces {
+            assert!(piece.first == next, "{name} has {} after {next} in memory", piece.first);
+            next = piece.end();
+        }
+        assert!(next <= end, "{name} has lines up to {next}, and the log ends at {end}");
+    }
+
     /// Returns where the read of the lines of a claim ends, and how many bytes of lines are read.
-    /// The read goes on over later claims that are to be sent again too, as far as they are in the
-    /// same segment and within `bytes_max`: they are most likely wanted next, in the same batch.
-    /// `note` is the note of the claim.
+    /// The read includes later claims that are to be sent again too, as far as they are in the same
+    /// segment and within `bytes_max`: they are most likely wanted next, in the same batch. `note`
+    /// is the note of the claim.
     fn fetches_until(&self, claim: Claim, note: Note, bytes_max: u64) -> (Position, u64) {
         let mut until = (claim.end, note.bytes);
-        if self.fetches_one {
-            return until;
-        }
         for later in self.claims.overlapping(claim.end..self.claims.read) {
             let end = later.note.first_byte + later.note.bytes;
             let bytes = end.saturating_sub(note.first_byte);
@@ -287,7 +327,7 @@ impl CursorState {
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| {
-            self.pieces.iter().find(|piece| !piece.is_gap()).map(|piece| piece.received)
+            self.ahead.pieces.iter().find(|piece| !piece.is_gap()).map(|piece| piece.received)
         })
     }
 
@@ -302,43 +342,29 @@ impl CursorState {
 
     /// Returns what the cursors file notes of the events before the output's `place`. The output
     /// gets all events from this place on again after a start.
-    pub(super) fn history(&self, place: Position) -> History {
-        History { since: self.since.min(place), selection: self.selection }
+    pub(super) fn history_before(&self, place: Position) -> History {
+        History { since: self.history.since.min(place), ..self.history }
     }
 
     /// Notes that an event was not delivered. No event that was handed out so far counts as sent
     /// after a start: one that was kept back as a duplicate of the undelivered event was not sent
     /// either.
     fn doubt(&mut self) {
-        self.since = self.since.max(self.claims.read);
+        self.history.since = self.history.since.max(self.claims.read);
     }
 
     /// Returns the place of the first event that the output has not finished.
     fn unfinished(&self) -> LogOffset {
-        let byte = self.claims.iter().next().map_or(self.read_byte, |entry| entry.note.first_byte);
+        let byte = self.claims.iter().next().map_or(self.ahead.byte, |entry| entry.note.first_byte);
         LogOffset { position: self.claims.watermark(), byte }
     }
 
     /// Notes for the evidence that the output has lost these events, which begin at this byte of
     /// the log. Events of which the evidence knows that already are left out.
     fn record_loss(&mut self, positions: Range<Position>, byte: u64, reason: &'static str) {
-        let Some(unrecorded) = &mut self.unrecorded else { return };
-        let mut start = positions.start;
-        self.recorded_losses.sort_unstable_by_key(|known| known.start);
-        let mut parts = Vec::new();
-        for known in &self.recorded_losses {
-            parts.push(start..known.start.min(positions.end));
-            start = start.max(known.end);
-        }
-        parts.push(start..positions.end);
-        for part in parts.into_iter().filter(|part| part.start < part.end) {
-            let claim = Claim { start: part.start, end: part.end };
-            unrecorded.add(&self.output.name, claim, byte, Outcome::Lost(reason));
-        }
-        if positions.start < positions.end {
-            let watermark = self.claims.watermark();
-            self.recorded_losses.retain(|known| known.end > watermark);
-            self.recorded_losses.push(positions);
+        let watermark = self.claims.watermark();
+        if let Some(unrecorded) = &mut self.unrecorded {
+            unrecorded.lose(&self.output.name, positions, byte, reason, watermark);
         }
     }
 
@@ -347,12 +373,12 @@ impl CursorState {
     fn record_end(&mut self, end: Position, holes: &[Hole]) {
         for hole in holes {
             let start = hole.start.max(self.claims.read);
-            self.record_loss(start..hole.end.min(end), self.read_byte, DROPPED);
+            self.record_loss(start..hole.end.min(end), self.ahead.byte, DROPPED);
         }
         let open = self.claims.iter().filter(|entry| entry.stage.is_open());
         let range = |entry: &HeldClaim<Note>| entry.claim.start..entry.claim.end;
         let mut lost: Vec<_> = open.map(|entry| (range(entry), entry.note.first_byte)).collect();
-        lost.push((self.claims.read..end, self.read_byte));
+        lost.push((self.claims.read..end, self.ahead.byte));
         lost.into_iter().for_each(|(events, byte)| self.record_loss(events, byte, REMOVED));
     }
 
@@ -374,7 +400,7 @@ impl CursorState {
         }
         self.forget_pieces_of(dropped.clone());
         // The read that is under way may be of the dropped segment.
-        self.epoch += 1;
+        self.ahead.epoch += 1;
         let read = self.claims.read;
         let mut missed = dropped.end.saturating_since(dropped.start.max(read));
         missed =
@@ -392,11 +418,11 @@ impl CursorState {
         // The gaps of this segment are part of the hole now. A gap never lies in two segments.
         self.counted.retain(|gap| overlap(&[*gap], dropped.clone()) == 0);
         if dropped.contains(&read) {
-            self.record_loss(read..dropped.end, self.read_byte, DROPPED);
+            self.record_loss(read..dropped.end, self.ahead.byte, DROPPED);
             self.claims.read = dropped.end;
-            self.read_byte = segment.end.byte;
-            self.pieces.clear();
-            self.spot = None;
+            self.ahead.byte = segment.end.byte;
+            self.ahead.pieces.clear();
+            self.ahead.spot = None;
         }
         self.doubt();
         missed
@@ -406,17 +432,17 @@ impl CursorState {
     /// piece and all pieces after it from memory. Their lines will be read again.
     pub(super) fn forget_pieces_of(&mut self, positions: Range<Position>) {
         let holds = |piece: &Piece| piece.first < positions.end && positions.start < piece.end();
-        if let Some(index) = self.pieces.iter().position(holds) {
-            self.spot = self.pieces.get(index).map(|piece| piece.spot);
-            self.pieces.truncate(index);
-            self.epoch += 1;
+        if let Some(index) = self.ahead.pieces.iter().position(holds) {
+            self.ahead.spot = self.ahead.pieces.get(index).map(|piece| piece.spot);
+            self.ahead.pieces.truncate(index);
+            self.ahead.epoch += 1;
         }
     }
 
     /// Returns the place in the log where the lines in memory end. The next read begins there.
-    fn ahead(&self) -> LogOffset {
-        let read = LogOffset { position: self.claims.read, byte: self.read_byte };
-        self.pieces.back().map_or(read, |piece| LogOffset {
+    fn ahead_until(&self) -> LogOffset {
+        let read = LogOffset { position: self.claims.read, byte: self.ahead.byte };
+        self.ahead.pieces.back().map_or(read, |piece| LogOffset {
             position: piece.end(),
             byte: piece.first_byte + piece.bytes(),
         })
@@ -424,7 +450,7 @@ impl CursorState {
 
     /// Returns the number of bytes of the lines that were read ahead and are in memory.
     fn ahead_bytes(&self) -> u64 {
-        self.pieces.iter().map(|piece| piece.lines.len() as u64).sum()
+        self.ahead.pieces.iter().map(|piece| piece.lines.len() as u64).sum()
     }
 
     /// Moves the cursor past a gap (positions whose events are missing). Counts these events as
@@ -435,7 +461,7 @@ impl CursorState {
         let reason = if dropped >= gap.events { DROPPED } else { why_missing(gap) };
         self.record_loss(gap.first..gap.end(), gap.first_byte, reason);
         self.claims.read = gap.end();
-        self.read_byte = gap.first_byte + gap.bytes();
+        self.ahead.byte = gap.first_byte + gap.bytes();
         self.doubt();
         self.forget_counted();
     }
@@ -467,11 +493,11 @@ impl CursorState {
     /// events are claimed and sent again. If there is no claim, nothing changes.
     fn rewind(&mut self) {
         let Some(note) = self.claims.rewind() else { return };
-        self.read_byte = note.first_byte;
-        self.received = note.received;
-        self.spot = Some(note.spot);
-        self.pieces.clear();
-        self.epoch += 1;
+        self.ahead.byte = note.first_byte;
+        self.ahead.received = note.received;
+        self.ahead.spot = Some(note.spot);
+        self.ahead.pieces.clear();
+        self.ahead.epoch += 1;
     }
 }
 
@@ -537,7 +563,7 @@ impl SpoolState {
         let (mut pieces, mut origins, mut left) = (Vec::new(), Vec::new(), take);
         loop {
             let cursor = &mut log.cursors[index];
-            let Some(piece) = cursor.pieces.front_mut() else {
+            let Some(piece) = cursor.ahead.pieces.front_mut() else {
                 if log.refill(index) {
                     continue;
                 }
@@ -547,10 +573,10 @@ impl SpoolState {
                 if taken.is_some() {
                     break;
                 }
-                let Some(gap) = cursor.pieces.pop_front() else { break };
+                let Some(gap) = cursor.ahead.pieces.pop_front() else { break };
                 let dropped = log.dropped_in(gap.first..gap.end());
                 log.cursors[index].pass_gap(&gap, dropped);
-                writing.cursors_dirty = true;
+                writing.saving.is_dirty = true;
                 continue;
             }
             let elsewhere = taken.is_some_and(|(_, note)| note.spot.segment != piece.spot.segment);
@@ -558,7 +584,7 @@ impl SpoolState {
             if elsewhere || (!whole && taken.is_some()) {
                 break;
             }
-            let part = if whole { cursor.pieces.pop_front() } else { Some(piece.cut(take)) };
+            let part = if whole { cursor.ahead.pieces.pop_front() } else { Some(piece.cut(take)) };
             let Some(part) = part else { break };
             left = Take {
                 bytes: left.bytes.saturating_sub(part.bytes()),
@@ -575,9 +601,9 @@ impl SpoolState {
             ));
             claim.end = part.end();
             note.bytes += part.bytes();
-            cursor.received = part.received;
+            cursor.ahead.received = part.received;
             cursor.claims.read = claim.end;
-            cursor.read_byte = note.first_byte + note.bytes;
+            cursor.ahead.byte = note.first_byte + note.bytes;
             origins.extend(now.map(|now| origin(&part, now)));
             pieces.push(part.lines);
             if !whole {
@@ -594,7 +620,7 @@ impl LogState {
     /// Adds the next lines of the log to the pieces of the cursor `index`, if the tail (the newest
     /// records, in memory) holds these lines. Returns `false` if it does not.
     fn refill(&mut self, index: usize) -> bool {
-        let ahead = self.cursors[index].ahead();
+        let ahead = self.cursors[index].ahead_until();
         let Some(record) = self.tail_at(ahead.position).and_then(|at| self.tail.get(at)) else {
             return false;
         };
@@ -606,8 +632,8 @@ impl LogState {
             position: record.end(),
         };
         let cursor = &mut self.cursors[index];
-        cursor.spot = Some(behind);
-        cursor.pieces.push_back(piece);
+        cursor.ahead.spot = Some(behind);
+        cursor.ahead.pieces.push_back(piece);
         true
     }
 
@@ -636,20 +662,31 @@ impl LogState {
             return ReadPlan::Nothing;
         }
         let cursor = &self.cursors[index];
-        if let Some(claim) = cursor.wanted {
-            let entry = cursor.claims.overlapping(claim.start..claim.end).next();
-            let entry = entry.filter(|entry| entry.stage.is_open());
-            let fetched = cursor.fetched.as_ref().is_some_and(|fetched| fetched.has(claim));
-            return match entry {
-                Some(entry) if !fetched && self.tail_at(claim.start).is_none() => {
-                    let (end, bytes) = cursor.fetches_until(claim, entry.note, self.chunk);
-                    let chunk = self.chunk.min(bytes.max(FETCH_MIN));
-                    self.job(cursor.epoch, entry.note.spot, claim.start, Some(end), chunk)
-                }
-                Some(_) | None => ReadPlan::Ready,
-            };
+        match cursor.resend {
+            // The output is told of these lines first.
+            Resend::Fetched { is_news: true, .. } => return ReadPlan::Ready,
+            Resend::Wanted { claim, alone } => {
+                let entry = cursor.claims.overlapping(claim.start..claim.end).next();
+                let entry = entry.filter(|entry| entry.stage.is_open());
+                let Some(entry) = entry.filter(|_| self.tail_at(claim.start).is_none()) else {
+                    return ReadPlan::Ready;
+                };
+                let (end, bytes) = match alone {
+                    true => (claim.end, entry.note.bytes),
+                    false => cursor.fetches_until(claim, entry.note, self.chunk),
+                };
+                let chunk = self.chunk.min(bytes.max(FETCH_MIN));
+                return self.job(
+                    cursor.ahead.epoch,
+                    entry.note.spot,
+                    claim.start,
+                    Some(end),
+                    chunk,
+                );
+            }
+            Resend::Idle | Resend::Fetched { .. } => {}
         }
-        if !cursor.pieces.is_empty() {
+        if !cursor.ahead.pieces.is_empty() {
             return ReadPlan::Ready;
         }
         self.read_on(index)
@@ -660,7 +697,7 @@ impl LogState {
     /// log has no more lines.
     fn read_on(&self, index: usize) -> ReadPlan {
         let cursor = &self.cursors[index];
-        let ahead = cursor.ahead().position;
+        let ahead = cursor.ahead_until().position;
         if ahead >= self.end.position {
             return ReadPlan::Nothing;
         }
@@ -671,8 +708,8 @@ impl LogState {
         // After the last segment there may be positions, up to the log's end, that no file has.
         let first = segment.map_or(self.end.position, |segment| segment.first.position);
         let begin = Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first };
-        let spot = cursor.spot.filter(|spot| spot.segment == first).unwrap_or(begin);
-        self.job(cursor.epoch, spot, ahead, None, self.chunk)
+        let spot = cursor.ahead.spot.filter(|spot| spot.segment == first).unwrap_or(begin);
+        self.job(cursor.ahead.epoch, spot, ahead, None, self.chunk)
     }
 
     /// Plans a read in the segment of `spot`. If `to` is given, the positions `from..to` are read.
@@ -736,7 +773,7 @@ impl Shared {
             }
         }
         let cursor = &mut state.log.cursors[index];
-        if cursor.epoch != epoch {
+        if cursor.ahead.epoch != epoch {
             return;
         }
         match loaded.to {
@@ -744,23 +781,25 @@ impl Shared {
                 // If the claim was split meanwhile, another claim may be wanted now, and the lines
                 // of this read are then not used.
                 let read = Claim { start: loaded.from, end };
-                let is_first = |claim: &Claim| claim.start == read.start && claim.end <= read.end;
-                if let Some(claim) = cursor.wanted.filter(is_first) {
-                    if claim != read && loaded.pieces.iter().any(Piece::is_gap) {
-                        cursor.fetches_one = true;
-                        return;
-                    }
-                    self.fetched(&mut state, index, claim, &loaded);
+                let Resend::Wanted { claim, alone } = &mut cursor.resend else { return };
+                let claim = *claim;
+                if claim.start != read.start || claim.end > read.end {
+                    return;
                 }
+                if claim != read && loaded.pieces.iter().any(Piece::is_gap) {
+                    *alone = true;
+                    return;
+                }
+                self.fetched(&mut state, index, claim, &loaded);
             }
             None => {
                 let fits = loaded
                     .pieces
                     .first()
-                    .is_some_and(|piece| piece.first == cursor.ahead().position);
+                    .is_some_and(|piece| piece.first == cursor.ahead_until().position);
                 if fits {
-                    cursor.spot = loaded.next;
-                    cursor.pieces.extend(loaded.pieces);
+                    cursor.ahead.spot = loaded.next;
+                    cursor.ahead.pieces.extend(loaded.pieces);
                 }
             }
         }
@@ -777,19 +816,22 @@ impl Shared {
         let pieces: Vec<_> =
             loaded.pieces.iter().filter(|piece| !piece.is_gap()).cloned().collect();
         let range = Claim { end: loaded.to.unwrap_or(claim.end), ..claim };
-        cursor.fetched = (!pieces.is_empty()).then_some(Fetched { range, pieces });
-        cursor.fetches_one = false;
+        let is_all_missing = pieces.is_empty();
+        cursor.resend = match is_all_missing {
+            true => Resend::Wanted { claim, alone: false },
+            false => Resend::Fetched { lines: Fetched { range, pieces }, is_news: true },
+        };
         if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
             return;
         }
         for gap in loaded.pieces.iter().filter(|piece| piece.is_gap()) {
             let is_new = cursor.count_missing(gap, 0);
-            if is_new && gap.is_tampered && cursor.fetched.is_some() {
+            if is_new && gap.is_tampered && !is_all_missing {
                 cursor.record_loss(gap.first..gap.end(), gap.first_byte, TAMPERED);
             }
         }
-        if cursor.fetched.is_none() {
-            cursor.wanted = None;
+        if is_all_missing {
+            cursor.resend = Resend::Idle;
             if let Some(entry) = cursor.claims.find(claim) {
                 entry.stage = Stage::Dropped;
                 let byte = entry.note.first_byte;
@@ -809,15 +851,15 @@ impl Shared {
         let cursor = &mut state.log.cursors[index];
         cursor.claims.forget_done();
         cursor.forget_counted();
-        let was_dirty = std::mem::replace(&mut state.writing.cursors_dirty, true);
-        if !was_dirty || state.writing.unsaved >= UNSAVED_MAX || state.can_reclaim() {
-            self.chores.notify_one();
+        let is_new = state.writing.saving.touch();
+        if is_new || state.writing.saving.unsaved >= UNSAVED_MAX || state.can_reclaim() {
+            self.wakes.upkeep.notify_one();
         }
         if state.can_seal_for_room() {
-            self.work.notify_one();
+            self.wakes.writer.notify_one();
         }
         self.log_not_full(state);
-        self.progress.notify_waiters();
+        self.wakes.progress.notify_waiters();
     }
 }
 
@@ -932,10 +974,10 @@ impl Cursor {
                 return None;
             }
             let cursor = &mut state.log.cursors[self.index];
-            (cursor.wanted, cursor.fetched) = (None, None);
-            let was_dirty = state.writing.cursors_dirty;
+            cursor.resend = Resend::Idle;
+            let was_dirty = state.writing.saving.is_dirty;
             let batch = state.next(self.index, take);
-            if state.writing.cursors_dirty && !was_dirty {
+            if state.writing.saving.is_dirty && !was_dirty {
                 self.shared.wake();
             }
             let low = state.log.cursors[self.index].ahead_bytes() < state.log.chunk / 2;
@@ -976,7 +1018,7 @@ impl Cursor {
             let outcome = Outcome::Settled(fates);
             unrecorded.add(&cursor.output.name, claim, note.first_byte, outcome);
         }
-        state.writing.unsaved += note.bytes;
+        state.writing.saving.unsaved += note.bytes;
         self.shared.settled(&mut state, self.index);
     }
 
@@ -988,7 +1030,7 @@ impl Cursor {
             if entry.stage == Stage::OnWire {
                 entry.stage = Stage::Released;
             }
-            self.shared.progress.notify_waiters();
+            self.shared.wakes.progress.notify_waiters();
         }
     }
 
@@ -1007,15 +1049,17 @@ impl Cursor {
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
             return Redelivery::Gone;
         };
-        let fetched = cursor.fetched.as_ref().and_then(|fetched| fetched.of(claim));
         let tells = cursor.tells_origins;
-        let fetched = fetched.map(|pieces| batch_of(claim, pieces.into_iter(), tells));
-        let Some(batch) = from_tail.or(fetched) else {
-            (cursor.wanted, cursor.fetched) = (Some(claim), None);
+        let fetched = || {
+            let pieces = cursor.resend.lines(claim)?;
+            Some(batch_of(claim, pieces.into_iter(), tells))
+        };
+        let Some(batch) = from_tail.or_else(fetched) else {
+            cursor.resend.want(claim);
             return Redelivery::NotYet;
         };
         entry.stage = Stage::OnWire;
-        cursor.wanted = None;
+        cursor.resend.answered();
         Redelivery::Batch(batch)
     }
 
@@ -1064,7 +1108,7 @@ impl Cursor {
         let mut state = self.shared.lock();
         state.log.cursors[self.index].rewind();
         drop(state);
-        self.shared.progress.notify_waiters();
+        self.shared.wakes.progress.notify_waiters();
     }
 
     /// Returns `true` if no finished claim comes after an unfinished one. See
@@ -1106,7 +1150,7 @@ impl Cursor {
         shared.log_not_full(state);
         drop(guard);
         shared.wake();
-        shared.progress.notify_waiters();
+        shared.wakes.progress.notify_waiters();
         lost
     }
 
@@ -1127,8 +1171,9 @@ impl Cursor {
     /// [`crate::queue::Cursor::select`].
     pub fn select(&self, selection: u64, from: Position) {
         let cursor = &mut self.shared.lock().log.cursors[self.index];
-        if std::mem::replace(&mut cursor.selection, selection) != selection {
-            cursor.since = cursor.since.max(from);
+        let history = &mut cursor.history;
+        if std::mem::replace(&mut history.selection, selection) != selection {
+            history.since = history.since.max(from);
         }
     }
 
@@ -1195,7 +1240,7 @@ impl Cursor {
     pub fn before(&self, within: Duration) -> Before {
         let state = self.shared.lock();
         let cursor = &state.log.cursors[self.index];
-        Before::new(Arc::clone(&self.shared), cursor.since, cursor.unfinished(), within)
+        Before::new(Arc::clone(&self.shared), cursor.history.since, cursor.unfinished(), within)
     }
 
     /// Returns the identity of the queue. See [`crate::queue::Cursor::identity`].

@@ -183,8 +183,8 @@ impl Incoming {
                 return Err(Refused::Disk);
             }
             let state = self.shared.lock();
-            if state.writing.reclaim_wanted {
-                let waited = self.shared.reclaimed.wait_timeout(state, left);
+            if state.writing.chores.reclaim_wanted {
+                let waited = self.shared.wakes.reclaimed.wait_timeout(state, left);
                 drop(waited.unwrap_or_else(PoisonError::into_inner));
             }
         }
@@ -215,8 +215,8 @@ impl Incoming {
             Room::Reserved => match &mut self.file {
                 Some(stored) => stored.size += more,
                 None => {
-                    let name = file_name(state.writing.incoming_count);
-                    state.writing.incoming_count += 1;
+                    let name = file_name(state.writing.bodies.count);
+                    state.writing.bodies.count += 1;
                     drop(state);
                     self.create(name, more)?;
                 }
@@ -292,10 +292,10 @@ impl Drop for Incoming {
             state.writing.accounting.abandon(stored.name, stored.size);
         }
         if self.is_dropper {
-            state.writing.has_dropper = false;
+            state.writing.bodies.has_dropper = false;
         }
         drop(state);
-        self.shared.chores.notify_one();
+        self.shared.wakes.upkeep.notify_one();
     }
 }
 
@@ -316,7 +316,7 @@ impl Shared {
         if state.writing.closed {
             return Err(Refused::Full);
         }
-        if state.writing.fault().is_some() {
+        if state.writing.health.fault().is_some() {
             return Err(Refused::Disk);
         }
         let (wanted, usable) = (state.writing.accounting.taken() + bytes, self.usable());
@@ -336,13 +336,13 @@ impl Shared {
                 }
             }
             let Some(chosen) = chosen else { return Err(Refused::Full) };
-            if std::mem::replace(&mut state.writing.has_dropper, true) && !*is_dropper {
+            if std::mem::replace(&mut state.writing.bodies.has_dropper, true) && !*is_dropper {
                 return Err(Refused::Full);
             }
             *is_dropper = true;
             state.drop_segments(chosen, &self.metrics);
         }
-        state.writing.reclaim_wanted = true;
+        state.writing.chores.reclaim_wanted = true;
         self.wake();
         Ok(Room::Later)
     }
@@ -372,7 +372,7 @@ impl Queue {
         let mut state = shared.lock();
         let refused = match state.writing.closed {
             true => Some(Refused::Full),
-            false => state.writing.fault().map(|_| Refused::Disk),
+            false => state.writing.health.fault().map(|_| Refused::Disk),
         };
         if let Some(refused) = refused {
             // `incoming` takes the lock when it is dropped at the return.
@@ -389,7 +389,7 @@ impl Queue {
         state.writing.accounting.plan_incoming();
         let (number, acknowledged) = state.writing.join_line(append, incoming.file.take(), Some(0));
         drop(state);
-        shared.work.notify_one();
+        shared.wakes.writer.notify_one();
         let place = Some((Arc::clone(shared), number));
         Ok(Ticket { done: Some(acknowledged), answer: Ok(()), place })
     }

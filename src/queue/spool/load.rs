@@ -29,6 +29,7 @@ use crate::queue::segment::Damage;
 use crate::queue::segment::Found;
 use crate::queue::segment::LogOffset;
 use crate::queue::segment::RECORD_HEADER;
+use crate::queue::segment::RecordHeader;
 use crate::queue::segment::Scan;
 use crate::queue::segment::Seed;
 use crate::telemetry::QueueMetrics;
@@ -528,22 +529,9 @@ impl<'a> Reader<'a> {
             position = self.at.position;
         }
         while line < end && self.wants() {
-            let mut lines = scan.read_lines(line, end, self.job.chunk);
-            let mut events = memchr::memchr_iter(b'\n', &lines).count() as u64;
-            if let Some(to) = self.job.to
-                && position + events > to
-            {
-                events = to - position;
-                let last = usize::try_from(events).unwrap_or(usize::MAX).saturating_sub(1);
-                let cut = memchr::memchr_iter(b'\n', &lines).nth(last).map_or(0, |end| end + 1);
-                lines.truncate(cut);
-            }
-            // If the lines have changed since they were checked, or can't be read again, the rest
-            // of the record is missing.
-            let has_read = scan.has_read(&(line..line + lines.len() as u64));
-            if events == 0 || position + events > header.end() || !has_read {
+            let Some((lines, events)) = self.next_lines(scan, header, line..end, position) else {
                 break;
-            }
+            };
             let spot = Spot {
                 segment: self.job.first.position,
                 offset: record.offset,
@@ -553,7 +541,6 @@ impl<'a> Reader<'a> {
             let first_byte = header.first_byte + (line - begin);
             self.miss(LogOffset { position, byte: first_byte }, spot);
             line += lines.len() as u64;
-            let received = header.received;
             self.push(Piece {
                 first: position,
                 events,
@@ -561,19 +548,42 @@ impl<'a> Reader<'a> {
                 lines,
                 missing: 0,
                 is_tampered: false,
-                received,
+                received: header.received,
                 spot,
             });
             position += events;
         }
-        if self.wants() {
+        if self.wants() || line >= end {
             return true;
         }
-        if line < end {
-            let (segment, offset) = (self.job.first.position, record.offset);
-            self.loaded.next = Some(Spot { segment, offset, line, position });
-            return false;
+        let (segment, offset) = (self.job.first.position, record.offset);
+        self.loaded.next = Some(Spot { segment, offset, line, position });
+        false
+    }
+
+    /// Reads the next lines of a long record, as many as are read at once, and the number of their
+    /// events. `bytes` is where the lines that are left are in the file, and `position` is that of
+    /// the first one. `None` if the lines have changed since they were checked, or can't be read
+    /// again: the rest of the record is then missing.
+    fn next_lines(
+        &self,
+        scan: &mut Scan<'_>,
+        header: RecordHeader,
+        bytes: Range<u64>,
+        position: Position,
+    ) -> Option<(Bytes, u64)> {
+        let mut lines = scan.read_lines(bytes.start, bytes.end, self.job.chunk);
+        let mut events = memchr::memchr_iter(b'\n', &lines).count() as u64;
+        if let Some(to) = self.job.to
+            && position + events > to
+        {
+            events = to - position;
+            let last = usize::try_from(events).unwrap_or(usize::MAX).saturating_sub(1);
+            let cut = memchr::memchr_iter(b'\n', &lines).nth(last).map_or(0, |end| end + 1);
+            lines.truncate(cut);
         }
-        true
+        let has_read = scan.has_read(&(bytes.start..bytes.start + lines.len() as u64));
+        let is_whole = events > 0 && position + events <= header.end() && has_read;
+        is_whole.then_some((lines, events))
     }
 }

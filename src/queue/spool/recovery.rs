@@ -1,14 +1,48 @@
-//! The start: what is in the directory, where each output goes on, and where new records go.
+//! The start: what is in the directory, where each output continues, and where new records go.
 //!
-//! Nothing is deleted here. Only the last segment is read in full. Of each other segment the header
-//! is read. If the place of an output is in a segment, the headers of the records before this place
-//! are read too.
+//! Nothing is deleted here: files that are not needed are given to the upkeep. Only the last
+//! segment is read in full. Of each other segment the header is read. If the place of an output is
+//! in it, the headers of the records before this place are read too.
+//!
+//! A start meets what a crash, a fault of the disk or a person has left. These are all cases. The
+//! code names the case that it decides ("Case 7"). The two rules behind them: no position is given
+//! to two events, and an event whose sender got 200 is handed out or counted as lost. In doubt an
+//! output gets events twice.
+//!
+//! | case | found on disk | decision | why |
+//! |---|---|---|---|
+//! | | **the cursors file** | | |
+//! | 1 | both slots are whole | an output starts at its place; one that is not named starts at the end of the log | the last save is here, so this output is new |
+//! | 2 | one slot is whole | as 1, but an output that is not named, or whose place is before the oldest segment, starts at the oldest event | the other slot may have been newer and may have named it |
+//! | 3 | no file, or no slot is whole | each output starts at the oldest event | nobody knows what was delivered |
+//! | 4 | a newer version | the start is refused | the file may say what this program can't read |
+//! | 5 | an output that the config does not name | what it has not finished is counted as lost | nobody will ever deliver it |
+//! | | **a segment** | | |
+//! | 6 | the header is whole | it is believed | |
+//! | 7 | the header has a newer version | the start is refused | as 4 |
+//! | 8 | the header is damaged | the first position is that of the file's name, and the byte number that of the first whole record. It counts as damage, except in case 13 | the records check without the header |
+//! | 9 | the cursors file names the segment's positions as a hole | it leaves the log | it was dropped and its events were counted; a crash came before its file was deleted |
+//! | 10 | the segment behind it has left (9) | it ends where the hole begins | the cursors file has the hole's length |
+//! | 11 | no file has the positions between two segments | the cursors find a gap there, and count it as lost | somebody has deleted a file |
+//! | | **the last segment** | | |
+//! | 12 | no record, and the header is whole | it leaves the log, which ends here | the next segment needs its name |
+//! | 13 | no record, and the header is damaged | it leaves the log, and the segment before it is judged as the last one | a crash came before the header was synced |
+//! | 14 | whole records behind the end that is known to be synced | they belong to the log, and are synced now | they were written before a kill; their senders may have got 200 |
+//! | | **bytes in the last segment that do not check** ([`Tail::read`]) | | |
+//! | 15 | before the offset that the file `synced` has | damage | they were synced, and acknowledged |
+//! | 16 | before a record of a later group | damage | a group is written after the sync of the one before |
+//! | 17 | in the last group, behind all known ends; sectors of zeros, or the file was another segment before | the log ends before them, and the file is cut there | the write was not finished and not acknowledged |
+//! | 18 | in the last group, and not case 17 | damage; the log ends behind them | a byte may have been changed later |
+//! | | **the end of the log** | | |
+//! | 19 | `cursors` or `synced` names a later end than the segments have | the log ends at the later one | the positions were given; what is missing there is a gap |
+//! | 20 | the last segment can't be written, cut or synced | it is read as it is, and new records go into a new segment | an old file may belong to another user |
+//! | | **other files** | | |
+//! | 21 | `*.incoming`, `*.spare` | the upkeep deletes them | nobody was told that something in them is safe |
 
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
@@ -22,6 +56,7 @@ use super::Queue;
 use super::Segment;
 use super::Shared;
 use super::SpoolState;
+use super::Wakes;
 use super::accounting::Accounting;
 use super::accounting::Spare;
 use super::cursor::REMOVED;
@@ -86,26 +121,9 @@ pub(super) fn open(
     telemetry: &Telemetry,
     outputs: &[Output],
 ) -> Result<(Queue, Vec<Cursor>, Writer), OpenError> {
+    let failed = |what, name: &str| failed(directory, what, name);
     let metrics = telemetry.queue();
-    let failed = |what: &'static str, name: &str| {
-        let path = directory.join(name);
-        move |error: io::Error| OpenError::new(what, path, error)
-    };
-    if outputs.iter().filter(|output| !output.is_recorder()).count() > cursors::OUTPUTS_MAX {
-        let error = io::Error::other(format!("it has room for {} outputs", cursors::OUTPUTS_MAX));
-        return Err(failed("use", cursors::FILE)(error));
-    }
-    let (found, generation) = cursors::read(&*disk).map_err(failed("read", cursors::FILE))?;
-    if let cursors::Found::Newer(version) = found {
-        return Err(OpenError::Newer { path: directory.join(cursors::FILE), version });
-    }
-    let writing =
-        Cursors::open(&*disk, &found, generation).map_err(failed("open", cursors::FILE))?;
-    let contents = match found {
-        cursors::Found::Whole(contents) => Some((contents, Trust::Names)),
-        cursors::Found::Half(contents) => Some((contents, Trust::Places)),
-        cursors::Found::Nothing | cursors::Found::Damaged | cursors::Found::Newer(_) => None,
-    };
+    let (contents, writing) = read_cursors(&*disk, directory, outputs)?;
     let identity = Identity::of(&*disk).map_err(failed("make", identity::FILE))?;
     let mut log = Log::read(&*disk, directory)?;
     if contents.is_none() && !log.segments.is_empty() {
@@ -121,17 +139,13 @@ pub(super) fn open(
         load::set_aside(&*disk, file, at, damage, room, &quarantined, &metrics);
     });
     judged.map_err(failed("open a file of", SEGMENTS))?;
-
     let abandoned = not_taken(&*disk).map_err(failed("read", SEGMENTS))?;
-    let mut state = SpoolState::new(config);
-    state.writing.incoming_count = incoming::next_number(&abandoned);
-    state.writing.accounting = Accounting::new(&log.segments, log.pending_delete, abandoned);
-    (state.log.segments, state.log.end) = (log.segments, log.end);
-    state.log.holes = contents.as_ref().map(|(it, _)| it.holes.clone()).unwrap_or_default();
+
+    let mut state = state_of(log, abandoned, known, config);
     if outputs.iter().any(|output| output.is_recorder()) {
         state.log.finished_wakes = Some(Arc::new(Notify::new()));
     }
-    if let Some((contents, _)) = &contents {
+    if let Some(contents) = known {
         count_removed(&mut state, contents, telemetry, outputs);
     }
     let mut indices = Vec::with_capacity(outputs.len());
@@ -152,12 +166,9 @@ pub(super) fn open(
         disk,
         identity,
         state: Mutex::new(state),
-        work: Condvar::new(),
-        chores: Condvar::new(),
-        reclaimed: Condvar::new(),
+        wakes: Wakes::default(),
         capacity: AtomicU64::new(config.max_bytes),
         metrics,
-        progress: Notify::new(),
         quarantined,
         originals: OnceLock::new(),
         threads: Mutex::new(Vec::new()),
@@ -170,9 +181,60 @@ pub(super) fn open(
     Ok((Queue { shared }, cursors, writer))
 }
 
-/// Finds the files of large request bodies that never became segments, and spare files. Returns
-/// their names and sizes in bytes. No sender was told that something in them is safe. The upkeep
-/// deletes these files.
+/// Returns what makes the start's error from an error at a file of the directory.
+fn failed(
+    directory: &Path,
+    what: &'static str,
+    name: &str,
+) -> impl FnOnce(io::Error) -> OpenError + use<> {
+    let path = directory.join(name);
+    move |error| OpenError::new(what, path, error)
+}
+
+/// Reads the cursors file. Returns its contents, if it has any, and the file as it is written from
+/// now on.
+fn read_cursors(
+    disk: &dyn Disk,
+    directory: &Path,
+    outputs: &[Output],
+) -> Result<(Option<(Contents, Trust)>, Cursors), OpenError> {
+    let failed = |what| failed(directory, what, cursors::FILE);
+    if outputs.iter().filter(|output| !output.is_recorder()).count() > cursors::OUTPUTS_MAX {
+        let error = io::Error::other(format!("it has room for {} outputs", cursors::OUTPUTS_MAX));
+        return Err(failed("use")(error));
+    }
+    let (found, generation) = cursors::read(disk).map_err(failed("read"))?;
+    if let cursors::Found::Newer(version) = found {
+        // Case 4.
+        return Err(OpenError::Newer { path: directory.join(cursors::FILE), version });
+    }
+    let writing = Cursors::open(disk, &found, generation).map_err(failed("open"))?;
+    let contents = match found {
+        cursors::Found::Whole(contents) => Some((contents, Trust::Names)),
+        cursors::Found::Half(contents) => Some((contents, Trust::Places)),
+        cursors::Found::Nothing | cursors::Found::Damaged | cursors::Found::Newer(_) => None,
+    };
+    Ok((contents, writing))
+}
+
+/// Makes the state of a queue without outputs from what was found. `abandoned`: the names and the
+/// sizes of the files of case 21.
+fn state_of(
+    log: Log,
+    abandoned: Vec<(String, u64)>,
+    contents: Option<&Contents>,
+    config: &crate::config::Queue,
+) -> SpoolState {
+    let mut state = SpoolState::new(config);
+    state.writing.bodies.count = incoming::next_number(&abandoned);
+    state.writing.accounting = Accounting::new(&log.segments, log.pending_delete, abandoned);
+    (state.log.segments, state.log.end) = (log.segments, log.end);
+    state.log.holes = contents.map(|contents| contents.holes.clone()).unwrap_or_default();
+    state
+}
+
+/// Case 21: finds the files of large request bodies that never became segments, and spare files.
+/// Returns their names and sizes in bytes.
 fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     let is_incoming = |name: &str| incoming::number_of(name).is_some();
     let of = |directory: &str| -> io::Result<Vec<String>> {
@@ -197,19 +259,17 @@ fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     sized.collect()
 }
 
-/// How far the cursors file can be trusted after it was read. The file has two slots, which are
-/// written in turn.
+/// How far the cursors file can be trusted. It has two slots, which are written in turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Trust {
-    /// Both slots are whole. An output that the file does not name is therefore new.
+    /// Case 1: both slots are whole.
     Names,
-    /// Only one slot can be used. The other slot may have been newer, and may have named outputs
-    /// that the usable slot does not name.
+    /// Case 2: only one slot can be used.
     Places,
 }
 
-/// Counts the lost events of removed outputs. These are outputs that the cursors file names and the
-/// config does not name any more. The events that such an output has not finished are lost.
+/// Case 5: counts the lost events of removed outputs, which the cursors file names and the config
+/// does not name any more.
 fn count_removed(
     state: &mut SpoolState,
     contents: &Contents,
@@ -247,11 +307,8 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
     }
 }
 
-/// Makes the cursor of an output at the start. Normally the cursor begins at the place that the
-/// cursors file has for this output, and a new output begins at the end of the log. If there is no
-/// usable cursors file, the output begins at the oldest event. If half of the file is damaged, the
-/// output also begins there if the other half does not name it, or names a place before the oldest
-/// event.
+/// Makes the cursor of an output (cases 1 to 3). The reader that records the evidence begins with
+/// the segment that holds the first event that it needs.
 fn join(
     state: &SpoolState,
     disk: &dyn Disk,
@@ -265,10 +322,11 @@ fn join(
             let segment = state.log.segments.get(state.log.segment_at(needed));
             segment.map_or(state.log.end, |segment| segment.first)
         }
+        // Case 3.
         None => oldest,
         Some((contents, trust)) => match (contents.outputs.get(name), trust) {
-            // Segments before the oldest one were deleted after the damaged slot was written, which
-            // said that their events were delivered or counted.
+            // Case 2. Segments before the oldest one were deleted after the damaged slot was
+            // written, which said that their events were delivered or counted.
             (Some(place), Trust::Places) if place.position < oldest.position => oldest,
             (Some(place), _) => *place,
             (None, Trust::Names) => {
@@ -290,11 +348,11 @@ fn join(
     };
     let mut cursor = CursorState::new(output.clone(), at);
     if let Some(history) = contents.and_then(|(contents, _)| contents.histories.get(name)) {
-        (cursor.since, cursor.selection) = (history.since, history.selection);
+        cursor.history = *history;
     }
     if let Some((spot, received)) = locate(state, disk, at.position) {
-        cursor.spot = Some(spot);
-        cursor.received = received;
+        cursor.ahead.spot = Some(spot);
+        cursor.ahead.received = received;
     }
     cursor
 }
@@ -335,10 +393,7 @@ type Report<'a> = &'a mut dyn FnMut(&dyn File, Position, &Damage);
 impl Log {
     /// Finds all segments in the queue's directory, and reads the header of each.
     fn read(disk: &dyn Disk, directory: &Path) -> Result<Self, OpenError> {
-        let failed = |what: &'static str, name: &str| {
-            let path = directory.join(name);
-            move |error: io::Error| OpenError::new(what, path, error)
-        };
+        let failed = |what, name: &str| failed(directory, what, name);
         let positions = segment::list(disk).map_err(failed("read", SEGMENTS))?;
         let mut segments: VecDeque<Segment> = VecDeque::with_capacity(positions.len());
         for position in positions {
@@ -346,10 +401,13 @@ impl Log {
             let file = disk.open(&name, Access::Read).map_err(failed("open", &name))?;
             let size = file.bytes().map_err(failed("look at", &name))?;
             let header = match SegmentHeader::read(&*file, position) {
+                // Case 6.
                 Ok(header) => Some(header),
+                // Case 7.
                 Err(BadHeader::Newer(version)) => {
                     return Err(OpenError::Newer { path: directory.join(name), version });
                 }
+                // Case 8.
                 Err(BadHeader::Damaged) => None,
             };
             let (seed, reused) = Seed::of_file(header, &*file, position);
@@ -359,6 +417,7 @@ impl Log {
             };
             let first = LogOffset { position, byte };
             if let Some(before) = segments.back_mut() {
+                // Case 11 too: the positions that no file has are a part of the segment before.
                 before.end = first;
             }
             let damaged = header.is_none().then_some(0).into_iter().collect();
@@ -379,58 +438,21 @@ impl Log {
         Ok(Self { segments, pending_delete: Vec::new(), end })
     }
 
-    /// Reads the last segment, cuts off an unfinished write at its end, and finds the end of the
-    /// log. Calls `report` for damage in the last segment. Also calls `report` for each segment
-    /// that has a damaged header.
+    /// Decides which segments belong to the log and where it ends, and cuts off an unfinished write
+    /// at its end. Calls `report` for damage in the last segment, and for each damaged header.
     fn judge(
         &mut self,
         disk: &dyn Disk,
         contents: Option<&Contents>,
-        mut synced: Option<Synced>,
+        synced: Option<Synced>,
         report: Report<'_>,
     ) -> io::Result<()> {
-        // The log must not end before a place that the cursors file names. Otherwise a position
-        // would be given twice, and an output would take new events for events that it has got.
-        let mut known = contents.map(Contents::known).unwrap_or_default();
         let holes = contents.map(|contents| contents.holes.as_slice()).unwrap_or_default();
-        // `true` if this segment was dropped and is not deleted yet.
-        let is_dropped =
-            |first: Position| holes.iter().any(|hole| (hole.start..hole.end).contains(&first));
-        let dropped = self.segments.iter().filter(|segment| is_dropped(segment.first.position));
-        self.pending_delete.extend(dropped.map(|segment| (segment.first.position, segment.size)));
-        self.segments.retain(|segment| !is_dropped(segment.first.position));
-        let behind: Vec<LogOffset> = self.segments.iter().skip(1).map(|next| next.first).collect();
-        for (segment, end) in self.segments.iter_mut().zip(behind) {
-            segment.end = end;
-        }
-        let mut limit = Position::MAX;
-        known = Known::end(known, synced);
-        self.end = known;
-        while let Some(mut last) = self.segments.pop_back() {
-            let first = last.first.position;
-            let known_here = Known::new(known, synced, first);
-            let behind = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
-            let limit_here = behind.chain([limit]).min().unwrap_or(limit);
-            self.end = judge_last(&mut last, limit_here, disk, known_here, report)?;
-            if self.end.position < known.position {
-                self.end = LogOffset { byte: known.byte.max(self.end.byte), ..known };
-            }
-            if self.end.position > first {
-                last.end = self.end;
-                self.segments.push_back(last);
-                break;
-            }
-            self.pending_delete.push((first, last.size));
-            if !last.damaged.contains(&0) {
-                break;
-            }
-            // The header of this segment was not written before a crash. The log ends here. The
-            // segment before it, or the cursors file, knows the byte number.
-            (limit, known.position, synced) = (first, first, None);
-            self.end = known;
-        }
+        self.leave_out(holes);
+        let known = contents.map(Contents::known).unwrap_or_default();
+        self.find_end(disk, Known::end(known, synced), synced, holes, report)?;
         for segment in &mut self.segments {
-            // If the segment after this one was dropped, this one ends where the hole begins.
+            // Case 10.
             let is_behind = |hole: &&Hole, segment: &Segment| {
                 hole.end == segment.end.position && hole.start > segment.first.position
             };
@@ -440,11 +462,64 @@ impl Log {
             }
         }
         for segment in self.segments.iter().filter(|segment| segment.damaged.contains(&0)) {
+            // Case 8.
             let first = segment.first.position;
             let name = segment::file_name(first);
             let file = disk.open(&name, Access::Read).map_err(named(&name))?;
             let bytes = 0..SEGMENT_HEADER as u64;
             report(&*file, first, &Damage { bytes, events: 0, lines: 0, torn: false });
+        }
+        Ok(())
+    }
+
+    /// Case 9: removes the segments that were dropped from the log.
+    fn leave_out(&mut self, holes: &[Hole]) {
+        let is_dropped =
+            |first: Position| holes.iter().any(|hole| (hole.start..hole.end).contains(&first));
+        let dropped = self.segments.iter().filter(|segment| is_dropped(segment.first.position));
+        self.pending_delete.extend(dropped.map(|segment| (segment.first.position, segment.size)));
+        self.segments.retain(|segment| !is_dropped(segment.first.position));
+        let behind: Vec<LogOffset> = self.segments.iter().skip(1).map(|next| next.first).collect();
+        for (segment, end) in self.segments.iter_mut().zip(behind) {
+            segment.end = end;
+        }
+    }
+
+    /// Finds the end of the log in its last segment that has a record. `known`: the latest end that
+    /// the files `cursors` and `synced` name.
+    fn find_end(
+        &mut self,
+        disk: &dyn Disk,
+        mut known: LogOffset,
+        mut synced: Option<Synced>,
+        holes: &[Hole],
+        report: Report<'_>,
+    ) -> io::Result<()> {
+        let mut limit = Position::MAX;
+        self.end = known;
+        while let Some(mut last) = self.segments.pop_back() {
+            let first = last.first.position;
+            let known_here = Known::new(known, synced, first);
+            let behind = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
+            let limit_here = behind.chain([limit]).min().unwrap_or(limit);
+            self.end = judge_last(&mut last, limit_here, disk, known_here, report)?;
+            if self.end.position < known.position {
+                // Case 19.
+                self.end = LogOffset { byte: known.byte.max(self.end.byte), ..known };
+            }
+            if self.end.position > first {
+                last.end = self.end;
+                self.segments.push_back(last);
+                break;
+            }
+            self.pending_delete.push((first, last.size));
+            if !last.damaged.contains(&0) {
+                // Case 12.
+                break;
+            }
+            // Case 13. The segment before it, or the cursors file, knows the byte number.
+            (limit, known.position, synced) = (first, first, None);
+            self.end = known;
         }
         Ok(())
     }
@@ -462,8 +537,7 @@ fn judge_last(
 ) -> io::Result<LogOffset> {
     let first = last.first.position;
     let name = segment::file_name(first);
-    // A segment that could not be deleted may not be writable either. Then it is read, nothing is
-    // cut off, and new events go into the next segment.
+    // Case 20. A segment that could not be deleted may not be writable either.
     let opened = disk.open(&name, Access::Write).or_else(|error| {
         if error.kind() != io::ErrorKind::PermissionDenied {
             return Err(error);
@@ -492,12 +566,13 @@ fn judge_last(
             "the last write was not finished and not acknowledged: it is cut off"
         );
     }
-    // The cut gives back room that was reserved and not used. The sync is for records that were
-    // written and are whole, but were not synced before a kill: outputs may get them now.
+    // The cut gives back room that was reserved and not used. The sync is for the records of case
+    // 14, which outputs may get from now on.
     let kept = kept.min(last.size);
     match file.truncate(kept).and_then(|()| file.sync()) {
         Ok(()) => last.size = kept,
         Err(error) => {
+            // Case 20.
             let segment = segment::file_name(first);
             tracing::warn!(segment, %error, "the last segment can't be cut to its length and synced");
         }
@@ -506,10 +581,9 @@ fn judge_last(
     Ok(end)
 }
 
-/// Returns the byte number at which a segment with a damaged header begins. A byte number is the
-/// number of bytes of all lines before a place in the log. The number is read from the first whole
-/// record of the segment. If there is no such record, the result is an estimate from the segment
-/// `before`; 0 if `before` is `None`.
+/// Case 8: returns the byte number at which a segment with a damaged header begins. It is read from
+/// the first whole record of the segment. If there is no such record, the result is an estimate
+/// from the segment `before`; 0 if `before` is `None`.
 fn first_byte(file: &dyn File, seed: Seed, position: Position, before: Option<&Segment>) -> u64 {
     let begin = (FIRST_RECORD, position);
     let mut scan = Scan::new(file, seed, begin, u64::MAX, Position::MAX, Check::Headers);

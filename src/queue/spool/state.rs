@@ -121,22 +121,20 @@ pub(super) struct LogState {
     pub(super) leaving: Vec<(String, Unrecorded)>,
 }
 
-/// The state of the writer thread: the batches that wait to be written, the counters of bytes and
-/// files, and the tasks of the writer.
+/// What senders, the writer thread and the upkeep tell each other: the batches that wait to be
+/// written, the counters of bytes and files, and what is to be done.
 ///
-/// Senders add batches to the line of waiting batches. A sender that does not wait any more removes
-/// its batch from the line. The writer thread takes the other batches from the front of the line,
-/// in groups. The flags here either ask the writer to do something, or tell the state of the
-/// writer. Code that sets such a request wakes the writer by [`super::Shared::work`].
+/// Senders add batches to the back of `waiting`, and a sender that does not wait any more removes
+/// its batch. The writer thread takes the batches from the front, in groups. Code that gives one of
+/// the two threads something to do wakes it afterwards ([`super::Wakes`]).
 ///
 /// Invariants:
 ///
 /// - The numbers of the batches in `waiting` rise from front to back. A batch with `opens` begins a
 ///   new segment. The batches after it, up to the next one with `opens`, go into the same segment
 ///   and fit there ([`Accounting::check`]).
-/// - While `fault` is set, no batch waits: the writer refuses all waiting batches when it sets
-///   `fault`, and later batches are refused before they join the line.
-/// - `save_done <= save_requested`.
+/// - While the disk has an error, no batch waits: the writer refuses all waiting batches when it
+///   notes the error, and later batches are refused before they join the line.
 pub(super) struct WriterState {
     pub(super) accounting: Accounting,
     /// The batches that wait to be written, in the order of their numbers.
@@ -151,39 +149,62 @@ pub(super) struct WriterState {
     /// no room. The flag becomes `false` when more than a fifth of `queue.max_bytes` is free again.
     /// Segments that can be deleted or that only optional outputs need count as free.
     pub(super) told_full: bool,
-    /// `true`: a large request body that is arriving has no room. The body waits until the writer
-    /// has deleted segments that no output needs.
-    pub(super) reclaim_wanted: bool,
-    /// `true`: segments were dropped to make room for a large request body that is still arriving.
-    /// Until this body is complete or refused, no segments are dropped for another large body.
-    pub(super) has_dropper: bool,
-    /// The number in the file name of the next large request body that arrives.
-    pub(super) incoming_count: u64,
-    /// The disk's last error, because of which nothing can be stored; `None` if the disk is well.
-    pub(super) fault: Option<String>,
-    /// The time when the writer thread began what it does now. `None` while it has nothing to do.
-    pub(super) busy: Option<Instant>,
-    /// Segments that were ended, and whose files the upkeep has to cut.
-    pub(super) ended: Vec<Ended>,
-    /// `true`: the file of the next segment could not be made ahead of time. This is not tried
-    /// again before the writer has made a segment.
-    pub(super) spare_failed: bool,
-    /// The number of bytes of lines that became final (need not be sent again) since the cursors
-    /// file was last written.
-    pub(super) unsaved: u64,
-    /// `true`: the cursors file on disk is out of date and must be written again.
-    pub(super) cursors_dirty: bool,
-    /// The number of requests so far to save the cursors file at once, because an output joins or
-    /// leaves.
-    pub(super) save_requested: u64,
-    /// The value that `save_requested` had at the last successful save of the cursors file. All
-    /// requests up to this number are fulfilled.
-    pub(super) save_done: u64,
+    pub(super) bodies: Bodies,
+    pub(super) health: Health,
+    pub(super) chores: Chores,
+    pub(super) saving: Saving,
     /// `true`: the queue takes no more batches, and the writer thread is to end.
     pub(super) closed: bool,
     /// The number of events that were acknowledged and not stored, because the queue was full and
     /// `when_full` is `drop_newest`. The reader that records the evidence takes it.
     pub(super) unplaced: u64,
+}
+
+/// The large request bodies that are arriving ([`super::incoming`]).
+#[derive(Default)]
+pub(super) struct Bodies {
+    /// The number in the file name of the next body.
+    pub(super) count: u64,
+    /// `true`: segments were dropped to make room for a body that is still arriving. Until this
+    /// body is complete or refused, no segments are dropped for another body.
+    pub(super) has_dropper: bool,
+}
+
+/// Whether the disk stores what it is given.
+#[derive(Default)]
+pub(super) struct Health {
+    /// The disk's last error, because of which nothing can be stored; `None` if the disk is well.
+    pub(super) error: Option<String>,
+    /// The time when the writer thread began what it does now. `None` while it has nothing to do.
+    pub(super) busy: Option<Instant>,
+}
+
+/// What the upkeep is asked to do, besides saving the cursors file.
+#[derive(Default)]
+pub(super) struct Chores {
+    /// Segments that were ended, and whose files have to be cut.
+    pub(super) ended: Vec<Ended>,
+    /// `true`: a large request body that is arriving waits until segments that no output needs are
+    /// deleted.
+    pub(super) reclaim_wanted: bool,
+    /// `true`: the file of the next segment could not be made ahead of time. This is not tried
+    /// again before the writer has made a segment.
+    pub(super) spare_failed: bool,
+}
+
+/// How far the cursors file on disk is behind.
+///
+/// Invariant: `done <= requested`.
+pub(super) struct Saving {
+    /// `true`: the file is out of date and must be written again.
+    pub(super) is_dirty: bool,
+    /// The number of bytes of lines that became final since the file was last written.
+    pub(super) unsaved: u64,
+    /// The number of requests so far to save the file at once, because an output joins or leaves.
+    pub(super) requested: u64,
+    /// The value that `requested` had at the last successful save. All requests up to this number
+    /// are fulfilled.
+    pub(super) done: u64,
 }
 
 /// A segment of the log, which is one file.
@@ -272,9 +293,21 @@ impl SpoolState {
     pub(super) fn check(&self) {
         let Self { log, writing } = self;
         writing.accounting.check(&log.segments, &writing.waiting);
-        let is_refused = writing.fault.is_none() || writing.waiting.is_empty();
-        assert!(is_refused, "with a fault nothing waits: {:?}", writing.fault);
-        assert!(writing.save_done <= writing.save_requested, "nobody asked for what is saved");
+        let is_refused = writing.health.error.is_none() || writing.waiting.is_empty();
+        assert!(is_refused, "with a fault nothing waits: {:?}", writing.health.error);
+        assert!(writing.saving.done <= writing.saving.requested, "nobody asked for what is saved");
+        assert!(writing.waiting.iter().is_sorted_by(|a, b| a.number < b.number), "in order");
+        let last = writing.waiting.back();
+        assert!(last.is_none_or(|last| last.number < writing.arrivals), "numbers are not reused");
+        for (segment, next) in log.segments.iter().zip(log.segments.iter().skip(1)) {
+            assert!(segment.first.position < segment.end.position, "only the last one is empty");
+            assert!(segment.end.position <= next.first.position, "segments follow each other");
+        }
+        let last = log.segments.back().map(|last| last.end.position);
+        assert!(last.is_none_or(|last| last <= log.end.position), "the log ends at {:?}", log.end);
+        for (_, cursor) in &log.cursors {
+            cursor.check(log.end.position);
+        }
         let active = log.segments.iter().filter(|segment| segment.active).count();
         let is_last = log.segments.back().is_some_and(|last| last.active);
         assert!(active == usize::from(is_last), "only the last segment is written to");
@@ -300,7 +333,7 @@ impl SpoolState {
     pub(super) fn can_reclaim(&self) -> bool {
         !self.writing.accounting.pending_delete().is_empty()
             || !self.writing.accounting.abandoned().is_empty()
-            || self.writing.reclaim_wanted
+            || self.writing.chores.reclaim_wanted
             || self.log.kept_for() == Some(Duration::ZERO)
     }
 
@@ -331,9 +364,9 @@ impl SpoolState {
     /// Returns `true` if batches are stored, and the file of the next segment is not ready.
     fn lacks_spare(&self) -> bool {
         let Self { log, writing } = self;
-        writing.fault.is_none()
+        writing.health.error.is_none()
             && !writing.closed
-            && !writing.spare_failed
+            && !writing.chores.spare_failed
             && !writing.told_full
             && log.segments.back().is_some_and(|last| last.active)
             && !writing.accounting.has_spare(writing.next_size())
@@ -360,9 +393,11 @@ impl SpoolState {
         let Self { log, writing } = self;
         for index in chosen.into_iter().rev() {
             let Some(segment) = log.segments.remove(index) else { continue };
+            // Once for each segment that is dropped.
+            assert!(!segment.active, "the segment that is written to is not dropped");
             log.lose(&segment, metrics);
             writing.accounting.retire(segment.first.position, segment.size);
-            writing.cursors_dirty = true;
+            writing.saving.is_dirty = true;
         }
         log.join_holes();
     }
@@ -382,7 +417,7 @@ impl SpoolState {
     pub(super) fn remove_cursor(&mut self, index: usize) -> CursorState {
         let cursor = self.log.cursors.remove(index);
         self.log.chunk = chunk(self.log.cursors.len());
-        self.writing.ask_to_save();
+        self.writing.saving.ask();
         cursor
     }
 
@@ -391,6 +426,8 @@ impl SpoolState {
     pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
         let Self { log, writing } = self;
         let first = log.end;
+        let is_last = log.segments.back().is_none_or(|last| !last.active);
+        assert!(is_last, "the segment before a large body is ended");
         log.end = LogOffset { position: first.position + events, byte: first.byte + stored.bytes };
         log.accepted += events;
         let last = stored.records.last();
@@ -409,7 +446,7 @@ impl SpoolState {
         });
         writing.accounting.adopt_incoming(stored.size);
         writing.accounting.published(0);
-        writing.cursors_dirty = true;
+        writing.saving.is_dirty = true;
         log.wake_cursors();
     }
 }
@@ -568,13 +605,14 @@ impl LogState {
         bytes += self
             .end
             .byte
-            .saturating_sub(cursor.read_byte)
+            .saturating_sub(cursor.ahead.byte)
             .saturating_sub(dropped_bytes + counted_bytes);
         let received = cursor.oldest().or_else(|| {
             let index = self.tail_at(cursor.claims.read)?;
             self.tail.get(index).map(|record| record.received)
         });
-        let age = Duration::from_millis(now().saturating_sub(received.unwrap_or(cursor.received)));
+        let age =
+            Duration::from_millis(now().saturating_sub(received.unwrap_or(cursor.ahead.received)));
         Backlog { events, bytes, lag: if events > 0 { age.as_secs_f64() } else { 0.0 } }
     }
 
@@ -650,6 +688,10 @@ impl LogState {
     /// the records in `evicted` after it has released the lock, because freeing a large record
     /// takes a while.
     pub(super) fn remember(&mut self, record: TailRecord, evicted: &mut Vec<TailRecord>) {
+        // Two comparisons for each batch. A cursor finds its record here by its position.
+        let last = self.tail.back().map(TailRecord::end);
+        assert!(last.is_none_or(|last| last <= record.first.position), "{last:?} is in the tail");
+        assert!(record.end() <= self.end.position, "{} is not synced", record.first.position);
         self.tail_bytes += record.weight();
         self.tail.push_back(record);
         while self.tail_bytes > TAIL_BYTES {
@@ -681,7 +723,7 @@ impl LogState {
         }
         let history = |cursor: &CursorState| {
             let place = outputs.get(&cursor.output.name)?;
-            Some((cursor.output.name.clone(), cursor.history(place.position)))
+            Some((cursor.output.name.clone(), cursor.history_before(place.position)))
         };
         let histories = self.outputs().filter_map(history).collect();
         Contents { end: self.end, outputs, holes: self.holes.clone(), histories }
@@ -704,41 +746,18 @@ impl WriterState {
             segment_bytes: config.segment_bytes,
             when_full: config.when_full,
             told_full: false,
-            reclaim_wanted: false,
-            has_dropper: false,
-            incoming_count: 0,
-            fault: None,
-            busy: None,
-            ended: Vec::new(),
-            spare_failed: false,
-            unsaved: 0,
-            cursors_dirty: true,
-            save_requested: 0,
-            save_done: 0,
+            bodies: Bodies::default(),
+            health: Health::default(),
+            chores: Chores::default(),
+            saving: Saving { is_dirty: true, unsaved: 0, requested: 0, done: 0 },
             closed: false,
             unplaced: 0,
         }
     }
 
-    /// Returns the reason why nothing can be stored: the disk's last error, or that the writer
-    /// thread has been at one step for more than [`HANGS`]. `None` if batches can be stored.
-    pub(super) fn fault(&self) -> Option<String> {
-        let hangs = self.busy.map(|since| since.elapsed()).filter(|busy| *busy > HANGS);
-        let hangs = hangs.map(|busy| format!("the disk has not answered for {} s", busy.as_secs()));
-        self.fault.clone().or(hangs)
-    }
-
     /// Returns the size in bytes that a segment has if nothing asks for another size.
     pub(super) fn next_size(&self) -> u64 {
         self.segment_bytes.next_multiple_of(BLOCK)
-    }
-
-    /// Asks the upkeep to save the cursors file at once. Returns the request's number: the request
-    /// is fulfilled when [`WriterState::save_done`] has reached this number.
-    pub(super) fn ask_to_save(&mut self) -> u64 {
-        self.cursors_dirty = true;
-        self.save_requested += 1;
-        self.save_requested
     }
 
     /// Adds a batch to the batches that wait to be written. Returns the batch's number, and the
@@ -796,6 +815,32 @@ impl WriterState {
         if let Some(stored) = waiting.incoming.take() {
             self.accounting.abandon(stored.name, stored.size);
         }
+    }
+}
+
+impl Health {
+    /// Returns the reason why nothing can be stored: the disk's last error, or that the writer
+    /// thread has been at one step for more than [`HANGS`]. `None` if batches can be stored.
+    pub(super) fn fault(&self) -> Option<String> {
+        let hangs = self.busy.map(|since| since.elapsed()).filter(|busy| *busy > HANGS);
+        let hangs = hangs.map(|busy| format!("the disk has not answered for {} s", busy.as_secs()));
+        self.error.clone().or(hangs)
+    }
+}
+
+impl Saving {
+    /// Notes that the cursors file is out of date. Returns `true` if it was not before: the upkeep
+    /// then has to be woken.
+    pub(super) fn touch(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_dirty, true)
+    }
+
+    /// Asks the upkeep to save the cursors file at once. Returns the request's number: the request
+    /// is fulfilled when `done` has reached this number.
+    pub(super) fn ask(&mut self) -> u64 {
+        self.is_dirty = true;
+        self.requested += 1;
+        self.requested
     }
 }
 

@@ -33,7 +33,7 @@ impl Drop for NoticePanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let mut state = self.0.lock();
-            state.writing.fault =
+            state.writing.health.error =
                 Some("the thread that writes the queue has panicked, restart the relay".to_owned());
             state.writing.waiting.clear();
             state.writing.accounting.clear_plans(0);

@@ -5,6 +5,7 @@
 //! after a crash the output sends them again, and the evidence says so.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use tokio::sync::Notify;
@@ -35,6 +36,9 @@ pub(super) struct Unrecorded {
     finished: Vec<Finished>,
     /// The number of ranges, hashes and fates in `finished`.
     waiting: usize,
+    /// The lost events from the watermark on that were noted here. After the cursor was moved back,
+    /// it comes to them again.
+    losses: Vec<Range<Position>>,
     /// Notified when there is a range to take.
     wakes: Arc<Notify>,
 }
@@ -42,7 +46,14 @@ pub(super) struct Unrecorded {
 impl Unrecorded {
     /// `wakes` is notified when there is a range to take.
     pub(super) fn new(wakes: Arc<Notify>) -> Self {
-        Self { places: BTreeMap::new(), not_kept: None, finished: Vec::new(), waiting: 0, wakes }
+        Self {
+            places: BTreeMap::new(),
+            not_kept: None,
+            finished: Vec::new(),
+            waiting: 0,
+            losses: Vec::new(),
+            wakes,
+        }
     }
 
     /// Notes that an output has finished a range of events, which begins at this byte of the log.
@@ -67,6 +78,35 @@ impl Unrecorded {
         self.places.insert((claim.start, claim.end), place);
         self.finished.push(Finished { output: output.to_owned(), claim, at: now(), outcome });
         self.wakes.notify_one();
+    }
+
+    /// Notes that an output has lost these events, which begin at this byte of the log. Events that
+    /// were noted before are left out. `watermark`: the first position that the output has not
+    /// finished.
+    pub(super) fn lose(
+        &mut self,
+        output: &str,
+        positions: Range<Position>,
+        byte: u64,
+        reason: &'static str,
+        watermark: Position,
+    ) {
+        let mut start = positions.start;
+        self.losses.sort_unstable_by_key(|known| known.start);
+        let mut parts = Vec::new();
+        for known in &self.losses {
+            parts.push(start..known.start.min(positions.end));
+            start = start.max(known.end);
+        }
+        parts.push(start..positions.end);
+        for part in parts.into_iter().filter(|part| part.start < part.end) {
+            let claim = Claim { start: part.start, end: part.end };
+            self.add(output, claim, byte, Outcome::Lost(reason));
+        }
+        if positions.start < positions.end {
+            self.losses.retain(|known| known.end > watermark);
+            self.losses.push(positions);
+        }
     }
 
     /// Returns the place of the first event whose evidence is not durable yet.

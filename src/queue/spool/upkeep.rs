@@ -163,7 +163,7 @@ pub(super) fn run(upkeep: &Mutex<Upkeep>, shared: &Arc<Shared>) {
             Turn::Wait(until) => {
                 // While this thread waits, the writer thread may need the upkeep.
                 drop(upkeep);
-                drop(shared.chores.wait_timeout(state, turn::wait(until)));
+                drop(shared.wakes.upkeep.wait_timeout(state, turn::wait(until)));
             }
         }
     }
@@ -197,26 +197,26 @@ impl Upkeep {
     fn turn(&self, state: &SpoolState) -> Turn<Chore> {
         let now = Instant::now();
         let writing = &state.writing;
-        let save = writing.cursors_dirty
-            && (now >= self.save_at || writing.save_requested > self.save_attempted);
+        let save = writing.saving.is_dirty
+            && (now >= self.save_at || writing.saving.requested > self.save_attempted);
         let can_reclaim = state.can_reclaim();
         let again = (!writing.accounting.stuck().is_empty()).then_some(self.again_at);
         if writing.closed {
             Turn::End
         } else if state.wants_spare(self.shared.usable()) {
             Turn::Do(Chore::Prepare)
-        } else if !writing.ended.is_empty() {
+        } else if !writing.chores.ended.is_empty() {
             Turn::Do(Chore::Cut)
-        } else if save || writing.unsaved >= UNSAVED_MAX {
+        } else if save || writing.saving.unsaved >= UNSAVED_MAX {
             Turn::Do(Chore::Save)
-        } else if writing.reclaim_wanted
+        } else if writing.chores.reclaim_wanted
             || (can_reclaim && (now >= self.reclaim_at || state.can_recycle()))
             || state.wants_kept(self.shared.usable())
             || again.is_some_and(|at| now >= at)
         {
             Turn::Do(Chore::Reclaim)
         } else {
-            let save = writing.cursors_dirty.then_some(self.save_at);
+            let save = writing.saving.is_dirty.then_some(self.save_at);
             let kept = state.log.kept_for().map(|kept| now + kept.min(LOOK_EVERY));
             let reclaim = if can_reclaim { Some(self.reclaim_at) } else { kept };
             Turn::Wait(save.into_iter().chain(reclaim).chain(again).min())
@@ -248,7 +248,7 @@ impl Upkeep {
         let outdated = {
             let mut state = self.shared.lock();
             state.writing.accounting.discard_spares();
-            state.writing.cursors_dirty || state.log.end.position != self.saved_end
+            state.writing.saving.is_dirty || state.log.end.position != self.saved_end
         };
         let left = match outdated {
             true => self.save().and_then(|()| self.reclaim(Reclaim::Old)),
@@ -265,7 +265,7 @@ impl Upkeep {
     /// Cuts the files of ended segments after their last records, which frees the reserved bytes
     /// that were not used.
     fn cut(&mut self, which: Cut) {
-        let ended = std::mem::take(&mut self.shared.lock().writing.ended);
+        let ended = std::mem::take(&mut self.shared.lock().writing.chores.ended);
         for Ended { file, first } in ended {
             let offset = {
                 let mut state = self.shared.lock();
@@ -318,7 +318,7 @@ impl Upkeep {
             Err(error) => {
                 tracing::debug!(%error, "the file of the next segment can't be made ahead of time");
                 state.writing.accounting.discard_spare(spare.number);
-                state.writing.spare_failed = true;
+                state.writing.chores.spare_failed = true;
             }
         }
     }
@@ -339,16 +339,18 @@ impl Upkeep {
     pub(super) fn save(&mut self) -> io::Result<()> {
         let (contents, watermark, requested) = {
             let mut state = self.shared.lock();
-            (state.writing.cursors_dirty, state.writing.unsaved) = (false, 0);
-            (state.log.contents(), state.log.watermark(), state.writing.save_requested)
+            (state.writing.saving.is_dirty, state.writing.saving.unsaved) = (false, 0);
+            (state.log.contents(), state.log.watermark(), state.writing.saving.requested)
         };
         self.save_attempted = requested;
         self.save_at = Instant::now() + SAVE_EVERY;
         if let Err(error) = self.cursors.write(&*self.shared.disk, &contents) {
-            self.shared.lock().writing.cursors_dirty = true;
+            self.shared.lock().writing.saving.is_dirty = true;
             return Err(error);
         }
         self.is_unnamed = false;
+        // Once for each save. Positions behind the end would be given again after a crash.
+        assert!(self.saved_end <= contents.end.position, "the log ends before {}", self.saved_end);
         self.saved_end = contents.end.position;
         let mut state = self.shared.lock();
         state.log.holes.retain(|hole| hole.end > watermark);
@@ -357,8 +359,8 @@ impl Upkeep {
             cursor.noted = place.map_or(cursor.noted, |place| place.position);
         }
         self.shared.log_not_full(&mut state);
-        if std::mem::replace(&mut state.writing.save_done, requested) != requested {
-            self.shared.progress.notify_waiters();
+        if std::mem::replace(&mut state.writing.saving.done, requested) != requested {
+            self.shared.wakes.progress.notify_waiters();
         }
         Ok(())
     }
@@ -436,8 +438,9 @@ impl Upkeep {
         let watermark = log.watermark();
         let mut spares = Vec::new();
         for segment in log.segments.drain(..finished) {
-            debug_assert!(!segment.active, "the segment that is written to is not deleted");
-            debug_assert!(segment.end.position <= watermark, "an output needs what is deleted");
+            // Once for each segment: what is chosen here is deleted, whoever still needs it.
+            assert!(!segment.active, "the segment that is written to is not deleted");
+            assert!(segment.end.position <= watermark, "an output needs what is deleted");
             let removed = (segment.first.position, segment.size);
             writing.accounting.retire(removed.0, removed.1);
             let may_be_spare = which == Reclaim::Old && segment.is_sound && !writing.closed;
@@ -445,6 +448,9 @@ impl Upkeep {
                 let spare = writing.accounting.plan_spare(segment.size, spares.len());
                 spares.extend(spare.map(|spare| (removed, spare)));
             }
+        }
+        for (first, _) in writing.accounting.pending_delete() {
+            assert!(log.segment(*first).is_none(), "the log has {first}, which is deleted");
         }
         let again = which == Reclaim::All || Instant::now() >= self.again_at;
         let stuck = writing.accounting.stuck().iter().filter(|_| again);
@@ -539,10 +545,10 @@ impl Upkeep {
     /// Deletes the files that no output needs, and wakes large request bodies that wait for room.
     /// If this fails, logs a warning. If the attempt before failed too, logs nothing.
     fn reclaim_or_tell(&mut self) {
-        let is_wanted = self.shared.lock().writing.reclaim_wanted;
+        let is_wanted = self.shared.lock().writing.chores.reclaim_wanted;
         let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
-        self.shared.lock().writing.reclaim_wanted = false;
-        self.shared.reclaimed.notify_all();
+        self.shared.lock().writing.chores.reclaim_wanted = false;
+        self.shared.wakes.reclaimed.notify_all();
         let failed = outcome.inspect_err(|error| {
             self.shared.metrics.write_errors.increment(1);
             self.reclaim_at = Instant::now() + RECLAIM_RETRY;

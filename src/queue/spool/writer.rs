@@ -166,7 +166,7 @@ impl Writer {
         let _panic = NoticePanic(Arc::clone(&shared));
         loop {
             let mut state = shared.lock();
-            state.writing.busy = None;
+            state.writing.health.busy = None;
             let step = loop {
                 match self.turn(&state) {
                     Turn::Do(step) => break step,
@@ -175,12 +175,12 @@ impl Writer {
                         return self.end();
                     }
                     Turn::Wait(until) => {
-                        let waited = shared.work.wait_timeout(state, turn::wait(until));
+                        let waited = shared.wakes.writer.wait_timeout(state, turn::wait(until));
                         state = waited.unwrap_or_else(PoisonError::into_inner).0;
                     }
                 }
             };
-            state.writing.busy = Some(Instant::now());
+            state.writing.health.busy = Some(Instant::now());
             drop(state);
             self.perform(step);
         }
@@ -190,7 +190,7 @@ impl Writer {
     /// or that the thread ends because the queue is closed. The order of the steps is described at
     /// [`Writer`].
     fn turn(&self, state: &SpoolState) -> Turn<Step> {
-        let has_fault = state.writing.fault.is_some();
+        let has_fault = state.writing.health.error.is_some();
         if state.writing.closed {
             Turn::End
         } else if has_fault && Instant::now() >= self.retry_at {
@@ -363,8 +363,21 @@ impl Writer {
         let seed = Seed::of(active.first);
         let (mut at, mut place) = {
             let state = self.shared.lock();
-            let offset = state.log.segments.back().map_or(FIRST_RECORD, |segment| segment.offset);
-            (offset.next_multiple_of(BLOCK), state.log.end)
+            let Some(last) = state.log.segments.back() else {
+                return Err(io::Error::other("no segment is open"));
+            };
+            let at = last.offset.next_multiple_of(BLOCK);
+            // A few comparisons for each write and sync. A write elsewhere would destroy events.
+            let is_open = last.active && last.first.position == active.first;
+            assert!(is_open, "a group is written to the last segment, and not to {}", active.first);
+            let needed = group.iter().map(Waiting::needed).sum::<u64>();
+            assert!(at + needed <= last.size, "{needed} bytes at {at} of {} bytes", last.size);
+            assert!(
+                last.end == state.log.end,
+                "positions follow each other: {}",
+                last.end.position
+            );
+            (at, state.log.end)
         };
         let (start, first) = (at, place.position);
         let mut records = Vec::with_capacity(group.len());
@@ -416,8 +429,7 @@ impl Writer {
         }
         let used = segment.offset.next_multiple_of(BLOCK) - before;
         let first = segment.first.position;
-        debug_assert!(used <= planned, "a group takes {used} bytes, and was promised {planned}");
-        debug_assert!(segment.offset <= segment.size, "a segment is written beyond its end");
+        assert!(used <= planned, "a group takes {used} bytes, and was promised {planned}");
         let is_last = state.writing.waiting.iter().all(|waiting| waiting.opens.is_none());
         state.writing.accounting.published(if is_last { planned.saturating_sub(used) } else { 0 });
         let mut evicted = Vec::new();
@@ -437,11 +449,11 @@ impl Writer {
             // The sender may have gone: then nobody needs the answer.
             waiting.done.send(Ok(())).ok();
         }
-        let was_dirty = std::mem::replace(&mut state.writing.cursors_dirty, true);
+        let is_new = state.writing.saving.touch();
         state.log.wake_cursors();
         drop(guard);
-        if !was_dirty {
-            self.shared.chores.notify_one();
+        if is_new {
+            self.shared.wakes.upkeep.notify_one();
         }
         drop(evicted);
     }
@@ -476,7 +488,7 @@ impl Writer {
         }
         self.fault(&mut state, format!("{what}: {error}"));
         drop(state);
-        self.shared.chores.notify_one();
+        self.shared.wakes.upkeep.notify_one();
         for waiting in group.into_iter().chain(behind) {
             waiting.done.send(Err(Refused::Disk)).ok();
         }
@@ -485,11 +497,11 @@ impl Writer {
     /// Notes an error of the disk. Logs the error, unless the same error was noted before. No batch
     /// is stored until a probe (a test whether the disk works) succeeds.
     fn fault(&mut self, state: &mut SpoolState, fault: String) {
-        if state.writing.fault.as_ref() != Some(&fault) {
+        if state.writing.health.error.as_ref() != Some(&fault) {
             let error = fault.clone();
             self.shared.metrics.changed(telemetry::State::DiskRefuses { error });
         }
-        state.writing.fault = Some(fault);
+        state.writing.health.error = Some(fault);
         self.wait();
     }
 
@@ -504,7 +516,7 @@ impl Writer {
     fn probe(&mut self) {
         match self.try_probe() {
             Ok(()) => {
-                self.shared.lock().writing.fault = None;
+                self.shared.lock().writing.health.error = None;
                 self.shared.metrics.changed(telemetry::State::DiskIsWell);
             }
             Err(error) => {
@@ -558,8 +570,10 @@ impl Writer {
         };
         self.seal();
         let mut state = self.shared.lock();
+        // Once for each segment. Only this thread moves the end of the log.
+        assert!(state.log.end == end, "a segment begins where the log ends, at {}", end.position);
         state.writing.accounting.made(size);
-        state.writing.spare_failed = false;
+        state.writing.chores.spare_failed = false;
         state.log.segments.push_back(Segment {
             first: end,
             end,
@@ -575,7 +589,7 @@ impl Writer {
         drop(state);
         self.active = Some(Active { file, first: end.position });
         // The next segment is made ready.
-        self.shared.chores.notify_one();
+        self.shared.wakes.upkeep.notify_one();
         Ok(size)
     }
 
@@ -720,7 +734,7 @@ impl Writer {
         let mut state = self.shared.lock();
         let Some(segment) = state.log.segment_mut(first) else { return };
         (segment.active, segment.ended) = (false, now());
-        state.writing.ended.push(Ended { file, first });
+        state.writing.chores.ended.push(Ended { file, first });
     }
 
     /// Ends the active segment if the queue is full and every required output has finished all
@@ -739,7 +753,7 @@ impl Writer {
         let all = state.log.droppable(state.log.spare_bytes(), false).unwrap_or_default();
         state.drop_segments(all, &self.shared.metrics);
         drop(state);
-        self.shared.chores.notify_one();
+        self.shared.wakes.upkeep.notify_one();
     }
 
     /// Deletes all files that no output needs, because their room is needed now.

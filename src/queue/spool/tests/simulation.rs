@@ -594,7 +594,7 @@ impl Simulation {
         let (bytes, events) = (lines.len() as u64, lengths.len() as u64);
         let append = Append { lines: Bytes::from(lines), events, levels: LevelCounts::default() };
         let before = self.segments();
-        let fault = self.state().writing.fault.is_some();
+        let fault = self.state().writing.health.error.is_some();
         let queue = self.process().queue.clone();
         let admitted = queue.admits(bytes);
         let taken = queue.append(append);
@@ -685,14 +685,14 @@ impl Simulation {
         let writer = self.process.as_ref().and_then(|process| process.writer.as_ref());
         let is_idle = writer.is_none_or(Writer::is_idle);
         let state = self.state();
-        let well = state.writing.fault.is_none();
+        let well = state.writing.health.error.is_none();
         let mut due = Vec::new();
         due.extend((!well).then_some(Work::Step(Step::Probe)));
         let commits = well && !state.writing.waiting.is_empty();
         due.extend(commits.then_some(Work::Step(Step::Commit)));
         due.extend(state.can_seal_for_room().then_some(Work::Step(Step::Seal)));
-        due.extend(state.writing.cursors_dirty.then_some(Work::Chore(Chore::Save)));
-        due.extend((!state.writing.ended.is_empty()).then_some(Work::Chore(Chore::Cut)));
+        due.extend(state.writing.saving.is_dirty.then_some(Work::Chore(Chore::Save)));
+        due.extend((!state.writing.chores.ended.is_empty()).then_some(Work::Chore(Chore::Cut)));
         let deletes = state.can_reclaim() || !state.writing.accounting.stuck().is_empty();
         due.extend(deletes.then_some(Work::Chore(Chore::Reclaim)));
         let usable = self.process.as_ref().expect("it runs").queue.shared.usable();
@@ -798,7 +798,7 @@ impl Simulation {
             segments.collect::<Vec<_>>(),
             state.writing.accounting.pending_delete(),
             state.writing.accounting.stuck(),
-            state.writing.fault,
+            state.writing.health.error,
             state.writing.waiting.len(),
             state.writing.accounting.segment_free(),
             state.writing.accounting.reserved_new()
@@ -1120,7 +1120,7 @@ impl Simulation {
                 state.log.holes.clone(),
                 oldest.position,
                 places,
-                !state.writing.cursors_dirty,
+                !state.writing.saving.is_dirty,
             )
         };
         say!(self, "start with {names:?} at {places:?}: {}", self.shown());
@@ -1327,7 +1327,7 @@ impl Simulation {
 
     /// If the cursors file is up to date, it holds all positions.
     fn note_saved(&mut self) {
-        let safe = !self.state().writing.cursors_dirty;
+        let safe = !self.state().writing.saving.is_dirty;
         if safe {
             // The file names only the outputs of this process.
             self.known.clear();
@@ -1591,7 +1591,11 @@ impl Simulation {
     fn check(&mut self) {
         self.note_saved();
         let state = self.process.as_ref().expect("it runs").queue.shared.lock();
-        assert!(self.faulty || state.writing.fault.is_none(), "{:?}", state.writing.fault);
+        assert!(
+            self.faulty || state.writing.health.error.is_none(),
+            "{:?}",
+            state.writing.health.error
+        );
         assert_eq!(state.log.end.position, self.log.len() as u64);
         assert_eq!(state.writing.waiting.len(), self.waiting.len());
         assert_eq!(state.log.cursors.len(), self.outputs.len());
