@@ -108,8 +108,7 @@ pub enum Queue {
 
 impl Queue {
     /// Opens the queue as the config says: in files if `queue.directory` is set, otherwise in
-    /// memory. Returns the queue, and a cursor (an output's place in the queue) for each output, in
-    /// the order of `outputs`.
+    /// memory. Returns the queue, and a cursor for each output, in the order of `outputs`.
     ///
     /// `outputs` must hold all outputs of the config. An output that is missing here can join
     /// later, but it never gets the batches that were appended before it joined. This would break a
@@ -136,8 +135,8 @@ impl Queue {
         Ok((Self::Memory(queue), cursors.into_iter().map(Cursor::Memory).collect()))
     }
 
-    /// Adds an output to the queue while events flow. The output starts at the end of the log (the
-    /// queue's sequence of events). Returns the output's cursor, which is its place in the log.
+    /// Adds an output to the queue while events flow. The output starts at the end of the log.
+    /// Returns the output's cursor, which is its place in the log.
     ///
     /// The output gets the batches that are appended from now on, always whole batches. If the
     /// queue is in files, the output also gets the batches that are appended already but not synced
@@ -341,8 +340,7 @@ impl Queue {
         either!(self, queue => queue.needed())
     }
 
-    /// Returns the name of each output, with its backlog (the events that the output has not
-    /// finished).
+    /// Returns the name of each output, with its backlog.
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         either!(self, queue => queue.backlogs())
@@ -356,9 +354,9 @@ impl Queue {
 
     /// Waits until the end of the process would lose no event that an output can still finish. For
     /// a queue in memory, this means that all outputs have finished all events. For a queue in
-    /// files, it means that no event is on the wire (sent to a consumer that has not answered yet);
-    /// from the call of this function on, the queue in files hands out no more events. Outputs that
-    /// have ended permanently ([`Queue::give_up`]) are not waited for.
+    /// files, it means that no event is on the wire; from the call of this function on, the queue
+    /// in files hands out no more events. Outputs that have ended permanently ([`Queue::give_up`])
+    /// are not waited for.
     ///
     /// # Cancel safety
     ///
@@ -475,11 +473,10 @@ impl Before {
     }
 }
 
-/// The place of one output in the log (the queue's sequence of events). The cursor is owned by the
-/// output's delivery loop, which takes events and sends them. When a reload replaces the loop, the
-/// new loop gets the cursor. If possible, the old loop has called [`Cursor::rewind`] before, and
-/// the new loop takes the unfinished events again. Otherwise the new loop continues with the
-/// unfinished claims (events taken to send).
+/// The place of one output in the log. The cursor is owned by the output's delivery loop, which
+/// takes events and sends them. When a reload replaces the loop, the new loop gets the cursor. If
+/// possible, the old loop has called [`Cursor::rewind`] before, and the new loop takes the
+/// unfinished events again. Otherwise the new loop continues with the unfinished claims.
 pub enum Cursor {
     /// A cursor of a queue in memory.
     Memory(memory::Cursor),
@@ -499,13 +496,12 @@ impl Cursor {
         either!(self, cursor => cursor.readable().await)
     }
 
-    /// Returns a reader of the events before this output's watermark (the first event that the
-    /// output has not finished). The reader returns the events that are still in the files and were
-    /// received at most the time `within` ago. It returns at most the newest 256 MiB of them. The
-    /// consumer has these events already, except those that the output's filter has kept back by
-    /// the same rules as today: the reader begins after the last event that was lost. Damaged or
-    /// missing events are skipped. For a queue in memory the reader is empty, because finished
-    /// events are not kept.
+    /// Returns a reader of the events before this output's watermark. The reader returns the events
+    /// that are still in the files and were received at most the time `within` ago. It returns at
+    /// most the newest 256 MiB of them. The consumer has these events already, except those that
+    /// the output's filter has kept back by the same rules as today: the reader begins after the
+    /// last event that was lost. Damaged or missing events are skipped. For a queue in memory the
+    /// reader is empty, because finished events are not kept.
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         Before(match self {
@@ -523,24 +519,22 @@ impl Cursor {
         either!(self, cursor => cursor.next(take))
     }
 
-    /// Makes a claim (events that the output has taken to send) final: the output has finished
-    /// them. They count as acknowledged by the consumer, except those that `disposition` counts as
-    /// lost, dropped or duplicate.
+    /// Makes a claim final: the output has finished its events. They count as acknowledged by the
+    /// consumer, except those that `disposition` counts as lost, dropped or duplicate.
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         either!(self, cursor => cursor.acknowledge(claim, disposition))
     }
 
-    /// Notes that a claim (events that the output has taken to send) no longer waits for an answer
-    /// of the consumer, for example because the connection broke. The output must send the claim
-    /// again.
+    /// Notes that a claim no longer waits for an answer of the consumer, for example because the
+    /// connection broke. The output must send the claim again.
     pub fn release(&self, claim: Claim) {
         either!(self, cursor => cursor.release(claim))
     }
 
-    /// Marks a released claim (events that must be sent again) as sent and not answered yet, and
-    /// returns its lines. There are two other results. If all events of the claim were dropped, the
-    /// result says so. If the lines must first be read from a file, or if the queue hands out no
-    /// more events, the caller must try again later.
+    /// Marks a released claim as sent and not answered yet, and returns its lines. There are two
+    /// other results. If all events of the claim were dropped, the result says so. If the lines
+    /// must first be read from a file, or if the queue hands out no more events, the caller must
+    /// try again later.
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {
@@ -551,9 +545,9 @@ impl Cursor {
         }
     }
 
-    /// Marks a released claim (events that must be sent again) as sent and not answered yet, but
-    /// does not return its lines. The output can then acknowledge the claim. Returns `true` if this
-    /// was done. Returns `false` if all events of the claim were dropped.
+    /// Marks a released claim as sent and not answered yet, but does not return its lines. The
+    /// output can then acknowledge the claim. Returns `true` if this was done. Returns `false` if
+    /// all events of the claim were dropped.
     #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         match self {
@@ -562,25 +556,25 @@ impl Cursor {
         }
     }
 
-    /// Cuts a claim (events that the output has taken to send) into two halves, and returns them.
-    /// Both halves get the state of the claim, for example "sent and not answered yet". `None` if
-    /// the claim has fewer than two events, or if it and all claims before it are finished already.
+    /// Cuts a claim into two halves, and returns them. Both halves get the state of the claim, for
+    /// example "sent and not answered yet". `None` if the claim has fewer than two events, or if it
+    /// and all claims before it are finished already.
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split(claim))
     }
 
-    /// Cuts a claim (events that the output has taken to send) into two parts, and returns them.
-    /// The second part begins at `middle`. Both parts get the state of the claim, for example "sent
-    /// and not answered yet". `None` if `middle` does not lie inside the claim, or if the claim and
-    /// all claims before it are finished already.
+    /// Cuts a claim into two parts, and returns them. The second part begins at `middle`. Both
+    /// parts get the state of the claim, for example "sent and not answered yet". `None` if
+    /// `middle` does not lie inside the claim, or if the claim and all claims before it are
+    /// finished already.
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split_at(claim, middle))
     }
 
-    /// Forgets every claim (events taken to send) that is not finished. [`Cursor::next`] then
-    /// returns the same events again, from the first event of the first unfinished claim on.
+    /// Forgets every claim that is not finished. [`Cursor::next`] then returns the same events
+    /// again, from the first event of the first unfinished claim on.
     ///
     /// Call this only if [`Cursor::is_in_order`] returns `true`, because otherwise finished events
     /// would be sent again. An output that finishes its claims in order needs no such check.
@@ -588,9 +582,9 @@ impl Cursor {
         either!(self, cursor => cursor.rewind())
     }
 
-    /// Returns `true` if no finished claim (events taken to send) comes after an unfinished one.
-    /// Call [`Cursor::rewind`] only if the result is `true`. If the result is `false`,
-    /// [`Cursor::rewind`] would send finished events again.
+    /// Returns `true` if no finished claim comes after an unfinished one. Call [`Cursor::rewind`]
+    /// only if the result is `true`. If the result is `false`, [`Cursor::rewind`] would send
+    /// finished events again.
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         either!(self, cursor => cursor.is_in_order())
@@ -611,8 +605,8 @@ impl Cursor {
         either!(self, cursor => cursor.leave_uncounted())
     }
 
-    /// Changes [`Output::keeps`]: how long segments (files of the queue) are kept although all
-    /// outputs have finished them. Does nothing for a queue in memory.
+    /// Changes [`Output::keeps`]: how long segments are kept although all outputs have finished
+    /// them. Does nothing for a queue in memory.
     pub fn keep(&self, keeps: Duration) {
         match self {
             Self::Memory(_) => {}
@@ -734,8 +728,8 @@ impl Cursor {
         either!(self, cursor => cursor.notes())
     }
 
-    /// Returns the position at which this cursor's next claim (the next events taken to send)
-    /// begins. If events are missing at this position, the claim begins after them.
+    /// Returns the position at which this cursor's next claim begins. If events are missing at this
+    /// position, the claim begins after them.
     #[must_use]
     pub fn position(&self) -> Position {
         either!(self, cursor => cursor.position())

@@ -29,8 +29,8 @@ impl Stage {
     }
 }
 
-/// A claim (a range of events taken to send) in a cursor's list, with its stage and a note. The
-/// note is what the queue needs to read the claim's lines again, such as their place in a file.
+/// A claim in a cursor's list, with its stage and a note. The note is what the queue needs to read
+/// the claim's lines again, such as their place in a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct HeldClaim<T> {
     pub(super) claim: Claim,
@@ -53,11 +53,11 @@ pub(super) struct HeldClaim<T> {
 /// in memory, a place in a file for the queue in files.
 #[derive(Debug)]
 pub(super) struct Claims<T> {
-    /// The position at which the next claim (the next events taken to send) begins. If events are
-    /// missing at this position, the claim begins after them.
+    /// The position at which the next claim begins. If events are missing at this position, the
+    /// claim begins after them.
     pub(super) read: Position,
-    /// The claims (events taken to send) that are kept, in the order of their positions. The first
-    /// claim is open: not yet final or dropped.
+    /// The claims that are kept, in the order of their positions. The first claim is open: not yet
+    /// final or dropped.
     held: VecDeque<HeldClaim<T>>,
 }
 
@@ -102,8 +102,7 @@ impl<T: Copy> Claims<T> {
         self.held.get_mut(index)
     }
 
-    /// Removes claims from the front of the list, up to the first claim that is open (neither final
-    /// nor dropped).
+    /// Removes claims from the front of the list, up to the first claim that is open.
     pub(super) fn forget_done(&mut self) {
         while self.held.front().is_some_and(|held| !held.stage.is_open()) {
             self.held.pop_front();
@@ -129,16 +128,15 @@ impl<T: Copy> Claims<T> {
         self.held.range_mut(start..).take_while(move |held| held.claim.start < positions.end)
     }
 
-    /// Returns `true` if at least one of these positions is in a claim that is on the wire (sent,
-    /// and not answered yet).
+    /// Returns `true` if at least one of these positions is in a claim that is on the wire.
     pub(super) fn has_on_wire(&self, positions: Range<Position>) -> bool {
         self.overlapping(positions).any(|held| held.stage == Stage::OnWire)
     }
 
-    /// Cuts a claim (events taken to send) into two parts at `middle`, and returns the parts. Both
-    /// parts get the stage of the claim. The claim has a note (what the queue needs to read its
-    /// lines again), and the function `note` makes the notes of the two parts from it. `None` if
-    /// `middle` is not inside the claim, or if the claim is no longer in the list.
+    /// Cuts a claim into two parts at `middle`, and returns the parts. Both parts get the stage of
+    /// the claim. The claim has a note, and the function `note` makes the notes of the two parts
+    /// from it. `None` if `middle` is not inside the claim, or if the claim is no longer in the
+    /// list.
     pub(super) fn split(
         &mut self,
         claim: Claim,
@@ -157,15 +155,14 @@ impl<T: Copy> Claims<T> {
         Some((left, right))
     }
 
-    /// Returns `true` if no finished claim (events taken to send) comes after an unfinished one.
-    /// Claims whose events were dropped do not count.
+    /// Returns `true` if no finished claim comes after an unfinished one. Claims whose events were
+    /// dropped do not count.
     pub(super) fn is_in_order(&self) -> bool {
         self.held.iter().all(|held| held.stage != Stage::Done)
     }
 
-    /// Removes all claims (events taken to send), so that the next claim begins at the watermark
-    /// (the first position that is not finished). Returns the note of the first removed claim;
-    /// `None` if there was no claim.
+    /// Removes all claims, so that the next claim begins at the watermark. Returns the note of the
+    /// first removed claim; `None` if there was no claim.
     pub(super) fn rewind(&mut self) -> Option<T> {
         debug_assert!(self.is_in_order());
         self.read = self.watermark();

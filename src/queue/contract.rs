@@ -48,19 +48,18 @@ pub enum JoinError {
     /// The queue already has an output of the same name, which was not removed yet.
     #[error("an output of this name is in the queue already: it has to leave first")]
     Taken,
-    /// The cursors file (which has the place of each output in the queue) has no room for another
-    /// output. The value is the greatest number of outputs.
+    /// The cursors file has no room for another output. The value is the greatest number of
+    /// outputs.
     #[error("the queue's directory has room for {0} outputs: remove one first")]
     TooMany(usize),
-    /// The name of the new output could not be stored in time in the cursors file (which has the
-    /// place of each output in the queue): writing or syncing the file has failed or hangs.
+    /// The name of the new output could not be stored in time in the cursors file: writing or
+    /// syncing the file has failed or hangs.
     #[error(
         "the queue's directory has not stored its place within {} s ({why}): repair the disk, then reload again",
         .within.as_secs()
     )]
     Disk {
-        /// The time for which the queue has tried in vain to write the cursors file (which has the
-        /// place of each output in the queue).
+        /// The time for which the queue has tried in vain to write the cursors file.
         within: Duration,
         /// The disk's error, or a general sentence if the error is not known.
         why: String,
@@ -74,7 +73,7 @@ pub enum JoinError {
 /// lines of a claim in order to send them again.
 #[derive(Debug)]
 pub enum Redelivery {
-    /// The claim (events taken to send) counts as sent again, and this batch has its lines.
+    /// The claim counts as sent again, and this batch has its lines.
     Batch(Batch),
     /// All events of the claim were dropped from the queue, so that there is nothing to send. The
     /// claim does not exist any more.
@@ -116,8 +115,7 @@ impl Claim {
     }
 }
 
-/// The events of one claim (a range of positions that an output has taken to send), with their
-/// lines.
+/// The events of one claim, with their lines.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// The claim. The output passes it to the queue to say what happened to these events.

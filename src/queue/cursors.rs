@@ -58,8 +58,7 @@ pub(super) struct Hole {
 pub(super) struct Contents {
     /// The end of the log when the slot was written.
     pub(super) end: LogOffset,
-    /// The watermark of each output (the place of the first event that it has not finished), by the
-    /// output's name.
+    /// The watermark of each output, by the output's name.
     pub(super) outputs: BTreeMap<String, LogOffset>,
     /// The holes: ranges of the log that were dropped and counted as lost, in the order of
     /// positions.
@@ -102,7 +101,7 @@ pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
     })
 }
 
-/// Returns how many of these positions are in `holes` (ranges of dropped events).
+/// Returns how many of these positions are in `holes`.
 pub(super) fn dropped_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
     let overlap =
         |hole: &Hole| hole.end.min(positions.end).saturating_since(hole.start.max(positions.start));
@@ -118,12 +117,11 @@ pub(super) enum Found {
     Nothing,
     /// Neither of the file's two slots has a valid checksum.
     Damaged,
-    /// Only one of the file's two slots has a valid checksum, or their generations (the numbers of
-    /// the writes) do not follow each other. The slot that is damaged or missing may have been
-    /// newer than these contents.
+    /// Only one of the file's two slots has a valid checksum, or their generations do not follow
+    /// each other. The slot that is damaged or missing may have been newer than these contents.
     Half(Contents),
-    /// Both slots have a valid checksum, and their generations (the numbers of the writes) follow
-    /// each other. These are the contents of the newer slot.
+    /// Both slots have a valid checksum, and their generations follow each other. These are the
+    /// contents of the newer slot.
     Whole(Contents),
     /// A newer version of the program has written the file; this is its format version.
     Newer(u32),
@@ -145,9 +143,8 @@ impl Found {
 pub(super) const OUTPUTS_MAX: usize = 200;
 
 impl Contents {
-    /// Returns the place up to which the log (the queue's sequence of events) is known to reach.
-    /// This is the end of the log that this slot has. If an output has got further, it is the place
-    /// that this output has reached.
+    /// Returns the place up to which the log is known to reach. This is the end of the log that
+    /// this slot has. If an output has got further, it is the place that this output has reached.
     pub(super) fn known(&self) -> LogOffset {
         self.outputs.values().copied().fold(self.end, LogOffset::max)
     }
@@ -201,8 +198,8 @@ impl Contents {
     }
 }
 
-/// Returns the generation (the number of the write) and the contents of a slot. `None` if the slot
-/// is damaged, for example because its checksum is wrong.
+/// Returns the generation and the contents of a slot. `None` if the slot is damaged, for example
+/// because its checksum is wrong.
 ///
 /// # Errors
 ///
@@ -281,8 +278,8 @@ impl Reader<'_> {
 }
 
 /// Reads the cursors file. Returns the state and contents of the file, and the highest generation
-/// (number of a write) in its slots. The generation is 0 if no slot is valid, or if a newer version
-/// of the program has written the file.
+/// in its slots. The generation is 0 if no slot is valid, or if a newer version of the program has
+/// written the file.
 pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     let file = match disk.open(FILE, Access::Read) {
         Ok(file) => file,
@@ -329,9 +326,9 @@ pub(super) struct Cursors {
 
 impl Cursors {
     /// Opens the cursors file for writing. `found` and `generation` are the results of reading the
-    /// file: its state, and the highest generation (number of a write) in it. The old file is used
-    /// if one of its slots is valid, because a full disk has no room for a second file. If no slot
-    /// is valid, the next write makes a new file.
+    /// file: its state, and the highest generation in it. The old file is used if one of its slots
+    /// is valid, because a full disk has no room for a second file. If no slot is valid, the next
+    /// write makes a new file.
     pub(super) fn open(disk: &dyn Disk, found: &Found, generation: u64) -> io::Result<Self> {
         let file = match found {
             Found::Half(_) | Found::Whole(_) => Some(disk.open(FILE, Access::Write)?),

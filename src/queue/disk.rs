@@ -112,8 +112,8 @@ pub(crate) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
-/// Returns the number of files in the quarantine (the directory for copies of damaged bytes), and
-/// the number of bytes in these files. Files that can't be opened do not count.
+/// Returns the number of files in the quarantine, and the number of bytes in these files. Files
+/// that can't be opened do not count.
 pub(crate) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
     sizes(disk, QUARANTINE)
 }

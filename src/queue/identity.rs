@@ -72,7 +72,8 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// The file can't be read. If its content is no identity, the kind is [`io::ErrorKind::Other`].
+    /// The file can't be read. If its content is not an identity, the kind is
+    /// [`io::ErrorKind::Other`].
     pub(super) fn read(disk: &dyn Disk) -> io::Result<Option<Self>> {
         let file = match disk.open(FILE, Access::Read) {
             Ok(file) => file,

@@ -147,8 +147,7 @@ pub struct Summary {
     pub end: Position,
     /// The number of segments whose header has a wrong checksum.
     pub damaged_headers: u64,
-    /// The number of files in the quarantine (the directory for copies of damaged bytes), and the
-    /// number of bytes in these files.
+    /// The number of files in the quarantine, and the number of bytes in these files.
     pub quarantine: (u64, u64),
     /// The segments that could not be opened, each described as a fault.
     pub unreadable: Vec<Finding>,
@@ -324,7 +323,7 @@ pub type Tell<'a> = dyn FnMut(Seen<'_>) -> io::Result<()> + 'a;
 /// The totals of everything that was read in a queue's directory.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// The number of segments (files with events) that were read.
+    /// The number of segments that were read.
     pub segments: u64,
     /// The number of stored events whose lines have a valid checksum.
     pub events: u64,
@@ -358,13 +357,13 @@ impl Directory {
 
     /// Returns a summary of the queue's directory. For this it reads the headers of all segments,
     /// and headers of records up to each output's first unfinished event. The cursors file says
-    /// where the log (the queue's sequence of events) ended when the file was written. The function
-    /// also reads the last segment from there on, because the log may be longer now.
+    /// where the log ended when the file was written. The function also reads the last segment from
+    /// there on, because the log may be longer now.
     ///
     /// # Errors
     ///
     /// The directory can't be read, or a newer version of the program has written it. Damage, or a
-    /// segment that can't be opened, is no error.
+    /// segment that can't be opened, is not an error.
     pub fn summary(&self) -> Result<Summary, Error> {
         let mut attempts = ATTEMPTS;
         loop {
@@ -395,7 +394,7 @@ impl Directory {
     /// # Errors
     ///
     /// The directory can't be read, a newer version of the program has written it, its cursors file
-    /// does not have this output, or `tell` has failed. Damage is passed to `tell`, and is no
+    /// does not have this output, or `tell` has failed. Damage is passed to `tell`, and is not an
     /// error.
     pub fn export(&self, output: Option<&str>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
@@ -415,7 +414,7 @@ impl Directory {
     /// # Errors
     ///
     /// The directory can't be read, a newer version of the program has written it, or `tell` has
-    /// failed. Damage is passed to `tell`, and is no error.
+    /// failed. Damage is passed to `tell`, and is not an error.
     pub fn verify(&self, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
         Walk::new(self, Want { lines: false, output: None, from: Position::START }, tell)

@@ -60,8 +60,8 @@ struct Shared {
     state: Mutex<MemoryState>,
     identity: Identity,
     metrics: QueueMetrics,
-    /// Notified whenever records (stored batches) may have left the queue. At its end, the process
-    /// waits for this until the queue is empty.
+    /// Notified whenever records may have left the queue. At its end, the process waits for this
+    /// until the queue is empty.
     progress: Notify,
 }
 
@@ -98,9 +98,8 @@ impl Shared {
 /// - `counted` is what `event_total` shows. For each output, `counted` - `passed` is its backlog,
 ///   so an event is counted for an output exactly once: when it is finished, lost or dropped.
 ///
-/// What must never happen: that an event is dropped while it is on the wire of a required output
-/// (sent to a consumer that has not answered yet), or that an accepted event is removed without
-/// being counted for each output.
+/// What must never happen: that an event is dropped while it is on the wire of a required output,
+/// or that an accepted event is removed without being counted for each output.
 struct MemoryState {
     capacity: u64,
     when_full: WhenFull,
@@ -136,8 +135,7 @@ struct Spare {
 }
 
 impl Spare {
-    /// Notes that a spare record (a stored batch that only optional outputs still need) is taken
-    /// out of the queue: subtracts it from these numbers.
+    /// Notes that a spare record is taken out of the queue: subtracts it from these numbers.
     fn take(&mut self, record: &Record) {
         self.records -= 1;
         self.bytes -= record.weight();
@@ -183,8 +181,8 @@ struct CursorState {
 }
 
 impl CursorState {
-    /// Returns the part of a record (a stored batch) that this output has not finished: the number
-    /// of events, and the number of bytes of their lines.
+    /// Returns the part of a record that this output has not finished: the number of events, and
+    /// the number of bytes of their lines.
     fn outstanding(&self, record: &mut Record) -> Amount {
         let mut left = Amount { events: 0, bytes: 0 };
         let mut from = record.first.max(self.claims.watermark().min(record.end()));
@@ -204,10 +202,10 @@ impl CursorState {
         left
     }
 
-    /// Updates this output's numbers for a record (a stored batch) that is dropped. Returns the
-    /// number of the record's events that the output had not finished; the caller counts them as
-    /// lost. An optional output may already have sent some of these events. If it acknowledges them
-    /// later, they are not counted again.
+    /// Updates this output's numbers for a record that is dropped. Returns the number of the
+    /// record's events that the output had not finished; the caller counts them as lost. An
+    /// optional output may already have sent some of these events. If it acknowledges them later,
+    /// they are not counted again.
     fn lose(&mut self, record: &mut Record) -> u64 {
         let amount = self.outstanding(record);
         self.passed.add(amount);
@@ -291,7 +289,7 @@ impl MemoryState {
     }
 
     /// Returns the result for a sender that waits for `delivered`. The function assumes that all
-    /// required outputs that still run will finish the record (the stored batch). The result is
+    /// required outputs that still run will finish the record. The result is
     /// [`Refused::Undelivered`] in two cases, otherwise `Ok`. First: a required output has ended
     /// permanently before it finished the whole record. Second: all required outputs that were to
     /// get the record have left the queue, or are not required any more.
@@ -305,10 +303,10 @@ impl MemoryState {
         }
     }
 
-    /// Sends the result to the sender of a record (a stored batch), if the sender waits for it. No
-    /// required output needs the record any more. Returns `false` if the batch is refused and no
-    /// output has begun to send it: the batch is then not accepted, and the caller must remove the
-    /// record. Otherwise returns `true`.
+    /// Sends the result to the sender of a record, if the sender waits for it. No required output
+    /// needs the record any more. Returns `false` if the batch is refused and no output has begun
+    /// to send it: the batch is then not accepted, and the caller must remove the record. Otherwise
+    /// returns `true`.
     fn answer(cursors: &Slab<CursorState>, record: &mut Record) -> bool {
         if let Some(waiting) = record.waiting.take() {
             let verdict = Self::verdict(cursors, record);
@@ -329,9 +327,9 @@ impl MemoryState {
         Some(record)
     }
 
-    /// Removes the records (stored batches) that every output has finished. Records that only
-    /// optional outputs still need become spare: they stay until their room is needed. The senders
-    /// of all these records get their results.
+    /// Removes the records that every output has finished. Records that only optional outputs still
+    /// need become spare: they stay until their room is needed. The senders of all these records
+    /// get their results.
     fn free_finished(&mut self) {
         let (mut needed, mut held) = (self.next, self.next);
         for (_, cursor) in self.cursors.iter().filter(|(_, cursor)| !cursor.gone) {
@@ -384,10 +382,10 @@ impl MemoryState {
         }
     }
 
-    /// Frees at least `needed` bytes. Drops the oldest spare records (stored batches that only
-    /// optional outputs still need), as many as are needed. If `when_full` is `drop_oldest`, and
-    /// the spare records are not enough, also drops the oldest of the other records. Keeps each
-    /// record of which a required output has sent an event that has no answer yet.
+    /// Frees at least `needed` bytes. Drops the oldest spare records, as many as are needed. If
+    /// `when_full` is `drop_oldest`, and the spare records are not enough, also drops the oldest of
+    /// the other records. Keeps each record of which a required output has sent an event that has
+    /// no answer yet.
     ///
     /// Returns `true` if the bytes are freed. Returns `false` if all records that may be dropped
     /// together have fewer bytes; then none is dropped.
@@ -469,8 +467,8 @@ impl MemoryState {
 }
 
 impl Queue {
-    /// Makes an empty queue, with a cursor (a place in the queue) for each of these outputs.
-    /// Returns the queue and the cursors, in the order of `outputs`.
+    /// Makes an empty queue, with a cursor for each of these outputs. Returns the queue and the
+    /// cursors, in the order of `outputs`.
     #[must_use]
     pub fn new(
         config: &config::Queue,
@@ -536,8 +534,8 @@ impl Queue {
         Ok(self.add(state, output))
     }
 
-    /// Adds a cursor (an output's place in the queue) at the end of the log, so that the output
-    /// gets only batches that are appended from now on.
+    /// Adds a cursor at the end of the log, so that the output gets only batches that are appended
+    /// from now on.
     fn add(&self, state: &mut MemoryState, output: Output) -> Cursor {
         let start = state.departed.start(&output.name, state.counted.events);
         show_start(&output.metrics, start);
@@ -682,8 +680,7 @@ impl Queue {
         self.shared.lock().needed()
     }
 
-    /// Returns the name and the backlog (the unfinished events) of each output. See
-    /// [`super::Queue::backlogs`].
+    /// Returns the name and the backlog of each output. See [`super::Queue::backlogs`].
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
@@ -857,8 +854,8 @@ impl Cursor {
         }
     }
 
-    /// Claims the next events (takes them to send), within the limits of `take`. `None` if every
-    /// event in the queue is claimed. See [`super::Cursor::next`].
+    /// Claims the next events, within the limits of `take`. `None` if every event in the queue is
+    /// claimed. See [`super::Cursor::next`].
     #[must_use]
     pub fn next(&self, take: Take) -> Option<Batch> {
         let mut guard = self.shared.lock();
@@ -899,8 +896,7 @@ impl Cursor {
         state.read(claim, self.index)
     }
 
-    /// Makes a claim (events taken to send) final: the output has finished its events. See
-    /// [`super::Cursor::acknowledge`].
+    /// Makes a claim final: the output has finished its events. See [`super::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -928,8 +924,7 @@ impl Cursor {
         self.shared.progress.notify_waiters();
     }
 
-    /// Notes that a claim (events taken to send) must be sent again. See
-    /// [`super::Cursor::release`].
+    /// Notes that a claim must be sent again. See [`super::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
         if let Some(entry) = state.cursors[self.index].claims.find(claim) {
@@ -960,9 +955,9 @@ impl Cursor {
         batch
     }
 
-    /// Cuts a claim (events taken to send) into two halves, and returns them. `None` if fewer than
-    /// two events of the claim are still in the queue, or if the claim is no longer in the list.
-    /// See [`super::Cursor::split`].
+    /// Cuts a claim into two halves, and returns them. `None` if fewer than two events of the claim
+    /// are still in the queue, or if the claim is no longer in the list. See
+    /// [`super::Cursor::split`].
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         let mut guard = self.shared.lock();
@@ -994,22 +989,22 @@ impl Cursor {
         state.cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// Cuts a claim (events taken to send) into two parts, and returns them. The second part begins
-    /// at `middle`. `None` if `middle` is not inside the claim, or if the claim is no longer in the
-    /// list. See [`super::Cursor::split_at`].
+    /// Cuts a claim into two parts, and returns them. The second part begins at `middle`. `None` if
+    /// `middle` is not inside the claim, or if the claim is no longer in the list. See
+    /// [`super::Cursor::split_at`].
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         self.shared.lock().cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// Forgets all unfinished claims (events taken to send), so that their events are taken again.
-    /// See [`super::Cursor::rewind`].
+    /// Forgets all unfinished claims, so that their events are taken again. See
+    /// [`super::Cursor::rewind`].
     pub fn rewind(&self) {
         self.shared.lock().cursors[self.index].claims.rewind();
     }
 
-    /// Returns `true` if no finished claim (events taken to send) comes after an unfinished one.
-    /// See [`super::Cursor::is_in_order`].
+    /// Returns `true` if no finished claim comes after an unfinished one. See
+    /// [`super::Cursor::is_in_order`].
     #[must_use]
     pub fn is_in_order(&self) -> bool {
         self.shared.lock().cursors[self.index].claims.is_in_order()
@@ -1094,8 +1089,7 @@ impl Cursor {
         Notes::in_memory(notes, end, settled)
     }
 
-    /// Returns the position at which the next claim (the next events taken to send) begins. See
-    /// [`super::Cursor::position`].
+    /// Returns the position at which the next claim begins. See [`super::Cursor::position`].
     #[must_use]
     pub fn position(&self) -> Position {
         self.shared.lock().cursors[self.index].claims.read

@@ -11,7 +11,7 @@ use crate::telemetry::Loss;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::QueueMetrics;
 
-/// An output, as the queue knows it. It gets a cursor (its place in the queue).
+/// An output, as the queue knows it. It gets a cursor.
 #[derive(Clone)]
 pub struct Output {
     /// The output's name in the config.
@@ -21,16 +21,15 @@ pub struct Output {
     pub required: bool,
     /// The counters and gauges of the output's events.
     pub metrics: OutputMetrics,
-    /// The time for which segments (files of the queue) are kept after the queue has stopped
-    /// writing to them, even if all outputs have finished their events. For segments that were
-    /// found at the start of the process, this time begins at the start. Segments are deleted
-    /// earlier if their room is needed. After a restart the output reads in them which events it
-    /// has already sent.
+    /// The time for which segments are kept after the queue has stopped writing to them, even if
+    /// all outputs have finished their events. For segments that were found at the start of the
+    /// process, this time begins at the start. Segments are deleted earlier if their room is
+    /// needed. After a restart the output reads in them which events it has already sent.
     pub keeps: Duration,
     /// `None` for an output. Otherwise this is the reader that records the evidence, and the value
     /// is the first position that it needs. It holds events as an output that is not required. It
-    /// begins with the segment of this position, or with the oldest one of a queue in files, goes
-    /// on while the relay drains, and is in no list, no metric and not in the cursors file.
+    /// begins with the segment of this position, or with the oldest one of a queue in files,
+    /// continues while the relay drains, and is in no list, no metric and not in the cursors file.
     pub recorder: Option<Position>,
 }
 

@@ -56,8 +56,8 @@ const REUSED: u32 = 1;
 const SEGMENT_MAGIC: [u8; 8] = *b"\xFFKAFSEG\0";
 const RECORD_MAGIC: [u8; 8] = *b"\xFFKAFREC\0";
 
-/// The number of bytes that a scan (the reader of a segment) reads at once and keeps in memory,
-/// unless [`Scan::ahead`] sets another number.
+/// The number of bytes that a scan reads at once and keeps in memory, unless [`Scan::ahead`] sets
+/// another number.
 pub(super) const WINDOW: u64 = 1 << 20;
 
 /// The number of bytes in each step of a search, or of a checksum over lines that are too long to
@@ -188,8 +188,7 @@ pub(super) struct SegmentHeader {
     pub(super) reused: bool,
     /// The position of the segment's first event.
     pub(super) first: Position,
-    /// The number of bytes of all lines in the log (the queue's sequence of events) before this
-    /// segment.
+    /// The number of bytes of all lines in the log before this segment.
     pub(super) first_byte: u64,
     /// The time when the segment was made, in ms since 1970.
     pub(super) made: u64,
@@ -264,8 +263,7 @@ impl SegmentHeader {
 pub(super) struct RecordHeader {
     /// The position of the record's first event.
     pub(super) first: Position,
-    /// The number of bytes of all lines in the log (the queue's sequence of events) before this
-    /// record.
+    /// The number of bytes of all lines in the log before this record.
     pub(super) first_byte: u64,
     /// The time when the batch was received, in ms since 1970.
     pub(super) received: u64,
@@ -286,8 +284,7 @@ impl RecordHeader {
         self.first + self.events
     }
 
-    /// Returns the number of bytes of all lines in the log (the queue's sequence of events) up to
-    /// the end of this record.
+    /// Returns the number of bytes of all lines in the log up to the end of this record.
     pub(super) fn end_byte(&self) -> u64 {
         self.first_byte + self.length
     }
@@ -347,7 +344,7 @@ impl RecordHeader {
     }
 }
 
-/// The parts of a record that a scan (the reader of a segment) reads and verifies.
+/// The parts of a record that a scan reads and verifies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Check {
     /// The scan reads and verifies only the headers of records, and goes from header to header.
@@ -356,18 +353,18 @@ pub(super) enum Check {
     Lines,
 }
 
-/// The next thing that a scan (the reader of a segment) has found.
+/// The next thing that a scan has found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// A record with right checksums. The checksum of its lines counts only if the scan verifies
     /// lines.
     Record(Record),
-    /// Bytes that are neither a valid record nor padding (the zeros between groups of records).
+    /// Bytes that are neither a valid record nor padding.
     Damage(Damage),
 }
 
-/// A record that a scan (the reader of a segment) has found. The checksum of its header is right.
-/// The checksum of its lines is right too, if the scan verifies lines.
+/// A record that a scan has found. The checksum of its header is right. The checksum of its lines
+/// is right too, if the scan verifies lines.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// The offset of the record's header in the file.
@@ -378,8 +375,7 @@ pub(super) struct Record {
     pub(super) lines: Option<Bytes>,
 }
 
-/// Damaged bytes of a segment: neither a record with right checksums nor padding (the zeros between
-/// groups of records).
+/// Damaged bytes of a segment: neither a record with right checksums nor padding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Damage {
     /// The offsets of the damaged bytes in the file.
@@ -399,7 +395,7 @@ pub(super) struct Damage {
 /// The reader of a segment file, which goes from record to record.
 ///
 /// The scan expects a record with a certain position at a certain offset. If the record is there,
-/// the scan returns it and goes on after it. If there are zeros up to the next block of 4,096
+/// the scan returns it and continues after it. If there are zeros up to the next block of 4,096
 /// bytes, they are padding, and the scan skips them. If there is a valid header, but the rest of
 /// the record is not as it should be, the scan returns the record as damage. Otherwise the scan
 /// searches for the next valid header of a record, and returns the bytes before it as damage. The
@@ -424,7 +420,7 @@ pub(super) struct Scan<'a> {
     /// The number of bytes that are read at once and kept in memory. Longer lines are read in
     /// parts.
     ahead: u64,
-    /// The offset in the file where the scan goes on.
+    /// The offset in the file where the scan continues.
     at: u64,
     /// The offset in the file where the scan ends.
     end: u64,
@@ -439,9 +435,9 @@ pub(super) struct Scan<'a> {
 }
 
 impl<'a> Scan<'a> {
-    /// Makes a scan (a reader) of a segment file. The scan begins at the offset `at`, where the
-    /// record with the position `next` is expected, and ends at the offset `end`, or earlier at the
-    /// end of the file. `limit` is the first position of the next segment.
+    /// Makes a scan of a segment file. The scan begins at the offset `at`, where the record with
+    /// the position `next` is expected, and ends at the offset `end`, or earlier at the end of the
+    /// file. `limit` is the first position of the next segment.
     pub(super) fn new(
         file: &'a dyn File,
         seed: Seed,
@@ -571,7 +567,7 @@ impl<'a> Scan<'a> {
         }
     }
 
-    /// Skips all records that end at or before `position`. The scan then goes on after these
+    /// Skips all records that end at or before `position`. The scan then continues after these
     /// records.
     pub(super) fn skip_to(&mut self, position: Position) {
         loop {
@@ -755,9 +751,8 @@ impl<'a> Scan<'a> {
         self.window.slice(range)
     }
 
-    /// Makes sure that `size` bytes of the file, from the offset `at` on, are in the window (the
-    /// part of the file in memory). If they are not, loads the window again. Returns the range of
-    /// these bytes in the window.
+    /// Makes sure that `size` bytes of the file, from the offset `at` on, are in the window. If
+    /// they are not, loads the window again. Returns the range of these bytes in the window.
     fn reach(&mut self, at: u64, size: u64) -> Range<usize> {
         let inside = at >= self.window_at && at + size <= self.window_at + self.window.len() as u64;
         if !inside {

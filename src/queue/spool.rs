@@ -86,9 +86,8 @@ const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
 /// therefore hold 4 MiB, and one read is 1 MiB.
 const AHEAD_BYTES: u64 = 16 << 20;
 
-/// If there are more holes than this (ranges of dropped events that were counted as lost), holes
-/// that directly follow each other are joined into one, because the cursors file has no room for
-/// many more.
+/// If there are more holes than this, holes that directly follow each other are joined into one,
+/// because the cursors file has no room for many more.
 const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
 
 /// The least number of bytes that a cursor reads from a file at once, even if there are many
@@ -297,7 +296,7 @@ impl Queue {
     ///
     /// # Errors
     ///
-    /// The directory can't be used, or the writer thread can't be started. Damaged files are no
+    /// The directory can't be used, or the writer thread can't be started. Damaged files are not an
     /// error.
     pub fn open(
         directory: &Path,
@@ -524,8 +523,7 @@ impl Queue {
         self.shared.needed_bytes(&self.shared.lock())
     }
 
-    /// Returns the name and the backlog (the unfinished events) of each output. See
-    /// [`super::Queue::backlogs`].
+    /// Returns the name and the backlog of each output. See [`super::Queue::backlogs`].
     #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
@@ -572,8 +570,7 @@ impl Queue {
         }
     }
 
-    /// Stops handing out events, and then waits until no output has an event on the wire (sent to a
-    /// consumer that has not answered yet).
+    /// Stops handing out events, and then waits until no output has an event on the wire.
     ///
     /// # Cancel safety
     ///
@@ -626,7 +623,7 @@ impl Queue {
 /// dropped, the output's cursor is removed, and no event is counted as lost for the output.
 struct Joining {
     shared: Arc<Shared>,
-    /// The output's cursor (its place in the queue). `None` after it was passed to the caller.
+    /// The output's cursor. `None` after it was passed to the caller.
     cursor: Option<Cursor>,
     /// The number of the request to save the cursors file. When this request is fulfilled, the file
     /// has the output's name.

@@ -83,7 +83,7 @@ impl Directory {
     /// # Errors
     ///
     /// The directory can't be read, a newer version of the program has written it, or its cursors
-    /// file does not have this output. Damaged events are no error.
+    /// file does not have this output. Damaged events are not an error.
     pub fn leftover(&self, output: Option<&str>) -> Result<Leftover, Error> {
         let found = self.cursors()?;
         let summary = self.summary()?;
@@ -121,7 +121,7 @@ impl Directory {
     /// # Errors
     ///
     /// The directory can't be read, a newer version of the program has written it, or `tell` has
-    /// failed. Damage is passed to `tell`, and is no error.
+    /// failed. Damage is passed to `tell`, and is not an error.
     pub fn read(
         &self,
         from: Position,
@@ -137,7 +137,7 @@ impl Directory {
     fn name(&self) -> Result<String, Error> {
         match Identity::read(&*self.disk) {
             Ok(Some(identity)) => return Ok(identity.to_string()),
-            // There is no file, or its content is no identity.
+            // There is no file, or its content is not an identity.
             Ok(None) => {}
             Err(error) if error.kind() == io::ErrorKind::Other => {}
             Err(error) => return Err(self.failed(identity::FILE, error)),

@@ -50,10 +50,10 @@ pub(super) struct Want<'a> {
 
 /// A walk through all segments of a queue in order, which finds damaged and missing events.
 ///
-/// The walk goes from record to record (a record is a stored batch), and compares the first
-/// position of each record with the position at which the record before it ended. If the two
-/// differ, there is a gap. If there are damaged bytes in the gap, the events of the gap count as
-/// damaged. If there are none, they count as missing.
+/// The walk goes from record to record, and compares the first position of each record with the
+/// position at which the record before it ended. If the two differ, there is a gap. If there are
+/// damaged bytes in the gap, the events of the gap count as damaged. If there are none, they count
+/// as missing.
 ///
 /// Missing events count only if some output still needs them, and if the relay has not dropped and
 /// counted them itself. Before the walk reports missing events, it reads the cursors file again,
@@ -88,11 +88,11 @@ impl<'a, 't> Walk<'a, 't> {
         }
     }
 
-    /// Walks through the segments (files with events) that the queue's directory has now, except
-    /// those that end at or before the position `want.from`. Returns what was counted on the way:
-    /// the segments, events, bytes, faults and missing events. `found` is the cursors file (with
-    /// the place of each output in the queue) and `synced` the note of the log's end, as the two
-    /// were read before the walk began.
+    /// Walks through the segments that the queue's directory has now, except those that end at or
+    /// before the position `want.from`. Returns what was counted on the way: the segments, events,
+    /// bytes, faults and missing events. `found` is the cursors file (with the place of each output
+    /// in the queue) and `synced` the note of the log's end, as the two were read before the walk
+    /// began.
     pub(super) fn run(
         mut self,
         found: &cursors::Found,
@@ -303,7 +303,7 @@ pub(super) struct Segment<'a> {
 
 /// One step through a segment: a record, damaged bytes, or missing events.
 enum Step<'s, 'f> {
-    /// A record with valid checksums, and the scan (the reader of the segment) that has found it.
+    /// A record with valid checksums, and the scan that has found it.
     Record(&'s mut Scan<'f>, &'s Record),
     /// Damaged bytes from `offset` on, and the positions of the events that were in them.
     Damaged { offset: u64, bytes: u64, positions: Range<Position> },
@@ -347,7 +347,7 @@ impl<'a> Segment<'a> {
         }
     }
 
-    /// Makes a scan (a reader) of the segment, which begins at this offset and position.
+    /// Makes a scan of the segment, which begins at this offset and position.
     pub(super) fn scan(&self, begin: (u64, Position), check: Check) -> Scan<'a> {
         Scan::new(self.file, self.seed, begin, self.size, self.limit, check)
     }

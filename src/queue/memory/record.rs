@@ -75,7 +75,7 @@ impl Record {
         self.first..self.end()
     }
 
-    /// Returns `true` if the claim (a range of positions) has at least one event of this batch.
+    /// Returns `true` if the claim has at least one event of this batch.
     pub(super) fn overlaps(&self, claim: Claim) -> bool {
         self.first < claim.end && claim.start < self.end()
     }

@@ -13,8 +13,8 @@ use crate::queue::disk::SPARES;
 use crate::queue::segment::BLOCK;
 use crate::queue::segment::FIRST_RECORD;
 
-/// A segment (one file of the queue) that was removed from the log, and whose file may still exist:
-/// the first position of the segment, which is in the file's name, and the file's size in bytes.
+/// A segment that was removed from the log, and whose file may still exist: the first position of
+/// the segment, which is in the file's name, and the file's size in bytes.
 pub(super) type Removed = (Position, u64);
 
 /// The greatest number of spare files. One is the next segment. The other one is there for a queue
@@ -24,7 +24,7 @@ pub(super) const SPARES_MAX: usize = 2;
 /// The end of the name of a spare file.
 const SPARE: &str = ".spare";
 
-/// A file that holds no event, and that becomes the next segment.
+/// A file that holds no event and becomes the next segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Spare {
     /// The number in the file's name.
@@ -101,9 +101,9 @@ pub(super) struct Accounting {
     /// The part of `files` for large request bodies, in bytes. It counts the files of the bodies
     /// that are arriving, and of those that wait to become segments.
     incoming: u64,
-    /// Segments that were removed from the log, and that the upkeep has not tried to delete yet.
+    /// Segments that were removed from the log and that the upkeep has not tried to delete yet.
     pending_delete: Vec<Removed>,
-    /// Segments that were removed from the log, and that could not be deleted.
+    /// Segments that were removed from the log and that could not be deleted.
     stuck: Vec<Removed>,
     /// The names and the sizes in bytes of abandoned files: files of large request bodies that will
     /// not become segments, and spare files that are not wanted. The upkeep has to delete them.
@@ -128,7 +128,7 @@ pub(super) struct Accounting {
 }
 
 /// The group of batches that the writer has taken to write. All numbers are 0 as soon as the group
-/// is published (stored and visible to outputs) or refused.
+/// is published or refused.
 #[derive(Debug, Default)]
 struct InHand {
     /// The size in bytes of the new segment that this group of batches begins. 0 if the group needs
@@ -180,13 +180,13 @@ impl Accounting {
         self.reserved_new
     }
 
-    /// Returns the segments that were removed from the log, and that the writer has not tried to
+    /// Returns the segments that were removed from the log and that the writer has not tried to
     /// delete yet.
     pub(super) fn pending_delete(&self) -> &[Removed] {
         &self.pending_delete
     }
 
-    /// Returns the segments that were removed from the log, and that could not be deleted.
+    /// Returns the segments that were removed from the log and that could not be deleted.
     pub(super) fn stuck(&self) -> &[Removed] {
         &self.stuck
     }
@@ -198,8 +198,7 @@ impl Accounting {
         &self.abandoned
     }
 
-    /// Returns the number of bytes that become free when the files in `pending_delete` (segments
-    /// that were removed from the log) are deleted.
+    /// Returns the number of bytes that become free when the files in `pending_delete` are deleted.
     pub(super) fn pending_bytes(&self) -> u64 {
         self.pending_delete.iter().map(|(_, size)| size).sum()
     }
@@ -237,7 +236,7 @@ impl Accounting {
         self.files -= given;
     }
 
-    /// Notes that a segment was removed from the log, and that its file is to be deleted.
+    /// Notes that a segment was removed from the log and that its file is to be deleted.
     pub(super) fn retire(&mut self, first: Position, size: u64) {
         self.pending_delete.push((first, size));
     }

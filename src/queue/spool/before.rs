@@ -69,8 +69,7 @@ pub struct Before {
     /// The place in a file where the event at the position `at` can be read; `None` if this place
     /// is not known.
     spot: Option<Spot>,
-    /// Pieces (lines that follow each other in the log) that were read from a file and not returned
-    /// yet.
+    /// Pieces that were read from a file and not returned yet.
     pieces: VecDeque<Piece>,
     /// The read from a file that is running now; `None` if no read is running.
     reading: Option<JoinHandle<Option<Part>>>,
@@ -105,8 +104,8 @@ impl Before {
         Self { shared, limits, at: from, spot: None, pieces: VecDeque::new(), reading: None }
     }
 
-    /// Returns the next piece (lines that follow each other in the log), and the position and the
-    /// age of its first line. `None` if all pieces were returned.
+    /// Returns the next piece, and the position and the age of its first line. `None` if all pieces
+    /// were returned.
     ///
     /// # Cancel safety
     ///

@@ -100,8 +100,8 @@ pub(super) struct Note {
 ///
 /// A gap is a piece without lines: the events at its positions are missing because of damage. When
 /// the cursor passes a gap, the output counts these events as lost. Two kinds of missing events
-/// were counted before, and are not counted again: those in holes (segments that were dropped), and
-/// those in the gaps in `counted`.
+/// were counted before, and are not counted again: those in holes, and those in the gaps in
+/// `counted`.
 ///
 /// Invariants:
 ///
@@ -301,8 +301,8 @@ impl CursorState {
         until
     }
 
-    /// Returns the number of events that this output has claimed (taken to send) and not finished,
-    /// and the number of bytes of their lines.
+    /// Returns the number of events that this output has claimed and not finished, and the number
+    /// of bytes of their lines.
     pub(super) fn open(&self) -> (u64, u64) {
         let open = self.claims.iter().filter(|entry| entry.stage.is_open());
         open.fold((0, 0), |(events, bytes), entry| {
@@ -382,8 +382,8 @@ impl CursorState {
         lost.into_iter().for_each(|(events, byte)| self.record_loss(events, byte, REMOVED));
     }
 
-    /// Returns `true` if the output has no event on the wire (sent, and not answered yet). Also
-    /// `true` if the output has ended, because nobody will then report what became of its events.
+    /// Returns `true` if the output has no event on the wire. Also `true` if the output has ended,
+    /// because nobody will then report what became of its events.
     pub(super) fn is_idle(&self) -> bool {
         let nobody_waits = self.gone || self.output.is_recorder();
         nobody_waits || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
@@ -391,8 +391,8 @@ impl CursorState {
 
     /// Moves the cursor past a segment that was dropped. Returns how many events of the segment
     /// this output loses, so that the caller counts them: events that the output had not finished,
-    /// and that were not counted as lost before. Some lost events may be on the wire (sent, and not
-    /// answered yet). When their answer comes, nothing is counted.
+    /// and that were not counted as lost before. Some lost events may be on the wire. When their
+    /// answer comes, nothing is counted.
     pub(super) fn drop_segment(&mut self, segment: &super::Segment) -> u64 {
         let dropped = segment.positions();
         if self.claims.watermark() >= dropped.end {
@@ -453,9 +453,9 @@ impl CursorState {
         self.ahead.pieces.iter().map(|piece| piece.lines.len() as u64).sum()
     }
 
-    /// Moves the cursor past a gap (positions whose events are missing). Counts these events as
-    /// lost for this output, unless they were counted before. `dropped`: the number of events of
-    /// the gap that lie in dropped segments, and were counted as lost at the drop.
+    /// Moves the cursor past a gap. Counts these events as lost for this output, unless they were
+    /// counted before. `dropped`: the number of events of the gap that lie in dropped segments, and
+    /// were counted as lost at the drop.
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
         self.count_missing(gap, dropped);
         let reason = if dropped >= gap.events { DROPPED } else { why_missing(gap) };
@@ -466,9 +466,9 @@ impl CursorState {
         self.forget_counted();
     }
 
-    /// Counts the events of a gap (positions whose events are missing) as lost for this output,
-    /// unless they were counted before. `dropped`: the number of events of the gap that lie in
-    /// dropped segments, and were counted as lost at the drop. Returns `true` if any was counted.
+    /// Counts the events of a gap as lost for this output, unless they were counted before.
+    /// `dropped`: the number of events of the gap that lie in dropped segments, and were counted as
+    /// lost at the drop. Returns `true` if any was counted.
     fn count_missing(&mut self, gap: &Piece, dropped: u64) -> bool {
         let known = dropped + overlap(&self.counted, gap.first..gap.end());
         let lost = gap.events.saturating_sub(known);
@@ -482,8 +482,8 @@ impl CursorState {
         true
     }
 
-    /// Removes gaps (positions whose events are missing) from `counted` if they end before the
-    /// first position that the output has not finished. The cursor never comes to these gaps again.
+    /// Removes gaps from `counted` if they end before the first position that the output has not
+    /// finished. The cursor never comes to these gaps again.
     fn forget_counted(&mut self) {
         let watermark = self.claims.watermark();
         self.counted.retain(|gap| gap.end > watermark);
@@ -518,9 +518,8 @@ fn origin(piece: &Piece, now: u64) -> Origin {
     Origin { first: piece.first, events: piece.events, age: age(received, now), received }
 }
 
-/// Makes a batch from the lines of a claim (a range of events that an output has taken). If
-/// `tells_origins` is `true`, the batch also contains the position and the age of each piece of
-/// lines.
+/// Makes a batch from the lines of a claim. If `tells_origins` is `true`, the batch also contains
+/// the position and the age of each piece of lines.
 fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: bool) -> Batch {
     let now = tells_origins.then(now);
     let (pieces, origins) = (Vec::new(), Vec::new());
@@ -546,16 +545,15 @@ fn positions(range: Range<Position>) -> impl Iterator<Item = Position> {
     (0..range.end.saturating_since(range.start)).map(move |offset| range.start + offset)
 }
 
-/// Returns the number of events in a claim (a range of positions) that are not missing. Events in
-/// the `gaps` are missing, and do not count.
+/// Returns the number of events in a claim that are not missing. Events in the `gaps` are missing,
+/// and do not count.
 fn left(claim: Claim, gaps: &[Gap]) -> u64 {
     claim.end - claim.start - overlap(gaps, claim.start..claim.end)
 }
 
 impl SpoolState {
     /// Claims the next events of the cursor `index` that are in memory: at most `take`, but at
-    /// least one event. Gaps (missing events) before them are passed. `None` if no event is in
-    /// memory.
+    /// least one event. Gaps before them are passed. `None` if no event is in memory.
     fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
         let Self { log, writing } = self;
         let mut taken: Option<(Claim, Note)> = None;
@@ -617,8 +615,8 @@ impl SpoolState {
 }
 
 impl LogState {
-    /// Adds the next lines of the log to the pieces of the cursor `index`, if the tail (the newest
-    /// records, in memory) holds these lines. Returns `false` if it does not.
+    /// Adds the next lines of the log to the pieces of the cursor `index`, if the tail holds these
+    /// lines. Returns `false` if it does not.
     fn refill(&mut self, index: usize) -> bool {
         let ahead = self.cursors[index].ahead_until();
         let Some(record) = self.tail_at(ahead.position).and_then(|at| self.tail.get(at)) else {
@@ -637,14 +635,13 @@ impl LogState {
         true
     }
 
-    /// Returns how many of these positions lie in holes (segments that were dropped and counted as
-    /// lost).
+    /// Returns how many of these positions lie in holes.
     fn dropped_in(&self, positions: Range<Position>) -> u64 {
         cursors::dropped_in(&self.holes, &positions)
     }
 
-    /// Makes the batch of a claim (a range of events) from the tail, which is the newest records in
-    /// memory. `None` if the tail does not hold all lines of the claim.
+    /// Makes the batch of a claim from the tail, which is the newest records in memory. `None` if
+    /// the tail does not hold all lines of the claim.
     fn in_tail(&self, claim: Claim, index: usize) -> Option<Batch> {
         let first = self.tail_at(claim.start)?;
         let records = self.tail.range(first..);
@@ -714,7 +711,7 @@ impl LogState {
 
     /// Plans a read in the segment of `spot`. If `to` is given, the positions `from..to` are read.
     /// If `to` is `None`, about `chunk` bytes are read. If the log does not have this segment any
-    /// more, the read returns only a gap (missing events) up to the next segment.
+    /// more, the read returns only a gap up to the next segment.
     fn job(
         &self,
         epoch: u64,
@@ -805,12 +802,12 @@ impl Shared {
         }
     }
 
-    /// Gives a cursor (an output's place in the queue) the lines of a claim that is to be sent
-    /// again. A claim is a range of events that the output has taken to send. `loaded` is what was
-    /// read from the file of these lines: only this claim if lines are missing, otherwise perhaps
-    /// later claims too. Events of the claim that are missing in the file are counted as lost, and
-    /// the others are sent again. If all are missing, the claim ends here. If the claim was
-    /// finished or dropped during the read, nothing is counted.
+    /// Gives a cursor the lines of a claim that is to be sent again. A claim is a range of events
+    /// that the output has taken to send. `loaded` is what was read from the file of these lines:
+    /// only this claim if lines are missing, otherwise perhaps later claims too. Events of the
+    /// claim that are missing in the file are counted as lost, and the others are sent again. If
+    /// all are missing, the claim ends here. If the claim was finished or dropped during the read,
+    /// nothing is counted.
     fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.log.cursors[index];
         let pieces: Vec<_> =
@@ -863,7 +860,7 @@ impl Shared {
     }
 }
 
-/// One output's handle to its cursor (its place in the log). The output's delivery loop owns it.
+/// One output's handle to its cursor. The output's delivery loop owns it.
 ///
 /// The state of the cursor is in [`CursorState`], under the spool's lock. This handle holds only
 /// what needs no lock: the read from a file that is under way (at most one at a time), and the
@@ -897,7 +894,8 @@ impl Cursor {
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost if the future is dropped: the read goes on, and the next call waits for it.
+    /// Nothing is lost if the future is dropped: the read continues, and the next call waits for
+    /// it.
     pub async fn readable(&mut self) {
         loop {
             match self.read_plan() {
@@ -963,9 +961,8 @@ impl Cursor {
         may
     }
 
-    /// Claims the next events that are in memory (takes them for this output to send), and returns
-    /// them. `None` if no event is in memory, or if the relay drains. See
-    /// [`crate::queue::Cursor::next`].
+    /// Claims the next events that are in memory, and returns them. `None` if no event is in
+    /// memory, or if the relay drains. See [`crate::queue::Cursor::next`].
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         let (batch, ahead) = {
@@ -992,8 +989,8 @@ impl Cursor {
         batch
     }
 
-    /// Makes a claim (a range of events that this output has taken) final: its events need not be
-    /// sent again. See [`crate::queue::Cursor::acknowledge`].
+    /// Makes a claim final: its events need not be sent again. See
+    /// [`crate::queue::Cursor::acknowledge`].
     pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
         let mut state = self.shared.lock();
         let cursor = &mut state.log.cursors[self.index];
@@ -1022,8 +1019,7 @@ impl Cursor {
         self.shared.settled(&mut state, self.index);
     }
 
-    /// Notes that the events of a claim (a range of events that this output has taken) must be sent
-    /// again. See [`crate::queue::Cursor::release`].
+    /// Notes that the events of a claim must be sent again. See [`crate::queue::Cursor::release`].
     pub fn release(&self, claim: Claim) {
         let mut state = self.shared.lock();
         if let Some(entry) = state.log.cursors[self.index].claims.find(claim) {
@@ -1063,8 +1059,8 @@ impl Cursor {
         Redelivery::Batch(batch)
     }
 
-    /// Notes that the events of a claim (a range of events) are being sent again, without returning
-    /// their lines. Returns `false` if the claim is final or was dropped. See
+    /// Notes that the events of a claim are being sent again, without returning their lines.
+    /// Returns `false` if the claim is final or was dropped. See
     /// [`crate::queue::Cursor::take_back`].
     #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
@@ -1077,16 +1073,16 @@ impl Cursor {
         true
     }
 
-    /// Cuts a claim (a range of events that this output has taken) into two halves. `None` if it
-    /// can't be cut. See [`crate::queue::Cursor::split`].
+    /// Cuts a claim into two halves. `None` if it can't be cut. See
+    /// [`crate::queue::Cursor::split`].
     #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         self.split_at(claim, claim.start + (claim.end - claim.start) / 2)
     }
 
-    /// Cuts a claim (a range of events that this output has taken) into two parts. The second part
-    /// begins at the position `middle`. `None` if `middle` does not lie inside the claim, or if the
-    /// queue does not have the claim any more. See [`crate::queue::Cursor::split_at`].
+    /// Cuts a claim into two parts. The second part begins at the position `middle`. `None` if
+    /// `middle` does not lie inside the claim, or if the queue does not have the claim any more.
+    /// See [`crate::queue::Cursor::split_at`].
     #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         let mut state = self.shared.lock();
@@ -1160,8 +1156,8 @@ impl Cursor {
         self.shared.lock().log.cursors[self.index].unrecorded.is_some()
     }
 
-    /// Changes how long segments (files of the queue) are kept although all outputs have finished
-    /// them. See [`crate::queue::Cursor::keep`].
+    /// Changes how long segments are kept although all outputs have finished them. See
+    /// [`crate::queue::Cursor::keep`].
     pub fn keep(&self, keeps: Duration) {
         self.shared.lock().log.cursors[self.index].output.keeps = keeps;
         self.shared.wake();
@@ -1280,7 +1276,7 @@ impl Cursor {
         Notes::new(Arc::clone(&self.shared.disk), &name, end, settled)
     }
 
-    /// Returns the position of the next event that this output will claim (take to send). See
+    /// Returns the position of the next event that this output will claim. See
     /// [`crate::queue::Cursor::position`].
     #[must_use]
     pub fn position(&self) -> Position {
@@ -1294,8 +1290,8 @@ impl Cursor {
         self.shared.lock().log.cursors[self.index].claims.watermark()
     }
 
-    /// Returns `true` if this output has claimed (taken to send) all events that are synced to the
-    /// disk. See [`crate::queue::Cursor::is_at_end`].
+    /// Returns `true` if this output has claimed all events that are synced to the disk. See
+    /// [`crate::queue::Cursor::is_at_end`].
     #[must_use]
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();

@@ -134,8 +134,8 @@ pub(super) enum Room {
     /// The queue has room: the bytes are reserved for this request body, and no other body or batch
     /// can use them.
     Reserved,
-    /// The queue has no room until its writer has deleted segments (files with old events). The
-    /// caller has to try again after that.
+    /// The queue has no room until its writer has deleted segments. The caller has to try again
+    /// after that.
     Later,
     /// The queue is full, and `when_full` is `"drop_newest"`: the events of the request body are
     /// not stored. They are counted as dropped.

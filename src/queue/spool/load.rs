@@ -171,7 +171,7 @@ pub(super) struct Job {
     /// The offsets in the file at which damage was found before. This damage is not reported again.
     pub(super) known: BTreeSet<u64>,
     /// `true`: if a part of the file can't be read, the read fails and is tried again later.
-    /// `false`: such a part counts as damaged, and the read goes on.
+    /// `false`: such a part counts as damaged, and the read continues.
     pub(super) patient: bool,
 }
 
@@ -184,11 +184,11 @@ pub(super) struct Loaded {
     pub(super) from: Position,
     /// The position after the last event that was to be read: [`Job::to`].
     pub(super) to: Option<Position>,
-    /// The lines and gaps (missing events) that were read, in order. Each element begins at the
-    /// position where the element before it ends.
+    /// The lines and gaps that were read, in order. Each element begins at the position where the
+    /// element before it ends.
     pub(super) pieces: Vec<Piece>,
-    /// The place in this segment where the next read goes on. `None`: the next read goes on in the
-    /// next segment.
+    /// The place in this segment where the next read continues. `None`: the next read continues in
+    /// the next segment.
     pub(super) next: Option<Spot>,
     /// The damage that this read has found.
     pub(super) damages: Vec<Damage>,
@@ -336,8 +336,8 @@ fn copy_aside(
 /// A read of one segment that is under way.
 struct Reader<'a> {
     job: &'a Job,
-    /// The place in the log up to which the result has lines or gaps (missing events). The next
-    /// part of the result begins here.
+    /// The place in the log up to which the result has lines or gaps. The next part of the result
+    /// begins here.
     at: LogOffset,
     /// The number of bytes of all lines that were read so far.
     bytes: u64,
@@ -454,8 +454,8 @@ impl<'a> Reader<'a> {
         Scan::new(file, self.job.seed, (offset, position), end, limit, check).ahead(self.job.chunk)
     }
 
-    /// Adds a gap (missing events) to the result: from the end of what was read so far up to the
-    /// place `until`. Adds nothing if there is no position between.
+    /// Adds a gap to the result: from the end of what was read so far up to the place `until`. Adds
+    /// nothing if there is no position between.
     fn miss(&mut self, until: LogOffset, spot: Spot) {
         let first = self.at.position;
         if until.position > first {
@@ -477,7 +477,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Adds lines, or a gap (missing events), to the end of the result.
+    /// Adds lines, or a gap, to the end of the result.
     fn push(&mut self, piece: Piece) {
         self.at = LogOffset { position: piece.end(), byte: piece.first_byte + piece.bytes() };
         self.bytes += piece.lines.len() as u64;

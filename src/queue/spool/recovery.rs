@@ -113,7 +113,7 @@ use crate::telemetry::Telemetry;
 /// # Errors
 ///
 /// The directory can't be used, a newer version of the program has written it, or there are too
-/// many outputs. Damage in the files is no error.
+/// many outputs. Damage in the files is not an error.
 pub(super) fn open(
     disk: Arc<dyn Disk>,
     directory: &Path,

@@ -81,13 +81,12 @@ pub(super) struct SpoolState {
 ///   them at most. Some records may be missing between the others: large request bodies are never
 ///   in the tail, and the records of a dropped segment are removed. A cursor whose next record is
 ///   in the tail reads no file.
-/// - The watermark of each cursor (the first position that its output has not finished) is at or
-///   before `end`. A segment is kept at least until all watermarks have passed it, or until it is
-///   dropped because its room is needed. A drop is counted as a loss for each output that had not
-///   finished the segment.
+/// - The watermark of each cursor is at or before `end`. A segment is kept at least until all
+///   watermarks have passed it, or until it is dropped because its room is needed. A drop is
+///   counted as a loss for each output that had not finished the segment.
 ///
 /// A position must never be given to two events. Each stored event must be in a segment, in a hole
-/// (a dropped segment) or in a counter.
+/// or in a counter.
 pub(super) struct LogState {
     /// The segments of the log, oldest first. Segments that were removed from the log, and are not
     /// deleted yet, are in [`Accounting`].
@@ -111,7 +110,7 @@ pub(super) struct LogState {
     /// The holes, in the order of their positions. A hole is a range of the log that was dropped
     /// before every output had finished it. Its unfinished events were counted as lost.
     pub(super) holes: Vec<Hole>,
-    /// `true`: the relay drains (ends in good order), and cursors hand out no more events.
+    /// `true`: the relay drains, and cursors hand out no more events.
     pub(super) draining: bool,
     /// Notified when an output has finished events, for the reader that records the evidence.
     /// `None` if there is no such reader.
@@ -236,7 +235,7 @@ pub(super) struct Segment {
     pub(super) ended: u64,
 }
 
-/// A synced record (a batch in a segment) that is kept in memory.
+/// A synced record that is kept in memory.
 pub(super) struct TailRecord {
     pub(super) first: LogOffset,
     /// The number of events in the record.
@@ -317,9 +316,9 @@ impl SpoolState {
         }
     }
 
-    /// Returns `true` if the writer may end the active segment (the one that batches are appended
-    /// to), so that its room can be used. This is so if the queue is full, no batch waits, and
-    /// every required output has finished all events.
+    /// Returns `true` if the writer may end the active segment, so that its room can be used. This
+    /// is so if the queue is full, no batch waits, and every required output has finished all
+    /// events.
     pub(super) fn can_seal_for_room(&self) -> bool {
         self.writing.told_full
             && self.writing.waiting.is_empty()
@@ -579,16 +578,16 @@ impl LogState {
         self.segments.partition_point(|segment| segment.end.position <= position)
     }
 
-    /// Returns the index of the record in the tail (the newest records, in memory) that holds the
-    /// event at a position; `None` if the tail does not hold this event.
+    /// Returns the index of the record in the tail that holds the event at a position; `None` if
+    /// the tail does not hold this event.
     pub(super) fn tail_at(&self, position: Position) -> Option<usize> {
         let index = self.tail.partition_point(|record| record.end() <= position);
         self.tail.get(index).filter(|record| record.first.position <= position).map(|_| index)
     }
 
     /// Returns how many events from a position on were dropped together with their segments, and
-    /// the number of their bytes. If the position lies in a hole (a dropped segment), all bytes of
-    /// this hole count, also those before the position.
+    /// the number of their bytes. If the position lies in a hole, all bytes of this hole count,
+    /// also those before the position.
     pub(super) fn dropped_from(&self, position: Position) -> (u64, u64) {
         cursors::dropped_from(&self.holes, position)
     }
@@ -622,7 +621,7 @@ impl LogState {
     /// The active segment, to which batches are appended, and segments that every output has
     /// finished are never chosen. Segments that only optional outputs need may always be dropped.
     /// Other segments may be dropped only if `drop_oldest` is `true` and no required output has
-    /// events of the segment on the wire (sent, and not answered yet).
+    /// events of the segment on the wire.
     pub(super) fn droppable(&self, bytes: u64, drop_oldest: bool) -> Option<Vec<usize>> {
         let (needed, held) = (self.required_watermark(), self.watermark());
         let (mut chosen, mut gained) = (Vec::new(), 0);
@@ -645,8 +644,8 @@ impl LogState {
     }
 
     /// Counts the loss of a segment that was dropped: each output that has not finished its events
-    /// counts them as lost. Also notes the segment as a hole (a dropped range), and removes its
-    /// records from the tail.
+    /// counts them as lost. Also notes the segment as a hole, and removes its records from the
+    /// tail.
     fn lose(&mut self, segment: &Segment, metrics: &QueueMetrics) {
         let mut dropped = DropCount::default();
         for (_, cursor) in &mut self.cursors {
@@ -665,11 +664,10 @@ impl LogState {
         });
     }
 
-    /// Sorts the holes (dropped segments). If there are more than [`HOLES_MAX`] holes, joins holes
-    /// into one that directly follow each other. Dropped segments that follow each other thus take
-    /// one entry even if an output does not advance for a long time. If a cursor's place lies
-    /// inside a joined hole, the bytes of the cursor's backlog are counted too low. The number of
-    /// events is right.
+    /// Sorts the holes. If there are more than [`HOLES_MAX`] holes, joins holes into one that
+    /// directly follow each other. Dropped segments that follow each other thus take one entry even
+    /// if an output does not advance for a long time. If a cursor's place lies inside a joined
+    /// hole, the bytes of the cursor's backlog are counted too low. The number of events is right.
     fn join_holes(&mut self) {
         self.holes.sort_unstable_by_key(|hole| hole.start);
         if self.holes.len() > HOLES_MAX {
@@ -683,10 +681,9 @@ impl LogState {
         }
     }
 
-    /// Adds a record to the tail (the newest records, in memory). Then moves the oldest records
-    /// from the tail to `evicted` until the tail has at most [`TAIL_BYTES`] bytes. The caller drops
-    /// the records in `evicted` after it has released the lock, because freeing a large record
-    /// takes a while.
+    /// Adds a record to the tail. Then moves the oldest records from the tail to `evicted` until
+    /// the tail has at most [`TAIL_BYTES`] bytes. The caller drops the records in `evicted` after
+    /// it has released the lock, because freeing a large record takes a while.
     pub(super) fn remember(&mut self, record: TailRecord, evicted: &mut Vec<TailRecord>) {
         // Two comparisons for each batch. A cursor finds its record here by its position.
         let last = self.tail.back().map(TailRecord::end);

@@ -91,9 +91,9 @@ pub(super) enum Reclaim {
     /// of them become spare files. If there is no room for the file of the next segment, the oldest
     /// finished segment becomes this file, although an output wants to keep it.
     Old,
-    /// The segments that no output wants to keep any longer, and besides as many of the oldest
-    /// finished segments as give this many bytes, because their room is needed. Spare files are
-    /// deleted first.
+    /// The segments that no output wants to keep any longer, and as many of the oldest finished
+    /// segments as give this many bytes, because their room is needed. Spare files are deleted
+    /// first.
     Room(u64),
     /// All segments that every output has finished, and all spare files, because their room is
     /// needed.
@@ -108,8 +108,7 @@ pub(super) enum Reclaim {
 /// 1. prepare: the file of the next segment is made, before the writer needs it.
 /// 2. cut: the unused room of ended segments is freed.
 /// 3. save: the cursors file is written when it is out of date and its last save is a second ago.
-///    It is written earlier when many bytes have become final (need not be sent again), or when an
-///    output joins or leaves.
+///    It is written earlier when many bytes have become final, or when an output joins or leaves.
 /// 4. reclaim: segments that no output needs are deleted, or become spare files. Before that, the
 ///    cursors file is saved, so that no place in it lies in such a file.
 ///
@@ -368,7 +367,7 @@ impl Upkeep {
     /// Deletes the files of segments that every output has finished, and of dropped segments.
     /// `which` says whether finished segments that outputs want to keep are deleted too. Saves the
     /// cursors file first: no place in the cursors file may lie in a deleted file. If one file
-    /// can't be deleted, the other files are deleted nevertheless.
+    /// can't be deleted, the other files are deleted all the same.
     pub(super) fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
         self.reclaim_at = Instant::now() + RECLAIM_EVERY;
         if which == Reclaim::All {

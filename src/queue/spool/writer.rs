@@ -63,8 +63,8 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// 1. probe: a test after an error. No batch is stored until a new segment can be made and synced.
 ///    The writer tries this with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
 /// 2. commit: the first of the waiting batches form a group. The group is written with one write,
-///    synced, and published (made visible to outputs). Batches that arrive meanwhile wait, and
-///    become the next group. A group ends before a batch that begins a new segment.
+///    synced, and published. Batches that arrive meanwhile wait, and become the next group. A group
+///    ends before a batch that begins a new segment.
 /// 3. seal: the active segment is ended, because the queue is full and the room of this segment is
 ///    needed.
 ///
@@ -84,11 +84,11 @@ pub(super) struct Writer {
     synced: SyncedFile,
     /// The segment that is written to; `None` after an error and at the start.
     active: Option<Active>,
-    /// The least size in bytes of the segment (a file of the queue) that the next probe must make.
-    /// A probe tests whether the disk works again after an error; no batch is stored until a probe
-    /// succeeds. The size has room for the largest batch of the group that was being written when
-    /// the error came; 0 after a successful probe. It does not matter once all required outputs
-    /// have finished all events: then a smaller segment will do.
+    /// The least size in bytes of the segment that the next probe must make. A probe tests whether
+    /// the disk works again after an error; no batch is stored until a probe succeeds. The size has
+    /// room for the largest batch of the group that was being written when the error came; 0 after
+    /// a successful probe. It does not matter once all required outputs have finished all events:
+    /// then a smaller segment will do.
     retry_segment_bytes: u64,
     /// The time when the writer tries to store again after an error.
     retry_at: Instant,

@@ -1,7 +1,7 @@
 //! The committed spool of format version 1, which every later version has to read.
 //!
 //! Method: the directory in `tests/fixtures/spool-format-1` was made by the program of version
-//! 0.1.0, and is never made anew. Each test works on a copy. Events, positions and the outputs'
+//! 0.1.0, and is never made again. Each test works on a copy. Events, positions and the outputs'
 //! places must be exactly those that were acknowledged then.
 
 use std::fs;

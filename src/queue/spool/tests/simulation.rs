@@ -217,7 +217,7 @@ impl Output {
     }
 }
 
-/// The positions at which an output may go on after a start.
+/// The positions at which an output may continue after a start.
 #[derive(Debug, Clone, Copy)]
 struct Known {
     from: u64,
@@ -1146,7 +1146,7 @@ impl Simulation {
                     let behind = (at.get()..end.get()).find(|position| !holed[index(*position)]);
                     let goes_on =
                         known.from <= behind.unwrap_or(end.get()) && at <= Position::new(known.to);
-                    // Nothing was stored for the output, so it joins anew.
+                    // Nothing was stored for the output, so it joins again.
                     let joins = !known.named
                         && (at == end || at == oldest)
                         && (known.joined == before || known.free);
@@ -1298,7 +1298,7 @@ impl Simulation {
         self.start();
     }
 
-    /// Ends the process, in order or not, and starts another one. The machine goes on.
+    /// Ends the process, in order or not, and starts another one. The machine continues.
     fn restart(&mut self, in_order: bool) {
         say!(self, "restart, in order: {in_order}");
         if in_order {
