@@ -592,8 +592,8 @@ impl Cursor {
 
     /// Removes the output from the queue. The events that the output has not finished are counted
     /// as lost for it; returns their number. After this, the output has no backlog, and nothing in
-    /// the queue waits for it. If the queue is in files, the writer thread then saves the cursors
-    /// file without the output's name.
+    /// the queue waits for it. If the queue is in files, the upkeep then saves the cursors file
+    /// without the output's name.
     pub fn leave(self) -> u64 {
         either!(self, cursor => cursor.leave())
     }

@@ -2,7 +2,7 @@
 //! docs/internals/spool-format.md.
 //!
 //! Two slots are written in turn, so that one is whole whatever happens to the other. Only the
-//! writer thread writes the file.
+//! upkeep writes the file.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -194,6 +194,8 @@ impl Contents {
         slot[44..48].copy_from_slice(&count(holes.len()));
         let crc = crc32c::crc32c(&slot);
         slot.extend(crc.to_le_bytes());
+        // Once for each save: a longer slot would overwrite the other one, which may be the newest.
+        assert!(slot.len() <= SLOT, "a slot has {} bytes", slot.len());
         slot
     }
 }
@@ -308,7 +310,7 @@ pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     Ok((found, generations.last().copied().unwrap_or(0)))
 }
 
-/// The cursors file as the writer thread uses it, to save how far each output has got.
+/// The cursors file as the upkeep uses it, to save how far each output has got.
 ///
 /// The file has two slots, and each write goes into the older slot. After a failed write or sync it
 /// is not known what the file contains. The next write therefore makes a new file, with both slots,

@@ -113,7 +113,7 @@ fn quarantine_bytes(capacity: u64) -> u64 {
 /// and do not wait until the disk answers.
 const HANGS: Duration = Duration::from_secs(5);
 
-/// The longest time that the queue waits for the writer thread when it closes, because the disk may
+/// The longest time that the queue waits for its two threads when it closes, because the disk may
 /// not answer.
 const CLOSING: Duration = Duration::from_secs(3);
 
@@ -411,7 +411,7 @@ impl Queue {
         self.shared.lock().writing.health.fault()
     }
 
-    /// Waits until the writer thread has panicked, and returns a message that says so.
+    /// Waits until one of the two threads has panicked, and returns a message that says so.
     ///
     /// # Cancel safety
     ///
@@ -466,7 +466,7 @@ impl Queue {
         }
     }
 
-    /// Adds the cursor, and asks the writer to save the cursors file. The output has joined when
+    /// Adds the cursor, and asks the upkeep to save the cursors file. The output has joined when
     /// the cursors file is saved.
     fn begin_to_join(&self, output: Output) -> Result<Joining, JoinError> {
         let mut state = self.shared.lock();
@@ -597,8 +597,8 @@ impl Queue {
         self.shared.wakes.progress.notify_waiters();
     }
 
-    /// Closes the queue: it takes no more batches. Waits until the writer thread has saved the
-    /// cursors file and ended, but at most for the time [`CLOSING`].
+    /// Closes the queue: it takes no more batches. Waits until the cursors file is saved and both
+    /// threads have ended, but at most for the time [`CLOSING`].
     pub async fn close(&self) {
         self.shared.lock().writing.closed = true;
         self.shared.wake();

@@ -95,8 +95,8 @@ impl Spare {
 /// nobody would notice.
 #[derive(Debug, Default)]
 pub(super) struct Accounting {
-    /// The number of bytes of all files in `segments/`, including reserved bytes that are not
-    /// written yet.
+    /// The number of bytes of all files in `segments/` and `spare/`, including reserved bytes that
+    /// are not written yet.
     files: u64,
     /// The part of `files` for large request bodies, in bytes. It counts the files of the bodies
     /// that are arriving, and of those that wait to become segments.
@@ -162,8 +162,8 @@ impl Accounting {
         self.files
     }
 
-    /// Returns the number of bytes of all files in `segments/`, plus the bytes of the segments that
-    /// are planned for batches and not made yet.
+    /// Returns [`Accounting::files`], plus the bytes of the segments that are planned for batches
+    /// and not made yet.
     pub(super) fn taken(&self) -> u64 {
         self.files + self.reserved_new
     }
@@ -180,7 +180,7 @@ impl Accounting {
         self.reserved_new
     }
 
-    /// Returns the segments that were removed from the log and that the writer has not tried to
+    /// Returns the segments that were removed from the log and that the upkeep has not tried to
     /// delete yet.
     pub(super) fn pending_delete(&self) -> &[Removed] {
         &self.pending_delete
@@ -429,7 +429,7 @@ impl Accounting {
         }
     }
 
-    /// Returns the greatest number of bytes that the files in `segments/` may take. This is
+    /// Returns the greatest number of bytes that [`Accounting::files`] may become. This is
     /// `usable`, the limit of today. A higher limit from before a change of `queue.max_bytes` is
     /// returned as long as segments that were planned under it are not made yet.
     pub(super) fn limit(&self, usable: u64) -> u64 {

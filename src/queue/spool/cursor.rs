@@ -841,9 +841,9 @@ impl Shared {
     }
 
     /// Updates the spool after events of a cursor became final or were dropped. Marks the cursors
-    /// file as out of date, and wakes the writer if there is something to save or delete. Also
-    /// wakes the tasks that wait for progress. Callers must call this after a claim was
-    /// acknowledged, or was dropped because all its events are missing.
+    /// file as out of date, and wakes the upkeep if there is something to save or delete, the
+    /// writer if it may end the active segment, and the tasks that wait for progress. Callers must
+    /// call this after a claim was acknowledged, or was dropped because all its events are missing.
     fn settled(&self, state: &mut SpoolState, index: usize) {
         let cursor = &mut state.log.cursors[index];
         cursor.claims.forget_done();

@@ -8,7 +8,7 @@
 //! crash at any moment therefore leaves all of the body in the log, or nothing.
 //!
 //! The bytes of the file count in `queue.max_bytes` from the moment when they are reserved, which
-//! is before they are written. An incoming body that is dropped leaves its file to the writer,
+//! is before they are written. An incoming body that is dropped leaves its file to the upkeep,
 //! which deletes it.
 //!
 //! All methods wait for the disk; they are for threads that may block.
@@ -134,7 +134,7 @@ pub(super) enum Room {
     /// The queue has room: the bytes are reserved for this request body, and no other body or batch
     /// can use them.
     Reserved,
-    /// The queue has no room until its writer has deleted segments. The caller has to try again
+    /// The queue has no room until the upkeep has deleted segments. The caller has to try again
     /// after that.
     Later,
     /// The queue is full, and `when_full` is `"drop_newest"`: the events of the request body are

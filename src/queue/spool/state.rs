@@ -411,7 +411,7 @@ impl SpoolState {
         index
     }
 
-    /// Removes the cursor of an output that leaves, together with its claims, and asks the writer
+    /// Removes the cursor of an output that leaves, together with its claims, and asks the upkeep
     /// to save the cursors file. Returns the removed cursor.
     pub(super) fn remove_cursor(&mut self, index: usize) -> CursorState {
         let cursor = self.log.cursors.remove(index);

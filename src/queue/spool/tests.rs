@@ -3,14 +3,22 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
+use futures_util::FutureExt;
+
+use super::cursor::Cursor;
 use super::upkeep::Chore;
 use super::writer::Step;
 use super::writer::Writer;
 use super::*;
+use crate::audit::LevelCounts;
 use crate::config;
 use crate::position::Position;
+use crate::queue::contract::Disposition;
+use crate::queue::contract::Take;
 use crate::queue::tests::Counts;
 use crate::queue::tests::outputs;
+use crate::queue::tests::simulated_disk::SimulatedDisk;
 use crate::queue::tests::value;
 use crate::queue::tests::values;
 use crate::tests::Failing;
@@ -23,6 +31,8 @@ mod damage;
 mod optional;
 mod simulation;
 mod threads;
+
+const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 
 /// The next action of the writer's thread or of the upkeep's thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +58,79 @@ impl Work {
         match self {
             Self::Step(step) => writer.perform(step),
             Self::Chore(chore) => writer.keep_up(chore),
+        }
+    }
+}
+
+/// A queue on one thread, on a disk that does what the test says.
+struct Scene {
+    disk: SimulatedDisk,
+    queue: Queue,
+    writer: Writer,
+    cursors: Vec<Cursor>,
+    counts: Vec<Counts>,
+    telemetry: Telemetry,
+    /// The number of events that were stored.
+    sent: u64,
+}
+
+impl Scene {
+    /// Opens the queue with these outputs, each of which is required or not. `change` changes the
+    /// last one.
+    fn open(
+        disk: SimulatedDisk,
+        config: &config::Queue,
+        outputs: &[(&str, bool)],
+        change: impl FnOnce(&mut Output),
+    ) -> Self {
+        let telemetry = Telemetry::new();
+        let counts: Vec<_> = outputs.iter().map(|_| Counts::default()).collect();
+        let output = |(counts, (name, required)): (&Counts, &(&str, bool))| {
+            counts.output(&telemetry, name, *required)
+        };
+        let mut outputs: Vec<_> = counts.iter().zip(outputs).map(output).collect();
+        change(outputs.last_mut().expect("one at least"));
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let opened = recovery::open(shared, Path::new("spool"), config, &telemetry, &outputs);
+        let (queue, cursors, writer) = opened.expect("the disk is well");
+        Self { disk, queue, writer, cursors, counts, telemetry, sent: 0 }
+    }
+
+    fn work(&mut self, work: impl Into<Work>) {
+        work.into().perform(&mut self.writer);
+    }
+
+    fn append(&mut self, events: u64, bytes: usize) -> Result<Ticket, Refused> {
+        let mut lines = Vec::new();
+        (0..events).for_each(|event| write_line(self.sent + event, bytes, &mut lines));
+        let (lines, levels) = (Bytes::from(lines), LevelCounts::default());
+        self.queue.append(Append { lines, events, levels })
+    }
+
+    /// Appends one event of this many bytes and writes it. Returns the answer to its sender.
+    fn send(&mut self, bytes: usize) -> Result<(), Refused> {
+        let mut ticket = self.append(1, bytes)?;
+        self.work(Step::Commit);
+        let answer = ticket.acknowledged().now_or_never().expect("it is told");
+        self.sent += u64::from(answer.is_ok());
+        answer
+    }
+
+    /// Lets the first output take and finish everything that there is.
+    fn deliver(&mut self) {
+        self.deliver_to(0);
+        assert_eq!(self.counts[0].delivered(), self.sent);
+    }
+
+    fn deliver_to(&mut self, output: usize) {
+        let cursor = &mut self.cursors[output];
+        loop {
+            while let Some(batch) = cursor.next(ALL) {
+                cursor.acknowledge(batch.claim, Disposition::default());
+            }
+            let Some(job) = cursor.job(false) else { break };
+            let loaded = self.queue.shared.read(&job).expect("the disk is well");
+            cursor.take_in(job.epoch, loaded);
         }
     }
 }

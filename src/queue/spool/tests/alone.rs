@@ -1,76 +1,19 @@
 //! Promises of the durable queue that need a scene of their own, on a disk that does what the test
 //! says.
 
-use bytes::Bytes;
-use futures_util::FutureExt;
 use rustix::io::Errno;
 
-use super::super::cursor::Cursor;
 use super::*;
-use crate::audit::LevelCounts;
-use crate::queue::contract::Disposition;
 use crate::queue::contract::Redelivery;
-use crate::queue::contract::Take;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::SPARES;
 use crate::queue::segment;
 use crate::queue::tests::simulated_disk::Operation;
-use crate::queue::tests::simulated_disk::SimulatedDisk;
-
-const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
-
-/// A queue with one output, on one thread.
-struct Scene {
-    disk: SimulatedDisk,
-    queue: Queue,
-    writer: Writer,
-    cursor: Cursor,
-    counts: Counts,
-    telemetry: Telemetry,
-    sent: u64,
-}
 
 impl Scene {
-    fn new(config: &config::Queue) -> Self {
-        Self::on(SimulatedDisk::new(1), config)
-    }
-
-    fn on(disk: SimulatedDisk, config: &config::Queue) -> Self {
-        let (telemetry, counts) = (Telemetry::new(), Counts::default());
-        let outputs = [counts.output(&telemetry, "o", true)];
-        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-        let opened = recovery::open(shared, Path::new("spool"), config, &telemetry, &outputs);
-        let (queue, mut cursors, writer) = opened.expect("the disk is well");
-        let cursor = cursors.pop().expect("one");
-        Self { disk, queue, writer, cursor, counts, telemetry, sent: 0 }
-    }
-
-    fn append(&mut self, events: u64, bytes: usize) -> Result<Ticket, Refused> {
-        let mut lines = Vec::new();
-        (0..events).for_each(|event| write_line(self.sent + event, bytes, &mut lines));
-        let append = Append { lines: Bytes::from(lines), events, levels: LevelCounts::default() };
-        self.queue.append(append)
-    }
-
-    /// Appends one event of this many bytes and writes it. Returns the answer to its sender.
-    fn send(&mut self, bytes: usize) -> Result<(), Refused> {
-        let mut ticket = self.append(1, bytes)?;
-        self.writer.perform(Step::Commit);
-        let answer = ticket.acknowledged().now_or_never().expect("it is told");
-        self.sent += u64::from(answer.is_ok());
-        answer
-    }
-
-    /// Takes and finishes everything that there is.
-    fn deliver(&mut self) {
-        loop {
-            while let Some(batch) = self.cursor.next(ALL) {
-                self.cursor.acknowledge(batch.claim, Disposition::default());
-            }
-            let Some(job) = self.cursor.job(false) else { break };
-            let loaded = self.queue.shared.read(&job).expect("the disk is well");
-            self.cursor.take_in(job.epoch, loaded);
-        }
+    /// Opens a queue with one output.
+    fn alone(config: &config::Queue) -> Self {
+        Self::open(SimulatedDisk::new(1), config, &[("o", true)], |_| {})
     }
 
     fn segments(&self) -> Vec<String> {
@@ -91,7 +34,7 @@ impl Scene {
 
 #[test]
 fn a_ticket_that_was_refused_stays_refused_however_often_it_is_asked() {
-    let mut scene = Scene::new(&settings(1 << 20, 64 << 10, WhenFull::Reject));
+    let mut scene = Scene::alone(&settings(1 << 20, 64 << 10, WhenFull::Reject));
     assert_eq!(scene.send(100), Ok(()));
     let mut ticket = scene.append(1, 100).expect("there is room");
     scene.disk.fail(Operation::Sync, 0, Errno::IO);
@@ -108,8 +51,8 @@ fn a_ticket_that_was_refused_stays_refused_however_often_it_is_asked() {
 #[test]
 fn a_full_queue_gives_up_few_of_the_segments_that_are_kept() {
     for has_time in [false, true] {
-        let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
-        scene.cursor.keep(Duration::from_secs(3600));
+        let mut scene = Scene::alone(&settings(512 << 10, 32 << 10, WhenFull::Reject));
+        scene.cursors[0].keep(Duration::from_secs(3600));
         let (mut kept, mut spares) = (Vec::new(), Vec::new());
         for _ in 0..60 {
             scene.fill_segment();
@@ -121,7 +64,7 @@ fn a_full_queue_gives_up_few_of_the_segments_that_are_kept() {
             kept.push(scene.segments().len());
             spares.push(scene.disk.list(SPARES).expect("no fault is set").len());
         }
-        assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
+        assert_eq!((scene.counts[0].delivered(), scene.counts[0].lost()), (scene.sent, 0));
         let most = kept.iter().max().expect("there are some");
         assert!(*most > 10 && kept[30..].iter().all(|count| count + 1 >= *most), "{kept:?}");
         let ready = usize::from(has_time);
@@ -134,7 +77,7 @@ fn a_full_queue_gives_up_few_of_the_segments_that_are_kept() {
 /// for it; it must be deleted as soon as that works.
 #[test]
 fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
-    let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
+    let mut scene = Scene::alone(&settings(512 << 10, 32 << 10, WhenFull::Reject));
     scene.fill_segment();
     scene.fill_segment();
     let stuck = segment::file_name(Position::new(0));
@@ -153,18 +96,18 @@ fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
     scene.writer.keep_up(Chore::Reclaim);
     let segments = scene.segments();
     assert!(segments.contains(&stuck) && segments.len() == 2, "{segments:?}");
-    assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
+    assert_eq!((scene.counts[0].delivered(), scene.counts[0].lost()), (scene.sent, 0));
 
     // The next start finds the file that can't be deleted, and is not stopped by it.
     scene.writer.end();
     let (disk, config) = (scene.disk, settings(512 << 10, 32 << 10, WhenFull::Reject));
-    let mut scene = Scene::on(disk, &config);
-    assert_eq!(scene.counts.start(), 0.0, "all of it was delivered");
+    let mut scene = Scene::open(disk, &config, &[("o", true)], |_| {});
+    assert_eq!(scene.counts[0].start(), 0.0, "all of it was delivered");
     scene.fill_segment();
     scene.deliver();
     scene.writer.keep_up(Chore::Reclaim);
     assert!(scene.segments().contains(&stuck));
-    assert_eq!(scene.counts.lost(), 0);
+    assert_eq!(scene.counts[0].lost(), 0);
 
     // Later the file can be deleted again.
     scene.disk.calm();
@@ -179,7 +122,7 @@ fn a_segment_that_cannot_be_deleted_keeps_no_other_one_and_no_sender_waiting() {
 
 #[test]
 fn a_full_queue_with_a_stuck_segment_says_full_and_not_that_the_disk_fails() {
-    let mut scene = Scene::new(&settings(256 << 10, 32 << 10, WhenFull::Reject));
+    let mut scene = Scene::alone(&settings(256 << 10, 32 << 10, WhenFull::Reject));
     scene.fill_segment();
     scene.fill_segment();
     scene.disk.undeletable(&segment::file_name(Position::new(0)));
@@ -198,7 +141,7 @@ fn a_full_queue_with_a_stuck_segment_says_full_and_not_that_the_disk_fails() {
 
 #[test]
 fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one() {
-    let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
+    let mut scene = Scene::alone(&settings(512 << 10, 32 << 10, WhenFull::Reject));
     scene.fill_segment();
     scene.deliver();
     // The first group of the next segment can't be synced. The segment stays empty, and its file is
@@ -229,7 +172,7 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
         scene.writer.keep_up(Chore::Reclaim);
     }
     scene.deliver();
-    assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
+    assert_eq!((scene.counts[0].delivered(), scene.counts[0].lost()), (scene.sent, 0));
 }
 
 /// Returns the names of the spare files.
@@ -242,7 +185,7 @@ fn spares(scene: &Scene) -> Vec<String> {
 /// end no file may be left that holds no event.
 #[test]
 fn files_of_finished_segments_are_used_again() {
-    let mut scene = Scene::new(&settings(1 << 20, 32 << 10, WhenFull::Reject));
+    let mut scene = Scene::alone(&settings(1 << 20, 32 << 10, WhenFull::Reject));
     let keep_up = |scene: &mut Scene| {
         for chore in [Chore::Prepare, Chore::Cut, Chore::Save, Chore::Reclaim] {
             let is_due = chore != Chore::Prepare || {
@@ -271,7 +214,7 @@ fn files_of_finished_segments_are_used_again() {
         assert!(state.log.segments.back().is_some_and(|last| last.reused), "round {round}");
     }
     assert_eq!(scene.disk.count(Operation::Create), made, "no file was made");
-    assert_eq!((scene.counts.delivered(), scene.counts.lost()), (scene.sent, 0));
+    assert_eq!((scene.counts[0].delivered(), scene.counts[0].lost()), (scene.sent, 0));
     let held = scene.queue.held().0;
     assert!(held < (64 << 10) + cursors::BYTES, "{held}: spare files hold no events");
     scene.writer.end();
@@ -284,7 +227,7 @@ fn files_of_finished_segments_are_used_again() {
 /// deleted, and what the reader has open must stay as it was, however many segments follow.
 #[test]
 fn a_segment_that_somebody_reads_is_deleted_and_its_contents_stay() {
-    let mut scene = Scene::new(&settings(1 << 20, 32 << 10, WhenFull::Reject));
+    let mut scene = Scene::alone(&settings(1 << 20, 32 << 10, WhenFull::Reject));
     scene.fill_segment();
     scene.fill_segment();
     let name = scene.segments().first().expect("one").clone();
@@ -305,34 +248,34 @@ fn a_segment_that_somebody_reads_is_deleted_and_its_contents_stay() {
 
 #[test]
 fn a_part_of_a_claim_gets_nothing_of_the_rest() {
-    let mut scene = Scene::new(&settings(1 << 20, 64 << 10, WhenFull::Reject));
+    let mut scene = Scene::alone(&settings(1 << 20, 64 << 10, WhenFull::Reject));
     let mut ticket = scene.append(10, 200).expect("there is room");
     scene.writer.perform(Step::Commit);
     assert_eq!(ticket.acknowledged().now_or_never(), Some(Ok(())));
     scene.sent = 10;
-    let whole = scene.cursor.next(ALL).expect("ten events").claim;
-    scene.cursor.release(whole);
+    let whole = scene.cursors[0].next(ALL).expect("ten events").claim;
+    scene.cursors[0].release(whole);
     // Later events take the claim's place in memory.
     for _ in 0..8 {
         assert_eq!(scene.send(5000), Ok(()));
     }
-    assert!(matches!(scene.cursor.redeliver(whole), Redelivery::NotYet), "it has to be read");
-    let job = scene.cursor.job(false).expect("to read all of it");
+    assert!(matches!(scene.cursors[0].redeliver(whole), Redelivery::NotYet), "it has to be read");
+    let job = scene.cursors[0].job(false).expect("to read all of it");
     let loaded = scene.queue.shared.read(&job).expect("the disk is well");
     // While the claim is being read, it is split, and its second half is asked for.
-    let (left, right) = scene.cursor.split(whole).expect("two halves");
-    assert!(matches!(scene.cursor.redeliver(right), Redelivery::NotYet));
-    scene.cursor.take_in(job.epoch, loaded);
+    let (left, right) = scene.cursors[0].split(whole).expect("two halves");
+    assert!(matches!(scene.cursors[0].redeliver(right), Redelivery::NotYet));
+    scene.cursors[0].take_in(job.epoch, loaded);
     for half in [right, left] {
         let batch = loop {
-            match scene.cursor.redeliver(half) {
+            match scene.cursors[0].redeliver(half) {
                 Redelivery::Batch(batch) => break batch,
                 Redelivery::Gone => panic!("it was not dropped"),
                 Redelivery::NotYet => {}
             }
-            let job = scene.cursor.job(false).expect("it is to be read");
+            let job = scene.cursors[0].job(false).expect("it is to be read");
             let loaded = scene.queue.shared.read(&job).expect("the disk is well");
-            scene.cursor.take_in(job.epoch, loaded);
+            scene.cursors[0].take_in(job.epoch, loaded);
         };
         let mut wanted = Vec::new();
         half.numbers().for_each(|number| write_line(number, 200, &mut wanted));

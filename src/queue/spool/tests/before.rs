@@ -1,17 +1,10 @@
 //! Events that an output has received and that are still in the files: they are found after a
 //! crash, within the time that is asked for, and reading them costs nobody else anything.
 
-use bytes::Bytes;
-
 use super::super::before::Before;
-use super::super::cursor::Cursor;
 use super::*;
-use crate::audit::LevelCounts;
-use crate::queue::contract::Disposition;
 use crate::queue::contract::Origin;
-use crate::queue::contract::Take;
 use crate::queue::segment;
-use crate::queue::tests::simulated_disk::SimulatedDisk;
 
 const ALWAYS: Duration = Duration::MAX;
 

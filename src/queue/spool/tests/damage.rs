@@ -10,14 +10,10 @@ use std::collections::BTreeSet;
 
 use fastrand::Rng;
 
-use super::super::cursor::Cursor;
 use super::*;
-use crate::audit::LevelCounts;
 use crate::queue::contract::Batch;
 use crate::queue::contract::Claim;
-use crate::queue::contract::Disposition;
 use crate::queue::contract::Redelivery;
-use crate::queue::contract::Take;
 use crate::queue::disk::Access;
 use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
@@ -27,9 +23,6 @@ use crate::queue::segment::Check;
 use crate::queue::segment::Found;
 use crate::queue::segment::Scan;
 use crate::queue::segment::Seed;
-use crate::queue::tests::simulated_disk::SimulatedDisk;
-
-const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 
 /// Returns a disk with the same files, all synced.
 fn copy(disk: &SimulatedDisk) -> SimulatedDisk {

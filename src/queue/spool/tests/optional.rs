@@ -1,87 +1,21 @@
 //! Optional outputs, and outputs that join, in cases where the simulation lets the queue choose.
 //! Here the queue must do all that it can.
 
-use bytes::Bytes;
-
-use super::super::cursor::Cursor;
 use super::*;
-use crate::audit::LevelCounts;
 use crate::queue::contract::Claim;
-use crate::queue::contract::Disposition;
-use crate::queue::contract::Take;
-use crate::queue::tests::simulated_disk::SimulatedDisk;
 
-const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
+/// A queue with a required output and an optional one.
+fn scene(config: &config::Queue) -> Scene {
+    scene_with(config, |_| {})
+}
 
-/// A queue on one thread with two outputs, one required and one optional.
-struct Scene {
-    disk: SimulatedDisk,
-    queue: Queue,
-    writer: Writer,
-    /// The cursors of the required output and of the optional one.
-    cursors: [Cursor; 2],
-    counts: [Counts; 2],
-    telemetry: Telemetry,
-    sent: u64,
+/// `change` changes the optional output.
+fn scene_with(config: &config::Queue, change: impl FnOnce(&mut Output)) -> Scene {
+    let outputs = [("required", true), ("optional", false)];
+    Scene::open(SimulatedDisk::new(1), config, &outputs, change)
 }
 
 impl Scene {
-    fn new(config: &config::Queue) -> Self {
-        Self::with(config, |_| {})
-    }
-
-    /// Makes the queue. `change` changes the optional output.
-    fn with(config: &config::Queue, change: impl FnOnce(&mut Output)) -> Self {
-        let (disk, telemetry) = (SimulatedDisk::new(1), Telemetry::new());
-        let counts = [Counts::default(), Counts::default()];
-        let mut outputs = [
-            counts[0].output(&telemetry, "required", true),
-            counts[1].output(&telemetry, "optional", false),
-        ];
-        change(&mut outputs[1]);
-        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-        let opened = recovery::open(shared, Path::new("spool"), config, &telemetry, &outputs);
-        let (queue, cursors, writer) = opened.expect("nothing is there yet");
-        let cursors = <[Cursor; 2]>::try_from(cursors).ok().expect("two");
-        Self { disk, queue, writer, cursors, counts, telemetry, sent: 0 }
-    }
-
-    fn work(&mut self, work: impl Into<Work>) {
-        work.into().perform(&mut self.writer);
-    }
-
-    /// Sends one event of this many bytes. Returns the answer to its sender.
-    fn send(&mut self, bytes: usize) -> Result<(), Refused> {
-        let mut lines = Vec::new();
-        write_line(self.sent, bytes, &mut lines);
-        let lines = Bytes::from(lines);
-        let append = Append { lines, events: 1, levels: LevelCounts::default() };
-        let mut ticket = self.queue.append(append)?;
-        self.work(Step::Commit);
-        let answer = ticket.done.as_mut().expect("it waits").try_recv().expect("it is told");
-        self.sent += u64::from(answer.is_ok());
-        ticket.place = None;
-        answer
-    }
-
-    /// Lets the required output take and finish everything that there is.
-    fn deliver(&mut self) {
-        self.deliver_to(0);
-        assert_eq!(self.counts[0].delivered(), self.sent);
-    }
-
-    fn deliver_to(&mut self, output: usize) {
-        let cursor = &mut self.cursors[output];
-        loop {
-            while let Some(batch) = cursor.next(ALL) {
-                cursor.acknowledge(batch.claim, Disposition::default());
-            }
-            let Some(job) = cursor.job(false) else { break };
-            let loaded = self.queue.shared.read(&job).expect("the disk is well");
-            cursor.take_in(job.epoch, loaded);
-        }
-    }
-
     /// Lets the optional output take a claim, which its consumer never acknowledges.
     fn hang(&mut self) -> Claim {
         self.cursors[1].next(ALL).expect("it is in memory").claim
@@ -95,7 +29,7 @@ impl Scene {
         };
         assert_eq!(backlog("required"), Some(0));
         let kept = backlog("optional").expect("it is here");
-        let [required, optional] = &self.counts;
+        let [required, optional] = &self.counts[..] else { panic!("two") };
         assert_eq!(
             (required.lost(), self.sent),
             (0, optional.delivered() + optional.lost() + kept)
@@ -111,7 +45,7 @@ impl Scene {
 #[test]
 fn nobody_is_refused_while_an_optional_output_has_what_could_go() {
     for when_full in [WhenFull::Reject, WhenFull::DropNewest, WhenFull::DropOldest] {
-        let mut scene = Scene::new(&settings(512 << 10, 32 << 10, when_full));
+        let mut scene = scene(&settings(512 << 10, 32 << 10, when_full));
         assert_eq!(scene.send(5000), Ok(()));
         let hanging = scene.hang();
         for number in 0..500 {
@@ -135,7 +69,7 @@ fn nobody_is_refused_while_an_optional_output_has_what_could_go() {
 fn what_no_required_output_needs_does_not_count_as_full() {
     let (limit, segment) = (2 << 20, 64 << 10);
     for case in ["optional output", "evidence", "deduplicate"] {
-        let mut scene = Scene::with(&settings(limit, segment, WhenFull::Reject), |output| {
+        let mut scene = scene_with(&settings(limit, segment, WhenFull::Reject), |output| {
             output.recorder = (case == "evidence").then_some(Position::START);
         });
         if case == "deduplicate" {
@@ -177,7 +111,7 @@ fn what_no_required_output_needs_does_not_count_as_full() {
 /// ever.
 #[test]
 fn a_few_events_that_wait_in_a_large_segment_are_few_bytes() {
-    let mut scene = Scene::new(&settings(4 << 20, 1 << 20, WhenFull::Reject));
+    let mut scene = scene(&settings(4 << 20, 1 << 20, WhenFull::Reject));
     for _ in 0..100 {
         assert_eq!(scene.send(4000), Ok(()));
     }
@@ -193,7 +127,7 @@ fn a_few_events_that_wait_in_a_large_segment_are_few_bytes() {
 
 #[test]
 fn a_disk_that_is_smaller_than_the_queue_may_use_takes_from_the_optional_output_first() {
-    let mut scene = Scene::new(&settings(1 << 20, 32 << 10, WhenFull::Reject));
+    let mut scene = scene(&settings(1 << 20, 32 << 10, WhenFull::Reject));
     scene.disk.capacity(400 << 10);
     for number in 0..200 {
         assert_eq!(scene.send(5000), Ok(()), "batch {number}");
@@ -206,7 +140,7 @@ fn a_disk_that_is_smaller_than_the_queue_may_use_takes_from_the_optional_output_
 
 #[test]
 fn the_segment_that_is_written_to_makes_room_too_whoever_hangs() {
-    let mut scene = Scene::new(&settings(256 << 10, 64 << 10, WhenFull::Reject));
+    let mut scene = scene(&settings(256 << 10, 64 << 10, WhenFull::Reject));
     for number in 0..20 {
         // The body is as large as a body may be. Two such bodies never fit into the queue together.
         let bytes = 128 << 10;
@@ -223,7 +157,7 @@ fn the_segment_that_is_written_to_makes_room_too_whoever_hangs() {
 
 #[test]
 fn a_smaller_queue_drops_nothing_and_keeps_to_what_it_has_planned() {
-    let mut scene = Scene::new(&settings(1 << 20, 64 << 10, WhenFull::Reject));
+    let mut scene = scene(&settings(1 << 20, 64 << 10, WhenFull::Reject));
     for _ in 0..80 {
         assert_eq!(scene.send(8000), Ok(()));
     }
@@ -248,7 +182,7 @@ fn a_smaller_queue_drops_nothing_and_keeps_to_what_it_has_planned() {
 
 #[tokio::test(start_paused = true)]
 async fn who_is_not_saved_in_time_has_not_joined() {
-    let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
+    let mut scene = scene(&settings(512 << 10, 32 << 10, WhenFull::Reject));
     let (queue, counts) = (scene.queue.clone(), Counts::default());
     let guest = counts.output(&scene.telemetry, "guest", true);
     // Nobody does the writer's work, so joining takes too long.
@@ -280,30 +214,14 @@ async fn who_is_not_saved_in_time_has_not_joined() {
 }
 
 #[test]
-fn one_that_joined_for_nothing_has_lost_nothing() {
-    let mut scene = Scene::new(&settings(512 << 10, 32 << 10, WhenFull::Reject));
-    let counts = Counts::default();
-    let guest = counts.output(&scene.telemetry, "guest", true);
-    assert_eq!(scene.send(5000), Ok(()));
-    let joining = scene.queue.begin_to_join(guest.clone()).expect("its name is free");
-    scene.work(Chore::Save);
-    let undone = crate::queue::Cursor::Spool(joining.end().expect("it has joined"));
-    assert_eq!(scene.send(5000), Ok(()));
-    undone.leave_uncounted();
-    assert_eq!((counts.lost(), counts.start()), (0, -2.0), "it adds up to 0");
-    let again = scene.queue.begin_to_join(guest);
-    assert_eq!((again.is_ok(), counts.start(), counts.lost()), (true, -2.0, 0));
-}
-
-#[test]
 fn drop_oldest_drops_the_oldest_also_from_the_wire_of_an_optional_output() {
-    let mut scene = Scene::new(&settings(256 << 10, 32 << 10, WhenFull::DropOldest));
+    let mut scene = scene(&settings(256 << 10, 32 << 10, WhenFull::DropOldest));
     assert_eq!(scene.send(5000), Ok(()));
     let hanging = scene.hang();
     for number in 0..100 {
         assert_eq!(scene.send(5000), Ok(()), "batch {number}: nobody delivers anything");
     }
-    let [required, optional] = &scene.counts;
+    let [required, optional] = &scene.counts[..] else { panic!("two") };
     assert!((50..100).contains(&required.lost()), "{}", required.lost());
     assert_eq!(optional.lost(), required.lost(), "both lose the same: the oldest");
     let lost = optional.lost();

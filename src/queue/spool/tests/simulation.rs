@@ -18,24 +18,20 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use fastrand::Rng;
 use rustix::io::Errno;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::super::cursor::Cursor;
 use super::super::incoming::Incoming;
 use super::super::incoming::Room;
 use super::super::load::Job;
 use super::super::load::Loaded;
 use super::*;
-use crate::audit::LevelCounts;
 use crate::queue;
 use crate::queue::claims::Stage;
 use crate::queue::contract::Batch;
 use crate::queue::contract::Claim;
 use crate::queue::contract::Redelivery;
-use crate::queue::contract::Take;
 use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::SPARES;
@@ -44,12 +40,9 @@ use crate::queue::outputs::signed;
 use crate::queue::segment;
 use crate::queue::segment::RecordHeader;
 use crate::queue::tests::simulated_disk::Operation;
-use crate::queue::tests::simulated_disk::SimulatedDisk;
 
 /// The names that outputs may have.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
-
-const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 
 /// The likelihoods and settings of one simulation.
 #[derive(Debug, Clone)]

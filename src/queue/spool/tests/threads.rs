@@ -5,12 +5,8 @@ use std::sync::atomic::AtomicUsize;
 
 use tokio::task::JoinSet;
 
-use super::super::cursor::Cursor;
 use super::*;
-use crate::audit::LevelCounts;
-use crate::queue::contract::Disposition;
 use crate::queue::contract::Redelivery;
-use crate::queue::contract::Take;
 use crate::queue::outputs::signed;
 
 const SENDERS: usize = 64;
