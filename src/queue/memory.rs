@@ -317,6 +317,15 @@ impl MemoryState {
         true
     }
 
+    /// Adds a record at the end. There must be room for it.
+    fn push(&mut self, record: Record) {
+        self.next += record.events;
+        self.bytes += record.weight();
+        // One comparison for each batch: the limit of the memory that the queue takes.
+        assert!(self.bytes <= self.capacity, "{} of {} bytes", self.bytes, self.capacity);
+        self.records.push_back(record);
+    }
+
     /// Removes the record with this index, and returns it. `None` if there is no such record.
     fn remove(&mut self, index: usize) -> Option<Record> {
         let record = self.records.remove(index)?;
@@ -648,11 +657,7 @@ impl Queue {
                 }
             }
         };
-        state.next += record.events;
-        state.bytes += record.weight();
-        // One comparison for each batch: the limit of the memory that the queue takes.
-        assert!(state.bytes <= state.capacity, "{} of {} bytes", state.bytes, state.capacity);
-        state.records.push_back(record);
+        state.push(record);
         for (_, cursor) in &state.cursors {
             cursor.readable.notify_one();
         }

@@ -425,14 +425,11 @@ impl SpoolState {
     pub(super) fn publish_incoming(&mut self, stored: &IncomingFile, events: u64) {
         let Self { log, writing } = self;
         let first = log.end;
-        let is_last = log.segments.back().is_none_or(|last| !last.active);
-        assert!(is_last, "the segment before a large body is ended");
-        log.end = LogOffset { position: first.position + events, byte: first.byte + stored.bytes };
-        log.accepted += events;
+        let end = LogOffset { position: first.position + events, byte: first.byte + stored.bytes };
         let last = stored.records.last();
-        log.segments.push_back(Segment {
+        log.begin_segment(Segment {
             first,
-            end: log.end,
+            end,
             offset: last.map_or(FIRST_RECORD, |it| it.offset + RECORD_HEADER + it.length),
             size: stored.size,
             seed: Seed::of(first.position),
@@ -443,6 +440,8 @@ impl SpoolState {
             active: false,
             ended: now(),
         });
+        log.end = end;
+        log.accepted += events;
         writing.accounting.adopt_incoming(stored.size);
         writing.accounting.published(0);
         writing.saving.is_dirty = true;
@@ -679,6 +678,28 @@ impl LogState {
                 adjoins
             });
         }
+    }
+
+    /// Adds a segment at the end of the log.
+    pub(super) fn begin_segment(&mut self, segment: Segment) {
+        // Once for each segment. Positions would otherwise be given twice, or to no event.
+        let (first, end) = (segment.first, self.end);
+        assert!(first == end, "{} does not begin at {}", first.position, end.position);
+        assert!(self.segments.back().is_none_or(|last| !last.active), "the last one is ended");
+        self.segments.push_back(segment);
+    }
+
+    /// Returns the offset in the active segment at which a group is to be written, and its place in
+    /// the log. `active`: the first position of the segment that the writer has open.
+    pub(super) fn place_for(&self, active: Position, group: &[Waiting]) -> (u64, LogOffset) {
+        // A few comparisons for each write and sync. A write elsewhere would destroy events.
+        let last = self.segments.back().filter(|last| last.active && last.first.position == active);
+        let last = last.expect("a group is written to the last segment");
+        let at = last.offset.next_multiple_of(BLOCK);
+        let needed = group.iter().map(Waiting::needed).sum::<u64>();
+        assert!(at + needed <= last.size, "{needed} bytes at {at} of {}", last.size);
+        assert!(last.end == self.end, "the log ends at {}", self.end.position);
+        (at, self.end)
     }
 
     /// Adds a record to the tail. Then moves the oldest records from the tail to `evicted` until

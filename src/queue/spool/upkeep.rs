@@ -348,9 +348,7 @@ impl Upkeep {
             return Err(error);
         }
         self.is_unnamed = false;
-        // Once for each save. Positions behind the end would be given again after a crash.
-        assert!(self.saved_end <= contents.end.position, "the log ends before {}", self.saved_end);
-        self.saved_end = contents.end.position;
+        self.note_end(contents.end.position);
         let mut state = self.shared.lock();
         state.log.holes.retain(|hole| hole.end > watermark);
         for (_, cursor) in &mut state.log.cursors {
@@ -362,6 +360,13 @@ impl Upkeep {
             self.shared.wakes.progress.notify_waiters();
         }
         Ok(())
+    }
+
+    /// Notes the end of the log that is now in the cursors file.
+    fn note_end(&mut self, end: Position) {
+        // Once for each save. Positions behind the end would be given again after a crash.
+        assert!(self.saved_end <= end, "the log ends at {end}, and before at {}", self.saved_end);
+        self.saved_end = end;
     }
 
     /// Deletes the files of segments that every output has finished, and of dropped segments.

@@ -361,24 +361,7 @@ impl Writer {
             return Err(io::Error::other("no segment is open"));
         };
         let seed = Seed::of(active.first);
-        let (mut at, mut place) = {
-            let state = self.shared.lock();
-            let Some(last) = state.log.segments.back() else {
-                return Err(io::Error::other("no segment is open"));
-            };
-            let at = last.offset.next_multiple_of(BLOCK);
-            // A few comparisons for each write and sync. A write elsewhere would destroy events.
-            let is_open = last.active && last.first.position == active.first;
-            assert!(is_open, "a group is written to the last segment, and not to {}", active.first);
-            let needed = group.iter().map(Waiting::needed).sum::<u64>();
-            assert!(at + needed <= last.size, "{needed} bytes at {at} of {} bytes", last.size);
-            assert!(
-                last.end == state.log.end,
-                "positions follow each other: {}",
-                last.end.position
-            );
-            (at, state.log.end)
-        };
+        let (mut at, mut place) = self.shared.lock().log.place_for(active.first, group);
         let (start, first) = (at, place.position);
         let mut records = Vec::with_capacity(group.len());
         for waiting in group {
@@ -570,11 +553,9 @@ impl Writer {
         };
         self.seal();
         let mut state = self.shared.lock();
-        // Once for each segment. Only this thread moves the end of the log.
-        assert!(state.log.end == end, "a segment begins where the log ends, at {}", end.position);
         state.writing.accounting.made(size);
         state.writing.chores.spare_failed = false;
-        state.log.segments.push_back(Segment {
+        state.log.begin_segment(Segment {
             first: end,
             end,
             offset: FIRST_RECORD,
