@@ -107,6 +107,14 @@ pub enum Queue {
 }
 
 impl Queue {
+    /// Returns the queue in files; `None` if the queue is in memory.
+    fn spool(&self) -> Option<&spool::Queue> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Spool(queue) => Some(queue),
+        }
+    }
+
     /// Opens the queue as the config says: in files if `queue.directory` is set, otherwise in
     /// memory. Returns the queue, and a cursor for each output, in the order of `outputs`.
     ///
@@ -223,29 +231,22 @@ impl Queue {
     /// Returns the queue's directory, and the position behind the last event of the queue. `None`
     /// if the queue is in memory.
     pub(crate) fn disk(&self) -> Option<(Arc<dyn disk::Disk>, Position)> {
-        match self {
-            Self::Memory(_) => None,
-            Self::Spool(queue) => Some(queue.disk()),
-        }
+        self.spool().map(spool::Queue::disk)
     }
 
     /// From now on, lines that are read from files are compared with those that came in. A line
     /// that is another one is not handed out, and counts as lost. A queue in memory reads no files.
     /// The second call does nothing.
     pub(crate) fn compare_with(&self, originals: Arc<dyn Originals>) {
-        match self {
-            Self::Memory(_) => {}
-            Self::Spool(queue) => queue.compare_with(originals),
+        if let Some(queue) = self.spool() {
+            queue.compare_with(originals);
         }
     }
 
     /// Returns for each output its name, and the first position that it has not finished. Empty if
     /// the queue is in memory.
     pub(crate) fn places(&self) -> Vec<(String, Position)> {
-        match self {
-            Self::Memory(_) => Vec::new(),
-            Self::Spool(queue) => queue.places(),
-        }
+        self.spool().map(spool::Queue::places).unwrap_or_default()
     }
 
     /// Returns `true` if the queue is in files, `false` if it is in memory.
@@ -259,10 +260,7 @@ impl Queue {
     /// memory.
     #[must_use]
     pub fn incoming(&self) -> Option<Incoming> {
-        match self {
-            Self::Memory(_) => None,
-            Self::Spool(queue) => Some(queue.incoming()),
-        }
+        self.spool().map(spool::Queue::incoming)
     }
 
     /// Appends a large request body as one batch. All lines of the body must already be written to
@@ -280,10 +278,8 @@ impl Queue {
         incoming: Incoming,
         levels: LevelCounts,
     ) -> Result<Ticket, Refused> {
-        match self {
-            Self::Memory(_) => Err(Refused::Disk),
-            Self::Spool(queue) => queue.append_incoming(incoming, levels).map(Ticket::Spool),
-        }
+        let queue = self.spool().ok_or(Refused::Disk)?;
+        queue.append_incoming(incoming, levels).map(Ticket::Spool)
     }
 
     /// Returns `true` while the queue counts as full. It counts as full from the first batch for
@@ -298,10 +294,7 @@ impl Queue {
     /// queue in memory.
     #[must_use]
     pub fn fault(&self) -> Option<String> {
-        match self {
-            Self::Memory(_) => None,
-            Self::Spool(queue) => queue.fault(),
-        }
+        self.spool().and_then(spool::Queue::fault)
     }
 
     /// Waits until the queue has failed permanently: it can store no batch until the process starts
@@ -312,9 +305,9 @@ impl Queue {
     ///
     /// Nothing is lost if the future is dropped.
     pub async fn failed(&self) -> String {
-        match self {
-            Self::Memory(_) => std::future::pending().await,
-            Self::Spool(queue) => queue.failed().await,
+        match self.spool() {
+            Some(queue) => queue.failed().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -375,9 +368,8 @@ impl Queue {
     /// Closes a queue in files: it takes no more batches, and its cursors file is saved. Does
     /// nothing to a queue in memory. Call this after the outputs have ended.
     pub async fn close(&self) {
-        match self {
-            Self::Memory(_) => {}
-            Self::Spool(queue) => queue.close().await,
+        if let Some(queue) = self.spool() {
+            queue.close().await;
         }
     }
 
@@ -485,6 +477,14 @@ pub enum Cursor {
 }
 
 impl Cursor {
+    /// Returns the cursor of a queue in files; `None` if the queue is in memory.
+    fn spool(&self) -> Option<&spool::Cursor> {
+        match self {
+            Self::Memory(_) => None,
+            Self::Spool(cursor) => Some(cursor),
+        }
+    }
+
     /// Waits until [`Cursor::next`] can return events. There is one other reason to return: the
     /// last call of [`Cursor::redeliver`] could not return lines because they must be read from a
     /// file, and these lines have now been read, or the claim has ended in the meantime.
@@ -504,10 +504,7 @@ impl Cursor {
     /// reader is empty, because finished events are not kept.
     #[must_use]
     pub fn before(&self, within: Duration) -> Before {
-        Before(match self {
-            Self::Memory(_) => None,
-            Self::Spool(cursor) => Some(cursor.before(within)),
-        })
+        Before(self.spool().map(|cursor| cursor.before(within)))
     }
 
     /// Claims the next events, which means that the output takes them to send. The claim has as
@@ -608,9 +605,8 @@ impl Cursor {
     /// Changes [`Output::keeps`]: how long segments are kept although all outputs have finished
     /// them. Does nothing for a queue in memory.
     pub fn keep(&self, keeps: Duration) {
-        match self {
-            Self::Memory(_) => {}
-            Self::Spool(cursor) => cursor.keep(keeps),
+        if let Some(cursor) = self.spool() {
+            cursor.keep(keeps);
         }
     }
 
@@ -619,9 +615,8 @@ impl Cursor {
     /// before, they may send an event that was kept back, so no event before `from` counts as sent
     /// any more ([`Cursor::before`]). A queue in memory keeps no finished events.
     pub fn select(&self, selection: u64, from: Position) {
-        match self {
-            Self::Memory(_) => {}
-            Self::Spool(cursor) => cursor.select(selection, from),
+        if let Some(cursor) = self.spool() {
+            cursor.select(selection, from);
         }
     }
 
@@ -637,20 +632,14 @@ impl Cursor {
     /// records the evidence calls this. Always 0 for a queue in memory.
     #[must_use]
     pub(crate) fn take_unplaced(&self) -> u64 {
-        match self {
-            Self::Memory(_) => 0,
-            Self::Spool(cursor) => cursor.take_unplaced(),
-        }
+        self.spool().map_or(0, spool::Cursor::take_unplaced)
     }
 
     /// Returns `true` if there is evidence, which needs to know what became of each event
     /// ([`Disposition::fates`]). Always `false` for a queue in memory.
     #[must_use]
     pub(crate) fn is_recorded(&self) -> bool {
-        match self {
-            Self::Memory(_) => false,
-            Self::Spool(cursor) => cursor.is_recorded(),
-        }
+        self.spool().is_some_and(spool::Cursor::is_recorded)
     }
 
     /// Waits until an output has finished events that [`Cursor::take_finished`] returns. Only the
@@ -660,10 +649,7 @@ impl Cursor {
     ///
     /// Nothing is lost if the future is dropped.
     pub(crate) fn finished(&self) -> impl Future<Output = ()> + Send + use<> {
-        let wakes = match self {
-            Self::Memory(_) => None,
-            Self::Spool(cursor) => cursor.finished(),
-        };
+        let wakes = self.spool().and_then(spool::Cursor::finished);
         async move {
             match wakes {
                 Some(wakes) => wakes.notified().await,
@@ -677,18 +663,14 @@ impl Cursor {
     /// that records the evidence calls this. Always empty for a queue in memory.
     #[must_use]
     pub(crate) fn take_finished(&self) -> Vec<Finished> {
-        match self {
-            Self::Memory(_) => Vec::new(),
-            Self::Spool(cursor) => cursor.take_finished(),
-        }
+        self.spool().map(spool::Cursor::take_finished).unwrap_or_default()
     }
 
     /// Notes that the evidence of these events, which [`Cursor::take_finished`] has returned, is
     /// durable.
     pub(crate) fn recorded(&self, finished: &[Finished]) {
-        match self {
-            Self::Memory(_) => {}
-            Self::Spool(cursor) => cursor.recorded(finished),
+        if let Some(cursor) = self.spool() {
+            cursor.recorded(finished);
         }
     }
 
@@ -696,10 +678,7 @@ impl Cursor {
     /// files keep the events for the next start. Always `false` for a queue in memory.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        match self {
-            Self::Memory(_) => false,
-            Self::Spool(cursor) => cursor.is_closed(),
-        }
+        self.spool().is_some_and(spool::Cursor::is_closed)
     }
 
     /// Returns the identity of the queue, which no other queue has.

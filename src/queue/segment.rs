@@ -94,13 +94,13 @@ pub(super) fn list(disk: &dyn Disk) -> io::Result<Vec<Position>> {
 }
 
 /// Returns the 32-bit number at the offset `at`; 0 if there are too few bytes.
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok());
     field.map_or(0, u32::from_le_bytes)
 }
 
 /// Returns the 64-bit number at the offset `at`; 0 if there are too few bytes.
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let field = bytes.get(at..at + 8).and_then(|field| field.try_into().ok());
     field.map_or(0, u64::from_le_bytes)
 }

@@ -16,6 +16,8 @@ use super::disk::Disk;
 use super::disk::File;
 use super::segment::BLOCK;
 use super::segment::LogOffset;
+use super::segment::u32_at;
+use super::segment::u64_at;
 use crate::position::Position;
 use crate::release::Format;
 
@@ -67,18 +69,14 @@ impl Synced {
 
     /// Reads a note. `None` if it is damaged, was never written, or has another version.
     fn decode(bytes: &[u8; NOTE]) -> Option<Self> {
-        let [u32_at, u64_at] = [4, 8].map(|size| {
-            move |at: usize| {
-                bytes[at..at + size].iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
-            }
-        });
         let checks = bytes.starts_with(&MAGIC)
-            && u32_at(8) == u64::from(VERSION)
-            && u32_at(48) == u64::from(crc32c::crc32c(&bytes[..48]));
+            && u32_at(bytes, 8) == VERSION
+            && u32_at(bytes, 48) == crc32c::crc32c(&bytes[..48]);
+        let at = |at| u64_at(bytes, at);
         checks.then(|| Self {
-            end: LogOffset { position: Position::new(u64_at(16)), byte: u64_at(24) },
-            segment: Position::new(u64_at(32)),
-            offset: u64_at(40),
+            end: LogOffset { position: Position::new(at(16)), byte: at(24) },
+            segment: Position::new(at(32)),
+            offset: at(40),
         })
     }
 }

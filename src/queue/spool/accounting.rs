@@ -411,10 +411,7 @@ impl Accounting {
     /// was withdrawn. `is_last`: no other batch waits behind the withdrawn batch. In this case
     /// `segment_free` counted the free bytes of the cancelled segment, and becomes 0.
     pub(super) fn withdraw_new(&mut self, size: u64, is_last: bool) {
-        self.reserved_new -= size;
-        if self.reserved_new == 0 {
-            self.reserved_limit = 0;
-        }
+        self.unplan(size);
         if is_last {
             self.segment_free = 0;
         }
@@ -452,7 +449,13 @@ impl Accounting {
     /// Notes that a new segment is made for the group of batches that the writer has taken. The
     /// bytes of this segment do not count as planned any more.
     pub(super) fn opened(&mut self) {
-        self.reserved_new -= std::mem::take(&mut self.in_hand.reserved);
+        let made = std::mem::take(&mut self.in_hand.reserved);
+        self.unplan(made);
+    }
+
+    /// Notes that planned segments of this many bytes are not planned any more.
+    fn unplan(&mut self, bytes: u64) {
+        self.reserved_new -= bytes;
         if self.reserved_new == 0 {
             self.reserved_limit = 0;
         }
@@ -470,7 +473,7 @@ impl Accounting {
     /// Cancels all plans, because no batch waits and the writer has no group of batches to write.
     /// `free`: the number of bytes that are free in the last segment.
     pub(super) fn clear_plans(&mut self, free: u64) {
-        (self.reserved_new, self.reserved_limit, self.segment_free) = (0, 0, free);
+        self.clear_line(free);
         self.in_hand = InHand::default();
     }
 

@@ -13,7 +13,7 @@
 //! |---|---|---|---|
 //! | | **the cursors file** | | |
 //! | 1 | both slots are whole | an output starts at its place; one that is not named starts at the end of the log | the last save is here, so this output is new |
-//! | 2 | one slot is whole | as 1, but an output that is not named, or whose place is before the oldest segment, starts at the oldest event | the other slot may have been newer and may have named it |
+//! | 2 | one slot is whole, or the two were not written one after the other | as 1, but an output that is not named, or whose place is before the oldest segment, starts at the oldest event | the other slot may have been newer and may have named it |
 //! | 3 | no file, or no slot is whole | each output starts at the oldest event | nobody knows what was delivered |
 //! | 4 | a newer version | the start is refused | the file may say what this program can't read |
 //! | 5 | an output that the config does not name | what it has not finished is counted as lost | nobody will ever deliver it |

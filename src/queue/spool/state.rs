@@ -863,6 +863,11 @@ impl Saving {
 }
 
 impl Segment {
+    /// Notes that the writer will not write to the segment any more.
+    pub(super) fn end_now(&mut self) {
+        (self.active, self.ended) = (false, now());
+    }
+
     /// Returns the positions of the segment's events.
     pub(super) fn positions(&self) -> Range<Position> {
         self.first.position..self.end.position

@@ -453,7 +453,7 @@ impl Writer {
         if closes {
             self.active = None;
             if let Some(segment) = state.log.segments.back_mut() {
-                (segment.active, segment.ended) = (false, now());
+                segment.end_now();
                 segment.is_sound = false;
                 if segment.first == segment.end {
                     let (first, size) = (segment.first.position, segment.size);
@@ -714,7 +714,7 @@ impl Writer {
         let Some(Active { file, first }) = self.active.take() else { return };
         let mut state = self.shared.lock();
         let Some(segment) = state.log.segment_mut(first) else { return };
-        (segment.active, segment.ended) = (false, now());
+        segment.end_now();
         state.writing.chores.ended.push(Ended { file, first });
     }
 
@@ -729,7 +729,7 @@ impl Writer {
         self.active = None;
         state.writing.accounting.clear_plans(0);
         if let Some(last) = state.log.segments.back_mut() {
-            (last.active, last.ended) = (false, now());
+            last.end_now();
         }
         let all = state.log.droppable(state.log.spare_bytes(), false).unwrap_or_default();
         state.drop_segments(all, &self.shared.metrics);

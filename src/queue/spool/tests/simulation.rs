@@ -27,7 +27,6 @@ use super::super::incoming::Room;
 use super::super::load::Job;
 use super::super::load::Loaded;
 use super::*;
-use crate::queue;
 use crate::queue::claims::Stage;
 use crate::queue::contract::Batch;
 use crate::queue::contract::Claim;
@@ -842,7 +841,7 @@ impl Simulation {
             some
         };
         let (lost, dropped, duplicate) = (some(), some(), some());
-        let fate = queue::Disposition { lost, dropped, duplicate, ..Default::default() };
+        let fate = Disposition { lost, dropped, duplicate, ..Default::default() };
         say!(self, "{} finishes {claim:?}, {fate:?}", self.outputs[chosen].name);
         let output = &mut self.outputs[chosen];
         output.claims.remove(&claim.start.get());
@@ -941,7 +940,7 @@ impl Simulation {
             if !only_gone {
                 // The dropped claim was on the wire. Nothing that happens to it counts any more.
                 cursor.release(claim);
-                cursor.acknowledge(claim, queue::Disposition::lost(1));
+                cursor.acknowledge(claim, Disposition::lost(1));
             }
             assert!(!cursor.take_back(claim), "it was dropped");
             assert!(matches!(cursor.redeliver(claim), Redelivery::Gone), "it was dropped");
