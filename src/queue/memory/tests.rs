@@ -72,76 +72,6 @@ fn numbers(lost: u64, dropped: u64, duplicate: u64) -> Disposition {
 }
 
 #[test]
-fn a_batch_counts_its_bytes_and_256_and_is_refused_where_that_is_too_much() {
-    let (queue, telemetry) = queue(600, WhenFull::Reject, Acknowledge::Queued);
-    let cursor = join(&queue, &telemetry, "o");
-    // 44 bytes and 256: twice is exactly all.
-    let events = [("x".repeat(21)), ("y".repeat(21))];
-    for _ in 0..2 {
-        assert!(queue.admits(44).is_ok());
-        store(&queue, &events, "room");
-    }
-    assert_eq!(queue.held(), (600, 4));
-    assert!(queue.admits(0).is_err());
-    assert!(queue.append(batch(&names("z"))).is_err());
-    assert_eq!(value(&telemetry, "event_total"), 4);
-    let taken = cursor.next(ALL).expect("four events");
-    assert_eq!(taken.events, 4);
-    assert!(queue.append(batch(&names("z"))).is_err(), "taken is not finished");
-    cursor.acknowledge(taken.claim, Disposition::default());
-    assert_eq!(queue.held(), (0, 0));
-    assert!(queue.admits(344).is_ok() && queue.admits(345).is_err());
-}
-
-#[test]
-fn drop_newest_counts_what_no_output_can_get_once() {
-    let (queue, telemetry) = queue(300, WhenFull::DropNewest, Acknowledge::Queued);
-    let cursors = ["o", "p"].map(|name| join(&queue, &telemetry, name));
-    assert!(queue.admits(u64::from(u32::MAX)).is_ok(), "every batch is answered with 200");
-    store(&queue, &names("a b"), "room");
-    store(&queue, &names("c d e"), "dropped, and that is told as stored");
-    for (cursor, name) in cursors.iter().zip(["o", "p"]) {
-        let taken = cursor.next(ALL).expect("what was kept");
-        assert_eq!(read(&taken), ["a", "b"]);
-        cursor.acknowledge(taken.claim, Disposition::default());
-        assert_eq!(value(&telemetry, &format!("error_total{{plugin=\"{name}\"}}")), 0);
-    }
-    assert_eq!(value(&telemetry, "event_total"), 5);
-    assert_eq!(value(&telemetry, "error_total{plugin=\"queue\"}"), 3);
-    assert_eq!(value(&telemetry, "queue_dropped_events_total{reason=\"drop_newest\"}"), 3);
-}
-
-#[test]
-fn drop_oldest_counts_for_each_output_what_it_had_not_got() {
-    let (queue, telemetry) = queue(3 * 260, WhenFull::DropOldest, Acknowledge::Queued);
-    let [ahead, behind] = ["ahead", "behind"].map(|name| join(&queue, &telemetry, name));
-    for name in ["a b", "c d", "e f"] {
-        store(&queue, &names(name), "room");
-    }
-    // One has the first event of the first batch, and the second of it released.
-    let first = ahead.next(Take { bytes: u64::MAX, events: 1 }).expect("a");
-    let second = ahead.next(Take { bytes: u64::MAX, events: 1 }).expect("b");
-    ahead.acknowledge(first.claim, Disposition::default());
-    store(&queue, &names("g h"), "the second batch goes: b is on the wire");
-    assert_eq!(read(&behind.next(ALL).expect("the rest")), names("a b e f g h"));
-    assert_eq!(value(&telemetry, "error_total{plugin=\"ahead\"}"), 2);
-    assert_eq!(value(&telemetry, "error_total{plugin=\"behind\"}"), 2);
-    assert_eq!(value(&telemetry, "queue_dropped_events_total{reason=\"drop_oldest\"}"), 2);
-    assert!(queue.append(batch(&names("i j"))).is_err(), "everything is on somebody's wire");
-    assert_eq!(value(&telemetry, "event_total"), 8);
-
-    behind.rewind();
-    ahead.release(second.claim);
-    store(&queue, &names("i j"), "now the first batch may go");
-    assert_eq!(value(&telemetry, "error_total{plugin=\"ahead\"}"), 3, "it had a already");
-    assert_eq!(value(&telemetry, "error_total{plugin=\"behind\"}"), 4);
-    assert!(ahead.redeliver(second.claim).is_none(), "it is gone");
-    let larger_than_all = batch(&["x".repeat(1000)]);
-    assert!(queue.append(larger_than_all).is_err());
-    assert_eq!(queue.held().1, 6, "and nothing was dropped for it");
-}
-
-#[test]
 fn what_is_finished_behind_a_dropped_claim_is_let_go_and_told() {
     let (queue, telemetry) = queue(3 * 258, WhenFull::DropOldest, Acknowledge::Queued);
     let cursor = join(&queue, &telemetry, "o");
@@ -170,44 +100,6 @@ fn what_is_finished_behind_a_dropped_claim_is_let_go_and_told() {
     assert_eq!(queue.held(), (0, 0));
     assert_eq!(value(&telemetry, "error_total{plugin=\"o\"}"), 1);
     assert_eq!(value(&telemetry, "queue_dropped_events_total{reason=\"drop_oldest\"}"), 1);
-}
-
-#[tokio::test]
-async fn delivered_is_answered_when_every_output_has_finished_the_batch() {
-    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
-    let cursors = ["o", "p"].map(|name| join(&queue, &telemetry, name));
-    let mut ticket = queue.append(batch(&names("a b"))).expect("room");
-    assert_eq!(value(&telemetry, "event_total"), 0, "nobody has begun it");
-    assert_eq!(queue.backlogs().iter().map(|(_, backlog)| backlog.events).sum::<u64>(), 0);
-    for cursor in &cursors {
-        let waiting =
-            tokio::time::timeout(std::time::Duration::from_millis(1), ticket.delivered()).await;
-        assert!(waiting.is_err(), "not before every output has it");
-        let taken = cursor.next(ALL).expect("the batch");
-        assert_eq!(value(&telemetry, "event_total"), 2);
-        cursor.acknowledge(taken.claim, Disposition::lost(1));
-    }
-    assert_eq!(ticket.delivered().await, Ok(()));
-    drop(ticket);
-    assert_eq!(queue.held(), (0, 0));
-}
-
-#[test]
-fn a_delivered_batch_is_withdrawn_only_while_no_output_has_begun_it() {
-    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
-    let [first, second] = ["o", "p"].map(|name| join(&queue, &telemetry, name));
-    let tickets = ["a", "b", "c"].map(|name| queue.append(batch(&names(name))).expect("room"));
-    let taken = first.next(Take { bytes: u64::MAX, events: 1 }).expect("a");
-    assert_eq!(read(&taken), ["a"]);
-    let [begun, withdrawn, kept] = tickets;
-    drop(begun);
-    drop(withdrawn);
-    assert_eq!(queue.held().1, 2, "a is kept, b is gone");
-    assert_eq!(read(&second.next(ALL).expect("a and c")), ["a", "c"]);
-    assert_eq!(read(&first.next(ALL).expect("c")), ["c"]);
-    assert_eq!(value(&telemetry, "event_total"), 2);
-    drop(kept);
-    assert_eq!(queue.held().1, 2);
 }
 
 #[test]
@@ -260,98 +152,6 @@ fn deliver(cursor: &Cursor) -> Vec<String> {
     let taken = cursor.next(ALL).expect("something is there");
     cursor.acknowledge(taken.claim, Disposition::default());
     read(&taken)
-}
-
-#[test]
-fn an_optional_output_loses_the_oldest_alone_and_nobody_is_refused() {
-    for when_full in [WhenFull::Reject, WhenFull::DropOldest, WhenFull::DropNewest] {
-        let (queue, telemetry) = queue(3 * 262, when_full, Acknowledge::Queued);
-        let required = join(&queue, &telemetry, "required");
-        let (optional, counts) = join_counted(&queue, &telemetry, "optional", false);
-        store(&queue, &names("0 1"), "room");
-        let hanging = optional.next(ALL).expect("its consumer hangs with it");
-        for number in 1..20_u64 {
-            assert_eq!(deliver(&required).len(), 2);
-            assert!(queue.admits(4).is_ok());
-            store(&queue, &names(&format!("{} {}", 2 * number, 2 * number + 1)), "room for others");
-        }
-        assert_eq!(deliver(&required), names("38 39"));
-        assert!(queue.held().0 <= 3 * 262 && !queue.is_full());
-        assert_eq!(counts.lost(), 40 - 6, "it has a share in the room that nobody else needs");
-        optional.acknowledge(hanging.claim, Disposition::default());
-        assert_eq!((counts.delivered(), counts.lost()), (0, 34), "and counts nothing twice");
-        assert_eq!(deliver(&optional), names("34 35 36 37 38 39"));
-        assert_eq!(queue.held(), (0, 0));
-        assert_eq!(value(&telemetry, "error_total{plugin=\"required\"}"), 0);
-        for reason in ["drop_oldest", "drop_newest"] {
-            let series = format!("queue_dropped_events_total{{reason=\"{reason}\"}}");
-            assert_eq!(value(&telemetry, &series), 0, "they are for when_full");
-        }
-    }
-}
-
-#[test]
-fn what_a_required_output_needs_too_is_dropped_only_by_when_full_and_whatever_hangs_elsewhere() {
-    let (queue, telemetry) = queue(2 * 260, WhenFull::DropOldest, Acknowledge::Queued);
-    let _required = join(&queue, &telemetry, "required");
-    let (optional, counts) = join_counted(&queue, &telemetry, "optional", false);
-    store(&queue, &names("a b"), "room");
-    store(&queue, &names("c d"), "room");
-    let _hanging = optional.next(ALL).expect("everything");
-    store(&queue, &names("e f"), "the oldest goes, though it is on an optional output's wire");
-    assert_eq!(counts.lost(), 2);
-    assert_eq!(value(&telemetry, "queue_dropped_events_total{reason=\"drop_oldest\"}"), 2);
-
-    queue.apply(&settings(2 * 260, WhenFull::Reject, Acknowledge::Queued));
-    assert!(queue.admits(4).is_err());
-    assert!(queue.append(batch(&names("g h"))).is_err(), "the required output needs all of it");
-    assert!(queue.is_full());
-    assert_eq!(counts.lost(), 2, "and nothing was dropped for nothing");
-}
-
-#[tokio::test]
-async fn delivered_does_not_wait_for_an_optional_output() {
-    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
-    let required = join(&queue, &telemetry, "required");
-    let (optional, counts) = join_counted(&queue, &telemetry, "optional", false);
-    let mut ticket = queue.append(batch(&names("a b"))).expect("room");
-    assert_eq!(deliver(&required), names("a b"));
-    assert_eq!(ticket.delivered().await, Ok(()));
-    drop(ticket);
-    assert_eq!(queue.held().1, 2, "it is kept for the other");
-    queue.require("optional", true);
-    let second = queue.append(batch(&names("c"))).expect("room");
-    assert_eq!(deliver(&required), names("c"));
-    assert_eq!(queue.held().1, 3);
-    queue.require("optional", false);
-    let mut second = second;
-    assert_eq!(second.delivered().await, Ok(()));
-    assert_eq!(deliver(&optional), names("a b c"));
-    assert_eq!((counts.delivered(), counts.lost()), (3, 0));
-}
-
-#[tokio::test]
-async fn a_batch_that_only_an_output_that_leaves_was_to_get_is_its_senders_again() {
-    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
-    let leaving = join(&queue, &telemetry, "leaving");
-    let mut begun = queue.append(batch(&names("a"))).expect("room");
-    let mut before = queue.append(batch(&names("b c"))).expect("room");
-    let (staying, counts) = join_counted(&queue, &telemetry, "staying", true);
-    let behind = queue.append(batch(&names("d"))).expect("room");
-    let one = Take { bytes: u64::MAX, events: 1 };
-    assert_eq!(read(&leaving.next(one).expect("an event")), ["a"]);
-    assert_eq!(leaving.leave(), 1, "its consumer may have it, and nobody will ever know");
-    for ticket in [&mut begun, &mut before] {
-        assert_eq!(ticket.delivered().await, Err(Refused::Undelivered));
-        assert_eq!(ticket.delivered().await, Err(Refused::Undelivered), "and it stays so");
-    }
-    assert_eq!(value(&telemetry, "event_total"), 1, "nobody has begun the rest");
-    assert_eq!(value(&telemetry, "error_total{plugin=\"leaving\"}"), 1);
-    assert_eq!(counts.start(), -1.0);
-    assert_eq!(queue.held().1, 1);
-    drop(behind);
-    assert_eq!(queue.held().1, 0, "nobody has begun it");
-    assert!(staying.next(ALL).is_none());
 }
 
 #[tokio::test]
@@ -407,37 +207,6 @@ async fn an_optional_output_that_has_ended_costs_no_sender_its_answer() {
     assert_eq!(deliver(&required), names("a b"));
     assert_eq!((ticket.delivered().await, second.delivered().await), (Ok(()), Ok(())));
     assert_eq!(queue.abandon(), [("required".to_owned(), 0), ("optional".to_owned(), 2)]);
-}
-
-#[tokio::test]
-async fn a_batch_that_no_required_output_has_is_not_delivered_by_a_reload() {
-    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
-    let (first, counts) = join_counted(&queue, &telemetry, "first", true);
-    let mut begun = queue.append(batch(&names("a"))).expect("room");
-    let taken = first.next(ALL).expect("a");
-    let _second = join(&queue, &telemetry, "second");
-    queue.require("first", false);
-    assert_eq!(begun.delivered().await, Err(Refused::Undelivered));
-    first.acknowledge(taken.claim, Disposition::default());
-    assert_eq!((counts.delivered(), counts.lost()), (1, 0), "it may have it all the same");
-}
-
-#[tokio::test]
-async fn what_is_dropped_while_its_sender_waits_is_its_senders_again() {
-    let (queue, telemetry) = queue(2 * 258, WhenFull::Reject, Acknowledge::Delivered);
-    let cursor = join(&queue, &telemetry, "o");
-    let mut begun = queue.append(batch(&names("a"))).expect("room");
-    let mut waiting = queue.append(batch(&names("b"))).expect("room");
-    let taken = cursor.next(Take { bytes: u64::MAX, events: 1 }).expect("a");
-    cursor.release(taken.claim);
-    queue.apply(&settings(2 * 258, WhenFull::DropOldest, Acknowledge::Queued));
-    store(&queue, &names("c"), "the first goes");
-    store(&queue, &names("d"), "the second goes");
-    assert_eq!(begun.delivered().await, Err(Refused::Undelivered));
-    assert_eq!(waiting.delivered().await, Err(Refused::Undelivered));
-    assert_eq!(value(&telemetry, "error_total{plugin=\"o\"}"), 1, "what was begun");
-    assert_eq!(value(&telemetry, "event_total"), 3);
-    assert_eq!(deliver(&cursor), names("c d"));
 }
 
 #[test]
