@@ -385,9 +385,9 @@ fn files_are_named_by_their_first_position() {
     }
 }
 
-/// Method: every byte of the records, and some of those between, is changed in six ways, one at a
-/// time. A scan must find every other record, and must report the record that holds the byte as
-/// damaged.
+/// Method: every byte of the records, and some of those between, is changed, one at a time: the
+/// bytes of headers in six ways, the others in one of these six. A scan must find every other
+/// record, and must report the record that holds the byte as damaged.
 #[test]
 fn any_changed_byte_costs_its_record_and_nothing_else() {
     let segment = segment();
@@ -400,7 +400,10 @@ fn any_changed_byte_costs_its_record_and_nothing_else() {
             continue;
         }
         let byte = segment.bytes[index(offset)];
-        for mask in [0x01, 0x80, 0xFF, byte, byte ^ b'\n', byte ^ 0xFF] {
+        let masks = [0x01, 0x80, 0xFF, byte, byte ^ b'\n', byte ^ 0xFF];
+        let is_header = hit.is_some_and(|record| offset - record.offset < RECORD_HEADER);
+        let one = index(offset) % masks.len();
+        for mask in if is_header { masks.to_vec() } else { vec![masks[one]] } {
             if mask == 0 {
                 continue;
             }
@@ -435,7 +438,7 @@ fn any_changed_byte_costs_its_record_and_nothing_else() {
             of_records += u32::from(hit.is_some());
         }
     }
-    assert!(changes > 30_000 && of_records > 25_000, "{changes} {of_records}");
+    assert!(changes > 5_000 && of_records > 5_000, "{changes} {of_records}");
 }
 
 #[test]
