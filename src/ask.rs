@@ -1,32 +1,38 @@
-//! Asks a server over HTTP/1.1, with or without TLS, on a new connection for each request.
+//! Asks servers over HTTP/1.1, with or without TLS.
+//!
+//! A [`Target`] is a server and the credentials for it. Most callers send one request on a
+//! connection of its own ([`Target::open`] and what is built on it). `replay` keeps a
+//! [`Connection`] for its next request, and `output` makes the stream of its connections itself.
 //!
 //! Every wait has a time limit, and every body a size limit. An error says what was tried, at which
 //! URL, and what the operator can do. No message contains a token or the query of a URL.
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use http_body_util::Full;
 use hyper::Method;
 use hyper::Request;
-use hyper::Response;
 use hyper::StatusCode;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
 use hyper::header;
 use hyper::header::HeaderValue;
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio::time::timeout;
 use tokio::time::timeout_at;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use url::Url;
+
+mod connection;
+
+pub use connection::Connection;
+pub use connection::Reply;
+pub use connection::Stream;
 
 use crate::config::ClientTls;
 use crate::net;
@@ -35,44 +41,48 @@ use crate::tls;
 /// The time limit for a connection, with its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The time limit for the head of a response, and for each further part of its body.
+/// The time limit for the head of an answer, and for each further part of its body.
 /// kube-apiserver takes seconds to write all of its metrics.
 const WAIT: Duration = Duration::from_secs(30);
 
 /// The time limit for a whole request.
 const TOTAL: Duration = Duration::from_secs(120);
 
-/// The greatest number of bytes in the body of a response. The metrics of a large kube-apiserver
+/// The TCP keepalive interval of a connection.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// The greatest number of bytes in the body of an answer. The metrics of a large kube-apiserver
 /// have tens of megabytes.
 pub const BODY_MAX: u64 = 64 << 20;
 
-/// The greatest number of bytes of a response that is no success, or of a short answer.
+/// The greatest number of bytes of a refusal, or of a short answer.
 const ANSWER_MAX: usize = 64 << 10;
 
 /// The greatest number of characters of a refusal that a message shows.
 const SHOWN_CHARS_MAX: usize = 300;
 
-const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
+/// The value of the header `User-Agent` in all requests of this program.
+pub const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
+
+const ALLOWED: &str = "allowed: http://HOST:PORT or https://HOST:PORT";
 
 /// The content types of requests.
-const JSON: &str = "application/json";
+pub const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The reason why a server was asked in vain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AskError {
-    /// The status of the response; `None` if there was none, or if the response was a success that
+    /// The status of the answer; `None` if there was none, or if the answer was a success that
     /// cannot be used.
     pub status: Option<u16>,
-    /// `true` if the server's certificate is for other names than those that were tried.
-    wrong_name: bool,
-    /// The URL and the reason.
-    what: String,
-    /// The body of a response that was no success.
-    refusal: Vec<u8>,
+    /// The URL, without its query.
+    url: String,
+    /// The reason, without the URL.
+    pub reason: String,
 }
 
-/// A response to [`Target::exchange`].
+/// An answer to [`Target::exchange`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The status.
@@ -83,14 +93,9 @@ pub struct Answer {
 
 impl fmt::Display for AskError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.what)
+        write!(f, "{}: {}", self.url, self.reason)
     }
 }
-
-/// A stream of bytes to a server, plain or in TLS.
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
 /// A server that can be asked, and the credentials for it.
 #[derive(Clone)]
@@ -100,7 +105,7 @@ pub struct Target {
     port: u16,
     /// The path of the server's own URL, without a slash at its end.
     base: String,
-    /// The path that was given with the URL; `None` if it was only the root.
+    /// See [`Target::given`].
     path: Option<String>,
     tls: Option<Arc<tls::Client>>,
     /// The names of which the server's certificate must have one, in the order in which they are
@@ -111,11 +116,10 @@ pub struct Target {
     is_plain: bool,
 }
 
-/// Writes the URL without path and query.
+/// Writes the URL without its query.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = if self.https { "https" } else { "http" };
-        write!(f, "{scheme}://{}{}", self.authority(), self.base)
+        write!(f, "{}{}", self.origin(), self.base)
     }
 }
 
@@ -126,8 +130,15 @@ impl Target {
     ///
     /// A text that says why this is no URL of a server.
     pub fn new(url: &str) -> Result<Self, String> {
-        const ALLOWED: &str = "allowed: http://HOST:PORT or https://HOST:PORT";
-        let url = Url::parse(url).map_err(|error| format!("is not a URL ({error}), {ALLOWED}"))?;
+        Self::of(&Url::parse(url).map_err(|error| format!("is not a URL ({error}), {ALLOWED}"))?)
+    }
+
+    /// Makes a target from a URL that is parsed already.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Target::new`].
+    pub fn of(url: &Url) -> Result<Self, String> {
         let https = match url.scheme() {
             "http" => false,
             "https" => true,
@@ -182,13 +193,23 @@ impl Target {
         token: Option<&str>,
     ) -> Result<Self, String> {
         (self.tls, self.names) = (Some(tls), names);
-        if let Some(token) = token {
-            let value = HeaderValue::from_str(&format!("Bearer {token}"));
-            let mut value = value.map_err(|_| "the token has a control character".to_owned())?;
-            value.set_sensitive(true);
-            self.authorization = Some(value);
+        match token {
+            Some(token) => self.with_token(token),
+            None => Ok(self),
         }
-        Ok(self)
+    }
+
+    /// Returns the target with a bearer token.
+    ///
+    /// # Errors
+    ///
+    /// A text that says why the token can't be sent.
+    pub fn with_token(self, token: &str) -> Result<Self, String> {
+        let value = HeaderValue::from_str(&format!("Bearer {token}"));
+        let mut value =
+            value.map_err(|_| "the token has a character that no header can carry".to_owned())?;
+        value.set_sensitive(true);
+        Ok(Self { authorization: Some(value), ..self })
     }
 
     /// Returns a target at another address that is the same server, or another instance of it. Its
@@ -211,8 +232,8 @@ impl Target {
         }
     }
 
-    /// Returns the path that was given with the URL, with its query; `None` if it was only the
-    /// root.
+    /// Returns the path that was given with the URL, with its query and without a slash at its end;
+    /// `None` if it was only the root.
     #[must_use]
     pub fn given(&self) -> Option<&str> {
         self.path.as_deref()
@@ -235,27 +256,35 @@ impl Target {
         if has_default_port { host } else { format!("{host}:{}", self.port) }
     }
 
+    /// Returns the scheme, the host and the port of the URL.
+    #[must_use]
+    pub fn origin(&self) -> String {
+        format!("{}://{}", if self.https { "https" } else { "http" }, self.authority())
+    }
+
     /// Sends a GET for `path`, and gives each part of the body to `sink`, whose error ends the
     /// request.
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete response with status 200, or `sink` did not take it.
+    /// [`AskError`]: there was no complete answer with status 200, or `sink` did not take it.
     pub async fn get(
         &self,
         path: &str,
-        mut sink: impl FnMut(&[u8]) -> Result<(), String> + Send,
+        sink: impl FnMut(&[u8]) -> Result<(), String> + Send,
     ) -> Result<(), AskError> {
-        let asked = self.send(Method::GET, path, (TEXT, Bytes::new()), &mut sink);
-        let late = || self.error(path, format!("no complete answer within {} s", TOTAL.as_secs()));
-        timeout(TOTAL, asked).await.unwrap_or_else(|_| Err(late())).map(drop)
+        let asked = async {
+            let reply = self.open(Method::GET, path, None).await?;
+            self.take(path, reply, sink).await
+        };
+        self.within(TOTAL, path, asked).await.map(drop)
     }
 
     /// Sends a GET for `path` and returns the body, which may have a megabyte.
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete response with status 200.
+    /// [`AskError`]: there was no complete answer with status 200.
     pub async fn get_text(&self, path: &str) -> Result<Vec<u8>, AskError> {
         let mut body = Vec::new();
         self.get(path, |part| {
@@ -271,212 +300,250 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete response with status 200.
+    /// [`AskError`]: there was no complete answer with status 200.
     pub async fn post(&self, path: &str, body: &'static str) -> Result<Option<i64>, AskError> {
-        let mut sink = |_: &[u8]| Ok(());
-        let body = (JSON, Bytes::from_static(body.as_bytes()));
-        let asked = self.send(Method::POST, path, body, &mut sink);
-        let late = || self.error(path, format!("no complete answer within {} s", WAIT.as_secs()));
-        timeout(WAIT, asked).await.unwrap_or_else(|_| Err(late()))
+        let body = Bytes::from_static(body.as_bytes());
+        let asked = async {
+            let reply = self.open(Method::POST, path, Some((JSON, body))).await?;
+            self.take(path, reply, |_| Ok(())).await
+        };
+        self.within(WAIT, path, asked).await
     }
 
-    /// Sends a POST with this text, and returns the response, whatever its status is. Waits at most
-    /// for `within`.
+    /// Sends a POST with this text, and returns the answer, whatever its status is. Waits at most
+    /// for `limit`.
     ///
     /// # Errors
     ///
-    /// [`AskError`]: there was no complete response, or a success had more than 64 KiB.
+    /// [`AskError`]: there was no complete answer, or a success had more than 64 KiB.
     pub async fn exchange(
         &self,
         path: &str,
         text: String,
-        within: Duration,
+        limit: Duration,
     ) -> Result<Answer, AskError> {
-        let mut body = Vec::new();
-        let mut sink = |part: &[u8]| {
-            body.extend_from_slice(part);
-            if body.len() > ANSWER_MAX { Err("more than 64 KiB".to_owned()) } else { Ok(()) }
-        };
-        let asked = self.send(Method::POST, path, (TEXT, Bytes::from(text)), &mut sink);
-        let late = || self.error(path, format!("no complete answer within {} s", within.as_secs()));
-        match timeout(within, asked).await.unwrap_or_else(|_| Err(late())) {
-            Ok(_) => Ok(Answer { status: StatusCode::OK.as_u16(), body }),
-            Err(AskError { status: Some(status), refusal, .. }) => {
-                Ok(Answer { status, body: refusal })
+        let asked = async {
+            let mut reply = self.open(Method::POST, path, Some((TEXT, Bytes::from(text)))).await?;
+            let (body, is_whole) = reply
+                .read(ANSWER_MAX)
+                .await
+                .map_err(|error| self.error(path, format!("the answer broke off: {error}")))?;
+            match reply.status {
+                StatusCode::OK if !is_whole => Err(self.error(path, "more than 64 KiB")),
+                status => Ok(Answer { status: status.as_u16(), body }),
             }
-            Err(error) => Err(error),
-        }
+        };
+        self.within(limit, path, asked).await
     }
 
-    fn error(&self, path: &str, what: impl fmt::Display) -> AskError {
-        let path = path.split('?').next().unwrap_or_default();
-        let scheme = if self.https { "https" } else { "http" };
-        let what = format!("{scheme}://{}{path}: {what}", self.authority());
-        AskError { status: None, wrong_name: false, what, refusal: Vec::new() }
-    }
-
-    /// Sends one request. `Ok` has the notAfter of the server's certificate.
-    async fn send(
+    /// Sends a request on a new connection, and returns the answer, whatever its status is. The
+    /// body of the request has its content type.
+    ///
+    /// # Errors
+    ///
+    /// [`AskError`]: there was no connection or no answer in time.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the request and its connection.
+    pub async fn open(
         &self,
         method: Method,
         path: &str,
-        (content_type, body): (&'static str, Bytes),
-        sink: &mut (dyn FnMut(&[u8]) -> Result<(), String> + Send),
-    ) -> Result<Option<i64>, AskError> {
-        let (stream, not_after) = self.connect(path).await?;
-        let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
-        let no_answer = |error: hyper::Error| self.error(path, format!("no HTTP answer: {error}"));
-        let (mut sender, connection) = handshake.map_err(no_answer)?;
-        let target = if path.is_empty() { "/" } else { path };
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<Reply, AskError> {
+        let connection = self.connect(Instant::now() + CONNECT).await;
+        let connection = connection.map_err(|what| self.error(path, what))?;
+        let request = self.request(method, path, body);
+        let mut request = request.map_err(|error| self.error(path, error))?;
+        request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let sent = timeout(WAIT, connection.send(request)).await;
+        let silent = || self.error(path, format!("no answer within {} s", WAIT.as_secs()));
+        let sent = sent.map_err(|_| silent())?;
+        sent.map_err(|error| self.error(path, format!("no HTTP answer: {}", chain(&error))))
+    }
+
+    /// Makes a request with the headers that the server needs.
+    ///
+    /// # Errors
+    ///
+    /// The path cannot be in a request.
+    pub fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
         let mut request = Request::builder()
             .method(method)
-            .uri(target)
+            .uri(if path.is_empty() { "/" } else { path })
             .header(header::HOST, self.authority())
-            .header(header::USER_AGENT, USER_AGENT)
-            .header(header::CONNECTION, "close");
-        if !body.is_empty() {
-            request = request.header(header::CONTENT_TYPE, content_type);
+            .header(header::USER_AGENT, USER_AGENT);
+        if let Some((content_type, _)) = &body {
+            request = request.header(header::CONTENT_TYPE, *content_type);
         }
         if let Some(authorization) = &self.authorization {
             request = request.header(header::AUTHORIZATION, authorization.clone());
         }
-        let request = request.body(Full::new(body)).map_err(|error| self.error(path, error))?;
-        let exchange = async {
-            let silent = || self.error(path, format!("no answer within {} s", WAIT.as_secs()));
-            let response = timeout(WAIT, sender.send_request(request)).await;
-            let response = response.map_err(|_| silent())?.map_err(no_answer)?;
-            self.judge(path, response, sink).await
-        };
-        let driver = async {
-            // If the connection fails, the request fails too, and its error has the reason.
-            connection.await.ok();
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            answer = exchange => answer.map(|()| not_after),
-            () = driver => Err(self.error(path, "no HTTP answer")),
-        }
+        request.body(Full::new(body.map(|(_, body)| body).unwrap_or_default()))
     }
 
-    /// Reads the body of a response to its end, or the reason of a refusal.
-    async fn judge(
-        &self,
-        path: &str,
-        response: Response<Incoming>,
-        sink: &mut (dyn FnMut(&[u8]) -> Result<(), String> + Send),
-    ) -> Result<(), AskError> {
-        let status = response.status();
-        let encoding = response.headers().get(header::CONTENT_ENCODING);
-        let is_compressed = encoding.is_some_and(|encoding| encoding != "identity");
-        if self.is_plain && status == StatusCode::OK && is_compressed {
-            return Err(self.error(path, "the answer is compressed, which nobody has asked for"));
-        }
-        let mut body = response.into_body();
-        let (mut read, mut refusal) = (0, Vec::new());
-        loop {
-            let frame = timeout(WAIT, body.frame()).await;
-            let frame = frame.map_err(|_| {
-                self.error(path, format!("the answer stopped for {} s", WAIT.as_secs()))
-            })?;
-            let part = match frame {
-                None => break,
-                Some(Err(error)) => {
-                    return Err(self.error(path, format!("the answer broke off: {error}")));
-                }
-                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-            };
-            read += part.len() as u64;
-            if status == StatusCode::OK {
-                if read > BODY_MAX {
-                    return Err(self.error(path, "the answer has more than 64 MiB"));
-                }
-                sink(&part).map_err(|what| self.error(path, what))?;
-            } else {
-                refusal.extend_from_slice(&part);
-                if refusal.len() > ANSWER_MAX {
-                    break;
-                }
-            }
-        }
-        if status == StatusCode::OK {
-            return Ok(());
-        }
-        let error = self.error(path, format!("{status}{}{}", shown(&refusal), remedy(status)));
-        refusal.truncate(ANSWER_MAX);
-        Err(AskError { status: Some(status.as_u16()), refusal, ..error })
-    }
-
-    /// Connects, and tries the names of the server one after the other.
-    async fn connect(&self, path: &str) -> Result<(Box<dyn Stream>, Option<i64>), AskError> {
-        let deadline = Instant::now() + CONNECT;
+    /// Makes a connection, and tries the names of the server's certificate one after the other.
+    ///
+    /// # Errors
+    ///
+    /// A text that says why there is no connection before `deadline`.
+    pub async fn connect(&self, deadline: Instant) -> Result<Connection, String> {
+        let begun = |error: hyper::Error| format!("no HTTP answer: {error}");
         if !self.https {
-            return Ok((Box::new(self.dial(path, deadline).await?), None));
+            return Connection::over(self.dial(deadline).await?).await.map_err(begun);
         }
         let client = match &self.tls {
             Some(client) => Arc::clone(client),
-            None => {
-                let client =
-                    tls::Client::of_contents(&ClientTls::default(), &[b"http/1.1"], Vec::new());
-                client.map_err(|error| self.error(path, error))?
-            }
+            None => tls::Client::of_contents(&ClientTls::default(), &[b"http/1.1"], Vec::new())
+                .map_err(|error| error.to_string())?,
         };
         let host = std::slice::from_ref(&self.host);
         let names = if self.names.is_empty() { host } else { self.names.as_slice() };
         let mut first = None;
         for name in names {
-            let tried = self.handshake(path, name, &client, deadline).await;
-            let error = match tried {
-                Ok(connected) => return Ok(connected),
-                Err(error) => error,
+            let stream = match self.handshake(name, &client, deadline).await {
+                Ok(stream) => stream,
+                Err(NoTls::WrongName(what)) => {
+                    first.get_or_insert(what);
+                    continue;
+                }
+                Err(NoTls::Other(what)) => return Err(what),
             };
-            if !error.wrong_name {
-                return Err(error);
-            }
-            first.get_or_insert(error);
+            let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let not_after = leaf.and_then(tls::not_after);
+            let mut connection = Connection::over(stream).await.map_err(begun)?;
+            connection.not_after = not_after;
+            return Ok(connection);
         }
-        Err(first.unwrap_or_else(|| self.error(path, "no name for the certificate")))
+        Err(first.unwrap_or_else(|| "no name for the certificate".to_owned()))
     }
 
-    async fn dial(&self, path: &str, deadline: Instant) -> Result<tokio::net::TcpStream, AskError> {
-        let dialled = net::dial(&self.host, self.port, deadline).await;
-        dialled.map_err(|error| self.error(path, error))
+    async fn dial(&self, deadline: Instant) -> Result<TcpStream, String> {
+        let stream = net::dial(&self.host, self.port, deadline).await;
+        let stream = stream.map_err(|error| chain(&error))?;
+        // Without the socket options a silent server is noticed by the time limits.
+        net::tune_dialled(&stream, KEEPALIVE, WAIT).ok();
+        Ok(stream)
     }
 
+    /// Does the TLS handshake on a new connection.
     async fn handshake(
         &self,
-        path: &str,
         name: &str,
         client: &tls::Client,
         deadline: Instant,
-    ) -> Result<(Box<dyn Stream>, Option<i64>), AskError> {
-        let server = client.server_name(name).map_err(|error| self.error(path, error))?;
-        let stream = self.dial(path, deadline).await?;
-        let connector = TlsConnector::from(client.settings());
-        let stream = timeout_at(deadline, connector.connect(server, stream)).await;
-        let stream = stream.map_err(|_| {
-            self.error(path, format!("no TLS handshake within {} s", CONNECT.as_secs()))
-        })?;
-        let stream = stream.map_err(|error| {
-            let wrong_name = tls::is_wrong_name(&error);
+    ) -> Result<TlsStream<TcpStream>, NoTls> {
+        let server = client.server_name(name).map_err(|error| error.to_string())?;
+        let stream = self.dial(deadline).await?;
+        let connecting = TlsConnector::from(client.settings()).connect(server, stream);
+        let connected = timeout_at(deadline, connecting).await;
+        let late = |_| "no TLS handshake within the connect timeout".to_owned();
+        connected.map_err(late)?.map_err(|error| {
             let what = format!("TLS: {}", tls::handshake_error(&error));
-            AskError { wrong_name, ..self.error(path, what) }
-        })?;
-        let (_, session) = stream.get_ref();
-        let not_after =
-            session.peer_certificates().and_then(|chain| tls::not_after(chain.first()?));
-        Ok((Box::new(stream), not_after))
+            let is_wrong = tls::is_wrong_name(&error);
+            if is_wrong { NoTls::WrongName(what) } else { NoTls::Other(what) }
+        })
+    }
+
+    /// Reads the body of an answer to its end. The answer must have status 200.
+    async fn take(
+        &self,
+        path: &str,
+        mut reply: Reply,
+        mut sink: impl FnMut(&[u8]) -> Result<(), String>,
+    ) -> Result<Option<i64>, AskError> {
+        let error = |what: String| self.error(path, what);
+        let status = reply.status;
+        if status != StatusCode::OK {
+            let what = format!("{status}{}{}", refusal(&mut reply).await, remedy(status));
+            return Err(AskError { status: Some(status.as_u16()), ..error(what) });
+        }
+        let encoding = reply.headers.get(header::CONTENT_ENCODING);
+        if self.is_plain && encoding.is_some_and(|encoding| encoding != "identity") {
+            return Err(error("the answer is compressed, which nobody has asked for".to_owned()));
+        }
+        let mut read = 0;
+        while let Some(part) = reply.part(WAIT).await.map_err(error)? {
+            read += part.len() as u64;
+            if read > BODY_MAX {
+                return Err(error("the answer has more than 64 MiB".to_owned()));
+            }
+            sink(&part).map_err(error)?;
+        }
+        Ok(reply.not_after())
+    }
+
+    /// Gives a request this time.
+    async fn within<T>(
+        &self,
+        limit: Duration,
+        path: &str,
+        asked: impl Future<Output = Result<T, AskError>>,
+    ) -> Result<T, AskError> {
+        let late = || self.error(path, format!("no complete answer within {} s", limit.as_secs()));
+        timeout(limit, asked).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    fn error(&self, path: &str, what: impl fmt::Display) -> AskError {
+        let path = path.split('?').next().unwrap_or_default();
+        let url = format!("{}{path}", self.origin());
+        AskError { status: None, url, reason: what.to_string() }
     }
 }
 
-/// The body of a response that refuses a request, as Kubernetes and a relay send it.
+/// The reason why a TLS handshake has failed.
+enum NoTls {
+    /// The server's certificate is for other names than the one that was tried.
+    WrongName(String),
+    Other(String),
+}
+
+impl From<String> for NoTls {
+    fn from(what: String) -> Self {
+        Self::Other(what)
+    }
+}
+
+/// Returns the text of an error and of its causes, separated by colons. The text of a cause is left
+/// out if the result contains it already.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// Reads the reason of a refusal, and returns it as the end of a message, as [`shown`] does; empty
+/// if there is none.
+pub async fn refusal(reply: &mut Reply) -> String {
+    let read = timeout(WAIT, reply.read(ANSWER_MAX)).await;
+    read.ok().and_then(Result::ok).map(|(body, _)| shown(&body)).unwrap_or_default()
+}
+
+/// The body of an answer that refuses a request, as Kubernetes and a relay send it.
 #[derive(Deserialize)]
 struct Status {
     message: String,
 }
 
-/// Returns the reason of a refusal as the end of a message: a colon and the text, which is safe for
-/// a terminal; empty if there is none.
-fn shown(body: &[u8]) -> String {
+/// Returns the reason of a refusal, which is the body of an answer, as the end of a message: a
+/// colon and the text, which is safe for a terminal; empty if there is none.
+#[must_use]
+pub fn shown(body: &[u8]) -> String {
     let message = match serde_json::from_slice::<Status>(body) {
         Ok(status) => status.message,
         Err(_) => String::from_utf8_lossy(body).trim().to_owned(),
@@ -484,7 +551,9 @@ fn shown(body: &[u8]) -> String {
     if message.is_empty() {
         return String::new();
     }
-    let safe = |char: char| if char.is_control() { ' ' } else { char };
+    // `escape_debug` escapes each character that a terminal does not show as it is.
+    let is_plain = |char: char| matches!(char, ' '..='~') || char.escape_debug().len() == 1;
+    let safe = |char: char| if is_plain(char) { char } else { ' ' };
     format!(": {}", message.chars().take(SHOWN_CHARS_MAX).map(safe).collect::<String>())
 }
 
@@ -532,6 +601,7 @@ mod tests {
     fn a_refusal_is_shown_in_one_safe_line() {
         assert_eq!(shown(b"{\"kind\":\"Status\",\"message\":\"no\\nway\"}"), ": no way");
         assert_eq!(shown(b"\x1b[31mred"), ":  [31mred");
+        assert_eq!(shown("a\u{202e}b\u{e9}".as_bytes()), ": a b\u{e9}");
         assert_eq!(shown(b" "), "");
     }
 

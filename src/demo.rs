@@ -22,6 +22,7 @@ mod events;
 use consumer::Consumer;
 use events::Generator;
 
+use crate::ask::Connection;
 use crate::config;
 use crate::output;
 use crate::queue::Queue;
@@ -29,7 +30,6 @@ use crate::relay;
 use crate::relay::Opened;
 use crate::relay::Signals;
 use crate::replay::client::Client;
-use crate::replay::client::Connection;
 use crate::replay::client::Failure;
 use crate::replay::client::Retry;
 
@@ -227,8 +227,7 @@ impl Demo {
         let Opened { listeners, admin, queue } = opened;
         let listener = listeners.first().ok_or("the relay has no listener")?;
         let url = format!("http://{listener}/?timeout=30s");
-        let client = Client::new(&url, None, None, Retry::default(), stop.clone());
-        let client = client.map_err(|error| error.to_string())?;
+        let client = Client::new(&url, None, None, Retry::default(), stop.clone())?;
         figures.send_modify(|figures| figures.admin = Some(admin));
         Ok(Self {
             queue,

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::ask::Connection;
 use crate::position::Position;
 
 pub mod client;
@@ -35,7 +36,6 @@ mod resume;
 mod spool;
 
 use client::Client;
-use client::Connection;
 use client::Failed;
 use client::Failure;
 use input::Batch;
@@ -49,9 +49,9 @@ pub use spool::Replayed;
 
 pub use resume::FORMAT as RESUME_FORMAT;
 
-/// This constant times `concurrency` is the greatest number of requests after the frontier (the
-/// point in the files up to which all events are accepted). With a concurrency of 4, these are 8
-/// requests. Their number is bounded, because a later run may send their events again.
+/// This constant times `concurrency` is the greatest number of requests after the frontier. With a
+/// concurrency of 4, these are 8 requests. Their number is bounded, because a later run may send
+/// their events again.
 const WINDOW: usize = 2;
 
 /// The greatest number of bytes in the bodies of all requests under way. A single larger request is
@@ -404,19 +404,17 @@ struct Sent {
     accepted: bool,
 }
 
-/// The frontier (the point in the files up to which all events are accepted), and the requests
-/// after that point.
+/// The frontier, and the requests after that point.
 struct Frontier {
     /// The contents that the resume file must have now. They describe the part of the files before
-    /// the frontier (the point up to which all events are accepted).
+    /// the frontier.
     state: State,
     /// The number of the first request in `sent`. The requests of a run are numbered from 0.
     first: u64,
-    /// The requests that were sent and that lie after the frontier (the point up to which all
-    /// events are accepted), in the order of the files.
+    /// The requests that were sent and that lie after the frontier, in the order of the files.
     sent: VecDeque<Sent>,
-    /// The frontier (the point up to which all events are accepted): the index of a file, and the
-    /// number of lines of that file that lie before the frontier.
+    /// The frontier: the index of a file, and the number of lines of that file that lie before the
+    /// frontier.
     at: (usize, u64),
     /// For each input: the queue if it is a queue's directory, and `None` if it is a file.
     spools: Vec<Option<Arc<Spool>>>,
@@ -450,10 +448,9 @@ impl Frontier {
         }
     }
 
-    /// Removes the first request in `sent` and returns it, if it is accepted. The frontier (the
-    /// point up to which all events are accepted) then lies after this request. `None` if the first
-    /// request is not accepted yet, or if there is no request. `files` are the paths for the resume
-    /// file.
+    /// Removes the first request in `sent` and returns it, if it is accepted. The frontier then
+    /// lies after this request. `None` if the first request is not accepted yet, or if there is no
+    /// request. `files` are the paths for the resume file.
     fn next(&mut self, files: &[PathBuf]) -> Option<Sent> {
         let done = self.sent.pop_front_if(|sent| sent.accepted)?;
         self.first += 1;
@@ -553,7 +550,7 @@ impl Saver {
     ///
     /// # Cancel safety
     ///
-    /// If the future is dropped, the write goes on, and the next call waits for it.
+    /// If the future is dropped, the write continues, and the next call waits for it.
     async fn written(&mut self) -> Result<(), String> {
         let Some(writing) = &mut self.writing else { return std::future::pending().await };
         let written = writing.await;
@@ -576,15 +573,15 @@ struct Trouble {
 }
 
 impl Trouble {
-    /// Makes a `Trouble` (the reason why a replay stops early) that no line of the files has
-    /// caused. The requests under way end within five seconds.
+    /// Makes a `Trouble` that no line of the files has caused. The requests under way end within
+    /// five seconds.
     fn here(what: String) -> Self {
         Self { what, lines: None, finishes: false }
     }
 
-    /// Makes a `Trouble` (the reason why a replay stops early) for a failure to read the files.
-    /// `lines` is the line or position that can't be used; `None`: no single one is the cause. The
-    /// requests under way may still use all their attempts.
+    /// Makes a `Trouble` for a failure to read the files. `lines` is the line or position that
+    /// can't be used; `None`: no single one is the cause. The requests under way may still use all
+    /// their attempts.
     fn reading(what: String, lines: Option<Span>) -> Self {
         Self { what, lines, finishes: true }
     }
@@ -626,16 +623,16 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 /// begin such a write.
 ///
 /// At most one batch waits to be sent. It is sent when fewer than `concurrency` lanes are busy,
-/// when fewer than `concurrency` times [`WINDOW`] requests lie after the frontier (the point up to
-/// which all events are accepted), and when its bytes fit into [`IN_FLIGHT_BYTES_MAX`] or no lane
-/// is busy. A lane brings back its connection, which is kept for a later lane.
+/// when fewer than `concurrency` times [`WINDOW`] requests lie after the frontier, and when its
+/// bytes fit into [`IN_FLIGHT_BYTES_MAX`] or no lane is busy. A lane brings back its connection,
+/// which is kept for a later lane.
 ///
-/// The loop ends at the end of the files or at the first trouble (a reason to stop early), in both
-/// cases after the last lane has ended. After a failure to read, the lanes may still use all their
-/// attempts. Any other trouble (a request that fails permanently, `stop`, a resume file that cannot
-/// be written) cancels `stop`, so that the lanes end within five seconds. If a request fails
-/// permanently after a failure to read, only the failed request is reported. The resume file is
-/// written once more at the end.
+/// The loop ends at the end of the files or at the first trouble, in both cases after the last lane
+/// has ended. After a failure to read, the lanes may still use all their attempts. Any other
+/// trouble (a request that fails permanently, `stop`, a resume file that cannot be written) cancels
+/// `stop`, so that the lanes end within five seconds. If a request fails permanently after a
+/// failure to read, only the failed request is reported. The resume file is written once more at
+/// the end.
 ///
 /// The frontier never passes a request that was not accepted. Therefore a later run with the same
 /// resume file may send events twice, but it never leaves out an event.
@@ -726,8 +723,7 @@ impl Running {
     }
 
     /// Returns `true` if three limits allow the batch to be sent now: the number of requests under
-    /// way, the number of their bytes, and the number of requests after the frontier (the point up
-    /// to which all events are accepted).
+    /// way, the number of their bytes, and the number of requests after the frontier.
     fn has_room(&self, batch: &Batch) -> bool {
         let (lanes, concurrency) = (self.lanes.len(), self.settings.concurrency);
         let fits = self.in_flight_bytes + batch.body.len() <= IN_FLIGHT_BYTES_MAX;
@@ -736,8 +732,8 @@ impl Running {
             && (fits || lanes == 0)
     }
 
-    /// Starts the lane (the future) that sends the batch. A batch without events is not sent, and
-    /// counts as accepted at once.
+    /// Starts the lane that sends the batch. A batch without events is not sent, and counts as
+    /// accepted at once.
     fn send(&mut self, batch: Batch) {
         let Batch { body, events, first_line, last_line, end, bad_lines, damage } = batch;
         let bytes = body.len();
@@ -773,8 +769,7 @@ impl Running {
     }
 
     /// Handles the result of one request: keeps its connection for a later request. If the request
-    /// was accepted, moves the frontier (the point up to which all events are accepted) as far as
-    /// possible. `Err` if the request has failed.
+    /// was accepted, moves the frontier as far as possible. `Err` if the request has failed.
     fn done(&mut self, done: Done) -> Result<(), Trouble> {
         let Done { number, events, bytes, connection, result } = done;
         self.in_flight_bytes -= bytes;
@@ -789,8 +784,7 @@ impl Running {
         Ok(())
     }
 
-    /// Moves the frontier (the point up to which all events are accepted) to the first request that
-    /// is not accepted yet, and reports the progress.
+    /// Moves the frontier to the first request that is not accepted yet, and reports the progress.
     fn advance(&mut self) {
         while let Some(done) = self.frontier.next(&self.settings.files) {
             let before: u64 = self.sizes.iter().take(done.end.file).sum();

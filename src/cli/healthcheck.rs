@@ -9,22 +9,15 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::BodyExt;
-use http_body_util::Empty;
-use http_body_util::Limited;
-use hyper::Request;
+use hyper::Method;
 use hyper::StatusCode;
-use hyper::client::conn::http1;
-use hyper::header;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use url::Host;
+use url::Position;
 use url::Url;
 
 use super::FAILED;
 use super::WRONG;
 use super::read;
+use crate::ask::Target;
 use crate::config;
 
 /// The time limit for one request to the relay, including the lookup of the host name.
@@ -39,9 +32,6 @@ const READY: &str = "/readyz";
 /// The greatest number of bytes in a response body. The body that a relay sends has only a few
 /// lines.
 const ANSWER_MAX: usize = 64 * 1024;
-
-/// The greatest number of bytes in a response's head, which is the status line and the headers.
-const HEAD_MAX: usize = 16 * 1024;
 
 /// The greatest number of lines of a response body that are printed.
 const LINES_MAX: usize = 50;
@@ -169,42 +159,14 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 /// Sends a GET request to `url`. Returns the status and the body of the response. `Err` says why
 /// there is no complete response, or that the body has more than `body_max` bytes.
 async fn ask(url: &Url, body_max: usize) -> Result<(StatusCode, String), String> {
-    let port = url.port_or_known_default().unwrap_or(80);
-    let connecting = async {
-        match url.host() {
-            Some(Host::Ipv4(ip)) => TcpStream::connect((ip, port)).await,
-            Some(Host::Ipv6(ip)) => TcpStream::connect((ip, port)).await,
-            Some(Host::Domain(name)) => TcpStream::connect((name, port)).await,
-            None => Err(std::io::ErrorKind::InvalidInput.into()),
-        }
-    };
-    let stream = connecting.await.map_err(|error| format!("cannot connect: {error}"))?;
-    let no_answer = |error: hyper::Error| format!("no HTTP answer: {error}");
-    let (mut sender, connection) = http1::Builder::new()
-        .max_buf_size(HEAD_MAX)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(no_answer)?;
-    let request = Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
-        .header(header::HOST, &url[url::Position::BeforeHost..url::Position::AfterPort])
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
-    let exchange = async {
-        let response = sender.send_request(request).await.map_err(no_answer)?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), body_max).collect().await;
-        let body = body.map_err(|error| format!("{status}, and then: {error}"))?.to_bytes();
-        Ok((status, String::from_utf8_lossy(&body).into_owned()))
-    };
-    let driver = async {
-        // If the connection fails, the request fails too, and its error contains the reason.
-        connection.await.ok();
-        std::future::pending().await
-    };
-    tokio::select! {
-        answer = exchange => answer,
-        () = driver => Err("no HTTP answer".to_owned()),
+    let path = &url[Position::BeforePath..Position::AfterQuery];
+    let asked = Target::of(url)?.open(Method::GET, path, None).await;
+    let mut reply = asked.map_err(|error| error.reason)?;
+    let status = reply.status;
+    match reply.read(body_max).await {
+        Ok((body, true)) => Ok((status, String::from_utf8_lossy(&body).into_owned())),
+        Ok((_, false)) => Err(format!("{status}, and then more than {body_max} bytes")),
+        Err(error) => Err(format!("{status}, and then: {error}")),
     }
 }
 

@@ -11,40 +11,32 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::Bytes;
 use clap::Args;
 use clap::ValueEnum;
-use http_body_util::BodyExt as _;
-use http_body_util::Empty;
-use http_body_util::Limited;
-use hyper::Request;
-use hyper::Response;
+use hyper::Method;
 use hyper::StatusCode;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper::header;
-use hyper::header::HeaderValue;
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use url::Url;
+use url::Position;
 
 use super::FAILED;
 use super::WRONG;
 use super::healthcheck;
 use super::read;
+use crate::ask;
+use crate::ask::Reply;
+use crate::ask::Target;
 use crate::audit::time;
 use crate::config;
 use crate::tap::Conditions;
 use crate::tap::Fields;
 use crate::tap::escape;
 
-/// The time limit for the connection and the head of the response.
-const CONNECT: Duration = Duration::from_secs(10);
+/// The time limit for the connection and the head of the response together.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The time without a line after which the relay counts as gone. It sends a line every 5 s.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -52,9 +44,6 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// The greatest number of bytes in a line. An event of 256 KiB can be six times as long when each
 /// of its characters is an escape.
 const LINE_MAX: usize = 4 << 20;
-
-/// The greatest number of bytes in the text of a refusal.
-const REFUSAL_MAX: usize = 16 << 10;
 
 /// The texts that wait for a slow reader of stdout. Beyond them, nothing is read from the relay.
 const PRINTED: usize = 16;
@@ -104,6 +93,10 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     url.set_path("/tap");
     url.set_query(None);
     let shown = url.to_string();
+    let target = Target::of(&url).and_then(|target| target.with_token(&token)).map_err(|what| {
+        eprintln!("{shown}: {what}");
+        WRONG
+    })?;
     {
         let mut query = url.query_pairs_mut();
         query.append_pair("sample", &arguments.sample.to_string());
@@ -114,13 +107,14 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
             query.append_pair("match", one);
         });
     }
+    let path = &url[Position::BeforePath..Position::AfterQuery];
     let (printer, printed) = printer();
     let looking = async {
         let looked = tokio::select! {
             // The reader of stdout has gone, as after `| head -1`.
             printed = printed => return printed.unwrap_or(Ok(())),
             _ = tokio::signal::ctrl_c() => return Ok(()),
-            looked = look(&url, &token, arguments, &printer) => looked,
+            looked = look(&target, path, arguments, &printer) => looked,
         };
         looked.map_err(|error| format!("{shown}: {error}"))
     };
@@ -131,7 +125,7 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
 }
 
 /// Returns the token: that of `--token-file`, or the one that the config names.
-fn token(arguments: &Arguments, file: Option<&Path>) -> Result<HeaderValue, u8> {
+fn token(arguments: &Arguments, file: Option<&Path>) -> Result<String, u8> {
     let (named, token) = match &arguments.token_file {
         Some(named) => (Some(named.clone()), config::read_token_of_command(named)),
         None => {
@@ -144,16 +138,10 @@ fn token(arguments: &Arguments, file: Option<&Path>) -> Result<HeaderValue, u8> 
         eprintln!("tap needs --token-file FILE, or a config with admin.tap_token_file (--config)");
         return Err(WRONG);
     };
-    let value = token.and_then(|token| {
-        let value = HeaderValue::from_str(&format!("Bearer {token}"));
-        value.map_err(|_| std::io::Error::other("no header can carry this token"))
-    });
-    let mut value = value.map_err(|error| {
+    token.map_err(|error| {
         eprintln!("{}: cannot read the token: {error}", escape::message(&named.to_string_lossy()));
         WRONG
-    })?;
-    value.set_sensitive(true);
-    Ok(value)
+    })
 }
 
 /// A text for stdout, and for whom it is important to be written.
@@ -167,7 +155,7 @@ type Failure = oneshot::Receiver<Result<(), String>>;
 
 /// Starts the thread that writes to stdout: a reader that does not read must not keep Ctrl-C from
 /// ending the command. The receiver hears when stdout can't be written any more; a pipe that was
-/// closed is no failure. The thread ends with the process, or when the sender is dropped.
+/// closed is not a failure. The thread ends with the process, or when the sender is dropped.
 fn printer() -> (mpsc::Sender<Printed>, Failure) {
     let (sender, mut texts) = mpsc::channel(PRINTED);
     let (failed, failure) = oneshot::channel();
@@ -196,73 +184,36 @@ fn printer() -> (mpsc::Sender<Printed>, Failure) {
 
 /// Asks the relay for events, and prints them until `--limit` or the relay ends the tap.
 async fn look(
-    url: &Url,
-    token: &HeaderValue,
+    target: &Target,
+    path: &str,
     arguments: &Arguments,
     printer: &mpsc::Sender<Printed>,
 ) -> Result<(), String> {
-    let late = |_| format!("no answer within {} s", CONNECT.as_secs());
-    let host = url.host_str().unwrap_or_default();
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let port = url.port_or_known_default().unwrap_or(80);
-    let stream = timeout(CONNECT, TcpStream::connect((host, port))).await.map_err(late)?;
-    let stream = stream.map_err(|error| format!("cannot connect: {error}"))?;
-    let no_answer = |error: hyper::Error| format!("no HTTP answer: {error}");
-    let (mut sender, connection) =
-        http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(no_answer)?;
-    let request = Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
-        .header(header::HOST, &url[url::Position::BeforeHost..url::Position::AfterPort])
-        .header(header::AUTHORIZATION, token)
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| error.to_string())?;
-    let exchange = async {
-        let response = timeout(CONNECT, sender.send_request(request)).await.map_err(late)?;
-        let response = response.map_err(no_answer)?;
-        if response.status() != StatusCode::OK {
-            return Err(refusal(response).await);
-        }
-        let mut show = Show {
-            printer,
-            format: arguments.format,
-            escapes: std::io::stdout().is_terminal(),
-            left: arguments.limit,
-            sample: arguments.sample,
-        };
-        lines(response.into_body(), &mut show).await
-    };
-    let driver = async {
-        // If the connection fails, the exchange fails too, and its error has the reason.
-        connection.await.ok();
-        std::future::pending().await
-    };
-    tokio::select! {
-        ended = exchange => ended,
-        () = driver => Err("no HTTP answer".to_owned()),
+    let opened = timeout(ANSWER, target.open(Method::GET, path, None)).await;
+    let opened = opened.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))?;
+    let mut reply = opened.map_err(|error| error.reason)?;
+    let status = reply.status;
+    if status != StatusCode::OK {
+        return Err(format!("{status}{}", ask::refusal(&mut reply).await));
     }
-}
-
-/// Returns the words of a response that refuses the tap.
-async fn refusal(response: Response<Incoming>) -> String {
-    let status = response.status();
-    let body = Limited::new(response.into_body(), REFUSAL_MAX).collect();
-    let body = timeout(CONNECT, body).await.ok().and_then(Result::ok);
-    let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let text = String::from_utf8_lossy(&body);
-    format!("{status}: {}", escape::message(text.trim()))
+    let mut show = Show {
+        printer,
+        format: arguments.format,
+        escapes: std::io::stdout().is_terminal(),
+        left: arguments.limit,
+        sample: arguments.sample,
+    };
+    lines(reply, &mut show).await
 }
 
 /// Reads the lines of the response until the tap ends.
-async fn lines(mut body: Incoming, show: &mut Show<'_>) -> Result<(), String> {
+async fn lines(mut reply: Reply, show: &mut Show<'_>) -> Result<(), String> {
     let mut buffer = Vec::new();
     loop {
-        let frame = timeout(SILENCE, body.frame()).await;
-        let frame = frame.map_err(|_| format!("no line within {} s", SILENCE.as_secs()))?;
-        let Some(frame) = frame else {
+        let Some(part) = reply.part(SILENCE).await? else {
             return Err("the answer has ended without a reason: is the relay gone?".to_owned());
         };
-        let frame = frame.map_err(|error| format!("the answer broke off: {error}"))?;
-        buffer.extend_from_slice(&frame.into_data().unwrap_or_default());
+        buffer.extend_from_slice(&part);
         let mut start = 0;
         let mut text = String::new();
         let mut ended = None;
@@ -444,7 +395,7 @@ fn object(fields: &Fields<'_>) -> String {
     object
 }
 
-/// Returns a time to the millisecond, as in `2026-11-22T14:03:05.123Z`. A text that is no time
+/// Returns a time to the millisecond, as in `2026-11-22T14:03:05.123Z`. A text that is not a time
 /// stays as it is.
 fn moment(time: &str) -> String {
     match time.split_once('.') {

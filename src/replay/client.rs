@@ -13,29 +13,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
-use http_body_util::Full;
-use http_body_util::Limited;
 use hyper::Method;
-use hyper::Request;
-use hyper::Response;
 use hyper::StatusCode;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
 use hyper::header;
 use hyper::header::HeaderValue;
-use hyper_util::rt::TokioIo;
 use serde::Deserialize;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
-use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use url::Position;
 use url::Url;
 
-use crate::config::HostPort;
-use crate::net;
+use crate::ask;
+use crate::ask::Connection;
+use crate::ask::Reply;
+use crate::ask::Target;
 use crate::tls;
 
 /// The time limit of one attempt to send a batch. Within one attempt, the batch may be sent again
@@ -57,16 +49,8 @@ const JITTER: f64 = 0.2;
 /// shorter.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// The greatest number of characters of a response body that a message shows.
-const SHOWN_CHARS_MAX: usize = 300;
-
-/// The TCP keepalive time of the connections to the receiver.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-
-/// The time for which requests under way may go on after a stop was requested.
+/// The time for which requests under way may continue after a stop was requested.
 const STOPPING: Duration = Duration::from_secs(5);
-
-const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
 
 /// The greatest number of attempts to send a batch, and the length of the pauses between them.
 #[derive(Debug, Clone, Copy)]
@@ -112,42 +96,13 @@ pub struct Failed {
 
 /// Sends batches of events to one URL.
 pub struct Client {
-    https: bool,
-    /// The host and the port of the receiver.
-    at: HostPort,
-    /// The value of the header `Host`.
-    authority: HeaderValue,
-    path_and_query: String,
-    tls: Option<Arc<tls::Client>>,
-    authorization: Option<HeaderValue>,
+    target: Target,
+    /// The path of the URL with its query, which may contain a token.
+    path: String,
     retry: Retry,
     /// A token that is cancelled when a stop is requested. Pauses then end at once, and requests
     /// end after [`STOPPING`].
     stop: CancellationToken,
-    /// The tasks that read and write the connections, one task for each connection.
-    drivers: TaskTracker,
-}
-
-/// An HTTP connection to the receiver, kept open for the next request.
-pub struct Connection {
-    sender: http1::SendRequest<Full<Bytes>>,
-    /// The task that reads and writes the connection. Its result is the error that ended the
-    /// connection.
-    driver: JoinHandle<hyper::Result<()>>,
-}
-
-impl Connection {
-    /// Returns a text with the reason why a request failed, and drops the connection. If the
-    /// connection ended before the request was written, `error` does not contain the reason. The
-    /// reason is then the result of the task that reads and writes the connection, so this function
-    /// waits for the end of that task. This may happen late: a server may refuse the client
-    /// certificate at any time after the handshake.
-    async fn why(self, error: &hyper::Error) -> String {
-        let Self { sender, driver } = self;
-        drop(sender);
-        let ended = if error.is_canceled() { driver.await.ok() } else { None };
-        ended.and_then(Result::err).map_or_else(|| chain(error), |ended| chain(&ended))
-    }
 }
 
 /// The body of a relay's response to a request that the relay has accepted, with the number of
@@ -155,13 +110,6 @@ impl Connection {
 #[derive(Deserialize)]
 struct Accepted {
     accepted: u64,
-}
-
-/// The body of a response that refuses a request. A relay, like Kubernetes, sends a JSON object
-/// with a `message`.
-#[derive(Deserialize)]
-struct Status {
-    message: String,
 }
 
 /// The result of one request.
@@ -182,54 +130,33 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// `ClientError` says why the URL or the token cannot be used. Its text quotes neither of them.
+    /// A text that says why the URL or the token cannot be used, and that quotes neither of them.
     pub fn new(
         url: &str,
         tls: Option<Arc<tls::Client>>,
         bearer_token: Option<&str>,
         retry: Retry,
         stop: CancellationToken,
-    ) -> Result<Self, ClientError> {
-        let url = Url::parse(url).map_err(ClientError::NoUrl)?;
-        let https = is_https(&url)?;
-        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
-            return Err(ClientError::NoHost);
-        };
+    ) -> Result<Self, String> {
+        let url = Url::parse(url).map_err(|error| format!("the URL cannot be read: {error}"))?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(ClientError::Credentials);
+            let what = "the URL holds credentials, which are not sent: use --bearer-token-file";
+            return Err(what.to_owned());
         }
-        let authority = match url.port() {
-            Some(port) => format!("{host}:{port}"),
-            None => host.to_owned(),
-        };
-        let authority = HeaderValue::from_str(&authority);
-        let bearer = |token: &str| {
-            let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-                .map_err(|_| ClientError::Token)?;
-            value.set_sensitive(true);
-            Ok::<_, ClientError>(value)
-        };
-        let path_and_query = match url.query() {
-            Some(query) => format!("{}?{query}", url.path()),
-            None => url.path().to_owned(),
-        };
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        Ok(Self {
-            https,
-            at: HostPort { host, port },
-            authority: authority.map_err(|_| ClientError::Host)?,
-            path_and_query,
-            tls,
-            authorization: bearer_token.map(bearer).transpose()?,
-            retry,
-            stop,
-            drivers: TaskTracker::new(),
-        })
+        let mut target = Target::of(&url).map_err(|what| format!("the URL {what}"))?;
+        if let Some(tls) = tls {
+            target = target.with_credentials(tls, Vec::new(), None)?;
+        }
+        if let Some(token) = bearer_token {
+            target = target.with_token(token)?;
+        }
+        let path = url[Position::BeforePath..Position::AfterQuery].to_owned();
+        Ok(Self { target, path, retry, stop })
     }
 
-    /// Sends `body`, a batch of `events` events, until the receiver accepts it or refuses it for
-    /// good, all attempts have failed, or a stop is requested. `failed` is called before each pause
-    /// between two attempts. Within one attempt, it is called before the first pause that a
+    /// Sends `body`, a batch of `events` events, until the receiver accepts it or refuses it
+    /// finally, all attempts have failed, or a stop is requested. `failed` is called before each
+    /// pause between two attempts. Within one attempt, it is called before the first pause that a
     /// response asks for with Retry-After, but not before the later ones. Before the call, `kept`
     /// is the open connection of an earlier request, or `None`. After the call, `kept` is the open
     /// connection for the next request; `None` if no connection can be used again.
@@ -336,93 +263,44 @@ impl Client {
         deadline: Instant,
     ) -> Outcome {
         loop {
-            let mut reused = false;
-            if let Some(connection) = kept.as_mut() {
-                reused = connection.sender.ready().await.is_ok();
-            }
-            let mut connection = match kept.take() {
-                Some(connection) if reused => connection,
-                _ => match self.dial(deadline).await {
+            let reused = match kept {
+                Some(connection) => connection.is_open().await,
+                None => false,
+            };
+            let connection = match kept.take().filter(|_| reused) {
+                Some(connection) => connection,
+                None => match self.target.connect(deadline).await {
                     Ok(connection) => connection,
-                    Err(what) => return Outcome::Failed(what, None),
+                    Err(what) => return Outcome::Failed(format!("{self}: {what}"), None),
                 },
             };
-            let request = match self.request(body.clone()) {
+            let body = Some((ask::JSON, body.clone()));
+            let request = match self.target.request(Method::POST, &self.path, body) {
                 Ok(request) => request,
                 Err(error) => return Outcome::Final(format!("{self}: {error}")),
             };
-            let response = match connection.sender.send_request(request).await {
-                Ok(response) => response,
+            let mut reply = match connection.send(request).await {
+                Ok(reply) => reply,
                 // The peer closed the kept connection while the request was being written and has
                 // not responded, so the request is sent again on a new connection.
                 Err(_) if reused => continue,
                 Err(error) => {
-                    let why = connection.why(&error).await;
-                    return Outcome::Failed(format!("{self}: {why}"), None);
+                    return Outcome::Failed(format!("{self}: {}", ask::chain(&error)), None);
                 }
             };
-            let outcome = self.judge(response, events).await;
-            if outcome.is_ok() {
-                *kept = Some(connection);
-            }
-            return outcome.unwrap_or_else(|outcome| outcome);
+            let (outcome, is_whole) = self.judge(&mut reply, events).await;
+            *kept = is_whole.then(|| reply.into_connection());
+            return outcome;
         }
     }
 
-    /// Makes the request with this body and all headers.
-    fn request(&self, body: Bytes) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(&self.path_and_query)
-            .body(Full::new(body))?;
-        let headers = request.headers_mut();
-        headers.insert(header::HOST, self.authority.clone());
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(authorization) = &self.authorization {
-            headers.insert(header::AUTHORIZATION, authorization.clone());
-        }
-        Ok(request)
-    }
-
-    /// Opens a new connection to the receiver, with TLS for an `https` URL. `Err` says why it
-    /// failed.
-    async fn dial(&self, deadline: Instant) -> Result<Connection, String> {
-        let HostPort { host, port } = &self.at;
-        let told = |error: &dyn std::error::Error| format!("{self}: {}", chain(error));
-        let stream = net::dial(host, *port, deadline).await.map_err(|error| told(&error))?;
-        net::tune_dialled(&stream, KEEPALIVE, ATTEMPT).ok();
-        let (sender, driver) = match &self.tls {
-            Some(tls) if self.https => {
-                let name = tls.server_name(host).map_err(|error| told(&error))?;
-                let connector = TlsConnector::from(tls.settings());
-                let stream = connector.connect(name, stream).await;
-                let failed = |error| format!("{self}: {}", tls::handshake_error(&error));
-                let stream = stream.map_err(failed)?;
-                let io = TokioIo::new(stream);
-                let (sender, driver) = http1::handshake(io).await.map_err(|error| told(&error))?;
-                (sender, self.drivers.spawn(driver))
-            }
-            _ => {
-                let io = TokioIo::new(stream);
-                let (sender, driver) = http1::handshake(io).await.map_err(|error| told(&error))?;
-                (sender, self.drivers.spawn(driver))
-            }
-        };
-        Ok(Connection { sender, driver })
-    }
-
-    /// Returns what a response means for the batch. The result is `Ok` if the response was read to
-    /// its end, and otherwise `Err`. Both can contain every outcome. After `Err`, the connection
-    /// cannot be used again.
-    async fn judge(&self, response: Response<Incoming>, events: u64) -> Result<Outcome, Outcome> {
-        let (head, body) = response.into_parts();
-        let status = head.status;
-        let retry_after = head.headers.get(header::RETRY_AFTER).and_then(seconds);
-        let collected = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
-        let is_whole = collected.is_ok();
-        let text = collected.map(|body| body.to_bytes()).unwrap_or_default();
-        let told = || format!("{self}: answered {status}{}", shown(&text));
+    /// Returns what a response means for the batch. The `bool` is `true` if the response was read
+    /// to its end; otherwise the connection cannot be used again.
+    async fn judge(&self, reply: &mut Reply, events: u64) -> (Outcome, bool) {
+        let status = reply.status;
+        let retry_after = reply.headers.get(header::RETRY_AFTER).and_then(seconds);
+        let (text, is_whole) = reply.read(ANSWER_BYTES_MAX).await.unwrap_or_default();
+        let told = || format!("{self}: answered {status}{}", ask::shown(&text));
         let outcome = if status.is_success() {
             match serde_json::from_slice::<Accepted>(&text) {
                 // The receiver is not a relay but another consumer of EventLists, whose only sign
@@ -440,48 +318,14 @@ impl Client {
         } else {
             Outcome::Final(format!("{}{}", told(), remedy(status)))
         };
-        if is_whole { Ok(outcome) } else { Err(outcome) }
+        (outcome, is_whole)
     }
 }
 
 /// Writes the URL without its path and query, which may contain a token.
 impl fmt::Display for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://{}", if self.https { "https" } else { "http" }, self.at)
-    }
-}
-
-/// The reason why a client cannot be made. Nothing was sent; the operator must correct the command
-/// line. No text quotes the URL or the token.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// The text is not a URL.
-    #[error("the URL cannot be read: {0}")]
-    NoUrl(url::ParseError),
-    /// The scheme of the URL is neither `http` nor `https`.
-    #[error("the URL is neither http:// nor https://")]
-    Scheme,
-    /// The URL names no host.
-    #[error("the URL has no host")]
-    NoHost,
-    /// The host of the URL has characters that the header `Host` cannot have.
-    #[error("the URL has an unusable host")]
-    Host,
-    /// The URL has a user name or a password.
-    #[error("the URL holds credentials, which are not sent: use --bearer-token-file")]
-    Credentials,
-    /// The bearer token has characters that a header cannot have.
-    #[error("the bearer token holds a character that an HTTP header cannot have")]
-    Token,
-}
-
-/// Returns `true` if the URL needs TLS. `Err` if the scheme of the URL is neither `http` nor
-/// `https`.
-fn is_https(url: &Url) -> Result<bool, ClientError> {
-    match url.scheme() {
-        "https" => Ok(true),
-        "http" => Ok(false),
-        _ => Err(ClientError::Scheme),
+        f.write_str(&self.target.origin())
     }
 }
 
@@ -502,41 +346,6 @@ fn remedy(status: StatusCode) -> &'static str {
     }
 }
 
-/// Returns the body of a response as the end of a message: a colon and the text. If the body is a
-/// Status of Kubernetes, the text is its `message`; otherwise it is the whole body. An empty body
-/// gives an empty result. The text is cut to [`SHOWN_CHARS_MAX`] characters. Control characters
-/// become spaces, so that the text is safe for a terminal.
-fn shown(text: &[u8]) -> String {
-    let message = match serde_json::from_slice::<Status>(text) {
-        Ok(status) => status.message,
-        Err(_) => String::from_utf8_lossy(text).trim().to_owned(),
-    };
-    if message.is_empty() {
-        return String::new();
-    }
-    let safe = |char: char| match char.is_control() {
-        true => ' ',
-        false => char,
-    };
-    format!(": {}", message.chars().take(SHOWN_CHARS_MAX).map(safe).collect::<String>())
-}
-
-/// Returns the text of the error and of its causes, separated by colons. The text of a cause is
-/// left out if the result contains it already.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        source = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -545,9 +354,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_receiver_that_is_away_gets_five_attempts_at_kube_apiservers_pauses() {
-        // Nothing can listen on port 0, so every attempt fails without reaching anybody.
-        let (url, stop) = ("http://127.0.0.1:0/", CancellationToken::new());
-        let client = Client::new(url, None, None, Retry::default(), stop).unwrap();
+        // The port is taken, and nothing listens on it, so no attempt reaches anybody.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let url = format!("http://{}/", socket.local_addr().unwrap());
+        let (retry, stop) = (Retry::default(), CancellationToken::new());
+        let client = Client::new(&url, None, None, retry, stop).unwrap();
         let failures = Mutex::new(Vec::new());
         let failed = |failed: Failed| failures.lock().unwrap().push(failed);
         let posted = client.post(&mut None, &Bytes::new(), 0, failed).await;

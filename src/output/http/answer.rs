@@ -23,8 +23,9 @@ use crate::delivery::failure::Failure;
 use crate::delivery::failure::RETRY_AFTER_MAX;
 use crate::telemetry::AttemptError;
 
-/// The most bytes that are read from the body of a consumer's answer. If the body is longer, the
-/// connection is closed, because it can carry another request only after the whole body was read.
+/// The greatest number of bytes that are read from the body of a consumer's answer. If the body is
+/// longer, the connection is closed, because it can carry another request only after the whole body
+/// was read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// The longest time for which the body of a consumer's answer is read if only the status counts. If
@@ -134,10 +135,10 @@ pub(super) async fn judge(
 
 /// An answer after its body was read.
 pub(super) struct Answer {
-    status: StatusCode,
+    pub(super) status: StatusCode,
     headers: HeaderMap,
     /// `None` if the body is longer than wanted, broke off or came too slowly.
-    body: Option<Vec<u8>>,
+    pub(super) body: Option<Vec<u8>>,
     /// `true`: there is no body because it is longer than wanted.
     is_too_long: bool,
     /// `true` if the body was read to its end.
@@ -214,18 +215,6 @@ pub(super) fn reason(error: &hyper::Error) -> AttemptError {
         source = error.source();
     }
     AttemptError::Closed
-}
-
-/// Returns the text of an error followed by the texts of its causes: `outer: inner: innermost`.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -13,14 +13,14 @@ use super::client::Client;
 use super::confirm::Confirmed;
 use super::pool::Lane;
 use super::pool::PooledConnection;
-use super::request::request;
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
 
-/// The most requests about which a consumer is asked at once. The answer then has about 64 KiB.
+/// The greatest number of requests about which a consumer is asked at once. The answer then has
+/// about 64 KiB.
 const ASKED_MAX: usize = 4096;
 
-/// The most bytes of an answer that says which requests are confirmed.
+/// The greatest number of bytes of an answer that says which requests are confirmed.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 impl Client {
@@ -85,7 +85,6 @@ impl Client {
         let base = connection.key.base.clone();
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
         let deadline = Instant::now() + self.timeouts.request;
-        let asked = connection.confirmations.ask(ASKED_MAX);
         let expanded = self.expanded.load_full();
         let place = connection.key.address.endpoint;
         let endpoint = expanded.as_ref().and_then(|expanded| {
@@ -97,37 +96,27 @@ impl Client {
             return Err(failed(AttemptError::Protocol, "the config no longer has this URL"));
         };
         let head = RequestHead::post(confirm.path(), confirm.content_type());
-        let own = self.own_headers(connection, endpoint, &head, &expanded.headers)?;
+        let asked = connection.confirmations.ask(ASKED_MAX);
+        let question = Pieces::of(vec![Bytes::from(confirm.question(&asked))]);
+        let ended = |_| {
+            let what = "the connection ended before the consumer confirmed the events";
+            failed(AttemptError::Closed, what)
+        };
         let answer = async {
-            connection.sender.ready().await?;
-            connection.busy = true;
-            let marks = connection.progress.begin();
-            let body = Pieces::of(vec![Bytes::from(confirm.question(&asked))]);
-            let upload = self.upload(body, &connection.key.address, marks);
-            let Ok(request) = request(endpoint, &head, own, &expanded.headers, upload) else {
-                return Ok(None);
-            };
-            let response = connection.sender.send_request(request).await?;
+            connection.sender.ready().await.map_err(ended)?;
+            let request = self.request(connection, endpoint, &head, &expanded.headers, question)?;
+            let response = connection.sender.send_request(request).await.map_err(ended)?;
             connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
             let status = response.status();
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            Ok(body.ok().map(|body| (status, body.to_bytes())))
+            let body = body
+                .map_err(|_| failed(AttemptError::Protocol, "the answer about events broke off"))?;
+            Ok::<_, Failure>((status, body.to_bytes()))
         };
-        let answered: Result<hyper::Result<_>, _> = tokio::time::timeout_at(deadline, answer).await;
-        let (status, body) = match answered {
-            Ok(Ok(Some(answer))) => answer,
-            Ok(Ok(None)) => {
-                return Err(failed(AttemptError::Protocol, "the answer about events broke off"));
-            }
-            Ok(Err(_)) => {
-                let what = "the connection ended before the consumer confirmed the events";
-                return Err(failed(AttemptError::Closed, what));
-            }
-            Err(_) => {
-                let what = "no answer to the question which events are confirmed";
-                return Err(failed(AttemptError::Timeout, what));
-            }
-        };
+        let (status, body) = tokio::time::timeout_at(deadline, answer).await.map_err(|_| {
+            let what = "no answer to the question which events are confirmed";
+            failed(AttemptError::Timeout, what)
+        })??;
         connection.busy = false;
         match confirm.told(status, &body) {
             Told::Confirmed(numbers) => Ok(numbers),

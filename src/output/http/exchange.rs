@@ -7,13 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::HeaderMap;
+use hyper::Request;
 use hyper::header;
-use hyper::header::HeaderName;
-use hyper::header::HeaderValue;
 use tokio::time::Instant;
 
 use super::answer;
-use super::answer::chain;
 use super::api::Call;
 use super::api::Outcome;
 use super::api::RequestHead;
@@ -27,9 +25,10 @@ use super::pool::PooledConnection;
 use super::request::compressed;
 use super::request::request;
 use super::silence::Waiting;
+use super::url::BaseUrl;
 use super::url::HttpEndpoint;
 use super::wire::Progress;
-use super::wire::RequestMarks;
+use crate::ask::chain;
 use crate::config::Strategy;
 use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::checkpoints::Fate;
@@ -329,10 +328,9 @@ impl Client {
         (attempt.address().id, outcome)
     }
 
-    /// Waits until a request is silent (no progress for too long) while another address works.
-    /// Returns the id of the silent address, the time since when it is silent, and the other
-    /// address. With the strategy `failover`, or if the consumer confirms requests later, this
-    /// future never ends.
+    /// Waits until a request is silent while another address works. Returns the id of the silent
+    /// address, the time since when it is silent, and the other address. With the strategy
+    /// `failover`, or if the consumer confirms requests later, this future never ends.
     async fn silence(&self, waiting: &Waiting) -> (usize, Instant, ResolvedAddress) {
         // A request that is dropped ends its connection, on which others may wait for their
         // confirmation.
@@ -393,46 +391,32 @@ impl Client {
         let base = &endpoint.base;
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
         loop {
-            let usable = self.usable(pooled.take()).await;
-            let reused = usable.is_some();
-            let mut connection = match usable {
-                Some(connection) => connection,
-                None => {
-                    let dial = |address| self.dial(base, address, expanded.proxy.as_ref());
-                    self.endpoints.dial(attempt, dial).await?
-                }
-            };
-            let own = match self.own_headers(&connection, endpoint, head, &expanded.headers) {
-                Ok(own) => own,
+            let connected = self.connected(pooled.take(), attempt, base, expanded).await;
+            let (mut connection, reused) = connected?;
+            let extra = &expanded.headers;
+            let request = self.request(&mut connection, endpoint, head, extra, body.clone());
+            let request = match request {
+                Ok(request) => request,
                 Err(failure) => {
-                    *pooled = Some(connection);
+                    *pooled = Some(connection).filter(|it| !it.busy);
                     return Err(failure);
                 }
             };
-            connection.busy = true;
-            let marks = connection.progress.begin();
-            let upload = self.upload(body.clone(), attempt.address(), marks.clone());
-            let request = request(endpoint, head, own, &expanded.headers, upload);
-            let request =
-                request.map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
+            let marks = request.body().marks.clone();
             let id = attempt.address().id;
             let _under_way = self.answer_times.asks(id);
             *sent_at = Instant::now();
             let answer = connection.sender.send_request(request);
             let limit = self.patience(attempt);
             let parts = (&connection.progress, waiting, id, limit);
-            let waited = self.in_time(parts, answer).await;
-            let (response, since) = match waited {
+            let (response, since) = match self.in_time(parts, answer).await {
                 Some((Ok(response), since)) => (response, since),
-                Some((Err(error), _)) => {
-                    let reason = answer::reason(&error);
-                    if reused && reason == AttemptError::Closed {
-                        // The peer closed the idle connection while the request was on its way.
-                        // That says nothing about the request.
-                        continue;
-                    }
-                    return Err(failed(reason, &chain(&error)));
-                }
+                Some((Err(error), _)) => match answer::reason(&error) {
+                    // The peer closed the idle connection while the request was on its way. That
+                    // says nothing about the request.
+                    AttemptError::Closed if reused => continue,
+                    reason => return Err(failed(reason, &chain(&error))),
+                },
                 None => return Err(failed(AttemptError::Timeout, &no_answer(limit))),
             };
             connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
@@ -442,34 +426,52 @@ impl Client {
                 return Ok(answer::early(&*self.api, base, &response, sent));
             }
             connection.busy = false;
-            let (waited, deadline) = (since.elapsed(), since + limit);
-            let (outcome, keep) = answer::judge(&*self.api, base, response, sent, deadline).await;
+            let waited = since.elapsed();
+            let judged = answer::judge(&*self.api, base, response, sent, since + limit);
+            let (outcome, is_whole) = judged.await;
             if !matches!(outcome, Outcome::Failed(_)) {
                 self.answer_times.took(waited);
             }
-            let is_needed = matches!(outcome, Outcome::Taken(_)) || !connection.is_free();
-            let may_stay = is_needed || !connection.is_over(&self.endpoints);
-            *pooled = Some(connection).filter(|_| keep && may_stay);
+            let may_stay = is_whole && self.may_stay(&connection, &outcome);
+            *pooled = Some(connection).filter(|_| may_stay);
             return Ok(outcome);
         }
     }
 
-    /// Returns the headers of the protocol's own for a request to `endpoint`, and the cookies of
-    /// the connection.
-    pub(super) fn own_headers(
+    /// Returns `true` if a connection may be used again after a request with this outcome.
+    fn may_stay(&self, connection: &PooledConnection, outcome: &Outcome) -> bool {
+        let is_needed = matches!(outcome, Outcome::Taken(_)) || !connection.is_free();
+        is_needed || !connection.is_over(&self.endpoints)
+    }
+
+    /// Makes the next request on a connection, which is busy from then on. `extra` are the headers
+    /// of the config. To these come the protocol's own, and the cookies of the connection. The body
+    /// counts its bytes.
+    pub(super) fn request(
         &self,
-        connection: &PooledConnection,
+        connection: &mut PooledConnection,
         endpoint: &HttpEndpoint,
         head: &RequestHead,
         extra: &HeaderMap,
-    ) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
+        pieces: Pieces,
+    ) -> Result<Request<Upload>, Failure> {
         let target = &endpoint.target(&head.path);
         let cookies = connection.cookies.as_ref();
         let cookie = cookies.and_then(|it| it.header(target, extra.get(header::COOKIE)));
-        let (connection, host) = (connection.id, &endpoint.authority);
-        let mut own = self.api.request_headers(&Call { connection, host, target, head, extra })?;
+        let call =
+            Call { connection: connection.id, host: &endpoint.authority, target, head, extra };
+        let mut own = self.api.request_headers(&call)?;
         own.extend(cookie.map(|cookie| (header::COOKIE, cookie)));
-        Ok(own)
+        connection.busy = true;
+        let upload = Upload {
+            pieces,
+            metrics: self.metrics.clone(),
+            figures: Arc::clone(&connection.key.address.figures),
+            marks: connection.progress.begin(),
+        };
+        request(endpoint, head, own, extra, upload).map_err(|error| {
+            Failure::new(AttemptError::Protocol, format!("{}: {error}", endpoint.base))
+        })
     }
 
     /// Returns the time for which a request may wait without any progress: `timeouts.request`. A
@@ -482,23 +484,24 @@ impl Client {
         }
     }
 
-    /// Returns the body of a request to `address`, which counts its bytes.
-    pub(super) fn upload(
+    /// Returns a connection for a request: `pooled`, or a new one if the peer has closed that, or
+    /// if it is not ready within `timeouts.connect`. The `bool` is `true` if it is `pooled`.
+    async fn connected(
         &self,
-        pieces: Pieces,
-        address: &ResolvedAddress,
-        marks: RequestMarks,
-    ) -> Upload {
-        let figures = Arc::clone(&address.figures);
-        Upload { pieces, metrics: self.metrics.clone(), figures, marks }
-    }
-
-    /// Waits until the connection is ready for a request, and returns it. Returns `None` if the
-    /// peer has closed it, if it is not ready within `timeouts.connect`, or if `pooled` is `None`.
-    async fn usable(&self, pooled: Option<PooledConnection>) -> Option<PooledConnection> {
-        let mut connection = pooled?;
-        let ready = tokio::time::timeout(self.timeouts.connect, connection.sender.ready()).await;
-        matches!(ready, Ok(Ok(()))).then_some(connection)
+        pooled: Option<PooledConnection>,
+        attempt: &mut Attempt,
+        base: &BaseUrl,
+        expanded: &Expanded,
+    ) -> Result<(PooledConnection, bool), Failure> {
+        if let Some(mut connection) = pooled {
+            let ready = connection.sender.ready();
+            let ready = tokio::time::timeout(self.timeouts.connect, ready).await;
+            if matches!(ready, Ok(Ok(()))) {
+                return Ok((connection, true));
+            }
+        }
+        let dial = |address| self.dial(base, address, expanded.proxy.as_ref());
+        Ok((self.endpoints.dial(attempt, dial).await?, false))
     }
 
     /// Waits for the end of `exchange`. Gives up when there was no progress for `limit`; progress

@@ -8,13 +8,13 @@ use hyper::header;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 
-use super::answer::chain;
 use super::api::Api;
 use super::api::credentials_header;
 use super::api::token_header;
 use super::api::unreadable;
 use super::proxy::Proxy;
 use super::url::HttpEndpoint;
+use crate::ask::chain;
 use crate::config;
 
 /// The URLs, the proxy and the headers of an output, with templates filled in and files read, as of

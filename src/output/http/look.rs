@@ -1,21 +1,15 @@
 //! `check --connect`: looks at how the consumer would store events.
 
-use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use http_body_util::Limited;
 use hyper::StatusCode;
-use tokio::time::Instant;
 
 use super::api::TestRequest;
-use super::body::Pieces;
 use super::client::Client;
-use super::request::request;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
 
-/// The most bytes of an answer that are read. The mapping of an index with 1,000 fields, which is
-/// the most by default, has about 100 KB.
+/// The greatest number of bytes of an answer that are read. The mapping of an index with 1,000
+/// fields, which is the most by default, has about 100 KB.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 impl Client {
@@ -31,7 +25,7 @@ impl Client {
 
     /// Asks a consumer how it would store events, by the requests of [`Api::looks`] one after the
     /// other, until an answer can be understood. A consumer that says nothing about it, or not to
-    /// this client, is no failure.
+    /// this client, is not a failure.
     ///
     /// # Errors
     ///
@@ -40,9 +34,8 @@ impl Client {
     /// [`Api::looks`]: super::api::Api::looks
     async fn look(&self, address: &ResolvedAddress) -> Result<(), Failure> {
         for look in self.api.looks() {
-            let deadline = Instant::now() + self.timeouts.connect + self.timeouts.request;
-            let answer = tokio::time::timeout_at(deadline, self.answer_to(look, address)).await;
-            let looked = answer.ok().flatten().and_then(|answer| self.api.looked(&answer));
+            let looked = self.answer_to(look, address).await;
+            let looked = looked.and_then(|answer| self.api.looked(&answer));
             if let Some(looked) = looked {
                 let failure =
                     |what| Failure::new(AttemptError::Protocol, format!("{address}: {what}"));
@@ -54,22 +47,10 @@ impl Client {
 
     /// Returns the body of the answer to a request, which is sent on a connection of its own;
     /// `None` without an answer 200.
-    async fn answer_to(&self, look: TestRequest, address: &ResolvedAddress) -> Option<Bytes> {
-        let TestRequest { head, body } = look;
+    async fn answer_to(&self, look: TestRequest, address: &ResolvedAddress) -> Option<Vec<u8>> {
         let expanded = self.expanded.load_full()?;
         let endpoint = expanded.endpoints.get(address.endpoint)?;
-        let dialled = self.dial(&endpoint.base, address.clone(), expanded.proxy.as_ref());
-        let mut connection = dialled.await.ok()?;
-        connection.busy = true;
-        let own = self.own_headers(&connection, endpoint, &head, &expanded.headers).ok()?;
-        let body = Pieces::of(vec![Bytes::from_static(body)]);
-        let upload = self.upload(body, address, connection.progress.begin());
-        let request = request(endpoint, &head, own, &expanded.headers, upload).ok()?;
-        let response = connection.sender.send_request(request).await.ok()?;
-        if response.status() != StatusCode::OK {
-            return None;
-        }
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.ok()?;
-        Some(body.to_bytes())
+        let answer = self.ask_alone(look, address, &expanded, endpoint, ANSWER_BYTES_MAX).await;
+        answer.ok().filter(|answer| answer.status == StatusCode::OK)?.body
     }
 }

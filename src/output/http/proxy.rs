@@ -11,19 +11,18 @@ use std::io;
 use base64::prelude::BASE64_STANDARD;
 use base64::prelude::Engine as _;
 use hyper::StatusCode;
+use percent_encoding::percent_decode_str;
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use url::Url;
 
+use crate::ask::USER_AGENT;
 use crate::config::HostPort;
 use crate::telemetry::AttemptError;
 
-/// The value of the header `User-Agent` in requests to a consumer or to a proxy.
-pub(super) const USER_AGENT: &str = concat!("kube-audit-forwarder/", env!("CARGO_PKG_VERSION"));
-
-/// The most bytes of the head (status line and headers) of a proxy's answer. A longer head is an
-/// error.
+/// The greatest number of bytes of the head (status line and headers) of a proxy's answer. A longer
+/// head is an error.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// The configured proxy. No message shows its credentials.
@@ -53,11 +52,10 @@ impl Proxy {
             return Err("is not an http:// URL".to_owned());
         }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let [user, password] =
-            [url.username(), url.password().unwrap_or_default()].map(percent_decoded);
         let has_credentials = !url.username().is_empty() || url.password().is_some();
         let credentials = has_credentials.then(|| {
-            let pair = [user, b":".to_vec(), password].concat();
+            let pair = format!("{}:{}", url.username(), url.password().unwrap_or_default());
+            let pair: Vec<u8> = percent_decode_str(&pair).collect();
             format!("Basic {}", BASE64_STANDARD.encode(pair))
         });
         Ok(Self { at: HostPort { host, port }, credentials })
@@ -141,21 +139,6 @@ fn status_of(head: &[u8]) -> Option<StatusCode> {
     let (status, behind) = rest.split_at_checked(3)?;
     matches!(behind, [b' ' | b'\r', ..]).then_some(())?;
     StatusCode::from_bytes(status).ok()
-}
-
-/// Returns `text` with each percent code decoded: `%40` becomes `@`. A `%` without two hexadecimal
-/// digits after it stays as it is (WHATWG URL, percent-decode).
-fn percent_decoded(text: &str) -> Vec<u8> {
-    let mut decoded = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((&byte, behind)) = rest.split_first() {
-        let digit = |index: usize| char::from(*behind.get(index)?).to_digit(16);
-        let coded = digit(0).zip(digit(1)).filter(|_| byte == b'%');
-        let coded = coded.and_then(|(high, low)| u8::try_from(high * 16 + low).ok());
-        decoded.push(coded.unwrap_or(byte));
-        rest = if coded.is_some() { &behind[2..] } else { behind };
-    }
-    decoded
 }
 
 #[cfg(test)]

@@ -1,36 +1,30 @@
 //! Requests to a server that is not the consumer, such as the one that gives out tokens: one
 //! request at a time, each on a connection of its own.
 
-use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use http_body_util::Full;
-use http_body_util::Limited;
 use hyper::Method;
 use hyper::Request;
 use hyper::StatusCode;
-use hyper::client::conn::http1;
 use hyper::header;
-use hyper::header::HeaderValue;
-use hyper_util::rt::TokioIo;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
 use super::answer;
-use super::answer::chain;
 use super::api::Outcome;
 use super::client::KEEPALIVE;
 use super::client::tunnel;
 use super::proxy::Proxy;
-use super::proxy::USER_AGENT;
 use super::url::BaseUrl;
 use super::url::HttpEndpoint;
+use crate::ask::Connection;
+use crate::ask::Stream;
+use crate::ask::USER_AGENT;
+use crate::ask::chain;
 use crate::config;
 use crate::config::ClientTls;
 use crate::config::HostPort;
@@ -45,7 +39,7 @@ use crate::tls;
 /// The header `Content-Type` of a form.
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// The most bytes of an answer's body. A longer body is an error.
+/// The greatest number of bytes of an answer's body. A longer body is an error.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// A server that is not the consumer, and how it is reached.
@@ -126,7 +120,10 @@ impl Service {
     /// # Cancel safety
     ///
     /// Dropping the future ends the request and its connection.
-    pub(in crate::output) async fn post(&self, question: Question) -> Result<Bytes, ServiceError> {
+    pub(in crate::output) async fn post(
+        &self,
+        question: Question,
+    ) -> Result<Vec<u8>, ServiceError> {
         let Question { path, accept, form } = question;
         let service = self.clone();
         let read = tokio::task::spawn_blocking(move || service.expanded()).await;
@@ -139,24 +136,18 @@ impl Service {
             .method(Method::POST)
             .uri(endpoint.target(path))
             .header(header::HOST, endpoint.authority.clone())
-            .header(header::USER_AGENT, HeaderValue::from_static(USER_AGENT))
-            .header(header::ACCEPT, HeaderValue::from_static(accept))
-            .header(header::CONTENT_TYPE, HeaderValue::from_static(FORM))
+            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::ACCEPT, accept)
+            .header(header::CONTENT_TYPE, FORM)
             .body(Full::new(Bytes::from(form)))
             .map_err(|error| wrong(format!("{base}: {error}")))?;
         let deadline = Instant::now() + self.timeouts.connect;
-        let answer = match base.https {
-            true => {
-                let stream = self.encrypted(&expanded, deadline).await?;
-                tokio::time::timeout(self.timeouts.request, exchange(base, path, stream, request))
-                    .await
-            }
-            false => {
-                let stream = self.dial(&expanded, deadline).await?;
-                tokio::time::timeout(self.timeouts.request, exchange(base, path, stream, request))
-                    .await
-            }
+        let stream: Box<dyn Stream> = match base.https {
+            true => Box::new(self.encrypted(&expanded, deadline).await?),
+            false => Box::new(self.dial(&expanded, deadline).await?),
         };
+        let asked = exchange(base, path, stream, request);
+        let answer = tokio::time::timeout(self.timeouts.request, asked).await;
         answer.unwrap_or_else(|_| {
             let seconds = self.timeouts.request.as_secs_f64();
             let what = format!("{base}: no answer within {seconds} s");
@@ -221,43 +212,32 @@ impl Service {
     }
 }
 
-/// Sends a request to this path on an open connection, and returns the body of the answer if its
-/// status is 2xx.
+/// Sends a request to this path on a stream to the server, and returns the body of the answer if
+/// its status is 2xx.
 async fn exchange(
     base: &BaseUrl,
     path: &str,
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: Box<dyn Stream>,
     request: Request<Full<Bytes>>,
-) -> Result<Bytes, ServiceError> {
+) -> Result<Vec<u8>, ServiceError> {
     let failed = |error: hyper::Error| {
         Failure::new(answer::reason(&error), format!("{base}: {}", chain(&error)))
     };
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    let answer = async {
-        let response = sender.send_request(request).await.map_err(failed)?;
-        let status = response.status();
-        match answer::meaning(base, path, status, response.headers()) {
-            Outcome::Refused(failure) | Outcome::Failed(failure) => {
-                return Err(ServiceError { status: Some(status), failure });
-            }
-            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => {}
+    let connection = Connection::over(stream).await.map_err(failed)?;
+    let mut reply = connection.send(request).await.map_err(failed)?;
+    let status = reply.status;
+    match answer::meaning(base, path, status, &reply.headers) {
+        Outcome::Refused(failure) | Outcome::Failed(failure) => {
+            return Err(ServiceError { status: Some(status), failure });
         }
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        body.map(http_body_util::Collected::to_bytes).map_err(|_| {
+        Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => {}
+    }
+    match reply.read(ANSWER_BYTES_MAX).await {
+        Ok((body, true)) => Ok(body),
+        Ok((_, false)) | Err(_) => {
             let what = format!("{base}: answered {status}, and its body broke off or is too long");
             let failure = Failure::new(AttemptError::Protocol, what);
-            ServiceError { status: Some(status), failure }
-        })
-    };
-    // The connection reads and writes while it is polled. Its end, also by an error, ends the
-    // request too.
-    let driver = async {
-        connection.await.ok();
-        std::future::pending::<Infallible>().await
-    };
-    tokio::select! {
-        biased;
-        answer = answer => answer,
-        never = driver => match never {},
+            Err(ServiceError { status: Some(status), failure })
+        }
     }
 }

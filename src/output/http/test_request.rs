@@ -7,13 +7,12 @@ use tokio::time::Instant;
 
 use super::answer;
 use super::answer::Answer;
-use super::answer::chain;
 use super::api::TestRequest;
 use super::body::Pieces;
 use super::client::Client;
 use super::expanded::Expanded;
-use super::request::request;
 use super::url::HttpEndpoint;
+use crate::ask::chain;
 use crate::config::ClientTls;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
@@ -21,7 +20,7 @@ use crate::output::transport::tls_session::handshake;
 use crate::telemetry::AttemptError;
 use crate::tls;
 
-/// The most bytes of an answer that are read.
+/// The greatest number of bytes of an answer that are read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// A server that speaks TLS answers the beginning of a handshake within this time. Many others wait
@@ -67,8 +66,8 @@ impl Client {
         result
     }
 
-    /// Sends a test request to an address, on a connection of its own. Returns the failure unless
-    /// the answer says that the consumer would take events.
+    /// Sends a test request to an address. Returns the failure unless the answer says that the
+    /// consumer would take events.
     async fn test_with(
         &self,
         test: TestRequest,
@@ -76,34 +75,39 @@ impl Client {
         expanded: &Expanded,
         endpoint: &HttpEndpoint,
     ) -> Result<(), Failure> {
+        let path = test.head.path.clone();
+        let answer = self.ask_alone(test, address, expanded, endpoint, ANSWER_BYTES_MAX).await?;
+        let reply = answer.reply(&endpoint.base, &path);
+        self.api.tested(&reply).map_err(|what| {
+            let what = format!("{}: answered {}: {what}", endpoint.base, reply.status);
+            Failure::new(AttemptError::Status4xx, what)
+        })
+    }
+
+    /// Sends a request without events to an address, on a connection of its own, and returns the
+    /// answer. Its body is wanted if it has at most `bytes_max` bytes.
+    pub(super) async fn ask_alone(
+        &self,
+        TestRequest { head, body }: TestRequest,
+        address: &ResolvedAddress,
+        expanded: &Expanded,
+        endpoint: &HttpEndpoint,
+        bytes_max: usize,
+    ) -> Result<Answer, Failure> {
         let base = &endpoint.base;
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
         let deadline = Instant::now() + self.timeouts.connect + self.timeouts.request;
         let mut connection = self.dial(base, address.clone(), expanded.proxy.as_ref()).await?;
-        connection.busy = true;
-        let TestRequest { head, body } = test;
-        let own = self.own_headers(&connection, endpoint, &head, &expanded.headers)?;
         let body = Pieces::of(vec![Bytes::from_static(body)]);
-        let upload = self.upload(body, &connection.key.address, connection.progress.begin());
-        let request = request(endpoint, &head, own, &expanded.headers, upload)
-            .map_err(|error| failed(AttemptError::Protocol, &error.to_string()))?;
+        let request = self.request(&mut connection, endpoint, &head, &expanded.headers, body)?;
         let answer = async {
-            let response = connection.sender.send_request(request).await?;
-            Ok(answer::read(response, ANSWER_BYTES_MAX, deadline).await)
+            let response = connection.sender.send_request(request).await;
+            let response =
+                response.map_err(|error| failed(answer::reason(&error), &chain(&error)))?;
+            Ok(answer::read(response, bytes_max, deadline).await)
         };
-        let answered: Result<hyper::Result<Answer>, _> =
-            tokio::time::timeout_at(deadline, answer).await;
-        match answered {
-            Ok(Ok(answer)) => {
-                let reply = answer.reply(base, &head.path);
-                self.api.tested(&reply).map_err(|what| {
-                    let what = format!("answered {}: {what}", reply.status);
-                    failed(AttemptError::Status4xx, &what)
-                })
-            }
-            Ok(Err(error)) => Err(failed(answer::reason(&error), &chain(&error))),
-            Err(_) => Err(failed(AttemptError::Timeout, "no answer to a test request")),
-        }
+        let late = |_| Err(failed(AttemptError::Timeout, "no answer to a test request"));
+        tokio::time::timeout_at(deadline, answer).await.unwrap_or_else(late)
     }
 
     /// Returns `true` if an address, whose URL is `http://`, speaks TLS. Begins a handshake on a

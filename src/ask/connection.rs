@@ -1,0 +1,140 @@
+//! An HTTP/1.1 connection, and an answer that is read from it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use http_body_util::Full;
+use hyper::HeaderMap;
+use hyper::Request;
+use hyper::StatusCode;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+/// The greatest number of bytes of an answer's head, which is the status line and the headers.
+const HEAD_MAX: usize = 64 << 10;
+
+/// A stream of bytes to a server, plain or in TLS.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
+
+/// An open connection that no request uses now. Dropping it closes it.
+pub struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    /// The one task that reads and writes the connection. Its result is the error that ended the
+    /// connection. The task ends with this value.
+    driver: JoinSet<hyper::Result<()>>,
+    /// The end of the validity of the server's certificate (notAfter), in seconds since 1970;
+    /// `None` without TLS.
+    pub(super) not_after: Option<i64>,
+}
+
+impl Connection {
+    /// Begins HTTP/1.1 on a stream to a server.
+    ///
+    /// # Errors
+    ///
+    /// The stream cannot be used.
+    pub async fn over(stream: impl Stream) -> hyper::Result<Self> {
+        let mut builder = http1::Builder::new();
+        builder.max_buf_size(HEAD_MAX);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        let mut driver = JoinSet::new();
+        driver.spawn(connection);
+        Ok(Self { sender, driver, not_after: None })
+    }
+
+    /// Returns `true` if the connection can take the next request, and `false` if it has ended.
+    pub async fn is_open(&mut self) -> bool {
+        self.sender.ready().await.is_ok()
+    }
+
+    /// Sends a request, and waits for the head of its answer. The caller limits the time.
+    ///
+    /// # Errors
+    ///
+    /// There is no answer. If the connection ended before the request was written, the error is the
+    /// one that ended the connection: a server may refuse the client's certificate at any time
+    /// after the handshake.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the request and the connection.
+    pub async fn send(self, request: Request<Full<Bytes>>) -> hyper::Result<Reply> {
+        let Self { mut sender, mut driver, not_after } = self;
+        match sender.send_request(request).await {
+            Ok(response) => {
+                let (head, body) = response.into_parts();
+                let connection = Self { sender, driver, not_after };
+                Ok(Reply { status: head.status, headers: head.headers, body, connection })
+            }
+            Err(error) if error.is_canceled() => {
+                drop(sender);
+                let ended = driver.join_next().await.and_then(Result::ok);
+                Err(ended.and_then(Result::err).unwrap_or(error))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// An answer whose body is not read yet. Dropping it closes its connection.
+pub struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers.
+    pub headers: HeaderMap,
+    body: Incoming,
+    connection: Connection,
+}
+
+impl Reply {
+    /// Returns the next part of the body, which must come `within` this time; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// A text that says why the rest of the body is missing.
+    pub async fn part(&mut self, within: Duration) -> Result<Option<Bytes>, String> {
+        let frame = timeout(within, self.body.frame()).await;
+        let frame = frame.map_err(|_| format!("the answer stopped for {} s", within.as_secs()))?;
+        let frame = frame.transpose().map_err(|error| format!("the answer broke off: {error}"))?;
+        Ok(frame.map(|frame| frame.into_data().unwrap_or_default()))
+    }
+
+    /// Reads the body, but at most `max` bytes of it. The result has the bytes, and `true` if they
+    /// are the whole body. The caller limits the time.
+    ///
+    /// # Errors
+    ///
+    /// The body broke off.
+    pub async fn read(&mut self, max: usize) -> hyper::Result<(Vec<u8>, bool)> {
+        let mut read = Vec::new();
+        while let Some(frame) = self.body.frame().await {
+            read.extend_from_slice(&frame?.into_data().unwrap_or_default());
+            if read.len() > max {
+                read.truncate(max);
+                return Ok((read, false));
+            }
+        }
+        Ok((read, true))
+    }
+
+    /// Returns the connection for the next request. The body must have been read to its end.
+    #[must_use]
+    pub fn into_connection(self) -> Connection {
+        self.connection
+    }
+
+    /// Returns the end of the validity of the server's certificate (notAfter), in seconds since
+    /// 1970; `None` without TLS.
+    #[must_use]
+    pub fn not_after(&self) -> Option<i64> {
+        self.connection.not_after
+    }
+}
