@@ -97,6 +97,7 @@ fn wrong(option: &str, what: impl std::fmt::Display) -> u8 {
     WRONG
 }
 
+/// Reads what the arguments name, except for metrics. `Err` is the exit status.
 fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
     if arguments.apiserver.iter().filter(|text| *text == "-").count() > 1 {
         return Err(wrong("--apiserver", "- is standard input and can be named only once"));
@@ -108,22 +109,7 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
         Some(file) => Some(Kubeconfig::read(file).map_err(|error| wrong("--kubeconfig", error))?),
         None => None,
     };
-    let mut apiservers = Vec::new();
-    for (place, text) in distinct(&arguments.apiserver) {
-        let source = match is_url(text) {
-            true => {
-                let target = target("--apiserver", place, text)?;
-                let target = match &kubeconfig {
-                    Some(kubeconfig) => credentials::with_credentials(target, kubeconfig)
-                        .map_err(|error| wrong("--kubeconfig", error))?,
-                    None => target,
-                };
-                Plan::apiserver(target)
-            }
-            false => Source::File(text.into()),
-        };
-        add(&mut apiservers, source);
-    }
+    let apiservers = apiservers(arguments, kubeconfig.as_ref())?;
     let cluster = match &kubeconfig {
         Some(kubeconfig) => {
             let server = credentials::server_of(kubeconfig);
@@ -133,16 +119,6 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
         }
         None => None,
     };
-    let mut relays = Vec::new();
-    for (place, text) in distinct(&arguments.relay) {
-        add(&mut relays, Plan::relay(target("--relay", place, text)?));
-    }
-    if relays.is_empty() {
-        let mut url = healthcheck::url_of(None, file)?;
-        url.set_path("");
-        let target = Target::new(url.as_str());
-        relays.push(Plan::relay(target.map_err(|what| wrong("admin.address", what))?));
-    }
     let webhook = match &arguments.webhook {
         Some(file) => {
             let target = Kubeconfig::read(file).and_then(|read| credentials::server_of(&read));
@@ -154,11 +130,49 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
         apiservers,
         cluster,
         instances: arguments.instances.map(usize::from),
-        relays,
+        relays: relays(arguments, file)?,
         interval: arguments.interval,
         webhook,
         probe: arguments.probe,
     })
+}
+
+/// Returns the sources of `--apiserver`, with the credentials of the kubeconfig. `Err` is the exit
+/// status.
+fn apiservers(arguments: &Arguments, kubeconfig: Option<&Kubeconfig>) -> Result<Vec<Source>, u8> {
+    let mut apiservers = Vec::new();
+    for (place, text) in distinct(&arguments.apiserver) {
+        let source = match is_url(text) {
+            true => {
+                let target = target("--apiserver", place, text)?;
+                let target = match kubeconfig {
+                    Some(kubeconfig) => credentials::with_credentials(target, kubeconfig)
+                        .map_err(|error| wrong("--kubeconfig", error))?,
+                    None => target,
+                };
+                Plan::apiserver(target)
+            }
+            false => Source::File(text.into()),
+        };
+        add(&mut apiservers, source);
+    }
+    Ok(apiservers)
+}
+
+/// Returns the relays of `--relay`, or the one that the config in `file` names. `Err` is the exit
+/// status.
+fn relays(arguments: &Arguments, file: Option<&Path>) -> Result<Vec<Source>, u8> {
+    let mut relays = Vec::new();
+    for (place, text) in distinct(&arguments.relay) {
+        add(&mut relays, Plan::relay(target("--relay", place, text)?));
+    }
+    if relays.is_empty() {
+        let mut url = healthcheck::url_of(None, file)?;
+        url.set_path("");
+        let target = Target::new(url.as_str());
+        relays.push(Plan::relay(target.map_err(|what| wrong("admin.address", what))?));
+    }
+    Ok(relays)
 }
 
 /// Returns the texts, each once, with its place among all values of the option, counted from 1.

@@ -81,6 +81,18 @@ pub(super) struct Arguments {
     /// What to do with a line that is no audit event
     #[arg(long, value_name = "WHAT", default_value = "stop")]
     on_bad_line: BadLine,
+    #[command(flatten)]
+    requests: Requests,
+    #[command(flatten)]
+    tls: Tls,
+    /// File with the bearer token for the header Authorization
+    #[arg(long, value_name = "FILE")]
+    bearer_token_file: Option<PathBuf>,
+}
+
+/// How the events are sent.
+#[derive(Args)]
+struct Requests {
     /// Send at most this many events in a request
     #[arg(long, value_name = "N", default_value = "400", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     batch: u32,
@@ -97,6 +109,11 @@ pub(super) struct Arguments {
     /// before it, and up to a fifth longer at random
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = config::time)]
     backoff: Duration,
+}
+
+/// How the receiver is verified, and how it verifies this command.
+#[derive(Args)]
+struct Tls {
     /// PEM file with the CAs that may sign the receiver's certificate [default: the system's CAs]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -112,9 +129,6 @@ pub(super) struct Arguments {
     /// Accept any certificate of the receiver
     #[arg(long)]
     insecure_skip_verify: bool,
-    /// File with the bearer token for the header Authorization
-    #[arg(long, value_name = "FILE")]
-    bearer_token_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -132,7 +146,7 @@ fn rate_max(text: &str) -> Result<NonZeroU32, String> {
         .map_err(|_| format!("allowed: a whole number of events per second, 1 to {}", u32::MAX))
 }
 
-/// Parses the size of a request in bytes. `Err` if the text is no size, or if the size is not
+/// Parses the size of a request in bytes. `Err` if the text is not a size, or if the size is not
 /// allowed. Allowed is 1 KiB to 64 MiB. Below 1 KiB a size is too small for most events.
 fn batch_bytes(text: &str) -> Result<usize, String> {
     let bytes = config::size(text)?;
@@ -153,8 +167,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     for file in &arguments.files {
         input(file, "the events")?;
     }
-    let of_tls = [&arguments.ca, &arguments.certificate, &arguments.key].into_iter().flatten();
-    for file in of_tls.filter(|_| is_https(arguments)) {
+    let Tls { ca, certificate, key, .. } = &arguments.tls;
+    for file in [ca, certificate, key].into_iter().flatten().filter(|_| is_https(arguments)) {
         input(file, "the PEM file")?;
     }
     if let Some(file) = &arguments.bearer_token_file {
@@ -183,9 +197,9 @@ fn settings(arguments: &Arguments) -> Settings {
         output: arguments.output.clone(),
         even_if_running: arguments.even_if_running,
         rate: arguments.rate,
-        batch_events: arguments.batch as usize,
-        batch_bytes: arguments.batch_bytes,
-        concurrency: arguments.concurrency as usize,
+        batch_events: arguments.requests.batch as usize,
+        batch_bytes: arguments.requests.batch_bytes,
+        concurrency: arguments.requests.concurrency as usize,
         resume: arguments.resume.clone(),
         on_bad_line: match arguments.on_bad_line {
             BadLine::Stop => OnBadLine::Stop,
@@ -199,12 +213,12 @@ fn is_https(arguments: &Arguments) -> bool {
 }
 
 fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, String> {
-    let identity = arguments.certificate.clone().zip(arguments.key.clone());
+    let Tls { ca, certificate, key, server_name, insecure_skip_verify } = &arguments.tls;
     let settings = ClientTls {
-        ca: arguments.ca.clone(),
-        identity,
-        server_name: arguments.server_name.clone(),
-        insecure_skip_verify: arguments.insecure_skip_verify,
+        ca: ca.clone(),
+        identity: certificate.clone().zip(key.clone()),
+        server_name: server_name.clone(),
+        insecure_skip_verify: *insecure_skip_verify,
         ..ClientTls::default()
     };
     let https = is_https(arguments);
@@ -213,16 +227,15 @@ fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, Stri
     }
     let tls = https.then(|| tls::Client::read(&settings, &[b"http/1.1"], None)).transpose();
     let tls = tls.map_err(|error| error.to_string())?;
-    let token = match &arguments.bearer_token_file {
-        Some(file) => Some(
-            config::read_token_of_command(file)
-                .map_err(|error| format!("cannot read {}: {error}", shown(file)))?,
-        ),
-        None => None,
-    };
-    let retry = Retry { attempts: arguments.attempts, pause: arguments.backoff };
-    let client = Client::new(&arguments.url, tls, token.as_deref(), retry, stop);
-    client.map_err(|error| error.to_string())
+    let file = arguments.bearer_token_file.as_ref();
+    let token = file.map(|file| {
+        let token = config::read_token_of_command(file);
+        token.map_err(|error| format!("cannot read {}: {error}", shown(file)))
+    });
+    let token = token.transpose()?;
+    let Requests { attempts, backoff: pause, .. } = arguments.requests;
+    let retry = Retry { attempts, pause };
+    Client::new(&arguments.url, tls, token.as_deref(), retry, stop)
 }
 
 async fn send(

@@ -13,6 +13,7 @@
 //! | 3 | `bucket` | requests and answers |
 //! | 4 | `link` | when an object ends, and what becomes of it |
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,6 +62,10 @@ mod sts;
 /// The queue holds the events of two objects, and must have room for new ones.
 const PART_OF_QUEUE: u64 = 4;
 
+/// The keys of the files with the access key.
+const KEY_ID: &str = "access_key_id_file";
+const SECRET: &str = "secret_access_key_file";
+
 /// The settings of an output of `type = "s3"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
@@ -90,68 +95,18 @@ impl OutputSettings for Settings {
             concurrency: "without effect: one object is stored at a time",
             authorization: false,
         };
-        let (client, own) = HttpClient::read(t, &keys, |t| {
-            let bucket = t.word(required("bucket", "name", "bucket for the objects"), bucket_name);
-            let region = t.word(required("region", "name", "like \"eu-central-1\""), region_name);
-            let prefix = t.word_or(
-                ("prefix", "string", "beginning of the objects' names, like \"audit/prod\""),
-                "",
-                None,
-                prefix,
-            );
-            let path_style = t.flag(
-                "path_style",
-                true,
-                "the bucket is in the path of a URL; false: in the name of the host",
-            );
-            let meaning = "an object is written only if there is none of its name \
-                           (If-None-Match); false: for a server that answers 501 to that, and may \
-                           then write an object twice";
-            let conditional = t.flag("conditional_writes", true, meaning);
-            let meaning =
-                "file with the ID of the access key; or web identity from the environment";
-            let key = optional("access_key_id_file", "path", "none", meaning);
-            let id = t.file(key, Content::Token, true);
-            let meaning = "file with the secret access key";
-            let key = optional("secret_access_key_file", "path", "none", meaning);
-            let secret = t.file(key, Content::Token, true);
-            let meaning = "of an object's lines before compression, at which it ends; at most a \
-                           quarter of queue.max_bytes";
-            let bytes = t.size("object_bytes", 64 << 20, 1024..=(1 << 30), meaning);
-            let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 60 * 60));
-            let meaning = "of an object, at which it ends";
-            let age = t.time("object_age", Duration::from_secs(300), least..=most, meaning);
-            let style = (path_style, conditional);
-            (bucket, region, prefix, style, (id, secret), Limits { bytes, age })
-        });
-        let (bucket, region, prefix, (path_style, conditional), files, limits) = own;
-        let role = region.as_ref().and_then(|region| Role::of(&|name| t.env(name), region));
-        let (id, secret) = ("access_key_id_file", "secret_access_key_file");
-        match (t.is_set(id), t.is_set(secret)) {
-            (true, false) => t.error(secret, "is missing, it belongs to access_key_id_file"),
-            (false, true) => t.error(id, "is missing, it belongs to secret_access_key_file"),
-            (false, false) if role.is_none() => t.error(
-                id,
-                "is missing, allowed: a path, and secret_access_key_file; or neither of them, and \
-                 the variables AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE",
-            ),
-            (true, true) | (false, false) => {}
-        }
-        let credentials = match files {
-            (Some(id), Some(secret)) => Credentials::Files(KeyFiles { id, secret }),
-            (None, None) => Credentials::WebIdentity(role?),
-            (Some(_), None) | (None, Some(_)) => return None,
-        };
+        let (client, own) = HttpClient::read(t, &keys, Own::read);
+        let credentials = credentials(t, own.key_files, own.region.as_deref())?;
         let client = client?;
         let address = Address {
-            bucket: bucket?,
-            region: region?,
-            prefix: prefix?,
-            path_style,
+            bucket: own.bucket?,
+            region: own.region?,
+            prefix: own.prefix?,
+            path_style: own.path_style,
             compression: client.compression,
-            conditional,
+            conditional: own.conditional,
         };
-        Some(Self { client, address, credentials, limits })
+        Some(Self { client, address, credentials, limits: own.limits })
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -164,6 +119,70 @@ impl OutputSettings for Settings {
 
     fn carries_checkpoints(&self) -> bool {
         true
+    }
+}
+
+/// The keys of this type, as they are read. A value that is wrong is `None`.
+struct Own {
+    bucket: Option<String>,
+    region: Option<String>,
+    prefix: Option<String>,
+    path_style: bool,
+    conditional: bool,
+    /// The files with the ID of the access key and with the secret access key.
+    key_files: (Option<PathBuf>, Option<PathBuf>),
+    limits: Limits,
+}
+
+impl Own {
+    fn read(t: &mut Table<'_, '_>) -> Self {
+        let bucket = t.word(required("bucket", "name", "bucket for the objects"), bucket_name);
+        let region = t.word(required("region", "name", "like \"eu-central-1\""), region_name);
+        let meaning = "beginning of the objects' names, like \"audit/prod\"";
+        let prefix = t.word_or(("prefix", "string", meaning), "", None, prefix);
+        let meaning = "the bucket is in the path of a URL; false: in the name of the host";
+        let path_style = t.flag("path_style", true, meaning);
+        let meaning = "an object is written only if there is none of its name (If-None-Match); \
+                       false: for a server that answers 501 to that, and may then write an object \
+                       twice";
+        let conditional = t.flag("conditional_writes", true, meaning);
+        let meaning = "file with the ID of the access key; or web identity from the environment";
+        let id = t.file(optional(KEY_ID, "path", "none", meaning), Content::Token, true);
+        let meaning = "file with the secret access key";
+        let secret = t.file(optional(SECRET, "path", "none", meaning), Content::Token, true);
+        let meaning = "of an object's lines before compression, at which it ends; at most a \
+                       quarter of queue.max_bytes";
+        let bytes = t.size("object_bytes", 64 << 20, 1024..=(1 << 30), meaning);
+        let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 60 * 60));
+        let meaning = "of an object, at which it ends";
+        let age = t.time("object_age", Duration::from_secs(300), least..=most, meaning);
+        let (key_files, limits) = ((id, secret), Limits { bytes, age });
+        Self { bucket, region, prefix, path_style, conditional, key_files, limits }
+    }
+}
+
+/// Returns the source of the access key: the two files, or the web identity that the environment
+/// describes. `None` if there is none, or if a value of the config is wrong.
+fn credentials(
+    t: &mut Table<'_, '_>,
+    files: (Option<PathBuf>, Option<PathBuf>),
+    region: Option<&str>,
+) -> Option<Credentials> {
+    let role = region.and_then(|region| Role::of(&|name| t.env(name), region));
+    match (t.is_set(KEY_ID), t.is_set(SECRET)) {
+        (true, false) => t.error(SECRET, "is missing, it belongs to access_key_id_file"),
+        (false, true) => t.error(KEY_ID, "is missing, it belongs to secret_access_key_file"),
+        (false, false) if role.is_none() => t.error(
+            KEY_ID,
+            "is missing, allowed: a path, and secret_access_key_file; or neither of them, and the \
+             variables AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE",
+        ),
+        (true, true) | (false, false) => {}
+    }
+    match files {
+        (Some(id), Some(secret)) => Some(Credentials::Files(KeyFiles { id, secret })),
+        (None, None) => Some(Credentials::WebIdentity(role?)),
+        (Some(_), None) | (None, Some(_)) => None,
     }
 }
 

@@ -197,7 +197,8 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         false
     }
 
-    /// The most bytes of an answer's body that [`Api::judge`] reads. 0 if only the status counts.
+    /// The greatest number of bytes of an answer's body that [`Api::judge`] reads. 0 if only the
+    /// status counts.
     fn answer_bytes(&self) -> usize {
         0
     }

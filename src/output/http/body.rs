@@ -18,14 +18,14 @@ use super::wire::RequestMarks;
 use crate::delivery::endpoints::Figures;
 use crate::telemetry::OutputMetrics;
 
-/// The most bytes of one piece (part) of a request body, if the piece is sent without a copy. The
-/// counter `output_bytes_total` grows by one whole piece at a time, and this limit keeps its steps
-/// small.
+/// The greatest number of bytes of one piece of a request body, if the piece is sent without a
+/// copy. The counter `output_bytes_total` grows by one whole piece at a time, and this limit keeps
+/// its steps small.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// The most bytes of one piece (part) of a request body, if the piece is a copy of stored bytes.
-/// The few bytes after the last event, such as `]`, may come on top. A copy of this size is still
-/// in the CPU's cache when it is written to the socket.
+/// The greatest number of bytes of one piece of a request body, if the piece is a copy of stored
+/// bytes. The few bytes after the last event, such as `]`, may come on top. A copy of this size is
+/// still in the CPU's cache when it is written to the socket.
 pub(super) const COPIED_BYTES: usize = 64 * 1024;
 
 /// A stored buffer of at least this many bytes is sent without a copy. Smaller buffers are copied

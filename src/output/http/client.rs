@@ -67,9 +67,8 @@ pub(super) struct Client {
     pub(super) api: Arc<dyn Api>,
     /// The identity of the queue; empty before the delivery begins.
     pub(super) queue: OnceLock<Identity>,
-    pub(super) growth: Growth,
     pub(super) timeouts: config::Timeouts,
-    pub(super) limits: config::BatchLimits,
+    pub(super) room: Room,
     pub(super) endpoints: Arc<Endpoints>,
     tls: Arc<Tls>,
     /// The URLs and headers, with their templates filled in; `None` until the files that the config
@@ -84,42 +83,46 @@ pub(super) struct Client {
     pub(super) drivers: TaskTracker,
 }
 
-/// How many times as large as the events of a batch the body of its request is, as the requests so
-/// far have shown. The value is in thousandths, at least 1,000. It rises at once, and falls slowly,
-/// so that few batches find no room in their request.
-pub(super) struct Growth(AtomicU64);
-
-impl Default for Growth {
-    fn default() -> Self {
-        Self(AtomicU64::new(1000))
-    }
+/// The room for events in a request.
+pub(super) struct Room {
+    pub(super) limits: config::BatchLimits,
+    /// How many times as large as the events of a batch the body of its request is, as the requests
+    /// so far have shown. The value is in thousandths, at least 1,000. It rises at once, and falls
+    /// slowly, so that few batches find no room in their request.
+    growth: AtomicU64,
 }
 
-impl Growth {
+impl Room {
+    fn new(limits: config::BatchLimits) -> Self {
+        Self { limits, growth: AtomicU64::new(1000) }
+    }
+
     /// Notes how large the body of a request has become that was made of a batch of `bytes` bytes.
     pub(super) fn note(&self, bytes: u64, encoded: &Encoded, batch: &Sent) {
         let body = encoded.body.left().saturating_mul(batch.events);
         let grown = body.saturating_mul(1000) / (bytes * encoded.events).max(1);
-        let before = self.0.load(Ordering::Relaxed);
+        let before = self.growth.load(Ordering::Relaxed);
         let margin = grown / 64;
-        self.0.store((grown + margin).max(before - before / 64).max(1000), Ordering::Relaxed);
+        self.growth.store((grown + margin).max(before - before / 64).max(1000), Ordering::Relaxed);
     }
 
-    /// Returns how many bytes of events a batch may have so that its body has `max` bytes.
-    pub(super) fn fit(&self, max: u64) -> u64 {
-        (max.saturating_mul(1000) / self.0.load(Ordering::Relaxed)).max(1)
+    /// Returns how many events and bytes the next batch may have. If the protocol `wraps` events,
+    /// the body of its request is larger than the batch.
+    fn take(&self, wraps: bool) -> Take {
+        let config::BatchLimits { max_bytes, max_events } = self.limits;
+        let growth = self.growth.load(Ordering::Relaxed);
+        let bytes = match wraps {
+            true => (max_bytes.saturating_mul(1000) / growth).max(1),
+            false => max_bytes,
+        };
+        Take { bytes, events: max_events }
     }
 }
 
 impl Client {
     /// Returns how many events and bytes the next batch may have.
     pub(super) fn take(&self) -> Take {
-        let config::BatchLimits { max_bytes, max_events } = self.limits;
-        let bytes = match self.api.wraps_events() {
-            true => self.growth.fit(max_bytes),
-            false => max_bytes,
-        };
-        Take { bytes, events: max_events }
+        self.room.take(self.api.wraps_events())
     }
 
     /// Makes a client that has read no file and made no connection yet.
@@ -134,9 +137,8 @@ impl Client {
             config: client.clone(),
             api,
             queue: OnceLock::new(),
-            growth: Growth::default(),
             timeouts: output.timeouts.clone(),
-            limits: output.batch,
+            room: Room::new(output.batch),
             endpoints: Arc::new(Endpoints::new(&output.name, client.strategy, &output.timeouts)),
             tls: Arc::new(Tls::new(client.tls.clone(), &[b"http/1.1"], expiry)),
             expanded: ArcSwapOption::empty(),

@@ -23,8 +23,8 @@ use crate::delivery::failure::Failure;
 use crate::queue::Claim;
 use crate::telemetry::AttemptError;
 
-/// The most requests of an output that the consumer has taken and not confirmed. At this number, no
-/// other request begins.
+/// The greatest number of requests of an output that the consumer has taken and not confirmed. At
+/// this number, no other request begins.
 pub(super) const UNCONFIRMED_MAX: usize = 1024;
 
 /// A request that the consumer has taken and not confirmed yet.

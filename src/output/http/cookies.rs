@@ -15,10 +15,11 @@ use hyper::HeaderMap;
 use hyper::header;
 use hyper::header::HeaderValue;
 
-/// The most cookies of a connection. A balancer sets one or two.
+/// The greatest number of cookies of a connection. A balancer sets one or two.
 const COOKIES_MAX: usize = 16;
 
-/// The most bytes of the names and values of a connection's cookies. Servers refuse longer headers.
+/// The greatest number of bytes of the names and values of a connection's cookies. Servers refuse
+/// longer headers.
 const BYTES_MAX: usize = 4096;
 
 /// The cookies that the answers on a connection have set.

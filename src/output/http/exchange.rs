@@ -130,9 +130,9 @@ impl Client {
             return (0, Outcome::Failed(Failure::new(AttemptError::Protocol, NO_IDENTITY)));
         };
         let (mut sent, bytes) = (Sent::of(&batch), batch.bytes);
-        let encoded = self.api.encode(batch, *queue, self.limits.max_bytes);
+        let encoded = self.api.encode(batch, *queue, self.room.limits.max_bytes);
         debug_assert!(encoded.events > 0, "a request carries at least one event");
-        self.growth.note(bytes, &encoded, &sent);
+        self.room.note(bytes, &encoded, &sent);
         sent.cut(encoded.events);
         match compressed(encoded.body, self.config.compression).await {
             Ok(body) => {
@@ -162,7 +162,7 @@ impl Client {
         let Some(queue) = self.queue.get() else { return unready(NO_IDENTITY) };
         let batch = checkpoint.batch();
         let sent = Sent::of(&batch);
-        let encoded = self.api.encode(batch, *queue, self.limits.max_bytes);
+        let encoded = self.api.encode(batch, *queue, self.room.limits.max_bytes);
         let body = match compressed(encoded.body, self.config.compression).await {
             Ok(body) => body,
             Err(failure) => return Fate::Failed(failure),
@@ -394,8 +394,7 @@ impl Client {
             let connected = self.connected(pooled.take(), attempt, base, expanded).await;
             let (mut connection, reused) = connected?;
             let extra = &expanded.headers;
-            let request = self.request(&mut connection, endpoint, head, extra, body.clone());
-            let request = match request {
+            let request = match self.request(&mut connection, endpoint, head, extra, body.clone()) {
                 Ok(request) => request,
                 Err(failure) => {
                     *pooled = Some(connection).filter(|it| !it.busy);
@@ -411,12 +410,14 @@ impl Client {
             let parts = (&connection.progress, waiting, id, limit);
             let (response, since) = match self.in_time(parts, answer).await {
                 Some((Ok(response), since)) => (response, since),
-                Some((Err(error), _)) => match answer::reason(&error) {
-                    // The peer closed the idle connection while the request was on its way. That
-                    // says nothing about the request.
-                    AttemptError::Closed if reused => continue,
-                    reason => return Err(failed(reason, &chain(&error))),
-                },
+                Some((Err(error), _)) => {
+                    let reason = answer::reason(&error);
+                    // A peer that has closed the idle connection says nothing about the request.
+                    if reused && reason == AttemptError::Closed {
+                        continue;
+                    }
+                    return Err(failed(reason, &chain(&error)));
+                }
                 None => return Err(failed(AttemptError::Timeout, &no_answer(limit))),
             };
             connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
@@ -432,8 +433,7 @@ impl Client {
             if !matches!(outcome, Outcome::Failed(_)) {
                 self.answer_times.took(waited);
             }
-            let may_stay = is_whole && self.may_stay(&connection, &outcome);
-            *pooled = Some(connection).filter(|_| may_stay);
+            *pooled = Some(connection).filter(|it| is_whole && self.may_stay(it, &outcome));
             return Ok(outcome);
         }
     }

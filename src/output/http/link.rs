@@ -54,9 +54,8 @@ enum Done {
 /// The link is made once, and is not a connection: it holds `concurrency` [`Lane`]s, each of which
 /// sends one request at a time. A batch takes an idle lane, picks an address, and uses the lane's
 /// connection to that address or makes a new one. When the outcome is known, the lane comes back
-/// with the connection, and the link reports the claim (the range of events in the batch) as
-/// accepted, refused or failed. The link itself never breaks: if a connection fails, only the
-/// request on it has failed.
+/// with the connection, and the link reports the claim as accepted, refused or failed. The link
+/// itself never breaks: if a connection fails, only the request on it has failed.
 ///
 /// The link does more things:
 ///
@@ -75,7 +74,7 @@ enum Done {
 /// queue.
 pub(in crate::output) struct HttpLink {
     client: Arc<Client>,
-    /// The lanes (each sends one request at a time) that no request uses now.
+    /// The lanes that no request uses now.
     idle: Vec<Lane>,
     /// The requests under way.
     busy: FuturesUnordered<UnderWay>,
@@ -92,7 +91,7 @@ pub(in crate::output) struct HttpLink {
 }
 
 impl HttpLink {
-    /// Makes the link (the object that runs the output's requests). It has no connection yet.
+    /// Makes the link. It has no connection yet.
     pub(super) fn new(client: Arc<Client>) -> Self {
         let idle = (0..client.config.concurrency).map(|_| Lane::default()).collect();
         let busy = FuturesUnordered::new();
@@ -167,7 +166,7 @@ impl Link for HttpLink {
         let mut lane = self.idle.pop().unwrap_or_default();
         let client = Arc::clone(&self.client);
         // A batch that is at least half full gains little by waiting for more events.
-        let limits = self.client.limits;
+        let limits = self.client.room.limits;
         let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
             && batch.events < limits.max_events / 2;
         self.waits_until = is_small.then(|| Instant::now() + COALESCE);

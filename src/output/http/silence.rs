@@ -34,8 +34,8 @@ const TIMES: u32 = 3;
 /// answer does not count for ever. After about 90 answers it has shrunk to half.
 const FORGET: u32 = 128;
 
-/// The most addresses for which the times of answers are remembered. DNS may give new addresses
-/// again and again, so the oldest address is forgotten first.
+/// The greatest number of addresses for which the times of answers are remembered. DNS may give new
+/// addresses again and again, so the oldest address is forgotten first.
 const ADDRESSES_MAX: usize = 1024;
 
 /// Remembers how long an output's consumers take to answer, and how many requests each address has

@@ -21,6 +21,8 @@ pub(in crate::output) struct Transfers {
     client: Arc<Client>,
     /// The connections that no request uses; empty while a request is under way.
     lane: Lane,
+    /// The id of the address that answered last.
+    pub(in crate::output) consumer: usize,
 }
 
 /// The result of a request, with the connections that it had.
@@ -32,12 +34,12 @@ pub(in crate::output) struct Transferred {
 
 impl Transfers {
     pub(super) fn new(client: Arc<Client>) -> Self {
-        Self { client, lane: Lane::default() }
+        Self { client, lane: Lane::default(), consumer: 0 }
     }
 
     /// Returns the limits of the batches that the link may take from the queue.
     pub(in crate::output) fn limits(&self) -> BatchLimits {
-        self.client.limits
+        self.client.room.limits
     }
 
     /// Notes that the next request was sent before.
@@ -61,11 +63,10 @@ impl Transfers {
         })
     }
 
-    /// Keeps the connections of a request that has ended. Returns the id of the address that
-    /// answered, and the outcome.
-    pub(in crate::output) fn end(&mut self, done: Transferred) -> (usize, Outcome) {
-        self.lane = done.lane;
-        (done.consumer, done.outcome)
+    /// Keeps the connections of a request that has ended, and returns its outcome.
+    pub(in crate::output) fn end(&mut self, done: Transferred) -> Outcome {
+        (self.lane, self.consumer) = (done.lane, done.consumer);
+        done.outcome
     }
 
     /// Closes the connections, and waits for their ends as [`Client::closed`] does.

@@ -94,7 +94,7 @@ impl Connect for KafkaConnector {
     }
 
     /// Makes a producer, and waits until a broker has confirmed that the topic exists. Begins again
-    /// if a reload replaces the files (certificates, passwords) in the meantime.
+    /// if a reload replaces the files in the meantime.
     async fn connect(&mut self) -> Result<KafkaLink, Failure> {
         loop {
             let mut changes = self.shared.cluster.changes();
@@ -108,9 +108,9 @@ impl Connect for KafkaConnector {
 }
 
 impl KafkaConnector {
-    /// Makes a producer with the current content of the files (certificates, passwords). Waits
-    /// until a broker has confirmed that the topic exists, and then returns the link, that is, the
-    /// object through which batches are sent to the producer.
+    /// Makes a producer with the current content of the files. Waits until a broker has confirmed
+    /// that the topic exists, and then returns the link, that is, the object through which batches
+    /// are sent to the producer.
     async fn attempt(&self) -> Result<KafkaLink, Failure> {
         let shared = Arc::clone(&self.shared);
         let changes = shared.cluster.changes();
@@ -177,8 +177,8 @@ fn is_vague(trouble: &Trouble) -> bool {
 /// whose verdicts come within [`CLOSE_TIME`]. It ends with [`Event::Gone`] after this time, or as
 /// soon as nothing is under way.
 ///
-/// When a reload has replaced the files (certificates, passwords), the link is *outdated*: it takes
-/// no more batches, and ends when nothing is under way. A new producer then reads the new files.
+/// When a reload has replaced the files, the link is *outdated*: it takes no more batches, and ends
+/// when nothing is under way. A new producer then reads the new files.
 ///
 /// While librdkafka retries after an error, the link reports the error with [`Event::Troubled`]:
 /// first when no message was acknowledged for `timeouts.connect`, and then again after each further
@@ -189,39 +189,87 @@ fn is_vague(trouble: &Trouble) -> bool {
 pub(super) struct KafkaLink {
     shared: Arc<ProducerSettings>,
     /// The channel that carries batches to the producer's thread; `None` once the producer is given
-    /// up (gets no more batches).
+    /// up.
     jobs: Option<mpsc::Sender<Job>>,
     reports: async_mpsc::UnboundedReceiver<Report>,
-    /// Signals that a reload has replaced the files (certificates, passwords).
+    /// Signals that a reload has replaced the files.
     changes: Changes,
-    /// `true` if a reload has replaced the files (certificates, passwords) since the producer was
-    /// made. A new producer must then be made.
+    /// `true` if a reload has replaced the files since the producer was made. A new producer must
+    /// then be made.
     outdated: bool,
-    /// The batches that were sent and have no result yet. The key is the batch's range of events in
-    /// the queue. The value is the number of events and the number of bytes of the batch.
-    under_way: BTreeMap<Claim, (u64, u64)>,
-    /// The number of events of all batches in `under_way`.
-    events: u64,
-    /// The number of bytes of all batches in `under_way`.
-    bytes: u64,
-    /// The number of messages that the brokers have acknowledged. The callbacks of the producer
-    /// increase this number.
-    acknowledged: Arc<AtomicU64>,
-    /// The number of acknowledged messages when this number last grew, and the time when the growth
-    /// was noticed. If nothing was under way, sending a batch sets both again.
-    progress: (u64, Instant),
-    /// The time when the link last checked whether more messages were acknowledged. If nothing was
-    /// under way, sending a batch sets this time again.
-    checked: Instant,
+    under_way: UnderWay,
+    progress: Progress,
     /// The last error that librdkafka has reported since messages were last acknowledged; `None` if
     /// there was none.
     trouble: Option<Failure>,
     /// The time when an error of librdkafka was last reported to the delivery loop; `None` before
     /// the first report.
     told: Option<Instant>,
-    /// When and why the producer was given up (gets no more batches); `None` while the producer
-    /// works.
+    /// When and why the producer was given up; `None` while the producer works.
     given_up: Option<GivenUp>,
+}
+
+/// The batches that were sent and have no result yet.
+#[derive(Default)]
+struct UnderWay {
+    /// For each batch, the number of its events and the number of its bytes.
+    batches: BTreeMap<Claim, (u64, u64)>,
+    /// The number of events of all batches.
+    events: u64,
+    /// The number of bytes of all batches.
+    bytes: u64,
+}
+
+impl UnderWay {
+    fn add(&mut self, claim: Claim, events: u64, bytes: u64) {
+        self.batches.insert(claim, (events, bytes));
+        self.events += events;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, claim: &Claim) {
+        if let Some((events, bytes)) = self.batches.remove(claim) {
+            self.events -= events;
+            self.bytes -= bytes;
+        }
+    }
+}
+
+/// What is known of acknowledgements. If nothing is under way, sending a batch begins a new record.
+struct Progress {
+    /// The number of messages that the brokers have acknowledged. The callbacks of the producer
+    /// increase this number.
+    acknowledged: Arc<AtomicU64>,
+    /// The value of `acknowledged` when it was last seen to grow, and the time when that was seen.
+    seen: u64,
+    since: Instant,
+    /// The time of the last check.
+    checked: Instant,
+}
+
+impl Progress {
+    fn of(acknowledged: Arc<AtomicU64>) -> Self {
+        let now = Instant::now();
+        let seen = acknowledged.load(Ordering::Relaxed);
+        Self { acknowledged, seen, since: now, checked: now }
+    }
+
+    /// Begins a new record.
+    fn begin(&mut self) {
+        *self = Self::of(Arc::clone(&self.acknowledged));
+    }
+
+    /// Returns the time since which no message was acknowledged; `None` if some were acknowledged
+    /// since the last check.
+    fn silence(&mut self, now: Instant) -> Option<Duration> {
+        self.checked = now;
+        let acknowledged = self.acknowledged.load(Ordering::Relaxed);
+        if acknowledged != self.seen {
+            (self.seen, self.since) = (acknowledged, now);
+            return None;
+        }
+        Some(now.duration_since(self.since))
+    }
 }
 
 /// When and why a producer was given up, that is, gets no more batches.
@@ -242,19 +290,14 @@ impl KafkaLink {
         changes: Changes,
         acknowledged: Arc<AtomicU64>,
     ) -> Self {
-        let now = Instant::now();
         Self {
             shared,
             jobs: Some(jobs),
             reports,
             changes,
             outdated: false,
-            under_way: BTreeMap::new(),
-            events: 0,
-            bytes: 0,
-            acknowledged,
-            progress: (0, now),
-            checked: now,
+            under_way: UnderWay::default(),
+            progress: Progress::of(acknowledged),
             trouble: None,
             told: None,
             given_up: None,
@@ -292,10 +335,7 @@ impl KafkaLink {
         match report {
             Some(Report::Done(None, verdict)) => return Some(self.on_checkpoint(verdict)),
             Some(Report::Done(Some(claim), verdict)) => {
-                if let Some((events, bytes)) = self.under_way.remove(&claim) {
-                    self.events -= events;
-                    self.bytes -= bytes;
-                }
+                self.under_way.remove(&claim);
                 match verdict {
                     Verdict::Accepted => {
                         self.trouble = None;
@@ -319,7 +359,7 @@ impl KafkaLink {
                 }
             }
             None => {
-                self.under_way.clear();
+                self.under_way = UnderWay::default();
                 let message = format!("{}: the producer has ended", self.shared.place());
                 self.give_up(Some(Failure::new(AttemptError::Protocol, message)), false);
             }
@@ -358,18 +398,14 @@ impl KafkaLink {
     /// returns `None`.
     fn on_check(&mut self) -> Option<Event> {
         let now = Instant::now();
-        self.checked = now;
+        let silence = self.progress.silence(now);
         if self.given_up.is_some() {
             return None;
         }
-        let acknowledged = self.acknowledged.load(Ordering::Relaxed);
-        let (seen, since) = self.progress;
-        if acknowledged != seen {
-            self.progress = (acknowledged, now);
+        let Some(waited) = silence else {
             self.trouble = None;
             return None;
-        }
-        let waited = now.duration_since(since);
+        };
         let config::Timeouts { connect, request, .. } = self.shared.timeouts;
         if waited >= request {
             let why = self.trouble.take().map(|failure| format!(": {failure}"));
@@ -395,23 +431,19 @@ impl KafkaLink {
 impl Link for KafkaLink {
     fn room(&self) -> Option<Take> {
         let config::BatchLimits { max_bytes, max_events } = self.shared.limits;
-        let has_room = self.bytes <= (WINDOW - 1).saturating_mul(max_bytes)
-            && self.events <= (WINDOW - 1).saturating_mul(max_events);
+        let has_room = self.under_way.bytes <= (WINDOW - 1).saturating_mul(max_bytes)
+            && self.under_way.events <= (WINDOW - 1).saturating_mul(max_events);
         (has_room && self.jobs.is_some() && !self.outdated)
             .then_some(Take { bytes: max_bytes, events: max_events })
     }
 
     fn send(&mut self, batch: Batch) {
         let Some(jobs) = &self.jobs else { return };
-        if self.under_way.is_empty() {
-            let now = Instant::now();
-            self.progress = (self.acknowledged.load(Ordering::Relaxed), now);
-            self.checked = now;
+        if self.under_way.batches.is_empty() {
+            self.progress.begin();
         }
         self.shared.metrics.bytes.increment(batch.bytes);
-        self.under_way.insert(batch.claim, (batch.events, batch.bytes));
-        self.events += batch.events;
-        self.bytes += batch.bytes;
+        self.under_way.add(batch.claim, batch.events, batch.bytes);
         // Sending fails only if the thread has ended. The link learns this from the end of the
         // reports.
         jobs.send(Job::Events(batch)).ok();
@@ -425,7 +457,7 @@ impl Link for KafkaLink {
 
     async fn event(&mut self) -> Event {
         loop {
-            let idle = self.under_way.is_empty();
+            let idle = self.under_way.batches.is_empty();
             if let Some(given_up) = &mut self.given_up
                 && (idle || given_up.at.elapsed() >= CLOSE_TIME)
             {
@@ -435,7 +467,7 @@ impl Link for KafkaLink {
             if idle && self.outdated {
                 return Event::Gone(None);
             }
-            let check = self.checked + self.check_interval();
+            let check = self.progress.checked + self.check_interval();
             let event = tokio::select! {
                 biased;
                 report = self.reports.recv() => self.on_report(report),

@@ -146,16 +146,11 @@ impl Step {
 pub(super) struct S3Link {
     bucket: Arc<Bucket>,
     transfers: Transfers,
-    /// The sender of objects with a checkpoint.
-    beside: Transfers,
-    /// The object with a checkpoint that is being stored.
-    checkpoint: Option<Pin<Box<dyn Future<Output = Transferred> + Send>>>,
+    beside: Beside,
     limits: Limits,
     begin: Begin,
     plan: Plan,
-    /// The object that is collected; `None` while a batch is compressed into it.
-    open: Option<Object>,
-    packing: Option<JoinHandle<io::Result<Object>>>,
+    collected: Collected,
     /// The end of the rest after a small batch; `None` if the link does not rest.
     rests_until: Option<Instant>,
     /// `true`: the loop waits for the events of the open object, so that it ends now.
@@ -164,7 +159,67 @@ pub(super) struct S3Link {
     rest: Option<Batch>,
     storing: Option<Storing>,
     reports: VecDeque<Event>,
-    consumer: usize,
+}
+
+/// The object that is collected.
+#[allow(clippy::large_enum_variant, reason = "a link has one of it")]
+enum Collected {
+    /// It has no events yet.
+    Nothing,
+    /// A batch is being compressed into it.
+    Packing(JoinHandle<io::Result<Object>>),
+    Open(Object),
+}
+
+impl Collected {
+    /// Returns the object, and leaves nothing; `None` if there is none, or while a batch is
+    /// compressed into it.
+    fn take_open(&mut self) -> Option<Object> {
+        match std::mem::replace(self, Self::Nothing) {
+            Self::Open(object) => Some(object),
+            other @ (Self::Nothing | Self::Packing(_)) => {
+                *self = other;
+                None
+            }
+        }
+    }
+
+    /// Returns the object; `None` as for [`Collected::take_open`].
+    fn open(&self) -> Option<&Object> {
+        match self {
+            Self::Open(object) => Some(object),
+            Self::Nothing | Self::Packing(_) => None,
+        }
+    }
+
+    /// Waits until a batch is compressed; for ever if none is being compressed.
+    async fn packed(&mut self) -> Result<io::Result<Object>, JoinError> {
+        match self {
+            Self::Packing(task) => task.await,
+            Self::Nothing | Self::Open(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// The sender of objects with a checkpoint.
+struct Beside {
+    transfers: Transfers,
+    /// The request under way; `None` if there is none.
+    request: Option<Pin<Box<dyn Future<Output = Transferred> + Send>>>,
+}
+
+impl Beside {
+    /// Waits for the end of the request; for ever if there is none.
+    async fn stored(&mut self) -> Fate {
+        let Some(request) = &mut self.request else { return std::future::pending().await };
+        let transferred = request.await;
+        self.request = None;
+        match self.transfers.end(transferred) {
+            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => Fate::Taken,
+            Outcome::Refused(failure) => Fate::Refused(failure),
+            Outcome::Failed(failure) => Fate::Failed(failure),
+        }
+    }
 }
 
 impl S3Link {
@@ -178,19 +233,16 @@ impl S3Link {
         Self {
             bucket,
             transfers,
-            beside,
-            checkpoint: None,
+            beside: Beside { transfers: beside, request: None },
             limits,
             begin,
             plan,
-            open: None,
-            packing: None,
+            collected: Collected::Nothing,
             rests_until: None,
             is_flushed: false,
             rest: None,
             storing: None,
             reports: VecDeque::new(),
-            consumer: 0,
         }
     }
 
@@ -205,7 +257,7 @@ impl S3Link {
     fn pack(&mut self, batch: Batch) {
         let mut left = Some(batch);
         while let Some(batch) = left.take() {
-            let object = match self.open.take() {
+            let object = match self.collected.take_open() {
                 Some(object) => Ok(object),
                 None => {
                     let (until, is_planned) = match self.plan.place(batch.claim.start) {
@@ -232,7 +284,7 @@ impl S3Link {
                 None => (Some(batch), None),
             };
             self.rest = rest;
-            self.packing = Some(tokio::task::spawn_blocking(move || {
+            self.collected = Collected::Packing(tokio::task::spawn_blocking(move || {
                 let mut object = object?;
                 here.map_or(Ok(()), |batch| object.add(batch))?;
                 Ok(object)
@@ -274,10 +326,10 @@ impl S3Link {
         if self.storing.is_some() {
             return;
         }
-        let Some(object) = self.open.take() else { return };
+        let Some(object) = self.collected.take_open() else { return };
         let range = object.range().filter(|_| self.is_over(&object));
         let Some(range) = range else {
-            self.open = Some(object);
+            self.collected = Collected::Open(object);
             return;
         };
         let is_cut_short = object.is_planned && !object.is_complete() && self.rest.is_none();
@@ -303,13 +355,13 @@ impl S3Link {
         if let Some(rest) = self.rest.take() {
             self.pack(rest);
         }
-        if self.packing.is_none() {
+        if !matches!(self.collected, Collected::Packing(_)) {
             self.reports.push_back(Event::Room);
         }
     }
 
-    /// Goes on to the next step of the object that is stored. Returns the failure if the link can't
-    /// go on.
+    /// Begins the next step of the object that is being stored. Returns the failure if the link
+    /// must end.
     fn on_done(&mut self, done: Done) -> Result<(), Failure> {
         let Some(Storing { range, packed, is_retry, step, after }) = self.storing.take() else {
             return Ok(());
@@ -325,9 +377,7 @@ impl S3Link {
                 Step::Store(self.transfers.begin(self.bucket.put(&name, body_sha256), body, sent))
             }
             Done::Stored(transferred) => {
-                let (consumer, outcome) = self.transfers.end(transferred);
-                self.consumer = consumer;
-                let verdict = match outcome {
+                let verdict = match self.transfers.end(transferred) {
                     Outcome::Accepted | Outcome::Taken(_) => Verdict::Delivered,
                     Outcome::Judged(_) => Verdict::Existing,
                     Outcome::Refused(failure) | Outcome::Failed(failure) => return Err(failure),
@@ -378,14 +428,6 @@ async fn at(time: Option<Instant>) {
     tokio::time::sleep_until(time.unwrap_or_else(Instant::now)).await;
 }
 
-/// Waits for a task that is there; for ever if there is none.
-async fn of<T>(task: &mut Option<JoinHandle<T>>) -> Result<T, JoinError> {
-    match task {
-        Some(task) => task.await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Waits for the end of a step that is under way; for ever if there is none.
 async fn step_of(storing: &mut Option<Storing>) -> Done {
     match storing {
@@ -394,24 +436,15 @@ async fn step_of(storing: &mut Option<Storing>) -> Done {
     }
 }
 
-/// Waits for the end of a request that is under way; for ever if there is none.
-async fn request_of(
-    request: &mut Option<Pin<Box<dyn Future<Output = Transferred> + Send>>>,
-) -> Transferred {
-    match request {
-        Some(request) => request.await,
-        None => std::future::pending().await,
-    }
-}
-
 impl Link for S3Link {
     fn room(&self) -> Option<Take> {
         let is_resting = self.rests_until.is_some_and(|until| until > Instant::now());
-        let is_busy =
-            self.packing.is_some() || self.rest.is_some() || is_resting || !self.reports.is_empty();
-        let is_over = self.open.as_ref().is_some_and(|object| self.is_over(object));
+        let is_packing = matches!(self.collected, Collected::Packing(_));
+        let is_busy = is_packing || self.rest.is_some() || is_resting || !self.reports.is_empty();
+        let open = self.collected.open();
+        let is_over = open.is_some_and(|object| self.is_over(object));
         let limits = self.transfers.limits();
-        let left = match &self.open {
+        let left = match open {
             Some(object) => self.bytes_max(object).saturating_sub(object.bytes),
             None => self.limits.bytes,
         };
@@ -439,7 +472,7 @@ impl Link for S3Link {
 
     /// A checkpoint waits for no object.
     fn takes_checkpoint(&self) -> bool {
-        self.checkpoint.is_none()
+        self.beside.request.is_none()
     }
 
     fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
@@ -448,7 +481,7 @@ impl Link for S3Link {
             Ok(Ended { name, body, body_sha256 }) => {
                 let sent = Sent::whole_batches(NO_EVENTS, 0);
                 let head = self.bucket.put(&name, body_sha256);
-                self.checkpoint = Some(self.beside.begin(head, body, sent));
+                self.beside.request = Some(self.beside.transfers.begin(head, body, sent));
             }
             Err(error) => {
                 let what = format!("cannot compress a checkpoint: {error}");
@@ -464,19 +497,21 @@ impl Link for S3Link {
             if let Some(event) = self.reports.pop_front() {
                 return event;
             }
-            let ages_at = match (&self.open, &self.storing) {
+            let ages_at = match (self.collected.open(), &self.storing) {
                 (Some(object), None) => Some(self.ages_at(object)),
                 _ => None,
             };
             let may_end = ages_at.is_some() && !self.is_ending();
             tokio::select! {
                 biased;
-                packed = of(&mut self.packing) => {
-                    self.packing = None;
-                    match joined(packed, "compress events") {
-                        Ok(object) => self.open = Some(object),
-                        Err(failure) => return Event::Gone(Some(failure)),
-                    }
+                packed = self.collected.packed() => {
+                    self.collected = match joined(packed, "compress events") {
+                        Ok(object) => Collected::Open(object),
+                        Err(failure) => {
+                            self.collected = Collected::Nothing;
+                            return Event::Gone(Some(failure));
+                        }
+                    };
                     self.reports.push_back(Event::Room);
                 }
                 done = step_of(&mut self.storing) => {
@@ -484,15 +519,7 @@ impl Link for S3Link {
                         return Event::Gone(Some(failure));
                     }
                 }
-                transferred = request_of(&mut self.checkpoint) => {
-                    self.checkpoint = None;
-                    let (_, outcome) = self.beside.end(transferred);
-                    return Event::Checkpoint(match outcome {
-                        Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => Fate::Taken,
-                        Outcome::Refused(failure) => Fate::Refused(failure),
-                        Outcome::Failed(failure) => Fate::Failed(failure),
-                    });
-                }
+                fate = self.beside.stored() => return Event::Checkpoint(fate),
                 () = at(self.rests_until), if self.rests_until.is_some() => {
                     self.rests_until = None;
                     self.reports.push_back(Event::Room);
@@ -505,14 +532,14 @@ impl Link for S3Link {
     }
 
     fn consumer(&self) -> usize {
-        self.consumer
+        self.transfers.consumer
     }
 
     async fn close(self) {
-        drop((self.checkpoint, self.beside));
+        drop(self.beside);
         // A thread that compresses or saves ends by itself. Nobody else may save meanwhile.
         let packed = async {
-            if let Some(task) = self.packing {
+            if let Collected::Packing(task) = self.collected {
                 task.await.ok();
             }
         };
