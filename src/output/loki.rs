@@ -2,8 +2,8 @@
 //!
 //! A request has a stream for each verb that its events have, and in a stream the events in the
 //! order of the queue. The line of an entry is the event as it is. Labels are few, because each set
-//! of labels is a stream of its own. User, object, URI and response
-//! code are structured metadata of entries.
+//! of labels is a stream of its own. User, object, URI and response code are structured metadata of
+//! entries.
 //!
 //! An event that is sent again has the same time, labels and line, so it is the same entry for
 //! Loki, and nothing is stored twice.
@@ -34,18 +34,21 @@ use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 use crate::queue::Identity;
 use crate::queue::lines;
+use crate::shape::write_string;
 
 /// The header that names the tenant.
 const TENANT: &str = "x-scope-orgid";
 
-/// The most bytes of an answer that are read. Loki's own answers are empty, or one line.
+/// The greatest number of bytes of an answer that are read. Loki's own answers are empty, or one
+/// line.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// The most labels that a config may have: Loki takes 15 by default (`max_label_names_per_series`),
-/// and two are always there.
+/// The greatest number of labels that a config may have: Loki takes 15 by default
+/// (`max_label_names_per_series`), and two are always there.
 const LABELS_MAX: usize = 13;
 
-/// The most bytes of a label's value that Loki takes by default (`max_label_value_length`).
+/// The greatest number of bytes of a label's value that Loki takes by default
+/// (`max_label_value_length`).
 const LABEL_BYTES_MAX: usize = 2048;
 
 /// The verbs of Kubernetes, which are the values of the label `verb`, and the value for any other
@@ -359,23 +362,4 @@ fn write_member(name: &str, value: &str, body: &mut Vec<u8>) {
     write_string(name.as_bytes(), body);
     body.push(b':');
     write_string(value.as_bytes(), body);
-}
-
-/// Writes a text as a JSON string.
-fn write_string(text: &[u8], body: &mut Vec<u8>) {
-    let needs_escape = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20);
-    body.push(b'"');
-    let mut rest = text;
-    while let Some(at) = rest.iter().position(needs_escape) {
-        let (plain, behind) = rest.split_at(at);
-        body.extend_from_slice(plain);
-        match behind {
-            [byte @ (b'"' | b'\\'), ..] => body.extend_from_slice(&[b'\\', *byte]),
-            [byte, ..] => body.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
-            [] => {}
-        }
-        rest = behind.get(1..).unwrap_or_default();
-    }
-    body.extend_from_slice(rest);
-    body.push(b'"');
 }
