@@ -67,11 +67,12 @@ const BULK: &str = "/_bulk";
 /// The path and query of requests. The answer holds only those fields that are read here.
 const PATH: &str = "/_bulk?filter_path=errors,items.*.status,items.*.error,items.*.failure_store";
 
-/// The most bytes of an answer that are read. An item that says why a document is refused has about
-/// 500 bytes; one of a stored document has 40. If an answer is longer, the request is halved.
+/// The greatest number of bytes of an answer that are read. An item that says why a document is
+/// refused has about 500 bytes; one of a stored document has 40. If an answer is longer, the
+/// request is halved.
 const ANSWER_BYTES: usize = 8 << 20;
 
-/// The most events of a request.
+/// The greatest number of events of a request.
 const EVENTS_MAX: u64 = 20_000;
 
 /// An item whose document is stored, as Elasticsearch and OpenSearch write it.
@@ -80,7 +81,8 @@ const STORED: &[u8] = br#"{"create":{"status":201}}"#;
 /// The type of the error of an item whose document is there already.
 const CONFLICT: &str = "version_conflict_engine_exception";
 
-/// The most bytes of an error's type that are shown. Elasticsearch's longest are shorter.
+/// The greatest number of bytes of an error's type that are shown. Elasticsearch's longest are
+/// shorter.
 const TYPE_BYTES_MAX: usize = 64;
 
 /// The settings of an output of `type = "elasticsearch"`, as read from the config.

@@ -35,9 +35,10 @@ pub(super) struct EventFields<'a> {
     pub(super) namespace: Option<&'a [u8]>,
     pub(super) api_group: Option<&'a [u8]>,
     pub(super) api_version: Option<&'a [u8]>,
-    /// The status code of the response. `None` also if it is no whole number.
+    /// The status code of the response. `None` also if it is not a whole number.
     pub(super) code: Option<i64>,
-    /// The time of the stage, in nanoseconds since 1970. `None` also if it is no time that exists.
+    /// The time of the stage, in nanoseconds since 1970. `None` also if it is not a time that
+    /// exists.
     pub(super) time: Option<u64>,
 }
 
@@ -187,7 +188,7 @@ mod tests {
     #[test]
     fn the_members_are_found_in_the_documents_of_each_shape() {
         assert_of_event(&EventFields::of(EVENT.as_bytes()), "/api?a=b");
-        // OCSF has no place for groups that are no texts.
+        // OCSF has no place for groups that are not texts.
         let event = EVENT.replace(",7]", "]");
         for (shape, path) in [(Shape::Ecs, "/api?a=b"), (Shape::Ocsf, "/api")] {
             let form = Form { shape, ..Form::AS_RECEIVED };

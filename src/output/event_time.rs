@@ -33,9 +33,9 @@ fn valid(value: Option<&[u8]>) -> Option<&[u8]> {
 /// The name of the member with the time of the event's stage, and its colon.
 const STAGE_TIMESTAMP: &[u8] = b"\"stageTimestamp\":";
 
-/// The most bytes at the end of an event that are searched forwards. A search forwards compares
-/// many bytes at once, one backwards does not. In 99 of 100 recorded events of kube-apiserver, the
-/// time and the annotations behind it have at most 200 bytes.
+/// The greatest number of bytes at the end of an event that are searched forwards. A search
+/// forwards compares many bytes at once, one backwards does not. In 99 of 100 recorded events of
+/// kube-apiserver, the time and the annotations behind it have at most 200 bytes.
 const TAIL: usize = 256;
 
 /// Returns the value of `stageTimestamp`, with quotes, if no member follows it, or only the member

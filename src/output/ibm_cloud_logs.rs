@@ -55,13 +55,13 @@ use crate::queue::Batch;
 use crate::queue::Identity;
 use crate::queue::Take;
 
-/// The most bytes of a request, as the documentation of the API says.
+/// The greatest number of bytes of a request, as the documentation of the API says.
 const REQUEST_BYTES_MAX: u64 = 2_000_000;
 
-/// The most characters of `application_name` and `subsystem_name`.
+/// The greatest number of characters of `application_name` and `subsystem_name`.
 const NAME_CHARS_MAX: usize = 256;
 
-/// The most bytes of an answer that are read.
+/// The greatest number of bytes of an answer that are read.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 /// The words for an operator whose token is answered 401.

@@ -37,8 +37,8 @@ use crate::delivery::prepared::Connector;
 use crate::queue::Batch;
 use crate::queue::lines;
 
-/// The most bytes of one event. Logstash stores the length of an event in a signed integer of 32
-/// bits.
+/// The greatest number of bytes of one event. Logstash stores the length of an event in a signed
+/// integer of 32 bits.
 const EVENT_BYTES_MAX: usize = i32::MAX as usize;
 
 /// A batch of at least this many bytes is compressed on another thread. For a smaller batch, the
@@ -53,7 +53,7 @@ const ACK_BYTES: usize = 6;
 pub(crate) struct Settings {
     /// The compression level of zlib, from 0 to 9. 0: events are not compressed.
     pub(crate) compression_level: u32,
-    /// The most events that may be sent and not yet acknowledged, at least 1.
+    /// The greatest number of events that may be sent and not yet acknowledged, at least 1.
     pub(crate) window: u64,
     /// The settings for the consumer's addresses and for the connection.
     pub(crate) stream: Stream,

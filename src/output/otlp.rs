@@ -43,7 +43,7 @@ use crate::queue::Identity;
 use crate::queue::Take;
 use crate::telemetry::AttemptError;
 
-/// The most bytes of an answer that are read. An answer has a number and a message.
+/// The greatest number of bytes of an answer that are read. An answer has a number and a message.
 const ANSWER_BYTES: usize = 1 << 20;
 
 /// The default of `batch.max_bytes`. Receivers take 4 MB or more.
@@ -58,8 +58,8 @@ const SCOPE: &str = env!("CARGO_PKG_NAME");
 /// `SEVERITY_NUMBER_INFO`. An audit event is information, whatever its audit level is.
 const SEVERITY: u64 = 9;
 
-/// The most bytes of the two lengths that are put into a request behind its last record. A length
-/// of 5 bytes is enough for 32 GiB.
+/// The greatest number of bytes of the two lengths that are put into a request behind its last
+/// record. A length of 5 bytes is enough for 32 GiB.
 const LENGTHS: u64 = 2 * 5;
 
 /// The settings of an output of `type = "otlp"`, as read from the config.
@@ -369,7 +369,7 @@ fn rejected_in_json(response: &[u8]) -> Option<u64> {
 }
 
 /// Returns the number of rejected records in an `ExportLogsServiceResponse` in Protobuf; 0 if the
-/// response has no such number. Returns `None` if the bytes are no such message.
+/// response has no such number. Returns `None` if the bytes are not such a message.
 fn rejected(response: &[u8]) -> Option<u64> {
     let (mut rest, mut rejected) = (response, 0);
     while !rest.is_empty() {

@@ -37,11 +37,12 @@ use crate::queue::Batch;
 use crate::queue::lines;
 
 /// The highest number of a RELP command. The command after it has the number 1 again. This is also
-/// the most bytes of data that a RELP frame can have.
+/// the greatest number of bytes of data that a RELP frame can have.
 const NINE_DIGITS: u32 = 999_999_999;
 
-/// The most bytes of data in a consumer's answer. Usual answers are much shorter: those of librelp
-/// have 6 bytes, or some hundred bytes if they list the consumer's offers (supported features).
+/// The greatest number of bytes of data in a consumer's answer. Usual answers are much shorter:
+/// those of librelp have 6 bytes, or some hundred bytes if they list the consumer's offers
+/// (supported features).
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
 /// The relay's offers (the features that it supports), which the command `open` sends to the
@@ -210,7 +211,7 @@ impl Protocol for Relp {
 
     fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String> {
         while let Some(frame) = frame(unread)? {
-            // A hint is no sign of life: a consumer that sends only hints is stuck.
+            // A hint is not a sign of life: a consumer that sends only hints is stuck.
             if frame.number == 0 {
                 answers.closing |= frame.command(unread) == b"serverclose";
             } else {
@@ -308,7 +309,7 @@ fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
 
 /// Parses a number of at most nine digits that begins at the index `from`. Returns the number and
 /// the index after its last digit. Returns `None` if there is no such number, and `Some(None)` if
-/// the number may begin or go on in bytes that are not read yet.
+/// the number may begin or continue in bytes that are not read yet.
 fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
     let rest = read.get(from..)?;
     let count = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();

@@ -16,8 +16,8 @@ use crate::telemetry::Telemetry;
 /// The settings of one protocol, from which a connector (the maker of an output's connections) is
 /// made. Each protocol has its own type of settings, which is listed in `src/output.rs`.
 pub(crate) trait IntoConnector: OutputSettings {
-    /// Returns the connector (the maker of connections) of an output with these settings. No
-    /// connection is made and no file is read yet.
+    /// Returns the connector of an output with these settings. No connection is made and no file is
+    /// read yet.
     ///
     /// The type of the connector depends on the protocol. A protocol that has one TCP connection at
     /// a time uses a [`StreamConnector`] if its consumer acknowledges nothing, and an
@@ -48,8 +48,7 @@ impl<'a> Setup<'a> {
         Self { output, metrics, expiry: Expiry::new(telemetry, &output.name) }
     }
 
-    /// Makes the dialer (the object that opens connections) of a protocol that has one TCP
-    /// connection at a time.
+    /// Makes the dialer of a protocol that has one TCP connection at a time.
     pub(super) fn dialer(&self, stream: &config::Stream) -> Dialer {
         Dialer::new(stream, self.output, self.metrics.clone(), self.expiry.clone())
     }

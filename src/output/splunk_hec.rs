@@ -73,7 +73,8 @@ const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
 /// an event (`TRUNCATE`), so that Splunk's default holds: 10,000 bytes.
 const SOURCETYPE: &str = "_json";
 
-/// The most bytes of an answer that are read. Splunk's answers have less than 200 bytes.
+/// The greatest number of bytes of an answer that are read. Splunk's answers have less than 200
+/// bytes.
 const ANSWER_BYTES: usize = 64 * 1024;
 
 /// The settings of an output of `type = "splunk_hec"`, as read from the config.
@@ -478,7 +479,7 @@ impl Api for Collector {
             let code = answer.code.unwrap_or_default();
             Failure::new(reason, format!("{base}: answered {status}, code {code}: {what}"))
         };
-        // The category of the failure follows from the status, or the answer is no failure.
+        // The category of the failure follows from the status, or the answer is not a failure.
         let (reason, retry_after) = match &reply.by_status {
             Outcome::Refused(by_status) | Outcome::Failed(by_status) => {
                 (by_status.reason, by_status.retry_after)

@@ -41,8 +41,7 @@ use crate::telemetry::OutputMetrics;
 /// The most batches that the writing thread may have: one that it writes and one that waits.
 const WINDOW: usize = 2;
 
-/// A batch for the writing thread: its claim (the range of its events), and the bytes to write. A
-/// checkpoint has no claim.
+/// A batch for the writing thread: its claim, and the bytes to write. A checkpoint has no claim.
 type Job = (Option<Claim>, Vec<Bytes>);
 /// A report of the writing thread: the claim of a batch, and the result of writing the batch.
 type Done = (Option<Claim>, io::Result<()>);
@@ -171,8 +170,8 @@ fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The link to the thread that writes to stdout. A claim (the events of one batch) is final when
-/// all its bytes are written to the file descriptor.
+/// The link to the thread that writes to stdout. A claim is final when all its bytes are written to
+/// the file descriptor.
 pub(super) struct StdoutLink {
     lines: Lines,
     limits: config::BatchLimits,

@@ -135,7 +135,7 @@ pub(super) struct Rfc5424 {
     /// The bytes of a message between the fields TIMESTAMP and MSG: host name, app name, PROCID and
     /// MSGID (both nil), and structured data. MSG begins without a BOM.
     after_time: String,
-    /// The most bytes of a message; `None`: there is no limit.
+    /// The greatest number of bytes of a message; `None`: there is no limit.
     bytes_max: Option<u64>,
     /// The decision about an event whose message is too long: dead letter, drop or retry.
     rejected: Rejected,
@@ -234,11 +234,11 @@ fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     element
 }
 
-/// The most bytes that a frame (length, number, separators) adds to a message. The frame of `relp`
-/// is the longest.
+/// The greatest number of bytes that a frame (length, number, separators) adds to a message. The
+/// frame of `relp` is the longest.
 const FRAME_MAX: usize = 32;
 
-/// The most bytes of a TIMESTAMP: `2026-11-20T06:24:22.439323+00:00`.
+/// The greatest number of bytes of a TIMESTAMP: `2026-11-20T06:24:22.439323+00:00`.
 const TIMESTAMP_MAX: usize = 32;
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ const LIFE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// than this time ago.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
-/// The pause after a panic of the task that renews tokens, before the task goes on.
+/// The pause after a panic of the task that renews tokens, before the task continues.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// A server that gives tokens, and the credentials that the relay shows to it.
@@ -118,7 +118,7 @@ struct Shared<I: Issuer> {
 /// task has the new token, the old one stays in use as long as it lives. If the server gives no
 /// token, the task asks again, with pauses as `retry` in the config says. A consumer that refuses
 /// the token ([`Tokens::refused`]) and a secret that has changed ([`Tokens::check`]) make the task
-/// ask at once. The task never ends by itself, and goes on after a panic.
+/// ask at once. The task never ends by itself, and continues after a panic.
 ///
 /// Nothing here shows a secret or a token, or logs any part of the server's answer except its
 /// status.

@@ -55,8 +55,8 @@ const BUFFER: usize = 256 * 1024;
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
 /// The greatest number of bad lines (lines that are not events) in a batch. At this number, the
-/// reader hands out the batch, even if the batch is not full or has no events. The frontier (the
-/// point up to which everything is done) can then move past these lines.
+/// reader hands out the batch, even if the batch is not full or has no events. The frontier can
+/// then move past these lines.
 const BAD_LINES_MAX: u64 = 1000;
 
 /// The end of the message about a line at which a replay stops.
@@ -86,8 +86,7 @@ pub(super) struct Place {
     pub(super) bytes_read: u64,
 }
 
-/// The events of one request. A batch without events is not sent; it only moves the frontier (the
-/// point up to which everything is done).
+/// The events of one request. A batch without events is not sent; it only moves the frontier.
 pub(super) struct Batch {
     /// The request body: a JSON object EventList; empty if the batch has no events.
     pub(super) body: Bytes,
@@ -99,8 +98,8 @@ pub(super) struct Batch {
     /// The number of the line with the batch's last event, counted from 1, or the position of this
     /// event in a queue; 0 without events.
     pub(super) last_line: u64,
-    /// The point in the files after this batch. The frontier (the point up to which everything is
-    /// done) reaches it once this batch and all batches before it are accepted.
+    /// The point in the files after this batch. The frontier reaches it once this batch and all
+    /// batches before it are accepted.
     pub(super) end: Place,
     /// The number of bad lines (lines that are not events) that were skipped since the previous
     /// batch.
@@ -201,7 +200,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     /// Reads one file to its end, and sends its events in batches. `Err` gives the reason why the
-    /// reader must not go on with the next file.
+    /// reader must not continue with the next file.
     fn read_file(&mut self, file: usize, path: &Path) -> Result<(), Ended> {
         let failed = |line, what| Ended::Failed { line, what };
         let stopped = |line, what, hint| failed(line, format!("{what}; {hint}"));
@@ -283,8 +282,8 @@ impl Reader<'_> {
     }
 
     /// Reads the events of a queue that are left over, and sends them in batches. Damage is
-    /// reported and passed over. `Err` gives the reason why the reader must not go on with the next
-    /// input.
+    /// reported and passed over. `Err` gives the reason why the reader must not continue with the
+    /// next input.
     fn read_spool(&mut self, file: usize, path: &Path, spool: &Spool) -> Result<(), Ended> {
         let lines = spool.start.get();
         let end = Place { file, offset: spool.offset, lines, ..Place::default() };

@@ -76,7 +76,7 @@ fn node_bytes(line: &[u8]) -> usize {
 }
 
 /// Returns the range of the event in a dead letter (an event that an output has given up, with the
-/// reason), which begins at `start` in the line; `None` if the line is no dead letter.
+/// reason), which begins at `start` in the line; `None` if the line is not a dead letter.
 fn event_of_letter(line: &[u8], start: usize) -> Option<Range<usize>> {
     let letter: Letter<'_> = serde_json::from_slice(line.get(start..)?).ok()?;
     let event = letter.event.get();

@@ -40,7 +40,7 @@ use crate::shape;
 use crate::staged::Staged;
 use crate::telemetry::OutputMetrics;
 
-/// The most bytes of the messages that librdkafka sends to a broker together, unless
+/// The greatest number of bytes of the messages that librdkafka sends to a broker together, unless
 /// `batch.max_bytes` is lower. A broker takes at most 1,048,588 bytes by default (its setting
 /// `message.max.bytes`).
 const SET_BYTES: u64 = 1_000_000;
@@ -244,8 +244,7 @@ fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch:
     true
 }
 
-/// The result for one claim (the range of events of one batch). It is collected from the delivery
-/// reports of the claim's messages.
+/// The result for one claim. It is collected from the delivery reports of the claim's messages.
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// No message of the claim has failed so far. Once every message has its delivery report, the
@@ -294,8 +293,7 @@ impl Verdict {
     }
 }
 
-/// A claim (the events of one batch) whose messages were handed to librdkafka. All messages of the
-/// claim share this value.
+/// A claim whose messages were handed to librdkafka. All messages of the claim share this value.
 pub(super) struct SentClaim {
     /// `None`: a checkpoint of the evidence.
     claim: Option<Claim>,
@@ -305,9 +303,8 @@ pub(super) struct SentClaim {
 }
 
 impl SentClaim {
-    /// Adds the result of one message to the result of its claim (the events of one batch). The
-    /// worst result counts: refused, then failed, then accepted. Of several failures, the first one
-    /// with a cause counts.
+    /// Adds the result of one message to the result of its claim. The worst result counts: refused,
+    /// then failed, then accepted. Of several failures, the first one with a cause counts.
     fn note(&self, verdict: Verdict) {
         let mut noted = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
         let replace = match (&*noted, &verdict) {
@@ -324,10 +321,10 @@ impl SentClaim {
 /// A report that a producer sends to its `KafkaLink`, the object that gives it batches.
 #[derive(Debug)]
 pub(super) enum Report {
-    /// Every message of the claim (the events of one batch) has its delivery report. The second
-    /// value is the result for the claim. A checkpoint has no claim.
+    /// Every message of the claim has its delivery report. The second value is the result for the
+    /// claim. A checkpoint has no claim.
     Done(Option<Claim>, Verdict),
-    /// librdkafka has met an error. If `fatal` is `false`, librdkafka goes on trying; if it is
+    /// librdkafka has met an error. If `fatal` is `false`, librdkafka continues to try; if it is
     /// `true`, this producer can't send any more.
     Trouble { trouble: Trouble, fatal: bool },
 }
@@ -344,9 +341,8 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// Notes that `messages` more messages of a claim (the events of one batch) have their delivery
-    /// report. If these were the last ones of the claim, sends the result for the claim as a
-    /// `Report`.
+    /// Notes that `messages` more messages of a claim have their delivery report. If these were the
+    /// last ones of the claim, sends the result for the claim as a `Report`.
     fn finish(&self, sent: &SentClaim, messages: u64) {
         if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
             let mut noted = sent.verdict.lock().unwrap_or_else(PoisonError::into_inner);

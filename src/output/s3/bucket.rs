@@ -41,7 +41,7 @@ use crate::queue::Batch;
 use crate::queue::Identity;
 use crate::telemetry::AttemptError;
 
-/// The most bytes of an answer that are read. An error is a short document of XML.
+/// The greatest number of bytes of an answer that are read. An error is a short document of XML.
 const ANSWER_BYTES: usize = 16 * 1024;
 
 /// The headers that a signature adds. They replace those of the config.
@@ -55,7 +55,7 @@ const EXPIRED: &str = "ExpiredToken";
 const UNCONDITIONAL: &str =
     ": if the server does not implement If-None-Match, set conditional_writes = false";
 
-/// The most characters of an error's code that are shown.
+/// The greatest number of characters of an error's code that are shown.
 const CODE_MAX: usize = 64;
 
 /// The place and the form in which objects are stored.

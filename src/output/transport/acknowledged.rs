@@ -69,9 +69,9 @@ pub(in crate::output) struct AcknowledgedConnector<P> {
     dialer: Arc<Dialer>,
     /// Makes the object that encodes events and reads answers on one new connection.
     make: Box<dyn Fn() -> P + Send + Sync>,
-    /// The most events that may be sent and not yet acknowledged. The current link shares this
-    /// value: when a connection breaks while events are not acknowledged, the number becomes
-    /// smaller, and the next connection begins with the smaller number.
+    /// The greatest number of events that may be sent and not yet acknowledged. The current link
+    /// shares this value: when a connection breaks while events are not acknowledged, the number
+    /// becomes smaller, and the next connection begins with the smaller number.
     window: Arc<Window>,
     watch: Watch,
 }
@@ -87,8 +87,8 @@ struct Opened<P> {
 
 impl<P: Protocol> AcknowledgedConnector<P> {
     /// Makes a connector that has made no connection yet. `make` is called for each new connection,
-    /// and returns the object that encodes events and reads answers. `window` is the most events
-    /// that may be sent and not yet acknowledged.
+    /// and returns the object that encodes events and reads answers. `window` is the greatest
+    /// number of events that may be sent and not yet acknowledged.
     pub(in crate::output) fn new(
         dialer: Dialer,
         window: u64,
@@ -192,8 +192,8 @@ pub(in crate::output) struct AcknowledgedLink<P> {
     protocol: P,
     /// Bytes that were read from the consumer, and are only the beginning of an answer so far.
     unread: BytesMut,
-    /// The batch that is being encoded: its claim (the range of its events), and the future that
-    /// returns its frames. A checkpoint has no claim. `None` if no batch is being encoded.
+    /// The batch that is being encoded: its claim, and the future that returns its frames. A
+    /// checkpoint has no claim. `None` if no batch is being encoded.
     encoding: Option<(Option<Claim>, Encoding)>,
     in_flight: InFlight,
     /// The number of events that were sent on this connection.
@@ -355,8 +355,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Adds a claim (the events of one batch) to those that wait for answers, and begins to write
-    /// its frames.
+    /// Adds a claim to those that wait for answers, and begins to write its frames.
     fn begin(&mut self, claim: Claim, frames: Frames) {
         let events = frames.events();
         self.in_flight.add(claim, &frames.runs, frames.rejected, &mut self.session.ready);
@@ -391,9 +390,9 @@ impl<P: Protocol> AcknowledgedLink<P> {
         Ok(())
     }
 
-    /// Returns the event that ends the link, or `None` if the link goes on at the time `now`. The
-    /// link ends when a time limit is over, or when the consumer has ended the connection. The link
-    /// also ends when the connection is to end soon and no event waits for an answer.
+    /// Returns the event that ends the link, or `None` if the link stays open at the time `now`.
+    /// The link ends when a time limit is over, or when the consumer has ended the connection. The
+    /// link also ends when the connection is to end soon and no event waits for an answer.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         self.session.age(now);
         let finished = self.session.finished.is_some();
@@ -438,10 +437,10 @@ impl<P: Protocol> AcknowledgedLink<P> {
 }
 
 impl<P: Protocol> Link for AcknowledgedLink<P> {
-    /// Returns how many events the next batch may have: half of the window (the most events that
-    /// may wait for answers). Returns `None` if the link takes no batch now, or if fewer events
-    /// than that may be sent. While the consumer acknowledges one half, the other half is encoded
-    /// and written. Batches thus do not shrink to single events.
+    /// Returns how many events the next batch may have: half of the window (the greatest number of
+    /// events that may wait for answers). Returns `None` if the link takes no batch now, or if
+    /// fewer events than that may be sent. While the consumer acknowledges one half, the other half
+    /// is encoded and written. Batches thus do not shrink to single events.
     fn room(&self) -> Option<Take> {
         let ending = self.session.finished.is_some() || self.closing || self.session.leaving;
         if self.encoding.is_some() || self.session.is_writing() || ending {

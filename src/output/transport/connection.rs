@@ -81,7 +81,7 @@ impl Dialer {
             .await
     }
 
-    /// Connects to the address whose turn it is. If that fails, goes on with the next address,
+    /// Connects to the address whose turn it is. If that fails, continues with the next address,
     /// until no address is left that may be tried now. Returns the connection and an `Attempt`,
     /// with which the caller reports later whether the address works. If no connection is made,
     /// returns the failure of the last address. Also starts the watch (a task that tests failed

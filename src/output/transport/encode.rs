@@ -6,9 +6,9 @@ use crate::queue::Batch;
 
 /// Turns batches into the bytes of one protocol.
 pub trait Encode: Send + 'static {
-    /// The most bytes of lines that a batch should have. A protocol that copies the lines asks for
-    /// small batches. The copy of a small batch is still in the CPU's cache when it is written, and
-    /// takes little memory. A single event may be larger.
+    /// The greatest number of bytes of lines that a batch should have. A protocol that copies the
+    /// lines asks for small batches. The copy of a small batch is still in the CPU's cache when it
+    /// is written, and takes little memory. A single event may be larger.
     const BATCH_BYTES: u64 = u64::MAX;
 
     /// Returns the batch as bytes of the protocol.

@@ -35,7 +35,7 @@ use crate::delivery::link::Event;
 use crate::queue::Claim;
 use crate::telemetry::AttemptError;
 
-/// The most bytes that one call of `Session::poll_read` reads from the peer.
+/// The greatest number of bytes that one call of `Session::poll_read` reads from the peer.
 pub(super) const READ_BYTES: usize = 4096;
 
 /// The most buffers that one vectored write hands to the kernel.
@@ -199,8 +199,8 @@ impl Session {
         self.attempt.succeeded();
     }
 
-    /// Reports to the delivery loop that a claim (the events of one batch) was refused, because it
-    /// can't be sent in this protocol. `what` is the reason.
+    /// Reports to the delivery loop that a claim was refused, because it can't be sent in this
+    /// protocol. `what` is the reason.
     pub(super) fn refuse(&mut self, claim: Claim, what: String) {
         let failure = Failure::new(AttemptError::Protocol, what);
         self.ready.push_back(Event::Refused(claim, failure));

@@ -407,7 +407,7 @@ impl<E: Encode> StreamLink<E> {
         let (mut bytes, mut any) = (0, false);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
             (bytes, any) = (bytes + sent.bytes, true);
-            // A batch of which no event could be sent is no attempt.
+            // A batch of which no event could be sent does not count as an attempt.
             if sent.bytes > 0 {
                 self.session.ended(sent.begun);
             }
@@ -424,9 +424,9 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Returns the event that ends the link, or `None` if the link goes on at the time `now`. The
-    /// link ends when a time limit is over, or when the connection is no longer wanted and no batch
-    /// waits.
+    /// Returns the event that ends the link, or `None` if the link stays open at the time `now`.
+    /// The link ends when a time limit is over, or when the connection is no longer wanted and no
+    /// batch waits.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         if let Some(finished) = self.session.finished {
             if self.is_idle() {

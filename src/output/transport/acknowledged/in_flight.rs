@@ -22,7 +22,7 @@ pub(super) struct InFlight {
     ended: Vec<Instant>,
 }
 
-/// A claim (a range of events) that was sent, or a part of one.
+/// A claim that was sent, or a part of one.
 #[derive(Debug)]
 struct SentPart {
     /// `None`: a checkpoint of the evidence, for which the consumer answers once.
@@ -69,9 +69,9 @@ impl InFlight {
         self.parts.iter().flat_map(|sent| &sent.rejected).map(|line| line.len() as u64).sum()
     }
 
-    /// Adds a claim (the events of one batch) that is sent now. `runs` says which of these events
-    /// are sent, and `rejected` holds the events that can't be sent. If events are final at once,
-    /// adds reports about them to `told`.
+    /// Adds a claim that is sent now. `runs` says which of these events are sent, and `rejected`
+    /// holds the events that can't be sent. If events are final at once, adds reports about them to
+    /// `told`.
     pub(super) fn add(
         &mut self,
         claim: Claim,

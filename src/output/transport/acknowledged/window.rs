@@ -3,8 +3,8 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
-/// The window of an output: the most events that may be sent and not yet acknowledged. All
-/// connections of the output, which exist one after the other, share one window.
+/// The window of an output: the greatest number of events that may be sent and not yet
+/// acknowledged. All connections of the output, which exist one after the other, share one window.
 ///
 /// At first, the window is the config's `window`. When a connection breaks while sent events are
 /// not yet acknowledged, the window falls to half of the events that were sent on that connection,
@@ -12,10 +12,10 @@ use std::sync::atomic::Ordering;
 /// to the config's `window`. For example, a connection breaks after 80 events were sent: the window
 /// falls to 40. When 20 events are acknowledged after that, the window is 60.
 pub(super) struct Window {
-    /// The most events that the config allows to be sent and not yet acknowledged.
+    /// The greatest number of events that the config allows to be sent and not yet acknowledged.
     configured: u64,
-    /// The most events that may be sent and not yet acknowledged now: at least 1, and at most
-    /// `configured`.
+    /// The greatest number of events that may be sent and not yet acknowledged now: at least 1, and
+    /// at most `configured`.
     now: AtomicU64,
 }
 
@@ -26,23 +26,22 @@ impl Window {
         Self { configured, now: AtomicU64::new(configured) }
     }
 
-    /// Returns the window: the most events that may now be sent and not yet acknowledged.
+    /// Returns the window: the greatest number of events that may now be sent and not yet
+    /// acknowledged.
     pub(super) fn events(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
     }
 
-    /// Notes that the consumer has acknowledged `events` more events. The window (the most events
-    /// that may be sent and not yet acknowledged) grows by this number, at most to the configured
-    /// one.
+    /// Notes that the consumer has acknowledged `events` more events. The window grows by this
+    /// number, at most to the configured one.
     pub(super) fn acknowledged(&self, events: u64) {
         let grown = self.events().saturating_add(events).min(self.configured);
         self.now.store(grown, Ordering::Relaxed);
     }
 
     /// Notes that a connection broke while sent events were not yet acknowledged. `sent` is the
-    /// number of all events that were sent on that connection. The window (the most events that may
-    /// be sent and not yet acknowledged) falls to half of `sent`, unless it is lower already; it is
-    /// at least 1.
+    /// number of all events that were sent on that connection. The window falls to half of `sent`,
+    /// unless it is lower already; it is at least 1.
     pub(super) fn broke_after(&self, sent: u64) {
         self.now.store(self.events().min(sent / 2).max(1), Ordering::Relaxed);
     }

@@ -14,8 +14,8 @@
 /// connection would be sent N/2 bytes and then N bytes.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// The most bytes that may be sent before all of them are final (count as delivered); `None` if
-    /// there is no limit.
+    /// The greatest number of bytes that may be sent before all of them are final (count as
+    /// delivered); `None` if there is no limit.
     limit: Option<u64>,
     /// The number of bytes that were sent on the last connection that broke.
     broke_after: u64,
