@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Either;
 use http_body_util::Full;
@@ -38,14 +39,15 @@ use crate::listener::Token;
 use crate::queue::Queue;
 use crate::source;
 use crate::tap::Taps;
+use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
+mod all_dropped;
 mod evidence;
 mod history;
 mod page;
 mod places;
 mod sampling;
-mod spells;
 mod status;
 mod tap;
 
@@ -67,21 +69,15 @@ const CONNECTION_TIME: Duration = Duration::from_secs(300);
 pub struct Admin {
     telemetry: Arc<Telemetry>,
     queue: Queue,
-    /// The outputs that exist now, in the order of the config.
-    outputs: Mutex<Vec<Output>>,
-    /// The listeners that exist now, in the order of the config.
-    listeners: Mutex<Vec<Listener>>,
-    /// The sources that exist now, in the order of the config.
-    sources: Mutex<Vec<source::Shown>>,
-    /// The settings of the queue that are in force; `None` before the start is over.
-    queue_settings: Mutex<Option<config::Queue>>,
+    /// The outputs, listeners, sources and the queue of the config in force. A reload replaces all
+    /// of them together.
+    shown: ArcSwap<Shown>,
     /// The error of the address for which a reload waits; `None`: it waits for none.
     awaited_address: Mutex<Option<String>>,
-    /// The last hour.
     history: History,
     /// `true`: the start is over, and all outputs, listeners and sources are open.
     started: AtomicBool,
-    /// `true`: the drain, which ends the relay, has begun.
+    /// `true`: the drain, the orderly end of the relay, has begun.
     stopping: AtomicBool,
     /// The time at which this value was made, at the start of the process. The uptime is counted
     /// from this time.
@@ -92,6 +88,16 @@ pub struct Admin {
     evidence: Option<PathBuf>,
     /// The route `/tap`.
     tap: tap::Door,
+}
+
+/// The parts of the config in force that the pages show, in the order of the config. All are empty
+/// before the start is over.
+#[derive(Default)]
+struct Shown {
+    outputs: Vec<Output>,
+    listeners: Vec<Listener>,
+    sources: Vec<source::Shown>,
+    queue: Option<config::Queue>,
 }
 
 /// An output as `/status` shows it.
@@ -122,9 +128,6 @@ pub struct Listener {
     pub address: Option<SocketAddr>,
 }
 
-/// The metric, without its prefix, that is left out before the first attempt of an output.
-const UP: &str = "output_up";
-
 impl Admin {
     /// Makes the state of a relay that has not started yet and has no outputs, listeners and
     /// sources.
@@ -139,10 +142,7 @@ impl Admin {
         Self {
             telemetry,
             queue,
-            outputs: Mutex::default(),
-            listeners: Mutex::default(),
-            sources: Mutex::default(),
-            queue_settings: Mutex::default(),
+            shown: ArcSwap::default(),
             awaited_address: Mutex::default(),
             history: History::new(now),
             started: AtomicBool::new(false),
@@ -154,8 +154,7 @@ impl Admin {
         }
     }
 
-    /// Replaces the outputs, listeners, sources and settings of the queue that the pages show. An
-    /// output that is not there any more leaves the history.
+    /// Replaces what the pages show. An output that is not there any more leaves the history.
     pub fn show(
         &self,
         outputs: Vec<Output>,
@@ -164,10 +163,8 @@ impl Admin {
         queue: &config::Queue,
     ) {
         self.history.keep(|name| outputs.iter().any(|output| output.name == name));
-        *lock(&self.queue_settings) = Some(queue.clone());
-        *lock(&self.outputs) = outputs;
-        *lock(&self.listeners) = listeners;
-        *lock(&self.sources) = sources;
+        let queue = Some(queue.clone());
+        self.shown.store(Arc::new(Shown { outputs, listeners, sources, queue }));
     }
 
     /// Sets the token that opens taps; `None`: nobody can open one. If it is another token than
@@ -177,7 +174,7 @@ impl Admin {
     }
 
     /// Notes that all outputs, listeners and sources are open: `/readyz` answers 200 from now on,
-    /// until the drain (the orderly end of the relay) begins.
+    /// until the drain begins.
     pub fn started(&self) {
         self.started.store(true, Ordering::Relaxed);
     }
@@ -193,8 +190,7 @@ impl Admin {
         self.history.reloaded(Instant::now(), success);
     }
 
-    /// Notes that the drain (the orderly end of the relay) begins: `/readyz` answers 503 from now
-    /// on.
+    /// Notes that the drain begins: `/readyz` answers 503 from now on.
     pub fn stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
@@ -265,7 +261,8 @@ impl Admin {
         if !tap::Door::is_for(request) {
             return self.respond(request).await.map(Either::Left);
         }
-        let names: Vec<_> = lock(&self.outputs).iter().map(|output| output.name.clone()).collect();
+        let shown = self.shown.load();
+        let names: Vec<_> = shown.outputs.iter().map(|output| output.name.clone()).collect();
         self.tap.open(request, &names, caller)
     }
 
@@ -299,7 +296,7 @@ impl Admin {
                 self.queue.observe();
                 self.observe_addresses();
                 let metrics = self.telemetry.render_states_of(|metric, place, name| {
-                    self.has(place, name) && (metric != UP || self.was_tried(name))
+                    self.has(place, name) && (metric != OutputMetrics::up || self.was_tried(name))
                 });
                 let mut response = text(StatusCode::OK, metrics);
                 let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -320,45 +317,40 @@ impl Admin {
         }
     }
 
-    /// Returns `true` if the admin pages may show the states (gauges) and the certificates of the
-    /// output or listener `name`, which a reload can remove. Counters are always shown. If `place`
-    /// is `output`, an output with this name must exist now. For any other `place`, a listener with
-    /// this name and with TLS must exist now. Before the start is over, the result is always
+    /// Returns `true` if the config still has this output, or this listener with TLS: only then do
+    /// the pages show its states and certificates. Before the start is over, the result is always
     /// `true`, because the outputs and listeners are not known yet.
     fn has(&self, place: &str, name: &str) -> bool {
         if !self.started.load(Ordering::Relaxed) {
             return true;
         }
+        let shown = self.shown.load();
         match place {
-            "output" => lock(&self.outputs).iter().any(|output| output.name == name),
-            _ => {
-                lock(&self.listeners).iter().any(|listener| listener.tls && listener.label == name)
-            }
+            "output" => shown.outputs.iter().any(|it| it.name == name),
+            _ => shown.listeners.iter().any(|it| it.tls && it.label == name),
         }
     }
 
     /// Sets the gauges that count the addresses of each output.
     fn observe_addresses(&self) {
-        let of = |output: &Output| (output.name.clone(), Arc::clone(&output.status));
-        let outputs: Vec<_> = lock(&self.outputs).iter().map(of).collect();
-        for (name, status) in outputs {
-            let addresses = status.snapshot().addresses;
-            self.telemetry.output_addresses(&name, addresses.iter().map(|it| it.state));
+        for output in &self.shown.load().outputs {
+            let addresses = output.status.snapshot().addresses;
+            self.telemetry.output_addresses(&output.name, addresses.iter().map(|it| it.state));
         }
     }
 
     /// Returns `true` if the output `name` has made an attempt, so that it is either up or down.
     fn was_tried(&self, name: &str) -> bool {
-        lock(&self.outputs).iter().any(|output| {
+        self.shown.load().outputs.iter().any(|output| {
             let snapshot = output.status.snapshot();
             output.name == name && (snapshot.up || snapshot.down.is_some())
         })
     }
 
     /// Returns the response to `/readyz`. If `verbose` is `true`, its body lists every check. The
-    /// status is 503 only during the start and the drain (the orderly end of the relay). A full
-    /// queue or a dead output does not lead to 503. If it did, Kubernetes would remove the pod from
-    /// its Service. Senders would then get connection errors, and not the answer to retry later.
+    /// status is 503 only during the start and the drain. A full queue or a dead output does not
+    /// lead to 503. If it did, Kubernetes would remove the pod from its Service. Senders would then
+    /// get connection errors, and not the answer to retry later.
     fn ready(&self, verbose: bool) -> Response<Full<Bytes>> {
         let mut reasons = Vec::new();
         if !self.started.load(Ordering::Relaxed) {
@@ -387,7 +379,7 @@ impl Admin {
         line("queue-room", self.queue.is_full().then_some("the queue is full (not fatal)"));
         let fault = self.queue.fault().map(|fault| format!("{fault} (not fatal)"));
         line("queue-writable", fault.as_deref());
-        for output in lock(&self.outputs).iter() {
+        for output in &self.shown.load().outputs {
             let snapshot = output.status.snapshot();
             let error = snapshot.last_error.unwrap_or_else(|| "not connected yet".to_owned());
             let why = format!("{error} (not fatal)");

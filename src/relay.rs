@@ -775,15 +775,14 @@ fn abandon(queue: &Queue) {
 fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
     telemetry.reports().flush();
     queue.observe();
-    let reading = telemetry.read();
     let (mut delivered, mut lost, mut kept, mut each) = (0, 0, 0, String::new());
-    for outcome in reading.outcomes() {
+    for outcome in telemetry.outcomes() {
         (delivered, lost) = (delivered + outcome.delivered, lost + outcome.lost);
         kept += outcome.backlog;
         let separator = if each.is_empty() { "" } else { "; " };
         each.push_str(&format!("{separator}{outcome}"));
     }
-    let accepted = reading.accepted_events();
+    let accepted = telemetry.queue().events.get();
     if lost > 0 {
         tracing::error!(accepted, delivered, lost, kept, outputs = each, "ended");
     } else {

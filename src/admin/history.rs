@@ -16,17 +16,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::spells::AllDropped;
-use super::spells::RefusalTimes;
-use super::spells::Refusals;
+use super::all_dropped::AllDropped;
 
 /// The time between two points of the history.
 pub(super) const STEP: Duration = Duration::from_secs(10);
 
-/// The most points of the history: an hour of them.
+/// The number of points in a line: those of an hour.
 const POINTS: usize = 360;
 
-/// The most reloads that the history keeps. The oldest ones go first.
+/// The greatest number of reloads that the history keeps. The oldest ones go first.
 const RELOADS_MAX: usize = 100;
 
 /// The number of steps over which rates "of the last minute" are counted.
@@ -67,13 +65,10 @@ const BACKLOG_AND_LAG: [usize; 2] = [4, 5];
 /// The index, in [`LINES`], of the bytes that fill the queue.
 const NEEDED: usize = 5;
 
-/// The fewest and the most points over which the growth of the queue is counted: those of one and
-/// of five minutes, and the point at which they begin. Fewer points would make a forecast of a
-/// single burst.
+/// The least and the greatest number of points over which the growth of the queue is counted: those
+/// of one and of five minutes, and the point at which they begin. Fewer points would make a
+/// forecast of a single burst.
 const GROWTH_POINTS: (u64, u64) = (7, 31);
-
-/// The index, in [`Sample::counters`], of the accepted events.
-const ACCEPTED: usize = 0;
 
 /// The index, in [`Sample::counters`], of the requests that were refused with 429.
 const REFUSED_429: usize = 2;
@@ -90,9 +85,6 @@ pub(super) struct Sample {
     /// Values that are lines as they are: bytes of the queue, those of them that are needed, its
     /// events, resident memory.
     pub(super) states: [f64; 4],
-    /// Requests that were refused with 503 since the start, because of the disk or of slow
-    /// consumers.
-    pub(super) refused_503: f64,
     /// The outputs that exist now, by their names.
     pub(super) outputs: Vec<(String, OutputSample)>,
 }
@@ -118,9 +110,9 @@ pub(super) struct LastMinute {
     pub(super) lost: f64,
 }
 
-/// The time by which a sample may come before the end of its step. Samples are taken a few
+/// The time by which a sample may come before the end of its step. Samples are taken some
 /// milliseconds late, on a busy machine a second. If the first one was later than the others, all
-/// others seem to come early: without this time, they would count for the step before, which has a
+/// others seem to come early. Without this time, they would count for the step before, which has a
 /// point already.
 const EARLY: Duration = Duration::from_millis(2500);
 
@@ -148,11 +140,9 @@ struct Hour {
     lines: Lines<{ LINES.len() }>,
     outputs: BTreeMap<String, OutputHour>,
     reloads: VecDeque<(Instant, bool)>,
-    /// The counters of the last samples, for the rates of the last minute; the oldest first. The
-    /// first entry is the start of the process.
+    /// The counters of the last samples, for the rates of the last minute, the oldest first. In the
+    /// first minute, the oldest entry is the start of the process.
     minute: VecDeque<(Instant, [f64; 4])>,
-    /// The requests that were refused with 429, and those with 503.
-    refusals: [Refusals; 2],
 }
 
 struct OutputHour {
@@ -210,7 +200,6 @@ impl History {
             outputs: BTreeMap::new(),
             reloads: VecDeque::new(),
             minute: VecDeque::from([(now, [0.0; 4])]),
-            refusals: Default::default(),
         }))
     }
 
@@ -283,11 +272,6 @@ impl History {
         is_enough.then(|| -slope(&points) / STEP.as_secs_f64())
     }
 
-    /// Returns how long requests were refused with 429, and with 503.
-    pub(super) fn refusals(&self, now: Instant) -> [RefusalTimes; 2] {
-        self.lock().refusals.each_ref().map(|refusals| refusals.times(now))
-    }
-
     /// Returns for how long the filter of this output has dropped every event; `None` if it does
     /// not.
     pub(super) fn all_dropped(&self, name: &str) -> Option<Duration> {
@@ -318,7 +302,6 @@ impl History {
         let first = (last + 1).saturating_sub(POINTS as u64).max(1);
         let steps = first..=last;
         let mut json = String::with_capacity(4096 + (outputs.len() + 1) * POINTS * 32);
-        let quoted = |text: &str| serde_json::Value::from(text).to_string();
         // Writing into memory can't fail.
         write!(
             json,
@@ -328,28 +311,15 @@ impl History {
         )
         .ok();
         push_number(&mut json, start_time_seconds);
-        json.push_str(",\"time_seconds\":[");
-        for step in steps.clone() {
-            separate(&mut json);
-            let at = begun + STEP * u32::try_from(step).unwrap_or(u32::MAX);
-            push_number(&mut json, time_of(at).round());
-        }
-        json.push(']');
+        let end_of = |step| begun + STEP * u32::try_from(step).unwrap_or(u32::MAX);
+        push_line(&mut json, "time_seconds", steps.clone().map(|it| time_of(end_of(it)).round()));
         for (line, name) in LINES.iter().enumerate() {
             push_line(&mut json, name, steps.clone().map(|step| lines.get(line, step)));
         }
-        json.push_str(",\"reloads\":[");
-        for (at, success) in reloads {
-            if now.saturating_duration_since(at) > span {
-                continue;
-            }
-            separate(&mut json);
-            json.push_str("{\"time_seconds\":");
-            push_number(&mut json, time_of(at));
-            let result = if success { "success" } else { "error" };
-            write!(json, ",\"result\":\"{result}\"}}").ok();
-        }
-        json.push_str("],\"outputs\":{");
+        let is_shown = |(at, _): &(Instant, bool)| now.saturating_duration_since(*at) <= span;
+        let reloads = reloads.into_iter().filter(is_shown);
+        push_reloads(&mut json, reloads.map(|(at, success)| (time_of(at), success)));
+        json.push_str(",\"outputs\":{");
         for (name, lines) in outputs {
             separate(&mut json);
             write!(json, "{}:{{", quoted(&name)).ok();
@@ -369,10 +339,6 @@ impl Hour {
         let steps = (now.saturating_duration_since(begun) + EARLY).as_secs() / STEP.as_secs();
         let before = self.before.replace((now, sample.counters));
         self.note_minute(now, sample.counters);
-        let counts = [sample.counters[REFUSED_429], sample.refused_503];
-        for (refusals, count) in self.refusals.iter_mut().zip(counts) {
-            refusals.add(now, count, sample.counters[ACCEPTED]);
-        }
         if steps > self.last {
             self.skip(steps);
             // After a pause of the machine, nobody knows in which step something has happened.
@@ -423,7 +389,8 @@ impl Hour {
 
     fn note_minute(&mut self, now: Instant, counters: [f64; 4]) {
         self.minute.push_back((now, counters));
-        // One more than a minute has steps, so that one is always at least a minute old.
+        // A minute has one sample more than steps. One more sample is kept, so that the oldest is
+        // at least a minute old although samples may come a little early.
         while self.minute.len() > MINUTE_STEPS + 2 {
             self.minute.pop_front();
         }
@@ -462,6 +429,23 @@ fn slope(points: &[f64]) -> f64 {
         squares += distance * distance;
     }
     if squares > 0.0 { sum / squares } else { 0.0 }
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// Writes the reloads, by their times in seconds since 1970, as a member of an object.
+fn push_reloads(json: &mut String, reloads: impl Iterator<Item = (f64, bool)>) {
+    json.push_str(",\"reloads\":[");
+    for (time, success) in reloads {
+        separate(json);
+        json.push_str("{\"time_seconds\":");
+        push_number(json, time);
+        let result = if success { "success" } else { "error" };
+        write!(json, ",\"result\":\"{result}\"}}").ok();
+    }
+    json.push(']');
 }
 
 /// Writes a comma behind the element before, if there is one.

@@ -1,6 +1,6 @@
-//! The status page: a single HTML document, which the compiler joins from the files in `page/`. Its
-//! Content-Security-Policy lets a browser run only the script and the style in that document, and
-//! lets the script send requests only to the relay.
+//! The status page: a single HTML document, made of the files in `page/` and of the thresholds by
+//! which the relay judges itself. Its Content-Security-Policy lets a browser run only the script
+//! and the style in that document, and lets the script send requests only to the relay.
 
 use std::sync::LazyLock;
 
@@ -13,32 +13,33 @@ use hyper::header;
 use hyper::header::HeaderValue;
 use ring::digest;
 
-const PAGE: &str = concat!(
-    include_str!("page/head.html"),
-    "<style>\n",
-    include_str!("page/style.css"),
-    "</style>\n",
-    include_str!("page/body.html"),
-    "<script>\n'use strict';\n\n",
-    include_str!("page/words.js"),
-    "\n",
-    include_str!("page/nodes.js"),
-    "\n",
-    include_str!("page/memory.js"),
-    "\n",
-    include_str!("page/verdict.js"),
-    "\n",
-    include_str!("page/chart.js"),
-    "\n",
-    include_str!("page/flow.js"),
-    "\n",
-    include_str!("page/outputs.js"),
-    "\n",
-    include_str!("page/rest.js"),
-    "\n",
-    include_str!("page/ask.js"),
-    "</script>\n</body>\n</html>\n",
-);
+use crate::status::thresholds::ALL_DROPPED;
+use crate::status::thresholds::MEMORY_NEARLY_USED;
+use crate::status::thresholds::QUEUE_NEARLY_FULL;
+
+static PAGE: LazyLock<String> = LazyLock::new(|| {
+    let thresholds = format!(
+        "const NEARLY_FULL = {QUEUE_NEARLY_FULL}, NEARLY = {MEMORY_NEARLY_USED}, \
+         ALL_DROPPED = {ALL_DROPPED};\n"
+    );
+    let script = [
+        "'use strict';\n",
+        &thresholds,
+        include_str!("page/words.js"),
+        include_str!("page/nodes.js"),
+        include_str!("page/memory.js"),
+        include_str!("page/verdict.js"),
+        include_str!("page/chart.js"),
+        include_str!("page/flow.js"),
+        include_str!("page/outputs.js"),
+        include_str!("page/rest.js"),
+        include_str!("page/ask.js"),
+    ]
+    .join("\n");
+    let (head, body) = (include_str!("page/head.html"), include_str!("page/body.html"));
+    let style = include_str!("page/style.css");
+    format!("{head}<style>\n{style}</style>\n{body}<script>\n{script}</script>\n</body>\n</html>\n")
+});
 
 /// The Content-Security-Policy header of the status page. `img-src data:` allows the icon, which is
 /// embedded in the page. The icon is needed, because browsers request `/favicon.ico` for a page
@@ -66,7 +67,7 @@ fn source(element: &str) -> String {
 
 /// Returns the response to a GET of the status page.
 pub(super) fn response() -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(PAGE));
+    let mut response = Response::new(Full::from(PAGE.as_str()));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
     headers.insert(header::CONTENT_SECURITY_POLICY, POLICY.clone());

@@ -1,10 +1,10 @@
 //! Limits the number of connections of the admin address, and decides which connection loses its
 //! place to a new connection.
 //!
-//! Every new connection gets a place. If all places are taken, the connection that has sent no
-//! request for the longest time loses its place: it is idle, sends a head that never ends, or does
-//! not read its answer. Therefore a probe that connects and sends its request at once is always
-//! answered. A scraper whose kept connection was closed connects again.
+//! Every new connection gets a *place*, the right to stay open. If all are taken, the connection
+//! that has sent no request for the longest time loses its place: it is idle, sends a head that
+//! never ends, or does not read its answer. Therefore a probe that connects and sends its request
+//! at once is always answered. A scraper whose kept connection was closed connects again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,17 +27,16 @@ pub(super) struct Places {
     taken: Mutex<Taken>,
 }
 
-/// The connections to the admin address that may stay open now. Each of them has one place.
 #[derive(Default)]
 struct Taken {
     /// The identifier that the next connection gets.
     next: u64,
-    /// The places (rights to stay open) that are taken now. The key is the identifier of the
-    /// connection that has the place. There are at most [`CONNECTIONS_MAX`] places.
+    /// The places that are taken now, by the identifier of the connection. There are at most
+    /// [`CONNECTIONS_MAX`] places.
     by_id: HashMap<u64, Entry>,
 }
 
-/// One connection that has a place, which is the right to stay open.
+/// One connection that has a place.
 struct Entry {
     /// The time of the connection's last request. Before its first request: the time at which the
     /// connection was opened.
@@ -52,8 +51,8 @@ impl Places {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns a place (the right to stay open) for a new connection. If no place is free, one
-    /// connection loses its place at once: the one that has sent no request for the longest time.
+    /// Returns a place for a new connection. If no place is free, one connection loses its place at
+    /// once: the one that has sent no request for the longest time.
     pub(super) fn take(self: &Arc<Self>) -> Place {
         let lost = CancellationToken::new();
         let mut taken = self.lock();

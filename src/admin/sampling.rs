@@ -1,7 +1,7 @@
 //! Takes the samples of the history from the metrics and the queue, and serves the history.
 //!
-//! Reading all metrics takes milliseconds if there are hundreds of outputs, so it is done on a
-//! thread for blocking work.
+//! With hundreds of outputs, to read all metrics takes a millisecond, so it is done on a thread for
+//! blocking work.
 
 use std::sync::Arc;
 
@@ -14,29 +14,31 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::Admin;
+use super::Output;
 use super::history::OutputSample;
 use super::history::STEP;
 use super::history::Sample;
 use super::json;
-use super::lock;
 use super::text;
 use crate::telemetry;
-use crate::telemetry::Reading;
-
-/// Returns the counts since the start whose rates are lines of the history: accepted events,
-/// received bytes, requests that were refused with 429, lost events.
-#[allow(clippy::cast_precision_loss, reason = "counts are below 2^53")]
-pub(super) fn counters(reading: &Reading) -> [f64; 4] {
-    [
-        reading.accepted_events(),
-        reading.all_received_bytes(),
-        reading.refused_429(),
-        reading.all_lost_events(),
-    ]
-    .map(|count| count as f64)
-}
+use crate::telemetry::Rejection;
 
 impl Admin {
+    /// Returns the counts since the start whose rates are lines of the history: accepted events,
+    /// received bytes, requests that were refused with 429, lost events.
+    #[allow(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+    pub(super) fn counters(&self) -> [f64; 4] {
+        let rejections = self.telemetry.rejections().requests;
+        let refused = Rejection::WITH_429.map(|reason| rejections.of(reason).get());
+        [
+            self.telemetry.queue().events.get(),
+            self.telemetry.all_received_bytes(),
+            refused.iter().sum(),
+            self.telemetry.all_lost_events(),
+        ]
+        .map(|count| count as f64)
+    }
+
     /// Adds a sample to the history each ten seconds, until `stop` is cancelled. One task of the
     /// relay runs this loop. A step in which the machine was paused is left out.
     pub async fn keep_history(self: Arc<Self>, stop: CancellationToken) {
@@ -55,30 +57,29 @@ impl Admin {
     /// Returns the values of the relay at this moment.
     #[allow(clippy::cast_precision_loss, reason = "counts and sizes are below 2^53")]
     fn sample(&self) -> Sample {
-        let reading = self.telemetry.read();
         let (bytes, events) = self.queue.held();
         let backlogs = self.queue.backlogs();
-        let names: Vec<_> = lock(&self.outputs).iter().map(|output| output.name.clone()).collect();
-        let output = |name: String| {
+        let output = |output: &Output| {
+            let name = output.name.clone();
             let backlog = backlogs.iter().find(|(of, _)| *of == name);
             let backlog = backlog.map(|(_, backlog)| *backlog).unwrap_or_default();
+            let metrics = self.telemetry.output(&name);
             let counts = [
-                reading.delivered_events(&name),
-                reading.sent_bytes(&name),
-                reading.errors(&name).iter().map(|(_, count)| count).sum(),
-                reading.lost_events(&name),
+                metrics.events.get(),
+                metrics.bytes.get(),
+                metrics.errors.counts().into_iter().map(|(_, count)| count).sum(),
+                metrics.lost.get(),
             ];
             let counters = counts.map(|count| count as f64);
             let states = [backlog.events as f64, backlog.lag];
-            let dropped = reading.dropped_events(&name) as f64;
+            let dropped = metrics.filtered.dropped.get() as f64;
             (name, OutputSample { counters, states, dropped })
         };
         Sample {
-            counters: counters(&reading),
-            states: [bytes, self.queue.needed(), events, reading.memory_bytes()]
+            counters: self.counters(),
+            states: [bytes, self.queue.needed(), events, telemetry::memory()]
                 .map(|value| value as f64),
-            refused_503: reading.refused_503() as f64,
-            outputs: names.into_iter().map(output).collect(),
+            outputs: self.shown.load().outputs.iter().map(output).collect(),
         }
     }
 
@@ -86,7 +87,7 @@ impl Admin {
     pub(super) async fn history_response(self: &Arc<Self>) -> Response<Full<Bytes>> {
         let admin = Arc::clone(self);
         let written = tokio::task::spawn_blocking(move || {
-            let started = admin.telemetry.read().started();
+            let started = telemetry::started();
             admin.history.json(Instant::now(), telemetry::now(), &admin.host, started)
         });
         match written.await {

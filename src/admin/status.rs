@@ -14,8 +14,6 @@ use super::Listener;
 use super::Output;
 use super::history::LastMinute;
 use super::lock;
-use super::sampling::counters;
-use super::spells::RefusalTimes;
 use crate::delivery::AddressState;
 use crate::delivery::ParkedEvents;
 use crate::queue::Backlog;
@@ -26,10 +24,13 @@ use crate::status::Status;
 use crate::status::verdict;
 use crate::telemetry;
 use crate::telemetry::Certificate;
+use crate::telemetry::Counter;
+use crate::telemetry::Gauge;
 use crate::telemetry::LastRejected;
 use crate::telemetry::LastTlsFailure;
 use crate::telemetry::Quantiles;
-use crate::telemetry::Reading;
+use crate::telemetry::RefusalTimes;
+use crate::telemetry::ReloadMetrics;
 
 impl Admin {
     /// Returns the page `/status`, with the relay's judgement of the other fields.
@@ -38,52 +39,54 @@ impl Admin {
     }
 
     fn facts(&self) -> Value {
-        let reading = self.telemetry.read();
+        let (metrics, refusals) = (&self.telemetry, self.telemetry.refusals());
+        let accepted = metrics.queue();
         let now = telemetry::now();
         let ago = |time: f64| (now - time).max(0.0);
-        let settings = lock(&self.queue_settings).clone();
+        let shown = self.shown.load();
+        let settings = shown.queue.as_ref();
         let LastMinute { refused_429, lost } =
-            self.history.last_minute(Instant::now(), &counters(&reading));
+            self.history.last_minute(Instant::now(), &self.counters());
         json!({
             "version": release::VERSION,
             "revision": release::REVISION,
             "host": self.host,
             "time_seconds": now,
-            "start_time_seconds": reading.started(),
+            "start_time_seconds": telemetry::started(),
             "uptime_seconds": self.since.elapsed().as_secs(),
             "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
-            "memory_bytes": reading.memory_bytes(),
-            "memory_limit_bytes": reading.memory_limit_bytes(),
+            "memory_bytes": telemetry::memory(),
+            "memory_limit_bytes": telemetry::memory_limit(),
             "started": self.started.load(Ordering::Relaxed),
             "stopping": self.stopping.load(Ordering::Relaxed),
-            "acknowledge": settings.as_ref().map(|queue| queue.acknowledge.name()),
-            "lost_events": reading.all_lost_events(),
+            "acknowledge": settings.map(|queue| queue.acknowledge.name()),
+            "lost_events": metrics.all_lost_events(),
             "lost_events_per_second": lost,
-            "last_lost_seconds_ago": seconds(self.telemetry.reports().any_lost_ago()),
-            "accepted_events": reading.accepted_events(),
-            "last_event_seconds_ago": reading.last_event().map(ago),
-            "in_flight_bytes": reading.in_flight_bytes(),
-            "log_dropped_lines": reading.log_dropped_lines(),
-            "listeners": self.listeners(&reading),
-            "sources": self.sources(&reading),
-            "rejected_requests": counted(reading.rejected_requests()),
+            "last_lost_seconds_ago": seconds(metrics.reports().any_lost_ago()),
+            "accepted_events": accepted.events.get(),
+            "last_event_seconds_ago": accepted.last_event.time().map(ago),
+            "in_flight_bytes": metrics.in_flight().count(),
+            "log_dropped_lines": telemetry::dropped_lines(),
+            "listeners": self.listeners(),
+            "sources": self.sources(),
+            "rejected_requests": counted(metrics.rejections().requests.counts()),
             "refused_429_per_second": refused_429,
-            "refusals": self.refusals(),
-            "last_rejected": self.telemetry.last_rejected().as_ref().map(last_rejected),
-            "last_final_refusal":
-                self.telemetry.last_final_refusal().as_ref().map(last_rejected),
-            "last_tls_failure": self.telemetry.last_tls_failure().as_ref().map(last_tls_failure),
-            "queue": self.queue_json(&reading),
-            "outputs": self.outputs(&reading),
-            "certificates": self.certificates(&reading),
-            "reloads": self.reloads(&reading, ago),
-            "evidence": self.evidence.as_ref().map(|_| self.evidence_json(&reading, ago)),
+            "refusals": refusal_times(refusals.times(Instant::now())),
+            "last_rejected": refusals.last().as_ref().map(last_rejected),
+            "last_final_refusal": refusals.last_for_good().as_ref().map(last_rejected),
+            "last_tls_failure": refusals.last_tls_failure().as_ref().map(last_tls_failure),
+            "queue": self.queue_json(accepted.errors.get()),
+            "outputs": self.outputs(),
+            "certificates": self.certificates(),
+            "reloads": self.reloads(ago),
+            "evidence": self.evidence.as_ref().map(|_| self.evidence_json(ago)),
         })
     }
 
-    fn queue_json(&self, reading: &Reading) -> Value {
+    fn queue_json(&self, lost_events: u64) -> Value {
         let (bytes, events) = self.queue.held();
-        let settings = lock(&self.queue_settings).clone();
+        let shown = self.shown.load();
+        let settings = shown.queue.as_ref();
         let full = self.queue.is_full();
         let reports = self.telemetry.reports();
         json!({
@@ -96,93 +99,82 @@ impl Admin {
             "growth_bytes_per_second": self.history.queue_growth(),
             "capacity_bytes": self.queue.capacity(),
             "events": events,
-            "when_full": settings.as_ref().map(|queue| queue.when_full.name()),
+            "when_full": settings.map(|queue| queue.when_full.name()),
             "retry_after_seconds": seconds(settings.map(|queue| queue.retry_after)),
             "full": full,
             // The state may have changed a moment ago.
             "full_seconds": seconds(full.then(|| reports.full_for().unwrap_or_default())),
             "fault": self.queue.fault(),
-            "lost_events": reading.lost_events(QUEUE),
+            "lost_events": lost_events,
             "last_lost_seconds_ago": seconds(reports.lost_ago(QUEUE)),
         })
     }
 
-    /// Returns, as JSON, how long requests were refused that their senders send again.
-    fn refusals(&self) -> Value {
-        let of = |times: RefusalTimes| {
-            json!({
-                "seconds": seconds(times.now),
-                "shut_seconds": seconds(times.shut_now),
-                "longest_seconds": times.longest.as_secs_f64(),
-                "longest_shut_seconds": times.longest_shut.as_secs_f64(),
-                "long_ended_seconds_ago": seconds(times.long_ended),
-                "long_shut_ended_seconds_ago": seconds(times.long_shut_ended),
-            })
-        };
-        let [with_429, with_503] = self.history.refusals(Instant::now()).map(of);
-        json!({ "with_429": with_429, "with_503": with_503 })
-    }
-
-    fn evidence_json(&self, reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
+    fn evidence_json(&self, ago: impl Fn(f64) -> f64) -> Value {
+        let metrics = self.telemetry.evidence();
         let witness = |(name, at): (String, Option<f64>)| json!({ "name": name, "last_seconds_ago": at.map(&ago) });
-        let ages = self.telemetry.evidence_error_ages().into_iter();
+        let ages = metrics.error_ages().into_iter();
         let ages = ages.map(|(reason, age)| (reason.to_owned(), json!(age.as_secs_f64())));
         json!({
-            "size": reading.evidence_size(),
-            "last_checkpoint_seconds_ago": reading.last_checkpoint().map(&ago),
-            "witnesses": reading.witnesses().into_iter().map(witness).collect::<Value>(),
-            "errors": counted_if_any(reading.evidence_errors()),
+            "size": metrics.size.count(),
+            "last_checkpoint_seconds_ago": metrics.checkpoint.time().map(&ago),
+            "witnesses": self.telemetry.witnesses().into_iter().map(witness).collect::<Value>(),
+            "errors": counted_if_any(metrics.errors.counts()),
             "last_errors_seconds_ago": ages.collect::<Value>(),
         })
     }
 
-    fn listeners(&self, reading: &Reading) -> Value {
+    fn listeners(&self) -> Value {
         let listener = |state: &Listener| {
+            let metrics = self.telemetry.listener(&state.label);
             json!({
                 "listener": state.label,
                 "tls": state.tls,
                 "address": state.address.map(|address| address.to_string()),
-                "connections": reading.connections(&state.label),
-                "received_bytes": reading.received_bytes(&state.label),
-                "requests": counted(reading.requests(&state.label)),
+                "connections": metrics.connections.count(),
+                "received_bytes": metrics.received.get(),
+                "requests": counted(metrics.requests.counts()),
             })
         };
-        lock(&self.listeners).iter().map(listener).collect()
+        self.shown.load().listeners.iter().map(listener).collect()
     }
 
-    fn reloads(&self, reading: &Reading, ago: impl Fn(f64) -> f64) -> Value {
-        let of = |result| {
-            let (count, last) = reading.reloads(result);
-            json!({ "count": count, "last_seconds_ago": last.map(&ago) })
-        };
-        let awaits = lock(&self.awaited_address).clone();
-        json!({ "success": of("success"), "error": of("error"), "awaits_address": awaits })
+    fn reloads(&self, ago: impl Fn(f64) -> f64) -> Value {
+        let ReloadMetrics { count, last } = self.telemetry.reloads();
+        let of = |count: Counter, last: Gauge| json!({ "count": count.get(), "last_seconds_ago": last.time().map(&ago) });
+        json!({
+            "success": of(count.success, last.success),
+            "error": of(count.error, last.error),
+            "awaits_address": lock(&self.awaited_address).clone(),
+        })
     }
 
-    fn sources(&self, reading: &Reading) -> Value {
-        lock(&self.sources).iter().map(|it| source(it, reading)).collect()
+    fn sources(&self) -> Value {
+        let received = |it: &source::Shown| self.telemetry.listener(&it.config.name).received.get();
+        self.shown.load().sources.iter().map(|it| source(it, received(it))).collect()
     }
 
     /// Returns, as JSON, the certificates of the outputs and listeners that exist now. The metrics
     /// may also have certificates of outputs and listeners that a reload has removed; the result
     /// leaves them out.
-    fn certificates(&self, reading: &Reading) -> Value {
-        let is_here = |it: &&Certificate| self.has(&it.place, &it.name);
-        reading.certificates().iter().filter(is_here).map(certificate).collect()
+    fn certificates(&self) -> Value {
+        let is_here = |it: &&Certificate| self.has(it.place, &it.name);
+        self.telemetry.certificates().iter().filter(is_here).map(certificate).collect()
     }
 
-    fn outputs(&self, reading: &Reading) -> Value {
+    fn outputs(&self) -> Value {
         let backlogs = self.queue.backlogs();
         let output = |output: &Output| {
             let backlog = backlogs.iter().find(|(name, _)| *name == output.name);
-            self.output(output, backlog.map(|(_, backlog)| *backlog).unwrap_or_default(), reading)
+            self.output(output, backlog.map(|(_, backlog)| *backlog).unwrap_or_default())
         };
-        lock(&self.outputs).iter().map(output).collect()
+        self.shown.load().outputs.iter().map(output).collect()
     }
 
-    fn output(&self, output: &Output, backlog: Backlog, reading: &Reading) -> Value {
+    fn output(&self, output: &Output, backlog: Backlog) -> Value {
         let (name, snapshot) = (&output.name, output.status.snapshot());
-        let [p50, p99] = quantiles(self.telemetry.delivery_quantiles(name));
+        let metrics = self.telemetry.output(name);
+        let [p50, p99] = quantiles(metrics.quantiles());
         json!({
             "name": name,
             "type": output.kind,
@@ -198,17 +190,17 @@ impl Admin {
             "lag_max_seconds": output.lag_max.as_secs_f64(),
             "growing": self.history.is_growing(name),
             "all_dropped_seconds": seconds(self.history.all_dropped(name)),
-            "delivered_events": reading.delivered_events(name),
-            "existing_events": reading.existing_events(name),
-            "filtered": counted(reading.filtered(name)),
-            "sent_bytes": reading.sent_bytes(name),
+            "delivered_events": metrics.events.get(),
+            "existing_events": metrics.existing.get(),
+            "filtered": counted(metrics.filtered.counts()),
+            "sent_bytes": metrics.bytes.get(),
             "latency_p50_seconds": p50,
             "latency_p99_seconds": p99,
-            "retries": reading.retries(name),
-            "errors": counted_if_any(reading.errors(name)),
-            "lost_events": reading.lost_events(name),
+            "retries": metrics.retries.get(),
+            "errors": counted_if_any(metrics.errors.counts()),
+            "lost_events": metrics.lost.get(),
             "last_lost_seconds_ago": seconds(self.telemetry.reports().lost_ago(name)),
-            "dead_letter_events": reading.dead_letter_events(name),
+            "dead_letter_events": metrics.dead_letters.get(),
             "last_error": snapshot.last_error,
             "last_error_seconds_ago": seconds(snapshot.last_error_age),
             "next_retry_seconds": seconds(snapshot.next_retry),
@@ -252,6 +244,22 @@ fn counted(counts: Vec<(&'static str, u64)>) -> Value {
 /// Returns counts by name as an object, without those that are 0.
 fn counted_if_any(counts: Vec<(&'static str, u64)>) -> Value {
     counted(counts.into_iter().filter(|(_, count)| *count > 0).collect())
+}
+
+/// Returns, as JSON, how long requests were refused that their senders send again.
+fn refusal_times(times: [RefusalTimes; 2]) -> Value {
+    let of = |times: RefusalTimes| {
+        json!({
+            "seconds": seconds(times.now),
+            "shut_seconds": seconds(times.shut_now),
+            "longest_seconds": times.longest.as_secs_f64(),
+            "longest_shut_seconds": times.longest_shut.as_secs_f64(),
+            "long_ended_seconds_ago": seconds(times.long_ended),
+            "long_shut_ended_seconds_ago": seconds(times.long_shut_ended),
+        })
+    };
+    let [with_429, with_503] = times.map(of);
+    json!({ "with_429": with_429, "with_503": with_503 })
 }
 
 fn last_rejected(last: &LastRejected) -> Value {
@@ -313,7 +321,7 @@ fn address(state: &AddressState) -> Value {
     })
 }
 
-fn source(source: &source::Shown, reading: &Reading) -> Value {
+fn source(source: &source::Shown, received_bytes: u64) -> Value {
     let [kind, topic, group] = source.config.origin();
     let snapshot = source.status.snapshot();
     let state = match (snapshot.partitions.is_empty(), snapshot.paused) {
@@ -328,7 +336,7 @@ fn source(source: &source::Shown, reading: &Reading) -> Value {
         "group": group,
         "state": state,
         "partitions": snapshot.partitions,
-        "received_bytes": reading.received_bytes(&source.config.name),
+        "received_bytes": received_bytes,
         "last_error": snapshot.last_error,
     })
 }

@@ -1,4 +1,4 @@
-//! `GET /tap`: shows the events that leave to a person, line by line, until the person goes.
+//! `GET /tap`: shows a person the events that leave, line by line, until the person goes.
 //!
 //! The route is off (404) unless the config has `admin.tap_token_file`, and needs the token of that
 //! file. A tap has limits of its own in place of those of other connections: at most
@@ -74,7 +74,7 @@ const QUIET_MAX: u32 = 5;
 /// The events per second that a tap shows if the reader does not say.
 const SAMPLE: u32 = 100;
 
-/// The most events per second that a reader may ask for.
+/// The greatest number of events per second that a reader may ask for.
 const SAMPLE_MAX: u32 = 1000;
 
 /// Shown events are written together until they have this many bytes.
@@ -181,7 +181,7 @@ impl Body for Lines {
     }
 }
 
-/// What a reader asks for.
+/// The parameters of a request for a tap.
 struct Wish {
     output: Option<String>,
     sample: u32,
@@ -275,7 +275,8 @@ impl Door {
         }
     }
 
-    /// Returns the token that tells the end of the right to look, if the request has this right.
+    /// Returns the token that is cancelled when the right to look ends, if the request has this
+    /// right.
     fn admitted(
         &self,
         request: &Request<Incoming>,
@@ -466,7 +467,7 @@ impl Writer {
                     // All that waits is written at once, up to the size of a frame.
                     while self.lines.len() < FRAME_BYTES && let Some(line) = self.tap.try_next() {
                         self.look(line);
-                        // Other tasks of this thread go on between two events.
+                        // Other tasks of this thread run between two events.
                         tokio::task::yield_now().await;
                     }
                 }

@@ -32,7 +32,6 @@ use hyper::body::Body as _;
 use hyper::body::Incoming;
 use hyper::header;
 use hyper::http::request::Parts;
-use metrics::Gauge;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
@@ -57,6 +56,7 @@ use crate::audit::Split;
 use crate::config::Acknowledge;
 use crate::queue::Queue;
 use crate::queue::Refused;
+use crate::telemetry::Gauge;
 use crate::telemetry::Rejection;
 
 /// The longest time for which the relay waits for more bytes of the body of a refused request. The

@@ -1,14 +1,9 @@
 //! What the tests of both kinds of queue share.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
-use metrics::Counter;
-use metrics::Gauge;
-use metrics::atomics::AtomicU64 as Cell;
-
 use super::outputs::Output;
 use crate::config;
+use crate::telemetry::Counter;
+use crate::telemetry::Gauge;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
@@ -23,21 +18,21 @@ fn embedded_config() -> config::Queue {
 /// The counters of an output that the queue moves, where they can be read at any time.
 #[derive(Default, Clone)]
 pub(super) struct Counts {
-    delivered: Arc<Cell>,
-    lost: Arc<Cell>,
-    dropped: Arc<Cell>,
-    duplicate: Arc<Cell>,
-    start: Arc<Cell>,
+    delivered: Counter,
+    lost: Counter,
+    dropped: Counter,
+    duplicate: Counter,
+    start: Gauge,
 }
 
 impl Counts {
     fn metrics(&self, telemetry: &Telemetry, name: &str) -> OutputMetrics {
         let mut metrics = telemetry.output(name);
-        metrics.events = Counter::from_arc(Arc::clone(&self.delivered));
-        metrics.lost = Counter::from_arc(Arc::clone(&self.lost));
-        metrics.filtered.dropped = Counter::from_arc(Arc::clone(&self.dropped));
-        metrics.filtered.duplicate = Counter::from_arc(Arc::clone(&self.duplicate));
-        metrics.start = Gauge::from_arc(Arc::clone(&self.start));
+        metrics.events = self.delivered.clone();
+        metrics.lost = self.lost.clone();
+        metrics.filtered.dropped = self.dropped.clone();
+        metrics.filtered.duplicate = self.duplicate.clone();
+        metrics.start = self.start.clone();
         metrics
     }
 
@@ -53,21 +48,21 @@ impl Counts {
     }
 
     pub(super) fn delivered(&self) -> u64 {
-        self.delivered.load(Ordering::Relaxed)
+        self.delivered.get()
     }
 
     pub(super) fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
+        self.lost.get()
     }
 
     /// `filtered_events_total`: dropped, and duplicates.
     pub(super) fn filtered(&self) -> [u64; 2] {
-        [&self.dropped, &self.duplicate].map(|count| count.load(Ordering::Relaxed))
+        [&self.dropped, &self.duplicate].map(Counter::get)
     }
 
     /// `output_start_events`.
     pub(super) fn start(&self) -> f64 {
-        f64::from_bits(self.start.load(Ordering::Relaxed))
+        self.start.get()
     }
 }
 

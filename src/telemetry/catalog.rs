@@ -1,24 +1,20 @@
-//! Every metric of the relay, declared once. A new counter is one declaration here and its call;
-//! families with the same heading that follow each other share a section of the reference page.
+//! Every metric of the relay, declared once. A new counter is one declaration here and one call.
+//! Families with the same heading that follow each other share a section of the reference page.
 //!
 //! `help` is the line on `/metrics` and does not change without a line in CHANGELOG.md, like the
 //! name. `meaning` and `action` are for the operator; they and the rest make the reference page
 //! (`docs/reference/metrics.md`), which a test holds equal to the declarations.
 //!
-//! The labels' values come from the config or from a fixed set, never from a client. So the set of
-//! series is closed, and each series is there from the start, with 0.
+//! The labels' values come from the config or from a fixed set, never from a client. Therefore the
+//! set of series is closed, and each series is there from the start, with 0.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 
-use metrics::Counter;
-use metrics::Gauge;
 use metrics::Histogram;
-use metrics_exporter_prometheus::PrometheusRecorder;
+use tokio::time::Instant;
 
-use super::LastErrors;
-use super::LastRefusals;
-use super::Refusing;
 use super::declare::DEFAULTS;
 use super::declare::Each;
 use super::declare::Handle;
@@ -26,6 +22,7 @@ use super::declare::Kind;
 use super::declare::Label;
 use super::declare::Metric;
 use super::declare::catalog;
+use super::declare::full_name;
 use super::labels::AddressStates;
 use super::labels::AttemptError;
 use super::labels::ByResult;
@@ -45,6 +42,10 @@ use super::labels::TlsFailure;
 use super::labels::VERSION;
 use super::labels::WITNESS;
 use super::recent::RecentTimes;
+use super::refusals::Refusals;
+use super::registry::Counter;
+use super::registry::Gauge;
+use super::registry::Registry;
 use super::reports::Losses;
 
 /// The bounds of the buckets for the duration of a request, in seconds: from a single small batch
@@ -65,9 +66,9 @@ const SYNC_SECONDS: [f64; 12] =
 
 catalog! {
     "Losses"
-    /// The handle (reference to a series) that counts lost events of one output, or of the queue.
-    pub(super) struct LostMetrics [PLUGIN] {
-        pub(super) events: Counter = "error_total" {
+    /// Lost events of one output, or of the queue.
+    pub struct LostMetrics [PLUGIN] {
+        pub events: Counter = "error_total" {
             help: "Events accepted and then lost or refused for good, by output; plugin \"queue\": events that no output can get.",
             unit: "events",
             meaning: "The sender was told 200 for these events, and the output's consumer does not \
@@ -79,9 +80,9 @@ catalog! {
     }
 
     "The queue"
-    /// The handles of the metrics about the queue and about the batches that it accepts.
+    /// The queue, and the batches that it accepts.
     pub struct QueueMetrics [] {
-        pub(super) events: Counter = "event_total" {
+        pub events: Counter = "event_total" {
             help: "Events accepted.",
             unit: "events",
             meaning: "Each accepted event counts once, whatever the number of outputs. Events of a \
@@ -94,7 +95,7 @@ catalog! {
                 after a quarter of an hour. The alert `KubeAuditForwarderConservationBroken` \
                 compares the two sides of the sum.",
         }
-        pub(super) accepted_bytes: Counter = "accepted_bytes_total" {
+        pub accepted_bytes: Counter = "accepted_bytes_total" {
             help: "Bytes of the accepted events' lines, as the queue stores them.",
             unit: "bytes",
             meaning: "The rate says how fast the queue fills while a consumer is away. A batch \
@@ -102,13 +103,13 @@ catalog! {
             action: "Size the queue by it: `queue_capacity_bytes` divided by the rate of a busy \
                 day is the number of seconds that the queue lasts.",
         }
-        pub(super) levels: Levels = "level_total" {
+        pub levels: Levels = "level_total" {
             help: "Events accepted, by audit level.",
             unit: "events",
             meaning: "`other` is an event with an unknown level, or without one.",
             action: "A rise of `RequestResponse` makes batches larger: look at the audit policy.",
         }
-        pub(super) last_event: Gauge = "last_event_timestamp_seconds" {
+        pub last_event: Gauge = "last_event_timestamp_seconds" {
             help: "When the last batch was accepted; 0: none since the start.",
             unit: "seconds since 1970",
             meaning: "Every cluster makes audit events all the time, so a value that is minutes \
@@ -174,7 +175,7 @@ catalog! {
             unit: "events",
             meaning: "The queue was full, and `queue.when_full` is not `reject`. `error_total` \
                 counts the same loss for each required output that had not got the event.",
-            action: "Enlarge the queue, mend the consumer that holds it up, or set \
+            action: "Enlarge the queue, repair the consumer that holds it up, or set \
                 `queue.when_full = \"reject\"`, so that kube-apiserver sends the events again.",
         }
         pub sync: Histogram = "spool_sync_duration_seconds" {
@@ -198,7 +199,7 @@ catalog! {
             help: "Damaged places found in the queue's files, each once.",
             unit: "places",
             meaning: "A checksum did not match, or a file or a part of one is missing or can't be \
-                read. The relay goes on after the place; events that were there count in \
+                read. The relay continues after the place; events that were there count in \
                 `error_total` of each output that had not got them.",
             action: "Look at the disk. `queue verify DIR` lists the damaged places, and \
                 `quarantine/` in the queue's directory holds copies of them.",
@@ -216,25 +217,23 @@ catalog! {
         /// The counter `error_total` for events that no output can get, for example because a full
         /// queue has dropped their batch.
         pub errors: Counter,
-        /// The handle that notes lost events for the log. Here, these are the events that no output
-        /// can get.
+        /// Notes for the log the events that no output can get.
         pub(super) losses: Losses,
-        /// The time since when every batch has been refused.
-        pub(super) refusing: Refusing,
+        /// The refused requests. An accepted batch ends a time in which all were refused.
+        pub(super) refusals: Refusals,
     }
 
     "Listeners and sources"
-    /// The handles of the metrics of one listener or source. All listeners and sources share the
-    /// counters of refused requests.
+    /// One listener or source.
     pub struct ListenerMetrics [LISTENER] {
-        pub(super) requests: Each<Code, Counter> = "requests_total" {
+        pub requests: Each<Code, Counter> = "requests_total" {
             help: "Answered requests, by listener and status.",
             unit: "requests",
             meaning: "Documented statuses count one by one, all others by their class. A request \
                 that was sent again counts again. The messages of a source count here too.",
             action: "429 and 503: the relay tells senders to come back later, see \
                 `requests_rejected_total`. Any other 4xx: the sender is configured wrongly, or it \
-                is no kube-apiserver.",
+                is not a kube-apiserver.",
         }
         pub duration: Histogram = "request_duration_seconds" {
             help: "From the end of a request's head to its answer.",
@@ -260,14 +259,14 @@ catalog! {
             action: "If it stays at the limit, find the clients that open many connections, or \
                 raise the limit.",
         }
-        pub(super) tls_failures: Each<TlsFailure, Counter> = "listener_tls_failures_total" {
+        pub tls_failures: Each<TlsFailure, Counter> = "listener_tls_failures_total" {
             help: "TLS handshakes of senders that failed, by reason.",
             unit: "handshakes",
             meaning: "A sender without a handshake sends no event, and no other metric counts it. \
                 A connection without a single byte, such as a health check, does not count. \
                 Without `listener.tls`, and for sources, it stays 0.",
             action: "The log has the address of the sender at level `warn`. `no_certificate`, \
-                `unknown_ca`, `expired`, `bad_certificate`: mend the sender's certificate, or \
+                `unknown_ca`, `expired`, `bad_certificate`: renew the sender's certificate, or \
                 `client_ca`. `refused`: the sender does not trust the listener's certificate. \
                 `plain_http`: its URL must begin with `https://`. The alert \
                 `KubeAuditForwarderTlsHandshakesFail` fires after a few minutes.",
@@ -277,16 +276,14 @@ catalog! {
         pub(super) rejections: RejectionMetrics,
         /// The label of the listener or source: its address in the config, or its name.
         pub(super) label: Arc<str>,
-        /// The last refused requests of all listeners and sources.
-        pub(super) refusals: Arc<Mutex<LastRefusals>>,
-        /// The time since when every batch has been refused.
-        pub(super) refusing: Refusing,
+        /// The refused requests, over all listeners and sources.
+        pub(super) refusals: Refusals,
     }
 
     "Listeners and sources"
-    /// The handles that count refused requests, over all listeners and sources.
-    pub(super) struct RejectionMetrics [] {
-        pub(super) requests: Each<Rejection, Counter> = "requests_rejected_total" {
+    /// Refused requests, over all listeners and sources.
+    pub struct RejectionMetrics [] {
+        pub requests: Each<Rejection, Counter> = "requests_rejected_total" {
             help: "Requests not accepted, by reason.",
             unit: "requests",
             meaning: "Each attempt counts. kube-apiserver tries a batch five times; only then are \
@@ -296,14 +293,14 @@ catalog! {
                 relay or a consumer is too slow (alert `KubeAuditForwarderSendersWait`). \
                 `too_large`: raise `limits.max_body` now (`KubeAuditForwarderBatchTooLarge`). \
                 `invalid`, `unauthorized`, `not_found`, `method`, `media_type`: the sender has to \
-                be mended (`KubeAuditForwarderRequestsRejected`). `shutting_down`: a restart.",
+                be corrected (`KubeAuditForwarderRequestsRejected`). `shutting_down`: a restart.",
         }
     }
 
     "Listeners and sources"
-    /// The handle of the gauge for the time since when every batch has been refused.
-    pub(super) struct RefusingMetrics [] {
-        pub(super) since: Gauge = "requests_rejected_since_timestamp_seconds" {
+    /// The time since when every batch has been refused.
+    pub struct RefusingMetrics [] {
+        pub since: Gauge = "requests_rejected_since_timestamp_seconds" {
             help: "When the first request was refused after the last accepted batch; 0: none.",
             unit: "seconds since 1970",
             meaning: "Only the reasons `queue_full`, `in_flight_full`, `too_large`, `disk` and \
@@ -314,7 +311,7 @@ catalog! {
                 estimates by this time how many events are lost. `requests_rejected_total` has the \
                 reason.",
         }
-        pub(super) requests: Gauge = "requests_rejected_since_last_accepted" {
+        pub requests: Gauge = "requests_rejected_since_last_accepted" {
             help: "Requests refused after the last accepted batch.",
             unit: "requests",
             meaning: "The number for `requests_rejected_since_timestamp_seconds`, with the same \
@@ -325,8 +322,7 @@ catalog! {
     }
 
     "Listeners and sources"
-    /// The handle of the gauge for the bytes of request bodies that count against the limit
-    /// `limits.max_in_flight`.
+    /// Request bodies that count against `limits.max_in_flight`.
     pub(super) struct InFlightMetrics [] {
         pub(super) bytes: Gauge = "in_flight_bytes" {
             help: "Bytes of bodies that are not yet in the queue or wait for their acknowledgement.",
@@ -339,7 +335,7 @@ catalog! {
     }
 
     "Outputs"
-    /// The handles of the metrics of one output.
+    /// One output.
     pub struct OutputMetrics [OUTPUT] {
         pub events: Counter = "output_events_total" {
             help: "Events acknowledged by the consumer, each once.",
@@ -356,7 +352,7 @@ catalog! {
             action: "If it grows much faster than `output_events_total`, the same events are sent \
                 again and again: look at `output_errors_total`.",
         }
-        pub(super) errors: Each<AttemptError, Counter> = "output_errors_total" {
+        pub errors: Each<AttemptError, Counter> = "output_errors_total" {
             help: "Failed attempts, by reason.",
             unit: "attempts",
             meaning: "A failed attempt loses nothing: the events stay in the queue and are sent \
@@ -435,7 +431,7 @@ catalog! {
                 negative for an output that a reload has added.",
             action: "Nothing: it moves only when the output joins.",
         }
-        pub(super) delivery: Histogram = "output_delivery_seconds" {
+        pub delivery: Histogram = "output_delivery_seconds" {
             help: "From the acceptance of a batch to its acknowledgement by the consumer.",
             unit: "seconds",
             meaning: "After an outage it shows how late the events are that were kept.",
@@ -450,7 +446,7 @@ catalog! {
                 `retry.max_elapsed` has passed. They count in `error_total` as well, except those \
                 that the receiver of an otlp output has taken, if it rejects others of the same \
                 request and does not say which.",
-            action: "Mend the consumer, then send the letters again with `replay`. `jq -r .reason \
+            action: "Repair the consumer, then send the letters again with `replay`. `jq -r .reason \
                 FILE` lists the reasons.",
         }
         pub filtered: Filtered<Counter> = "filtered_events_total" {
@@ -464,16 +460,16 @@ catalog! {
     } with {
         /// The counter `error_total` of this output, which counts its lost events.
         pub lost: Counter,
-        /// The handle that notes for the log that this output has lost events.
+        /// Notes for the log that this output has lost events.
         pub losses: Losses,
         /// The times that `output_delivery_seconds` has counted in the last minutes.
         pub(super) times: Arc<Mutex<RecentTimes>>,
     }
 
     "Outputs"
-    /// The handles of the gauges that show settings of one output.
-    pub(super) struct SettingMetrics [OUTPUT] {
-        pub(super) required: Gauge = "output_required" {
+    /// Settings of one output.
+    pub struct SettingMetrics [OUTPUT] {
+        pub required: Gauge = "output_required" {
             help: "1 where events are kept until the consumer has them, 0 where they may be dropped.",
             unit: "1 or 0",
             meaning: "`output.required` in the config.",
@@ -481,7 +477,7 @@ catalog! {
                 outputs out.",
             is_state: true,
         }
-        pub(super) lag_max: Gauge = "output_lag_max_seconds" {
+        pub lag_max: Gauge = "output_lag_max_seconds" {
             help: "Lag above which the output is late.",
             unit: "seconds",
             meaning: "30 s, plus the time for which the output holds or collects events in health: \
@@ -493,7 +489,7 @@ catalog! {
     }
 
     "Outputs"
-    /// The handles of the gauges that count the addresses of one output.
+    /// The addresses of one output.
     pub(super) struct AddressMetrics [OUTPUT] {
         pub(super) addresses: AddressStates<Gauge> = "output_addresses" {
             help: "Addresses of the output, by state.",
@@ -508,11 +504,10 @@ catalog! {
     }
 
     "Dead letters"
-    /// The handle that counts deleted dead letters. A dead letter is an event that an output has
-    /// given up and written to a file. Dead letters are deleted to keep within
-    /// `dead_letter.max_bytes`. The outputs have counted these events as lost before.
+    /// Dead letters that were deleted to keep within `dead_letter.max_bytes`. The outputs have
+    /// counted these events as lost before.
     pub struct DroppedLetters [] {
-        pub(super) events: Counter = "dead_letter_dropped_events_total" {
+        pub events: Counter = "dead_letter_dropped_events_total" {
             help: "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",
             unit: "events",
             meaning: "These events can't be sent again any more.",
@@ -520,12 +515,12 @@ catalog! {
                 raise `dead_letter.max_bytes`.",
         }
     } with {
-        /// The handle that notes for the log that dead letters were deleted.
+        /// Notes for the log that dead letters were deleted.
         pub(super) losses: Losses,
     }
 
     "Certificates"
-    /// The handle of the gauge that shows the end of one certificate's validity.
+    /// One certificate.
     pub(super) struct CertificateMetrics [PLACE, ROLE] {
         pub(super) not_after: Gauge = "tls_certificate_expiry_timestamp_seconds" {
             help: "notAfter of the relay's own certificate, and of the one that a peer presented last.",
@@ -542,19 +537,19 @@ catalog! {
     }
 
     "Config"
-    /// The handles that count reloads of the config, by result.
+    /// Reloads of the config, by result.
     pub struct ReloadMetrics [] {
-        pub(super) count: ByResult<Counter> = "config_reload_total" {
+        pub count: ByResult<Counter> = "config_reload_total" {
             help: "Reloads of the config and of the files that it names, by result.",
             unit: "reloads",
             meaning: "A reload that finds nothing changed counts as well. After an `error` the \
-                relay goes on with the config that it had. A reload that could not bind an address is \
+                relay continues with the config that it had. A reload that could not bind an address is \
                 tried again, and counts as one `error` until it succeeds.",
             action: "On an `error` the log has `config not reloaded`, and each problem with line \
-                and key. Mend the file before the next restart: the relay would not start with \
+                and key. Correct the file before the next restart: the relay would not start with \
                 it.",
         }
-        pub(super) last: ByResult<Gauge> = "config_last_reload_timestamp_seconds" {
+        pub last: ByResult<Gauge> = "config_last_reload_timestamp_seconds" {
             help: "When the config was reloaded last, by result; 0: not since the start.",
             unit: "seconds since 1970",
             meaning: "If `error` is later than `success`, the file on disk is not what the relay \
@@ -565,9 +560,9 @@ catalog! {
     }
 
     "Evidence"
-    /// The handles of the metrics about the evidence. Without the section `[evidence]` they stay 0.
+    /// The evidence. Without the section `[evidence]` all values stay 0.
     pub struct EvidenceMetrics [] {
-        pub(super) size: Gauge = "evidence_size" {
+        pub size: Gauge = "evidence_size" {
             help: "Entries of the evidence log.",
             unit: "entries",
             meaning: "Entries are ranges of events, starts, stops, reloads, losses and heartbeats. \
@@ -575,19 +570,19 @@ catalog! {
             action: "If it stands still for longer than `evidence.heartbeat_interval`, look at \
                 `evidence_errors_total` and at the log.",
         }
-        pub(super) checkpoint: Gauge = "evidence_last_checkpoint_timestamp_seconds" {
+        pub checkpoint: Gauge = "evidence_last_checkpoint_timestamp_seconds" {
             help: "When the last checkpoint of the evidence was signed; 0: not since the start.",
             unit: "seconds since 1970",
             meaning: "What came in later is not proven yet.",
             action: "If it is older than `evidence.heartbeat_interval`, the log says why.",
         }
-        pub(super) errors: Each<EvidenceError, Counter> = "evidence_errors_total" {
+        pub errors: Each<EvidenceError, Counter> = "evidence_errors_total" {
             help: "Failed attempts to record evidence, by reason.",
             unit: "attempts",
             meaning: "Events are forwarded nevertheless. The queue keeps the events whose evidence \
                 is missing until it is full.",
-            action: "`write` and `sign`: repair or empty the disk of `queue.directory`, or mend \
-                what the log says. The alert `KubeAuditForwarderEvidenceNotWritten` fires at once. \
+            action: "`write` and `sign`: repair or empty the disk of `queue.directory`, or repair \
+                what the log names. The alert `KubeAuditForwarderEvidenceNotWritten` fires at once. \
                 `witness`: see `evidence_witness_timestamp_seconds`. `rolled_back`: nothing is \
                 signed any more; the alert `KubeAuditForwarderEvidenceRolledBack` fires at once. \
                 `tampered`: somebody has changed or removed files of the queue or of its evidence; \
@@ -596,13 +591,13 @@ catalog! {
         }
     } with {
         /// The time of the last error with each reason that has occurred.
-        pub(super) last_errors: Arc<Mutex<LastErrors>>,
+        pub(super) last_errors: Arc<Mutex<BTreeMap<&'static str, Instant>>>,
     }
 
     "Evidence"
-    /// The handle of the metric about one witness.
+    /// One witness.
     pub struct WitnessMetrics [WITNESS] {
-        pub(super) cosigned: Gauge = "evidence_witness_timestamp_seconds" {
+        pub last: Gauge = "evidence_witness_timestamp_seconds" {
             help: "When the witness has cosigned a checkpoint last; 0: not since the start.",
             unit: "seconds since 1970",
             meaning: "The time is the witness's own. Nobody can set the log back to before it \
@@ -614,14 +609,14 @@ catalog! {
     }
 
     "Taps"
-    /// The handles of the metrics about taps, which show events to people.
+    /// Taps, which show events to people.
     pub struct TapMetrics [] {
-        pub(super) open: Gauge = "taps" {
+        pub taps: Gauge = "taps" {
             help: "Taps that are open: people who look at the events that leave.",
             unit: "taps",
             meaning: "At most 4. Always 0 without `admin.tap_token_file`. The log says who opens \
                 and closes each.",
-            action: "If nobody of yours looks, change the token: the open taps end.",
+            action: "If none of your people looks, change the token: the open taps end.",
         }
         pub shown: Counter = "tap_shown_events_total" {
             help: "Events that were written to taps.",
@@ -640,14 +635,14 @@ catalog! {
     }
 
     "The program"
-    /// The handles of the metrics about the log and the memory limit of the process.
+    /// The log, and the memory limit of the process.
     pub(super) struct ProgramMetrics [] {
         pub(super) log_dropped: Counter = "log_dropped_lines_total" {
             help: "Lines of the log that were not written: nobody reads stderr, or not as fast as lines come.",
             unit: "lines",
             meaning: "A slow log never holds up events: its lines are dropped instead. The log \
                 says how many are missing once it is read again.",
-            action: "Mend the program that reads stderr, or raise `log.level` to write fewer \
+            action: "Repair the program that reads stderr, or raise `log.level` to write fewer \
                 lines.",
         }
         pub(super) memory_limit: Gauge = "memory_limit_bytes" {
@@ -661,10 +656,9 @@ catalog! {
     }
 
     "The program"
-    /// The handle of the metric whose labels are the version and the revision of the build that
-    /// runs.
-    pub(super) struct BuildMetrics [VERSION, REVISION] {
-        pub(super) info: Gauge = "build_info" {
+    /// The build that runs.
+    pub struct BuildMetrics [VERSION, REVISION] {
+        pub info: Gauge = "build_info" {
             help: "1, with version and revision of this build.",
             unit: "always 1",
             meaning: "One series for each relay that Prometheus reaches.",
@@ -747,8 +741,8 @@ const PROCESS: &[Metric] = &[
     },
 ];
 
-/// The values that all metrics of the process have in common.
-const OF_PROCESS: Metric = Metric { prefix: "", kind: Kind::Gauge, ..DEFAULTS };
+/// The values that most metrics of the process have in common.
+const OF_PROCESS: Metric = Metric { kind: Kind::Gauge, ..DEFAULTS };
 
 /// Returns every heading of the reference page, each with its metrics, in the order of the page.
 pub(super) fn families() -> impl Iterator<Item = (&'static str, &'static [Metric])> {
@@ -759,10 +753,4 @@ pub(super) fn families() -> impl Iterator<Item = (&'static str, &'static [Metric
 /// among them.
 pub(super) fn own() -> impl Iterator<Item = &'static Metric> {
     FAMILIES.iter().flat_map(|(_, metrics)| metrics.iter())
-}
-
-/// Returns the declaration of the metric with this name, which is written without the prefix
-/// `kube_audit_forwarder_`; `None` if there is no such metric.
-pub(super) fn find(name: &str) -> Option<&'static Metric> {
-    families().flat_map(|(_, metrics)| metrics).find(|metric| metric.name == name)
 }

@@ -1,36 +1,39 @@
 //! Declares metrics, and makes their handles from the declarations.
 //!
 //! [`catalog!`] declares every metric once: name, help, unit, meaning, action and the field that
-//! holds its handle. From one declaration the macro makes the field, the code that registers the
-//! series, and a [`Metric`] for the help on `/metrics` and for the reference page. The type of the
-//! field is the kind: [`Counter`], [`Gauge`] or [`Histogram`], or one of these for each value of a
-//! label: [`Each`] (the value is chosen by an enum), or a struct made by [`label_set!`] (the value
-//! is chosen by a field).
+//! holds its *handle*, a reference to a series. From one declaration the macro makes the field, a
+//! constant with the metric's name, the code that registers the series, and a [`Metric`] for the
+//! help on `/metrics` and for the reference page. The type of the field is the kind: [`Counter`],
+//! [`Gauge`] or [`Histogram`], or one of these for each value of a label: [`Each`] (the value is
+//! chosen by an enum), or a struct made by [`label_set!`] (the value is chosen by a field).
+//!
+//! A *family* is a struct of metrics that have the same labels and are registered together.
 //!
 //! No handle is found by the number of an enum's variant. A new variant of a [`label_values!`] enum
 //! gets its series from the same list that declares the variant, so no table can miss it.
 
 use std::sync::Arc;
 
-use metrics::Counter;
-use metrics::Gauge;
 use metrics::Histogram;
-use metrics::Key;
-use metrics::Label as Pair;
-use metrics::Level;
-use metrics::Metadata;
-use metrics::Recorder as _;
-use metrics_exporter_prometheus::PrometheusRecorder;
+
+use super::registry::Counter;
+use super::registry::Gauge;
+use super::registry::Registry;
+
+/// Puts the prefix before the name of a metric of the relay. The metrics of the process have none,
+/// because they have the same names in all programs.
+macro_rules! full_name {
+    ($name:literal) => {
+        concat!("kube_audit_forwarder_", $name)
+    };
+}
 
 /// The prefix of every metric's name, except for the metrics of the process.
-pub const PREFIX: &str = "kube_audit_forwarder_";
+pub const PREFIX: &str = full_name!("");
 
 /// Everything that is declared about one metric.
 pub(super) struct Metric {
-    /// The prefix of the name: [`PREFIX`], or empty for the metrics of the process, which have the
-    /// same names in all programs.
-    pub prefix: &'static str,
-    /// The name of the metric without `prefix`.
+    /// The name of the metric on `/metrics`.
     pub name: &'static str,
     /// The type of the metric: counter, gauge or histogram.
     pub kind: Kind,
@@ -38,12 +41,10 @@ pub(super) struct Metric {
     pub help: &'static str,
     /// The unit of the value, in the plural: `events`, `bytes`.
     pub unit: &'static str,
-    /// The labels that all metrics of the same family (metrics that are registered together) have,
-    /// for example `output`.
+    /// The labels that all metrics of the same family have, for example `output`.
     pub family_labels: &'static [Label],
     /// The label that this metric has in addition to the labels of its family, for example
-    /// `reason`. `None`: the metric has only the labels of its family (the metrics that are
-    /// registered together).
+    /// `reason`; `None` if it has no other labels.
     pub own_label: Option<Label>,
     /// The text on the reference page that says what the value means.
     pub meaning: &'static str,
@@ -57,9 +58,8 @@ pub(super) struct Metric {
     pub is_state: bool,
 }
 
-/// The values for everything that a declaration in [`catalog!`] may leave out.
+/// The values of everything that a declaration in [`catalog!`] may leave out.
 pub(super) const DEFAULTS: Metric = Metric {
-    prefix: PREFIX,
     name: "",
     kind: Kind::Counter,
     help: "",
@@ -73,11 +73,6 @@ pub(super) const DEFAULTS: Metric = Metric {
 };
 
 impl Metric {
-    /// Returns the name of the metric on `/metrics`, which includes the prefix.
-    pub(super) fn full_name(&self) -> String {
-        format!("{}{}", self.prefix, self.name)
-    }
-
     /// Returns all labels of each series, in their order on `/metrics`.
     pub(super) fn labels(&self) -> impl Iterator<Item = &Label> {
         self.family_labels.iter().chain(self.own_label.as_ref())
@@ -108,7 +103,7 @@ impl Kind {
 
 /// A label of a metric.
 #[derive(Clone, Copy)]
-pub(super) struct Label {
+pub struct Label {
     /// The name of the label. The text `listener or output` means that each series has one of these
     /// two names.
     pub name: &'static str,
@@ -125,7 +120,7 @@ impl Label {
 
 /// The values that a label may have. No label holds anything that a client chooses.
 #[derive(Clone, Copy)]
-pub(super) enum Values {
+pub enum Values {
     /// The label has exactly these values. A series exists for each of them from the start.
     Fixed(&'static [&'static str]),
     /// The values of the label come from the config or the build. This text describes them on the
@@ -133,10 +128,9 @@ pub(super) enum Values {
     Described(&'static str),
 }
 
-/// The type of a field in a family (a struct of metrics that are registered together). Such a field
-/// is one handle (reference to a metric series), or a set of handles.
+/// The type of a field in a family: one handle, or a set of handles.
 pub(super) trait Handle: Sized {
-    /// The kind of every series behind this handle: counter, gauge or histogram.
+    /// The kind of every series behind this handle.
     const KIND: Kind;
     /// The label that distinguishes the series behind this handle; `None` if there is one series.
     const LABEL: Option<Label>;
@@ -144,64 +138,31 @@ pub(super) trait Handle: Sized {
     /// Registers the series of the metric `name` with these labels, and returns their handles. A
     /// new counter or gauge has the value 0. A second call with the same name and labels returns
     /// handles of the same series.
-    fn register(recorder: &PrometheusRecorder, name: &str, labels: &[(&'static str, &str)])
-    -> Self;
+    fn register(registry: &Registry, name: &'static str, labels: &[(&'static str, &str)]) -> Self;
 }
 
-const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+/// Implements [`Handle`] for the type of a single series, which a function of [`Registry`] makes.
+macro_rules! handles {
+    ($( $Single:ident by $function:ident, )+) => {$(
+        impl Handle for $Single {
+            const KIND: Kind = Kind::$Single;
+            const LABEL: Option<Label> = None;
 
-/// Returns the key of a series: the full name of its metric, and its labels.
-fn key(name: &str, labels: &[(&'static str, &str)]) -> Key {
-    let pair = |(name, value): &(&'static str, &str)| Pair::new(*name, (*value).to_owned());
-    Key::from_parts(format!("{PREFIX}{name}"), labels.iter().map(pair).collect::<Vec<_>>())
+            fn register(
+                registry: &Registry,
+                name: &'static str,
+                labels: &[(&'static str, &str)],
+            ) -> Self {
+                registry.$function(name, labels)
+            }
+        }
+    )+};
 }
 
-impl Handle for Counter {
-    const KIND: Kind = Kind::Counter;
-    const LABEL: Option<Label> = None;
-
-    fn register(
-        recorder: &PrometheusRecorder,
-        name: &str,
-        labels: &[(&'static str, &str)],
-    ) -> Self {
-        let counter = recorder.register_counter(&key(name, labels), &METADATA);
-        // The exporter shows a series only after it has a value.
-        counter.increment(0);
-        counter
-    }
-}
-
-impl Handle for Gauge {
-    const KIND: Kind = Kind::Gauge;
-    const LABEL: Option<Label> = None;
-
-    fn register(
-        recorder: &PrometheusRecorder,
-        name: &str,
-        labels: &[(&'static str, &str)],
-    ) -> Self {
-        let gauge = recorder.register_gauge(&key(name, labels), &METADATA);
-        gauge.increment(0.0);
-        gauge
-    }
-}
-
-impl Handle for Histogram {
-    const KIND: Kind = Kind::Histogram;
-    const LABEL: Option<Label> = None;
-
-    fn register(
-        recorder: &PrometheusRecorder,
-        name: &str,
-        labels: &[(&'static str, &str)],
-    ) -> Self {
-        recorder.register_histogram(&key(name, labels), &METADATA)
-    }
-}
+handles! { Counter by counter, Gauge by gauge, Histogram by histogram, }
 
 /// An enum whose variants are the values of a label. [`label_values!`] makes such enums.
-pub(super) trait LabelValue: Copy + PartialEq + 'static {
+pub trait LabelValue: Copy + PartialEq + 'static {
     /// The label whose values are the names of all variants.
     const LABEL: Label;
     /// All variants of the enum.
@@ -213,7 +174,7 @@ pub(super) trait LabelValue: Copy + PartialEq + 'static {
 
 /// A set with one handle for each value of the label `L`. Clones are cheap and share the same
 /// handles.
-pub(super) struct Each<L, H>(Arc<[(L, H)]>);
+pub struct Each<L, H>(Arc<[(L, H)]>);
 
 impl<L, H> Clone for Each<L, H> {
     fn clone(&self) -> Self {
@@ -224,9 +185,18 @@ impl<L, H> Clone for Each<L, H> {
 impl<L: LabelValue, H> Each<L, H> {
     /// Returns the handle for this value of the label. A label has at most 15 values, so a search
     /// is as fast as an index.
-    pub(super) fn of(&self, value: L) -> &H {
+    #[must_use]
+    pub fn of(&self, value: L) -> &H {
         let found = self.0.iter().find(|(of, _)| *of == value);
         &found.expect("`register` made a handle for every variant").1
+    }
+}
+
+impl<L: LabelValue> Each<L, Counter> {
+    /// Returns each value of the label with its count.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        self.0.iter().map(|(label, counter)| (label.value(), counter.get())).collect()
     }
 }
 
@@ -234,14 +204,10 @@ impl<L: LabelValue, H: Handle> Handle for Each<L, H> {
     const KIND: Kind = H::KIND;
     const LABEL: Option<Label> = Some(L::LABEL);
 
-    fn register(
-        recorder: &PrometheusRecorder,
-        name: &str,
-        labels: &[(&'static str, &str)],
-    ) -> Self {
+    fn register(registry: &Registry, name: &'static str, labels: &[(&'static str, &str)]) -> Self {
         let handle = |value: &L| {
             let labels = [labels, &[(L::LABEL.name, value.value())]].concat();
-            (*value, H::register(recorder, name, &labels))
+            (*value, H::register(registry, name, &labels))
         };
         Self(L::ALL.iter().map(handle).collect())
     }
@@ -290,10 +256,13 @@ macro_rules! label_set {
         #[derive(Clone)]
         $seen struct $Set<H> { $( $(#[$of_field])* pub $field: H, )+ }
 
-        impl<H> $Set<H> {
-            /// The values of the label, in the order of the fields.
+        impl $Set<$crate::telemetry::registry::Counter> {
+            /// Returns each value of the label with its count.
             #[allow(dead_code, reason = "not every label is read back")]
-            pub(super) const NAMES: &'static [&'static str] = &[$( stringify!($field), )+];
+            #[must_use]
+            $seen fn counts(&self) -> Vec<(&'static str, u64)> {
+                vec![$( (stringify!($field), self.$field.get()), )+]
+            }
         }
 
         impl<H: $crate::telemetry::declare::Handle> $crate::telemetry::declare::Handle for $Set<H> {
@@ -305,12 +274,12 @@ macro_rules! label_set {
                 });
 
             fn register(
-                recorder: &metrics_exporter_prometheus::PrometheusRecorder,
-                name: &str,
+                registry: &$crate::telemetry::registry::Registry,
+                name: &'static str,
                 labels: &[(&'static str, &str)],
             ) -> Self {
                 let handle = |value| {
-                    H::register(recorder, name, &[labels, &[($label, value)]].concat())
+                    H::register(registry, name, &[labels, &[($label, value)]].concat())
                 };
                 Self { $( $field: handle(stringify!($field)), )+ }
             }
@@ -318,9 +287,9 @@ macro_rules! label_set {
     };
 }
 
-/// Declares families of metrics. A family is a struct with one field for each of its metrics; all
-/// have the same labels and are registered together. The program changes the value of a metric by
-/// the field's *handle*, such as a `Counter`.
+/// Declares families of metrics. The program changes and reads a metric by the handle in its field.
+/// The constant of the same name, such as `OutputMetrics::retries`, is the metric's name, by which
+/// `doctor` and `size` read the metrics of other relays.
 ///
 /// ```text
 /// "Outputs"                             heading on the reference page
@@ -329,13 +298,12 @@ macro_rules! label_set {
 ///         help: "…", unit: "attempts", meaning: "…", action: "…",
 ///     }
 /// } with {
-///     pub losses: Losses,               fields that are no metrics, given to `register`
+///     pub losses: Losses,               fields that are not metrics, given to `register`
 /// }
 /// ```
 ///
-/// A declaration may also set `buckets` and `is_state` of [`Metric`]. The macro makes each struct
-/// with a function `register`. It also makes the constant `FAMILIES`: every heading with its
-/// [`Metric`]s.
+/// A declaration may also set `buckets` and `is_state` of [`Metric`]. The constant `FAMILIES` has
+/// every heading with its [`Metric`]s.
 macro_rules! catalog {
     ($(
         $heading:literal
@@ -362,11 +330,19 @@ macro_rules! catalog {
                 $( $( $(#[$of_own])* $own_seen $own: $Own, )+ )?
             }
 
+            #[allow(non_upper_case_globals, reason = "a constant has the name of its field")]
+            impl $Family {
+                $(
+                    #[doc = concat!("The name of the metric `", $name, "`.")]
+                    $field_seen const $field: &'static str = full_name!($name);
+                )+
+            }
+
             impl $Family {
                 const LABELS: &'static [Label] = &[$( $label ),*];
 
                 const METRICS: &'static [Metric] = &[$( Metric {
-                    name: $name,
+                    name: Self::$field,
                     kind: <$Handle as Handle>::KIND,
                     help: $help,
                     unit: $unit,
@@ -378,15 +354,14 @@ macro_rules! catalog {
                     ..DEFAULTS
                 }, )+];
 
-                /// Registers every series of the family, and returns the family's handles. A new
-                /// counter or gauge has the value 0.
+                /// Registers every series of the family.
                 pub(super) fn register(
-                    recorder: &PrometheusRecorder,
+                    registry: &Registry,
                     labels: [(&'static str, &str); Self::LABELS.len()],
                     $( $( $own: $Own, )+ )?
                 ) -> Self {
                     Self {
-                        $( $field: <$Handle as Handle>::register(recorder, $name, &labels), )+
+                        $( $field: <$Handle as Handle>::register(registry, Self::$field, &labels), )+
                         $( $( $own, )+ )?
                     }
                 }
@@ -399,5 +374,6 @@ macro_rules! catalog {
 }
 
 pub(super) use catalog;
+pub(super) use full_name;
 pub(super) use label_set;
 pub(super) use label_values;

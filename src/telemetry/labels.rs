@@ -1,9 +1,6 @@
 //! The labels of the metrics. A label with fixed values has an enum of these values, or a struct
 //! with one field for each of them.
 
-use metrics::Counter;
-use metrics_exporter_prometheus::PrometheusRecorder;
-
 use super::declare::Handle;
 use super::declare::Kind;
 use super::declare::Label;
@@ -11,6 +8,8 @@ use super::declare::LabelValue;
 use super::declare::Values;
 use super::declare::label_set;
 use super::declare::label_values;
+use super::registry::Counter;
+use super::registry::Registry;
 use crate::audit::LEVELS;
 use crate::audit::LevelCounts;
 
@@ -91,6 +90,13 @@ label_values! {
 }
 
 impl Rejection {
+    /// The reasons for which a batch is answered 429: there is no room for it now.
+    pub const WITH_429: [Self; 2] = [Self::QueueFull, Self::InFlightFull];
+
+    /// The reasons for which a batch is answered 503: the disk refuses writes, or the consumers are
+    /// too slow. The orderly end of the relay is not among them.
+    pub const WITH_503: [Self; 2] = [Self::Disk, Self::DeliveryTimeout];
+
     /// Returns `true` if kube-apiserver gives the events of such a request up. It sends the events
     /// again after a status of 429 or 5xx, or if the connection breaks.
     #[must_use]
@@ -213,7 +219,7 @@ label_values! {
 label_values! {
     /// The HTTP status of a response: the label `code` of `requests_total`. Each status that the
     /// relay documents has a value of its own; all other statuses are counted by their class.
-    pub(super) enum Code as "code" {
+    pub enum Code as "code" {
         /// The HTTP status 200.
         Ok = "200",
         /// The HTTP status 400.
@@ -271,41 +277,37 @@ impl Code {
 }
 
 label_set! {
-    /// The counters of what an output's settings do to events: one field for each value of the
-    /// label `action`. An event that counts as dropped or duplicate is not sent. Any other event
-    /// may count as lowered, trimmed and redacted at once.
+    /// What an output's settings do to events. An event that counts as dropped or duplicate is not
+    /// sent. Any other event may count as lowered, trimmed and redacted at once.
     pub struct Filtered as "action" {
-        /// The number of events that are not sent, because the audit policy or the filter excludes
-        /// them.
+        /// Events that are not sent, because the audit policy or the filter excludes them.
         dropped,
-        /// The number of events that are not sent, because the same event was sent before, within
-        /// the deduplication window.
+        /// Events that are not sent, because the same event was sent before, within the
+        /// deduplication window.
         duplicate,
-        /// The number of events that are sent without a part, because the audit policy does not ask
-        /// for this part. The part is a request or response body, or the managed fields.
+        /// Events that are sent without a request or response body or the managed fields, because
+        /// the audit policy does not ask for them.
         lowered,
-        /// The number of events that are sent without a request or response body, because they were
-        /// larger than `max_event_bytes`.
+        /// Events that are sent without a request or response body, because they were larger than
+        /// `max_event_bytes`.
         trimmed,
-        /// The number of events that are sent with at least one value redacted (removed or
-        /// replaced).
+        /// Events that are sent with at least one value removed or replaced.
         redacted,
     }
 }
 
 label_set! {
-    /// The counters of the events that a full queue has dropped: one field for each value of the
-    /// label `reason`. The setting `queue.when_full` decides which one counts.
+    /// The events that a full queue has dropped, by the setting of `queue.when_full`.
     pub struct Dropped as "reason" {
-        /// The number of older events that were dropped to make room for a new batch.
+        /// Older events that were dropped to make room for a new batch.
         drop_oldest,
-        /// The number of events of new batches that were dropped.
+        /// Events of new batches.
         drop_newest,
     }
 }
 
 label_set! {
-    /// The numbers of an output's addresses: one field for each value of the label `state`.
+    /// An output's addresses, by state.
     pub(super) struct AddressStates as "state" {
         /// Deliveries use the address.
         up,
@@ -321,9 +323,8 @@ label_set! {
 }
 
 label_set! {
-    /// The metrics of reloads: one field for each value of the label `result`, which says how a
-    /// reload has ended.
-    pub(super) struct ByResult as "result" {
+    /// How reloads have ended.
+    pub struct ByResult as "result" {
         /// The new config is in use, with all its listeners.
         success,
         /// The new config was refused, and the old config stays in use; or the new config is in
@@ -334,10 +335,10 @@ label_set! {
 
 /// The counters of accepted events, one for each audit level, in the order of [`LEVELS`].
 #[derive(Clone)]
-pub(super) struct Levels([Counter; LEVELS.len()]);
+pub struct Levels([Counter; LEVELS.len()]);
 
 impl Levels {
-    /// Adds the number of events of each audit level to the counter of that level.
+    /// Adds the events of each audit level.
     pub(super) fn add(&self, counts: &LevelCounts) {
         for (counter, count) in self.0.iter().zip(counts) {
             counter.increment(*count);
@@ -349,12 +350,8 @@ impl Handle for Levels {
     const KIND: Kind = Kind::Counter;
     const LABEL: Option<Label> = Some(Label { name: "level", values: Values::Fixed(&LEVELS) });
 
-    fn register(
-        recorder: &PrometheusRecorder,
-        name: &str,
-        labels: &[(&'static str, &str)],
-    ) -> Self {
-        let of = |level| Counter::register(recorder, name, &[labels, &[("level", level)]].concat());
+    fn register(registry: &Registry, name: &'static str, labels: &[(&'static str, &str)]) -> Self {
+        let of = |level| Counter::register(registry, name, &[labels, &[("level", level)]].concat());
         Self(LEVELS.map(of))
     }
 }

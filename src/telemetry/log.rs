@@ -3,7 +3,7 @@
 //! A pipe or a terminal that nobody reads blocks every thread that writes to it. A runtime thread
 //! that waits for a log line would deliver nothing, answer nobody, and hear no signal. So only the
 //! log's thread writes to stderr while the relay runs. All other threads put their lines into a
-//! bounded queue and go on. A line that finds no room is dropped and counted
+//! bounded queue and continue. A line that finds no room is dropped and counted
 //! (`log_dropped_lines_total`). As soon as stderr is read again, the log has a line with the number
 //! of dropped lines.
 
@@ -143,7 +143,8 @@ pub fn end_log() {
 }
 
 /// Returns the number of lines that were dropped since the start of the process.
-pub(super) fn dropped_lines() -> u64 {
+#[must_use]
+pub fn dropped_lines() -> u64 {
     LINES.get().map_or(0, |lines| lines.dropped.load(Ordering::Relaxed))
 }
 
@@ -166,8 +167,8 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     }
 }
 
-/// Returns the filter of log lines for this level. A line of the relay passes at `level` and above.
-/// A line of a dependency passes only if it is also a warning or an error.
+/// Returns the filter of log lines for this level. A line of a dependency passes only if it is also
+/// a warning or an error.
 fn targets(level: LogLevel) -> Targets {
     let level = match level {
         LogLevel::Error => Level::ERROR,
@@ -247,17 +248,16 @@ impl LinesState {
     }
 }
 
-/// The importance of a log line. Unimportant lines may fill only a part of the queue of lines that
-/// wait to be written, so that there is room for warnings and errors.
+/// The importance of a log line. Unimportant lines may fill only a part of the queue, so that there
+/// is room for warnings and errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Rank {
-    /// The level of the line is below `warn`. Such lines may fill three quarters of the queue of
-    /// lines.
+    /// The level of the line is below `warn`. Such lines may fill three quarters of the queue.
     Ordinary,
-    /// The line is a warning or an error. Such lines may fill the whole queue of lines.
+    /// The line is a warning or an error. Such lines may fill the whole queue.
     Urgent,
-    /// The line reports that lines were dropped. It always finds room in the queue of lines. There
-    /// are few such lines, because only the log's thread adds them, between two writes.
+    /// The line reports that lines were dropped. It always finds room. There are few such lines,
+    /// because only the log's thread adds them, between two writes.
     Notice,
 }
 
@@ -271,7 +271,7 @@ impl Rank {
         }
     }
 
-    /// Returns `true` if the queue of lines has room for this line of this importance.
+    /// Returns `true` if the queue has room for this line of this importance.
     fn has_room(self, state: &LinesState, line: &[u8]) -> bool {
         let (part, whole) = match self {
             Self::Ordinary => ORDINARY_PART,

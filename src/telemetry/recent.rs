@@ -1,6 +1,11 @@
 //! Times of the last minutes, and their quantiles, in bounded memory: for `/status`, which shows
 //! how long answers take now. The histograms of `/metrics` count since the start.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::Weak;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -117,6 +122,31 @@ impl RecentTimes {
             counts.iter().position(reached).map(middle)
         };
         Some(Quantiles { p50: of(50)?, p99: of(99)? })
+    }
+}
+
+/// The times until delivery of each output, by its name. An entry ends with the last handle of the
+/// output.
+#[derive(Default)]
+pub(super) struct TimesByOutput(Mutex<BTreeMap<String, Weak<Mutex<RecentTimes>>>>);
+
+impl TimesByOutput {
+    /// Returns the times of one output. Two calls with the same name return the same value, as long
+    /// as a handle of the output exists.
+    pub(super) fn of(&self, name: &str) -> Arc<Mutex<RecentTimes>> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(times) = all.get(name).and_then(Weak::upgrade) {
+            return times;
+        }
+        all.retain(|_, times| times.strong_count() > 0);
+        let times = Arc::new(Mutex::new(RecentTimes::new(Instant::now())));
+        all.insert(name.to_owned(), Arc::downgrade(&times));
+        times
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 

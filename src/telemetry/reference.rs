@@ -33,7 +33,7 @@ pub fn reference() -> String {
     let mut page = HEAD.to_owned();
     page.push_str("\n| metric | kind | unit | labels |\n|---|---|---|---|\n");
     for metric in catalog::families().flat_map(|(_, metrics)| metrics) {
-        let (name, kind, unit) = (metric.full_name(), metric.kind.name(), metric.unit);
+        let (name, kind, unit) = (metric.name, metric.kind.name(), metric.unit);
         let labels: Vec<_> = metric.labels().map(label_name).collect();
         let labels = labels.join(", ");
         page.push_str(&format!("| [`{name}`](#{name}) | {kind} | {unit} | {labels} |\n"));
@@ -51,8 +51,8 @@ pub fn reference() -> String {
 
 /// Adds the section of one metric to the page.
 fn describe(page: &mut String, metric: &Metric) {
-    let Metric { kind, help, unit, meaning, action, buckets, is_state, .. } = metric;
-    page.push_str(&format!("\n### `{}`\n\n", metric.full_name()));
+    let Metric { name, kind, help, unit, meaning, action, buckets, is_state, .. } = metric;
+    page.push_str(&format!("\n### `{name}`\n\n"));
     let state = if *is_state {
         " Leaves `/metrics` when a reload removes its output or listener."
     } else {

@@ -6,8 +6,8 @@
 //!
 //! - A loss has a line at its first event, and then at most one line in ten seconds, with the
 //!   events since the last line and in total. Each kind of loss has its own lines for each output.
-//! - A state has a line when it changes. If it goes on changing, it has one line in ten seconds,
-//!   with the number of changes.
+//! - A state has a line when it changes. If it *flaps*, which means that it changes again and
+//!   again, it has one line in ten seconds, with the number of changes.
 //!
 //! The end of the process writes the notes that have no line yet ([`Reports::flush`]); if nobody
 //! calls that, the drop of the last handle does.
@@ -28,8 +28,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The shortest time between two log lines about the same loss. The same holds for a state that
-/// flaps (changes again and again).
+/// The shortest time between two log lines about the same loss, or about a state that flaps.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// The longest time for which [`Reports::flush`] waits for log lines that another thread is
@@ -54,19 +53,18 @@ pub enum Loss {
     Damaged,
     /// Events are missing in the queue's files, because of damage.
     Missing,
-    /// The output has given up the events: it does not try to send them any more. The values are
-    /// the reason and the result.
+    /// The output has given up the events: it does not try to send them any more. The values say
+    /// why, and where the events are.
     GivenUp(Cause, LostAs),
     /// The output was removed from the config before it had delivered all its events.
     Removed,
     /// The process ended before the events were delivered, and the events were only in memory.
     Undelivered,
-    /// Dead letters (events in files that an output has given up) were deleted, to keep within
-    /// `dead_letter.max_bytes`.
+    /// Dead letters were deleted, to keep within `dead_letter.max_bytes`.
     DeadLetters,
 }
 
-/// The reason why an output has given up events (does not try to send them any more).
+/// The reason why an output has given up events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
     /// The consumer refuses the events permanently.
@@ -77,7 +75,7 @@ pub enum Cause {
     TooOld,
 }
 
-/// The result for events that an output has given up (does not try to send any more).
+/// The fate of events that an output has given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum LostAs {
     /// The events are lost, because no dead-letter files are kept.
@@ -114,8 +112,7 @@ impl Loss {
         }
     }
 
-    /// Returns the value of the log field `cause`, the reason why events were given up; `None` for
-    /// every other kind of loss.
+    /// Returns the value of the log field `cause`; `None` if the events were not given up.
     fn cause(self) -> Option<&'static str> {
         let Self::GivenUp(cause, _) = self else { return None };
         Some(match cause {
@@ -125,8 +122,7 @@ impl Loss {
         })
     }
 
-    /// Returns the value of the log field `fate`, the result for events that were given up; `None`
-    /// for every other kind of loss.
+    /// Returns the value of the log field `fate`; `None` if the events were not given up.
     fn fate(self) -> Option<&'static str> {
         let Self::GivenUp(_, fate) = self else { return None };
         Some(match fate {
@@ -137,8 +133,7 @@ impl Loss {
     }
 }
 
-/// A state of the queue or of its disk. Each change has a log line, except that a state that flaps
-/// (changes again and again) has fewer lines.
+/// A state of the queue or of its disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
     /// The queue is full: a batch has found no room.
@@ -522,7 +517,7 @@ impl Drop for Shared {
 }
 
 /// A handle that notes losses of one output, or of the queue. It can be cloned at little cost. All
-/// handles with the same name (of the output, or of the queue) change the same counts.
+/// handles with the same name change the same counts.
 #[derive(Clone)]
 pub struct Losses {
     reports: Reports,

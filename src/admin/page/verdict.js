@@ -4,8 +4,9 @@
 // page adds only two facts that the relay can't know: that it does not answer, and that it was
 // restarted.
 
-// Parts of the queue, and of the memory, that are worth a colour.
-const HALF = 0.5, NEARLY_FULL = 0.8, NEARLY = 0.9;
+// The part of the queue from which it has a colour. NEARLY_FULL, and NEARLY of the memory, are the
+// relay's own thresholds; the relay puts them before the script.
+const HALF = 0.5;
 
 // Nobody waits for the output's first attempt.
 function isWaiting(it) {
@@ -37,7 +38,7 @@ function isGrowing(it) {
 
 // The filter has dropped every event for minutes. The relay judges it; other trouble may hide it.
 function isDroppingAll(it) {
-  return it.trouble !== null && it.all_dropped_seconds >= 300;
+  return it.trouble !== null && it.all_dropped_seconds >= ALL_DROPPED;
 }
 
 // The state of an output in a few words, the worst first.

@@ -1,0 +1,73 @@
+//! For how long the filter of an output has dropped every event, which a single look at the counters
+//! does not show.
+//!
+//! The samples of the history tell it, so the time is exact to ten seconds. No clock and no I/O:
+//! callers pass the time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The time without a dropped event after which nobody knows any more what the filter does.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// An output whose filter drops every event.
+#[derive(Debug, Clone, Default)]
+pub(super) struct AllDropped {
+    /// The delivered and the dropped events at the last sample; `None` before the first one.
+    before: Option<[f64; 2]>,
+    /// The first sample of the spell; `None` if there is none.
+    since: Option<Instant>,
+    /// The last sample at which events were dropped.
+    last: Option<Instant>,
+}
+
+impl AllDropped {
+    /// Takes the counts since the start: delivered events, and events that the filter dropped.
+    /// `waits` is `true` if events wait for the output, so the filter has let them through.
+    pub(super) fn add(&mut self, now: Instant, delivered: f64, dropped: f64, waits: bool) {
+        let before = self.before.replace([delivered, dropped]);
+        let Some([delivered_before, dropped_before]) = before else { return };
+        let is_over = self.last.is_some_and(|last| now.saturating_duration_since(last) > PAUSE);
+        if waits || delivered > delivered_before || is_over {
+            (self.since, self.last) = (None, None);
+        } else if dropped > dropped_before {
+            self.since.get_or_insert(now);
+            self.last = Some(now);
+        }
+    }
+
+    /// Returns for how long the filter has dropped every event; `None` if it does not.
+    pub(super) fn lasts(&self) -> Option<Duration> {
+        Some(self.last?.saturating_duration_since(self.since?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_filter_drops_everything_until_an_event_leaves_or_waits_or_none_comes() {
+        let (mut now, mut dropped) = (Instant::now(), AllDropped::default());
+        dropped.add(now, 5.0, 100.0, false);
+        let mut count = 100.0;
+        let mut drop_for = |dropped: &mut AllDropped, now: &mut Instant, steps: u8| {
+            for _ in 0..steps {
+                *now += STEP;
+                count += 1.0;
+                dropped.add(*now, 5.0, count, false);
+            }
+        };
+        drop_for(&mut dropped, &mut now, 31);
+        assert_eq!(dropped.lasts(), Some(Duration::from_secs(300)));
+        let ended = [(6.0, false, STEP), (5.0, true, STEP), (5.0, false, PAUSE + STEP)];
+        for (delivered, waits, later) in ended {
+            let mut dropped = dropped.clone();
+            dropped.add(now + later, delivered, 131.0, waits);
+            assert_eq!(dropped.lasts(), None, "{delivered} {waits} {later:?}");
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What happens in the relay, one call for each: the calls change several metrics together, and
+//! leave notes for `/status` and for the log.
+
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::catalog::DroppedLetters;
+use super::catalog::EvidenceMetrics;
+use super::catalog::ListenerMetrics;
+use super::catalog::OutputMetrics;
+use super::catalog::QueueMetrics;
+use super::catalog::ReloadMetrics;
+use super::catalog::TapMetrics;
+use super::catalog::WitnessMetrics;
+use super::labels::AttemptError;
+use super::labels::Code;
+use super::labels::EvidenceError;
+use super::labels::Rejection;
+use super::labels::TlsFailure;
+use super::now;
+use super::recent::Quantiles;
+use super::refusals::LastRejected;
+use super::refusals::LastTlsFailure;
+use super::reports::Loss;
+use super::reports::State;
+use crate::audit::LevelCounts;
+
+impl ListenerMetrics {
+    /// Counts a response with this HTTP status.
+    pub fn answered(&self, status: u16) {
+        self.requests.of(Code::of(status)).increment(1);
+    }
+
+    /// Counts a request that was not accepted, and keeps it as the last refused request. `code` is
+    /// the HTTP status of the response, and `message` is the sentence that the sender receives.
+    pub fn rejected(&self, reason: Rejection, code: u16, message: &str) {
+        self.rejections.requests.of(reason).increment(1);
+        let (listener, message) = (Arc::clone(&self.label), message.to_owned());
+        self.refusals.refused(LastRejected { listener, reason, code, message, at: Instant::now() });
+    }
+
+    /// Counts a TLS handshake of a sender that failed, and keeps it as the last one. A sender that
+    /// has closed its connection is only counted: some health checks do that.
+    pub fn tls_failed(&self, reason: TlsFailure) {
+        self.tls_failures.of(reason).increment(1);
+        if reason != TlsFailure::Closed {
+            let (listener, at) = (Arc::clone(&self.label), Instant::now());
+            self.refusals.tls_failed(LastTlsFailure { listener, reason, at });
+        }
+    }
+}
+
+impl QueueMetrics {
+    /// Counts an accepted batch: its events, the bytes of their lines, and the events by audit
+    /// level.
+    pub fn accepted(&self, events: u64, bytes: u64, levels: &LevelCounts) {
+        self.events.increment(events);
+        self.accepted_bytes.increment(bytes);
+        self.levels.add(levels);
+        self.last_event.set(now());
+        self.refusals.accepted();
+    }
+
+    /// Counts a batch that was accepted and then dropped at once, because the queue was full. No
+    /// output can get the events of this batch.
+    pub fn drop_newest(&self, events: u64, bytes: u64, levels: &LevelCounts) {
+        self.accepted(events, bytes, levels);
+        self.errors.increment(events);
+        self.dropped.drop_newest.increment(events);
+        self.losses.add(Loss::DropNewest, events, None);
+    }
+
+    /// Notes for the log that a place in the queue's files is damaged. No lost events are counted
+    /// here: each output counts the events that it loses there when it reaches the damaged place.
+    pub fn damaged(&self, place: &str) {
+        self.losses.note(Loss::Damaged, 1, Some(place));
+    }
+
+    /// Notes for the log that a state of the queue, or of its disk, has changed.
+    pub fn changed(&self, state: State) {
+        self.losses.changed(state);
+    }
+}
+
+impl OutputMetrics {
+    /// Counts events as lost, and notes them for the log.
+    pub fn lose(&self, loss: Loss, events: u64) {
+        self.lost.increment(events);
+        self.losses.add(loss, events, None);
+    }
+
+    /// Counts a failed attempt to deliver, by its reason.
+    pub fn failed(&self, reason: AttemptError) {
+        self.errors.of(reason).increment(1);
+    }
+
+    /// Records the time from the acceptance of a batch to its acknowledgement by the consumer,
+    /// which has come now.
+    pub fn delivered(&self, took: Duration, now: Instant) {
+        self.delivery.record(took.as_secs_f64());
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).record(took, now);
+    }
+
+    /// Returns the median and the 99th percentile of the times that [`Self::delivered`] has
+    /// recorded in the last minutes; `None` if there were none.
+    #[must_use]
+    pub fn quantiles(&self) -> Option<Quantiles> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner).quantiles(Instant::now())
+    }
+}
+
+impl DroppedLetters {
+    /// Counts events whose dead-letter files were deleted.
+    pub fn add(&self, events: u64) {
+        self.events.increment(events);
+        self.losses.note(Loss::DeadLetters, events, None);
+    }
+}
+
+impl ReloadMetrics {
+    /// Counts one reload of the config, and notes its time. `success` is `true` if the new config
+    /// is in use, and `false` if it was refused or if one of its listeners could not be opened.
+    pub fn reloaded(&self, success: bool) {
+        let (count, last) = if success {
+            (&self.count.success, &self.last.success)
+        } else {
+            (&self.count.error, &self.last.error)
+        };
+        count.increment(1);
+        last.set(now());
+    }
+}
+
+impl TapMetrics {
+    /// Shows the number of open taps.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; there are few taps")]
+    pub fn open(&self, open: usize) {
+        self.taps.set(open as f64);
+    }
+}
+
+impl EvidenceMetrics {
+    /// Shows the number of entries of the log.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; the log has fewer than 2^52 entries")]
+    pub fn grew(&self, size: u64) {
+        self.size.set(size as f64);
+    }
+
+    /// Notes that a checkpoint was signed.
+    pub fn signed(&self) {
+        self.checkpoint.set(now());
+    }
+
+    /// Counts a failed attempt to record evidence.
+    pub fn failed(&self, reason: EvidenceError) {
+        self.errors.of(reason).increment(1);
+        let mut last = self.last_errors.lock().unwrap_or_else(PoisonError::into_inner);
+        last.insert(reason.name(), Instant::now());
+    }
+
+    /// Returns the time since the last error with each reason that has occurred.
+    #[must_use]
+    pub fn error_ages(&self) -> Vec<(&'static str, Duration)> {
+        let last = self.last_errors.lock().unwrap_or_else(PoisonError::into_inner);
+        last.iter().map(|(reason, at)| (*reason, at.elapsed())).collect()
+    }
+}
+
+impl WitnessMetrics {
+    /// Notes that the witness has cosigned a checkpoint at this time, in seconds since 1970.
+    #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit 52 bits")]
+    pub fn cosigned(&self, at: u64) {
+        self.last.set(at as f64);
+    }
+}

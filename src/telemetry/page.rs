@@ -1,0 +1,71 @@
+//! The page `/metrics`, in the text format of Prometheus.
+
+use metrics::KeyName;
+use metrics::Recorder as _;
+use metrics_exporter_prometheus::LabelSet;
+use metrics_exporter_prometheus::Matcher;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use metrics_exporter_prometheus::PrometheusRecorder;
+use metrics_exporter_prometheus::formatting::write_help_line;
+use metrics_exporter_prometheus::formatting::write_metric_line;
+use metrics_exporter_prometheus::formatting::write_type_line;
+
+use super::catalog;
+use super::declare::Kind;
+use super::declare::Metric;
+use super::registry::Labels;
+use super::registry::Registry;
+use super::registry::key;
+
+/// Makes the exporter, with the buckets and the help texts of the histograms.
+pub(super) fn exporter() -> PrometheusRecorder {
+    let histograms = || catalog::own().filter(|metric| metric.kind == Kind::Histogram);
+    let exporter = histograms()
+        .try_fold(PrometheusBuilder::new(), |builder, metric| {
+            let name = Matcher::Full(metric.name.to_owned());
+            builder.set_buckets_for_metric(name, metric.buckets)
+        })
+        // The only error is a list of buckets that is empty.
+        .unwrap_or_else(|_| PrometheusBuilder::new())
+        .build_recorder();
+    for metric in histograms() {
+        exporter.describe_histogram(KeyName::from(metric.name), None, metric.help.into());
+    }
+    exporter
+}
+
+/// Returns the page: the counters and gauges in the order of the catalogue, then what the exporter
+/// keeps. A series with a state of an output or a listener is left out if `is_known` returns
+/// `false` for the name of the metric, a kind (`output` or `listener`) and a name.
+pub(super) fn page(registry: &Registry, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
+    let mut page = String::new();
+    let is_shown = |metric: &Metric, labels: &Labels| {
+        let is_known = |(place, name): &(&str, String)| is_known(metric.name, place, name);
+        !metric.is_state || labels.first().is_none_or(is_known)
+    };
+    for metric in catalog::own() {
+        let series = registry.series(metric.name);
+        if series.is_empty() {
+            continue;
+        }
+        write_help_line(&mut page, metric.name, None, None, metric.help);
+        write_type_line(&mut page, metric.name, None, None, metric.kind.name());
+        for (labels, bits) in series.into_iter().filter(|(labels, _)| is_shown(metric, labels)) {
+            let labels =
+                LabelSet::from_key_and_global(&key(metric.name, labels), &Default::default());
+            let none = None::<(&'static str, &str)>;
+            match metric.kind {
+                Kind::Counter => {
+                    write_metric_line(&mut page, metric.name, None, &labels, none, bits, None);
+                }
+                Kind::Gauge | Kind::Histogram => {
+                    let value = f64::from_bits(bits);
+                    write_metric_line(&mut page, metric.name, None, &labels, none, value, None);
+                }
+            }
+        }
+        page.push('\n');
+    }
+    page.push_str(&registry.exporter.handle().render());
+    page
+}

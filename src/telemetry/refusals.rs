@@ -1,0 +1,283 @@
+//! What is known of refused requests, over all listeners and sources: the last one of each kind,
+//! since when every batch has been refused, and for how long requests were refused that their
+//! senders send again.
+//!
+//! A *spell* is a time in which such requests come without a pause of a minute. It is *shut* as
+//! long as no batch is accepted in it.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::labels::Rejection;
+use super::labels::TlsFailure;
+use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
+
+/// The greatest number of characters in [`LastRejected::message`]. The relay's own messages are
+/// shorter, and quote at most one word that a client has chosen.
+const MESSAGE_MAX: usize = 300;
+
+/// The time without a refusal after which a spell is over. kube-apiserver repeats a request after
+/// at most 40 s.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// The last request that was refused, which `/status` shows. The value holds nothing of the
+/// request's body, except that `message` may quote one wrong word.
+#[derive(Debug, Clone)]
+pub struct LastRejected {
+    /// The label of the listener or source that received the request.
+    pub listener: Arc<str>,
+    /// The reason why the request was refused.
+    pub reason: Rejection,
+    /// The HTTP status of the response.
+    pub code: u16,
+    /// The sentence that the sender received, cut to 300 characters.
+    pub message: String,
+    /// The time at which the request was refused.
+    pub at: Instant,
+}
+
+/// The last TLS handshake of a sender that failed, which `/status` shows.
+#[derive(Debug, Clone)]
+pub struct LastTlsFailure {
+    /// The label of the listener.
+    pub listener: Arc<str>,
+    /// The reason why the handshake failed.
+    pub reason: TlsFailure,
+    /// The time at which the handshake failed.
+    pub at: Instant,
+}
+
+/// How long requests were refused that are answered with the same status.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct RefusalTimes {
+    /// The length of the present spell, up to its last refusal; `None` if there is none.
+    pub now: Option<Duration>,
+    /// The same time, counted from the last accepted batch.
+    pub shut_now: Option<Duration>,
+    /// The longest spell since the start.
+    pub longest: Duration,
+    /// The longest time since the start for which a spell was shut.
+    pub longest_shut: Duration,
+    /// The time since the last refusal of a spell that was longer than kube-apiserver repeats a
+    /// batch; `None` if none was.
+    pub long_ended: Option<Duration>,
+    /// The same, of the times for which a spell was shut.
+    pub long_shut_ended: Option<Duration>,
+}
+
+/// A time for which requests are refused, and the longest one so far.
+#[derive(Default)]
+struct Stretch {
+    /// The first refusal; `None` if requests are not refused now.
+    since: Option<Instant>,
+    longest: Duration,
+    /// The last refusal at which a stretch was longer than kube-apiserver repeats a batch.
+    long_last: Option<Instant>,
+}
+
+impl Stretch {
+    fn refused(&mut self, now: Instant) {
+        let length = now.saturating_duration_since(*self.since.get_or_insert(now));
+        self.longest = self.longest.max(length);
+        if length.as_secs_f64() >= PATIENCE_WITH_RETRY_AFTER {
+            self.long_last = Some(now);
+        }
+    }
+}
+
+/// The requests that were refused with one status, and that their senders send again.
+#[derive(Default)]
+struct Spells {
+    any: Stretch,
+    shut: Stretch,
+    /// The last refusal; `None` before the first one.
+    last: Option<Instant>,
+}
+
+impl Spells {
+    /// Returns the last refusal if the spell lasts.
+    fn lasts(&self, now: Instant) -> Option<Instant> {
+        self.last.filter(|last| now.saturating_duration_since(*last) <= PAUSE)
+    }
+
+    fn refused(&mut self, now: Instant) {
+        if self.lasts(now).is_none() {
+            (self.any.since, self.shut.since) = (None, None);
+        }
+        self.last = Some(now);
+        self.any.refused(now);
+        self.shut.refused(now);
+    }
+
+    fn times(&self, now: Instant) -> RefusalTimes {
+        let until_last =
+            |since: Option<Instant>| Some(self.lasts(now)?.saturating_duration_since(since?));
+        let ago = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        RefusalTimes {
+            now: until_last(self.any.since),
+            shut_now: until_last(self.shut.since),
+            longest: self.any.longest,
+            longest_shut: self.shut.longest,
+            long_ended: ago(self.any.long_last),
+            long_shut_ended: ago(self.shut.long_last),
+        }
+    }
+}
+
+/// What is known of refused requests. Clones are cheap and share it.
+#[derive(Clone, Default)]
+pub struct Refusals(Arc<Mutex<Known>>);
+
+/// A refusal of one kind must not hide one of another kind: anybody can send a request that ends
+/// with 408.
+#[derive(Default)]
+struct Known {
+    any: Option<LastRejected>,
+    /// The last request that was refused for good, so that its sender gives its events up.
+    for_good: Option<LastRejected>,
+    tls: Option<LastTlsFailure>,
+    /// The first refusal of a batch since the last accepted batch, in seconds since 1970; 0 if
+    /// there was none.
+    since: f64,
+    /// The number of the refused batches since the last accepted batch.
+    batches: u64,
+    with_429: Spells,
+    with_503: Spells,
+}
+
+impl Refusals {
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a request that was refused now.
+    pub(super) fn refused(&self, mut refusal: LastRejected) {
+        let (reason, now) = (refusal.reason, refusal.at);
+        if let Some((end, _)) = refusal.message.char_indices().nth(MESSAGE_MAX) {
+            refusal.message.truncate(end);
+        }
+        let mut known = self.lock();
+        if reason.is_of_batch() {
+            if known.batches == 0 {
+                known.since = super::now();
+            }
+            known.batches = known.batches.saturating_add(1);
+        }
+        if Rejection::WITH_429.contains(&reason) {
+            known.with_429.refused(now);
+        } else if Rejection::WITH_503.contains(&reason) {
+            known.with_503.refused(now);
+        }
+        if reason.is_for_good() {
+            known.for_good = Some(refusal.clone());
+        }
+        known.any = Some(refusal);
+    }
+
+    /// Notes a TLS handshake of a sender that has failed.
+    pub(super) fn tls_failed(&self, failure: LastTlsFailure) {
+        self.lock().tls = Some(failure);
+    }
+
+    /// Notes that a batch was accepted.
+    pub(super) fn accepted(&self) {
+        let mut known = self.lock();
+        (known.since, known.batches) = (0.0, 0);
+        known.with_429.shut.since = None;
+        known.with_503.shut.since = None;
+    }
+
+    /// Returns since when every batch has been refused, in seconds since 1970, and the number of
+    /// the refused requests; 0 and 0 if the last batch was accepted.
+    pub(super) fn of_batches(&self) -> (f64, u64) {
+        let known = self.lock();
+        (known.since, known.batches)
+    }
+
+    /// Returns the last request that was refused; `None` if there was none yet.
+    #[must_use]
+    pub fn last(&self) -> Option<LastRejected> {
+        self.lock().any.clone()
+    }
+
+    /// Returns the last request that was refused for good; `None` if there was none yet.
+    #[must_use]
+    pub fn last_for_good(&self) -> Option<LastRejected> {
+        self.lock().for_good.clone()
+    }
+
+    /// Returns the last TLS handshake of a sender that failed; `None` if none failed yet.
+    #[must_use]
+    pub fn last_tls_failure(&self) -> Option<LastTlsFailure> {
+        self.lock().tls.clone()
+    }
+
+    /// Returns how long requests were refused with 429, and with 503.
+    #[must_use]
+    pub fn times(&self, now: Instant) -> [RefusalTimes; 2] {
+        let known = self.lock();
+        [known.with_429.times(now), known.with_503.times(now)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_secs(10);
+
+    fn refuse(refusals: &Refusals, reason: Rejection, at: Instant) {
+        let (listener, message) = ("l".into(), String::new());
+        refusals.refused(LastRejected { listener, reason, code: 429, message, at });
+    }
+
+    fn seconds(time: Option<Duration>) -> Option<u64> {
+        time.map(|time| time.as_secs())
+    }
+
+    #[test]
+    fn refusals_last_until_a_minute_has_passed_without_one_and_their_length_is_kept() {
+        let (mut now, refusals) = (Instant::now(), Refusals::default());
+        assert_eq!(refusals.times(now), [RefusalTimes::default(); 2]);
+        for _ in 1..=30 {
+            now += STEP;
+            refuse(&refusals, Rejection::QueueFull, now);
+        }
+        let times = refusals.times(now)[0];
+        assert_eq!((seconds(times.now), seconds(times.shut_now)), (Some(290), Some(290)));
+        // An accepted batch ends the time in which nothing was accepted, and not the refusals.
+        refusals.accepted();
+        now += STEP;
+        let times = refusals.times(now)[0];
+        assert_eq!((seconds(times.now), times.shut_now), (Some(290), None));
+        refuse(&refusals, Rejection::InFlightFull, now);
+        let times = refusals.times(now)[0];
+        assert_eq!((seconds(times.now), seconds(times.shut_now)), (Some(300), Some(0)));
+        now += PAUSE + STEP;
+        let times = refusals.times(now)[0];
+        assert_eq!((times.now, times.shut_now), (None, None));
+        assert_eq!(
+            (seconds(times.long_ended), seconds(times.long_shut_ended)),
+            (Some(70), Some(80))
+        );
+        assert_eq!((times.longest.as_secs(), times.longest_shut.as_secs()), (300, 290));
+        assert_eq!(refusals.times(now)[1], RefusalTimes::default(), "each status has its own");
+        refuse(&refusals, Rejection::Disk, now);
+        assert_eq!(refusals.times(now)[1].now, Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn lone_refusals_do_not_add_up() {
+        let (mut now, refusals) = (Instant::now(), Refusals::default());
+        for _ in 1..=20 {
+            now += PAUSE + STEP;
+            refuse(&refusals, Rejection::QueueFull, now);
+        }
+        assert_eq!(refusals.times(now)[0].longest, Duration::ZERO);
+    }
+}

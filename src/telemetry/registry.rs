@@ -1,0 +1,148 @@
+//! The values of all metrics: one cell of memory for each series.
+//!
+//! A [`Counter`] or [`Gauge`] is a reference to such a cell. The code that counts, the page
+//! `/metrics` and `/status` all use the same cell, so the pages can't differ. Histograms are kept by
+//! the exporter.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+
+use metrics::GaugeFn;
+use metrics::Histogram;
+use metrics::Key;
+use metrics::Label;
+use metrics::Level;
+use metrics::Metadata;
+use metrics::Recorder as _;
+use metrics_exporter_prometheus::PrometheusRecorder;
+
+/// A number that only grows, and starts at 0 with the process. Clones share the value.
+#[derive(Debug, Clone, Default)]
+pub struct Counter(Arc<AtomicU64>);
+
+impl Counter {
+    /// Adds to the value.
+    pub fn increment(&self, by: u64) {
+        self.0.fetch_add(by, Ordering::Release);
+    }
+
+    /// Sets the value, unless it is greater already.
+    pub(super) fn raise_to(&self, value: u64) {
+        self.0.fetch_max(value, Ordering::Release);
+    }
+
+    /// Returns the value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// A number that may go up and down. Clones share the value.
+#[derive(Debug, Clone, Default)]
+pub struct Gauge(Arc<AtomicU64>);
+
+impl Gauge {
+    /// Sets the value.
+    pub fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Release);
+    }
+
+    /// Adds to the value.
+    pub fn increment(&self, by: f64) {
+        GaugeFn::increment(&*self.0, by);
+    }
+
+    /// Subtracts from the value.
+    pub fn decrement(&self, by: f64) {
+        GaugeFn::decrement(&*self.0, by);
+    }
+
+    /// Returns the value.
+    #[must_use]
+    pub fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Acquire))
+    }
+
+    /// Returns the value of a gauge that counts something.
+    #[must_use]
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "counts and sizes: whole, not negative, and below 2^53"
+    )]
+    pub fn count(&self) -> u64 {
+        self.get() as u64
+    }
+
+    /// Returns the value of a gauge that shows when something has happened last, in seconds since
+    /// 1970; `None` if the value is 0, because it has not happened yet.
+    #[must_use]
+    pub fn time(&self) -> Option<f64> {
+        Some(self.get()).filter(|time| *time > 0.0)
+    }
+}
+
+/// The labels of a series: each name with its value, in the order of the page `/metrics`.
+pub(super) type Labels = Vec<(&'static str, String)>;
+
+/// The cells of the counters and gauges by their metric's full name and their labels, and the
+/// exporter, which keeps the histograms and the metrics of the process. A series never goes away.
+pub(super) struct Registry {
+    cells: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Arc<AtomicU64>>>>,
+    pub(super) exporter: PrometheusRecorder,
+}
+
+const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
+
+/// Returns the name of a series for the exporter.
+pub(super) fn key(name: &'static str, labels: Labels) -> Key {
+    let label = |(name, value)| Label::new(name, value);
+    Key::from_parts(name, labels.into_iter().map(label).collect::<Vec<_>>())
+}
+
+fn owned(labels: &[(&'static str, &str)]) -> Labels {
+    labels.iter().map(|(name, value)| (*name, (*value).to_owned())).collect()
+}
+
+impl Registry {
+    pub(super) fn new(exporter: PrometheusRecorder) -> Self {
+        Self { cells: Mutex::default(), exporter }
+    }
+
+    /// Returns the cell of a series, which is made with the value 0 if it is not there yet.
+    fn cell(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Arc<AtomicU64> {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(cells.entry(name).or_default().entry(owned(labels)).or_default())
+    }
+
+    pub(super) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+        Counter(self.cell(name, labels))
+    }
+
+    pub(super) fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+        Gauge(self.cell(name, labels))
+    }
+
+    pub(super) fn histogram(
+        &self,
+        name: &'static str,
+        labels: &[(&'static str, &str)],
+    ) -> Histogram {
+        self.exporter.register_histogram(&key(name, owned(labels)), &METADATA)
+    }
+
+    /// Returns the series of a counter or gauge, sorted by their labels. A value is the bits that
+    /// [`Counter::get`] and [`Gauge::get`] read.
+    pub(super) fn series(&self, name: &str) -> Vec<(Labels, u64)> {
+        let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        let series = |(labels, cell): (&Labels, &Arc<AtomicU64>)| {
+            (labels.clone(), cell.load(Ordering::Acquire))
+        };
+        cells.get(name).into_iter().flatten().map(series).collect()
+    }
+}

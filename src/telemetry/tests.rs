@@ -1,0 +1,330 @@
+use std::collections::BTreeSet;
+
+use tokio::time::Instant;
+
+use super::declare::Kind;
+use super::declare::Metric;
+use super::declare::PREFIX;
+use super::declare::Values;
+use super::*;
+use crate::audit::LevelCounts;
+
+/// The declaration of the metric with this name.
+fn find(name: &str) -> Option<&'static Metric> {
+    catalog::families().flat_map(|(_, metrics)| metrics).find(|metric| metric.name == name)
+}
+
+/// An output that a reload replaces goes on with the same times, and one that was removed
+/// leaves nothing behind.
+#[test]
+fn the_times_of_an_output_are_shared_by_its_handles_and_end_with_them() {
+    let telemetry = Telemetry::new();
+    let (first, second) = (telemetry.output("o"), telemetry.output("o"));
+    assert_eq!(telemetry.output("o").quantiles(), None);
+    first.delivered(Duration::from_secs(2), Instant::now());
+    drop(first);
+    let p50 = telemetry.output("o").quantiles().unwrap().p50;
+    assert!((1.9..2.1).contains(&p50), "{p50}");
+    drop(second);
+    assert_eq!(telemetry.output("o").quantiles(), None);
+    let _other = telemetry.output("other");
+    assert_eq!(telemetry.delivery_times.len(), 1);
+    assert!(telemetry.render().contains("output_delivery_seconds_count{output=\"o\"} 1"));
+}
+
+#[test]
+fn what_is_read_back_is_what_was_counted() {
+    let telemetry = Telemetry::new();
+    let (output, listener) = (telemetry.output("o"), telemetry.listener("l"));
+    output.failed(AttemptError::Status5xx);
+    output.failed(AttemptError::Status5xx);
+    output.filtered.duplicate.increment(7);
+    output.existing.increment(3);
+    listener.answered(429);
+    listener.received.increment(100);
+    telemetry.listener("removed").received.increment(11);
+    listener.rejected(Rejection::InFlightFull, 429, "full");
+    listener.rejected(Rejection::QueueFull, 429, "full");
+    listener.rejected(Rejection::Disk, 503, "the disk");
+    let (evidence, name) = (telemetry.evidence(), "a \"b\" \\ c");
+    evidence.failed(EvidenceError::Witness);
+    evidence.grew(12);
+    drop(telemetry.witness("z"));
+    telemetry.witness(name).cosigned(1_700_000_000);
+    let some = |counts: Vec<(&'static str, u64)>| -> Vec<_> {
+        counts.into_iter().filter(|(_, count)| *count > 0).collect()
+    };
+    let (output, listener) = (telemetry.output("o"), telemetry.listener("l"));
+    assert_eq!(some(output.errors.counts()), [("status_5xx", 2)]);
+    assert_eq!(some(output.filtered.counts()), [("duplicate", 7)]);
+    assert_eq!((output.filtered.counts().len(), output.existing.get()), (5, 3));
+    assert_eq!(some(listener.requests.counts()), [("429", 1)]);
+    assert_eq!(telemetry.all_received_bytes(), 111);
+    let refused = [("queue_full", 1), ("in_flight_full", 1), ("disk", 1)];
+    assert_eq!(some(telemetry.rejections().requests.counts()), refused);
+    let evidence = telemetry.evidence();
+    assert_eq!((evidence.size.count(), evidence.checkpoint.time()), (12, None));
+    assert_eq!(some(evidence.errors.counts()), [("witness", 1)]);
+    let witnesses = [(name.to_owned(), Some(1_700_000_000.0)), ("z".to_owned(), None)];
+    assert_eq!(telemetry.witnesses(), witnesses);
+}
+
+#[test]
+fn refusals_have_a_beginning_until_a_batch_is_accepted() {
+    let telemetry = Telemetry::new();
+    let (listener, queue) = (telemetry.listener("l"), telemetry.queue());
+    let name = format!("{PREFIX}requests_rejected_since_timestamp_seconds ");
+    let since = || -> f64 {
+        let text = telemetry.render();
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    };
+    let requests = || -> f64 {
+        let name = format!("{PREFIX}requests_rejected_since_last_accepted ");
+        let text = telemetry.render();
+        text.lines().find_map(|line| line.strip_prefix(&name)).unwrap().parse().unwrap()
+    };
+    // Nobody knows whether these requests had a batch.
+    for (reason, code) in [
+        (Rejection::Method, 405),
+        (Rejection::NotFound, 404),
+        (Rejection::Unauthorized, 401),
+        (Rejection::Invalid, 400),
+        (Rejection::Timeout, 408),
+    ] {
+        listener.rejected(reason, code, "stray");
+    }
+    assert_eq!((since(), requests()), (0.0, 0.0));
+    listener.rejected(Rejection::QueueFull, 429, "full");
+    let first = since();
+    assert!((now() - first).abs() < 60.0, "{first}");
+    listener.rejected(Rejection::TooLarge, 413, "too large");
+    assert_eq!((since(), requests()), (first, 2.0));
+    queue.accepted(1, 1, &LevelCounts::default());
+    assert_eq!((since(), requests()), (0.0, 0.0));
+    listener.rejected(Rejection::QueueFull, 429, "full");
+    assert!(since() >= first);
+}
+
+#[test]
+fn every_series_exists_at_zero_and_has_help() {
+    let telemetry = Telemetry::new();
+    let listener = telemetry.listener("127.0.0.1:3000");
+    let _handles = (telemetry.in_flight(), telemetry.queue(), telemetry.output("o"));
+    let _dropped = telemetry.dead_letters_dropped();
+    let _reloads = (telemetry.reloads(), telemetry.evidence(), telemetry.witness("w"));
+    let _taps = telemetry.taps();
+    telemetry.certificate_expiry("listener", "127.0.0.1:3000", "server", 4_102_444_800);
+    telemetry.output_settings("o", true, Duration::from_secs(30));
+    telemetry.output_addresses("o", ["up"].into_iter());
+    listener.answered(431);
+    listener.rejected(Rejection::DeliveryTimeout, 503, "too late");
+    let text = telemetry.render();
+    for metric in catalog::families().flat_map(|(_, metrics)| metrics) {
+        let (name, help, kind) = (metric.name, metric.help, metric.kind.name());
+        let lines = format!("# HELP {name} {help}\n# TYPE {name} {kind}\n");
+        assert!(text.contains(&lines), "{lines}\n{text}");
+    }
+    for line in [
+        "error_total{plugin=\"queue\"} 0",
+        "error_total{plugin=\"o\"} 0",
+        "output_errors_total{output=\"o\",reason=\"status_5xx\"} 0",
+        "dead_letter_events_total{output=\"o\"} 0",
+        "filtered_events_total{output=\"o\",action=\"dropped\"} 0",
+        "filtered_events_total{output=\"o\",action=\"duplicate\"} 0",
+        "filtered_events_total{output=\"o\",action=\"lowered\"} 0",
+        "filtered_events_total{output=\"o\",action=\"trimmed\"} 0",
+        "filtered_events_total{output=\"o\",action=\"redacted\"} 0",
+        "dead_letter_dropped_events_total 0",
+        "log_dropped_lines_total 0",
+        "level_total{level=\"other\"} 0",
+        "requests_total{listener=\"127.0.0.1:3000\",code=\"200\"} 0",
+        "requests_total{listener=\"127.0.0.1:3000\",code=\"4xx\"} 1",
+        "requests_rejected_total{reason=\"delivery_timeout\"} 1",
+        "output_delivery_seconds_count{output=\"o\"} 0",
+        "output_required{output=\"o\"} 1",
+        "output_lag_max_seconds{output=\"o\"} 30",
+        "tls_certificate_expiry_timestamp_seconds{listener=\"127.0.0.1:3000\",role=\"server\"} 4102444800",
+    ] {
+        assert!(text.contains(&format!("\n{PREFIX}{line}\n")), "{line}\n{text}");
+    }
+}
+
+/// Registers everything, and compares each series on the page with its declaration: its labels,
+/// and the values that a label with fixed values has. A declared value without a series, or a
+/// series that nobody declared, fails.
+#[test]
+fn the_page_has_the_declared_series_and_no_other() {
+    let telemetry = Telemetry::new();
+    let _handles = (telemetry.listener("l"), telemetry.queue(), telemetry.output("o"));
+    let _others = (telemetry.in_flight(), telemetry.dead_letters_dropped(), telemetry.reloads());
+    let _evidence = (telemetry.evidence(), telemetry.witness("w"), telemetry.taps());
+    telemetry.output_settings("o", true, Duration::from_secs(30));
+    telemetry.output_addresses("o", ["up"].into_iter());
+    for (place, name) in [("listener", "l"), ("output", "o")] {
+        for role in ["server", "client"] {
+            telemetry.certificate_expiry(place, name, role, 1);
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for line in telemetry.render().lines().filter(|line| !line.starts_with('#')) {
+        let Some((series, _)) = line.rsplit_once(' ') else { continue };
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let part = ["_bucket", "_sum", "_count"].iter().find_map(|it| name.strip_suffix(it));
+        let of_part = part.and_then(find).filter(|it| it.kind == Kind::Histogram);
+        let metric = of_part.or_else(|| find(name)).expect(line);
+        let pairs = labels.trim_end_matches('}').split(',').filter(|pair| !pair.is_empty());
+        let pairs: Vec<_> = pairs
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(label, value)| (label, value.trim_matches('"')))
+            .filter(|(label, _)| *label != "le")
+            .collect();
+        let declared: Vec<_> = metric.labels().collect();
+        assert_eq!(pairs.len(), declared.len(), "{line}");
+        for ((label, value), declared) in pairs.into_iter().zip(declared) {
+            assert!(declared.name.split(" or ").any(|name| name == label), "{line}");
+            if let Values::Fixed(values) = declared.values {
+                assert!(values.contains(&value), "{line}");
+                seen.insert((metric.name, label.to_owned(), value.to_owned()));
+            }
+        }
+    }
+    for metric in catalog::own() {
+        for label in metric.labels() {
+            let Values::Fixed(values) = label.values else { continue };
+            for value in values {
+                let is_there = seen.contains(&(metric.name, label.name.into(), (*value).into()));
+                assert!(is_there, "{} has no {}={value}", metric.name, label.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_declaration_is_complete_and_named_once() {
+    let mut names = BTreeSet::new();
+    for metric in catalog::families().flat_map(|(_, metrics)| metrics) {
+        let name = metric.name;
+        assert!(names.insert(name), "{name} is declared twice");
+        for text in [metric.help, metric.unit, metric.meaning, metric.action] {
+            assert!(!text.is_empty(), "{name}");
+        }
+        let is_histogram = metric.kind == Kind::Histogram;
+        assert_eq!(is_histogram, !metric.buckets.is_empty(), "{name}");
+        assert!(metric.buckets.is_sorted(), "{name}");
+        let is_total = name.ends_with("_total");
+        assert_eq!(metric.kind == Kind::Counter, is_total, "{name}: counters end in _total");
+    }
+}
+
+#[test]
+fn every_status_has_a_code() {
+    for (status, code) in [
+        (0, "1xx"),
+        (101, "1xx"),
+        (200, "200"),
+        (204, "2xx"),
+        (304, "3xx"),
+        (401, "401"),
+        (431, "4xx"),
+        (500, "5xx"),
+        (503, "503"),
+        (999, "5xx"),
+    ] {
+        assert_eq!(labels::Code::of(status).name(), code, "{status}");
+    }
+}
+
+#[test]
+fn a_reading_says_what_is_rendered() {
+    let telemetry = Telemetry::new();
+    let (queue, output) = (telemetry.queue(), telemetry.output("o"));
+    let listener = telemetry.listener("[::]:3000");
+    assert_eq!((queue.events.get(), queue.last_event.time()), (0, None));
+    assert_eq!((telemetry.all_lost_events(), telemetry.certificates()), (0, vec![]));
+    queue.accepted(7, 7000, &LevelCounts::default());
+    queue.errors.increment(2);
+    output.lost.increment(3);
+    telemetry.removed("gone", 4);
+    output.events.increment(5);
+    output.dead_letters.increment(1);
+    listener.connections.set(6.0);
+    listener.received.increment(1 << 40);
+    listener.rejected(Rejection::QueueFull, 429, &"x".repeat(10_000));
+    telemetry.certificate_expiry("output", "o", "server", 4_102_444_800);
+    telemetry.certificate_expiry("listener", "[::]:3000", "client", 1_000_000_000);
+    telemetry.reloads().reloaded(false);
+    let (queue, output) = (telemetry.queue(), telemetry.output("o"));
+    let listener = telemetry.listener("[::]:3000");
+    assert_eq!(queue.events.get(), 7);
+    assert!(started() > 0.0 && memory() > 0);
+    assert!(queue.last_event.time().is_some_and(|time| time > started()));
+    assert_eq!((queue.errors.get(), output.lost.get()), (2, 3));
+    assert_eq!(telemetry.all_lost_events(), 9);
+    assert_eq!((output.events.get(), output.dead_letters.get()), (5, 1));
+    assert_eq!((listener.connections.count(), listener.received.get()), (6, 1 << 40));
+    let rejected = telemetry.rejections().requests.counts();
+    assert_eq!(
+        rejected.iter().find(|(reason, _)| *reason == "queue_full"),
+        Some(&("queue_full", 1))
+    );
+    let ReloadMetrics { count, last } = telemetry.reloads();
+    assert_eq!((count.error.get(), count.success.get()), (1, 0));
+    assert!(last.error.time().is_some() && last.success.time().is_none());
+    let certificate = |place: &'static str, name: &str, role: &str, not_after| Certificate {
+        place,
+        name: name.into(),
+        role: role.into(),
+        not_after,
+    };
+    let certificates = [
+        certificate("listener", "[::]:3000", "client", 1_000_000_000),
+        certificate("output", "o", "server", 4_102_444_800),
+    ];
+    assert_eq!(telemetry.certificates(), certificates);
+    let last = telemetry.refusals().last().unwrap();
+    assert_eq!((last.reason.name(), last.code, &*last.listener), ("queue_full", 429, "[::]:3000"));
+    assert_eq!(last.message.len(), 300);
+}
+
+#[test]
+fn a_request_that_may_come_again_does_not_hide_one_that_was_refused_for_good() {
+    let telemetry = Telemetry::new();
+    let listener = telemetry.listener("l");
+    assert!(telemetry.refusals().last_for_good().is_none());
+    listener.rejected(Rejection::Invalid, 400, "no JSON");
+    for (reason, code) in [(Rejection::Timeout, 408), (Rejection::QueueFull, 429)] {
+        listener.rejected(reason, code, "come back");
+    }
+    let last = |last: Option<LastRejected>| last.map(|last| last.reason.name());
+    assert_eq!(last(telemetry.refusals().last()), Some("queue_full"));
+    assert_eq!(last(telemetry.refusals().last_for_good()), Some("invalid"));
+}
+
+#[test]
+fn what_was_removed_has_no_state_any_more_and_keeps_its_counters() {
+    let telemetry = Telemetry::new();
+    let _handles = ["a", "b"].map(|name| telemetry.output(name));
+    for name in ["a", "b"] {
+        telemetry.output_settings(name, false, Duration::from_secs(30));
+        telemetry.output_addresses(name, ["down"].into_iter());
+        telemetry.certificate_expiry("output", name, "server", 1);
+    }
+    telemetry.certificate_expiry("listener", "a", "server", 1);
+    let text = telemetry.render_states_of(|_, place, name| (place, name) == ("output", "a"));
+    let of = |labels: &str| {
+        text.lines()
+            .filter(|line| line.contains(labels))
+            .map(|line| line.split_once('{').unwrap().0)
+            .collect::<Vec<_>>()
+    };
+    let [with, without] = [of("output=\"a\""), of("output=\"b\"")];
+    let states: Vec<_> = catalog::own().filter(|metric| metric.is_state).collect();
+    assert_eq!(states.len(), 5);
+    for state in states.iter().map(|metric| metric.name) {
+        assert!(with.contains(&state) && !without.contains(&state), "{state}\n{text}");
+    }
+    assert!(without.contains(&OutputMetrics::events), "{text}");
+    assert!(!text.contains("{listener=\"a\""), "{text}");
+    // One of the states, `output_addresses`, has a series for each of five states.
+    assert_eq!(with.len() - states.len() - 4, without.len());
+}
