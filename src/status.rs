@@ -271,7 +271,7 @@ pub struct Output {
     pub errors: BTreeMap<String, u64>,
     /// Events lost or refused for good.
     pub lost_events: u64,
-    /// Those of the lost events that are in the dead letters.
+    /// The lost events that are in the dead letters.
     pub dead_letter_events: u64,
     /// The median of the time from accepted to acknowledged, in seconds; `None`: no event lately.
     pub latency_p50_seconds: Option<f64>,

@@ -1,17 +1,16 @@
-//! The numbers from which a state is judged, each of them once. The verdict and `doctor` use these
+//! The numbers by which a state is judged. The verdict, `doctor` and the status page use these
 //! constants, and a test compares the shipped alerts with them.
 
 use std::time::Duration;
 
 /// The lag above which an output is late, where its protocol does not collect events. A batch takes
-/// milliseconds, and a retry after a single failure less than a second. A longer wait means that a
-/// response does not come, or that earlier events are stuck. The limit is half of the default of
+/// milliseconds, and a retry after a single failure less than a second. A longer wait means that an
+/// answer does not come, or that earlier events are stuck. The limit is half of the default of
 /// `timeouts.request` (60 s), after which the relay gives up on a silent consumer.
 const LAG_MAX: Duration = Duration::from_secs(30);
 
-/// Returns the lag (age of the oldest undelivered event) above which an output is late. `waits` is
-/// the time for which the output's protocol holds an event before it counts as delivered, such as
-/// `replay_window` or `object_age`.
+/// Returns the lag above which an output is late. `waits` is the time for which the output's
+/// protocol holds an event before it counts as delivered, such as `replay_window` or `object_age`.
 #[must_use]
 pub fn lag_max(waits: Option<Duration>) -> Duration {
     LAG_MAX + waits.unwrap_or_default()

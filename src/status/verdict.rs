@@ -315,30 +315,15 @@ fn output(it: &Output, found: &mut Findings) {
         found.add(state, &about, text, "Runbook: KubeAuditForwarderOutputDown.");
         return;
     }
-    let passed_over = it.addresses.iter().filter(|it| is_passed_over(it)).count();
-    let rest = match passed_over < it.addresses.len() {
-        true => "its other addresses take the events",
-        false => "it has no other address",
-    };
-    for address in it.addresses.iter().filter(|it| is_passed_over(it)) {
-        let (name, state) = (&address.address, &address.state);
-        let why = address.last_error.as_deref().map(|error| format!(" ({})", cause(error)));
-        let why = why.unwrap_or_default();
-        let text = format!("Output {}: the address {name} is {state}{why}; {rest}.", it.name);
-        let advice = "Look at the consumer at this address. Runbook: \
-            KubeAuditForwarderOutputAddressDown.";
-        found.add(State::Warn, &about, text, advice);
-    }
-    if is_late(it) {
-        let text = format!(
-            "Output {} is late: events have waited for it for more than {} s.",
-            it.name, it.lag_max_seconds
-        );
-        let advice = "The consumer takes events more slowly than they come. Runbook: \
-            KubeAuditForwarderOutputLags.";
-        found.add(State::Warn, &about, text, advice);
-    } else if is_growing(it) {
-        let text = format!("The backlog of the output {} is growing.", it.name);
+    addresses_passed_over(it, &about, found);
+    if is_late(it) || is_growing(it) {
+        let (name, seconds) = (&it.name, it.lag_max_seconds);
+        let text = match is_late(it) {
+            true => format!(
+                "Output {name} is late: events have waited for it for more than {seconds} s."
+            ),
+            false => format!("The backlog of the output {name} is growing."),
+        };
         let advice = "The consumer takes events more slowly than they come. Runbook: \
             KubeAuditForwarderOutputLags.";
         found.add(State::Warn, &about, text, advice);
@@ -361,6 +346,27 @@ fn output(it: &Output, found: &mut Findings) {
             rejected.after_server_errors.";
         found.add(State::Warn, &about, text, advice);
     }
+    addresses_on_trial(it, &about, found);
+}
+
+fn addresses_passed_over(it: &Output, about: &str, found: &mut Findings) {
+    let passed_over = it.addresses.iter().filter(|it| is_passed_over(it)).count();
+    let rest = match passed_over < it.addresses.len() {
+        true => "its other addresses take the events",
+        false => "it has no other address",
+    };
+    for address in it.addresses.iter().filter(|it| is_passed_over(it)) {
+        let (name, state) = (&address.address, &address.state);
+        let why = address.last_error.as_deref().map(|error| format!(" ({})", cause(error)));
+        let why = why.unwrap_or_default();
+        let text = format!("Output {}: the address {name} is {state}{why}; {rest}.", it.name);
+        let advice = "Look at the consumer at this address. Runbook: \
+            KubeAuditForwarderOutputAddressDown.";
+        found.add(State::Warn, about, text, advice);
+    }
+}
+
+fn addresses_on_trial(it: &Output, about: &str, found: &mut Findings) {
     for address in it.addresses.iter().filter(|it| it.state == ON_TRIAL) {
         let name = &address.address;
         let text = format!(
@@ -370,7 +376,7 @@ fn output(it: &Output, found: &mut Findings) {
         );
         let advice = "It is on trial until one delivery to it succeeds. Runbook: \
             KubeAuditForwarderOutputAddressDown.";
-        found.add(State::Warn, &about, text, advice);
+        found.add(State::Warn, about, text, advice);
     }
 }
 
@@ -429,8 +435,8 @@ fn senders(status: &Status, found: &mut Findings) {
     }
 }
 
-/// Judges requests that come too slowly. Returns `true` if there are such
-/// requests, and no event was accepted since the last of them.
+/// Judges requests that come too slowly. Returns `true` if there are such requests, and no event
+/// was accepted since the last of them.
 fn slow_requests(status: &Status, found: &mut Findings) -> bool {
     let is_slow = status.last_rejected.as_ref().is_some_and(|last| {
         let is_since = |ago: f64| ago < last.seconds_ago;
@@ -489,43 +495,52 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
     both.iter().any(|times| times.seconds.is_some())
 }
 
+/// Returns the runbook for evidence that could not be recorded for this reason.
+#[must_use]
+pub fn runbook_of_evidence(reason: &str) -> &'static str {
+    match reason {
+        "rolled_back" => "KubeAuditForwarderEvidenceRolledBack",
+        "tampered" => "KubeAuditForwarderEvidenceTampered",
+        "witness" => "KubeAuditForwarderWitnessAway",
+        _ => "KubeAuditForwarderEvidenceNotWritten",
+    }
+}
+
 fn evidence(status: &Status, found: &mut Findings) {
     let Some(evidence) = &status.evidence else { return };
     for (reason, _) in evidence.errors.iter().filter(|(_, count)| **count > 0) {
         let error = evidence.last_errors_seconds_ago.get(reason).copied();
-        // An error is mended by a checkpoint or a cosignature that is younger. Where the age of the
-        // error is not known, it counts as not mended.
+        // A checkpoint or a cosignature after an error shows that it is over. If the age of the
+        // error is not known, the error counts as present.
         let is_since = |ago: Option<f64>| ago.zip(error).is_some_and(|(ago, error)| ago < error);
-        let mended = |is_mended: bool| if is_mended { State::Note } else { State::Warn };
-        let (state, text, runbook) = match reason.as_str() {
+        let state_of = |is_over: bool| if is_over { State::Note } else { State::Warn };
+        let (state, text) = match reason.as_str() {
             "rolled_back" => (
                 State::Bad,
                 "A witness knows a newer log: the queue's directory was set back (rolled_back)."
                     .to_owned(),
-                "EvidenceRolledBack",
             ),
             "tampered" => (
                 State::Bad,
                 "Files of the queue or of its evidence were changed or removed (tampered)."
                     .to_owned(),
-                "EvidenceTampered",
             ),
             "witness" => {
-                let is_mended = evidence.witnesses.iter().all(|it| is_since(it.last_seconds_ago));
+                let is_over = evidence.witnesses.iter().all(|it| is_since(it.last_seconds_ago));
                 let text = "A witness does not cosign (witness).";
-                let text = if is_mended { "A witness did not cosign for a time." } else { text };
-                (mended(is_mended), text.to_owned(), "WitnessAway")
+                let text = if is_over { "A witness did not cosign for a time." } else { text };
+                (state_of(is_over), text.to_owned())
             }
             other => {
-                let is_mended = is_since(evidence.last_checkpoint_seconds_ago);
-                let text = match is_mended {
+                let is_over = is_since(evidence.last_checkpoint_seconds_ago);
+                let text = match is_over {
                     true => format!("Evidence could not be recorded for a time ({other})."),
                     false => format!("Evidence cannot be recorded ({other})."),
                 };
-                (mended(is_mended), text, "EvidenceNotWritten")
+                (state_of(is_over), text)
             }
         };
-        let advice = format!("The log says more. Runbook: KubeAuditForwarder{runbook}.");
+        let advice = format!("The log says more. Runbook: {}.", runbook_of_evidence(reason));
         found.add(state, "evidence", text, &advice);
     }
 }
