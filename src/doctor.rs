@@ -1,5 +1,5 @@
-//! `doctor`: puts what kube-apiserver counts beside what the relays count, and says whether events
-//! were lost, where, how many, and what to do.
+//! `doctor`: compares what kube-apiserver counts with what the relays count, and says whether
+//! events were lost, where, how many, and what to do.
 //!
 //! kube-apiservers and relays are read by their metrics, and nothing is changed. The numbers are
 //! read once from files and twice, some time apart, from URLs. Two samples show what happens now,

@@ -97,7 +97,6 @@ fn wrong(option: &str, what: impl std::fmt::Display) -> u8 {
     WRONG
 }
 
-/// Reads what the arguments name, except for metrics. `Err` is the exit status.
 fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
     if arguments.apiserver.iter().filter(|text| *text == "-").count() > 1 {
         return Err(wrong("--apiserver", "- is standard input and can be named only once"));
@@ -119,6 +118,7 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
         }
         None => None,
     };
+    let relays = relays(arguments, file)?;
     let webhook = match &arguments.webhook {
         Some(file) => {
             let target = Kubeconfig::read(file).and_then(|read| credentials::server_of(&read));
@@ -130,37 +130,32 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
         apiservers,
         cluster,
         instances: arguments.instances.map(usize::from),
-        relays: relays(arguments, file)?,
+        relays,
         interval: arguments.interval,
         webhook,
         probe: arguments.probe,
     })
 }
 
-/// Returns the sources of `--apiserver`, with the credentials of the kubeconfig. `Err` is the exit
-/// status.
+/// Returns the kube-apiservers that are named. The kubeconfig has the credentials for their URLs.
 fn apiservers(arguments: &Arguments, kubeconfig: Option<&Kubeconfig>) -> Result<Vec<Source>, u8> {
     let mut apiservers = Vec::new();
     for (place, text) in distinct(&arguments.apiserver) {
-        let source = match is_url(text) {
-            true => {
+        let source = match (is_url(text), kubeconfig) {
+            (false, _) => Source::File(text.into()),
+            (true, None) => Plan::apiserver(target("--apiserver", place, text)?),
+            (true, Some(kubeconfig)) => {
                 let target = target("--apiserver", place, text)?;
-                let target = match kubeconfig {
-                    Some(kubeconfig) => credentials::with_credentials(target, kubeconfig)
-                        .map_err(|error| wrong("--kubeconfig", error))?,
-                    None => target,
-                };
-                Plan::apiserver(target)
+                let target = credentials::with_credentials(target, kubeconfig);
+                Plan::apiserver(target.map_err(|error| wrong("--kubeconfig", error))?)
             }
-            false => Source::File(text.into()),
         };
         add(&mut apiservers, source);
     }
     Ok(apiservers)
 }
 
-/// Returns the relays of `--relay`, or the one that the config in `file` names. `Err` is the exit
-/// status.
+/// Returns the relays that are named, or else the relay of the config in `file`.
 fn relays(arguments: &Arguments, file: Option<&Path>) -> Result<Vec<Source>, u8> {
     let mut relays = Vec::new();
     for (place, text) in distinct(&arguments.relay) {

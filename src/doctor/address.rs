@@ -1,8 +1,8 @@
 //! The address of the audit webhook, and which hosts in the metrics of kube-apiserver it is.
 //!
 //! kube-apiserver writes the label `host` as the URL in the webhook's kubeconfig has it: names in
-//! any case, IPv6 addresses in any form, with or without the default port. So the label is compared
-//! as an address, and not as a text.
+//! any case, IPv6 addresses in any form, with or without the default port. Therefore the label is
+//! compared as an address, and not as text.
 
 use std::net::IpAddr;
 use std::net::Ipv6Addr;
@@ -46,8 +46,8 @@ impl Address {
     }
 }
 
-/// Returns `true` if two labels `host` are the same address. A port that one of them does not have
-/// is another port, because the scheme is not known.
+/// Returns `true` if two labels `host` are the same address. A label without a port differs from
+/// one with a port, because the scheme is not known.
 #[must_use]
 pub fn is_same(first: &str, second: &str) -> bool {
     parse(first) == parse(second)
@@ -72,7 +72,7 @@ pub fn may_be_own(label: &str) -> bool {
     is_near || port == Some(PORT)
 }
 
-/// Takes a text apart. A text that is no host with a port is a name as a whole.
+/// Parts a text into host and port. A text without a port is a host as a whole.
 fn parse(text: &str) -> HostPort {
     if text.parse::<Ipv6Addr>().is_ok() {
         return (host(text), None);

@@ -133,7 +133,7 @@ fn started_together(apiservers: &[&ApiserverCounts], relays: &[&RelayCounts]) ->
 /// Compares the totals. Events may be on their way, so all that were generated before the first
 /// sample must have arrived in the second one; and what had arrived in the first sample must have
 /// been generated in it. A file has only one sample, and nobody knows its time: what the relays
-/// have received after it was saved is no surplus, and may hide that earlier events are missing.
+/// have received after it was saved is not a surplus, and may hide that earlier events are missing.
 #[must_use]
 pub fn totals(
     apiservers: &[Sampled<ApiserverCounts>],
@@ -276,14 +276,14 @@ pub fn is_restarted(relay: &Sampled<RelayCounts>) -> bool {
 /// Returns the requests that a relay has rejected since its start, by reason.
 #[must_use]
 pub fn rejected(relay: &Sampled<RelayCounts>) -> ByLabel {
-    relay.counts.as_ref().map(|counts| counts.rejected.clone()).unwrap_or_default()
+    relay.counts.as_ref().map(|counts| counts.rejected.by_reason.clone()).unwrap_or_default()
 }
 
 /// Returns the requests that a relay has rejected between the two samples, by reason.
 #[must_use]
 pub fn rejected_in_interval(relay: &Sampled<RelayCounts>) -> ByLabel {
     match relay.before.as_ref().filter(|_| !is_restarted(relay)) {
-        Some(before) => attempts::increases(&rejected(relay), Some(&before.rejected)),
+        Some(before) => attempts::increases(&rejected(relay), Some(&before.rejected.by_reason)),
         None => ByLabel::new(),
     }
 }

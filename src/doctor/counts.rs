@@ -1,11 +1,10 @@
-//! The numbers that the doctor takes from an exposition: those of a kube-apiserver, and those of a
-//! relay.
+//! The numbers that the doctor takes from metrics: those of a kube-apiserver, and those of a relay.
 //!
 //! A number that is not there is not 0, with one exception: kube-apiserver has a series of
-//! `apiserver_audit_error_total` only from the first error of a plugin on.
+//! `apiserver_audit_error_total` only after the first error of a plugin.
 //!
-//! A series whose value is no number that its metric can have, such as NaN, is left out and named
-//! in the list `wrong`. The sum of its family is unknown then, and other families stay usable.
+//! A series whose value its metric can't have, such as NaN, is left out and named in the list
+//! `wrong`. The sum of its family is unknown then, and other families stay usable.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -14,7 +13,15 @@ use std::fmt;
 
 use super::exposition::Exposition;
 use super::exposition::Labels;
-use crate::telemetry::PREFIX;
+use crate::telemetry::BuildMetrics;
+use crate::telemetry::EvidenceMetrics;
+use crate::telemetry::ListenerMetrics;
+use crate::telemetry::LostMetrics;
+use crate::telemetry::OutputMetrics;
+use crate::telemetry::QueueMetrics;
+use crate::telemetry::RefusingMetrics;
+use crate::telemetry::RejectionMetrics;
+use crate::telemetry::SettingMetrics;
 
 /// Counts by the value of a label.
 pub type ByLabel = BTreeMap<String, u64>;
@@ -30,38 +37,6 @@ const STARTED: &str = "process_start_time_seconds";
 /// The plugin of kube-apiserver that writes the audit log. Its errors say nothing of the webhook.
 pub const LOG_PLUGIN: &str = "log";
 
-/// The names of a relay's metrics that are read, without their prefix.
-const OF_RELAY: [&str; 28] = [
-    "build_info",
-    "dead_letter_events_total",
-    "error_total",
-    "event_total",
-    "evidence_errors_total",
-    "evidence_last_checkpoint_timestamp_seconds",
-    "evidence_size",
-    "filtered_events_total",
-    "last_event_timestamp_seconds",
-    "output_backlog_events",
-    "output_errors_total",
-    "output_events_total",
-    "output_lag_max_seconds",
-    "output_lag_seconds",
-    "output_required",
-    "output_retries_total",
-    "output_start_events",
-    "output_up",
-    "queue_bytes",
-    "queue_capacity_bytes",
-    "queue_durable",
-    "queue_events",
-    "queue_needed_bytes",
-    "queue_writable",
-    "requests_rejected_since_last_accepted",
-    "requests_rejected_since_timestamp_seconds",
-    "requests_rejected_total",
-    "requests_total",
-];
-
 /// Returns the sum of counts. A sum that is too large stays at the largest number.
 pub fn total(counts: impl IntoIterator<Item = u64>) -> u64 {
     counts.into_iter().fold(0, u64::saturating_add)
@@ -75,11 +50,23 @@ fn add(counts: &mut ByLabel, value: String, count: u64) {
 
 /// The numbers of one source: a kube-apiserver or a relay.
 pub trait Counts: Sized + Clone {
-    /// Returns the names of the families that are read.
-    fn wanted() -> Vec<String>;
+    /// Takes the numbers out of the families. If all are empty, it asks for every family that it
+    /// may ever need.
+    fn take(families: &Families<'_>) -> Self;
 
-    /// Takes the numbers out of an exposition.
-    fn of(exposition: &Exposition) -> Self;
+    /// Returns the names of the families that are read.
+    #[must_use]
+    fn wanted() -> Vec<String> {
+        let nothing = Exposition::default();
+        let families = Families::of(&nothing);
+        Self::take(&families);
+        families.asked.into_inner().into_iter().map(str::to_owned).collect()
+    }
+
+    /// Takes the numbers out of metrics that were read.
+    fn of(exposition: &Exposition) -> Self {
+        Self::take(&Families::of(exposition))
+    }
 
     /// Returns the series that were left out.
     fn wrong(&self) -> &[Wrong];
@@ -91,7 +78,7 @@ pub trait Counts: Sized + Clone {
     fn progress(&self) -> u64;
 }
 
-/// A series that was left out, because its value is no number that its metric can have.
+/// A series that was left out, because its metric can't have its value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wrong {
     /// The name of the metric.
@@ -102,7 +89,7 @@ pub struct Wrong {
     pub value: f64,
 }
 
-/// Writes the series as in an exposition, with its value.
+/// Writes the series as on the page of metrics, with its value.
 impl fmt::Display for Wrong {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.name)?;
@@ -154,17 +141,12 @@ impl ApiserverCounts {
 }
 
 impl Counts for ApiserverCounts {
-    fn wanted() -> Vec<String> {
-        [EVENTS, ERRORS, LEVELS, REJECTED, CLIENT, STARTED].map(str::to_owned).to_vec()
-    }
-
-    fn of(exposition: &Exposition) -> Self {
-        let family = Family::new(exposition, "");
+    fn take(families: &Families<'_>) -> Self {
         // The numbers that decide come first, because the list of wrong series has a limit.
-        let (errors, generated) = (family.by(ERRORS, "plugin"), family.sum(EVENTS));
+        let (errors, generated) = (families.by(ERRORS, "plugin"), families.sum(EVENTS));
         let mut posts = BTreeMap::<String, ByLabel>::new();
         let mut changed = BTreeSet::new();
-        for (labels, count) in family.counts(CLIENT) {
+        for (labels, count) in families.counts(CLIENT) {
             match labels.get("method").map(String::as_str) {
                 Some("POST") => {
                     let by_code = posts.entry(label(labels, "host")).or_default();
@@ -177,14 +159,14 @@ impl Counts for ApiserverCounts {
             }
         }
         Self {
-            started: family.gauge(STARTED),
+            started: families.gauge(STARTED),
             generated,
             errors,
-            levels: family.by(LEVELS, "level"),
-            rejected: family.sum(REJECTED),
+            levels: families.by(LEVELS, "level"),
+            rejected: families.sum(REJECTED),
             posts,
             changed,
-            wrong: family.wrong.into_inner(),
+            wrong: families.wrong.take(),
         }
     }
 
@@ -210,42 +192,64 @@ pub struct RelayCounts {
     pub version: Option<String>,
     /// The events that were accepted; `None` if the metric is missing.
     pub accepted: Option<u64>,
+    /// The bytes of these events, as the queue stores them.
+    pub accepted_bytes: Option<u64>,
     /// The time at which the last batch was accepted, in seconds since 1970; 0: none yet.
     pub last_event: Option<f64>,
     /// The lost events, by output, or `queue`; `None` if the metric is missing.
     pub errors: Option<ByLabel>,
-    /// The requests that were not accepted, by reason.
-    pub rejected: ByLabel,
+    /// The requests that were not accepted.
+    pub rejected: RejectedCounts,
+    /// The answered requests, by status.
+    pub requests: ByLabel,
+    /// The queue.
+    pub queue: QueueCounts,
+    /// The outputs, by name.
+    pub outputs: BTreeMap<String, OutputCounts>,
+    /// The evidence log.
+    pub evidence: EvidenceCounts,
+    /// The series that were left out.
+    pub wrong: Vec<Wrong>,
+}
+
+/// The requests that a relay has not accepted.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RejectedCounts {
+    /// The requests, by reason.
+    pub by_reason: ByLabel,
     /// The time since when every batch has been refused, in seconds since 1970; 0: the last one
     /// was accepted. Requests that may have had no batch do not count. `None` if the relay does not
     /// say it.
-    pub rejected_since: Option<f64>,
-    /// The number of the batches' requests that were refused since then; `None` if the relay does
-    /// not say it.
-    pub rejected_since_accepted: Option<u64>,
-    /// The answered requests, by status.
-    pub requests: ByLabel,
+    pub since: Option<f64>,
+    /// The number of batches that were refused since then; `None` if the relay does not say it.
+    pub batches: Option<u64>,
+}
+
+/// The queue of a relay.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct QueueCounts {
     /// The events in the queue.
-    pub queued: Option<u64>,
+    pub events: Option<u64>,
     /// The bytes that count for how full the queue is: `queue_needed_bytes`, or, of a relay that
     /// does not say it, `queue_bytes`.
-    pub queue_needed: Option<u64>,
+    pub needed: Option<u64>,
     /// The greatest number of bytes in the queue.
-    pub queue_capacity: Option<u64>,
+    pub capacity: Option<u64>,
     /// `true` if the queue is in memory, and ends with the process; `None` if it is not known.
     pub in_memory: Option<bool>,
     /// `false` while the queue cannot store.
     pub writable: Option<bool>,
-    /// The outputs, by name.
-    pub outputs: BTreeMap<String, OutputCounts>,
-    /// The entries of the evidence log; 0 without evidence.
-    pub evidence_size: Option<u64>,
+}
+
+/// The evidence log of a relay.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EvidenceCounts {
+    /// The entries of the log; 0 without evidence.
+    pub size: Option<u64>,
     /// The time of the last checkpoint, in seconds since 1970; 0: none yet.
     pub checkpoint: Option<f64>,
     /// The failed attempts to record evidence, by reason.
-    pub evidence_errors: ByLabel,
-    /// The series that were left out.
-    pub wrong: Vec<Wrong>,
+    pub errors: ByLabel,
 }
 
 /// The numbers of one output of a relay.
@@ -294,37 +298,38 @@ impl RelayCounts {
 }
 
 impl Counts for RelayCounts {
-    fn wanted() -> Vec<String> {
-        let own = OF_RELAY.iter().map(|name| format!("{PREFIX}{name}"));
-        own.chain([STARTED.to_owned()]).collect()
-    }
-
-    fn of(exposition: &Exposition) -> Self {
-        let unprefixed = Family::new(exposition, "");
-        let started = unprefixed.gauge(STARTED);
-        let family = Family { exposition, prefix: PREFIX, wrong: unprefixed.wrong };
-        let version = family.all("build_info").next().map(|(labels, _)| label(labels, "version"));
-        let errors = family.by("error_total", "plugin");
+    fn take(families: &Families<'_>) -> Self {
+        let builds = families.all(BuildMetrics::info);
+        let version = builds.first().map(|(labels, _)| label(labels, "version"));
+        let needed = families.sum(QueueMetrics::needed);
+        let errors = families.by(LostMetrics::events, "plugin");
         Self {
-            started,
+            started: families.gauge(STARTED),
             version,
-            accepted: family.sum("event_total"),
-            last_event: family.gauge("last_event_timestamp_seconds"),
+            accepted: families.sum(QueueMetrics::events),
+            accepted_bytes: families.sum(QueueMetrics::accepted_bytes),
+            last_event: families.gauge(QueueMetrics::last_event),
             errors: Some(errors).filter(|errors| !errors.is_empty()),
-            rejected: family.by("requests_rejected_total", "reason"),
-            rejected_since: family.gauge("requests_rejected_since_timestamp_seconds"),
-            rejected_since_accepted: family.sum("requests_rejected_since_last_accepted"),
-            requests: family.by("requests_total", "code"),
-            queued: family.sum("queue_events"),
-            queue_needed: family.sum("queue_needed_bytes").or_else(|| family.sum("queue_bytes")),
-            queue_capacity: family.sum("queue_capacity_bytes"),
-            in_memory: family.gauge("queue_durable").map(|value| value == 0.0),
-            writable: family.gauge("queue_writable").map(|value| value != 0.0),
-            outputs: outputs(&family),
-            evidence_size: family.sum("evidence_size"),
-            checkpoint: family.gauge("evidence_last_checkpoint_timestamp_seconds"),
-            evidence_errors: family.by("evidence_errors_total", "reason"),
-            wrong: family.wrong.into_inner(),
+            rejected: RejectedCounts {
+                by_reason: families.by(RejectionMetrics::requests, "reason"),
+                since: families.gauge(RefusingMetrics::since),
+                batches: families.sum(RefusingMetrics::requests),
+            },
+            requests: families.by(ListenerMetrics::requests, "code"),
+            queue: QueueCounts {
+                events: families.sum(QueueMetrics::held),
+                needed: needed.or_else(|| families.sum(QueueMetrics::bytes)),
+                capacity: families.sum(QueueMetrics::capacity),
+                in_memory: families.gauge(QueueMetrics::durable).map(|value| value == 0.0),
+                writable: families.gauge(QueueMetrics::writable).map(|value| value != 0.0),
+            },
+            outputs: outputs(families),
+            evidence: EvidenceCounts {
+                size: families.sum(EvidenceMetrics::size),
+                checkpoint: families.gauge(EvidenceMetrics::checkpoint),
+                errors: families.by(EvidenceMetrics::errors, "reason"),
+            },
+            wrong: families.wrong.take(),
         }
     }
 
@@ -343,48 +348,47 @@ impl Counts for RelayCounts {
 }
 
 /// Returns the outputs that any of the families about outputs names.
-fn outputs(family: &Family<'_>) -> BTreeMap<String, OutputCounts> {
+fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
     let mut outputs = BTreeMap::<String, OutputCounts>::new();
-    for (name, delivered) in family.by("output_events_total", "output") {
-        outputs.entry(name).or_default().delivered = delivered;
+    let counts: [(_, fn(&mut OutputCounts, u64)); 4] = [
+        (OutputMetrics::events, |it, count| it.delivered = count),
+        (OutputMetrics::backlog_events, |it, count| it.backlog = Some(count)),
+        (OutputMetrics::retries, |it, count| it.retried = count),
+        (OutputMetrics::dead_letters, |it, count| it.dead_letters = count),
+    ];
+    for (name, set) in counts {
+        for (output, count) in families.by(name, "output") {
+            set(outputs.entry(output).or_default(), count);
+        }
     }
-    for (name, backlog) in family.by("output_backlog_events", "output") {
-        outputs.entry(name).or_default().backlog = Some(backlog);
-    }
-    for (name, retried) in family.by("output_retries_total", "output") {
-        outputs.entry(name).or_default().retried = retried;
-    }
-    for (name, letters) in family.by("dead_letter_events_total", "output") {
-        outputs.entry(name).or_default().dead_letters = letters;
-    }
-    for (labels, value) in family.gauges("output_start_events") {
+    for (labels, value) in families.gauges(OutputMetrics::start) {
         let Some(size) = count(value.abs()) else {
-            family.leave_out("output_start_events", labels, value);
+            families.leave_out(OutputMetrics::start, labels, value);
             continue;
         };
         let size = i64::try_from(size).unwrap_or_default();
         let start = if value < 0.0 { -size } else { size };
         outputs.entry(label(labels, "output")).or_default().start = start;
     }
-    for (labels, value) in family.gauges("output_lag_seconds") {
-        outputs.entry(label(labels, "output")).or_default().lag = Some(value);
+    let gauges: [(_, fn(&mut OutputCounts, f64)); 4] = [
+        (OutputMetrics::lag, |it, value| it.lag = Some(value)),
+        (SettingMetrics::lag_max, |it, value| it.lag_max = Some(value)),
+        (OutputMetrics::up, |it, value| it.up = Some(value != 0.0)),
+        (SettingMetrics::required, |it, value| it.required = Some(value != 0.0)),
+    ];
+    for (name, set) in gauges {
+        for (labels, value) in families.gauges(name) {
+            set(outputs.entry(label(labels, "output")).or_default(), value);
+        }
     }
-    for (labels, value) in family.gauges("output_lag_max_seconds") {
-        outputs.entry(label(labels, "output")).or_default().lag_max = Some(value);
-    }
-    for (labels, value) in family.gauges("output_up") {
-        outputs.entry(label(labels, "output")).or_default().up = Some(value != 0.0);
-    }
-    for (labels, value) in family.gauges("output_required") {
-        outputs.entry(label(labels, "output")).or_default().required = Some(value != 0.0);
-    }
-    for (name, key, by) in
-        [("output_errors_total", "reason", false), ("filtered_events_total", "action", true)]
-    {
-        for (labels, count) in family.counts(name) {
+    let by_label: [(_, _, fn(&mut OutputCounts) -> &mut ByLabel); 2] = [
+        (OutputMetrics::errors, "reason", |it| &mut it.failed),
+        (OutputMetrics::filtered, "action", |it| &mut it.filtered),
+    ];
+    for (name, key, of) in by_label {
+        for (labels, count) in families.counts(name) {
             let output = outputs.entry(label(labels, "output")).or_default();
-            let counts = if by { &mut output.filtered } else { &mut output.failed };
-            add(counts, label(labels, key), count);
+            add(of(output), label(labels, key), count);
         }
     }
     for output in outputs.values_mut() {
@@ -401,20 +405,23 @@ const WRONG_MAX: usize = 10;
 /// The greatest number of labels with which such a series is named.
 const LABELS_MAX: usize = 10;
 
-/// The families of an exposition whose names have this prefix.
-struct Family<'e> {
+/// The families of metrics that were read. Each value is checked when it is taken out.
+pub struct Families<'e> {
     exposition: &'e Exposition,
-    prefix: &'static str,
+    /// The names of the families that were asked for.
+    asked: RefCell<BTreeSet<&'static str>>,
+    /// The series that were left out.
     wrong: RefCell<Vec<Wrong>>,
 }
 
-impl<'e> Family<'e> {
-    fn new(exposition: &'e Exposition, prefix: &'static str) -> Self {
-        Self { exposition, prefix, wrong: RefCell::default() }
+impl<'e> Families<'e> {
+    fn of(exposition: &'e Exposition) -> Self {
+        Self { exposition, asked: RefCell::default(), wrong: RefCell::default() }
     }
 
-    fn all(&self, name: &str) -> impl Iterator<Item = (&'e Labels, f64)> + use<'e> {
-        self.exposition.family(&format!("{}{name}", self.prefix))
+    fn all(&self, name: &'static str) -> Vec<(&'e Labels, f64)> {
+        self.asked.borrow_mut().insert(name);
+        self.exposition.family(name).collect()
     }
 
     /// Names a series that is left out.
@@ -423,23 +430,23 @@ impl<'e> Family<'e> {
         if wrong.len() < WRONG_MAX {
             let keys = labels.keys().filter(|key| key.len() <= LABEL_CHARS_MAX).take(LABELS_MAX);
             let labels = keys.map(|key| (key.clone(), label(labels, key))).collect();
-            wrong.push(Wrong { name: format!("{}{name}", self.prefix), labels, value });
+            wrong.push(Wrong { name: name.to_owned(), labels, value });
         }
     }
 
     /// Returns the series of a family whose values are finite.
-    fn gauges(&self, name: &str) -> Vec<(&'e Labels, f64)> {
+    fn gauges(&self, name: &'static str) -> Vec<(&'e Labels, f64)> {
         let is_finite = |(labels, value): &(&Labels, f64)| {
             if !value.is_finite() {
                 self.leave_out(name, labels, *value);
             }
             value.is_finite()
         };
-        self.all(name).filter(is_finite).collect()
+        self.all(name).into_iter().filter(is_finite).collect()
     }
 
     /// Returns the series of a family whose values are counts.
-    fn counts(&self, name: &str) -> Vec<(&'e Labels, u64)> {
+    fn counts(&self, name: &'static str) -> Vec<(&'e Labels, u64)> {
         let as_count = |(labels, value): (&'e Labels, f64)| match count(value) {
             Some(count) => Some((labels, count)),
             None => {
@@ -447,24 +454,24 @@ impl<'e> Family<'e> {
                 None
             }
         };
-        self.all(name).filter_map(as_count).collect()
+        self.all(name).into_iter().filter_map(as_count).collect()
     }
 
     /// Returns the value of a family without labels; `None` if it is missing or not finite.
-    fn gauge(&self, name: &str) -> Option<f64> {
+    fn gauge(&self, name: &'static str) -> Option<f64> {
         self.gauges(name).first().map(|(_, value)| *value)
     }
 
     /// Returns the sum over all series of a family; `None` if there is none, or if a series was
     /// left out.
-    fn sum(&self, name: &str) -> Option<u64> {
+    fn sum(&self, name: &'static str) -> Option<u64> {
         let counts = self.counts(name);
-        let is_whole = !counts.is_empty() && counts.len() == self.all(name).count();
+        let is_whole = !counts.is_empty() && counts.len() == self.all(name).len();
         is_whole.then(|| total(counts.into_iter().map(|(_, count)| count)))
     }
 
     /// Returns the sums of a family by the value of one label.
-    fn by(&self, name: &str, key: &str) -> ByLabel {
+    fn by(&self, name: &'static str, key: &str) -> ByLabel {
         let mut counts = ByLabel::new();
         for (labels, count) in self.counts(name) {
             add(&mut counts, label(labels, key), count);
@@ -506,6 +513,7 @@ fn count(value: f64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::PREFIX;
 
     fn read<C: Counts>(text: &str) -> C {
         C::of(&Exposition::parse(text.as_bytes(), &C::wanted()).unwrap())

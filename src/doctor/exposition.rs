@@ -2,10 +2,10 @@
 //! serve their metrics.
 //!
 //! A [`Reader`] takes the text in parts of any size and keeps only the families that it was asked
-//! for. kube-apiserver serves tens of megabytes, of which the reader keeps a few kilobytes. Every
-//! line is checked, also of the families that are not kept: an error page, or a text that was cut
-//! off inside a line, is an error and not an exposition without the asked families. Timestamps, the
-//! exemplars of OpenMetrics and a byte order mark at the beginning are accepted and ignored.
+//! for. kube-apiserver serves tens of megabytes, of which the reader keeps a few kilobytes. It
+//! checks every line, also those of other families: an error page, or a text that was cut off
+//! inside a line, is an error, and is not taken for metrics without the asked families. Timestamps,
+//! the exemplars of OpenMetrics and a byte order mark at the beginning are accepted and ignored.
 //!
 //! Memory is bounded whatever the text says: by the length of a line, by the number of series that
 //! are kept, and by the bytes of their labels.
@@ -28,10 +28,10 @@ const LABELS_MAX: usize = 4 << 20;
 /// The byte order mark of UTF-8, which some editors and shells write at the beginning of a file.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// A text that is no exposition: the number of its first wrong line, counted from 1, and the fault.
+/// The fault of a text that is not in the format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The number of the line, counted from 1.
+    /// The number of the first wrong line, counted from 1.
     pub line: u64,
     /// The fault, as the end of a message.
     pub what: &'static str,
@@ -57,7 +57,7 @@ impl Exposition {
     ///
     /// # Errors
     ///
-    /// [`Fault`]: the text is no exposition.
+    /// [`Fault`]: the text is not in the format.
     pub fn parse(text: &[u8], wanted: &[String]) -> Result<Self, Fault> {
         let mut reader = Reader::new(wanted.to_vec());
         reader.feed(text)?;
@@ -76,7 +76,7 @@ impl Exposition {
     }
 }
 
-/// Reads an exposition in parts.
+/// Reads a text in parts.
 #[derive(Debug, Default)]
 pub struct Reader {
     wanted: Vec<String>,
@@ -101,7 +101,7 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// [`Fault`]: a line of the text is no line of an exposition. The reader cannot be used again.
+    /// [`Fault`]: a line is not in the format. The reader cannot be used again.
     pub fn feed(&mut self, mut part: &[u8]) -> Result<(), Fault> {
         while let Some(end) = memchr::memchr(b'\n', part) {
             let (line, rest) = part.split_at(end);
@@ -121,7 +121,7 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// [`Fault`]: the last line is no line of an exposition.
+    /// [`Fault`]: the last line is not in the format.
     pub fn finish(mut self) -> Result<Exposition, Fault> {
         let last = std::mem::take(&mut self.begun);
         self.line(&last)?;
@@ -195,7 +195,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Removes a name. `colons` is `true` for the name of a family, which may have colons, and
-    /// `false` for the name of a label. `None`: the line does not go on with a name.
+    /// `false` for the name of a label. Returns `None` if the line does not continue with a name.
     fn name(&mut self, colons: bool) -> Option<&'a str> {
         self.rest = self.rest.trim_start_matches([' ', '\t']);
         let is_of_name =
@@ -231,7 +231,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Removes a text up to its closing quote, and returns the text without its escapes; an empty
-    /// text if it is not wanted. `None`: there is no closing quote.
+    /// text if it is not wanted. Returns `None` if there is no closing quote.
     fn quoted(&mut self, is_wanted: bool) -> Option<String> {
         let mut text = String::new();
         let mut chars = self.rest.char_indices();
@@ -262,7 +262,7 @@ impl<'a> Scanner<'a> {
         None
     }
 
-    /// Removes a number. `None`: the line does not go on with a number.
+    /// Removes a number. Returns `None` if the line does not continue with a number.
     fn number(&mut self) -> Option<f64> {
         self.rest = self.rest.trim_start_matches([' ', '\t']);
         let end = self.rest.find([' ', '\t']).unwrap_or(self.rest.len());

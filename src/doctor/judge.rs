@@ -1,12 +1,13 @@
 //! Judges everything that was read: whether events were lost, where, and what to do.
 //!
-//! The rules are few. A loss is what an error counter says, since the start of its process; or the
-//! relays have refused everything for longer than kube-apiserver tries, and kube-apiserver could
-//! not be asked. A difference between what was sent and what was received is unexplained, and no
-//! loss, because kube-apiserver may hold a batch for four minutes. Something that could not be
-//! read, or has not happened yet, is unknown. Events that wait for a consumer in trouble are said
-//! in the verdict, which stays OK so far. Everything else that an operator should look at is a
-//! warning, and does not change the verdict.
+//! - Events are *lost* if an error counter says so, since the start of its process; or if the
+//!   relays have refused everything for longer than kube-apiserver tries, and kube-apiserver could
+//!   not be asked.
+//! - A difference between what was sent and what was received is *unexplained*. It is not a loss,
+//!   because kube-apiserver may hold a batch for four minutes.
+//! - Something that could not be read, or has not happened yet, is *unknown*.
+//! - Events that wait for a consumer in trouble are named in the verdict, which stays OK so far.
+//! - Everything else that an operator should look at is a warning, and does not change the verdict.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -41,7 +42,9 @@ use super::remedy::of_reason;
 use super::sample::Sampled;
 use crate::delivery::rfc3339::rfc3339;
 use crate::status::thresholds;
-use crate::telemetry::PREFIX;
+use crate::status::verdict::runbook_of_evidence;
+use crate::telemetry::LostMetrics;
+use crate::telemetry::QueueMetrics;
 
 /// kube-apiserver's default for `--audit-webhook-batch-throttle-qps`, in batches per second.
 const THROTTLE: f64 = 10.0;
@@ -49,11 +52,11 @@ const THROTTLE: f64 = 10.0;
 /// The share of [`THROTTLE`] from which the rate of batches is a warning.
 const NEAR: f64 = 0.7;
 
-/// The shortest time in seconds for which a rate is told. One batch in a moment is no rate.
+/// The shortest time in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;
 
-/// The time in seconds without an accepted event from which events that kube-apiserver generates
-/// are unexplained. It collects a batch for at most 30 s.
+/// After this many seconds without an accepted event, the events that kube-apiserver generates
+/// count as unexplained. It collects a batch for at most 30 s.
 const NOTHING_ARRIVES: f64 = 60.0;
 
 /// The number of places that the verdict names. The screen has all of them.
@@ -296,32 +299,11 @@ fn apiserver_causes(
     }
     let Some(counts) = &apiserver.counts else { return };
     wrong_causes(&place, counts.wrong(), causes);
-    let before = apiserver.before.as_ref();
     let posts = webhook_posts(counts, findings.webhook.as_ref());
-    let instance = one_of(apiserver, findings);
-    for (plugin, &lost) in counts.errors.iter().filter(|(_, lost)| **lost > 0) {
-        let earlier = before.map(|it| it.errors.get(plugin).copied().unwrap_or_default());
-        let increase = earlier.map(|earlier| lost.saturating_sub(earlier)).zip(apiserver.elapsed);
-        let what = format!("plugin {plugin}{instance}, {}", since(counts.started, increase));
-        if plugin == LOG_PLUGIN {
-            let what = format!("{} of the audit log lost ({what})", events(lost));
-            causes.push(Cause::warning(&place, what, of_plugin(plugin)));
-        } else {
-            // Without the address, the host is only a guess.
-            let known = posts.as_ref().filter(|_| findings.webhook.is_some());
-            let has_failed = known.is_none_or(|(_, posts)| attempts::failed(posts) > 0);
-            let advice = match plugin.as_str() {
-                "webhook" => found_cause(findings).unwrap_or_else(|| {
-                    let advice =
-                        if has_failed { of_plugin(plugin) } else { remedy::NOT_MARSHALLED };
-                    advice.to_owned()
-                }),
-                _ => of_plugin(plugin).to_owned(),
-            };
-            let lately = increase.map(|(lost, _)| lost);
-            causes.push(Cause { lost, lately, ..Cause::new(Kind::Lost, &place, what, advice) });
-        }
-    }
+    // Without the address, the host is only a guess.
+    let known = posts.as_ref().filter(|_| findings.webhook.is_some());
+    let has_failed = known.is_none_or(|(_, posts)| attempts::failed(posts) > 0);
+    lost_by_plugins(&place, apiserver, has_failed, findings, causes);
     match counts.generated {
         // The series is named already.
         None if counts.wrong.iter().any(|wrong| wrong.name == EVENTS) => {}
@@ -350,6 +332,37 @@ fn apiserver_causes(
     }
 }
 
+/// Finds the events that the plugins of a kube-apiserver have lost. `has_failed` is `false` if none
+/// of its attempts to reach the webhook has failed.
+fn lost_by_plugins(
+    place: &str,
+    apiserver: &Sampled<ApiserverCounts>,
+    has_failed: bool,
+    findings: &Findings,
+    causes: &mut Vec<Cause>,
+) {
+    let Some(counts) = &apiserver.counts else { return };
+    let instance = one_of(apiserver, findings);
+    for (plugin, &lost) in counts.errors.iter().filter(|(_, lost)| **lost > 0) {
+        let earlier = apiserver.before.as_ref();
+        let earlier = earlier.map(|it| it.errors.get(plugin).copied().unwrap_or_default());
+        let increase = earlier.map(|earlier| lost.saturating_sub(earlier)).zip(apiserver.elapsed);
+        let what = format!("plugin {plugin}{instance}, {}", since(counts.started, increase));
+        if plugin == LOG_PLUGIN {
+            let what = format!("{} of the audit log lost ({what})", events(lost));
+            causes.push(Cause::warning(place, what, of_plugin(plugin)));
+            continue;
+        }
+        let of_attempts = if has_failed { of_plugin(plugin) } else { remedy::NOT_MARSHALLED };
+        let advice = match plugin.as_str() {
+            "webhook" => found_cause(findings).unwrap_or_else(|| of_attempts.to_owned()),
+            _ => of_plugin(plugin).to_owned(),
+        };
+        let lately = increase.map(|(lost, _)| lost);
+        causes.push(Cause { lost, lately, ..Cause::new(Kind::Lost, place, what, advice) });
+    }
+}
+
 /// Returns the words that name a kube-apiserver as one of several; empty if it is the only one.
 fn one_of(apiserver: &Sampled<ApiserverCounts>, findings: &Findings) -> String {
     match findings.apiservers.len() {
@@ -359,8 +372,8 @@ fn one_of(apiserver: &Sampled<ApiserverCounts>, findings: &Findings) -> String {
     }
 }
 
-/// Returns the remedy for the cause that doctor has found itself, why kube-apiserver's requests
-/// reach no relay; `None` if it has found none.
+/// Returns the cause that doctor has found itself for requests of kube-apiserver that reach no
+/// relay, with its remedy; `None` if it has found none.
 fn found_cause(findings: &Findings) -> Option<String> {
     let is_unknown = |cause: &&Cause| cause.kind == Kind::Unknown;
     let mut of_webhook = findings.checks.iter().filter(is_unknown);
@@ -448,11 +461,9 @@ fn relay_causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut 
     }
     let Some(counts) = &relay.counts else { return };
     wrong_causes(&place, counts.wrong(), causes);
-    let is_named = |metric: &str| {
-        counts.wrong.iter().any(|wrong| wrong.name.strip_prefix(PREFIX) == Some(metric))
-    };
-    let has_no_events = counts.accepted.is_none() && !is_named("event_total");
-    if has_no_events || counts.errors.is_none() && !is_named("error_total") {
+    let is_named = |metric: &str| counts.wrong.iter().any(|wrong| wrong.name == metric);
+    let has_no_events = counts.accepted.is_none() && !is_named(QueueMetrics::events);
+    if has_no_events || counts.errors.is_none() && !is_named(LostMetrics::events) {
         causes.push(Cause::unknown(
             &place,
             "its events or its losses are unknown: event_total or error_total is missing",
@@ -492,7 +503,7 @@ fn forgotten(place: &str, counts: &RelayCounts, findings: &Findings) -> Option<C
     let apiservers = findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
     let first = apiservers.filter_map(|it| it.started).reduce(f64::min)?;
     let started = counts.started.filter(|at| *at - first > STARTS_APART_MAX)?;
-    (counts.in_memory == Some(true)).then(|| {
+    (counts.queue.in_memory == Some(true)).then(|| {
         let what = format!(
             "it began at {}, after kube-apiserver ({}), and its queue is in memory: what an earlier \
              process had in its queue at a crash is lost, and no counter tells it",
@@ -579,7 +590,7 @@ fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
 }
 
 /// Finds events that wait for an output in trouble. Only a required output changes the verdict's
-/// sentence. The relay says itself from which lag on an output is late.
+/// sentence. The relay itself says above which lag an output is late.
 fn waiting(
     place: &str,
     name: &str,
@@ -630,9 +641,9 @@ fn relay_warnings(
     now: f64,
     causes: &mut Vec<Cause>,
 ) {
-    for (reason, &count) in counts.rejected.iter().filter(|(_, count)| **count > 0) {
+    for (reason, &count) in counts.rejected.by_reason.iter().filter(|(_, count)| **count > 0) {
         let increase = relay.before.as_ref().map(|before| {
-            count.saturating_sub(before.rejected.get(reason).copied().unwrap_or_default())
+            count.saturating_sub(before.rejected.by_reason.get(reason).copied().unwrap_or_default())
         });
         let since = since(counts.started, increase.zip(relay.elapsed));
         let what = format!(
@@ -641,11 +652,11 @@ fn relay_warnings(
         );
         causes.push(Cause::warning(place, what, of_reason(reason)));
     }
-    if counts.writable == Some(false) {
+    if counts.queue.writable == Some(false) {
         let advice = "See the runbook KubeAuditForwarderDiskRefused";
         causes.push(Cause::warning(place, "the queue can't store, senders get 503", advice));
     }
-    if let Some((bytes, capacity)) = counts.queue_needed.zip(counts.queue_capacity) {
+    if let Some((bytes, capacity)) = counts.queue.needed.zip(counts.queue.capacity) {
         #[allow(clippy::cast_precision_loss, reason = "a share needs no more digits")]
         let share = bytes as f64 / capacity.max(1) as f64;
         let waits = counts.outputs.values().any(|output| output.backlog > Some(0));
@@ -655,19 +666,14 @@ fn relay_warnings(
             causes.push(Cause::warning(place, what, advice));
         }
     }
-    for (reason, count) in counts.evidence_errors.iter().filter(|(_, count)| **count > 0) {
-        let (what, alert) = match reason.as_str() {
-            "rolled_back" => ("the evidence was set back".to_owned(), "EvidenceRolledBack"),
-            "tampered" => {
-                (format!("{count} events were changed in the queue's files"), "EvidenceTampered")
-            }
-            "witness" => (format!("{count} requests to a witness failed"), "WitnessAway"),
-            _ => {
-                let what = format!("{count} failed attempts to record evidence ({reason})");
-                (what, "EvidenceNotWritten")
-            }
+    for (reason, count) in counts.evidence.errors.iter().filter(|(_, count)| **count > 0) {
+        let what = match reason.as_str() {
+            "rolled_back" => "the evidence was set back".to_owned(),
+            "tampered" => format!("{count} events were changed in the queue's files"),
+            "witness" => format!("{count} requests to a witness failed"),
+            _ => format!("{count} failed attempts to record evidence ({reason})"),
         };
-        let advice = format!("See the runbook KubeAuditForwarder{alert}");
+        let advice = format!("See the runbook {}", runbook_of_evidence(reason));
         causes.push(Cause::warning(place, what, advice));
     }
     let quiet = counts.last_event.filter(|at| *at > 0.0).map(|at| now - at);
@@ -729,7 +735,7 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
         );
         causes.push(Cause::unknown(WAY, what, advice()));
     }
-    // Rejections of an earlier time may be the cause too, or have long been mended.
+    // Rejections of an earlier time may be the cause too, or may be over for long.
     if has_accepted && is_missing && !has_rejected {
         causes.extend(rejections(findings, rejected, "requests rejected since the start"));
     }
@@ -744,32 +750,34 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
 const ASK_TWICE: &str = "Ask kube-apiserver by a URL, such as that of kubectl proxy, so that two \
                          samples can be compared";
 
+/// Returns the cause that events are missing; `when` says of which time they are.
+fn missing(count: u64, when: &str, findings: &Findings) -> Cause {
+    let what =
+        format!("{} {when}unexplained: generated, and neither received nor lost", events(count));
+    let again = match findings.apiservers.iter().all(|it| it.before.is_none()) {
+        true => "run the command again five minutes later with the same file",
+        false => "run the command again with --interval 5m",
+    };
+    let advice = found_cause(findings).unwrap_or_else(|| {
+        format!(
+            "kube-apiserver may hold a batch for four minutes: {again}, and check that --relay \
+             names every relay and that the webhook of kube-apiserver leads there"
+        )
+    });
+    Cause::unknown(WAY, what, advice)
+}
+
 /// Returns what follows from the two comparisons: of the totals, and of the increases. A number
 /// that both show is told once.
 fn compared(findings: &Findings) -> Option<Cause> {
     let (totals, increases) = (findings.totals(), findings.increases());
-    let missing = |count: &u64, when: String| {
-        let what = format!(
-            "{} {when}unexplained: generated, and neither received nor lost",
-            events(*count)
-        );
-        let again = match findings.apiservers.iter().all(|it| it.before.is_none()) {
-            true => "run the command again five minutes later with the same file",
-            false => "run the command again with --interval 5m",
-        };
-        let advice = found_cause(findings).unwrap_or_else(|| {
-            format!(
-                "kube-apiserver may hold a batch for four minutes: {again}, and check that --relay \
-                 names every relay and that the webhook of kube-apiserver leads there"
-            )
-        });
-        Some(Cause::unknown(WAY, what, advice))
-    };
+    let so_far = |what, advice: &str| Some(Cause::new(Kind::SoFar, WAY, what, advice));
     match (&totals, &increases) {
-        (Comparison::Missing(count), _) => missing(count, String::new()),
+        (Comparison::Missing(count), _) => Some(missing(*count, "", findings)),
         (_, Comparison::Missing(count)) => {
             let elapsed = findings.apiservers.iter().filter_map(|it| it.elapsed).reduce(f64::max);
-            missing(count, format!("of the last {} ", seconds(elapsed.unwrap_or_default())))
+            let when = format!("of the last {} ", seconds(elapsed.unwrap_or_default()));
+            Some(missing(*count, &when, findings))
         }
         (Comparison::Surplus(surplus), _) | (_, Comparison::Surplus(surplus)) => {
             let advice = "A batch that was sent twice does this, or a sender that is not among the \
@@ -784,14 +792,14 @@ fn compared(findings: &Findings) -> Option<Cause> {
             );
             let advice = "Run the command again with --interval 5m; see the runbook \
                           AuditWebhookError";
-            Some(Cause::new(Kind::SoFar, WAY, what, advice))
+            so_far(what, advice)
         }
         (_, Comparison::Collected(count, of)) => {
             let what = format!(
                 "{count} of {of} may still be collected by kube-apiserver, and were not compared"
             );
             let advice = "Run the command again with --interval 5m, of which less remains";
-            Some(Cause::new(Kind::SoFar, WAY, what, advice))
+            so_far(what, advice)
         }
         (_, Comparison::Others(count)) => {
             let what = format!(
@@ -801,7 +809,7 @@ fn compared(findings: &Findings) -> Option<Cause> {
             );
             let advice = "Name every kube-apiserver; if all are named, it has sent what it had \
                           held, so run the command again";
-            Some(Cause::new(Kind::SoFar, WAY, what, advice))
+            so_far(what, advice)
         }
         (Comparison::More(more), _) => {
             let what = format!(
@@ -809,7 +817,7 @@ fn compared(findings: &Findings) -> Option<Cause> {
                  received {more} more than the file counts. They came after it was saved, and may \
                  hide that earlier ones are missing"
             );
-            Some(Cause::new(Kind::SoFar, WAY, what, ASK_TWICE))
+            so_far(what, ASK_TWICE)
         }
         (Comparison::Not(why), Comparison::Not(_)) if findings.has_apiserver => {
             let what = format!("what was generated was not compared with what was received: {why}");
@@ -827,9 +835,8 @@ fn fails(findings: &Findings) -> bool {
 
 /// Judges a relay that refuses everything. A loss needs proof: batches were refused in the
 /// interval, or the attempts of a kube-apiserver that was asked fail in it. The estimate is for
-/// senders that could not be asked. A
-/// kube-apiserver that was asked counts its losses itself; if it counts none, it may still try, and
-/// only twice its patience is believed more than its counter.
+/// senders that could not be asked. A kube-apiserver that was asked counts its losses itself. If it
+/// counts none, it may still try, and its counter is believed until twice its patience is over.
 fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
     let place = format!("relay {}", refusal.source);
     let advice = of_reason(refusal.reason());

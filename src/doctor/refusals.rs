@@ -2,7 +2,7 @@
 //! refused for longer than kube-apiserver tries.
 //!
 //! The relay says since when it has accepted nothing and refused batches, and how many requests. An
-//! older relay says only when it accepted something the last time; then as many requests must have
+//! older relay says only when it accepted something last. Then at least as many requests must have
 //! been refused as a sender makes in this time.
 //!
 //! Only some reasons show that a batch was refused. A request without a token or with a wrong path
@@ -118,19 +118,19 @@ fn of_one(relay: &Sampled<RelayCounts>, now: f64) -> Option<Refusal<'_>> {
         true => (PATIENCE_WITH_RETRY_AFTER, 10.0, ATTEMPTS_MAX),
         false => (PATIENCE, 45.0, ATTEMPTS),
     };
-    let since = match (counts.rejected_since, counts.last_event) {
+    let since = match (counts.rejected.since, counts.last_event) {
         (Some(at), _) if are_batches => Some(at).filter(|at| *at > 0.0)?,
         (_, Some(at)) => at.max(counts.started?),
         (_, None) => return None,
     };
-    // Those of the time before `since` say nothing about this refusal.
-    let counted = counts.rejected_since_accepted.filter(|_| are_batches);
+    // Requests of the time before `since` say nothing about this refusal.
+    let counted = counts.rejected.batches.filter(|_| are_batches);
     let (seconds, requests) = (now - since, counted.unwrap_or_else(|| total(all.into_values())));
     // A sender that is still refused tries again after `pause` seconds at the latest, so a shorter
     // interval need not show it.
     let goes_on = !lately.is_empty();
     let may_go_on = are_batches
-        && counts.rejected_since.is_some()
+        && counts.rejected.since.is_some()
         && relay.elapsed.is_none_or(|elapsed| elapsed < pause);
     let are_enough = requests >= ATTEMPTS && requests as f64 * pause >= seconds;
     let is_one = if seconds > patience { are_enough } else { requests > 0 };

@@ -83,7 +83,7 @@ pub struct Cluster {
     /// The server of the kubeconfig.
     pub server: Target,
     /// The URLs of the option `--apiserver` are addresses of the same kube-apiservers. If all of
-    /// them answer there, an endpoint that cannot be reached directly is no fault.
+    /// them answer there, an endpoint that cannot be reached directly is not a fault.
     pub has_other_addresses: bool,
 }
 
@@ -97,7 +97,7 @@ pub struct Sampled<C> {
     pub before: Option<C>,
     /// The newest numbers; `None` if there are none at all.
     pub counts: Option<C>,
-    /// The seconds between the two samples; `None` if there are no two.
+    /// The seconds between the two samples; `None` if there is only one.
     pub elapsed: Option<f64>,
     /// The reason why the process could not be read, the last time.
     pub fault: Option<String>,
@@ -349,6 +349,30 @@ impl<C: Counts> Apiservers<C> {
         self.addresses.iter().any(|address| !address.before.seen.is_empty())
     }
 
+    /// Returns an instance that has not answered at the URL `source`, if there must be one. `read`
+    /// is the number of processes that were read, `found` are those of this URL, and `fault` is
+    /// that of its requests.
+    fn unseen(
+        &self,
+        source: &str,
+        read: usize,
+        found: usize,
+        fault: Option<&str>,
+    ) -> Option<Sampled<C>> {
+        let why = fault.map_or_else(String::new, |fault| format!(": {fault}"));
+        match self.expected {
+            Some(expected) if read < expected => {
+                let fault = format!("only {read} of {expected} instances have answered{why}");
+                Some(Sampled::failed(source.to_owned(), fault))
+            }
+            None if fault.is_some() => {
+                let fault = format!("read {found} of its instances, and a request failed{why}");
+                Some(Sampled::failed(format!("{source}, another instance"), fault))
+            }
+            _ => None,
+        }
+    }
+
     /// Takes the second sample. Each file is a process of its own. A process that an endpoint and a
     /// URL beside the kubeconfig show is in the result once. An address that was silent in the
     /// first sample is not asked again.
@@ -392,18 +416,7 @@ impl<C: Counts> Apiservers<C> {
         }
         for (source, found, fault) in partly {
             let read = if self.has_cluster { processes.len() } else { found };
-            let why = fault.as_deref().map_or_else(String::new, |fault| format!(": {fault}"));
-            match self.expected {
-                Some(expected) if read < expected => {
-                    let fault = format!("only {read} of {expected} instances have answered{why}");
-                    unread.push(Sampled::failed(source.clone(), fault));
-                }
-                None if fault.is_some() => {
-                    let fault = format!("read {found} of its instances, and a request failed{why}");
-                    unread.push(Sampled::failed(format!("{source}, another instance"), fault));
-                }
-                _ => {}
-            }
+            unread.extend(self.unseen(source, read, found, fault.as_deref()));
         }
         let all_seen = self.endpoints.is_some_and(|expected| processes.len() >= expected);
         if self.has_other_addresses && all_seen {

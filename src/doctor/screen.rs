@@ -233,12 +233,12 @@ fn relay_lines(relay: &Sampled<RelayCounts>, lines: &mut Lines) {
     let before = relay.before.as_ref().filter(|_| !is_restarted(relay));
     let more = growth(before.and_then(|it| it.accepted), counts.accepted, relay.elapsed);
     lines.line("accepted", &format!("{}{more}", known(counts.accepted)));
-    lines.line("rejected", &format!("requests by reason: {}", list(&counts.rejected)));
+    lines.line("rejected", &format!("requests by reason: {}", list(&counts.rejected.by_reason)));
     let full =
-        counts.queue_needed.zip(counts.queue_capacity).map_or_else(String::new, |(bytes, of)| {
+        counts.queue.needed.zip(counts.queue.capacity).map_or_else(String::new, |(bytes, of)| {
             format!(", {} % of queue.max_bytes", bytes.saturating_mul(100) / of.max(1))
         });
-    let queued = counts.queued.map_or_else(|| UNKNOWN.to_owned(), events);
+    let queued = counts.queue.events.map_or_else(|| UNKNOWN.to_owned(), events);
     lines.line("queued", &format!("{queued}{full}"));
     let lost = counts.errors.as_ref().map(|_| counts.lost("queue"));
     lines.line("lost", &format!("{} that no output could get", known(lost)));
@@ -281,14 +281,14 @@ fn output_lines(
 
 fn consumer_lines(findings: &Findings, lines: &mut Lines) {
     let with_evidence = |it: &&Sampled<RelayCounts>| {
-        it.counts.as_ref().and_then(|counts| counts.evidence_size) > Some(0)
+        it.counts.as_ref().and_then(|counts| counts.evidence.size) > Some(0)
     };
     let mut any = false;
     for relay in findings.relays.iter().filter(with_evidence) {
         let Some(counts) = &relay.counts else { continue };
         any = true;
-        let size = counts.evidence_size.unwrap_or_default();
-        let age = match counts.checkpoint.filter(|at| *at > 0.0) {
+        let size = counts.evidence.size.unwrap_or_default();
+        let age = match counts.evidence.checkpoint.filter(|at| *at > 0.0) {
             Some(at) => format!("the last checkpoint {:.0} s ago", (findings.now - at).max(0.0)),
             None => "no checkpoint yet".to_owned(),
         };
@@ -433,7 +433,7 @@ fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
     let relays = &findings.relays;
     let mut rejected: BTreeMap<&str, u64> = BTreeMap::new();
     for (reason, count) in
-        relays.iter().filter_map(|it| it.counts.as_ref()).flat_map(|it| &it.rejected)
+        relays.iter().filter_map(|it| it.counts.as_ref()).flat_map(|it| &it.rejected.by_reason)
     {
         let sum = rejected.entry(reason).or_default();
         *sum = total([*sum, *count]);
@@ -448,12 +448,12 @@ fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
             "accepted_in_interval": increase(it, |counts| counts.accepted),
             "interval_seconds": it.elapsed,
             "lost": counts.and_then(|counts| counts.errors.as_ref()),
-            "rejected": counts.map(|counts| &counts.rejected),
+            "rejected": counts.map(|counts| &counts.rejected.by_reason),
             "requests": counts.map(|counts| &counts.requests),
-            "queued": counts.and_then(|counts| counts.queued),
-            "evidence_size": counts.and_then(|counts| counts.evidence_size),
+            "queued": counts.and_then(|counts| counts.queue.events),
+            "evidence_size": counts.and_then(|counts| counts.evidence.size),
             "last_checkpoint_seconds":
-                counts.and_then(|counts| counts.checkpoint).filter(|at| *at > 0.0),
+                counts.and_then(|counts| counts.evidence.checkpoint).filter(|at| *at > 0.0),
             "error": it.fault,
         })
     };
@@ -463,7 +463,7 @@ fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
         "state": state(relays),
         "accepted": sum(relays, |counts| counts.accepted),
         "rejected": rejected,
-        "queued": sum(relays, |counts| counts.queued),
+        "queued": sum(relays, |counts| counts.queue.events),
         "lost": sum(relays, lost),
         "notes": notes,
         "instances": relays.iter().map(instance).collect::<Vec<_>>(),

@@ -17,12 +17,10 @@ use super::remedy;
 use super::sample::ask;
 use super::sample::settle;
 use crate::ask::Target;
+use crate::status::thresholds;
 
 /// An EventList without events.
 const EMPTY: &str = "{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"items\":[]}";
-
-/// The time in seconds before the end of a certificate from which it is a warning, as in the alert.
-const EXPIRES_SOON: f64 = 14.0 * 24.0 * 3600.0;
 
 /// The longest time for a relay to count a request that it has answered.
 const COUNTED: Duration = Duration::from_secs(3);
@@ -78,7 +76,8 @@ pub async fn check(webhook: &Target, relays: &[(Target, String)], now: f64) -> V
 fn certificate(place: &str, not_after: i64, now: f64) -> Cause {
     let at = not_after as f64;
     let what = format!("its certificate and its authority fit, until {}", time(at));
-    match at - now < EXPIRES_SOON {
+    let (warning_days, _) = thresholds::CERTIFICATE_DAYS;
+    match at - now < warning_days * 24.0 * 3600.0 {
         true => Cause::new(
             Kind::Warning,
             place,

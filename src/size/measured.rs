@@ -121,7 +121,7 @@ pub const CPU_REQUEST_DISK: f64 = 0.000_34;
 /// reload, and TLS handshakes.
 pub const CPU_MIN: u64 = 100;
 
-/// What one type of output needs.
+/// The resources that one type of output needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     /// The value of `type`.
@@ -155,7 +155,7 @@ pub const OUTPUTS: [Output; 13] = [
     Output { name: "otlp", cpu: 9.9, memory: 4 * 4 * 4 * MB },
 ];
 
-/// Returns what a type of output needs; `None` if there is no such type.
+/// Returns the needs of a type of output; `None` if there is no such type.
 #[must_use]
 pub fn output(name: &str) -> Option<Output> {
     OUTPUTS.into_iter().find(|output| output.name == name)

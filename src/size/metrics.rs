@@ -12,19 +12,19 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::ask::Target;
+use crate::doctor::counts::ApiserverCounts;
+use crate::doctor::counts::Counts as _;
 use crate::doctor::counts::EVENTS;
+use crate::doctor::counts::RelayCounts;
 use crate::doctor::exposition::Exposition;
 use crate::doctor::exposition::Reader;
 use crate::telemetry;
-use crate::telemetry::PREFIX;
-
-/// The metric with the start of a process.
-const STARTED: &str = "process_start_time_seconds";
+use crate::telemetry::QueueMetrics;
 
 /// The greatest number of bytes in the history of a relay. An hour with 200 outputs has some 5 MB.
 const HISTORY_MAX: usize = 16 << 20;
 
-/// What serves the metrics.
+/// The kind of process that serves the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A relay.
@@ -47,11 +47,11 @@ impl fmt::Display for Kind {
 struct Counts {
     kind: Kind,
     /// The events since the start.
-    events: f64,
-    /// The bytes of these events; `None`: the process does not count them.
-    bytes: Option<f64>,
+    events: u64,
+    /// The bytes of these events; `None` if the process does not count them.
+    bytes: Option<u64>,
     /// `queue.max_bytes` of a relay.
-    capacity: Option<f64>,
+    capacity: Option<u64>,
     /// `true` if the queue is on disk.
     on_disk: bool,
     /// The start of the process, in seconds since 1970.
@@ -63,7 +63,7 @@ struct Counts {
 pub struct Running {
     /// The URL, without what may be secret in it.
     pub source: String,
-    /// What serves the metrics.
+    /// The kind of process that serves the metrics.
     pub kind: Kind,
     /// The mean rate, in events per second.
     pub events_per_second: f64,
@@ -75,37 +75,29 @@ pub struct Running {
     pub capacity: Option<u64>,
     /// `true` if the queue is on disk.
     pub on_disk: bool,
-    /// The time from which the numbers are, in words: `the last 30 s`.
+    /// The time that the numbers are about, in words: `the last 30 s`.
     pub of: String,
 }
 
 fn wanted() -> Vec<String> {
-    let of_relay =
-        ["event_total", "accepted_bytes_total", "queue_capacity_bytes", "spool_segments"];
-    let of_relay = of_relay.iter().map(|name| format!("{PREFIX}{name}"));
-    of_relay.chain([EVENTS, STARTED].map(str::to_owned)).collect()
+    [RelayCounts::wanted(), ApiserverCounts::wanted()].concat()
 }
 
-/// Takes the numbers out of an exposition. `Err` says what is missing.
+/// Takes the numbers out of metrics that were read. `Err` says what is missing.
 fn counts(exposition: &Exposition) -> Result<Counts, String> {
-    let sum = |name: &str| {
-        let values: Vec<f64> = exposition.family(name).map(|(_, value)| value).collect();
-        let is_valid = values.iter().all(|value| value.is_finite() && *value >= 0.0);
-        (is_valid && !values.is_empty()).then(|| values.iter().sum::<f64>())
-    };
-    let of_relay = |name: &str| sum(&format!("{PREFIX}{name}"));
-    let started = sum(STARTED);
-    if let Some(events) = of_relay("event_total") {
+    let relay = RelayCounts::of(exposition);
+    if let Some(events) = relay.accepted {
         return Ok(Counts {
             kind: Kind::Relay,
             events,
-            bytes: of_relay("accepted_bytes_total"),
-            capacity: of_relay("queue_capacity_bytes"),
-            on_disk: of_relay("spool_segments").is_some_and(|segments| segments > 0.0),
-            started,
+            bytes: relay.accepted_bytes,
+            capacity: relay.queue.capacity,
+            on_disk: relay.queue.in_memory == Some(false),
+            started: relay.started,
         });
     }
-    match sum(EVENTS) {
+    let ApiserverCounts { generated, started, .. } = ApiserverCounts::of(exposition);
+    match generated {
         Some(events) => Ok(Counts {
             kind: Kind::Apiserver,
             events,
@@ -114,7 +106,7 @@ fn counts(exposition: &Exposition) -> Result<Counts, String> {
             on_disk: false,
             started,
         }),
-        None => Err(format!("has neither {PREFIX}event_total nor {EVENTS}")),
+        None => Err(format!("has neither {} nor {EVENTS}", QueueMetrics::events)),
     }
 }
 
@@ -143,16 +135,6 @@ async fn peak(target: &Target) -> Option<f64> {
     rates.reduce(f64::max)
 }
 
-/// Returns a size in bytes as a whole number.
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "the number is from 0 to 2^53"
-)]
-fn whole(bytes: f64) -> u64 {
-    bytes as u64
-}
-
 /// Returns the load between two readings of one process.
 ///
 /// # Errors
@@ -162,36 +144,32 @@ fn between(before: &Counts, after: &Counts, elapsed: Duration) -> Result<Running
     if before.started != after.started || before.kind != after.kind {
         return Err("two processes have answered, or it was restarted: name each one".to_owned());
     }
-    let events = after.events - before.events;
-    let bytes = after.bytes.zip(before.bytes).map(|(after, before)| after - before);
-    let (events, bytes, seconds, of) = match events > 0.0 && !elapsed.is_zero() {
-        true => (
-            events,
-            bytes,
-            elapsed.as_secs_f64(),
-            format!("the last {:.0} s", elapsed.as_secs_f64()),
-        ),
+    let bytes = after.bytes.zip(before.bytes).map(|(after, before)| after.saturating_sub(before));
+    let in_interval = after.events.saturating_sub(before.events);
+    let (events, bytes, seconds, of) = match in_interval > 0 && !elapsed.is_zero() {
+        true => {
+            let seconds = elapsed.as_secs_f64();
+            (in_interval, bytes, seconds, format!("the last {seconds:.0} s"))
+        }
         // Nothing has come in, or there was no interval.
         false => {
             let started = after.started.ok_or("does not say when it started")?;
             let seconds = (telemetry::now() - started).max(1.0);
-            let of = format!(
-                "the {} since its start",
-                super::plan::time(Duration::from_secs_f64(seconds))
-            );
-            (after.events, after.bytes, seconds, of)
+            let time = super::plan::time(Duration::from_secs_f64(seconds));
+            (after.events, after.bytes, seconds, format!("the {time} since its start"))
         }
     };
-    if events <= 0.0 {
+    if events == 0 {
         return Err("has counted no event yet".to_owned());
     }
+    let event_bytes = bytes.map(|bytes| bytes as f64 / events as f64);
     Ok(Running {
         source: String::new(),
         kind: after.kind,
-        events_per_second: events / seconds,
-        event_bytes: bytes.map(|bytes| bytes / events).filter(|bytes| *bytes >= 1.0),
+        events_per_second: events as f64 / seconds,
+        event_bytes: event_bytes.filter(|bytes| *bytes >= 1.0),
         peak: None,
-        capacity: after.capacity.map(whole).filter(|bytes| *bytes > 0),
+        capacity: after.capacity.filter(|bytes| *bytes > 0),
         on_disk: after.on_disk,
         of,
     })
@@ -240,6 +218,7 @@ pub async fn running(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::PREFIX;
 
     fn of(text: &str) -> Result<Counts, String> {
         counts(&Exposition::parse(text.as_bytes(), &wanted()).unwrap())
@@ -248,7 +227,7 @@ mod tests {
     fn relay(events: u64, bytes: u64) -> Counts {
         of(&format!(
             "{PREFIX}event_total {events}\n{PREFIX}accepted_bytes_total {bytes}\n\
-             {PREFIX}queue_capacity_bytes 268435456\n{STARTED} 1000\n"
+             {PREFIX}queue_capacity_bytes 268435456\nprocess_start_time_seconds 1000\n"
         ))
         .unwrap()
     }
@@ -270,6 +249,17 @@ mod tests {
         assert!(between(&none, &none, Duration::ZERO).is_err());
         let restarted = Counts { started: Some(2000.0), ..after };
         assert!(between(&before, &restarted, Duration::from_secs(30)).is_err());
+    }
+
+    /// A queue on disk has no file yet if no batch has come since its first start.
+    #[test]
+    fn the_place_of_a_queue_is_known_before_it_has_files() {
+        for (durable, on_disk) in [("1", true), ("0", false)] {
+            let text = format!(
+                "{PREFIX}event_total 0\n{PREFIX}spool_segments 0\n{PREFIX}queue_durable {durable}\n"
+            );
+            assert_eq!(of(&text).unwrap().on_disk, on_disk, "{text}");
+        }
     }
 
     #[test]

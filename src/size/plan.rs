@@ -22,7 +22,7 @@ pub struct Figure {
     pub formula: String,
 }
 
-/// What each relay needs for a load. Sizes are in bytes.
+/// The settings and resources that each relay needs for a load. Sizes are in bytes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// The load for which this is enough.
@@ -39,18 +39,25 @@ pub struct Plan {
     pub max_in_flight: u64,
     /// The size of the volume; `None` without a directory.
     pub volume_bytes: Option<u64>,
-    /// The memory request.
-    pub memory_request: u64,
-    /// The memory limit.
-    pub memory_limit: u64,
-    /// The CPU request in thousandths of a core.
-    pub cpu_millis: u64,
+    /// The resources of the container.
+    pub resources: Resources,
     /// How long the queue lasts at the mean rate.
     pub lasts: Duration,
     /// How long the queue lasts at the highest rate.
     pub lasts_at_peak: Duration,
     /// The figures as they are printed.
     pub figures: Vec<Figure>,
+}
+
+/// The resources of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resources {
+    /// The memory request in bytes.
+    pub memory_request: u64,
+    /// The memory limit in bytes.
+    pub memory_limit: u64,
+    /// The CPU request in thousandths of a core.
+    pub cpu_millis: u64,
 }
 
 /// Rounds up to a multiple of `step`.
@@ -125,11 +132,11 @@ pub fn number(number: f64) -> String {
 
 /// Returns how long these bytes last at a rate in bytes per second.
 fn lasts(bytes: u64, rate: f64) -> Duration {
-    // The longest time is that of a queue of 1 PiB at the lowest rate, which is no overflow.
+    // The longest time, that of a queue of 1 PiB at the lowest rate, does not overflow.
     Duration::try_from_secs_f64(bytes as f64 / rate).unwrap_or(Duration::MAX)
 }
 
-/// Returns the most bytes of bodies in memory at the same time, and the figure.
+/// Returns the greatest number of bytes of bodies in memory at the same time, and its figure.
 fn in_flight(load: &Load) -> (u64, Figure) {
     let peak = load.peak();
     let needed = up(peak * load.event_bytes * m::IN_FLIGHT_SECONDS, 64 * m::MIB);
@@ -175,8 +182,8 @@ fn check(load: &Load) -> Result<(), String> {
 /// Returns the part of all events that one relay gets at most while another one is away, and the
 /// formula.
 ///
-/// A kube-apiserver has one connection, and all its events go to the relay at its other end. The
-/// connection is made anew after 15 minutes, so that each outage is a number of draws. With p = 1 /
+/// A kube-apiserver has one connection, and all its events go to the relay at its other end. Every
+/// 15 minutes it makes a new connection, so an outage is a number of draws. With p = 1 /
 /// (replicas - 1), the part is p and three standard deviations of its mean over the draws.
 fn share(load: &Load) -> (f64, String) {
     if load.replicas <= 2 {
@@ -198,6 +205,12 @@ fn share(load: &Load) -> (f64, String) {
     (share, formula)
 }
 
+/// Returns the mean number of events in a batch of kube-apiserver.
+fn batch(load: &Load) -> f64 {
+    let collected = load.events_per_second / f64::from(load.apiservers) * m::BATCH_WAIT_SECONDS;
+    if load.is_blocking { 1.0 } else { collected.clamp(1.0, m::BATCH_EVENTS_MAX) }
+}
+
 impl Plan {
     /// Computes what each relay needs.
     ///
@@ -211,11 +224,7 @@ impl Plan {
         let (share, formula) = share(&load);
         figures.push(Figure { name: "share of a replica", value: format!("{share:.2}"), formula });
 
-        let batch = match load.is_blocking {
-            true => 1.0,
-            false => (rate / f64::from(load.apiservers) * m::BATCH_WAIT_SECONDS)
-                .clamp(1.0, m::BATCH_EVENTS_MAX),
-        };
+        let batch = batch(&load);
         let overhead = match load.place {
             Place::Disk => m::BATCH_OVERHEAD_DISK,
             Place::Memory => m::BATCH_OVERHEAD_MEMORY,
@@ -257,9 +266,7 @@ impl Plan {
             segment_bytes: queue.segment_bytes,
             max_in_flight,
             volume_bytes: volume.map(|(bytes, _)| bytes),
-            memory_request,
-            memory_limit,
-            cpu_millis,
+            resources: Resources { memory_request, memory_limit, cpu_millis },
             lasts: mean,
             lasts_at_peak: at_peak,
             figures,
@@ -305,9 +312,9 @@ impl Plan {
         let mebibytes = |bytes: u64| format!("{}Mi", bytes.div_ceil(m::MIB));
         let mut text = format!(
             "resources:\n  requests:\n    cpu: {}m\n    memory: {}\n  limits:\n    memory: {}\n",
-            self.cpu_millis,
-            mebibytes(self.memory_request),
-            mebibytes(self.memory_limit)
+            self.resources.cpu_millis,
+            mebibytes(self.resources.memory_request),
+            mebibytes(self.resources.memory_limit)
         );
         if let Some(volume) = self.volume_bytes {
             let gibibytes = volume.div_ceil(m::GIB);

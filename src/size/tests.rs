@@ -30,7 +30,14 @@ fn load() -> Load {
 /// Returns the sizes of a plan: queue, volume, memory limit, memory request, CPU.
 fn sizes(plan: &Plan) -> [u64; 5] {
     let volume = plan.volume_bytes.unwrap_or(0);
-    [plan.queue_max_bytes, volume, plan.memory_limit, plan.memory_request, plan.cpu_millis]
+    let resources = plan.resources;
+    [
+        plan.queue_max_bytes,
+        volume,
+        resources.memory_limit,
+        resources.memory_request,
+        resources.cpu_millis,
+    ]
 }
 
 #[test]

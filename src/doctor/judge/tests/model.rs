@@ -6,6 +6,8 @@ use fastrand::Rng;
 
 use super::super::*;
 use crate::doctor::compare::BATCH_MAX;
+use crate::doctor::counts::QueueCounts;
+use crate::doctor::counts::RejectedCounts;
 
 /// The buffer of kube-apiserver, in events.
 const BUFFER: u64 = 10_000;
@@ -15,6 +17,16 @@ const BATCHES: usize = 10;
 const WAIT: f64 = 30.0;
 /// The time of the simulation's start, in seconds since 1970.
 const START: f64 = 1_700_000_000.0;
+
+/// The counts of a relay that has refused nothing.
+fn nothing_rejected() -> RejectedCounts {
+    RejectedCounts { since: Some(0.0), batches: Some(0), ..RejectedCounts::default() }
+}
+
+/// The counts of a queue, in memory or on disk.
+fn queue(in_memory: Option<bool>) -> QueueCounts {
+    QueueCounts { in_memory, ..QueueCounts::default() }
+}
 
 /// The state of something for some time.
 #[derive(Clone, Copy, PartialEq)]
@@ -145,10 +157,9 @@ impl World {
                 started: Some(START),
                 accepted: Some(0),
                 last_event: Some(0.0),
-                rejected_since: Some(0.0),
-                rejected_since_accepted: Some(0),
+                rejected: nothing_rejected(),
                 errors: Some(ByLabel::from([("queue".to_owned(), 0), ("out".to_owned(), 0)])),
-                in_memory: Some(rng.bool()),
+                queue: queue(Some(rng.bool())),
                 ..RelayCounts::default()
             },
             state: Phases { now: State::Works, until: 0.0 },
@@ -298,7 +309,7 @@ impl World {
             (self.happens(self.chances.loss), self.happens(self.chances.restart));
         if self.happens(self.chances.stray) {
             let reason = ["not_found", "unauthorized", "invalid"][self.rng.usize(0..3)];
-            let rejected = &mut self.relays[index].counts.rejected;
+            let rejected = &mut self.relays[index].counts.rejected.by_reason;
             *rejected.entry(reason.to_owned()).or_default() += 1;
         }
         let events = self.rng.u64(1..1000);
@@ -329,7 +340,7 @@ impl World {
             relay.backlog = 0;
         }
         if restarts {
-            let is_kept = relay.counts.in_memory == Some(false);
+            let is_kept = relay.counts.queue.in_memory == Some(false);
             if !is_kept {
                 self.lost += relay.backlog;
                 self.forgot |= relay.backlog > 0;
@@ -341,12 +352,10 @@ impl World {
                 started: Some(time),
                 accepted: Some(0),
                 last_event: Some(0.0),
-                rejected_since: Some(0.0),
-                rejected_since_accepted: Some(0),
-                rejected: ByLabel::new(),
+                rejected: nothing_rejected(),
                 errors: Some(ByLabel::from([("queue".to_owned(), 0), ("out".to_owned(), 0)])),
                 outputs: BTreeMap::from([("out".to_owned(), output)]),
-                in_memory: relay.counts.in_memory,
+                queue: queue(relay.counts.queue.in_memory),
                 ..RelayCounts::default()
             };
         }
@@ -380,8 +389,8 @@ impl Sim {
             State::Works => {
                 *self.counts.accepted.as_mut().unwrap() += events;
                 self.counts.last_event = Some(time);
-                self.counts.rejected_since = Some(0.0);
-                self.counts.rejected_since_accepted = Some(0);
+                self.counts.rejected.since = Some(0.0);
+                self.counts.rejected.batches = Some(0);
                 self.backlog += events;
                 return answer;
             }
@@ -389,11 +398,11 @@ impl Sim {
             State::Full => "queue_full",
             State::Refuses => "unauthorized",
         };
-        *self.counts.rejected.entry(reason.to_owned()).or_default() += 1;
+        *self.counts.rejected.by_reason.entry(reason.to_owned()).or_default() += 1;
         if answer == State::Full {
-            self.counts.rejected_since =
-                self.counts.rejected_since.map(|at| if at > 0.0 { at } else { time });
-            *self.counts.rejected_since_accepted.get_or_insert_default() += 1;
+            self.counts.rejected.since =
+                self.counts.rejected.since.map(|at| if at > 0.0 { at } else { time });
+            *self.counts.rejected.batches.get_or_insert_default() += 1;
         }
         answer
     }
@@ -461,7 +470,7 @@ fn run(seed: u64) -> Kind {
     let is_restarted = apis.iter().zip(&apis_before).any(|(now, then)| now.started != then.started);
     let began = relays.iter().any(|relay| {
         let first = apis.iter().filter_map(|it| it.started).fold(f64::INFINITY, f64::min);
-        relay.in_memory == Some(true) && relay.started.unwrap() - first > 60.0
+        relay.queue.in_memory == Some(true) && relay.started.unwrap() - first > 60.0
     });
     let elapsed = f64::from(interval);
     let mut apiservers = sampled("a", apis_before, apis, elapsed);
@@ -510,8 +519,8 @@ fn run(seed: u64) -> Kind {
     }
     // For longer than kube-apiserver tries, every relay has refused, and one still does.
     let is_refused = findings.relays.iter().all(|relay| {
-        let since = relay.counts.as_ref().and_then(|it| it.rejected_since);
-        let count = relay.counts.as_ref().and_then(|it| it.rejected_since_accepted);
+        let since = relay.counts.as_ref().and_then(|it| it.rejected.since);
+        let count = relay.counts.as_ref().and_then(|it| it.rejected.batches);
         let count = count.unwrap_or_default() as f64;
         since.is_some_and(|since| {
             let seconds = world.time - since;
