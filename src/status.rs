@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde::Deserializer;
+use serde::Serialize;
 
 pub mod thresholds;
 pub mod verdict;
@@ -89,7 +90,7 @@ pub struct Status {
 }
 
 /// How long requests were refused that their senders send again, by the status of the answers.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Refusals {
     /// Answers 429: the queue is full, or too many bytes are under way.
@@ -98,23 +99,23 @@ pub struct Refusals {
     pub with_503: RefusalTimes,
 }
 
-/// How long requests were refused. The times are exact to ten seconds.
-#[derive(Debug, Clone, Default, Deserialize)]
+/// How long requests were refused. A *spell* is a time in which requests are refused without a pause
+/// of a minute, up to the last refusal. It is *shut* as long as no batch is accepted in it. It is
+/// *long* if kube-apiserver gives a batch up that is refused for this time.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RefusalTimes {
-    /// For how long requests have been refused without a pause of a minute; `None`: none was
-    /// refused in the last minute.
+    /// The length of the present spell; `None` if no request was refused in the last minute.
     pub seconds: Option<f64>,
-    /// The same time, counted from the last accepted event.
+    /// The time for which the present spell is shut; `None` if it is not.
     pub shut_seconds: Option<f64>,
-    /// The longest such time since the start.
+    /// The length of the longest spell since the start.
     pub longest_seconds: f64,
-    /// The longest such time since the start in which no event was accepted.
+    /// The longest time since the start for which a spell was shut.
     pub longest_shut_seconds: f64,
-    /// The age of the last refusal at which such a time was longer than kube-apiserver repeats a
-    /// batch; `None`: no such time was that long.
+    /// The age of the last refusal in a long spell; `None` if there was none.
     pub long_ended_seconds_ago: Option<f64>,
-    /// The same age, of the times in which no event was accepted.
+    /// The age of the last refusal in a spell that was shut for long; `None` if there was none.
     pub long_shut_ended_seconds_ago: Option<f64>,
 }
 

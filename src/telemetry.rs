@@ -65,7 +65,6 @@ pub use recent::RecentTimes;
 pub use reference::reference;
 pub use refusals::LastRejected;
 pub use refusals::LastTlsFailure;
-pub use refusals::RefusalTimes;
 pub use refusals::Refusals;
 pub use registry::Counter;
 pub use registry::Gauge;

@@ -8,12 +8,14 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::fmt::Write as _;
+use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::Serializer;
 use tokio::time::Instant;
 
 use super::all_dropped::AllDropped;
@@ -173,6 +175,13 @@ impl<const N: usize> Lines<N> {
     fn get(&self, line: usize, step: u64) -> f64 {
         self.0.get(line).and_then(|line| line.get(index(step))).copied().unwrap_or(f64::NAN)
     }
+
+    /// Returns the points of these steps in each line, by the names of the lines.
+    fn named(&self, names: &[&'static str; N], steps: &RangeInclusive<u64>) -> NamedLines {
+        let points =
+            |line| steps.clone().map(|step| Number(self.get(line, step))).collect::<Vec<_>>();
+        names.iter().enumerate().map(|(line, name)| (*name, points(line))).collect()
+    }
 }
 
 /// Returns the index of a step in the rings.
@@ -230,7 +239,7 @@ impl History {
     /// first minute of the process, returns the rates since its start.
     pub(super) fn last_minute(&self, now: Instant, counters: &[f64; 4]) -> LastMinute {
         let hour = self.lock();
-        let minute = STEP * u32::try_from(MINUTE_STEPS).unwrap_or_default();
+        let minute = steps(MINUTE_STEPS as u64);
         let is_old = |(at, _): &&(Instant, [f64; 4])| now.duration_since(*at) >= minute;
         let old = hour.minute.iter().rev().find(is_old).or(hour.minute.front());
         let (at, before) = old.copied().unwrap_or((now, *counters));
@@ -287,49 +296,83 @@ impl History {
         host: &str,
         start_time_seconds: f64,
     ) -> String {
-        // The lines are copied under the lock and written without it: writing takes milliseconds.
         let hour = self.lock();
-        let (begun, last, lines) = (hour.begun.unwrap_or(now), hour.last, hour.lines.clone());
-        let outputs: Vec<_> =
-            hour.outputs.iter().map(|(name, it)| (name.clone(), it.lines.clone())).collect();
-        let reloads = hour.reloads.clone();
-        drop(hour);
-        let span = STEP * u32::try_from(POINTS).unwrap_or_default();
-        let time_of = |at: Instant| {
-            // The clock that times are counted by never jumps, unlike the wall clock.
-            time_seconds - now.saturating_duration_since(at).as_secs_f64()
+        let (begun, span) = (hour.begun.unwrap_or(now), steps(POINTS as u64));
+        // The clock that times are counted by never jumps, unlike the wall clock.
+        let age = |at: Instant| now.saturating_duration_since(at);
+        let time_of = |at: Instant| time_seconds - age(at).as_secs_f64();
+        let shown = (hour.last + 1).saturating_sub(POINTS as u64).max(1)..=hour.last;
+        let reload = |(at, success): &(Instant, bool)| Reload {
+            time_seconds: Number(time_of(*at)),
+            result: if *success { "success" } else { "error" },
         };
-        let first = (last + 1).saturating_sub(POINTS as u64).max(1);
-        let steps = first..=last;
-        let mut json = String::with_capacity(4096 + (outputs.len() + 1) * POINTS * 32);
-        // Writing into memory can't fail.
-        write!(
-            json,
-            "{{\"interval_seconds\":{},\"points\":{POINTS},\"host\":{},\"start_time_seconds\":",
-            STEP.as_secs(),
-            quoted(host)
-        )
-        .ok();
-        push_number(&mut json, start_time_seconds);
-        let end_of = |step| begun + STEP * u32::try_from(step).unwrap_or(u32::MAX);
-        push_line(&mut json, "time_seconds", steps.clone().map(|it| time_of(end_of(it)).round()));
-        for (line, name) in LINES.iter().enumerate() {
-            push_line(&mut json, name, steps.clone().map(|step| lines.get(line, step)));
+        let of_output = |(name, output): (&String, &OutputHour)| {
+            (name.clone(), output.lines.named(&OUTPUT_LINES, &shown))
+        };
+        let page = Page {
+            interval_seconds: STEP.as_secs(),
+            points: POINTS,
+            host,
+            start_time_seconds: Number(start_time_seconds),
+            time_seconds: shown
+                .clone()
+                .map(|step| Number(time_of(begun + steps(step)).round()))
+                .collect(),
+            lines: hour.lines.named(&LINES, &shown),
+            reloads: hour.reloads.iter().filter(|(at, _)| age(*at) <= span).map(reload).collect(),
+            outputs: hour.outputs.iter().map(of_output).collect(),
+        };
+        // Writing takes milliseconds, so it is done without the lock.
+        drop(hour);
+        // Numbers and texts can always be written.
+        serde_json::to_string(&page).unwrap_or_default() + "\n"
+    }
+}
+
+/// Returns the length of this number of steps.
+fn steps(count: u64) -> Duration {
+    STEP * u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+/// The answer of `/status/history`.
+#[derive(Serialize)]
+struct Page<'a> {
+    interval_seconds: u64,
+    points: usize,
+    host: &'a str,
+    start_time_seconds: Number,
+    time_seconds: Vec<Number>,
+    #[serde(flatten)]
+    lines: NamedLines,
+    reloads: Vec<Reload>,
+    outputs: BTreeMap<String, NamedLines>,
+}
+
+/// Lines of points by their names.
+type NamedLines = BTreeMap<&'static str, Vec<Number>>;
+
+#[derive(Serialize)]
+struct Reload {
+    time_seconds: Number,
+    result: &'static str,
+}
+
+/// A number that is written with at most three decimals, or as `null` if it is not known. All
+/// numbers of the history are at least 0.
+struct Number(f64);
+
+impl Serialize for Number {
+    #[allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "counts, sizes and times are below 2^53, and not negative"
+    )]
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match (self.0 * 1000.0).round() / 1000.0 {
+            number if !number.is_finite() => serializer.serialize_none(),
+            number if number.fract() == 0.0 => serializer.serialize_u64(number as u64),
+            number => serializer.serialize_f64(number),
         }
-        let is_shown = |(at, _): &(Instant, bool)| now.saturating_duration_since(*at) <= span;
-        let reloads = reloads.into_iter().filter(is_shown);
-        push_reloads(&mut json, reloads.map(|(at, success)| (time_of(at), success)));
-        json.push_str(",\"outputs\":{");
-        for (name, lines) in outputs {
-            separate(&mut json);
-            write!(json, "{}:{{", quoted(&name)).ok();
-            for (line, name) in OUTPUT_LINES.iter().enumerate() {
-                push_line(&mut json, name, steps.clone().map(|step| lines.get(line, step)));
-            }
-            json.push('}');
-        }
-        json.push_str("}}\n");
-        json
     }
 }
 
@@ -429,62 +472,6 @@ fn slope(points: &[f64]) -> f64 {
         squares += distance * distance;
     }
     if squares > 0.0 { sum / squares } else { 0.0 }
-}
-
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
-/// Writes the reloads, by their times in seconds since 1970, as a member of an object.
-fn push_reloads(json: &mut String, reloads: impl Iterator<Item = (f64, bool)>) {
-    json.push_str(",\"reloads\":[");
-    for (time, success) in reloads {
-        separate(json);
-        json.push_str("{\"time_seconds\":");
-        push_number(json, time);
-        let result = if success { "success" } else { "error" };
-        write!(json, ",\"result\":\"{result}\"}}").ok();
-    }
-    json.push(']');
-}
-
-/// Writes a comma behind the element before, if there is one.
-fn separate(json: &mut String) {
-    if !json.ends_with(['[', '{']) {
-        json.push(',');
-    }
-}
-
-/// Writes a line of points as a member of an object.
-fn push_line(json: &mut String, name: &str, points: impl Iterator<Item = f64>) {
-    separate(json);
-    write!(json, "\"{name}\":[").ok();
-    for point in points {
-        separate(json);
-        push_number(json, point);
-    }
-    json.push(']');
-}
-
-/// Writes a number with at most three decimals, or `null` if it is not known. All numbers of the
-/// history are at least 0.
-#[allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "counts, sizes and times are below 2^53, and not negative"
-)]
-fn push_number(json: &mut String, value: f64) {
-    if !value.is_finite() {
-        json.push_str("null");
-        return;
-    }
-    let thousandths = (value * 1000.0).round() as u64;
-    let (whole, rest) = (thousandths / 1000, thousandths % 1000);
-    write!(json, "{whole}").ok();
-    if rest > 0 {
-        let digits = format!(".{rest:03}");
-        json.push_str(digits.trim_end_matches('0'));
-    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,6 @@ use crate::telemetry::Gauge;
 use crate::telemetry::LastRejected;
 use crate::telemetry::LastTlsFailure;
 use crate::telemetry::Quantiles;
-use crate::telemetry::RefusalTimes;
 use crate::telemetry::ReloadMetrics;
 
 impl Admin {
@@ -71,7 +70,7 @@ impl Admin {
             "sources": self.sources(),
             "rejected_requests": counted(metrics.rejections().requests.counts()),
             "refused_429_per_second": refused_429,
-            "refusals": refusal_times(refusals.times(Instant::now())),
+            "refusals": refusals.times(Instant::now()),
             "last_rejected": refusals.last().as_ref().map(last_rejected),
             "last_final_refusal": refusals.last_for_good().as_ref().map(last_rejected),
             "last_tls_failure": refusals.last_tls_failure().as_ref().map(last_tls_failure),
@@ -244,22 +243,6 @@ fn counted(counts: Vec<(&'static str, u64)>) -> Value {
 /// Returns counts by name as an object, without those that are 0.
 fn counted_if_any(counts: Vec<(&'static str, u64)>) -> Value {
     counted(counts.into_iter().filter(|(_, count)| *count > 0).collect())
-}
-
-/// Returns, as JSON, how long requests were refused that their senders send again.
-fn refusal_times(times: [RefusalTimes; 2]) -> Value {
-    let of = |times: RefusalTimes| {
-        json!({
-            "seconds": seconds(times.now),
-            "shut_seconds": seconds(times.shut_now),
-            "longest_seconds": times.longest.as_secs_f64(),
-            "longest_shut_seconds": times.longest_shut.as_secs_f64(),
-            "long_ended_seconds_ago": seconds(times.long_ended),
-            "long_shut_ended_seconds_ago": seconds(times.long_shut_ended),
-        })
-    };
-    let [with_429, with_503] = times.map(of);
-    json!({ "with_429": with_429, "with_503": with_503 })
 }
 
 fn last_rejected(last: &LastRejected) -> Value {

@@ -2,8 +2,7 @@
 //! since when every batch has been refused, and for how long requests were refused that their
 //! senders send again.
 //!
-//! A *spell* is a time in which such requests come without a pause of a minute. It is *shut* as
-//! long as no batch is accepted in it.
+//! [`RefusalTimes`] explains the words *spell*, *shut* and *long*.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -15,6 +14,8 @@ use tokio::time::Instant;
 
 use super::labels::Rejection;
 use super::labels::TlsFailure;
+use crate::status;
+use crate::status::RefusalTimes;
 use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
 
 /// The greatest number of characters in [`LastRejected::message`]. The relay's own messages are
@@ -50,24 +51,6 @@ pub struct LastTlsFailure {
     pub reason: TlsFailure,
     /// The time at which the handshake failed.
     pub at: Instant,
-}
-
-/// How long requests were refused that are answered with the same status.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct RefusalTimes {
-    /// The length of the present spell, up to its last refusal; `None` if there is none.
-    pub now: Option<Duration>,
-    /// The same time, counted from the last accepted batch.
-    pub shut_now: Option<Duration>,
-    /// The longest spell since the start.
-    pub longest: Duration,
-    /// The longest time since the start for which a spell was shut.
-    pub longest_shut: Duration,
-    /// The time since the last refusal of a spell that was longer than kube-apiserver repeats a
-    /// batch; `None` if none was.
-    pub long_ended: Option<Duration>,
-    /// The same, of the times for which a spell was shut.
-    pub long_shut_ended: Option<Duration>,
 }
 
 /// A time for which requests are refused, and the longest one so far.
@@ -115,16 +98,16 @@ impl Spells {
     }
 
     fn times(&self, now: Instant) -> RefusalTimes {
-        let until_last =
-            |since: Option<Instant>| Some(self.lasts(now)?.saturating_duration_since(since?));
-        let ago = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));
+        let ago = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
+        let last = self.lasts(now);
+        let until_last = |since: Option<Instant>| Some((last? - since?).as_secs_f64());
         RefusalTimes {
-            now: until_last(self.any.since),
-            shut_now: until_last(self.shut.since),
-            longest: self.any.longest,
-            longest_shut: self.shut.longest,
-            long_ended: ago(self.any.long_last),
-            long_shut_ended: ago(self.shut.long_last),
+            seconds: until_last(self.any.since),
+            shut_seconds: until_last(self.shut.since),
+            longest_seconds: self.any.longest.as_secs_f64(),
+            longest_shut_seconds: self.shut.longest.as_secs_f64(),
+            long_ended_seconds_ago: self.any.long_last.map(ago),
+            long_shut_ended_seconds_ago: self.shut.long_last.map(ago),
         }
     }
 }
@@ -217,11 +200,12 @@ impl Refusals {
         self.lock().tls.clone()
     }
 
-    /// Returns how long requests were refused with 429, and with 503.
+    /// Returns how long requests were refused that their senders send again.
     #[must_use]
-    pub fn times(&self, now: Instant) -> [RefusalTimes; 2] {
+    pub fn times(&self, now: Instant) -> status::Refusals {
         let known = self.lock();
-        [known.with_429.times(now), known.with_503.times(now)]
+        let (with_429, with_503) = (known.with_429.times(now), known.with_503.times(now));
+        status::Refusals { with_429, with_503 }
     }
 }
 
@@ -236,39 +220,37 @@ mod tests {
         refusals.refused(LastRejected { listener, reason, code: 429, message, at });
     }
 
-    fn seconds(time: Option<Duration>) -> Option<u64> {
-        time.map(|time| time.as_secs())
-    }
-
     #[test]
     fn refusals_last_until_a_minute_has_passed_without_one_and_their_length_is_kept() {
         let (mut now, refusals) = (Instant::now(), Refusals::default());
-        assert_eq!(refusals.times(now), [RefusalTimes::default(); 2]);
+        assert_eq!(refusals.times(now), status::Refusals::default());
         for _ in 1..=30 {
             now += STEP;
             refuse(&refusals, Rejection::QueueFull, now);
         }
-        let times = refusals.times(now)[0];
-        assert_eq!((seconds(times.now), seconds(times.shut_now)), (Some(290), Some(290)));
+        let times = refusals.times(now).with_429;
+        assert_eq!((times.seconds, times.shut_seconds), (Some(290.0), Some(290.0)));
         // An accepted batch ends the time in which nothing was accepted, and not the refusals.
         refusals.accepted();
         now += STEP;
-        let times = refusals.times(now)[0];
-        assert_eq!((seconds(times.now), times.shut_now), (Some(290), None));
+        let times = refusals.times(now).with_429;
+        assert_eq!((times.seconds, times.shut_seconds), (Some(290.0), None));
         refuse(&refusals, Rejection::InFlightFull, now);
-        let times = refusals.times(now)[0];
-        assert_eq!((seconds(times.now), seconds(times.shut_now)), (Some(300), Some(0)));
+        let times = refusals.times(now).with_429;
+        assert_eq!((times.seconds, times.shut_seconds), (Some(300.0), Some(0.0)));
         now += PAUSE + STEP;
-        let times = refusals.times(now)[0];
-        assert_eq!((times.now, times.shut_now), (None, None));
+        let times = refusals.times(now).with_429;
+        assert_eq!((times.seconds, times.shut_seconds), (None, None));
+        let ended = (times.long_ended_seconds_ago, times.long_shut_ended_seconds_ago);
+        assert_eq!(ended, (Some(70.0), Some(80.0)));
+        assert_eq!((times.longest_seconds, times.longest_shut_seconds), (300.0, 290.0));
         assert_eq!(
-            (seconds(times.long_ended), seconds(times.long_shut_ended)),
-            (Some(70), Some(80))
+            refusals.times(now).with_503,
+            RefusalTimes::default(),
+            "each status has its own"
         );
-        assert_eq!((times.longest.as_secs(), times.longest_shut.as_secs()), (300, 290));
-        assert_eq!(refusals.times(now)[1], RefusalTimes::default(), "each status has its own");
         refuse(&refusals, Rejection::Disk, now);
-        assert_eq!(refusals.times(now)[1].now, Some(Duration::ZERO));
+        assert_eq!(refusals.times(now).with_503.seconds, Some(0.0));
     }
 
     #[test]
@@ -278,6 +260,6 @@ mod tests {
             now += PAUSE + STEP;
             refuse(&refusals, Rejection::QueueFull, now);
         }
-        assert_eq!(refusals.times(now)[0].longest, Duration::ZERO);
+        assert_eq!(refusals.times(now).with_429.longest_seconds, 0.0);
     }
 }

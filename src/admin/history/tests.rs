@@ -303,8 +303,6 @@ fn numbers_have_at_most_three_decimals() {
         (f64::NAN, "null"),
         (f64::INFINITY, "null"),
     ] {
-        let mut text = String::new();
-        push_number(&mut text, value);
-        assert_eq!(text, wanted, "{value}");
+        assert_eq!(serde_json::to_string(&Number(value)).unwrap(), wanted, "{value}");
     }
 }
