@@ -99,9 +99,9 @@ pub struct Refusals {
     pub with_503: RefusalTimes,
 }
 
-/// How long requests were refused. A *spell* is a time in which requests are refused without a pause
-/// of a minute, up to the last refusal. It is *shut* as long as no batch is accepted in it. It is
-/// *long* if kube-apiserver gives a batch up that is refused for this time.
+/// How long requests were refused. A *spell* is a time in which requests are refused without a
+/// pause of a minute, up to the last refusal. It is *shut* as long as no batch is accepted in it.
+/// It is *long* if kube-apiserver gives a batch up that is refused for this time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RefusalTimes {

@@ -1,5 +1,5 @@
-//! For how long the filter of an output has dropped every event, which a single look at the counters
-//! does not show.
+//! For how long the filter of an output has dropped every event, which a single look at the
+//! counters does not show.
 //!
 //! The samples of the history tell it, so the time is exact to ten seconds. No clock and no I/O:
 //! callers pass the time.

@@ -7,6 +7,7 @@ use super::address;
 use super::address::Address;
 use super::counts::ApiserverCounts;
 use super::counts::ByLabel;
+use super::counts::sums;
 use super::counts::total;
 use super::sample::Sampled;
 
@@ -24,11 +25,7 @@ pub fn webhook_posts(
     };
     let label = *hosts.first()?;
     let is_one = address.is_some() || hosts.iter().all(|other| address::is_same(label, other));
-    let mut posts = ByLabel::new();
-    for (code, count) in hosts.iter().filter_map(|label| counts.posts.get(*label)).flatten() {
-        let sum = posts.entry(code.clone()).or_default();
-        *sum = total([*sum, *count]);
-    }
+    let posts = sums(hosts.iter().filter_map(|label| counts.posts.get(*label)));
     is_one.then(|| (label.clone(), posts))
 }
 

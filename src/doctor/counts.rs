@@ -48,6 +48,22 @@ fn add(counts: &mut ByLabel, value: String, count: u64) {
     *sum = sum.saturating_add(count);
 }
 
+/// Returns the sums of several counts by label.
+pub fn sums<'c>(all: impl IntoIterator<Item = &'c ByLabel>) -> ByLabel {
+    let mut sums = ByLabel::new();
+    for (value, count) in all.into_iter().flatten() {
+        add(&mut sums, value.clone(), *count);
+    }
+    sums
+}
+
+/// Returns counts as text, such as `200: 3, 429: 1`.
+#[must_use]
+pub fn listed(counts: &ByLabel) -> String {
+    let each: Vec<_> = counts.iter().map(|(value, count)| format!("{value}: {count}")).collect();
+    each.join(", ")
+}
+
 /// The numbers of one source: a kube-apiserver or a relay.
 pub trait Counts: Sized + Clone {
     /// Takes the numbers out of the families. If all are empty, it asks for every family that it
@@ -347,10 +363,16 @@ impl Counts for RelayCounts {
     }
 }
 
+/// The names of metrics of outputs, each with the function that sets its field.
+type Setters<V> = [(&'static str, fn(&mut OutputCounts, V)); 4];
+
+/// Returns a field of an output that counts by label.
+type LabelledField = fn(&mut OutputCounts) -> &mut ByLabel;
+
 /// Returns the outputs that any of the families about outputs names.
 fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
     let mut outputs = BTreeMap::<String, OutputCounts>::new();
-    let counts: [(_, fn(&mut OutputCounts, u64)); 4] = [
+    let counts: Setters<u64> = [
         (OutputMetrics::events, |it, count| it.delivered = count),
         (OutputMetrics::backlog_events, |it, count| it.backlog = Some(count)),
         (OutputMetrics::retries, |it, count| it.retried = count),
@@ -370,7 +392,7 @@ fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
         let start = if value < 0.0 { -size } else { size };
         outputs.entry(label(labels, "output")).or_default().start = start;
     }
-    let gauges: [(_, fn(&mut OutputCounts, f64)); 4] = [
+    let gauges: Setters<f64> = [
         (OutputMetrics::lag, |it, value| it.lag = Some(value)),
         (SettingMetrics::lag_max, |it, value| it.lag_max = Some(value)),
         (OutputMetrics::up, |it, value| it.up = Some(value != 0.0)),
@@ -381,7 +403,7 @@ fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
             set(outputs.entry(label(labels, "output")).or_default(), value);
         }
     }
-    let by_label: [(_, _, fn(&mut OutputCounts) -> &mut ByLabel); 2] = [
+    let by_label: [(_, _, LabelledField); 2] = [
         (OutputMetrics::errors, "reason", |it| &mut it.failed),
         (OutputMetrics::filtered, "action", |it| &mut it.filtered),
     ];

@@ -32,6 +32,8 @@ use super::counts::LOG_PLUGIN;
 use super::counts::OutputCounts;
 use super::counts::RelayCounts;
 use super::counts::Wrong;
+use super::counts::listed;
+use super::counts::sums;
 use super::counts::total;
 use super::refusals;
 use super::refusals::ATTEMPTS;
@@ -419,17 +421,14 @@ fn attempt_causes(
     causes: &mut Vec<Cause>,
 ) {
     let increases = attempts::increases(posts, earlier);
-    let failed: Vec<String> = increases
-        .iter()
-        .filter(|(code, count)| **count > 0 && !code.starts_with('2'))
-        .map(|(code, count)| format!("{code}: {count}"))
-        .collect();
+    let mut failed = increases.clone();
+    failed.retain(|code, count| *count > 0 && !code.starts_with('2'));
     if !failed.is_empty() {
         let period = match elapsed.filter(|_| earlier.is_some()) {
             Some(elapsed) => format!("in the last {}", seconds(elapsed)),
             None => "since its start".to_owned(),
         };
-        let what = format!("attempts to send to {host} failed {period} ({})", failed.join(", "));
+        let what = format!("attempts to send to {host} failed {period} ({})", listed(&failed));
         let advice = "kube-apiserver tries each batch five times: see the runbook \
                       AuditWebhookError for the errors";
         causes.push(Cause::warning(place, what, advice));
@@ -915,21 +914,15 @@ fn rejections(
     of: impl Fn(&Sampled<RelayCounts>) -> ByLabel,
     when: &str,
 ) -> Option<Cause> {
-    let (mut places, mut sum) = (Vec::new(), ByLabel::new());
-    for relay in &findings.relays {
+    let rejected = findings.relays.iter().filter_map(|relay| {
         let mut rejected = of(relay);
         rejected.retain(|_, count| *count > 0);
-        if !rejected.is_empty() {
-            places.push(relay.source.as_str());
-        }
-        for (reason, count) in rejected {
-            let entry = sum.entry(reason).or_default();
-            *entry = total([*entry, count]);
-        }
-    }
+        (!rejected.is_empty()).then_some((relay.source.as_str(), rejected))
+    });
+    let (places, rejected): (Vec<&str>, Vec<_>) = rejected.unzip();
+    let sum = sums(&rejected);
     let (most, _) = sum.iter().max_by_key(|(_, count)| **count)?;
-    let reasons: Vec<_> = sum.iter().map(|(reason, count)| format!("{reason}: {count}")).collect();
-    let what = format!("{when}, by reason: {}", reasons.join(", "));
+    let what = format!("{when}, by reason: {}", listed(&sum));
     Some(Cause::unknown(&format!("relay {}", places.join(", ")), what, of_reason(most)))
 }
 

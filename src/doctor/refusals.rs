@@ -15,6 +15,7 @@ use super::compare::rejected;
 use super::compare::rejected_in_interval;
 use super::counts::ByLabel;
 use super::counts::RelayCounts;
+use super::counts::listed;
 use super::counts::total;
 use super::sample::Sampled;
 use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
@@ -58,8 +59,7 @@ impl Refusal<'_> {
     /// Returns the reasons as text.
     #[must_use]
     pub fn reasons(&self) -> String {
-        let each = self.reasons.iter().map(|(reason, count)| format!("{reason}: {count}"));
-        each.collect::<Vec<_>>().join(", ")
+        listed(&self.reasons)
     }
 
     /// Returns the most frequent reason.

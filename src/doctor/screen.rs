@@ -16,6 +16,8 @@ use super::counts::ByLabel;
 use super::counts::LOG_PLUGIN;
 use super::counts::OutputCounts;
 use super::counts::RelayCounts;
+use super::counts::listed;
+use super::counts::sums;
 use super::counts::total;
 use super::judge::Cause;
 use super::judge::Findings;
@@ -118,9 +120,9 @@ fn rate(count: u64, elapsed: f64) -> String {
 
 /// Returns counts by label, such as `200: 3, 429: 1`; `0` if there are none above 0.
 fn list(counts: &ByLabel) -> String {
-    let above: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
-    let each: Vec<_> = above.iter().map(|(name, count)| format!("{name}: {count}")).collect();
-    if each.is_empty() { "0".to_owned() } else { each.join(", ") }
+    let mut above = counts.clone();
+    above.retain(|_, count| *count > 0);
+    if above.is_empty() { "0".to_owned() } else { listed(&above) }
 }
 
 fn started(at: Option<f64>) -> String {
@@ -182,7 +184,8 @@ fn network_lines(findings: &Findings, lines: &mut Lines) {
     if findings.apiservers.is_empty() {
         lines.line("attempts", UNKNOWN);
     }
-    let requests = requests(findings);
+    let relays = findings.relays.iter().filter_map(|it| it.counts.as_ref());
+    let requests = sums(relays.map(|counts| &counts.requests));
     match requests.is_empty() {
         true => lines.line("received", UNKNOWN),
         false => lines.line("received", &format!("requests by status: {}", list(&requests))),
@@ -208,18 +211,6 @@ fn compared(comparison: &Comparison) -> String {
         Comparison::Missing(count) => format!("{} missing, unexplained", events(*count)),
         Comparison::Surplus(count) => format!("{} too many, unexplained", events(*count)),
     }
-}
-
-/// Returns the requests that all relays have answered, by status.
-fn requests(findings: &Findings) -> ByLabel {
-    let mut sum = ByLabel::new();
-    for (code, count) in
-        findings.relays.iter().filter_map(|it| it.counts.as_ref()).flat_map(|it| &it.requests)
-    {
-        let entry = sum.entry(code.clone()).or_default();
-        *entry = total([*entry, *count]);
-    }
-    sum
 }
 
 fn relay_lines(relay: &Sampled<RelayCounts>, lines: &mut Lines) {
@@ -431,13 +422,8 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
 
 fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
     let relays = &findings.relays;
-    let mut rejected: BTreeMap<&str, u64> = BTreeMap::new();
-    for (reason, count) in
-        relays.iter().filter_map(|it| it.counts.as_ref()).flat_map(|it| &it.rejected.by_reason)
-    {
-        let sum = rejected.entry(reason).or_default();
-        *sum = total([*sum, *count]);
-    }
+    let counts = relays.iter().filter_map(|it| it.counts.as_ref());
+    let rejected = sums(counts.map(|counts| &counts.rejected.by_reason));
     let instance = |it: &Sampled<RelayCounts>| {
         let counts = it.counts.as_ref();
         json!({

@@ -1,8 +1,8 @@
 //! The values of all metrics: one cell of memory for each series.
 //!
 //! A [`Counter`] or [`Gauge`] is a reference to such a cell. The code that counts, the page
-//! `/metrics` and `/status` all use the same cell, so the pages can't differ. Histograms are kept by
-//! the exporter.
+//! `/metrics` and `/status` all use the same cell, so the pages can't differ. Histograms are kept
+//! by the exporter.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
