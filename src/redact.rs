@@ -1,19 +1,25 @@
 //! Changes one event for an output: lowers its level, takes out what must not leave, drops bodies
 //! that are too large for the consumer, and adds constant annotations.
 //!
-//! [`apply`] cuts bytes out of an event and inserts others. It never writes the JSON anew:
+//! [`apply`] cuts bytes out of an event and inserts others. It never rewrites the JSON:
 //! everything that no rule changes leaves byte for byte and in its order, including unusual
 //! numbers, escapes and duplicate keys. The result is valid JSON, and still an audit event.
 //!
-//! The caller decides which changes an event gets, with two exceptions: `rule` finds the redaction
-//! rules for the event's resource, and `redaction` adds the redactions that always hold. `signs`
-//! tells the many events that hold nothing to redact from the others. `walk` finds where a value is
-//! written, `uri` finds credentials in a URI (`named` finds those that have a telling name), and
-//! `web_token` finds JSON Web Tokens. Tokens are replaced last, so that a hash that stands for a
-//! value is the hash of the value as it was received.
+//! The caller decides which changes an event gets. With a redaction, the redactions that always
+//! hold are added. Tokens are replaced last, so that a hash that stands for a value is the hash of
+//! the value as it was received.
 //!
 //! A key counts wherever it occurs and however it is escaped, because parsers differ in which of
 //! two duplicate keys they read.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `path` `text` `signs` `ambiguous` | steps to values · escapes · what an event certainly lacks · keys that stand twice |
+//! | 2 | `walk` `rule` `named` | which bytes are cut out or replaced · the rules of the config · credentials with a telling name |
+//! | 3 | `annotate` `web_token` | annotations that are added · JSON Web Tokens |
+//! | 4 | `uri` | credentials in a URI |
+//! | 5 | `look` | whether an event must be read at all |
+//! | 6 | `redaction` | which values must not leave |
 
 use std::sync::LazyLock;
 
@@ -23,7 +29,9 @@ use crate::audit::request::Request;
 
 mod ambiguous;
 mod annotate;
+mod look;
 mod named;
+mod path;
 mod redaction;
 mod rule;
 mod signs;
@@ -33,17 +41,17 @@ mod walk;
 mod web_token;
 
 pub use annotate::Annotations;
+pub use path::With;
 pub use redaction::Redaction;
 pub use rule::Mistake;
 pub use rule::Rule;
-pub use rule::With;
 pub(crate) use text::percent_decode;
 
 use annotate::Addition;
 use annotate::TRUNCATED;
+use look::Look;
 use redaction::Bodies;
 use redaction::Plan;
-use signs::Signs;
 use walk::Edit;
 use walk::Removal;
 use walk::Walk;
@@ -111,77 +119,6 @@ pub fn apply(
         None => Look::NOTHING,
     };
     Asked { event, request, look }.apply(change, out)
-}
-
-/// The result of a quick look at an event: what a redaction may find in it. A field that is `false`
-/// is certain; a field that is `true` means that the members of the event must be read. Most events
-/// have nothing to redact, and the look is much cheaper than reading their members.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Look {
-    /// The number of bytes at the beginning of the event in which every key is known, or 0. See
-    /// [`Reader::known`](crate::audit::request::Reader::known).
-    known: usize,
-    /// `true`: the event may contain letters that are written as escapes, such as `\u0041` for `A`.
-    spells_letters: bool,
-    /// `true`: the event names its object or its URI twice. This field is certain in both cases.
-    is_ambiguous: bool,
-    /// `true`: the event may contain JSON Web Tokens.
-    has_tokens: bool,
-    /// `true`: the URI of the event's request may contain credentials.
-    has_credentials: bool,
-}
-
-impl Look {
-    /// The look at an event of which nothing is to be redacted.
-    const NOTHING: Self = Self {
-        known: 0,
-        spells_letters: false,
-        is_ambiguous: false,
-        has_tokens: false,
-        has_credentials: false,
-    };
-
-    fn at(event: &[u8], request: &Request<'_>, known: usize) -> Self {
-        // Each search after this one is only made if its sign was found.
-        let signs = Signs::of(event, known);
-        let spells_letters = signs.escapes && ambiguous::spells_letters(event);
-        let may_repeat = known == 0 || spells_letters || signs.keys;
-        let has_tokens =
-            (signs.tokens || spells_letters) && web_token::may_be_in(event, spells_letters);
-        Self {
-            known,
-            spells_letters,
-            is_ambiguous: may_repeat && ambiguous::is_ambiguous(event, known, spells_letters),
-            has_tokens,
-            has_credentials: redaction::has_credentials(request.uri, signs.tokens),
-        }
-    }
-
-    /// Returns the look that finds out nothing, so that all members of the event are read.
-    #[cfg(test)]
-    fn blind(event: &[u8]) -> Self {
-        Self {
-            known: 0,
-            spells_letters: true,
-            is_ambiguous: ambiguous::is_ambiguous(event, 0, true),
-            has_tokens: true,
-            has_credentials: true,
-        }
-    }
-
-    /// Returns `true` if the look has found nothing to redact, whatever the event's object is.
-    #[cfg(test)]
-    fn is_clear(self) -> bool {
-        Self { known: 0, ..self } == Self::NOTHING
-    }
-
-    /// Returns `true` if the event may have a request body or a response body.
-    fn may_have_bodies(self, event: &[u8]) -> bool {
-        static NAMES: LazyLock<[Finder<'static>; 2]> = LazyLock::new(|| {
-            [br#""requestObject""#.as_slice(), br#""responseObject""#].map(Finder::new)
-        });
-        self.spells_letters || NAMES.iter().any(|name| name.find(event).is_some())
-    }
 }
 
 /// An event that may need changes, and the request that was read from the event.
@@ -498,7 +435,7 @@ impl<'a> Reader<'a, '_> {
         let start = whole.start + 1;
         walk.edits.extend(parts.into_iter().map(|part| {
             let place = start + part.start..start + part.end;
-            Edit { place, with: uri::REDACTED.into() }
+            Edit { place, with: text::REDACTED.into() }
         }));
     }
 

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::uri::REDACTED;
+use super::text::REDACTED;
 
 /// The names of credentials in URIs and selectors, in lower case, without `-` and `_`.
 const NAMES: [&[u8]; 11] = [
@@ -153,7 +153,7 @@ impl Command {
     }
 
     /// Searches one word of `text` for names of credentials, and calls `found` with the ranges of
-    /// their values. Returns the index at which the search must go on. The index may be after
+    /// their values. Returns the index at which the search must continue. The index may be after
     /// `end`, the end of the word, because a value in quotes may contain spaces.
     fn word(
         &mut self,

@@ -16,21 +16,20 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::Look;
+use super::look::Look;
+use super::path::Path;
+use super::path::Step;
+use super::path::With;
+use super::path::is_of_admission;
 use super::rule::Compiled;
 use super::rule::Mistake;
 use super::rule::Rule;
-use super::rule::With;
 use super::rule::in_lists;
 use super::text;
-use super::uri;
-use super::walk::Path;
-use super::walk::Step;
 use super::walk::Why;
 use super::walk::Wish;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
-use crate::audit::request::Uri;
 use crate::audit::scan;
 
 const BODIES: [&[u8]; 2] = [b"requestObject", b"responseObject"];
@@ -127,19 +126,6 @@ fn has_words(event: &[u8], known: usize) -> bool {
         })
 }
 
-/// Returns `true` if the URI contains a credential, or is so long or unusual that it may contain
-/// one. `may_have_tokens` is `false` if the URI certainly has no `eyJ` in plain letters.
-pub(super) fn has_credentials(uri: Uri<'_>, may_have_tokens: bool) -> bool {
-    if !may_have_tokens && uri::is_plain(uri.as_written()) {
-        return false;
-    }
-    let uri = &*text::unescape(uri.as_written());
-    // An escape that cannot be resolved stays in the URI as it is written.
-    uri.len() > uri::BYTES_MAX
-        || memchr::memchr(b'\\', uri).is_some()
-        || !uri::secrets(uri).is_empty()
-}
-
 /// Decides what happens to the request body and the response body of an event. The decision depends
 /// on the kind of the event's object.
 fn bodies(object: Option<&Object<'_>>) -> Bodies {
@@ -185,41 +171,8 @@ const PATCHES: [Step; 2] =
 /// own.
 const OF_ADMISSION: [Step; 2] = [Step::Known(b"annotations"), Step::OfAdmission];
 
-/// The names of the annotations whose text is always written by kube-apiserver or by this relay. A
-/// name that ends in a slash is a prefix: all names that begin with it are meant.
-const OF_THE_SERVER: [&[u8]; 19] = [
-    b"apiserver.k8s.io/",
-    b"apiserver.latency.k8s.io/",
-    b"audit.k8s.io/",
-    b"authentication.k8s.io/",
-    b"authentication.kubernetes.io/",
-    b"authentication.openshift.io/",
-    b"authorization.k8s.io/",
-    b"failed-open.mutating.webhook.admission.k8s.io/",
-    b"failed-open.mutation.webhook.admission.k8s.io/",
-    b"failed-open.validating.webhook.admission.k8s.io/",
-    b"failed-open.validation.webhook.admission.k8s.io/",
-    b"insecure-sha1.invalid-cert.kubernetes.io/",
-    b"k8s.io/deprecated",
-    b"k8s.io/removed-release",
-    b"kube-audit-forwarder/",
-    b"missing-san.invalid-cert.kubernetes.io/",
-    b"mutation.webhook.admission.k8s.io/",
-    b"pod-security.kubernetes.io/enforce-policy",
-    b"pod-security.kubernetes.io/exempt",
-];
-
-/// Returns `true` if a webhook or an admission policy may have written the annotation with this
-/// name.
-pub(super) fn is_of_admission(name: &[u8]) -> bool {
-    !OF_THE_SERVER.iter().any(|own| match own.ends_with(b"/") {
-        true => name.starts_with(own),
-        false => name == *own,
-    })
-}
-
-/// Returns the wish (a path, and the change at its end) that removes the annotations with the
-/// patches of webhooks. An event of level Metadata does not have these annotations.
+/// Returns the wish that removes the annotations with the patches of webhooks. An event of level
+/// Metadata does not have these annotations.
 pub(super) fn above_metadata<'w>() -> Wish<'w> {
     Wish::new(&PATCHES, With::Drop, Why::Lowered)
 }
@@ -245,9 +198,9 @@ fn in_bodies(bodies: &[&'static [u8]], inside: &[&[Step]]) -> Vec<Path> {
     paths
 }
 
-/// Returns the wishes (a path, and the change at its end) that remove the managed fields from both
-/// bodies. The request body of a patch is not changed, because kube-apiserver records a patch as
-/// the client sent it, with any managed fields in it.
+/// Returns the wishes that remove the managed fields from both bodies. The request body of a patch
+/// is not changed, because kube-apiserver records a patch as the client sent it, with any managed
+/// fields in it.
 pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
     let bodies = MANAGED_FIELDS.iter().skip(usize::from(*request.verb == *b"patch"));
     bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()
@@ -297,10 +250,9 @@ fn is_known(object: &[u8], is_body: bool) -> bool {
         })
 }
 
-/// Returns wishes (a path, and the change at its end) that remove the message and the causes from a
-/// Status that may quote the request's body. If the Status cannot quote, the result is empty. A
-/// Status cannot quote if it has a reason, [`is_the_servers`] is `true` for each of its reasons,
-/// and no message is from a webhook.
+/// Returns wishes that remove the message and the causes from a Status that may quote the request's
+/// body. If the Status cannot quote, the result is empty. A Status cannot quote if it has a reason,
+/// [`is_the_servers`] is `true` for each of its reasons, and no message is from a webhook.
 pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
     static PATHS: [&[Step]; 2] =
         [&[Step::Known(b"message")], &[Step::Known(b"details"), Step::Known(b"causes")]];

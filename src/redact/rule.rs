@@ -10,8 +10,10 @@
 //! of a list and in the objects of a table's rows. The copy of the whole object that `kubectl
 //! apply` keeps in an annotation is redacted along with the path.
 
-use super::walk::Path;
-use super::walk::Step;
+use super::path::Path;
+use super::path::STEPS_MAX;
+use super::path::Step;
+use super::path::With;
 use crate::audit::request::Object;
 
 /// A rule of the config: the fields to redact in events about some resources.
@@ -26,16 +28,6 @@ pub struct Rule {
     pub with: With,
 }
 
-/// The way in which a value that must not leave the relay is redacted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum With {
-    /// The value is removed together with its name.
-    Drop,
-    /// The value is replaced by its SHA-256 hash. A reader still sees if two values are equal. A
-    /// reader can also guess values and compare hashes, so that an easy value is not safe.
-    Sha256,
-}
-
 /// A mistake in a redaction rule: a part is not written correctly or is not allowed, or the rule
 /// has no effect.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -48,10 +40,6 @@ pub struct Mistake {
     /// A description of the mistake, with the forms that are allowed.
     pub what: String,
 }
-
-/// The greatest number of steps in a path. The limit bounds the depth of the recursion, because the
-/// code that follows a path calls itself once for each step.
-pub(super) const STEPS_MAX: usize = 64;
 
 /// The members of an event that may be the first step of a path. A path may also name a member of
 /// `objectRef` that is in [`OF_OBJECT`]. The other members cannot be redacted: without them the

@@ -679,7 +679,7 @@ fn a_secret_never_leaves_in_any_spelling() {
 fn the_deepest_event_and_the_longest_path_need_little_stack() {
     let work = || {
         let depth = audit::DEPTH_MAX - 1;
-        let path = format!("requestObject{}", ".a".repeat(rule::STEPS_MAX - 1));
+        let path = format!("requestObject{}", ".a".repeat(path::STEPS_MAX - 1));
         let redaction = rules(&[("configmaps", &path, With::Drop)]);
         let change =
             Change { redaction: Some(&redaction), omit_managed_fields: true, ..Change::default() };

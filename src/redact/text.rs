@@ -6,6 +6,9 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+/// The text that replaces a credential or a token.
+pub(super) const REDACTED: &[u8] = b"REDACTED";
+
 /// Returns the text of a JSON string with its escapes resolved. `raw` is the text between the
 /// quotes, as it is written.
 pub(super) fn unescape(raw: &[u8]) -> Cow<'_, [u8]> {

@@ -14,9 +14,7 @@ use super::named;
 use super::named::Command;
 use super::text;
 use super::web_token::web_tokens;
-
-/// The text that replaces a credential.
-pub(super) const REDACTED: &[u8] = b"REDACTED";
+use crate::audit::request::Uri;
 
 /// The text that replaces a whole URI, as a JSON string.
 pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
@@ -26,7 +24,18 @@ pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";
 /// `http.DefaultMaxHeaderBytes`).
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
-/// Returns the ranges of a URI that are credentials and must be replaced by [`REDACTED`]. The
+/// Returns `true` if the URI contains a credential, or is so long or unusual that it may contain
+/// one. `may_have_tokens` is `false` if the URI certainly has no `eyJ` in plain letters.
+pub(super) fn may_have_credentials(uri: Uri<'_>, may_have_tokens: bool) -> bool {
+    if !may_have_tokens && is_plain(uri.as_written()) {
+        return false;
+    }
+    let uri = &*text::unescape(uri.as_written());
+    // An escape that cannot be resolved stays in the URI as it is written.
+    uri.len() > BYTES_MAX || memchr::memchr(b'\\', uri).is_some() || !secrets(uri).is_empty()
+}
+
+/// Returns the ranges of a URI that are credentials and must be replaced by [`text::REDACTED`]. The
 /// ranges are in order and do not overlap.
 pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
@@ -167,7 +176,7 @@ mod tests {
     fn redacted(uri: &str) -> String {
         let mut text = uri.as_bytes().to_vec();
         for part in secrets(uri.as_bytes()).into_iter().rev() {
-            text.splice(part, REDACTED.iter().copied());
+            text.splice(part, text::REDACTED.iter().copied());
         }
         String::from_utf8(text).unwrap()
     }

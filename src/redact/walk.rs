@@ -11,51 +11,11 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::redaction::is_of_admission;
-use super::rule::STEPS_MAX;
-use super::rule::With;
+use super::path::STEPS_MAX;
+use super::path::Step;
+use super::path::With;
 use super::text;
 use crate::audit::scan;
-
-/// The way to a value: the steps that lead to it from the top of an event or from a body.
-pub(super) type Path = Box<[Step]>;
-
-/// One step on the way from the top of an event, or from a body, to a value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Step {
-    /// The step leads to the member with this name. The name comes from a rule of the config.
-    Name(Box<[u8]>),
-    /// The step leads to the member with this name. The name is a constant of the program.
-    Known(&'static [u8]),
-    /// The step leads to every member of an object, or to every element of an array.
-    Any,
-    /// The step leads to an annotation in which `kubectl apply` or a similar tool keeps a copy of
-    /// the annotated object.
-    CopyOfTheObject,
-    /// The step leads to every member whose name begins with this prefix.
-    Prefixed(&'static [u8]),
-    /// The step leads to each annotation of an event that a webhook or an admission policy may have
-    /// written. These are all annotations except for those that are known to be kube-apiserver's or
-    /// this relay's own.
-    OfAdmission,
-}
-
-impl Step {
-    /// Returns `true` if the step leads to the member with this name or, if `name` is `None`, to an
-    /// element of an array.
-    fn leads_to(&self, name: Option<&[u8]>) -> bool {
-        match self {
-            Self::Name(own) => name == Some(own),
-            Self::Known(own) => name == Some(own),
-            Self::Any => true,
-            Self::CopyOfTheObject => name.is_some_and(|name| {
-                name.ends_with(b"last-applied-configuration") || name == b"kapp.k14s.io/original"
-            }),
-            Self::Prefixed(prefix) => name.is_some_and(|name| name.starts_with(prefix)),
-            Self::OfAdmission => name.is_some_and(is_of_admission),
-        }
-    }
-}
 
 /// The reason why a value of an event is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +24,7 @@ pub(super) enum Why {
     /// this reason is made only if the whole path exists in the event.
     Lowered,
     /// The value must not leave the relay. A name in the path may lead to a text, a number or an
-    /// unexpected array, so that the path cannot go on. That value is then changed as a whole.
+    /// unexpected array, so that the path cannot continue. That value is then changed as a whole.
     Redacted,
 }
 
@@ -106,9 +66,9 @@ impl<'p> Wish<'p> {
     }
 
     /// Returns `true` if the wish's change must be made to this whole value: the path ends here, or
-    /// it cannot go on in a value of this kind. The second case counts only for a redaction whose
-    /// last step was not `*`, and only if the value is a string that is not empty, a number or an
-    /// array.
+    /// it cannot continue in a value of this kind. The second case counts only for a redaction
+    /// whose last step was not `*`, and only if the value is a string that is not empty, a number
+    /// or an array.
     fn is_met_by(&self, value: &[u8]) -> bool {
         let Some(next) = self.rest.first() else { return true };
         // A step `*` leads to many children, and the path may not be meant for all of them.

@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 use memchr::memmem::Finder;
 
 use super::text;
-use super::uri::REDACTED;
+use super::text::REDACTED;
 use super::walk::EDITS_MAX;
 use crate::audit::scan;
 

@@ -12,6 +12,13 @@ pub(super) struct Masks {
     pub(super) backslash: u64,
 }
 
+/// A search that asks for the masks of windows. `run` must be inlined: only then does the compiler
+/// use the wide registers of the function that calls it.
+pub(super) trait Search {
+    /// Searches with this function, and returns the result.
+    fn run(self, masks: impl Fn(&[u8; WINDOW]) -> Masks) -> bool;
+}
+
 /// Computes the masks of the quotes and backslashes in a window of 64 bytes. Works on every CPU,
 /// eight bytes at a time.
 #[inline]
@@ -43,8 +50,8 @@ pub(super) mod avx2 {
     use std::arch::is_x86_feature_detected;
     use std::arch::x86_64 as simd;
 
-    use super::super::reader::Reader;
     use super::Masks;
+    use super::Search;
     use super::WINDOW;
 
     /// A proof that the CPU has the instructions AVX2, BMI1 and BMI2. Only [`Self::detect`] makes a
@@ -62,18 +69,17 @@ pub(super) mod avx2 {
             is_there.then_some(Self(()))
         }
 
-        /// Reads an event with [`Reader::usual`], compiled for AVX2. Returns `true` if the event
-        /// was read, and `false` if the event is not written as kube-apiserver writes events.
-        pub(in super::super) fn usual<'a>(self, reader: &mut Reader<'a>, event: &'a [u8]) -> bool {
+        /// Runs a search, compiled for AVX2.
+        pub(in super::super) fn run(self, search: impl Search) -> bool {
             // SAFETY: the function is unsafe to call only because it needs certain instructions,
             // and `self` proves that the CPU has them.
-            unsafe { usual(reader, event) }
+            unsafe { run(search) }
         }
     }
 
     #[target_feature(enable = "avx2,bmi1,bmi2")]
-    fn usual<'a>(reader: &mut Reader<'a>, event: &'a [u8]) -> bool {
-        reader.usual(event, |window| masks(window)).is_some()
+    fn run(search: impl Search) -> bool {
+        search.run(|window| masks(window))
     }
 
     #[target_feature(enable = "avx2,bmi1,bmi2")]

@@ -21,12 +21,13 @@ use super::Uri;
 use super::User;
 use super::quotes;
 use super::quotes::Masks;
+use super::quotes::Search;
 use super::quotes::WINDOW;
 use crate::audit::scan;
 use crate::audit::scan::Member;
 
-/// The number of clients (senders of requests to kube-apiserver) that a reader remembers. This
-/// number is enough, because a few clients cause most of the events of a batch.
+/// The number of clients that a reader remembers. This number is enough, because a few clients
+/// cause most of the events of a batch.
 const CLIENTS: usize = 64;
 
 /// Reads the events of a text, which has one event in each line. Returns the events one after the
@@ -43,11 +44,11 @@ pub struct Reader<'a> {
     /// index in `clients`: the user in this request was moved here from the client with this index.
     /// Before another user is moved in, this user must be moved back to that client.
     request: Request<'a>,
-    /// The clients (senders of requests to kube-apiserver) that the reader remembers. The function
-    /// [`place`] computes an index from the bytes that describe a client. A client is stored at
-    /// this index, or at the index that differs from it only in the lowest bit.
+    /// The clients that the reader remembers. The function [`place`] computes an index from the
+    /// bytes that describe a client. A client is stored at this index, or at the index that differs
+    /// from it only in the lowest bit.
     clients: Vec<Client<'a>>,
-    /// The index in `clients` of the client (sender of requests) whose user is now in `request`.
+    /// The index in `clients` of the client whose user is now in `request`.
     /// `None`: the user in `request` was not moved there from `clients`.
     current: Option<usize>,
     /// The result of [`Self::known`].
@@ -67,6 +68,19 @@ struct Client<'a> {
     /// The user that `text` describes. Empty while the user is moved into the reader's field
     /// `request`.
     user: User<'a>,
+}
+
+/// Reads one event with [`Reader::usual`].
+struct Usual<'r, 'a> {
+    reader: &'r mut Reader<'a>,
+    event: &'a [u8],
+}
+
+impl Search for Usual<'_, '_> {
+    #[inline(always)]
+    fn run(self, masks: impl Fn(&[u8; WINDOW]) -> Masks) -> bool {
+        self.reader.usual(self.event, masks).is_some()
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -113,11 +127,11 @@ impl<'a> Reader<'a> {
         self.lines = lines.get(end + 1..).unwrap_or_default();
         #[cfg(target_arch = "x86_64")]
         let is_usual = match self.avx2 {
-            Some(avx2) => avx2.usual(self, event),
-            None => self.usual(event, quotes::portable).is_some(),
+            Some(avx2) => avx2.run(Usual { reader: self, event }),
+            None => Usual { reader: self, event }.run(quotes::portable),
         };
         #[cfg(not(target_arch = "x86_64"))]
-        let is_usual = self.usual(event, quotes::portable).is_some();
+        let is_usual = Usual { reader: self, event }.run(quotes::portable);
         if !is_usual {
             self.lend(None);
             self.request = super::request(event);
@@ -160,11 +174,7 @@ impl<'a> Reader<'a> {
     /// Returns `None` if the event is written in another way; the contents of `self.request` are
     /// then meaningless.
     #[inline(always)]
-    pub(super) fn usual(
-        &mut self,
-        event: &'a [u8],
-        masks: impl Fn(&[u8; WINDOW]) -> Masks,
-    ) -> Option<()> {
+    fn usual(&mut self, event: &'a [u8], masks: impl Fn(&[u8; WINDOW]) -> Masks) -> Option<()> {
         let (level, stage, text) = head(event)?;
         let mut walk = Walk { rest: text, masks };
         let uri = walk.any_string()?;

@@ -1,0 +1,82 @@
+//! A quick look at an event, which tells what a redaction may find in it.
+
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+use super::ambiguous;
+use super::signs::Signs;
+use super::uri;
+use super::web_token;
+use crate::audit::request::Request;
+
+/// The result of a quick look at an event: what a redaction may find in it. A field that is `false`
+/// is certain; a field that is `true` means that the members of the event must be read. Most events
+/// have nothing to redact, and the look is much cheaper than reading their members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Look {
+    /// The number of bytes at the beginning of the event in which every key is known, or 0. See
+    /// [`Reader::known`](crate::audit::request::Reader::known).
+    pub(super) known: usize,
+    /// `true`: the event may contain letters that are written as escapes, such as `\u0041` for `A`.
+    pub(super) spells_letters: bool,
+    /// `true`: the event names its object or its URI twice. This field is certain in both cases.
+    pub(super) is_ambiguous: bool,
+    /// `true`: the event may contain JSON Web Tokens.
+    pub(super) has_tokens: bool,
+    /// `true`: the URI of the event's request may contain credentials.
+    pub(super) has_credentials: bool,
+}
+
+impl Look {
+    /// The look at an event of which nothing is to be redacted.
+    pub(super) const NOTHING: Self = Self {
+        known: 0,
+        spells_letters: false,
+        is_ambiguous: false,
+        has_tokens: false,
+        has_credentials: false,
+    };
+
+    pub(super) fn at(event: &[u8], request: &Request<'_>, known: usize) -> Self {
+        // Each search after this one is only made if its sign was found.
+        let signs = Signs::of(event, known);
+        let spells_letters = signs.escapes && ambiguous::spells_letters(event);
+        let may_repeat = known == 0 || spells_letters || signs.keys;
+        let has_tokens =
+            (signs.tokens || spells_letters) && web_token::may_be_in(event, spells_letters);
+        Self {
+            known,
+            spells_letters,
+            is_ambiguous: may_repeat && ambiguous::is_ambiguous(event, known, spells_letters),
+            has_tokens,
+            has_credentials: uri::may_have_credentials(request.uri, signs.tokens),
+        }
+    }
+
+    /// Returns the look that finds out nothing, so that all members of the event are read.
+    #[cfg(test)]
+    pub(super) fn blind(event: &[u8]) -> Self {
+        Self {
+            known: 0,
+            spells_letters: true,
+            is_ambiguous: ambiguous::is_ambiguous(event, 0, true),
+            has_tokens: true,
+            has_credentials: true,
+        }
+    }
+
+    /// Returns `true` if the look has found nothing to redact, whatever the event's object is.
+    #[cfg(test)]
+    pub(super) fn is_clear(self) -> bool {
+        Self { known: 0, ..self } == Self::NOTHING
+    }
+
+    /// Returns `true` if the event may have a request body or a response body.
+    pub(super) fn may_have_bodies(self, event: &[u8]) -> bool {
+        static NAMES: LazyLock<[Finder<'static>; 2]> = LazyLock::new(|| {
+            [br#""requestObject""#.as_slice(), br#""responseObject""#].map(Finder::new)
+        });
+        self.spells_letters || NAMES.iter().any(|name| name.find(event).is_some())
+    }
+}
