@@ -10,11 +10,18 @@
 //! did not know when it decided, such as the name that a create request gave to its object;
 //! decisions ignore such facts if they can be told apart. The code here only decides: it changes no
 //! event.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `criteria` `users` | what a rule may ask for · which rules a user can match |
+//! | 2 | `rule` | levels, stages, and the rules of a policy |
+//! | 3 | `matcher` `read` `explain` | the first rule that matches · the text of a policy · a decision in words |
 
 mod criteria;
 mod explain;
 mod matcher;
 mod read;
+mod rule;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -27,139 +34,17 @@ pub use criteria::Step;
 pub use explain::Explanation;
 pub use matcher::Located;
 pub use matcher::Matcher;
+pub use read::FILE_BYTES_MAX;
+pub use rule::Decision;
+pub use rule::Level;
+pub use rule::RULES_MAX;
+pub use rule::Rule;
+pub use rule::Stage;
 pub use users::Users;
 
 pub use crate::yaml::Problem;
 
-use std::fmt;
-
 use crate::audit::request::Request;
-
-/// The largest policy file in bytes, 1 MiB; a larger file is refused. A larger ConfigMap would not
-/// fit into etcd either.
-pub const FILE_BYTES_MAX: usize = 1 << 20;
-
-/// The largest number of rules in a policy. The largest policies that providers ship have about
-/// fifty.
-pub const RULES_MAX: usize = 1024;
-
-/// An audit level: how much of a request its event records.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Level {
-    /// Nothing is recorded, and there is no event.
-    None,
-    /// The event says who asked, for what, when, and whether the request was allowed.
-    Metadata,
-    /// The event has everything that it has at the level `Metadata`, and the body that the client
-    /// sent.
-    Request,
-    /// The event has everything that it has at the level `Request`, and the body of the response.
-    RequestResponse,
-}
-
-impl Level {
-    /// All levels, ordered by how much they record: the level that records least is first.
-    pub const ALL: [Self; 4] = [Self::None, Self::Metadata, Self::Request, Self::RequestResponse];
-
-    /// Returns the level's name, as policies and events write it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "None",
-            Self::Metadata => "Metadata",
-            Self::Request => "Request",
-            Self::RequestResponse => "RequestResponse",
-        }
-    }
-
-    /// Returns the level with exactly this name; `None` if no level has the name.
-    #[must_use]
-    pub fn of(name: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|level| level.name().as_bytes() == name)
-    }
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// An audit stage: the moment in a request's life at which an event is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Stage {
-    /// kube-apiserver has received the request, and has not handled it yet.
-    RequestReceived,
-    /// The head of the response is sent, but the body is not complete for a long time, as in a
-    /// watch.
-    ResponseStarted,
-    /// The response is complete.
-    ResponseComplete,
-    /// The handler of the request panicked.
-    Panic,
-}
-
-impl Stage {
-    /// All stages, in the order of a request's life.
-    pub const ALL: [Self; 4] =
-        [Self::RequestReceived, Self::ResponseStarted, Self::ResponseComplete, Self::Panic];
-
-    /// Returns the stage's name, as policies and events write it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::RequestReceived => "RequestReceived",
-            Self::ResponseStarted => "ResponseStarted",
-            Self::ResponseComplete => "ResponseComplete",
-            Self::Panic => "Panic",
-        }
-    }
-
-    /// Returns the stage with exactly this name; `None` if no stage has the name.
-    #[must_use]
-    pub fn of(name: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|stage| stage.name().as_bytes() == name)
-    }
-}
-
-/// A rule of a policy, as the policy file has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rule {
-    /// The line of the file in which the rule begins, counted from 1.
-    pub line: usize,
-    /// The level at which the events of matching requests are recorded.
-    pub level: Level,
-    /// The requests that the rule matches.
-    pub criteria: Criteria,
-    /// The stages whose events are dropped if this rule decides, in addition to the stages that the
-    /// whole policy omits.
-    pub omit_stages: Vec<Stage>,
-    /// `Some(true)`: `managedFields` are left out of the events of matching requests. `None`: the
-    /// rule does not have this field, and the policy's own `omitManagedFields` holds.
-    pub omit_managed_fields: Option<bool>,
-}
-
-impl Rule {
-    /// Returns `true` if the rule keeps the events that it matches: its level is not `None`.
-    fn keeps(&self) -> bool {
-        self.level != Level::None
-    }
-}
-
-/// The result of [`Policy::decide`]: how much of one event must be recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Decision {
-    /// The index of the rule that decided, counted from 0; `None` if no rule matches.
-    pub rule: Option<usize>,
-    /// The level at which the event must be recorded. The level may be higher than the event's own
-    /// level, but data that the event does not have cannot be added.
-    pub level: Level,
-    /// `true`: the event is dropped, because the policy omits events of its stage.
-    pub omit_stage: bool,
-    /// `true`: `metadata.managedFields` must be removed from the objects in the bodies of the
-    /// event.
-    pub omit_managed_fields: bool,
-}
 
 /// A policy that is ready to decide. It never changes, so that any number of threads can share it.
 #[derive(Debug)]
@@ -219,7 +104,8 @@ impl Policy {
     ///
     /// All mistakes in the text, in the order of their lines.
     pub fn read(text: &str) -> Result<Self, Vec<Problem>> {
-        read::read(text)
+        let read::File { omit_stages, omit_managed_fields, rules, doubts } = read::read(text)?;
+        Ok(Self { doubts, ..Self::new(&omit_stages, omit_managed_fields, rules) })
     }
 
     /// Makes a policy from these rules. `omit_stages` and `omit_managed_fields` hold for every
@@ -272,7 +158,7 @@ impl Policy {
     /// Explains, rule by rule, why [`Self::decide`] decides as it does for this request.
     #[must_use]
     pub fn explain(&self, request: &Request<'_>) -> Explanation {
-        Explanation::new(self, request)
+        Explanation::new(&self.rules, request, |rule| self.decision(rule, request))
     }
 
     /// Returns the rules of the policy, in the order of the file.

@@ -3,11 +3,10 @@
 
 use std::fmt;
 
-use super::Decision;
-use super::Level;
-use super::Policy;
-use super::Rule;
-use super::Stage;
+use super::rule::Decision;
+use super::rule::Level;
+use super::rule::Rule;
+use super::rule::Stage;
 use crate::audit::request::Request;
 
 /// An explanation of a policy's decision: one line for each rule that was compared, and lines about
@@ -19,10 +18,16 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    pub(super) fn new(policy: &Policy, request: &Request<'_>) -> Self {
+    /// Explains the decision about a request. `decide` returns it for the index of the rule that
+    /// matches, or for `None` if no rule does.
+    pub(super) fn new(
+        rules: &[Rule],
+        request: &Request<'_>,
+        decide: impl FnOnce(Option<usize>) -> Decision,
+    ) -> Self {
         let mut lines = Vec::new();
         let mut matching = None;
-        for (index, rule) in policy.rules.iter().enumerate() {
+        for (index, rule) in rules.iter().enumerate() {
             let number = index + 1;
             let Rule { line, level, criteria, .. } = rule;
             match criteria.unmet(request, rule.keeps()) {
@@ -34,7 +39,7 @@ impl Explanation {
                 }
             }
         }
-        let decision = policy.decision(matching, request);
+        let decision = decide(matching);
         if matching.is_none() {
             lines.push("no rule matches: level None".to_owned());
         }

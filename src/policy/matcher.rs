@@ -14,12 +14,12 @@ use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
 
-use super::Criteria;
-use super::GroupResources;
-use super::RULES_MAX;
+use super::criteria::Criteria;
+use super::criteria::GroupResources;
 use super::criteria::is_combined;
 use super::criteria::name;
 use super::criteria::unescaped;
+use super::rule::RULES_MAX;
 use super::users::ListId;
 use super::users::Users;
 use crate::audit::request::Location;

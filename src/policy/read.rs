@@ -7,22 +7,24 @@
 
 use std::cell::RefCell;
 
-use super::Criteria;
-use super::FILE_BYTES_MAX;
-use super::GroupResources;
-use super::Level;
-use super::Names;
-use super::Policy;
-use super::Problem;
-use super::RULES_MAX;
-use super::Rule;
-use super::Stage;
-use super::Step;
+use super::criteria::Criteria;
+use super::criteria::GroupResources;
+use super::criteria::Names;
+use super::criteria::Step;
+use super::rule::Level;
+use super::rule::RULES_MAX;
+use super::rule::Rule;
+use super::rule::Stage;
 use crate::audit::API_VERSION;
 use crate::yaml;
 use crate::yaml::Node;
 use crate::yaml::Place;
+use crate::yaml::Problem;
 use crate::yaml::Value;
+
+/// The largest policy file in bytes, 1 MiB; a larger file is refused. A larger ConfigMap would not
+/// fit into etcd either.
+pub const FILE_BYTES_MAX: usize = 1 << 20;
 
 const KIND: &str = "Policy";
 
@@ -56,7 +58,16 @@ const OTHER_NAMES: &[(&str, &str)] = &[
     ("paths", "nonResourceURLs"),
 ];
 
-pub(super) fn read(text: &str) -> Result<Policy, Vec<Problem>> {
+/// A policy as its file has it.
+pub(super) struct File {
+    pub(super) omit_stages: Vec<Stage>,
+    pub(super) omit_managed_fields: bool,
+    pub(super) rules: Vec<Rule>,
+    /// The values that are allowed, and that match no request.
+    pub(super) doubts: Vec<Problem>,
+}
+
+pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
     if text.len() > FILE_BYTES_MAX {
         let what = format!("{} bytes: a policy has {FILE_BYTES_MAX} at most", text.len());
         return Err(vec![Place::START.problem(what)]);
@@ -73,7 +84,7 @@ pub(super) fn read(text: &str) -> Result<Policy, Vec<Problem>> {
     problems.sort();
     problems.dedup();
     match policy {
-        Some(policy) if problems.is_empty() => Ok(Policy { doubts, ..policy }),
+        Some(policy) if problems.is_empty() => Ok(File { doubts, ..policy }),
         _ => Err(problems),
     }
 }
@@ -108,7 +119,7 @@ impl Problems {
         self.found.borrow_mut().push(place.problem(what));
     }
 
-    fn policy(&self, document: &Node) -> Option<Policy> {
+    fn policy(&self, document: &Node) -> Option<File> {
         if is_null(document) {
             self.note(document.place, "there is nothing in it");
             return None;
@@ -140,7 +151,7 @@ impl Problems {
                 list.iter().filter_map(|rule| self.rule(rule)).collect()
             }
         };
-        Some(Policy::new(&omit_stages, omit_managed_fields, rules))
+        Some(File { omit_stages, omit_managed_fields, rules, doubts: Vec::new() })
     }
 
     /// Checks the `kind` of a document; each mistake is noted. Returns `true` if the `kind` is
