@@ -16,7 +16,7 @@ use crate::telemetry::Rejection;
 pub(super) type Body = Full<Bytes>;
 
 /// The refusal of a request: the status of the answer and the reason.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     /// The reason for the refusal, as the value that the metrics use.
@@ -55,7 +55,6 @@ impl Refusal {
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(header::ALLOW, HeaderValue::from_static("POST"));
         }
-        response.extensions_mut().insert(self.clone());
         response
     }
 }

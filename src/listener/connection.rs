@@ -116,6 +116,43 @@ enum Verdict {
     Timeout,
 }
 
+/// The protocol that a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Protocol {
+    Http1,
+    /// Bytes that arrive between two requests are not necessarily the beginning of a head, because
+    /// HTTP/2 has other frames.
+    Http2 {
+        /// `true`: the connection was idle for too long, and GOAWAY has told the client so.
+        is_dismissed: bool,
+    },
+}
+
+/// What hyper holds for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Buffers {
+    /// The connection has had no request since hyper's state for it was made.
+    Fresh,
+    /// Buffers of 112 KiB, after a request.
+    Used,
+    /// hyper has begun to close the connection.
+    Closing,
+}
+
+/// The refusals of a connection's requests.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// The number of requests under way that are already refused, but not answered yet, because the
+    /// rest of their bodies is still read and thrown away. Never more than the number in
+    /// [`Phase::Serving`].
+    under_way: usize,
+    /// `true`: the last answer of this connection was a refusal.
+    was_last: bool,
+    /// The time for which the relay throws away the rest of a refused body before it closes the
+    /// connection; `None` if there is no such body.
+    linger: Option<Duration>,
+}
+
 /// The state of one connection. The socket and the service of the connection update the state. The
 /// registry reads it, decides if the connection must end, and notes this decision in it.
 struct State {
@@ -130,26 +167,9 @@ struct State {
     /// The way in which the registry has decided to end the connection; `None` while the connection
     /// may stay.
     verdict: Option<Verdict>,
-    /// `true`: the connection speaks HTTP/2. Bytes that arrive between two requests are then not
-    /// necessarily the beginning of a head, because HTTP/2 has other frames.
-    multiplexed: bool,
-    /// `true`: this h2 connection was idle for too long, and the relay has told the client with
-    /// GOAWAY that the connection ends.
-    dismissed: bool,
-    /// The time for which the relay throws away the rest of a refused body before it closes the
-    /// connection; `None` if there is no such body.
-    linger: Option<Duration>,
-    /// The number of requests under way that are already refused, but not answered yet, because the
-    /// rest of their bodies is still read and thrown away. Never more than the number in
-    /// [`Phase::Serving`].
-    refused: usize,
-    /// `true`: the last answer of this connection was a refusal.
-    refusing: bool,
-    /// `true`: hyper's buffers of this connection were freed after its last request, or there was
-    /// no request yet.
-    is_resting: bool,
-    /// `true`: hyper has begun to close the connection.
-    is_closing: bool,
+    protocol: Protocol,
+    buffers: Buffers,
+    refusals: Refusals,
     /// `None` while the connection may take new requests. `Some` after the connection was told to
     /// end: the time of this order. If requests that began before the order are answered after it,
     /// the time of the last such answer.
@@ -176,11 +196,44 @@ impl State {
     fn gives_way(&self) -> Option<(Rank, Instant)> {
         match self.phase {
             _ if self.verdict.is_some() => None,
-            Phase::Serving(count) if self.refused >= count => Some((Rank::Refused, self.since)),
-            Phase::Answered if self.refusing => Some((Rank::Refused, self.since)),
+            Phase::Serving(count) if self.refusals.under_way >= count => {
+                Some((Rank::Refused, self.since))
+            }
+            Phase::Answered if self.refusals.was_last => Some((Rank::Refused, self.since)),
             Phase::Serving(_) | Phase::Answered => None,
-            Phase::Idle if self.linger.is_some() => Some((Rank::Refused, self.since)),
+            Phase::Idle if self.refusals.linger.is_some() => Some((Rank::Refused, self.since)),
             Phase::Idle | Phase::Head => Some((Rank::Headless, self.headless)),
+        }
+    }
+
+    fn new(now: Instant) -> Self {
+        Self {
+            phase: Phase::Head,
+            since: now,
+            headless: now,
+            verdict: None,
+            protocol: Protocol::Http1,
+            buffers: Buffers::Fresh,
+            refusals: Refusals::default(),
+            leaving: None,
+        }
+    }
+
+    /// Begins a phase.
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.since = Instant::now();
+    }
+
+    fn is_multiplexed(&self) -> bool {
+        self.protocol != Protocol::Http1
+    }
+
+    /// Notes whether the connection speaks HTTP/2.
+    fn speaks(&mut self, multiplexed: bool) {
+        if multiplexed != self.is_multiplexed() {
+            let http2 = Protocol::Http2 { is_dismissed: false };
+            self.protocol = if multiplexed { http2 } else { Protocol::Http1 };
         }
     }
 
@@ -188,15 +241,15 @@ impl State {
     /// answer. Only HTTP/1.1 is sure to be in this state between two requests.
     fn may_rest(&self) -> bool {
         self.phase == Phase::Idle
-            && !self.multiplexed
-            && !self.is_closing
+            && !self.is_multiplexed()
+            && self.buffers != Buffers::Closing
             && self.verdict.is_none()
             && self.leaving.is_none()
     }
 }
 
-/// One open connection. The task of the connection, its socket ([`Watched`]) and the registry (the
-/// list of open connections) share this value.
+/// One open connection. The task of the connection, its socket ([`Watched`]) and the registry share
+/// this value.
 ///
 /// A connection goes through the phases `Head` (TLS handshake) → `Idle` → `Head` → `Serving` →
 /// `Answered` → `Idle`. HTTP/2 stays `Idle` until its first request, returns to `Idle` after the
@@ -233,12 +286,6 @@ impl Connection {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets the phase in `state` to `phase`, and the time at which the phase began to now.
-    fn enter(state: &mut State, phase: Phase) {
-        state.phase = phase;
-        state.since = Instant::now();
-    }
-
     pub(super) fn metrics(&self) -> &ListenerMetrics {
         &self.metrics
     }
@@ -253,23 +300,25 @@ impl Connection {
     /// handshake.
     pub(super) fn established(&self, multiplexed: bool) {
         let mut state = self.lock();
-        state.multiplexed = multiplexed;
-        Self::enter(&mut state, Phase::Idle);
+        state.speaks(multiplexed);
+        state.enter(Phase::Idle);
     }
 
     /// Returns `true` if the connection speaks HTTP/2.
     pub(super) fn is_multiplexed(&self) -> bool {
-        self.lock().multiplexed
+        self.lock().is_multiplexed()
     }
 
     /// Notes that a request begins, because its head is complete. Returns `true` if the connection
     /// may still take requests. Returns `false` if the connection was told to end before.
     pub(super) fn begin_request(&self, multiplexed: bool) -> bool {
         let mut state = self.lock();
-        state.multiplexed = multiplexed;
-        state.is_resting = false;
+        state.speaks(multiplexed);
+        if state.buffers == Buffers::Fresh {
+            state.buffers = Buffers::Used;
+        }
         let under_way = if let Phase::Serving(count) = state.phase { count } else { 0 };
-        Self::enter(&mut state, Phase::Serving(under_way + 1));
+        state.enter(Phase::Serving(under_way + 1));
         state.leaving.is_none()
     }
 
@@ -281,23 +330,23 @@ impl Connection {
         let left =
             if let Phase::Serving(count) = state.phase { count.saturating_sub(1) } else { 0 };
         state.headless = Instant::now();
-        state.refusing = refusing;
+        state.refusals.was_last = refusing;
         if in_time && let Some(leaving) = &mut state.leaving {
             *leaving = Instant::now();
         }
         let phase = match left {
-            0 if state.multiplexed => Phase::Idle,
+            0 if state.is_multiplexed() => Phase::Idle,
             0 => Phase::Answered,
             _ => Phase::Serving(left),
         };
-        Self::enter(&mut state, phase);
+        state.enter(phase);
     }
 
     /// Notes that a request under way is refused, and that the relay only waits for the rest of its
     /// body. The note holds until the returned guard is dropped.
     pub(super) fn refused(&self) -> RefusedRequest<'_> {
         let mut state = self.lock();
-        state.refused += 1;
+        state.refusals.under_way += 1;
         state.since = Instant::now();
         RefusedRequest(self)
     }
@@ -336,7 +385,7 @@ impl Connection {
     /// its body. After the answer, the relay reads the bytes of this body for at most the duration
     /// `time`, and at most about [`LINGER_BYTES`], and throws them away.
     pub(super) fn linger(&self, time: Duration) {
-        self.lock().linger = Some(time);
+        self.lock().refusals.linger = Some(time);
     }
 
     /// Sets `verdict`, the way in which the connection must end, and wakes the task of the
@@ -373,7 +422,7 @@ impl RefusedRequest<'_> {
 impl Drop for RefusedRequest<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
-        state.refused = state.refused.saturating_sub(1);
+        state.refusals.under_way = state.refusals.under_way.saturating_sub(1);
     }
 }
 
@@ -382,11 +431,11 @@ impl Registry {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a new connection to the registry (the list of open connections) and returns its place
-    /// there. If `max` connections are already open, one of them is closed. The first choice is the
-    /// connection that has waited longest in a refused request. The second choice is the connection
-    /// that has waited longest for the next complete head. Returns `None` if neither of them
-    /// exists; the caller then closes the new connection.
+    /// Adds a new connection to the registry and returns its place there. If `max` connections are
+    /// already open, one of them is closed. The first choice is the connection that has waited
+    /// longest in a refused request. The second choice is the connection that has waited longest
+    /// for the next complete head. Returns `None` if neither of them exists; the caller then closes
+    /// the new connection.
     pub(super) fn open(
         self: &Arc<Self>,
         max: usize,
@@ -394,20 +443,7 @@ impl Registry {
     ) -> Option<Registered> {
         let now = Instant::now();
         let connection = Arc::new(Connection {
-            state: Mutex::new(State {
-                phase: Phase::Head,
-                since: now,
-                headless: now,
-                verdict: None,
-                multiplexed: false,
-                dismissed: false,
-                linger: None,
-                refused: 0,
-                refusing: false,
-                is_resting: true,
-                is_closing: false,
-                leaving: None,
-            }),
+            state: Mutex::new(State::new(now)),
             waker: AtomicWaker::new(),
             opened: now,
             metrics,
@@ -448,21 +484,28 @@ impl Registry {
                 Phase::Head if waited >= header => Verdict::Timeout,
                 // A client that does not read its answer has the same time as one that does not
                 // complete a head.
-                Phase::Answered if waited >= header + state.linger.unwrap_or_default() => {
+                Phase::Answered if waited >= header + state.refusals.linger.unwrap_or_default() => {
                     Verdict::Close
                 }
-                Phase::Answered if state.linger.is_some() => continue,
-                Phase::Idle if waited >= idle && !state.multiplexed => Verdict::Close,
+                Phase::Answered if state.refusals.linger.is_some() => continue,
+                Phase::Idle if waited >= idle && !state.is_multiplexed() => Verdict::Close,
                 Phase::Idle if waited >= idle + FAREWELL => Verdict::Close,
-                Phase::Idle if waited >= idle && !state.dismissed => {
-                    state.dismissed = true;
+                Phase::Idle
+                    if waited >= idle
+                        && state.protocol == Protocol::Http2 { is_dismissed: false } =>
+                {
+                    state.protocol = Protocol::Http2 { is_dismissed: true };
                     drop(state);
                     connection.retire();
                     continue;
                 }
                 Phase::Idle | Phase::Head | Phase::Answered if is_over => Verdict::Close,
-                Phase::Idle if waited >= REST_AFTER && !state.is_resting && state.may_rest() => {
-                    state.is_resting = true;
+                Phase::Idle
+                    if waited >= REST_AFTER
+                        && state.buffers == Buffers::Used
+                        && state.may_rest() =>
+                {
+                    state.buffers = Buffers::Fresh;
                     connection.rested.notify_one();
                     continue;
                 }
@@ -474,8 +517,8 @@ impl Registry {
     }
 }
 
-/// The place of a connection in the registry of open connections. Dropping this value makes the
-/// place free for another connection.
+/// The place of a connection in the registry. Dropping this value makes the place free for another
+/// connection.
 pub(super) struct Registered {
     registry: Arc<Registry>,
     id: u64,
@@ -591,7 +634,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     /// in this state, it answers bytes that were not a valid request.
     fn is_unasked(&self) -> bool {
         let state = self.connection.lock();
-        !state.multiplexed && matches!(state.phase, Phase::Idle | Phase::Head)
+        !state.is_multiplexed() && matches!(state.phase, Phase::Idle | Phase::Head)
     }
 
     /// Prepares an answer with this status, which the relay writes instead of hyper, and counts the
@@ -657,10 +700,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
         let read = buf.filled().get(before..).unwrap_or_default();
         if !read.is_empty() {
             let mut state = this.connection.lock();
-            if !state.multiplexed {
+            if !state.is_multiplexed() {
                 this.framing.advance(read);
                 if state.phase == Phase::Idle && this.framing.is_in_head() {
-                    Connection::enter(&mut state, Phase::Head);
+                    state.enter(Phase::Head);
                 }
             }
             if let Some(matched) = this.preface {
@@ -671,8 +714,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
                 let matches = read.get(..length) == expected.get(..length);
                 this.preface = (matches && length < expected.len()).then_some(matched + length);
                 if matches && length == expected.len() {
-                    state.multiplexed = true;
-                    Connection::enter(&mut state, Phase::Idle);
+                    state.speaks(true);
+                    state.enter(Phase::Idle);
                 }
             }
         }
@@ -719,7 +762,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
             // The beginning of the next head may have come together with the request that was just
             // answered; hyper then already holds it.
             let phase = if self.framing.is_in_head() { Phase::Head } else { Phase::Idle };
-            Connection::enter(&mut state, phase);
+            state.enter(phase);
         }
         Poll::Ready(Ok(()))
     }
@@ -729,10 +772,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?;
-        this.connection.lock().is_closing = true;
+        this.connection.lock().buffers = Buffers::Closing;
         if this.linger.is_none() {
             std::task::ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
-            let Some(time) = this.connection.lock().linger else { return Poll::Ready(Ok(())) };
+            let Some(time) = this.connection.lock().refusals.linger else {
+                return Poll::Ready(Ok(()));
+            };
             this.linger = Some((Box::pin(tokio::time::sleep(time)), 0));
         }
         let Some((deadline, taken)) = &mut this.linger else { return Poll::Ready(Ok(())) };

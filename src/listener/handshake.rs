@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -23,8 +24,11 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::telemetry::ListenerMetrics;
+use crate::telemetry::Telemetry;
 use crate::telemetry::TlsFailure;
 use crate::tls::handshake_error;
+use crate::tls::not_after;
 
 /// The shortest time between two log lines about the same refused sender and reason.
 const QUIET: Duration = Duration::from_secs(10);
@@ -36,10 +40,10 @@ const SENDERS_MAX: usize = 64;
 const PLAIN_HTTP: [&[u8; 4]; 6] = [b"POST", b"GET ", b"HEAD", b"PUT ", b"OPTI", b"PRI "];
 
 /// The reason why a handshake failed.
-pub(super) struct Failure {
-    pub(super) reason: TlsFailure,
+struct Failure {
+    reason: TlsFailure,
     /// The reason for an operator, who may have to change the sender.
-    pub(super) words: Cow<'static, str>,
+    words: Cow<'static, str>,
 }
 
 impl Failure {
@@ -133,13 +137,51 @@ fn is_closed(error: &io::Error) -> bool {
     )
 }
 
+/// The TLS handshake of one connection, and where it is noted how the handshake went.
+pub(super) struct Handshake {
+    pub(super) acceptor: TlsAcceptor,
+    /// The longest time that the handshake may take.
+    pub(super) limit: Duration,
+    /// The label of the listener.
+    pub(super) listener: String,
+    /// The address of the sender.
+    pub(super) peer: SocketAddr,
+    pub(super) metrics: ListenerMetrics,
+    pub(super) refused: Arc<Refused>,
+    pub(super) telemetry: Arc<Telemetry>,
+}
+
+impl Handshake {
+    /// Makes the handshake, and notes when the sender's certificate expires or why the handshake
+    /// failed. `None` if it failed.
+    pub(super) async fn make(self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+        match accept(self.acceptor, stream, self.limit).await {
+            Ok(stream) => {
+                let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                if let Some(not_after) = leaf.and_then(not_after) {
+                    let listener = &self.listener;
+                    self.telemetry.certificate_expiry("listener", listener, "client", not_after);
+                }
+                Some(stream)
+            }
+            Err(failure) => {
+                if let Some(failure) = failure {
+                    self.metrics.tls_failed(failure.reason);
+                    self.refused.handshake(&self.listener, self.peer, &failure);
+                }
+                None
+            }
+        }
+    }
+}
+
 /// Makes the handshake of a connection, within `limit`.
 ///
 /// # Errors
 ///
 /// The reason why the handshake failed; `None` if no byte has come before the end of the connection
 /// or of `limit`: load balancers and browsers connect before they need it.
-pub(super) async fn accept(
+async fn accept(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     limit: Duration,
@@ -169,7 +211,7 @@ pub(super) struct Refused {
 
 impl Refused {
     /// Notes that the handshake of a sender has failed.
-    pub(super) fn handshake(&self, listener: &str, peer: SocketAddr, failure: &Failure) {
+    fn handshake(&self, listener: &str, peer: SocketAddr, failure: &Failure) {
         let (reason, error) = (failure.reason.name(), &*failure.words);
         if let Some(told) = self.handshakes.count(peer, reason) {
             let [handshakes, of_many] = told.fields();

@@ -7,16 +7,11 @@
 //! refused at once. A body that does not come soon is not waited for ([`REFUSED_TIME`]). A body
 //! that is too large to be held whole is decoded and stored while it arrives ([`Large`]).
 
-use std::convert::Infallible;
-use std::future::Future;
 use std::io;
 use std::io::Write;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
-use std::task::Context;
-use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -36,9 +31,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
-use tower::Service;
 
-use super::Settings;
 use super::answer;
 use super::answer::Body;
 use super::answer::Refusal;
@@ -51,6 +44,7 @@ use super::large::Large;
 use super::large::Sizes;
 use super::large::Stopped;
 use super::large::Whole;
+use super::settings::Settings;
 use crate::audit;
 use crate::audit::Split;
 use crate::config::Acknowledge;
@@ -60,14 +54,14 @@ use crate::telemetry::Gauge;
 use crate::telemetry::Rejection;
 
 /// The longest time for which the relay waits for more bytes of the body of a refused request. The
-/// time starts anew whenever [`REFUSED_BYTES`] more bytes have arrived, but the whole wait never
+/// time starts again whenever [`REFUSED_BYTES`] more bytes have arrived, but the whole wait never
 /// exceeds `limits.body_timeout`. After the wait, the relay sends the refusal although the body is
 /// not complete, and the connection ends (on h2, in most cases only the stream). Thus a sender that
 /// is still writing gets its answer. A sender that sends nothing, or sends very slowly, cannot keep
 /// its connection.
 const REFUSED_TIME: Duration = Duration::from_secs(2);
 /// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] (2 s) starts
-/// anew. A sender must therefore send 64 KiB in each second on average, which a slow network can
+/// again. A sender must therefore send 64 KiB in each second on average, which a slow network can
 /// still do.
 const REFUSED_BYTES: u64 = 128 * 1024;
 
@@ -197,17 +191,17 @@ pub(super) struct Shared {
     /// Limits how many KiB of bodies are decoded at the same time.
     pub(super) decoding: Arc<Semaphore>,
     pub(super) bounds: ArcSwap<Bounds>,
-    /// This token is cancelled at the beginning of the drain (the orderly end of the relay). New
-    /// requests are then refused.
+    /// This token is cancelled at the beginning of the drain. New requests are then refused.
     pub(super) closing: CancellationToken,
     /// This token is cancelled in the middle of the drain. Requests that are still under way are
     /// then refused.
     pub(super) cut: CancellationToken,
 }
 
-/// The innermost service of a connection, which turns each request into an answer in these steps:
+/// Turns each request of a connection into an answer, in these steps:
 ///
-/// 1. `judge` decides from the head alone if the request may go on. Most refusals are made here.
+/// 1. `judge` decides from the head alone if the request may be accepted. Most refusals are made
+///    here.
 /// 2. `take` reads the body in pieces and decompresses it. The bytes in memory are counted in
 ///    [`InFlight`]; if its limit is reached, the request is refused.
 /// 3. A body of up to 1 MiB is decoded at once, a larger body on a thread for blocking work. With a
@@ -220,31 +214,21 @@ pub(super) struct Shared {
 ///
 /// A batch is never answered with 200 before its ticket is acknowledged. If the sender has gone,
 /// the request is dropped, and its bytes are subtracted from [`InFlight`].
-#[derive(Clone)]
 pub(super) struct Ingest {
     pub(super) shared: Arc<Shared>,
     pub(super) connection: Arc<Connection>,
     pub(super) settings: Arc<ArcSwap<Settings>>,
 }
 
-impl Service<Request<Incoming>> for Ingest {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let ingest = self.clone();
-        Box::pin(async move { Ok(ingest.handle(request).await) })
-    }
-}
-
 impl Ingest {
-    async fn handle(&self, request: Request<Incoming>) -> Response<Body> {
-        let (mut head, body) = request.into_parts();
+    /// Answers a request. `refusal` is the reason why it is refused in any case. Also returns the
+    /// refusal if the answer is one.
+    pub(super) async fn handle(
+        &self,
+        request: Request<Incoming>,
+        refusal: Option<Refusal>,
+    ) -> (Response<Body>, Option<Refusal>) {
+        let (head, body) = request.into_parts();
         let bounds = self.shared.bounds.load_full();
         let mut upload = Upload {
             body,
@@ -255,7 +239,10 @@ impl Ingest {
             begun: false,
             ended: false,
         };
-        let judged = self.judge(&bounds, &mut head, upload.body.size_hint().exact());
+        let judged = match refusal {
+            Some(refusal) => Err(refusal),
+            None => self.judge(&bounds, &head, upload.body.size_hint().exact()),
+        };
         let expects = head
             .headers
             .get(header::EXPECT)
@@ -270,23 +257,18 @@ impl Ingest {
         match outcome {
             Ok(events) => {
                 tracing::debug!(events, bytes = upload.sent, "batch accepted");
-                answer::accepted(events)
+                (answer::accepted(events), None)
             }
-            Err(refusal) => self.refuse(&bounds, refusal, expects, upload).await,
+            Err(refusal) => {
+                let (response, refusal) = self.refuse(&bounds, refusal, expects, upload).await;
+                (response, Some(refusal))
+            }
         }
     }
 
-    /// Decides from the head of a request if the request may go on. Returns `Ok(true)` if the body
-    /// is gzip, `Ok(false)` if it is not compressed, and an error if the request is refused.
-    fn judge(
-        &self,
-        bounds: &Bounds,
-        head: &mut Parts,
-        length: Option<u64>,
-    ) -> Result<bool, Refusal> {
-        if let Some(refusal) = head.extensions.remove::<Refusal>() {
-            return Err(refusal);
-        }
+    /// Decides from the head of a request if the request may be accepted. Returns `Ok(true)` if the
+    /// body is gzip, `Ok(false)` if it is not compressed, and an error if the request is refused.
+    fn judge(&self, bounds: &Bounds, head: &Parts, length: Option<u64>) -> Result<bool, Refusal> {
         if head.version == Version::HTTP_11
             && head.headers.get_all(header::HOST).iter().count() != 1
         {
@@ -509,7 +491,7 @@ impl Ingest {
         mut refusal: Refusal,
         expects: bool,
         mut upload: Upload<'_>,
-    ) -> Response<Body> {
+    ) -> (Response<Body>, Refusal) {
         let unsent = expects && !upload.begun;
         let announced = upload.body.size_hint().lower() + upload.sent;
         let discard = !unsent
@@ -539,7 +521,7 @@ impl Ingest {
             error = refusal.message,
             "request refused"
         );
-        response
+        (response, refusal)
     }
 }
 
@@ -652,8 +634,7 @@ struct Upload<'a> {
     body: Incoming,
     /// The time until which `Upload::next` waits for more bytes.
     deadline: Instant,
-    /// This token is cancelled in the middle of the drain (the orderly end of the relay). The
-    /// request is then refused.
+    /// This token is cancelled in the middle of the drain. The request is then refused.
     cut: &'a CancellationToken,
     connection: &'a Connection,
     /// The number of bytes of the body that have arrived, counted before decompression.

@@ -1,0 +1,146 @@
+//! One connection, from its handshake to its end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto;
+use tokio::io::AsyncRead;
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::Connection;
+use super::connection::Lent;
+use super::connection::Registered;
+use super::connection::Watched;
+use super::handshake::Handshake;
+use super::requests::Shared;
+
+/// A connection that has a place in the registry. The task of the connection owns this value.
+pub(super) struct Session {
+    pub(super) place: Registered,
+    pub(super) protocols: auto::Builder<TokioExecutor>,
+    pub(super) service: Shared,
+}
+
+impl Session {
+    /// Makes the handshake, if the listener has TLS, serves the connection, and returns when it has
+    /// ended.
+    pub(super) async fn run(self, stream: TcpStream, handshake: Option<Handshake>) {
+        let connection = &self.place.connection;
+        let Some(handshake) = handshake else {
+            connection.established(false);
+            return self.serve(stream).await;
+        };
+        let made = tokio::select! {
+            made = handshake.make(stream) => made,
+            () = connection.judged() => return,
+            () = self.service.0.closing.cancelled() => return,
+        };
+        let Some(stream) = made else { return };
+        connection.established(stream.get_ref().1.alpn_protocol() == Some(b"h2"));
+        self.serve(stream).await;
+    }
+
+    /// Serves a connection that is ready for requests. When `closing` is cancelled, or an h2
+    /// connection has reached its greatest age, it ends after its current requests. An HTTP/1.1
+    /// connection of that age ends with its next answer.
+    async fn serve<T>(self, mut stream: T)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { place, protocols, service } = self;
+        let connection = &place.connection;
+        let mut orders = Orders {
+            connection,
+            closing: Some(service.0.closing.clone()),
+            old: service.0.max_age.map(|age| Box::pin(tokio::time::sleep(age))),
+        };
+        loop {
+            // hyper frees the buffers of a connection only with the connection. While no request is
+            // under way, they hold nothing, so the connection gets a new state of hyper.
+            let (lent, returned) = Lent::new(stream);
+            let watched = Watched::new(Pin::new(lent), Arc::clone(connection));
+            let service = service.clone();
+            let mut serving = Box::pin(protocols.serve_connection(TokioIo::new(watched), service));
+            loop {
+                tokio::select! {
+                    biased;
+                    ended = serving.as_mut() => {
+                        if let Err(error) = ended {
+                            tracing::trace!(error = %error, "connection ended");
+                        }
+                        return;
+                    }
+                    order = orders.next() => match order {
+                        Order::End => serving.as_mut().graceful_shutdown(),
+                        Order::Rest => break,
+                    }
+                }
+            }
+            drop(serving);
+            let Ok(returned) = returned.await else { return };
+            stream = returned;
+        }
+    }
+}
+
+/// An order to the connection that hyper serves.
+enum Order {
+    /// The connection takes no more requests. h2 is sent GOAWAY, which loses no request.
+    End,
+    /// The connection waits for a request, so its buffers can be freed.
+    Rest,
+}
+
+/// The orders that a connection hears.
+struct Orders<'c> {
+    connection: &'c Connection,
+    /// `None` after the listener was closed.
+    closing: Option<CancellationToken>,
+    /// Ends when the connection has reached its greatest age; `None` after that, and if there is no
+    /// such age.
+    old: Option<Pin<Box<Sleep>>>,
+}
+
+impl Orders<'_> {
+    /// Waits for the next order.
+    ///
+    /// # Cancel safety
+    ///
+    /// No order is lost when the future is dropped.
+    async fn next(&mut self) -> Order {
+        let Self { connection, closing, old } = self;
+        loop {
+            tokio::select! {
+                biased;
+                () = if_any(closing.as_ref().map(CancellationToken::cancelled)) => {
+                    *closing = None;
+                    connection.leave();
+                    return Order::End;
+                }
+                () = connection.retired() => return Order::End,
+                () = if_any(old.as_mut()) => {
+                    *old = None;
+                    // HTTP/1.1 has no GOAWAY: the connection ends with the next answer, which has
+                    // the header `Connection: close`.
+                    if connection.is_multiplexed() {
+                        return Order::End;
+                    }
+                }
+                () = connection.rested() => return Order::Rest,
+            }
+        }
+    }
+}
+
+/// Waits for the future; for ever if it is `None`.
+async fn if_any(future: Option<impl Future<Output = ()>>) {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
