@@ -19,8 +19,8 @@ pub enum Error {
     /// correct the config or the file.
     #[error("{0}")]
     Config(String),
-    /// The relay could not start or go on, although the config is right. For example, the operating
-    /// system has refused an address.
+    /// The relay could not start or continue, although the config is right. For example, the
+    /// operating system has refused an address.
     #[error("{0}")]
     Run(String),
     /// A running relay has failed, or its end was cut short. The relay logs such errors itself,
@@ -40,7 +40,7 @@ impl Error {
 }
 
 /// The reason why a config was refused. Nothing of this config is in use. After a refused reload,
-/// the relay goes on with the config that it has; a refused config at the start ends the process
+/// the relay continues with the config that it has; a refused config at the start ends the process
 /// with [`Error`].
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
@@ -168,11 +168,10 @@ pub(super) struct OutputEnded {
 /// The reason why the task of an output has ended although nobody told it to end.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EndReason {
-    /// The output itself cannot go on, for example because nobody reads stdout any more.
+    /// The output itself cannot continue, for example because nobody reads stdout any more.
     #[error(transparent)]
     Fatal(#[from] RunError),
-    /// The delivery (the loop that sends the output's events) has returned although nobody had
-    /// stopped it, which is a fault of the program.
+    /// The delivery has returned although nobody had stopped it, which is a fault of the program.
     #[error("has ended")]
     Returned,
     /// The task has panicked, which is a fault of the program.

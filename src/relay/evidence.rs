@@ -12,9 +12,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Error;
-use super::blocking;
-use super::in_time;
+use super::error::Error;
+use super::waiting::blocking;
+use super::waiting::in_time;
 use crate::config;
 use crate::config::Config;
 use crate::delivery::Published;

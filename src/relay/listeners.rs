@@ -79,7 +79,7 @@ pub(super) struct Listeners {
     /// The listeners of the config in use. After a failed reload, the list also has the old
     /// listeners that were opened again.
     slots: Vec<Slot>,
-    /// The tasks that run the accept loops (the loops that accept connections).
+    /// The tasks that run the accept loops.
     tasks: TaskTracker,
 }
 
@@ -316,8 +316,8 @@ impl Listeners {
         Ok(listener)
     }
 
-    /// Runs `accepting` as the task of the first listener. The earlier task (the loop that accepts
-    /// connections) is forgotten, but not ended. Only tests call this function.
+    /// Runs `accepting` as the task of the first listener. The earlier task is forgotten, but not
+    /// ended. Only tests call this function.
     #[cfg(test)]
     pub(super) fn replace_accept_loop(
         &mut self,
@@ -338,13 +338,13 @@ impl Listeners {
     }
 
     /// Removes all listeners from the list. Call this after `Gate::close`, which makes the accept
-    /// loops (the loops that accept connections) end and close their sockets.
+    /// loops end and close their sockets.
     pub(super) fn close(&mut self) {
         self.slots.clear();
     }
 
-    /// Waits until all accept loops (the tasks that accept connections) have ended. Call this after
-    /// `Gate::close`, which makes these loops end.
+    /// Waits until all accept loops have ended. Call this after `Gate::close`, which makes these
+    /// loops end.
     pub(super) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;

@@ -3,16 +3,21 @@
 //! ends.
 
 use std::future::pending;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use tokio::io::AsyncReadExt;
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use super::*;
 use crate::audit::LevelCounts;
+use crate::config;
+use crate::output;
 use crate::queue::Append;
+use crate::queue::Queue;
 use crate::queue::Refused;
 
 /// A relay with one listener, and one output to this address.
@@ -90,7 +95,7 @@ async fn break_writer(queue: &Queue) {
 async fn a_task_that_panics_ends_the_relay_and_is_named() {
     let mut tasks = JoinSet::new();
     let parts = started(consumer(&mut tasks).await, "").await;
-    parts.spawn("the task of the test", async { panic!("by design") });
+    parts.tasks.spawn("the task of the test", async { panic!("by design") });
     let said = ended(parts).await.expect_err("it can't go on");
     assert_eq!(said, "the task of the test has panicked: by design");
 }
@@ -108,12 +113,12 @@ async fn an_accept_loop_that_panics_ends_the_relay_and_its_listener_is_named() {
 async fn a_panic_during_the_drain_is_an_error_as_well() {
     let mut tasks = JoinSet::new();
     let parts = started(consumer(&mut tasks).await, "").await;
-    let stop = parts.stop.clone();
+    let stop = parts.tasks.stop.clone();
     let panics = async move {
         stop.cancelled().await;
         panic!("at the very end");
     };
-    parts.spawn("the task of the test", panics);
+    parts.tasks.spawn("the task of the test", panics);
     let drained = drain(parts).await.map_err(|error| error.to_string());
     assert_eq!(drained, Err("the task of the test has panicked: at the very end".to_owned()));
 }

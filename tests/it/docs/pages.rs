@@ -362,14 +362,14 @@ fn the_log_says_what_the_pages_quote() {
         let message = message.trim_end_matches(" …");
         assert!(reports.contains(message), "the log does not say {message:?}");
     }
-    let relay = source("src/relay.rs");
+    let reload = source("src/relay/reload.rs");
     for (page, message) in [
         ("docs/operating/reload.md", "config reloaded except for a listener"),
         ("docs/operating/troubleshooting.md", "config not reloaded"),
         ("docs/operating/troubleshooting.md", "has changed, which needs a restart"),
         ("docs/runbooks/KubeAuditForwarderReloadFailed.md", "config not reloaded"),
     ] {
-        assert!(relay.contains(message), "the log does not say {message:?}");
+        assert!(reload.contains(message), "the log does not say {message:?}");
         assert!(Page::read(page).text.contains(message), "{page} does not quote {message:?}");
     }
 }

@@ -1,0 +1,124 @@
+//! The config file, and what a reload remembers of it.
+
+use std::path::PathBuf;
+
+use tokio::time::Instant;
+
+use super::again::Again;
+use super::error::Refused;
+use super::waiting::in_time;
+use super::watch;
+use super::watch::Watch;
+use crate::check;
+use crate::config;
+use crate::config::Checked;
+use crate::config::Config;
+use crate::config::Problem;
+use crate::config::Severity;
+use crate::output;
+use crate::telemetry::ReloadMetrics;
+
+/// The greatest number of problems of one config that are logged. Further problems are not logged.
+const PROBLEMS_MAX: usize = 20;
+
+/// The config file, with the files that it names. [`super::parts::Parts`] owns it.
+pub(super) struct ConfigFile {
+    /// The path; `None`: the relay uses the config that is built into the program.
+    pub(super) path: Option<PathBuf>,
+    pub(super) watch: Watch,
+    /// When a reload that could not bind an address is tried again.
+    pub(super) again: Again,
+    /// The problems of the config that was read last, until they are logged.
+    pub(super) problems: Vec<Problem>,
+    pub(super) reloads: ReloadMetrics,
+}
+
+impl ConfigFile {
+    /// Makes the watch over the config file and the files that it names. Must be called before the
+    /// relay reads these files, so that every later change is noticed. Blocks the thread.
+    pub(super) fn new(path: Option<PathBuf>, reloads: ReloadMetrics) -> Self {
+        let (files, seen) = look(path.as_ref());
+        let watch = Watch::new(files, seen);
+        Self { path, watch, again: Again::default(), problems: Vec::new(), reloads }
+    }
+
+    /// Reads the config file again, checks it, and returns the new config. `Err` if the config
+    /// cannot be used. From now on, the relay watches the files that this config names, even if the
+    /// config cannot be used. If the file system hangs, the relay keeps watching the old files, and
+    /// waits for a change that comes after this attempt. `now` is the config in use.
+    pub(super) async fn read(
+        &mut self,
+        now: &Config,
+        deadline: Instant,
+    ) -> Result<Config, Refused> {
+        let path = self.path.clone();
+        let in_use = [now.queue.directory.clone(), now.dead_letter.directory.clone()];
+        let in_use: Vec<_> = in_use.into_iter().flatten().collect();
+        let before = tokio::time::timeout_at(deadline, self.watch.look()).await;
+        let read = in_time(deadline, move || {
+            let (files, seen) = look(path.as_ref());
+            let checked = read_config(path.as_ref()).map(|checked| {
+                let mut problems = check::directories(&checked, &in_use);
+                // A directory that is in use stays in use, whatever its disk does. Any other
+                // directory must work.
+                problems.iter_mut().for_each(|problem| problem.severity = Severity::Error);
+                problems.extend(check::files(&checked));
+                problems.extend(check::room(&checked));
+                checked.with(problems)
+            });
+            (files, seen, checked)
+        });
+        let read = read.await;
+        if let (Err(Refused::Hangs { .. }), Ok(before)) = (&read, before) {
+            self.watch.pass_over(before);
+        }
+        let (files, seen, checked) = read?;
+        self.watch.renew(files, seen);
+        self.problems.clear();
+        let Checked { config, problems, .. } = checked?;
+        self.problems = problems;
+        config.ok_or(Refused::Problems)
+    }
+
+    /// Logs the problems of the config that was read last. A reload calls this function only once,
+    /// even if it has read a half-written file several times.
+    pub(super) fn tell_problems(&mut self) {
+        for problem in self.problems.drain(..).take(PROBLEMS_MAX) {
+            let Problem { line, path: key, message, severity, .. } = problem;
+            match severity {
+                Severity::Error | Severity::Fault => tracing::error!(line, key, "{message}"),
+                Severity::Warning | Severity::MissingFile => tracing::warn!(line, key, "{message}"),
+            }
+        }
+    }
+
+    /// Notes that a reload that is tried again would fail, or has failed, because of an address as
+    /// the one before. The attempts count as one reload.
+    pub(super) fn fails_again(&mut self, error: Option<String>) {
+        if self.again.failed() {
+            let error = error.unwrap_or_else(|| "its address is still in use".to_owned());
+            tracing::warn!(error, "a listener still can't be opened, trying again");
+        }
+    }
+}
+
+/// Reads and checks the config file, or the built-in config if `file` is `None`. Returns the config
+/// and its problems; `Err` only if the file cannot be read. Blocks the thread.
+fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
+    let text = match file {
+        Some(file) => std::fs::read_to_string(file)
+            .map_err(|source| Refused::ConfigFile { file: file.clone(), source })?,
+        None => config::EMBEDDED.to_owned(),
+    };
+    Ok(config::read(&text, output::TYPES).strict())
+}
+
+/// Returns the paths of the config file and of all files that the config names, and the present
+/// state of these files. A later comparison with this state shows whether a file has changed.
+/// Blocks the thread.
+fn look(file: Option<&PathBuf>) -> (Vec<PathBuf>, watch::Seen) {
+    let named = read_config(file).map(|checked| checked.files).unwrap_or_default();
+    let files: Vec<_> = file.cloned().into_iter().chain(named).collect();
+    let seen = watch::look(&files);
+    (files, seen)
+}

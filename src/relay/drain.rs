@@ -1,0 +1,106 @@
+//! The orderly end of a relay.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::error::Error;
+use super::parts::Parts;
+use crate::queue::Left;
+use crate::queue::Queue;
+use crate::telemetry::Telemetry;
+
+/// The longest wait for the outputs to end, after the last events are delivered. The sources have
+/// the same limit, and so have all other tasks. A part that hangs delays the end of the relay for
+/// no longer than this.
+const CLOSING: Duration = Duration::from_secs(3);
+
+/// Ends all parts of the relay in order. First the listeners and sources stop accepting events.
+/// Then waits until the queue is drained, for at most `shutdown.drain_timeout`: the outputs deliver
+/// the events of a queue in memory; with a queue on disk, they only wait for the answers to events
+/// that were sent.
+///
+/// # Errors
+///
+/// `Error::Ended` if an output, or a task that the relay needs, has failed before the end of the
+/// drain. The other outputs are drained nevertheless.
+pub(super) async fn drain(mut parts: Parts) -> Result<(), Error> {
+    let timeout = parts.config.drain_timeout;
+    let deadline = Instant::now() + timeout;
+    parts.admin.stopping();
+    parts.gate.close();
+    parts.listeners.close();
+    parts.outputs.hurry();
+    parts.sources.close().await;
+    tracing::info!(timeout = format!("{timeout:?}"), "draining");
+    let half = Instant::now() + timeout / 2;
+    let cut = async {
+        tokio::time::sleep_until(half).await;
+        parts.gate.cut();
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = parts.gate.closed(deadline) => {}
+        () = cut => {}
+    }
+    let mut result = Ok(());
+    let (queue, failures) = (parts.queue.clone(), parts.tasks.failures.clone());
+    let empty = tokio::time::timeout_at(deadline, queue.drained());
+    let mut empty = std::pin::pin!(empty);
+    loop {
+        tokio::select! {
+            _ = &mut empty => break,
+            error = parts.outputs.ended() => result = Err(Error::ended(&error)),
+        }
+    }
+    if let Ok(Some(error)) = tokio::time::timeout(CLOSING, parts.outputs.stop()).await {
+        result = Err(Error::ended(&error));
+    }
+    parts.sources.end(CLOSING).await;
+    parts.dead_letters.close().await;
+    if let Some(evidence) = parts.evidence.take() {
+        evidence.stop(parts.file.path.clone(), &parts.config, CLOSING).await;
+    }
+    parts.queue.close().await;
+    abandon(&parts.queue);
+    parts.tasks.stop.cancel();
+    parts.tasks.running.close();
+    let ended = async {
+        parts.listeners.ended().await;
+        parts.tasks.running.wait().await;
+    };
+    tokio::time::timeout(CLOSING, ended).await.ok();
+    result.and_then(|()| failures.first().map_or(Ok(()), |error| Err(Error::Ended(error))))
+}
+
+/// Gives up the events that the outputs have not delivered when the process ends. Events in memory
+/// are lost and counted as lost. Events on disk are kept for the next start; the log says how many.
+pub(super) fn abandon(queue: &Queue) {
+    for (output, left) in queue.abandon() {
+        if let Left::Kept(events @ 1..) = left {
+            tracing::info!(output, events, "events not delivered yet, kept for the next start");
+        }
+    }
+}
+
+/// Writes the last log line of a relay: the numbers of events that were accepted, delivered, lost
+/// and kept since the start. An accepted event counts once. Each of the other three numbers is a
+/// sum over all outputs. Therefore, an event that two outputs have delivered counts twice as
+/// delivered.
+pub(super) fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
+    telemetry.reports().flush();
+    queue.observe();
+    let (mut delivered, mut lost, mut kept, mut each) = (0, 0, 0, String::new());
+    for outcome in telemetry.outcomes() {
+        (delivered, lost) = (delivered + outcome.delivered, lost + outcome.lost);
+        kept += outcome.backlog;
+        let separator = if each.is_empty() { "" } else { "; " };
+        each.push_str(&format!("{separator}{outcome}"));
+    }
+    let accepted = telemetry.queue().events.get();
+    if lost > 0 {
+        tracing::error!(accepted, delivered, lost, kept, outputs = each, "ended");
+    } else {
+        tracing::info!(accepted, delivered, lost, kept, outputs = each, "ended");
+    }
+}

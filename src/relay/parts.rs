@@ -1,0 +1,135 @@
+//! The parts of a running relay, and the tasks that are the relay's own.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::config_file::ConfigFile;
+use super::evidence::Evidence;
+use super::listeners::Listeners;
+use super::outputs::Outputs;
+use crate::admin::Admin;
+use crate::config::Config;
+use crate::delivery::DeadLetters;
+use crate::delivery::Orders;
+use crate::listener::Gate;
+use crate::process::Failures;
+use crate::queue::Queue;
+use crate::source::Sources;
+use crate::tap::Taps;
+use crate::telemetry::Telemetry;
+
+/// The time between two runs of `upkeep`. Each run counts the newly collected values of a histogram
+/// in the histogram's buckets. Without these runs, the values would pile up in memory.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The parts of a running relay. [`start`](super::start::start) makes them, and the relay's task
+/// owns them from then on.
+pub(super) struct Parts {
+    pub(super) config: Config,
+    pub(super) file: ConfigFile,
+    pub(super) telemetry: Arc<Telemetry>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) queue: Queue,
+    pub(super) admin: Arc<Admin>,
+    pub(super) listeners: Listeners,
+    pub(super) outputs: Outputs,
+    pub(super) sources: Sources,
+    pub(super) dead_letters: DeadLetters,
+    /// `None` if the config has no section `[evidence]`.
+    pub(super) evidence: Option<Evidence>,
+    pub(super) tasks: Tasks,
+}
+
+/// The relay's own tasks. They close connections that exceed a deadline, call `upkeep`, write the
+/// log lines about losses, serve the admin address, keep the history of the last hour, and wait for
+/// a failure of the queue. Listeners, sources and outputs have their own tasks.
+pub(super) struct Tasks {
+    /// The failures of the tasks and threads that the relay needs; a failure that is reported here
+    /// ends the relay. The tasks of the outputs report to [`Outputs`] instead: there, the queue is
+    /// first told not to wait for the failed output.
+    pub(super) failures: Failures,
+    pub(super) running: TaskTracker,
+    /// Cancelling this token ends the tasks.
+    pub(super) stop: CancellationToken,
+}
+
+impl Tasks {
+    /// Starts a task that the relay cannot run without: if the task panics, the relay ends. `name`
+    /// is the name of the task in the log.
+    pub(super) fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+        self.running.spawn(self.failures.watched(name.to_owned(), task));
+    }
+}
+
+impl Parts {
+    /// Makes the parts, of which none runs yet.
+    pub(super) fn new(
+        config: Config,
+        file: ConfigFile,
+        telemetry: Arc<Telemetry>,
+        queue: Queue,
+        dead_letters: DeadLetters,
+        evidence: Option<Evidence>,
+    ) -> Self {
+        let directory = config.queue.directory.as_ref().filter(|_| config.evidence.is_some());
+        let log_of_evidence = directory.map(|queue| queue.join(crate::evidence::DIRECTORY));
+        let checkpoints = evidence.as_ref().map(Evidence::checkpoints);
+        let gate = Arc::new(Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry));
+        let failures = Failures::default();
+        let taps = Arc::new(Taps::new(telemetry.taps()));
+        let orders = Orders { checkpoints, taps: Some(Arc::clone(&taps)), ..Orders::default() };
+        let admin = Admin::new(Arc::clone(&telemetry), queue.clone(), log_of_evidence, taps);
+        let letters = dead_letters.clone();
+        Self {
+            config,
+            file,
+            listeners: Listeners::new(Arc::clone(&gate), Arc::clone(&telemetry), failures.clone()),
+            outputs: Outputs::new(Arc::clone(&telemetry), queue.clone(), letters, orders),
+            sources: Sources::new(failures.clone()),
+            admin: Arc::new(admin),
+            dead_letters,
+            evidence,
+            tasks: Tasks { failures, running: TaskTracker::new(), stop: CancellationToken::new() },
+            telemetry,
+            gate,
+            queue,
+        }
+    }
+
+    /// Starts the relay's own tasks.
+    pub(super) fn start_tasks(&self, admin_socket: TcpListener) {
+        let Tasks { failures, running, stop } = &self.tasks;
+        let deadlines = Arc::clone(&self.gate).enforce_deadlines(stop.clone());
+        self.tasks.spawn("the task that keeps the connections' deadlines", deadlines);
+        let admin = Arc::clone(&self.admin).serve(admin_socket, stop.clone());
+        self.tasks.spawn("the task that serves the admin address", admin);
+        let upkeep = upkeep(Arc::clone(&self.telemetry), stop.clone());
+        self.tasks.spawn("the task that folds histograms", upkeep);
+        let reports = self.telemetry.reports().tell(stop.clone());
+        self.tasks.spawn("the task that reports losses", reports);
+        let (queue, failures, stop) = (self.queue.clone(), failures.clone(), stop.clone());
+        running.spawn(async move {
+            if let Some(error) = stop.run_until_cancelled(queue.failed()).await {
+                failures.report(error);
+            }
+        });
+    }
+
+    /// Shows the parts in `/status`.
+    pub(super) fn show(&self) {
+        let (outputs, listeners) = (self.outputs.show(), self.listeners.show());
+        self.admin.show(outputs, listeners, self.sources.show(), &self.config.queue);
+    }
+}
+
+/// Calls `Telemetry::upkeep` every [`UPKEEP`] until `stop` is cancelled. Without these calls, the
+/// collected values of histograms would pile up in memory.
+async fn upkeep(telemetry: Arc<Telemetry>, stop: CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
+        telemetry.upkeep();
+    }
+}

@@ -1,0 +1,44 @@
+//! What a config changes, and the files that must be read for it.
+
+use std::path::PathBuf;
+
+use super::error::FileError;
+use super::listeners;
+use super::outputs::NamedFiles;
+use crate::listener::Token;
+use crate::source;
+use crate::staged::Staged;
+
+/// The plans for the listeners and the sources of a config that is about to be applied.
+pub(super) struct Plan {
+    pub(super) listeners: Vec<listeners::Planned>,
+    pub(super) sources: Vec<source::Planned>,
+    pub(super) tap_token_file: Option<PathBuf>,
+}
+
+/// The contents of the files that a plan names. None of it is in use yet.
+pub(super) struct ReadFiles {
+    /// Put the files of outputs and sources in use.
+    pub(super) staged: Vec<Staged>,
+    /// The settings of each listener.
+    pub(super) settings: Vec<listeners::Read>,
+    /// The token that opens taps.
+    pub(super) tap_token: Option<Token>,
+}
+
+impl Plan {
+    /// Reads and checks the files of the planned listeners and sources, the files of `outputs`, and
+    /// the token that opens taps. Blocks the thread.
+    pub(super) fn read(&self, outputs: Vec<NamedFiles>) -> Result<ReadFiles, FileError> {
+        let stage = |(name, files): NamedFiles| {
+            files.stage().map_err(|source| FileError::Output { name, source })
+        };
+        let of_outputs = outputs.into_iter().map(stage);
+        let of_sources = self.sources.iter().map(|source| Ok(source.stage()?));
+        let staged = of_outputs.chain(of_sources).collect::<Result<_, _>>()?;
+        let settings = self.listeners.iter().map(listeners::Planned::read);
+        let settings = settings.collect::<Result<_, _>>()?;
+        let token = self.tap_token_file.as_deref().map(Token::read).transpose();
+        Ok(ReadFiles { staged, settings, tap_token: token.map_err(FileError::Tap)? })
+    }
+}

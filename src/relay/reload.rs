@@ -1,0 +1,200 @@
+//! A reload: another config is read and checked, and only then put in force.
+//!
+//! First, all files are read and checked, the addresses of new listeners are bound (later if an old
+//! listener that closes holds the port), and each new output gets a cursor. If any of this fails,
+//! the old config stays in force. Only one error can appear after that: the address of a listener
+//! is in use. The rest of the new config is then in force, and the reload is tried again after a
+//! pause.
+
+use tokio::time::Instant;
+
+use super::error::NotListening;
+use super::error::Refused;
+use super::listeners;
+use super::outputs;
+use super::parts::Parts;
+use super::plan::Plan;
+use super::plan::ReadFiles;
+use super::waiting::in_time;
+use crate::config::Acknowledge;
+use crate::config::Config;
+use crate::listener::Token;
+use crate::named_file;
+use crate::source;
+use crate::staged::Staged;
+use crate::telemetry;
+
+/// Everything that was read and checked for a reload. The relay does not use any of it yet.
+struct Staging {
+    config: Config,
+    outputs: Vec<outputs::Planned>,
+    plan: Plan,
+    read: ReadFiles,
+}
+
+/// A reload that is ready to be put in force: its files are read, and its addresses are bound,
+/// except for those that an old listener may still hold. If this value is dropped instead, the old
+/// config stays in force. Only the sources that the reload removes or changes accept nothing more.
+pub(super) struct Prepared {
+    config: Config,
+    outputs: Vec<outputs::Planned>,
+    files: Vec<Staged>,
+    sources: Vec<source::Planned>,
+    listeners: Vec<listeners::StagedListener>,
+    tap_token: Option<Token>,
+}
+
+impl Parts {
+    /// Does everything in a reload that can fail or take time, and returns the reload, ready to be
+    /// put in force. The steps are: read the files, bind the addresses of new listeners (except for
+    /// those that an old listener may still hold), store a cursor for each new output, and stop the
+    /// sources that are removed or changed. If a new output has the same name as a removed output
+    /// that has not ended yet, this function waits for the end of the removed output.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped, the new outputs are removed from the queue again, and no events
+    /// are counted as lost for them. The sources that the reload removes or changes still finish
+    /// the events that they have taken, but take no more. Therefore the relay may drop this future
+    /// only when the relay itself ends.
+    pub(super) async fn prepare(&mut self) -> Result<Prepared, Refused> {
+        let Staging { config, mut outputs, plan, read } = self.stage().await?;
+        let ReadFiles { staged: files, settings, tap_token } = read;
+        let Plan { listeners, sources, .. } = plan;
+        let taken = self.listeners.leaving(&listeners);
+        let listeners = listeners::bind(listeners, settings, &taken)?;
+        self.outputs.join(&mut outputs).await?;
+        self.sources.close_leaving(&sources).await;
+        Ok(Prepared { config, outputs, files, sources, listeners, tap_token })
+    }
+
+    /// Reads and checks a config and the files that it names. If the config or a file cannot be
+    /// used, the program that writes it may not have finished. This function then waits a moment
+    /// for a change, and reads everything again after a change. `Err` if no change follows, or if
+    /// too many changes were in vain. All of it takes at most [`named_file::WAIT_MAX`]: a file
+    /// system that hangs is not asked again.
+    async fn stage(&mut self) -> Result<Staging, Refused> {
+        let deadline = Instant::now() + named_file::WAIT_MAX;
+        loop {
+            let staging = self.try_stage(deadline).await;
+            if staging.is_ok() {
+                self.file.watch.was_usable();
+                return staging;
+            }
+            let moved = tokio::time::timeout_at(deadline, self.file.watch.has_moved()).await;
+            if !moved.unwrap_or(false) {
+                return staging;
+            }
+        }
+    }
+
+    async fn try_stage(&mut self, deadline: Instant) -> Result<Staging, Refused> {
+        let mut config = self.file.read(&self.config, deadline).await?;
+        self.keep_what_cannot_change(&mut config)?;
+        let outputs = self.outputs.plan(&config.outputs);
+        let max_body = config.limits.max_body;
+        let plan = Plan {
+            listeners: self.listeners.plan(&config.listeners),
+            sources: self.sources.plan(&config.sources, max_body, &self.telemetry),
+            tap_token_file: config.tap_token_file.clone(),
+        };
+        let files = outputs::files_of(&outputs);
+        let (read, plan) = in_time(deadline, move || (plan.read(files), plan)).await?;
+        Ok(Staging { config, outputs, plan, read: read? })
+    }
+
+    /// Ends a reload: puts it in force if it could be prepared, and tells how it went.
+    pub(super) async fn reload(&mut self, prepared: Result<Prepared, Refused>) {
+        match self.file.again.is_waiting() && matches!(prepared, Err(Refused::Address(_))) {
+            // The log has them from the first attempt.
+            true => self.file.problems.clear(),
+            false => self.file.tell_problems(),
+        }
+        let reloaded = match prepared {
+            Ok(prepared) => Ok(self.put_in_force(prepared).await),
+            Err(error) => Err(error),
+        };
+        let address = match &reloaded {
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(Refused::Address(error)) => Some(error.to_string()),
+            Ok(Ok(())) | Err(_) => None,
+        };
+        self.admin.awaits_address(address.clone());
+        match address {
+            Some(_) if self.file.again.is_waiting() => return self.file.fails_again(address),
+            Some(_) => drop(self.file.again.failed()),
+            None => self.file.again.end(),
+        }
+        let is_success = matches!(reloaded, Ok(Ok(())));
+        self.file.reloads.reloaded(is_success);
+        self.admin.reloaded(is_success);
+        match reloaded {
+            Ok(Ok(())) => tracing::info!("config reloaded"),
+            Ok(Err(error)) => tracing::error!(
+                error = error.to_string(),
+                "config reloaded except for a listener, which is tried again: free its address"
+            ),
+            Err(error) => {
+                let mut error = error.to_string();
+                if self.file.again.is_waiting() {
+                    error.push_str("; it is tried again");
+                }
+                tracing::error!(error, "config not reloaded, going on with the one in use");
+            }
+        }
+    }
+
+    /// Puts a reload in force. The relay notices no signal while this function runs, but the
+    /// function returns within moments.
+    ///
+    /// # Errors
+    ///
+    /// `NotListening`: a listener could not be opened. The rest of the new config is in force.
+    async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), NotListening> {
+        let Prepared { config, outputs, files, sources, listeners, tap_token } = prepared;
+        self.admin.tap_token(tap_token);
+        files.into_iter().for_each(|staged| staged());
+        telemetry::change_log(config.log);
+        self.queue.apply(&config.queue);
+        self.gate.apply(&config.limits, &config.queue);
+        self.dead_letters.reconfigure(&config);
+        self.outputs.commit(outputs);
+        self.sources.commit(sources, &self.queue);
+        let committed = self.listeners.commit(listeners).await;
+        self.config = config;
+        if let Some(evidence) = &self.evidence {
+            self.tasks.running.spawn(evidence.reloaded(self.file.path.clone(), &self.config));
+        }
+        self.show();
+        committed
+    }
+
+    /// Replaces the settings in `config` that cannot change without a restart by the settings in
+    /// use: the admin address and, if `queue.directory` has changed, all settings of the queue. In
+    /// the second case, also lowers `limits.max_body` to the value in use if it is larger. `Err`
+    /// if, in this case, `config` has sources that the queue in use cannot serve.
+    fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
+        let now = &self.config;
+        if config.admin != now.admin {
+            tracing::warn!(key = "admin.address", "has changed, which needs a restart");
+            config.admin = now.admin;
+        }
+        if config.evidence != now.evidence {
+            tracing::warn!(key = "evidence", "has changed, which needs a restart");
+            config.evidence.clone_from(&now.evidence);
+        }
+        if config.queue.directory != now.queue.directory {
+            tracing::warn!(key = "queue.directory", "has changed, which needs a restart");
+            // The queue's directory decides what nearly every other key of the queue means, so all
+            // of the queue's settings stay as they are.
+            config.queue = now.queue.clone();
+            config.limits.max_body = config.limits.max_body.min(now.limits.max_body);
+            if !config.sources.is_empty() && now.queue.acknowledge != Acknowledge::Delivered {
+                // With this queue, the source would commit offsets of events that no output has
+                // yet. `check` reports such a config with the same reason.
+                return Err(Refused::NeedsRestart);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! The start of a relay.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::config_file::ConfigFile;
+use super::error::Error;
+use super::error::Refused;
+use super::evidence;
+use super::listeners;
+use super::outputs;
+use super::parts::Parts;
+use super::plan::Plan;
+use super::plan::ReadFiles;
+use super::waiting::blocking;
+use super::waiting::in_time;
+use crate::config::Config;
+use crate::delivery::DeadLetters;
+use crate::named_file;
+use crate::net;
+use crate::queue::Cursor;
+use crate::queue::Queue;
+use crate::source::Sources;
+use crate::telemetry::Telemetry;
+
+/// The addresses and the queue of a running relay.
+pub struct Opened {
+    /// The addresses on which the listeners accept connections.
+    pub listeners: Vec<SocketAddr>,
+    /// The address of the admin server, which serves `/metrics` and `/status`.
+    pub admin: SocketAddr,
+    /// The queue of the relay, which holds the events that were accepted and not delivered yet.
+    pub queue: Queue,
+}
+
+/// Starts a relay with this config, which was read from `file`.
+pub(super) async fn start(
+    file: Option<PathBuf>,
+    config: Config,
+    opened: Option<oneshot::Sender<Opened>>,
+) -> Result<Parts, Error> {
+    let telemetry = Arc::new(Telemetry::new());
+    let dead_letters = DeadLetters::new(&telemetry);
+    let mut outputs = outputs::plan_start(&config.outputs, &telemetry, &dead_letters);
+    let plan = Plan {
+        listeners: listeners::plan_start(&config.listeners),
+        sources: Sources::default().plan(&config.sources, config.limits.max_body, &telemetry),
+        tap_token_file: config.tap_token_file.clone(),
+    };
+    let (files, reloads) = (outputs::files_of(&outputs), telemetry.reloads());
+    let (file, read, plan) = in_time(Instant::now() + named_file::WAIT_MAX, move || {
+        // The config was checked before; a change since then is noticed too.
+        let file = ConfigFile::new(file, reloads);
+        (file, plan.read(files), plan)
+    })
+    .await?;
+    let ReadFiles { staged, settings, tap_token } = read.map_err(Refused::File)?;
+    staged.into_iter().for_each(|staged| staged());
+    let admin_socket = bind(config.admin, "admin.address")?;
+    let admin =
+        admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
+    let Plan { listeners, sources, .. } = plan;
+    let listeners = listeners::bind(listeners, settings, &[]).map_err(Refused::Address)?;
+    // All addresses are bound before a directory is touched, and every output has its cursor before
+    // the first batch is accepted.
+    let (queue, mut cursors) = open_queue(&config, &telemetry, &outputs).await?;
+    let path = file.path.clone();
+    let evidence = evidence::begin(&config, path, &queue, &mut cursors, &telemetry).await?;
+    for (output, cursor) in outputs.iter_mut().zip(cursors) {
+        output.opened(cursor);
+    }
+    dead_letters.reconfigure(&config);
+    let mut parts = Parts::new(config, file, telemetry, queue, dead_letters, evidence);
+    parts.admin.tap_token(tap_token);
+    tracing::info!(address = %admin, "admin listening");
+    parts.start_tasks(admin_socket);
+    parts.outputs.commit(outputs);
+    parts.listeners.commit(listeners).await.map_err(|error| Error::Run(error.to_string()))?;
+    parts.sources.commit(sources, &parts.queue);
+    parts.show();
+    parts.admin.started();
+    let history = Arc::clone(&parts.admin).keep_history(parts.tasks.stop.clone());
+    parts.tasks.spawn("the task that keeps the history of an hour", history);
+    if let Some(opened) = opened {
+        let listeners = parts.listeners.show().iter().filter_map(|shown| shown.address).collect();
+        // Sending fails only if the receiver is gone, and then nobody needs the value.
+        opened.send(Opened { listeners, admin, queue: parts.queue.clone() }).ok();
+    }
+    Ok(parts)
+}
+
+async fn open_queue(
+    config: &Config,
+    telemetry: &Arc<Telemetry>,
+    outputs: &[outputs::Planned],
+) -> Result<(Queue, Vec<Cursor>), Error> {
+    let config_of_evidence = config.evidence.clone();
+    let (config, telemetry) = (config.queue.clone(), Arc::clone(telemetry));
+    let mut joining: Vec<_> = outputs.iter().filter_map(outputs::Planned::joins).collect();
+    let opened = blocking(move || {
+        let directory = config.directory.as_deref();
+        joining.extend(evidence::reader(config_of_evidence.as_ref(), directory));
+        Queue::open(&config, &telemetry, &joining)
+    });
+    let opened = opened.await;
+    opened?.map_err(|error| Error::Run(format!("queue.directory: {error}")))
+}
+
+fn bind(address: SocketAddr, key: &str) -> Result<TcpListener, Error> {
+    net::bind(address)
+        .map_err(|error| Error::Run(format!("cannot listen on {key} {address}: {error}")))
+}

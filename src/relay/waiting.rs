@@ -1,0 +1,36 @@
+//! Work on files, on other threads: a file system that hangs holds up nothing else.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::error::Refused;
+use crate::named_file;
+
+/// When the files of a config have been read for this long, the log says so. The wait ends after
+/// [`named_file::WAIT_MAX`].
+const SLOW: Duration = Duration::from_secs(5);
+
+/// Runs work that blocks its thread. `Err` if the work panics.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::task::spawn_blocking(work).await.map_err(Refused::Panicked)
+}
+
+/// Runs work that reads files on another thread, and returns its result. `Err` if the work is not
+/// done at the `deadline`, or if it panics.
+pub(super) async fn in_time<T: Send + 'static>(
+    deadline: Instant,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Refused> {
+    let mut done = std::pin::pin!(blocking(work));
+    let soon = deadline.min(Instant::now() + SLOW);
+    if let Ok(done) = tokio::time::timeout_at(soon, &mut done).await {
+        return done;
+    }
+    let files = named_file::names_under_way();
+    tracing::warn!(files, "the file system does not answer: waiting for the config's files");
+    let hangs = |_| Err(Refused::Hangs { files: named_file::names_under_way() });
+    tokio::time::timeout_at(deadline, done).await.unwrap_or_else(hangs)
+}
