@@ -15,9 +15,9 @@ use tokio::sync::Semaphore;
 /// milliseconds for 1 MiB, which is no longer than the work on a batch of small events takes.
 const LARGE: usize = 1 << 20;
 
-/// Returns `true` if at least one line of the piece (a buffer of whole lines) has more than
-/// [`LARGE`] bytes. The function looks for the last line break within each [`LARGE`] bytes, so that
-/// it reads only a small part of a piece with small events.
+/// Returns `true` if at least one line of the piece has more than [`LARGE`] bytes. The function
+/// looks for the last line break within each [`LARGE`] bytes, so that it reads only a small part of
+/// a piece with small events.
 pub(super) fn has_large_event(piece: &[u8]) -> bool {
     let mut rest = piece;
     while let Some(beginning) = rest.get(..LARGE) {
@@ -33,8 +33,8 @@ pub(super) fn has_large_event(piece: &[u8]) -> bool {
 }
 
 /// Calls `work`, which needs long, and returns its result. In a runtime with several threads, the
-/// other tasks of this worker thread go on meanwhile. In any other runtime, such as that of a test
-/// with paused time, they wait.
+/// other tasks of this worker thread continue meanwhile. In any other runtime, such as that of a
+/// test with paused time, they wait.
 ///
 /// Only as many of these calls as there are worker threads work at once, and the others wait for
 /// their turn. More of them would take memory, and the cores that the other tasks need.

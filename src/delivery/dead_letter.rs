@@ -43,18 +43,18 @@ pub const FORMAT: Format = Format { name: "dead letters", reads: &[1], writes: 1
 /// bytes of its letters are not yet written.
 pub(super) const GROUP_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The most claims (ranges of events) of one output that may wait until their dead letters
-/// (given-up events) are written. At this number, the output sends nothing more. The number can
-/// grow fast, because an event that is refused alone is one claim.
+/// The most claims of one output that may wait until their dead letters are written. At this
+/// number, the output sends nothing more. The number can grow fast, because an event that is
+/// refused alone is one claim.
 pub(super) const CLAIMS_MAX: usize = 4096;
 
 /// The most jobs that may wait for the writing thread, for all outputs together. A job holds the
-/// dead letters (given-up events) that a delivery hands over in one call. While the queue of jobs
-/// is full, the letters of further jobs are not written.
+/// dead letters that a delivery hands over in one call. While the queue of jobs is full, the
+/// letters of further jobs are not written.
 const JOBS_MAX: usize = 16 * CLAIMS_MAX;
 
-/// The longest time that a delivery waits until its dead letters (given-up events) are safe on
-/// disk. Events whose letters are not safe after this time are counted as lost without a letter.
+/// The longest time that a delivery waits until its dead letters are safe on disk. Events whose
+/// letters are not safe after this time are counted as lost without a letter.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// When the process ends, it waits at most this long for the threads that write dead letters.

@@ -60,8 +60,8 @@ impl From<Failure> for ProbeError {
 /// The reason why a delivery ended without an order to end.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The output cannot go on in this process, for example because nobody reads stdout any more.
-    /// The process must end: the relay drains the other outputs and exits with 1.
+    /// The output cannot continue in this process, for example because nobody reads stdout any
+    /// more. The process must end: the relay drains the other outputs and exits with 1.
     #[error("{0}")]
     Fatal(String),
 }

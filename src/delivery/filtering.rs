@@ -14,6 +14,8 @@ use bytes::Bytes;
 
 use super::aside::aside;
 use super::aside::has_large_event;
+use super::lines::Lines;
+use super::lines::events;
 use super::lines::line;
 use super::link::REJECTED_BYTES_MAX;
 use super::tapped::Tapping;
@@ -28,21 +30,11 @@ use crate::queue::Cursor;
 use crate::queue::Disposition;
 use crate::queue::Fate;
 use crate::queue::Fates;
-use crate::queue::Origin;
 use crate::queue::Position;
 use crate::queue::SentLine;
 use crate::queue::lines;
 use crate::telemetry::OutputMetrics;
 use crate::tlog::merkle::Hash;
-
-/// An unchanged run of lines with fewer bytes than this is copied into one buffer with the changed
-/// lines next to it, unless the run is a whole piece. Otherwise, the vectored write would get many
-/// short buffers, and would be slow.
-const PASSED_ON_MIN: usize = 32 * 1024;
-
-/// Copied lines become a piece of their own when they have this many bytes. One buffer for the
-/// copies of a whole batch would be copied itself each time that it has to grow.
-const COPIED_BYTES: usize = 256 * 1024;
 
 /// The buffer for one changed event is used again for the next event, unless it has grown beyond
 /// this many bytes.
@@ -53,26 +45,37 @@ const CHANGED_BYTES_KEPT: usize = 1024 * 1024;
 /// can run.
 pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The filter of one output, and its decisions (*marks*) about events that are not settled yet. A
-/// claim is a range of events that the output has taken to send; it is final when it is settled.
-/// The ledger owns this value. Without a filter, every batch passes unchanged and costs nothing.
+/// The reason, in the log and in dead letters, for giving up events that are larger than
+/// `filter.max_event_bytes` even without their request and response objects.
+const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its objects";
+
+/// The reason for giving up events that are too long for the output's protocol.
+const TOO_LONG: &str = "longer than max_message_bytes";
+
+/// The reason for giving up events of one claim of which some are too large, and some too long.
+const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, even without its objects";
+
+/// The filter of one output, and its decisions (*marks*) about events that are not final. The
+/// ledger owns this value. Without a filter, every batch passes unchanged and costs nothing.
+///
+/// Phases of a claim: [`pass_to_send`] marks its events each time that it is sent. Then [`settle`]
+/// says what becomes of it after the consumer has accepted it, [`released`] forgets the marks
+/// because it is to be sent again, or [`originals`] gives it up.
 ///
 /// Invariant: there are marks only for events of claims that are not final. The marks of a claim
 /// come from the last time that the claim went through the filter.
+///
+/// [`pass_to_send`]: Filtering::pass_to_send
+/// [`settle`]: Filtering::settle
+/// [`released`]: Filtering::released
+/// [`originals`]: Filtering::originals
 pub(super) struct Filtering {
     filter: Option<Filter>,
-    /// The filter's decisions about events that are not final (settled) yet. The key is the
-    /// position of the event in the queue. An event without a mark is sent, and the filter counts
-    /// nothing for it.
-    marks: BTreeMap<Position, Mark>,
-    /// The bytes of the lines that the marks hold. These are the lines of events that are too large
-    /// to be sent.
-    marked_bytes: u64,
+    marks: Marks,
     /// The buffer into which the filter writes one changed event.
     changed: Vec<u8>,
-    /// The position after the last claim (range of events) that has gone through the filter. If a
-    /// later claim begins after this position, the queue has dropped the events between the two
-    /// claims.
+    /// The position after the last claim that has gone through the filter. If a later claim begins
+    /// after this position, the queue has dropped the events between the two claims.
     next: Position,
     /// `true`: there is evidence, which needs to know what becomes of each event.
     is_recorded: bool,
@@ -83,6 +86,27 @@ pub(super) struct Filtering {
     altered: BTreeSet<Position>,
     /// The copies of events on the wire for the taps.
     pub(super) tapping: Tapping,
+}
+
+/// What becomes of a claim that the consumer has accepted, or of which nothing is to be sent.
+pub(super) enum Settled {
+    /// The consumer has every event of the claim that the filter did not keep back.
+    Final(Disposition),
+    /// Some events can't be sent. These are their lines; they are given up for this reason.
+    Without(Disposition, Vec<Bytes>, &'static str),
+    /// Some events can't be sent. These are their lines as they were to be sent. Dead letters hold
+    /// events before their form, and the evidence needs to know which events they are, so the claim
+    /// must be read again.
+    ReadAgain(Vec<Bytes>, &'static str),
+}
+
+/// The filter's decisions about events that are not final. An event without a mark is sent, and the
+/// filter counts nothing for it.
+#[derive(Default)]
+struct Marks {
+    of: BTreeMap<Position, Mark>,
+    /// The bytes of the lines that the marks hold.
+    bytes: u64,
 }
 
 /// The filter's decision about one event that it does not send unchanged.
@@ -99,14 +123,60 @@ enum Mark {
     TooLarge(Bytes),
 }
 
+impl Mark {
+    /// Returns the mark of an event; `None` if it is sent unchanged.
+    fn of(verdict: Verdict, event: &[u8]) -> Option<Self> {
+        match verdict {
+            Verdict::Untouched => None,
+            Verdict::Changed(changes) => Some(Self::Changed(changes)),
+            Verdict::Dropped => Some(Self::Dropped),
+            Verdict::Duplicate => Some(Self::Duplicate),
+            Verdict::TooLarge => Some(Self::TooLarge(line(event))),
+        }
+    }
+}
+
+impl Marks {
+    fn note(&mut self, position: Position, mark: Mark) {
+        match &mark {
+            // An event that only got annotations is not counted.
+            Mark::Changed(changes) if *changes == Changes::default() => return,
+            Mark::TooLarge(line) => self.bytes += line.len() as u64,
+            Mark::Changed(_) | Mark::Dropped | Mark::Duplicate => {}
+        }
+        self.of.insert(position, mark);
+    }
+
+    /// Removes the marks of these events, and returns them in order.
+    fn take(&mut self, positions: Range<Position>) -> Vec<(Position, Mark)> {
+        let marks: Vec<_> = self.of.extract_if(positions, |_, _| true).collect();
+        for (_, mark) in &marks {
+            if let Mark::TooLarge(line) = mark {
+                self.bytes -= line.len() as u64;
+            }
+        }
+        marks
+    }
+
+    /// Returns the lines of those events of the claim that are too large to be sent.
+    fn too_large(&self, claim: Claim) -> Vec<Bytes> {
+        let marks = self.of.range(claim.start..claim.end);
+        marks
+            .filter_map(|(_, mark)| match mark {
+                Mark::TooLarge(line) => Some(line.clone()),
+                Mark::Dropped | Mark::Duplicate | Mark::Changed(_) => None,
+            })
+            .collect()
+    }
+}
+
 impl Filtering {
-    /// Makes the filtering of an output, for the events that `cursor` (the output's place in the
-    /// queue) hands out from now on. `None`: the output has no filter.
+    /// Makes the filtering of an output, for the events that `cursor` hands out from now on.
+    /// `None`: the output has no filter.
     pub(super) fn new(filter: Option<Filter>, cursor: &Cursor) -> Self {
         Self {
             filter,
-            marks: BTreeMap::new(),
-            marked_bytes: 0,
+            marks: Marks::default(),
             changed: Vec::new(),
             next: cursor.position(),
             is_recorded: cursor.is_recorded(),
@@ -118,37 +188,29 @@ impl Filtering {
 
     /// Returns `true` if the decisions of the filter take so much memory that no more events should
     /// be sent. Only the decision that an event is too large takes much: it holds the line of the
-    /// event. It is kept until all events of the same claim (range of events taken to send) are
-    /// delivered or given up.
+    /// event until all events of the same claim are delivered or given up.
     pub(super) fn is_full(&self) -> bool {
-        self.marked_bytes >= REJECTED_BYTES_MAX
+        self.marks.bytes >= REJECTED_BYTES_MAX
     }
 
-    /// Notes that the cursor (the output's place in the queue) was set back: it hands out events
-    /// again, beginning with the first that is not final (settled).
+    /// Notes that the cursor was set back: it hands out events again, beginning with the first that
+    /// is not final.
     pub(super) fn rewound(&mut self, cursor: &Cursor) {
         self.next = cursor.position();
         self.unmark(self.next..Position::MAX);
     }
 
-    /// Notes that a claim (range of events) is to be sent again. Removes the filter's decisions
-    /// (marks) about its events, because the filter will decide again before the claim is sent.
+    /// Notes that a claim is to be sent again. Its marks are removed, because the filter will
+    /// decide again before the claim is sent.
     pub(super) fn released(&mut self, claim: Claim) {
         self.unmark(claim.start..claim.end);
     }
 
-    /// Removes the filter's decisions (marks) about the events at these positions, and returns them
-    /// in order.
+    /// Removes the marks of the events at these positions, and returns them in order.
     fn unmark(&mut self, positions: Range<Position>) -> Vec<(Position, Mark)> {
         self.tapping.forget(positions.start, positions.end);
         self.sent.extract_if(positions.clone(), |_, _| true).for_each(drop);
-        let marks: Vec<_> = self.marks.extract_if(positions, |_, _| true).collect();
-        for (_, mark) in &marks {
-            if let Mark::TooLarge(line) = mark {
-                self.marked_bytes -= line.len() as u64;
-            }
-        }
-        marks
+        self.marks.take(positions)
     }
 
     /// Forgets the filter's decisions about the events at these positions, and that it has seen
@@ -202,13 +264,6 @@ impl Filtering {
         self.filter.is_some()
     }
 
-    /// Returns `true` if the lines of events that can't be sent have to be looked for in the queue:
-    /// the filter gives events another form, which dead letters must not have, or the evidence
-    /// needs to know which events they are.
-    pub(super) fn looks_for_lines(&self) -> bool {
-        self.is_recorded || self.gives_form()
-    }
-
     /// Returns `true` if the filter gives events another form than their own, which dead letters
     /// must not have.
     fn gives_form(&self) -> bool {
@@ -234,7 +289,7 @@ impl Filtering {
         };
         // Marks the other decisions about the events of the batch.
         self.pass(batch, cursor);
-        lines.extend(self.too_large(claim));
+        lines.extend(self.marks.too_large(claim));
         self.forget_history(claim);
         let mut kept = self.finish(claim, metrics);
         if self.is_recorded {
@@ -295,7 +350,7 @@ impl Filtering {
     /// Returns the events of a batch that are to be sent, in the form in which they are sent. The
     /// result may be a batch without events. The filter works on large events aside, so that other
     /// tasks do not wait for it.
-    pub(super) fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
+    fn pass(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
         if filter.renew(cursor.watermark()) {
             cursor.select(filter.selection(), self.next);
@@ -358,6 +413,7 @@ impl Filtering {
     /// that are to be sent, in the form in which they are sent.
     fn judge(&mut self, batch: Batch) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
+        let Self { changed, tapping, .. } = self;
         let Batch { claim, pieces, origins, .. } = batch;
         let gives_form = filter.gives_form();
         let mut lines = Lines::default();
@@ -367,51 +423,38 @@ impl Filtering {
             while let Some((event, request, known)) = events.next() {
                 let (start, position) = (end, next);
                 (end, next) = (start + event.len() + 1, position.next());
-                self.changed.clear();
+                changed.clear();
                 let asked = EventView { event, request, known, position, age: origin.age };
-                let verdict = filter.judge(&asked, &mut self.changed);
-                if self.tapping.is_copying() {
+                let verdict = filter.judge(&asked, changed);
+                if tapping.is_copying() {
                     match verdict {
                         Verdict::Untouched | Verdict::Changed(_) if gives_form => {
-                            self.tapping.copy(position, filter.before_form(event));
+                            tapping.copy(position, filter.before_form(event));
                         }
-                        Verdict::Untouched => self.tapping.copy(position, event),
-                        Verdict::Changed(_) => self.tapping.copy(position, &self.changed),
+                        Verdict::Untouched => tapping.copy(position, event),
+                        Verdict::Changed(_) => tapping.copy(position, changed),
                         Verdict::Dropped | Verdict::Duplicate | Verdict::TooLarge => {}
                     }
                 }
-                let mark = match verdict {
-                    Verdict::Untouched => {
-                        lines.count(position, origin);
-                        continue;
-                    }
-                    Verdict::Changed(changes) => Mark::Changed(changes),
-                    Verdict::Dropped => Mark::Dropped,
-                    Verdict::Duplicate => Mark::Duplicate,
-                    Verdict::TooLarge => Mark::TooLarge(line(event)),
+                let Some(mark) = Mark::of(verdict, event) else {
+                    lines.count(position, origin);
+                    continue;
                 };
                 lines.pass(&piece, run, start);
                 run = end;
-                match &mark {
-                    Mark::Changed(_) => {
-                        lines.add(&self.changed);
-                        lines.count(position, origin);
-                        if self.is_recorded {
-                            self.altered.insert(position);
-                        }
+                if matches!(mark, Mark::Changed(_)) {
+                    lines.add(changed);
+                    lines.count(position, origin);
+                    if self.is_recorded {
+                        self.altered.insert(position);
                     }
-                    Mark::TooLarge(line) => self.marked_bytes += line.len() as u64,
-                    Mark::Dropped | Mark::Duplicate => {}
                 }
-                // An event that only got annotations is not counted.
-                if mark != Mark::Changed(Changes::default()) {
-                    self.marks.insert(position, mark);
-                }
+                self.marks.note(position, mark);
             }
             lines.pass(&piece, run, piece.len());
         }
-        if self.changed.capacity() > CHANGED_BYTES_KEPT {
-            self.changed = Vec::new();
+        if changed.capacity() > CHANGED_BYTES_KEPT {
+            *changed = Vec::new();
         }
         let (events, pieces, origins) = lines.end();
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
@@ -447,7 +490,7 @@ impl Filtering {
         for (piece, origin) in batch.pieces.iter().zip(&batch.origins) {
             let mut run = 0;
             for (position, start, end) in events(piece, origin) {
-                match self.marks.get(&position) {
+                match self.marks.of.get(&position) {
                     Some(Mark::Dropped | Mark::Duplicate) => {
                         lines.pass(piece, run, start);
                         run = end;
@@ -467,30 +510,43 @@ impl Filtering {
 
     /// Returns `true` if the filter has kept back the event at this position.
     pub(super) fn is_kept_back(&self, position: Position) -> bool {
-        let mark = self.marks.get(&position);
+        let mark = self.marks.of.get(&position);
         matches!(mark, Some(Mark::Dropped | Mark::Duplicate | Mark::TooLarge(_)))
     }
 
-    /// Returns the lines of those events of the claim that are not sent because they are too large.
-    pub(super) fn too_large(&self, claim: Claim) -> Vec<Bytes> {
-        let marks = self.marks.range(claim.start..claim.end);
-        marks
-            .filter_map(|(_, mark)| match mark {
-                Mark::TooLarge(line) => Some(line.clone()),
-                Mark::Dropped | Mark::Duplicate | Mark::Changed(_) => None,
-            })
-            .collect()
+    /// Decides what becomes of a claim that the consumer has accepted, except the events `unfit`,
+    /// which the protocol can't carry: each a line as it was sent. If the whole claim was sent and
+    /// `waits` is `true`, nothing is decided, and the result is `None`.
+    pub(super) fn settle(
+        &mut self,
+        claim: Claim,
+        mut unfit: Vec<Bytes>,
+        waits: bool,
+        metrics: &OutputMetrics,
+    ) -> Option<Settled> {
+        let mut too_large = self.marks.too_large(claim);
+        let reason = match (unfit.is_empty(), too_large.is_empty()) {
+            (true, true) if waits => return None,
+            (true, true) => return Some(Settled::Final(self.finish(claim, metrics))),
+            (true, false) => TOO_LARGE,
+            (false, true) => TOO_LONG,
+            (false, false) => TOO_LARGE_OR_LONG,
+        };
+        if !unfit.is_empty() {
+            if self.is_recorded || self.gives_form() {
+                return Some(Settled::ReadAgain(unfit, reason));
+            }
+            self.forget_history(claim);
+        }
+        unfit.append(&mut too_large);
+        let disposition = Disposition { lost: unfit.len() as u64, ..self.finish(claim, metrics) };
+        Some(Settled::Without(disposition, unfit, reason))
     }
 
-    /// Returns `true` if the claim has events that are not sent because they are too large.
-    pub(super) fn has_too_large(&self, claim: Claim) -> bool {
-        !self.too_large(claim).is_empty()
-    }
-
-    /// Notes that the claim (range of events) is final (settled). Counts its changed events in the
-    /// metrics. Returns how many of its events the filter dropped, and how many were duplicates.
-    /// Events that were too large are in neither number.
-    pub(super) fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
+    /// Notes that the claim is final. Counts its changed events in the metrics. Returns how many of
+    /// its events the filter dropped, and how many were duplicates. Events that were too large are
+    /// in neither number.
+    fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
         let mut disposition = Disposition::default();
         disposition.fates.sent = self.sent_of(claim);
         for (position, mark) in self.unmark(claim.start..claim.end) {
@@ -514,7 +570,7 @@ impl Filtering {
     fn sent_of(&self, claim: Claim) -> Vec<SentLine> {
         let positions = claim.start..claim.end;
         let sent: Vec<_> = self.sent.range(positions.clone()).map(|(_, line)| *line).collect();
-        let is_plain = self.marks.range(positions).next().is_none()
+        let is_plain = self.marks.of.range(positions).next().is_none()
             && sent.iter().all(|line| !line.is_changed);
         if is_plain { Vec::new() } else { sent }
     }
@@ -535,7 +591,7 @@ impl Filtering {
     /// Notes that some events of the claim were not sent, and that it is not known which ones. The
     /// filter forgets all events of the claim, so that a later copy is sent and not taken for a
     /// duplicate.
-    pub(super) fn forget_history(&mut self, claim: Claim) {
+    fn forget_history(&mut self, claim: Claim) {
         if let Some(filter) = &mut self.filter {
             filter.forget(claim.start..claim.end);
         }
@@ -555,92 +611,6 @@ impl Filtering {
         }
         self.forget(claim.start..claim.end);
         disposition
-    }
-}
-
-/// Returns three values for each line of a piece (a buffer of whole lines): the position of the
-/// line in the queue, the index of its first byte in the piece, and the index after its line break.
-fn events<'a>(
-    piece: &'a [u8],
-    origin: &Origin,
-) -> impl Iterator<Item = (Position, usize, usize)> + use<'a> {
-    let ends = memchr::memchr_iter(b'\n', piece).map(|end| end + 1);
-    let (mut next, mut start) = (origin.first, 0);
-    ends.map(move |end| {
-        let line = (next, std::mem::replace(&mut start, end), end);
-        next = next.next();
-        line
-    })
-}
-
-/// The lines of one batch that have passed the filter, in pieces (buffers of whole lines). Long
-/// unchanged runs of lines, and pieces without any change, stay in their buffers. Other lines are
-/// copied into new buffers.
-#[derive(Default)]
-struct Lines {
-    pieces: Vec<Bytes>,
-    /// The copied lines that are not in `pieces` yet.
-    copied: Vec<u8>,
-    events: u64,
-    /// The positions and times of the lines. Lines of the same times whose positions follow each
-    /// other share an entry.
-    origins: Vec<Origin>,
-}
-
-impl Lines {
-    /// Adds the bytes `start..end` of a piece (a buffer of whole lines) without a change. These
-    /// bytes must be whole lines.
-    fn pass(&mut self, piece: &Bytes, start: usize, end: usize) {
-        let run = start..end;
-        if run.len() < PASSED_ON_MIN && run.len() < piece.len() {
-            self.copy(piece.get(run).unwrap_or_default());
-        } else if !run.is_empty() {
-            self.seal();
-            self.pieces.push(piece.slice(run));
-        }
-    }
-
-    /// Adds a changed event, and a line break after it.
-    fn add(&mut self, event: &[u8]) {
-        self.copied.extend_from_slice(event);
-        self.copy(b"\n");
-    }
-
-    /// Adds a copy of the bytes up to the end of a line.
-    fn copy(&mut self, bytes: &[u8]) {
-        self.copied.extend_from_slice(bytes);
-        if self.copied.len() >= COPIED_BYTES {
-            self.seal();
-            // A batch that has filled a buffer will fill the next one too.
-            self.copied.reserve(COPIED_BYTES + COPIED_BYTES / 8);
-        }
-    }
-
-    /// Counts the next line, which has this position, and the times of `of`.
-    fn count(&mut self, position: Position, of: &Origin) {
-        self.events += 1;
-        match self.origins.last_mut() {
-            Some(last)
-                if last.first + last.events == position
-                    && (last.age, last.received) == (of.age, of.received) =>
-            {
-                last.events += 1;
-            }
-            _ => self.origins.push(Origin { first: position, events: 1, ..*of }),
-        }
-    }
-
-    /// Adds the copied lines to `pieces` as one piece.
-    fn seal(&mut self) {
-        if !self.copied.is_empty() {
-            self.pieces.push(Bytes::from(std::mem::take(&mut self.copied)));
-        }
-    }
-
-    /// Returns the number of events, the pieces that hold their lines, and the lines' origins.
-    fn end(mut self) -> (u64, Vec<Bytes>, Vec<Origin>) {
-        self.seal();
-        (self.events, self.pieces, self.origins)
     }
 }
 

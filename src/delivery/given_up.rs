@@ -32,10 +32,9 @@ use crate::queue::Take;
 use crate::telemetry::Cause;
 use crate::telemetry::LostAs;
 
-/// The claims that one output gives up: it does not try to send them any more. A claim is a range
-/// of events that the output has taken to send. This value holds a claim from the decision to give
-/// it up until its dead letters (copies of its events in files) are written. The ledger owns this
-/// value.
+/// The claims that one output gives up: it does not try to send them any more. This value holds a
+/// claim from the decision to give it up until its dead letters (copies of its events in files) are
+/// written. The ledger owns this value.
 ///
 /// Phases of a claim: *doomed*, until its lines are in memory and the writer of dead letters has
 /// room for them; then *ending*, until the dead letters are written. If dead letters are not kept,
@@ -51,21 +50,20 @@ pub(super) struct GivenUp {
     /// The writer of dead letters; `None` if events that are given up are only counted, and not
     /// kept.
     place: Option<DeadLetters>,
-    /// The claims (ranges of events taken to send) that are to be given up, in the order of the
-    /// decisions. The lines of these claims are not yet handed over to the writer of dead letters.
+    /// The claims that are to be given up, in the order of the decisions. The lines of these claims
+    /// are not yet handed over to the writer of dead letters.
     doomed: VecDeque<Doomed>,
-    /// The claims (ranges of events taken to send) whose dead letters are being written. They are
-    /// in the order in which their lines were handed over to the writer of dead letters.
+    /// The claims whose dead letters are being written. They are in the order in which their lines
+    /// were handed over to the writer of dead letters.
     endings: VecDeque<Ending>,
     /// The bytes of the lines of all claims in `endings`.
     bytes: u64,
     /// Says if the delivery must first read lines from the queue's files, before it can give up the
-    /// next claim (range of events). If not, the lines are in memory, or nobody has asked for them
-    /// yet.
+    /// next claim. If not, the lines are in memory, or nobody has asked for them yet.
     lines: Lines,
-    /// For the events that are not final (settled): the times at which they were first tried (sent,
-    /// or not sent because there was no connection). They show which events are too old to be tried
-    /// again. `None` if `retry.max_elapsed` is not set, so that no event gets too old.
+    /// For the events that are not final: the times at which they were first tried (sent, or not
+    /// sent because there was no connection). They show which events are too old to be tried again.
+    /// `None` if `retry.max_elapsed` is not set, so that no event gets too old.
     tried: Option<Tried>,
     /// The error of the last failed connection. Too old events of the queue are given up with this
     /// error as their reason. `None` while there is a connection. Also `None` when the queue has no
@@ -73,8 +71,8 @@ pub(super) struct GivenUp {
     failed: Option<Arc<str>>,
 }
 
-/// Says where the lines of the next claim (range of events) that is to be given up are: in memory,
-/// or still in files of the queue.
+/// Says where the lines of the next claim that is to be given up are: in memory, or still in files
+/// of the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lines {
     /// The lines are in memory, or nobody has asked for them yet.
@@ -83,7 +81,7 @@ enum Lines {
     InFiles,
 }
 
-/// A claim (range of events) that is to be given up as soon as its lines are in memory.
+/// A claim that is to be given up as soon as its lines are in memory.
 struct Doomed {
     claim: Claim,
     /// The number of the claim's events that are to be sent. The number may be inexact, because the
@@ -113,7 +111,7 @@ impl Reason {
     }
 }
 
-/// A claim (range of events) that becomes final (settled) as soon as its dead letters are written.
+/// A claim that becomes final as soon as its dead letters are written.
 struct Ending {
     claim: Claim,
     /// The numbers of the claim's events that the consumer did not get: lost, dropped by the
@@ -158,22 +156,20 @@ impl GivenUp {
         self.endings.is_empty()
     }
 
-    /// Returns `true` if the lines of the next claim (range of events) that is to be given up must
-    /// first be read from files, with [`InFlight::readable`].
+    /// Returns `true` if the lines of the next claim that is to be given up must first be read from
+    /// files, with [`InFlight::readable`].
     pub(super) fn needs_lines(&self) -> bool {
         self.lines == Lines::InFiles
     }
 
-    /// Notes that the lines of the next claim (range of events) that is to be given up are in
-    /// memory. Returns `true` if they had to be read from files, and `false` if they were in memory
-    /// already.
+    /// Notes that the lines of the next claim that is to be given up are in memory. Returns `true`
+    /// if they had to be read from files, and `false` if they were in memory already.
     pub(super) fn lines_are_read(&mut self) -> bool {
         std::mem::replace(&mut self.lines, Lines::AtHand) == Lines::InFiles
     }
 
-    /// Decides to give up a claim (events taken to send), because the consumer refuses it. The
-    /// claim must be in the state `State::Pending` (to be sent again). `error` is the text of the
-    /// refusal.
+    /// Decides to give up a claim, because the consumer refuses it. The claim must be in the state
+    /// `State::Pending` (to be sent again). `error` is the text of the refusal.
     pub(super) fn add(&mut self, work: &Work, error: &str, in_flight: &mut InFlight) {
         self.doom(work, u64::MAX, Reason::new(Cause::Refused, error), in_flight);
     }
@@ -192,9 +188,8 @@ impl GivenUp {
         self.doom(work, refused, Reason::new(Cause::Refused, error), in_flight);
     }
 
-    /// Decides to give up a claim (events taken to send) for `reason`. Adds it to `doomed`; it is
-    /// given up later, when its lines are in memory. At most `lost_max` of its events then count as
-    /// lost.
+    /// Decides to give up a claim for `reason`. Adds it to `doomed`; it is given up later, when its
+    /// lines are in memory. At most `lost_max` of its events then count as lost.
     fn doom(&mut self, work: &Work, lost_max: u64, reason: Reason, in_flight: &mut InFlight) {
         let Work { claim, events, .. } = *work;
         in_flight.bury(claim);
@@ -217,9 +212,8 @@ impl GivenUp {
     }
 
     /// Forgets the claims in `doomed`: they are to be given up, but their lines are not yet handed
-    /// over to the writer of dead letters. A claim is a range of events taken to send. The caller
-    /// has set the cursor (the output's place in the queue) back. The queue hands out the same
-    /// events again, in new claims, and it is then decided again what happens to them.
+    /// over to the writer of dead letters. The caller has set the cursor back. The queue hands out
+    /// the same events again, in new claims, and it is then decided again what happens to them.
     pub(super) fn rewound(&mut self) {
         self.doomed.clear();
     }
@@ -254,7 +248,7 @@ impl GivenUp {
     }
 
     /// Notes that there is no connection any more, because of `failure`. This counts as a failed
-    /// attempt for every event that is not final (settled).
+    /// attempt for every event that is not final.
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if self.tried.is_some() {
             self.failed = Some(Arc::from(failure.message.as_str()));
@@ -360,8 +354,8 @@ impl GivenUp {
 
     /// Gives up the lost events of a claim. `disposition` counts the events of the claim that the
     /// consumer did not get, and `lines` has the lines of those that are lost, or may be. The lines
-    /// are handed over to be written as dead letters, and the claim becomes final (settled) after
-    /// that. If dead letters are not kept, or no event is lost, the claim becomes final at once.
+    /// are handed over to be written as dead letters, and the claim becomes final after that. If
+    /// dead letters are not kept, or no event is lost, the claim becomes final at once.
     pub(super) fn end_with(
         &mut self,
         claim: Claim,
@@ -410,9 +404,9 @@ impl GivenUp {
         }
     }
 
-    /// Makes a claim final (settled), because its dead letters have a result: they are written, or
-    /// can't be written. It is the claim whose letters were handed over first. `written` is the
-    /// result that [`GivenUp::written`] returned.
+    /// Makes a claim final, because its dead letters have a result: they are written, or can't be
+    /// written. It is the claim whose letters were handed over first. `written` is the result that
+    /// [`GivenUp::written`] returned.
     pub(super) fn end(&mut self, written: Written, in_flight: &mut InFlight, health: &Health) {
         let Some(ending) = self.endings.pop_front() else { return };
         let Ending {

@@ -19,8 +19,7 @@ use crate::queue::Disposition;
 use crate::queue::Redelivery;
 use crate::queue::Take;
 
-/// The state of a claim (events that the output has taken from the queue to send) that is not final
-/// (not yet settled).
+/// The state of a claim that is not final.
 ///
 /// Each line of this list is a function of [`InFlight`], and the states that it moves a claim from
 /// and to:
@@ -42,8 +41,7 @@ use crate::queue::Take;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
-    /// The claim was handed to the link (the connection to the consumer), or is about to be handed
-    /// to it. No answer has come yet.
+    /// The claim was handed to the link, or is about to be handed to it. No answer has come yet.
     OnWire,
     /// The claim is to be sent again, before new events are taken from the queue.
     Pending,
@@ -54,11 +52,11 @@ pub(super) enum State {
     /// waits beside the stream until its next try.
     Parked,
     /// The consumer of an ordered output has accepted the claim, but a claim before it is neither
-    /// accepted nor given up. The claim becomes final (settled) when that claim is. Until then, it
-    /// can still be sent again after that claim, to keep the order.
+    /// accepted nor given up. The claim becomes final when that claim is. Until then, it can still
+    /// be sent again after that claim, to keep the order.
     Held,
-    /// The claim is given up. It becomes final (settled) when its dead letters are written, or when
-    /// it is clear that they can't be written.
+    /// The claim is given up. It becomes final when its dead letters are written, or when it is
+    /// clear that they can't be written.
     Burying,
 }
 
@@ -80,7 +78,7 @@ pub(super) enum Refusals {
 /// takes them.
 pub(super) const ERRORS_BEFORE_OTHERS: u32 = 2;
 
-/// A claim (events taken from the queue to be sent), with how often it was sent and refused.
+/// A claim, with how often it was sent and refused.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
     /// The positions of the claim's events.
@@ -136,13 +134,12 @@ impl Work {
     }
 }
 
-/// The claims (events taken from the queue to be sent) of one output that are not final (not yet
-/// settled), and the output's cursor (its place in the queue).
+/// The claims of one output that are not final, and the output's cursor.
 ///
 /// The delivery loop owns this value. Phases of a claim: [`InFlight::claim_next`] takes it from the
-/// queue and puts it on the wire (sent, no answer yet). From there it becomes final
-/// ([`InFlight::finish`]), or is released to be sent again ([`InFlight::release`]), and is put on
-/// the wire again ([`InFlight::redeliver`]); see [`State`].
+/// queue and puts it on the wire. From there it becomes final ([`InFlight::finish`]), or is
+/// released to be sent again ([`InFlight::release`]), and is put on the wire again
+/// ([`InFlight::redeliver`]); see [`State`].
 ///
 /// Invariants ([`InFlight::check`] verifies the first one in debug builds):
 /// - Each claim is in the table once, in one state, and no two claims overlap.
@@ -158,22 +155,12 @@ pub(super) struct InFlight {
     cursor: Cursor,
     /// The claims, each with its state. The key is the position of the claim's first event.
     table: BTreeMap<Position, (State, Work)>,
-    /// The positions of the first events of all claims in the state `OnWire`.
-    on_wire: BTreeSet<Position>,
-    /// The positions of the first events of all claims in the state `Pending`.
-    pending: BTreeSet<Position>,
-    /// The positions of all claims in the state `Suspect`, which are one event each.
-    suspects: BTreeSet<Position>,
-    /// The positions of all claims in the state `Parked`, which are one event each.
-    parked: BTreeSet<Position>,
+    /// The positions of the first events of the claims in each state.
+    sets: [BTreeSet<Position>; State::ALL.len()],
     /// The claims in the state `Parked`, in the order of their next tries.
     due: BTreeSet<(Instant, Position)>,
     /// The parked events whose order is kept ([`Parking::keeps_order`]).
     parked_in_order: BTreeSet<Position>,
-    /// The positions of the first events of all claims in the state `Held`.
-    held: BTreeSet<Position>,
-    /// The positions of the first events of all claims in the state `Burying`.
-    burying: BTreeSet<Position>,
     /// The number of claims that the consumer has taken and not confirmed yet.
     taken: usize,
 }
@@ -183,14 +170,9 @@ impl InFlight {
         Self {
             cursor,
             table: BTreeMap::new(),
-            on_wire: BTreeSet::new(),
-            pending: BTreeSet::new(),
-            suspects: BTreeSet::new(),
-            parked: BTreeSet::new(),
+            sets: Default::default(),
             due: BTreeSet::new(),
             parked_in_order: BTreeSet::new(),
-            held: BTreeSet::new(),
-            burying: BTreeSet::new(),
             taken: 0,
         }
     }
@@ -215,8 +197,7 @@ impl InFlight {
         }
     }
 
-    /// Returns the cursor (the output's place in the queue). The caller must only call methods that
-    /// change no claim.
+    /// Returns the cursor. The caller must only call methods that change no claim.
     pub(super) fn cursor(&self) -> &Cursor {
         &self.cursor
     }
@@ -267,8 +248,8 @@ impl InFlight {
     /// Returns the position of the first claim that is neither accepted nor given up; `None` if
     /// there is none. Parked events that have left the order do not count.
     fn first_open(&self) -> Option<Position> {
-        let open = [&self.on_wire, &self.pending, &self.suspects, &self.parked_in_order];
-        open.into_iter().filter_map(|set| set.first()).min().copied()
+        let open = [State::OnWire, State::Pending, State::Suspect].map(|state| self.set(state));
+        open.into_iter().chain([&self.parked_in_order]).filter_map(|set| set.first()).min().copied()
     }
 
     /// Returns `true` if the event at this position is parked, or is being tried.
@@ -285,7 +266,8 @@ impl InFlight {
 
     /// Returns `true` if a suspect, or a parked event whose order is kept, is before this claim.
     pub(super) fn has_refused_before(&self, claim: Claim) -> bool {
-        let refused = self.suspects.first().into_iter().chain(self.parked_in_order.first());
+        let refused =
+            self.set(State::Suspect).first().into_iter().chain(self.parked_in_order.first());
         refused.min().is_some_and(|first| *first < claim.start)
     }
 
@@ -298,10 +280,10 @@ impl InFlight {
     /// Returns the held claims that need not wait any more, because every claim before them is
     /// accepted or given up.
     pub(super) fn held_before_all_open(&self) -> Vec<Work> {
-        if self.held.is_empty() {
+        if !self.has(State::Held) {
             return Vec::new();
         }
-        let held = self.held.range(..self.first_open().unwrap_or(Position::MAX));
+        let held = self.set(State::Held).range(..self.first_open().unwrap_or(Position::MAX));
         held.filter_map(|start| self.table.get(start)).map(|(_, work)| *work).collect()
     }
 
@@ -334,8 +316,10 @@ impl InFlight {
         let retaken = self.cursor.redeliver(claim);
         match &retaken {
             Redelivery::Batch(batch) => {
-                let events = batch.events;
-                self.change(claim.start, State::OnWire, |work| work.events = events);
+                self.change(claim.start, State::OnWire);
+                if let Some((_, work)) = self.table.get_mut(&claim.start) {
+                    work.events = batch.events;
+                }
             }
             Redelivery::Gone => self.remove(claim.start),
             Redelivery::NotYet => {}
@@ -367,16 +351,16 @@ impl InFlight {
     pub(super) fn next_remainder(&self, end: Position) -> Option<Work> {
         let next = self.first(State::Pending).filter(|work| work.is_remainder)?;
         let start = next.claim.start;
-        let others = [&self.on_wire, &self.parked, &self.suspects, &self.held];
-        let is_free = |set: &BTreeSet<_>| set.range(end..start).next().is_none();
+        let others = [State::OnWire, State::Parked, State::Suspect, State::Held];
+        let is_free = |state| self.set(state).range(end..start).next().is_none();
         (start >= end && others.into_iter().all(is_free)).then_some(next)
     }
 
-    /// Returns the entry of a claim on the wire (sent, without an answer) about which the
-    /// connection reports something; `None` if the claim is not on the wire. If the report is only
-    /// about the first part of a claim, the claim is cut in two. The first part is returned, and
-    /// the second stays on the wire. `events` is the number of events of the first part that were
-    /// sent; `None` if the report does not say it.
+    /// Returns the entry of a claim on the wire about which the connection reports something;
+    /// `None` if the claim is not on the wire. If the report is only about the first part of a
+    /// claim, the claim is cut in two. The first part is returned, and the second stays on the
+    /// wire. `events` is the number of events of the first part that were sent; `None` if the
+    /// report does not say it.
     pub(super) fn front_on_wire(&mut self, claim: Claim, events: Option<u64>) -> Option<Work> {
         let whole = self.on_wire_at(claim.start)?;
         let Some((front, rest)) = self.cursor.split_at(whole.claim, claim.end) else {
@@ -396,9 +380,11 @@ impl InFlight {
     /// events in `claim` that were sent; `None` if the report does not say it.
     pub(super) fn all_on_wire(&mut self, claim: Claim, events: Option<u64>) -> Vec<Work> {
         let Claim { start, end } = claim;
-        let Some(first) = self.on_wire.range(start..end).next().copied() else { return Vec::new() };
+        let Some(first) = self.set(State::OnWire).range(start..end).next().copied() else {
+            return Vec::new();
+        };
         let batch = self.on_wire_at(first).map_or(0, |work| work.batch);
-        let starts: Vec<_> = self.on_wire.range(first..end).copied().collect();
+        let starts: Vec<_> = self.set(State::OnWire).range(first..end).copied().collect();
         let (mut left, mut found) = (events, Vec::new());
         for start in starts {
             let is_of_batch = self.on_wire_at(start).is_some_and(|work| work.batch == batch);
@@ -428,7 +414,7 @@ impl InFlight {
     /// Notes that the consumer has accepted the claim of `work`. Later claims on the wire that were
     /// sent before it are overtaken.
     pub(super) fn overtake(&mut self, work: &Work) {
-        for start in self.on_wire.range(work.claim.end..) {
+        for start in self.sets[State::OnWire as usize].range(work.claim.end..) {
             if let Some((_, later)) = self.table.get_mut(start) {
                 later.is_overtaken |= later.batch < work.batch;
             }
@@ -442,8 +428,8 @@ impl InFlight {
         self.put(State::Held, Work { batch, ..Work::new(claim, events, attempts) });
     }
 
-    /// Makes a claim final (settled) that is `OnWire`, `Held` or `Burying`, and removes it from the
-    /// table. `disposition` counts the claim's events that the consumer did not get.
+    /// Makes a claim final that is `OnWire`, `Held` or `Burying`, and removes it from the table.
+    /// `disposition` counts the claim's events that the consumer did not get.
     pub(super) fn finish(&mut self, claim: Claim, disposition: Disposition) {
         self.cursor.acknowledge(claim, disposition);
         self.remove(claim.start);
@@ -452,7 +438,7 @@ impl InFlight {
     /// Moves a claim from `OnWire` or `Held` to `Pending`, to send it again.
     pub(super) fn release(&mut self, claim: Claim) {
         self.cursor.release(claim);
-        self.change(claim.start, State::Pending, |_| {});
+        self.change(claim.start, State::Pending);
     }
 
     /// Splits a `Pending` claim into two claims, which are both `Pending`. Returns `false` if the
@@ -479,18 +465,18 @@ impl InFlight {
     /// Moves a claim of one event from `Pending` to `Suspect`, because the consumer refused this
     /// event alone.
     pub(super) fn suspect(&mut self, claim: Claim) {
-        self.change(claim.start, State::Suspect, |_| {});
+        self.change(claim.start, State::Suspect);
     }
 
     /// Moves a claim of one event from `Suspect` to `Pending`, to send it again.
     pub(super) fn retry_suspect(&mut self, claim: Claim) {
-        self.change(claim.start, State::Pending, |_| {});
+        self.change(claim.start, State::Pending);
     }
 
     /// Moves a claim of one event from `Pending` to `Parked`. Its [`Work::parking`] says when it is
     /// sent again.
     pub(super) fn park(&mut self, claim: Claim) {
-        self.change(claim.start, State::Parked, |_| {});
+        self.change(claim.start, State::Parked);
     }
 
     /// Changes the tries of all parked events.
@@ -507,12 +493,12 @@ impl InFlight {
 
     /// Moves a claim of one event from `Parked` to `Pending`, to send it again.
     pub(super) fn unpark(&mut self, claim: Claim) {
-        self.change(claim.start, State::Pending, |_| {});
+        self.change(claim.start, State::Pending);
     }
 
     /// Moves a claim that was not accepted to `Burying`: its events are given up.
     pub(super) fn bury(&mut self, claim: Claim) {
-        self.change(claim.start, State::Burying, |_| {});
+        self.change(claim.start, State::Burying);
     }
 
     /// Takes a released claim back from the queue without its lines, so that the claim can be
@@ -538,23 +524,20 @@ impl InFlight {
     }
 
     /// Forgets all claims and sets the cursor back, so that [`InFlight::claim_next`] begins again
-    /// with the first event that is not final (settled). Allowed only if no final claim comes after
-    /// one that is not final ([`Cursor::is_in_order`]).
+    /// with the first event that is not final. Allowed only if no final claim comes after one that
+    /// is not final ([`Cursor::is_in_order`]).
     pub(super) fn rewind(&mut self) {
         self.cursor.rewind();
         self.table.clear();
         self.taken = 0;
-        for state in State::ALL {
-            self.set_mut(state).clear();
-        }
+        self.sets.iter_mut().for_each(BTreeSet::clear);
         self.due.clear();
         self.parked_in_order.clear();
     }
 
     /// Ends this delivery: releases all claims, so that the next delivery can send them. Returns
-    /// the cursor (the output's place in the queue), and the claims that are not final (settled) in
-    /// the order of the queue. If the cursor could be set back to the first event that is not
-    /// final, no claims are returned.
+    /// the cursor, and the claims that are not final in the order of the queue. If the cursor could
+    /// be set back to the first event that is not final, no claims are returned.
     pub(super) fn hand_over(mut self) -> (Cursor, Vec<Claim>) {
         for state in [State::OnWire, State::Held, State::Burying] {
             for work in self.all(state) {
@@ -569,30 +552,9 @@ impl InFlight {
         (self.cursor, claims)
     }
 
-    /// Returns the positions of the first events of all claims (ranges of events taken to send) in
-    /// this state.
+    /// Returns the positions of the first events of all claims in this state.
     fn set(&self, state: State) -> &BTreeSet<Position> {
-        match state {
-            State::OnWire => &self.on_wire,
-            State::Pending => &self.pending,
-            State::Suspect => &self.suspects,
-            State::Parked => &self.parked,
-            State::Held => &self.held,
-            State::Burying => &self.burying,
-        }
-    }
-
-    /// Returns the positions of the first events of all claims (ranges of events taken to send) in
-    /// this state, so that the caller can change them.
-    fn set_mut(&mut self, state: State) -> &mut BTreeSet<Position> {
-        match state {
-            State::OnWire => &mut self.on_wire,
-            State::Pending => &mut self.pending,
-            State::Suspect => &mut self.suspects,
-            State::Parked => &mut self.parked,
-            State::Held => &mut self.held,
-            State::Burying => &mut self.burying,
-        }
+        &self.sets[state as usize]
     }
 
     /// Puts a claim into the table. A claim that begins at the same position is replaced.
@@ -604,7 +566,7 @@ impl InFlight {
         if let Some((before, old)) = self.table.insert(start, (state, work)) {
             self.leave(before, &old);
         }
-        self.set_mut(state).insert(start);
+        self.sets[state as usize].insert(start);
         if let (State::Parked, Some(parking)) = (state, work.parking) {
             self.due.insert((parking.due, start));
             if parking.keeps_order() {
@@ -617,7 +579,7 @@ impl InFlight {
     /// Takes a claim that had this state and this entry out of all sets.
     fn leave(&mut self, state: State, work: &Work) {
         let start = work.claim.start;
-        self.set_mut(state).remove(&start);
+        self.sets[state as usize].remove(&start);
         self.taken -= usize::from(work.is_taken);
         self.parked_in_order.remove(&start);
         if let Some(parking) = work.parking {
@@ -625,14 +587,12 @@ impl InFlight {
         }
     }
 
-    /// Moves the claim that begins at `start` to another state, and changes its entry with `edit`.
-    fn change(&mut self, start: Position, state: State, edit: impl FnOnce(&mut Work)) {
-        let Some((_, mut work)) = self.table.get(&start).copied() else {
-            debug_assert!(false, "no claim at {start}");
-            return;
-        };
-        edit(&mut work);
-        self.put(state, work);
+    /// Moves the claim that begins at `start` to another state.
+    fn change(&mut self, start: Position, state: State) {
+        match self.table.get(&start).copied() {
+            Some((_, work)) => self.put(state, work),
+            None => debug_assert!(false, "no claim at {start}"),
+        }
     }
 
     /// Removes the claim that begins at `start` from the table, if there is one.
@@ -650,8 +610,12 @@ impl InFlight {
         if cfg!(debug_assertions) {
             let in_sets: usize = State::ALL.into_iter().map(|state| self.count(state)).sum();
             assert_eq!(in_sets, self.table.len(), "each claim is in one state");
-            assert!(self.taken <= self.on_wire.len(), "taken claims are on the wire");
-            assert_eq!(self.due.len(), self.parked.len(), "each parked claim has its next try");
+            assert!(self.taken <= self.count(State::OnWire), "taken claims are on the wire");
+            assert_eq!(
+                self.due.len(),
+                self.count(State::Parked),
+                "each parked claim has its next try"
+            );
             if self.table.len() <= 64 {
                 let mut end = Position::START;
                 for (start, (state, work)) in &self.table {

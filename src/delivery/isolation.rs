@@ -20,9 +20,8 @@ use super::in_flight::Work;
 use super::parked::Conduct;
 use crate::config::Rejected;
 
-/// The most suspects (events that the consumer refused when they were sent alone) that are kept
-/// while a consumer refuses everything. At this number, no new event of the queue is sent any more;
-/// only the suspects are sent again.
+/// The most suspects that are kept while a consumer refuses everything. At this number, no new
+/// event of the queue is sent any more; only the suspects are sent again.
 pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 
 /// The number of server errors to one claim after which its events may be at fault.
@@ -50,9 +49,8 @@ pub(super) enum Decision {
     Suspect,
 }
 
-/// The decision about the next step while all events that wait are suspects (refused when sent
-/// alone). A new event may be sent to compare: if the consumer accepts it, the consumer works, and
-/// the suspects are at fault.
+/// The decision about the next step while all events that wait are suspects. A new event may be
+/// sent to compare: if the consumer accepts it, the consumer works, and the suspects are at fault.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Comparison {
     /// Take at most this many new events, and send them to learn if the consumer accepts them.
@@ -73,8 +71,8 @@ enum Phase {
     Active(Round),
 }
 
-/// The state of the current round of the search. A round first sends suspects (events that were
-/// refused alone) again, and then a new event, to learn if the consumer accepts anything.
+/// The state of the current round of the search. A round first sends suspects again, and then a new
+/// event, to learn if the consumer accepts anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Round {
     /// No new event was sent in this round yet.
@@ -102,8 +100,7 @@ enum Round {
 ///   sent after the first refusal. Events that were sent before this refusal prove nothing, because
 ///   the consumer may refuse everything since then. An acceptance by another consumer proves
 ///   nothing either, because the settings of the refusing consumer may be wrong.
-/// - There are at most `SUSPECTS_MAX` suspects, plus the events that were on the wire (sent,
-///   without an answer).
+/// - There are at most `SUSPECTS_MAX` suspects, plus the events that were on the wire.
 ///
 /// What must never happen: a consumer that refuses everything makes the loop give up events that a
 /// working consumer would have taken.
@@ -113,25 +110,24 @@ pub(super) struct Isolation {
     action: Rejected,
     phase: Phase,
     /// The number of refusals that this delivery has seen. Each answer by which a consumer refuses
-    /// a claim (events that the output has taken to send) counts once.
+    /// a claim counts once.
     refusals: u64,
     /// The number of server errors after which the events of a claim may be at fault. If the output
     /// is ordered, it is higher, because a parked event leaves the order.
     errors_min: u32,
     /// The answers of each consumer so far. The key is the consumer's number.
     conducts: BTreeMap<usize, Conduct>,
-    /// Says which suspects the last round sent. A suspect is an event that the consumer refused
-    /// when it was sent alone. A round sends the first suspect and one other. The value is the
-    /// index of that other suspect among the suspects after the first; the next round chooses the
-    /// one after it.
+    /// Says which suspects the last round sent. A round sends the first suspect and one other. The
+    /// value is the index of that other suspect among the suspects after the first; the next round
+    /// chooses the one after it.
     rotation: usize,
     /// The number of new events of the queue that are sent next to learn if the consumer accepts
-    /// them, while all other events that wait are suspects (refused when sent alone). As a rule,
-    /// the number is 1. It doubles each time that the filter keeps back all events of a claim, and
-    /// is 1 again after events were sent.
+    /// them, while all other events that wait are suspects. As a rule, the number is 1. It doubles
+    /// each time that the filter keeps back all events of a claim, and is 1 again after events were
+    /// sent.
     comparison_events: u64,
-    /// The failure with which the consumer refused the latest suspect (an event that it refused
-    /// when the event was sent alone). `None`: there was no suspect.
+    /// The failure with which the consumer refused the latest suspect. `None`: there was no
+    /// suspect.
     last_refusal: Option<Failure>,
 }
 
@@ -173,9 +169,8 @@ impl Isolation {
         self.last_refusal.as_ref()
     }
 
-    /// Notes in `work` that a consumer refused its claim (events that the output has taken to
-    /// send). `consumer` is the number of this consumer. Returns what is to be done if the claim
-    /// can't be split into smaller claims.
+    /// Notes in `work` that a consumer refused its claim. `consumer` is the number of this
+    /// consumer. Returns what is to be done if the claim can't be split into smaller claims.
     pub(super) fn refused(&mut self, work: &mut Work, consumer: usize) -> Decision {
         if !self.is_active() {
             self.phase = Phase::Active(Round::Fresh);
@@ -207,9 +202,8 @@ impl Isolation {
         self.last_refusal = Some(failure.clone());
     }
 
-    /// Notes that a consumer accepted a claim (events that the output has taken to send).
-    /// `consumer` is the number of this consumer. `sent_at` is the number of refusals that this
-    /// delivery had seen when the claim was sent.
+    /// Notes that a consumer accepted a claim. `consumer` is the number of this consumer. `sent_at`
+    /// is the number of refusals that this delivery had seen when the claim was sent.
     pub(super) fn accepted(&mut self, sent_at: u64, consumer: usize) {
         self.conduct_mut(consumer).accepted(sent_at);
         self.set_round(Round::Fresh);
@@ -258,16 +252,14 @@ impl Isolation {
     }
 
     /// Notes that events were sent. The next time that a new event is needed to compare suspects
-    /// with it, one new event is taken. A suspect is an event that the consumer refused when it was
-    /// sent alone.
+    /// with it, one new event is taken.
     pub(super) fn sent(&mut self) {
         self.comparison_events = 1;
     }
 
     /// Notes that the filter kept back every event of a claim. If new events were taken to be
-    /// compared with suspects (events that the consumer refused when sent alone), the round still
-    /// needs another new event. The next comparison takes twice as many new events, at most
-    /// `max_events`.
+    /// compared with suspects, the round still needs another new event. The next comparison takes
+    /// twice as many new events, at most `max_events`.
     pub(super) fn nothing_left(&mut self, max_events: u64) {
         self.comparison_events = (2 * self.comparison_events).min(max_events);
         if self.phase == Phase::Active(Round::Compared) {
@@ -275,9 +267,8 @@ impl Isolation {
         }
     }
 
-    /// Returns what to take from the queue when all events that wait are suspects (refused by the
-    /// consumer when sent alone): some new events, to learn if the consumer accepts them, or
-    /// nothing. `suspects` is the number of suspects.
+    /// Returns what to take from the queue when all events that wait are suspects: some new events,
+    /// to learn if the consumer accepts them, or nothing. `suspects` is the number of suspects.
     pub(super) fn next_comparison(&mut self, suspects: usize) -> Comparison {
         if self.phase == Phase::Active(Round::Compared) || suspects >= SUSPECTS_MAX {
             self.set_round(Round::Fresh);
@@ -288,16 +279,16 @@ impl Isolation {
     }
 
     /// Notes that the delivery looked for a new event in the queue, to learn if the consumer
-    /// accepts it, and found none. All events that wait are suspects (refused by the consumer when
-    /// sent alone). The delivery now pauses before it sends suspects again. From now on, a new
-    /// event in the queue ends this pause at once.
+    /// accepts it, and found none. All events that wait are suspects. The delivery now pauses
+    /// before it sends suspects again. From now on, a new event in the queue ends this pause at
+    /// once.
     pub(super) fn nothing_to_compare(&mut self) {
         self.set_round(Round::AwaitsEvent);
     }
 
     /// Returns `true` if a new event in the queue ends the delivery's pause, because only suspects
-    /// are left (events that the consumer refused when sent alone), and the new event shows if the
-    /// consumer accepts anything. Returns `false` if the pause goes on until its time is over.
+    /// are left, and the new event shows if the consumer accepts anything. Returns `false` if the
+    /// pause lasts until its time is over.
     pub(super) fn awaits_event(&self) -> bool {
         self.phase == Phase::Active(Round::AwaitsEvent)
     }
@@ -311,10 +302,9 @@ impl Isolation {
         }
     }
 
-    /// Chooses the second of the two suspects that the next round sends. A suspect is an event that
-    /// the consumer refused when it was sent alone. One of the two is always the first suspect of
-    /// the queue. The other is one of the `others` suspects after the first; it changes from round
-    /// to round. Returns the index of this suspect among the `others`.
+    /// Chooses the second of the two suspects that the next round sends. One of the two is always
+    /// the first suspect of the queue. The other is one of the `others` suspects after the first;
+    /// it changes from round to round. Returns the index of this suspect among the `others`.
     ///
     /// Two are needed, because the consumer may refuse the first suspect each time. As long as no
     /// new event comes, only another suspect can then be accepted, and show that the consumer

@@ -9,6 +9,7 @@ use super::dead_letter::Written;
 use super::failure::Failure;
 use super::filtering::Filtering;
 use super::filtering::INSPECTED_BYTES_MAX;
+use super::filtering::Settled;
 use super::given_up::GivenUp;
 use super::given_up::Reason;
 use super::health::Health;
@@ -35,29 +36,14 @@ use crate::position::Position;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Cursor;
-use crate::queue::Disposition;
 use crate::queue::Redelivery;
 use crate::queue::Take;
 use crate::telemetry::Cause;
 
 mod tries;
 
-/// The reason, in the log and in dead letters, for giving up events that are larger than
-/// `filter.max_event_bytes` even without their request and response objects.
-const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its objects";
-
-/// The reason, in the log and in dead letters, for giving up events that are too long for the
-/// output's protocol.
-const TOO_LONG: &str = "longer than max_message_bytes";
-
-/// The reason, in the log and in dead letters, for giving up events of one claim (range of events).
-/// Some of these events are too large for `filter.max_event_bytes`, and some are too long for the
-/// output's protocol.
-const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, even without its objects";
-
-/// The claims (events taken from the queue to be sent) of one output that are not final (not yet
-/// settled), and the decisions about them. The delivery loop owns the ledger and is its only
-/// caller.
+/// The claims of one output that are not final, and the decisions about them. The delivery loop
+/// owns the ledger and is its only caller.
 ///
 /// The ledger never writes to a connection, and never waits except in [`Ledger::all_written`]. It
 /// has the parts that decide: the table of claims ([`InFlight`]), the search for bad events
@@ -65,11 +51,11 @@ const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than f
 /// given up ([`GivenUp`]).
 ///
 /// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or takes it again if it is to
-/// be sent again, and passes it through the filter. Then the link (connection) reports:
-/// [`Ledger::on_accepted`], [`Ledger::on_refused`], [`Ledger::on_failed`], or the end of the link
-/// ([`Ledger::on_broken`], [`Ledger::on_gone`]). A claim is final when the consumer has its events,
-/// when the filter keeps back all its events, or when it is given up and its dead letters (if they
-/// are kept) have a result.
+/// be sent again, and passes it through the filter. Then the link reports: [`Ledger::on_accepted`],
+/// [`Ledger::on_refused`], [`Ledger::on_failed`], or the end of the link ([`Ledger::on_broken`],
+/// [`Ledger::on_gone`]). A claim is final when the consumer has its events, when the filter keeps
+/// back all its events, or when it is given up and its dead letters (if they are kept) have a
+/// result.
 ///
 /// Invariants:
 /// - Every claim that is to be sent again is sent before new events are taken from the queue.
@@ -78,7 +64,7 @@ const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than f
 ///   it, it is sent again too. Exceptions: events that are parked because of server errors, whose
 ///   order is given up; claims with events that can't be sent; and the close of the queue.
 /// - During the search for refused events, and after a failure, a claim is sent only when no other
-///   claim is on the wire (sent, without an answer).
+///   claim is on the wire.
 ///
 /// What must never happen: an event is given up although the config asks to retry it without limit,
 /// or, because of the consumer's answer, before the consumer has proved that it accepts other
@@ -90,34 +76,57 @@ pub(super) struct Ledger {
     pub(super) health: Health,
     pub(super) given_up: GivenUp,
     pub(super) filtering: Filtering,
-    limits: BatchLimits,
-    /// The setting `rejected.after_server_errors`.
-    server_errors: Duration,
-    /// `true` if the next request carries other events than the first claim that waits to be sent
-    /// again, because the consumer has answered this claim with server errors.
-    sends_others: bool,
+    pub(super) rules: Rules,
+    turn: Turn,
     /// The events that were parked and are neither accepted nor given up, with the consumer's last
     /// answer to each.
     pub(super) parked: ParkedByPosition,
-    /// `true` if the last request was a try of a parked event. The next one belongs to the stream,
-    /// if there is anything to send.
-    was_try: bool,
+    /// The position in the queue after the last event that was sent at least once, or that the
+    /// filter kept back at least once. If a claim begins before this position, sending it counts as
+    /// a retry in the metrics.
+    sent_until: Position,
+    /// The number of batches that this delivery has sent.
+    batches: u64,
+}
+
+/// What the config and the protocol ask of a delivery.
+pub(super) struct Rules {
+    limits: BatchLimits,
+    /// The setting `rejected.after_server_errors`.
+    server_errors: Duration,
     /// `true` if the consumer gets the events in the order of the queue.
     is_ordered: bool,
     /// `true` if a request carries many batches. The link then counts the retries, and batches that
     /// go back are sent again together.
     pub(super) collects: bool,
-    /// The position in the queue after the last event that was sent at least once, or that the
-    /// filter kept back at least once. If a claim (events taken from the queue to be sent) begins
-    /// before this position, sending it counts as a retry in the metrics.
-    sent_until: Position,
+}
+
+/// Whose turn it is: what the next request carries, and whether the loop yields before it.
+#[derive(Default)]
+struct Turn {
+    /// `true` if the next request carries other events than the first claim that waits to be sent
+    /// again, because the consumer has answered this claim with server errors.
+    sends_others: bool,
+    /// `true` if the last request was a try of a parked event. The next one belongs to the stream,
+    /// if there is anything to send.
+    was_try: bool,
     /// The bytes of the events that the delivery has inspected, and not sent, since it last sent an
     /// event, because the filter kept them back. The number is set to the limit if more events are
     /// to be given up. If the number is large, the loop yields to the runtime, and the number
     /// starts again at zero.
     inspected_bytes: u64,
-    /// The number of batches that this delivery has sent.
-    batches: u64,
+}
+
+/// The claims of a batch that the consumer has judged, by what it has done with them.
+#[derive(Default)]
+struct Judged {
+    taken: Vec<Work>,
+    unconfirmed: Vec<Work>,
+    unsent: Vec<Work>,
+    /// With the number of refused events.
+    partly: Vec<(Vec<Work>, u64, Failure)>,
+    /// `true` if the consumer refuses these claims.
+    left: Vec<(Vec<Work>, Failure, bool)>,
 }
 
 /// Says of what a consumer's answer speaks. It decides how an ordered output keeps the order.
@@ -143,15 +152,15 @@ impl Ledger {
             health,
             given_up: GivenUp::new(config),
             filtering: Filtering::new(None, &cursor),
-            limits: config.batch,
-            server_errors: config.after_server_errors,
-            sends_others: false,
+            rules: Rules {
+                limits: config.batch,
+                server_errors: config.after_server_errors,
+                is_ordered,
+                collects: false,
+            },
+            turn: Turn::default(),
             parked: ParkedByPosition::new(),
-            was_try: false,
-            is_ordered,
-            collects: false,
             sent_until: cursor.position(),
-            inspected_bytes: 0,
             batches: 0,
             in_flight: InFlight::new(cursor),
         }
@@ -176,8 +185,8 @@ impl Ledger {
     ///
     /// - The output does not pause, and the event can be sent at once. `has_room` is `true` if the
     ///   connection can take a batch.
-    /// - The output pauses, only suspects are left (events that the consumer refused when sent
-    ///   alone), and a new event is needed to learn if the consumer accepts anything.
+    /// - The output pauses, only suspects are left, and a new event is needed to learn if the
+    ///   consumer accepts anything.
     ///
     /// Otherwise returns `false`.
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
@@ -192,9 +201,8 @@ impl Ledger {
 
     /// Returns `true` if events may be sent now. Returns `false` while too many bytes are held in
     /// memory, of events that are given up and wait for their dead letters, or of events that are
-    /// too large for the filter. Also returns `false` while too many claims (events taken from the
-    /// queue to be sent) wait for their dead letters, and if claims are sent one at a time and one
-    /// of them has no answer yet.
+    /// too large for the filter. Also returns `false` while too many claims wait for their dead
+    /// letters, and if claims are sent one at a time and one of them has no answer yet.
     fn may_send(&self) -> bool {
         // The search for refused events needs to know what became of each claim. A pause needs to
         // know only that the consumer takes requests again.
@@ -215,38 +223,38 @@ impl Ledger {
         if !consumer.is_some_and(|consumer| self.isolation.conduct(consumer).has_accepted()) {
             return true;
         }
-        let decides = self.is_ordered && self.in_flight.has_parked_in_order();
+        let decides = self.rules.is_ordered && self.in_flight.has_parked_in_order();
         !decides && self.in_flight.count(State::Parked) < PARKED_MAX
     }
 
     /// Returns `true` if the loop should yield to the runtime, because it has inspected many bytes
     /// and has sent nothing. In that case, the count of inspected bytes starts again at zero.
     pub(super) fn take_turn_over(&mut self) -> bool {
-        let is_over = self.inspected_bytes >= INSPECTED_BYTES_MAX;
+        let is_over = self.turn.inspected_bytes >= INSPECTED_BYTES_MAX;
         if is_over {
-            self.inspected_bytes = 0;
+            self.turn.inspected_bytes = 0;
         }
         is_over
     }
 
     /// Returns the next batch to send; `None` if nothing may be sent now, or if there is nothing to
     /// send. New events are taken to fit into `room`; a claim that is sent again is sent whole,
-    /// whatever the room is. A claim whose events the filter keeps back completely becomes final
-    /// (settled), and the next claim is taken.
+    /// whatever the room is. A claim whose events the filter keeps back completely becomes final,
+    /// and the next claim is taken.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
         while self.pacing.paused_until().is_none()
             && self.may_send()
-            && self.inspected_bytes < INSPECTED_BYTES_MAX
+            && self.turn.inspected_bytes < INSPECTED_BYTES_MAX
         {
             let batch = self.take(room)?;
             let (claim, bytes) = (batch.claim, batch.bytes);
             let batch = self.filtering.pass_to_send(batch, self.in_flight.cursor());
             if batch.events == 0 {
-                self.inspected_bytes += bytes;
+                self.turn.inspected_bytes += bytes;
                 self.nothing_left(claim);
                 continue;
             }
-            self.inspected_bytes = 0;
+            self.turn.inspected_bytes = 0;
             self.isolation.sent();
             self.batches += 1;
             // The first attempt of a claim sends events again if the cursor was set back. Events
@@ -254,7 +262,7 @@ impl Ledger {
             let was_sent = claim.start < self.sent_until;
             let work = self.note_sent(claim, batch.events);
             let is_retry = |work: Work| work.attempts > 1 || (was_sent && !work.is_remainder);
-            if !self.collects && work.is_some_and(is_retry) {
+            if !self.rules.collects && work.is_some_and(is_retry) {
                 self.health.metrics.retries.increment(1);
             }
             return Some(match work {
@@ -313,7 +321,7 @@ impl Ledger {
         if self.given_up.needs_lines() {
             return None;
         }
-        if std::mem::take(&mut self.was_try)
+        if std::mem::take(&mut self.turn.was_try)
             && let Some(batch) = self.take_from_stream(room)
         {
             return Some(batch);
@@ -324,7 +332,7 @@ impl Ledger {
             self.in_flight.unpark(work.claim);
             match self.in_flight.redeliver(work.claim) {
                 Redelivery::Batch(batch) => {
-                    self.was_try = true;
+                    self.turn.was_try = true;
                     return Some(batch);
                 }
                 Redelivery::Gone => {
@@ -336,16 +344,15 @@ impl Ledger {
         }
         let batch = self.take_from_stream(room)?;
         let work = self.in_flight.on_wire_at(batch.claim.start);
-        self.was_try = work.is_some_and(|work| work.parking.is_some());
+        self.turn.was_try = work.is_some_and(|work| work.parking.is_some());
         Some(batch)
     }
 
     /// Takes the next batch of the stream. A claim that is to be sent again comes first. If there
-    /// is none, new events are taken. While there are suspects (events that the consumer refused
-    /// when sent alone), only a few new events are taken, to learn if the consumer accepts them.
-    /// Returns `None` if nothing can be taken now.
+    /// is none, new events are taken. While there are suspects, only a few new events are taken, to
+    /// learn if the consumer accepts them. Returns `None` if nothing can be taken now.
     fn take_from_stream(&mut self, room: Take) -> Option<Batch> {
-        if std::mem::take(&mut self.sends_others)
+        if std::mem::take(&mut self.turn.sends_others)
             && let Some(batch) = self.take_others()
         {
             return Some(batch);
@@ -360,8 +367,8 @@ impl Ledger {
             }
         }
         let mut take = Take {
-            bytes: room.bytes.min(self.limits.max_bytes),
-            events: room.events.min(self.limits.max_events),
+            bytes: room.bytes.min(self.rules.limits.max_bytes),
+            events: room.events.min(self.rules.limits.max_events),
         };
         let suspects = self.in_flight.count(State::Suspect);
         if suspects == 0 {
@@ -391,7 +398,7 @@ impl Ledger {
     /// is none, or if very many claims wait already, the second half of one of the claims that
     /// wait. Returns `None` if there is only one event.
     fn take_others(&mut self) -> Option<Batch> {
-        let one = Take { bytes: self.limits.max_bytes, events: 1 };
+        let one = Take { bytes: self.rules.limits.max_bytes, events: 1 };
         let waiting = self.in_flight.count(State::Pending);
         if waiting < SUSPECTS_MAX
             && let Some(batch) = self.in_flight.claim_next(one)
@@ -419,10 +426,10 @@ impl Ledger {
         }
     }
 
-    /// Ends a round of the search for events that the consumer refuses. A suspect is an event that
-    /// the consumer refused when it was sent alone. The round ends because the consumer refused the
-    /// suspects and the new event that were sent, or because no new event could be sent. The output
-    /// now pauses. After the pause, the first suspect and one other suspect are sent again.
+    /// Ends a round of the search for events that the consumer refuses. The round ends because the
+    /// consumer refused the suspects and the new event that were sent, or because no new event
+    /// could be sent. The output now pauses. After the pause, the first suspect and one other
+    /// suspect are sent again.
     fn next_round(&mut self) {
         if let Some(first) = self.in_flight.first(State::Suspect) {
             self.in_flight.retry_suspect(first.claim);
@@ -440,8 +447,7 @@ impl Ledger {
         self.health.next_attempt(wait);
     }
 
-    /// Ends the search for events that the consumer refuses (the isolation), if no claim is on the
-    /// wire (sent, without an answer). A claim is a range of events taken to be sent. The caller
+    /// Ends the search for events that the consumer refuses, if no claim is on the wire. The caller
     /// makes sure that no claim waits to be sent again: none is in the state `State::Pending` or
     /// `State::Suspect`.
     fn end_isolation(&mut self) {
@@ -450,81 +456,62 @@ impl Ledger {
         }
     }
 
-    /// Makes the held claims final (settled) that need not wait any more. A held claim is
-    /// one whose events the consumer has accepted while a claim before it was neither accepted nor
-    /// given up.
+    /// Makes the held claims final that need not wait any more. A held claim is one whose events
+    /// the consumer has accepted while a claim before it was neither accepted nor given up.
     pub(super) fn finish_decided(&mut self) {
         for work in self.in_flight.held_before_all_open() {
-            self.finish(work.claim);
+            self.finish(work.claim, Vec::new());
         }
     }
 
-    /// Makes all held claims final (settled), because the claims before them will not be decided in
-    /// this delivery.
+    /// Makes all held claims final, because the claims before them will not be decided in this
+    /// delivery.
     pub(super) fn finish_held(&mut self) {
         for work in self.in_flight.all(State::Held) {
-            self.finish(work.claim);
+            self.finish(work.claim, Vec::new());
         }
     }
 
-    /// Returns `true` if no claim (events taken from the queue to be sent) waits to be sent again,
-    /// or for the decision about another claim.
+    /// Returns `true` if no claim waits to be sent again, or for the decision about another claim.
     pub(super) fn is_settled(&self) -> bool {
         let open = [State::Pending, State::Suspect, State::Parked, State::Held];
         open.into_iter().all(|state| !self.in_flight.has(state))
     }
 
-    /// Makes a claim final (settled): the consumer has every event of the claim that the filter did
-    /// not keep back.
-    fn finish(&mut self, claim: Claim) {
-        let disposition = self.filtering.finish(claim, &self.health.metrics);
-        self.in_flight.finish(claim, disposition);
-    }
-
-    /// Makes a claim final (settled) because the filter keeps back all its events. This happens
-    /// even if an earlier event is a suspect, because there is nothing to send. Events that are too
-    /// large for the filter are given up.
+    /// Makes a claim final because the filter keeps back all its events. This happens even if an
+    /// earlier event is a suspect, because there is nothing to send. Events that are too large for
+    /// the filter are given up.
     fn nothing_left(&mut self, claim: Claim) {
         self.tries_are_over(claim);
-        self.isolation.nothing_left(self.limits.max_events);
+        self.isolation.nothing_left(self.rules.limits.max_events);
         self.sent_until = self.sent_until.max(claim.end);
-        self.finish_without(claim, Vec::new());
+        self.finish(claim, Vec::new());
     }
 
-    /// Makes a claim (range of events) final, and gives up those of its events that can't be sent:
-    /// the `lines`, which the protocol can't carry, and the events that are too large for the
-    /// filter. If their dead letters are kept, the claim becomes final when these letters are
-    /// written.
-    fn finish_without(&mut self, claim: Claim, mut lines: Vec<Bytes>) {
-        let mut too_large = self.filtering.too_large(claim);
-        let reason = match (lines.is_empty(), too_large.is_empty()) {
-            (true, true) => return self.finish(claim),
-            (true, false) => TOO_LARGE,
-            (false, true) => TOO_LONG,
-            (false, false) => TOO_LARGE_OR_LONG,
-        };
-        if !lines.is_empty() {
-            if self.filtering.looks_for_lines() {
-                // Dead letters hold events before their form, so the claim is read again.
+    /// Makes a claim final, except that the events `unfit` and those that are too large for the
+    /// filter are given up.
+    fn finish(&mut self, claim: Claim, unfit: Vec<Bytes>) {
+        if let Some(settled) = self.filtering.settle(claim, unfit, false, &self.health.metrics) {
+            self.end(claim, settled);
+        }
+    }
+
+    /// Ends a claim as the filter has decided. If dead letters are kept of some of its events, the
+    /// claim becomes final when they are written.
+    fn end(&mut self, claim: Claim, settled: Settled) {
+        let Self { in_flight, health, given_up, .. } = self;
+        match settled {
+            Settled::Final(disposition) => in_flight.finish(claim, disposition),
+            Settled::Without(disposition, lines, reason) => {
+                let reason = Reason::new(Cause::TooLong, reason);
+                given_up.end_with(claim, disposition, lines, &reason, in_flight, health);
+            }
+            Settled::ReadAgain(unfit, reason) => {
                 self.release(claim);
                 let reason = Reason::new(Cause::TooLong, reason);
-                self.given_up.add_unfit(claim, lines, reason, &mut self.in_flight);
-                return;
+                self.given_up.add_unfit(claim, unfit, reason, &mut self.in_flight);
             }
-            self.filtering.forget_history(claim);
         }
-        lines.append(&mut too_large);
-        let kept = self.filtering.finish(claim, &self.health.metrics);
-        let disposition = Disposition { lost: lines.len() as u64, ..kept };
-        let reason = Reason::new(Cause::TooLong, reason);
-        self.given_up.end_with(
-            claim,
-            disposition,
-            lines,
-            &reason,
-            &mut self.in_flight,
-            &self.health,
-        );
     }
 
     /// Moves a claim from `OnWire` or `Held` to `Pending`, to send it again. The filter's decisions
@@ -562,18 +549,16 @@ impl Ledger {
         self.health.succeeded();
         self.health.delivered(work.events, work.attempts);
         self.filtering.tapping.accepted(claim, work.events, rejected.is_empty());
-        let is_held = rejected.is_empty()
-            && self.is_ordered
-            && waits
-            && keeps_order
-            && !self.filtering.has_too_large(claim);
-        if work.is_overtaken && self.is_ordered && rejected.is_empty() {
+        let waits = self.rules.is_ordered && waits && keeps_order;
+        if work.is_overtaken && self.rules.is_ordered && rejected.is_empty() {
             // An earlier event was sent after this claim.
             self.release(claim);
-        } else if is_held {
-            self.in_flight.hold(*work);
+        } else if let Some(settled) =
+            self.filtering.settle(claim, rejected, waits, &self.health.metrics)
+        {
+            self.end(claim, settled);
         } else {
-            self.finish_without(claim, rejected);
+            self.in_flight.hold(*work);
         }
         if was_late && keeps_order {
             // Later events that were sent before this claim are sent again, to keep the order.
@@ -604,25 +589,7 @@ impl Ledger {
     /// took none, its settings may be at fault (a missing index refuses every event), so the event
     /// becomes a suspect, as if it had been refused alone.
     pub(super) fn on_judged(&mut self, claim: Claim, parts: Vec<Part>, consumer: usize) {
-        let (mut taken, mut left, mut unsent) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut unconfirmed, mut partly) = (Vec::new(), Vec::new());
-        let mut start = claim.start;
-        for Part { end, events, verdict } in parts {
-            let works = self.in_flight.all_on_wire(Claim { start, end }, Some(events));
-            start = end;
-            match verdict {
-                Verdict::Delivered => taken.extend(works),
-                Verdict::Existing => {
-                    self.health.metrics.existing.increment(events);
-                    taken.extend(works);
-                }
-                Verdict::Unconfirmed => unconfirmed.extend(works),
-                Verdict::Unsent => unsent.extend(works),
-                Verdict::Again(failure) => left.push((works, failure, false)),
-                Verdict::Refused(failure) => left.push((works, failure, true)),
-                Verdict::Partly { refused, failure } => partly.push((works, refused, failure)),
-            }
-        }
+        let Judged { taken, unconfirmed, unsent, partly, left } = self.judged(claim, parts);
         for work in &taken {
             self.accepted(work, Vec::new(), consumer, Scope::Events);
         }
@@ -646,22 +613,8 @@ impl Ledger {
         self.health.turned_away(first);
         let mut again = None;
         for (works, failure, is_refused) in left {
-            for mut work in works {
-                if self.is_try(&mut work) && !took_others {
-                    self.try_failed(work, &failure, is_refused, consumer);
-                } else if is_refused && !self.isolation.retries() {
-                    self.refused_alone(&work, &failure, consumer, took_others);
-                } else if failure.server_error
-                    && self.isolation.server_error(&mut work, consumer, took_others)
-                {
-                    self.in_flight.note(work);
-                    self.park_each(work.claim, &failure, consumer);
-                } else {
-                    self.sends_others |= work.errors >= ERRORS_BEFORE_OTHERS;
-                    // A refused event does not share a request with others, which the consumer
-                    // could then not take.
-                    self.in_flight.note(Work { is_remainder: !is_refused, ..work });
-                    self.release(work.claim);
+            for work in works {
+                if self.not_taken(work, &failure, is_refused, consumer, took_others) {
                     again.get_or_insert_with(|| failure.clone());
                 }
             }
@@ -673,6 +626,62 @@ impl Ledger {
             self.pause(&failure);
             self.take_all_old(&failure);
         }
+    }
+
+    /// Sorts the claims on the wire about which the consumer has judged.
+    fn judged(&mut self, claim: Claim, parts: Vec<Part>) -> Judged {
+        let mut judged = Judged::default();
+        let mut start = claim.start;
+        for Part { end, events, verdict } in parts {
+            let works = self.in_flight.all_on_wire(Claim { start, end }, Some(events));
+            start = end;
+            match verdict {
+                Verdict::Delivered => judged.taken.extend(works),
+                Verdict::Existing => {
+                    self.health.metrics.existing.increment(events);
+                    judged.taken.extend(works);
+                }
+                Verdict::Unconfirmed => judged.unconfirmed.extend(works),
+                Verdict::Unsent => judged.unsent.extend(works),
+                Verdict::Again(failure) => judged.left.push((works, failure, false)),
+                Verdict::Refused(failure) => judged.left.push((works, failure, true)),
+                Verdict::Partly { refused, failure } => {
+                    judged.partly.push((works, refused, failure));
+                }
+            }
+        }
+        judged
+    }
+
+    /// Notes that `consumer` has not taken a claim that it has judged. `took_others` is `true` if
+    /// it took another event of the same batch. Returns `true` if the claim is sent again because
+    /// of a failure that says nothing about its events.
+    fn not_taken(
+        &mut self,
+        mut work: Work,
+        failure: &Failure,
+        is_refused: bool,
+        consumer: usize,
+        took_others: bool,
+    ) -> bool {
+        if self.is_try(&mut work) && !took_others {
+            self.try_failed(work, failure, is_refused, consumer);
+        } else if is_refused && !self.isolation.retries() {
+            self.refused_alone(&work, failure, consumer, took_others);
+        } else if failure.server_error
+            && self.isolation.server_error(&mut work, consumer, took_others)
+        {
+            self.in_flight.note(work);
+            self.park_each(work.claim, failure, consumer);
+        } else {
+            self.turn.sends_others |= work.errors >= ERRORS_BEFORE_OTHERS;
+            // A refused event does not share a request with others, which the consumer could then
+            // not take.
+            self.in_flight.note(Work { is_remainder: !is_refused, ..work });
+            self.release(work.claim);
+            return true;
+        }
+        false
     }
 
     /// Notes that `consumer` refuses `refused` events of these claims for good and has the others,
@@ -807,7 +816,7 @@ impl Ledger {
             let work = *work;
             return self.try_failed(work, failure, false, consumer);
         }
-        if failure.server_error && !failure.elsewhere && !self.collects {
+        if failure.server_error && !failure.elsewhere && !self.rules.collects {
             let is_at_fault = self.note_server_error(&mut works, consumer);
             if is_at_fault {
                 self.health.refused(failure);
@@ -835,7 +844,7 @@ impl Ledger {
         let mut is_at_fault = true;
         for work in works {
             is_at_fault &= self.isolation.server_error(work, consumer, false);
-            self.sends_others |= work.errors >= ERRORS_BEFORE_OTHERS;
+            self.turn.sends_others |= work.errors >= ERRORS_BEFORE_OTHERS;
             self.in_flight.note(*work);
         }
         is_at_fault
@@ -844,7 +853,7 @@ impl Ledger {
     /// Takes a request apart that the consumer answers with server errors: each of its claims is
     /// sent by itself next, a single claim is halved, and a single event is parked.
     fn take_apart(&mut self, works: Vec<Work>, failure: &Failure, consumer: usize) {
-        self.sends_others = false;
+        self.turn.sends_others = false;
         self.isolation.turned_down(consumer);
         let is_one = works.len() == 1;
         for work in works {
@@ -857,9 +866,9 @@ impl Ledger {
         }
     }
 
-    /// Prepares to send every claim that is not final (settled) again, in order. Called after the
-    /// end of a connection that makes claims final in order. As a rule, the cursor is set back and
-    /// the claims are forgotten. If that is not possible (claims of an earlier delivery, or dead
+    /// Prepares to send every claim that is not final again, in order. Called after the end of a
+    /// connection that makes claims final in order. As a rule, the cursor is set back and the
+    /// claims are forgotten. If that is not possible (claims of an earlier delivery, or dead
     /// letters that are being written), the claims are kept, and each is sent again as it is.
     pub(super) fn start_over(&mut self) {
         self.isolation.end();
@@ -881,7 +890,7 @@ impl Ledger {
 
     /// Takes a claim off the wire, to send it again.
     fn give_back(&mut self, work: Work) {
-        if self.collects {
+        if self.rules.collects {
             self.in_flight.note(Work { is_remainder: true, ..work });
         }
         self.release(work.claim);
@@ -907,9 +916,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that a connection has ended. Its claims on the wire (sent, without an answer) are to
-    /// be sent again; other claims keep their state. `failure` is the reason; `None` if it was no
-    /// failure.
+    /// Notes that a connection has ended. Its claims on the wire are to be sent again; other claims
+    /// keep their state. `failure` is the reason; `None` if it was no failure.
     pub(super) fn on_gone(&mut self, failure: Option<&Failure>) {
         self.take_back();
         let Some(failure) = failure else { return };
@@ -930,8 +938,8 @@ impl Ledger {
     }
 
     /// Notes that there is no connection any more, because of `failure`. This counts as a failed
-    /// attempt for every claim that is not final (settled), so claims that are too old are given
-    /// up. Does nothing if another address is to be tried at once.
+    /// attempt for every claim that is not final, so claims that are too old are given up. Does
+    /// nothing if another address is to be tried at once.
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if !failure.elsewhere {
             self.take_all_old(failure);
@@ -993,10 +1001,10 @@ impl Ledger {
     }
 
     /// Hands over events that are given up, while there is a connection. If there is more to do,
-    /// the loop yields to the runtime before it goes on.
+    /// the loop yields to the runtime before it continues.
     pub(super) fn bury_beside_sending(&mut self) {
         if self.bury() {
-            self.inspected_bytes = INSPECTED_BYTES_MAX;
+            self.turn.inspected_bytes = INSPECTED_BYTES_MAX;
         }
     }
 
@@ -1004,7 +1012,7 @@ impl Ledger {
     /// connection. Returns `true` if there is more to do.
     pub(super) fn bury_old(&mut self) -> bool {
         let (in_flight, filtering) = (&mut self.in_flight, &mut self.filtering);
-        self.given_up.next_old(in_flight, filtering, &self.health, self.limits)
+        self.given_up.next_old(in_flight, filtering, &self.health, self.rules.limits)
     }
 
     /// Notes the result of writing dead letters. The result belongs to the oldest letters that had

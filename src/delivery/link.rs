@@ -29,9 +29,9 @@ use crate::queue::Take;
 /// protocol asks for.
 pub(crate) const CLOSE_TIME: Duration = Duration::from_secs(2);
 
-/// While a link (connection) keeps this many bytes of events that its protocol can't carry, it
-/// takes nothing more: its [`Link::room`] is `None`. A link keeps such events until all events
-/// before them are final (settled).
+/// While a link keeps this many bytes of events that its protocol can't carry, it takes nothing
+/// more: its [`Link::room`] is `None`. A link keeps such events until all events before them are
+/// final.
 pub(crate) const REJECTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Makes the connections of one output. The delivery loop owns this value and calls one method at a
@@ -87,8 +87,8 @@ pub(crate) trait Connect: Send {
     /// Connects to each address once, for `check --connect`. Returns one result for each address.
     fn probe(&mut self) -> impl Future<Output = Probed> + Send;
 
-    /// Makes a link (connection). Tries each address at most once. If no address works, returns the
-    /// failure of the last one.
+    /// Makes a link. Tries each address at most once. If no address works, returns the failure of
+    /// the last one.
     ///
     /// A link is not always a TCP connection: the link of `http` is made once and dials its
     /// connections itself, when it has a request to send.
@@ -115,8 +115,7 @@ pub(crate) struct Begin {
     pub(crate) retire: CancellationToken,
 }
 
-/// One connection of an output. Several claims (ranges of events) may be sent on it before the
-/// first is answered.
+/// One connection of an output. Several claims may be sent on it before the first is answered.
 ///
 /// Invariant: each claim that was handed to [`Link::send`] is reported exactly once, by
 /// [`Event::Accepted`] (which may report a claim in parts, from its front), [`Event::Judged`],
@@ -259,12 +258,12 @@ pub(crate) enum Verdict {
     Unsent,
 }
 
-/// A report of a link (connection) to the delivery loop.
+/// A report of a link to the delivery loop.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// The consumer has all events of `claim`, except those in `rejected`. If the link (connection)
-    /// settles events in order, `claim` may be only the first part of a claim that was sent. The
-    /// rest of that claim then still waits for an answer.
+    /// The consumer has all events of `claim`, except those in `rejected`. If the link settles
+    /// events in order, `claim` may be only the first part of a claim that was sent. The rest of
+    /// that claim then still waits for an answer.
     Accepted {
         /// The events that are settled. They may be only the first part of a claim that was sent.
         claim: Claim,
@@ -282,12 +281,12 @@ pub(crate) enum Event {
     /// The consumer refuses the claim because of its events, so it would refuse the same request
     /// again. The loop then searches for the events at fault.
     Refused(Claim, Failure),
-    /// The link can take events again, although no claim has become final (settled).
+    /// The link can take events again, although no claim has become final.
     Room,
     /// The end of the checkpoint that the link was given last.
     Checkpoint(Fate),
     /// An attempt to send the claim failed. The claim is to be sent again after a pause; the link
-    /// goes on working.
+    /// continues to work.
     Failed(Claim, Failure),
     /// The link has ended. Every claim that was not accepted yet is to be sent again.
     Broken {
@@ -298,14 +297,14 @@ pub(crate) enum Event {
     },
     /// The link asks the loop to close it in order now. No claim waits for an answer.
     Closed,
-    /// The link (connection) has ended. Only a link that can refuse events, or that makes claims
-    /// final out of order, reports this. Its claims on the wire (sent, without an answer) are to be
-    /// sent again; claims that were refused or failed before keep their state. The value is the
-    /// reason; `None` if the end is nobody's fault.
+    /// The link has ended. Only a link that can refuse events, or that makes claims final out of
+    /// order, reports this. Its claims on the wire are to be sent again; claims that were refused
+    /// or failed before keep their state. The value is the reason; `None` if the end is nobody's
+    /// fault.
     Gone(Option<Failure>),
-    /// The link can send nothing at the moment, because of this failure, but goes on trying.
+    /// The link can send nothing at the moment, because of this failure, but keeps trying.
     #[cfg(any(feature = "kafka", test))]
     Troubled(Failure),
-    /// The process can't go on. The text says why.
+    /// The process can't continue. The text says why.
     Fatal(String),
 }

@@ -12,15 +12,14 @@ use crate::queue::Claim;
 use crate::queue::Cursor;
 use crate::tap::Taps;
 
-/// The state that a delivery (the loop that sends one output's events) hands over to the delivery
-/// that replaces it. The old delivery waits for no answer any more: each event that has no answer
-/// is sent again by the new delivery.
+/// The state that a delivery hands over to the delivery that replaces it. The old delivery waits
+/// for no answer any more: each event that has no answer is sent again by the new delivery.
 pub struct HandOver {
     /// The output's place in the queue.
     pub cursor: Cursor,
-    /// The claims (ranges of events taken to send) that the new delivery must send again, in the
-    /// order of the queue. Empty if `cursor` was set back to the first event that is not final
-    /// (settled): the new delivery then takes all these events from the queue again.
+    /// The claims that the new delivery must send again, in the order of the queue. Empty if
+    /// `cursor` was set back to the first event that is not final: the new delivery then takes all
+    /// these events from the queue again.
     pub claims: Vec<Claim>,
     /// The events among `claims` that are parked, with the consumer's last answer to each.
     pub(super) parked: ParkedByPosition,
@@ -37,11 +36,11 @@ impl HandOver {
     }
 }
 
-/// The orders that a delivery (the loop that sends one output's events) obeys. Each order is a
-/// token; cancelling the token gives the order. Beside them is what the relay tells a delivery.
+/// The orders that a delivery obeys. Each order is a token; cancelling the token gives the order.
+/// Beside them is what the relay tells a delivery.
 #[derive(Clone, Default)]
 pub struct Orders {
-    /// The order to drain. The process is about to end; until then, the delivery goes on to send
+    /// The order to drain. The process is about to end; until then, the delivery continues to send
     /// the events of the queue. A pause under way ends, and later pauses are short, so that the
     /// delivery notices in time that a consumer works again.
     pub draining: CancellationToken,

@@ -8,9 +8,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::retry::Retry;
 
-/// The longest pause while the relay drains (delivers what it holds before it ends), even if the
-/// consumer asks for more with `Retry-After`. The drain has 20 s by default, and what a queue in
-/// memory holds after that is lost, so the relay must notice early that the consumer works again.
+/// The longest pause while the relay drains, even if the consumer asks for more with `Retry-After`.
+/// The drain has 20 s by default, and what a queue in memory holds after that is lost, so the relay
+/// must notice early that the consumer works again.
 pub(super) const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// The number of requests that may be sent without an answer at the same time.
@@ -35,7 +35,7 @@ enum Connections {
     Unproven,
 }
 
-/// Tells if the drain (the relay delivers what it holds before it ends) has shortened a pause.
+/// Tells if the drain has shortened a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Drain {
     /// The drain has not shortened a pause yet.
@@ -78,13 +78,12 @@ impl Pacing {
         }
     }
 
-    /// Sets the token that is cancelled when the drain begins (the relay delivers what it holds
-    /// before it ends). From then on, pauses are short.
+    /// Sets the token that is cancelled when the drain begins. From then on, pauses are short.
     pub(super) fn shorten_when(&mut self, draining: CancellationToken) {
         self.draining = draining;
     }
 
-    /// Returns `true` while the relay drains (delivers what it holds before it ends).
+    /// Returns `true` while the relay drains.
     pub(super) fn drains(&self) -> bool {
         self.draining.is_cancelled()
     }
@@ -99,8 +98,7 @@ impl Pacing {
         self.drain == Drain::NotYet
     }
 
-    /// Notes that the drain has begun (the relay delivers what it holds before it ends), and ends
-    /// the current pause.
+    /// Notes that the drain has begun, and ends the current pause.
     pub(super) fn shorten(&mut self) {
         self.drain = Drain::Shortened;
         self.paused_until = None;

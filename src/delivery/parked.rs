@@ -176,7 +176,7 @@ pub(super) struct Patience {
     pub(super) keeps_all: bool,
     /// `true` if the queue is nearly full.
     pub(super) is_crowded: bool,
-    /// `true` if the relay drains (delivers what it holds before it ends).
+    /// `true` if the relay drains.
     pub(super) drains: bool,
 }
 

@@ -138,7 +138,7 @@ impl Prepared {
         self.connector.probe().await
     }
 
-    /// Runs the delivery until `orders` ends it. The delivery goes on where the previous delivery
+    /// Runs the delivery until `orders` ends it. The delivery continues where the previous delivery
     /// of this output ended: `begin` is the state that it left.
     ///
     /// The future returns `Some` if another delivery is to replace this one, or if a reload has

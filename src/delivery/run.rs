@@ -38,9 +38,9 @@ const PROVEN_AFTER: Duration = Duration::from_secs(1);
 /// must not delay a change of its output's settings for long.
 const HAND_OVER_TIME: Duration = Duration::from_secs(10);
 
-/// The time for writing the last dead letters (events that were given up, kept in files) at the end
-/// of the process. Events whose letters are not written by then stay in the queue's directory for
-/// the next start. If the queue is only in memory, these events are lost, and counted as lost.
+/// The time for writing the last dead letters at the end of the process. Events whose letters are
+/// not written by then stay in the queue's directory for the next start. If the queue is only in
+/// memory, these events are lost, and counted as lost.
 const LAST_LETTERS: Duration = Duration::from_secs(1);
 
 /// The longest time for reading the queue's recent events at the start, so that the filter
@@ -69,7 +69,7 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 /// - The loop yields to the runtime after it has inspected `INSPECTED_BYTES_MAX` of events without
 ///   sending one of them.
 ///
-/// What must never happen: the delivery ends without an order, while the process goes on.
+/// What must never happen: the delivery ends without an order, while the process continues.
 pub(super) struct Delivery<C> {
     connector: C,
     /// The output's name.
@@ -108,33 +108,15 @@ enum Ended {
 impl Ended {
     /// Returns the failure that has ended the link; `None` if nothing has failed.
     fn failure(&self) -> Option<&Failure> {
-        match self {
-            Self::Broken(failure) | Self::Gone(Some(failure)) => Some(failure),
-            Self::Stopped
-            | Self::Retired
-            | Self::Closed
-            | Self::BrokenBeside
-            | Self::Gone(None)
-            | Self::Fatal(_) => None,
-        }
-    }
-
-    /// Returns `true` if the caller must still close the link (connection) in order; `false` if it
-    /// is closed already or can't be used any more.
-    fn is_orderly(&self) -> bool {
-        match self {
-            Self::Closed => true,
-            Self::Gone(_) => true,
-            Self::Stopped
-            | Self::Retired
-            | Self::Broken(_)
-            | Self::BrokenBeside
-            | Self::Fatal(_) => false,
+        if let Self::Broken(failure) | Self::Gone(Some(failure)) = self {
+            Some(failure)
+        } else {
+            None
         }
     }
 }
 
-/// The reason why the loop stops waiting while it uses a link (connection).
+/// The reason why the loop stops waiting while it uses a link.
 enum Wake {
     Stop,
     Retire,
@@ -155,7 +137,7 @@ impl<C: Connect> Delivery<C> {
         config: &crate::config::Output,
     ) -> Self {
         let mut ledger = Ledger::new(cursor, health, config, connector.is_ordered());
-        ledger.collects = C::COLLECTS;
+        ledger.rules.collects = C::COLLECTS;
         Self {
             connector,
             name: config.name.clone(),
@@ -199,7 +181,7 @@ impl<C: Connect> Delivery<C> {
     ///
     /// # Errors
     ///
-    /// The text says why the process can't go on.
+    /// The text says why the process can't continue.
     pub(super) async fn run(mut self, orders: Orders) -> Result<Option<HandOver>, RunError> {
         let cursor = self.ledger.in_flight.cursor();
         self.connector.begin(Begin {
@@ -335,8 +317,8 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Releases the claims that are not final (settled). Returns the state with which another
-    /// delivery can send them.
+    /// Releases the claims that are not final. Returns the state with which another delivery can
+    /// send them.
     fn hand_over(mut self) -> HandOver {
         self.ledger.finish_decided();
         let Ledger { in_flight, filtering, parked, .. } = self.ledger;
@@ -344,7 +326,7 @@ impl<C: Connect> Delivery<C> {
         HandOver { cursor, claims, parked, seen: filtering.into_seen() }
     }
 
-    /// Sends events on one link (connection) until it ends. Returns the reason for its end.
+    /// Sends events on one link until it ends. Returns the reason for its end.
     async fn drive(&mut self, mut link: C::Link) -> Ended {
         let proven_at = Instant::now() + PROVEN_AFTER;
         // Set when another delivery is to replace this one: the link then gets no new claims, and
@@ -358,10 +340,8 @@ impl<C: Connect> Delivery<C> {
                 return Ended::Retired;
             }
             if leave_at.is_none() {
-                if self.checkpoints.are_sent()
-                    && self.ledger.pacing.paused_until().is_none()
-                    && !self.ledger.in_flight.has(State::Pending)
-                    && link.takes_checkpoint()
+                if self.ledger.pacing.paused_until().is_none()
+                    && self.has_turn_for_checkpoint(&link)
                     && let Some(checkpoint) = self.checkpoints.next()
                 {
                     link.send_checkpoint(checkpoint);
@@ -392,7 +372,8 @@ impl<C: Connect> Delivery<C> {
                 Wake::Reported(event) => event,
             };
             if let Some(ended) = self.on_event(event, link.consumer(), proven_at) {
-                if ended.is_orderly() {
+                // Otherwise the link is closed already, or can't be used any more.
+                if matches!(ended, Ended::Closed | Ended::Gone(_)) {
                     link.close().await;
                 }
                 return ended;
@@ -400,8 +381,7 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Waits until the loop that uses a link (connection) has something to do, and returns the
-    /// reason.
+    /// Waits until the loop that uses a link has something to do, and returns the reason.
     ///
     /// # Cancel safety
     ///
@@ -412,6 +392,7 @@ impl<C: Connect> Delivery<C> {
         proven_at: Instant,
         leave_at: Option<Instant>,
     ) -> Wake {
+        let takes_checkpoint = leave_at.is_none() && self.has_turn_for_checkpoint(link);
         let Orders { draining, stop, retire, .. } = &self.orders;
         let (ledger, checkpoints) = (&mut self.ledger, &mut self.checkpoints);
         let yields = ledger.take_turn_over();
@@ -426,23 +407,16 @@ impl<C: Connect> Delivery<C> {
         }
         let paused = ledger.pacing.paused_until();
         let may_shorten = ledger.may_hurry();
-        let wants = leave_at.is_none() && ledger.wants_events(link.room().is_some());
-        let reads = wants || ledger.given_up.needs_lines();
-        let unproven = C::EAGER && ledger.pacing.is_unproven();
         let has_room = leave_at.is_none() && link.room().is_some();
+        let wants = leave_at.is_none() && ledger.wants_events(has_room);
+        let reads = wants || ledger.given_up.needs_lines();
+        let proves_at = (C::EAGER && ledger.pacing.is_unproven()).then_some(proven_at);
         let next_try = ledger.next_try().filter(|_| has_room);
-        // A consumer that has just failed gets its events first.
-        let takes_checkpoint = checkpoints.are_sent()
-            && leave_at.is_none()
-            && !ledger.in_flight.has(State::Pending)
-            && link.takes_checkpoint();
         tokio::select! {
             biased;
             () = stop.cancelled() => Wake::Stop,
             () = retire.cancelled(), if leave_at.is_none() => Wake::Retire,
-            () = tokio::time::sleep_until(leave_at.unwrap_or(proven_at)), if leave_at.is_some() => {
-                Wake::HandOverTimeIsOver
-            }
+            () = until(leave_at) => Wake::HandOverTimeIsOver,
             () = std::future::ready(()), if yields => Wake::Again,
             written = ledger.given_up.written() => {
                 ledger.on_written(written);
@@ -457,14 +431,12 @@ impl<C: Connect> Delivery<C> {
                 ledger.on_readable(wants);
                 Wake::Again
             }
-            () = tokio::time::sleep_until(paused.unwrap_or(proven_at)), if paused.is_some() => {
+            () = until(paused) => {
                 ledger.pacing.end_pause();
                 Wake::Again
             }
-            () = tokio::time::sleep_until(next_try.unwrap_or(proven_at)), if next_try.is_some() => {
-                Wake::Again
-            }
-            () = tokio::time::sleep_until(proven_at), if unproven => {
+            () = until(next_try) => Wake::Again,
+            () = until(proves_at) => {
                 ledger.on_proven();
                 Wake::Again
             }
@@ -473,14 +445,22 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
+    /// Returns `true` if the link can take a checkpoint now. A consumer that has just failed gets
+    /// its events first.
+    fn has_turn_for_checkpoint(&self, link: &C::Link) -> bool {
+        self.checkpoints.are_sent()
+            && !self.ledger.in_flight.has(State::Pending)
+            && link.takes_checkpoint()
+    }
+
     /// Returns `true` if no event is on the wire, and none waits to be sent again.
     fn sends_nothing(&self) -> bool {
         let in_flight = &self.ledger.in_flight;
         !in_flight.has(State::OnWire) && !in_flight.has(State::Pending)
     }
 
-    /// Tells the ledger what the link (connection) has reported. Returns the reason if the link has
-    /// ended; `None` if it goes on working.
+    /// Tells the ledger what the link has reported. Returns the reason if the link has ended;
+    /// `None` if it continues to work.
     fn on_event(&mut self, event: Event, consumer: usize, proven_at: Instant) -> Option<Ended> {
         match event {
             Event::Accepted { claim, rejected } => {
@@ -516,6 +496,14 @@ impl<C: Connect> Delivery<C> {
             Event::Fatal(message) => return Some(Ended::Fatal(message)),
         }
         None
+    }
+}
+
+/// Waits until this moment; for ever if it is `None`.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,5 +1,5 @@
 //! When events were first sent, for `retry.max_elapsed`. The clock of a batch starts with its first
-//! attempt, and goes on however the batch is cut, sent again, or joined with others.
+//! attempt, and continues however the batch is cut, sent again, or joined with others.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::queue::Position;
 /// attempts within 3.6 s share an entry.
 const RESOLUTION: u32 = 1000;
 
-/// The times of the first attempts to send the events that are not final (settled).
+/// The times of the first attempts to send the events that are not final.
 pub(super) struct Tried {
     /// An event is too old when this time has passed since its first attempt. The value is
     /// `retry.max_elapsed`.

@@ -21,8 +21,8 @@ pub(crate) type Probed = Vec<(String, Result<(), ProbeError>)>;
 /// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`], which decide whether the
 /// address is used further. [`Attempt::ended`] counts the requests, or the writes of a connection,
 /// that have ended; a failure and a refusal count themselves. If the value is dropped without a
-/// report, nothing is noted about the address. If the attempt is a trial (a delivery that
-/// tests the address after a failure), dropping the value ends the trial.
+/// report, nothing is noted about the address. If the attempt is a trial, dropping the value ends
+/// the trial.
 pub(crate) struct Attempt {
     set: Arc<Endpoints>,
     address: ResolvedAddress,
@@ -246,8 +246,7 @@ impl Attempt {
         true
     }
 
-    /// Ends the trial, if this attempt is a trial (a delivery that tests the address after a
-    /// failure). Another delivery may then test the address.
+    /// Ends the trial, if this attempt is a trial. Another delivery may then test the address.
     fn release(&mut self) {
         if std::mem::take(&mut self.is_trial)
             && let Some(address) = self.set.lock().address(&self.address)

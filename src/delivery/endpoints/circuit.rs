@@ -21,21 +21,21 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The shortest hold: the time for which an address must answer probes (test connections) before it
-/// is used again after a failure. A consumer that restarts is away for a few seconds, and returning
-/// to it costs a TCP stream a new connection, so the relay does not return at once.
+/// The shortest hold: the time for which an address must answer probes before it is used again
+/// after a failure. A consumer that restarts is away for a few seconds, and returning to it costs a
+/// TCP stream a new connection, so the relay does not return at once.
 pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
 
-/// The longest hold: the time for which an address must answer probes (test connections) before it
-/// is used again after a failure. It is long because a delivery to a consumer that accepts
-/// connections and then hangs may cost `timeouts.request` each time.
+/// The longest hold: the time for which an address must answer probes before it is used again after
+/// a failure. It is long because a delivery to a consumer that accepts connections and then hangs
+/// may cost `timeouts.request` each time.
 pub(super) const HOLD_MAX: Duration = Duration::from_secs(600);
 
-/// The pause after the first failed probe (test connection) of an address that is down. The pause
-/// doubles with each further failed probe.
+/// The pause after the first failed probe of an address that is down. The pause doubles with each
+/// further failed probe.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 
-/// The longest pause between two probes (test connections) of one address that is down.
+/// The longest pause between two probes of one address that is down.
 pub(super) const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// A reason for deliveries to avoid an address.
@@ -49,8 +49,7 @@ pub(super) enum Fault {
         waited: Duration,
     },
     /// The consumer refuses events that other consumers may accept. Since the events may be at
-    /// fault, a refusal does not lengthen the hold (the time for which the address must answer
-    /// probes before it is used again).
+    /// fault, a refusal does not lengthen the hold.
     Refused,
     /// The consumer has not answered for the time `waited`, while the consumer at another address
     /// answers.
@@ -67,8 +66,8 @@ pub(super) struct Circuit {
     state: CircuitState,
     /// The moment since when the circuit has had its state, as [`Circuit::name`] tells it.
     since: Instant,
-    /// The time for which the address must answer probes (test connections) after a failure, before
-    /// a delivery tests it again.
+    /// The time for which the address must answer probes after a failure, before a delivery tests
+    /// it again.
     hold: Duration,
     /// The moment when the address last came back (could be used again after a failure). `None` if
     /// the address never failed, or if it has failed again since it came back. Also `None` if the
@@ -102,11 +101,11 @@ struct Open {
     suspect: bool,
     /// The end of the pause that the consumer asked for; `None` if it did not ask.
     asked: Option<Instant>,
-    /// The moment of the first answered probe (test connection) after the last failure; `None` if
-    /// no probe was answered since that failure.
+    /// The moment of the first answered probe after the last failure; `None` if no probe was
+    /// answered since that failure.
     answers: Option<Instant>,
     next_probe: Instant,
-    /// The pause after the next probe (test connection) that fails.
+    /// The pause after the next probe that fails.
     pause: Duration,
 }
 
@@ -134,10 +133,9 @@ impl Circuit {
         result
     }
 
-    /// Makes the circuit (the state that decides about the use) of a new address, when the other
-    /// addresses of its host name are down. `self` is the circuit of one of these. The new address
-    /// has no failure of its own, but it must answer probes (test connections) before a delivery
-    /// tests it. The first probe is due at once.
+    /// Makes the circuit of a new address, when the other addresses of its host name are down.
+    /// `self` is the circuit of one of these. The new address has no failure of its own, but it
+    /// must answer probes before a delivery tests it. The first probe is due at once.
     pub(super) fn of_successor(&self, now: Instant) -> Self {
         let mut circuit = self.clone();
         (circuit.failed, circuit.proven, circuit.since) = (None, false, now);
@@ -164,8 +162,7 @@ impl Circuit {
         matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen { busy: false })
     }
 
-    /// Returns the moment since when the circuit is open (the address is down); `None` if the
-    /// circuit is not open.
+    /// Returns the moment since when the circuit is open; `None` if the circuit is not open.
     pub(super) fn open_since(&self) -> Option<Instant> {
         match &self.state {
             CircuitState::Open(open) => Some(open.since),
@@ -194,9 +191,8 @@ impl Circuit {
         }
     }
 
-    /// Notes that a delivery to the address begins. Returns `true` if the delivery is a trial (the
-    /// one delivery that tests the address after a failure). The caller must then call
-    /// [`Circuit::release`] when the delivery ends.
+    /// Notes that a delivery to the address begins. Returns `true` if the delivery is a trial. The
+    /// caller must then call [`Circuit::release`] when the delivery ends.
     pub(super) fn take(&mut self) -> bool {
         match &mut self.state {
             CircuitState::HalfOpen { busy } => !std::mem::replace(busy, true),
@@ -204,8 +200,8 @@ impl Circuit {
         }
     }
 
-    /// Notes that the trial (the delivery that tests the address after a failure) has ended, with
-    /// or without a result. Another delivery may then test the address.
+    /// Notes that the trial has ended, with or without a result. Another delivery may then test the
+    /// address.
     pub(super) fn release(&mut self) {
         if let CircuitState::HalfOpen { busy } = &mut self.state {
             *busy = false;
@@ -251,8 +247,8 @@ impl Circuit {
     }
 
     /// Notes that no consumer accepts the events that this consumer refused, so this consumer was
-    /// not at fault. If the address is down only because of refusals, closes the circuit (the
-    /// address is used again) and returns `true`. Otherwise returns `false`.
+    /// not at fault. If the address is down only because of refusals, closes the circuit and
+    /// returns `true`. Otherwise returns `false`.
     pub(super) fn forgive(&mut self, now: Instant) -> bool {
         let refused = matches!(&self.state, CircuitState::Open(open) if open.refused);
         if refused {
@@ -262,8 +258,8 @@ impl Circuit {
     }
 
     /// Notes that a delivery to the address succeeded; it began at `begun`. As a rule, this closes
-    /// the circuit (the state that decides about the use): the address counts as up. Returns `true`
-    /// if an open circuit was closed, otherwise `false`.
+    /// the circuit: the address counts as up. Returns `true` if an open circuit was closed,
+    /// otherwise `false`.
     ///
     /// If a delivery has failed since `begun`, an open circuit stays open, because the success says
     /// nothing about the time after that failure. Exception: if the address is down only because
@@ -285,8 +281,7 @@ impl Circuit {
         was_open
     }
 
-    /// Returns the time when the next probe (test connection) is due; `None` if the circuit is not
-    /// open (the address is not down).
+    /// Returns the time when the next probe is due; `None` if the circuit is not open.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         match &self.state {
             CircuitState::Open(open) => Some(open.next_probe),
@@ -294,16 +289,16 @@ impl Circuit {
         }
     }
 
-    /// Notes that a probe (test connection) begins, which takes at most `limit`. While it lasts, no
-    /// other probe of this address is due.
+    /// Notes that a probe begins, which takes at most `limit`. While it lasts, no other probe of
+    /// this address is due.
     pub(super) fn probing(&mut self, limit: Duration, now: Instant) {
         if let CircuitState::Open(open) = &mut self.state {
             open.next_probe = now + limit + PAUSE_MAX;
         }
     }
 
-    /// Notes the result of a probe (test connection). Returns `true` if the address has now
-    /// answered probes for long enough that a delivery may test it.
+    /// Notes the result of a probe. Returns `true` if the address has now answered probes for long
+    /// enough that a delivery may test it.
     pub(super) fn probed(&mut self, answered: bool, now: Instant) -> bool {
         let CircuitState::Open(open) = &mut self.state else { return false };
         if !answered {

@@ -65,8 +65,7 @@ struct EndpointEntry {
     addresses: Vec<AddressEntry>,
 }
 
-/// One address of an endpoint, with its circuit (the state that decides whether deliveries may use
-/// the address) and with the last log line about it.
+/// One address of an endpoint, with its circuit and with the last log line about it.
 pub(super) struct AddressEntry {
     /// The address's id, which is never given to another address.
     pub(super) id: usize,
@@ -114,7 +113,7 @@ impl AddressEntry {
     /// found a new address, and all addresses of this endpoint that were known before are down.
     /// `self` is the entry of one of these. The new entry gets a copy of its circuit, the state
     /// that decides whether deliveries may use the address. So the new address counts as down, too,
-    /// until it has answered probes (test connections).
+    /// until it has answered probes.
     fn successor(&self, id: usize, socket: SocketAddr, now: Instant) -> Self {
         let circuit = self.circuit.of_successor(now);
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
@@ -223,7 +222,7 @@ impl AddressTable {
     }
 
     /// Returns the first address that `wanted` accepts, with its index; `None` if there is none.
-    /// The search begins at the index `from`. After the last address, it goes on at the first.
+    /// The search begins at the index `from`. After the last address, it continues at the first.
     fn find(
         &self,
         from: usize,
@@ -249,8 +248,8 @@ impl AddressTable {
     }
 
     /// Picks the address of the next delivery. The turn then goes to the address after it in the
-    /// list. Returns the address, and `true` if the delivery is a trial (the one delivery that
-    /// tests the address after a failure). Returns `None` if the output has no address.
+    /// list. Returns the address, and `true` if the delivery is a trial. Returns `None` if the
+    /// output has no address.
     pub(super) fn pick(
         &mut self,
         strategy: Strategy,
@@ -277,8 +276,7 @@ impl AddressTable {
         Some((address, is_trial))
     }
 
-    /// Notes that a delivery begins at an address. Returns `true` if the delivery is a trial (the
-    /// one delivery that tests the address after a failure).
+    /// Notes that a delivery begins at an address. Returns `true` if the delivery is a trial.
     pub(super) fn take(&mut self, address: &ResolvedAddress) -> bool {
         self.address(address).is_some_and(|address| address.circuit.take())
     }
@@ -433,10 +431,10 @@ impl AddressTable {
         strategy == Strategy::Failover && works && self.all().any(preferred)
     }
 
-    /// Returns the lookups and probes (test connections) that are due now, and the time when this
-    /// method must be called again. The returned work counts as begun. A probe takes at most
-    /// `limit`. If the output has only one address, this address is not probed, because every
-    /// delivery tries it anyway.
+    /// Returns the lookups and probes that are due now, and the time when this method must be
+    /// called again. The returned work counts as begun. A probe takes at most `limit`. If the
+    /// output has only one address, this address is not probed, because every delivery tries it
+    /// anyway.
     pub(super) fn due(&mut self, limit: Duration, now: Instant) -> (Vec<Job>, Instant) {
         let several = self.count() > 1;
         let (mut due, mut wake) = (Vec::new(), now + LOOK_UP);

@@ -88,7 +88,7 @@ impl Endpoints {
         }
     }
 
-    /// Does one piece of work: a lookup of a host name, or a probe (test connection) of an address.
+    /// Does one piece of work: a lookup of a host name, or a probe of an address.
     async fn run<F>(&self, job: Job, probe: &impl Fn(ResolvedAddress) -> F)
     where
         F: Future<Output = Result<(), Failure>>,

@@ -24,7 +24,7 @@ impl Ledger {
         // One try at a time waits for its lines to be read from files.
         let next = self.in_flight.first(State::Pending);
         let waits = next.is_some_and(|work| work.parking.is_some());
-        (is_first || !self.is_ordered) && !waits && !self.in_flight.cursor().is_closed()
+        (is_first || !self.rules.is_ordered) && !waits && !self.in_flight.cursor().is_closed()
     }
 
     /// Returns the moment of the next try of a parked event; `None` if there is none, or if the
@@ -80,7 +80,7 @@ impl Ledger {
             Some(answer) => {
                 self.health.refused(failure);
                 let patience = Patience {
-                    server_errors: self.server_errors,
+                    server_errors: self.rules.server_errors,
                     keeps_all: self.isolation.retries(),
                     is_crowded: self.in_flight.cursor().crowding().is_crowded(),
                     drains: self.pacing.drains(),
@@ -119,8 +119,7 @@ impl Ledger {
         waits && self.pacing.is_before_drain()
     }
 
-    /// Notes that the drain has begun (the relay delivers what it holds before it ends): ends the
-    /// current pause, and tries the parked events now.
+    /// Notes that the drain has begun: ends the current pause, and tries the parked events now.
     pub(in crate::delivery) fn hurry(&mut self) {
         self.pacing.shorten();
         self.in_flight.each_parked(Parking::hurry);
