@@ -242,8 +242,7 @@ pub struct EventView<'a> {
     pub request: &'a Request<'a>,
     /// The number of bytes at the beginning of the event that are [known](Reader::known), or 0.
     pub known: usize,
-    /// The event's position (its number in the queue). If the event is sent again, it is judged
-    /// again with the same position.
+    /// The event's position. If the event is sent again, it is judged again with the same position.
     pub position: Position,
     /// The time since the relay accepted the event.
     pub age: Duration,
@@ -255,7 +254,7 @@ pub struct Filter {
     rules: Arc<Rules>,
     policies: Arc<Vec<Policy>>,
     /// The memories of users: one for the `match` rules, and then one for each policy, in order. A
-    /// memory knows which rules it belongs to, so that none has to be made anew with new policies.
+    /// memory knows which rules it belongs to, so that none has to be made again with new policies.
     users: Vec<Users>,
     seen: Option<Seen>,
     /// The last event that [`Filter::judge`] was asked about, with all changes but its form. Empty

@@ -1,7 +1,7 @@
 //! Writes an event in another shape: as a document of the Elastic Common Schema (ECS) or of the
 //! Open Cybersecurity Schema Framework (OCSF), or as the event itself with other bodies.
 //!
-//! A shape moves values and never writes them anew: each value of the event is copied as it is
+//! A shape moves values and never rewrites them: each value of the event is copied as it is
 //! written, so that numbers keep their digits and texts their escapes. Fields that a shape does not
 //! know are kept. An ECS document holds the whole event in `kubernetes.audit`, and an OCSF document
 //! holds in `unmapped` all that has no place of its own. An event with members that are missing or

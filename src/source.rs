@@ -36,9 +36,9 @@ use crate::telemetry::Telemetry;
 #[cfg(feature = "kafka")]
 mod kafka;
 
-/// The longest time that the relay waits, at the beginning of the drain (its orderly end), until
-/// all sources have stopped taking events. Only a source that hangs, or that is giving partitions
-/// back, needs the full time. Any other source stops in a fraction of it.
+/// The longest time that the relay waits, at the beginning of the drain, until all sources have
+/// stopped taking events. Only a source that hangs, or that is giving partitions back, needs the
+/// full time. Any other source stops in a fraction of it.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// The longest time that a reload waits for the sources that it removes or changes, until they have
@@ -161,8 +161,8 @@ pub struct Planned {
     /// The source that will read. It is either a source that runs already, or a new source that is
     /// not started yet.
     source: Arc<dyn Source>,
-    /// The index of the running source that has the same config and goes on unchanged. `None` if no
-    /// such source runs, so that this source must be started.
+    /// The index of the running source that has the same config and continues unchanged. `None` if
+    /// no such source runs, so that this source must be started.
     slot: Option<usize>,
 }
 
@@ -197,18 +197,17 @@ impl Planned {
 /// Each source has a thread of its own, and a task waits until the thread has ended. A reload has
 /// three steps: [`Sources::plan`] compares the new config with the running sources,
 /// [`Sources::close_leaving`] makes the sources that are removed or changed stop taking events, and
-/// [`Sources::commit`] starts the new sources. The drain (the orderly end of the relay) calls
-/// [`Sources::close`] at its beginning and [`Sources::end`] at its end. If a thread ends without an
-/// order, this is reported to [`Failures`]. Threads are never joined, because a call of a source
-/// may hang for ever, and because the process can end without waiting for them.
+/// [`Sources::commit`] starts the new sources. The drain calls [`Sources::close`] at its beginning
+/// and [`Sources::end`] at its end. If a thread ends without an order, this is reported to
+/// [`Failures`]. Threads are never joined, because a call of a source may hang for ever, and
+/// because the process can end without waiting for them.
 #[derive(Default)]
 pub struct Sources {
     /// The sources that run now, in the order of the config.
     slots: Vec<Slot>,
     /// The tasks that wait for the threads of the sources. There is one task for each thread.
     tasks: TaskTracker,
-    /// This token is cancelled when the drain (the orderly end of the relay) begins. All sources
-    /// then stop taking events.
+    /// This token is cancelled when the drain begins. All sources then stop taking events.
     closing: CancellationToken,
     /// This token is cancelled at the end of the drain. All sources then end at once.
     stop: CancellationToken,
@@ -224,7 +223,7 @@ struct Slot {
     /// This token is cancelled when this source must stop taking events.
     closing: CancellationToken,
     /// This tracker has one token while the source may still take events. When the source has
-    /// stopped taking events, the tracker is empty, and a task that waits for this can go on.
+    /// stopped taking events, the tracker is empty, and a task that waits for this can continue.
     taking: TaskTracker,
 }
 
@@ -281,8 +280,8 @@ impl Sources {
     }
 
     /// Carries out the plan `planned`: new and changed sources begin to read, and unchanged sources
-    /// go on. The files of the new sources must already be in use. The sources that are removed or
-    /// changed must already be closed.
+    /// continue. The files of the new sources must already be in use. The sources that are removed
+    /// or changed must already be closed.
     pub fn commit(&mut self, planned: Vec<Planned>, queue: &Queue) {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         for Planned { config, max_body, source, slot } in planned {
@@ -362,18 +361,18 @@ impl Sources {
         self.slots.iter().map(show).collect()
     }
 
-    /// Begins the drain (the orderly end of the relay): orders all sources to stop taking events,
-    /// and waits until they have stopped, for at most `CLOSING`. After this the sources still wait
-    /// for the acknowledgement of the events that they have taken.
+    /// Begins the drain: orders all sources to stop taking events, and waits until they have
+    /// stopped, for at most `CLOSING`. After this the sources still wait for the acknowledgement of
+    /// the events that they have taken.
     pub async fn close(&self) {
         self.closing.cancel();
         let closed = join_all(self.slots.iter().map(Slot::close));
         tokio::time::timeout(CLOSING, closed).await.ok();
     }
 
-    /// Ends the drain (the orderly end of the relay): orders all sources to end now, and waits
-    /// until their threads have ended, for at most `limit`. The next reader of the topic reads
-    /// again all events that are not acknowledged.
+    /// Ends the drain: orders all sources to end now, and waits until their threads have ended, for
+    /// at most `limit`. The next reader of the topic reads again all events that are not
+    /// acknowledged.
     pub async fn end(&self, limit: Duration) {
         self.stop.cancel();
         self.tasks.close();

@@ -76,34 +76,17 @@ enum Part {
 /// The window always begins with `LIST_HEAD`, so that a piece of a list can be decoded without
 /// moving its bytes. After `LIST_HEAD` come the bytes of the body that are not decoded yet.
 pub struct Pieces {
-    /// The number of bytes that are enough for a piece. As soon as the window (the buffer of
-    /// undecoded bytes) holds this many bytes of the body, its complete events are decoded as one
-    /// piece.
+    /// As soon as the window holds this many bytes of the body, its complete events are decoded as
+    /// one piece.
     piece_bytes: usize,
-    /// The buffer of undecoded bytes. It always begins with `LIST_HEAD`, the beginning of a list of
-    /// events. After `LIST_HEAD` come the bytes of the body that are not decoded yet.
+    /// The bytes of the body that are not decoded yet, after `LIST_HEAD`.
     window: Window,
-    /// The offset in the window (the buffer of undecoded bytes) up to which [`Self::look`] has
-    /// searched for ends of events.
-    looked: usize,
-    /// The offset in the buffer `window` of the last place where a piece can end. In a list, this
-    /// place is the comma after an event. In JSON lines, it is the byte after a line break. `None`
-    /// if the buffer has no such place.
-    cut: Option<usize>,
-    /// The number of brackets that are open at the offset `looked`, where the search in the buffer
-    /// has stopped. The brackets of the list itself and of its array `items` do not count.
-    depth: usize,
-    /// `true`: the search in the buffer has stopped inside of a JSON string.
-    in_string: bool,
-    /// `true`: the search in the buffer has stopped inside of a string, directly after a backslash
-    /// that escapes the next byte.
-    escaped: bool,
+    search: Search,
     part: Part,
     /// `true`: at least one piece of the body was decoded. If the body is JSON lines, all later
     /// pieces must then contain events, not lists of events.
     has_begun: bool,
-    /// The number of bytes at the beginning of the body that are no longer in the window (the
-    /// buffer of undecoded bytes).
+    /// The number of bytes at the beginning of the body that are no longer in the window.
     before: usize,
     /// The bytes of the body outside of the array `items`, as far as they have arrived.
     frame: Vec<u8>,
@@ -118,6 +101,47 @@ pub struct Pieces {
     levels: LevelCounts,
 }
 
+/// The search for ends of events in the window. All offsets are in the window.
+struct Search {
+    /// The offset up to which the window was searched.
+    at: usize,
+    /// The last place where a piece can end. In a list, this place is the comma after an event. In
+    /// JSON lines, it is the byte after a line break. `None` if the window has no such place.
+    cut: Option<usize>,
+    /// The number of brackets that are open at `at`. The brackets of the list itself and of its
+    /// array `items` do not count.
+    depth: usize,
+    text: Text,
+}
+
+impl Search {
+    /// Moves past the byte that a backslash escapes. Without such a byte, moves to after the next
+    /// closing quote or backslash, or to the end of the window.
+    fn skip_text(&mut self, window: &[u8]) {
+        if self.text == Text::Escape {
+            self.text = Text::Inside;
+            self.at += 1;
+            return;
+        }
+        let rest = &window[self.at..];
+        let Some(found) = memchr::memchr2(b'"', b'\\', rest) else {
+            self.at = window.len();
+            return;
+        };
+        self.text = if rest[found] == b'"' { Text::Outside } else { Text::Escape };
+        self.at += found + 1;
+    }
+}
+
+/// Whether the search has stopped inside of a JSON string.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Text {
+    Outside,
+    Inside,
+    /// Directly after a backslash that escapes the next byte.
+    Escape,
+}
+
 impl Pieces {
     /// Makes the state for a body of which no byte has arrived yet. The body will be cut into
     /// pieces of about `piece_bytes` bytes. The caller lets at most about `waiting_max` bytes of it
@@ -129,11 +153,7 @@ impl Pieces {
         Self {
             piece_bytes,
             window: Window::new(LIST_HEAD, piece_bytes, window_max),
-            looked: LIST_HEAD.len(),
-            cut: None,
-            depth: 0,
-            in_string: false,
-            escaped: false,
+            search: Search { at: LIST_HEAD.len(), cut: None, depth: 0, text: Text::Outside },
             part: Part::Unknown,
             has_begun: false,
             before: 0,
@@ -176,7 +196,7 @@ impl Pieces {
             if self.part == Part::Tail {
                 self.end_items(store)?;
             } else if self.waiting() >= self.piece_bytes
-                && let Some(cut) = self.cut
+                && let Some(cut) = self.search.cut
             {
                 self.hand_on(cut, store)?;
             }
@@ -220,8 +240,8 @@ impl Pieces {
         self.window.len() - LIST_HEAD.len()
     }
 
-    /// Removes the white space at the beginning of the body from the window (the buffer of
-    /// undecoded bytes), so that much white space takes no memory.
+    /// Removes the white space at the beginning of the body from the window, so that much white
+    /// space takes no memory.
     fn skip_blanks(&mut self) {
         let body = &self.window[LIST_HEAD.len()..];
         let blanks = body.iter().position(|byte| !byte.is_ascii_whitespace());
@@ -243,58 +263,40 @@ impl Pieces {
         self.drop_front(length);
     }
 
-    /// Removes the first `bytes` bytes of the body that are in the window (the buffer of undecoded
-    /// bytes).
+    /// Removes the first `bytes` bytes of the body that are in the window.
     fn drop_front(&mut self, bytes: usize) {
         let front = LIST_HEAD.len();
         self.window.remove(front, bytes);
-        self.looked = self.looked.saturating_sub(bytes).max(front);
+        self.search.at = self.search.at.saturating_sub(bytes).max(front);
         self.before += bytes;
-        self.cut = None;
+        self.search.cut = None;
     }
 
-    /// Searches the new bytes in the window (the buffer of undecoded bytes) for ends of events. In
-    /// a list, the search stops at the closing bracket of the array `items`.
+    /// Searches the new bytes in the window for ends of events. In a list, the search stops at the
+    /// closing bracket of the array `items`.
     fn look(&mut self) {
-        while matches!(self.part, Part::Items | Part::Lines) && self.looked < self.window.len() {
-            if self.in_string {
-                self.skip_text();
+        let Self { window, search, part, .. } = self;
+        while matches!(part, Part::Items | Part::Lines) && search.at < window.len() {
+            if search.text != Text::Outside {
+                search.skip_text(window);
                 continue;
             }
-            match self.window[self.looked] {
-                b'"' => self.in_string = true,
-                b']' if self.depth == 0 && self.part == Part::Items => {
-                    self.part = Part::Tail;
+            match window[search.at] {
+                b'"' => search.text = Text::Inside,
+                b']' if search.depth == 0 && *part == Part::Items => {
+                    *part = Part::Tail;
                     return;
                 }
-                b'{' | b'[' => self.depth += 1,
-                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
-                b',' if self.depth == 0 && self.part == Part::Items => self.cut = Some(self.looked),
-                b'\n' | b'\r' if self.depth == 0 && self.part == Part::Lines => {
-                    self.cut = Some(self.looked + 1);
+                b'{' | b'[' => search.depth += 1,
+                b'}' | b']' => search.depth = search.depth.saturating_sub(1),
+                b',' if search.depth == 0 && *part == Part::Items => search.cut = Some(search.at),
+                b'\n' | b'\r' if search.depth == 0 && *part == Part::Lines => {
+                    search.cut = Some(search.at + 1);
                 }
                 _ => {}
             }
-            self.looked += 1;
+            search.at += 1;
         }
-    }
-
-    /// Moves the offset `looked`, which lies inside of a string, forward. If the byte at this
-    /// offset is escaped by a backslash, moves past this byte. Otherwise moves to after the next
-    /// closing quote or backslash, or to the end of the window.
-    fn skip_text(&mut self) {
-        if std::mem::take(&mut self.escaped) {
-            self.looked += 1;
-            return;
-        }
-        let rest = &self.window[self.looked..];
-        let Some(found) = memchr::memchr2(b'"', b'\\', rest) else {
-            self.looked = self.window.len();
-            return;
-        };
-        self.in_string = rest[found] != b'"';
-        self.escaped = self.in_string;
-        self.looked += found + 1;
     }
 
     /// Decodes the bytes of the body that lie before the offset `cut` in the buffer `window`, as
@@ -348,7 +350,7 @@ impl Pieces {
         // The frame is longer than `items_at` once the last events were decoded, because the
         // array's closing bracket is in the frame then.
         if self.frame.len() == self.items_at {
-            self.hand_on(self.looked, store)?;
+            self.hand_on(self.search.at, store)?;
         }
         // White space after the list may be long. Leaving it out changes nothing.
         let rest = &self.window[LIST_HEAD.len()..];

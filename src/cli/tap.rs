@@ -362,15 +362,15 @@ fn short(output: &str, event: &str) -> String {
         field(output),
         field(&fields.level),
         field(&fields.verb),
-        escape::field(&fields.user, "["),
+        escape::field(&fields.user.name, "["),
     );
     // Writing to a `String` cannot fail.
-    if !fields.impersonated.is_empty() {
-        write!(line, "[as={}]", escape::field(&fields.impersonated, "[]")).ok();
+    if !fields.impersonated.name.is_empty() {
+        write!(line, "[as={}]", escape::field(&fields.impersonated.name, "[]")).ok();
     }
     write!(line, " {}", object(&fields)).ok();
     let code = fields.code.map_or_else(|| "-".to_owned(), |code| code.to_string());
-    let ip = fields.source_ips.first().map(|ip| field(ip)).unwrap_or_else(|| "-".to_owned());
+    let ip = fields.client.ips.first().map(|ip| field(ip)).unwrap_or_else(|| "-".to_owned());
     write!(line, " {code} {ip} {}", duration(&fields)).ok();
     if fields.stage != "ResponseComplete" {
         write!(line, " stage={}", field(&fields.stage)).ok();
@@ -380,17 +380,17 @@ fn short(output: &str, event: &str) -> String {
 
 /// Returns the object of an event as `RESOURCE.GROUP/NAMESPACE/NAME/SUBRESOURCE`, or its path.
 fn object(fields: &Fields<'_>) -> String {
-    if !fields.has_object {
+    if !fields.object.is_there {
         return escape::field(&fields.uri, "");
     }
     let part = |text: &str| escape::field(text, "/");
-    let mut object = part(&fields.resource);
-    if !fields.api_group.is_empty() {
-        write!(object, ".{}", part(&fields.api_group)).ok();
+    let mut object = part(&fields.object.resource);
+    if !fields.object.api_group.is_empty() {
+        write!(object, ".{}", part(&fields.object.api_group)).ok();
     }
-    write!(object, "/{}/{}", part(&fields.namespace), part(&fields.name)).ok();
-    if !fields.subresource.is_empty() {
-        write!(object, "/{}", part(&fields.subresource)).ok();
+    write!(object, "/{}/{}", part(&fields.object.namespace), part(&fields.object.name)).ok();
+    if !fields.object.subresource.is_empty() {
+        write!(object, "/{}", part(&fields.object.subresource)).ok();
     }
     object
 }

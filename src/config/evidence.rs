@@ -82,28 +82,8 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
         MIB..,
         "of the hashes of lines, kept within twice this size; the oldest go first",
     );
-    let witnesses = t.found_tables(optional(
-        "witness",
-        "table, or array of tables",
-        "none",
-        "each is asked to cosign every checkpoint, so that a log that was set back is noticed",
-    ));
-    let witnesses = witnesses.map(|tables| t.read_tables(tables, witness)).unwrap_or_default();
-    let witnesses = witnesses.into_iter().collect::<Option<Vec<_>>>();
-    if let Some(witnesses) = &witnesses {
-        if witnesses.len() > WITNESSES_MAX {
-            t.cx.error(&t.path_of("witness"), "are more than 16, allowed: 1 to 16");
-        }
-        let mut names = BTreeSet::new();
-        for (index, Witness { key, .. }) in witnesses.iter().enumerate() {
-            if !names.insert(key.name()) {
-                let spot = format!("{}[{index}].key", t.path_of("witness"));
-                t.cx.error(&spot, "has the name of another witness, allowed: a name only once");
-            }
-        }
-    }
     Some(Evidence {
-        witnesses: witnesses?,
+        witnesses: witnesses(t)?,
         key_file: key_file?,
         next_key_file,
         origin: origin?,
@@ -111,6 +91,29 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
         heartbeat_interval,
         max_bytes,
     })
+}
+
+/// Reads all witnesses. Returns `None` if one of them is wrong.
+fn witnesses(t: &mut Table<'_, '_>) -> Option<Vec<Witness>> {
+    let witnesses = t.found_tables(optional(
+        "witness",
+        "table, or array of tables",
+        "none",
+        "each is asked to cosign every checkpoint, so that a log that was set back is noticed",
+    ));
+    let witnesses = witnesses.map(|tables| t.read_tables(tables, witness)).unwrap_or_default();
+    let witnesses = witnesses.into_iter().collect::<Option<Vec<_>>>()?;
+    if witnesses.len() > WITNESSES_MAX {
+        t.cx.error(&t.path_of("witness"), "are more than 16, allowed: 1 to 16");
+    }
+    let mut names = BTreeSet::new();
+    for (index, Witness { key, .. }) in witnesses.iter().enumerate() {
+        if !names.insert(key.name()) {
+            let spot = format!("{}[{index}].key", t.path_of("witness"));
+            t.cx.error(&spot, "has the name of another witness, allowed: a name only once");
+        }
+    }
+    Some(witnesses)
 }
 
 /// Reads one witness. Returns `None` if a value is wrong; the problem is recorded.

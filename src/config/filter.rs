@@ -178,18 +178,7 @@ pub(super) fn filter(t: &mut Table<'_, '_>, otherwise: Otherwise) -> Option<Sect
 /// Reads the keys of a section `filter`. Returns `None` if a table of `match` or `redact` is wrong;
 /// the problem is recorded.
 fn keys(t: &mut Table<'_, '_>, otherwise: Otherwise) -> Option<Section> {
-    let policy = t.file(
-        optional(
-            "policy",
-            "path",
-            "none",
-            "file with an audit.k8s.io/v1 Policy, applied to recorded events: they are dropped, or \
-             lowered to the level that it asks for",
-        ),
-        Content::Policy,
-        true,
-    );
-    t.cx.policies.borrow_mut().extend(policy.clone());
+    let policy = policy(t);
     let max_event_bytes = t.size_of(
         derived(
             "max_event_bytes",
@@ -244,6 +233,23 @@ fn keys(t: &mut Table<'_, '_>, otherwise: Otherwise) -> Option<Section> {
         ..Filter::default()
     };
     Some(Section { filter, shape, bodies, managed_fields })
+}
+
+/// Reads `policy`.
+fn policy(t: &mut Table<'_, '_>) -> Option<PathBuf> {
+    let policy = t.file(
+        optional(
+            "policy",
+            "path",
+            "none",
+            "file with an audit.k8s.io/v1 Policy, applied to recorded events: they are dropped, or \
+             lowered to the level that it asks for",
+        ),
+        Content::Policy,
+        true,
+    );
+    t.cx.policies.borrow_mut().extend(policy.clone());
+    policy
 }
 
 /// Reads the keys of the form in which events leave. Each is `None` if it is absent or wrong.

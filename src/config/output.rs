@@ -132,43 +132,50 @@ pub(super) fn read(
     let batch_bytes = kind.map_or(BatchBytes::UNLIMITED, |kind| kind.batch_bytes);
     let batch = t.section("batch", |t| delivery::batch(t, batch_bytes));
     let (rejected, after_server_errors) = t.section("rejected", delivery::rejected);
-    if rejected == Some(Rejected::Retry) && retry.max_elapsed.is_some() {
-        let path = format!("{}.retry.max_elapsed", t.path);
-        t.cx.error(&path, "contradicts rejected.action = \"retry\", allowed with it: leave it out");
-    }
     let final_after = protocol.as_ref().and_then(OutputKind::final_after);
     let collects = kind.filter(|kind| kind.collects).map(|kind| kind.name);
-    if let (Some((key, age)), Some(limit), Some(_)) = (final_after, retry.max_elapsed, collects)
-        && limit <= age
-    {
-        let (path, least) = (format!("{}.retry.max_elapsed", t.path), values::show_time(age));
-        let message = format!("must be longer than {key}, allowed: more than {least}");
-        t.cx.error(&path, message);
-    }
+    let collected_after = final_after.filter(|_| collects.is_some());
+    contradictions_of_max_elapsed(t, retry.max_elapsed, rejected, collected_after);
     let form = kind.map(|kind| kind.form).unwrap_or_default();
     let filter = filter::filter(t, Otherwise::of(form));
     t.refuse_rest(|key| of_another_type(key, type_name, &entries()));
     t.cx.set_scope(None);
 
-    let read = || {
-        let (name, kind, rejected) = (name.clone()?, protocol?, rejected?);
-        let filter = Filter::default();
-        Some(Output {
-            name,
-            required,
-            checkpoints,
-            kind,
-            retry,
-            timeouts,
-            batch,
-            rejected,
-            after_server_errors,
-            filter,
-        })
-    };
-    let output = read();
+    let whole = name.clone().zip(protocol).zip(rejected);
+    let output = whole.map(|((name, kind), rejected)| Output {
+        name,
+        required,
+        checkpoints,
+        kind,
+        retry,
+        timeouts,
+        batch,
+        rejected,
+        after_server_errors,
+        filter: Filter::default(),
+    });
     let path = t.path.clone();
     Draft { path, name, required, checkpoints, kind, final_after, collects, filter, output }
+}
+
+/// Reports that `retry.max_elapsed` is set, although nothing is to be given up, or that it is not
+/// longer than the time for which an output collects events: `collected_after`, with its key.
+fn contradictions_of_max_elapsed(
+    t: &Table<'_, '_>,
+    max_elapsed: Option<Duration>,
+    rejected: Option<Rejected>,
+    collected_after: Option<(&str, Duration)>,
+) {
+    let Some(limit) = max_elapsed else { return };
+    let path = format!("{}.retry.max_elapsed", t.path);
+    if rejected == Some(Rejected::Retry) {
+        t.cx.error(&path, "contradicts rejected.action = \"retry\", allowed with it: leave it out");
+    }
+    if let Some((key, age)) = collected_after.filter(|(_, age)| limit <= *age) {
+        let least = values::show_time(age);
+        let message = format!("must be longer than {key}, allowed: more than {least}");
+        t.cx.error(&path, message);
+    }
 }
 
 /// Returns the error message for a key that only other types of output have. Returns `None` if no

@@ -22,7 +22,7 @@ use crate::shape::Form;
 /// `src/output.rs` says what a new type needs outside of the config.
 ///
 /// A reload compares the settings of each output. If they are equal, the output continues without
-/// interruption. If they differ, the output gets a new delivery (the loop that sends its events).
+/// interruption. If they differ, the output gets a new delivery.
 ///
 /// `Debug` must not show secrets. A field of the type [`Template`] and a field with the path of a
 /// file show no secret.

@@ -131,19 +131,7 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
         // Other limits are computed from `max_bytes`. Their complaints would only repeat this one.
         cx.unknown.borrow_mut().insert(path);
     }
-    let default = if is_durable(cx) { Acknowledge::Synced } else { Acknowledge::Queued };
-    let acknowledge = t.choice(
-        "acknowledge",
-        &[
-            (Acknowledge::Queued.name(), Acknowledge::Queued),
-            (Acknowledge::Delivered.name(), Acknowledge::Delivered),
-            (Acknowledge::Synced.name(), Acknowledge::Synced),
-        ],
-        Some(default),
-        "when the sender gets its 200: once the batch is in the queue, once every required \
-         output has acknowledged it, or once it is synced to disk (fdatasync). \"synced\" needs a directory, \
-         and is the default and the only choice with one",
-    );
+    let acknowledge = acknowledge(t);
     let delivered_timeout = t.time(
         "delivered_timeout",
         secs(25),
@@ -172,11 +160,29 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
         max_bytes,
         directory,
         segment_bytes,
-        acknowledge: acknowledge.unwrap_or(default),
+        acknowledge,
         delivered_timeout,
         when_full: when_full.unwrap_or(WhenFull::Reject),
         retry_after,
     }
+}
+
+/// Reads `acknowledge`. Its default depends on `directory`.
+fn acknowledge(t: &mut Table<'_, '_>) -> Acknowledge {
+    let default = if is_durable(t.cx) { Acknowledge::Synced } else { Acknowledge::Queued };
+    let chosen = t.choice(
+        "acknowledge",
+        &[
+            (Acknowledge::Queued.name(), Acknowledge::Queued),
+            (Acknowledge::Delivered.name(), Acknowledge::Delivered),
+            (Acknowledge::Synced.name(), Acknowledge::Synced),
+        ],
+        Some(default),
+        "when the sender gets its 200: once the batch is in the queue, once every required \
+         output has acknowledged it, or once it is synced to disk (fdatasync). \"synced\" needs a directory, \
+         and is the default and the only choice with one",
+    );
+    chosen.unwrap_or(default)
 }
 
 /// Reads `segment_bytes`, the size of one file of the queue in bytes. Returns the default if the

@@ -36,10 +36,10 @@ pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// The state of reading one config file: its text, and what was recorded while its tables were read
 /// (problems, keys, files).
 ///
-/// Reading goes on after a problem, so that one run reports all problems. Each problem is recorded
-/// with the byte position of the value. The records are in `RefCell` and `Cell`, because several
-/// tables share them; only one thread uses them. [`Context::finish`] turns the records into the
-/// result.
+/// Reading continues after a problem, so that one run reports all problems. Each problem is
+/// recorded with the byte position of the value. The records are in `RefCell` and `Cell`, because
+/// several tables share them; only one thread uses them. [`Context::finish`] turns the records into
+/// the result.
 pub(super) struct Context<'a> {
     /// The text of the config file.
     text: &'a str,

@@ -83,9 +83,9 @@ impl Stream {
         )
     }
 
-    /// Reads the key `window` of protocols with acknowledgements: the most events (or messages, as
-    /// `meaning` says) that may be sent and not yet acknowledged. The result is at least 1; it is
-    /// `default` if the key is absent or wrong.
+    /// Reads the key `window` of protocols with acknowledgements: the largest number of events (or
+    /// messages, as `meaning` says) that may be sent and not yet acknowledged. The result is at
+    /// least 1; it is `default` if the key is absent or wrong.
     pub fn read_window(t: &mut Table<'_, '_>, default: u64, meaning: &'static str) -> u64 {
         t.count("window", default, 1..=WINDOW_MAX, meaning)
     }

@@ -147,10 +147,10 @@ pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
 ///
 /// Each method that reads a key also declares the key for the config reference, and takes it out of
 /// the table. If the value of the key is wrong, the method records the problem with its position,
-/// and returns the default, or `None` if there is no default. Reading then goes on, so that one run
-/// reports every problem. A default in the place of a wrong value does no harm, because a config
-/// with an error is never used. After a table was read, each key that is left in it is reported as
-/// unknown.
+/// and returns the default, or `None` if there is no default. Reading then continues, so that one
+/// run reports every problem. A default in the place of a wrong value does no harm, because a
+/// config with an error is never used. After a table was read, each key that is left in it is
+/// reported as unknown.
 ///
 /// The order of the calls is the order of the keys in the effective config and in the config
 /// reference. Plain keys come before sections: in TOML, a key after the header `[output.tls]`

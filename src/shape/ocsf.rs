@@ -289,28 +289,10 @@ pub(super) fn write(event: &[u8], bodies: Bodies, out: &mut Vec<u8>) {
     let mut document = Object::begin(out);
     write_time("time_dt", "time", stage_time.or(request_time), &mut document);
     write_time("start_time_dt", "start_time", request_time, &mut document);
-    let activity = activity(verb);
-    for (key, number) in [
-        ("class_uid", CLASS),
-        ("category_uid", CLASS / 1000),
-        ("activity_id", activity),
-        ("type_uid", CLASS * 100 + activity),
-        ("severity_id", 1),
-    ] {
-        document.member(key, number.to_string().as_bytes());
-    }
+    write_class(verb, &mut document);
     document.optional("message", unmapped.unless_text("stage", stage));
-    let mut metadata = Object::begin(document.key(b"metadata"));
-    metadata.member("version", VERSION);
-    metadata.member("profiles", br#"["datetime"]"#);
-    let kubernetes = Some(br#""Kubernetes""#.as_slice());
     let version = unmapped.unless_text("apiVersion", version);
-    metadata.group(
-        "product",
-        &[("name", kubernetes), ("vendor_name", kubernetes), ("version", version)],
-    );
-    metadata.optional("log_level", unmapped.unless_text("level", level));
-    metadata.end();
+    write_metadata(version, unmapped.unless_text("level", level), &mut document);
     let mut api = Object::begin(document.key(b"api"));
     api.member("operation", verb.unwrap_or(UNKNOWN));
     api.group("request", &[("uid", audit_id)]);
@@ -329,6 +311,34 @@ pub(super) fn write(event: &[u8], bodies: Bodies, out: &mut Vec<u8>) {
         rest.push(b'}');
     }
     document.end();
+}
+
+/// Writes the numbers of the class, and of the activity that this verb is.
+fn write_class(verb: Option<&[u8]>, document: &mut Object<'_>) {
+    let activity = activity(verb);
+    for (key, number) in [
+        ("class_uid", CLASS),
+        ("category_uid", CLASS / 1000),
+        ("activity_id", activity),
+        ("type_uid", CLASS * 100 + activity),
+        ("severity_id", 1),
+    ] {
+        document.member(key, number.to_string().as_bytes());
+    }
+}
+
+/// Writes the member `metadata`.
+fn write_metadata(version: Option<&[u8]>, level: Option<&[u8]>, document: &mut Object<'_>) {
+    let mut metadata = Object::begin(document.key(b"metadata"));
+    metadata.member("version", VERSION);
+    metadata.member("profiles", br#"["datetime"]"#);
+    let kubernetes = Some(br#""Kubernetes""#.as_slice());
+    metadata.group(
+        "product",
+        &[("name", kubernetes), ("vendor_name", kubernetes), ("version", version)],
+    );
+    metadata.optional("log_level", level);
+    metadata.end();
 }
 
 /// Adds a body to `unmapped`, in the form that `bodies` asks for.

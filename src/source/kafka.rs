@@ -291,18 +291,28 @@ struct Partition {
     taken: VecDeque<Taken>,
 }
 
+/// The messages of a batch, which are of one partition.
+#[derive(Clone, Copy)]
+struct Messages {
+    partition: i32,
+    /// The number of the assignment that gave the partition to this consumer before the messages
+    /// were read.
+    assignment: u64,
+    /// The offset after the last message.
+    next: i64,
+    /// The number of messages, including skipped messages.
+    count: u64,
+    /// The number of messages that were not skipped.
+    accepted: u64,
+    /// The time at which the first message was taken.
+    begun: Instant,
+}
+
 /// A batch that was appended to the queue, and whose offset is not stored yet.
 struct Taken {
-    /// The offset after the last message of the batch.
-    next: i64,
-    /// The number of messages in the batch, including skipped messages.
-    messages: u64,
-    /// The number of messages in the batch that were not skipped.
-    accepted: u64,
+    messages: Messages,
     /// The number of bytes that the batch takes in the queue.
     bytes: u64,
-    /// The time at which the first message of the batch was taken.
-    begun: Instant,
     /// The queue's ticket, which says when the batch is acknowledged. `None` if the batch has no
     /// events.
     ticket: Option<Ticket>,
@@ -326,13 +336,14 @@ impl State {
                     }
                 }
                 let Some(done) = partition.taken.pop_front() else { break };
-                self.messages -= done.messages;
+                let Messages { next: end, count, accepted, begun, .. } = done.messages;
+                self.messages -= count;
                 self.bytes -= done.bytes;
-                (0..done.accepted).for_each(|_| metrics.answered(200));
+                (0..accepted).for_each(|_| metrics.answered(200));
                 if done.ticket.is_some() {
-                    metrics.duration.record(done.begun.elapsed().as_secs_f64());
+                    metrics.duration.record(begun.elapsed().as_secs_f64());
                 }
-                next = Some(done.next);
+                next = Some(end);
             }
             behind.extend(next.map(|next| (*number, next)));
         }
@@ -353,7 +364,7 @@ impl State {
         let taken = self.partitions.remove(&number).map(|partition| partition.taken);
         let mut messages = 0;
         for taken in taken.into_iter().flatten() {
-            messages += taken.messages;
+            messages += taken.messages.count;
             self.bytes -= taken.bytes;
         }
         self.messages -= messages;
@@ -490,37 +501,19 @@ impl ConsumerContext for Context {
     }
 }
 
-/// A batch that is being filled with messages of one partition.
+/// A batch that is being filled.
 struct Group {
-    partition: i32,
-    /// The number of the assignment that gave the partition to this consumer before the messages
-    /// were read.
-    assignment: u64,
-    /// The offset after the last message of the batch.
-    next: i64,
-    messages: u64,
-    /// The number of messages in the batch that were not skipped.
-    accepted: u64,
+    messages: Messages,
     /// The events of the batch, each followed by one `\n`.
     lines: Vec<u8>,
     events: u64,
     levels: LevelCounts,
-    begun: Instant,
 }
 
 /// A complete batch that is waiting until the queue has room for it.
 struct Waiting {
-    partition: i32,
-    /// The number of the assignment that gave the partition to this consumer before the messages
-    /// were read.
-    assignment: u64,
-    /// The offset after the last message of the batch.
-    next: i64,
-    messages: u64,
-    /// The number of messages in the batch that were not skipped.
-    accepted: u64,
+    messages: Messages,
     append: Append,
-    begun: Instant,
 }
 
 /// Puts messages together into batches, and appends the batches to the queue.
@@ -561,25 +554,27 @@ impl Intake<'_> {
         // The partition was given back after the message was fetched: another reader will read it.
         let Some(assignment) = ours else { return };
         let fits = |group: &Group| {
-            (group.partition, group.assignment) == (partition, assignment)
+            (group.messages.partition, group.messages.assignment) == (partition, assignment)
                 && group.lines.len() + payload.len() < self.group_max()
         };
         if !self.group.as_ref().is_some_and(fits) {
             self.close_group();
         }
         let group = self.group.get_or_insert_with(|| Group {
-            partition,
-            assignment,
-            next: 0,
-            messages: 0,
-            accepted: 0,
+            messages: Messages {
+                partition,
+                assignment,
+                next: 0,
+                count: 0,
+                accepted: 0,
+                begun: Instant::now(),
+            },
             lines: Vec::new(),
             events: 0,
             levels: LevelCounts::default(),
-            begun: Instant::now(),
         });
-        group.next = message.offset() + 1;
-        group.messages += 1;
+        group.messages.next = message.offset() + 1;
+        group.messages.count += 1;
         let refused = if payload.len() as u64 >= self.reader.max_body {
             Some((Rejection::TooLarge, 413, "larger than limits.max_body".to_owned()))
         } else {
@@ -642,11 +637,9 @@ impl Intake<'_> {
         let Some(mut group) = self.group.take() else { return };
         // The queue counts the bytes in the vector, not its capacity.
         group.lines.shrink_to_fit();
-        let Group { partition, assignment, next, messages, accepted, begun, .. } = group;
-        let Group { lines, events, levels, .. } = group;
+        let Group { messages, lines, events, levels } = group;
         let append = Append { lines: Bytes::from(lines), events, levels };
-        let waiting = Waiting { partition, assignment, next, messages, accepted, append, begun };
-        self.waiting.push_back(waiting);
+        self.waiting.push_back(Waiting { messages, append });
     }
 
     /// Appends the waiting batches to the queue, in order. Stops when the queue does not take a
@@ -656,15 +649,13 @@ impl Intake<'_> {
         let max_in_flight = self.reader.config.max_in_flight;
         while let Some(first) = self.waiting.front() {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let (messages, bytes) =
-                (first.messages, first.append.lines.len() as u64 + BATCH_OVERHEAD);
-            let is_ours = state
-                .partitions
-                .get(&first.partition)
-                .is_some_and(|ours| ours.assignment == first.assignment);
+            let Messages { partition, assignment, count, .. } = first.messages;
+            let bytes = first.append.lines.len() as u64 + BATCH_OVERHEAD;
+            let is_ours =
+                state.partitions.get(&partition).is_some_and(|ours| ours.assignment == assignment);
             if is_ours {
                 let full = state.bytes.saturating_add(bytes) > max_in_flight
-                    || state.messages.saturating_add(messages) > MESSAGES_MAX;
+                    || state.messages.saturating_add(count) > MESSAGES_MAX;
                 if full && state.messages > 0 {
                     return;
                 }
@@ -674,17 +665,10 @@ impl Intake<'_> {
                     let Ok(ticket) = queue.append(first.append.clone()) else { return };
                     Some(ticket)
                 };
-                let taken = Taken {
-                    next: first.next,
-                    messages,
-                    accepted: first.accepted,
-                    bytes,
-                    begun: first.begun,
-                    ticket,
-                };
-                state.messages += messages;
+                let taken = Taken { messages: first.messages, bytes, ticket };
+                state.messages += count;
                 state.bytes += bytes;
-                if let Some(ours) = state.partitions.get_mut(&first.partition) {
+                if let Some(ours) = state.partitions.get_mut(&partition) {
                     ours.taken.push_back(taken);
                 }
             }
@@ -711,7 +695,7 @@ impl Group {
         let body = self.lines.get_mut(start..).unwrap_or_default();
         match audit::decode_in_place(body) {
             Ok(split) => {
-                self.accepted += 1;
+                self.messages.accepted += 1;
                 body.copy_within(split.lines.clone(), 0);
                 self.lines.truncate(start + split.lines.len());
                 self.events += split.events;
@@ -828,7 +812,8 @@ impl Session<'_> {
                 Some(Err(_)) => {}
             }
             let is_whole = |group: &Group| {
-                group.lines.len() >= self.intake.group_max() || group.messages >= GROUP_MESSAGES
+                group.lines.len() >= self.intake.group_max()
+                    || group.messages.count >= GROUP_MESSAGES
             };
             if !self.intake.waiting.is_empty() || self.intake.group.as_ref().is_some_and(is_whole) {
                 break;
@@ -865,8 +850,9 @@ mod tests {
             let append = Append { lines, events: 1, levels: LevelCounts::default() };
             let ticket = Some(queue.append(append).expect("there is room"));
             let begun = Instant::now();
-            let taken = Taken { next, messages: 1, accepted: 1, bytes: 3, begun, ticket };
-            partition.taken.push_back(taken);
+            let messages =
+                Messages { partition: 0, assignment: 1, next, count: 1, accepted: 1, begun };
+            partition.taken.push_back(Taken { messages, bytes: 3, ticket });
         }
         let mut state = State { messages: 3, bytes: 9, ..State::default() };
         state.partitions.insert(0, partition);

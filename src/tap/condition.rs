@@ -184,8 +184,8 @@ impl Condition {
                     [] => self.fits(""),
                     groups => groups.iter().any(|group| self.fits(group)),
                 };
-                let impersonated = &fields.impersonated_groups;
-                !has(&fields.groups) || !impersonated.is_empty() && !has(impersonated)
+                let impersonated = &fields.impersonated.groups;
+                !has(&fields.user.groups) || !impersonated.is_empty() && !has(impersonated)
             }
             Operator::IsNot => !self.values(fields).iter().all(|value| self.fits(value)),
             Operator::AtLeast => code.is_some_and(|code| code >= self.number),
@@ -210,20 +210,22 @@ impl Condition {
         let located = fields.located.as_ref();
         match self.key {
             Key::Verb => one(&fields.verb),
-            Key::User => both(&fields.user, Some(&fields.impersonated)),
-            Key::Group => all(fields.groups.iter().chain(&fields.impersonated_groups)),
-            Key::Namespace => both(&fields.namespace, located.map(|(namespace, _)| &**namespace)),
-            Key::Name => both(&fields.name, located.map(|(_, name)| &**name)),
+            Key::User => both(&fields.user.name, Some(&fields.impersonated.name)),
+            Key::Group => all(fields.user.groups.iter().chain(&fields.impersonated.groups)),
+            Key::Namespace => {
+                both(&fields.object.namespace, located.map(|(namespace, _)| &**namespace))
+            }
+            Key::Name => both(&fields.object.name, located.map(|(_, name)| &**name)),
             Key::Resource => resources(fields),
             Key::Code => {
                 vec![fields.code.map(|code| Cow::Owned(code.to_string())).unwrap_or_default()]
             }
             Key::Level => one(&fields.level),
             Key::Stage => one(&fields.stage),
-            Key::Ip => all(fields.source_ips.iter()),
+            Key::Ip => all(fields.client.ips.iter()),
             Key::Uri => one(&fields.uri),
-            Key::Agent => one(&fields.user_agent),
-            Key::ApiGroup => one(&fields.api_group),
+            Key::Agent => one(&fields.client.agent),
+            Key::ApiGroup => one(&fields.object.api_group),
         }
     }
 }
@@ -239,13 +241,13 @@ fn all<'f>(values: impl Iterator<Item = &'f Cow<'f, str>>) -> Vec<Cow<'f, str>> 
 /// Returns the forms in which people write the resource of an event: `pods`, `pods/exec`,
 /// `deployments.apps`, `deployments.apps/scale`.
 fn resources<'f>(fields: &'f Fields<'_>) -> Vec<Cow<'f, str>> {
-    let mut forms = vec![Cow::Borrowed(&*fields.resource)];
-    if !fields.api_group.is_empty() {
-        forms.push(Cow::Owned(format!("{}.{}", fields.resource, fields.api_group)));
+    let mut forms = vec![Cow::Borrowed(&*fields.object.resource)];
+    if !fields.object.api_group.is_empty() {
+        forms.push(Cow::Owned(format!("{}.{}", fields.object.resource, fields.object.api_group)));
     }
-    if !fields.subresource.is_empty() {
+    if !fields.object.subresource.is_empty() {
         let with: Vec<_> =
-            forms.iter().map(|form| format!("{form}/{}", fields.subresource)).collect();
+            forms.iter().map(|form| format!("{form}/{}", fields.object.subresource)).collect();
         forms.extend(with.into_iter().map(Cow::Owned));
     }
     forms

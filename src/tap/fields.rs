@@ -16,40 +16,59 @@ pub struct Fields<'a> {
     pub stage: Cow<'a, str>,
     /// The verb.
     pub verb: Cow<'a, str>,
-    /// The name of the user who asked.
-    pub user: Cow<'a, str>,
-    /// The groups of the user who asked.
-    pub groups: Vec<Cow<'a, str>>,
-    /// The name of the user as whom the user acted.
-    pub impersonated: Cow<'a, str>,
-    /// The groups of the user as whom the user acted.
-    pub impersonated_groups: Vec<Cow<'a, str>>,
-    /// `true` if the request is about an object.
-    pub has_object: bool,
-    /// The API group of the object; empty for the core group.
-    pub api_group: Cow<'a, str>,
-    /// The resource in the plural.
-    pub resource: Cow<'a, str>,
-    /// The subresource.
-    pub subresource: Cow<'a, str>,
-    /// The namespace of the object, from `objectRef`.
-    pub namespace: Cow<'a, str>,
-    /// The name of the object, from `objectRef`.
-    pub name: Cow<'a, str>,
+    /// Who asked.
+    pub user: Person<'a>,
+    /// As whom the user acted.
+    pub impersonated: Person<'a>,
+    /// The object that the request is about.
+    pub object: Object<'a>,
     /// The namespace and the name that the URL has; `None` if the URL is about no object.
     pub located: Option<(Cow<'a, str>, Cow<'a, str>)>,
     /// The path and the query of the request.
     pub uri: Cow<'a, str>,
-    /// The client's name for itself.
-    pub user_agent: Cow<'a, str>,
-    /// The addresses from which the request came, in the order of the event.
-    pub source_ips: Vec<Cow<'a, str>>,
+    /// The client that sent the request.
+    pub client: Client<'a>,
     /// The status of the response; `None` if there is none yet.
     pub code: Option<u64>,
     /// The time at which the request was received, as the event has it (RFC 3339).
     pub received: Cow<'a, str>,
     /// The time of the event's stage, as the event has it (RFC 3339).
     pub staged: Cow<'a, str>,
+}
+
+/// A user and the user's groups.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Person<'a> {
+    /// The name of the user.
+    pub name: Cow<'a, str>,
+    /// The groups of the user.
+    pub groups: Vec<Cow<'a, str>>,
+}
+
+/// A client of kube-apiserver.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Client<'a> {
+    /// The client's name for itself.
+    pub agent: Cow<'a, str>,
+    /// The addresses from which the request came, in the order of the event.
+    pub ips: Vec<Cow<'a, str>>,
+}
+
+/// An object of the Kubernetes API, from `objectRef`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Object<'a> {
+    /// `false` if the request is about no object. The texts are empty then.
+    pub is_there: bool,
+    /// The API group; empty for the core group.
+    pub api_group: Cow<'a, str>,
+    /// The resource in the plural.
+    pub resource: Cow<'a, str>,
+    /// The subresource; empty for the resource itself.
+    pub subresource: Cow<'a, str>,
+    /// The namespace.
+    pub namespace: Cow<'a, str>,
+    /// The name.
+    pub name: Cow<'a, str>,
 }
 
 impl<'a> Fields<'a> {
@@ -86,26 +105,28 @@ impl<'a> Fields<'a> {
         });
         let uri = shown(request.uri.text());
         let user = request.user.unwrap_or_default();
-        let has_object = request.object.is_some();
+        let is_there = request.object.is_some();
         let object = request.object.unwrap_or_default();
         Self {
             level: shown(request.level),
             stage: shown(request.stage),
             verb: shown(request.verb),
-            user: shown(user.name),
-            groups: user.groups.into_iter().map(shown).collect(),
-            impersonated: text(name),
-            impersonated_groups: texts(groups),
-            has_object,
-            api_group: shown(object.group),
-            resource: shown(object.resource),
-            subresource: shown(object.subresource),
-            namespace: shown(object.namespace),
-            name: shown(object.name),
+            user: Person {
+                name: shown(user.name),
+                groups: user.groups.into_iter().map(shown).collect(),
+            },
+            impersonated: Person { name: text(name), groups: texts(groups) },
+            object: Object {
+                is_there,
+                api_group: shown(object.group),
+                resource: shown(object.resource),
+                subresource: shown(object.subresource),
+                namespace: shown(object.namespace),
+                name: shown(object.name),
+            },
             located,
             uri,
-            user_agent: text(agent),
-            source_ips: texts(ips),
+            client: Client { agent: text(agent), ips: texts(ips) },
             code,
             received: text(received),
             staged: text(staged),
@@ -142,11 +163,14 @@ mod tests {
             "requestURI":"/api/v1/namespaces/prod/pods/web/exec?command=ls","userAgent":"curl",
             "responseStatus":{"metadata":{},"code":403},"stageTimestamp":"t"}"#;
         let fields = Fields::of(event);
-        assert_eq!((&*fields.verb, &*fields.user, fields.code), ("create", "alice", Some(403)));
-        assert_eq!((&*fields.impersonated, fields.impersonated_groups.len()), ("bob", 2));
-        assert_eq!(fields.source_ips, ["10.0.0.1", "::1"]);
+        assert_eq!(
+            (&*fields.verb, &*fields.user.name, fields.code),
+            ("create", "alice", Some(403))
+        );
+        assert_eq!((&*fields.impersonated.name, fields.impersonated.groups.len()), ("bob", 2));
+        assert_eq!(fields.client.ips, ["10.0.0.1", "::1"]);
         assert_eq!(fields.located, Some(("prod".into(), "web".into())));
-        assert_eq!((&*fields.user_agent, &*fields.staged), ("curl", "t"));
+        assert_eq!((&*fields.client.agent, &*fields.staged), ("curl", "t"));
         for odd in [
             "{}",
             "[]",

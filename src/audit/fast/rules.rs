@@ -122,87 +122,157 @@ macro_rules! rules {
             /// masks that later loops over brackets, numbers and literals need.
             #[target_feature(enable = $features)]
             fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> bool {
-                let Space { blocks: of, padding: ends, .. } = space;
                 let mut doubts = splat(0);
                 for group in 0..(blocks / LANES).min(BLOCKS / LANES) {
-                    let quote = load(&of.quote.as_chunks().0[group]);
-                    let mut in_string = parity(quote, &mut self.in_string);
-                    if length < (group + 1) * LANES * BLOCK {
-                        // The bytes that fill the last blocks count as inside of a string, so that
-                        // no rule looks at them.
-                        in_string =
-                            or(in_string, load(&padding(length, ends).as_chunks().0[group]));
-                    }
-                    let comma = and_not(load(&of.comma.as_chunks().0[group]), in_string);
-                    let colon = and_not(load(&of.colon.as_chunks().0[group]), in_string);
-                    let open = and_not(load(&of.open.as_chunks().0[group]), in_string);
-                    let close = and_not(load(&of.close.as_chunks().0[group]), in_string);
-                    let string_start = and(quote, in_string);
-                    let string_end = and_not(quote, in_string);
-                    let bracket = or(open, close);
-                    let before_token = or(or(comma, colon), open);
-                    let scalar = not(or(or(in_string, quote), or(before_token, close)));
-                    let scalar_start = and_not(scalar, later::<1, 63>(scalar, self.scalar));
-
-                    let token = or(or(string_start, scalar_start), open);
-                    let closed_at_once = and(close, later::<1, 63>(open, self.open));
-                    let after = later::<1, 63>(before_token, self.before_token);
-                    doubts = or(doubts, xor(after, or(token, closed_at_once)));
-
-                    // A string after a colon is a value. The addition clears the bits of such a
-                    // string and sets the bit of its closing quote; the other strings keep their
-                    // bits. In an object every string that is not after a colon is a key.
-                    let after_colon = later::<1, 63>(colon, self.colon);
-                    let sum = add(in_string, and(string_start, after_colon), &mut self.value);
-                    let in_key = and(in_string, sum);
-                    let key_end = and_not(string_end, sum);
-                    let after_key = later::<1, 63>(key_end, self.key_end);
-                    let no_member = and_not(or(open, scalar_start), after_colon);
-                    let bad_in_object = or(xor(after_key, colon), no_member);
-
-                    // A key may be "kind" or "apiVersion" if it has 4 or 10 bytes, and an `n` at
-                    // the right place. A key with an escape may be one of the two as well.
+                    let step = self.outside_strings(space, group, length);
+                    let of = &space.blocks;
+                    let (wrong_order, scalar_start) = self.order(&step);
                     let n = load(&of.n.as_chunks().0[group]);
-                    let (four, ten) = (
-                        later::<5, 59>(string_start, self.string_start),
-                        later::<11, 53>(string_start, self.string_start),
-                    );
-                    let (third, last) = (later::<2, 62>(n, self.n), later::<1, 63>(n, self.n));
-                    let name_like = and(key_end, or(and(four, third), and(ten, last)));
-                    let named =
-                        or(name_like, and(in_key, load(&of.backslash.as_chunks().0[group])));
+                    let backslash = load(&of.backslash.as_chunks().0[group]);
+                    let keys = self.keys(&step, scalar_start, n, backslash);
+                    let curly = load(&of.curly.as_chunks().0[group]);
+                    let stretches = self.stretches(&step, &keys, curly);
+                    doubts = or(doubts, or(wrong_order, stretches.bad));
 
-                    // The stretch is the text before each bracket. An addition carries a bit that
-                    // is set in a stretch to the bracket that ends the stretch. A closing bracket
-                    // itself shows if it ends an object or an array. An opening bracket stands in
-                    // an object if there is a colon before the bracket, else in an array.
-                    let between = not(bracket);
-                    let arrived =
-                        add(between, and(bad_in_object, between), &mut self.bad_in_object);
-                    let bad_in_object = or(bad_in_object, arrived);
-                    let bad_in_array = add(between, colon, &mut self.bad_in_array);
-                    let named = add(between, named, &mut self.named);
-                    let is_object = or(
-                        and(close, load(&of.curly.as_chunks().0[group])),
-                        and(open, after_colon),
-                    );
-                    let bad = or(and(bad_in_object, is_object), and_not(bad_in_array, is_object));
-                    doubts = or(doubts, and(bad, bracket));
-
-                    store(bracket, &mut space.bracket.as_chunks_mut().0[group]);
-                    store(is_object, &mut space.is_object.as_chunks_mut().0[group]);
-                    store(named, &mut space.named.as_chunks_mut().0[group]);
+                    store(stretches.bracket, &mut space.bracket.as_chunks_mut().0[group]);
+                    store(stretches.is_object, &mut space.is_object.as_chunks_mut().0[group]);
+                    store(stretches.named, &mut space.named.as_chunks_mut().0[group]);
                     store(scalar_start, &mut space.scalar_start.as_chunks_mut().0[group]);
-                    self.before_token = before_token;
-                    self.open = open;
-                    self.colon = colon;
-                    self.scalar = scalar;
-                    self.string_start = string_start;
-                    self.n = n;
-                    self.key_end = key_end;
                 }
                 is_zero(doubts)
             }
+
+            /// Returns the bytes of one group of blocks that matter outside of strings.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn outside_strings(&mut self, space: &mut Space, group: usize, length: usize) -> Step {
+                let Space { blocks: of, padding: ends, .. } = space;
+                let quote = load(&of.quote.as_chunks().0[group]);
+                let mut in_string = parity(quote, &mut self.in_string);
+                if length < (group + 1) * LANES * BLOCK {
+                    // The bytes that fill the last blocks count as inside of a string, so that no
+                    // rule looks at them.
+                    in_string = or(in_string, load(&padding(length, ends).as_chunks().0[group]));
+                }
+                Step {
+                    quote,
+                    in_string,
+                    comma: and_not(load(&of.comma.as_chunks().0[group]), in_string),
+                    colon: and_not(load(&of.colon.as_chunks().0[group]), in_string),
+                    open: and_not(load(&of.open.as_chunks().0[group]), in_string),
+                    close: and_not(load(&of.close.as_chunks().0[group]), in_string),
+                    string_start: and(quote, in_string),
+                }
+            }
+
+            /// Checks that a token follows each comma, colon and opening bracket, and nothing else.
+            /// Returns the places where it does not, and the beginnings of numbers and literals.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn order(&mut self, step: &Step) -> (Lanes, Lanes) {
+                let Step { quote, in_string, comma, colon, open, close, string_start } = *step;
+                let before_token = or(or(comma, colon), open);
+                let scalar = not(or(or(in_string, quote), or(before_token, close)));
+                let scalar_start = and_not(scalar, later::<1, 63>(scalar, self.scalar));
+                let token = or(or(string_start, scalar_start), open);
+                let closed_at_once = and(close, later::<1, 63>(open, self.open));
+                let after = later::<1, 63>(before_token, self.before_token);
+                self.before_token = before_token;
+                self.open = open;
+                self.scalar = scalar;
+                (xor(after, or(token, closed_at_once)), scalar_start)
+            }
+
+            /// Finds the keys of objects. `n` are the letters `n`.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn keys(
+                &mut self,
+                step: &Step,
+                scalar_start: Lanes,
+                n: Lanes,
+                backslash: Lanes,
+            ) -> Keys {
+                let Step { quote, in_string, colon, open, string_start, .. } = *step;
+                // A string after a colon is a value. The addition clears the bits of such a string
+                // and sets the bit of its closing quote; the other strings keep their bits. In an
+                // object every string that is not after a colon is a key.
+                let after_colon = later::<1, 63>(colon, self.colon);
+                let sum = add(in_string, and(string_start, after_colon), &mut self.value);
+                let in_key = and(in_string, sum);
+                let key_end = and_not(and_not(quote, in_string), sum);
+                let after_key = later::<1, 63>(key_end, self.key_end);
+                let no_member = and_not(or(open, scalar_start), after_colon);
+                let bad_in_object = or(xor(after_key, colon), no_member);
+                // A key may be "kind" or "apiVersion" if it has 4 or 10 bytes, and an `n` at the
+                // right place. A key with an escape may be one of the two as well.
+                let four = later::<5, 59>(string_start, self.string_start);
+                let ten = later::<11, 53>(string_start, self.string_start);
+                let (third, last) = (later::<2, 62>(n, self.n), later::<1, 63>(n, self.n));
+                let name_like = and(key_end, or(and(four, third), and(ten, last)));
+                let named = or(name_like, and(in_key, backslash));
+                self.colon = colon;
+                self.string_start = string_start;
+                self.n = n;
+                self.key_end = key_end;
+                Keys { after_colon, bad_in_object, named }
+            }
+
+            /// Judges each stretch, which is the text before a bracket. An addition carries a bit
+            /// that is set in a stretch to the bracket that ends the stretch. A closing bracket
+            /// itself shows if it ends an object or an array. An opening bracket stands in an
+            /// object if there is a colon before the bracket, else in an array.
+            #[target_feature(enable = $features)]
+            #[inline]
+            fn stretches(&mut self, step: &Step, keys: &Keys, curly: Lanes) -> Stretches {
+                let Step { colon, open, close, .. } = *step;
+                let Keys { after_colon, bad_in_object, named } = *keys;
+                let bracket = or(open, close);
+                let between = not(bracket);
+                let arrived = add(between, and(bad_in_object, between), &mut self.bad_in_object);
+                let bad_in_object = or(bad_in_object, arrived);
+                let bad_in_array = add(between, colon, &mut self.bad_in_array);
+                let named = add(between, named, &mut self.named);
+                let is_object = or(and(close, curly), and(open, after_colon));
+                let bad = or(and(bad_in_object, is_object), and_not(bad_in_array, is_object));
+                Stretches { bracket, is_object, named, bad: and(bad, bracket) }
+            }
+        }
+
+        /// The bytes of one group of blocks that the rules are about. Commas, colons and brackets
+        /// count only outside of strings.
+        #[derive(Clone, Copy)]
+        struct Step {
+            quote: Lanes,
+            /// From the opening quote of a string to the byte before its closing quote.
+            in_string: Lanes,
+            comma: Lanes,
+            colon: Lanes,
+            open: Lanes,
+            close: Lanes,
+            string_start: Lanes,
+        }
+
+        /// What is found about the keys in one group of blocks.
+        #[derive(Clone, Copy)]
+        struct Keys {
+            after_colon: Lanes,
+            /// The bytes that are not valid in an object.
+            bad_in_object: Lanes,
+            /// The keys that may be `kind` or `apiVersion`.
+            named: Lanes,
+        }
+
+        /// What is found about the brackets in one group of blocks.
+        #[derive(Clone, Copy)]
+        struct Stretches {
+            bracket: Lanes,
+            /// The brackets whose stretch is in an object.
+            is_object: Lanes,
+            /// The brackets whose stretch has a key that may be `kind` or `apiVersion`.
+            named: Lanes,
+            /// The brackets whose stretch is not valid.
+            bad: Lanes,
         }
     };
 }
