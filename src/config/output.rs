@@ -140,7 +140,6 @@ pub(super) fn read(
     let filter = filter::filter(t, Otherwise::of(form));
     t.refuse_rest(|key| of_another_type(key, type_name, &entries()));
     t.cx.set_scope(None);
-
     let whole = name.clone().zip(protocol).zip(rejected);
     let output = whole.map(|((name, kind), rejected)| Output {
         name,
