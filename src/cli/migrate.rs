@@ -12,6 +12,7 @@ use super::cannot_read;
 use super::print;
 use crate::haproxy;
 use crate::haproxy::Finding;
+use crate::haproxy::Judgement;
 use crate::haproxy::Migrated;
 use crate::haproxy::Options;
 use crate::haproxy::Verdict;
@@ -28,9 +29,10 @@ pub(super) enum Command {
     ///
     /// The config goes to standard output, with the report as comments; the report goes to standard
     /// error as well. It names first the directives that somebody has to decide about, because they
-    /// change what leaves, where it goes or who may send. Exit status 0 if there is none of them or
-    /// --force is given, 3 if there are some (the config is written all the same), 2 if the file
-    /// cannot be read, if HAProxy would not start with it, or if it forwards nothing.
+    /// may change what leaves, where it goes or who may send. If `haproxy` is on PATH, `haproxy -c`
+    /// judges whether the file is valid. Exit status 0 if there is nothing to decide or --force is
+    /// given, 3 if there is (the config is written all the same), 2 if the file cannot be read, if
+    /// HAProxy would not start with it, or if it forwards nothing.
     Haproxy {
         /// The haproxy.cfg; `-` is standard input
         #[arg(value_name = "FILE")]
@@ -58,7 +60,20 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
         Some(name) => name.to_string_lossy().into_owned(),
         None => shown.clone(),
     };
-    let options = Options { name: &name, frontend: frontend.as_deref(), keeps_paths: *keep_paths };
+    let validity = match haproxy::judge(&text, &shown) {
+        Judgement::Open(validity) => validity,
+        Judgement::Refused(alerts) => {
+            alerts.iter().for_each(|alert| eprintln!("{shown}: {alert}"));
+            eprintln!("{shown}: HAProxy would not start with this file: nothing is written");
+            return Err(WRONG);
+        }
+    };
+    let options = Options {
+        name: &name,
+        frontend: frontend.as_deref(),
+        keeps_paths: *keep_paths,
+        validity: &validity,
+    };
     match haproxy::migrate(&text, options) {
         Ok(Migrated { config, report }) => {
             report.lines(&shown).iter().for_each(|line| eprintln!("{line}"));

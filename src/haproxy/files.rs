@@ -1,8 +1,7 @@
 //! Maps the paths of HAProxy's pod to the places where the manifests of `deploy` mount Secrets, and
 //! says how to make these Secrets.
 
-use super::Notes;
-use super::options::Bind;
+use super::bind::Bind;
 use super::output::Output;
 use super::report::COMMAND;
 
@@ -49,8 +48,6 @@ struct Mounted {
     original: String,
     /// The file's name in the Secret.
     name: String,
-    /// The number of the line that names the file; 0 if none does.
-    line: usize,
 }
 
 /// The files that the new config names.
@@ -67,16 +64,16 @@ impl Files {
     }
 
     /// Returns the listener with the paths that its files have in the relay's pod.
-    pub(super) fn listener(&mut self, bind: &Bind, notes: &Notes) -> Bind {
+    pub(super) fn listener<'a>(&mut self, bind: &Bind<'a>) -> Bind<'a> {
         let mut bind = bind.clone();
         if let Some(tls) = &mut bind.tls {
             let (secret, chain) = (Secret::Listener, tls.certificate.clone());
-            tls.certificate = self.place(secret, Role::Chain, "tls.crt", &chain, notes);
-            tls.private_key = self.place(secret, Role::Key, "tls.key", &tls.private_key, notes);
+            tls.certificate = self.place(secret, Role::Chain, "tls.crt", &chain);
+            tls.private_key = self.place(secret, Role::Key, "tls.key", &tls.private_key);
             tls.client_ca = tls
                 .client_ca
                 .as_ref()
-                .map(|ca| self.place(secret, Role::Authority, "client-ca.crt", ca, notes));
+                .map(|ca| self.place(secret, Role::Authority, "client-ca.crt", ca));
         }
         bind
     }
@@ -84,32 +81,23 @@ impl Files {
     /// Returns the output with the paths that its files have in the relay's pod. The private key of
     /// an output is in the same file as its certificate for HAProxy; the second result is the path
     /// of the key.
-    pub(super) fn output(&mut self, output: &Output, notes: &Notes) -> (Output, Option<String>) {
+    pub(super) fn output(&mut self, output: &Output) -> (Output, Option<String>) {
         let mut output = output.clone();
         let mut key = None;
         if let Some(tls) = &mut output.tls {
             let secret = Secret::Consumer;
-            tls.ca =
-                tls.ca.as_ref().map(|ca| self.place(secret, Role::Authority, "ca.crt", ca, notes));
+            tls.ca = tls.ca.as_ref().map(|ca| self.place(secret, Role::Authority, "ca.crt", ca));
             let pair = tls.certificate.clone();
-            tls.certificate = pair
-                .as_ref()
-                .map(|pair| self.place(secret, Role::Chain, "client.crt", pair, notes));
-            key = pair.map(|pair| self.place(secret, Role::Key, "client.key", &pair, notes));
+            tls.certificate =
+                pair.as_ref().map(|pair| self.place(secret, Role::Chain, "client.crt", pair));
+            key = pair.map(|pair| self.place(secret, Role::Key, "client.key", &pair));
         }
         (output, key)
     }
 
     /// Returns the path of a file in the relay's pod. `usual` is the file's name in the Secret,
     /// unless another file of the haproxy.cfg has that name already.
-    fn place(
-        &mut self,
-        secret: Secret,
-        role: Role,
-        usual: &str,
-        original: &str,
-        notes: &Notes,
-    ) -> String {
+    fn place(&mut self, secret: Secret, role: Role, usual: &str, original: &str) -> String {
         if self.keeps_paths {
             return original.to_owned();
         }
@@ -134,14 +122,13 @@ impl Files {
             count += 1;
         }
         let path = format!("{}/{name}", secret.directory());
-        let line = notes.line_of_file(original);
-        self.mounted.push(Mounted { secret, role, original: original.to_owned(), name, line });
+        self.mounted.push(Mounted { secret, role, original: original.to_owned(), name });
         path
     }
 
     /// Returns sentences about the Secrets that the new config needs, and commands that make them
-    /// from copies of HAProxy's files. `file` is the name of the haproxy.cfg.
-    pub(super) fn needs(&self, file: &str) -> Vec<String> {
+    /// from copies of HAProxy's files.
+    pub(super) fn needs(&self) -> Vec<String> {
         let mut needs = Vec::new();
         for secret in [Secret::Listener, Secret::Consumer] {
             let files = || self.mounted.iter().filter(|mounted| mounted.secret == secret);
@@ -151,8 +138,8 @@ impl Files {
             let mut commands = Vec::new();
             let mut create =
                 format!("kubectl create secret generic {} -n ibm-kube-audit", secret.name());
-            for Mounted { role, original, name, line, .. } in files() {
-                let at = format!("{}/{name} was {original} ({file}:{line})", secret.directory());
+            for Mounted { role, original, name, .. } in files() {
+                let at = format!("{}/{name} was {original}", secret.directory());
                 let both = files().filter(|other| other.original == *original).count() > 1;
                 let quoted = quoted(original);
                 match role {

@@ -5,22 +5,18 @@ use std::net::IpAddr;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use super::Global;
-use super::NO_TIME;
-use super::Notes;
-use super::keywords::SERVER;
-use super::options::NO_OLD;
-use super::options::Switch;
-use super::options::allows_old;
-use super::options::host_and_port;
-use super::options::is_too_old;
-use super::options::is_variable;
-use super::options::min_version;
-use super::options::switches;
+use super::bind::host_and_port;
+use super::bind::is_variable;
+use super::bind::min_version;
 use super::proxy::Proxy;
 use super::read::Line;
-use super::report::shown;
-use super::time;
+use super::report::Notes;
+use super::report::Verdict;
+use super::settings::Global;
+use super::settings::time;
+use super::words;
+use super::words::Switch;
+use super::words::switches;
 use crate::config;
 
 /// The settings of a table `[[output]]` in the new config. A setting that is `None` keeps its
@@ -56,11 +52,11 @@ struct Server<'a> {
     line: &'a Line,
     /// The server's address, as `host:port`.
     address: String,
-    tls: Option<ServerTls>,
+    is_tls: bool,
+    tls: ServerTls,
     is_backup: bool,
-    /// `weight`, if the server has one; 1 by default.
+    is_disabled: bool,
     weight: Option<u64>,
-    /// `maxconn`, if the server has one.
     maxconn: Option<u64>,
 }
 
@@ -78,293 +74,213 @@ impl Output {
         name: &str,
         front: &Proxy<'_>,
         back: &Proxy<'_>,
-        global: &Global,
+        global: &Global<'_>,
         ports: &[&str],
         notes: &mut Notes,
     ) -> Option<Self> {
         let mut servers = servers(back, global, ports, notes);
         // The output tries its URLs in order, so the backup servers come after all other servers.
         servers.sort_by_key(|server| server.is_backup);
-        // If the servers' TLS settings differ, settings that verify certificates win: one server
-        // without verification must not switch it off for the others.
-        let settings = || servers.iter().filter_map(|server| server.tls.as_ref());
-        let verifying = settings().find(|tls| !tls.insecure_skip_verify);
-        let tls = verifying.or_else(|| settings().next()).cloned();
-        servers.retain(|server| {
-            let fits = server.tls.is_none() || server.tls == tls;
-            if !fits {
-                let why = "left out: an output has the same TLS settings for all its URLs";
-                let act = "let all servers have one CA and one client certificate, or make a \
-                           relay for each";
-                notes.decide(server.line, &shown(server.line), why, act);
-            }
-            fits
-        });
-        let is_round_robin = balance(back, &servers, notes);
-        let concurrency = concurrency(&servers);
-        let mut request = Request::default();
-        for proxy in proxies(front, back) {
-            if proxy.is_http() {
-                request.read(proxy, notes);
-                continue;
-            }
+        let tls = one_tls(&mut servers, notes);
+        // The least `maxconn` bounds all requests together, so that no server gets more than its
+        // own.
+        let least = servers.iter().filter_map(|server| server.maxconn).min();
+        let mut output = Self {
+            name: self::name(name),
+            urls: Vec::new(),
+            is_round_robin: balance(back, &servers, notes),
+            compression: None,
+            concurrency: least.filter(|&count| count < CONCURRENCY),
+            headers: Vec::new(),
+            tls,
+            connect: None,
+            request: None,
+        };
+        // A `listen` section that has the servers itself is one proxy.
+        let proxies = if front.place == back.place { vec![front] } else { vec![front, back] };
+        let (mut path, mut query) = ("/", String::new());
+        for proxy in &proxies {
             for line in proxy.all(&["http-request"]) {
-                notes.no_effect(line, &shown(line), "HAProxy ignores it, because the mode is tcp");
+                if proxy.is_http() {
+                    output.rule(line, &mut path, &mut query, notes);
+                } else {
+                    notes.no_effect(line, "HAProxy ignores it, because the mode is tcp");
+                }
             }
         }
-        let mut urls: Vec<String> = Vec::new();
         for server in &servers {
-            let scheme = if server.tls.is_some() { "https" } else { "http" };
-            let Request { path, query, .. } = &request;
+            let scheme = if server.is_tls { "https" } else { "http" };
             let url = format!("{scheme}://{}{path}{query}", server.address);
             // All servers of a `server-template` have the same URL.
-            if !urls.contains(&url) {
-                urls.push(url);
+            if !output.urls.contains(&url) {
+                output.urls.push(url);
             }
         }
-        if urls.is_empty() {
-            return None;
-        }
-        let (connect, timeout) = timeouts(back, notes);
-        let compression = compression(front, back, notes);
-        let headers = request.headers;
-        let name = self::name(name);
-        Some(Self {
-            name,
-            urls,
-            is_round_robin,
-            compression,
-            concurrency,
-            headers,
-            tls,
-            connect,
-            request: timeout,
-        })
+        output.timeouts(back, notes);
+        output.compress(&proxies, notes);
+        (!output.urls.is_empty()).then_some(output)
     }
 
     /// Returns `true` if the consumer gets the same from both outputs, whatever their names are.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         *self == Self { name: self.name.clone(), ..other.clone() }
     }
+
+    /// Reads a rule that sets something to a fixed value for each request. Every other rule is left
+    /// for the report.
+    fn rule<'a>(
+        &mut self,
+        line: &'a Line,
+        path: &mut &'a str,
+        query: &mut String,
+        notes: &mut Notes,
+    ) {
+        let value = line.word(2);
+        match (line.word(1), line.words.len()) {
+            ("set-header" | "add-header", 4) => self.header(line, notes),
+            ("del-header", 3) => {
+                let name = value.to_lowercase();
+                self.headers.retain(|(other, _)| *other != name);
+            }
+            ("set-path", 3)
+                if value.starts_with('/') && is_query(value) && !value.contains('?') =>
+            {
+                *path = value;
+                notes.carried(line, "output.urls");
+            }
+            ("set-query", 3) if is_query(value) => {
+                *query = format!("?{value}");
+                notes.carried(line, "output.urls");
+            }
+            ("set-method", 3) if value == "POST" => notes.carried(line, ""),
+            _ => {}
+        }
+    }
+
+    /// Reads a rule that sets a header, unless the relay sets the header itself or the value is an
+    /// expression.
+    fn header(&mut self, line: &Line, notes: &mut Notes) {
+        let (name, value) = (line.word(2).to_lowercase(), line.word(3));
+        let is_valid = config::header_name(&name).is_ok() && config::header_value(value).is_ok();
+        if !is_valid || value.contains('%') {
+            return;
+        }
+        let is_first = self.headers.iter().all(|(other, _)| *other != name);
+        if line.word(1) == "add-header" && !is_first {
+            notes.decide(line, "HAProxy sent the header twice; the relay sends the last value");
+        }
+        self.headers.retain(|(other, _)| *other != name);
+        self.headers.push((name, value.to_owned()));
+        notes.carried(line, "output.headers");
+    }
+
+    fn timeouts(&mut self, back: &Proxy<'_>, notes: &mut Notes) {
+        if let Some(line) = back.last(&["timeout", "connect"]) {
+            self.connect = time(line, notes);
+            if self.connect.is_some() {
+                notes.carried(line, "output.timeouts.connect");
+            }
+        }
+        let Some(line) = back.last(&["timeout", "server"]) else { return };
+        match time(line, notes) {
+            Some(limit) if limit >= REQUEST_TIMEOUT => {
+                self.request = Some(limit);
+                notes.carried(line, "output.timeouts.request");
+            }
+            Some(_) => notes.no_effect(
+                line,
+                "timeouts.request stays 60s: a shorter one sends a slow consumer the same batch \
+                 again and again",
+            ),
+            None => {}
+        }
+    }
+
+    /// Takes gzip over if HAProxy compressed requests (since version 2.8).
+    fn compress(&mut self, proxies: &[&Proxy<'_>], notes: &mut Notes) {
+        let last = |words: &[&str]| proxies.iter().find_map(|proxy| proxy.last(words));
+        let lines = (last(&["compression", "algo-req"]), last(&["compression", "direction"]));
+        let (Some(algorithm), Some(direction)) = lines else { return };
+        if algorithm.word(2) == "gzip" && matches!(direction.word(2), "request" | "both") {
+            self.compression = Some("gzip");
+            notes.carried(algorithm, "output.compression");
+            notes.carried(direction, "output.compression");
+        }
+    }
 }
 
-/// Returns the proxies that a request passes: one if a `listen` section has the servers itself.
-fn proxies<'a, 'b>(front: &'b Proxy<'a>, back: &'b Proxy<'a>) -> Vec<&'b Proxy<'a>> {
-    if front.place == back.place { vec![front] } else { vec![front, back] }
+/// Returns the settings of TLS that all URLs of the output share, and removes the servers that have
+/// others.
+fn one_tls(servers: &mut Vec<Server<'_>>, notes: &mut Notes) -> Option<ServerTls> {
+    // Settings that verify certificates win: one server without verification must not switch it off
+    // for the others.
+    let settings = || servers.iter().filter(|server| server.is_tls).map(|server| &server.tls);
+    let verifying = settings().find(|tls| !tls.insecure_skip_verify);
+    let tls = verifying.or_else(|| settings().next()).cloned();
+    servers.retain(|server| {
+        let fits = !server.is_tls || Some(&server.tls) == tls.as_ref();
+        if !fits {
+            let why = "left out: an output has the same TLS settings for all its URLs";
+            notes.decide(server.line, why);
+        }
+        fits
+    });
+    tls
 }
 
 /// Returns `true` if the output takes its URLs in turn (`strategy = "round_robin"`), as HAProxy
 /// takes servers in turn by default.
 fn balance(back: &Proxy<'_>, servers: &[Server<'_>], notes: &mut Notes) -> bool {
     let in_service = servers.iter().filter(|server| !server.is_backup).count();
-    let has_backup = in_service < servers.len();
     let line = back.last(&["balance"]);
     let algorithm = line.map_or("roundrobin", |line| line.word(1));
     let algorithm = algorithm.split('(').next().unwrap_or_default();
-    if has_backup && in_service > 1 && algorithm != "first" {
-        for server in servers.iter().filter(|server| server.is_backup) {
+    let takes_turns = in_service > 1 && algorithm != "first";
+    let has_backup = in_service < servers.len();
+    let weights: BTreeSet<u64> = servers.iter().map(|server| server.weight.unwrap_or(1)).collect();
+    for Server { line, is_backup, weight, .. } in servers {
+        let part = |option: &str| format!("server {} … {option}", line.word(1));
+        if *is_backup && takes_turns {
             let why = "with a backup, the relay uses the first server that works, in the order of \
                        urls; it does not use the servers in turn";
-            let act = "remove the URL of the backup and set strategy = \"round_robin\", or keep \
-                       the order of urls";
-            notes.decide(
-                server.line,
-                &format!("server {} … backup", server.line.word(1)),
-                why,
-                act,
-            );
+            notes.decide_part(line, &part("backup"), why);
         }
-    }
-    let backups = servers.len() - in_service;
-    if let Some(line) = back.last(&["option", "allbackups"]).filter(|_| backups > 1) {
-        let why = "HAProxy used all backup servers at once; the relay uses the first that works";
-        let act = "check that one backup takes the whole load";
-        notes.decide(line, &shown(line), why, act);
-    }
-    let in_turn = in_service > 1 && algorithm != "first" && !has_backup;
-    weights(servers, in_turn, notes);
-    let Some(line) = line else { return in_turn };
-    match algorithm {
-        _ if in_service < 2 => notes.no_effect(line, &shown(line), "there is one server in use"),
-        "roundrobin" | "static-rr" | "first" => notes.carried(line, "output.strategy"),
-        "leastconn" | "random" => {
-            let why = "any server may get any request, as with strategy = \"round_robin\"";
-            notes.no_effect(line, &shown(line), why);
-        }
-        _ => {
-            let why = "HAProxy sent requests that are alike to the same server; the relay takes \
-                       the servers in turn";
-            let act = "if the servers do not store into one place, keep one URL for each output";
-            notes.decide(line, &shown(line), why, act);
-        }
-    }
-    in_turn
-}
-
-/// Reports the weights of servers.
-fn weights(servers: &[Server<'_>], in_turn: bool, notes: &mut Notes) {
-    let weights: BTreeSet<u64> = servers.iter().map(|server| server.weight.unwrap_or(1)).collect();
-    for server in servers {
-        let Some(weight) = server.weight else { continue };
-        let part = format!("server {} … weight {weight}", server.line.word(1));
-        if in_turn && weights.len() > 1 {
-            let why = "the servers had different shares of the requests; the relay gives each \
-                       the same";
-            let act = "check that the weakest server takes its share, or leave out its URL";
-            notes.decide(server.line, &part, why, act);
-        } else {
-            let why = "there is one server in use at a time, or all weights are the same";
-            notes.no_effect(server.line, &part, why);
-        }
-    }
-}
-
-/// Returns the number of requests at once, if the servers allow fewer than the relay's default. The
-/// least `maxconn` bounds all requests together, so that no server gets more than its own.
-fn concurrency(servers: &[Server<'_>]) -> Option<u64> {
-    let least = servers.iter().filter_map(|server| server.maxconn).min()?;
-    (least < CONCURRENCY).then_some(least)
-}
-
-fn timeouts(back: &Proxy<'_>, notes: &mut Notes) -> (Option<Duration>, Option<Duration>) {
-    let (mut connect, mut request) = (None, None);
-    for name in ["connect", "server"] {
-        let Some(line) = back.last(&["timeout", name]) else { continue };
-        match (name, time(line.word(2))) {
-            (_, None) => notes.no_effect(line, &shown(line), NO_TIME),
-            ("connect", Some(limit)) => {
-                connect = Some(limit);
-                notes.carried(line, "output.timeouts.connect");
-            }
-            (_, Some(limit)) if limit >= REQUEST_TIMEOUT => {
-                request = Some(limit);
-                notes.carried(line, "output.timeouts.request");
-            }
-            _ => {
-                let why = "timeouts.request stays 60s: a shorter one sends a slow consumer the \
-                           same batch again and again";
-                notes.no_effect(line, &shown(line), why);
-            }
-        }
-    }
-    (connect, request)
-}
-
-/// Returns the value of `compression` if HAProxy compressed requests (since version 2.8).
-fn compression(front: &Proxy<'_>, back: &Proxy<'_>, notes: &mut Notes) -> Option<&'static str> {
-    let proxies = proxies(front, back);
-    let line = proxies.iter().find_map(|proxy| proxy.last(&["compression", "algo-req"]))?;
-    let directions =
-        || proxies.iter().filter_map(|proxy| proxy.last(&["compression", "direction"]));
-    let compresses = directions().find(|line| matches!(line.word(2), "request" | "both"))?;
-    if line.word(2) != "gzip" {
-        return None;
-    }
-    notes.carried(line, "output.compression");
-    notes.carried(compresses, "output.compression");
-    Some("gzip")
-}
-
-/// What rules change in each request, without a condition.
-#[derive(Debug)]
-struct Request {
-    /// The path of the URL, from its `/` on.
-    path: String,
-    /// The query of the URL with its `?`, or an empty text.
-    query: String,
-    headers: Vec<(String, String)>,
-}
-
-impl Default for Request {
-    fn default() -> Self {
-        Self { path: "/".to_owned(), query: String::new(), headers: Vec::new() }
-    }
-}
-
-/// Returns `true` if HAProxy uses the text as it is, without a sample expression.
-fn is_literal(text: &str) -> bool {
-    !text.contains('%')
-}
-
-impl Request {
-    /// Reads the rules of a proxy that set something to a fixed value. Rules with a condition or an
-    /// expression are reported and left out.
-    fn read(&mut self, proxy: &Proxy<'_>, notes: &mut Notes) {
-        for line in proxy.all(&["http-request"]) {
-            let value = line.word(2);
-            let is_url = |first: char| {
-                value.starts_with(first)
-                    && line.words.len() == 3
-                    && is_literal(value)
-                    && value.chars().all(|c| c.is_ascii_graphic() && !"\"<>\\^`{|}#".contains(c))
+        if let Some(weight) = weight {
+            let verdict = match takes_turns && !has_backup && weights.len() > 1 {
+                true => Verdict::Decide,
+                false => Verdict::NoEffect,
             };
-            match line.word(1) {
-                "set-header" | "add-header" => self.header(line, notes),
-                "del-header" if line.words.len() == 3 => {
-                    let name = value.to_lowercase();
-                    self.headers.retain(|(other, _)| *other != name);
-                }
-                "set-path" if is_url('/') && !value.contains('?') => {
-                    value.clone_into(&mut self.path);
-                    notes.carried(line, "output.urls");
-                }
-                "set-query" if line.words.len() == 3 && is_literal(value) && is_query(value) => {
-                    self.query = format!("?{value}");
-                    notes.carried(line, "output.urls");
-                }
-                "set-method" if line.words.len() == 3 && value == "POST" => {
-                    notes.no_effect(line, &shown(line), "the relay sends POST");
-                }
-                "set-path" | "set-query" => {
-                    let why = "the path of the request depended on this line; the relay POSTs to \
-                               the path of the URL";
-                    let act = "write the path that the consumer expects into output.urls";
-                    notes.decide(line, &shown(line), why, act);
-                }
-                _ => {}
+            let why = "the relay gives each server that is in use the same share of the requests";
+            notes.add(line, &part(&format!("weight {weight}")), verdict, why);
+        }
+    }
+    if let Some(line) = line {
+        match algorithm {
+            _ if in_service < 2 => notes.no_effect(line, "there is one server in use"),
+            "roundrobin" | "static-rr" | "first" | "leastconn" | "random" => {
+                notes.carried(line, "output.strategy");
             }
+            _ => notes.decide(
+                line,
+                "HAProxy sent requests that are alike to the same server; the relay takes the \
+                 servers in turn",
+            ),
         }
     }
-
-    fn header(&mut self, line: &Line, notes: &mut Notes) {
-        let (name, value) = (line.word(2).to_lowercase(), line.word(3));
-        let is_ours = config::header_name(&name).is_err();
-        let fits = line.words.len() == 4
-            && is_literal(value)
-            && !is_ours
-            && config::header_value(value).is_ok();
-        if !fits {
-            let why = if is_ours {
-                "the relay sets this header itself, by the URL and the body"
-            } else {
-                "output.headers holds only values that are the same for every request"
-            };
-            let act = if name == "host" {
-                "write the host that the consumer expects into output.urls"
-            } else {
-                "if the consumer needs the header, set a fixed value in output.headers, or have \
-                 the consumer take the value from the event itself"
-            };
-            return notes.decide(line, &shown(line), why, act);
-        }
-        if line.word(1) == "add-header" && self.headers.iter().any(|(other, _)| *other == name) {
-            let why = "HAProxy sent the header twice; the relay sends the last value only";
-            notes.decide(line, &shown(line), why, "write one value that the consumer understands");
-        }
-        self.headers.retain(|(other, _)| *other != name);
-        self.headers.push((name, value.to_owned()));
-        notes.carried(line, "output.headers");
-    }
+    takes_turns && !has_backup
 }
 
-/// Returns `true` if the text can be the query of a URL.
+/// Returns `true` if the text can be in the path or the query of a URL, and HAProxy uses it as it
+/// is, without a sample expression.
 fn is_query(text: &str) -> bool {
-    !text.is_empty() && text.chars().all(|c| c.is_ascii_graphic() && !"\"<>\\^`{|}#".contains(c))
+    let in_a_url = |c: char| c.is_ascii_graphic() && !"%\"<>\\^`{|}#".contains(c);
+    !text.is_empty() && text.chars().all(in_a_url)
 }
 
+/// Returns the servers of a backend to which requests may go.
 fn servers<'a>(
     back: &Proxy<'a>,
-    global: &Global,
+    global: &Global<'_>,
     ports: &[&str],
     notes: &mut Notes,
 ) -> Vec<Server<'a>> {
@@ -374,6 +290,7 @@ fn servers<'a>(
         defaults.extend_from_slice(&line.words[1..]);
         notes.carried(line, "output");
     }
+    let has_servers = back.has(&["server"]) || back.has(&["server-template"]);
     let mut servers = Vec::new();
     for line in &back.lines {
         let at = match line.word(0) {
@@ -381,14 +298,12 @@ fn servers<'a>(
             // The address in `server-template PREFIX COUNT NAME:PORT` follows the prefix and the
             // count. One URL is enough, because the relay uses all addresses of a name.
             "server-template" => 3,
+            // `dispatch` is the address of a backend without servers, and has no options.
+            "dispatch" if !has_servers => 1,
             _ => continue,
         };
-        let mut words = defaults.clone();
-        words.extend_from_slice(line.words.get(at + 1..).unwrap_or_default());
         let Some(address) = address(line.word(at), port) else {
-            let why = format!("left out: `{}` is not HOST:PORT", line.word(at));
-            let act = "write the address of the consumer into output.urls";
-            notes.decide(line, &shown(line), why, act);
+            notes.decide(line, &format!("left out: `{}` is not HOST:PORT", line.word(at)));
             continue;
         };
         if ports.len() > 1 && host_and_port(line.word(at)).is_none() {
@@ -396,143 +311,114 @@ fn servers<'a>(
                 "HAProxy sent each request to the port of the server at which the request came in; \
                  the relay sends all of them to port {port}"
             );
-            let act = "write the port of the consumer into output.urls";
-            notes.decide(line, &format!("server {} {}", line.word(1), line.word(at)), why, act);
+            notes.decide(line, &why);
         }
-        servers.extend(server(line, address, &switches(&words, SERVER), global, notes));
-    }
-    // `dispatch` is the address of a backend without servers.
-    if let Some(line) = back.last(&["dispatch"]).filter(|_| servers.is_empty())
-        && let Some(address) = address(line.word(1), port)
-    {
-        notes.carried(line, "output.urls");
-        servers.push(Server {
-            line,
-            address,
-            tls: None,
-            is_backup: false,
-            weight: None,
-            maxconn: None,
-        });
+        let mut words = if at == 1 { Vec::new() } else { defaults.clone() };
+        words.extend_from_slice(line.words.get(at + 1..).unwrap_or_default());
+        servers.extend(Server::read(line, address, &words, global, notes));
     }
     servers
 }
 
-fn server<'a>(
-    line: &'a Line,
-    address: String,
-    switches: &[Switch],
-    global: &Global,
-    notes: &mut Notes,
-) -> Option<Server<'a>> {
-    let mut tls =
-        ServerTls { insecure_skip_verify: global.trusts_all_servers, ..Default::default() };
-    let (mut is_tls, mut is_backup, mut is_disabled) = (false, false, false);
-    let (mut weight, mut maxconn) = (None, None);
-    let name = line.word(1);
-    for switch in switches {
-        let part = format!("server {name} … {}", switch.shown());
-        if switch.lacks_value {
-            notes.lacks_value(line, &part);
-            continue;
+impl<'a> Server<'a> {
+    /// Reads the options of a `server` line. `None` if HAProxy sends no requests to the server.
+    fn read(
+        line: &'a Line,
+        address: String,
+        words: &[String],
+        global: &Global<'_>,
+        notes: &mut Notes,
+    ) -> Option<Self> {
+        let tls =
+            ServerTls { insecure_skip_verify: global.trusts_all_servers, ..Default::default() };
+        let mut server = Self {
+            line,
+            address,
+            is_tls: false,
+            tls,
+            is_backup: false,
+            is_disabled: false,
+            weight: None,
+            maxconn: None,
+        };
+        for switch in &switches(words, words::SERVER) {
+            server.take(switch, global, notes);
         }
-        if is_too_old(switch) {
-            let why = "HAProxy spoke only versions of TLS that the relay refuses (below 1.2)";
-            notes.decide(line, &part, why, "let the consumer take TLS 1.2");
-            continue;
+        if server.is_disabled || server.weight == Some(0) {
+            notes.no_effect(line, "left out: the server is disabled, or its weight is 0");
+            return None;
         }
-        if allows_old(switch) {
-            notes.no_effect(line, &part, NO_OLD);
+        notes.carried(line, "output.urls");
+        if server.is_tls {
+            server.verification(notes);
         }
-        if let Some(version) = min_version(switch) {
-            tls.min_version = version.or(tls.min_version);
-            continue;
-        }
+        Some(server)
+    }
+
+    fn take(&mut self, switch: &Switch, global: &Global<'_>, notes: &mut Notes) {
+        let tls = &mut self.tls;
         let value = switch.value.as_str();
         match switch.name.as_str() {
             // The relay watches every server by itself.
-            "check" | "no-check" | "check-ssl" => {}
-            "enabled" => is_disabled = false,
-            "disabled" => is_disabled = true,
-            "backup" => is_backup = true,
-            "no-backup" => is_backup = false,
-            "ssl" => is_tls = true,
-            "no-ssl" => is_tls = false,
-            "stick" | "non-stick" => {}
+            "check" | "no-check" | "check-ssl" | "stick" | "non-stick" => {}
+            "enabled" => self.is_disabled = false,
+            "disabled" => self.is_disabled = true,
+            "backup" => self.is_backup = true,
+            "no-backup" => self.is_backup = false,
+            "ssl" => self.is_tls = true,
+            "no-ssl" => self.is_tls = false,
             "verify" => tls.insecure_skip_verify = value == "none",
             "ca-file" if value == "@system-ca" => tls.ca = None,
-            "ca-file" => tls.ca = Some(Global::path(global.ca_base.as_ref(), value)),
-            "crt" => tls.certificate = Some(Global::path(global.crt_base.as_ref(), value)),
+            "ca-file" => tls.ca = Some(Global::path(global.ca_base, value)),
+            "crt" => tls.certificate = Some(Global::path(global.crt_base, value)),
             "verifyhost" if is_name(value) => tls.server_name = Some(value.to_owned()),
-            "sni" => match value.strip_prefix("str(").and_then(|name| name.strip_suffix(')')) {
-                Some(name) if is_name(name) => {
-                    tls.server_name = tls.server_name.or_else(|| Some(name.to_owned()));
-                }
-                _ => {
-                    let why = "the name depended on the request; the relay asks for the host of \
-                               the URL, or for output.tls.server_name";
-                    let act = "set output.tls.server_name to the name that the consumer expects";
-                    notes.decide(line, &part, why, act);
-                }
-            },
-            "weight" => weight = value.parse().ok(),
-            "maxconn" => maxconn = value.parse().ok().filter(|&count| count > 0),
+            "sni" if fixed_name(value).is_some() => {
+                tls.server_name = tls.server_name.take().or_else(|| fixed_name(value));
+            }
+            "weight" => self.weight = value.parse().ok(),
+            "maxconn" => self.maxconn = value.parse().ok().filter(|&count| count > 0),
             // The relay's requests are HTTP/1.1, which such a server takes too.
             "alpn" if value.contains("http/1.1") => {}
-            "proto" if value == "h1" || value == "none" => {}
-            "alpn" | "proto" => {
-                let why = "http outputs speak HTTP/1.1, and HAProxy spoke another protocol here";
-                notes.decide(line, &part, why, "check that the consumer takes HTTP/1.1");
-            }
-            _ => match switch.fate {
-                Some(fate) => notes.fate(line, &part, fate),
-                None => notes.unknown(line, &part),
+            "proto" if matches!(value, "h1" | "none") => {}
+            _ => match min_version(switch) {
+                Some(version) => tls.min_version = version.or(tls.min_version),
+                None => {
+                    let part = format!("server {} … {}", self.line.word(1), switch.shown());
+                    notes.other(self.line, &part, switch.is_harmless);
+                }
             },
         }
     }
-    if is_disabled {
-        notes.no_effect(line, &shown(line), "left out: the server is disabled");
-        return None;
+
+    /// Reports what becomes of the check of the server's certificate.
+    fn verification(&self, notes: &mut Notes) {
+        let part = |option: &str| format!("server {} … {option}", self.line.word(1));
+        if self.tls.insecure_skip_verify {
+            let why = "carried over: as before, anybody on the way can read and change events; \
+                       output.tls.ca is better";
+            return notes.add(self.line, &part("verify none"), Verdict::NoEffect, why);
+        }
+        if self.tls.server_name.is_some() {
+            return;
+        }
+        let host = host_and_port(&self.address).map_or("", |(host, _)| host);
+        // A certificate names an address seldom, and a host usually.
+        let verdict = match host.parse::<IpAddr>() {
+            Ok(_) => Verdict::Decide,
+            Err(_) => Verdict::NoEffect,
+        };
+        let why = format!(
+            "HAProxy checks only who has signed the certificate; the relay also checks that it \
+             names {host}, or output.tls.server_name if that is set"
+        );
+        notes.add(self.line, &part("ssl"), verdict, &why);
     }
-    if weight == Some(0) {
-        notes.no_effect(line, &shown(line), "left out: the weight of the server is 0");
-        return None;
-    }
-    notes.carried(line, "output.urls");
-    let tls = is_tls.then_some(tls);
-    if let Some(tls) = &tls {
-        verification(line, &address, tls, notes);
-    }
-    Some(Server { line, address, tls, is_backup, weight, maxconn })
 }
 
-/// Reports what becomes of the check of a server's certificate.
-fn verification(line: &Line, address: &str, tls: &ServerTls, notes: &mut Notes) {
-    for path in [&tls.ca, &tls.certificate].into_iter().flatten() {
-        notes.file(line, path);
-    }
-    let name = line.word(1);
-    if tls.insecure_skip_verify {
-        let why = "carried over: as before, anybody on the way can read and change events; \
-                   output.tls.ca is better";
-        return notes.no_effect(line, &format!("server {name} … verify none"), why);
-    }
-    if tls.server_name.is_some() {
-        return;
-    }
-    let host = host_and_port(address).map_or("", |(host, _)| host);
-    let why = format!(
-        "HAProxy checks only who has signed the certificate; the relay also checks that it names \
-         {host}"
-    );
-    let part = format!("server {name} … ssl");
-    if host.parse::<IpAddr>().is_ok() {
-        let act = "run `check --connect`; set output.tls.server_name to a name that is in the \
-                   consumer's certificate";
-        notes.decide(line, &part, why, act);
-    } else {
-        notes.no_effect(line, &part, why);
-    }
+/// Returns the name in an expression `str(NAME)` that gives every request the same name.
+fn fixed_name(expression: &str) -> Option<String> {
+    let name = expression.strip_prefix("str(")?.strip_suffix(')')?;
+    is_name(name).then(|| name.to_owned())
 }
 
 /// Returns `true` if the text can be a host name in a certificate, or contains an environment

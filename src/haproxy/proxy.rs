@@ -2,8 +2,6 @@
 //! it inherits from `defaults` sections, by the rules of section 4 of HAProxy's configuration
 //! manual.
 
-use std::collections::BTreeMap;
-
 use super::read::File;
 use super::read::Line;
 
@@ -18,44 +16,25 @@ pub(super) struct Proxy<'a> {
     /// The lines that hold for the proxy, those of `defaults` sections before its own. A line is
     /// not here if a later line overrides it.
     pub(super) lines: Vec<&'a Line>,
-    /// The numbers of the lines that a later line overrides, each with the number of that line.
-    pub(super) overridden: BTreeMap<usize, usize>,
 }
 
 impl<'a> Proxy<'a> {
     /// Collects the lines that hold for the section with the index `place`.
     pub(super) fn read(file: &'a File, place: usize) -> Self {
-        let mut sections = vec![place];
         // A `defaults` section inherits only from one above it, so the walk ends.
-        let mut next = file.sections[place].defaults;
-        while let Some(defaults) = next {
-            sections.push(defaults);
-            next = file.sections[defaults].defaults;
-        }
+        let parent = |place: &usize| file.sections[*place].defaults;
+        let mut sections: Vec<usize> = std::iter::successors(Some(place), parent).collect();
         sections.reverse();
         let mut lines: Vec<&'a Line> = Vec::new();
-        let mut overridden = BTreeMap::new();
         for line in sections.iter().flat_map(|&section| &file.sections[section].lines) {
-            if let Some(setting) = setting(line) {
-                lines.retain(|earlier| {
-                    let stays = self::setting(earlier).as_ref() != Some(&setting);
-                    if !stays {
-                        overridden.insert(earlier.number, line.number);
-                    }
-                    stays
-                });
-            } else if line.is(&["no", "log"]) {
-                lines.retain(|earlier| {
-                    let stays = earlier.word(0) != "log";
-                    if !stays {
-                        overridden.insert(earlier.number, line.number);
-                    }
-                    stays
-                });
+            if line.is(&["no", "log"]) {
+                lines.retain(|earlier| earlier.word(0) != "log");
+            } else if let Some(setting) = setting(line) {
+                lines.retain(|earlier| self::setting(earlier) != Some(setting));
             }
             lines.push(line);
         }
-        Self { place, sections, lines, overridden }
+        Self { place, sections, lines }
     }
 
     /// Returns the lines that begin with `words`.
@@ -77,69 +56,34 @@ impl<'a> Proxy<'a> {
     pub(super) fn is_http(&self) -> bool {
         self.last(&["mode"]).is_some_and(|line| line.word(1) == "http")
     }
-
-    /// Returns `true` if the proxy takes no requests because of the line `disabled`.
-    pub(super) fn is_disabled(&self) -> bool {
-        self.has(&["disabled"])
-    }
 }
 
+/// The directives that have one value, so that a later line overrides an earlier one. The other
+/// directives add up, such as `server`, or have no effect on what is forwarded.
+const SINGLE: [&str; 12] = [
+    "balance",
+    "default_backend",
+    "disabled",
+    "dispatch",
+    "error-log-format",
+    "http-send-name-header",
+    "log-format",
+    "log-format-sd",
+    "maxconn",
+    "mode",
+    "source",
+    "unique-id-header",
+];
+
 /// Returns the name of the setting that the line gives a value, so that a later line for the same
-/// setting overrides this one. `None` if lines of this kind add up, such as `server` or `log`.
-fn setting(line: &Line) -> Option<String> {
-    let words: Vec<&str> = line.words.iter().map(String::as_str).collect();
-    let words = match words.as_slice() {
-        ["no" | "default", rest @ ..] => rest,
-        words => words,
-    };
-    let (first, second) = (*words.first()?, words.get(1).copied().unwrap_or_default());
-    let name = match first {
-        "timeout" | "option" | "email-alert" | "external-check" | "persist" | "rate-limit" => {
-            format!("{first} {second}")
-        }
-        "stats" if !matches!(second, "auth" | "admin" | "http-request" | "scope" | "socket") => {
-            format!("{first} {second}")
-        }
-        "disabled" | "enabled" => "disabled".to_owned(),
-        "backlog"
-        | "balance"
-        | "clitcpka-cnt"
-        | "clitcpka-idle"
-        | "clitcpka-intvl"
-        | "cookie"
-        | "default_backend"
-        | "description"
-        | "dispatch"
-        | "dynamic-cookie-key"
-        | "error-log-format"
-        | "fullconn"
-        | "guid"
-        | "hash-balance-factor"
-        | "hash-type"
-        | "http-reuse"
-        | "http-send-name-header"
-        | "id"
-        | "load-server-state-from-file"
-        | "log-format"
-        | "log-format-sd"
-        | "log-tag"
-        | "max-keep-alive-queue"
-        | "max-session-srv-conns"
-        | "maxconn"
-        | "mode"
-        | "monitor-uri"
-        | "retries"
-        | "retry-on"
-        | "server-state-file-name"
-        | "source"
-        | "srvtcpka-cnt"
-        | "srvtcpka-idle"
-        | "srvtcpka-intvl"
-        | "unique-id-format"
-        | "unique-id-header" => first.to_owned(),
-        _ => return None,
-    };
-    Some(name)
+/// setting overrides this one. `None` if lines of this kind add up.
+fn setting(line: &Line) -> Option<(&str, &str)> {
+    let at = usize::from(matches!(line.word(0), "no" | "default"));
+    match (line.word(at), line.word(at + 1)) {
+        ("enabled", _) => Some(("disabled", "")),
+        ("timeout" | "option" | "rate-limit", second) => Some((line.word(at), second)),
+        (first, _) => SINGLE.contains(&first).then_some((first, "")),
+    }
 }
 
 #[cfg(test)]
@@ -196,12 +140,5 @@ backend last
         let text = "defaults\n log a local0\nfrontend f\n log b local0\nfrontend g\n no log\n";
         assert_lines(text, 1, &[2, 4]);
         assert_lines(text, 2, &[6]);
-    }
-
-    #[test]
-    fn what_is_overridden_is_known_with_the_line_that_overrides_it() {
-        let file = read::read(CHAIN);
-        let overridden = Proxy::read(&file, 2).overridden;
-        assert_eq!(overridden.into_iter().collect::<Vec<_>>(), [(3, 7), (4, 8)]);
     }
 }

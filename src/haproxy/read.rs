@@ -5,11 +5,8 @@
 //! would insert becomes `${env:NAME}`, and a literal `${` becomes `$${`.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::iter::Peekable;
 use std::str::Chars;
-
-use super::condition;
 
 /// A line of the haproxy.cfg that has at least one word. Empty lines and comments are skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,49 +56,21 @@ impl Section {
 #[derive(Debug, Default)]
 pub(super) struct File {
     pub(super) sections: Vec<Section>,
-    /// The lines with which HAProxy does not start, each with the reason.
+    /// The lines that make the file unreadable, each with the reason. HAProxy does not start with
+    /// them either.
     pub(super) refused: Vec<(Line, &'static str)>,
-    /// The lines `.if`, `.elif`, `.else`, `.endif` and the other lines that begin with a dot, each
-    /// with what the condition is taken for.
-    pub(super) conditions: Vec<(Line, Condition)>,
+    /// The lines `.if`, `.elif`, `.else`, `.endif` and the other lines that begin with a dot.
+    /// `true`: nobody but HAProxy knows what the line decides.
+    pub(super) conditions: Vec<(Line, bool)>,
     /// The lines that are not read because a condition above them is false. `true`: HAProxy may
     /// read the line, because nobody but HAProxy can evaluate the condition.
     pub(super) skipped: Vec<(Line, bool)>,
 }
 
-/// What became of a line that begins with a dot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Condition {
-    /// The condition is evaluated, or the line decides nothing.
-    Known,
-    /// The value of the condition depends on the machine on which HAProxy runs. The lines below
-    /// `.if` are read as if the condition were true.
-    Unknown,
-}
-
 /// The keywords with which a section of a haproxy.cfg begins.
-const SECTIONS: [&str; 20] = [
-    "acme",
-    "backend",
-    "cache",
-    "crt-store",
-    "defaults",
-    "fcgi-app",
-    "frontend",
-    "global",
-    "http-errors",
-    "listen",
-    "log-forward",
-    "log-profile",
-    "mailers",
-    "namespace_list",
-    "peers",
-    "program",
-    "resolvers",
-    "ring",
-    "traces",
-    "userlist",
-];
+const SECTIONS: &str = " acme backend cache crt-store defaults fcgi-app frontend global http-errors \
+    listen log-forward log-profile mailers namespace_list peers program resolvers ring traces \
+    userlist ";
 
 /// Reads the text of a haproxy.cfg into sections and lines. Lines that HAProxy would refuse do not
 /// end the reading; they are collected in `File::refused`.
@@ -116,37 +85,49 @@ pub(super) fn read(text: &str) -> File {
         }
         let line = Line { number: index + 1, words };
         if line.word(0).starts_with('.') {
-            match blocks.take(&line, &environment) {
-                Ok(condition) => file.conditions.push((line, condition)),
+            match blocks.take(&line) {
+                Ok(is_unknown) => file.conditions.push((line, is_unknown)),
                 Err(why) => file.refused.push((line, why)),
             }
         } else if let Some(may_be_read) = blocks.skips() {
             file.skipped.push((line, may_be_read));
         } else if !whole {
             file.refused.push((line, "the quote has no end"));
-        } else if SECTIONS.contains(&line.word(0)) {
-            match defaults_of(&file.sections, &line) {
-                Ok(defaults) => {
-                    file.sections.push(Section { head: line, lines: Vec::new(), defaults });
-                }
-                Err(why) => {
-                    file.refused.push((line.clone(), why));
-                    file.sections.push(Section { head: line, lines: Vec::new(), defaults: None });
-                }
-            }
+        } else if SECTIONS.contains(&format!(" {} ", line.word(0))) {
+            file.begin(line);
         } else if let Some(section) = file.sections.last_mut() {
             if section.kind() == "global" {
-                environment.take(&line);
+                set(&mut environment, &line);
             }
             section.lines.push(line);
         } else {
             file.refused.push((line, "the line is in no section"));
         }
     }
-    if let Some(line) = blocks.open() {
-        file.refused.push((line, "the block has no `.endif`"));
+    if let Some(block) = blocks.0.pop() {
+        file.refused.push((block.head, "the block has no `.endif`"));
     }
     file
+}
+
+impl File {
+    /// Begins a section with this line.
+    fn begin(&mut self, head: Line) {
+        let defaults = defaults_of(&self.sections, &head).unwrap_or_else(|why| {
+            self.refused.push((head.clone(), why));
+            None
+        });
+        let of_side = |kind: &str, side: &str| kind == side || kind == "listen";
+        let (kind, name) = (head.word(0), head.word(1));
+        let is_twin = |other: &Section| {
+            let both = |side| of_side(kind, side) && of_side(other.kind(), side);
+            other.name() == name && (both("frontend") || both("backend"))
+        };
+        if self.sections.iter().any(is_twin) {
+            self.refused.push((head.clone(), "another section has this name"));
+        }
+        self.sections.push(Section { head, lines: Vec::new(), defaults });
+    }
 }
 
 /// Returns the index of the `defaults` section that applies to a new section, whose first line is
@@ -180,63 +161,24 @@ fn defaults_of(sections: &[Section], head: &Line) -> Result<Option<usize>, &'sta
     }
 }
 
-/// The variables that the `global` section itself sets, which are not in the relay's environment.
-#[derive(Debug, Default)]
-struct Environment {
-    set: BTreeMap<String, Setting>,
-    /// The names that `resetenv` keeps; `None` if there is no `resetenv`.
-    kept: Option<BTreeSet<String>>,
-}
+/// The variables that `setenv` and `presetenv` of the `global` section set, which are not in the
+/// relay's environment. Each has a value that is a text of the relay's config, and `true` if the
+/// environment of HAProxy may have another value (`presetenv`).
+type Environment = BTreeMap<String, (String, bool)>;
 
-/// How the `global` section changes a variable. The value is a text of the relay's config.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Setting {
-    /// `setenv`: the variable has this value.
-    Set(String),
-    /// `presetenv`: the variable has this value if the environment has no such variable.
-    Preset(String),
-    /// `unsetenv`: there is no such variable.
-    Unset,
-}
-
-impl Environment {
-    /// Reads a line of the `global` section. Lines that change no variable have no effect.
-    fn take(&mut self, line: &Line) {
-        let name = line.word(1).to_owned();
-        let value = line.word(2).to_owned();
-        match line.word(0) {
-            "setenv" => {
-                self.set.insert(name, Setting::Set(value));
-            }
-            "presetenv" => {
-                self.set.entry(name).or_insert(Setting::Preset(value));
-            }
-            "unsetenv" => {
-                let names = line.words.iter().skip(1);
-                self.set.extend(names.map(|name| (name.clone(), Setting::Unset)));
-            }
-            "resetenv" => {
-                let kept: BTreeSet<String> = line.words.iter().skip(1).cloned().collect();
-                self.set.retain(|name, _| kept.contains(name));
-                self.kept = Some(kept);
-            }
-            _ => {}
+/// Reads a line of the `global` section. Lines that set no variable have no effect.
+fn set(environment: &mut Environment, line: &Line) {
+    let (name, value) = (line.word(1).to_owned(), line.word(2).to_owned());
+    match line.word(0) {
+        "setenv" => {
+            environment.insert(name, (value, false));
         }
-    }
-
-    /// Returns how the `global` section has changed the variable; `None` if it has not.
-    fn get(&self, name: &str) -> Option<Setting> {
-        let unset = || {
-            let kept = self.kept.as_ref()?;
-            (!kept.contains(name)).then_some(Setting::Unset)
-        };
-        self.set.get(name).cloned().or_else(unset)
+        "presetenv" => {
+            environment.entry(name).or_insert((value, true));
+        }
+        _ => {}
     }
 }
-
-/// The open blocks of `.if` at a line, the innermost last.
-#[derive(Debug, Default)]
-struct Blocks(Vec<Block>);
 
 /// A block from `.if` to `.endif`.
 #[derive(Debug)]
@@ -248,81 +190,56 @@ struct Block {
     is_decided: bool,
     /// `true`: the value of a condition is not known, so that HAProxy may read another branch.
     is_unknown: bool,
-    has_else: bool,
 }
+
+/// The open blocks of `.if` at a line, the innermost last.
+#[derive(Debug, Default)]
+struct Blocks(Vec<Block>);
 
 impl Blocks {
     /// Returns `None` if the lines here are read. Otherwise the result is `true` if HAProxy may
     /// read them, because a condition is not known.
     fn skips(&self) -> Option<bool> {
-        let skipping = self.0.iter().find(|block| !block.is_read)?;
-        Some(skipping.is_unknown)
+        self.0.iter().find(|block| !block.is_read).map(|block| block.is_unknown)
     }
 
-    /// Returns the first line of a block that has no end.
-    fn open(&self) -> Option<Line> {
-        self.0.last().map(|block| block.head.clone())
-    }
-
-    /// Reads a line that begins with a dot.
+    /// Reads a line that begins with a dot. Only `.if` with a number or nothing has a value here;
+    /// every other condition is read as if it were true. Returns `true` if HAProxy may see the line
+    /// in another way.
     ///
     /// # Errors
     ///
-    /// HAProxy does not start with this line; the text says why.
-    fn take(&mut self, line: &Line, environment: &Environment) -> Result<Condition, &'static str> {
+    /// There is no `.if` above an `.elif`, `.else` or `.endif`.
+    fn take(&mut self, line: &Line) -> Result<bool, &'static str> {
+        let value = match line.words.as_slice() {
+            [_] => Some(line.word(0) == ".else"),
+            [_, number] => number.parse::<i64>().ok().map(|number| number != 0),
+            _ => None,
+        };
         let is_skipped = self.skips().is_some();
-        let text = line.words.get(1..).unwrap_or_default().join(" ");
         match line.word(0) {
             ".if" => {
-                let value = condition::value(&text, |name| environment.defines(name));
-                self.0.push(Block {
-                    head: line.clone(),
-                    is_read: value.unwrap_or(true),
-                    is_decided: value.unwrap_or(true),
-                    is_unknown: value.is_none(),
-                    has_else: false,
-                });
-                let is_known = value.is_some() || is_skipped;
-                Ok(if is_known { Condition::Known } else { Condition::Unknown })
+                let is_read = value.unwrap_or(true);
+                let is_unknown = value.is_none();
+                let head = line.clone();
+                self.0.push(Block { head, is_read, is_decided: is_read, is_unknown });
+                Ok(is_unknown && !is_skipped)
             }
             ".elif" | ".else" => {
                 let block = self.0.last_mut().ok_or("there is no `.if` above it")?;
-                if block.has_else {
-                    return Err("there is an `.else` above it already");
-                }
-                block.has_else = line.word(0) == ".else";
                 if block.is_decided {
                     block.is_read = false;
-                    return Ok(Condition::Known);
+                    return Ok(false);
                 }
-                let value = match line.word(0) {
-                    ".else" => Some(true),
-                    _ => condition::value(&text, |name| environment.defines(name)),
-                };
                 block.is_read = value.unwrap_or(true);
                 block.is_decided = block.is_read;
                 block.is_unknown |= value.is_none();
-                let is_known = value.is_some() || is_skipped;
-                Ok(if is_known { Condition::Known } else { Condition::Unknown })
+                Ok(value.is_none() && self.skips().is_none())
             }
-            ".endif" => {
-                self.0.pop().ok_or("there is no `.if` above it")?;
-                Ok(Condition::Known)
-            }
-            ".alert" if !is_skipped && self.0.iter().all(|block| !block.is_unknown) => {
-                Err("HAProxy ends with this message")
-            }
-            ".alert" | ".diag" | ".notice" | ".warning" => Ok(Condition::Known),
-            _ => Err("there is no such directive"),
+            ".endif" => self.0.pop().map(|_| false).ok_or("there is no `.if` above it"),
+            ".diag" | ".notice" | ".warning" => Ok(false),
+            _ => Ok(!is_skipped),
         }
-    }
-}
-
-impl Environment {
-    /// Returns whether the variable is defined; `None` if that depends on the environment in which
-    /// HAProxy runs.
-    fn defines(&self, name: &str) -> Option<bool> {
-        self.get(name).map(|setting| setting != Setting::Unset)
     }
 }
 
@@ -444,11 +361,10 @@ fn variable(rest: &mut Peekable<Chars<'_>>, environment: &Environment, word: &mu
         default = has_default.then_some(text);
     }
     match environment.get(&name) {
-        Some(Setting::Set(value)) => word.push_str(&value),
-        Some(Setting::Unset) => word.push_str(&default.unwrap_or_default()),
+        Some((value, false)) => word.push_str(value),
         // A default value can't hold another variable.
-        Some(Setting::Preset(value)) if value.contains("${") => word.push_str(&value),
-        Some(Setting::Preset(value)) => word.push_str(&reference(&name, Some(&value))),
+        Some((value, true)) if value.contains("${") => word.push_str(value),
+        Some((value, true)) => word.push_str(&reference(&name, Some(value))),
         None => word.push_str(&reference(&name, default.as_deref())),
     }
 }
@@ -518,28 +434,25 @@ mod tests {
     #[test]
     fn only_the_branch_that_haproxy_reads_is_read() {
         let file = read(
-            "global\n setenv A yes\n.if streq(\"$A\",yes) && !defined(B)\n daemon\n.else\n quiet\n\
-             .endif\n.if 0\n noepoll\n.elif version_atleast(2.4)\n nopoll\n.else\n debug\n.endif\n",
+            "global\n.if defined(A)\n daemon\n.else\n quiet\n.endif\n.if 0\n noepoll\n.elif 1\n \
+             nopoll\n.else\n debug\n.endif\n",
         );
         let lines = |section: &Section| section.lines.iter().map(|l| l.number).collect::<Vec<_>>();
-        assert_eq!(lines(&file.sections[0]), [2, 4, 11]);
+        assert_eq!(lines(&file.sections[0]), [3, 10]);
         let skipped: Vec<_> = file.skipped.iter().map(|(line, may)| (line.number, *may)).collect();
-        // `defined(B)` depends on the environment, so that HAProxy may read line 6.
-        assert_eq!(skipped, [(6, true), (9, false), (13, false)]);
-        let unknown = |(line, condition): &(Line, Condition)| {
-            (*condition == Condition::Unknown).then_some(line.number)
-        };
-        assert_eq!(file.conditions.iter().filter_map(unknown).collect::<Vec<_>>(), [3]);
+        // `defined(A)` depends on the environment, so that HAProxy may read line 5.
+        assert_eq!(skipped, [(5, true), (8, false), (12, false)]);
+        let unknown = |(line, is_unknown): &(Line, bool)| is_unknown.then_some(line.number);
+        assert_eq!(file.conditions.iter().filter_map(unknown).collect::<Vec<_>>(), [2]);
         assert!(file.refused.is_empty(), "{:?}", file.refused);
     }
 
     #[test]
     fn variables_of_the_global_section_are_their_values() {
         let file = read(
-            "global\n setenv H logs\n presetenv P 80\n setenv GONE x\n unsetenv GONE\nlisten l\n \
-             server s \"$H:${P-1}\" \"${GONE-y}\" \"$GONE\" \"$OTHER\"\n",
+            "global\n setenv H logs\n presetenv P 80\nlisten l\n server s \"$H:${P-1}\" \"$OTHER\"\n",
         );
         let words: Vec<&str> = file.sections[1].lines[0].words.iter().map(String::as_str).collect();
-        assert_eq!(words[2..], ["logs:${env:P:-80}", "y", "", "${env:OTHER}"]);
+        assert_eq!(words[2..], ["logs:${env:P:-80}", "${env:OTHER}"]);
     }
 }

@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
-use super::keywords::Fate;
-use super::keywords::UNKNOWN;
 use super::read::Line;
 
 /// What a directive that is not carried over means for those who use the new config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// Without the directive, something changes in what leaves, where it goes, or who may send.
+    /// Without the directive, something may change in what leaves, where it goes, or who may send.
     /// Somebody has to decide about it.
     Decide,
     /// The directive is in a section that is not carried over, about which somebody has to decide.
@@ -24,14 +22,12 @@ pub enum Verdict {
 pub struct Finding {
     /// The line number of the directive in the haproxy.cfg, counted from 1.
     pub line: usize,
-    /// The text of the directive, with single spaces between its words and without passwords.
-    pub directive: String,
     /// What its absence means.
     pub verdict: Verdict,
-    /// The reason why the directive was not carried over, and what the relay does instead.
+    /// The text of the directive, with single spaces between its words and without passwords.
+    pub directive: String,
+    /// The reason for the verdict.
     pub reason: String,
-    /// What to do about it; empty unless `verdict` is [`Verdict::Decide`].
-    pub action: String,
 }
 
 /// A line of the haproxy.cfg that is carried over, wholly or in part.
@@ -41,7 +37,7 @@ pub struct Carried {
     pub line: usize,
     /// The keys of the new config that hold what the line says. Empty if the relay does by itself
     /// what the line says.
-    pub keys: Vec<String>,
+    pub keys: BTreeSet<String>,
 }
 
 /// What became of each line of a haproxy.cfg.
@@ -49,79 +45,69 @@ pub struct Carried {
 pub struct Report {
     /// The number of `[[listener]]` tables in the new config.
     pub listeners: usize,
-    /// The number of `[[output]]` tables in the new config.
-    pub outputs: usize,
     /// The lines that are carried over, in their order.
     pub carried: Vec<Carried>,
     /// The directives that are not carried over, in the order of their lines.
     pub findings: Vec<Finding>,
-    /// Sentences about what the new config needs where it runs: Secrets, variables, ports. Those
-    /// that begin with four spaces are commands for a shell, which belong to the sentence above.
+    /// The sentence about whether HAProxy takes the file.
+    pub validity: String,
+    /// Sentences about what the new config needs where it runs: Secrets, variables, ports. A text
+    /// that begins with [`COMMAND`] is a command for a shell, which belongs to the sentence above.
     pub needs: Vec<String>,
 }
+
+/// The lists of the report, each with its first line.
+const LISTS: [(Verdict, &str); 3] = [
+    (
+        Verdict::Decide,
+        "Decide these: they may change what leaves, where it goes, or who may send. \
+         docs/replace-haproxy.md says what the relay has instead.",
+    ),
+    (Verdict::Section, "In sections that are not carried over (they are to decide about above):"),
+    (Verdict::NoEffect, "Left out without effect; nothing needs to be done:"),
+];
 
 impl Report {
     /// Returns the number of findings with this verdict.
     pub fn count(&self, verdict: Verdict) -> usize {
-        self.with(verdict).count()
+        self.findings.iter().filter(|finding| finding.verdict == verdict).count()
     }
 
-    fn with(&self, verdict: Verdict) -> impl Iterator<Item = &Finding> {
-        self.findings.iter().filter(move |finding| finding.verdict == verdict)
-    }
-
-    /// Returns the report as lines of text: a summary, then what somebody has to decide about, then
-    /// what was left out without effect, then what the config needs. `name` is the name of the file
-    /// with which each place begins, as `NAME:LINE`.
+    /// Returns the report as lines of text: a summary, the lists of findings, and what the config
+    /// needs. `name` is the name of the file with which each place begins, as `NAME:LINE`.
     pub fn lines(&self, name: &str) -> Vec<String> {
-        let mut lines = vec![format!(
-            "{}: {} and {}; {} carried over, {} to decide, {} left out without effect",
-            printable(name),
-            counted(self.listeners, "listener"),
-            counted(self.outputs, "output"),
-            counted(self.carried.len(), "directive"),
-            self.count(Verdict::Decide),
-            self.count(Verdict::NoEffect),
-        )];
-        let place = |finding: &Finding| {
-            format!("{}:{}: {}", printable(name), finding.line, finding.directive)
+        let name = printable(name);
+        let counted = |count: usize, noun: &str| {
+            format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
         };
-        for finding in self.with(Verdict::Decide) {
-            if lines.len() == 1 {
-                let text = "Decide these: they change what leaves, where it goes, or who may send.";
-                lines.extend([String::new(), text.to_owned()]);
-            }
-            lines.push(place(finding));
-            lines.push(format!("  why: {}", finding.reason));
-            lines.push(format!("  do: {}", finding.action));
-        }
-        for (verdict, head) in [
-            (
-                Verdict::Section,
-                "In sections that are not carried over (they are to decide about above):",
+        let mut lines = vec![
+            format!(
+                "{name}: {} and 1 output; {} carried over, {} to decide, {} left out without effect",
+                counted(self.listeners, "listener"),
+                counted(self.carried.len(), "directive"),
+                self.count(Verdict::Decide),
+                self.count(Verdict::NoEffect),
             ),
-            (Verdict::NoEffect, "Left out without effect; nothing needs to be done:"),
-        ] {
-            for (index, finding) in self.with(verdict).enumerate() {
-                if index == 0 {
-                    lines.extend([String::new(), head.to_owned()]);
-                }
-                lines.push(format!("{}: {}", place(finding), finding.reason));
+            printable(&self.validity),
+        ];
+        for (verdict, head) in LISTS {
+            if self.count(verdict) > 0 {
+                lines.extend([String::new(), head.to_owned()]);
             }
+            let findings = self.findings.iter().filter(|finding| finding.verdict == verdict);
+            lines.extend(findings.map(|Finding { line, directive, reason, .. }| {
+                format!("{name}:{line}: {directive}: {reason}")
+            }));
         }
         if !self.needs.is_empty() {
             lines.extend([String::new(), "Before the relay runs with this config:".to_owned()]);
-            for need in &self.needs {
-                let need = printable_to(need, NEED_CHARS_MAX);
-                lines.push(if need.starts_with(COMMAND) { need } else { format!("- {need}") });
-            }
+        }
+        for need in &self.needs {
+            let mark = if need.starts_with(COMMAND) { "" } else { "- " };
+            lines.push(format!("{mark}{}", printable_to(need, NEED_CHARS_MAX)));
         }
         lines
     }
-}
-
-fn counted(count: usize, noun: &str) -> String {
-    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// The lines of the haproxy.cfg that are dealt with so far: each is carried over into the new
@@ -132,8 +118,6 @@ pub(super) struct Notes {
     carried: BTreeMap<usize, BTreeSet<String>>,
     /// The findings about each line.
     findings: BTreeMap<usize, Vec<Finding>>,
-    /// The files that the lines name, each with the number of the first line that does.
-    files: BTreeMap<String, usize>,
 }
 
 impl Notes {
@@ -146,55 +130,38 @@ impl Notes {
         }
     }
 
-    /// Adds a report that somebody has to decide about `directive`, a part of a line or all of it.
-    pub(super) fn decide(
-        &mut self,
-        line: &Line,
-        directive: &str,
-        why: impl Into<String>,
-        act: impl Into<String>,
-    ) {
-        self.add(line, directive, Verdict::Decide, &why.into(), &act.into());
+    /// Adds a finding that somebody has to decide about `part` of a line.
+    pub(super) fn decide_part(&mut self, line: &Line, part: &str, why: &str) {
+        self.add(line, part, Verdict::Decide, why);
     }
 
-    /// Adds a report that `directive`, a part of a line or all of it, is left out without effect.
-    pub(super) fn no_effect(&mut self, line: &Line, directive: &str, why: impl Into<String>) {
-        self.add(line, directive, Verdict::NoEffect, &why.into(), "");
+    /// Adds a finding that somebody has to decide about a line.
+    pub(super) fn decide(&mut self, line: &Line, why: &str) {
+        self.add(line, &shown(line), Verdict::Decide, why);
     }
 
-    /// Adds a report that a line is in a section that is not carried over.
-    pub(super) fn in_section(&mut self, line: &Line, why: impl Into<String>) {
-        self.add(line, &shown(line), Verdict::Section, &why.into(), "");
+    /// Adds a finding that a line is left out without effect.
+    pub(super) fn no_effect(&mut self, line: &Line, why: &str) {
+        self.add(line, &shown(line), Verdict::NoEffect, why);
     }
 
-    /// Adds the report that a table has for `directive`, a part of a line or all of it.
-    pub(super) fn fate(&mut self, line: &Line, directive: &str, fate: Fate) {
-        match fate {
-            Fate::Carried => self.fate(line, directive, super::keywords::NOT_CARRIED),
-            Fate::Matters { why, act } => self.decide(line, directive, why, act),
-            Fate::NoEffect(why) => self.no_effect(line, directive, why),
-        }
+    /// Adds a finding that a line is in a section that is not carried over.
+    pub(super) fn in_section(&mut self, line: &Line, why: &str) {
+        self.add(line, &shown(line), Verdict::Section, why);
     }
 
-    /// Adds a report about an option without its value.
-    pub(super) fn lacks_value(&mut self, line: &Line, directive: &str) {
-        self.decide(line, directive, "its value is missing", "correct the line, and migrate again");
-    }
-
-    /// Adds a report about an option that no HAProxy knows.
-    pub(super) fn unknown(&mut self, line: &Line, directive: &str) {
-        self.fate(line, directive, UNKNOWN);
-    }
-
-    fn add(&mut self, line: &Line, directive: &str, verdict: Verdict, why: &str, act: &str) {
-        let finding = Finding {
-            line: line.number,
-            directive: printable(directive),
-            verdict,
-            reason: printable(why),
-            action: printable(act),
+    /// Adds the finding about `part` of a line for which the relay has no setting.
+    pub(super) fn other(&mut self, line: &Line, part: &str, is_harmless: bool) {
+        let (verdict, why) = match is_harmless {
+            true => (Verdict::NoEffect, "it changes nothing of what is forwarded"),
+            false => (Verdict::Decide, "the relay has nothing that corresponds to it here"),
         };
-        self.push(finding);
+        self.add(line, part, verdict, why);
+    }
+
+    pub(super) fn add(&mut self, line: &Line, part: &str, verdict: Verdict, why: &str) {
+        let (directive, reason) = (printable(part), printable(why));
+        self.push(Finding { line: line.number, verdict, directive, reason });
     }
 
     fn push(&mut self, finding: Finding) {
@@ -204,48 +171,22 @@ impl Notes {
         }
     }
 
-    /// Notes that a line names a file, whose path the new config may map to another one.
-    pub(super) fn file(&mut self, line: &Line, path: &str) {
-        self.files.entry(path.to_owned()).or_insert(line.number);
-    }
-
-    /// Returns the number of the line that names the file; 0 if none does.
-    pub(super) fn line_of_file(&self, path: &str) -> usize {
-        self.files.get(path).copied().unwrap_or(0)
-    }
-
     /// Returns the numbers of the lines that are carried over into a key of the new config.
-    pub(super) fn sources(&self, key: &str) -> Vec<usize> {
-        let of_key =
-            |(number, keys): (&usize, &BTreeSet<String>)| keys.contains(key).then_some(*number);
-        self.carried.iter().filter_map(of_key).collect()
+    pub(super) fn sources(&self, key: &str) -> impl Iterator<Item = usize> {
+        self.carried.iter().filter(move |(_, keys)| keys.contains(key)).map(|(number, _)| *number)
     }
 
     /// Returns `true` if the line is carried over or reported already.
-    pub(super) fn knows(&self, number: usize) -> bool {
-        self.carried.contains_key(&number) || self.findings.contains_key(&number)
-    }
-
-    /// Takes back the findings about a line.
-    pub(super) fn forget(&mut self, number: usize) {
-        self.findings.remove(&number);
-    }
-
-    /// Returns the numbers of the lines about which somebody has to decide.
-    pub(super) fn to_decide(&self) -> BTreeSet<usize> {
-        let decide = |finding: &&Finding| finding.verdict == Verdict::Decide;
-        self.findings.values().flatten().filter(decide).map(|finding| finding.line).collect()
+    pub(super) fn knows(&self, line: &Line) -> bool {
+        self.carried.contains_key(&line.number) || self.findings.contains_key(&line.number)
     }
 
     /// Adds the notes of another part of the file.
-    pub(super) fn merge(&mut self, other: Self) {
-        for (number, keys) in other.carried {
-            self.carried.entry(number).or_default().extend(keys);
+    pub(super) fn merge(&mut self, other: &Self) {
+        for (number, keys) in &other.carried {
+            self.carried.entry(*number).or_default().extend(keys.iter().cloned());
         }
-        other.findings.into_values().flatten().for_each(|finding| self.push(finding));
-        for (path, line) in other.files {
-            self.files.entry(path).or_insert(line);
-        }
+        other.findings.values().flatten().for_each(|finding| self.push(finding.clone()));
     }
 
     /// Returns all findings in the order of their lines.
@@ -257,10 +198,8 @@ impl Notes {
 
     /// Returns the lines that are carried over, in their order.
     pub(super) fn carried_lines(&self) -> Vec<Carried> {
-        let carried = |(line, keys): (&usize, &BTreeSet<String>)| Carried {
-            line: *line,
-            keys: keys.iter().cloned().collect(),
-        };
+        let carried =
+            |(line, keys): (&usize, &BTreeSet<String>)| Carried { line: *line, keys: keys.clone() };
         self.carried.iter().map(carried).collect()
     }
 }
@@ -283,12 +222,11 @@ pub(super) fn printable(text: &str) -> String {
 
 fn printable_to(text: &str, chars_max: usize) -> String {
     // Characters that change the direction of writing could make a line look like another one.
-    let is_shown = |c: char| {
-        !c.is_control()
-            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    let is_hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
-    let printable = |c: char| if is_shown(c) { c } else { '\u{fffd}' };
-    text.chars().take(chars_max).map(printable).collect()
+    text.chars().take(chars_max).map(|c| if is_hidden(c) { '\u{fffd}' } else { c }).collect()
 }
 
 /// Parts of words after which a password or token may stand, in lower case.
@@ -319,32 +257,30 @@ pub(super) fn shown(line: &Line) -> String {
 pub(super) fn shown_words(words: &[String]) -> String {
     let word = |index: usize| words.get(index).map_or("", String::as_str);
     let secret_from = match (word(0), word(1)) {
-        ("stats", "auth") | ("user" | "setenv" | "presetenv", _) => 2,
+        ("stats", "auth") | ("user" | "setenv" | "presetenv", _) => Some(2),
         // The value of a header may be a token.
         (
             "http-request" | "http-response" | "http-after-response",
             "set-header" | "add-header" | "replace-header" | "replace-value",
-        ) => 3,
-        ("http-check", _) => words.iter().position(|word| word == "hdr").map_or(999, |at| at + 2),
-        _ => 999,
+        ) => Some(3),
+        ("http-check", _) => words.iter().position(|word| word == "hdr").map(|at| at + 2),
+        _ => None,
     };
-    let mut shown: Vec<String> = Vec::new();
-    for (index, word) in words.iter().enumerate() {
-        if index >= secret_from {
-            shown.push("…".to_owned());
-            break;
-        }
+    // One of the words before the secret may itself look like the name of a secret.
+    if let Some(from) = secret_from {
+        let rest = (words.len() > from).then(|| "…".to_owned());
+        return words.iter().take(from).cloned().chain(rest).collect::<Vec<_>>().join(" ");
+    }
+    let mut shown: Vec<&str> = Vec::new();
+    for word in words {
         let lower = word.to_ascii_lowercase();
-        let end = SECRETS
-            .iter()
-            .filter_map(|secret| lower.find(secret).map(|start| start + secret.len()))
-            .min();
-        // `user` and header lines show the name, which may itself look like a secret's.
-        if let Some(end) = end.filter(|_| secret_from == 999) {
-            shown.push(format!("{}…", word.get(..end).unwrap_or_default()));
-            break;
+        let ends = SECRETS.iter().filter_map(|name| Some(lower.find(name)? + name.len()));
+        if let Some(end) = ends.min() {
+            return format!("{} {}…", shown.join(" "), word.get(..end).unwrap_or_default())
+                .trim_start()
+                .to_owned();
         }
-        shown.push(word.clone());
+        shown.push(word);
     }
     shown.join(" ")
 }

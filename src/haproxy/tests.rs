@@ -25,7 +25,7 @@ backend remotelogstash
 
 /// Migrates a text with the paths of its files kept.
 fn migrate(text: &str) -> Result<Migrated, Unusable> {
-    super::migrate(text, Options { name: "haproxy.cfg", frontend: None, keeps_paths: true })
+    super::migrate(text, Options { name: "haproxy.cfg", keeps_paths: true, ..Options::default() })
 }
 
 /// Migrates the text. Asserts that the result is a valid config; missing files do not count.
@@ -77,7 +77,8 @@ fn the_providers_sample_becomes_a_listener_an_output_and_two_notes() {
 #[test]
 fn the_report_stands_in_the_config_too() {
     let text = SAMPLE.replace("  bind", "  option forwardfor\n  bind");
-    let options = Options { name: "a\nb.cfg", ..Options::default() };
+    let validity = "NOT CHECKED: validity: HAProxy is not installed here";
+    let options = Options { name: "a\nb.cfg", validity, ..Options::default() };
     let Migrated { config, report } = super::migrate(&text, options).unwrap();
     assert!(config.starts_with("# Made from a\u{fffd}b.cfg by"), "{config}");
     let lines = report.lines("a\nb.cfg");
@@ -86,8 +87,9 @@ fn the_report_stands_in_the_config_too() {
         "a\u{fffd}b.cfg: 1 listener and 1 output; 8 directives carried over, 1 to decide, 2 left out \
          without effect"
     );
-    assert!(lines[2].starts_with("Decide these"), "{lines:?}");
-    assert_eq!(lines[3], "a\u{fffd}b.cfg:11: option forwardfor");
+    assert_eq!(lines[1], validity);
+    assert!(lines[3].starts_with("Decide these"), "{lines:?}");
+    assert!(lines[4].starts_with("a\u{fffd}b.cfg:11: option forwardfor: "), "{lines:?}");
     for line in lines {
         assert!(config.contains(format!("# {line}").trim_end()), "{line}\n{config}");
     }
@@ -113,10 +115,7 @@ fn an_address_that_was_never_filled_in_is_told_with_its_line() {
     let unusable = migrate(&text).unwrap_err();
     assert!(unusable.to_string().ends_with("can be carried over: nothing is written"));
     let told = unusable.findings.iter().find(|left| left.line == 15).unwrap();
-    assert!(
-        told.reason.contains("<REMOTE-IP>:<REMOTE-PORT>") && !told.action.is_empty(),
-        "{told:?}"
-    );
+    assert!(told.reason.contains("<REMOTE-IP>:<REMOTE-PORT>"), "{told:?}");
 }
 
 #[test]
@@ -134,14 +133,6 @@ fn servers_with_tls_keep_ca_certificate_and_name() {
 }
 
 #[test]
-fn a_name_that_haproxy_did_not_check_is_told_since_the_relay_does() {
-    let (table, left) = migrated(&with_servers("  server s1 10.0.0.1:443 ssl ca-file ca.pem\n"));
-    assert_eq!(table["output"][0]["tls"]["ca"].as_str(), Some("ca.pem"));
-    let told = left.iter().find(|left| left.line == 15).unwrap();
-    assert!(told.reason.contains("names 10.0.0.1"), "{told:?}");
-}
-
-#[test]
 fn verification_is_left_out_where_haproxy_left_it_out() {
     let no_check = with_servers("  server s1 10.0.0.1:443 ssl verify none\n");
     let globally = format!(
@@ -152,12 +143,6 @@ fn verification_is_left_out_where_haproxy_left_it_out() {
         let (table, _) = migrated(&text);
         assert_eq!(table["output"][0]["tls"]["insecure_skip_verify"].as_bool(), Some(true));
     }
-    let (table, left) = migrated(&with_servers(
-        "  server s1 10.0.0.1:443 ssl verify required ca-file a.pem verifyhost a\n  server s2 10.0.0.2:443 ssl verify none\n",
-    ));
-    assert_eq!(table["output"][0]["tls"].get("insecure_skip_verify"), None);
-    assert_eq!(table["output"][0]["urls"].as_array().unwrap().len(), 1);
-    assert_eq!(left.last().unwrap().line, 16);
 }
 
 #[test]
@@ -183,7 +168,7 @@ fn servers_are_taken_in_turn_or_in_order_as_before() {
         strategy(&format!("  balance roundrobin\n{two}")),
         (in_turn.clone(), urls.clone(), 0)
     );
-    assert_eq!(strategy(&format!("  balance leastconn\n{two}")), (in_turn, urls.clone(), 1));
+    assert_eq!(strategy(&format!("  balance leastconn\n{two}")), (in_turn, urls.clone(), 0));
     assert_eq!(strategy(&format!("  balance first\n{two}")), (None, urls.clone(), 0));
     let backup_first = "  server s2 10.0.0.2:80 check backup\n  server s1 10.0.0.1:80 check\n";
     assert_eq!(strategy(backup_first), (None, urls.clone(), 0));
@@ -310,25 +295,7 @@ nonsense
     assert!(left.iter().all(|left| !left.reason.is_empty()));
     let decided: Vec<usize> =
         left.iter().filter(|left| left.verdict == Verdict::Decide).map(|left| left.line).collect();
-    assert_eq!(decided, [20, 22, 23, 25, 30, 38]);
-    assert!(left.iter().all(|left| (left.verdict == Verdict::Decide) != left.action.is_empty()));
-}
-
-#[test]
-fn frontends_of_the_same_backend_are_all_listeners_and_others_are_named() {
-    let text = format!(
-        "{SAMPLE}frontend second\n  bind :3001\n  default_backend remotelogstash\nlisten third\n  bind :3002\n  server s 10.0.0.1:1\n"
-    );
-    let (table, left) = migrated(&text);
-    let addresses: Vec<_> = table["listener"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|listener| listener["address"].as_str().unwrap())
-        .collect();
-    assert_eq!(addresses, ["0.0.0.0:3000", "0.0.0.0:3001"]);
-    let third: Vec<_> = shown(&left).into_iter().filter(|(line, _)| *line > 15).collect();
-    assert_eq!(third, [(19, "listen third"), (20, "bind :3002"), (21, "server s 10.0.0.1:1")]);
+    assert_eq!(decided, [6, 20, 22, 23, 25, 30, 38]);
 }
 
 #[test]
@@ -349,13 +316,9 @@ fn ports_that_are_counted_from_others_and_numbers_beyond_all_bounds_are_told() {
     let (table, left) = migrated(&text);
     assert_eq!(table["limits"]["max_connections"].as_integer(), Some(1 << 20));
     assert!(!table["output"][0].as_table().unwrap().contains_key("timeouts"));
-    let expected = [
-        (5, "timeout client 10s"),
-        (6, "timeout connect 0"),
-        (7, "timeout server 10s"),
-        (11, "maxconn 2000000"),
-    ];
+    let expected = [(5, "timeout client 10s"), (6, "timeout connect 0"), (7, "timeout server 10s")];
     assert_eq!(shown(&left), expected);
+    assert_eq!(left[1].verdict, Verdict::Decide);
 }
 
 #[test]
@@ -395,34 +358,6 @@ fn a_secret_in_a_header_gets_the_hint_of_a_file() {
         assert!(needs.contains(&hint) && !needs.contains("c2Vj"), "{needs}");
     }
     assert!(!line("X-Cluster", "prod").contains("${file:"));
-}
-
-#[test]
-fn parts_of_requests_in_a_log_are_to_decide_about() {
-    for (directive, expected) in [
-        ("http-request capture req.body len 4096", Verdict::Decide),
-        ("capture request header Authorization len 64", Verdict::Decide),
-        ("capture response header Server len 64", Verdict::Decide),
-        ("declare capture request len 4096", Verdict::Decide),
-        ("tcp-request content capture req.payload(0,0) len 99", Verdict::Decide),
-        ("log-format \"%ci %[capture.req.hdr(0)]\"", Verdict::Decide),
-        ("log-format \"%ci %hr %ST\"", Verdict::Decide),
-        ("log-format \"%ci %[req.body]\"", Verdict::Decide),
-        ("log-format \"%ci %[var(txn.body)]\"", Verdict::Decide),
-        ("error-log-format \"%ci %[req.hdr(authorization)]\"", Verdict::Decide),
-        ("log-format \"%ci:%cp %ft %b %ST %B %ms\"", Verdict::NoEffect),
-        ("option httplog", Verdict::NoEffect),
-    ] {
-        let lines = format!("  bind :3000\n  {directive}\n");
-        let Migrated { report, .. } = migrate(&SAMPLE.replace("  bind :3000\n", &lines)).unwrap();
-        let start: String = directive.split(' ').next().unwrap_or_default().to_owned();
-        let found = report.findings.iter().find(|it| it.directive.starts_with(&start));
-        assert_eq!(found.map(|it| it.verdict), Some(expected), "{directive}: {found:?}");
-        if expected == Verdict::Decide {
-            let reason = &found.unwrap().reason;
-            assert!(reason.contains("a destination of its own"), "{reason}");
-        }
-    }
 }
 
 #[test]
@@ -545,7 +480,7 @@ impl Example {
 #[test]
 fn every_example_becomes_what_its_head_says_and_passes_check() {
     let examples = Example::all();
-    assert!(examples.len() >= 40, "{} examples", examples.len());
+    assert!(examples.len() >= 45, "{} examples", examples.len());
     for example in &examples {
         let name = &example.name;
         let exit = example.expected("exit");
@@ -557,6 +492,11 @@ fn every_example_becomes_what_its_head_says_and_passes_check() {
                 continue;
             }
         };
+        if exit == ["2"] {
+            // Where HAProxy is not installed, somebody has to decide about the mistake.
+            assert_ne!(migrated.report.count(Verdict::Decide), 0, "{name}");
+            continue;
+        }
         let Migrated { config, report } = &migrated;
         let decided: Vec<&str> = report
             .findings
@@ -674,22 +614,23 @@ fn numbers_and_times_are_read_as_far_as_haproxy_reads_them() {
         "#,
     );
     assert_eq!(table["output"][0]["timeouts"]["connect"].as_str(), Some("5s"));
-    for time in ["25d", "5S", "x"] {
+    for time in ["400d", "5S", "x"] {
         let text = SAMPLE.replace("timeout connect 5s", &format!("timeout connect {time}"));
-        let unusable = migrate(&text).unwrap_err();
-        assert_eq!(unusable.findings[0].line, 6, "{time}: {unusable:?}");
+        let (_, left) = migrated(&text);
+        let decided = |finding: &&Finding| finding.verdict == Verdict::Decide;
+        assert_eq!(left.iter().find(decided).map(|left| left.line), Some(6), "{time}: {left:?}");
     }
 }
 
 #[test]
-fn an_option_for_old_versions_of_tls_is_named() {
-    let text = SAMPLE.replace("bind :3000", "bind :3000 ssl crt /a.pem ssl-min-ver TLSv1.0");
-    let (_, left) = migrated(&text);
-    assert!(shown(&left).contains(&(11, "bind … ssl-min-ver TLSv1.0")), "{left:?}");
-    let text = SAMPLE.replace("bind :3000", "bind :3000 ssl crt /a.pem force-tlsv11");
-    let (_, left) = migrated(&text);
-    let told = left.iter().find(|finding| finding.line == 11).unwrap();
-    assert_eq!((told.verdict, &*told.directive), (Verdict::Decide, "bind … force-tlsv11"));
+fn what_restricts_senders_and_has_no_counterpart_is_to_decide_about() {
+    for option in ["ssl-min-ver TLSv1.0", "force-tlsv11", "verify required", "crl-file /a"] {
+        let text = SAMPLE.replace("bind :3000", &format!("bind :3000 ssl crt /a.pem {option}"));
+        let (_, left) = migrated(&text);
+        let told = left.iter().find(|finding| finding.line == 11).unwrap();
+        let directive = format!("bind … {option}");
+        assert_eq!((told.verdict, told.directive.as_str()), (Verdict::Decide, directive.as_str()));
+    }
 }
 
 mod any {

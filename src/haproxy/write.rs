@@ -3,12 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::Limits;
-use super::Log;
-use super::Notes;
-use super::options::Bind;
+use super::bind::Bind;
 use super::output::Output;
+use super::report::Notes;
 use super::report::printable;
+use super::settings::Limits;
+use super::settings::Log;
 
 /// The settings that become the text of the config. Paths are those in the relay's pod.
 pub(super) struct Config<'a> {
@@ -16,21 +16,21 @@ pub(super) struct Config<'a> {
     /// The lines of the report, which stand above the config as comments.
     pub(super) report: Vec<String>,
     pub(super) notes: &'a Notes,
-    pub(super) binds: &'a [Bind],
+    pub(super) binds: &'a [Bind<'a>],
     pub(super) limits: Limits,
     pub(super) log: Log,
     pub(super) output: &'a Output,
     /// The path of the private key of the output's certificate.
     pub(super) key: Option<&'a str>,
     pub(super) admin: String,
-    pub(super) others: &'a [Other],
+    pub(super) others: &'a [Other<'a>],
 }
 
 /// Tables for another consumer, which stand at the end of the config as comments.
-pub(super) struct Other {
+pub(super) struct Other<'a> {
     /// The reason why they are comments.
     pub(super) why: String,
-    pub(super) binds: Vec<Bind>,
+    pub(super) binds: Vec<Bind<'a>>,
     pub(super) output: Output,
     pub(super) key: Option<String>,
 }
@@ -78,8 +78,8 @@ impl Config<'_> {
     /// text if there is none.
     fn from(&self, key: &str) -> String {
         let name = printable(self.name);
-        let lines = self.notes.sources(key);
-        let lines: Vec<String> = lines.iter().map(|line| format!("{name}:{line}")).collect();
+        let lines: Vec<String> =
+            self.notes.sources(key).map(|line| format!("{name}:{line}")).collect();
         if lines.is_empty() { String::new() } else { format!(" # {}", lines.join(", ")) }
     }
 
@@ -114,7 +114,7 @@ impl Config<'_> {
     }
 }
 
-fn listener(bind: &Bind, from: &str) -> String {
+fn listener(bind: &Bind<'_>, from: &str) -> String {
     let mut written = format!("\n[[listener]]\naddress = {}{from}\n", string(&bind.address));
     if let Some(tls) = &bind.tls {
         written.push_str("[listener.tls]\n");
