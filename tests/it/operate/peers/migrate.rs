@@ -325,7 +325,7 @@ fn the_report_says_whether_the_installed_haproxy_has_judged_the_file() {
         (installed.as_path(), 2, "HAProxy would not start with this file: nothing is written"),
         (directory.path(), 3, "NOT CHECKED: validity: HAProxy is not installed here"),
     ] {
-        let output = Command::new(env!("CARGO_BIN_EXE_kube-audit-forwarder"))
+        let output = Command::new(binary())
             .args(["migrate", "haproxy", text(&file)])
             .env("PATH", path)
             .output()
