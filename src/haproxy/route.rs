@@ -111,8 +111,8 @@ impl<'a> Fronts<'a> {
     }
 
     /// Returns the section to whose servers the requests of a frontend go. Each rule with a
-    /// condition is reported, and the backend to which it leads is added to `conditional`. `None` if
-    /// there is no such section, as with a frontend that shows HAProxy's status.
+    /// condition is reported, and the backend to which it leads is added to `conditional`. The
+    /// result is `None` if there is no such section, as with a frontend that shows HAProxy's status.
     fn destination(
         &mut self,
         front: &Proxy<'a>,

@@ -338,13 +338,16 @@ fn the_report_says_whether_the_installed_haproxy_has_judged_the_file() {
     }
 }
 
-/// Waits for the request of this number, counted from 0, that the consumer has accepted.
+/// Returns the batches that the consumer has accepted, without HAProxy's checks of its health.
+fn batches(sink: &HttpSink) -> Vec<http_sink::Request> {
+    let mut requests = sink.requests();
+    requests.retain(|request| request.is_accepted() && request.method == "POST");
+    requests
+}
+
+/// Waits for the batch of this number, counted from 0, that the consumer has accepted.
 fn accepted(sink: &HttpSink, number: usize) -> http_sink::Request {
-    wait_for("an accepted request", PATIENCE, || {
-        let mut requests = sink.requests();
-        requests.retain(http_sink::Request::is_accepted);
-        requests.into_iter().nth(number)
-    })
+    wait_for("an accepted batch", PATIENCE, || batches(sink).into_iter().nth(number))
 }
 
 /// What a consumer gets for one batch: the method and the target, some headers, and the body.
@@ -365,7 +368,7 @@ fn side_by_side(frontend: &str, backend: &str, names: &[&str], exit: i32) -> [Se
     let relay = Relay::start(&config.replace("0.0.0.0:9090", "127.0.0.1:0"));
     let body = &corpus()[0].bytes;
     let seen = [haproxy.address(), relay.address()].map(|address| {
-        let before = sink.accepted().len();
+        let before = batches(&sink).len();
         post(address)(body);
         let request = accepted(&sink, before);
         let value = |name: &&str| {
@@ -452,7 +455,7 @@ fn values_of_named_defaults_arrive_and_every_frontend_takes_the_same_batch() {
     let ours = relay.listeners().iter().map(|(_, address)| *address);
     let mut seen = Vec::new();
     for address in senders.into_iter().chain(ours) {
-        let before = sink.accepted().len();
+        let before = batches(&sink).len();
         post(address)(body);
         let request = accepted(&sink, before);
         let cluster = request.header("x-cluster").unwrap_or_default().to_owned();
