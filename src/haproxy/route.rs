@@ -112,7 +112,7 @@ impl<'a> Fronts<'a> {
 
     /// Returns the section to whose servers the requests of a frontend go. Each rule with a
     /// condition is reported, and the backend to which it leads is added to `conditional`. The
-    /// result is `None` if there is no such section, as with a frontend that shows HAProxy's status.
+    /// result is `None` if there is no such section, as with a frontend for HAProxy's status.
     fn destination(
         &mut self,
         front: &Proxy<'a>,
