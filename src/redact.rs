@@ -45,7 +45,6 @@ pub use path::With;
 pub use redaction::Redaction;
 pub use rule::Mistake;
 pub use rule::Rule;
-pub(crate) use text::percent_decode;
 
 use annotate::Addition;
 use annotate::TRUNCATED;

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use percent_encoding::percent_decode;
+
 use crate::audit::request::Location;
 use crate::audit::request::Object;
 use crate::audit::request::Request;
@@ -325,7 +327,8 @@ impl Criteria {
             let resource = resource.escape_debug();
             return Some(format!("nonResourceURLs: the request is about an object ({resource})"));
         }
-        let path = unescaped(&request.uri.path());
+        let path = request.uri.path();
+        let path: Vec<u8> = percent_decode(&path).collect();
         let matches = |spec: &String| match spec.strip_suffix('*') {
             Some(prefix) => path.starts_with(prefix.trim_end_matches('*').as_bytes()),
             None => path == spec.as_bytes(),
@@ -465,25 +468,6 @@ fn unknown(request: &Request<'_>) -> String {
         "the requestURI {uri:?} is not that of a request about an object, \
          and a rule of level None has to know the object"
     )
-}
-
-/// Resolves the percent-encoding of a path, so that `%41` becomes `A`. Policies are compared with
-/// paths in this form. A `%` without two hexadecimal digits stays as it is.
-pub(super) fn unescaped(path: &[u8]) -> Vec<u8> {
-    let mut rest = path;
-    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-    let bytes = std::iter::from_fn(|| {
-        let (&first, behind) = rest.split_first()?;
-        rest = behind;
-        if let (b'%', [high, low, behind @ ..]) = (first, behind)
-            && let (Some(high), Some(low)) = (digit(*high), digit(*low))
-        {
-            rest = behind;
-            return Some(high << 4 | low);
-        }
-        Some(first)
-    });
-    bytes.collect()
 }
 
 fn wrong_url(url: &str) -> Option<String> {

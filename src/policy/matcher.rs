@@ -13,12 +13,12 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use foldhash::fast::FixedState;
+use percent_encoding::percent_decode;
 
 use super::criteria::Criteria;
 use super::criteria::GroupResources;
 use super::criteria::is_combined;
 use super::criteria::name;
-use super::criteria::unescaped;
 use super::rule::RULES_MAX;
 use super::users::ListId;
 use super::users::Users;
@@ -245,7 +245,7 @@ impl<'r> Located<'r> {
         self.path.get_or_init(|| {
             let path = self.request.uri.path();
             match memchr::memchr(b'%', &path) {
-                Some(_) => Text::Owned(unescaped(&path)),
+                Some(_) => Text::Owned(percent_decode(&path).collect()),
                 None => path,
             }
         })

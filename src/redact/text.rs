@@ -43,7 +43,8 @@ pub(super) fn to_written(raw: &[u8], parts: &mut [Range<usize>]) {
 }
 
 /// Resolves percent-encoding (RFC 3986 §2.1): `%41` becomes `A`. All other bytes stay as they are.
-pub(crate) fn percent_decode(raw: &[u8]) -> Vec<u8> {
+/// The decoder is not that of a crate, because [`to_percents`] has to agree with it on each byte.
+pub(super) fn percent_decode(raw: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(raw.len());
     walk_percents(raw, |_, bytes| text.extend_from_slice(bytes));
     text
