@@ -37,6 +37,7 @@ use crate::named_file;
 use crate::output;
 use crate::relay;
 use crate::telemetry;
+use crate::words::escape;
 
 mod check;
 mod demo;
@@ -345,14 +346,9 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// Returns a file's name with its control characters escaped, so that the name is safe for a
-/// terminal.
+/// Returns a file's name, safe for a terminal.
 fn shown(file: &Path) -> String {
-    let escape = |char: char| match char.is_control() {
-        true => char.escape_debug().to_string(),
-        false => char.to_string(),
-    };
-    file.to_string_lossy().chars().map(escape).collect()
+    escape::message(&file.to_string_lossy())
 }
 
 /// Reads the config file, or takes the built-in default config if `file` is `None`. Returns the

@@ -22,7 +22,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `escape` `fields` | text that is safe on a terminal · what an event says |
+//! | 1 | `fields` | what an event says |
 //! | 2 | `condition` | what a reader asks for |
 //! | 3 | `view` | one line, redacted and compared |
 
@@ -41,7 +41,6 @@ use tokio::time::Instant;
 use crate::telemetry::TapMetrics;
 
 mod condition;
-pub mod escape;
 mod fields;
 mod view;
 

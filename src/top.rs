@@ -3,20 +3,18 @@
 //!
 //! [`View`] holds the newest answers of the relay and the choices of the reader; [`draw`] draws
 //! them into a frame of any size. This module asks nobody and reads no keys: the command does
-//! that. Every text that comes from the relay passes `words::plain`, so that no name and no error
+//! that. Every text that comes from the relay passes [`message`](crate::words::escape::message), so that no name and no error
 //! message can send a command to the terminal.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `words` | numbers, sizes and times as words |
-//! | 2 | `rates` | events and bytes in each second, from the last answers |
-//! | 3 | `view` | the newest answers, and the choices of the reader |
-//! | 4 | `screen` | the parts of the screen |
+//! | 1 | `rates` | events and bytes in each second, from the last answers |
+//! | 2 | `view` | the newest answers, and the choices of the reader |
+//! | 3 | `screen` | the parts of the screen |
 
 mod rates;
 mod screen;
 mod view;
-mod words;
 
 pub use screen::draw;
 pub use screen::height;

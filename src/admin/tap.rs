@@ -51,7 +51,7 @@ use crate::tap::TAPS_MAX;
 use crate::tap::Tap;
 use crate::tap::Taps;
 use crate::tap::View;
-use crate::tap::escape;
+use crate::words::escape;
 
 /// The path of the route.
 const PATH: &str = "/tap";

@@ -14,6 +14,7 @@ use url::Url;
 
 use super::FAILED;
 use super::healthcheck;
+use crate::words::escape;
 
 /// The shortest time for which the command waits, even if the relay holds no events. A pod that is
 /// being stopped still gets requests from its Service for a moment. A shorter `--seconds` ends the
@@ -93,6 +94,6 @@ fn of_output(output: &Value) -> Option<Result<String, String>> {
     let Some(events) = output["backlog_events"].as_u64() else {
         return Some(Err("not the status of a relay: an output has no backlog_events".to_owned()));
     };
-    let name = output["name"].as_str().unwrap_or("?").escape_debug();
+    let name = escape::message(output["name"].as_str().unwrap_or("?"));
     (events > 0).then(|| Ok(format!("{events} events for the output {name}")))
 }

@@ -21,11 +21,11 @@ use crate::evidence::entry::Entry;
 use crate::evidence::reader::Directory;
 use crate::evidence::reader::Log;
 use crate::evidence::reader::ReadError;
-use crate::tap::escape;
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::inclusion;
 use crate::tlog::proof::Proof;
+use crate::words::escape;
 
 mod copy;
 mod published;

@@ -1,7 +1,6 @@
 //! The command `policy explain`: prints which rule of a policy decides about an event, why no rule
 //! before it does, and what happens to the event.
 
-use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::Read;
 use std::path::Path;
@@ -18,6 +17,7 @@ use crate::audit::request::request;
 use crate::audit::scan;
 use crate::filter;
 use crate::policy::Policy;
+use crate::words::escape;
 
 /// The greatest size of a file with events, in bytes. An audit.log is usually rotated at 100 MiB.
 const EVENT_BYTES_MAX: u64 = 256 << 20;
@@ -105,12 +105,7 @@ fn head(number: usize, event: &[u8], request: &Request<'_>) -> String {
     )
 }
 
-/// Returns the text with its control characters escaped. The text comes from an event, whose sender
-/// could otherwise send commands to the terminal with control characters.
-fn printable(text: &[u8]) -> Cow<'_, str> {
-    let text = String::from_utf8_lossy(text);
-    match text.contains(|char: char| char.is_control()) {
-        true => text.escape_debug().to_string().into(),
-        false => text,
-    }
+/// Returns a text of an event, safe for a terminal.
+fn printable(text: &[u8]) -> String {
+    escape::message(&String::from_utf8_lossy(text))
 }

@@ -42,6 +42,7 @@ use crate::replay::client::Retry;
 use crate::replay::packing::MAGIC_BYTES;
 use crate::replay::packing::Packing;
 use crate::tls;
+use crate::words::escape;
 
 /// The time between two updates of the displayed progress.
 const LOOK: Duration = Duration::from_millis(200);
@@ -158,7 +159,7 @@ fn batch_bytes(text: &str) -> Result<usize, String> {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let wrong = |what: String| {
-        eprintln!("{}", escaped(&what));
+        eprintln!("{}", escape::message(&what));
         WRONG
     };
     if arguments.files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
@@ -181,7 +182,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
         eprintln!("going on with {}", spot(&span));
     }
     for remark in replay.remarks() {
-        eprintln!("{}", escaped(&remark));
+        eprintln!("{}", escape::message(&remark));
     }
     let runtime = runtime()?;
     let result = runtime.block_on(send(arguments, replay, client, stop));
@@ -292,7 +293,7 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     if let Some(lines) = lines {
         text.push_str(&format!("{}: ", spot(lines)));
     }
-    text.push_str(&format!("{}\n", escaped(what)));
+    text.push_str(&format!("{}\n", escape::message(what)));
     let Some(Span { file, unit, first, .. }) = at else {
         text.push_str("every event that could be read is accepted");
         return text;
@@ -333,15 +334,6 @@ fn spot(span: &Span) -> String {
         true => format!("{name}, {word} {first}"),
         false => format!("{name}, {word}s {first} to {last}"),
     }
-}
-
-/// Returns a text with its control characters escaped, so that the text is safe for a terminal.
-fn escaped(text: &str) -> String {
-    let escape = |char: char| match char.is_control() {
-        true => char.escape_debug().to_string(),
-        false => char.to_string(),
-    };
-    text.chars().map(escape).collect()
 }
 
 /// Returns the line of the summary about a queue's directory.
@@ -400,8 +392,12 @@ impl Display {
 
     fn note(&mut self, note: &Note) {
         let text = match note {
-            Note::BadLine { span, what } => format!("{}: skipped: {}", spot(span), escaped(what)),
-            Note::Remark { directory, what } => format!("{}: {}", shown(directory), escaped(what)),
+            Note::BadLine { span, what } => {
+                format!("{}: skipped: {}", spot(span), escape::message(what))
+            }
+            Note::Remark { directory, what } => {
+                format!("{}: {}", shown(directory), escape::message(what))
+            }
             Note::Retrying { span, failed } => {
                 let Failed { what, attempt, attempts, pause } = failed;
                 format!(

@@ -33,7 +33,7 @@ use crate::audit::time;
 use crate::config;
 use crate::tap::Conditions;
 use crate::tap::Fields;
-use crate::tap::escape;
+use crate::words::escape;
 
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);

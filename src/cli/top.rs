@@ -36,10 +36,10 @@ use super::print;
 use crate::config;
 use crate::status::History;
 use crate::status::Status;
-use crate::tap::escape;
 use crate::top;
 use crate::top::Key;
 use crate::top::View;
+use crate::words::escape;
 
 /// The greatest number of bytes in a response of the relay. A history of 200 outputs has 6 MiB.
 const ANSWER_MAX: usize = 16 << 20;

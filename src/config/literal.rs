@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use toml::de::DeValue;
 
+use crate::words::escape::is_plain;
+
 /// The most characters of a value that an error message shows. A longer value is cut.
 const SHOWN_CHARS_MAX: usize = 60;
 
@@ -17,15 +19,15 @@ pub(super) fn quoted(text: &str) -> String {
             '\n' => quoted.push_str("\\n"),
             '\r' => quoted.push_str("\\r"),
             '\t' => quoted.push_str("\\t"),
-            // TOML requires escapes for control characters. The other characters here would hide
-            // text, or reverse its direction, when a message is displayed.
-            c if c.is_control()
-                || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}') =>
-            {
+            c if is_plain(c) => quoted.push(c),
+            c => {
                 let code = u32::from(c);
-                write!(quoted, "\\u{code:04X}").expect("a String takes everything");
+                let escaped = match code {
+                    ..0x10000 => write!(quoted, "\\u{code:04X}"),
+                    _ => write!(quoted, "\\U{code:08X}"),
+                };
+                escaped.expect("a String takes everything");
             }
-            c => quoted.push(c),
         }
     }
     quoted.push('"');

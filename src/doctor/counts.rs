@@ -22,6 +22,7 @@ use crate::telemetry::QueueMetrics;
 use crate::telemetry::RefusingMetrics;
 use crate::telemetry::RejectionMetrics;
 use crate::telemetry::SettingMetrics;
+use crate::words::escape;
 
 /// Counts by the value of a label.
 pub type ByLabel = BTreeMap<String, u64>;
@@ -506,14 +507,12 @@ impl<'e> Families<'e> {
 /// 253, and the port behind it 6.
 const LABEL_CHARS_MAX: usize = 300;
 
-/// Returns the value of a label, without control characters, because it is printed; empty if the
-/// series does not have the label. A long value is cut, and ends with `…` then.
+/// Returns the value of a label, safe for a terminal; empty if the series does not have the label.
+/// A long value is cut, and ends with `…` then.
 fn label(labels: &Labels, name: &str) -> String {
     let value = labels.get(name).map(String::as_str).unwrap_or_default();
-    let safe = |char: char| if char.is_control() { '\u{fffd}' } else { char };
-    let mut chars = value.chars().map(safe);
-    let mut text: String = chars.by_ref().take(LABEL_CHARS_MAX).collect();
-    if chars.next().is_some() {
+    let mut text = escape::masked(value, LABEL_CHARS_MAX);
+    if value.chars().nth(LABEL_CHARS_MAX).is_some() {
         text.push('…');
     }
     text

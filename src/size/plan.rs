@@ -10,6 +10,8 @@ use super::load::Load;
 use super::load::Place;
 use super::measured as m;
 use crate::config::show_size;
+use crate::words::bytes;
+use crate::words::span;
 
 /// One figure of a plan: its name, its value as it is printed, and how it is computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,31 +88,10 @@ fn segment(max_bytes: u64) -> u64 {
     (max_bytes / m::SEGMENT_PART).min(m::SEGMENT_MAX)
 }
 
-/// Returns a size with one decimal: `9.3 GiB`.
-#[must_use]
-pub fn bytes(bytes: f64) -> String {
-    let units = [("TiB", 1024.0 * m::GIB as f64), ("GiB", m::GIB as f64), ("MiB", m::MIB as f64)];
-    match units.into_iter().find(|(_, unit)| bytes >= *unit) {
-        Some((name, unit)) => format!("{:.1} {name}", bytes / unit),
-        None if bytes >= m::KIB as f64 => format!("{:.1} KiB", bytes / m::KIB as f64),
-        None => format!("{bytes:.0} bytes"),
-    }
-}
-
 /// Returns a time in two units: `3 d 4 h`, `1 h 10 min`, `50 s`.
 #[must_use]
 pub fn time(time: Duration) -> String {
-    let seconds = time.as_secs();
-    let (large, small, names) = match seconds {
-        0..60 => return format!("{seconds} s"),
-        60..3_600 => (seconds / 60, seconds % 60, ["min", "s"]),
-        3_600..86_400 => (seconds / 3_600, seconds % 3_600 / 60, ["h", "min"]),
-        _ => (seconds / 86_400, seconds % 86_400 / 3_600, ["d", "h"]),
-    };
-    match small {
-        0 => format!("{large} {}", names[0]),
-        _ => format!("{large} {} {small} {}", names[0], names[1]),
-    }
+    span(time.as_secs_f64())
 }
 
 /// Returns a number without needless digits: `150`, `0.5`.

@@ -3,12 +3,12 @@
 use serde::de::IgnoredAny;
 
 use super::condition::Conditions;
-use super::escape;
 use super::fields::Fields;
 use crate::audit::request;
 use crate::redact;
 use crate::redact::Change;
 use crate::redact::Redaction;
+use crate::words::escape;
 
 /// What one reader may see, and asks for. The reader's task owns this value.
 pub struct View {

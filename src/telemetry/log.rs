@@ -44,6 +44,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::Log;
 use crate::config::LogFormat;
 use crate::config::LogLevel;
+use crate::words::escape;
 
 /// The greatest number of log lines that may wait for the log's thread, which writes them.
 /// [`BYTES_MAX`] bounds the bytes of these lines. A line is dropped if it would exceed either
@@ -439,14 +440,11 @@ impl Write for Line<'_> {
     }
 }
 
-/// Returns the line with every control character escaped, except for the line break at its end.
-/// Bytes that are not UTF-8 are replaced.
+/// Returns the line, safe for a terminal, with the line break at its end. Bytes that are not UTF-8
+/// are replaced.
 fn escaped(line: &[u8]) -> Vec<u8> {
     let text = String::from_utf8_lossy(line.strip_suffix(b"\n").unwrap_or(line));
-    let mut safe = String::with_capacity(line.len());
-    for char in text.chars() {
-        if char.is_control() { safe.extend(char.escape_default()) } else { safe.push(char) }
-    }
+    let mut safe = escape::message(&text);
     safe.push('\n');
     safe.into_bytes()
 }

@@ -26,20 +26,20 @@ use ratatui::widgets::TableState;
 
 use super::rates::Rate;
 use super::view::View;
-use super::words::ago;
-use super::words::bytes;
-use super::words::grouped;
-use super::words::latency;
-use super::words::plain;
-use super::words::scaled;
-use super::words::span;
-use super::words::whole;
 use crate::status::Address;
 use crate::status::History;
 use crate::status::Output;
 use crate::status::Status;
 use crate::status::verdict;
 use crate::status::verdict::State;
+use crate::words::ago;
+use crate::words::bytes;
+use crate::words::escape::message;
+use crate::words::grouped;
+use crate::words::latency;
+use crate::words::scaled;
+use crate::words::span;
+use crate::words::whole;
 
 /// The lines of the screen that do not depend on the number of outputs, addresses and findings.
 const FIXED_LINES: usize = 30;
@@ -174,8 +174,8 @@ fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'s
     };
     let mut facts = format!(
         " {} · version {} · up {} · memory {memory}",
-        plain(&status.host),
-        plain(&status.version),
+        message(&status.host),
+        message(&status.version),
         span(status.uptime_seconds),
     );
     let name_width = "kube-audit-forwarder".len();
@@ -204,11 +204,11 @@ fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'s
         let mut lines = Vec::new();
         for finding in &verdict.findings {
             let (style, sign) = look(finding.state);
-            let text = format!("{sign} {}", plain(&finding.text));
+            let text = format!("{sign} {}", message(&finding.text));
             let text = wrapped(&text, width, "  ").into_iter();
             lines.extend(text.map(|it| Line::styled(it, style.add_modifier(Modifier::BOLD))));
             if let Some(advice) = finding.advice.as_ref().filter(|_| with_advice) {
-                let text = wrapped(&format!("  {}", plain(advice)), width, "  ").into_iter();
+                let text = wrapped(&format!("  {}", message(advice)), width, "  ").into_iter();
                 lines.extend(text.map(Line::from));
             }
         }
@@ -275,10 +275,10 @@ fn flow(view: &View, status: &Status, width: u16) -> Vec<Line<'static>> {
         bytes(queue.capacity_bytes as f64),
         grouped(queue.events),
     );
-    let mut settings = plain(&queue.kind);
+    let mut settings = message(&queue.kind);
     for (name, value) in [("acknowledge", &status.acknowledge), ("when full", &queue.when_full)] {
         if !value.is_empty() {
-            settings.push_str(&format!(" · {name} {}", plain(value)));
+            settings.push_str(&format!(" · {name} {}", message(value)));
         }
     }
     let state_of_lost = if status.lost_events > 0 { State::Bad } else { State::Good };
@@ -308,7 +308,7 @@ fn flow(view: &View, status: &Status, width: u16) -> Vec<Line<'static>> {
         let mut text = format!("{} entries · {checkpoint}", grouped(evidence.size));
         for witness in &evidence.witnesses {
             let when = witness.last_seconds_ago.map_or_else(|| "not yet".to_owned(), ago);
-            text.push_str(&format!(" · {} {when}", plain(&witness.name)));
+            text.push_str(&format!(" · {} {when}", message(&witness.name)));
         }
         lines.push(Line::from(vec![name("evidence"), " ".into(), text.into()]));
     }
@@ -342,7 +342,7 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
     let required = status.outputs.iter().filter(|it| it.required);
     let slowest = required.min_by_key(|it| it.delivered_events);
     let delivered = slowest
-        .and_then(|it| Some((plain(&it.name), history.outputs.get(&it.name)?)))
+        .and_then(|it| Some((message(&it.name), history.outputs.get(&it.name)?)))
         .map(|(name, it)| (name, points(&it.delivered_events_per_second)));
     let values = accepted.iter().chain(delivered.iter().flat_map(|(_, points)| points));
     let top = ceiling(values.map(|(_, value)| *value).fold(0.0, f64::max));
@@ -443,10 +443,10 @@ fn outputs_table(view: &View, status: &Status, frame: &mut Frame<'_>, area: Rect
         let mut cells = vec![
             Cell::from(Line::from(vec![
                 Span::styled(format!("{sign} "), style),
-                Span::from(plain(&it.name)),
+                Span::from(message(&it.name)),
                 Span::styled(optional, QUIET),
             ])),
-            Cell::from(plain(&it.kind)),
+            Cell::from(message(&it.kind)),
             Cell::from(words).style(style),
             right(rate),
             right(grouped(it.backlog_events)),
@@ -493,7 +493,8 @@ fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
         facts.push(format!("dead letters {}", grouped(it.dead_letter_events)));
     }
     let filtered = it.filtered.iter().filter(|(_, count)| **count > 0);
-    facts.extend(filtered.map(|(action, count)| format!("{} {}", plain(action), grouped(*count))));
+    facts
+        .extend(filtered.map(|(action, count)| format!("{} {}", message(action), grouped(*count))));
     let errors: Vec<_> = errors(&it.errors).collect();
     if !errors.is_empty() {
         facts.push(format!("errors: {}", errors.join(", ")));
@@ -501,11 +502,11 @@ fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
     if let Some(seconds) = it.next_retry_seconds {
         facts.push(format!("next retry in {}", span(seconds)));
     }
-    let title = format!("{}: {}", plain(&it.name), facts.join(" · "));
+    let title = format!("{}: {}", message(&it.name), facts.join(" · "));
     let mut lines: Vec<_> = wrapped(&title, width, "  ").into_iter().map(Line::from).collect();
     if let Some(error) = &it.last_error {
         let age = it.last_error_seconds_ago.map(|age| format!(", {}", ago(age)));
-        let text = format!("{} (last error{})", plain(error), age.unwrap_or_default());
+        let text = format!("{} (last error{})", message(error), age.unwrap_or_default());
         let style = if it.up { Style::new() } else { look(State::Bad).0 };
         lines.extend(wrapped(&text, width, "  ").into_iter().map(|it| Line::styled(it, style)));
     }
@@ -516,7 +517,7 @@ fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
 fn errors(counts: &std::collections::BTreeMap<String, u64>) -> impl Iterator<Item = String> {
     let mut counts: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
     counts.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-    counts.into_iter().map(|(reason, count)| format!("{} {}", plain(reason), grouped(*count)))
+    counts.into_iter().map(|(reason, count)| format!("{} {}", message(reason), grouped(*count)))
 }
 
 fn addresses_table(it: &Output, frame: &mut Frame<'_>, area: Rect) {
@@ -532,11 +533,11 @@ fn addresses_table(it: &Output, frame: &mut Frame<'_>, area: Rect) {
         let used = if address.used { "→ " } else { "  " };
         let all: Vec<_> = errors(&address.errors).collect();
         let age = address.last_error_seconds_ago.map(ago).unwrap_or_default();
-        let cause = |text: &str| plain(&verdict::cause(text));
+        let cause = |text: &str| message(&verdict::cause(text));
         let last = address.last_error.as_deref().map(|text| format!("{}, {age}", cause(text)));
         Row::new([
-            Cell::from(format!("{used}{}", plain(&address.address))),
-            Cell::from(plain(&address.state)).style(look(state).0),
+            Cell::from(format!("{used}{}", message(&address.address))),
+            Cell::from(message(&address.state)).style(look(state).0),
             right(address.state_seconds.map_or_else(|| "–".to_owned(), span)),
             right(known(address.requests)),
             right(address.sent_bytes.map_or_else(|| "–".to_owned(), |it| bytes(it as f64))),

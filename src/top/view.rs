@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::rates::Rates;
-use super::words::plain;
 use crate::status::History;
 use crate::status::Output;
 use crate::status::Status;
 use crate::status::verdict;
 use crate::status::verdict::State;
+use crate::words::escape::message;
 
 /// A key that changes the view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl View {
     #[must_use]
     pub fn new(url: &str, details: bool) -> Self {
         Self {
-            url: plain(url),
+            url: message(url),
             status: None,
             history: None,
             rates: Rates::default(),
@@ -101,7 +101,7 @@ impl View {
 
     /// Notes that the relay has not answered, for `reason`, and how long its last answer is ago.
     pub fn failed(&mut self, reason: &str, silence: Duration) {
-        self.failure = Some(plain(reason));
+        self.failure = Some(message(reason));
         self.silence = silence;
     }
 

@@ -1,5 +1,19 @@
-//! Makes texts of clients safe for a terminal: no control character, no character that changes the
-//! direction or the place of other characters, and no character that is invisible.
+//! What may reach a terminal.
+//!
+//! Configs, events, files and other programs choose texts that this program prints. A terminal
+//! obeys some characters, shows some in another order, and shows others not at all, so a text could
+//! clear the screen, forge a line or look like another text. One rule holds for all that is
+//! printed: a character reaches a terminal as it is only if it [is plain](is_plain). These are not
+//! plain:
+//!
+//! - control characters: C0 (a lone ESC too), DEL and C1;
+//! - controls of direction: U+061C, U+200E, U+200F, U+202A to U+202E, U+2066 to U+2069;
+//! - characters without a width: U+00AD, U+200B to U+200D, U+2060, U+FEFF, tags, combining marks;
+//! - spaces and line breaks other than the space of ASCII;
+//! - characters that Unicode has not assigned, or has assigned to nobody.
+//!
+//! [`message`] keeps what a text says and is the usual way. [`field`] makes one word of it, [`json`]
+//! keeps the value of a JSON text, and [`masked`] keeps the number of characters.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -7,12 +21,12 @@ use std::fmt::Write as _;
 /// The most characters of a field that [`field`] shows. A user's name is shorter.
 const FIELD_CHARS_MAX: usize = 256;
 
-/// Returns `true` if a terminal shows the character as it is. Control characters (C0, DEL, C1),
-/// marks of direction, joiners, tags, combining marks and unusual spaces are not plain.
-fn is_plain(char: char) -> bool {
+/// Returns `true` if a terminal shows the character as it is, and in its place.
+#[must_use]
+pub fn is_plain(char: char) -> bool {
     match char {
         ' '..='~' => true,
-        // Whatever is no printable character of its own is escaped by `escape_debug`.
+        // std escapes all that Unicode does not count as a printable character of its own.
         _ => char.escape_debug().len() == 1,
     }
 }
@@ -69,15 +83,22 @@ pub fn field(text: &str, separators: &str) -> String {
     safe
 }
 
-/// Returns a text for a message on a terminal: each character that is not plain is an escape.
+/// Returns a text for a message: each character that is not plain is an escape such as `\u{1b}`.
 #[must_use]
 pub fn message(text: &str) -> String {
-    text.chars()
-        .flat_map(|char| {
-            let escaped = (!is_plain(char)).then(|| char.escape_debug());
-            escaped.is_none().then_some(char).into_iter().chain(escaped.into_iter().flatten())
-        })
-        .collect()
+    let mut safe = String::with_capacity(text.len());
+    for char in text.chars() {
+        if is_plain(char) { safe.push(char) } else { safe.extend(char.escape_debug()) }
+    }
+    safe
+}
+
+/// Returns the first `chars_max` characters of a text, with U+FFFD in the place of each one that is
+/// not plain.
+#[must_use]
+pub fn masked(text: &str, chars_max: usize) -> String {
+    let mask = |char| if is_plain(char) { char } else { char::REPLACEMENT_CHARACTER };
+    text.chars().take(chars_max).map(mask).collect()
 }
 
 #[cfg(test)]
@@ -161,8 +182,22 @@ mod tests {
         }
 
         #[test]
-        fn a_message_is_safe(text in texts()) {
+        fn a_message_is_safe(text in texts(), chars_max in 0_usize..500) {
             prop_assert!(is_safe(&message(&text)));
+            let masked = masked(&text, chars_max);
+            prop_assert!(is_safe(&masked));
+            prop_assert_eq!(masked.chars().count(), text.chars().count().min(chars_max));
+        }
+    }
+
+    #[test]
+    fn each_character_that_hides_or_commands_is_escaped() {
+        let dangerous: Vec<char> =
+            ('\0'..=char::MAX).filter(|char| !is_safe(&char.to_string())).collect();
+        assert!(dangerous.len() > 300 && dangerous.contains(&'\u{1b}'));
+        for char in dangerous {
+            assert!(!is_plain(char), "{char:?}");
+            assert!(message(&char.to_string()).is_ascii(), "{char:?}");
         }
     }
 

@@ -10,6 +10,7 @@ use crate::config::Output;
 use crate::config::Severity;
 use crate::config::WhenFull;
 use crate::config::show_size;
+use crate::words::escape;
 
 /// What `check` has not tried.
 pub(super) enum Untried {
@@ -55,7 +56,7 @@ pub(super) fn of(checked: &Checked, name: &str, untried: Untried) -> String {
         }
     }
     let shown =
-        rows.into_iter().map(|cells| cells.map(|cell| printable(&cell))).collect::<Vec<_>>();
+        rows.into_iter().map(|cells| cells.map(|cell| escape::message(&cell))).collect::<Vec<_>>();
     let table = table(&shown);
     let lines = table.lines().map(|line| format!("  {}\n", line.trim_end()));
     format!("{name}\n{}", lines.collect::<String>())
@@ -63,11 +64,6 @@ pub(super) fn of(checked: &Checked, name: &str, untried: Untried) -> String {
 
 fn row(part: &str, name: impl ToString, what: &str) -> [String; 3] {
     [part.to_owned(), name.to_string(), what.to_owned()]
-}
-
-/// Replaces control characters, which the config may contain.
-fn printable(text: &str) -> String {
-    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// Adds a row for each part of the config.

@@ -8,7 +8,7 @@ use crate::cli::print;
 use crate::cli::shown;
 use crate::evidence::copy;
 use crate::evidence::copy::CopyError;
-use crate::tap::escape;
+use crate::words::escape;
 
 /// Copies the evidence in a directory, and prints what was copied.
 pub(super) fn run(directory: &Path, to: &Path) -> Result<(), u8> {

@@ -19,11 +19,11 @@ use crate::cli::WRONG;
 use crate::cli::input;
 use crate::cli::print;
 use crate::delivery::rfc3339;
-use crate::tap::escape;
 use crate::tlog::key::VerifierKey;
 use crate::verify;
 use crate::verify::Request;
 use crate::verify::report::Report;
+use crate::words::escape;
 
 /// The exit status if not all of it could be checked.
 const UNCHECKED: u8 = 2;
