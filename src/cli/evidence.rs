@@ -16,7 +16,7 @@ use super::FAILED;
 use super::WRONG;
 use super::input;
 use super::print;
-use crate::delivery::rfc3339::rfc3339;
+use crate::audit::time::rfc3339;
 use crate::evidence::entry::Entry;
 use crate::evidence::reader::Directory;
 use crate::evidence::reader::Log;

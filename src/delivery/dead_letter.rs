@@ -23,7 +23,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::rfc3339::rfc3339;
+use crate::audit::time::rfc3339;
 use crate::config::Config;
 use crate::queue::lines;
 use crate::release::Format;

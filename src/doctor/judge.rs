@@ -42,7 +42,7 @@ use super::remedy;
 use super::remedy::of_plugin;
 use super::remedy::of_reason;
 use super::sample::Sampled;
-use crate::delivery::rfc3339::rfc3339;
+use crate::audit::time::rfc3339;
 use crate::status::thresholds;
 use crate::status::verdict::runbook_of_evidence;
 use crate::telemetry::LostMetrics;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
-use crate::delivery::rfc3339::rfc3339;
+use crate::audit::time::rfc3339;
 
 /// The most faults that are kept. Further ones are counted.
 const FAULTS_MAX: usize = 1000;

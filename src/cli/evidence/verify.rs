@@ -14,11 +14,11 @@ use indicatif::ProgressStyle;
 use super::published::Published;
 use super::witness;
 use super::witness::Witnesses;
+use crate::audit::time;
 use crate::cli::FAILED;
 use crate::cli::WRONG;
 use crate::cli::input;
 use crate::cli::print;
-use crate::delivery::rfc3339;
 use crate::tlog::key::VerifierKey;
 use crate::verify;
 use crate::verify::Request;
@@ -86,7 +86,7 @@ pub(in crate::cli) struct Arguments {
 }
 
 fn time(text: &str) -> Result<u64, String> {
-    rfc3339::parse(text).ok_or_else(|| "is no time as RFC 3339 has it".to_owned())
+    time::parse(text).ok_or_else(|| "is no time as RFC 3339 has it".to_owned())
 }
 
 /// Checks a log or a proof, and prints what was found.

@@ -10,7 +10,7 @@ use percent_encoding::percent_encode;
 use ring::digest;
 use ring::hmac;
 
-use crate::delivery::rfc3339::rfc3339;
+use crate::audit::time::rfc3339;
 
 /// The keys with which requests are signed.
 #[derive(Clone, PartialEq, Eq)]
