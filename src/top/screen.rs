@@ -27,6 +27,7 @@ use ratatui::widgets::TableState;
 use super::rates::Rate;
 use super::view::View;
 use crate::status::Address;
+use crate::status::Evidence;
 use crate::status::History;
 use crate::status::Output;
 use crate::status::Status;
@@ -82,86 +83,126 @@ pub fn height(view: &View) -> u16 {
     let addresses = view.shown_output().map_or(0, |it| it.addresses.len());
     let findings = status.verdict.as_ref().map_or(1, |it| it.findings.len());
     let lines = FIXED_LINES + findings * 2 + status.outputs.len() + addresses;
-    u16::try_from(lines).unwrap_or(u16::MAX)
+    short(lines)
 }
 
 /// Draws a view into the whole of a frame.
 pub fn draw(view: &View, frame: &mut Frame<'_>) {
     let area = frame.area();
     let Some(status) = &view.status else {
-        let mut lines =
-            vec![Line::from(vec!["kube-audit-forwarder · ".into(), view.url.clone().into()])];
-        lines.push(match &view.failure {
-            Some(failure) => {
-                let (style, sign) = look(State::Bad);
-                Line::styled(format!("{sign} The relay does not answer: {failure}"), style)
-            }
-            None => Line::from("asking the relay …"),
-        });
-        frame.render_widget(Paragraph::new(lines), area);
+        frame.render_widget(Paragraph::new(unanswered(view)), area);
         return;
     };
     if view.help {
         help(frame, area);
         return;
     }
-    let outputs = u16::try_from(status.outputs.len()).unwrap_or(u16::MAX).saturating_add(1);
     let top = head(view, status, area.width, area.height / 3);
     let flow = flow(view, status, area.width);
-    let (top_lines, flow_lines) = (count(&top), count(&flow));
     let shown = view.shown_output();
     let details = shown.map(|it| details(it, area.width)).unwrap_or_default();
     let addresses = shown.map_or(0, |it| it.addresses.len() + 1);
-    let details_lines =
-        count(&details).saturating_add(u16::try_from(addresses).unwrap_or(u16::MAX));
-    // The blank lines before the flow and the table, and the line of keys.
-    let used = top_lines.saturating_add(flow_lines).saturating_add(3);
-    let free = area.height.saturating_sub(used);
-    let table = outputs.min(free);
-    let details_lines = match free - table {
-        free if free > details_lines => details_lines,
-        free => free.saturating_sub(1),
+    let lines = Lines {
+        top: count(&top),
+        flow: count(&flow),
+        table: short(status.outputs.len()).saturating_add(1),
+        details: count(&details).saturating_add(short(addresses)),
+        chart: if view.history.is_some() { CHART_LINES.1 } else { 0 },
     };
-    let free = (free - table).saturating_sub(details_lines + u16::from(details_lines > 0));
-    let chart = match view.history.is_some() && free > CHART_LINES.0 {
-        true => (free - 1).min(CHART_LINES.1),
-        false => 0,
-    };
-    let [top_area, _, flow_area, title_area, chart_area, table_area, _, details_area, _, keys_area] =
-        Layout::vertical([
-            Constraint::Length(top_lines),
-            Constraint::Length(1),
-            Constraint::Length(flow_lines),
-            Constraint::Length(u16::from(chart > 0)),
-            Constraint::Length(chart),
-            Constraint::Length(table + 1),
-            Constraint::Length(u16::from(details_lines > 0)),
-            Constraint::Length(details_lines),
-            Constraint::Min(0),
-            Constraint::Length(1),
-        ])
-        .areas(area);
-    frame.render_widget(Paragraph::new(top), top_area);
-    frame.render_widget(Paragraph::new(flow), flow_area);
-    if let Some(history) = view.history.as_ref().filter(|_| chart > 0) {
-        hour(history, status, frame, title_area, chart_area);
+    let areas = lines.fitted(area.height).areas(area);
+    frame.render_widget(Paragraph::new(top), areas.top);
+    frame.render_widget(Paragraph::new(flow), areas.flow);
+    if let Some(history) = view.history.as_ref().filter(|_| !areas.chart.is_empty()) {
+        hour(history, status, frame, areas.title, areas.chart);
     }
-    // One blank line is above the table.
-    let [_, table_area] =
-        Layout::vertical([Constraint::Length(1), Constraint::Min(0)]).areas(table_area);
-    outputs_table(view, status, frame, table_area);
+    outputs_table(view, status, frame, areas.table);
     if let Some(output) = shown {
         let [words, addresses] =
             Layout::vertical([Constraint::Length(count(&details)), Constraint::Min(0)])
-                .areas(details_area);
+                .areas(areas.details);
         frame.render_widget(Paragraph::new(details), words);
         addresses_table(output, frame, addresses);
     }
-    frame.render_widget(Paragraph::new(keys(view)), keys_area);
+    frame.render_widget(Paragraph::new(keys(view)), areas.keys);
+}
+
+/// Returns the screen while the relay has not answered yet.
+fn unanswered(view: &View) -> Vec<Line<'static>> {
+    let first = Line::from(format!("kube-audit-forwarder · {}", view.url));
+    let second = match &view.failure {
+        Some(failure) => {
+            let (style, sign) = look(State::Bad);
+            Line::styled(format!("{sign} The relay does not answer: {failure}"), style)
+        }
+        None => Line::from("asking the relay …"),
+    };
+    vec![first, second]
+}
+
+/// The numbers of lines of the parts of the screen.
+struct Lines {
+    top: u16,
+    flow: u16,
+    /// The table of outputs, with its head.
+    table: u16,
+    /// The details of one output and the table of its addresses; 0 if they are hidden.
+    details: u16,
+    /// The chart of the last hour without its title; 0 if there is none.
+    chart: u16,
+}
+
+/// The places of the parts of the screen.
+struct Areas {
+    top: Rect,
+    flow: Rect,
+    title: Rect,
+    chart: Rect,
+    table: Rect,
+    details: Rect,
+    keys: Rect,
+}
+
+impl Lines {
+    /// Cuts the parts so that they fit into a terminal of this height: the chart leaves first, then
+    /// the details, then lines of the table.
+    fn fitted(self, height: u16) -> Self {
+        // The blank lines before the flow and the table, and the line of keys.
+        let used = self.top.saturating_add(self.flow).saturating_add(3);
+        let free = height.saturating_sub(used);
+        let table = self.table.min(free);
+        let free = free - table;
+        let details = if free > self.details { self.details } else { free.saturating_sub(1) };
+        let free = free.saturating_sub(details + u16::from(details > 0));
+        let chart = if free > CHART_LINES.0 { self.chart.min(free - 1) } else { 0 };
+        Self { table, details, chart, ..self }
+    }
+
+    fn areas(&self, area: Rect) -> Areas {
+        let length = Constraint::Length;
+        let [top, _, flow, title, chart, _, table, _, details, _, keys] = Layout::vertical([
+            length(self.top),
+            length(1),
+            length(self.flow),
+            length(u16::from(self.chart > 0)),
+            length(self.chart),
+            length(1),
+            length(self.table),
+            length(u16::from(self.details > 0)),
+            length(self.details),
+            Constraint::Min(0),
+            length(1),
+        ])
+        .areas(area);
+        Areas { top, flow, title, chart, table, details, keys }
+    }
 }
 
 fn count(lines: &[Line<'_>]) -> u16 {
-    u16::try_from(lines.len()).unwrap_or(u16::MAX)
+    short(lines.len())
+}
+
+fn short(count: usize) -> u16 {
+    u16::try_from(count).unwrap_or(u16::MAX)
 }
 
 /// Returns the lines about the relay itself and the verdict, at most `lines_max` or 3.
@@ -198,11 +239,15 @@ fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'s
         );
         lines.extend(wrapped(&text, width, "  ").into_iter().map(|it| Line::styled(it, style)));
     }
-    let Some(verdict) = &status.verdict else { return lines };
-    let lines_max = usize::from(lines_max.max(3));
+    lines.extend(findings(status, width, usize::from(lines_max.max(3))));
+    lines
+}
+
+/// Returns the findings of the verdict, in at most `lines_max` lines.
+fn findings(status: &Status, width: u16, lines_max: usize) -> Vec<Line<'static>> {
     let of = |with_advice: bool| {
         let mut lines = Vec::new();
-        for finding in &verdict.findings {
+        for finding in status.verdict.iter().flat_map(|verdict| &verdict.findings) {
             let (style, sign) = look(finding.state);
             let text = format!("{sign} {}", message(&finding.text));
             let text = wrapped(&text, width, "  ").into_iter();
@@ -223,8 +268,7 @@ fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'s
         let text = "  … and more: the terminal has no room for all findings";
         found.push(Line::styled(text, QUIET));
     }
-    lines.extend(found);
-    lines
+    found
 }
 
 /// Cuts a text into lines of at most `width` columns, between words. The lines after the first
@@ -249,9 +293,21 @@ fn wrapped(text: &str, width: u16, indent: &str) -> Vec<String> {
     lines
 }
 
-/// Returns the lines about events that come in, the queue, and losses.
+/// Returns the lines about events that come in, the queue, losses, and the evidence.
 fn flow(view: &View, status: &Status, width: u16) -> Vec<Line<'static>> {
-    let name = |text: &'static str| Span::styled(format!("{text:<8}"), QUIET);
+    let mut lines = vec![incoming(view, status)];
+    lines.extend(queue(status, width));
+    lines.push(lost(status));
+    lines.extend(status.evidence.as_ref().map(evidence));
+    lines
+}
+
+/// Returns the name of a line of the flow.
+fn name(text: &'static str) -> Span<'static> {
+    Span::styled(format!("{text:<8}"), QUIET)
+}
+
+fn incoming(view: &View, status: &Status) -> Line<'static> {
     let last = match status.last_event_seconds_ago {
         Some(seconds) => format!("last event {}", ago(seconds)),
         None => "no event since the start".to_owned(),
@@ -261,8 +317,12 @@ fn flow(view: &View, status: &Status, width: u16) -> Vec<Line<'static>> {
         _ => String::new(),
     };
     let events = rate_words(view.rates.accepted());
-    let accepted = grouped(status.accepted_events);
-    let input = format!(" · accepted {accepted}{refused} · {last}");
+    let input = format!(" · accepted {}{refused} · {last}", grouped(status.accepted_events));
+    Line::from(vec![name("in"), Span::styled(events, STRONG), input.into()])
+}
+
+/// Returns the line about the queue. Its settings are a second line if the first has no room.
+fn queue(status: &Status, width: u16) -> Vec<Line<'static>> {
     let queue = &status.queue;
     let fill = queue.needed() as f64 / (queue.capacity_bytes as f64).max(1.0);
     let cells = whole(fill * BAR_CELLS as f64).min(BAR_CELLS);
@@ -281,7 +341,16 @@ fn flow(view: &View, status: &Status, width: u16) -> Vec<Line<'static>> {
             settings.push_str(&format!(" · {name} {}", message(value)));
         }
     }
-    let state_of_lost = if status.lost_events > 0 { State::Bad } else { State::Good };
+    let mut line = Line::from(vec![name("queue"), Span::styled(bar, look(state).0), held.into()]);
+    if line.width() + settings.chars().count() + 3 <= usize::from(width) {
+        line.push_span(format!(" · {settings}"));
+        return vec![line];
+    }
+    vec![line, Line::from(vec![name(""), settings.into()])]
+}
+
+fn lost(status: &Status) -> Line<'static> {
+    let state = if status.lost_events > 0 { State::Bad } else { State::Good };
     let mut lost = grouped(status.lost_events);
     if status.lost_events > 0 {
         lost.push_str(&format!(" · now {}/s", scaled(status.lost_events_per_second)));
@@ -289,30 +358,20 @@ fn flow(view: &View, status: &Status, width: u16) -> Vec<Line<'static>> {
             lost.push_str(&format!(" · the last one {}", ago(seconds)));
         }
     }
-    let mut lines = vec![Line::from(vec![name("in"), Span::styled(events, STRONG), input.into()])];
-    let mut queue_line =
-        Line::from(vec![name("queue"), Span::styled(bar, look(state).0), held.into()]);
-    if queue_line.width() + settings.chars().count() + 3 <= usize::from(width) {
-        queue_line.push_span(format!(" · {settings}"));
-        lines.push(queue_line);
-    } else {
-        lines.push(queue_line);
-        lines.push(Line::from(vec![name(""), settings.into()]));
+    Line::from(vec![name("lost"), Span::styled(lost, look(state).0)])
+}
+
+fn evidence(evidence: &Evidence) -> Line<'static> {
+    let checkpoint = match evidence.last_checkpoint_seconds_ago {
+        Some(seconds) => format!("checkpoint {}", ago(seconds)),
+        None => "no checkpoint since the start".to_owned(),
+    };
+    let mut text = format!("{} entries · {checkpoint}", grouped(evidence.size));
+    for witness in &evidence.witnesses {
+        let when = witness.last_seconds_ago.map_or_else(|| "not yet".to_owned(), ago);
+        text.push_str(&format!(" · {} {when}", message(&witness.name)));
     }
-    lines.push(Line::from(vec![name("lost"), Span::styled(lost, look(state_of_lost).0)]));
-    if let Some(evidence) = &status.evidence {
-        let checkpoint = match evidence.last_checkpoint_seconds_ago {
-            Some(seconds) => format!("checkpoint {}", ago(seconds)),
-            None => "no checkpoint since the start".to_owned(),
-        };
-        let mut text = format!("{} entries · {checkpoint}", grouped(evidence.size));
-        for witness in &evidence.witnesses {
-            let when = witness.last_seconds_ago.map_or_else(|| "not yet".to_owned(), ago);
-            text.push_str(&format!(" · {} {when}", message(&witness.name)));
-        }
-        lines.push(Line::from(vec![name("evidence"), " ".into(), text.into()]));
-    }
-    lines
+    Line::from(vec![name("evidence"), " ".into(), text.into()])
 }
 
 fn rate_words(rate: Option<Rate>) -> String {
@@ -413,67 +472,75 @@ fn state_words(it: &Output) -> (State, String) {
 
 fn outputs_table(view: &View, status: &Status, frame: &mut Frame<'_>, area: Rect) {
     let (is_wide, is_medium) = (area.width >= WIDE, area.width >= MEDIUM);
-    let right = |text: String| Cell::from(Line::from(text).right_aligned());
-    let mut names = vec!["  OUTPUT", "TYPE", "STATE", "EVENTS/S", "BACKLOG", "LAG", "P99"];
-    let lengths = if is_medium { [13, 24, 9, 10, 10, 9] } else { [0, 17, 9, 9, 8, 7] };
-    let mut widths = vec![Constraint::Min(12)];
-    widths.extend(lengths.map(Constraint::Length));
-    if is_wide {
-        names.push("RETRIES");
-        widths.push(Constraint::Length(9));
-    }
-    names.push("LOST");
-    widths.push(Constraint::Length(9));
-    let drop_type = |index: &usize| *index == 1 && !is_medium;
-    let keep = |index: usize| !drop_type(&index);
-    let rows = status.outputs.iter().map(|it| {
-        let (state, words) = state_words(it);
-        let (style, sign) = look(state);
-        let rate =
-            view.rates.delivered(&it.name).map_or_else(|| "–".to_owned(), |it| scaled(it.events));
-        let lag = match it.backlog_events > 0 && it.lag_seconds >= 1.0 {
-            true => span(it.lag_seconds),
-            false => "–".to_owned(),
-        };
-        let lost = match it.lost_events {
-            0 => right("0".to_owned()),
-            lost => right(grouped(lost)).style(look(it.trouble.unwrap_or(State::Warn)).0),
-        };
-        let optional = if it.required { "" } else { " (optional)" };
-        let mut cells = vec![
-            Cell::from(Line::from(vec![
-                Span::styled(format!("{sign} "), style),
-                Span::from(message(&it.name)),
-                Span::styled(optional, QUIET),
-            ])),
-            Cell::from(message(&it.kind)),
-            Cell::from(words).style(style),
-            right(rate),
-            right(grouped(it.backlog_events)),
-            right(lag),
-            right(latency(it.latency_p99_seconds)),
-        ];
-        if is_wide {
-            cells.push(right(grouped(it.retries)));
-        }
-        cells.push(lost);
-        let cells = cells.into_iter().enumerate().filter(|(index, _)| keep(*index));
-        Row::new(cells.map(|(_, cell)| cell))
-    });
+    // The head of each column, its width (of the first column the least), and whether it is shown.
+    let columns = [
+        ("  OUTPUT", 12, true),
+        ("TYPE", 13, is_medium),
+        ("STATE", if is_medium { 24 } else { 17 }, true),
+        ("EVENTS/S", 9, true),
+        ("BACKLOG", if is_medium { 10 } else { 9 }, true),
+        ("LAG", if is_medium { 10 } else { 8 }, true),
+        ("P99", if is_medium { 9 } else { 7 }, true),
+        ("RETRIES", 9, is_wide),
+        ("LOST", 9, true),
+    ];
     let numbers_from = 3;
-    let head = names.iter().enumerate().filter(|(index, _)| keep(*index)).map(|(index, name)| {
-        match index >= numbers_from {
-            true => right((*name).to_owned()),
-            false => Cell::from(*name),
-        }
+    let shown = || columns.iter().enumerate().filter(|(_, (_, _, is_shown))| *is_shown);
+    let head = shown().map(|(index, (name, _, _))| match index >= numbers_from {
+        true => right((*name).to_owned()),
+        false => Cell::from(*name),
     });
-    let widths = widths.iter().enumerate().filter(|(index, _)| keep(*index)).map(|(_, it)| *it);
+    let widths = shown().map(|(index, (_, width, _))| match index {
+        0 => Constraint::Min(*width),
+        _ => Constraint::Length(*width),
+    });
+    let rows = status.outputs.iter().map(|it| {
+        let cells = output_cells(view, it).into_iter().zip(&columns);
+        Row::new(cells.filter(|(_, (_, _, is_shown))| *is_shown).map(|(cell, _)| cell))
+    });
     let table = Table::new(rows, widths)
         .header(Row::new(head).style(QUIET))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
         .column_spacing(1);
     let mut state = TableState::default().with_selected(view.selected_row(status));
     frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// Returns the cells of one output in all columns of the table.
+fn output_cells(view: &View, it: &Output) -> [Cell<'static>; 9] {
+    let (state, words) = state_words(it);
+    let (style, sign) = look(state);
+    let rate =
+        view.rates.delivered(&it.name).map_or_else(|| "–".to_owned(), |it| scaled(it.events));
+    let lag = match it.backlog_events > 0 && it.lag_seconds >= 1.0 {
+        true => span(it.lag_seconds),
+        false => "–".to_owned(),
+    };
+    let lost = match it.lost_events {
+        0 => right("0".to_owned()),
+        lost => right(grouped(lost)).style(look(it.trouble.unwrap_or(State::Warn)).0),
+    };
+    let optional = if it.required { "" } else { " (optional)" };
+    [
+        Cell::from(Line::from(vec![
+            Span::styled(format!("{sign} "), style),
+            Span::from(message(&it.name)),
+            Span::styled(optional, QUIET),
+        ])),
+        Cell::from(message(&it.kind)),
+        Cell::from(words).style(style),
+        right(rate),
+        right(grouped(it.backlog_events)),
+        right(lag),
+        right(latency(it.latency_p99_seconds)),
+        right(grouped(it.retries)),
+        lost,
+    ]
+}
+
+/// Returns a cell of a column of numbers.
+fn right(text: String) -> Cell<'static> {
+    Cell::from(Line::from(text).right_aligned())
 }
 
 /// Returns the lines about one output that the table has no room for.
@@ -521,7 +588,6 @@ fn errors(counts: &std::collections::BTreeMap<String, u64>) -> impl Iterator<Ite
 }
 
 fn addresses_table(it: &Output, frame: &mut Frame<'_>, area: Rect) {
-    let right = |text: String| Cell::from(Line::from(text).right_aligned());
     let known = |count: Option<u64>| count.map_or_else(|| "–".to_owned(), grouped);
     let row = |address: &Address| {
         let state = match verdict::is_passed_over(address) {
@@ -571,7 +637,7 @@ fn addresses_table(it: &Output, frame: &mut Frame<'_>, area: Rect) {
 }
 
 fn keys(view: &View) -> Line<'static> {
-    let pause = if view.paused { "go on" } else { "pause" };
+    let pause = if view.paused { "continue" } else { "pause" };
     Line::styled(format!("q quit · ↑ ↓ select · Enter details · p {pause} · h help"), QUIET)
 }
 
