@@ -34,6 +34,7 @@ use crate::config;
 use crate::tap::Conditions;
 use crate::tap::Fields;
 use crate::words::escape;
+use crate::words::grouped;
 
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -336,19 +337,6 @@ impl Show<'_> {
             flushed.await.ok();
         }
     }
-}
-
-/// Returns a number with commas, as in `1,200`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
 }
 
 /// Returns an event as one line of text: time, output, level, verb, user, object, status, address

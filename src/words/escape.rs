@@ -12,8 +12,11 @@
 //! - spaces and line breaks other than the space of ASCII;
 //! - characters that Unicode has not assigned, or has assigned to nobody.
 //!
-//! [`message`] keeps what a text says and is the usual way. [`field`] makes one word of it, [`json`]
-//! keeps the value of a JSON text, and [`masked`] keeps the number of characters.
+//! A text that a message quotes with `{:?}` has the escapes of std, which differ from this rule at
+//! most in quotes and combining marks.
+//!
+//! [`message`] keeps what a text says and is the usual way. [`field`] makes one word of it,
+//! [`json`] keeps the value of a JSON text, and [`masked`] keeps the number of characters.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
