@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
 use super::read::Line;
+use crate::words::escape;
 
 /// What a directive that is not carried over means for those who use the new config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,7 +105,7 @@ impl Report {
         }
         for need in &self.needs {
             let mark = if need.starts_with(COMMAND) { "" } else { "- " };
-            lines.push(format!("{mark}{}", printable_to(need, NEED_CHARS_MAX)));
+            lines.push(format!("{mark}{}", escape::masked(need, NEED_CHARS_MAX)));
         }
         lines
     }
@@ -214,19 +215,10 @@ const NEED_CHARS_MAX: usize = 32_768;
 /// The greatest number of characters of a directive or a reason that a comment shows.
 const SHOWN_CHARS_MAX: usize = 300;
 
-/// Returns the text cut to [`SHOWN_CHARS_MAX`] characters and without control characters, so that
-/// the text can stand in a comment of one line.
+/// Returns the text cut to [`SHOWN_CHARS_MAX`] characters and safe for a terminal, so that it can
+/// stand in a comment of one line.
 pub(super) fn printable(text: &str) -> String {
-    printable_to(text, SHOWN_CHARS_MAX)
-}
-
-fn printable_to(text: &str, chars_max: usize) -> String {
-    // Characters that change the direction of writing could make a line look like another one.
-    let is_hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    text.chars().take(chars_max).map(|c| if is_hidden(c) { '\u{fffd}' } else { c }).collect()
+    escape::masked(text, SHOWN_CHARS_MAX)
 }
 
 /// Parts of words after which a password or token may stand, in lower case.
