@@ -367,7 +367,7 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
     let invalid =
         |_| std::io::Error::new(std::io::ErrorKind::InvalidData, "it is not text (UTF-8)");
     match content.and_then(|content| String::from_utf8(content).map_err(invalid)) {
-        Ok(text) => Ok((text, file.display().to_string())),
+        Ok(text) => Ok((text, shown(file))),
         Err(error) => Err(cannot_read(file, "the config", &error)),
     }
 }

@@ -10,7 +10,6 @@ use super::load::Load;
 use super::load::Place;
 use super::measured as m;
 use crate::config::show_size;
-use crate::words::bytes;
 use crate::words::span;
 
 /// One figure of a plan: its name, its value as it is printed, and how it is computed.
@@ -86,6 +85,18 @@ fn usable(max_bytes: u64, segment_bytes: u64) -> u64 {
 
 fn segment(max_bytes: u64) -> u64 {
     (max_bytes / m::SEGMENT_PART).min(m::SEGMENT_MAX)
+}
+
+/// Returns a size with one decimal, whatever its magnitude, so that a reader can compute with it:
+/// `9.3 GiB`.
+#[must_use]
+pub fn bytes(bytes: f64) -> String {
+    let units = [("TiB", 1024.0 * m::GIB as f64), ("GiB", m::GIB as f64), ("MiB", m::MIB as f64)];
+    match units.into_iter().find(|(_, unit)| bytes >= *unit) {
+        Some((name, unit)) => format!("{:.1} {name}", bytes / unit),
+        None if bytes >= m::KIB as f64 => format!("{:.1} KiB", bytes / m::KIB as f64),
+        None => format!("{bytes:.0} bytes"),
+    }
 }
 
 /// Returns a time in two units: `3 d 4 h`, `1 h 10 min`, `50 s`.

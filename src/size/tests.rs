@@ -6,11 +6,11 @@ use super::Load;
 use super::Place;
 use super::Plan;
 use super::measured as m;
+use super::plan::bytes;
 use super::plan::number;
 use super::plan::time;
 use crate::config;
 use crate::output;
-use crate::words::bytes;
 
 fn load() -> Load {
     Load {
@@ -193,7 +193,7 @@ fn sizes_times_and_numbers_are_written_for_people() {
         assert_eq!(time(Duration::from_secs(seconds)), text);
     }
     let kib = m::KIB as f64;
-    for (size, text) in [(12.0, "12 B"), (1536.0, "1.5 KiB"), (kib * kib * kib, "1.0 GiB")] {
+    for (size, text) in [(12.0, "12 bytes"), (1536.0, "1.5 KiB"), (kib * kib * kib, "1.0 GiB")] {
         assert_eq!(bytes(size), text);
     }
     for (value, text) in [(150.0, "150"), (0.5, "0.5"), (1441.4, "1441"), (10.4, "10.4")] {
