@@ -37,6 +37,7 @@ pub use connection::Stream;
 use crate::config::ClientTls;
 use crate::net;
 use crate::tls;
+use crate::words::escape::is_plain;
 
 /// The time limit for a connection, with its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -551,8 +552,6 @@ pub fn shown(body: &[u8]) -> String {
     if message.is_empty() {
         return String::new();
     }
-    // `escape_debug` escapes each character that a terminal does not show as it is.
-    let is_plain = |char: char| matches!(char, ' '..='~') || char.escape_debug().len() == 1;
     let safe = |char: char| if is_plain(char) { char } else { ' ' };
     format!(": {}", message.chars().take(SHOWN_CHARS_MAX).map(safe).collect::<String>())
 }
