@@ -10,15 +10,9 @@ use std::process::Stdio;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kube_audit_forwarder::tlog::checkpoint::Checkpoint;
-use kube_audit_forwarder::tlog::checkpoint::Signed;
-use kube_audit_forwarder::tlog::key::SigningKey;
-use kube_audit_forwarder::tlog::merkle::Hash;
-use kube_audit_forwarder::tlog::merkle::Head;
-use kube_audit_forwarder::tlog::merkle::root;
-use kube_audit_forwarder::tlog::note::Note;
-use kube_audit_forwarder::tlog::proof::Proof;
-use kube_audit_forwarder::tlog::tile;
+use ring::digest;
+use ring::signature::Ed25519KeyPair;
+use ring::signature::KeyPair as _;
 use tempfile::TempDir;
 
 use super::recorded::Recorded;
@@ -46,37 +40,106 @@ fn limited(arguments: &[&str]) -> Checked {
     Checked { status, text }
 }
 
+type Hash = [u8; 32];
+
+fn hash(parts: &[&[u8]]) -> Hash {
+    digest::digest(&digest::SHA256, &parts.concat()).as_ref().try_into().unwrap()
+}
+
+/// The hash of an entry in the tree of a log (RFC 6962 §2.1).
+fn leaf(entry: &[u8]) -> Hash {
+    hash(&[&[0], entry])
+}
+
+fn node(left: &Hash, right: &Hash) -> Hash {
+    hash(&[&[1], left, right])
+}
+
+fn root(leaves: &[Hash]) -> Hash {
+    let [leaf] = leaves else {
+        let (left, right) = leaves.split_at(leaves.len().next_power_of_two() / 2);
+        return node(&root(left), &root(right));
+    };
+    *leaf
+}
+
+/// Entries as a file of `tile/entries` has them (C2SP `tlog-tiles`).
+fn bundle<T: AsRef<[u8]>>(entries: impl IntoIterator<Item = T>) -> Vec<u8> {
+    let mut bundle = Vec::new();
+    for entry in entries {
+        let entry = entry.as_ref();
+        bundle.extend(u16::try_from(entry.len()).unwrap().to_be_bytes());
+        bundle.extend(entry);
+    }
+    bundle
+}
+
+/// A key that signs a log (C2SP `signed-note`).
+struct Key {
+    name: String,
+    pair: Ed25519KeyPair,
+}
+
+impl Key {
+    /// Makes the key of a seed of 32 such bytes.
+    fn new(name: &str, seed: u8) -> Self {
+        let pair = Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap();
+        Self { name: name.to_owned(), pair }
+    }
+
+    /// Returns the number of the algorithm, Ed25519, and the public key.
+    fn public(&self) -> Vec<u8> {
+        [&[1], self.pair.public_key().as_ref()].concat()
+    }
+
+    fn id(&self) -> [u8; 4] {
+        *hash(&[self.name.as_bytes(), b"\n", &self.public()]).first_chunk().unwrap()
+    }
+
+    fn verifier(&self) -> String {
+        let id = u32::from_be_bytes(self.id());
+        format!("{}+{id:08x}+{}", self.name, STANDARD.encode(self.public()))
+    }
+
+    /// Returns the signed checkpoint of this key's log. `more` is what comes behind its root.
+    fn checkpoint(&self, size: u64, root: Hash, more: &str) -> String {
+        let text = format!("{}\n{size}\n{}\n{more}", self.name, STANDARD.encode(root));
+        let signature = self.pair.sign(text.as_bytes());
+        let signature = STANDARD.encode([&self.id(), signature.as_ref()].concat());
+        format!("{text}\n\u{2014} {} {signature}\n", self.name)
+    }
+}
+
 /// An attacker's log with a key that the auditor may know.
 struct Hostile {
-    key: SigningKey,
+    key: Key,
+    root: Hash,
     files: BTreeMap<String, Vec<u8>>,
 }
 
 impl Hostile {
     /// A log with these entries.
     fn new(entries: &[Vec<u8>]) -> Self {
-        let (key, _) = SigningKey::generate(ORIGIN).unwrap();
-        let leaves: Vec<_> = entries.iter().map(|entry| Hash::of_leaf(entry)).collect();
-        let head = Head { size: entries.len() as u64, root: root(leaves.iter().copied()) };
-        let mut hostile = Self { key, files: BTreeMap::new() };
-        hostile.sign(head);
+        let leaves: Vec<_> = entries.iter().map(|entry| leaf(entry)).collect();
+        let (key, root) = (Key::new(ORIGIN, 1), root(&leaves));
+        let mut hostile = Self { key, root, files: BTreeMap::new() };
+        hostile.sign(entries.len() as u64, root, "");
         assert!(entries.len() < 256);
-        let mut bundle = Vec::new();
-        entries.iter().for_each(|entry| tile::push_entry(entry, &mut bundle).unwrap());
-        let tiles = leaves.iter().flat_map(|hash| hash.0).collect();
-        hostile.files.insert(format!("tile/entries/000.p/{}", entries.len()), bundle);
-        hostile.files.insert(format!("tile/0/000.p/{}", entries.len()), tiles);
+        let mut file = |content: &str, bytes| {
+            hostile.files.insert(format!("tile/{content}/000.p/{}", entries.len()), bytes)
+        };
+        file("entries", bundle(entries));
+        file("0", leaves.concat());
         hostile
     }
 
-    fn sign(&mut self, head: Head) {
-        let checkpoint = Checkpoint { origin: ORIGIN.to_owned(), head };
-        let note = checkpoint.sign([&self.key]).unwrap().to_string();
+    fn sign(&mut self, size: u64, root: Hash, more: &str) {
+        let note = self.key.checkpoint(size, root, more);
         self.files.insert("checkpoint".to_owned(), note.into_bytes());
     }
 
     fn verifier(&self) -> String {
-        self.key.verifier().to_string()
+        self.key.verifier()
     }
 
     fn write(&self) -> TempDir {
@@ -116,13 +179,15 @@ fn heartbeat() -> Vec<u8> {
     br#"{"type":"heartbeat","at":1700000000000}"#.to_vec()
 }
 
+fn accepted(first: u64, count: u64) -> Vec<u8> {
+    let root = STANDARD.encode([1; 32]);
+    format!(r#"{{"type":"accepted","first":{first},"count":{count},"at":5,"root":"{root}"}}"#)
+        .into_bytes()
+}
+
 /// A whole bundle of the greatest size.
 fn large_bundle() -> Vec<u8> {
-    let mut bundle = Vec::new();
-    for _ in 0..256 {
-        tile::push_entry(&[b'x'; tile::ENTRY_BYTES_MAX], &mut bundle).unwrap();
-    }
-    bundle
+    bundle(vec![vec![b'x'; 65_535]; 256])
 }
 
 /// Method: a server has a checkpoint over 2^63 - 1 entries, and answers each request with a large
@@ -134,9 +199,9 @@ fn a_published_log_of_2_to_the_63_entries_is_not_downloaded() {
         let mut hostile = Hostile::new(&[heartbeat()]);
         let verifier = match is_known {
             true => hostile.verifier(),
-            false => SigningKey::generate(ORIGIN).unwrap().0.verifier().to_string(),
+            false => Key::new(ORIGIN, 2).verifier(),
         };
-        hostile.sign(Head { size, root: Hash([7; 32]) });
+        hostile.sign(size, [7; 32], "");
         let server = hostile.serve(large_bundle(), |_| vec![7; 32]);
         let url = format!("http://{}", server.address());
         let checked = limited(&["evidence", "verify", "--url", &url, "--key", &verifier]);
@@ -152,29 +217,22 @@ fn a_published_log_of_2_to_the_63_entries_is_not_downloaded() {
 /// fit a log that consists of one entry, over and over.
 #[test]
 fn a_published_log_is_read_only_as_far_as_its_hashes_fit() {
-    let accepted =
-        format!(r#"{{"type":"accepted","first":0,"count":1,"at":5,"root":"{}"}}"#, Hash([1; 32]));
-    let leaf = Hash::of_leaf(accepted.as_bytes());
+    let accepted = accepted(0, 1);
     // The root over a power of two of equal entries.
-    let levels: Vec<_> = std::iter::successors(Some(leaf), |hash| Some(Hash::of_node(hash, hash)))
-        .take(41)
-        .collect();
-    let mut bundle = Vec::new();
-    (0..256).for_each(|_| tile::push_entry(accepted.as_bytes(), &mut bundle).unwrap());
+    let levels: Vec<_> =
+        std::iter::successors(Some(leaf(&accepted)), |hash| Some(node(hash, hash)))
+            .take(41)
+            .collect();
     for (root, bundle, why) in [
-        (
-            Hash([7; 32]),
-            large_bundle(),
-            "the tiles are not those that the checkpoint was signed over",
-        ),
+        ([7; 32], large_bundle(), "the tiles are not those that the checkpoint was signed over"),
         (levels[32], large_bundle(), "tile/0/000 has other hashes than the entries"),
-        (levels[32], bundle, "too much is wrong before them"),
+        (levels[32], bundle(vec![accepted; 256]), "too much is wrong before them"),
     ] {
         let mut hostile = Hostile::new(&[heartbeat()]);
         let verifier = hostile.verifier();
-        hostile.sign(Head { size: 1 << 32, root });
+        hostile.sign(1 << 32, root, "");
         let levels = levels.clone();
-        let tiles = move |level: u32| levels[level as usize * 8].0.to_vec();
+        let tiles = move |level: u32| levels[level as usize * 8].to_vec();
         let server = hostile.serve(bundle, tiles);
         let url = format!("http://{}", server.address());
         let checked = limited(&["evidence", "verify", "--url", &url, "--key", &verifier]);
@@ -274,9 +332,8 @@ fn make_fifo(path: &Path) {
 #[test]
 fn a_circle_of_symlinks_is_not_a_log_without_an_end() {
     let mut hostile = Hostile::new(&[heartbeat()]);
-    hostile.sign(Head { size: i64::MAX as u64, root: Hash([7; 32]) });
-    let mut bundle = Vec::new();
-    (0..256).for_each(|_| tile::push_entry(&heartbeat(), &mut bundle).unwrap());
+    hostile.sign(i64::MAX as u64, [7; 32], "");
+    let bundle = bundle(vec![heartbeat(); 256]);
     for index in 0..1000 {
         hostile.files.insert(format!("tile/entries/{index:03}"), bundle.clone());
     }
@@ -309,18 +366,17 @@ fn a_proof_about_2_to_the_60_events_ends_at_once() {
     let event = files.path().join("event");
     std::fs::write(&event, "{}\n").unwrap();
     for (first, count) in [(0, 1_u64 << 60), (7, 0), (u64::MAX, 5), (5, 4097)] {
-        let root = Hash([1; 32]);
-        let entry = format!(
-            r#"{{"type":"accepted","first":{first},"count":{count},"at":5,"root":"{root}"}}"#
-        );
-        let hostile = Hostile::new(&[entry.clone().into_bytes()]);
-        let signed = Signed::parse(&hostile.files["checkpoint"]).unwrap();
-        let extra = Some(entry.into_bytes());
-        let proof = Proof { extra, index: 0, path: Vec::new(), signed };
+        let entry = accepted(first, count);
+        let extra = STANDARD.encode(&entry);
+        let hostile = Hostile::new(&[entry]);
+        let checkpoint = String::from_utf8(hostile.files["checkpoint"].clone()).unwrap();
         let salt = STANDARD.encode([1; 16]);
-        let path = format!("{}\n", Hash([2; 32])).repeat(60);
+        let path = format!("{}\n", STANDARD.encode([2; 32])).repeat(60);
+        let proof = format!(
+            "c2sp.org/tlog-proof@v1\nextra {extra}\nindex 0\n\n{checkpoint}\nsalt {salt}\n{path}"
+        );
         let file = files.path().join("proof");
-        std::fs::write(&file, format!("{proof}\nsalt {salt}\n{path}")).unwrap();
+        std::fs::write(&file, proof).unwrap();
         let [file, event] = [&file, &event].map(|path| path.display().to_string());
         let key = hostile.verifier();
         let checked =
@@ -349,14 +405,13 @@ fn a_log_can_not_write_to_the_terminal() {
     let evil: String = OBEYED.iter().chain(&['2', 'J', 'x']).collect();
     let name = serde_json::to_string(&evil).unwrap();
     let raw = evil.replace(['\u{1b}', '\u{7f}'], "");
-    let zero = Hash([1; 32]);
-    let empty = Hash::of_nothing();
+    let empty = STANDARD.encode(hash(&[]));
     let running = format!(
         r#""at":1,"version":{name},"config_sha256":{name},"heartbeat_ms":1000,"outputs":{{{name}:0}}"#
     );
     let entries = [
         format!(r#"{{"type":"start",{running},"previous":{{"size":0,"root":"{empty}"}}}}"#),
-        format!(r#"{{"type":"accepted","first":0,"count":2,"at":2,"root":"{zero}"}}"#),
+        String::from_utf8(accepted(0, 2)).unwrap(),
         format!(r#"{{"type":"lost","output":{name},"first":0,"count":1,"at":3,"reason":{name}}}"#),
         format!(
             r#"{{"type":"lost","output":"{raw}","first":9,"count":1,"at":3,"reason":"{raw}"}}"#
@@ -367,21 +422,16 @@ fn a_log_can_not_write_to_the_terminal() {
         format!("\u{9b}2J\u{1b}[31m{raw}"),
         format!(r#"{{"type":"reload",{running}}}"#),
     ];
-    let mut hostile = Hostile::new(&entries.map(String::into_bytes));
-    let signed = Signed::parse(&hostile.files["checkpoint"]).unwrap();
-    let mut note = Note::new(&format!("{}{raw}\n", signed.note.text())).unwrap();
-    note.sign(&hostile.key);
-    hostile.files.insert("checkpoint".to_owned(), note.to_string().into_bytes());
+    let entries = entries.map(String::into_bytes);
+    let mut hostile = Hostile::new(&entries);
+    let (size, root) = (entries.len() as u64, hostile.root);
+    hostile.sign(size, root, &format!("{raw}\n"));
     let (directory, key) = (hostile.write(), hostile.verifier());
     let place = directory.path().display().to_string();
     let kept = directory.path().join("kept");
     let is_name = |char: &char| !char.is_control() && !char.is_whitespace();
     let name: String = raw.chars().filter(is_name).collect();
-    let (other, _) = SigningKey::generate(&name).unwrap();
-    let head = signed.checkpoint.head;
-    let origin = other.verifier().name().to_owned();
-    let kept_note = Checkpoint { origin, head }.sign([&other]).unwrap().to_string();
-    std::fs::write(&kept, kept_note).unwrap();
+    std::fs::write(&kept, Key::new(&name, 2).checkpoint(size, root, "")).unwrap();
     let kept = kept.display().to_string();
     let to = format!("{place}-to");
     for (arguments, word) in [
