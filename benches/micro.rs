@@ -1,11 +1,11 @@
-//! The cost of single parts: the queue in memory, the encoding for syslog, filters, the hashes of
-//! the evidence, the queue on disk and its start.
+//! The cost of single parts: the queue in memory, the encoding for syslog, filters, the queue on
+//! disk and its start.
 //!
 //! Run it with `cargo bench --bench micro`; part of a name after `--` selects benches, and
-//! `filters` and `hashes` select the tables of filters and of hashes. Time is the CPU time of this
-//! process, with all its threads and the kernel's work for them. Other work of the machine and the
-//! speed of its disk do not count. `cargo bench --bench spool` measures how long a batch waits for
-//! the disk, and decoding has a bench of its own.
+//! `filters` selects the table of filters. Time is the CPU time of this process, with all its
+//! threads and the kernel's work for them. Other work of the machine and the speed of its disk do
+//! not count. `cargo bench --bench spool` measures how long a batch waits for the disk, and
+//! decoding has a bench of its own.
 //!
 //! The files are in the same place as those of the spool's bench.
 
@@ -46,7 +46,6 @@ use kube_audit_forwarder::queue::Output;
 use kube_audit_forwarder::queue::Queue;
 use kube_audit_forwarder::queue::Take;
 use kube_audit_forwarder::telemetry::Telemetry;
-use kube_audit_forwarder::tlog::sha256;
 use rustix::time::ClockId;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -118,11 +117,8 @@ fn main() {
         .measurement_time(Duration::from_secs(3))
         .configure_from_args();
     let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    if only.as_ref().is_none_or(|only| only == "filters") {
+    if only.is_none_or(|only| only == "filters") {
         filters();
-    }
-    if only.is_none_or(|only| only == "hashes") {
-        hashes();
     }
     memory(&mut criterion);
     syslog(&mut criterion);
@@ -311,72 +307,6 @@ fn print_row(name: &str, row: &[f64], first: &[f64]) {
     let ratios = row.iter().zip(first).map(|(cost, first)| cost / first);
     let (cost, ratio) = (spread(row.to_vec()), spread(ratios.collect()));
     println!("| {name} | {:.2} | {:.2} |", cost.median(), ratio.median());
-}
-
-/// A function that hashes messages.
-type Hash = fn(&[Vec<u8>]) -> Vec<[u8; sha256::BYTES]>;
-
-/// The ways to hash many messages: ring one after the other, and the instruction sets that this CPU
-/// has.
-fn ways() -> Vec<(&'static str, Hash)> {
-    let ring: (_, Hash) = ("ring", |messages| sha256::each_alone(messages));
-    [ring].into_iter().chain(wide()).collect()
-}
-
-#[cfg(target_arch = "x86_64")]
-fn wide() -> impl Iterator<Item = (&'static str, Hash)> {
-    use sha256::Isa;
-    use sha256::each_by;
-    let sets: [(_, _, Hash); 3] = [
-        (Isa::Avx2, "AVX2", |messages| each_by(Isa::Avx2, messages)),
-        (Isa::Avx512Vl, "AVX-512, 256 bits", |messages| each_by(Isa::Avx512Vl, messages)),
-        (Isa::Avx512, "AVX-512, 512 bits", |messages| each_by(Isa::Avx512, messages)),
-    ];
-    sets.into_iter().filter(|(isa, ..)| isa.is_there()).map(|(_, name, hash)| (name, hash))
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn wide() -> impl Iterator<Item = (&'static str, Hash)> {
-    std::iter::empty()
-}
-
-/// Measures the hashes of the evidence, and prints tables. A pass hashes 1 MiB, as much as the
-/// evidence takes from the queue at once. The lengths of lines differ by up to a quarter from the
-/// one that is named.
-fn hashes() {
-    const ROUNDS: usize = 41;
-    const PASSES: usize = 8;
-    for (name, least, most) in [
-        ("lines of 800 bytes", 600, 1000),
-        ("lines of 2 KB", 1500, 2500),
-        ("nodes of a tree", 65, 65),
-    ] {
-        println!("\n### hashes: {name}\n\n| hashed by | CPU s/GB | ÷ ring |\n|---|---|---|");
-        let mut rng = fastrand::Rng::with_seed(1);
-        let mut messages: Vec<Vec<u8>> = Vec::new();
-        let mut bytes = 0;
-        while bytes < 1 << 20 {
-            let mut message = vec![0; rng.usize(least..=most)];
-            rng.fill(&mut message);
-            bytes += message.len();
-            messages.push(message);
-        }
-        let ways = ways();
-        let mut costs = vec![Vec::new(); ways.len()];
-        for _ in 0..ROUNDS {
-            for ((_, hash), costs) in ways.iter().zip(&mut costs) {
-                let start = CpuTime::now();
-                for _ in 0..PASSES {
-                    black_box(hash(black_box(&messages)));
-                }
-                let cost = (CpuTime::now() - start).as_secs_f64();
-                costs.push(cost * 1e9 / (bytes * PASSES) as f64);
-            }
-        }
-        for ((name, _), row) in ways.iter().zip(&costs) {
-            print_row(name, row, &costs[0]);
-        }
-    }
 }
 
 /// Returns a function that does one pass over all bodies of the work, through a filter with these

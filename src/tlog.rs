@@ -11,17 +11,15 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `sha256` | hashes of many messages |
-//! | 2 | `merkle` | hashes of trees, and proofs |
-//! | 3 | `key` `tile` | who signs · how a tree is cut into files |
-//! | 4 | `note` | texts with signatures |
-//! | 5 | `checkpoint` | the size and the root of a log, signed |
-//! | 6 | `proof` | that an entry is in a log, for somebody who has only this proof |
+//! | 1 | `merkle` | hashes of trees, and proofs |
+//! | 2 | `key` `tile` | who signs · how a tree is cut into files |
+//! | 3 | `note` | texts with signatures |
+//! | 4 | `checkpoint` | the size and the root of a log, signed |
+//! | 5 | `proof` | that an entry is in a log, for somebody who has only this proof |
 
 pub mod checkpoint;
 pub mod key;
 pub mod merkle;
 pub mod note;
 pub mod proof;
-pub mod sha256;
 pub mod tile;

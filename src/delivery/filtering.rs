@@ -398,9 +398,8 @@ impl Filtering {
         let events = batch.events;
         let passed = self.judge(batch);
         if self.is_recorded && (passed.events < events || !self.altered.is_empty()) {
-            let lines: Vec<_> = lines(&passed.pieces).collect();
-            for (hash, position) in Hash::of_each(&lines).into_iter().zip(passed.positions()) {
-                let Hash(hash) = hash;
+            for (line, position) in lines(&passed.pieces).zip(passed.positions()) {
+                let Hash(hash) = Hash::of(&[line]);
                 let is_changed = self.altered.contains(&position);
                 self.sent.insert(position, SentLine { position, hash, is_changed });
             }

@@ -27,9 +27,6 @@ use crate::tlog::merkle::root;
 /// The number of bytes of a salt.
 pub const SALT_BYTES: usize = 16;
 
-/// The number of bytes that are hashed for a leaf: a byte, the salt and the SHA-256 of the line.
-const LEAF_BYTES: usize = 1 + SALT_BYTES + HASH_BYTES;
-
 /// The number of bytes before each record: its length and its checksum.
 const FRAME: usize = 8;
 
@@ -67,16 +64,7 @@ impl Salt {
     /// Returns the hash of the tree's leaf for a line with this SHA-256.
     #[must_use]
     pub fn leaf(&self, line: &Hash) -> Hash {
-        Hash::of(&[&self.leaf_bytes(line)])
-    }
-
-    /// Returns the bytes of which the hash is that of the leaf.
-    fn leaf_bytes(&self, line: &Hash) -> [u8; LEAF_BYTES] {
-        let mut bytes = [0; LEAF_BYTES];
-        let (salt, hash) = bytes[1..].split_at_mut(SALT_BYTES);
-        salt.copy_from_slice(&self.0);
-        hash.copy_from_slice(&line.0);
-        bytes
+        Hash::of(&[&[0], &self.0, &line.0])
     }
 }
 
@@ -101,7 +89,7 @@ impl Range {
     /// Returns the leaves of the tree over the range.
     #[must_use]
     pub fn leaves(&self) -> Vec<Hash> {
-        Hash::of_each_made(&self.lines, |line| self.salt.leaf_bytes(line))
+        self.lines.iter().map(|line| self.salt.leaf(line)).collect()
     }
 
     /// Returns the position behind the range.

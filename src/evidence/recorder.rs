@@ -670,8 +670,7 @@ impl Work {
         if self.next().is_none_or(|next| batch.claim.end.get() <= next) {
             return;
         }
-        let lines: Vec<_> = lines(&batch.pieces).collect();
-        for (hash, (position, received)) in Hash::of_each(&lines).into_iter().zip(batch.places()) {
+        for (line, (position, received)) in lines(&batch.pieces).zip(batch.places()) {
             let position = position.get();
             if self.next() != Some(position) || !self.setup.off.is_empty() {
                 self.pass_to(position);
@@ -684,7 +683,7 @@ impl Work {
                 range: Range { first: position, salt: salt(), lines: Vec::new() },
                 received,
             });
-            open.range.lines.push(hash);
+            open.range.lines.push(Hash::of(&[line]));
             open.received = received;
             if open.range.lines.len() as u64 >= RANGE_MAX {
                 self.close();

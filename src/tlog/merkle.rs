@@ -13,19 +13,11 @@ use serde::Serialize;
 use serde::Serializer;
 use serde::de::Error as _;
 
-use super::sha256;
-
 /// The number of bytes of a hash.
-pub const HASH_BYTES: usize = sha256::BYTES;
-
-/// The number of bytes that are hashed for a node: a byte, and the hashes of the two nodes below.
-const NODE_BYTES: usize = 1 + 2 * HASH_BYTES;
+pub const HASH_BYTES: usize = 32;
 
 /// The most hashes of a proof: a tree has at most 2^63 entries.
 pub const PROOF_MAX: usize = 63;
-
-/// The most messages that are made at once, to hash them. They take 16 KiB, if they are nodes.
-const MADE_MAX: usize = 256;
 
 /// A SHA-256 hash. It is shown and read in base64 with padding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,25 +56,6 @@ impl Hash {
         hasher.finish()
     }
 
-    /// Returns the SHA-256 hash of each message, in the order of the messages. For many messages
-    /// this takes less time than [`Hash::of`] for each of them.
-    #[must_use]
-    pub fn of_each<M: AsRef<[u8]>>(messages: &[M]) -> Vec<Self> {
-        sha256::each(messages).into_iter().map(Self).collect()
-    }
-
-    /// Returns the SHA-256 hash of the message that `message` makes of each item, in the order of
-    /// the items.
-    #[must_use]
-    pub fn of_each_made<T, M: AsRef<[u8]>>(items: &[T], message: impl Fn(&T) -> M) -> Vec<Self> {
-        let mut hashes = Vec::with_capacity(items.len());
-        for items in items.chunks(MADE_MAX) {
-            let messages: Vec<M> = items.iter().map(&message).collect();
-            hashes.extend(Self::of_each(&messages));
-        }
-        hashes
-    }
-
     /// Returns the hash of a log's entry in the tree.
     #[must_use]
     pub fn of_leaf(entry: &[u8]) -> Self {
@@ -92,7 +65,7 @@ impl Hash {
     /// Returns the hash of the node above two nodes.
     #[must_use]
     pub fn of_node(left: &Self, right: &Self) -> Self {
-        Self::of(&[&node_bytes(left, right)])
+        Self::of(&[&[1], &left.0, &right.0])
     }
 
     /// Returns the root of a log without entries.
@@ -189,27 +162,17 @@ impl Frontier {
 
 /// Returns the root over these hashes of entries.
 ///
-/// The nodes of a level are hashed together. The last of an odd number of nodes moves up alone,
-/// which gives the tree of RFC 6962: the left part of each node's entries is a power of two.
+/// The last of an odd number of nodes moves up alone, which gives the tree of RFC 6962: the left
+/// part of each node's entries is a power of two.
 #[must_use]
 pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
     let mut nodes: Vec<Hash> = leaves.into_iter().collect();
     while nodes.len() > 1 {
-        let (pairs, last) = nodes.as_chunks::<2>();
-        let mut above = Hash::of_each_made(pairs, |[left, right]| node_bytes(left, right));
-        above.extend(last);
-        nodes = above;
+        let (pairs, last) = nodes.as_chunks();
+        let above = pairs.iter().map(|[left, right]| Hash::of_node(left, right));
+        nodes = above.chain(last.iter().copied()).collect();
     }
     nodes.first().copied().unwrap_or_else(Hash::of_nothing)
-}
-
-/// Returns the bytes of which the hash is that of the node above two nodes.
-fn node_bytes(left: &Hash, right: &Hash) -> [u8; NODE_BYTES] {
-    let mut bytes = [1; NODE_BYTES];
-    let (first, second) = bytes[1..].split_at_mut(HASH_BYTES);
-    first.copy_from_slice(&left.0);
-    second.copy_from_slice(&right.0);
-    bytes
 }
 
 /// The hashes of a log's tree.
