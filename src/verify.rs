@@ -2,10 +2,10 @@
 //! each event, and that a consumer has the lines that left.
 //!
 //! Nothing is written, and nothing is asked of a running relay. A directory may be a copy, or the
-//! one that a relay writes to meanwhile. So the order of reading matters: the stored lines come
-//! first, then the places of the outputs, the journal, the checkpoint, and last all that the
-//! checkpoint covers. Only that is proven. What is not covered is called newer, and is never a
-//! fault and never a pass.
+//! one that a relay writes to meanwhile. Therefore the order of reading matters: the stored lines
+//! come first, then the places of the outputs, the journal, the checkpoint, and last all that the
+//! checkpoint covers. Only that is proven. An event that is not covered is called newer, and is
+//! never a fault and never a pass.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -24,7 +24,6 @@ use std::path::PathBuf;
 
 use crate::evidence::DIRECTORY;
 use crate::evidence::reader::Directory;
-use crate::evidence::reader::Files;
 use crate::evidence::reader::Log;
 
 mod bounds;
@@ -51,6 +50,7 @@ use events::Compared;
 use events::Left;
 use live::Deadline;
 use log::Check;
+use log::Entries;
 pub use published::published;
 use queue::Places;
 use queue::Queue;
@@ -64,20 +64,16 @@ struct Place {
     queue: PathBuf,
     files: Directory,
     deadline: Deadline,
-    live: Option<Live>,
+    /// If the relay is running: the position behind the last event of the queue when the stored
+    /// lines were read.
+    live: Option<u64>,
     beside: Option<Queue>,
 }
 
-/// A log whose relay is running.
-struct Live {
-    /// The position behind the last event of the queue, when the stored lines were read.
-    end: u64,
-}
-
 /// A log that was read.
-struct Read<'a, F> {
+struct Read<'a> {
     check: Check<'a>,
-    log: Option<Log<F>>,
+    log: Option<Log<'a>>,
     places: Places,
     is_covered: bool,
 }
@@ -88,7 +84,7 @@ struct Read<'a, F> {
 ///
 /// # Errors
 ///
-/// A file can't be read. Something that is missing or wrong is no error: the report has it.
+/// A file can't be read. Something that is missing or wrong is not an error: the report has it.
 pub fn directories(
     directories: &[PathBuf],
     request: &Request,
@@ -110,38 +106,8 @@ pub fn directories(
         logs.push(place.read(request, store.is_some())?);
     }
     drop_repeated(&mut logs, &mut report);
-    let origin = |log: &Option<Log<_>>| Some(log.as_ref()?.signed().checkpoint.origin.clone());
-    let origins: Vec<Option<String>> = logs.iter().map(|read| origin(&read.log)).collect();
-    for (at, Read { check, log, .. }) in logs.iter_mut().enumerate() {
-        let others = origins.iter().enumerate().filter(|(other, _)| *other != at);
-        let others: Vec<_> = others.filter_map(|(_, origin)| origin.clone()).collect();
-        if let Some(log) = log {
-            check.given(log, &others);
-        }
-    }
-    let starts: Vec<_> = logs.iter().map(|log| log.check.history.runs.started_at()).collect();
-    let mut compared = Vec::new();
-    let sources = u16::try_from(request.outputs.len()).unwrap_or(u16::MAX);
-    for (at, (of, place)) in (0..).zip(logs.iter_mut().zip(&places)) {
-        let Read { check, log, places: outputs, is_covered } = of;
-        let end = place.live.as_ref().map_or(u64::MAX, |live| live.end);
-        if let (Some(log), Some(store)) = (&*log, &mut store) {
-            check.kept(store, log);
-        }
-        let first = sources.saturating_mul(at).saturating_add(1);
-        let mut left = Left::new(first, end, check, store.as_ref());
-        if let Some(log) = log {
-            check.events(log, &mut left, store.as_mut())?;
-        }
-        if let Some(queue) = &place.beside {
-            check.queue(queue, outputs, store.as_mut().map(|store| &mut store.comparison))?;
-        }
-        // A log that was kept aside ends where the one after it begins.
-        let beside = places.iter().zip(&starts).filter(|(other, _)| other.is_beside(place));
-        let last = check.history.runs.last_at();
-        check.judge(beside.filter_map(|(_, start)| start.filter(|at| Some(*at) >= last)).min());
-        compared.push(Compared { check, left, is_covered: *is_covered });
-    }
+    checkpoints(&mut logs);
+    let mut compared = compared(&mut logs, &places, request, store.as_mut())?;
     if let Some(store) = &mut store {
         name_outputs(&compared, request, &mut report);
         for kept in &store.kept {
@@ -154,11 +120,63 @@ pub fn directories(
         report.append(std::mem::take(&mut store.report), None);
     }
     let is_one = logs.len() == 1;
-    for Read { check, log, .. } in logs {
-        let origin = log.map(|log| log.signed().checkpoint.origin.clone());
-        report.append(check.end(), origin.as_deref().filter(|_| !is_one));
+    for read in logs {
+        let origin = read.origin().filter(|_| !is_one);
+        report.append(read.check.end(), origin.as_deref());
     }
     Ok(report)
+}
+
+/// Compares the checkpoints that were given with each log.
+fn checkpoints(logs: &mut [Read<'_>]) {
+    let origins: Vec<_> = logs.iter().map(Read::origin).collect();
+    for (at, Read { check, log, .. }) in logs.iter_mut().enumerate() {
+        let others = origins.iter().enumerate().filter(|(other, _)| *other != at);
+        let others: Vec<_> = others.filter_map(|(_, origin)| origin.clone()).collect();
+        if let Some(log) = log {
+            check.given(log, &others);
+        }
+    }
+}
+
+/// Checks the events of each log. Adds the lines that left to the store.
+fn compared<'a, 'b>(
+    logs: &'b mut [Read<'a>],
+    places: &[Place],
+    request: &Request,
+    mut store: Option<&mut Store>,
+) -> io::Result<Vec<Compared<'a, 'b>>> {
+    let starts: Vec<_> = logs.iter().map(|log| log.check.history.runs.started_at()).collect();
+    let sources = u16::try_from(request.outputs.len()).unwrap_or(u16::MAX);
+    let mut compared = Vec::new();
+    for (at, (read, place)) in (0..).zip(logs.iter_mut().zip(places)) {
+        let Read { check, log, places: outputs, is_covered } = read;
+        let end = place.live.unwrap_or(u64::MAX);
+        if let (Some(log), Some(store)) = (&*log, &mut store) {
+            check.kept(store, log);
+        }
+        let first = sources.saturating_mul(at).saturating_add(1);
+        let mut left = Left::new(first, end, check, store.as_deref());
+        if let Some(log) = log {
+            check.events(log, &mut left, store.as_deref_mut())?;
+        }
+        if let Some(queue) = &place.beside {
+            check.queue(queue, outputs, store.as_mut().map(|store| &mut store.comparison))?;
+        }
+        // A log that was kept aside ends where the one after it begins.
+        let beside = places.iter().zip(&starts).filter(|(other, _)| other.is_beside(place));
+        let last = check.history.runs.last_at();
+        check.judge(beside.filter_map(|(_, start)| start.filter(|at| Some(*at) >= last)).min());
+        compared.push(Compared { check, left, is_covered: *is_covered });
+    }
+    Ok(compared)
+}
+
+impl Read<'_> {
+    /// Returns the name of the log; `None` if it has no checkpoint.
+    fn origin(&self) -> Option<String> {
+        self.log.as_ref().map(|log| log.origin().to_owned())
+    }
 }
 
 impl Place {
@@ -183,7 +201,7 @@ impl Place {
             false => None,
         };
         let in_use = owner.as_ref().filter(|queue| queue.is_in_use());
-        let live = in_use.map(Queue::end).transpose()?.map(|end| Live { end });
+        let live = in_use.map(Queue::end).transpose()?;
         let deadline = Deadline::new(request, &files, &log);
         let beside = owner.filter(|_| is_below);
         Ok(Some(Self { queue, files, deadline, live, beside }))
@@ -197,14 +215,10 @@ impl Place {
 
     /// Reads the log. If the relay is running, waits for a checkpoint that covers what the consumer
     /// may have.
-    fn read<'a>(
-        &'a self,
-        request: &'a Request,
-        has_lines: bool,
-    ) -> io::Result<Read<'a, &'a Directory>> {
+    fn read<'a>(&'a self, request: &'a Request, has_lines: bool) -> io::Result<Read<'a>> {
         let mut is_covered = false;
-        if let Some(live) = &self.live {
-            is_covered = self.deadline.wait_for_events(&self.files, live.end);
+        if let Some(end) = self.live {
+            is_covered = self.deadline.wait_for_events(&self.files, end);
         }
         loop {
             let places = self.beside.as_ref().map(Queue::places).transpose()?.unwrap_or_default();
@@ -212,17 +226,14 @@ impl Place {
             let mut check = Check::new(request, Some(&self.files), self.live.is_some());
             let log = check.log(&self.files, journal)?;
             let size = log.as_ref().map_or(0, Log::size);
-            let waits = match &self.live {
-                Some(live) => {
-                    check.is_torn
-                        || check.is_silent()
-                        || (has_lines && check.is_pending_before(live.end))
-                }
-                None => false,
-            };
+            let waits = self.live.is_some_and(|end| {
+                check.entries == Entries::Torn
+                    || check.is_silent()
+                    || (has_lines && check.is_pending_before(end))
+            });
             if !waits || !self.deadline.wait_for_entries(&self.files, size) {
-                if let Some(live) = &self.live {
-                    check.uncovered_before(live.end);
+                if let Some(end) = self.live {
+                    check.uncovered_before(end);
                 }
                 return Ok(Read { check, log, places, is_covered });
             }
@@ -253,7 +264,7 @@ impl Check<'_> {
     }
 
     /// Compares the checkpoints among the stored lines with the log of their origin.
-    fn kept<F: Files>(&mut self, store: &mut Store, log: &Log<F>) {
+    fn kept(&mut self, store: &mut Store, log: &Log<'_>) {
         let own = log.signed().checkpoint.clone();
         let is_own = |kept: &mut store::Kept| kept.origin == own.origin;
         for kept in store.kept.extract_if(.., is_own).collect::<Vec<_>>() {
@@ -262,7 +273,7 @@ impl Check<'_> {
                 self.compare_root(&name, kept.head, log);
                 continue;
             }
-            // The log has gone on, so a stop at its end is not its last entry.
+            // The log continued, so a stop at its end is not its last entry.
             self.goes_on = true;
             self.report.counts.newer += 1;
             let last = self.last_checkpoint();
@@ -286,14 +297,13 @@ impl Check<'_> {
 }
 
 /// Leaves out logs of an origin that another one has already.
-fn drop_repeated<F: Files>(logs: &mut [Read<'_, F>], report: &mut Report) {
+fn drop_repeated(logs: &mut [Read<'_>], report: &mut Report) {
     let mut origins = BTreeSet::new();
-    for Read { check, log, .. } in logs {
-        let origin = log.as_ref().map(|log| log.signed().checkpoint.origin.clone());
-        if let Some(origin) = origin
+    for read in logs {
+        if let Some(origin) = read.origin()
             && !origins.insert(origin.clone())
         {
-            check.is_whole = false;
+            read.check.entries = Entries::Wrong;
             let text = format!(
                 "a second log of {origin}: the events of a log can be counted once only. Two relays \
                  with one origin are a fork"

@@ -90,8 +90,13 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
 }
 
 fn failed(error: impl std::fmt::Display) -> u8 {
+    told(FAILED, error)
+}
+
+/// Prints an error, and returns the exit status.
+fn told(status: u8, error: impl std::fmt::Display) -> u8 {
     eprintln!("{}", escape::message(&error.to_string()));
-    FAILED
+    status
 }
 
 /// Writes a new key to a file that only its owner can read, and prints the public key.
@@ -117,23 +122,20 @@ fn keygen(origin: &str, file: &Path) -> Result<(), u8> {
     print(&format!("{}\n", key.verifier()))
 }
 
-fn open(directory: &Path) -> Result<Log<Directory>, u8> {
+fn find(directory: &Path) -> Result<Directory, u8> {
     input(directory, "the evidence")?;
-    let files = Directory::find(directory).map_err(|error| {
-        eprintln!("{}", escape::message(&error.to_string()));
-        WRONG
-    })?;
-    Log::open(files).map_err(failed)
+    Directory::find(directory).map_err(|error| told(WRONG, error))
 }
 
 fn show(directory: &Path, json: bool) -> Result<(), u8> {
-    let log = open(directory)?;
+    let files = find(directory)?;
+    let log = Log::open(&files).map_err(failed)?;
     let mut stdout = BufWriter::with_capacity(BUFFER, io::stdout().lock());
     let told = show_to(&log, json, &mut stdout);
     told.and_then(|()| stdout.flush().map_err(failed))
 }
 
-fn show_to(log: &Log<Directory>, json: bool, stdout: &mut impl Write) -> Result<(), u8> {
+fn show_to(log: &Log<'_>, json: bool, stdout: &mut impl Write) -> Result<(), u8> {
     if !json {
         for line in log.signed().note.text().lines() {
             writeln!(stdout, "{}", escape::message(line)).map_err(failed)?;
@@ -159,7 +161,8 @@ fn show_to(log: &Log<Directory>, json: bool, stdout: &mut impl Write) -> Result<
 }
 
 fn prove(directory: &Path, position: u64) -> Result<(), u8> {
-    let log = open(directory)?;
+    let files = find(directory)?;
+    let log = Log::open(&files).map_err(failed)?;
     let found = accepted(&log, position).map_err(failed)?.ok_or_else(|| {
         failed(format!("the log has no entry about an accepted event at position {position}"))
     })?;
@@ -172,7 +175,7 @@ fn prove(directory: &Path, position: u64) -> Result<(), u8> {
         )));
     }
     let mut text = proof.to_string();
-    if let Some(range) = log.files().range_of(first, count, root).map_err(failed)? {
+    if let Some(range) = files.range_of(first, count, root).map_err(failed)? {
         let leaves = range.leaves();
         let path = inclusion(leaves.as_slice(), position - first, count).map_err(failed)?;
         text.push_str(&format!("\nsalt {}\n", range.salt));
@@ -197,7 +200,7 @@ struct Accepted {
 }
 
 /// Returns the first entry about accepted events with this position; `None` if there is none.
-fn accepted(log: &Log<Directory>, position: u64) -> Result<Option<Accepted>, ReadError> {
+fn accepted(log: &Log<'_>, position: u64) -> Result<Option<Accepted>, ReadError> {
     for entry in log.entries() {
         let (index, entry) = entry?;
         if let Ok(Entry::Accepted { first, count, root, .. }) = Entry::parse(&entry)

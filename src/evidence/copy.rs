@@ -31,6 +31,7 @@ use tokio::time::Instant;
 use super::entry::Entry;
 use super::layout::LINES;
 use super::layout::ROLLED_BACK;
+use super::layout::if_there;
 use super::lines;
 use super::lines::Record;
 use super::reader::Directory;
@@ -45,7 +46,7 @@ use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 use crate::tlog::tile::last_tiles;
 
-/// The most times that the copy begins again because partial tiles were deleted.
+/// The maximum number of times that the copy begins again because partial tiles were deleted.
 const ATTEMPTS: u32 = 20;
 
 /// The longest wait for a checkpoint that explains which line hashes are deleted: twice the default
@@ -55,7 +56,7 @@ const EXPLAINED_WITHIN: Duration = Duration::from_secs(25);
 /// The pause before the next look for a newer checkpoint.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Why there is no copy.
+/// The reason why there is no copy.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
     /// There can't be a copy at this place.
@@ -165,7 +166,7 @@ impl Explained {
             } else if let Entry::Pruned { below, .. } = &entry {
                 self.below = self.below.max(*below);
             }
-            self.end = self.end.max(entry.end_in_queue().unwrap_or_default());
+            self.end = self.end.max(entry.in_queue().map_or(0, |range| range.end));
         }
         Ok(())
     }
@@ -175,7 +176,7 @@ impl Explained {
 struct Copying<'a> {
     files: &'a Directory,
     part: &'a Path,
-    /// By the whole bundles that were copied.
+    /// The line hashes that must be there by the whole bundles that were copied.
     explained: Explained,
     /// The number of whole bundles that were copied.
     bundles: u64,
@@ -183,7 +184,7 @@ struct Copying<'a> {
 
 /// A checkpoint, and the tiles that a later one may delete.
 struct Begun<'a> {
-    log: Log<&'a Directory>,
+    log: Log<'a>,
     partial: Vec<(Tile, Vec<u8>)>,
 }
 
@@ -207,7 +208,7 @@ impl<'a> Copying<'a> {
             }
             self.end(&begun)?;
             return Ok(Copied {
-                origin: begun.log.signed().checkpoint.origin.clone(),
+                origin: begun.log.origin().to_owned(),
                 entries: begun.log.size(),
                 line_files,
                 unexplained_below: gap,
@@ -220,7 +221,7 @@ impl<'a> Copying<'a> {
         let mut missing = None;
         for _ in 0..ATTEMPTS {
             let log = Log::open(self.files)?;
-            let head = log.signed().checkpoint.head;
+            let head = log.head();
             if missing.is_some_and(|(before, _)| before == head) {
                 break;
             }
@@ -280,7 +281,7 @@ impl<'a> Copying<'a> {
     fn line_hashes(&self, end: u64) -> Result<(u64, Option<u64>), CopyError> {
         let failed =
             |error: io::Error| CopyError::Log(ReadError::File { path: LINES.to_owned(), error });
-        fs::remove_dir_all(self.part.join(LINES)).or_else(not_found)?;
+        if_there(fs::remove_dir_all(self.part.join(LINES)))?;
         let (mut count, mut oldest) = (0, None);
         for file in self.files.line_files().map_err(failed)? {
             let content = self.files.line_file(file).map_err(failed)?;
@@ -313,7 +314,7 @@ impl<'a> Copying<'a> {
 
     /// Waits for a checkpoint that is newer than the one of `log`. Returns `false` if none came.
     #[expect(clippy::disallowed_methods, reason = "this runs in a command, not in a runtime")]
-    fn has_newer(&self, log: &Log<&Directory>, until: Instant) -> bool {
+    fn has_newer(&self, log: &Log<'_>, until: Instant) -> bool {
         while Instant::now() < until {
             if Log::open(self.files).is_ok_and(|newest| newest.size() > log.size()) {
                 return true;
@@ -323,7 +324,7 @@ impl<'a> Copying<'a> {
         false
     }
 
-    /// Writes what belongs to the checkpoint alone, checks the copy, and makes it durable.
+    /// Writes the checkpoint and its partial tiles, checks the copy, and makes it durable.
     fn end(&self, begun: &Begun<'_>) -> Result<(), CopyError> {
         for (tile, bytes) in &begun.partial {
             self.write_tile(*tile, bytes)?;
@@ -332,10 +333,9 @@ impl<'a> Copying<'a> {
             self.write(ROLLED_BACK, &why)?;
         }
         self.write(CHECKPOINT, begun.log.signed().note.to_string().as_bytes())?;
-        let copy = Log::open(Directory::at(self.part))?;
-        let head = copy.signed().checkpoint.head;
-        let root = root_at(&copy.nodes(), head.size)?;
-        if root != head.root {
+        let copy = Directory::at(self.part);
+        let copy = Log::open(&copy)?;
+        if root_at(&copy.nodes(), copy.size())? != copy.head().root {
             return Err(CopyError::Write(io::Error::other(
                 "the tiles are not those that the checkpoint was signed over: the log is damaged",
             )));
@@ -362,8 +362,4 @@ fn failed(tile: Tile, error: io::Error) -> CopyError {
 
 fn gone(tile: Tile) -> CopyError {
     failed(tile, io::Error::other("the file is missing"))
-}
-
-fn not_found(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -15,7 +16,7 @@ use serde::de::Error as _;
 pub use crate::queue::Fate;
 use crate::tlog::merkle::Hash;
 
-/// The most events of a range.
+/// The maximum number of events of a range.
 pub const RANGE_MAX: u64 = 4096;
 
 /// The name that stands for the queue where an entry names an output. No output has this name.
@@ -108,13 +109,13 @@ pub enum Entry {
     Alarm {
         /// The time at which the relay noticed it.
         at: u64,
-        /// What it noticed.
+        /// The thing that it noticed.
         #[serde(flatten)]
         what: Alarm,
     },
 }
 
-/// What an alarm is about.
+/// The thing that the relay noticed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Alarm {
@@ -127,7 +128,8 @@ pub enum Alarm {
     },
     /// The journal was not written with the key of this log, so it was set aside.
     Journal,
-    /// The log that the relay found is shorter than the queue knows.
+    /// Files of the log were removed, or replaced by others: entries that were signed, the journal,
+    /// or the checkpoint.
     Removed,
 }
 
@@ -197,7 +199,7 @@ impl Entry {
     ///
     /// # Errors
     ///
-    /// The bytes are no entry.
+    /// The bytes are not an entry.
     pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
     }
@@ -208,26 +210,33 @@ impl Entry {
         serde_json::to_vec(self).expect("numbers and texts, and the keys of its maps are texts")
     }
 
-    /// Returns the position behind the events that came in, or were lost from the queue, by this
+    /// Returns the positions of the events that came in, or were lost from the queue, by this
     /// entry; `None` if the entry is about no such events.
     #[must_use]
-    pub fn end_in_queue(&self) -> Option<u64> {
-        match self {
-            Self::Accepted { first, count, .. } => first.checked_add(*count),
-            Self::Lost { output, first: Some(first), count, .. } if output == QUEUE => {
-                first.checked_add(*count)
-            }
-            Self::Alarm { what: Alarm::Off { first, count }, .. } => first.checked_add(*count),
-            Self::Delivered { .. }
-            | Self::Lost { .. }
-            | Self::Start(_)
-            | Self::Reload(_)
-            | Self::Stop(_)
-            | Self::Heartbeat { .. }
-            | Self::Pruned { .. }
-            | Self::Key { .. }
-            | Self::Alarm { what: Alarm::Journal | Alarm::Removed, .. } => None,
+    pub fn in_queue(&self) -> Option<Range<u64>> {
+        let is_of_output = if let Self::Lost { output, first, .. } = self {
+            output != QUEUE || first.is_none()
+        } else {
+            matches!(self, Self::Delivered { .. })
+        };
+        let (first, count) = self.events().filter(|_| !is_of_output)?;
+        Some(first..first.checked_add(count)?)
+    }
+
+    /// Returns the first position of the events that the entry is about, and their number; `None`
+    /// if it is about no events. The position is 0 if they never got one.
+    #[must_use]
+    pub fn events(&self) -> Option<(u64, u64)> {
+        if let Self::Lost { first, count, .. } = self {
+            return Some((first.unwrap_or_default(), *count));
         }
+        if let Self::Accepted { first, count, .. }
+        | Self::Delivered { first, count, .. }
+        | Self::Alarm { what: Alarm::Off { first, count }, .. } = self
+        {
+            return Some((*first, *count));
+        }
+        None
     }
 
     /// Returns `true` if the entry says what became of events at an output.

@@ -8,6 +8,7 @@ use super::entry::now;
 use super::layout::DIRECTORY;
 use super::layout::LINES;
 use super::layout::LineFile;
+use super::layout::if_there;
 use super::layout::path;
 use super::lines;
 use super::lines::Delivered;
@@ -21,7 +22,7 @@ use crate::queue::disk::File;
 /// The size of a file is `evidence.max_bytes` divided by this number, within [`FILE_BYTES`].
 const FILES: u64 = 16;
 
-/// The least and the most bytes of a file, about.
+/// The smallest and the largest size of a file in bytes, about.
 const FILE_BYTES: (u64, u64) = (64 << 10, 64 << 20);
 
 /// The files of line hashes.
@@ -97,9 +98,9 @@ impl Hashes {
     /// The disk refuses.
     pub(super) fn is_there(&self) -> io::Result<bool> {
         let Some((_, name, end)) = &self.open else { return Ok(true) };
-        match self.disk.open(&path(&name.path()), Access::Read) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            file => Ok(file?.bytes()? >= *end),
+        match if_there(self.disk.open(&path(&name.path()), Access::Read))? {
+            Some(file) => Ok(file.bytes()? >= *end),
+            None => Ok(false),
         }
     }
 
@@ -144,10 +145,7 @@ impl Hashes {
     fn create(&self, name: LineFile) -> io::Result<Arc<dyn File>> {
         let path = path(&name.path());
         // The file of a failed attempt has nothing that the log says is there.
-        match self.disk.remove(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        if_there(self.disk.remove(&path))?;
         let file = self.disk.create(&path, self.buffer.len() as u64)?;
         self.disk.sync_directory(&path_of_lines())?;
         Ok(file)
@@ -198,10 +196,9 @@ impl Hashes {
 /// The disk refuses.
 pub(super) fn keep_aside(disk: &dyn Disk) -> io::Result<()> {
     let directory = path_of_lines();
-    match disk.rename(&directory, &format!("{directory}-until-{}", now())) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => disk.sync_directory(DIRECTORY),
+    match if_there(disk.rename(&directory, &format!("{directory}-until-{}", now())))? {
+        Some(()) => disk.sync_directory(DIRECTORY),
+        None => Ok(()),
     }
 }
 

@@ -26,8 +26,8 @@ const MAC: usize = 32;
 /// The number of bytes of a record before the MAC: length, checksum and index.
 const FRAME: usize = 16;
 
-/// The most bytes of a journal that are read. The store ends a journal much earlier, but entries
-/// that say nothing of events may come on top of its limit.
+/// The maximum number of bytes of a journal that are read. The store ends a journal much earlier,
+/// but entries that say nothing of events may come on top of its limit.
 pub(super) const JOURNAL_BYTES_MAX: usize = 128 << 20;
 
 /// The purpose for which the key of the MACs is derived from the signing key.

@@ -1,6 +1,10 @@
-//! The names of the files of the evidence.
+//! The names of the files of the evidence, and which file has a tile.
 
 use std::fmt;
+use std::io;
+
+use crate::tlog::tile::Tile;
+use crate::tlog::tile::WIDTH;
 
 /// The name of the directory of the log, below that of the queue.
 pub const DIRECTORY: &str = "evidence";
@@ -22,6 +26,53 @@ pub(super) const OFF: &str = "evidence-off";
 
 /// The directory of the files of line hashes, below that of the log.
 pub(super) const LINES: &str = "lines";
+
+/// The maximum size of the file [`ROLLED_BACK`] in bytes.
+pub(super) const ROLLED_BACK_MAX: usize = 16 << 10;
+
+/// A place that has the files of a log.
+pub trait Files {
+    /// Returns the content of a file; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or has more than `max` bytes.
+    fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
+
+    /// Returns the width of a file that begins with this tile, which is not there. Only a place
+    /// that can list its files knows of partial ones.
+    ///
+    /// # Errors
+    ///
+    /// The directory of the tile can't be read.
+    fn wider(&self, _tile: Tile) -> io::Result<u64> {
+        Ok(WIDTH)
+    }
+
+    /// Returns the bytes of a tile or bundle; `None` if the log does not have it. A partial one
+    /// that was deleted is the beginning of a wider one.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or has another content than its name says.
+    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
+        let found = self.read(&tile.path(), tile.bytes_max())?;
+        if found.is_some() || tile.width == WIDTH {
+            return Ok(found);
+        }
+        let wider = Tile { width: self.wider(tile)?, ..tile };
+        let bytes = self.read(&wider.path(), wider.bytes_max())?;
+        bytes.map(|bytes| tile.of_wider(&bytes, wider.width)).transpose()
+    }
+}
+
+/// Returns `None` if a file or directory is not there.
+pub(super) fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(Some),
+    }
+}
 
 /// Reads the file [`ROLLED_BACK`]. Returns the reason; `None` if it is about another origin.
 pub(super) fn rolled_back(text: &[u8], origin: &str) -> Option<String> {

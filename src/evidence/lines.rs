@@ -36,10 +36,10 @@ const ACCEPTED: u8 = 1;
 /// The kind of a record with lines as they were sent to a consumer.
 const DELIVERED: u8 = 2;
 
-/// The most bytes of a record. One of 4,096 lines has 131,105.
+/// The maximum size of a record in bytes. One with 4,096 lines has 131,105.
 const RECORD_MAX: usize = 1 << 20;
 
-/// The most bytes of a file that are read. The relay begins a new file much earlier.
+/// The maximum number of bytes of a file that are read. The relay begins a new file much earlier.
 pub(super) const FILE_BYTES_MAX: usize = 256 << 20;
 
 /// A random number that belongs to a range. Without it, nobody can check a guess at a line against
@@ -164,7 +164,7 @@ pub enum Record {
 }
 
 impl Record {
-    /// Reads a record's bytes behind its frame. Returns `None` if they are none.
+    /// Reads a record's bytes behind its frame. Returns `None` if they are not a record.
     fn parse(record: &[u8]) -> Option<Self> {
         let (kind, rest) = record.split_first()?;
         let (first, rest) = rest.split_first_chunk()?;
@@ -207,7 +207,7 @@ pub enum Damage {
     /// A record was changed.
     #[error("a record of line hashes has a wrong checksum")]
     Checksum,
-    /// A record is none, although its checksum is right.
+    /// The bytes are not a record, although their checksum is right.
     #[error("a record of line hashes has another form than any version writes")]
     Form,
 }
@@ -293,7 +293,7 @@ pub(super) struct Heading {
 }
 
 impl Heading {
-    /// Reads the beginning of a record. Returns `None` if it is none.
+    /// Reads the beginning of a record. Returns `None` if the bytes are not one.
     pub(super) fn parse(heading: &[u8; HEADING]) -> Option<Self> {
         let (length, rest) = heading.split_first_chunk()?;
         let length = u32::from_be_bytes(*length);

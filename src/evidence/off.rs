@@ -11,16 +11,17 @@ use std::ops::Range;
 use super::layout::DIRECTORY;
 use super::layout::KNOWN;
 use super::layout::OFF;
+use super::layout::if_there;
 use super::store::read;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::replace;
 
-/// The most bytes of the file.
+/// The maximum size of the file in bytes.
 const FILE_BYTES_MAX: usize = 16 << 10;
 
-/// The most ranges of the file. More of them wait only if evidence is turned on and off for so many
-/// times without anything being written; the last two are then joined.
+/// The maximum number of ranges in the file. There are more of them only if evidence is turned on
+/// and off so many times without a checkpoint; the last two are then joined.
 const RANGES_MAX: usize = 64;
 
 /// The end of a range while evidence is off.
@@ -72,23 +73,16 @@ pub(crate) fn turned_on(disk: &dyn Disk, end: u64) -> io::Result<Vec<Range<u64>>
 ///
 /// The disk refuses.
 pub(super) fn entered(disk: &dyn Disk) -> io::Result<()> {
-    match disk.remove(OFF) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => disk.sync_directory(""),
+    match if_there(disk.remove(OFF))? {
+        Some(()) => disk.sync_directory(""),
+        None => Ok(()),
     }
 }
 
 /// Returns `true` if this directory has, or had, an evidence log.
 fn was_on(disk: &dyn Disk) -> io::Result<bool> {
-    match disk.open(KNOWN, Access::Read) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        known => return known.map(|_| true),
-    }
-    match disk.list(DIRECTORY) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        names => names.map(|names| !names.is_empty()),
-    }
+    let is_known = if_there(disk.open(KNOWN, Access::Read))?.is_some();
+    Ok(is_known || if_there(disk.list(DIRECTORY))?.is_some_and(|names| !names.is_empty()))
 }
 
 /// Reads the file.

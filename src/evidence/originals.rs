@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use super::layout::LINES;
 use super::layout::LineFile;
+use super::layout::if_there;
 use super::layout::path;
 use super::lines;
 use super::lines::HEADING;
@@ -28,6 +29,7 @@ use crate::queue;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
+use crate::queue::lines;
 use crate::telemetry::EvidenceError;
 use crate::telemetry::EvidenceMetrics;
 use crate::tlog::merkle::Hash;
@@ -110,24 +112,18 @@ impl Originals {
     /// Returns the ranges of line hashes that have one of these positions. After a crash there may
     /// be several for one position.
     fn ranges(&self, positions: &Range<u64>) -> io::Result<Vec<lines::Range>> {
-        let mut names = match self.disk.list(&path(LINES)) {
-            Ok(names) => names.iter().filter_map(|name| LineFile::parse(name)).collect::<Vec<_>>(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
+        let names = if_there(self.disk.list(&path(LINES)))?.unwrap_or_default();
+        let mut names: Vec<_> = names.iter().filter_map(|name| LineFile::parse(name)).collect();
         names.sort_unstable();
         names.retain(|name| name.first < positions.end);
         // A record of these positions is in the last file that begins before them, or later. After
-        // a crash, a file may go on beyond the beginning of the next one.
+        // a crash, a file may end behind the beginning of the next one.
         let begins = names.partition_point(|name| name.first <= positions.start);
         let mut found = Vec::new();
         for name in names.into_iter().skip(begins.saturating_sub(2)) {
-            let file = match self.disk.open(&path(&name.path()), Access::Read) {
-                Ok(file) => file,
-                // The relay deletes the oldest files.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
+            let file = if_there(self.disk.open(&path(&name.path()), Access::Read))?;
+            // The relay deletes the oldest files.
+            let Some(file) = file else { continue };
             for offset in self.offsets(&*file, name, positions)? {
                 let read = |buffer: &mut [u8], at: u64| match file.read_at(buffer, at)? {
                     bytes if bytes == buffer.len() => Ok(()),
@@ -207,11 +203,7 @@ impl queue::Originals for Originals {
             return Vec::new();
         }
         let mut changed = Vec::new();
-        let (mut rest, mut positions) = (text, positions);
-        while let Some(end) = memchr::memchr(b'\n', rest) {
-            let (line, behind) = rest.split_at(end);
-            rest = behind.get(1..).unwrap_or_default();
-            let Some(position) = positions.next() else { break };
+        for (line, position) in lines(&[text]).zip(positions) {
             let mut hashes = known.iter().filter_map(|range| range.hash(position)).peekable();
             if hashes.peek().is_some() {
                 let hash = Hash::of(&[line]);

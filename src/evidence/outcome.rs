@@ -16,7 +16,7 @@ use crate::queue::Position;
 use crate::queue::SentLine;
 use crate::tlog::merkle::Hash;
 
-/// The most bytes that the offsets of an entry take. An entry has at most 65,535.
+/// The maximum number of bytes that the offsets of an entry take. An entry has at most 65,535.
 const OFFSETS_BYTES_MAX: usize = 60_000;
 
 /// The bytes that an offset takes in an entry at most: with its fate, and alone.

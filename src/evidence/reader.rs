@@ -12,18 +12,22 @@ use super::journal;
 use super::journal::JOURNAL_BYTES_MAX;
 use super::layout;
 use super::layout::DIRECTORY;
+pub use super::layout::Files;
 use super::layout::JOURNAL;
 use super::layout::LINES;
 use super::layout::LineFile;
 use super::layout::ROLLED_BACK;
+use super::layout::ROLLED_BACK_MAX;
+use super::layout::if_there;
 use super::lines;
 use super::lines::FILE_BYTES_MAX;
 use super::lines::Range;
 use super::lines::Record;
 use crate::named_file;
-use crate::tlog::checkpoint::CheckpointError;
 use crate::tlog::checkpoint::Signed;
+use crate::tlog::malformed::Malformed;
 use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::Head;
 use crate::tlog::merkle::Nodes;
 use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::tile;
@@ -31,27 +35,6 @@ use crate::tlog::tile::CHECKPOINT;
 use crate::tlog::tile::Content;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
-
-/// The most bytes of the file with what a witness said.
-const ROLLED_BACK_MAX: usize = 16 << 10;
-
-/// A place that has the files of a log.
-pub trait Files {
-    /// Returns the content of a file; `None` if there is none.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be read, or has more than `max` bytes.
-    fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
-
-    /// Returns the bytes of a tile or bundle; `None` if the log does not have it. A partial one
-    /// that was deleted is the beginning of a wider one.
-    ///
-    /// # Errors
-    ///
-    /// The file can't be read, or has another content than its name says.
-    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>>;
-}
 
 /// The files of a log in a directory.
 #[derive(Debug)]
@@ -128,17 +111,32 @@ impl Directory {
     ///
     /// The directory can't be read.
     pub fn line_files(&self) -> io::Result<Vec<LineFile>> {
-        let names = match fs::read_dir(self.0.join(LINES)) {
-            Ok(names) => names,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let mut files = Vec::new();
-        for entry in names {
-            files.extend(entry?.file_name().to_str().and_then(LineFile::parse));
-        }
+        let mut files = self.names(Path::new(LINES), LineFile::parse)?;
         files.sort_unstable();
         Ok(files)
+    }
+
+    /// Returns the widths of the partial files of a tile, in order.
+    ///
+    /// # Errors
+    ///
+    /// The directory of the tile can't be read.
+    pub fn partial_widths(&self, tile: Tile) -> io::Result<Vec<u64>> {
+        let path = Tile { width: 1, ..tile }.path();
+        let directory = Path::new(&path).parent().unwrap_or(Path::new(""));
+        let width = |name: &str| name.parse().ok().filter(|width: &u64| width.to_string() == name);
+        let mut widths = self.names(directory, width)?;
+        widths.sort_unstable();
+        Ok(widths)
+    }
+
+    /// Reads the names in a directory of the log; none if it is not there.
+    fn names<T>(&self, directory: &Path, read: impl Fn(&str) -> Option<T>) -> io::Result<Vec<T>> {
+        let mut found = Vec::new();
+        for entry in if_there(fs::read_dir(self.0.join(directory)))?.into_iter().flatten() {
+            found.extend(entry?.file_name().to_str().and_then(&read));
+        }
+        Ok(found)
     }
 
     /// Returns the content of a file of line hashes; nothing if it was deleted.
@@ -169,8 +167,8 @@ impl Directory {
     pub fn range_of(&self, first: u64, count: u64, root: Hash) -> io::Result<Option<Range>> {
         let mut files = self.line_files()?;
         files.retain(|file| file.first <= first);
-        // The range is in the last of these files as a rule. After a crash, a file may go on beyond
-        // the beginning of the next one.
+        // The range is in the last of these files as a rule. After a crash, a file may end
+        // behind the beginning of the next one.
         files.sort_unstable_by(|a, b| b.cmp(a));
         for file in files {
             let content = self.line_file(file)?;
@@ -191,11 +189,7 @@ impl Directory {
 
 /// Opens a file below a directory, which may be somebody else's; `None` if there is none.
 fn open(directory: &Path, path: &str) -> io::Result<Option<fs::File>> {
-    match named_file::open_below(directory, path) {
-        Ok(file) => Ok(Some(file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
+    if_there(named_file::open_below(directory, path))
 }
 
 /// Reads a file of at most `max` bytes.
@@ -208,38 +202,14 @@ fn read_from(file: &fs::File, max: usize) -> io::Result<Vec<u8>> {
     }
 }
 
-impl<F: Files> Files for &F {
-    fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
-        (*self).read(path, max)
-    }
-
-    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
-        (*self).tile(tile)
-    }
-}
-
 impl Files for Directory {
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
         open(&self.0, path)?.map(|file| read_from(&file, max)).transpose()
     }
 
-    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
-        let found = self.read(&tile.path(), tile.bytes_max())?;
-        if found.is_some() || tile.width == WIDTH {
-            return Ok(found);
-        }
-        let path = self.0.join(tile.path());
-        let names = match path.parent().map(fs::read_dir) {
-            Some(Ok(names)) => names.collect::<io::Result<Vec<_>>>()?,
-            Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Some(Err(_)) | None => Vec::new(),
-        };
-        let partial = names.iter().filter_map(|name| name.file_name().to_str()?.parse().ok());
-        let widths = partial.filter(|width| (tile.width..WIDTH).contains(width));
-        let width = widths.max().unwrap_or(WIDTH);
-        let wider = Tile { width, ..tile };
-        let bytes = self.read(&wider.path(), wider.bytes_max())?;
-        bytes.map(|bytes| tile.of_wider(&bytes, width)).transpose()
+    fn wider(&self, tile: Tile) -> io::Result<u64> {
+        let widths = self.partial_widths(tile)?.into_iter();
+        Ok(widths.filter(|width| (tile.width..WIDTH).contains(width)).max().unwrap_or(WIDTH))
     }
 }
 
@@ -249,9 +219,9 @@ pub enum ReadError {
     /// The log has no checkpoint.
     #[error("the log has no checkpoint")]
     NoCheckpoint,
-    /// The checkpoint can't be read, or is none.
+    /// The file is not a checkpoint.
     #[error("{CHECKPOINT}: {0}")]
-    Checkpoint(#[source] CheckpointError),
+    Checkpoint(#[source] Malformed),
     /// A file can't be read.
     #[error("{path}: {error}")]
     File {
@@ -279,18 +249,18 @@ impl ReadError {
 }
 
 /// A log up to its checkpoint. No signature and no hash of it is checked here.
-pub struct Log<F> {
-    files: F,
+pub struct Log<'a> {
+    files: &'a dyn Files,
     signed: Signed,
 }
 
-impl<F: Files> Log<F> {
+impl<'a> Log<'a> {
     /// Reads the checkpoint of a log.
     ///
     /// # Errors
     ///
     /// There is no checkpoint, or it can't be read.
-    pub fn open(files: F) -> Result<Self, ReadError> {
+    pub fn open(files: &'a dyn Files) -> Result<Self, ReadError> {
         let failed = |error| ReadError::File { path: CHECKPOINT.to_owned(), error };
         let note = files.read(CHECKPOINT, NOTE_BYTES_MAX).map_err(failed)?;
         let note = note.ok_or(ReadError::NoCheckpoint)?;
@@ -303,16 +273,28 @@ impl<F: Files> Log<F> {
         &self.signed
     }
 
+    /// Returns the number of entries up to the checkpoint, and the root over them.
+    #[must_use]
+    pub fn head(&self) -> Head {
+        self.signed.checkpoint.head
+    }
+
     /// Returns the number of entries up to the checkpoint.
     #[must_use]
     pub fn size(&self) -> u64 {
-        self.signed.checkpoint.head.size
+        self.head().size
+    }
+
+    /// Returns the name of the log.
+    #[must_use]
+    pub fn origin(&self) -> &str {
+        &self.signed.checkpoint.origin
     }
 
     /// Returns the files of the log.
     #[must_use]
-    pub fn files(&self) -> &F {
-        &self.files
+    pub fn files(&self) -> &'a dyn Files {
+        self.files
     }
 
     /// Returns the bytes of a tile or bundle.
@@ -355,8 +337,8 @@ impl<F: Files> Log<F> {
         for index in (0..self.size().div_ceil(WIDTH)).rev() {
             let bundle = self.bundle(index)?;
             let entries = bundle.iter().rev().filter_map(|entry| Entry::parse(entry).ok());
-            if let Some(end) = entries.filter_map(|entry| entry.end_in_queue()).next() {
-                return Ok(Some(end));
+            if let Some(range) = entries.filter_map(|entry| entry.in_queue()).next() {
+                return Ok(Some(range.end));
             }
         }
         Ok(None)

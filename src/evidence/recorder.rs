@@ -63,7 +63,7 @@ use crate::telemetry::WitnessMetrics;
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Hash;
 
-/// The most that is taken from the queue at once.
+/// The maximum that is taken from the queue at once.
 const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };
 
 /// Hashes and entries are made durable when this many bytes of lines were taken since the last
@@ -206,6 +206,23 @@ struct Open {
     received: u64,
 }
 
+/// The claims whose evidence is not durable yet.
+#[derive(Default)]
+struct Taken {
+    claims: Vec<Claim>,
+    /// The bytes of their lines.
+    bytes: u64,
+}
+
+/// The events that outputs have finished.
+#[derive(Default)]
+struct Fates {
+    /// The events that have no entry yet.
+    open: Vec<Finished>,
+    /// The events whose entries are not durable yet.
+    entered: Vec<Finished>,
+}
+
 /// The work of the thread.
 struct Work {
     setup: Setup,
@@ -217,19 +234,14 @@ struct Work {
     told: bool,
     /// The range that is not full yet.
     open: Option<Open>,
-    /// Claims whose evidence is not durable yet, and the bytes of their lines.
-    claims: Vec<Claim>,
-    taken: u64,
+    taken: Taken,
     /// The time until which the claims have to be durable.
     commit_at: Option<Instant>,
     checkpoint_at: Instant,
     heartbeat_at: Instant,
     /// Entries that came while the files were not open.
     late: Vec<Entry>,
-    /// Events that outputs have finished, and that have no entry yet.
-    finished: Vec<Finished>,
-    /// Events that outputs have finished, and whose entries are not durable yet.
-    entered: Vec<Finished>,
+    fates: Fates,
     /// `true`: a witness has contradicted the log. Nothing is recorded any more.
     is_rolled_back: bool,
 }
@@ -263,14 +275,12 @@ impl Work {
             again_at: None,
             told: false,
             open: None,
-            claims: Vec::new(),
-            taken: 0,
+            taken: Taken::default(),
             commit_at: None,
             checkpoint_at: now + checkpoint,
             heartbeat_at: now + heartbeat,
             late: Vec::new(),
-            finished: Vec::new(),
-            entered: Vec::new(),
+            fates: Fates::default(),
             is_rolled_back: false,
         }
     }
@@ -364,7 +374,7 @@ impl Work {
     /// Takes events until all are taken, or until this time.
     async fn record_until(&mut self, until: Instant) {
         while self.files.is_some() && self.again_at.is_none() && Instant::now() < until {
-            if self.taken >= COMMIT_BYTES {
+            if self.taken.bytes >= COMMIT_BYTES {
                 self.write(false);
             }
             if self.take() {
@@ -381,7 +391,7 @@ impl Work {
     fn may_take(&self) -> bool {
         self.is_rolled_back
             || self.again_at.is_none()
-                && self.taken < COMMIT_BYTES
+                && self.taken.bytes < COMMIT_BYTES
                 && self.files.as_ref().is_some_and(|log| !log.store.is_full())
     }
 
@@ -417,10 +427,10 @@ impl Work {
             self.add(Entry::Heartbeat { at: now() });
         }
         self.end_of_questions();
-        let is_full = self.files.as_ref().is_some_and(|log| log.store.is_full());
-        let may_sign = self.files.as_ref().is_some_and(|log| log.asks_until.is_none());
-        let signs = may_sign && (is_full || begun >= self.checkpoint_at);
-        if signs || self.taken >= COMMIT_BYTES || self.commit_at.is_some_and(|at| begun >= at) {
+        let is_due = |log: &Log| log.store.is_full() || begun >= self.checkpoint_at;
+        let signs = self.files.as_ref().is_some_and(|it| it.asks_until.is_none() && is_due(it));
+        if signs || self.taken.bytes >= COMMIT_BYTES || self.commit_at.is_some_and(|at| begun >= at)
+        {
             self.write(signs);
         }
         self.ask_witnesses();
@@ -495,8 +505,8 @@ impl Work {
     }
 
     /// Looks whether the files are still there. If the checkpoint or the journal was removed or
-    /// replaced, they are written again. If more is gone, the log is opened again, and goes on with
-    /// what is left.
+    /// replaced, they are written again. If more is gone, the log is opened again, and
+    /// continues with what is left.
     fn check_files(&mut self) -> io::Result<()> {
         let Some(Log { store, hashes, .. }) = &mut self.files else { return Ok(()) };
         if !hashes.is_there()? {
@@ -524,13 +534,13 @@ impl Work {
         }
         // The events without durable evidence are read again.
         let kept = store.unwritten().filter_map(|entry| Entry::parse(entry).ok());
-        self.late.extend(kept.filter(|entry| entry.end_in_queue().is_none() && !entry.is_fate()));
-        (self.files, self.open, self.taken, self.commit_at) = (None, None, 0, None);
-        self.claims.clear();
+        self.late.extend(kept.filter(|entry| entry.in_queue().is_none() && !entry.is_fate()));
+        (self.files, self.open, self.commit_at) = (None, None, None);
+        self.taken = Taken::default();
         self.setup.cursor.rewind();
         let begin = self.setup.cursor.position();
         self.setup.positions = (begin, begin.max(self.setup.positions.1));
-        self.finished.append(&mut self.entered);
+        self.fates.open.append(&mut self.fates.entered);
         self.begin();
         Ok(())
     }
@@ -558,11 +568,11 @@ impl Work {
         let Some(Log { store, witnesses, .. }) = &mut self.files else { return };
         let heard = Newest::of(store, &self.setup.keys).map(|it| witnesses.hear(answered, &it));
         let heard = heard.and_then(|heard| match heard {
-            Heard::Cosigned(Some(note)) => {
+            Heard::Cosigned(note) => {
                 store.cosign(note).inspect_err(|_| witnesses.ask_again()).map(|()| None)
             }
             Heard::Contradiction(why) => Ok(Some(why)),
-            Heard::Cosigned(None) | Heard::AskedAgain | Heard::Nothing => Ok(None),
+            Heard::Nothing => Ok(None),
         });
         match heard {
             Ok(None) => {}
@@ -603,14 +613,14 @@ impl Work {
         self.late.clear();
     }
 
-    /// Lets the queue go on without evidence.
+    /// Takes events from the queue without recording them, so that the queue can let go of them.
     fn pass_over(&mut self) {
         let cursor = &mut self.setup.cursor;
-        self.claims.extend(cursor.next(TAKE).map(|batch| batch.claim));
-        self.claims.drain(..).for_each(|it| cursor.acknowledge(it, Disposition::default()));
+        self.taken.claims.extend(cursor.next(TAKE).map(|batch| batch.claim));
+        self.taken.claims.drain(..).for_each(|it| cursor.acknowledge(it, Disposition::default()));
         let mut finished = cursor.take_finished();
-        finished.append(&mut self.finished);
-        finished.append(&mut self.entered);
+        finished.append(&mut self.fates.open);
+        finished.append(&mut self.fates.entered);
         cursor.recorded(&finished);
         // The queue has counted them, and nobody enters them any more.
         let _unplaced = cursor.take_unplaced();
@@ -635,7 +645,7 @@ impl Work {
             tracing::error!(%error, "an entry of the evidence can't be made");
         }
         let instant = Instant::now();
-        // The entry about an event that has waited has an old time, and is no sign of life.
+        // The entry about an event that has waited has an old time, which is not a sign of life.
         if now().saturating_sub(at) < FRESH_MS {
             self.heartbeat_at = instant + self.setup.settings.heartbeat_interval;
         }
@@ -646,8 +656,8 @@ impl Work {
     fn take(&mut self) -> bool {
         let batch = self.setup.cursor.next(TAKE);
         if let Some(batch) = &batch {
-            self.taken += batch.bytes;
-            self.claims.push(batch.claim);
+            self.taken.bytes += batch.bytes;
+            self.taken.claims.push(batch.claim);
             self.commit_at.get_or_insert(Instant::now() + COMMIT_EVERY);
             self.hash(batch);
         }
@@ -740,17 +750,17 @@ impl Work {
     /// before the one about its delivery.
     fn record_finished(&mut self) {
         let Some(log) = self.files.as_mut().filter(|log| !log.store.is_full()) else { return };
-        self.finished.append(&mut self.setup.cursor.take_finished());
+        self.fates.open.append(&mut self.setup.cursor.take_finished());
         let next = log.next;
         let ready = |finished: &mut Finished| finished.claim.end.get() <= next;
-        let ready: Vec<_> = self.finished.extract_if(.., ready).collect();
+        let ready: Vec<_> = self.fates.open.extract_if(.., ready).collect();
         for Made { entry, sent } in outcome::entries(&ready, salt) {
             if let (Some(sent), Some(log)) = (sent, &mut self.files) {
                 log.hashes.push_delivered(&sent, next);
             }
             self.add(entry);
         }
-        self.entered.extend(ready);
+        self.fates.entered.extend(ready);
     }
 
     /// Ends the range that is being hashed.
@@ -780,11 +790,11 @@ impl Work {
             return self.failed(EvidenceError::Write, &error);
         }
         let size = log.store.head().size;
-        (self.taken, self.commit_at) = (0, None);
-        for claim in self.claims.drain(..) {
+        self.commit_at = None;
+        for claim in std::mem::take(&mut self.taken).claims {
             self.setup.cursor.acknowledge(claim, Disposition::default());
         }
-        self.setup.cursor.recorded(&std::mem::take(&mut self.entered));
+        self.setup.cursor.recorded(&std::mem::take(&mut self.fates.entered));
         self.setup.metrics.grew(size);
         if !signs || log.asks_until.is_some() {
             return;
@@ -831,7 +841,7 @@ impl Work {
     }
 }
 
-/// Waits for an answer of a witness. If there is none to come, waits for ever.
+/// Waits for an answer of a witness. If no witness is asked, waits for ever.
 async fn answered(log: &mut Option<Log>) -> Answered {
     match log {
         Some(log) => log.witnesses.answered().await,

@@ -2,8 +2,8 @@
 //!
 //! Entries go to the *journal* first, which is synced. A checkpoint is made of them in this order:
 //! the tiles and bundles are written and synced, the checkpoint is signed, and its file replaces
-//! the one before. Only then does a new journal begin. So after a crash at any moment the journal
-//! has every entry that no checkpoint covers, and what a checkpoint covers is in the tiles.
+//! the one before. Only then does a new journal begin. After a crash at any moment the journal has
+//! every entry that no checkpoint covers, and what a checkpoint covers is in the tiles.
 //!
 //! Somebody else may have written to the files while the relay was stopped. Of the journal only
 //! those entries count whose MACs are right. A copy of the newest checkpoint is kept beside the
@@ -20,8 +20,11 @@ use super::journal::Chain;
 use super::journal::JOURNAL_BYTES_MAX;
 use super::layout;
 use super::layout::DIRECTORY;
+use super::layout::Files;
 use super::layout::KNOWN;
 use super::layout::ROLLED_BACK;
+use super::layout::ROLLED_BACK_MAX;
+use super::layout::if_there;
 use super::layout::path;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
@@ -34,6 +37,7 @@ use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Frontier;
 use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::Head;
+use crate::tlog::merkle::Nodes;
 use crate::tlog::merkle::consistency;
 use crate::tlog::merkle::extends;
 use crate::tlog::merkle::root_at;
@@ -41,9 +45,10 @@ use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::note::Note;
 use crate::tlog::note::Signed as Check;
 use crate::tlog::tile;
-use crate::tlog::tile::BUNDLE_BYTES_MAX;
 use crate::tlog::tile::CHECKPOINT;
 use crate::tlog::tile::Content;
+use crate::tlog::tile::ENTRY_BYTES_MAX;
+use crate::tlog::tile::Growing;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 use crate::tlog::tile::last_tiles;
@@ -51,11 +56,9 @@ use crate::tlog::tile::last_tiles;
 /// The file with the entries that no checkpoint covers yet.
 const JOURNAL_PATH: &str = "evidence/journal";
 
-/// The most bytes of entries that no checkpoint covers. The log takes no more until there is one.
+/// The maximum size in bytes of the entries that no checkpoint covers. The log takes no more
+/// entries until there is a checkpoint.
 const PENDING_MAX: usize = 8 << 20;
-
-/// The most bytes of the file that says why a log was not gone on with.
-const ROLLED_BACK_MAX: usize = 16 << 10;
 
 /// The beginning of the name of a directory with the log of an earlier origin.
 const ASIDE: &str = "evidence-until-";
@@ -66,42 +69,49 @@ const REFUSED: &str = "journal-refused-";
 /// The newest of these journals are kept, at most this many.
 const REFUSED_MAX: usize = 4;
 
-/// The number of tile levels that a log can have.
-const LEVELS: usize = 8;
-
 /// The files of an evidence log.
 pub(super) struct Store {
     disk: Arc<dyn Disk>,
     origin: String,
     /// All entries, also those that no checkpoint covers.
     frontier: Frontier,
-    /// What the newest checkpoint covers.
-    signed: Head,
-    /// The newest checkpoint, with the signatures that it has got. `None`: there is none yet.
-    newest: Option<Note>,
-    /// What the checkpoint before it covered. A reader may still need its partial tiles.
-    before: u64,
-    /// The entries that no checkpoint covers.
-    pending: Vec<Vec<u8>>,
-    pending_bytes: usize,
-    /// How many of the pending entries are in the journal and synced.
-    synced: usize,
+    newest: Newest,
+    pending: Pending,
     /// The journal that is being written. `None`: it has to be begun again, as after a start,
     /// because its end may be torn.
     journal: Option<Open>,
     /// The key of the journal's MACs. While a key is followed by the next one, it is that of the
     /// next one, which both this start and the one after the change know.
     key: journal::Key,
-    /// `true`: the file of the checkpoint is that of `newest`. After a failed attempt to replace
-    /// it, nobody knows.
+    /// Traces of somebody else that were found when the log was opened.
+    alarms: Vec<Alarm>,
+    /// The tiles over all entries that are not in files of the newest checkpoint.
+    tiles: Growing,
+    /// The last bundle of the newest checkpoint, if it is partial.
+    bundle: Vec<u8>,
+}
+
+/// The newest checkpoint.
+struct Newest {
+    head: Head,
+    /// The note with the signatures that it has got. `None`: there is no checkpoint yet.
+    note: Option<Note>,
+    /// The size of the checkpoint before it. A reader may still need its partial tiles.
+    before: u64,
+    /// `true`: the file of the checkpoint has `note`. After a failed attempt to replace the file,
+    /// nobody knows.
     is_published: bool,
     /// The size of the checkpoint of which a copy is beside the log.
     remembered: u64,
-    /// Traces of somebody else that were found when the log was opened.
-    alarms: Vec<Alarm>,
-    /// The last tile of each level, and the last bundle, so far.
-    tiles: [Growing; LEVELS],
-    bundle: Growing,
+}
+
+/// The entries that no checkpoint covers.
+#[derive(Default)]
+struct Pending {
+    entries: Vec<Vec<u8>>,
+    bytes: usize,
+    /// How many of the entries are in the journal and synced.
+    synced: usize,
 }
 
 /// The journal that is being written.
@@ -127,26 +137,6 @@ impl Tampered {
     }
 }
 
-/// The last tile of a level, or the last bundle, with the whole ones before it that are not in
-/// their files yet.
-#[derive(Debug, Default, Clone)]
-struct Growing {
-    index: u64,
-    width: u64,
-    bytes: Vec<u8>,
-    whole: Vec<(u64, Vec<u8>)>,
-}
-
-impl Growing {
-    fn grew(&mut self) {
-        self.width += 1;
-        if self.width == WIDTH {
-            self.whole.push((self.index, std::mem::take(&mut self.bytes)));
-            (self.index, self.width) = (self.index + 1, 0);
-        }
-    }
-}
-
 impl Store {
     /// Opens the log of this origin, or begins it. `keys` are those with which its checkpoints may
     /// be signed. The log of another origin is kept aside.
@@ -165,19 +155,19 @@ impl Store {
             disk,
             origin: origin.to_owned(),
             frontier: Frontier::default(),
-            signed: Head { size: 0, root: Hash::of_nothing() },
-            newest: None,
-            before: 0,
-            pending: Vec::new(),
-            pending_bytes: 0,
-            synced: 0,
+            newest: Newest {
+                head: Head { size: 0, root: Hash::of_nothing() },
+                note: None,
+                before: 0,
+                is_published: true,
+                remembered: 0,
+            },
+            pending: Pending::default(),
             journal: None,
             key: journal::Key::of(key),
-            is_published: true,
-            remembered: 0,
             alarms: Vec::new(),
-            tiles: Default::default(),
-            bundle: Growing::default(),
+            tiles: Growing::default(),
+            bundle: Vec::new(),
         };
         let journal = store.read_journal()?;
         let macs: Vec<_> = keys.iter().map(journal::Key::of).collect();
@@ -187,7 +177,7 @@ impl Store {
             Some(note) => store.load(&note, keys, begins_at)?,
             None => store.check_is_new(begins_at)?,
         }
-        store.remembered = store.signed.size;
+        store.newest.remembered = store.newest.head.size;
         for entry in store.journalled(journal.as_deref(), own)? {
             store.push(entry)?;
         }
@@ -198,11 +188,8 @@ impl Store {
     /// Returns the content of the journal; `None` if there is none. If it is longer than any that
     /// the relay writes, the content is empty, which the relay does not write either.
     fn read_journal(&self) -> io::Result<Option<Vec<u8>>> {
-        let file = match self.disk.open(JOURNAL_PATH, Access::Read) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let file = if_there(self.disk.open(JOURNAL_PATH, Access::Read))?;
+        let Some(file) = file else { return Ok(None) };
         let fits = file.bytes()? <= JOURNAL_BYTES_MAX as u64;
         if fits { read_all(&*file, JOURNAL_BYTES_MAX).map(Some) } else { Ok(Some(Vec::new())) }
     }
@@ -217,21 +204,22 @@ impl Store {
         read(&*self.disk, &path(name), max)
     }
 
-    fn tile(&self, tile: Tile) -> io::Result<Vec<u8>> {
-        tile_of(&*self.disk, tile)
+    /// Returns the tree over the entries that the newest checkpoint covers.
+    fn nodes(&self) -> impl Nodes {
+        nodes(&*self.disk, self.newest.head.size)
     }
 
     /// Returns the entries of a bundle of a log of `size` entries. They are those whose hashes are
     /// in the tile of the same index.
     fn entries_of(&self, index: u64, size: u64) -> io::Result<Vec<Vec<u8>>> {
         let width = size.saturating_sub(index * WIDTH).min(WIDTH);
-        let tile = |content| Tile { content, index, width };
-        let (bundle, hashes) =
-            (self.tile(tile(Content::Entries))?, self.tile(tile(Content::Hashes(0)))?);
+        let tile = Tile { content: Content::Entries, index, width };
+        let bundle = tile_of(&*self.disk, tile)?;
+        let hashes = tile_of(&*self.disk, Tile { content: Content::Hashes(0), ..tile })?;
         let entries = tile::entries(&bundle, width)?;
         let hashes = tile::hashes(&hashes, width)?;
         if entries.iter().zip(&hashes).any(|(entry, hash)| Hash::of_leaf(entry) != *hash) {
-            let name = path(&tile(Content::Entries).path());
+            let name = path(&tile.path());
             return Err(io::Error::other(format!("{name} has an entry that is not in the tree")));
         }
         Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
@@ -258,31 +246,23 @@ impl Store {
             ))));
         }
         for tile in last_tiles(size) {
-            let bytes = self.tile(tile)?;
-            let growing = match tile.content {
+            let bytes = tile_of(&*self.disk, tile)?;
+            match tile.content {
                 Content::Entries => {
                     self.entries_of(tile.index, size)?;
-                    &mut self.bundle
+                    self.bundle = if tile.width == WIDTH { Vec::new() } else { bytes };
                 }
                 Content::Hashes(level) => {
-                    tile::hashes(&bytes, tile.width)?;
-                    let Some(tile) = self.tiles.get_mut(level as usize) else { continue };
-                    tile
+                    self.tiles.go_on(level, tile.index, tile::hashes(&bytes, tile.width)?);
                 }
-            };
-            *growing = match tile.width == WIDTH {
-                true => Growing { index: tile.index + 1, ..Growing::default() },
-                false => {
-                    Growing { index: tile.index, width: tile.width, bytes, ..Growing::default() }
-                }
-            };
+            }
         }
-        let nodes = tile::Tiles::new(size, |tile| tile::hashes(&self.tile(tile)?, tile.width));
-        self.frontier = Frontier::read(&nodes, size)?;
+        self.frontier = Frontier::read(&nodes(&*self.disk, size), size)?;
         if self.frontier.root() != checkpoint.head.root {
             return Err(wrong("its root is not that of the tiles".to_owned()));
         }
-        (self.signed, self.newest, self.before) = (checkpoint.head, Some(note), size);
+        let newest = &mut self.newest;
+        (newest.head, newest.note, newest.before) = (checkpoint.head, Some(note), size);
         Ok(())
     }
 
@@ -291,12 +271,11 @@ impl Store {
     /// checkpoint, a log has a journal from its first entry on. A log that began again would sign
     /// other roots for the same sizes.
     fn check_is_new(&self, begins_at: Option<u64>) -> io::Result<()> {
-        let has_files = |directory: &str| match self.disk.list(&path(directory)) {
-            Ok(names) => Ok(!names.is_empty()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        };
-        if begins_at != Some(0) && (has_files("tile/0")? || has_files("tile/0/000.p")?) {
+        let names = |directory| if_there(self.disk.list(&path(directory)));
+        let has_files = |names: Option<Vec<String>>| names.is_some_and(|names| !names.is_empty());
+        if begins_at != Some(0)
+            && (has_files(names("tile/0")?) || has_files(names("tile/0/000.p")?))
+        {
             let missing = path(CHECKPOINT);
             let what = format!("the log has tiles, and {missing} is missing");
             return Err(io::Error::other(Tampered(what)));
@@ -314,7 +293,7 @@ impl Store {
     ) -> io::Result<Vec<Vec<u8>>> {
         let Some(journal) = journal else {
             // The journal is written before the first checkpoint, and is always there after that.
-            if self.signed.size > 0 {
+            if self.newest.head.size > 0 {
                 tracing::error!(
                     "evidence/journal was removed: entries of the last seconds before the relay \
                      ended may be gone; find out who could write to the directory"
@@ -325,7 +304,8 @@ impl Store {
         };
         if let Some((head, mut entries)) = own {
             if self.follows(head.size, &entries)? == Some(head.root) {
-                let covered = usize::try_from(self.signed.size - head.size).unwrap_or(usize::MAX);
+                let covered = self.newest.head.size - head.size;
+                let covered = usize::try_from(covered).unwrap_or(usize::MAX);
                 return Ok(entries.split_off(covered.min(entries.len())));
             }
         } else if self.covers(journal)? {
@@ -340,13 +320,12 @@ impl Store {
     /// Returns the root over the first `base` entries of the log, if these entries follow them up
     /// to the checkpoint, or beyond it. Otherwise returns `None`.
     fn follows(&self, base: u64, entries: &[Vec<u8>]) -> io::Result<Option<Hash>> {
-        let Head { size, root } = self.signed;
+        let Head { size, root } = self.newest.head;
         let covered = size.checked_sub(base).and_then(|covered| usize::try_from(covered).ok());
         let Some(covered) = covered.and_then(|covered| entries.get(..covered)) else {
             return Ok(None);
         };
-        let nodes = tile::Tiles::new(size, |tile| tile::hashes(&self.tile(tile)?, tile.width));
-        let mut frontier = Frontier::read(&nodes, base)?;
+        let mut frontier = Frontier::read(&self.nodes(), base)?;
         let begin = frontier.root();
         covered.iter().for_each(|entry| frontier.push(Hash::of_leaf(entry), &mut |_, _| {}));
         Ok((frontier.root() == root).then_some(begin))
@@ -359,7 +338,7 @@ impl Store {
         let is_row = entries.iter().zip(first..).all(|((index, _), expected)| *index == expected);
         let end = first.checked_add(entries.len() as u64);
         let entries: Vec<_> = entries.into_iter().map(|(_, entry)| entry).collect();
-        Ok(is_row && end == Some(self.signed.size) && self.follows(first, &entries)?.is_some())
+        Ok(is_row && end == Some(self.newest.head.size) && self.follows(first, &entries)?.is_some())
     }
 
     /// Renames a journal that the relay did not write, and deletes the oldest of such journals.
@@ -395,9 +374,8 @@ impl Store {
     /// Compares the log with the copy of the newest checkpoint beside its directory.
     fn compare_with_known(&mut self) -> io::Result<()> {
         let Some(known) = known(&*self.disk, &self.origin)? else { return Ok(()) };
-        let Head { size, .. } = self.signed;
-        let nodes = tile::Tiles::new(size, |tile| tile::hashes(&self.tile(tile)?, tile.width));
-        if known.size <= size && root_at(&nodes, known.size)? == known.root {
+        let Head { size, .. } = self.newest.head;
+        if known.size <= size && root_at(&self.nodes(), known.size)? == known.root {
             return Ok(());
         }
         tracing::error!(
@@ -419,9 +397,10 @@ impl Store {
     ///
     /// The disk refuses. The next call tries again.
     pub(super) fn remember(&mut self) -> io::Result<()> {
-        if let Some(note) = self.newest.as_ref().filter(|_| self.remembered != self.signed.size) {
+        let Newest { head, note, remembered, .. } = &mut self.newest;
+        if let Some(note) = note.as_ref().filter(|_| *remembered != head.size) {
             replace(&*self.disk, KNOWN, note.to_string().as_bytes())?;
-            self.remembered = self.signed.size;
+            *remembered = head.size;
         }
         Ok(())
     }
@@ -432,18 +411,15 @@ impl Store {
     ///
     /// The disk refuses.
     pub(super) fn is_there(&self) -> io::Result<bool> {
-        if let Some(newest) = self.newest.as_ref().filter(|_| self.is_published)
+        if let Some(note) = self.newest.note.as_ref().filter(|_| self.newest.is_published)
             && self.read(CHECKPOINT, NOTE_BYTES_MAX)?.as_deref()
-                != Some(newest.to_string().as_bytes())
+                != Some(note.to_string().as_bytes())
         {
             return Ok(false);
         }
         let Some(Open { bytes, header, .. }) = &self.journal else { return Ok(true) };
-        let file = match self.disk.open(JOURNAL_PATH, Access::Read) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
-        };
+        let file = if_there(self.disk.open(JOURNAL_PATH, Access::Read))?;
+        let Some(file) = file else { return Ok(false) };
         let mut found = vec![0; header.len()];
         let read = file.read_at(&mut found, 0)?;
         Ok(file.bytes()? == *bytes && read == header.len() && found == *header)
@@ -456,19 +432,17 @@ impl Store {
     ///
     /// The disk refuses.
     pub(super) fn restore(&mut self) -> io::Result<bool> {
-        let Head { size, root } = self.signed;
-        let nodes = tile::Tiles::new(size, |tile| tile::hashes(&self.tile(tile)?, tile.width));
-        let has_tiles = Frontier::read(&nodes, size).is_ok_and(|found| found.root() == root);
-        let Some(newest) = self.newest.clone().filter(|_| has_tiles) else { return Ok(false) };
-        self.publish(&newest)?;
-        self.is_published = true;
-        (self.journal, self.synced) = (None, 0);
+        let Head { size, root } = self.newest.head;
+        let has_tiles = root_at(&self.nodes(), size).is_ok_and(|found| found == root);
+        let Some(note) = self.newest.note.clone().filter(|_| has_tiles) else { return Ok(false) };
+        self.publish(&note)?;
+        (self.journal, self.pending.synced) = (None, 0);
         Ok(true)
     }
 
     /// Returns the entries that are not in the journal yet.
     pub(super) fn unwritten(&self) -> impl Iterator<Item = &Vec<u8>> {
-        self.pending.iter().skip(self.synced)
+        self.pending.entries.iter().skip(self.pending.synced)
     }
 
     /// Returns the number of entries, and the root over them.
@@ -483,11 +457,12 @@ impl Store {
     ///
     /// A bundle can't be read.
     pub(super) fn last_accepted(&self) -> io::Result<Option<u64>> {
-        if let Some(end) = self.pending.iter().rev().find_map(|entry| end_of(entry)) {
+        if let Some(end) = self.pending.entries.iter().rev().find_map(|entry| end_of(entry)) {
             return Ok(Some(end));
         }
-        for index in (0..self.signed.size.div_ceil(WIDTH)).rev() {
-            let entries = self.entries_of(index, self.signed.size)?;
+        let size = self.newest.head.size;
+        for index in (0..size.div_ceil(WIDTH)).rev() {
+            let entries = self.entries_of(index, size)?;
             if let Some(end) = entries.iter().rev().find_map(|entry| end_of(entry)) {
                 return Ok(Some(end));
             }
@@ -497,7 +472,7 @@ impl Store {
 
     /// Returns `true` if the log takes no more entries until there is a checkpoint.
     pub(super) fn is_full(&self) -> bool {
-        self.pending_bytes >= PENDING_MAX
+        self.pending.bytes >= PENDING_MAX
     }
 
     /// Adds an entry. It is not durable before [`Store::commit`].
@@ -506,19 +481,13 @@ impl Store {
     ///
     /// The entry is too long.
     pub(super) fn push(&mut self, entry: Vec<u8>) -> io::Result<()> {
-        tile::push_entry(&entry, &mut self.bundle.bytes)?;
-        self.bundle.grew();
-        let tiles = &mut self.tiles;
-        self.frontier.push(Hash::of_leaf(&entry), &mut |level, hash| {
-            // A tile has every eighth level of the tree.
-            let level = level as usize;
-            if let Some(tile) = tiles.get_mut(level / 8).filter(|_| level.is_multiple_of(8)) {
-                tile.bytes.extend_from_slice(&hash.0);
-                tile.grew();
-            }
-        });
-        self.pending_bytes += entry.len();
-        self.pending.push(entry);
+        if entry.len() > ENTRY_BYTES_MAX {
+            return Err(io::Error::other("an entry is longer than 65535 bytes"));
+        }
+        let made = &mut |level, hash| self.tiles.push(level, hash);
+        self.frontier.push(Hash::of_leaf(&entry), made);
+        self.pending.bytes += entry.len();
+        self.pending.entries.push(entry);
         Ok(())
     }
 
@@ -528,34 +497,35 @@ impl Store {
     ///
     /// The disk refuses. The entries stay, and the next call writes them to a new journal.
     pub(super) fn commit(&mut self) -> io::Result<()> {
-        if self.synced == self.pending.len() {
+        let Pending { entries, synced, .. } = &mut self.pending;
+        if *synced == entries.len() {
             return Ok(());
         }
         let Some(mut open) = self.journal.take() else { return self.begin_journal() };
         let mut records = Vec::new();
-        let first = self.signed.size + self.synced as u64;
-        for (index, entry) in (first..).zip(self.pending.iter().skip(self.synced)) {
+        let first = self.newest.head.size + *synced as u64;
+        for (index, entry) in (first..).zip(entries.iter().skip(*synced)) {
             open.chain.push(index, entry, &mut records);
         }
         open.file.write_at(&[&records], open.bytes)?;
         open.file.sync()?;
         open.bytes += records.len() as u64;
         self.journal = Some(open);
-        self.synced = self.pending.len();
+        *synced = entries.len();
         Ok(())
     }
 
     /// Writes a new journal with all pending entries.
     fn begin_journal(&mut self) -> io::Result<()> {
-        let (mut chain, header) = Chain::begin(self.key.clone(), &self.origin, self.signed);
+        let (mut chain, header) = Chain::begin(self.key.clone(), &self.origin, self.newest.head);
         let mut journal = header.clone();
-        for (index, entry) in (self.signed.size..).zip(&self.pending) {
+        for (index, entry) in (self.newest.head.size..).zip(&self.pending.entries) {
             chain.push(index, entry, &mut journal);
         }
         replace(&*self.disk, JOURNAL_PATH, &journal)?;
         let file = self.disk.open(JOURNAL_PATH, Access::Write)?;
         self.journal = Some(Open { file, bytes: journal.len() as u64, header, chain });
-        self.synced = self.pending.len();
+        self.pending.synced = self.pending.entries.len();
         Ok(())
     }
 
@@ -566,18 +536,18 @@ impl Store {
     /// The disk refuses. There is no checkpoint then; the next call tries again.
     pub(super) fn sign(&mut self, keys: &[SigningKey]) -> io::Result<Option<Note>> {
         let head = self.head();
-        if head == self.signed {
+        if head == self.newest.head {
             return Ok(None);
         }
         self.commit()?;
-        self.write_tiles()?;
+        let bundle = self.write_tiles()?;
         let checkpoint = Checkpoint { origin: self.origin.clone(), head };
         let note = checkpoint.sign(keys).map_err(io::Error::other)?;
         self.publish(&note)?;
-        self.is_published = true;
-        let obsolete = std::mem::replace(&mut self.before, self.signed.size);
-        (self.signed, self.newest) = (head, Some(note.clone()));
-        (self.pending, self.pending_bytes, self.synced) = (Vec::new(), 0, 0);
+        let newest = &mut self.newest;
+        let obsolete = std::mem::replace(&mut newest.before, newest.head.size);
+        (newest.head, newest.note) = (head, Some(note.clone()));
+        (self.pending, self.bundle) = (Pending::default(), bundle);
         // The next entries begin a new journal. Until then the old one has nothing that is needed.
         self.journal = None;
         self.remove_partial_tiles(obsolete);
@@ -586,7 +556,7 @@ impl Store {
 
     /// Returns the size and the root that the newest checkpoint covers.
     pub(super) fn signed(&self) -> Head {
-        self.signed
+        self.newest.head
     }
 
     /// Returns the newest checkpoint with its note. Before the first one, that is a checkpoint of
@@ -596,14 +566,15 @@ impl Store {
     ///
     /// The origin can't be in a note.
     pub(super) fn newest(&self, keys: &[SigningKey]) -> io::Result<(Head, Note)> {
-        let note = match &self.newest {
+        let Newest { head, note, .. } = &self.newest;
+        let note = match note {
             Some(note) => note.clone(),
             None => {
-                let checkpoint = Checkpoint { origin: self.origin.clone(), head: self.signed };
+                let checkpoint = Checkpoint { origin: self.origin.clone(), head: *head };
                 checkpoint.sign(keys).map_err(io::Error::other)?
             }
         };
-        Ok((self.signed, note))
+        Ok((*head, note))
     }
 
     /// Takes the newest checkpoint with more signatures, and replaces its file.
@@ -613,11 +584,10 @@ impl Store {
     /// The disk refuses. The file then holds the old note or the new one.
     pub(super) fn cosign(&mut self, note: Note) -> io::Result<()> {
         // The checkpoint of the empty log has no file.
-        if self.newest.is_none() {
-            return Ok(());
+        if self.newest.note.is_some() {
+            self.publish(&note)?;
+            self.newest.note = Some(note);
         }
-        self.publish(&note)?;
-        (self.newest, self.is_published) = (Some(note), true);
         Ok(())
     }
 
@@ -627,18 +597,17 @@ impl Store {
     ///
     /// A tile can't be read, or the tiles are not those of the checkpoint.
     pub(super) fn prove(&self, old: u64) -> io::Result<Vec<Hash>> {
-        let size = self.signed.size;
-        let nodes = tile::Tiles::new(size, |tile| tile::hashes(&self.tile(tile)?, tile.width));
-        let proof = consistency(&nodes, old, size)?;
+        let (nodes, head) = (self.nodes(), self.newest.head);
+        let proof = consistency(&nodes, old, head.size)?;
         let old = Head { size: old, root: root_at(&nodes, old)? };
-        match extends(old, self.signed, &proof) {
+        match extends(old, head, &proof) {
             true => Ok(proof),
             false => Err(io::Error::other("the tiles are not those of the newest checkpoint")),
         }
     }
 
-    /// Keeps in a file that a witness has contradicted the log, so that no later start goes on with
-    /// it.
+    /// Keeps in a file that a witness has contradicted the log, so that no later start continues
+    /// the log.
     ///
     /// # Errors
     ///
@@ -647,35 +616,47 @@ impl Store {
         replace(&*self.disk, ROLLED_BACK, format!("{}\n{why}\n", self.origin).as_bytes())
     }
 
+    /// Replaces the file of the checkpoint.
     fn publish(&mut self, note: &Note) -> io::Result<()> {
-        self.is_published = false;
-        replace(&*self.disk, &path(CHECKPOINT), note.to_string().as_bytes())
+        self.newest.is_published = false;
+        replace(&*self.disk, &path(CHECKPOINT), note.to_string().as_bytes())?;
+        self.newest.is_published = true;
+        Ok(())
     }
 
-    /// Writes the tiles and bundles that have changed since the newest checkpoint.
-    fn write_tiles(&mut self) -> io::Result<()> {
-        let levels = self.tiles.iter_mut().zip(0..).map(|(it, level)| (it, Content::Hashes(level)));
-        let all = levels.chain([(&mut self.bundle, Content::Entries)]);
-        let mut partial = Vec::new();
-        for (growing, content) in all {
-            while let Some((index, bytes)) = growing.whole.first() {
-                let tile = Tile { content, index: *index, width: WIDTH };
-                write_tile(&*self.disk, tile, bytes)?;
-                growing.whole.remove(0);
-            }
-            if growing.width > 0 {
-                let tile = Tile { content, index: growing.index, width: growing.width };
-                partial.push((tile, &growing.bytes));
+    /// Writes the tiles and bundles that have changed since the newest checkpoint. Returns the last
+    /// bundle if it is partial, and otherwise nothing.
+    fn write_tiles(&mut self) -> io::Result<Vec<u8>> {
+        let disk = &*self.disk;
+        let whole = self.tiles.whole.iter().map(|(tile, hashes)| (*tile, hashes.as_slice()));
+        for (tile, hashes) in whole.chain(self.tiles.partial()) {
+            let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
+            write_tile(disk, tile, &bytes)?;
+        }
+        let mut bundle = self.bundle.clone();
+        let mut end = self.newest.head.size;
+        for entry in &self.pending.entries {
+            tile::push_entry(entry, &mut bundle)?;
+            end += 1;
+            if end.is_multiple_of(WIDTH) {
+                let tile = Tile { content: Content::Entries, index: end / WIDTH - 1, width: WIDTH };
+                write_tile(disk, tile, &bundle)?;
+                bundle.clear();
             }
         }
-        partial.into_iter().try_for_each(|(tile, bytes)| write_tile(&*self.disk, tile, bytes))
+        if !bundle.is_empty() {
+            let (index, width) = (end / WIDTH, end % WIDTH);
+            write_tile(disk, Tile { content: Content::Entries, index, width }, &bundle)?;
+        }
+        self.tiles.whole.clear();
+        Ok(bundle)
     }
 
     /// Deletes the partial tiles of a checkpoint of this size, which nobody needs any more. One
     /// that stays does no harm.
     fn remove_partial_tiles(&self, size: u64) {
         let needed: Vec<_> =
-            [self.before, self.signed.size].into_iter().flat_map(last_tiles).collect();
+            [self.newest.before, self.newest.head.size].into_iter().flat_map(last_tiles).collect();
         for tile in last_tiles(size).filter(|tile| tile.width < WIDTH && !needed.contains(tile)) {
             if let Err(error) = self.disk.remove(&path(&tile.path())) {
                 tracing::debug!(%error, "a partial tile of the evidence can't be deleted");
@@ -713,7 +694,7 @@ fn known(disk: &dyn Disk, origin: &str) -> io::Result<Option<Head>> {
 /// Returns the position behind the events that an entry brings into the log; `None` if it brings
 /// none.
 fn end_of(entry: &[u8]) -> Option<u64> {
-    Entry::parse(entry).ok()?.end_in_queue()
+    Entry::parse(entry).ok()?.in_queue().map(|range| range.end)
 }
 
 /// Checks that no log that was kept aside has this origin.
@@ -743,7 +724,10 @@ fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
         let mark = read(disk, ROLLED_BACK, ROLLED_BACK_MAX)?.unwrap_or_default();
         let of = String::from_utf8_lossy(&mark);
         return match of.split_once('\n') {
-            Some((before, _)) if before != origin && has_log(disk)? => {
+            Some((before, _))
+                if before != origin
+                    && if_there(disk.open(JOURNAL_PATH, Access::Read))?.is_some() =>
+            {
                 rename_aside(disk, before, origin)
             }
             _ => Ok(()),
@@ -755,8 +739,7 @@ fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
         return Ok(());
     }
     let size = checkpoint.head.size;
-    let nodes = tile::Tiles::new(size, |tile| tile::hashes(&tile_of(disk, tile)?, tile.width));
-    if root_at(&nodes, size)? != checkpoint.head.root {
+    if root_at(&nodes(disk, size), size)? != checkpoint.head.root {
         return Err(io::Error::other(format!(
             "{} is that of {}, and the tiles beside it are not",
             path(CHECKPOINT),
@@ -764,11 +747,6 @@ fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
         )));
     }
     rename_aside(disk, &checkpoint.origin, origin)
-}
-
-/// Returns `true` if there is a directory of a log with a journal.
-fn has_log(disk: &dyn Disk) -> io::Result<bool> {
-    Ok(read(disk, JOURNAL_PATH, JOURNAL_BYTES_MAX)?.is_some())
 }
 
 /// Renames the directory of the log of the origin `before`.
@@ -784,24 +762,30 @@ fn rename_aside(disk: &dyn Disk, before: &str, origin: &str) -> io::Result<()> {
     disk.sync_directory("")
 }
 
+/// The log in the queue's directory.
+struct OnDisk<'a>(&'a dyn Disk);
+
+impl Files for OnDisk<'_> {
+    fn read(&self, name: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+        read(self.0, &path(name), max)
+    }
+}
+
 /// Returns the bytes of a tile or bundle. A crash may have left the whole one already.
 fn tile_of(disk: &dyn Disk, tile: Tile) -> io::Result<Vec<u8>> {
     let missing = || io::Error::other(format!("{} is missing", path(&tile.path())));
-    if let Some(bytes) = read(disk, &path(&tile.path()), BUNDLE_BYTES_MAX)? {
-        return Ok(bytes);
-    }
-    let whole = read(disk, &path(&tile.whole().path()), BUNDLE_BYTES_MAX)?;
-    tile.of_wider(&whole.ok_or_else(missing)?, WIDTH)
+    OnDisk(disk).tile(tile)?.ok_or_else(missing)
+}
+
+/// Returns the tree over the first `size` entries.
+fn nodes(disk: &dyn Disk, size: u64) -> impl Nodes {
+    tile::Tiles::new(size, move |tile| tile::hashes(&tile_of(disk, tile)?, tile.width))
 }
 
 /// Returns the content of a file; `None` if there is none.
 pub(super) fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
-    let file = match disk.open(path, Access::Read) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    read_all(&*file, max).map(Some)
+    let file = if_there(disk.open(path, Access::Read))?;
+    file.map(|file| read_all(&*file, max)).transpose()
 }
 
 /// Reads a whole file of at most this many bytes.

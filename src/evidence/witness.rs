@@ -27,8 +27,8 @@ use crate::tls;
 /// The time that a witness has for an answer.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// The most requests for one checkpoint. A witness whose answers never agree is left alone until
-/// the next checkpoint.
+/// The maximum number of requests for one checkpoint. A witness whose answers never agree is left
+/// alone until the next checkpoint.
 const ROUNDS_MAX: u8 = 4;
 
 /// A signed checkpoint that witnesses are asked to cosign.
@@ -56,14 +56,11 @@ impl<'a> Newest<'a> {
 
 /// The result of a request.
 pub(super) enum Heard {
-    /// The witness has cosigned a checkpoint. The value is the note with the cosignature, if that
-    /// checkpoint is still the newest one.
-    Cosigned(Option<Note>),
+    /// The witness has cosigned the newest checkpoint. The value is the note with the cosignature.
+    Cosigned(Note),
     /// The witness has seen another log of this origin, or a longer one.
     Contradiction(String),
-    /// The witness was asked once more, because it knows another checkpoint.
-    AskedAgain,
-    /// There is no cosignature.
+    /// There is no cosignature of the newest checkpoint. The witness may have been asked once more.
     Nothing,
 }
 
@@ -90,6 +87,52 @@ struct Question {
     round: u8,
     /// `true`: the witness has contradicted already. If it does so again, that counts.
     is_doubted: bool,
+}
+
+impl Question {
+    /// Returns the next question to a witness that has refused the checkpoint; `None` if there is
+    /// none. `has` is the size that the witness has named.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the witness contradicts the log, if it was doubted already.
+    fn after(
+        self,
+        witness: &VerifierKey,
+        has: Option<u64>,
+        status: u16,
+        newest: &Newest<'_>,
+    ) -> Result<Option<Self>, String> {
+        let (old, size, own) = (self.old, self.checkpoint.head.size, newest.checkpoint.head.size);
+        let name = witness.name();
+        let contradiction = match has {
+            Some(has) if has > own => Some(format!(
+                "the witness {name} has a checkpoint over {has} entries, and the newest one here \
+                 covers {own}"
+            )),
+            Some(has) if has != old => None,
+            // Some witnesses refuse another root for the same size by 409, without a size.
+            Some(_) | None if old == size && old > 0 => {
+                Some(format!("the witness {name} has another root for {size} entries"))
+            }
+            None if status == 422 && old > 0 => Some(format!(
+                "the witness {name} has a checkpoint over {old} entries, and the one here over \
+                 {size} entries does not extend it"
+            )),
+            Some(_) | None => None,
+        };
+        let again = Self { checkpoint: newest.checkpoint.clone(), ..self };
+        match (contradiction, has) {
+            (Some(why), _) if self.is_doubted => Err(why),
+            // A gateway before the witness may have answered. The witness is asked as if nothing
+            // were known: it then names its size.
+            (Some(_), _) => Ok(Some(Self { old: 0, round: 1, is_doubted: true, ..again })),
+            (None, Some(has)) if has != old && self.round < ROUNDS_MAX => {
+                Ok(Some(Self { old: has, round: self.round + 1, ..again }))
+            }
+            (None, _) => Ok(None),
+        }
+    }
 }
 
 struct Witness {
@@ -218,74 +261,53 @@ impl Witnesses {
             return Heard::Nothing;
         };
         witness.is_asked = false;
-        let name = witness.key.name().to_owned();
-        let own = newest.checkpoint.head.size;
-        let Question { checkpoint: Checkpoint { head, mut note }, old, round, is_doubted } =
-            question;
-        let again = Question { checkpoint: newest.checkpoint.clone(), old, round, is_doubted };
-        let (size, is_own) = (head.size, old == head.size);
+        let key = std::slice::from_ref(&witness.key);
         let (what, is_answer) = match answer {
             Ok(Answer { status: 200, body }) => {
-                match note.take(&body, std::slice::from_ref(&witness.key)) {
+                let Checkpoint { head, mut note } = question.checkpoint;
+                match note.take(&body, key) {
                     Ok(1..) => {
-                        witness.has_cosigned(head, &note);
                         let mut whole = newest.checkpoint.note.clone();
-                        let is_newest = head == newest.checkpoint.head
-                            && whole.take(&body, std::slice::from_ref(&witness.key)).is_ok();
-                        return Heard::Cosigned(Some(whole).filter(|_| is_newest));
+                        let is_newest =
+                            head == newest.checkpoint.head && whole.take(&body, key).is_ok();
+                        witness.has_cosigned(head, &note);
+                        return if is_newest { Heard::Cosigned(whole) } else { Heard::Nothing };
                     }
-                    Ok(0) => (format!("its answer has no cosignature of {name}"), true),
+                    Ok(0) => {
+                        let name = witness.key.name();
+                        (format!("its answer has no cosignature of {name}"), true)
+                    }
                     Err(error) => (format!("its answer can't be used: {error}"), true),
                 }
             }
             Ok(Answer { status: status @ (409 | 422), body }) => {
                 let has = size_of(&body).filter(|_| status == 409);
-                let contradiction = match has {
-                    Some(has) if has > own => Some(format!(
-                        "the witness {name} has a checkpoint over {has} entries, and the newest \
-                         one here covers {own}"
-                    )),
-                    Some(has) if has != old => None,
-                    // Some witnesses refuse another root for the same size by 409, without a size.
-                    Some(_) | None if is_own && old > 0 => {
-                        Some(format!("the witness {name} has another root for {size} entries"))
-                    }
-                    None if status == 422 && old > 0 => Some(format!(
-                        "the witness {name} has a checkpoint over {old} entries, and the one here \
-                         over {size} entries does not extend it"
-                    )),
-                    Some(_) | None => None,
+                let next = match question.after(&witness.key, has, status, newest) {
+                    Ok(next) => next,
+                    Err(why) => return Heard::Contradiction(why),
                 };
-                let next = match (contradiction, has) {
-                    (Some(why), _) if is_doubted => return Heard::Contradiction(why),
-                    // A gateway before the witness may have answered. The witness is asked as if
-                    // nothing were known: it then names its size.
-                    (Some(_), _) => Some(Question { old: 0, round: 1, is_doubted: true, ..again }),
-                    (None, Some(has)) if has != old && round < ROUNDS_MAX => {
-                        witness.has = has;
-                        Some(Question { old: has, round: round + 1, is_doubted, ..again })
-                    }
-                    (None, _) => None,
-                };
+                if let (Some(next), Some(has)) = (&next, has)
+                    && next.old == has
+                {
+                    witness.has = has;
+                }
                 match next.map(|question| witness.question(at, question, newest)) {
                     Some(Ok(asked)) => {
                         self.asked.spawn(asked);
-                        return Heard::AskedAgain;
+                        return Heard::Nothing;
                     }
                     Some(Err(error)) => (error.to_string(), true),
                     None => (format!("it refuses the checkpoint with status {status}"), true),
                 }
             }
-            Ok(Answer { status: 404, .. }) => {
-                ("it does not know the origin (404)".to_owned(), true)
-            }
-            Ok(Answer { status: 403, .. }) => {
-                ("it does not know the log's key (403)".to_owned(), true)
-            }
             Ok(Answer { status, .. }) => {
+                let what = match status {
+                    404 => "it does not know the origin (404)".to_owned(),
+                    403 => "it does not know the log's key (403)".to_owned(),
+                    _ => format!("it answers with status {status}"),
+                };
                 // With 429 and 5xx, the witness has not looked at the checkpoint.
-                let is_answer = status != 429 && status < 500;
-                (format!("it answers with status {status}"), is_answer)
+                (what, status != 429 && status < 500)
             }
             Err(error) => (error, false),
         };

@@ -153,9 +153,9 @@ impl Batch {
 
 /// Returns the events of a batch in order, each without its line break. `pieces` are the lines of
 /// the batch.
-pub fn lines(pieces: &[Bytes]) -> impl Iterator<Item = &[u8]> {
+pub fn lines<P: AsRef<[u8]>>(pieces: &[P]) -> impl Iterator<Item = &[u8]> {
     pieces.iter().flat_map(|piece| {
-        let mut start = 0;
+        let (piece, mut start) = (piece.as_ref(), 0);
         memchr::memchr_iter(b'\n', piece)
             .map(move |end| &piece[std::mem::replace(&mut start, end + 1)..end])
     })

@@ -4,21 +4,10 @@ use std::fmt;
 
 use super::key::SigningKey;
 use super::key::check_name;
+use super::malformed::Malformed;
 use super::merkle::Hash;
 use super::merkle::Head;
 use super::note::Note;
-use super::note::NoteError;
-
-/// What is wrong with a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum CheckpointError {
-    /// The bytes are no signed note.
-    #[error(transparent)]
-    Note(#[from] NoteError),
-    /// The text of the note is not that of a checkpoint.
-    #[error("the checkpoint {0}")]
-    Text(&'static str),
-}
 
 /// The text of a checkpoint. It is shown as the text of its note.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,18 +24,20 @@ impl Checkpoint {
     /// # Errors
     ///
     /// The text has another form.
-    pub fn of_text(text: &str) -> Result<Self, CheckpointError> {
-        let wrong = CheckpointError::Text;
+    pub fn of_text(text: &str) -> Result<Self, Malformed> {
         let mut lines = text.strip_suffix('\n').unwrap_or(text).split('\n');
         let origin = lines.next().unwrap_or_default();
-        check_name(origin).map_err(|_| wrong("has no origin"))?;
-        let size = lines.next().and_then(number).ok_or(wrong("has no size"))?;
-        let root = lines.next().and_then(Hash::parse).ok_or(wrong("has no root"))?;
+        check_name(origin).map_err(|_| Malformed("the checkpoint has no origin"))?;
+        let size = lines.next().and_then(number).ok_or(Malformed("the checkpoint has no size"))?;
+        let root =
+            lines.next().and_then(Hash::parse).ok_or(Malformed("the checkpoint has no root"))?;
         if lines.any(str::is_empty) {
-            return Err(wrong("has an empty line"));
+            return Err(Malformed("the checkpoint has an empty line"));
         }
         if size == 0 && root != Hash::of_nothing() {
-            return Err(wrong("has the size 0, and another root than that of an empty log"));
+            return Err(Malformed(
+                "the checkpoint has the size 0, and another root than that of an empty log",
+            ));
         }
         Ok(Self { origin: origin.to_owned(), head: Head { size, root } })
     }
@@ -59,7 +50,7 @@ impl Checkpoint {
     pub fn sign<'a>(
         &self,
         keys: impl IntoIterator<Item = &'a SigningKey>,
-    ) -> Result<Note, NoteError> {
+    ) -> Result<Note, Malformed> {
         let mut note = Note::new(&self.to_string())?;
         keys.into_iter().for_each(|key| note.sign(key));
         Ok(note)
@@ -86,15 +77,15 @@ impl Signed {
     ///
     /// # Errors
     ///
-    /// The bytes are no note, or the text is no checkpoint.
-    pub fn parse(bytes: &[u8]) -> Result<Self, CheckpointError> {
+    /// The bytes are not a note, or its text is not a checkpoint.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Malformed> {
         let note = Note::parse(bytes)?;
         Ok(Self { checkpoint: Checkpoint::of_text(note.text())?, note })
     }
 }
 
-/// Reads a number in decimal digits, without a sign and without zeros before it. Returns `None` if
-/// the text is another one, or if the number is above 2^63 - 1.
+/// Reads a number in decimal digits, without a sign and without zeros before it. Returns `None`
+/// for any other text, and for a number above 2^63 - 1.
 pub(super) fn number(text: &str) -> Option<u64> {
     let number: u64 = text.parse().ok()?;
     (number.to_string() == text && i64::try_from(number).is_ok()).then_some(number)

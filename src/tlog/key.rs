@@ -9,7 +9,6 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::hkdf::HKDF_SHA256;
-use ring::hkdf::KeyType;
 use ring::hkdf::Prk;
 use ring::hkdf::Salt;
 use ring::rand::SecureRandom as _;
@@ -19,6 +18,7 @@ use ring::signature::Ed25519KeyPair;
 use ring::signature::KeyPair as _;
 use ring::signature::UnparsedPublicKey;
 
+use super::malformed::Malformed;
 use super::merkle::Hash;
 
 /// The beginning of the text of a signing key.
@@ -30,25 +30,21 @@ const KEY_BYTES: usize = 32;
 /// The salt with which secrets are derived from the seed of a signing key (HKDF, RFC 5869).
 const DERIVE_SALT: &[u8] = b"kube-audit-forwarder";
 
-/// The most bytes of a key's name. The specification has no limit.
+/// The maximum length of a key's name in bytes. The specification has no limit.
 const NAME_BYTES_MAX: usize = 255;
-
-/// What is wrong with the text of a key or of its name. The text itself is not shown, because it
-/// may be a secret.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct KeyError(&'static str);
 
 /// Checks the name of a key, which is also the origin of a log: not empty, at most 255 bytes, and
 /// without white space, control characters and `+`.
 ///
 /// # Errors
 ///
-/// The name is none, in words for its author.
-pub fn check_name(name: &str) -> Result<(), KeyError> {
+/// The text can't be a name. The error says why.
+pub fn check_name(name: &str) -> Result<(), Malformed> {
     let is_wrong = |c: char| c.is_whitespace() || c.is_control() || c == '+';
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(is_wrong) {
-        return Err(KeyError("a name has 1 to 255 bytes without blanks, control characters and +"));
+        return Err(Malformed(
+            "a name has 1 to 255 bytes without blanks, control characters and +",
+        ));
     }
     Ok(())
 }
@@ -75,6 +71,13 @@ fn key_id(name: &str, kind: Kind, public: &[u8; KEY_BYTES]) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
+/// Splits `NAME+ID+BASE64`. Base64 has plus signs too, and a name has none.
+fn parts(text: &str) -> Option<(&str, &str, Vec<u8>)> {
+    let (name, rest) = text.split_once('+')?;
+    let (id, bytes) = rest.split_once('+')?;
+    Some((name, id, STANDARD.decode(bytes).ok()?))
+}
+
 /// A public key with its name, shown as `NAME+ID+BASE64`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VerifierKey {
@@ -85,12 +88,7 @@ pub struct VerifierKey {
 }
 
 impl VerifierKey {
-    /// Makes the key of this name.
-    ///
-    /// # Errors
-    ///
-    /// The name is none.
-    pub fn new(name: &str, kind: Kind, public: [u8; KEY_BYTES]) -> Result<Self, KeyError> {
+    fn new(name: &str, kind: Kind, public: [u8; KEY_BYTES]) -> Result<Self, Malformed> {
         check_name(name)?;
         Ok(Self { name: name.to_owned(), id: key_id(name, kind, &public), kind, public })
     }
@@ -121,24 +119,19 @@ impl VerifierKey {
 }
 
 impl FromStr for VerifierKey {
-    type Err = KeyError;
+    type Err = Malformed;
 
-    fn from_str(text: &str) -> Result<Self, KeyError> {
-        let wrong = KeyError("a verifier key is NAME+ID+KEY, as `evidence keygen` prints it");
-        // Base64 has plus signs too, and a name has none.
-        let mut parts = text.splitn(3, '+');
-        let (Some(name), Some(id), Some(key)) = (parts.next(), parts.next(), parts.next()) else {
-            return Err(wrong);
-        };
-        let bytes = STANDARD.decode(key).map_err(|_| wrong)?;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let wrong = Malformed("a verifier key is NAME+ID+KEY, as `evidence keygen` prints it");
+        let (name, id, bytes) = parts(text).ok_or(wrong)?;
         let (kind, public) = bytes.split_first().ok_or(wrong)?;
-        let public = public.try_into().map_err(|_| KeyError("the key has not 32 bytes"))?;
-        let kind = Kind::of(*kind).ok_or(KeyError(
+        let public = public.try_into().map_err(|_| Malformed("the key has not 32 bytes"))?;
+        let kind = Kind::of(*kind).ok_or(Malformed(
             "the key is neither one for Ed25519 notes (0x01) nor for cosignatures (0x04)",
         ))?;
         let made = Self::new(name, kind, public)?;
         if format!("{:08x}", made.id) != id {
-            return Err(KeyError("the number in the verifier key does not fit its name and key"));
+            return Err(Malformed("the number in the verifier key does not fit its name and key"));
         }
         Ok(made)
     }
@@ -146,8 +139,7 @@ impl FromStr for VerifierKey {
 
 impl fmt::Display for VerifierKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut key = vec![self.kind as u8];
-        key.extend_from_slice(&self.public);
+        let key = [&[self.kind as u8], self.public.as_slice()].concat();
         write!(f, "{}+{:08x}+{}", self.name, self.id, STANDARD.encode(key))
     }
 }
@@ -156,31 +148,22 @@ impl fmt::Display for VerifierKey {
 pub struct SigningKey {
     verifier: VerifierKey,
     pair: Ed25519KeyPair,
-    /// Other secrets are derived from this one, which is made of the seed.
+    /// The pseudorandom key of HKDF, from which other secrets are derived.
     derived: Prk,
 }
 
-/// The length of a derived secret, in bytes.
-struct SecretBytes;
-
-impl KeyType for SecretBytes {
-    fn len(&self) -> usize {
-        KEY_BYTES
-    }
-}
-
 impl SigningKey {
-    /// Makes a new key of the operating system's random numbers. Also returns its text, which
+    /// Makes a new key from random numbers of the operating system. Also returns its text, which
     /// [`SigningKey::parse`] reads.
     ///
     /// # Errors
     ///
-    /// The name is none, or the system gives no random numbers.
-    pub fn generate(name: &str) -> Result<(Self, String), KeyError> {
+    /// The text can't be a name, or the system gives no random numbers.
+    pub fn generate(name: &str) -> Result<(Self, String), Malformed> {
         check_name(name)?;
         let mut seed = [0; KEY_BYTES];
         let filled = SystemRandom::new().fill(&mut seed);
-        filled.map_err(|_| KeyError("the operating system gives no random numbers"))?;
+        filled.map_err(|_| Malformed("the operating system gives no random numbers"))?;
         let key = Self::of_seed(name, Kind::Note, &seed)?;
         let secret = [&[Kind::Note as u8], seed.as_slice()].concat();
         let text = format!("{PRIVATE}{name}+{:08x}+{}\n", key.verifier.id, STANDARD.encode(secret));
@@ -191,12 +174,12 @@ impl SigningKey {
     ///
     /// # Errors
     ///
-    /// The name is none.
-    pub fn of_seed(name: &str, kind: Kind, seed: &[u8; KEY_BYTES]) -> Result<Self, KeyError> {
+    /// The text can't be a name.
+    pub fn of_seed(name: &str, kind: Kind, seed: &[u8; KEY_BYTES]) -> Result<Self, Malformed> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed);
-        let pair = pair.map_err(|_| KeyError("the key is no Ed25519 key"))?;
+        let pair = pair.map_err(|_| Malformed("the key is no Ed25519 key"))?;
         let public = pair.public_key().as_ref().try_into();
-        let public = public.map_err(|_| KeyError("the key is no Ed25519 key"))?;
+        let public = public.map_err(|_| Malformed("the key is no Ed25519 key"))?;
         let derived = Salt::new(HKDF_SHA256, DERIVE_SALT).extract(seed);
         Ok(Self { verifier: VerifierKey::new(name, kind, public)?, pair, derived })
     }
@@ -205,23 +188,18 @@ impl SigningKey {
     ///
     /// # Errors
     ///
-    /// The text is no such key. The error does not show the text.
-    pub fn parse(text: &str) -> Result<Self, KeyError> {
-        let wrong = KeyError("it holds no signing key as `evidence keygen` writes it");
+    /// The text is not such a key. The error does not show the text.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let wrong = Malformed("it holds no signing key as `evidence keygen` writes it");
         let key = text.trim().strip_prefix(PRIVATE).ok_or(wrong)?;
-        let mut parts = key.splitn(3, '+');
-        let (Some(name), Some(id), Some(secret)) = (parts.next(), parts.next(), parts.next())
-        else {
-            return Err(wrong);
-        };
-        let secret = STANDARD.decode(secret).map_err(|_| wrong)?;
+        let (name, id, secret) = parts(key).ok_or(wrong)?;
         let (kind, seed) = secret.split_first().ok_or(wrong)?;
         if *kind != Kind::Note as u8 {
-            return Err(KeyError("the signing key is not one for Ed25519 notes (0x01)"));
+            return Err(Malformed("the signing key is not one for Ed25519 notes (0x01)"));
         }
         let key = Self::of_seed(name, Kind::Note, seed.try_into().map_err(|_| wrong)?)?;
         if format!("{:08x}", key.verifier.id) != id {
-            return Err(KeyError("the number in the signing key does not fit its name and key"));
+            return Err(Malformed("the number in the signing key does not fit its name and key"));
         }
         Ok(key)
     }
@@ -242,7 +220,7 @@ impl SigningKey {
     pub fn derive(&self, purpose: &str) -> [u8; KEY_BYTES] {
         let mut secret = [0; KEY_BYTES];
         let purpose = [purpose.as_bytes()];
-        let expanded = self.derived.expand(&purpose, SecretBytes);
+        let expanded = self.derived.expand(&purpose, HKDF_SHA256);
         let filled = expanded.and_then(|okm| okm.fill(&mut secret));
         filled.expect("HKDF gives as many bytes");
         secret

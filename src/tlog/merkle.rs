@@ -16,7 +16,7 @@ use serde::de::Error as _;
 /// The number of bytes of a hash.
 pub const HASH_BYTES: usize = 32;
 
-/// The most hashes of a proof: a tree has at most 2^63 entries.
+/// The maximum number of hashes in a proof: a tree has at most 2^63 entries.
 pub const PROOF_MAX: usize = 63;
 
 /// A SHA-256 hash. It is shown and read in base64 with padding.
@@ -108,8 +108,8 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// The hashes that are needed to go on with a log: those of the largest whole subtrees, from left
-/// to right. There is one for each bit that is set in the number of entries.
+/// The hashes that are needed to add entries to a log: those of the largest whole subtrees, from
+/// left to right. There is one for each bit that is set in the number of entries.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Frontier {
     size: u64,
@@ -227,7 +227,7 @@ pub fn root_at<N: Nodes + ?Sized>(nodes: &N, size: u64) -> io::Result<Hash> {
 }
 
 /// Returns the proof that the entry with this index is among the first `size` entries (RFC 6962
-/// §2.1.1): the hashes beside the way from the entry to the root.
+/// §2.1.1): the Merkle path of the entry, from its neighbour to the root.
 ///
 /// # Errors
 ///
@@ -266,8 +266,8 @@ pub fn includes(leaf: Hash, index: u64, size: u64, path: &[Hash], root: Hash) ->
     way.last == 0 && node == root
 }
 
-/// The way from an entry up to the root: the index of a node in its level, and that of the last
-/// node of the level.
+/// The way of a proof from an entry up to the root: the index of a node in its level, and that of
+/// the last node of the level.
 struct Way {
     at: u64,
     last: u64,

@@ -9,21 +9,17 @@ use super::key::Kind;
 use super::key::SigningKey;
 use super::key::VerifierKey;
 use super::key::check_name;
+use super::malformed::Malformed;
 
-/// The most bytes of a note. A note with the text of a checkpoint and 16 signatures has about
-/// 3,000; signatures of ML-DSA-44, which others may add, have 3,300 each.
+/// The maximum size of a note in bytes. A note with the text of a checkpoint and 16 signatures has
+/// about 3,000; signatures of ML-DSA-44, which others may add, have 3,300 each.
 pub const NOTE_BYTES_MAX: usize = 1 << 20;
 
-/// The most signatures of a note. The specification asks for at least 16.
+/// The maximum number of signatures of a note. The specification asks for at least 16.
 const SIGNATURES_MAX: usize = 100;
 
 /// The beginning of the line of a signature: a dash and a blank.
 const DASH: &str = "\u{2014} ";
-
-/// What is wrong with a note.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct NoteError(&'static str);
 
 /// The line of a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +36,7 @@ pub struct Note {
     signatures: Vec<Signature>,
 }
 
-/// What a note says about a key.
+/// Whether a key has signed a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signed {
     /// The note has no signature of the key.
@@ -59,12 +55,12 @@ impl Note {
     /// # Errors
     ///
     /// The text has another form.
-    pub fn new(text: &str) -> Result<Self, NoteError> {
+    pub fn new(text: &str) -> Result<Self, Malformed> {
         if !text.ends_with('\n') {
-            return Err(NoteError("the text of the note does not end with a line break"));
+            return Err(Malformed("the text of the note does not end with a line break"));
         }
         if text.contains(|c: char| c < ' ' && c != '\n') {
-            return Err(NoteError("the note has a control character"));
+            return Err(Malformed("the note has a control character"));
         }
         Ok(Self { text: text.to_owned(), signatures: Vec::new() })
     }
@@ -73,20 +69,20 @@ impl Note {
     ///
     /// # Errors
     ///
-    /// The bytes are no note, or too many.
-    pub fn parse(note: &[u8]) -> Result<Self, NoteError> {
+    /// The bytes are not a note, or there are too many of them.
+    pub fn parse(note: &[u8]) -> Result<Self, Malformed> {
         if note.len() > NOTE_BYTES_MAX {
-            return Err(NoteError("the note has more than 1 MiB"));
+            return Err(Malformed("the note has more than 1 MiB"));
         }
-        let note = std::str::from_utf8(note).map_err(|_| NoteError("the note is not UTF-8"))?;
+        let note = std::str::from_utf8(note).map_err(|_| Malformed("the note is not UTF-8"))?;
         // The last empty line ends the text.
-        let missing = NoteError("the note has no signatures");
+        let missing = Malformed("the note has no signatures");
         let (text, signatures) = note.rsplit_once("\n\n").ok_or(missing)?;
         let mut read = Self::new(&format!("{text}\n"))?;
         let lines = signatures.strip_suffix('\n').ok_or(missing)?;
         for line in lines.split('\n') {
             if read.signatures.len() == SIGNATURES_MAX {
-                return Err(NoteError("the note has more than 100 signatures"));
+                return Err(Malformed("the note has more than 100 signatures"));
             }
             read.signatures.push(Signature::parse(line)?);
         }
@@ -104,18 +100,11 @@ impl Note {
         self.add(key.verifier(), key.sign(self.text.as_bytes()));
     }
 
-    /// Adds the cosignature of a witness at this time, in seconds since 1970.
-    pub fn cosign(&mut self, key: &SigningKey, time: u64) {
-        let mut bytes = time.to_be_bytes().to_vec();
-        bytes.extend_from_slice(&key.sign(cosigned(&self.text, time).as_bytes()));
-        self.add(key.verifier(), bytes);
-    }
-
     fn add(&mut self, key: &VerifierKey, bytes: Vec<u8>) {
         self.signatures.push(Signature { name: key.name().to_owned(), id: key.id(), bytes });
     }
 
-    /// Returns what the note says about a key.
+    /// Returns whether a key has signed the note.
     #[must_use]
     pub fn check(&self, key: &VerifierKey) -> Signed {
         let mut found = Signed::Absent;
@@ -137,18 +126,18 @@ impl Note {
     ///
     /// # Errors
     ///
-    /// The lines are no signatures, or one of a known key is forged.
-    pub fn take(&mut self, lines: &[u8], keys: &[VerifierKey]) -> Result<usize, NoteError> {
+    /// A line is not a signature, or one of a known key is forged.
+    pub fn take(&mut self, lines: &[u8], keys: &[VerifierKey]) -> Result<usize, Malformed> {
         let whole = [self.text.as_bytes(), b"\n", lines].concat();
         let answered = Self::parse(&whole)?;
         if answered.text != self.text {
-            return Err(NoteError("the answer is more than lines of signatures"));
+            return Err(Malformed("the answer is more than lines of signatures"));
         }
         let mut taken = 0;
         for key in keys {
             match answered.check(key) {
                 Signed::Absent => continue,
-                Signed::Forged => return Err(NoteError("a signature is not that of its key")),
+                Signed::Forged => return Err(Malformed("a signature is not that of its key")),
                 Signed::Valid(_) => {}
             }
             let is_of_key = |it: &&Signature| it.name == key.name() && it.id == key.id();
@@ -174,8 +163,8 @@ impl fmt::Display for Note {
 }
 
 impl Signature {
-    fn parse(line: &str) -> Result<Self, NoteError> {
-        let wrong = NoteError("a line behind the text of the note is no signature");
+    fn parse(line: &str) -> Result<Self, Malformed> {
+        let wrong = Malformed("a line behind the text of the note is no signature");
         let (name, encoded) =
             line.strip_prefix(DASH).and_then(|rest| rest.split_once(' ')).ok_or(wrong)?;
         check_name(name).map_err(|_| wrong)?;
@@ -244,11 +233,17 @@ mod tests {
         assert_eq!(note.check(other.verifier()), Signed::Valid(None));
     }
 
+    /// Adds the cosignature of a witness at this time, in seconds since 1970.
+    fn cosign(note: &mut Note, key: &SigningKey, time: u64) {
+        let signature = key.sign(cosigned(&note.text, time).as_bytes());
+        note.add(key.verifier(), [time.to_be_bytes().as_slice(), &signature].concat());
+    }
+
     #[test]
     fn a_cosignature_is_valid_with_its_time_only() {
         let key = SigningKey::of_seed("witness", Kind::Cosignature, &[7; 32]).unwrap();
         let mut note = Note::new("log\n1\nx\n").unwrap();
-        note.cosign(&key, 1_679_315_147);
+        cosign(&mut note, &key, 1_679_315_147);
         assert_eq!(note.check(key.verifier()), Signed::Valid(Some(1_679_315_147)));
         let signed = note.to_string();
         // The time is the first part of the signature.
@@ -266,7 +261,7 @@ mod tests {
         let note = Note::new("log\n1\nx\n").unwrap();
         let lines = |keys: &[&SigningKey], time: u64| {
             let mut cosigned = note.clone();
-            keys.iter().for_each(|key| cosigned.cosign(key, time));
+            keys.iter().for_each(|key| cosign(&mut cosigned, key, time));
             cosigned.to_string().split_once("\n\n").unwrap().1.to_owned()
         };
         let keys = [known.verifier().clone()];

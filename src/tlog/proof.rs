@@ -5,26 +5,15 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::checkpoint::CheckpointError;
 use super::checkpoint::Signed;
 use super::checkpoint::number;
+use super::malformed::Malformed;
 use super::merkle::Hash;
 use super::merkle::PROOF_MAX;
 use super::merkle::includes;
 
 /// The first line of a proof.
 const BEGINNING: &str = "c2sp.org/tlog-proof@v1";
-
-/// What is wrong with a proof.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ProofError {
-    /// The checkpoint at the end of the proof is none.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The lines before it are not those of a proof.
-    #[error("the proof {0}")]
-    Text(&'static str),
-}
 
 /// A proof that an entry is in a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +22,7 @@ pub struct Proof {
     pub extra: Option<Vec<u8>>,
     /// The index of the entry in the log.
     pub index: u64,
-    /// The hashes beside the way from the entry to the root.
+    /// The Merkle path of the entry.
     pub path: Vec<Hash>,
     /// The checkpoint over the entry.
     pub signed: Signed,
@@ -44,28 +33,31 @@ impl Proof {
     ///
     /// # Errors
     ///
-    /// The text is no proof.
-    pub fn parse(text: &str) -> Result<Self, ProofError> {
-        let wrong = ProofError::Text;
-        let (head, note) = text.split_once("\n\n").ok_or(wrong("has no checkpoint"))?;
+    /// The text is not a proof.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let (head, note) =
+            text.split_once("\n\n").ok_or(Malformed("the proof has no checkpoint"))?;
         let mut lines = head.split('\n').peekable();
         if lines.next() != Some(BEGINNING) {
-            return Err(wrong("does not begin with c2sp.org/tlog-proof@v1"));
+            return Err(Malformed("the proof does not begin with c2sp.org/tlog-proof@v1"));
         }
         let extra = lines.peek().and_then(|line| line.strip_prefix("extra "));
         let extra = match extra {
             Some(extra) => {
                 lines.next();
                 let extra = STANDARD.decode(extra);
-                Some(extra.map_err(|_| wrong("has an extra line that is not base64"))?)
+                Some(
+                    extra
+                        .map_err(|_| Malformed("the proof has an extra line that is not base64"))?,
+                )
             }
             None => None,
         };
         let index = lines.next().and_then(|line| number(line.strip_prefix("index ")?));
-        let index = index.ok_or(wrong("has no index"))?;
+        let index = index.ok_or(Malformed("the proof has no index"))?;
         let path: Option<Vec<_>> = lines.map(Hash::parse).collect();
         let path = path.filter(|path| path.len() <= PROOF_MAX);
-        let path = path.ok_or(wrong("has lines that are no hashes, or too many"))?;
+        let path = path.ok_or(Malformed("the proof has lines that are no hashes, or too many"))?;
         Ok(Self { extra, index, path, signed: Signed::parse(note.as_bytes())? })
     }
 

@@ -16,10 +16,10 @@ pub const WIDTH: u64 = 256;
 /// The number of levels of a tree between the hashes of a tile and those of the tile above.
 const HEIGHT: u32 = WIDTH.trailing_zeros();
 
-/// The most bytes of an entry.
+/// The maximum size of an entry in bytes.
 pub const ENTRY_BYTES_MAX: usize = u16::MAX as usize;
 
-/// The most bytes of a bundle.
+/// The maximum size of a bundle in bytes.
 pub const BUNDLE_BYTES_MAX: usize = (ENTRY_BYTES_MAX + 2) << HEIGHT;
 
 /// The name of the file with the checkpoint.
@@ -69,7 +69,7 @@ impl Tile {
         path
     }
 
-    /// Reads a path as [`Tile::path`] writes it. Returns `None` if the text is another one.
+    /// Reads a path as [`Tile::path`] writes it. Returns `None` for any other text.
     #[must_use]
     pub fn parse(path: &str) -> Option<Self> {
         let (content, rest) = path.strip_prefix("tile/")?.split_once('/')?;
@@ -115,7 +115,7 @@ impl Tile {
         Ok(bytes)
     }
 
-    /// Returns the most bytes that the file of the tile can have.
+    /// Returns the maximum size of the tile's file in bytes.
     #[must_use]
     pub fn bytes_max(&self) -> usize {
         let width = usize::try_from(self.width).unwrap_or(usize::MAX);
@@ -123,12 +123,6 @@ impl Tile {
             Content::Entries => width.saturating_mul(ENTRY_BYTES_MAX + 2),
             Content::Hashes(_) => width.saturating_mul(HASH_BYTES),
         }
-    }
-
-    /// Returns the same tile with all its hashes or entries.
-    #[must_use]
-    pub fn whole(&self) -> Self {
-        Self { width: WIDTH, ..*self }
     }
 }
 
@@ -142,6 +136,58 @@ pub fn last_tiles(size: u64) -> impl Iterator<Item = Tile> {
     let levels = (0..u64::BITS / HEIGHT).map(move |level| (level, size >> (HEIGHT * level)));
     let hashes = levels.filter_map(move |(level, count)| last(Content::Hashes(level), count));
     last(Content::Entries, size).into_iter().chain(hashes)
+}
+
+/// The tiles over a log that grows.
+#[derive(Debug, Default)]
+pub struct Growing {
+    /// For each level the number of whole tiles, and the hashes behind them.
+    levels: Vec<(u64, Vec<Hash>)>,
+    /// The tiles that have become whole. The owner takes them out.
+    pub whole: Vec<(Tile, Vec<Hash>)>,
+}
+
+impl Growing {
+    /// Takes the hash of the next whole subtree with `2^level` entries. A tile has every eighth
+    /// level of the tree.
+    pub fn push(&mut self, level: u32, hash: Hash) {
+        if level.is_multiple_of(HEIGHT) {
+            let level = level / HEIGHT;
+            let (index, hashes) = self.level(level);
+            hashes.push(hash);
+            if hashes.len() as u64 == WIDTH {
+                let tile = Tile { content: Content::Hashes(level), index: *index, width: WIDTH };
+                let hashes = std::mem::take(hashes);
+                *index += 1;
+                self.whole.push((tile, hashes));
+            }
+        }
+    }
+
+    /// Sets the last tile of a level, as after a start. The next hash of the level comes behind it.
+    pub fn go_on(&mut self, level: u32, index: u64, hashes: Vec<Hash>) {
+        *self.level(level) = match hashes.len() as u64 == WIDTH {
+            true => (index + 1, Vec::new()),
+            false => (index, hashes),
+        };
+    }
+
+    /// Returns the last tile of each level, if it is partial.
+    pub fn partial(&self) -> impl Iterator<Item = (Tile, &[Hash])> {
+        let levels = (0..).zip(&self.levels).filter(|(_, (_, hashes))| !hashes.is_empty());
+        levels.map(|(level, (index, hashes))| {
+            let width = hashes.len() as u64;
+            (Tile { content: Content::Hashes(level), index: *index, width }, hashes.as_slice())
+        })
+    }
+
+    fn level(&mut self, level: u32) -> &mut (u64, Vec<Hash>) {
+        let at = level as usize;
+        if self.levels.len() <= at {
+            self.levels.resize(at + 1, (0, Vec::new()));
+        }
+        &mut self.levels[at]
+    }
 }
 
 /// Returns the tile that holds the hash of a node at a level of the tree which is a multiple of 8,
@@ -313,22 +359,17 @@ mod tests {
     #[test]
     fn tiles_are_the_nodes_of_the_tree() {
         let leaves: Vec<_> = (0_u64..70_000).map(|at| Hash::of_leaf(&at.to_be_bytes())).collect();
-        let (mut frontier, mut tiles) = (Frontier::default(), BTreeMap::<_, Vec<Hash>>::new());
-        let mut counts = [0_u64; 9];
+        let (mut frontier, mut growing) = (Frontier::default(), Growing::default());
         for leaf in &leaves {
-            frontier.push(*leaf, &mut |level, hash| {
-                if level.is_multiple_of(HEIGHT) {
-                    let level = level / HEIGHT;
-                    let index = counts[level as usize] / WIDTH;
-                    counts[level as usize] += 1;
-                    tiles.entry((level, index)).or_default().push(hash);
-                }
-            });
+            frontier.push(*leaf, &mut |level, hash| growing.push(level, hash));
         }
+        let partial = growing.partial().map(|(tile, hashes)| (tile, hashes.to_vec()));
+        let all = growing.whole.iter().cloned().chain(partial);
+        let tiles: BTreeMap<_, _> =
+            all.map(|(tile, hashes)| ((tile.content, tile.index), hashes)).collect();
         for size in [1, 2, 255, 256, 257, 511, 512, 65_535, 65_536, 65_537, 69_999, 70_000] {
             let read = |tile: Tile| {
-                let Content::Hashes(level) = tile.content else { panic!("a bundle") };
-                let hashes = &tiles[&(level, tile.index)];
+                let hashes = &tiles[&(tile.content, tile.index)];
                 Ok(hashes[..usize::try_from(tile.width).unwrap()].to_vec())
             };
             let nodes = Tiles::new(size, read);

@@ -3,14 +3,15 @@
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Started;
 
-/// The most bytes of a name or a reason in an entry. The relay's own have less than a hundred.
+/// The maximum size in bytes of a name or a reason in an entry. The relay writes less than a
+/// hundred.
 const NAME_BYTES_MAX: usize = 256;
 
-/// The most outputs that an entry lists.
+/// The maximum number of outputs that an entry lists.
 const OUTPUTS_MAX: usize = 1000;
 
-/// The most facts of a log that are kept in memory: gaps between positions, names of outputs, and
-/// notes.
+/// The maximum number of facts of a log that are kept in memory: gaps between positions, names of
+/// outputs, and notes.
 pub(super) const FACTS_MAX: usize = 1_000_000;
 
 /// Returns what is wrong with an entry that no relay writes; `None` if nothing is.

@@ -20,13 +20,13 @@ use crate::tlog::merkle::Hash;
 /// The number of buckets: one for each first byte of a hash.
 const BUCKETS: usize = 256;
 
-/// The most bytes of all buckets in memory.
+/// The maximum size in bytes of all buckets in memory.
 const MEMORY: usize = 256 << 20;
 
 /// The bytes of an item: the hash, what it is, and a place.
 const ITEM: usize = HASH_BYTES + 1 + 2 + 8;
 
-/// The most differences that are kept one by one. Further ones are counted.
+/// The maximum number of differences that are kept one by one. Further ones are counted.
 const DIFFERENCES_MAX: usize = 1_000_000;
 
 /// The place of a line: a source, and a number in it. For a line that left, the source is an output
@@ -274,7 +274,7 @@ impl Differences {
         doubtful.map(|(kind, (_, place))| (*kind, *place)).collect()
     }
 
-    /// Adds what is known of a stored line with two hashes.
+    /// Counts a stored line with two hashes, of which `group` says which ones fit.
     fn add_place(&mut self, group: &[(Kind, Place)]) {
         let has = |kind: Kind| group.iter().find(|item| item.0 == kind).map(|item| item.1.1);
         match (has(Kind::Stored), has(Kind::Either), has(Kind::Plain)) {

@@ -22,7 +22,6 @@ use crate::evidence::entry::Entry;
 use crate::evidence::entry::Fate;
 use crate::evidence::entry::Offset;
 use crate::evidence::entry::RANGE_MAX;
-use crate::evidence::reader::Files;
 use crate::evidence::reader::Log;
 use crate::tlog::merkle::Frontier;
 use crate::tlog::merkle::Hash;
@@ -34,7 +33,7 @@ const WHO_CHANGED: &str = "who could change the consumer's store since this time
 /// may not be among them.
 const EXPORT_SLACK: u64 = 500;
 
-/// The most places of stored lines that a fault names.
+/// The maximum number of stored lines that a fault names.
 const PLACES_MAX: usize = 20;
 
 /// The statements of a log about the fates of events at one output.
@@ -110,13 +109,13 @@ impl Left {
 impl Check<'_> {
     /// Reads the entries once more, and adds the lines that left to the store, if there is one.
     /// Counts the fates of the events.
-    pub(super) fn events<F: Files>(
+    pub(super) fn events(
         &mut self,
-        log: &Log<F>,
+        log: &Log<'_>,
         left: &mut Left,
         mut store: Option<&mut Store>,
     ) -> io::Result<()> {
-        if !self.is_whole {
+        if !self.is_whole() {
             return Ok(());
         }
         let mut frontier = Frontier::default();
@@ -128,7 +127,7 @@ impl Check<'_> {
                 self.add_left(&entry, left, &mut store.comparison)?;
             }
         }
-        if frontier.root() != log.signed().checkpoint.head.root {
+        if frontier.root() != log.head().root {
             let text = "the files of the log were changed while they were read";
             self.report.faults.add(None, WHO_WROTE, text);
             return Ok(());
@@ -153,7 +152,7 @@ impl Check<'_> {
         let fates = left.fates.entry(output.clone()).or_default();
         let is_new = |offset: &Offset| {
             let position = first.saturating_add(offset.0);
-            self.asked.contains(&position) && !fates.seen.contains(position)
+            self.asked.positions.contains(&position) && !fates.seen.contains(position)
         };
         let changed = changed.iter().filter(|offset| is_new(offset)).count() as u64;
         let of = |fate: Fate| {
@@ -172,7 +171,7 @@ impl Check<'_> {
     /// Adds a line for each output to the report.
     fn tell_fates(&mut self, left: &Left) {
         let none = Fates::default();
-        let asked = self.asked.clone();
+        let asked = self.asked.positions.clone();
         for (name, output) in &self.history.outputs {
             let fates = left.fates.get(name).unwrap_or(&none);
             let mut lost = Positions::default();
@@ -201,8 +200,8 @@ impl Check<'_> {
     /// Counts the events that came in, where no stored lines are there to be compared.
     fn count_accepted(&mut self) {
         let (mut unknown, mut pending) = (0, Positions::default());
-        for range in self.window.ranges() {
-            unknown += self.unhashed.len_within(range.clone());
+        for range in self.asked.events.ranges() {
+            unknown += self.hashes.gone.len_within(range.clone());
             for (name, output) in &self.history.outputs {
                 if self.request.asks_of(name) {
                     output.pending_in(range.clone()).into_iter().for_each(|it| pending.insert(it));
@@ -210,11 +209,11 @@ impl Check<'_> {
             }
         }
         let counts = &mut self.report.counts;
-        counts.events = self.window.len();
-        counts.found = counts.events - unknown;
+        counts.events.all = self.asked.events.len();
+        counts.events.good = counts.events.all - unknown;
         (counts.pending, counts.unknown) = (pending.len(), unknown);
-        counts.without_evidence = self.history.off.len_within(self.asked.clone());
-        let is_whole = counts.events > 0 && self.report.faults.count() == 0;
+        counts.without_evidence = self.history.off.len_within(self.asked.positions.clone());
+        let is_whole = counts.events.all > 0 && self.report.faults.count() == 0;
         let no_gap = if is_whole { "No event is missing in the log. " } else { "" };
         let text = format!(
             "proven: positions. {no_gap}Without --events, nobody knows what the consumer has stored"
@@ -224,9 +223,9 @@ impl Check<'_> {
 
     /// Counts the lines that left.
     fn count_left(&mut self, left: &Left) {
-        let unknown = self.window.ranges().map(|range| left.unhashed.len_within(range)).sum();
+        let unknown = self.asked.events.ranges().map(|range| left.unhashed.len_within(range)).sum();
         let counts = &mut self.report.counts;
-        counts.events = left.asked.values().map(Positions::len).sum();
+        counts.events.all = left.asked.values().map(Positions::len).sum();
         (counts.pending, counts.unknown) = (left.pending, unknown);
         if unknown > 0 {
             let text = format!("{unknown} lines left, and their hashes are gone");
@@ -330,7 +329,7 @@ impl Check<'_> {
                 }
                 Some(Fate::Dropped | Fate::Duplicate) => continue,
             }
-            let is_asked = self.window.contains(position);
+            let is_asked = self.asked.events.contains(position);
             if is_asked {
                 left.asked.entry(source).or_default().insert(position..position + 1);
             }
@@ -399,7 +398,7 @@ impl Check<'_> {
             let accepted = self.history.accepted.ranges();
             let open: Vec<_> = accepted.flat_map(|range| output.pending_in(range)).collect();
             for range in open {
-                left.pending += self.window.len_within(range.clone());
+                left.pending += self.asked.events.len_within(range.clone());
                 left.open += range.end.min(left.end).saturating_sub(range.start);
                 self.allow(range, source, comparison)?;
             }
@@ -409,7 +408,7 @@ impl Check<'_> {
 
     /// Adds the lines of the entries that no checkpoint covers.
     fn add_journal(&mut self, left: &Left, comparison: &mut Comparison) -> io::Result<()> {
-        for entry in &self.journal {
+        for entry in &self.journal.entries {
             let found = if let Entry::Accepted { first, root, .. } = entry {
                 self.hashes.range(None, *first, *root)?
             } else if let Entry::Delivered { output, first, root: Some(root), .. } = entry
@@ -437,19 +436,39 @@ pub(super) struct Compared<'a, 'b> {
     pub(super) is_covered: bool,
 }
 
+impl Compared<'_, '_> {
+    /// Returns `true` if events may have left that no checkpoint covers.
+    fn is_open(&self) -> bool {
+        match self.check.ending() {
+            Ending::Stopped(_) => false,
+            Ending::Live => !self.is_covered,
+            Ending::Open => true,
+        }
+    }
+
+    /// Returns the number of events that may have left in a form that no checkpoint covers.
+    fn in_another_form(&self) -> u64 {
+        match (self.check.ending(), self.left.changes) {
+            (_, true) => self.left.open + self.left.unexplained,
+            (Ending::Stopped(_), false) => 0,
+            (Ending::Live | Ending::Open, false) => self.left.open,
+        }
+    }
+}
+
 /// Compares the lines that left by all logs with the stored lines.
 pub(super) fn compare(logs: &mut [Compared<'_, '_>], store: &mut Store) -> io::Result<Report> {
     let differences = store.comparison.differences()?;
     let changed = changed(&differences, &mut store.comparison)?;
     let mut report = Report::default();
-    report.counts.found = differences.found;
+    report.counts.events.good = differences.found;
     report.counts.missing = differences.missing_count - changed.len() as u64;
     report.counts.changed = changed.len() as u64;
     report.counts.duplicate = differences.duplicate;
     tell_missing(logs, &differences, &changed, store);
     tell_extra(logs, &differences, &changed, store, &mut report);
     tell_forms(&differences, &mut report);
-    let left: u64 = logs.iter().map(|log| log.check.report.counts.events).sum();
+    let left: u64 = logs.iter().map(|log| log.check.report.counts.events.all).sum();
     let text = match (differences.found, left) {
         (0, 0) => "nothing was compared: by the log, no line left that is asked about",
         (0, _) => {
@@ -513,60 +532,65 @@ fn tell_extra(
         extra -= taken;
         taken
     };
-    let off: u64 = logs.iter().map(|log| log.check.history.off.len()).sum();
-    report.counts.without_evidence = take(off);
-    if report.counts.without_evidence > 0 {
-        let text = format!(
-            "{} stored lines, which may be events from a time without evidence",
-            report.counts.without_evidence
-        );
-        report.unchecked.push(text);
-    }
+    let off = take(logs.iter().map(|log| log.check.history.off.len()).sum());
     let unknown = take(logs.iter().map(|log| log.left.unhashed.len()).sum());
-    if unknown > 0 {
-        let text = format!(
-            "{unknown} stored lines fit nothing, and may be events whose line hashes are gone"
-        );
-        report.unchecked.push(text);
-    }
     // Without a filter there is only one form.
     let twice = logs.iter().map(|log| if log.left.filters { log.left.twice } else { 0 }).sum();
     let twice = take(twice);
-    if twice > 0 {
-        report.counts.unknown += twice;
-        let text = format!(
-            "{twice} stored lines fit nothing, and may be earlier forms of events that were sent \
-             again by other rules, after a crash or a change of the config"
-        );
-        report.unchecked.push(text);
-    }
-    // An event without a fate may have left in a form that no checkpoint covers yet.
-    let in_another_form = |log: &Compared<'_, '_>| match (log.check.ending(), log.left.changes) {
-        (_, true) => log.left.open + log.left.unexplained,
-        (Ending::Stopped(_), false) => 0,
-        (Ending::Live | Ending::Open, false) => log.left.open,
-    };
-    let is_open = |log: &Compared<'_, '_>| match log.check.ending() {
-        Ending::Stopped(_) => false,
-        Ending::Live => !log.is_covered,
-        Ending::Open => true,
-    };
-    let open = logs.iter().find(|log| is_open(log));
-    let may_fit = logs.iter().map(in_another_form).sum();
-    let newer = take(if open.is_some() { u64::MAX } else { may_fit });
     for (count, what) in [
-        (newer, "stored lines fit nothing, and may be events that left"),
-        (differences.newer, "stored lines are events that came in"),
-        (differences.late, "lines left, and are not stored: they left"),
+        (off, ", which may be events from a time without evidence"),
+        (unknown, " fit nothing, and may be events whose line hashes are gone"),
+        (
+            twice,
+            " fit nothing, and may be earlier forms of events that were sent again by other rules, \
+             after a crash or a change of the config",
+        ),
+    ] {
+        if count > 0 {
+            report.unchecked.push(format!("{count} stored lines{what}"));
+        }
+    }
+    report.counts.without_evidence = off;
+    report.counts.unknown += twice;
+    let open = logs.iter().find(|log| log.is_open());
+    let may_fit = logs.iter().map(Compared::in_another_form).sum();
+    let newer = take(if open.is_some() { u64::MAX } else { may_fit });
+    tell_newer(newer, open.or(logs.first()), differences, store, report);
+    report.counts.forged = extra;
+    if extra > 0 {
+        let changed: BTreeSet<_> = changed.values().copied().collect();
+        let never_left = differences.extra.difference(&changed).take(PLACES_MAX);
+        let first: Vec<_> = never_left.map(|place| store.name(*place)).collect();
+        let which = if extra == all { "" } else { "some of " };
+        let names = logs.first().map(|log| log.check.request.outputs.join(" or "));
+        let text = format!(
+            "{extra} stored lines never left by {}: {which}{}",
+            names.unwrap_or_default(),
+            first.join(", ")
+        );
+        report.faults.add(None, "who could add lines to the consumer's store?", text);
+    }
+}
+
+/// Says which lines are newer than the last checkpoint of a log, or than the stored lines. `newer`
+/// is the number of stored lines that fit nothing and may be newer.
+fn tell_newer(
+    newer: u64,
+    log: Option<&Compared<'_, '_>>,
+    differences: &Differences,
+    store: &Store,
+    report: &mut Report,
+) {
+    let last = log.map(|log| log.check.last_checkpoint()).unwrap_or_default();
+    let after_last = format!("after {last}");
+    let after_export = format!("after the stored lines were exported at {}", store.exported());
+    for (count, what, than) in [
+        (newer, "stored lines fit nothing, and may be events that left", &after_last),
+        (differences.newer, "stored lines are events that came in", &after_last),
+        (differences.late, "lines left, and are not stored: they left", &after_export),
     ] {
         if count > 0 {
             report.counts.newer += count;
-            let log = open.or(logs.first());
-            let last = log.map(|log| log.check.last_checkpoint()).unwrap_or_default();
-            let than = match what.starts_with("lines") {
-                true => format!("after the stored lines were exported at {}", store.exported()),
-                false => format!("after {last}"),
-            };
             report.unchecked.push(format!("{count} {what} {than}"));
         }
     }
@@ -577,20 +601,6 @@ fn tell_extra(
             differences.elsewhere
         );
         report.unchecked.push(text);
-    }
-    report.counts.forged = extra;
-    if extra > 0 {
-        let changed: BTreeSet<_> = changed.values().copied().collect();
-        let never_left = differences.extra.difference(&changed).take(PLACES_MAX);
-        let first: Vec<_> = never_left.map(|place| store.name(*place)).collect();
-        let which = if extra == all { "" } else { "some of " };
-        let names: Vec<_> = logs.first().map_or(&[][..], |log| &log.check.request.outputs).to_vec();
-        let text = format!(
-            "{extra} stored lines never left by {}: {which}{}",
-            names.join(" or "),
-            first.join(", ")
-        );
-        report.faults.add(None, "who could add lines to the consumer's store?", text);
     }
 }
 
@@ -636,7 +646,7 @@ fn changed(
         let last_one = last.filter(|(at, _)| at + 1 == *place).map(|(_, it)| it);
         let before = last_one.or(before(*place).find_map(|at| known.get(&at).copied()));
         let behind = behind(*place).find_map(|at| known.get(&at).copied());
-        // Positions of two sources are no neighbours.
+        // Positions of two sources are not neighbours.
         let behind = behind.filter(|behind| before.is_none_or(|before| before.0 == behind.0));
         let found = match (before, behind) {
             (Some(before), Some(behind)) if before < behind => {

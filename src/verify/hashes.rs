@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
 
+use super::positions::Positions;
 use crate::evidence::LineFile;
 use crate::evidence::lines;
 use crate::evidence::lines::Damage;
@@ -22,14 +23,23 @@ const CACHED: usize = 4;
 
 /// The line hashes in a directory. Only the places of the records are in memory: about 150 bytes
 /// for each range.
+#[derive(Default)]
 pub(super) struct Hashes<'a> {
-    directory: Option<&'a Directory>,
+    /// `None`: there are no line hashes, as in a published log.
+    pub(super) directory: Option<&'a Directory>,
     places: HashMap<Key, (LineFile, u64)>,
     firsts: HashSet<(Option<String>, u64)>,
     cached: Vec<(Key, Arc<Range>)>,
     /// The damages of the files, because of which ranges may be missing. `true`: the file ends too
     /// early, as a copy of a file does to which a relay was writing.
     pub(super) damages: Vec<(String, bool)>,
+    /// Ranges whose line hashes are others than the log has: the output or `None`, the first
+    /// position, the number of events, and the time.
+    pub(super) changed: Vec<(Option<String>, u64, u64, u64)>,
+    /// The events that came in and whose line hashes are gone.
+    pub(super) gone: Positions,
+    /// The events whose line hashes as they were sent are gone, of any output.
+    pub(super) gone_as_sent: Positions,
 }
 
 /// The line hashes of a range that an entry names.
@@ -43,32 +53,31 @@ pub(super) enum Found {
 }
 
 impl<'a> Hashes<'a> {
-    /// There are no line hashes, as in a published log.
-    pub(super) fn none() -> Self {
-        let (places, firsts) = (HashMap::new(), HashSet::new());
-        Self { directory: None, places, firsts, cached: Vec::new(), damages: Vec::new() }
+    /// The line hashes in a directory. They are not read yet.
+    pub(super) fn of(directory: Option<&'a Directory>) -> Self {
+        Self { directory, ..Self::default() }
     }
 
     /// Reads the files of line hashes.
-    pub(super) fn read(directory: &'a Directory) -> io::Result<Self> {
-        let mut hashes = Self { directory: Some(directory), ..Self::none() };
+    pub(super) fn read(&mut self) -> io::Result<()> {
+        let Some(directory) = self.directory else { return Ok(()) };
         for file in directory.line_files()? {
             let content = directory.line_file(file)?;
             for (offset, record) in lines::Records::of(&content) {
                 match record {
-                    Ok(record) => hashes.add(record, (file, offset)),
+                    Ok(record) => self.add(record, (file, offset)),
                     Err(damage) => {
                         let text = format!("lines/{file}, byte {offset}: {damage}");
-                        hashes.damages.push((text, matches!(damage, Damage::CutOff)));
+                        self.damages.push((text, matches!(damage, Damage::CutOff)));
                     }
                 }
             }
         }
-        Ok(hashes)
+        Ok(())
     }
 
     /// Returns `true` if no line hashes can be there, as in a published log.
-    pub(super) fn is_absent(&self) -> bool {
+    pub(super) fn are_absent(&self) -> bool {
         self.directory.is_none()
     }
 

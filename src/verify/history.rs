@@ -46,9 +46,7 @@ impl Output {
         let open = self.settled.missing_in(range.start..end).into_iter();
         open.flat_map(|range| self.not_its_own.missing_in(range)).collect()
     }
-}
 
-impl Output {
     /// Returns `true` if no event of a range is this output's own.
     pub(super) fn is_away_in(&self, range: Range<u64>) -> bool {
         let until = self.until.unwrap_or(u64::MAX);
@@ -72,7 +70,7 @@ pub(super) struct History {
     pub(super) outputs: BTreeMap<String, Output>,
     pub(super) runs: Runs,
     has_started: bool,
-    /// Facts that are no fault, and worth a line.
+    /// Facts that are not faults, and worth a line.
     pub(super) notes: Vec<String>,
     /// Events that were acknowledged, never stored and counted as lost: the time of each entry, and
     /// the number.
@@ -98,13 +96,9 @@ impl History {
             Entry::Delivered { output, first, count, at, not_delivered, .. } => {
                 let range = *first..first.saturating_add(*count);
                 self.settle(index, output, range, *at, faults);
-                for (Offset(offset), fate) in not_delivered {
+                for (Offset(offset), _) in not_delivered.iter().filter(|it| *it.1 == Fate::Lost) {
                     let position = first.saturating_add(*offset);
-                    let event = position..position.saturating_add(1);
-                    match fate {
-                        Fate::Lost => self.lose(output, GIVEN_UP, event),
-                        Fate::Dropped | Fate::Duplicate | Fate::DeadLetter => {}
-                    }
+                    self.lose(output, GIVEN_UP, position..position.saturating_add(1));
                 }
             }
             Entry::Lost { output, first: Some(first), count, at, reason } if output == QUEUE => {
@@ -120,15 +114,12 @@ impl History {
                 let first = first.unwrap_or_default();
                 let range = first..first.saturating_add(*count);
                 if reason == "tampered" {
-                    faults.add_at(
-                        first,
-                        Some(*at),
-                        "who could write to the queue's files before this time?",
-                        format_args!(
-                            "{count} events were changed in the queue before {output} could send \
-                             them (entry {index})"
-                        ),
+                    let question = "who could write to the queue's files before this time?";
+                    let text = format!(
+                        "{count} events were changed in the queue before {output} could send them \
+                         (entry {index})"
                     );
+                    faults.add_at(first, Some(*at), question, text);
                 }
                 self.settle(index, output, range.clone(), *at, faults);
                 self.lose(output, reason, range);
@@ -326,20 +317,9 @@ impl History {
 
 /// Returns `true` if an entry is about as many events as it may be.
 fn is_usable(index: u64, entry: &Entry, faults: &mut Faults) -> bool {
-    let (first, count, max) = match entry {
-        Entry::Accepted { first, count, .. } | Entry::Delivered { first, count, .. } => {
-            (*first, *count, RANGE_MAX)
-        }
-        Entry::Lost { first, count, .. } => (first.unwrap_or_default(), *count, u64::MAX),
-        Entry::Alarm { what: Alarm::Off { first, count }, .. } => (*first, *count, u64::MAX),
-        Entry::Start(_)
-        | Entry::Reload(_)
-        | Entry::Stop(_)
-        | Entry::Heartbeat { .. }
-        | Entry::Pruned { .. }
-        | Entry::Key { .. }
-        | Entry::Alarm { what: Alarm::Journal | Alarm::Removed, .. } => return true,
-    };
+    let Some((first, count)) = entry.events() else { return true };
+    let is_range = matches!(entry, Entry::Accepted { .. } | Entry::Delivered { .. });
+    let max = if is_range { RANGE_MAX } else { u64::MAX };
     let is_usable = (1..=max).contains(&count) && first.checked_add(count).is_some();
     if !is_usable {
         let text = format!("entry {index} is about {count} events from position {first} on");

@@ -17,7 +17,6 @@ use super::report::Report;
 use super::report::time;
 use super::request::Request;
 use super::runs::Row;
-use crate::evidence::entry::Alarm;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Offset;
 use crate::evidence::entry::QUEUE;
@@ -36,6 +35,7 @@ use crate::tlog::merkle::root_at;
 use crate::tlog::note::Signed as Signature;
 use crate::tlog::tile::BUNDLE_BYTES_MAX;
 use crate::tlog::tile::Content;
+use crate::tlog::tile::Growing;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 use crate::tlog::tile::last_tiles;
@@ -57,7 +57,7 @@ pub(super) const WITNESS_HAS: &str = "has the witness seen another log?";
 pub(super) const WHO_SET_BACK: &str =
     "who set the log back, or ran two relays with one origin, since this checkpoint was seen?";
 
-/// The most faults of a published log. The entries behind them are not asked for.
+/// The maximum number of faults of a published log. The entries behind them are not asked for.
 const FAULTS_MAX: u64 = 1000;
 
 /// Returns the report about a place without evidence.
@@ -88,37 +88,50 @@ pub(super) struct Span {
     pub(super) root: Option<Hash>,
 }
 
+/// The events that are asked about: all, or those of a time.
+#[derive(Default)]
+pub(super) struct Asked {
+    /// The positions between the first and the last event.
+    pub(super) positions: Range<u64>,
+    /// The events at these positions that came in.
+    pub(super) events: Positions,
+}
+
+/// The journal, which proves nothing.
+#[derive(Default)]
+pub(super) struct Journal {
+    /// The entries that no checkpoint covers.
+    pub(super) entries: Vec<Entry>,
+    /// `true`: the journal begins behind the end of the log.
+    has_gap: bool,
+}
+
+/// How far the entries are those that the checkpoint was signed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Entries {
+    /// They were not read, or something is wrong with them.
+    #[default]
+    Wrong,
+    /// The files end before the checkpoint does.
+    Torn,
+    /// All of them are.
+    Whole,
+}
+
 /// The check of one log.
 pub(super) struct Check<'a> {
     pub(super) request: &'a Request,
     pub(super) report: Report,
     pub(super) history: History,
-    evidence: Option<&'a Directory>,
     is_live: bool,
     /// The time at which the checkpoint was read.
     read_at: u64,
     pub(super) hashes: Hashes<'a>,
-    /// Ranges whose line hashes are others than the log has: the output or `None`, the first
-    /// position, the number of events, and the time.
-    changed: Vec<(Option<String>, u64, u64, u64)>,
-    /// The events whose line hashes as they were sent are gone, of any output.
-    unhashed_as_sent: Positions,
     /// The ranges of positions, by their first one.
     pub(super) spans: BTreeMap<u64, Span>,
-    /// The events that came in and whose line hashes are gone.
-    pub(super) unhashed: Positions,
-    /// The positions between the first and the last event that is asked about.
-    pub(super) asked: Range<u64>,
-    /// The events that came in, and that are asked about.
-    pub(super) window: Positions,
-    /// The journal: the entries that no checkpoint covers, and that prove nothing.
-    pub(super) journal: Vec<Entry>,
-    /// `true`: the journal begins behind the end of the log.
-    has_gap: bool,
-    /// `true`: the entries are those that the checkpoint was signed over.
-    pub(super) is_whole: bool,
-    /// `true`: the files end before the checkpoint does.
-    pub(super) is_torn: bool,
+    pub(super) asked: Asked,
+    pub(super) journal: Journal,
+    pub(super) entries: Entries,
     /// `true`: the consumer has a checkpoint over more entries than the log has.
     pub(super) goes_on: bool,
     /// The time of the newest cosignature of each witness, in seconds since 1970.
@@ -135,30 +148,23 @@ impl<'a> Check<'a> {
     ) -> Self {
         Self {
             request,
-            evidence,
             is_live,
             read_at: now(),
-            hashes: Hashes::none(),
-            changed: Vec::new(),
-            unhashed_as_sent: Positions::default(),
+            hashes: Hashes::of(evidence),
             report: Report::default(),
             history: History::default(),
             spans: BTreeMap::new(),
-            unhashed: Positions::default(),
-            asked: 0..0,
-            window: Positions::default(),
-            journal: Vec::new(),
-            has_gap: false,
-            is_whole: false,
-            is_torn: false,
+            asked: Asked::default(),
+            journal: Journal::default(),
+            entries: Entries::default(),
             goes_on: false,
             cosigned: BTreeMap::new(),
         }
     }
 
-    /// Returns `true` if this is a directory, and not what a server has published.
-    pub(super) fn has_line_hashes(&self) -> bool {
-        self.evidence.is_some()
+    /// Returns `true` if the entries are those that the checkpoint was signed over.
+    pub(super) fn is_whole(&self) -> bool {
+        self.entries == Entries::Whole
     }
 
     fn faults(&mut self) -> &mut Faults {
@@ -167,12 +173,12 @@ impl<'a> Check<'a> {
 
     /// Checks the log: its checkpoint, its tiles, its entries, and the checkpoints that were given.
     /// `journal` has the entries that are not covered yet. Returns the log if it has a checkpoint.
-    pub(super) fn log<F: Files>(
+    pub(super) fn log(
         &mut self,
-        files: F,
+        files: &'a dyn Files,
         journal: Vec<(u64, Vec<u8>)>,
-    ) -> io::Result<Option<Log<F>>> {
-        self.report.counts.checkpoints += 1;
+    ) -> io::Result<Option<Log<'a>>> {
+        self.report.counts.checkpoints.all += 1;
         let log = match Log::open(files) {
             Ok(log) => log,
             Err(ReadError::NoCheckpoint) => {
@@ -186,21 +192,19 @@ impl<'a> Check<'a> {
             Err(ReadError::File { error, .. }) => return Err(error),
         };
         // The hashes that the checkpoint is about were on the disk before it.
-        if let Some(evidence) = self.evidence {
-            self.hashes = Hashes::read(evidence)?;
-        }
+        self.hashes.read()?;
         let own = log.signed().clone();
-        let rolled_back = self.evidence.map(|it| it.rolled_back(&own.checkpoint.origin));
+        let rolled_back = self.hashes.directory.map(|it| it.rolled_back(log.origin()));
         if let Some(why) = rolled_back.transpose()?.flatten() {
             let text = format!("the relay has recorded nothing more: {why}");
             self.faults().add(None, WHO_SET_BACK, text);
         }
         let is_signed = self.signatures("checkpoint", &own, true);
         let mut faults = std::mem::take(&mut self.report.faults);
-        self.is_whole = self.entries(&log)?;
+        self.entries = self.entries(&log)?;
         self.cut();
         // Faults of other times are not asked about.
-        let (request, asked) = (self.request, self.asked.clone());
+        let (request, asked) = (self.request, &self.asked.positions);
         self.report.faults.retain(|fault| match (fault.position, fault.at) {
             (Some(position), _) if asked.contains(&position) => true,
             (_, Some(at)) => request.asks_about(at, fault.to.unwrap_or(at)),
@@ -208,21 +212,22 @@ impl<'a> Check<'a> {
         });
         faults.append(std::mem::take(&mut self.report.faults), |_| {});
         self.report.faults = faults;
-        if is_signed && self.is_whole {
-            self.report.counts.valid += 1;
+        if is_signed && self.is_whole() {
+            self.report.counts.checkpoints.good += 1;
             self.hear_witnesses(&own);
         }
         let size = log.size();
-        self.has_gap = journal.first().is_some_and(|(first, _)| *first > size);
+        self.journal.has_gap = journal.first().is_some_and(|(first, _)| *first > size);
         let newer = (size..).zip(journal.into_iter().skip_while(|(index, _)| *index < size));
         let newer = newer.take_while(|(expected, (index, _))| expected == index);
-        self.journal = newer.map_while(|(_, (_, entry))| Entry::parse(&entry).ok()).collect();
+        let newer = newer.map_while(|(_, (_, entry))| Entry::parse(&entry).ok());
+        self.journal.entries = newer.collect();
         Ok(Some(log))
     }
 
     /// Checks the checkpoints that were given, and those that witnesses have, against the log.
     /// `others` are the origins of other logs that are checked, which have checkpoints too.
-    pub(super) fn given<F: Files>(&mut self, log: &Log<F>, others: &[String]) {
+    pub(super) fn given(&mut self, log: &Log<'_>, others: &[String]) {
         for (name, note) in &self.request.checkpoints {
             let of_other = |signed: Signed| others.contains(&signed.checkpoint.origin);
             if !Signed::parse(note).is_ok_and(of_other) {
@@ -240,7 +245,7 @@ impl<'a> Check<'a> {
         match self.history.runs.stopped_at() {
             // A relay that was started again may not have signed its start yet.
             _ if self.is_live => Ending::Live,
-            Some(at) if self.is_whole && !self.goes_on && self.journal.is_empty() => {
+            Some(at) if self.is_whole() && !self.goes_on && self.journal.entries.is_empty() => {
                 Ending::Stopped(at)
             }
             _ => Ending::Open,
@@ -256,7 +261,7 @@ impl<'a> Check<'a> {
         let mut spans = self.spans.iter();
         let last = spans.rfind(|(_, span)| until.is_none_or(|until| span.at <= until));
         if let (Some((first, _)), Some((_, last))) = (first, last) {
-            self.asked = *first..last.end;
+            self.asked.positions = *first..last.end;
         }
         let is_after = since.zip(self.history.runs.last_at()).is_some_and(|(it, last)| last < it);
         let is_before =
@@ -265,8 +270,9 @@ impl<'a> Check<'a> {
             let text = "the log has nothing of the time that is asked about (--since, --until)";
             self.report.unchecked.push(text.to_owned());
         }
-        let asked = self.asked.clone();
-        self.history.accepted.within(asked).for_each(|range| self.window.insert(range));
+        let Asked { positions, events } = &mut self.asked;
+        let accepted = self.history.accepted.within(positions.clone());
+        accepted.for_each(|range| events.insert(range));
     }
 
     /// Checks the signatures of a checkpoint, also those of the witnesses if `is_own`. A witness
@@ -300,8 +306,8 @@ impl<'a> Check<'a> {
     }
 
     /// Checks a checkpoint that somebody has kept against the log.
-    pub(super) fn checkpoint<F: Files>(&mut self, name: &str, note: &[u8], log: &Log<F>) {
-        self.report.counts.checkpoints += 1;
+    pub(super) fn checkpoint(&mut self, name: &str, note: &[u8], log: &Log<'_>) {
+        self.report.counts.checkpoints.all += 1;
         let signed = match Signed::parse(note) {
             Ok(signed) => signed,
             Err(error) => {
@@ -335,11 +341,11 @@ impl<'a> Check<'a> {
 
     /// Compares a checkpoint, which is not of more entries than the log has, with the log. Returns
     /// `true` if the log contains it.
-    pub(super) fn compare_root<F: Files>(&mut self, name: &str, kept: Head, log: &Log<F>) -> bool {
+    pub(super) fn compare_root(&mut self, name: &str, kept: Head, log: &Log<'_>) -> bool {
         let size = kept.size;
         match root_at(&log.nodes(), size) {
             Ok(root) if root == kept.root => {
-                self.report.counts.valid += 1;
+                self.report.counts.checkpoints.good += 1;
                 return true;
             }
             Ok(_) => {
@@ -354,23 +360,21 @@ impl<'a> Check<'a> {
         false
     }
 
-    /// Checks the entries, and the tiles over them. Returns `true` if they are those that were
-    /// signed.
-    fn entries<F: Files>(&mut self, log: &Log<F>) -> io::Result<bool> {
-        let mut tiles = Tiles::default();
+    /// Checks the entries, and the tiles over them.
+    fn entries(&mut self, log: &Log<'_>) -> io::Result<Entries> {
+        let mut tiles = Growing::default();
         let mut frontier = Frontier::default();
         for entry in log.entries() {
             let (index, bytes) = match entry {
                 Ok(entry) => entry,
                 Err(error) => {
-                    self.torn(log, frontier.size(), &error);
-                    return Ok(false);
+                    return Ok(self.torn(log, frontier.size(), &error));
                 }
             };
             if index.is_multiple_of(WIDTH) && self.is_too_much() {
                 let text = format!("the entries from {index} on: too much is wrong before them");
                 self.report.unchecked.push(text);
-                return Ok(false);
+                return Ok(Entries::Wrong);
             }
             match Entry::parse(&bytes) {
                 Ok(entry) if let Some(excess) = excess(&entry) => {
@@ -389,11 +393,11 @@ impl<'a> Check<'a> {
             frontier.push(Hash::of_leaf(&bytes), made);
             for (tile, hashes) in tiles.whole.drain(..) {
                 let is_same = self.compare_tile(log, tile, &hashes, true);
-                if !is_same && !self.has_line_hashes() {
+                if !is_same && self.hashes.are_absent() {
                     // The server may have any number of such entries.
                     let text = format!("the entries from {} on", index + 1);
                     self.report.unchecked.push(text);
-                    return Ok(false);
+                    return Ok(Entries::Wrong);
                 }
             }
         }
@@ -401,10 +405,8 @@ impl<'a> Check<'a> {
         for (tile, hashes) in tiles.partial() {
             self.compare_tile(log, tile, hashes, is_stopped);
         }
-        if self.evidence.is_some() {
-            self.compare_older(log)?;
-        }
-        let is_signed = frontier.root() == log.signed().checkpoint.head.root;
+        self.compare_older(log.size())?;
+        let is_signed = frontier.root() == log.head().root;
         if !is_signed {
             let text = "the entries are not those that the checkpoint was signed over";
             self.faults().add(None, WHO_WROTE, text);
@@ -412,19 +414,19 @@ impl<'a> Check<'a> {
         let unknown = self.history.end(&mut self.report.faults);
         self.report.unchecked.extend(unknown);
         self.report.notes.append(&mut self.history.notes);
-        Ok(is_signed)
+        Ok(if is_signed { Entries::Whole } else { Entries::Wrong })
     }
 
     /// Says that the entries from an index on can't be read. A copy of a directory in use may have
     /// older files than its checkpoint.
-    fn torn<F: Files>(&mut self, log: &Log<F>, from: u64, error: &ReadError) {
+    fn torn(&mut self, log: &Log<'_>, from: u64, error: &ReadError) -> Entries {
         let index = from / WIDTH;
         let bundle = |width| Tile { content: Content::Entries, index, width };
         let width = log.size().saturating_sub(index * WIDTH).min(WIDTH);
         let is_missing = matches!(log.files().tile(bundle(width)), Ok(None));
         let is_older = index > 0 || matches!(log.files().tile(bundle(1)), Ok(Some(_)));
-        self.is_torn = is_missing && is_older;
-        if !self.is_torn {
+        let is_torn = is_missing && is_older;
+        if !is_torn {
             self.unread(error);
         }
         let text = format!(
@@ -433,13 +435,14 @@ impl<'a> Check<'a> {
             log.size()
         );
         self.report.unchecked.push(text);
+        if is_torn { Entries::Torn } else { Entries::Wrong }
     }
 
     /// Compares a tile with the hashes that it must have. `is_there`: a missing tile is a fault.
     /// Returns `true` if it has them.
-    fn compare_tile<F: Files>(
+    fn compare_tile(
         &mut self,
-        log: &Log<F>,
+        log: &Log<'_>,
         tile: Tile,
         expected: &[Hash],
         is_there: bool,
@@ -472,8 +475,8 @@ impl<'a> Check<'a> {
     /// the rest need not be asked for.
     fn is_too_much(&self) -> bool {
         let faults = self.report.faults.count();
-        let facts = self.history.facts() + self.unhashed.facts();
-        facts > FACTS_MAX || !self.has_line_hashes() && faults > FAULTS_MAX
+        let facts = self.history.facts() + self.hashes.gone.facts();
+        facts > FACTS_MAX || self.hashes.are_absent() && faults > FAULTS_MAX
     }
 
     /// Checks that a start names the log before it.
@@ -494,52 +497,41 @@ impl<'a> Check<'a> {
         if !self.history.feed(index, entry, &mut self.report.faults) {
             return Ok(());
         }
-        match entry {
-            Entry::Accepted { first, count, at, root } => {
-                let range = *first..first.saturating_add(*count);
-                let mut span = Span { end: range.end, at: *at, root: None };
-                match self.hashes.range(None, *first, *root) {
-                    Ok(Found::Range(found)) if found.end() == range.end => span.root = Some(*root),
-                    Ok(Found::Range(_) | Found::Changed) => {
-                        self.changed.push((None, *first, *count, *at));
-                    }
-                    Ok(Found::Gone) => {}
-                    Err(error) => self.faults().add_at(*first, Some(*at), WHO_WROTE, error),
+        let at = entry.at();
+        let Some(Range { start, end }) = entry.in_queue() else {
+            return self.as_sent(entry);
+        };
+        let mut span = Span { end, at, root: None };
+        if let Entry::Accepted { count, root, .. } = entry {
+            match self.hashes.range(None, start, *root) {
+                Ok(Found::Range(found)) if found.end() == end => span.root = Some(*root),
+                Ok(Found::Range(_) | Found::Changed) => {
+                    self.hashes.changed.push((None, start, *count, at));
                 }
-                if span.root.is_none() {
-                    self.unhashed.insert(range.clone());
-                }
-                self.spans.insert(range.start, span);
+                Ok(Found::Gone) => {}
+                Err(error) => self.faults().add_at(start, Some(at), WHO_WROTE, error),
             }
-            Entry::Delivered { output, first, count, at, root: Some(root), .. } => {
-                match self.hashes.range(Some(output), *first, *root)? {
-                    Found::Range(found) => self.compare_as_sent(entry, &found.lines)?,
-                    Found::Changed => {
-                        self.changed.push((Some(output.clone()), *first, *count, *at));
-                    }
-                    Found::Gone => {
-                        let range = *first..first.saturating_add(*count);
-                        self.unhashed_as_sent.insert(range);
-                    }
-                }
+            if span.root.is_none() {
+                self.hashes.gone.insert(start..end);
             }
-            Entry::Lost { output, first: Some(first), count, at, .. } if output == QUEUE => {
-                let end = first.saturating_add(*count);
-                self.spans.insert(*first, Span { end, at: *at, root: None });
+        }
+        self.spans.insert(start, span);
+        Ok(())
+    }
+
+    /// Takes an entry about lines that were sent in another form than they came in.
+    fn as_sent(&mut self, entry: &Entry) -> io::Result<()> {
+        let Entry::Delivered { output, first, count, at, root: Some(root), .. } = entry else {
+            return Ok(());
+        };
+        match self.hashes.range(Some(output), *first, *root)? {
+            Found::Range(found) => self.compare_as_sent(entry, &found.lines)?,
+            Found::Changed => {
+                self.hashes.changed.push((Some(output.clone()), *first, *count, *at));
             }
-            Entry::Alarm { at, what: Alarm::Off { first, count } } => {
-                let end = first.saturating_add(*count);
-                self.spans.insert(*first, Span { end, at: *at, root: None });
+            Found::Gone => {
+                self.hashes.gone_as_sent.insert(*first..first.saturating_add(*count));
             }
-            Entry::Delivered { .. }
-            | Entry::Lost { .. }
-            | Entry::Start(_)
-            | Entry::Reload(_)
-            | Entry::Stop(_)
-            | Entry::Heartbeat { .. }
-            | Entry::Pruned { .. }
-            | Entry::Key { .. }
-            | Entry::Alarm { what: Alarm::Journal | Alarm::Removed, .. } => {}
         }
         Ok(())
     }
@@ -579,14 +571,15 @@ impl<'a> Check<'a> {
 
     /// Compares the partial tiles of older checkpoints, which the relay keeps for a while, with the
     /// tiles that have grown out of them.
-    fn compare_older<F: Files>(&mut self, log: &Log<F>) -> io::Result<()> {
-        let files = log.files();
-        for last in last_tiles(log.size()) {
+    fn compare_older(&mut self, size: u64) -> io::Result<()> {
+        let Some(files) = self.hashes.directory else { return Ok(()) };
+        for last in last_tiles(size) {
             let before = last.index.checked_sub(1);
             let before = before.map(|index| Tile { index, width: WIDTH, ..last });
             for newer in before.into_iter().chain([last]) {
                 let Some(grown) = files.tile(newer)? else { continue };
-                for width in 1..newer.width {
+                let widths = files.partial_widths(newer)?.into_iter();
+                for width in widths.filter(|width| (1..newer.width).contains(width)) {
                     let tile = Tile { width, ..newer };
                     let path = tile.path();
                     if let Some(older) = files.read(&path, BUNDLE_BYTES_MAX)?
@@ -641,13 +634,13 @@ impl<'a> Check<'a> {
     /// Judges the end of the log, the losses, and what only the journal says. Up to time `until`
     /// the relay must have recorded something; `None` if that is now.
     pub(super) fn judge(&mut self, until: Option<u64>) {
-        if !self.is_whole {
+        if !self.is_whole() {
             return;
         }
         self.silence(until);
         self.losses();
         self.unproven();
-        if self.hashes.is_absent() {
+        if self.hashes.are_absent() {
             let text = "the line hashes are not published: no line was compared";
             self.report.notes.push(text.to_owned());
         } else {
@@ -690,7 +683,7 @@ impl<'a> Check<'a> {
             if output != QUEUE && !self.request.asks_of(output) {
                 continue;
             }
-            let ranges: Vec<_> = positions.within(self.asked.clone()).collect();
+            let ranges: Vec<_> = positions.within(self.asked.positions.clone()).collect();
             let of_output = all.entry(output).or_default();
             ranges.iter().for_each(|range| of_output.insert(range.clone()));
             let is_allowed = self.request.allows_lost && !NEVER_ALLOWED.contains(&reason.as_str());
@@ -726,7 +719,7 @@ impl<'a> Check<'a> {
     /// directory can write anything there.
     fn unproven(&mut self) {
         let last = self.last_checkpoint();
-        if self.has_gap {
+        if self.journal.has_gap {
             let text = "the journal goes on behind more entries than the checkpoint covers: an \
                         older checkpoint was put back, or the files were copied while the relay \
                         was running";
@@ -736,11 +729,11 @@ impl<'a> Check<'a> {
                 Ending::Open => self.report.unchecked.push(text.to_owned()),
             }
         }
-        if !self.journal.is_empty() {
+        let newer = self.journal.entries.len();
+        if newer > 0 {
             let text = format!(
-                "{} entries of the journal are newer than {last}. They are not signed and prove \
-                 nothing",
-                self.journal.len()
+                "{newer} entries of the journal are newer than {last}. They are not signed and prove \
+                 nothing"
             );
             match self.is_live {
                 true => self.report.notes.push(text),
@@ -759,8 +752,8 @@ impl<'a> Check<'a> {
     fn name_unknown(&mut self) {
         let pruned = self.history.pruned_below;
         // The hashes of a range that was sent again after a crash may be in two files.
-        for (output, first, count, at) in std::mem::take(&mut self.changed) {
-            if first >= pruned && self.asked.contains(&first) {
+        for (output, first, count, at) in std::mem::take(&mut self.hashes.changed) {
+            if first >= pruned && self.asked.positions.contains(&first) {
                 let text = match output {
                     None => format!("the line hashes of {count} events were changed"),
                     Some(output) => {
@@ -771,10 +764,9 @@ impl<'a> Check<'a> {
             }
         }
         let mut is_gone = false;
-        for (gone, hashes) in
-            [(&self.unhashed, "line hashes"), (&self.unhashed_as_sent, "line hashes as sent")]
-        {
-            let asked = self.window.ranges().flat_map(|range| gone.within(range));
+        let Hashes { gone, gone_as_sent, .. } = &self.hashes;
+        for (gone, hashes) in [(gone, "line hashes"), (gone_as_sent, "line hashes as sent")] {
+            let asked = self.asked.events.ranges().flat_map(|range| gone.within(range));
             for range in asked.collect::<Vec<_>>() {
                 for (part, why) in [
                     (range.start..range.end.min(pruned), "were deleted to make room, by the log"),
@@ -818,43 +810,4 @@ pub(super) fn signed_by(keys: &[VerifierKey], signed: &Signed) -> Result<(), &'s
         return Err("has a forged signature of the key");
     }
     if is_valid { Ok(()) } else { Err("is not signed by the key") }
-}
-
-/// The tiles over the entries so far.
-#[derive(Default)]
-struct Tiles {
-    /// For each level the number of whole tiles, and the hashes of the last one.
-    levels: Vec<(u64, Vec<Hash>)>,
-    /// Whole tiles that were not compared yet.
-    whole: Vec<(Tile, Vec<Hash>)>,
-}
-
-impl Tiles {
-    /// Takes the hash of a subtree with `2^level` entries.
-    fn push(&mut self, level: u32, hash: Hash) {
-        if !level.is_multiple_of(8) {
-            return;
-        }
-        let level = level / 8;
-        let at = level as usize;
-        if self.levels.len() <= at {
-            self.levels.resize(at + 1, (0, Vec::new()));
-        }
-        let (index, hashes) = &mut self.levels[at];
-        hashes.push(hash);
-        if hashes.len() as u64 == WIDTH {
-            let tile = Tile { content: Content::Hashes(level), index: *index, width: WIDTH };
-            self.whole.push((tile, std::mem::take(hashes)));
-            *index += 1;
-        }
-    }
-
-    /// Returns the last tile of each level, if it is partial.
-    fn partial(&self) -> impl Iterator<Item = (Tile, &[Hash])> {
-        let levels = (0..).zip(&self.levels).filter(|(_, (_, hashes))| !hashes.is_empty());
-        levels.map(|(level, (index, hashes))| {
-            let width = hashes.len() as u64;
-            (Tile { content: Content::Hashes(level), index: *index, width }, hashes.as_slice())
-        })
-    }
 }

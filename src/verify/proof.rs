@@ -17,10 +17,10 @@ use crate::tlog::merkle::includes;
 use crate::tlog::note::Signed;
 use crate::tlog::proof::Proof;
 
-/// The beginning of the block with the way from a line to the root of its range.
+/// The beginning of the block with the Merkle path of a line, up to the root of its range.
 const SALT: &str = "\n\nsalt ";
 
-/// The most lines that are compared with a proof.
+/// The maximum number of lines that are compared with a proof.
 const LINES_MAX: usize = 100_000;
 
 /// Checks a proof with the keys of a request. One of the stored lines that the request names must
@@ -47,7 +47,7 @@ pub fn check(text: &str, request: &Request) -> io::Result<Report> {
         })?;
     }
     let mut report = Report::default();
-    report.counts.checkpoints = 1;
+    report.counts.checkpoints.all = 1;
     if let Err(fault) = check_proof(text, request, &lines, &mut report) {
         report.faults.add(None, "who made this proof, and from which log?", fault);
     }
@@ -78,7 +78,7 @@ fn check_proof(
             return Err(format!("the checkpoint has no valid cosignature of {witness}"));
         }
     }
-    report.counts.valid = 1;
+    report.counts.checkpoints.good = 1;
     let entry = proof.extra.as_deref().ok_or("the proof has no entry in its line extra")?;
     if !proof.proves(entry) {
         return Err("the entry is not in the log that the checkpoint was signed over".to_owned());
@@ -112,7 +112,7 @@ fn check_proof(
     }
 }
 
-/// Checks that one of the lines is at the end of the way.
+/// Checks that the path leads from one of the lines to the root.
 fn check_line(
     path: &str,
     lines: &[Hash],
@@ -126,12 +126,12 @@ fn check_line(
     let path: Option<Vec<_>> = rows.map(Hash::parse).collect();
     let path = path.filter(|path| path.len() <= PROOF_MAX);
     let path = path.ok_or("the way to the line has something else than hashes")?;
-    report.counts.events = 1;
+    report.counts.events.all = 1;
     for line in lines {
         let leaf = salt.leaf(line);
         let offset = (0..count).find(|offset| includes(leaf, *offset, count, &path, root));
         if let Some(offset) = offset {
-            report.counts.found = 1;
+            report.counts.events.good = 1;
             let text = format!("the line is the event at position {}", first + offset);
             report.notes.push(text);
             return Ok(());

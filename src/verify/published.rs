@@ -23,8 +23,9 @@ const ENTRIES_MAX: u64 = 1 << 40;
 ///
 /// # Errors
 ///
-/// A file can't be read. Something that is missing or wrong is no error: the report has it.
-pub fn published(files: &impl Files, request: &Request) -> io::Result<Report> {
+/// A file can't be read. Something that is missing or wrong is not an error: the report
+/// has it.
+pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
     match Log::open(files) {
         Ok(log) => {
             if let Some(report) = refused(&log, request)? {
@@ -47,11 +48,10 @@ pub fn published(files: &impl Files, request: &Request) -> io::Result<Report> {
 
 /// Returns the report about a log whose entries are not worth a look; `None` if the checkpoint is
 /// signed, and the right edge of the tree is the one that was signed.
-fn refused<F: Files>(log: &Log<F>, request: &Request) -> io::Result<Option<Report>> {
-    let head = log.signed().checkpoint.head;
-    let origin = &log.signed().checkpoint.origin;
+fn refused(log: &Log<'_>, request: &Request) -> io::Result<Option<Report>> {
+    let head = log.head();
     let (question, text) = if let Err(why) = signed_by(&request.keys, log.signed()) {
-        (WHICH_KEY, format!("checkpoint of {origin} {why}"))
+        (WHICH_KEY, format!("checkpoint of {} {why}", log.origin()))
     } else if head.size > ENTRIES_MAX {
         (WHICH_KEY, format!("checkpoint covers {} entries, which no relay can write", head.size))
     } else {
@@ -66,7 +66,7 @@ fn refused<F: Files>(log: &Log<F>, request: &Request) -> io::Result<Option<Repor
         }
     };
     let mut report = Report::default();
-    report.counts.checkpoints = 1;
+    report.counts.checkpoints.all = 1;
     report.faults.add(None, question, text);
     report.unchecked.push("the entries of the log: nothing was read but its checkpoint".to_owned());
     Ok(Some(report))

@@ -60,7 +60,7 @@ impl Check<'_> {
         places: &Places,
         mut comparison: Option<&mut Comparison>,
     ) -> io::Result<()> {
-        if !self.is_whole {
+        if !self.is_whole() {
             return Ok(());
         }
         self.places(places);
@@ -114,7 +114,7 @@ impl Check<'_> {
     }
 
     /// Checks that the log says what became of all events before the place of each output. What
-    /// the journal says of them is not proven, and is no fault. A running relay signs it soon.
+    /// the journal says of them is not proven, and is not a fault. A running relay signs it soon.
     fn places(&mut self, places: &Places) {
         if self.ending() == Ending::Live {
             return;
@@ -153,7 +153,7 @@ impl Check<'_> {
     /// Returns the events that an output is finished with by the journal.
     fn explained(&self, name: &str) -> Positions {
         let mut explained = Positions::default();
-        for entry in &self.journal {
+        for entry in &self.journal.entries {
             if let Entry::Delivered { output, first, count, .. }
             | Entry::Lost { output, first: Some(first), count, .. } = entry
                 && output == name

@@ -6,20 +6,40 @@ use std::time::UNIX_EPOCH;
 
 use crate::audit::time::rfc3339;
 
-/// The most faults that are kept. Further ones are counted.
+/// The maximum number of faults that are kept. Further ones are counted.
 const FAULTS_MAX: usize = 1000;
+
+/// Some things, and those of them that are good.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Share {
+    /// The number of the good ones.
+    pub good: u64,
+    /// The number of all.
+    pub all: u64,
+}
+
+impl Share {
+    fn add(&mut self, of: Self) {
+        self.good += of.good;
+        self.all += of.all;
+    }
+}
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.good, self.all)
+    }
+}
 
 /// The numbers of a check.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Checkpoints: that of the log, those that were given, and those among the stored lines.
-    pub checkpoints: u64,
-    /// Those of them that are signed and fit the log.
-    pub valid: u64,
-    /// With stored lines: the events that left by the log. Otherwise the events that came in.
-    pub events: u64,
-    /// Those of them whose line is stored. Without stored lines: whose line hash is there.
-    pub found: u64,
+    /// Checkpoints: that of the log, those that were given, and those among the stored lines. Good
+    /// are those that are signed and fit the log.
+    pub checkpoints: Share,
+    /// With stored lines: the events that left by the log, and good are those whose line is stored.
+    /// Otherwise the events that came in, and good are those whose line hash is there.
+    pub events: Share,
     /// The events that left and whose line is not stored.
     pub missing: u64,
     /// The events in whose place another line is stored.
@@ -47,10 +67,8 @@ pub struct Counts {
 impl Counts {
     /// Adds the numbers of another log.
     pub(super) fn add(&mut self, of: &Self) {
-        self.checkpoints += of.checkpoints;
-        self.valid += of.valid;
-        self.events += of.events;
-        self.found += of.found;
+        self.checkpoints.add(of.checkpoints);
+        self.events.add(of.events);
         self.missing += of.missing;
         self.changed += of.changed;
         self.forged += of.forged;
@@ -68,11 +86,9 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "checkpoints {}/{} valid; events {}/{} found; missing {}, changed {}, forged {}, \
+            "checkpoints {} valid; events {} found; missing {}, changed {}, forged {}, \
              duplicate {}, pending {}, unknown {}\nlost {}, dropped {}, without evidence {}, newer {}",
-            self.valid,
             self.checkpoints,
-            self.found,
             self.events,
             self.missing,
             self.changed,
@@ -208,7 +224,7 @@ pub struct Report {
     pub faults: Faults,
     /// Things that could not be checked, each with the reason.
     pub unchecked: Vec<String>,
-    /// Facts that are no fault, and that an auditor wants to know.
+    /// Facts that are not faults, and that an auditor wants to know.
     pub notes: Vec<String>,
 }
 

@@ -25,7 +25,7 @@ pub struct Request {
     /// The time at which the stored lines were exported. `None`: the newest modification time of
     /// their files.
     pub exported_at: Option<u64>,
-    /// `true`: events that are lost by the log are no fault.
+    /// `true`: events that are lost by the log are not faults.
     pub allows_lost: bool,
     /// `true`: over a directory in use, the check waits for a checkpoint that covers the lines.
     pub waits: bool,

@@ -68,26 +68,16 @@ impl Runs {
     pub(super) fn feed(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
         let before = self.last_at;
         self.hear(index, entry, faults);
-        match entry {
-            Entry::Start(Started { running, .. }) => {
-                self.start(running, before);
-                self.compare("start", running);
-                self.state = State::Running;
-                self.started_at.get_or_insert(running.at);
-            }
-            Entry::Reload(running) => self.compare("reload", running),
-            Entry::Stop(running) => {
-                self.compare("stop", running);
-                self.state = State::Stopped(running.at);
-            }
-            // An alarm is about what a start has found, and may come before its entry.
-            Entry::Alarm { .. } => {}
-            Entry::Accepted { .. }
-            | Entry::Delivered { .. }
-            | Entry::Lost { .. }
-            | Entry::Heartbeat { .. }
-            | Entry::Pruned { .. }
-            | Entry::Key { .. } => {}
+        if let Entry::Start(Started { running, .. }) = entry {
+            self.start(running, before);
+            self.compare("start", running);
+            self.state = State::Running;
+            self.started_at.get_or_insert(running.at);
+        } else if let Entry::Reload(running) = entry {
+            self.compare("reload", running);
+        } else if let Entry::Stop(running) = entry {
+            self.compare("stop", running);
+            self.state = State::Stopped(running.at);
         }
     }
 
@@ -146,6 +136,7 @@ impl Runs {
         // The time of these is that of the events, which may have waited for their entry.
         let is_of_events = matches!(entry, Entry::Accepted { .. } | Entry::Delivered { .. });
         let is_start = matches!(entry, Entry::Start(_));
+        // An alarm is about what a start has found, and may come before its entry.
         if let State::Stopped(stopped) = self.state
             && !is_start
             && !matches!(entry, Entry::Alarm { .. })

@@ -79,7 +79,7 @@ impl Store {
             stored::read(path, &mut line, read).map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", path.display()))
             })?;
-            // Lines of two files are no neighbours.
+            // Lines of two files are not neighbours.
             place += 3;
         }
         Ok(store)
@@ -87,7 +87,7 @@ impl Store {
 
     /// Takes a checkpoint among the lines.
     fn keep(&mut self, place: u64, note: &[u8], request: &Request) {
-        self.report.counts.checkpoints += 1;
+        self.report.counts.checkpoints.all += 1;
         let name = self.name_of_checkpoint(place);
         let fault = match Signed::parse(note) {
             Ok(signed) => match signed_by(&request.keys, &signed) {

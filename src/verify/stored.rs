@@ -20,7 +20,7 @@ use crate::tlog::note::NOTE_BYTES_MAX;
 /// The size in bytes of the buffers of a file.
 const BUFFER: usize = 256 << 10;
 
-/// The beginning of a line that holds a checkpoint and is no event.
+/// The beginning of a line that holds a checkpoint and not an event.
 const CHECKPOINT: &[u8] = br#"{"kind":"Checkpoint""#;
 
 /// The beginning of a line that may have come from an output with `format = "audit_log"`, which

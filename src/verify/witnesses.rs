@@ -1,4 +1,4 @@
-//! What the witnesses of a log have seen of it.
+//! The check of a log against what its witnesses have seen of it.
 //!
 //! A log that was set back to an older copy of itself has valid cosignatures: the old ones. Two
 //! things show that it was set back: a newer checkpoint that the witness has, and the age of the
@@ -7,7 +7,6 @@
 use super::log::Check;
 use super::report::time;
 use crate::evidence::entry::now;
-use crate::evidence::reader::Files;
 use crate::evidence::reader::Log;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::key::VerifierKey;
@@ -15,7 +14,7 @@ use crate::tlog::note::Signed as Signature;
 
 impl Check<'_> {
     /// Checks the newest checkpoint that the witness at `url` has against the log.
-    pub(super) fn newest_of_witness<F: Files>(&mut self, url: &str, note: &[u8], log: &Log<F>) {
+    pub(super) fn newest_of_witness(&mut self, url: &str, note: &[u8], log: &Log<'_>) {
         let name = format!("the newest checkpoint of the witness at {url}");
         let signed = match Signed::parse(note) {
             Ok(signed) => signed,
@@ -31,7 +30,7 @@ impl Check<'_> {
             let text = format!("{name} has no valid cosignature of a witness that was named");
             return self.report.unchecked.push(text);
         }
-        if seen.head.size > own.head.size && self.has_line_hashes() {
+        if seen.head.size > own.head.size && !self.hashes.are_absent() {
             // The directory may be a copy from the time before.
             let text = format!(
                 "{name} covers {} entries, and the log has only {}: the log was set back, or this \

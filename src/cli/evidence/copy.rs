@@ -8,17 +8,16 @@ use crate::cli::print;
 use crate::cli::shown;
 use crate::evidence::copy;
 use crate::evidence::copy::CopyError;
+use crate::evidence::reader::Log;
 use crate::words::escape;
 
 /// Copies the evidence in a directory, and prints what was copied.
 pub(super) fn run(directory: &Path, to: &Path) -> Result<(), u8> {
-    let log = super::open(directory)?;
-    let copied = copy::copy(log.files(), directory, to).map_err(|error| {
-        eprintln!("{}", escape::message(&error.to_string()));
-        match error {
-            CopyError::Target(_) => WRONG,
-            CopyError::Log(_) | CopyError::Changing | CopyError::Write(_) => FAILED,
-        }
+    let files = super::find(directory)?;
+    Log::open(&files).map_err(super::failed)?;
+    let copied = copy::copy(&files, directory, to).map_err(|error| {
+        let status = if matches!(error, CopyError::Target(_)) { WRONG } else { FAILED };
+        super::told(status, error)
     })?;
     let origin = escape::message(&copied.origin);
     let mut text = format!(

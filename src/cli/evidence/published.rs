@@ -11,10 +11,8 @@ use crate::evidence::reader::Files;
 use crate::tlog::merkle::Hash;
 use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::tile::CHECKPOINT;
-use crate::tlog::tile::Tile;
-use crate::tlog::tile::WIDTH;
 
-/// The most bytes of one check. A log that is so long is copied and checked as a directory.
+/// The maximum number of bytes of one check. A longer log is copied, and checked as a directory.
 const BYTES_MAX: u64 = 64 << 30;
 
 /// A log that an HTTP server has. Its checkpoint is asked for once: the server can't change it
@@ -66,7 +64,7 @@ impl Published {
     ///
     /// # Errors
     ///
-    /// There is no answer, or another one.
+    /// There is no answer, or one that is neither 200 nor 404.
     pub(super) fn checkpoint(&self) -> io::Result<Option<Vec<u8>>> {
         self.get(CHECKPOINT, NOTE_BYTES_MAX)
     }
@@ -110,14 +108,5 @@ impl Files for Published {
         }
         let checkpoint = self.checkpoint()?;
         Ok(self.checkpoint.get_or_init(|| checkpoint).clone())
-    }
-
-    fn tile(&self, tile: Tile) -> io::Result<Option<Vec<u8>>> {
-        let found = self.get(&tile.path(), tile.bytes_max())?;
-        if found.is_some() || tile.width == WIDTH {
-            return Ok(found);
-        }
-        let whole = self.get(&tile.whole().path(), tile.whole().bytes_max())?;
-        whole.map(|bytes| tile.of_wider(&bytes, WIDTH)).transpose()
     }
 }

@@ -28,13 +28,13 @@ use crate::words::escape;
 /// The exit status if not all of it could be checked.
 const UNCHECKED: u8 = 2;
 
-/// The most bytes of a file with a checkpoint or a proof.
+/// The maximum size in bytes of a file with a checkpoint or a proof.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// The most notes and things that were not checked that are printed.
+/// The maximum number of notes, and of things that were not checked, that are printed.
 const ROWS_MAX: usize = 100;
 
-/// The most outputs, and the most starts, stops and reloads, that are printed.
+/// The maximum number of outputs, and of starts, stops and reloads, that are printed.
 const RUNS_MAX: usize = 1000;
 
 #[derive(Args)]
@@ -91,21 +91,14 @@ fn time(text: &str) -> Result<u64, String> {
 
 /// Checks a log or a proof, and prints what was found.
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
-    let wrong = |text: String| {
-        eprintln!("{}", escape::message(&text));
-        WRONG
-    };
-    for directory in &arguments.directory {
-        input(directory, "the evidence")?;
-    }
-    if let Some(file) = &arguments.proof {
-        input(file, "the proof")?;
-    }
-    for file in &arguments.checkpoint {
-        input(file, "the checkpoint")?;
-    }
-    for file in &arguments.events {
-        input(file, "the events")?;
+    let wrong = |text: String| super::told(WRONG, text);
+    for (files, what) in [
+        (&arguments.directory, "the evidence"),
+        (&arguments.proof.iter().cloned().collect(), "the proof"),
+        (&arguments.checkpoint, "the checkpoint"),
+        (&arguments.events, "the events"),
+    ] {
+        files.iter().try_for_each(|file| input(file, what))?;
     }
     if arguments.since.zip(arguments.until).is_some_and(|(since, until)| until < since) {
         return Err(wrong("--since is later than --until".to_owned()));
@@ -130,10 +123,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
             verify::published(&published, &request)
         }
     };
-    let mut report = report.map_err(|error| {
-        eprintln!("{}", escape::message(&error.to_string()));
-        UNCHECKED
-    })?;
+    let mut report = report.map_err(|error| super::told(UNCHECKED, error))?;
     report.unchecked.extend(unasked);
     print(&text_of(&report))?;
     match report.status() {

@@ -1,4 +1,4 @@
-//! What the witnesses of a log have seen, for `evidence verify`.
+//! Asks the witnesses of a log for their newest checkpoint, for `evidence verify`.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -30,8 +30,8 @@ impl Witnesses {
 }
 
 /// Asks each witness for the newest checkpoint of each log that the keys are of, and adds the
-/// checkpoints to the request. Returns what is not known because a witness has none, or does not
-/// answer.
+/// checkpoints to the request. Returns a text for each checkpoint that is not known, because the
+/// witness has none or does not answer.
 ///
 /// # Errors
 ///

@@ -19,14 +19,14 @@ fn open(disk: &SimulatedDisk, key: &SigningKey) -> io::Result<Store> {
 /// Returns all entries of a store.
 fn entries(store: &Store) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
-    for index in 0..store.signed.size.div_ceil(WIDTH) {
-        let width = (store.signed.size - index * WIDTH).min(WIDTH);
+    for index in 0..store.newest.head.size.div_ceil(WIDTH) {
+        let width = (store.newest.head.size - index * WIDTH).min(WIDTH);
         let tile = Tile { content: Content::Entries, index, width };
-        let bundle = store.tile(tile).expect("it is there");
+        let bundle = tile_of(&*store.disk, tile).expect("it is there");
         let entries = tile::entries(&bundle, width).expect("it is whole");
         found.extend(entries.into_iter().map(<[u8]>::to_vec));
     }
-    found.extend(store.pending.iter().cloned());
+    found.extend(store.pending.entries.iter().cloned());
     found
 }
 
@@ -138,7 +138,7 @@ fn live(seed: u64, lives: usize, entries_max: usize, operations: u64) {
     model.disk.calm();
     let mut store = model.open().expect("no crash is set");
     store.sign(std::slice::from_ref(&model.key)).expect("no fault is set");
-    assert_eq!(store.signed, store.head());
+    assert_eq!(store.newest.head, store.head());
 }
 
 #[test]
