@@ -1,6 +1,6 @@
 {{/*
 Each template reads a manifest of the directory manifests, changes what the values change, and
-prints it. deploy/chart.sh makes that directory from deploy/base and deploy/overlays.
+prints it. The files there are links into deploy/base and deploy/overlays; a packaged chart has copies.
 */}}
 
 {{/* The image: repository:tag, or repository@digest. */}}

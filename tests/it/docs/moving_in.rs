@@ -92,25 +92,6 @@ fn a_command_over_two_lines_counts_once() {
     assert_eq!(found.len(), 2, "{found:?}");
 }
 
-/// The chart renders copies of the manifests. `deploy/test/chart.py` compares more; this one
-/// fails at once after an edit of a manifest, of a rule or of the dashboard.
-#[test]
-fn the_chart_has_the_manifests_as_they_are_now() {
-    let deploy = repository().join("deploy");
-    let rooms = ["base", "overlays/durable", "overlays/monitoring"].map(|room| deploy.join(room));
-    let mut count = 0;
-    for entry in std::fs::read_dir(deploy.join("chart/manifests")).unwrap() {
-        let copy = entry.unwrap().path();
-        let name = copy.file_name().expect("a file");
-        let original = rooms.iter().map(|room| room.join(name)).find(|file| file.is_file());
-        let original = original.unwrap_or_else(|| panic!("{name:?} is no manifest"));
-        let same = std::fs::read(&copy).unwrap() == std::fs::read(&original).unwrap();
-        assert!(same, "{} has changed: run deploy/chart.sh", original.display());
-        count += 1;
-    }
-    assert!(count >= 11, "{count}");
-}
-
 /// kube-apiserver would take the policy that the page gives it, and records who did what, without
 /// bodies.
 #[test]
