@@ -47,7 +47,7 @@ const OF_MACHINES: [&str; 14] = [
 ];
 
 /// Returns the judgement of the `haproxy` on PATH about a file with this text, which is `name` in
-/// its messages. It blocks the thread for at most [`TIME_MAX`].
+/// its messages. It blocks the thread for at most 15 s.
 pub fn judge(text: &str, name: &str) -> Judgement {
     let not_checked = |why: &str| Judgement::Open(format!("NOT CHECKED: validity: {why}"));
     let (status, messages) = match run(text) {

@@ -53,7 +53,7 @@ pub struct Report {
     /// The sentence about whether HAProxy takes the file.
     pub validity: String,
     /// Sentences about what the new config needs where it runs: Secrets, variables, ports. A text
-    /// that begins with [`COMMAND`] is a command for a shell, which belongs to the sentence above.
+    /// that begins with four spaces is a command for a shell, which belongs to the sentence above.
     pub needs: Vec<String>,
 }
 

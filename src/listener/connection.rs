@@ -94,9 +94,12 @@ struct Entries {
 /// The phase of a connection. The phase decides how long the connection may stay in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
+    /// The TLS handshake is not complete. Its own time limit ends it, because only the handshake
+    /// knows what to count and to log.
+    Handshake,
     /// The connection waits for the first byte of a request.
     Idle,
-    /// The head of a request has begun, or a TLS handshake, and is not complete yet.
+    /// The head of a request has begun, and is not complete yet.
     Head,
     /// The given number of requests are under way: their heads are complete, and they are not
     /// answered yet.
@@ -111,8 +114,8 @@ enum Verdict {
     /// The connection is closed without an answer. It was idle for too long, or the limit of
     /// connections is reached and a new connection needs its place.
     Close,
-    /// The connection is closed, because the head of a request or a TLS handshake took too long. A
-    /// slow head on HTTP/1.1 gets the answer 408 first.
+    /// The connection is closed, because the head of a request took too long. HTTP/1.1 gets the
+    /// answer 408 first.
     Timeout,
 }
 
@@ -202,13 +205,13 @@ impl State {
             Phase::Answered if self.refusals.was_last => Some((Rank::Refused, self.since)),
             Phase::Serving(_) | Phase::Answered => None,
             Phase::Idle if self.refusals.linger.is_some() => Some((Rank::Refused, self.since)),
-            Phase::Idle | Phase::Head => Some((Rank::Headless, self.headless)),
+            Phase::Handshake | Phase::Idle | Phase::Head => Some((Rank::Headless, self.headless)),
         }
     }
 
     fn new(now: Instant) -> Self {
         Self {
-            phase: Phase::Head,
+            phase: Phase::Handshake,
             since: now,
             headless: now,
             verdict: None,
@@ -251,14 +254,14 @@ impl State {
 /// One open connection. The task of the connection, its socket ([`Watched`]) and the registry share
 /// this value.
 ///
-/// A connection goes through the phases `Head` (TLS handshake) → `Idle` → `Head` → `Serving` →
-/// `Answered` → `Idle`. HTTP/2 stays `Idle` until its first request, returns to `Idle` after the
+/// A connection goes through the phases `Handshake` → `Idle` → `Head` → `Serving` → `Answered` →
+/// `Idle`. HTTP/2 stays `Idle` until its first request, returns to `Idle` after the
 /// last of its requests, and is never `Answered`. The phases have these time limits:
 ///
 /// - `Idle`: `idle_timeout`. After it, HTTP/1.1 is closed. h2 is sent GOAWAY, and is closed after a
 ///   further [`FAREWELL`].
-/// - `Head`: `header_timeout`. After it, HTTP/1.1 is answered with 408, and a TLS handshake is
-///   ended.
+/// - `Handshake`: no limit here. The module `handshake` ends it after `header_timeout`.
+/// - `Head`: `header_timeout`. After it, HTTP/1.1 is answered with 408.
 /// - `Serving`: no limit here. The module `ingest` limits the time of a request.
 /// - `Answered`: `header_timeout`, plus the time for which the rest of a refused body is thrown
 ///   away.
@@ -480,7 +483,7 @@ impl Registry {
             let is_over = state.leaving.is_some_and(|since| since.elapsed() >= FAREWELL);
             let verdict = match state.phase {
                 _ if state.verdict.is_some() => continue,
-                Phase::Serving(_) => continue,
+                Phase::Handshake | Phase::Serving(_) => continue,
                 Phase::Head if waited >= header => Verdict::Timeout,
                 // A client that does not read its answer has the same time as one that does not
                 // complete a head.

@@ -111,7 +111,7 @@ impl Rule {
     }
 }
 
-/// The result of [`Policy::decide`]: how much of one event must be recorded.
+/// The result of [`Policy::decide`](super::Policy::decide): how much of one event must be recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Decision {
     /// The index of the rule that decided, counted from 0; `None` if no rule matches.
