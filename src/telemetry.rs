@@ -15,8 +15,6 @@ use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use metrics::Histogram;
-use metrics_process::Collector;
-use metrics_process::collector;
 
 use crate::release;
 use crate::status::verdict::ON_TRIAL;
@@ -28,6 +26,7 @@ mod labels;
 mod log;
 mod memory;
 mod page;
+mod process;
 mod reading;
 mod recent;
 mod reference;
@@ -80,7 +79,6 @@ pub use reports::State;
 /// same series.
 pub struct Telemetry {
     registry: registry::Registry,
-    process: Collector,
     program: catalog::ProgramMetrics,
     refusals: Refusals,
     refusing: RefusingMetrics,
@@ -104,10 +102,7 @@ impl Telemetry {
         let build =
             [labels::VERSION.with(release::VERSION), labels::REVISION.with(release::REVISION)];
         BuildMetrics::register(&registry, build).info.set(1.0);
-        let process = Collector::default();
-        metrics::with_local_recorder(&registry.exporter, || process.describe());
         Self {
-            process,
             program: catalog::ProgramMetrics::register(&registry, []),
             refusals: Refusals::default(),
             refusing: RefusingMetrics::register(&registry, []),
@@ -140,7 +135,6 @@ impl Telemetry {
         self.refusing.since.set(since);
         #[allow(clippy::cast_precision_loss, reason = "a gauge; the count is below 2^52")]
         self.refusing.requests.set(batches as f64);
-        metrics::with_local_recorder(&self.registry.exporter, || self.process.collect());
         page::page(&self.registry, is_known)
     }
 
@@ -294,16 +288,15 @@ pub fn now() -> f64 {
 
 /// Returns the resident memory of the process, in bytes.
 #[must_use]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 2^53, and whole")]
 pub fn memory() -> u64 {
-    collector::collect().resident_memory_bytes.unwrap_or_default()
+    process::value("process_resident_memory_bytes") as u64
 }
 
 /// Returns the time at which the process began, in seconds since 1970.
 #[must_use]
 pub fn started() -> f64 {
-    #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit 52 bits")]
-    static STARTED: LazyLock<f64> =
-        LazyLock::new(|| collector::collect().start_time_seconds.unwrap_or_default() as f64);
+    static STARTED: LazyLock<f64> = LazyLock::new(|| process::value("process_start_time_seconds"));
     *STARTED
 }
 

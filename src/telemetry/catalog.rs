@@ -669,7 +669,7 @@ catalog! {
     }
 }
 
-/// The metrics that the crate `metrics-process` registers, under the names that all programs use.
+/// The metrics of the process, under the names that all programs use.
 const PROCESS: &[Metric] = &[
     Metric {
         name: "process_cpu_seconds_total",
@@ -753,4 +753,9 @@ pub(super) fn families() -> impl Iterator<Item = (&'static str, &'static [Metric
 /// among them.
 pub(super) fn own() -> impl Iterator<Item = &'static Metric> {
     FAMILIES.iter().flat_map(|(_, metrics)| metrics.iter())
+}
+
+/// Returns the metrics of the process, which `telemetry::process` reads for each page.
+pub(super) fn process() -> impl Iterator<Item = &'static Metric> {
+    PROCESS.iter()
 }

@@ -13,6 +13,7 @@ use metrics_exporter_prometheus::formatting::write_type_line;
 use super::catalog;
 use super::declare::Kind;
 use super::declare::Metric;
+use super::process;
 use super::registry::Labels;
 use super::registry::Registry;
 use super::registry::key;
@@ -34,8 +35,8 @@ pub(super) fn exporter() -> PrometheusRecorder {
     exporter
 }
 
-/// Returns the page: the counters and gauges in the order of the catalogue, then what the exporter
-/// keeps. A series with a state of an output or a listener is left out if `is_known` returns
+/// Returns the page: the counters and gauges in the order of the catalogue, then the metrics of the
+/// process and the histograms. A series with a state of an output or a listener is left out if `is_known` returns
 /// `false` for the name of the metric, a kind (`output` or `listener`) and a name.
 pub(super) fn page(registry: &Registry, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
     let mut page = String::new();
@@ -65,6 +66,15 @@ pub(super) fn page(registry: &Registry, is_known: impl Fn(&str, &str, &str) -> b
             }
         }
         page.push('\n');
+    }
+    let values = process::values();
+    for metric in catalog::process() {
+        let Some((_, value)) = values.iter().find(|(name, _)| *name == metric.name) else {
+            continue;
+        };
+        write_help_line(&mut page, metric.name, None, None, metric.help);
+        write_type_line(&mut page, metric.name, None, None, metric.kind.name());
+        page.push_str(&format!("{} {value}\n\n", metric.name));
     }
     page.push_str(&registry.exporter.handle().render());
     page

@@ -91,7 +91,7 @@ impl Gauge {
 pub(super) type Labels = Vec<(&'static str, String)>;
 
 /// The cells of the counters and gauges by their metric's full name and their labels, and the
-/// exporter, which keeps the histograms and the metrics of the process. A series never goes away.
+/// exporter, which keeps the histograms. A series never goes away.
 pub(super) struct Registry {
     cells: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Arc<AtomicU64>>>>,
     pub(super) exporter: PrometheusRecorder,
