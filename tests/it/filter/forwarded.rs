@@ -617,18 +617,18 @@ mod peers {
     #[test]
     fn nothing_that_its_sender_writes_into_an_event_hides_it() {
         const POLICY: &str = r#"
-    apiVersion: audit.k8s.io/v1
-    kind: Policy
-    rules:
-    - {level: None, namespaces: [quiet, noise]}
-    - {level: None, resources: [{group: "*", resources: ["*"], resourceNames: [evil, noise]}]}
-    - {level: None, users: [noise]}
-    - {level: None, userGroups: [noise]}
-    - {level: None, verbs: [noise]}
-    - {level: None, resources: [{group: "*", resources: [noise, "*/noise"]}]}
-    - {level: None, nonResourceURLs: ["*"]}
-    - {level: RequestResponse}
-    "#;
+apiVersion: audit.k8s.io/v1
+kind: Policy
+rules:
+- {level: None, namespaces: [quiet, noise]}
+- {level: None, resources: [{group: "*", resources: ["*"], resourceNames: [evil, noise]}]}
+- {level: None, users: [noise]}
+- {level: None, userGroups: [noise]}
+- {level: None, verbs: [noise]}
+- {level: None, resources: [{group: "*", resources: [noise, "*/noise"]}]}
+- {level: None, nonResourceURLs: ["*"]}
+- {level: RequestResponse}
+"#;
         let directory = TempDir::new().unwrap();
         let file = policy_file(directory.path(), POLICY.trim_start());
         let binding = recorded_binding();

@@ -377,28 +377,28 @@ mod peers {
         let witness = Witness::start(verifier.trim_end());
         let config = format!(
             r#"
-    log = {{ format = "json" }}
-    admin = {{ address = "127.0.0.1:0" }}
-    queue = {{ directory = "{}" }}
-    [[listener]]
-    address = "127.0.0.1:0"
-    tls = {{ certificate = "{}", private_key = "{}" }}
-    [[output]]
-    name = "siem"
-    type = "http"
-    urls = ["https://localhost:{}/"]
-    tls = {{ ca = "{}" }}
-    [[output]]
-    name = "lines"
-    type = "tcp"
-    addresses = ["{}"]
-    replay_window = "100ms"
-    [evidence]
-    origin = "relay"
-    key_file = "{}"
-    checkpoint_interval = "1s"
-    {}
-    "#,
+log = {{ format = "json" }}
+admin = {{ address = "127.0.0.1:0" }}
+queue = {{ directory = "{}" }}
+[[listener]]
+address = "127.0.0.1:0"
+tls = {{ certificate = "{}", private_key = "{}" }}
+[[output]]
+name = "siem"
+type = "http"
+urls = ["https://localhost:{}/"]
+tls = {{ ca = "{}" }}
+[[output]]
+name = "lines"
+type = "tcp"
+addresses = ["{}"]
+replay_window = "100ms"
+[evidence]
+origin = "relay"
+key_file = "{}"
+checkpoint_interval = "1s"
+{}
+"#,
             text(&directory.path().join("queue")),
             text(&certificates.server.certificate),
             text(&certificates.server.key),
