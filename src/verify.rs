@@ -64,7 +64,7 @@ struct Place {
     queue: PathBuf,
     files: Directory,
     deadline: Deadline,
-    /// If the relay is running: the position behind the last event of the queue when the stored
+    /// If the relay is running: the position after the last event of the queue when the stored
     /// lines were read.
     live: Option<u64>,
     beside: Option<Queue>,

@@ -46,7 +46,8 @@ use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 use crate::tlog::tile::last_tiles;
 
-/// The maximum number of times that the copy begins again because partial tiles were deleted.
+/// The maximum number of attempts: a copy begins again when partial tiles of its checkpoint were
+/// deleted.
 const ATTEMPTS: u32 = 20;
 
 /// The longest wait for a checkpoint that explains which line hashes are deleted: twice the default
@@ -73,7 +74,7 @@ pub enum CopyError {
     Write(#[from] io::Error),
 }
 
-/// A copy that was made.
+/// The result of [`copy`].
 #[derive(Debug)]
 pub struct Copied {
     /// The name of the log.
@@ -107,7 +108,6 @@ pub fn copy(files: &Directory, directory: &Path, to: &Path) -> Result<Copied, Co
     copied
 }
 
-/// Returns the directory that a path is in.
 fn around(path: &Path) -> &Path {
     let around = path.parent().filter(|around| !around.as_os_str().is_empty());
     around.unwrap_or(Path::new("."))
@@ -145,14 +145,14 @@ fn part_of(directory: &Path, to: &Path) -> Result<PathBuf, CopyError> {
     Ok(part)
 }
 
-/// The line hashes that the entries say must be there.
+/// The line hashes that must be there according to the entries.
 #[derive(Debug, Default)]
 struct Explained {
     /// The position of the first event of the log.
     first: Option<u64>,
     /// The log says that the hashes of positions below this one were deleted.
     below: u64,
-    /// The position behind the last event of the log.
+    /// The position after the last event of the log.
     end: u64,
 }
 
@@ -176,7 +176,7 @@ impl Explained {
 struct Copying<'a> {
     files: &'a Directory,
     part: &'a Path,
-    /// The line hashes that must be there by the whole bundles that were copied.
+    /// The line hashes that must be there according to the whole bundles that were copied.
     explained: Explained,
     /// The number of whole bundles that were copied.
     bundles: u64,
@@ -242,7 +242,8 @@ impl<'a> Copying<'a> {
         }
     }
 
-    /// Copies the whole tiles and bundles of a log of so many entries, if they are not there yet.
+    /// Copies the whole tiles and bundles of a log of `size` entries, unless they are there
+    /// already.
     fn whole_tiles(&mut self, size: u64) -> Result<(), CopyError> {
         for index in self.bundles..size / WIDTH {
             let tile = Tile { content: Content::Entries, index, width: WIDTH };
@@ -340,7 +341,7 @@ impl<'a> Copying<'a> {
                 "the tiles are not those that the checkpoint was signed over: the log is damaged",
             )));
         }
-        // One call for all files of the copy.
+        // One call syncs all files of the copy.
         rustix::fs::syncfs(fs::File::open(self.part)?).map_err(io::Error::from)?;
         Ok(())
     }

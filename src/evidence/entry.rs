@@ -40,7 +40,7 @@ pub enum Entry {
         first: u64,
         /// The number of events.
         count: u64,
-        /// The time at which the last of them came in.
+        /// The time at which the last of the events came in.
         at: u64,
         /// The root over the lines of the range.
         root: Hash,
@@ -59,7 +59,7 @@ pub enum Entry {
         /// lines left as they came, or if none left.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         root: Option<Hash>,
-        /// The events that the consumer did not get, by their offsets in the range.
+        /// The events that did not leave, by their offsets in the range, each with the reason.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         not_delivered: BTreeMap<Offset, Fate>,
         /// The offsets of the events that left in another form than their own.
@@ -77,14 +77,14 @@ pub enum Entry {
         count: u64,
         /// The time at which they were counted as lost.
         at: u64,
-        /// Why they are lost, such as `when_full`.
+        /// The reason, such as `when_full`.
         reason: String,
     },
     /// The relay has started.
     Start(Started),
     /// The relay has read its config again.
     Reload(Running),
-    /// The relay has ended as it was told.
+    /// The relay has ended in order.
     Stop(Running),
     /// Nothing else has happened for a while.
     Heartbeat {
@@ -98,7 +98,7 @@ pub enum Entry {
         /// The line hashes of positions below this one are gone.
         below: u64,
     },
-    /// From now on another key signs too.
+    /// From this entry on, another key signs too.
     Key {
         /// The time.
         at: u64,
@@ -107,7 +107,7 @@ pub enum Entry {
     },
     /// Something that an auditor has to ask about.
     Alarm {
-        /// The time at which the relay noticed it.
+        /// The time at which the relay noticed the fact.
         at: u64,
         /// The thing that it noticed.
         #[serde(flatten)]
@@ -115,7 +115,7 @@ pub enum Entry {
     },
 }
 
-/// The thing that the relay noticed.
+/// The fact that the relay noticed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub enum Alarm {
@@ -224,7 +224,7 @@ impl Entry {
     }
 
     /// Returns the first position of the events that the entry is about, and their number; `None`
-    /// if it is about no events. The position is 0 if they never got one.
+    /// if it is about no events. The position is 0 if the events never got one.
     #[must_use]
     pub fn events(&self) -> Option<(u64, u64)> {
         if let Self::Lost { first, count, .. } = self {
@@ -239,7 +239,7 @@ impl Entry {
         None
     }
 
-    /// Returns `true` if the entry says what became of events at an output.
+    /// Returns `true` if the entry gives the fates of events at an output.
     #[must_use]
     pub fn is_fate(&self) -> bool {
         matches!(self, Self::Delivered { .. } | Self::Lost { first: Some(_), .. })

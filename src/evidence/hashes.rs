@@ -22,7 +22,7 @@ use crate::queue::disk::File;
 /// The size of a file is `evidence.max_bytes` divided by this number, within [`FILE_BYTES`].
 const FILES: u64 = 16;
 
-/// The smallest and the largest size of a file in bytes, about.
+/// The smallest and the largest size of a file in bytes, approximately.
 const FILE_BYTES: (u64, u64) = (64 << 10, 64 << 20);
 
 /// The files of line hashes.
@@ -31,8 +31,8 @@ pub(super) struct Hashes {
     max_bytes: u64,
     /// The size of each file.
     files: BTreeMap<LineFile, u64>,
-    /// The file that is appended to, its name and its size. `None`: the next records begin a new
-    /// one.
+    /// The file to which records are appended, its name and its size. `None` if the next records
+    /// begin a new file.
     open: Option<(Arc<dyn File>, LineFile, u64)>,
     /// Records that are not durable yet, and the first position in them.
     buffer: Vec<u8>,
@@ -63,7 +63,7 @@ impl Hashes {
         range.write(&mut self.buffer);
     }
 
-    /// Adds the hashes of lines as they were sent. `next` is the position behind the last range of
+    /// Adds the hashes of lines as they were sent. `next` is the position after the last range of
     /// accepted events. The hashes are not durable before [`Hashes::commit`].
     pub(super) fn push_delivered(&mut self, delivered: &Delivered, next: u64) {
         self.first.get_or_insert(next);
@@ -91,7 +91,7 @@ impl Hashes {
         Ok(())
     }
 
-    /// Returns `true` if the file that is appended to is still there.
+    /// Returns `true` if the file to which records are appended still exists.
     ///
     /// # Errors
     ///
@@ -115,8 +115,8 @@ impl Hashes {
         Ok(())
     }
 
-    /// Returns the file for records from this position on, its name, and where its last whole
-    /// record ends.
+    /// Returns the file for records from the position `first` on, its name, and the offset at which
+    /// its last whole record ends.
     fn next_file(&self, first: u64) -> io::Result<(Arc<dyn File>, LineFile, u64)> {
         let (from, to) = (LineFile { first, number: 0 }, LineFile { first, number: u32::MAX });
         let last = self.files.range(from..=to).next_back();
@@ -130,7 +130,8 @@ impl Hashes {
         }
     }
 
-    /// Opens a file of an earlier run. Returns it, its name, and where its last whole record ends.
+    /// Opens a file of an earlier run. Returns the file, its name, and the offset at which its last
+    /// whole record ends.
     fn go_on(&self, name: LineFile) -> io::Result<(Arc<dyn File>, LineFile, u64)> {
         let file = self.disk.open(&path(&name.path()), Access::Write)?;
         let content = read_all(&*file, FILE_BYTES_MAX)?;
@@ -151,8 +152,8 @@ impl Hashes {
         Ok(file)
     }
 
-    /// Returns the first file that is kept when as many files are deleted as
-    /// `evidence.max_bytes` asks for. `None` if none has to go.
+    /// Returns the oldest file that may stay when `evidence.max_bytes` makes the relay delete
+    /// files. `None` if no file has to go.
     pub(super) fn keeps_from(&self) -> Option<LineFile> {
         let mut bytes = self.files.values().sum::<u64>();
         let mut files = self.files.iter().peekable();
@@ -170,8 +171,7 @@ impl Hashes {
         from
     }
 
-    /// Deletes the files before this one. One that can't be deleted is tried again with the next
-    /// call.
+    /// Deletes the files before `kept`. The next call tries a file again that can't be deleted now.
     pub(super) fn remove_before(&mut self, kept: LineFile) {
         let disk = &self.disk;
         self.files.retain(|name, _| {
@@ -189,7 +189,8 @@ impl Hashes {
     }
 }
 
-/// Renames the directory of line hashes, because they are those of other events than the queue has.
+/// Renames the directory of line hashes, because they belong to other events than those in the
+/// queue.
 ///
 /// # Errors
 ///

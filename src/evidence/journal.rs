@@ -16,8 +16,8 @@ use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::Head;
 use crate::tlog::tile::ENTRY_BYTES_MAX;
 
-/// The first bytes of a journal. Earlier versions read them as the length of a record that is not
-/// there.
+/// The first bytes of a journal. Earlier versions of the program read them as the length of a
+/// record and find that the record is not there.
 const MAGIC: [u8; 8] = *b"\xFFKAFJRN\x02";
 
 /// The number of bytes of a MAC.
@@ -26,8 +26,8 @@ const MAC: usize = 32;
 /// The number of bytes of a record before the MAC: length, checksum and index.
 const FRAME: usize = 16;
 
-/// The maximum number of bytes of a journal that are read. The store ends a journal much earlier,
-/// but entries that say nothing of events may come on top of its limit.
+/// The maximum size in bytes of a journal that is read. The store begins a new journal much
+/// earlier, but entries that are not about events may still be added above its limit.
 pub(super) const JOURNAL_BYTES_MAX: usize = 128 << 20;
 
 /// The purpose for which the key of the MACs is derived from the signing key.
@@ -115,8 +115,8 @@ impl<'a> Records<'a> {
 }
 
 /// Returns the entries of a journal that one of these keys has written for the log of this origin,
-/// and the head of the checkpoint that the journal continues. `None` if none of the keys has
-/// written it, or not all of it.
+/// and the head of the checkpoint that the journal continues. `None` if no single key has written
+/// all of it.
 pub(super) fn written_by(
     keys: &[Key],
     origin: &str,
@@ -136,8 +136,8 @@ pub(super) fn written_by(
     Some((head, entries))
 }
 
-/// Returns the entries of a journal with their indices, up to the first that is torn. Anybody may
-/// have written them: no MAC is checked. Reads also the journal of an earlier version.
+/// Returns the entries of a journal with their indices, up to the first that is torn. No MAC is
+/// checked, so anybody may have written them. Also reads the journal of an earlier version.
 pub(super) fn entries(journal: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let (mut rest, mac) = match Records::of(journal) {
         Some(Records { records, .. }) => (records, MAC),
@@ -156,11 +156,11 @@ pub(super) fn is_without_macs(journal: &[u8]) -> bool {
     Records::of(journal).is_none() && record(journal, 0).is_some()
 }
 
-/// A record: its index, its MAC, its entry, and the bytes behind it.
+/// A record: its index, its MAC, its entry, and the bytes after it.
 type Record<'a> = (u64, &'a [u8], &'a [u8], &'a [u8]);
 
-/// Takes the first record from the bytes of a journal, whose MACs have this length. Returns `None`
-/// if there is no whole record.
+/// Takes the first record from the bytes of a journal whose MACs have the length `mac_bytes`.
+/// Returns `None` if there is no whole record.
 fn record(journal: &[u8], mac_bytes: usize) -> Option<Record<'_>> {
     let (frame, rest) = journal.split_at_checked(FRAME)?;
     let (length, frame) = frame.split_first_chunk()?;

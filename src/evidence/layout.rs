@@ -12,16 +12,16 @@ pub const DIRECTORY: &str = "evidence";
 /// The name of the journal, below the directory of the log.
 pub(super) const JOURNAL: &str = "journal";
 
-/// The file beside the log, below the queue's directory, that says that a witness has contradicted
-/// the log: the origin, and the reason, a line each.
+/// The file in the queue's directory, beside the log, which says that a witness has contradicted
+/// the log. It has two lines: the origin and the reason.
 pub(super) const ROLLED_BACK: &str = "evidence-rolled-back";
 
-/// The file beside the log, below the queue's directory, with a copy of the newest checkpoint. A
-/// log that is shorter was cut or removed.
+/// The file in the queue's directory, beside the log, with a copy of the newest checkpoint. If the
+/// log is shorter than this checkpoint, somebody has cut or removed it.
 pub(super) const KNOWN: &str = "evidence-checkpoint";
 
-/// The file beside the log, below the queue's directory, with the positions that came in while
-/// evidence was off.
+/// The file in the queue's directory, beside the log, with the positions of the events that came in
+/// while evidence was off.
 pub(super) const OFF: &str = "evidence-off";
 
 /// The directory of the files of line hashes, below that of the log.
@@ -30,7 +30,7 @@ pub(super) const LINES: &str = "lines";
 /// The maximum size of the file [`ROLLED_BACK`] in bytes.
 pub(super) const ROLLED_BACK_MAX: usize = 16 << 10;
 
-/// A place that has the files of a log.
+/// A place that has the files of a log, such as a directory or a server.
 pub trait Files {
     /// Returns the content of a file; `None` if there is none.
     ///
@@ -39,8 +39,8 @@ pub trait Files {
     /// The file can't be read, or has more than `max` bytes.
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
 
-    /// Returns the width of a file that begins with this tile, which is not there. Only a place
-    /// that can list its files knows of partial ones.
+    /// Returns the width of a file of which `_tile` is the beginning, for a tile that is not there
+    /// itself. Only a place that can list its files knows its partial files.
     ///
     /// # Errors
     ///
@@ -49,8 +49,8 @@ pub trait Files {
         Ok(WIDTH)
     }
 
-    /// Returns the bytes of a tile or bundle; `None` if the log does not have it. A partial one
-    /// that was deleted is the beginning of a wider one.
+    /// Returns the bytes of a tile or bundle; `None` if the log does not have it. If a partial file
+    /// was deleted, its bytes are read from the wider file that replaced it.
     ///
     /// # Errors
     ///
@@ -86,18 +86,18 @@ pub(super) fn path(name: &str) -> String {
     format!("{DIRECTORY}/{name}")
 }
 
-/// The name of a file of line hashes. It is shown as the first position in it, with 20 digits. If a
-/// file is full and no more events come in, the next one has the same position and a number.
+/// The name of a file of line hashes: the first position in it, with 20 digits. If a file is full
+/// and no event has come in since it began, the next file has the same position and a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LineFile {
-    /// The first position in it. It may also have hashes of lines that came in earlier and were
-    /// sent later.
+    /// The first position in the file. The file may also have hashes of lines that came in earlier
+    /// and were sent later.
     pub(super) first: u64,
     pub(super) number: u32,
 }
 
 impl LineFile {
-    /// Reads the name of a file; `None` if it is another one.
+    /// Reads the name of a file; `None` if the text is not such a name.
     pub(super) fn parse(name: &str) -> Option<Self> {
         let (first, number) = name.split_once('-').unwrap_or((name, "0"));
         let file = Self { first: first.parse().ok()?, number: number.parse().ok()? };

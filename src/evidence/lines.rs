@@ -92,7 +92,7 @@ impl Range {
         self.lines.iter().map(|line| self.salt.leaf(line)).collect()
     }
 
-    /// Returns the position behind the range.
+    /// Returns the position after the range.
     #[must_use]
     pub fn end(&self) -> u64 {
         self.first + self.lines.len() as u64
@@ -138,8 +138,8 @@ pub struct Delivered {
     pub output: String,
     /// The number of events of the range.
     pub count: u64,
-    /// The first position, the salt, and the hash of each line that was sent. The entry of the
-    /// range says which events these are.
+    /// The first position, the salt, and the hash of each line that was sent. The entry about the
+    /// range says which of its events were sent.
     pub range: Range,
 }
 
@@ -195,13 +195,13 @@ impl Record {
     }
 }
 
-/// Why a file of line hashes can't be read further.
+/// The reason why a file of line hashes can't be read further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Damage {
     /// The file ends within a record, or with zeros.
     #[error("a record of line hashes is cut off")]
     CutOff,
-    /// A record says that it is longer than any is.
+    /// A record claims to be longer than any record can be.
     #[error("a record of line hashes says that it has more than 1 MiB")]
     TooLong,
     /// A record was changed.
@@ -251,7 +251,7 @@ pub fn whole_bytes(file: &[u8]) -> u64 {
     damaged.map_or(file.len() as u64, |(offset, _)| offset)
 }
 
-/// Reads the record at an offset of a file. `read` fills a buffer with the bytes at an offset.
+/// Reads the record at an offset of a file. `read` fills a buffer with the bytes at a given offset.
 /// Returns `None` if there is no record.
 ///
 /// # Errors
@@ -279,16 +279,16 @@ pub(super) fn record_at(
     Ok(Records::of(&bytes).next().and_then(|(_, record)| record.ok()))
 }
 
-/// The number of bytes of a record up to the number of its events, with its frame.
+/// The number of bytes of a record from its frame up to the number of its events.
 pub(super) const HEADING: usize = FRAME + 1 + 8 + 4;
 
-/// The beginning of a record, which is not checked.
+/// The beginning of a record. Its checksum is not checked.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Heading {
     /// The bytes of the record, with its frame.
     pub(super) bytes: u64,
-    /// The positions of the events whose lines it has as they came in; `None` if it has lines as
-    /// they were sent.
+    /// The positions of the events, if the record has their lines as they came in; `None` if it has
+    /// lines as they were sent.
     pub(super) accepted: Option<std::ops::Range<u64>>,
 }
 
@@ -309,7 +309,7 @@ impl Heading {
 }
 
 /// Takes the first record from the bytes of a file. Returns it without its frame, and the bytes
-/// behind it.
+/// after it.
 fn record(bytes: &[u8]) -> Result<(&[u8], &[u8]), Damage> {
     // After a power failure, bytes that were not synced may be zeros.
     if bytes.iter().all(|byte| *byte == 0) {

@@ -20,11 +20,11 @@ use crate::queue::disk::replace;
 /// The maximum size of the file in bytes.
 const FILE_BYTES_MAX: usize = 16 << 10;
 
-/// The maximum number of ranges in the file. There are more of them only if evidence is turned on
-/// and off so many times without a checkpoint; the last two are then joined.
+/// The maximum number of ranges in the file. More can only come up if evidence is turned on and off
+/// this often without a checkpoint; the last two ranges are then joined.
 const RANGES_MAX: usize = 64;
 
-/// The end of a range while evidence is off.
+/// The end of a range that is still growing, because evidence is off.
 const OPEN: u64 = u64::MAX;
 
 /// Notes that evidence is off for events from position `end` on, if it was on before.
@@ -79,13 +79,12 @@ pub(super) fn entered(disk: &dyn Disk) -> io::Result<()> {
     }
 }
 
-/// Returns `true` if this directory has, or had, an evidence log.
+/// Returns `true` if this directory has or had an evidence log.
 fn was_on(disk: &dyn Disk) -> io::Result<bool> {
     let is_known = if_there(disk.open(KNOWN, Access::Read))?.is_some();
     Ok(is_known || if_there(disk.list(DIRECTORY))?.is_some_and(|names| !names.is_empty()))
 }
 
-/// Reads the file.
 fn ranges(disk: &dyn Disk) -> io::Result<Vec<Range<u64>>> {
     let text = read(disk, OFF, FILE_BYTES_MAX)?.unwrap_or_default();
     let line = |line: &str| {

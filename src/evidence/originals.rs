@@ -34,17 +34,17 @@ use crate::telemetry::EvidenceError;
 use crate::telemetry::EvidenceMetrics;
 use crate::tlog::merkle::Hash;
 
-/// The files of which the places of all records are in memory. A record takes 32 bytes there, and
-/// there is one for each second at least.
+/// The number of files of which the places of all records are kept in memory. A record takes 32
+/// bytes there, and at least one record is written each second in which events come in.
 const INDEXED_MAX: usize = 2;
 
-/// The recorder opens the log within this time as a rule. Until then, lines from files wait.
+/// As a rule the recorder opens the log within this time. Lines from files wait at most this long.
 const OPENS_WITHIN: Duration = Duration::from_secs(10);
 
-/// The positions of changed events that are remembered, at most.
+/// The maximum number of positions of changed events that are remembered.
 const TOLD_MAX: usize = 1 << 16;
 
-/// After a log line about changed events, the next one comes this much later at the earliest.
+/// The shortest time between two log lines about changed events.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// The line hashes of the events that came in, found by positions.
@@ -63,14 +63,15 @@ pub(crate) struct Originals {
 struct Told {
     /// The time of the last log line about them.
     at: Option<Instant>,
-    /// Their positions. Each output reads an event by itself, and may read it again.
+    /// The positions of these events. Each output reads an event by itself and may read it again,
+    /// so an event is reported once only.
     positions: HashSet<Position>,
 }
 
 /// The places of the records in a file of line hashes.
 struct Indexed {
     name: LineFile,
-    /// The bytes that were looked through.
+    /// The number of bytes of the file that were searched for records.
     bytes: u64,
     /// The positions of each record with lines as they came in, and its offset.
     records: Vec<(Range<u64>, u64)>,
@@ -94,8 +95,8 @@ impl Originals {
         }
     }
 
-    /// The recorder has opened the log, or has failed to: lines are compared from now on, or not.
-    /// If nothing is recorded any more, the hashes may be those of other events.
+    /// Called when the recorder has opened the log or has failed to do so. Lines are compared from
+    /// now on, or not: if nothing is recorded any more, the hashes may be those of other events.
     pub(super) fn decide(&self, compares: bool) {
         *self.compares.lock().unwrap_or_else(PoisonError::into_inner) = Some(compares);
         self.decided.notify_all();
@@ -109,20 +110,20 @@ impl Originals {
         *compares.get_or_insert(false)
     }
 
-    /// Returns the ranges of line hashes that have one of these positions. After a crash there may
-    /// be several for one position.
+    /// Returns the ranges of line hashes that have one of these positions. After a crash several
+    /// ranges may have the same position.
     fn ranges(&self, positions: &Range<u64>) -> io::Result<Vec<lines::Range>> {
         let names = if_there(self.disk.list(&path(LINES)))?.unwrap_or_default();
         let mut names: Vec<_> = names.iter().filter_map(|name| LineFile::parse(name)).collect();
         names.sort_unstable();
         names.retain(|name| name.first < positions.end);
-        // A record of these positions is in the last file that begins before them, or later. After
-        // a crash, a file may end behind the beginning of the next one.
+        // A record of these positions is in the last file that begins before them, or in a later
+        // one. After a crash, a file may end after the first position of the next file.
         let begins = names.partition_point(|name| name.first <= positions.start);
         let mut found = Vec::new();
         for name in names.into_iter().skip(begins.saturating_sub(2)) {
             let file = if_there(self.disk.open(&path(&name.path()), Access::Read))?;
-            // The relay deletes the oldest files.
+            // The relay has deleted this file meanwhile.
             let Some(file) = file else { continue };
             for offset in self.offsets(&*file, name, positions)? {
                 let read = |buffer: &mut [u8], at: u64| match file.read_at(buffer, at)? {
@@ -158,7 +159,6 @@ impl Originals {
         Ok(offsets)
     }
 
-    /// Reports lines that were changed.
     fn tell(&self, changed: &[Position]) {
         let Some(first) = changed.first() else { return };
         let is_due = {
@@ -218,7 +218,7 @@ impl queue::Originals for Originals {
 }
 
 impl Indexed {
-    /// Looks through the records that were appended since the last time.
+    /// Adds the records that were appended to the file since the last call.
     fn read_on(&mut self, file: &dyn File) -> io::Result<()> {
         let mut heading = [0; HEADING];
         while file.read_at(&mut heading, self.bytes)? == HEADING {

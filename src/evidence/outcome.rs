@@ -16,22 +16,22 @@ use crate::queue::Position;
 use crate::queue::SentLine;
 use crate::tlog::merkle::Hash;
 
-/// The maximum number of bytes that the offsets of an entry take. An entry has at most 65,535.
+/// The maximum number of bytes for the offsets in an entry. A whole entry has at most 65,535.
 const OFFSETS_BYTES_MAX: usize = 60_000;
 
-/// The bytes that an offset takes in an entry at most: with its fate, and alone.
+/// The maximum number of bytes of an offset in an entry: with its fate, and alone.
 const FATE_BYTES: usize = r#""4095":"dead_letter","#.len();
 const CHANGED_BYTES: usize = r#""4095","#.len();
 
-/// An entry, and the hashes of the lines that its root is over.
+/// An entry, and the hashes of the lines under its root.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Made {
     pub(super) entry: Entry,
     pub(super) sent: Option<Delivered>,
 }
 
-/// Makes entries of what the outputs have finished. Ranges of an output that follow each other
-/// share an entry if they can. `salt` returns a new salt at each call.
+/// Makes entries about the events that the outputs have finished. Ranges of one output that follow
+/// each other share an entry if they can. `salt` returns a new salt at each call.
 pub(super) fn entries(finished: &[Finished], salt: impl Fn() -> Salt) -> Vec<Made> {
     let mut sorted: Vec<_> = finished.iter().collect();
     sorted.sort_by_key(|it| (&it.output, it.claim.start));
@@ -91,7 +91,7 @@ struct Run {
     first: u64,
     count: u64,
     fate: Option<Fate>,
-    /// The hash of the line, if it is known. The run then has one event.
+    /// The hash of the line, if it is known. The run then has only one event.
     sent: Option<SentLine>,
 }
 
@@ -144,7 +144,7 @@ impl Open {
         }
     }
 
-    /// Returns `true` if a run has its place in this entry.
+    /// Returns `true` if a run can be added to this entry.
     fn takes(&self, output: &str, run: &Run, kind: Kind) -> bool {
         let follows = self.output == output && self.first + self.count == run.first;
         let bytes = self.not_delivered.len() * FATE_BYTES + self.changed.len() * CHANGED_BYTES;

@@ -80,7 +80,8 @@ impl Directory {
         Ok(journal::entries(&journal.unwrap_or_default()))
     }
 
-    /// Returns what a witness said against the log of this origin; `None` if none did.
+    /// Returns the reason that a witness gave against the log of this origin; `None` if no witness
+    /// contradicted it.
     ///
     /// # Errors
     ///
@@ -90,8 +91,8 @@ impl Directory {
         Ok(text.and_then(|text| layout::rolled_back(&text, origin)))
     }
 
-    /// Returns the content of the file with what a witness said against a log: beside the log, or
-    /// in a copy in it. `None` if there is none.
+    /// Returns the content of the file that says that a witness contradicted the log. It is beside
+    /// the log, or, in a copy of a log, within it. `None` if there is none.
     ///
     /// # Errors
     ///
@@ -139,7 +140,7 @@ impl Directory {
         Ok(found)
     }
 
-    /// Returns the content of a file of line hashes; nothing if it was deleted.
+    /// Returns the content of a file of line hashes; empty if the file was deleted.
     ///
     /// # Errors
     ///
@@ -148,7 +149,8 @@ impl Directory {
         Ok(self.read(&file.path(), FILE_BYTES_MAX)?.unwrap_or_default())
     }
 
-    /// Returns the record at an offset of a file of line hashes; `None` if there is none any more.
+    /// Returns the record at an offset of a file of line hashes; `None` if the file or the record
+    /// was deleted.
     ///
     /// # Errors
     ///
@@ -167,8 +169,8 @@ impl Directory {
     pub fn range_of(&self, first: u64, count: u64, root: Hash) -> io::Result<Option<Range>> {
         let mut files = self.line_files()?;
         files.retain(|file| file.first <= first);
-        // The range is in the last of these files as a rule. After a crash, a file may end
-        // behind the beginning of the next one.
+        // As a rule, the range is in the last of these files. After a crash, a file may end after
+        // the first position of the next file.
         files.sort_unstable_by(|a, b| b.cmp(a));
         for file in files {
             let content = self.line_file(file)?;
@@ -213,7 +215,7 @@ impl Files for Directory {
     }
 }
 
-/// Why a log can't be read.
+/// The reason why a log can't be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
     /// The log has no checkpoint.
@@ -233,8 +235,8 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// Returns `true` if the error is a fault of the log: a file is missing, or is not what it must
-    /// be. `false`: the reader was refused, or could not ask.
+    /// Returns `true` if the log itself is at fault: a file is missing or has a wrong content.
+    /// Returns `false` if the reader had no access or could not ask.
     #[must_use]
     pub fn is_of_the_log(&self) -> bool {
         !matches!(self.kind(), io::ErrorKind::NotConnected | io::ErrorKind::PermissionDenied)
@@ -248,7 +250,7 @@ impl ReadError {
     }
 }
 
-/// A log up to its checkpoint. No signature and no hash of it is checked here.
+/// A log up to its checkpoint. Signatures and hashes are not checked here.
 pub struct Log<'a> {
     files: &'a dyn Files,
     signed: Signed,
@@ -327,8 +329,8 @@ impl<'a> Log<'a> {
         bundles.take_while(move |entry| !std::mem::replace(&mut has_failed, entry.is_err()))
     }
 
-    /// Returns the position behind the last event of the queue that has an entry, as far as a
-    /// checkpoint covers the entries.
+    /// Returns the position after the last event of the queue that has an entry under the
+    /// checkpoint.
     ///
     /// # Errors
     ///
@@ -354,7 +356,7 @@ impl<'a> Log<'a> {
         Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
     }
 
-    /// Returns the hashes of the log's tree, as the tiles have them.
+    /// Returns the hashes of the log's tree, read from the tiles.
     pub fn nodes(&self) -> impl Nodes {
         tile::Tiles::new(self.size(), |tile| {
             self.hashes(tile).map_err(|error| io::Error::new(error.kind(), error))

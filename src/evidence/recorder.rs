@@ -63,7 +63,7 @@ use crate::telemetry::WitnessMetrics;
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Hash;
 
-/// The maximum that is taken from the queue at once.
+/// The maximum number of bytes and events taken from the queue at once.
 const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };
 
 /// Hashes and entries are made durable when this many bytes of lines were taken since the last
@@ -76,25 +76,25 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// The pause after a failed attempt to write.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// An entry whose time is less than this many milliseconds ago shows that the relay lives.
+/// An entry shows that the relay lives if its time is less than this many milliseconds ago.
 const FRESH_MS: u64 = 1000;
 
-/// The number of orders that wait for the thread, and of entries that wait until the files are
-/// open.
+/// The maximum number of orders that wait for the thread, and of entries that wait until the files
+/// are open.
 const ORDERS: usize = 16;
 
 /// The parts and settings of a recorder.
 pub(crate) struct Setup {
     /// The section `[evidence]`.
     pub(crate) settings: config::Evidence,
-    /// The signing key, and the one that is to follow it, if there is one.
+    /// The signing key, and the key that is to replace it, if there is one.
     pub(crate) keys: Vec<SigningKey>,
     /// The queue, and its directory.
     pub(crate) queue: Queue,
     pub(crate) disk: Arc<dyn Disk>,
     /// The recorder's own place in the queue.
     pub(crate) cursor: Cursor,
-    /// The position at which the cursor begins, and the one behind the last event of the queue.
+    /// The position at which the cursor begins, and the position after the last event of the queue.
     pub(crate) positions: (Position, Position),
     /// The positions that came in while evidence was off and may have no entry yet, in order.
     pub(crate) off: Vec<Positions<u64>>,
@@ -110,16 +110,16 @@ pub(crate) struct Setup {
     pub(crate) checkpoints: watch::Sender<Bytes>,
 }
 
-/// An order to the thread.
+/// An order to the recorder's thread.
 #[derive(Debug)]
 enum Order {
-    /// The config was read again.
+    /// The relay has reloaded its config.
     Reload(Running),
-    /// The relay ends.
+    /// The relay stops.
     Stop(Running, Times),
 }
 
-/// The times until which the last work may take.
+/// The deadlines for the last work.
 #[derive(Debug, Clone, Copy)]
 struct Times {
     /// Events are recorded until this time.
@@ -151,8 +151,8 @@ impl Recorder {
         Ok(Self { orders, thread })
     }
 
-    /// Returns a function that notes that the config was read again. If the thread has not taken
-    /// the last 16 notes, because the disk hangs, the note is dropped.
+    /// Returns a function that notes that the config was read again. The note is dropped if 16
+    /// notes already wait, because the disk hangs.
     pub(crate) fn reloaded(&self) -> impl FnOnce(Running) + use<> {
         let orders = self.orders.clone();
         move |running| {
@@ -163,7 +163,7 @@ impl Recorder {
     }
 
     /// Records what is left in the queue, signs the last checkpoint, and ends the thread. The
-    /// outputs must have ended, and the queue must take no more batches. Waits at most for
+    /// outputs must have ended, and the queue must not accept batches any more. Waits for at most
     /// `within`.
     pub(crate) async fn stop(self, running: Running, within: Duration) {
         let Self { orders, thread } = self;
@@ -202,7 +202,7 @@ impl Drop for NoticePanic {
 /// The range of events that is being hashed.
 struct Open {
     range: Range,
-    /// The time at which its last event came in.
+    /// The time at which the last event of the range came in.
     received: u64,
 }
 
@@ -228,14 +228,14 @@ struct Work {
     setup: Setup,
     /// The files, once they are open.
     files: Option<Log>,
-    /// The next attempt to open the files or to write, after one has failed.
+    /// The time of the next attempt to open the files or to write, if an attempt has failed.
     again_at: Option<Instant>,
-    /// `true`: it was logged that nothing can be written.
+    /// `true`: the log already says that nothing can be written.
     told: bool,
-    /// The range that is not full yet.
+    /// The range that can still grow.
     open: Option<Open>,
     taken: Taken,
-    /// The time until which the claims have to be durable.
+    /// The time by which the evidence of the claims must be durable.
     commit_at: Option<Instant>,
     checkpoint_at: Instant,
     heartbeat_at: Instant,
@@ -250,17 +250,17 @@ struct Work {
 struct Log {
     store: Store,
     hashes: Hashes,
-    /// The position behind the last event that has an entry. In a new log, the position at which
-    /// the recorder began.
+    /// The position after the last event that has an entry. In a new log, the position at which the
+    /// recorder began.
     next: u64,
-    /// Nothing is proven about the events before this position that have no entry and that the
-    /// queue has let go of: files of the log were changed or removed.
+    /// Nothing is proven about events before this position if they have no entry and the queue does
+    /// not have them any more: files of the log were changed or removed.
     unproven: u64,
-    /// The line hashes below this position are gone, by the log.
+    /// The log says that the line hashes below this position are gone.
     pruned: u64,
     witnesses: Witnesses,
-    /// After a start nothing is signed before all witnesses have answered, or before this time.
-    /// `None`: checkpoints may be signed.
+    /// After a start, nothing is signed until all witnesses have answered or this time has come.
+    /// `None` if checkpoints may be signed.
     asks_until: Option<Instant>,
 }
 
@@ -309,19 +309,20 @@ impl Work {
             match order {
                 Some(Order::Reload(running)) => {
                     self.add(Entry::Reload(self.now(running)));
-                    // Which outputs there are explains the fates of all later events.
+                    // The fates of all later events can only be understood with the list of the
+                    // outputs.
                     self.commit_at = Some(Instant::now());
                 }
                 Some(Order::Stop(running, times)) => break Some((running, times)),
-                // The relay has ended without an order.
+                // The relay has ended without an order to stop.
                 None => break None,
             }
         };
         self.end(last).await;
     }
 
-    /// Records what the queue still holds, as far as there is time, and signs a last checkpoint.
-    /// The next start records the rest.
+    /// Records what the queue still holds, if there is time, and signs a last checkpoint. The next
+    /// start records the rest.
     async fn end(mut self, last: Option<(Running, Times)>) {
         let times = last.as_ref().map(|(_, times)| *times);
         if let Some(times) = times {
@@ -335,7 +336,7 @@ impl Work {
         if self.files.is_some() {
             self.record_unplaced();
         }
-        // The places in the last entry are behind everything that has an entry.
+        // After this write, the places in the last entry are after every event with an entry.
         self.write(false);
         if let Some((running, _)) = last {
             self.add(Entry::Stop(self.now(running)));
@@ -349,7 +350,7 @@ impl Work {
         }
     }
 
-    /// Asks the witnesses about the newest checkpoint, and waits for their answers until this time.
+    /// Asks the witnesses about the newest checkpoint, and waits for their answers until `until`.
     async fn hear_until(&mut self, until: Instant) {
         if let Some(log) = &mut self.files {
             log.witnesses.hurry();
@@ -371,7 +372,7 @@ impl Work {
         Running { at: now(), outputs, ..running }
     }
 
-    /// Takes events until all are taken, or until this time.
+    /// Takes events until none is left, or until `until`.
     async fn record_until(&mut self, until: Instant) {
         while self.files.is_some() && self.again_at.is_none() && Instant::now() < until {
             if self.taken.bytes >= COMMIT_BYTES {
@@ -407,7 +408,6 @@ impl Work {
         others.fold(signs_at.min(self.heartbeat_at), Instant::min)
     }
 
-    /// Does what is due.
     fn turn(&mut self) {
         if self.is_rolled_back {
             return self.pass_over();
@@ -471,7 +471,7 @@ impl Work {
         let mut off = None;
         let store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
         for alarm in store.alarms() {
-            // If this attempt fails, the next one may not find the traces, or find them once more.
+            // If this attempt fails, the next one may find the traces a second time, or not at all.
             let is_late = |late: &Entry| matches!(late, Entry::Alarm { what, .. } if what == alarm);
             if !self.late.iter().any(is_late) {
                 metrics.failed(EvidenceError::Tampered);
@@ -481,7 +481,7 @@ impl Work {
         let last = store.last_accepted()?;
         let mut next = last.unwrap_or(begin.get());
         if store.alarms().contains(&Alarm::Removed) && last.is_none() && begin.get() > 0 {
-            // Nothing is left that says which of these events had an entry.
+            // Nothing that is left says which of these events had an entry.
             (next, off) = (0, Some(0..begin.get()));
         }
         if next > end.get() {
@@ -504,9 +504,9 @@ impl Work {
         Ok(Log { store, hashes, next, unproven, pruned: 0, witnesses, asks_until })
     }
 
-    /// Looks whether the files are still there. If the checkpoint or the journal was removed or
-    /// replaced, they are written again. If more is gone, the log is opened again, and
-    /// continues with what is left.
+    /// Checks whether the files are still there. If only the checkpoint or the journal was removed
+    /// or replaced, writes both again. If more is gone, opens the log again, which continues with
+    /// what is left.
     fn check_files(&mut self) -> io::Result<()> {
         let Some(Log { store, hashes, .. }) = &mut self.files else { return Ok(()) };
         if !hashes.is_there()? {
@@ -587,8 +587,8 @@ impl Work {
         }
     }
 
-    /// After the start, signs the first checkpoint once the witnesses have answered, or have had
-    /// their time.
+    /// After a start, signs the first checkpoint when all witnesses have answered or their time is
+    /// over.
     fn end_of_questions(&mut self) {
         let Some(Log { witnesses, asks_until, .. }) = &mut self.files else { return };
         let is_over = |until: &mut Instant| witnesses.have_answered() || Instant::now() >= *until;
@@ -597,8 +597,8 @@ impl Work {
         }
     }
 
-    /// A witness contradicts the log: ends it. Another log with this origin would be a second one
-    /// of the same name.
+    /// Ends the log because a witness contradicts it. A log that continued would be a second log
+    /// with the same origin.
     fn roll_back(&mut self, why: &str) {
         self.setup.metrics.failed(EvidenceError::RolledBack);
         tracing::error!(
@@ -645,14 +645,15 @@ impl Work {
             tracing::error!(%error, "an entry of the evidence can't be made");
         }
         let instant = Instant::now();
-        // The entry about an event that has waited has an old time, which is not a sign of life.
+        // The entry about an event that has waited has an old time, so it does not show that the
+        // relay lives.
         if now().saturating_sub(at) < FRESH_MS {
             self.heartbeat_at = instant + self.setup.settings.heartbeat_interval;
         }
         self.commit_at.get_or_insert(instant + COMMIT_EVERY);
     }
 
-    /// Takes events from the queue, and hashes them. Returns `false` if there are none in memory.
+    /// Takes events from the queue and hashes them. Returns `false` if none is in memory.
     fn take(&mut self) -> bool {
         let batch = self.setup.cursor.next(TAKE);
         if let Some(batch) = &batch {
@@ -661,7 +662,7 @@ impl Work {
             self.commit_at.get_or_insert(Instant::now() + COMMIT_EVERY);
             self.hash(batch);
         }
-        // Events that the cursor has passed without lines are gone from the queue.
+        // Events that the cursor passed without lines are no longer in the queue.
         self.pass_to(self.setup.cursor.position().get());
         self.record_unplaced();
         batch.is_some()
@@ -684,7 +685,7 @@ impl Work {
             let position = position.get();
             if self.next() != Some(position) || !self.setup.off.is_empty() {
                 self.pass_to(position);
-                // An event that has an entry was read once more after a start.
+                // After a start, events that already have an entry are read once more.
                 if self.next() != Some(position) {
                     continue;
                 }
@@ -724,8 +725,8 @@ impl Work {
         }
     }
 
-    /// Returns the next events without a line, from `next` on, and `true` if nothing is proven
-    /// about them. `None` if there are none before `position`.
+    /// Returns the next events without a line, from `next` on. The second value is `true` if
+    /// nothing is proven about them. `None` if there are none before `position`.
     fn gap(&self, next: u64, position: u64) -> Option<(Positions<u64>, bool)> {
         let unproven = self.files.as_ref().map_or(0, |log| log.unproven);
         let off = self.setup.off.iter().find(|off| off.end > next);
@@ -850,8 +851,8 @@ async fn answered(log: &mut Option<Log>) -> Answered {
 }
 
 impl Log {
-    /// Keeps the size of the log beside it. Also forgets the ranges without evidence, if the
-    /// checkpoint covers the entries about them.
+    /// Writes a copy of the newest checkpoint beside the log. Also forgets the ranges without
+    /// evidence, if the checkpoint covers the entries about them.
     fn remember(&mut self, disk: &dyn Disk, off: &mut Vec<Positions<u64>>) -> io::Result<()> {
         self.store.remember()?;
         if off.last().is_some_and(|last| last.end <= self.next) {
@@ -861,11 +862,11 @@ impl Log {
         Ok(())
     }
 
-    /// Deletes the oldest line hashes if they take too much room. The entry about it is durable
-    /// before.
+    /// Deletes the oldest line hashes if they take too much room. First makes the entry about the
+    /// deletion durable.
     fn prune(&mut self) -> io::Result<()> {
         let Some(kept) = self.hashes.keeps_from() else { return Ok(()) };
-        // A file that could not be deleted needs no second entry.
+        // If a file could not be deleted, its entry exists already.
         if kept.first > self.pruned {
             self.store.push(Entry::Pruned { at: now(), below: kept.first }.bytes())?;
             self.pruned = kept.first;
@@ -888,7 +889,7 @@ fn salt() -> Salt {
     Salt(salt)
 }
 
-/// Returns what an entry says of the relay, without the places of the outputs.
+/// Returns the facts that entries give about the relay, without the places of the outputs.
 #[must_use]
 pub(crate) fn running(config_sha256: String, settings: &config::Evidence) -> Running {
     // Nobody sees a heartbeat before a checkpoint covers it.

@@ -73,15 +73,15 @@ const REFUSED_MAX: usize = 4;
 pub(super) struct Store {
     disk: Arc<dyn Disk>,
     origin: String,
-    /// All entries, also those that no checkpoint covers.
+    /// Covers all entries, also those without a checkpoint.
     frontier: Frontier,
     newest: Newest,
     pending: Pending,
-    /// The journal that is being written. `None`: it has to be begun again, as after a start,
+    /// The journal that is being written. `None` if it must be begun again, as after a start,
     /// because its end may be torn.
     journal: Option<Open>,
-    /// The key of the journal's MACs. While a key is followed by the next one, it is that of the
-    /// next one, which both this start and the one after the change know.
+    /// The key of the journal's MACs. While the signing key is being replaced, this is derived from
+    /// the new key, which is known both before and after the change.
     key: journal::Key,
     /// Traces of somebody else that were found when the log was opened.
     alarms: Vec<Alarm>,
@@ -94,12 +94,12 @@ pub(super) struct Store {
 /// The newest checkpoint.
 struct Newest {
     head: Head,
-    /// The note with the signatures that it has got. `None`: there is no checkpoint yet.
+    /// The note with the signatures collected so far. `None` if there is no checkpoint yet.
     note: Option<Note>,
     /// The size of the checkpoint before it. A reader may still need its partial tiles.
     before: u64,
-    /// `true`: the file of the checkpoint has `note`. After a failed attempt to replace the file,
-    /// nobody knows.
+    /// `true`: the file of the checkpoint contains `note`. After a failed attempt to replace the
+    /// file, its content is unknown.
     is_published: bool,
     /// The size of the checkpoint of which a copy is beside the log.
     remembered: u64,
@@ -110,7 +110,7 @@ struct Newest {
 struct Pending {
     entries: Vec<Vec<u8>>,
     bytes: usize,
-    /// How many of the entries are in the journal and synced.
+    /// The number of these entries that are in the journal and synced.
     synced: usize,
 }
 
@@ -138,8 +138,8 @@ impl Tampered {
 }
 
 impl Store {
-    /// Opens the log of this origin, or begins it. `keys` are those with which its checkpoints may
-    /// be signed. The log of another origin is kept aside.
+    /// Opens the log of this origin, or begins it. `keys` may sign its checkpoints. If there is a
+    /// log of another origin, its directory is renamed.
     ///
     /// # Errors
     ///
@@ -148,7 +148,7 @@ impl Store {
         check_is_free(&*disk, origin)?;
         keep_aside(&*disk, origin)?;
         disk.make_directory(DIRECTORY)?;
-        // A process before this one may have been killed between a rename and its sync.
+        // An earlier process may have been killed between a rename and its sync.
         disk.sync_directory(DIRECTORY)?;
         let key = keys.last().ok_or_else(|| io::Error::other("there is no signing key"))?;
         let mut store = Self {
@@ -225,7 +225,7 @@ impl Store {
         Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
     }
 
-    /// Takes up the checkpoint that was signed last. `begins_at` is the index of the first entry in
+    /// Loads the checkpoint that was signed last. `begins_at` is the index of the first entry in
     /// the journal, if the relay has written the journal.
     fn load(&mut self, note: &[u8], keys: &[SigningKey], begins_at: Option<u64>) -> io::Result<()> {
         let wrong = |what: String| io::Error::other(format!("{}: {what}", path(CHECKPOINT)));
@@ -237,7 +237,7 @@ impl Store {
             ));
         }
         let size = checkpoint.head.size;
-        // A journal begins where a checkpoint ended that was signed.
+        // A journal begins at the end of a checkpoint that was signed.
         if let Some(index) = begins_at.filter(|index| *index > size) {
             return Err(io::Error::other(Tampered(format!(
                 "{}: it covers {size} entries, and the journal continues from entry {index}: an \
@@ -266,10 +266,10 @@ impl Store {
         Ok(())
     }
 
-    /// Checks that no log was there before, if there is no checkpoint. `begins_at` is the index of
-    /// the first entry in the journal, if the relay has written the journal: before its first
-    /// checkpoint, a log has a journal from its first entry on. A log that began again would sign
-    /// other roots for the same sizes.
+    /// Checks, if there is no checkpoint, that the log is new. A log that began a second time would
+    /// sign other roots for the same sizes. `begins_at` is the index of the first entry in the
+    /// journal, if the relay has written the journal: before its first checkpoint, a log has a
+    /// journal from entry 0 on.
     fn check_is_new(&self, begins_at: Option<u64>) -> io::Result<()> {
         let names = |directory| if_there(self.disk.list(&path(directory)));
         let has_files = |names: Option<Vec<String>>| names.is_some_and(|names| !names.is_empty());
@@ -283,9 +283,9 @@ impl Store {
         Ok(())
     }
 
-    /// Returns the entries of the journal that the checkpoint does not cover. `own` is what the
-    /// relay has written into it, and the checkpoint that it continues. A journal that the relay
-    /// did not write is set aside, and nothing of it counts.
+    /// Returns the entries of the journal that the checkpoint does not cover. `own` has the entries
+    /// and the checkpoint of a journal that the relay has written. Any other journal is set aside,
+    /// and none of its entries counts.
     fn journalled(
         &mut self,
         journal: Option<&[u8]>,
@@ -317,8 +317,8 @@ impl Store {
         Ok(Vec::new())
     }
 
-    /// Returns the root over the first `base` entries of the log, if these entries follow them up
-    /// to the checkpoint, or beyond it. Otherwise returns `None`.
+    /// Returns the root over the first `base` entries of the log. Returns `None` unless `entries`
+    /// follow these and agree with the log up to the checkpoint.
     fn follows(&self, base: u64, entries: &[Vec<u8>]) -> io::Result<Option<Hash>> {
         let Head { size, root } = self.newest.head;
         let covered = size.checked_sub(base).and_then(|covered| usize::try_from(covered).ok());
@@ -331,7 +331,7 @@ impl Store {
         Ok((frontier.root() == root).then_some(begin))
     }
 
-    /// Returns `true` if the checkpoint covers the entries of a journal, all up to its last one.
+    /// Returns `true` if the checkpoint covers every entry of a journal and ends with the last one.
     fn covers(&self, journal: &[u8]) -> io::Result<bool> {
         let entries = journal::entries(journal);
         let Some(first) = entries.first().map(|(index, _)| *index) else { return Ok(false) };
@@ -450,7 +450,7 @@ impl Store {
         Head { size: self.frontier.size(), root: self.frontier.root() }
     }
 
-    /// Returns the position behind the last event that has an entry, or that an entry says is lost
+    /// Returns the position after the last event that has an entry, or that an entry says is lost
     /// from the queue. `None` if no event has one.
     ///
     /// # Errors
@@ -559,8 +559,8 @@ impl Store {
         self.newest.head
     }
 
-    /// Returns the newest checkpoint with its note. Before the first one, that is a checkpoint of
-    /// the empty log, which every log extends.
+    /// Returns the newest checkpoint with its note. Before the first checkpoint, returns one of the
+    /// empty log, which every log extends.
     ///
     /// # Errors
     ///
@@ -577,7 +577,7 @@ impl Store {
         Ok((*head, note))
     }
 
-    /// Takes the newest checkpoint with more signatures, and replaces its file.
+    /// Replaces the newest checkpoint and its file by the same checkpoint with more signatures.
     ///
     /// # Errors
     ///
@@ -606,8 +606,8 @@ impl Store {
         }
     }
 
-    /// Keeps in a file that a witness has contradicted the log, so that no later start continues
-    /// the log.
+    /// Writes a file that says that a witness has contradicted the log, so that no later start
+    /// continues the log.
     ///
     /// # Errors
     ///
@@ -625,7 +625,7 @@ impl Store {
     }
 
     /// Writes the tiles and bundles that have changed since the newest checkpoint. Returns the last
-    /// bundle if it is partial, and otherwise nothing.
+    /// bundle if it is partial, and otherwise an empty vector.
     fn write_tiles(&mut self) -> io::Result<Vec<u8>> {
         let disk = &*self.disk;
         let whole = self.tiles.whole.iter().map(|(tile, hashes)| (*tile, hashes.as_slice()));
@@ -652,8 +652,8 @@ impl Store {
         Ok(bundle)
     }
 
-    /// Deletes the partial tiles of a checkpoint of this size, which nobody needs any more. One
-    /// that stays does no harm.
+    /// Deletes the partial tiles of a checkpoint of this size, which nobody needs any more. A tile
+    /// that can't be deleted does no harm.
     fn remove_partial_tiles(&self, size: u64) {
         let needed: Vec<_> =
             [self.newest.before, self.newest.head.size].into_iter().flat_map(last_tiles).collect();
@@ -675,8 +675,8 @@ pub(super) fn rolled_back(disk: &dyn Disk, origin: &str) -> io::Result<Option<St
     Ok(text.and_then(|text| layout::rolled_back(&text, origin)))
 }
 
-/// Returns the size and the root of the log of this origin that were signed last, by the copy of
-/// the checkpoint beside the log; `None` if there is none.
+/// Returns the size and the root that were signed last for the log of this origin, from the copy of
+/// the checkpoint beside the log; `None` if there is no such copy.
 fn known(disk: &dyn Disk, origin: &str) -> io::Result<Option<Head>> {
     let Some(note) = read(disk, KNOWN, NOTE_BYTES_MAX)? else { return Ok(None) };
     match Signed::parse(&note) {
@@ -691,18 +691,17 @@ fn known(disk: &dyn Disk, origin: &str) -> io::Result<Option<Head>> {
     }
 }
 
-/// Returns the position behind the events that an entry brings into the log; `None` if it brings
-/// none.
+/// Returns the position after the events that an entry adds to the log; `None` if it adds none.
 fn end_of(entry: &[u8]) -> Option<u64> {
     Entry::parse(entry).ok()?.in_queue().map(|range| range.end)
 }
 
-/// Checks that no log that was kept aside has this origin.
+/// Checks that no log that was set aside has this origin.
 fn check_is_free(disk: &dyn Disk, origin: &str) -> io::Result<()> {
     for name in disk.list("")?.iter().filter(|name| name.starts_with(ASIDE)) {
         let path = format!("{name}/{CHECKPOINT}");
         let note = match read(disk, &path, NOTE_BYTES_MAX) {
-            // Such as an archive of the directory.
+            // The path may be a file, such as an archive of the directory.
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => None,
             note => note.map_err(named(&path))?,
         };
@@ -716,8 +715,8 @@ fn check_is_free(disk: &dyn Disk, origin: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Renames the directory of a log if the log is of another origin. The checkpoint must be that of
-/// the tiles beside it: one that was put there by mistake must not end the log.
+/// Renames the directory of a log if the log is of another origin. Its checkpoint must match the
+/// tiles beside it, so that a checkpoint put there by mistake does not end the log.
 fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
     let Some(note) = read(disk, &path(CHECKPOINT), NOTE_BYTES_MAX)? else {
         // A witness may have contradicted the log of another origin before its first checkpoint.
@@ -771,7 +770,8 @@ impl Files for OnDisk<'_> {
     }
 }
 
-/// Returns the bytes of a tile or bundle. A crash may have left the whole one already.
+/// Returns the bytes of a tile or bundle. After a crash, the whole file may already exist where a
+/// partial one is expected.
 fn tile_of(disk: &dyn Disk, tile: Tile) -> io::Result<Vec<u8>> {
     let missing = || io::Error::other(format!("{} is missing", path(&tile.path())));
     OnDisk(disk).tile(tile)?.ok_or_else(missing)

@@ -27,8 +27,8 @@ use crate::tls;
 /// The time that a witness has for an answer.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// The maximum number of requests for one checkpoint. A witness whose answers never agree is left
-/// alone until the next checkpoint.
+/// The maximum number of requests for one checkpoint. A witness whose answers still disagree is not
+/// asked again until the next checkpoint.
 const ROUNDS_MAX: u8 = 4;
 
 /// A signed checkpoint that witnesses are asked to cosign.
@@ -58,9 +58,9 @@ impl<'a> Newest<'a> {
 pub(super) enum Heard {
     /// The witness has cosigned the newest checkpoint. The value is the note with the cosignature.
     Cosigned(Note),
-    /// The witness has seen another log of this origin, or a longer one.
+    /// The witness knows another log of this origin, or a longer one.
     Contradiction(String),
-    /// There is no cosignature of the newest checkpoint. The witness may have been asked once more.
+    /// The newest checkpoint was not cosigned. The witness may have been asked a second time.
     Nothing,
 }
 
@@ -85,13 +85,13 @@ struct Question {
     /// The size of the checkpoint that the witness has, as far as the relay knows.
     old: u64,
     round: u8,
-    /// `true`: the witness has contradicted already. If it does so again, that counts.
+    /// `true`: the witness has contradicted the log once. A second contradiction counts.
     is_doubted: bool,
 }
 
 impl Question {
     /// Returns the next question to a witness that has refused the checkpoint; `None` if there is
-    /// none. `has` is the size that the witness has named.
+    /// none. `has` is the size that the witness gave in its answer.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Question {
                  covers {own}"
             )),
             Some(has) if has != old => None,
-            // Some witnesses refuse another root for the same size by 409, without a size.
+            // Some witnesses answer another root for the same size with 409 and without a size.
             Some(_) | None if old == size && old > 0 => {
                 Some(format!("the witness {name} has another root for {size} entries"))
             }
@@ -124,8 +124,8 @@ impl Question {
         let again = Self { checkpoint: newest.checkpoint.clone(), ..self };
         match (contradiction, has) {
             (Some(why), _) if self.is_doubted => Err(why),
-            // A gateway before the witness may have answered. The witness is asked as if nothing
-            // were known: it then names its size.
+            // The answer may have come from a gateway. The relay asks as if it knew nothing of the
+            // witness, which then gives its size.
             (Some(_), _) => Ok(Some(Self { old: 0, round: 1, is_doubted: true, ..again })),
             (None, Some(has)) if has != old && self.round < ROUNDS_MAX => {
                 Ok(Some(Self { old: has, round: self.round + 1, ..again }))
@@ -144,13 +144,13 @@ struct Witness {
     has: u64,
     /// `true`: a request is under way.
     is_asked: bool,
-    /// `true`: it has answered a request, though perhaps with a refusal.
+    /// `true`: the witness has answered a request, if only with a refusal.
     has_answered: bool,
     /// The newest checkpoint that it has cosigned since the start.
     cosigned: Option<Head>,
-    /// The time from which on it may be asked again.
+    /// The earliest time of the next request.
     again_at: Instant,
-    /// `true`: the log says that it gives no cosignatures.
+    /// `true`: the relay has logged that this witness gives no cosignatures.
     told: bool,
 }
 
@@ -196,7 +196,7 @@ impl Witnesses {
         self.all.is_empty()
     }
 
-    /// Returns `true` if all witnesses have answered once.
+    /// Returns `true` if all witnesses have answered at least once.
     pub(super) fn have_answered(&self) -> bool {
         self.all.iter().all(|witness| witness.has_answered)
     }
@@ -213,12 +213,13 @@ impl Witnesses {
         open.map(|it| it.again_at).min()
     }
 
-    /// Lets all witnesses be asked at once, as at the end.
+    /// Lets all witnesses be asked at once; the relay does this when it stops.
     pub(super) fn hurry(&mut self) {
         self.all.iter_mut().for_each(|witness| witness.again_at = Instant::now());
     }
 
-    /// Forgets which witnesses have cosigned the newest checkpoint: it could not be written.
+    /// Forgets which witnesses have cosigned the newest checkpoint, because it could not be
+    /// written.
     pub(super) fn ask_again(&mut self) {
         self.all.iter_mut().for_each(|witness| witness.cosigned = None);
     }
@@ -247,7 +248,7 @@ impl Witnesses {
         loop {
             match self.asked.join_next().await {
                 Some(Ok(answered)) => return answered,
-                // A request that has panicked gets no second try.
+                // A request that has panicked is not repeated.
                 Some(Err(error)) => tracing::error!(%error, "a request to a witness has failed"),
                 None => std::future::pending().await,
             }
@@ -350,7 +351,7 @@ impl Witness {
         }
     }
 
-    /// Notes that there is no cosignature. `is_answer`: the witness itself has refused it.
+    /// Notes that there is no cosignature. `is_answer` is `true` if the witness itself refused it.
     fn is_away(&mut self, what: &str, is_answer: bool) {
         self.has_answered |= is_answer;
         self.errors.failed(EvidenceError::Witness);

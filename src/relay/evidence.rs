@@ -70,7 +70,7 @@ pub(super) fn reader(
     })
 }
 
-/// Returns the position behind the last event that has an entry in the log, as far as a checkpoint
+/// Returns the position after the last event that has an entry in the log, as far as a checkpoint
 /// covers the entries that one of the keys has signed. The entries behind it are in the journal,
 /// which may be forged; their events are read once more.
 fn recorded_until(directory: Directory, settings: &config::Evidence) -> Option<u64> {

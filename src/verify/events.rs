@@ -65,7 +65,7 @@ pub(super) struct Left {
     twice: u64,
     /// The number of events without a fate that were in the queue when the stored lines were read.
     open: u64,
-    /// The position behind the last of these events in the queue.
+    /// The position after the last of these events in the queue.
     end: u64,
     /// `true`: the filter of the output changes events.
     changes: bool,
@@ -81,7 +81,7 @@ pub(super) struct Left {
 type Settled = (u64, Option<Fate>, Option<Hash>);
 
 impl Left {
-    /// `first_source` is the source of the lines of the first output, and `end` the position behind
+    /// `first_source` is the source of the lines of the first output, and `end` the position after
     /// the last event of the queue when the stored lines were read.
     pub(super) fn new(
         first_source: u16,

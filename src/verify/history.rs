@@ -27,7 +27,7 @@ pub(super) struct Output {
     pub(super) settled: Positions,
     /// The events that are not this output's: they came before it joined, or while it was away.
     pub(super) not_its_own: Positions,
-    /// The place behind the last event that the log says is finished there, and the time of that
+    /// The position after the last event that the log says is finished there, and the time of that
     /// entry.
     place: (u64, u64),
     /// `true`: the last entry that names outputs names this one.
@@ -57,7 +57,7 @@ impl Output {
 /// The story of a log, which is told entry by entry.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// The position behind the last event that has an entry.
+    /// The position after the last event that has an entry.
     next: Option<u64>,
     /// The events that came in.
     pub(super) accepted: Positions,
@@ -292,12 +292,12 @@ impl History {
         positions + outputs + losses + others
     }
 
-    /// Returns the position behind the last event that came in or that the queue lost.
+    /// Returns the position after the last event that came in or that the queue lost.
     pub(super) fn next(&self) -> u64 {
         self.next.unwrap_or_default()
     }
 
-    /// Returns the position behind the last event that the log knows. A log without events begins
+    /// Returns the position after the last event that the log knows. A log without events begins
     /// where the outputs were at its start.
     pub(super) fn recorded_until(&self) -> u64 {
         let places = self.outputs.values().map(|output| output.place.0);

@@ -39,7 +39,7 @@ impl Queue {
         self.0.is_in_use().unwrap_or(false)
     }
 
-    /// Returns the position behind the last event.
+    /// Returns the position after the last event.
     pub(super) fn end(&self) -> io::Result<u64> {
         self.0.summary().map(|summary| summary.end.get()).map_err(io::Error::other)
     }
