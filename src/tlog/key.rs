@@ -49,13 +49,13 @@ pub fn check_name(name: &str) -> Result<(), Malformed> {
     Ok(())
 }
 
-/// What a key signs. The number is the signature's type in C2SP `signed-note`.
+/// The purpose of a key. The number is the signature's type in C2SP `signed-note`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
-    /// Texts of notes: the key of a log.
+    /// Signs the texts of notes: the key of a log.
     Note = 0x01,
-    /// Checkpoints of others with the time at which they were seen (`tlog-cosignature`): the key of
-    /// a witness.
+    /// Signs the checkpoints of others together with the time at which they were seen
+    /// (`tlog-cosignature`): the key of a witness.
     Cosignature = 0x04,
 }
 
@@ -144,7 +144,7 @@ impl fmt::Display for VerifierKey {
     }
 }
 
-/// A private key with its name. It is shown nowhere.
+/// A private key with its name. The key is never shown.
 pub struct SigningKey {
     verifier: VerifierKey,
     pair: Ed25519KeyPair,

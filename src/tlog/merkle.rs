@@ -74,8 +74,8 @@ impl Hash {
         Self::of(&[])
     }
 
-    /// Reads a hash from base64 with padding. Returns `None` if the text is another one, also if it
-    /// means the same bytes.
+    /// Reads a hash from base64 with padding. Returns `None` for any other text, even if it would
+    /// decode to the same bytes.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = STANDARD.decode(text).ok()?;
@@ -204,8 +204,9 @@ fn left_part(size: u64) -> u64 {
     1 << (u64::BITS - 1 - (size - 1).leading_zeros())
 }
 
-/// Returns the root over the entries `begin..end`, which must be a part that a proof can name:
-/// `begin` is a multiple of the power of two that is not below the number of entries.
+/// Returns the root over the entries `begin..end`. The range must be one whose root a proof can
+/// contain: `begin` is a multiple of the smallest power of two that is at least the number of
+/// entries.
 fn root_of<N: Nodes + ?Sized>(nodes: &N, begin: u64, end: u64) -> io::Result<Hash> {
     let size = end - begin;
     if size.is_power_of_two() {
@@ -266,16 +267,16 @@ pub fn includes(leaf: Hash, index: u64, size: u64, path: &[Hash], root: Hash) ->
     way.last == 0 && node == root
 }
 
-/// The way of a proof from an entry up to the root: the index of a node in its level, and that of
-/// the last node of the level.
+/// The path of a proof from an entry up to the root: the index of the current node in its level,
+/// and the index of the last node of this level.
 struct Way {
     at: u64,
     last: u64,
 }
 
 impl Way {
-    /// Goes up past the next hash of a proof. Returns `true` if this hash is on the left of the
-    /// way. Returns `None` if the way has ended.
+    /// Moves up past the next hash of a proof. Returns `true` if this hash is the left neighbour of
+    /// the current node. Returns `None` at the root.
     fn step(&mut self) -> Option<bool> {
         if self.last == 0 {
             return None;
@@ -310,7 +311,8 @@ pub fn consistency<N: Nodes + ?Sized>(nodes: &N, old: u64, new: u64) -> io::Resu
         return Ok(Vec::new());
     }
     let (mut begin, mut end, mut path) = (0, new, Vec::new());
-    // `true`: the old tree is the left edge so far, whose hash the verifier has.
+    // `true` while `begin` is 0. If it stays so, the old tree is one subtree, whose hash the
+    // verifier has.
     let mut is_known = true;
     while end != old {
         let middle = begin + left_part(end - begin);

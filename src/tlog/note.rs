@@ -36,13 +36,13 @@ pub struct Note {
     signatures: Vec<Signature>,
 }
 
-/// Whether a key has signed a note.
+/// The result of the search for a key's signature on a note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signed {
     /// The note has no signature of the key.
     Absent,
-    /// The key has signed the text. The value is the time that a witness has signed with it, in
-    /// seconds since 1970; `None` for the key of a log.
+    /// The key has signed the text. The value is the signed time of a witness, in seconds since
+    /// 1970; `None` for the key of a log.
     Valid(Option<u64>),
     /// The note has a signature with the key's name and number, which is wrong.
     Forged,
@@ -104,7 +104,7 @@ impl Note {
         self.signatures.push(Signature { name: key.name().to_owned(), id: key.id(), bytes });
     }
 
-    /// Returns whether a key has signed the note.
+    /// Checks the signature of a key on the note.
     #[must_use]
     pub fn check(&self, key: &VerifierKey) -> Signed {
         let mut found = Signed::Absent;
@@ -120,9 +120,9 @@ impl Note {
         found
     }
 
-    /// Takes the valid signatures of these keys over from `lines`, the lines of signatures that a
-    /// witness has answered. A signature replaces an earlier one of the same key. Returns how many
-    /// signatures were taken over.
+    /// Copies the valid signatures of these keys from `lines`, the signature lines in the answer of
+    /// a witness. A signature replaces an earlier one of the same key. Returns the number of
+    /// signatures that were copied.
     ///
     /// # Errors
     ///

@@ -18,7 +18,7 @@ const BEGINNING: &str = "c2sp.org/tlog-proof@v1";
 /// A proof that an entry is in a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
-    /// Bytes that are not proven by the proof itself, such as the entry.
+    /// Bytes that the proof itself does not prove, such as the entry.
     pub extra: Option<Vec<u8>>,
     /// The index of the entry in the log.
     pub index: u64,

@@ -86,13 +86,13 @@ impl Tile {
             let digits: u64 = group.strip_prefix('x').unwrap_or(group).parse().ok()?;
             number = number.checked_mul(1000)?.checked_add(digits)?;
         }
-        // Each tile has one path only.
+        // Each tile has exactly one path, so others with the same meaning are refused.
         let tile = Self { content, index: number, width };
         ((1..=WIDTH).contains(&width) && tile.path() == path).then_some(tile)
     }
 
-    /// Returns the bytes of this partial tile, which are the beginning of those of a tile that is
-    /// `wider`.
+    /// Returns the bytes of this partial tile: the beginning of `bytes_of_wider`, a tile with
+    /// `wider` hashes or entries.
     ///
     /// # Errors
     ///
@@ -126,7 +126,7 @@ impl Tile {
     }
 }
 
-/// Returns the last tile of each level, and the last bundle, of a log of so many entries. Tiles
+/// Returns the last tile of each level, and the last bundle, of a log of `size` entries. Tiles
 /// without hashes are left out.
 pub fn last_tiles(size: u64) -> impl Iterator<Item = Tile> {
     let last = |content, count: u64| {
@@ -141,15 +141,15 @@ pub fn last_tiles(size: u64) -> impl Iterator<Item = Tile> {
 /// The tiles over a log that grows.
 #[derive(Debug, Default)]
 pub struct Growing {
-    /// For each level the number of whole tiles, and the hashes behind them.
+    /// For each level the number of whole tiles, and the hashes after them.
     levels: Vec<(u64, Vec<Hash>)>,
-    /// The tiles that have become whole. The owner takes them out.
+    /// The tiles that have become whole. The owner must remove them.
     pub whole: Vec<(Tile, Vec<Hash>)>,
 }
 
 impl Growing {
-    /// Takes the hash of the next whole subtree with `2^level` entries. A tile has every eighth
-    /// level of the tree.
+    /// Adds the hash of the next whole subtree with `2^level` entries. Only every eighth level is
+    /// kept in tiles.
     pub fn push(&mut self, level: u32, hash: Hash) {
         if level.is_multiple_of(HEIGHT) {
             let level = level / HEIGHT;
@@ -164,7 +164,8 @@ impl Growing {
         }
     }
 
-    /// Sets the last tile of a level, as after a start. The next hash of the level comes behind it.
+    /// Sets the last tile of a level, as after a start. The next hash of the level is added after
+    /// it.
     pub fn go_on(&mut self, level: u32, index: u64, hashes: Vec<Hash>) {
         *self.level(level) = match hashes.len() as u64 == WIDTH {
             true => (index + 1, Vec::new()),

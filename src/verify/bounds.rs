@@ -14,7 +14,8 @@ const OUTPUTS_MAX: usize = 1000;
 /// outputs, and notes.
 pub(super) const FACTS_MAX: usize = 1_000_000;
 
-/// Returns what is wrong with an entry that no relay writes; `None` if nothing is.
+/// Returns a description of what is wrong with an entry that no relay writes; `None` if nothing is
+/// wrong.
 pub(super) fn excess(entry: &Entry) -> Option<&'static str> {
     let is_long = |text: &String| text.len() > NAME_BYTES_MAX;
     let (long, outputs) = match entry {

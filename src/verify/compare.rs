@@ -23,38 +23,41 @@ const BUCKETS: usize = 256;
 /// The maximum size in bytes of all buckets in memory.
 const MEMORY: usize = 256 << 20;
 
-/// The bytes of an item: the hash, what it is, and a place.
+/// The number of bytes of an item: the hash, its kind, and the two parts of its place.
 const ITEM: usize = HASH_BYTES + 1 + 2 + 8;
 
-/// The maximum number of differences that are kept one by one. Further ones are counted.
+/// The maximum number of differences that are kept one by one. Any others are only counted.
 const DIFFERENCES_MAX: usize = 1_000_000;
 
-/// The place of a line: a source, and a number in it. For a line that left, the source is an output
-/// of a log, and the number its position. For a stored line, the source is 0, and the number says
-/// where it is: rising from line to line.
+/// The place of a line: a source and a number. For a line that left, the source stands for an
+/// output of a log, and the number is the position of the event. For a stored line, the source is
+/// 0, and the number grows from line to line.
 pub(super) type Place = (u16, u64);
 
-/// The origin of a hash.
+/// The group of lines to which a hash belongs. "Left" means that the log says so, and "stored" that
+/// the line is in the consumer's store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Kind {
     /// A line that left.
     Left = 0,
-    /// A line that left, and that nobody has asked about.
+    /// A line that left, but outside of the time that is asked about.
     Outside = 1,
     /// A line that left after the stored lines were exported.
     Late = 2,
     /// A line that the consumer may have.
     Allowed = 3,
-    /// A line of another output, from before the output that is asked about joined.
+    /// A line that left by another output before the output that is asked about joined.
     Elsewhere = 4,
     /// A line that no checkpoint covers yet.
     Newer = 5,
     /// A line that is stored.
     Stored = 6,
-    /// A line that is stored, and may also be another one to which an output has added members.
+    /// A stored line that may have been written by an output that added members. Its event may then
+    /// be the line without these members, which is [`Kind::Plain`].
     Either = 7,
-    /// The line that a [`Kind::Either`] may be. The place is the one of the stored line.
+    /// The other form of a [`Kind::Either`], without the added members. It has the place of the
+    /// stored line.
     Plain = 8,
 }
 
@@ -73,7 +76,6 @@ impl Kind {
         }
     }
 
-    /// Returns `true` if a stored line has this hash.
     fn is_stored(self) -> bool {
         matches!(self, Self::Stored | Self::Either | Self::Plain)
     }
@@ -99,23 +101,25 @@ pub(super) struct Differences {
     pub(super) found: u64,
     /// The number of lines that are stored more often than they left.
     pub(super) duplicate: u64,
-    /// The positions of the lines that left and are not stored.
+    /// The places of the lines that left and are not stored.
     pub(super) missing: BTreeSet<Place>,
     pub(super) missing_count: u64,
-    /// The number of lines that left after the export, and are not stored.
+    /// The number of lines that left after the export and are not stored.
     pub(super) late: u64,
     /// The number of stored lines that no checkpoint covers yet.
     pub(super) newer: u64,
     /// The number of stored lines that left by another output.
     pub(super) elsewhere: u64,
-    /// The places of the lines that are stored and never left.
+    /// The places of the lines that are stored but never left.
     pub(super) extra: BTreeSet<u64>,
     pub(super) extra_count: u64,
-    /// The number of stored lines that may be either of two lines that left, and count for both.
+    /// The number of stored lines that match two lines that left, with and without the members, and
+    /// count for both.
     pub(super) ambiguous: u64,
-    /// The number of stored lines that left without the members that an output may have added.
+    /// The number of stored lines that match a line that left if the added members are removed.
     pub(super) with_added: u64,
-    /// The number of stored lines that are as they left and do not begin with these members.
+    /// The number of stored lines that match a line that left and do not begin with the added
+    /// members.
     pub(super) without_added: u64,
 }
 
@@ -143,10 +147,9 @@ impl Comparison {
         Ok(())
     }
 
-    /// Compares the hashes.
     pub(super) fn differences(&mut self) -> io::Result<Differences> {
         let mut differences = Differences::default();
-        // For lines with two hashes: which of the two fits, by the place of the line.
+        // The lines with two hashes, by place, to find which of the two matches.
         let mut fits = Self { limit: self.limit, ..Self::new() };
         for bucket in &mut self.buckets {
             let mut added = Ok(());
@@ -164,7 +167,8 @@ impl Comparison {
         Ok(differences)
     }
 
-    /// Returns the positions of the lines that are stored at these places, where they left.
+    /// Returns the positions of the lines that left and that match the lines stored at these
+    /// places.
     pub(super) fn positions_at(
         &mut self,
         places: &BTreeSet<u64>,
@@ -186,7 +190,7 @@ impl Comparison {
 }
 
 impl Bucket {
-    /// Appends the items to a temporary file, which has no name.
+    /// Appends the items to an unnamed temporary file.
     fn spill(&mut self) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
@@ -197,7 +201,7 @@ impl Bucket {
         Ok(())
     }
 
-    /// Calls `tell` with the items of each hash: what each is, and its place, in this order.
+    /// Calls `tell` with all items of each hash, in the order of kind and place.
     fn groups(&mut self, mut tell: impl FnMut(&[(Kind, Place)])) -> io::Result<()> {
         let mut bytes = Vec::new();
         if let Some(file) = &mut self.file {
@@ -218,8 +222,8 @@ impl Bucket {
                 let number = number.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
                 group.push((Kind::of(kind), (source, number)));
             }
-            // A line that was sent again after a crash left once: before the export, if any of its
-            // entries says so.
+            // A line that was sent again after a crash counts once. It left before the export if
+            // any of its entries says so.
             group.dedup();
             let left: BTreeSet<Place> = match group.iter().any(|(kind, _)| *kind == Kind::Late) {
                 true => group.iter().filter(|it| it.0 == Kind::Left).map(|it| it.1).collect(),
@@ -240,8 +244,8 @@ impl Differences {
         let of = |kind: Kind| group.iter().filter(move |item| item.0 == kind).map(|item| item.1);
         let count = |kind: Kind| of(kind).count();
         let stored = group.iter().filter(|(kind, _)| kind.is_stored()).count();
-        // A line outside of the time that is asked about takes its share first, and one that left
-        // after the export takes it last.
+        // A line from outside the time that is asked about is matched first, and one that left
+        // after the export is matched last.
         let mut rest = stored;
         let mut share = |kind: Kind| {
             let taken = rest.min(count(kind));
@@ -274,7 +278,7 @@ impl Differences {
         doubtful.map(|(kind, (_, place))| (*kind, *place)).collect()
     }
 
-    /// Counts a stored line with two hashes, of which `group` says which ones fit.
+    /// Counts a stored line with two hashes. `group` says which of the two match a line that left.
     fn add_place(&mut self, group: &[(Kind, Place)]) {
         let has = |kind: Kind| group.iter().find(|item| item.0 == kind).map(|item| item.1.1);
         match (has(Kind::Stored), has(Kind::Either), has(Kind::Plain)) {
@@ -293,7 +297,8 @@ impl Differences {
     }
 }
 
-/// Returns the key of a place where hashes are compared. Places go to all buckets evenly.
+/// Returns a hash for a place, so that a comparison can have places as its items. The places are
+/// spread evenly over the buckets.
 fn key_of(place: u64) -> Hash {
     let mut key = [0; HASH_BYTES];
     key[..8].copy_from_slice(&place.to_le_bytes());

@@ -26,11 +26,11 @@ use crate::evidence::reader::Log;
 use crate::tlog::merkle::Frontier;
 use crate::tlog::merkle::Hash;
 
-/// The question of an auditor where a consumer's lines are not those that left.
+/// The question for the auditor when a consumer's lines are not those that left.
 const WHO_CHANGED: &str = "who could change the consumer's store since this time?";
 
-/// A line that was delivered less than this many milliseconds before the stored lines were exported
-/// may not be among them.
+/// A line that was delivered less than this many milliseconds before the export may be missing from
+/// the stored lines.
 const EXPORT_SLACK: u64 = 500;
 
 /// The maximum number of stored lines that a fault names.
@@ -39,7 +39,7 @@ const PLACES_MAX: usize = 20;
 /// The statements of a log about the fates of events at one output.
 #[derive(Default)]
 pub(super) struct Fates {
-    /// The events with a fate. One that comes again after a crash counts once.
+    /// The events with a fate. An event whose fate is recorded again after a crash counts once.
     seen: Positions,
     dropped: u64,
     duplicate: u64,
@@ -47,25 +47,26 @@ pub(super) struct Fates {
     dead_letters: u64,
 }
 
-/// The lines that left by the outputs that are asked about, of one log.
+/// The lines of one log that left by the outputs that are asked about.
 #[derive(Default)]
 pub(super) struct Left {
-    /// The source of the first output of the log. Each output has the next one.
+    /// The source of the lines that left by the request's first output, in this log. Each further
+    /// output of the request has the next number.
     first_source: u16,
-    /// The events that left, and that are asked about: by the source of the lines.
+    /// The events that left and are asked about, by the source of the lines.
     pub(super) asked: BTreeMap<u16, Positions>,
     /// The events whose line hash is gone.
     unhashed: Positions,
-    /// The number of events of which the log does not say yet what became of them.
+    /// The number of events whose fate is not in the log yet.
     pending: u64,
-    /// The number of events that the consumer may have got, and whose form is not known if the
-    /// filter changes events.
+    /// The number of events that the consumer may have got, in a form that is unknown if the filter
+    /// changes events.
     unexplained: u64,
-    /// The number of events that may have been sent twice, the first time in another form.
+    /// The number of events that may have been sent twice, in different forms.
     twice: u64,
     /// The number of events without a fate that were in the queue when the stored lines were read.
     open: u64,
-    /// The position after the last of these events in the queue.
+    /// The position after the last of the events that were in the queue then.
     end: u64,
     /// `true`: the filter of the output changes events.
     changes: bool,
@@ -76,13 +77,13 @@ pub(super) struct Left {
     fates: BTreeMap<String, Fates>,
 }
 
-/// An event of an entry about deliveries: its position, what became of it if its line did not
-/// leave, and the hash of its line if that is known.
+/// An event of an entry about deliveries: its position, its fate if its line did not leave, and the
+/// hash of its line if that is known.
 type Settled = (u64, Option<Fate>, Option<Hash>);
 
 impl Left {
-    /// `first_source` is the source of the lines of the first output, and `end` the position after
-    /// the last event of the queue when the stored lines were read.
+    /// `first_source` is the source of the lines of the first output. `end` is the position after
+    /// the last event that was in the queue when the stored lines were read.
     pub(super) fn new(
         first_source: u16,
         end: u64,
@@ -99,7 +100,7 @@ impl Left {
         Self { first_source, end, late_from, ..Self::default() }
     }
 
-    /// Returns the source of the lines of an output that is asked about; `None` for another one.
+    /// Returns the source of the lines of an output; `None` if the request does not ask about it.
     fn source(&self, check: &Check<'_>, output: &str) -> Option<u16> {
         let at = check.request.outputs.iter().position(|asked| asked == output)?;
         Some(self.first_source.saturating_add(u16::try_from(at).ok()?))
@@ -107,8 +108,8 @@ impl Left {
 }
 
 impl Check<'_> {
-    /// Reads the entries once more, and adds the lines that left to the store, if there is one.
-    /// Counts the fates of the events.
+    /// Reads the entries once more, counts the fates of the events, and, if there is a store, adds
+    /// the lines that left to the comparison.
     pub(super) fn events(
         &mut self,
         log: &Log<'_>,
@@ -197,7 +198,7 @@ impl Check<'_> {
         }
     }
 
-    /// Counts the events that came in, where no stored lines are there to be compared.
+    /// Counts the events that came in, for a check without stored lines.
     fn count_accepted(&mut self) {
         let (mut unknown, mut pending) = (0, Positions::default());
         for range in self.asked.events.ranges() {
@@ -249,7 +250,7 @@ impl Check<'_> {
         if let Entry::Lost { output, first: Some(first), count, .. } = entry
             && let Some(source) = left.source(self, output)
         {
-            // The consumer may have got them before.
+            // The consumer may have got the events before they were lost.
             let range = *first..first.saturating_add(*count);
             let accepted: Vec<_> = self.history.accepted.within(range).collect();
             for range in accepted {
@@ -310,7 +311,8 @@ impl Check<'_> {
         }
         for (position, fate, hash) in self.lines_of(entry)? {
             if !self.history.accepted.contains(position) {
-                // The queue lost it before its line was hashed, or the history has named a fault.
+                // The queue lost the event before its line was hashed, or `history` has reported a
+                // fault already.
                 if self.history.lost.contains(position) {
                     left.unhashed.insert(position..position + 1);
                     left.unexplained += 1;
@@ -348,8 +350,8 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Adds the lines that left by another output, while the outputs that are asked about were not
-    /// there: an output may have been renamed.
+    /// Adds the lines that left by other outputs while the outputs that are asked about were not in
+    /// the config: an output may have been renamed.
     fn add_elsewhere(&mut self, entry: &Entry, comparison: &mut Comparison) -> io::Result<()> {
         let Entry::Delivered { first, count, .. } = entry else { return Ok(()) };
         let range = *first..first.saturating_add(*count);
@@ -367,7 +369,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Adds lines that the consumer may have, as they came in.
+    /// Adds lines that the consumer may have, in the form in which they came in.
     fn allow(
         &mut self,
         range: Range<u64>,
@@ -387,7 +389,7 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Adds the lines that may have left, and of which the log does not say so yet.
+    /// Adds the lines that may have left although the log does not say so yet.
     fn add_pending(&mut self, left: &mut Left, comparison: &mut Comparison) -> io::Result<()> {
         for name in &self.request.outputs {
             let (Some(output), Some(source)) =
@@ -432,12 +434,13 @@ impl Check<'_> {
 pub(super) struct Compared<'a, 'b> {
     pub(super) check: &'b mut Check<'a>,
     pub(super) left: Left,
-    /// `true`: a checkpoint covers all events that were in the queue when the lines were read.
+    /// `true`: a checkpoint covers all events that were in the queue when the stored lines were
+    /// read.
     pub(super) is_covered: bool,
 }
 
 impl Compared<'_, '_> {
-    /// Returns `true` if events may have left that no checkpoint covers.
+    /// Returns `true` if events that no checkpoint covers may have left.
     fn is_open(&self) -> bool {
         match self.check.ending() {
             Ending::Stopped(_) => false,
@@ -456,7 +459,7 @@ impl Compared<'_, '_> {
     }
 }
 
-/// Compares the lines that left by all logs with the stored lines.
+/// Compares the lines that left according to all logs with the stored lines.
 pub(super) fn compare(logs: &mut [Compared<'_, '_>], store: &mut Store) -> io::Result<Report> {
     let differences = store.comparison.differences()?;
     let changed = changed(&differences, &mut store.comparison)?;
@@ -516,8 +519,8 @@ fn tell_missing(
     }
 }
 
-/// Says what the stored lines may be that fit no line that left. Only those that can be nothing
-/// else are forged.
+/// Says how the stored lines that match no line that left can be explained. Only lines without any
+/// other explanation are called forged.
 fn tell_extra(
     logs: &[Compared<'_, '_>],
     differences: &Differences,
@@ -573,7 +576,7 @@ fn tell_extra(
 }
 
 /// Says which lines are newer than the last checkpoint of a log, or than the stored lines. `newer`
-/// is the number of stored lines that fit nothing and may be newer.
+/// is the number of stored lines that match nothing and may be newer.
 fn tell_newer(
     newer: u64,
     log: Option<&Compared<'_, '_>>,
@@ -604,7 +607,7 @@ fn tell_newer(
     }
 }
 
-/// Says which stored lines may have two forms.
+/// Says how many stored lines may have two forms.
 fn tell_forms(differences: &Differences, report: &mut Report) {
     if differences.ambiguous > 0 {
         let text = format!(
@@ -624,8 +627,7 @@ fn tell_forms(differences: &Differences, report: &mut Report) {
     }
 }
 
-/// Finds the stored lines that lie where a line is missing. Returns the place of
-/// each by its position.
+/// Finds the stored lines that are where a line is missing. Returns their places by position.
 fn changed(
     differences: &Differences,
     comparison: &mut Comparison,
@@ -642,7 +644,7 @@ fn changed(
     let (mut missing, mut changed) = (differences.missing.clone(), BTreeMap::new());
     let mut last = None;
     for place in &differences.extra {
-        // A line beside a changed one is behind it.
+        // If the line before is a changed one too, this line comes after that line's event.
         let last_one = last.filter(|(at, _)| at + 1 == *place).map(|(_, it)| it);
         let before = last_one.or(before(*place).find_map(|at| known.get(&at).copied()));
         let behind = behind(*place).find_map(|at| known.get(&at).copied());

@@ -14,8 +14,8 @@ use crate::evidence::lines::Record;
 use crate::evidence::reader::Directory;
 use crate::tlog::merkle::Hash;
 
-/// A range of line hashes: the output that sent the lines, or `None` for lines as they came in, its
-/// first position, and its root.
+/// Identifies a range of line hashes by the output that sent the lines, its first position, and its
+/// root. The output is `None` for lines as they came in.
 type Key = (Option<String>, u64, Hash);
 
 /// The ranges that were read last. One is of lines as they came in, and the others of outputs.
@@ -25,24 +25,24 @@ const CACHED: usize = 4;
 /// for each range.
 #[derive(Default)]
 pub(super) struct Hashes<'a> {
-    /// `None`: there are no line hashes, as in a published log.
+    /// `None` if there are no line hashes, as in a published log.
     pub(super) directory: Option<&'a Directory>,
     places: HashMap<Key, (LineFile, u64)>,
     firsts: HashSet<(Option<String>, u64)>,
     cached: Vec<(Key, Arc<Range>)>,
-    /// The damages of the files, because of which ranges may be missing. `true`: the file ends too
-    /// early, as a copy of a file does to which a relay was writing.
+    /// The damaged files, because of which ranges may be missing. `true` means that the file only
+    /// ends too early, as the copy of a file does if a relay was writing to it.
     pub(super) damages: Vec<(String, bool)>,
-    /// Ranges whose line hashes are others than the log has: the output or `None`, the first
-    /// position, the number of events, and the time.
+    /// The ranges whose line hashes differ from the root in the log: the output or `None`, the
+    /// first position, the number of events, and the time.
     pub(super) changed: Vec<(Option<String>, u64, u64, u64)>,
-    /// The events that came in and whose line hashes are gone.
+    /// The events that came in and whose line hashes are missing.
     pub(super) gone: Positions,
-    /// The events whose line hashes as they were sent are gone, of any output.
+    /// The events of any output whose hashes of the sent lines are missing.
     pub(super) gone_as_sent: Positions,
 }
 
-/// The line hashes of a range that an entry names.
+/// The result of the search for the line hashes of an entry's range.
 pub(super) enum Found {
     /// They are there.
     Range(Arc<Range>),
@@ -90,7 +90,8 @@ impl<'a> Hashes<'a> {
         self.places.insert((output, range.first, range.root()), place);
     }
 
-    /// Returns the line hashes of the range of an entry: of `output`, or as the lines came in.
+    /// Returns the line hashes of an entry's range: as `output` sent the lines, or, if it is
+    /// `None`, as they came in.
     pub(super) fn range(
         &mut self,
         output: Option<&str>,
@@ -103,7 +104,7 @@ impl<'a> Hashes<'a> {
         }
         let (Some((file, offset)), Some(directory)) = (self.places.get(&key), self.directory)
         else {
-            // After damage nobody knows which ranges the rest of the file had.
+            // After damage, the ranges in the rest of the file are unknown.
             let is_changed = self.firsts.contains(&(key.0, first)) && self.damages.is_empty();
             return Ok(if is_changed { Found::Changed } else { Found::Gone });
         };

@@ -17,7 +17,8 @@ use crate::evidence::entry::RANGE_MAX;
 use crate::evidence::entry::Running;
 use crate::evidence::entry::Started;
 
-/// The reason of a loss for events that a consumer refused for good, and that no file has.
+/// The reason of a loss for events that a consumer refused for good and that are in no dead-letter
+/// file.
 pub(super) const GIVEN_UP: &str = "given up";
 
 /// The statements of the log about one output.
@@ -25,36 +26,38 @@ pub(super) const GIVEN_UP: &str = "given up";
 pub(super) struct Output {
     /// The events with a final fate.
     pub(super) settled: Positions,
-    /// The events that are not this output's: they came before it joined, or while it was away.
+    /// The events that this output did not have to deliver: they came before it joined or while it
+    /// was away.
     pub(super) not_its_own: Positions,
-    /// The position after the last event that the log says is finished there, and the time of that
-    /// entry.
+    /// The position before which the log says that the output has finished all events, and the time
+    /// of the entry that says so.
     place: (u64, u64),
     /// `true`: the last entry that names outputs names this one.
     pub(super) is_there: bool,
-    /// The output has left, and the events from this position on are not its own.
+    /// The position at which the output left. Later events are not its own.
     until: Option<u64>,
-    /// The events that a start after a crash has passed over. The relay may have removed the output
-    /// before the crash, and added it again, and not have recorded that.
+    /// The events between the output's place before a crash and its place at the next start. The
+    /// relay may have removed the output before the crash and added it again without recording
+    /// that.
     passed_over: Positions,
 }
 
 impl Output {
-    /// Returns the events of a range that have no fate at this output, and need one some time.
+    /// Returns the events of a range that have no fate at this output and must get one.
     pub(super) fn pending_in(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let end = self.until.map_or(range.end, |until| until.min(range.end));
         let open = self.settled.missing_in(range.start..end).into_iter();
         open.flat_map(|range| self.not_its_own.missing_in(range)).collect()
     }
 
-    /// Returns `true` if no event of a range is this output's own.
+    /// Returns `true` if no event of a range belongs to this output.
     pub(super) fn is_away_in(&self, range: Range<u64>) -> bool {
         let until = self.until.unwrap_or(u64::MAX);
         self.not_its_own.missing_in(range).iter().all(|own| until <= own.start)
     }
 }
 
-/// The story of a log, which is told entry by entry.
+/// The facts of a log, collected entry by entry.
 #[derive(Debug, Default)]
 pub(super) struct History {
     /// The position after the last event that has an entry.
@@ -65,17 +68,17 @@ pub(super) struct History {
     pub(super) lost: Positions,
     /// The events that came in while evidence was off.
     pub(super) off: Positions,
-    /// The line hashes of positions below this one were deleted, by the log.
+    /// The log says that the line hashes of positions below this one were deleted.
     pub(super) pruned_below: u64,
     pub(super) outputs: BTreeMap<String, Output>,
     pub(super) runs: Runs,
     has_started: bool,
-    /// Facts that are not faults, and worth a line.
+    /// Facts that are not faults but belong in the report.
     pub(super) notes: Vec<String>,
-    /// Events that were acknowledged, never stored and counted as lost: the time of each entry, and
-    /// the number.
+    /// The events that were acknowledged, never stored, and counted as lost: for each entry its
+    /// time and the number of events.
     pub(super) never_stored: Vec<(u64, u64)>,
-    /// The events that an output or the queue has lost, by its name and the reason.
+    /// The events that were lost, by the name of the output, or `queue`, and the reason.
     pub(super) losses: BTreeMap<(String, String), Positions>,
 }
 
@@ -206,7 +209,7 @@ impl History {
         at: u64,
         faults: &mut Faults,
     ) {
-        // Events from before the log began are not its business.
+        // Events from before the beginning of the log need no entry.
         let begin = self.accepted.ranges().next().map_or(u64::MAX, |first| first.start);
         let unknown = self.accepted.missing_in(range.start.max(begin)..range.end).into_iter();
         let unknown = unknown.flat_map(|range| self.lost.missing_in(range));
@@ -223,7 +226,7 @@ impl History {
         self.outputs.entry(output.to_owned()).or_default().settled.insert(range);
     }
 
-    /// Notes which outputs there are, and how far each of them is.
+    /// Notes which outputs exist, and the place of each.
     fn list(&mut self, running: &Running, is_after_crash: bool) {
         let next = self.next.unwrap_or_default();
         for (name, output) in &mut self.outputs {
@@ -249,8 +252,8 @@ impl History {
         }
     }
 
-    /// Checks at the end that each event has a fate where an output was said to be behind it.
-    /// Returns what nobody knows, because the relay ended without a stop.
+    /// Checks, after the last entry, that every event has a fate at each output whose place is
+    /// after it. Returns sentences about what is unknown because the relay ended without a stop.
     pub(super) fn end(&self, faults: &mut Faults) -> Vec<String> {
         let mut unknown = Vec::new();
         for (name, output) in &self.outputs {
@@ -297,14 +300,14 @@ impl History {
         self.next.unwrap_or_default()
     }
 
-    /// Returns the position after the last event that the log knows. A log without events begins
-    /// where the outputs were at its start.
+    /// Returns the position after the last event that the log knows. For a log without events, this
+    /// is the position of the outputs at its start.
     pub(super) fn recorded_until(&self) -> u64 {
         let places = self.outputs.values().map(|output| output.place.0);
         self.next.or(places.max()).unwrap_or_default()
     }
 
-    /// Returns the events that came in and are not this output's own.
+    /// Returns the events that came in and do not belong to this output.
     pub(super) fn not_its_own(&self, output: &Output) -> Positions {
         let mut found = Positions::default();
         let away = output.until.map(|until| until..self.next());
@@ -315,7 +318,7 @@ impl History {
     }
 }
 
-/// Returns `true` if an entry is about as many events as it may be.
+/// Returns `true` if the entry is not about more events than an entry may be.
 fn is_usable(index: u64, entry: &Entry, faults: &mut Faults) -> bool {
     let Some((first, count)) = entry.events() else { return true };
     let is_range = matches!(entry, Entry::Accepted { .. } | Entry::Delivered { .. });

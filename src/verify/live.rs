@@ -17,7 +17,7 @@ use crate::tlog::tile::Content;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 
-/// The longest time between two checkpoints that is waited for: the default of the relay. The log
+/// The longest time for which a check waits between two checkpoints: the relay's default. The log
 /// does not say how often it is signed.
 const INTERVAL_MAX: Duration = Duration::from_secs(10);
 
@@ -57,7 +57,7 @@ impl Deadline {
         self.wait(|| Log::open(files).is_ok_and(|log| log.size() > size))
     }
 
-    /// Waits until something has come. Returns `false` if it has not come in time.
+    /// Waits until `has_come` returns `true`. Returns `false` if that does not happen in time.
     fn wait(self, has_come: impl Fn() -> bool) -> bool {
         while !has_come() {
             if self.0 <= Instant::now() {
@@ -69,8 +69,8 @@ impl Deadline {
     }
 }
 
-/// Returns about how long the relay waits between two checkpoints: the time between the files of
-/// the last two of them. The longest time if nobody knows.
+/// Returns the approximate time between two checkpoints of the relay, from the files of the last
+/// two. If these are missing, returns the longest time.
 fn interval(files: &Directory, log: &Path) -> Duration {
     let size = Log::open(files).map_or(0, |log| log.size());
     let modified_at = |width: u64| {

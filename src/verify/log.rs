@@ -44,20 +44,20 @@ use crate::tlog::tile::last_tiles;
 /// relay had written.
 const NEVER_ALLOWED: [&str; 3] = ["damaged", "missing", "tampered"];
 
-/// The question of an auditor where files of the log are wrong.
+/// The question for the auditor when files of the log are wrong.
 pub(super) const WHO_WROTE: &str = "who could write to the directory of the evidence?";
 
-/// The question of an auditor where a signature is wrong.
+/// The question for the auditor when a signature is wrong.
 pub(super) const WHICH_KEY: &str = "which relay has written this log, with which key?";
 
-/// The question of an auditor where a cosignature is wrong or missing.
+/// The question for the auditor when a cosignature is wrong or missing.
 pub(super) const WITNESS_HAS: &str = "has the witness seen another log?";
 
-/// The question of an auditor where a log is not the one that was seen before.
+/// The question for the auditor when a log is not the one that was seen before.
 pub(super) const WHO_SET_BACK: &str =
     "who set the log back, or ran two relays with one origin, since this checkpoint was seen?";
 
-/// The maximum number of faults of a published log. The entries behind them are not asked for.
+/// The maximum number of faults of a published log. After that, no further entries are fetched.
 const FAULTS_MAX: u64 = 1000;
 
 /// Returns the report about a place without evidence.
@@ -75,7 +75,8 @@ pub(super) enum Ending {
     Stopped(u64),
     /// A relay is running with the directory.
     Live,
-    /// The relay was killed, or the directory is a copy of one in use: more may have come.
+    /// The relay was killed, or the directory is a copy of one in use: more events may have come
+    /// in.
     Open,
 }
 
@@ -88,33 +89,33 @@ pub(super) struct Span {
     pub(super) root: Option<Hash>,
 }
 
-/// The events that are asked about: all, or those of a time.
+/// The events that are asked about: all, or those of a period.
 #[derive(Default)]
 pub(super) struct Asked {
-    /// The positions between the first and the last event.
+    /// The range from the first to the last of these events.
     pub(super) positions: Range<u64>,
     /// The events at these positions that came in.
     pub(super) events: Positions,
 }
 
-/// The journal, which proves nothing.
+/// The journal. It is not signed, so it proves nothing.
 #[derive(Default)]
 pub(super) struct Journal {
     /// The entries that no checkpoint covers.
     pub(super) entries: Vec<Entry>,
-    /// `true`: the journal begins behind the end of the log.
+    /// `true`: the journal begins after the end of the log, and entries between them are missing.
     has_gap: bool,
 }
 
-/// How far the entries are those that the checkpoint was signed over.
+/// Whether the entries are those over which the checkpoint was signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Entries {
-    /// They were not read, or something is wrong with them.
+    /// The entries were not read, or something is wrong with them.
     #[default]
     Wrong,
     /// The files end before the checkpoint does.
     Torn,
-    /// All of them are.
+    /// All entries are there and match.
     Whole,
 }
 
@@ -127,7 +128,7 @@ pub(super) struct Check<'a> {
     /// The time at which the checkpoint was read.
     read_at: u64,
     pub(super) hashes: Hashes<'a>,
-    /// The ranges of positions, by their first one.
+    /// The ranges, by their first position.
     pub(super) spans: BTreeMap<u64, Span>,
     pub(super) asked: Asked,
     pub(super) journal: Journal,
@@ -139,8 +140,8 @@ pub(super) struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    /// `evidence` has the line hashes; `None` if they are not there, as in a published log.
-    /// `is_live`: a relay is running with the directory, or publishes the log.
+    /// `evidence` has the line hashes; `None` if there are none, as in a published log. `is_live`:
+    /// a relay is using the directory or publishing the log.
     pub(super) fn new(
         request: &'a Request,
         evidence: Option<&'a Directory>,
@@ -171,8 +172,9 @@ impl<'a> Check<'a> {
         &mut self.report.faults
     }
 
-    /// Checks the log: its checkpoint, its tiles, its entries, and the checkpoints that were given.
-    /// `journal` has the entries that are not covered yet. Returns the log if it has a checkpoint.
+    /// Checks the checkpoint, the tiles and the entries of the log, and the checkpoints that were
+    /// given. `journal` has the entries that no checkpoint covers yet. Returns the log if it has a
+    /// checkpoint.
     pub(super) fn log(
         &mut self,
         files: &'a dyn Files,
@@ -191,7 +193,8 @@ impl<'a> Check<'a> {
             }
             Err(ReadError::File { error, .. }) => return Err(error),
         };
-        // The hashes that the checkpoint is about were on the disk before it.
+        // Line hashes are durable before the checkpoint over their entries, so they are read after
+        // it.
         self.hashes.read()?;
         let own = log.signed().clone();
         let rolled_back = self.hashes.directory.map(|it| it.rolled_back(log.origin()));
@@ -203,7 +206,7 @@ impl<'a> Check<'a> {
         let mut faults = std::mem::take(&mut self.report.faults);
         self.entries = self.entries(&log)?;
         self.cut();
-        // Faults of other times are not asked about.
+        // Faults outside of the time that is asked about are removed.
         let (request, asked) = (self.request, &self.asked.positions);
         self.report.faults.retain(|fault| match (fault.position, fault.at) {
             (Some(position), _) if asked.contains(&position) => true,
@@ -252,8 +255,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Cuts the positions that are asked about: from the first event of this time up to the last
-    /// one. All events between them count too, as the clock may have been wrong.
+    /// Finds the positions that are asked about: from the first to the last event of the period.
+    /// All events between them count too, because the clock may have been wrong.
     fn cut(&mut self) {
         let Request { since, until, .. } = *self.request;
         let mut spans = self.spans.iter();
@@ -275,8 +278,8 @@ impl<'a> Check<'a> {
         accepted.for_each(|range| events.insert(range));
     }
 
-    /// Checks the signatures of a checkpoint, also those of the witnesses if `is_own`. A witness
-    /// that has not signed is judged later, by what else it has cosigned.
+    /// Checks the signatures of a checkpoint, and, if `is_own`, also those of the witnesses. A
+    /// witness whose signature is missing is judged later, by its other cosignatures.
     fn signatures(&mut self, name: &str, signed: &Signed, is_own: bool) -> bool {
         let Signed { checkpoint, note } = signed;
         let request = self.request;
@@ -305,7 +308,7 @@ impl<'a> Check<'a> {
         is_valid.is_ok() && is_witnessed
     }
 
-    /// Checks a checkpoint that somebody has kept against the log.
+    /// Checks a checkpoint that somebody has kept, and compares it with the log.
     pub(super) fn checkpoint(&mut self, name: &str, note: &[u8], log: &Log<'_>) {
         self.report.counts.checkpoints.all += 1;
         let signed = match Signed::parse(note) {
@@ -339,8 +342,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Compares a checkpoint, which is not of more entries than the log has, with the log. Returns
-    /// `true` if the log contains it.
+    /// Compares a checkpoint with the log, which must have at least as many entries. Returns `true`
+    /// if the log contains it.
     pub(super) fn compare_root(&mut self, name: &str, kept: Head, log: &Log<'_>) -> bool {
         let size = kept.size;
         match root_at(&log.nodes(), size) {
@@ -394,7 +397,7 @@ impl<'a> Check<'a> {
             for (tile, hashes) in tiles.whole.drain(..) {
                 let is_same = self.compare_tile(log, tile, &hashes, true);
                 if !is_same && self.hashes.are_absent() {
-                    // The server may have any number of such entries.
+                    // A server can send any number of such entries, so the check ends here.
                     let text = format!("the entries from {} on", index + 1);
                     self.report.unchecked.push(text);
                     return Ok(Entries::Wrong);
@@ -417,8 +420,8 @@ impl<'a> Check<'a> {
         Ok(if is_signed { Entries::Whole } else { Entries::Wrong })
     }
 
-    /// Says that the entries from an index on can't be read. A copy of a directory in use may have
-    /// older files than its checkpoint.
+    /// Reports that the entries from an index on can't be read. In a copy of a directory in use,
+    /// the files may be older than the checkpoint.
     fn torn(&mut self, log: &Log<'_>, from: u64, error: &ReadError) -> Entries {
         let index = from / WIDTH;
         let bundle = |width| Tile { content: Content::Entries, index, width };
@@ -438,8 +441,8 @@ impl<'a> Check<'a> {
         if is_torn { Entries::Torn } else { Entries::Wrong }
     }
 
-    /// Compares a tile with the hashes that it must have. `is_there`: a missing tile is a fault.
-    /// Returns `true` if it has them.
+    /// Compares a tile with the hashes that it must have. Returns `true` if they are equal. With
+    /// `is_there`, a missing tile is a fault.
     fn compare_tile(
         &mut self,
         log: &Log<'_>,
@@ -463,7 +466,7 @@ impl<'a> Check<'a> {
         false
     }
 
-    /// Notes that a file can't be read. Only what the file itself shows is a fault.
+    /// Reports that a file can't be read. This is a fault only if the file itself is wrong.
     fn unread(&mut self, error: &ReadError) {
         match error.is_of_the_log() {
             true => self.faults().add(None, WHO_WROTE, error),
@@ -471,8 +474,8 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Returns `true` if a log takes too much memory, or if a published one has so many faults that
-    /// the rest need not be asked for.
+    /// Returns `true` if a log takes too much memory, or if a published log has so many faults that
+    /// reading the rest is useless.
     fn is_too_much(&self) -> bool {
         let faults = self.report.faults.count();
         let facts = self.history.facts() + self.hashes.gone.facts();
@@ -536,7 +539,8 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Checks that the lines of an entry left as they came in, unless the entry says otherwise.
+    /// Checks that the lines of an entry left as they came in, unless the entry lists them as
+    /// changed.
     fn compare_as_sent(&mut self, entry: &Entry, sent: &[Hash]) -> io::Result<()> {
         let Entry::Delivered { output, first, count, at, not_delivered, changed, .. } = entry
         else {
@@ -594,8 +598,8 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Returns `true` if an event may have been sent before in another form: it came in before a
-    /// crash, or before a change of the config, and its fate is of a later time.
+    /// Returns `true` if an event may have been sent earlier in another form: it came in before a
+    /// crash or a change of the config, and its fate is of a later time.
     pub(super) fn may_have_two_forms(&self, position: u64, settled_at: u64) -> bool {
         let spans = self.spans.range(..=position).rev();
         // The events of a span came in after those of the span before it.
@@ -631,8 +635,8 @@ impl<'a> Check<'a> {
         Ok(found)
     }
 
-    /// Judges the end of the log, the losses, and what only the journal says. Up to time `until`
-    /// the relay must have recorded something; `None` if that is now.
+    /// Judges the end of the log, the losses, and the statements that only the journal makes. The
+    /// relay must have recorded something up to the time `until`; `None` means now.
     pub(super) fn judge(&mut self, until: Option<u64>) {
         if !self.is_whole() {
             return;
@@ -661,7 +665,8 @@ impl<'a> Check<'a> {
         self.silence_up_to(self.read_at).1.is_some()
     }
 
-    /// Returns the time up to which the end of the log is judged, at most `until`, and the silence.
+    /// Returns the time up to which the end of the log is judged, at most `until`. Also returns a
+    /// fault if the relay was silent at the end.
     fn silence_up_to(&self, until: u64) -> (u64, Option<Fault>) {
         let until = self.request.until.unwrap_or(u64::MAX).min(until);
         (until, self.history.runs.silence_at_end(until, self.is_live))
@@ -675,7 +680,7 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Judges the events that are lost by the log.
+    /// Judges the events that are lost according to the log.
     fn losses(&mut self) {
         let question = "why were these events lost, and who knew of it?";
         let mut all = BTreeMap::<&str, Positions>::new();
@@ -715,8 +720,8 @@ impl<'a> Check<'a> {
         self.report.counts.lost = lost;
     }
 
-    /// Says what only the journal says. The journal is not signed: whoever can write to the
-    /// directory can write anything there.
+    /// Reports the statements that only the journal makes. It is not signed: whoever can write to
+    /// the directory can put anything in it.
     fn unproven(&mut self) {
         let last = self.last_checkpoint();
         if self.journal.has_gap {
@@ -742,13 +747,12 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Returns the words for the last checkpoint and its time.
     pub(super) fn last_checkpoint(&self) -> String {
         let at = self.history.runs.last_at().map_or_else(|| "an unknown time".to_owned(), time);
         format!("the last checkpoint, whose last entry is of {at}")
     }
 
-    /// Names the ranges whose line hashes are gone.
+    /// Reports the ranges whose line hashes are missing.
     fn name_unknown(&mut self) {
         let pruned = self.history.pruned_below;
         // The hashes of a range that was sent again after a crash may be in two files.
@@ -799,7 +803,7 @@ pub(super) fn time_of(spans: &BTreeMap<u64, Span>, position: u64) -> Option<u64>
     span.filter(|(_, span)| position < span.end).map(|(_, span)| span.at)
 }
 
-/// Checks that one of the keys has signed a checkpoint. Returns the words for what is wrong.
+/// Checks that one of the keys has signed a checkpoint. Returns a description of what is wrong.
 pub(super) fn signed_by(keys: &[VerifierKey], signed: &Signed) -> Result<(), &'static str> {
     let Signed { checkpoint, note } = signed;
     let found: Vec<_> = keys.iter().map(|key| (key, note.check(key))).collect();

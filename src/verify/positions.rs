@@ -23,7 +23,7 @@ impl Positions {
         self.0.insert(start, end);
     }
 
-    /// Returns the number of ranges, which is what the set takes in memory.
+    /// Returns the number of ranges. The memory of the set is proportional to it.
     pub(super) fn facts(&self) -> usize {
         self.0.len()
     }

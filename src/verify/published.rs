@@ -18,7 +18,7 @@ use crate::tlog::merkle::root_at;
 /// More entries than a relay can write: 300 a second for a hundred years.
 const ENTRIES_MAX: u64 = 1 << 40;
 
-/// Checks a log that is somewhere else, of which only the published files are there. `files` must
+/// Checks a log of which only the published files can be read, such as over HTTP. `files` must
 /// return the same checkpoint each time.
 ///
 /// # Errors
@@ -46,8 +46,8 @@ pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
     Ok(check.end())
 }
 
-/// Returns the report about a log whose entries are not worth a look; `None` if the checkpoint is
-/// signed, and the right edge of the tree is the one that was signed.
+/// Returns the report about a log whose entries are not worth reading; `None` if the checkpoint is
+/// signed and matches the right edge of the tree.
 fn refused(log: &Log<'_>, request: &Request) -> io::Result<Option<Report>> {
     let head = log.head();
     let (question, text) = if let Err(why) = signed_by(&request.keys, log.signed()) {

@@ -14,13 +14,13 @@ use crate::queue::inspect::Seen;
 use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::Hasher;
 
-/// The question of an auditor where the queue's files are not what came in.
+/// The question for the auditor when the queue's files do not hold what came in.
 const WHO_WROTE_QUEUE: &str = "who could write to the queue's directory since this time?";
 
 /// A queue beside the evidence.
 pub(super) struct Queue(inspect::Directory);
 
-/// How far each output was when the check began.
+/// The place of each output when the check began.
 pub(super) type Places = Vec<(String, u64)>;
 
 impl Queue {
@@ -35,7 +35,7 @@ impl Queue {
 
     /// Returns `true` if a relay is running with the directory.
     pub(super) fn is_in_use(&self) -> bool {
-        // A file system without locks can't tell. The check is then that of a copy.
+        // A file system without locks can't tell. The directory is then checked like a copy.
         self.0.is_in_use().unwrap_or(false)
     }
 
@@ -53,7 +53,7 @@ impl Queue {
 
 impl Check<'_> {
     /// Compares the lines in the queue with their hashes, and the places of its outputs with the
-    /// log. Lines of events that no checkpoint covers are added to `comparison`.
+    /// log. Adds the lines of events that no checkpoint covers to `comparison`.
     pub(super) fn queue(
         &mut self,
         queue: &Queue,
@@ -81,7 +81,7 @@ impl Check<'_> {
         for finding in findings {
             let text = format!("the queue: {finding}");
             match self.ending() {
-                // The files of a copy may be of different moments.
+                // The files of a copy may be from different moments.
                 Ending::Open => self.report.unchecked.push(text),
                 Ending::Stopped(_) | Ending::Live => {
                     self.report.faults.add(None, WHO_WROTE_QUEUE, text);
@@ -98,7 +98,7 @@ impl Check<'_> {
         comparison: Option<&mut Comparison>,
     ) -> io::Result<()> {
         if position >= self.history.next() {
-            // No checkpoint covers this event. The consumer may have it nevertheless.
+            // No checkpoint covers this event, but the consumer may have it.
             let add =
                 |comparison: &mut Comparison| comparison.add(hash, Kind::Newer, (0, position));
             return comparison.map_or(Ok(()), add);
@@ -113,15 +113,16 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Checks that the log says what became of all events before the place of each output. What
-    /// the journal says of them is not proven, and is not a fault. A running relay signs it soon.
+    /// Checks that the log gives the fate of every event before the place of each output. A fate
+    /// that is only in the journal is not proven, but is not a fault either: a running relay signs
+    /// it soon.
     fn places(&mut self, places: &Places) {
         if self.ending() == Ending::Live {
             return;
         }
         for (name, place) in places {
             let output = self.history.outputs.get(name).filter(|output| output.is_there);
-            // An output that has just joined is in no entry yet.
+            // An output that has just joined is not in an entry yet.
             let Some(output) = output else { continue };
             let accepted = self.history.accepted.within(0..*place);
             let mut open: Vec<_> = accepted.flat_map(|range| output.pending_in(range)).collect();
@@ -150,7 +151,7 @@ impl Check<'_> {
         }
     }
 
-    /// Returns the events that an output is finished with by the journal.
+    /// Returns the events of which the journal says that the output has finished them.
     fn explained(&self, name: &str) -> Positions {
         let mut explained = Positions::default();
         for entry in &self.journal.entries {

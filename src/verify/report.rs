@@ -6,15 +6,15 @@ use std::time::UNIX_EPOCH;
 
 use crate::audit::time::rfc3339;
 
-/// The maximum number of faults that are kept. Further ones are counted.
+/// The maximum number of faults that are kept. Any others are only counted.
 const FAULTS_MAX: usize = 1000;
 
-/// Some things, and those of them that are good.
+/// The good ones among a number of things.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
-    /// The number of the good ones.
+    /// The number of good things.
     pub good: u64,
-    /// The number of all.
+    /// The number of all things.
     pub all: u64,
 }
 
@@ -31,28 +31,29 @@ impl fmt::Display for Share {
     }
 }
 
-/// The numbers of a check.
+/// The numbers in a report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Checkpoints: that of the log, those that were given, and those among the stored lines. Good
-    /// are those that are signed and fit the log.
+    /// Checkpoints: that of the log, those that were given, and those among the stored lines. A
+    /// checkpoint is good if it is signed and fits the log.
     pub checkpoints: Share,
-    /// With stored lines: the events that left by the log, and good are those whose line is stored.
-    /// Otherwise the events that came in, and good are those whose line hash is there.
+    /// With stored lines: the events that left according to the log; an event is good if its line
+    /// is stored. Without stored lines: the events that came in; an event is good if its line hash
+    /// is there.
     pub events: Share,
-    /// The events that left and whose line is not stored.
+    /// The events that left, but whose line is not stored.
     pub missing: u64,
     /// The events in whose place another line is stored.
     pub changed: u64,
     /// The stored lines that never left.
     pub forged: u64,
-    /// The stored lines that are there once more.
+    /// The stored lines that are repetitions.
     pub duplicate: u64,
-    /// The events that came in, and of which the log does not say yet what became of them.
+    /// The events that came in, but whose fate is not in the log yet.
     pub pending: u64,
     /// The events whose line hash is gone.
     pub unknown: u64,
-    /// The events that are lost, by the log.
+    /// The events that are lost according to the log.
     pub lost: u64,
     /// The events that the filter of an output has dropped.
     pub dropped: u64,
@@ -104,18 +105,18 @@ impl fmt::Display for Counts {
     }
 }
 
-/// Something that is wrong.
+/// A fault that the check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// The first position that it is about; `None` if it is about none.
+    /// The first position that the fault is about; `None` if it is about no position.
     pub position: Option<u64>,
-    /// The time that it is about, in milliseconds since 1970; `None` if nobody knows.
+    /// The time that the fault is about, in milliseconds since 1970; `None` if it is unknown.
     pub at: Option<u64>,
-    /// The end of the time that it is about, if it is about more than a moment.
+    /// The end of this time, if it is longer than a moment.
     pub to: Option<u64>,
-    /// The text that says it.
+    /// The text for the reader of the report.
     pub text: String,
-    /// The question that an auditor asks next.
+    /// The question that the auditor should ask next.
     pub question: &'static str,
 }
 
@@ -174,7 +175,7 @@ impl Faults {
         }
     }
 
-    /// Takes the faults of another value, with a change to the text of each.
+    /// Adds the faults of another value, after `change` was applied to the text of each.
     pub(super) fn append(&mut self, other: Self, change: impl Fn(&mut String)) {
         let kept = other.kept.len() as u64;
         for mut fault in other.kept {
@@ -184,7 +185,7 @@ impl Faults {
         self.count += other.count - kept;
     }
 
-    /// Adds the time at which the event of a fault came in, where the fault has no time.
+    /// Adds the time at which the event came in to each fault that has a position but no time.
     pub(super) fn add_times(&mut self, time_of: impl Fn(u64) -> Option<u64>) {
         for fault in self.kept.iter_mut().filter(|fault| fault.at.is_none()) {
             fault.at = fault.position.and_then(&time_of);
@@ -224,13 +225,13 @@ pub struct Report {
     pub faults: Faults,
     /// Things that could not be checked, each with the reason.
     pub unchecked: Vec<String>,
-    /// Facts that are not faults, and that an auditor wants to know.
+    /// Facts that are not faults, but that an auditor wants to know.
     pub notes: Vec<String>,
 }
 
 impl Report {
-    /// Returns the exit status: 0 if nothing is wrong, 1 if something is, 2 if not all of it could
-    /// be checked.
+    /// Returns the exit status: 0 if nothing is wrong, 1 if something is wrong, 2 if something
+    /// could not be checked.
     #[must_use]
     pub fn status(&self) -> u8 {
         match (self.faults.count, self.unchecked.is_empty() && self.counts.newer == 0) {

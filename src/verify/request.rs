@@ -16,16 +16,16 @@ pub struct Request {
     pub checkpoints: Vec<(String, Vec<u8>)>,
     /// The outputs whose consumer has stored the lines: several if an output was renamed.
     pub outputs: Vec<String>,
-    /// The files with these lines. Empty: they are not compared.
+    /// The files with the stored lines. If there are none, lines are not compared.
     pub events: Vec<PathBuf>,
     /// The time from which on events are counted, in milliseconds since 1970.
     pub since: Option<u64>,
     /// The time up to which events are counted.
     pub until: Option<u64>,
-    /// The time at which the stored lines were exported. `None`: the newest modification time of
-    /// their files.
+    /// The time at which the stored lines were exported. `None` stands for the newest modification
+    /// time of their files.
     pub exported_at: Option<u64>,
-    /// `true`: events that are lost by the log are not faults.
+    /// `true`: events that are lost according to the log are not faults.
     pub allows_lost: bool,
     /// `true`: over a directory in use, the check waits for a checkpoint that covers the lines.
     pub waits: bool,
@@ -36,12 +36,14 @@ pub struct Request {
 }
 
 impl Request {
-    /// Returns `true` if something of this time, or of the time from `at` to `to`, is asked about.
+    /// Returns `true` if the request asks about the time `at`, or about any part of the time from
+    /// `at` to `to`.
     pub(super) fn asks_about(&self, at: u64, to: u64) -> bool {
         self.since.is_none_or(|since| since <= to) && self.until.is_none_or(|until| at <= until)
     }
 
-    /// Returns `true` if this output is asked about. Without a name, all are.
+    /// Returns `true` if the request asks about this output. A request without names asks about
+    /// all.
     pub(super) fn asks_of(&self, output: &str) -> bool {
         self.outputs.is_empty() || self.outputs.iter().any(|asked| asked == output)
     }

@@ -10,15 +10,15 @@ use crate::evidence::entry::Entry;
 use crate::evidence::entry::Running;
 use crate::evidence::entry::Started;
 
-/// A silence is longer than one and a half heartbeats, and at least this much longer than one, in
-/// milliseconds.
+/// A silence is reported if it is longer than one and a half heartbeats, and longer than one
+/// heartbeat by at least this many milliseconds.
 const SILENCE_MIN: u64 = 2000;
 
-/// Beside a running relay, the entry that ends a silence may not be signed yet, for this many
-/// milliseconds.
+/// The relay signs the entry that ends a silence within about this many milliseconds. Until then a
+/// running relay is not called silent.
 const UNSIGNED_MAX: u64 = 2000;
 
-/// The question of an auditor where the relay was silent.
+/// The question for the auditor when the relay was silent.
 const WHO_STOPPED: &str =
     "what happened to the relay in this time, and who had access to its clock and its key?";
 
@@ -31,11 +31,11 @@ enum State {
     Running,
     /// The relay has stopped at this time.
     Stopped(u64),
-    /// The relay has stopped, and then there were entries without a start.
+    /// The relay has stopped, but entries without a start followed.
     Wrong,
 }
 
-/// A fact about a time, in milliseconds since 1970.
+/// A fact about a moment or a period. Times are in milliseconds since 1970.
 #[derive(Debug)]
 pub(super) struct Row {
     pub(super) from: u64,
@@ -43,21 +43,21 @@ pub(super) struct Row {
     pub(super) text: String,
 }
 
-/// The runs of the relay, which are told entry by entry.
+/// The runs of the relay, collected entry by entry.
 #[derive(Debug, Default)]
 pub(super) struct Runs {
     state: State,
-    /// The time of the last entry, or of the last event that is in one.
+    /// The latest time among the entries and the events in them.
     last_at: Option<u64>,
     heartbeat_ms: u64,
     /// The time of the first start.
     started_at: Option<u64>,
-    /// The config and the outputs of the entry that named them last.
+    /// The config and the outputs in the last entry that names them.
     before: Option<(String, BTreeSet<String>)>,
-    /// The times of starts after a crash, and of each change of the config. Events that had been
-    /// sent shortly before may have been sent again, by other rules.
+    /// The times of the starts after a crash, and of the changes of the config. Events that were
+    /// sent shortly before such a time may have been sent again under other rules.
     turns: Vec<u64>,
-    /// The starts, stops and reloads that changed something, and the times without a relay.
+    /// The starts, stops and reloads that changed something, and the periods without a relay.
     pub(super) rows: Vec<Row>,
     /// The times at which the clock was set back.
     pub(super) set_back: Vec<Row>,
@@ -81,7 +81,8 @@ impl Runs {
         }
     }
 
-    /// Lists the time without a relay before a start. `before` is the time of the entry before it.
+    /// Lists the time without a relay before a start. `before` is the time of the entry before the
+    /// start.
     fn start(&mut self, running: &Running, before: Option<u64>) {
         let (from, how) = match (self.state, before) {
             (State::Stopped(at), _) => (at, "it had been stopped"),
@@ -101,7 +102,7 @@ impl Runs {
         self.rows.push(Row { from, to, text });
     }
 
-    /// Lists an entry if the config or the outputs have changed.
+    /// Lists an entry if it changed the config or the outputs.
     fn compare(&mut self, kind: &str, running: &Running) {
         self.heartbeat_ms = running.heartbeat_ms;
         let outputs: BTreeSet<String> = running.outputs.keys().cloned().collect();
@@ -130,13 +131,15 @@ impl Runs {
         }
     }
 
-    /// Checks that no time was silent, and that no entry is behind a stop.
+    /// Checks that there was no silence before the entry, and that the entry does not follow a
+    /// stop.
     fn hear(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
         let at = entry.at();
-        // The time of these is that of the events, which may have waited for their entry.
+        // These entries have the time of their events, which may have waited for the entry.
         let is_of_events = matches!(entry, Entry::Accepted { .. } | Entry::Delivered { .. });
         let is_start = matches!(entry, Entry::Start(_));
-        // An alarm is about what a start has found, and may come before its entry.
+        // An alarm is about something that a start has found, and may come before the entry about
+        // the start.
         if let State::Stopped(stopped) = self.state
             && !is_start
             && !matches!(entry, Entry::Alarm { .. })
@@ -168,7 +171,7 @@ impl Runs {
         self.last_at = Some(if is_of_events { last.max(at) } else { at });
     }
 
-    /// Returns a fault if a time was too long without an entry. `end` says where in the log it is.
+    /// Returns a fault if the time without an entry was too long. `end` names its place in the log.
     fn silence(&self, from: u64, to: u64, more: u64, end: &str) -> Option<Fault> {
         let heartbeat = self.heartbeat_ms;
         let longest = heartbeat.saturating_add((heartbeat / 2).max(SILENCE_MIN) + more);
@@ -187,7 +190,7 @@ impl Runs {
         })
     }
 
-    /// Returns a fault if the log is silent at its end, up to this time. `is_live`: the relay is
+    /// Returns a fault if there are no entries for too long before `until`. `is_live`: the relay is
     /// running.
     pub(super) fn silence_at_end(&self, until: u64, is_live: bool) -> Option<Fault> {
         let last = self.last_at?;
@@ -210,13 +213,13 @@ impl Runs {
         self.state == State::Running
     }
 
-    /// Returns `true` if the relay began again, or got another config, in this time.
+    /// Returns `true` if the relay was started after a crash, or got another config, in this
+    /// period.
     pub(super) fn has_turn_in(&self, from: u64, to: u64) -> bool {
         let first = self.turns.partition_point(|turn| *turn < from);
         self.turns.get(first).is_some_and(|turn| *turn <= to)
     }
 
-    /// Returns the number of facts that are kept in memory.
     pub(super) fn facts(&self) -> usize {
         self.rows.len() + self.set_back.len() + self.turns.len()
     }

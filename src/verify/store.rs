@@ -38,7 +38,7 @@ pub(super) struct Store {
     files: Vec<(u64, PathBuf)>,
     /// The time at which the lines were exported.
     pub(super) exported_at: u64,
-    /// The checkpoints among the lines, and the faults of those that nobody has signed.
+    /// The checkpoints among the lines, and a fault for each of them that has no valid signature.
     pub(super) report: Report,
 }
 
@@ -67,7 +67,7 @@ impl Store {
                         }
                     }
                     Line::Checkpoint(note) => {
-                        // The same one may have come twice.
+                        // The same checkpoint may be stored several times.
                         if notes.insert(Hash::of(&[&note])) {
                             store.keep(place, &note, request);
                         }
@@ -79,7 +79,7 @@ impl Store {
             stored::read(path, &mut line, read).map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", path.display()))
             })?;
-            // Lines of two files are not neighbours.
+            // The places of lines of two files must not be neighbours.
             place += 3;
         }
         Ok(store)
@@ -103,7 +103,7 @@ impl Store {
         self.report.faults.add(None, WHICH_KEY, fault);
     }
 
-    /// Returns the words for the checkpoint at a place.
+    /// Returns the name of the checkpoint at a place, for the report.
     pub(super) fn name_of_checkpoint(&self, place: u64) -> String {
         format!("a checkpoint among the stored lines ({})", self.name(place))
     }
@@ -122,7 +122,7 @@ impl Store {
     }
 }
 
-/// Returns the time at which a file was changed last; now if nobody knows.
+/// Returns the time at which a file was last changed; now if that is unknown.
 fn modified_at(path: &PathBuf) -> u64 {
     let modified = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());

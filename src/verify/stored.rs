@@ -23,8 +23,8 @@ const BUFFER: usize = 256 << 10;
 /// The beginning of a line that holds a checkpoint and not an event.
 const CHECKPOINT: &[u8] = br#"{"kind":"Checkpoint""#;
 
-/// The beginning of a line that may have come from an output with `format = "audit_log"`, which
-/// puts these members before those of an event that lacks them. The brace belongs to the event.
+/// The beginning of a line that may come from an output with `format = "audit_log"`, which puts
+/// these members in front of an event that lacks them. The brace is that of the event.
 const ADDED: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
 
 /// A line of a file, without its line break.
@@ -33,18 +33,18 @@ pub(super) enum Line {
     Event {
         /// The SHA-256 of the line.
         hash: Hash,
-        /// The SHA-256 of the event that the output would have written so, if its `kind` and
-        /// `apiVersion` were added. `None`: the line begins in another way.
+        /// The SHA-256 of the line without these members, which is the event if the output added
+        /// them. `None` if the line does not begin with them.
         plain: Option<Hash>,
     },
     /// A checkpoint: the note.
     Checkpoint(Vec<u8>),
-    /// Nothing.
+    /// An empty line.
     Empty,
 }
 
-/// The object around a checkpoint. With any other or repeated member it is another line: readers of
-/// the store may see an event in it.
+/// The object around a checkpoint. A line with any other or repeated member is not a checkpoint,
+/// because readers of the store may see an event in it.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct Object {
@@ -90,7 +90,7 @@ pub(super) fn read(
         read(bytes_read.swap(0, Ordering::Relaxed));
     }
     let last = open.end(&[]);
-    // A file ends with a line break.
+    // An empty rest after the last line break is not a line.
     if matches!(last, Line::Empty) { Ok(()) } else { line(last) }
 }
 
@@ -98,9 +98,9 @@ pub(super) fn read(
 #[derive(Default)]
 struct Open {
     hash: Option<Hasher>,
-    /// The bytes of the line, as long as it may be a checkpoint.
+    /// The bytes of the line, as long as the line may be a checkpoint.
     bytes: Vec<u8>,
-    /// The first bytes of the line, as many as [`ADDED`] has.
+    /// The first bytes of the line, at most as many as [`ADDED`] has.
     head: Vec<u8>,
     /// Hashes the line without the members that an output may have added.
     plain: Option<Hasher>,

@@ -13,7 +13,7 @@ use crate::tlog::key::VerifierKey;
 use crate::tlog::note::Signed as Signature;
 
 impl Check<'_> {
-    /// Checks the newest checkpoint that the witness at `url` has against the log.
+    /// Compares the newest checkpoint of the witness at `url` with the log.
     pub(super) fn newest_of_witness(&mut self, url: &str, note: &[u8], log: &Log<'_>) {
         let name = format!("the newest checkpoint of the witness at {url}");
         let signed = match Signed::parse(note) {
@@ -31,7 +31,7 @@ impl Check<'_> {
             return self.report.unchecked.push(text);
         }
         if seen.head.size > own.head.size && !self.hashes.are_absent() {
-            // The directory may be a copy from the time before.
+            // The directory may be an older copy.
             let text = format!(
                 "{name} covers {} entries, and the log has only {}: the log was set back, or this \
                  is a copy that was made before. Check a new copy, or the directory itself",
@@ -52,8 +52,8 @@ impl Check<'_> {
         }
     }
 
-    /// Judges what each witness has cosigned of the log, and when. `own` is the newest checkpoint
-    /// of the log, which a witness may not have seen yet.
+    /// Judges which checkpoints of the log each witness has cosigned, and when. `own` is the newest
+    /// checkpoint of the log, which a witness may not have seen yet.
     pub(super) fn judge_witnesses(&mut self, own: &Signed) {
         let max_age = self.request.witness_max_age;
         for key in &self.request.witnesses {
@@ -61,7 +61,7 @@ impl Check<'_> {
             let is_absent = own.note.check(key) == Signature::Absent;
             let Some(at) = self.cosigned.get(witness) else {
                 if is_absent {
-                    // The witness may have been away, which nobody can be accused of.
+                    // The witness may have been unavailable, which is not a sign of tampering.
                     let text = format!(
                         "checkpoint has no valid cosignature of the witness {witness}: has the \
                          witness seen another log, or was it away?"
