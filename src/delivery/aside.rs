@@ -32,7 +32,7 @@ pub(super) fn has_large_event(piece: &[u8]) -> bool {
     false
 }
 
-/// Calls `work`, which needs long, and returns its result. In a runtime with several threads, the
+/// Calls `work`, which takes long, and returns its result. In a runtime with several threads, the
 /// other tasks of this worker thread continue meanwhile. In any other runtime, such as that of a
 /// test with paused time, they wait.
 ///
@@ -55,7 +55,7 @@ pub(super) fn aside<T>(work: impl FnOnce() -> T) -> T {
 /// Waits for one of `turns` and calls `work`, while another thread runs the worker thread's tasks.
 fn in_turn<T>(runtime: &Handle, turns: &Semaphore, work: impl FnOnce() -> T) -> T {
     tokio::task::block_in_place(|| {
-        // The semaphore is never closed. If it was, the work would be done all the same.
+        // The semaphore is never closed. If it were, the work would still be done.
         let _turn = runtime.block_on(turns.acquire()).ok();
         work()
     })

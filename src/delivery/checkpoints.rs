@@ -47,7 +47,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Makes the line around a note. Returns `None` if the note is empty or no text.
+    /// Makes the line around a note. Returns `None` if the note is empty or is not valid UTF-8.
     fn of(note: Bytes) -> Option<Self> {
         let text = std::str::from_utf8(&note).ok().filter(|text| !text.is_empty())?;
         let object = Object {
@@ -84,7 +84,7 @@ impl Checkpoint {
     }
 }
 
-/// The end of a checkpoint that was sent.
+/// The result of sending a checkpoint.
 #[derive(Debug)]
 pub(crate) enum Fate {
     /// The consumer has it.
@@ -98,19 +98,19 @@ pub(crate) enum Fate {
 /// The checkpoints that one delivery sends.
 pub(super) struct Checkpoints {
     output: String,
-    /// `None`: this output sends no checkpoints.
+    /// `None` if this output sends no checkpoints.
     published: Option<Published>,
-    /// The shortest time from one checkpoint that the consumer has taken to the next one.
+    /// The shortest time from the acknowledgement of one checkpoint to the sending of the next.
     interval: Duration,
-    /// `true`: the newest checkpoint is to be sent, although it may have been looked at before.
+    /// `true`: the newest checkpoint is to be sent, even if no newer one is published.
     is_owed: bool,
-    /// `true`: the link has a checkpoint, and has not reported its end.
+    /// `true`: the link has a checkpoint and has not reported its result yet.
     is_under_way: bool,
     /// The time before which no checkpoint is sent.
     waits_until: Option<Instant>,
     /// The pause after the next failure.
     pause: Duration,
-    /// `true`: the log's last line about checkpoints says that they can't be sent.
+    /// `true`: the last log line about checkpoints says that they can't be sent.
     is_told: bool,
     /// The time of the last such line.
     warned_at: Option<Instant>,
@@ -132,8 +132,8 @@ impl Checkpoints {
         }
     }
 
-    /// Sends what is published from now on, with the newest one. `interval` is the shortest time
-    /// from one checkpoint that the consumer has taken to the next one. With `None` there are none.
+    /// Sends the newest checkpoint and those published later. `interval` is the shortest time from
+    /// the acknowledgement of one to the sending of the next. With `None`, no checkpoints are sent.
     pub(super) fn follow(&mut self, published: Option<Published>, interval: Duration) {
         (self.published, self.interval) = (published, interval);
     }
@@ -143,13 +143,13 @@ impl Checkpoints {
         self.published.is_some()
     }
 
-    /// Returns `true` if the link has a checkpoint whose end it has not reported.
+    /// Returns `true` if the link has a checkpoint and has not reported its result yet.
     pub(super) fn is_under_way(&self) -> bool {
         self.is_under_way
     }
 
-    /// Waits until a checkpoint can be sent, and not before this time. Without checkpoints it waits
-    /// for ever.
+    /// Waits until a checkpoint can be sent, but at least until `not_before`. Waits for ever if the
+    /// output sends no checkpoints.
     ///
     /// # Cancel safety
     ///
@@ -159,7 +159,7 @@ impl Checkpoints {
             return std::future::pending().await;
         };
         if !self.is_owed {
-            // The recorder has ended, so there are no more.
+            // The recorder has ended, so there will be no more checkpoints.
             if published.changed().await.is_err() {
                 return std::future::pending().await;
             }
@@ -184,7 +184,7 @@ impl Checkpoints {
         checkpoint
     }
 
-    /// Notes the end of the checkpoint that was under way.
+    /// Notes the result of the checkpoint that was under way.
     pub(super) fn ended(&mut self, fate: Fate) {
         match fate {
             Fate::Taken => {
@@ -199,14 +199,14 @@ impl Checkpoints {
             Fate::Failed(failure) => self.failed(&failure),
             Fate::Refused(failure) => {
                 self.failed(&failure);
-                // The same one would be refused again. The next one is tried.
+                // The consumer would refuse the same checkpoint again, so the next one is tried.
                 self.is_owed = false;
             }
         }
     }
 
-    /// Notes that the link has ended, or that none could be made. The newest checkpoint is sent
-    /// after a pause, if one was under way.
+    /// Notes that the link has ended or could not be made. If a checkpoint was under way, the
+    /// newest one is sent after a pause.
     pub(super) fn link_ended(&mut self, failure: Option<&Failure>) {
         if !self.is_under_way {
             return;
@@ -217,7 +217,7 @@ impl Checkpoints {
         }
     }
 
-    /// Notes that the newest checkpoint could not be sent. It is tried again after a pause.
+    /// Notes that the newest checkpoint could not be sent. The next attempt begins after a pause.
     pub(super) fn failed(&mut self, failure: &Failure) {
         (self.is_under_way, self.is_owed) = (false, true);
         let now = Instant::now();

@@ -38,33 +38,34 @@ use files::Line;
 /// The format of dead letters, for `--version`. The files do not carry the number.
 pub const FORMAT: Format = Format { name: "dead letters", reads: &[1], writes: 1 };
 
-/// The size in bytes at which a group of dead letters (given-up events, kept in files) is full. The
-/// letters of a group are written and synced together. An output also stops sending while this many
-/// bytes of its letters are not yet written.
+/// The size in bytes at which a group of dead letters is full. The letters of a group are written
+/// and synced together. An output also stops sending while this many bytes of its letters are not
+/// yet written.
 pub(super) const GROUP_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
-/// The most claims of one output that may wait until their dead letters are written. At this
-/// number, the output sends nothing more. The number can grow fast, because an event that is
-/// refused alone is one claim.
+/// The maximum number of claims of one output that may wait until their dead letters are written.
+/// At this number, the output sends nothing more. The number can grow fast, because an event that
+/// is refused alone is one claim.
 pub(super) const CLAIMS_MAX: usize = 4096;
 
-/// The most jobs that may wait for the writing thread, for all outputs together. A job holds the
-/// dead letters that a delivery hands over in one call. While the queue of jobs is full, the
-/// letters of further jobs are not written.
+/// The maximum number of jobs that may wait for the writing thread, for all outputs together. A job
+/// holds the dead letters that a delivery hands over in one call. While the queue of jobs is full,
+/// the letters of further jobs are not written.
 const JOBS_MAX: usize = 16 * CLAIMS_MAX;
 
 /// The longest time that a delivery waits until its dead letters are safe on disk. Events whose
 /// letters are not safe after this time are counted as lost without a letter.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// When the process ends, it waits at most this long for the threads that write dead letters.
+/// The longest time for which the process, at its end, waits for the threads that write dead
+/// letters.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// The most bytes of the reason that a dead letter holds. A longer reason is cut at this length.
+/// The maximum number of bytes of the reason in a dead letter. A longer reason is cut off.
 const REASON_BYTES_MAX: usize = 1024;
 
-/// Takes the dead letters (given-up events that are kept in files) of all outputs. All clones share
-/// one state. The module `relay` owns this value, and closes it when the deliveries have ended.
+/// Takes the dead letters of all outputs. All clones share one state. The module `relay` owns this
+/// value, and closes it when the deliveries have ended.
 #[derive(Clone)]
 pub struct DeadLetters {
     shared: Arc<SharedLetters>,
@@ -129,8 +130,8 @@ impl BusySince {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
     }
 
-    /// Returns `true` if the thread has been writing one group of letters for at least [`PATIENCE`]
-    /// (10 s), which means that the disk hangs.
+    /// Returns `true` if the thread has been writing one group of letters for at least
+    /// [`PATIENCE`], which means that the disk hangs.
     fn is_stuck(&self) -> bool {
         let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         since.is_some_and(|since| since.elapsed() >= PATIENCE)
@@ -145,8 +146,8 @@ struct Job {
     done: oneshot::Sender<Written>,
 }
 
-/// The lines (events) of a job, each ended by `\n`. The writing thread takes them to write them, or
-/// the delivery takes them back when it has waited for too long. `None` after that.
+/// The lines of a job, each ended by `\n`. The writing thread takes them to write them, or the
+/// delivery takes them back when it has waited for too long. `None` after that.
 struct Lines(Mutex<Option<Vec<Bytes>>>);
 
 impl Lines {
@@ -177,8 +178,7 @@ impl Taken {
     }
 }
 
-/// The result of writing the dead letters of one job. The job has events of one output that were
-/// given up for one reason; a dead letter is a copy of such an event in a file.
+/// The result of writing the dead letters of one job.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Written {
     /// The number of the job's events whose dead letters are written and synced.

@@ -22,12 +22,12 @@ pub(crate) struct Failure {
     /// `true` if another address may be tried at once, without a pause.
     pub(crate) elsewhere: bool,
     /// `true` if the consumer has answered with a server error (5xx), for the whole request or for
-    /// an event of it. The fault is the consumer's, but an event may be what brings it about.
+    /// an event of it. The fault is the consumer's, but an event may be its cause.
     pub(crate) server_error: bool,
 }
 
 impl Failure {
-    /// Makes a failure after which the delivery pauses for as long as `retry` in the config says.
+    /// Makes a failure after which the delivery pauses as the section `retry` of the config says.
     pub(crate) fn new(reason: AttemptError, message: impl Into<String>) -> Self {
         let server_error = reason == AttemptError::Status5xx;
         let message = message.into();

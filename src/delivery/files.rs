@@ -37,8 +37,7 @@ pub enum StageError {
     Setting(String),
 }
 
-/// Several sets of files are staged together. (Staged files are read and checked, but not yet
-/// used.) If one set has an error, none of the sets is used.
+/// Several sets of files are staged together. If one set has an error, none of the sets is used.
 impl Files for Vec<Arc<dyn Files>> {
     fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
         let staged = self.iter().map(|files| Arc::clone(files).stage());

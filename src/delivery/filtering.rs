@@ -79,24 +79,25 @@ pub(super) struct Filtering {
     next: Position,
     /// `true`: there is evidence, which needs to know what becomes of each event.
     is_recorded: bool,
-    /// With evidence, the lines that are sent, by the positions of their events, of the batches of
-    /// which the filter has changed or dropped events. They are there as long as the marks are.
+    /// With evidence, the lines that are sent, by the positions of their events. They are kept for
+    /// batches in which the filter has changed or dropped an event, for as long as the marks are.
     sent: BTreeMap<Position, SentLine>,
-    /// With evidence, the positions of the events of a batch that the filter has changed.
+    /// With evidence, the positions of the events of the current batch that the filter has changed.
     altered: BTreeSet<Position>,
     /// The copies of events on the wire for the taps.
     pub(super) tapping: Tapping,
 }
 
-/// What becomes of a claim that the consumer has accepted, or of which nothing is to be sent.
+/// The result of [`Filtering::settle`] for one claim.
 pub(super) enum Settled {
-    /// The consumer has every event of the claim that the filter did not keep back.
+    /// The consumer has every event of the claim that the filter let through.
     Final(Disposition),
-    /// Some events can't be sent. These are their lines; they are given up for this reason.
+    /// Some events can't be sent. The value has their lines and the reason for which they are given
+    /// up.
     Without(Disposition, Vec<Bytes>, &'static str),
-    /// Some events can't be sent. These are their lines as they were to be sent. Dead letters hold
-    /// events before their form, and the evidence needs to know which events they are, so the claim
-    /// must be read again.
+    /// Some events can't be sent. The value has their lines in the form in which they were to be
+    /// sent. Dead letters hold events in their original form, and the evidence needs to know which
+    /// events they are, so the claim must be read again.
     ReadAgain(Vec<Bytes>, &'static str),
 }
 
@@ -299,8 +300,8 @@ impl Filtering {
         (lines, Disposition { lost, ..kept })
     }
 
-    /// Returns the lines `rejected`, which are events of the batch as they were sent, as they were
-    /// before the filter gave them the form in which they are sent. Also returns their positions.
+    /// Returns the original lines of the events `rejected`, and their positions. `rejected` has the
+    /// lines in the form in which they were sent.
     fn lines_before_form(
         &mut self,
         batch: &Batch,
@@ -342,7 +343,8 @@ impl Filtering {
                 }
             }
         }
-        // An event is still here if the filter's policies have changed since it was sent.
+        // The original of an event is not found if the filter's policies have changed since it was
+        // sent.
         found.extend(rejected);
         (found, positions)
     }

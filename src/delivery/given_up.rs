@@ -87,11 +87,13 @@ struct Doomed {
     /// The number of the claim's events that are to be sent. The number may be inexact, because the
     /// lines of the claim are not read again yet.
     events: u64,
-    /// Empty if all events of the claim are given up. Otherwise the consumer has the claim, except
-    /// these events, which the protocol can't carry: each a line as it was sent.
+    /// Empty if all events of the claim are given up. Otherwise the lines of the events that the
+    /// protocol can't carry, as they were to be sent; the consumer has all other events of the
+    /// claim.
     unfit: Vec<Bytes>,
-    /// The most events of the claim that count as lost. The consumer has the others, and nobody
-    /// knows which, so all events of the claim become dead letters. [`u64::MAX`]: all are lost.
+    /// The maximum number of the claim's events that count as lost. The consumer has the others,
+    /// and nobody knows which, so all events of the claim become dead letters. [`u64::MAX`] if all
+    /// are lost.
     lost_max: u64,
     reason: Reason,
 }
@@ -146,7 +148,8 @@ impl GivenUp {
         self.place = Some(place);
     }
 
-    /// Returns `true` if so many dead letters wait to be written that nothing more should be sent.
+    /// Returns `true` if the dead letters that wait to be written have reached a limit, so that
+    /// nothing more should be sent.
     pub(super) fn is_full(&self) -> bool {
         self.bytes >= GROUP_BYTES_MAX || self.endings.len() >= CLAIMS_MAX
     }
@@ -353,9 +356,9 @@ impl GivenUp {
     }
 
     /// Gives up the lost events of a claim. `disposition` counts the events of the claim that the
-    /// consumer did not get, and `lines` has the lines of those that are lost, or may be. The lines
-    /// are handed over to be written as dead letters, and the claim becomes final after that. If
-    /// dead letters are not kept, or no event is lost, the claim becomes final at once.
+    /// consumer did not get, and `lines` has the lines of those that are, or may be, lost. The
+    /// lines are handed over to be written as dead letters, and the claim becomes final after that.
+    /// If dead letters are not kept, or no event is lost, the claim becomes final at once.
     pub(super) fn end_with(
         &mut self,
         claim: Claim,

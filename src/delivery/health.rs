@@ -27,8 +27,8 @@ const REMIND: Duration = Duration::from_secs(60);
 /// goes up and down.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The health of one output (does it work?). Counts failed attempts, writes the log lines about the
-/// output, and keeps [`Status`] current. The delivery loop owns this value.
+/// The health of one output. Counts failed attempts, writes the log lines about the output, and
+/// keeps [`Status`] current. The delivery loop owns this value.
 pub(super) struct Health {
     name: String,
     pub(super) metrics: OutputMetrics,
@@ -85,15 +85,15 @@ struct StatusState {
 pub struct ParkedEvents {
     /// The number of parked events.
     pub events: u64,
-    /// The position of the first one.
+    /// The position of the first parked event.
     pub position: Position,
-    /// When the first one was turned down for the first time.
+    /// The moment at which the consumer first turned down the first parked event.
     pub since: Instant,
-    /// The number of tries of the first one that count.
+    /// The number of tries of the first parked event that count.
     pub tries: u32,
-    /// The consumer's last answer to the first one, which names the address.
+    /// The consumer's last answer to the first parked event, with the address.
     pub error: Arc<str>,
-    /// `true` if at least one of them waits because of server errors, so that later events are
+    /// `true` if at least one parked event waits because of server errors, so that later events are
     /// delivered before it.
     pub out_of_order: bool,
 }
@@ -338,7 +338,8 @@ impl Health {
         self.status.lock().failed(failure);
     }
 
-    /// Notes that the consumer took only some events of a batch, or none, and has said so of each.
+    /// Notes that the consumer took only some events of a batch, or none, and has answered for each
+    /// event.
     pub(super) fn turned_away(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
         tracing::debug!(output = self.name, error = failure.message, "single events turned away");

@@ -74,11 +74,11 @@ pub(super) enum Refusals {
     Alone(u64),
 }
 
-/// After this many server errors, other claims are sent before a claim, to learn if the consumer
-/// takes them.
+/// The number of server errors after which other claims are sent before a claim, to learn if the
+/// consumer accepts them.
 pub(super) const ERRORS_BEFORE_OTHERS: u32 = 2;
 
-/// A claim, with how often it was sent and refused.
+/// A claim, and the record of its attempts and refusals.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
     /// The positions of the claim's events.
@@ -99,8 +99,8 @@ pub(super) struct Work {
     /// `true` if the claim is on the wire and the consumer has taken the request with it, but has
     /// not confirmed the events yet.
     pub(super) is_taken: bool,
-    /// `true` if the claim is on the wire, and the consumer has accepted an earlier claim that was
-    /// sent after this one.
+    /// `true` if the claim is on the wire although the consumer has accepted an earlier claim that
+    /// was sent after it.
     pub(super) is_overtaken: bool,
     /// Tells if and how the consumer has refused the claim.
     pub(super) refusals: Refusals,
@@ -300,8 +300,8 @@ impl InFlight {
     }
 
     /// Takes the next events of the queue as a new claim, in the state `OnWire`, and returns them.
-    /// `None`: the queue has no new event or is closed, or its next events must first be read from
-    /// files ([`InFlight::readable`] waits for that).
+    /// Returns `None` if the queue has no new event or is closed, or if its next events must first
+    /// be read from files ([`InFlight::readable`] waits for that).
     pub(super) fn claim_next(&mut self, take: Take) -> Option<Batch> {
         let batch = self.cursor.next(take)?;
         self.put(State::OnWire, Work::new(batch.claim, batch.events, 0));
@@ -346,8 +346,8 @@ impl InFlight {
     }
 
     /// Returns the first claim that is to be sent again, if it may share a batch that ends at
-    /// `end`: it is the remainder of an earlier batch, and lies behind `end`, with no claim between
-    /// them that is on the wire or may be sent before this batch is answered.
+    /// `end`. It must be the remainder of an earlier batch and lie after `end`. Between them there
+    /// must be no claim that is on the wire or may be sent before this batch is answered.
     pub(super) fn next_remainder(&self, end: Position) -> Option<Work> {
         let next = self.first(State::Pending).filter(|work| work.is_remainder)?;
         let start = next.claim.start;
@@ -422,7 +422,7 @@ impl InFlight {
     }
 
     /// Moves a claim from `OnWire` to `Held`: the consumer has accepted it, but a claim before it
-    /// is not decided yet. Nothing counts any more that the consumer has answered to it before.
+    /// is not decided yet. The consumer's earlier answers to the claim count no more.
     pub(super) fn hold(&mut self, work: Work) {
         let Work { claim, events, attempts, batch, .. } = work;
         self.put(State::Held, Work { batch, ..Work::new(claim, events, attempts) });
@@ -445,8 +445,8 @@ impl InFlight {
     /// claim can't be split, because it is one event.
     pub(super) fn split(&mut self, work: Work) -> bool {
         let Some((left, right)) = self.cursor.split(work.claim) else { return false };
-        // Each half was sent once, as a part of the whole. How many of the events are in which half
-        // is known when the half is taken again: positions may have gaps.
+        // Each half was sent once, as a part of the whole. The number of events in each half is
+        // known only when it is taken again, because positions may have gaps.
         for half in [left, right] {
             let events = work.events.min(half.end - half.start);
             self.put(State::Pending, Work { claim: half, events, attempts: 1, ..work });
@@ -454,8 +454,7 @@ impl InFlight {
         true
     }
 
-    /// Replaces the entry of a claim, which tells how often the claim was sent and refused. The
-    /// state of the claim stays the same.
+    /// Replaces the entry of a claim. The state of the claim stays the same.
     pub(super) fn note(&mut self, work: Work) {
         if let Some(&(state, _)) = self.table.get(&work.claim.start) {
             self.put(state, work);
@@ -604,8 +603,8 @@ impl InFlight {
     }
 
     /// Checks in debug builds that each claim is in one state and that no two claims overlap, and
-    /// panics otherwise. If there are more than 64 claims, it does not compare each claim with its
-    /// neighbours: that would take too long, because a delivery may hold 10,000 claims.
+    /// panics otherwise. With more than 64 claims, it does not compare each claim with its
+    /// neighbours, because that would take too long: a delivery may hold 10,000 claims.
     fn check(&self) {
         if cfg!(debug_assertions) {
             let in_sets: usize = State::ALL.into_iter().map(|state| self.count(state)).sum();

@@ -20,20 +20,20 @@ use super::in_flight::Work;
 use super::parked::Conduct;
 use crate::config::Rejected;
 
-/// The most suspects that are kept while a consumer refuses everything. At this number, no new
-/// event of the queue is sent any more; only the suspects are sent again.
+/// The maximum number of suspects that are kept while a consumer refuses everything. At this
+/// number, no new event of the queue is sent any more; only the suspects are sent again.
 pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 
 /// The number of server errors to one claim after which its events may be at fault.
 const ERRORS_MIN: u32 = 2;
 
-/// The same for an ordered output. A consumer that answers every second request with 503 answers so
-/// four times in a row to one of 16 claims.
+/// The same number for an ordered output. It is higher because of consumers that answer every
+/// second request with 503: one of 16 claims then gets four such answers in a row.
 const ERRORS_MIN_ORDERED: u32 = 4;
 
-/// The most consumers of which the delivery remembers that they accepted events. Each address that
-/// an output has ever reached counts as one consumer. A forgotten consumer must accept an event
-/// again before an event that it refuses is given up.
+/// The maximum number of consumers of which the delivery remembers that they accepted events. Each
+/// address that an output has ever reached counts as one consumer. A forgotten consumer must accept
+/// an event again before an event that it refuses is given up.
 const CONSUMERS_MAX: usize = 1024;
 
 /// The decision about a refused claim that can't be split into smaller claims.
@@ -60,7 +60,7 @@ pub(super) enum Comparison {
     RoundOver,
 }
 
-/// Tells if the delivery searches for events that the consumer refuses.
+/// Whether the delivery searches for events that the consumer refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// The delivery does not search, because the consumer refuses nothing. As many events are sent
@@ -126,7 +126,7 @@ pub(super) struct Isolation {
     /// each time that the filter keeps back all events of a claim, and is 1 again after events were
     /// sent.
     comparison_events: u64,
-    /// The failure with which the consumer refused the latest suspect. `None`: there was no
+    /// The failure with which the consumer refused the latest suspect; `None` if there was no
     /// suspect.
     last_refusal: Option<Failure>,
 }

@@ -89,7 +89,7 @@ pub(super) struct Ledger {
     batches: u64,
 }
 
-/// What the config and the protocol ask of a delivery.
+/// The settings of a delivery that come from the config and the protocol.
 pub(super) struct Rules {
     limits: BatchLimits,
     /// The setting `rejected.after_server_errors`.
@@ -101,7 +101,7 @@ pub(super) struct Rules {
     pub(super) collects: bool,
 }
 
-/// Whose turn it is: what the next request carries, and whether the loop yields before it.
+/// Decides what the next request carries, and whether the loop yields before it.
 #[derive(Default)]
 struct Turn {
     /// `true` if the next request carries other events than the first claim that waits to be sent
@@ -117,24 +117,25 @@ struct Turn {
     inspected_bytes: u64,
 }
 
-/// The claims of a batch that the consumer has judged, by what it has done with them.
+/// The claims of a batch that the consumer has judged, by verdict.
 #[derive(Default)]
 struct Judged {
     taken: Vec<Work>,
     unconfirmed: Vec<Work>,
     unsent: Vec<Work>,
-    /// With the number of refused events.
+    /// The claims of which some events are refused, with the number of refused events.
     partly: Vec<(Vec<Work>, u64, Failure)>,
-    /// `true` if the consumer refuses these claims.
+    /// The claims that the consumer has not taken; `true` if it refuses them.
     left: Vec<(Vec<Work>, Failure, bool)>,
 }
 
-/// Says of what a consumer's answer speaks. It decides how an ordered output keeps the order.
+/// The unit that a consumer's answers are about. It decides how an ordered output keeps the order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
-    /// The answer speaks of whole requests. What is accepted waits until all before it is.
+    /// Answers are about whole requests. An accepted claim waits until every claim before it is
+    /// accepted or given up.
     Request,
-    /// The answer speaks of single events. What is accepted is final, unless a refused event before
+    /// Answers are about single events. An accepted event is final, unless a refused event before
     /// it is not decided yet.
     Events,
 }
@@ -204,8 +205,8 @@ impl Ledger {
     /// too large for the filter. Also returns `false` while too many claims wait for their dead
     /// letters, and if claims are sent one at a time and one of them has no answer yet.
     fn may_send(&self) -> bool {
-        // The search for refused events needs to know what became of each claim. A pause needs to
-        // know only that the consumer takes requests again.
+        // The search for refused events needs the result of every claim. A pause only needs to know
+        // that the consumer takes requests again.
         let waits_for_answer = (self.isolation.is_active() && self.in_flight.has(State::OnWire))
             || (self.pacing.is_serial() && self.in_flight.awaits_answer());
         !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
@@ -281,8 +282,8 @@ impl Ledger {
     }
 
     /// Adds to a batch the next claims that are remainders of earlier batches, as long as they fit.
-    /// If a consumer has not taken every second event of a request, these events go again as one
-    /// request, and not as one for each event.
+    /// If a consumer has not taken every second event of a request, these events are sent again in
+    /// one request, and not in one for each event.
     fn with_remainders(&mut self, mut batch: Batch, room: Take) -> Batch {
         while let Some(work) = self.in_flight.next_remainder(batch.claim.end) {
             let next = match self.in_flight.redeliver(work.claim) {
@@ -594,12 +595,13 @@ impl Ledger {
             self.accepted(work, Vec::new(), consumer, Scope::Events);
         }
         for work in unsent {
-            // The events were not in the request, so this was no attempt to send them.
+            // The events were not in the request, so this does not count as an attempt.
             let attempts = work.attempts.saturating_sub(1);
             self.in_flight.note(Work { is_remainder: true, attempts, ..work });
             self.release(work.claim);
         }
-        // Events that the consumer has taken, and will not confirm, go in a request of their own.
+        // Events that the consumer has taken but will not confirm are sent in a request of their
+        // own.
         for work in &unconfirmed {
             self.in_flight.note(Work { is_remainder: false, ..*work });
             self.release(work.claim);
@@ -628,7 +630,7 @@ impl Ledger {
         }
     }
 
-    /// Sorts the claims on the wire about which the consumer has judged.
+    /// Sorts the judged claims on the wire by verdict.
     fn judged(&mut self, claim: Claim, parts: Vec<Part>) -> Judged {
         let mut judged = Judged::default();
         let mut start = claim.start;
@@ -655,7 +657,7 @@ impl Ledger {
 
     /// Notes that `consumer` has not taken a claim that it has judged. `took_others` is `true` if
     /// it took another event of the same batch. Returns `true` if the claim is sent again because
-    /// of a failure that says nothing about its events.
+    /// of a failure that does not depend on its events.
     fn not_taken(
         &mut self,
         mut work: Work,
@@ -675,8 +677,8 @@ impl Ledger {
             self.park_each(work.claim, failure, consumer);
         } else {
             self.turn.sends_others |= work.errors >= ERRORS_BEFORE_OTHERS;
-            // A refused event does not share a request with others, which the consumer could then
-            // not take.
+            // A refused event must not share a request with others, because the consumer might then
+            // refuse these too.
             self.in_flight.note(Work { is_remainder: !is_refused, ..work });
             self.release(work.claim);
             return true;
@@ -727,9 +729,9 @@ impl Ledger {
         }
     }
 
-    /// Cuts the next event that was sent off a claim on the wire. The claim's events from `start`
-    /// to `end` are looked at; those that the filter has kept back are released. Returns `None` if
-    /// none is left.
+    /// Cuts the next event that was sent off a claim on the wire. Searches the claim's events from
+    /// `start` to `end`, and releases those that the filter has kept back. Returns `None` if no
+    /// sent event is left.
     fn cut_event(&mut self, mut start: Position, end: Position) -> Option<Work> {
         while start < end {
             let mut event = self.in_flight.on_wire_at(start)?;
@@ -776,8 +778,8 @@ impl Ledger {
         self.decide_alone(work, decision, failure, consumer);
     }
 
-    /// Does with a claim that is to be sent again, and can't be split, as the search for refused
-    /// events has decided.
+    /// Carries out the decision of the search for refused events about a claim that is to be sent
+    /// again and can't be split.
     fn decide_alone(
         &mut self,
         mut work: Work,
@@ -795,7 +797,8 @@ impl Ledger {
                 self.isolation.suspect(&mut work, failure);
                 self.in_flight.note(work);
                 self.in_flight.suspect(work.claim);
-                // Pending halves are not too old yet: they were not refused alone.
+                // Pending halves are not given up for their age yet, because they were not refused
+                // alone.
                 self.given_up.take_old(State::Suspect, failure, &mut self.in_flight);
             }
         }
@@ -850,7 +853,7 @@ impl Ledger {
         is_at_fault
     }
 
-    /// Takes a request apart that the consumer answers with server errors: each of its claims is
+    /// Divides a request that the consumer answers with server errors: of several claims each is
     /// sent by itself next, a single claim is halved, and a single event is parked.
     fn take_apart(&mut self, works: Vec<Work>, failure: &Failure, consumer: usize) {
         self.turn.sends_others = false;
@@ -896,9 +899,9 @@ impl Ledger {
         self.release(work.claim);
     }
 
-    /// Notes that a connection broke. (This is for connections that make claims final in order.)
-    /// `is_proven` is `true` if the connection had lasted for some time, or if something was
-    /// accepted on it. In that case, the break is no sign that the consumer refuses connections.
+    /// Notes that a connection broke that makes claims final in order. `is_proven` is `true` if the
+    /// connection had lasted for some time, or if something was accepted on it. In that case, the
+    /// break does not show that the consumer refuses connections.
     pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
         self.start_over();
         if failure.elsewhere {

@@ -58,8 +58,8 @@ pub(crate) trait Connect: Send {
         true
     }
 
-    /// Returns `true` if each batch has to say the positions of its events ([`Batch::positions`]).
-    /// A protocol whose answers speak of single events needs them.
+    /// Returns `true` if each batch has to list the positions of its events ([`Batch::positions`]).
+    /// A protocol needs them if its answers are about single events.
     fn tells_positions(&self) -> bool {
         false
     }
@@ -111,7 +111,8 @@ pub(crate) struct Begin {
     /// Cancelled when the relay drains, which is its orderly end: a protocol that collects events
     /// sends what it has.
     pub(crate) draining: CancellationToken,
-    /// Cancelled when another delivery is to replace this one: as for `draining`.
+    /// Cancelled when another delivery is to replace this one. A protocol that collects events then
+    /// sends what it has.
     pub(crate) retire: CancellationToken,
 }
 
@@ -139,11 +140,11 @@ pub(crate) trait Link: Send {
         self.room().is_some()
     }
 
-    /// Hands over a checkpoint to be sent on a line of its own. The link has no other checkpoint
-    /// whose end it has not reported, and [`Link::takes_checkpoint`] is `true`. The link reports
-    /// the end by [`Event::Checkpoint`], or ends before. A checkpoint is no event: it has no claim,
-    /// and its end is nobody's failure. The config lets no output of a protocol without this method
-    /// send checkpoints.
+    /// Hands over a checkpoint to be sent on a line of its own. The caller makes sure that
+    /// [`Link::takes_checkpoint`] is `true` and that the result of the last checkpoint was
+    /// reported. The link reports the result by [`Event::Checkpoint`], or ends before that. A
+    /// checkpoint is not an event: it has no claim, and its failure counts for no event. If a
+    /// protocol does not have this method, the config does not allow checkpoints on its outputs.
     fn send_checkpoint(&mut self, _checkpoint: Checkpoint) {}
 
     /// Does the work of the connection (writing, reading, timeouts) until there is something to
@@ -165,7 +166,7 @@ pub(crate) trait Link: Send {
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
-/// Events of a claim that follow each other, and of which the consumer's answer says the same.
+/// Successive events of a claim for which the consumer's answer is the same.
 #[derive(Debug)]
 pub(crate) struct Part {
     /// The position after the last event of the part. The part begins where the part before it
@@ -202,7 +203,7 @@ impl Part {
     }
 }
 
-/// The parts of an answer, as they are put together event by event.
+/// The parts of an answer, collected event by event.
 #[derive(Debug, Default)]
 pub(crate) struct Parts(Vec<Part>);
 
@@ -248,7 +249,7 @@ pub(crate) enum Verdict {
         /// The refusal.
         failure: Failure,
     },
-    /// The consumer has the event, as its answer about a later event of the request says, but it
+    /// The consumer has the event, as its answer about a later event of the request shows, but it
     /// will never confirm it. The event is sent again without a pause, and never in one request
     /// with events that the consumer has not read yet: one of these may be refused, and the
     /// consumer would have the event once more.
@@ -274,7 +275,7 @@ pub(crate) enum Event {
     /// The consumer has taken the request with the events of the claim, and will confirm the events
     /// later, by another report. Until then the claim is not final.
     Taken(Claim),
-    /// The consumer's answer speaks of single events of the claim. The parts follow each other in
+    /// The consumer's answer is about single events of the claim. The parts follow each other in
     /// the order of the queue, and together they are the whole claim. As for [`Event::Accepted`],
     /// `claim` may be only the first part of a claim that was sent.
     Judged(Claim, Vec<Part>),
@@ -283,7 +284,7 @@ pub(crate) enum Event {
     Refused(Claim, Failure),
     /// The link can take events again, although no claim has become final.
     Room,
-    /// The end of the checkpoint that the link was given last.
+    /// The result of the checkpoint that the link was given last.
     Checkpoint(Fate),
     /// An attempt to send the claim failed. The claim is to be sent again after a pause; the link
     /// continues to work.

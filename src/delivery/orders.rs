@@ -36,8 +36,8 @@ impl HandOver {
     }
 }
 
-/// The orders that a delivery obeys. Each order is a token; cancelling the token gives the order.
-/// Beside them is what the relay tells a delivery.
+/// The orders that a delivery obeys, and what the relay shares with it. Each order is a token;
+/// cancelling the token gives the order.
 #[derive(Clone, Default)]
 pub struct Orders {
     /// The order to drain. The process is about to end; until then, the delivery continues to send
@@ -49,9 +49,9 @@ pub struct Orders {
     /// Another delivery is to replace this one, or a reload has removed the output: the delivery
     /// ends and returns a [`HandOver`].
     pub retire: CancellationToken,
-    /// The newest checkpoint of the evidence, for outputs that send checkpoints. `None`: the relay
-    /// records no evidence.
+    /// The newest checkpoint of the evidence, for outputs that send checkpoints. `None` if the
+    /// relay records no evidence.
     pub checkpoints: Option<Published>,
-    /// The taps, which are shown the events that leave. `None`: nobody can open one.
+    /// The taps that are shown the events that leave. `None` if nobody can open a tap.
     pub taps: Option<Arc<Taps>>,
 }

@@ -23,19 +23,19 @@ enum Attempts {
     OneByOne,
 }
 
-/// Tells if a new connection alone is a sign that the consumer is up.
+/// Whether a new connection alone is a sign that the consumer is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Connections {
     /// A new connection alone is a sign that the consumer is up.
     Trusted,
-    /// A new connection alone is no sign, because an earlier connection broke before anything was
-    /// accepted on it, or ended with a failure that `Event::Gone` reported. A consumer that refuses
-    /// our certificate, or every client, breaks connections in this way. So the next connection has
-    /// to last for some time, or something has to be accepted on it.
+    /// A new connection alone proves nothing, because an earlier connection broke before anything
+    /// was accepted on it, or ended with a failure that `Event::Gone` reported. A consumer that
+    /// refuses our certificate, or every client, breaks connections in this way. So the next
+    /// connection has to last for some time, or something has to be accepted on it.
     Unproven,
 }
 
-/// Tells if the drain has shortened a pause.
+/// Whether the drain has shortened a pause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Drain {
     /// The drain has not shortened a pause yet.
@@ -55,13 +55,12 @@ enum Drain {
 /// connection.
 pub(super) struct Pacing {
     retry: Retry,
-    /// Nothing is sent before this moment; `None`: there is no pause.
+    /// Nothing is sent before this moment; `None` if there is no pause.
     paused_until: Option<Instant>,
     attempts: Attempts,
     connections: Connections,
     drain: Drain,
-    /// The token that is cancelled when the process begins to drain: it then delivers what the
-    /// queue holds before it ends.
+    /// The token that is cancelled when the process begins to drain.
     draining: CancellationToken,
 }
 
@@ -139,8 +138,8 @@ impl Pacing {
         self.shortened(wait)
     }
 
-    /// Returns the part of a pause that is waited for: all of it, or at most [`DRAIN_PAUSE_MAX`]
-    /// while the relay drains.
+    /// Returns how much of a pause to wait for: all of it, or at most [`DRAIN_PAUSE_MAX`] while the
+    /// relay drains.
     fn shortened(&self, wait: Duration) -> Duration {
         if self.drains() { wait.min(DRAIN_PAUSE_MAX) } else { wait }
     }

@@ -32,8 +32,8 @@ use tokio::time::Instant;
 
 use crate::position::Position;
 
-/// The most events that are parked at the same time. At this number, the output sends no new
-/// events: the consumer turns so many events down that something else must be wrong.
+/// The maximum number of events that are parked at the same time. At this number, the output sends
+/// no new events: the consumer turns so many events down that something else must be wrong.
 pub(super) const PARKED_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
 
 /// The number of refusals of an event alone after which the event is given up. If a broken backend
@@ -76,9 +76,10 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The longest pause after a server error.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// The most claims in a row that a consumer may turn down while an earlier acceptance still proves
-/// that the consumer works. The halves of a claim of 5,000 events reach a single event in 13 steps.
-/// A consumer that turns down more claims than that has probably stopped working meanwhile.
+/// The maximum number of claims in a row that a consumer may turn down while an earlier acceptance
+/// still proves that the consumer works. The halves of a claim of 5,000 events reach a single event
+/// in 13 steps. A consumer that turns down more claims than that has probably stopped working
+/// meanwhile.
 const IN_A_ROW_MAX: u64 = 16;
 
 /// The answers of one consumer to the requests of this delivery.
@@ -93,16 +94,16 @@ pub(super) struct Conduct {
     accepted: u64,
     /// The number of claims that the consumer has not accepted, without the tries of parked events.
     turned_down: u64,
-    /// The part of `turned_down` since the last claim that was accepted.
+    /// The number of claims turned down since the last accepted one.
     in_a_row: u64,
-    /// When the consumer last accepted an event that it had refused alone before; `None` if it
-    /// never did.
+    /// The time at which the consumer last accepted an event that it had refused alone before;
+    /// `None` if it never did.
     accepted_refused: Option<Instant>,
 }
 
 impl Conduct {
-    /// Returns `true` if the consumer has accepted something since the moment of `earlier`, or has
-    /// been sent nothing since then but tries of parked events.
+    /// Returns `true` if the consumer has accepted something since `earlier` was noted, or if
+    /// nothing but tries of parked events was sent to it since then.
     fn works_since(&self, earlier: Self) -> bool {
         self.accepted > earlier.accepted || self.turned_down == earlier.turned_down
     }
@@ -151,8 +152,8 @@ pub(super) type ParkedByPosition = BTreeMap<Position, (Parking, Arc<str>)>;
 pub(super) enum TurnedDown {
     /// The consumer refuses the event (400, 413 or 422).
     Refused,
-    /// The consumer has answered with a server error (5xx). Order is given up for such an event:
-    /// what was accepted after it is final before it.
+    /// The consumer has answered with a server error (5xx). Such an event loses its place in the
+    /// order: events that are accepted after it become final before it.
     ServerError,
 }
 
@@ -231,7 +232,7 @@ impl Parking {
         patience: Patience,
     ) -> Next {
         if self.consumer != Some(consumer) {
-            // The answers of another address prove nothing about this one.
+            // The answers of another address prove nothing about this address.
             (self.tries, self.refusals) = (0, 0);
             self.consumer = Some(consumer);
         }
@@ -247,8 +248,8 @@ impl Parking {
         self.next()
     }
 
-    /// Notes that a try failed in a way that says nothing about the event: for example, there was
-    /// no connection.
+    /// Notes that a try failed for a reason that does not depend on the event, such as a broken
+    /// connection.
     pub(super) fn failed(&mut self) {
         self.wait();
     }
@@ -300,7 +301,8 @@ impl Parking {
         self.answer == TurnedDown::Refused
     }
 
-    /// Returns the same tries for another delivery, which knows nothing of the consumers.
+    /// Returns the tries without the number and the conduct of the consumer, which mean nothing in
+    /// another delivery.
     pub(super) fn inherited(self) -> Self {
         Self { consumer: None, conduct: Conduct::default(), ..self }
     }

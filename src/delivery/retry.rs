@@ -28,9 +28,9 @@ impl Retry {
         Self { backoff }
     }
 
-    /// Returns the next pause. From one pause to the next, it grows by the factor
-    /// `retry.multiplier` up to `retry.max_interval`, and each pause has a random difference from
-    /// that. The pause is at least `retry_after`, of which at most [`RETRY_AFTER_MAX`] counts.
+    /// Returns the next pause. The pauses grow by the factor `retry.multiplier` up to
+    /// `retry.max_interval`, each with a random difference. A pause is at least `retry_after`, but
+    /// not more than [`RETRY_AFTER_MAX`] because of it.
     pub(crate) fn pause(&mut self, retry_after: Option<Duration>) -> Duration {
         // `next_backoff` returns `None` only if a maximum of elapsed time is set, and none is.
         let own = self.backoff.next_backoff().unwrap_or(self.backoff.max_interval);

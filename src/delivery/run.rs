@@ -88,7 +88,7 @@ enum Done {
     Retired,
 }
 
-/// The reason why a link (one connection to a consumer) has ended.
+/// The reason why a link has ended.
 enum Ended {
     Stopped,
     Retired,
@@ -99,8 +99,8 @@ enum Ended {
     /// The link has ended, by [`Event::Gone`], and is still to be closed in order. The value is the
     /// failure; `None` if the end is nobody's fault.
     Gone(Option<Failure>),
-    /// The connection is broken while a checkpoint was under way and no event, so that no event
-    /// needs another connection.
+    /// The connection broke while only a checkpoint was under way, so that no event needs another
+    /// connection.
     BrokenBeside,
     Fatal(String),
 }
@@ -123,8 +123,8 @@ enum Wake {
     /// Another delivery is to replace this one, or a reload has removed the output, and
     /// `HAND_OVER_TIME` has passed since that order.
     HandOverTimeIsOver,
-    /// Something has happened that the ledger (which decides what to send) already knows. The loop
-    /// begins its next turn, in which it may send something.
+    /// Something has happened that the ledger already knows. The loop begins its next turn, in
+    /// which it may send something.
     Again,
     Reported(Event),
 }
@@ -149,7 +149,7 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Sets where events that are given up are written, if the config asks for dead letters.
+    /// Sets the writer for events that are given up, if the config asks for dead letters.
     pub(super) fn dead_letters(mut self, dead_letters: DeadLetters) -> Self {
         if self.rejected == Rejected::DeadLetter {
             self.ledger.given_up.place(dead_letters);
@@ -157,8 +157,8 @@ impl<C: Connect> Delivery<C> {
         self
     }
 
-    /// Sets the filter that decides which events are sent, and in which form; `None`: every event
-    /// is sent unchanged.
+    /// Sets the filter that decides which events are sent, and in which form. With `None`, every
+    /// event is sent unchanged.
     pub(super) fn filter(mut self, filter: Option<Filter>) -> Self {
         let cursor = self.ledger.in_flight.cursor();
         let tells = filter.is_some() || self.connector.tells_positions() || cursor.is_recorded();
@@ -247,7 +247,7 @@ impl<C: Connect> Delivery<C> {
             let link = match connected {
                 Ok(link) => link,
                 Err(failure) if !for_events => {
-                    // Events that come meanwhile find no pause.
+                    // Events that arrive meanwhile find no pause.
                     self.checkpoints.failed(&failure);
                     needed = false;
                     continue;
@@ -372,7 +372,7 @@ impl<C: Connect> Delivery<C> {
                 Wake::Reported(event) => event,
             };
             if let Some(ended) = self.on_event(event, link.consumer(), proven_at) {
-                // Otherwise the link is closed already, or can't be used any more.
+                // With any other result, the link is closed already or can't be used any more.
                 if matches!(ended, Ended::Closed | Ended::Gone(_)) {
                     link.close().await;
                 }
@@ -499,7 +499,7 @@ impl<C: Connect> Delivery<C> {
     }
 }
 
-/// Waits until this moment; for ever if it is `None`.
+/// Waits until the moment; waits for ever if it is `None`.
 async fn until(moment: Option<Instant>) {
     match moment {
         Some(moment) => tokio::time::sleep_until(moment).await,

@@ -40,13 +40,13 @@ pub(super) struct Tapping {
 
 /// The copies of events of one claim for one tap.
 struct Sample {
-    /// The positions about which nothing is known yet.
+    /// The positions that are still undecided.
     claim: Claim,
     reader: Arc<Reader>,
     lines: VecDeque<(Position, Line)>,
     /// The positions and sizes of events that are too large to be shown.
     large: Vec<(Position, u64)>,
-    /// The reason why the rest of the events was not copied; `None`: all were copied so far.
+    /// The reason why the rest of the events was not copied; `None` if all were copied so far.
     why: Option<Why>,
 }
 
@@ -157,8 +157,8 @@ impl Sample {
         self.large.extract_if(.., is_in).collect()
     }
 
-    /// Notes that the fate of the events at these positions is known, if they are at one end of
-    /// what is left of the claim. A gap in the middle stays until one end reaches it.
+    /// Notes that the events at these positions are decided, if they are at one end of the rest of
+    /// the claim. A gap in the middle stays until one end reaches it.
     fn cut(&mut self, start: Position, end: Position) {
         let Claim { start: first, end: last } = self.claim;
         if start <= first && end > first {

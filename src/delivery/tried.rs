@@ -39,8 +39,7 @@ impl Tried {
     }
 
     /// Notes that the events of this claim are sent now. Events of the claim that were sent before
-    /// keep their first time. Entries before `watermark` (the first position that is not final) are
-    /// removed.
+    /// keep their first time. Entries before `watermark` are removed.
     pub(super) fn note(&mut self, claim: Claim, watermark: Position) {
         while self.entries.front().is_some_and(|entry| entry.end <= watermark) {
             self.entries.pop_front();

@@ -36,12 +36,12 @@ use crate::telemetry::DroppedLetters;
 /// about an eighth of all letters.
 const FILES: u64 = 8;
 
-/// The most dead-letter files in the directory, however small they are. Each start of the relay
-/// that writes dead letters makes a new file.
+/// The maximum number of dead-letter files in the directory, even if they are small. Each start of
+/// the relay that writes dead letters makes a new file.
 const COUNT_MAX: usize = 1024;
 
-/// The most names that are tried for a new file. A name may be in use already, because another
-/// process has made a file at the same moment.
+/// The maximum number of names that are tried for a new file. A name may be in use already, because
+/// another process has made a file at the same moment.
 const NAMES_MAX: u64 = 1000;
 
 /// The limit for the number in the name of a dead-letter file, which is a time in milliseconds
@@ -336,7 +336,7 @@ impl Directory {
         Err(io::Error::from(Errno::EXIST))
     }
 
-    /// Deletes a file of the directory. A file that is already gone is no error.
+    /// Deletes a file of the directory. It is not an error if the file is gone already.
     fn remove(&self, name: &str) -> io::Result<()> {
         match rustix::fs::unlinkat(&self.0, name, AtFlags::empty()) {
             // Another process has already deleted the file.
@@ -350,7 +350,7 @@ impl Directory {
     fn drop_file(&self, name: &str) -> io::Result<Option<u64>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let mut events = 0;
-        // A file that can't be read is deleted all the same, and counts as empty.
+        // A file that can't be read is also deleted, and counts as empty.
         if let Ok(file) = rustix::fs::openat(&self.0, name, flags, Mode::empty()) {
             let file = File::from(file);
             if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) {

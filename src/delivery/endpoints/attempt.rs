@@ -158,11 +158,11 @@ impl Attempt {
         self.blamed(failure)
     }
 
-    /// Notes that the attempt failed, if its requests were counted already. Otherwise does the same
-    /// as [`Attempt::failed`].
+    /// Does the same as [`Attempt::failed`], but counts nothing. It is for callers that have counted
+    /// the requests already.
     pub(crate) fn blamed(&self, failure: &Failure) -> bool {
-        // A failure costs the time that was spent waiting in vain. A connection that has existed
-        // for long did not wait during all that time, but at most for the request timeout.
+        // A timeout has cost the time since the attempt began. A connection that has existed for
+        // long did not wait during all that time, but at most for the request timeout.
         let late = failure.reason == AttemptError::Timeout;
         let waited = if late { self.begun.elapsed() } else { Duration::ZERO };
         let waited = waited.min(self.set.timeouts.request);

@@ -21,14 +21,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The shortest hold: the time for which an address must answer probes before it is used again
-/// after a failure. A consumer that restarts is away for a few seconds, and returning to it costs a
-/// TCP stream a new connection, so the relay does not return at once.
+/// The shortest hold. A consumer that restarts is away for a few seconds, and returning to it costs
+/// a TCP stream a new connection, so the relay does not return at once.
 pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
 
-/// The longest hold: the time for which an address must answer probes before it is used again after
-/// a failure. It is long because a delivery to a consumer that accepts connections and then hangs
-/// may cost `timeouts.request` each time.
+/// The longest hold. It is long because a delivery to a consumer that accepts connections and then
+/// hangs may cost `timeouts.request` each time.
 pub(super) const HOLD_MAX: Duration = Duration::from_secs(600);
 
 /// The pause after the first failed probe of an address that is down. The pause doubles with each
@@ -45,7 +43,8 @@ pub(super) enum Fault {
     Failed {
         /// The pause that the consumer asked for; `None` if it did not ask.
         asked: Option<Duration>,
-        /// The time that the delivery waited in vain. It is zero unless the failure is a timeout.
+        /// The time that the delivery waited for an answer. It is zero unless the failure is a
+        /// timeout.
         waited: Duration,
     },
     /// The consumer refuses events that other consumers may accept. Since the events may be at
@@ -64,14 +63,14 @@ pub(super) enum Fault {
 #[derive(Debug, Clone)]
 pub(super) struct Circuit {
     state: CircuitState,
-    /// The moment since when the circuit has had its state, as [`Circuit::name`] tells it.
+    /// The moment at which the circuit changed to its current state, as [`Circuit::name`] tells it.
     since: Instant,
     /// The time for which the address must answer probes after a failure, before a delivery tests
     /// it again.
     hold: Duration,
-    /// The moment when the address last came back (could be used again after a failure). `None` if
-    /// the address never failed, or if it has failed again since it came back. Also `None` if the
-    /// address has worked for the time `hold` since it came back.
+    /// The moment when the address could last be used again after a failure. `None` if the address
+    /// never failed, if it has failed again since then, or if it has worked for the time `hold`
+    /// since then.
     back: Option<Instant>,
     /// The moment of the last failed delivery at this address; `None` if no delivery failed.
     failed: Option<Instant>,
@@ -94,10 +93,10 @@ enum CircuitState {
 struct Open {
     /// The moment when the circuit opened.
     since: Instant,
-    /// `true` if the only faults since the circuit opened are refusals of events.
+    /// `true` if refusals of events are the only faults since the circuit opened.
     refused: bool,
-    /// `true` if the only fault since the circuit opened is that the consumer did not answer, while
-    /// a consumer at another address did.
+    /// `true` if silence is the only fault since the circuit opened: the consumer did not answer
+    /// while a consumer at another address did.
     suspect: bool,
     /// The end of the pause that the consumer asked for; `None` if it did not ask.
     asked: Option<Instant>,
@@ -122,8 +121,7 @@ impl Circuit {
         self.since
     }
 
-    /// Makes a change of the state, and notes its moment if the name of the state is another one
-    /// afterwards.
+    /// Makes a change of the state. If this changes the name of the state, notes the moment.
     fn change<T>(&mut self, now: Instant, change: impl FnOnce(&mut Self) -> T) -> T {
         let before = self.name();
         let result = change(self);

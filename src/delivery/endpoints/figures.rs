@@ -19,12 +19,11 @@ use crate::telemetry::AttemptError;
 use crate::telemetry::Quantiles;
 use crate::telemetry::RecentTimes;
 
-/// The most characters of an error's text that are kept. The relay's own texts are shorter; a text
-/// may quote a consumer.
+/// The maximum number of characters that are kept of an error's text. The relay's own texts are
+/// shorter, but a text may quote a consumer.
 const ERROR_CHARS_MAX: usize = 1000;
 
-/// The figures of one address of an output. The address and everybody who uses it share this value,
-/// which ends with the address.
+/// The figures of one address of an output. The address and all its users share this value.
 #[derive(Debug)]
 pub(crate) struct Figures {
     sent_bytes: AtomicU64,
@@ -34,8 +33,7 @@ pub(crate) struct Figures {
 #[derive(Debug)]
 struct Counted {
     requests: u64,
-    /// The number of errors of each kind that has occurred. There are at most as many entries as
-    /// kinds.
+    /// The number of errors by kind. There are at most as many entries as kinds.
     errors: Vec<(AttemptError, u64)>,
     times: RecentTimes,
     last_error: Option<(String, Instant)>,
@@ -48,10 +46,10 @@ pub struct FiguresShown {
     pub requests: u64,
     /// The number of bytes that were sent to the address, repetitions included.
     pub sent_bytes: u64,
-    /// The number of errors of each kind that has occurred.
+    /// The number of errors by kind, for the kinds that have occurred.
     pub errors: Vec<(AttemptError, u64)>,
     /// The times from sending to the acknowledgement, over the last minutes; `None` if nothing was
-    /// acknowledged lately.
+    /// acknowledged in these minutes.
     pub times: Option<Quantiles>,
     /// The text of the last error, and the time since then; `None` if there was none.
     pub last_error: Option<(String, Duration)>,
@@ -101,7 +99,6 @@ impl Figures {
         }
     }
 
-    /// Returns the figures at this moment.
     pub(crate) fn show(&self) -> FiguresShown {
         let now = Instant::now();
         let counted = self.lock();

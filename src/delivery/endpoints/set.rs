@@ -35,8 +35,8 @@ use crate::telemetry::AttemptError;
 /// moment.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// The most addresses of one host name that are used. Further addresses are ignored: a consumer
-/// with more addresses has a load balancer.
+/// The maximum number of addresses of one host name that are used. Further addresses are ignored: a
+/// consumer with more addresses has a load balancer.
 const ADDRESSES_MAX: usize = 64;
 
 /// The type of the function that asks the resolver for the addresses of a host name. The caller
@@ -85,7 +85,8 @@ pub(crate) struct Endpoints {
 /// The state of one address of an output, as `/status` shows it.
 #[derive(Debug, Clone)]
 pub struct AddressState {
-    /// The number of the configured endpoint, from 0. Two URLs of one host and port differ in it.
+    /// The number of the configured endpoint, from 0. It distinguishes two URLs with the same host
+    /// and port.
     pub endpoint: usize,
     /// The configured host and port, and the IP address that the host resolved to.
     pub address: String,
@@ -97,7 +98,7 @@ pub struct AddressState {
     pub state_for: Duration,
     /// `true` if the last delivery or connection that succeeded used this address.
     pub used: bool,
-    /// What was counted at the address since it is one of the output's.
+    /// The figures of the address since the output has had it.
     pub figures: FiguresShown,
 }
 
@@ -268,8 +269,8 @@ impl Endpoints {
         states.collect()
     }
 
-    /// Counts a request to the address with the id `id` that is not waited for any more, because
-    /// another address has answered it.
+    /// Counts a request to the address with the id `id`. Nobody waits for this request any more,
+    /// because another address has answered it.
     pub(crate) fn abandoned(&self, id: usize, failure: &Failure) {
         let found = self.addresses().into_iter().find(|address| address.id == id);
         if let Some(address) = found {

@@ -91,7 +91,7 @@ pub(super) enum Job {
     Probe(ResolvedAddress),
 }
 
-/// The consequences of a failure at an address, for which the caller has to act.
+/// The consequences of a failure at an address. The caller must act on each of them.
 pub(super) struct Noted {
     /// `true` if the failure has opened the address's circuit: from now on, the address counts as
     /// down.
@@ -109,11 +109,9 @@ impl AddressEntry {
         Self { id, socket, circuit, figures, failed_in: None, told: None, told_down: false }
     }
 
-    /// Makes the entry of a new address. It is called when a lookup of an endpoint's host name has
-    /// found a new address, and all addresses of this endpoint that were known before are down.
-    /// `self` is the entry of one of these. The new entry gets a copy of its circuit, the state
-    /// that decides whether deliveries may use the address. So the new address counts as down, too,
-    /// until it has answered probes.
+    /// Makes the entry of a new address of an endpoint all of whose other addresses are down.
+    /// `self` is the entry of one of these. The new entry gets a copy of its circuit, so the new
+    /// address counts as down, too, until it has answered probes.
     fn successor(&self, id: usize, socket: SocketAddr, now: Instant) -> Self {
         let circuit = self.circuit.of_successor(now);
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
@@ -316,8 +314,8 @@ impl AddressTable {
     }
 
     /// Notes that the address with the id `id` has not answered for the time `waited`, while
-    /// another address works. Returns the address, and what the caller has to do (wake the
-    /// connections, log the silence). Returns `None` if no address has this id any more.
+    /// another address works. Returns the address, and what the caller has to do. Returns `None` if
+    /// no address has this id any more.
     pub(super) fn silent(
         &mut self,
         id: usize,
@@ -380,12 +378,12 @@ impl AddressTable {
         };
         let joining = answer.iter().zip(new_ids).filter(|(socket, _)| !before.contains(socket));
         let mut joining: Vec<_> = joining.map(new).collect();
-        // What was counted before the name had an address is shown with its first one.
+        // Figures from before the first lookup move to the first address.
         let unresolved = entry.addresses.iter().find(|address| address.socket.is_none());
         if let Some((unresolved, first)) = unresolved.zip(joining.first_mut()) {
             first.figures = Arc::clone(&unresolved.figures);
         }
-        // Addresses that stay keep their order: an answer in another order is no reason to use
+        // Addresses that stay keep their order: an answer in another order is not a reason to use
         // another address.
         let stays = |socket: SocketAddr| answer.contains(&socket);
         entry.addresses.retain(|address| address.socket.is_some_and(stays));

@@ -100,7 +100,7 @@ impl Endpoints {
                 }
                 return;
             }
-            // Nothing but a lookup can be tried with a name that has no address.
+            // Without an address, a name can only be probed by a lookup.
             Job::Probe(address) if address.socket.is_none() && self.lookups(&address).is_some() => {
                 let result = self.look_up(&address).await;
                 (address, result)

@@ -17,8 +17,8 @@ use crate::delivery::parked::TurnedDown;
 use crate::queue::Claim;
 
 impl Ledger {
-    /// Returns `true` if parked events may be tried now. An ordered output first sends again what
-    /// waits for that, and ends the search for refused events.
+    /// Returns `true` if parked events may be tried now. An ordered output first sends the claims
+    /// that wait to be sent again, and ends the search for refused events.
     pub(super) fn may_try(&self) -> bool {
         let is_first = !self.in_flight.has(State::Pending) && !self.isolation.is_active();
         // One try at a time waits for its lines to be read from files.
@@ -28,7 +28,7 @@ impl Ledger {
     }
 
     /// Returns the moment of the next try of a parked event; `None` if there is none, or if the
-    /// loop must wait for something else before.
+    /// loop must first wait for something else.
     pub(in crate::delivery) fn next_try(&self) -> Option<Instant> {
         let may_try = self.pacing.paused_until().is_none()
             && self.may_send()
@@ -49,7 +49,7 @@ impl Ledger {
     }
 
     /// Begins the tries of an event that the consumer does not take, although it takes others. The
-    /// event is to be sent again, and was sent once.
+    /// event was sent once and is to be sent again.
     pub(super) fn begin_tries(
         &mut self,
         work: Work,
@@ -88,7 +88,7 @@ impl Ledger {
                 parking.turned_down(answer, consumer, self.isolation.conduct(consumer), patience)
             }
             None => {
-                // The failure says nothing about the event.
+                // The failure does not depend on the event.
                 self.health.failed(failure);
                 parking.failed();
                 Next::Wait
@@ -101,8 +101,8 @@ impl Ledger {
         self.take_all_old(failure);
     }
 
-    /// Returns `true` if this claim on the wire is the try of one event. If a filter lets more of
-    /// its events pass than before, it is a claim as any other from now on.
+    /// Returns `true` if this claim on the wire is the try of one event. If the filter now lets
+    /// more of its events pass than before, it becomes an ordinary claim.
     pub(super) fn is_try(&mut self, work: &mut Work) -> bool {
         if work.parking.is_some() && work.events > 1 {
             work.parking = None;
@@ -125,7 +125,7 @@ impl Ledger {
         self.in_flight.each_parked(Parking::hurry);
     }
 
-    /// Does with an event that is to be sent again as was decided after a try.
+    /// Carries out the decision about an event after a try that the consumer did not accept.
     fn go_on_trying(&mut self, mut work: Work, next: Next, failure: &Failure) {
         let position = work.claim.start;
         work.is_remainder = false;
@@ -160,10 +160,10 @@ impl Ledger {
         self.tries_are_over(work.claim);
     }
 
-    /// Forgets what `/status` shows of the parked event of this claim.
+    /// Removes the parked event of this claim from `/status`.
     pub(super) fn tries_are_over(&mut self, claim: Claim) {
         if self.parked.remove(&claim.start).is_some() {
-            // An event that the queue has dropped is forgotten here.
+            // Also forgets events that the queue has dropped.
             self.parked = self.parked.split_off(&self.in_flight.cursor().watermark());
             self.health.parked(&self.parked, None);
         }
