@@ -52,7 +52,7 @@ use sample::Source;
 use crate::ask::Target;
 use crate::telemetry;
 
-/// The longest time after the interval for which events that are on their way are waited for.
+/// The longest wait, after the interval, for events that are on their way.
 const SETTLE: Duration = Duration::from_secs(5);
 
 /// The pause between two samples after the interval. A sample of a large kube-apiserver costs it
@@ -60,8 +60,8 @@ const SETTLE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// The pause between the two samples of the relays if each kube-apiserver is a file. A file has one
-/// sample, so there is nothing to compare with an increase. The second sample of a relay tells
-/// whether its numbers hold still, and whether the URL leads to only one relay.
+/// sample, so there is nothing to compare with an increase. The second sample of a relay shows
+/// whether its numbers are stable, and whether the URL leads to only one relay.
 const OF_FILES: Duration = Duration::from_millis(200);
 
 /// The servers and files of an examination, and its options.
@@ -74,7 +74,7 @@ pub struct Plan {
     pub instances: Option<usize>,
     /// The relays.
     pub relays: Vec<Source>,
-    /// The time between the two samples. It is not waited for if each kube-apiserver is a file.
+    /// The time between the two samples. There is no such wait if each kube-apiserver is a file.
     pub interval: Duration,
     /// The server of the audit webhook's kubeconfig, if it is to be tried.
     pub webhook: Option<Target>,
@@ -89,7 +89,7 @@ impl Plan {
         self.cluster.is_none() && !self.apiservers.is_empty() && self.apiservers.iter().all(is_file)
     }
 
-    /// Makes the source of a URL. A URL without a path gets the path of the metrics.
+    /// Makes the source of a kube-apiserver. A URL without a path gets the path of the metrics.
     #[must_use]
     pub fn apiserver(target: Target) -> Source {
         let path = target.given().unwrap_or("/metrics").to_owned();
@@ -113,7 +113,7 @@ impl Plan {
 pub struct Report {
     /// Everything that was read.
     pub findings: Findings,
-    /// The verdict on it.
+    /// The verdict on the findings.
     pub verdict: Verdict,
 }
 
@@ -131,9 +131,9 @@ impl Report {
     }
 }
 
-/// Takes the samples and judges them. `waiting` is called before the wait between two samples; it
-/// is not called if there is none, because the interval is 0, each kube-apiserver is a file, or no
-/// server has answered.
+/// Takes the samples and judges them. `waiting` is called before the wait between two samples. It
+/// is not called if there is no wait, because the interval is 0, each kube-apiserver is a file, or
+/// no server has answered.
 ///
 /// # Cancel safety
 ///
@@ -154,8 +154,7 @@ pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> Report {
     let has_apiserver = !apiservers.is_empty() || cluster.is_some();
     let relays = Relays::first(relays).await;
     let apiservers = Apiservers::first(apiservers, cluster.as_ref(), instances).await;
-    // Without an answer in the first sample, there is nothing that a second one could be compared
-    // with.
+    // Without an answer in the first sample, the second one could be compared with nothing.
     let has_urls = relays.has_answers() || apiservers.has_answers();
     if has_urls {
         if !has_only_files && !interval.is_zero() {
@@ -164,8 +163,9 @@ pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> Report {
         tokio::time::sleep(interval).await;
     }
     // The relays are asked first in the first sample, and last in the second one. So an event that
-    // a relay has counted in the first one was generated before, and the events that a
-    // kube-apiserver generates between its samples can arrive between those of the relays.
+    // a relay has counted in its first sample was generated before the kube-apiservers were asked,
+    // and the events that a kube-apiserver generates between its samples can arrive between those
+    // of the relays.
     let sample = async || Findings {
         apiservers: apiservers.second().await,
         relays: relays.second().await,

@@ -10,7 +10,7 @@ use std::net::Ipv6Addr;
 /// The default of `--secure-port` of kube-apiserver.
 const PORT: u16 = 6443;
 
-/// A host in one form, and its port; `None` if the text has no port.
+/// A host in a normalized form, and its port; `None` if the text has no port.
 type HostPort = (Host, Option<u16>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +60,9 @@ pub fn is_own(label: &str) -> bool {
     parse(label).0 == Host::Ip(Ipv6Addr::LOCALHOST.into())
 }
 
-/// Returns `true` for an address that is kube-apiserver's own if it listens on IPv4 only, and that
-/// may be a webhook's otherwise: one on the same machine, or at the port of kube-apiserver.
+/// Returns `true` for an address on the same machine, or at the port of kube-apiserver. It is
+/// kube-apiserver's own address if kube-apiserver listens on IPv4 only; otherwise it may be a
+/// webhook's.
 #[must_use]
 pub fn may_be_own(label: &str) -> bool {
     let (host, port) = parse(label);
@@ -72,7 +73,7 @@ pub fn may_be_own(label: &str) -> bool {
     is_near || port == Some(PORT)
 }
 
-/// Parts a text into host and port. A text without a port is a host as a whole.
+/// Splits a text into host and port. A text without a port is only a host.
 fn parse(text: &str) -> HostPort {
     if text.parse::<Ipv6Addr>().is_ok() {
         return (host(text), None);

@@ -29,9 +29,8 @@ pub fn webhook_posts(
     is_one.then(|| (label.clone(), posts))
 }
 
-/// Returns the hosts that get POSTs and are not kube-apiserver itself. A kube-apiserver that
-/// listens on IPv4 only has an address that a webhook may have too, so such an address is left out
-/// only if there are others still.
+/// Returns the hosts that get POSTs and are not kube-apiserver itself. An address that may also be
+/// kube-apiserver's own is left out only if other hosts remain.
 fn others(counts: &ApiserverCounts) -> Vec<&String> {
     let all: Vec<&String> = counts.posts.keys().collect();
     let without = |hosts: &[&'_ String], is_own: &dyn Fn(&str) -> bool| {
@@ -39,8 +38,8 @@ fn others(counts: &ApiserverCounts) -> Vec<&String> {
     };
     let is_own = |host: &str| address::is_own(host) || counts.changed.contains(host);
     let mut hosts = all;
-    // If kube-apiserver's own address is known, another one that only may be its own is the address
-    // of a webhook.
+    // If kube-apiserver's own address is known, any address that merely may be its own is that of a
+    // webhook.
     let is_known = hosts.iter().any(|host| is_own(host));
     let is_own: &dyn Fn(&str) -> bool = if is_known { &is_own } else { &address::may_be_own };
     let is_one = hosts.iter().all(|host| address::is_same(host, hosts[0]));
@@ -61,7 +60,8 @@ pub fn earlier_posts(
     (address.is_some() || address::is_same(&earlier, host)).then_some(posts)
 }
 
-/// Returns the increase of each of these counts since an earlier sample; without one, all of them.
+/// Returns the increase of each of these counts since an earlier sample, or the counts themselves
+/// if there is no earlier sample.
 #[must_use]
 pub fn increases(now: &ByLabel, before: Option<&ByLabel>) -> ByLabel {
     let increase = |(name, count): (&String, &u64)| {
@@ -71,7 +71,7 @@ pub fn increases(now: &ByLabel, before: Option<&ByLabel>) -> ByLabel {
     now.iter().map(increase).collect()
 }
 
-/// Returns those of these attempts that have failed.
+/// Returns the attempts that have failed.
 #[must_use]
 pub fn failed(posts: &ByLabel) -> u64 {
     total(posts.iter().filter(|(code, _)| !code.starts_with('2')).map(|(_, count)| *count))

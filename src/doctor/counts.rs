@@ -35,7 +35,8 @@ const REJECTED: &str = "apiserver_audit_requests_rejected_total";
 const CLIENT: &str = "rest_client_requests_total";
 const STARTED: &str = "process_start_time_seconds";
 
-/// The plugin of kube-apiserver that writes the audit log. Its errors say nothing of the webhook.
+/// The plugin of kube-apiserver that writes the audit log. Its errors are not errors of the
+/// webhook.
 pub const LOG_PLUGIN: &str = "log";
 
 /// Returns the sum of counts. A sum that is too large stays at the largest number.
@@ -67,8 +68,8 @@ pub fn listed(counts: &ByLabel) -> String {
 
 /// The numbers of one source: a kube-apiserver or a relay.
 pub trait Counts: Sized + Clone {
-    /// Takes the numbers out of the families. If all are empty, it asks for every family that it
-    /// may ever need.
+    /// Reads the numbers from the families. If `families` is empty, asks for every family that it
+    /// may need.
     fn take(families: &Families<'_>) -> Self;
 
     /// Returns the names of the families that are read.
@@ -80,7 +81,7 @@ pub trait Counts: Sized + Clone {
         families.asked.into_inner().into_iter().map(str::to_owned).collect()
     }
 
-    /// Takes the numbers out of metrics that were read.
+    /// Reads the numbers from metrics that were parsed.
     fn of(exposition: &Exposition) -> Self {
         Self::take(&Families::of(exposition))
     }
@@ -88,14 +89,15 @@ pub trait Counts: Sized + Clone {
     /// Returns the series that were left out.
     fn wrong(&self) -> &[Wrong];
 
-    /// Returns the start of the process, in seconds since 1970; `None` if it is not known.
+    /// Returns the start time of the process, in seconds since 1970; `None` if it is not known.
     fn started(&self) -> Option<f64>;
 
-    /// Returns a sum of counters, which tells the newer of two samples of the same process.
+    /// Returns a sum of counters. Of two samples of the same process, the newer one has the greater
+    /// sum.
     fn progress(&self) -> u64;
 }
 
-/// A series that was left out, because its metric can't have its value.
+/// A series that was left out, because its value is not possible for its metric.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Wrong {
     /// The name of the metric.
@@ -132,10 +134,11 @@ pub struct ApiserverCounts {
     pub levels: ByLabel,
     /// The API requests that were refused because their event could not be audited.
     pub rejected: Option<u64>,
-    /// The POSTs that kube-apiserver has sent itself, by host, and there by status.
+    /// The POSTs that kube-apiserver has sent, also to itself, by host, and for each host by
+    /// status.
     pub posts: BTreeMap<String, ByLabel>,
-    /// The hosts that it has sent changes to other than by POST. No webhook gets any, so they are
-    /// kube-apiservers.
+    /// The hosts to which kube-apiserver has sent changes by other methods than POST. A webhook
+    /// gets only POSTs, so these hosts are kube-apiservers.
     pub changed: BTreeSet<String>,
     /// The series that were left out.
     pub wrong: Vec<Wrong>,
@@ -159,7 +162,7 @@ impl ApiserverCounts {
 
 impl Counts for ApiserverCounts {
     fn take(families: &Families<'_>) -> Self {
-        // The numbers that decide come first, because the list of wrong series has a limit.
+        // The decisive numbers come first, because the list of wrong series has a limit.
         let (errors, generated) = (families.by(ERRORS, "plugin"), families.sum(EVENTS));
         let mut posts = BTreeMap::<String, ByLabel>::new();
         let mut changed = BTreeSet::new();
@@ -234,11 +237,11 @@ pub struct RelayCounts {
 pub struct RejectedCounts {
     /// The requests, by reason.
     pub by_reason: ByLabel,
-    /// The time since when every batch has been refused, in seconds since 1970; 0: the last one
+    /// The time since when every batch has been refused, in seconds since 1970; 0 if the last batch
     /// was accepted. Requests that may have had no batch do not count. `None` if the relay does not
-    /// say it.
+    /// report it.
     pub since: Option<f64>,
-    /// The number of batches that were refused since then; `None` if the relay does not say it.
+    /// The number of batches that were refused since then; `None` if the relay does not report it.
     pub batches: Option<u64>,
 }
 
@@ -247,14 +250,14 @@ pub struct RejectedCounts {
 pub struct QueueCounts {
     /// The events in the queue.
     pub events: Option<u64>,
-    /// The bytes that count for how full the queue is: `queue_needed_bytes`, or, of a relay that
-    /// does not say it, `queue_bytes`.
+    /// The bytes that count for how full the queue is: `queue_needed_bytes` or, if the relay is of
+    /// a version without it, `queue_bytes`.
     pub needed: Option<u64>,
     /// The greatest number of bytes in the queue.
     pub capacity: Option<u64>,
-    /// `true` if the queue is in memory, and ends with the process; `None` if it is not known.
+    /// `true` if the queue is in memory, and is lost with the process; `None` if that is not known.
     pub in_memory: Option<bool>,
-    /// `false` while the queue cannot store.
+    /// `false` while the queue cannot store events.
     pub writable: Option<bool>,
 }
 
@@ -263,7 +266,7 @@ pub struct QueueCounts {
 pub struct EvidenceCounts {
     /// The entries of the log; 0 without evidence.
     pub size: Option<u64>,
-    /// The time of the last checkpoint, in seconds since 1970; 0: none yet.
+    /// The time of the last checkpoint, in seconds since 1970; 0 if there is none yet.
     pub checkpoint: Option<f64>,
     /// The failed attempts to record evidence, by reason.
     pub errors: ByLabel,
@@ -280,8 +283,8 @@ pub struct OutputCounts {
     pub start: i64,
     /// The age of the oldest event that waits, in seconds.
     pub lag: Option<f64>,
-    /// The lag above which the relay calls the output late, in seconds; `None` if it does not say
-    /// it.
+    /// The lag above which the relay calls the output late, in seconds; `None` if the relay does
+    /// not report it.
     pub lag_max: Option<f64>,
     /// The attempts after the first.
     pub retried: u64,
@@ -364,13 +367,13 @@ impl Counts for RelayCounts {
     }
 }
 
-/// The names of metrics of outputs, each with the function that sets its field.
+/// The names of metrics of outputs, each with the function that sets the field for it.
 type Setters<V> = [(&'static str, fn(&mut OutputCounts, V)); 4];
 
-/// Returns a field of an output that counts by label.
+/// A function that returns the field of an output with counts by label.
 type LabelledField = fn(&mut OutputCounts) -> &mut ByLabel;
 
-/// Returns the outputs that any of the families about outputs names.
+/// Returns the outputs that are named in any of the families about outputs.
 fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
     let mut outputs = BTreeMap::<String, OutputCounts>::new();
     let counts: Setters<u64> = [
@@ -415,17 +418,17 @@ fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
         }
     }
     for output in outputs.values_mut() {
-        // Some relays say 0 also before the first attempt.
+        // Some relays report 0 even before the first attempt.
         let has_tried = output.delivered > 0 || output.failed.values().any(|count| *count > 0);
         output.up = output.up.filter(|up| *up || has_tried);
     }
     outputs
 }
 
-/// The greatest number of series that are named in `wrong`.
+/// The maximum number of series that are named in `wrong`.
 const WRONG_MAX: usize = 10;
 
-/// The greatest number of labels with which such a series is named.
+/// The maximum number of labels with which such a series is named.
 const LABELS_MAX: usize = 10;
 
 /// The families of metrics that were read. Each value is checked when it is taken out.
@@ -521,7 +524,7 @@ fn label(labels: &Labels, name: &str) -> String {
 /// The greatest count that a floating-point number holds exactly.
 const COUNT_MAX: f64 = 9_007_199_254_740_992.0;
 
-/// Returns a value as a count; `None` if it is negative, no number or too large.
+/// Returns a value as a count; `None` if it is negative, not a number, or too large.
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

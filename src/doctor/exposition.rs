@@ -17,8 +17,8 @@ use std::fmt;
 /// The longest line in bytes. A series of kube-apiserver has at most a few hundred bytes.
 const LINE_MAX: usize = 64 << 10;
 
-/// The greatest number of series that are kept. The asked families have some ten series each; the
-/// largest one has a series for each host and status of kube-apiserver's own requests.
+/// The maximum number of series that are kept. The families in question have about ten series each;
+/// the largest has a series for each host and status of kube-apiserver's own requests.
 const SERIES_MAX: usize = 10_000;
 
 /// The greatest number of bytes in the names and values of all labels that are kept. 10 000 series
@@ -28,12 +28,12 @@ const LABELS_MAX: usize = 4 << 20;
 /// The byte order mark of UTF-8, which some editors and shells write at the beginning of a file.
 const MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The fault of a text that is not in the format.
+/// The reason why a text is not in the Prometheus format.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     /// The number of the first wrong line, counted from 1.
     pub line: u64,
-    /// The fault, as the end of a message.
+    /// The description of the fault, as the end of a message.
     pub what: &'static str,
 }
 
@@ -69,18 +69,19 @@ impl Exposition {
         self.families.get(name).into_iter().flatten().map(|(labels, value)| (labels, *value))
     }
 
-    /// Returns the value of the only series of a family; `None` if the text has none of the family.
+    /// Returns the value of a family with a single series; `None` if the text does not have the
+    /// family.
     #[must_use]
     pub fn value(&self, name: &str) -> Option<f64> {
         self.family(name).next().map(|(_, value)| value)
     }
 }
 
-/// Reads a text in parts.
+/// Reads a text part by part.
 #[derive(Debug, Default)]
 pub struct Reader {
     wanted: Vec<String>,
-    /// The beginning of a line whose end has not arrived yet.
+    /// The beginning of a line that is not complete yet.
     begun: Vec<u8>,
     /// The number of lines that were read.
     lines: u64,
@@ -186,7 +187,7 @@ struct Scanner<'a> {
 }
 
 impl<'a> Scanner<'a> {
-    /// Removes blanks, and then `char`. Returns `false` if the next character is another one.
+    /// Removes blanks, and then `char`. Returns `false` if another character follows.
     fn skip(&mut self, char: char) -> bool {
         self.rest = self.rest.trim_start_matches([' ', '\t']);
         let rest = self.rest.strip_prefix(char);
@@ -195,7 +196,7 @@ impl<'a> Scanner<'a> {
     }
 
     /// Removes a name. `colons` is `true` for the name of a family, which may have colons, and
-    /// `false` for the name of a label. Returns `None` if the line does not continue with a name.
+    /// `false` for the name of a label. Returns `None` if no name follows.
     fn name(&mut self, colons: bool) -> Option<&'a str> {
         self.rest = self.rest.trim_start_matches([' ', '\t']);
         let is_of_name =
@@ -207,8 +208,8 @@ impl<'a> Scanner<'a> {
         is_name.then_some(name)
     }
 
-    /// Removes labels up to the closing brace, whose opening one is removed already. `take` gets
-    /// each label if `is_wanted` is `true`, and returns the earlier value of the same label.
+    /// Removes labels up to the closing brace; the opening one is removed already. If `is_wanted`
+    /// is `true`, `take` gets each label, and returns the earlier value of the same label.
     fn labels(
         &mut self,
         is_wanted: bool,
@@ -244,8 +245,8 @@ impl<'a> Scanner<'a> {
                 '\\' => match chars.next()?.1 {
                     'n' => '\n',
                     escaped @ ('\\' | '"') => escaped,
-                    // The format knows no other escapes. The backslash stays, as in Prometheus, so
-                    // that two values that differ in it are not taken for one.
+                    // The format has no other escapes. The backslash stays, as in Prometheus, so
+                    // that two values that differ only in it stay different.
                     other => {
                         if is_wanted {
                             text.push('\\');
@@ -262,7 +263,7 @@ impl<'a> Scanner<'a> {
         None
     }
 
-    /// Removes a number. Returns `None` if the line does not continue with a number.
+    /// Removes a number. Returns `None` if no number follows.
     fn number(&mut self) -> Option<f64> {
         self.rest = self.rest.trim_start_matches([' ', '\t']);
         let end = self.rest.find([' ', '\t']).unwrap_or(self.rest.len());

@@ -57,7 +57,7 @@ const NEAR: f64 = 0.7;
 /// The shortest time in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;
 
-/// After this many seconds without an accepted event, the events that kube-apiserver generates
+/// After this many seconds without an accepted event, the events that kube-apiserver generated
 /// count as unexplained. It collects a batch for at most 30 s.
 const NOTHING_ARRIVES: f64 = 60.0;
 
@@ -71,7 +71,7 @@ pub struct Findings {
     pub apiservers: Vec<Sampled<ApiserverCounts>>,
     /// The relays.
     pub relays: Vec<Sampled<RelayCounts>>,
-    /// `true` if a kube-apiserver was asked for. Otherwise the relays are judged alone.
+    /// `true` if the user named a kube-apiserver. Otherwise only the relays are judged.
     pub has_apiserver: bool,
     /// The address of the audit webhook; `None` if it is not known.
     pub webhook: Option<Address>,
@@ -95,14 +95,14 @@ impl Findings {
     }
 }
 
-/// The weight of a cause, and the verdict. The greatest one decides.
+/// The weight of a cause or of the verdict. The verdict has the greatest weight of all causes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Something was checked and is in order.
     Ok,
     /// An operator should look at something, but no event is lost or unaccounted for.
     Warning,
-    /// Nothing is lost so far, and the verdict says what is not in order: events wait, or something
+    /// Nothing is lost so far, but the verdict says what is not in order: events wait, or something
     /// was not compared.
     SoFar,
     /// Something cannot be known.
@@ -111,7 +111,7 @@ pub enum Kind {
     Lost,
 }
 
-/// One thing that was found.
+/// A fact that was found, with its place and the action to take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
     /// The weight.
@@ -184,7 +184,7 @@ pub fn judge(findings: &Findings) -> Verdict {
     }
     let refusals = refusals::find(&findings.relays, findings.now);
     let mut of_refusals: Vec<_> = refusals.iter().map(|it| refused(it, findings)).collect();
-    // The events that two relays have refused are the same ones.
+    // Events that two relays have refused are the same events, so they must not be added up.
     of_refusals.sort_by_key(|cause| (Reverse(cause.kind), Reverse(cause.lost)));
     of_refusals.iter_mut().skip(1).for_each(|cause| cause.lost = 0);
     causes.extend(of_refusals);
@@ -220,7 +220,7 @@ fn verdict(causes: Vec<Cause>) -> Verdict {
             let about = of_kind.iter().map(|cause| about(cause)).max().unwrap_or_default();
             let when = when(&of_kind);
             let colon = if is_one { "" } else { ":" };
-            // A loss outranks an unknown, and the unknown must be told beside it.
+            // A loss outranks an unknown, but the unknown must be mentioned too.
             let also = causes.iter().find(|it| matches!(it.kind, Kind::Unknown | Kind::SoFar));
             let also = also.map(|cause| format!(". Besides: {}", told(&cause)));
             let also = also.unwrap_or_default();
@@ -234,12 +234,12 @@ fn verdict(causes: Vec<Cause>) -> Verdict {
     Verdict { kind, lost, place, advice, sentence, causes }
 }
 
-/// Returns a word before the number of a cause; empty if the number was counted.
+/// Returns the word before an estimated number of lost events; empty if the number was counted.
 fn about(cause: &Cause) -> &'static str {
     if cause.is_estimate { "about " } else { "" }
 }
 
-/// Returns a sentence that tells losses of an earlier time from those of the interval; empty if the
+/// Returns a sentence that distinguishes earlier losses from those of the interval; empty if the
 /// time of one of them is not known.
 fn when(lost: &[&Cause]) -> &'static str {
     match lost.iter().map(|cause| cause.lately).collect::<Option<Vec<u64>>>() {
@@ -273,7 +273,8 @@ pub fn seconds(elapsed: f64) -> String {
     if elapsed < 9.95 { format!("{elapsed:.1} s") } else { format!("{elapsed:.0} s") }
 }
 
-/// Returns since when a counter counts, and its increase in the interval if there is one.
+/// Returns a text that says from when a counter counts, and its increase in the interval if there
+/// is one.
 fn since(started: Option<f64>, increase: Option<(u64, f64)>) -> String {
     let start = match started {
         Some(at) => format!("since the start at {}", time(at)),
@@ -302,12 +303,12 @@ fn apiserver_causes(
     let Some(counts) = &apiserver.counts else { return };
     wrong_causes(&place, counts.wrong(), causes);
     let posts = webhook_posts(counts, findings.webhook.as_ref());
-    // Without the address, the host is only a guess.
+    // Without the address of the webhook, the host is only a guess.
     let known = posts.as_ref().filter(|_| findings.webhook.is_some());
     let has_failed = known.is_none_or(|(_, posts)| attempts::failed(posts) > 0);
     lost_by_plugins(&place, apiserver, has_failed, findings, causes);
     match counts.generated {
-        // The series is named already.
+        // The series was reported already.
         None if counts.wrong.iter().any(|wrong| wrong.name == EVENTS) => {}
         None => causes.push(Cause::unknown(
             &place,
@@ -334,8 +335,8 @@ fn apiserver_causes(
     }
 }
 
-/// Finds the events that the plugins of a kube-apiserver have lost. `has_failed` is `false` if none
-/// of its attempts to reach the webhook has failed.
+/// Reports the events that the plugins of a kube-apiserver have lost. `has_failed` is `false` if
+/// none of its attempts to reach the webhook has failed.
 fn lost_by_plugins(
     place: &str,
     apiserver: &Sampled<ApiserverCounts>,
@@ -374,8 +375,8 @@ fn one_of(apiserver: &Sampled<ApiserverCounts>, findings: &Findings) -> String {
     }
 }
 
-/// Returns the cause that doctor has found itself for requests of kube-apiserver that reach no
-/// relay, with its remedy; `None` if it has found none.
+/// Returns the cause, with its remedy, that doctor has found for requests of kube-apiserver that
+/// reach no relay; `None` if it has found none.
 fn found_cause(findings: &Findings) -> Option<String> {
     let is_unknown = |cause: &&Cause| cause.kind == Kind::Unknown;
     let mut of_webhook = findings.checks.iter().filter(is_unknown);
@@ -401,7 +402,7 @@ fn found_cause(findings: &Findings) -> Option<String> {
     ))
 }
 
-/// Names the series whose values cannot be used.
+/// Reports the series whose values cannot be used.
 fn wrong_causes(place: &str, wrong: &[Wrong], causes: &mut Vec<Cause>) {
     let cause = |wrong: &Wrong| {
         let advice = "Run the command again; if the value stays, look at the /metrics of this \
@@ -411,7 +412,7 @@ fn wrong_causes(place: &str, wrong: &[Wrong], causes: &mut Vec<Cause>) {
     causes.extend(wrong.iter().map(cause));
 }
 
-/// Finds attempts that have failed, and a rate near the throttle.
+/// Reports attempts that have failed, and a rate near the throttle.
 fn attempt_causes(
     place: &str,
     host: &str,
@@ -434,8 +435,8 @@ fn attempt_causes(
         causes.push(Cause::warning(place, what, advice));
     }
     if let Some(elapsed) = elapsed.filter(|elapsed| *elapsed >= RATE_MIN && earlier.is_some()) {
-        // An attempt is not a batch: the throttle counts a batch once, and kube-apiserver may send
-        // it five times. So there are at least as many batches as successes.
+        // The throttle counts a batch once, but kube-apiserver may send it five times. So there are
+        // at least as many batches as successes, and at least a fifth as many as attempts.
         let all = total(increases.values().copied());
         let taken = all - attempts::failed(&increases);
         #[allow(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
@@ -496,8 +497,8 @@ fn relay_causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut 
     relay_warnings(&place, relay, counts, findings.now, causes);
 }
 
-/// Finds a process that began after kube-apiserver, with its queue in memory. If another process
-/// was there before, the events that waited in it may be lost, and its counters are lost with them.
+/// Reports a relay that was started after kube-apiserver and has its queue in memory. If there was
+/// an earlier process, the events in its queue may be lost, and its counters are gone.
 fn forgotten(place: &str, counts: &RelayCounts, findings: &Findings) -> Option<Cause> {
     let apiservers = findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
     let first = apiservers.filter_map(|it| it.started).reduce(f64::min)?;
@@ -516,7 +517,7 @@ fn forgotten(place: &str, counts: &RelayCounts, findings: &Findings) -> Option<C
     })
 }
 
-/// Finds the events that an output of a relay has lost, or those that no output can get.
+/// Reports the events that an output of a relay has lost, and those that no output can get.
 fn lost(
     place: &str,
     relay: &Sampled<RelayCounts>,
@@ -525,7 +526,7 @@ fn lost(
     causes: &mut Vec<Cause>,
 ) {
     let before = relay.before.as_ref();
-    // The losses of a process that has ended since are losses too.
+    // The losses of a process that has ended since the first sample are losses too.
     let earlier = before.filter(|_| is_restarted(relay)).map_or(0, |it| it.lost(plugin));
     let lost = total([counts.lost(plugin), earlier]);
     if lost == 0 {
@@ -588,7 +589,7 @@ fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
     Some(came - went.into_iter().map(i128::from).sum::<i128>())
 }
 
-/// Finds events that wait for an output in trouble. Only a required output changes the verdict's
+/// Reports events that wait for an output in trouble. Only a required output changes the verdict's
 /// sentence. The relay itself says above which lag an output is late.
 fn waiting(
     place: &str,
@@ -683,13 +684,13 @@ fn relay_warnings(
     }
 }
 
-/// The place of causes that concern the whole way.
+/// The place of causes that concern everything between kube-apiserver and the relays.
 const WAY: &str = "the way from kube-apiserver to the relays";
 
 const NOTHING_RECEIVED: &str = "Check the URL in kube-apiserver's --audit-webhook-config-file, and \
                                 see the runbook KubeAuditForwarderNothingReceived";
 
-/// Finds the causes that concern all processes together.
+/// Reports the causes that concern all processes together.
 fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     if findings.relays.is_empty() {
         let what = "there is none to ask";
@@ -700,7 +701,7 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     let has_accepted = !are_known || counts.iter().any(|it| it.accepted > Some(0));
     let has_delivered =
         counts.iter().flat_map(|it| it.outputs.values()).any(|output| output.delivered > 0);
-    // If something could not be read, its own cause says already why nothing was compared.
+    // If something could not be read, its own cause already says why nothing was compared.
     let is_unknown = causes.iter().any(|it| it.kind == Kind::Unknown);
     let is_compared = !matches!(
         (findings.totals(), findings.increases()),
@@ -711,7 +712,7 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     let silence = silence.filter(|_| are_known && grows(findings));
     let is_missing =
         is_compared && compared.iter().any(|it| it.kind == Kind::Unknown) || silence.is_some();
-    // Rejections of now come first: they explain why nothing arrives, and their remedy is the one
+    // Current rejections come first: they explain why nothing arrives, and their remedy is the one
     // to begin with.
     let now = match has_accepted {
         false => rejections(findings, rejected, "every request since the start rejected"),
@@ -734,7 +735,7 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
         );
         causes.push(Cause::unknown(WAY, what, advice()));
     }
-    // Rejections of an earlier time may be the cause too, or may be over for long.
+    // Earlier rejections may be the cause too, or may have ended long ago.
     if has_accepted && is_missing && !has_rejected {
         causes.extend(rejections(findings, rejected, "requests rejected since the start"));
     }
@@ -749,7 +750,7 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
 const ASK_TWICE: &str = "Ask kube-apiserver by a URL, such as that of kubectl proxy, so that two \
                          samples can be compared";
 
-/// Returns the cause that events are missing; `when` says of which time they are.
+/// Returns the cause that events are missing; `when` says to which time they belong.
 fn missing(count: u64, when: &str, findings: &Findings) -> Cause {
     let what =
         format!("{} {when}unexplained: generated, and neither received nor lost", events(count));
@@ -766,8 +767,8 @@ fn missing(count: u64, when: &str, findings: &Findings) -> Cause {
     Cause::unknown(WAY, what, advice)
 }
 
-/// Returns what follows from the two comparisons: of the totals, and of the increases. A number
-/// that both show is told once.
+/// Returns the conclusion from the comparisons of the totals and of the increases. A number that
+/// both show is reported once.
 fn compared(findings: &Findings) -> Option<Cause> {
     let (totals, increases) = (findings.totals(), findings.increases());
     let so_far = |what, advice: &str| Some(Cause::new(Kind::SoFar, WAY, what, advice));
@@ -844,7 +845,7 @@ fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
     let is_asked = findings.has_apiserver
         && findings.apiservers.iter().all(|it| it.fault.is_none())
         && counts().all(|it| it.generated.is_some());
-    // A loss of an earlier time says nothing about this refusal.
+    // An earlier loss does not belong to this refusal.
     let counted = |it: &Sampled<ApiserverCounts>| {
         let before = it.before.as_ref().map_or(0, ApiserverCounts::lost);
         it.counts.as_ref().is_some_and(|now| now.lost() > before)
@@ -878,8 +879,9 @@ fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
     }
 }
 
-/// Estimates the events that were given up during a refusal: by the rate at which kube-apiserver
-/// generates events now, or at which the relays got events before, or by the number of batches.
+/// Estimates the events that were given up during a refusal, from the rate at which kube-apiserver
+/// generates events now, from the rate at which the relays got events before, or from the number of
+/// batches.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,

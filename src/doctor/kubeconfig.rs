@@ -53,11 +53,13 @@ impl std::fmt::Debug for Token {
 pub struct Kubeconfig {
     /// The URL of the server.
     pub server: String,
-    /// The authorities that may sign the server's certificate; `None`: those of the system.
+    /// The authorities that may sign the server's certificate; `None` stands for those of the
+    /// system.
     pub ca: Option<Pem>,
     /// `true` if the server's certificate is not verified.
     pub insecure: bool,
-    /// The name that the server's certificate must have; `None`: the host of the server's URL.
+    /// The name that the server's certificate must have; `None` stands for the host of the server's
+    /// URL.
     pub server_name: Option<String>,
     /// The token that is sent to the server.
     pub token: Option<Token>,
@@ -242,7 +244,7 @@ fn list(node: &Node) -> &[Node] {
     }
 }
 
-/// Returns the text of a value; `None` if it is null, empty, or no text.
+/// Returns the text of a value; `None` if it is null, empty, or not a text.
 fn scalar(node: &Node) -> Option<&str> {
     match &node.value {
         Value::Scalar { .. } if is_nothing(node) => None,
@@ -255,7 +257,7 @@ fn text_of<'n>(node: &'n Node, name: &str) -> Option<&'n str> {
     field(node, name).and_then(scalar)
 }
 
-/// Returns `true` if the value is null or an empty text, which client-go takes as not set.
+/// Returns `true` if the value is null or an empty text, which client-go treats as not set.
 fn is_nothing(node: &Node) -> bool {
     match &node.value {
         Value::Scalar { text, plain } => {

@@ -25,10 +25,10 @@ const REQUESTS: u64 = 5;
 /// The longest time for the events to arrive. kube-apiserver collects a batch for at most 30 s.
 const PATIENCE: Duration = Duration::from_secs(45);
 
-/// The pause between two looks at the metrics.
+/// The pause between two readings of the metrics.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Sends the requests, and returns what became of their events. `relays` has each relay with the
+/// Sends the requests, and reports what happened to their events. `relays` has each relay with the
 /// path of its metrics.
 pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
     const PLACE: &str = "the probe";
@@ -54,7 +54,7 @@ pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
     let end = Instant::now() + PATIENCE;
     let mut is_generated = false;
     loop {
-        // Each sum is looked at until it has risen once.
+        // Each sum is read until it has risen once.
         is_generated = is_generated || has_risen(self::generated(cluster).await, generated_before);
         if is_generated && has_risen(self::accepted(relays).await, accepted_before) {
             let what = format!("{REQUESTS} requests were audited, and as many events arrived");
@@ -79,12 +79,14 @@ pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
     }
 }
 
-/// Returns `true` if a sum has risen by the number of requests. One that cannot be read has not.
+/// Returns `true` if a sum has risen by the number of requests. A sum that cannot be read has not
+/// risen.
 fn has_risen(sum: Result<u64, String>, before: u64) -> bool {
     sum.is_ok_and(|sum| sum >= before.saturating_add(REQUESTS))
 }
 
-/// Returns the events that all kube-apiservers have generated, or which one cannot be read and why.
+/// Returns the number of events that all kube-apiservers have generated. The error names the one
+/// that cannot be read, and the reason.
 async fn generated(cluster: &Cluster) -> Result<u64, String> {
     let first = Apiservers::<ApiserverCounts>::first(Vec::new(), Some(cluster), None).await;
     let each = first.second().await.into_iter().map(|it| {
@@ -96,7 +98,8 @@ async fn generated(cluster: &Cluster) -> Result<u64, String> {
     each.collect::<Result<Vec<u64>, String>>().map(total)
 }
 
-/// Returns the events that all relays have accepted, or which one cannot be read and why.
+/// Returns the number of events that all relays have accepted. The error names the one that cannot
+/// be read, and the reason.
 async fn accepted(relays: &[(Target, String)]) -> Result<u64, String> {
     let mut sum = 0;
     for (target, path) in relays {

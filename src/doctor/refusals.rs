@@ -20,34 +20,34 @@ use super::counts::total;
 use super::sample::Sampled;
 use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
 
-/// The reasons that say nothing about a batch of kube-apiserver, or end with the process.
+/// The reasons with which requests without a batch may be refused, or which end with the process.
 const NO_BATCH: [&str; 3] = ["method", "media_type", "shutting_down"];
 
 /// The time in seconds for which kube-apiserver repeats a batch if the answers have no
 /// `Retry-After`.
 const PATIENCE: f64 = 90.0;
 
-/// The least number of attempts that kube-apiserver makes for a batch, the first one included.
+/// The minimum number of attempts that kube-apiserver makes for a batch, including the first one.
 pub const ATTEMPTS: u64 = 5;
 
-/// The greatest number of attempts that it makes for a batch while the answers have `Retry-After`.
+/// The maximum number of attempts that it makes for a batch while the answers have `Retry-After`.
 const ATTEMPTS_MAX: u64 = 50;
 
-/// Requests that a relay has refused, and nothing but them.
+/// A time in which a relay has refused every request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refusal<'f> {
     /// The relay.
     pub source: &'f str,
-    /// The seconds for which it has accepted nothing and refused requests.
+    /// The seconds for which the relay has accepted nothing and refused requests.
     pub seconds: f64,
-    /// The same time, but counted from the moment at which any of the relays has accepted something
-    /// the last time; `None` if one of them cannot be asked.
+    /// The seconds since any of the relays last accepted something; `None` if one of them cannot be
+    /// asked.
     pub seconds_at_all: Option<f64>,
     /// The time in seconds after which kube-apiserver gives a batch up.
     pub patience: f64,
     /// The refused requests by reason: those of the interval, or else those since the start.
     pub reasons: ByLabel,
-    /// The least number of batches that were given up.
+    /// The minimum number of batches that were given up.
     pub batches: u64,
     /// `true` if the requests certainly had batches.
     pub are_batches: bool,
@@ -80,8 +80,8 @@ pub fn find(relays: &[Sampled<RelayCounts>], now: f64) -> Vec<Refusal<'_>> {
     refusals
 }
 
-/// Returns the time at which any relay has accepted a batch the last time; 0 if none has since its
-/// start, and `None` if one of them cannot be asked.
+/// Returns the time at which any relay last accepted a batch; 0 if none has since its start, and
+/// `None` if one of them cannot be asked.
 fn last_accepted(relays: &[Sampled<RelayCounts>], now: f64) -> Option<f64> {
     let last = |relay: &Sampled<RelayCounts>| {
         let counts = relay.counts.as_ref().filter(|_| relay.fault.is_none())?;
@@ -89,7 +89,7 @@ fn last_accepted(relays: &[Sampled<RelayCounts>], now: f64) -> Option<f64> {
         match counts.last_event {
             _ if is_restarted(relay) => None,
             _ if has_grown && counts.accepted > Some(0) && relay.before.is_some() => Some(now),
-            // A process before this one may have accepted what is missing.
+            // An earlier process of the relay may have accepted batches until this one started.
             Some(at) => Some(at.max(counts.started.unwrap_or_default())),
             None => Some(0.0).filter(|_| counts.accepted == Some(0)),
         }
@@ -123,7 +123,7 @@ fn of_one(relay: &Sampled<RelayCounts>, now: f64) -> Option<Refusal<'_>> {
         (_, Some(at)) => at.max(counts.started?),
         (_, None) => return None,
     };
-    // Requests of the time before `since` say nothing about this refusal.
+    // Requests that were refused before `since` do not belong to this refusal.
     let counted = counts.rejected.batches.filter(|_| are_batches);
     let (seconds, requests) = (now - since, counted.unwrap_or_else(|| total(all.into_values())));
     // A sender that is still refused tries again after `pause` seconds at the latest, so a shorter

@@ -68,7 +68,7 @@ pub fn of_reason(reason: &str) -> &'static str {
     }
 }
 
-/// Returns the remedy for a webhook that was tried in vain, by the error.
+/// Returns the remedy for a webhook that could not be reached, by the error.
 #[must_use]
 pub fn of_webhook(error: &str) -> &'static str {
     let has = |words: &[&str]| words.iter().any(|word| error.contains(word));

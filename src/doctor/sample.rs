@@ -28,8 +28,9 @@ use super::text::Text;
 use crate::ask::AskError;
 use crate::ask::Target;
 
-/// The number of answers in a row without a new instance, after which an address has shown all of
-/// its instances. Of three instances that answer at random, one stays unseen in 4 % of all cases.
+/// After this many answers in a row without a new instance, an address counts as having shown all
+/// of its instances. Of three instances that answer at random, one stays unseen in 4 % of all
+/// cases.
 const NOTHING_NEW: usize = 8;
 
 /// The greatest number of requests to one address for one sample.
@@ -95,11 +96,11 @@ pub struct Sampled<C> {
     /// The numbers of the first sample; `None` for a file, and for a process that did not answer
     /// then.
     pub before: Option<C>,
-    /// The newest numbers; `None` if there are none at all.
+    /// The newest numbers; `None` if there are none.
     pub counts: Option<C>,
     /// The seconds between the two samples; `None` if there is only one.
     pub elapsed: Option<f64>,
-    /// The reason why the process could not be read, the last time.
+    /// The reason why the process could not be read at the last attempt.
     pub fault: Option<String>,
 }
 
@@ -120,7 +121,8 @@ struct Seen<C> {
     counts: C,
 }
 
-/// Distinguishes processes by their start time. `None`: the process does not tell it.
+/// The start time of a process, which distinguishes it from others. `None` if the process does not
+/// report it.
 type Start = Option<u64>;
 
 fn start_of(counts: &impl Counts) -> Start {
@@ -131,8 +133,8 @@ fn start_of(counts: &impl Counts) -> Start {
 struct Shown<C> {
     source: String,
     seen: BTreeMap<Start, Seen<C>>,
-    /// The first fault of a request; `None` also if all expected instances have answered
-    /// nevertheless.
+    /// The first fault of a request; `None` if there was none, or if all expected instances have
+    /// answered nevertheless.
     fault: Option<String>,
     /// `true` if the last request had no answer when the time was over.
     is_silent: bool,
@@ -271,7 +273,7 @@ fn of_file<C: Counts>(file: &Path) -> Sampled<C> {
 struct Address<C> {
     target: Target,
     path: String,
-    /// `true` for an endpoint of the Service, behind which there is one process.
+    /// `true` for an endpoint of the Service. Behind it there is one process.
     is_endpoint: bool,
     /// The instances that the address has shown in the first sample.
     before: Shown<C>,
@@ -350,8 +352,8 @@ impl<C: Counts> Apiservers<C> {
     }
 
     /// Returns an instance that has not answered at the URL `source`, if there must be one. `read`
-    /// is the number of processes that were read, `found` are those of this URL, and `fault` is
-    /// that of its requests.
+    /// is the number of processes that were read, `found` has those of this URL, and `fault` is the
+    /// fault of its requests.
     fn unseen(
         &self,
         source: &str,
@@ -393,7 +395,8 @@ impl<C: Counts> Apiservers<C> {
             let Address { before, is_endpoint, .. } = address;
             let source = &before.source;
             let found = matched(before, &after);
-            // A request that failed in the second sample is the fault of a known instance.
+            // If the first sample has shown instances, a fault of the second sample belongs to one
+            // of them.
             let newest = before.seen.is_empty();
             let fault = if newest { after.fault.clone() } else { before.fault.clone() };
             if found.is_empty() {
@@ -432,8 +435,8 @@ impl<C: Counts> Apiservers<C> {
     }
 }
 
-/// Keeps one of two descriptions of the same process: the newer one, or else the one with two
-/// samples.
+/// Keeps one of two descriptions of the same process: the newer one or, of equally new ones, the
+/// one that replaces a fault or has two samples.
 fn keep<C: Counts>(kept: &mut Sampled<C>, sampled: Sampled<C>) {
     let progress = |it: &Sampled<C>| it.counts.as_ref().map(C::progress);
     let has_more = kept.before.is_none() && sampled.before.is_some();
@@ -447,7 +450,7 @@ fn keep<C: Counts>(kept: &mut Sampled<C>, sampled: Sampled<C>) {
     }
 }
 
-/// Puts the instances of the two samples together by their start times.
+/// Combines the instances of the two samples by their start times.
 fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
     let several = before.seen.len().max(after.seen.len()) > 1;
     let name = |index: usize| match several {
@@ -474,9 +477,10 @@ fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
     starts.into_iter().enumerate().map(sampled).collect()
 }
 
-/// Asks an address on new connections until it has shown `expected` instances, or nothing new for
-/// some time. With `known` instances from an earlier sample, the last answer of each counts, and
-/// the address is asked until all of them have answered; otherwise the first answer counts.
+/// Sends requests to an address on new connections until it has shown `expected` instances, or
+/// nothing new for some time. If there are `known` instances from an earlier sample, the address is
+/// asked until all of them have answered, and the last answer of each counts; otherwise the first
+/// answer counts.
 async fn survey<C: Counts>(
     target: &Target,
     path: &str,
@@ -493,8 +497,8 @@ async fn survey<C: Counts>(
             Err(fault) => {
                 shown.fault.get_or_insert(fault);
                 shown.is_silent = Instant::now() >= deadline;
-                // An address that has not answered at all is not asked again. Behind an address
-                // that has, or that has several instances, one of them may be away.
+                // An address that never answered is not asked again. If it has answered before, or
+                // has several instances, one of them may be away.
                 let is_away = shown.seen.is_empty() && expected.is_none_or(|count| count <= 1);
                 nothing_new += 1;
                 match is_away || shown.is_silent || nothing_new >= NOTHING_NEW {
@@ -577,8 +581,8 @@ fn https_port(ports: &Value) -> Option<u16> {
     u16::try_from(named["port"].as_u64()?).ok()
 }
 
-/// Repeats a sample, with pauses between, until `is_settled` says that nothing is on its way any
-/// more, at most for `limit`. Returns the last sample.
+/// Repeats a sample, with pauses between, until `is_settled` says that no events are on their way
+/// any more, but at most for `limit`. Returns the last sample.
 pub async fn settle<T>(
     limit: Duration,
     pause: Duration,

@@ -69,7 +69,7 @@ pub fn text(findings: &Findings, verdict: &Verdict) -> String {
     }
     consumer_lines(findings, &mut lines);
     let of_verdict = |cause: &&Cause| cause.kind == verdict.kind && verdict.kind > Kind::Warning;
-    // A cause that the verdict tells completely is not told twice.
+    // A cause that the verdict already contains completely is not repeated.
     let is_told = verdict.causes.iter().filter(of_verdict).count() == 1;
     for cause in verdict.causes.iter().filter(|cause| !(is_told && of_verdict(cause))) {
         let word = word(cause.kind);
@@ -129,8 +129,8 @@ fn started(at: Option<f64>) -> String {
     at.map_or_else(|| "start unknown".to_owned(), |at| format!("started {}", time(at)))
 }
 
-/// Returns the lost events by plugin, also those of the plugins that have lost nothing. `None` is a
-/// number that is not known.
+/// Returns the lost events by plugin, also for plugins that have lost nothing. `None` stands for an
+/// unknown number.
 fn by_plugin(counts: &ApiserverCounts) -> BTreeMap<String, Option<u64>> {
     let none = PLUGINS.iter().map(|name| ((*name).to_owned(), Some(0)));
     let lost = counts.errors.iter().map(|(name, lost)| (name.clone(), Some(*lost)));
@@ -407,7 +407,7 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
         "unexplained_missing_in_interval": match findings.increases() {
             Comparison::Missing(count) => Some(count),
             Comparison::Equal => Some(0),
-            // These comparisons say nothing about missing events.
+            // These comparisons show nothing about missing events.
             Comparison::Not(_)
             | Comparison::More(_)
             | Comparison::Collected(..)

@@ -23,7 +23,7 @@ pub enum Text {
     Gzip(Box<MultiGzDecoder<Plain>>),
 }
 
-/// A text that is not packed, or not any more.
+/// A text that is not packed, or that was unpacked.
 pub struct Plain {
     reader: Reader,
     /// The number of bytes that were read.
@@ -57,7 +57,7 @@ impl Write for Plain {
 }
 
 impl Text {
-    /// Makes a text of which the families with these names are kept.
+    /// Makes a text that keeps the families with these names.
     #[must_use]
     pub fn new(wanted: Vec<String>) -> Self {
         Self::Plain(Plain { reader: Reader::new(wanted), bytes: 0, fault: None })
@@ -104,7 +104,7 @@ impl Text {
     }
 }
 
-/// Returns the fault of the text, or else that of gzip.
+/// Returns the fault of the text or, if it has none, that of gzip.
 fn fault(of_text: Option<String>, error: &io::Error) -> String {
     of_text.unwrap_or_else(|| format!("not valid gzip: {error}"))
 }

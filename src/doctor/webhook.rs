@@ -25,10 +25,10 @@ const EMPTY: &str = "{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",
 /// The longest time for a relay to count a request that it has answered.
 const COUNTED: Duration = Duration::from_secs(3);
 
-/// The pause between two looks at the relays' counters.
+/// The pause between two readings of the relays' counters.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Sends the request to the webhook, and returns what was found. `relays` has each relay with the
+/// Sends the request to the webhook, and reports the findings. `relays` has each relay with the
 /// path of its metrics; `now` is the time in seconds since 1970.
 pub async fn check(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<Cause> {
     let place = format!("the webhook {webhook}");
@@ -71,7 +71,7 @@ pub async fn check(webhook: &Target, relays: &[(Target, String)], now: f64) -> V
     found
 }
 
-/// Returns a cause about the end of a certificate, which is in seconds since 1970.
+/// Returns a cause about a certificate that ends at `not_after`, in seconds since 1970.
 #[allow(clippy::cast_precision_loss, reason = "a time in seconds is far below 2^52")]
 fn certificate(place: &str, not_after: i64, now: f64) -> Cause {
     let at = not_after as f64;

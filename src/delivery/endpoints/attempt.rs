@@ -158,8 +158,8 @@ impl Attempt {
         self.blamed(failure)
     }
 
-    /// Does the same as [`Attempt::failed`], but counts nothing. It is for callers that have counted
-    /// the requests already.
+    /// Does the same as [`Attempt::failed`], but counts nothing. It is for callers that have
+    /// counted the requests already.
     pub(crate) fn blamed(&self, failure: &Failure) -> bool {
         // A timeout has cost the time since the attempt began. A connection that has existed for
         // long did not wait during all that time, but at most for the request timeout.
