@@ -72,12 +72,12 @@ pub struct Admin {
     /// The outputs, listeners, sources and the queue of the config in force. A reload replaces all
     /// of them together.
     shown: ArcSwap<Shown>,
-    /// The error of the address for which a reload waits; `None`: it waits for none.
+    /// The error of the address for which a reload waits; `None` if it waits for none.
     awaited_address: Mutex<Option<String>>,
     history: History,
     /// `true`: the start is over, and all outputs, listeners and sources are open.
     started: AtomicBool,
-    /// `true`: the drain, the orderly end of the relay, has begun.
+    /// `true`: the drain has begun.
     stopping: AtomicBool,
     /// The time at which this value was made, at the start of the process. The uptime is counted
     /// from this time.
@@ -154,7 +154,7 @@ impl Admin {
         }
     }
 
-    /// Replaces what the pages show. An output that is not there any more leaves the history.
+    /// Replaces what the pages show. Outputs that no longer exist are removed from the history.
     pub fn show(
         &self,
         outputs: Vec<Output>,
@@ -167,8 +167,8 @@ impl Admin {
         self.shown.store(Arc::new(Shown { outputs, listeners, sources, queue }));
     }
 
-    /// Sets the token that opens taps; `None`: nobody can open one. If it is another token than
-    /// before, the open taps end.
+    /// Sets the token that opens taps. With `None`, nobody can open one. If the token has changed,
+    /// the open taps end.
     pub fn tap_token(&self, token: Option<Token>) {
         self.tap.lock_with(token);
     }
@@ -179,7 +179,7 @@ impl Admin {
         self.started.store(true, Ordering::Relaxed);
     }
 
-    /// Notes the error of an address for which a reload waits; `None`: it waits for none.
+    /// Notes the error of an address for which a reload waits; `None` if it waits for none.
     pub fn awaits_address(&self, error: Option<String>) {
         *lock(&self.awaited_address) = error;
     }
@@ -240,7 +240,8 @@ impl Admin {
                     () = tokio::time::sleep(CONNECTION_TIME) => return,
                     _ = &mut serving => return,
                 }
-                // The connection is a tap now, which has limits of its own and hears the stop.
+                // The connection is a tap now, which has limits of its own and ends by itself at
+                // the stop.
                 place.leave();
                 tokio::select! {
                     _ = serving => {}

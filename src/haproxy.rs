@@ -55,17 +55,18 @@ pub use report::Finding;
 pub use report::Report;
 pub use report::Verdict;
 
-/// What to migrate, and how.
+/// The options of a migration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options<'a> {
     /// The name of the file, for the comments in the new config.
     pub name: &'a str,
-    /// The `frontend` or `listen` section to carry over. `None`: the first one that forwards HTTP.
+    /// The `frontend` or `listen` section to carry over. `None` stands for the first one that
+    /// forwards HTTP.
     pub frontend: Option<&'a str>,
     /// `true`: files stay at the paths of the haproxy.cfg, for a relay on HAProxy's machine.
     /// `false`: files are where the manifests of `deploy` mount Secrets.
     pub keeps_paths: bool,
-    /// The sentence of the report about whether HAProxy takes the file.
+    /// The sentence in the report that says whether HAProxy accepts the file.
     pub validity: &'a str,
 }
 
@@ -211,7 +212,7 @@ fn admin_address(
     format!("0.0.0.0:{port}")
 }
 
-/// Reports a frontend that does not fit into the relay that `first` is carried over to.
+/// Reports a frontend that does not fit into one relay together with `first`.
 fn aside(file: &File, first: &Route<'_>, other: &Route<'_>, notes: &mut Notes) {
     let name = |proxy: &Proxy<'_>| file.sections[proxy.place].name();
     let head = &file.sections[other.front.place].head;
@@ -323,7 +324,8 @@ fn finish(
     let used: BTreeSet<usize> = proxies.iter().flat_map(|it| it.sections.iter().copied()).collect();
     let holding: BTreeSet<usize> =
         proxies.iter().flat_map(|proxy| &proxy.lines).map(|line| line.number).collect();
-    // The sections for what is not carried over, each with a name of the frontend that uses it.
+    // The sections of frontends that are not carried over, and the backends to which only conditions
+    // lead. Each has the name of a frontend that uses it.
     let mut asides: BTreeMap<usize, &str> = BTreeMap::new();
     for route in others.iter().chain(group) {
         let name = file.sections[route.front.place].name();

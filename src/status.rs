@@ -43,17 +43,17 @@ pub struct Status {
     pub acknowledge: String,
     /// Resident memory, in bytes.
     pub memory_bytes: u64,
-    /// The memory that the process may have, in bytes; `None`: no limit.
+    /// The memory that the process may have, in bytes; `None` if there is no limit.
     pub memory_limit_bytes: Option<u64>,
     /// Bytes of request bodies that are not in the queue yet.
     pub in_flight_bytes: u64,
     /// Events accepted since the start.
     pub accepted_events: u64,
-    /// The age of the last accepted batch, in seconds; `None`: no batch yet.
+    /// The age of the last accepted batch, in seconds; `None` if there is none yet.
     pub last_event_seconds_ago: Option<f64>,
     /// Events lost or refused for good since the start, by the queue and by all outputs.
     pub lost_events: u64,
-    /// The age of the last loss, in seconds; `None`: no loss since the start.
+    /// The age of the last loss, in seconds; `None` if nothing was lost since the start.
     pub last_lost_seconds_ago: Option<f64>,
     /// Events lost in each second, over the last minute.
     #[serde(deserialize_with = "or_default")]
@@ -63,11 +63,11 @@ pub struct Status {
     pub refused_429_per_second: f64,
     /// How long requests were refused that their senders send again.
     pub refusals: Refusals,
-    /// The request that was refused last; `None`: none since the start.
+    /// The request that was refused last; `None` if none was since the start.
     pub last_rejected: Option<Rejected>,
-    /// The last request that was refused for good; `None`: none since the start.
+    /// The last request that was refused for good; `None` if none was since the start.
     pub last_final_refusal: Option<Rejected>,
-    /// The last TLS handshake of a sender that failed; `None`: none since the start.
+    /// The last TLS handshake of a sender that failed; `None` if none did since the start.
     pub last_tls_failure: Option<TlsFailure>,
     /// Lines of the log that were not written.
     pub log_dropped_lines: u64,
@@ -83,13 +83,14 @@ pub struct Status {
     pub certificates: Vec<Certificate>,
     /// The reloads of the config.
     pub reloads: Reloads,
-    /// The evidence log; `None`: the config has no `[evidence]`.
+    /// The evidence log; `None` if the config has no `[evidence]`.
     pub evidence: Option<Evidence>,
     /// The relay's judgement of its own state; `None` from a relay that gives none.
     pub verdict: Option<verdict::Verdict>,
 }
 
-/// How long requests were refused that their senders send again, by the status of the answers.
+/// The times for which requests were refused that their senders repeat, by the status of the
+/// answers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Refusals {
@@ -195,7 +196,7 @@ pub struct Queue {
     /// The setting `queue.retry_after`, in seconds.
     #[serde(deserialize_with = "or_default")]
     pub retry_after_seconds: f64,
-    /// The reason why the queue can't store a batch; `None`: the queue stores batches.
+    /// The reason why the queue can't store a batch; `None` if it stores batches.
     pub fault: Option<String>,
     /// Events lost before any output could get them.
     pub lost_events: u64,
@@ -274,23 +275,24 @@ pub struct Output {
     pub lost_events: u64,
     /// The lost events that are in the dead letters.
     pub dead_letter_events: u64,
-    /// The median of the time from accepted to acknowledged, in seconds; `None`: no event lately.
+    /// The median of the time from accepted to acknowledged, in seconds; `None` if no event was
+    /// acknowledged lately.
     pub latency_p50_seconds: Option<f64>,
     /// The time from accepted to acknowledged that one of a hundred events exceeds, in seconds;
     /// `None`: no event lately.
     pub latency_p99_seconds: Option<f64>,
-    /// The text of the last error; `None`: no error since the start.
+    /// The text of the last error; `None` if there was none since the start.
     pub last_error: Option<String>,
     /// The age of the last error, in seconds.
     pub last_error_seconds_ago: Option<f64>,
-    /// The time until the next attempt, in seconds; `None`: none is planned.
+    /// The time until the next attempt, in seconds; `None` if none is planned.
     pub next_retry_seconds: Option<f64>,
     /// The events that the consumer does not take, although it takes others; `None`: there are
     /// none.
     pub parked: Option<Parked>,
     /// The addresses of the output.
     pub addresses: Vec<Address>,
-    /// How bad the state of the output is, as the relay judges it; `None`: nothing is wrong.
+    /// How bad the state of the output is, as the relay judges it; `None` if nothing is wrong.
     pub trouble: Option<verdict::State>,
 }
 
@@ -371,7 +373,7 @@ pub struct Reloads {
 pub struct Reload {
     /// The number of reloads since the start.
     pub count: u64,
-    /// The age of the last one, in seconds; `None`: none since the start.
+    /// The age of the last error, in seconds; `None` if there was none since the start.
     pub last_seconds_ago: Option<f64>,
 }
 
@@ -381,7 +383,8 @@ pub struct Reload {
 pub struct Evidence {
     /// Entries in the log.
     pub size: u64,
-    /// The age of the last signed checkpoint, in seconds; `None`: none since the start.
+    /// The age of the last signed checkpoint, in seconds; `None` if none was signed since the
+    /// start.
     pub last_checkpoint_seconds_ago: Option<f64>,
     /// The witnesses.
     pub witnesses: Vec<Witness>,
@@ -397,7 +400,7 @@ pub struct Evidence {
 pub struct Witness {
     /// The name of the witness's key.
     pub name: String,
-    /// The age of its last cosignature, in seconds; `None`: none since the start.
+    /// The age of its last cosignature, in seconds; `None` if it gave none since the start.
     pub last_seconds_ago: Option<f64>,
 }
 

@@ -49,20 +49,21 @@ pub use fields::Fields;
 pub use view::Looked;
 pub use view::View;
 
-/// The most taps that may be open at once. Each is a person who looks. A tap takes [`ROOM_BYTES`]
-/// for copies and, in the worst case, 7 MiB more for what is being written: a few events of
+/// The maximum number of taps that may be open at the same time. A tap takes [`ROOM_BYTES`] for
+/// copies and, in the worst case, 7 MiB more for what is being written: a few events of
 /// [`EVENT_BYTES_MAX`] in which each byte became an escape of six.
 pub const TAPS_MAX: usize = 4;
 
-/// The most bytes of lines that wait for one tap, from the moment of their copy until the reader's
-/// task takes them. Each line counts `LINE_OVERHEAD` more than its length.
+/// The maximum number of bytes of lines that wait for one tap, from the moment of their copy until
+/// the reader's task takes them. Each line counts `LINE_OVERHEAD` more than its length.
 pub const ROOM_BYTES: usize = 2 << 20;
 
-/// The most lines per second that are copied for one tap. A second's worth may come at once. The
-/// limit is above the rate of most clusters, so that a rare event is found among all others.
+/// The maximum number of lines per second that are copied for one tap. The lines of a second may
+/// come all at once. The limit is above the rate of most clusters, so that a rare event is found
+/// among all others.
 pub const LINES_PER_SECOND: u32 = 2000;
 
-/// The most bytes per second that are copied for one tap.
+/// The maximum number of bytes per second that are copied for one tap.
 pub const BYTES_PER_SECOND: u32 = 4 << 20;
 
 /// The largest event that a tap shows, in bytes. Redaction needs the whole event, so a larger event
@@ -127,7 +128,7 @@ impl Taps {
     }
 }
 
-/// An open tap, as the task that writes to the reader has it.
+/// An open tap. It is the side that the reader's task uses.
 pub struct Tap {
     taps: Arc<Taps>,
     reader: Arc<Reader>,
@@ -160,7 +161,8 @@ impl Tap {
         &self.taps.metrics
     }
 
-    /// Returns how many events were not handed to this tap since the last call, by reason.
+    /// Returns the numbers of events that were not handed to this tap since the last call, by
+    /// reason.
     #[must_use]
     pub fn take_skipped(&self) -> Skipped {
         std::mem::take(&mut lock(&self.reader.state).skipped)
@@ -184,8 +186,8 @@ impl Drop for Tap {
 pub struct Skipped {
     /// More events matched than the reader wants in a second.
     pub sample: u64,
-    /// More events left than are copied for a tap in a second, so that nobody compared these with
-    /// what the reader asks for.
+    /// More events left than are copied for a tap in a second. The others were not compared with
+    /// the reader's conditions.
     pub rate: u64,
     /// [`ROOM_BYTES`] were taken: the reader or the output's consumer is slow.
     pub full: u64,
@@ -193,7 +195,7 @@ pub struct Skipped {
     pub large: u64,
     /// The size in bytes of the largest of these events.
     pub largest_bytes: u64,
-    /// Lines that are not JSON, of which nobody can say that nothing secret is in them.
+    /// Lines that are not JSON, which might therefore contain a secret.
     pub unreadable: u64,
 }
 
@@ -227,9 +229,9 @@ pub(crate) enum Why {
 
 /// The side of a tap that the deliveries see.
 pub(crate) struct Reader {
-    /// The name of the output whose events the tap shows; `None`: all outputs.
+    /// The name of the output whose events the tap shows; `None` for all outputs.
     output: Option<String>,
-    /// The bytes of the copied lines that nobody has dropped yet. At most [`ROOM_BYTES`].
+    /// The bytes of the copied lines that exist. At most [`ROOM_BYTES`].
     held: AtomicUsize,
     state: Mutex<ReaderState>,
     /// Told when a line is put into an empty queue.
@@ -243,7 +245,7 @@ struct ReaderState {
     /// The lines and bytes that may be copied now.
     lines_left: f64,
     bytes_left: f64,
-    /// The time at which the two numbers above were right.
+    /// The time at which `lines_left` and `bytes_left` were last computed.
     refilled: Instant,
     is_closed: bool,
 }
@@ -280,8 +282,8 @@ impl Reader {
         Ok(Line { output: Arc::clone(output), event: event.into(), reader: Arc::clone(self) })
     }
 
-    /// Hands over lines of events that the consumer has acknowledged, and counts those that were
-    /// acknowledged with them and are not shown.
+    /// Hands over lines of events that the consumer has acknowledged. Also counts the events that
+    /// were acknowledged with them but are not shown.
     pub(crate) fn deliver(&self, lines: impl IntoIterator<Item = Line>, skipped: Skipped) {
         let mut state = lock(&self.state);
         if state.is_closed {
@@ -301,7 +303,7 @@ impl Reader {
 }
 
 impl ReaderState {
-    /// Takes one line of `size` bytes from what may be copied now; `None` if it is not enough.
+    /// Takes one line of `size` bytes from the allowance; `None` if the allowance is too small.
     fn take(&mut self, size: usize) -> Option<()> {
         let now = Instant::now();
         let passed = now.saturating_duration_since(self.refilled).min(Duration::from_secs(1));
@@ -332,7 +334,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// Returns the name of the output that the event has left by.
+    /// Returns the name of the output that has sent the event.
     #[must_use]
     pub fn output(&self) -> &str {
         &self.output

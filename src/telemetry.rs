@@ -138,7 +138,7 @@ impl Telemetry {
         page::page(&self.registry, is_known)
     }
 
-    /// Returns what is known of refused requests.
+    /// Returns the state of refused requests.
     #[must_use]
     pub fn refusals(&self) -> &Refusals {
         &self.refusals

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The time without a dropped event after which nobody knows any more what the filter does.
+/// After this time without a dropped event, it is unknown what the filter does.
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// An output whose filter drops every event.
@@ -18,13 +18,14 @@ pub(super) struct AllDropped {
     before: Option<[f64; 2]>,
     /// The first sample of the spell; `None` if there is none.
     since: Option<Instant>,
-    /// The last sample at which events were dropped.
+    /// The last sample in which events were dropped.
     last: Option<Instant>,
 }
 
 impl AllDropped {
     /// Takes the counts since the start: delivered events, and events that the filter dropped.
-    /// `waits` is `true` if events wait for the output, so the filter has let them through.
+    /// `waits` is `true` if events wait for the output, which means that the filter has let them
+    /// through.
     pub(super) fn add(&mut self, now: Instant, delivered: f64, dropped: f64, waits: bool) {
         let before = self.before.replace([delivered, dropped]);
         let Some([delivered_before, dropped_before]) = before else { return };

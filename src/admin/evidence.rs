@@ -21,7 +21,7 @@ use crate::tlog::tile::Tile;
 pub(super) const PREFIX: &str = "/evidence/";
 
 /// Returns the response to a request for a file of the log. `path` is the part of the URL's path
-/// behind [`PREFIX`]. `log` is the directory of the log; `None` if there is no evidence. Blocks the
+/// after [`PREFIX`]. `log` is the directory of the log; `None` if there is no evidence. Blocks the
 /// thread.
 pub(super) fn response(log: Option<&Path>, path: &str) -> Response<Full<Bytes>> {
     let Some(log) = log else {
@@ -29,7 +29,7 @@ pub(super) fn response(log: Option<&Path>, path: &str) -> Response<Full<Bytes>> 
     };
     let directory = Directory::at(log);
     let (found, kind, caching) = match Tile::parse(path) {
-        // A tile of this name never has another content.
+        // The content of a whole tile never changes.
         Some(tile) => (
             directory.tile(tile),
             "application/octet-stream",

@@ -29,7 +29,7 @@ const POINTS: usize = 360;
 /// The greatest number of reloads that the history keeps. The oldest ones go first.
 const RELOADS_MAX: usize = 100;
 
-/// The number of steps over which rates "of the last minute" are counted.
+/// The number of steps in the last minute, for the rates of [`LastMinute`].
 const MINUTE_STEPS: usize = 6;
 
 /// The number of points by which an output's backlog and lag must have grown to count as growing:
@@ -67,9 +67,9 @@ const BACKLOG_AND_LAG: [usize; 2] = [4, 5];
 /// The index, in [`LINES`], of the bytes that fill the queue.
 const NEEDED: usize = 5;
 
-/// The least and the greatest number of points over which the growth of the queue is counted: those
-/// of one and of five minutes, and the point at which they begin. Fewer points would make a
-/// forecast of a single burst.
+/// The minimum and the maximum number of points over which the growth of the queue is computed:
+/// those of one and of five minutes, and the point at which they begin. With fewer points, a single
+/// burst would look like a trend.
 const GROWTH_POINTS: (u64, u64) = (7, 31);
 
 /// The index, in [`Sample::counters`], of the requests that were refused with 429.
@@ -81,11 +81,11 @@ const LOST: usize = 3;
 /// The values of the relay at one moment.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Sample {
-    /// Counts since the start, whose rates are lines: accepted events, received bytes, requests
-    /// that were refused with 429, lost events.
+    /// Counts since the start: accepted events, received bytes, requests that were refused with
+    /// 429, lost events. The lines show their rates.
     pub(super) counters: [f64; 4],
-    /// Values that are lines as they are: bytes of the queue, those of them that are needed, its
-    /// events, resident memory.
+    /// Values that the lines show unchanged: the bytes of the queue, the needed part of them, the
+    /// events in the queue, resident memory.
     pub(super) states: [f64; 4],
     /// The outputs that exist now, by their names.
     pub(super) outputs: Vec<(String, OutputSample)>,
@@ -94,10 +94,10 @@ pub(super) struct Sample {
 /// The values of one output at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct OutputSample {
-    /// Counts since the start, whose rates are lines: delivered events, sent bytes, failed
-    /// attempts, lost events.
+    /// Counts since the start: delivered events, sent bytes, failed attempts, lost events. The
+    /// lines show their rates.
     pub(super) counters: [f64; 4],
-    /// Values that are lines as they are: events of the backlog, lag in seconds.
+    /// Values that the lines show unchanged: events of the backlog, lag in seconds.
     pub(super) states: [f64; 2],
     /// Events that the filter has dropped since the start.
     pub(super) dropped: f64,
@@ -112,10 +112,10 @@ pub(super) struct LastMinute {
     pub(super) lost: f64,
 }
 
-/// The time by which a sample may come before the end of its step. Samples are taken some
-/// milliseconds late, on a busy machine a second. If the first one was later than the others, all
-/// others seem to come early. Without this time, they would count for the step before, which has a
-/// point already.
+/// The time by which a sample may come before the end of its step. Samples are usually some
+/// milliseconds late, and up to a second on a busy machine. If the first one was later than the
+/// others, all others seem to come early. Without this time, they would count for the step before,
+/// which already has a point.
 const EARLY: Duration = Duration::from_millis(2500);
 
 /// The history. The admin server owns it; one task adds a sample each [`STEP`].
@@ -189,8 +189,8 @@ fn index(step: u64) -> usize {
     usize::try_from(step % POINTS as u64).unwrap_or_default()
 }
 
-/// Returns the rates of counters that were `before` this time ago, for each second. A counter that
-/// has fallen, because it has begun again, has no rate.
+/// Returns the rates of counters per second. `before` are their values from the time `elapsed` ago.
+/// A counter that has fallen, because it began again, has no rate.
 fn rates(before: &[f64; 4], now: &[f64; 4], elapsed: Duration) -> [f64; 4] {
     std::array::from_fn(|at| {
         let grown = now[at] - before[at];
@@ -243,7 +243,7 @@ impl History {
         let is_old = |(at, _): &&(Instant, [f64; 4])| now.duration_since(*at) >= minute;
         let old = hour.minute.iter().rev().find(is_old).or(hour.minute.front());
         let (at, before) = old.copied().unwrap_or((now, *counters));
-        // Right after the start, a single loss would be a rate beyond all measure.
+        // Right after the start, a single loss would give an absurdly high rate.
         let elapsed = now.duration_since(at).max(STEP);
         let rates = rates(&before, counters, elapsed);
         LastMinute { refused_429: rates[REFUSED_429], lost: rates[LOST] }
@@ -254,7 +254,7 @@ impl History {
     pub(super) fn is_growing(&self, name: &str) -> bool {
         let hour = self.lock();
         let Some(output) = hour.outputs.get(name) else { return false };
-        // An output that works has a lag of milliseconds, which rises and falls. NaN is unknown.
+        // A working output has a lag of milliseconds, which rises and falls. NaN is unknown.
         let lag = output.lines.get(BACKLOG_AND_LAG[1], hour.last);
         if lag.is_nan() || lag < GROWING_LAG_MIN {
             return false;
@@ -275,14 +275,13 @@ impl History {
         let hour = self.lock();
         let first = (hour.last + 1).saturating_sub(GROWTH_POINTS.1).max(1);
         let points = (first..=hour.last).map(|step| hour.lines.get(NEEDED, step));
-        // Points before a pause of the machine say nothing about the pace after it.
+        // Points from before a pause of the machine do not show the present growth.
         let points: Vec<_> = points.rev().take_while(|point| !point.is_nan()).collect();
         let is_enough = points.len() as u64 >= GROWTH_POINTS.0;
         is_enough.then(|| -slope(&points) / STEP.as_secs_f64())
     }
 
-    /// Returns for how long the filter of this output has dropped every event; `None` if it does
-    /// not.
+    /// Returns how long the filter of this output has dropped every event; `None` if it does not.
     pub(super) fn all_dropped(&self, name: &str) -> Option<Duration> {
         self.lock().outputs.get(name)?.all_dropped.lasts()
     }
@@ -298,7 +297,7 @@ impl History {
     ) -> String {
         let hour = self.lock();
         let (begun, span) = (hour.begun.unwrap_or(now), steps(POINTS as u64));
-        // The clock that times are counted by never jumps, unlike the wall clock.
+        // Times are counted by a clock that never jumps, unlike the wall clock.
         let age = |at: Instant| now.saturating_duration_since(at);
         let time_of = |at: Instant| time_seconds - age(at).as_secs_f64();
         let shown = (hour.last + 1).saturating_sub(POINTS as u64).max(1)..=hour.last;
@@ -384,7 +383,7 @@ impl Hour {
         self.note_minute(now, sample.counters);
         if steps > self.last {
             self.skip(steps);
-            // After a pause of the machine, nobody knows in which step something has happened.
+            // After a pause of the machine, the step of each change is unknown.
             let elapsed = before.map(|(at, _)| now.duration_since(at));
             let elapsed = elapsed.filter(|elapsed| *elapsed < STEP * 2);
             let known = |before: Option<[f64; 4]>, counters: &[f64; 4]| match (before, elapsed) {
@@ -411,15 +410,15 @@ impl Hour {
         self.outputs.retain(|name, _| is_there(name));
     }
 
-    /// Returns the hour of an output, which is made if it is not there yet.
+    /// Returns the hour of an output. Makes it if it does not exist yet.
     fn output(&mut self, name: &str) -> &mut OutputHour {
         let new =
             || OutputHour { lines: Lines::new(), before: None, all_dropped: AllDropped::default() };
         self.outputs.entry(name.to_owned()).or_insert_with(new)
     }
 
-    /// Forgets the points of an hour before, at the places of the steps after the last one up to
-    /// `until`.
+    /// Removes the points of the hour before: those at the places of the steps after the last one,
+    /// up to `until`.
     fn skip(&mut self, until: u64) {
         let first = (self.last + 1).max((until + 1).saturating_sub(POINTS as u64));
         for step in first..=until {
@@ -440,9 +439,9 @@ impl Hour {
     }
 }
 
-/// Returns `true` if a line grows all the time, but for noise that is smaller than its growth: each
+/// Returns `true` if a line grows steadily, except for noise that is smaller than its growth: each
 /// third has a higher mean than the one before, and each point of the last third is above all
-/// points of the first one. Returns `false` if a point is not known.
+/// points of the first. Returns `false` if a point is not known.
 #[allow(clippy::cast_precision_loss, reason = "a number of points")]
 fn is_growing(points: &[f64]) -> bool {
     let mut thirds = points.chunks(points.len().div_ceil(3).max(1));

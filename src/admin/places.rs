@@ -81,8 +81,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Gives the place back, because other limits hold for this connection from now on. Afterwards
-    /// no new connection takes anything from this one.
+    /// Gives the place back, because other limits apply to this connection from now on. After that,
+    /// a new connection can no longer end this one.
     pub(super) fn leave(&self) {
         self.places.lock().by_id.remove(&self.id);
     }

@@ -101,7 +101,7 @@ impl Admin {
             "when_full": settings.map(|queue| queue.when_full.name()),
             "retry_after_seconds": seconds(settings.map(|queue| queue.retry_after)),
             "full": full,
-            // The state may have changed a moment ago.
+            // The queue may have got room a moment ago.
             "full_seconds": seconds(full.then(|| reports.full_for().unwrap_or_default())),
             "fault": self.queue.fault(),
             "lost_events": lost_events,
@@ -212,7 +212,7 @@ impl Admin {
 /// The name under which events are counted as lost that no output can get.
 const QUEUE: &str = "queue";
 
-/// Adds the verdict and the trouble of each output, as the other fields tell them.
+/// Adds the verdict, and the trouble of each output, which follow from the other fields.
 fn judged(mut status: Value) -> Value {
     let facts = Status::deserialize(&status).unwrap_or_else(|error| {
         tracing::warn!(%error, "the verdict of /status is made without its fields");

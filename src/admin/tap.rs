@@ -56,7 +56,7 @@ use crate::words::escape;
 /// The path of the route.
 const PATH: &str = "/tap";
 
-/// The longest time for which a tap is open. A person who still looks opens another.
+/// The longest time for which a tap is open. A person who still needs it opens another.
 const TAP_TIME: Duration = Duration::from_secs(3600);
 
 /// A tap ends when its reader has taken nothing for this time.
@@ -71,7 +71,7 @@ const NOTICE: Duration = Duration::from_secs(1);
 /// A heartbeat is written after this many [`NOTICE`] intervals without another line.
 const QUIET_MAX: u32 = 5;
 
-/// The events per second that a tap shows if the reader does not say.
+/// The number of events per second that a tap shows if the reader asks for none.
 const SAMPLE: u32 = 100;
 
 /// The greatest number of events per second that a reader may ask for.
@@ -101,7 +101,7 @@ struct Key {
     revoked: CancellationToken,
 }
 
-/// The refused requests that the log does not know yet.
+/// The refused requests that are not in the log yet.
 #[derive(Default)]
 struct Refused {
     count: u64,
@@ -228,8 +228,8 @@ impl Door {
         request.method() == Method::GET && request.uri().path() == PATH
     }
 
-    /// Sets the token that opens taps; `None`: nobody can open one. If the token is another than
-    /// before, the open taps end.
+    /// Sets the token that opens taps. With `None`, nobody can open one. If the token has changed,
+    /// the open taps end.
     pub(super) fn lock_with(&self, token: Option<Token>) {
         let mut key = lock(&self.key);
         if let (Some(key), Some(token)) = (&*key, &token)
@@ -275,8 +275,8 @@ impl Door {
         }
     }
 
-    /// Returns the token that is cancelled when the right to look ends, if the request has this
-    /// right.
+    /// Checks whether the request has the right to open a tap. Returns a token that is cancelled
+    /// when this right ends.
     fn admitted(
         &self,
         request: &Request<Incoming>,
@@ -391,7 +391,8 @@ impl Refusal {
     }
 }
 
-/// Says how many events per second may be shown. A second's worth may come at once.
+/// The allowance of events per second that may be shown. The events of a second may come all at
+/// once.
 struct Sample {
     per_second: f64,
     left: f64,
@@ -427,7 +428,7 @@ struct Writer {
     lines: String,
     /// The events that were skipped since the last notice.
     skipped: Skipped,
-    /// The events that were compared with what the reader asks for.
+    /// The number of events that were compared with the reader's conditions.
     seen: u64,
     shown: u64,
     all_skipped: u64,
@@ -450,7 +451,7 @@ impl Writer {
         }
     }
 
-    /// Writes lines until the reader takes nothing any more.
+    /// Writes lines until the reader no longer takes them.
     async fn write(&mut self) {
         let mut notice = tokio::time::interval(NOTICE);
         notice.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -464,10 +465,10 @@ impl Writer {
                 _ = notice.tick() => self.notice(),
                 line = self.tap.next() => {
                     self.look(line);
-                    // All that waits is written at once, up to the size of a frame.
+                    // All waiting lines are written at once, up to the size of a frame.
                     while self.lines.len() < FRAME_BYTES && let Some(line) = self.tap.try_next() {
                         self.look(line);
-                        // Other tasks of this thread run between two events.
+                        // Lets other tasks of this thread run between two events.
                         tokio::task::yield_now().await;
                     }
                 }
@@ -475,7 +476,7 @@ impl Writer {
         }
     }
 
-    /// Adds an event to the lines, if the reader is to see it.
+    /// Adds an event to the lines, if it is one that the reader may see and asks for.
     fn look(&mut self, line: Line) {
         let looked = self.view.look(line.event());
         self.seen += 1;

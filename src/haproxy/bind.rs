@@ -19,7 +19,7 @@ pub(super) struct Bind<'a> {
     pub(super) tls: Option<BindTls>,
     /// `maxconn` of the line.
     pub(super) maxconn: Option<u64>,
-    /// `true`: HAProxy takes only IPv6 at this address.
+    /// `true`: HAProxy accepts only IPv6 at this address.
     pub(super) is_v6_only: bool,
     pub(super) line: &'a Line,
 }
@@ -29,7 +29,7 @@ pub(super) struct Bind<'a> {
 pub(super) struct BindTls {
     /// The file that holds the certificate chain.
     pub(super) certificate: String,
-    /// The file that holds the private key, which HAProxy allows to be the same one.
+    /// The file that holds the private key. With HAProxy this may be the same file.
     pub(super) private_key: String,
     pub(super) client_ca: Option<String>,
     pub(super) min_version: Option<&'static str>,
@@ -58,7 +58,7 @@ impl<'a> Bind<'a> {
         host_and_port(&self.address).map_or("", |(_, port)| port)
     }
 
-    /// Returns `true` if the listener takes requests at all IPv6 addresses of the machine.
+    /// Returns `true` if the listener accepts requests at all IPv6 addresses of the machine.
     pub(super) fn is_all_of_v6(&self) -> bool {
         self.address.starts_with("[::]:")
     }
@@ -151,9 +151,9 @@ impl Switch {
     }
 }
 
-/// Returns the lowest TLS version that the option demands. `None`: the option is not about that, or
-/// also allows versions that the relay refuses. `Some(None)`: the relay's default, TLS 1.2 and
-/// later, already satisfies the option.
+/// Returns the lowest TLS version that the option demands. `None` if the option is about something
+/// else, or also allows versions that the relay refuses. `Some(None)` if the relay's default, TLS
+/// 1.2 and later, already satisfies the option.
 pub(super) fn min_version(switch: &Switch) -> Option<Option<&'static str>> {
     match (switch.name.as_str(), switch.value.as_str()) {
         ("ssl-min-ver", "TLSv1.3") | ("force-tlsv13" | "no-tlsv12", _) => Some(Some("1.3")),

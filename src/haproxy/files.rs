@@ -30,7 +30,7 @@ impl Secret {
     }
 }
 
-/// What a file is for.
+/// The use of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
     Chain,
@@ -78,9 +78,8 @@ impl Files {
         bind
     }
 
-    /// Returns the output with the paths that its files have in the relay's pod. The private key of
-    /// an output is in the same file as its certificate for HAProxy; the second result is the path
-    /// of the key.
+    /// Returns the output with the paths that its files have in the relay's pod, and the path of
+    /// its private key. With HAProxy, the key is in the same file as the certificate.
     pub(super) fn output(&mut self, output: &Output) -> (Output, Option<String>) {
         let mut output = output.clone();
         let mut key = None;
@@ -176,7 +175,7 @@ impl Files {
     }
 }
 
-/// Returns a path so that a shell takes it as one word.
+/// Returns a path in such a form that a shell reads it as one word.
 fn quoted(path: &str) -> String {
     if path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@".contains(c)) {
         return path.to_owned();

@@ -9,19 +9,20 @@ use std::time::Duration;
 
 use super::report::shown_words;
 
-/// What HAProxy says about a file.
+/// The judgement of HAProxy about a file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Judgement {
-    /// It takes the file, or nobody knows: the sentence for the report.
+    /// HAProxy accepts the file, or its judgement is unknown. The value is the sentence for the
+    /// report.
     Open(String),
-    /// It refuses the file, for these reasons.
+    /// HAProxy refuses the file, for these reasons.
     Refused(Vec<String>),
 }
 
-/// How long `haproxy -c` may take. It looks up the names of servers, which may take a few seconds.
+/// The time limit of `haproxy -c`. It looks up the names of servers, which may take a few seconds.
 const TIME_MAX: Duration = Duration::from_secs(15);
 
-/// How often the end of `haproxy -c` is looked for.
+/// The pause between two checks whether `haproxy -c` has ended.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The greatest number of bytes of HAProxy's messages that are read.
@@ -62,7 +63,7 @@ pub fn judge(text: &str, name: &str) -> Judgement {
         return Judgement::Open("Validity: `haproxy -c` takes the file.".to_owned());
     }
     let alerts = alerts(&messages, name);
-    // A variable may have no value here.
+    // A variable may have no value on this machine.
     let is_of_machine = text.contains('$')
         || alerts.iter().any(|alert| {
             let alert = alert.to_lowercase();
@@ -103,7 +104,7 @@ fn run(text: &str) -> std::io::Result<Option<(ExitStatus, String)>> {
         .spawn()?;
     let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
     std::thread::scope(|scope| {
-        // HAProxy may end before it has read everything; its status tells.
+        // HAProxy may end before it has read everything. Only its status matters.
         scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(text.as_bytes())));
         let messages = scope.spawn(move || {
             let mut bytes = Vec::new();

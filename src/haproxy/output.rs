@@ -82,8 +82,8 @@ impl Output {
         // The output tries its URLs in order, so the backup servers come after all other servers.
         servers.sort_by_key(|server| server.is_backup);
         let tls = one_tls(&mut servers, notes);
-        // The least `maxconn` bounds all requests together, so that no server gets more than its
-        // own.
+        // The smallest `maxconn` limits all requests together, so that no server gets more than its
+        // own limit allows.
         let least = servers.iter().filter_map(|server| server.maxconn).min();
         let mut output = Self {
             name: self::name(name),
@@ -196,7 +196,7 @@ impl Output {
         }
     }
 
-    /// Takes gzip over if HAProxy compressed requests (since version 2.8).
+    /// Carries gzip over if HAProxy compressed requests (since version 2.8).
     fn compress(&mut self, proxies: &[&Proxy<'_>], notes: &mut Notes) {
         let last = |words: &[&str]| proxies.iter().find_map(|proxy| proxy.last(words));
         let lines = (last(&["compression", "algo-req"]), last(&["compression", "direction"]));
@@ -212,8 +212,8 @@ impl Output {
 /// Returns the settings of TLS that all URLs of the output share, and removes the servers that have
 /// others.
 fn one_tls(servers: &mut Vec<Server<'_>>, notes: &mut Notes) -> Option<ServerTls> {
-    // Settings that verify certificates win: one server without verification must not switch it off
-    // for the others.
+    // Settings that verify certificates have precedence: one server without verification must not
+    // switch it off for the others.
     let settings = || servers.iter().filter(|server| server.is_tls).map(|server| &server.tls);
     let verifying = settings().find(|tls| !tls.insecure_skip_verify);
     let tls = verifying.or_else(|| settings().next()).cloned();
@@ -390,7 +390,7 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Reports what becomes of the check of the server's certificate.
+    /// Reports what happens to the check of the server's certificate.
     fn verification(&self, notes: &mut Notes) {
         let part = |option: &str| format!("server {} … {option}", self.line.word(1));
         if self.tls.insecure_skip_verify {
@@ -402,7 +402,7 @@ impl<'a> Server<'a> {
             return;
         }
         let host = host_and_port(&self.address).map_or("", |(host, _)| host);
-        // A certificate names an address seldom, and a host usually.
+        // A certificate usually names a host, and seldom an IP address.
         let verdict = match host.parse::<IpAddr>() {
             Ok(_) => Verdict::Decide,
             Err(_) => Verdict::NoEffect,

@@ -161,9 +161,9 @@ fn defaults_of(sections: &[Section], head: &Line) -> Result<Option<usize>, &'sta
     }
 }
 
-/// The variables that `setenv` and `presetenv` of the `global` section set, which are not in the
-/// relay's environment. Each has a value that is a text of the relay's config, and `true` if the
-/// environment of HAProxy may have another value (`presetenv`).
+/// The variables that `setenv` and `presetenv` of the `global` section set. The relay's environment
+/// does not have them. Each has its value as text for the relay's config, and `true` if HAProxy's
+/// environment may have another value (`presetenv`).
 type Environment = BTreeMap<String, (String, bool)>;
 
 /// Reads a line of the `global` section. Lines that set no variable have no effect.
@@ -184,9 +184,9 @@ fn set(environment: &mut Environment, line: &Line) {
 #[derive(Debug)]
 struct Block {
     head: Line,
-    /// `true`: the lines of the present branch are read.
+    /// `true`: the lines of the current branch are read.
     is_read: bool,
-    /// `true`: one of the branches is the one to read, so that those after it are not.
+    /// `true`: one of the branches is chosen, so the later ones are not read.
     is_decided: bool,
     /// `true`: the value of a condition is not known, so that HAProxy may read another branch.
     is_unknown: bool,

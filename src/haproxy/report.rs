@@ -6,15 +6,15 @@ use std::collections::BTreeSet;
 use super::read::Line;
 use crate::words::escape;
 
-/// What a directive that is not carried over means for those who use the new config.
+/// The consequence of a directive that is not carried over, for the users of the new config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
-    /// Without the directive, something may change in what leaves, where it goes, or who may send.
-    /// Somebody has to decide about it.
+    /// Without the directive, something may change in what is sent, where it is sent, or who may
+    /// send to the relay. Somebody has to decide about it.
     Decide,
     /// The directive is in a section that is not carried over, about which somebody has to decide.
     Section,
-    /// Nothing of that changes without the directive.
+    /// Without the directive, none of these things changes.
     NoEffect,
 }
 
@@ -23,7 +23,7 @@ pub enum Verdict {
 pub struct Finding {
     /// The line number of the directive in the haproxy.cfg, counted from 1.
     pub line: usize,
-    /// What its absence means.
+    /// The consequence of its absence.
     pub verdict: Verdict,
     /// The text of the directive, with single spaces between its words and without passwords.
     pub directive: String,
@@ -50,7 +50,7 @@ pub struct Report {
     pub carried: Vec<Carried>,
     /// The directives that are not carried over, in the order of their lines.
     pub findings: Vec<Finding>,
-    /// The sentence about whether HAProxy takes the file.
+    /// The sentence that says whether HAProxy accepts the file.
     pub validity: String,
     /// Sentences about what the new config needs where it runs: Secrets, variables, ports. A text
     /// that begins with four spaces is a command for a shell, which belongs to the sentence above.

@@ -141,7 +141,7 @@ fn parsed_time(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;
-    // HAProxy reads no further than the unit.
+    // HAProxy ignores everything after the unit.
     let millis = match unit.as_bytes() {
         [b'u', b's', ..] => number.div_ceil(1000),
         [b'm', b's', ..] | [] => number,
@@ -242,7 +242,7 @@ impl Log {
     pub(super) fn read(file: &File, proxies: &[&Proxy<'_>], notes: &mut Notes) -> Self {
         let mut log = Self::default();
         let own = || proxies.iter().flat_map(|proxy| proxy.all(&["log"]));
-        // The `global` section comes last, because its level holds.
+        // The `global` section comes last, because its level takes precedence.
         for line in own().chain(lines_of_global(file).filter(|line| line.word(0) == "log")) {
             match line.word(1) {
                 "global" => notes.carried(line, "log"),

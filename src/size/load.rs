@@ -23,17 +23,17 @@ pub enum Place {
     Memory,
 }
 
-/// The load of all replicas together, and what they are to bear.
+/// The load of all replicas together, and the conditions under which they must bear it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Load {
     /// The mean rate of all kube-apiservers together, in events per second.
     pub events_per_second: f64,
-    /// The highest rate, in events per second; `None`: [`PEAK`] times the mean, at most what the
-    /// kube-apiservers can send.
+    /// The highest rate, in events per second. `None` stands for [`PEAK`] times the mean, but at
+    /// most what the kube-apiservers can send.
     pub peak: Option<f64>,
     /// The mean size of an event in bytes.
     pub event_bytes: f64,
-    /// How long the consumer may be away without a loss.
+    /// The time for which the consumer may be away without a loss.
     pub outage: Duration,
     /// The number of relays behind the Service; at least 1.
     pub replicas: u32,

@@ -13,11 +13,11 @@ pub const MIB: u64 = 1 << 20;
 /// 1 GiB in bytes.
 pub const GIB: u64 = 1 << 30;
 
-/// The most events per second of one kube-apiserver at its defaults: 10 batches of 400 events
-/// (`--audit-webhook-batch-throttle-qps`, `--audit-webhook-batch-max-size`).
+/// The maximum number of events per second of one kube-apiserver at its defaults: 10 batches of 400
+/// events (`--audit-webhook-batch-throttle-qps`, `--audit-webhook-batch-max-size`).
 pub const EVENTS_PER_SECOND_OF_APISERVER: f64 = 4_000.0;
 
-/// The most events of a batch of kube-apiserver (`--audit-webhook-batch-max-size`).
+/// The maximum number of events in a batch of kube-apiserver (`--audit-webhook-batch-max-size`).
 pub const BATCH_EVENTS_MAX: f64 = 400.0;
 
 /// After this time in seconds kube-apiserver sends a batch that is not full
@@ -25,11 +25,11 @@ pub const BATCH_EVENTS_MAX: f64 = 400.0;
 pub const BATCH_WAIT_SECONDS: f64 = 30.0;
 
 /// The highest rate as a multiple of the mean, if it is not known. A mean over a day hides the busy
-/// hours. The multiple is a choice and no measurement: `--peak` and `--url` replace it.
+/// hours. The multiple is chosen and not measured: `--peak` and `--url` replace it.
 pub const PEAK: f64 = 3.0;
 
-/// The queue holds this multiple of what the mean rate brings during the outage. The outage may be
-/// in the busier half of the day. The multiple is a choice and no measurement.
+/// The queue holds this multiple of what the mean rate brings during the outage, because the outage
+/// may be in the busier half of the day. The multiple is chosen and not measured.
 pub const HEADROOM: f64 = 1.25;
 
 /// The bytes that a queue in memory counts for each batch besides its events.
@@ -92,7 +92,8 @@ pub const IN_FLIGHT_MIN: u64 = 128 * MIB;
 pub const IN_FLIGHT_SECONDS: f64 = 1.0;
 /// Memory limits are multiples of this.
 pub const MEMORY_STEP: u64 = 128 * MIB;
-/// The memory of a relay that nobody attacks: 30 to 75 MiB under a load of a gigabyte a second.
+/// The memory of a relay in normal use: 30 to 75 MiB were measured under a load of a gigabyte a
+/// second.
 pub const MEMORY_USUAL: u64 = 128 * MIB;
 
 /// The age at which a connection is closed, so that the next one reaches another replica: the
@@ -115,7 +116,7 @@ pub const CPU_FURTHER: f64 = 0.3;
 /// CPU seconds of a request, whatever it holds, with the queue in memory: single events, 1,000 a
 /// second.
 pub const CPU_REQUEST_MEMORY: f64 = 0.000_13;
-/// The same with the queue on disk, which takes 2.6 times as much.
+/// The same with the queue on disk: 2.6 times as much.
 pub const CPU_REQUEST_DISK: f64 = 0.000_34;
 /// The least CPU request in thousandths of a core, as in the shipped manifests: for the start, a
 /// reload, and TLS handshakes.

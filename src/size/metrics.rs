@@ -67,11 +67,11 @@ pub struct Running {
     pub kind: Kind,
     /// The mean rate, in events per second.
     pub events_per_second: f64,
-    /// The mean size of an event in bytes; `None`: not known.
+    /// The mean size of an event in bytes; `None` if it is not known.
     pub event_bytes: Option<f64>,
-    /// The highest rate of the last hour, in events per second; `None`: not known.
+    /// The highest rate of the last hour, in events per second; `None` if it is not known.
     pub peak: Option<f64>,
-    /// `queue.max_bytes`; `None`: not known.
+    /// `queue.max_bytes`; `None` if it is not known.
     pub capacity: Option<u64>,
     /// `true` if the queue is on disk.
     pub on_disk: bool,
@@ -83,7 +83,7 @@ fn wanted() -> Vec<String> {
     [RelayCounts::wanted(), ApiserverCounts::wanted()].concat()
 }
 
-/// Takes the numbers out of metrics that were read. `Err` says what is missing.
+/// Reads the numbers from metrics that were parsed. The error says what is missing.
 fn counts(exposition: &Exposition) -> Result<Counts, String> {
     let relay = RelayCounts::of(exposition);
     if let Some(events) = relay.accepted {
@@ -110,7 +110,7 @@ fn counts(exposition: &Exposition) -> Result<Counts, String> {
     }
 }
 
-/// Reads the metrics once. `Err` says why there are none.
+/// Reads the metrics once. The error says why there are none.
 async fn read(target: &Target, path: &str) -> Result<Counts, String> {
     let mut reader = Reader::new(wanted());
     let sink = |part: &[u8]| reader.feed(part).map_err(|fault| fault.to_string());
@@ -120,7 +120,7 @@ async fn read(target: &Target, path: &str) -> Result<Counts, String> {
 }
 
 /// Returns the highest rate of a relay's last hour, in events per second; `None` if the relay does
-/// not tell it.
+/// not report it.
 async fn peak(target: &Target) -> Option<f64> {
     let mut body = Vec::new();
     let sink = |part: &[u8]| {

@@ -28,9 +28,9 @@ pub struct Figure {
 pub struct Plan {
     /// The load for which this is enough.
     pub load: Load,
-    /// The part of all events that one relay gets at most while another one is away.
+    /// The maximum share of all events that one relay gets while another one is away.
     pub share: f64,
-    /// The bytes that an event takes in the queue, with its part of what a batch takes.
+    /// The bytes that an event takes in the queue, with its share of the bytes for its batch.
     pub stored_event_bytes: f64,
     /// `queue.max_bytes`.
     pub queue_max_bytes: u64,
@@ -42,9 +42,9 @@ pub struct Plan {
     pub volume_bytes: Option<u64>,
     /// The resources of the container.
     pub resources: Resources,
-    /// How long the queue lasts at the mean rate.
+    /// The time until a full outage fills the queue, at the mean rate.
     pub lasts: Duration,
-    /// How long the queue lasts at the highest rate.
+    /// The same time at the highest rate.
     pub lasts_at_peak: Duration,
     /// The figures as they are printed.
     pub figures: Vec<Figure>,
@@ -128,7 +128,7 @@ fn lasts(bytes: u64, rate: f64) -> Duration {
     Duration::try_from_secs_f64(bytes as f64 / rate).unwrap_or(Duration::MAX)
 }
 
-/// Returns the greatest number of bytes of bodies in memory at the same time, and its figure.
+/// Returns the maximum number of bytes of bodies in memory at the same time, and its figure.
 fn in_flight(load: &Load) -> (u64, Figure) {
     let peak = load.peak();
     let needed = up(peak * load.event_bytes * m::IN_FLIGHT_SECONDS, 64 * m::MIB);
@@ -171,7 +171,7 @@ fn check(load: &Load) -> Result<(), String> {
     Ok(())
 }
 
-/// Returns the part of all events that one relay gets at most while another one is away, and the
+/// Returns the maximum share of all events that one relay gets while another one is away, and the
 /// formula.
 ///
 /// A kube-apiserver has one connection, and all its events go to the relay at its other end. Every
@@ -426,8 +426,8 @@ fn volume(load: &Load, share: f64, max_bytes: u64) -> (u64, Figure) {
     (volume, Figure { name: "disk", value: show_size(volume), formula })
 }
 
-/// Returns the memory limit, and its figure: the sum of the guarantee of bounded memory, with all
-/// connections at work.
+/// Returns the memory limit, and its figure: the sum in the guarantee of bounded memory, for the
+/// case that all connections are busy.
 fn memory_limit(load: &Load, max_bytes: u64, max_in_flight: u64) -> (u64, Figure) {
     let (queue, of_queue) = match load.place {
         Place::Disk => (m::QUEUE_ON_DISK, "queue on disk"),

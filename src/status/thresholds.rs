@@ -26,22 +26,22 @@ pub const QUEUE_NEARLY_FULL: f64 = 0.8;
 /// The part of the memory limit above which the memory is nearly used up.
 pub const MEMORY_NEARLY_USED: f64 = 0.9;
 
-/// The days before the end of a certificate's validity from which it is a warning, and from which
-/// it is bad.
+/// The numbers of days before the end of a certificate's validity: from the first on it is a
+/// warning, and from the second on it is bad.
 pub const CERTIFICATE_DAYS: (f64, f64) = (14.0, 3.0);
 
-/// The part of the queue that must be needed before the growth of the queue is a forecast. A few
-/// events after a start grow fast and say nothing.
+/// The part of the queue that must be needed before the growth of the queue is extrapolated. A few
+/// events after a start grow fast, which is not a sign of trouble.
 pub const FORECAST_FILL: f64 = 0.1;
 
-/// The time in seconds within which a queue that grows as before must become full for a warning.
+/// A queue gives a warning if it would become full within this time in seconds, growing as before.
 pub const FULL_WITHIN: f64 = 3600.0;
 
 /// The time in seconds for which kube-apiserver repeats a batch that is answered 429 or 503 with
-/// the relay's `Retry-After`. Then the events of the batch are lost there.
+/// the relay's `Retry-After`. After this time kube-apiserver drops the batch.
 pub const PATIENCE_WITH_RETRY_AFTER: f64 = 235.0;
 
-/// The time in seconds for which a filter must drop every event before that is a warning.
+/// The time in seconds for which a filter must drop every event before there is a warning.
 pub const ALL_DROPPED: f64 = 300.0;
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ use super::thresholds::SILENCE;
 pub enum State {
     /// Nothing is wrong.
     Good,
-    /// Something is worth a word, and nobody has to act.
+    /// Something is worth mentioning, but nobody has to act.
     Note,
     /// Something is wrong that costs no event yet, or only where the config allows it.
     Warn,
@@ -40,11 +40,12 @@ pub struct Finding {
     /// How bad it is.
     pub state: State,
     /// The part of the relay: `queue`, `output NAME`, `listener ADDRESS`, `source NAME`,
-    /// `evidence`, or `relay`; or `senders`, for events that were lost before they came.
+    /// `evidence`, or `relay`; or `senders`, for events that senders lost before they reached the
+    /// relay.
     pub about: String,
-    /// One or two sentences that say what is so.
+    /// One or two sentences that describe the fact.
     pub text: String,
-    /// The action that an operator can take; `None`: none is needed.
+    /// The action that an operator can take; `None` if none is needed.
     pub advice: Option<String>,
 }
 
@@ -62,7 +63,8 @@ pub struct Verdict {
 /// The state of an address that answers again, and that one delivery at a time may use.
 pub const ON_TRIAL: &str = "back, on trial";
 
-/// The subject of a finding about events that senders have given up, so that they never came.
+/// The subject of a finding about events that senders have given up, so that the relay never got
+/// them.
 pub const SENDERS: &str = "senders";
 
 /// The time in seconds for which a refused request is a finding.
@@ -71,8 +73,8 @@ const REFUSED_LATELY: f64 = 300.0;
 /// The time in seconds after which events that senders have given up are only a note.
 const GIVEN_UP_LATELY: f64 = 3600.0;
 
-/// The lag in seconds above which an output that is late must be one that collects events: other
-/// outputs are late at 30 s, and some of them a little later.
+/// A late output whose lag in seconds is above this value collects events: other outputs are late
+/// at 30 s, and some of them a little later.
 const COLLECTING: f64 = 60.0;
 
 /// The greatest number of characters of an output's last error in a finding.
@@ -114,7 +116,7 @@ pub fn judge(status: &Status) -> Verdict {
             advice: None,
         });
     }
-    // The good finding comes before the notes: the headline is not a side remark.
+    // The good finding comes before the notes, so that a side remark does not become the headline.
     let rank = |it: &Finding| match it.state {
         State::Bad => 0,
         State::Warn => 1,
@@ -154,14 +156,14 @@ pub fn is_down(it: &Output) -> bool {
     !it.up && it.down_seconds.is_some()
 }
 
-/// Returns `true` if an event waits for this output for longer than an output that works needs.
+/// Returns `true` if an event has waited for this output for longer than a working output needs.
 #[must_use]
 pub fn is_late(it: &Output) -> bool {
     it.backlog_events > 0 && it.lag_seconds > it.lag_max_seconds
 }
 
 /// Returns `true` if the backlog of this output has grown for minutes. An output that collects
-/// events for a longer time, as `s3` does for its objects, may do so in health.
+/// events for a longer time, as `s3` does for its objects, may do so although nothing is wrong.
 #[must_use]
 pub fn is_growing(it: &Output) -> bool {
     it.growing && it.lag_max_seconds <= COLLECTING
@@ -270,9 +272,9 @@ fn more_room(status: &Status) -> String {
     }
 }
 
-/// Returns the last error of an output or an address in a form that begins with what is wrong. A
-/// message names the address first, as `URL: answered 400 Bad Request`; the finding names the
-/// output or the address already.
+/// Returns the last error of an output or an address without the address at its beginning: a
+/// message has the form `URL: answered 400 Bad Request`, but the finding already names the output
+/// or the address.
 #[must_use]
 pub fn cause(error: &str) -> String {
     let cause = match error.split_once(": ") {
@@ -295,7 +297,7 @@ fn sentence(error: &str) -> String {
     format!("{first}{}{end}", rest.as_str())
 }
 
-/// Returns `true` if a part of an error message is a URL, or a host and a port.
+/// Returns `true` if this part of an error message is a URL, or a host and a port.
 fn is_place(text: &str) -> bool {
     let port = text.rsplit_once(':').map_or("", |(_, port)| port);
     let has_port = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
@@ -454,7 +456,7 @@ fn slow_requests(status: &Status, found: &mut Findings) -> bool {
 }
 
 /// Judges refusals after which senders send again. kube-apiserver repeats a batch for minutes and
-/// then drops it, which nobody counts here. Another replica may have taken the batch meanwhile.
+/// then drops it, which the relay cannot count. Another replica may have taken the batch meanwhile.
 /// Returns `true` if requests are refused now.
 fn refusals(status: &Status, found: &mut Findings) -> bool {
     let both = [&status.refusals.with_429, &status.refusals.with_503];
@@ -466,7 +468,8 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
     }
     for times in both {
         let is_long = |seconds: f64| seconds >= PATIENCE_WITH_RETRY_AFTER;
-        // `None`: there was no such time. `true`: it was lately, or nobody knows when.
+        // Returns `None` if there was no such time, and `true` if it was lately or its end is
+        // unknown.
         let lately = |longest: f64, ended: Option<f64>| {
             is_long(longest).then(|| ended.is_none_or(|ended| ended < GIVEN_UP_LATELY))
         };

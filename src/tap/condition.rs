@@ -8,10 +8,10 @@ use std::borrow::Cow;
 
 use super::fields::Fields;
 
-/// The most conditions of one reader.
+/// The maximum number of conditions of one reader.
 const CONDITIONS_MAX: usize = 32;
 
-/// The most bytes of one condition.
+/// The maximum number of bytes of one condition.
 const CONDITION_BYTES_MAX: usize = 512;
 
 /// The keys, in the order in which messages list them.
@@ -59,7 +59,7 @@ enum Operator {
     Below,
 }
 
-/// The operators as they are written. An operator comes before one that it begins with.
+/// The operators as they are written. An operator comes before any other that is its beginning.
 const OPERATORS: [(&str, Operator); 6] = [
     ("!=", Operator::IsNot),
     (">=", Operator::AtLeast),
@@ -78,8 +78,8 @@ struct Condition {
     number: u64,
 }
 
-/// The conditions of one reader. All keys must hold. If `KEY=…` is there several times, one of them
-/// is enough.
+/// The conditions of one reader. The conditions for every key must hold. If there are several
+/// `KEY=…` for one key, one of them is enough.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Conditions(Vec<Condition>);
 
@@ -173,12 +173,13 @@ impl Condition {
         let code = fields.code;
         match self.operator {
             Operator::Is => self.values(fields).iter().any(|value| self.fits(value)),
-            // One form of the resource's name is enough to exclude.
+            // If one form of the resource's name matches, the event is excluded.
             Operator::IsNot if self.key == Key::Resource => {
                 !self.values(fields).iter().any(|value| self.fits(value))
             }
-            // One group is enough to exclude. An impersonated group is chosen by the client, so it
-            // excludes only together with a group of the client's own.
+            // If one group matches, the event is excluded. The client chooses an impersonated
+            // group, so this group excludes an event only together with a group of the client's
+            // own.
             Operator::IsNot if self.key == Key::Group => {
                 let has = |groups: &[Cow<'_, str>]| match groups {
                     [] => self.fits(""),
@@ -253,8 +254,8 @@ fn resources<'f>(fields: &'f Fields<'_>) -> Vec<Cow<'f, str>> {
     forms
 }
 
-/// Returns `true` if `text` is like `pattern`, in which each `*` stands for any text. With
-/// `ignores_case`, letters of ASCII are equal in both cases.
+/// Returns `true` if `text` matches `pattern`, in which each `*` stands for any text. With
+/// `ignores_case`, upper and lower case of ASCII letters are the same.
 ///
 /// The pieces between the stars are searched one after the other, each with a search whose time
 /// grows with the length of the text alone: a pattern of many stars must not stop a worker thread.

@@ -16,9 +16,9 @@ pub struct Fields<'a> {
     pub stage: Cow<'a, str>,
     /// The verb.
     pub verb: Cow<'a, str>,
-    /// Who asked.
+    /// The user who sent the request.
     pub user: Person<'a>,
-    /// As whom the user acted.
+    /// The user as whom the request was made, if the sender impersonated another one.
     pub impersonated: Person<'a>,
     /// The object that the request is about.
     pub object: Object<'a>,

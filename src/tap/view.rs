@@ -10,7 +10,8 @@ use crate::redact::Change;
 use crate::redact::Redaction;
 use crate::words::escape;
 
-/// What one reader may see, and asks for. The reader's task owns this value.
+/// The conditions of one reader, and the redaction of the events for the reader. The reader's task
+/// owns this value.
 pub struct View {
     /// The redactions that always hold, without rules of a config.
     redaction: Redaction,
@@ -19,14 +20,14 @@ pub struct View {
     redacted: Vec<u8>,
 }
 
-/// What a reader sees of an event.
+/// The result of a look at one event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Looked {
     /// The event, redacted, as one line of JSON that is safe for a terminal.
     Shown(String),
     /// The reader does not ask for this event.
     Other,
-    /// The event is not JSON, so that nobody can say that no secret is in it.
+    /// The event is not JSON, so it might contain a secret.
     Unreadable,
 }
 
@@ -41,7 +42,7 @@ impl View {
     /// Looks at an event. Redacts it first, so that the conditions cannot be used to guess a value
     /// that must not leave.
     pub fn look(&mut self, event: &[u8]) -> Looked {
-        // A redaction cuts values out of JSON. What is not JSON might keep a part of a value.
+        // Redaction cuts values out of JSON. In other text, a part of a value might remain.
         if !is_json(event) {
             return Looked::Unreadable;
         }

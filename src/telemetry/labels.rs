@@ -94,10 +94,10 @@ impl Rejection {
     pub const WITH_429: [Self; 2] = [Self::QueueFull, Self::InFlightFull];
 
     /// The reasons for which a batch is answered 503: the disk refuses writes, or the consumers are
-    /// too slow. The orderly end of the relay is not among them.
+    /// too slow. The drain is not among them.
     pub const WITH_503: [Self; 2] = [Self::Disk, Self::DeliveryTimeout];
 
-    /// Returns `true` if kube-apiserver gives the events of such a request up. It sends the events
+    /// Returns `true` if kube-apiserver gives up the events of such a request. It sends the events
     /// again after a status of 429 or 5xx, or if the connection breaks.
     #[must_use]
     pub fn is_for_good(self) -> bool {
@@ -181,7 +181,7 @@ label_values! {
         Sign = "sign",
         /// A witness gives no cosignature.
         Witness = "witness",
-        /// A witness has seen another log, or a longer one, of the same origin.
+        /// A witness knows another log of the same origin, or a longer one.
         RolledBack = "rolled_back",
         /// A line in a file of the queue is not the one that came in.
         Tampered = "tampered",
@@ -277,8 +277,8 @@ impl Code {
 }
 
 label_set! {
-    /// What an output's settings do to events. An event that counts as dropped or duplicate is not
-    /// sent. Any other event may count as lowered, trimmed and redacted at once.
+    /// The effects of an output's settings on events. An event that counts as dropped or duplicate
+    /// is not sent. Any other event may count as lowered, trimmed and redacted at once.
     pub struct Filtered as "action" {
         /// Events that are not sent, because the audit policy or the filter excludes them.
         dropped,
@@ -323,7 +323,7 @@ label_set! {
 }
 
 label_set! {
-    /// How reloads have ended.
+    /// The results of reloads.
     pub struct ByResult as "result" {
         /// The new config is in use, with all its listeners.
         success,

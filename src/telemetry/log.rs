@@ -217,8 +217,8 @@ struct LinesState {
     waiting: VecDeque<Vec<u8>>,
     /// The number of bytes in `waiting`.
     bytes: usize,
-    /// The time at which the log's thread began the write that is under way; `None`: the thread has
-    /// nothing to write.
+    /// The time at which the log's thread began the write that is under way; `None` if the thread
+    /// has nothing to write.
     writing: Option<Instant>,
     /// `true`: the last write failed, for example because the reader of stderr has gone or a disk
     /// is full.

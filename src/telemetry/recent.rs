@@ -16,12 +16,12 @@ const MINUTES: usize = 5;
 /// The number of seconds of a minute.
 const MINUTE_SECONDS: u64 = 60;
 
-/// Each power of two is divided into this many buckets, as two to the power of this number. With 8
-/// buckets the middle of a bucket is at most 6.3 % away from each time in the bucket.
+/// Each power of two is divided into two to the power of this number of buckets. With 8 buckets the
+/// middle of a bucket is at most 6.3 % away from each time in the bucket.
 const PARTS_BITS: u32 = 3;
 
-/// The longest time that is told apart from longer ones: two to the power of this number in
-/// microseconds, which is 38 hours.
+/// The longest time that has a bucket of its own: two to the power of this number in microseconds,
+/// which is 38 hours.
 const LONGEST_BITS: u32 = 37;
 
 /// The number of buckets: one for each microsecond below 8 µs, and 8 for each power of two above.
@@ -33,7 +33,7 @@ const BUCKETS: usize = ((LONGEST_BITS - PARTS_BITS + 1) << PARTS_BITS) as usize;
 pub struct Quantiles {
     /// Half of the times are shorter than this one, in seconds.
     pub p50: f64,
-    /// Of a hundred times, 99 are shorter than this one, in seconds.
+    /// 99 of a hundred times are shorter than this one, in seconds.
     pub p99: f64,
 }
 
@@ -49,7 +49,7 @@ pub struct RecentTimes {
 /// The times of one minute.
 #[derive(Debug, Default, Clone)]
 struct Minute {
-    /// The number of the minute, counted from 0 at the making of the value.
+    /// The number of the minute, counted from 0 when the value was made.
     number: u64,
     /// The number of times in each bucket; empty if nothing was ever recorded here.
     counts: Vec<u32>,

@@ -53,13 +53,13 @@ pub struct LastTlsFailure {
     pub at: Instant,
 }
 
-/// A time for which requests are refused, and the longest one so far.
+/// A period in which requests are refused, and the longest one so far.
 #[derive(Default)]
 struct Stretch {
     /// The first refusal; `None` if requests are not refused now.
     since: Option<Instant>,
     longest: Duration,
-    /// The last refusal at which a stretch was longer than kube-apiserver repeats a batch.
+    /// The last refusal in a stretch that was longer than kube-apiserver repeats a batch.
     long_last: Option<Instant>,
 }
 
@@ -83,7 +83,7 @@ struct Spells {
 }
 
 impl Spells {
-    /// Returns the last refusal if the spell lasts.
+    /// Returns the time of the last refusal, if the spell still lasts.
     fn lasts(&self, now: Instant) -> Option<Instant> {
         self.last.filter(|last| now.saturating_duration_since(*last) <= PAUSE)
     }
@@ -112,7 +112,8 @@ impl Spells {
     }
 }
 
-/// What is known of refused requests. Clones are cheap and share it.
+/// The state of refused requests: the last ones, and how long they have been refused. Clones are
+/// cheap and share it.
 #[derive(Clone, Default)]
 pub struct Refusals(Arc<Mutex<Known>>);
 
@@ -200,7 +201,7 @@ impl Refusals {
         self.lock().tls.clone()
     }
 
-    /// Returns how long requests were refused that their senders send again.
+    /// Returns for how long requests were refused that their senders repeat.
     #[must_use]
     pub fn times(&self, now: Instant) -> status::Refusals {
         let known = self.lock();

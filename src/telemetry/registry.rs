@@ -79,8 +79,8 @@ impl Gauge {
         self.get() as u64
     }
 
-    /// Returns the value of a gauge that shows when something has happened last, in seconds since
-    /// 1970; `None` if the value is 0, because it has not happened yet.
+    /// Returns the value of a gauge that shows when something last happened, in seconds since 1970;
+    /// `None` if the value is 0, because it has not happened yet.
     #[must_use]
     pub fn time(&self) -> Option<f64> {
         Some(self.get()).filter(|time| *time > 0.0)
@@ -90,7 +90,7 @@ impl Gauge {
 /// The labels of a series: each name with its value, in the order of the page `/metrics`.
 pub(super) type Labels = Vec<(&'static str, String)>;
 
-/// The cells of the counters and gauges by their metric's full name and their labels, and the
+/// The cells of the counters and gauges, by their metric's full name and their labels. Also the
 /// exporter, which keeps the histograms. A series never goes away.
 pub(super) struct Registry {
     cells: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Arc<AtomicU64>>>>,

@@ -218,7 +218,7 @@ struct Notes {
     room: Flap,
     /// The changes between a disk that refuses to store and a disk that stores.
     disk: Flap,
-    /// The time since when the queue has been full; `None`: it is not.
+    /// The time since when the queue has been full; `None` if it is not full.
     full_since: Option<Instant>,
     /// The number of threads that have taken notes and are now writing the log lines about them.
     writers: usize,
@@ -242,7 +242,7 @@ struct Party {
     keeps: AtomicBool,
     /// The number of events that were noted as lost since the start.
     lost: AtomicU64,
-    /// The time of the last loss; `None`: nothing was lost yet.
+    /// The time of the last loss; `None` if nothing was lost yet.
     last: Mutex<Option<Instant>>,
 }
 
@@ -260,9 +260,9 @@ struct Tally {
     /// The number of lost events that no log line has reported yet.
     untold: u64,
     /// A detail about the first lost event since the last log line, such as the consumer's error;
-    /// `None`: no detail is known.
+    /// `None` if no detail is known.
     detail: Option<String>,
-    /// The time at which the last log line was written; `None`: no line was written yet.
+    /// The time at which the last log line was written; `None` if none was written yet.
     told: Option<Instant>,
 }
 
@@ -288,7 +288,7 @@ struct Flap {
     flaps: bool,
     /// The number of changes that no log line has reported yet.
     changes: u64,
-    /// The state after the last change; `None`: the log shows this state already.
+    /// The state after the last change; `None` if the log shows this state already.
     state: Option<State>,
 }
 

@@ -45,10 +45,11 @@ use crate::words::whole;
 /// The lines of the screen that do not depend on the number of outputs, addresses and findings.
 const FIXED_LINES: usize = 30;
 
-/// The fewest and the most lines of the chart of the last hour.
+/// The minimum and the maximum number of lines of the chart of the last hour.
 const CHART_LINES: (u16, u16) = (6, 10);
 
-/// The width in columns from which the table has all its columns, and from which most of them.
+/// The width in columns from which the table has all its columns, and the width from which it has
+/// most of them.
 const WIDE: u16 = 110;
 const MEDIUM: u16 = 90;
 
@@ -58,7 +59,7 @@ const BAR_CELLS: u64 = 20;
 /// The longest part of the hour that the chart shows, in seconds.
 const HOUR: f64 = 3600.0;
 
-/// The spans that the chart shows while the relay is younger, in seconds.
+/// The possible lengths of the chart, in seconds, while the relay runs for less than an hour.
 const SPANS: [f64; 3] = [300.0, 900.0, 1800.0];
 
 const QUIET: Style = Style::new().fg(Color::DarkGray);
@@ -66,7 +67,7 @@ const ACCEPTED: Style = Style::new().fg(Color::Cyan);
 const DELIVERED: Style = Style::new().fg(Color::Magenta);
 const STRONG: Style = Style::new().add_modifier(Modifier::BOLD);
 
-/// Returns the colour and the sign of a state. The sign says the same without a colour.
+/// Returns the colour and the sign of a state. The sign alone also shows the state.
 fn look(state: State) -> (Style, &'static str) {
     match state {
         State::Good => (Style::new().fg(Color::Green), "✓"),
@@ -86,7 +87,7 @@ pub fn height(view: &View) -> u16 {
     short(lines)
 }
 
-/// Draws a view into the whole of a frame.
+/// Draws a view, which fills the frame.
 pub fn draw(view: &View, frame: &mut Frame<'_>) {
     let area = frame.area();
     let Some(status) = &view.status else {
@@ -163,8 +164,8 @@ struct Areas {
 }
 
 impl Lines {
-    /// Cuts the parts so that they fit into a terminal of this height: the chart leaves first, then
-    /// the details, then lines of the table.
+    /// Shortens the parts so that they fit into a terminal of this height: first the chart is left
+    /// out, then the details, then lines of the table.
     fn fitted(self, height: u16) -> Self {
         // The blank lines before the flow and the table, and the line of keys.
         let used = self.top.saturating_add(self.flow).saturating_add(3);
@@ -472,7 +473,8 @@ fn state_words(it: &Output) -> (State, String) {
 
 fn outputs_table(view: &View, status: &Status, frame: &mut Frame<'_>, area: Rect) {
     let (is_wide, is_medium) = (area.width >= WIDE, area.width >= MEDIUM);
-    // The head of each column, its width (of the first column the least), and whether it is shown.
+    // For each column its head, its width (for the first column the minimum), and whether it is
+    // shown.
     let columns = [
         ("  OUTPUT", 12, true),
         ("TYPE", 13, is_medium),

@@ -19,7 +19,7 @@ pub enum Key {
     Down,
     /// Shows or hides the details of the selected output.
     Details,
-    /// Stops or continues taking new answers.
+    /// Pauses the view, or continues.
     Pause,
     /// Shows or hides the explanation of the keys and the columns.
     Help,
@@ -32,14 +32,14 @@ pub struct View {
     pub(super) status: Option<Status>,
     pub(super) history: Option<History>,
     pub(super) rates: Rates,
-    /// The reason why the last question has no answer; `None` if it was answered.
+    /// The reason why the last request had no answer; `None` if it was answered.
     pub(super) failure: Option<String>,
     /// The time since the last answer.
     pub(super) silence: Duration,
     /// `true`: the process of the relay has started again since this view was made.
     pub(super) has_restarted: bool,
-    /// The name of the output that the reader has selected. The name stays when the order of the
-    /// table changes. `None`: the reader has selected none, and the first output is meant.
+    /// The name of the output that the reader has selected, even if the order of the table changes.
+    /// `None` if the reader has selected none; this means the first output.
     selected: Option<String>,
     details: bool,
     pub(super) paused: bool,
@@ -75,7 +75,7 @@ impl View {
         if self.status.as_ref().is_some_and(|before| start(before) != start(&status)) {
             self.has_restarted = true;
         }
-        // A relay of an older version judges neither itself nor its outputs.
+        // Relays of older versions send no verdict and no states of outputs.
         if status.verdict.is_none() {
             status.verdict = Some(verdict::judge(&status));
             for output in &mut status.outputs {
@@ -92,14 +92,14 @@ impl View {
         self.silence = Duration::ZERO;
     }
 
-    /// Takes the last hour of the relay. `None`: the relay keeps no history.
+    /// Takes the last hour of the relay; `None` if the relay keeps no history.
     pub fn remembered(&mut self, history: Option<History>) {
         if !self.paused {
             self.history = history;
         }
     }
 
-    /// Notes that the relay has not answered, for `reason`, and how long its last answer is ago.
+    /// Notes that the relay has not answered, with the reason and the time since its last answer.
     pub fn failed(&mut self, reason: &str, silence: Duration) {
         self.failure = Some(message(reason));
         self.silence = silence;
