@@ -86,8 +86,7 @@ impl fmt::Display for Invalid {
     }
 }
 
-/// The result of [`decode_in_place`]: where the lines are that the function has made of a body, and
-/// the numbers of their events.
+/// The result of [`decode_in_place`]: the place of the lines, and the numbers of their events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
     /// The byte range of the lines in the slice that was decoded. Each event is followed by one
@@ -99,8 +98,8 @@ pub struct Split {
     pub levels: LevelCounts,
 }
 
-/// Checks a body and splits it into lines (one event in each), as [`decode_in_place`] does. Returns
-/// a batch that owns the lines.
+/// Checks a body and splits it into lines, as [`decode_in_place`] does. Returns a batch that owns
+/// the lines.
 ///
 /// # Errors
 ///

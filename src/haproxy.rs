@@ -324,8 +324,8 @@ fn finish(
     let used: BTreeSet<usize> = proxies.iter().flat_map(|it| it.sections.iter().copied()).collect();
     let holding: BTreeSet<usize> =
         proxies.iter().flat_map(|proxy| &proxy.lines).map(|line| line.number).collect();
-    // The sections of frontends that are not carried over, and the backends to which only conditions
-    // lead. Each has the name of a frontend that uses it.
+    // The sections of frontends that are not carried over, and the backends to which only
+    // conditions lead. Each has the name of a frontend that uses it.
     let mut asides: BTreeMap<usize, &str> = BTreeMap::new();
     for route in others.iter().chain(group) {
         let name = file.sections[route.front.place].name();

@@ -59,14 +59,14 @@ use walk::Wish;
 /// The changes that [`apply`] makes to one event, in the order of these fields.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Change<'a> {
-    /// The level to lower the event to; `None`: the event keeps its level.
+    /// The level to lower the event to; `None` if the event keeps its level.
     pub level: Option<Level>,
     /// `true`: `metadata.managedFields` is removed from the objects in the request body and the
     /// response body, as kube-apiserver does for a policy with `omitManagedFields`.
     pub omit_managed_fields: bool,
-    /// The rules for values that must not leave the relay; `None`: no value is redacted.
+    /// The rules for values that must not leave the relay; `None` if no value is redacted.
     pub redaction: Option<&'a Redaction>,
-    /// The constant annotations to add to the event; `None`: no constant annotation is added.
+    /// The constant annotations to add to the event; `None` if there are none.
     pub annotations: Option<&'a Annotations>,
     /// The largest size of the changed event in bytes; `None`: no limit. From a larger event the
     /// response body is removed and, if the event is still too large, the request body too.
@@ -336,8 +336,8 @@ impl<'a> Reader<'a, '_> {
             let place = kept.unwrap_or(self.event.len().min(1));
             edits.push(Edit { place: place..place, with: with.into() });
         }
-        // At the same byte, an insertion (an empty range) sorts before a removal. No two edits have
-        // the same begin and the same end.
+        // At the same byte, an insertion, whose range is empty, sorts before a removal. No two
+        // edits have the same begin and the same end.
         edits.sort_unstable_by_key(|edit| (edit.place.start, edit.place.end));
         Changed { edits, done, bodies }
     }

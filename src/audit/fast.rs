@@ -48,19 +48,18 @@ pub use isa::Isa;
 /// The number of bytes in a block: the bytes of the text that one mask describes. A mask is a `u64`
 /// whose bit i is about the byte i of the block.
 const BLOCK: usize = 64;
-/// The number of bits in a mask (one bit for each byte of a block): the same number as [`BLOCK`],
-/// as a `u16`.
+/// The number of bits in a mask: the same number as [`BLOCK`], as a `u16`.
 const BITS: u16 = 64;
 
-/// The number of blocks (64 bytes each) in a chunk. The scanner works through a body chunk by
-/// chunk; the masks of one chunk are so few that they stay in the CPU's first-level cache.
+/// The number of blocks in a chunk. The scanner works through a body chunk by chunk; the masks of
+/// one chunk are so few that they stay in the CPU's first-level cache.
 const BLOCKS: usize = 64;
 
-/// The number of bytes in a chunk: 4,096. The scanner works through a body chunk by chunk.
+/// The number of bytes in a chunk: 4,096.
 const CHUNK: usize = BLOCKS * BLOCK;
 
-/// The masks of one chunk (64 blocks of 64 bytes). Each field has one mask of 64 bits for each
-/// block. A bit of a mask is set if the byte at this position is of the kind that the field names.
+/// The masks of one chunk. Each field has one mask for each block. A bit of a mask is set if the
+/// byte at this position is of the kind that the field names.
 struct Blocks {
     quote: [u64; BLOCKS],
     backslash: [u64; BLOCKS],
@@ -96,9 +95,9 @@ impl Blocks {
 
 /// The unusual kinds of bytes that occur in the blocks that were compared.
 struct Seen {
-    /// `true`: there is a byte below 0x20 (a control character).
+    /// `true`: there is a control character, a byte below 0x20.
     control: bool,
-    /// `true`: there is a byte above 0x7f (a part of a character that is not ASCII).
+    /// `true`: there is a part of a character that is not ASCII, a byte above 0x7f.
     high: bool,
 }
 
@@ -151,12 +150,12 @@ impl Space {
     }
 }
 
-/// The length of [`Space::places`]. It is more than the bytes of a chunk, because [`flatten`]
-/// writes some offsets too many.
+/// The length of [`Space::places`]. It is greater than the number of bytes in a chunk, because
+/// [`flatten`] may write some offsets more than there are marks.
 const PLACES: usize = CHUNK + BLOCK;
 
-/// Says which blocks of a chunk have marked bytes. Each field is about the masks of [`Space`] with
-/// its name: bit i is set if the mask of block i is not 0.
+/// Says which blocks of a chunk have marked bytes. Each field belongs to the masks of [`Space`]
+/// with its name: bit i is set if the mask of block i is not 0.
 struct Used {
     bracket: u64,
     escaped: u64,
@@ -180,9 +179,9 @@ const OUTSIDE: u64 = 0b1;
 /// The value of [`Pass::stack`] while the array of events is the only open container. The 1 is the
 /// end mark that every `stack` has. The 0 stands for the array.
 const IN_ARRAY: u64 = 0b10;
-/// The value of [`Pass::stack`] while the array of events and one item (event) of it are the only
-/// open containers. The first 1 is the end mark that every `stack` has. The 0 stands for the array,
-/// the last 1 for the item.
+/// The value of [`Pass::stack`] while the array of events and one item of it are the only open
+/// containers. The first 1 is the end mark that every `stack` has. The 0 stands for the array, the
+/// last 1 for the item.
 const IN_ITEM: u64 = 0b101;
 
 /// The state of the scanner while it passes once over the array of events of one body.
@@ -197,7 +196,7 @@ struct Pass<'a> {
     events: &'a mut Vec<Span>,
     /// 1 if a backslash escapes the first byte after the blocks that were read so far, otherwise 0.
     escaped: u64,
-    /// The containers (objects and arrays) that are open: one bit for each; see [`OUTSIDE`].
+    /// The containers that are open: one bit for each; see [`OUTSIDE`].
     stack: u64,
     /// The offset in `body` at which the open item begins. If no item is open: the offset at which
     /// the next item begins.
@@ -298,10 +297,10 @@ impl Pass<'_> {
         rare
     }
 
-    /// Checks, one by one, the brackets, escapes, numbers and literals in the current chunk (at
-    /// most 4,096 bytes of the body). `at` is the offset of the chunk in the body. `used` says
-    /// which blocks have them. Returns `true` if all checks succeed. Returns `false` if one fails;
-    /// serde_json must then decide if the body is valid.
+    /// Checks, one by one, the brackets, escapes, numbers and literals in the current chunk. `at`
+    /// is the offset of the chunk in the body. `used` says which blocks have them. Returns `true`
+    /// if all checks succeed. Returns `false` if one fails; serde_json must then decide if the body
+    /// is valid.
     #[inline(always)]
     fn one_by_one(&mut self, at: usize, used: &Used) -> bool {
         let Space { bracket, escaped, scalar_start, places, .. } = &mut *self.space;
@@ -322,8 +321,8 @@ impl Pass<'_> {
         self.items(at, ends)
     }
 
-    /// Checks the brackets of the chunk: each bracket must fit the container (object or array) that
-    /// is open before it. `count` is the number of brackets, whose offsets are in `space.places`.
+    /// Checks the brackets of the chunk: each bracket must fit the container that is open before
+    /// it. `count` is the number of brackets, whose offsets are in `space.places`.
     ///
     /// Returns `None` in three cases: a bracket does not fit, the nesting is too deep, or an item
     /// of the array of events has a key that may be `kind` or `apiVersion`. Otherwise writes
@@ -390,7 +389,7 @@ impl Pass<'_> {
 
 /// Writes the byte offsets in the chunk of all marked bytes to `places`, and returns their number.
 /// `masks` has the marks of the blocks for which `used` has a bit. Returns `None` if `places` is
-/// too short, which cannot be: it has more elements than a chunk has bytes.
+/// too short. This cannot happen, because it has more elements than a chunk has bytes.
 #[inline(always)]
 fn flatten(masks: &[u64; BLOCKS], mut used: u64, places: &mut [u16; PLACES]) -> Option<usize> {
     let mut count = 0;
@@ -441,8 +440,8 @@ fn is_escape(text: &[u8]) -> bool {
     }
 }
 
-/// Says of each byte if it is a hexadecimal digit. A look at a table takes fewer instructions than
-/// comparisons, and text from Go has many escapes such as `\u003c`.
+/// For each byte, whether it is a hexadecimal digit. A look at a table takes fewer instructions
+/// than comparisons, and text from Go has many escapes such as `\u003c`.
 static IS_HEX: [bool; 256] = {
     let mut is_hex = [false; 256];
     let digits = b"0123456789abcdefABCDEF";

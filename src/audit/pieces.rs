@@ -26,14 +26,13 @@ use window::Window;
 
 mod window;
 
-/// The largest number of bytes, 1 MiB, that a large list of events may have outside of its array
-/// `items`. kube-apiserver writes 76 bytes there. The limit is never more than half the size of a
-/// piece, which is a part of the body that is decoded at once.
+/// The largest number of bytes that a large list of events may have outside of its array `items`.
+/// kube-apiserver writes 76 bytes there. The limit is never more than half the size of a piece.
 const FRAME_MAX: usize = 1024 * 1024;
 
-/// The bytes that are put after the events of a piece (a part of a large body), so that the piece
-/// can be decoded as a list. They are the end of a list (`]}`), a line break, and one byte of room
-/// for the line break after the last event.
+/// The bytes that are put after the events of a piece, so that the piece can be decoded as a list.
+/// They are the end of a list (`]}`), a line break, and one byte of room for the line break after
+/// the last event.
 const LIST_TAIL: &[u8; 4] = b"]}\n\n";
 
 /// Receives the lines of a large body, piece by piece.

@@ -131,7 +131,7 @@ enum Protocol {
     },
 }
 
-/// What hyper holds for a connection.
+/// The buffers that hyper holds for a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Buffers {
     /// The connection has had no request since hyper's state for it was made.

@@ -46,7 +46,7 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 pub struct Gate {
     pub(super) shared: Arc<Shared>,
     pub(super) registry: Arc<Registry>,
-    /// The settings for connections (limits, deadlines and HTTP settings). A reload replaces them.
+    /// The settings for connections. A reload replaces them.
     pub(super) rules: ArcSwap<Rules>,
     /// Tracks the tasks of all connections, so that the drain can wait for them.
     pub(super) connections: TaskTracker,
@@ -61,7 +61,7 @@ pub struct Gate {
 pub(super) struct Rules {
     /// The largest number of connections that all listeners together have open at the same time.
     pub(super) max_connections: usize,
-    /// The approximate age at which a connection ends after its current request; `None`:
+    /// The approximate age at which a connection ends after its current request; `None` if
     /// connections of any age may stay.
     pub(super) max_connection_age: Option<Duration>,
     pub(super) deadlines: Deadlines,

@@ -26,7 +26,7 @@ use super::ingest::Ingest;
 pub(super) struct Requests {
     pub(super) auth: Auth,
     pub(super) ingest: Ingest,
-    /// The age at which the connection must end; `None`: a connection of any age may stay.
+    /// The age at which the connection must end; `None` if a connection of any age may stay.
     pub(super) max_age: Option<Duration>,
     /// This token is cancelled when the listener is closed.
     pub(super) closing: CancellationToken,

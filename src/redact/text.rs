@@ -92,9 +92,9 @@ fn walk_percents(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     }
 }
 
-/// Decodes the text between the quotes of a JSON string part by part. A part is one escape, two
-/// escapes that together are one character (a surrogate pair), or one other byte. For each part,
-/// the function calls `take` with the part's index in `raw` and the decoded bytes.
+/// Decodes the text between the quotes of a JSON string part by part. A part is one escape, a
+/// surrogate pair of two escapes, or one other byte. For each part, calls `take` with the part's
+/// index in `raw` and the decoded bytes.
 fn walk(raw: &[u8], mut take: impl FnMut(usize, &[u8])) {
     let mut at = 0;
     while let Some(&byte) = raw.get(at) {

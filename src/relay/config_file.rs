@@ -23,7 +23,7 @@ const PROBLEMS_MAX: usize = 20;
 
 /// The config file, with the files that it names. [`super::parts::Parts`] owns it.
 pub(super) struct ConfigFile {
-    /// The path; `None`: the relay uses the config that is built into the program.
+    /// The path; `None` if the relay uses the config that is built into the program.
     pub(super) path: Option<PathBuf>,
     pub(super) watch: Watch,
     /// When a reload that could not bind an address is tried again.

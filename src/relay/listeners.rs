@@ -35,7 +35,7 @@ pub(super) struct Planned {
     /// 0: the listener stays, with the new config. `None`: the listener is not in that list, so the
     /// relay adds it.
     slot: Option<usize>,
-    /// The settings that the listener uses now; `None`: the listener is not open.
+    /// The settings that the listener uses now; `None` if the listener is not open.
     current: Option<Arc<Settings>>,
 }
 
@@ -234,8 +234,8 @@ impl Listeners {
     }
 
     /// Returns `true` if somebody else still listens on a port that a listener of the config can't
-    /// have, while an old listener has it, too. The next attempt would close the old listener for
-    /// a moment, and in vain.
+    /// have, while an old listener has it, too. The next attempt would fail, and would close the
+    /// old listener for a moment.
     pub(super) fn would_fail_again(&self) -> bool {
         let own = |port: u16| {
             let open = self.slots.iter().filter(|slot| slot.open.is_some());

@@ -70,9 +70,9 @@ impl Parts {
 
     /// Reads and checks a config and the files that it names. If the config or a file cannot be
     /// used, the program that writes it may not have finished. This function then waits a moment
-    /// for a change, and reads everything again after a change. `Err` if no change follows, or if
-    /// too many changes were in vain. All of it takes at most [`named_file::WAIT_MAX`]: a file
-    /// system that hangs is not asked again.
+    /// for a change, and reads everything again after a change. Returns the error if no change
+    /// follows, or if the config is still not usable after too many changes. All of it takes at
+    /// most [`named_file::WAIT_MAX`]: a file system that hangs is not asked again.
     async fn stage(&mut self) -> Result<Staging, Refused> {
         let deadline = Instant::now() + named_file::WAIT_MAX;
         loop {

@@ -12,7 +12,7 @@ use super::Space;
 use super::Used;
 use super::padding;
 
-/// A register of 256 bits that holds the masks of [`LANES`] (4) blocks, one mask of 64 bits in each
+/// A register of 256 bits that holds the masks of [`LANES`] blocks, one mask of 64 bits in each
 /// lane.
 type Lanes = simd::__m256i;
 
@@ -68,12 +68,11 @@ fn is_zero(lanes: Lanes) -> bool {
     simd::_mm256_testz_si256(lanes, lanes) == 1
 }
 
-/// Moves each mark `BYTES` bytes further in the text. A mark is a set bit in a mask; its place in
-/// the masks is the place of a byte in the text. The masks of the register count as one long
-/// number, which is shifted up by `BYTES` bits. This leaves room at the lowest bits: the marks of
-/// the last `BYTES` bytes before this register come in there. They are taken from `before`, the
-/// register with the masks of the preceding blocks. `UNSEEN` must be 64 - `BYTES`: the number of
-/// bits of a mask that do not move into the next mask.
+/// Moves each mark, a set bit in a mask, `BYTES` bytes further in the text. The masks of the
+/// register count as one long number, which is shifted up by `BYTES` bits. The lowest bits then get
+/// the marks of the last `BYTES` bytes before this register, from `before`, the register with the
+/// masks of the preceding blocks. `UNSEEN` must be 64 - `BYTES`: the number of bits of a mask that
+/// do not move into the next mask.
 #[target_feature(enable = "avx2")]
 fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> Lanes {
     let crossing = simd::_mm256_permute2x128_si256::<0x21>(before, lanes);

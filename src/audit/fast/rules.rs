@@ -253,7 +253,7 @@ macro_rules! rules {
             string_start: Lanes,
         }
 
-        /// What is found about the keys in one group of blocks.
+        /// The keys in one group of blocks.
         #[derive(Clone, Copy)]
         struct Keys {
             after_colon: Lanes,
@@ -263,7 +263,7 @@ macro_rules! rules {
             named: Lanes,
         }
 
-        /// What is found about the brackets in one group of blocks.
+        /// The brackets in one group of blocks.
         #[derive(Clone, Copy)]
         struct Stretches {
             bracket: Lanes,

@@ -13,7 +13,7 @@ use super::Space;
 use super::Used;
 use super::padding;
 
-/// A register of 128 bits that holds the masks of [`LANES`] (2) blocks, one mask of 64 bits in each
+/// A register of 128 bits that holds the masks of [`LANES`] blocks, one mask of 64 bits in each
 /// lane.
 type Lanes = simd::__m128i;
 
@@ -64,12 +64,11 @@ fn is_zero(lanes: Lanes) -> bool {
     same(lanes, splat(0)) == ALL
 }
 
-/// Moves each mark `BYTES` bytes further in the text. A mark is a set bit in a mask; its place in
-/// the masks is the place of a byte in the text. The masks of the register count as one long
-/// number, which is shifted up by `BYTES` bits. This leaves room at the lowest bits: the marks of
-/// the last `BYTES` bytes before this register come in there. They are taken from `before`, the
-/// register with the masks of the preceding blocks. `UNSEEN` must be 64 - `BYTES`: the number of
-/// bits of a mask that do not move into the next mask.
+/// Moves each mark, a set bit in a mask, `BYTES` bytes further in the text. The masks of the
+/// register count as one long number, which is shifted up by `BYTES` bits. The lowest bits then get
+/// the marks of the last `BYTES` bytes before this register, from `before`, the register with the
+/// masks of the preceding blocks. `UNSEEN` must be 64 - `BYTES`: the number of bits of a mask that
+/// do not move into the next mask.
 #[target_feature(enable = "sse2")]
 fn later<const BYTES: i32, const UNSEEN: i32>(lanes: Lanes, before: Lanes) -> Lanes {
     let last = simd::_mm_unpackhi_epi64(before, before);

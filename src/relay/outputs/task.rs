@@ -21,7 +21,7 @@ pub(super) enum Ended {
     Left,
 }
 
-/// What an output's task does after its present delivery has ended.
+/// The next step of an output's task after its present delivery has ended.
 enum Next {
     /// The output has new settings: the task runs this delivery. Cancelling the token ends it.
     Replace(Box<Prepared>, CancellationToken),
