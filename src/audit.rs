@@ -69,7 +69,7 @@ pub struct Invalid {
     pub byte: usize,
     /// The index of the faulty event in `items`, or among the JSON lines. `None` if the fault is
     /// outside of all events. Also `None` for some faults of the JSON or UTF-8 of an event in a
-    /// body that is no list.
+    /// body that is not a list.
     pub item: Option<usize>,
     /// A description of the fault, for example `auditID is missing`.
     pub what: Cow<'static, str>,

@@ -69,7 +69,7 @@ pub(super) fn check(event: &[u8]) -> Result<usize, (usize, Cow<'static, str>)> {
 }
 
 /// Returns the error message for an `apiVersion` that is not accepted. `version` is `None` if the
-/// event or list has no `apiVersion`, or one that is no string.
+/// event or list has no `apiVersion`, or one that is not a string.
 pub(super) fn wrong_version(version: Option<&str>) -> String {
     match version {
         Some("audit.k8s.io/v1beta1" | "audit.k8s.io/v1alpha1") => {

@@ -415,7 +415,7 @@ impl Pieces {
 }
 
 /// Returns the offset in `body` after the opening bracket of the array `items`. Returns `None` if
-/// the body is not a list: it is no object, it has no array `items`, or its kind is `Event`. A
+/// the body is not a list: it is not an object, it has no array `items`, or its kind is `Event`. A
 /// `kind` after the array `items` is not read.
 fn items_start(body: &[u8]) -> Option<usize> {
     let open = body.iter().position(|byte| !byte.is_ascii_whitespace())?;

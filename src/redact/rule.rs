@@ -43,7 +43,7 @@ pub struct Mistake {
 
 /// The members of an event that may be the first step of a path. A path may also name a member of
 /// `objectRef` that is in [`OF_OBJECT`]. The other members cannot be redacted: without them the
-/// text is no audit event, or its time or its object is unknown.
+/// text is not an audit event, or its time or its object is unknown.
 const ROOTS: [&str; 10] = [
     "requestObject",
     "responseObject",

@@ -261,7 +261,7 @@ impl Circuit {
     ///
     /// If a delivery has failed since `begun`, an open circuit stays open, because the success says
     /// nothing about the time after that failure. Exception: if the address is down only because
-    /// its consumer did not answer in time (a suspect), any success closes the circuit.
+    /// its consumer did not answer in time, any success closes the circuit.
     pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
         let suspect = matches!(&self.state, CircuitState::Open(open) if open.suspect);

@@ -46,7 +46,7 @@ pub(super) type LookUp = dyn Fn(HostPort, OwnedSemaphorePermit) -> Answer + Send
 type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 
 /// The addresses of one output, each with its state. The output's connector, its connections, its
-/// watch (a background task) and `/status` share this value. It has no task of its own.
+/// watch and `/status` share this value. It has no task of its own.
 ///
 /// A delivery or a connection goes through these steps:
 ///
