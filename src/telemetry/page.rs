@@ -36,8 +36,9 @@ pub(super) fn exporter() -> PrometheusRecorder {
 }
 
 /// Returns the page: the counters and gauges in the order of the catalogue, then the metrics of the
-/// process and the histograms. A series with a state of an output or a listener is left out if `is_known` returns
-/// `false` for the name of the metric, a kind (`output` or `listener`) and a name.
+/// process and the histograms. A series with a state of an output or a listener is left out if
+/// `is_known` returns `false` for the name of the metric, a kind (`output` or `listener`) and a
+/// name.
 pub(super) fn page(registry: &Registry, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
     let mut page = String::new();
     let is_shown = |metric: &Metric, labels: &Labels| {
