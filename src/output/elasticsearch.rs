@@ -78,10 +78,10 @@ const EVENTS_MAX: u64 = 20_000;
 /// An item whose document is stored, as Elasticsearch and OpenSearch write it.
 const STORED: &[u8] = br#"{"create":{"status":201}}"#;
 
-/// The type of the error of an item whose document is there already.
+/// The error type of an item whose document is stored already.
 const CONFLICT: &str = "version_conflict_engine_exception";
 
-/// The greatest number of bytes of an error's type that are shown. Elasticsearch's longest are
+/// The greatest number of bytes of an error's type that are shown. Elasticsearch's types are
 /// shorter.
 const TYPE_BYTES_MAX: usize = 64;
 

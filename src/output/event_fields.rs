@@ -23,15 +23,12 @@ pub(super) struct EventFields<'a> {
     pub(super) verb: Option<&'a [u8]>,
     pub(super) user_agent: Option<&'a [u8]>,
     pub(super) request_uri: Option<&'a [u8]>,
-    /// The name of the user.
     pub(super) username: Option<&'a [u8]>,
     /// The groups of the user, as a JSON array.
     groups: Option<&'a [u8]>,
     /// The resource of the object, such as `pods`.
     pub(super) resource: Option<&'a [u8]>,
-    /// The name of the object.
     pub(super) name: Option<&'a [u8]>,
-    /// The namespace of the object.
     pub(super) namespace: Option<&'a [u8]>,
     pub(super) api_group: Option<&'a [u8]>,
     pub(super) api_version: Option<&'a [u8]>,
@@ -145,12 +142,12 @@ pub(super) fn unescaped(written: &[u8]) -> Cow<'_, str> {
     }
 }
 
-/// Returns the values that [`scan::firsts`] finds; nothing but `None` if there is no object.
+/// Returns the values that [`scan::firsts`] finds; all are `None` if there is no object.
 fn values<'a, const N: usize>(object: Option<&'a [u8]>, keys: [&str; N]) -> [Option<&'a [u8]>; N] {
     object.map_or([None; N], |object| scan::firsts(object, keys))
 }
 
-/// Returns the whole number that a JSON value is; `None` if it is none.
+/// Returns the whole number that a JSON value holds; `None` if it holds none.
 fn integer(value: &[u8]) -> Option<i64> {
     std::str::from_utf8(value).ok()?.parse().ok()
 }

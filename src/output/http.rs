@@ -77,7 +77,7 @@ impl IntoConnector for Settings {
 ///
 /// [`Connect::connect`] returns a link that has no TCP connection yet. The link connects
 /// (`Client::dial`) when a request needs a connection, and again after the consumer has closed the
-/// previous one. The watch (a task that tests failed addresses) calls `Client::reach`, which
+/// previous one. The watch, a task that tests failed addresses, calls `Client::reach`, which
 /// connects to an address and sends it no request. The command `check --connect` calls
 /// `Client::test`, which sends the test requests of the protocol too.
 pub(super) struct HttpConnector {
@@ -102,7 +102,7 @@ impl HttpConnector {
         Self { client, watch: Watch::default() }
     }
 
-    /// Starts the watch, a task that tests whether failed addresses work again.
+    /// Starts the watch.
     fn watch(&mut self) {
         let client = Arc::clone(&self.client);
         self.watch.start(&self.client.endpoints, move |address| {
@@ -162,9 +162,7 @@ impl Connect for HttpConnector {
         probed
     }
 
-    /// Makes the link, that is, the object that sends the output's requests. The link has no TCP
-    /// connection yet. Also starts the watch, a task that tests whether failed addresses work
-    /// again. Never returns an error.
+    /// Makes the link, and starts the watch. Never returns an error.
     async fn connect(&mut self) -> Result<HttpLink, Failure> {
         self.watch();
         Ok(HttpLink::new(Arc::clone(&self.client)))

@@ -19,7 +19,6 @@ use super::tokens::Issuer;
 use super::tokens::Tokens;
 use crate::config;
 
-/// The path of the request for a token.
 const PATH: &str = "/identity/token";
 
 /// The tokens for certain credentials. Each is the value of the header `Authorization`. Outputs

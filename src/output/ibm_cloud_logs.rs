@@ -75,7 +75,6 @@ const FORBIDDEN: &str = "the service ID or trusted profile needs the role Sender
 pub(crate) struct Settings {
     client: HttpClient,
     credentials: Credentials,
-    /// The URL of IAM.
     iam_url: String,
     application_name: String,
     subsystem_name: String,
@@ -229,8 +228,8 @@ impl Singles {
     }
 }
 
-/// Returns the severity of an event: 5 (error) if the response's code is 500 or above, 4 (warning)
-/// if it is 400 or above, else 3 (info).
+/// Returns the severity of an event by the response's code: 5 for an error from 500 on, 4 for a
+/// warning from 400 on, otherwise 3 for information.
 fn severity(event: &[u8]) -> u8 {
     match EventFields::of(event).code {
         Some(500..) => 5,

@@ -42,7 +42,6 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    /// Makes an encoder of lines in this format.
     pub(super) fn new(format: LineFormat) -> Self {
         Self { format }
     }

@@ -39,8 +39,8 @@ pub(crate) struct Settings {
 /// The values of the config key `key` of a Kafka output, which sets the key of each message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MessageKey {
-    /// The key of a message is the `auditID` of its event. All events of one request to
-    /// kube-apiserver (its stages) are then in one partition, in order.
+    /// The key of a message is the `auditID` of its event. All stages of one request to
+    /// kube-apiserver are then in one partition, in order.
     AuditId,
     /// Messages have no key, and are spread over the partitions.
     None,

@@ -98,17 +98,14 @@ impl IntoConnector for Settings {
 pub(super) struct Lumberjack {
     /// The compression level of zlib. 0: events are not compressed.
     level: u32,
-    /// The windows that were sent and are not wholly acknowledged, the oldest first. In this
-    /// protocol, a window is the group of events of one batch, numbered from 1.
+    /// The windows that were sent and are not wholly acknowledged, the oldest first.
     windows: VecDeque<Window>,
 }
 
-/// A window (group of numbered events) that was sent and is not wholly acknowledged.
+/// A window that was sent and is not wholly acknowledged: the events of one batch, numbered from 1.
 struct Window {
-    /// The number of events in the window (group of events).
     events: u64,
-    /// The number of events at the front of the window (group of events) that the consumer has
-    /// acknowledged.
+    /// The number of events at the front of the window that the consumer has acknowledged.
     acknowledged: u64,
 }
 
@@ -167,8 +164,8 @@ fn cannot(error: impl std::fmt::Display) -> String {
     format!("cannot compress: {error}")
 }
 
-/// Encodes a batch as one window (group of numbered events) of the protocol. A window is a frame
-/// with the number of events, followed by the events, which are compressed if `level` is not 0.
+/// Encodes a batch as one window: a frame with the number of events, followed by the events, which
+/// are compressed if `level` is not 0.
 fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     let mut frames = Frames::default();
     let capacity = if level == 0 { batch.bytes + 10 * batch.events } else { batch.bytes / 4 };

@@ -394,8 +394,8 @@ enum Value<'a> {
     Fixed,
 }
 
-/// Takes the next field off a message: its number and its value. Returns `None` if the bytes are no
-/// field.
+/// Takes the next field off a message: its number and its value. Returns `None` if the bytes are
+/// not a field.
 fn read_field<'a>(message: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
     let key = read_varint(message)?;
     let value = match key & 7 {
@@ -411,8 +411,8 @@ fn read_field<'a>(message: &mut &'a [u8]) -> Option<(u64, Value<'a>)> {
     Some((key >> 3, value)).filter(|(field, _)| *field > 0)
 }
 
-/// Takes a number off a message, as [`write_varint`] writes it. Returns `None` if the bytes are no
-/// number of 64 bits.
+/// Takes a number off a message, as [`write_varint`] writes it. Returns `None` if the bytes are not
+/// a number of 64 bits.
 fn read_varint(message: &mut &[u8]) -> Option<u64> {
     let mut number = 0_u64;
     for shift in (0..64).step_by(7) {

@@ -41,12 +41,11 @@ use crate::queue::lines;
 const NINE_DIGITS: u32 = 999_999_999;
 
 /// The greatest number of bytes of data in a consumer's answer. Usual answers are much shorter:
-/// those of librelp have 6 bytes, or some hundred bytes if they list the consumer's offers
-/// (supported features).
+/// those of librelp have 6 bytes, or some hundred bytes if they list the consumer's offers.
 const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
-/// The relay's offers (the features that it supports), which the command `open` sends to the
-/// consumer. librelp calls its protocol version 0.
+/// The features that the relay supports, which the command `open` sends to the consumer as offers.
+/// librelp calls its protocol version 0.
 const OFFERS: &str = concat!(
     "relp_version=0\nrelp_software=kube-audit-forwarder,",
     env!("CARGO_PKG_VERSION"),
@@ -58,7 +57,7 @@ const OFFERS: &str = concat!(
 pub(crate) struct Settings {
     /// The parts of a syslog message that all messages have in common.
     pub(crate) messages: Messages,
-    /// The most messages that may be sent and not yet acknowledged, at least 1.
+    /// The greatest number of messages that may be sent and not yet acknowledged, at least 1.
     pub(crate) window: u64,
     /// The settings for the consumer's addresses and for the connection.
     pub(crate) stream: Stream,
@@ -232,8 +231,8 @@ impl Protocol for Relp {
     }
 }
 
-/// Checks the data of an answer. Returns `Ok` if they say that the consumer has accepted the
-/// command (code 200), and otherwise an error text that quotes the answer.
+/// Checks the data of an answer. Returns an error text that quotes the answer unless its code is
+/// 200, with which the consumer accepts the command.
 fn taken(data: &[u8]) -> Result<(), String> {
     if data.starts_with(b"200") && data.get(3).is_none_or(|byte| *byte == b' ' || *byte == b'\n') {
         return Ok(());

@@ -13,8 +13,8 @@ use crate::delivery::prepared::Connector;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
-/// The settings of one protocol, from which a connector (the maker of an output's connections) is
-/// made. Each protocol has its own type of settings, which is listed in `src/output.rs`.
+/// The settings of one protocol, from which the connector is made, the maker of an output's
+/// connections. Each protocol has its own type of settings, which is listed in `src/output.rs`.
 pub(crate) trait IntoConnector: OutputSettings {
     /// Returns the connector of an output with these settings. No connection is made and no file is
     /// read yet.
@@ -63,8 +63,7 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// Makes the row (type of output and its connector) of the protocol whose settings have the
-    /// type `S`.
+    /// Makes the row of the protocol whose settings have the type `S`.
     pub(super) const fn of<S: IntoConnector>() -> Self {
         Self {
             settings: OutputType::of::<S>(),

@@ -38,7 +38,8 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// The most batches that the writing thread may have: one that it writes and one that waits.
+/// The greatest number of batches that the writing thread may have: one that it writes and one that
+/// waits.
 const WINDOW: usize = 2;
 
 /// A batch for the writing thread: its claim, and the bytes to write. A checkpoint has no claim.

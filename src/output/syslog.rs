@@ -83,8 +83,7 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The encoder that turns events into syslog messages, each with a frame (a length or a line feed)
-/// that separates it from the next message.
+/// The encoder that turns events into framed syslog messages.
 pub struct Messages {
     framing: Framing,
     rfc5424: Rfc5424,
@@ -167,8 +166,7 @@ impl Rfc5424 {
         }
     }
 
-    /// Returns the same encoder, in which a message may have at most `bytes` bytes. A lower limit
-    /// from the config stays in force.
+    /// Limits a message to `bytes` bytes. A lower limit from the config stays in force.
     pub(super) fn at_most(mut self, bytes: u64) -> Self {
         self.bytes_max = Some(self.bytes_max.map_or(bytes, |max| max.min(bytes)));
         self
@@ -234,8 +232,8 @@ fn structured_data(annotate: &BTreeMap<String, String>) -> String {
     element
 }
 
-/// The greatest number of bytes that a frame (length, number, separators) adds to a message. The
-/// frame of `relp` is the longest.
+/// The greatest number of bytes that a frame adds to a message. The frame of `relp` is the longest,
+/// with a length, a number and separators.
 const FRAME_MAX: usize = 32;
 
 /// The greatest number of bytes of a TIMESTAMP: `2026-11-20T06:24:22.439323+00:00`.

@@ -24,9 +24,9 @@ enum Mapped {
     AsValue,
 }
 
-/// Returns requests whose answers tell how an index maps bodies: that for the mapping of the index,
-/// and, for an index that is not there yet, that for the mapping which its template will give it.
-/// None if the form has no bodies, or not in fields of their own.
+/// Returns the requests whose answers tell how an index maps bodies: one for the mapping of the
+/// index, and one, for an index that does not exist yet, for the mapping that its template will
+/// give it. Empty if the form has no bodies, or does not keep them in fields of their own.
 pub(super) fn requests(index: &str, form: Form) -> Vec<TestRequest> {
     if form.bodies == Bodies::Drop || form.shape == Shape::Ocsf {
         return Vec::new();
@@ -75,8 +75,8 @@ fn mapped(field: &Value) -> Option<Mapped> {
     }
 }
 
-/// Returns what to set if an index maps bodies like this, and they leave like that; `None` if the
-/// two agree.
+/// Returns what to set if an index maps bodies as `mapped`, and they leave as `bodies`; `None` if
+/// the two agree.
 fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
     match (mapped, bodies) {
         (Mapped::AsObject, Bodies::String) => Some(
@@ -90,9 +90,9 @@ fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
     }
 }
 
-/// Returns what to set if a server refuses an event for this reason, and the bodies leave like
-/// that; `None` if the reason is another one. The reason itself is never shown: it may quote the
-/// event.
+/// Returns what to set if a server refuses an event for this reason, while the bodies leave as
+/// `bodies`; `None` if the reason is not about bodies. The reason itself is never shown: it may
+/// quote the event.
 pub(super) fn hint_for(reason: &str, bodies: Bodies) -> Option<&'static str> {
     let is_about = |before: &str, after: &str| {
         BODIES.iter().any(|name| reason.contains(&format!("{before}{name}]{after}")))

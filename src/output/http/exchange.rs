@@ -115,10 +115,10 @@ fn has_no_answer(reason: AttemptError) -> bool {
 }
 
 impl Client {
-    /// Sends a batch to the address whose turn it is. Uses the open connection to this address that
-    /// `lane` holds, or makes a new one. If the address is silent (no progress for too long) while
-    /// another address works, the batch is sent to the other address too. Returns the id of the
-    /// address that decided the outcome, and the outcome.
+    /// Sends a batch to the address whose turn it is, on the open connection to it that `lane`
+    /// holds, or on a new one. If the address is silent while another address works, the batch is
+    /// sent to the other address too. Returns the id of the address that decided the outcome, and
+    /// the outcome.
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
         if let Err(failure) = self.api.ready().await {
             return (0, Outcome::Failed(failure));

@@ -33,8 +33,7 @@ const COALESCE: Duration = Duration::from_millis(5);
 /// not wait for [`COALESCE`].
 const SMALL_BYTES: u64 = 64 * 1024;
 
-/// A running request, as a future. It owns a lane (the right to send one request at a time), and
-/// returns the lane and the result.
+/// A running request, as a future. It owns its lane, and returns the lane and the result.
 type UnderWay = Pin<Box<dyn Future<Output = (Lane, Done)> + Send>>;
 
 /// The result of a request.
@@ -57,7 +56,7 @@ enum Done {
 /// with the connection, and the link reports the claim as accepted, refused or failed. The link
 /// itself never breaks: if a connection fails, only the request on it has failed.
 ///
-/// The link does more things:
+/// The link also does this:
 ///
 /// - *Coalescing.* After a small request the link takes no batch for [`COALESCE`], or until any
 ///   request is answered. Single events can then share a request.

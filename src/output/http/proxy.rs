@@ -21,8 +21,7 @@ use crate::ask::USER_AGENT;
 use crate::config::HostPort;
 use crate::telemetry::AttemptError;
 
-/// The greatest number of bytes of the head (status line and headers) of a proxy's answer. A longer
-/// head is an error.
+/// The greatest number of bytes of the head of a proxy's answer. A longer head is an error.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// The configured proxy. No message shows its credentials.
@@ -99,9 +98,9 @@ impl Proxy {
         Err((AttemptError::Connect, format!("{self}: answered {status}{what}")))
     }
 
-    /// Reads the head (status line and headers) of the proxy's answer, and returns it. Reads no
-    /// byte after the head, because those bytes come from the consumer. A successful answer has no
-    /// body; after any other answer the connection is not used any more.
+    /// Reads the head of the proxy's answer. Reads no byte after the head, because those bytes come
+    /// from the consumer. A successful answer has no body; after any other answer the connection is
+    /// not used any more.
     async fn head(&self, stream: &mut TcpStream) -> Result<Vec<u8>, (AttemptError, String)> {
         let broken = |error: io::Error| (AttemptError::Closed, format!("{self}: {error}"));
         let mut head = Vec::new();

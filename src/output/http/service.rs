@@ -36,7 +36,6 @@ use crate::output::transport::tls_session::handshake;
 use crate::telemetry::AttemptError;
 use crate::tls;
 
-/// The header `Content-Type` of a form.
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// The greatest number of bytes of an answer's body. A longer body is an error.
@@ -52,7 +51,7 @@ pub(in crate::output) struct Service {
     pub(in crate::output) ca: Option<PathBuf>,
     /// The proxy that is asked for each connection; `None`: connections are direct.
     pub(in crate::output) proxy: Option<Template>,
-    /// The limits of a connection's making and of the wait for an answer.
+    /// The time limits for making a connection and for waiting for an answer.
     pub(in crate::output) timeouts: config::Timeouts,
 }
 

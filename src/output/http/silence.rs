@@ -16,8 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The shortest time without progress after which a request can count as silent. A silent request
-/// may be sent to another consumer too.
+/// The shortest time without progress after which a request can count as silent.
 pub(super) const SILENT_MIN: Duration = Duration::from_secs(1);
 
 /// The time without progress after which a request counts as silent, as long as no request of the
@@ -26,8 +25,7 @@ pub(super) const SILENT_MIN: Duration = Duration::from_secs(1);
 const SILENT_AT_FIRST: Duration = Duration::from_secs(5);
 
 /// A request counts as silent when it has waited this many times as long as the longest recent wait
-/// for an answer, and at least for [`SILENT_MIN`]. For example, if the longest recent wait is 2 s,
-/// a request is silent after 6 s.
+/// for an answer. For example, if the longest recent wait is 2 s, a request is silent after 6 s.
 const TIMES: u32 = 3;
 
 /// With each answer, the longest recent wait for an answer shrinks by 1/128, so that one slow
@@ -75,8 +73,7 @@ impl AnswerTimes {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the time without progress after which a request counts as silent, and may be sent to
-    /// another consumer too.
+    /// Returns the time without progress after which a request counts as silent.
     pub(super) fn limit(&self) -> Duration {
         match self.lock().longest {
             Some(longest) => (longest * TIMES).max(SILENT_MIN),
@@ -94,8 +91,8 @@ impl AnswerTimes {
         state.longest = Some(waited.max(before - before / FORGET));
     }
 
-    /// Notes that a request made progress again (more of its bytes were acknowledged) after a
-    /// pause. `waited` is the length of the pause.
+    /// Notes that more bytes of a request were acknowledged after a pause. `waited` is the length
+    /// of the pause.
     pub(super) fn paused(&self, waited: Duration) {
         let mut state = self.lock();
         state.longest = state.longest.max(Some(waited));

@@ -104,9 +104,9 @@ impl RequestMarks {
         self.lock().ended = true;
     }
 
-    /// Notes that the bytes read so far were an interim answer (1xx), so the real answer is still
-    /// to come. The next byte that is read then counts as the beginning of the real answer. This is
-    /// so even if the first bytes of the real answer were read together with the interim answer.
+    /// Notes that the bytes read so far were an interim answer, so the real answer is still to
+    /// come. The next byte that is read then counts as the beginning of the real answer, even if
+    /// its first bytes were read together with the interim answer.
     pub(super) fn interim(&self) {
         self.lock().answered = None;
     }

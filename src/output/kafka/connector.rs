@@ -47,7 +47,7 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
-/// The most full batches (in bytes and in events) that may be sent and not yet acknowledged. With
+/// At most this many full batches, by bytes and by events, are sent and not yet acknowledged. With
 /// several, the network carries one batch while the brokers write another.
 const WINDOW: u64 = 4;
 
@@ -108,9 +108,8 @@ impl Connect for KafkaConnector {
 }
 
 impl KafkaConnector {
-    /// Makes a producer with the current content of the files. Waits until a broker has confirmed
-    /// that the topic exists, and then returns the link, that is, the object through which batches
-    /// are sent to the producer.
+    /// Makes a producer with the current content of the files, and waits until a broker has
+    /// confirmed that the topic exists.
     async fn attempt(&self) -> Result<KafkaLink, Failure> {
         let shared = Arc::clone(&self.shared);
         let changes = shared.cluster.changes();
@@ -153,8 +152,8 @@ fn is_vague(trouble: &Trouble) -> bool {
     matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout)
 }
 
-/// The link to one Kafka producer (a client of librdkafka that sends messages). The delivery loop
-/// owns the link; the producer's threads report to it through a channel.
+/// The link to one Kafka producer. The delivery loop owns the link; the producer's threads report
+/// to it through a channel.
 ///
 /// The life of a batch on the link:
 ///
@@ -162,8 +161,8 @@ fn is_vague(trouble: &Trouble) -> bool {
 ///    takes a batch as long as at most [`WINDOW`] - 1 full batches are under way.
 /// 2. The thread hands the messages of the batch to librdkafka, which sends and retries them.
 /// 3. librdkafka gives a delivery report for each message. The last report for the batch completes
-///    the [`Verdict`], the result for the batch's claim (its range of events in the queue). The
-///    link reports accepted and refused claims to the loop.
+///    the [`Verdict`] on the batch's claim. The link reports accepted and refused claims to the
+///    loop.
 ///
 /// The link is *given up* in these cases:
 ///
@@ -272,7 +271,7 @@ impl Progress {
     }
 }
 
-/// When and why a producer was given up, that is, gets no more batches.
+/// When and why a producer was given up.
 struct GivenUp {
     at: Instant,
     /// The first failure with a known cause; `None` if there was none.

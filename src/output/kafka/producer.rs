@@ -45,8 +45,7 @@ use crate::telemetry::OutputMetrics;
 /// `message.max.bytes`).
 const SET_BYTES: u64 = 1_000_000;
 
-/// The settings from which one output makes its producers (clients of librdkafka that send
-/// messages), one after the other.
+/// The settings from which one output makes its producers, one after the other.
 pub(super) struct ProducerSettings {
     pub(super) name: String,
     pub(super) cluster: Cluster,
@@ -269,7 +268,7 @@ const CONSEQUENCES: [RDKafkaErrorCode; 5] = [
     RDKafkaErrorCode::OutOfOrderSequenceNumber,
 ];
 
-/// The error codes whose cause is the message itself (its content or size), so that any broker
+/// The error codes whose cause is the content or size of the message itself, so that any broker
 /// would refuse the message.
 const REFUSALS: [RDKafkaErrorCode; 3] = [
     RDKafkaErrorCode::MessageSizeTooLarge,
@@ -295,7 +294,7 @@ impl Verdict {
 
 /// A claim whose messages were handed to librdkafka. All messages of the claim share this value.
 pub(super) struct SentClaim {
-    /// `None`: a checkpoint of the evidence.
+    /// `None` for a checkpoint of the evidence.
     claim: Option<Claim>,
     /// The number of messages of the claim for which no delivery report has come yet.
     left: AtomicU64,
@@ -318,7 +317,7 @@ impl SentClaim {
     }
 }
 
-/// A report that a producer sends to its `KafkaLink`, the object that gives it batches.
+/// A report that a producer sends to its `KafkaLink`.
 #[derive(Debug)]
 pub(super) enum Report {
     /// Every message of the claim has its delivery report. The second value is the result for the
@@ -329,9 +328,8 @@ pub(super) enum Report {
     Trouble { trouble: Trouble, fatal: bool },
 }
 
-/// Receives the callbacks of a producer, on the producer's threads. Sends reports through a channel
-/// to the `KafkaLink`, the object that gives batches to the producer. The channel closes when the
-/// producer is gone, because the producer owns this value.
+/// Receives the callbacks of a producer, on the producer's threads, and sends reports to the
+/// `KafkaLink`. The channel closes when the producer is gone, because the producer owns this value.
 pub(super) struct Reporter {
     pub(super) name: String,
     pub(super) reports: async_mpsc::UnboundedSender<Report>,

@@ -47,8 +47,7 @@ const ANSWER_BYTES: usize = 16 * 1024;
 /// The headers that a signature adds. They replace those of the config.
 const OWN: [&str; 3] = ["x-amz-content-sha256", "x-amz-date", "x-amz-security-token"];
 
-/// The code of an error that says that keys which hold for some time hold no more. Its status is
-/// 400.
+/// The code of the error for expired temporary keys. Its status is 400.
 const EXPIRED: &str = "ExpiredToken";
 
 /// The end of the message about a server that answers 501.
@@ -102,7 +101,6 @@ impl Keys {
     }
 }
 
-/// The bucket.
 pub(super) struct Bucket {
     address: Address,
     keys: Keys,
@@ -269,8 +267,8 @@ impl Api for Bucket {
         })
     }
 
-    /// A stored object has an `ETag`. Some servers answer 200 before they know the result, and then
-    /// report the error in the body.
+    /// A stored object has an `ETag`. Some servers answer 200 before they know the result, and
+    /// report an error in the body later.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         if let Some(code) = reply.body.and_then(code) {
             return Err(format!("the object is not stored ({code})"));

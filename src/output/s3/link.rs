@@ -1,10 +1,15 @@
 //! The link of an `s3` output: it collects events into objects, and stores one object after the
 //! other.
 //!
-//! The steps of an object: *collect* (batches are compressed as they come), *end* (the range of its
-//! positions is saved with the queue, unless it was planned before), *store* (one request), *mark*
-//! (the fact is saved with the queue), *report* its claims. While an object is stored, the next one
-//! is collected.
+//! An object goes through these steps:
+//!
+//! - *collect*: batches are compressed as they come;
+//! - *end*: the range of its positions is saved with the queue, unless it was planned before;
+//! - *store*: one request carries it;
+//! - *mark*: the queue's notes say that it is stored;
+//! - *report* its claims.
+//!
+//! While an object is stored, the next one is collected.
 //!
 //! If a step fails, the link ends, and all events go back to the delivery loop, which hands them to
 //! the next link after a pause. The saved ranges say where the objects ended, so that each gets the
@@ -62,11 +67,12 @@ const CROWDED_AGE: Duration = Duration::from_secs(1);
 /// this time, because they are lost, it ends without them.
 const PLANNED_PAUSE: Duration = Duration::from_secs(10);
 
-/// The same while the relay drains, or while another delivery is to replace this one.
+/// The value of [`PLANNED_PAUSE`] while the relay drains, or while another delivery is to replace
+/// this one.
 const LAST_PLANNED_PAUSE: Duration = Duration::from_secs(1);
 
-/// An object that was begun before may have this many times the bytes of another one: the limits,
-/// or the filter, may have been others.
+/// An object that was begun before may have this many times the bytes of another one, because the
+/// limits or the filter may have been different then.
 const PLANNED_TIMES: u64 = 4;
 
 /// How often the link looks whether the queue is nearly full.
@@ -423,7 +429,6 @@ fn joined<T>(result: Result<io::Result<T>, JoinError>, what: &str) -> Result<T, 
     }
 }
 
-/// Waits until this time.
 async fn at(time: Option<Instant>) {
     tokio::time::sleep_until(time.unwrap_or_else(Instant::now)).await;
 }

@@ -19,8 +19,8 @@ use crate::queue::Claim;
 use crate::queue::Notes;
 use crate::queue::Position;
 
-/// The most ranges that are kept. There are more only if the queue's files have not been saved
-/// while this many objects were stored; the oldest ranges are then forgotten.
+/// The greatest number of ranges that are kept. There are more only if the queue's files have not
+/// been saved while this many objects were stored; the oldest ranges are then forgotten.
 const RANGES_MAX: usize = 4096;
 
 /// The positions of an object.
@@ -122,8 +122,8 @@ impl Plan {
         }
     }
 
-    /// Notes that an object with this range is stored next. It replaces ranges that were planned
-    /// otherwise. Blocks the thread.
+    /// Notes that an object with this range is stored next. It replaces the planned ranges that
+    /// differ from it. Blocks the thread.
     pub(super) fn begin(&self, range: Range) {
         let settled = self.notes.settled().get();
         self.change(|ranges| {

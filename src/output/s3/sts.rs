@@ -18,7 +18,6 @@ use crate::output::http::service::Question;
 use crate::output::http::service::Service;
 use crate::output::tokens::Issuer;
 
-/// The version of the API.
 const VERSION: &str = "2011-06-15";
 
 /// The role that the relay takes, and how it proves that it may.

@@ -252,8 +252,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.broken(failure)
     }
 
-    /// Does the work of the link (reading, encoding, writing, time limits) until there is an event
-    /// for the delivery loop, and returns this event.
+    /// Does the work of the link until there is an event for the delivery loop, and returns this
+    /// event.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
             if let Some(event) = self.session.ready.pop_front() {
@@ -437,10 +437,10 @@ impl<P: Protocol> AcknowledgedLink<P> {
 }
 
 impl<P: Protocol> Link for AcknowledgedLink<P> {
-    /// Returns how many events the next batch may have: half of the window (the greatest number of
-    /// events that may wait for answers). Returns `None` if the link takes no batch now, or if
-    /// fewer events than that may be sent. While the consumer acknowledges one half, the other half
-    /// is encoded and written. Batches thus do not shrink to single events.
+    /// Returns how many events the next batch may have: half of the window. Returns `None` if the
+    /// link takes no batch now, or if fewer events than that may be sent. While the consumer
+    /// acknowledges one half, the other half is encoded and written. Batches thus do not shrink to
+    /// single events.
     fn room(&self) -> Option<Take> {
         let ending = self.session.finished.is_some() || self.closing || self.session.leaving;
         if self.encoding.is_some() || self.session.is_writing() || ending {

@@ -36,7 +36,7 @@ use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
 /// Opens the TCP or TLS connections of one output. Shared by the output's connector, its links, and
-/// the watch (a task that tests failed addresses).
+/// the watch, a task that tests failed addresses.
 pub(in crate::output) struct Dialer {
     /// The output's addresses. This set picks the address for each connection.
     pub(in crate::output) endpoints: Arc<Endpoints>,
@@ -84,8 +84,7 @@ impl Dialer {
     /// Connects to the address whose turn it is. If that fails, continues with the next address,
     /// until no address is left that may be tried now. Returns the connection and an `Attempt`,
     /// with which the caller reports later whether the address works. If no connection is made,
-    /// returns the failure of the last address. Also starts the watch (a task that tests failed
-    /// addresses) if it does not run yet.
+    /// returns the failure of the last address. Also starts the watch if it does not run yet.
     pub(in crate::output) async fn connect(
         self: &Arc<Self>,
         watch: &mut Watch,
@@ -156,8 +155,7 @@ impl Wire {
     }
 }
 
-/// Turns an error of dialling (the lookup of a name, or connecting) into a failure for counters and
-/// the log.
+/// Turns an error of dialling into a failure for counters and the log.
 pub(in crate::output) fn dial_failure(error: &DialError) -> Failure {
     let reason = match error {
         DialError::Resolve { .. } => AttemptError::Resolve,
@@ -259,9 +257,9 @@ impl Wire {
         }
     }
 
-    /// Returns the error (a TLS alert) that the peer has sent before it ended the connection;
-    /// `None` if there is none. The socket is read directly, and not through the async runtime: a
-    /// write may fail before the runtime knows that there is something to read.
+    /// Returns the TLS alert that the peer has sent before it ended the connection; `None` if there
+    /// is none. The socket is read directly, and not through the async runtime: a write may fail
+    /// before the runtime knows that there is something to read.
     fn refusal(&mut self) -> Option<rustls::Error> {
         let Self::Tls(stream) = self else { return None };
         let (counted, session) = stream.get_mut();

@@ -41,8 +41,7 @@ pub(super) const READ_BYTES: usize = 4096;
 /// The most buffers that one vectored write hands to the kernel.
 const SLICES_MAX: usize = 64;
 
-/// One connection over TCP or TLS. Both kinds of link (with and without acknowledgements) are built
-/// on a session.
+/// One connection over TCP or TLS, on which both kinds of link are built.
 ///
 /// A link owns its session, and the delivery loop owns the link. A session starts no task: until
 /// the link is closed, all work of the session happens while the loop polls
@@ -55,7 +54,7 @@ const SLICES_MAX: usize = 64;
 ///    final.
 /// 2. *Leaving.* The connection has reached its age limit, a preferred address is usable again, or
 ///    the connection's address is not an address of the output any more. The link takes no more
-///    batches, and ends when all its batches are final (need not be sent again).
+///    batches, and ends when all its batches are final.
 /// 3. *Ended by the peer.* The peer has sent FIN (or TLS's close_notify). Nothing more is read, and
 ///    the link takes no more batches.
 /// 4. *Closed* by [`Session::close`] in order, or *broken* by an error, which [`Session::broken`]
@@ -85,12 +84,11 @@ pub(super) struct Session {
     used: Instant,
     /// When the connection reaches `timeouts.max_connection_age`; `None` without such a limit.
     expiry: Option<Instant>,
-    /// `true` if the connection is to end soon, in order. The link then takes no more batches, and
-    /// ends when all batches that it has are final (need not be sent again).
+    /// `true` if the connection is *leaving*.
     pub(super) leaving: bool,
     /// `true` if the consumer has accepted anything on this connection.
     accepted_any: bool,
-    /// The reports (events of the link) that the delivery loop gets next, the oldest first.
+    /// The events that the delivery loop gets next from the link, the oldest first.
     pub(super) ready: VecDeque<Event>,
 }
 

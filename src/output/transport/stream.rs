@@ -13,6 +13,8 @@
 //!
 //! **Progress is guaranteed** (see [`Pace`]): a consumer that cuts every connection after N bytes
 //! still gets about N/2 new bytes on each connection.
+//!
+//! One question to our kernel how many bytes the peer's kernel has acknowledged is a *sample*.
 
 use std::collections::VecDeque;
 use std::io;
@@ -54,29 +56,25 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 use pace::Pace;
 
-/// The kernel is asked at least this many times within one replay window how many bytes the peer
-/// has acknowledged. One such question is called a sample. The replay window is the time after
-/// which acknowledged bytes count as delivered. With a window of 1 s, there is a sample at least
-/// every 100 ms. With a window so short that [`SAMPLE_MIN`] applies, there are fewer samples.
+/// At least this many samples are taken within one replay window. With a window of 1 s, there is a
+/// sample at least every 100 ms. With a window so short that [`SAMPLE_MIN`] applies, there are
+/// fewer samples.
 const SAMPLES_PER_WINDOW: u32 = 10;
 
-/// The kernel is asked how many bytes the peer has acknowledged; one such question is called a
-/// sample. If many bytes are under way, samples are more frequent: one for each 2 MiB within a
-/// replay window, the time after which acknowledged bytes count as delivered. Memory is then freed
-/// sooner and in small portions, which are used again while they are still mapped.
+/// If many bytes are under way, samples are more frequent: one for each 2 MiB within a replay
+/// window. Memory is then freed sooner and in small portions, which are used again while they are
+/// still mapped.
 const BYTES_PER_SAMPLE: u64 = 2 * 1024 * 1024;
 
-/// The most samples in one replay window, the time after which acknowledged bytes count as
-/// delivered. In a sample, the kernel is asked how many bytes the peer has acknowledged. All
-/// samples of a window are kept, so this limit bounds their memory.
+/// The greatest number of samples in one replay window. All samples of a window are kept, so this
+/// limit bounds their memory.
 const SAMPLES_MAX: u32 = 1000;
 
-/// The shortest time between two samples. In a sample, the kernel is asked how many bytes the peer
-/// has acknowledged.
+/// The shortest time between two samples.
 const SAMPLE_MIN: Duration = Duration::from_millis(2);
 
-/// The most batches that may be sent and do not count as delivered yet. The limit matters if the
-/// peer takes one event at a time, because each batch is then a single event.
+/// The greatest number of batches that may be sent and not final. The limit matters if the peer
+/// takes one event at a time, because each batch is then a single event.
 const CLAIMS_MAX: usize = 65_536;
 
 /// The connector of an output whose consumer acknowledges nothing (`tcp`, `syslog`). It makes the
@@ -151,7 +149,7 @@ fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
 
 /// A batch that is completely written to the connection and does not count as delivered yet.
 struct SentBatch {
-    /// `None`: a checkpoint of the evidence, which is a line and no event.
+    /// `None` for a checkpoint of the evidence, which is a line and not an event.
     claim: Option<Claim>,
     /// The events of the batch that can't be sent and are given up, one line each.
     rejected: Vec<Bytes>,
@@ -166,7 +164,7 @@ struct SentBatch {
 
 /// The batch that is being written, or that waits to be written.
 struct Writing {
-    /// `None`: a checkpoint of the evidence, which is a line and no event.
+    /// `None` for a checkpoint of the evidence, which is a line and not an event.
     claim: Option<Claim>,
     /// The events of the batch that can't be sent and are given up, one line each.
     rejected: Vec<Bytes>,
@@ -183,10 +181,8 @@ struct Writing {
 /// acknowledged at the time when our kernel was asked.
 struct Samples {
     /// The samples that are younger than the replay window, the oldest first: the time of the
-    /// sample, and the number of acknowledged bytes. The replay window is the time after which
-    /// acknowledged bytes count as delivered.
+    /// sample, and the number of acknowledged bytes.
     kept: VecDeque<(Instant, u64)>,
-    /// The time of the next sample, when the kernel is asked how many bytes are acknowledged.
     next: Instant,
     /// The highest number of acknowledged bytes that our kernel has reported so far on this
     /// connection.
@@ -294,8 +290,7 @@ impl<E: Encode> StreamLink<E> {
     }
 
     /// Does the work of the link until there is an event for the delivery loop, and returns this
-    /// event. The work is reading, writing, checking time limits, and asking the kernel how many
-    /// bytes the peer has acknowledged.
+    /// event.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
             if let Some(event) = self.session.ready.pop_front() {
@@ -363,9 +358,7 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Takes a sample: asks our kernel how many bytes the peer's kernel has acknowledged. Bytes
-    /// count as delivered when a sample that has shown them as acknowledged is at least one replay
-    /// window (a configured time) old.
+    /// Takes a sample.
     ///
     /// # Errors
     ///
@@ -392,8 +385,7 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Returns the time between two questions to the kernel how many bytes the peer has
-    /// acknowledged. The more bytes are under way, the shorter the time is.
+    /// Returns the time between two samples. The more bytes are under way, the shorter the time is.
     fn sample_interval(&self) -> Duration {
         let first = self.sent.front().map_or(0, |sent| sent.end - sent.bytes);
         let under_way = self.sent.back().map_or(0, |sent| sent.end) - first;

@@ -9,8 +9,8 @@ use crate::delivery::checkpoints::Fate;
 use crate::delivery::link::Event;
 use crate::queue::Claim;
 
-/// The claims (ranges of events) that were sent and are not final, in the order of sending. A sent
-/// event is final when the consumer has acknowledged it.
+/// The claims that were sent and are not final, in the order of sending. A sent event is final when
+/// the consumer has acknowledged it.
 ///
 /// If some events of a claim can't be sent, the claim is usually kept as several parts. Each part
 /// is reported as soon as everything before it is final. For example, 2 events that are sent, 1
@@ -25,7 +25,7 @@ pub(super) struct InFlight {
 /// A claim that was sent, or a part of one.
 #[derive(Debug)]
 struct SentPart {
-    /// `None`: a checkpoint of the evidence, for which the consumer answers once.
+    /// `None` for a checkpoint of the evidence, for which the consumer answers once.
     claim: Option<Claim>,
     /// The number of events of this part that the consumer has not acknowledged yet.
     awaited: u64,

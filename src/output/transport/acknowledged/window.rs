@@ -14,8 +14,8 @@ use std::sync::atomic::Ordering;
 pub(super) struct Window {
     /// The greatest number of events that the config allows to be sent and not yet acknowledged.
     configured: u64,
-    /// The greatest number of events that may be sent and not yet acknowledged now: at least 1, and
-    /// at most `configured`.
+    /// The greatest number of events that may be under way now: at least 1, and at most
+    /// `configured`.
     now: AtomicU64,
 }
 
@@ -26,8 +26,7 @@ impl Window {
         Self { configured, now: AtomicU64::new(configured) }
     }
 
-    /// Returns the window: the greatest number of events that may now be sent and not yet
-    /// acknowledged.
+    /// Returns the greatest number of events that may be under way now.
     pub(super) fn events(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
     }

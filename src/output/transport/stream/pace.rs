@@ -1,7 +1,7 @@
 //! How much a stream may have under way, so that every consumer makes progress.
 
-/// The limit for bytes that are sent and not yet final (do not count as delivered yet). All
-/// connections of an output, which exist one after the other, share one value.
+/// The limit for bytes that are sent and not yet final. All connections of an output, which exist
+/// one after the other, share one value.
 ///
 /// There is no limit until a connection breaks. The limit is then half of the bytes that were sent
 /// on the broken connection. The bytes sent under the limit are a *window*: no more bytes are sent
@@ -14,15 +14,15 @@
 /// connection would be sent N/2 bytes and then N bytes.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// The greatest number of bytes that may be sent before all of them are final (count as
-    /// delivered); `None` if there is no limit.
+    /// The greatest number of bytes that may be sent before all of them are final; `None` if there
+    /// is no limit.
     limit: Option<u64>,
     /// The number of bytes that were sent on the last connection that broke.
     broke_after: u64,
     /// The number of bytes that were sent since the last time when no sent bytes waited to become
     /// final.
     window: u64,
-    /// The number of bytes on this connection that are final (count as delivered).
+    /// The number of bytes on this connection that are final.
     final_bytes: u64,
     /// The number of bytes that were sent on this connection.
     sent: u64,
@@ -35,7 +35,7 @@ impl Pace {
     }
 
     /// Returns the number of bytes that may be taken from the queue now. Returns `None` if the
-    /// limit is reached; sent bytes must then first become final (count as delivered).
+    /// limit is reached; sent bytes must then first become final.
     pub(super) fn room(&self) -> Option<u64> {
         match self.limit {
             None => Some(u64::MAX),
@@ -45,9 +45,8 @@ impl Pace {
     }
 
     /// Returns `true` if the writing of a batch of `bytes` bytes may begin now. A batch that does
-    /// not fit in the rest of the limit must wait until all bytes before it are final (count as
-    /// delivered). If the batch were sent earlier, it could break every connection before these
-    /// bytes are final.
+    /// not fit in the rest of the limit must wait until all bytes before it are final. If the batch
+    /// were sent earlier, it could break every connection before these bytes are final.
     pub(super) fn may_begin(&self, bytes: u64) -> bool {
         self.limit.is_none_or(|limit| self.window == 0 || self.window + bytes <= limit)
     }
@@ -58,9 +57,8 @@ impl Pace {
         self.window += bytes;
     }
 
-    /// Notes that `bytes` bytes became final (count as delivered). `all` is `true` if all sent
-    /// bytes are now final. The count of bytes for the limit then begins again at 0, and the limit
-    /// may double.
+    /// Notes that `bytes` bytes became final. `all` is `true` if all sent bytes are now final. The
+    /// count of bytes for the limit then begins again at 0, and the limit may double.
     pub(super) fn finished(&mut self, bytes: u64, all: bool) {
         self.final_bytes += bytes;
         let Some(limit) = self.limit.filter(|_| all && self.window > 0) else { return };
@@ -72,8 +70,7 @@ impl Pace {
     }
 
     /// Notes that the connection broke. If some bytes that were sent on this connection are not
-    /// final (do not count as delivered), the limit becomes half of all bytes that were sent on it.
-    /// Otherwise nothing changes.
+    /// final, the limit becomes half of all bytes that were sent on it. Otherwise nothing changes.
     pub(super) fn broke(&mut self) {
         if self.sent > self.final_bytes {
             self.broke_after = self.sent;
