@@ -346,7 +346,6 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// Returns a file's name, safe for a terminal.
 fn shown(file: &Path) -> String {
     escape::message(&file.to_string_lossy())
 }
@@ -413,8 +412,8 @@ fn show(file: Option<&Path>) -> Result<(), u8> {
     print(&checked.effective())
 }
 
-/// Writes a text to standard output. `Err` is the exit status if that fails. A reader that has
-/// closed the pipe early, as `head` does, is no failure.
+/// Writes a text to standard output. `Err` is the exit status if that fails. It is not a failure if
+/// the reader has closed the pipe early, as `head` does.
 fn print(text: &str) -> Result<(), u8> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

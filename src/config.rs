@@ -15,7 +15,7 @@
 //! The types of outputs are not part of this module. The file of each type in `src/output` declares
 //! its keys in the same way, as [`OutputSettings`] describes.
 //!
-//! Each file of this module is on a floor (a level), and imports only from the floors below:
+//! Each file of this module is on a floor, and imports only from the floors below:
 //! | floor | files | content |
 //! |---|---|---|
 //! | 1 | `literal` `problem` `template` `values` | TOML as text · problems · `${…}` · sizes, times, names |
@@ -325,8 +325,8 @@ impl Config {
 /// is an error, the result must not be used. Returns `None` only if there is such an error or a
 /// missing `${file:…}`.
 ///
-/// The order of the calls in this function is the order of the tables in the effective config (all
-/// values, with defaults) and in the config reference.
+/// The order of the calls in this function is the order of the tables in the effective config and
+/// in the config reference.
 fn whole<'a>(
     cx: &reader::Context<'a>,
     table: toml::de::DeTable<'a>,

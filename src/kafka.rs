@@ -105,8 +105,8 @@ pub struct Secrets {
     identity: Option<(String, String)>,
     /// The user name and the password; `None` if the config has no SASL.
     sasl: Option<(String, String)>,
-    /// The end of the client certificate's validity (notAfter), in seconds since 1970; `None` if
-    /// there is no client certificate.
+    /// The end of the client certificate's validity, in seconds since 1970; `None` if there is no
+    /// client certificate, or if it cannot be parsed.
     not_after: Option<i64>,
 }
 
@@ -183,8 +183,8 @@ impl Cluster {
         Ok(secrets)
     }
 
-    /// Returns the end of validity (notAfter) of the client certificate in use, in seconds since
-    /// 1970; `None` if there is no client certificate.
+    /// Returns the end of the validity of the client certificate in use, in seconds since 1970;
+    /// `None` if there is no client certificate, or if it cannot be parsed.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.secrets.borrow().as_ref().and_then(|secrets| secrets.not_after)

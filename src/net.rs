@@ -70,7 +70,7 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Returns all addresses that a host has now, in the order of the resolver. The resolver is
 /// getaddrinfo(3), which asks the hosts file, the DNS, and other sources of the system. A lookup
-/// may be slow, and goes on in its thread even if the future is dropped. `held` (such as a
+/// may be slow, and continues in its thread even if the future is dropped. `held` (such as a
 /// semaphore permit) is dropped only when the lookup has ended, so that callers can limit the
 /// number of threads that wait for the resolver.
 ///

@@ -603,7 +603,7 @@ async fn post(
     })
 }
 
-/// The result of a lane (the future that sends one request).
+/// The result of a lane.
 struct Done {
     number: u64,
     events: u64,
@@ -617,9 +617,9 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 
 /// A replay while it runs. [`Replay::run`] owns it, and its loop runs in the caller's task.
 ///
-/// Each turn of the loop waits for one of these events and handles it: a lane (the future that
-/// sends one request) has ended, the reader thread has the next batch, the rate allows the next
-/// request, the caller has cancelled `stop`, a write of the resume file has ended, or it is time to
+/// Each turn of the loop waits for one of these events and handles it: a lane, the future that
+/// sends one request, has ended; the reader thread has the next batch; the rate allows the next
+/// request; the caller has cancelled `stop`; a write of the resume file has ended; or it is time to
 /// begin such a write.
 ///
 /// At most one batch waits to be sent. It is sent when fewer than `concurrency` lanes are busy,

@@ -82,8 +82,8 @@ pub enum ProbeError {
 /// One source of events, such as a Kafka topic. `run` blocks, and is called on a thread of its own.
 /// `stage` and `probe` block too, and are called only where the async runtime allows it.
 trait Source: Send + Sync {
-    /// Reads and checks the files of the source (secrets and certificates), but does not use them
-    /// yet. Returns a function; when the caller calls it, the source begins to use the files.
+    /// Reads and checks the secrets and certificates of the source, but does not use them yet.
+    /// Returns a function; when the caller calls it, the source begins to use the files.
     ///
     /// # Errors
     ///
@@ -173,9 +173,9 @@ impl Planned {
         &self.config.name
     }
 
-    /// Reads and checks the files of the source (secrets and certificates), but does not use them
-    /// yet. Returns a function; when the caller calls it, the source begins to use the files.
-    /// Blocks on the disk.
+    /// Reads and checks the secrets and certificates of the source, but does not use them yet.
+    /// Returns a function; when the caller calls it, the source begins to use the files. Blocks on
+    /// the disk.
     ///
     /// # Errors
     ///

@@ -185,8 +185,8 @@ pub struct Server {
     made_of: Contents,
     /// The settings in the form of rustls.
     rustls: Arc<ServerConfig>,
-    /// The end of the certificate's validity (notAfter), in seconds since 1970. `None`: the
-    /// certificate cannot be parsed.
+    /// The end of the certificate's validity, in seconds since 1970. `None` if the certificate
+    /// cannot be parsed.
     not_after: Option<i64>,
 }
 
@@ -254,8 +254,8 @@ impl Server {
         self.config.client_ca.as_ref().and(self.made_of.get(2)).map(Vec::as_slice)
     }
 
-    /// Returns the end of the certificate's validity (notAfter), in seconds since 1970. Returns
-    /// `None` if the certificate cannot be parsed.
+    /// Returns the end of the certificate's validity, in seconds since 1970. Returns `None` if the
+    /// certificate cannot be parsed.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.not_after
@@ -271,8 +271,8 @@ pub struct Client {
     made_of: Contents,
     /// The settings in the form of rustls.
     rustls: Arc<ClientConfig>,
-    /// The end of the client certificate's validity (notAfter), in seconds since 1970. `None`:
-    /// there is no client certificate, or it cannot be parsed.
+    /// The end of the client certificate's validity, in seconds since 1970. `None` if there is no
+    /// client certificate, or if it cannot be parsed.
     not_after: Option<i64>,
 }
 
@@ -377,8 +377,8 @@ impl Client {
         Arc::clone(&self.rustls)
     }
 
-    /// Returns the end of the client certificate's validity (notAfter), in seconds since 1970.
-    /// Returns `None` if there is no client certificate, or if it cannot be parsed.
+    /// Returns the end of the client certificate's validity, in seconds since 1970. Returns `None`
+    /// if there is no client certificate, or if it cannot be parsed.
     #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.not_after

@@ -25,7 +25,7 @@ use crate::demo::Summary;
 
 /// The time between two drawings of the progress line if stdout is a terminal.
 const DRAW: Duration = Duration::from_millis(200);
-/// The time between two printed lines of progress if stdout is no terminal.
+/// The time between two printed lines of progress if stdout is not a terminal.
 const LINE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]

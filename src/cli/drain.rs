@@ -1,8 +1,8 @@
 //! The command `drain`: waits until a relay has delivered the events that it holds. It serves as a
 //! pod's preStop hook in an image without a shell.
 //!
-//! The command changes nothing at the relay. Until a signal stops the relay afterwards, the relay
-//! goes on to accept new events and to deliver the waiting ones.
+//! The command changes nothing at the relay. Until a signal stops the relay afterwards, it
+//! continues to accept new events and to deliver the waiting ones.
 
 use std::path::Path;
 use std::time::Duration;
@@ -41,9 +41,9 @@ pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Resul
     })
 }
 
-/// Waits until no required output of the relay has a backlog (events that it must still deliver).
-/// Waits at least [`SETTLE`], or until `limit` if that is shorter. `Err` is the reason for the
-/// failure: `limit` has passed, the connection has failed, or the response is not a relay's status.
+/// Waits until no required output of the relay has events to deliver, its backlog. Waits at least
+/// [`SETTLE`], or until `limit` if that is shorter. `Err` is the reason for the failure: `limit`
+/// has passed, the connection has failed, or the response is not a relay's status.
 async fn wait(url: &Url, limit: Duration) -> Result<(), String> {
     let begun = Instant::now();
     loop {
@@ -65,10 +65,10 @@ async fn wait(url: &Url, limit: Duration) -> Result<(), String> {
     }
 }
 
-/// Returns one message for each required output that has a backlog (events that it must still
-/// deliver); an empty list means that all events are delivered. If the relay does not respond in
-/// time, the list has one message that says so, and the caller tries again. `Err`: the connection
-/// failed, or the response is not a relay's status.
+/// Returns one message for each required output that has a backlog; an empty list means that all
+/// events are delivered. If the relay does not respond in time, the list has one message that says
+/// so, and the caller tries again. `Err`: the connection failed, or the response is not a relay's
+/// status.
 async fn backlog(url: &Url) -> Result<Vec<String>, String> {
     let Some(answered) = healthcheck::ask_in_time(url, STATUS_MAX).await else {
         return Ok(vec!["the relay does not answer".to_owned()]);
@@ -87,9 +87,8 @@ async fn backlog(url: &Url) -> Result<Vec<String>, String> {
     required.filter_map(of_output).collect()
 }
 
-/// Returns a message about the backlog of one output, the events that it must still deliver. `None`
-/// if there is no backlog. `output` is an element of `outputs` in `/status`; `Some(Err)`: this
-/// element has no number of events.
+/// Returns a message about the backlog of one output; `None` if there is none. `output` is an
+/// element of `outputs` in `/status`; `Some(Err)`: this element has no number of events.
 fn of_output(output: &Value) -> Option<Result<String, String>> {
     let Some(events) = output["backlog_events"].as_u64() else {
         return Some(Err("not the status of a relay: an output has no backlog_events".to_owned()));

@@ -49,7 +49,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// The time between two printed lines about the progress if no bar is drawn.
 const TELL: Duration = Duration::from_secs(5);
 
-/// The greatest number of notes (messages of the replay for the user) that wait to be printed.
+/// The greatest number of the replay's messages for the user that wait to be printed.
 const NOTES: usize = 256;
 
 /// The longest time for which the process, at its end, waits for blocking work. A name lookup or a

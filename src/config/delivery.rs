@@ -44,10 +44,10 @@ pub struct Timeouts {
 /// The settings of `[output.batch]`: the limits of one request or write to the consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchLimits {
-    /// The most bytes of one request or write. An event that is larger than this limit is sent
-    /// alone, in a request or write of its own.
+    /// The greatest number of bytes of one request or write. An event that is larger than this
+    /// limit is sent alone, in a request or write of its own.
     pub max_bytes: u64,
-    /// The most events of one request or write; at least 1.
+    /// The greatest number of events of one request or write; at least 1.
     pub max_events: u64,
 }
 

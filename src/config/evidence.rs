@@ -46,7 +46,7 @@ pub struct Witness {
     pub key: VerifierKey,
 }
 
-/// The most witnesses. A note has room for 100 signatures.
+/// The greatest number of witnesses. A note has room for 100 signatures.
 const WITNESSES_MAX: usize = 16;
 
 /// Reads the section `[evidence]`. Returns `None` if a value that has no default is wrong; the

@@ -40,12 +40,12 @@ const EVENT_BYTES_MIN: u64 = 1024;
 /// be forgotten too early.
 const WINDOW_MAX: Duration = secs(24 * 3600);
 
-/// The most characters of an annotation's name. RFC 5424 allows at most 32 characters for a name in
-/// structured data.
+/// The greatest number of characters of an annotation's name. RFC 5424 allows at most 32 characters
+/// for a name in structured data.
 const ANNOTATION_CHARS_MAX: usize = 32;
 
-/// The most bytes of an annotation's value. The limit is low because the value is added to every
-/// event.
+/// The greatest number of bytes of an annotation's value. The limit is low because the value is
+/// added to every event.
 const ANNOTATION_BYTES_MAX: usize = 256;
 
 /// The settings that say which events an output sends, and in which form. With the default, every

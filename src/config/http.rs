@@ -42,7 +42,7 @@ pub struct HttpClient {
     pub bearer_token_file: Option<PathBuf>,
     /// User and password for `Authorization: Basic`; `None`: no password is sent.
     pub basic_auth: Option<BasicAuth>,
-    /// The most requests of the output that may be under way at once; at least 1.
+    /// The greatest number of requests of the output that may be under way at once; at least 1.
     pub concurrency: usize,
     /// The URL of the HTTP proxy. The proxy is asked for each connection to the consumer, by the
     /// method CONNECT. The template expands to `http://[USER:PASSWORD@]HOST[:PORT]`. `None`:

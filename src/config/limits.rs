@@ -33,10 +33,10 @@ pub struct Limits {
     /// and `queue.max_bytes` - 256. If the queue has a directory, this is the smaller of the
     /// configured `max_body` and half of `queue.max_bytes`.
     pub max_body: u64,
-    /// The most bytes that request bodies may occupy in memory. A body counts until it is in the
-    /// queue, and also while its sender waits for the acknowledgement.
+    /// The greatest number of bytes that request bodies may occupy in memory. A body counts until
+    /// it is in the queue, and also while its sender waits for the acknowledgement.
     pub max_in_flight: u64,
-    /// The most open connections of all listeners together.
+    /// The greatest number of open connections of all listeners together.
     pub max_connections: usize,
     /// The time limit from the first byte of a request's head to the end of the head.
     pub header_timeout: Duration,

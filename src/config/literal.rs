@@ -6,7 +6,7 @@ use toml::de::DeValue;
 
 use crate::words::escape::is_plain;
 
-/// The most characters of a value that an error message shows. A longer value is cut.
+/// The greatest number of characters of a value that an error message shows. A longer value is cut.
 const SHOWN_CHARS_MAX: usize = 60;
 
 /// Returns a text as a basic string of TOML: in double quotes, and with escapes where necessary.

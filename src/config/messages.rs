@@ -13,8 +13,8 @@ pub struct Messages {
     pub hostname: String,
     /// APP-NAME: 1 to 48 printable ASCII characters.
     pub app_name: String,
-    /// The most bytes of a message. An event whose message is longer is rejected, never cut. 0:
-    /// there is no limit.
+    /// The greatest number of bytes of a message. An event whose message is longer is rejected,
+    /// never cut. 0: there is no limit.
     pub max_message_bytes: u64,
 }
 

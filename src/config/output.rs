@@ -38,8 +38,7 @@ pub struct Output {
     pub required: bool,
     /// `true` if the newest checkpoint of the evidence also leaves through this output.
     pub checkpoints: bool,
-    /// The type of the output (its protocol), with the settings that only outputs of this type
-    /// have.
+    /// The type of the output, with the settings that only outputs of this type have.
     pub kind: OutputKind,
     /// The section `[output.retry]`: the waits between attempts to send.
     pub retry: Retry,
@@ -178,8 +177,8 @@ fn contradictions_of_max_elapsed(
 }
 
 /// Returns the error message for a key that only other types of output have. Returns `None` if no
-/// type of output has the key. If `type_name` is `None` (the key `type` is missing or wrong), the
-/// message is empty, and nothing is reported about the key.
+/// type of output has the key. If the key `type` is missing or wrong, `type_name` is `None`: the
+/// message is then empty, and nothing is reported about the key.
 fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Option<String> {
     let owners: Vec<&str> = entries
         .iter()
@@ -194,9 +193,8 @@ fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Opt
     Some(type_name.map(message).unwrap_or_default())
 }
 
-/// Returns the complete outputs of all drafts (a draft is the result of reading one `[[output]]`).
-/// In each output, `[filter]` (`all`) is merged into the output's own filter. Returns `None` if one
-/// of the drafts has no output or no filter.
+/// Returns the complete outputs of all drafts. In each output, `[filter]` (`all`) is merged into
+/// the output's own filter. Returns `None` if one of the drafts has no output or no filter.
 pub(super) fn with_filter(all: &Section, drafts: Vec<Draft>) -> Option<Vec<Output>> {
     let with = |draft: Draft| {
         let (output, own) = (draft.output?, draft.filter?);

@@ -25,9 +25,8 @@ pub(super) fn effective(items: &[Item]) -> String {
     printed
 }
 
-/// Returns the keys in `items` (the recorded sections and keys of a config), grouped by section. If
-/// several types of output declare a key with exactly the same texts, these keys become one entry
-/// that lists all the types.
+/// Returns the recorded keys of a config, grouped by section. If several types of output declare a
+/// key with exactly the same texts, these keys become one entry that lists all the types.
 pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     for item in items {

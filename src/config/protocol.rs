@@ -66,9 +66,8 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// types of output use have a method for this, such as `Stream::targets`.
     fn targets(&self) -> Vec<Target>;
 
-    /// Returns the name and the value of a config key. The value is the time for which the protocol
-    /// waits after it has sent an event; only then does the event count as delivered (is final).
-    /// Returns `None` if the protocol does not wait.
+    /// Returns the name and the value of the config key for the time after which a sent event is
+    /// final. Returns `None` if the protocol does not wait.
     ///
     /// The status page adds this time to the lag at which it calls an output late. With
     /// `queue.acknowledge = "delivered"`, the time of a required output must be shorter than
@@ -186,9 +185,8 @@ impl OutputKind {
         self.settings.event_limit()
     }
 
-    /// Returns the name and the value of a config key. The value is the time for which the protocol
-    /// waits after it has sent an event; only then does the event count as delivered (is final).
-    /// Returns `None` if the protocol does not wait.
+    /// Returns the name and the value of the config key for the time after which a sent event is
+    /// final. Returns `None` if the protocol does not wait.
     #[must_use]
     pub fn final_after(&self) -> Option<(&'static str, Duration)> {
         self.settings.final_after()
@@ -219,9 +217,7 @@ trait AnySettings: fmt::Debug + Send + Sync {
     /// Returns the configured addresses that the output sends events to.
     fn targets(&self) -> Vec<Target>;
 
-    /// Returns the name and the value of a config key. The value is the time for which the protocol
-    /// waits after it has sent an event; only then does the event count as delivered (is final).
-    /// Returns `None` if the protocol does not wait.
+    /// See [`OutputSettings::final_after`].
     fn final_after(&self) -> Option<(&'static str, Duration)>;
 
     /// Returns `true` if the output can carry a checkpoint of the evidence.

@@ -30,9 +30,9 @@ const SEGMENT_MIN: u64 = 16 * KIB;
 /// The settings of the section `[queue]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
-    /// The most bytes that the queue may use. In memory, each batch counts as its bytes plus 256
-    /// ([`BATCH_OVERHEAD`]). On disk, the sizes of whole files count, including reserved space that
-    /// is not used yet.
+    /// The greatest number of bytes that the queue may use. In memory, each batch counts as its
+    /// bytes plus [`BATCH_OVERHEAD`]. On disk, the sizes of whole files count, including reserved
+    /// space that is not used yet.
     pub max_bytes: u64,
     /// The directory of the durable queue; `None`: the queue is in memory only.
     pub directory: Option<PathBuf>,

@@ -33,8 +33,8 @@ use crate::named_file;
 /// not set. Tests pass a function of their own.
 pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The state of reading one config file: its text, and what was recorded while its tables were read
-/// (problems, keys, files).
+/// The state of reading one config file: its text, and the problems, keys and files that were
+/// recorded while its tables were read.
 ///
 /// Reading continues after a problem, so that one run reports all problems. Each problem is
 /// recorded with the byte position of the value. The records are in `RefCell` and `Cell`, because
@@ -96,9 +96,8 @@ pub(super) struct Finished {
     pub(super) complete: bool,
 }
 
-/// A section or key that the code has asked for while it read a config. The effective config (all
-/// values, with defaults) and the config reference are printed from these items, in the order of
-/// reading.
+/// A section or key that the code has asked for while it read a config. The effective config and
+/// the config reference are printed from these items, in the order of reading.
 pub(super) enum Item {
     /// The header of a table as it is printed: `[section]` or `[[section]]`.
     Header(String),
@@ -106,7 +105,7 @@ pub(super) enum Item {
     Key(Entry),
 }
 
-/// A config key: the texts that declare it, and its value (from the file, or the default).
+/// A config key: the texts that declare it, and its value.
 pub(super) struct Entry {
     /// The table's path without indices: `output.tls`.
     pub(super) section: String,
@@ -390,9 +389,9 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Reads a string that may contain `${…}`. Returns an error if the value is no string, or if a
-    /// `${…}` in it is wrong. `kind` says which values are allowed, for the error message about a
-    /// value that is no string.
+    /// Reads a string that may contain `${…}`. Returns an error if the value is not a string, or if
+    /// a `${…}` in it is wrong. `kind` says which values are allowed, for the error message about a
+    /// value that is not a string.
     fn template(&self, value: &DeValue<'_>, kind: &str) -> Read<Template> {
         let DeValue::String(source) = value else { return Err(other_type(value, kind)) };
         let template = Template::parse(source, self.env).map_err(Wrong::Is)?;
@@ -401,7 +400,7 @@ impl<'a> Context<'a> {
     }
 
     /// Reads a string and expands each `${…}` in it. `kind` says which values are allowed, for the
-    /// error message about a value that is no string.
+    /// error message about a value that is not a string.
     fn string(&self, value: &DeValue<'_>, kind: &str) -> Read<String> {
         let template = self.template(value, kind)?;
         template.expand().map_err(|error| Wrong::Missing(missing_part(&error)))

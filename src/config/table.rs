@@ -184,7 +184,7 @@ pub(super) struct Tables<'a> {
 
 impl Tables<'_> {
     /// Returns `true` if there is no table to read: the file sets the key to an empty array, or to
-    /// a value that is no table.
+    /// a value that is not a table.
     pub(super) fn is_empty(&self) -> bool {
         self.tables.is_empty()
     }
@@ -250,9 +250,9 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(Found { path, at, value: value.into_inner() })
     }
 
-    /// Records a key for the effective config (all values, with defaults) and for the config
-    /// reference. `found` is the key's value in the file. It is `None` if the file does not set the
-    /// key, or if the value is printed elsewhere (by [`Table::read_tables`]).
+    /// Records a key for the effective config and for the config reference. `found` is the key's
+    /// value in the file. It is `None` if the file does not set the key, or if
+    /// [`Table::read_tables`] prints the value elsewhere.
     fn declare(&self, key: &Key, found: Option<&DeValue<'a>>) {
         let (default, reference) = match &key.absent {
             Absent::Required => (None, "required"),
@@ -264,11 +264,11 @@ impl<'c, 'a> Table<'c, 'a> {
         self.record(key.name, &key.kind, reference, key.meaning, printed);
     }
 
-    /// Adds one key to the records from which two texts are made: the effective config (all values,
-    /// with defaults) and the config reference. `default` and `meaning` are the texts that the
-    /// reference prints about the key's default and its meaning. `value` is the value for the
-    /// effective config, as TOML: the key's value in the file, or its default. It is `None` if the
-    /// key has neither of them, or if its value is printed as a section.
+    /// Adds one key to the records from which the effective config and the config reference are
+    /// made. `default` and `meaning` are the texts that the reference prints about the key's
+    /// default and its meaning. `value` is the value for the effective config, as TOML: the key's
+    /// value in the file, or its default. It is `None` if the key has neither of them, or if its
+    /// value is printed as a section.
     fn record(
         &self,
         name: &'static str,

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 
 use crate::named_file;
 
-/// The most bytes of a file with a token or password. A larger file (a device, a log) is refused,
-/// because it was surely named by mistake.
+/// The greatest number of bytes of a file with a token or password. A larger file, such as a device
+/// or a log, is refused, because it was surely named by mistake.
 const SECRET_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A string of the config file with its variables and files. The variables (`${env:…}`) are

@@ -264,7 +264,7 @@ impl Problems {
     }
 
     /// Returns the known fields of a map, each with its value. Unknown and duplicate fields are
-    /// noted as mistakes. `None` if the node is no map.
+    /// noted as mistakes. `None` if the node is not a map.
     fn fields<'n>(&self, node: &'n Node, known: &'static [&'static str]) -> Option<Fields<'n>> {
         let mut fields: Vec<(&'static str, &Node)> = Vec::new();
         for (key, value) in self.map(node)? {
@@ -349,7 +349,7 @@ impl Problems {
         }
     }
 
-    /// Returns the boolean in the field `name`; `None` if the field is missing or is no boolean.
+    /// Returns the boolean in the field `name`; `None` if the field is missing or is not a boolean.
     /// The second case is noted as a mistake.
     fn flag(&self, fields: &Fields<'_>, name: &str) -> Option<bool> {
         let node = fields.get(name)?;

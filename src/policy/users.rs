@@ -14,9 +14,9 @@ use crate::audit::request::User;
 /// The number of users that are remembered.
 const PLACES: usize = 256;
 
-/// The most bytes of a user's name and groups, with eight bytes for the length of each. A user with
-/// more is not remembered. With [`PLACES`], the memory of one list of rules stays below 192 KiB,
-/// with the sets of its rules.
+/// The greatest number of bytes of a user's name and groups, with eight bytes for the length of
+/// each. A user with more is not remembered. With [`PLACES`], the memory of one list of rules stays
+/// below 192 KiB, with the sets of its rules.
 const KEY_BYTES_MAX: usize = 512;
 
 /// The number of a list of rules. It tells the list from all others of this process.

@@ -54,9 +54,8 @@ const BUFFER: usize = 256 * 1024;
 /// larger is freed.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
-/// The greatest number of bad lines (lines that are not events) in a batch. At this number, the
-/// reader hands out the batch, even if the batch is not full or has no events. The frontier can
-/// then move past these lines.
+/// The greatest number of bad lines in a batch. At this number, the reader hands out the batch,
+/// even if the batch is not full or has no events. The frontier can then move past these lines.
 const BAD_LINES_MAX: u64 = 1000;
 
 /// The end of the message about a line at which a replay stops.
@@ -101,8 +100,7 @@ pub(super) struct Batch {
     /// The point in the files after this batch. The frontier reaches it once this batch and all
     /// batches before it are accepted.
     pub(super) end: Place,
-    /// The number of bad lines (lines that are not events) that were skipped since the previous
-    /// batch.
+    /// The number of lines that were skipped since the previous batch because they are not events.
     pub(super) bad_lines: u64,
     /// The damage that was found in a queue's directory since the previous batch.
     pub(super) damage: Damage,

@@ -15,8 +15,7 @@ use crate::audit::Invalid;
 /// The longest name of a node, in bytes. A node's name is a DNS subdomain (RFC 1123).
 const NODE_BYTES_MAX: usize = 253;
 
-/// The members of a dead letter (an event that an output has given up, with the reason), as
-/// `src/delivery/dead_letter.rs` writes them.
+/// The members of a dead letter, as `src/delivery/dead_letter.rs` writes them.
 #[derive(Deserialize)]
 struct Letter<'a> {
     #[serde(rename = "time")]
@@ -75,8 +74,8 @@ fn node_bytes(line: &[u8]) -> usize {
     if is_prefix { brace } else { 0 }
 }
 
-/// Returns the range of the event in a dead letter (an event that an output has given up, with the
-/// reason), which begins at `start` in the line; `None` if the line is not a dead letter.
+/// Returns the range of the event in a dead letter, which begins at `start` in the line; `None` if
+/// the line is not a dead letter.
 fn event_of_letter(line: &[u8], start: usize) -> Option<Range<usize>> {
     let letter: Letter<'_> = serde_json::from_slice(line.get(start..)?).ok()?;
     let event = letter.event.get();

@@ -22,7 +22,7 @@ pub(super) enum Untried {
     FilesAndConnections,
 }
 
-/// The most addresses of one output that are printed.
+/// The greatest number of addresses of one output that are printed.
 const ADDRESSES_MAX: usize = 8;
 
 /// Returns the lines about a config without errors: its file, and a line for each part. `name` is

@@ -122,8 +122,8 @@ impl Plan {
         }
     }
 
-    /// Notes that an object with this range is stored next. It replaces the planned ranges that
-    /// differ from it. Blocks the thread.
+    /// Notes that an object with this range is stored next. It replaces the ranges that overlap it;
+    /// ranges whose events are final are forgotten. Blocks the thread.
     pub(super) fn begin(&self, range: Range) {
         let settled = self.notes.settled().get();
         self.change(|ranges| {

@@ -38,7 +38,7 @@ use crate::telemetry::AttemptError;
 /// The greatest number of bytes that one call of `Session::poll_read` reads from the peer.
 pub(super) const READ_BYTES: usize = 4096;
 
-/// The most buffers that one vectored write hands to the kernel.
+/// The greatest number of buffers that one vectored write hands to the kernel.
 const SLICES_MAX: usize = 64;
 
 /// One connection over TCP or TLS, on which both kinds of link are built.
