@@ -140,7 +140,7 @@ pub struct Shown {
     pub status: Arc<Status>,
 }
 
-/// The orders to the thread of a source. The thread checks them again and again.
+/// The orders to the thread of a source, which checks them regularly.
 struct Orders {
     /// This token is cancelled when the source must stop taking events. The source then ends as
     /// soon as the events that it has already taken are acknowledged.

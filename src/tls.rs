@@ -50,8 +50,7 @@ pub enum TlsError {
     Content {
         /// The path of the file.
         file: PathBuf,
-        /// The end of the error message, after the word "holds": the wrong content, such as `no
-        /// certificate in PEM`.
+        /// The end of the error message, after the word "holds", such as `no certificate in PEM`.
         what: String,
     },
     /// rustls does not accept the certificate or CA.
@@ -211,7 +210,6 @@ impl Server {
         Ok(Arc::new(made))
     }
 
-    /// Makes the settings from the contents of the files.
     fn make(config: &ListenerTls, contents: Contents) -> Result<Self, TlsError> {
         let chain = certificates(&config.certificate, &contents[0])?;
         let key = private_key(&config.private_key, &contents[1])?;
@@ -308,9 +306,9 @@ impl Client {
         Ok(Arc::new(made))
     }
 
-    /// Makes TLS settings from the contents of the files that `config` names, which the caller has
-    /// read: the CA file, if there is one, and then the certificate and the key, if there are any.
-    /// The paths in `config` are only used for messages.
+    /// Makes TLS settings from the contents of the files that `config` names: the CA file, if there
+    /// is one, and then the certificate and the key, if there are any. The paths in `config` are
+    /// only used for messages.
     ///
     /// # Errors
     ///
@@ -323,7 +321,6 @@ impl Client {
         Self::make(config, alpn, contents).map(Arc::new)
     }
 
-    /// Makes the settings from the contents of the files.
     fn make(config: &ClientTls, alpn: &[&[u8]], contents: Contents) -> Result<Self, TlsError> {
         let here = || {
             config
@@ -414,10 +411,10 @@ fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
 }
 
 /// Returns an error if `new` is in the past and `current` is not. Both are the end of a
-/// certificate's validity (notAfter), in seconds since 1970. A valid certificate is not replaced by
-/// an expired one, because peers refuse expired certificates. At the start there is no `current`,
-/// and an expired certificate is accepted, because not every client checks. A certificate that
-/// expires while it is in use stays in use.
+/// certificate's validity, in seconds since 1970. A valid certificate is not replaced by an expired
+/// one, because peers refuse expired certificates. At the start there is no `current`, and an
+/// expired certificate is accepted, because not every client checks. A certificate that expires
+/// while it is in use stays in use.
 fn refuse_expired(file: &Path, new: Option<i64>, current: Option<i64>) -> Result<(), TlsError> {
     let now = UnixTime::now().as_secs();
     let is_over = |time: i64| u64::try_from(time).is_ok_and(|time| time < now);
@@ -433,9 +430,9 @@ pub struct Chain(Vec<CertificateDer<'static>>);
 /// The period in which a certificate is valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Validity {
-    /// The start of the validity (notBefore), in seconds since 1970.
+    /// The value of notBefore, in seconds since 1970.
     pub from: i64,
-    /// The end of the validity (notAfter), in seconds since 1970.
+    /// The value of notAfter, in seconds since 1970.
     pub until: i64,
     /// The start and the end of the validity as readable texts.
     pub words: (String, String),
@@ -481,8 +478,8 @@ impl Chain {
     }
 
     /// Returns the numbers of the certificates, counted from 1, that another certificate has issued
-    /// and that are not of a CA. A certificate that has signed itself is not among them, because
-    /// old CAs do not say that they are one.
+    /// and that do not belong to a CA. A certificate that has signed itself is not among them,
+    /// because old CAs do not say that they are CAs.
     #[must_use]
     pub fn leaves(&self) -> Vec<usize> {
         let is_leaf = |certificate: &CertificateDer<'static>| {
@@ -537,7 +534,6 @@ pub fn check_private_key(file: &Path) -> Result<(), TlsError> {
     private_key(file, &read(file)?).map(drop)
 }
 
-/// Returns the implementation of cryptography that rustls uses: `ring`.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
@@ -632,8 +628,8 @@ fn system_roots() -> RootCertStore {
     roots
 }
 
-/// Returns the end of a certificate's validity (notAfter, RFC 5280 §4.1.2.5), in seconds since
-/// 1970. Returns `None` if the certificate cannot be parsed.
+/// Returns a certificate's notAfter of RFC 5280 §4.1.2.5, in seconds since 1970. Returns `None` if
+/// the certificate cannot be parsed.
 #[must_use]
 pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;

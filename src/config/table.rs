@@ -66,14 +66,13 @@ enum Absent {
     Default(String, String),
 }
 
-/// Declares a required key. `kind` names the kind of the key's values in the config reference, such
-/// as `host:port`.
+/// Declares a required key. `kind` names the kind of the key's values, such as `host:port`.
 pub fn required(name: &'static str, kind: &str, meaning: &'static str) -> Key {
     Key { name, kind: kind.to_owned(), absent: Absent::Required, meaning }
 }
 
 /// Declares a key that may be absent. `otherwise` says how the relay behaves without the key, such
-/// as `no authentication`; the config reference prints this text.
+/// as `no authentication`.
 pub fn optional(
     name: &'static str,
     kind: &str,
@@ -104,8 +103,8 @@ pub fn derived(
     Key { name, kind: kind.to_owned(), absent, meaning }
 }
 
-/// Returns a kind of values and their range as one text for the config reference: `size, at least
-/// 1KiB`. If `allowed` is `None`, the text has no range.
+/// Returns a kind of values and their range as one text: `size, at least 1KiB`. If `allowed` is
+/// `None`, the text has no range.
 fn kind(kind: &str, allowed: Option<String>) -> String {
     allowed.map_or_else(|| kind.to_owned(), |allowed| format!("{kind}, {allowed}"))
 }
@@ -152,6 +151,9 @@ pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
 /// config with an error is never used. After a table was read, each key that is left in it is
 /// reported as unknown.
 ///
+/// In the methods, `meaning` is the text about the key in the config reference, and `otherwise` the
+/// text about how the relay behaves without the key.
+///
 /// The order of the calls is the order of the keys in the effective config and in the config
 /// reference. Plain keys come before sections: in TOML, a key after the header `[output.tls]`
 /// belongs to that section.
@@ -173,11 +175,11 @@ pub struct Table<'c, 'a> {
 /// Inner tables that were taken out of an outer table, but are not read yet. See
 /// [`Table::found_tables`].
 pub(super) struct Tables<'a> {
-    /// The key whose value in the outer table is these inner tables.
+    /// The name of the key in the outer table.
     name: &'static str,
     /// The kind of the values that the key allows, for error messages.
     kind: String,
-    /// The values of the key, one for each table. Some of the values may be no tables; this is
+    /// The values of the key, one for each table. Some of the values may not be tables; this is
     /// reported only when the tables are read.
     tables: Vec<Spanned<DeValue<'a>>>,
 }
@@ -317,10 +319,7 @@ impl<'c, 'a> Table<'c, 'a> {
         }
     }
 
-    /// Takes the key `name` out of the table. Its value is a size in bytes (`"64MiB"`, or a
-    /// number). Returns `default` if the file does not set the key. Also returns `default` if the
-    /// value is wrong, which is recorded as a problem. `meaning` is the text about the key in the
-    /// config reference.
+    /// Takes a size in bytes: `"64MiB"`, or a number.
     pub fn size(
         &mut self,
         name: &'static str,
@@ -333,17 +332,13 @@ impl<'c, 'a> Table<'c, 'a> {
         self.size_of(key, range).unwrap_or(default)
     }
 
-    /// Takes a key out of the table. Its value is a size in bytes, and its default depends on other
-    /// keys (see [`derived`]). Returns `None` if the file does not set the key. Also returns `None`
-    /// if the value is wrong, which is recorded as a problem. The caller then uses the default, if
-    /// there is one.
+    /// Takes a size in bytes whose default depends on other keys: see [`derived`]. After `None`,
+    /// the caller uses the default, if there is one.
     pub fn size_of(&mut self, key: Key, range: impl RangeBounds<u64>) -> Option<u64> {
         self.take(key, |cx, found| read_size(cx, &found.value, &range))
     }
 
-    /// Takes the key `name` out of the table. Its value is a time (`"10s"`). Returns `default` if
-    /// the file does not set the key. Also returns `default` if the value is wrong, which is
-    /// recorded as a problem. `meaning` is the text about the key in the config reference.
+    /// Takes a time, such as `"10s"`.
     pub fn time(
         &mut self,
         name: &'static str,
@@ -359,10 +354,7 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes the key `name` out of the table. Its value is a time, and it has no default. Returns
-    /// `None` if the file does not set the key. Also returns `None` if the value is wrong, which is
-    /// recorded as a problem. `otherwise` and `meaning` are texts for the config reference: how the
-    /// relay behaves without the key, and what the key means.
+    /// Takes a time that has no default.
     pub fn optional_time(
         &mut self,
         name: &'static str,
@@ -376,9 +368,7 @@ impl<'c, 'a> Table<'c, 'a> {
         })
     }
 
-    /// Takes the key `name` out of the table. Its value is a whole number. Returns `default` if the
-    /// file does not set the key. Also returns `default` if the value is wrong, which is recorded
-    /// as a problem. `meaning` is the text about the key in the config reference.
+    /// Takes a whole number.
     pub fn count(
         &mut self,
         name: &'static str,
@@ -400,10 +390,7 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes the key `name` out of the table. Its value is a number that may have a fraction.
-    /// Returns `default` if the file does not set the key. Also returns `default` if the value is
-    /// wrong, which is recorded as a problem. `meaning` is the text about the key in the config
-    /// reference.
+    /// Takes a number that may have a fraction.
     pub fn number(
         &mut self,
         name: &'static str,
@@ -428,19 +415,14 @@ impl<'c, 'a> Table<'c, 'a> {
         .unwrap_or(default)
     }
 
-    /// Takes the key `name` out of the table. Its value is a flag: `true` or `false`. Returns
-    /// `default` if the file does not set the key. Also returns `default` if the value is wrong,
-    /// which is recorded as a problem. `meaning` is the text about the key in the config reference.
+    /// Takes a flag: `true` or `false`.
     pub fn flag(&mut self, name: &'static str, default: bool, meaning: &'static str) -> bool {
         let key = defaulted(name, "boolean".to_owned(), default.to_string(), meaning);
         self.take(key, |_, found| read_flag(&found.value)).unwrap_or(default)
     }
 
-    /// Takes the key `name` out of the table. Its value must be one of a few strings. `words` are
-    /// these strings, each with the value that is returned for it. Returns `default` if the file
-    /// does not set the key or sets it to another string. If `default` is `None`, a file without
-    /// the key has an error. A wrong string is always recorded as a problem. `meaning` is the text
-    /// about the key in the config reference.
+    /// Takes one of a few strings. `words` are these strings, each with the value that is returned
+    /// for it. If `default` is `None`, a file without the key has an error.
     pub fn choice<T: Copy + PartialEq>(
         &mut self,
         name: &'static str,
@@ -457,9 +439,8 @@ impl<'c, 'a> Table<'c, 'a> {
         taken.or(default.map(|(_, value)| *value))
     }
 
-    /// Takes the key `name` out of the table, as [`Table::choice`] does. Returns `None` if the file
-    /// does not set the key, or if its value is wrong, which is recorded. `otherwise` says how the
-    /// relay behaves without the key.
+    /// Takes one of a few strings, as [`Table::choice`] does. Returns `None` if the key is absent
+    /// or wrong.
     pub fn optional_choice<T: Copy>(
         &mut self,
         name: &'static str,
@@ -627,7 +608,7 @@ impl<'c, 'a> Table<'c, 'a> {
         self.map(declared, parse_name, |cx, found| cx.secret(found, &check))
     }
 
-    /// Takes a table whose keys the user chooses, and whose values are no secrets. `declared` is
+    /// Takes a table whose keys the user chooses, and whose values are not secret. `declared` is
     /// the table's own name, its kind and its meaning. Each key is parsed by `parse_name`, and each
     /// value is parsed by `parse`, as [`Table::word`] does. Returns an empty map if the table is
     /// absent. A wrong entry is left out of the map, and is recorded as a problem.
@@ -740,8 +721,8 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Takes a section whose presence has a meaning, such as `[output.tls]`, reads it by `read`,
-    /// and returns the result. Returns `None` if the section is absent, or is no table. If `read`
-    /// itself returns an `Option`, see [`whole`].
+    /// and returns the result. Returns `None` if the section is absent, or is not a table. If
+    /// `read` itself returns an `Option`, see [`whole`].
     pub fn optional_section<T>(
         &mut self,
         key: Key,
@@ -783,7 +764,7 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Returns `true` if the file has at least one table `[[name]]` in this table. A value that is
-    /// no array counts as one table. Call this function before the tables are taken out of this
+    /// not an array counts as one table. Call this function before the tables are taken out of this
     /// table for reading; after that, the result is always `false`.
     pub(super) fn has_any(&self, name: &str) -> bool {
         let value = self.keys.get(name).map(|(_, value)| value.get_ref());
@@ -853,7 +834,7 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Calls `read` for each of `found`, the elements of the array `name`, and returns the results.
-    /// An element that is no table is recorded as a problem; `allowed` is the end of the error
+    /// An element that is not a table is recorded as a problem; `allowed` is the end of the error
     /// message.
     fn tables<T>(
         &mut self,

@@ -95,8 +95,7 @@ impl Names {
 /// A mistake in a rule: a value that kube-apiserver refuses, or a value that can never match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
-    /// The path from the criteria to the value: the names of the fields and the indices of the
-    /// items.
+    /// The path from the criteria to the value, as names of fields and indices of items.
     pub path: Vec<Step>,
     /// A description of the mistake, with the values that are allowed.
     pub what: String,

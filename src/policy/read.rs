@@ -308,7 +308,7 @@ impl Problems {
         Some(pairs)
     }
 
-    /// Returns the items of a list. `None` if the node is no list, which is noted as a mistake.
+    /// Returns the items of a list. `None` if the node is not a list, which is noted as a mistake.
     fn list<'n>(&self, node: &'n Node) -> Option<&'n [Node]> {
         let Value::List(nodes) = &node.value else {
             let found = what(&node.value);

@@ -95,7 +95,6 @@ pub(super) struct Read {
     pub(super) queue: Option<Queue>,
 }
 
-/// The contents of the resume file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
     /// The version of the resume file's format.

@@ -60,10 +60,10 @@ use crate::telemetry::Rejection;
 /// `limits.max_body` is smaller. A message that is larger than this size becomes a batch of its
 /// own.
 const GROUP_BYTES: usize = 1024 * 1024;
-/// The largest number of messages that are put together into one batch of the queue.
+/// The greatest number of messages that are put together into one batch of the queue.
 const GROUP_MESSAGES: u64 = 5000;
 
-/// The largest number of messages that a source has taken and that are not acknowledged yet. The
+/// The greatest number of messages that a source has taken and that are not acknowledged yet. The
 /// limit bounds the memory for these messages even if they are very small.
 const MESSAGES_MAX: u64 = 100_000;
 
@@ -83,8 +83,8 @@ const FULL: Duration = Duration::from_millis(5);
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
 /// The longest time that this source waits before it gives a partition back to the consumer group.
-/// In this time, the batches that were already taken from the partition can be acknowledged. Fewer
-/// messages are then read twice.
+/// If the batches that were already taken from the partition are acknowledged in this time, fewer
+/// messages are read twice.
 const REVOKE_WAIT: Duration = Duration::from_secs(2);
 
 /// The number of heartbeats that the consumer sends to the group in one `session_timeout`.
@@ -372,13 +372,11 @@ impl State {
     }
 }
 
-/// The functions that librdkafka calls, with the data that they need. They are called in the thread
+/// The functions that librdkafka calls, with the data that they need. They are called on the thread
 /// that polls.
 struct Context {
-    /// The name of the source.
     source: String,
     metrics: ListenerMetrics,
-    /// The name of the topic.
     topic: String,
     state: Arc<Mutex<State>>,
     status: Arc<Status>,
@@ -526,10 +524,10 @@ struct Intake<'a> {
     waiting: VecDeque<Waiting>,
     /// The number of messages that were skipped since the last log line about skipped messages.
     skipped: u64,
-    /// The first message that was skipped since the last log line about skipped messages: its
-    /// partition, its offset and its fault. `None` if no message was skipped since.
+    /// The first of these messages: its partition, its offset and its fault. `None` if no message
+    /// was skipped.
     first: Option<(i32, i64, String)>,
-    /// The time of the last log line about skipped messages; `None` if there was no such line.
+    /// The time of that log line; `None` if there was none.
     told: Option<Instant>,
 }
 
@@ -607,8 +605,8 @@ impl Intake<'_> {
     }
 
     /// Writes one log line about the messages that were skipped since the last such line; their
-    /// events are lost. If no message was skipped since, does nothing. If `all` is `false`, also
-    /// does nothing if the last such line is not older than `SKIPPED`.
+    /// events are lost. Does nothing if there are none, or if `all` is `false` and the last such
+    /// line is not older than `SKIPPED`.
     fn tell_skipped(&mut self, all: bool) {
         let is_soon = self.told.is_some_and(|told| told.elapsed() < SKIPPED);
         if is_soon && !all {

@@ -34,7 +34,7 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 /// The maximum number of notes, and of things that were not checked, that are printed.
 const ROWS_MAX: usize = 100;
 
-/// The maximum number of outputs, and of starts, stops and reloads, that are printed.
+/// The greatest number of outputs, and of starts, stops and reloads, that are printed.
 const RUNS_MAX: usize = 1000;
 
 #[derive(Args)]
