@@ -1,5 +1,11 @@
 //! Serves metrics, health, status and the status page on the admin address. The admin address is
 //! separate from the addresses of the listeners, and takes no events.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `self` `all_dropped` `page` `places` | what all answers share · filters that drop everything · the status page · where the relay runs |
+//! | 2 | `evidence` `history` `tap` | the files of the evidence · the last hours · taps |
+//! | 3 | `sampling` `status` | the values of every 10 s · `/status` |
 
 use std::convert::Infallible;
 use std::fmt::Write;

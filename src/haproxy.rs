@@ -12,6 +12,16 @@
 //! decide about. The installed HAProxy judges whether the file is valid (`judge`).
 //!
 //! Source: HAProxy's configuration manuals 2.6, 2.8 and 3.0.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `read` | sections, lines and words of a file |
+//! | 2 | `report` `words` | what is said of each line · words without effect |
+//! | 3 | `global` `judge` `proxy` | settings of `global` · HAProxy's own judgement · frontends and backends |
+//! | 4 | `bind` | addresses that are listened on |
+//! | 5 | `settings` | limits and log |
+//! | 6 | `self` `output` | why a file cannot be carried over · servers |
+//! | 7 | `files` `route` `write` | files that are named · which frontend leads where · the new config |
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -20,6 +30,7 @@ use thiserror::Error;
 
 mod bind;
 mod files;
+mod global;
 mod judge;
 mod output;
 mod proxy;
@@ -33,6 +44,7 @@ mod write;
 use bind::Bind;
 use bind::is_variable;
 use files::Files;
+use global::Global;
 use output::Output;
 use proxy::Proxy;
 use read::File;
@@ -44,7 +56,6 @@ use report::shown;
 use route::Fronts;
 use route::Route;
 use route::STATISTICS;
-use settings::Global;
 use settings::Limits;
 use settings::Log;
 

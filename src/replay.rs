@@ -8,6 +8,12 @@
 //! Events that were accepted after the frontier are sent a second time by a later run; the number
 //! of such requests is bounded. The code here never prints: [`Replay::run`] sends notes to its
 //! caller.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `self` `client` `line` `packing` `resume` | the run · requests · a line of a log · compression · the resume file |
+//! | 2 | `spool` | a queue's directory |
+//! | 3 | `input` | what is read |
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;

@@ -7,6 +7,15 @@
 //!
 //! The log has a thread of its own, which `log` explains; `reports` limits how often a loss or a
 //! state that flaps is logged.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `self` `log` `memory` `process` `recent` `registry` `reports` | the time · the log · numbers of the kernel · times of the last minutes · the values · losses |
+//! | 2 | `declare` | how a metric is declared |
+//! | 3 | `labels` | labels and their values |
+//! | 4 | `refusals` | refused requests |
+//! | 5 | `catalog` | every metric |
+//! | 6 | `counting` `page` `reading` `reference` | calls that change several metrics · the page `/metrics` · values of `/status` · the page of all metrics |
 
 use std::sync::Arc;
 use std::sync::LazyLock;

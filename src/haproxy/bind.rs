@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
+use super::global::Global;
 use super::read::Line;
 use super::report::Notes;
 use super::report::shown_words;
-use super::settings::Global;
 use super::words;
 use super::words::Switch;
 use super::words::switches;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Unusable;
 use super::bind::Bind;
+use super::global::Global;
 use super::output::Output;
 use super::proxy::Proxy;
 use super::read::File;
@@ -11,7 +12,6 @@ use super::read::Line;
 use super::report::Notes;
 use super::report::Verdict;
 use super::report::printable;
-use super::settings::Global;
 
 /// A frontend that forwards to a backend.
 pub(super) struct Route<'a> {
