@@ -18,7 +18,6 @@
 //! | 6 | `counting` `page` `reading` `reference` | calls that change several metrics · the page `/metrics` · values of `/status` · the page of all metrics |
 
 use std::sync::Arc;
-use std::sync::LazyLock;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -299,14 +298,13 @@ pub fn now() -> f64 {
 #[must_use]
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 2^53, and whole")]
 pub fn memory() -> u64 {
-    process::value("process_resident_memory_bytes") as u64
+    process::resident_bytes().unwrap_or_default() as u64
 }
 
 /// Returns the time at which the process began, in seconds since 1970.
 #[must_use]
 pub fn started() -> f64 {
-    static STARTED: LazyLock<f64> = LazyLock::new(|| process::value("process_start_time_seconds"));
-    *STARTED
+    process::started().unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Times as text, in the format of RFC 3339: those that kube-apiserver writes into events, those of
 //! a command line, and those that this program writes. The calendar is here and nowhere else.
 //!
-//! It is not that of a crate, because it is two short functions, for which `jiff` would add 8 s of
-//! CPU time to a fresh build.
+//! The calendar is two short functions, and not a crate: `jiff` would add 8 s of CPU time to a
+//! fresh build.
 
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;

@@ -2,6 +2,7 @@
 //! <https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>
 
 use std::fs;
+use std::sync::LazyLock;
 
 use rustix::param::clock_ticks_per_second;
 use rustix::param::page_size;
@@ -21,38 +22,67 @@ pub(super) fn values() -> Vec<(&'static str, f64)> {
         let count = u32::try_from(files.count().saturating_sub(1)).unwrap_or(u32::MAX);
         values.push(("process_open_fds", count.into()));
     }
-    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let boot = fs::read_to_string("/proc/stat").unwrap_or_default();
-    values.extend(of_stat(&stat, &boot).into_iter().flatten());
+    if let Some(stat) = Stat::read() {
+        values.push(("process_cpu_seconds_total", stat.cpu_seconds));
+        values.push(("process_threads", stat.threads));
+        values.push(("process_virtual_memory_bytes", stat.virtual_bytes));
+        values.push(("process_resident_memory_bytes", stat.resident_bytes));
+    }
+    values.extend(started().map(|time| ("process_start_time_seconds", time)));
     values
 }
 
-/// Returns the value of the metric with this name; 0 if the kernel does not tell it.
-pub(super) fn value(name: &str) -> f64 {
-    values().into_iter().find(|(it, _)| *it == name).map_or(0.0, |(_, value)| value)
+/// Returns the resident memory of the process, in bytes.
+pub(super) fn resident_bytes() -> Option<f64> {
+    Stat::read().map(|stat| stat.resident_bytes)
 }
 
-/// Returns the metrics from the texts of `/proc/self/stat` and `/proc/stat`, as proc(5) describes
-/// them. `None` if the first one has another form.
-#[allow(clippy::cast_precision_loss, reason = "clock ticks and the size of a page are small")]
-fn of_stat(stat: &str, boot: &str) -> Option<Vec<(&'static str, f64)>> {
-    // The second field is the program's name in brackets, which may contain spaces and brackets.
-    let (_, fields) = stat.rsplit_once(") ")?;
-    let fields: Vec<&str> = fields.split(' ').collect();
-    // proc(5) counts the fields from 1, and the first one here is its third.
-    let field = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
-    let seconds = |number| Some(field(number)? / clock_ticks_per_second() as f64);
-    let mut values = vec![
-        ("process_cpu_seconds_total", seconds(14)? + seconds(15)?),
-        ("process_threads", field(20)?),
-        ("process_virtual_memory_bytes", field(23)?),
-        ("process_resident_memory_bytes", field(24)? * page_size() as f64),
-    ];
-    let booted = boot.lines().find_map(|line| line.strip_prefix("btime ")?.parse::<f64>().ok());
-    if let Some(booted) = booted {
-        values.push(("process_start_time_seconds", (booted + seconds(22)?).floor()));
+/// Returns the time at which the process began, in whole seconds since 1970. `/proc/stat` is read
+/// once: on a machine with many cores the kernel takes milliseconds to write it.
+pub(super) fn started() -> Option<f64> {
+    static STARTED: LazyLock<Option<f64>> = LazyLock::new(|| {
+        let boot = fs::read_to_string("/proc/stat").ok()?;
+        let booted =
+            boot.lines().find_map(|line| line.strip_prefix("btime ")?.parse::<f64>().ok())?;
+        Some((booted + Stat::read()?.started_after_boot).floor())
+    });
+    *STARTED
+}
+
+/// The numbers of `/proc/self/stat` that metrics show; see proc(5).
+#[derive(Debug, PartialEq)]
+struct Stat {
+    cpu_seconds: f64,
+    threads: f64,
+    /// The seconds between the start of the machine and that of the process.
+    started_after_boot: f64,
+    virtual_bytes: f64,
+    resident_bytes: f64,
+}
+
+impl Stat {
+    fn read() -> Option<Self> {
+        Self::of(&fs::read_to_string("/proc/self/stat").ok()?)
     }
-    Some(values)
+
+    /// Returns the numbers of this text; `None` if it has another form.
+    #[allow(clippy::cast_precision_loss, reason = "clock ticks and the size of a page are small")]
+    fn of(text: &str) -> Option<Self> {
+        // The second field is the program's name in brackets. The name may contain spaces and
+        // brackets.
+        let (_, fields) = text.rsplit_once(") ")?;
+        let fields: Vec<&str> = fields.split(' ').collect();
+        // proc(5) counts the fields from 1, and the first one here is its third.
+        let field = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
+        let seconds = |number| Some(field(number)? / clock_ticks_per_second() as f64);
+        Some(Self {
+            cpu_seconds: seconds(14)? + seconds(15)?,
+            threads: field(20)?,
+            started_after_boot: seconds(22)?,
+            virtual_bytes: field(23)?,
+            resident_bytes: field(24)? * page_size() as f64,
+        })
+    }
 }
 
 #[cfg(test)]
@@ -64,13 +94,12 @@ mod tests {
         let numbers: Vec<String> = (4..=52).map(|number| (number * 100).to_string()).collect();
         let stat = format!("7 (a) R (b) S {}", numbers.join(" "));
         let ticks = clock_ticks_per_second() as f64;
-        let read = of_stat(&stat, "cpu 1 2\nbtime 1000\n").expect("the form of proc(5)");
-        let value = |name: &str| read.iter().find(|(it, _)| *it == name).expect("there").1;
-        assert!((value("process_cpu_seconds_total") - 2900.0 / ticks).abs() < 1e-9);
-        assert!((value("process_threads") - 2000.0).abs() < 1e-9);
-        assert!((value("process_virtual_memory_bytes") - 2300.0).abs() < 1e-9);
-        assert!((value("process_start_time_seconds") - (1000.0 + 2200.0 / ticks)).abs() < 1e-9);
-        assert_eq!(of_stat("7 (a", "btime 1\n"), None);
+        let read = Stat::of(&stat).expect("the form of proc(5)");
+        assert!((read.cpu_seconds - 2900.0 / ticks).abs() < 1e-9);
+        assert!((read.threads - 2000.0).abs() < 1e-9);
+        assert!((read.virtual_bytes - 2300.0).abs() < 1e-9);
+        assert!((read.started_after_boot - 2200.0 / ticks).abs() < 1e-9);
+        assert_eq!(Stat::of("7 (a"), None);
     }
 
     #[test]
