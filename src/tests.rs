@@ -1,5 +1,9 @@
-//! Helpers for the unit tests of several modules.
+//! Helpers for the unit tests of several modules, and of the crates in `crates/`, which read this
+//! file too.
+#![allow(dead_code, reason = "a crate in `crates/` does not use all of them")]
 
+use std::path::Path;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::SystemTime;
 
@@ -62,11 +66,23 @@ impl Drop for Failing {
     }
 }
 
+/// Returns the directory `tests/corpus`. The tests of a crate in `crates/` look for it from their
+/// crate's directory upwards.
+fn corpus_directory() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = package.ancestors().map(|folder| folder.join("tests/corpus"));
+    folders.find(|folder| folder.is_dir()).unwrap()
+}
+
+/// Returns the recorded audit log in `tests/corpus`: 495 events, one on each line.
+pub(crate) fn audit_log() -> Vec<u8> {
+    std::fs::read(corpus_directory().join("audit.log")).unwrap()
+}
+
 /// Returns the path and the contents of each recorded request body in `tests/corpus`, sorted by
 /// path.
 pub(crate) fn corpus() -> Vec<(String, Vec<u8>)> {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-    let mut bodies: Vec<_> = std::fs::read_dir(folder)
+    let mut bodies: Vec<_> = std::fs::read_dir(corpus_directory())
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|ending| ending == "json"))

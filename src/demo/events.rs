@@ -111,7 +111,7 @@ mod tests {
             let (body, numbers) = generator.batch();
             assert_eq!(numbers.start, next);
             next = numbers.end;
-            let batch = crate::audit::decode(body.to_vec()).unwrap();
+            let batch = audit::decode(body.to_vec()).unwrap();
             let events = batch.lines.split(|byte| *byte == b'\n').filter(|it| !it.is_empty());
             let events: Vec<_> = events.collect();
             let read: Vec<_> = events.iter().map(|event| number(event).unwrap()).collect();

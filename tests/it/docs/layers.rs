@@ -10,7 +10,9 @@ use std::path::PathBuf;
 
 use crate::support::repository;
 
-/// A source file: its path, the module of the crate's root that it belongs to, and its text.
+/// A source file: its path below `src`, the module of the crate's root that it belongs to, and its
+/// text. A crate in `crates/` counts as the module of its name: its `lib.rs` has the path
+/// `NAME.rs`, its other files have paths below `NAME/`, and its `crate::` is `crate::NAME::`.
 struct Source {
     path: PathBuf,
     module: String,
@@ -19,8 +21,27 @@ struct Source {
 
 fn sources() -> Vec<Source> {
     let root = repository().join("src");
+    let mut found: Vec<_> =
+        texts(&root).into_iter().map(|(path, text)| source(path, text)).collect();
+    for entry in std::fs::read_dir(repository().join("crates")).unwrap() {
+        let folder = entry.unwrap();
+        let name = folder.file_name().into_string().unwrap();
+        for (path, text) in texts(&folder.path().join("src")) {
+            let path = match path.to_str() {
+                Some("lib.rs") => PathBuf::from(format!("{name}.rs")),
+                _ => Path::new(&name).join(path),
+            };
+            found.push(source(path, text.replace("crate::", &format!("crate::{name}::"))));
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+    found
+}
+
+/// Returns the path below `root`, and the text, of each source file there.
+fn texts(root: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let mut folders = vec![root.clone()];
+    let mut folders = vec![root.to_owned()];
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -28,17 +49,15 @@ fn sources() -> Vec<Source> {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = std::fs::read_to_string(&path).unwrap();
-                found.push(source(&root, path, text));
+                found.push((path.strip_prefix(root).unwrap().to_owned(), text));
             }
         }
     }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
     found
 }
 
-fn source(root: &Path, path: PathBuf, text: String) -> Source {
-    let inside = path.strip_prefix(root).unwrap();
-    let first = inside.components().next().unwrap().as_os_str().to_str().unwrap();
+fn source(path: PathBuf, text: String) -> Source {
+    let first = path.components().next().unwrap().as_os_str().to_str().unwrap();
     let module = first.trim_end_matches(".rs").to_owned();
     Source { path, module, text }
 }
@@ -290,11 +309,7 @@ const ROOMS: [&str; 15] = [
 
 #[test]
 fn files_of_a_room_import_only_from_the_floors_below() {
-    let root = repository().join("src");
-    let sources: Vec<_> = sources()
-        .into_iter()
-        .map(|source| (source.path.strip_prefix(&root).unwrap().to_owned(), source.text))
-        .collect();
+    let sources: Vec<_> = sources().into_iter().map(|source| (source.path, source.text)).collect();
     for room in ROOMS {
         let (_, text) = sources.iter().find(|(path, _)| path == Path::new(room)).expect(room);
         assert!(floors(text).is_some_and(|floors| floors.len() > 2), "{room} has no floors");
@@ -354,8 +369,7 @@ fn a_violation_would_be_found() {
     let rows = rows(table);
     assert_eq!(rows["output"], 4);
     let count = |path: &str, text: &str| {
-        let root = Path::new("/src");
-        violations(&[source(root, root.join(path), text.to_owned())], &rows).len()
+        violations(&[source(PathBuf::from(path), text.to_owned())], &rows).len()
     };
     for (path, text, wrong) in [
         (

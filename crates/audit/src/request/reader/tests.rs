@@ -2,10 +2,11 @@
 //! Both must return the same for all valid events, whatever events came before.
 
 use super::*;
-use crate::audit;
-use crate::tests::Failing;
-use crate::tests::corpus;
-use crate::tests::seeds;
+use crate as audit;
+use crate::shared::Failing;
+use crate::shared::audit_log;
+use crate::shared::corpus;
+use crate::shared::seeds;
 use fastrand::Rng;
 
 /// An event with all the members that the reader reads.
@@ -72,8 +73,7 @@ const ODD: [&str; 4] =
 
 #[test]
 fn recorded_events_are_read_the_fast_way_and_say_the_same() {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/audit.log");
-    let log = ("audit.log".to_owned(), std::fs::read(path).unwrap());
+    let log = ("audit.log".to_owned(), audit_log());
     for (name, body) in corpus().into_iter().chain([log]) {
         let lines = audit::decode(body).unwrap().lines;
         check(&lines);

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::scan;
+use crate::scan;
 
 mod location;
 mod quotes;

@@ -15,14 +15,14 @@ use serde::de::SeqAccess;
 use serde::de::Visitor;
 use serde_json::value::RawValue;
 
-use super::API_VERSION;
-use super::EVENT_BYTES_MIN;
-use super::Invalid;
-use super::LevelCounts;
-use super::Span;
-use super::event;
-use super::event::quoted;
-use super::event::wrong_version;
+use crate::API_VERSION;
+use crate::EVENT_BYTES_MIN;
+use crate::Invalid;
+use crate::LevelCounts;
+use crate::Span;
+use crate::event;
+use crate::event::quoted;
+use crate::event::wrong_version;
 
 /// The values that were found in a body: all values that may be events, up to the first value that
 /// cannot be an event, and this bad value. Later values are only counted, so that a body of many

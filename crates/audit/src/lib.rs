@@ -32,7 +32,7 @@ pub use fast::Isa;
 pub const API_VERSION: &str = "audit.k8s.io/v1";
 
 /// The bytes that kube-apiserver writes before the first event of a list.
-pub(crate) const LIST_HEAD: &[u8] =
+pub const LIST_HEAD: &[u8] =
     br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
 
 /// The deepest nesting that an event may have; the event's own braces are level 1. The limit exists
@@ -257,9 +257,14 @@ fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
 }
 
 #[cfg(test)]
+#[path = "../../../src/tests.rs"]
+mod shared;
+
+#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::corpus;
+    use crate::shared::audit_log;
+    use crate::shared::corpus;
     use proptest::prelude::*;
 
     fn lines(body: &str) -> Vec<String> {
@@ -324,8 +329,7 @@ mod tests {
 
     #[test]
     fn the_lines_of_an_audit_log_pass_unchanged() {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/audit.log");
-        let log = std::fs::read(path).unwrap();
+        let log = audit_log();
         let batch = decode(log.clone()).unwrap();
         assert_eq!(batch.lines, log);
         assert_eq!(batch.events, 495);

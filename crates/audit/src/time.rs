@@ -41,7 +41,7 @@ pub fn nanos(time: &[u8]) -> Option<u64> {
 /// Reads a time in the format of RFC 3339, such as `2026-11-22T08:00:00Z` or
 /// `2026-11-22T09:00:00.5+01:00`. Returns it in milliseconds since 1970; `None` if the text is no
 /// time, or one before 1970.
-pub(crate) fn parse(text: &str) -> Option<u64> {
+pub fn parse(text: &str) -> Option<u64> {
     // RFC 3339 allows small letters, and a blank between date and time.
     let text = text.to_ascii_uppercase().replacen(' ', "T", 1);
     let parts = parts(text.as_bytes())?;
@@ -49,7 +49,7 @@ pub(crate) fn parse(text: &str) -> Option<u64> {
 }
 
 /// Returns a time in UTC with milliseconds, in the format of RFC 3339.
-pub(crate) fn rfc3339(time: SystemTime) -> String {
+pub fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, seconds) = (since.as_secs() / DAY, since.as_secs() % DAY);
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);

@@ -1,8 +1,8 @@
 //! Every form of one thing at a time: characters, escapes, numbers, lengths of strings, depths,
 //! envelopes, and the keys that have a meaning in an event.
 
-use super::super::super::DEPTH_MAX;
 use super::*;
+use crate::DEPTH_MAX;
 
 /// Places for a text inside of a string, as the bytes before and after it.
 const TEXTS: [(&str, &str); 4] = [

@@ -29,13 +29,13 @@
 
 use std::cell::RefCell;
 
-use super::EVENT_BYTES_MIN;
-use super::LEVELS;
-use super::LIST_HEAD;
-use super::LevelCounts;
-use super::Span;
-use super::event;
-use super::scan;
+use crate::EVENT_BYTES_MIN;
+use crate::LEVELS;
+use crate::LIST_HEAD;
+use crate::LevelCounts;
+use crate::Span;
+use crate::event;
+use crate::scan;
 
 mod avx2;
 mod avx512;

@@ -10,10 +10,10 @@
 
 use super::super::strict;
 use super::*;
-use crate::audit::scan;
-use crate::tests::Failing;
-use crate::tests::corpus;
-use crate::tests::seeds;
+use crate::scan;
+use crate::shared::Failing;
+use crate::shared::corpus;
+use crate::shared::seeds;
 
 mod forms;
 mod generated;

@@ -23,8 +23,8 @@ use super::quotes;
 use super::quotes::Masks;
 use super::quotes::Search;
 use super::quotes::WINDOW;
-use crate::audit::scan;
-use crate::audit::scan::Member;
+use crate::scan;
+use crate::scan::Member;
 
 /// The number of clients that a reader remembers. This number is enough, because a few clients
 /// cause most of the events of a batch.

@@ -15,13 +15,13 @@
 
 use std::borrow::Cow;
 
-use super::Invalid;
-use super::LIST_HEAD;
-use super::LevelCounts;
-use super::Split;
-use super::decode_in_place;
-use super::decode_lines_in_place;
-use super::scan;
+use crate::Invalid;
+use crate::LIST_HEAD;
+use crate::LevelCounts;
+use crate::Split;
+use crate::decode_in_place;
+use crate::decode_lines_in_place;
+use crate::scan;
 use window::Window;
 
 mod window;
@@ -449,8 +449,9 @@ fn items_start(body: &[u8]) -> Option<usize> {
 )]
 mod tests {
     use super::*;
-    use crate::audit::decode;
-    use crate::tests::corpus;
+    use crate::decode;
+    use crate::shared::audit_log;
+    use crate::shared::corpus;
     use proptest::prelude::*;
 
     const PIECE_BYTES: usize = 600;
@@ -527,8 +528,7 @@ mod tests {
                 assert_eq!(in_pieces(&body, steps), whole(&body), "{name}");
             }
         }
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/audit.log");
-        let log = std::fs::read(path).unwrap();
+        let log = audit_log();
         assert_eq!(in_pieces(&log, &[1000]), whole(&log));
     }
 

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
-use super::API_VERSION;
-use super::DEPTH_MAX;
-use super::LEVELS;
-use super::scan;
+use crate::API_VERSION;
+use crate::DEPTH_MAX;
+use crate::LEVELS;
+use crate::scan;
 
 /// Checks if `event`, which must be valid JSON, is an audit event. Returns the index of the event's
 /// level in [`LEVELS`]. If a key occurs twice, only its first value counts. An error has two parts:
