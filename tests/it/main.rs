@@ -55,6 +55,7 @@ mod queue {
 /// How events go out: each protocol, its consumers, and the faults of consumers and networks.
 mod outputs {
     mod acknowledgements;
+    mod any_store;
     mod check_connect;
     mod connection_age;
     mod dead_letters;

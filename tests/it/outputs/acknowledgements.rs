@@ -1,24 +1,7 @@
 //! Outputs over HTTP whose consumer has a protocol of its own: only the answer of that protocol
 //! acknowledges events, and the URL may be written as the vendor prints it.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
-
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::corpus::generated_batch;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::http_sink::Request;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::QUICK;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 /// The body of a sign-in page.
 const PAGE: &str = "\u{feff}\n<!DOCTYPE html><html><body>sign in, s3cr3t</body></html>";
@@ -196,7 +179,7 @@ fn a_sign_in_page_is_no_acknowledgement() {
             }
         });
         let relay = setup.relay(store, "");
-        assert_eq!(relay.post(&generated_batch(1, 40, 700)).status, 200);
+        post_batch(&relay, 1, 40, 700);
         let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
         let words = "answered 200 OK: this is a web page and not an acknowledgement: is there a \
                      proxy or a sign-in page at this URL?";
@@ -210,7 +193,7 @@ fn a_sign_in_page_is_no_acknowledgement() {
         assert!(metrics.value("output_errors_total", &unclear) >= enough as f64 - 2.0);
         is_open.store(true, Ordering::SeqCst);
         relay.wait_until_delivered(PATIENCE);
-        let delivered = relay.metrics().value("output_events_total", &[("output", "consumer")]);
+        let delivered = of_output(&relay, "output_events_total");
         assert_eq!(delivered, 40.0, "{}", store.kind);
         assert!(!relay.log_text().contains("s3cr3t"), "{}", relay.log_text());
         relay.finish(Backlog::Empty);
@@ -223,7 +206,7 @@ fn urls_as_vendors_print_them_lead_to_the_service() {
         for printed in store.printed {
             let setup = Setup::new(store.acknowledges);
             let relay = setup.relay(store, &format!("/gate{printed}?team=a"));
-            assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
+            post_batch(&relay, 1, 10, 700);
             relay.wait_until_delivered(PATIENCE);
             let join = if store.target.contains('?') { '&' } else { '?' };
             let wanted = format!("/gate{}{join}team=a", store.target);
@@ -240,7 +223,7 @@ fn a_404_names_the_path_that_was_asked_and_no_secret() {
     for_each_store(|store| {
         let setup = Setup::new(|_| Answer::status(404).body("no s3cr3t here"));
         let relay = setup.relay(store, "/s3cr3t-path?token=s3cr3t");
-        assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
+        post_batch(&relay, 1, 10, 700);
         let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
         let path = store.target.split('?').next().unwrap();
         let wanted = match store.kind {

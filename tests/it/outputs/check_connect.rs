@@ -4,13 +4,7 @@
 use std::io::Read as _;
 use std::io::Write as _;
 
-use crate::support::certificates::Certificates;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::BASE;
-use crate::support::relay::run_command;
-use crate::support::server::Options;
-use crate::support::text;
+use crate::support::prelude::*;
 
 /// The method, path and body of a test request.
 type Asked = (&'static str, &'static str, &'static str);
@@ -128,7 +122,7 @@ filter.bodies = \"drop\"",
 
 /// Runs `check --connect` with one output of this type, in this directory. Returns the exit status
 /// and what the command has said.
-fn check(directory: &std::path::Path, kind: &str, url: &str, keys: &str) -> (Option<i32>, String) {
+fn check(directory: &Path, kind: &str, url: &str, keys: &str) -> (Option<i32>, String) {
     let keys = keys.replace("DIR", text(directory));
     let config = format!(
         "{BASE}[[output]]\nname = \"consumer\"\ntype = \"{kind}\"\nurls = [\"{url}\"]\n{keys}\n"
@@ -140,7 +134,7 @@ fn check(directory: &std::path::Path, kind: &str, url: &str, keys: &str) -> (Opt
 }
 
 /// Returns a directory with the file of a token.
-fn directory() -> tempfile::TempDir {
+fn directory() -> TempDir {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("token"), "s3cr3t-t0ken\n").unwrap();
     directory

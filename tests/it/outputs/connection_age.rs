@@ -1,22 +1,10 @@
 //! `timeouts.max_connection_age`: connections end in order and are made again, and only the
 //! consumer's load balancer notices.
 
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::chance::rng;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
 use crate::support::peers::Rsyslog;
-use crate::support::peers::Security;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::senders::Bodies;
-use crate::support::senders::Senders;
-use crate::support::tally::Tallying;
+use crate::support::prelude::*;
 use crate::support::tally::check;
 use crate::support::tally::check_unordered;
-use crate::support::wait_until;
 
 const AGE: &str = "timeouts = { max_connection_age = \"400ms\" }\n";
 
@@ -74,7 +62,7 @@ mod peers {
             let batch = generated_batch(seed, 20, 900);
             expected.extend(events_of(&batch));
             assert_eq!(relay.post(&batch).status, 200);
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50));
         }
         relay.wait_until_delivered(PATIENCE);
         assert_eq!(rsyslog.messages(), expected);

@@ -1,40 +1,17 @@
 //! Events that a consumer refuses for good are kept in files, with the reason, before they count as
 //! lost, even if the process or the disk fails.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use serde_json::value::RawValue;
-use tempfile::TempDir;
 
-use crate::support::PATIENCE;
-use crate::support::chance::number_from;
-use crate::support::chance::rng;
 use crate::support::filesystem::Kind;
 use crate::support::filesystem::Mounted;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::numbered;
 use crate::support::numbered::Id;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::events_in;
-use crate::support::requests::to_sink;
-use crate::support::senders::Bodies;
-use crate::support::senders::Senders;
-use crate::support::spool::Spool;
-use crate::support::tally::Tallying;
+use crate::support::prelude::*;
 use crate::support::tally::accepted_ids;
-use crate::support::text;
-use crate::support::wait_until;
 
 /// A line of a dead-letter file.
 struct Letter {
@@ -259,7 +236,7 @@ mod peers {
     use super::*;
 
     /// Method: the dead letters' directory is on a small file system that becomes full and is freed
-    /// again, while the consumer refuses one event of each batch. Deliveries must go on, each
+    /// again, while the consumer refuses one event of each batch. Deliveries must continue, each
     /// refused event must be counted as lost, and letters must be written again once there is room.
     #[test]
     fn a_full_disk_costs_dead_letters_alone_and_what_comes_later_is_kept_again() {

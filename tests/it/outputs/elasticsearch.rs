@@ -1,152 +1,26 @@
-//! `type = "elasticsearch"`: each event is stored once, whatever the consumer answers and however
-//! often the relay is killed; what is refused is in dead letters, and nowhere else.
+//! `type = "elasticsearch"`: the names of documents, indexes and templates that do not fit, and a
+//! real server. `any_store` has the consumer that answers in all its ways.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 use std::io::BufRead as _;
 use std::io::BufReader;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use serde_json::Value;
 use serde_json::json;
 use serde_json::value::RawValue;
-use tempfile::TempDir;
 
-use crate::support::PATIENCE;
-use crate::support::chance::rng;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
 use crate::support::elasticsearch::Elasticsearch;
 use crate::support::elasticsearch::INDEX;
 use crate::support::elasticsearch::Mood;
 use crate::support::elasticsearch::to_elasticsearch;
 use crate::support::elasticsearch::to_elasticsearch_in_ecs;
-use crate::support::field::Field;
-use crate::support::field::wait_until_given_up;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::letters::events_in_letters;
 use crate::support::needs::needs;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::repository;
-use crate::support::requests::QUICK;
-use crate::support::requests::assert_same_set;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 const MIB: usize = 1024 * 1024;
-
-fn value(relay: &Relay, metric: &str) -> f64 {
-    relay.metrics().value(metric, &[("output", "consumer")])
-}
-
-/// Method: a consumer answers in all its ways at random (items refused, busy, there already; whole
-/// requests refused for their size or for being busy; answers that get lost, break off or are
-/// nonsense) while the relay is killed and started again. In the end each event must be stored once
-/// or be in the dead letters, and only events that the consumer refuses may be there.
-///
-/// `field` is one more fault.
-fn whatever_happens(field: Field) {
-    let mut rng = rng();
-    let (mut moods, mut statuses) = (rng.fork(), rng.fork());
-    let calm = Arc::new(AtomicBool::new(false));
-    let is_calm = Arc::clone(&calm);
-    let is_bad = |event: &[u8]| event.windows(14).any(|part| part == b"generated-13\",");
-    let consumer = Elasticsearch::start(
-        MIB,
-        move || match moods.u32(..12) {
-            _ if is_calm.load(Ordering::SeqCst) => Mood::Judges,
-            0 => Mood::Status(429),
-            1 => Mood::Status(503),
-            2 => Mood::Mute,
-            3 => Mood::Cut,
-            4 => Mood::Babbles,
-            5 => Mood::Small,
-            _ => Mood::Judges,
-        },
-        move |document| match statuses.u32(..20) {
-            _ if is_bad(document) => 400,
-            _ if field.fails(document) => 500,
-            0 => 429,
-            1 => 503,
-            _ => 201,
-        },
-    );
-    if field != Field::FailingEvents {
-        field.stand_in_front(&consumer.sink, &mut rng);
-    }
-    let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let more = format!("{QUICK}batch.max_bytes = \"1MiB\"\n{}", field.keys());
-    let config = format!(
-        "{BASE}{}[queue]\ndirectory = \"{}\"\n[dead_letter]\ndirectory = \"{}\"\n",
-        to_elasticsearch(consumer.address(), &more),
-        text(spool.path()),
-        text(kept.path()),
-    );
-    let mut sent = Vec::new();
-    for round in 0..field.lives(6) {
-        let mut relay = Relay::start(&config);
-        for batch in 0..field.bodies(8) {
-            let body = generated_batch(round * 100 + batch, 200, 700);
-            assert_eq!(relay.post(&body).status, 200);
-            sent.extend(events_of(&body));
-        }
-        std::thread::sleep(Duration::from_millis(rng.u64(20..400)));
-        relay.kill();
-    }
-    calm.store(true, Ordering::SeqCst);
-    let relay = Relay::start(&config);
-    let is_refused = |event: &[u8]| is_bad(event) || field.fails(event);
-    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_refused(event));
-    let given_up = || -> BTreeSet<_> { events_in_letters(kept.path()).into_iter().collect() };
-    wait_until_given_up(&relay, &mut good, || given_up().len() >= bad.len());
-    let refused = given_up();
-    let stored = consumer.events();
-    assert!(refused.iter().all(|event| is_refused(event)), "a good event was given up");
-    assert_same_set(&stored, &good);
-    assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
-    let store = consumer.store();
-    eprintln!(
-        "{} requests, {} documents stored, {} came again",
-        store.requests.len(),
-        store.documents.len(),
-        store.again
-    );
-    assert!(store.again > 0 || field != Field::Plain, "no answer got lost");
-    drop(store);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn each_event_is_stored_once_or_refused_whatever_happens() {
-    whatever_happens(Field::Plain);
-}
-
-#[test]
-fn each_event_is_stored_once_or_refused_behind_a_balancer_with_a_broken_backend() {
-    whatever_happens(Field::BrokenBackend);
-}
-
-#[test]
-fn each_event_is_stored_once_or_refused_behind_a_sign_in_page() {
-    whatever_happens(Field::SignInPage);
-}
-
-#[test]
-fn each_event_is_stored_once_or_refused_if_the_store_fails_on_some_for_ever() {
-    whatever_happens(Field::FailingEvents);
-}
 
 /// Method: two relays whose queues both begin at position 0 write into one index. Their documents
 /// must never meet.
@@ -160,7 +34,7 @@ fn two_queues_never_give_two_events_one_name() {
         assert_eq!(relay.post(&body).status, 200);
         relay.wait_until_delivered(PATIENCE);
         assert_eq!(consumer.store().documents.len(), relays * 10);
-        assert_eq!(value(&relay, "output_existing_events_total"), 0.0);
+        assert_eq!(of_output(&relay, "output_existing_events_total"), 0.0);
         relay.finish(Backlog::Empty);
     }
 }
@@ -171,12 +45,11 @@ fn an_answer_that_was_lost_costs_no_second_document_and_is_counted() {
     let consumer =
         Elasticsearch::start(4 * MIB, move || moods.next().expect("two requests"), |_| 201);
     let relay = Relay::start(&format!("{BASE}{}", to_elasticsearch(consumer.address(), "")));
-    let body = generated_batch(1, 10, 700);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 10, 700);
     relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&consumer.events(), &events_of(&body));
-    assert_eq!(value(&relay, "output_existing_events_total"), 10.0);
-    assert_eq!(value(&relay, "output_events_total"), 10.0);
+    assert_same_set(&consumer.events(), &sent);
+    assert_eq!(of_output(&relay, "output_existing_events_total"), 10.0);
+    assert_eq!(of_output(&relay, "output_events_total"), 10.0);
     relay.finish(Backlog::Empty);
 }
 
@@ -190,13 +63,12 @@ fn a_missing_index_costs_no_event() {
     let consumer = Elasticsearch::start(4 * MIB, || Mood::Judges, status);
     let more = "retry.initial_interval = \"10ms\"\nretry.max_interval = \"100ms\"";
     let relay = Relay::start(&format!("{BASE}{}", to_elasticsearch(consumer.address(), more)));
-    let body = generated_batch(1, 40, 700);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 40, 700);
     wait_until("some refusals", PATIENCE, || consumer.store().requests.len() > 20);
-    assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
+    assert_eq!(lost(&relay), 0.0);
     is_there.store(true, Ordering::SeqCst);
     relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&consumer.events(), &events_of(&body));
+    assert_same_set(&consumer.events(), &sent);
     relay.finish(Backlog::Empty);
 }
 
@@ -238,7 +110,7 @@ impl OpenSearch {
         let address = self.address.parse().expect("an address");
         let headers = [("Content-Type", "application/json")];
         let mapping = mapping_of_the_integration().to_string();
-        let mut client = http::Client::connect(address).expect("it listens");
+        let mut client = Client::connect(address).expect("it listens");
         let made = client.request("PUT", &format!("/{INDEX}"), &headers, mapping.as_bytes());
         assert_eq!(made.expect("an answer").status, 200);
     }
@@ -294,7 +166,7 @@ fn as_stored(event: &[u8]) -> Value {
 }
 
 /// Method: the index is not there yet, and its template is that of the integration. A key that may
-/// not look at mappings and templates is no fault.
+/// not look at mappings and templates is not a fault.
 #[test]
 fn the_template_of_an_index_that_is_not_there_yet_is_looked_at() {
     let template = json!({"template": mapping_of_the_integration(), "overlapping": []});
@@ -341,7 +213,7 @@ mod peers {
         let (stored, refused) = (server.count(), events_in_letters(kept.path()).len() as u64);
         assert_eq!(stored + refused, sent, "{stored} stored, {refused} refused");
         assert!(stored > 1000 && refused < 300, "{stored} stored, {refused} refused");
-        assert_eq!(value(&relay, "output_events_total"), stored as f64);
+        assert_eq!(of_output(&relay, "output_events_total"), stored as f64);
         relay.finish(Backlog::Empty);
     }
 
@@ -409,8 +281,8 @@ mod peers {
         relay.wait_until_delivered(PATIENCE * 2);
         assert_eq!(events_in_letters(kept.path()).len(), 0, "refused");
         assert_eq!(server.count(), expected.len() as u64);
-        assert_eq!(value(&relay, "output_events_total"), expected.len() as f64);
-        assert_eq!(value(&relay, "output_existing_events_total"), 0.0);
+        assert_eq!(of_output(&relay, "output_events_total"), expected.len() as f64);
+        assert_eq!(of_output(&relay, "output_existing_events_total"), 0.0);
         let found = server.get("_search?size=10000");
         let hits = found["hits"]["hits"].as_array().expect("hits");
         let tame = |value: &Value| value.to_string().replace("1e400", "1");

@@ -1,34 +1,10 @@
 //! Three addresses: the first one dies and returns, the second one accepts connections and never
-//! answers, and the third one is good. Delivery goes on at the good one, and comes back to the
+//! answers, and the third one is good. Delivery continues at the good one and returns to the
 //! preferred one when it returns.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
-
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::chance::rng;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::to_http;
-use crate::support::senders::Bodies;
-use crate::support::senders::Senders;
-use crate::support::server::Options;
+use crate::support::prelude::*;
 use crate::support::tally::Arrival;
-use crate::support::tally::Tallying;
 use crate::support::tally::check;
-use crate::support::tcp_sink::Framing;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::wait_until;
 
 /// The `timeouts.request` of the outputs. A tcp output's `replay_window` is longer, so that nothing
 /// is lost at the silent address, whose kernel accepts some bytes.
@@ -57,7 +33,7 @@ fn a_trial_is_one_request_with_a_short_deadline_and_the_verdict_warns_until_it_s
     let status = || http::get(relay.admin(), "/status").unwrap().json();
     let state = || status()["outputs"][0]["addresses"][0]["state"].as_str().unwrap().to_owned();
     let post = |seed| {
-        assert_eq!(relay.post(&generated_batch(seed, 5, 900)).status, 200);
+        post_batch(&relay, seed, 5, 900);
         relay.wait_until_delivered(PATIENCE);
     };
     post(1);
@@ -122,6 +98,7 @@ fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tally
     preferred.reopen();
     preferred.tally.wait_for_count(before + 1, PATIENCE * 2);
     let came_back = preferred.tally.arrivals()[before].at - returned;
+    relay.wait_for_log("address up again", PATIENCE);
     // Requests that are on their way to the good address still arrive there.
     let mut last = 0;
     wait_until("the end of what the other one gets", PATIENCE, || {
@@ -191,10 +168,9 @@ fn an_address_that_never_finishes_its_handshake_is_passed_over() {
         files.ca
     );
     let relay = Relay::start(&config);
-    let batch = generated_batch(1, 40, 900);
-    assert_eq!(relay.post(&batch).status, 200);
+    let sent = post_batch(&relay, 1, 40, 900);
     relay.wait_until_delivered(PATIENCE);
-    assert_eq!(good.lines(), events_of(&batch));
+    assert_eq!(good.lines(), sent);
     let told = relay.wait_for_log("address down, passed over", PATIENCE);
     assert_eq!(told["address"], addresses[0]);
     // The address is probed while it is down, and each probe tries the handshake.

@@ -2,7 +2,7 @@
 //! output, nothing is lost, and each fault makes at most one window arrive twice.
 //!
 //! Method: a relay sends a steady load of numbered events to a real consumer, with a middleman
-//! between them if the fault is the network's. A fault strikes, delivery goes on, and in the end
+//! between them if the fault is the network's. A fault strikes, delivery continues, and in the end
 //! the numbers that the consumer has stored are compared with those that were sent. An event may be
 //! missing only as far as the protocol allows (see below), and may arrive again only once for each
 //! fault that found it unacknowledged.
@@ -32,21 +32,14 @@
 //! - `stdout`: the pipe has the bytes. A reader that is killed loses the bytes in the pipe and
 //!   those that it had read itself.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
-use std::time::Duration;
-
-use tempfile::TempDir;
 
 mod outputs;
-mod stores;
+pub(super) mod stores;
 
-use crate::support::PATIENCE;
-use crate::support::chance::rng;
 use crate::support::middleman::Middleman;
 use crate::support::middleman::Strike;
 use crate::support::middleman::Way;
@@ -54,16 +47,10 @@ use crate::support::numbered::Id;
 use crate::support::numbered::event;
 use crate::support::peers::freeze;
 use crate::support::peers::lines_of;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::relay::Stdout;
 use crate::support::relay::signal_process;
-use crate::support::senders::Bodies;
-use crate::support::senders::Senders;
-use crate::support::spool::Spool;
 use crate::support::tally::accepted_ids;
-use crate::support::wait_until;
 
 use outputs::Blow;
 use outputs::Output;
@@ -171,7 +158,10 @@ impl Scene {
         let came =
             || self.output.peer.stored().unwrap_or_else(|| self.of_output("output_events_total"));
         let before = came();
-        wait_until("more events at the consumer", PATIENCE, || came() > before);
+        wait_until("more events at the consumer", PATIENCE, || {
+            std::thread::sleep(Duration::from_millis(20));
+            came() > before
+        });
     }
 
     /// Lets a fault strike, and waits until events arrive again.
@@ -367,19 +357,27 @@ fn killed(output: Output) {
     scene.finish("killed");
 }
 
-/// Method: the consumer stands still for 20 s and goes on. No timeout passes meanwhile, so nothing
-/// may arrive twice.
+/// How long events are posted while a consumer stands still for longer. They fill what the output
+/// and the kernel take; all later ones would only wait in the queue.
+const LOAD: Duration = Duration::from_secs(3);
+
+/// Method: the consumer stands still for 20 s and continues. No timeout passes meanwhile, so
+/// nothing may arrive twice.
 fn stopped_for_20_seconds(output: Output) {
     let mut scene = Scene::start(output, Between::Nothing, TIMES);
     scene.output.peer.suffer(Blow::Freeze);
-    std::thread::sleep(Duration::from_secs(20));
+    std::thread::sleep(LOAD);
+    scene.senders.pause();
+    std::thread::sleep(Duration::from_secs(20) - LOAD);
     scene.output.peer.suffer(Blow::Thaw);
+    scene.senders.go_to(scene.relay.address());
     scene.wait_for_more();
     scene.finish("stopped for 20 s");
 }
 
 /// Method: the consumer stands still for 5 s, which is longer than the request timeout of 1.5 s,
-/// and goes on. Each timeout that the relay counts is a fault of its own, and may repeat a window.
+/// and continues. Each timeout that the relay counts is a fault of its own, and may repeat a
+/// window.
 fn stopped_for_longer_than_the_request_timeout(output: Output) {
     let times = Times { request: "1500ms", ..TIMES };
     let mut scene = Scene::start(output, Between::Nothing, times);
@@ -408,8 +406,8 @@ fn reset_at_random_bytes(output: Output) {
 }
 
 /// Method: the middleman delays the consumer's answers, and stalls the bytes to the consumer for 2
-/// s, so that the kernel's acknowledgements come late too. A slow consumer is no fault, so nothing
-/// may arrive twice.
+/// s, so that the kernel's acknowledgements come late too. A slow consumer is not a fault, so
+/// nothing may arrive twice.
 fn answered_late(output: Output) {
     let answers = output.answers;
     let scene = Scene::start(output, Between::NarrowMiddleman, TIMES);
@@ -540,8 +538,10 @@ fn stdouts_reader_stopped_for_20_seconds() {
     senders.go_to(relay.address());
     reader.wait_for_more();
     freeze(&reader.child);
-    std::thread::sleep(Duration::from_secs(20));
-    let waiting = relay.metrics().value("output_backlog_events", &[("output", "consumer")]);
+    std::thread::sleep(LOAD);
+    senders.pause();
+    std::thread::sleep(Duration::from_secs(20) - LOAD);
+    let waiting = of_output(&relay, "output_backlog_events");
     assert!(waiting > 0.0, "the pipe is full");
     signal_process(&reader.child, libc::SIGCONT);
     let sent = senders.finish();
@@ -556,7 +556,7 @@ fn stdouts_reader_stopped_for_20_seconds() {
 /// Method: the reader of the relay's standard output stands still and is killed, three times, each
 /// with a new relay on the same directory. Bytes in the pipe count as delivered, so they are lost
 /// with the reader, as are the bytes that the reader itself had read. The relay must end with
-/// status 1, and the next one must go on with the events that were not in the pipe.
+/// status 1, and the next one must continue with the events that were not in the pipe.
 #[test]
 fn stdouts_reader_killed_costs_what_the_pipe_and_itself_held() {
     /// The size of a pipe's buffer and of cat's, in bytes.

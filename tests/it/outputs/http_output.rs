@@ -1,55 +1,16 @@
 //! `type = "http"`: the requests that a consumer receives, and answers of every kind, none of which
 //! may lose, change or block an event.
 
-use std::collections::BTreeMap;
 use std::io::BufReader;
 use std::io::Read as _;
 use std::io::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
-use std::time::SystemTime;
 
-use crate::support::PATIENCE;
 use crate::support::corpus::audit_log;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http;
 use crate::support::http::Unannounced;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::QUICK;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::events_in;
-use crate::support::requests::received_events;
-use crate::support::requests::to_sink;
-use crate::support::server::Options;
-use crate::support::server::Server;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 const FORMATS: [&str; 4] = ["event_list", "ndjson", "json_array", "audit_log"];
 const COMPRESSIONS: [&str; 3] = ["none", "gzip", "zstd"];
-
-/// Returns the sums of `output_errors_total` by reason, without those that are 0.
-fn errors(relay: &Relay) -> BTreeMap<String, f64> {
-    let mut errors = BTreeMap::new();
-    for (labels, value) in relay.metrics().all("output_errors_total") {
-        let reason = &labels.iter().find(|(name, _)| name == "reason").expect("a reason").1;
-        *errors.entry(reason.clone()).or_insert(0.0) += value;
-    }
-    errors.retain(|_, value| *value > 0.0);
-    errors
-}
 
 /// Returns the lines of the relay's log whose level is not INFO.
 fn complaints(relay: &Relay) -> Vec<serde_json::Value> {
@@ -80,11 +41,7 @@ fn every_format_carries_the_corpus(concurrency: usize) {
         ));
     }
     let relay = Relay::start(&config);
-    let mut events = Vec::new();
-    for body in corpus() {
-        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-        events.extend(events_of(&body.bytes));
-    }
+    let mut events = post_corpus(&relay);
     let log = audit_log();
     let answer = http::post(relay.address(), "/", "application/x-ndjson", &log).unwrap();
     assert_eq!(answer.status, 200);
@@ -132,17 +89,6 @@ fn every_format_and_compression_carries_the_corpus_over_four_connections() {
 }
 
 #[test]
-fn an_event_list_looks_as_kube_apiservers_own() {
-    let sink = HttpSink::accepting();
-    let relay = Relay::start(&to_sink(sink.address(), ""));
-    let body = generated_batch(1, 400, 1600);
-    assert_eq!(relay.post(&body).status, 200);
-    relay.wait_until_delivered(PATIENCE);
-    assert!(sink.accepted() == [body], "the request is not what kube-apiserver sent");
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
 fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
     let directory = tempfile::tempdir().unwrap();
     let file = |name: &str, content: &str| {
@@ -167,7 +113,7 @@ fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
     let relay = Relay::with(&to_sink(sink.address(), &more)).variable("WHERE", "prod").start();
     let post = |number: u64| {
         let before = sink.count();
-        assert_eq!(relay.post(&generated_batch(number, 1, 900)).status, 200);
+        post_batch(&relay, number, 1, 900);
         sink.wait_for_count(before + 2, PATIENCE);
         let requests = sink.requests().split_off(before);
         let of =
@@ -217,14 +163,12 @@ fn a_changed_url_is_used_at_once_also_where_a_connection_to_the_old_one_is_kept(
     let (old, new) = (HttpSink::accepting(), HttpSink::accepting());
     std::fs::write(&file, format!("http://{}/old?token=1", old.address())).unwrap();
     let urls = [format!("${{file:{}}}", text(&file))];
-    let relay = Relay::start(&crate::support::requests::to_http(&urls, "concurrency = 1\n"));
-    assert_eq!(relay.post(&generated_batch(1, 1, 900)).status, 200);
+    let relay = Relay::start(&to_http(&urls, "concurrency = 1\n"));
+    post_batch(&relay, 1, 1, 900);
     relay.wait_until_delivered(PATIENCE);
     std::fs::write(&file, format!("http://{}/new?token=2", new.address())).unwrap();
     relay.wait_for_log("config reloaded", PATIENCE);
-    for seed in 2..6 {
-        assert_eq!(relay.post(&generated_batch(seed, 1, 900)).status, 200);
-    }
+    post_batches(&relay, 2..6, 1, 900);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(old.count(), 1, "the new token went to the old consumer");
     assert_eq!(accepted_events(&new).len(), 4);
@@ -236,23 +180,21 @@ fn a_changed_url_is_used_at_once_also_where_a_connection_to_the_old_one_is_kept(
 fn a_connection_is_kept_and_used_again() {
     let sink = HttpSink::accepting();
     let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
-    for seed in 0..20 {
-        assert_eq!(relay.post(&generated_batch(seed, 5, 900)).status, 200);
-    }
+    post_batches(&relay, 0..20, 5, 900);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(sink.history().len(), 1);
     assert_eq!(accepted_events(&sink).len(), 100);
 
     // The connections are closed while they are idle. The relay counts no error, and replaces them.
     sink.close_connections();
-    assert_eq!(relay.post(&generated_batch(100, 5, 900)).status, 200);
+    post_batch(&relay, 100, 5, 900);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(sink.history().len(), 2);
     sink.reset_connections();
-    assert_eq!(relay.post(&generated_batch(101, 5, 900)).status, 200);
+    post_batch(&relay, 101, 5, 900);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(accepted_events(&sink).len(), 110);
-    assert_eq!(errors(&relay), BTreeMap::new());
+    assert_eq!(errors_by_reason(&relay), BTreeMap::new());
     assert_eq!(complaints(&relay), [] as [serde_json::Value; 0]);
     relay.finish(Backlog::Empty);
 }
@@ -262,7 +204,7 @@ fn no_more_connections_are_open_than_concurrency_says() {
     let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(30)));
     let more = "concurrency = 3\nbatch = { max_events = 10 }\n";
     let relay = Relay::start(&to_sink(sink.address(), more));
-    assert_eq!(relay.post(&generated_batch(0, 400, 900)).status, 200);
+    post_batch(&relay, 0, 400, 900);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(sink.history().len(), 3);
     assert_eq!(sink.count(), 40);
@@ -273,7 +215,7 @@ fn no_more_connections_are_open_than_concurrency_says() {
 fn a_kept_connection_that_the_peer_closes_as_we_write_is_replaced_without_a_complaint() {
     // The second request on a connection gets no answer, like a request to a server that closes the
     // idle connection while the request is on its way.
-    let seen = std::sync::Mutex::new(std::collections::BTreeSet::new());
+    let seen = Mutex::new(BTreeSet::new());
     let sink = HttpSink::start(move |request| {
         let first = seen.lock().unwrap().insert(request.connection);
         match (first, request.connection % 2) {
@@ -292,7 +234,7 @@ fn a_kept_connection_that_the_peer_closes_as_we_write_is_replaced_without_a_comp
     }
     assert!(accepted_events(&sink) == events);
     assert_eq!(sink.history().len(), 8);
-    assert_eq!(errors(&relay), BTreeMap::new());
+    assert_eq!(errors_by_reason(&relay), BTreeMap::new());
     assert_eq!(complaints(&relay), [] as [serde_json::Value; 0]);
     relay.finish(Backlog::Empty);
 }
@@ -337,7 +279,7 @@ const STRANGE_ANSWERS: [&[&[u8]]; 14] = [
     &[b"HTTP/1.1 200 OK\r\nconnection: Close\r\n\r\n", b"until", b" the end", b""],
     &[b"HTTP/1.0 200 OK\r\n\r\nold", b""],
     &[b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nX-Empty:\r\nContent-Length: 0\r\n\r\n"],
-    // The 2xx is the acknowledgement. Errors in the rest of the answer are no failure.
+    // The 2xx is the acknowledgement. Errors in the rest of the answer are not a failure.
     &[b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort", b""],
     &[b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b""],
     &[b"HTTP/1.1 299 Odd\r\nContent-Length: 0\r\n\r\nmore than announced", b""],
@@ -348,11 +290,11 @@ fn every_way_to_say_2xx_is_understood() {
     let (server, count) = in_pieces(&STRANGE_ANSWERS);
     let relay = Relay::start(&to_sink(server.address(), "concurrency = 1\n"));
     for seed in 0..u64::try_from(STRANGE_ANSWERS.len()).unwrap() {
-        assert_eq!(relay.post(&generated_batch(seed, 2, 900)).status, 200);
+        post_batch(&relay, seed, 2, 900);
         relay.wait_until_delivered(PATIENCE);
     }
     assert_eq!(count.load(Ordering::SeqCst), STRANGE_ANSWERS.len(), "some were sent twice");
-    assert_eq!(errors(&relay), BTreeMap::new());
+    assert_eq!(errors_by_reason(&relay), BTreeMap::new());
     relay.finish(Backlog::Empty);
 }
 
@@ -361,12 +303,10 @@ fn an_answer_of_any_size_costs_a_connection_and_no_memory() {
     let huge = vec![b'x'; 40 * 1024 * 1024];
     let sink = HttpSink::start(move |_| Answer::status(200).body(huge.clone()));
     let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
-    for seed in 0..3 {
-        assert_eq!(relay.post(&generated_batch(seed, 2, 900)).status, 200);
-    }
+    post_batches(&relay, 0..3, 2, 900);
     relay.wait_until_delivered(PATIENCE);
     assert!(relay.rss_bytes_max() < 40 * 1024 * 1024, "{}", relay.rss_bytes_max());
-    assert_eq!(errors(&relay), BTreeMap::new());
+    assert_eq!(errors_by_reason(&relay), BTreeMap::new());
     relay.finish(Backlog::Empty);
 }
 
@@ -378,12 +318,11 @@ fn redirects_are_never_followed_and_lose_nothing() {
     let answers = statuses.map(|status| Answer::status(status).header("Location", &location));
     let sink = HttpSink::script(answers.into_iter().chain([Answer::status(200)]));
     let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
-    let body = generated_batch(1, 10, 900);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 10, 900);
     relay.wait_until_delivered(PATIENCE);
-    assert!(accepted_events(&sink) == events_of(&body));
+    assert!(accepted_events(&sink) == sent);
     assert_eq!(other.count(), 0);
-    assert_eq!(errors(&relay), BTreeMap::from([("protocol".to_owned(), 7.0)]));
+    assert_eq!(errors_by_reason(&relay), BTreeMap::from([("protocol".to_owned(), 7.0)]));
     relay.finish(Backlog::Empty);
 }
 
@@ -397,13 +336,12 @@ fn statuses_of_the_connection_or_the_setting_are_retried_for_ever_and_loudly() {
         let sink = HttpSink::start(move |request| answers[request.number].clone());
         let more = format!("concurrency = {concurrency}\nbatch = {{ max_events = 20 }}\n");
         let relay = Relay::start(&to_sink(sink.address(), &more));
-        let body = generated_batch(1, 100, 900);
-        assert_eq!(relay.post(&body).status, 200);
+        let sent = post_batch(&relay, 1, 100, 900);
         relay.wait_until_delivered(PATIENCE * 2);
-        assert_same_set(&accepted_events(&sink), &events_of(&body));
+        assert_same_set(&accepted_events(&sink), &sent);
         let expected = [("status_429", 4.0), ("status_4xx", 11.0 * 4.0), ("status_5xx", 5.0 * 4.0)];
         let expected = expected.map(|(reason, count)| (reason.to_owned(), count));
-        assert_eq!(errors(&relay), BTreeMap::from(expected));
+        assert_eq!(errors_by_reason(&relay), BTreeMap::from(expected));
         let metrics = relay.metrics();
         assert_eq!(metrics.value("output_retries_total", &[("output", "consumer")]), 68.0);
         assert_eq!(metrics.value("error_total", &[("plugin", "consumer")]), 0.0);
@@ -422,7 +360,7 @@ fn an_expired_token_is_told_once_a_minute_and_not_for_each_attempt() {
     let more = "retry = { initial_interval = \"2ms\", max_interval = \"5ms\" }\n";
     let config = to_sink(sink.address(), more).replacen(QUICK, "", 1);
     let relay = Relay::start(&format!("{config}[shutdown]\ndrain_timeout = \"200ms\"\n"));
-    assert_eq!(relay.post(&generated_batch(1, 100, 900)).status, 200);
+    post_batch(&relay, 1, 100, 900);
     sink.wait_for_count(300, PATIENCE);
     let complaints = complaints(&relay);
     assert_eq!(complaints.len(), 1, "{complaints:#?}");
@@ -438,72 +376,19 @@ fn an_expired_token_is_told_once_a_minute_and_not_for_each_attempt() {
     relay.finish(Backlog::Stable);
 }
 
-/// Returns the time between the first answer, which has this Retry-After, and the second request.
-fn wait_after(status: u16, retry_after: &str) -> Duration {
-    let first = Answer::status(status).header("Retry-After", retry_after);
-    let sink = HttpSink::script([first, Answer::status(200)]);
-    let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
-    assert_eq!(relay.post(&generated_batch(1, 1, 900)).status, 200);
-    relay.wait_until_delivered(PATIENCE);
-    let requests = sink.requests();
-    let waited = requests[1].began - requests[0].answered.unwrap().1;
-    relay.finish(Backlog::Empty);
-    waited
-}
-
 #[test]
 fn retry_after_in_seconds_is_heeded() {
     for status in [429, 503, 401] {
-        let waited = wait_after(status, "1");
+        let first = Answer::status(status).header("Retry-After", "1");
+        let sink = HttpSink::script([first, Answer::status(200)]);
+        let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
+        post_batch(&relay, 1, 1, 900);
+        relay.wait_until_delivered(PATIENCE);
+        let requests = sink.requests();
+        let waited = requests[1].began - requests[0].answered.unwrap().1;
         assert!(waited >= Duration::from_millis(990), "{status}: {waited:?}");
+        relay.finish(Backlog::Empty);
     }
-}
-
-#[test]
-fn retry_after_as_a_date_is_heeded() {
-    let at = SystemTime::now() + Duration::from_secs(4);
-    // The date has whole seconds, so it is 3 to 4 s from now, less the time that the relay takes to
-    // start.
-    let waited = wait_after(503, &httpdate::fmt_http_date(at));
-    assert!(waited >= Duration::from_secs(1), "{waited:?}");
-}
-
-#[test]
-fn a_retry_after_that_means_nothing_is_ignored() {
-    for value in ["0", "soon", "-1", "Sun, 06 Nov 1994 08:49:37 GMT", "1.5", ""] {
-        let waited = wait_after(429, value);
-        assert!(waited < Duration::from_secs(5), "{value}: {waited:?}");
-    }
-}
-
-#[test]
-fn a_retry_after_beyond_all_clocks_stops_nothing_for_longer_than_five_minutes() {
-    for value in
-        ["18446744073709551615", "99999999999999999999999", "Fri, 31 Dec 9999 23:59:59 GMT"]
-    {
-        let sink = HttpSink::start(move |_| Answer::status(429).header("Retry-After", value));
-        let more = "concurrency = 4\nbatch = { max_events = 1 }\n";
-        let config = to_sink(sink.address(), more);
-        let relay = Relay::start(&format!("{config}[shutdown]\ndrain_timeout = \"200ms\"\n"));
-        assert_eq!(relay.post(&generated_batch(1, 20, 900)).status, 200);
-        // All four requests at once must fail first, because the second failure of one moment adds
-        // to the wait of the first.
-        sink.wait_for_count(4, PATIENCE);
-        relay.wait_for_metrics("the failures", PATIENCE, |metrics| {
-            (metrics.sum("output_errors_total") >= 4.0).then_some(())
-        });
-        let next = wait_for_next_retry(&relay);
-        assert!((290.0..=300.0).contains(&next), "{value}: {next} s");
-        relay.finish(Backlog::Stable);
-    }
-}
-
-fn wait_for_next_retry(relay: &Relay) -> f64 {
-    let next = || {
-        let status = http::get(relay.admin(), "/status").ok()?.json();
-        status["outputs"][0]["next_retry_seconds"].as_f64()
-    };
-    crate::support::wait_for("a wait", PATIENCE, next)
 }
 
 #[test]
@@ -537,7 +422,7 @@ fn each_reason_of_failure_is_counted_under_its_name() {
     }
     config.push_str("[shutdown]\ndrain_timeout = \"200ms\"\n");
     let relay = Relay::start(&config);
-    assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
+    post_batch(&relay, 1, 10, 900);
     for (name, _) in &outputs {
         let reason = name.strip_suffix("-head").unwrap_or(name);
         relay.wait_for_metrics(&format!("three failures of {name}"), PATIENCE, |metrics| {
@@ -555,29 +440,11 @@ fn each_reason_of_failure_is_counted_under_its_name() {
 }
 
 #[test]
-fn a_consumer_that_takes_12_s_gets_each_batch_once() {
-    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_secs(12)));
-    let relay = Relay::start(&to_sink(sink.address(), "batch = { max_events = 100 }\n"));
-    let body = generated_batch(1, 400, 900);
-    assert_eq!(relay.post(&body).status, 200);
-    relay.wait_until_delivered(PATIENCE);
-    assert_eq!(sink.count(), 4);
-    assert_same_set(&received_events(&sink), &events_of(&body));
-    assert_eq!(errors(&relay), BTreeMap::new());
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
 fn an_answer_within_the_timeout_is_waited_for_however_close() {
     let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(1400)));
     let more = "concurrency = 1\ntimeouts = { request = \"3s\" }\n";
     let relay = Relay::start(&to_sink(sink.address(), more));
-    let mut events = Vec::new();
-    for seed in 0..3 {
-        let body = generated_batch(seed, 400, 1600);
-        events.extend(events_of(&body));
-        assert_eq!(relay.post(&body).status, 200);
-    }
+    let events = post_batches(&relay, 0..3, 400, 1600);
     relay.wait_until_delivered(PATIENCE);
     assert!(received_events(&sink) == events, "some were sent twice, or in another order");
     relay.finish(Backlog::Empty);
@@ -592,15 +459,14 @@ fn a_hung_consumer_is_left_after_the_timeout_and_not_later() {
     });
     let more = "concurrency = 1\ntimeouts = { request = \"3s\" }\n";
     let relay = Relay::start(&to_sink(sink.address(), more));
-    let body = generated_batch(1, 400, 1600);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 400, 1600);
     relay.wait_until_delivered(PATIENCE);
-    assert!(accepted_events(&sink) == events_of(&body));
+    assert!(accepted_events(&sink) == sent);
     let requests = sink.requests();
     let waited = requests[1].began - requests[0].read;
     assert!(waited >= Duration::from_millis(2900), "{waited:?}");
     assert!(waited < Duration::from_millis(5500), "{waited:?}");
-    assert_eq!(errors(&relay), BTreeMap::from([("timeout".to_owned(), 1.0)]));
+    assert_eq!(errors_by_reason(&relay), BTreeMap::from([("timeout".to_owned(), 1.0)]));
     relay.finish(Backlog::Empty);
 }
 
@@ -613,8 +479,7 @@ fn a_consumer_that_hangs_in_the_middle_of_a_body_is_left_and_gets_it_again() {
     let more = "concurrency = 2\ntimeouts = { request = \"500ms\" }\n";
     let relay = Relay::start(&to_sink(sink.address(), more));
     sink.pause(true);
-    let body = generated_batch(1, 400, 20_000);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 400, 20_000);
     relay.wait_for_metrics("timeouts", PATIENCE, |metrics| {
         (metrics.sum("output_errors_total") >= 3.0).then_some(())
     });
@@ -623,8 +488,8 @@ fn a_consumer_that_hangs_in_the_middle_of_a_body_is_left_and_gets_it_again() {
     let mut accepted = accepted_events(&sink);
     accepted.sort();
     accepted.dedup();
-    assert_same_set(&accepted, &events_of(&body).into_iter().collect::<Vec<_>>());
-    assert_eq!(errors(&relay).keys().collect::<Vec<_>>(), ["timeout"]);
+    assert_same_set(&accepted, &sent.into_iter().collect::<Vec<_>>());
+    assert_eq!(errors_by_reason(&relay).keys().collect::<Vec<_>>(), ["timeout"]);
     relay.finish(Backlog::Empty);
 }
 
@@ -663,10 +528,10 @@ fn a_consumer_that_reads_slowly_but_reads_is_not_left() {
     });
     let more = "batch = { max_bytes = \"8MiB\" }\ntimeouts = { request = \"1500ms\" }\n";
     let relay = Relay::start(&to_sink(server.address(), more));
-    assert_eq!(relay.post(&generated_batch(1, 300, 20_000)).status, 200);
+    post_batch(&relay, 1, 300, 20_000);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(requests.load(Ordering::SeqCst), 1, "it was sent again");
-    assert_eq!(errors(&relay), BTreeMap::new());
+    assert_eq!(errors_by_reason(&relay), BTreeMap::new());
     relay.finish(Backlog::Empty);
 }
 
@@ -675,7 +540,7 @@ fn a_lone_event_does_not_wait_for_another() {
     let sink = HttpSink::accepting();
     let relay = Relay::start(&to_sink(sink.address(), ""));
     let posted = Instant::now();
-    assert_eq!(relay.post(&generated_batch(1, 1, 900)).status, 200);
+    post_batch(&relay, 1, 1, 900);
     sink.wait_for_count(1, PATIENCE);
     assert!(sink.requests()[0].read - posted < Duration::from_secs(2));
     relay.finish(Backlog::Empty);

@@ -1,27 +1,8 @@
 //! HTTPS: which consumers are trusted, which certificate is presented, and changes of the files.
 
-use std::sync::Arc;
-use std::time::Duration;
-use std::time::Instant;
-
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::certificates::chain;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::QUICK;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::to_http;
-use crate::support::server::Options;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 fn secure(config: Arc<rustls::ServerConfig>) -> HttpSink {
     HttpSink::with(Options { tls: Some(config), ..Options::default() }, |_| Answer::status(200))
@@ -120,8 +101,7 @@ fn only_right_certificates_are_trusted_and_only_as_told() {
     }
     config.push_str("[shutdown]\ndrain_timeout = \"200ms\"\n");
     let relay = Relay::start(&config);
-    let batch = generated_batch(1, 20, 900);
-    assert_eq!(relay.post(&batch).status, 200);
+    let sent = post_batch(&relay, 1, 20, 900);
     for Row { name, sink, fails, .. } in &rows {
         if *fails {
             relay.wait_for_metrics(&format!("failures of {name}"), PATIENCE, |metrics| {
@@ -133,7 +113,7 @@ fn only_right_certificates_are_trusted_and_only_as_told() {
             relay.wait_for_metrics(&format!("the events at {name}"), PATIENCE, |metrics| {
                 (metrics.value("output_events_total", &[("output", *name)]) == 20.0).then_some(())
             });
-            assert_same_set(&accepted_events(sink), &events_of(&batch));
+            assert_same_set(&accepted_events(sink), &sent);
         }
     }
     let metrics = relay.metrics();
@@ -170,7 +150,7 @@ fn changed_certificates_are_taken_up_at_the_next_handshake() {
     let files = Certificates::new();
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
-    let copy = |from: &std::path::Path, to: &str| std::fs::copy(from, at(to)).unwrap();
+    let copy = |from: &Path, to: &str| std::fs::copy(from, at(to)).unwrap();
     copy(&files.wrong_ca, "ca.crt");
     copy(&files.expired_client.certificate, "client.crt");
     copy(&files.expired_client.key, "client.key");
@@ -183,11 +163,10 @@ fn changed_certificates_are_taken_up_at_the_next_handshake() {
         at("client.key")
     );
     let relay = Relay::start(&to_http(&[url], &more));
-    let batch = generated_batch(1, 20, 900);
-    assert_eq!(relay.post(&batch).status, 200);
+    let sent = post_batch(&relay, 1, 20, 900);
     let said = |what: &'static str| {
         wait_until(what, PATIENCE, || {
-            let status = crate::support::http::get(relay.admin(), "/status").unwrap().json();
+            let status = http::get(relay.admin(), "/status").unwrap().json();
             status["outputs"][0]["last_error"].as_str().is_some_and(|error| error.contains(what))
         });
     };
@@ -202,43 +181,9 @@ fn changed_certificates_are_taken_up_at_the_next_handshake() {
     let changed = Instant::now();
     relay.wait_until_delivered(PATIENCE);
     assert!(changed.elapsed() < Duration::from_secs(6), "3 s, and as much for a loaded machine");
-    assert_same_set(&accepted_events(&sink), &events_of(&batch));
+    assert_same_set(&accepted_events(&sink), &sent);
     let labels = [("output", "consumer"), ("role", "client")];
     let expiry = relay.metrics().get("tls_certificate_expiry_timestamp_seconds", &labels);
     assert_eq!(expiry, Some(not_after(&files.client)));
-    relay.finish(Backlog::Empty);
-}
-
-/// Method: in the middle of each batch the consumer is killed and comes back, or resets its
-/// connections. Every event must arrive, perhaps more than once.
-#[test]
-fn a_consumer_that_resets_and_dies_under_tls_gets_everything() {
-    let files = Certificates::new();
-    let tls = Some(files.server_config(&files.server, false));
-    let mut sink = HttpSink::with(Options { tls, ..Options::default() }, |_| {
-        Answer::status(200).after(Duration::from_millis(10))
-    });
-    let url = format!("https://127.0.0.1:{}/", sink.address().port());
-    let more = format!("tls = {{ ca = {:?} }}\nbatch = {{ max_events = 20 }}\n", files.ca);
-    let relay = Relay::start(&to_http(&[url], &more));
-    let mut events = Vec::new();
-    for seed in 0..4 {
-        let batch = generated_batch(seed, 200, 1600);
-        events.extend(events_of(&batch));
-        let requests = sink.count();
-        assert_eq!(relay.post(&batch).status, 200);
-        sink.wait_for_count(requests + 2, PATIENCE);
-        if seed % 2 == 0 {
-            sink.kill();
-            sink.reopen();
-        } else {
-            sink.reset_connections();
-        }
-    }
-    relay.wait_until_delivered(PATIENCE);
-    crate::support::requests::assert_none_missing(
-        &crate::support::requests::received_events(&sink),
-        &events,
-    );
     relay.finish(Backlog::Empty);
 }

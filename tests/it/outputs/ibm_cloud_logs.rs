@@ -1,29 +1,9 @@
-//! `type = "ibm_cloud_logs"`: each event that was answered 200 is stored at least once or is in a
-//! dead letter, whatever IAM and IBM Cloud Logs answer and however often the relay is killed. No
-//! secret is shown.
+//! `type = "ibm_cloud_logs"`: tokens, their renewal and their failures, the limits of a request,
+//! and `check`. No secret is shown. `any_store` has the services that answer in all their ways.
 
-use std::collections::BTreeSet;
 use std::io::BufReader;
 use std::io::Write as _;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
 
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::chance::rng;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_audit_id;
-use crate::support::corpus::generated_batch;
-use crate::support::field::Field;
-use crate::support::field::wait_until_given_up;
-use crate::support::http;
 use crate::support::http::Unannounced;
 use crate::support::ibm::Credential;
 use crate::support::ibm::Grant;
@@ -33,15 +13,8 @@ use crate::support::ibm::REQUEST_BYTES_MAX;
 use crate::support::ibm::SECRET;
 use crate::support::ibm::Script;
 use crate::support::ibm::write_secret;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::assert_none_missing;
-use crate::support::requests::assert_same_set;
-use crate::support::server::Options;
-use crate::support::server::Server;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::letters::events_in_letters;
+use crate::support::prelude::*;
 
 /// Settings under which a failed attempt is repeated soon, and which trust the test's authority.
 const QUICK: &str = "retry = { initial_interval = \"10ms\", max_interval = \"100ms\" }";
@@ -58,7 +31,7 @@ impl Key {
         key
     }
 
-    fn file(&self) -> std::path::PathBuf {
+    fn file(&self) -> PathBuf {
         self.directory.path().join("api-key")
     }
 
@@ -78,29 +51,12 @@ fn status(relay: &Relay) -> String {
     http::get(relay.admin(), "/status").unwrap().text()
 }
 
-/// Returns the events of all dead letters.
-fn letters(directory: &Path) -> Vec<Vec<u8>> {
-    let mut events = Vec::new();
-    for file in std::fs::read_dir(directory).unwrap() {
-        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
-        for line in text.lines() {
-            let event = line.split_once(r#""event":"#).expect("an event").1;
-            events.push(event.strip_suffix('}').expect("the letter's end").into());
-        }
-    }
-    events
-}
-
 #[test]
 fn the_corpus_arrives_byte_for_byte() {
     let ibm = Ibm::start(Script::default());
     let key = Key::new(&Credential::key("1"));
     let relay = ibm.relay(&config(&ibm, &key)).start();
-    let mut events = Vec::new();
-    for body in corpus() {
-        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-        events.extend(events_of(&body.bytes));
-    }
+    let mut events = post_corpus(&relay);
     let odd = br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[
         {"level":"Metadata","auditID":"a","stage":"Panic","responseStatus":{"code":500}},
         {"level":"Metadata","auditID":"b","stage":"Panic","responseStatus":null}]}"#;
@@ -139,9 +95,8 @@ fn a_trusted_profile_is_asked_again_with_the_pods_newest_token() {
     let relay = ibm.relay(&format!("{BASE}{}", ibm.output("logs", &keys))).start();
     let mut events = Vec::new();
     for number in 1..=3 {
-        let batch = generated_batch(number as u64, 20, 700);
-        assert_eq!(relay.post(&batch).status, 200);
-        events.extend(events_of(&batch));
+        let sent = post_batch(&relay, number as u64, 20, 700);
+        events.extend(sent);
         relay.wait_until_delivered(PATIENCE);
         ibm.memory().accept(profile(number));
         write_secret(&key.file(), &profile(number));
@@ -161,7 +116,7 @@ fn a_key_that_is_replaced_is_used_long_before_its_token_expires() {
     let ibm = Ibm::start(Script::default());
     let key = Key::new(&Credential::key("1"));
     let relay = ibm.relay(&config(&ibm, &key)).start();
-    assert_eq!(relay.post(&generated_batch(1, 20, 700)).status, 200);
+    post_batch(&relay, 1, 20, 700);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(ibm.memory().given, 1);
     ibm.memory().accept(Credential::key("2"));
@@ -169,7 +124,7 @@ fn a_key_that_is_replaced_is_used_long_before_its_token_expires() {
     write_secret(&key.file(), &Credential::key("2"));
     wait_until("a token for the new key", PATIENCE, || ibm.memory().given == 2);
     assert_eq!(ibm.memory().unauthorized, 0, "no request has needed the token yet");
-    assert_eq!(relay.post(&generated_batch(2, 20, 700)).status, 200);
+    post_batch(&relay, 2, 20, 700);
     relay.wait_until_delivered(PATIENCE);
     let memory = ibm.memory();
     // The events may leave while the answer with the new token is on its way.
@@ -178,124 +133,11 @@ fn a_key_that_is_replaced_is_used_long_before_its_token_expires() {
     relay.finish(Backlog::Empty);
 }
 
-/// Method: both services answer in all their ways at random, tokens live for two seconds, some
-/// events are refused, and the relay is killed and started again. In the end each event must be
-/// stored or be in the dead letters, and only events that the consumer refuses may be there.
-///
-/// `field` is one more fault.
-fn whatever_happens(field: Field) {
-    let mut rng = rng();
-    let (mut moods, mut grants) = (rng.fork(), rng.fork());
-    let calm = Arc::new(AtomicBool::new(false));
-    let [calm_iam, calm_logs] = [Arc::clone(&calm), Arc::clone(&calm)];
-    let bad: Vec<_> =
-        (0..field.lives(5)).map(|round| generated_audit_id(round * 100, 13)).collect();
-    let is_bad = {
-        let bad = bad.clone();
-        move |event: &[u8]| {
-            let event = std::str::from_utf8(event).expect("generated events are text");
-            bad.iter().any(|id| event.contains(&format!("\"{id}\"")))
-        }
-    };
-    let ibm = Ibm::start(Script {
-        expires_in: 2,
-        life: Duration::from_secs(2),
-        grant: Box::new(move || match grants.u32(..12) {
-            _ if calm_iam.load(Ordering::SeqCst) => Grant::Judges,
-            0 => Grant::Status(500),
-            1 => Grant::Status(429),
-            2 => Grant::Babbles,
-            3 => Grant::Garbage,
-            4 => Grant::HangsUp,
-            5 => Grant::Empty,
-            _ => Grant::Judges,
-        }),
-        mood: Box::new(move || match moods.u32(..20) {
-            _ if calm_logs.load(Ordering::SeqCst) => Mood::Stores,
-            0 => Mood::Status(500),
-            1 => Mood::Status(403),
-            2 => Mood::Busy,
-            3 => Mood::Mute,
-            4 => Mood::Resets,
-            5 => Mood::Small,
-            6 => Mood::Revokes,
-            7 => Mood::Page,
-            _ => Mood::Stores,
-        }),
-        is_bad: Box::new(is_bad.clone()),
-        ..Script::default()
-    });
-    field.stand_in_front(&ibm.logs, &mut rng);
-    let key = Key::new(&Credential::key("1"));
-    let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let config = format!(
-        "{}{}[queue]\ndirectory = \"{}\"\n[dead_letter]\ndirectory = \"{}\"\n",
-        config(&ibm, &key),
-        field.keys(),
-        text(spool.path()),
-        text(kept.path()),
-    );
-    let mut sent = Vec::new();
-    for round in 0..field.lives(5) {
-        let mut relay = ibm.relay(&config).start();
-        for batch in 0..field.bodies(6) {
-            let body = generated_batch(round * 100 + batch, 200, 700);
-            assert_eq!(relay.post(&body).status, 200);
-            sent.extend(events_of(&body));
-        }
-        std::thread::sleep(Duration::from_millis(rng.u64(100..2500)));
-        relay.kill();
-    }
-    calm.store(true, Ordering::SeqCst);
-    let relay = ibm.relay(&config).start();
-    let is_refused = |event: &[u8]| is_bad(event) || field.fails(event);
-    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_refused(event));
-    let given_up = || -> BTreeSet<_> { letters(kept.path()).into_iter().collect() };
-    wait_until_given_up(&relay, &mut good, || given_up().len() >= bad.len());
-    let refused = given_up();
-    assert!(refused.iter().all(|event| is_refused(event)), "a good event was given up");
-    assert!(bad.len() as u64 >= field.lives(5));
-    let memory = ibm.memory();
-    assert_none_missing(&memory.stored, &good);
-    assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
-    eprintln!(
-        "{} requests, {} of them 401; {} events stored again; {} tokens in {} requests to IAM",
-        memory.sizes.len(),
-        memory.unauthorized,
-        memory.stored.len() - good.len(),
-        memory.given,
-        memory.asked
-    );
-    drop(memory);
-    ibm.assert_hides_secrets(&relay);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn each_event_is_stored_or_refused_whatever_happens() {
-    whatever_happens(Field::Plain);
-}
-
-#[test]
-fn each_event_is_stored_or_refused_behind_a_balancer_with_a_broken_backend() {
-    whatever_happens(Field::BrokenBackend);
-}
-
-#[test]
-fn each_event_is_stored_or_refused_behind_a_sign_in_page() {
-    whatever_happens(Field::SignInPage);
-}
-
-#[test]
-fn each_event_is_stored_or_refused_if_the_store_fails_on_some_for_ever() {
-    whatever_happens(Field::FailingEvents);
-}
-
 /// Method: while IAM gives no token, in each way in which it can, events wait and the status page
 /// says why. No request reaches IBM Cloud Logs without a token.
 #[test]
 fn without_a_token_events_wait_and_the_reason_is_told() {
-    let grant = Arc::new(std::sync::Mutex::new(Grant::Status(500)));
+    let grant = Arc::new(Mutex::new(Grant::Status(500)));
     let now = Arc::clone(&grant);
     let mut ibm =
         Ibm::start(Script { grant: Box::new(move || *now.lock().unwrap()), ..Script::default() });
@@ -303,8 +145,7 @@ fn without_a_token_events_wait_and_the_reason_is_told() {
     ibm.iam.close();
     let key = Key::new(&Credential::key("wrong"));
     let relay = ibm.relay(&config(&ibm, &key)).start();
-    let batch = generated_batch(1, 20, 700);
-    assert_eq!(relay.post(&batch).status, 200);
+    let sent = post_batch(&relay, 1, 20, 700);
     let tells = |reason: &str| {
         wait_until(reason, PATIENCE, || {
             status(&relay).contains(&format!("no IAM token: {reason}"))
@@ -338,7 +179,7 @@ fn without_a_token_events_wait_and_the_reason_is_told() {
     // The right key is used without a restart.
     write_secret(&key.file(), &Credential::key("1"));
     relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&ibm.memory().stored, &events_of(&batch));
+    assert_same_set(&ibm.memory().stored, &sent);
     relay.wait_for_log("IAM gives tokens again", PATIENCE);
     ibm.assert_hides_secrets(&relay);
     relay.finish(Backlog::Empty);
@@ -359,8 +200,7 @@ fn a_token_that_is_refused_is_renewed_once() {
     });
     let key = Key::new(&Credential::key("1"));
     let relay = ibm.relay(&config(&ibm, &key)).start();
-    let batch = generated_batch(1, 20, 700);
-    assert_eq!(relay.post(&batch).status, 200);
+    let sent = post_batch(&relay, 1, 20, 700);
     wait_until("a renewal", PATIENCE, || ibm.memory().asked == 2);
     let renewed = Instant::now();
     let requests = ibm.logs.count();
@@ -374,7 +214,7 @@ fn a_token_that_is_refused_is_renewed_once() {
     ibm.assert_hides_secrets(&relay);
     accepts.store(true, Ordering::SeqCst);
     relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&ibm.memory().stored, &events_of(&batch));
+    assert_same_set(&ibm.memory().stored, &sent);
     relay.finish(Backlog::Empty);
 }
 
@@ -409,7 +249,7 @@ fn a_401_before_the_end_of_the_request_renews_the_token_too() {
         &format!("urls = [\"http://{}\"]", gateway.address()),
     );
     let relay = ibm.relay(&config).start();
-    assert_eq!(relay.post(&generated_batch(1, 100, 10_000)).status, 200);
+    post_batch(&relay, 1, 100, 10_000);
     relay.wait_until_delivered(PATIENCE);
     assert!(refusals.load(Ordering::SeqCst) > 0 && accepted.load(Ordering::SeqCst) > 0);
     assert_eq!(ibm.memory().given, 2);
@@ -436,7 +276,7 @@ fn outputs_share_a_token_which_ends_with_the_last_of_them() {
         std::fs::write(relay.config_file(), config).unwrap();
         relay.signal(libc::SIGHUP);
     };
-    assert_eq!(relay.post(&generated_batch(1, 20, 700)).status, 200);
+    post_batch(&relay, 1, 20, 700);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!((stored("first \"one\""), stored("second")), (20, 20));
     assert_eq!(ibm.memory().asked, 1, "each output has asked for a token");
@@ -444,7 +284,7 @@ fn outputs_share_a_token_which_ends_with_the_last_of_them() {
     reload(&format!("{BASE}{}{}", with("b", "second, changed"), with("c", "third")));
     // The new output gets the events that are posted after it has joined the queue.
     relay.wait_for_log("config reloaded", PATIENCE);
-    assert_eq!(relay.post(&generated_batch(2, 20, 700)).status, 200);
+    post_batch(&relay, 2, 20, 700);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!((stored("second, changed"), stored("third")), (20, 20));
     // Tokens are renewed after 2.4 seconds.
@@ -486,15 +326,14 @@ fn requests_have_two_megabytes_and_a_larger_event_travels_alone() {
     wait_until("the refusal", PATIENCE, || {
         relay.metrics().value("output_errors_total", &refused) > 0.0
     });
-    let body = generated_batch(4, 1, 700);
-    assert_eq!(relay.post(&body).status, 200);
-    events.extend(events_of(&body));
+    let sent = post_batch(&relay, 4, 1, 700);
+    events.extend(sent);
     relay.wait_until_delivered(PATIENCE * 2);
     let (large, good): (Vec<_>, Vec<_>) =
         events.into_iter().partition(|event| event.len() > REQUEST_BYTES_MAX);
     assert_same_set(&ibm.memory().stored, &good);
     assert_eq!(large.len(), 1);
-    assert_same_set(&letters(kept.path()), &large);
+    assert_same_set(&events_in_letters(kept.path()), &large);
     let largest = ibm.memory().sizes.iter().filter(|size| size.1 > 1).max().copied().unwrap();
     assert!(largest.0 > REQUEST_BYTES_MAX * 9 / 10, "the largest request has {largest:?}");
     relay.finish(Backlog::Empty);
@@ -535,7 +374,7 @@ fn check_connect_tries_the_credentials_and_both_services() {
 /// the service answers the array without records in each way that it may.
 #[test]
 fn check_connect_tells_that_the_key_may_not_send() {
-    let mood = Arc::new(std::sync::Mutex::new(Mood::Stores));
+    let mood = Arc::new(Mutex::new(Mood::Stores));
     let now = Arc::clone(&mood);
     let ibm =
         Ibm::start(Script { mood: Box::new(move || *now.lock().unwrap()), ..Script::default() });

@@ -1,22 +1,13 @@
 //! `type = "kafka"` against librdkafka's mock cluster, with faults of its brokers: nothing is lost,
 //! nothing is out of order within a partition, and repeated events are bounded.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::time::Duration;
-
-use crate::support::PATIENCE;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
 use crate::support::kafka::Cluster;
 use crate::support::kafka::PRODUCE;
 use crate::support::kafka::Record;
 use crate::support::kafka::Topic;
 use crate::support::kafka::ids;
 use crate::support::numbered::list;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 
 /// Checks that each partition has the events of sender 0 in order, if only first arrivals count.
 /// Returns how many events arrived again.
@@ -47,11 +38,7 @@ fn each_event_is_a_message_as_it_was_received_with_its_audit_id_as_the_key() {
 /// partition.
 pub(super) fn send_the_corpus(topic: &Topic, keys: &str) {
     let relay = Relay::start(&format!("{BASE}{}", topic.output("topic", keys)));
-    let mut expected = Vec::new();
-    for body in corpus() {
-        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-        expected.extend(events_of(&body.bytes));
-    }
+    let mut expected = post_corpus(&relay);
     relay.wait_until_delivered(PATIENCE);
     let records = topic.records(expected.len(), PATIENCE);
     let mut partitions: BTreeMap<Vec<u8>, BTreeSet<i32>> = BTreeMap::new();
@@ -156,7 +143,7 @@ fn brokers_that_go_and_come_lose_nothing() {
     // All brokers are away for longer than `timeouts.request`.
     cluster.set_up(-1, false);
     more(10);
-    let down = |metrics: &crate::support::metrics::Metrics| {
+    let down = |metrics: &Metrics| {
         let label = [("output", "topic")];
         let timeout = [("output", "topic"), ("reason", "timeout")];
         let is_down = metrics.value("output_up", &label) == 0.0;

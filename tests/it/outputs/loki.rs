@@ -1,42 +1,15 @@
-//! `type = "loki"`: each event is one entry, whatever the consumer answers and however often the
-//! relay is killed; what is refused is in dead letters, and nowhere else.
+//! `type = "loki"`: each event is one entry with its labels, time and metadata, byte for byte.
+//! `any_store` has the consumer that answers in all its ways.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::chance::rng;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::field::Field;
-use crate::support::field::wait_until_given_up;
-use crate::support::letters::events_in_letters;
 use crate::support::loki::Entry;
 use crate::support::loki::Loki;
 use crate::support::loki::Mood;
 use crate::support::loki::to_loki;
 use crate::support::moment::nanos_of;
 use crate::support::moment::now;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::QUICK;
-use crate::support::requests::assert_same_set;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 const MIB: usize = 1024 * 1024;
-
-fn value(relay: &Relay, metric: &str) -> f64 {
-    relay.metrics().value(metric, &[("output", "consumer")])
-}
 
 /// Returns the labels and the metadata that the entry of an event must have, as serde_json reads
 /// the event.
@@ -71,11 +44,7 @@ fn the_corpus_arrives_byte_for_byte_in_order_with_labels_times_and_metadata() {
     let consumer = Loki::start(4 * MIB, || Mood::Stores, |_| true);
     let more = "concurrency = 1\nlabels = { cluster = \"prod\" }";
     let relay = Relay::start(&format!("{BASE}{}", to_loki(consumer.address(), more)));
-    let mut sent = Vec::new();
-    for body in corpus() {
-        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-        sent.extend(events_of(&body.bytes));
-    }
+    let sent = post_corpus(&relay);
     relay.wait_until_delivered(PATIENCE);
     for request in consumer.sink.requests() {
         assert_eq!(request.header("content-encoding"), Some("gzip"));
@@ -99,100 +68,6 @@ fn the_corpus_arrives_byte_for_byte_in_order_with_labels_times_and_metadata() {
     }
     drop(store);
     relay.finish(Backlog::Empty);
-}
-
-/// Method: a consumer answers in all its ways at random, and stores what it does not refuse, while
-/// the relay is killed and started again. In the end each good event must be one entry, and each
-/// bad event must be in the dead letters and nowhere else.
-///
-/// `field` is one more fault.
-fn whatever_happens(field: Field) {
-    let mut rng = rng();
-    let mut moods = rng.fork();
-    let calm = Arc::new(AtomicBool::new(false));
-    let is_calm = Arc::clone(&calm);
-    let is_bad = |event: &[u8]| event.windows(14).any(|part| part == b"generated-13\",");
-    let mood = move || match moods.u32(..16) {
-        _ if is_calm.load(Ordering::SeqCst) => Mood::Stores,
-        0 => Mood::Busy,
-        1 => Mood::Status(500),
-        2 => Mood::Status(503),
-        3 => Mood::Status(260),
-        4 => Mood::Status(401),
-        5 => Mood::StoresAndFails,
-        6 => Mood::HangsUp(true),
-        7 => Mood::HangsUp(false),
-        8 => Mood::Cut,
-        9 => Mood::Page,
-        10 => Mood::Small,
-        11 => Mood::StoresWith200,
-        12 => Mood::FailsWith200,
-        _ => Mood::Stores,
-    };
-    let consumer = Loki::start(MIB, mood, move |line| !is_bad(line));
-    field.stand_in_front(&consumer.sink, &mut rng);
-    let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let timestamp = if rng.bool() { "event" } else { "received" };
-    let more =
-        format!("{QUICK}batch.max_bytes = \"1MiB\"\ntimestamp = \"{timestamp}\"\n{}", field.keys());
-    let config = format!(
-        "{BASE}{}[queue]\ndirectory = \"{}\"\n[dead_letter]\ndirectory = \"{}\"\n",
-        to_loki(consumer.address(), &more),
-        text(spool.path()),
-        text(kept.path()),
-    );
-    let mut sent = Vec::new();
-    for round in 0..field.lives(6) {
-        let mut relay = Relay::start(&config);
-        for batch in 0..field.bodies(8) {
-            let body = generated_batch(round * 100 + batch, 200, 700);
-            assert_eq!(relay.post(&body).status, 200);
-            sent.extend(events_of(&body));
-        }
-        std::thread::sleep(Duration::from_millis(rng.u64(20..400)));
-        relay.kill();
-    }
-    calm.store(true, Ordering::SeqCst);
-    let relay = Relay::start(&config);
-    let is_refused = |event: &[u8]| is_bad(event) || field.fails(event);
-    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_refused(event));
-    let given_up = || -> BTreeSet<_> { events_in_letters(kept.path()).into_iter().collect() };
-    wait_until_given_up(&relay, &mut good, || given_up().len() >= bad.len());
-    let refused = given_up();
-    assert!(refused.iter().all(|event| is_refused(event)), "a good event was given up");
-    assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
-    let store = consumer.store();
-    eprintln!("{} requests, {} entries came again", store.requests.len(), store.again);
-    assert_same_set(&store.lines(), &good);
-    assert!(store.again > 0 || field != Field::Plain, "no answer got lost");
-    assert!(!relay.log_text().contains("s3cr3t"), "the consumer's text is in the log");
-    drop(store);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn each_event_is_one_entry_or_refused_whatever_happens() {
-    whatever_happens(Field::Plain);
-}
-
-#[test]
-fn each_event_is_one_entry_or_refused_behind_a_balancer_with_a_broken_backend() {
-    whatever_happens(Field::BrokenBackend);
-}
-
-#[test]
-fn each_event_is_one_entry_or_refused_behind_a_balancer_that_takes_turns() {
-    whatever_happens(Field::TakesTurns);
-}
-
-#[test]
-fn each_event_is_one_entry_or_refused_behind_a_sign_in_page() {
-    whatever_happens(Field::SignInPage);
-}
-
-#[test]
-fn each_event_is_one_entry_or_refused_if_the_store_fails_on_some_for_ever() {
-    whatever_happens(Field::FailingEvents);
 }
 
 /// Method: Loki stores the entries and fails, and the relay is killed before it has another
@@ -315,16 +190,15 @@ fn writes_that_loki_blocks_are_reported_and_lose_nothing() {
     };
     let consumer = Loki::start(4 * MIB, mood, |_| true);
     let relay = Relay::start(&format!("{BASE}{}", to_loki(consumer.address(), QUICK)));
-    let body = generated_batch(1, 40, 700);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 40, 700);
     let line = relay.wait_for_log("output down, events are kept", PATIENCE);
     let error = line["error"].as_str().unwrap();
     assert!(error.contains("260") && error.contains("blocks the tenant's writes"), "{error}");
     wait_until("some answers", PATIENCE, || consumer.store().requests.len() > 5);
-    assert_eq!(value(&relay, "output_events_total"), 0.0);
-    assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
+    assert_eq!(of_output(&relay, "output_events_total"), 0.0);
+    assert_eq!(lost(&relay), 0.0);
     open.store(true, Ordering::SeqCst);
     relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&consumer.store().lines(), &events_of(&body));
+    assert_same_set(&consumer.store().lines(), &sent);
     relay.finish(Backlog::Empty);
 }

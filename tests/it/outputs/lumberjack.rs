@@ -1,78 +1,23 @@
-//! `type = "lumberjack"`, against a server that was not written here, as a process that is killed
-//! and stopped, and against one that follows the protocol's description strictly and answers as a
-//! test wants.
+//! `type = "lumberjack"`, against a server that was not written here, and against one that follows
+//! the protocol's description strictly and answers as a test wants. `faults` kills and stops the
+//! former.
 //!
 //! Events that the consumer has acknowledged are never sent again, and others are never lost.
 
-use std::net::SocketAddr;
-use std::time::Duration;
-use std::time::Instant;
-
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
 use crate::support::lumberjack_server::LumberjackServer;
 use crate::support::lumberjack_sink::LumberjackSink;
 use crate::support::lumberjack_sink::Window;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::sequence::assert_covers;
-use crate::support::sequence::lives;
-use crate::support::server::Options;
-use crate::support::spool::Spool;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
-/// Returns a config with one lumberjack output, whose retries are quick enough for a test. `more`
-/// holds further keys, with tables inline.
 fn config(addresses: &[SocketAddr], more: &str) -> String {
-    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-    format!(
-        r#"{BASE}
-[[output]]
-name = "beats"
-type = "lumberjack"
-addresses = {addresses:?}
-retry = {{ initial_interval = "20ms", max_interval = "200ms" }}
-{more}
-"#
-    )
-}
-
-/// Posts EventLists one after the other, and returns the events that must arrive.
-fn post(relay: &Relay, bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
-    for body in bodies {
-        let response = relay.post(body);
-        assert_eq!(response.status, 200, "{}", response.text());
-    }
-    bodies.iter().flat_map(|body| events_of(body)).collect()
-}
-
-fn corpus_bodies() -> Vec<Vec<u8>> {
-    corpus().into_iter().map(|body| body.bytes).collect()
-}
-
-/// Returns batches of 400 events, which arrive while a fault strikes the peer.
-fn stream_of_batches() -> Vec<Vec<u8>> {
-    (0..6).map(|seed| generated_batch(seed, 400, 1500)).collect()
-}
-
-fn of_output(relay: &Relay, name: &str) -> f64 {
-    relay.metrics().value(name, &[("output", "beats")])
-}
-
-fn errors(relay: &Relay, reason: &str) -> f64 {
-    relay.metrics().value("output_errors_total", &[("output", "beats"), ("reason", reason)])
+    format!("{BASE}{}", stream_output("lumberjack", addresses, more))
 }
 
 #[test]
 fn a_server_that_was_not_written_here_gets_the_corpus() {
     let server = LumberjackServer::start();
     let relay = Relay::start(&config(&[server.address()], ""));
-    let expected = post(&relay, &corpus_bodies());
+    let expected = post_corpus(&relay);
     relay.wait_until_delivered(PATIENCE);
     // The server writes events before it acknowledges them, so the test need not wait for it.
     assert!(server.events() == expected, "an event is changed, missing or there twice");
@@ -89,7 +34,7 @@ fn a_strict_server_gets_the_corpus_at_any_level_of_compression() {
             &[sink.address()],
             &format!("compression_level = {level}\nwindow = 300"),
         ));
-        let expected = post(&relay, &corpus_bodies());
+        let expected = post_corpus(&relay);
         relay.wait_until_delivered(PATIENCE);
         assert!(sink.events() == expected, "an event is changed, missing or there twice");
         for window in sink.windows() {
@@ -104,18 +49,16 @@ fn a_strict_server_gets_the_corpus_at_any_level_of_compression() {
 #[test]
 fn a_strict_server_gets_the_corpus_over_tls_and_mutual_tls() {
     let certificates = Certificates::new();
-    let (ca, pair) = (text(&certificates.ca), &certificates.client);
-    let identity = format!("certificate = {:?}, private_key = {:?}", pair.certificate, pair.key);
-    for mutual in [false, true] {
+    for security in [Security::Tls, Security::MutualTls] {
+        let mutual = security == Security::MutualTls;
         let tls = Some(certificates.server_config(&certificates.server, mutual));
         let sink = LumberjackSink::with(Options { tls, ..Options::default() }, |window, reply| {
             reply.acknowledge(window.events.len());
             true
         });
-        let tls = if mutual { format!(", {identity}") } else { String::new() };
-        let relay =
-            Relay::start(&config(&[sink.address()], &format!("tls = {{ ca = {ca:?}{tls} }}")));
-        let expected = post(&relay, &corpus_bodies());
+        let keys = tls_key(security, &certificates);
+        let relay = Relay::start(&config(&[sink.address()], &keys));
+        let expected = post_corpus(&relay);
         relay.wait_until_delivered(PATIENCE);
         assert!(sink.events() == expected);
         assert_eq!(sink.handshake_failures(), [] as [&str; 0]);
@@ -129,11 +72,8 @@ fn no_more_than_the_window_is_under_way() {
     let more = "window = 500\ntimeouts = { request = \"1s\" }";
     let shutdown = "[shutdown]\ndrain_timeout = \"1s\"\n";
     let relay = Relay::start(&format!("{}{shutdown}", config(&[sink.address()], more)));
-    let expected = post(&relay, &stream_of_batches());
-    relay.wait_for_metrics("a timeout", PATIENCE, |metrics| {
-        let labels = [("output", "beats"), ("reason", "timeout")];
-        (metrics.value("output_errors_total", &labels) >= 2.0).then_some(())
-    });
+    let expected = post_batches(&relay, 0..6, 400, 1500);
+    wait_for_errors(&relay, "timeout", 2.0);
     let runs = sink.runs();
     // At first the output sends as many whole batches as fit into the window, and after a break
     // half of that.
@@ -144,78 +84,6 @@ fn no_more_than_the_window_is_under_way() {
     assert_eq!(of_output(&relay, "output_events_total"), 0.0);
     assert_eq!(of_output(&relay, "output_backlog_events"), expected.len() as f64);
     relay.finish(Backlog::Stable);
-}
-
-/// Method: ends the server in the middle of a stream and starts it again, several times. `end` ends
-/// the server, and may post more batches before; it returns their events. Every event must arrive
-/// in order, and each end may repeat at most one window.
-fn everything_arrives_though(end: impl Fn(&mut LumberjackServer, &Relay) -> Vec<Vec<u8>>) {
-    const WINDOW: usize = 200;
-    let mut server = LumberjackServer::start();
-    let more = format!("window = {WINDOW}\ncompression_level = 0");
-    let relay = Relay::start(&config(&[server.address()], &more));
-    let (mut expected, mut ends) = (Vec::new(), Vec::new());
-    for bodies in stream_of_batches().chunks(2) {
-        let before = server.events().len();
-        expected.extend(post(&relay, bodies));
-        server.wait_for_count(before + 1, PATIENCE);
-        expected.extend(end(&mut server, &relay));
-        // Without the cut, the next life of the server would continue a line that the kill has left
-        // incomplete.
-        ends.push(server.cut_partial_line());
-        server.process.start();
-    }
-    relay.wait_until_delivered(PATIENCE);
-    let events = server.events();
-    let repeated = events.len() - expected.len();
-    eprintln!("{} ends at {ends:?}, {repeated} events twice", ends.len());
-    assert_covers(&expected, &lives(events, &ends));
-    assert!(repeated <= ends.len() * WINDOW, "more than a window for each end");
-    relay.finish(Backlog::Empty);
-}
-
-/// Method: [`everything_arrives_though`] with a kill in the middle of a stream.
-#[test]
-fn nothing_is_lost_when_the_server_is_killed() {
-    everything_arrives_though(|server, _| {
-        server.process.kill();
-        Vec::new()
-    });
-}
-
-/// Method: [`everything_arrives_though`] with a server that stands still while its kernel takes a
-/// window, and is then killed. It has acknowledged none of this window.
-#[test]
-fn nothing_is_lost_when_the_server_is_killed_with_a_window_unread() {
-    everything_arrives_though(|server, relay| {
-        server.process.freeze();
-        let more = post(relay, &stream_of_batches()[..1]);
-        // The server's kernel holds more events than the server has written, and the server will
-        // not acknowledge them.
-        wait_until("events in its kernel", PATIENCE, || {
-            of_output(relay, "output_bytes_total") >= (server.bytes() + 20_000) as f64
-        });
-        assert!(of_output(relay, "output_backlog_events") > 0.0);
-        server.process.kill();
-        more
-    });
-}
-
-/// Method: the server stands still while batches are posted, and goes on before a timeout. Every
-/// event must arrive exactly once, without an error.
-#[test]
-fn a_frozen_server_gets_everything_once_when_it_goes_on() {
-    let server = LumberjackServer::start();
-    let relay = Relay::start(&config(&[server.address()], ""));
-    wait_until("the connection", PATIENCE, || of_output(&relay, "output_up") == 1.0);
-    server.process.freeze();
-    let expected = post(&relay, &stream_of_batches());
-    assert_eq!(of_output(&relay, "output_backlog_events"), expected.len() as f64);
-    server.process.thaw();
-    relay.wait_until_delivered(PATIENCE);
-    assert!(server.events() == expected);
-    assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
-    relay.finish(Backlog::Empty);
 }
 
 /// Method: the consumer acknowledges a half, then two thirds of the first window of each
@@ -232,7 +100,7 @@ fn what_a_part_of_a_window_acknowledges_is_final(queue: &str) {
         in_order
     });
     let relay = Relay::start(&format!("{}{queue}", config(&[sink.address()], "")));
-    let expected = post(&relay, &stream_of_batches());
+    let expected = post_batches(&relay, 0..6, 400, 1500);
     relay.wait_until_delivered(PATIENCE);
     let runs = sink.runs();
     let mut done = 0;
@@ -270,27 +138,11 @@ fn signs_of_life_keep_a_slow_consumer_from_being_sent_the_same_again() {
     let more = "timeouts = { request = \"1s\" }";
     let relay = Relay::start(&config(&[sink.address()], more));
     let before = Instant::now();
-    let expected = post(&relay, &stream_of_batches()[..1]);
+    let expected = post_batch(&relay, 0, 400, 1500);
     relay.wait_until_delivered(PATIENCE);
     assert!(before.elapsed() >= Duration::from_secs(3));
     assert!(sink.events() == expected, "each once");
     assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn delivered_answers_when_the_consumer_has_acknowledged() {
-    let sink = LumberjackSink::with(Options::default(), |window, reply| {
-        let rested = reply.rest(Duration::from_millis(500));
-        reply.acknowledge(window.events.len());
-        rested
-    });
-    let queue = "[queue]\nacknowledge = \"delivered\"\n";
-    let relay = Relay::start(&format!("{}{queue}", config(&[sink.address()], "")));
-    let before = Instant::now();
-    post(&relay, &stream_of_batches()[..1]);
-    assert!(before.elapsed() >= Duration::from_millis(500));
-    assert_eq!(of_output(&relay, "output_events_total"), 400.0);
     relay.finish(Backlog::Empty);
 }
 
@@ -302,7 +154,7 @@ fn a_consumer_that_cuts_every_connection_gets_everything_at_last() {
     // The bytes are fewer than two events have, without compression.
     sink.cut_each_after(Some(3000));
     let relay = Relay::start(&config(&[sink.address()], "compression_level = 0"));
-    let expected = post(&relay, &[generated_batch(1, 60, 1500)]);
+    let expected = post_batch(&relay, 1, 60, 1500);
     relay.wait_until_delivered(PATIENCE * 2);
     let runs = sink.runs();
     eprintln!("{} events in {} connections", expected.len(), runs.len());
@@ -326,7 +178,7 @@ fn what_is_no_acknowledgement_is_an_error_and_costs_no_event() {
             true
         });
         let relay = Relay::start(&config(&[sink.address()], ""));
-        let expected = post(&relay, &stream_of_batches()[..1]);
+        let expected = post_batch(&relay, 0, 400, 1500);
         relay.wait_until_delivered(PATIENCE);
         assert_eq!(errors(&relay, "protocol"), 1.0);
         let said = relay.wait_for_log("output down, events are kept", PATIENCE);
@@ -340,13 +192,13 @@ fn what_is_no_acknowledgement_is_an_error_and_costs_no_event() {
 fn a_connection_that_the_consumer_ends_while_it_is_idle_is_no_error() {
     let sink = LumberjackSink::start();
     let relay = Relay::start(&config(&[sink.address()], ""));
-    let mut expected = post(&relay, &stream_of_batches()[..1]);
+    let mut expected = post_batch(&relay, 0, 400, 1500);
     relay.wait_until_delivered(PATIENCE);
     sink.close_connections();
-    expected.extend(post(&relay, &stream_of_batches()[1..2]));
+    expected.extend(post_batch(&relay, 1, 400, 1500));
     relay.wait_until_delivered(PATIENCE);
     sink.reset_connections();
-    expected.extend(post(&relay, &stream_of_batches()[2..3]));
+    expected.extend(post_batch(&relay, 2, 400, 1500));
     relay.wait_until_delivered(PATIENCE);
     assert!(sink.events() == expected);
     assert_eq!(sink.history().len(), 3);
@@ -363,7 +215,7 @@ fn events_go_to_the_next_address_when_one_is_dead_and_one_never_answers() {
     let more = "timeouts = { connect = \"1s\", request = \"1s\" }";
     let addresses = [dead.address(), silent.address(), good.address()];
     let relay = Relay::start(&config(&addresses, more));
-    let expected = post(&relay, &stream_of_batches());
+    let expected = post_batches(&relay, 0..6, 400, 1500);
     relay.wait_until_delivered(PATIENCE);
     assert!(good.events() == expected);
     assert!(errors(&relay, "connect") >= 1.0);
@@ -375,12 +227,12 @@ fn events_go_to_the_next_address_when_one_is_dead_and_one_never_answers() {
 fn a_connection_without_events_is_ended_in_order_after_the_idle_timeout() {
     let sink = LumberjackSink::start();
     let relay = Relay::start(&config(&[sink.address()], "idle_timeout = \"300ms\""));
-    let mut expected = post(&relay, &stream_of_batches()[..1]);
+    let mut expected = post_batch(&relay, 0, 400, 1500);
     wait_until("the end of the connection", PATIENCE, || {
         let history = sink.history();
         !history.is_empty() && history.iter().all(|times| times.closed.is_some())
     });
-    expected.extend(post(&relay, &stream_of_batches()[1..2]));
+    expected.extend(post_batch(&relay, 1, 400, 1500));
     relay.wait_until_delivered(PATIENCE);
     assert!(sink.events() == expected);
     assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);

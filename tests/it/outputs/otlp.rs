@@ -1,24 +1,6 @@
-//! `type = "otlp"`: each event arrives, whatever the receiver answers and however often the relay
-//! is killed; what is refused is in dead letters and counted.
+//! `type = "otlp"`: each event is one record with its times and attributes, and rejected records
+//! are counted. `any_store` has the receiver that answers in all its ways.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::chance::rng;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::field::Field;
-use crate::support::field::wait_until_given_up;
-use crate::support::free_port;
-use crate::support::letters::events_in_letters;
 use crate::support::letters::letters;
 use crate::support::moment::nanos_of;
 use crate::support::moment::now;
@@ -31,18 +13,7 @@ use crate::support::otlp::Record;
 use crate::support::otlp::to_otlp;
 use crate::support::peers::Process;
 use crate::support::peers::start_on_free_port;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::repository;
-use crate::support::requests::QUICK;
-use crate::support::requests::assert_none_missing;
-use crate::support::requests::assert_same_set;
-use crate::support::server::Options;
-use crate::support::text;
-use crate::support::wait_until;
-
-const MIB: usize = 1024 * 1024;
+use crate::support::prelude::*;
 
 /// The resource that the corpus is sent with.
 const RESOURCE: &str =
@@ -50,10 +21,6 @@ const RESOURCE: &str =
 
 fn is_bad(event: &[u8]) -> bool {
     event.windows(14).any(|part| part == b"generated-13\",")
-}
-
-fn lost(relay: &Relay) -> f64 {
-    relay.metrics().value("error_total", &[("plugin", "consumer")])
 }
 
 /// Returns the attributes that the record of an event must have, as serde_json reads the event.
@@ -104,16 +71,6 @@ fn assert_of_corpus(records: &[Record], began: u64) {
     }
 }
 
-/// POSTs the corpus, and returns its events.
-fn post_the_corpus(relay: &Relay) -> Vec<Vec<u8>> {
-    let mut sent = Vec::new();
-    for body in corpus() {
-        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-        sent.extend(events_of(&body.bytes));
-    }
-    sent
-}
-
 #[test]
 fn the_corpus_arrives_byte_for_byte_with_times_and_attributes() {
     let certificates = Certificates::new();
@@ -128,7 +85,7 @@ fn the_corpus_arrives_byte_for_byte_with_times_and_attributes() {
     );
     let began = now();
     let relay = Relay::start(&config);
-    let sent = post_the_corpus(&relay);
+    let sent = post_corpus(&relay);
     relay.wait_until_delivered(PATIENCE);
     for request in consumer.sink.requests() {
         assert_eq!(request.header("content-encoding"), Some("gzip"));
@@ -171,99 +128,6 @@ impl Rotel {
     }
 }
 
-/// Method: a receiver answers in all its ways at random while the relay is killed and started
-/// again. In the end each good event must be stored, and each bad event must be in the dead letters
-/// and nowhere else.
-///
-/// `field` is one more fault.
-fn whatever_happens(field: Field) {
-    let mut rng = rng();
-    let mut moods = rng.fork();
-    let calm = Arc::new(AtomicBool::new(false));
-    let is_calm = Arc::clone(&calm);
-    let counts = rng.bool();
-    let mood = move || match moods.u32(..18) {
-        _ if is_calm.load(Ordering::SeqCst) => Mood::Stores(200),
-        0 => Mood::Busy,
-        1 => Mood::Status(500),
-        2 => Mood::Status(503),
-        3 => Mood::Status(401),
-        4 => Mood::EmptyPage,
-        5 => Mood::HangsUp(true),
-        6 => Mood::HangsUp(false),
-        7 => Mood::Cut,
-        8 => Mood::Page,
-        9 => Mood::Small,
-        10 => Mood::Stores(204),
-        11 => Mood::Stores(201),
-        12..14 if counts => Mood::Counts,
-        14..16 if counts => Mood::CountsInJson,
-        _ => Mood::Stores(200),
-    };
-    let consumer = Otlp::start(MIB, mood, |event| !is_bad(event));
-    field.stand_in_front(&consumer.sink, &mut rng);
-    let (spool, kept) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    let more = format!("{QUICK}batch.max_bytes = \"1MiB\"\n{}", field.keys());
-    let config = format!(
-        "{BASE}{}[queue]\ndirectory = \"{}\"\n[dead_letter]\ndirectory = \"{}\"\n",
-        to_otlp(consumer.address(), &more),
-        text(spool.path()),
-        text(kept.path()),
-    );
-    let mut sent = Vec::new();
-    for round in 0..field.lives(6) {
-        let mut relay = Relay::start(&config);
-        for batch in 0..field.bodies(8) {
-            let body = generated_batch(round * 100 + batch, 200, 700);
-            assert_eq!(relay.post(&body).status, 200);
-            sent.extend(events_of(&body));
-        }
-        std::thread::sleep(Duration::from_millis(rng.u64(20..400)));
-        relay.kill();
-    }
-    calm.store(true, Ordering::SeqCst);
-    let relay = Relay::start(&config);
-    let is_refused = |event: &[u8]| is_bad(event) || field.fails(event);
-    let (bad, mut good): (Vec<_>, Vec<_>) = sent.into_iter().partition(|event| is_refused(event));
-    let given_up = || -> BTreeSet<_> { events_in_letters(kept.path()).into_iter().collect() };
-    wait_until_given_up(&relay, &mut good, || {
-        let given_up = given_up();
-        bad.iter().all(|event| given_up.contains(event))
-    });
-    let refused = given_up();
-    let missing = bad.iter().filter(|event| !refused.contains(*event)).count();
-    assert_eq!(missing, 0, "bad events have no letter");
-    let store = consumer.store();
-    eprintln!("{} requests, {} records", store.requests.len(), store.records.len());
-    assert_none_missing(&store.bodies(), &good);
-    if !counts {
-        assert_same_set(&refused.into_iter().collect::<Vec<_>>(), &bad);
-    }
-    assert!(!relay.log_text().contains("s3cr3t"), "the receiver's text is in the log");
-    drop(store);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn each_event_is_stored_or_refused_whatever_happens() {
-    whatever_happens(Field::Plain);
-}
-
-#[test]
-fn each_event_is_stored_or_refused_behind_a_balancer_with_a_broken_backend() {
-    whatever_happens(Field::BrokenBackend);
-}
-
-#[test]
-fn each_event_is_stored_or_refused_behind_a_sign_in_page() {
-    whatever_happens(Field::SignInPage);
-}
-
-#[test]
-fn each_event_is_stored_or_refused_if_the_store_fails_on_some_for_ever() {
-    whatever_happens(Field::FailingEvents);
-}
-
 /// Method: a receiver takes most records of each request, and says only how many it has rejected.
 /// Nothing may be sent again; the rejected records count as lost, the others as delivered, and all
 /// are in the dead letters.
@@ -281,15 +145,14 @@ fn records_that_are_rejected_by_their_number_are_counted_and_the_request_is_in_t
         let directory = format!("[dead_letter]\ndirectory = \"{}\"\n", text(kept.path()));
         let config = format!("{BASE}{}{directory}", to_otlp(consumer.address(), &more));
         let relay = Relay::start(&config);
-        let body = generated_batch(1, 200, 700);
-        assert_eq!(relay.post(&body).status, 200);
+        let sent = post_batch(&relay, 1, 200, 700);
         relay.wait_until_delivered(PATIENCE);
-        let events = events_of(&body);
+        let events = sent;
         let (bad, good): (Vec<_>, Vec<_>) = events.iter().cloned().partition(|event| is_bad(event));
         assert_eq!(bad.len(), 1);
         assert_same_set(&consumer.store().bodies(), &good);
         assert_eq!(consumer.store().requests.iter().sum::<usize>(), 200);
-        let delivered = relay.metrics().value("output_events_total", &[("output", "consumer")]);
+        let delivered = of_output(&relay, "output_events_total");
         assert_eq!((delivered, lost(&relay)), (199.0, 1.0));
         let errors = [("output", "consumer"), ("reason", "item")];
         assert_eq!(relay.metrics().value("output_errors_total", &errors), 1.0);
@@ -325,13 +188,12 @@ fn a_receiver_that_rejects_all_records_of_all_requests_costs_no_event() {
     let consumer = Otlp::start(4_000_000, || Mood::Counts, move |_| stores.load(Ordering::SeqCst));
     let config = format!("{BASE}{}", to_otlp(consumer.address(), QUICK));
     let relay = Relay::start(&config);
-    let body = generated_batch(1, 40, 700);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 40, 700);
     wait_until("many requests", PATIENCE, || consumer.store().requests.len() > 12);
     assert_eq!(lost(&relay), 0.0);
     works.store(true, Ordering::SeqCst);
     relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&consumer.store().bodies(), &events_of(&body));
+    assert_same_set(&consumer.store().bodies(), &sent);
     relay.finish(Backlog::Empty);
 }
 
@@ -399,7 +261,7 @@ mod peers {
         let config = format!("{BASE}{}", to_otlp(rotel.process.address(), RESOURCE));
         let began = now();
         let relay = Relay::start(&config);
-        let sent = post_the_corpus(&relay);
+        let sent = post_corpus(&relay);
         relay.wait_until_delivered(PATIENCE);
         wait_until("rotel's records", PATIENCE, || next.store().records.len() >= sent.len());
         let store = next.store();

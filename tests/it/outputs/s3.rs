@@ -1,27 +1,10 @@
-//! `type = "s3"`: each event is in exactly one object, whatever the server answers and however
-//! often the relay is killed.
+//! `type = "s3"`: where objects end and when they are stored, so that each event is in exactly one;
+//! keys, signatures and a real server. `any_store` has the server that answers in all its ways.
 
 use std::io::Read as _;
 use std::io::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::chance::rng;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::field::Field;
-use crate::support::free_port;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
+use crate::support::prelude::*;
 use crate::support::s3::Keys;
 use crate::support::s3::Mood;
 use crate::support::s3::ROLE;
@@ -30,8 +13,6 @@ use crate::support::s3::SECRET;
 use crate::support::s3::SeaweedFs;
 use crate::support::s3::Sts;
 use crate::support::s3::lines;
-use crate::support::text;
-use crate::support::wait_until;
 
 /// Settings under which objects are small, and a failed attempt is repeated soon.
 const SMALL: &str = "object_age = \"200ms\"\nobject_bytes = \"64KiB\"\n\
@@ -83,11 +64,7 @@ fn the_corpus_is_in_objects_that_are_named_by_time_and_position() {
              headers = {{ x-amz-storage-class = \"GLACIER_IR\" }}"
         );
         let relay = Relay::start(&format!("{BASE}{}", keys.output(server.address(), &more)));
-        let mut events = Vec::new();
-        for body in corpus() {
-            assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-            events.extend(events_of(&body.bytes));
-        }
+        let events = post_corpus(&relay);
         relay.wait_until_delivered(PATIENCE * 2);
         let store = server.store();
         assert_are(&store.lines(), &events);
@@ -104,76 +81,6 @@ fn the_corpus_is_in_objects_that_are_named_by_time_and_position() {
         assert_eq!(value(&relay, "output_retries_total"), 0.0);
         relay.finish(Backlog::Empty);
     }
-}
-
-/// Method: a server answers in all its ways at random (stored, there already, busy, in conflict,
-/// refused, answers that get lost or break off) while the relay is killed at random moments and
-/// started again with its spool. In the end each event must be in exactly one object.
-///
-/// `field` is one more fault.
-fn whatever_happens(field: Field) {
-    let mut rng = rng();
-    let mut moods = rng.fork();
-    let calm = Arc::new(AtomicBool::new(false));
-    let is_calm = Arc::clone(&calm);
-    let mut is_first = true;
-    let server = S3::start(move || match moods.u32(..16) {
-        // At least one answer gets lost, whatever the seed.
-        _ if std::mem::take(&mut is_first) => Mood::StoresAndFails,
-        _ if is_calm.load(Ordering::SeqCst) => Mood::Stores,
-        0 => Mood::Fails(503, "SlowDown"),
-        1 => Mood::Fails(409, "ConditionalRequestConflict"),
-        2 => Mood::Fails(403, "AccessDenied"),
-        3 => Mood::Fails(400, "RequestTimeout"),
-        4 | 5 => Mood::StoresAndFails,
-        6 => Mood::HangsUp(false),
-        7 | 8 => Mood::HangsUp(true),
-        9 => Mood::Cut,
-        10 => Mood::Page,
-        11 => Mood::FailsWith200,
-        _ => Mood::Stores,
-    });
-    field.stand_in_front(&server.sink, &mut rng);
-    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
-    let more = format!("{SMALL}\n{}", field.keys());
-    let config = durable(&keys.output(server.address(), &more), &spool);
-    let mut sent = Vec::new();
-    for round in 0..field.lives(10) {
-        let mut relay = Relay::start(&config);
-        for batch in 0..field.bodies(rng.u64(2..8)) {
-            let body = generated_batch(round * 100 + batch, rng.usize(1..200), 700);
-            assert_eq!(relay.post(&body).status, 200);
-            sent.extend(events_of(&body));
-            std::thread::sleep(Duration::from_millis(rng.u64(0..60)));
-        }
-        std::thread::sleep(Duration::from_millis(rng.u64(0..500)));
-        relay.kill();
-    }
-    calm.store(true, Ordering::SeqCst);
-    let relay = Relay::start(&config);
-    relay.wait_until_delivered(PATIENCE * 2);
-    let store = server.store();
-    let (puts, objects, again) = (store.puts, store.objects.len(), store.again);
-    eprintln!("{puts} requests, {objects} objects of {} events, {again} came again", sent.len());
-    assert_are(&store.lines(), &sent);
-    assert!(again > 0, "no answer got lost");
-    drop(store);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn each_event_is_in_exactly_one_object_whatever_happens() {
-    whatever_happens(Field::Plain);
-}
-
-#[test]
-fn each_event_is_in_exactly_one_object_behind_a_balancer_with_a_broken_backend() {
-    whatever_happens(Field::BrokenBackend);
-}
-
-#[test]
-fn each_event_is_in_exactly_one_object_behind_a_sign_in_page() {
-    whatever_happens(Field::SignInPage);
 }
 
 /// Method: the server stores an object, and its answer is lost; then the relay is killed, so that
@@ -194,15 +101,10 @@ fn an_object_has_the_same_end_after_a_crash() {
     let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
     let config = durable(&keys.output(server.address(), YOUNG), &spool);
     let mut relay = Relay::start(&config);
-    let first = generated_batch(1, 50, 700);
-    assert_eq!(relay.post(&first).status, 200);
+    let first = post_batch(&relay, 1, 50, 700);
     wait_until("a request", PATIENCE, || stored.load(Ordering::SeqCst) > 0);
-    let mut events = events_of(&first);
-    for seed in 2..5 {
-        let body = generated_batch(seed, 50, 700);
-        assert_eq!(relay.post(&body).status, 200);
-        events.extend(events_of(&body));
-    }
+    let mut events = first;
+    events.extend(post_batches(&relay, 2..5, 50, 700));
     relay.kill();
     calm.store(true, Ordering::SeqCst);
     let relay = Relay::start(&config);
@@ -279,15 +181,10 @@ fn a_reload_while_an_object_is_unanswered_stores_no_event_twice() {
             }
         };
         let relay = Relay::start(&config("100ms"));
-        let first = generated_batch(1, 50, 700);
-        assert_eq!(relay.post(&first).status, 200);
+        let first = post_batch(&relay, 1, 50, 700);
         wait_until("the object", PATIENCE, || server.store().objects.len() == 1);
-        let mut events = events_of(&first);
-        for seed in 2..5 {
-            let body = generated_batch(seed, 50, 700);
-            assert_eq!(relay.post(&body).status, 200);
-            events.extend(events_of(&body));
-        }
+        let mut events = first;
+        events.extend(post_batches(&relay, 2..5, 50, 700));
         std::fs::write(relay.config_file(), config("200ms")).unwrap();
         relay.signal(libc::SIGHUP);
         relay.wait_until_delivered(PATIENCE * 2);
@@ -410,8 +307,7 @@ fn events_before_a_stored_object_are_stored_and_those_in_it_are_not() {
     let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
     let config = durable(&keys.output(server.address(), YOUNG), &spool);
     let mut relay = Relay::start(&config);
-    let body = generated_batch(1, 50, 700);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 50, 700);
     wait_until("an attempt", PATIENCE, || server.store().puts > 0);
     relay.kill();
     let ranges = r#"[{"first":20,"last":39,"stored":true}]"#;
@@ -420,7 +316,7 @@ fn events_before_a_stored_object_are_stored_and_those_in_it_are_not() {
     calm.store(true, Ordering::SeqCst);
     let relay = Relay::start(&config);
     relay.wait_until_delivered(PATIENCE);
-    let events = events_of(&body);
+    let events = sent;
     let lines = server.store().lines();
     assert_are(&lines, &[&events[..20], &events[40..]].concat());
     assert_eq!(value(&relay, "output_existing_events_total"), 20.0);
@@ -440,9 +336,8 @@ fn an_object_of_many_batches_is_soon_sent_again() {
     let (mut events, mut seeds) = (Vec::new(), 0..);
     // Batches come until the object ends, so on a slow machine it has fewer of them.
     wait_until("an attempt", PATIENCE, || {
-        let body = generated_batch(seeds.next().expect("they do not end"), 1, 700);
-        assert_eq!(relay.post(&body).status, 200);
-        events.extend(events_of(&body));
+        let sent = post_batch(&relay, seeds.next().expect("they do not end"), 1, 700);
+        events.extend(sent);
         std::thread::sleep(Duration::from_millis(51));
         server.store().puts > 0
     });
@@ -462,9 +357,8 @@ fn a_disk_that_refuses_the_notes_keeps_no_event_back() {
     let relay = Relay::start(&config);
     let mut events = Vec::new();
     for seed in 0..3 {
-        let body = generated_batch(seed, 20, 700);
-        assert_eq!(relay.post(&body).status, 200);
-        events.extend(events_of(&body));
+        let sent = post_batch(&relay, seed, 20, 700);
+        events.extend(sent);
         relay.wait_until_delivered(PATIENCE);
     }
     assert_are(&lines_of(&server), &events);
@@ -483,8 +377,7 @@ fn a_server_without_if_none_match_names_the_key_and_works_with_it() {
         format!("{BASE}{}", keys.output(server.address(), &format!("{YOUNG}\n{more}")))
     };
     let relay = Relay::start(&config(""));
-    let body = generated_batch(1, 20, 700);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 20, 700);
     let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
     let words = "501 Not Implemented (NotImplemented): if the server does not implement \
                  If-None-Match, set conditional_writes = false";
@@ -493,7 +386,7 @@ fn a_server_without_if_none_match_names_the_key_and_works_with_it() {
     std::fs::write(relay.config_file(), config("conditional_writes = false")).unwrap();
     relay.signal(libc::SIGHUP);
     relay.wait_until_delivered(PATIENCE);
-    assert_are(&lines_of(&server), &events_of(&body));
+    assert_are(&lines_of(&server), &sent);
     relay.finish(Backlog::Empty);
 }
 
@@ -508,10 +401,9 @@ fn headers_of_the_config_and_the_parts_of_a_url_are_signed() {
     let address = server.address().to_string();
     let output = output.replace(&address, &format!("{address}/gate+way/?b=2&a=x/y"));
     let relay = Relay::start(&format!("{BASE}{output}"));
-    let body = generated_batch(1, 20, 700);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 20, 700);
     relay.wait_until_delivered(PATIENCE);
-    assert_are(&lines_of(&server), &events_of(&body));
+    assert_are(&lines_of(&server), &sent);
     relay.finish(Backlog::Empty);
 }
 
@@ -522,13 +414,12 @@ fn a_changed_key_is_taken_up_and_a_refusal_is_explained() {
     let (keys, server) = (Keys::new(), S3::start(|| Mood::Stores));
     keys.write("AKIDEXAMPLE", "wr0ng-s3cr3t");
     let relay = Relay::start(&format!("{BASE}{}", keys.output(server.address(), YOUNG)));
-    let body = generated_batch(1, 20, 700);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 20, 700);
     let line = relay.wait_for_log("output down, events are kept", PATIENCE);
     assert!(line.to_string().contains("403 Forbidden (SignatureDoesNotMatch)"), "{line}");
     keys.write("AKIDEXAMPLE", SECRET);
     relay.wait_until_delivered(PATIENCE);
-    assert_are(&lines_of(&server), &events_of(&body));
+    assert_are(&lines_of(&server), &sent);
     assert!(value(&relay, "output_retries_total") >= 1.0);
     let log = relay.log_text();
     assert!(!log.contains("wr0ng-s3cr3t") && !log.contains(SECRET), "{log}");
@@ -556,7 +447,7 @@ fn events_that_are_given_up_are_in_no_object() {
     relay.wait_until_delivered(PATIENCE);
     assert_are(&lines_of(&server), &events_of(&second));
     let given_up = crate::support::letters::events_in_letters(letters.path());
-    crate::support::requests::assert_same_set(&given_up, &events_of(&first));
+    assert_same_set(&given_up, &events_of(&first));
     relay.finish(Backlog::Empty);
 }
 
@@ -578,9 +469,8 @@ fn a_pod_gets_keys_for_its_role_and_renews_them() {
         .start();
     let mut events = Vec::new();
     for seed in 0..8 {
-        let body = generated_batch(seed, 20, 700);
-        assert_eq!(relay.post(&body).status, 200);
-        events.extend(events_of(&body));
+        let sent = post_batch(&relay, seed, 20, 700);
+        events.extend(sent);
         if seed == 0 {
             let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
             let words = format!("STS does not accept the token in {} for the role", text(&token));
@@ -592,7 +482,7 @@ fn a_pod_gets_keys_for_its_role_and_renews_them() {
     }
     let store = server.store();
     assert_are(&store.lines(), &events);
-    let sessions: std::collections::BTreeSet<_> = store.sessions.iter().collect();
+    let sessions: BTreeSet<_> = store.sessions.iter().collect();
     assert!(sessions.len() >= 3, "{sessions:?}");
     assert_eq!(store.sessions.len(), store.puts);
     drop(store);
@@ -633,10 +523,9 @@ fn the_bucket_can_be_in_the_name_of_the_host() {
     let output = keys.output(server.address(), &more);
     let output = output.replace(&format!("http://{target}"), "http://s3.example:8080");
     let mut relay = Relay::start(&format!("{BASE}{output}"));
-    let body = generated_batch(1, 20, 700);
-    assert_eq!(relay.post(&body).status, 200);
+    let sent = post_batch(&relay, 1, 20, 700);
     relay.wait_until_delivered(PATIENCE);
-    assert_are(&lines_of(&server), &events_of(&body));
+    assert_are(&lines_of(&server), &sent);
     let hosts: Vec<_> = server.store().hosts.iter().cloned().collect();
     assert_eq!(hosts, ["audit-archive.s3.example:8080"]);
     relay.stop();
@@ -720,19 +609,13 @@ mod peers {
         let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
         let config = durable(&keys.output(server.address(), SMALL), &spool);
         let mut relay = Relay::start(&config);
-        let mut sent = Vec::new();
-        for body in corpus() {
-            assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-            sent.extend(events_of(&body.bytes));
-        }
-        for round in 0..4 {
+        let mut sent = post_corpus(&relay);
+        for round in 0..2 {
             for batch in 0..5 {
-                let body = generated_batch(round * 100 + batch, 100, 700);
-                assert_eq!(relay.post(&body).status, 200);
-                sent.extend(events_of(&body));
+                sent.extend(post_batch(&relay, round * 100 + batch, 100, 700));
                 std::thread::sleep(Duration::from_millis(rng.u64(0..100)));
             }
-            if round % 2 == 0 {
+            if round == 0 {
                 relay.kill();
                 relay = Relay::start(&config);
             } else {

@@ -1,37 +1,15 @@
 //! `type = "stdout"`: lines on the standard output, from a thread that holds up nothing else.
 
 use std::io::Read as _;
-use std::time::Duration;
-use std::time::Instant;
 
-use crate::support::PATIENCE;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::metrics::assert_conservation;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::relay::Stdout;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::wait_until;
 
 const OUTPUT: &str = "[[output]]\nname = \"stdout\"\ntype = \"stdout\"\n";
 
 fn lines(events: &[Vec<u8>]) -> Vec<u8> {
     events.iter().flat_map(|event| [event.as_slice(), b"\n"]).collect::<Vec<_>>().concat()
-}
-
-fn post_corpus(relay: &Relay) -> Vec<Vec<u8>> {
-    let mut expected = Vec::new();
-    for body in corpus() {
-        assert_eq!(relay.post(&body.bytes).status, 200, "{}", body.name);
-        expected.extend(events_of(&body.bytes));
-    }
-    expected
 }
 
 #[test]
@@ -67,7 +45,7 @@ fn audit_log_lines_carry_kind_and_version() {
 fn a_lone_event_is_written_at_once() {
     let relay = Relay::start(&format!("{BASE}{OUTPUT}"));
     let before = Instant::now();
-    assert_eq!(relay.post(&generated_batch(1, 1, 1000)).status, 200);
+    post_batch(&relay, 1, 1, 1000);
     wait_until("the line", PATIENCE, || relay.stdout().ends_with(b"\n"));
     assert!(before.elapsed() < Duration::from_secs(3), "{:?}", before.elapsed());
     relay.finish(Backlog::Empty);
@@ -124,7 +102,7 @@ fn a_pipe_that_nobody_reads_does_not_keep_the_end_from_coming_and_the_loss_is_co
     let mut accepted = 0;
     for seed in 0..5 {
         // One batch is on its way into the pipe, and the others wait.
-        assert_eq!(relay.post(&generated_batch(seed, 100, 1000)).status, 200);
+        post_batch(&relay, seed, 100, 1000);
         accepted += 100;
     }
     let metrics = relay.metrics();
@@ -144,7 +122,7 @@ fn a_pipe_that_nobody_reads_does_not_keep_the_end_from_coming_and_the_loss_is_co
 fn a_closed_pipe_ends_the_process_with_1() {
     let mut relay = Relay::with(&format!("{BASE}{OUTPUT}")).stdout(Stdout::Held).start();
     drop(relay.take_stdout());
-    assert_eq!(relay.post(&generated_batch(1, 1, 1000)).status, 200);
+    post_batch(&relay, 1, 1, 1000);
     assert_eq!(relay.wait().code(), Some(1));
     let log = relay.log_lines().join("\n");
     assert!(log.contains("cannot write to stdout"), "{log}");
@@ -152,7 +130,7 @@ fn a_closed_pipe_ends_the_process_with_1() {
 }
 
 /// Returns a config with the stdout output, and an http output to this consumer.
-fn with_consumer(consumer: std::net::SocketAddr) -> String {
+fn with_consumer(consumer: SocketAddr) -> String {
     format!(
         "{BASE}{OUTPUT}[[output]]\nname = \"web\"\ntype = \"http\"\nurls = [\"http://{consumer}/\"]\n\
          concurrency = 1\n"
@@ -176,7 +154,7 @@ fn a_pipe_that_closes_while_the_relay_drains_ends_it_with_1_and_at_once() {
     let web = HttpSink::accepting();
     let mut relay = Relay::with(&with_consumer(web.address())).stdout(Stdout::Held).start();
     // The batch is larger than the pipe, so the drain waits for the reader.
-    assert_eq!(relay.post(&generated_batch(1, 300, 1000)).status, 200);
+    post_batch(&relay, 1, 300, 1000);
     relay.signal(libc::SIGTERM);
     relay.wait_for_log("draining", PATIENCE);
     let began = Instant::now();

@@ -220,7 +220,7 @@ pub(crate) fn wait_until_given_up(
         let body = generated_batch(seeds.next().expect("they do not end"), 5, 700);
         assert_eq!(relay.post(&body).status, 200);
         sent.extend(events_of(&body));
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(250));
         given_up()
     });
     relay.wait_until_delivered(PATIENCE * 2);

@@ -438,8 +438,9 @@ impl SeaweedFs {
                 format!("-s3.port={port}"),
             ];
             let plain = "-ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false \
-                         -master.volumeSizeLimitMB=64 -volume.max=20 -filer=true -s3=true \
-                         -s3.autoCreateBucket=false -s3.port.iceberg=0 -s3.port.lance=0";
+                         -master.volumeSizeLimitMB=64 -master.electionTimeout=1s -volume.max=20 \
+                         -filer=true -s3=true -s3.autoCreateBucket=false -s3.port.iceberg=0 \
+                         -s3.port.lance=0";
             arguments.extend(plain.split(' ').map(str::to_owned));
             for part in ["master", "filer", "volume"] {
                 arguments.push(format!("-{part}.port={}", free_port()));

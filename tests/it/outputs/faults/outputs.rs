@@ -2,12 +2,7 @@
 //! protocol promises.
 
 #[cfg(feature = "kafka")]
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-
 #[cfg(feature = "kafka")]
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
 use crate::support::consumer::Consumer;
 use crate::support::consumer::Protocol;
 #[cfg(feature = "kafka")]
@@ -22,7 +17,7 @@ use crate::support::middleman::Middleman;
 use crate::support::numbered::identify;
 use crate::support::peers::Process;
 use crate::support::peers::Rsyslog;
-use crate::support::peers::Security;
+use crate::support::prelude::*;
 
 /// A type of output, and a consumer of it.
 pub(super) struct Output {
@@ -74,7 +69,7 @@ pub(super) trait Peer {
 pub(super) enum Blow {
     /// SIGSTOP: the consumer stands still.
     Freeze,
-    /// SIGCONT: the consumer goes on.
+    /// SIGCONT: the consumer continues.
     Thaw,
     /// SIGKILL. A part of an event that it had written is cut off, so that the first event of its
     /// next life is not taken for the rest.
@@ -112,7 +107,7 @@ pub(super) fn http() -> Output {
         ordered: false,
         answers: true,
         window: Some(4 * REQUEST_EVENTS),
-        rounds: 6,
+        rounds: 4,
         unstored_max: 0,
     }
 }
@@ -137,7 +132,7 @@ pub(super) fn https() -> Output {
         ordered: true,
         answers: true,
         window: Some(REQUEST_EVENTS),
-        rounds: 6,
+        rounds: 4,
         unstored_max: 0,
     }
 }
@@ -181,7 +176,7 @@ pub(super) fn lumberjack() -> Output {
         ordered: true,
         answers: true,
         window: Some(WINDOW),
-        rounds: 6,
+        rounds: 4,
         unstored_max: 0,
     }
 }
@@ -196,7 +191,7 @@ pub(super) fn relp() -> Output {
         answers: true,
         // The default `window` of the output.
         window: Some(128),
-        rounds: 6,
+        rounds: 4,
         unstored_max: 0,
     }
 }
@@ -218,7 +213,7 @@ pub(super) fn kafka() -> Output {
         // The batches under way arrive again if the relay gives up its producer; otherwise nothing
         // does.
         window: Some(4 * REQUEST_EVENTS),
-        rounds: 6,
+        rounds: 4,
         unstored_max: 0,
     }
 }

@@ -5,11 +5,6 @@
 //! other one is accepted, and the store forgets what it had not stored. For a stop, the store
 //! reads nothing and answers nothing, while its kernel still takes bytes.
 
-use std::net::SocketAddr;
-use std::time::Duration;
-
-use tempfile::TempDir;
-
 use super::outputs::Blow;
 use super::outputs::Output;
 use super::outputs::Peer;
@@ -18,18 +13,17 @@ use super::outputs::numbers;
 use super::outputs::parts;
 use crate::support::elasticsearch;
 use crate::support::elasticsearch::Elasticsearch;
-use crate::support::http_sink::HttpSink;
 use crate::support::ibm;
 use crate::support::ibm::Ibm;
 use crate::support::loki;
 use crate::support::loki::Loki;
 use crate::support::otlp;
 use crate::support::otlp::Otlp;
+use crate::support::prelude::*;
 use crate::support::s3;
 use crate::support::s3::S3;
 use crate::support::splunk;
 use crate::support::splunk::Splunk;
-use crate::support::text;
 
 /// The most bytes of a request to the stores that have no limit of their own here.
 const BYTES_MAX: usize = 4_000_000;
@@ -57,13 +51,13 @@ fn output(
         ordered: false,
         answers: true,
         window: Some(4 * REQUEST_EVENTS),
-        rounds: 6,
+        rounds: 4,
         unstored_max: 0,
     }
 }
 
 /// Returns a row for a store that gets one request at a time, so that events arrive in order. A
-/// store that is stopped may find two requests when it goes on: the one that timed out, and the
+/// store that was stopped may find two requests afterwards: the one that timed out, and the
 /// next one.
 fn ordered(
     name: &'static str,
@@ -142,7 +136,7 @@ fn slow<S: Store>(store: S) -> S {
 }
 
 /// A fake of a store.
-trait Store {
+pub(in crate::outputs) trait Store {
     fn sink(&self) -> &HttpSink;
 
     fn sink_mut(&mut self) -> &mut HttpSink;

@@ -3,31 +3,16 @@
 
 use std::net::Ipv4Addr;
 
-use crate::support::PATIENCE;
-use crate::support::chance::rng;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
 use crate::support::filesystem::Hosts;
-use crate::support::free_port;
-use crate::support::http;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::QUICK;
-use crate::support::senders::Bodies;
-use crate::support::senders::Senders;
-use crate::support::server::Options;
+use crate::support::prelude::*;
 use crate::support::tally::Arrival;
-use crate::support::tally::Tallying;
 use crate::support::tally::check;
 use crate::support::tally::check_unordered;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::wait_until;
 
 const NAME: &str = "consumers.test";
 
 /// How long a test waits for a lookup. The relay looks names up every 30 s.
-const LOOKED_UP: std::time::Duration = PATIENCE.saturating_mul(2);
+const LOOKED_UP: Duration = PATIENCE.saturating_mul(2);
 
 /// Makes consumers that all listen on one port, on 127.0.0.2, 127.0.0.3 and so on.
 fn consumers<const COUNT: usize>(
@@ -123,14 +108,13 @@ fn a_name_that_does_not_exist_yet_is_waited_for() {
         sink.address().port()
     );
     let relay = Relay::start(&config);
-    let batch = generated_batch(1, 20, 900);
-    assert_eq!(relay.post(&batch).status, 200);
+    let sent = post_batch(&relay, 1, 20, 900);
     let labels = [("output", "consumer"), ("reason", "resolve")];
     relay.wait_for_metrics("lookups that fail", PATIENCE, |metrics| {
         (metrics.value("output_errors_total", &labels) >= 2.0).then_some(())
     });
     hosts.set(&[(NAME, &[Ipv4Addr::LOCALHOST])]);
     relay.wait_until_delivered(PATIENCE);
-    assert_eq!(sink.lines(), events_of(&batch));
+    assert_eq!(sink.lines(), sent);
     relay.finish(Backlog::Empty);
 }

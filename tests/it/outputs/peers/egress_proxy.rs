@@ -3,38 +3,18 @@
 
 use std::io::Read as _;
 use std::io::Write as _;
-use std::time::Duration;
 
 use base64::prelude::BASE64_STANDARD;
 use base64::prelude::Engine as _;
 
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::ibm::Credential;
 use crate::support::ibm::Ibm;
 use crate::support::ibm::Script;
 use crate::support::ibm::write_secret;
 use crate::support::peers::Tinyproxy;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::requests::assert_none_missing;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::received_events;
-use crate::support::requests::to_http;
-use crate::support::requests::to_sink;
+use crate::support::prelude::*;
 use crate::support::server::Connection;
-use crate::support::server::Options;
-use crate::support::server::Server;
 use crate::support::stream::Stream;
-use crate::support::text;
-use crate::support::wait_until;
 
 const PASSWORD: &str = "pa:ss%@wörd";
 const CODED: &str = "pa%3Ass%25%40w%C3%B6rd";
@@ -97,10 +77,9 @@ fn iam_and_ibm_cloud_logs_are_reached_through_a_proxy() {
         proxy.address()
     );
     let relay = ibm.relay(&format!("{BASE}{}", ibm.output("logs", &keys))).start();
-    let batch = generated_batch(1, 20, 900);
-    assert_eq!(relay.post(&batch).status, 200);
+    let sent = post_batch(&relay, 1, 20, 900);
     relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&ibm.memory().stored, &events_of(&batch));
+    assert_same_set(&ibm.memory().stored, &sent);
     assert_eq!(proxy.connects(), 2, "one connection to each service");
     ibm.assert_hides_secrets(&relay);
     let (code, said) = ibm.run(&["check", "--connect"], &relay.config_file());
@@ -118,8 +97,7 @@ fn credentials_are_sent_to_the_proxy_alone_and_shown_nowhere() {
     let at = proxy.address();
     let url = format!("proxy = \"http://somebody:${{file:{}}}@{at}\"\n", file.display());
     let relay = Relay::start(&to_sink(sink.address(), &url));
-    let batch = generated_batch(1, 20, 900);
-    assert_eq!(relay.post(&batch).status, 200);
+    let sent = post_batch(&relay, 1, 20, 900);
     let status = || http::get(relay.admin(), "/status").unwrap().text();
     let refused = format!(
         "http://{}: the proxy http://{at}: answered 401 Unauthorized: it does not accept the credentials in its URL",
@@ -129,7 +107,7 @@ fn credentials_are_sent_to_the_proxy_alone_and_shown_nowhere() {
     assert_eq!(sink.count(), 0);
     std::fs::write(&file, "s3cr3tword\n").unwrap();
     relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&received_events(&sink), &events_of(&batch));
+    assert_same_set(&received_events(&sink), &sent);
     for request in sink.requests() {
         assert_eq!(request.header("proxy-authorization"), None, "that is the proxy's");
     }
@@ -227,7 +205,7 @@ fn a_proxy_that_misbehaves_is_a_failure_with_a_reason_and_nothing_is_lost() {
         let more =
             if said.contains("needs") { more.replace(&format!("user:{CODED}@"), "") } else { more };
         let relay = Relay::start(&to_sink(nobody.address(), &more));
-        assert_eq!(relay.post(&generated_batch(1, 5, 900)).status, 200);
+        post_batch(&relay, 1, 5, 900);
         let labels = [("output", "consumer"), ("reason", reason)];
         relay.wait_for_metrics(reason, PATIENCE, |metrics| {
             (metrics.value("output_errors_total", &labels) >= 2.0).then_some(())
@@ -270,7 +248,7 @@ fn what_a_proxy_sends_behind_its_answer_is_the_consumers() {
     let more = format!("proxy = \"http://{}\"\n", proxy.address());
     let relay = Relay::start(&to_http(&["http://consumer.example:8080/".to_owned()], &more));
     for seed in 0..3 {
-        assert_eq!(relay.post(&generated_batch(seed, 5, 900)).status, 200);
+        post_batch(&relay, seed, 5, 900);
         relay.wait_until_delivered(PATIENCE);
     }
     assert_eq!(relay.metrics().sum("output_errors_total"), 0.0);

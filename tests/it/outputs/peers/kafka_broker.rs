@@ -1,18 +1,10 @@
 //! `type = "kafka"` against a real broker: the events are in its topic as they were received, and
 //! a broker that is killed and started again has each of them once.
 
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-
 use crate::outputs::kafka_output::repeats_in_order;
 use crate::outputs::kafka_output::send_the_corpus;
-use crate::support::PATIENCE;
-use crate::support::chance::rng;
 use crate::support::numbered::list;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::tansu::Moment;
 use crate::support::tansu::Tansu;
 

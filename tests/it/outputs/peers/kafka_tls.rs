@@ -1,31 +1,12 @@
 //! Kafka over TLS: which brokers are trusted, which certificate is presented, changes of the files,
 //! and the shipped configs of a fleet.
 
-use std::path::Path;
-use std::time::Duration;
-
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::kafka::Secure;
 use crate::support::kafka::ids;
 use crate::support::numbered::list;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
+use crate::support::prelude::*;
 use crate::support::requests::shipped;
-use crate::support::server::Options;
-use crate::support::tally::Tallying;
-use crate::support::text;
-use crate::support::wait_until;
 
 /// Returns the keys of an output or a source that uses this cluster.
 fn keys(secure: &Secure, ca: &Path, identity: Option<&Pair>) -> String {
@@ -159,11 +140,7 @@ fn the_configs_of_a_fleet_bring_events_through_the_topic() {
     let edge = Relay::start(&shipped("kafka-fleet.toml", &substitutions));
     let behind = [&substitutions[..], &[("logstash.example.com:8443", &consumer)]].concat();
     let worker = Relay::start(&shipped("kafka-fleet-worker.toml", &behind));
-    let mut expected = Vec::new();
-    for body in corpus() {
-        assert_eq!(edge.post(&body.bytes).status, 200, "{}", body.name);
-        expected.extend(events_of(&body.bytes));
-    }
+    let expected = post_corpus(&edge);
     wait_until("every event", PATIENCE, || accepted_events(&sink).len() >= expected.len());
     worker.finish(Backlog::Empty);
     edge.finish(Backlog::Empty);

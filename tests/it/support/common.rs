@@ -1,0 +1,101 @@
+//! The steps that most tests of outputs have in common: events are posted, and the figures of the
+//! output `consumer` are read.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use super::certificates::Certificates;
+use super::corpus::corpus;
+use super::corpus::events_of;
+use super::corpus::generated_batch;
+use super::peers::Security;
+use super::relay::Relay;
+
+/// Posts EventLists one after the other, and returns the events that must arrive.
+pub(crate) fn post(relay: &Relay, bodies: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    for body in bodies {
+        let response = relay.post(body);
+        assert_eq!(response.status, 200, "{}", response.text());
+    }
+    bodies.iter().flat_map(|body| events_of(body)).collect()
+}
+
+/// Posts a generated batch for each seed, and returns the events that must arrive.
+pub(crate) fn post_batches(
+    relay: &Relay,
+    seeds: Range<u64>,
+    events: usize,
+    event_bytes: usize,
+) -> Vec<Vec<u8>> {
+    let bodies: Vec<_> = seeds.map(|seed| generated_batch(seed, events, event_bytes)).collect();
+    post(relay, &bodies)
+}
+
+/// Posts one generated batch, and returns the events that must arrive.
+pub(crate) fn post_batch(relay: &Relay, seed: u64, events: usize, bytes: usize) -> Vec<Vec<u8>> {
+    post_batches(relay, seed..seed + 1, events, bytes)
+}
+
+/// Posts the recorded bodies, and returns the events that must arrive.
+pub(crate) fn post_corpus(relay: &Relay) -> Vec<Vec<u8>> {
+    let bodies: Vec<_> = corpus().into_iter().map(|body| body.bytes).collect();
+    post(relay, &bodies)
+}
+
+/// Returns a value of the output `consumer`.
+pub(crate) fn of_output(relay: &Relay, metric: &str) -> f64 {
+    relay.metrics().value(metric, &[("output", "consumer")])
+}
+
+/// Returns how many events the output `consumer` has lost.
+pub(crate) fn lost(relay: &Relay) -> f64 {
+    relay.metrics().value("error_total", &[("plugin", "consumer")])
+}
+
+/// Returns how many errors with this reason the output `consumer` has counted.
+pub(crate) fn errors(relay: &Relay, reason: &str) -> f64 {
+    relay.metrics().value("output_errors_total", &[("output", "consumer"), ("reason", reason)])
+}
+
+/// Waits until the output `consumer` has counted `count` errors with this reason.
+pub(crate) fn wait_for_errors(relay: &Relay, reason: &str, count: f64) {
+    let labels = [("output", "consumer"), ("reason", reason)];
+    relay.wait_for_metrics(&format!("{count} errors '{reason}'"), super::PATIENCE, |metrics| {
+        (metrics.value("output_errors_total", &labels) >= count).then_some(())
+    });
+}
+
+/// Returns the sums of `output_errors_total` by reason, without those that are 0.
+pub(crate) fn errors_by_reason(relay: &Relay) -> BTreeMap<String, f64> {
+    let mut errors = BTreeMap::new();
+    for (labels, value) in relay.metrics().all("output_errors_total") {
+        let reason = &labels.iter().find(|(name, _)| name == "reason").expect("a reason").1;
+        *errors.entry(reason.clone()).or_insert(0.0) += value;
+    }
+    errors.retain(|_, value| *value > 0.0);
+    errors
+}
+
+/// Returns the output `consumer` of a type that dials addresses, whose retries are quick enough for
+/// a test. `more` holds further keys, with tables inline.
+pub(crate) fn stream_output(kind: &str, addresses: &[SocketAddr], more: &str) -> String {
+    let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    format!(
+        "[[output]]\nname = \"consumer\"\ntype = \"{kind}\"\naddresses = {addresses:?}\n\
+         retry = {{ initial_interval = \"20ms\", max_interval = \"200ms\" }}\n{more}\n"
+    )
+}
+
+/// Returns the key `tls` of an output that connects so.
+pub(crate) fn tls_key(security: Security, certificates: &Certificates) -> String {
+    let Certificates { ca, client, .. } = certificates;
+    match security {
+        Security::Plain => String::new(),
+        Security::Tls => format!("tls = {{ ca = {ca:?} }}\n"),
+        Security::MutualTls => format!(
+            "tls = {{ ca = {ca:?}, certificate = {:?}, private_key = {:?} }}\n",
+            client.certificate, client.key
+        ),
+    }
+}
