@@ -2,35 +2,10 @@
 //! what is counted as lost if the operator has chosen losses. Also the later answer, `acknowledge =
 //! "delivered"`.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
-use std::time::Instant;
 
-use crate::support::PATIENCE;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http;
-use crate::support::http::Client;
 use crate::support::http::Response;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::metrics::Metrics;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_in_order;
-use crate::support::requests::assert_none_missing;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::received_events;
-use crate::support::requests::to_sink;
-use crate::support::wait_for;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 /// kube-apiserver's pauses and timeouts are divided by this number.
 const FASTER: u32 = 30;
@@ -222,66 +197,6 @@ fn reject_refuses_what_does_not_fit_and_loses_nothing() {
 }
 
 #[test]
-fn drop_newest_keeps_the_oldest_and_counts_the_rest() {
-    let batches = batches(8);
-    let room = room_for_five(&batches[0]);
-    let mut sink = HttpSink::accepting();
-    sink.close();
-    let more =
-        format!("concurrency = 1\n[queue]\nmax_bytes = {room}\nwhen_full = \"drop_newest\"\n");
-    let relay = Relay::start(&to_sink(sink.address(), &more));
-    for batch in &batches {
-        let response = relay.post(batch);
-        assert_eq!((response.status, response.json()["accepted"].as_u64()), (200, Some(10)));
-    }
-    let metrics = relay.metrics();
-    assert_eq!(metrics.value("event_total", &[]), 80.0);
-    assert_eq!(metrics.value("queue_dropped_events_total", &[("reason", "drop_newest")]), 30.0);
-    assert_eq!((lost(&metrics, "queue"), lost(&metrics, "consumer")), (30.0, 0.0));
-    assert_eq!(metrics.sum("level_total"), 80.0);
-    sink.reopen();
-    relay.wait_until_delivered(PATIENCE);
-    let kept: Vec<_> = batches[..5].iter().flat_map(|batch| events_of(batch)).collect();
-    assert!(accepted_events(&sink) == kept);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn drop_oldest_keeps_the_newest_and_counts_the_rest() {
-    let batches = batches(8);
-    let room = room_for_five(&batches[0]);
-    let mut sink = HttpSink::accepting();
-    sink.close();
-    let more = format!(
-        "concurrency = 1\nbatch = {{ max_events = 10 }}\n[queue]\nmax_bytes = {room}\nwhen_full = \"drop_oldest\"\n"
-    );
-    let relay = Relay::start(&to_sink(sink.address(), &more));
-    for batch in &batches {
-        assert_eq!(relay.post(batch).status, 200);
-    }
-    let metrics = relay.metrics();
-    assert_eq!(metrics.value("event_total", &[]), 80.0);
-    assert_eq!(metrics.value("queue_dropped_events_total", &[("reason", "drop_oldest")]), 30.0);
-    assert_eq!((lost(&metrics, "queue"), lost(&metrics, "consumer")), (0.0, 30.0));
-    assert_eq!(metrics.value("output_backlog_events", &[("output", "consumer")]), 50.0);
-    sink.reopen();
-    relay.wait_until_delivered(PATIENCE);
-    let received = accepted_events(&sink);
-    let places: Vec<_> = batches
-        .iter()
-        .enumerate()
-        .filter(|(_, batch)| received.contains(&events_of(batch)[0]))
-        .map(|(place, _)| place)
-        .collect();
-    // The oldest batch may have been on the wire when it was due to be dropped. It is then kept.
-    assert_eq!(places.len(), 5);
-    assert_eq!(places[1..], [4, 5, 6, 7]);
-    let kept: Vec<_> = places.iter().flat_map(|&place| events_of(&batches[place])).collect();
-    assert!(received == kept, "another order, or more than the batches that were kept");
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
 fn drop_oldest_costs_only_the_output_that_is_dead() {
     let batches = batches(12);
     let room = room_for_five(&batches[0]);
@@ -307,67 +222,6 @@ fn drop_oldest_costs_only_the_output_that_is_dead() {
     assert_eq!(metrics.value("output_events_total", &[("output", "live")]), 120.0);
     let all: Vec<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
     assert!(accepted_events(&live) == all);
-    relay.finish(Backlog::Stable);
-}
-
-#[test]
-fn drop_oldest_drops_nothing_that_is_on_the_wire() {
-    let batches = batches(7);
-    let room = room_for_five(&batches[0]);
-    let held = Arc::new(AtomicBool::new(true));
-    let holds = Arc::clone(&held);
-    let sink = HttpSink::start(move |_| {
-        wait_until("the end of the test", PATIENCE, || !holds.load(Ordering::SeqCst));
-        Answer::status(200)
-    });
-    let more = format!(
-        "concurrency = 5\nbatch = {{ max_events = 10 }}\n[queue]\nmax_bytes = {room}\nwhen_full = \"drop_oldest\"\n"
-    );
-    let relay = Relay::start(&to_sink(sink.address(), &more));
-    for batch in &batches[..5] {
-        assert_eq!(relay.post(batch).status, 200);
-    }
-    sink.wait_for_count(5, PATIENCE);
-    for batch in &batches[5..] {
-        assert_refusal(&relay.post(batch), 429, 3..=8);
-    }
-    held.store(false, Ordering::SeqCst);
-    relay.wait_until_delivered(PATIENCE);
-    let kept: Vec<_> = batches[..5].iter().flat_map(|batch| events_of(batch)).collect();
-    assert_same_set(&received_events(&sink), &kept);
-    assert_eq!(relay.metrics().sum("error_total"), 0.0);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn a_dead_output_delays_no_other() {
-    let live = HttpSink::accepting();
-    let hung = HttpSink::start(|_| Answer::never());
-    let config = format!(
-        "{}[[output]]\nname = \"hung\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n\
-         [[output]]\nname = \"live\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n",
-        dead_end(""),
-        hung.address(),
-        live.address()
-    );
-    let relay = Relay::start(&config);
-    let mut events = Vec::new();
-    for seed in 0..50 {
-        let batch = generated_batch(seed, 20, 1600);
-        events.extend(events_of(&batch));
-        let posted = Instant::now();
-        assert_eq!(relay.post(&batch).status, 200);
-        let count = events.len();
-        wait_until("the batch at the live output", PATIENCE, || {
-            relay.metrics().value("output_events_total", &[("output", "live")]) == real(count)
-        });
-        assert!(posted.elapsed() < Duration::from_secs(2), "{:?}", posted.elapsed());
-    }
-    assert!(accepted_events(&live) == events);
-    for output in ["consumer", "hung"] {
-        let backlog = relay.metrics().value("output_backlog_events", &[("output", output)]);
-        assert_eq!(backlog, 1000.0, "{output}");
-    }
     relay.finish(Backlog::Stable);
 }
 
@@ -477,9 +331,8 @@ fn delivered_answers_503_in_time_and_keeps_only_what_was_begun() {
     relay.wait_until_delivered(PATIENCE);
     // kube-apiserver tries again. The batch is now accepted, and the attempts that were answered
     // 503 before are not delivered.
-    let again = generated_batch(1, 10, 1000);
-    assert_eq!(relay.post(&again).status, 200);
-    let expected = [events_of(&first), events_of(&again)].concat();
+    let again = post_batch(&relay, 1, 10, 1000);
+    let expected = [events_of(&first), again].concat();
     assert!(accepted_events(&sink) == expected, "what was answered 503 was delivered after all");
     relay.finish(Backlog::Empty);
 }
@@ -601,23 +454,5 @@ fn delivered_through_outages_as_kube_apiserver_sends_loses_nothing() {
     let different: BTreeSet<_> = received.iter().collect();
     assert_eq!(different.len(), 600);
     assert!(received.len() <= 600 + 5 * 20, "{} events more than were sent", received.len() - 600);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn order_is_that_of_acceptance() {
-    let sink =
-        HttpSink::start(|request| Answer::status(if request.number % 7 == 3 { 500 } else { 200 }));
-    let config = to_sink(sink.address(), "concurrency = 1\nbatch = { max_events = 7 }\n");
-    let relay = Relay::start(&config);
-    let mut client = Client::connect(relay.address()).unwrap();
-    let mut events = Vec::new();
-    for seed in 0..40 {
-        let batch = generated_batch(seed, 5, 1000);
-        events.extend(events_of(&batch));
-        assert_eq!(client.post("/", "application/json", &batch).unwrap().status, 200);
-    }
-    relay.wait_until_delivered(PATIENCE);
-    assert_in_order(&received_events(&sink), &events);
     relay.finish(Backlog::Empty);
 }

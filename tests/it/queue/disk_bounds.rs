@@ -2,38 +2,13 @@
 //! backlog of any size.
 
 use std::io::Read as _;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-use crate::support::PATIENCE;
 use crate::support::answers::assert_refusal;
-use crate::support::chance::rng;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http::Client;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::metrics::Metrics;
 use crate::support::numbered::list;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::to_sink;
-use crate::support::senders::Bodies;
-use crate::support::senders::Senders;
-use crate::support::server::Options;
-use crate::support::server::Server;
-use crate::support::spool::Spool;
+use crate::support::prelude::*;
 use crate::support::spool::Usage;
-use crate::support::tally::Tallying;
-use crate::support::tally::accepted_ids;
-use crate::support::text;
-use crate::support::wait_until;
 
 const MIB: u64 = 1024 * 1024;
 
@@ -147,7 +122,10 @@ fn arrived(consumer: &Tallying) -> Vec<(u32, u64)> {
 fn a_full_directory_refuses_and_never_takes_more_than_it_may() {
     let spool = Spool::new();
     let mut consumer = Tallying::tcp().closed();
-    let config = format!("{BASE}{}{}", consumer.output("out", ""), queue(&spool, ""));
+    // The consumer closes with bytes unread. On a busy machine that takes longer than the 100 ms
+    // after which the output counts bytes as read.
+    let output = consumer.output("out", "replay_window = \"1s\"\n");
+    let config = format!("{BASE}{output}{}", queue(&spool, ""));
     let relay = Relay::start(&config);
     let watch = Watch::over(&spool);
     let mut posted = overload(relay.address(), 0, 20);
@@ -244,68 +222,6 @@ fn drop_oldest_drops_whole_segments_and_counts_them_once() {
     }
 }
 
-/// Method: in eight rounds a relay with `drop_oldest` and a small directory runs under load, while
-/// its consumers open and close at random. The losses that each relay counts are added up. In the
-/// end no more events may be missing at a consumer than were counted for its output.
-#[test]
-fn what_drop_oldest_loses_is_counted_whatever_the_consumers_and_the_relay_do() {
-    let mut rng = rng();
-    let spool = Spool::new();
-    let mut consumers = [("lines", Tallying::tcp()), ("requests", Tallying::http())];
-    let outputs = consumers.each_ref().map(|(name, consumer)| consumer.output(name, "")).concat();
-    let queue = "max_bytes = \"2MiB\"\nsegment_bytes = \"128KiB\"\nwhen_full = \"drop_oldest\"\n";
-    let config = format!("{BASE}{outputs}{}", spool.queue(queue));
-    let senders = Senders::start(4, Bodies::Mixed, &mut rng);
-    let mut counted = [0.0; 2];
-    for round in 0..8 {
-        consumers[round % 2].1.set_open(false);
-        let mut relay = Relay::start(&config);
-        senders.go_to(relay.address());
-        std::thread::sleep(Duration::from_millis(rng.u64(100..400)));
-        for _ in 0..4 {
-            let (_, consumer) = &mut consumers[rng.usize(..2)];
-            consumer.set_open(rng.bool());
-            std::thread::sleep(Duration::from_millis(rng.u64(..300)));
-        }
-        senders.pause();
-        relay.settle(Backlog::Stable);
-        let metrics = relay.metrics();
-        for ((name, _), counted) in consumers.iter().zip(&mut counted) {
-            *counted += metrics.value("error_total", &[("plugin", *name)]);
-        }
-        relay.stop();
-    }
-    let sent = senders.finish();
-    consumers.iter_mut().for_each(|(_, consumer)| consumer.set_open(true));
-    Relay::start(&config).finish(Backlog::Empty);
-    let accepted = accepted_ids(&sent);
-    let mut all_missing = 0;
-    for ((name, consumer), counted) in consumers.iter().zip(counted) {
-        wait_until("what was sent to be read", PATIENCE, || consumer.open() == 0);
-        let missing = accepted.difference(&consumer.tally.ids()).count() as u64;
-        eprintln!("{name}: {} accepted, {missing} missing, {counted} counted", accepted.len());
-        // Events that had arrived at the consumer, and were dropped before their acknowledgement,
-        // are counted as lost too.
-        assert!(real(missing) <= counted, "{name}: {missing} missing, {counted} counted");
-        all_missing += missing;
-    }
-    assert!(all_missing > 0, "nothing was dropped");
-}
-
-#[test]
-fn drop_oldest_beside_a_slow_consumer_counts_each_event_once() {
-    let spool = Spool::new();
-    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(20)));
-    let queue = "max_bytes = \"2MiB\"\nsegment_bytes = \"128KiB\"\nwhen_full = \"drop_oldest\"\n";
-    let more = "concurrency = 1\nbatch = { max_events = 50 }\n";
-    let relay = Relay::start(&to_sink(sink.address(), &format!("{more}{}", spool.queue(queue))));
-    for first in [0, 10, 20] {
-        overload(relay.address(), first, 40);
-    }
-    assert!(relay.metrics().sum("queue_dropped_events_total") > 0.0);
-    relay.finish(Backlog::Empty);
-}
-
 #[test]
 fn drop_newest_takes_what_it_can_and_counts_the_rest() {
     let spool = Spool::new();
@@ -355,11 +271,11 @@ fn counting_requests() -> (HttpSink, Arc<AtomicU64>) {
     (sink, count)
 }
 
-/// Method: a backlog of 400 MiB is made, and two consumers then read it at once from the files. The
+/// Method: a backlog of 200 MiB is made, and two consumers then read it at once from the files. The
 /// relay's highest resident memory is compared with fixed limits.
 #[test]
 fn memory_stays_bounded_with_a_backlog_of_many_times_the_cache() {
-    const BACKLOG: u64 = 400 * MIB;
+    const BACKLOG: u64 = 200 * MIB;
     let spool = Spool::new();
     let ((mut lines, lines_count), (mut requests, requests_count)) =
         (counting_lines(), counting_requests());

@@ -1,35 +1,12 @@
 //! `queue.directory` from one run to the next: a backlog that does not delay the end, outputs that
 //! come and go, cursors that are lost or damaged, and when the answer 200 is sent.
 
-use std::collections::BTreeSet;
-use std::path::Path;
-use std::time::Duration;
-use std::time::Instant;
-
-use crate::support::PATIENCE;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::http;
-use crate::support::http::Client;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::metrics::Metrics;
 use crate::support::numbered::Id;
 use crate::support::numbered::event;
 use crate::support::numbered::list;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::accepted_events;
-use crate::support::requests::to_sink;
+use crate::support::prelude::*;
 use crate::support::spool::SLOT;
-use crate::support::spool::Spool;
 use crate::support::spool::slots;
-use crate::support::tally::Tallying;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_for;
-use crate::support::wait_until;
 
 /// Returns a config with these outputs and this spool.
 fn config(outputs: &[String], spool: &Spool) -> String {
@@ -254,9 +231,9 @@ fn halfway() -> Halfway {
 
 /// Starts the relay again. It must begin with backlogs of `starts` events for `ahead` and `behind`,
 /// and deliver everything from there on.
-fn assert_resumes_with(halfway: &Halfway, starts: [u64; 2]) {
+fn assert_resumes_with(halfway: &Halfway, config: &str, starts: [u64; 2]) {
     let before = [numbers(&halfway.ahead).len(), numbers(&halfway.behind).len()];
-    let relay = Relay::start(&halfway.config);
+    let relay = Relay::start(config);
     let metrics = relay.metrics();
     let found = ["ahead", "behind"].map(|name| of_output(&metrics, "output_start_events", name));
     assert_eq!(found, starts.map(real), "{}", relay.log_text());
@@ -273,18 +250,6 @@ fn assert_resumes_with(halfway: &Halfway, starts: [u64; 2]) {
     }
 }
 
-#[test]
-fn a_clean_stop_leaves_exact_cursors() {
-    assert_resumes_with(&halfway(), [0, 600]);
-}
-
-#[test]
-fn without_cursors_every_output_starts_at_the_oldest_record() {
-    let halfway = halfway();
-    std::fs::remove_file(halfway.spool.path().join("cursors")).unwrap();
-    assert_resumes_with(&halfway, [1000, 1000]);
-}
-
 /// Changes a byte of a slot of `cursors`. Slot 0 is the newest.
 fn damage_slot(spool: &Spool, which: usize) {
     spool.edit(Path::new("cursors"), |bytes| {
@@ -294,23 +259,32 @@ fn damage_slot(spool: &Spool, which: usize) {
     });
 }
 
-#[test]
-fn with_both_slots_damaged_every_output_starts_at_the_oldest_record() {
-    let halfway = halfway();
-    damage_slot(&halfway.spool, 0);
-    damage_slot(&halfway.spool, 1);
-    assert_resumes_with(&halfway, [1000, 1000]);
-    // The stop before has written two good slots.
-    let relay = Relay::start(&halfway.config);
-    assert_eq!(relay.metrics().sum("output_start_events"), 0.0);
-    relay.finish(Backlog::Empty);
-}
+type Damage = fn(&Spool);
 
+/// Method: the cursors of a relay that was stopped are left alone, removed, or damaged in one or
+/// both of their slots. Without a good slot, every output starts at the oldest record.
 #[test]
-fn the_older_slot_damaged_changes_nothing() {
+fn each_output_resumes_where_the_cursors_say_or_at_the_oldest_record() {
     let halfway = halfway();
-    damage_slot(&halfway.spool, 1);
-    assert_resumes_with(&halfway, [0, 600]);
+    let whole = halfway.spool.path().display().to_string();
+    let remove = |spool: &Spool| std::fs::remove_file(spool.path().join("cursors")).unwrap();
+    let both = |spool: &Spool| [0, 1].map(|slot| damage_slot(spool, slot)).into_iter().collect();
+    let cases: [(Damage, [u64; 2]); 4] = [
+        (|_| (), [0, 600]),
+        (|spool| damage_slot(spool, 1), [0, 600]),
+        (remove, [1000, 1000]),
+        (both, [1000, 1000]),
+    ];
+    for (damage, starts) in cases {
+        let copy = halfway.spool.copy();
+        damage(&copy);
+        let config = halfway.config.replace(&whole, &copy.path().display().to_string());
+        assert_resumes_with(&halfway, &config, starts);
+        // The stop has written two good slots.
+        let relay = Relay::start(&config);
+        assert_eq!(relay.metrics().sum("output_start_events"), 0.0);
+        relay.finish(Backlog::Empty);
+    }
 }
 
 #[test]
@@ -405,7 +379,7 @@ struct Call {
 /// overlap.
 fn calls(trace: &str) -> Vec<Call> {
     let mut calls = Vec::new();
-    let mut unfinished: std::collections::BTreeMap<&str, Call> = std::collections::BTreeMap::new();
+    let mut unfinished: BTreeMap<&str, Call> = BTreeMap::new();
     for (line, text) in trace.lines().enumerate() {
         let Some((thread, text)) = text.split_once(' ') else { continue };
         let text = text.trim_start();

@@ -7,24 +7,11 @@
 //! with the events that were answered 200: none may be missing, order must hold where it is
 //! promised, and each repeated event must have arrived shortly before a kill.
 
-use std::time::Duration;
-use std::time::Instant;
-
-use crate::support::PATIENCE;
-use crate::support::chance::number_from;
-use crate::support::chance::rng;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::senders::Bodies;
-use crate::support::senders::Senders;
-use crate::support::spool::Spool;
+use crate::support::prelude::*;
 use crate::support::tally::Repeat;
-use crate::support::tally::Tallying;
 use crate::support::tally::accepted;
 use crate::support::tally::check;
 use crate::support::tally::check_unordered;
-use crate::support::wait_until;
 
 /// The longest time before a kill at which an event may have arrived that arrives again. The
 /// cursors file is at most a second older than the cursors in memory, and a tcp output counts bytes
@@ -229,37 +216,4 @@ fn a_kill_after_a_while_repeats_at_most_about_the_last_second() {
     let counts = campaign.finish();
     eprintln!("2 kills after 5 s: {counts:?}");
     assert!(counts.accepted > 5000, "too few to mean anything: {counts:?}");
-}
-
-/// Method: eight lives under load end with SIGTERM at random moments. No event may arrive twice.
-#[test]
-fn a_clean_stop_under_load_repeats_nothing() {
-    let mut rng = rng();
-    let mut campaign = Campaign::new(Bodies::Mixed, &mut rng);
-    for _ in 0..8 {
-        let started = Instant::now();
-        let relay = campaign.start();
-        std::thread::sleep(Duration::from_millis(rng.u64(50..600)));
-        campaign.end(relay, started, End::Stop);
-    }
-    let counts = campaign.finish();
-    assert_eq!(counts.repeats, 0);
-    assert!(counts.accepted > 1000, "too few to mean anything: {counts:?}");
-}
-
-/// Method: ten lives end with a kill while bodies of megabytes are being written, so that most
-/// kills hit a write.
-#[test]
-fn batches_of_megabytes_survive_kills_too() {
-    let mut rng = rng();
-    let mut campaign = Campaign::new(Bodies::Large, &mut rng);
-    for _ in 0..10 {
-        let started = Instant::now();
-        let relay = campaign.start();
-        std::thread::sleep(Duration::from_millis(rng.u64(100..300)));
-        campaign.end(relay, started, End::Kill);
-    }
-    let counts = campaign.finish();
-    eprintln!("10 kills: {counts:?}");
-    assert!(counts.accepted > 1000, "too few to mean anything: {counts:?}");
 }

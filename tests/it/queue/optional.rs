@@ -2,26 +2,8 @@
 //! are kept for it as long as nothing else needs the room. Then it alone loses the oldest ones, and
 //! that is counted.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-
-use crate::support::PATIENCE;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::metrics::Metrics;
 use crate::support::metrics::assert_conservation;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::QUICK;
-use crate::support::requests::accepted_events;
-use crate::support::requests::to_sink;
-use crate::support::spool::Spool;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 /// The number of events in a batch.
 const EVENTS: usize = 10;
@@ -130,7 +112,7 @@ fn what_no_required_output_needs_does_not_fill_the_queue() {
         let relay = Relay::start(&config(required.address(), archive.address(), &more));
         post(&relay, 0..60);
         required.close();
-        assert_eq!(relay.post(&generated_batch(60, 8, 1000)).status, 200);
+        post_batch(&relay, 60, 8, 1000);
         let shares = || {
             let metrics = relay.metrics();
             let capacity = metrics.value("queue_capacity_bytes", &[]);

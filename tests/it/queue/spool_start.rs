@@ -1,26 +1,18 @@
 //! Directories that can't be used: the relay does not start, says what to do about it, and has
 //! changed nothing.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::fs::chown;
-use std::path::Path;
-use std::path::PathBuf;
 
-use crate::support::PATIENCE;
 use crate::support::filesystem::Kind;
 use crate::support::filesystem::Mounted;
 use crate::support::numbered::list;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::relay::spawn_run;
 use crate::support::spool::Entry;
-use crate::support::spool::Spool;
 use crate::support::spool::set_segment_version;
 use crate::support::spool::set_slot_version;
 use crate::support::spool::slots;
-use crate::support::tally::Tallying;
 
 /// Returns a config with one output. Its consumer is down at first, so that all events stay in the
 /// spool.
@@ -195,7 +187,7 @@ mod peers {
         relay.settle(Backlog::Stable);
         let path = spool.path().display().to_string();
         assert_refused(&spool, &config, &[], &[&path, "another process", "stop"]);
-        // The first relay goes on.
+        // The first relay continues.
         assert_eq!(relay.metrics().value("output_start_events", &[("output", "out")]), 1000.0);
         relay.finish(Backlog::Stable);
         assert_intact(&spool, consumer);
