@@ -4,24 +4,16 @@
 use std::io::Read as _;
 use std::io::Write as _;
 
-use crate::support::PATIENCE;
 use crate::support::answers::Counted;
 use crate::support::answers::NO_EVENTS;
 use crate::support::answers::assert_accepted;
 use crate::support::answers::assert_kept;
 use crate::support::answers::assert_refusal;
 use crate::support::corpus::audit_log;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
 use crate::support::h2;
 use crate::support::h2::H2;
-use crate::support::http::Client;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::setup::start;
-use crate::support::text;
-use crate::support::wait_until;
 
 const EVENT: &str = r#"{"level":"Metadata","auditID":"a","stage":"ResponseComplete"}"#;
 const HEAD: &str = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
@@ -133,7 +125,7 @@ fn an_event_that_is_none_is_400_and_named_by_item_and_byte() {
         let place = format!("item 1 at byte {}: ", second + at);
         assert!(message.starts_with(&place) && message.contains(says), "{item}: {message}");
     }
-    // A level that Kubernetes does not know is no reason to refuse an event.
+    // A level that Kubernetes does not know is not a reason to refuse an event.
     let odd = r#"{"level":"Odd","auditID":"a","stage":"Panic"}"#;
     assert_accepted(&relay.post(&list(odd)), 1);
     sink.wait_for_count(1, PATIENCE);
@@ -426,17 +418,13 @@ fn a_prefix_with_a_slash_at_its_end_is_the_same_prefix_and_the_root_takes_any_pa
     for (target, inside) in
         [("/a/b", true), ("/a/b/", true), ("/a/b/c", true), ("/a/bc", false), ("/a", false)]
     {
-        let response =
-            crate::support::http::post(relay.address(), target, JSON, NO_EVENTS.as_bytes())
-                .unwrap();
+        let response = http::post(relay.address(), target, JSON, NO_EVENTS.as_bytes()).unwrap();
         assert_eq!(response.status == 200, inside, "{target}");
     }
     relay.finish(Backlog::Empty);
     let (relay, _sink) = start("", "");
     for target in ["/", "/auditx", "//", "/?", "/a b".trim_end_matches(" b"), "/%00/../x"] {
-        let response =
-            crate::support::http::post(relay.address(), target, JSON, NO_EVENTS.as_bytes())
-                .unwrap();
+        let response = http::post(relay.address(), target, JSON, NO_EVENTS.as_bytes()).unwrap();
         assert_accepted(&response, 0);
     }
     let options = b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -556,7 +544,7 @@ fn the_sender_of_a_body_that_is_too_large_finds_the_answer_and_no_reset() {
         assert_refusal(&client.read_response().unwrap(), 413);
         assert!(client.is_closed_by_server());
     }
-    // A sender that goes on writing is not read for ever.
+    // A sender that continues to write is not read for ever.
     let mut client = Client::connect(relay.address()).unwrap();
     client.send(&raw("Content-Length: 5000000000\r\n", b"")).unwrap();
     let mut sent = 0;
@@ -715,8 +703,8 @@ fn a_batch_that_no_consumer_takes_in_time_is_503_and_taken_out_again() {
 }
 
 /// Sends the body as kube-apiserver does, until it is accepted, and returns that answer.
-fn wait_for_accepted(relay: &Relay, body: &[u8]) -> crate::support::http::Response {
-    crate::support::wait_for("a 200", PATIENCE, || {
+fn wait_for_accepted(relay: &Relay, body: &[u8]) -> http::Response {
+    wait_for("a 200", PATIENCE, || {
         let response = relay.post(body);
         (response.status == 200).then_some(response)
     })
@@ -750,8 +738,8 @@ fn a_body_under_way_at_the_end_is_503_at_half_of_the_drain() {
     assert_eq!(response.header("connection"), Some("close"));
     // The admin routes answer until the end of the process. This scrape may or may not come before
     // it.
-    if let Ok(scrape) = crate::support::http::get(relay.admin(), "/metrics") {
-        let metrics = crate::support::metrics::Metrics::parse(&scrape.text());
+    if let Ok(scrape) = http::get(relay.admin(), "/metrics") {
+        let metrics = Metrics::parse(&scrape.text());
         let expected = before.and("200", None).and("503", Some("shutting_down"));
         assert_eq!(Counted::in_metrics(&metrics), expected);
         crate::support::metrics::assert_conservation(&metrics, &["out"]);
@@ -795,15 +783,13 @@ fn json_lines_and_single_events_pass_as_they_are() {
         ),
     ] {
         for media_type in [JSON, "application/x-ndjson", "text/plain"] {
-            let response =
-                crate::support::http::post(relay.address(), "/", media_type, body.as_bytes())
-                    .unwrap();
+            let response = http::post(relay.address(), "/", media_type, body.as_bytes()).unwrap();
             assert_accepted(&response, events.len() as u64);
             expected.extend(events.iter().map(|event| event.clone().into_bytes()));
         }
     }
     let log = audit_log();
-    let response = crate::support::http::post(relay.address(), "/", "text/plain", &log).unwrap();
+    let response = http::post(relay.address(), "/", "text/plain", &log).unwrap();
     assert_accepted(&response, 495);
     expected.extend(
         log.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec),
@@ -838,18 +824,6 @@ fn the_whole_corpus_arrives_byte_for_byte_in_order() {
     assert_eq!(metrics.sum("received_bytes_total"), sent as f64);
     relay.finish(Backlog::Empty);
     assert!(sink.lines() == [events.clone(), events].concat());
-}
-
-#[test]
-fn large_batches_arrive_whole() {
-    let (relay, sink) = start("", "");
-    let many = generated_batch(1, 20_000, 700);
-    let huge = generated_batch(2, 3, 8 * MIB);
-    for (batch, events) in [(&many, 20_000), (&huge, 3)] {
-        assert_accepted(&relay.post(batch), events);
-    }
-    relay.finish(Backlog::Empty);
-    assert!(sink.lines() == [events_of(&many), events_of(&huge)].concat());
 }
 
 #[test]

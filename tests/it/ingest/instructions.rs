@@ -5,15 +5,11 @@
 //! On a CPU without AVX2, the path for SSE2 is counted, against its own committed numbers. That
 //! says nothing about the other path, and `./test` then says so at its end.
 
-use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 
-use tempfile::TempDir;
-
 use crate::support::needs::needs;
-use crate::support::repository;
-use crate::support::text;
+use crate::support::prelude::*;
 
 /// A phase of the program, and the committed cost of one pass through it.
 struct Figure {
@@ -62,7 +58,7 @@ fn build() -> String {
     let mut script = Command::new(repository().join("deploy/static-binary.sh"));
     script.args(["", text(&target), "hot-path"]).current_dir(repository());
     // The test has the environment variables of a package's build. With them, ring and every crate
-    // that needs it would be built anew.
+    // that needs it would be built again.
     for (name, _) in std::env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.to_string_lossy().starts_with(of))
         {

@@ -2,17 +2,6 @@
 //! offsets before which every output has acknowledged everything, and a relay that starts again
 //! reads on from there, after any fault of the relay, its brokers and its consumers.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::sync::Mutex;
-use std::time::Duration;
-
-use crate::support::PATIENCE;
-use crate::support::chance::rng;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::http;
 use crate::support::kafka::Cluster;
 use crate::support::kafka::FETCH;
 use crate::support::kafka::OFFSET_COMMIT;
@@ -21,15 +10,9 @@ use crate::support::numbered::Id;
 use crate::support::numbered::event;
 use crate::support::numbered::events;
 use crate::support::numbered::list;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::spool::Spool;
+use crate::support::prelude::*;
 use crate::support::tally::Tally;
-use crate::support::tally::Tallying;
-use crate::support::tcp_sink::TcpSink;
 use crate::support::try_wait_for;
-use crate::support::wait_until;
 
 /// The beginning of the configs: no listener, and the acknowledgement that a source requires.
 const WORKER: &str = r#"

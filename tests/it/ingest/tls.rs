@@ -2,38 +2,23 @@
 //! they are in use.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
-use std::time::Instant;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use tempfile::TempDir;
 
-use crate::support::PATIENCE;
 use crate::support::answers::NO_EVENTS;
 use crate::support::answers::assert_accepted;
 use crate::support::answers::assert_kept;
 use crate::support::answers::assert_refusal;
-use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::certificates::chain;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
 use crate::support::h2;
 use crate::support::h2::H2;
-use crate::support::http::Client;
 use crate::support::peers::curl;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::setup::config;
 use crate::support::setup::start;
 use crate::support::stream::Stream;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_until;
 
 const JSON: &str = "application/json";
 
@@ -514,8 +499,7 @@ fn a_listener_whose_files_are_missing_or_broken_is_an_error_of_the_start() {
         let directory = TempDir::new().unwrap();
         let file = directory.path().join("config.toml");
         std::fs::write(&file, config(&sink, &tls(pair, more), "")).unwrap();
-        let output =
-            crate::support::relay::run_command(&["run", "--config", text(&file)], directory.path());
+        let output = run_command(&["run", "--config", text(&file)], directory.path());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{more}: {said}");
         assert!(said.contains(says), "{says}: {said}");

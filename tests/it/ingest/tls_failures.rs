@@ -7,17 +7,10 @@ use std::net::TcpStream;
 use std::process::Command;
 use std::process::Stdio;
 
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
-use crate::support::http;
-use crate::support::http::Client;
 use crate::support::peers::program;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::setup::start;
-use crate::support::text;
-use crate::support::wait_until;
 
 const LINE: &str = "a sender cannot connect: the TLS handshake fails";
 
@@ -116,7 +109,7 @@ fn a_health_check_that_only_connects_is_no_failure() {
         let stream = TcpStream::connect(relay.address()).unwrap();
         if number % 2 == 0 {
             let socket = socket2::SockRef::from(&stream);
-            socket.set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            socket.set_linger(Some(Duration::ZERO)).unwrap();
         }
     }
     // The one behind them shows that they were all looked at.
@@ -143,7 +136,7 @@ fn a_connection_without_a_single_byte_is_no_failure_when_its_time_is_over() {
 
 #[test]
 fn a_wrong_token_has_one_line_with_the_sender_and_without_the_token() {
-    let directory = tempfile::TempDir::new().unwrap();
+    let directory = TempDir::new().unwrap();
     let file = directory.path().join("token");
     std::fs::write(&file, "the-right-token").unwrap();
     let (relay, _sink) = start(&format!("bearer_token_file = \"{}\"\n", text(&file)), "");

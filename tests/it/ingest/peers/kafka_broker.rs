@@ -1,20 +1,14 @@
 //! `[[source]]` of type kafka against a real broker: the group, its offsets, and kills of the
 //! broker and of the relay.
 
-use std::time::Duration;
-
 use crate::ingest::kafka_source::Moment;
 use crate::ingest::kafka_source::ids_of;
 use crate::ingest::kafka_source::put;
 use crate::ingest::kafka_source::repeats;
 use crate::ingest::kafka_source::wait_until_committed;
 use crate::ingest::kafka_source::worker;
-use crate::support::PATIENCE;
-use crate::support::chance::rng;
-use crate::support::relay::Backlog;
-use crate::support::tally::Tallying;
+use crate::support::prelude::*;
 use crate::support::tansu::Tansu;
-use crate::support::wait_until;
 
 /// The number of events that each round puts into each of the two partitions.
 const ROUND: u64 = 300;
