@@ -1,25 +1,14 @@
 //! `evidence verify` beside relays in use, after kills, and over several logs: it accuses nobody
 //! where nothing is wrong, and takes nothing for proven that is not signed.
 
-use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 use std::time::SystemTime;
-
-use tempfile::TempDir;
 
 use super::recorded::Recorded;
 use super::recorded::text_of;
 use super::verify::Checked;
 use super::verify::check;
-use crate::support::PATIENCE;
-use crate::support::corpus::generated_batch;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::accepted_events;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 /// The number of looks at a relay in use, of each kind.
 const ROUNDS: usize = 10;
@@ -75,7 +64,7 @@ fn a_relay_in_use_and_copies_of_its_directory_pass_at_any_moment() {
                 if is_over.load(Ordering::Relaxed) {
                     break;
                 }
-                assert_eq!(relay.post(&generated_batch(seed, 30, 700)).status, 200);
+                post_batch(&relay, seed, 30, 700);
                 std::thread::sleep(Duration::from_millis(30));
             }
         });
@@ -153,9 +142,11 @@ fn a_log_without_a_stop_is_silent_when_no_heartbeat_comes() {
     recorded.post(&relay, 1, 20);
     recorded.wait_until_signed();
     relay.kill();
-    let directory = recorded.spool.path().display().to_string();
-    let silent = || check(&["--directory", &directory, "--key", &recorded.verifier]);
-    wait_until("the silence", PATIENCE, || silent().text.contains("nothing was recorded"));
+    let silent = || recorded.check();
+    wait_until("the silence", PATIENCE, || {
+        std::thread::sleep(Duration::from_millis(300));
+        silent().text.contains("nothing was recorded")
+    });
     silent().assert(1, &["FAULT 2", "although the relay was running"]);
 }
 

@@ -3,45 +3,22 @@
 
 #[cfg(feature = "kafka")]
 use std::cell::Cell;
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::path::PathBuf;
-use std::time::Duration;
-use std::time::Instant;
 
 use serde_json::Value;
-use tempfile::TempDir;
 
 use super::recorded::ORIGIN;
 use super::recorded::keygen;
 use super::recorded::text_of;
-use crate::support::PATIENCE;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::http_sink::Request;
 #[cfg(feature = "kafka")]
 use crate::support::kafka::Cluster;
 #[cfg(feature = "kafka")]
 use crate::support::kafka::TOPIC;
 use crate::support::lumberjack_sink::LumberjackSink;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
+use crate::support::prelude::*;
 use crate::support::relp_sink::RelpSink;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::events_in;
-use crate::support::requests::received_events;
 use crate::support::s3::Keys;
 use crate::support::s3::Mood;
 use crate::support::s3::S3;
-use crate::support::server::Options;
-use crate::support::spool::Spool;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::wait_until;
 
 /// The beginning of each line that is a checkpoint.
 const HEAD: &[u8] =
@@ -74,9 +51,8 @@ impl Case {
     }
 
     fn post(&mut self, relay: &Relay, seed: u64, events: usize) {
-        let body = generated_batch(seed, events, 700);
-        assert_eq!(relay.post(&body).status, 200);
-        self.events.extend(events_of(&body));
+        let sent = post_batch(relay, seed, events, 700);
+        self.events.extend(sent);
     }
 
     /// Returns the number of entries of the newest checkpoint on the disk.
@@ -178,6 +154,7 @@ fn both_arrive(
     relay.wait_until_delivered(PATIENCE);
     let covered = case.newest();
     wait_until("checkpoints without events", PATIENCE, || {
+        std::thread::sleep(Duration::from_millis(100));
         sizes(&lines(&relay)).iter().filter(|size| **size > covered).count() >= 2
     });
     let metrics = relay.metrics();

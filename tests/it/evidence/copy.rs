@@ -1,24 +1,12 @@
 //! `evidence copy`: a copy of a directory in use is whole, and nothing is written to the directory.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-use tempfile::TempDir;
 
 use super::recorded::Recorded;
 use super::verify::Checked;
 use super::verify::check;
-use crate::support::PATIENCE;
-use crate::support::corpus::generated_batch;
-use crate::support::http;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 /// Runs `evidence copy`.
 fn copy(directory: &Path, to: &Path) -> Checked {
@@ -48,9 +36,7 @@ fn a_copy_under_load_always_verifies() {
     let relay = Relay::start(&config);
     let address = relay.address();
     // The oldest hashes go as soon as there are one MiB of them: 32,768 events.
-    for seed in 0..12 {
-        assert_eq!(relay.post(&generated_batch(seed, 4000, 300)).status, 200);
-    }
+    post_batches(&relay, 0..12, 4000, 300);
     let log = recorded.log();
     wait_until("a checkpoint", PATIENCE, || log.join("checkpoint").exists());
     let is_over = AtomicBool::new(false);
@@ -68,7 +54,7 @@ fn a_copy_under_load_always_verifies() {
         });
         let over = Over(&is_over);
         let mut has_new = false;
-        // At least until a checkpoint was signed meanwhile.
+        // The copies continue until a checkpoint was signed meanwhile.
         for number in 0..1000 {
             if has_new && number >= 20 {
                 break;

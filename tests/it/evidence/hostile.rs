@@ -1,10 +1,7 @@
 //! A log of an attacker does not hurt the auditor: each command ends soon, takes little memory,
 //! says what is wrong, and prints nothing that a terminal would obey.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
 
@@ -13,15 +10,11 @@ use base64::engine::general_purpose::STANDARD;
 use ring::digest;
 use ring::signature::Ed25519KeyPair;
 use ring::signature::KeyPair as _;
-use tempfile::TempDir;
 
 use super::recorded::Recorded;
 use super::verify::Checked;
 use crate::support::binary;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::Relay;
-use crate::support::spool::Spool;
+use crate::support::prelude::*;
 
 const ORIGIN: &str = "example.org/hostile";
 
@@ -256,7 +249,7 @@ fn an_answer_that_is_no_file_accuses_nobody() {
         (Answer::status(200).body("x").header("Content-Length", "9").closing(), ""),
         (Answer::hang_up(), "no HTTP answer"),
     ] {
-        let answer = std::sync::Mutex::new(Some(answer));
+        let answer = Mutex::new(Some(answer));
         let server = HttpSink::start(move |_| answer.lock().unwrap().take().unwrap());
         let hostile = Hostile::new(&[heartbeat()]);
         let url = format!("http://{}", server.address());

@@ -2,28 +2,15 @@
 //! has changed at one random place never passes.
 
 use std::ops::Range;
-use std::path::Path;
-use std::path::PathBuf;
-use std::time::Duration;
 
 use fastrand::Rng;
-use tempfile::TempDir;
 
 use super::recorded::keygen;
 use super::recorded::text_of;
 use super::verify::Checked;
 use super::verify::check;
-use crate::support::PATIENCE;
-use crate::support::chance;
-use crate::support::corpus::generated_batch;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::Relay;
-use crate::support::requests::accepted_events;
-use crate::support::requests::to_sink;
+use crate::support::prelude::*;
 use crate::support::spool::Entry;
-use crate::support::spool::Spool;
-use crate::support::wait_until;
 use crate::support::witness::Witness;
 
 /// The number of random changes for each log.
@@ -129,7 +116,7 @@ impl Cluster {
                 self.sources[at].filter = rng.choice(FILTERS).unwrap_or_default();
                 let config = self.config(at);
                 let relay = self.sources[at].relay.as_ref().expect("started above");
-                // What is under way was delivered by the config before.
+                // Events under way are delivered by the config before.
                 relay.wait_until_delivered(PATIENCE);
                 relay.reload(&config, "success");
             }
@@ -202,8 +189,8 @@ impl Cluster {
 /// and every check passes.
 #[test]
 fn a_log_that_nobody_touched_never_gets_a_fault() {
-    let mut rng = chance::rng();
-    for _ in 0..chance::number_from("KUBE_AUDIT_FORWARDER_LOGS", 2) {
+    let mut rng = rng();
+    for _ in 0..number_from("KUBE_AUDIT_FORWARDER_LOGS", 2) {
         let mut cluster = Cluster::new(rng.bool(), &mut rng);
         for _ in 0..25 {
             cluster.step(&mut rng);
@@ -244,8 +231,8 @@ fn has_no_log(source: &Source) -> bool {
 /// log or in the stored lines. No such change may pass.
 #[test]
 fn one_random_change_never_passes() {
-    let mut rng = chance::rng();
-    for _ in 0..chance::number_from("KUBE_AUDIT_FORWARDER_LOGS", 2) {
+    let mut rng = rng();
+    for _ in 0..number_from("KUBE_AUDIT_FORWARDER_LOGS", 2) {
         let mut cluster = Cluster::new(false, &mut rng);
         for _ in 0..15 {
             cluster.step(&mut rng);

@@ -1,24 +1,9 @@
 //! Lines that somebody has changed in the files of the queue do not leave.
 
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-
 use super::recorded::Recorded;
-use super::verify::check;
-use crate::support::PATIENCE;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::requests::QUICK;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::spool::Spool;
+use super::recorded::wait_for_checkpoint;
+use crate::support::prelude::*;
 use crate::support::spool::forge_lines;
-use crate::support::wait_until;
 
 /// Returns a relay's directory and its consumer, which refuses all until the value is `true`.
 fn with_consumer_away() -> (Recorded, Arc<AtomicBool>) {
@@ -73,14 +58,13 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
     changed.iter().rev().for_each(|position| _ = expected.remove(at(position)));
     let stored = accepted_events(&recorded.sink);
     assert_same_set(&stored, &expected);
-    wait_until("the losses in the log", PATIENCE, || {
+    wait_for_checkpoint(&recorded.log(), "the losses", || {
         let directory = recorded.spool.path().display().to_string();
         let shown = run_command(&["evidence", "show", &directory], Path::new("/")).stdout;
         String::from_utf8(shown).unwrap().matches("tampered").count() == 2
     });
     relay.finish(Backlog::Empty);
-    let directory = recorded.spool.path().display().to_string();
-    let checked = check(&["--directory", &directory, "--key", &recorded.verifier]);
+    let checked = recorded.check();
     checked.assert(
         1,
         &[
@@ -117,7 +101,6 @@ fn a_changed_event_of_a_claim_that_is_sent_again_is_lost_and_not_sent() {
     expected.remove(42);
     assert_same_set(&accepted_events(&recorded.sink), &expected);
     assert_eq!(lost, 1);
-    let directory = recorded.spool.path().display().to_string();
-    let checked = check(&["--directory", &directory, "--key", &recorded.verifier]);
+    let checked = recorded.check();
     checked.assert(1, &["FAULT position 42 "]);
 }

@@ -1,21 +1,15 @@
 //! `[[evidence.witness]]`: a witness that shares no code with the relay cosigns checkpoints, and
 //! notices a log that was set back.
 
-use std::path::Path;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
 use super::recorded::ORIGIN;
 use super::recorded::Recorded;
 use super::recorded::keygen;
+use super::recorded::wait_for_checkpoint;
 use super::verify::check;
-use crate::support::PATIENCE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::requests::accepted_events;
-use crate::support::spool::Spool;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 use crate::support::witness::NAME;
 use crate::support::witness::Witness;
 
@@ -51,7 +45,7 @@ fn a_witness_cosigns_each_checkpoint_and_may_be_away() {
     let is_cosigned = |witness: &Witness, recorded: &Recorded| {
         passes(&recorded.spool, &recorded.verifier, &witness.verifier)
     };
-    wait_until("a cosignature", PATIENCE, || is_cosigned(&witness, &recorded));
+    wait_for_checkpoint(&recorded.log(), "a cosignature", || is_cosigned(&witness, &recorded));
     let at = cosigned_at(&relay);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     assert!(at.abs_diff(now) < 60, "{at}");
@@ -65,12 +59,12 @@ fn a_witness_cosigns_each_checkpoint_and_may_be_away() {
     let told = "the witness has not cosigned the newest checkpoint, trying again";
     relay.wait_for_log(told, PATIENCE);
     assert!(!is_cosigned(&witness, &recorded));
-    // Checkpoints go on meanwhile, which the witness has not seen.
+    // Checkpoints that the witness has not seen are signed meanwhile.
     recorded.post(&relay, 3, 300);
     recorded.wait_until_signed();
     witness.come_back();
     relay.wait_for_log("the witness cosigns again", PATIENCE);
-    wait_until("a cosignature", PATIENCE, || is_cosigned(&witness, &recorded));
+    wait_for_checkpoint(&recorded.log(), "a cosignature", || is_cosigned(&witness, &recorded));
 
     // The checkpoint over the stop is cosigned too.
     recorded.post(&relay, 4, 300);
@@ -153,7 +147,8 @@ fn a_log_that_was_set_back_is_not_gone_on_with() {
         let config = config.replace(&witness.config(), &next.config());
         let relay = Relay::start(&config);
         recorded.post(&relay, 6, 300);
-        wait_until("a new log", PATIENCE, || passes(&older, &verifier, &next.verifier));
+        let new_log = older.path().join("evidence");
+        wait_for_checkpoint(&new_log, "a new log", || passes(&older, &verifier, &next.verifier));
         assert_eq!(errors(&relay, "rolled_back"), 0);
         relay.finish(Backlog::Empty);
     }
@@ -196,7 +191,7 @@ fn an_older_copy_with_a_valid_cosignature_does_not_pass() {
 
     // By age alone, and with the checkpoint that the witness has.
     verify(&older, &["--witness-max-age", "1h"]).assert(0, &[]);
-    std::thread::sleep(std::time::Duration::from_millis(2100));
+    std::thread::sleep(Duration::from_millis(2100));
     let age = ["--witness-max-age", "1s"];
     let said = "the log may have been set back since then";
     verify(&older, &age).assert(2, &["NOT CHECKED: the newest cosignature", said]);
@@ -234,14 +229,14 @@ fn a_published_log_has_what_its_witness_has_seen() {
     let config = recorded.config("") + &witness.config();
     let relay = Relay::start(&config);
     recorded.post(&relay, 1, 300);
-    wait_until("a cosignature", PATIENCE, || {
+    wait_for_checkpoint(&recorded.log(), "a cosignature", || {
         passes(&recorded.spool, &recorded.verifier, &witness.verifier)
     });
     let url = format!("http://{}", relay.admin());
     let key = &recorded.verifier;
     let (vkey, seen) = (&witness.verifier, &witness.url);
     let arguments = ["--url", &url, "--key", key, "--witness", vkey, "--witness-url", seen];
-    wait_until("a cosignature on what is published", PATIENCE, || {
+    wait_for_checkpoint(&recorded.log(), "what is published", || {
         let checked = check(&[&arguments[..], &["--witness-max-age", "1h"]].concat());
         checked.status != 1 && checked.text.contains("checkpoints 2/2 valid")
     });
@@ -257,7 +252,7 @@ fn a_second_relay_with_the_same_origin_signs_nothing() {
     let config = recorded.config("") + &witness.config();
     let first = Relay::start(&config);
     recorded.post(&first, 1, 300);
-    wait_until("a cosignature", PATIENCE, || {
+    wait_for_checkpoint(&recorded.log(), "a cosignature", || {
         passes(&recorded.spool, &recorded.verifier, &witness.verifier)
     });
     let other = Spool::new();
@@ -280,7 +275,8 @@ fn a_second_relay_with_the_same_origin_signs_nothing() {
         .replace(&old_key, &key.display().to_string())
         .replace(&witness.config(), &own.config());
     let second = Relay::start(&own_config);
-    wait_until("a log of its own", PATIENCE, || passes(&other, &verifier, &own.verifier));
+    let own_log = other.path().join("evidence");
+    wait_for_checkpoint(&own_log, "its own log", || passes(&other, &verifier, &own.verifier));
     second.finish(Backlog::Empty);
     let names = other.files().into_keys();
     let mut names = names.map(|path| path.display().to_string());

@@ -1,19 +1,11 @@
 //! The relay is killed at each step of writing its evidence, with a witness as the judge.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use crate::evidence::recorded::Recorded;
 use crate::evidence::recorded::text_of;
 use crate::evidence::verify::check;
-use crate::support::PATIENCE;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::accepted_events;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 use crate::support::witness::NAME;
 use crate::support::witness::Witness;
 
@@ -53,12 +45,12 @@ fn no_kill_at_any_step_loses_an_event_or_contradicts_a_checkpoint() {
                     assert_eq!(answer.status, 200);
                     recorded.events.extend(events_of(&body));
                 }
-                // It was killed before it has answered.
+                // The relay was killed before it answered.
                 Err(_) => lives = false,
             }
             std::thread::sleep(Duration::from_millis(rng.u64(..250)));
         }
-        // It may be dead already.
+        // The relay may be dead already.
         drop(relay);
     }
     let relay = Relay::start(&config);
