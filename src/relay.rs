@@ -124,7 +124,6 @@ async fn serve(
             // An output that has ended for good ends the process. The other outputs are drained as
             // after a signal.
             error = parts.outputs.ended() => {
-                let error = error.to_string();
                 tracing::error!(error, "an output has ended for good: the relay drains and exits with 1");
                 break Err(Error::Ended(error));
             }
@@ -152,7 +151,7 @@ async fn serve(
         drained = drain(parts) => result.and(drained),
         () = aborted => {
             abandon(&queue);
-            Err(Error::ended(&"ended at once by a second signal"))
+            Err(Error::ended("ended at once by a second signal".to_owned()))
         }
     };
     tell_totals(&queue, &telemetry);

@@ -107,7 +107,7 @@ impl ConfigFile {
 fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     let text = match file {
         Some(file) => std::fs::read_to_string(file)
-            .map_err(|source| Refused::ConfigFile { file: file.clone(), source })?,
+            .map_err(|error| Refused::File(format!("cannot read {}: {error}", file.display())))?,
         None => config::EMBEDDED.to_owned(),
     };
     Ok(config::read(&text, output::TYPES).strict())

@@ -50,11 +50,11 @@ pub(super) async fn drain(mut parts: Parts) -> Result<(), Error> {
     loop {
         tokio::select! {
             _ = &mut empty => break,
-            error = parts.outputs.ended() => result = Err(Error::ended(&error)),
+            error = parts.outputs.ended() => result = Err(Error::ended(error)),
         }
     }
     if let Ok(Some(error)) = tokio::time::timeout(CLOSING, parts.outputs.stop()).await {
-        result = Err(Error::ended(&error));
+        result = Err(Error::ended(error));
     }
     parts.sources.end(CLOSING).await;
     parts.dead_letters.close().await;

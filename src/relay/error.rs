@@ -1,16 +1,8 @@
 //! The errors of the relay, by what their caller does next.
 
-use std::io;
-use std::net::SocketAddr;
-use std::path::PathBuf;
+use tokio::task::JoinError;
 
-use tokio::task::JoinError as TaskError;
-
-use crate::delivery::RunError;
-use crate::delivery::StageError;
 use crate::named_file;
-use crate::queue::JoinError;
-use crate::source;
 
 /// The reason why the relay did not start or has ended.
 #[derive(Debug, thiserror::Error)]
@@ -32,8 +24,7 @@ pub enum Error {
 
 impl Error {
     /// Logs `error`, which has ended a running relay, and returns it as `Error::Ended`.
-    pub(super) fn ended(error: &impl ToString) -> Self {
-        let error = error.to_string();
+    pub(super) fn ended(error: String) -> Self {
         tracing::error!(error, "the relay has failed");
         Self::Ended(error)
     }
@@ -44,14 +35,6 @@ impl Error {
 /// with [`Error`].
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
-    /// The config file cannot be read. The operator must restore the file or its permissions.
-    #[error("cannot read {}: {source}", file.display())]
-    ConfigFile {
-        /// The path of the config file.
-        file: PathBuf,
-        /// The error of the operating system when the file was read.
-        source: io::Error,
-    },
     /// The config has errors, and each of them is logged. The operator must correct the config.
     #[error("the config is wrong; `check` prints every problem of it")]
     Problems,
@@ -63,23 +46,18 @@ pub(super) enum Refused {
          can't change without a restart: restart the relay, or leave the [[source]] out"
     )]
     NeedsRestart,
-    /// A file that the config names cannot be used. The operator must correct the file or the
-    /// config.
-    #[error(transparent)]
-    File(#[from] FileError),
-    /// An address in the config cannot be bound: it is in use, or it is no address of this machine.
-    /// The operator must free the address or choose another. A reload is tried again.
-    #[error(transparent)]
-    Address(#[from] BindError),
+    /// The config file, or a file that it names, cannot be read or used. The operator must correct
+    /// the file, its permissions or the config.
+    #[error("{0}")]
+    File(String),
+    /// An address in the config cannot be bound: it is in use, or it is not an address of this
+    /// machine. The operator must free the address or choose another. A reload is tried again.
+    #[error("{0}")]
+    Address(String),
     /// The queue has refused a new output, for example because the disk did not store the output's
     /// place in the queue.
-    #[error("output {name} cannot join the queue: {source}")]
-    Join {
-        /// The output's name.
-        name: String,
-        /// The reason why the queue refuses the output.
-        source: JoinError,
-    },
+    #[error("{0}")]
+    Join(String),
     /// The file system has not responded within the time limit. The next reload tries again.
     #[error("the file system has not answered within {} s: cannot read {files}", named_file::WAIT_MAX.as_secs())]
     Hangs {
@@ -88,7 +66,7 @@ pub(super) enum Refused {
     },
     /// The code that reads files has panicked, which is a fault of the program.
     #[error("a file could not be read: {0}")]
-    Panicked(TaskError),
+    Panicked(JoinError),
 }
 
 /// Converts the reason why the config was refused at the start into the error that ends the
@@ -97,84 +75,11 @@ impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         let text = refused.to_string();
         match refused {
-            Refused::ConfigFile { .. }
-            | Refused::Problems
-            | Refused::NeedsRestart
-            | Refused::File(_) => Self::Config(text),
+            Refused::Problems | Refused::NeedsRestart | Refused::File(_) => Self::Config(text),
             Refused::Address(_)
-            | Refused::Join { .. }
+            | Refused::Join(_)
             | Refused::Hangs { .. }
             | Refused::Panicked(_) => Self::Run(text),
         }
     }
-}
-
-/// The error for a file that the config names and that cannot be used. Nothing has changed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum FileError {
-    /// A file that an output reads cannot be used.
-    #[error("output {name}: {source}")]
-    Output {
-        /// The output's name.
-        name: String,
-        /// The path of the file, and its fault.
-        source: StageError,
-    },
-    /// The token that opens taps cannot be read. The text names the file and its fault.
-    #[error("admin.tap_token_file: {0}")]
-    Tap(String),
-    /// A file that a source reads cannot be used.
-    #[error(transparent)]
-    Source(#[from] source::StageError),
-    /// A file that a listener reads cannot be used.
-    #[error("listener {label}: {fault}")]
-    Listener {
-        /// The listener's address as the config has it.
-        label: String,
-        /// The path of the file and its fault, as text.
-        fault: String,
-    },
-}
-
-/// The error for an address in the config that cannot be bound.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}")]
-pub(super) struct BindError {
-    /// The address that cannot be bound.
-    pub address: SocketAddr,
-    /// The error of the operating system when the address was bound.
-    pub source: io::Error,
-}
-
-/// The errors of listeners that could not be opened when a config was put in force. The rest of the
-/// config is in force. The operator must free the addresses; the reload is tried again. Each text
-/// names the address of one listener. If an old listener was closed to free the port, the text also
-/// says whether that old listener was opened again.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.join("; "))]
-pub(super) struct NotListening(pub Vec<String>);
-
-/// The task of an output has ended although nobody told it to end. The process must end; before
-/// that, the relay drains with the other outputs.
-#[derive(Debug, thiserror::Error)]
-#[error("output {name}: {reason}")]
-pub(super) struct OutputEnded {
-    /// The output's name.
-    pub name: String,
-    /// The reason why the task ended.
-    pub reason: EndReason,
-}
-
-/// The reason why the task of an output has ended although nobody told it to end.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum EndReason {
-    /// The output itself cannot continue, for example because nobody reads stdout any more.
-    #[error(transparent)]
-    Fatal(#[from] RunError),
-    /// The delivery has returned although nobody had stopped it, which is a fault of the program.
-    #[error("has ended")]
-    Returned,
-    /// The task has panicked, which is a fault of the program.
-    #[error("its task has panicked: {0}")]
-    Panicked(TaskError),
 }

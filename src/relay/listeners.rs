@@ -12,9 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use super::error::BindError;
-use super::error::FileError;
-use super::error::NotListening;
+use super::error::Refused;
 use crate::admin;
 use crate::config;
 use crate::listener::Gate;
@@ -42,10 +40,10 @@ pub(super) struct Planned {
 impl Planned {
     /// Reads the files that the listener's config names, and returns the settings that they give.
     /// Blocks the thread.
-    pub(super) fn read(&self) -> Result<Read, FileError> {
-        let label = || self.config.label.clone();
+    pub(super) fn read(&self) -> Result<Read, Refused> {
+        let label = &self.config.label;
         Settings::read(&self.config, self.current.as_deref())
-            .map_err(|fault| FileError::Listener { label: label(), fault })
+            .map_err(|fault| Refused::File(format!("listener {label}: {fault}")))
     }
 }
 
@@ -101,8 +99,21 @@ struct Open {
 
 /// Makes the plan for the listeners of the first config, which are all new.
 pub(super) fn plan_start(configs: &[config::Listener]) -> Vec<Planned> {
-    let plan =
-        |config: &config::Listener| Planned { config: config.clone(), slot: None, current: None };
+    plan(&[], configs)
+}
+
+fn plan(slots: &[Slot], configs: &[config::Listener]) -> Vec<Planned> {
+    let mut left: Vec<_> = slots.iter().enumerate().collect();
+    let plan = |config: &config::Listener| {
+        let at = left.iter().position(|(_, slot)| slot.config.label == config.label);
+        let found = at.map(|at| left.remove(at));
+        let open = found.and_then(|(_, slot)| slot.open.as_ref());
+        Planned {
+            config: config.clone(),
+            slot: found.map(|(index, _)| index),
+            current: open.map(|open| open.listener.settings()),
+        }
+    };
     configs.iter().map(plan).collect()
 }
 
@@ -114,7 +125,7 @@ pub(super) fn bind(
     planned: Vec<Planned>,
     settings: Vec<Read>,
     taken: &[SocketAddr],
-) -> Result<Vec<StagedListener>, BindError> {
+) -> Result<Vec<StagedListener>, Refused> {
     let bind = |(planned, settings): (Planned, Read)| {
         let Planned { config, slot, current } = planned;
         let socket = if settings.is_none() || current.is_some() {
@@ -128,12 +139,16 @@ pub(super) fn bind(
                 {
                     Socket::Awaited
                 }
-                Err(source) => return Err(BindError { address: config.address, source }),
+                Err(error) => return Err(Refused::Address(cannot_listen(&config, &error))),
             }
         };
         Ok(StagedListener { config, slot, settings, socket })
     };
     planned.into_iter().zip(settings).map(bind).collect()
+}
+
+fn cannot_listen(config: &config::Listener, error: &io::Error) -> String {
+    format!("cannot listen on {}: {error}", config.address)
 }
 
 impl Listeners {
@@ -144,18 +159,7 @@ impl Listeners {
     /// Compares a config with the listeners in use. Returns the plan for each listener of the
     /// config, and changes nothing.
     pub(super) fn plan(&self, configs: &[config::Listener]) -> Vec<Planned> {
-        let mut left: Vec<_> = self.slots.iter().enumerate().collect();
-        let plan = |config: &config::Listener| {
-            let at = left.iter().position(|(_, slot)| slot.config.label == config.label);
-            let found = at.map(|at| left.remove(at));
-            let open = found.and_then(|(_, slot)| slot.open.as_ref());
-            Planned {
-                config: config.clone(),
-                slot: found.map(|(index, _)| index),
-                current: open.map(|open| open.listener.settings()),
-            }
-        };
-        configs.iter().map(plan).collect()
+        plan(&self.slots, configs)
     }
 
     /// Returns the addresses of all listeners in use that the plan removes. A listener counts even
@@ -171,9 +175,10 @@ impl Listeners {
     ///
     /// # Errors
     ///
-    /// The address of a new listener cannot be bound. The rest of the plan is in force. If an old
-    /// listener with the same port was closed, it is opened again if possible.
-    pub(super) async fn commit(&mut self, staged: Vec<StagedListener>) -> Result<(), NotListening> {
+    /// The addresses of new listeners cannot be bound. The rest of the plan is in force. If an old
+    /// listener with the same port was closed, it is opened again if possible, and the text says
+    /// whether it is open. The operator must free the addresses.
+    pub(super) async fn commit(&mut self, staged: Vec<StagedListener>) -> Result<(), String> {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         let mut slots = Vec::new();
         for StagedListener { config, slot, settings, socket } in staged {
@@ -197,8 +202,8 @@ impl Listeners {
         let mut errors = Vec::new();
         for (config, settings, socket, open) in slots {
             let opened = self.open(&config, settings, socket, open);
-            let open = opened.unwrap_or_else(|source| {
-                let mut error = BindError { address: config.address, source }.to_string();
+            let open = opened.unwrap_or_else(|error| {
+                let mut error = cannot_listen(&config, &error);
                 let is_its = |(gone, _): &&(config::Listener, _)| {
                     gone.address.port() == config.address.port()
                 };
@@ -213,7 +218,7 @@ impl Listeners {
             });
             self.slots.push(Slot { config, open, stands_in: false });
         }
-        if errors.is_empty() { Ok(()) } else { Err(NotListening(errors)) }
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("; ")) }
     }
 
     /// Opens an old listener again. A reload had closed it because a new listener needed its port,

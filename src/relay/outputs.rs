@@ -14,8 +14,6 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use super::error::EndReason;
-use super::error::OutputEnded;
 use super::error::Refused;
 use crate::admin;
 use crate::config;
@@ -71,7 +69,7 @@ pub(super) struct Outputs {
     orders: Orders,
     /// The first failure of an output's task that [`Outputs::ended`] or [`Outputs::stop`] must
     /// still return.
-    failed: Option<OutputEnded>,
+    failed: Option<String>,
 }
 
 /// An output of the config in use.
@@ -165,7 +163,10 @@ impl Outputs {
             }
             match self.queue.join(&name, required, metrics).await {
                 Ok(cursor) => new.set_place(Place::Joined(Joined(Some(cursor)))),
-                Err(source) => return Err(Refused::Join { name, source }),
+                Err(error) => {
+                    let text = format!("output {name} cannot join the queue: {error}");
+                    return Err(Refused::Join(text));
+                }
             }
         }
         Ok(())
@@ -233,7 +234,7 @@ impl Outputs {
     /// # Cancel safety
     ///
     /// If the future is dropped, no error is lost: the next call returns it.
-    pub(super) async fn ended(&mut self) -> OutputEnded {
+    pub(super) async fn ended(&mut self) -> String {
         loop {
             if let Some(error) = self.failed.take() {
                 return error;
@@ -255,21 +256,20 @@ impl Outputs {
     async fn reap(&mut self) {
         let Some(ended) = self.tasks.join_next_with_id().await else { return };
         let (id, reason) = match ended {
-            Ok((id, Ok(Ended::Left))) => {
+            Ok((id, Ok(ended)))
+                if matches!(ended, Ended::Left) || self.orders.stop.is_cancelled() =>
+            {
                 self.names.remove(&id);
                 return;
             }
-            Ok((id, Ok(Ended::Stopped))) if self.orders.stop.is_cancelled() => {
-                self.names.remove(&id);
-                return;
-            }
-            Ok((id, Ok(Ended::Stopped))) => (id, EndReason::Returned),
-            Ok((id, Err(error))) => (id, error.into()),
-            Err(panic) => (panic.id(), EndReason::Panicked(panic)),
+            // The delivery has returned although nobody had stopped it.
+            Ok((id, Ok(Ended::Stopped | Ended::Left))) => (id, "has ended".to_owned()),
+            Ok((id, Err(error))) => (id, error.to_string()),
+            Err(panic) => (panic.id(), format!("its task has panicked: {panic}")),
         };
         let name = self.names.remove(&id).unwrap_or_default();
         self.queue.give_up(&name);
-        self.failed.get_or_insert(OutputEnded { name, reason });
+        self.failed.get_or_insert(format!("output {name}: {reason}"));
     }
 
     /// Returns the outputs as `/status` shows them.
@@ -293,7 +293,7 @@ impl Outputs {
     /// Ends all outputs and waits until their tasks have ended. If a task has failed, returns the
     /// error of the first such task. An error that [`Outputs::ended`] has returned already does not
     /// count. `None` if there is no such error.
-    pub(super) async fn stop(&mut self) -> Option<OutputEnded> {
+    pub(super) async fn stop(&mut self) -> Option<String> {
         self.orders.stop.cancel();
         while !self.tasks.is_empty() {
             self.reap().await;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::error::FileError;
+use super::error::Refused;
 use super::listeners;
 use super::outputs::NamedFiles;
 use crate::listener::Token;
@@ -29,16 +29,20 @@ pub(super) struct ReadFiles {
 impl Plan {
     /// Reads and checks the files of the planned listeners and sources, the files of `outputs`, and
     /// the token that opens taps. Blocks the thread.
-    pub(super) fn read(&self, outputs: Vec<NamedFiles>) -> Result<ReadFiles, FileError> {
+    pub(super) fn read(&self, outputs: Vec<NamedFiles>) -> Result<ReadFiles, Refused> {
         let stage = |(name, files): NamedFiles| {
-            files.stage().map_err(|source| FileError::Output { name, source })
+            files.stage().map_err(|error| Refused::File(format!("output {name}: {error}")))
         };
         let of_outputs = outputs.into_iter().map(stage);
-        let of_sources = self.sources.iter().map(|source| Ok(source.stage()?));
+        let stage = |source: &source::Planned| {
+            source.stage().map_err(|error| Refused::File(error.to_string()))
+        };
+        let of_sources = self.sources.iter().map(stage);
         let staged = of_outputs.chain(of_sources).collect::<Result<_, _>>()?;
         let settings = self.listeners.iter().map(listeners::Planned::read);
         let settings = settings.collect::<Result<_, _>>()?;
         let token = self.tap_token_file.as_deref().map(Token::read).transpose();
-        Ok(ReadFiles { staged, settings, tap_token: token.map_err(FileError::Tap)? })
+        let in_vain = |error| Refused::File(format!("admin.tap_token_file: {error}"));
+        Ok(ReadFiles { staged, settings, tap_token: token.map_err(in_vain)? })
     }
 }

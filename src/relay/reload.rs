@@ -8,7 +8,6 @@
 
 use tokio::time::Instant;
 
-use super::error::NotListening;
 use super::error::Refused;
 use super::listeners;
 use super::outputs;
@@ -115,8 +114,7 @@ impl Parts {
             Err(error) => Err(error),
         };
         let address = match &reloaded {
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(Refused::Address(error)) => Some(error.to_string()),
+            Ok(Err(error)) | Err(Refused::Address(error)) => Some(error.clone()),
             Ok(Ok(())) | Err(_) => None,
         };
         self.admin.awaits_address(address.clone());
@@ -131,7 +129,7 @@ impl Parts {
         match reloaded {
             Ok(Ok(())) => tracing::info!("config reloaded"),
             Ok(Err(error)) => tracing::error!(
-                error = error.to_string(),
+                error,
                 "config reloaded except for a listener, which is tried again: free its address"
             ),
             Err(error) => {
@@ -149,8 +147,8 @@ impl Parts {
     ///
     /// # Errors
     ///
-    /// `NotListening`: a listener could not be opened. The rest of the new config is in force.
-    async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), NotListening> {
+    /// The listeners that could not be opened. The rest of the new config is in force.
+    async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), String> {
         let Prepared { config, outputs, files, sources, listeners, tap_token } = prepared;
         self.admin.tap_token(tap_token);
         files.into_iter().for_each(|staged| staged());

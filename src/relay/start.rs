@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::config_file::ConfigFile;
 use super::error::Error;
-use super::error::Refused;
 use super::evidence;
 use super::listeners;
 use super::outputs;
@@ -59,13 +58,13 @@ pub(super) async fn start(
         (file, plan.read(files), plan)
     })
     .await?;
-    let ReadFiles { staged, settings, tap_token } = read.map_err(Refused::File)?;
+    let ReadFiles { staged, settings, tap_token } = read?;
     staged.into_iter().for_each(|staged| staged());
     let admin_socket = bind(config.admin, "admin.address")?;
     let admin =
         admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
     let Plan { listeners, sources, .. } = plan;
-    let listeners = listeners::bind(listeners, settings, &[]).map_err(Refused::Address)?;
+    let listeners = listeners::bind(listeners, settings, &[])?;
     // All addresses are bound before a directory is touched, and every output has its cursor before
     // the first batch is accepted.
     let (queue, mut cursors) = open_queue(&config, &telemetry, &outputs).await?;
@@ -80,7 +79,7 @@ pub(super) async fn start(
     tracing::info!(address = %admin, "admin listening");
     parts.start_tasks(admin_socket);
     parts.outputs.commit(outputs);
-    parts.listeners.commit(listeners).await.map_err(|error| Error::Run(error.to_string()))?;
+    parts.listeners.commit(listeners).await.map_err(Error::Run)?;
     parts.sources.commit(sources, &parts.queue);
     parts.show();
     parts.admin.started();
