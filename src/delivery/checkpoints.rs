@@ -29,15 +29,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// The shortest time between two warnings about checkpoints that an output can't send.
 const WARN_EVERY: Duration = Duration::from_secs(60 * 60);
 
-/// The members of the line around a checkpoint, in their order.
-#[derive(serde::Serialize)]
-struct Object<'a> {
-    kind: &'a str,
-    #[serde(rename = "apiVersion")]
-    api_version: &'a str,
-    note: &'a str,
-}
-
 /// A checkpoint as a consumer gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Checkpoint {
@@ -50,14 +41,9 @@ impl Checkpoint {
     /// Makes the line around a note. Returns `None` if the note is empty or is not valid UTF-8.
     fn of(note: Bytes) -> Option<Self> {
         let text = std::str::from_utf8(&note).ok().filter(|text| !text.is_empty())?;
-        let object = Object {
-            kind: "Checkpoint",
-            api_version: concat!(env!("CARGO_PKG_NAME"), "/v1"),
-            note: text,
-        };
-        let mut line = serde_json::to_vec(&object).ok()?;
-        line.push(b'\n');
-        Some(Self { line: line.into(), note })
+        let (package, text) = (env!("CARGO_PKG_NAME"), serde_json::Value::from(text));
+        let head = format!(r#"{{"kind":"Checkpoint","apiVersion":"{package}/v1","note":"#);
+        Some(Self { line: format!("{head}{text}}}\n").into(), note })
     }
 
     /// Returns the checkpoint as a JSON object on one line, with a line break at its end.
@@ -118,11 +104,11 @@ pub(super) struct Checkpoints {
 
 impl Checkpoints {
     /// Makes the checkpoints of the output of this name, of which none is sent yet.
-    pub(super) fn new(output: &str) -> Self {
+    pub(super) fn new(output: &str, published: Option<Published>, interval: Duration) -> Self {
         Self {
             output: output.to_owned(),
-            published: None,
-            interval: Duration::ZERO,
+            published,
+            interval,
             is_owed: false,
             is_under_way: false,
             waits_until: None,
@@ -130,12 +116,6 @@ impl Checkpoints {
             is_told: false,
             warned_at: None,
         }
-    }
-
-    /// Sends the newest checkpoint and those published later. `interval` is the shortest time from
-    /// the acknowledgement of one to the sending of the next. With `None`, no checkpoints are sent.
-    pub(super) fn follow(&mut self, published: Option<Published>, interval: Duration) {
-        (self.published, self.interval) = (published, interval);
     }
 
     /// Returns `true` if this output sends checkpoints.
@@ -242,9 +222,7 @@ mod tests {
     use crate::telemetry::AttemptError;
 
     fn checkpoints(published: Published, interval: Duration) -> Checkpoints {
-        let mut checkpoints = Checkpoints::new("o");
-        checkpoints.follow(Some(published), interval);
-        checkpoints
+        Checkpoints::new("o", Some(published), interval)
     }
 
     const NOTE: &str = "example.org/log\n7\nAAAA\n\n— example.org/log abcd\n";

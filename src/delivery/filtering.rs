@@ -174,7 +174,7 @@ impl Marks {
 impl Filtering {
     /// Makes the filtering of an output, for the events that `cursor` hands out from now on.
     /// `None`: the output has no filter.
-    pub(super) fn new(filter: Option<Filter>, cursor: &Cursor) -> Self {
+    pub(super) fn new(filter: Option<Filter>, cursor: &Cursor, tapping: Tapping) -> Self {
         Self {
             filter,
             marks: Marks::default(),
@@ -183,7 +183,7 @@ impl Filtering {
             is_recorded: cursor.is_recorded(),
             sent: BTreeMap::new(),
             altered: BTreeSet::new(),
-            tapping: Tapping::default(),
+            tapping,
         }
     }
 
@@ -664,7 +664,7 @@ mod tests {
         let batch = cursor.next(Take { bytes: 1, events: 1 }).unwrap();
         let rules = Rules::new(&config.outputs[0].filter, config::Rejected::Retry);
         let filter = Filter::new(Arc::new(rules), None);
-        (Filtering::new(Some(filter), &cursor), batch, cursor)
+        (Filtering::new(Some(filter), &cursor, Tapping::default()), batch, cursor)
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

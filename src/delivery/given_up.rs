@@ -24,6 +24,7 @@ use super::in_flight::State;
 use super::in_flight::Work;
 use super::tried::Tried;
 use crate::config::BatchLimits;
+use crate::config::Rejected;
 use crate::queue::Claim;
 use crate::queue::Cursor;
 use crate::queue::Disposition;
@@ -58,9 +59,10 @@ pub(super) struct GivenUp {
     endings: VecDeque<Ending>,
     /// The bytes of the lines of all claims in `endings`.
     bytes: u64,
-    /// Says if the delivery must first read lines from the queue's files, before it can give up the
-    /// next claim. If not, the lines are in memory, or nobody has asked for them yet.
-    lines: Lines,
+    /// `true` if the lines of the next claim that is to be given up must first be read from the
+    /// queue's files, with [`InFlight::readable`]. `false` if they are in memory, or if nobody has
+    /// asked for them yet.
+    pub(super) needs_lines: bool,
     /// For the events that are not final: the times at which they were first tried (sent, or not
     /// sent because there was no connection). They show which events are too old to be tried again.
     /// `None` if `retry.max_elapsed` is not set, so that no event gets too old.
@@ -69,16 +71,6 @@ pub(super) struct GivenUp {
     /// error as their reason. `None` while there is a connection. Also `None` when the queue has no
     /// more events that are too old, and always if `retry.max_elapsed` is not set.
     failed: Option<Arc<str>>,
-}
-
-/// Says where the lines of the next claim that is to be given up are: in memory, or still in files
-/// of the queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lines {
-    /// The lines are in memory, or nobody has asked for them yet.
-    AtHand,
-    /// The lines are still in files. [`InFlight::readable`] reads them.
-    InFiles,
 }
 
 /// A claim that is to be given up as soon as its lines are in memory.
@@ -129,23 +121,17 @@ struct Ending {
 }
 
 impl GivenUp {
-    pub(super) fn new(config: &crate::config::Output) -> Self {
+    pub(super) fn new(config: &crate::config::Output, dead_letters: DeadLetters) -> Self {
         Self {
             output: Arc::from(config.name.as_str()),
-            place: None,
+            place: (config.rejected == Rejected::DeadLetter).then_some(dead_letters),
             doomed: VecDeque::new(),
             endings: VecDeque::new(),
             bytes: 0,
-            lines: Lines::AtHand,
+            needs_lines: false,
             tried: config.retry.max_elapsed.map(Tried::new),
             failed: None,
         }
-    }
-
-    /// Sets the writer of dead letters. From now on, events that are given up are handed over to
-    /// it.
-    pub(super) fn place(&mut self, place: DeadLetters) {
-        self.place = Some(place);
     }
 
     /// Returns `true` if the dead letters that wait to be written have reached a limit, so that
@@ -159,43 +145,25 @@ impl GivenUp {
         self.endings.is_empty()
     }
 
-    /// Returns `true` if the lines of the next claim that is to be given up must first be read from
-    /// files, with [`InFlight::readable`].
-    pub(super) fn needs_lines(&self) -> bool {
-        self.lines == Lines::InFiles
-    }
-
     /// Notes that the lines of the next claim that is to be given up are in memory. Returns `true`
     /// if they had to be read from files, and `false` if they were in memory already.
     pub(super) fn lines_are_read(&mut self) -> bool {
-        std::mem::replace(&mut self.lines, Lines::AtHand) == Lines::InFiles
+        std::mem::take(&mut self.needs_lines)
     }
 
-    /// Decides to give up a claim, because the consumer refuses it. The claim must be in the state
-    /// `State::Pending` (to be sent again). `error` is the text of the refusal.
-    pub(super) fn add(&mut self, work: &Work, error: &str, in_flight: &mut InFlight) {
-        self.doom(work, u64::MAX, Reason::new(Cause::Refused, error), in_flight);
-    }
-
-    /// Decides to give up a claim of which the consumer refuses `refused` events and has the
-    /// others, and nobody knows which. All its events become dead letters, and `refused` events
-    /// count as lost. The claim must be in the state `State::Pending`. `error` is the text of the
-    /// refusal.
-    pub(super) fn add_partly(
+    /// Decides to give up a claim for `reason`. It is given up later, when its lines are in memory.
+    /// At most `lost_max` of its events then count as lost. If the consumer has some of them and
+    /// nobody knows which, all events become dead letters. The claim must be in the state
+    /// `State::Pending` or `State::Suspect`, or parked.
+    pub(super) fn add(
         &mut self,
         work: &Work,
-        refused: u64,
-        error: &str,
+        lost_max: u64,
+        reason: Reason,
         in_flight: &mut InFlight,
     ) {
-        self.doom(work, refused, Reason::new(Cause::Refused, error), in_flight);
-    }
-
-    /// Decides to give up a claim for `reason`. Adds it to `doomed`; it is given up later, when its
-    /// lines are in memory. At most `lost_max` of its events then count as lost.
-    fn doom(&mut self, work: &Work, lost_max: u64, reason: Reason, in_flight: &mut InFlight) {
         let Work { claim, events, .. } = *work;
-        in_flight.bury(claim);
+        in_flight.change(claim, State::Burying);
         self.doomed.push_back(Doomed { claim, events, unfit: Vec::new(), lost_max, reason });
     }
 
@@ -209,7 +177,7 @@ impl GivenUp {
         reason: Reason,
         in_flight: &mut InFlight,
     ) {
-        in_flight.bury(claim);
+        in_flight.change(claim, State::Burying);
         let events = unfit.len() as u64;
         self.doomed.push_back(Doomed { claim, events, unfit, lost_max: events, reason });
     }
@@ -246,7 +214,7 @@ impl GivenUp {
         let until = tried.over_until();
         let reason = Self::too_old(tried, &failure.message);
         while let Some(work) = in_flight.first(state).filter(|work| work.claim.end <= until) {
-            self.doom(&work, u64::MAX, reason.clone(), in_flight);
+            self.add(&work, u64::MAX, reason.clone(), in_flight);
         }
     }
 
@@ -260,7 +228,7 @@ impl GivenUp {
 
     /// Notes that there is a connection again.
     pub(super) fn connected(&mut self) {
-        (self.failed, self.lines) = (None, Lines::AtHand);
+        (self.failed, self.needs_lines) = (None, false);
     }
 
     /// Gives up the next events of the queue, as long as they are too old. The next batch after
@@ -278,7 +246,7 @@ impl GivenUp {
         let mut inspected = 0;
         while self.endings.is_empty()
             && self.doomed.is_empty()
-            && !self.needs_lines()
+            && !self.needs_lines
             && let (Some(error), Some(tried)) = (&self.failed, &mut self.tried)
         {
             let until = tried.over_until();
@@ -301,7 +269,7 @@ impl GivenUp {
                     self.failed = None;
                 }
                 None if in_flight.cursor().is_at_end() => self.failed = None,
-                None => self.lines = Lines::InFiles,
+                None => self.needs_lines = true,
             }
         }
         false
@@ -317,7 +285,7 @@ impl GivenUp {
         health: &Health,
     ) -> bool {
         let mut inspected = 0;
-        while !self.is_full() && !self.needs_lines() && inspected < INSPECTED_BYTES_MAX {
+        while !self.is_full() && !self.needs_lines && inspected < INSPECTED_BYTES_MAX {
             let Some(doomed) = self.doomed.pop_front() else { break };
             let Doomed { claim, events, lost_max, ref reason, .. } = doomed;
             let all_lost = doomed.unfit.is_empty();
@@ -329,7 +297,7 @@ impl GivenUp {
                 }
                 continue;
             }
-            match in_flight.redeliver_to_bury(claim) {
+            match in_flight.redeliver(claim) {
                 Redelivery::Batch(batch) => {
                     inspected += batch.bytes;
                     let cursor = in_flight.cursor();
@@ -348,7 +316,7 @@ impl GivenUp {
                 }
                 Redelivery::NotYet => {
                     self.doomed.push_front(doomed);
-                    self.lines = Lines::InFiles;
+                    self.needs_lines = true;
                 }
             }
         }
@@ -383,7 +351,7 @@ impl GivenUp {
             return;
         };
         self.bytes += bytes;
-        in_flight.bury(claim);
+        in_flight.change(claim, State::Burying);
         self.endings.push_back(Ending {
             claim,
             disposition,

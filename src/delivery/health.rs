@@ -13,6 +13,7 @@ use super::endpoints::AddressState;
 use super::endpoints::Endpoints;
 use super::failure::Failure;
 use super::parked::ParkedByPosition;
+use crate::config;
 use crate::position::Position;
 use crate::telemetry::AttemptError;
 use crate::telemetry::Cause;
@@ -30,7 +31,7 @@ const QUIET: Duration = Duration::from_secs(10);
 /// The health of one output. Counts failed attempts, writes the log lines about the output, and
 /// keeps [`Status`] current. The delivery loop owns this value.
 pub(super) struct Health {
-    name: String,
+    pub(super) name: String,
     pub(super) metrics: OutputMetrics,
     status: Arc<Status>,
     /// `true` if an attempt of this output ever succeeded.
@@ -173,9 +174,13 @@ impl Status {
 
 impl Health {
     /// Makes the health of an output that has not made an attempt yet.
-    pub(super) fn new(name: &str, metrics: OutputMetrics, status: Arc<Status>) -> Self {
+    pub(super) fn new(
+        config: &config::Output,
+        metrics: OutputMetrics,
+        status: Arc<Status>,
+    ) -> Self {
         Self {
-            name: name.to_owned(),
+            name: config.name.clone(),
             metrics,
             status,
             was_up: false,
@@ -183,22 +188,10 @@ impl Health {
             told_down: false,
             told: None,
             failures: 0,
-            gives_up: false,
+            gives_up: config.retry.max_elapsed.is_some(),
             told_parked: None,
             lost_before: 0,
         }
-    }
-
-    /// Sets the field `gives_up`: `true` if the output gives up events that it can't deliver within
-    /// `retry.max_elapsed`. Returns the changed value.
-    pub(super) fn gives_up(mut self, gives_up: bool) -> Self {
-        self.gives_up = gives_up;
-        self
-    }
-
-    /// Returns the output's name.
-    pub(super) fn name(&self) -> &str {
-        &self.name
     }
 
     /// Notes which events are parked, with the consumer's last answer to each. `new` is the

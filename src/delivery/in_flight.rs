@@ -31,12 +31,10 @@ use crate::queue::Take;
 /// release           OnWire, Held              Pending
 /// split             Pending                   Pending (two claims)
 /// redeliver         Pending                   OnWire
-/// suspect           Pending                   Suspect
-/// retry_suspect     Suspect                   Pending
-/// park              Pending                   Parked
-/// unpark            Parked                    Pending
+/// change            Pending                   Suspect, Parked
+/// change            Suspect, Parked           Pending
+/// change            all but Held, Burying     Burying
 /// hold              OnWire                    Held
-/// bury              all but Held, Burying     Burying
 /// finish            OnWire, Held, Burying     (final)
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -308,17 +306,17 @@ impl InFlight {
         Some(batch)
     }
 
-    /// Takes the events of a `Pending` claim from the queue again, and moves the claim to `OnWire`,
-    /// to send it again. [`Redelivery::Gone`]: the queue has dropped all events of the claim, and
-    /// the claim is removed. [`Redelivery::NotYet`]: the events must first be read from files, or
-    /// the queue is closed, and the claim stays `Pending`.
+    /// Takes the events of a released claim from the queue again. A `Pending` claim moves to
+    /// `OnWire`, to send it again. A claim that is given up stays `Burying`: its lines become dead
+    /// letters. [`Redelivery::Gone`]: the queue has dropped all events of the claim, and the claim
+    /// is removed. [`Redelivery::NotYet`]: the events must first be read from files, or the queue is
+    /// closed, and the claim keeps its state.
     pub(super) fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
         match &retaken {
             Redelivery::Batch(batch) => {
-                self.change(claim.start, State::OnWire);
-                if let Some((_, work)) = self.table.get_mut(&claim.start) {
-                    work.events = batch.events;
+                if let Some(&(State::Pending, work)) = self.table.get(&claim.start) {
+                    self.put(State::OnWire, Work { events: batch.events, ..work });
                 }
             }
             Redelivery::Gone => self.remove(claim.start),
@@ -438,7 +436,7 @@ impl InFlight {
     /// Moves a claim from `OnWire` or `Held` to `Pending`, to send it again.
     pub(super) fn release(&mut self, claim: Claim) {
         self.cursor.release(claim);
-        self.change(claim.start, State::Pending);
+        self.change(claim, State::Pending);
     }
 
     /// Splits a `Pending` claim into two claims, which are both `Pending`. Returns `false` if the
@@ -461,21 +459,13 @@ impl InFlight {
         }
     }
 
-    /// Moves a claim of one event from `Pending` to `Suspect`, because the consumer refused this
-    /// event alone.
-    pub(super) fn suspect(&mut self, claim: Claim) {
-        self.change(claim.start, State::Suspect);
-    }
-
-    /// Moves a claim of one event from `Suspect` to `Pending`, to send it again.
-    pub(super) fn retry_suspect(&mut self, claim: Claim) {
-        self.change(claim.start, State::Pending);
-    }
-
-    /// Moves a claim of one event from `Pending` to `Parked`. Its [`Work::parking`] says when it is
-    /// sent again.
-    pub(super) fn park(&mut self, claim: Claim) {
-        self.change(claim.start, State::Parked);
+    /// Moves a claim to another state, which the cursor does not tell from the state before: see the
+    /// list at [`State`]. A `Suspect` and a `Parked` claim are one event each.
+    pub(super) fn change(&mut self, claim: Claim, state: State) {
+        match self.table.get(&claim.start).copied() {
+            Some((_, work)) => self.put(state, work),
+            None => debug_assert!(false, "no claim at {}", claim.start),
+        }
     }
 
     /// Changes the tries of all parked events.
@@ -490,16 +480,6 @@ impl InFlight {
         }
     }
 
-    /// Moves a claim of one event from `Parked` to `Pending`, to send it again.
-    pub(super) fn unpark(&mut self, claim: Claim) {
-        self.change(claim.start, State::Pending);
-    }
-
-    /// Moves a claim that was not accepted to `Burying`: its events are given up.
-    pub(super) fn bury(&mut self, claim: Claim) {
-        self.change(claim.start, State::Burying);
-    }
-
     /// Takes a released claim back from the queue without its lines, so that the claim can be
     /// finished, and returns `true`. If the queue has dropped all events of the claim, removes the
     /// claim from the table and returns `false`.
@@ -509,17 +489,6 @@ impl InFlight {
             self.remove(claim.start);
         }
         is_there
-    }
-
-    /// Returns the lines of a claim that is given up, so that they can be written as dead letters.
-    /// The claim stays `Burying`. [`Redelivery::Gone`]: the queue has dropped all events of the
-    /// claim, and the claim is removed.
-    pub(super) fn redeliver_to_bury(&mut self, claim: Claim) -> Redelivery {
-        let retaken = self.cursor.redeliver(claim);
-        if matches!(retaken, Redelivery::Gone) {
-            self.remove(claim.start);
-        }
-        retaken
     }
 
     /// Forgets all claims and sets the cursor back, so that [`InFlight::claim_next`] begins again
@@ -583,14 +552,6 @@ impl InFlight {
         self.parked_in_order.remove(&start);
         if let Some(parking) = work.parking {
             self.due.remove(&(parking.due, start));
-        }
-    }
-
-    /// Moves the claim that begins at `start` to another state.
-    fn change(&mut self, start: Position, state: State) {
-        match self.table.get(&start).copied() {
-            Some((_, work)) => self.put(state, work),
-            None => debug_assert!(false, "no claim at {start}"),
         }
     }
 

@@ -60,17 +60,6 @@ pub(super) enum Comparison {
     RoundOver,
 }
 
-/// Whether the delivery searches for events that the consumer refuses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    /// The delivery does not search, because the consumer refuses nothing. As many events are sent
-    /// at once as the connection allows.
-    Inactive,
-    /// The delivery searches, because a claim was refused. One request is sent at a time, so that
-    /// each answer is about one claim.
-    Active(Round),
-}
-
 /// The state of the current round of the search. A round first sends suspects again, and then a new
 /// event, to learn if the consumer accepts anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,10 +97,12 @@ pub(super) struct Isolation {
     /// The setting `rejected.action` of the output: what is done with an event that its consumer
     /// refuses.
     action: Rejected,
-    phase: Phase,
+    /// The round of the search; `None` while the delivery does not search. In a search one request
+    /// is sent at a time, so that each answer is about one claim.
+    round: Option<Round>,
     /// The number of refusals that this delivery has seen. Each answer by which a consumer refuses
     /// a claim counts once.
-    refusals: u64,
+    pub(super) refusals: u64,
     /// The number of server errors after which the events of a claim may be at fault. If the output
     /// is ordered, it is higher, because a parked event leaves the order.
     errors_min: u32,
@@ -128,7 +119,7 @@ pub(super) struct Isolation {
     comparison_events: u64,
     /// The failure with which the consumer refused the latest suspect; `None` if there was no
     /// suspect.
-    last_refusal: Option<Failure>,
+    pub(super) last_refusal: Option<Failure>,
 }
 
 impl Isolation {
@@ -138,7 +129,7 @@ impl Isolation {
         Self {
             action,
             errors_min: if is_ordered { ERRORS_MIN_ORDERED } else { ERRORS_MIN },
-            phase: Phase::Inactive,
+            round: None,
             refusals: 0,
             conducts: BTreeMap::new(),
             rotation: 0,
@@ -149,7 +140,7 @@ impl Isolation {
 
     /// Returns `true` if only one request is sent at a time, because a claim was refused.
     pub(super) fn is_active(&self) -> bool {
-        self.phase != Phase::Inactive
+        self.round.is_some()
     }
 
     /// Returns `true` if the config says `rejected.action = "retry"`: an event that its consumer
@@ -158,25 +149,12 @@ impl Isolation {
         self.action == Rejected::Retry
     }
 
-    /// Returns how many times a consumer has refused a claim so far.
-    pub(super) fn refusals(&self) -> u64 {
-        self.refusals
-    }
-
-    /// Returns the failure with which the consumer refused the latest suspect; `None` if there was
-    /// no suspect.
-    pub(super) fn last_refusal(&self) -> Option<&Failure> {
-        self.last_refusal.as_ref()
-    }
-
     /// Notes in `work` that a consumer refused its claim. `consumer` is the number of this
     /// consumer. Returns what is to be done if the claim can't be split into smaller claims.
     pub(super) fn refused(&mut self, work: &mut Work, consumer: usize) -> Decision {
-        if !self.is_active() {
-            self.phase = Phase::Active(Round::Fresh);
-        }
+        self.round.get_or_insert(Round::Fresh);
         self.refusals += 1;
-        self.turned_down(consumer);
+        self.conduct_mut(consumer).turned_down();
         let first = match work.refusals {
             Refusals::None => self.refusals,
             Refusals::InBatch(first) | Refusals::Alone(first) => first,
@@ -209,16 +187,6 @@ impl Isolation {
         self.set_round(Round::Fresh);
     }
 
-    /// Notes that a consumer has accepted an event that it had refused alone before.
-    pub(super) fn accepted_refused(&mut self, consumer: usize) {
-        self.conduct_mut(consumer).accepted_refused();
-    }
-
-    /// Notes that a consumer has not accepted a claim, which is not the try of a parked event.
-    pub(super) fn turned_down(&mut self, consumer: usize) {
-        self.conduct_mut(consumer).turned_down();
-    }
-
     /// Notes in `work` that a consumer has answered its claim with a server error. Returns `true`
     /// if the events of the claim may be at fault: it is not the first such answer, and the
     /// consumer has accepted something that was sent after the first one. `took_others` is `true`
@@ -244,7 +212,8 @@ impl Isolation {
         self.conducts.get(&consumer).copied().unwrap_or_default()
     }
 
-    fn conduct_mut(&mut self, consumer: usize) -> &mut Conduct {
+    /// Returns the answers of a consumer, to add one.
+    pub(super) fn conduct_mut(&mut self, consumer: usize) -> &mut Conduct {
         if !self.conducts.contains_key(&consumer) && self.conducts.len() >= CONSUMERS_MAX {
             self.conducts.pop_first();
         }
@@ -262,7 +231,7 @@ impl Isolation {
     /// twice as many new events, at most `max_events`.
     pub(super) fn nothing_left(&mut self, max_events: u64) {
         self.comparison_events = (2 * self.comparison_events).min(max_events);
-        if self.phase == Phase::Active(Round::Compared) {
+        if self.round == Some(Round::Compared) {
             self.set_round(Round::Fresh);
         }
     }
@@ -270,7 +239,7 @@ impl Isolation {
     /// Returns what to take from the queue when all events that wait are suspects: some new events,
     /// to learn if the consumer accepts them, or nothing. `suspects` is the number of suspects.
     pub(super) fn next_comparison(&mut self, suspects: usize) -> Comparison {
-        if self.phase == Phase::Active(Round::Compared) || suspects >= SUSPECTS_MAX {
+        if self.round == Some(Round::Compared) || suspects >= SUSPECTS_MAX {
             self.set_round(Round::Fresh);
             return Comparison::RoundOver;
         }
@@ -290,7 +259,7 @@ impl Isolation {
     /// are left, and the new event shows if the consumer accepts anything. Returns `false` if the
     /// pause lasts until its time is over.
     pub(super) fn awaits_event(&self) -> bool {
-        self.phase == Phase::Active(Round::AwaitsEvent)
+        self.round == Some(Round::AwaitsEvent)
     }
 
     /// Notes that a new event has arrived in the queue, or that the delivery pauses because of a
@@ -317,13 +286,11 @@ impl Isolation {
     /// Ends the search for events that the consumer refuses. Either no event waits for a decision
     /// or an answer any more, or the connection to the consumer that refused events has ended.
     pub(super) fn end(&mut self) {
-        self.phase = Phase::Inactive;
+        self.round = None;
     }
 
     fn set_round(&mut self, round: Round) {
-        if self.is_active() {
-            self.phase = Phase::Active(round);
-        }
+        self.round = self.round.map(|_| round);
     }
 }
 

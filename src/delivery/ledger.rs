@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
+use super::dead_letter::DeadLetters;
 use super::dead_letter::Written;
 use super::failure::Failure;
 use super::filtering::Filtering;
@@ -76,7 +78,7 @@ pub(super) struct Ledger {
     pub(super) health: Health,
     pub(super) given_up: GivenUp,
     pub(super) filtering: Filtering,
-    pub(super) rules: Rules,
+    rules: Rules,
     turn: Turn,
     /// The events that were parked and are neither accepted nor given up, with the consumer's last
     /// answer to each.
@@ -91,11 +93,11 @@ pub(super) struct Ledger {
 
 /// The settings of a delivery that come from the config and the protocol.
 pub(super) struct Rules {
-    limits: BatchLimits,
+    pub(super) limits: BatchLimits,
     /// The setting `rejected.after_server_errors`.
-    server_errors: Duration,
+    pub(super) server_errors: Duration,
     /// `true` if the consumer gets the events in the order of the queue.
-    is_ordered: bool,
+    pub(super) is_ordered: bool,
     /// `true` if a request carries many batches. The link then counts the retries, and batches that
     /// go back are sent again together.
     pub(super) collects: bool,
@@ -141,24 +143,24 @@ enum Scope {
 }
 
 impl Ledger {
+    /// Makes the ledger of a new delivery. Events that are given up are written to `dead_letters`,
+    /// if the config says so. Pauses are short from the moment at which `draining` is cancelled.
     pub(super) fn new(
         cursor: Cursor,
+        filtering: Filtering,
         health: Health,
+        dead_letters: DeadLetters,
+        draining: CancellationToken,
         config: &config::Output,
-        is_ordered: bool,
+        rules: Rules,
     ) -> Self {
         Self {
-            isolation: Isolation::new(config.rejected, is_ordered),
-            pacing: Pacing::new(Retry::new(&config.retry)),
+            isolation: Isolation::new(config.rejected, rules.is_ordered),
+            pacing: Pacing::new(Retry::new(&config.retry), draining),
             health,
-            given_up: GivenUp::new(config),
-            filtering: Filtering::new(None, &cursor),
-            rules: Rules {
-                limits: config.batch,
-                server_errors: config.after_server_errors,
-                is_ordered,
-                collects: false,
-            },
+            given_up: GivenUp::new(config, dead_letters),
+            filtering,
+            rules,
             turn: Turn::default(),
             parked: ParkedByPosition::new(),
             sent_until: cursor.position(),
@@ -191,7 +193,7 @@ impl Ledger {
     ///
     /// Otherwise returns `false`.
     pub(super) fn wants_events(&self, has_room: bool) -> bool {
-        match self.pacing.paused_until() {
+        match self.pacing.paused_until {
             None => {
                 let may_take = self.may_take_new() || self.in_flight.has(State::Pending);
                 self.may_send() && has_room && may_take
@@ -208,7 +210,7 @@ impl Ledger {
         // The search for refused events needs the result of every claim. A pause only needs to know
         // that the consumer takes requests again.
         let waits_for_answer = (self.isolation.is_active() && self.in_flight.has(State::OnWire))
-            || (self.pacing.is_serial() && self.in_flight.awaits_answer());
+            || (self.pacing.is_serial && self.in_flight.awaits_answer());
         !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
     }
 
@@ -243,7 +245,7 @@ impl Ledger {
     /// whatever the room is. A claim whose events the filter keeps back completely becomes final,
     /// and the next claim is taken.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
-        while self.pacing.paused_until().is_none()
+        while self.pacing.paused_until.is_none()
             && self.may_send()
             && self.turn.inspected_bytes < INSPECTED_BYTES_MAX
         {
@@ -278,7 +280,7 @@ impl Ledger {
     fn note_sent(&mut self, claim: Claim, events: u64) -> Option<Work> {
         self.sent_until = self.sent_until.max(claim.end);
         self.given_up.tried(claim, self.in_flight.cursor());
-        self.in_flight.sent(claim, events, self.batches, self.isolation.refusals())
+        self.in_flight.sent(claim, events, self.batches, self.isolation.refusals)
     }
 
     /// Adds to a batch the next claims that are remainders of earlier batches, as long as they fit.
@@ -286,12 +288,9 @@ impl Ledger {
     /// one request, and not in one for each event.
     fn with_remainders(&mut self, mut batch: Batch, room: Take) -> Batch {
         while let Some(work) = self.in_flight.next_remainder(batch.claim.end) {
-            let next = match self.in_flight.redeliver(work.claim) {
+            let next = match self.redeliver(work.claim) {
                 Redelivery::Batch(next) => next,
-                Redelivery::Gone => {
-                    self.filtering.give_up(work.claim);
-                    continue;
-                }
+                Redelivery::Gone => continue,
                 Redelivery::NotYet => break,
             };
             let next = self.filtering.pass_to_send(next, self.in_flight.cursor());
@@ -319,7 +318,7 @@ impl Ledger {
     fn take(&mut self, room: Take) -> Option<Batch> {
         // The cursor reads lines from files for one claim at a time. Claims that are given up come
         // first.
-        if self.given_up.needs_lines() {
+        if self.given_up.needs_lines {
             return None;
         }
         if std::mem::take(&mut self.turn.was_try)
@@ -330,16 +329,13 @@ impl Ledger {
         if self.may_try()
             && let Some(work) = self.in_flight.due()
         {
-            self.in_flight.unpark(work.claim);
-            match self.in_flight.redeliver(work.claim) {
+            self.in_flight.change(work.claim, State::Pending);
+            match self.redeliver(work.claim) {
                 Redelivery::Batch(batch) => {
                     self.turn.was_try = true;
                     return Some(batch);
                 }
-                Redelivery::Gone => {
-                    self.filtering.give_up(work.claim);
-                    self.tries_are_over(work.claim);
-                }
+                Redelivery::Gone => self.tries_are_over(work.claim),
                 Redelivery::NotYet => return None,
             }
         }
@@ -359,11 +355,9 @@ impl Ledger {
             return Some(batch);
         }
         while let Some(work) = self.in_flight.first(State::Pending) {
-            match self.in_flight.redeliver(work.claim) {
+            match self.redeliver(work.claim) {
                 Redelivery::Batch(batch) => return Some(batch),
-                Redelivery::Gone => {
-                    self.filtering.give_up(work.claim);
-                }
+                Redelivery::Gone => {}
                 Redelivery::NotYet => return None,
             }
         }
@@ -417,14 +411,20 @@ impl Ledger {
         } else if turn == 0 {
             return None;
         }
-        match self.in_flight.redeliver(other.claim) {
+        match self.redeliver(other.claim) {
             Redelivery::Batch(batch) => Some(batch),
-            Redelivery::Gone => {
-                self.filtering.give_up(other.claim);
-                None
-            }
-            Redelivery::NotYet => None,
+            Redelivery::Gone | Redelivery::NotYet => None,
         }
+    }
+
+    /// Takes the events of a `Pending` claim again, to send them. If the queue has dropped them, the
+    /// filter forgets the claim too.
+    fn redeliver(&mut self, claim: Claim) -> Redelivery {
+        let retaken = self.in_flight.redeliver(claim);
+        if matches!(retaken, Redelivery::Gone) {
+            self.filtering.give_up(claim);
+        }
+        retaken
     }
 
     /// Ends a round of the search for events that the consumer refuses. The round ends because the
@@ -433,13 +433,13 @@ impl Ledger {
     /// suspect are sent again.
     fn next_round(&mut self) {
         if let Some(first) = self.in_flight.first(State::Suspect) {
-            self.in_flight.retry_suspect(first.claim);
+            self.in_flight.change(first.claim, State::Pending);
         }
         let another = self.isolation.rotate(self.in_flight.count(State::Suspect));
         if let Some(another) = self.in_flight.nth(State::Suspect, another) {
-            self.in_flight.retry_suspect(another.claim);
+            self.in_flight.change(another.claim, State::Pending);
         }
-        let refusal = self.isolation.last_refusal();
+        let refusal = self.isolation.last_refusal.as_ref();
         if let Some(failure) = refusal {
             self.health.down(failure);
         }
@@ -570,8 +570,13 @@ impl Ledger {
             }
             self.in_flight.overtake(work);
         }
+        self.retry_suspects();
+    }
+
+    /// Sends all suspects again, because the consumer has accepted another event.
+    fn retry_suspects(&mut self) {
         for suspect in self.in_flight.all(State::Suspect) {
-            self.in_flight.retry_suspect(suspect.claim);
+            self.in_flight.change(suspect.claim, State::Pending);
         }
     }
 
@@ -696,16 +701,15 @@ impl Ledger {
             }
             self.pacing.succeeded();
             self.health.succeeded();
-            for suspect in self.in_flight.all(State::Suspect) {
-                self.in_flight.retry_suspect(suspect.claim);
-            }
+            self.retry_suspects();
         }
         let mut left = refused;
         for work in works {
             let lost = left.min(work.events);
             left -= lost;
             self.release(work.claim);
-            self.given_up.add_partly(work, lost, &failure.message, &mut self.in_flight);
+            let reason = Reason::new(Cause::Refused, &failure.message);
+            self.given_up.add(work, lost, reason, &mut self.in_flight);
         }
     }
 
@@ -714,7 +718,7 @@ impl Ledger {
     fn refused_alone(&mut self, work: &Work, failure: &Failure, consumer: usize, accepts: bool) {
         if accepts {
             self.release(work.claim);
-            self.given_up.add(work, &failure.message, &mut self.in_flight);
+            self.give_up(work, failure);
             return;
         }
         let mut start = work.claim.start;
@@ -727,6 +731,12 @@ impl Ledger {
             self.release(event.claim);
             self.decide_alone(event, decision, failure, consumer);
         }
+    }
+
+    /// Decides to give up a claim that is to be sent again, because the consumer refuses it.
+    fn give_up(&mut self, work: &Work, failure: &Failure) {
+        let reason = Reason::new(Cause::Refused, &failure.message);
+        self.given_up.add(work, u64::MAX, reason, &mut self.in_flight);
     }
 
     /// Cuts the next event that was sent off a claim on the wire. Searches the claim's events from
@@ -796,7 +806,7 @@ impl Ledger {
             Decision::Suspect => {
                 self.isolation.suspect(&mut work, failure);
                 self.in_flight.note(work);
-                self.in_flight.suspect(work.claim);
+                self.in_flight.change(work.claim, State::Suspect);
                 // Pending halves are not given up for their age yet, because they were not refused
                 // alone.
                 self.given_up.take_old(State::Suspect, failure, &mut self.in_flight);
@@ -827,7 +837,7 @@ impl Ledger {
             }
         }
         if !failure.elsewhere {
-            self.isolation.turned_down(consumer);
+            self.isolation.conduct_mut(consumer).turned_down();
         }
         for work in works {
             self.give_back(work);
@@ -857,7 +867,7 @@ impl Ledger {
     /// sent by itself next, a single claim is halved, and a single event is parked.
     fn take_apart(&mut self, works: Vec<Work>, failure: &Failure, consumer: usize) {
         self.turn.sends_others = false;
-        self.isolation.turned_down(consumer);
+        self.isolation.conduct_mut(consumer).turned_down();
         let is_one = works.len() == 1;
         for work in works {
             let work = Work { is_remainder: false, ..work };

@@ -13,38 +13,6 @@ use super::retry::Retry;
 /// must notice early that the consumer works again.
 pub(super) const DRAIN_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// The number of requests that may be sent without an answer at the same time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Attempts {
-    /// As many requests as the connection allows.
-    Window,
-    /// One request at a time. This begins with a failure, and ends when a request succeeds. If the
-    /// output connects before it has events, a new connection ends it too.
-    OneByOne,
-}
-
-/// Whether a new connection alone is a sign that the consumer is up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Connections {
-    /// A new connection alone is a sign that the consumer is up.
-    Trusted,
-    /// A new connection alone proves nothing, because an earlier connection broke before anything
-    /// was accepted on it, or ended with a failure that `Event::Gone` reported. A consumer that
-    /// refuses our certificate, or every client, breaks connections in this way. So the next
-    /// connection has to last for some time, or something has to be accepted on it.
-    Unproven,
-}
-
-/// Whether the drain has shortened a pause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Drain {
-    /// The drain has not shortened a pause yet.
-    NotYet,
-    /// The drain has ended the pause that was under way when the drain began. Later pauses run to
-    /// their end, but last at most [`DRAIN_PAUSE_MAX`].
-    Shortened,
-}
-
 /// Decides when one delivery may make its next attempt. The delivery loop owns this value, reports
 /// failures and successes, and asks for the current pause.
 ///
@@ -56,30 +24,36 @@ enum Drain {
 pub(super) struct Pacing {
     retry: Retry,
     /// Nothing is sent before this moment; `None` if there is no pause.
-    paused_until: Option<Instant>,
-    attempts: Attempts,
-    connections: Connections,
-    drain: Drain,
+    pub(super) paused_until: Option<Instant>,
+    /// `true` if only one request at a time may be sent. This begins with a failure, and ends when
+    /// a request succeeds. If the output connects before it has events, a new connection ends it
+    /// too.
+    pub(super) is_serial: bool,
+    /// `true` if a new connection alone is not a sign that the consumer is up, because an earlier
+    /// one broke before anything was accepted on it, or ended with a failure that `Event::Gone`
+    /// reported. A consumer that refuses our certificate, or every client, breaks connections in
+    /// this way. The next connection has to last for some time, or something has to be accepted on
+    /// it.
+    pub(super) is_unproven: bool,
+    /// `true` once the drain has ended the pause that was under way when it began. Later pauses run
+    /// to their end, but last at most [`DRAIN_PAUSE_MAX`].
+    pub(super) is_shortened: bool,
     /// The token that is cancelled when the process begins to drain.
     draining: CancellationToken,
 }
 
 impl Pacing {
-    /// Makes the pacing of a new delivery. `retry` decides how long the pauses are.
-    pub(super) fn new(retry: Retry) -> Self {
+    /// Makes the pacing of a new delivery. `retry` decides how long the pauses are. They are short
+    /// from the moment at which `draining` is cancelled.
+    pub(super) fn new(retry: Retry, draining: CancellationToken) -> Self {
         Self {
             retry,
             paused_until: None,
-            attempts: Attempts::Window,
-            connections: Connections::Trusted,
-            drain: Drain::NotYet,
-            draining: CancellationToken::new(),
+            is_serial: false,
+            is_unproven: false,
+            is_shortened: false,
+            draining,
         }
-    }
-
-    /// Sets the token that is cancelled when the drain begins. From then on, pauses are short.
-    pub(super) fn shorten_when(&mut self, draining: CancellationToken) {
-        self.draining = draining;
     }
 
     /// Returns `true` while the relay drains.
@@ -87,19 +61,9 @@ impl Pacing {
         self.draining.is_cancelled()
     }
 
-    /// Returns the end of the current pause; `None` if there is no pause.
-    pub(super) fn paused_until(&self) -> Option<Instant> {
-        self.paused_until
-    }
-
-    /// Returns `true` if the drain has not shortened a pause yet.
-    pub(super) fn is_before_drain(&self) -> bool {
-        self.drain == Drain::NotYet
-    }
-
     /// Notes that the drain has begun, and ends the current pause.
     pub(super) fn shorten(&mut self) {
-        self.drain = Drain::Shortened;
+        self.is_shortened = true;
         self.paused_until = None;
     }
 
@@ -118,7 +82,7 @@ impl Pacing {
             Some(until) => asked.map_or(until, |asked| until.max(now + self.shortened(asked))),
             None => now + self.next_wait(asked),
         };
-        self.attempts = Attempts::OneByOne;
+        self.is_serial = true;
         self.paused_until = Some(until);
         until.saturating_duration_since(now)
     }
@@ -146,21 +110,20 @@ impl Pacing {
 
     /// Notes that the consumer accepted something. The next pause is as short as the first one.
     pub(super) fn succeeded(&mut self) {
-        self.attempts = Attempts::Window;
-        self.connections = Connections::Trusted;
+        (self.is_serial, self.is_unproven) = (false, false);
         self.retry.reset();
     }
 
     /// Notes that there is a new connection. Returns `true` if the connection alone counts as a
     /// sign that the consumer is up.
     pub(super) fn connected(&mut self) -> bool {
-        self.attempts = Attempts::Window;
-        self.connections == Connections::Trusted
+        self.is_serial = false;
+        !self.is_unproven
     }
 
     /// Notes that the connection has lasted long enough to count as a sign that the consumer is up.
     pub(super) fn proven(&mut self) {
-        self.connections = Connections::Trusted;
+        self.is_unproven = false;
     }
 
     /// Notes that the connection broke after it had lasted for some time, or after something was
@@ -172,18 +135,7 @@ impl Pacing {
     /// Notes that the connection broke before anything was accepted on it, or that `Event::Gone`
     /// reported a failure. The next connection alone is then no sign that the consumer is up.
     pub(super) fn broke_at_once(&mut self) {
-        self.connections = Connections::Unproven;
-    }
-
-    /// Returns `true` if the current connection alone is no sign that the consumer is up, because
-    /// the connection before it broke at once.
-    pub(super) fn is_unproven(&self) -> bool {
-        self.connections == Connections::Unproven
-    }
-
-    /// Returns `true` if only one attempt at a time may be made, because the last one failed.
-    pub(super) fn is_serial(&self) -> bool {
-        self.attempts == Attempts::OneByOne
+        self.is_unproven = true;
     }
 }
 

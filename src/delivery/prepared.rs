@@ -16,8 +16,8 @@ use super::link::Connect;
 use super::orders::HandOver;
 use super::orders::Orders;
 use super::run::Delivery;
+use super::run::Start;
 use crate::config;
-use crate::filter::Filter;
 use crate::filter::Rules;
 use crate::queue;
 use crate::telemetry::OutputMetrics;
@@ -44,19 +44,8 @@ pub(crate) trait Connector: Send {
     /// Connects to each address once. Returns one result for each address.
     fn probe(&mut self) -> Pin<Box<dyn Future<Output = Probed> + Send + '_>>;
 
-    /// Runs a delivery until one of its orders ends it, or until an error ends it. `start` holds
-    /// the orders.
+    /// Runs a delivery until one of its orders ends it, or until an error ends it.
     fn deliver(self: Box<Self>, start: Start) -> Running;
-}
-
-/// The values that a delivery needs at its start, besides its connector.
-pub(crate) struct Start {
-    begin: HandOver,
-    health: Health,
-    config: config::Output,
-    filter: Option<Arc<Rules>>,
-    dead_letters: DeadLetters,
-    orders: Orders,
 }
 
 impl<C: Connect + 'static> Connector for C {
@@ -73,13 +62,7 @@ impl<C: Connect + 'static> Connector for C {
     }
 
     fn deliver(self: Box<Self>, start: Start) -> Running {
-        let Start { begin, health, config, filter, dead_letters, orders } = start;
-        let HandOver { cursor, claims, parked, seen } = begin;
-        let filter = filter.map(|rules| Filter::new(rules, seen));
-        let delivery = Delivery::new(*self, cursor, health, &config);
-        Box::pin(
-            delivery.inherit(claims, parked).filter(filter).dead_letters(dead_letters).run(orders),
-        )
+        Box::pin(Delivery::new(*self, start).run())
     }
 }
 
@@ -146,8 +129,7 @@ impl Prepared {
     /// process must end.
     pub fn run(self, begin: HandOver, orders: Orders) -> Running {
         let Self { connector, config, metrics, status, filter, dead_letters } = self;
-        let health = Health::new(&config.name, metrics, status);
-        let health = health.gives_up(config.retry.max_elapsed.is_some());
+        let health = Health::new(&config, metrics, status);
         connector.deliver(Start { begin, health, config, filter, dead_letters, orders })
     }
 }

@@ -2,6 +2,7 @@
 //! consumer's answer, and finishes them. It is generic over the protocol. Every decision is the
 //! ledger's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -13,6 +14,7 @@ use super::failure::RunError;
 use super::filtering::Filtering;
 use super::health::Health;
 use super::in_flight::State;
+use super::ledger;
 use super::ledger::Ledger;
 use super::link::Begin;
 use super::link::Connect;
@@ -20,11 +22,10 @@ use super::link::Event;
 use super::link::Link;
 use super::orders::HandOver;
 use super::orders::Orders;
-use super::parked::ParkedByPosition;
-use crate::config::Rejected;
+use super::tapped::Tapping;
+use crate::config;
 use crate::filter::Filter;
-use crate::queue::Claim;
-use crate::queue::Cursor;
+use crate::filter::Rules;
 
 /// A connection that has lasted for this time proves that the consumer is up. The proof is needed
 /// if an earlier connection broke before anything was accepted on it, or ended with a failure that
@@ -72,14 +73,22 @@ const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
 /// What must never happen: the delivery ends without an order, while the process continues.
 pub(super) struct Delivery<C> {
     connector: C,
-    /// The output's name.
-    name: String,
     ledger: Ledger,
-    rejected: Rejected,
     orders: Orders,
-    /// `true` if the config asks for checkpoints on this output.
-    sends_checkpoints: bool,
     checkpoints: Checkpoints,
+}
+
+/// The values of which a delivery is made, besides its connector.
+pub(crate) struct Start {
+    /// The state that the delivery before this one has left.
+    pub(super) begin: HandOver,
+    pub(super) health: Health,
+    pub(super) config: config::Output,
+    /// `None`: every event is sent unchanged.
+    pub(super) filter: Option<Arc<Rules>>,
+    /// The writer for events that are given up, if the config asks for dead letters.
+    pub(super) dead_letters: DeadLetters,
+    pub(super) orders: Orders,
 }
 
 /// The reason why a delivery has ended.
@@ -130,50 +139,39 @@ enum Wake {
 }
 
 impl<C: Connect> Delivery<C> {
-    pub(super) fn new(
-        connector: C,
-        cursor: Cursor,
-        health: Health,
-        config: &crate::config::Output,
-    ) -> Self {
-        let mut ledger = Ledger::new(cursor, health, config, connector.is_ordered());
-        ledger.rules.collects = C::COLLECTS;
-        Self {
-            connector,
-            name: config.name.clone(),
-            ledger,
-            rejected: config.rejected,
-            orders: Orders::default(),
-            sends_checkpoints: config.checkpoints,
-            checkpoints: Checkpoints::new(&config.name),
-        }
-    }
-
-    /// Sets the writer for events that are given up, if the config asks for dead letters.
-    pub(super) fn dead_letters(mut self, dead_letters: DeadLetters) -> Self {
-        if self.rejected == Rejected::DeadLetter {
-            self.ledger.given_up.place(dead_letters);
-        }
-        self
-    }
-
-    /// Sets the filter that decides which events are sent, and in which form. With `None`, every
-    /// event is sent unchanged.
-    pub(super) fn filter(mut self, filter: Option<Filter>) -> Self {
-        let cursor = self.ledger.in_flight.cursor();
-        let tells = filter.is_some() || self.connector.tells_positions() || cursor.is_recorded();
-        cursor.tell_origins(tells);
+    /// Makes the delivery. It first sends the claims that the delivery before it has left.
+    pub(super) fn new(mut connector: C, start: Start) -> Self {
+        let Start { begin, health, config, filter, dead_letters, orders } = start;
+        let HandOver { cursor, claims, parked, seen } = begin;
+        connector.begin(Begin {
+            queue: cursor.identity(),
+            capacity: cursor.capacity(),
+            crowding: cursor.crowding(),
+            notes: cursor.notes(),
+            draining: orders.draining.clone(),
+            retire: orders.retire.clone(),
+        });
+        let filter = filter.map(|rules| Filter::new(rules, seen));
+        let judges_events = connector.tells_positions();
+        cursor.tell_origins(filter.is_some() || judges_events || cursor.is_recorded());
         cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
-        self.ledger.filtering = Filtering::new(filter, cursor);
-        self
-    }
-
-    /// Takes over the claims that the previous delivery of this output has left, in the order of
-    /// the queue. They are sent first.
-    pub(super) fn inherit(mut self, claims: Vec<Claim>, parked: ParkedByPosition) -> Self {
+        let tapping = Tapping::new(orders.taps.clone(), &config.name);
+        let filtering = Filtering::new(filter, &cursor, tapping);
+        let rules = ledger::Rules {
+            limits: config.batch,
+            server_errors: config.after_server_errors,
+            is_ordered: connector.is_ordered(),
+            collects: C::COLLECTS,
+        };
+        let draining = orders.draining.clone();
+        let mut ledger =
+            Ledger::new(cursor, filtering, health, dead_letters, draining, &config, rules);
         // If the consumer judges single events, most of the claims are remainders of batches.
-        self.ledger.inherit(claims, parked, self.connector.tells_positions());
-        self
+        ledger.inherit(claims, parked, judges_events);
+        let published = orders.checkpoints.clone().filter(|_| config.checkpoints);
+        let interval = connector.checkpoint_interval();
+        let checkpoints = Checkpoints::new(&config.name, published, interval);
+        Self { connector, ledger, orders, checkpoints }
     }
 
     /// Delivers until the process ends, until another delivery is to replace this one, or until a
@@ -182,23 +180,7 @@ impl<C: Connect> Delivery<C> {
     /// # Errors
     ///
     /// The text says why the process can't continue.
-    pub(super) async fn run(mut self, orders: Orders) -> Result<Option<HandOver>, RunError> {
-        let cursor = self.ledger.in_flight.cursor();
-        self.connector.begin(Begin {
-            queue: cursor.identity(),
-            capacity: cursor.capacity(),
-            crowding: cursor.crowding(),
-            notes: cursor.notes(),
-            draining: orders.draining.clone(),
-            retire: orders.retire.clone(),
-        });
-        self.ledger.pacing.shorten_when(orders.draining.clone());
-        if self.sends_checkpoints {
-            let interval = self.connector.checkpoint_interval();
-            self.checkpoints.follow(orders.checkpoints.clone(), interval);
-        }
-        self.ledger.filtering.tapping.attach(orders.taps.clone(), &self.name);
-        self.orders = orders;
+    pub(super) async fn run(mut self) -> Result<Option<HandOver>, RunError> {
         let ended = self.deliver().await;
         // If the delivery did not wait, a dead letter that is nearly written would be written
         // twice.
@@ -231,19 +213,17 @@ impl<C: Connect> Delivery<C> {
         }
         let mut needed = C::EAGER;
         loop {
-            let for_events = tokio::select! {
+            let connecting = async {
+                let for_events = self.rest(needed).await;
+                (for_events, self.connector.connect().await)
+            };
+            let (for_events, connected) = tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(Done::Stopped),
                 () = retire.cancelled() => return Ok(Done::Retired),
-                for_events = self.rest(needed) => for_events,
+                connected = connecting => connected,
             };
             needed = true;
-            let connected = tokio::select! {
-                biased;
-                () = stop.cancelled() => return Ok(Done::Stopped),
-                () = retire.cancelled() => return Ok(Done::Retired),
-                connected = self.connector.connect() => connected,
-            };
             let link = match connected {
                 Ok(link) => link,
                 Err(failure) if !for_events => {
@@ -264,8 +244,9 @@ impl<C: Connect> Delivery<C> {
                 Ended::Stopped => return Ok(Done::Stopped),
                 Ended::Retired => return Ok(Done::Retired),
                 Ended::Fatal(message) => return Err(RunError::Fatal(message)),
-                Ended::Broken(failure) => self.ledger.all_failed(&failure),
-                Ended::Gone(Some(failure)) => self.ledger.all_failed(&failure),
+                Ended::Broken(failure) | Ended::Gone(Some(failure)) => {
+                    self.ledger.all_failed(&failure);
+                }
                 Ended::Gone(None) => {}
                 Ended::Closed | Ended::BrokenBeside => needed = false,
             }
@@ -293,9 +274,9 @@ impl<C: Connect> Delivery<C> {
                 continue;
             }
             needed |= ledger.in_flight.has(State::Pending) || ledger.in_flight.has(State::Parked);
-            let until = ledger.pacing.paused_until();
+            let until = ledger.pacing.paused_until;
             let may_shorten = ledger.may_hurry();
-            let reads = ledger.given_up.needs_lines() || !needed;
+            let reads = ledger.given_up.needs_lines || !needed;
             tokio::select! {
                 biased;
                 written = ledger.given_up.written() => ledger.on_written(written),
@@ -340,7 +321,7 @@ impl<C: Connect> Delivery<C> {
                 return Ended::Retired;
             }
             if leave_at.is_none() {
-                if self.ledger.pacing.paused_until().is_none()
+                if self.ledger.pacing.paused_until.is_none()
                     && self.has_turn_for_checkpoint(&link)
                     && let Some(checkpoint) = self.checkpoints.next()
                 {
@@ -405,12 +386,12 @@ impl<C: Connect> Delivery<C> {
             // now.
             ledger.finish_held();
         }
-        let paused = ledger.pacing.paused_until();
+        let paused = ledger.pacing.paused_until;
         let may_shorten = ledger.may_hurry();
         let has_room = leave_at.is_none() && link.room().is_some();
         let wants = leave_at.is_none() && ledger.wants_events(has_room);
-        let reads = wants || ledger.given_up.needs_lines();
-        let proves_at = (C::EAGER && ledger.pacing.is_unproven()).then_some(proven_at);
+        let reads = wants || ledger.given_up.needs_lines;
+        let proves_at = (C::EAGER && ledger.pacing.is_unproven).then_some(proven_at);
         let next_try = ledger.next_try().filter(|_| has_room);
         tokio::select! {
             biased;

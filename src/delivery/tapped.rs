@@ -51,9 +51,9 @@ struct Sample {
 }
 
 impl Tapping {
-    /// Sets the taps for which the events of this output are copied.
-    pub(super) fn attach(&mut self, taps: Option<Arc<Taps>>, output: &str) {
-        (self.taps, self.output) = (taps, output.into());
+    /// Makes the copies of this output's events for `taps`, of which there are none yet.
+    pub(super) fn new(taps: Option<Arc<Taps>>, output: &str) -> Self {
+        Self { taps, output: output.into(), ..Self::default() }
     }
 
     /// Begins to copy the events of a claim that is to be sent. Returns `false` if no tap asks for
@@ -185,9 +185,7 @@ mod tests {
 
     fn tapping() -> (Tapping, Arc<Taps>) {
         let taps = Arc::new(Taps::new(Telemetry::new().taps()));
-        let mut tapping = Tapping::default();
-        tapping.attach(Some(Arc::clone(&taps)), "o");
-        (tapping, taps)
+        (Tapping::new(Some(Arc::clone(&taps)), "o"), taps)
     }
 
     /// Sends a claim whose events say their positions.

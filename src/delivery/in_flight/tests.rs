@@ -158,19 +158,15 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                         };
                         let (parking, _) = Parking::begin(answer, 0, Conduct::default());
                         in_flight.note(Work { parking: Some(parking), ..work });
-                        in_flight.park(claim);
+                        in_flight.change(claim, State::Parked);
                         model[index].0 = State::Parked;
                     } else {
-                        in_flight.suspect(claim);
+                        in_flight.change(claim, State::Suspect);
                         model[index].0 = State::Suspect;
                     }
                 }
-                (5, Some((State::Suspect, claim))) => {
-                    in_flight.retry_suspect(claim);
-                    model[index].0 = State::Pending;
-                }
-                (6, Some((State::Parked, claim))) => {
-                    in_flight.unpark(claim);
+                (5, Some((State::Suspect | State::Parked, claim))) => {
+                    in_flight.change(claim, State::Pending);
                     model[index].0 = State::Pending;
                 }
                 (7, Some((State::OnWire | State::Held, claim))) => {

@@ -40,7 +40,7 @@ fn an_event_is_a_suspect_until_its_consumer_has_accepted_one_that_was_sent_later
     isolation.accepted(0, 7);
     assert_eq!(isolation.refused(&mut bad, 7), Decision::Suspect, "it was on the wire beside it");
     // An acceptance by another consumer proves nothing.
-    isolation.accepted(isolation.refusals(), 8);
+    isolation.accepted(isolation.refusals, 8);
     assert_eq!(isolation.refused(&mut bad, 7), Decision::Suspect);
     // An acceptance of what was sent after the first refusal proves that the consumer works.
     isolation.accepted(1, 7);
@@ -54,7 +54,7 @@ fn halves_keep_the_time_of_the_first_refusal() {
     assert_eq!(isolation.refused(&mut whole, 0), Decision::Suspect);
     let mut left = Work { events: 1, ..whole };
     // The right half is accepted, and was sent after the whole had been refused.
-    isolation.accepted(isolation.refusals(), 0);
+    isolation.accepted(isolation.refusals, 0);
     assert_eq!(isolation.refused(&mut left, 0), Decision::Doubt);
 }
 
@@ -63,7 +63,7 @@ fn with_retry_nothing_is_ever_given_up() {
     let mut isolation = Isolation::new(Rejected::Retry, false);
     let mut bad = work(0, 1);
     for _ in 0..3 {
-        isolation.accepted(isolation.refusals(), 0);
+        isolation.accepted(isolation.refusals, 0);
         assert_eq!(isolation.refused(&mut bad, 0), Decision::Retry);
     }
 }

@@ -30,9 +30,9 @@ impl Ledger {
     /// Returns the moment of the next try of a parked event; `None` if there is none, or if the
     /// loop must first wait for something else.
     pub(in crate::delivery) fn next_try(&self) -> Option<Instant> {
-        let may_try = self.pacing.paused_until().is_none()
+        let may_try = self.pacing.paused_until.is_none()
             && self.may_send()
-            && !self.given_up.needs_lines()
+            && !self.given_up.needs_lines
             && self.may_try();
         self.in_flight.next_try().filter(|_| may_try)
     }
@@ -115,8 +115,8 @@ impl Ledger {
     /// Returns `true` if there is something to hurry when the drain begins: a pause, or parked
     /// events.
     pub(in crate::delivery) fn may_hurry(&self) -> bool {
-        let waits = self.pacing.paused_until().is_some() || self.in_flight.has(State::Parked);
-        waits && self.pacing.is_before_drain()
+        let waits = self.pacing.paused_until.is_some() || self.in_flight.has(State::Parked);
+        waits && !self.pacing.is_shortened
     }
 
     /// Notes that the drain has begun: ends the current pause, and tries the parked events now.
@@ -137,13 +137,13 @@ impl Ledger {
         self.in_flight.note(work);
         match (next, work.parking) {
             (Next::Wait, Some(parking)) => {
-                self.in_flight.park(work.claim);
+                self.in_flight.change(work.claim, State::Parked);
                 self.parked.insert(position, (parking, Arc::from(failure.message.as_str())));
                 self.health.parked(&self.parked, Some(position));
             }
             (Next::AtOnce | Next::Wait, _) => {}
             (Next::GiveUp, _) => {
-                self.given_up.add(&work, &failure.message, &mut self.in_flight);
+                self.give_up(&work, failure);
                 self.tries_are_over(work.claim);
             }
         }
@@ -152,10 +152,10 @@ impl Ledger {
     /// Notes that `consumer` has accepted an event that it had turned down alone.
     pub(super) fn try_accepted(&mut self, work: &Work, parking: Parking, consumer: usize) {
         if parking.was_refused() {
-            self.isolation.accepted_refused(consumer);
+            self.isolation.conduct_mut(consumer).accepted_refused();
         }
         let (position, tries) = (work.claim.start.get(), parking.tries);
-        let output = self.health.name();
+        let output = &self.health.name;
         tracing::debug!(output, position, tries, "an event that was turned down is accepted");
         self.tries_are_over(work.claim);
     }

@@ -4,13 +4,14 @@ use super::*;
 use crate::config;
 
 fn pacing() -> Pacing {
-    Pacing::new(Retry::new(&config::Retry {
+    let retry = Retry::new(&config::Retry {
         initial_interval: Duration::from_secs(1),
         max_interval: Duration::from_secs(30),
         multiplier: 2.0,
         randomization_factor: 0.0,
         max_elapsed: None,
-    }))
+    });
+    Pacing::new(retry, CancellationToken::new())
 }
 
 const fn secs(secs: u64) -> Duration {
@@ -24,7 +25,7 @@ async fn failures_of_one_moment_are_one_pause() {
     assert_eq!(pacing.failed(None), secs(1), "the same pause");
     assert_eq!(pacing.failed(Some(secs(5))), secs(5), "the consumer asks for more");
     assert_eq!(pacing.failed(Some(secs(3))), secs(5), "it has asked for more already");
-    assert_eq!(pacing.paused_until(), Some(Instant::now() + secs(5)));
+    assert_eq!(pacing.paused_until, Some(Instant::now() + secs(5)));
     pacing.end_pause();
     assert_eq!(pacing.failed(None), secs(2), "the second pause is longer");
     pacing.end_pause();
@@ -35,15 +36,15 @@ async fn failures_of_one_moment_are_one_pause() {
 #[tokio::test(start_paused = true)]
 async fn after_a_failure_one_attempt_at_a_time_is_made_until_one_succeeds() {
     let mut pacing = pacing();
-    assert!(!pacing.is_serial());
+    assert!(!pacing.is_serial);
     pacing.failed(None);
     pacing.end_pause();
-    assert!(pacing.is_serial());
+    assert!(pacing.is_serial);
     pacing.succeeded();
-    assert!(!pacing.is_serial());
+    assert!(!pacing.is_serial);
     // A round of suspects that is over is no failure of an attempt.
     pacing.pause(None);
-    assert!(!pacing.is_serial());
+    assert!(!pacing.is_serial);
 }
 
 #[tokio::test(start_paused = true)]
@@ -52,26 +53,24 @@ async fn a_connection_after_one_that_broke_at_once_proves_nothing() {
     assert!(pacing.connected());
     pacing.broke_at_once();
     pacing.failed(None);
-    assert!(!pacing.connected() && pacing.is_unproven());
-    assert!(!pacing.is_serial(), "it may use its window");
+    assert!(!pacing.connected() && pacing.is_unproven);
+    assert!(!pacing.is_serial, "it may use its window");
     pacing.proven();
     assert!(pacing.connected());
     pacing.broke_at_once();
     pacing.succeeded();
-    assert!(!pacing.is_unproven(), "it has accepted something");
+    assert!(!pacing.is_unproven, "it has accepted something");
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_drain_ends_one_pause_and_shortens_the_later_ones() {
     let mut pacing = pacing();
-    let draining = CancellationToken::new();
-    pacing.shorten_when(draining.clone());
     pacing.failed(Some(secs(60)));
-    assert!(pacing.is_before_drain());
-    draining.cancel();
+    assert!(!pacing.is_shortened);
+    pacing.draining.cancel();
     pacing.shorten();
-    assert_eq!(pacing.paused_until(), None);
+    assert_eq!(pacing.paused_until, None);
     assert_eq!(pacing.failed(Some(secs(60))), DRAIN_PAUSE_MAX);
     assert_eq!(pacing.failed(Some(secs(60))), DRAIN_PAUSE_MAX, "a second request of that moment");
-    assert!(!pacing.is_before_drain(), "once");
+    assert!(pacing.is_shortened, "once");
 }

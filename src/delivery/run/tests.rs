@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::config;
+use crate::config::Rejected;
 use crate::config::WhenFull;
 use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::checkpoints::Fate;
@@ -25,13 +25,13 @@ use crate::delivery::link::Part;
 use crate::delivery::link::Parts;
 use crate::delivery::link::Verdict;
 use crate::delivery::parked::PARKED_MAX;
-use crate::filter::Rules;
 use crate::policy;
 use crate::policy::Policy;
 use crate::position::Position;
 use crate::queue;
 use crate::queue::Append;
 use crate::queue::Batch;
+use crate::queue::Claim;
 use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::queue::Take;
@@ -387,7 +387,7 @@ struct Bench {
     tasks: JoinSet<Result<(), RunError>>,
     /// The task that publishes checkpoints, if there is one.
     _publishing: JoinSet<()>,
-    /// The desk at which the output's dead letters arrive; `None` if they are not kept.
+    /// The desk at which the output's dead letters arrive; `None` after a [`Clerk`] has taken it.
     desk: Option<Desk>,
     /// Every event that was appended to the queue, in order.
     appended: Vec<String>,
@@ -398,9 +398,8 @@ struct Setting {
     /// The size of a queue that drops its oldest events when it is full; `None` for the default
     /// queue.
     drop_oldest: Option<u64>,
+    /// With [`Rejected::DeadLetter`], dead letters arrive at the desk of the bench.
     rejected: Rejected,
-    /// `true` if dead letters are kept: they arrive at the desk of the bench.
-    desk: bool,
     max_elapsed: Option<Duration>,
     latency: Duration,
     window: usize,
@@ -422,7 +421,6 @@ impl Default for Setting {
         Self {
             drop_oldest: None,
             rejected: Rejected::Drop,
-            desk: false,
             max_elapsed: None,
             latency: Duration::from_millis(1),
             window: 4,
@@ -540,10 +538,6 @@ impl Bench {
         let (ordered, replaced) = (setting.ordered, setting.replaced.clone());
         let rules = setting.sifts.then(sifting);
         let (letters, desk) = Desk::new(&telemetry);
-        let (letters, desk) = match setting.desk {
-            true => (Some(letters), Some(desk)),
-            false => (None, None),
-        };
         let (to, told, stopped) = (Arc::clone(&consumer), Arc::clone(&status), stop.clone());
         let drains = draining.clone();
         tasks.spawn(async move {
@@ -553,15 +547,12 @@ impl Bench {
                 let (stop, draining) = (stopped.clone(), drains.clone());
                 let orders = Orders { stop, draining, checkpoints, ..Orders::default() };
                 let retire = orders.retire.clone();
-                let health = Health::new("o", metrics.clone(), Arc::clone(&told));
+                let config = config.outputs[0].clone();
+                let health = Health::new(&config, metrics.clone(), Arc::clone(&told));
                 let fake = Fake::<EAGER> { consumer: Arc::clone(&to), ordered };
-                let delivery = Delivery::new(fake, begin.cursor, health, &config.outputs[0]);
-                let filter = rules.clone().map(|rules| Filter::new(rules, begin.seen));
-                let delivery = delivery.filter(filter);
-                let delivery = match letters.clone() {
-                    Some(letters) => delivery.dead_letters(letters),
-                    None => delivery,
-                };
+                let (filter, dead_letters) = (rules.clone(), letters.clone());
+                let start = Start { begin, health, config, filter, dead_letters, orders };
+                let delivery = Delivery::new(fake, start);
                 let replacing = async {
                     match at {
                         Some(at) => tokio::time::sleep_until(started + at).await,
@@ -571,7 +562,7 @@ impl Bench {
                     std::future::pending::<()>().await;
                 };
                 let left = tokio::select! {
-                    left = delivery.inherit(begin.claims, begin.parked).run(orders) => left?,
+                    left = delivery.run() => left?,
                     () = replacing => None,
                 };
                 let Some(left) = left else { return Ok(()) };
@@ -588,7 +579,7 @@ impl Bench {
             draining,
             tasks,
             _publishing: publishing,
-            desk,
+            desk: Some(desk),
             appended: Vec::new(),
             started,
         }

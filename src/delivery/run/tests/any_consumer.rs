@@ -213,8 +213,7 @@ impl Case {
     fn setting<const EAGER: bool>(&self) -> Setting {
         Setting {
             drop_oldest: self.drop_oldest.then_some(4 * 1024),
-            rejected: Rejected::DeadLetter,
-            desk: self.desk.is_some(),
+            rejected: if self.desk.is_some() { Rejected::DeadLetter } else { Rejected::Drop },
             max_elapsed: self.max_elapsed_ms.map(Duration::from_millis),
             latency: Duration::from_millis(self.latency_ms),
             window: if EAGER { 4 } else { self.window },

@@ -7,7 +7,7 @@ use crate::delivery::dead_letter::tests::Given;
 
 /// Returns settings with which dead letters are kept, and one request at a time is sent.
 fn with_desk() -> Setting {
-    Setting { rejected: Rejected::DeadLetter, desk: true, window: 1, ..Setting::default() }
+    Setting { rejected: Rejected::DeadLetter, window: 1, ..Setting::default() }
 }
 
 impl Bench {
@@ -210,7 +210,7 @@ async fn what_a_stream_could_not_send_for_too_long_is_given_up_in_order_and_the_
 #[tokio::test(start_paused = true)]
 async fn without_a_place_for_letters_what_is_too_old_is_dropped_and_counted() {
     for eager in [true, false] {
-        let setting = Setting { max_elapsed: Some(HOUR), desk: false, ..with_desk() };
+        let setting = Setting { max_elapsed: Some(HOUR), window: 1, ..Setting::default() };
         let mut bench = match eager {
             true => Bench::start::<true>(&setting, |_| Answer::Break(0)),
             false => Bench::start::<false>(&setting, |_| Answer::Fail),

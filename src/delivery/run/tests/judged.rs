@@ -167,7 +167,7 @@ async fn a_request_of_remainders_that_is_refused_is_taken_apart() {
 /// six events must be in the dead letters, and two of them count as lost.
 #[tokio::test(start_paused = true)]
 async fn if_only_a_number_is_refused_nothing_goes_again_and_all_is_in_the_dead_letters() {
-    let setting = Setting { rejected: Rejected::DeadLetter, desk: true, ..Setting::default() };
+    let setting = Setting { rejected: Rejected::DeadLetter, ..Setting::default() };
     let mut bench = Bench::start::<false>(&setting, refuse_number);
     let names = ["a", "bad1", "b", "c", "bad2", "d"];
     bench.append(&names);
@@ -208,7 +208,7 @@ async fn a_number_that_is_refused_is_final_whatever_the_config_says_of_refusals(
 /// counted once each.
 #[tokio::test(start_paused = true)]
 async fn letters_of_a_number_that_are_not_written_do_not_change_what_is_lost() {
-    let setting = Setting { rejected: Rejected::DeadLetter, desk: true, ..Setting::default() };
+    let setting = Setting { rejected: Rejected::DeadLetter, ..Setting::default() };
     let mut bench = Bench::start::<false>(&setting, refuse_number);
     bench.append(&["a", "bad1", "b", "c", "bad2", "d"]);
     assert!(bench.letters().await.written(2, Some("no space left")));
