@@ -24,53 +24,15 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// The version of the program.
-    pub version: String,
-    /// The name of the machine; in Kubernetes, of the pod.
-    pub host: String,
-    /// The moment of the answer, in seconds since 1970.
-    pub time_seconds: f64,
-    /// The start of the process, in seconds since 1970.
-    pub start_time_seconds: f64,
-    /// The time since the start of the relay, in seconds.
-    pub uptime_seconds: f64,
-    /// `true`: all outputs, listeners and sources are open.
-    pub started: bool,
-    /// `true`: the orderly end of the relay has begun.
-    pub stopping: bool,
-    /// The level of `queue.acknowledge`: `queued`, `delivered` or `synced`.
-    #[serde(deserialize_with = "or_default")]
-    pub acknowledge: String,
-    /// Resident memory, in bytes.
-    pub memory_bytes: u64,
-    /// The memory that the process may have, in bytes; `None` if there is no limit.
-    pub memory_limit_bytes: Option<u64>,
-    /// Bytes of request bodies that are not in the queue yet.
-    pub in_flight_bytes: u64,
-    /// Events accepted since the start.
-    pub accepted_events: u64,
-    /// The age of the last accepted batch, in seconds; `None` if there is none yet.
-    pub last_event_seconds_ago: Option<f64>,
-    /// Events lost or refused for good since the start, by the queue and by all outputs.
-    pub lost_events: u64,
-    /// The age of the last loss, in seconds; `None` if nothing was lost since the start.
-    pub last_lost_seconds_ago: Option<f64>,
-    /// Events lost in each second, over the last minute.
-    #[serde(deserialize_with = "or_default")]
-    pub lost_events_per_second: f64,
-    /// Requests answered 429 in each second, over the last minute.
-    #[serde(deserialize_with = "or_default")]
-    pub refused_429_per_second: f64,
-    /// How long requests were refused that their senders send again.
-    pub refusals: Refusals,
-    /// The request that was refused last; `None` if none was since the start.
-    pub last_rejected: Option<Rejected>,
-    /// The last request that was refused for good; `None` if none was since the start.
-    pub last_final_refusal: Option<Rejected>,
-    /// The last TLS handshake of a sender that failed; `None` if none did since the start.
-    pub last_tls_failure: Option<TlsFailure>,
-    /// Lines of the log that were not written.
-    pub log_dropped_lines: u64,
+    /// The process and its memory.
+    #[serde(flatten)]
+    pub process: Process,
+    /// The requests of senders, and what they have brought.
+    #[serde(flatten)]
+    pub intake: Intake,
+    /// The events lost or refused for good, by the queue and by all outputs.
+    #[serde(flatten)]
+    pub losses: Losses,
     /// The listeners, in the order of the config.
     pub listeners: Vec<Listener>,
     /// The sources, in the order of the config.
@@ -87,6 +49,71 @@ pub struct Status {
     pub evidence: Option<Evidence>,
     /// The relay's judgement of its own state; `None` from a relay that gives none.
     pub verdict: Option<verdict::Verdict>,
+}
+
+/// The process and its memory.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    /// The version of the program.
+    pub version: String,
+    /// The name of the machine; in Kubernetes, of the pod.
+    pub host: String,
+    /// The moment of the answer, in seconds since 1970.
+    pub time_seconds: f64,
+    /// The start of the process, in seconds since 1970.
+    pub start_time_seconds: f64,
+    /// The time since the start of the relay, in seconds.
+    pub uptime_seconds: f64,
+    /// `true`: all outputs, listeners and sources are open.
+    pub started: bool,
+    /// `true`: the orderly end of the relay has begun.
+    pub stopping: bool,
+    /// Resident memory, in bytes.
+    pub memory_bytes: u64,
+    /// The memory that the process may have, in bytes; `None` if there is no limit.
+    pub memory_limit_bytes: Option<u64>,
+    /// Lines of the log that were not written.
+    pub log_dropped_lines: u64,
+}
+
+/// The requests of senders, and what they have brought.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Intake {
+    /// The level of `queue.acknowledge`: `queued`, `delivered` or `synced`.
+    #[serde(deserialize_with = "or_default")]
+    pub acknowledge: String,
+    /// Bytes of request bodies that are not in the queue yet.
+    pub in_flight_bytes: u64,
+    /// Events accepted since the start.
+    pub accepted_events: u64,
+    /// The age of the last accepted batch, in seconds; `None` if there is none yet.
+    pub last_event_seconds_ago: Option<f64>,
+    /// Requests answered 429 in each second, over the last minute.
+    #[serde(deserialize_with = "or_default")]
+    pub refused_429_per_second: f64,
+    /// How long requests were refused that their senders send again.
+    pub refusals: Refusals,
+    /// The request that was refused last; `None` if none was since the start.
+    pub last_rejected: Option<Rejected>,
+    /// The last request that was refused for good; `None` if none was since the start.
+    pub last_final_refusal: Option<Rejected>,
+    /// The last TLS handshake of a sender that failed; `None` if none did since the start.
+    pub last_tls_failure: Option<TlsFailure>,
+}
+
+/// The events lost or refused for good, by the queue and by all outputs.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Losses {
+    /// Events lost or refused for good since the start, by the queue and by all outputs.
+    pub lost_events: u64,
+    /// The age of the last loss, in seconds; `None` if nothing was lost since the start.
+    pub last_lost_seconds_ago: Option<f64>,
+    /// Events lost in each second, over the last minute.
+    #[serde(deserialize_with = "or_default")]
+    pub lost_events_per_second: f64,
 }
 
 /// The times for which requests were refused that their senders repeat, by the status of the
@@ -204,20 +231,17 @@ pub struct Queue {
 
 impl Queue {
     /// Returns the bytes that count for how full the queue is.
-    #[must_use]
     pub fn needed(&self) -> u64 {
         self.needed_bytes.unwrap_or(self.bytes)
     }
 
     /// Returns the part of the queue that is needed, from 0 to 1.
-    #[must_use]
     pub fn fill(&self) -> f64 {
         self.needed() as f64 / (self.capacity_bytes as f64).max(1.0)
     }
 
     /// Returns the seconds after which the queue is full at the pace of the last minutes. Returns
     /// `None` if the queue does not grow, or so little of it is needed that the pace says nothing.
-    #[must_use]
     pub fn full_in(&self) -> Option<f64> {
         let growth = self.growth_bytes_per_second.filter(|growth| *growth > 0.0)?;
         let free = self.capacity_bytes.saturating_sub(self.needed()) as f64;
@@ -236,13 +260,50 @@ pub struct Output {
     pub kind: String,
     /// `true`: the queue keeps events until this output has them.
     pub required: bool,
+    /// `true`: each event is kept until the consumer has it, also while the output is down.
+    pub keeps_events: bool,
+    /// The attempts to reach the consumer of an output.
+    #[serde(flatten)]
+    pub health: Health,
+    /// The events that the consumer of an output has not acknowledged yet.
+    #[serde(flatten)]
+    pub backlog: Backlog,
+    /// The counts of an output since the start, and how long its events take.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// For how long the filter has dropped every event that came; `None`: it lets events through,
+    /// or none comes.
+    pub all_dropped_seconds: Option<f64>,
+    /// The events that the consumer does not take, although it takes others; `None`: there are
+    /// none.
+    pub parked: Option<Parked>,
+    /// The addresses of the output.
+    pub addresses: Vec<Address>,
+    /// How bad the state of the output is, as the relay judges it; `None` if nothing is wrong.
+    pub trouble: Option<verdict::State>,
+}
+
+/// The attempts to reach the consumer of an output.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Health {
     /// `true`: the last attempt succeeded.
     pub up: bool,
     /// The time for which attempts have been failing, in seconds; `None` while the output is up,
     /// and before the first attempt.
     pub down_seconds: Option<f64>,
-    /// `true`: each event is kept until the consumer has it, also while the output is down.
-    pub keeps_events: bool,
+    /// The text of the last error; `None` if there was none since the start.
+    pub last_error: Option<String>,
+    /// The age of the last error, in seconds.
+    pub last_error_seconds_ago: Option<f64>,
+    /// The time until the next attempt, in seconds; `None` if none is planned.
+    pub next_retry_seconds: Option<f64>,
+}
+
+/// The events that the consumer of an output has not acknowledged yet.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Backlog {
     /// Events that the consumer has not acknowledged yet.
     pub backlog_events: u64,
     /// Bytes of these events.
@@ -256,9 +317,12 @@ pub struct Output {
     /// `true`: the backlog and the lag have grown for two minutes or more.
     #[serde(deserialize_with = "or_default")]
     pub growing: bool,
-    /// For how long the filter has dropped every event that came; `None`: it lets events through,
-    /// or none comes.
-    pub all_dropped_seconds: Option<f64>,
+}
+
+/// The counts of an output since the start, and how long its events take.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Counts {
     /// Events that the consumer has acknowledged since the start.
     pub delivered_events: u64,
     /// Events that the consumer said it had already.
@@ -281,19 +345,6 @@ pub struct Output {
     /// The time from accepted to acknowledged that one of a hundred events exceeds, in seconds;
     /// `None`: no event lately.
     pub latency_p99_seconds: Option<f64>,
-    /// The text of the last error; `None` if there was none since the start.
-    pub last_error: Option<String>,
-    /// The age of the last error, in seconds.
-    pub last_error_seconds_ago: Option<f64>,
-    /// The time until the next attempt, in seconds; `None` if none is planned.
-    pub next_retry_seconds: Option<f64>,
-    /// The events that the consumer does not take, although it takes others; `None`: there are
-    /// none.
-    pub parked: Option<Parked>,
-    /// The addresses of the output.
-    pub addresses: Vec<Address>,
-    /// How bad the state of the output is, as the relay judges it; `None` if nothing is wrong.
-    pub trouble: Option<verdict::State>,
 }
 
 /// Events that a consumer does not take, although it takes others.

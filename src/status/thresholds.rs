@@ -11,7 +11,6 @@ const LAG_MAX: Duration = Duration::from_secs(30);
 
 /// Returns the lag above which an output is late. `waits` is the time for which the output's
 /// protocol holds an event before it counts as delivered, such as `replay_window` or `object_age`.
-#[must_use]
 pub fn lag_max(waits: Option<Duration>) -> Duration {
     LAG_MAX + waits.unwrap_or_default()
 }

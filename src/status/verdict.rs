@@ -95,7 +95,6 @@ impl Findings {
 }
 
 /// Judges a relay by its state. The field `verdict` of `status` is not read.
-#[must_use]
 pub fn judge(status: &Status) -> Verdict {
     let mut found = Findings::default();
     losses(status, &mut found);
@@ -106,16 +105,11 @@ pub fn judge(status: &Status) -> Verdict {
     senders(status, &mut found);
     evidence(status, &mut found);
     process(status, &mut found);
-    let mut findings = found.0;
-    if findings.iter().all(|it| it.state <= State::Note) {
-        let text = "Every output works, and no accepted event is lost.".to_owned();
-        findings.push(Finding {
-            state: State::Good,
-            about: "relay".to_owned(),
-            text,
-            advice: None,
-        });
+    if found.0.iter().all(|it| it.state <= State::Note) {
+        let text = "Every output works, and no accepted event is lost.";
+        found.add(State::Good, "relay", text, "");
     }
+    let mut findings = found.0;
     // The good finding comes before the notes, so that a side remark does not become the headline.
     let rank = |it: &Finding| match it.state {
         State::Bad => 0,
@@ -132,11 +126,10 @@ pub fn judge(status: &Status) -> Verdict {
 }
 
 /// Returns how bad the state of one output is; `None` if nothing is wrong with the output.
-#[must_use]
 pub fn trouble(it: &Output) -> Option<State> {
-    let is_bad = it.required && (is_down(it) || it.lost_events > 0);
+    let is_bad = it.required && (is_down(it) || it.counts.lost_events > 0);
     let is_worth_a_look = is_down(it)
-        || it.lost_events > 0
+        || it.counts.lost_events > 0
         || is_late(it)
         || is_growing(it)
         || it.parked.as_ref().is_some_and(|parked| parked.out_of_order)
@@ -151,45 +144,44 @@ pub fn trouble(it: &Output) -> Option<State> {
 
 /// Returns `true` if the last attempts of this output have failed. An output that has not made an
 /// attempt yet is not down.
-#[must_use]
 pub fn is_down(it: &Output) -> bool {
-    !it.up && it.down_seconds.is_some()
+    !it.health.up && it.health.down_seconds.is_some()
 }
 
 /// Returns `true` if an event has waited for this output for longer than a working output needs.
-#[must_use]
 pub fn is_late(it: &Output) -> bool {
-    it.backlog_events > 0 && it.lag_seconds > it.lag_max_seconds
+    it.backlog.backlog_events > 0 && it.backlog.lag_seconds > it.backlog.lag_max_seconds
 }
 
 /// Returns `true` if the backlog of this output has grown for minutes. An output that collects
 /// events for a longer time, as `s3` does for its objects, may do so although nothing is wrong.
-#[must_use]
 pub fn is_growing(it: &Output) -> bool {
-    it.growing && it.lag_max_seconds <= COLLECTING
+    it.backlog.growing && it.backlog.lag_max_seconds <= COLLECTING
 }
 
 /// Returns `true` if the filter of this output has dropped every event for minutes.
-#[must_use]
 pub fn is_dropping_all(it: &Output) -> bool {
     it.all_dropped_seconds.is_some_and(|seconds| seconds >= ALL_DROPPED)
 }
 
 /// Returns `true` if deliveries pass over this address. An address on trial is not passed over.
-#[must_use]
 pub fn is_passed_over(it: &Address) -> bool {
     !matches!(it.state.as_str(), "" | "up" | "unknown" | ON_TRIAL)
 }
 
 fn losses(status: &Status, found: &mut Findings) {
-    if status.lost_events == 0 {
+    if status.losses.lost_events == 0 {
         return;
     }
-    let optional: u64 =
-        status.outputs.iter().filter(|it| !it.required).map(|it| it.lost_events).sum();
-    let state = if status.lost_events > optional { State::Bad } else { State::Warn };
-    let losing: Vec<_> =
-        status.outputs.iter().filter(|it| it.lost_events > 0).map(|it| it.name.as_str()).collect();
+    let optional = status.outputs.iter().filter(|it| !it.required);
+    let optional: u64 = optional.map(|it| it.counts.lost_events).sum();
+    let state = if status.losses.lost_events > optional { State::Bad } else { State::Warn };
+    let losing: Vec<_> = status
+        .outputs
+        .iter()
+        .filter(|it| it.counts.lost_events > 0)
+        .map(|it| it.name.as_str())
+        .collect();
     let mut places = Vec::new();
     if !losing.is_empty() {
         let plural = if losing.len() == 1 { "" } else { "s" };
@@ -202,7 +194,7 @@ fn losses(status: &Status, found: &mut Findings) {
         places.push("for outputs that a reload has removed".to_owned());
     }
     let places = places.join(" and ");
-    let text = match status.lost_events_per_second > 0.0 {
+    let text = match status.losses.lost_events_per_second > 0.0 {
         true => format!("Events are being lost or refused for good now, {places}."),
         false => format!("Events were lost or refused for good since the start, {places}."),
     };
@@ -231,7 +223,7 @@ fn queue(status: &Status, found: &mut Findings) {
             format!("{} Runbook: KubeAuditForwarderQueueFullWithinAnHour.", more_room(status));
         found.add(State::Bad, "queue", text, &advice);
     }
-    if !queue.full && status.refused_429_per_second > 0.0 {
+    if !queue.full && status.intake.refused_429_per_second > 0.0 {
         let text = "Senders get 429: the bodies under way have reached limits.max_in_flight.";
         let advice = "Raise limits.max_in_flight and the memory limit, or add replicas. Runbook: \
             KubeAuditForwarderSendersWait.";
@@ -261,8 +253,9 @@ fn full(status: &Status, queue: &Queue, found: &mut Findings) {
 
 /// Returns the advice for a queue that needs room.
 fn more_room(status: &Status) -> String {
-    let slowest = status.outputs.iter().filter(|it| it.required).max_by_key(|it| it.backlog_bytes);
-    match slowest.filter(|it| it.backlog_events > 0) {
+    let slowest =
+        status.outputs.iter().filter(|it| it.required).max_by_key(|it| it.backlog.backlog_bytes);
+    match slowest.filter(|it| it.backlog.backlog_events > 0) {
         Some(it) => format!(
             "Mend the consumer of the output {}, which has the largest backlog, or enlarge \
             queue.max_bytes.",
@@ -275,7 +268,6 @@ fn more_room(status: &Status) -> String {
 /// Returns the last error of an output or an address without the address at its beginning: a
 /// message has the form `URL: answered 400 Bad Request`, but the finding already names the output
 /// or the address.
-#[must_use]
 pub fn cause(error: &str) -> String {
     let cause = match error.split_once(": ") {
         Some((place, rest)) if is_place(place) => rest,
@@ -310,7 +302,7 @@ fn output(it: &Output, found: &mut Findings) {
         let state = if it.required { State::Bad } else { State::Warn };
         let fate = if it.keeps_events { "its events are kept" } else { "it may lose events" };
         // The error comes first: it is what the operator acts on.
-        let text = match &it.last_error {
+        let text = match &it.health.last_error {
             Some(error) => format!("{} Output {} is down; {fate}.", sentence(error), it.name),
             None => format!("Output {} is down; {fate}.", it.name),
         };
@@ -319,7 +311,7 @@ fn output(it: &Output, found: &mut Findings) {
     }
     addresses_passed_over(it, &about, found);
     if is_late(it) || is_growing(it) {
-        let (name, seconds) = (&it.name, it.lag_max_seconds);
+        let (name, seconds) = (&it.name, it.backlog.lag_max_seconds);
         let text = match is_late(it) {
             true => format!(
                 "Output {name} is late: events have waited for it for more than {seconds} s."
@@ -384,7 +376,7 @@ fn addresses_on_trial(it: &Output, about: &str, found: &mut Findings) {
 
 fn senders(status: &Status, found: &mut Findings) {
     for it in &status.listeners {
-        if it.address.is_none() && status.started {
+        if it.address.is_none() && status.process.started {
             // A listener without TLS waits for no certificate.
             let (what, advice) = match it.tls && status.reloads.awaits_address.is_none() {
                 true => {
@@ -398,7 +390,7 @@ fn senders(status: &Status, found: &mut Findings) {
             found.add(State::Warn, &about, text, advice);
         }
     }
-    if let Some(last) = &status.last_final_refusal
+    if let Some(last) = &status.intake.last_final_refusal
         && last.seconds_ago < REFUSED_LATELY
     {
         let text = format!(
@@ -409,7 +401,7 @@ fn senders(status: &Status, found: &mut Findings) {
             KubeAuditForwarderRequestsRejected.";
         found.add(State::Warn, "relay", text, advice);
     }
-    if let Some(last) = &status.last_tls_failure
+    if let Some(last) = &status.intake.last_tls_failure
         && last.seconds_ago < REFUSED_LATELY
     {
         let text = format!("TLS handshakes at {} failed lately ({}).", last.listener, last.reason);
@@ -424,9 +416,9 @@ fn senders(status: &Status, found: &mut Findings) {
     let is_asked_again = refusals(status, found);
     let is_slow = slow_requests(status, found);
     let is_refused_lately =
-        status.last_final_refusal.as_ref().is_some_and(|it| it.seconds_ago < REFUSED_LATELY);
+        status.intake.last_final_refusal.as_ref().is_some_and(|it| it.seconds_ago < REFUSED_LATELY);
     let is_refusing = is_asked_again || is_slow || is_refused_lately;
-    let silence = status.last_event_seconds_ago.unwrap_or(status.uptime_seconds);
+    let silence = status.intake.last_event_seconds_ago.unwrap_or(status.process.uptime_seconds);
     if silence > SILENCE && is_refusing {
         let text = "No event was accepted for more than 15 minutes: requests are refused.";
         found.add(State::Warn, "relay", text, "The findings about refused requests say why.");
@@ -440,11 +432,11 @@ fn senders(status: &Status, found: &mut Findings) {
 /// Judges requests that come too slowly. Returns `true` if there are such requests, and no event
 /// was accepted since the last of them.
 fn slow_requests(status: &Status, found: &mut Findings) -> bool {
-    let is_slow = status.last_rejected.as_ref().is_some_and(|last| {
+    let is_slow = status.intake.last_rejected.as_ref().is_some_and(|last| {
         let is_since = |ago: f64| ago < last.seconds_ago;
         last.reason == "timeout"
             && last.seconds_ago < REFUSED_LATELY
-            && !status.last_event_seconds_ago.is_some_and(is_since)
+            && !status.intake.last_event_seconds_ago.is_some_and(is_since)
     });
     if is_slow {
         let text = "Requests come too slowly (408), and no event was accepted since.";
@@ -459,8 +451,8 @@ fn slow_requests(status: &Status, found: &mut Findings) -> bool {
 /// then drops it, which the relay cannot count. Another replica may have taken the batch meanwhile.
 /// Returns `true` if requests are refused now.
 fn refusals(status: &Status, found: &mut Findings) -> bool {
-    let both = [&status.refusals.with_429, &status.refusals.with_503];
-    if status.refusals.with_503.seconds.is_some() && status.queue.fault.is_none() {
+    let both = [&status.intake.refusals.with_429, &status.intake.refusals.with_503];
+    if status.intake.refusals.with_503.seconds.is_some() && status.queue.fault.is_none() {
         let text = "Senders get 503: their events could not be stored or delivered in time.";
         let advice = "`last_rejected` in /status has the reason. Runbook: \
             KubeAuditForwarderSendersWait.";
@@ -499,7 +491,6 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
 }
 
 /// Returns the runbook for evidence that could not be recorded for this reason.
-#[must_use]
 pub fn runbook_of_evidence(reason: &str) -> &'static str {
     match reason {
         "rolled_back" => "KubeAuditForwarderEvidenceRolledBack",
@@ -516,18 +507,15 @@ fn evidence(status: &Status, found: &mut Findings) {
         // A checkpoint or a cosignature after an error shows that it is over. If the age of the
         // error is not known, the error counts as present.
         let is_since = |ago: Option<f64>| ago.zip(error).is_some_and(|(ago, error)| ago < error);
+        let bad = |text: &str| (State::Bad, text.to_owned());
         let state_of = |is_over: bool| if is_over { State::Note } else { State::Warn };
         let (state, text) = match reason.as_str() {
-            "rolled_back" => (
-                State::Bad,
-                "A witness knows a newer log: the queue's directory was set back (rolled_back)."
-                    .to_owned(),
+            "rolled_back" => bad(
+                "A witness knows a newer log: the queue's directory was set back (rolled_back).",
             ),
-            "tampered" => (
-                State::Bad,
-                "Files of the queue or of its evidence were changed or removed (tampered)."
-                    .to_owned(),
-            ),
+            "tampered" => {
+                bad("Files of the queue or of its evidence were changed or removed (tampered).")
+            }
             "witness" => {
                 let is_over = evidence.witnesses.iter().all(|it| is_since(it.last_seconds_ago));
                 let text = "A witness does not cosign (witness).";
@@ -549,8 +537,8 @@ fn evidence(status: &Status, found: &mut Findings) {
 }
 
 fn process(status: &Status, found: &mut Findings) {
-    if let Some(limit) = status.memory_limit_bytes
-        && status.memory_bytes as f64 > MEMORY_NEARLY_USED * limit as f64
+    if let Some(limit) = status.process.memory_limit_bytes
+        && status.process.memory_bytes as f64 > MEMORY_NEARLY_USED * limit as f64
     {
         let text = "The memory is nearly used up: beyond its limit the kernel ends the relay.";
         let advice = "Raise the memory limit. Runbook: KubeAuditForwarderMemoryNearLimit.";
@@ -572,19 +560,19 @@ fn process(status: &Status, found: &mut Findings) {
             KubeAuditForwarderReloadFailed.";
         found.add(State::Warn, "relay", text, advice);
     }
-    if status.stopping {
+    if status.process.stopping {
         found.add(State::Warn, "relay", "The relay is shutting down.", "");
-    } else if !status.started {
+    } else if !status.process.started {
         found.add(State::Warn, "relay", "The relay is starting.", "");
     }
-    if status.log_dropped_lines > 0 {
+    if status.process.log_dropped_lines > 0 {
         let text = "Lines of the log are missing, because nobody reads stderr fast enough.";
         found.add(State::Note, "relay", text, "");
     }
 }
 
 fn certificate(status: &Status, it: &Certificate, found: &mut Findings) {
-    let days = (it.not_after_seconds - status.time_seconds) / DAY;
+    let days = (it.not_after_seconds - status.process.time_seconds) / DAY;
     let (warn, bad) = CERTIFICATE_DAYS;
     if days >= warn {
         return;
@@ -695,7 +683,8 @@ mod tests {
         assert_headline(State::Warn, "10.0.0.2:1 answers connections again", |status| {
             status["outputs"][0]["addresses"][1]["state"] = json!("back, on trial");
         });
-        let mut output = Output { up: true, ..Output::default() };
+        let mut output = Output::default();
+        output.health.up = true;
         output.addresses = vec![Address { state: ON_TRIAL.to_owned(), ..Address::default() }];
         assert_eq!(trouble(&output), Some(State::Warn));
     }

@@ -38,12 +38,13 @@ impl Rates {
     pub(super) fn add(&mut self, status: &Status) {
         let received = status.listeners.iter().map(|it| it.received_bytes);
         let sources = status.sources.iter().map(|it| it.received_bytes);
-        let output =
-            |it: &crate::status::Output| (it.name.clone(), it.delivered_events, it.sent_bytes);
+        let output = |it: &crate::status::Output| {
+            (it.name.clone(), it.counts.delivered_events, it.counts.sent_bytes)
+        };
         let sample = Sample {
-            time: status.time_seconds,
-            start: status.start_time_seconds,
-            accepted: status.accepted_events,
+            time: status.process.time_seconds,
+            start: status.process.start_time_seconds,
+            accepted: status.intake.accepted_events,
             received: received.chain(sources).sum(),
             outputs: status.outputs.iter().map(output).collect(),
         };
@@ -57,7 +58,7 @@ impl Rates {
             self.samples.clear();
         }
         self.samples.push_back(sample);
-        let now = status.time_seconds;
+        let now = status.process.time_seconds;
         // The oldest sample that is kept is the first one that is at least as old as the window.
         while self.samples.get(1).is_some_and(|second| second.time <= now - WINDOW)
             || self.samples.len() > SAMPLES_MAX
@@ -96,12 +97,10 @@ mod tests {
     use super::*;
 
     fn status(time: f64, start: f64, accepted: u64) -> Status {
-        Status {
-            time_seconds: time,
-            start_time_seconds: start,
-            accepted_events: accepted,
-            ..Status::default()
-        }
+        let mut status = Status::default();
+        (status.process.time_seconds, status.process.start_time_seconds) = (time, start);
+        status.intake.accepted_events = accepted;
+        status
     }
 
     #[test]

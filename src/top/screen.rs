@@ -208,17 +208,17 @@ fn short(count: usize) -> u16 {
 
 /// Returns the lines about the relay itself and the verdict, at most `lines_max` or 3.
 fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'static>> {
-    let memory = match status.memory_limit_bytes {
+    let memory = match status.process.memory_limit_bytes {
         Some(limit) => {
-            format!("{} of {}", bytes(status.memory_bytes as f64), bytes(limit as f64))
+            format!("{} of {}", bytes(status.process.memory_bytes as f64), bytes(limit as f64))
         }
-        None => bytes(status.memory_bytes as f64),
+        None => bytes(status.process.memory_bytes as f64),
     };
     let mut facts = format!(
         " {} · version {} · up {} · memory {memory}",
-        message(&status.host),
-        message(&status.version),
-        span(status.uptime_seconds),
+        message(&status.process.host),
+        message(&status.process.version),
+        span(status.process.uptime_seconds),
     );
     let name_width = "kube-audit-forwarder".len();
     if name_width + facts.chars().count() + view.url.chars().count() + 3 <= usize::from(width) {
@@ -309,16 +309,16 @@ fn name(text: &'static str) -> Span<'static> {
 }
 
 fn incoming(view: &View, status: &Status) -> Line<'static> {
-    let last = match status.last_event_seconds_ago {
+    let last = match status.intake.last_event_seconds_ago {
         Some(seconds) => format!("last event {}", ago(seconds)),
         None => "no event since the start".to_owned(),
     };
-    let refused = match status.refused_429_per_second {
+    let refused = match status.intake.refused_429_per_second {
         rate if rate > 0.0 => format!(" · 429: {}/s", scaled(rate)),
         _ => String::new(),
     };
     let events = rate_words(view.rates.accepted());
-    let input = format!(" · accepted {}{refused} · {last}", grouped(status.accepted_events));
+    let input = format!(" · accepted {}{refused} · {last}", grouped(status.intake.accepted_events));
     Line::from(vec![name("in"), Span::styled(events, STRONG), input.into()])
 }
 
@@ -337,7 +337,9 @@ fn queue(status: &Status, width: u16) -> Vec<Line<'static>> {
         grouped(queue.events),
     );
     let mut settings = message(&queue.kind);
-    for (name, value) in [("acknowledge", &status.acknowledge), ("when full", &queue.when_full)] {
+    for (name, value) in
+        [("acknowledge", &status.intake.acknowledge), ("when full", &queue.when_full)]
+    {
         if !value.is_empty() {
             settings.push_str(&format!(" · {name} {}", message(value)));
         }
@@ -351,11 +353,11 @@ fn queue(status: &Status, width: u16) -> Vec<Line<'static>> {
 }
 
 fn lost(status: &Status) -> Line<'static> {
-    let state = if status.lost_events > 0 { State::Bad } else { State::Good };
-    let mut lost = grouped(status.lost_events);
-    if status.lost_events > 0 {
-        lost.push_str(&format!(" · now {}/s", scaled(status.lost_events_per_second)));
-        if let Some(seconds) = status.last_lost_seconds_ago {
+    let state = if status.losses.lost_events > 0 { State::Bad } else { State::Good };
+    let mut lost = grouped(status.losses.lost_events);
+    if status.losses.lost_events > 0 {
+        lost.push_str(&format!(" · now {}/s", scaled(status.losses.lost_events_per_second)));
+        if let Some(seconds) = status.losses.last_lost_seconds_ago {
             lost.push_str(&format!(" · the last one {}", ago(seconds)));
         }
     }
@@ -387,7 +389,7 @@ fn rate_words(rate: Option<Rate>) -> String {
 /// Draws the last hour: events accepted in each second, and events that the slowest required output
 /// has delivered.
 fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: Rect, area: Rect) {
-    let now = status.time_seconds;
+    let now = status.process.time_seconds;
     // In the first minutes after a start, an hour would be nearly empty.
     let known = history.time_seconds.first().map_or(0.0, |first| now - first);
     let span = SPANS.into_iter().find(|span| *span >= known).unwrap_or(HOUR);
@@ -400,7 +402,7 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
     let accepted = points(&history.accepted_events_per_second);
     // The slowest output is the required one that has delivered the fewest events.
     let required = status.outputs.iter().filter(|it| it.required);
-    let slowest = required.min_by_key(|it| it.delivered_events);
+    let slowest = required.min_by_key(|it| it.counts.delivered_events);
     let delivered = slowest
         .and_then(|it| Some((message(&it.name), history.outputs.get(&it.name)?)))
         .map(|(name, it)| (name, points(&it.delivered_events_per_second)));
@@ -443,10 +445,10 @@ fn ceiling(value: f64) -> f64 {
 /// Returns the state of an output in a few words, and how bad it is.
 fn state_words(it: &Output) -> (State, String) {
     if verdict::is_down(it) {
-        let since = it.down_seconds.map(span).unwrap_or_default();
+        let since = it.health.down_seconds.map(span).unwrap_or_default();
         return (it.trouble.unwrap_or(State::Bad), format!("down for {since}"));
     }
-    if !it.up {
+    if !it.health.up {
         return (State::Note, "not connected yet".to_owned());
     }
     let bad = it.addresses.iter().filter(|it| verdict::is_passed_over(it)).count();
@@ -514,11 +516,11 @@ fn output_cells(view: &View, it: &Output) -> [Cell<'static>; 9] {
     let (style, sign) = look(state);
     let rate =
         view.rates.delivered(&it.name).map_or_else(|| "–".to_owned(), |it| scaled(it.events));
-    let lag = match it.backlog_events > 0 && it.lag_seconds >= 1.0 {
-        true => span(it.lag_seconds),
+    let lag = match it.backlog.backlog_events > 0 && it.backlog.lag_seconds >= 1.0 {
+        true => span(it.backlog.lag_seconds),
         false => "–".to_owned(),
     };
-    let lost = match it.lost_events {
+    let lost = match it.counts.lost_events {
         0 => right("0".to_owned()),
         lost => right(grouped(lost)).style(look(it.trouble.unwrap_or(State::Warn)).0),
     };
@@ -532,10 +534,10 @@ fn output_cells(view: &View, it: &Output) -> [Cell<'static>; 9] {
         Cell::from(message(&it.kind)),
         Cell::from(words).style(style),
         right(rate),
-        right(grouped(it.backlog_events)),
+        right(grouped(it.backlog.backlog_events)),
         right(lag),
-        right(latency(it.latency_p99_seconds)),
-        right(grouped(it.retries)),
+        right(latency(it.counts.latency_p99_seconds)),
+        right(grouped(it.counts.retries)),
         lost,
     ]
 }
@@ -548,35 +550,35 @@ fn right(text: String) -> Cell<'static> {
 /// Returns the lines about one output that the table has no room for.
 fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
     let mut facts = vec![
-        format!("delivered {}", grouped(it.delivered_events)),
-        format!("sent {}", bytes(it.sent_bytes as f64)),
-        format!("backlog {}", bytes(it.backlog_bytes as f64)),
-        format!("retried {}", grouped(it.retries)),
-        format!("latency p50 {}", latency(it.latency_p50_seconds)),
-        format!("p99 {}", latency(it.latency_p99_seconds)),
+        format!("delivered {}", grouped(it.counts.delivered_events)),
+        format!("sent {}", bytes(it.counts.sent_bytes as f64)),
+        format!("backlog {}", bytes(it.backlog.backlog_bytes as f64)),
+        format!("retried {}", grouped(it.counts.retries)),
+        format!("latency p50 {}", latency(it.counts.latency_p50_seconds)),
+        format!("p99 {}", latency(it.counts.latency_p99_seconds)),
     ];
-    if it.existing_events > 0 {
-        facts.push(format!("existed already {}", grouped(it.existing_events)));
+    if it.counts.existing_events > 0 {
+        facts.push(format!("existed already {}", grouped(it.counts.existing_events)));
     }
-    if it.dead_letter_events > 0 {
-        facts.push(format!("dead letters {}", grouped(it.dead_letter_events)));
+    if it.counts.dead_letter_events > 0 {
+        facts.push(format!("dead letters {}", grouped(it.counts.dead_letter_events)));
     }
-    let filtered = it.filtered.iter().filter(|(_, count)| **count > 0);
+    let filtered = it.counts.filtered.iter().filter(|(_, count)| **count > 0);
     facts
         .extend(filtered.map(|(action, count)| format!("{} {}", message(action), grouped(*count))));
-    let errors: Vec<_> = errors(&it.errors).collect();
+    let errors: Vec<_> = errors(&it.counts.errors).collect();
     if !errors.is_empty() {
         facts.push(format!("errors: {}", errors.join(", ")));
     }
-    if let Some(seconds) = it.next_retry_seconds {
+    if let Some(seconds) = it.health.next_retry_seconds {
         facts.push(format!("next retry in {}", span(seconds)));
     }
     let title = format!("{}: {}", message(&it.name), facts.join(" · "));
     let mut lines: Vec<_> = wrapped(&title, width, "  ").into_iter().map(Line::from).collect();
-    if let Some(error) = &it.last_error {
-        let age = it.last_error_seconds_ago.map(|age| format!(", {}", ago(age)));
+    if let Some(error) = &it.health.last_error {
+        let age = it.health.last_error_seconds_ago.map(|age| format!(", {}", ago(age)));
         let text = format!("{} (last error{})", message(error), age.unwrap_or_default());
-        let style = if it.up { Style::new() } else { look(State::Bad).0 };
+        let style = if it.health.up { Style::new() } else { look(State::Bad).0 };
         lines.extend(wrapped(&text, width, "  ").into_iter().map(|it| Line::styled(it, style)));
     }
     lines

@@ -71,7 +71,7 @@ impl View {
         if self.paused {
             return;
         }
-        let start = |status: &Status| status.start_time_seconds;
+        let start = |status: &Status| status.process.start_time_seconds;
         if self.status.as_ref().is_some_and(|before| start(before) != start(&status)) {
             self.has_restarted = true;
         }
