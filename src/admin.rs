@@ -341,7 +341,7 @@ impl Admin {
     /// Sets the gauges that count the addresses of each output.
     fn observe_addresses(&self) {
         for output in &self.shown.load().outputs {
-            let addresses = output.status.snapshot().addresses;
+            let addresses = output.status.addresses();
             self.telemetry.output_addresses(&output.name, addresses.iter().map(|it| it.state));
         }
     }
@@ -350,7 +350,7 @@ impl Admin {
     fn was_tried(&self, name: &str) -> bool {
         self.shown.load().outputs.iter().any(|output| {
             let snapshot = output.status.snapshot();
-            output.name == name && (snapshot.up || snapshot.down.is_some())
+            output.name == name && (snapshot.up || snapshot.down_since.is_some())
         })
     }
 
@@ -388,8 +388,8 @@ impl Admin {
         line("queue-writable", fault.as_deref());
         for output in &self.shown.load().outputs {
             let snapshot = output.status.snapshot();
-            let error = snapshot.last_error.unwrap_or_else(|| "not connected yet".to_owned());
-            let why = format!("{error} (not fatal)");
+            let error = snapshot.last_error.map(|(error, _)| error);
+            let why = format!("{} (not fatal)", error.as_deref().unwrap_or("not connected yet"));
             line(&format!("output {}", output.name), (!snapshot.up).then_some(why.as_str()));
         }
         let verdict = if reasons.is_empty() { "passed" } else { "failed" };

@@ -112,7 +112,6 @@ pub struct Rules {
 impl Rules {
     /// Makes the rules from the filter settings of one output. The policy files are not read here:
     /// call [`Rules::read`] and [`Rules::apply`] before the first event.
-    #[must_use]
     pub fn new(config: &config::Filter, rejected: Rejected) -> Self {
         let annotate = config.annotate.iter().map(|(name, value)| (name.as_str(), value.as_str()));
         let bytes_max = config.max_event_bytes.map(usize::try_from);
@@ -216,7 +215,7 @@ impl<'a> Events<'a> {
     /// bytes are [known](Reader::known); `None` after the last event.
     #[allow(
         clippy::should_implement_trait,
-        reason = "what it gives is its own until it is asked again"
+        reason = "an iterator could not lend the request until the next call"
     )]
     pub fn next(&mut self) -> Option<(&'a [u8], &Request<'a>, usize)> {
         match self {
@@ -271,7 +270,6 @@ impl Filter {
     /// Makes a filter with these rules. `seen` is the memory of sent events that the previous
     /// filter of this output returned from `into_seen`; `None` if there was no previous filter, or
     /// if it had no complete memory.
-    #[must_use]
     pub fn new(rules: Arc<Rules>, seen: Option<Seen>) -> Self {
         let policies = rules.policies.load_full();
         let needs_history = seen.is_none();
@@ -289,7 +287,6 @@ impl Filter {
     /// Returns the memory of sent events, for the filter that replaces this one. `None` if this
     /// filter does not deduplicate, or if its memory is not complete because `history_loaded` was
     /// not called.
-    #[must_use]
     pub fn into_seen(self) -> Option<Seen> {
         self.seen.filter(|_| !self.needs_history)
     }
@@ -309,7 +306,6 @@ impl Filter {
     /// `policy`); 0 if every event is sent. Filters that choose other events have other
     /// fingerprints. Filters that choose the same events may have different ones, for example after
     /// a comment in a policy.
-    #[must_use]
     pub fn selection(&self) -> u64 {
         let Self { rules, policies, .. } = self;
         if rules.matches.is_empty() && policies.is_empty() {
@@ -321,7 +317,6 @@ impl Filter {
 
     /// Returns the time within which a second event with the same bytes is a duplicate; `None` if
     /// the filter does not deduplicate.
-    #[must_use]
     pub fn window(&self) -> Option<Duration> {
         self.rules.window
     }
@@ -329,7 +324,6 @@ impl Filter {
     /// Returns the length of the history that the filter needs; `None` if it needs none. The
     /// history has all events that were accepted at most this long ago, and that were sent before
     /// this filter was made. [`Filter::remember`] must be called for each event of the history.
-    #[must_use]
     pub fn history_window(&self) -> Option<Duration> {
         self.rules.window.filter(|_| self.needs_history)
     }
@@ -348,7 +342,7 @@ impl Filter {
     }
 
     /// Tells the filter that the events at these positions were not sent after all. Other events
-    /// with the same bytes are then no duplicates of them and may be sent.
+    /// with the same bytes are then not duplicates of them, and may be sent.
     pub fn forget(&mut self, positions: Range<Position>) {
         if let Some(seen) = &mut self.seen {
             seen.forget(positions);
@@ -357,7 +351,6 @@ impl Filter {
 
     /// Returns an iterator over the events in `lines`, for [`Filter::judge`]. The requests in the
     /// events are read only if a rule of the filter needs them.
-    #[must_use]
     pub fn events<'a>(&self, lines: &'a [u8]) -> Events<'a> {
         let Self { rules, policies, .. } = self;
         let asks = !rules.matches.is_empty()
@@ -423,8 +416,8 @@ impl Filter {
         }
     }
 
-    /// Returns the verdict on an event that the rules do not choose. They may have chosen it when
-    /// they were others, and then nobody knows whether the consumer has it.
+    /// Returns the verdict on an event that the rules do not choose, and forgets the event: if
+    /// earlier rules have chosen it, nobody knows whether the consumer has it.
     fn dropped(&mut self, position: Position) -> Verdict {
         self.forget(position..position.next());
         Verdict::Dropped
@@ -458,13 +451,11 @@ impl Filter {
     /// Returns the event that [`Filter::judge`] was asked about last, with all its changes but the
     /// form in which it leaves. `event` is this event as it was received. The result is right only
     /// if the filter [gives a form](Filter::gives_form) and the verdict was that the event is sent.
-    #[must_use]
     pub fn before_form<'a>(&'a self, event: &'a [u8]) -> &'a [u8] {
         if self.before_form.is_empty() { event } else { &self.before_form }
     }
 
     /// Returns `true` if events may leave in another form than their own.
-    #[must_use]
     pub fn gives_form(&self) -> bool {
         self.rules.form != Form::AS_RECEIVED
     }

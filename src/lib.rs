@@ -24,7 +24,7 @@
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
-//! | 0 | [`words`] | numbers, sizes and times as words; what may reach a terminal |
+//! | 0 | [`words`] [`lock`](self) | numbers, sizes and times as words; what may reach a terminal · mutexes |
 //! | 1 | [`audit`] [`named_file`] [`position`] [`release`] [`staged`] [`status`] [`tlog`] [`yaml`](self) | JSON and events · files that a config names · the number of an event · which program this is · the second half of a reload · the JSON of `/status`, and the verdict on it · transparency logs · YAML |
 //! | 2 | [`policy`] [`redact`] [`shape`] [`top`] | audit policies · one event's change · one event in another schema · a relay's state on a terminal |
 //! | 3 | [`config`] | the config file |
@@ -62,6 +62,7 @@ pub mod haproxy;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod listener;
+mod lock;
 pub mod named_file;
 pub mod net;
 pub mod output;

@@ -42,9 +42,12 @@ mod refusals;
 mod registry;
 mod reports;
 
+pub use catalog::AcceptedMetrics;
+pub use catalog::BacklogMetrics;
 pub use catalog::BuildMetrics;
 pub use catalog::DroppedLetters;
 pub use catalog::EvidenceMetrics;
+pub use catalog::FateMetrics;
 pub use catalog::ListenerMetrics;
 pub use catalog::LostMetrics;
 pub use catalog::OutputMetrics;
@@ -53,6 +56,7 @@ pub use catalog::RefusingMetrics;
 pub use catalog::RejectionMetrics;
 pub use catalog::ReloadMetrics;
 pub use catalog::SettingMetrics;
+pub use catalog::SpoolMetrics;
 pub use catalog::TapMetrics;
 pub use catalog::WitnessMetrics;
 pub use declare::PREFIX;
@@ -104,7 +108,6 @@ impl Default for Telemetry {
 impl Telemetry {
     /// Makes the metrics of a relay. The series about the program itself exist from the start. The
     /// series of listeners, outputs and the queue are added when their handles are made.
-    #[must_use]
     pub fn new() -> Self {
         let registry = registry::Registry::new(page::exporter());
         let build =
@@ -121,39 +124,36 @@ impl Telemetry {
         }
     }
 
-    /// Returns the page `/metrics`, in the Prometheus text format. Call `Queue::observe` before,
-    /// because the gauges of the queue are set only there.
-    #[must_use]
-    pub fn render(&self) -> String {
+    /// Returns the page `/metrics` with all states.
+    #[cfg(test)]
+    pub(crate) fn render(&self) -> String {
         self.render_states_of(|_, _, _| true)
     }
 
-    /// Returns the page `/metrics` with only those states of outputs and listeners that `is_known`
-    /// accepts. A state is a gauge such as `output_up`. The state of a removed output would never
-    /// change again, so an alert on it would never end. Counters stay on the page. `is_known` gets
-    /// the name of the metric, a kind (`output` or `listener`) and a name. It returns `true` if the
-    /// config still has this output or listener, and its state is known.
+    /// Returns the page `/metrics`, in the Prometheus text format, with only those states of
+    /// outputs and listeners that `is_known` accepts. Call `Queue::observe` before, because the
+    /// gauges of the queue are set only there. A state is a gauge such as `output_up`. The state of
+    /// a removed output would never change again, so an alert on it would never end. Counters stay
+    /// on the page. `is_known` gets the name of the metric, a kind (`output` or `listener`) and a
+    /// name. It returns `true` if the config still has this output or listener, and its state is
+    /// known.
     pub fn render_states_of(&self, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
-        #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^60")]
         let limit = memory_limit().unwrap_or_default() as f64;
         self.program.memory_limit.set(limit);
         self.program.log_dropped.raise_to(dropped_lines());
         // Two threads that set these gauges at each refusal could leave the older value behind.
         let (since, batches) = self.refusals.of_batches();
         self.refusing.since.set(since);
-        #[allow(clippy::cast_precision_loss, reason = "a gauge; the count is below 2^52")]
         self.refusing.requests.set(batches as f64);
         page::page(&self.registry, is_known)
     }
 
     /// Returns the state of refused requests.
-    #[must_use]
     pub fn refusals(&self) -> &Refusals {
         &self.refusals
     }
 
     /// Returns the number of refused requests, over all listeners and sources.
-    #[must_use]
     pub fn rejections(&self) -> RejectionMetrics {
         RejectionMetrics::register(&self.registry, [])
     }
@@ -166,7 +166,6 @@ impl Telemetry {
     }
 
     /// Returns the handles of the metrics of one listener or source.
-    #[must_use]
     pub fn listener(&self, label: &str) -> ListenerMetrics {
         let (labels, refusals) = ([labels::LISTENER.with(label)], self.refusals.clone());
         ListenerMetrics::register(&self.registry, labels, self.rejections(), label.into(), refusals)
@@ -183,33 +182,30 @@ impl Telemetry {
     }
 
     /// Returns the handles of the queue's metrics.
-    #[must_use]
     pub fn queue(&self) -> QueueMetrics {
         let lost = self.lost(reports::QUEUE);
         let losses = self.reports.losses(reports::QUEUE);
-        QueueMetrics::register(&self.registry, [], lost, losses, self.refusals.clone())
+        let accepted = AcceptedMetrics::register(&self.registry, [], self.refusals.clone());
+        let spool = SpoolMetrics::register(&self.registry, []);
+        QueueMetrics::register(&self.registry, [], accepted, spool, lost, losses)
     }
 
     /// Returns the handles that count reloads of the config.
-    #[must_use]
     pub fn reloads(&self) -> ReloadMetrics {
         ReloadMetrics::register(&self.registry, [])
     }
 
     /// Returns the handles of the metrics about taps.
-    #[must_use]
     pub fn taps(&self) -> TapMetrics {
         TapMetrics::register(&self.registry, [])
     }
 
     /// Returns the handles of the metrics about the evidence.
-    #[must_use]
     pub fn evidence(&self) -> EvidenceMetrics {
         self.evidence.clone()
     }
 
     /// Sets the metric `output_addresses` of an output, by the states of its addresses.
-    #[allow(clippy::cast_precision_loss, reason = "a gauge; there are few addresses")]
     pub fn output_addresses<'s>(&self, name: &str, states: impl Iterator<Item = &'s str> + Clone) {
         let labels = [labels::OUTPUT.with(name)];
         let metrics = catalog::AddressMetrics::register(&self.registry, labels).addresses;
@@ -222,27 +218,25 @@ impl Telemetry {
     }
 
     /// Returns the handle of the metric about the witness of this name.
-    #[must_use]
     pub fn witness(&self, name: &str) -> WitnessMetrics {
         WitnessMetrics::register(&self.registry, [labels::WITNESS.with(name)])
     }
 
     /// Returns handles for a reader of the queue that is not an output. Nothing shows them.
-    #[must_use]
     pub(crate) fn of_no_output() -> OutputMetrics {
         let mut metrics = Self::new().output("");
         // Nobody would ever collect its samples.
-        metrics.delivery = Histogram::noop();
+        metrics.fates.delivery = Histogram::noop();
         metrics
     }
 
     /// Returns the handles of the metrics of one output.
-    #[must_use]
     pub fn output(&self, name: &str) -> OutputMetrics {
         let labels = [labels::OUTPUT.with(name)];
         let losses = self.reports.losses(name);
-        let times = self.delivery_times.of(name);
-        OutputMetrics::register(&self.registry, labels, self.lost(name), losses, times)
+        let backlog = BacklogMetrics::register(&self.registry, labels);
+        let fates = FateMetrics::register(&self.registry, labels, self.delivery_times.of(name));
+        OutputMetrics::register(&self.registry, labels, backlog, fates, self.lost(name), losses)
     }
 
     /// Sets the metrics about the settings of an output: whether it is required, and the lag above
@@ -267,7 +261,6 @@ impl Telemetry {
     }
 
     /// Returns the notes for the log.
-    #[must_use]
     pub fn reports(&self) -> Reports {
         self.reports.clone()
     }
@@ -281,7 +274,6 @@ impl Telemetry {
         role: &'static str,
         not_after: i64,
     ) {
-        #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit 52 bits")]
         let seconds = not_after as f64;
         let labels = [(place, name), labels::ROLE.with(role)];
         catalog::CertificateMetrics::register(&self.registry, labels).not_after.set(seconds);
@@ -289,20 +281,17 @@ impl Telemetry {
 }
 
 /// Returns the present time in seconds since 1970.
-#[must_use]
 pub fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
 }
 
 /// Returns the resident memory of the process, in bytes.
-#[must_use]
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below 2^53, and whole")]
 pub fn memory() -> u64 {
     process::resident_bytes().unwrap_or_default() as u64
 }
 
 /// Returns the time at which the process began, in seconds since 1970.
-#[must_use]
 pub fn started() -> f64 {
     process::started().unwrap_or_default()
 }

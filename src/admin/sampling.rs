@@ -31,7 +31,7 @@ impl Admin {
         let rejections = self.telemetry.rejections().requests;
         let refused = Rejection::WITH_429.map(|reason| rejections.of(reason).get());
         [
-            self.telemetry.queue().events.get(),
+            self.telemetry.queue().accepted.events.get(),
             self.telemetry.all_received_bytes(),
             refused.iter().sum(),
             self.telemetry.all_lost_events(),
@@ -72,7 +72,7 @@ impl Admin {
             ];
             let counters = counts.map(|count| count as f64);
             let states = [backlog.events as f64, backlog.lag];
-            let dropped = metrics.filtered.dropped.get() as f64;
+            let dropped = metrics.fates.filtered.dropped.get() as f64;
             (name, OutputSample { counters, states, dropped })
         };
         Sample {

@@ -39,7 +39,7 @@ impl Admin {
 
     fn facts(&self) -> Value {
         let (metrics, refusals) = (&self.telemetry, self.telemetry.refusals());
-        let accepted = metrics.queue();
+        let queue = metrics.queue();
         let now = telemetry::now();
         let ago = |time: f64| (now - time).max(0.0);
         let shown = self.shown.load();
@@ -62,8 +62,8 @@ impl Admin {
             "lost_events": metrics.all_lost_events(),
             "lost_events_per_second": lost,
             "last_lost_seconds_ago": seconds(metrics.reports().any_lost_ago()),
-            "accepted_events": accepted.events.get(),
-            "last_event_seconds_ago": accepted.last_event.time().map(ago),
+            "accepted_events": queue.accepted.events.get(),
+            "last_event_seconds_ago": queue.accepted.last.time().map(ago),
             "in_flight_bytes": metrics.in_flight().count(),
             "log_dropped_lines": telemetry::dropped_lines(),
             "listeners": self.listeners(),
@@ -74,7 +74,7 @@ impl Admin {
             "last_rejected": refusals.last().as_ref().map(last_rejected),
             "last_final_refusal": refusals.last_for_good().as_ref().map(last_rejected),
             "last_tls_failure": refusals.last_tls_failure().as_ref().map(last_tls_failure),
-            "queue": self.queue_json(accepted.errors.get()),
+            "queue": self.queue_json(queue.errors.get()),
             "outputs": self.outputs(),
             "certificates": self.certificates(),
             "reloads": self.reloads(ago),
@@ -174,6 +174,8 @@ impl Admin {
         let (name, snapshot) = (&output.name, output.status.snapshot());
         let metrics = self.telemetry.output(name);
         let [p50, p99] = quantiles(metrics.quantiles());
+        let (last_error, failed) = snapshot.last_error.unzip();
+        let wait = |at: Instant| at.saturating_duration_since(Instant::now());
         json!({
             "name": name,
             "type": output.kind,
@@ -181,8 +183,8 @@ impl Admin {
             "shape": output.shape,
             "strategy": output.status.strategy(),
             "up": snapshot.up,
-            "down_seconds": seconds(snapshot.down),
-            "keeps_events": snapshot.keeps_events,
+            "down_seconds": seconds(snapshot.down_since.map(|at| at.elapsed())),
+            "keeps_events": !snapshot.may_lose,
             "backlog_events": backlog.events,
             "backlog_bytes": backlog.bytes,
             "lag_seconds": backlog.lag,
@@ -191,7 +193,7 @@ impl Admin {
             "all_dropped_seconds": seconds(self.history.all_dropped(name)),
             "delivered_events": metrics.events.get(),
             "existing_events": metrics.existing.get(),
-            "filtered": counted(metrics.filtered.counts()),
+            "filtered": counted(metrics.fates.filtered.counts()),
             "sent_bytes": metrics.bytes.get(),
             "latency_p50_seconds": p50,
             "latency_p99_seconds": p99,
@@ -199,12 +201,12 @@ impl Admin {
             "errors": counted_if_any(metrics.errors.counts()),
             "lost_events": metrics.lost.get(),
             "last_lost_seconds_ago": seconds(self.telemetry.reports().lost_ago(name)),
-            "dead_letter_events": metrics.dead_letters.get(),
-            "last_error": snapshot.last_error,
-            "last_error_seconds_ago": seconds(snapshot.last_error_age),
-            "next_retry_seconds": seconds(snapshot.next_retry),
+            "dead_letter_events": metrics.fates.dead_letters.get(),
+            "last_error": last_error,
+            "last_error_seconds_ago": seconds(failed.map(|at| at.elapsed())),
+            "next_retry_seconds": seconds(snapshot.next_attempt.map(wait)),
             "parked": snapshot.parked.as_ref().map(parked),
-            "addresses": snapshot.addresses.iter().map(address).collect::<Value>(),
+            "addresses": output.status.addresses().iter().map(address).collect::<Value>(),
         })
     }
 }

@@ -13,7 +13,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -25,6 +24,7 @@ use tokio::time::Instant;
 
 use crate::audit::time::rfc3339;
 use crate::config::Config;
+use crate::lock::lock;
 use crate::queue::lines;
 use crate::release::Format;
 use crate::telemetry::DroppedLetters;
@@ -64,17 +64,16 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// The maximum number of bytes of the reason in a dead letter. A longer reason is cut off.
 const REASON_BYTES_MAX: usize = 1024;
 
+/// The reason why letters are lost while the disk hangs.
+const SILENT: &str = "the disk of the dead letters does not answer";
+
 /// Takes the dead letters of all outputs. All clones share one state. The module `relay` owns this
 /// value, and closes it when the deliveries have ended.
 #[derive(Clone)]
 pub struct DeadLetters {
-    shared: Arc<SharedLetters>,
-}
-
-struct SharedLetters {
     /// Counts the dead letters that are deleted with their file, to make room for new letters.
     dropped: DroppedLetters,
-    state: Mutex<WriterState>,
+    state: Arc<Mutex<WriterState>>,
 }
 
 #[derive(Default)]
@@ -120,23 +119,17 @@ struct Writer {
     busy: Arc<BusySince>,
 }
 
-/// The moment at which the writing thread began to write its current group of letters; `None` while
-/// the thread waits for letters.
-#[derive(Default)]
-struct BusySince(Mutex<Option<Instant>>);
-
-impl BusySince {
-    fn set(&self, since: Option<Instant>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = since;
-    }
-
+impl Writer {
     /// Returns `true` if the thread has been writing one group of letters for at least
     /// [`PATIENCE`], which means that the disk hangs.
     fn is_stuck(&self) -> bool {
-        let since = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        since.is_some_and(|since| since.elapsed() >= PATIENCE)
+        lock(&self.busy).is_some_and(|since| since.elapsed() >= PATIENCE)
     }
 }
+
+/// The moment at which the writing thread began to write its current group of letters; `None` while
+/// the thread waits for letters.
+type BusySince = Mutex<Option<Instant>>;
 
 /// Dead letters for the writing thread: events of one output that were given up for one reason.
 struct Job {
@@ -148,35 +141,7 @@ struct Job {
 
 /// The lines of a job, each ended by `\n`. The writing thread takes them to write them, or the
 /// delivery takes them back when it has waited for too long. `None` after that.
-struct Lines(Mutex<Option<Vec<Bytes>>>);
-
-impl Lines {
-    /// Returns the lines to the first caller, and `None` to every later caller.
-    fn take(&self) -> Option<Vec<Bytes>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-}
-
-/// A job whose lines the writing thread has taken. The thread writes these lines, even if the
-/// delivery that handed them over stops waiting.
-struct Taken {
-    output: Arc<str>,
-    reason: Arc<str>,
-    lines: Vec<Bytes>,
-    done: oneshot::Sender<Written>,
-}
-
-impl Taken {
-    /// Takes the lines of a job, to write them. Returns `None` if the delivery has taken them back.
-    fn of(job: Job) -> Option<Self> {
-        let Job { output, reason, lines, done } = job;
-        Some(Self { output, reason, lines: lines.take()?, done })
-    }
-
-    fn bytes(&self) -> u64 {
-        self.lines.iter().map(|piece| piece.len() as u64).sum()
-    }
-}
+type Lines = Mutex<Option<Vec<Bytes>>>;
 
 /// The result of writing the dead letters of one job.
 #[derive(Debug, PartialEq, Eq)]
@@ -220,8 +185,8 @@ impl Writing {
             Ok(Ok(written)) => written,
             Ok(Err(_)) => Written::failed("the thread that writes dead letters has ended"),
             Err(_) => {
-                drop(self.lines.take());
-                Written::failed("the disk of the dead letters does not answer")
+                drop(lock(&self.lines).take());
+                Written::failed(SILENT)
             }
         }
     }
@@ -230,10 +195,8 @@ impl Writing {
 impl DeadLetters {
     /// Makes a value without a directory: dead letters are not kept until
     /// [`DeadLetters::reconfigure`] sets a directory.
-    #[must_use]
     pub fn new(telemetry: &Telemetry) -> Self {
-        let dropped = telemetry.dead_letters_dropped();
-        Self { shared: Arc::new(SharedLetters { dropped, state: Mutex::default() }) }
+        Self { dropped: telemetry.dead_letters_dropped(), state: Arc::default() }
     }
 
     /// Writes dead letters to the directory in `config` from now on. Letters that were handed over
@@ -281,14 +244,14 @@ impl DeadLetters {
     }
 
     fn lock(&self) -> MutexGuard<'_, WriterState> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Starts a thread that writes dead letters, if a directory for them is configured. Returns an
     /// error if the thread could not be started.
     fn start(&self, state: &mut WriterState) -> io::Result<()> {
         let Some(LetterDirectory { directory, max_bytes }) = &state.target else { return Ok(()) };
-        let files = LetterFiles::new(directory, *max_bytes, self.shared.dropped.clone());
+        let files = LetterFiles::new(directory, *max_bytes, self.dropped.clone());
         let (jobs, queue) = mpsc::channel(JOBS_MAX);
         let (living, ended) = oneshot::channel();
         let busy = Arc::<BusySince>::default();
@@ -318,25 +281,22 @@ impl DeadLetters {
         state.target.as_ref()?;
         let (done, waiting) = oneshot::channel();
         let (output, reason) = (Arc::clone(output), Arc::clone(reason));
-        let lines = Arc::new(Lines(Mutex::new(Some(lines))));
+        let lines = Arc::new(Lines::new(Some(lines)));
         let writing = Writing::new(waiting, Arc::clone(&lines));
         let mut job = Job { output, reason, lines, done };
         let mut started = Ok(());
         // A thread that has panicked, or could not be started, gets a successor.
         for _ in 0..2 {
             match &state.writer {
-                Some(writer) if writer.busy.is_stuck() => {
-                    job.done
-                        .send(Written::failed("the disk of the dead letters does not answer"))
-                        .ok();
+                Some(writer) if writer.is_stuck() => {
+                    job.done.send(Written::failed(SILENT)).ok();
                     break;
                 }
                 Some(writer) => match writer.jobs.try_send(job) {
                     Ok(()) => break,
                     Err(TrySendError::Full(job)) => {
-                        job.done
-                            .send(Written::failed("the disk is too slow for the dead letters"))
-                            .ok();
+                        let slow = "the disk is too slow for the dead letters";
+                        job.done.send(Written::failed(slow)).ok();
                         break;
                     }
                     Err(TrySendError::Closed(returned)) => job = returned,
@@ -376,40 +336,39 @@ fn write_all(
         ),
     }
     while let Some(first) = queue.blocking_recv() {
-        let Some(first) = Taken::of(first) else { continue };
-        busy.set(Some(Instant::now()));
-        let mut bytes = first.bytes();
-        let mut group = vec![first];
-        while bytes < GROUP_BYTES_MAX
-            && let Ok(next) = queue.try_recv()
-        {
-            if let Some(next) = Taken::of(next) {
-                bytes += next.bytes();
-                group.push(next);
+        *lock(busy) = Some(Instant::now());
+        let (mut group, mut bytes, mut next) = (Vec::new(), 0, Some(first));
+        while let Some(job) = next {
+            let lines = lock(&job.lines).take();
+            if let Some(lines) = lines {
+                bytes += lines.iter().map(|piece| piece.len() as u64).sum::<u64>();
+                group.push((job, lines));
             }
+            next = if bytes < GROUP_BYTES_MAX { queue.try_recv().ok() } else { None };
         }
         let results = write_group(&mut files, &group);
-        busy.set(None);
-        for (job, written) in group.into_iter().zip(results) {
+        *lock(busy) = None;
+        for ((job, _), written) in group.into_iter().zip(results) {
             // An error means that the delivery has stopped waiting.
             job.done.send(written).ok();
         }
     }
 }
 
-/// Writes and syncs the dead letters of a group of jobs. Returns one result for each job.
-fn write_group(files: &mut LetterFiles, group: &[Taken]) -> Vec<Written> {
+/// Writes and syncs the dead letters of a group of jobs, each with its lines. Returns one result
+/// for each job.
+fn write_group(files: &mut LetterFiles, group: &[(Job, Vec<Bytes>)]) -> Vec<Written> {
     let time = rfc3339(SystemTime::now());
-    let heads: Vec<Vec<u8>> = group.iter().map(|job| head(&time, job)).collect();
+    let heads: Vec<Vec<u8>> = group.iter().map(|(job, _)| head(&time, job)).collect();
     let letters: Vec<Line<'_>> = group
         .iter()
         .zip(&heads)
-        .flat_map(|(job, head)| lines(&job.lines).map(move |event| Line { head, event }))
+        .flat_map(|((_, pieces), head)| lines(pieces).map(move |event| Line { head, event }))
         .collect();
     let mut results = files.write(&letters).into_iter();
-    let written = |job: &Taken| {
+    let written = |(_, pieces): &(Job, Vec<Bytes>)| {
         let mut written = Written { events: 0, error: None };
-        for result in results.by_ref().take(lines(&job.lines).count()) {
+        for result in results.by_ref().take(lines(pieces).count()) {
             match result {
                 Ok(()) => written.events += 1,
                 Err(error) => written.error = Some(error),
@@ -422,7 +381,7 @@ fn write_group(files: &mut LetterFiles, group: &[Taken]) -> Vec<Written> {
 
 /// Returns the first bytes of each dead letter of a job, which come before the event. They hold the
 /// time, the output and the reason.
-fn head(time: &str, job: &Taken) -> Vec<u8> {
+fn head(time: &str, job: &Job) -> Vec<u8> {
     let mut reason = &*job.reason;
     if reason.len() > REASON_BYTES_MAX {
         reason = reason.get(..reason.floor_char_boundary(REASON_BYTES_MAX)).unwrap_or_default();

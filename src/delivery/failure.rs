@@ -40,28 +40,3 @@ impl fmt::Display for Failure {
         f.write_str(&self.message)
     }
 }
-
-/// The reason why a test connection to one address failed. The test changes nothing, so its caller
-/// only reports the error.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// The name has no address, the connection or the TLS handshake failed, or the consumer refused
-    /// this client. The text names the address as the config does.
-    #[error("{0}")]
-    Unreachable(String),
-}
-
-impl From<Failure> for ProbeError {
-    fn from(failure: Failure) -> Self {
-        Self::Unreachable(failure.message)
-    }
-}
-
-/// The reason why a delivery ended without an order to end.
-#[derive(Debug, thiserror::Error)]
-pub enum RunError {
-    /// The output cannot continue in this process, for example because nobody reads stdout any
-    /// more. The process must end: the relay drains the other outputs and exits with 1.
-    #[error("{0}")]
-    Fatal(String),
-}

@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use crate::filter::Rules;
 use crate::staged::Staged;
-use crate::tls::TlsError;
 
 /// The files (certificates, tokens, policies) that one output, or a part of it, reads.
 pub trait Files: Send + Sync {
@@ -16,30 +15,15 @@ pub trait Files: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`StageError`]: the text tells the operator which file or config key is wrong, and why.
-    fn stage(self: Arc<Self>) -> Result<Staged, StageError>;
-}
-
-/// The reason why the files of an output cannot be used. Nothing has changed: a reload is refused,
-/// a start ends the process, and `check` reports the error. The operator must correct the file or
-/// the config. No text shows a secret; a text about an audit policy may quote a part of its file.
-#[derive(Debug, thiserror::Error)]
-pub enum StageError {
-    /// A certificate, key or CA cannot be read or used.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The audit policies of the filter have these mistakes, each with its file and line.
-    #[error("{}", .0.join("; "))]
-    Policy(Vec<String>),
-    /// A URL, a header, a token, a password or another secret cannot be read or used. The text
-    /// names the config key or the file.
-    #[error("{0}")]
-    Setting(String),
+    /// The files cannot be used, and nothing has changed: a reload is refused, a start ends the
+    /// process, and `check` reports the error. The text tells the operator which file or config key
+    /// is wrong, and why. It never shows a secret; a text about an audit policy may quote its file.
+    fn stage(self: Arc<Self>) -> Result<Staged, String>;
 }
 
 /// Several sets of files are staged together. If one set has an error, none of the sets is used.
 impl Files for Vec<Arc<dyn Files>> {
-    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
         let staged = self.iter().map(|files| Arc::clone(files).stage());
         let staged = staged.collect::<Result<Vec<_>, _>>()?;
         Ok(Box::new(move || staged.into_iter().for_each(|staged| staged())))
@@ -48,8 +32,8 @@ impl Files for Vec<Arc<dyn Files>> {
 
 /// The audit policies and rules of a filter, which are read from files.
 impl Files for Rules {
-    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
-        let read = self.read().map_err(StageError::Policy)?;
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        let read = self.read().map_err(|mistakes| mistakes.join("; "))?;
         Ok(Box::new(move || self.apply(read)))
     }
 }

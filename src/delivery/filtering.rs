@@ -29,7 +29,6 @@ use crate::queue::Claim;
 use crate::queue::Cursor;
 use crate::queue::Disposition;
 use crate::queue::Fate;
-use crate::queue::Fates;
 use crate::queue::Position;
 use crate::queue::SentLine;
 use crate::queue::lines;
@@ -163,10 +162,9 @@ impl Marks {
     fn too_large(&self, claim: Claim) -> Vec<Bytes> {
         let marks = self.of.range(claim.start..claim.end);
         marks
-            .filter_map(|(_, mark)| match mark {
-                Mark::TooLarge(line) => Some(line.clone()),
-                Mark::Dropped | Mark::Duplicate | Mark::Changed(_) => None,
-            })
+            .filter_map(
+                |(_, mark)| if let Mark::TooLarge(line) = mark { Some(line.clone()) } else { None },
+            )
             .collect()
     }
 }
@@ -214,12 +212,10 @@ impl Filtering {
         self.marks.take(positions)
     }
 
-    /// Forgets the filter's decisions about the events at these positions, and that it has seen
-    /// these events. The queue has dropped them, or they are given up, so the filter must not treat
-    /// a later copy of such an event as a duplicate. If the queue has dropped only some events of a
-    /// batch, the caller forgets all events of the batch, and the filter judges the others again.
+    /// Tells the filter that the events at these positions were not sent: the queue has dropped
+    /// them, they are given up, or it is not known which of them were sent. A later copy of such an
+    /// event is then not taken for a duplicate.
     fn forget(&mut self, positions: Range<Position>) {
-        self.unmark(positions.clone());
         if let Some(filter) = &mut self.filter {
             filter.forget(positions);
         }
@@ -246,16 +242,13 @@ impl Filtering {
         let Some(window) = filter.history_window() else { return };
         let mut before = cursor.before(window);
         while let Some((origin, lines)) = before.next().await {
-            let mut remember = || {
+            let remember = || {
                 for (position, start, end) in events(&lines, &origin) {
                     let event = lines.get(start..end - 1).unwrap_or_default();
                     filter.remember(event, position, origin.age);
                 }
             };
-            match has_large_event(&lines) {
-                true => aside(remember),
-                false => remember(),
-            }
+            aside(has_large_event(&lines), remember);
         }
         filter.history_loaded();
     }
@@ -284,14 +277,12 @@ impl Filtering {
         metrics: &OutputMetrics,
     ) -> (Vec<Bytes>, Disposition) {
         let claim = batch.claim;
-        let (mut lines, positions) = match batch.pieces.iter().any(|piece| has_large_event(piece)) {
-            true => aside(|| self.lines_before_form(&batch, rejected)),
-            false => self.lines_before_form(&batch, rejected),
-        };
+        let takes_long = batch.pieces.iter().any(|piece| has_large_event(piece));
+        let (mut lines, positions) = aside(takes_long, || self.lines_before_form(&batch, rejected));
         // Marks the other decisions about the events of the batch.
         self.pass(batch, cursor);
         lines.extend(self.marks.too_large(claim));
-        self.forget_history(claim);
+        self.forget(claim.start..claim.end);
         let mut kept = self.finish(claim, metrics);
         if self.is_recorded {
             kept.fates.lose(&positions);
@@ -358,10 +349,8 @@ impl Filtering {
             cursor.select(filter.selection(), self.next);
         }
         self.begin_batch(&batch);
-        match batch.pieces.iter().any(|piece| has_large_event(piece)) {
-            true => aside(|| self.judge_and_hash(batch)),
-            false => self.judge_and_hash(batch),
-        }
+        let takes_long = batch.pieces.iter().any(|piece| has_large_event(piece));
+        aside(takes_long, || self.judge_and_hash(batch))
     }
 
     /// Returns the events of a batch that are to be sent, as [`Filtering::pass`] does. Copies some
@@ -464,10 +453,11 @@ impl Filtering {
 
     /// Prepares the filter for a batch. The batch may have gone through the filter before, so
     /// earlier decisions about its events are forgotten. Events before the batch that the queue has
-    /// dropped are forgotten too.
+    /// dropped are forgotten too. If the queue has dropped some events of the batch, nobody knows
+    /// which: all are forgotten, and the filter judges the others again.
     fn begin_batch(&mut self, batch: &Batch) {
         let Batch { claim, events, .. } = *batch;
-        self.unmark(claim.start..claim.end);
+        self.unmark(self.next.min(claim.start)..claim.end);
         if claim.start > self.next {
             self.forget(self.next..claim.start);
         }
@@ -537,7 +527,7 @@ impl Filtering {
             if self.is_recorded || self.gives_form() {
                 return Some(Settled::ReadAgain(unfit, reason));
             }
-            self.forget_history(claim);
+            self.forget(claim.start..claim.end);
         }
         unfit.append(&mut too_large);
         let disposition = Disposition { lost: unfit.len() as u64, ..self.finish(claim, metrics) };
@@ -548,20 +538,36 @@ impl Filtering {
     /// its events the filter dropped, and how many were duplicates. Events that were too large are
     /// in neither number.
     fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
+        let sent = self.sent_of(claim);
+        let mut disposition = self.dispose(claim, |Changes { lowered, redacted, trimmed }| {
+            metrics.fates.filtered.lowered.increment(lowered.into());
+            metrics.fates.filtered.redacted.increment(redacted.into());
+            metrics.fates.filtered.trimmed.increment(trimmed.into());
+        });
+        disposition.fates.sent = sent;
+        disposition
+    }
+
+    /// Removes the marks of a claim that is final. Returns how many of its events the filter
+    /// dropped, and how many were duplicates; with evidence, also the fate of each event that was
+    /// not sent. Calls `changed` for each event that the filter has changed.
+    fn dispose(&mut self, claim: Claim, changed: impl Fn(Changes)) -> Disposition {
         let mut disposition = Disposition::default();
-        disposition.fates.sent = self.sent_of(claim);
         for (position, mark) in self.unmark(claim.start..claim.end) {
-            match mark {
-                Mark::Dropped => disposition.dropped += 1,
-                Mark::Duplicate => disposition.duplicate += 1,
-                Mark::TooLarge(_) => {}
-                Mark::Changed(Changes { lowered, redacted, trimmed }) => {
-                    metrics.filtered.lowered.increment(lowered.into());
-                    metrics.filtered.redacted.increment(redacted.into());
-                    metrics.filtered.trimmed.increment(trimmed.into());
+            let fate = match mark {
+                Mark::Dropped => Fate::Dropped,
+                Mark::Duplicate => Fate::Duplicate,
+                Mark::TooLarge(_) => Fate::Lost,
+                Mark::Changed(changes) => {
+                    changed(changes);
+                    continue;
                 }
+            };
+            disposition.dropped += u64::from(fate == Fate::Dropped);
+            disposition.duplicate += u64::from(fate == Fate::Duplicate);
+            if self.is_recorded {
+                disposition.fates.not_delivered.push((position, fate));
             }
-            self.note_fate(position, &mark, &mut disposition.fates);
         }
         disposition
     }
@@ -576,40 +582,10 @@ impl Filtering {
         if is_plain { Vec::new() } else { sent }
     }
 
-    /// With evidence, notes the fate of an event that was not sent.
-    fn note_fate(&self, position: Position, mark: &Mark, fates: &mut Fates) {
-        let fate = match mark {
-            Mark::Dropped => Fate::Dropped,
-            Mark::Duplicate => Fate::Duplicate,
-            Mark::TooLarge(_) => Fate::Lost,
-            Mark::Changed(_) => return,
-        };
-        if self.is_recorded {
-            fates.not_delivered.push((position, fate));
-        }
-    }
-
-    /// Notes that some events of the claim were not sent, and that it is not known which ones. The
-    /// filter forgets all events of the claim, so that a later copy is sent and not taken for a
-    /// duplicate.
-    fn forget_history(&mut self, claim: Claim) {
-        if let Some(filter) = &mut self.filter {
-            filter.forget(claim.start..claim.end);
-        }
-    }
-
     /// Notes that no event of the claim was delivered: the claim was given up, or the queue dropped
     /// it. Returns how many of its events the filter had dropped, and how many were duplicates.
     pub(super) fn give_up(&mut self, claim: Claim) -> Disposition {
-        let mut disposition = Disposition::default();
-        for (position, mark) in self.unmark(claim.start..claim.end) {
-            match mark {
-                Mark::Dropped => disposition.dropped += 1,
-                Mark::Duplicate => disposition.duplicate += 1,
-                Mark::TooLarge(_) | Mark::Changed(_) => {}
-            }
-            self.note_fate(position, &mark, &mut disposition.fates);
-        }
+        let disposition = self.dispose(claim, drop);
         self.forget(claim.start..claim.end);
         disposition
     }
@@ -620,17 +596,15 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::AtomicU64;
     use std::sync::atomic::Ordering;
-    use std::time::Duration;
 
     use tokio::task::JoinSet;
 
     use super::*;
     use crate::audit;
     use crate::config;
+    use crate::delivery::in_flight::tests::opened;
     use crate::filter::Rules;
-    use crate::queue;
     use crate::queue::Append;
-    use crate::queue::Queue;
     use crate::queue::Take;
     use crate::telemetry::Telemetry;
 
@@ -641,16 +615,7 @@ mod tests {
     /// with this many bytes of data.
     fn secret(bytes: usize) -> (Filtering, Batch, Cursor) {
         let config = config::read(CONFIG, crate::output::TYPES).config.unwrap();
-        let telemetry = Telemetry::new();
-        let output = queue::Output {
-            name: "o".to_owned(),
-            required: true,
-            metrics: telemetry.output("o"),
-            keeps: Duration::ZERO,
-            recorder: None,
-        };
-        let (queue, mut cursors) = Queue::open(&config.queue, &telemetry, &[output]).unwrap();
-        let mut cursor = cursors.remove(0);
+        let (queue, mut cursor) = opened(&config, &Arc::new(Telemetry::new()));
         cursor.tell_origins(true);
         let member = r#","a":"b""#;
         let members = member.repeat(bytes / member.len());

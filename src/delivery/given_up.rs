@@ -389,7 +389,7 @@ impl GivenUp {
         }
         in_flight.finish(claim, disposition);
         self.bytes -= bytes;
-        health.metrics.dead_letters.increment(written.events);
+        health.metrics.fates.dead_letters.increment(written.events);
         // If only some letters are written, and nobody knows which of the events are lost, those
         // without a letter count as lost first.
         let unwritten = events.saturating_sub(written.events).min(lost);

@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -14,6 +12,7 @@ use super::endpoints::Endpoints;
 use super::failure::Failure;
 use super::parked::ParkedByPosition;
 use crate::config;
+use crate::lock::lock;
 use crate::position::Position;
 use crate::telemetry::AttemptError;
 use crate::telemetry::Cause;
@@ -60,24 +59,29 @@ pub(super) struct Health {
 /// `admin` reads it.
 #[derive(Default)]
 pub struct Status {
-    state: Mutex<StatusState>,
+    state: Mutex<Snapshot>,
     endpoints: Option<Arc<Endpoints>>,
 }
 
+/// The values of a [`Status`] at one moment.
 #[derive(Debug, Default, Clone)]
-struct StatusState {
-    up: bool,
-    last_error: Option<(String, Instant)>,
+pub struct Snapshot {
+    /// `true` if the last attempt succeeded.
+    pub up: bool,
+    /// The text of the last failed attempt's error, and its moment; `None` if no attempt failed.
+    /// The text never contains the path or query of a URL.
+    pub last_error: Option<(String, Instant)>,
     /// The moment of the first failed attempt since the output was last up; `None` while the output
     /// is up, and before the first attempt.
-    down_since: Option<Instant>,
+    pub down_since: Option<Instant>,
     /// The moment of the next attempt; `None` while no next attempt is planned.
-    next_attempt: Option<Instant>,
+    pub next_attempt: Option<Instant>,
     /// `true` if events may be lost while the output is down, because they become too old or the
     /// queue becomes full. The value is that of the last failed attempt.
-    may_lose: bool,
-    /// The events that are parked; `None` if there are none.
-    parked: Option<ParkedEvents>,
+    pub may_lose: bool,
+    /// The events that the consumer does not take, although it takes others; `None` if there are
+    /// none.
+    pub parked: Option<ParkedEvents>,
 }
 
 /// The parked events of an output: events that the consumer does not take, although it takes
@@ -99,37 +103,11 @@ pub struct ParkedEvents {
     pub out_of_order: bool,
 }
 
-impl StatusState {
+impl Snapshot {
     /// Notes the error and the moment of a failed attempt.
     fn failed(&mut self, failure: &Failure) {
         self.last_error = Some((failure.message.clone(), Instant::now()));
     }
-}
-
-/// The values of a [`Status`] at one moment.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// `true` if the last attempt succeeded.
-    pub up: bool,
-    /// The text of the last failed attempt's error; `None` if no attempt failed. The text never
-    /// contains the path or query of a URL.
-    pub last_error: Option<String>,
-    /// The time since the last attempt that failed; `None` if none failed.
-    pub last_error_age: Option<Duration>,
-    /// The time since the first failed attempt after the last success; `None` while the output is
-    /// up, and before the first attempt.
-    pub down: Option<Duration>,
-    /// The time until the next attempt; `None` while no next attempt is planned.
-    pub next_retry: Option<Duration>,
-    /// `true` if every event is kept until the consumer has it, even while the output is down.
-    /// `false` if events may be lost meanwhile, because they become too old or the queue becomes
-    /// full. The value is that of the last failed attempt.
-    pub keeps_events: bool,
-    /// The events that the consumer does not take, although it takes others; `None` if there are
-    /// none.
-    pub parked: Option<ParkedEvents>,
-    /// The state of each address of the output, in the order of the config.
-    pub addresses: Vec<AddressState>,
 }
 
 impl Status {
@@ -138,37 +116,20 @@ impl Status {
         Self { state: Mutex::default(), endpoints }
     }
 
-    fn lock(&self) -> MutexGuard<'_, StatusState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns how the output chooses one of its addresses, as the config has it; `None` if the
     /// output has no addresses.
-    #[must_use]
     pub fn strategy(&self) -> Option<&'static str> {
-        self.endpoints.as_ref().map(|endpoints| endpoints.strategy().name())
+        self.endpoints.as_ref().map(|endpoints| endpoints.strategy.name())
     }
 
     /// Returns the values of the status at this moment.
-    #[must_use]
     pub fn snapshot(&self) -> Snapshot {
-        let state = self.lock().clone();
-        let next_retry = state.next_attempt.map(|at| at.saturating_duration_since(Instant::now()));
-        let addresses = self.endpoints.as_ref().map(|it| it.states()).unwrap_or_default();
-        let down = state.down_since.map(|since| since.elapsed());
-        let (last_error, at) = state.last_error.unzip();
-        let last_error_age = at.map(|at| at.elapsed());
-        let (up, keeps_events, parked) = (state.up, !state.may_lose, state.parked);
-        Snapshot {
-            up,
-            last_error,
-            last_error_age,
-            down,
-            next_retry,
-            keeps_events,
-            parked,
-            addresses,
-        }
+        lock(&self.state).clone()
+    }
+
+    /// Returns the state of each address of the output, in the order of the config.
+    pub fn addresses(&self) -> Vec<AddressState> {
+        self.endpoints.as_ref().map(|it| it.states()).unwrap_or_default()
     }
 }
 
@@ -198,7 +159,6 @@ impl Health {
     /// position of an event that waits for its next try from now on.
     pub(super) fn parked(&mut self, parked: &ParkedByPosition, new: Option<Position>) {
         let events = parked.len() as u64;
-        #[allow(clippy::cast_precision_loss, reason = "a gauge; at most 10,000 events are parked")]
         self.metrics.parked.set(events as f64);
         let shown = parked.first_key_value().map(|(position, (parking, error))| {
             let out_of_order = parked.values().any(|(parking, _)| !parking.keeps_order());
@@ -206,7 +166,7 @@ impl Health {
             let (position, error) = (*position, Arc::clone(error));
             ParkedEvents { events, position, since, tries, error, out_of_order }
         });
-        self.status.lock().parked = shown;
+        lock(&self.status.state).parked = shown;
         let Some((parking, error)) = new.and_then(|new| parked.get(&new)) else { return };
         if self.told_parked.is_some_and(|at| at.elapsed() < QUIET) {
             return;
@@ -238,11 +198,11 @@ impl Health {
         let since = self.down.take();
         if since.is_none() && self.was_up {
             // A pause may begin while the output is up.
-            self.status.lock().next_attempt = None;
+            lock(&self.status.state).next_attempt = None;
             return;
         }
         self.metrics.up.set(1.0);
-        let mut status = self.status.lock();
+        let mut status = lock(&self.status.state);
         status.up = true;
         status.down_since = None;
         status.next_attempt = None;
@@ -280,7 +240,7 @@ impl Health {
         }
         let since = *self.down.get_or_insert(now);
         let is_kept = self.keeps_events();
-        let mut status = self.status.lock();
+        let mut status = lock(&self.status.state);
         status.up = false;
         status.may_lose = !is_kept;
         status.down_since = Some(since);
@@ -328,22 +288,20 @@ impl Health {
     /// that the address is down.
     pub(super) fn passed_over(&mut self, failure: &Failure) {
         self.metrics.failed(failure.reason);
-        self.status.lock().failed(failure);
+        lock(&self.status.state).failed(failure);
     }
 
     /// Notes that the consumer took only some events of a batch, or none, and has answered for each
     /// event.
     pub(super) fn turned_away(&mut self, failure: &Failure) {
-        self.metrics.failed(failure.reason);
+        self.passed_over(failure);
         tracing::debug!(output = self.name, error = failure.message, "single events turned away");
-        self.status.lock().failed(failure);
     }
 
     /// Notes that the consumer refused a batch because of its events. The output stays up.
     pub(super) fn refused(&mut self, failure: &Failure) {
-        self.metrics.failed(failure.reason);
+        self.passed_over(failure);
         tracing::debug!(output = self.name, error = failure.message, "batch refused");
-        self.status.lock().failed(failure);
     }
 
     /// Counts events that are given up. `cause` says why, and `fate` says what happens to them. The
@@ -355,6 +313,6 @@ impl Health {
 
     /// Notes, for `/status`, that the next attempt begins after the time `wait`.
     pub(super) fn next_attempt(&mut self, wait: Duration) {
-        self.status.lock().next_attempt = Some(Instant::now() + wait);
+        lock(&self.status.state).next_attempt = Some(Instant::now() + wait);
     }
 }

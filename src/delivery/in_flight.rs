@@ -114,7 +114,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    fn new(claim: Claim, events: u64, attempts: u32) -> Self {
+    pub(super) fn new(claim: Claim, events: u64, attempts: u32) -> Self {
         Self {
             claim,
             events,
@@ -309,8 +309,8 @@ impl InFlight {
     /// Takes the events of a released claim from the queue again. A `Pending` claim moves to
     /// `OnWire`, to send it again. A claim that is given up stays `Burying`: its lines become dead
     /// letters. [`Redelivery::Gone`]: the queue has dropped all events of the claim, and the claim
-    /// is removed. [`Redelivery::NotYet`]: the events must first be read from files, or the queue is
-    /// closed, and the claim keeps its state.
+    /// is removed. [`Redelivery::NotYet`]: the events must first be read from files, or the queue
+    /// is closed, and the claim keeps its state.
     pub(super) fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
         match &retaken {
@@ -459,8 +459,8 @@ impl InFlight {
         }
     }
 
-    /// Moves a claim to another state, which the cursor does not tell from the state before: see the
-    /// list at [`State`]. A `Suspect` and a `Parked` claim are one event each.
+    /// Moves a claim to another state that is the same state for the cursor: see the list at
+    /// [`State`]. A `Suspect` and a `Parked` claim are one event each.
     pub(super) fn change(&mut self, claim: Claim, state: State) {
         match self.table.get(&claim.start).copied() {
             Some((_, work)) => self.put(state, work),
@@ -597,4 +597,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

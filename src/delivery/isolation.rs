@@ -49,17 +49,6 @@ pub(super) enum Decision {
     Suspect,
 }
 
-/// The decision about the next step while all events that wait are suspects. A new event may be
-/// sent to compare: if the consumer accepts it, the consumer works, and the suspects are at fault.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Comparison {
-    /// Take at most this many new events, and send them to learn if the consumer accepts them.
-    Events(u64),
-    /// Take nothing, because the comparison is over: the consumer refused the suspects and the new
-    /// event, or there are too many suspects. After a pause, suspects are sent again.
-    RoundOver,
-}
-
 /// The state of the current round of the search. A round first sends suspects again, and then a new
 /// event, to learn if the consumer accepts anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,15 +225,18 @@ impl Isolation {
         }
     }
 
-    /// Returns what to take from the queue when all events that wait are suspects: some new events,
-    /// to learn if the consumer accepts them, or nothing. `suspects` is the number of suspects.
-    pub(super) fn next_comparison(&mut self, suspects: usize) -> Comparison {
+    /// Returns how many new events to take from the queue at most, when all events that wait are
+    /// suspects: if the consumer accepts a new event, the consumer works, and the suspects are at
+    /// fault. `suspects` is the number of suspects. Returns `None` if the round is over: the
+    /// consumer refused the suspects and the new event, or there are too many suspects. After a
+    /// pause, suspects are sent again.
+    pub(super) fn next_comparison(&mut self, suspects: usize) -> Option<u64> {
         if self.round == Some(Round::Compared) || suspects >= SUSPECTS_MAX {
             self.set_round(Round::Fresh);
-            return Comparison::RoundOver;
+            return None;
         }
         self.set_round(Round::Compared);
-        Comparison::Events(self.comparison_events)
+        Some(self.comparison_events)
     }
 
     /// Notes that the delivery looked for a new event in the queue, to learn if the consumer

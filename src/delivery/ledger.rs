@@ -20,7 +20,6 @@ use super::in_flight::InFlight;
 use super::in_flight::Refusals;
 use super::in_flight::State;
 use super::in_flight::Work;
-use super::isolation::Comparison;
 use super::isolation::Decision;
 use super::isolation::Isolation;
 use super::isolation::SUSPECTS_MAX;
@@ -373,13 +372,11 @@ impl Ledger {
             }
             return self.in_flight.claim_next(take);
         }
-        match self.isolation.next_comparison(suspects) {
-            Comparison::Events(events) => take.events = take.events.min(events),
-            Comparison::RoundOver => {
-                self.next_round();
-                return None;
-            }
-        }
+        let Some(events) = self.isolation.next_comparison(suspects) else {
+            self.next_round();
+            return None;
+        };
+        take.events = take.events.min(events);
         let batch = self.in_flight.claim_next(take);
         if batch.is_none() {
             self.isolation.nothing_to_compare();
@@ -417,8 +414,8 @@ impl Ledger {
         }
     }
 
-    /// Takes the events of a `Pending` claim again, to send them. If the queue has dropped them, the
-    /// filter forgets the claim too.
+    /// Takes the events of a `Pending` claim again, to send them. If the queue has dropped them,
+    /// the filter forgets the claim too.
     fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.in_flight.redeliver(claim);
         if matches!(retaken, Redelivery::Gone) {

@@ -30,7 +30,6 @@ pub struct HandOver {
 
 impl HandOver {
     /// Makes the state of an output's first delivery, which begins at `cursor`.
-    #[must_use]
     pub fn begin(cursor: Cursor) -> Self {
         Self { cursor, claims: Vec::new(), parked: ParkedByPosition::new(), seen: None }
     }

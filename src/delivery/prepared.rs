@@ -7,8 +7,6 @@ use std::sync::Arc;
 use super::dead_letter::DeadLetters;
 use super::endpoints::Endpoints;
 use super::endpoints::Probed;
-use super::failure::ProbeError;
-use super::failure::RunError;
 use super::files::Files;
 use super::health::Health;
 use super::health::Status;
@@ -83,13 +81,11 @@ impl Prepared {
     }
 
     /// Returns the output's name in the config.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.config.name
     }
 
     /// Returns the settings with which the output joins the queue.
-    #[must_use]
     pub fn in_queue(&self) -> queue::Output {
         let Self { config, metrics, .. } = self;
         queue::Output {
@@ -102,13 +98,11 @@ impl Prepared {
     }
 
     /// Returns the state of the output that `/status` shows.
-    #[must_use]
     pub fn status(&self) -> Arc<Status> {
         Arc::clone(&self.status)
     }
 
     /// Returns the files that the protocol and the filter read; `None` if they read none.
-    #[must_use]
     pub fn files(&self) -> Option<Arc<dyn Files>> {
         let rules = self.filter.as_ref().map(|rules| Arc::clone(rules) as Arc<dyn Files>);
         let all: Vec<_> = self.connector.files().into_iter().chain(rules).collect();
@@ -117,7 +111,7 @@ impl Prepared {
 
     /// Connects to each address once, and makes the TLS handshake if the output uses TLS. Returns
     /// one result for each address: its name, and the reason if the connection failed.
-    pub async fn probe(&mut self) -> Vec<(String, Result<(), ProbeError>)> {
+    pub async fn probe(&mut self) -> Vec<(String, Result<(), String>)> {
         self.connector.probe().await
     }
 
@@ -125,7 +119,7 @@ impl Prepared {
     /// of this output ended: `begin` is the state that it left.
     ///
     /// The future returns `Some` if another delivery is to replace this one, or if a reload has
-    /// removed the output. It returns `None` if the process ends. A [`RunError`] means that the
+    /// removed the output. It returns `None` if the process ends. An error means that the
     /// process must end.
     pub fn run(self, begin: HandOver, orders: Orders) -> Running {
         let Self { connector, config, metrics, status, filter, dead_letters } = self;
@@ -136,4 +130,4 @@ impl Prepared {
 
 /// The future that [`Prepared::run`] returns. It returns `Some` if another delivery is to replace
 /// this one or a reload has removed the output, and `None` if the process ends.
-pub type Running = Pin<Box<dyn Future<Output = Result<Option<HandOver>, RunError>> + Send>>;
+pub type Running = Pin<Box<dyn Future<Output = Result<Option<HandOver>, String>> + Send>>;

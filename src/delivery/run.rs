@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use super::checkpoints::Checkpoints;
 use super::dead_letter::DeadLetters;
 use super::failure::Failure;
-use super::failure::RunError;
 use super::filtering::Filtering;
 use super::health::Health;
 use super::in_flight::State;
@@ -114,24 +113,13 @@ enum Ended {
     Fatal(String),
 }
 
-impl Ended {
-    /// Returns the failure that has ended the link; `None` if nothing has failed.
-    fn failure(&self) -> Option<&Failure> {
-        if let Self::Broken(failure) | Self::Gone(Some(failure)) = self {
-            Some(failure)
-        } else {
-            None
-        }
-    }
-}
-
 /// The reason why the loop stops waiting while it uses a link.
 enum Wake {
-    Stop,
+    /// The link is to be closed: the process ends, or `HAND_OVER_TIME` has passed since the order
+    /// to retire.
+    Close(Ended),
+    /// Another delivery is to replace this one, or a reload has removed the output.
     Retire,
-    /// Another delivery is to replace this one, or a reload has removed the output, and
-    /// `HAND_OVER_TIME` has passed since that order.
-    HandOverTimeIsOver,
     /// Something has happened that the ledger already knows. The loop begins its next turn, in
     /// which it may send something.
     Again,
@@ -180,7 +168,7 @@ impl<C: Connect> Delivery<C> {
     /// # Errors
     ///
     /// The text says why the process can't continue.
-    pub(super) async fn run(mut self) -> Result<Option<HandOver>, RunError> {
+    pub(super) async fn run(mut self) -> Result<Option<HandOver>, String> {
         let ended = self.deliver().await;
         // If the delivery did not wait, a dead letter that is nearly written would be written
         // twice.
@@ -201,7 +189,7 @@ impl<C: Connect> Delivery<C> {
 
     /// Connects, sends and waits, until an order ends the delivery. Returns the order, or the
     /// reason why the process must end.
-    async fn deliver(&mut self) -> Result<Done, RunError> {
+    async fn deliver(&mut self) -> Result<Done, String> {
         let Orders { stop, retire, .. } = self.orders.clone();
         let (filtering, in_flight) = (&mut self.ledger.filtering, &self.ledger.in_flight);
         let look_back = filtering.look_back(in_flight.cursor());
@@ -239,11 +227,16 @@ impl<C: Connect> Delivery<C> {
             };
             self.ledger.on_connected(C::EAGER);
             let ended = self.drive(link).await;
-            self.checkpoints.link_ended(ended.failure());
+            let failure = match &ended {
+                Ended::Broken(failure) | Ended::Gone(Some(failure)) => Some(failure),
+                Ended::Stopped | Ended::Retired | Ended::Closed | Ended::Gone(None) => None,
+                Ended::BrokenBeside | Ended::Fatal(_) => None,
+            };
+            self.checkpoints.link_ended(failure);
             match ended {
                 Ended::Stopped => return Ok(Done::Stopped),
                 Ended::Retired => return Ok(Done::Retired),
-                Ended::Fatal(message) => return Err(RunError::Fatal(message)),
+                Ended::Fatal(message) => return Err(message),
                 Ended::Broken(failure) | Ended::Gone(Some(failure)) => {
                     self.ledger.all_failed(&failure);
                 }
@@ -337,13 +330,9 @@ impl<C: Connect> Delivery<C> {
                 }
             }
             let event = match self.wake(&mut link, proven_at, leave_at).await {
-                Wake::Stop => {
+                Wake::Close(ended) => {
                     link.close().await;
-                    return Ended::Stopped;
-                }
-                Wake::HandOverTimeIsOver => {
-                    link.close().await;
-                    return Ended::Retired;
+                    return ended;
                 }
                 Wake::Retire => {
                     leave_at = Some(Instant::now() + HAND_OVER_TIME);
@@ -395,9 +384,9 @@ impl<C: Connect> Delivery<C> {
         let next_try = ledger.next_try().filter(|_| has_room);
         tokio::select! {
             biased;
-            () = stop.cancelled() => Wake::Stop,
+            () = stop.cancelled() => Wake::Close(Ended::Stopped),
             () = retire.cancelled(), if leave_at.is_none() => Wake::Retire,
-            () = until(leave_at) => Wake::HandOverTimeIsOver,
+            () = until(leave_at) => Wake::Close(Ended::Retired),
             () = std::future::ready(()), if yields => Wake::Again,
             written = ledger.given_up.written() => {
                 ledger.on_written(written);

@@ -43,9 +43,8 @@ struct Sample {
     /// The positions that are still undecided.
     claim: Claim,
     reader: Arc<Reader>,
-    lines: VecDeque<(Position, Line)>,
-    /// The positions and sizes of events that are too large to be shown.
-    large: Vec<(Position, u64)>,
+    /// The copies by their positions; in place of an event that is too large to be shown, its size.
+    lines: VecDeque<(Position, Result<Line, u64>)>,
     /// The reason why the rest of the events was not copied; `None` if all were copied so far.
     why: Option<Why>,
 }
@@ -65,8 +64,7 @@ impl Tapping {
             self.samples.clear();
             return false;
         };
-        let sample =
-            |reader| Sample { claim, reader, lines: VecDeque::new(), large: Vec::new(), why: None };
+        let sample = |reader| Sample { claim, reader, lines: VecDeque::new(), why: None };
         self.current = taps.readers_of(&self.output).into_iter().map(sample).collect();
         self.forget(claim.start, claim.end);
         !self.current.is_empty()
@@ -81,11 +79,11 @@ impl Tapping {
     pub(super) fn copy(&mut self, position: Position, event: &[u8]) {
         for sample in self.current.iter_mut().filter(|sample| sample.why.is_none()) {
             if event.len() > EVENT_BYTES_MAX {
-                sample.large.push((position, event.len() as u64));
+                sample.lines.push_back((position, Err(event.len() as u64)));
                 continue;
             }
             match sample.reader.copy(&self.output, event) {
-                Ok(line) => sample.lines.push_back((position, line)),
+                Ok(line) => sample.lines.push_back((position, Ok(line))),
                 Err(why) => sample.why = Some(why),
             }
         }
@@ -104,14 +102,16 @@ impl Tapping {
     /// events of the claim, and it is not known here which: all are counted as skipped.
     pub(super) fn accepted(&mut self, claim: Claim, events: u64, is_whole: bool) {
         for sample in self.samples.iter_mut().filter(|sample| sample.overlaps(claim)) {
-            let mut lines = sample.take(claim);
-            if !is_whole {
-                lines.clear();
-            }
-            let mut skipped = Skipped::default();
-            for (_, bytes) in sample.take_large(claim) {
-                skipped.large += 1;
-                skipped.largest_bytes = skipped.largest_bytes.max(bytes);
+            let (mut lines, mut skipped) = (Vec::new(), Skipped::default());
+            for copy in sample.take(claim) {
+                match copy {
+                    Ok(line) if is_whole => lines.push(line),
+                    Ok(_) => {}
+                    Err(bytes) => {
+                        skipped.large += 1;
+                        skipped.largest_bytes = skipped.largest_bytes.max(bytes);
+                    }
+                }
             }
             let rest = events.saturating_sub(lines.len() as u64 + skipped.large);
             match sample.why {
@@ -131,7 +131,7 @@ impl Tapping {
             return;
         }
         for sample in &mut self.samples {
-            drop((sample.take(Claim { start, end }), sample.take_large(Claim { start, end })));
+            drop(sample.take(Claim { start, end }));
             sample.cut(start, end);
         }
         self.samples.retain(|sample| sample.claim.start < sample.claim.end);
@@ -143,18 +143,12 @@ impl Sample {
         self.claim.start < claim.end && claim.start < self.claim.end
     }
 
-    /// Removes and returns the lines of the claim's events.
-    fn take(&mut self, claim: Claim) -> Vec<Line> {
+    /// Removes and returns the copies of the claim's events.
+    fn take(&mut self, claim: Claim) -> Vec<Result<Line, u64>> {
         let Claim { start, end } = claim;
         let from = self.lines.partition_point(|(position, _)| *position < start);
         let until = self.lines.partition_point(|(position, _)| *position < end);
         self.lines.drain(from..until.max(from)).map(|(_, line)| line).collect()
-    }
-
-    fn take_large(&mut self, claim: Claim) -> Vec<(Position, u64)> {
-        let is_in =
-            |(position, _): &mut (Position, u64)| (claim.start..claim.end).contains(position);
-        self.large.extract_if(.., is_in).collect()
     }
 
     /// Notes that the events at these positions are decided, if they are at one end of the rest of

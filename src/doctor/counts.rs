@@ -13,8 +13,11 @@ use std::fmt;
 
 use super::exposition::Exposition;
 use super::exposition::Labels;
+use crate::telemetry::AcceptedMetrics;
+use crate::telemetry::BacklogMetrics;
 use crate::telemetry::BuildMetrics;
 use crate::telemetry::EvidenceMetrics;
+use crate::telemetry::FateMetrics;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::LostMetrics;
 use crate::telemetry::OutputMetrics;
@@ -326,9 +329,9 @@ impl Counts for RelayCounts {
         Self {
             started: families.gauge(STARTED),
             version,
-            accepted: families.sum(QueueMetrics::events),
-            accepted_bytes: families.sum(QueueMetrics::accepted_bytes),
-            last_event: families.gauge(QueueMetrics::last_event),
+            accepted: families.sum(AcceptedMetrics::events),
+            accepted_bytes: families.sum(AcceptedMetrics::bytes),
+            last_event: families.gauge(AcceptedMetrics::last),
             errors: Some(errors).filter(|errors| !errors.is_empty()),
             rejected: RejectedCounts {
                 by_reason: families.by(RejectionMetrics::requests, "reason"),
@@ -378,18 +381,18 @@ fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
     let mut outputs = BTreeMap::<String, OutputCounts>::new();
     let counts: Setters<u64> = [
         (OutputMetrics::events, |it, count| it.delivered = count),
-        (OutputMetrics::backlog_events, |it, count| it.backlog = Some(count)),
+        (BacklogMetrics::events, |it, count| it.backlog = Some(count)),
         (OutputMetrics::retries, |it, count| it.retried = count),
-        (OutputMetrics::dead_letters, |it, count| it.dead_letters = count),
+        (FateMetrics::dead_letters, |it, count| it.dead_letters = count),
     ];
     for (name, set) in counts {
         for (output, count) in families.by(name, "output") {
             set(outputs.entry(output).or_default(), count);
         }
     }
-    for (labels, value) in families.gauges(OutputMetrics::start) {
+    for (labels, value) in families.gauges(BacklogMetrics::start) {
         let Some(size) = count(value.abs()) else {
-            families.leave_out(OutputMetrics::start, labels, value);
+            families.leave_out(BacklogMetrics::start, labels, value);
             continue;
         };
         let size = i64::try_from(size).unwrap_or_default();
@@ -397,7 +400,7 @@ fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
         outputs.entry(label(labels, "output")).or_default().start = start;
     }
     let gauges: Setters<f64> = [
-        (OutputMetrics::lag, |it, value| it.lag = Some(value)),
+        (BacklogMetrics::lag, |it, value| it.lag = Some(value)),
         (SettingMetrics::lag_max, |it, value| it.lag_max = Some(value)),
         (OutputMetrics::up, |it, value| it.up = Some(value != 0.0)),
         (SettingMetrics::required, |it, value| it.required = Some(value != 0.0)),
@@ -409,7 +412,7 @@ fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
     }
     let by_label: [(_, _, LabelledField); 2] = [
         (OutputMetrics::errors, "reason", |it| &mut it.failed),
-        (OutputMetrics::filtered, "action", |it| &mut it.filtered),
+        (FateMetrics::filtered, "action", |it| &mut it.filtered),
     ];
     for (name, key, of) in by_label {
         for (labels, count) in families.counts(name) {

@@ -45,8 +45,8 @@ use super::sample::Sampled;
 use crate::audit::time::rfc3339;
 use crate::status::thresholds;
 use crate::status::verdict::runbook_of_evidence;
+use crate::telemetry::AcceptedMetrics;
 use crate::telemetry::LostMetrics;
-use crate::telemetry::QueueMetrics;
 
 /// kube-apiserver's default for `--audit-webhook-batch-throttle-qps`, in batches per second.
 const THROTTLE: f64 = 10.0;
@@ -462,7 +462,7 @@ fn relay_causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut 
     let Some(counts) = &relay.counts else { return };
     wrong_causes(&place, counts.wrong(), causes);
     let is_named = |metric: &str| counts.wrong.iter().any(|wrong| wrong.name == metric);
-    let has_no_events = counts.accepted.is_none() && !is_named(QueueMetrics::events);
+    let has_no_events = counts.accepted.is_none() && !is_named(AcceptedMetrics::events);
     if has_no_events || counts.errors.is_none() && !is_named(LostMetrics::events) {
         causes.push(Cause::unknown(
             &place,

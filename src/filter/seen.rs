@@ -70,7 +70,6 @@ pub struct Seen {
 impl Seen {
     /// Makes an empty memory. Two events with the same bytes count as duplicates if they were
     /// received within `window` of each other.
-    #[must_use]
     pub fn new(window: Duration) -> Self {
         Self::with_room(window, EVENTS_MAX)
     }
@@ -95,7 +94,6 @@ impl Seen {
 
     /// Returns the time at which an event of this age was received. The result is counted from a
     /// zero point, 100 years before this memory was made, so that it is never negative.
-    #[must_use]
     pub fn received(&self, age: Duration) -> Duration {
         (LEAD + self.begun.elapsed()).saturating_sub(age)
     }

@@ -20,7 +20,6 @@ use super::http::service::Question;
 use super::http::service::Service;
 use super::http::service::ServiceError;
 use crate::config;
-use crate::delivery::ProbeError;
 use crate::delivery::failure::Failure;
 use crate::delivery::retry::Retry;
 use crate::telemetry::AttemptError;
@@ -235,9 +234,9 @@ impl<I: Issuer> Tokens<I> {
     }
 
     /// Asks for a token once, and throws it away. Returns the server's name and the result.
-    pub(super) async fn probe(&self) -> (String, Result<(), ProbeError>) {
+    pub(super) async fn probe(&self) -> (String, Result<(), String>) {
         let result = self.shared.fetch().await;
-        (self.shared.issuer.service().base(), result.map(drop).map_err(ProbeError::from))
+        (self.shared.issuer.service().base(), result.map(drop).map_err(|failure| failure.message))
     }
 }
 

@@ -316,8 +316,8 @@ impl Disposition {
         let mut rest = events;
         for (counter, count) in [
             (&metrics.lost, self.lost),
-            (&metrics.filtered.dropped, self.dropped),
-            (&metrics.filtered.duplicate, self.duplicate),
+            (&metrics.fates.filtered.dropped, self.dropped),
+            (&metrics.fates.filtered.duplicate, self.duplicate),
         ] {
             let count = count.min(rest);
             rest -= count;
@@ -342,8 +342,8 @@ impl Backlog {
     /// Sets the gauges of an output to this backlog.
     #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
     pub(super) fn show(&self, metrics: &OutputMetrics) {
-        metrics.backlog_events.set(self.events as f64);
-        metrics.backlog_bytes.set(self.bytes as f64);
-        metrics.lag.set(self.lag);
+        metrics.backlog.events.set(self.events as f64);
+        metrics.backlog.bytes.set(self.bytes as f64);
+        metrics.backlog.lag.set(self.lag);
     }
 }

@@ -145,5 +145,5 @@ pub(super) fn signed(count: u64) -> i64 {
 /// Sets the gauge `output_start_events` of an output.
 #[allow(clippy::cast_precision_loss, reason = "a gauge; counts are below 2^52")]
 pub(super) fn show_start(metrics: &OutputMetrics, start: i64) {
-    metrics.start.set(start as f64);
+    metrics.backlog.start.set(start as f64);
 }

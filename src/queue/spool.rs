@@ -564,7 +564,7 @@ impl Queue {
         let accounting = &state.writing.accounting;
         let gone = accounting.pending_delete().len() + accounting.stuck().len();
         let files = state.log.segments.len() + gone;
-        metrics.segments.set(files as f64);
+        metrics.spool.segments.set(files as f64);
         for cursor in state.log.outputs() {
             state.log.backlog(cursor).show(&cursor.output.metrics);
         }

@@ -30,9 +30,9 @@ impl Counts {
         let mut metrics = telemetry.output(name);
         metrics.events = self.delivered.clone();
         metrics.lost = self.lost.clone();
-        metrics.filtered.dropped = self.dropped.clone();
-        metrics.filtered.duplicate = self.duplicate.clone();
-        metrics.start = self.start.clone();
+        metrics.fates.filtered.dropped = self.dropped.clone();
+        metrics.fates.filtered.duplicate = self.duplicate.clone();
+        metrics.backlog.start = self.start.clone();
         metrics
     }
 

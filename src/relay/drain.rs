@@ -97,7 +97,7 @@ pub(super) fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
         let separator = if each.is_empty() { "" } else { "; " };
         each.push_str(&format!("{separator}{outcome}"));
     }
-    let accepted = telemetry.queue().events.get();
+    let accepted = telemetry.queue().accepted.events.get();
     if lost > 0 {
         tracing::error!(accepted, delivered, lost, kept, outputs = each, "ended");
     } else {

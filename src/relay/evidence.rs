@@ -46,7 +46,8 @@ const READING: Duration = Duration::from_secs(1);
 pub(super) struct Evidence {
     recorder: Recorder,
     settings: config::Evidence,
-    /// The newest checkpoint. Nobody looks at it here, so that each clone begins with it.
+    /// The newest checkpoint. This receiver never marks one as seen, so that each clone begins with
+    /// the newest.
     checkpoints: Published,
 }
 

@@ -21,8 +21,8 @@ use crate::delivery::DeadLetters;
 use crate::delivery::Files;
 use crate::delivery::Orders;
 use crate::delivery::Prepared;
-use crate::delivery::RunError;
 use crate::delivery::Status;
+use crate::output;
 use crate::queue;
 use crate::queue::Cursor;
 use crate::queue::Queue;
@@ -36,7 +36,6 @@ pub(super) use planned::NamedFiles;
 pub(super) use planned::Planned;
 pub(super) use planned::files_of;
 
-use planned::Joined;
 use planned::Place;
 use planned::Step;
 use task::Ended;
@@ -62,7 +61,7 @@ pub(super) struct Outputs {
     queue: Queue,
     dead_letters: DeadLetters,
     slots: Vec<Slot>,
-    tasks: JoinSet<Result<Ended, RunError>>,
+    tasks: JoinSet<Result<Ended, String>>,
     /// The name of the output that each task serves.
     names: HashMap<tokio::task::Id, String>,
     /// The orders that all outputs hear.
@@ -80,21 +79,41 @@ struct Slot {
     inbox: Arc<Inbox>,
 }
 
-fn added(
-    config: &config::Output,
-    telemetry: &Arc<Telemetry>,
-    dead_letters: &DeadLetters,
-) -> Planned {
-    Planned::new(config, telemetry, dead_letters, |prepared| Step::Add(prepared, None))
-}
-
 /// Makes the plan for the outputs of the first config, which are all new.
 pub(super) fn plan_start(
     configs: &[config::Output],
     telemetry: &Arc<Telemetry>,
     dead_letters: &DeadLetters,
 ) -> Vec<Planned> {
-    configs.iter().map(|config| added(config, telemetry, dead_letters)).collect()
+    plan(&[], configs, telemetry, dead_letters)
+}
+
+fn plan(
+    slots: &[Slot],
+    configs: &[config::Output],
+    telemetry: &Arc<Telemetry>,
+    dead_letters: &DeadLetters,
+) -> Vec<Planned> {
+    let plan = |config: &config::Output| {
+        let mut slots = slots.iter().enumerate();
+        let found = slots.find(|(_, slot)| slot.config.name == config.name);
+        // Only the queue needs to know whether an output is required, so a change of that key keeps
+        // the slot.
+        if let Some((index, slot)) = found
+            && slot.config == (config::Output { required: slot.config.required, ..config.clone() })
+        {
+            let files = slot.files.clone();
+            return Planned { config: config.clone(), files, step: Step::Keep(index) };
+        }
+        let prepared = output::prepare(config, telemetry, dead_letters);
+        let files = prepared.files();
+        let step = match found {
+            Some((index, _)) => Step::Replace(index, prepared),
+            None => Step::Add(prepared, None),
+        };
+        Planned { config: config.clone(), files, step }
+    };
+    configs.iter().map(plan).collect()
 }
 
 impl Outputs {
@@ -120,28 +139,12 @@ impl Outputs {
     /// Compares a config with the outputs in use. Returns the plan for each output of the config,
     /// and changes nothing.
     pub(super) fn plan(&self, configs: &[config::Output]) -> Vec<Planned> {
-        let plan = |config: &config::Output| {
-            let mut slots = self.slots.iter().enumerate();
-            let Some((index, slot)) = slots.find(|(_, slot)| slot.config.name == config.name)
-            else {
-                return added(config, &self.telemetry, &self.dead_letters);
-            };
-            // Only the queue needs to know whether an output is required, so a change of that key
-            // keeps the slot.
-            let as_before = config::Output { required: slot.config.required, ..config.clone() };
-            if as_before == slot.config {
-                let files = slot.files.clone();
-                return Planned { config: config.clone(), files, step: Step::Keep(index) };
-            }
-            let replaced = |prepared| Step::Replace(index, prepared);
-            Planned::new(config, &self.telemetry, &self.dead_letters, replaced)
-        };
-        configs.iter().map(plan).collect()
+        plan(&self.slots, configs, &self.telemetry, &self.dead_letters)
     }
 
-    /// Gives each new output a cursor. Waits for an earlier output of the same
-    /// name that has not ended yet. `Err` if the queue refuses an output. If the plan is dropped
-    /// before it is committed, the new cursors leave the queue again.
+    /// Gives each new output a cursor. Waits for an earlier output of the same name that has not
+    /// ended yet. `Err` if the queue refuses an output. If the plan is dropped before it is
+    /// committed, the new cursors leave the queue again.
     ///
     /// # Cancel safety
     ///
@@ -162,7 +165,7 @@ impl Outputs {
                 self.reap().await;
             }
             match self.queue.join(&name, required, metrics).await {
-                Ok(cursor) => new.set_place(Place::Joined(Joined(Some(cursor)))),
+                Ok(cursor) => new.place(cursor, true),
                 Err(error) => {
                     let text = format!("output {name} cannot join the queue: {error}");
                     return Err(Refused::Join(text));
@@ -264,7 +267,7 @@ impl Outputs {
             }
             // The delivery has returned although nobody had stopped it.
             Ok((id, Ok(Ended::Stopped | Ended::Left))) => (id, "has ended".to_owned()),
-            Ok((id, Err(error))) => (id, error.to_string()),
+            Ok((id, Err(error))) => (id, error),
             Err(panic) => (panic.id(), format!("its task has panicked: {panic}")),
         };
         let name = self.names.remove(&id).unwrap_or_default();

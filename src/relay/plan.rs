@@ -18,7 +18,7 @@ pub(super) struct Plan {
 
 /// The contents of the files that a plan names. None of it is in use yet.
 pub(super) struct ReadFiles {
-    /// Put the files of outputs and sources in use.
+    /// The functions that put the files of outputs and sources in use.
     pub(super) staged: Vec<Staged>,
     /// The settings of each listener.
     pub(super) settings: Vec<listeners::Read>,
@@ -42,7 +42,7 @@ impl Plan {
         let settings = self.listeners.iter().map(listeners::Planned::read);
         let settings = settings.collect::<Result<_, _>>()?;
         let token = self.tap_token_file.as_deref().map(Token::read).transpose();
-        let in_vain = |error| Refused::File(format!("admin.tap_token_file: {error}"));
-        Ok(ReadFiles { staged, settings, tap_token: token.map_err(in_vain)? })
+        let refused = |error| Refused::File(format!("admin.tap_token_file: {error}"));
+        Ok(ReadFiles { staged, settings, tap_token: token.map_err(refused)? })
     }
 }

@@ -24,12 +24,7 @@ use crate::staged::Staged;
 use crate::telemetry;
 
 /// Everything that was read and checked for a reload. The relay does not use any of it yet.
-struct Staging {
-    config: Config,
-    outputs: Vec<outputs::Planned>,
-    plan: Plan,
-    read: ReadFiles,
-}
+type Staging = (Config, Vec<outputs::Planned>, Plan, ReadFiles);
 
 /// A reload that is ready to be put in force: its files are read, and its addresses are bound,
 /// except for those that an old listener may still hold. If this value is dropped instead, the old
@@ -57,7 +52,7 @@ impl Parts {
     /// the events that they have taken, but take no more. Therefore the relay may drop this future
     /// only when the relay itself ends.
     pub(super) async fn prepare(&mut self) -> Result<Prepared, Refused> {
-        let Staging { config, mut outputs, plan, read } = self.stage().await?;
+        let (config, mut outputs, plan, read) = self.stage().await?;
         let ReadFiles { staged: files, settings, tap_token } = read;
         let Plan { listeners, sources, .. } = plan;
         let taken = self.listeners.leaving(&listeners);
@@ -99,7 +94,7 @@ impl Parts {
         };
         let files = outputs::files_of(&outputs);
         let (read, plan) = in_time(deadline, move || (plan.read(files), plan)).await?;
-        Ok(Staging { config, outputs, plan, read: read? })
+        Ok((config, outputs, plan, read?))
     }
 
     /// Ends a reload: puts it in force if it could be prepared, and tells how it went.

@@ -71,7 +71,7 @@ pub(super) async fn start(
     let path = file.path.clone();
     let evidence = evidence::begin(&config, path, &queue, &mut cursors, &telemetry).await?;
     for (output, cursor) in outputs.iter_mut().zip(cursors) {
-        output.opened(cursor);
+        output.place(cursor, false);
     }
     dead_letters.reconfigure(&config);
     let mut parts = Parts::new(config, file, telemetry, queue, dead_letters, evidence);

@@ -35,27 +35,16 @@ const UNFINISHED: u32 = 3;
 /// not noticed.
 const BYTES_MAX: u64 = 16 << 20;
 
-/// The state of some files at one moment. Two states are equal if no file has changed.
+/// The state of some files at one moment: for each its real path, after all symlinks are resolved,
+/// and a hash of its contents. A value is `None` if it cannot be read. Two states are equal if no
+/// file has changed.
 #[derive(PartialEq, Eq)]
-pub(super) struct Seen(Vec<Print>);
-
-/// The state of one watched file: its real path, after all symlinks are resolved, and a hash of its
-/// contents. Each field is `None` if its value cannot be read.
-#[derive(PartialEq, Eq)]
-struct Print {
-    target: Option<PathBuf>,
-    content: Option<u64>,
-}
+pub(super) struct Seen(Vec<(Option<PathBuf>, Option<u64>)>);
 
 /// Returns the present state of the files: their real paths and hashes of their contents. Blocks
 /// the thread.
 pub(super) fn look(files: &[PathBuf]) -> Seen {
-    Seen(
-        files
-            .iter()
-            .map(|file| Print { target: file.canonicalize().ok(), content: hash(file).ok() })
-            .collect(),
-    )
+    Seen(files.iter().map(|file| (file.canonicalize().ok(), hash(file).ok())).collect())
 }
 
 fn hash(file: &Path) -> std::io::Result<u64> {

@@ -19,7 +19,7 @@ use crate::doctor::counts::RelayCounts;
 use crate::doctor::exposition::Exposition;
 use crate::doctor::exposition::Reader;
 use crate::telemetry;
-use crate::telemetry::QueueMetrics;
+use crate::telemetry::AcceptedMetrics;
 
 /// The greatest number of bytes in the history of a relay. An hour with 200 outputs has some 5 MB.
 const HISTORY_MAX: usize = 16 << 20;
@@ -106,7 +106,7 @@ fn counts(exposition: &Exposition) -> Result<Counts, String> {
             on_disk: false,
             started,
         }),
-        None => Err(format!("has neither {} nor {EVENTS}", QueueMetrics::events)),
+        None => Err(format!("has neither {} nor {EVENTS}", AcceptedMetrics::events)),
     }
 }
 

@@ -80,8 +80,8 @@ catalog! {
     }
 
     "The queue"
-    /// The queue, and the batches that it accepts.
-    pub struct QueueMetrics [] {
+    /// The batches that the queue accepts.
+    pub struct AcceptedMetrics [] {
         pub events: Counter = "event_total" {
             help: "Events accepted.",
             unit: "events",
@@ -95,7 +95,7 @@ catalog! {
                 after a quarter of an hour. The alert `KubeAuditForwarderConservationBroken` \
                 compares the two sides of the sum.",
         }
-        pub accepted_bytes: Counter = "accepted_bytes_total" {
+        pub bytes: Counter = "accepted_bytes_total" {
             help: "Bytes of the accepted events' lines, as the queue stores them.",
             unit: "bytes",
             meaning: "The rate says how fast the queue fills while a consumer is away. A batch \
@@ -109,7 +109,7 @@ catalog! {
             meaning: "`other` is an event with an unknown level, or without one.",
             action: "A rise of `RequestResponse` makes batches larger: look at the audit policy.",
         }
-        pub last_event: Gauge = "last_event_timestamp_seconds" {
+        pub last: Gauge = "last_event_timestamp_seconds" {
             help: "When the last batch was accepted; 0: none since the start.",
             unit: "seconds since 1970",
             meaning: "Every cluster makes audit events all the time, so a value that is minutes \
@@ -119,6 +119,14 @@ catalog! {
                 `KubeAuditForwarderNothingReceived` fires after a quarter of an hour, unless \
                 another replica gets events.",
         }
+    } with {
+        /// The refused requests. An accepted batch ends a time in which all were refused.
+        pub(super) refusals: Refusals,
+    }
+
+    "The queue"
+    /// The queue.
+    pub struct QueueMetrics [] {
         pub bytes: Gauge = "queue_bytes" {
             help: "Bytes held by the queue, as queue.max_bytes counts them.",
             unit: "bytes",
@@ -178,6 +186,21 @@ catalog! {
             action: "Enlarge the queue, repair the consumer that holds it up, or set \
                 `queue.when_full = \"reject\"`, so that kube-apiserver sends the events again.",
         }
+    } with {
+        /// The batches that the queue accepts.
+        pub accepted: AcceptedMetrics,
+        /// The files of a queue on disk.
+        pub spool: SpoolMetrics,
+        /// The counter `error_total` for events that no output can get, for example because a full
+        /// queue has dropped their batch.
+        pub errors: Counter,
+        /// Notes for the log the events that no output can get.
+        pub(super) losses: Losses,
+    }
+
+    "The queue"
+    /// The files of a queue on disk.
+    pub struct SpoolMetrics [] {
         pub sync: Histogram = "spool_sync_duration_seconds" {
             help: "Time to write and sync a group of batches to the queue's directory.",
             unit: "seconds",
@@ -213,14 +236,6 @@ catalog! {
                 quota, an I/O error. The alert `KubeAuditForwarderDiskRefused` fires on any \
                 increase.",
         }
-    } with {
-        /// The counter `error_total` for events that no output can get, for example because a full
-        /// queue has dropped their batch.
-        pub errors: Counter,
-        /// Notes for the log the events that no output can get.
-        pub(super) losses: Losses,
-        /// The refused requests. An accepted batch ends a time in which all were refused.
-        pub(super) refusals: Refusals,
     }
 
     "Listeners and sources"
@@ -400,13 +415,27 @@ catalog! {
                 `KubeAuditForwarderOutputDown` fires after five minutes.",
             is_state: true,
         }
-        pub backlog_bytes: Gauge = "output_backlog_bytes" {
+    } with {
+        /// The events that the consumer has not acknowledged yet.
+        pub backlog: BacklogMetrics,
+        /// What has become of the output's events.
+        pub fates: FateMetrics,
+        /// The counter `error_total` of this output, which counts its lost events.
+        pub lost: Counter,
+        /// Notes for the log that this output has lost events.
+        pub losses: Losses,
+    }
+
+    "Outputs"
+    /// The events that the consumer of one output has not acknowledged yet.
+    pub struct BacklogMetrics [OUTPUT] {
+        pub bytes: Gauge = "output_backlog_bytes" {
             help: "Bytes of events not yet acknowledged by the consumer.",
             unit: "bytes",
             meaning: "The part of the queue that waits for this output.",
             action: "As for `output_backlog_events`.",
         }
-        pub backlog_events: Gauge = "output_backlog_events" {
+        pub events: Gauge = "output_backlog_events" {
             help: "Events not yet acknowledged by the consumer.",
             unit: "events",
             meaning: "A few are normal. It grows while the consumer is away, or slower than the \
@@ -431,6 +460,11 @@ catalog! {
                 negative for an output that a reload has added.",
             action: "Nothing: it moves only when the output joins.",
         }
+    }
+
+    "Outputs"
+    /// What has become of the events of one output.
+    pub struct FateMetrics [OUTPUT] {
         pub delivery: Histogram = "output_delivery_seconds" {
             help: "From the acceptance of a batch to its acknowledgement by the consumer.",
             unit: "seconds",
@@ -458,10 +492,6 @@ catalog! {
                 decides for an event.",
         }
     } with {
-        /// The counter `error_total` of this output, which counts its lost events.
-        pub lost: Counter,
-        /// Notes for the log that this output has lost events.
-        pub losses: Losses,
         /// The times that `output_delivery_seconds` has counted in the last minutes.
         pub(super) times: Arc<Mutex<RecentTimes>>,
     }

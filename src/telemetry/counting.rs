@@ -2,7 +2,6 @@
 //! leave notes for `/status` and for the log.
 
 use std::sync::Arc;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -27,6 +26,7 @@ use super::refusals::LastTlsFailure;
 use super::reports::Loss;
 use super::reports::State;
 use crate::audit::LevelCounts;
+use crate::lock::lock;
 
 impl ListenerMetrics {
     /// Counts a response with this HTTP status.
@@ -57,11 +57,12 @@ impl QueueMetrics {
     /// Counts an accepted batch: its events, the bytes of their lines, and the events by audit
     /// level.
     pub fn accepted(&self, events: u64, bytes: u64, levels: &LevelCounts) {
-        self.events.increment(events);
-        self.accepted_bytes.increment(bytes);
-        self.levels.add(levels);
-        self.last_event.set(now());
-        self.refusals.accepted();
+        let accepted = &self.accepted;
+        accepted.events.increment(events);
+        accepted.bytes.increment(bytes);
+        accepted.levels.add(levels);
+        accepted.last.set(now());
+        accepted.refusals.accepted();
     }
 
     /// Counts a batch that was accepted and then dropped at once, because the queue was full. No
@@ -81,7 +82,7 @@ impl QueueMetrics {
 
     /// Notes for the log that a state of the queue, or of its disk, has changed.
     pub fn changed(&self, state: State) {
-        self.losses.changed(state);
+        self.losses.reports.changed(state);
     }
 }
 
@@ -100,15 +101,14 @@ impl OutputMetrics {
     /// Records the time from the acceptance of a batch to its acknowledgement by the consumer,
     /// which has come now.
     pub fn delivered(&self, took: Duration, now: Instant) {
-        self.delivery.record(took.as_secs_f64());
-        self.times.lock().unwrap_or_else(PoisonError::into_inner).record(took, now);
+        self.fates.delivery.record(took.as_secs_f64());
+        lock(&self.fates.times).record(took, now);
     }
 
     /// Returns the median and the 99th percentile of the times that [`Self::delivered`] has
     /// recorded in the last minutes; `None` if there were none.
-    #[must_use]
     pub fn quantiles(&self) -> Option<Quantiles> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner).quantiles(Instant::now())
+        lock(&self.fates.times).quantiles(Instant::now())
     }
 }
 
@@ -136,7 +136,6 @@ impl ReloadMetrics {
 
 impl TapMetrics {
     /// Shows the number of open taps.
-    #[allow(clippy::cast_precision_loss, reason = "a gauge; there are few taps")]
     pub fn open(&self, open: usize) {
         self.taps.set(open as f64);
     }
@@ -144,7 +143,6 @@ impl TapMetrics {
 
 impl EvidenceMetrics {
     /// Shows the number of entries of the log.
-    #[allow(clippy::cast_precision_loss, reason = "a gauge; the log has fewer than 2^52 entries")]
     pub fn grew(&self, size: u64) {
         self.size.set(size as f64);
     }
@@ -157,21 +155,19 @@ impl EvidenceMetrics {
     /// Counts a failed attempt to record evidence.
     pub fn failed(&self, reason: EvidenceError) {
         self.errors.of(reason).increment(1);
-        let mut last = self.last_errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last_errors);
         last.insert(reason.name(), Instant::now());
     }
 
     /// Returns the time since the last error with each reason that has occurred.
-    #[must_use]
     pub fn error_ages(&self) -> Vec<(&'static str, Duration)> {
-        let last = self.last_errors.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = lock(&self.last_errors);
         last.iter().map(|(reason, at)| (*reason, at.elapsed())).collect()
     }
 }
 
 impl WitnessMetrics {
     /// Notes that the witness has cosigned a checkpoint at this time, in seconds since 1970.
-    #[allow(clippy::cast_precision_loss, reason = "seconds since 1970 fit 52 bits")]
     pub fn cosigned(&self, at: u64) {
         self.last.set(at as f64);
     }

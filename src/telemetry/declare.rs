@@ -185,7 +185,6 @@ impl<L, H> Clone for Each<L, H> {
 impl<L: LabelValue, H> Each<L, H> {
     /// Returns the handle for this value of the label. A label has at most 15 values, so a search
     /// is as fast as an index.
-    #[must_use]
     pub fn of(&self, value: L) -> &H {
         let found = self.0.iter().find(|(of, _)| *of == value);
         &found.expect("`register` made a handle for every variant").1
@@ -194,7 +193,6 @@ impl<L: LabelValue, H> Each<L, H> {
 
 impl<L: LabelValue> Each<L, Counter> {
     /// Returns each value of the label with its count.
-    #[must_use]
     pub fn counts(&self) -> Vec<(&'static str, u64)> {
         self.0.iter().map(|(label, counter)| (label.value(), counter.get())).collect()
     }
@@ -225,7 +223,6 @@ macro_rules! label_values {
 
         impl $Enum {
             /// Returns the label's value for this variant.
-            #[must_use]
             $seen fn name(self) -> &'static str {
                 match self { $( Self::$Variant => $value, )+ }
             }
@@ -259,7 +256,6 @@ macro_rules! label_set {
         impl $Set<$crate::telemetry::registry::Counter> {
             /// Returns each value of the label with its count.
             #[allow(dead_code, reason = "not every label is read back")]
-            #[must_use]
             $seen fn counts(&self) -> Vec<(&'static str, u64)> {
                 vec![$( (stringify!($field), self.$field.get()), )+]
             }

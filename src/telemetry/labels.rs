@@ -13,48 +13,41 @@ use super::registry::Registry;
 use crate::audit::LEVELS;
 use crate::audit::LevelCounts;
 
+const fn described(name: &'static str, values: &'static str) -> Label {
+    Label { name, values: Values::Described(values) }
+}
+
 /// The label `listener`, which names the listener or source that received a request.
-pub(super) const LISTENER: Label = Label {
-    name: "listener",
-    values: Values::Described("`listener.address` as the config has it, or the name of a source"),
-};
+pub(super) const LISTENER: Label =
+    described("listener", "`listener.address` as the config has it, or the name of a source");
 
 /// The label `output`, which names the output that the value is about.
-pub(super) const OUTPUT: Label =
-    Label { name: "output", values: Values::Described("`output.name`") };
+pub(super) const OUTPUT: Label = described("output", "`output.name`");
 
 /// The label that names the output that lost events. Its name `plugin` is the same as in
 /// kube-apiserver's metric `apiserver_audit_error_total`.
-pub(super) const PLUGIN: Label = Label {
-    name: "plugin",
-    values: Values::Described("`output.name`, or `queue` for events that no output can get"),
-};
+pub(super) const PLUGIN: Label =
+    described("plugin", "`output.name`, or `queue` for events that no output can get");
 
 /// The label that names the listener or output on whose connections a certificate is used. Each
 /// series has either the label `listener` or the label `output`.
-pub(super) const PLACE: Label = Label {
-    name: "listener or output",
-    values: Values::Described("the listener's address, or the output's name"),
-};
+pub(super) const PLACE: Label =
+    described("listener or output", "the listener's address, or the output's name");
 
 /// The label for the side of the connection that presented a certificate: `server` or `client`.
 pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["server", "client"]) };
 
 /// The label for the witness of the evidence.
-pub(super) const WITNESS: Label =
-    Label { name: "witness", values: Values::Described("the name in the witness's key") };
+pub(super) const WITNESS: Label = described("witness", "the name in the witness's key");
 
 /// The label for the version of the build.
-pub(super) const VERSION: Label =
-    Label { name: "version", values: Values::Described("the version in Cargo.toml") };
+pub(super) const VERSION: Label = described("version", "the version in Cargo.toml");
 
 /// The label for the source revision of the build.
-pub(super) const REVISION: Label = Label {
-    name: "revision",
-    values: Values::Described(
-        "`KUBE_AUDIT_FORWARDER_REVISION` at compile time, or `unknown` if it was not set",
-    ),
-};
+pub(super) const REVISION: Label = described(
+    "revision",
+    "`KUBE_AUDIT_FORWARDER_REVISION` at compile time, or `unknown` if it was not set",
+);
 
 label_values! {
     /// The reason why a request was not accepted: the label `reason` of `requests_rejected_total`.
@@ -99,7 +92,6 @@ impl Rejection {
 
     /// Returns `true` if kube-apiserver gives up the events of such a request. It sends the events
     /// again after a status of 429 or 5xx, or if the connection breaks.
-    #[must_use]
     pub fn is_for_good(self) -> bool {
         match self {
             Self::Invalid
@@ -119,7 +111,6 @@ impl Rejection {
 
     /// Returns `true` if only a batch is refused with this reason. A request that is refused with
     /// another one may be a health check or a scan, or the refusal ends with the process.
-    #[must_use]
     pub fn is_of_batch(self) -> bool {
         match self {
             Self::QueueFull
@@ -138,7 +129,6 @@ impl Rejection {
     }
 
     /// Returns the reason with this name; `None` if this version has no such reason.
-    #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|reason| reason.name() == name)
     }

@@ -144,7 +144,6 @@ pub fn end_log() {
 }
 
 /// Returns the number of lines that were dropped since the start of the process.
-#[must_use]
 pub fn dropped_lines() -> u64 {
     LINES.get().map_or(0, |lines| lines.dropped.load(Ordering::Relaxed))
 }

@@ -11,7 +11,6 @@ const UNLIMITED: u64 = 1 << 60;
 
 /// Returns the memory limit of this process in bytes: the smallest limit of the cgroups that the
 /// process is in; `None` if there is no limit.
-#[must_use]
 pub fn limit() -> Option<u64> {
     limit_in(Path::new("/proc/self/cgroup"), Path::new("/sys/fs/cgroup"))
 }

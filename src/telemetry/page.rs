@@ -55,16 +55,12 @@ pub(super) fn page(registry: &Registry, is_known: impl Fn(&str, &str, &str) -> b
         for (labels, bits) in series.into_iter().filter(|(labels, _)| is_shown(metric, labels)) {
             let labels =
                 LabelSet::from_key_and_global(&key(metric.name, labels), &Default::default());
+            let value = match metric.kind {
+                Kind::Counter => bits.to_string(),
+                Kind::Gauge | Kind::Histogram => f64::from_bits(bits).to_string(),
+            };
             let none = None::<(&'static str, &str)>;
-            match metric.kind {
-                Kind::Counter => {
-                    write_metric_line(&mut page, metric.name, None, &labels, none, bits, None);
-                }
-                Kind::Gauge | Kind::Histogram => {
-                    let value = f64::from_bits(bits);
-                    write_metric_line(&mut page, metric.name, None, &labels, none, value, None);
-                }
-            }
+            write_metric_line(&mut page, metric.name, None, &labels, none, value, None);
         }
         page.push('\n');
     }

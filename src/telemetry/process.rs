@@ -11,7 +11,6 @@ use rustix::process::getrlimit;
 
 /// Returns the value of each metric by its name. A metric that the kernel does not tell is missing.
 pub(super) fn values() -> Vec<(&'static str, f64)> {
-    #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and limits are below 2^53")]
     let limit = |resource| getrlimit(resource).current.map_or(0.0, |limit| limit as f64);
     let mut values = vec![
         ("process_max_fds", limit(Resource::Nofile)),
@@ -66,7 +65,6 @@ impl Stat {
     }
 
     /// Returns the numbers of this text; `None` if it has another form.
-    #[allow(clippy::cast_precision_loss, reason = "clock ticks and the size of a page are small")]
     fn of(text: &str) -> Option<Self> {
         // The second field is the program's name in brackets. The name may contain spaces and
         // brackets.

@@ -70,20 +70,17 @@ impl Telemetry {
 
     /// Returns the number of events that are lost, or that a consumer has refused permanently, over
     /// the queue and all outputs.
-    #[must_use]
     pub fn all_lost_events(&self) -> u64 {
         self.sum(LostMetrics::events)
     }
 
     /// Returns the number of bytes of request bodies that all listeners and sources have received.
-    #[must_use]
     pub fn all_received_bytes(&self) -> u64 {
         self.sum(ListenerMetrics::received)
     }
 
     /// Returns the outcome of each output and of the queue, sorted by name. The backlogs are as old
     /// as the last call of `Queue::observe`.
-    #[must_use]
     pub fn outcomes(&self) -> Vec<Outcome> {
         let outcome = |(labels, lost): (Labels, u64)| {
             let (_, name) = labels.into_iter().next()?;
@@ -91,8 +88,9 @@ impl Telemetry {
                 return Some(Outcome { name, delivered: 0, lost, filtered: 0, backlog: 0 });
             }
             let metrics = self.output(&name);
-            let filtered = metrics.filtered.dropped.get() + metrics.filtered.duplicate.get();
-            let (delivered, backlog) = (metrics.events.get(), metrics.backlog_events.count());
+            let filtered =
+                metrics.fates.filtered.dropped.get() + metrics.fates.filtered.duplicate.get();
+            let (delivered, backlog) = (metrics.events.get(), metrics.backlog.events.count());
             Some(Outcome { name, delivered, lost, filtered, backlog })
         };
         self.registry.series(LostMetrics::events).into_iter().filter_map(outcome).collect()
@@ -100,7 +98,6 @@ impl Telemetry {
 
     /// Returns the name of each witness, and the time of its last cosignature in seconds since
     /// 1970. The time is `None` if it has not cosigned since the start. Sorted by name.
-    #[must_use]
     pub fn witnesses(&self) -> Vec<(String, Option<f64>)> {
         let witness = |(labels, bits): (Labels, u64)| {
             let at = Some(f64::from_bits(bits)).filter(|at| *at > 0.0);
@@ -111,7 +108,6 @@ impl Telemetry {
 
     /// Returns all certificates that the relay has loaded or that a peer has presented, sorted by
     /// the end of their validity.
-    #[must_use]
     pub fn certificates(&self) -> Vec<Certificate> {
         let certificate = |(labels, bits): (Labels, u64)| {
             let [(place, name), (_, role)] = labels.try_into().ok()?;

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::Weak;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::lock::lock;
 
 /// The number of minutes that are kept: the present one, and those before it.
 const MINUTES: usize = 5;
@@ -67,7 +68,6 @@ fn bucket(took: Duration) -> usize {
 }
 
 /// Returns the middle of a bucket, in seconds.
-#[allow(clippy::cast_precision_loss, reason = "below 2^38")]
 fn middle(bucket: usize) -> f64 {
     let parts = 1 << PARTS_BITS;
     let shift = (bucket / parts).saturating_sub(1);
@@ -77,7 +77,6 @@ fn middle(bucket: usize) -> f64 {
 
 impl RecentTimes {
     /// Makes a value without any time.
-    #[must_use]
     pub fn new(now: Instant) -> Self {
         Self { begun: now, minutes: Default::default() }
     }
@@ -102,7 +101,6 @@ impl RecentTimes {
     }
 
     /// Returns the quantiles of the times of the last minutes; `None` if there were none.
-    #[must_use]
     pub fn quantiles(&self, now: Instant) -> Option<Quantiles> {
         let oldest = (self.minute(now) + 1).saturating_sub(MINUTES as u64);
         let mut counts = [0_u64; BUCKETS];
@@ -134,7 +132,7 @@ impl TimesByOutput {
     /// Returns the times of one output. Two calls with the same name return the same value, as long
     /// as a handle of the output exists.
     pub(super) fn of(&self, name: &str) -> Arc<Mutex<RecentTimes>> {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0);
         if let Some(times) = all.get(name).and_then(Weak::upgrade) {
             return times;
         }
@@ -146,7 +144,7 @@ impl TimesByOutput {
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+        lock(&self.0).len()
     }
 }
 

@@ -28,7 +28,6 @@ With several replicas, each replica counts what it got itself.
 ";
 
 /// Returns the text of the page `docs/reference/metrics.md`.
-#[must_use]
 pub fn reference() -> String {
     let mut page = HEAD.to_owned();
     page.push_str("\n| metric | kind | unit | labels |\n|---|---|---|---|\n");

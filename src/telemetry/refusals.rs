@@ -6,14 +6,13 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::labels::Rejection;
 use super::labels::TlsFailure;
+use crate::lock::lock;
 use crate::status;
 use crate::status::RefusalTimes;
 use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
@@ -135,17 +134,13 @@ struct Known {
 }
 
 impl Refusals {
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Notes a request that was refused now.
     pub(super) fn refused(&self, mut refusal: LastRejected) {
         let (reason, now) = (refusal.reason, refusal.at);
         if let Some((end, _)) = refusal.message.char_indices().nth(MESSAGE_MAX) {
             refusal.message.truncate(end);
         }
-        let mut known = self.lock();
+        let mut known = lock(&self.0);
         if reason.is_of_batch() {
             if known.batches == 0 {
                 known.since = super::now();
@@ -165,12 +160,12 @@ impl Refusals {
 
     /// Notes a TLS handshake of a sender that has failed.
     pub(super) fn tls_failed(&self, failure: LastTlsFailure) {
-        self.lock().tls = Some(failure);
+        lock(&self.0).tls = Some(failure);
     }
 
     /// Notes that a batch was accepted.
     pub(super) fn accepted(&self) {
-        let mut known = self.lock();
+        let mut known = lock(&self.0);
         (known.since, known.batches) = (0.0, 0);
         known.with_429.shut.since = None;
         known.with_503.shut.since = None;
@@ -179,32 +174,28 @@ impl Refusals {
     /// Returns since when every batch has been refused, in seconds since 1970, and the number of
     /// the refused requests; 0 and 0 if the last batch was accepted.
     pub(super) fn of_batches(&self) -> (f64, u64) {
-        let known = self.lock();
+        let known = lock(&self.0);
         (known.since, known.batches)
     }
 
     /// Returns the last request that was refused; `None` if there was none yet.
-    #[must_use]
     pub fn last(&self) -> Option<LastRejected> {
-        self.lock().any.clone()
+        lock(&self.0).any.clone()
     }
 
     /// Returns the last request that was refused for good; `None` if there was none yet.
-    #[must_use]
     pub fn last_for_good(&self) -> Option<LastRejected> {
-        self.lock().for_good.clone()
+        lock(&self.0).for_good.clone()
     }
 
     /// Returns the last TLS handshake of a sender that failed; `None` if none failed yet.
-    #[must_use]
     pub fn last_tls_failure(&self) -> Option<LastTlsFailure> {
-        self.lock().tls.clone()
+        lock(&self.0).tls.clone()
     }
 
     /// Returns for how long requests were refused that their senders repeat.
-    #[must_use]
     pub fn times(&self, now: Instant) -> status::Refusals {
-        let known = self.lock();
+        let known = lock(&self.0);
         let (with_429, with_503) = (known.with_429.times(now), known.with_503.times(now));
         status::Refusals { with_429, with_503 }
     }

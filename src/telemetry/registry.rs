@@ -7,7 +7,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
@@ -19,6 +18,8 @@ use metrics::Level;
 use metrics::Metadata;
 use metrics::Recorder as _;
 use metrics_exporter_prometheus::PrometheusRecorder;
+
+use crate::lock::lock;
 
 /// A number that only grows, and starts at 0 with the process. Clones share the value.
 #[derive(Debug, Clone, Default)]
@@ -36,7 +37,6 @@ impl Counter {
     }
 
     /// Returns the value.
-    #[must_use]
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Acquire)
     }
@@ -63,13 +63,11 @@ impl Gauge {
     }
 
     /// Returns the value.
-    #[must_use]
     pub fn get(&self) -> f64 {
         f64::from_bits(self.0.load(Ordering::Acquire))
     }
 
     /// Returns the value of a gauge that counts something.
-    #[must_use]
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -81,7 +79,6 @@ impl Gauge {
 
     /// Returns the value of a gauge that shows when something last happened, in seconds since 1970;
     /// `None` if the value is 0, because it has not happened yet.
-    #[must_use]
     pub fn time(&self) -> Option<f64> {
         Some(self.get()).filter(|time| *time > 0.0)
     }
@@ -116,7 +113,7 @@ impl Registry {
 
     /// Returns the cell of a series, which is made with the value 0 if it is not there yet.
     fn cell(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Arc<AtomicU64> {
-        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cells = lock(&self.cells);
         Arc::clone(cells.entry(name).or_default().entry(owned(labels)).or_default())
     }
 
@@ -139,7 +136,7 @@ impl Registry {
     /// Returns the series of a counter or gauge, sorted by their labels. A value is the bits that
     /// [`Counter::get`] and [`Gauge::get`] read.
     pub(super) fn series(&self, name: &str) -> Vec<(Labels, u64)> {
-        let cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        let cells = lock(&self.cells);
         let series = |(labels, cell): (&Labels, &Arc<AtomicU64>)| {
             (labels.clone(), cell.load(Ordering::Acquire))
         };

@@ -17,7 +17,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Condvar;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
@@ -27,6 +26,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::lock::lock;
 
 /// The shortest time between two log lines about the same loss, or about a state that flaps.
 const QUIET: Duration = Duration::from_secs(10);
@@ -246,12 +247,6 @@ struct Party {
     last: Mutex<Option<Instant>>,
 }
 
-impl Party {
-    fn last(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// The losses of one kind at one output, or in the queue.
 #[derive(Default)]
 struct Tally {
@@ -392,10 +387,6 @@ impl Notes {
 }
 
 impl Reports {
-    fn lock(&self) -> MutexGuard<'_, Notes> {
-        self.shared.notes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the handle that notes the losses of the output with this name. The name [`QUEUE`]
     /// stands for the queue.
     pub(super) fn losses(&self, name: &str) -> Losses {
@@ -410,7 +401,7 @@ impl Reports {
             notes.parties.insert(name, Arc::clone(&party));
             party
         };
-        let mut notes = self.lock();
+        let mut notes = lock(&self.shared.notes);
         let (party, queue) = (party(&mut notes, name), party(&mut notes, QUEUE));
         drop(notes);
         Losses { reports: self.clone(), party, queue }
@@ -418,7 +409,7 @@ impl Reports {
 
     /// Notes that the queue, or its disk, has changed to `state`. A log line follows.
     pub fn changed(&self, state: State) {
-        let mut notes = self.lock();
+        let mut notes = lock(&self.shared.notes);
         match state {
             State::QueueFull { .. } => {
                 notes.full_since.get_or_insert_with(Instant::now);
@@ -437,27 +428,24 @@ impl Reports {
     }
 
     /// Returns for how long the queue has been full; `None` if it is not.
-    #[must_use]
     pub fn full_for(&self) -> Option<Duration> {
-        self.lock().full_since.map(|since| since.elapsed())
+        lock(&self.shared.notes).full_since.map(|since| since.elapsed())
     }
 
     /// Returns the time since the last loss of the output with this name, also of one that a reload
     /// has removed. For the name `queue`, returns the time since the last loss of events that no
     /// output can get. Returns `None` if there was no loss.
-    #[must_use]
     pub fn lost_ago(&self, name: &str) -> Option<Duration> {
-        let party = self.lock().parties.get(name).map(Arc::clone)?;
-        let last = *party.last();
+        let party = lock(&self.shared.notes).parties.get(name).map(Arc::clone)?;
+        let last = *lock(&party.last);
         last.map(|last| last.elapsed())
     }
 
     /// Returns the time since the last loss of any output, or of the queue; `None` if there was no
     /// loss.
-    #[must_use]
     pub fn any_lost_ago(&self) -> Option<Duration> {
-        let parties: Vec<_> = self.lock().parties.values().map(Arc::clone).collect();
-        let last = parties.iter().filter_map(|party| *party.last()).max();
+        let parties: Vec<_> = lock(&self.shared.notes).parties.values().map(Arc::clone).collect();
+        let last = parties.iter().filter_map(|party| *lock(&party.last)).max();
         last.map(|last| last.elapsed())
     }
 
@@ -483,12 +471,12 @@ impl Reports {
     /// Writes the log lines that may be written now, or a line for every note if `all` is `true`.
     /// Returns the earliest time for the next line; `None` if no other note waits.
     fn write(&self, all: bool) -> Option<Instant> {
-        let mut notes = self.lock();
+        let mut notes = lock(&self.shared.notes);
         let (lines, next) = notes.take(Instant::now(), all);
         notes.writers += 1;
         drop(notes);
         lines.iter().for_each(Line::write);
-        self.lock().writers -= 1;
+        lock(&self.shared.notes).writers -= 1;
         self.shared.written.notify_all();
         next
     }
@@ -500,7 +488,7 @@ impl Reports {
     /// Blocks the thread for at most one second.
     pub fn flush(&self) {
         self.write(true);
-        let notes = self.lock();
+        let notes = lock(&self.shared.notes);
         let written =
             self.shared.written.wait_timeout_while(notes, FLUSH_TIMEOUT, |it| it.writers > 0);
         drop(written);
@@ -520,7 +508,7 @@ impl Drop for Shared {
 /// handles with the same name change the same counts.
 #[derive(Clone)]
 pub struct Losses {
-    reports: Reports,
+    pub(super) reports: Reports,
     /// The counts of the output, or of the queue, for which this handle notes losses.
     party: Arc<Party>,
     /// The counts of the queue, for the events that no output can get. [`Losses::events`] adds them
@@ -534,7 +522,7 @@ impl Losses {
     pub fn add(&self, loss: Loss, events: u64, detail: Option<&str>) {
         if events > 0 {
             self.party.lost.fetch_add(events, Ordering::Relaxed);
-            *self.party.last() = Some(Instant::now());
+            *lock(&self.party.last) = Some(Instant::now());
         }
         self.note(loss, events, detail);
     }
@@ -545,7 +533,7 @@ impl Losses {
         if events == 0 {
             return;
         }
-        let mut notes = self.reports.lock();
+        let mut notes = lock(&self.reports.shared.notes);
         let tally = notes.losses.entry((loss, Arc::clone(&self.party.name))).or_default();
         tally.total += events;
         let is_first = tally.untold == 0;
@@ -558,7 +546,6 @@ impl Losses {
 
     /// Returns the number of events lost since the start by this output, plus the number of events
     /// that no output can get.
-    #[must_use]
     pub fn events(&self) -> u64 {
         let lost = |party: &Party| party.lost.load(Ordering::Relaxed);
         lost(&self.party) + lost(&self.queue)
@@ -566,7 +553,6 @@ impl Losses {
 
     /// Returns `true` if the queue keeps events until this output has them. Returns `true` also
     /// before the queue has set the value with [`Losses::keep`].
-    #[must_use]
     pub fn keeps(&self) -> bool {
         self.party.keeps.load(Ordering::Relaxed)
     }
@@ -575,11 +561,6 @@ impl Losses {
     /// output has them.
     pub fn keep(&self, keeps: bool) {
         self.party.keeps.store(keeps, Ordering::Relaxed);
-    }
-
-    /// Notes that a state of the queue or of its disk has changed to `state`.
-    pub fn changed(&self, state: State) {
-        self.reports.changed(state);
     }
 }
 
@@ -590,7 +571,7 @@ mod tests {
     /// Takes the lines that are due, and returns them with the time until the next one.
     fn due(reports: &Reports) -> (Vec<Line>, Option<Duration>) {
         let now = Instant::now();
-        let (lines, next) = reports.lock().take(now, false);
+        let (lines, next) = lock(&reports.shared.notes).take(now, false);
         (lines, next.map(|next| next - now))
     }
 
@@ -637,9 +618,9 @@ mod tests {
         drop(due(&reports));
         losses.add(Loss::Missing, 5, Some("7"));
         assert_eq!(due(&reports).0, []);
-        let (lines, next) = reports.lock().take(Instant::now(), true);
+        let (lines, next) = lock(&reports.shared.notes).take(Instant::now(), true);
         assert_eq!((lines, next), (vec![lost(Loss::Missing, "a", 5, 6, Some("7"))], None));
-        assert_eq!(reports.lock().take(Instant::now(), true).0, []);
+        assert_eq!(lock(&reports.shared.notes).take(Instant::now(), true).0, []);
     }
 
     /// A log whose every line takes as long as [`SlowLog::LINE`].
@@ -677,7 +658,7 @@ mod tests {
                 tracing::subscriber::with_default(subscriber, || reports.write(false));
             })
         };
-        while reports.lock().losses.values().any(|tally| tally.untold > 0) {
+        while lock(&reports.shared.notes).losses.values().any(|tally| tally.untold > 0) {
             std::thread::yield_now();
         }
         reports.flush();
@@ -754,7 +735,9 @@ mod tests {
         let reports = Reports::default();
         let (losses, stop) = (reports.losses("a"), CancellationToken::new());
         let mut telling = std::pin::pin!(reports.clone().tell(stop.clone()));
-        let untold = || -> u64 { reports.lock().losses.values().map(|tally| tally.untold).sum() };
+        let untold = || -> u64 {
+            lock(&reports.shared.notes).losses.values().map(|tally| tally.untold).sum()
+        };
         let mut run = async |time| {
             assert!(tokio::time::timeout(time, &mut telling).await.is_err(), "it goes on");
         };

@@ -38,7 +38,7 @@ fn what_is_read_back_is_what_was_counted() {
     let (output, listener) = (telemetry.output("o"), telemetry.listener("l"));
     output.failed(AttemptError::Status5xx);
     output.failed(AttemptError::Status5xx);
-    output.filtered.duplicate.increment(7);
+    output.fates.filtered.duplicate.increment(7);
     output.existing.increment(3);
     listener.answered(429);
     listener.received.increment(100);
@@ -56,8 +56,8 @@ fn what_is_read_back_is_what_was_counted() {
     };
     let (output, listener) = (telemetry.output("o"), telemetry.listener("l"));
     assert_eq!(some(output.errors.counts()), [("status_5xx", 2)]);
-    assert_eq!(some(output.filtered.counts()), [("duplicate", 7)]);
-    assert_eq!((output.filtered.counts().len(), output.existing.get()), (5, 3));
+    assert_eq!(some(output.fates.filtered.counts()), [("duplicate", 7)]);
+    assert_eq!((output.fates.filtered.counts().len(), output.existing.get()), (5, 3));
     assert_eq!(some(listener.requests.counts()), [("429", 1)]);
     assert_eq!(telemetry.all_received_bytes(), 111);
     let refused = [("queue_full", 1), ("in_flight_full", 1), ("disk", 1)];
@@ -105,17 +105,21 @@ fn refusals_have_a_beginning_until_a_batch_is_accepted() {
     assert!(since() >= first);
 }
 
+/// Registers all metrics but those of listeners and certificates. Returns their handles.
+fn everything_of(telemetry: &Telemetry) -> impl Sized {
+    telemetry.output_settings("o", true, Duration::from_secs(30));
+    telemetry.output_addresses("o", ["up"].into_iter());
+    let handles = (telemetry.in_flight(), telemetry.queue(), telemetry.output("o"));
+    let others = (telemetry.dead_letters_dropped(), telemetry.reloads(), telemetry.taps());
+    (handles, others, telemetry.evidence(), telemetry.witness("w"))
+}
+
 #[test]
 fn every_series_exists_at_zero_and_has_help() {
     let telemetry = Telemetry::new();
     let listener = telemetry.listener("127.0.0.1:3000");
-    let _handles = (telemetry.in_flight(), telemetry.queue(), telemetry.output("o"));
-    let _dropped = telemetry.dead_letters_dropped();
-    let _reloads = (telemetry.reloads(), telemetry.evidence(), telemetry.witness("w"));
-    let _taps = telemetry.taps();
+    let _handles = everything_of(&telemetry);
     telemetry.certificate_expiry("listener", "127.0.0.1:3000", "server", 4_102_444_800);
-    telemetry.output_settings("o", true, Duration::from_secs(30));
-    telemetry.output_addresses("o", ["up"].into_iter());
     listener.answered(431);
     listener.rejected(Rejection::DeliveryTimeout, 503, "too late");
     let text = telemetry.render();
@@ -155,11 +159,7 @@ fn every_series_exists_at_zero_and_has_help() {
 #[test]
 fn the_page_has_the_declared_series_and_no_other() {
     let telemetry = Telemetry::new();
-    let _handles = (telemetry.listener("l"), telemetry.queue(), telemetry.output("o"));
-    let _others = (telemetry.in_flight(), telemetry.dead_letters_dropped(), telemetry.reloads());
-    let _evidence = (telemetry.evidence(), telemetry.witness("w"), telemetry.taps());
-    telemetry.output_settings("o", true, Duration::from_secs(30));
-    telemetry.output_addresses("o", ["up"].into_iter());
+    let _handles = (telemetry.listener("l"), everything_of(&telemetry));
     for (place, name) in [("listener", "l"), ("output", "o")] {
         for role in ["server", "client"] {
             telemetry.certificate_expiry(place, name, role, 1);
@@ -239,14 +239,14 @@ fn a_reading_says_what_is_rendered() {
     let telemetry = Telemetry::new();
     let (queue, output) = (telemetry.queue(), telemetry.output("o"));
     let listener = telemetry.listener("[::]:3000");
-    assert_eq!((queue.events.get(), queue.last_event.time()), (0, None));
+    assert_eq!((queue.accepted.events.get(), queue.accepted.last.time()), (0, None));
     assert_eq!((telemetry.all_lost_events(), telemetry.certificates()), (0, vec![]));
     queue.accepted(7, 7000, &LevelCounts::default());
     queue.errors.increment(2);
     output.lost.increment(3);
     telemetry.removed("gone", 4);
     output.events.increment(5);
-    output.dead_letters.increment(1);
+    output.fates.dead_letters.increment(1);
     listener.connections.set(6.0);
     listener.received.increment(1 << 40);
     listener.rejected(Rejection::QueueFull, 429, &"x".repeat(10_000));
@@ -255,12 +255,12 @@ fn a_reading_says_what_is_rendered() {
     telemetry.reloads().reloaded(false);
     let (queue, output) = (telemetry.queue(), telemetry.output("o"));
     let listener = telemetry.listener("[::]:3000");
-    assert_eq!(queue.events.get(), 7);
+    assert_eq!(queue.accepted.events.get(), 7);
     assert!(started() > 0.0 && memory() > 0);
-    assert!(queue.last_event.time().is_some_and(|time| time > started()));
+    assert!(queue.accepted.last.time().is_some_and(|time| time > started()));
     assert_eq!((queue.errors.get(), output.lost.get()), (2, 3));
     assert_eq!(telemetry.all_lost_events(), 9);
-    assert_eq!((output.events.get(), output.dead_letters.get()), (5, 1));
+    assert_eq!((output.events.get(), output.fates.dead_letters.get()), (5, 1));
     assert_eq!((listener.connections.count(), listener.received.get()), (6, 1 << 40));
     let rejected = telemetry.rejections().requests.counts();
     assert_eq!(

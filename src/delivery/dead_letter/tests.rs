@@ -45,14 +45,14 @@ impl Desk {
             if let Some(given) = self.taken.pop_front() {
                 return Some(given);
             }
-            self.taken.extend(Taken::of(self.queue.recv().await?).map(Given::new));
+            self.taken.extend(Given::of(self.queue.recv().await?));
         }
     }
 
     /// The next job, if one has been handed over already; else `None`.
     pub(in crate::delivery) fn try_next(&mut self) -> Option<Given> {
         while let Ok(job) = self.queue.try_recv() {
-            self.taken.extend(Taken::of(job).map(Given::new));
+            self.taken.extend(Given::of(job));
         }
         self.taken.pop_front()
     }
@@ -61,17 +61,18 @@ impl Desk {
     pub(in crate::delivery) async fn pass(&mut self, time: Duration) {
         let end = Instant::now() + time;
         while let Ok(Some(job)) = tokio::time::timeout_at(end, self.queue.recv()).await {
-            self.taken.extend(Taken::of(job).map(Given::new));
+            self.taken.extend(Given::of(job));
         }
         tokio::time::sleep_until(end).await;
     }
 }
 
 impl Given {
-    fn new(job: Taken) -> Self {
+    /// Takes the lines of a job. Returns `None` if the delivery has taken them back.
+    fn of(job: Job) -> Option<Self> {
         let text = |event: &[u8]| String::from_utf8(event.to_vec()).unwrap();
-        let events = lines(&job.lines).map(text).collect();
-        Self { reason: job.reason.to_string(), events, done: job.done }
+        let events = lines(&lock(&job.lines).take()?).map(text).collect();
+        Some(Self { reason: job.reason.to_string(), events, done: job.done })
     }
 
     /// Reports the result, as the thread does. Returns `false` if the delivery waits no longer.
@@ -390,7 +391,7 @@ async fn another_place_at_run_time_gets_what_comes_next() {
 #[tokio::test]
 async fn a_disk_that_hangs_costs_letters_and_holds_up_nobody_for_long() {
     let scene = Scene::new();
-    scene.letters.lock().writer.as_ref().unwrap().busy.set(Some(Instant::now()));
+    *lock(&scene.letters.lock().writer.as_ref().unwrap().busy) = Some(Instant::now());
     let letters = scene.letters.clone();
     tokio::time::pause();
     // The thread is said to be at work since before the clock moved, so it counts as stuck.
@@ -403,7 +404,7 @@ async fn a_disk_that_hangs_costs_letters_and_holds_up_nobody_for_long() {
     );
     let (_keep, silent) = oneshot::channel();
     let begun = Instant::now();
-    let mut writing = Writing::new(silent, Arc::new(Lines(Mutex::default())));
+    let mut writing = Writing::new(silent, Arc::default());
     assert_eq!(
         writing.done().await,
         Written::failed("the disk of the dead letters does not answer")
@@ -428,11 +429,11 @@ async fn a_letter_that_was_waited_for_in_vain_is_lost_and_neither_kept_in_memory
     tokio::time::advance(PATIENCE / 2).await;
     let mut good = scene.hand_over(&events(3..6, 10));
     assert_eq!(late.done().await, Written::failed("the disk of the dead letters does not answer"));
-    assert!(late.lines.take().is_none(), "nobody holds its lines");
+    assert!(lock(&late.lines).take().is_none(), "nobody holds its lines");
     assert_eq!(queue.len(), 2);
     // A thread takes the letters at last.
     scene.letters.lock().writer = None;
-    let files = LetterFiles::new(&scene.path(), MAX_BYTES, scene.letters.shared.dropped.clone());
+    let files = LetterFiles::new(&scene.path(), MAX_BYTES, scene.letters.dropped.clone());
     let directory = scene.path();
     let written = tokio::task::spawn_blocking(move || {
         write_all(files, &directory, queue, &BusySince::default());

@@ -10,12 +10,11 @@ use super::address::ResolvedAddress;
 use super::circuit::Fault;
 use super::set::Endpoints;
 use crate::delivery::failure::Failure;
-use crate::delivery::failure::ProbeError;
 use crate::telemetry::AttemptError;
 
 /// The results of `check --connect` for one output. Each entry has the name of an address, and the
 /// error if no connection to it could be made.
-pub(crate) type Probed = Vec<(String, Result<(), ProbeError>)>;
+pub(crate) type Probed = Vec<(String, Result<(), String>)>;
 
 /// One use of an address, by a delivery or a connection. The user reports the result with
 /// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`], which decide whether the
@@ -108,7 +107,7 @@ impl Endpoints {
         for address in self.addresses() {
             let name = shown(&address);
             if let Err(failure) = self.look_up(&address).await {
-                results.push((name, Err(failure.into())));
+                results.push((name, Err(failure.message)));
                 continue;
             }
             let mut addresses = self.addresses();
@@ -120,7 +119,7 @@ impl Endpoints {
                     _ => name.clone(),
                 };
                 let connected = connect(address).await.map(drop);
-                results.push((text, connected.map_err(ProbeError::from)));
+                results.push((text, connected.map_err(|failure| failure.message)));
             }
         }
         results

@@ -146,7 +146,14 @@ impl Circuit {
     /// Returns `true` if the address is down: deliveries avoid it as long as another address is
     /// left.
     pub(super) fn is_open(&self) -> bool {
-        matches!(self.state, CircuitState::Open(_))
+        self.open().is_some()
+    }
+
+    fn open(&self) -> Option<&Open> {
+        match &self.state {
+            CircuitState::Open(open) => Some(open),
+            CircuitState::Closed | CircuitState::HalfOpen { .. } => None,
+        }
     }
 
     /// Returns `true` if the address is known to work.
@@ -162,10 +169,7 @@ impl Circuit {
 
     /// Returns the moment since when the circuit is open; `None` if the circuit is not open.
     pub(super) fn open_since(&self) -> Option<Instant> {
-        match &self.state {
-            CircuitState::Open(open) => Some(open.since),
-            CircuitState::Closed | CircuitState::HalfOpen { .. } => None,
-        }
+        self.open().map(|open| open.since)
     }
 
     /// Returns the name of the circuit's state, as `/status` shows it. Deliveries may use an
@@ -183,10 +187,7 @@ impl Circuit {
     /// Returns the end of the pause that the consumer asked for; `None` if it did not ask, or if
     /// the pause is over.
     pub(super) fn asked_until(&self, now: Instant) -> Option<Instant> {
-        match &self.state {
-            CircuitState::Open(open) => open.asked.filter(|until| *until > now),
-            CircuitState::Closed | CircuitState::HalfOpen { .. } => None,
-        }
+        self.open()?.asked.filter(|until| *until > now)
     }
 
     /// Notes that a delivery to the address begins. Returns `true` if the delivery is a trial. The
@@ -248,7 +249,7 @@ impl Circuit {
     /// not at fault. If the address is down only because of refusals, closes the circuit and
     /// returns `true`. Otherwise returns `false`.
     pub(super) fn forgive(&mut self, now: Instant) -> bool {
-        let refused = matches!(&self.state, CircuitState::Open(open) if open.refused);
+        let refused = self.open().is_some_and(|open| open.refused);
         if refused {
             self.change(now, |circuit| circuit.state = CircuitState::Closed);
         }
@@ -264,7 +265,7 @@ impl Circuit {
     /// its consumer did not answer in time, any success closes the circuit.
     pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
-        let suspect = matches!(&self.state, CircuitState::Open(open) if open.suspect);
+        let suspect = self.open().is_some_and(|open| open.suspect);
         if was_open && !suspect && self.failed.is_some_and(|failed| failed > begun) {
             return false;
         }
@@ -281,10 +282,7 @@ impl Circuit {
 
     /// Returns the time when the next probe is due; `None` if the circuit is not open.
     pub(super) fn next_probe(&self) -> Option<Instant> {
-        match &self.state {
-            CircuitState::Open(open) => Some(open.next_probe),
-            CircuitState::Closed | CircuitState::HalfOpen { .. } => None,
-        }
+        self.open().map(|open| open.next_probe)
     }
 
     /// Notes that a probe begins, which takes at most `limit`. While it lasts, no other probe of
@@ -386,21 +384,6 @@ mod tests {
     }
 
     #[test]
-    fn one_delivery_at_a_time_tries_it_until_one_succeeds() {
-        let start = Instant::now();
-        let mut circuit = Circuit::new(Instant::now());
-        circuit.failed(FAILED, start);
-        let now = probe_until_back(&mut circuit, start);
-        assert!(circuit.take());
-        assert!(!circuit.is_usable());
-        assert!(!circuit.take(), "another one where none else is left: it does not release");
-        circuit.release();
-        assert!(circuit.is_usable() && circuit.take());
-        circuit.succeeded(now, now + SECOND);
-        assert!(circuit.is_usable() && !circuit.take() && circuit.is_usable());
-    }
-
-    #[test]
     fn the_hold_doubles_for_what_fails_again_and_shrinks_when_it_has_worked_as_long() {
         let mut now = Instant::now();
         let mut circuit = Circuit::new(Instant::now());
@@ -477,15 +460,5 @@ mod tests {
         assert!(!circuit.failed(FAILED, start + SECOND * 101));
         assert_eq!(circuit.name(), "down");
         assert!(!circuit.succeeded(start + SECOND * 99, start + SECOND * 102));
-    }
-
-    #[test]
-    fn a_pause_that_was_asked_for_is_kept() {
-        let start = Instant::now();
-        let mut circuit = Circuit::new(Instant::now());
-        circuit.failed(Fault::Failed { asked: Some(SECOND * 100), waited: SECOND }, start);
-        assert_eq!(circuit.asked_until(start), Some(start + SECOND * 100));
-        assert_eq!(probe_until_back(&mut circuit, start), start + SECOND * 100);
-        assert_eq!(circuit.asked_until(start), None);
     }
 }

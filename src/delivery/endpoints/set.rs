@@ -72,7 +72,7 @@ type Answer = Pin<Box<dyn Future<Output = io::Result<Vec<SocketAddr>>> + Send>>;
 /// and [`Endpoints::wake`] is called after the lock is released.
 pub(crate) struct Endpoints {
     pub(super) output: String,
-    pub(super) strategy: Strategy,
+    pub(crate) strategy: Strategy,
     pub(super) timeouts: Timeouts,
     pub(super) look_up: Box<LookUp>,
     table: Mutex<AddressTable>,
@@ -276,11 +276,6 @@ impl Endpoints {
         if let Some(address) = found {
             address.figures.ended(None, Some(failure));
         }
-    }
-
-    /// Returns how the next address is chosen.
-    pub(crate) fn strategy(&self) -> Strategy {
-        self.strategy
     }
 
     /// Logs that an address is up again, and how long it was down. `since` is when it went down.

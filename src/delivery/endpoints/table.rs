@@ -300,17 +300,27 @@ impl AddressTable {
     /// Notes that a delivery or a connection failed at an address because of `fault`. The result
     /// tells the caller what to do: wake the connections, log the failure, try another address.
     pub(super) fn failed(&mut self, of: &ResolvedAddress, fault: Fault, now: Instant) -> Noted {
-        let several = self.count() > 1;
-        let (mut opened, mut tells) = (false, false);
         self.failing = true;
-        let round = self.round;
-        if let Some(address) = self.address(of) {
-            address.failed_in = Some(round);
-            opened = address.circuit.failed(fault, now);
-            tells = opened && several && address.may_tell(now);
-            address.told_down |= tells;
-        }
+        let (opened, tells) = self.note(of, fault, self.count() > 1, now);
         Noted { opened, tells, left: self.is_any_left(now) }
+    }
+
+    /// Notes a fault of an address. The first result is `true` if the fault has opened its circuit.
+    /// The second is `true` if the caller must log that; it is `false` without `may_tell`.
+    fn note(
+        &mut self,
+        of: &ResolvedAddress,
+        fault: Fault,
+        may_tell: bool,
+        now: Instant,
+    ) -> (bool, bool) {
+        let round = self.round;
+        let Some(address) = self.address(of) else { return (false, false) };
+        address.failed_in = Some(round);
+        let opened = address.circuit.failed(fault, now);
+        let tells = opened && may_tell && address.may_tell(now);
+        address.told_down |= tells;
+        (opened, tells)
     }
 
     /// Notes that the address with the id `id` has not answered for the time `waited`, while
@@ -323,12 +333,7 @@ impl AddressTable {
         now: Instant,
     ) -> Option<(ResolvedAddress, Noted)> {
         let (of, _) = self.resolved().find(|(of, _)| of.id == id)?;
-        let round = self.round;
-        let address = self.address(&of)?;
-        address.failed_in = Some(round);
-        let opened = address.circuit.failed(Fault::Silent { waited }, now);
-        let tells = opened && address.may_tell(now);
-        address.told_down |= tells;
+        let (opened, tells) = self.note(&of, Fault::Silent { waited }, true, now);
         Some((of, Noted { opened, tells, left: true }))
     }
 

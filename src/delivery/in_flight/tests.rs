@@ -21,11 +21,11 @@ use std::time::Duration;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 
-/// A queue with `batches` batches of four events, and the table of its one output.
-fn table(batches: usize) -> (Queue, InFlight) {
-    let config =
-        config::read(config::EMBEDDED, crate::output::TYPES).config.expect("the embedded config");
-    let telemetry = Arc::new(Telemetry::new());
+/// Opens a queue in memory, with one output, which is required.
+pub(in crate::delivery) fn opened(
+    config: &config::Config,
+    telemetry: &Arc<Telemetry>,
+) -> (Queue, Cursor) {
     let output = queue::Output {
         name: "o".to_owned(),
         required: true,
@@ -33,14 +33,22 @@ fn table(batches: usize) -> (Queue, InFlight) {
         keeps: Duration::ZERO,
         recorder: None,
     };
-    let opened = Queue::open(&config.queue, &telemetry, &[output]);
+    let opened = Queue::open(&config.queue, telemetry, &[output]);
     let (queue, mut cursors) = opened.expect("a queue in memory");
+    (queue, cursors.pop().expect("the output's cursor"))
+}
+
+/// A queue with `batches` batches of four events, and the table of its one output.
+fn table(batches: usize) -> (Queue, InFlight) {
+    let config =
+        config::read(config::EMBEDDED, crate::output::TYPES).config.expect("the embedded config");
+    let (queue, cursor) = opened(&config, &Arc::new(Telemetry::new()));
     for _ in 0..batches {
         let lines = Bytes::from_static(b"a\nb\nc\nd\n");
         let levels = LevelCounts::default();
         queue.append(Append { lines, events: 4, levels }).map(drop).expect("room");
     }
-    (queue, InFlight::new(cursors.pop().expect("a cursor")))
+    (queue, InFlight::new(cursor))
 }
 
 fn claim_four(in_flight: &mut InFlight) -> Claim {

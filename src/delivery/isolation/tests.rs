@@ -7,21 +7,7 @@ use crate::telemetry::AttemptError;
 
 fn work(start: u64, events: u64) -> Work {
     let start = Position::new(start);
-    let claim = Claim { start, end: start + events };
-    Work {
-        claim,
-        events,
-        attempts: 1,
-        sent_at: 0,
-        batch: 1,
-        is_remainder: false,
-        is_taken: false,
-        is_overtaken: false,
-        refusals: Refusals::None,
-        errors: 0,
-        first_error: None,
-        parking: None,
-    }
+    Work { batch: 1, ..Work::new(Claim { start, end: start + events }, events, 1) }
 }
 
 fn refusal() -> Failure {
@@ -59,26 +45,16 @@ fn halves_keep_the_time_of_the_first_refusal() {
 }
 
 #[test]
-fn with_retry_nothing_is_ever_given_up() {
-    let mut isolation = Isolation::new(Rejected::Retry, false);
-    let mut bad = work(0, 1);
-    for _ in 0..3 {
-        isolation.accepted(isolation.refusals, 0);
-        assert_eq!(isolation.refused(&mut bad, 0), Decision::Retry);
-    }
-}
-
-#[test]
 fn a_round_compares_one_new_event_and_is_over_when_that_is_refused_too() {
     let mut isolation = Isolation::new(Rejected::Drop, false);
     assert!(!isolation.is_active());
     isolation.refused(&mut work(0, 1), 0);
     assert!(isolation.is_active());
-    assert_eq!(isolation.next_comparison(1), Comparison::Events(1));
+    assert_eq!(isolation.next_comparison(1), Some(1));
     isolation.sent();
     isolation.refused(&mut work(1, 1), 0);
-    assert_eq!(isolation.next_comparison(2), Comparison::RoundOver);
-    assert_eq!(isolation.next_comparison(2), Comparison::Events(1), "a new round");
+    assert_eq!(isolation.next_comparison(2), None);
+    assert_eq!(isolation.next_comparison(2), Some(1), "a new round");
     isolation.end();
     assert!(!isolation.is_active());
 }
@@ -87,8 +63,8 @@ fn a_round_compares_one_new_event_and_is_over_when_that_is_refused_too() {
 fn no_new_event_is_compared_when_there_are_too_many_suspects() {
     let mut isolation = Isolation::new(Rejected::Drop, false);
     isolation.refused(&mut work(0, 1), 0);
-    assert_eq!(isolation.next_comparison(SUSPECTS_MAX), Comparison::RoundOver);
-    assert_eq!(isolation.next_comparison(SUSPECTS_MAX - 1), Comparison::Events(1));
+    assert_eq!(isolation.next_comparison(SUSPECTS_MAX), None);
+    assert_eq!(isolation.next_comparison(SUSPECTS_MAX - 1), Some(1));
 }
 
 #[test]
@@ -96,13 +72,13 @@ fn a_comparison_of_which_the_filter_lets_nothing_pass_takes_twice_as_many_next()
     let mut isolation = Isolation::new(Rejected::Drop, false);
     isolation.refused(&mut work(0, 1), 0);
     for events in [1, 2, 4, 5, 5] {
-        assert_eq!(isolation.next_comparison(1), Comparison::Events(events));
+        assert_eq!(isolation.next_comparison(1), Some(events));
         isolation.nothing_left(5);
     }
-    assert_eq!(isolation.next_comparison(1), Comparison::Events(5));
+    assert_eq!(isolation.next_comparison(1), Some(5));
     isolation.sent();
     isolation.accepted(1, 0);
-    assert_eq!(isolation.next_comparison(1), Comparison::Events(1));
+    assert_eq!(isolation.next_comparison(1), Some(1));
 }
 
 #[test]
@@ -110,13 +86,13 @@ fn a_new_event_ends_a_pause_only_while_suspects_wait_to_be_compared() {
     let mut isolation = Isolation::new(Rejected::Drop, false);
     assert!(!isolation.awaits_event());
     isolation.refused(&mut work(0, 1), 0);
-    assert_eq!(isolation.next_comparison(1), Comparison::Events(1));
+    assert_eq!(isolation.next_comparison(1), Some(1));
     isolation.nothing_to_compare();
     assert!(isolation.awaits_event());
     // The consumer asks for a pause, or an event is there.
     isolation.await_no_event();
     assert!(!isolation.awaits_event());
-    assert_eq!(isolation.next_comparison(1), Comparison::Events(1));
+    assert_eq!(isolation.next_comparison(1), Some(1));
     isolation.nothing_to_compare();
     isolation.accepted(1, 0);
     assert!(!isolation.awaits_event());

@@ -19,6 +19,7 @@ use crate::delivery::checkpoints::Published;
 use crate::delivery::dead_letter::tests::Desk;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::health::Status;
+use crate::delivery::in_flight::tests::opened;
 use crate::delivery::isolation::SUSPECTS_MAX;
 use crate::delivery::link::CLOSE_TIME;
 use crate::delivery::link::Part;
@@ -28,7 +29,6 @@ use crate::delivery::parked::PARKED_MAX;
 use crate::policy;
 use crate::policy::Policy;
 use crate::position::Position;
-use crate::queue;
 use crate::queue::Append;
 use crate::queue::Batch;
 use crate::queue::Claim;
@@ -304,50 +304,34 @@ impl<const EAGER: bool> FakeLink<EAGER> {
         }
         let answer = (self.consumer.script.lock().unwrap())(&events);
         let mut seen = self.consumer.state.lock().unwrap();
-        let read = match answer {
-            Answer::Break(read) => Some(read),
-            Answer::BreakHere => Some(0),
-            Answer::Accept
-            | Answer::AcceptBut(_)
-            | Answer::AcceptFirst(_)
-            | Answer::Judge(_)
-            | Answer::Partly(_)
-            | Answer::Refuse
-            | Answer::Fail
-            | Answer::FailFor(_)
-            | Answer::Gone(_)
-            | Answer::Trouble => None,
-        };
-        if let Some(read) = read {
-            assert!(EAGER, "only a stream breaks as a whole");
-            let read = self.wire.iter().take(read).flat_map(events_of);
-            seen.events.extend(read);
-            let elsewhere = answer == Answer::BreakHere;
-            let failure = Failure { elsewhere, ..failure(AttemptError::Closed) };
-            return Event::Broken { failure, progress: self.accepted_any };
-        }
-        if let Answer::AcceptFirst(count) = answer {
-            assert!(EAGER, "only a stream is acknowledged by parts");
-            let batch = &mut self.wire[index];
-            let (front, rest) = events.split_at(usize::try_from(count).unwrap());
-            let claim = Claim { end: batch.claim.start + count, ..batch.claim };
-            (batch.claim.start, batch.events) = (claim.end, rest.len() as u64);
-            let lines: String = rest.iter().map(|event| format!("{event}\n")).collect();
-            batch.pieces = vec![Bytes::from(lines)];
-            self.accepted_any = true;
-            seen.events.extend_from_slice(front);
-            return Event::Accepted { claim, rejected: Vec::new() };
-        }
-        if let Answer::Gone(failed) = answer {
-            assert!(!EAGER, "a stream breaks");
-            return Event::Gone(failed.then(|| failure(AttemptError::Protocol)));
-        }
-        if answer == Answer::Trouble {
-            return Event::Troubled(failure(AttemptError::Connect));
-        }
-        let batch = self.wire.remove(index);
+        let batch = self.wire[index].clone();
         let claim = batch.claim;
-        match answer {
+        let event = match answer {
+            Answer::Break(_) | Answer::BreakHere => {
+                assert!(EAGER, "only a stream breaks as a whole");
+                let read = if let Answer::Break(read) = answer { read } else { 0 };
+                seen.events.extend(self.wire.iter().take(read).flat_map(events_of));
+                let elsewhere = answer == Answer::BreakHere;
+                let failure = Failure { elsewhere, ..failure(AttemptError::Closed) };
+                return Event::Broken { failure, progress: self.accepted_any };
+            }
+            Answer::AcceptFirst(count) => {
+                assert!(EAGER, "only a stream is acknowledged by parts");
+                let (front, rest) = events.split_at(usize::try_from(count).unwrap());
+                let front_claim = Claim { end: claim.start + count, ..claim };
+                let batch = &mut self.wire[index];
+                (batch.claim.start, batch.events) = (front_claim.end, rest.len() as u64);
+                let lines: String = rest.iter().map(|event| format!("{event}\n")).collect();
+                batch.pieces = vec![Bytes::from(lines)];
+                self.accepted_any = true;
+                seen.events.extend_from_slice(front);
+                return Event::Accepted { claim: front_claim, rejected: Vec::new() };
+            }
+            Answer::Gone(failed) => {
+                assert!(!EAGER, "a stream breaks");
+                return Event::Gone(failed.then(|| failure(AttemptError::Protocol)));
+            }
+            Answer::Trouble => return Event::Troubled(failure(AttemptError::Connect)),
             Answer::Judge(letters) => judged(&batch, &letters, &mut seen.events),
             Answer::Partly(refused) => partly(&batch, refused, &mut seen.events),
             Answer::Accept | Answer::AcceptBut(_) => {
@@ -365,14 +349,9 @@ impl<const EAGER: bool> FakeLink<EAGER> {
                 let asked = Failure { retry_after: Some(wait), ..failure(AttemptError::Status429) };
                 Event::Failed(claim, asked)
             }
-            Answer::AcceptFirst(_)
-            | Answer::Break(_)
-            | Answer::BreakHere
-            | Answer::Gone(_)
-            | Answer::Trouble => {
-                unreachable!("answered above")
-            }
-        }
+        };
+        self.wire.remove(index);
+        event
     }
 }
 
@@ -384,7 +363,7 @@ struct Bench {
     status: Arc<Status>,
     stop: CancellationToken,
     draining: CancellationToken,
-    tasks: JoinSet<Result<(), RunError>>,
+    tasks: JoinSet<Result<(), String>>,
     /// The task that publishes checkpoints, if there is one.
     _publishing: JoinSet<()>,
     /// The desk at which the output's dead letters arrive; `None` after a [`Clerk`] has taken it.
@@ -394,6 +373,7 @@ struct Bench {
     started: Instant,
 }
 
+#[derive(Debug, Clone)]
 struct Setting {
     /// The size of a queue that drops its oldest events when it is full; `None` for the default
     /// queue.
@@ -522,16 +502,7 @@ impl Bench {
             state: Mutex::default(),
         });
         let metrics = telemetry.output("o");
-        let output = queue::Output {
-            name: "o".to_owned(),
-            required: true,
-            metrics: metrics.clone(),
-            keeps: Duration::ZERO,
-            recorder: None,
-        };
-        let opened = Queue::open(&config.queue, &telemetry, &[output]);
-        let (queue, mut cursors) = opened.expect("in memory");
-        let cursor = cursors.pop().expect("the output's");
+        let (queue, cursor) = opened(&config, &telemetry);
         let status = Arc::<Status>::default();
         let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = JoinSet::new();
@@ -568,7 +539,7 @@ impl Bench {
                 let Some(left) = left else { return Ok(()) };
                 begin = left;
             }
-            Err(RunError::Fatal("replaced without being told".to_owned()))
+            Err("replaced without being told".to_owned())
         });
         Self {
             queue,
@@ -754,19 +725,6 @@ async fn checkpoints_leave_without_events_and_their_fate_is_that_of_no_event() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn batches_leave_in_order_and_once() {
-    let mut bench = Bench::stream(|_| Answer::Accept);
-    for batch in 0..100 {
-        bench.append(&[batch * 2, batch * 2 + 1]);
-    }
-    bench.drained().await;
-    assert_eq!(bench.seen(), bench.appended);
-    assert_eq!(bench.delivered(), 200);
-    assert_eq!(bench.value("output_retries_total{output=\"o\"}"), 0);
-    bench.finish().await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn nothing_is_sent_before_an_idle_consumer_is_needed_and_a_stream_connects_at_once() {
     let stream = Bench::stream(|_| Answer::Accept);
     let requests = Bench::requests(|_| Answer::Accept);
@@ -810,23 +768,11 @@ async fn survives_an_outage<const EAGER: bool>(outage: Duration) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_an_hour_without_the_consumer_a_stream_resumes_by_itself() {
-    survives_an_outage::<true>(HOUR).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn after_a_day_without_the_consumer_a_stream_resumes_by_itself() {
-    survives_an_outage::<true>(DAY).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn after_an_hour_of_failures_requests_resume_by_themselves() {
-    survives_an_outage::<false>(HOUR).await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn after_a_day_of_failures_requests_resume_by_themselves() {
-    survives_an_outage::<false>(DAY).await;
+async fn after_an_hour_or_a_day_without_the_consumer_everything_resumes_by_itself() {
+    for outage in [HOUR, DAY] {
+        survives_an_outage::<true>(outage).await;
+        survives_an_outage::<false>(outage).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

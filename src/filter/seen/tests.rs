@@ -37,38 +37,6 @@ fn an_event_leaves_once_within_the_window_and_again_behind_it() {
 }
 
 #[test]
-fn an_event_that_is_read_again_is_itself_and_its_duplicates_are_what_they_were() {
-    let mut seen = seen();
-    let log = [(b"a", 0), (b"a", 1), (b"b", 2), (b"a", 400), (b"b", 401), (b"a", 402)];
-    let mut read = || -> Vec<bool> {
-        (0..)
-            .zip(log)
-            .map(|(position, (event, time))| seen.check(event, p(position), at(time)))
-            .collect()
-    };
-    let first = read();
-    assert_eq!(first, [false, true, false, false, false, true]);
-    for _ in 0..3 {
-        assert_eq!(read(), first);
-    }
-}
-
-#[test]
-fn the_second_leaves_where_the_first_was_given_up() {
-    let mut seen = seen();
-    assert!(!seen.check(b"a", p(5), at(0)));
-    assert!(!seen.check(b"b", p(6), at(0)));
-    assert!(seen.check(b"a", p(7), at(0)));
-    seen.forget(p(5)..p(6));
-    assert!(!seen.check(b"a", p(7), at(0)), "it is taken again");
-    assert!(seen.check(b"a", p(8), at(1)), "now that one has left");
-    assert!(seen.check(b"b", p(10), at(2)), "that was not given up");
-    seen.forget(p(0)..p(u64::MAX));
-    assert!(!seen.check(b"a", p(11), at(3)));
-    assert!(!seen.check(b"b", p(12), at(3)));
-}
-
-#[test]
 fn no_event_is_hidden_behind_anothers_audit_id() {
     let event = |verb: &str| {
         format!(
@@ -110,17 +78,6 @@ fn what_is_final_and_outside_the_window_takes_no_memory() {
     assert_eq!((seen.entries.len(), seen.table.len()), (301, 301));
     assert!(seen.check(b"699", p(1000), at(999)));
     assert!(!seen.check(b"698", p(1001), at(999)));
-}
-
-#[test]
-fn what_is_not_final_is_judged_by_what_was_before_it_however_much_came_since() {
-    let mut seen = seen();
-    assert!(!seen.check(b"a", p(0), at(0)));
-    assert!(seen.check(b"a", p(1), at(1)));
-    seen.settled(p(1));
-    assert!(!seen.check(b"b", p(2), at(10_000)));
-    seen.settled(p(1));
-    assert!(seen.check(b"a", p(1), at(1)), "its request has failed, and is sent again");
 }
 
 #[test]

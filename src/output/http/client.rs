@@ -41,7 +41,6 @@ use crate::delivery::endpoints::Endpoints;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::delivery::files::StageError;
 use crate::delivery::link::CLOSE_TIME;
 use crate::net;
 use crate::output::transport::connection::dial_failure;
@@ -295,8 +294,8 @@ pub(super) async fn tunnel(
 }
 
 impl Files for Client {
-    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
-        let expanded = Expanded::read(&self.config, &*self.api).map_err(StageError::Setting)?;
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        let expanded = Expanded::read(&self.config, &*self.api)?;
         let has_https = expanded.endpoints.iter().any(|endpoint| endpoint.base.https);
         let tls = has_https.then(|| Arc::clone(&self.tls).stage()).transpose()?;
         Ok(Box::new(move || {

@@ -32,7 +32,6 @@ use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::checkpoints::Fate;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
-use crate::delivery::failure::ProbeError;
 use crate::delivery::files::Files;
 use crate::delivery::link::CLOSE_TIME;
 use crate::delivery::link::Connect;
@@ -89,7 +88,7 @@ impl Connect for KafkaConnector {
 
     async fn probe(&mut self) -> Probed {
         let connected = self.connect().await;
-        let result = connected.map(drop).map_err(ProbeError::from);
+        let result = connected.map(drop).map_err(|failure| failure.message);
         vec![(self.shared.cluster.brokers(), result)]
     }
 

@@ -29,7 +29,6 @@ use crate::config::Compression;
 use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::delivery::files::StageError;
 use crate::kafka::Cluster;
 use crate::kafka::Trouble;
 use crate::output::transport::tls_session::Expiry;
@@ -58,8 +57,8 @@ pub(super) struct ProducerSettings {
 }
 
 impl Files for ProducerSettings {
-    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
-        let secrets = self.cluster.read().map_err(StageError::Setting)?;
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
+        let secrets = self.cluster.read()?;
         Ok(Box::new(move || {
             self.cluster.apply(secrets);
             self.expiry.set("client", self.cluster.not_after());

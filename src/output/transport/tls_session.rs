@@ -12,7 +12,6 @@ use tokio_rustls::client::TlsStream;
 use crate::config;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::delivery::files::StageError;
 use crate::staged::Staged;
 use crate::telemetry::AttemptError;
 use crate::telemetry::Telemetry;
@@ -115,9 +114,10 @@ fn failed(host: &str, port: u16, what: &str) -> Failure {
 }
 
 impl Files for Tls {
-    fn stage(self: Arc<Self>) -> Result<Staged, StageError> {
+    fn stage(self: Arc<Self>) -> Result<Staged, String> {
         let current = self.current.load_full();
-        let client = tls::Client::read(&self.config, self.alpn, current.as_ref())?;
+        let client = tls::Client::read(&self.config, self.alpn, current.as_ref());
+        let client = client.map_err(|error| error.to_string())?;
         Ok(Box::new(move || {
             self.expiry.set("client", client.not_after());
             self.current.store(Some(client));

@@ -766,7 +766,7 @@ impl Shared {
         for damage in &loaded.damages {
             let segment = state.log.segment_mut(loaded.segment);
             if segment.is_some_and(|segment| segment.damaged.insert(damage.bytes.start)) {
-                self.metrics.corrupt.increment(1);
+                self.metrics.spool.corrupt.increment(1);
             }
         }
         let cursor = &mut state.log.cursors[index];

@@ -275,7 +275,7 @@ impl Incoming {
 
     /// Counts and logs an error of the disk. Returns the refusal for the sender.
     fn refuse(&self, error: &io::Error) -> Refused {
-        self.shared.metrics.write_errors.increment(1);
+        self.shared.metrics.spool.write_errors.increment(1);
         tracing::warn!(%error, "a large body can't be stored while it arrives, its sender gets 503");
         Refused::Disk
     }

@@ -135,7 +135,7 @@ pub(super) fn open(
     let room = quarantine_bytes(config.max_bytes);
     let known = contents.as_ref().map(|(contents, _)| contents);
     let judged = log.judge(&*disk, known, synced::read(&*disk), &mut |file, at, damage| {
-        metrics.corrupt.increment(1);
+        metrics.spool.corrupt.increment(1);
         load::set_aside(&*disk, file, at, damage, room, &quarantined, &metrics);
     });
     judged.map_err(failed("open a file of", SEGMENTS))?;

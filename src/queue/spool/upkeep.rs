@@ -326,7 +326,7 @@ impl Upkeep {
     /// logs nothing.
     fn save_or_tell(&mut self) {
         let failed = self.save().inspect_err(|error| {
-            self.shared.metrics.write_errors.increment(1);
+            self.shared.metrics.spool.write_errors.increment(1);
             if !self.told_unsaved {
                 tracing::warn!(%error, "the cursors can't be written, trying again");
             }
@@ -489,7 +489,7 @@ impl Upkeep {
             Ok(()) => state.writing.accounting.deleted(file),
             Err(_) => {
                 state.writing.accounting.not_deleted(file);
-                self.shared.metrics.write_errors.increment(1);
+                self.shared.metrics.spool.write_errors.increment(1);
             }
         }
         self.shared.log_not_full(&mut state);
@@ -506,7 +506,7 @@ impl Upkeep {
         for (name, _) in abandoned {
             match self.shared.disk.remove(&name) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    self.shared.metrics.write_errors.increment(1);
+                    self.shared.metrics.spool.write_errors.increment(1);
                     failed.get_or_insert_with(|| named(&name)(error));
                 }
                 Ok(()) | Err(_) => {
@@ -554,7 +554,7 @@ impl Upkeep {
         self.shared.lock().writing.chores.reclaim_wanted = false;
         self.shared.wakes.reclaimed.notify_all();
         let failed = outcome.inspect_err(|error| {
-            self.shared.metrics.write_errors.increment(1);
+            self.shared.metrics.spool.write_errors.increment(1);
             self.reclaim_at = Instant::now() + RECLAIM_RETRY;
             if !self.told_kept {
                 tracing::warn!(

@@ -141,7 +141,7 @@ impl Writer {
         if never.contains(&error.kind()) {
             return Err(error);
         }
-        self.shared.metrics.write_errors.increment(1);
+        self.shared.metrics.spool.write_errors.increment(1);
         let shared = Arc::clone(&self.shared);
         self.fault(&mut shared.lock(), format!("the cursors can't be written: {error}"));
         Ok(())
@@ -334,7 +334,7 @@ impl Writer {
             }
             return Err(error);
         }
-        self.shared.metrics.sync.record(started.elapsed().as_secs_f64());
+        self.shared.metrics.spool.sync.record(started.elapsed().as_secs_f64());
         Ok(())
     }
 
@@ -391,7 +391,7 @@ impl Writer {
         active.file.sync()?;
         let synced = Synced { end: place, segment: active.first, offset: at };
         self.synced.write(&*self.shared.disk, &synced)?;
-        self.shared.metrics.sync.record(started.elapsed().as_secs_f64());
+        self.shared.metrics.spool.sync.record(started.elapsed().as_secs_f64());
         Ok(records)
     }
 
@@ -445,7 +445,7 @@ impl Writer {
     /// is `true` if a write or sync has failed: nobody then knows what the file contains after the
     /// segment's last record. The writer never writes to such a segment again.
     fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
-        self.shared.metrics.write_errors.increment(1);
+        self.shared.metrics.spool.write_errors.increment(1);
         let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
         self.retry_segment_bytes = FIRST_RECORD + largest;
         let shared = Arc::clone(&self.shared);
@@ -503,7 +503,7 @@ impl Writer {
                 self.shared.metrics.changed(telemetry::State::DiskIsWell);
             }
             Err(error) => {
-                self.shared.metrics.write_errors.increment(1);
+                self.shared.metrics.spool.write_errors.increment(1);
                 let shared = Arc::clone(&self.shared);
                 self.fault(&mut shared.lock(), format!("a new segment can't be made: {error}"));
             }

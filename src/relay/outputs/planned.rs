@@ -3,13 +3,10 @@
 use std::sync::Arc;
 
 use crate::config;
-use crate::delivery::DeadLetters;
 use crate::delivery::Files;
 use crate::delivery::Prepared;
-use crate::output;
 use crate::queue;
 use crate::queue::Cursor;
-use crate::telemetry::Telemetry;
 
 /// The plan for one output.
 pub(in crate::relay) struct Planned {
@@ -28,34 +25,26 @@ pub(super) enum Step {
     Add(Prepared, Option<Place>),
 }
 
-/// The cursor of a new output, and where it is from.
-pub(super) enum Place {
-    /// The cursor was opened at the start of the process. With a queue on disk, an earlier process
-    /// may have stored it.
-    Opened(Cursor),
-    /// The cursor was made by a reload.
-    Joined(Joined),
+/// The cursor of a new output; `None` after it was taken out. If a reload has made the cursor and
+/// fails, this value is dropped with the cursor inside, and the output leaves the queue as if it
+/// had never joined. Otherwise the queue would keep events for an output that does not exist.
+pub(super) struct Place {
+    cursor: Option<Cursor>,
+    /// `true` if a reload has made the cursor. `false` if it was opened at the start of the
+    /// process; with a queue on disk, an earlier process may have stored it.
+    has_joined: bool,
 }
 
 impl Place {
     /// Returns the cursor. From now on, the cursor stays in the queue even if a reload fails.
-    /// `None` if the cursor was taken out before.
-    pub(super) fn keep(self) -> Option<Cursor> {
-        match self {
-            Self::Opened(cursor) => Some(cursor),
-            Self::Joined(mut joined) => joined.0.take(),
-        }
+    pub(super) fn keep(mut self) -> Option<Cursor> {
+        self.cursor.take()
     }
 }
 
-/// The cursor that a reload has made for a new output; `None` after it was taken out. If the reload
-/// fails, this value is dropped with the cursor inside, and the output leaves the queue as if it
-/// had never joined. Otherwise the queue would keep events for an output that does not exist.
-pub(super) struct Joined(pub(super) Option<Cursor>);
-
-impl Drop for Joined {
+impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(cursor) = self.0.take() {
+        if let Some(cursor) = self.cursor.take().filter(|_| self.has_joined) {
             cursor.leave_uncounted();
         }
     }
@@ -80,26 +69,10 @@ impl Planned {
         }
     }
 
-    /// Gives a new output the cursor that was opened at the start of the process.
-    pub(in crate::relay) fn opened(&mut self, cursor: Cursor) {
-        self.set_place(Place::Opened(cursor));
-    }
-
-    pub(super) fn set_place(&mut self, new: Place) {
+    /// Gives a new output its cursor. `has_joined` is `true` if a reload has made the cursor.
+    pub(in crate::relay) fn place(&mut self, cursor: Cursor, has_joined: bool) {
         if let Step::Add(_, place) = &mut self.step {
-            *place = Some(new);
+            *place = Some(Place { cursor: Some(cursor), has_joined });
         }
-    }
-
-    /// Plans an output with this config. `step` makes the step of the prepared output.
-    pub(super) fn new(
-        config: &config::Output,
-        telemetry: &Arc<Telemetry>,
-        dead_letters: &DeadLetters,
-        step: impl FnOnce(Prepared) -> Step,
-    ) -> Self {
-        let prepared = output::prepare(config, telemetry, dead_letters);
-        let files = prepared.files();
-        Self { config: config.clone(), files, step: step(prepared) }
     }
 }

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::HandOver;
 use crate::delivery::Orders;
 use crate::delivery::Prepared;
-use crate::delivery::RunError;
+use crate::lock::lock;
 use crate::queue::Cursor;
 
 /// The reason why an output's task has ended.
@@ -47,27 +45,23 @@ impl Inbox {
         Self { state: Mutex::new(InboxState { next: None, retire }) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, InboxState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Tells the task to end its delivery, and then to run `prepared`.
     pub(super) fn replace(&self, prepared: Prepared) {
         let retire = CancellationToken::new();
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.next = Some(Next::Replace(Box::new(prepared), retire.clone()));
         std::mem::replace(&mut state.retire, retire).cancel();
     }
 
     /// Tells the task to end, because the output was removed.
     pub(super) fn leave(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.next = Some(Next::Leave);
         state.retire.cancel();
     }
 
     fn take(&self) -> Option<Next> {
-        self.lock().next.take()
+        lock(&self.state).next.take()
     }
 }
 
@@ -78,7 +72,7 @@ pub(super) async fn deliver(
     cursor: Cursor,
     mut orders: Orders,
     inbox: Arc<Inbox>,
-) -> Result<Ended, RunError> {
+) -> Result<Ended, String> {
     let mut begin = HandOver::begin(cursor);
     loop {
         let Some(left) = prepared.run(begin, orders.clone()).await? else {

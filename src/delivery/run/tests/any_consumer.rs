@@ -63,22 +63,11 @@ enum Answers {
 struct Case {
     /// The batches: for each, the milliseconds since the batch before it, and its events.
     batches: Vec<(u64, Vec<Kind>)>,
-    /// `true` if the output has a filter. Without it, all events are good or bad.
-    sifts: bool,
     answers: Answers,
     moods: Vec<(Mood, u64)>,
-    window: usize,
-    ordered: bool,
-    latency_ms: u64,
-    shuffle: u64,
-    drop_oldest: bool,
-    /// The times at which another delivery replaces the current one, in ms since the start.
-    replaced: Vec<u64>,
     /// The seed of the [`Clerk`] that answers dead letters; `None` if they are not kept.
     desk: Option<u64>,
-    max_elapsed_ms: Option<u64>,
-    /// `true` if the output sends checkpoints beside the events.
-    checkpoints: bool,
+    setting: Setting,
 }
 
 fn mood() -> impl Strategy<Value = Mood> {
@@ -119,12 +108,22 @@ prop_compose! {
         replaced in prop::collection::vec(0_u64..900_000, 0..8),
         checkpoints in any::<bool>(),
     ) -> Case {
-        let window = if ordered { 1 } else { window };
-        let mut replaced = replaced;
+        let mut replaced: Vec<_> = replaced.into_iter().map(Duration::from_millis).collect();
         replaced.sort_unstable();
-        Case {
-            batches, sifts, answers, moods, window, ordered, latency_ms, shuffle, drop_oldest, replaced, desk, max_elapsed_ms, checkpoints,
-        }
+        let setting = Setting {
+            drop_oldest: drop_oldest.then_some(4 * 1024),
+            rejected: if desk.is_some() { Rejected::DeadLetter } else { Rejected::Drop },
+            max_elapsed: max_elapsed_ms.map(Duration::from_millis),
+            latency: Duration::from_millis(latency_ms),
+            window: if ordered { 1 } else { window },
+            ordered,
+            shuffle,
+            replaced,
+            sifts,
+            checkpoints,
+            ..Setting::default()
+        };
+        Case { batches, answers, moods, desk, setting }
     }
 }
 
@@ -203,35 +202,13 @@ async fn witnessed(bench: &mut Bench) {
     bench.drained().await;
 }
 
-/// Returns the moment at which the last delivery has begun.
-fn last_begins(case: &Case, started: Instant) -> Instant {
-    let last = case.replaced.iter().max();
-    last.map_or(started, |at| started + Duration::from_millis(at + 1))
-}
-
-impl Case {
-    fn setting<const EAGER: bool>(&self) -> Setting {
-        Setting {
-            drop_oldest: self.drop_oldest.then_some(4 * 1024),
-            rejected: if self.desk.is_some() { Rejected::DeadLetter } else { Rejected::Drop },
-            max_elapsed: self.max_elapsed_ms.map(Duration::from_millis),
-            latency: Duration::from_millis(self.latency_ms),
-            window: if EAGER { 4 } else { self.window },
-            ordered: self.ordered || EAGER,
-            pipelined: false,
-            shuffle: self.shuffle,
-            away: Duration::ZERO,
-            replaced: self.replaced.iter().map(|at| Duration::from_millis(*at)).collect(),
-            sifts: self.sifts,
-            checkpoints: self.checkpoints,
-        }
-    }
-}
-
 /// Runs a case. Asserts that every event is delivered or counted as lost, that good events are
 /// delivered, and that an ordered output delivers them in order.
 async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
-    let setting = case.setting::<EAGER>();
+    let mut setting = case.setting.clone();
+    if EAGER {
+        (setting.window, setting.ordered) = (4, true);
+    }
     let started = Instant::now();
     let lengths = case.moods.iter().map(|(_, length)| Duration::from_millis(*length));
     let mood_ends = started + lengths.sum::<Duration>();
@@ -255,7 +232,8 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     }
     // A refused event is given up only if the consumer accepts a good event later. The last
     // delivery needs a good event too, because it does not know what was accepted before it began.
-    tokio::time::sleep_until(mood_ends.max(last_begins(case, started))).await;
+    let last = setting.replaced.last().map(|at| started + *at + Duration::from_millis(1));
+    tokio::time::sleep_until(mood_ends.max(last.unwrap_or(started))).await;
     while bench.try_append(&["good-last"]).is_err() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -286,14 +264,14 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     // Dead letters hold events as they were received, so the filter is applied to compare them.
     let letters: BTreeSet<_> = given.iter().filter_map(|event| sifted(event)).collect();
     // A copy of an event that was given up may be given up too.
-    prop_assert!(case.sifts || letters.len() == given.len(), "one letter for each event");
+    prop_assert!(setting.sifts || letters.len() == given.len(), "one letter for each event");
     prop_assert_eq!(bench.in_letters(), written);
-    if !case.drop_oldest {
+    if setting.drop_oldest.is_none() {
         // A good event is given up only if it is refused, another event is then accepted, and the
         // good event is refused again. The first refusal may come from a bad event in its batch, or
         // from a time when everything is refused; the second only from another such time.
         let bad = case.batches.iter().any(|(_, events)| events.contains(&Kind::Bad));
-        if case.max_elapsed_ms.is_none() && (EAGER || refusals + usize::from(bad) < 2) {
+        if setting.max_elapsed.is_none() && (EAGER || refusals + usize::from(bad) < 2) {
             prop_assert!(missing.iter().all(|event| event.starts_with("bad")), "{missing:?}");
             // In other cases, an event that was accepted and is sent again may be given up.
             prop_assert_eq!(missing.len() as u64, lost);
@@ -343,72 +321,52 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
-    fn requests_to_any_consumer_are_delivered_or_counted(
-        case in case(false, Answers::Whole)
-    ) {
+    fn requests_to_any_consumer_are_delivered_or_counted(case in case(false, Answers::Whole)) {
         run_paused(holds::<false>(&case))?;
     }
 
     #[test]
-    fn requests_to_any_consumer_that_judges_are_delivered_or_counted(
-        case in case(false, Answers::Each)
-    ) {
+    fn requests_to_any_consumer_that_judges_are_delivered_or_counted(case in case(false, Answers::Each)) {
         run_paused(holds::<false>(&case))?;
     }
 
     #[test]
-    fn requests_through_a_filter_to_a_judge_are_delivered_or_counted(
-        case in case(true, Answers::Each)
-    ) {
+    fn requests_through_a_filter_to_a_judge_are_delivered_or_counted(case in case(true, Answers::Each)) {
         run_paused(holds::<false>(&case))?;
     }
 
     #[test]
-    fn requests_to_any_consumer_that_counts_are_delivered_or_counted(
-        case in case(false, Answers::Number)
-    ) {
+    fn requests_to_any_consumer_that_counts_are_delivered_or_counted(case in case(false, Answers::Number)) {
         run_paused(holds::<false>(&case))?;
     }
 
     #[test]
-    fn requests_through_a_filter_to_one_that_counts_are_delivered_or_counted(
-        case in case(true, Answers::Number)
-    ) {
+    fn requests_through_a_filter_to_one_that_counts_are_delivered_or_counted(case in case(true, Answers::Number)) {
         run_paused(holds::<false>(&case))?;
     }
 
     #[test]
-    fn requests_to_any_consumer_that_stops_are_delivered_or_counted(
-        case in case(false, Answers::UpTo)
-    ) {
+    fn requests_to_any_consumer_that_stops_are_delivered_or_counted(case in case(false, Answers::UpTo)) {
         run_paused(holds::<false>(&case))?;
     }
 
     #[test]
-    fn requests_through_a_filter_to_one_that_stops_are_delivered_or_counted(
-        case in case(true, Answers::UpTo)
-    ) {
+    fn requests_through_a_filter_to_one_that_stops_are_delivered_or_counted(case in case(true, Answers::UpTo)) {
         run_paused(holds::<false>(&case))?;
     }
 
     #[test]
-    fn a_stream_to_any_consumer_is_delivered_in_order(
-        case in case(false, Answers::Whole)
-    ) {
+    fn a_stream_to_any_consumer_is_delivered_in_order(case in case(false, Answers::Whole)) {
         run_paused(holds::<true>(&case))?;
     }
 
     #[test]
-    fn requests_through_a_filter_are_delivered_or_counted(
-        case in case(true, Answers::Whole)
-    ) {
+    fn requests_through_a_filter_are_delivered_or_counted(case in case(true, Answers::Whole)) {
         run_paused(holds::<false>(&case))?;
     }
 
     #[test]
-    fn a_stream_through_a_filter_is_delivered_in_order(
-        case in case(true, Answers::Whole)
-    ) {
+    fn a_stream_through_a_filter_is_delivered_in_order(case in case(true, Answers::Whole)) {
         run_paused(holds::<true>(&case))?;
     }
 }

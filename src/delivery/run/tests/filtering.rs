@@ -8,34 +8,6 @@ fn through_filter() -> Setting {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_filter_keeps_back_is_final_without_being_sent() {
-    let mut bench = Bench::start::<true>(&through_filter(), |_| Answer::Accept);
-    bench.append(&[hidden(1), hidden(2)]);
-    bench.append(&[hidden(3), "good1".to_owned(), lowered(4)]);
-    bench.append(&[hidden(5)]);
-    bench.drained().await;
-    assert_eq!(bench.seen(), ["good1".to_owned(), sifted(&lowered(4)).unwrap()]);
-    assert_eq!((bench.delivered(), bench.filtered("dropped")), (2, 4));
-    assert_eq!(bench.filtered("lowered"), 1);
-    bench.finish().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_sent_again_is_counted_once() {
-    let mut left = 5;
-    let mut bench = Bench::start::<true>(&through_filter(), move |_| {
-        left -= 1;
-        if left > 0 { Answer::Break(0) } else { Answer::Accept }
-    });
-    bench.append(&[lowered(1), hidden(2), "good1".to_owned(), "good1".to_owned()]);
-    bench.drained().await;
-    assert_eq!(bench.seen(), [sifted(&lowered(1)).unwrap(), "good1".to_owned()]);
-    assert_eq!((bench.filtered("lowered"), bench.filtered("dropped")), (1, 1));
-    assert_eq!(bench.filtered("duplicate"), 1);
-    bench.finish().await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn what_is_acknowledged_by_parts_is_counted_by_parts() {
     let mut parts = [1, 2].into_iter();
     let mut bench = Bench::start::<true>(&through_filter(), move |_| match parts.next() {
@@ -98,21 +70,5 @@ async fn what_repeats_an_event_that_was_given_up_is_no_duplicate() {
     bench.drained().await;
     assert_eq!(bench.seen().iter().filter(|event| *event == "twice").count(), 1);
     assert_eq!(bench.filtered("duplicate"), 1);
-    bench.finish().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_has_left_is_known_to_the_delivery_that_comes_next() {
-    let setting = Setting {
-        replaced: vec![Duration::from_secs(60), Duration::from_secs(120)],
-        ..through_filter()
-    };
-    let mut bench = Bench::start::<true>(&setting, |_| Answer::Accept);
-    for _ in 0..3 {
-        bench.append(&["good1"]);
-        tokio::time::sleep(Duration::from_secs(70)).await;
-    }
-    bench.drained().await;
-    assert_eq!((bench.seen(), bench.filtered("duplicate")), (vec!["good1".to_owned()], 2));
     bench.finish().await;
 }
