@@ -177,7 +177,7 @@ mod docs {
     mod links;
     mod metrics;
     mod moving_in;
-    mod pages;
+    pub(crate) mod pages;
     mod profiles;
     mod reference;
     mod status_json;

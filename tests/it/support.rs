@@ -5,8 +5,6 @@
 //! ended by its own process id. A fake consumer records a request or message before it answers, so
 //! an answer that a test has seen proves that the record is there.
 
-#![allow(dead_code, reason = "a helper may come before the test that needs it")]
-
 pub(crate) mod answers;
 pub(crate) mod apiserver;
 pub(crate) mod browser;
@@ -43,6 +41,7 @@ pub(crate) mod relay;
 pub(crate) mod relp_sink;
 pub(crate) mod requests;
 pub(crate) mod s3;
+pub(crate) mod said;
 pub(crate) mod senders;
 pub(crate) mod sequence;
 pub(crate) mod server;
@@ -83,17 +82,22 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut check: impl FnMut() ->
     wait_for(what, limit, || check().then_some(()));
 }
 
-/// Polls `check` until it returns `Some`, and returns that value. Returns `None` after `limit`.
+/// Polls `check` until it returns `Some`, and returns that value. Returns `None` after `limit`. A
+/// poll may scrape a relay or ask a browser, so the pause grows with the time waited: a tenth of it,
+/// up to 100 ms.
 pub(crate) fn try_wait_for<T>(limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + limit;
+    let begun = Instant::now();
     loop {
         if let Some(found) = check() {
             return Some(found);
         }
-        if Instant::now() >= end {
+        let waited = begun.elapsed();
+        if waited >= limit {
             return None;
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(
+            (waited / 10).clamp(Duration::from_millis(5), Duration::from_millis(100)),
+        );
     }
 }
 
@@ -131,6 +135,26 @@ fn reserve(port: u16) -> bool {
 /// The repository's root.
 pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is a folder of it").into()
+}
+
+/// Returns the paths of all files of the repository below its root, except what is built and what
+/// git keeps for itself. The sources may be a copy without git.
+pub(crate) fn files() -> Vec<String> {
+    let root = repository();
+    let (mut found, mut folders) = (Vec::new(), vec![root.clone()]);
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let below = text(path.strip_prefix(&root).expect("below the root")).to_owned();
+            match path.is_dir() {
+                true if [".git", "target"].iter().any(|it| path.ends_with(it)) => {}
+                true => folders.push(path),
+                false => found.push(below),
+            }
+        }
+    }
+    found.sort();
+    found
 }
 
 /// Returns the path of the program under test. cargo puts it into the profile's directory, and the

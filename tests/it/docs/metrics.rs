@@ -1,5 +1,5 @@
-//! The reference page of the metrics: equal to the declarations, and in step with the alerts and
-//! the dashboard.
+//! The reference page of the metrics: equal to the declarations, and in step with the alerts. The test
+//! of the dashboard compares its expressions with this page.
 
 use std::collections::BTreeSet;
 
@@ -29,34 +29,20 @@ fn the_page_of_the_metrics_is_what_the_program_prints() {
 }
 
 #[test]
-fn every_alert_and_every_metric_of_an_alert_or_the_dashboard_exists() {
+fn every_alert_and_every_metric_of_an_alert_exists() {
     let page = printed();
-    let read = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
-    let rules = read("deploy/monitoring/rules.yaml");
+    let rules = std::fs::read_to_string(repository().join("deploy/monitoring/rules.yaml")).unwrap();
     let alerts = words(&rules, "KubeAuditForwarder");
     for alert in words(&page, "KubeAuditForwarder") {
         assert!(alerts.contains(alert), "{PAGE} names {alert}, which is not in rules.yaml");
     }
     for alert in alerts {
         assert!(page.contains(alert), "{PAGE} does not say which metric {alert} watches");
-        let runbook = repository().join(format!("docs/runbooks/{alert}.md"));
-        assert!(runbook.is_file(), "{PAGE} links to {}", runbook.display());
     }
     let metrics = words(&page, "kube_audit_forwarder_");
-    let dashboard = read("deploy/overlays/monitoring/dashboard.json");
-    for (file, text) in [("rules.yaml", &rules), ("dashboard.json", &dashboard)] {
-        for used in words(text, "kube_audit_forwarder_") {
-            let series = ["_bucket", "_sum", "_count"].iter().find_map(|it| used.strip_suffix(it));
-            let is_known = metrics.contains(used) || series.is_some_and(|it| metrics.contains(it));
-            assert!(is_known, "{file} names {used}, which no declaration has");
-        }
-    }
-}
-
-/// Readers see the page as plain text too: prose ends at column 100, tables may be wider.
-#[test]
-fn the_prose_of_the_page_ends_at_column_100() {
-    for line in printed().lines().filter(|line| !line.starts_with('|')) {
-        assert!(line.chars().count() <= 100, "{line}");
+    for used in words(&rules, "kube_audit_forwarder_") {
+        let series = ["_bucket", "_sum", "_count"].iter().find_map(|it| used.strip_suffix(it));
+        let is_known = metrics.contains(used) || series.is_some_and(|it| metrics.contains(it));
+        assert!(is_known, "rules.yaml names {used}, which no declaration has");
     }
 }

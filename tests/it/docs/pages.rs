@@ -10,31 +10,32 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
+use crate::support::files;
 use crate::support::relay::run_command;
 use crate::support::repository;
 
 /// One document of the repository.
-pub(super) struct Page {
+pub(crate) struct Page {
     /// The path below the repository's root, such as `docs/start.md`.
-    pub(super) path: String,
-    pub(super) text: String,
+    pub(crate) path: String,
+    pub(crate) text: String,
 }
 
 /// A block of code on a page: the word after the three backticks, and the lines.
-pub(super) struct Block {
-    pub(super) language: String,
-    pub(super) code: String,
+pub(crate) struct Block {
+    pub(crate) language: String,
+    pub(crate) code: String,
 }
 
 impl Page {
-    pub(super) fn read(path: &str) -> Self {
+    pub(crate) fn read(path: &str) -> Self {
         let file = repository().join(path);
         let text = std::fs::read_to_string(&file).unwrap_or_else(|it| panic!("{path}: {it}"));
         Self { path: path.to_owned(), text }
     }
 
     /// Returns the lines that are not in a block of code, each with its number.
-    pub(super) fn prose(&self) -> impl Iterator<Item = (usize, &str)> {
+    pub(crate) fn prose(&self) -> impl Iterator<Item = (usize, &str)> {
         let mut in_code = false;
         self.text.lines().enumerate().filter_map(move |(index, line)| {
             let fence = line.trim_start().starts_with("```");
@@ -43,7 +44,7 @@ impl Page {
         })
     }
 
-    pub(super) fn blocks(&self) -> Vec<Block> {
+    pub(crate) fn blocks(&self) -> Vec<Block> {
         let mut blocks = Vec::new();
         let mut open: Option<(usize, Block)> = None;
         for line in self.text.lines() {
@@ -66,7 +67,7 @@ impl Page {
     }
 
     /// Returns the anchors of the headings. Two equal headings get `-1` after the second one.
-    pub(super) fn anchors(&self) -> BTreeSet<String> {
+    pub(crate) fn anchors(&self) -> BTreeSet<String> {
         let mut count = BTreeMap::new();
         let headings = self.prose().filter(|(_, line)| line.starts_with('#'));
         let anchors = headings.map(|(_, line)| anchor(line.trim_start_matches('#').trim()));
@@ -80,13 +81,13 @@ impl Page {
     }
 
     /// Returns the targets of the links and pictures.
-    pub(super) fn links(&self) -> Vec<&str> {
+    pub(crate) fn links(&self) -> Vec<&str> {
         let targets = self.prose().flat_map(|(_, line)| line.split("](").skip(1));
         targets.filter_map(|rest| rest.split(')').next()).collect()
     }
 
     /// Returns the path below the repository's root to which a link of this page leads.
-    pub(super) fn resolve(&self, link: &str) -> PathBuf {
+    pub(crate) fn resolve(&self, link: &str) -> PathBuf {
         let mut path = PathBuf::from(&self.path);
         path.pop();
         for part in Path::new(link).components() {
@@ -102,17 +103,13 @@ impl Page {
 
 /// Returns the documents for people: those at the root, all pages of `docs/`, and those beside the
 /// examples and the measurements.
-pub(super) fn pages() -> Vec<Page> {
-    let listed = std::process::Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard", "--", "*.md"])
-        .current_dir(repository())
-        .output()
-        .unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
+pub(crate) fn pages() -> Vec<Page> {
     let rooms = ["docs/", "examples/", "benches/"];
-    let is_page =
-        |path: &&str| !path.contains('/') || rooms.iter().any(|room| path.starts_with(room));
-    let pages: Vec<Page> = listed.lines().filter(is_page).map(Page::read).collect();
+    let is_page = |path: &&String| {
+        let in_a_room = rooms.iter().any(|room| path.starts_with(room));
+        path.ends_with(".md") && (in_a_room || !path.contains('/'))
+    };
+    let pages: Vec<Page> = files().iter().filter(is_page).map(|path| Page::read(path)).collect();
     assert!(pages.len() > 50, "{}", pages.len());
     pages
 }
@@ -335,16 +332,11 @@ fn the_code_map_names_every_file() {
     for path in &named {
         assert!(repository().join(path).is_file(), "{path} is on the code map, and gone");
     }
-    let listed = std::process::Command::new("git")
-        .args(["ls-files", "--cached", "--others", "--exclude-standard", "--", "src", "crates"])
-        .current_dir(repository())
-        .output()
-        .unwrap();
-    let listed = String::from_utf8(listed.stdout).unwrap();
-    for path in listed.lines().filter(|path| path.ends_with(".rs")) {
+    let folders = ["src/", "crates/"];
+    let is_source = |path: &&String| folders.iter().any(|it| path.starts_with(it));
+    for path in files().iter().filter(is_source).filter(|path| path.ends_with(".rs")) {
         let is_test = path.ends_with("/tests.rs") || path.contains("/tests/");
-        let is_gone = !repository().join(path).exists();
-        assert!(is_test || is_gone || named.contains(path), "{path} is not on the code map");
+        assert!(is_test || named.contains(path.as_str()), "{path} is not on the code map");
     }
 }
 
@@ -377,15 +369,9 @@ fn the_log_says_what_the_pages_quote() {
 
 #[test]
 fn nothing_in_the_repository_points_outside_of_it() {
-    let listed = std::process::Command::new("git")
-        .arg("ls-files")
-        .current_dir(repository())
-        .output()
-        .unwrap();
-    assert!(listed.status.success());
     let outside = ["..", "shared"].join("/");
-    for file in String::from_utf8(listed.stdout).unwrap().lines() {
-        let bytes = std::fs::read(repository().join(file)).unwrap_or_default();
+    for file in files() {
+        let bytes = std::fs::read(repository().join(&file)).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         assert!(!text.contains(&outside), "{file} refers to {outside}");
     }

@@ -2,15 +2,21 @@
 //! lists the endpoints of the Service `kubernetes`.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+
+use super::certificates::Certificates;
 use super::http_sink::Answer;
 use super::http_sink::HttpSink;
 use super::http_sink::Request;
 use super::server::Options;
+use super::text;
 
 /// The numbers of one instance.
 #[derive(Debug, Clone)]
@@ -158,4 +164,24 @@ fn answer(request: &Request, instances: &mut [Counted], endpoints: &[SocketAddr]
         }
         _ => Answer::status(404).body("{\"kind\":\"Status\",\"message\":\"not found\"}"),
     }
+}
+
+/// Writes a kubeconfig for this server, with the token `s3cret` in a file beside it and the CA in
+/// the file itself. Returns its path.
+pub(crate) fn kubeconfig(
+    directory: &Path,
+    server: SocketAddr,
+    certificates: &Certificates,
+) -> String {
+    let ca = BASE64_STANDARD.encode(std::fs::read(&certificates.ca).unwrap());
+    std::fs::write(directory.join("token"), "s3cret\n").unwrap();
+    let config = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
+         contexts:\n- name: x\n  context:\n    cluster: c\n    user: u\n\
+         clusters:\n- name: c\n  cluster:\n    server: https://{server}\n    \
+         certificate-authority-data: {ca}\nusers:\n- name: u\n  user:\n    tokenFile: token\n"
+    );
+    let file = directory.join("kubeconfig");
+    std::fs::write(&file, config).unwrap();
+    text(&file).to_owned()
 }

@@ -21,6 +21,8 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject as _;
 use tempfile::TempDir;
 
+use super::text;
+
 /// PEM files of a certificate and its key.
 #[derive(Debug, Clone)]
 pub(crate) struct Pair {
@@ -29,6 +31,12 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
+    /// Returns the table `tls` of a listener or an output with this certificate.
+    pub(crate) fn tls(&self) -> String {
+        let (certificate, key) = (text(&self.certificate), text(&self.key));
+        format!("tls = {{ certificate = \"{certificate}\", private_key = \"{key}\" }}\n")
+    }
+
     /// Returns the TLS settings of a server that presents this certificate and asks for no client
     /// certificate.
     pub(crate) fn server_config(&self) -> Arc<rustls::ServerConfig> {

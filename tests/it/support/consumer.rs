@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::path::Path;
 use std::path::PathBuf;
@@ -91,10 +90,6 @@ impl Consumer {
                 .variable(KEY, text(&certificates.server.key))
         });
         Self { process, directory }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.process.address()
     }
 
     /// Returns the complete events of each connection, in the order in which the connections began.

@@ -1,14 +1,12 @@
-//! Pages, and parts of pages, that are generated from the sources. A test generates the text and
-//! compares it with the committed file. If they differ, the test fails and prints a unified diff;
-//! with `KUBE_AUDIT_FORWARDER_BLESS=1` it writes the file instead, and passes:
+//! Pages that are generated from the sources. A test generates the text and compares it with the
+//! committed file. If they differ, the test fails and prints a unified diff; with
+//! `KUBE_AUDIT_FORWARDER_BLESS=1` it writes the file instead, and passes:
 //!
 //! ```text
 //! KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs::
 //! ```
 //!
-//! The diff goes line by line, so a page must have line breaks. [`assert_file`] is for a file that
-//! is generated from its first byte to its last, [`assert_block`] for the part of a file between
-//! two markers.
+//! The diff goes line by line, so a page must have line breaks.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -25,16 +23,6 @@ const BLESS: &str = "KUBE_AUDIT_FORWARDER_BLESS";
 #[track_caller]
 pub(crate) fn assert_file(path: &str, generated: &str) {
     let result = compare(&repository().join(path), path, generated, is_blessed());
-    result.unwrap_or_else(|difference| panic!("{difference}"));
-}
-
-/// Fails with a unified diff unless the part of the file `path` between `begin` and `end` is equal
-/// to `generated`. The part starts after the line break that follows `begin`, and ends before
-/// `end`. Both markers must be in the file; they are never written.
-#[track_caller]
-pub(crate) fn assert_block(path: &str, begin: &str, end: &str, generated: &str) {
-    let file = repository().join(path);
-    let result = compare_block(&file, path, [begin, end], generated, is_blessed());
     result.unwrap_or_else(|difference| panic!("{difference}"));
 }
 
@@ -59,21 +47,6 @@ fn compare(file: &Path, name: &str, generated: &str, bless: bool) -> Result<(), 
         "{name} is not what the sources generate. Run this test again with {BLESS}=1, which writes \
          the file:\n{difference}"
     ))
-}
-
-/// Like [`compare`], for the part of the file between two markers.
-fn compare_block(
-    file: &Path,
-    name: &str,
-    [begin, end]: [&str; 2],
-    generated: &str,
-    bless: bool,
-) -> Result<(), String> {
-    let committed = std::fs::read_to_string(file).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let missing = |marker: &str| format!("{name} has no line {marker:?}");
-    let (before, rest) = committed.split_once(&*format!("{begin}\n")).ok_or(missing(begin))?;
-    let (_, after) = rest.split_once(end).ok_or(missing(end))?;
-    compare(file, name, &format!("{before}{begin}\n{generated}{end}{after}"), bless)
 }
 
 /// Returns the unified diff from `committed` to `generated`, as diff(1) prints it.
@@ -112,22 +85,4 @@ fn a_generated_page_is_compared_line_by_line_and_written_when_blessed() {
     assert!(shown.contains("\n-line 50\n+another\n"), "{shown}");
     assert!(shown.contains(BLESS) && shown.lines().count() < 12, "{shown}");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), lines(100), "it was not blessed");
-}
-
-/// The part between the markers is compared and written; the rest of the file stays.
-#[test]
-fn a_generated_block_leaves_the_rest_of_its_page_alone() {
-    let directory = tempfile::TempDir::new().unwrap();
-    let file = directory.path().join("page.md");
-    std::fs::write(&file, "head\n<!-- begin -->\nold\n<!-- end -->\nfoot\n").unwrap();
-    let markers = ["<!-- begin -->", "<!-- end -->"];
-    let of = |generated: &str, bless| compare_block(&file, "page.md", markers, generated, bless);
-    of("old\n", false).unwrap();
-    let shown = of("new\n", false).unwrap_err();
-    assert!(shown.contains("\n-old\n+new\n") && shown.contains("\n foot\n"), "{shown}");
-    of("new\n", true).unwrap();
-    let written = std::fs::read_to_string(&file).unwrap();
-    assert_eq!(written, "head\n<!-- begin -->\nnew\n<!-- end -->\nfoot\n");
-    let missing = compare_block(&file, "page.md", ["<!-- no -->", "<!-- end -->"], "", true);
-    assert_eq!(missing.unwrap_err(), "page.md has no line \"<!-- no -->\"");
 }

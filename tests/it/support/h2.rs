@@ -7,7 +7,6 @@ use std::io::Read as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::net::TcpStream;
-use std::time::Duration;
 
 use super::PATIENCE;
 use super::stream::Stream;
@@ -29,7 +28,6 @@ pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
-    pub(crate) flags: u8,
     pub(crate) stream: u32,
     pub(crate) payload: Vec<u8>,
 }
@@ -76,10 +74,6 @@ impl H2 {
         h2.send(PREFACE)?;
         h2.frame(SETTINGS, 0, 0, &[])?;
         Ok(h2)
-    }
-
-    pub(crate) fn read_timeout(&mut self, limit: Duration) {
-        self.reader.get_ref().socket().set_read_timeout(Some(limit)).expect("above zero");
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -138,7 +132,7 @@ impl H2 {
                     self.frame(kind, ACK, 0, answer)?;
                 }
                 SETTINGS | PING => {}
-                _ => return Ok(Some(Frame { kind, flags, stream, payload })),
+                _ => return Ok(Some(Frame { kind, stream, payload })),
             }
         }
     }

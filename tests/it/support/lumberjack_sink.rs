@@ -17,7 +17,6 @@ use super::server::Connection;
 use super::server::Options;
 use super::server::Server;
 use super::stream::Stream;
-use super::wait_until;
 
 /// One window, as it arrived.
 #[derive(Debug, Clone)]
@@ -139,11 +138,6 @@ impl LumberjackSink {
 
     pub(crate) fn count(&self) -> usize {
         self.received.lock().windows.iter().map(|window| window.events.len()).sum()
-    }
-
-    /// Waits until at least `count` events have arrived.
-    pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
-        wait_until(&format!("{count} events by lumberjack"), limit, || self.count() >= count);
     }
 }
 

@@ -30,6 +30,7 @@ use super::needs::needs;
 use super::text;
 use super::try_wait_for;
 use super::wait_for;
+use super::wait_until;
 
 /// The beginning of most configs: one listener and the admin address, on ports that the kernel
 /// chooses, and the log format that [`Relay`] reads.
@@ -436,21 +437,21 @@ impl Relay {
     /// Replaces the config and sends SIGHUP. Returns once a reload with this result (`success` or
     /// `error`) is counted.
     pub(crate) fn reload(&self, config: &str, result: &str) {
-        let count = |metrics: &Metrics, result: &str| {
-            metrics.value("config_reload_total", &[("result", result)])
-        };
-        let before = self.metrics();
+        let other = if result == "success" { "error" } else { "success" };
+        let before = [result, other].map(|result| self.reloads(result));
         // The rename keeps the config file complete at any time, although this thread may be held
         // up in the middle of a write.
         let beside = self.config_file().with_extension("new");
         std::fs::write(&beside, config).unwrap();
         std::fs::rename(&beside, self.config_file()).unwrap();
         self.signal(libc::SIGHUP);
-        self.wait_for_metrics("the reload", PATIENCE, |metrics| {
-            (count(metrics, result) > count(&before, result)).then_some(())
-        });
-        let other = if result == "success" { "error" } else { "success" };
-        assert_eq!(count(&self.metrics(), other), count(&before, other), "{}", self.log_text());
+        wait_until("the reload", PATIENCE, || self.reloads(result) > before[0]);
+        assert_eq!(self.reloads(other), before[1], "{}", self.log_text());
+    }
+
+    /// Returns how many reloads have had this result: `success` or `error`.
+    pub(crate) fn reloads(&self, result: &str) -> f64 {
+        self.metrics().value("config_reload_total", &[("result", result)])
     }
 
     /// Returns the resident memory (VmRSS), in bytes.

@@ -10,13 +10,11 @@ use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::time::Duration;
 
 use super::server::Connection;
 use super::server::Options;
 use super::server::Server;
 use super::stream::Stream;
-use super::wait_until;
 
 /// A frame from the client.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,13 +82,6 @@ impl RelpSink {
             runs[command.connection].push(command.data);
         }
         runs
-    }
-
-    /// Waits until at least `count` messages have arrived.
-    pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
-        wait_until(&format!("{count} messages by RELP"), limit, || {
-            self.lock().iter().filter(|command| command.name == "syslog").count() >= count
-        });
     }
 }
 

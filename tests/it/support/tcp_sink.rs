@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::time::Duration;
-use std::time::Instant;
 
 use super::server::Connection;
 use super::server::Options;
@@ -28,7 +27,6 @@ pub(crate) enum Framing {
 /// A complete message.
 #[derive(Debug, Clone)]
 pub(crate) struct Message {
-    pub(crate) at: Instant,
     /// The connection that carried the message, counted from 0.
     pub(crate) connection: usize,
     pub(crate) bytes: Vec<u8>,
@@ -167,10 +165,9 @@ fn read(mut stream: Stream, connection: &Connection, received: &Received) {
             state.bytes.resize(connection.number + 1, 0);
         }
         state.bytes[connection.number] += size as u64;
-        let at = Instant::now();
         let connection = connection.number;
         let complete = take_complete(&mut pending, size, received.framing);
-        state.messages.extend(complete.into_iter().map(|bytes| Message { at, connection, bytes }));
+        state.messages.extend(complete.into_iter().map(|bytes| Message { connection, bytes }));
     }
 }
 

@@ -1,0 +1,65 @@
+//! A command that has run to its end: its exit status, and what it has printed.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+
+use super::binary;
+use super::relay::run_command;
+
+#[derive(Debug, PartialEq)]
+pub(crate) struct Said {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Said {
+    /// Panics if the output is not UTF-8.
+    pub(crate) fn of(output: Output) -> Self {
+        let [stdout, stderr] =
+            [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
+        Self { code: output.status.code(), stdout, stderr }
+    }
+
+    /// Checks the exit status, and that the command has printed each of these texts.
+    #[track_caller]
+    pub(crate) fn assert(&self, code: i32, texts: &[&str]) -> &Self {
+        assert_eq!(self.code, Some(code), "{self:#?}");
+        for text in texts {
+            let is_there = self.stdout.contains(text) || self.stderr.contains(text);
+            assert!(is_there, "{text}: {self:#?}");
+        }
+        self
+    }
+
+    /// Checks that the command has refused its arguments or its input: the exit status is 2, there
+    /// is nothing on standard output, and this text is on standard error.
+    #[track_caller]
+    pub(crate) fn assert_refused(&self, text: &str) -> &Self {
+        assert_eq!((self.code, self.stdout.as_str()), (Some(2), ""), "{self:#?}");
+        assert!(self.stderr.contains(text), "{text}: {self:#?}");
+        self
+    }
+}
+
+/// Runs the program with these arguments.
+pub(crate) fn said(arguments: &[&str], directory: &Path) -> Said {
+    Said::of(run_command(arguments, directory))
+}
+
+/// Runs the program with these bytes as its standard input, which it may leave unread.
+pub(crate) fn said_to(input: &[u8], arguments: &[&str], directory: &Path) -> Said {
+    let mut child = Command::new(binary())
+        .args(arguments)
+        .current_dir(directory)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input).ok();
+    Said::of(child.wait_with_output().unwrap())
+}
