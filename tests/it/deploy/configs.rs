@@ -1,6 +1,9 @@
 //! The files of `config/` as shipped. Only addresses, ports and file paths are replaced. The
 //! configs for HTTP consumers have their tests in `configs_http.rs`.
 
+use std::net::SocketAddr;
+
+use super::configs_http::post_the_corpus;
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
 use crate::support::corpus::corpus;
@@ -15,74 +18,55 @@ use crate::support::peers::SyslogNg;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::repository;
+use crate::support::requests::shipped;
 use crate::support::server::Options;
 use crate::support::tcp_sink::Framing;
 use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// Returns a shipped file with these texts replaced, each of which must occur. Its listener and
-/// admin address become loopback, with ports that the kernel chooses.
-fn shipped(name: &str, substitutions: &[(&str, &str)]) -> String {
-    let file = repository().join("config").join(name);
-    let mut config = std::fs::read_to_string(file).expect("part of the repository");
-    let ours = [
-        (r#"address = "0.0.0.0:3000""#, r#"address = "127.0.0.1:0""#),
-        (r#"address = "0.0.0.0:9090""#, r#"address = "127.0.0.1:0""#),
-    ];
-    for (theirs, tests) in ours.iter().chain(substitutions) {
-        assert!(config.contains(theirs), "{name} has no {theirs}");
-        config = config.replace(theirs, tests);
+/// Starts a relay with a shipped config. Each consumer of the config is replaced by the one at this
+/// address, by the name that is in the certificate, and its CA by this one. Posts the corpus, and
+/// returns the events once the relay has delivered them.
+fn run(name: &str, ca: &Certificates, consumers: &[(&str, SocketAddr)]) -> (Relay, Vec<Vec<u8>>) {
+    let by_name = |address: &SocketAddr| format!("localhost:{}", address.port());
+    let ours: Vec<String> = consumers.iter().map(|(_, address)| by_name(address)).collect();
+    let theirs = consumers.iter().map(|(theirs, _)| *theirs);
+    let mut substitutions: Vec<_> = theirs.zip(ours.iter().map(String::as_str)).collect();
+    let config = std::fs::read_to_string(repository().join("config").join(name)).unwrap();
+    if config.contains("/certificates/ca.crt") {
+        substitutions.push(("/certificates/ca.crt", text(&ca.ca)));
     }
+    let config = shipped(name, &substitutions);
     assert!(!config.contains("example.com"), "{name} names a consumer that no test has");
-    config
-}
-
-/// Posts the corpus to the first listener, and returns the events that must arrive.
-fn post_corpus(relay: &Relay) -> Vec<Vec<u8>> {
-    let mut expected = Vec::new();
-    for body in corpus() {
-        let address = relay.listeners()[0].1;
-        let mut client = Client::connect(address).expect("it listens");
-        let response = client.post("/any/path?timeout=30s", "application/json", &body.bytes);
-        assert_eq!(response.expect("an answer").status, 200, "{}", body.name);
-        expected.extend(events_of(&body.bytes));
-    }
-    expected
-}
-
-/// Waits until every event is acknowledged, and until the consumer has read the last one: the
-/// kernel acknowledges bytes before the consumer reads them.
-fn wait_until_arrived(relay: &Relay, sink: &TcpSink, expected: &[Vec<u8>]) {
+    let relay = Relay::start(&config);
+    let events = post_the_corpus(relay.address());
     relay.wait_until_delivered(PATIENCE * 2);
+    (relay, events)
+}
+
+/// Waits until the consumer has read the last event: the kernel acknowledges bytes before that.
+fn wait_until_arrived(sink: &TcpSink, expected: &[Vec<u8>]) {
     wait_until("the last event", PATIENCE, || sink.has(expected.last().unwrap()));
 }
 
-/// Returns `localhost:PORT`; localhost is the name in the certificate.
-fn by_name(address: std::net::SocketAddr) -> String {
-    format!("localhost:{}", address.port())
+fn tls(certificates: &Certificates) -> Options {
+    Options { tls: Some(certificates.server.server_config()), ..Options::default() }
 }
 
 #[test]
 fn logstash_tcp_sends_lines_plain_and_over_tls() {
     let certificates = Certificates::new();
-    let plain = TcpSink::start();
-    let tls = Some(certificates.server_config(&certificates.server, false));
-    let secure = TcpSink::with(Framing::Lines, Options { tls, ..Options::default() });
-    let config = shipped(
-        "logstash-tcp.toml",
-        &[
-            ("logstash.example.com:5000", &by_name(plain.address())),
-            ("logstash.example.com:5001", &by_name(secure.address())),
-            ("/certificates/ca.crt", text(&certificates.ca)),
-        ],
-    );
-    let relay = Relay::start(&config);
-    let expected = post_corpus(&relay);
-    wait_until_arrived(&relay, &plain, &expected);
-    wait_until_arrived(&relay, &secure, &expected);
-    assert!(plain.lines() == expected);
-    assert!(secure.lines() == expected);
+    let (plain, secure) = (TcpSink::start(), TcpSink::with(Framing::Lines, tls(&certificates)));
+    let consumers = [
+        ("logstash.example.com:5000", plain.address()),
+        ("logstash.example.com:5001", secure.address()),
+    ];
+    let (relay, expected) = run("logstash-tcp.toml", &certificates, &consumers);
+    for sink in [plain, secure] {
+        wait_until_arrived(&sink, &expected);
+        assert!(sink.lines() == expected);
+    }
     relay.finish(Backlog::Empty);
 }
 
@@ -90,22 +74,15 @@ fn logstash_tcp_sends_lines_plain_and_over_tls() {
 fn logstash_beats_sends_windows_plain_and_over_tls() {
     let certificates = Certificates::new();
     let plain = LumberjackServer::start();
-    let tls = Some(certificates.server_config(&certificates.server, false));
-    let secure = LumberjackSink::with(Options { tls, ..Options::default() }, |window, reply| {
+    let secure = LumberjackSink::with(tls(&certificates), |window, reply| {
         reply.acknowledge(window.events.len());
         true
     });
-    let config = shipped(
-        "logstash-beats.toml",
-        &[
-            ("logstash.example.com:5044", &by_name(plain.address())),
-            ("logstash.example.com:5045", &by_name(secure.address())),
-            ("/certificates/ca.crt", text(&certificates.ca)),
-        ],
-    );
-    let relay = Relay::start(&config);
-    let expected = post_corpus(&relay);
-    relay.wait_until_delivered(PATIENCE);
+    let consumers = [
+        ("logstash.example.com:5044", plain.address()),
+        ("logstash.example.com:5045", secure.address()),
+    ];
+    let (relay, expected) = run("logstash-beats.toml", &certificates, &consumers);
     assert!(plain.events() == expected);
     assert!(secure.events() == expected);
     relay.finish(Backlog::Empty);
@@ -115,17 +92,13 @@ fn logstash_beats_sends_windows_plain_and_over_tls() {
 fn fan_out_sends_everything_to_both_and_goes_to_the_second_logstash_when_the_first_is_down() {
     let (mut first, second) = (TcpSink::start(), TcpSink::start());
     let archive = HttpSink::accepting();
-    let config = shipped(
-        "fan-out.toml",
-        &[
-            ("logstash-a.example.com:5000", &first.address().to_string()),
-            ("logstash-b.example.com:5000", &second.address().to_string()),
-            ("archive.example.com:8080", &archive.address().to_string()),
-        ],
-    );
-    let relay = Relay::start(&config);
-    let expected = post_corpus(&relay);
-    wait_until_arrived(&relay, &first, &expected);
+    let consumers = [
+        ("logstash-a.example.com:5000", first.address()),
+        ("logstash-b.example.com:5000", second.address()),
+        ("archive.example.com:8080", archive.address()),
+    ];
+    let (relay, expected) = run("fan-out.toml", &Certificates::new(), &consumers);
+    wait_until_arrived(&first, &expected);
     assert!(first.lines() == expected && second.count() == 0);
     // Four requests are sent at once. Each holds its events in order, and together they hold all
     // events.
@@ -150,8 +123,9 @@ fn fan_out_sends_everything_to_both_and_goes_to_the_second_logstash_when_the_fir
     assert!(archived == wanted);
 
     first.close();
-    let again = post_corpus(&relay);
-    wait_until_arrived(&relay, &second, &again);
+    let again = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE * 2);
+    wait_until_arrived(&second, &again);
     assert!(second.lines() == again);
     relay.finish(Backlog::Empty);
 }
@@ -170,7 +144,7 @@ fn stdout_writes_lines_and_opens_https_when_the_certificate_appears() {
         ],
     );
     let mut relay = Relay::with(&config).listeners(1).start();
-    let mut expected = post_corpus(&relay);
+    let mut expected = post_the_corpus(relay.address());
     assert_eq!(relay.listeners().len(), 1, "without a certificate only plain HTTP");
 
     std::fs::copy(&certificates.server.key, file("tls.key")).unwrap();
@@ -196,67 +170,43 @@ mod peers {
     use super::*;
 
     #[test]
-    fn syslog_tls_sends_to_rsyslog_over_tls_and_to_syslog_ng_over_tcp() {
+    fn syslog_tls_sends_to_rsyslog_and_to_syslog_ng_over_tls_and_over_tcp() {
         let certificates = Certificates::new();
-        let secure = Rsyslog::start(Security::Tls, &certificates);
-        let plain = SyslogNg::start(Security::Plain, &certificates);
-        let config = shipped(
-            "syslog-tls.toml",
-            &[
-                ("syslog.example.com:6514", &by_name(secure.address())),
-                ("syslog.example.com:601", &by_name(plain.address())),
-                ("/certificates/ca.crt", text(&certificates.ca)),
-            ],
-        );
-        let relay = Relay::start(&config);
-        let expected = post_corpus(&relay);
-        relay.wait_until_delivered(PATIENCE);
-        secure.wait_for_count(expected.len(), PATIENCE);
-        plain.wait_for_count(expected.len(), PATIENCE);
-        assert!(secure.messages() == expected);
-        assert!(plain.messages() == expected);
-        relay.finish(Backlog::Empty);
-    }
-
-    #[test]
-    fn syslog_tls_sends_to_syslog_ng_over_tls_and_to_rsyslog_over_tcp() {
-        let certificates = Certificates::new();
-        let secure = SyslogNg::start(Security::Tls, &certificates);
-        let plain = Rsyslog::start(Security::Plain, &certificates);
-        let config = shipped(
-            "syslog-tls.toml",
-            &[
-                ("syslog.example.com:6514", &by_name(secure.address())),
-                ("syslog.example.com:601", &by_name(plain.address())),
-                ("/certificates/ca.crt", text(&certificates.ca)),
-            ],
-        );
-        let relay = Relay::start(&config);
-        let expected = post_corpus(&relay);
-        relay.wait_until_delivered(PATIENCE);
-        secure.wait_for_count(expected.len(), PATIENCE);
-        plain.wait_for_count(expected.len(), PATIENCE);
-        assert!(secure.messages() == expected);
-        assert!(plain.messages() == expected);
-        relay.finish(Backlog::Empty);
+        let [rsyslog, plain_rsyslog] =
+            [Security::Tls, Security::Plain].map(|it| Rsyslog::start(it, &certificates));
+        let [syslog_ng, plain_syslog_ng] =
+            [Security::Tls, Security::Plain].map(|it| SyslogNg::start(it, &certificates));
+        let mut expected = Vec::new();
+        for (secure, plain) in [
+            (rsyslog.address(), plain_syslog_ng.address()),
+            (syslog_ng.address(), plain_rsyslog.address()),
+        ] {
+            let consumers =
+                [("syslog.example.com:6514", secure), ("syslog.example.com:601", plain)];
+            let (relay, events) = run("syslog-tls.toml", &certificates, &consumers);
+            relay.finish(Backlog::Empty);
+            expected = events;
+        }
+        for peer in [rsyslog, plain_rsyslog] {
+            peer.wait_for_count(expected.len(), PATIENCE);
+            assert!(peer.messages() == expected);
+        }
+        for peer in [syslog_ng, plain_syslog_ng] {
+            peer.wait_for_count(expected.len(), PATIENCE);
+            assert!(peer.messages() == expected);
+        }
     }
 
     #[test]
     fn rsyslog_relp_sends_over_tls_and_over_tcp() {
         let certificates = Certificates::new();
-        let secure = Rsyslog::relp(Security::Tls, &certificates);
-        let plain = Rsyslog::relp(Security::Plain, &certificates);
-        let config = shipped(
-            "rsyslog-relp.toml",
-            &[
-                ("syslog.example.com:20514", &by_name(secure.address())),
-                ("syslog.example.com:2514", &by_name(plain.address())),
-                ("/certificates/ca.crt", text(&certificates.ca)),
-            ],
-        );
-        let relay = Relay::start(&config);
-        let expected = post_corpus(&relay);
-        relay.wait_until_delivered(PATIENCE);
+        let [secure, plain] =
+            [Security::Tls, Security::Plain].map(|it| Rsyslog::relp(it, &certificates));
+        let consumers = [
+            ("syslog.example.com:20514", secure.address()),
+            ("syslog.example.com:2514", plain.address()),
+        ];
+        let (relay, expected) = run("rsyslog-relp.toml", &certificates, &consumers);
         assert!(secure.messages() == expected);
         assert!(plain.messages() == expected);
         relay.finish(Backlog::Empty);

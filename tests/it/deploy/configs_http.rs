@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde_json::value::RawValue;
+use tempfile::TempDir;
 
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
@@ -41,7 +42,7 @@ use crate::support::splunk::Splunk;
 use crate::support::text;
 
 /// POSTs the corpus to several paths of this address, and returns its events.
-fn post_the_corpus(address: SocketAddr) -> Vec<Vec<u8>> {
+pub(super) fn post_the_corpus(address: SocketAddr) -> Vec<Vec<u8>> {
     let paths = ["/", "/audit?timeout=30s", "/any/path/at/all", "/%7Etilde/?a=b&c", "//x//"];
     let mut events = Vec::new();
     for (body, path) in corpus().iter().zip(paths.iter().cycle()) {
@@ -54,9 +55,58 @@ fn post_the_corpus(address: SocketAddr) -> Vec<Vec<u8>> {
     events
 }
 
+/// The certificates of a consumer, and a directory for secrets and for the queue.
+struct Place {
+    certificates: Certificates,
+    directory: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { certificates: Certificates::new(), directory: TempDir::new().unwrap() }
+    }
+
+    /// Returns the settings of a consumer, which may ask for a client's certificate.
+    fn options(&self, asks: bool) -> Options {
+        let tls = Some(self.certificates.server_config(&self.certificates.server, asks));
+        Options { tls, ..Options::default() }
+    }
+
+    /// Writes a file and returns its path.
+    fn secret(&self, content: &str) -> String {
+        let file = self.directory.path().join("secret");
+        std::fs::write(&file, format!("{content}\n")).unwrap();
+        text(&file).to_owned()
+    }
+
+    /// Starts a relay with a shipped config, whose queue is in the directory. The system's roots
+    /// are the CA of the place. `host` is replaced by the consumer, by its name in the certificate.
+    fn start(&self, name: &str, host: &str, to: SocketAddr, more: &[(&str, &str)]) -> Relay {
+        let consumer = format!("localhost:{}", to.port());
+        let queue = ("/var/lib/kube-audit-forwarder", text(self.directory.path()));
+        let substitutions = [&[(host, &*consumer), queue][..], more].concat();
+        let relay = Relay::with(&shipped(name, &substitutions));
+        relay.variable("SSL_CERT_FILE", text(&self.certificates.ca)).start()
+    }
+
+    /// Like [`Place::start`]. Posts the corpus, and returns its events once they are delivered.
+    fn deliver(
+        &self,
+        name: &str,
+        host: &str,
+        to: SocketAddr,
+        more: &[(&str, &str)],
+    ) -> (Relay, Vec<Vec<u8>>) {
+        let relay = self.start(name, host, to, more);
+        let events = post_the_corpus(relay.address());
+        relay.wait_until_delivered(PATIENCE);
+        (relay, events)
+    }
+}
+
 fn haproxy_replacement(consumer: SocketAddr) -> Relay {
-    let substitutions = [("logstash.example.com:8080", consumer.to_string())];
-    let substitutions = substitutions.each_ref().map(|(from, to)| (*from, to.as_str()));
+    let consumer = consumer.to_string();
+    let substitutions = [("logstash.example.com:8080", consumer.as_str())];
     Relay::start(&shipped("haproxy-replacement.toml", &substitutions))
 }
 
@@ -127,24 +177,12 @@ fn https_mtls_presents_its_certificate_and_sends_arrays() {
 
 #[test]
 fn elasticsearch_stores_each_event_once_with_the_key_of_a_file() {
-    let certificates = Certificates::new();
-    let tls = Some(certificates.server_config(&certificates.server, false));
-    let options = Options { tls, ..Options::default() };
-    let consumer = Elasticsearch::with(options, 4 << 20, || Mood::Judges, |_| 201);
-    let directory = tempfile::tempdir().unwrap();
-    let key = directory.path().join("api-key");
-    std::fs::write(&key, "VnVhQ2ZHY0JDZGJrUW0tZTVhT3g6dWkybHAyYXhUTm1zeWFrdzl0dk5udw==\n").unwrap();
-    let host = format!("localhost:{}", consumer.address().port());
-    let substitutions = [
-        ("elasticsearch.example.com:9200", host.as_str()),
-        ("/secrets/api-key", text(&key)),
-        ("/var/lib/kube-audit-forwarder", text(directory.path())),
-    ];
-    let relay = Relay::with(&shipped("elasticsearch.toml", &substitutions))
-        .variable("SSL_CERT_FILE", text(&certificates.ca))
-        .start();
-    let events = post_the_corpus(relay.address());
-    relay.wait_until_delivered(PATIENCE);
+    const KEY: &str = "VnVhQ2ZHY0JDZGJrUW0tZTVhT3g6dWkybHAyYXhUTm1zeWFrdzl0dk5udw==";
+    let place = Place::new();
+    let consumer = Elasticsearch::with(place.options(false), 4 << 20, || Mood::Judges, |_| 201);
+    let key = [("/secrets/api-key", &*place.secret(KEY))];
+    let host = "elasticsearch.example.com:9200";
+    let (relay, events) = place.deliver("elasticsearch.toml", host, consumer.address(), &key);
     // The documents have the shape ECS, with bodies as strings, and name the data stream.
     let mut stored = BTreeMap::new();
     for document in consumer.store().documents.values() {
@@ -164,8 +202,7 @@ fn elasticsearch_stores_each_event_once_with_the_key_of_a_file() {
     }
     assert_eq!(stored, posted);
     for request in consumer.sink.requests() {
-        let key = "ApiKey VnVhQ2ZHY0JDZGJrUW0tZTVhT3g6dWkybHAyYXhUTm1zeWFrdzl0dk5udw==";
-        assert_eq!(request.header("authorization"), Some(key));
+        assert_eq!(request.header("authorization"), Some(&*format!("ApiKey {KEY}")));
         assert_eq!(request.header("content-encoding"), Some("gzip"));
     }
     relay.finish(Backlog::Empty);
@@ -173,25 +210,17 @@ fn elasticsearch_stores_each_event_once_with_the_key_of_a_file() {
 
 #[test]
 fn s3_has_each_event_in_an_object_with_the_key_of_files() {
-    let certificates = Certificates::new();
-    let tls = Some(certificates.server_config(&certificates.server, false));
-    let server = S3::with(Options { tls, ..Options::default() }, || s3::Mood::Stores);
-    let (keys, directory) = (s3::Keys::new(), tempfile::tempdir().unwrap());
-    let host = format!("localhost:{}", server.address().port());
+    let (place, keys) = (Place::new(), s3::Keys::new());
+    let server = S3::with(place.options(false), || s3::Mood::Stores);
     let [id, secret] = keys.files();
-    let substitutions = [
-        ("s3.eu-central-1.amazonaws.com", host.as_str()),
+    let more = [
         ("clusters/prod-eu", s3::PREFIX),
         ("/secrets/access-key-id", text(&id)),
         ("/secrets/secret-access-key", text(&secret)),
-        ("/var/lib/kube-audit-forwarder", text(directory.path())),
         ("object_age = \"5m\"", "object_age = \"300ms\""),
     ];
-    let relay = Relay::with(&shipped("s3.toml", &substitutions))
-        .variable("SSL_CERT_FILE", text(&certificates.ca))
-        .start();
-    let events = post_the_corpus(relay.address());
-    relay.wait_until_delivered(PATIENCE);
+    let host = "s3.eu-central-1.amazonaws.com";
+    let (relay, events) = place.deliver("s3.toml", host, server.address(), &more);
     relay.finish(Backlog::Empty);
     let lines = server.store().lines();
     assert!(lines == events, "{} lines, {} events", lines.len(), events.len());
@@ -201,24 +230,11 @@ fn s3_has_each_event_in_an_object_with_the_key_of_files() {
 
 #[test]
 fn splunk_indexes_each_event_with_the_token_of_a_file() {
-    let certificates = Certificates::new();
-    let tls = Some(certificates.server_config(&certificates.server, false));
-    let options = Options { tls, ..Options::default() };
-    let consumer = Splunk::with(options, splunk::Script::default());
-    let directory = tempfile::tempdir().unwrap();
-    let token = directory.path().join("hec-token");
-    std::fs::write(&token, format!("{}\n", splunk::TOKEN)).unwrap();
-    let host = format!("localhost:{}", consumer.address().port());
-    let substitutions = [
-        ("splunk.example.com:8088", host.as_str()),
-        ("/secrets/hec-token", text(&token)),
-        ("/var/lib/kube-audit-forwarder", text(directory.path())),
-    ];
-    let relay = Relay::with(&shipped("splunk-hec.toml", &substitutions))
-        .variable("SSL_CERT_FILE", text(&certificates.ca))
-        .start();
-    let events = post_the_corpus(relay.address());
-    relay.wait_until_delivered(PATIENCE);
+    let place = Place::new();
+    let consumer = Splunk::with(place.options(false), splunk::Script::default());
+    let token = [("/secrets/hec-token", &*place.secret(splunk::TOKEN))];
+    let host = "splunk.example.com:8088";
+    let (relay, events) = place.deliver("splunk-hec.toml", host, consumer.address(), &token);
     assert_same_set(&consumer.store().indexed, &events);
     let envelopes = consumer.store().envelopes.clone();
     assert!(envelopes.iter().all(|envelope| envelope["index"] == "\"kubernetes\""));
@@ -261,26 +277,12 @@ fn ibm_cloud_logs_gets_its_token_by_the_key_of_a_file_and_shortens_large_events(
 
 #[test]
 fn loki_gets_an_entry_for_each_event_with_the_tenant_and_the_token_of_a_file() {
-    let certificates = Certificates::new();
-    let tls = Some(certificates.server_config(&certificates.server, false));
-    let options = Options { tls, ..Options::default() };
-    let consumer = Loki::with(options, 4 << 20, || loki::Mood::Stores, |_| true);
-    let directory = tempfile::tempdir().unwrap();
-    let token = directory.path().join("token");
-    std::fs::write(&token, "s3cr3t-t0ken\n").unwrap();
-    let host = format!("localhost:{}", consumer.address().port());
-    let tenant = format!("tenant = \"{}\"", loki::TENANT);
-    let substitutions = [
-        ("loki.example.com", host.as_str()),
-        ("tenant = \"platform\"", tenant.as_str()),
-        ("/secrets/loki-token", text(&token)),
-        ("/var/lib/kube-audit-forwarder", text(directory.path())),
-    ];
-    let relay = Relay::with(&shipped("loki.toml", &substitutions))
-        .variable("SSL_CERT_FILE", text(&certificates.ca))
-        .start();
-    let events = post_the_corpus(relay.address());
-    relay.wait_until_delivered(PATIENCE);
+    let place = Place::new();
+    let consumer = Loki::with(place.options(false), 4 << 20, || loki::Mood::Stores, |_| true);
+    let (tenant, token) = (format!("tenant = \"{}\"", loki::TENANT), place.secret("s3cr3t-t0ken"));
+    let more = [("tenant = \"platform\"", &*tenant), ("/secrets/loki-token", &token)];
+    let to = consumer.address();
+    let (relay, events) = place.deliver("loki.toml", "loki.example.com", to, &more);
     // Larger events leave without their bodies, as the filter of the config says.
     let is_small = |event: &Vec<u8>| event.len() <= 256_000;
     let (small, large): (Vec<_>, Vec<_>) = events.into_iter().partition(is_small);
@@ -299,22 +301,16 @@ fn loki_gets_an_entry_for_each_event_with_the_tenant_and_the_token_of_a_file() {
 
 #[test]
 fn otlp_sends_records_to_a_collector_that_asks_for_a_certificate() {
-    let certificates = Certificates::new();
-    let tls = Some(certificates.server_config(&certificates.server, true));
-    let options = Options { tls, ..Options::default() };
-    let consumer = Otlp::with(options, 4_000_000, || otlp::Mood::Counts, |_| true);
-    let directory = tempfile::tempdir().unwrap();
-    let host = format!("localhost:{}", consumer.address().port());
-    let substitutions = [
-        ("collector.example.com:4318", host.as_str()),
-        ("/certificates/ca.crt", text(&certificates.ca)),
-        ("/certificates/tls.crt", text(&certificates.client.certificate)),
-        ("/certificates/tls.key", text(&certificates.client.key)),
-        ("/var/lib/kube-audit-forwarder", text(directory.path())),
+    let place = Place::new();
+    let consumer = Otlp::with(place.options(true), 4_000_000, || otlp::Mood::Counts, |_| true);
+    let Certificates { ca, client, .. } = &place.certificates;
+    let more = [
+        ("/certificates/ca.crt", text(ca)),
+        ("/certificates/tls.crt", text(&client.certificate)),
+        ("/certificates/tls.key", text(&client.key)),
     ];
-    let relay = Relay::start(&shipped("otlp.toml", &substitutions));
-    let events = post_the_corpus(relay.address());
-    relay.wait_until_delivered(PATIENCE);
+    let host = "collector.example.com:4318";
+    let (relay, events) = place.deliver("otlp.toml", host, consumer.address(), &more);
     let store = consumer.store();
     assert_same_set(&store.bodies(), &events);
     let service = Attribute::Text("kube-apiserver".to_owned());
@@ -325,27 +321,17 @@ fn otlp_sends_records_to_a_collector_that_asks_for_a_certificate() {
 
 #[test]
 fn durable_keeps_what_was_accepted_through_a_kill() {
-    let certificates = Certificates::new();
-    let tls = Some(certificates.server_config(&certificates.server, false));
-    let mut sink = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200));
-    let consumer = format!("localhost:{}", sink.address().port());
-    let volume = tempfile::tempdir().expect("a temporary directory");
-    let directory = volume.path().join("spool");
-    let config = shipped(
-        "durable.toml",
-        &[
-            ("logstash.example.com:8443", consumer.as_str()),
-            ("/certificates/ca.crt", text(&certificates.ca)),
-            ("/var/lib/kube-audit-forwarder", text(&directory)),
-        ],
-    );
+    let place = Place::new();
+    let mut sink = HttpSink::with(place.options(false), |_| Answer::status(200));
+    let ca = [("/certificates/ca.crt", text(&place.certificates.ca))];
+    let to = sink.address();
+    let start = || place.start("durable.toml", "logstash.example.com:8443", to, &ca);
     sink.close();
-    let relay = Relay::start(&config);
+    let mut relay = start();
     let events = post_the_corpus(relay.address());
-    // Dropping the relay kills it.
-    drop(relay);
+    relay.kill();
     sink.reopen();
-    let relay = Relay::start(&config);
+    let relay = start();
     relay.wait_until_delivered(PATIENCE);
     assert_same_set(&accepted_events(&sink), &events);
     relay.finish(Backlog::Empty);
