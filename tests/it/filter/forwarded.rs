@@ -11,6 +11,8 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
 
+use super::shapes::all_events;
+use super::shapes::parsed;
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
 use crate::support::corpus::corpus;
@@ -23,13 +25,13 @@ use crate::support::peers::Security;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
-use crate::support::relay::run_command;
 use crate::support::repository;
 use crate::support::requests::QUICK;
 use crate::support::requests::accepted_events;
 use crate::support::requests::assert_same_set;
 use crate::support::requests::events_in;
 use crate::support::requests::to_sink;
+use crate::support::said::said;
 use crate::support::text;
 use crate::support::wait_until;
 
@@ -61,17 +63,6 @@ fn members(object: &[u8]) -> Members {
         }
     }
     serde_json::from_slice::<Pairs>(object).expect("an object").0
-}
-
-fn parsed(event: &[u8]) -> Value {
-    // The corpus has numbers beyond the range of an f64 on purpose. Their value does not matter
-    // here.
-    let text = String::from_utf8(event.to_vec()).expect("UTF-8").replace("1e400", "1");
-    serde_json::from_str(&text).expect("an event")
-}
-
-fn all_events() -> Vec<Vec<u8>> {
-    corpus().iter().flat_map(|body| events_of(&body.bytes)).collect()
 }
 
 fn post_corpus(relay: &Relay) {
@@ -375,8 +366,7 @@ fn a_namespace_in_the_body_hides_no_cluster_wide_object_from_a_policy() {
 
 #[test]
 fn a_match_by_namespace_or_name_believes_the_url_alone() {
-    let binding = recorded_binding();
-    for (criteria, leaves) in [
+    let criteria = [
         ("namespaces = [\"quiet\"]", false),
         ("namespaces = [\"\"]", true),
         (
@@ -384,23 +374,31 @@ fn a_match_by_namespace_or_name_believes_the_url_alone() {
             false,
         ),
         ("resources = [{ group = \"*\", resources = [\"*\"], resource_names = [\"\"] }]", true),
-    ] {
-        let events = [binding.clone()];
-        let (got, relay) = filter_events(&format!("filter.match = {{ {criteria} }}\n"), &events);
-        assert_eq!(got.len(), usize::from(leaves), "{criteria}");
-        relay.finish(Backlog::Empty);
+    ];
+    let sinks = criteria.map(|_| HttpSink::accepting());
+    let outputs = criteria.iter().zip(&sinks).enumerate().map(|(at, ((criteria, _), sink))| {
+        output(&format!("o{at}"), sink, &format!("filter.match = {{ {criteria} }}\n"))
+    });
+    let relay = Relay::start(&format!("{BASE}{}", outputs.collect::<String>()));
+    assert_eq!(relay.post(recorded_binding().as_bytes()).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    for ((criteria, leaves), sink) in criteria.iter().zip(&sinks) {
+        assert_eq!(accepted_events(sink).len(), usize::from(*leaves), "{criteria}");
     }
+    relay.finish(Backlog::Empty);
+}
+
+fn output(name: &str, sink: &HttpSink, filter: &str) -> String {
+    let url = format!("http://{}/", sink.address());
+    format!(
+        "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\nconcurrency = 1\n\
+         {QUICK}{filter}"
+    )
 }
 
 #[test]
 fn an_output_without_a_filter_gets_every_byte_beside_one_that_has_one() {
     let (plain, sifted) = (HttpSink::accepting(), HttpSink::accepting());
-    let output = |name: &str, sink: &HttpSink, filter: &str| {
-        format!(
-            "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"http://{}/\"]\nconcurrency = 1\n{QUICK}{filter}",
-            sink.address()
-        )
-    };
     let filter = "filter.match = { verbs = [\"delete\"] }\nfilter.max_event_bytes = \"4KiB\"\n";
     let config =
         format!("{BASE}{}{}", output("plain", &plain, ""), output("sifted", &sifted, filter));
@@ -494,17 +492,15 @@ fn a_policy_that_changes_holds_from_then_on_and_a_broken_one_changes_nothing() {
         relay.wait_until_delivered(PATIENCE);
         accepted_events(&sink).len()
     };
-    let reloads =
-        |result: &str| relay.metrics().value("config_reload_total", &[("result", result)]);
     assert_eq!(post(1), 10);
     policy_file(directory.path(), "rules: [");
-    wait_until("the broken one is refused", PATIENCE, || reloads("error") == 1.0);
+    wait_until("the broken one is refused", PATIENCE, || relay.reloads("error") == 1.0);
     // The line of the log may come after the counter.
     let mistake = format!("{file}:2:1: not YAML");
     wait_until("the mistake is named", PATIENCE, || relay.log_text().contains(&mistake));
     assert_eq!(post(2), 20);
     policy_file(directory.path(), NONE);
-    wait_until("the new one is read", PATIENCE, || reloads("success") == 1.0);
+    wait_until("the new one is read", PATIENCE, || relay.reloads("success") == 1.0);
     assert_eq!(post(3), 20);
     assert_eq!(filtered(&relay, "dropped"), 10.0);
     relay.finish(Backlog::Empty);
@@ -516,36 +512,24 @@ fn check_names_the_mistakes_of_a_policy_where_they_stand() {
     let policy =
         "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadat\n  verb: [get]\n";
     let file = policy_file(directory.path(), policy);
+    let output = format!("{BASE}[[output]]\nname = \"a\"\ntype = \"stdout\"\n");
     let config = format!(
-        "{BASE}[[output]]\nname = \"a\"\ntype = \"stdout\"\nfilter.policy = \"{file}\"\n\
+        "{output}filter.policy = \"{file}\"\n\
          filter.redact = [{{ resources = [\"a/b/c/d\"], fields = [\"auditID\"] }}]\n\
          filter.match = {{ verb = [\"get\"] }}\n"
     );
     let path = directory.path().join("relay.toml");
     std::fs::write(&path, config).unwrap();
-    let output = run_command(&["check", "--config", text(&path)], directory.path());
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{told}");
-    let has = |wanted: &str| assert!(told.contains(wanted), "{wanted}\n{told}");
-    has(&format!("{file}:4:10: "));
-    has(&format!("{file}:5:3: "));
-    has("output[0].filter.redact[0].resources[0]: ");
-    has("output[0].filter.redact[0].fields[0]: ");
-    has("output[0].filter.match[0].verb: unknown key `verb`, did you mean `verbs`?");
-    let missing = std::fs::read_to_string(&path).unwrap().replace("policy.yaml", "none.yaml");
-    let missing = missing
-        .lines()
-        .filter(|line| !line.starts_with("filter.match") && !line.starts_with("filter.redact"))
-        .collect::<Vec<_>>()
-        .join("\n");
+    said(&["check", text(&path)], directory.path())
+        .assert(2, &[&format!("{file}:4:10: "), &format!("{file}:5:3: ")])
+        .assert(2, &["output[0].filter.redact[0].resources[0]: "])
+        .assert(2, &["output[0].filter.redact[0].fields[0]: "])
+        .assert(2, &["output[0].filter.match[0].verb: unknown key `verb`, did you mean `verbs`?"]);
+    let missing = format!("{output}filter.policy = \"{file}.gone\"\n");
     std::fs::write(&path, missing).unwrap();
-    let output = run_command(&["check", "--config", text(&path)], directory.path());
-    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
-    let elsewhere = ["check", "--elsewhere", "--config", text(&path)];
-    let output = run_command(&elsewhere, directory.path());
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    let output = run_command(&["run", "--config", text(&path)], directory.path());
-    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    for (words, code) in [(&["check"][..], 2), (&["check", "--elsewhere"], 0), (&["run"], 2)] {
+        said(&[words, &[text(&path)]].concat(), directory.path()).assert(code, &[]);
+    }
 }
 
 #[test]

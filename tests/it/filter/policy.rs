@@ -1,34 +1,32 @@
 //! `policy explain`: its output for recorded events under the shipped policies, and for mistakes.
 
 use std::path::Path;
-use std::process::Command;
-use std::process::Output;
-use std::process::Stdio;
 
 use tempfile::TempDir;
 
-use crate::support::binary;
 use crate::support::corpus::audit_log;
 use crate::support::corpus::events_of;
-use crate::support::relay::run_command;
 use crate::support::repository;
+use crate::support::said::Said;
+use crate::support::said::said;
+use crate::support::said::said_to;
 
-const EXPLAIN: [&str; 3] = ["policy", "explain", "--policy"];
-
-/// Runs the command with a file of `tests/policies` on a file of `tests/corpus`, and returns its
-/// standard output.
-fn explained(policy: &str, events: &str) -> String {
-    let (policy, events) = (format!("tests/policies/{policy}"), format!("tests/corpus/{events}"));
-    let [first, second, third] = EXPLAIN;
-    let output = run_command(&[first, second, third, &policy, &events], &repository());
-    said(&output)
+/// The words of the command with a file of `tests/policies` and these events.
+fn words<'a>(policy: &'a str, events: &'a str) -> [&'a str; 5] {
+    ["policy", "explain", "--policy", policy, events]
 }
 
 /// Checks that the command succeeded without a message, and returns its standard output.
-fn said(output: &Output) -> String {
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
-    assert_eq!(output.status.code(), Some(0));
-    String::from_utf8(output.stdout.clone()).unwrap()
+fn succeeded(said: Said) -> String {
+    assert_eq!((said.code, said.stderr.as_str()), (Some(0), ""));
+    said.stdout
+}
+
+/// Runs the command with a file of `tests/policies` on a file below `tests`, and returns its
+/// standard output.
+fn explained(policy: &str, events: &str) -> String {
+    let (policy, events) = (format!("tests/policies/{policy}"), format!("tests/{events}"));
+    succeeded(said(&words(&policy, &events), &repository()))
 }
 
 /// Runs the command with these contents of the two files. Checks that its exit status is 2, and
@@ -38,17 +36,15 @@ fn refused(policy: &str, events: &str) -> String {
     for (name, text) in [("policy.yaml", policy), ("events.json", events)] {
         std::fs::write(directory.path().join(name), text).unwrap();
     }
-    let [first, second, third] = EXPLAIN;
-    let arguments = [first, second, third, "policy.yaml", "events.json"];
-    let output = run_command(&arguments, directory.path());
-    assert_eq!((output.status.code(), &*output.stdout), (Some(2), &b""[..]));
-    String::from_utf8(output.stderr).unwrap()
+    let said = said(&words("policy.yaml", "events.json"), directory.path());
+    said.assert_refused("");
+    said.stderr
 }
 
 #[test]
 fn one_event_has_the_rule_that_decides_and_what_becomes_of_it() {
     assert_eq!(
-        explained("ibm-default.yaml", "06-single-min.json"),
+        explained("ibm-default.yaml", "corpus/06-single-min.json"),
         "event 1 (ResponseStarted, auditID ba994f1f-97aa-46c4-88cf-1dfc54c6bcac): list /api/v1/namespaces/drive/pods by nobody\n  \
          rule 1 (line 9): userGroups: nobody was authenticated\n  \
          rule 2 (line 17) matches: level Metadata\n  \
@@ -58,10 +54,7 @@ fn one_event_has_the_rule_that_decides_and_what_becomes_of_it() {
 
 #[test]
 fn a_namespace_that_only_the_body_has_is_said_to_be_none() {
-    let policy = "tests/policies/quiet-namespace.yaml";
-    let event = "tests/policies/cluster-role-binding.json";
-    let [first, second, third] = EXPLAIN;
-    let said = said(&run_command(&[first, second, third, policy, event], &repository()));
+    let said = explained("quiet-namespace.yaml", "policies/cluster-role-binding.json");
     assert!(
         said.ends_with(
             "rule 1 (line 4): namespaces [quiet] do not have \"\", which the URL says (the \"quiet\" in objectRef is from the request's body)\n  \
@@ -74,7 +67,7 @@ fn a_namespace_that_only_the_body_has_is_said_to_be_none() {
 
 #[test]
 fn every_event_of_a_list_and_of_a_log_has_its_block() {
-    let said = explained("ibm-default.yaml", "02-batch-requestresponse-allstages.json");
+    let said = explained("ibm-default.yaml", "corpus/02-batch-requestresponse-allstages.json");
     let blocks: Vec<&str> = said.split("\n\n").collect();
     assert_eq!(blocks.len(), 400);
     assert!(blocks[399].starts_with("event 400 ("));
@@ -86,7 +79,7 @@ fn every_event_of_a_list_and_of_a_log_has_its_block() {
         count("  the event is lowered from RequestResponse to Metadata: without requestObject and"),
         212
     );
-    let said = explained("ibm-default.yaml", "audit.log");
+    let said = explained("ibm-default.yaml", "corpus/audit.log");
     assert_eq!(said.split("\n\n").count(), 495);
 }
 
@@ -94,17 +87,8 @@ fn every_event_of_a_list_and_of_a_log_has_its_block() {
 fn events_come_from_standard_input_too_and_a_single_event_is_one() {
     let log = audit_log();
     let event = log.split(|byte| *byte == b'\n').next().unwrap();
-    let directory = TempDir::new().unwrap();
-    let file = directory.path().join("event.json");
-    std::fs::write(&file, event).unwrap();
-    let output = Command::new(binary())
-        .args(EXPLAIN)
-        .args(["tests/policies/ibm-verbose.yaml", "-"])
-        .current_dir(repository())
-        .stdin(Stdio::from(std::fs::File::open(file).unwrap()))
-        .output()
-        .unwrap();
-    let said = said(&output);
+    let words = words("tests/policies/ibm-verbose.yaml", "-");
+    let said = succeeded(said_to(event, &words, &repository()));
     assert!(said.starts_with("event 1 (") && said.matches("auditID").count() == 1, "{said}");
     let said = refused("", "");
     assert_eq!(said, "policy.yaml:1:1: there is nothing in it\n");
@@ -131,12 +115,8 @@ fn events_that_are_none_and_files_that_are_missing_are_wrong_usage() {
         said.starts_with("events.json: cannot read the events: ") && said.lines().count() == 1,
         "{said}"
     );
-    let [first, second, third] = EXPLAIN;
-    let output = run_command(&[first, second, third, "none.yaml", "none.json"], Path::new("/"));
-    assert_eq!(output.status.code(), Some(2));
-    assert!(output.stderr.starts_with(b"none.yaml: cannot read it: "));
-    let output = run_command(&["policy", "explain", "none.json"], Path::new("/"));
-    assert_eq!(output.status.code(), Some(2));
+    let without_a_policy = said_to(b"", &["policy", "explain", "none.json"], Path::new("/"));
+    without_a_policy.assert_refused("--policy");
 }
 
 #[test]
@@ -153,8 +133,7 @@ fn what_a_sender_writes_into_an_event_moves_no_cursor() {
     event["objectRef"]["resource"] = hostile.into();
     std::fs::write(directory.path().join("event.json"), event.to_string()).unwrap();
     let policy = repository().join("tests/policies/ibm-default-old.yaml");
-    let [first, second, third] = EXPLAIN;
-    let arguments = [first, second, third, policy.to_str().unwrap(), "event.json"];
-    let said = said(&run_command(&arguments, directory.path()));
+    let words = words(policy.to_str().unwrap(), "event.json");
+    let said = succeeded(said(&words, directory.path()));
     assert!(!said.chars().any(|char| char.is_control() && char != '\n'), "{said:?}");
 }

@@ -157,9 +157,7 @@ fn what_an_earlier_policy_had_dropped_leaves_when_it_comes_again_after_a_restart
     post(&relay, &batch);
     assert_eq!(count(&sink, &batch), 0);
     std::fs::write(&file, POLICY.replace("update", "watch")).unwrap();
-    wait_until("the policy is read again", PATIENCE, || {
-        relay.metrics().value("config_reload_total", &[("result", "success")]) >= 1.0
-    });
+    wait_until("the policy is read again", PATIENCE, || relay.reloads("success") >= 1.0);
     // The filter takes the policy with its next batch.
     post(&relay, &other);
     assert_eq!(count(&sink, &other), 10);

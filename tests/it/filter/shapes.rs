@@ -29,7 +29,7 @@ use crate::support::tcp_sink::Framing;
 use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
 
-fn all_events() -> Vec<Vec<u8>> {
+pub(super) fn all_events() -> Vec<Vec<u8>> {
     corpus().iter().flat_map(|body| events_of(&body.bytes)).collect()
 }
 
@@ -55,7 +55,7 @@ fn documents(filter: &str) -> Vec<Vec<u8>> {
 
 /// The value of an event or a document. The corpus has numbers beyond the range of an f64 on
 /// purpose, whose digits are compared elsewhere.
-fn parsed(event: &[u8]) -> Value {
+pub(super) fn parsed(event: &[u8]) -> Value {
     let text = String::from_utf8(event.to_vec()).expect("UTF-8").replace("1e400", "1");
     serde_json::from_str(&text).expect(&text)
 }
