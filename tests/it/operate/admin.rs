@@ -161,37 +161,6 @@ fn probes_are_answered_whatever_holds_all_places_of_the_admin_address() {
     relay.finish(Backlog::Empty);
 }
 
-#[test]
-fn readyz_is_503_while_draining_and_livez_is_not() {
-    let (mut relay, sink) = start("", "[shutdown]\ndrain_timeout = \"4s\"\n");
-    let body = generated_batch(1, 1, 600);
-    let mut client = Client::connect(relay.address()).unwrap();
-    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
-    client.send(&[head.as_bytes(), &body[..100]].concat()).unwrap();
-    relay.wait_for_metrics("the body", PATIENCE, |metrics| {
-        (metrics.value("in_flight_bytes", &[]) == 100.0).then_some(())
-    });
-    assert_eq!(ask(&relay, "/readyz").status, 200);
-    relay.signal(libc::SIGTERM);
-    relay.wait_for_log("draining", PATIENCE);
-    wait_until("503", PATIENCE, || ask(&relay, "/readyz").status == 503);
-    assert_eq!(ask(&relay, "/readyz").text(), "shutting down\n");
-    let verbose = ask(&relay, "/readyz?verbose");
-    assert_eq!(verbose.status, 503);
-    assert!(
-        verbose.text().contains("[-]serving failed")
-            && verbose.text().contains("readyz check failed"),
-        "{}",
-        verbose.text()
-    );
-    assert_eq!(ask(&relay, "/livez").status, 200);
-    assert_eq!(ask(&relay, "/status").json()["stopping"], true);
-    client.send(&body[100..]).unwrap();
-    assert_accepted(&client.read_response().unwrap(), 1);
-    assert_eq!(relay.wait().code(), Some(0));
-    assert_eq!(sink.count(), 1);
-}
-
 /// Returns every series: its name and its labels.
 fn series(metrics: &Metrics) -> BTreeSet<String> {
     let line = |line: &str| line.rsplit_once(' ').expect("a series and its value").0.to_owned();

@@ -156,14 +156,12 @@ fn selectors_are_found_in_expressions() {
 /// JSON lines.
 fn config(certificates: &Certificates, server: &Pair, siem: &HttpSink, lines: &TcpSink) -> String {
     format!(
-        "{BASE}tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n\
-         [[listener]]\naddress = \"127.0.0.2:0\"\n\
+        "{BASE}{}[[listener]]\naddress = \"127.0.0.2:0\"\n\
          [[output]]\nname = \"siem\"\ntype = \"http\"\nurls = [\"https://localhost:{}/\"]\n\
          tls = {{ ca = \"{}\" }}\n{QUICK}\
          [[output]]\nname = \"lines\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n\
          replay_window = \"100ms\"\n{QUICK}",
-        text(&server.certificate),
-        text(&server.key),
+        server.tls(),
         siem.address().port(),
         text(&certificates.ca),
         lines.address(),

@@ -1,5 +1,5 @@
 //! `check` finds every fault that `run` refuses, also in the files and directories that a config
-//! names, and changes nothing. A reload with such a fault changes nothing either.
+//! names, and changes nothing.
 
 use std::path::Path;
 
@@ -9,9 +9,7 @@ use crate::support::PATIENCE;
 use crate::support::binary;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
-use crate::support::corpus::generated_batch;
 use crate::support::needs::needs;
-use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::relay::run_command;
@@ -20,8 +18,8 @@ use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
 use crate::support::wait_until;
 
-const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n";
-const OUTPUT: &str = "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
+pub(super) const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n";
+pub(super) const OUTPUT: &str = "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
 
 /// Runs a command on this config. Returns its exit status and its standard error, without the
 /// summary of the config.
@@ -149,25 +147,17 @@ fn an_expired_certificate_is_found_and_a_relay_starts_with_it_all_the_same() {
     let place = "4:15: listener[0].tls.certificate";
     let words = [text(certificate), "has expired", "2021", "kube-apiserver will refuse it"];
     assert_refused(&(listener_tls(certificate, key) + OUTPUT), place, &words);
-    let Pair { certificate, key } = &files.expired_client;
+    let certificate = &files.expired_client.certificate;
+    let tls = files.expired_client.tls();
     let config = format!(
-        "{LISTENER}[[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"https://h/\"]\n\
-         tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n",
-        text(certificate),
-        text(key)
+        "{LISTENER}[[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"https://h/\"]\n{tls}"
     );
     let words = [text(certificate), "has expired", "the consumer will refuse it"];
     assert_refused(&config, "7:23: output[0].tls.certificate", &words);
 
     let sink = TcpSink::start();
-    let Pair { certificate, key } = &files.expired_server;
-    let tls = format!(
-        "tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n[[output]]",
-        text(certificate),
-        text(key)
-    );
     let relay =
-        Relay::start(&crate::support::setup::config(&sink, "", "").replacen("[[output]]", &tls, 1));
+        Relay::start(&crate::support::setup::config(&sink, &files.expired_server.tls(), ""));
     let told = relay.log_fields().iter().any(|fields| {
         fields["key"] == "listener[0].tls.certificate"
             && fields["message"].as_str().is_some_and(|message| message.contains("has expired"))
@@ -239,6 +229,7 @@ fn a_mandatory_file_that_is_missing_is_an_error_unless_the_config_is_for_elsewhe
     );
     let place = "7:21: output[0].bearer_token_file";
     assert_refused(&config, place, &["the file \"/no/such/token\" is missing"]);
+    assert_eq!(run(&["check", "--connect"], &config).0, Some(2));
     let (code, said) = run(&["check", "--elsewhere"], &config);
     assert_eq!(code, Some(0), "{said}");
     let lines: Vec<_> = said.lines().collect();
@@ -340,62 +331,6 @@ fn every_problem_is_named_also_where_the_config_is_wrong_elsewhere() {
 }
 
 #[test]
-fn a_reload_with_such_a_fault_changes_nothing_and_is_counted() {
-    let (files, directory) = (Certificates::new(), TempDir::new().unwrap());
-    let (empty, file) = (write(&directory, "empty", ""), write(&directory, "file", "x"));
-    let sink = TcpSink::start();
-    let good = format!(
-        "{BASE}[[output]]\nname = \"out\"\ntype = \"tcp\"\naddresses = [\"{}\"]\nreplay_window = \"100ms\"\n",
-        sink.address()
-    );
-    let relay = Relay::start(&good);
-    let tls = |certificate: &Path, key: &Path| {
-        format!(
-            "tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n",
-            text(certificate),
-            text(key)
-        )
-    };
-    let listener = |more: &str| good.replacen("[[output]]", &format!("{more}[[output]]"), 1);
-    let Pair { certificate, key } = &files.server;
-    let faults = [
-        listener(&tls(certificate, &files.client.key)),
-        listener(&tls(key, certificate)),
-        listener(&tls(&empty, key)),
-        listener("bearer_token_file = \"/no/such/token\"\n"),
-        listener(&format!("bearer_token_file = \"{}\"\n", text(&empty))),
-        good.clone() + &tls(certificate, &files.client.key),
-        format!("{good}[dead_letter]\ndirectory = \"{}\"\n", text(&file.join("below"))),
-        format!("{good}[queue]\ndirectory = \"{}\"\n", text(&file.join("below"))),
-    ];
-    let count = |result: &str| relay.metrics().value("config_reload_total", &[("result", result)]);
-    for (number, fault) in (1_u8..).zip(&faults) {
-        std::fs::write(relay.config_file(), fault).unwrap();
-        wait_until("the error", PATIENCE, || count("error") == f64::from(number));
-        assert_eq!(relay.post(&generated_batch(number.into(), 3, 900)).status, 200);
-    }
-    let told = relay
-        .log_fields()
-        .iter()
-        .filter(|fields| {
-            fields["message"].as_str().is_some_and(|it| it.starts_with("config not reloaded"))
-        })
-        .count();
-    assert_eq!(told, faults.len(), "{}", relay.log_text());
-    for key in [
-        "listener[0].tls.private_key",
-        "listener[0].bearer_token_file",
-        "dead_letter.directory",
-        "queue.directory",
-    ] {
-        let named = |fields: &serde_json::Value| fields["key"] == key && fields["line"].is_u64();
-        assert!(relay.log_fields().iter().any(named), "{key}: {}", relay.log_text());
-    }
-    assert_eq!(count("success"), 0.0);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
 fn a_valid_certificate_is_not_replaced_by_an_expired_one() {
     let (files, directory) = (Certificates::new(), TempDir::new().unwrap());
     let at = |name: &str| directory.path().join(name);
@@ -405,21 +340,15 @@ fn a_valid_certificate_is_not_replaced_by_an_expired_one() {
     };
     put(&files.server);
     let sink = TcpSink::start();
-    let tls = format!(
-        "tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n[[output]]",
-        text(&at("tls.crt")),
-        text(&at("tls.key"))
-    );
-    let config = crate::support::setup::config(&sink, "", "").replacen("[[output]]", &tls, 1);
-    let relay = Relay::start(&config);
+    let tls = Pair { certificate: at("tls.crt"), key: at("tls.key") }.tls();
+    let relay = Relay::start(&crate::support::setup::config(&sink, &tls, ""));
     let expiry = || {
         let labels = [("listener", "127.0.0.1:0"), ("role", "server")];
         relay.metrics().value("tls_certificate_expiry_timestamp_seconds", &labels)
     };
     let before = expiry();
     put(&files.expired_server);
-    let errors = || relay.metrics().value("config_reload_total", &[("result", "error")]);
-    wait_until("the error", PATIENCE, || errors() >= 1.0);
+    wait_until("the error", PATIENCE, || relay.reloads("error") >= 1.0);
     assert_eq!(expiry(), before);
     let told = relay.log_fields().iter().any(|fields| {
         fields["error"]

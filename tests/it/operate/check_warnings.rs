@@ -6,6 +6,8 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
+use super::check::LISTENER;
+use super::check::OUTPUT;
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
@@ -16,9 +18,6 @@ use crate::support::relay::run_command;
 use crate::support::relay::without_summary;
 use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
-
-const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n";
-const OUTPUT: &str = "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
 
 /// Runs `check` on this config, with these options. Returns its exit status and the lines about
 /// problems.
@@ -121,6 +120,16 @@ fn a_rule_of_a_policy_that_no_request_matches_is_warned_of_also_by_run_and_a_rel
 }
 
 #[test]
+fn what_makes_the_relay_weaker_is_warned_of() {
+    let config = format!(
+        "{LISTENER}[[output]]\nname = \"o\"\ntype = \"http\"\nurls = [\"https://127.0.0.1:1/\"]\n\
+         tls = {{ insecure_skip_verify = true }}\n[queue]\nmax_bytes = \"1MiB\"\n"
+    );
+    let weak = ("output[0].tls.insecure_skip_verify", "");
+    assert_warned(&config, &[weak, ("queue.max_bytes", "limits.max_body")]);
+}
+
+#[test]
 fn credentials_over_plain_http_are_warned_of_except_on_this_machine() {
     let directory = TempDir::new().unwrap();
     let token = directory.path().join("token");
@@ -148,10 +157,9 @@ fn credentials_over_plain_http_are_warned_of_except_on_this_machine() {
         let key = format!("output[0].{key}");
         let warned = config(kind, "http://h:1/", &keys);
         assert_warned(&warned, &[(&key, "sent over plain http:// (urls[0])")]);
-        for url in ["https://h:1/", "http://localhost:1/", "http://127.0.0.9:1/", "http://[::1]:1/"]
-        {
-            assert_warned(&config(kind, url, &keys), &[]);
-        }
+        let safe =
+            "https://h:1/\", \"http://localhost:1/\", \"http://127.0.0.9:1/\", \"http://[::1]:1/";
+        assert_warned(&config(kind, safe, &keys), &[]);
     }
     assert_warned(&config("http", "http://h:1/", "headers = { X-Scope = \"abc\" }"), &[]);
 }
@@ -248,8 +256,7 @@ fn what_a_shell_would_expand_is_warned_of() {
 
 #[test]
 fn one_mistake_is_one_error() {
-    let listener = "[[listener]]\naddress = \"127.0.0.1:3000\"\n";
-    let output = "[[output]]\nname = \"o\"\ntype = \"stdout\"\n";
+    let (listener, output) = (LISTENER, OUTPUT);
     for (config, words) in [
         (format!("{listener}[[output]]\nname = \"o\"\ntype = stdout\n"), "type = \"…\""),
         (format!("[[listener]]\naddress = 127.0.0.1:3000\n{output}"), "address = \"…\""),

@@ -3,25 +3,26 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::Output;
 
 use tempfile::TempDir;
 
-use crate::support::relay::run_command;
 use crate::support::relay::run_command_with;
+use crate::support::said::Said;
+use crate::support::said::said;
 
 const CONFIG: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n[[output]]\nname = \"o\"\n\
                       type = \"stdout\"\n";
 
-fn split(output: &Output) -> (Option<i32>, String, String) {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
+/// Runs a command line in a directory. The words are separated by blanks.
+fn run(line: &str, directory: &Path) -> Said {
+    said(&line.split_whitespace().collect::<Vec<_>>(), directory)
 }
 
-/// Runs a command line in a directory. The words are separated by blanks.
-fn run(line: &str, directory: &Path) -> (Option<i32>, String, String) {
+/// Like [`run`], with a variable that names the config.
+fn run_with(line: &str, directory: &Path, config: &str) -> Said {
     let words: Vec<&str> = line.split_whitespace().collect();
-    split(&run_command(&words, directory))
+    let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", config)];
+    Said::of(run_command_with(&words, directory, &variables))
 }
 
 /// Returns a directory with two configs: `relay.toml` and `other.toml`.
@@ -46,8 +47,8 @@ fn helps() -> Vec<(String, String)> {
     let mut found = Vec::new();
     let mut paths = vec![String::new()];
     while let Some(path) = paths.pop() {
-        let (code, help, _) = run(&format!("{path} --help"), Path::new("/"));
-        assert_eq!(code, Some(0), "{path}");
+        let Said { code, stdout: help, stderr } = run(&format!("{path} --help"), Path::new("/"));
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{path}");
         paths.extend(subcommands(&help).iter().map(|name| format!("{path} {name}")));
         found.push((path.trim().to_owned(), help));
     }
@@ -59,18 +60,18 @@ fn run_takes_its_config_as_check_does() {
     let directory = place();
     std::fs::write(directory.path().join("wrong.toml"), "wrong = 1\n").unwrap();
     for command in ["run", "check"] {
-        let (code, _, said) = run(&format!("{command} wrong.toml"), directory.path());
-        assert!(code == Some(2) && said.contains("wrong.toml:1:1: wrong: unknown key"), "{said}");
-        let line = format!("{command} wrong.toml --config other.toml");
-        let (code, _, said) = run(&line, directory.path());
+        let line = format!("{command} wrong.toml");
+        run(&line, directory.path()).assert_refused("wrong.toml:1:1: wrong: unknown key");
         let words = format!("{command} takes one config: wrong.toml, or --config other.toml");
-        assert!(code == Some(2) && said.starts_with(&words), "{said}");
+        run(&format!("{line} --config other.toml"), directory.path()).assert_refused(&words);
         // A file without an option wins over the environment variable.
-        let variable = [("KUBE_AUDIT_FORWARDER_CONFIG", "relay.toml")];
-        let output = run_command_with(&[command, "wrong.toml"], directory.path(), &variable);
-        let (code, _, said) = split(&output);
-        assert!(code == Some(2) && said.contains("wrong.toml:1:1: "), "{said}");
+        run_with(&line, directory.path(), "relay.toml").assert_refused("wrong.toml:1:1: ");
     }
+    // Without a command, the program does what `run` does.
+    for line in ["run", "check", "config", ""] {
+        run_with(line, directory.path(), "wrong.toml").assert_refused("wrong.toml:1:1: ");
+    }
+    run("config --config wrong.toml", directory.path()).assert_refused("wrong.toml:1:1: wrong: ");
 }
 
 #[test]
@@ -78,7 +79,7 @@ fn the_help_of_each_command_ends_with_examples_of_it() {
     let helps = helps();
     assert!(helps.len() > 20, "{}", helps.len());
     for (path, help) in &helps {
-        for help in [help, &run(&format!("{path} -h"), Path::new("/")).1] {
+        for help in [help, &run(&format!("{path} -h"), Path::new("/")).stdout] {
             let (_, examples) = help.split_once("\nExamples:\n").expect(path);
             let name = format!("kube-audit-forwarder {path}");
             assert!(examples.contains(name.trim_end()), "{path}: {examples}");
@@ -86,7 +87,7 @@ fn the_help_of_each_command_ends_with_examples_of_it() {
     }
     let pages = TempDir::new().unwrap();
     let directory = pages.path().to_str().unwrap();
-    assert_eq!(run(&format!("man {directory}"), Path::new("/")).0, Some(0));
+    run(&format!("man {directory}"), Path::new("/")).assert(0, &[]);
     for (path, _) in &helps {
         let name = format!("kube-audit-forwarder {path}").trim_end().replace(' ', "-");
         let page = std::fs::read_to_string(pages.path().join(format!("{name}.1"))).unwrap();
@@ -117,9 +118,7 @@ fn the_config_is_an_option_of_the_commands_that_read_it_and_of_no_other() {
             format!("{path} --config relay.toml {rest}"),
             format!("--config relay.toml {path} {rest}"),
         ] {
-            let (code, stdout, stderr) = run(&line, place().path());
-            assert_eq!((code, stdout.as_str()), (Some(2), ""), "{line}: {stderr}");
-            assert!(stderr.contains("'--config'"), "{line}: {stderr}");
+            run(&line, place().path()).assert_refused("'--config'");
         }
     }
 }
@@ -127,7 +126,6 @@ fn the_config_is_an_option_of_the_commands_that_read_it_and_of_no_other() {
 #[test]
 fn the_config_may_be_named_before_the_command_after_it_or_by_the_variable() {
     let directory = place();
-    let missing = [("KUBE_AUDIT_FORWARDER_CONFIG", "missing.toml")];
     for line in [
         "check relay.toml",
         "check --config relay.toml",
@@ -138,25 +136,14 @@ fn the_config_may_be_named_before_the_command_after_it_or_by_the_variable() {
         "config --config relay.toml",
     ] {
         // The variable is used only if the command line names no config.
-        let words: Vec<&str> = line.split_whitespace().collect();
-        for variables in [&[][..], &missing] {
-            let output = run_command_with(&words, directory.path(), variables);
-            let (code, stdout, stderr) = split(&output);
-            assert_eq!(code, Some(0), "{line}: {stderr}");
-            assert!(format!("{stdout}{stderr}").contains("127.0.0.1:3000"), "{line}: {stderr}");
-        }
+        run(line, directory.path()).assert(0, &["127.0.0.1:3000"]);
+        run_with(line, directory.path(), "missing.toml").assert(0, &["127.0.0.1:3000"]);
     }
-    let variable = [("KUBE_AUDIT_FORWARDER_CONFIG", "other.toml")];
-    let output = run_command_with(&["check"], directory.path(), &variable);
-    assert!(split(&output).2.contains("127.0.0.1:4000"), "{output:?}");
+    run_with("check", directory.path(), "other.toml").assert(0, &["127.0.0.1:4000"]);
     for line in ["check relay.toml --config other.toml", "--config other.toml check relay.toml"] {
-        let (code, stdout, stderr) = run(line, directory.path());
-        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{line}");
-        assert!(stderr.contains("relay.toml") && stderr.contains("other.toml"), "{stderr}");
+        run(line, directory.path()).assert_refused("relay.toml").assert_refused("other.toml");
     }
-    let (code, _, stderr) = run("check", directory.path());
-    assert_eq!(code, Some(2));
-    assert!(stderr.contains("check FILE"), "{stderr}");
+    run("check", directory.path()).assert_refused("check FILE");
 }
 
 #[test]
@@ -181,9 +168,19 @@ fn a_mistyped_word_names_the_nearest_one() {
         ("doctor --kubeconfg x", "'--kubeconfig'"),
         ("drain --second 1", "'--seconds'"),
     ] {
-        let (code, stdout, stderr) = run(line, place().path());
-        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{line}: {stderr}");
-        assert!(stderr.contains("similar") && stderr.contains(nearest), "{line}: {stderr}");
+        run(line, place().path()).assert_refused("similar").assert_refused(nearest);
+    }
+    // Words that are near to none, and an option without its value.
+    for line in [
+        "fly",
+        "run --fast",
+        "check --config",
+        "queue",
+        "queue inspect",
+        "queue look .",
+        "queue export . --output",
+    ] {
+        run(line, place().path()).assert_refused("");
     }
 }
 
@@ -223,35 +220,25 @@ fn missing_input_has_one_exit_status_and_one_form_of_message() {
     let directory = place();
     let policy = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Metadata\n";
     std::fs::write(directory.path().join("policy.yaml"), policy).unwrap();
-    let (code, key, _) = run("evidence keygen --origin test --out key", directory.path());
-    assert_eq!(code, Some(0));
+    let made = run("evidence keygen --origin test --out key", directory.path());
+    made.assert(0, &[]);
     for line in MISSING {
-        let line = line.replace("{key}", key.trim());
-        let (code, stdout, stderr) = run(&line, directory.path());
-        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{line}: {stderr}");
-        assert!(stderr.starts_with("absent: cannot read "), "{line}: {stderr}");
-        assert!(stderr.ends_with(": No such file or directory (os error 2)\n"), "{line}: {stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{line}: {stderr}");
+        let line = line.replace("{key}", made.stdout.trim());
+        let said = run(&line, directory.path());
+        said.assert_refused(": No such file or directory (os error 2)\n");
+        assert!(said.stderr.starts_with("absent: cannot read "), "{line}: {said:?}");
+        assert_eq!(said.stderr.lines().count(), 1, "{line}: {said:?}");
     }
     // The doctor goes on with what is there, and its verdict says what is missing.
     let line = "doctor --relay http://127.0.0.1:1 --apiserver absent --interval 0s";
-    let (code, stdout, _) = run(line, directory.path());
-    assert_eq!(code, Some(2), "{stdout}");
-    assert!(stdout.contains("absent: No such file or directory"), "{stdout}");
+    run(line, directory.path()).assert(2, &["absent: No such file or directory"]);
 }
 
 #[test]
-fn a_directory_without_a_queue_or_evidence_is_wrong_usage_too() {
+fn a_directory_without_evidence_is_wrong_usage_too() {
     let directory = place();
-    for line in ["queue inspect .", "queue export .", "queue verify ."] {
-        let (code, _, stderr) = run(line, directory.path());
-        assert_eq!(code, Some(2), "{stderr}");
-        assert!(stderr.contains("holds no queue"), "{stderr}");
-    }
     for line in ["evidence show .", "evidence prove . --position 1"] {
-        let (code, _, stderr) = run(line, directory.path());
-        assert_eq!(code, Some(2), "{stderr}");
-        assert!(stderr.contains("holds no evidence"), "{stderr}");
+        run(line, directory.path()).assert_refused("holds no evidence");
     }
 }
 
@@ -260,9 +247,7 @@ fn a_name_with_control_characters_is_printed_without_them() {
     let file = "absent\u{1b}[31m";
     for words in [&["check", file][..], &["queue", "inspect", file], &["migrate", "haproxy", file]]
     {
-        let (code, _, stderr) = split(&run_command(words, Path::new("/")));
-        assert_eq!(code, Some(2), "{stderr}");
-        assert!(stderr.starts_with("absent\\u{1b}[31m: cannot read "), "{stderr}");
+        said(words, Path::new("/")).assert_refused("absent\\u{1b}[31m: cannot read ");
     }
 }
 
@@ -283,7 +268,7 @@ fn check_says_what_the_config_sets_up_without_its_secrets() {
         token = at("token"),
     );
     std::fs::write(at("relay.toml"), config).unwrap();
-    let (code, stdout, said) = run("check relay.toml", directory.path());
+    let Said { code, stdout, stderr: said } = run("check relay.toml", directory.path());
     assert_eq!((code, stdout.as_str()), (Some(0), ""), "{said}");
     let rows: Vec<Vec<&str>> = said
         .lines()

@@ -4,10 +4,10 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::path::PathBuf;
-use std::process::Output;
 
 use tempfile::TempDir;
 
+use super::check::LISTENER;
 use crate::support::PATIENCE;
 use crate::support::certificates::Certificates;
 use crate::support::corpus::events_of;
@@ -17,12 +17,12 @@ use crate::support::http;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::lumberjack_sink::LumberjackSink;
-use crate::support::relay::run_command;
-use crate::support::relay::run_command_with;
 use crate::support::relay::spawn_command;
 use crate::support::relay::without_summary;
 use crate::support::relp_sink::RelpSink;
 use crate::support::repository;
+use crate::support::said::Said;
+use crate::support::said::said;
 use crate::support::server::Options;
 use crate::support::server::Server;
 use crate::support::tcp_sink::TcpSink;
@@ -30,33 +30,22 @@ use crate::support::text;
 use crate::support::wait_for;
 use crate::support::wait_until;
 
-/// Makes a directory with this config in `config.toml`.
-fn place(config: &str) -> TempDir {
+/// Runs a command in a directory with this config in `config.toml`.
+fn run(arguments: &[&str], config: &str) -> Said {
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("config.toml"), config).unwrap();
-    directory
-}
-
-fn run(arguments: &[&str], config: &str) -> (Option<i32>, String, String) {
-    split(&run_command(arguments, place(config).path()))
-}
-
-fn split(output: &Output) -> (Option<i32>, String, String) {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    (output.status.code(), text(&output.stdout), text(&output.stderr))
+    said(arguments, directory.path())
 }
 
 const CHECK: [&str; 3] = ["check", "--config", "config.toml"];
 const CONNECT: [&str; 4] = ["check", "--connect", "--config", "config.toml"];
-
-const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n";
 
 #[test]
 fn check_names_every_problem_with_its_place() {
     let config = "[[listener]]\naddress = \"nowhere\"\nport = 3000\n\n[queue]\nmax_bytes = \"much\"\n\
                   when_full = \"panic\"\n\n[[output]]\nname = \"Big Name\"\ntype = \"http\"\n\
                   urls = [\"ftp://x/\"]\nconcurency = 2\n[output.retry]\nmultiplier = 0.5\n";
-    let (code, stdout, stderr) = run(&CHECK, config);
+    let Said { code, stdout, stderr } = run(&CHECK, config);
     assert_eq!((code, stdout.as_str()), (Some(2), ""));
     let places: Vec<&str> = stderr
         .lines()
@@ -74,40 +63,6 @@ fn check_names_every_problem_with_its_place() {
     assert!(line("3:1").contains("listener[0].port"), "{stderr}");
     assert!(line("7:13").contains("drop_oldest"), "what is allowed: {stderr}");
     assert!(line("13:1").contains("concurrency"), "the nearest key: {stderr}");
-}
-
-#[test]
-fn check_ends_with_0_where_there_is_nothing_but_warnings() {
-    let output = "[[output]]\nname = \"o\"\ntype = \"http\"\n";
-    let right = format!("{LISTENER}{output}urls = [\"http://127.0.0.1:1/\"]\n");
-    let ok = "ok: 1 listener, 1 output";
-    let check = |config: &str| {
-        let (code, stdout, stderr) = run(&CHECK, config);
-        (code, stdout, without_summary(&stderr, "config.toml"))
-    };
-    assert_eq!(check(&right), (Some(0), String::new(), format!("{ok}\n")));
-    let missing = format!(
-        "{LISTENER}{output}urls = [\"http://127.0.0.1:1/\"]\nbearer_token_file = \"/no/such/file\"\n"
-    );
-    let skips = format!(
-        "{LISTENER}{output}urls = [\"https://127.0.0.1:1/\"]\ntls = {{ insecure_skip_verify = true }}\n"
-    );
-    let small = format!("{right}[queue]\nmax_bytes = \"1MiB\"\n");
-    for (config, what) in [(&skips, "insecure_skip_verify"), (&small, "max_body")] {
-        let (code, stdout, stderr) = check(config);
-        assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
-        let lines: Vec<_> = stderr.lines().collect();
-        assert_eq!(lines.len(), 2, "{stderr}");
-        assert!(lines[0].starts_with("config.toml:") && lines[0].contains(what), "{stderr}");
-        assert!(lines[0].contains("warning"), "{stderr}");
-        assert_eq!(lines[1], ok);
-    }
-    // A missing file is an error, with `--connect` and without.
-    for command in [&CHECK[..], &CONNECT] {
-        let (code, _, stderr) = run(command, &missing);
-        assert_eq!(code, Some(2), "{stderr}");
-        assert!(stderr.contains("/no/such/file") && !stderr.contains("warning"), "{stderr}");
-    }
 }
 
 /// Returns the shipped configs that this binary can run.
@@ -140,9 +95,8 @@ fn check_takes_the_shipped_configs() {
     for file in shipped() {
         // The config is checked unchanged, for another machine (`--elsewhere`), because this one
         // has none of its files.
-        let output =
-            run_command(&["check", "--elsewhere", "--config", text(&file)], Path::new("/"));
-        let (code, stdout, stderr) = split(&output);
+        let words = ["check", "--elsewhere", "--config", text(&file)];
+        let Said { code, stdout, stderr } = said(&words, Path::new("/"));
         assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
         let stderr = without_summary(&stderr, text(&file));
         let mut lines: Vec<_> = stderr.lines().collect();
@@ -155,7 +109,7 @@ fn check_takes_the_shipped_configs() {
         for (theirs, ours) in files {
             config = config.replace(theirs, text(ours));
         }
-        let (code, stdout, stderr) = run(&CHECK, &config);
+        let Said { code, stdout, stderr } = run(&CHECK, &config);
         assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
         let stderr = without_summary(&stderr, "config.toml");
         assert!(stderr.starts_with("ok: ") && stderr.lines().count() == 1, "{stderr}");
@@ -182,7 +136,7 @@ fn check_connects_to_every_address_of_every_output() {
         lines.address(),
         lines.address()
     );
-    let (code, stdout, stderr) = run(&CONNECT, &live);
+    let Said { code, stdout, stderr } = run(&CONNECT, &live);
     assert_eq!((code, stdout.as_str()), (Some(0), ""), "{stderr}");
     let stderr = without_summary(&stderr, "config.toml");
     let (connected, ok) = stderr.trim_end().rsplit_once('\n').unwrap();
@@ -213,7 +167,7 @@ fn check_connects_to_every_address_of_every_output() {
         ),
         (format!("type = \"http\"\nurls = [\"http://{}.invalid/\"]\n", "x".repeat(64)), "resolve"),
     ] {
-        let (code, stdout, stderr) =
+        let Said { code, stdout, stderr } =
             run(&CONNECT, &format!("{live}[[output]]\nname = \"bad\"\n{output}"));
         assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
         assert_eq!(stderr.lines().filter(|line| line.ends_with(": ok")).count(), 5, "{stderr}");
@@ -244,7 +198,7 @@ fn check_asks_a_relp_consumer_whether_it_is_one() {
         &output("silent", "relp", silent.address()),
     ]
     .concat();
-    let (code, stdout, stderr) = run(&CONNECT, &config);
+    let Said { code, stdout, stderr } = run(&CONNECT, &config);
     assert_eq!((code, stdout.as_str()), (Some(1), ""), "{stderr}");
     let line = |name: &str| {
         let line = stderr.lines().find(|line| line.starts_with(&format!("output {name}: ")));
@@ -263,7 +217,7 @@ fn config_prints_every_default_and_reads_what_it_prints() {
     let config = "# A comment.\n[[listener]]\naddress = \"127.0.0.1:3000\"\n[[output]]\nname = \"o\"\ntype = \"http\"\n\
                   urls = [\"https://h/${env:HOME_OF_NOBODY:-x}?t=${file:/no/such/token}\"]\n\
                   headers = { X-A = \"$${x\", \"X-B\" = \"\\\"\\\\'\\\\t\" }\n";
-    let (code, stdout, stderr) = run(&["config", "--config", "config.toml"], config);
+    let Said { code, stdout, stderr } = run(&["config", "--config", "config.toml"], config);
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stderr.contains("warning") && stderr.contains("/no/such/token"), "{stderr}");
     for line in [
@@ -276,21 +230,17 @@ fn config_prints_every_default_and_reads_what_it_prints() {
     ] {
         assert!(stdout.contains(line), "{line}\n{stdout}");
     }
-    let (code, again, _) = run(&["config", "--config", "config.toml"], &stdout);
-    assert_eq!((code, again), (Some(0), stdout), "what it prints means something else");
-}
-
-#[test]
-fn config_of_a_wrong_file_prints_its_problems_and_nothing_to_standard_output() {
-    let (code, stdout, stderr) =
-        run(&["config", "--config", "config.toml"], "[queue]\nmax_bytes = 1\n");
-    assert_eq!((code, stdout.as_str()), (Some(2), ""));
-    assert!(stderr.contains("config.toml:2:13: queue.max_bytes"), "{stderr}");
+    let again = run(&["config", "--config", "config.toml"], &stdout);
+    assert_eq!(
+        (again.code, again.stdout),
+        (Some(0), stdout),
+        "what it prints means something else"
+    );
 }
 
 #[test]
 fn config_reference_names_every_key_of_the_shipped_configs() {
-    let (code, reference, stderr) = run(&["config", "--reference"], "");
+    let Said { code, stdout: reference, stderr } = run(&["config", "--reference"], "");
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     let rows = reference.lines().skip(2);
     rows.for_each(|row| assert_eq!(row.replace("\\|", "").matches(" | ").count(), 3, "{row}"));
@@ -314,8 +264,8 @@ fn config_reference_names_every_key_of_the_shipped_configs() {
         }
     }
     for file in shipped() {
-        let output = run_command(&["config", "--config", text(&file)], Path::new("/"));
-        let effective: toml::Table = String::from_utf8(output.stdout).unwrap().parse().unwrap();
+        let said = said(&["config", "--config", text(&file)], Path::new("/"));
+        let effective: toml::Table = said.stdout.parse().unwrap();
         let mut found = Vec::new();
         keys(&effective, "", &mut found);
         assert!(found.len() > 20);
@@ -326,61 +276,12 @@ fn config_reference_names_every_key_of_the_shipped_configs() {
 }
 
 #[test]
-fn wrong_usage_ends_with_2_and_help_with_0() {
-    for arguments in [
-        &["fly"][..],
-        &["run", "--fast"],
-        &["check"],
-        &["check", "--config"],
-        &["config", "--references"],
-        &["check", "--config", "/no/such/file"],
-    ] {
-        let (code, stdout, stderr) = run(arguments, "");
-        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{arguments:?}: {stderr}");
-        assert!(!stderr.is_empty());
-    }
-    for arguments in [
-        &["--help"][..],
-        &["--version"],
-        &["run", "--help"],
-        &["check", "--help"],
-        &["config", "--help"],
-        &["queue", "--help"],
-        &["queue", "export", "--help"],
-    ] {
-        let (code, stdout, stderr) = run(arguments, "");
-        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{arguments:?}");
-        assert!(!stdout.is_empty());
-    }
-}
-
-#[test]
 fn a_closed_standard_output_is_no_panic() {
     let mut child = spawn_command(&["config", "--reference"], Path::new("/"), &[]);
     drop(child.take_stdout());
     let (status, stderr) = child.wait();
     assert!(!stderr.contains("panicked"), "{stderr}");
     assert!(status.code().is_some_and(|code| code <= 1), "{status}");
-}
-
-#[test]
-fn the_variable_names_the_config_and_the_option_wins() {
-    let directory = place("[queue]\nmax_bytes = 1\n");
-    std::fs::write(directory.path().join("other.toml"), "[queue]\nretry_after = 1\n").unwrap();
-    let variable = [("KUBE_AUDIT_FORWARDER_CONFIG", "config.toml")];
-    for command in ["check", "config", "run"] {
-        let (code, _, stderr) = split(&run_command_with(&[command], directory.path(), &variable));
-        assert_eq!(code, Some(2));
-        assert!(stderr.contains("config.toml:2:13: queue.max_bytes"), "{command}: {stderr}");
-        let arguments = [command, "--config", "other.toml"];
-        let (code, _, stderr) = split(&run_command_with(&arguments, directory.path(), &variable));
-        assert_eq!(code, Some(2));
-        assert!(stderr.contains("other.toml:2:15: queue.retry_after"), "{command}: {stderr}");
-    }
-    // Without a command, the program does what `run` does.
-    let (code, _, stderr) = split(&run_command_with(&[], directory.path(), &variable));
-    assert_eq!(code, Some(2));
-    assert!(stderr.contains("config.toml:2:13"), "{stderr}");
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::process::Stdio;
 use crate::support::PATIENCE;
 use crate::support::binary;
 use crate::support::http;
-use crate::support::relay::run_command;
 use crate::support::relay::spawn_command;
 use crate::support::repository;
+use crate::support::said::Said;
+use crate::support::said::said;
 use crate::support::wait_for;
 
 /// Returns a number of the summary.
@@ -35,10 +36,8 @@ fn assert_nothing_lost(text: &str) {
 
 #[test]
 fn in_a_pipe_it_prints_lines_and_loses_nothing_though_the_consumer_goes_away() {
-    let output = run_command(&["demo", "--seconds", "3"], &repository());
-    let text = String::from_utf8(output.stdout).unwrap();
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!((output.status.code(), stderr.as_str()), (Some(0), ""), "{text}");
+    let Said { code, stdout: text, stderr } = said(&["demo", "--seconds", "3"], &repository());
+    assert_eq!((code, stderr.as_str()), (Some(0), ""), "{text}");
     assert_nothing_lost(&text);
     assert!(status_page(&text).is_some(), "{text}");
     assert!(text.contains("the consumer was away for 0.") && !text.contains('\u{1b}'), "{text}");

@@ -9,8 +9,6 @@ use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use flate2::write::GzEncoder;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -18,6 +16,7 @@ use tempfile::TempDir;
 use crate::support::PATIENCE;
 use crate::support::apiserver::Apiserver;
 use crate::support::apiserver::Counted;
+use crate::support::apiserver::kubeconfig;
 use crate::support::apiserver::now;
 use crate::support::binary;
 use crate::support::certificates::Certificates;
@@ -31,7 +30,9 @@ use crate::support::relay::Relay;
 use crate::support::relay::run_command;
 use crate::support::relay::run_command_with;
 use crate::support::requests::to_sink;
+use crate::support::said;
 use crate::support::server::Options;
+use crate::support::text;
 use crate::support::wait_until;
 
 /// The output of a run of the command.
@@ -88,39 +89,6 @@ fn url(address: SocketAddr) -> String {
     format!("http://{address}")
 }
 
-#[test]
-fn a_refused_url_is_named_by_its_place_and_its_secrets_are_not_printed() {
-    for (option, values, place) in [
-        ("--relay", &["http://a", "http://user:s3cret@b:9090"][..], 2),
-        ("--relay", &["ftp://b/?token=s3cret"], 1),
-        ("--relay", &["s3cret@b:9090"], 1),
-        ("--apiserver", &["-", "file", "https://s3cret@b"], 3),
-        ("--apiserver", &["http://b:99999/?token=s3cret"], 1),
-        ("--apiserver", &["https:/user:s3cret@b/metrics"], 1),
-    ] {
-        let options = values.iter().flat_map(|value| [option, value]);
-        let arguments: Vec<&str> = ["doctor"].into_iter().chain(options).collect();
-        let output = run_command(&arguments, Path::new("/"));
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]), "{said}");
-        assert!(said.starts_with(&format!("{option}: value {place} ")), "{said}");
-        assert!(!said.contains("s3cret"), "{said}");
-    }
-}
-
-#[test]
-fn a_relay_that_is_named_twice_is_one() {
-    let consumer = HttpSink::accepting();
-    let relay = Relay::start(&to_sink(consumer.address(), ""));
-    let port = relay.admin().port();
-    let texts = ["http://127.0.0.1", "HTTP://127.0.0.1", "http://127.0.1", "http://0x7f000001"];
-    let urls = texts.map(|text| format!("{text}:{port}/"));
-    let arguments: Vec<&str> = urls.iter().flat_map(|url| ["--relay", url.as_str()]).collect();
-    let (_, json) = doctor_json(&arguments);
-    assert_eq!(json["relay"]["instances"].as_array().unwrap().len(), 1, "{json:#}");
-    relay.finish(Backlog::Empty);
-}
-
 /// Returns the URL of an address at which nothing listens.
 fn nobody() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], free_port()))
@@ -134,6 +102,21 @@ fn an_idle_relay_is_unknown_and_one_that_has_delivered_is_ok() {
     let said = doctor(&["--relay", &admin]);
     said.assert("UNKNOWN – relay: nothing has happened yet");
     said.assert_has("kube-apiserver: unknown");
+    // Without a URL, the config names the relay.
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("relay.toml");
+    std::fs::write(&file, format!("admin = {{ address = \"{}\" }}\n", relay.admin())).unwrap();
+    let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", text(&file))];
+    let arguments = ["doctor", "--interval", "100ms"];
+    let said = Said::of(run_command_with(&arguments, Path::new("/"), &variables));
+    said.assert("UNKNOWN – relay: nothing has happened yet");
+    said.assert_has(&format!("relay {admin}"));
+    // Four texts of one address are one relay.
+    let texts = ["http://127.0.0.1", "HTTP://127.0.0.1", "http://127.0.1", "http://0x7f000001"];
+    let urls = texts.map(|text| format!("{text}:{}/", relay.admin().port()));
+    let arguments: Vec<&str> = urls.iter().flat_map(|url| ["--relay", url.as_str()]).collect();
+    let (_, json) = doctor_json(&arguments);
+    assert_eq!(json["relay"]["instances"].as_array().unwrap().len(), 1, "{json:#}");
 
     assert_eq!(relay.post(&generated_batch(1, 30, 700)).status, 200);
     relay.wait_until_delivered(PATIENCE);
@@ -153,21 +136,6 @@ fn an_idle_relay_is_unknown_and_one_that_has_delivered_is_ok() {
     assert_eq!(json["relay"]["accepted"], 30);
     assert_eq!(json["outputs"][0]["name"], "consumer");
     assert_eq!(json["outputs"][0]["delivered"], 30);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn without_a_url_the_config_names_the_relay() {
-    let consumer = HttpSink::accepting();
-    let relay = Relay::start(&to_sink(consumer.address(), ""));
-    let directory = TempDir::new().unwrap();
-    let file = directory.path().join("relay.toml");
-    std::fs::write(&file, format!("admin = {{ address = \"{}\" }}\n", relay.admin())).unwrap();
-    let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", file.to_str().unwrap())];
-    let arguments = ["doctor", "--interval", "100ms"];
-    let said = Said::of(run_command_with(&arguments, Path::new("/"), &variables));
-    said.assert("UNKNOWN – relay: nothing has happened yet");
-    said.assert_has(&format!("relay http://{}", relay.admin()));
     relay.finish(Backlog::Empty);
 }
 
@@ -223,7 +191,7 @@ fn a_relay_that_cannot_be_reached_is_unknown_and_a_loss_of_kube_apiserver_outran
         ..Counted::starting()
     };
     std::fs::write(&file, counted.metrics()).unwrap();
-    let file = file.to_str().unwrap();
+    let file = text(&file);
     let said = doctor(&["--relay", &away, "--apiserver", file]);
     said.assert("LOST – 12 events lost at kube-apiserver /");
     said.assert_has("--audit-webhook-batch-buffer-size");
@@ -272,6 +240,14 @@ fn what_kube_apiserver_counts_is_compared_with_what_the_relay_counts() {
     said.assert_has("generated   40");
     said.assert_has("attempts    1 to relay.example:3000 (200: 1)");
     said.assert_has("everything that was generated has arrived");
+    // The interval may be nothing.
+    let (relay, apiserver) = (url(whole.relay.admin()), url(whole.apiserver.address()));
+    let arguments = ["doctor", "--interval", "0s", "--relay", &relay, "--apiserver", &apiserver];
+    let output = run_command(&arguments, Path::new("/"));
+    assert_eq!(output.stderr, b"");
+    let said = Said::of(output);
+    said.assert("OK");
+    said.assert_has("generated   40, 0 in the last 0.");
 
     // A difference of the totals is unexplained, whichever side has more.
     whole.apiserver.count(0, |it| it.generated = Some(43));
@@ -392,11 +368,7 @@ fn refusals_for_longer_than_kube_apiserver_tries_are_lost_with_an_estimate() {
 fn the_remedy_for_a_loss_names_the_cause_that_the_webhook_check_has_found() {
     let certificates = Certificates::new();
     let consumer = HttpSink::accepting();
-    let server = &certificates.wrong_server;
-    let tls = format!(
-        "[listener.tls]\ncertificate = {:?}\nprivate_key = {:?}\n",
-        server.certificate, server.key
-    );
+    let tls = certificates.wrong_server.tls();
     let config = to_sink(consumer.address(), "").replace("[[output]]", &format!("{tls}[[output]]"));
     let relay = Relay::start(&config);
     let apiserver = Apiserver::single();
@@ -446,7 +418,7 @@ fn saved_metrics_are_compared_by_their_totals() {
     let file = directory.path().join("saved");
     let counted = |generated| Counted { generated: Some(generated), ..Counted::starting() };
     let relay = url(whole.relay.admin());
-    let arguments = ["--relay", &relay, "--apiserver", file.to_str().unwrap()];
+    let arguments = ["--relay", &relay, "--apiserver", text(&file)];
     let later = "OK so far – what was generated was not compared with what was received";
     for (generated, verdict) in [(40, "OK"), (41, "UNKNOWN – the way from"), (30, later)] {
         std::fs::write(&file, counted(generated).metrics()).unwrap();
@@ -467,23 +439,17 @@ fn saved_metrics_are_compared_by_their_totals() {
     let said = doctor(&arguments);
     said.assert("UNKNOWN – kube-apiserver /");
     said.assert_has("No such file");
-    whole.relay.finish(Backlog::Empty);
-}
 
-#[test]
-fn files_need_no_interval_and_each_is_a_process_of_its_own() {
-    let whole = Whole::start();
-    let directory = TempDir::new().unwrap();
+    // Two files are two processes. Files are read once, so the interval is not waited for.
     let started = Counted::starting().started;
-    let file = |name: &str, generated| {
+    let saved = |name: &str, generated| {
         let file = directory.path().join(name);
         let counted = Counted { started, generated: Some(generated), ..Counted::starting() };
         // Some editors and shells write a byte order mark.
         std::fs::write(&file, format!("\u{feff}{}", counted.metrics())).unwrap();
-        file.to_str().unwrap().to_owned()
+        text(&file).to_owned()
     };
-    let (first, second) = (file("first", 15), file("second", 25));
-    let relay = url(whole.relay.admin());
+    let (first, second) = (saved("first", 15), saved("second", 25));
     let begin = Instant::now();
     let arguments = ["doctor", "--interval", "1m", "--relay", &relay];
     let arguments = [&arguments[..], &["--apiserver", &first, "--apiserver", &second]].concat();
@@ -493,19 +459,6 @@ fn files_need_no_interval_and_each_is_a_process_of_its_own() {
     said.assert_has(&format!("kube-apiserver {first} "));
     said.assert_has(&format!("kube-apiserver {second} "));
     said.assert_has("everything that was generated has arrived");
-    whole.relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn the_interval_may_be_nothing() {
-    let whole = Whole::start();
-    let (relay, apiserver) = (url(whole.relay.admin()), url(whole.apiserver.address()));
-    let arguments = ["doctor", "--interval", "0s", "--relay", &relay, "--apiserver", &apiserver];
-    let output = run_command(&arguments, Path::new("/"));
-    assert_eq!(output.stderr, b"");
-    let said = Said::of(output);
-    said.assert("OK");
-    said.assert_has("generated   40, 0 in the last 0.");
     whole.relay.finish(Backlog::Empty);
 }
 
@@ -551,21 +504,6 @@ fn instances_behind_one_address_are_told_apart_by_their_start() {
     let said = doctor(&[&arguments[..], &["--instances", "4"]].concat());
     said.assert(&format!("UNKNOWN – kube-apiserver {address}: unknown, only 3 of 4 instances"));
     whole.relay.finish(Backlog::Empty);
-}
-
-/// Writes a kubeconfig with a token for this server, with the CA in the file itself.
-fn kubeconfig(directory: &Path, server: SocketAddr, certificates: &Certificates) -> String {
-    let ca = BASE64_STANDARD.encode(std::fs::read(&certificates.ca).unwrap());
-    std::fs::write(directory.join("token"), "s3cret\n").unwrap();
-    let text = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
-         contexts:\n- name: x\n  context:\n    cluster: c\n    user: u\n\
-         clusters:\n- name: c\n  cluster:\n    server: https://{server}\n    \
-         certificate-authority-data: {ca}\nusers:\n- name: u\n  user:\n    tokenFile: token\n"
-    );
-    let file = directory.join("kubeconfig");
-    std::fs::write(&file, text).unwrap();
-    file.to_str().unwrap().to_owned()
 }
 
 #[test]
@@ -627,10 +565,7 @@ fn the_webhooks_kubeconfig_is_tried_up_to_a_relay() {
     let certificates = Certificates::new();
     let consumer = HttpSink::accepting();
     let config = |server: &Pair| {
-        let tls = format!(
-            "[listener.tls]\ncertificate = {:?}\nprivate_key = {:?}\n",
-            server.certificate, server.key
-        );
+        let tls = server.tls();
         to_sink(consumer.address(), "").replace("[[output]]", &format!("{tls}[[output]]"))
     };
     let relay = Relay::start(&config(&certificates.server));
@@ -656,16 +591,13 @@ fn the_webhooks_kubeconfig_is_tried_up_to_a_relay() {
     said.assert_has("Renew the certificate");
     other.finish(Backlog::Empty);
 
-    for (server, what) in [
-        (&certificates.wrong_server, "TLS: "),
-        (&certificates.elsewhere_server, "TLS: "),
-        (&certificates.expired_server, "TLS: "),
-    ] {
+    let Certificates { wrong_server, elsewhere_server, expired_server, .. } = &certificates;
+    for server in [wrong_server, elsewhere_server, expired_server] {
         let wrong = Relay::start(&config(server));
         let file = kubeconfig(directory.path(), wrong.address(), &certificates);
         let said = doctor(&["--relay", &url(named.admin()), "--webhook", &file]);
         said.assert("UNKNOWN – the webhook https://");
-        said.assert_has(what);
+        said.assert_has("TLS: ");
         wrong.finish(Backlog::Empty);
     }
     named.finish(Backlog::Empty);
@@ -678,13 +610,13 @@ fn a_probe_is_followed_to_the_relay() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("kubeconfig");
     let server = url(whole.apiserver.address());
-    let text = format!(
+    let config = format!(
         "current-context: x\ncontexts:\n- {{name: x, context: {{cluster: c}}}}\n\
          clusters:\n- {{name: c, cluster: {{server: '{server}'}}}}\n"
     );
-    std::fs::write(&file, text).unwrap();
+    std::fs::write(&file, config).unwrap();
     let relay = url(whole.relay.admin());
-    let arguments = ["--relay", &relay, "--kubeconfig", file.to_str().unwrap(), "--probe"];
+    let arguments = ["--relay", &relay, "--kubeconfig", text(&file), "--probe"];
     let probes = || {
         let asked = whole.apiserver.asked();
         asked
@@ -704,7 +636,7 @@ fn a_probe_is_followed_to_the_relay() {
 
     // One that cannot be read is named.
     let away = url(nobody());
-    let said = doctor(&["--relay", &away, "--kubeconfig", file.to_str().unwrap(), "--probe"]);
+    let said = doctor(&["--relay", &away, "--kubeconfig", text(&file), "--probe"]);
     said.assert_has(&format!("unknown: the probe: not sent, because relay {away} ("));
     said.assert_has("cannot connect");
     whole.relay.finish(Backlog::Empty);
@@ -714,11 +646,11 @@ fn a_probe_is_followed_to_the_relay() {
 fn wrong_usage_is_told_and_nothing_is_asked() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("kubeconfig");
-    let text = "current-context: x\ncontexts:\n- {name: x, context: {cluster: c, user: u}}\n\
+    let config = "current-context: x\ncontexts:\n- {name: x, context: {cluster: c, user: u}}\n\
                 clusters:\n- {name: c, cluster: {server: 'https://127.0.0.1:1'}}\n\
                 users:\n- {name: u, user: {exec: {command: aws}}}\n";
-    std::fs::write(&file, text).unwrap();
-    let file = file.to_str().unwrap();
+    std::fs::write(&file, config).unwrap();
+    let file = text(&file);
     for (arguments, what) in [
         (&["--relay", "127.0.0.1:9090"][..], "--relay: value 1 is not a URL"),
         (&["--relay", "ftp://a"], "neither http:// nor https://"),
@@ -731,10 +663,19 @@ fn wrong_usage_is_told_and_nothing_is_asked() {
         (&["--kubeconfig", "/no/such"], "/no/such: cannot read"),
         (&["--webhook", "/no/such"], "/no/such: cannot read"),
         (&["--probe"], "--kubeconfig"),
+        // A refused URL is named by its place, and its secrets are not printed.
+        (&["--relay", "http://a", "--relay", "http://user:s3cret@b:9090"], "--relay: value 2 "),
+        (&["--relay", "ftp://b/?token=s3cret"], "--relay: value 1 "),
+        (&["--relay", "s3cret@b:9090"], "--relay: value 1 "),
+        (
+            &["--apiserver", "-", "--apiserver", "file", "--apiserver", "https://s3cret@b"],
+            "--apiserver: value 3 ",
+        ),
+        (&["--apiserver", "http://b:99999/?token=s3cret"], "--apiserver: value 1 "),
+        (&["--apiserver", "https:/user:s3cret@b/metrics"], "--apiserver: value 1 "),
     ] {
-        let output = run_command(&[&["doctor"], arguments].concat(), Path::new("/"));
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(2), &b""[..]), "{said}");
-        assert!(said.contains(what), "{what}: {said}");
+        let refused = said::said(&[&["doctor"], arguments].concat(), Path::new("/"));
+        refused.assert_refused(what);
+        assert!(!refused.stderr.contains("s3cret"), "{refused:?}");
     }
 }

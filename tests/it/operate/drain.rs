@@ -10,17 +10,15 @@ use crate::support::numbered;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
-use crate::support::relay::run_command;
 use crate::support::relay::run_command_with;
+use crate::support::said::Said;
+use crate::support::said::said;
 use crate::support::spool::Spool;
 use crate::support::tally::Tallying;
 
-/// Runs `drain`. Returns its exit status and its standard error.
-fn drain(relay: &Relay, seconds: u32) -> (Option<i32>, String) {
+fn drain(relay: &Relay, seconds: u32) -> Said {
     let url = format!("http://{}", relay.admin());
-    let output = run_command(&["drain", &url, "--seconds", &seconds.to_string()], Path::new("/"));
-    assert_eq!(output.stdout, b"");
-    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    said(&["drain", &url, "--seconds", &seconds.to_string()], Path::new("/"))
 }
 
 #[test]
@@ -34,9 +32,7 @@ fn drain_waits_until_every_consumer_has_everything_but_no_longer_than_it_may() {
         spool.queue("")
     ));
     assert_eq!(relay.post(&numbered::list(0, 0..300)).status, 200);
-    let (code, said) = drain(&relay, 1);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("300 events for the output down"), "{said}");
+    drain(&relay, 1).assert(1, &["300 events for the output down"]);
 
     // The command is already running when the consumer comes back.
     let waits = std::thread::scope(|scope| {
@@ -47,7 +43,8 @@ fn drain_waits_until_every_consumer_has_everything_but_no_longer_than_it_may() {
         down.reopen();
         waits.join().unwrap()
     });
-    assert_eq!(waits.0, (Some(0), String::new()));
+    let nothing = String::new();
+    assert_eq!(waits.0, Said { code: Some(0), stdout: nothing.clone(), stderr: nothing });
     assert_eq!(down.tally.count(), 300);
     // No event waits any more, but the command still waits a few seconds, so that senders that have
     // not heard yet that the pod ends have time to.
@@ -62,10 +59,9 @@ fn a_relay_that_has_no_time_to_answer_is_waited_for() {
     let consumer = Tallying::tcp();
     let relay = Relay::start(&format!("{BASE}{}", consumer.output("o", "")));
     relay.signal(libc::SIGSTOP);
-    let (code, said) = drain(&relay, 1);
+    let said = drain(&relay, 1);
     relay.signal(libc::SIGCONT);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("not delivered within 1 s: the relay does not answer"), "{said}");
+    said.assert(1, &["not delivered within 1 s: the relay does not answer"]);
     relay.finish(Backlog::Empty);
 }
 
@@ -76,8 +72,6 @@ fn drain_asks_where_the_config_says_and_tells_when_nobody_answers() {
     let port = free_port();
     std::fs::write(&file, format!("admin = {{ address = \"0.0.0.0:{port}\" }}\n")).unwrap();
     let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", file.to_str().unwrap())];
-    let output = run_command_with(&["drain"], Path::new("/"), &variables);
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains(&format!("http://127.0.0.1:{port}/status: cannot connect")), "{said}");
+    let said = Said::of(run_command_with(&["drain"], Path::new("/"), &variables));
+    said.assert(1, &[&format!("http://127.0.0.1:{port}/status: cannot connect")]);
 }

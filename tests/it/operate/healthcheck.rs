@@ -35,6 +35,13 @@ fn ask(url: &str) -> (Option<i32>, String) {
     healthcheck(&[url], Path::new("/"), "")
 }
 
+#[track_caller]
+fn assert_says(url: &str, code: i32, words: &str) {
+    let (status, stderr) = ask(url);
+    assert_eq!(status, Some(code), "{url}: {stderr}");
+    assert!(stderr.contains(words), "{url}: {stderr}");
+}
+
 /// Returns the result of a `healthcheck` whose relay is ready, by the URL that was asked.
 fn ready(url: &str) -> (Option<i32>, String) {
     (Some(0), format!("ready: {url}\n"))
@@ -52,16 +59,10 @@ fn a_relay_is_ready_until_it_drains() {
     let live = format!("{admin}/livez");
     assert_eq!(ask(&live), (Some(0), format!("ok: {live}\n")));
     // Each check of the relay is a line.
-    let (code, stderr) = ask(&format!("{asked}?verbose"));
-    assert_eq!(code, Some(0));
-    assert!(stderr.starts_with(&format!("ready: {asked}?verbose\n[+]")), "{stderr}");
-    let (code, stderr) = ask(&format!("{admin}/nowhere"));
-    assert_eq!(code, Some(1));
-    assert!(stderr.contains("404"), "{stderr}");
-    // The listener of events is no admin address, and answers 405.
-    let (code, stderr) = ask(&format!("http://{}", relay.address()));
-    assert_eq!(code, Some(1));
-    assert!(stderr.contains("405"), "{stderr}");
+    assert_says(&format!("{asked}?verbose"), 0, &format!("ready: {asked}?verbose\n[+]"));
+    assert_says(&format!("{admin}/nowhere"), 1, "404");
+    // The listener of events is not an admin address, and answers 405.
+    assert_says(&format!("http://{}", relay.address()), 1, "405");
 
     let body = generated_batch(1, 1, 600);
     let mut client = Client::connect(relay.address()).unwrap();
@@ -72,16 +73,14 @@ fn a_relay_is_ready_until_it_drains() {
     });
     relay.signal(libc::SIGTERM);
     wait_until("the end of readiness", PATIENCE, || ask(&admin).0 == Some(1));
-    let (code, stderr) = ask(&admin);
-    assert_eq!(code, Some(1));
-    assert_eq!(stderr, format!("{admin}/readyz: 503 Service Unavailable\nshutting down\n"));
+    let refused = format!("{admin}/readyz: 503 Service Unavailable\nshutting down\n");
+    assert_eq!(ask(&admin), (Some(1), refused));
     client.send(&body[100..]).unwrap();
     assert_eq!(client.read_response().unwrap().status, 200);
     assert_eq!(relay.wait().code(), Some(0));
     assert_eq!(sink.count(), 1);
-    let (code, stderr) = ask(&admin);
-    assert_eq!(code, Some(1));
-    assert!(stderr.contains("cannot connect") && stderr.contains("refused"), "{stderr}");
+    assert_says(&admin, 1, "cannot connect");
+    assert_says(&admin, 1, "refused");
 }
 
 #[test]
@@ -142,10 +141,8 @@ fn a_relay_that_starts_is_not_ready_and_says_so() {
         Answer::status(503).body("starting\n\u{1b}[31mred\u{1b}[0m\n")
     });
     let url = format!("http://{}", relay.address());
-    let (code, stderr) = ask(&url);
-    assert_eq!(code, Some(1));
-    let said = ["503 Service Unavailable", "starting", "\\u{1b}[31mred\\u{1b}[0m"].join("\n");
-    assert_eq!(stderr, format!("{url}/readyz: {said}\n"));
+    let said = "503 Service Unavailable\nstarting\n\\u{1b}[31mred\\u{1b}[0m\n";
+    assert_eq!(ask(&url), (Some(1), format!("{url}/readyz: {said}")));
 }
 
 #[test]
@@ -186,9 +183,8 @@ fn who_does_not_answer_is_not_ready_after_3_seconds() {
     });
     for address in addresses {
         let begun = Instant::now();
-        let (code, stderr) = ask(&format!("http://{address}"));
-        assert_eq!(code, Some(1));
-        assert_eq!(stderr, format!("http://{address}/readyz: no answer within 3 s\n"));
+        let silent = format!("http://{address}/readyz: no answer within 3 s\n");
+        assert_eq!(ask(&format!("http://{address}")), (Some(1), silent));
         assert!(begun.elapsed() >= Duration::from_secs(3), "{:?}", begun.elapsed());
         assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
     }
@@ -208,9 +204,7 @@ fn a_wrong_url_is_wrong_usage() {
         ("http://user:password@127.0.0.1:9090", "no user name"),
         ("ftp://127.0.0.1", "http://HOST:PORT"),
     ] {
-        let (code, stderr) = ask(url);
-        assert_eq!(code, Some(2), "{url}: {stderr}");
-        assert!(stderr.contains(said), "{url}: {stderr}");
+        assert_says(url, 2, said);
     }
     let (code, stderr) = healthcheck(&["http://127.0.0.1:1", "another"], Path::new("/"), "");
     assert_eq!(code, Some(2), "{stderr}");

@@ -5,8 +5,6 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tempfile::TempDir;
-
 use crate::support::PATIENCE;
 use crate::support::corpus::generated_batch;
 use crate::support::http;
@@ -19,7 +17,7 @@ use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::requests::accepted_events;
 use crate::support::requests::assert_same_set;
-use crate::support::text;
+use crate::support::spool::Spool;
 use crate::support::wait_until;
 
 /// Returns a config whose log has lines for each request and delivery.
@@ -52,35 +50,57 @@ fn post_until_lines_are_dropped(relay: &Relay, client: &mut Client, from: u64) -
     panic!("no line is dropped: {}", relay.metrics().text);
 }
 
-/// Method: nobody reads the pipe of the relay's log while requests make lines until some are
-/// dropped. Requests, deliveries, a reload and the end must go on as usual, and the dropped lines
-/// must be counted.
+/// Method: nobody reads the pipe of the relay's log, or its reader has gone, while requests make
+/// lines until some are dropped. Requests, deliveries, a reload and the end must go on as usual,
+/// and the dropped lines must be counted. With a consumer that hangs, a second signal must still
+/// end the process.
 #[test]
 fn a_log_that_nobody_reads_holds_up_no_answer_no_delivery_no_reload_and_no_end() {
-    for (format, directory) in [("text", None), ("json", Some(TempDir::new().unwrap()))] {
-        let queue = directory.as_ref().map_or(String::new(), |directory| {
-            format!("[queue]\ndirectory = \"{}\"\n", text(directory.path()))
+    let spool = Spool::new();
+    let in_files = spool.queue("");
+    let drain = "[shutdown]\ndrain_timeout = \"100s\"\n";
+    type Silence = fn(&Relay);
+    let rounds: [(&str, &str, Silence); 3] = [
+        ("text", "", Relay::close_log),
+        ("json", &in_files, Relay::hold_log),
+        ("text", drain, Relay::hold_log),
+    ];
+    for (format, more, silence) in rounds {
+        let hangs = Arc::new(AtomicBool::new(false));
+        let is_hung = Arc::clone(&hangs);
+        let sink = HttpSink::start(move |_| match is_hung.load(Ordering::SeqCst) {
+            true => Answer::never(),
+            false => Answer::status(200),
         });
-        let sink = HttpSink::accepting();
-        let mut relay = Relay::start(&config(format, &sink, &queue));
+        let mut relay = Relay::start(&config(format, &sink, more));
         assert_eq!(dropped(&relay.metrics()), 0.0, "the series is there from the start");
-        relay.hold_log();
+        silence(&relay);
         let mut client = Client::connect(relay.address()).unwrap();
         let sent = post_until_lines_are_dropped(&relay, &mut client, 0);
         relay.wait_until_delivered(PATIENCE);
         assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..sent));
         relay.signal(libc::SIGHUP);
-        relay.wait_for_metrics("the reload", PATIENCE, |metrics| {
-            let reloads = metrics.value("config_reload_total", &[("result", "success")]);
-            (reloads == 1.0).then_some(())
-        });
+        wait_until("the reload", PATIENCE, || relay.reloads("success") == 1.0);
         let before = dropped(&relay.metrics());
         let status = http::get(relay.admin(), "/status").unwrap().json();
         assert!(status["log_dropped_lines"].as_f64() >= Some(before), "{status:#}");
-        assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
-        relay.settle(Backlog::Empty);
-        // Nobody reads the last lines either.
-        relay.stop();
+        if more != drain {
+            assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
+            relay.settle(Backlog::Empty);
+            // Nobody reads the last lines either.
+            relay.stop();
+            continue;
+        }
+        hangs.store(true, Ordering::SeqCst);
+        assert_eq!(relay.post(&numbered::list(1, 0..1)).status, 200);
+        relay.signal(libc::SIGTERM);
+        wait_until("the drain", PATIENCE, || {
+            http::get(relay.admin(), "/readyz").unwrap().status == 503
+        });
+        // A signal within 10 ms of the first counts as the same signal, sent twice.
+        std::thread::sleep(Duration::from_millis(100));
+        relay.signal(libc::SIGTERM);
+        assert_eq!(relay.wait().code(), Some(1));
     }
 }
 
@@ -124,42 +144,4 @@ fn a_log_that_is_read_again_goes_on_and_says_how_many_lines_are_missing() {
         let parsed: Result<serde_json::Value, _> = serde_json::from_str(&line);
         assert!(parsed.is_ok(), "{line}");
     }
-}
-
-#[test]
-fn a_log_whose_reader_has_gone_costs_its_lines_and_nothing_else() {
-    let sink = HttpSink::accepting();
-    let mut relay = Relay::start(&config("text", &sink, ""));
-    relay.close_log();
-    let mut client = Client::connect(relay.address()).unwrap();
-    let sent = post_until_lines_are_dropped(&relay, &mut client, 0);
-    relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..sent));
-    relay.settle(Backlog::Empty);
-    relay.stop();
-}
-
-#[test]
-fn a_second_signal_is_heard_while_nobody_reads_the_log() {
-    let held = Arc::new(AtomicBool::new(false));
-    let holds = Arc::clone(&held);
-    let sink = HttpSink::start(move |_| match holds.load(Ordering::SeqCst) {
-        true => Answer::never(),
-        false => Answer::status(200),
-    });
-    let drain = "[shutdown]\ndrain_timeout = \"100s\"\n";
-    let mut relay = Relay::start(&config("text", &sink, drain));
-    relay.hold_log();
-    let mut client = Client::connect(relay.address()).unwrap();
-    post_until_lines_are_dropped(&relay, &mut client, 0);
-    held.store(true, Ordering::SeqCst);
-    assert_eq!(relay.post(&numbered::list(1, 0..1)).status, 200);
-    relay.signal(libc::SIGTERM);
-    wait_until("the drain", PATIENCE, || {
-        http::get(relay.admin(), "/readyz").unwrap().status == 503
-    });
-    // A signal within 10 ms of the first counts as the same signal, sent twice.
-    std::thread::sleep(Duration::from_millis(100));
-    relay.signal(libc::SIGTERM);
-    assert_eq!(relay.wait().code(), Some(1));
 }

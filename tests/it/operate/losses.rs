@@ -4,7 +4,6 @@
 //! has.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -169,22 +168,6 @@ fn a_removed_outputs_backlog_is_said_when_it_is_lost_by_a_reload_and_by_a_restar
     assert_eq!(with_message(&lines(&relay, "ERROR"), message).len(), 1);
     relay.stop();
     assert_eq!(last_line(&relay)["lost"], 20);
-}
-
-#[test]
-fn the_last_line_has_the_totals_also_where_the_process_ends_at_once() {
-    let mut relay = Relay::start(&dead_end("").replace("200ms", "60s"));
-    assert_eq!(relay.post(&generated_batch(1, 10, 1000)).status, 200);
-    relay.signal(libc::SIGTERM);
-    relay.wait_for_log("draining", PATIENCE);
-    // A second signal within a moment counts as the same signal.
-    std::thread::sleep(Duration::from_millis(100));
-    relay.signal(libc::SIGTERM);
-    assert_eq!(relay.wait().code(), Some(1));
-    let ended = last_line(&relay);
-    assert_eq!((&ended["message"], &ended["lost"]), (&"ended".into(), &10.into()), "{ended}");
-    let failed = with_message(&lines(&relay, "ERROR"), "the relay has failed");
-    assert_eq!(failed.len(), 1, "{failed:?}");
 }
 
 #[test]

@@ -1,26 +1,24 @@
 //! The files that a config names are regular files: anything else is refused at once, and a file
 //! system that hangs is waited for in no command and no reload for longer than half a minute.
 
-use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
-use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
 
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
-use crate::support::binary;
 use crate::support::corpus::generated_batch;
 use crate::support::http_sink::HttpSink;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
-use crate::support::relay::run_command;
 use crate::support::requests::to_sink;
+use crate::support::said::said;
+use crate::support::said::said_to;
 use crate::support::text;
 use crate::support::wait_until;
 
@@ -94,10 +92,7 @@ fn a_file_that_is_not_regular_is_named_and_refused_by_check_and_by_run() {
     ] {
         std::fs::write(&file, with_key(&key)).unwrap();
         for command in ["check", "run"] {
-            let output = run_command(&[command, "--config", text(&file)], directory.path());
-            let said = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(2), "{command}, {key}: {said}");
-            assert!(said.contains(named) && said.contains(what), "{command}, {key}: {said}");
+            said(&[command, text(&file)], directory.path()).assert(2, &[named, what]);
         }
     }
 }
@@ -106,16 +101,7 @@ fn a_file_that_is_not_regular_is_named_and_refused_by_check_and_by_run() {
 fn the_config_itself_may_come_from_a_pipe() {
     let directory = TempDir::new().unwrap();
     let config = format!("{BASE}[[output]]\nname = \"out\"\ntype = \"stdout\"\n");
-    let mut check = Command::new(binary())
-        .args(["check", "/dev/stdin"])
-        .current_dir(directory.path())
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    check.stdin.take().unwrap().write_all(config.as_bytes()).unwrap();
-    let output = check.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    said_to(config.as_bytes(), &["check", "/dev/stdin"], directory.path()).assert(0, &[]);
 }
 
 /// Method: the config comes to name a FIFO; then a token that is in use becomes one.
@@ -133,7 +119,7 @@ fn a_reload_refuses_a_fifo_at_once_and_the_relay_goes_on() {
     let told = || relay.log_text().matches("a FIFO (named pipe)").count();
     wait_until("the log says why", PATIENCE, || told() > 0);
     relay.reload(&good, "success");
-    let errors = || relay.metrics().value("config_reload_total", &[("result", "error")]);
+    let errors = || relay.reloads("error");
     let (before, told_before) = (errors(), told());
     std::fs::rename(&pipe, &token).unwrap();
     wait_until("the FIFO is refused", PATIENCE, || errors() > before && told() > told_before);
@@ -161,7 +147,7 @@ mod peers {
         let begun = Instant::now();
         std::fs::write(relay.config_file(), &bad).unwrap();
         relay.signal(libc::SIGHUP);
-        let errors = || relay.metrics().value("config_reload_total", &[("result", "error")]);
+        let errors = || relay.reloads("error");
         let waits = "the file system does not answer: waiting for the config's files";
         wait_until("the log says what it waits for", WAITED, || relay.log_text().contains(waits));
         assert_eq!(errors(), 0.0);

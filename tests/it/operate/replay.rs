@@ -5,7 +5,6 @@ use std::io::Write as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
-use std::process::Output;
 use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
@@ -33,6 +32,9 @@ use crate::support::requests::accepted_events;
 use crate::support::requests::assert_same_set;
 use crate::support::requests::events_in;
 use crate::support::requests::to_sink;
+use crate::support::said::Said;
+use crate::support::said::said;
+use crate::support::said::said_to;
 use crate::support::text;
 use crate::support::wait_until;
 
@@ -60,22 +62,11 @@ impl Place {
     }
 
     fn replay(&self, url: &str, arguments: &[&str]) -> Said {
-        Said::of(run_command(&[&["replay", "--url", url], arguments].concat(), self.root()))
+        said(&[&["replay", "--url", url], arguments].concat(), self.root())
     }
 
-    fn replay_stdin(&self, url: &str, arguments: &[&str], bytes: &[u8]) -> Said {
-        let mut child = Command::new(binary())
-            .args(["replay", "--url", url])
-            .args(arguments)
-            .current_dir(self.root())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // The command may end before it has read everything.
-        child.stdin.take().unwrap().write_all(bytes).ok();
-        Said::of(child.wait_with_output().unwrap())
+    fn replay_stdin(&self, url: &str, bytes: &[u8]) -> Said {
+        said_to(bytes, &["replay", "--url", url, "-"], self.root())
     }
 
     fn root(&self) -> &Path {
@@ -83,24 +74,7 @@ impl Place {
     }
 }
 
-/// The exit status of a replay, and its output.
-#[derive(Debug)]
-struct Said {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
 impl Said {
-    fn of(output: Output) -> Self {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Self {
-            code: output.status.code(),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
-    }
-
     /// Returns a number of the summary.
     fn figure(&self, name: &str) -> u64 {
         let line = self.stdout.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
@@ -116,10 +90,8 @@ impl Said {
 
     #[track_caller]
     fn assert_stopped(&self, accepted: u64, said: &[&str]) {
-        assert_eq!((self.code, self.figure("accepted")), (Some(1), accepted), "{self:?}");
-        for text in said {
-            assert!(self.stderr.contains(text), "{text}: {self:?}");
-        }
+        self.assert(1, said);
+        assert_eq!(self.figure("accepted"), accepted, "{self:?}");
     }
 }
 
@@ -197,15 +169,11 @@ fn every_form_of_input_arrives_byte_for_byte() {
         ("empty", Vec::new(), &Vec::new()),
     ] {
         let sink = HttpSink::accepting();
-        let relay = Relay::start(&to_sink(sink.address(), ""));
-        let to = format!("http://{}/", relay.address());
         let file = place.write(name, &bytes);
         let count = wanted.len() as u64;
-        place.replay(&to, &[&file]).assert_done(count, 0);
-        place.replay_stdin(&to, &["-"], &bytes).assert_done(count, 0);
-        relay.wait_until_delivered(PATIENCE);
+        place.replay(&url(&sink), &[&file]).assert_done(count, 0);
+        place.replay_stdin(&url(&sink), &bytes).assert_done(count, 0);
         assert_same_set(&accepted_events(&sink), &[wanted.as_slice(), wanted].concat());
-        relay.finish(Backlog::Empty);
     }
 }
 
@@ -237,7 +205,7 @@ fn what_a_relay_refused_or_still_holds_is_replayed_to_another() {
     assert_eq!(relay.post(&batch).status, 200);
     let exported = run_command(&["queue", "export", text(&spool)], place.root());
     let sink = HttpSink::accepting();
-    place.replay_stdin(&url(&sink), &["-"], &exported.stdout).assert_done(400, 0);
+    place.replay_stdin(&url(&sink), &exported.stdout).assert_done(400, 0);
     assert_same_set(&accepted_events(&sink), &numbered::events(0, 0..400));
     relay.finish(Backlog::Stable);
 }
@@ -566,7 +534,7 @@ fn wrong_usage_is_status_2_and_sends_nothing() {
     let sink = HttpSink::accepting();
     let to = url(&sink);
     let bad = place.write("bad", b"no resume file");
-    for (arguments, said) in [
+    for (arguments, what) in [
         (vec!["missing", "--url", &to], "missing: cannot read the events"),
         (vec![file.as_str(), "missing", "--url", &to], "missing: cannot read the events"),
         (vec![".", "--url", &to], "is a directory"),
@@ -581,10 +549,9 @@ fn wrong_usage_is_status_2_and_sends_nothing() {
         (vec![&file, "--url", &to, "--resume", &bad], "is not the resume file"),
         (vec![&file, "--url", &to, "--resume", "missing/resume"], "cannot write"),
     ] {
-        let output = Said::of(run_command(&[&["replay"], &arguments[..]].concat(), place.root()));
-        assert_eq!(output.code, Some(2), "{arguments:?}: {output:?}");
-        assert!(output.stderr.contains(said), "{said}: {output:?}");
-        assert!(!output.stderr.contains("secret"), "{output:?}");
+        let refused = said(&[&["replay"], &arguments[..]].concat(), place.root());
+        refused.assert_refused(what);
+        assert!(!refused.stderr.contains("secret"), "{refused:?}");
     }
     assert_eq!(sink.count(), 0);
 }
@@ -628,12 +595,6 @@ fn https_with_a_client_certificate_and_a_token() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns the number of events that the resume file says are done.
-fn saved_events(file: &Path) -> u64 {
-    let text = std::fs::read(file).unwrap();
-    serde_json::from_slice::<serde_json::Value>(&text).unwrap()["events"].as_u64().unwrap()
-}
-
 /// Returns how many different events were accepted.
 fn distinct(sink: &HttpSink) -> u64 {
     let mut numbers: Vec<_> =
@@ -643,14 +604,52 @@ fn distinct(sink: &HttpSink) -> u64 {
     numbers.len() as u64
 }
 
-/// Method: a replay of two files is killed and interrupted in turn at random moments, and run again
-/// with the same resume file each time. The resume file may never be ahead of the accepted events,
-/// an interrupt may repeat only a few requests, and in the end every event must have been accepted.
+/// Kills and interrupts a replay in turn, `rounds` times, each time at a random moment after fewer
+/// than `requests` requests of 50 events, and runs it once more to its end. Its resume file, whose
+/// number of finished events is `saved`, may never be ahead of the accepted events, an interrupt
+/// may repeat only a few requests and must say what `told` makes of the saved number, and in the
+/// end all `events` must have been accepted. Returns what the last run has said, and the number
+/// that was saved before it.
+pub(super) fn replay_that_is_ended(
+    arguments: &[&str],
+    directory: &Path,
+    sink: &HttpSink,
+    (rounds, requests, events): (u32, usize, u64),
+    saved: impl Fn() -> u64,
+    told: impl Fn(u64) -> String,
+) -> (Said, u64) {
+    let mut random = rng();
+    let mut before = 0;
+    for round in 0..rounds {
+        let signal = if round % 2 == 0 { libc::SIGKILL } else { libc::SIGINT };
+        let (count, accepted) = (sink.count(), accepted_events(sink).len() as u64);
+        let mut running = spawn_command(arguments, directory, &[]);
+        sink.wait_for_count(count + random.usize(1..requests), PATIENCE);
+        running.signal(signal);
+        let (status, stderr) = running.wait();
+        wait_until("the end of its connections", PATIENCE, || sink.open() == 0);
+        let repeated = accepted_events(sink).len() as u64 - accepted + before - saved();
+        before = saved();
+        if signal == libc::SIGINT {
+            assert_eq!(status.code(), Some(1), "{stderr}");
+            assert!(stderr.contains("stopped: interrupted"), "{stderr}");
+            assert!(stderr.contains(&told(before)), "{stderr}");
+            // The repeated events were accepted after a gap: at most twice the requests that were
+            // under way.
+            assert!(repeated <= 50 * 8, "{repeated}: {stderr}");
+        }
+        assert!(before <= distinct(sink), "{before} events are not all there");
+    }
+    let last = said(arguments, directory);
+    last.assert(0, &[]);
+    assert_eq!((distinct(sink), saved()), (events, events));
+    (last, before)
+}
+
 #[test]
 fn kills_and_interrupts_at_any_moment_skip_nothing_and_repeat_only_what_was_not_saved() {
     // 600 requests are more than all rounds together can send.
     const EVENTS: u64 = 30_000;
-    let mut random = rng();
     let place = Place::new();
     // The events are in two files, one of which is compressed.
     let log = numbered_log(EVENTS);
@@ -659,34 +658,15 @@ fn kills_and_interrupts_at_any_moment_skip_nothing_and_repeat_only_what_was_not_
     let resume = place.path("resume");
     let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(10)));
     let to = url(&sink);
-    let arguments: Vec<&str> = ["replay", "--url", &to, "--batch", "50", "--resume", text(&resume)]
-        .into_iter()
-        .chain(files.iter().map(String::as_str))
-        .collect();
-    let mut saved = 0;
-    for round in 0..6 {
-        let signal = if round % 2 == 0 { libc::SIGKILL } else { libc::SIGINT };
-        let (before, accepted_before) = (sink.count(), accepted_events(&sink).len() as u64);
-        let mut running = spawn_command(&arguments, place.root(), &[]);
-        sink.wait_for_count(before + random.usize(1..60), PATIENCE);
-        running.signal(signal);
-        let (status, stderr) = running.wait();
-        wait_until("the end of its connections", PATIENCE, || sink.open() == 0);
-        let repeated = accepted_events(&sink).len() as u64 - accepted_before;
-        let repeated = repeated + saved - saved_events(&resume);
-        saved = saved_events(&resume);
-        if signal == libc::SIGINT {
-            assert_eq!(status.code(), Some(1), "{stderr}");
-            assert!(stderr.contains("stopped: interrupted") && stderr.contains("same command"));
-            // The repeated events were accepted after a gap: at most twice the requests that were
-            // under way.
-            assert!(repeated <= 50 * 8, "{repeated}: {stderr}");
-        }
-        assert!(saved <= distinct(&sink), "{saved} events are not all there");
-    }
-    let said = Said::of(run_command(&arguments, place.root()));
-    assert_eq!(said.code, Some(0), "{said:?}");
-    assert_eq!((distinct(&sink), saved_events(&resume)), (EVENTS, EVENTS));
+    let [a, b] = files.each_ref().map(String::as_str);
+    let arguments = ["replay", "--url", &to, "--batch", "50", "--resume", text(&resume), a, b];
+    let saved = || {
+        let text = std::fs::read(&resume).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&text).unwrap()["events"].as_u64().unwrap()
+    };
+    replay_that_is_ended(&arguments, place.root(), &sink, (6, 60, EVENTS), saved, |_| {
+        "same command".to_owned()
+    });
 }
 
 #[test]

@@ -2,11 +2,9 @@
 //! another relay, byte for byte. No event is left out without a message, and the directory stays as
 //! it was.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
-use std::process::Output;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
@@ -14,9 +12,10 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::commands_queue::where_it_is_read_only;
+use super::replay::replay_that_is_ended;
+use crate::docs::pages::Page;
 use crate::support::PATIENCE;
-use crate::support::binary;
-use crate::support::chance::rng;
 use crate::support::http;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
@@ -31,6 +30,8 @@ use crate::support::requests::QUICK;
 use crate::support::requests::accepted_events;
 use crate::support::requests::assert_same_set;
 use crate::support::requests::to_sink;
+use crate::support::said::Said;
+use crate::support::said::said;
 use crate::support::spool::Spool;
 use crate::support::spool::forge_lines;
 use crate::support::text;
@@ -73,7 +74,12 @@ impl Place {
     fn replay(&self, sink: &HttpSink, arguments: &[&str]) -> Said {
         let url = format!("http://{}/", sink.address());
         let words = [&["replay", self.directory(), "--url", &url, "--backoff", "10ms"], arguments];
-        Said::of(run_command(&words.concat(), self.scratch.path()))
+        self.run(&words.concat())
+    }
+
+    /// Runs the program in the directory for the files of the commands.
+    fn run(&self, words: &[&str]) -> Said {
+        said(words, self.scratch.path())
     }
 
     /// Returns the number of events that the output has not finished, as `queue inspect` says it.
@@ -88,34 +94,6 @@ impl Place {
     /// Returns the queue's identity.
     fn identity(&self) -> String {
         std::fs::read_to_string(self.spool.path().join("identity")).unwrap().trim().to_owned()
-    }
-}
-
-/// The exit status of a command, and its output.
-#[derive(Debug)]
-struct Said {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Said {
-    fn of(output: Output) -> Self {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Self {
-            code: output.status.code(),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
-    }
-
-    #[track_caller]
-    fn assert(&self, code: i32, said: &[&str]) {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        for text in said {
-            let everything = format!("{}{}", self.stderr, self.stdout);
-            assert!(everything.contains(text), "{text}: {self:?}");
-        }
     }
 }
 
@@ -168,7 +146,7 @@ fn what_a_killed_relay_still_held_reaches_another_relay_byte_for_byte() {
     let other = Relay::start(&to_sink(sink.address(), ""));
     let url = format!("http://{}/", other.address());
     let words = ["replay", place.directory(), "--url", &url, "--resume", "state"];
-    let said = Said::of(run_command(&words, place.scratch.path()));
+    let said = place.run(&words);
     said.assert(
         0,
         &[
@@ -187,17 +165,7 @@ fn what_a_killed_relay_still_held_reaches_another_relay_byte_for_byte() {
     assert_same_set(&accepted_events(&sink), &events(0..1000));
     other.finish(Backlog::Empty);
     // A second run with the resume file finds nothing left, and says so.
-    let again = Said::of(run_command(
-        &[
-            "replay",
-            place.directory(),
-            "--url",
-            &format!("http://{}/", sink.address()),
-            "--resume",
-            "state",
-        ],
-        place.scratch.path(),
-    ));
+    let again = place.replay(&sink, &["--resume", "state"]);
     again.assert(0, &["sent: 0\n", "replayed 1000 events", "going on with", "position 1000"]);
 
     for (output, from) in [("archive", 400), ("siem", 0)] {
@@ -247,23 +215,10 @@ fn what_was_acknowledged_before_a_kill_in_the_middle_of_writes_arrives() {
     assert_same_set(&received, &events(0..acknowledged));
 }
 
-/// Returns how many different events were accepted.
-fn distinct(sink: &HttpSink) -> u64 {
-    let mut numbers: Vec<_> =
-        accepted_events(sink).iter().map(|event| numbered::identify(event).number).collect();
-    numbers.sort_unstable();
-    numbers.dedup();
-    numbers.len() as u64
-}
-
-/// Method: a replay is killed and interrupted in turn at random moments, and run again with the
-/// same resume file each time. The resume file may never be ahead of the accepted events, an
-/// interrupt may repeat only a few requests, and in the end every event must have been accepted.
 #[test]
 fn a_replay_that_is_killed_goes_on_and_repeats_only_what_was_under_way() {
     // 120 requests are more than all rounds together can send.
     const EVENTS: u64 = 12_000;
-    let mut random = rng();
     let place = left(EVENTS);
     let before = place.spool.files();
     let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(20)));
@@ -275,31 +230,12 @@ fn a_replay_that_is_killed_goes_on_and_repeats_only_what_was_under_way() {
         let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
         state["files"][0]["lines"].as_u64().unwrap_or(0)
     };
-    let mut saved = 0;
-    for round in 0..4 {
-        let signal = if round % 2 == 0 { libc::SIGKILL } else { libc::SIGINT };
-        let (count, accepted) = (sink.count(), accepted_events(&sink).len() as u64);
-        let mut running = spawn_command(&arguments, place.scratch.path(), &[]);
-        sink.wait_for_count(count + random.usize(1..30), PATIENCE);
-        running.signal(signal);
-        let (status, stderr) = running.wait();
-        wait_until("the end of its connections", PATIENCE, || sink.open() == 0);
-        let repeated = accepted_events(&sink).len() as u64 - accepted + saved - position();
-        saved = position();
-        if signal == libc::SIGINT {
-            assert_eq!(status.code(), Some(1), "{stderr}");
-            let wanted = format!("everything before position {saved} of ");
-            assert!(stderr.contains("stopped: interrupted") && stderr.contains(&wanted));
-            // The repeated events were accepted after a gap: at most twice the requests that were
-            // under way.
-            assert!(repeated <= 50 * 8, "{repeated}: {stderr}");
-        }
-        assert!(saved <= distinct(&sink), "{saved} events are not all there");
-    }
-    let said = Said::of(run_command(&arguments, place.scratch.path()));
+    let scratch = place.scratch.path();
+    let told = |saved: u64| format!("everything before position {saved} of ");
+    let amounts = (4, 30, EVENTS);
+    let (said, saved) = replay_that_is_ended(&arguments, scratch, &sink, amounts, position, told);
     let result = format!("replayed {EVENTS} events from position 0 to {} of", EVENTS - 1);
     said.assert(0, &[&format!("position {saved}"), &result]);
-    assert_eq!((distinct(&sink), position()), (EVENTS, EVENTS));
     assert!(place.spool.files() == before, "a file was changed");
 }
 
@@ -423,7 +359,7 @@ fn a_directory_of_format_1_is_read() {
         let url = format!("http://{}/", sink.address());
         let mut words = vec!["replay", text(&spool), "--url", &url];
         words.extend(output.into_iter().flat_map(|output| ["--output", output]));
-        let said = Said::of(run_command(&words, &repository()));
+        let said = said(&words, &repository());
         said.assert(0, &[&format!("replayed {} events from position {from} to 46", 47 - from)]);
         assert_same_set(&accepted_events(&sink), &lines[from..]);
     }
@@ -455,7 +391,7 @@ fn what_the_resume_file_is_not_about_is_refused_with_words() {
     let url = format!("http://{}/", sink.address());
     let run = |input: &str, more: &[&str]| {
         let words = [&["replay", input, "--url", &url][..], more].concat();
-        Said::of(run_command(&words, place.scratch.path()))
+        place.run(&words)
     };
     run(place.directory(), &["--resume", "all"]).assert(0, &[]);
     run(place.directory(), &["--resume", "one", "--output", "away"]).assert(0, &[]);
@@ -581,7 +517,7 @@ fn deduplication_knows_what_was_replayed_and_not_what_the_old_relay_had_delivere
     let url = format!("http://{}/", other.address());
     for _ in 0..2 {
         let words = ["replay", place.directory(), "--url", &url];
-        let said = Said::of(run_command(&words, place.scratch.path()));
+        let said = place.run(&words);
         said.assert(0, &["output archive gets 100 events a second time"]);
     }
     other.wait_until_delivered(PATIENCE);
@@ -643,15 +579,7 @@ fn a_read_only_mount_is_enough_for_a_replay() {
     let sink = HttpSink::accepting();
     let url = format!("http://{}/", sink.address());
     let directory = place.directory();
-    let script = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\" && \
-                  ! touch \"$0/x\" && exec \"$@\"";
-    let mut command = Command::new("unshare");
-    if is_root(place.scratch.path()) {
-        command.arg("--mount");
-    } else {
-        command.args(["--map-root-user", "--mount"]);
-    }
-    command.args(["sh", "-c", script, directory, binary()]);
+    let mut command = where_it_is_read_only(place.spool.path());
     command.args(["replay", directory, "--url", &url, "--resume", "state"]);
     command.current_dir(place.scratch.path());
     Said::of(command.output().unwrap()).assert(0, &["replayed 300 events"]);
@@ -659,17 +587,11 @@ fn a_read_only_mount_is_enough_for_a_replay() {
     assert!(place.spool.files() == before, "a file was changed");
 }
 
-/// True if the owner of a file that this process made is root.
-fn is_root(made: &Path) -> bool {
-    made.metadata().unwrap().uid() == 0
-}
-
 /// Returns the first block of code of this language on a page that contains `text`.
 fn block_on(page: &str, language: &str, text: &str) -> String {
-    let page = std::fs::read_to_string(repository().join(page)).unwrap();
-    let blocks = page.split("```").skip(1).step_by(2);
-    let code = blocks.filter_map(|block| block.trim_start().strip_prefix(language));
-    code.map(str::to_owned).find(|code| code.contains(text)).expect("such a block")
+    let blocks = Page::read(page).blocks().into_iter();
+    let mut code = blocks.filter(|block| block.language == language).map(|block| block.code);
+    code.find(|code| code.contains(text)).expect("such a block")
 }
 
 /// Returns the words of the program's command in a block of shell, without the program's name.
@@ -709,7 +631,7 @@ fn the_runbook_of_a_volume_that_is_left_over_does_what_it_says() {
             word => word,
         });
         let words: Vec<&str> = replaced.collect();
-        Said::of(run_command(&words, place.scratch.path()))
+        place.run(&words)
     };
     // Step 1 says that this shows the backlog before, and step 3 that it shows the same after.
     let inspect =
@@ -765,10 +687,10 @@ fn the_runbook_of_a_volume_that_is_left_over_does_what_it_says() {
     row("with a URL, and exit status 1");
     other.finish(Backlog::Empty);
     let words = ["replay", done.directory(), "--url", &url, "--attempts", "1"];
-    let said = Said::of(run_command(&words, place.scratch.path()));
+    let said = place.run(&words);
     said.assert(0, &[]);
     let words = ["replay", place.directory(), "--url", &url, "--attempts", "1"];
-    let said = Said::of(run_command(&words, place.scratch.path()));
+    let said = place.run(&words);
     said.assert(1, &["stopped: ", "given up after the last attempt: http://127.0.0.1"]);
 }
 
@@ -830,7 +752,7 @@ fn one_output_alone_gets_what_it_has_not_finished_as_the_page_says() {
         };
         let words: Vec<String> = words.iter().map(change).collect();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        Said::of(run_command(&words, place.scratch.path()))
+        place.run(&words)
     };
     let url = format!("http://{}/", relay.address());
     let changes = [("DIR", place.directory()), ("siem", "away"), ("http://127.0.0.1:3001/", &url)];

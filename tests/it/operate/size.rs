@@ -1,18 +1,16 @@
 //! `size`: its figures, the load that it takes from metrics, and that a relay with the proposed
 //! config bears the load.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::apiserver::Apiserver;
 use crate::support::apiserver::Counted;
+use crate::support::apiserver::kubeconfig;
 use crate::support::apiserver::now;
 use crate::support::certificates::Certificates;
 use crate::support::corpus::events_of;
@@ -21,26 +19,24 @@ use crate::support::free_port;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::relay::Backlog;
-use crate::support::relay::run_command;
 use crate::support::repository;
+use crate::support::said::Said;
+use crate::support::said::said;
 use crate::support::server::Options;
 use crate::support::setup::start;
 use crate::support::setup::start_with_dead_consumer;
 use crate::support::spool::Spool;
 use crate::support::text;
 
-/// Runs `size`. Returns its exit status, its standard output and its standard error.
-fn size(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = run_command(&[&["size"], arguments].concat(), Path::new("/"));
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-    (output.status.code(), text(output.stdout), text(output.stderr))
+fn size(arguments: &[&str]) -> Said {
+    said(&[&["size"], arguments].concat(), Path::new("/"))
 }
 
 #[track_caller]
 fn ok(arguments: &[&str]) -> String {
-    let (code, stdout, stderr) = size(arguments);
-    assert_eq!(code, Some(0), "{arguments:?}: {stderr}");
-    stdout
+    let said = size(arguments);
+    said.assert(0, &[]);
+    said.stdout
 }
 
 #[track_caller]
@@ -110,10 +106,8 @@ fn the_printed_config_passes_check() {
         let config = config.replace("/var/lib/kube-audit-forwarder", &spool);
         std::fs::write(directory.path().join("relay.toml"), &config).unwrap();
         // The volume for the printed queue is not here.
-        let output = run_command(&["check", "--elsewhere", "relay.toml"], directory.path());
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(0), "{config}\n{said}");
-        assert!(said.contains("\n  warnings   0"), "{config}\n{said}");
+        let checked = said(&["check", "--elsewhere", "relay.toml"], directory.path());
+        checked.assert(0, &["\n  warnings   0"]);
     }
 }
 
@@ -146,23 +140,19 @@ fn wrong_numbers_are_wrong_usage() {
         (&["--url", "http://127.0.0.1:1", "--interval", "2h"], "0s to 1h"),
         (&["--kubeconfig", "/absent"], "/absent: cannot read"),
     ] {
-        let (code, stdout, stderr) = size(arguments);
-        assert_eq!((code, stdout.as_str()), (Some(2), ""), "{arguments:?}: {stderr}");
-        assert!(stderr.contains(said) && !stderr.contains("s3cret"), "{arguments:?}: {stderr}");
+        let refused = size(arguments);
+        refused.assert_refused(said);
+        assert!(!refused.stderr.contains("s3cret"), "{refused:?}");
     }
     let away = format!("http://127.0.0.1:{}", free_port());
-    let (code, _, stderr) = size(&["--url", &away, "--interval", "0s"]);
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("cannot connect") && stderr.contains(&away), "{stderr}");
+    size(&["--url", &away, "--interval", "0s"]).assert(1, &["cannot connect", &away]);
 }
 
 #[test]
 fn the_load_of_a_running_relay_is_taken_from_its_metrics() {
     let (relay, _sink) = start("", "[queue]\nmax_bytes = \"64MiB\"\n");
     let admin = format!("http://{}", relay.admin());
-    let (code, _, stderr) = size(&["--url", &admin, "--interval", "0s"]);
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("has counted no event yet"), "{stderr}");
+    size(&["--url", &admin, "--interval", "0s"]).assert(1, &["has counted no event yet"]);
 
     // The load goes on until the second reading is over.
     let body = generated_batch(1, 40, 1500);
@@ -238,29 +228,12 @@ fn the_peak_is_that_of_the_last_hour_if_the_relay_tells_it() {
     assert!((found["event_bytes"].as_f64().unwrap() - 1500.0).abs() < 0.001, "{found:#}");
     // What comes later than the interval is a restart: another process.
     let sink = HttpSink::start(|_| Answer::status(200).body(metrics(now(), 100, 150_000)));
-    let (code, _, stderr) = size(&["--url", &url(&sink), "--interval", "1s"]);
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("two processes have answered"), "{stderr}");
+    let arguments = ["--url", &url(&sink), "--interval", "1s"];
+    size(&arguments).assert(1, &["two processes have answered"]);
     // A page without such metrics.
     let sink = HttpSink::start(|_| Answer::status(200).body("up 1\n"));
-    let (code, _, stderr) = size(&["--url", &url(&sink), "--interval", "0s"]);
-    assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("has neither kube_audit_forwarder_event_total nor"), "{stderr}");
-}
-
-/// Writes a kubeconfig with a token for this server, with the CA in the file itself.
-fn kubeconfig(directory: &Path, server: SocketAddr, certificates: &Certificates) -> String {
-    let ca = BASE64_STANDARD.encode(std::fs::read(&certificates.ca).unwrap());
-    std::fs::write(directory.join("token"), "s3cret\n").unwrap();
-    let config = format!(
-        "apiVersion: v1\nkind: Config\ncurrent-context: x\n\
-         contexts:\n- name: x\n  context:\n    cluster: c\n    user: u\n\
-         clusters:\n- name: c\n  cluster:\n    server: https://{server}\n    \
-         certificate-authority-data: {ca}\nusers:\n- name: u\n  user:\n    tokenFile: token\n"
-    );
-    let file = directory.join("kubeconfig");
-    std::fs::write(&file, config).unwrap();
-    text(&file).to_owned()
+    let arguments = ["--url", &url(&sink), "--interval", "0s"];
+    size(&arguments).assert(1, &["has neither kube_audit_forwarder_event_total nor"]);
 }
 
 #[test]
@@ -287,8 +260,7 @@ fn kube_apiserver_is_asked_with_the_credentials_of_a_kubeconfig() {
     }
     let found = json(&["--kubeconfig", &file, "--interval", "0s", "--event-bytes", "800"]);
     assert_eq!(found["event_bytes"], 800.0);
-    let (code, _, stderr) = size(&["--url", &url, "--interval", "0s"]);
-    assert_eq!(code, Some(1), "{stderr}");
+    size(&["--url", &url, "--interval", "0s"]).assert(1, &[]);
 }
 
 /// Method: the consumer is away. A relay with the printed config gets what the rate of the

@@ -45,6 +45,11 @@ fn addresses(relay: &Relay) -> Vec<Value> {
     output(relay)["addresses"].as_array().unwrap().clone()
 }
 
+/// Returns a field of each row.
+fn of(rows: &[Value], field: &str) -> Vec<Value> {
+    rows.iter().map(|row| row[field].clone()).collect()
+}
+
 fn history(relay: &Relay) -> Value {
     http::get(relay.admin(), "/status/history").unwrap().json()
 }
@@ -82,16 +87,15 @@ fn urls_of_one_host_and_port_have_rows_of_their_own() {
     let relay = Relay::start(&to_http(&urls, IN_TURN));
     post(&relay, 0..4);
     let rows = addresses(&relay);
-    let of = |field: &str| rows.iter().map(|row| row[field].clone()).collect::<Vec<_>>();
-    assert_eq!(of("endpoint"), [0, 1, 2]);
-    assert_eq!(of("address"), [at.to_string(), at.to_string(), at.to_string()]);
-    assert_eq!(of("state"), ["down", "down", "up"]);
-    assert_eq!(of("used"), [false, false, true]);
-    assert_eq!(of("requests"), [1, 1, 4]);
+    assert_eq!(of(&rows, "endpoint"), [0, 1, 2]);
+    assert_eq!(of(&rows, "address"), [at.to_string(), at.to_string(), at.to_string()]);
+    assert_eq!(of(&rows, "state"), ["down", "down", "up"]);
+    assert_eq!(of(&rows, "used"), [false, false, true]);
+    assert_eq!(of(&rows, "requests"), [1, 1, 4]);
     let errors = [json!({ "status_5xx": 1 }), json!({ "status_4xx": 1 }), json!({})];
-    assert_eq!(of("errors"), errors);
+    assert_eq!(of(&rows, "errors"), errors);
     let targets = ["/broken-SECRET", "/forbidden?key=SECRET", "/good"];
-    assert_eq!(of("sent_bytes"), targets.map(|target| body_bytes(&sink, target)));
+    assert_eq!(of(&rows, "sent_bytes"), targets.map(|target| body_bytes(&sink, target)));
     let text = |row: usize| rows[row]["last_error"].as_str().unwrap().to_owned();
     assert!(text(0).contains("500") && text(1).contains("401"), "{rows:?}");
     assert!(rows[2]["last_error"].is_null() && rows[2]["last_error_seconds_ago"].is_null());
@@ -140,11 +144,10 @@ fn a_dead_address_is_passed_over_and_its_row_says_why_and_since_when() {
         post(&relay, 0..6);
         assert_eq!(output(&relay)["strategy"], strategy);
         let rows = addresses(&relay);
-        let of = |field: &str| rows.iter().map(|row| row[field].clone()).collect::<Vec<_>>();
-        assert_eq!(of("state"), ["down", "up"], "{strategy}");
-        assert_eq!(of("requests"), [1, 6]);
-        assert_eq!(of("errors"), [json!({ "connect": 1 }), json!({})]);
-        assert_eq!(of("sent_bytes"), [json!(0), json!(body_bytes(&live, "/"))]);
+        assert_eq!(of(&rows, "state"), ["down", "up"], "{strategy}");
+        assert_eq!(of(&rows, "requests"), [1, 6]);
+        assert_eq!(of(&rows, "errors"), [json!({ "connect": 1 }), json!({})]);
+        assert_eq!(of(&rows, "sent_bytes"), [json!(0), json!(body_bytes(&live, "/"))]);
         let error = rows[0]["last_error"].as_str().unwrap();
         assert!(error.to_lowercase().contains("refused"), "{error}");
         let down = rows[0]["state_seconds"].as_f64().unwrap();
@@ -163,8 +166,6 @@ fn a_dead_address_is_passed_over_and_its_row_says_why_and_since_when() {
     }
 }
 
-/// Method: one of two consumers stops to answer. Its request goes to the other one too, which
-/// answers, so that the first one is not waited for any more.
 /// Nothing listens at the second address, and nobody knows it before a delivery tries it.
 #[test]
 fn an_address_that_no_delivery_has_tried_is_unknown_and_not_up() {
@@ -183,6 +184,8 @@ fn an_address_that_no_delivery_has_tried_is_unknown_and_not_up() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: one of two consumers stops answering. Its request goes to the other one too, which
+/// answers, so the relay does not wait for the first one any more.
 #[test]
 fn a_silent_address_is_suspect_and_its_request_is_a_timeout_there() {
     let silent = HttpSink::start(|request| match request.number {
@@ -195,13 +198,12 @@ fn a_silent_address_is_suspect_and_its_request_is_a_timeout_there() {
     let relay = Relay::start(&to_http(&urls, &more));
     post(&relay, 0..12);
     let rows = addresses(&relay);
-    let of = |field: &str| rows.iter().map(|row| row[field].clone()).collect::<Vec<_>>();
-    assert_eq!(of("errors"), [json!({ "timeout": 1 }), json!({})]);
-    assert_eq!(of("requests"), [5, 8]);
-    assert_ne!(of("state")[0], "up");
+    assert_eq!(of(&rows, "errors"), [json!({ "timeout": 1 }), json!({})]);
+    assert_eq!(of(&rows, "requests"), [5, 8]);
+    assert_ne!(of(&rows, "state")[0], "up");
     assert!(rows[0]["last_error"].as_str().is_some_and(|error| error.contains("no answer")));
     assert_eq!(output(&relay)["errors"], json!({ "timeout": 1 }));
-    assert_eq!(of("sent_bytes"), [body_bytes(&silent, "/"), body_bytes(&live, "/")]);
+    assert_eq!(of(&rows, "sent_bytes"), [body_bytes(&silent, "/"), body_bytes(&live, "/")]);
     relay.finish(Backlog::Empty);
 }
 
@@ -321,29 +323,6 @@ fn fill(relay: &Relay, posts: u64) -> (u64, u64) {
     (taken, refused)
 }
 
-/// The time after which senders have given up is longer than a test waits. The unit tests of the
-/// verdict judge it; this test shows that a real relay measures the time of which it is made.
-#[test]
-fn for_how_long_requests_were_refused_is_measured_by_the_status_of_the_answers() {
-    let full = "[queue]\nmax_bytes = \"64KiB\"\n";
-    let (relay, _sink) = setup::start_with_dead_consumer("", full);
-    let none = json!({ "seconds": null, "shut_seconds": null, "longest_seconds": 0.0,
-        "longest_shut_seconds": 0.0, "long_ended_seconds_ago": null,
-        "long_shut_ended_seconds_ago": null });
-    assert_eq!(status(&relay)["refusals"], json!({ "with_429": none, "with_503": none }));
-    let refused = wait_for("refusals through two samples", PATIENCE * 2, || {
-        fill(&relay, 40);
-        let refusals = status(&relay)["refusals"].clone();
-        (refusals["with_429"]["shut_seconds"].as_f64() >= Some(9.0)).then_some(refusals)
-    });
-    let with_429 = &refused["with_429"];
-    assert!(with_429["seconds"].as_f64() >= with_429["shut_seconds"].as_f64(), "{refused}");
-    assert_eq!(with_429["longest_seconds"], with_429["seconds"]);
-    assert_eq!(with_429["longest_shut_seconds"], with_429["shut_seconds"]);
-    assert_eq!(refused["with_503"], none);
-    relay.finish(Backlog::Stable);
-}
-
 #[test]
 fn for_how_long_a_filter_has_dropped_everything_is_measured_until_it_lets_an_event_through() {
     let sink = HttpSink::accepting();
@@ -366,6 +345,8 @@ fn for_how_long_a_filter_has_dropped_everything_is_measured_until_it_lets_an_eve
     relay.finish(Backlog::Empty);
 }
 
+/// The time after which senders have given up is longer than a test waits. The unit tests of the
+/// verdict judge it; this test shows that a real relay measures the time of which it is made.
 #[test]
 fn a_full_queue_says_what_it_does_for_how_long_and_how_many_it_refuses() {
     let full = "[queue]\nmax_bytes = \"64KiB\"\nretry_after = \"3s\"\n";
@@ -373,6 +354,10 @@ fn a_full_queue_says_what_it_does_for_how_long_and_how_many_it_refuses() {
     let before = status(&relay);
     assert_eq!(before["queue"]["full_seconds"], Value::Null);
     assert_eq!(before["refused_429_per_second"], 0.0);
+    let none = json!({ "seconds": null, "shut_seconds": null, "longest_seconds": 0.0,
+        "longest_shut_seconds": 0.0, "long_ended_seconds_ago": null,
+        "long_shut_ended_seconds_ago": null });
+    assert_eq!(before["refusals"], json!({ "with_429": none, "with_503": none }));
     let (taken, refused) = fill(&relay, 40);
     assert!(taken > 0 && refused > 0);
     let status = status(&relay);
@@ -390,9 +375,18 @@ fn a_full_queue_says_what_it_does_for_how_long_and_how_many_it_refuses() {
     assert!(rate > 0.0 && rate <= most + 1e-9, "{rate} of {most}");
     assert_eq!(status["acknowledge"], "queued");
     assert_eq!(status["last_lost_seconds_ago"], Value::Null, "a refused batch is not lost");
-    wait_until("the time to grow", PATIENCE, || {
-        self::status(&relay)["queue"]["full_seconds"].as_f64() >= Some(full + 1.0)
+    let status = wait_for("refusals through two samples", PATIENCE * 2, || {
+        fill(&relay, 5);
+        let status = self::status(&relay);
+        (status["refusals"]["with_429"]["shut_seconds"].as_f64() >= Some(9.0)).then_some(status)
     });
+    let refused = &status["refusals"];
+    let with_429 = &refused["with_429"];
+    assert!(with_429["seconds"].as_f64() >= with_429["shut_seconds"].as_f64(), "{refused}");
+    assert_eq!(with_429["longest_seconds"], with_429["seconds"]);
+    assert_eq!(with_429["longest_shut_seconds"], with_429["shut_seconds"]);
+    assert_eq!(refused["with_503"], none);
+    assert!(status["queue"]["full_seconds"].as_f64() >= Some(full + 1.0), "{status}");
     relay.finish(Backlog::Stable);
 }
 

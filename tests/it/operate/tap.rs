@@ -34,6 +34,7 @@ use crate::support::relay::Relay;
 use crate::support::relay::Running;
 use crate::support::relay::run_command;
 use crate::support::relay::spawn_command;
+use crate::support::said::said;
 use crate::support::tcp_sink::TcpSink;
 use crate::support::text;
 use crate::support::wait_until;
@@ -250,17 +251,11 @@ fn ids(shown: &[(String, Value)]) -> Vec<&str> {
     shown.iter().map(|(_, event)| event["auditID"].as_str().unwrap()).collect()
 }
 
-fn reloads(metrics: &Metrics, result: &str) -> f64 {
-    metrics.value("config_reload_total", &[("result", result)])
-}
-
 /// Waits for one more reload with this result after `change`.
 fn reloaded(relay: &Relay, result: &str, change: impl FnOnce()) {
-    let before = reloads(&relay.metrics(), result);
+    let before = relay.reloads(result);
     change();
-    relay.wait_for_metrics("the reload", PATIENCE, |metrics| {
-        (reloads(metrics, result) > before).then_some(())
-    });
+    wait_until("the reload", PATIENCE, || relay.reloads(result) > before);
 }
 
 /// Replaces a file, which is complete at any time.
@@ -281,15 +276,10 @@ fn without_the_key_there_is_no_tap() {
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("token"), TOKEN).unwrap();
     let url = format!("http://{}", relay.admin());
-    let output = run_command(&["tap", &url, "--token-file", "token"], directory.path());
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("404") && stderr.contains("admin.tap_token_file"), "{stderr}");
+    let with_token = ["tap", &url, "--token-file", "token"];
+    said(&with_token, directory.path()).assert(1, &["404", "admin.tap_token_file"]);
     // Without a token there is nothing to try.
-    let output = run_command(&["tap", &url], directory.path());
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("--token-file"), "{stderr}");
+    said(&["tap", &url], directory.path()).assert_refused("--token-file");
     relay.finish(Backlog::Empty);
 }
 
@@ -371,22 +361,17 @@ fn check_and_run_know_a_token_file_that_is_missing_or_empty() {
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("relay.toml");
     std::fs::write(&file, config(directory.path(), &tcp("out", &sink, ""))).unwrap();
-    let run = |command: &str| {
-        let output = run_command(&[command, "--config", text(&file)], directory.path());
-        (output.status.code(), String::from_utf8(output.stderr).unwrap())
-    };
+    let run = |command: &str| said(&[command, text(&file)], directory.path());
     for contents in [None, Some(""), Some(" \n"), Some("a\nb")] {
         if let Some(contents) = contents {
             std::fs::write(directory.path().join("token"), contents).unwrap();
         }
         for command in ["check", "run"] {
-            let (code, stderr) = run(command);
-            assert_eq!(code, Some(2), "{command} {contents:?}: {stderr}");
-            assert!(stderr.contains("admin.tap_token_file"), "{stderr}");
+            run(command).assert_refused("admin.tap_token_file");
         }
     }
     std::fs::write(directory.path().join("token"), TOKEN).unwrap();
-    assert_eq!(run("check").0, Some(0));
+    run("check").assert(0, &[]);
 }
 
 /// A credential for each of the redactions that always hold, at each place where it may be.
@@ -593,9 +578,8 @@ fn a_reader_gets_what_it_asks_for() {
         assert_eq!(refused.status, 400, "{query}");
         assert!(refused.text().contains(what), "{query}: {}", refused.text());
     }
-    let output = run_command(&["tap", "http://127.0.0.1:1", "--match", "x=1"], Path::new("/"));
-    assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("unknown key"));
+    let unknown = ["tap", "http://127.0.0.1:1", "--match", "x=1"];
+    said(&unknown, Path::new("/")).assert_refused("unknown key");
     tapped.relay.finish(Backlog::Empty);
 }
 

@@ -10,8 +10,8 @@ use crate::support::numbered;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
-use crate::support::relay::run_command;
 use crate::support::relay::run_command_with;
+use crate::support::said::said;
 use crate::support::terminal::Terminal;
 use crate::support::wait_until;
 
@@ -145,9 +145,6 @@ fn a_relay_that_is_not_there_is_exit_status_1_and_a_wrong_url_2() {
         (format!("http://127.0.0.1:{port}"), 1, "cannot connect"),
         ("ftp://127.0.0.1".to_owned(), 2, "is not an http:// URL"),
     ] {
-        let output = run_command(&["top", "--once", &url], Path::new("/"));
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "{said}");
-        assert!(said.contains(words), "{said}");
+        said(&["top", "--once", &url], Path::new("/")).assert(code, &[words]);
     }
 }

@@ -3,25 +3,20 @@
 use std::path::Path;
 
 use crate::support::relay::revision;
-use crate::support::relay::run_command;
 use crate::support::repository;
-
-fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let output = run_command(arguments, Path::new("/"));
-    let [stdout, stderr] = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
-    (output.status.code(), stdout, stderr)
-}
+use crate::support::said::Said;
+use crate::support::said::said;
 
 /// Returns the lines of `--version` below the line `formats of files:`, without their indent.
 fn formats() -> Vec<String> {
-    let (_, stdout, _) = run(&["--version"]);
-    let (_, formats) = stdout.split_once("formats of files:\n").expect("a list of formats");
+    let said = said(&["--version"], Path::new("/"));
+    let (_, formats) = said.stdout.split_once("formats of files:\n").expect("a list of formats");
     formats.lines().map(|line| line.strip_prefix("  ").expect("indented").to_owned()).collect()
 }
 
 #[test]
 fn version_says_revision_features_and_the_versions_of_each_format() {
-    let (code, stdout, stderr) = run(&["--version"]);
+    let Said { code, stdout, stderr } = said(&["--version"], Path::new("/"));
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
     let features = if cfg!(feature = "kafka") { "kafka" } else { "none" };
     let expected = format!(

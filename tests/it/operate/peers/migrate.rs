@@ -1,7 +1,6 @@
 //! `migrate haproxy`: a relay with the printed config forwards the same requests as the real
 //! HAProxy with the original file.
 
-use std::fs::File;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,7 +10,6 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::support::PATIENCE;
-use crate::support::binary;
 use crate::support::certificates::Certificates;
 use crate::support::certificates::Pair;
 use crate::support::corpus::corpus;
@@ -26,8 +24,11 @@ use crate::support::peers::Haproxy;
 use crate::support::peers::forwarder;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
-use crate::support::relay::run_command;
+use crate::support::relay::run_command_with;
 use crate::support::requests::events_in;
+use crate::support::said::Said;
+use crate::support::said::said;
+use crate::support::said::said_to;
 use crate::support::server::Options;
 use crate::support::text;
 use crate::support::wait_for;
@@ -36,18 +37,12 @@ use crate::support::wait_for;
 /// chooses.
 fn migrated(haproxy: &Haproxy) -> Relay {
     let file = haproxy.config_file();
-    let output = run_command(&["migrate", "haproxy", "--keep-paths", text(&file)], Path::new("/"));
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    let output = said(&["migrate", "haproxy", "--keep-paths", text(&file)], Path::new("/"));
     for (line, directive) in [(5, "timeout client 10s"), (7, "timeout server 10s")] {
-        assert!(stderr.contains(&format!("{}:{line}: {directive}: ", file.display())), "{stderr}");
+        output.assert(0, &[&format!("{}:{line}: {directive}: ", file.display())]);
     }
-    let config = String::from_utf8(output.stdout).unwrap();
-    let place = TempDir::new().unwrap();
-    let toml = place.path().join("config.toml");
-    std::fs::write(&toml, &config).unwrap();
-    let checked = run_command(&["check", "--config", text(&toml)], Path::new("/"));
-    assert_eq!(checked.status.code(), Some(0), "{}", String::from_utf8_lossy(&checked.stderr));
+    let config = output.stdout;
+    said_to(config.as_bytes(), &["check", "/dev/stdin"], Path::new("/")).assert(0, &[]);
     let listens = haproxy.address().to_string();
     assert!(config.contains(&listens) && config.contains("0.0.0.0:9090"), "{config}");
     Relay::start(&config.replace(&listens, "127.0.0.1:0").replace("0.0.0.0:9090", "127.0.0.1:0"))
@@ -190,26 +185,17 @@ fn a_backup_gets_everything_while_the_first_server_is_down() {
 fn standard_input_is_read_and_what_is_no_config_is_wrong_usage() {
     let directory = TempDir::new().unwrap();
     let sample = forwarder("  bind :3000", "  server s1 10.0.0.1:8080 check");
-    let file = directory.path().join("haproxy.cfg");
-    std::fs::write(&file, sample).unwrap();
-    let piped = Command::new(binary())
-        .args(["migrate", "haproxy", "-"])
-        .stdin(File::open(file).unwrap())
-        .output()
-        .unwrap();
-    assert_eq!(piped.status.code(), Some(0));
-    assert!(String::from_utf8(piped.stdout).unwrap().contains("address = \"0.0.0.0:3000\""));
+    let piped = said_to(sample.as_bytes(), &["migrate", "haproxy", "-"], directory.path());
+    piped.assert(0, &["address = \"0.0.0.0:3000\""]);
     std::fs::write(directory.path().join("latin1.cfg"), b"global\n  # caf\xe9\n").unwrap();
     std::fs::write(directory.path().join("empty.cfg"), "").unwrap();
-    for (file, said) in [
+    for (file, what) in [
         ("empty.cfg", "nothing is written"),
         ("latin1.cfg", "line 2 is not UTF-8"),
         ("none.cfg", "cannot read it: No such file"),
     ] {
-        let output = run_command(&["migrate", "haproxy", file], directory.path());
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{stderr}");
-        assert!(stderr.contains(said) && stderr.contains(file), "{stderr}");
+        let refused = said(&["migrate", "haproxy", file], directory.path());
+        refused.assert_refused(what).assert_refused(file);
     }
 }
 
@@ -284,20 +270,19 @@ fn the_exit_status_says_if_something_that_matters_is_left_out() {
     for (name, example) in examples() {
         let file = directory.path().join(&name);
         std::fs::write(&file, &example).unwrap();
-        let output = run_command(&["migrate", "haproxy", &name], directory.path());
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        let stdout = String::from_utf8(output.stdout).unwrap();
+        let Said { code, stdout, stderr } = said(&["migrate", "haproxy", &name], directory.path());
         let exit: i32 = expected(&example, "exit").parse().unwrap();
-        assert_eq!(output.status.code(), Some(exit), "{name}: {stderr}");
-        let forced = run_command(&["migrate", "haproxy", "--force", &name], directory.path());
-        let forced_exit = if exit == 2 { 2 } else { 0 };
-        assert_eq!(forced.status.code(), Some(forced_exit), "{name}: {stderr}");
+        assert_eq!(code, Some(exit), "{name}: {stderr}");
+        let force = || said(&["migrate", "haproxy", "--force", &name], directory.path());
         if exit == 2 {
-            assert!(stdout.is_empty() && forced.stdout.is_empty(), "{name}: {stdout}");
-            assert!(stderr.contains(&format!("{name}:")), "{name}: {stderr}");
+            assert!(stdout.is_empty() && stderr.contains(&format!("{name}:")), "{name}: {stderr}");
+            force().assert_refused("");
             continue;
         }
-        assert_eq!(String::from_utf8(forced.stdout).unwrap(), stdout, "{name}");
+        if exit == 3 {
+            let forced = force();
+            assert_eq!((forced.code, &forced.stdout), (Some(0), &stdout), "{name}");
+        }
         let places: Vec<usize> = ["\nDecide these", "\nLeft out without effect"]
             .iter()
             .filter_map(|head| stderr.find(head))
@@ -307,10 +292,7 @@ fn the_exit_status_says_if_something_that_matters_is_left_out() {
         assert_eq!(stderr.contains("exit status 3"), exit == 3, "{name}: {stderr}");
         let config = directory.path().join("relay.toml");
         std::fs::write(&config, &stdout).unwrap();
-        let arguments = ["check", "--elsewhere", "--config", "relay.toml"];
-        let checked = run_command(&arguments, directory.path());
-        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
-        assert_eq!(checked.status.code(), Some(0), "{name}: {said}\n{stdout}");
+        said(&["check", "--elsewhere", "relay.toml"], directory.path()).assert(0, &[]);
     }
 }
 
@@ -325,16 +307,11 @@ fn the_report_says_whether_the_installed_haproxy_has_judged_the_file() {
         (installed.as_path(), 2, "HAProxy would not start with this file: nothing is written"),
         (directory.path(), 3, "NOT CHECKED: validity: HAProxy is not installed here"),
     ] {
-        let output = Command::new(binary())
-            .args(["migrate", "haproxy", text(&file)])
-            .env("PATH", path)
-            .output()
-            .unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(exit), "{stderr}");
-        assert!(stderr.contains(said), "{stderr}");
-        let stdout = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(stdout.contains(&format!("# {said}")), exit == 3, "{stdout}");
+        let words = ["migrate", "haproxy", text(&file)];
+        let variables = [("PATH", text(path))];
+        let output = Said::of(run_command_with(&words, Path::new("/"), &variables));
+        output.assert(exit, &[said]);
+        assert_eq!(output.stdout.contains(&format!("# {said}")), exit == 3, "{output:?}");
     }
 }
 
@@ -361,10 +338,9 @@ fn side_by_side(frontend: &str, backend: &str, names: &[&str], exit: i32) -> [Se
     let haproxy =
         Haproxy::with(|port| forwarder(&format!("  bind 127.0.0.1:{port}\n{frontend}"), &backend));
     let file = haproxy.config_file();
-    let output = run_command(&["migrate", "haproxy", text(&file)], Path::new("/"));
-    assert_eq!(output.status.code(), Some(exit), "{}", String::from_utf8_lossy(&output.stderr));
-    let listens = haproxy.address().to_string();
-    let config = String::from_utf8(output.stdout).unwrap().replace(&listens, "127.0.0.1:0");
+    let output = said(&["migrate", "haproxy", text(&file)], Path::new("/"));
+    output.assert(exit, &[]);
+    let config = output.stdout.replace(&haproxy.address().to_string(), "127.0.0.1:0");
     let relay = Relay::start(&config.replace("0.0.0.0:9090", "127.0.0.1:0"));
     let body = &corpus()[0].bytes;
     let seen = [haproxy.address(), relay.address()].map(|address| {
@@ -437,9 +413,9 @@ fn values_of_named_defaults_arrive_and_every_frontend_takes_the_same_batch() {
         )
     });
     let file = haproxy.config_file();
-    let output = run_command(&["migrate", "haproxy", text(&file)], Path::new("/"));
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    let mut config = String::from_utf8(output.stdout).unwrap();
+    let output = said(&["migrate", "haproxy", text(&file)], Path::new("/"));
+    output.assert(0, &[]);
+    let mut config = output.stdout;
     for (key, value) in [("connect", "7s"), ("request", "90s"), ("body_timeout", "40s")] {
         assert!(config.contains(&format!("{key} = \"{value}\"")), "{config}");
     }
@@ -475,9 +451,9 @@ fn the_commands_of_the_report_take_haproxys_pem_file_apart() {
     let bind = format!("  bind 127.0.0.1:3000 ssl crt {}", text(&pem));
     let config = forwarder(&bind, &format!("  server s1 {}", sink.address()));
     std::fs::write(directory.path().join("haproxy.cfg"), config).unwrap();
-    let output = run_command(&["migrate", "haproxy", "haproxy.cfg"], directory.path());
-    let stderr = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    let Said { code, stdout: config, stderr } =
+        said(&["migrate", "haproxy", "haproxy.cfg"], directory.path());
+    assert_eq!(code, Some(0), "{stderr}");
     let commands: Vec<&str> = stderr.lines().filter_map(|line| line.strip_prefix("    ")).collect();
     let [chain, key, create] = commands.as_slice() else { panic!("{stderr}") };
     assert!(create.ends_with("--from-file=tls.crt --from-file=tls.key"), "{create}");
@@ -489,7 +465,6 @@ fn the_commands_of_the_report_take_haproxys_pem_file_apart() {
     assert!(shell.success(), "{stderr}");
     let chain = std::fs::read_to_string(directory.path().join("tls.crt")).unwrap();
     assert!(!chain.contains("PRIVATE KEY") && chain.contains("CERTIFICATE"), "{chain}");
-    let config = String::from_utf8(output.stdout).unwrap();
     assert!(config.contains("certificate = \"/certificates/tls.crt\""), "{config}");
     let config = config.replace("/certificates", text(directory.path()));
     let config = config.replace("127.0.0.1:3000", "127.0.0.1:0");
