@@ -179,7 +179,7 @@ mod docs {
     mod moving_in;
     pub(crate) mod pages;
     mod profiles;
-    mod reference;
+    pub(crate) mod reference;
     mod status_json;
 }
 

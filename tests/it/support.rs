@@ -57,6 +57,7 @@ pub(crate) mod terminal;
 pub(crate) mod witness;
 
 use std::hash::BuildHasher as _;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt as _;
@@ -64,6 +65,9 @@ use std::os::unix::net::SocketAddr as UnixAddress;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::path::PathBuf;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
 use std::sync::LazyLock;
 use std::time::Duration;
 use std::time::Instant;
@@ -168,6 +172,26 @@ pub(crate) fn binary() -> &'static str {
         text(&binary).to_owned()
     });
     &BINARY
+}
+
+/// Runs a program to its end, with these bytes as its standard input, which it may leave unread.
+pub(crate) fn fed(command: &mut Command, input: &[u8]) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut stdin = child.stdin.take().expect("piped");
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().expect("our child");
+    writer.join().expect("writing does not panic");
+    output
+}
+
+/// Returns the complete lines of this text, without their ends. Bytes after the last line feed are
+/// a line that is still being written.
+pub(crate) fn lines_in(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut lines: Vec<Vec<u8>> = text.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+    lines.pop();
+    lines
 }
 
 /// The path as text, for config files.

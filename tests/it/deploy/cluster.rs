@@ -100,21 +100,9 @@ impl Cluster {
         for name in ["ca", "foreign-ca"] {
             let subject = format!("/CN={name}");
             let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
-            let made = cluster.openssl(&[
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-                "-subj",
-                &subject,
-                "-keyout",
-                &key,
-                "-out",
-                &certificate,
-            ]);
+            let kind = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"];
+            let rest = ["-nodes", "-subj", &subject, "-keyout", &key, "-out", &certificate];
+            let made = cluster.openssl(&[&kind[..], &rest].concat());
             assert!(made.status.success(), "{made:?}");
         }
         // A Secret that is optional and absent is an empty volume (`mount`). `temporary` is the
@@ -137,7 +125,6 @@ impl Cluster {
             .unwrap()
     }
 
-    /// Runs `deploy/certificate.sh`.
     fn certificate(&self) -> Output {
         self.script("deploy/certificate.sh", &[])
     }
@@ -188,16 +175,8 @@ pub(super) fn succeeded(output: &Output) {
 /// port.
 pub(super) fn curl(ca: &Path, url: &str, port: u16, body: &Path) -> Output {
     Command::new(program("curl"))
-        .args([
-            "--silent",
-            "--show-error",
-            "--noproxy",
-            "*",
-            "--max-time",
-            "60",
-            "--cacert",
-            text(ca),
-        ])
+        .args(["--silent", "--show-error", "--noproxy", "*", "--max-time", "60"])
+        .args(["--cacert", text(ca)])
         .args(["--connect-to", &format!("::127.0.0.1:{port}")])
         .args(["--json", &format!("@{}", text(body)), url])
         .output()
@@ -224,13 +203,12 @@ mod peers {
         let cluster = Cluster::new();
         let consumer = Tallying::tcp();
         let mount = cluster.path("mount");
+        // The TLS listener opens on all addresses, so that the port is the same on each.
         let tls = format!(
-            "[[listener]]\naddress = \"127.0.0.2:0\"\n[listener.tls]\ncertificate = \"{0}/tls.crt\"\n\
+            "[[listener]]\naddress = \"0.0.0.0:0\"\n[listener.tls]\ncertificate = \"{0}/tls.crt\"\n\
              private_key = \"{0}/tls.key\"\noptional = true\n",
             text(&mount)
         );
-        // The TLS listener opens on all addresses, so that the port is the same on each.
-        let tls = tls.replace("127.0.0.2", "0.0.0.0");
         let config = format!("{BASE}{tls}{}", consumer.output("out", ""));
         let mut relay = Relay::with(&config).listeners(1).start();
         let mut plain = Client::connect(relay.address()).unwrap();
@@ -254,11 +232,8 @@ mod peers {
         ];
         for host in hosts {
             let answer = curl(&ca, &format!("https://{host}/post"), port, &body);
-            assert_eq!(
-                String::from_utf8_lossy(&answer.stdout).trim(),
-                "{\"accepted\":10}",
-                "{answer:?}"
-            );
+            let said = String::from_utf8_lossy(&answer.stdout);
+            assert_eq!(said.trim(), "{\"accepted\":10}", "{answer:?}");
         }
         let other = curl(&ca, "https://elsewhere.example/post", port, &body);
         assert!(!other.status.success(), "any name will do");

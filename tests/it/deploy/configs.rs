@@ -18,6 +18,7 @@ use crate::support::peers::SyslogNg;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
 use crate::support::repository;
+use crate::support::requests::events_in;
 use crate::support::requests::shipped;
 use crate::support::server::Options;
 use crate::support::tcp_sink::Framing;
@@ -111,12 +112,7 @@ fn fan_out_sends_everything_to_both_and_goes_to_the_second_logstash_when_the_fir
         .requests()
         .iter()
         .inspect(|request| assert_eq!(request.header("content-encoding"), Some("zstd")))
-        .flat_map(|request| {
-            let body = request.decoded();
-            let mut lines: Vec<_> = body.split(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
-            assert_eq!(lines.pop(), Some(Vec::new()), "each line is ended");
-            lines
-        })
+        .flat_map(events_in)
         .collect();
     wanted.sort();
     archived.sort();

@@ -72,7 +72,6 @@ impl Place {
         Options { tls, ..Options::default() }
     }
 
-    /// Writes a file and returns its path.
     fn secret(&self, content: &str) -> String {
         let file = self.directory.path().join("secret");
         std::fs::write(&file, format!("{content}\n")).unwrap();

@@ -9,7 +9,6 @@ use crate::support::peers::Haproxy;
 use crate::support::peers::forwarder;
 use crate::support::repository;
 
-/// Returns the `haproxy.cfg` that is shipped.
 fn shipped() -> String {
     std::fs::read_to_string(repository().join("deploy/way-back/haproxy.cfg")).unwrap()
 }

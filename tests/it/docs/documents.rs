@@ -6,23 +6,20 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use super::reference::subcommands;
 use crate::support::peers::program;
-use crate::support::relay::run_command;
+use crate::support::said::Said;
+use crate::support::said::said;
 
-/// Returns every command, as the help lists them.
+/// Returns the name of every command.
 fn commands() -> Vec<String> {
-    let help = printed(&["--help"]);
-    let (_, rest) = help.split_once("Commands:\n").unwrap();
-    let (list, _) = rest.split_once("\n\n").unwrap();
-    let names = list.lines().filter_map(|line| line.split_whitespace().next());
-    names.filter(|name| *name != "help").map(str::to_owned).collect()
+    subcommands(&printed(&["--help"]))
 }
 
 fn printed(arguments: &[&str]) -> String {
-    let output = run_command(arguments, Path::new("/"));
-    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(output.stderr, b"");
-    String::from_utf8(output.stdout).unwrap()
+    let Said { code, stdout, stderr } = said(arguments, Path::new("/"));
+    assert_eq!((code, stderr.as_str()), (Some(0), ""));
+    stdout
 }
 
 #[test]
@@ -64,8 +61,7 @@ fn other_shells_have_every_command_too() {
             assert!(script.contains(&command), "{shell}: {command}");
         }
     }
-    let output = run_command(&["completions", "tcsh"], Path::new("/"));
-    assert_eq!(output.status.code(), Some(2));
+    said(&["completions", "tcsh"], Path::new("/")).assert_refused("");
 }
 
 /// They need peers, or root.
@@ -96,8 +92,6 @@ mod peers {
                 "{command}: {names:?}"
             );
         }
-        let refused = run_command(&["man", "/dev/null/man1"], Path::new("/"));
-        assert_eq!(refused.status.code(), Some(1));
-        assert!(String::from_utf8(refused.stderr).unwrap().starts_with("/dev/null/man1: "));
+        said(&["man", "/dev/null/man1"], Path::new("/")).assert(1, &["/dev/null/man1: "]);
     }
 }

@@ -19,8 +19,8 @@ use crate::support::peers::program;
 use crate::support::peers::start_on_free_port;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
-use crate::support::relay::run_command;
 use crate::support::repository;
+use crate::support::said::said;
 use crate::support::text;
 use crate::support::wait_until;
 
@@ -100,10 +100,7 @@ fn each_example_is_listed_and_passes_check() {
         let readme = std::fs::read_to_string(directory.join("README.md")).unwrap();
         assert!(readme.contains("kube-audit-forwarder run --config relay.toml"), "{name}");
         // Files that the README has its reader make are missing: warnings, with --elsewhere.
-        let arguments = ["check", "--elsewhere", "--config", "relay.toml"];
-        let output = run_command(&arguments, &directory);
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{name}: {said}");
+        said(&["check", "--elsewhere", "relay.toml"], &directory).assert(0, &[]);
         count += 1;
     }
     assert_eq!(listed.matches("\n| [`").count(), count, "a listed example is not there");

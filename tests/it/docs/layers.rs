@@ -93,7 +93,6 @@ fn imports(line: &str) -> impl Iterator<Item = String> {
     })
 }
 
-/// Returns every violation of the table.
 fn violations(sources: &[Source], rows: &BTreeMap<String, usize>) -> Vec<String> {
     let mut found = Vec::new();
     for Source { path, module, text } in sources {

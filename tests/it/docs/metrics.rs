@@ -4,16 +4,13 @@
 use std::collections::BTreeSet;
 
 use crate::support::generated::assert_file;
-use crate::support::relay::run_command;
 use crate::support::repository;
+use crate::support::said::said;
 
 const PAGE: &str = "docs/reference/metrics.md";
 
-/// The page as the program prints it.
 fn printed() -> String {
-    let output = run_command(&["metrics"], &repository());
-    assert_eq!(output.status.code(), Some(0));
-    String::from_utf8(output.stdout).unwrap()
+    said(&["metrics"], &repository()).assert(0, &[]).stdout.clone()
 }
 
 /// The words of a text that start with `prefix`.

@@ -2,8 +2,8 @@
 
 use super::pages::Page;
 use super::pages::pages;
-use crate::support::relay::run_command;
 use crate::support::repository;
+use crate::support::said::said;
 
 /// A config has one source: the file that is applied. An edit of the ConfigMap in the cluster is
 /// undone by the next apply, so no page, manifest or runbook may show one.
@@ -98,10 +98,7 @@ fn a_command_over_two_lines_counts_once() {
 fn the_shipped_audit_policy_records_who_did_what() {
     for event in ["06-single-min.json", "08-single-max.json"] {
         let event = format!("tests/corpus/{event}");
-        let arguments = ["policy", "explain", "--policy", "deploy/audit-policy.yaml", &event];
-        let output = run_command(&arguments, &repository());
-        let said = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(said.contains("matches: level Metadata"), "{said}");
+        let words = ["policy", "explain", "--policy", "deploy/audit-policy.yaml", &event];
+        said(&words, &repository()).assert(0, &["matches: level Metadata"]);
     }
 }

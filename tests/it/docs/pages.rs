@@ -10,11 +10,11 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
+use super::reference::subcommands;
 use crate::support::files;
-use crate::support::relay::run_command;
 use crate::support::repository;
+use crate::support::said::said;
 
-/// One document of the repository.
 pub(crate) struct Page {
     /// The path below the repository's root, such as `docs/start.md`.
     pub(crate) path: String,
@@ -155,10 +155,8 @@ fn every_config_on_a_page_passes_check() {
                           [[output]]\nname = \"before\"\ntype = \"tcp\"\naddresses = [\"127.0.0.1:9\"]\n";
             let config = format!("{before}{}", block.code);
             std::fs::write(directory.path().join("page.toml"), &config).unwrap();
-            let arguments = ["check", "--elsewhere", "--config", "page.toml"];
-            let output = run_command(&arguments, directory.path());
-            let said = String::from_utf8(output.stderr).unwrap();
-            assert_eq!(output.status.code(), Some(0), "{}:\n{config}\n{said}", page.path);
+            let said = said(&["check", "--elsewhere", "page.toml"], directory.path());
+            assert_eq!(said.code, Some(0), "{}:\n{config}\n{said:#?}", page.path);
         }
     }
     assert!(count >= 15, "{count}");
@@ -196,19 +194,13 @@ fn the_commands_on_the_pages_exist_with_their_options() {
     let mut help = |command: &[&str]| {
         let key: Vec<String> = command.iter().map(|&word| word.to_owned()).collect();
         let ask = || {
-            let output = run_command(&[command, &["--help"]].concat(), &repository());
-            assert_eq!(output.status.code(), Some(0), "{command:?}");
-            String::from_utf8(output.stdout).unwrap()
+            let said = said(&[command, &["--help"]].concat(), &repository());
+            said.assert(0, &[]);
+            said.stdout
         };
         helps.entry(key).or_insert_with(ask).clone()
     };
-    let top = help(&[]);
-    let names = |help: &str| -> Vec<String> {
-        let list = help.split_once("Commands:\n").map_or("", |(_, rest)| rest);
-        let list = list.split("\n\n").next().unwrap_or_default();
-        list.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
-    };
-    let commands = names(&top);
+    let commands = subcommands(&help(&[]));
     let mut count = 0;
     for page in pages() {
         let shell = page.blocks().into_iter().filter(|block| block.language == "sh");
@@ -218,7 +210,7 @@ fn the_commands_on_the_pages_exist_with_their_options() {
                 continue;
             };
             count += 1;
-            let sub = names(&help(&[command]));
+            let sub = subcommands(&help(&[command]));
             let path: Vec<&str> = match words.get(1).filter(|word| sub.contains(word)) {
                 Some(second) => vec![command, second],
                 None => vec![command],
@@ -248,11 +240,9 @@ fn the_commands_of_the_first_page_do_what_it_says() {
     ] {
         assert!(blocks.iter().any(|block| block.code.contains(line)), "{line}");
         let words: Vec<&str> = line.split_whitespace().skip(1).collect();
-        let output = run_command(&words, directory.path());
-        assert_eq!(output.status.code(), Some(0), "{line}");
+        said(&words, directory.path()).assert(0, &[]);
     }
-    let output = run_command(&["check", "relay.toml", "--elsewhere"], directory.path());
-    let said = String::from_utf8(output.stderr).unwrap();
+    let said = said(&["check", "relay.toml", "--elsewhere"], directory.path()).stderr;
     // The user of the test may not make the directory of the queue, which is a warning.
     let (_, said) = said.split_once("relay.toml\n").unwrap();
     let said = said.replace("warnings   1", "warnings   0");

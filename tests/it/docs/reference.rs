@@ -54,7 +54,6 @@ struct Row {
     meaning: String,
 }
 
-/// Parses a line of the printed table.
 fn row(line: &str) -> Row {
     let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
     let [name, kind, default, meaning] = cells.as_slice() else { panic!("{line}") };
@@ -80,7 +79,6 @@ fn heading(section: &str, rows: &[Row]) -> String {
     format!("{depth} `{open}{section}{close}`")
 }
 
-/// Generates the page of the config.
 fn config_page() -> String {
     let printed = printed(&["config", "--reference"], &[]);
     let rows: Vec<Row> = printed.lines().skip(2).map(row).collect();
@@ -112,7 +110,7 @@ This page has the help of every command, as `--help` prints it.
 ";
 
 /// Returns the names below `Commands:` in the text of a help.
-fn subcommands(help: &str) -> Vec<String> {
+pub(crate) fn subcommands(help: &str) -> Vec<String> {
     let Some((_, list)) = help.split_once("\nCommands:\n") else { return Vec::new() };
     let names = list.lines().take_while(|line| !line.is_empty());
     let names = names.filter(|line| line.starts_with("  ") && !line.starts_with("   "));

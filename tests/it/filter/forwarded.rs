@@ -86,7 +86,6 @@ fn filter_corpus(filter: &str) -> (Vec<Vec<u8>>, Relay) {
     (accepted_events(&sink), relay)
 }
 
-/// Writes this policy into a file and returns its path.
 fn policy_file(directory: &Path, policy: &str) -> String {
     let file = directory.join("policy.yaml");
     std::fs::write(&file, policy).unwrap();
@@ -389,11 +388,7 @@ fn a_match_by_namespace_or_name_believes_the_url_alone() {
 }
 
 fn output(name: &str, sink: &HttpSink, filter: &str) -> String {
-    let url = format!("http://{}/", sink.address());
-    format!(
-        "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\nconcurrency = 1\n\
-         {QUICK}{filter}"
-    )
+    sink.output(name, &format!("concurrency = 1\n{QUICK}{filter}"))
 }
 
 #[test]

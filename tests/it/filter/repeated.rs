@@ -30,11 +30,7 @@ const CHOOSES_NOT: &str = "filter.match = { verbs = [\"watch\"] }\n";
 
 /// Returns an http output that sends one request at a time.
 fn output(name: &str, sink: &HttpSink, more: &str) -> String {
-    format!(
-        "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n{QUICK}\
-         concurrency = 1\n{more}",
-        sink.address()
-    )
+    sink.output(name, &format!("{QUICK}concurrency = 1\n{more}"))
 }
 
 fn spool(directory: &Path) -> String {

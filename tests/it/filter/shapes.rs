@@ -2,9 +2,7 @@
 //! config asks for and holds the whole event; dead letters hold events in their own form.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::process::Command;
-use std::process::Stdio;
 
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -13,6 +11,7 @@ use tempfile::TempDir;
 use crate::support::PATIENCE;
 use crate::support::corpus::corpus;
 use crate::support::corpus::events_of;
+use crate::support::fed;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::letters::events_in_letters;
@@ -245,17 +244,9 @@ mod peers {
         let mut lines = documents.join(&b'\n');
         lines.push(b'\n');
         for version in ["1.1.0", "1.5.0", "1.8.0"] {
-            let mut checker = Command::new(repository().join("target/peers/python/bin/python3"))
-                .arg(repository().join("tests/peers/ocsf.py"))
-                .arg(version)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .expect("Python runs");
-            let mut input = checker.stdin.take().expect("piped");
-            input.write_all(&lines).unwrap();
-            drop(input);
-            let output = checker.wait_with_output().unwrap();
+            let mut checker = Command::new(repository().join("target/peers/python/bin/python3"));
+            let script = repository().join("tests/peers/ocsf.py");
+            let output = fed(checker.arg(script).arg(version), &lines);
             let told = String::from_utf8(output.stdout).unwrap();
             assert!(output.status.success(), "{told}");
             assert_eq!(told, format!("{} documents are valid\n", documents.len()));

@@ -161,7 +161,6 @@ fn probes_are_answered_whatever_holds_all_places_of_the_admin_address() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns every series: its name and its labels.
 fn series(metrics: &Metrics) -> BTreeSet<String> {
     let line = |line: &str| line.rsplit_once(' ').expect("a series and its value").0.to_owned();
     metrics

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
+use crate::docs::reference::subcommands;
 use crate::support::relay::run_command_with;
 use crate::support::said::Said;
 use crate::support::said::said;
@@ -31,15 +32,6 @@ fn place() -> TempDir {
     std::fs::write(directory.path().join("relay.toml"), CONFIG).unwrap();
     std::fs::write(directory.path().join("other.toml"), CONFIG.replace("3000", "4000")).unwrap();
     directory
-}
-
-/// Returns the names below `Commands:` in the text of a help.
-fn subcommands(help: &str) -> Vec<String> {
-    let Some((_, list)) = help.split_once("\nCommands:\n") else { return Vec::new() };
-    let names = list.lines().take_while(|line| !line.is_empty());
-    let names = names.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
-    let names = names.filter_map(|line| line.split_whitespace().next());
-    names.filter(|name| *name != "help").map(str::to_owned).collect()
 }
 
 /// Returns the help of each command, with its path: `queue inspect`.

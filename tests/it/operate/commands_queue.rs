@@ -27,6 +27,7 @@ use crate::support::corpus::generated_batch;
 use crate::support::http::Client;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
+use crate::support::lines_in;
 use crate::support::relay::BASE;
 use crate::support::relay::Relay;
 use crate::support::relay::run_command;
@@ -129,12 +130,10 @@ fn split(output: Output) -> (Option<i32>, Vec<u8>, String) {
 }
 
 fn lines_of(stdout: &[u8]) -> Vec<Vec<u8>> {
-    let mut lines: Vec<Vec<u8>> = stdout.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
-    assert_eq!(lines.pop().as_deref(), Some(&b""[..]), "the last line has no end");
-    lines
+    assert!(stdout.is_empty() || stdout.ends_with(b"\n"), "the last line has no end");
+    lines_in(stdout)
 }
 
-/// Ends the relay in order.
 fn stop(mut relay: Relay) {
     relay.signal(libc::SIGTERM);
     assert_eq!(relay.wait().code(), Some(0));

@@ -61,7 +61,6 @@ fn list(value: &Value) -> &[Value] {
     value.as_array().expect("an array")
 }
 
-/// Returns all panels except the rows.
 fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     list(&dashboard["panels"]).iter().filter(|panel| panel["type"] != "row")
 }

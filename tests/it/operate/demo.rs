@@ -13,7 +13,6 @@ use crate::support::said::Said;
 use crate::support::said::said;
 use crate::support::wait_for;
 
-/// Returns a number of the summary.
 fn figure(text: &str, name: &str) -> u64 {
     let lines = text.lines().map(|line| line.trim_end_matches('\r'));
     let mut found = lines.filter_map(|line| line.strip_prefix(&format!("{name}: ")));

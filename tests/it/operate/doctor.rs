@@ -35,7 +35,6 @@ use crate::support::server::Options;
 use crate::support::text;
 use crate::support::wait_until;
 
-/// The output of a run of the command.
 struct Said {
     code: Option<i32>,
     text: String,

@@ -71,7 +71,7 @@ fn what_a_full_queue_drops_is_said_with_the_numbers_and_never_that_it_is_kept() 
         let begun = Instant::now();
         let mut relay = Relay::start(&dead_end(&format!("{queue}when_full = \"{when_full}\"\n")));
         let mut accepted = 0;
-        for seed in 0..300 {
+        for seed in 0..120 {
             // The answer is 429 while all batches are on the wire, which lasts as long as an
             // attempt.
             wait_until("room", PATIENCE, || {
@@ -176,11 +176,8 @@ fn a_sender_that_waits_for_an_output_that_ends_is_told_503_and_not_200() {
                           type = \"stdout\"\n";
     for others in [false, true] {
         let consumer = HttpSink::accepting();
-        let web = format!(
-            "[[output]]\nname = \"web\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n",
-            consumer.address()
-        );
-        let config = format!("{BASE}{STDOUT}{}", if others { &web } else { "" });
+        let web = if others { consumer.output("web", "") } else { String::new() };
+        let config = format!("{BASE}{STDOUT}{web}");
         let mut relay = Relay::with(&config).stdout(Stdout::Held).start();
         let pipe = relay.take_stdout();
         let address = relay.address();

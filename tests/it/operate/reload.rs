@@ -88,12 +88,7 @@ fn a_changed_output_goes_on_from_its_place_and_an_unchanged_one_keeps_its_connec
 #[test]
 fn what_is_on_the_wire_of_a_changed_output_is_waited_for_and_comes_once() {
     let slow = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(300)));
-    let output = |more: &str| {
-        format!(
-            "{BASE}[[output]]\nname = \"slow\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n{more}",
-            slow.address()
-        )
-    };
+    let output = |more: &str| format!("{BASE}{}", slow.output("slow", more));
     let relay = Relay::start(&output("concurrency = 4\nbatch = { max_events = 5 }\n"));
     let body = numbered::list(0, 0..200);
     assert_eq!(relay.post(&body).status, 200);
@@ -117,12 +112,8 @@ fn another_type_of_output_takes_over_what_was_answered_out_of_order() {
         false => Answer::status(200),
     });
     let tcp = Tallying::tcp();
-    let before = format!(
-        "{BASE}[[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n\
-         concurrency = 4\nbatch = {{ max_events = 10 }}\n",
-        http.address()
-    );
-    let relay = Relay::start(&before);
+    let before = http.output("out", "concurrency = 4\nbatch = { max_events = 10 }\n");
+    let relay = Relay::start(&format!("{BASE}{before}"));
     assert_eq!(relay.post(&numbered::list(0, 0..100)).status, 200);
     wait_until("answers behind the first request", PATIENCE, || http.accepted().len() == 9);
     relay.reload(&format!("{BASE}{}", tcp.output("out", "")), "success");

@@ -75,7 +75,6 @@ impl Place {
 }
 
 impl Said {
-    /// Returns a number of the summary.
     fn figure(&self, name: &str) -> u64 {
         let line = self.stdout.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
         line.unwrap_or_else(|| panic!("{name} is not in {self:?}")).parse().unwrap()
@@ -595,7 +594,6 @@ fn https_with_a_client_certificate_and_a_token() {
     relay.finish(Backlog::Empty);
 }
 
-/// Returns how many different events were accepted.
 fn distinct(sink: &HttpSink) -> u64 {
     let mut numbers: Vec<_> =
         accepted_events(sink).iter().map(|event| numbered::identify(event).number).collect();

@@ -19,6 +19,7 @@ use crate::support::PATIENCE;
 use crate::support::http;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
+use crate::support::lines_in;
 use crate::support::numbered;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
@@ -349,9 +350,7 @@ fn without_a_usable_cursors_file_everything_that_is_stored_is_sent_and_this_is_s
 #[test]
 fn a_directory_of_format_1_is_read() {
     let fixture = repository().join("tests/fixtures/spool-format-1");
-    let lines = std::fs::read(fixture.join("events.jsonl")).unwrap();
-    let lines: Vec<Vec<u8>> =
-        lines.split(|it| *it == b'\n').filter(|it| !it.is_empty()).map(<[u8]>::to_vec).collect();
+    let lines = lines_in(&std::fs::read(fixture.join("events.jsonl")).unwrap());
     assert_eq!(lines.len(), 47);
     let spool = fixture.join("spool");
     for (output, from) in [(None, 0), (Some("archive"), 0), (Some("analysis"), 11)] {

@@ -64,16 +64,22 @@ fn told_lost(relay: &Relay) -> (Vec<(String, u64)>, Option<u64>) {
 }
 
 #[test]
-fn both_signals_end_an_idle_relay_at_once_and_in_order() {
-    for signal in [libc::SIGTERM, libc::SIGINT] {
-        let sink = HttpSink::accepting();
+fn both_signals_end_a_relay_in_order_and_one_that_is_sent_twice_at_once_is_one() {
+    // timeout(1) sends the signal twice, too.
+    for (signal, times) in [(libc::SIGTERM, 1), (libc::SIGINT, 1), (libc::SIGTERM, 2)] {
+        let slowly = Duration::from_millis(500);
+        let sink = HttpSink::start(move |_| Answer::status(200).after(slowly));
         let mut relay = Relay::start(&to_sink(sink.address(), ""));
-        assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
-        relay.wait_until_delivered(PATIENCE);
+        let batch = generated_batch(1, 10, 900);
+        assert_eq!(relay.post(&batch).status, 200);
+        if times == 1 {
+            relay.wait_until_delivered(PATIENCE);
+        }
         let begun = Instant::now();
-        relay.signal(signal);
+        (0..times).for_each(|_| relay.signal(signal));
         assert_eq!(relay.wait().code(), Some(0));
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert_same_set(&accepted_events(&sink), &events_of(&batch));
         assert_eq!(told_lost(&relay), (vec![], Some(0)));
     }
 }
@@ -167,13 +173,8 @@ fn with_a_dead_consumer_the_drain_takes_its_time_and_no_longer_and_says_what_is_
     let dead = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let hung = HttpSink::start(|_| Answer::never());
     let live = HttpSink::accepting();
-    let config = format!(
-        "{}[[output]]\nname = \"hung\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n\
-         [[output]]\nname = \"live\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n",
-        to_sink(dead, &drain("3s")),
-        hung.address(),
-        live.address()
-    );
+    let drains = to_sink(dead, &drain("3s"));
+    let config = format!("{drains}{}{}", hung.output("hung", ""), live.output("live", ""));
     let mut relay = Relay::start(&config);
     for seed in 0..3 {
         assert_eq!(relay.post(&generated_batch(seed, 10, 900)).status, 200);
@@ -249,19 +250,6 @@ fn a_second_signal_ends_at_once() {
         assert_eq!(said.last().map(String::as_str), Some("ended"));
         assert_eq!(said.iter().filter(|it| *it == "the relay has failed").count(), 1, "{said:#?}");
     }
-}
-
-#[test]
-fn a_signal_sent_twice_at_once_is_one() {
-    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(500)));
-    let mut relay = Relay::start(&to_sink(sink.address(), ""));
-    let batch = generated_batch(1, 10, 900);
-    assert_eq!(relay.post(&batch).status, 200);
-    // timeout(1) sends the signal twice, too.
-    relay.signal(libc::SIGTERM);
-    relay.signal(libc::SIGTERM);
-    assert_eq!(relay.wait().code(), Some(0));
-    assert_same_set(&accepted_events(&sink), &events_of(&batch));
 }
 
 #[test]
@@ -428,27 +416,19 @@ fn ask_for(relay: &Relay, config: &str) {
     relay.signal(libc::SIGHUP);
 }
 
-fn http_output(name: &str, address: SocketAddr) -> String {
-    format!("[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"http://{address}/\"]\n")
-}
-
 /// Starts a relay and brings it into the middle of a reload: an output whose consumer hangs was
 /// removed, and the reload adds an output of the same name, for which it has to wait, and a new
 /// output, which has joined already.
 fn in_a_reload_that_waits(hung: &HttpSink, live: &HttpSink, new: &HttpSink, more: &str) -> Relay {
-    let base = format!("{BASE}{}{more}", http_output("live", live.address()));
-    let with = format!("{base}{}", http_output("hung", hung.address()));
+    let base = format!("{BASE}{}{more}", live.output("live", ""));
+    let with = format!("{base}{}", hung.output("hung", ""));
     let relay = Relay::start(&with);
     assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
     hung.wait_for_count(1, PATIENCE);
     ask_for(&relay, &base);
     relay.wait_for_log("output removed", PATIENCE);
     relay.wait_for_log("config reloaded", PATIENCE);
-    let again = format!(
-        "{base}{}{}",
-        http_output("new", new.address()),
-        http_output("hung", live.address())
-    );
+    let again = format!("{base}{}{}", new.output("new", ""), live.output("hung", ""));
     ask_for(&relay, &again);
     relay.wait_for_log("the reload waits until the earlier output of this name has left", PATIENCE);
     // If the reload came into force, the new output would get this batch as well.
@@ -506,8 +486,8 @@ fn a_signal_is_heard_while_a_reload_waits_for_an_output_that_leaves() {
             .map(|fields| (fields["output"].clone(), fields["events"].clone()))
             .collect();
         assert_eq!(kept, [("hung".into(), 20.into())]);
-        let base = format!("{BASE}{}", http_output("live", live.address()));
-        let hung = http_output("hung", live.address());
+        let base = format!("{BASE}{}", live.output("live", ""));
+        let hung = live.output("hung", "");
         let queue = format!("[queue]\ndirectory = \"{}\"\n", text(directory.path()));
         let again = Relay::start(&format!("{base}{hung}{queue}"));
         again.wait_until_delivered(PATIENCE);

@@ -532,10 +532,7 @@ fn the_history_has_the_rates_of_what_flows_and_the_reloads() {
 #[test]
 fn an_output_that_a_reload_removes_leaves_the_history() {
     let (stays, leaves) = (HttpSink::accepting(), TcpSink::start());
-    let second = format!(
-        "[[output]]\nname = \"leaves\"\ntype = \"tcp\"\nrequired = false\naddresses = [\"{}\"]\n",
-        leaves.address()
-    );
+    let second = leaves.output("leaves", "required = false\n");
     let config = to_sink(stays.address(), IN_TURN);
     let relay = Relay::start(&format!("{config}{second}"));
     let names = |history: &Value| -> Vec<String> {

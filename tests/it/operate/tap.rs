@@ -57,22 +57,6 @@ fn config(directory: &Path, outputs: &str) -> String {
     format!("{base}{outputs}")
 }
 
-fn tcp(name: &str, sink: &TcpSink, more: &str) -> String {
-    let consumer = sink.address();
-    format!(
-        "[[output]]\nname = \"{name}\"\ntype = \"tcp\"\naddresses = [\"{consumer}\"]\n\
-         replay_window = \"100ms\"\n{more}\n"
-    )
-}
-
-fn http_output(name: &str, sink: &HttpSink, more: &str) -> String {
-    let url = format!("http://{}/", sink.address());
-    format!(
-        "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\n\
-         retry = {{ initial_interval = \"50ms\", max_interval = \"100ms\" }}\n{more}\n"
-    )
-}
-
 impl Tapped {
     fn start(outputs: &str) -> Self {
         let directory = TempDir::new().unwrap();
@@ -84,7 +68,7 @@ impl Tapped {
     /// Starts a relay with one TCP consumer, whose output is `out`.
     fn with_consumer() -> (Self, TcpSink) {
         let sink = TcpSink::start();
-        (Self::start(&tcp("out", &sink, "")), sink)
+        (Self::start(&sink.output("out", "")), sink)
     }
 
     fn token_file(&self) -> String {
@@ -268,7 +252,7 @@ fn replace(file: &Path, contents: &str) {
 #[test]
 fn without_the_key_there_is_no_tap() {
     let sink = TcpSink::start();
-    let relay = Relay::start(&format!("{BASE}{}", tcp("out", &sink, "")));
+    let relay = Relay::start(&format!("{BASE}{}", sink.output("out", "")));
     let refused = http::get(relay.admin(), "/tap").unwrap();
     assert_eq!(refused.status, 404);
     assert!(refused.text().contains("admin.tap_token_file"), "{}", refused.text());
@@ -348,7 +332,7 @@ fn another_token_and_a_removed_key_end_the_open_taps() {
     assert_eq!(Tap::open(relay.admin(), "", TOKEN).err().unwrap().0, 401);
     let mut second = Tap::open(relay.admin(), "", "other").unwrap();
 
-    let without = format!("{BASE}{}", tcp("out", &sink, ""));
+    let without = format!("{BASE}{}", sink.output("out", ""));
     reloaded(relay, "success", || replace(&relay.config_file(), &without));
     assert_eq!(second.end(), "revoked");
     assert_eq!(Tap::open(relay.admin(), "", "other").err().unwrap().0, 404);
@@ -360,7 +344,7 @@ fn check_and_run_know_a_token_file_that_is_missing_or_empty() {
     let sink = TcpSink::start();
     let directory = TempDir::new().unwrap();
     let file = directory.path().join("relay.toml");
-    std::fs::write(&file, config(directory.path(), &tcp("out", &sink, ""))).unwrap();
+    std::fs::write(&file, config(directory.path(), &sink.output("out", ""))).unwrap();
     let run = |command: &str| said(&[command, text(&file)], directory.path());
     for contents in [None, Some(""), Some(" \n"), Some("a\nb")] {
         if let Some(contents) = contents {
@@ -430,10 +414,10 @@ fn credentials() -> Vec<Value> {
 fn no_credential_is_ever_shown_whatever_the_outputs_filter_lets_pass() {
     let sinks: Vec<_> = (0..4).map(|_| TcpSink::start()).collect();
     let outputs = [
-        tcp("plain", &sinks[0], ""),
-        tcp("sifted", &sinks[1], "filter.annotate = { cluster = \"c\" }"),
-        tcp("ecs", &sinks[2], "filter.shape = \"ecs\""),
-        tcp("ocsf", &sinks[3], "filter.shape = \"ocsf\""),
+        sinks[0].output("plain", ""),
+        sinks[1].output("sifted", "filter.annotate = { cluster = \"c\" }"),
+        sinks[2].output("ecs", "filter.shape = \"ecs\""),
+        sinks[3].output("ocsf", "filter.shape = \"ocsf\""),
     ];
     let tapped = Tapped::start(&outputs.concat());
     let mut tap = tapped.open("?sample=1000");
@@ -588,8 +572,8 @@ fn each_output_shows_its_own_events_once_they_have_left() {
     let (first, second) = (HttpSink::accepting(), TcpSink::start());
     let stdout = "[[output]]\nname = \"stdout\"\ntype = \"stdout\"\n";
     let outputs = [
-        &*http_output("http", &first, "concurrency = 4\nfilter.match = [{ verbs = [\"get\"] }]"),
-        &*tcp("tcp", &second, ""),
+        &*first.output("http", "concurrency = 4\nfilter.match = [{ verbs = [\"get\"] }]"),
+        &*second.output("tcp", ""),
         stdout,
     ];
     let tapped = Tapped::start(&outputs.concat());
@@ -619,7 +603,9 @@ fn an_event_is_shown_when_its_consumer_has_it_and_not_before() {
     let sink = HttpSink::start(move |_| {
         Answer::status(if is_up.load(Ordering::SeqCst) { 200 } else { 503 })
     });
-    let tapped = Tapped::start(&http_output("http", &sink, ""));
+    let tapped = Tapped::start(
+        &sink.output("http", "retry = { initial_interval = \"50ms\", max_interval = \"100ms\" }"),
+    );
     let mut tap = tapped.open("");
     tapped.post(&[event("a", json!({})), event("b", json!({}))]);
     sink.wait_for_count(3, PATIENCE);
@@ -817,7 +803,7 @@ fn the_command_finds_the_relay_and_the_token_by_the_config() {
     std::fs::write(directory.path().join("token"), TOKEN).unwrap();
     let port = crate::support::free_port();
     let file = directory.path().join("relay.toml");
-    let config = config(directory.path(), &tcp("out", &sink, ""));
+    let config = config(directory.path(), &sink.output("out", ""));
     let config = config.replace(
         "admin = { address = \"127.0.0.1:0\"",
         &format!("admin = {{ address = \"127.0.0.1:{port}\""),
@@ -844,7 +830,9 @@ fn the_command_finds_the_relay_and_the_token_by_the_config() {
 fn cpu_of_a_relay_with_and_without_taps() {
     const BATCHES: u64 = 250;
     let sink = HttpSink::forgetful(|_| Answer::status(200));
-    let tapped = Tapped::start(&http_output("out", &sink, ""));
+    let tapped = Tapped::start(
+        &sink.output("out", "retry = { initial_interval = \"50ms\", max_interval = \"100ms\" }"),
+    );
     let cpu = || {
         let stat = format!("/proc/{}/stat", tapped.relay.pid());
         let stat = std::fs::read_to_string(stat).unwrap();

@@ -17,13 +17,7 @@ use crate::support::wait_until;
 
 /// Starts a relay with an output that works and one whose consumer answers 500.
 fn relay(good: &HttpSink, bad: &HttpSink) -> Relay {
-    let output = |name: &str, sink: &HttpSink| {
-        format!(
-            "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n",
-            sink.address()
-        )
-    };
-    Relay::start(&format!("{BASE}{}{}", output("archive", good), output("siem", bad)))
+    Relay::start(&format!("{BASE}{}{}", good.output("archive", ""), bad.output("siem", "")))
 }
 
 fn failing() -> HttpSink {

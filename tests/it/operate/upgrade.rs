@@ -22,6 +22,7 @@ use crate::support::corpus::generated_batch;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
 use crate::support::letters::events_in_letters;
+use crate::support::lines_in;
 use crate::support::relay::BASE;
 use crate::support::relay::Backlog;
 use crate::support::relay::Relay;
@@ -97,9 +98,9 @@ fn fixtures() -> PathBuf {
 /// Returns the events that the earlier versions have accepted.
 fn earlier_events() -> Vec<Vec<u8>> {
     let all = std::fs::read(fixtures().join("events.jsonl")).unwrap();
-    let events: Vec<Vec<u8>> = all.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
-    assert_eq!(events.len(), EVENTS + 1, "each line has an end");
-    events[..EVENTS].to_vec()
+    let events = lines_in(&all);
+    assert_eq!(events.len(), EVENTS);
+    events
 }
 
 /// A copy of what an earlier version has left, and the two consumers.

@@ -56,19 +56,11 @@ impl Browser {
         let address = (Ipv4Addr::LOCALHOST, port.expect("its port")).into();
         let mut browser = Self { driver, address, session: String::new(), _profile: profile };
         let data = format!("--user-data-dir={}", text(browser._profile.path()));
-        let arguments = [
-            "--headless=new",
-            // Chromium refuses to run its sandbox as root.
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            &data,
-        ];
+        // Chromium refuses to run its sandbox as root.
+        let arguments = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage \
+                         --disable-quic --no-first-run --disable-background-networking \
+                         --disable-component-update --disable-sync";
+        let arguments: Vec<_> = arguments.split(' ').chain([data.as_str()]).collect();
         let options = json!({ "binary": "/usr/bin/chromium", "args": arguments });
         let capabilities = json!({
             "goog:chromeOptions": options,

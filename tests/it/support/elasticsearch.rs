@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::http_sink::Answer;
 use super::http_sink::HttpSink;
+use super::http_sink::Keeper;
 use super::http_sink::Request;
 use super::server::Options;
 
@@ -51,11 +51,7 @@ pub(crate) struct Store {
     pub(crate) again: usize,
 }
 
-/// The consumer.
-pub(crate) struct Elasticsearch {
-    pub(crate) sink: HttpSink,
-    store: Arc<Mutex<Store>>,
-}
+pub(crate) type Elasticsearch = Keeper<Store>;
 
 impl Elasticsearch {
     /// Starts a consumer. `mood` is asked once for each request, and `status` once for each new
@@ -124,15 +120,7 @@ impl Elasticsearch {
                 Mood::Status(_) | Mood::Small => unreachable!("answered above"),
             }
         });
-        Self { sink, store }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.sink.address()
-    }
-
-    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().expect("not poisoned")
+        Self { sink, kept: store }
     }
 
     /// Returns the events of all documents, without what the relay has put in front of them, in no

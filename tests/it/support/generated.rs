@@ -8,11 +8,10 @@
 //!
 //! The diff goes line by line, so a page must have line breaks.
 
-use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
-use std::process::Stdio;
 
+use super::fed;
 use super::repository;
 
 /// If this environment variable is `1`, the committed files are overwritten instead of compared.
@@ -53,21 +52,10 @@ fn compare(file: &Path, name: &str, generated: &str, bless: bool) -> Result<(), 
 fn difference(file: &Path, committed: &str, name: &str, generated: &str) -> String {
     // diff(1) reads one text from a file, which may not exist yet, and the other from its stdin.
     let file = if committed.is_empty() { Path::new("/dev/null") } else { file };
-    let mut diff = Command::new("diff")
-        .args(["-U2", "--label", &format!("{name} (committed)")])
-        .args(["--label", &format!("{name} (generated)")])
-        .arg(file)
-        .arg("-")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("diff: {error}"));
-    let mut stdin = diff.stdin.take().expect("it is piped");
-    let generated = generated.to_owned();
-    let writer = std::thread::spawn(move || stdin.write_all(generated.as_bytes()));
-    let output = diff.wait_with_output().unwrap();
-    writer.join().unwrap().unwrap();
-    String::from_utf8(output.stdout).unwrap()
+    let mut diff = Command::new("diff");
+    diff.args(["-U2", "--label", &format!("{name} (committed)")]);
+    diff.args(["--label", &format!("{name} (generated)")]).arg(file).arg("-");
+    String::from_utf8(fed(&mut diff, generated.as_bytes()).stdout).unwrap()
 }
 
 /// Compares, sees the lines that differ and no other, blesses, and compares again.

@@ -5,8 +5,6 @@ use std::io::BufReader;
 use std::io::Read as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::ops::Deref;
-use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -21,6 +19,7 @@ use super::http::read_head;
 use super::server::Connection;
 use super::server::Options;
 use super::server::Server;
+use super::server::derefs_to_its_server;
 use super::stream::Stream;
 use super::wait_until;
 
@@ -171,6 +170,13 @@ impl HttpSink {
         Self::start(|_| Answer::status(200))
     }
 
+    /// Returns the config of an output of this name that sends to the consumer. `more` holds further
+    /// keys.
+    pub(crate) fn output(&self, name: &str, more: &str) -> String {
+        let url = format!("http://{}/", self.address());
+        format!("[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\n{more}\n")
+    }
+
     /// Starts a consumer that gives these answers, one for each request in the order in which the
     /// requests become complete. One request more panics.
     pub(crate) fn script(answers: impl IntoIterator<Item = Answer>) -> Self {
@@ -270,17 +276,21 @@ impl HttpSink {
     }
 }
 
-impl Deref for HttpSink {
-    type Target = Server;
+derefs_to_its_server!(HttpSink);
 
-    fn deref(&self) -> &Server {
-        &self.server
-    }
+/// A consumer that keeps what has arrived, also while no process of the relay runs.
+pub(crate) struct Keeper<Store> {
+    pub(crate) sink: HttpSink,
+    pub(crate) kept: Arc<Mutex<Store>>,
 }
 
-impl DerefMut for HttpSink {
-    fn deref_mut(&mut self) -> &mut Server {
-        &mut self.server
+impl<Store> Keeper<Store> {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.sink.address()
+    }
+
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
+        self.kept.lock().expect("not poisoned")
     }
 }
 

@@ -334,18 +334,15 @@ fn now() -> i64 {
     i64::try_from(since.as_millis()).expect("few")
 }
 
-/// Returns a time as kube-apiserver writes it, in whole milliseconds since 1970. Counts day by day,
-/// so that it shares nothing with the relay's calculation.
+/// Returns a time as kube-apiserver writes it, in whole milliseconds since 1970, by a calendar that
+/// the relay does not use.
 fn millis(time: &str) -> i64 {
     let (date, rest) = time.split_once('T').expect("a date and a time");
-    let mut date = date.split('-').map(|number| number.parse::<i64>().expect("a number"));
-    let mut next = || date.next().expect("three numbers");
-    let (year, month, day) = (next(), next(), next());
-    let is_leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    let mut days: i64 = (1970..year).map(|year| if is_leap(year) { 366 } else { 365 }).sum();
-    let lengths = [31, if is_leap(year) { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30];
-    let months = usize::try_from(month - 1).expect("a month");
-    days += lengths.iter().take(months).sum::<i64>() + day - 1;
+    let mut date = date.split('-');
+    let year = date.next().expect("a year").parse().expect("a number");
+    let [month, day] =
+        [(); 2].map(|()| date.next().expect("three numbers").parse().expect("a number"));
+    let midnight = rcgen::date_time_ymd(year, month, day).unix_timestamp();
     let clock = rest.strip_suffix('Z').expect("kube-apiserver writes UTC");
     let mut clock = clock.split(':').map(|number| number.parse::<f64>().expect("a number"));
     let mut next = || clock.next().expect("three numbers");
@@ -353,7 +350,7 @@ fn millis(time: &str) -> i64 {
     let micros = (seconds * 1e6).round();
     #[allow(clippy::cast_possible_truncation, reason = "whole numbers below 2^53")]
     let of_day = ((hours * 60.0 + minutes) * 60_000.0 + (micros / 1000.0).floor()) as i64;
-    days * 86_400_000 + of_day
+    midnight * 1000 + of_day
 }
 
 /// The two services, and the certificates that both present.

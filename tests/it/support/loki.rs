@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 
 use serde_json::Value;
 
 use super::http_sink::Answer;
 use super::http_sink::HttpSink;
+use super::http_sink::Keeper;
 use super::http_sink::Request;
 use super::server::Options;
 
@@ -90,11 +90,7 @@ impl Store {
     }
 }
 
-/// The consumer.
-pub(crate) struct Loki {
-    pub(crate) sink: HttpSink,
-    store: Arc<Mutex<Store>>,
-}
+pub(crate) type Loki = Keeper<Store>;
 
 impl Loki {
     /// Starts a consumer that takes requests of at most `bytes_max`, before compression. `mood` is
@@ -159,15 +155,7 @@ impl Loki {
                 }
             }
         });
-        Self { sink, store }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.sink.address()
-    }
-
-    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().expect("not poisoned")
+        Self { sink, kept: store }
     }
 }
 

@@ -5,9 +5,6 @@
 use std::io;
 use std::io::Read;
 use std::io::Write as _;
-use std::net::SocketAddr;
-use std::ops::Deref;
-use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -16,6 +13,7 @@ use std::time::Duration;
 use super::server::Connection;
 use super::server::Options;
 use super::server::Server;
+use super::server::derefs_to_its_server;
 use super::stream::Stream;
 
 /// One window, as it arrived.
@@ -108,10 +106,6 @@ impl LumberjackSink {
         Self { server, received }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.server.address()
-    }
-
     /// From now on, closes each connection once it has brought this many bytes. `None` stops that.
     pub(crate) fn cut_each_after(&self, bytes: Option<u64>) {
         self.received.lock().cut_after = bytes;
@@ -141,19 +135,7 @@ impl LumberjackSink {
     }
 }
 
-impl Deref for LumberjackSink {
-    type Target = Server;
-
-    fn deref(&self) -> &Server {
-        &self.server
-    }
-}
-
-impl DerefMut for LumberjackSink {
-    fn deref_mut(&mut self) -> &mut Server {
-        &mut self.server
-    }
-}
+derefs_to_its_server!(LumberjackSink);
 
 /// Reads one connection to its end, or to the byte where it is cut.
 fn serve(mut stream: Stream, connection: &Connection, received: &Received, script: &Script) {

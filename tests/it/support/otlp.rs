@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 
 use serde_json::json;
 
 use super::http_sink::Answer;
 use super::http_sink::HttpSink;
+use super::http_sink::Keeper;
 use super::http_sink::Request;
 use super::server::Options;
 
@@ -82,11 +82,7 @@ impl Store {
     }
 }
 
-/// The receiver.
-pub(crate) struct Otlp {
-    pub(crate) sink: HttpSink,
-    store: Arc<Mutex<Store>>,
-}
+pub(crate) type Otlp = Keeper<Store>;
 
 impl Otlp {
     /// Starts a receiver that takes requests of at most `bytes_max`, before compression. `mood` is
@@ -154,15 +150,7 @@ impl Otlp {
                 Mood::EmptyPage => Answer::status(200).header("Content-Type", "text/html"),
             }
         });
-        Self { sink, store }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.sink.address()
-    }
-
-    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().expect("not poisoned")
+        Self { sink, kept: store }
     }
 }
 

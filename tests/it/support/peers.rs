@@ -6,7 +6,6 @@
 //! own, and is ended by its own process id.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
@@ -22,7 +21,9 @@ use tempfile::TempDir;
 
 use super::PATIENCE;
 use super::certificates::Certificates;
+use super::fed;
 use super::free_port;
+use super::lines_in;
 use super::needs::needs;
 use super::relay::signal_process;
 use super::repository;
@@ -231,11 +232,7 @@ fn write(directory: &TempDir, name: &str, content: &str) -> PathBuf {
 
 /// Returns the complete lines of a file that a peer writes; none if the file does not exist yet.
 pub(crate) fn lines_of(file: &Path) -> Vec<Vec<u8>> {
-    let bytes = std::fs::read(file).unwrap_or_default();
-    let mut lines: Vec<Vec<u8>> = bytes.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
-    // The bytes after the last line feed are a line that is still being written, or nothing.
-    lines.pop();
-    lines
+    lines_in(&std::fs::read(file).unwrap_or_default())
 }
 
 /// Cuts off the incomplete last line of a file that a dead peer wrote.
@@ -678,17 +675,8 @@ impl Tinyproxy {
 
 /// Runs `promtool check metrics` on these metrics. Returns its complaints as the error.
 pub(crate) fn promtool_check(metrics: &str) -> Result<(), String> {
-    let mut child = Command::new(program("promtool"))
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("promtool runs");
-    let mut stdin = child.stdin.take().expect("piped");
-    stdin.write_all(metrics.as_bytes()).expect("promtool reads all of it");
-    drop(stdin);
-    let output = child.wait_with_output().expect("our child");
+    let output =
+        fed(Command::new(program("promtool")).args(["check", "metrics"]), metrics.as_bytes());
     if output.status.success() {
         return Ok(());
     }
@@ -696,23 +684,10 @@ pub(crate) fn promtool_check(metrics: &str) -> Result<(), String> {
     Err(format!("{}: {}", output.status, String::from_utf8_lossy(&said)))
 }
 
-/// Runs curl quietly, for at most [`PATIENCE`], with a body on its standard input (`@-`).
+/// Runs curl quietly, for at most [`PATIENCE`], with a body on its standard input (`@-`). curl may
+/// answer and end before it has read the whole body.
 pub(crate) fn curl(arguments: &[&str], body: &[u8]) -> Output {
-    let mut child = Command::new(program("curl"))
-        .args(["--silent", "--show-error", "--max-time", &PATIENCE.as_secs().to_string()])
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("curl runs");
-    let mut stdin = child.stdin.take().expect("piped");
-    let body = body.to_vec();
-    let writer = std::thread::spawn(move || {
-        // curl may answer and end before it has read the whole body.
-        drop(stdin.write_all(&body));
-    });
-    let output = child.wait_with_output().expect("our child");
-    writer.join().expect("writing does not panic");
-    output
+    let limit = PATIENCE.as_secs().to_string();
+    let mut curl = Command::new(program("curl"));
+    fed(curl.args(["--silent", "--show-error", "--max-time", &limit]).args(arguments), body)
 }

@@ -4,9 +4,6 @@
 use std::io;
 use std::io::Read;
 use std::io::Write as _;
-use std::net::SocketAddr;
-use std::ops::Deref;
-use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -14,6 +11,7 @@ use std::sync::MutexGuard;
 use super::server::Connection;
 use super::server::Options;
 use super::server::Server;
+use super::server::derefs_to_its_server;
 use super::stream::Stream;
 
 /// A frame from the client.
@@ -62,10 +60,6 @@ impl RelpSink {
         Self { server, received }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.server.address()
-    }
-
     fn lock(&self) -> MutexGuard<'_, Vec<Command>> {
         self.received.lock().expect("no panic while the state is held")
     }
@@ -90,19 +84,7 @@ pub(crate) fn ok(command: &Command) -> Vec<u8> {
     answer(command, if command.name == "open" { OFFERS } else { "200 OK" })
 }
 
-impl Deref for RelpSink {
-    type Target = Server;
-
-    fn deref(&self) -> &Server {
-        &self.server
-    }
-}
-
-impl DerefMut for RelpSink {
-    fn deref_mut(&mut self) -> &mut Server {
-        &mut self.server
-    }
-}
+derefs_to_its_server!(RelpSink);
 
 fn serve(
     mut stream: Stream,

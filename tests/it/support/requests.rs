@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use super::corpus::events_of;
 use super::http_sink::HttpSink;
 use super::http_sink::Request;
+use super::lines_in;
 use super::relay::BASE;
 use super::repository;
 
@@ -52,9 +53,8 @@ pub(crate) fn events_in(request: &Request) -> Vec<Vec<u8>> {
     if body.starts_with(br#"{"kind":"EventList""#) {
         return events_of(&body);
     }
-    let mut lines: Vec<Vec<u8>> = body.split(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
-    assert_eq!(lines.pop().as_deref(), Some(&b""[..]), "the last line has no end");
-    lines
+    assert!(body.is_empty() || body.ends_with(b"\n"), "the last line has no end");
+    lines_in(&body)
 }
 
 /// Returns the events of the requests that were answered 2xx, in the order of the requests.
@@ -63,7 +63,6 @@ pub(crate) fn accepted_events(sink: &HttpSink) -> Vec<Vec<u8>> {
     requests.iter().filter(|request| request.is_accepted()).flat_map(events_in).collect()
 }
 
-/// Returns the events of all requests, answered or not.
 pub(crate) fn received_events(sink: &HttpSink) -> Vec<Vec<u8>> {
     sink.requests().iter().flat_map(events_in).collect()
 }

@@ -9,7 +9,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 use std::time::Duration;
 use std::time::SystemTime;
 
@@ -25,6 +24,7 @@ use super::free_port;
 use super::http;
 use super::http_sink::Answer;
 use super::http_sink::HttpSink;
+use super::http_sink::Keeper;
 use super::http_sink::Request;
 use super::needs::needs;
 use super::peers::Process;
@@ -138,11 +138,7 @@ pub(crate) fn lines(objects: &BTreeMap<String, Vec<u8>>) -> Vec<Vec<u8>> {
     all.into_iter().flat_map(|(.., lines)| lines).collect()
 }
 
-/// The fake.
-pub(crate) struct S3 {
-    pub(crate) sink: HttpSink,
-    store: Arc<Mutex<Store>>,
-}
+pub(crate) type S3 = Keeper<Store>;
 
 impl S3 {
     /// Starts a server. `mood` is asked once for each request to store an object.
@@ -201,24 +197,14 @@ impl S3 {
                 }
             }
         });
-        Self { sink, store }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.sink.address()
-    }
-
-    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().expect("not poisoned")
+        Self { sink, kept: store }
     }
 }
 
-/// Returns the answer about an object that is stored.
 fn stored() -> Answer {
     Answer::status(200).header("ETag", "\"9b2cf535f27731c974343645a3985328\"")
 }
 
-/// Returns an answer with an error document.
 fn error(status: u16, code: &str) -> Answer {
     let body = format!("<?xml version=\"1.0\"?>\n<Error><Code>{code}</Code><Key>x</Key></Error>");
     Answer::status(status).header("Content-Type", "application/xml").body(body)
@@ -308,7 +294,6 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Files with an access key.
 pub(crate) struct Keys {
     directory: TempDir,
 }
@@ -321,12 +306,10 @@ impl Keys {
         keys
     }
 
-    /// Returns the files with the ID and the secret.
     pub(crate) fn files(&self) -> [PathBuf; 2] {
         ["id", "secret"].map(|name| self.directory.path().join(name))
     }
 
-    /// Replaces the files.
     pub(crate) fn write(&self, id: &str, secret: &str) {
         for (name, content) in [("id", id), ("secret", secret)] {
             let (file, new) = (self.directory.path().join(name), self.directory.path().join("new"));
@@ -458,7 +441,6 @@ impl SeaweedFs {
         self.process.address()
     }
 
-    /// Makes the bucket.
     pub(crate) fn make_bucket(&self) {
         let made = || {
             let mut client = http::Client::connect(self.address()).ok()?;

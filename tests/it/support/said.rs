@@ -1,12 +1,11 @@
 //! A command that has run to its end: its exit status, and what it has printed.
 
-use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::process::Output;
-use std::process::Stdio;
 
 use super::binary;
+use super::fed;
 use super::relay::run_command;
 
 #[derive(Debug, PartialEq)]
@@ -17,7 +16,6 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    /// Panics if the output is not UTF-8.
     pub(crate) fn of(output: Output) -> Self {
         let [stdout, stderr] =
             [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap());
@@ -45,21 +43,12 @@ impl Said {
     }
 }
 
-/// Runs the program with these arguments.
 pub(crate) fn said(arguments: &[&str], directory: &Path) -> Said {
     Said::of(run_command(arguments, directory))
 }
 
 /// Runs the program with these bytes as its standard input, which it may leave unread.
 pub(crate) fn said_to(input: &[u8], arguments: &[&str], directory: &Path) -> Said {
-    let mut child = Command::new(binary())
-        .args(arguments)
-        .current_dir(directory)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(input).ok();
-    Said::of(child.wait_with_output().unwrap())
+    let mut command = Command::new(binary());
+    Said::of(fed(command.args(arguments).current_dir(directory), input))
 }

@@ -49,7 +49,6 @@ pub(crate) struct Options {
     pub(crate) ip: Option<Ipv4Addr>,
 }
 
-/// The listener of a fake consumer.
 pub(crate) struct Server {
     address: SocketAddr,
     options: Options,
@@ -79,7 +78,6 @@ struct State {
     panics: Vec<String>,
 }
 
-/// A connection that is being served.
 struct Open {
     socket: TcpStream,
     ending: bool,
@@ -198,7 +196,6 @@ impl Server {
         self.reset_connections();
     }
 
-    /// Listens again on the same port.
     pub(crate) fn reopen(&mut self) {
         assert!(self.acceptor.is_none(), "reopened while open");
         self.pause(false);
@@ -217,7 +214,6 @@ impl Server {
         self.shared.lock().history.clone()
     }
 
-    /// Returns how many connections are open now.
     pub(crate) fn open(&self) -> usize {
         self.shared.lock().open.len()
     }
@@ -316,7 +312,6 @@ fn accept(listener: TcpListener, options: &Options, shared: &Arc<Shared>) -> Acc
     Acceptor { listener: handle, thread }
 }
 
-/// Serves one connection in its thread.
 fn serve(socket: TcpStream, number: usize, tls: Option<Arc<ServerConfig>>, shared: &Arc<Shared>) {
     let connection = Connection { number, shared: Arc::clone(shared) };
     let served = std::panic::catch_unwind(AssertUnwindSafe(|| {
@@ -358,8 +353,27 @@ fn handshake(socket: TcpStream, tls: Option<Arc<ServerConfig>>) -> std::io::Resu
     Ok(Stream::Server(Box::new(stream)))
 }
 
-/// Returns the text of a panic.
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default()
 }
+
+/// Lets a fake `Deref` to the [`Server`] that is its field `server`.
+macro_rules! derefs_to_its_server {
+    ($fake:ty) => {
+        impl std::ops::Deref for $fake {
+            type Target = $crate::support::server::Server;
+
+            fn deref(&self) -> &Self::Target {
+                &self.server
+            }
+        }
+
+        impl std::ops::DerefMut for $fake {
+            fn deref_mut(&mut self) -> &mut Self::Target {
+                &mut self.server
+            }
+        }
+    };
+}
+pub(crate) use derefs_to_its_server;

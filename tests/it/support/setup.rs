@@ -6,18 +6,8 @@ use super::tcp_sink::TcpSink;
 
 /// Returns the config. `listener` holds keys of the listener, and `tables` holds whole tables.
 pub(crate) fn config(sink: &TcpSink, listener: &str, tables: &str) -> String {
-    let consumer = sink.address();
-    format!(
-        "{BASE}{listener}
-[[output]]
-name = \"out\"
-type = \"tcp\"
-addresses = [\"{consumer}\"]
-replay_window = \"100ms\"
-retry = {{ initial_interval = \"50ms\", max_interval = \"200ms\" }}
-{tables}
-"
-    )
+    let retry = "retry = { initial_interval = \"50ms\", max_interval = \"200ms\" }";
+    format!("{BASE}{listener}\n{}{tables}\n", sink.output("out", retry))
 }
 
 /// Starts a consumer of JSON lines, and a relay that sends to it.

@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
 
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::http_sink::Answer;
 use super::http_sink::HttpSink;
+use super::http_sink::Keeper;
 use super::http_sink::Request;
 use super::server::Options;
 
@@ -64,7 +64,6 @@ impl Store {
         self.channels.values_mut().for_each(|(_, next)| *next = 0);
     }
 
-    /// Returns how many requests are taken and not indexed.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.len()
     }
@@ -77,11 +76,7 @@ pub(crate) enum Acks {
     Off,
 }
 
-/// The collector.
-pub(crate) struct Splunk {
-    pub(crate) sink: HttpSink,
-    store: Arc<Mutex<Store>>,
-}
+pub(crate) type Splunk = Keeper<Store>;
 
 /// The functions that decide what a collector does.
 pub(crate) struct Script {
@@ -122,15 +117,7 @@ impl Splunk {
             let mut store = kept.lock().expect("not poisoned");
             store.answers(request, &mut script)
         });
-        Self { sink, store }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.sink.address()
-    }
-
-    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().expect("not poisoned")
+        Self { sink, kept: store }
     }
 }
 

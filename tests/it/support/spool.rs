@@ -58,7 +58,6 @@ impl Spool {
         Self { path: own.path().join("spool"), _own: Some(own) }
     }
 
-    /// Returns the directory at this path.
     pub(crate) fn at(path: PathBuf) -> Self {
         Self { path, _own: None }
     }
@@ -72,7 +71,6 @@ impl Spool {
         format!("[queue]\ndirectory = {:?}\n{more}\n", text(&self.path))
     }
 
-    /// Copies the files into another directory.
     pub(crate) fn copy(&self) -> Self {
         let copy = Self::new();
         for (path, file) in self.files() {
@@ -132,7 +130,6 @@ impl Spool {
         segments
     }
 
-    /// Returns the contents of the files in quarantine.
     pub(crate) fn quarantined(&self) -> Vec<Vec<u8>> {
         let Ok(entries) = std::fs::read_dir(self.path.join("quarantine")) else {
             return Vec::new();
@@ -140,7 +137,6 @@ impl Spool {
         entries.map(|entry| std::fs::read(entry.unwrap().path()).unwrap()).collect()
     }
 
-    /// Changes a file in place.
     pub(crate) fn edit(&self, file: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let path = self.path.join(file);
         let mut bytes = std::fs::read(&path).expect("a file of the spool");

@@ -75,7 +75,6 @@ enum Kind {
 }
 
 impl Tallying {
-    /// Starts a consumer of JSON lines over TCP.
     pub(crate) fn tcp() -> Self {
         Self::tcp_with(Options::default())
     }
@@ -104,7 +103,6 @@ impl Tallying {
         Self { server: Kind::Http(sink), tally }
     }
 
-    /// Makes the consumer refuse connections.
     pub(crate) fn closed(mut self) -> Self {
         self.close();
         self
@@ -185,13 +183,11 @@ pub(crate) struct Sent {
     pub(crate) accepted: bool,
 }
 
-/// Returns how many events were answered 200.
 pub(crate) fn accepted(sent: &[Sent]) -> u64 {
     let accepted = sent.iter().filter(|sent| sent.accepted);
     accepted.map(|sent| sent.numbers.end - sent.numbers.start).sum()
 }
 
-/// Returns the events that were answered 200.
 pub(crate) fn accepted_ids(sent: &[Sent]) -> BTreeSet<Id> {
     let accepted = sent.iter().filter(|sent| sent.accepted);
     let ids = |sent: &Sent| {

@@ -40,7 +40,6 @@ use super::wait_until;
 /// The bucket in which tansu keeps its objects.
 const BUCKET: &str = "tansu";
 
-/// The broker with one topic.
 pub(crate) struct Tansu {
     process: Process,
     store: Store,
@@ -58,15 +57,8 @@ impl Tansu {
         let process = start_on_free_port(|port| {
             let url = format!("tcp://127.0.0.1:{port}");
             let storage = format!("s3://{BUCKET}/");
-            let arguments = [
-                "broker",
-                "--listener-url",
-                &url,
-                "--advertised-listener-url",
-                &url,
-                "--storage-engine",
-                &storage,
-            ];
+            let urls = ["--listener-url", &url, "--advertised-listener-url", &url];
+            let arguments = [&["broker", "--storage-engine", &storage][..], &urls].concat();
             Process::new(program.clone(), &arguments, port, directory.path())
                 .variable("AWS_ENDPOINT", &format!("http://{}", store.sink.address()))
                 .variable("AWS_ALLOW_HTTP", "true")

@@ -1,9 +1,6 @@
 //! A consumer of JSON lines or RFC 6587 frames over TCP that a test can make misbehave.
 
 use std::io::Read as _;
-use std::net::SocketAddr;
-use std::ops::Deref;
-use std::ops::DerefMut;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -12,6 +9,7 @@ use std::time::Duration;
 use super::server::Connection;
 use super::server::Options;
 use super::server::Server;
+use super::server::derefs_to_its_server;
 use super::stream::Stream;
 use super::wait_until;
 
@@ -61,7 +59,6 @@ impl Received {
 }
 
 impl TcpSink {
-    /// Starts a consumer of lines over plain TCP.
     pub(crate) fn start() -> Self {
         Self::with(Framing::Lines, Options::default())
     }
@@ -75,8 +72,14 @@ impl TcpSink {
         Self { server, received }
     }
 
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.server.address()
+    /// Returns the config of an output of this name that sends to the consumer. `more` holds further
+    /// keys.
+    pub(crate) fn output(&self, name: &str, more: &str) -> String {
+        let address = self.address();
+        format!(
+            "[[output]]\nname = \"{name}\"\ntype = \"tcp\"\naddresses = [\"{address}\"]\n\
+             replay_window = \"100ms\"\n{more}\n"
+        )
     }
 
     /// From now on, closes each connection once it has brought this many bytes. `None` stops that.
@@ -92,7 +95,6 @@ impl TcpSink {
         self.received.lock().messages.clone()
     }
 
-    /// Returns the bytes of [`TcpSink::messages`].
     pub(crate) fn lines(&self) -> Vec<Vec<u8>> {
         self.received.lock().messages.iter().map(|message| message.bytes.clone()).collect()
     }
@@ -102,7 +104,6 @@ impl TcpSink {
         self.received.lock().messages.iter().rev().any(|complete| complete.bytes == message)
     }
 
-    /// Returns how many complete messages there are.
     pub(crate) fn count(&self) -> usize {
         self.received.lock().messages.len()
     }
@@ -112,7 +113,6 @@ impl TcpSink {
         self.received.lock().bytes.iter().sum()
     }
 
-    /// Returns how many bytes were read so far from each connection.
     pub(crate) fn bytes_of_connections(&self) -> Vec<u64> {
         self.received.lock().bytes.clone()
     }
@@ -124,27 +124,13 @@ impl TcpSink {
         state.bytes.fill(0);
     }
 
-    /// Waits until at least `count` complete messages have arrived.
     pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
         wait_until(&format!("{count} messages"), limit, || self.count() >= count);
     }
 }
 
-impl Deref for TcpSink {
-    type Target = Server;
+derefs_to_its_server!(TcpSink);
 
-    fn deref(&self) -> &Server {
-        &self.server
-    }
-}
-
-impl DerefMut for TcpSink {
-    fn deref_mut(&mut self) -> &mut Server {
-        &mut self.server
-    }
-}
-
-/// Reads one connection to its end.
 fn read(mut stream: Stream, connection: &Connection, received: &Received) {
     let mut buffer = vec![0; 64 * 1024];
     let mut pending = Vec::new();

@@ -51,7 +51,6 @@ impl Terminal {
         Self { child, keys, parser, reader: Some(reader) }
     }
 
-    /// Returns the text of the screen.
     pub(crate) fn text(&self) -> String {
         self.parser.lock().unwrap().screen().contents()
     }
@@ -62,7 +61,6 @@ impl Terminal {
         self.parser.lock().unwrap().screen().alternate_screen()
     }
 
-    /// Returns `true` if the cursor is hidden.
     pub(crate) fn hides_cursor(&self) -> bool {
         self.parser.lock().unwrap().screen().hide_cursor()
     }

@@ -85,7 +85,6 @@ fn output(name: &str, part: &str) -> String {
     format!("tbody[data-key='[\"{name}\",0]'] {part}")
 }
 
-/// Returns what the relay says now.
 fn status(relay: &Relay) -> Value {
     http::get(relay.admin(), "/status").unwrap().json()
 }
@@ -204,16 +203,14 @@ fn assert_quiet(browser: &Browser, admin: SocketAddr) {
 fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
     let certificates = Certificates::new();
     let certificate = certificates.server_for(61);
-    let (sink, archive) = (TcpSink::start(), HttpSink::accepting());
+    let (mut first, second, archive) = (TcpSink::start(), TcpSink::start(), HttpSink::accepting());
     let config = format!(
-        "{}[[listener]]\naddress = \"127.0.0.2:0\"\n\
-         [listener.tls]\ncertificate = \"{}\"\nprivate_key = \"{}\"\n{}\
-         [[output]]\nname = \"archive\"\ntype = \"http\"\nrequired = false\nurls = [\"http://{}/\"]\n",
+        "{}[[listener]]\naddress = \"127.0.0.2:0\"\n{}{}\
+         {}",
         beginning(""),
-        text(&certificate.certificate),
-        text(&certificate.key),
-        tcp("logstash", &[sink.address()]),
-        archive.address(),
+        certificate.tls(),
+        tcp("logstash", &[first.address(), second.address()]),
+        archive.output("archive", "required = false\n"),
     );
     let relay = Relay::start(&config);
     let senders = Senders::start(1, Bodies::Steady, &mut rng());
@@ -260,7 +257,7 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
     wait_until("the title", SEEN, || {
         browser.run("return document.title").as_str().unwrap().starts_with("lost: 0")
     });
-    // The part that is read aloud is only written anew when a finding comes or goes.
+    // The part that is read aloud is only written again when a finding comes or goes.
     assert_eq!(
         browser.run("return document.querySelector('#spoken').getAttribute('role')"),
         "status"
@@ -268,7 +265,30 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
     picture(&browser, "healthy");
     assert_readable(&browser);
     assert_fits(&browser);
+
+    // One of two addresses goes down: the verdict is amber.
+    first.close();
+    wait_for_verdict(&browser, &relay, "warn");
+    wait_for_text(&browser, "#headline", &first.address().to_string());
+    wait_for_text(&browser, &output("logstash", ".pill"), "up, 1 of 2 down");
+    let state = format!(
+        "return document.querySelector({}).dataset.state",
+        json!("tbody[data-key='[\"logstash\",0]']")
+    );
+    assert_eq!(browser.run(&state), "warn");
+    assert!(browser.run("return document.title").as_str().unwrap().starts_with("! lost: 0"));
+    open_details(&browser, "logstash");
+    for (row, state) in [(1, "down"), (2, "up")] {
+        let row = output("logstash", &format!(".endpoints tbody tr:nth-child({row})"));
+        wait_for_text(&browser, &format!("{row} [data-is=state]"), state);
+    }
+    picture(&browser, "degraded");
+    assert_readable(&browser);
+    assert_fits(&browser);
     assert_quiet(&browser, relay.admin());
+    // The address is on trial at first, which is a warning until it has taken an event.
+    first.reopen();
+    wait_for_verdict(&browser, &relay, "good");
     senders.finish();
     relay.finish(Backlog::Empty);
 }
@@ -398,10 +418,10 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     sink.close();
     let archive = HttpSink::accepting();
     let config = format!(
-        "{}[[output]]\nname = \"archive\"\ntype = \"http\"\nurls = [\"http://{}/\"]\n{}\
+        "{}{}{}\
          retry = {{ initial_interval = \"20s\", max_interval = \"20s\", randomization_factor = 0.0 }}\n",
         beginning(""),
-        archive.address(),
+        archive.output("archive", ""),
         tcp("logstash", &[sink.address()]),
     );
     let relay = Relay::start(&config);
@@ -490,83 +510,6 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     wait_for_text(&browser, &output("logstash", ".pill"), "up");
     wait_for_text(&browser, &output("logstash", ".more .error"), "before it worked again");
     assert_eq!(browser.text("#outputs tbody:nth-of-type(1) [data-is=name]"), "archive");
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn the_verdict_is_amber_while_one_of_two_addresses_is_down() {
-    let mut first = TcpSink::start();
-    first.close();
-    let second = TcpSink::start();
-    let addresses = [first.address(), second.address()];
-    let relay = Relay::start(&(beginning("") + &tcp("logstash", &addresses)));
-    let senders = Senders::start(1, Bodies::Steady, &mut rng());
-    senders.go_to(relay.address());
-    let browser = open(&relay);
-    wait_for_verdict(&browser, &relay, "warn");
-    wait_for_text(&browser, "#headline", &first.address().to_string());
-    wait_for_text(&browser, &output("logstash", ".pill"), "up, 1 of 2 down");
-    assert_eq!(browser.run("return document.querySelector('tbody.output').dataset.state"), "warn");
-    assert!(browser.run("return document.title").as_str().unwrap().starts_with("! lost: 0"));
-    open_details(&browser, "logstash");
-    for (row, state) in [(1, "down"), (2, "up")] {
-        let row = output("logstash", &format!(".endpoints tbody tr:nth-child({row})"));
-        wait_for_text(&browser, &format!("{row} [data-is=state]"), state);
-    }
-    picture(&browser, "degraded");
-    assert_readable(&browser);
-    assert_fits(&browser);
-    assert_quiet(&browser, relay.admin());
-
-    // The address is on trial at first, which is a warning until it has taken an event.
-    first.reopen();
-    wait_for_verdict(&browser, &relay, "good");
-    senders.finish();
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn two_urls_of_one_host_and_port_are_two_rows_and_stay_two() {
-    let sink = HttpSink::accepting();
-    let config = format!(
-        "log = {{ format = \"json\" }}\nadmin = {{ address = \"127.0.0.1:0\" }}\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
-         [[output]]\nname = \"archive\"\ntype = \"http\"\nstrategy = \"round_robin\"\n\
-         urls = [\"http://{0}/first\", \"http://{0}/second\"]\n",
-        sink.address(),
-    );
-    let relay = Relay::start(&config);
-    assert_accepted(&relay.post(&generated_batch(1, 40, 1600)), 40);
-    relay.wait_until_delivered(PATIENCE);
-    let browser = open(&relay);
-    wait_for_verdict(&browser, &relay, "good");
-    open_details(&browser, "archive");
-    // A page that comes back to the front asks at once, so that 15 refreshes take no 30 seconds.
-    // Each count is made after the answer to its question was drawn.
-    let counts = browser.run(
-        "const draws = async (question) => {
-             document.dispatchEvent(new Event('visibilitychange'));
-             await new Promise((done) => {
-                 const wait = () => performance.getEntriesByType('resource').length > question
-                     ? setTimeout(done, 100) : setTimeout(wait, 20);
-                 wait();
-             });
-             return [document.querySelectorAll('*').length,
-                     document.querySelectorAll('.endpoints tbody tr').length];
-         };
-         const counts = [];
-         for (let refresh = 0; refresh < 16; refresh += 1) {
-             counts.push(await draws(performance.getEntriesByType('resource').length));
-         }
-         return counts",
-    );
-    let counts = counts.as_array().unwrap();
-    assert_eq!(counts.len(), 16);
-    assert_eq!(counts[0][1], 2, "two rows");
-    assert!(counts.iter().all(|count| count == &counts[0]), "{counts:?}");
-    for (row, number) in [(1, "1."), (2, "2.")] {
-        let row = output("archive", &format!(".endpoints tbody tr:nth-child({row})"));
-        wait_for_text(&browser, &row, &format!("{number} {}", sink.address()));
-    }
     relay.finish(Backlog::Empty);
 }
 
@@ -852,19 +795,22 @@ fn of_20_outputs_those_in_trouble_are_seen_without_scrolling() {
     relay.finish(Backlog::Stable);
 }
 
+/// Two URLs of the output differ only in their paths. They are two rows, and stay two.
 #[test]
-fn evidence_shows_its_size_its_last_checkpoint_and_its_witnesses() {
+fn evidence_shows_its_size_its_last_checkpoint_and_its_witnesses_and_urls_have_rows() {
     let directory = tempfile::TempDir::new().unwrap();
     let key = directory.path().join("key");
     let keygen = ["evidence", "keygen", "--origin", "example.org/page", "--out", text(&key)];
     let made = run_command(&keygen, &repository());
     assert!(made.status.success());
     let witness = Witness::start(String::from_utf8(made.stdout).unwrap().trim_end());
-    let (sink, spool) = (TcpSink::start(), Spool::new());
+    let (sink, spool) = (HttpSink::accepting(), Spool::new());
     let config = format!(
-        "{}{}{}[evidence]\nkey_file = \"{}\"\norigin = \"example.org/page\"\n{}",
+        "{}[[output]]\nname = \"archive\"\ntype = \"http\"\nstrategy = \"round_robin\"\n\
+         urls = [\"http://{1}/first\", \"http://{1}/second\"]\n{2}\
+         [evidence]\nkey_file = \"{3}\"\norigin = \"example.org/page\"\n{4}",
         beginning(""),
-        tcp("logstash", &[sink.address()]),
+        sink.address(),
         spool.queue(""),
         text(&key),
         witness.config(),
@@ -880,6 +826,35 @@ fn evidence_shows_its_size_its_last_checkpoint_and_its_witnesses() {
         let is_seen = |text: &str| text.starts_with("just now") || number(text).is_some();
         is_seen(after("Last checkpoint")) && is_seen(after(&format!("Witness {}", witness::NAME)))
     });
+    wait_for_verdict(&browser, &relay, "good");
+    open_details(&browser, "archive");
+    // A page that comes back to the front asks at once, so that 15 refreshes take no 30 seconds.
+    // Each count is made after the answer to its question was drawn.
+    let counts = browser.run(
+        "const draws = async (question) => {
+             document.dispatchEvent(new Event('visibilitychange'));
+             await new Promise((done) => {
+                 const wait = () => performance.getEntriesByType('resource').length > question
+                     ? setTimeout(done, 100) : setTimeout(wait, 20);
+                 wait();
+             });
+             return [document.querySelectorAll('*').length,
+                     document.querySelectorAll('.endpoints tbody tr').length];
+         };
+         const counts = [];
+         for (let refresh = 0; refresh < 16; refresh += 1) {
+             counts.push(await draws(performance.getEntriesByType('resource').length));
+         }
+         return counts",
+    );
+    let counts = counts.as_array().unwrap();
+    assert_eq!(counts.len(), 16);
+    assert_eq!(counts[0][1], 2, "two rows");
+    assert!(counts.iter().all(|count| count == &counts[0]), "{counts:?}");
+    for (row, number) in [(1, "1."), (2, "2.")] {
+        let row = output("archive", &format!(".endpoints tbody tr:nth-child({row})"));
+        wait_for_text(&browser, &row, &format!("{number} {}", sink.address()));
+    }
     assert_readable(&browser);
     assert_fits(&browser);
     assert_quiet(&browser, relay.admin());

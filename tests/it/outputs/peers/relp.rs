@@ -94,7 +94,7 @@ fn a_consumer_that_does_not_open_is_an_error_and_the_next_one_is_tried() {
     let hanging_up = RelpSink::with(|_| None);
     let good = RelpSink::start();
     let sinks = [&silent, &refusing, &other, &newer, &hanging_up, &good];
-    let addresses = sinks.map(RelpSink::address);
+    let addresses = sinks.map(|sink| sink.address());
     let relay = Relay::start(&config(&addresses, "timeouts = { connect = \"500ms\" }"));
     let expected = post_batch(&relay, 0, 400, 1500);
     relay.wait_until_delivered(PATIENCE);
