@@ -5,28 +5,13 @@
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::fs::chown;
-use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::http::Client;
-use crate::support::needs::needs;
-use crate::support::numbered;
-use crate::support::peers::program;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::repository;
-use crate::support::spool::Spool;
+use crate::support::prelude::*;
 use crate::support::tally::Sent;
 use crate::support::tally::Tallying;
 use crate::support::tally::check;
-use crate::support::text;
-use crate::support::wait_until;
 
 /// Makes a directory like a volume with `fsGroup`: it belongs to root and this group, and
 /// everything created inside belongs to the group.

@@ -4,27 +4,14 @@
 use std::net::SocketAddr;
 
 use super::configs_http::post_the_corpus;
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::http::Client;
-use crate::support::http_sink::HttpSink;
 use crate::support::lumberjack_server::LumberjackServer;
 use crate::support::lumberjack_sink::LumberjackSink;
 use crate::support::peers::Rsyslog;
 use crate::support::peers::Security;
 use crate::support::peers::SyslogNg;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::repository;
-use crate::support::requests::events_in;
+use crate::support::prelude::*;
 use crate::support::requests::shipped;
-use crate::support::server::Options;
 use crate::support::tcp_sink::Framing;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_until;
 
 /// Starts a relay with a shipped config. Each consumer of the config is replaced by the one at this
 /// address, by the name that is in the certificate, and its CA by this one. Posts the corpus, and
@@ -129,7 +116,7 @@ fn fan_out_sends_everything_to_both_and_goes_to_the_second_logstash_when_the_fir
 #[test]
 fn stdout_writes_lines_and_opens_https_when_the_certificate_appears() {
     let certificates = Certificates::new();
-    let directory = tempfile::TempDir::new().unwrap();
+    let directory = TempDir::new().unwrap();
     let file = |name: &str| directory.path().join(name);
     let config = shipped(
         "stdout.toml",

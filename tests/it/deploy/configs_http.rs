@@ -6,17 +6,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use serde_json::value::RawValue;
-use tempfile::TempDir;
 
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
 use crate::support::elasticsearch::Elasticsearch;
 use crate::support::elasticsearch::Mood;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::ibm::Credential;
 use crate::support::ibm::Ibm;
 use crate::support::ibm::Script;
@@ -29,17 +21,12 @@ use crate::support::otlp::Otlp;
 use crate::support::peers::Haproxy;
 use crate::support::peers::Nginx;
 use crate::support::peers::Security;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
+use crate::support::prelude::*;
 use crate::support::requests::shipped;
 use crate::support::s3;
 use crate::support::s3::S3;
-use crate::support::server::Options;
 use crate::support::splunk;
 use crate::support::splunk::Splunk;
-use crate::support::text;
 
 /// POSTs the corpus to several paths of this address, and returns its events.
 pub(super) fn post_the_corpus(address: SocketAddr) -> Vec<Vec<u8>> {
@@ -185,7 +172,7 @@ fn elasticsearch_stores_each_event_once_with_the_key_of_a_file() {
     // The documents have the shape ECS, with bodies as strings, and name the data stream.
     let mut stored = BTreeMap::new();
     for document in consumer.store().documents.values() {
-        let document: serde_json::Value =
+        let document: Value =
             serde_json::from_str(&String::from_utf8_lossy(document).replace("1e400", "1")).unwrap();
         assert_eq!(document["data_stream"]["dataset"], "kubernetes.audit_logs");
         let audit = &document["kubernetes"]["audit"];

@@ -1,13 +1,9 @@
 //! The way back to HAProxy: `deploy/way-back` forwards as the tutorial's HAProxy did, with fewer
 //! privileges. `deploy/test/manifests.py` checks the manifests.
 
-use crate::support::PATIENCE;
-use crate::support::corpus::corpus;
-use crate::support::http;
-use crate::support::http_sink::HttpSink;
 use crate::support::peers::Haproxy;
 use crate::support::peers::forwarder;
-use crate::support::repository;
+use crate::support::prelude::*;
 
 fn shipped() -> String {
     std::fs::read_to_string(repository().join("deploy/way-back/haproxy.cfg")).unwrap()

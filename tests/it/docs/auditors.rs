@@ -2,27 +2,13 @@
 //! running relays, a witness, and what a consumer has stored.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
 
-use tempfile::TempDir;
-
 use super::moving_in::commands;
 use super::pages::Page;
-use crate::support::PATIENCE;
-use crate::support::binary;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::spool::Spool;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_until;
-use crate::support::witness::Witness;
+
+use crate::support::prelude::*;
 
 const PAGE: &str = "docs/operating/auditors.md";
 

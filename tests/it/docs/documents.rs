@@ -1,15 +1,11 @@
 //! `completions` and `man`: shells load the completions, and groff formats the man pages without a
 //! warning.
 
-use std::path::Path;
 use std::process::Command;
 
-use tempfile::TempDir;
-
 use super::reference::subcommands;
-use crate::support::peers::program;
-use crate::support::said::Said;
-use crate::support::said::said;
+
+use crate::support::prelude::*;
 
 /// Returns the name of every command.
 fn commands() -> Vec<String> {

@@ -2,27 +2,15 @@
 //! substituted.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 use std::process::Command;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use tempfile::TempDir;
 
-use crate::support::PATIENCE;
-use crate::support::corpus::events_of;
-use crate::support::http_sink::HttpSink;
-use crate::support::needs::needs;
 use crate::support::peers::Process;
 use crate::support::peers::lines_of;
-use crate::support::peers::program;
 use crate::support::peers::start_on_free_port;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::repository;
-use crate::support::said::said;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 /// A copy of an example's directory, which its files may be made in.
 struct Example {
@@ -111,7 +99,7 @@ fn stdout_writes_only_writes_the_events_of_writes() {
     let relay = Example::copy("stdout-writes-only").relay(&[]);
     let events = post(&relay);
     let verb = |event: &[u8]| {
-        let event: serde_json::Value = serde_json::from_slice(event).unwrap();
+        let event: Value = serde_json::from_slice(event).unwrap();
         event["verb"].as_str().unwrap().to_owned()
     };
     let writes = ["create", "update", "patch", "delete", "deletecollection"];
@@ -162,10 +150,10 @@ fn logstash_http_sends_arrays_with_the_password() {
     let mut arrived = Vec::new();
     for request in sink.requests() {
         assert_eq!(request.header("authorization"), Some(credentials.as_str()));
-        let body: Vec<serde_json::Value> = serde_json::from_slice(&request.decoded()).unwrap();
+        let body: Vec<Value> = serde_json::from_slice(&request.decoded()).unwrap();
         arrived.extend(body);
     }
-    let parsed: Vec<serde_json::Value> =
+    let parsed: Vec<Value> =
         expected.iter().map(|event| serde_json::from_slice(event).unwrap()).collect();
     assert!(arrived == parsed, "{} of {} events", arrived.len(), parsed.len());
     // The pipeline asks for what the relay sends.
@@ -202,7 +190,7 @@ mod peers {
         let example = Example::copy("rsyslog-relp-on-disk");
         let spool = ("\"queue\"", &*format!("\"{}\"", text(&example.path("queue"))));
         // Nobody listens there yet.
-        let away = format!("127.0.0.1:{}", crate::support::free_port());
+        let away = format!("127.0.0.1:{}", free_port());
         let mut relay = example.relay(&[spool, ("127.0.0.1:2514", &away)]);
         let expected = post(&relay);
         relay.kill();

@@ -5,10 +5,8 @@
 //! only from floors below their own, so no two files of a room import each other.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::path::PathBuf;
 
-use crate::support::repository;
+use crate::support::prelude::*;
 
 /// A source file: its path below `src`, the module of the crate's root that it belongs to, and its
 /// text. A crate in `crates/` counts as the module of its name: its `lib.rs` has the path

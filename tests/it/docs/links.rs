@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 
 use super::pages::Page;
 use super::pages::pages;
-use crate::support::repository;
+
+use crate::support::prelude::*;
 
 /// Every link of every page is followed: to a file or folder of the repository, and to a heading
 /// where it has an anchor. Links to other sites are not asked for.

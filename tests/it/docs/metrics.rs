@@ -4,8 +4,7 @@
 use std::collections::BTreeSet;
 
 use crate::support::generated::assert_file;
-use crate::support::repository;
-use crate::support::said::said;
+use crate::support::prelude::*;
 
 const PAGE: &str = "docs/reference/metrics.md";
 

@@ -2,8 +2,8 @@
 
 use super::pages::Page;
 use super::pages::pages;
-use crate::support::repository;
-use crate::support::said::said;
+
+use crate::support::prelude::*;
 
 /// A config has one source: the file that is applied. An edit of the ConfigMap in the cluster is
 /// undone by the next apply, so no page, manifest or runbook may show one.

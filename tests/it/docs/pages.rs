@@ -5,15 +5,10 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::path::Component;
-use std::path::Path;
-use std::path::PathBuf;
-
-use tempfile::TempDir;
 
 use super::reference::subcommands;
 use crate::support::files;
-use crate::support::repository;
-use crate::support::said::said;
+use crate::support::prelude::*;
 
 pub(crate) struct Page {
     /// The path below the repository's root, such as `docs/start.md`.

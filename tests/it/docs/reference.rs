@@ -8,8 +8,7 @@
 use std::fmt::Write as _;
 
 use crate::support::generated::assert_file;
-use crate::support::relay::run_command_with;
-use crate::support::repository;
+use crate::support::prelude::*;
 
 /// Returns what the program prints with these arguments and environment variables.
 fn printed(arguments: &[&str], variables: &[(&str, &str)]) -> String {

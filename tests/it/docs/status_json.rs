@@ -3,22 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
-use serde_json::Value;
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::http;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::repository;
-use crate::support::spool::Spool;
-use crate::support::text;
-use crate::support::wait_for;
-use crate::support::witness::Witness;
+use crate::support::prelude::*;
 
 const PAGE: &str = "docs/reference/status-json.md";
 

@@ -4,36 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::time::Duration;
 
-use serde_json::Value;
 use serde_json::value::RawValue;
-use tempfile::TempDir;
 
 use super::shapes::all_events;
 use super::shapes::parsed;
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::peers::Rsyslog;
 use crate::support::peers::Security;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::repository;
-use crate::support::requests::QUICK;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::events_in;
-use crate::support::requests::to_sink;
-use crate::support::said::said;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 /// The members of an object in their order, each value as it is written.
 type Members = Vec<(String, String)>;

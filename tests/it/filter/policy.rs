@@ -1,15 +1,7 @@
 //! `policy explain`: its output for recorded events under the shipped policies, and for mistakes.
 
-use std::path::Path;
-
-use tempfile::TempDir;
-
 use crate::support::corpus::audit_log;
-use crate::support::corpus::events_of;
-use crate::support::repository;
-use crate::support::said::Said;
-use crate::support::said::said;
-use crate::support::said::said_to;
+use crate::support::prelude::*;
 
 /// The words of the command with a file of `tests/policies` and these events.
 fn words<'a>(policy: &'a str, events: &'a str) -> [&'a str; 5] {
@@ -124,7 +116,7 @@ fn what_a_sender_writes_into_an_event_moves_no_cursor() {
     let directory = TempDir::new().unwrap();
     let corpus = std::fs::read(repository().join("tests/corpus/06-single-min.json")).unwrap();
     let event = String::from_utf8(events_of(&corpus).remove(0)).unwrap();
-    let mut event: serde_json::Value = serde_json::from_str(&event).unwrap();
+    let mut event: Value = serde_json::from_str(&event).unwrap();
     let hostile = "\u{1b}[2J\n\u{9b}x";
     for field in ["auditID", "verb", "requestURI"] {
         event[field] = hostile.into();

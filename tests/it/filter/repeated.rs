@@ -2,25 +2,7 @@
 //! comes again. What was given up, what was never meant for an output, and what other rules had
 //! dropped leaves when it comes again.
 
-use std::path::Path;
-
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::metrics::Metrics;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::QUICK;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::events_in;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 const DEDUPLICATE: &str = "filter.deduplicate = \"1h\"\n";
 

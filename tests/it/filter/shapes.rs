@@ -4,29 +4,12 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use serde_json::Value;
 use serde_json::value::RawValue;
-use tempfile::TempDir;
 
-use crate::support::PATIENCE;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
 use crate::support::fed;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::letters::events_in_letters;
-use crate::support::needs::needs;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::repository;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::to_sink;
-use crate::support::server::Options;
+use crate::support::prelude::*;
 use crate::support::tcp_sink::Framing;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
 
 pub(super) fn all_events() -> Vec<Vec<u8>> {
     corpus().iter().flat_map(|body| events_of(&body.bytes)).collect()

@@ -4,24 +4,16 @@
 use std::collections::BTreeSet;
 use std::io::Write as _;
 
-use crate::support::PATIENCE;
 use crate::support::answers::NO_EVENTS;
-use crate::support::answers::assert_accepted;
-use crate::support::corpus::generated_batch;
 use crate::support::h2::H2;
-use crate::support::http::Client;
 use crate::support::http::Response;
 use crate::support::http::get;
-use crate::support::metrics::Metrics;
 use crate::support::peers::promtool_check;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::relay::Stdout;
 use crate::support::relay::revision;
 use crate::support::setup::config;
 use crate::support::setup::start;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::wait_until;
 
 fn ask(relay: &Relay, path: &str) -> Response {
     get(relay.admin(), path).unwrap()

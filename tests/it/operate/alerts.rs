@@ -3,39 +3,15 @@
 //! scrapes a relay, in health and in trouble.
 
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::answers::assert_accepted;
-use crate::support::certificates::Certificates;
-use crate::support::certificates::Pair;
-use crate::support::corpus::generated_batch;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::peers::program;
+use crate::support::prelude::*;
 use crate::support::prometheus::Prometheus;
 use crate::support::prometheus::Rule;
 use crate::support::prometheus::Sample;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::repository;
-use crate::support::requests::QUICK;
 use crate::support::s3::Keys;
 use crate::support::s3::Mood;
 use crate::support::s3::S3;
-use crate::support::server::Options;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_for;
-use crate::support::wait_until;
-use crate::support::witness::Witness;
 
 fn file(name: &str) -> PathBuf {
     repository().join("deploy").join(name)
@@ -196,7 +172,7 @@ mod peers {
         });
         let status = http::get(relay.admin(), "/status").unwrap().json();
         let output = &status["outputs"][0];
-        assert_eq!((&output["up"], &output["trouble"]), (&false.into(), &serde_json::Value::Null));
+        assert_eq!((&output["up"], &output["trouble"]), (&false.into(), &Value::Null));
         assert_eq!(status["verdict"]["state"], "good", "{status}");
         let limit = prometheus.query("kube_audit_forwarder_output_lag_max_seconds");
         assert_eq!(limit[0].value, 330.0);

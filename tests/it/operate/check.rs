@@ -1,22 +1,8 @@
 //! `check` finds every fault that `run` refuses, also in the files and directories that a config
 //! names, and changes nothing.
 
-use std::path::Path;
-
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::binary;
-use crate::support::certificates::Certificates;
-use crate::support::certificates::Pair;
-use crate::support::needs::needs;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
+use crate::support::prelude::*;
 use crate::support::relay::without_summary;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_until;
 
 pub(super) const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n";
 pub(super) const OUTPUT: &str = "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
@@ -56,7 +42,7 @@ fn listener_tls(certificate: &Path, key: &Path) -> String {
     )
 }
 
-fn write(directory: &TempDir, name: &str, content: impl AsRef<[u8]>) -> std::path::PathBuf {
+fn write(directory: &TempDir, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
     let file = directory.path().join(name);
     std::fs::write(&file, content).unwrap();
     file

@@ -2,22 +2,11 @@
 //! one mistake.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-
-use tempfile::TempDir;
 
 use super::check::LISTENER;
 use super::check::OUTPUT;
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::certificates::Pair;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
+use crate::support::prelude::*;
 use crate::support::relay::without_summary;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
 
 /// Runs `check` on this config, with these options. Returns its exit status and the lines about
 /// problems.
@@ -106,7 +95,7 @@ fn a_rule_of_a_policy_that_no_request_matches_is_warned_of_also_by_run_and_a_rel
     let relay = Relay::start(&config);
     for place in [&user, &verb, &resource] {
         let fields = relay.log_fields();
-        let is_told = |line: &serde_json::Value| {
+        let is_told = |line: &Value| {
             line["key"] == "filter.policy"
                 && line["message"].as_str().is_some_and(|it| it.contains(place.as_str()))
         };
@@ -115,7 +104,7 @@ fn a_rule_of_a_policy_that_no_request_matches_is_warned_of_also_by_run_and_a_rel
     std::fs::write(&policy, rules.replace("GET", "LIST")).unwrap();
     relay.signal(libc::SIGHUP);
     let told = || relay.log_text().contains("verbs are in lower case, better: \\\"list\\\"");
-    crate::support::wait_until("the warning of the reload", PATIENCE, told);
+    wait_until("the warning of the reload", PATIENCE, told);
     relay.finish(Backlog::Empty);
 }
 

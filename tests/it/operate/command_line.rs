@@ -2,14 +2,9 @@
 //! missing file leads to, and the examples in the help of each command.
 
 use std::collections::BTreeSet;
-use std::path::Path;
-
-use tempfile::TempDir;
 
 use crate::docs::reference::subcommands;
-use crate::support::relay::run_command_with;
-use crate::support::said::Said;
-use crate::support::said::said;
+use crate::support::prelude::*;
 
 const CONFIG: &str = "[[listener]]\naddress = \"127.0.0.1:3000\"\n[[output]]\nname = \"o\"\n\
                       type = \"stdout\"\n";

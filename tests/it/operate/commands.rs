@@ -2,33 +2,13 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::path::PathBuf;
-
-use tempfile::TempDir;
 
 use super::check::LISTENER;
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::lumberjack_sink::LumberjackSink;
-use crate::support::relay::spawn_command;
+use crate::support::prelude::*;
 use crate::support::relay::without_summary;
 use crate::support::relp_sink::RelpSink;
-use crate::support::repository;
-use crate::support::said::Said;
-use crate::support::said::said;
-use crate::support::server::Options;
 use crate::support::server::Server;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_for;
-use crate::support::wait_until;
 
 fn run(arguments: &[&str], config: &str) -> Said {
     let directory = TempDir::new().unwrap();

@@ -7,35 +7,16 @@ use std::fs::Permissions;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
 
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::binary;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http::Client;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::lines_in;
-use crate::support::relay::BASE;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::relay::spawn_command;
-use crate::support::requests::QUICK;
-use crate::support::requests::accepted_events;
+use crate::support::prelude::*;
 use crate::support::requests::received_events;
-use crate::support::wait_until;
 
 /// The directory of a queue, inside a temporary directory that is removed with it.
 struct Spool {
@@ -102,7 +83,7 @@ impl Spool {
         split(run_command(&[&["queue"], words].concat(), self.parent.path()))
     }
 
-    fn inspect(&self) -> serde_json::Value {
+    fn inspect(&self) -> Value {
         let (code, stdout, stderr) = self.queue(&["inspect", "--json", "spool"]);
         assert_eq!((code, stderr.as_str()), (Some(0), ""));
         serde_json::from_slice(&stdout).unwrap()

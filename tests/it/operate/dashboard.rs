@@ -4,35 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::process::Command;
 
-use serde_json::Value;
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::answers::assert_accepted;
-use crate::support::certificates::Certificates;
-use crate::support::corpus::corpus;
-use crate::support::http::Client;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::needs::needs;
-use crate::support::peers::program;
+use crate::support::prelude::*;
 use crate::support::prometheus::JOB;
 use crate::support::prometheus::NAMESPACE;
 use crate::support::prometheus::POD;
 use crate::support::prometheus::Prometheus;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::repository;
-use crate::support::server::Options;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_for;
-use crate::support::wait_until;
-use crate::support::witness::Witness;
 
 /// The rows, in the order of the page.
 const ROWS: [&str; 11] = [
@@ -410,7 +388,7 @@ checkpoint_interval = "1s"
         let relay = Relay::start(&config);
         let prometheus = Prometheus::start(relay.admin());
         let body = corpus().remove(0).bytes;
-        let events = crate::support::corpus::events_of(&body).len() as u64;
+        let events = events_of(&body).len() as u64;
         let post = || {
             let mut client =
                 Client::connect_tls(relay.address(), certificates.client_config(None)).unwrap();
@@ -458,7 +436,7 @@ checkpoint_interval = "1s"
     #[test]
     fn every_expression_can_be_about_one_cluster() {
         let sink = HttpSink::accepting();
-        let relay = Relay::start(&crate::support::requests::to_sink(sink.address(), ""));
+        let relay = Relay::start(&to_sink(sink.address(), ""));
         let prometheus = Prometheus::with_labels(relay.admin(), &[("cluster", "prod-eu")]);
         let dashboard = dashboard();
         let panel = panels(&dashboard).find(|it| it["title"] == "Waiting events").unwrap();

@@ -4,14 +4,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::process::Stdio;
 
-use crate::support::PATIENCE;
-use crate::support::binary;
-use crate::support::http;
-use crate::support::relay::spawn_command;
-use crate::support::repository;
-use crate::support::said::Said;
-use crate::support::said::said;
-use crate::support::wait_for;
+use crate::support::prelude::*;
 
 fn figure(text: &str, name: &str) -> u64 {
     let lines = text.lines().map(|line| line.trim_end_matches('\r'));

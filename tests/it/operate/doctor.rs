@@ -3,37 +3,16 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
-use std::time::Duration;
-use std::time::Instant;
 
 use flate2::write::GzEncoder;
-use serde_json::Value;
-use tempfile::TempDir;
 
-use crate::support::PATIENCE;
 use crate::support::apiserver::Apiserver;
 use crate::support::apiserver::Counted;
 use crate::support::apiserver::kubeconfig;
 use crate::support::apiserver::now;
-use crate::support::binary;
-use crate::support::certificates::Certificates;
-use crate::support::certificates::Pair;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::relay::run_command_with;
-use crate::support::requests::to_sink;
-use crate::support::said;
-use crate::support::server::Options;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 struct Said {
     code: Option<i32>,
@@ -673,7 +652,7 @@ fn wrong_usage_is_told_and_nothing_is_asked() {
         (&["--apiserver", "http://b:99999/?token=s3cret"], "--apiserver: value 1 "),
         (&["--apiserver", "https:/user:s3cret@b/metrics"], "--apiserver: value 1 "),
     ] {
-        let refused = said::said(&[&["doctor"], arguments].concat(), Path::new("/"));
+        let refused = said(&[&["doctor"], arguments].concat(), Path::new("/"));
         refused.assert_refused(what);
         assert!(!refused.stderr.contains("s3cret"), "{refused:?}");
     }

@@ -1,19 +1,6 @@
 //! The command `drain`, which a pod's preStop hook runs before the relay is told to stop.
 
-use std::path::Path;
-use std::time::Duration;
-use std::time::Instant;
-
-use crate::support::PATIENCE;
-use crate::support::free_port;
-use crate::support::numbered;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command_with;
-use crate::support::said::Said;
-use crate::support::said::said;
-use crate::support::spool::Spool;
+use crate::support::prelude::*;
 use crate::support::tally::Tallying;
 
 fn drain(relay: &Relay, seconds: u32) -> Said {
@@ -67,7 +54,7 @@ fn a_relay_that_has_no_time_to_answer_is_waited_for() {
 
 #[test]
 fn drain_asks_where_the_config_says_and_tells_when_nobody_answers() {
-    let directory = tempfile::TempDir::new().unwrap();
+    let directory = TempDir::new().unwrap();
     let file = directory.path().join("relay.toml");
     let port = free_port();
     std::fs::write(&file, format!("admin = {{ address = \"0.0.0.0:{port}\" }}\n")).unwrap();

@@ -3,22 +3,9 @@
 use std::io::Read as _;
 use std::io::Write as _;
 use std::net::TcpListener;
-use std::path::Path;
-use std::time::Duration;
-use std::time::Instant;
 
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http::Client;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::Backlog;
-use crate::support::relay::run_command_with;
+use crate::support::prelude::*;
 use crate::support::setup::start;
-use crate::support::wait_until;
 
 /// Runs `healthcheck`. Returns its exit status and its standard error, and checks that it prints
 /// nothing to its standard output.

@@ -3,22 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use crate::support::PATIENCE;
-use crate::support::corpus::generated_batch;
-use crate::support::http;
-use crate::support::http::Client;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::metrics::Metrics;
-use crate::support::numbered;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::spool::Spool;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 /// Returns a config whose log has lines for each request and delivery.
 fn config(format: &str, sink: &HttpSink, more: &str) -> String {
@@ -141,7 +127,7 @@ fn a_log_that_is_read_again_goes_on_and_says_how_many_lines_are_missing() {
     relay.stop();
     relay.wait_for_log("ended", PATIENCE);
     for line in relay.log_lines() {
-        let parsed: Result<serde_json::Value, _> = serde_json::from_str(&line);
+        let parsed: Result<Value, _> = serde_json::from_str(&line);
         assert!(parsed.is_ok(), "{line}");
     }
 }

@@ -4,23 +4,9 @@
 //! has.
 
 use std::net::SocketAddr;
-use std::time::Instant;
 
-use serde_json::Value;
-
-use crate::support::PATIENCE;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::BASE;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::relay::Stdout;
-use crate::support::requests::accepted_events;
-use crate::support::requests::to_sink;
-use crate::support::spool::Spool;
-use crate::support::wait_until;
 
 /// Returns the message and the fields of the lines of this level.
 fn lines(relay: &Relay, level: &str) -> Vec<Value> {

@@ -2,25 +2,9 @@
 //! system that hangs is waited for in no command and no reload for longer than half a minute.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
-use std::time::Instant;
 
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::corpus::generated_batch;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::to_sink;
-use crate::support::said::said;
-use crate::support::said::said_to;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 /// What a wait for a file system that hangs may take, beside the limit of 30 s, on a busy machine.
 const WAITED: Duration = Duration::from_secs(100);

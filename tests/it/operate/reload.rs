@@ -4,43 +4,18 @@
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::os::unix::fs::symlink;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
 
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::answers::assert_accepted;
-use crate::support::certificates::Certificates;
-use crate::support::certificates::Pair;
 use crate::support::chance;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http;
-use crate::support::http::Client;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::metrics::assert_conservation;
-use crate::support::numbered;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::requests::accepted_events;
+use crate::support::prelude::*;
 use crate::support::requests::assert_in_order;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::events_in;
-use crate::support::spool::Spool;
 use crate::support::tally::Sent;
 use crate::support::tally::Tallying;
 use crate::support::tally::check;
 use crate::support::tally::check_unordered;
-use crate::support::text;
-use crate::support::wait_for;
-use crate::support::wait_until;
 
 fn backlog(relay: &Relay, output: &str) -> f64 {
     relay.metrics().value("output_backlog_events", &[("output", output)])

@@ -2,41 +2,15 @@
 //! skipped without a message.
 
 use std::io::Write as _;
-use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
-use std::time::Duration;
-use std::time::Instant;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use tempfile::TempDir;
 
-use crate::support::PATIENCE;
-use crate::support::binary;
-use crate::support::certificates::Certificates;
 use crate::support::chance::rng;
 use crate::support::corpus::audit_log;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::numbered;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::relay::spawn_command;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::events_in;
-use crate::support::requests::to_sink;
-use crate::support::said::Said;
-use crate::support::said::said;
-use crate::support::said::said_to;
-use crate::support::text;
-use crate::support::wait_until;
+use crate::support::prelude::*;
 
 /// Arguments that make the pause after a failed attempt short.
 const QUICK: [&str; 2] = ["--backoff", "10ms"];
@@ -660,7 +634,7 @@ fn kills_and_interrupts_at_any_moment_skip_nothing_and_repeat_only_what_was_not_
     let arguments = ["replay", "--url", &to, "--batch", "50", "--resume", text(&resume), a, b];
     let saved = || {
         let text = std::fs::read(&resume).unwrap();
-        serde_json::from_slice::<serde_json::Value>(&text).unwrap()["events"].as_u64().unwrap()
+        serde_json::from_slice::<Value>(&text).unwrap()["events"].as_u64().unwrap()
     };
     replay_that_is_ended(&arguments, place.root(), &sink, (6, 60, EVENTS), saved, |_| {
         "same command".to_owned()

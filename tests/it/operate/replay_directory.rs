@@ -2,41 +2,17 @@
 //! another relay, byte for byte. No event is left out without a message, and the directory stays as
 //! it was.
 
-use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-
-use tempfile::TempDir;
 
 use super::commands_queue::where_it_is_read_only;
 use super::replay::replay_that_is_ended;
 use crate::docs::pages::Page;
-use crate::support::PATIENCE;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::lines_in;
-use crate::support::numbered;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::relay::spawn_command;
-use crate::support::repository;
-use crate::support::requests::QUICK;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::to_sink;
-use crate::support::said::Said;
-use crate::support::said::said;
-use crate::support::spool::Spool;
+use crate::support::prelude::*;
 use crate::support::spool::forge_lines;
-use crate::support::text;
-use crate::support::wait_until;
 
 /// An address where nobody listens.
 const DEAD: &str = "127.0.0.1:1";
@@ -87,7 +63,7 @@ impl Place {
     fn backlog(&self, output: &str) -> Option<u64> {
         let words = ["queue", "inspect", "--json", self.directory()];
         let told = run_command(&words, self.scratch.path());
-        let told: serde_json::Value = serde_json::from_slice(&told.stdout).ok()?;
+        let told: Value = serde_json::from_slice(&told.stdout).ok()?;
         let outputs = told["outputs"].as_array()?.iter();
         outputs.clone().find(|it| it["name"] == output)?["backlog_events"].as_u64()
     }
@@ -228,7 +204,7 @@ fn a_replay_that_is_killed_goes_on_and_repeats_only_what_was_under_way() {
         ["replay", place.directory(), "--url", &url, "--batch", "50", "--resume", "state"];
     let position = || {
         let text = std::fs::read(place.path("state")).unwrap();
-        let state: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        let state: Value = serde_json::from_slice(&text).unwrap();
         state["files"][0]["lines"].as_u64().unwrap_or(0)
     };
     let scratch = place.scratch.path();
@@ -636,7 +612,7 @@ fn the_runbook_of_a_volume_that_is_left_over_does_what_it_says() {
     let inspect =
         || run_command(&["queue", "inspect", "--json", place.directory()], Path::new("/"));
     let backlog = || {
-        let told: serde_json::Value = serde_json::from_slice(&inspect().stdout).unwrap();
+        let told: Value = serde_json::from_slice(&inspect().stdout).unwrap();
         told["outputs"][0]["backlog_events"].as_u64()
     };
     assert_eq!(backlog(), Some(500));

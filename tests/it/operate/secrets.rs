@@ -1,29 +1,10 @@
 //! Secrets are shown nowhere: with `config/saas-webhook.toml` as shipped, whatever fails, at the
 //! most detailed level of the log.
 
-use std::path::Path;
-use std::path::PathBuf;
-use std::time::Duration;
-use std::time::Instant;
-
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::http_sink::Request;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command_with;
+use crate::support::prelude::*;
 use crate::support::requests::shipped;
 use crate::support::requests::to_http;
-use crate::support::server::Options;
-use crate::support::text;
-use crate::support::wait_until;
 
 const TOKEN: &str = "sEcReT-t0ken/with+odd=signs";
 /// A part of the token that would be found even if other parts were escaped.

@@ -6,35 +6,14 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::net::TcpStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
 
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http;
-use crate::support::http::Client;
 use crate::support::http::Response;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::metrics::Metrics;
 use crate::support::peers::curl;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::relay::Stdout;
-use crate::support::relay::run_command;
-use crate::support::requests::accepted_events;
-use crate::support::requests::assert_same_set;
-use crate::support::requests::to_sink;
-use crate::support::text;
-use crate::support::wait_until;
 
 fn drain(timeout: &str) -> String {
     format!("[shutdown]\ndrain_timeout = \"{timeout}\"\n")
@@ -438,7 +417,7 @@ fn in_a_reload_that_waits(hung: &HttpSink, live: &HttpSink, new: &HttpSink, more
 
 /// Returns the messages of the log, in their order.
 fn messages(relay: &Relay) -> Vec<String> {
-    let message = |fields: &serde_json::Value| fields["message"].as_str().map(str::to_owned);
+    let message = |fields: &Value| fields["message"].as_str().map(str::to_owned);
     relay.log_fields().iter().filter_map(message).collect()
 }
 

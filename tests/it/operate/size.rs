@@ -1,32 +1,13 @@
 //! `size`: its figures, the load that it takes from metrics, and that a relay with the proposed
 //! config bears the load.
 
-use std::path::Path;
-use std::time::Duration;
-use std::time::Instant;
-
-use serde_json::Value;
-use tempfile::TempDir;
-
 use crate::support::apiserver::Apiserver;
 use crate::support::apiserver::Counted;
 use crate::support::apiserver::kubeconfig;
 use crate::support::apiserver::now;
-use crate::support::certificates::Certificates;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::relay::Backlog;
-use crate::support::repository;
-use crate::support::said::Said;
-use crate::support::said::said;
-use crate::support::server::Options;
+use crate::support::prelude::*;
 use crate::support::setup::start;
 use crate::support::setup::start_with_dead_consumer;
-use crate::support::spool::Spool;
-use crate::support::text;
 
 fn size(arguments: &[&str]) -> Said {
     said(&[&["size"], arguments].concat(), Path::new("/"))

@@ -1,34 +1,11 @@
 //! `/status` and `/status/history`, on the real relay with consumers that work, fail, are slow or
 //! away: each figure is compared with what the consumers themselves have seen.
 
-use std::time::Duration;
-
-use serde_json::Value;
-use serde_json::json;
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::answers::assert_accepted;
-use crate::support::corpus::generated_batch;
-use crate::support::http;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::lumberjack_sink::LumberjackSink;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
+use crate::support::prelude::*;
 use crate::support::requests::to_http;
-use crate::support::requests::to_sink;
-use crate::support::server::Options;
 use crate::support::setup;
-use crate::support::spool::Spool;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_for;
-use crate::support::wait_until;
 use crate::support::witness::NAME;
-use crate::support::witness::Witness;
 
 /// The keys of an output that send batch after batch, each as a request of its own.
 const IN_TURN: &str = "concurrency = 1\n";

@@ -8,36 +8,12 @@ use std::io::Read as _;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::net::TcpStream;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
 
-use serde_json::Value;
-use serde_json::json;
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http;
-use crate::support::http::Client;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::metrics::Metrics;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::relay::Running;
-use crate::support::relay::run_command;
-use crate::support::relay::spawn_command;
-use crate::support::said::said;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_until;
 
 const TOKEN: &str = "t4p-s3cret";
 
@@ -801,7 +777,7 @@ fn the_command_finds_the_relay_and_the_token_by_the_config() {
     let sink = TcpSink::start();
     let directory = TempDir::new().unwrap();
     std::fs::write(directory.path().join("token"), TOKEN).unwrap();
-    let port = crate::support::free_port();
+    let port = free_port();
     let file = directory.path().join("relay.toml");
     let config = config(directory.path(), &sink.output("out", ""));
     let config = config.replace(

@@ -1,19 +1,7 @@
 //! The command `top` on a terminal, beside a real relay.
 
-use std::path::Path;
-
-use crate::support::PATIENCE;
-use crate::support::binary;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::numbered;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command_with;
-use crate::support::said::said;
+use crate::support::prelude::*;
 use crate::support::terminal::Terminal;
-use crate::support::wait_until;
 
 /// Starts a relay with an output that works and one whose consumer answers 500.
 fn relay(good: &HttpSink, bad: &HttpSink) -> Relay {
@@ -134,7 +122,7 @@ fn without_a_terminal_it_prints_the_screen_once() {
 
 #[test]
 fn a_relay_that_is_not_there_is_exit_status_1_and_a_wrong_url_2() {
-    let port = crate::support::free_port();
+    let port = free_port();
     for (url, code, words) in [
         (format!("http://127.0.0.1:{port}"), 1, "cannot connect"),
         ("ftp://127.0.0.1".to_owned(), 2, "is not an http:// URL"),

@@ -9,32 +9,13 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 
-use serde_json::Value;
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::corpus::events_of;
-use crate::support::corpus::generated_batch;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::letters::events_in_letters;
 use crate::support::lines_in;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
-use crate::support::repository;
-use crate::support::requests::QUICK;
-use crate::support::requests::accepted_events;
-use crate::support::requests::events_in;
+use crate::support::prelude::*;
 use crate::support::spool::Entry;
 use crate::support::spool::SLOT;
-use crate::support::spool::Spool;
-use crate::support::text;
 
 /// The key with which events leave in their order; without it requests overtake each other.
 const IN_ORDER: &str = "concurrency = 1\n";

@@ -1,11 +1,7 @@
 //! `--version` and `-V`: what an operator compares before an upgrade and a rollback.
 
-use std::path::Path;
-
+use crate::support::prelude::*;
 use crate::support::relay::revision;
-use crate::support::repository;
-use crate::support::said::Said;
-use crate::support::said::said;
 
 /// Returns the lines of `--version` below the line `formats of files:`, without their indent.
 fn formats() -> Vec<String> {

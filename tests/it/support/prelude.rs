@@ -1,5 +1,4 @@
-//! What nearly every test of a relay between senders and consumers uses, for `use
-//! crate::support::prelude::*`.
+//! The names that nearly every test uses: `use crate::support::prelude::*;`.
 
 pub(crate) use std::collections::BTreeMap;
 pub(crate) use std::collections::BTreeSet;
@@ -13,10 +12,16 @@ pub(crate) use std::sync::atomic::AtomicUsize;
 pub(crate) use std::sync::atomic::Ordering;
 pub(crate) use std::time::Duration;
 pub(crate) use std::time::Instant;
+
+pub(crate) use serde_json::Value;
+pub(crate) use serde_json::json;
 pub(crate) use tempfile::TempDir;
 
 pub(crate) use super::PATIENCE;
+pub(crate) use super::answers::assert_accepted;
+pub(crate) use super::binary;
 pub(crate) use super::certificates::Certificates;
+pub(crate) use super::certificates::Pair;
 pub(crate) use super::chance::number_from;
 pub(crate) use super::chance::rng;
 pub(crate) use super::common::errors;
@@ -34,17 +39,22 @@ pub(crate) use super::corpus::corpus;
 pub(crate) use super::corpus::events_of;
 pub(crate) use super::corpus::generated_batch;
 pub(crate) use super::free_port;
-pub(crate) use super::http;
 pub(crate) use super::http::Client;
+pub(crate) use super::http;
 pub(crate) use super::http_sink::Answer;
 pub(crate) use super::http_sink::HttpSink;
 pub(crate) use super::http_sink::Request;
 pub(crate) use super::metrics::Metrics;
+pub(crate) use super::needs::needs;
+pub(crate) use super::numbered;
 pub(crate) use super::peers::Security;
+pub(crate) use super::peers::program;
 pub(crate) use super::relay::BASE;
 pub(crate) use super::relay::Backlog;
 pub(crate) use super::relay::Relay;
 pub(crate) use super::relay::run_command;
+pub(crate) use super::relay::run_command_with;
+pub(crate) use super::relay::spawn_command;
 pub(crate) use super::repository;
 pub(crate) use super::requests::QUICK;
 pub(crate) use super::requests::accepted_events;
@@ -55,6 +65,9 @@ pub(crate) use super::requests::events_in;
 pub(crate) use super::requests::received_events;
 pub(crate) use super::requests::to_http;
 pub(crate) use super::requests::to_sink;
+pub(crate) use super::said::Said;
+pub(crate) use super::said::said;
+pub(crate) use super::said::said_to;
 pub(crate) use super::senders::Bodies;
 pub(crate) use super::senders::Senders;
 pub(crate) use super::sequence::assert_covers;
@@ -67,3 +80,4 @@ pub(crate) use super::tcp_sink::TcpSink;
 pub(crate) use super::text;
 pub(crate) use super::wait_for;
 pub(crate) use super::wait_until;
+pub(crate) use super::witness::Witness;

@@ -5,12 +5,8 @@
 use crate::deploy::cluster::Cluster;
 use crate::deploy::cluster::curl;
 use crate::deploy::cluster::succeeded;
-use crate::support::numbered;
-use crate::support::relay::BASE;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
+use crate::support::prelude::*;
 use crate::support::tally::Tallying;
-use crate::support::text;
 
 /// The path below kube-apiserver's address, as `deploy/base/service.yaml` makes it.
 const PROXY: &str =
@@ -33,7 +29,7 @@ impl Connected {
         std::fs::write(cluster.path("webhook"), "Server: the old one\n").unwrap();
         let consumer = Tallying::tcp();
         // The port must be known before the listener opens: the fake kubectl asks for it.
-        let port = crate::support::free_port();
+        let port = free_port();
         let mount = cluster.path("mount");
         let tls = format!(
             "[[listener]]\naddress = \"127.0.0.1:{port}\"\n[listener.tls]\n\
@@ -84,7 +80,7 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
     ];
     assert!(order.map(|begin| it.call(begin)).is_sorted(), "{}", it.cluster.calls());
     // The credentials are those of the namespace default, without what belongs to the old object.
-    let created: serde_json::Value = serde_json::from_str(&it.read("created.json")).unwrap();
+    let created: Value = serde_json::from_str(&it.read("created.json")).unwrap();
     let expected = serde_json::json!({
         "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
         "metadata": {"name": "all-icr-io", "namespace": "ibm-kube-audit"}, "data": {"a": "Yg=="}

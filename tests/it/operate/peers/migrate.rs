@@ -3,35 +3,13 @@
 
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
-use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 
-use tempfile::TempDir;
-
-use crate::support::PATIENCE;
-use crate::support::certificates::Certificates;
-use crate::support::certificates::Pair;
-use crate::support::corpus::corpus;
-use crate::support::corpus::events_of;
-use crate::support::free_port;
-use crate::support::http;
 use crate::support::http_sink;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
 use crate::support::peers;
 use crate::support::peers::Haproxy;
 use crate::support::peers::forwarder;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command_with;
-use crate::support::requests::events_in;
-use crate::support::said::Said;
-use crate::support::said::said;
-use crate::support::said::said_to;
-use crate::support::server::Options;
-use crate::support::text;
-use crate::support::wait_for;
+use crate::support::prelude::*;
 
 /// Starts a relay with the config that `migrate` prints for this HAProxy, on ports that the kernel
 /// chooses.
@@ -244,8 +222,7 @@ fn files_of_haproxy() -> TempDir {
 fn haproxy_takes(config: &str, directory: &TempDir) -> (bool, String) {
     let file = directory.path().join("judged.cfg");
     std::fs::write(&file, config.replace("/etc/haproxy", text(directory.path()))).unwrap();
-    let output =
-        Command::new(peers::program("haproxy")).args(["-c", "-f", text(&file)]).output().unwrap();
+    let output = Command::new(program("haproxy")).args(["-c", "-f", text(&file)]).output().unwrap();
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
@@ -302,7 +279,7 @@ fn the_report_says_whether_the_installed_haproxy_has_judged_the_file() {
     let sample = forwarder("  bind :3000", "  server s1 10.0.0.1:8080 check");
     let file = directory.path().join("haproxy.cfg");
     std::fs::write(&file, sample.replace("5s", "five")).unwrap();
-    let installed = peers::program("haproxy").parent().unwrap().to_owned();
+    let installed = program("haproxy").parent().unwrap().to_owned();
     for (path, exit, said) in [
         (installed.as_path(), 2, "HAProxy would not start with this file: nothing is written"),
         (directory.path(), 3, "NOT CHECKED: validity: HAProxy is not installed here"),

@@ -9,37 +9,17 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::time::Duration;
 
-use serde_json::Value;
-use serde_json::json;
-
-use crate::support::PATIENCE;
-use crate::support::answers::assert_accepted;
 use crate::support::browser::Browser;
 use crate::support::browser::Scheme;
-use crate::support::certificates::Certificates;
 use crate::support::chance::rng;
-use crate::support::corpus::generated_batch;
-use crate::support::free_port;
-use crate::support::http;
-use crate::support::http_sink::HttpSink;
 use crate::support::png;
-use crate::support::relay::Backlog;
-use crate::support::relay::Relay;
-use crate::support::relay::run_command;
+use crate::support::prelude::*;
 use crate::support::relp_sink;
 use crate::support::relp_sink::RelpSink;
-use crate::support::repository;
 use crate::support::senders::Bodies;
 use crate::support::senders::Senders;
-use crate::support::spool::Spool;
-use crate::support::tcp_sink::TcpSink;
-use crate::support::text;
-use crate::support::wait_until;
 use crate::support::witness;
-use crate::support::witness::Witness;
 
 /// How long a test waits for the page to show something. The page asks the relay every two seconds,
 /// and needs two answers for a rate; a busy machine takes longer.
@@ -798,7 +778,7 @@ fn of_20_outputs_those_in_trouble_are_seen_without_scrolling() {
 /// Two URLs of the output differ only in their paths. They are two rows, and stay two.
 #[test]
 fn evidence_shows_its_size_its_last_checkpoint_and_its_witnesses_and_urls_have_rows() {
-    let directory = tempfile::TempDir::new().unwrap();
+    let directory = TempDir::new().unwrap();
     let key = directory.path().join("key");
     let keygen = ["evidence", "keygen", "--origin", "example.org/page", "--out", text(&key)];
     let made = run_command(&keygen, &repository());
