@@ -103,24 +103,13 @@ fn the_page_of_the_status_lists_the_fields_that_a_relay_shows() {
     };
     let config = format!(
         "{BASE}[[listener]]\naddress = \"127.0.0.1:0\"\n\
-         tls = {{ certificate = \"{}\", private_key = \"{}\" }}\n\
-         [queue]\nacknowledge = \"delivered\"\n{output}{source}",
-        text(&certificates.server.certificate),
-        text(&certificates.server.key),
+         {}[queue]\nacknowledge = \"delivered\"\n{output}{source}",
+        certificates.server.tls(),
     );
     let (relay, mut status) = started(&config, 2);
     let directory = TempDir::new().unwrap();
-    let key = directory.path().join("key");
-    let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
-    let verifier = String::from_utf8(run_command(&keygen, directory.path()).stdout).unwrap();
-    let witness = Witness::start(verifier.trim_end());
-    let config = format!(
-        "{BASE}{output}{}[evidence]\norigin = \"relay\"\nkey_file = {:?}\n{}",
-        Spool::at(directory.path().join("queue")).queue(""),
-        text(&key),
-        witness.config(),
-    );
-    let (recording, of_recording) = started(&config, 1);
+    let (_witness, evidence) = Witness::of_a_log(directory.path());
+    let (recording, of_recording) = started(&format!("{BASE}{output}{evidence}"), 1);
     assert!(status["evidence"].is_null(), "{status}");
     status["evidence"] = of_recording["evidence"].clone();
 

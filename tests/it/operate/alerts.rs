@@ -130,7 +130,12 @@ fn selectors_are_found_in_expressions() {
 
 /// Returns a config with TLS on a listener and on the output `siem`, and with an output `lines` of
 /// JSON lines.
-fn config(certificates: &Certificates, server: &Pair, siem: &HttpSink, lines: &TcpSink) -> String {
+pub(super) fn config(
+    certificates: &Certificates,
+    server: &Pair,
+    siem: &HttpSink,
+    lines: &TcpSink,
+) -> String {
     format!(
         "{BASE}{}[[listener]]\naddress = \"127.0.0.2:0\"\n\
          [[output]]\nname = \"siem\"\ntype = \"http\"\nurls = [\"https://localhost:{}/\"]\n\
@@ -194,18 +199,9 @@ mod peers {
         let certificates = Certificates::new();
         let (siem, lines) = (siem(&certificates), TcpSink::start());
         let directory = TempDir::new().unwrap();
-        let key = directory.path().join("key");
-        let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
-        let verifier = String::from_utf8(run_command(&keygen, directory.path()).stdout).unwrap();
-        let witness = Witness::start(verifier.trim_end());
-        let queue = format!(
-            "[queue]\ndirectory = \"{}\"\n[evidence]\norigin = \"relay\"\nkey_file = \"{}\"\n{}",
-            text(&directory.path().join("queue")),
-            text(&key),
-            witness.config(),
-        );
+        let (_witness, evidence) = Witness::of_a_log(directory.path());
         let relay =
-            Relay::start(&(config(&certificates, &certificates.server, &siem, &lines) + &queue));
+            Relay::start(&(config(&certificates, &certificates.server, &siem, &lines) + &evidence));
         let prometheus = Prometheus::start(relay.admin());
         assert_eq!(post(&relay, &generated_batch(1, 100, 900)), 200);
         relay.wait_until_delivered(PATIENCE);

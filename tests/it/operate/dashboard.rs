@@ -348,50 +348,17 @@ mod peers {
         let consumer =
             HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200));
         let lines = TcpSink::start();
-        let key = directory.path().join("key");
-        let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
-        let verifier = String::from_utf8(run_command(&keygen, Path::new("/")).stdout).unwrap();
-        let witness = Witness::start(verifier.trim_end());
-        let config = format!(
-            r#"
-log = {{ format = "json" }}
-admin = {{ address = "127.0.0.1:0" }}
-queue = {{ directory = "{}" }}
-[[listener]]
-address = "127.0.0.1:0"
-tls = {{ certificate = "{}", private_key = "{}" }}
-[[output]]
-name = "siem"
-type = "http"
-urls = ["https://localhost:{}/"]
-tls = {{ ca = "{}" }}
-[[output]]
-name = "lines"
-type = "tcp"
-addresses = ["{}"]
-replay_window = "100ms"
-[evidence]
-origin = "relay"
-key_file = "{}"
-checkpoint_interval = "1s"
-{}
-"#,
-            text(&directory.path().join("queue")),
-            text(&certificates.server.certificate),
-            text(&certificates.server.key),
-            consumer.address().port(),
-            text(&certificates.ca),
-            lines.address(),
-            text(&key),
-            witness.config(),
-        );
-        let relay = Relay::start(&config);
+        let (_witness, evidence) = Witness::of_a_log(directory.path());
+        let config = super::super::alerts::config;
+        let config = config(&certificates, &certificates.server, &consumer, &lines);
+        let relay = Relay::start(&(config + &evidence));
         let prometheus = Prometheus::start(relay.admin());
         let body = corpus().remove(0).bytes;
         let events = events_of(&body).len() as u64;
         let post = || {
             let mut client =
-                Client::connect_tls(relay.address(), certificates.client_config(None)).unwrap();
+                Client::connect_tls(relay.listeners()[0].1, certificates.client_config(None))
+                    .unwrap();
             assert_accepted(&client.post("/", "application/json", &body).unwrap(), events);
         };
         let dashboard = dashboard();

@@ -418,17 +418,8 @@ fn the_acknowledgement_and_the_port_are_those_in_force() {
 #[test]
 fn the_evidence_shows_its_size_its_checkpoint_and_its_witnesses() {
     let directory = TempDir::new().unwrap();
-    let key = directory.path().join("key");
-    let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
-    let verifier = String::from_utf8(run_command(&keygen, directory.path()).stdout).unwrap();
-    let mut witness = Witness::start(verifier.trim_end());
+    let (mut witness, evidence) = Witness::of_a_log(directory.path());
     let sink = HttpSink::accepting();
-    let evidence = format!(
-        "{}[evidence]\norigin = \"relay\"\nkey_file = {:?}\ncheckpoint_interval = \"1s\"\n{}",
-        Spool::at(directory.path().join("queue")).queue(""),
-        text(&key),
-        witness.config(),
-    );
     let relay = Relay::start(&to_sink(sink.address(), &evidence));
     post(&relay, 0..1);
     let shown = wait_for("a cosignature", PATIENCE, || {

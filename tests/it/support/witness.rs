@@ -2,6 +2,7 @@
 
 use std::io::BufRead as _;
 use std::io::BufReader;
+use std::path::Path;
 use std::process::Child;
 use std::process::Command;
 use std::process::Stdio;
@@ -9,6 +10,9 @@ use std::process::Stdio;
 use tempfile::TempDir;
 
 use super::repository;
+use super::said::said;
+use super::spool::Spool;
+use super::text;
 
 /// The name in the witness's key.
 pub(crate) const NAME: &str = "witness.example/w1";
@@ -29,6 +33,22 @@ impl Witness {
         let mut witness = Self { directory, log_key, process: None, url, verifier };
         witness.come_back();
         witness
+    }
+
+    /// Makes a key of the log `relay` in this directory, and starts a witness of the log. Returns the
+    /// config of evidence with both, with a checkpoint in each second and a queue beside the key.
+    pub(crate) fn of_a_log(directory: &Path) -> (Self, String) {
+        let key = directory.join("key");
+        let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
+        let made = said(&keygen, directory);
+        made.assert(0, &[]);
+        let witness = Self::start(made.stdout.trim_end());
+        let config = format!(
+            "{}[evidence]\norigin = \"relay\"\nkey_file = {key:?}\ncheckpoint_interval = \"1s\"\n{}",
+            Spool::at(directory.join("queue")).queue(""),
+            witness.config(),
+        );
+        (witness, config)
     }
 
     /// Starts the process, at the same port as before.

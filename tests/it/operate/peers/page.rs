@@ -319,18 +319,6 @@ fn lines_have_axes_and_values_and_survive_a_reload_of_the_page() {
     };
     assert_eq!((mark("start"), mark("reload"), mark("refused")), (1.into(), 1.into(), 0.into()));
 
-    // An hour of which nearly all was before the start would show nothing: the charts show minutes.
-    assert!(of_chart(&browser, "aria-label").contains("the last 5 min"));
-    // When the relay is older, an hour is an hour, and five minutes are wider.
-    browser.run("lines.times[0] -= 4000; drawCharts();");
-    assert!(of_chart(&browser, "aria-label").contains("the last 1 h"));
-    let width = "return document.querySelector('#in-chart path').getBBox().width";
-    let narrow = browser.run(width).as_f64().unwrap();
-    browser.run("document.querySelector('#spans input[value=\"300\"]').click()");
-    let wide = browser.run(width).as_f64().unwrap();
-    assert!(wide > 10.0 * narrow, "{narrow} {wide}");
-    assert!(of_chart(&browser, "aria-label").contains("the last 5 min"));
-
     // The mouse at the right end shows the time and the values of the last point in all charts.
     browser.hover("#in-chart svg", 0.95);
     let shown = browser.text("#in-chart [data-is=keys]");
@@ -358,6 +346,19 @@ fn lines_have_axes_and_values_and_survive_a_reload_of_the_page() {
     assert_ne!(browser.run("return cursor"), Value::Null);
     browser.hover("h1", 0.5);
     assert_eq!(browser.run("return cursor"), Value::Null);
+
+    // An hour of which nearly all was before the start would show nothing: the charts show minutes.
+    assert!(of_chart(&browser, "aria-label").contains("the last 5 min"));
+    // When the relay is older, an hour is an hour, and five minutes are wider.
+    browser.run("lines.times[0] -= 4000; drawCharts();");
+    assert!(of_chart(&browser, "aria-label").contains("the last 1 h"));
+    let width = "return document.querySelector('#in-chart path').getBBox().width";
+    let narrow = browser.run(width).as_f64().unwrap();
+    browser.run("document.querySelector('#spans input[value=\"300\"]').click()");
+    let wide = browser.run(width).as_f64().unwrap();
+    assert!(wide > 10.0 * narrow, "{narrow} {wide}");
+    assert!(of_chart(&browser, "aria-label").contains("the last 5 min"));
+    browser.run("lines.times[0] += 4000; drawCharts();");
 
     // The keyboard reaches each point.
     browser.run("document.querySelector('#in-chart svg').focus()");
@@ -779,21 +780,13 @@ fn of_20_outputs_those_in_trouble_are_seen_without_scrolling() {
 #[test]
 fn evidence_shows_its_size_its_last_checkpoint_and_its_witnesses_and_urls_have_rows() {
     let directory = TempDir::new().unwrap();
-    let key = directory.path().join("key");
-    let keygen = ["evidence", "keygen", "--origin", "example.org/page", "--out", text(&key)];
-    let made = run_command(&keygen, &repository());
-    assert!(made.status.success());
-    let witness = Witness::start(String::from_utf8(made.stdout).unwrap().trim_end());
-    let (sink, spool) = (HttpSink::accepting(), Spool::new());
+    let (_witness, evidence) = Witness::of_a_log(directory.path());
+    let sink = HttpSink::accepting();
     let config = format!(
         "{}[[output]]\nname = \"archive\"\ntype = \"http\"\nstrategy = \"round_robin\"\n\
-         urls = [\"http://{1}/first\", \"http://{1}/second\"]\n{2}\
-         [evidence]\nkey_file = \"{3}\"\norigin = \"example.org/page\"\n{4}",
+         urls = [\"http://{1}/first\", \"http://{1}/second\"]\n{evidence}",
         beginning(""),
         sink.address(),
-        spool.queue(""),
-        text(&key),
-        witness.config(),
     );
     let relay = Relay::start(&config);
     assert_accepted(&relay.post(&generated_batch(1, 40, 1600)), 40);
