@@ -87,8 +87,8 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut check: impl FnMut() ->
 }
 
 /// Polls `check` until it returns `Some`, and returns that value. Returns `None` after `limit`. A
-/// poll may scrape a relay or ask a browser, so the pause grows with the time waited: a tenth of it,
-/// up to 100 ms.
+/// poll may scrape a relay or ask a browser, so the pause grows with the time waited: a tenth of
+/// it, up to 100 ms.
 pub(crate) fn try_wait_for<T>(limit: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
     let begun = Instant::now();
     loop {

@@ -1,5 +1,5 @@
-//! The reference page of the metrics: equal to the declarations, and in step with the alerts. The test
-//! of the dashboard compares its expressions with this page.
+//! The reference page of the metrics: equal to the declarations, and in step with the alerts. The
+//! test of the dashboard compares its expressions with this page.
 
 use std::collections::BTreeSet;
 

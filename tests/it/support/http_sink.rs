@@ -170,8 +170,8 @@ impl HttpSink {
         Self::start(|_| Answer::status(200))
     }
 
-    /// Returns the config of an output of this name that sends to the consumer. `more` holds further
-    /// keys.
+    /// Returns the config of an output of this name that sends to the consumer. `more` holds
+    /// further keys.
     pub(crate) fn output(&self, name: &str, more: &str) -> String {
         let url = format!("http://{}/", self.address());
         format!("[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\n{more}\n")

@@ -72,8 +72,8 @@ impl TcpSink {
         Self { server, received }
     }
 
-    /// Returns the config of an output of this name that sends to the consumer. `more` holds further
-    /// keys.
+    /// Returns the config of an output of this name that sends to the consumer. `more` holds
+    /// further keys.
     pub(crate) fn output(&self, name: &str, more: &str) -> String {
         let address = self.address();
         format!(

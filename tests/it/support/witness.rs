@@ -35,8 +35,8 @@ impl Witness {
         witness
     }
 
-    /// Makes a key of the log `relay` in this directory, and starts a witness of the log. Returns the
-    /// config of evidence with both, with a checkpoint in each second and a queue beside the key.
+    /// Makes a key of the log `relay` in this directory, and starts a witness of the log. Returns
+    /// the config of evidence with both, a checkpoint in each second and a queue beside the key.
     pub(crate) fn of_a_log(directory: &Path) -> (Self, String) {
         let key = directory.join("key");
         let keygen = ["evidence", "keygen", "--origin", "relay", "--out", text(&key)];
