@@ -11,7 +11,7 @@ fn the_profile_all_leaves_out_no_test() {
     let config: toml::Table = text.parse().unwrap();
     assert_eq!(config["profile"]["all"]["default-filter"].as_str(), Some("all()"));
     let script = std::fs::read_to_string(repository().join("test")).unwrap();
-    let runs = "run cargo nextest run \"${optimised[@]}\" \"${built[@]}\" --profile all\n";
+    let runs = "run cargo nextest run \"${built[@]}\" --profile all\n";
     assert!(script.contains(runs), "./test runs another profile");
     for file in files().iter().filter(|file| file.ends_with(".rs")) {
         let text = std::fs::read_to_string(repository().join(file)).unwrap();
