@@ -43,7 +43,6 @@ mod web_token;
 pub use annotate::Annotations;
 pub use path::With;
 pub use redaction::Redaction;
-pub use rule::Mistake;
 pub use rule::Rule;
 
 use annotate::Addition;
@@ -479,4 +478,4 @@ fn write(event: &[u8], edits: &[Edit], out: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -44,6 +44,29 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable}: not a number: {text}")))
 }
 
+/// Returns a text before and after a change. Of a text between `«` and `»`, nothing is left or, if
+/// it has a `→`, what stands behind it: `a«b»c«d→e»f` is `abcdf` before and `acef` after the
+/// change.
+pub(crate) fn marked(text: &str) -> (String, String) {
+    let (mut before, mut after) = (String::new(), String::new());
+    for (index, part) in text.split(['«', '»']).enumerate() {
+        let is_marked = index % 2 == 1;
+        let (old, new) = match part.split_once('→') {
+            Some(parts) if is_marked => parts,
+            _ => (part, if is_marked { "" } else { part }),
+        };
+        before += old;
+        after += new;
+    }
+    (before, after)
+}
+
+/// Returns the texts of a list, which are separated by `|` and line breaks. A line break at its
+/// beginning and at its end does not count.
+pub(crate) fn list(text: &str) -> Vec<&str> {
+    text.trim_matches('\n').split(['|', '\n']).collect()
+}
+
 /// Returns `true` if the environment variable selects one seed. A test may then print each of its
 /// steps.
 pub(crate) fn is_alone() -> bool {

@@ -222,14 +222,15 @@ fn everything(dir: &std::path::Path) -> String {
     text.replace("DIR", dir.to_str().unwrap())
 }
 
-/// The problems of the text are these, in this order: `LINE:COLUMN: key.path: message`, of which
-/// the message is compared up to the length given.
+/// The problems of the text are these lines, in this order: `LINE:COLUMN: key.path: message`, of
+/// which the message is compared up to the length given.
 #[track_caller]
-fn assert_problems(text: &str, expected: &[&str]) {
+fn assert_problems(text: &str, expected: &str) {
     let checked = checked(text);
     let found: Vec<_> = checked.problems.iter().map(|it| it.render("f").split_off(2)).collect();
+    let expected: Vec<_> = expected.lines().collect();
     let same = found.len() == expected.len()
-        && found.iter().zip(expected).all(|(found, expected)| found.starts_with(expected));
+        && found.iter().zip(&expected).all(|(found, expected)| found.starts_with(expected));
     assert!(same, "{text}\nfound {found:#?}\nexpected {expected:#?}");
     let failed = checked.problems.iter().any(|it| it.severity == Severity::Error);
     assert!(!(failed && checked.config.is_some()), "an error and a config:\n{text}");
@@ -237,7 +238,7 @@ fn assert_problems(text: &str, expected: &[&str]) {
 
 /// As [`assert_problems`], for a value of the third line after `[[output]]`, and a type of output.
 #[track_caller]
-fn assert_in_output(kind: &str, lines: &str, expected: &[&str]) {
+fn assert_in_output(kind: &str, lines: &str, expected: &str) {
     let place = match kind {
         "http" | "loki" | "otlp" => "urls = [\"https://a/\"]",
         "stdout" => "",
@@ -254,38 +255,32 @@ fn loki_and_otlp_take_only_what_their_consumers_take() {
     assert_in_output(
         "loki",
         "tenant = 'a/b'\nheaders = { X-Scope-OrgID = 'a' }\ncompression = 'zstd'\ntimestamp = 'now'\n",
-        &[
-            "5:10: output[0].tenant: is not a tenant, allowed: 1 to 150 letters",
-            "5:10: output[0].tenant: contradicts the header `x-scope-orgid`, allowed: one of the two",
-            "7:15: output[0].compression: is not read by Loki, allowed: \"none\", \"gzip\"",
-            "8:13: output[0].timestamp: \"now\" is unknown, allowed: \"event\", \"received\"",
-        ],
+        r#"5:10: output[0].tenant: is not a tenant, allowed: 1 to 150 letters
+5:10: output[0].tenant: contradicts the header `x-scope-orgid`, allowed: one of the two
+7:15: output[0].compression: is not read by Loki, allowed: "none", "gzip"
+8:13: output[0].timestamp: "now" is unknown, allowed: "event", "received""#,
     );
     assert_in_output(
         "loki",
         "[output.labels]\n1a = 'x'\n__b = 'x'\nverb = 'x'\nlog_type = 'x'\n\"a.b\" = 'x'\nc = ''\nd_1 = 'x'\n",
-        &[
-            "6:1: output[0].labels.1a: \"1a\" is not a label, allowed:",
-            "7:1: output[0].labels.__b: \"__b\" is not a label, allowed:",
-            "8:1: output[0].labels.verb: \"verb\" is set by the forwarder itself",
-            "9:1: output[0].labels.log_type: \"log_type\" is set by the forwarder itself",
-            "10:1: output[0].labels.\"a.b\": \"a.b\" is not a label, allowed:",
-            "11:5: output[0].labels.c: \"\" is not the value of a label, allowed:",
-        ],
+        r#"6:1: output[0].labels.1a: "1a" is not a label, allowed:
+7:1: output[0].labels.__b: "__b" is not a label, allowed:
+8:1: output[0].labels.verb: "verb" is set by the forwarder itself
+9:1: output[0].labels.log_type: "log_type" is set by the forwarder itself
+10:1: output[0].labels."a.b": "a.b" is not a label, allowed:
+11:5: output[0].labels.c: "" is not the value of a label, allowed:"#,
     );
     let labels: String = (0..14).map(|number| format!("l{number} = 'x'\n")).collect();
     assert_in_output(
         "loki",
         &format!("[output.labels]\n{labels}"),
-        &["5:1: output[0].labels: are too many, allowed: at most 13"],
+        "5:1: output[0].labels: are too many, allowed: at most 13",
     );
     assert_in_output(
         "otlp",
         "resource = { \"a b\" = 'x', c = 1 }\n",
-        &[
-            "5:14: output[0].resource.\"a b\": \"a b\" is not a word, allowed:",
-            "5:31: output[0].resource.c: is a",
-        ],
+        r#"5:14: output[0].resource."a b": "a b" is not a word, allowed:
+5:31: output[0].resource.c: is a"#,
     );
     let text = "[[output]]\nname = 'o'\ntype = 'otlp'\nurls = ['https://a/']\n";
     let limits = BatchLimits { max_bytes: 4_000_000, max_events: 5000 };
@@ -297,7 +292,7 @@ fn nothing_is_said_of_the_sample_from_which_the_reference_is_made_but_what_is_mi
     let text = sample(TYPES);
     let (cx, table) = reader::Context::new(&text, &|_| None);
     whole(&cx, table, TYPES);
-    for problem in cx.finish().problems {
+    for problem in cx.problems() {
         let expected = ["is missing", "this binary was built without kafka"];
         let known = expected.iter().any(|known| problem.message.starts_with(known));
         assert!(known, "{problem:?}");
@@ -308,15 +303,13 @@ fn nothing_is_said_of_the_sample_from_which_the_reference_is_made_but_what_is_mi
 fn what_is_not_toml_is_reported_line_by_line_and_what_follows_from_it_is_not() {
     assert_problems(
         "[limits]\nmax_body = 64MiB\nmax_conections = 5\nidle_timeout =\n[queue\nmax_bytes = 1\n",
-        &[
-            "2:12: not TOML: string values must be quoted",
-            "3:1: limits.max_conections: unknown key",
-            "4:15: not TOML: string values must be quoted",
-            "5:7: not TOML: unclosed table",
-        ],
+        r"2:12: not TOML: string values must be quoted
+3:1: limits.max_conections: unknown key
+4:15: not TOML: string values must be quoted
+5:7: not TOML: unclosed table",
     );
-    assert_problems("[[output]]\nname = \n", &["2:8: not TOML: "]);
-    assert_problems("[log]\nlevel = 'info'\nlevel = 'warn'\n", &["3:1: not TOML: duplicate key"]);
+    assert_problems("[[output]]\nname = \n", "2:8: not TOML: ");
+    assert_problems("[log]\nlevel = 'info'\nlevel = 'warn'\n", "3:1: not TOML: duplicate key");
     let rendered = read_with("x", TYPES, &|_| None).problems[0].render("a.toml");
     assert_eq!(rendered, "a.toml:1:2: not TOML: key with no value, expected `=`");
 }
@@ -325,28 +318,24 @@ fn what_is_not_toml_is_reported_line_by_line_and_what_follows_from_it_is_not() {
 fn unknown_keys_name_the_nearest_known_one() {
     assert_problems(
         "[limits]\n  max_bdy = 1\n",
-        &["2:3: limits.max_bdy: unknown key `max_bdy`, did you mean `max_body`?"],
+        "2:3: limits.max_bdy: unknown key `max_bdy`, did you mean `max_body`?",
     );
     assert_problems(
         "lmits.max_body = 1\nx = 1\n[shutdown]\n\"a b\" = 1\n",
-        &[
-            "1:1: lmits: unknown key `lmits`, did you mean `limits`?",
-            "2:1: x: unknown key `x`, allowed: listener, source, limits, queue, filter, output, dead_letter, evidence, admin, log, shutdown",
-            "4:1: shutdown.\"a b\": unknown key `\"a b\"`, allowed: drain_timeout",
-        ],
+        r#"1:1: lmits: unknown key `lmits`, did you mean `limits`?
+2:1: x: unknown key `x`, allowed: listener, source, limits, queue, filter, output, dead_letter, evidence, admin, log, shutdown
+4:1: shutdown."a b": unknown key `"a b"`, allowed: drain_timeout"#,
     );
     assert_in_output(
         "tcp",
         "[output.retry]\nmultplier = 2\n",
-        &["6:1: output[0].retry.multplier: unknown key `multplier`, did you mean `multiplier`?"],
+        "6:1: output[0].retry.multplier: unknown key `multplier`, did you mean `multiplier`?",
     );
     assert_problems(
         "[[listener]]\naddress = '0.0.0.0:1'\n[listener.tls.x]\n",
-        &[
-            "3:11: listener[0].tls.certificate: is missing",
-            "3:11: listener[0].tls.private_key: is missing",
-            "3:15: listener[0].tls.x: unknown key",
-        ],
+        r"3:11: listener[0].tls.certificate: is missing
+3:11: listener[0].tls.private_key: is missing
+3:15: listener[0].tls.x: unknown key",
     );
 }
 
@@ -354,16 +343,15 @@ fn unknown_keys_name_the_nearest_known_one() {
 fn columns_count_characters_and_lines_any_line_break() {
     assert_problems(
         "\u{feff}# ü\r\n[log]\r\nformat = { \"ü\" = 'ü', x = 1 }\r\n[admin]\r\naddress = \"ü\"\r\n",
-        &["3:10: log.format: is a table, allowed: one of", "5:11: admin.address: \"ü\" is not IP"],
+        r#"3:10: log.format: is a table, allowed: one of
+5:11: admin.address: "ü" is not IP"#,
     );
     assert_in_output(
         "http",
         "headers = { \"ü\" = 'a', x = \"\u{1F600}\", y = \"\\n\" }\n",
-        &[
-            "5:13: output[0].headers.\"ü\": \"ü\" is not a header name",
-            "5:28: output[0].headers.x: is not a header value",
-            "5:37: output[0].headers.y: is not a header value",
-        ],
+        r#"5:13: output[0].headers."ü": "ü" is not a header name
+5:28: output[0].headers.x: is not a header value
+5:37: output[0].headers.y: is not a header value"#,
     );
 }
 
@@ -372,59 +360,49 @@ fn another_type_of_value_is_refused() {
     assert_problems(
         "[limits]\nmax_body = true\nmax_connections = \"1\"\nidle_timeout = 5\n\
          [queue]\nwhen_full = 1\nmax_bytes = 1.5\n[log]\nlevel = []\n[admin]\naddress = 1979-05-27\n",
-        &[
-            "2:12: limits.max_body: is a boolean, allowed: a size such as \"64MiB\", or a number",
-            "3:19: limits.max_connections: is a string, allowed: an integer, 1 to 1048576",
-            "4:16: limits.idle_timeout: is an integer, allowed: a time such as \"10s\"",
-            "6:13: queue.when_full: is an integer, allowed: one of \"reject\"",
-            "7:13: queue.max_bytes: is a float, allowed: a size",
-            "9:9: log.level: is an array, allowed: one of \"error\"",
-            "11:11: admin.address: is a date, allowed: a string",
-        ],
+        r#"2:12: limits.max_body: is a boolean, allowed: a size such as "64MiB", or a number
+3:19: limits.max_connections: is a string, allowed: an integer, 1 to 1048576
+4:16: limits.idle_timeout: is an integer, allowed: a time such as "10s"
+6:13: queue.when_full: is an integer, allowed: one of "reject"
+7:13: queue.max_bytes: is a float, allowed: a size
+9:9: log.level: is an array, allowed: one of "error"
+11:11: admin.address: is a date, allowed: a string"#,
     );
     assert_problems(
         "limits = 1\n[listener]\naddress = 1\n[output]\n",
-        &[
-            "1:10: limits: is an integer, allowed: a table",
-            "2:1: listener: is a table, allowed: one or more [[listener]]",
-            "3:11: listener[0].address: is an integer, allowed: a string",
-            "4:1: output: is a table, allowed: one or more [[output]]",
-            "4:1: output[0].name: is missing",
-            "4:1: output[0].type: is missing",
-        ],
+        r"1:10: limits: is an integer, allowed: a table
+2:1: listener: is a table, allowed: one or more [[listener]]
+3:11: listener[0].address: is an integer, allowed: a string
+4:1: output: is a table, allowed: one or more [[output]]
+4:1: output[0].name: is missing
+4:1: output[0].type: is missing",
     );
     assert_problems(
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[output.siem]\ntype = \"stdout\"\n",
-        &["3:2: output: is a table, allowed: one or more [[output]]"],
+        "3:2: output: is a table, allowed: one or more [[output]]",
     );
     assert_problems(
         "listener = []\noutput = [1]\n",
-        &[
-            "1:12: listener: is missing, allowed: one or more [[listener]]",
-            "2:11: output[0]: is an integer, allowed: one or more [[output]]",
-        ],
+        r"1:12: listener: is missing, allowed: one or more [[listener]]
+2:11: output[0]: is an integer, allowed: one or more [[output]]",
     );
     assert_in_output(
         "http",
         "headers = []\nbasic_auth = 1\nretry.multiplier = '2'\ntls.insecure_skip_verify = 1\n\
          tls.ca = 1\nretry.randomization_factor = 0x1\n",
-        &[
-            "5:11: output[0].headers: is an array, allowed: table",
-            "6:14: output[0].basic_auth: is an integer, allowed: a table",
-            "7:20: output[0].retry.multiplier: is a string, allowed: a number",
-            "8:28: output[0].tls.insecure_skip_verify: is an integer, allowed: true or false",
-            "9:10: output[0].tls.ca: is an integer, allowed: a path",
-            "10:30: output[0].retry.randomization_factor: is an integer, allowed: a number",
-        ],
+        r"5:11: output[0].headers: is an array, allowed: table
+6:14: output[0].basic_auth: is an integer, allowed: a table
+7:20: output[0].retry.multiplier: is a string, allowed: a number
+8:28: output[0].tls.insecure_skip_verify: is an integer, allowed: true or false
+9:10: output[0].tls.ca: is an integer, allowed: a path
+10:30: output[0].retry.randomization_factor: is an integer, allowed: a number",
     );
     let text = "[[output]]\nname = 'o'\ntype = 'tcp'\naddresses = 'a:1'\n\
                 [[output]]\nname = 'p'\ntype = 'tcp'\naddresses = ['a:1', 2]\n";
     assert_problems(
         text,
-        &[
-            "4:13: output[0].addresses: is a string, allowed: an array of strings",
-            "8:21: output[1].addresses[1]: is an integer, allowed: a string",
-        ],
+        r"4:13: output[0].addresses: is a string, allowed: an array of strings
+8:21: output[1].addresses[1]: is an integer, allowed: a string",
     );
 }
 
@@ -437,17 +415,15 @@ fn what_is_required_is_missed_at_the_header() {
     assert_problems(
         "[limits]\n[[listener]]\n  [listener.tls]\n[[output]]\n[[output]]\ntype = 'http'\nname = 'h'\n\
          basic_auth = {}\n[[output]]\ntype = 'syslog'\nname = 's'\n",
-        &[
-            "2:1: listener[0].address: is missing",
-            "3:3: listener[0].tls.certificate: is missing",
-            "3:3: listener[0].tls.private_key: is missing",
-            "4:1: output[0].name: is missing",
-            "4:1: output[0].type: is missing",
-            "5:1: output[1].urls: is missing",
-            "8:14: output[1].basic_auth.password_file: is missing",
-            "8:14: output[1].basic_auth.username: is missing",
-            "9:1: output[2].addresses: is missing",
-        ],
+        r"2:1: listener[0].address: is missing
+3:3: listener[0].tls.certificate: is missing
+3:3: listener[0].tls.private_key: is missing
+4:1: output[0].name: is missing
+4:1: output[0].type: is missing
+5:1: output[1].urls: is missing
+8:14: output[1].basic_auth.password_file: is missing
+8:14: output[1].basic_auth.username: is missing
+9:1: output[2].addresses: is missing",
     );
 }
 
@@ -458,51 +434,43 @@ fn values_out_of_range_say_the_range() {
          body_timeout = '0ms'\nidle_timeout = '0h'\nmax_connection_age = '9000h'\n\
          [queue]\nmax_bytes = 1023\ndelivered_timeout = '0s'\nretry_after = '16s'\n\
          [shutdown]\ndrain_timeout = '9000h'\n",
-        &[
-            "2:12: limits.max_body: 1023 is out of range, allowed: at least 1KiB",
-            "3:17: limits.max_in_flight: 1023 is out of range, allowed: at least 1KiB",
-            "4:19: limits.max_connections: 0 is out of range, allowed: 1 to 1048576",
-            "5:18: limits.header_timeout: \"0s\" is out of range, allowed: at least 1ms",
-            "6:16: limits.body_timeout: ",
-            "7:16: limits.idle_timeout: ",
-            "8:22: limits.max_connection_age: \"9000h\" is too long, allowed: at most 8760h",
-            "10:13: queue.max_bytes: 1023 is out of range, allowed: at least 1KiB",
-            "11:21: queue.delivered_timeout: \"0s\" is out of range, allowed: at least 1ms",
-            "12:15: queue.retry_after: \"16s\" is out of range, allowed: 1s to 15s",
-            "14:17: shutdown.drain_timeout: ",
-        ],
+        r#"2:12: limits.max_body: 1023 is out of range, allowed: at least 1KiB
+3:17: limits.max_in_flight: 1023 is out of range, allowed: at least 1KiB
+4:19: limits.max_connections: 0 is out of range, allowed: 1 to 1048576
+5:18: limits.header_timeout: "0s" is out of range, allowed: at least 1ms
+6:16: limits.body_timeout: 
+7:16: limits.idle_timeout: 
+8:22: limits.max_connection_age: "9000h" is too long, allowed: at most 8760h
+10:13: queue.max_bytes: 1023 is out of range, allowed: at least 1KiB
+11:21: queue.delivered_timeout: "0s" is out of range, allowed: at least 1ms
+12:15: queue.retry_after: "16s" is out of range, allowed: 1s to 15s
+14:17: shutdown.drain_timeout: "#,
     );
     assert_in_output(
         "http",
         "concurrency = 257\nbatch = { max_events = 0, max_bytes = -1 }\n\
          retry = { multiplier = 0.99, randomization_factor = 1.01, initial_interval = '0s' }\n\
          timeouts = { connect = '0s', request = '0s' }\n",
-        &[
-            "5:15: output[0].concurrency: 257 is out of range, allowed: 1 to 256",
-            "6:24: output[0].batch.max_events: 0 is out of range, allowed: 1 to",
-            "6:39: output[0].batch.max_bytes: -1 is out of range, allowed: a size",
-            "7:24: output[0].retry.multiplier: 0.99 is out of range, allowed: at least 1.0",
-            "7:53: output[0].retry.randomization_factor: 1.01 is out of range, allowed: 0.0 to 1.0",
-            "7:78: output[0].retry.initial_interval: \"0s\" is out of range",
-            "8:24: output[0].timeouts.connect: \"0s\"",
-            "8:40: output[0].timeouts.request: \"0s\"",
-        ],
+        r#"5:15: output[0].concurrency: 257 is out of range, allowed: 1 to 256
+6:24: output[0].batch.max_events: 0 is out of range, allowed: 1 to
+6:39: output[0].batch.max_bytes: -1 is out of range, allowed: a size
+7:24: output[0].retry.multiplier: 0.99 is out of range, allowed: at least 1.0
+7:53: output[0].retry.randomization_factor: 1.01 is out of range, allowed: 0.0 to 1.0
+7:78: output[0].retry.initial_interval: "0s" is out of range
+8:24: output[0].timeouts.connect: "0s"
+8:40: output[0].timeouts.request: "0s""#,
     );
     assert_in_output(
         "tcp",
         "retry.multiplier = inf\nretry.randomization_factor = nan\n",
-        &[
-            "5:20: output[0].retry.multiplier: inf is out of range",
-            "6:30: output[0].retry.randomization_factor: nan is out of range",
-        ],
+        r"5:20: output[0].retry.multiplier: inf is out of range
+6:30: output[0].retry.randomization_factor: nan is out of range",
     );
     assert_in_output(
         "tcp",
         "keepalive = '999ms'\nreplay_window = '301s'\n",
-        &[
-            "5:13: output[0].keepalive: \"999ms\" is out of range, allowed: 1s to 32767s",
-            "6:17: output[0].replay_window: \"301s\" is out of range, allowed: ",
-        ],
+        r#"5:13: output[0].keepalive: "999ms" is out of range, allowed: 1s to 32767s
+6:17: output[0].replay_window: "301s" is out of range, allowed: "#,
     );
 }
 
@@ -511,34 +479,30 @@ fn words_that_are_none_say_which_are() {
     assert_problems(
         "[limits]\nmax_body = '64 MiB'\nmax_in_flight = 'lots'\nidle_timeout = '10'\nbody_timeout = ''\n\
          [queue]\nacknowledge = 'Queued'\nwhen_full = 'block'\n[log]\nformat = 'jsn'\n",
-        &[
-            "2:12: limits.max_body: \"64 MiB\" is not a size, allowed: a whole number of bytes",
-            "3:17: limits.max_in_flight: \"lots\" is not a size",
-            "4:16: limits.idle_timeout: \"10\" is not a time, allowed: a whole number with ms, s, m or h",
-            "5:16: limits.body_timeout: \"\" is not a time",
-            "7:15: queue.acknowledge: \"Queued\" is unknown, did you mean \"queued\"? Allowed: \"queued\", \"delivered\"",
-            "8:13: queue.when_full: \"block\" is unknown, allowed: \"reject\", \"drop_oldest\", \"drop_newest\"",
-            "10:10: log.format: \"jsn\" is unknown, did you mean \"json\"?",
-        ],
+        r#"2:12: limits.max_body: "64 MiB" is not a size, allowed: a whole number of bytes
+3:17: limits.max_in_flight: "lots" is not a size
+4:16: limits.idle_timeout: "10" is not a time, allowed: a whole number with ms, s, m or h
+5:16: limits.body_timeout: "" is not a time
+7:15: queue.acknowledge: "Queued" is unknown, did you mean "queued"? Allowed: "queued", "delivered"
+8:13: queue.when_full: "block" is unknown, allowed: "reject", "drop_oldest", "drop_newest"
+10:10: log.format: "jsn" is unknown, did you mean "json"?"#,
     );
     assert_in_output(
         "syslog",
         "facility = 'local8'\nseverity = 'warn'\nframing = ''\nhostname = 'a b'\napp_name = ''\n\
          tls = { server_name = 'a b', min_version = '1.1' }\n",
-        &[
-            "5:12: output[0].facility: \"local8\" is unknown, did you mean \"local0\"?",
-            "6:12: output[0].severity: \"warn\" is unknown, ",
-            "7:11: output[0].framing: \"\" is unknown, allowed: \"octet_counting\", \"newline\"",
-            "8:12: output[0].hostname: \"a b\" is not a word, allowed: 1 to 255 printable ASCII",
-            "9:12: output[0].app_name: \"\" is not a word, allowed: 1 to 48 printable ASCII",
-            "10:23: output[0].tls.server_name: \"a b\" is not a server name",
-            "10:44: output[0].tls.min_version: \"1.1\" is unknown, did you mean \"1.2\"? Allowed: \"1.2\", \"1.3\"",
-        ],
+        r#"5:12: output[0].facility: "local8" is unknown, did you mean "local0"?
+6:12: output[0].severity: "warn" is unknown, 
+7:11: output[0].framing: "" is unknown, allowed: "octet_counting", "newline"
+8:12: output[0].hostname: "a b" is not a word, allowed: 1 to 255 printable ASCII
+9:12: output[0].app_name: "" is not a word, allowed: 1 to 48 printable ASCII
+10:23: output[0].tls.server_name: "a b" is not a server name
+10:44: output[0].tls.min_version: "1.1" is unknown, did you mean "1.2"? Allowed: "1.2", "1.3""#,
     );
     assert_in_output(
         "syslog",
         &format!("app_name = '{}'\n", "x".repeat(49)),
-        &["5:12: output[0].app_name: \"xxxxxxxxxx"],
+        r#"5:12: output[0].app_name: "xxxxxxxxxx"#,
     );
 }
 
@@ -547,12 +511,10 @@ fn addresses_names_and_urls_are_checked() {
     assert_problems(
         "[[listener]]\naddress = ':3000'\npath_prefix = 'audit'\n[[listener]]\naddress = 'localhost:1'\n\
          path_prefix = ''\n",
-        &[
-            "2:11: listener[0].address: \":3000\" is not IP:PORT, allowed: an address such as \"0.0.0.0:3000\"",
-            "3:15: listener[0].path_prefix: \"audit\" is not a path, allowed: \"/\"",
-            "5:11: listener[1].address: \"localhost:1\" is not IP:PORT",
-            "6:15: listener[1].path_prefix: \"\" is not a path",
-        ],
+        r#"2:11: listener[0].address: ":3000" is not IP:PORT, allowed: an address such as "0.0.0.0:3000"
+3:15: listener[0].path_prefix: "audit" is not a path, allowed: "/"
+5:11: listener[1].address: "localhost:1" is not IP:PORT
+6:15: listener[1].path_prefix: "" is not a path"#,
     );
     let mut text = String::new();
     for name in ["", "A", "-a", "a_b", "queue"] {
@@ -560,33 +522,29 @@ fn addresses_names_and_urls_are_checked() {
     }
     assert_problems(
         &text,
-        &[
-            "2:8: output[0].name: \"\" is not a name, allowed: 1 to 63",
-            "4:13: output[0].addresses: is empty, allowed: at least one",
-            "6:8: output[1].name: ",
-            "8:13: output[1].addresses: ",
-            "10:8: output[2].name: ",
-            "12:13: output[2].addresses: ",
-            "14:8: output[3].name: ",
-            "16:13: output[3].addresses: ",
-            "18:8: output[4].name: \"queue\" is what metrics call the queue",
-            "20:13: output[4].addresses: ",
-        ],
+        r#"2:8: output[0].name: "" is not a name, allowed: 1 to 63
+4:13: output[0].addresses: is empty, allowed: at least one
+6:8: output[1].name: 
+8:13: output[1].addresses: 
+10:8: output[2].name: 
+12:13: output[2].addresses: 
+14:8: output[3].name: 
+16:13: output[3].addresses: 
+18:8: output[4].name: "queue" is what metrics call the queue
+20:13: output[4].addresses: "#,
     );
     assert_problems(
         "[[output]]\nname = 'o'\ntype = 'tcp'\naddresses = ['a', '::1:1', 'a:0', 'http://a:1', '[::1]:1']\n\
          [[output]]\nname = 'p'\ntype = 'http'\n\
          urls = ['a', 'ftp://a', 'https://u:sesame@a/', 'https://a/', 'http://']\n",
-        &[
-            "4:14: output[0].addresses[0]: \"a\" has no port, allowed: host:port",
-            "4:19: output[0].addresses[1]: \"::1:1\" has more than one colon",
-            "4:28: output[0].addresses[2]: \"a:0\" has a port that is not 1 to 65535",
-            "4:35: output[0].addresses[3]: \"http://a:1\" has more than one colon",
-            "8:9: output[1].urls[0]: is not a URL (relative URL without a base), allowed: http://",
-            "8:14: output[1].urls[1]: has a scheme that is not http or https",
-            "8:25: output[1].urls[2]: has a user name or password in it, use basic_auth",
-            "8:62: output[1].urls[4]: is not a URL (empty host)",
-        ],
+        r#"4:14: output[0].addresses[0]: "a" has no port, allowed: host:port
+4:19: output[0].addresses[1]: "::1:1" has more than one colon
+4:28: output[0].addresses[2]: "a:0" has a port that is not 1 to 65535
+4:35: output[0].addresses[3]: "http://a:1" has more than one colon
+8:9: output[1].urls[0]: is not a URL (relative URL without a base), allowed: http://
+8:14: output[1].urls[1]: has a scheme that is not http or https
+8:25: output[1].urls[2]: has a user name or password in it, use basic_auth
+8:62: output[1].urls[4]: is not a URL (empty host)"#,
     );
     for (proxy, wrong) in [
         ("p", "is not a URL (relative URL without a base), allowed: http://[USER:PASSWORD@]HOST"),
@@ -596,7 +554,7 @@ fn addresses_names_and_urls_are_checked() {
         ("http://p?x", "has more than a host and a port"),
     ] {
         let expected = format!("5:9: output[0].proxy: {wrong}");
-        assert_in_output("http", &format!("proxy = '{proxy}'\n"), &[&expected]);
+        assert_in_output("http", &format!("proxy = '{proxy}'\n"), &expected);
     }
 }
 
@@ -606,23 +564,19 @@ fn headers_that_are_ours_or_none_are_refused() {
         "http",
         "headers = { Host = 'a', content-length = '1', Transfer-Encoding = 'a', connection = 'a', \
          content-type = 'a', content-encoding = 'a' }\n",
-        &[
-            "5:13: output[0].headers.Host: \"Host\" is set by the forwarder itself",
-            "5:25: output[0].headers.content-length: ",
-            "5:47: output[0].headers.Transfer-Encoding: ",
-            "5:72: output[0].headers.connection: ",
-            "5:90: output[0].headers.content-type: ",
-            "5:110: output[0].headers.content-encoding: ",
-        ],
+        r#"5:13: output[0].headers.Host: "Host" is set by the forwarder itself
+5:25: output[0].headers.content-length: 
+5:47: output[0].headers.Transfer-Encoding: 
+5:72: output[0].headers.connection: 
+5:90: output[0].headers.content-type: 
+5:110: output[0].headers.content-encoding: "#,
     );
     assert_in_output(
         "http",
         "[output.headers]\nX-A = 'a'\nx-a = 'b'\n\"a b\" = 1\n",
-        &[
-            "7:1: output[0].headers.x-a: \"x-a\" is there twice",
-            "8:1: output[0].headers.\"a b\": \"a b\" is not a header name",
-            "8:9: output[0].headers.\"a b\": is an integer, allowed: a string",
-        ],
+        r#"7:1: output[0].headers.x-a: "x-a" is there twice
+8:1: output[0].headers."a b": "a b" is not a header name
+8:9: output[0].headers."a b": is an integer, allowed: a string"#,
     );
 }
 
@@ -631,36 +585,28 @@ fn keys_of_another_type_of_output_say_whose_they_are() {
     assert_in_output(
         "tcp",
         "urls = 1\nframing = 'newline'\nwindow = 1\nfoo = 1\n",
-        &[
-            "5:1: output[0].urls: type tcp has no key `urls`, allowed: with type http",
-            "6:1: output[0].framing: type tcp has no key `framing`, allowed: with type syslog",
-            "7:1: output[0].window: type tcp has no key `window`, allowed: with type lumberjack, relp",
-            "8:1: output[0].foo: unknown key `foo`",
-        ],
+        r"5:1: output[0].urls: type tcp has no key `urls`, allowed: with type http
+6:1: output[0].framing: type tcp has no key `framing`, allowed: with type syslog
+7:1: output[0].window: type tcp has no key `window`, allowed: with type lumberjack, relp
+8:1: output[0].foo: unknown key `foo`",
     );
     assert_in_output(
         "syslog",
         "format = 'ndjson'\nproxy = 1\n",
-        &[
-            "5:1: output[0].format: type syslog has no key `format`, allowed: with type http, tcp, stdout",
-            "6:1: output[0].proxy: type syslog has no key `proxy`, allowed: with type http",
-        ],
+        r"5:1: output[0].format: type syslog has no key `format`, allowed: with type http, tcp, stdout
+6:1: output[0].proxy: type syslog has no key `proxy`, allowed: with type http",
     );
     assert_in_output(
         "http",
         "addresses = []\nreplay_window = '1s'\n",
-        &[
-            "5:1: output[0].addresses: type http has no key `addresses`, allowed: with type tcp, syslog, lumberjack, relp",
-            "6:1: output[0].replay_window: type http has no key `replay_window`, allowed: with type tcp, syslog",
-        ],
+        r"5:1: output[0].addresses: type http has no key `addresses`, allowed: with type tcp, syslog, lumberjack, relp
+6:1: output[0].replay_window: type http has no key `replay_window`, allowed: with type tcp, syslog",
     );
     assert_in_output(
         "stdout",
         "strategy = 'failover'\n[output.tls]\n",
-        &[
-            "5:1: output[0].strategy: type stdout has no key `strategy`, allowed: with type http, tcp, syslog, lumberjack, relp",
-            "6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp, tcp, syslog, lumberjack, relp",
-        ],
+        r"5:1: output[0].strategy: type stdout has no key `strategy`, allowed: with type http, tcp, syslog, lumberjack, relp
+6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp, tcp, syslog, lumberjack, relp",
     );
 }
 
@@ -669,11 +615,9 @@ fn an_unknown_type_is_one_problem_and_what_no_type_knows_another() {
     assert_in_output(
         "htp",
         "urls = 1\nfoo = 1\nretry.multiplier = 0\n",
-        &[
-            "3:8: output[0].type: \"htp\" is unknown, did you mean \"http\"?",
-            "6:1: output[0].foo: unknown key `foo`",
-            "7:20: output[0].retry.multiplier: ",
-        ],
+        r#"3:8: output[0].type: "htp" is unknown, did you mean "http"?
+6:1: output[0].foo: unknown key `foo`
+7:20: output[0].retry.multiplier: "#,
     );
 }
 
@@ -682,7 +626,7 @@ fn never_is_no_time() {
     assert_in_output(
         "tcp",
         "timeouts.max_connection_age = 'never'\n",
-        &["5:31: output[0].timeouts.max_connection_age: \"never\" is not a time"],
+        r#"5:31: output[0].timeouts.max_connection_age: "never" is not a time"#,
     );
 }
 
@@ -700,11 +644,9 @@ fn dead_letters_have_a_place_of_their_own_or_one_in_the_queues_directory() {
     assert_eq!(own.0, Some(PathBuf::from("/d")));
     assert_problems(
         "[dead_letter]\ndirectory = ''\nmax_bytes = 1048575\nx = 1\n",
-        &[
-            "2:13: dead_letter.directory: \"\" is empty",
-            "3:13: dead_letter.max_bytes: 1048575 is out of range, allowed: at least 1MiB",
-            "4:1: dead_letter.x: unknown key",
-        ],
+        r#"2:13: dead_letter.directory: "" is empty
+3:13: dead_letter.max_bytes: 1048575 is out of range, allowed: at least 1MiB
+4:1: dead_letter.x: unknown key"#,
     );
 }
 
@@ -718,7 +660,7 @@ fn dead_letters_that_are_asked_for_without_a_place_are_warned_of_once() {
     };
     let two = output("a") + &output("b");
     let warning = "5:19: output[0].rejected.action: warning: needs dead_letter.directory or";
-    assert_problems(&two, &[warning]);
+    assert_problems(&two, warning);
     assert!(checked(&two).config.is_some());
     config(&format!("{two}[dead_letter]\ndirectory = '/d'\n"));
     config(&format!("{two}[queue]\ndirectory = '/d'\n"));
@@ -734,14 +676,14 @@ fn a_receiver_with_a_limit_for_events_is_warned_of_until_the_limit_is_known() {
         let output = format!("[[output]]\nname = 'a'\nurls = ['https://a/']\n{lines}\n");
         let key = "output[0].filter.max_event_bytes";
         let warning = format!("1:1: {key}: warning: is not set: {words}");
-        assert_problems(&output, &[&warning]);
+        assert_problems(&output, &warning);
         assert!(checked(&output).config.is_some(), "{lines}");
-        assert_problems(&format!("{output}filter = {{ max_event_bytes = '1MiB' }}\n"), &[]);
-        assert_problems(&format!("{output}[filter]\nmax_event_bytes = '1MiB'\n"), &[]);
+        assert_problems(&format!("{output}filter = {{ max_event_bytes = '1MiB' }}\n"), "");
+        assert_problems(&format!("{output}[filter]\nmax_event_bytes = '1MiB'\n"), "");
     }
     let splunk = "[[output]]\nname = 'a'\ntype = 'splunk_hec'\nurls = ['https://a/']\n\
                   token_file = '/proc/self/status'\nsourcetype = 'kube:audit'\n";
-    assert_problems(splunk, &[]);
+    assert_problems(splunk, "");
 }
 
 #[test]
@@ -755,12 +697,12 @@ fn max_elapsed_is_absent_unless_set_and_contradicts_to_retry_for_ever() {
     for (value, wrong) in [("'0s'", "\"0s\" is out of range"), ("1", "is an integer")] {
         let line = format!("retry.max_elapsed = {value}\n");
         let place = "5:21: output[0].retry.max_elapsed:";
-        assert_in_output("tcp", &line, &[&format!("{place} {wrong}")]);
+        assert_in_output("tcp", &line, &format!("{place} {wrong}"));
     }
     assert_in_output(
         "http",
         "rejected.action = 'retry'\nretry.max_elapsed = '1h'\n",
-        &["6:21: output[0].retry.max_elapsed: contradicts rejected.action = \"retry\""],
+        r#"6:21: output[0].retry.max_elapsed: contradicts rejected.action = "retry""#,
     );
 }
 
@@ -772,11 +714,11 @@ fn at_least_one_output_is_required() {
     let none = [output("a", "required = false"), output("b", "required = false")].concat();
     assert_problems(
         &none,
-        &["5:12: output[0].required: is false for every output, allowed: true for at least one"],
+        "5:12: output[0].required: is false for every output, allowed: true for at least one",
     );
     assert_problems(
         &[output("a", "required = 1"), output("b", "required = false")].concat(),
-        &["5:12: output[0].required: is an integer, allowed: true or false"],
+        "5:12: output[0].required: is an integer, allowed: true or false",
     );
     let one = config(&[output("a", "required = false"), output("b", "")].concat());
     let required: Vec<_> = one.outputs.iter().map(|output| output.required).collect();
@@ -792,66 +734,58 @@ fn contradictions_are_found() {
     assert_problems(
         "[[listener]]\naddress = '127.0.0.1:1'\n[[listener]]\naddress = '127.0.0.1:1'\n\
          [[listener]]\naddress = '127.0.0.1:9090'\n",
-        &[
-            "4:11: listener[1].address: can't be bound beside listener[0].address, allowed: another",
-            "6:11: listener[2].address: can't be bound beside the default of admin.address",
-        ],
+        r"4:11: listener[1].address: can't be bound beside listener[0].address, allowed: another
+6:11: listener[2].address: can't be bound beside the default of admin.address",
     );
     assert_problems(
         "[[listener]]\naddress = '[::1]:1'\n[admin]\naddress = '[0::1]:1'\n",
-        &["4:11: admin.address: can't be bound beside listener[0].address"],
+        "4:11: admin.address: can't be bound beside listener[0].address",
     );
     assert_problems(
         "[queue]\nacknowledge = 'delivered'\nwhen_full = 'drop_oldest'\n",
-        &["3:13: queue.when_full: contradicts acknowledge = \"delivered\""],
+        r#"3:13: queue.when_full: contradicts acknowledge = "delivered""#,
     );
     let output = "[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n";
     assert_problems(
         &format!("[queue]\nacknowledge = 'delivered'\ndelivered_timeout = '1s'\n{output}"),
-        &[
-            "3:21: queue.delivered_timeout: must be longer than output[0].replay_window with queue.acknowledge = \"delivered\", allowed: more than 1s",
-        ],
+        r#"3:21: queue.delivered_timeout: must be longer than output[0].replay_window with queue.acknowledge = "delivered", allowed: more than 1s"#,
     );
     assert_problems(
         &format!("[queue]\nacknowledge = 'delivered'\n{output}replay_window = '25s'\n"),
-        &[
-            "7:17: output[0].replay_window: must be shorter than queue.delivered_timeout with queue.acknowledge = \"delivered\", allowed: less than 25s",
-        ],
+        r#"7:17: output[0].replay_window: must be shorter than queue.delivered_timeout with queue.acknowledge = "delivered", allowed: less than 25s"#,
     );
     config(&format!("[queue]\nacknowledge = 'queued'\n{output}replay_window = '25s'\n"));
     assert_problems(
         "[[output]]\nname = 'a'\ntype = 'stdout'\n[[output]]\nname = 'a'\ntype = 'stdout'\n",
-        &[
-            "5:8: output[1].name: is the name of output[0] already",
-            "6:8: output[1].type: output[0] writes to stdout already",
-        ],
+        r"5:8: output[1].name: is the name of output[0] already
+6:8: output[1].type: output[0] writes to stdout already",
     );
     assert_in_output(
         "tcp",
         "retry.initial_interval = '31s'\n",
-        &["5:26: output[0].retry.initial_interval: is longer than max_interval"],
+        "5:26: output[0].retry.initial_interval: is longer than max_interval",
     );
     assert_in_output(
         "tcp",
         "retry.max_interval = '499ms'\n",
-        &["5:22: output[0].retry.max_interval: is shorter than initial_interval"],
+        "5:22: output[0].retry.max_interval: is shorter than initial_interval",
     );
     assert_in_output(
         "tcp",
         "[output.tls]\ninsecure_skip_verify = true\n",
-        &["6:24: output[0].tls.insecure_skip_verify: warning: anybody in between"],
+        "6:24: output[0].tls.insecure_skip_verify: warning: anybody in between",
     );
     let dir = files();
     let dir = dir.path().display();
     assert_in_output(
         "tcp",
         &format!("[output.tls]\ncertificate = '{dir}/crt'\n"),
-        &["6:15: output[0].tls.certificate: needs its private_key"],
+        "6:15: output[0].tls.certificate: needs its private_key",
     );
     assert_in_output(
         "tcp",
         &format!("[output.tls]\nprivate_key = '{dir}/key'\n"),
-        &["6:15: output[0].tls.private_key: needs its certificate"],
+        "6:15: output[0].tls.private_key: needs its certificate",
     );
     let basic = format!("basic_auth = {{ username = 'u', password_file = '{dir}/token' }}\n");
     let bearer = format!("bearer_token_file = '{dir}/token'\n");
@@ -859,21 +793,21 @@ fn contradictions_are_found() {
     assert_in_output(
         "http",
         &format!("{basic}{bearer}"),
-        &["5:14: output[0].basic_auth: contradicts bearer_token_file"],
+        "5:14: output[0].basic_auth: contradicts bearer_token_file",
     );
     assert_in_output(
         "http",
         &format!("{bearer}{header}"),
-        &["5:21: output[0].bearer_token_file: contradicts the header `authorization`"],
+        "5:21: output[0].bearer_token_file: contradicts the header `authorization`",
     );
     assert_in_output(
         "http",
         &format!("{basic}{header}"),
-        &["5:14: output[0].basic_auth: contradicts the header `authorization`"],
+        "5:14: output[0].basic_auth: contradicts the header `authorization`",
     );
     let plain =
         "[[output]]\nname = 'a'\ntype = 'http'\nurls = ['http://a', 'HTTP://b']\n[output.tls]\n";
-    assert_problems(plain, &["5:1: output[0].tls: is for https, but all urls are http://"]);
+    assert_problems(plain, "5:1: output[0].tls: is for https, but all urls are http://");
     config(&plain.replace("'http://a'", "'https://a'"));
 }
 
@@ -893,7 +827,7 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
     ] {
         let than = if key == body { "" } else { " than the default of limits.max_body" };
         let message = format!("{what}{than}, and takes effect instead");
-        assert_problems(text, &[&format!("{position}: {key}: warning: {message}")]);
+        assert_problems(text, &format!("{position}: {key}: warning: {message}"));
         assert_eq!(checked(text).config.unwrap().limits.max_body, effective);
     }
     // A default is no promise: without a word it is what the other bounds leave, as long as usual
@@ -917,7 +851,7 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
     }
     // A directory with a mistake in it is one all the same.
     let broken = "[limits]\nmax_body = '600KiB'\n[queue]\nmax_bytes = '1MiB'\ndirectory = ''\n";
-    assert_problems(broken, &[&format!("2:12: limits.max_body: warning: {disk}"), "5:13: queue."]);
+    assert_problems(broken, &format!("2:12: limits.max_body: warning: {disk}\n5:13: queue."));
 }
 
 #[test]
@@ -926,12 +860,12 @@ fn a_token_on_a_listener_without_tls_is_warned_of() {
         "[[listener]]\naddress = '127.0.0.1:0'\nbearer_token_file = '/proc/self/status'\n";
     let warning =
         "3:21: listener[0].bearer_token_file: warning: kube-apiserver sends no token over";
-    assert_problems(listener, &[warning]);
+    assert_problems(listener, warning);
     assert!(checked(listener).strict().config.is_some(), "it is no error");
     // Any file that is there will do.
     let tls = "tls = { certificate = '/proc/self/status', private_key = '/proc/self/status' }\n";
-    assert_problems(&format!("{listener}{tls}"), &[]);
-    assert_problems("[[listener]]\naddress = '127.0.0.1:0'\n", &[]);
+    assert_problems(&format!("{listener}{tls}"), "");
+    assert_problems("[[listener]]\naddress = '127.0.0.1:0'\n", "");
 }
 
 #[test]
@@ -956,7 +890,7 @@ fn missing_files_are_no_errors_until_strict() {
         "14:37: output[0].tls.certificate: warning: the file \"/no/b\" is missing",
         "14:60: output[0].tls.private_key: warning: the file \"/no/c\" is missing",
     ];
-    assert_problems(text, &expected);
+    assert_problems(text, &expected.join("\n"));
     let found = checked(text);
     assert!(found.problems.iter().all(|it| it.severity == Severity::MissingFile));
     assert_eq!(found.files.len(), expected.len());
@@ -970,7 +904,7 @@ fn missing_files_are_no_errors_until_strict() {
     assert_eq!(found.files.len(), expected.len());
     assert_problems(
         "[log]\nlevel = '${file:/no/1}'\n",
-        &["2:9: log.level: warning: the file \"/no/1\" is missing"],
+        r#"2:9: log.level: warning: the file "/no/1" is missing"#,
     );
     assert_eq!(checked("[log]\nlevel = '${file:/no/1}'\n").config, None);
 }
@@ -980,11 +914,9 @@ fn paths_that_are_no_files_are_errors() {
     assert_problems(
         "[[listener]]\naddress = '127.0.0.1:0'\nbearer_token_file = ''\n\
          tls = { certificate = '/', private_key = '' }\n",
-        &[
-            "3:21: listener[0].bearer_token_file: \"\" is empty, allowed: the path of a file",
-            "4:23: listener[0].tls.certificate: \"/\" is a directory, allowed: a file",
-            "4:42: listener[0].tls.private_key: \"\" is empty",
-        ],
+        r#"3:21: listener[0].bearer_token_file: "" is empty, allowed: the path of a file
+4:23: listener[0].tls.certificate: "/" is a directory, allowed: a file
+4:42: listener[0].tls.private_key: "" is empty"#,
     );
 }
 
@@ -1006,19 +938,17 @@ fn interpolation_is_for_values_and_never_shown_expanded() {
                 headers = { x = \"\\n${env:BAD}\" }\nbearer_token_file = '${env:BAD}'\n";
     assert_problems(
         text,
-        &[
-            "2:12: limits.max_body: \"${env:BAD}\" is not a size",
-            "4:1: limits.\"${env:HOST}\": unknown key `\"${env:HOST}\"`",
-            "6:9: log.level: \"${env:BAD}\" is unknown",
-            "8:11: admin.address: \"${env:BAD}\" is not IP:PORT",
-            "10:15: queue.retry_after: the variable NO is not set, set it or write `${env:NO:-default}`",
-            "11:13: queue.when_full: an unknown `${…}`, allowed: `${env:NAME}`",
-            "13:8: output[0].name: \"${env:BAD}_\" is not a name",
-            "15:9: output[0].urls[0]: is not a URL",
-            "15:23: output[0].urls[1]: is not a URL (invalid port number)",
-            "16:17: output[0].headers.x: is not a header value",
-            "17:21: output[0].bearer_token_file: warning: the file \"${env:BAD}\" is missing",
-        ],
+        r#"2:12: limits.max_body: "${env:BAD}" is not a size
+4:1: limits."${env:HOST}": unknown key `"${env:HOST}"`
+6:9: log.level: "${env:BAD}" is unknown
+8:11: admin.address: "${env:BAD}" is not IP:PORT
+10:15: queue.retry_after: the variable NO is not set, set it or write `${env:NO:-default}`
+11:13: queue.when_full: an unknown `${…}`, allowed: `${env:NAME}`
+13:8: output[0].name: "${env:BAD}_" is not a name
+15:9: output[0].urls[0]: is not a URL
+15:23: output[0].urls[1]: is not a URL (invalid port number)
+16:17: output[0].headers.x: is not a header value
+17:21: output[0].bearer_token_file: warning: the file "${env:BAD}" is missing"#,
     );
     let shown = format!("{:?}{}", checked(text).problems, checked(text).effective());
     assert!(!shown.contains("hunter2"), "{shown}");
@@ -1052,6 +982,6 @@ fn messages_are_single_lines_of_bounded_length() {
     assert!(message.chars().count() < 300 && !message.contains('\n'), "{message}");
     assert_problems(
         "[log]\nlevel = \"${file:/no\\n1}\"\n",
-        &["2:9: log.level: warning: the file \"/no\\n1\" is missing"],
+        r#"2:9: log.level: warning: the file "/no\n1" is missing"#,
     );
 }

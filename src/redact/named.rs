@@ -286,69 +286,48 @@ fn is_one_of(name: &[u8], lists: &[&[&[u8]]]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The parts of a command, each credential replaced by three dots.
-    fn shown(parts: &[&str]) -> Vec<String> {
-        let mut command = Command::default();
-        let show = |part: &&str| {
-            let mut found = Vec::new();
-            command.part(part.as_bytes(), |value| found.push(value));
-            let mut text = part.as_bytes().to_vec();
-            for value in found.into_iter().rev() {
-                text.splice(value, *b"...");
-            }
-            String::from_utf8(text).unwrap()
-        };
-        parts.iter().map(show).collect()
-    }
+    use crate::tests::marked;
 
     #[test]
     fn credentials_in_the_words_of_a_command_are_found() {
-        for (parts, expected) in [
-            (&["login", "--token=X"][..], &["login", "--token=..."][..]),
-            (&["login", "--password", "X", "y"], &["login", "--password", "...", "y"]),
-            (&["login", "-password", "X"], &["login", "-password", "..."]),
-            (
-                &["env", "DB_PASSWORD=X", "PGPASSWORD=X", "z"],
-                &["env", "DB_PASSWORD=...", "PGPASSWORD=...", "z"],
-            ),
-            (&["env", "AWS_SECRET_ACCESS_KEY=a/b+c="], &["env", "AWS_SECRET_ACCESS_KEY=..."]),
-            (&["helm", "--set", "auth.password=X"], &["helm", "--set", "auth.password=..."]),
-            (&["kubectl", "--from-literal=token=X"], &["kubectl", "--from-literal=token=..."]),
-            (
-                &["curl", "-H", "Authorization: Bearer X"],
-                &["curl", "-H", "Authorization: Bearer ..."],
-            ),
-            (&["curl", "-HAuthorization:Basic", "X"], &["curl", "-HAuthorization:Basic", "..."]),
-            (&["curl", "http://u:X@h/a?token=X"], &["curl", "http://u:X@h/a?token=..."]),
-            (&["curl", "http://u:X@h/a"], &["curl", "http://u:...@h/a"]),
-            (&["sh", "-c", "a --token X; b"], &["sh", "-c", "a --token ... b"]),
-            (&["sh", "-c", "a --password 'X Y' b"], &["sh", "-c", "a --password '...' b"]),
-            (&["sh", "-c", "T_TOKEN=\"X Y\" b"], &["sh", "-c", "T_TOKEN=\"...\" b"]),
-            (
-                &["sh", "-c", "curl -H 'authorization: bearer X' h"],
-                &["sh", "-c", "curl -H 'authorization: bearer ...' h"],
-            ),
-            (
-                &["sh", "-c", "echo '{\"token\": \"X\"}'"],
-                &["sh", "-c", "echo '{\"token\": \"...\"}'"],
-            ),
-            (&["sh", "-c", "echo {\"token\":\"X\"}"], &["sh", "-c", "echo {\"token\":\"...\"}"]),
-            (&["x", "bearer", "X"], &["x", "bearer", "..."]),
+        // The parts of a command are separated by `|`.
+        for row in [
+            "login|--token=«X→...»",
+            "login|--password|«X→...»|y",
+            "login|-password|«X→...»",
+            "env|DB_PASSWORD=«X→...»|PGPASSWORD=«X→...»|z",
+            "env|AWS_SECRET_ACCESS_KEY=«a/b+c=→...»",
+            "helm|--set|auth.password=«X→...»",
+            "kubectl|--from-literal=token=«X→...»",
+            "curl|-H|Authorization: Bearer «X→...»",
+            "curl|-HAuthorization:Basic|«X→...»",
+            "curl|http://u:X@h/a?token=«X→...»",
+            "curl|http://u:«X→...»@h/a",
+            "sh|-c|a --token «X;→...» b",
+            "sh|-c|a --password '«X Y→...»' b",
+            "sh|-c|T_TOKEN=\"«X Y→...»\" b",
+            "sh|-c|curl -H 'authorization: bearer «X→...»' h",
+            "sh|-c|echo '{\"token\": \"«X→...»\"}'",
+            "sh|-c|echo {\"token\":\"«X→...»\"}",
+            "x|bearer|«X→...»",
             // No credentials.
-            (&["mysql", "--password", "--host=h", "h"], &["mysql", "--password", "--host=h", "h"]),
-            (&["cat", "/run/token", "token"], &["cat", "/run/token", "token"]),
-            (
-                &["x", "--token-file=/a", "--tokens=2", "compass=n"],
-                &["x", "--token-file=/a", "--tokens=2", "compass=n"],
-            ),
-            (&["x", "--token=", "--password"], &["x", "--token=", "--password"]),
-            (
-                &["", " ", "=", ":", "--", "-=", "'", "://@", "a://:@"],
-                &["", " ", "=", ":", "--", "-=", "'", "://@", "a://:@"],
-            ),
+            "mysql|--password|--host=h|h",
+            "cat|/run/token|token",
+            "x|--token-file=/a|--tokens=2|compass=n",
+            "x|--token=|--password",
+            "| |=|:|--|-=|'|://@|a://:@",
         ] {
-            assert_eq!(shown(parts), expected);
+            let (parts, expected) = marked(row);
+            let mut command = Command::default();
+            let shown = parts.split('|').map(|part| {
+                let (mut found, mut text) = (Vec::new(), part.as_bytes().to_vec());
+                command.part(part.as_bytes(), |value| found.push(value));
+                for value in found.into_iter().rev() {
+                    text.splice(value, *b"...");
+                }
+                String::from_utf8(text).unwrap()
+            });
+            assert_eq!(shown.collect::<Vec<_>>().join("|"), expected);
         }
     }
 

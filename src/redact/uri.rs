@@ -4,8 +4,8 @@
 //! The URI is read as the server reads it: percent-encoding hides neither the name of a parameter
 //! nor a token. Names are looked for in the query, within its parameters (`labelSelector=token=…`,
 //! a URI inside the URI, the words of a `command` that is to run in a pod), and in the path
-//! (`/a;token=…`). Two kinds of credentials are not found: one under an unknown name that is no
-//! JSON Web Token, and one that is encoded twice, because the URI is decoded once.
+//! (`/a;token=…`). Two kinds of credentials are not found: one under an unknown name that is
+//! not a JSON Web Token, and one that is encoded twice, because the URI is decoded once.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -72,10 +72,10 @@ const ENDS: [&[u8; 4]; 8] =
 /// has it, with its escapes. The URIs of usual requests are plain, so that they are neither copied
 /// nor taken apart.
 ///
-/// A name before an equals sign is none of a credential if its last four letters are none of
-/// [`ENDS`]. Brackets separate names, of which the last one is not alone then. The only escape in a
-/// plain URI is that of `&`, which ends a parameter: its digits may count as letters of the next
-/// name, but only of a name that is shorter than any of a credential.
+/// A name before an equals sign is not that of a credential if its last four letters are not in
+/// [`ENDS`]. Brackets separate names, so a URI with names and brackets is not plain. The only
+/// escape in a plain URI is that of `&`, which ends a parameter. Its digits may count as letters of
+/// the next name, but only if that name is shorter than every name of a credential.
 pub(super) fn is_plain(raw: &[u8]) -> bool {
     if raw.len() > BYTES_MAX {
         return false;
@@ -171,7 +171,11 @@ fn note(part: &[u8], at: usize, mut values: Vec<Range<usize>>, found: &mut Vec<R
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
+    use crate::tests::list;
+    use crate::tests::marked;
 
     fn redacted(uri: &str) -> String {
         let mut text = uri.as_bytes().to_vec();
@@ -181,90 +185,71 @@ mod tests {
         String::from_utf8(text).unwrap()
     }
 
+    #[track_caller]
+    fn assert_redacted(row: &str) {
+        let (uri, expected) = marked(row);
+        assert_eq!(redacted(&uri), expected);
+        assert_eq!(redacted(&expected), expected);
+    }
+
     #[test]
     fn tokens_in_the_query_are_found_however_their_names_are_written() {
-        for (uri, expected) in [
-            ("/a?token=s", "/a?token=REDACTED"),
-            ("/a?x=1&access_token=s&y=2", "/a?x=1&access_token=REDACTED&y=2"),
-            ("/a?ID_Token=s", "/a?ID_Token=REDACTED"),
-            ("/a?%74oken=s&refresh%5Ftoken=t", "/a?%74oken=REDACTED&refresh%5Ftoken=REDACTED"),
-            ("/a?bearer_token=s;t&z", "/a?bearer_token=REDACTED&z"),
-            ("/a?x;authorization=Bearer+s", "/a?x;authorization=REDACTED"),
-            ("/a?u=/b?token=s", "/a?u=/b?token=REDACTED"),
-            ("/a?+token+=s=t", "/a?+token+=REDACTED"),
-            ("/a?token=s&token=t", "/a?token=REDACTED&token=REDACTED"),
-            ("/a?token=eyJa.b.c", "/a?token=REDACTED"),
+        for row in [
+            "/a?token=«s→REDACTED»",
+            "/a?x=1&access_token=«s→REDACTED»&y=2",
+            "/a?ID_Token=«s→REDACTED»",
+            "/a?%74oken=«s→REDACTED»&refresh%5Ftoken=«t→REDACTED»",
+            "/a?bearer_token=«s;t→REDACTED»&z",
+            "/a?x;authorization=«Bearer+s→REDACTED»",
+            "/a?u=/b?token=«s→REDACTED»",
+            "/a?+token+=«s=t→REDACTED»",
+            "/a?token=«s→REDACTED»&token=«t→REDACTED»",
+            "/a?token=«eyJa.b.c→REDACTED»",
         ] {
-            assert_eq!(redacted(uri), expected);
-            assert_eq!(redacted(expected), expected);
+            assert_redacted(row);
         }
     }
 
     #[test]
     fn web_tokens_are_found_anywhere() {
-        for (uri, expected) in [
-            ("/eyJh.eyJz.Si-_g", "/REDACTED"),
-            ("/a/xeyJh.eyJz.?y=1", "/a/xREDACTED?y=1"),
-            ("/a?x=eyJh.eyJz.Sig&y=eyJh.eyJz.Sig", "/a?x=REDACTED&y=REDACTED"),
-            ("/a/%65yJh%2eeyJz%2ES%69g/b", "/a/REDACTED/b"),
-            ("/eyJ.eyJh.eyJz.Sig/x", "/REDACTED/x"),
-            ("/eyJ..eyJh.eyJz.Sig/x", "/eyJ..REDACTED/x"),
-            ("/eyJ.a/eyJeyJh.eyJz.Sig/x", "/eyJ.a/REDACTED/x"),
+        for row in [
+            "/«eyJh.eyJz.Si-_g→REDACTED»",
+            "/a/x«eyJh.eyJz.→REDACTED»?y=1",
+            "/a?x=«eyJh.eyJz.Sig→REDACTED»&y=«eyJh.eyJz.Sig→REDACTED»",
+            "/a/«%65yJh%2eeyJz%2ES%69g→REDACTED»/b",
+            "/«eyJ.eyJh.eyJz.Sig→REDACTED»/x",
+            "/eyJ..«eyJh.eyJz.Sig→REDACTED»/x",
+            "/eyJ.a/«eyJeyJh.eyJz.Sig→REDACTED»/x",
         ] {
-            assert_eq!(redacted(uri), expected);
+            assert_redacted(row);
         }
     }
 
     #[test]
     fn names_within_parameters_paths_and_commands_are_found() {
-        for (uri, expected) in [
-            ("/a?token[]=s&token[0]=s&x=1", "/a?token[]=REDACTED&token[0]=REDACTED&x=1"),
-            ("/a?token%5B%5D=s&user[token]=s", "/a?token%5B%5D=REDACTED&user[token]=REDACTED"),
-            ("/a?x=1;token=s;y", "/a?x=1;token=REDACTED"),
-            ("/a?x=1%3Btoken%3ds%26t&y=2", "/a?x=1%3Btoken%3dREDACTED&y=2"),
-            (
-                "/a?accessToken=s&API-Key=s&password=s",
-                "/a?accessToken=REDACTED&API-Key=REDACTED&password=REDACTED",
-            ),
-            ("/a?labelSelector=token=s", "/a?labelSelector=token=REDACTED"),
-            (
-                "/a?labelSelector=a%3Db%2Ctoken%3Ds%2Cc%3Dd&x",
-                "/a?labelSelector=a%3Db%2Ctoken%3DREDACTED%2Cc%3Dd&x",
-            ),
-            (
-                "/a?labelSelector=x.io/token+in+(s,t),b",
-                "/a?labelSelector=x.io/token+in+(REDACTED),b",
-            ),
-            ("/a?labelSelector=token+notin+(s", "/a?labelSelector=token+notin+(REDACTED"),
-            ("/a?labelSelector=a,token!%3D+s", "/a?labelSelector=a,token!%3D+REDACTED"),
-            (
-                "/a?fieldSelector=spec.x%3Da%2Cpassword%3D%3Ds",
-                "/a?fieldSelector=spec.x%3Da%2Cpassword%3D%3DREDACTED",
-            ),
-            ("/a?u=%2Fb%3Ftoken%3Ds", "/a?u=%2Fb%3Ftoken%3DREDACTED"),
-            ("/a?u=/b%23id_token=s", "/a?u=/b%23id_token=REDACTED"),
-            ("/a/access_token=s/b", "/a/access_token=REDACTED/b"),
-            ("/a;token=s;t/b?x", "/a;token=REDACTED/b?x"),
-            ("/a%2Ftoken%3Ds/b", "/a%2Ftoken%3DREDACTED/b"),
-            (
-                "/a/exec?command=login&command=--token=s&container=c",
-                "/a/exec?command=login&command=--token=REDACTED&container=c",
-            ),
-            (
-                "/a/exec?command=--password&container=c&command=s&command=t",
-                "/a/exec?command=--password&container=c&command=REDACTED&command=t",
-            ),
-            (
-                "/a/exec?command=sh&command=-c&command=curl+-H+%22Authorization%3A+Bearer+s%2Bt%22+h",
-                "/a/exec?command=sh&command=-c&command=curl+-H+%22Authorization%3A+Bearer+REDACTED%22+h",
-            ),
-            (
-                "/a/exec?command=env+PGPASSWORD%3D%2521+x",
-                "/a/exec?command=env+PGPASSWORD%3DREDACTED+x",
-            ),
+        for row in [
+            "/a?token[]=«s→REDACTED»&token[0]=«s→REDACTED»&x=1",
+            "/a?token%5B%5D=«s→REDACTED»&user[token]=«s→REDACTED»",
+            "/a?x=1;token=«s;y→REDACTED»",
+            "/a?x=1%3Btoken%3d«s%26t→REDACTED»&y=2",
+            "/a?accessToken=«s→REDACTED»&API-Key=«s→REDACTED»&password=«s→REDACTED»",
+            "/a?labelSelector=token=«s→REDACTED»",
+            "/a?labelSelector=a%3Db%2Ctoken%3D«s→REDACTED»%2Cc%3Dd&x",
+            "/a?labelSelector=x.io/token+in+(«s,t→REDACTED»),b",
+            "/a?labelSelector=token+notin+(«s→REDACTED»",
+            "/a?labelSelector=a,token!%3D+«s→REDACTED»",
+            "/a?fieldSelector=spec.x%3Da%2Cpassword%3D%3D«s→REDACTED»",
+            "/a?u=%2Fb%3Ftoken%3D«s→REDACTED»",
+            "/a?u=/b%23id_token=«s→REDACTED»",
+            "/a/access_token=«s→REDACTED»/b",
+            "/a;token=«s;t→REDACTED»/b?x",
+            "/a%2Ftoken%3D«s→REDACTED»/b",
+            "/a/exec?command=login&command=--token=«s→REDACTED»&container=c",
+            "/a/exec?command=--password&container=c&command=«s→REDACTED»&command=t",
+            "/a/exec?command=sh&command=-c&command=curl+-H+%22Authorization%3A+Bearer+«s%2Bt→REDACTED»%22+h",
+            "/a/exec?command=env+PGPASSWORD%3D«%2521→REDACTED»+x",
         ] {
-            assert_eq!(redacted(uri), expected);
-            assert_eq!(redacted(expected), expected);
+            assert_redacted(row);
         }
     }
 
@@ -292,48 +277,15 @@ mod tests {
 
     #[test]
     fn a_uri_with_a_credential_is_never_plain() {
-        const PARTS: [&str; 40] = [
-            "/a",
-            "?",
-            "&",
-            r"\u0026",
-            "=",
-            "=s",
-            "%3d",
-            r"\u003d",
-            "+",
-            " ",
-            "!",
-            "[",
-            "]",
-            "-",
-            "_",
-            "&token=s",
-            "&Id-Token=s",
-            "&authorization=s",
-            "&password=s",
-            "&passwd=s",
-            "&clientSecret=s",
-            "&api_key=s",
-            "&command=--pwd",
-            "&command=token:s",
-            "&labelSelector=token",
-            "&fieldSelector=token",
-            "token",
-            "passwd",
-            "apikey",
-            "command",
-            "a",
-            "ab",
-            "abc",
-            "abcd",
-            "1",
-            "limit=1",
-            "watch=true",
-            "://u:p@h",
-            "ä",
-            r"\n",
-        ];
+        static PARTS: LazyLock<Vec<&str>> = LazyLock::new(|| {
+            list(
+                r"
+/a|?|&|\u0026|=|=s|%3d|\u003d|+| |!|[|]|-|_|&token=s|&Id-Token=s|&authorization=s|&password=s
+&passwd=s|&clientSecret=s|&api_key=s|&command=--pwd|&command=token:s|&labelSelector=token
+&fieldSelector=token|token|passwd|apikey|command|a|ab|abc|abcd|1|limit=1|watch=true|://u:p@h|ä|\n
+",
+            )
+        });
         let (mut plain, mut found) = (0, 0);
         for seed in crate::tests::seeds(50_000) {
             let _failing = crate::tests::Failing(seed);

@@ -102,7 +102,7 @@ pub(super) fn web_tokens(text: &[u8]) -> impl Iterator<Item = Range<usize>> {
     web_tokens_by(text, |from| run(text, from))
 }
 
-/// Returns the index of the first byte, from index `from` on, that is no character of base64.
+/// Returns the index of the first byte, from index `from` on, that is not a character of base64.
 fn run(text: &[u8], from: usize) -> usize {
     let of_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     let rest = text.get(from..).unwrap_or_default();
@@ -144,6 +144,7 @@ fn web_tokens_by(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::marked;
 
     fn redacted(event: &str) -> String {
         let bytes = event.as_bytes();
@@ -157,36 +158,28 @@ mod tests {
 
     #[test]
     fn tokens_are_found_in_every_string_of_an_event() {
-        for (event, expected) in [
-            (r#"{"a":"eyJh.eyJz.Si-_g"}"#, r#"{"a":"REDACTED"}"#),
-            (
-                r#"{"a":["Bearer eyJh.eyJz.Sig, eyJh.eyJz.Sig"]}"#,
-                r#"{"a":["Bearer REDACTED, REDACTED"]}"#,
-            ),
-            (r#"{"eyJh.eyJz.Sig":{"b":1}}"#, r#"{"REDACTED":{"b":1}}"#),
-            (
-                r#"{"eyJh.eyJz.Signature":1,"eyJh.eyJy.Signature" :2,"eyJh.eyJ.c":"eyJh.eyJz.Signature"}"#,
-                r#"{"REDACTED":1,"REDACTED-2" :2,"REDACTED-3":"REDACTED"}"#,
-            ),
+        for row in [
+            r#"{"a":"«eyJh.eyJz.Si-_g→REDACTED»"}"#,
+            r#"{"a":["Bearer «eyJh.eyJz.Sig→REDACTED», «eyJh.eyJz.Sig→REDACTED»"]}"#,
+            r#"{"«eyJh.eyJz.Sig→REDACTED»":{"b":1}}"#,
+            r#"{"«eyJh.eyJz.Signature→REDACTED»":1,"«eyJh.eyJy.Signature→REDACTED-2»" :2,"«eyJh.eyJ.c→REDACTED-3»":"«eyJh.eyJz.Signature→REDACTED»"}"#,
             // The replacement is cut, because it is never longer than the token.
-            (r#"{"a":"eyJ.b."}"#, r#"{"a":"REDACT"}"#),
-            (r#"{"eyJ.b.c":"eyJ.b.c"}"#, r#"{"REDACTE":"REDACTE"}"#),
+            r#"{"a":"«eyJ.b.→REDACT»"}"#,
+            r#"{"«eyJ.b.c→REDACTE»":"«eyJ.b.c→REDACTE»"}"#,
             // JSON inside a string, and strings with escapes.
-            (r#"{"a":"{\"b\":\"eyJh.eyJz.Sig\"}"}"#, r#"{"a":"{\"b\":\"REDACTED\"}"}"#),
-            (r#"{"a":"\u0065yJh\u002eeyJz.S\u0069g\n"}"#, r#"{"a":"REDACTED\n"}"#),
-            (r#"{"a":"\u123eyJh.eyJz.Sig"}"#, r#"{"a":"\u123eyJh.eyJz.Sig"}"#),
-            (r#"{"a":"\neyJh.eyJz.Sig\\"}"#, r#"{"a":"\nREDACTED\\"}"#),
-            (
-                r#"{"a":"x\"eyJh.eyJz.Sig","b\\":"eyJh.eyJz.Sig"}"#,
-                r#"{"a":"x\"REDACTED","b\\":"REDACTED"}"#,
-            ),
+            r#"{"a":"{\"b\":\"«eyJh.eyJz.Sig→REDACTED»\"}"}"#,
+            r#"{"a":"«\u0065yJh\u002eeyJz.S\u0069g→REDACTED»\n"}"#,
+            r#"{"a":"\u123eyJh.eyJz.Sig"}"#,
+            r#"{"a":"\n«eyJh.eyJz.Sig→REDACTED»\\"}"#,
+            r#"{"a":"x\"«eyJh.eyJz.Sig→REDACTED»","b\\":"«eyJh.eyJz.Sig→REDACTED»"}"#,
             // No tokens.
-            (r#"{"a":"eyJ2IjoibWV0YS5rOHMuaW8"}"#, r#"{"a":"eyJ2IjoibWV0YS5rOHMuaW8"}"#),
-            (r#"{"a":"eyJh.eyJz"}"#, r#"{"a":"eyJh.eyJz"}"#),
-            (r#"{"a":"eyJh","b":".eyJz.Sig"}"#, r#"{"a":"eyJh","b":".eyJz.Sig"}"#),
+            r#"{"a":"eyJ2IjoibWV0YS5rOHMuaW8"}"#,
+            r#"{"a":"eyJh.eyJz"}"#,
+            r#"{"a":"eyJh","b":".eyJz.Sig"}"#,
         ] {
-            assert_eq!(redacted(event), expected);
-            assert_eq!(redacted(expected), expected);
+            let (event, expected) = marked(row);
+            assert_eq!(redacted(&event), expected);
+            assert_eq!(redacted(&expected), expected);
         }
     }
 

@@ -8,73 +8,16 @@ use serde_json::value::RawValue;
 
 use super::*;
 use crate::audit;
+use crate::redact::tests::tree::Pairs;
+use crate::redact::tests::tree::Tree;
 use crate::tests::corpus;
-
-/// A JSON value in which numbers keep their digits and objects their order and duplicate keys.
-#[derive(Debug, Clone, PartialEq)]
-enum Tree {
-    /// A number, `true`, `false` or `null`, as it is written.
-    Plain(String),
-    /// A string with its escapes resolved; as it is written if it has a lone surrogate.
-    Text(String),
-    List(Vec<Tree>),
-    Object(Vec<(String, Tree)>),
-}
-
-/// The members of an object in their order, each key and value as it is written.
-struct Pairs(Vec<(Box<RawValue>, Box<RawValue>)>);
-
-impl<'de> serde::Deserialize<'de> for Pairs {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Pairs;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: serde::de::MapAccess<'de>>(
-                self,
-                mut map: A,
-            ) -> Result<Pairs, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Pairs(pairs))
-            }
-        }
-        deserializer.deserialize_map(Visitor)
-    }
-}
+use crate::tests::list;
 
 impl Tree {
-    /// Parses a value with serde_json, so that the relay's own scanner is not its own judge.
-    fn parse(text: &str) -> Self {
-        let string = |raw: &str| match serde_json::from_str(raw) {
-            Ok(text) => text,
-            Err(_) => raw.trim_matches('"').to_owned(),
-        };
-        match text.chars().next().unwrap() {
-            '{' => {
-                let Pairs(pairs) = serde_json::from_str(text).expect(text);
-                let pair = |(key, value): &(Box<RawValue>, Box<RawValue>)| {
-                    (string(key.get()), Self::parse(value.get()))
-                };
-                Self::Object(pairs.iter().map(pair).collect())
-            }
-            '[' => {
-                let values: Vec<Box<RawValue>> = serde_json::from_str(text).expect(text);
-                Self::List(values.iter().map(|value| Self::parse(value.get())).collect())
-            }
-            '"' => Self::Text(string(text)),
-            _ => Self::Plain(text.to_owned()),
-        }
-    }
-
     fn members(&self) -> &[(String, Tree)] {
         match self {
             Self::Object(members) => members,
-            Self::Plain(_) | Self::Text(_) | Self::List(_) => &[],
+            Self::Plain(_) | Self::Text(_) | Self::Array(_) => &[],
         }
     }
 
@@ -82,15 +25,15 @@ impl Tree {
     fn at(&self, path: &[&str]) -> Option<&Tree> {
         path.iter().try_fold(self, |value, step| match value {
             Self::Object(members) => members.iter().find(|(key, _)| key == step).map(|it| &it.1),
-            Self::List(values) => values.get(step.parse::<usize>().ok()?),
+            Self::Array(values) => values.get(step.parse::<usize>().ok()?),
             Self::Plain(_) | Self::Text(_) => None,
         })
     }
 
-    fn text(&self) -> Option<&str> {
+    fn as_text(&self) -> Option<&str> {
         match self {
             Self::Text(text) => Some(text),
-            Self::Plain(_) | Self::List(_) | Self::Object(_) => None,
+            Self::Plain(_) | Self::Array(_) | Self::Object(_) => None,
         }
     }
 
@@ -98,7 +41,7 @@ impl Tree {
     fn leaves(&self, path: &mut Vec<String>, found: &mut dyn FnMut(&[String], &Tree)) {
         let children: Vec<(String, &Tree)> = match self {
             Self::Object(members) => members.iter().map(|(key, it)| (key.clone(), it)).collect(),
-            Self::List(values) => {
+            Self::Array(values) => {
                 values.iter().enumerate().map(|(index, it)| (index.to_string(), it)).collect()
             }
             Self::Plain(_) | Self::Text(_) => Vec::new(),
@@ -169,20 +112,20 @@ fn dotless(annotations: &Tree) -> Tree {
 
 /// Asserts what holds for every document of every event.
 fn check(event: &str) {
-    let tree = Tree::parse(event);
+    let tree = Tree::read(event);
     for bodies in BODIES {
         let whole = document(event, Shape::Event, bodies);
-        assert_eq!(Tree::parse(&whole), expected(&tree, bodies, event, false), "{event}");
+        assert_eq!(Tree::read(&whole), expected(&tree, bodies, event, false), "{event}");
 
         let ecs = document(event, Shape::Ecs, bodies);
-        let ecs = Tree::parse(&ecs);
+        let ecs = Tree::read(&ecs);
         let audit = ecs.at(&["kubernetes", "audit"]).unwrap();
         assert_eq!(*audit, expected(&tree, bodies, event, true), "{event}");
         ecs.assert_no_key_twice();
         ecs.members().iter().for_each(|(_, value)| value.assert_no_key_twice());
         assert_eq!(ecs.members().last().unwrap().0, "kubernetes");
 
-        let ocsf = Tree::parse(&document(event, Shape::Ocsf, bodies));
+        let ocsf = Tree::read(&document(event, Shape::Ocsf, bodies));
         assert_ocsf_is_made_right(&ocsf);
     }
 }
@@ -251,9 +194,9 @@ const PLACES: [(&str, &str); 20] = [
 /// Asserts that each leaf of an event is in its OCSF document, at its place or in `unmapped`.
 /// Returns how many leaves are at places of their own.
 fn assert_all_is_there(event: &str) -> usize {
-    let ocsf = Tree::parse(&document(event, Shape::Ocsf, Bodies::Keep));
+    let ocsf = Tree::read(&document(event, Shape::Ocsf, Bodies::Keep));
     let (mut placed, mut unmapped) = (0, 0);
-    Tree::parse(event).leaves(&mut Vec::new(), &mut |path, leaf| {
+    Tree::read(event).leaves(&mut Vec::new(), &mut |path, leaf| {
         let steps: Vec<&str> = path.iter().map(String::as_str).collect();
         if ocsf.at(&[&["unmapped"], &steps[..]].concat()) == Some(leaf) {
             unmapped += 1;
@@ -262,7 +205,7 @@ fn assert_all_is_there(event: &str) -> usize {
         placed += 1;
         let found = match &*steps {
             ["requestURI"] => {
-                let of = |name| ocsf.at(&["http_request", "url", name]).and_then(Tree::text);
+                let of = |name| ocsf.at(&["http_request", "url", name]).and_then(Tree::as_text);
                 let query = of("query_string").map(|query| format!("?{query}"));
                 let path = of("path").unwrap_or_default();
                 Some(Tree::Text(format!("{path}{}", query.unwrap_or_default())))
@@ -412,8 +355,8 @@ fn an_event_that_lacks_everything_still_leaves() {
 #[test]
 fn an_outcome_is_the_decision_or_else_that_of_the_code() {
     let outcome = |event: &str| {
-        let ecs = Tree::parse(&document(event, Shape::Ecs, Bodies::Keep));
-        ecs.at(&["event", "outcome"]).and_then(Tree::text).map(str::to_owned)
+        let ecs = Tree::read(&document(event, Shape::Ecs, Bodies::Keep));
+        ecs.at(&["event", "outcome"]).and_then(Tree::as_text).map(str::to_owned)
     };
     let decided = |decision: &str, code: &str| {
         format!(
@@ -604,92 +547,36 @@ fn a_large_event_costs_no_more_than_a_few_times_its_length() {
 
 /// Keys as they may be written, those of events more often than others.
 fn key() -> impl Strategy<Value = String> {
-    let known = [
-        "kind",
-        "apiVersion",
-        "level",
-        "auditID",
-        "stage",
-        "requestURI",
-        "verb",
-        "user",
-        "sourceIPs",
-        "userAgent",
-        "objectRef",
-        "responseStatus",
-        "requestObject",
-        "responseObject",
-        "requestReceivedTimestamp",
-        "stageTimestamp",
-        "annotations",
-        "username",
-        "uid",
-        "groups",
-        "code",
-        "message",
-        "reason",
-        "status",
-        "name",
-        "namespace",
-        "resource",
-        "apiGroup",
-        "resourceVersion",
-        "authorization.k8s.io/decision",
-    ];
-    let strange = [
-        "",
-        ".",
-        "a.b",
-        "a_b",
-        "a\\u002eb",
-        "\\u0073tage",
-        "v\\u0065rb",
-        "\\ud800",
-        "\\ud83d\\ude00",
-        "\\\"",
-        "\\\\",
-        "ü",
-        "\\n",
-        "@timestamp",
-        "unmapped",
-        "kubernetes",
-    ];
+    let known = list(
+        r"
+kind|apiVersion|level|auditID|stage|requestURI|verb|user|sourceIPs|userAgent|objectRef
+responseStatus|requestObject|responseObject|requestReceivedTimestamp|stageTimestamp|annotations
+username|uid|groups|code|message|reason|status|name|namespace|resource|apiGroup|resourceVersion
+authorization.k8s.io/decision
+",
+    );
+    let strange = list(
+        r#"
+|.|a.b|a_b|a\u002eb|\u0073tage|v\u0065rb|\ud800|\ud83d\ude00|\"|\\|ü|\n|@timestamp|unmapped
+kubernetes
+"#,
+    );
     prop_oneof![
-        4 => prop::sample::select(known.to_vec()).prop_map(str::to_owned),
-        2 => prop::sample::select(strange.to_vec()).prop_map(str::to_owned),
+        4 => prop::sample::select(known).prop_map(str::to_owned),
+        2 => prop::sample::select(strange).prop_map(str::to_owned),
     ]
 }
 
 /// JSON values, with and without white space between their tokens.
 fn value() -> impl Strategy<Value = String> {
-    let plain = [
-        "null",
-        "true",
-        "false",
-        "0",
-        "-0.0",
-        "1e400",
-        "403",
-        "200",
-        "12345678901234567890123",
-        "\"\"",
-        "\"get\"",
-        "\"allow\"",
-        "\"forbid\"",
-        "\"10.0.0.1\"",
-        "\"::1\"",
-        "\"\\ud800\"",
-        "\"/a?b=\\u0026c\"",
-        "\"\\\\\"",
-        "\"\\u002e\"",
-        "\"ü\\\"\"",
-        "{}",
-        "[]",
-        "[\"10.0.0.1\"]",
-        "\"2026-11-20T06:24:22.439323Z\"",
-        "\"2026-11-20T06:24:22+25:00\"",
-    ];
-    let leaf = prop::sample::select(plain.to_vec()).prop_map(str::to_owned);
+    let plain = list(
+        r#"
+null|true|false|0|-0.0|1e400|403|200|12345678901234567890123|""|"get"|"allow"|"forbid"|"10.0.0.1"
+"::1"|"\ud800"|"/a?b=\u0026c"|"\\"|"\u002e"|"ü\""|{}|[]|["10.0.0.1"]|"2026-11-20T06:24:22.439323Z"
+"2026-11-20T06:24:22+25:00"
+"#,
+    );
+    let leaf = prop::sample::select(plain).prop_map(str::to_owned);
     leaf.prop_recursive(5, 40, 6, |inner| {
         let space = || prop::sample::select(vec!["", "", " ", "\t", "\r"]);
         let member = (key(), space(), inner.clone())

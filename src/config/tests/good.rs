@@ -19,6 +19,7 @@ use super::output::relp;
 use super::output::stdout;
 use super::output::syslog;
 use super::output::tcp;
+use crate::tests::list;
 
 /// The settings of an output, which is of the type `S`.
 fn settings<S: OutputSettings>(output: &Output) -> &S {
@@ -320,42 +321,14 @@ enum Edit {
 
 fn edits() -> impl Generator<Value = Vec<Edit>> {
     let at = || any::<prop::sample::Index>().prop_map(|index| index.index(4000));
-    let piece = prop::sample::select(vec![
-        "[",
-        "]",
-        "[[",
-        "]]",
-        "{",
-        "}",
-        "=",
-        "\"",
-        "'",
-        "\"\"\"",
-        "\n",
-        ",",
-        ".",
-        "-",
-        "\0",
-        "ü",
-        "\r\n",
-        "${",
-        "${env:",
-        "${env:HOST}",
-        "$${",
-        "}",
-        "0",
-        "99999999999999999999",
-        "1e999",
-        "nan",
-        "true",
-        "1979-05-27",
-        "listener",
-        "output",
-        "type",
-        "tls",
-        "[output.tls]",
-        "# ",
-    ]);
+    let mut pieces = list(
+        r#"
+[|]|[[|]]|{|}|=|"|'|"""|,|.|-|ü|${|${env:|${env:HOST}|$${|}|0|99999999999999999999|1e999|nan|true
+1979-05-27|listener|output|type|tls|[output.tls]|# 
+"#,
+    );
+    pieces.extend(["\n", "\0", "\r\n"]);
+    let piece = prop::sample::select(pieces);
     prop::collection::vec(
         prop_oneof![
             (at(), 0..40_usize).prop_map(|(at, len)| Edit::Delete(at, len)),

@@ -22,18 +22,18 @@ fn what_200_means_follows_from_where_the_queue_is() {
         let text = format!("[queue]\nacknowledge = '{word}'\n{directory}");
         match expected {
             Ok(acknowledge) => assert_eq!(config(&text).queue.acknowledge, acknowledge),
-            Err(why) => assert_problems(&text, &[&format!("2:15: queue.acknowledge: {why}")]),
+            Err(why) => assert_problems(&text, &format!("2:15: queue.acknowledge: {why}")),
         }
     }
     // With "synced", the other keys would be right.
     assert_problems(
         "[queue]\ndirectory = '/no'\nacknowledge = 'delivered'\nwhen_full = 'drop_oldest'\n\
          delivered_timeout = '1s'\n[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n",
-        &["3:15: queue.acknowledge: contradicts queue.directory"],
+        "3:15: queue.acknowledge: contradicts queue.directory",
     );
     assert_problems(
         "[queue]\ndirectory = '/no'\nacknowledge = 'synched'\n",
-        &["3:15: queue.acknowledge: \"synched\" is unknown, did you mean \"synced\"?"],
+        r#"3:15: queue.acknowledge: "synched" is unknown, did you mean "synced"?"#,
     );
 }
 
@@ -52,13 +52,13 @@ fn a_directory_that_is_none_is_one_problem() {
         let text = format!(
             "[queue]\nmax_bytes = '1GiB'\ndirectory = {directory}\nacknowledge = 'synced'\nsegment_bytes = '16KiB'\n"
         );
-        assert_problems(&text, &[&format!("3:13: queue.directory: {expected}")]);
+        assert_problems(&text, &format!("3:13: queue.directory: {expected}"));
     }
     // A value that is not TOML may have been the directory, so no other problem is derived from its
     // absence.
     assert_problems(
         "[queue]\ndirectory = /no\nacknowledge = 'synced'\nsegment_bytes = '16KiB'\n",
-        &["2:13: not TOML: "],
+        "2:13: not TOML: ",
     );
     for directory in [&dir.to_string(), "relative/to.here", "/no"] {
         let checked = checked(&format!("[queue]\ndirectory = '{directory}'\n"));
@@ -73,24 +73,24 @@ fn a_queue_on_disk_has_room_for_a_few_files() {
     let disk = "[queue]\ndirectory = '/no'\n";
     assert_problems(
         &format!("[limits]\nmax_body = '1KiB'\n{disk}max_bytes = 262143\n"),
-        &["5:13: queue.max_bytes: is too small with queue.directory, allowed: at least 256KiB"],
+        "5:13: queue.max_bytes: is too small with queue.directory, allowed: at least 256KiB",
     );
     // The only problem is the size, not the limits that follow from it.
     assert_problems(
         &format!("{disk}max_bytes = '2KiB'\nsegment_bytes = '1MiB'\n"),
-        &["3:13: queue.max_bytes: is too small with queue.directory"],
+        "3:13: queue.max_bytes: is too small with queue.directory",
     );
     assert_problems(
         &format!("{disk}max_bytes = 'lots'\nsegment_bytes = '1GiB'\n"),
-        &["3:13: queue.max_bytes: \"lots\" is not a size"],
+        r#"3:13: queue.max_bytes: "lots" is not a size"#,
     );
     assert_problems(
         &format!("{disk}segment_bytes = 67108865\n"),
-        &["3:17: queue.segment_bytes: is larger than queue.max_bytes / 4, allowed: at most 64MiB"],
+        "3:17: queue.segment_bytes: is larger than queue.max_bytes / 4, allowed: at most 64MiB",
     );
     assert_problems(
         &format!("{disk}segment_bytes = 16383\n"),
-        &["3:17: queue.segment_bytes: 16383 is out of range, allowed: at least 16KiB"],
+        "3:17: queue.segment_bytes: 16383 is out of range, allowed: at least 16KiB",
     );
     let body = "[limits]\nmax_body = '1KiB'\n";
     for (max_bytes, segment_bytes) in
@@ -107,17 +107,15 @@ fn a_queue_on_disk_has_room_for_a_few_files() {
 fn without_a_directory_the_size_of_its_files_is_none() {
     assert_problems(
         "[queue]\nsegment_bytes = '16KiB'\n",
-        &[
-            "2:17: queue.segment_bytes: needs queue.directory, allowed without it: 64MiB, or leave it out",
-        ],
+        "2:17: queue.segment_bytes: needs queue.directory, allowed without it: 64MiB, or leave it out",
     );
     assert_problems(
         "[queue]\nsegment_bytes = true\n",
-        &["2:17: queue.segment_bytes: is a boolean, allowed: a size"],
+        "2:17: queue.segment_bytes: is a boolean, allowed: a size",
     );
     assert_problems(
         "[queue]\nmax_bytes = true\nsegment_bytes = '16KiB'\n",
-        &["2:13: queue.max_bytes: is a boolean"],
+        "2:13: queue.max_bytes: is a boolean",
     );
     config("[queue]\nsegment_bytes = '64MiB'\n");
     config("[limits]\nmax_body = '1KiB'\n[queue]\nmax_bytes = '2KiB'\nsegment_bytes = 512\n");

@@ -3,14 +3,7 @@
 
 use proptest::prelude::*;
 
-use super::super::Criteria;
-use super::super::FILE_BYTES_MAX;
-use super::super::GroupResources;
-use super::super::Level;
-use super::super::Names;
-use super::super::Policy;
-use super::super::RULES_MAX;
-use super::super::Stage;
+use super::super::*;
 
 const HEAD: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\n";
 
@@ -25,9 +18,8 @@ fn problems(text: &str) -> Vec<String> {
 /// Returns the mistakes in the rules of a policy, with lines counted from the first rule.
 fn in_rules(rules: &str) -> Vec<String> {
     let found = Policy::read(&format!("{HEAD}rules:\n{rules}"));
-    let below = |problem: &super::super::Problem| {
-        format!("{}:{}: {}", problem.line - 3, problem.column, problem.what)
-    };
+    let below =
+        |problem: &Problem| format!("{}:{}: {}", problem.line - 3, problem.column, problem.what);
     found.err().unwrap_or_default().iter().map(below).collect()
 }
 
@@ -198,39 +190,33 @@ fn what_a_policy_must_have_is_asked_for() {
 
 #[test]
 fn fields_and_values_of_rules_are_checked() {
+    // Each row is a line below `- level: None`, and its mistake.
+    for row in [
+        r#"groups: [x] => 2:3: unknown field "groups", did you mean userGroups?"#,
+        r#"nonresourceurls: [/x] => 2:3: unknown field "nonresourceurls", did you mean nonResourceURLs?"#,
+        r#"banana: [/x] => 2:3: unknown field "banana", allowed: level, users, userGroups"#,
+        "<<: {users: [a]} => 2:3: merging maps by << is not supported",
+        r#"resources: [{apiGroups: [x]}] => 2:16: unknown field "apiGroups", did you mean group?"#,
+        "resources: [pods] => 2:15: text where fields are expected",
+        "resources: [{group: 1}] => 2:23: without quotes this is a number",
+        r#"resources: [{group: Apps}] => 2:23: "Apps" is not an API group"#,
+        r#"resources: [{group: a..b}] => 2:23: "a..b" is not an API group"#,
+        r#"resources: [{group: -a}] => 2:23: "-a" is not an API group"#,
+        r#"resources: [{resources: [pods/]}] => 2:28: "pods/" is not a resource"#,
+        r#"resources: [{resources: ['*/*']}] => 2:28: "*/*" is not a resource"#,
+        r#"resources: [{resources: ['']}] => 2:28: "" is not a resource"#,
+        r#"users: [~] => 2:11: without quotes this is nothing: write "~""#,
+        "users: [0x1F] => 2:11: without quotes this is a number",
+        "users: [{a: b}] => 2:11: fields where text is expected",
+        r#"omitStages: [Panic, Request] => 2:23: "Request" is unknown, allowed: RequestReceived"#,
+        "omitManagedFields: 1 => 2:22: omitManagedFields is true or false",
+    ] {
+        let (line, expected) = row.split_once(" => ").unwrap();
+        assert_are(&in_rules(&format!("- level: None\n  {line}")), &[expected]);
+    }
     for (rules, expected) in [
-        ("- level: None\n  groups: [x]", "2:3: unknown field \"groups\", did you mean userGroups?"),
-        (
-            "- level: None\n  nonresourceurls: [/x]",
-            "2:3: unknown field \"nonresourceurls\", did you mean nonResourceURLs?",
-        ),
-        (
-            "- level: None\n  banana: [/x]",
-            "2:3: unknown field \"banana\", allowed: level, users, userGroups",
-        ),
         ("- level: None\n  ? [a]\n  : b", "2:5: a field's name is text"),
-        ("- level: None\n  <<: {users: [a]}", "2:3: merging maps by << is not supported"),
-        (
-            "- level: None\n  resources: [{apiGroups: [x]}]",
-            "2:16: unknown field \"apiGroups\", did you mean group?",
-        ),
-        ("- level: None\n  resources: [pods]", "2:15: text where fields are expected"),
-        ("- level: None\n  resources: [{group: 1}]", "2:23: without quotes this is a number"),
-        ("- level: None\n  resources: [{group: Apps}]", "2:23: \"Apps\" is not an API group"),
-        ("- level: None\n  resources: [{group: a..b}]", "2:23: \"a..b\" is not an API group"),
-        ("- level: None\n  resources: [{group: -a}]", "2:23: \"-a\" is not an API group"),
-        ("- level: None\n  resources: [{resources: [pods/]}]", "2:28: \"pods/\" is not a resource"),
-        ("- level: None\n  resources: [{resources: ['*/*']}]", "2:28: \"*/*\" is not a resource"),
-        ("- level: None\n  resources: [{resources: ['']}]", "2:28: \"\" is not a resource"),
-        ("- level: None\n  users: [~]", "2:11: without quotes this is nothing: write \"~\""),
-        ("- level: None\n  users: [0x1F]", "2:11: without quotes this is a number"),
-        ("- level: None\n  users: [{a: b}]", "2:11: fields where text is expected"),
         ("- level: ''", "1:10: \"\" is unknown, allowed: None, Metadata, Request, RequestResponse"),
-        (
-            "- level: None\n  omitStages: [Panic, Request]",
-            "2:23: \"Request\" is unknown, allowed: RequestReceived",
-        ),
-        ("- level: None\n  omitManagedFields: 1", "2:22: omitManagedFields is true or false"),
         (
             "- level: None\n  namespaces: [a]\n  nonResourceURLs: [/x]",
             "3:20: a request is about a path or",

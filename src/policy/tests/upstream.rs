@@ -4,10 +4,9 @@
 
 use super::super::Level;
 use super::super::Policy;
-use super::super::Stage;
 use super::asked;
 use super::object;
-use super::text;
+use super::rules;
 use super::user;
 use crate::audit::request::Request;
 
@@ -63,19 +62,8 @@ fn rule(name: &str) -> &'static str {
             "level: Request, resources: [{group: rbac.authorization.k8s.io, resources: [clusterroles], \
              resourceNames: [edit]}]"
         }
-        "omit received" => "level: Request, omitStages: [RequestReceived]",
-        "only panics" => {
-            "level: Request, omitStages: [RequestReceived, ResponseStarted, ResponseComplete]"
-        }
         other => panic!("no rule {other:?}"),
     }
-}
-
-fn policy(head: &str, names: &[&str]) -> Policy {
-    let rules: Vec<_> = names.iter().map(|name| format!("- {{{}}}\n", rule(name))).collect();
-    let text =
-        format!("apiVersion: audit.k8s.io/v1\nkind: Policy\n{head}\nrules:\n{}", rules.join(""));
-    Policy::read(&text).unwrap_or_else(|problems| panic!("{problems:?}\n{text}"))
 }
 
 #[test]
@@ -120,67 +108,14 @@ fn every_case_of_kube_apiserver_has_its_level() {
         (&["get */status of any group"], [None, None, None, None, None, Request]),
         (&["any group"], [Request, Request, None, Request, Request, Request]),
     ];
-    for head in ["", "omitStages: [RequestReceived, ResponseStarted]"] {
-        for (names, levels) in cases {
-            let policy = policy(head, names);
-            for (name, level) in REQUESTS.iter().zip(levels) {
-                let decision = policy.decide(&request(name));
-                assert_eq!(decision.level, *level, "{name} under {names:?}");
-                assert_eq!(decision.rule.is_none(), decision.level == None);
-            }
+    for (names, levels) in cases {
+        let lines: String = names.iter().map(|name| format!("- {{{}}}\n", rule(name))).collect();
+        let policy = rules(&lines);
+        for (name, level) in REQUESTS.iter().zip(levels) {
+            let decision = policy.decide(&request(name));
+            assert_eq!(decision.level, *level, "{name} under {names:?}");
+            assert_eq!(decision.rule.is_none(), decision.level == None);
         }
-    }
-}
-
-#[test]
-fn stages_are_omitted_by_the_policy_and_by_the_rule_that_decides() {
-    use Stage::RequestReceived;
-    use Stage::ResponseComplete;
-    use Stage::ResponseStarted;
-    let both = "omitStages: [RequestReceived, ResponseStarted]";
-    let cases: &[(&str, &[&str], &[Stage])] = &[
-        ("", &["default"], &[]),
-        ("", &["omit received", "get pods", "default"], &[RequestReceived]),
-        ("", &["default", "omit received"], &[]),
-        (
-            "",
-            &["only panics", "get pods", "default"],
-            &[RequestReceived, ResponseStarted, ResponseComplete],
-        ),
-        (both, &["default"], &[RequestReceived, ResponseStarted]),
-        (both, &["create"], &[RequestReceived, ResponseStarted]),
-        (both, &["omit received", "get pods"], &[RequestReceived, ResponseStarted]),
-        (both, &["only panics"], &[RequestReceived, ResponseStarted, ResponseComplete]),
-        ("omitStages: [Panic, Panic]", &["omit received"], &[RequestReceived, Stage::Panic]),
-    ];
-    for (head, names, omitted) in cases {
-        let policy = policy(head, names);
-        for name in REQUESTS {
-            for stage in Stage::ALL {
-                let request = Request { stage: text(stage.name()), ..request(name) };
-                let expected = omitted.contains(&stage);
-                let case = format!("{head:?} {names:?} {stage:?} {name}");
-                assert_eq!(policy.decide(&request).omit_stage, expected, "{case}");
-            }
-            let request = Request { stage: text("Later"), ..request(name) };
-            assert!(!policy.decide(&request).omit_stage);
-        }
-    }
-}
-
-#[test]
-fn managed_fields_are_omitted_as_the_rule_says_and_else_as_the_policy_says() {
-    for (head, rule, omitted) in [
-        ("", "", false),
-        ("omitManagedFields: true", "", true),
-        ("omitManagedFields: true", ", omitManagedFields: false", false),
-        ("omitManagedFields: false", ", omitManagedFields: true", true),
-    ] {
-        let text = format!(
-            "apiVersion: audit.k8s.io/v1\nkind: Policy\n{head}\nrules: [{{level: RequestResponse, verbs: [get]{rule}}}]"
-        );
-        let policy = Policy::read(&text).unwrap();
-        assert_eq!(policy.decide(&asked("get", "/")).omit_managed_fields, omitted, "{text}");
     }
 }
 
@@ -193,7 +128,7 @@ fn rules_that_kube_apiserver_takes_are_taken() {
          resources: [{group: rbac.authorization.k8s.io, resources: [roles, rolebindings]}]",
         "level: Metadata, userGroups: [developers], nonResourceURLs: [/logs*, /healthz*, /metrics, '*']",
     ] {
-        super::rules(&format!("- {{{rule}}}"));
+        rules(&format!("- {{{rule}}}"));
     }
 }
 

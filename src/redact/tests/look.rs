@@ -9,110 +9,44 @@ use crate::audit::request::Reader;
 
 /// Parts of texts, as they are written between the quotes of a JSON string: tokens, names of
 /// credentials and keys of an event, each with near misses and with other spellings.
-const PARTS: [&str; 67] = [
-    "",
-    "a",
-    "/",
-    "?",
-    "&",
-    r"\u0026",
-    "=",
-    r"\u003d",
-    r"\u003D",
-    "%3d",
-    ";",
-    ",",
-    ".",
-    r"\u002e",
-    "%2E",
-    "%",
-    " ",
-    "+",
-    r"\/",
-    r"\\",
-    r"\\\\",
-    r#"\""#,
-    r"\n",
-    "eyJ",
-    "EYJ",
-    "eyj",
-    r"\u0065yJ",
-    // Tokens of which no part begins with the letters `eyJ` as they are.
-    r"\u0065yJh.a.b",
-    r"e\u0079Jh.a.",
-    r"ey\u004ah\u002ea.b",
-    r"\u0065\u0079\u004a",
-    r"\\u0065yJ",
-    "%65yJ",
-    "%6",
-    "eyJh.eyJz.Sig",
-    "eyJh.eyJz",
-    "eyJh.eyJz.",
-    r"eyJh\u002eeyJz\u002ea",
-    "eyJh%2eeyJz%2ea",
-    "token",
-    "TOKEN",
-    "t-o_k-en",
-    r"t\u006fken",
-    "t%6fken",
-    "tokens",
-    "password",
-    "secret",
-    "limit",
-    "command",
-    "COMMAND",
-    "labelSelector",
-    "fieldSelector",
-    "token in (a",
-    "--password",
-    "authorization: bearer",
-    "https://u:p@h",
-    "ä",
-    "\u{212a}",
-    r"\u00e4",
-    r"\u20ac",
-    r"\ud83d\ude00",
-    r"\ud800",
-    r#"\"objectRef\""#,
-    "objectRef",
-    "requestURI",
-    "REDACTED",
-    "[]",
-];
+static PARTS: LazyLock<Vec<&str>> = LazyLock::new(|| {
+    let mut parts = list(
+        r#"
+|a|/|?|&|\u0026|=|\u003d|\u003D|%3d|;|,|.|\u002e|%2E|%| |+|\/|\\|\\\\|\"|\n|eyJ|EYJ|eyj|\u0065yJ
+\u0065yJh.a.b|e\u0079Jh.a.|ey\u004ah\u002ea.b|\u0065\u0079\u004a|\\u0065yJ|%65yJ|%6|eyJh.eyJz.Sig
+eyJh.eyJz|eyJh.eyJz.|eyJh\u002eeyJz\u002ea|eyJh%2eeyJz%2ea|token|TOKEN|t-o_k-en|t\u006fken|t%6fken
+tokens|password|secret|limit|command|COMMAND|labelSelector|fieldSelector|token in (a|--password
+authorization: bearer|https://u:p@h|ä|\u00e4|\u20ac|\ud83d\ude00|\ud800|\"objectRef\"|objectRef
+requestURI|REDACTED|[]
+"#,
+    );
+    // The Kelvin sign, which becomes a `k` in lower case.
+    parts.push("\u{212a}");
+    parts
+});
 
 /// Keys of an event that a redaction asks for, with other spellings and near misses.
-const KEYS: [&str; 18] = [
-    "objectRef",
-    r"object\u0052ef",
-    r"\u006fbjectRef",
-    "objectref",
-    "requestURI",
-    r"request\u0055RI",
-    "requestUri",
-    "requestObject",
-    r"request\u004fbject",
-    "responseObject",
-    "responseStatus",
-    "annotations",
-    r"annot\u0061tions",
-    "user",
-    "eyJh.eyJz.Sig",
-    r"eyJh.eyJz\u002eSig",
-    r"a\u0026b",
-    "x",
-];
+static KEYS: LazyLock<Vec<&str>> = LazyLock::new(|| {
+    list(
+        r"
+objectRef|object\u0052ef|\u006fbjectRef|objectref|requestURI|request\u0055RI|requestUri
+requestObject|request\u004fbject|responseObject|responseStatus|annotations|annot\u0061tions|user
+eyJh.eyJz.Sig|eyJh.eyJz\u002eSig|a\u0026b|x
+",
+    )
+});
 
-const RESOURCES: [&str; 9] = [
-    r#""resource":"pods""#,
-    r#""resource":"pods","name":"a","name":"b""#,
-    r#""resource":"pods","resource":"secrets""#,
-    r#""resource":"pods","r\u0065source":"secrets""#,
-    r#""resource":"secrets""#,
-    r#""resource":"s\u0065crets""#,
-    r#""resource":"serviceaccounts","subresource":"token""#,
-    r#""apiGroup":"","resource":"pods","apiGroup":"oauth.openshift.io""#,
-    r#""resource":"tokenreviews","apiGroup":"authentication.k8s.io""#,
-];
+static RESOURCES: LazyLock<Vec<&str>> = LazyLock::new(|| {
+    list(
+        r#"
+"resource":"pods"|"resource":"pods","name":"a","name":"b"|"resource":"pods","resource":"secrets"
+"resource":"pods","r\u0065source":"secrets"|"resource":"secrets"|"resource":"s\u0065crets"
+"resource":"serviceaccounts","subresource":"token"
+"apiGroup":"","resource":"pods","apiGroup":"oauth.openshift.io"
+"resource":"tokenreviews","apiGroup":"authentication.k8s.io"
+"#,
+    )
+});
 
 fn text(rng: &mut fastrand::Rng) -> String {
     let parts: Vec<_> = (0..rng.usize(..6)).map(|_| pick(rng, &PARTS)).collect();

@@ -8,55 +8,32 @@ use random::pick;
 
 /// Texts that are put into strings, as they are written there: signs of what a redaction looks for,
 /// and near misses.
-const TEXTS: [&str; 34] = [
-    "eyJh.eyJz.Sig",
-    "eyJh.eyJz",
-    "yJ",
-    r"\u0065yJh.eyJz.Sig",
-    r"eyJh\u002eeyJz.Sig",
-    r"\u0026",
-    r"\u00e9",
-    r"\u0100",
-    r"\\u0041",
-    r"\\\u0041",
-    r"\u003d",
-    "?token=s",
-    "?limit=1&token=s",
-    r"?limit=1\u0026token=s",
-    r"?limit=1\u0026t=s",
-    r"?a\u0026b=c\u0026watch=true",
-    "?resourceVersion=1",
-    "?authorization=s",
-    "?Access-Token=s",
-    "?toke-n=s",
-    "?token[a]b12345=s",
-    "?user[token]=s",
-    "?t%6fken=s",
-    "?token =s",
-    "?token!=s",
-    "?+token+=s",
-    "?labelSelector=token",
-    "?fieldSelector=a.token=s",
-    "?LabelSelector=token+in+(s)",
-    "?command=--password&command=s",
-    "?container=c&command=env&command=PGPASSWORD=s",
-    "/a;passwd=s/b",
-    "/a=b",
-    "objectRef",
-];
+static TEXTS: LazyLock<Vec<&str>> = LazyLock::new(|| {
+    list(
+        r"
+eyJh.eyJz.Sig|eyJh.eyJz|yJ|\u0065yJh.eyJz.Sig|eyJh\u002eeyJz.Sig|\u0026|\u00e9|\u0100|\\u0041
+\\\u0041|\u003d|?token=s|?limit=1&token=s|?limit=1\u0026token=s|?limit=1\u0026t=s
+?a\u0026b=c\u0026watch=true|?resourceVersion=1|?authorization=s|?Access-Token=s|?toke-n=s
+?token[a]b12345=s|?user[token]=s|?t%6fken=s|?token =s|?token!=s|?+token+=s|?labelSelector=token
+?fieldSelector=a.token=s|?LabelSelector=token+in+(s)|?command=--password&command=s
+?container=c&command=env&command=PGPASSWORD=s|/a;passwd=s/b|/a=b|objectRef
+",
+    )
+});
 
 /// Members that are put into events, before or after the event's own members.
-const MEMBERS: [&str; 9] = [
-    r#""objectRef":{"resource":"secrets"}"#,
-    r#""object\u0052ef":{"resource":"secrets"}"#,
-    r#""objectRef" : {"resource":"pods","r\u0065source":"secrets"}"#,
-    r#""requestURI":"/a?token=s""#,
-    r#""request\u0055RI":"/a?token=s""#,
-    r#""requestObject":{"objectRef":{},"requestURI":"","kind":"Secret","data":{"a":"b"}}"#,
-    r#""response\u004fbject":{"kind":"Secret","data":{"a":"b"}}"#,
-    r#""annotations":{"a":"eyJh.eyJz.Sig"}"#,
-    r#""x":"Ref""#,
-];
+static MEMBERS: LazyLock<Vec<&str>> = LazyLock::new(|| {
+    list(
+        r#"
+"objectRef":{"resource":"secrets"}|"object\u0052ef":{"resource":"secrets"}
+"objectRef" : {"resource":"pods","r\u0065source":"secrets"}|"requestURI":"/a?token=s"
+"request\u0055RI":"/a?token=s"
+"requestObject":{"objectRef":{},"requestURI":"","kind":"Secret","data":{"a":"b"}}
+"response\u004fbject":{"kind":"Secret","data":{"a":"b"}}|"annotations":{"a":"eyJh.eyJz.Sig"}
+"x":"Ref"
+"#,
+    )
+});
 
 /// Changes the event at one random place.
 fn mutate(rng: &mut fastrand::Rng, event: &mut String) {

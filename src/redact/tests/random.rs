@@ -3,14 +3,7 @@
 //! is not in the result (`hides_the_secret`); web tokens, and nothing else, are replaced
 //! (`loses_only_web_tokens`).
 
-use super::super::Annotations;
-use super::super::Change;
-use super::super::Done;
-use super::super::Level;
-use super::super::Redaction;
-use super::super::Rule;
-use super::super::With;
-use super::super::apply;
+use super::super::*;
 use super::oracle;
 use super::oracle::Pattern;
 use super::tree::Tree;

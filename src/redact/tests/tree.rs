@@ -1,5 +1,6 @@
 //! JSON as a tree that keeps the order of members, duplicate keys, and numbers as they are written.
-//! A tree can be written with random spelling and white space, and is read by serde_json.
+//! A tree is read by serde_json, so that the relay's own scanner is not its own judge. It can be
+//! written with random spelling and white space.
 
 use std::fmt;
 
@@ -7,42 +8,45 @@ use serde::de;
 use serde_json::value::RawValue;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Tree {
+pub(crate) enum Tree {
     /// A number, `true`, `false` or `null`, as it is written.
     Plain(String),
+    /// A string with its escapes resolved; as it is written if it has a lone surrogate.
     Text(String),
     Array(Vec<Tree>),
     Object(Vec<(String, Tree)>),
 }
 
 impl Tree {
-    pub(super) fn text(text: &str) -> Self {
+    pub(crate) fn text(text: &str) -> Self {
         Self::Text(text.to_owned())
     }
 
     /// The tree of this JSON, which must be valid.
-    pub(super) fn read(json: &str) -> Self {
+    pub(crate) fn read(json: &str) -> Self {
+        let string = |raw: &str| match serde_json::from_str(raw) {
+            Ok(text) => text,
+            Err(_) => raw.trim_matches('"').to_owned(),
+        };
         match json.as_bytes()[0] {
-            b'"' => Self::Text(serde_json::from_str(json).unwrap()),
+            b'"' => Self::Text(string(json)),
             b'[' => {
-                let elements: Vec<Box<RawValue>> = serde_json::from_str(json).unwrap();
+                let elements: Vec<Box<RawValue>> = serde_json::from_str(json).expect(json);
                 Self::Array(elements.iter().map(|element| Self::read(element.get())).collect())
             }
             b'{' => {
-                let Members(members) = serde_json::from_str(json).unwrap();
-                Self::Object(
-                    members
-                        .into_iter()
-                        .map(|(key, value)| (key, Self::read(value.get())))
-                        .collect(),
-                )
+                let Pairs(pairs) = serde_json::from_str(json).expect(json);
+                let member = |(key, value): &(Box<RawValue>, Box<RawValue>)| {
+                    (string(key.get()), Self::read(value.get()))
+                };
+                Self::Object(pairs.iter().map(member).collect())
             }
             _ => Self::Plain(json.to_owned()),
         }
     }
 
     /// Writes the tree as JSON, with random escapes and random white space.
-    pub(super) fn write(&self, rng: &mut fastrand::Rng, out: &mut String) {
+    pub(crate) fn write(&self, rng: &mut fastrand::Rng, out: &mut String) {
         match self {
             Self::Plain(plain) => out.push_str(plain),
             Self::Text(text) => spell(text, rng, out),
@@ -74,7 +78,7 @@ impl Tree {
     }
 
     /// Returns `true` if a text or a key in the tree contains the word.
-    pub(super) fn mentions(&self, word: &str) -> bool {
+    pub(crate) fn mentions(&self, word: &str) -> bool {
         match self {
             Self::Plain(text) | Self::Text(text) => text.contains(word),
             Self::Array(elements) => elements.iter().any(|element| element.mentions(word)),
@@ -85,13 +89,38 @@ impl Tree {
     }
 
     /// The values of all members with this name; empty if the tree is no object.
-    pub(super) fn all(&self, name: &str) -> Vec<&Self> {
+    pub(crate) fn all(&self, name: &str) -> Vec<&Self> {
         match self {
             Self::Object(members) => {
                 members.iter().filter(|(key, _)| key == name).map(|(_, value)| value).collect()
             }
             Self::Plain(_) | Self::Text(_) | Self::Array(_) => Vec::new(),
         }
+    }
+}
+
+/// The members of an object in their order, each key and value as it is written.
+pub(crate) struct Pairs(pub(crate) Vec<(Box<RawValue>, Box<RawValue>)>);
+
+impl<'de> de::Deserialize<'de> for Pairs {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Pairs;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Pairs, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
     }
 }
 
@@ -116,28 +145,4 @@ fn spell(text: &str, rng: &mut fastrand::Rng, out: &mut String) {
         }
     }
     out.push('"');
-}
-
-struct Members(Vec<(String, Box<RawValue>)>);
-
-impl<'de> de::Deserialize<'de> for Members {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl<'de> de::Visitor<'de> for Visitor {
-            type Value = Members;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: de::MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry()? {
-                    members.push(member);
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Visitor)
-    }
 }
