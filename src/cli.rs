@@ -2,6 +2,7 @@
 //! people to stderr.
 #![allow(clippy::print_stderr, reason = "this is the file that prints")]
 
+use std::io::Read as _;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -58,6 +59,9 @@ mod version;
 
 /// The exit status of a command that failed while it ran.
 const FAILED: u8 = 1;
+/// The longest time between two samples of metrics. kube-apiserver holds a batch for a few minutes
+/// at most.
+const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// The exit status for wrong usage or a wrong config. clap uses the same status.
 const WRONG: u8 = 2;
 
@@ -214,8 +218,9 @@ impl ConfigFile {
             && file != option
         {
             let (file, option) = (shown(file), shown(option));
-            eprintln!("{command} takes one config: {file}, or --config {option}, not both");
-            return Err(WRONG);
+            let what =
+                format!("{command} takes one config: {file}, or --config {option}, not both");
+            return Err(wrong(what));
         }
         Ok(argument.or_else(|| self.path()))
     }
@@ -321,11 +326,46 @@ fn input(path: &Path, what: &str) -> Result<(), u8> {
     found.map_err(|error| cannot_read(path, what, &error))
 }
 
+/// Prints why a command cannot continue, and returns its exit status.
+fn failed(why: impl std::fmt::Display) -> u8 {
+    eprintln!("{why}");
+    FAILED
+}
+
+/// Prints what is wrong with the usage or with an input, and returns the exit status.
+fn wrong(what: impl std::fmt::Display) -> u8 {
+    eprintln!("{what}");
+    WRONG
+}
+
+/// Reads a whole file that the command line names; `-` is standard input. It is an error if the
+/// file has more than `bytes_max` bytes.
+fn read_input(file: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    let input: Box<dyn std::io::Read> = match file == Path::new("-") {
+        true => Box::new(std::io::stdin()),
+        false => Box::new(std::fs::File::open(file)?),
+    };
+    input.take(bytes_max + 1).read_to_end(&mut content)?;
+    match content.len() as u64 > bytes_max {
+        true => Err(std::io::Error::other(format!("it is larger than {} MiB", bytes_max >> 20))),
+        false => Ok(content),
+    }
+}
+
+/// Parses the time between two samples.
+fn interval(text: &str) -> Result<Duration, String> {
+    let time = config::time(text)?;
+    match time <= INTERVAL_MAX {
+        true => Ok(time),
+        false => Err("0s to 1h are allowed".to_owned()),
+    }
+}
+
 /// Prints that an input that the command line names cannot be read, and returns the exit status.
 /// Every command says this in the same form. The name's control characters are escaped.
 fn cannot_read(path: &Path, what: &str, error: &std::io::Error) -> u8 {
-    eprintln!("{}: cannot read {what}: {error}", shown(path));
-    WRONG
+    wrong(format_args!("{}: cannot read {what}: {error}", shown(path)))
 }
 
 /// Returns the rows as a table, one line of text for each row. Each column is as wide as its widest
@@ -377,16 +417,14 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
 fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, u8> {
     let (done, result) = std::sync::mpsc::channel();
     let worker = std::thread::Builder::new().spawn(move || done.send(work()).ok());
-    let worker = worker.map_err(|error| {
-        eprintln!("cannot start a thread: {error}");
-        FAILED
-    })?;
+    let worker = worker.map_err(|error| failed(format_args!("cannot start a thread: {error}")))?;
     match result.recv_timeout(named_file::WAIT_MAX) {
         Ok(result) => Ok(result),
         Err(RecvTimeoutError::Timeout) => {
             let (limit, names) = (named_file::WAIT_MAX, named_file::names_under_way());
-            eprintln!("the file system has not answered within {limit:?}: cannot read {names}");
-            Err(FAILED)
+            let why =
+                format!("the file system has not answered within {limit:?}: cannot read {names}");
+            Err(failed(why))
         }
         // The thread has panicked, which is a fault of the program.
         Err(RecvTimeoutError::Disconnected) => match worker.join() {
@@ -418,18 +456,14 @@ fn print(text: &str) -> Result<(), u8> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            eprintln!("cannot write to standard output: {error}");
-            Err(FAILED)
+            Err(failed(format_args!("cannot write to standard output: {error}")))
         }
         Ok(()) | Err(_) => Ok(()),
     }
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, u8> {
-    build_runtime().map_err(|error| {
-        eprintln!("cannot start the runtime: {error}");
-        FAILED
-    })
+    build_runtime().map_err(|error| failed(format_args!("cannot start the runtime: {error}")))
 }
 
 fn build_runtime() -> std::io::Result<tokio::runtime::Runtime> {
@@ -453,10 +487,8 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         report(&checked, &name)?;
         return Err(WRONG);
     };
-    if let Err(error) = telemetry::start_log(config.log) {
-        eprintln!("cannot start the log: {error}");
-        return Err(FAILED);
-    }
+    telemetry::start_log(config.log)
+        .map_err(|error| failed(format_args!("cannot start the log: {error}")))?;
     // From here on nothing is printed, because a stderr that nobody reads would block the process.
     for Problem { line, path: key, message, severity, .. } in &checked.problems {
         match severity {

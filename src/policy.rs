@@ -78,12 +78,7 @@ impl Stages {
     }
 
     fn bit(stage: Stage) -> u8 {
-        match stage {
-            Stage::RequestReceived => 1,
-            Stage::ResponseStarted => 2,
-            Stage::ResponseComplete => 4,
-            Stage::Panic => 8,
-        }
+        1 << stage as u8
     }
 
     fn has(self, stage: &[u8]) -> bool {

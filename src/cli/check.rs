@@ -15,6 +15,7 @@ use super::in_time;
 use super::read;
 use super::report;
 use super::runtime;
+use super::wrong;
 use crate::check;
 use crate::config;
 use crate::config::Checked;
@@ -49,8 +50,7 @@ pub(super) struct Arguments {
 /// variable, and must not contradict the option `--config`. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
     let Some(file) = named.with("check", arguments.file.as_deref())? else {
-        eprintln!("check needs a config: check FILE, or check --config FILE");
-        return Err(WRONG);
+        return Err(wrong("check needs a config: check FILE, or check --config FILE"));
     };
     let (text, name) = read(Some(file))?;
     let elsewhere = arguments.elsewhere;

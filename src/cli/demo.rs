@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::FAILED;
 use super::Heard;
+use super::failed;
 use super::print;
 use super::runtime;
 use crate::demo;
@@ -43,10 +44,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
 }
 
 async fn show(length: Duration) -> Result<(), u8> {
-    let heard = Heard::new().map_err(|error| {
-        eprintln!("cannot hear signals: {error}");
-        FAILED
-    })?;
+    let heard =
+        Heard::new().map_err(|error| failed(format_args!("cannot hear signals: {error}")))?;
     let stop = CancellationToken::new();
     let (told, figures) = watch::channel(Figures::default());
     let mut display = Display::new();
@@ -65,10 +64,7 @@ async fn show(length: Duration) -> Result<(), u8> {
         }
     };
     display.line.finish_and_clear();
-    let summary = ended.map_err(|error| {
-        eprintln!("{error}");
-        FAILED
-    })?;
+    let summary = ended.map_err(failed)?;
     print(&said(&summary))?;
     if summary.lost == 0 { Ok(()) } else { Err(FAILED) }
 }

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::WRONG;
 use super::healthcheck;
 use super::input;
+use super::interval;
 use super::print;
 use crate::ask::Target;
-use crate::config;
 use crate::doctor;
 use crate::doctor::Plan;
 use crate::doctor::credentials;
@@ -24,9 +23,6 @@ use crate::doctor::sample::Source;
 const LOST: u8 = 1;
 /// The exit status if it is not known whether events are lost.
 const UNKNOWN: u8 = 2;
-
-/// The longest interval. kube-apiserver holds a batch for a few minutes at most.
-const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -59,15 +55,6 @@ pub(super) struct Arguments {
     json: bool,
 }
 
-/// Parses the time between two samples.
-fn interval(text: &str) -> Result<Duration, String> {
-    let time = config::time(text)?;
-    match time <= INTERVAL_MAX {
-        true => Ok(time),
-        false => Err("0s to 1h are allowed".to_owned()),
-    }
-}
-
 /// Examines what the arguments name. `Err` is the exit status if events are lost, or if that is not
 /// known. Without `--relay`, the config in `file` names the relay.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
@@ -93,8 +80,7 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
 
 /// Prints what is wrong with an option, and returns the exit status.
 fn wrong(option: &str, what: impl std::fmt::Display) -> u8 {
-    eprintln!("{option}: {what}");
-    WRONG
+    super::wrong(format_args!("{option}: {what}"))
 }
 
 fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
@@ -140,7 +126,7 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
 /// Returns the kube-apiservers that are named. The kubeconfig has the credentials for their URLs.
 fn apiservers(arguments: &Arguments, kubeconfig: Option<&Kubeconfig>) -> Result<Vec<Source>, u8> {
     let mut apiservers = Vec::new();
-    for (place, text) in distinct(&arguments.apiserver) {
+    for (place, text) in (1..).zip(&arguments.apiserver) {
         let source = match (is_url(text), kubeconfig) {
             (false, _) => Source::File(text.into()),
             (true, None) => Plan::apiserver(target("--apiserver", place, text)?),
@@ -158,7 +144,7 @@ fn apiservers(arguments: &Arguments, kubeconfig: Option<&Kubeconfig>) -> Result<
 /// Returns the relays that are named, or else the relay of the config in `file`.
 fn relays(arguments: &Arguments, file: Option<&Path>) -> Result<Vec<Source>, u8> {
     let mut relays = Vec::new();
-    for (place, text) in distinct(&arguments.relay) {
+    for (place, text) in (1..).zip(&arguments.relay) {
         add(&mut relays, Plan::relay(target("--relay", place, text)?));
     }
     if relays.is_empty() {
@@ -170,17 +156,6 @@ fn relays(arguments: &Arguments, file: Option<&Path>) -> Result<Vec<Source>, u8>
     Ok(relays)
 }
 
-/// Returns the texts, each once, with its place among all values of the option, counted from 1.
-fn distinct(texts: &[String]) -> Vec<(usize, &str)> {
-    let mut distinct: Vec<(usize, &str)> = Vec::new();
-    for (index, text) in texts.iter().enumerate() {
-        if !distinct.iter().any(|(_, other)| other == text) {
-            distinct.push((index + 1, text));
-        }
-    }
-    distinct
-}
-
 /// Adds a source, unless it leads to the same address and path as one that is there already. A
 /// process that is named twice is still only one.
 fn add(sources: &mut Vec<Source>, source: Source) {
@@ -188,7 +163,8 @@ fn add(sources: &mut Vec<Source>, source: Source) {
         (Source::Url(target, path), Source::Url(other, other_path)) => {
             target.to_string() == other.to_string() && path == other_path
         }
-        _ => false,
+        (Source::File(file), Source::File(other)) => file == other,
+        (Source::Url(..) | Source::File(_), _) => false,
     };
     if !sources.iter().any(same) {
         sources.push(source);

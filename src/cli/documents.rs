@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::Command;
 use clap_complete::Shell;
 
-use super::FAILED;
+use super::failed;
 use super::print;
 
 /// The name of the program in completions and man pages. It does not change if the program file is
@@ -23,21 +23,17 @@ pub(super) fn completions(shell: Shell, mut command: Command) -> Result<(), u8> 
 /// Prints the main man page or, with a directory, writes one page for each command into that
 /// directory. `Err` is the exit status if that fails.
 pub(super) fn man(directory: Option<&Path>, command: Command) -> Result<(), u8> {
-    // A page has the version alone: the revision and the formats are no header of a page.
+    // A page has the version alone: the revision and the formats do not belong in its header.
     let command = command.long_version(None::<&'static str>);
     let Some(directory) = directory else {
         let mut page = Vec::new();
         return match clap_mangen::Man::new(command).render(&mut page) {
             Ok(()) => print(&String::from_utf8_lossy(&page)),
-            Err(error) => {
-                eprintln!("cannot make the man page: {error}");
-                Err(FAILED)
-            }
+            Err(error) => Err(failed(format_args!("cannot make the man page: {error}"))),
         };
     };
     let made = std::fs::create_dir_all(directory);
     made.and_then(|()| clap_mangen::generate_to(command, directory)).map_err(|error| {
-        eprintln!("{}: cannot write the man pages: {error}", directory.display());
-        FAILED
+        failed(format_args!("{}: cannot write the man pages: {error}", directory.display()))
     })
 }

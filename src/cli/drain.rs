@@ -12,7 +12,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use url::Url;
 
-use super::FAILED;
+use super::failed;
 use super::healthcheck;
 use crate::words::escape;
 
@@ -35,10 +35,8 @@ pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Resul
     url.set_path("/status");
     url.set_query(None);
     let limit = Duration::from_secs(seconds);
-    healthcheck::block_on(wait(&url, limit))?.map_err(|error| {
-        eprintln!("{url}: {error}");
-        FAILED
-    })
+    healthcheck::block_on(wait(&url, limit))?
+        .map_err(|error| failed(format_args!("{url}: {error}")))
 }
 
 /// Waits until no required output of the relay has events to deliver, its backlog. Waits at least

@@ -2,183 +2,80 @@
 
 use clap::Command;
 
-/// The examples of each command: the path of the command, without the name of the program, and one
-/// example a line. Each is a whole command line, which may end with a comment.
-const EXAMPLES: &[(&str, &[&str])] = &[
-    (
-        "",
-        &[
-            "kube-audit-forwarder                       # listen on 127.0.0.1:3000, print the events",
-            "kube-audit-forwarder run --config relay.toml",
-            "kube-audit-forwarder check relay.toml",
-        ],
-    ),
-    (
-        "run",
-        &[
-            "kube-audit-forwarder run --config relay.toml",
-            "kube-audit-forwarder run                   # the file of KUBE_AUDIT_FORWARDER_CONFIG",
-        ],
-    ),
-    (
-        "check",
-        &[
-            "kube-audit-forwarder check relay.toml",
-            "kube-audit-forwarder check relay.toml --connect     # also connect to every consumer",
-            "kube-audit-forwarder check relay.toml --elsewhere   # on another machine than the relay's",
-        ],
-    ),
-    (
-        "config",
-        &[
-            "kube-audit-forwarder config --config relay.toml",
-            "kube-audit-forwarder config --reference",
-        ],
-    ),
-    ("demo", &["kube-audit-forwarder demo --seconds 10"]),
-    (
-        "replay",
-        &[
-            "kube-audit-forwarder replay audit.log --url http://127.0.0.1:3000/",
-            "kube-audit-forwarder replay audit-1.log.gz audit.log --url https://relay.example:3443/ --ca ca.crt --rate 500",
-            "zcat audit-1.log.gz | kube-audit-forwarder replay - --url http://127.0.0.1:3000/ --on-bad-line skip",
-            "kube-audit-forwarder replay /mnt/spool --url http://127.0.0.1:3000/ --resume replay.state",
-        ],
-    ),
-    ("migrate", &["kube-audit-forwarder migrate haproxy haproxy.cfg > relay.toml"]),
-    (
-        "migrate haproxy",
-        &[
-            "kube-audit-forwarder migrate haproxy haproxy.cfg > relay.toml",
-            "kube-audit-forwarder migrate haproxy --keep-paths /etc/haproxy/haproxy.cfg > relay.toml",
-            "kubectl get configmap haproxy -o 'jsonpath={.data.haproxy\\.cfg}' | kube-audit-forwarder migrate haproxy -",
-        ],
-    ),
-    ("queue", &["kube-audit-forwarder queue inspect /var/lib/kube-audit-forwarder"]),
-    (
-        "queue inspect",
-        &[
-            "kube-audit-forwarder queue inspect /var/lib/kube-audit-forwarder",
-            "kube-audit-forwarder queue inspect --json /var/lib/kube-audit-forwarder",
-        ],
-    ),
-    (
-        "queue export",
-        &[
-            "kube-audit-forwarder queue export /var/lib/kube-audit-forwarder > events.jsonl",
-            "kube-audit-forwarder queue export /var/lib/kube-audit-forwarder --output logstash",
-        ],
-    ),
-    ("queue verify", &["kube-audit-forwarder queue verify /var/lib/kube-audit-forwarder"]),
-    (
-        "evidence",
-        &[
-            "kube-audit-forwarder evidence keygen --origin example.org/prod/relay-0 --out relay-0.key",
-        ],
-    ),
-    (
-        "evidence keygen",
-        &[
-            "kube-audit-forwarder evidence keygen --origin example.org/prod/relay-0 --out relay-0.key",
-        ],
-    ),
-    (
-        "evidence show",
-        &[
-            "kube-audit-forwarder evidence show /var/lib/kube-audit-forwarder",
-            "kube-audit-forwarder evidence show --json /var/lib/kube-audit-forwarder",
-        ],
-    ),
-    (
-        "evidence prove",
-        &[
-            "kube-audit-forwarder evidence prove /var/lib/kube-audit-forwarder --position 4711 > proof",
-        ],
-    ),
-    (
-        "evidence copy",
-        &["kube-audit-forwarder evidence copy /var/lib/kube-audit-forwarder evidence-2026-11-22"],
-    ),
-    (
-        "evidence verify",
-        &[
-            "kube-audit-forwarder evidence verify --directory /var/lib/kube-audit-forwarder --key \"$(cat relay-0.vkey)\"",
-            "kube-audit-forwarder evidence verify --directory /backup/queue --key \"$(cat relay-0.vkey)\" --output archive --events stored/*.gz",
-            "kube-audit-forwarder evidence verify --proof proof --key \"$(cat relay-0.vkey)\"",
-        ],
-    ),
-    ("policy", &["kube-audit-forwarder policy explain --policy audit-policy.yaml audit.log"]),
-    (
-        "policy explain",
-        &[
-            "kube-audit-forwarder policy explain --policy audit-policy.yaml event.json",
-            "tail -n 20 audit.log | kube-audit-forwarder policy explain --policy audit-policy.yaml -",
-        ],
-    ),
-    (
-        "completions",
-        &[
-            "kube-audit-forwarder completions bash > /etc/bash_completion.d/kube-audit-forwarder",
-            "kube-audit-forwarder completions zsh",
-        ],
-    ),
-    (
-        "man",
-        &[
-            "kube-audit-forwarder man | man -l -",
-            "kube-audit-forwarder man /usr/local/share/man/man1",
-        ],
-    ),
-    (
-        "healthcheck",
-        &[
-            "kube-audit-forwarder healthcheck http://127.0.0.1:9090",
-            "kube-audit-forwarder healthcheck --config relay.toml",
-        ],
-    ),
-    (
-        "doctor",
-        &[
-            "kube-audit-forwarder doctor --kubeconfig admin.conf --relay http://127.0.0.1:9090",
-            "kubectl get --raw /metrics | kube-audit-forwarder doctor --apiserver - --relay http://127.0.0.1:9090 --json",
-        ],
-    ),
-    (
-        "size",
-        &[
-            "kube-audit-forwarder size --events-per-second 150 --event-bytes 1430 --outage 12h",
-            "kube-audit-forwarder size --events-per-second 20 --event-bytes 2KiB --outage 30m --queue memory --outputs syslog",
-            "kube-audit-forwarder size --url http://10.0.0.5:9090 --url http://10.0.0.6:9090 --outage 4h",
-            "kube-audit-forwarder size --kubeconfig admin.conf --event-bytes 1430 --interval 0s",
-        ],
-    ),
-    (
-        "drain",
-        &[
-            "kube-audit-forwarder drain http://127.0.0.1:9090 --seconds 300",
-            "kube-audit-forwarder drain --config relay.toml",
-        ],
-    ),
-    (
-        "top",
-        &[
-            "kube-audit-forwarder top http://127.0.0.1:9090",
-            "kube-audit-forwarder top --once http://127.0.0.1:9090 > report.txt",
-        ],
-    ),
-    (
-        "tap",
-        &[
-            "kube-audit-forwarder tap --config relay.toml --match resource=secrets",
-            "kube-audit-forwarder tap http://127.0.0.1:9090 --token-file token --match verb=delete --match 'code>=400'",
-            "kube-audit-forwarder tap --config relay.toml --output siem --format json --limit 10",
-        ],
-    ),
-    ("metrics", &["kube-audit-forwarder metrics > metrics.md"]),
+/// The examples of the whole program.
+const FIRST: &[&str] = &[
+    "kube-audit-forwarder                       # listen on 127.0.0.1:3000, print the events",
+    "kube-audit-forwarder run --config relay.toml",
+    "kube-audit-forwarder check relay.toml",
 ];
 
+/// The examples of all commands. Each is a whole command line, which may end with a comment.
+const EXAMPLES: &[&str] = &[
+    "kube-audit-forwarder run --config relay.toml",
+    "kube-audit-forwarder run                   # the file of KUBE_AUDIT_FORWARDER_CONFIG",
+    "kube-audit-forwarder check relay.toml",
+    "kube-audit-forwarder check relay.toml --connect     # also connect to every consumer",
+    "kube-audit-forwarder check relay.toml --elsewhere   # on another machine than the relay's",
+    "kube-audit-forwarder config --config relay.toml",
+    "kube-audit-forwarder config --reference",
+    "kube-audit-forwarder demo --seconds 10",
+    "kube-audit-forwarder replay audit.log --url http://127.0.0.1:3000/",
+    "kube-audit-forwarder replay audit-1.log.gz audit.log --url https://relay.example:3443/ --ca ca.crt --rate 500",
+    "zcat audit-1.log.gz | kube-audit-forwarder replay - --url http://127.0.0.1:3000/ --on-bad-line skip",
+    "kube-audit-forwarder replay /mnt/spool --url http://127.0.0.1:3000/ --resume replay.state",
+    "kube-audit-forwarder migrate haproxy haproxy.cfg > relay.toml",
+    "kube-audit-forwarder migrate haproxy --keep-paths /etc/haproxy/haproxy.cfg > relay.toml",
+    "kubectl get configmap haproxy -o 'jsonpath={.data.haproxy\\.cfg}' | kube-audit-forwarder migrate haproxy -",
+    "kube-audit-forwarder queue inspect /var/lib/kube-audit-forwarder",
+    "kube-audit-forwarder queue inspect --json /var/lib/kube-audit-forwarder",
+    "kube-audit-forwarder queue export /var/lib/kube-audit-forwarder > events.jsonl",
+    "kube-audit-forwarder queue export /var/lib/kube-audit-forwarder --output logstash",
+    "kube-audit-forwarder queue verify /var/lib/kube-audit-forwarder",
+    "kube-audit-forwarder evidence keygen --origin example.org/prod/relay-0 --out relay-0.key",
+    "kube-audit-forwarder evidence show /var/lib/kube-audit-forwarder",
+    "kube-audit-forwarder evidence show --json /var/lib/kube-audit-forwarder",
+    "kube-audit-forwarder evidence prove /var/lib/kube-audit-forwarder --position 4711 > proof",
+    "kube-audit-forwarder evidence copy /var/lib/kube-audit-forwarder evidence-2026-11-22",
+    "kube-audit-forwarder evidence verify --directory /var/lib/kube-audit-forwarder --key \"$(cat relay-0.vkey)\"",
+    "kube-audit-forwarder evidence verify --directory /backup/queue --key \"$(cat relay-0.vkey)\" --output archive --events stored/*.gz",
+    "kube-audit-forwarder evidence verify --proof proof --key \"$(cat relay-0.vkey)\"",
+    "kube-audit-forwarder policy explain --policy audit-policy.yaml event.json",
+    "tail -n 20 audit.log | kube-audit-forwarder policy explain --policy audit-policy.yaml -",
+    "kube-audit-forwarder completions bash > /etc/bash_completion.d/kube-audit-forwarder",
+    "kube-audit-forwarder completions zsh",
+    "kube-audit-forwarder man | man -l -",
+    "kube-audit-forwarder man /usr/local/share/man/man1",
+    "kube-audit-forwarder healthcheck http://127.0.0.1:9090",
+    "kube-audit-forwarder healthcheck --config relay.toml",
+    "kube-audit-forwarder doctor --kubeconfig admin.conf --relay http://127.0.0.1:9090",
+    "kubectl get --raw /metrics | kube-audit-forwarder doctor --apiserver - --relay http://127.0.0.1:9090 --json",
+    "kube-audit-forwarder size --events-per-second 150 --event-bytes 1430 --outage 12h",
+    "kube-audit-forwarder size --events-per-second 20 --event-bytes 2KiB --outage 30m --queue memory --outputs syslog",
+    "kube-audit-forwarder size --url http://10.0.0.5:9090 --url http://10.0.0.6:9090 --outage 4h",
+    "kube-audit-forwarder size --kubeconfig admin.conf --event-bytes 1430 --interval 0s",
+    "kube-audit-forwarder drain http://127.0.0.1:9090 --seconds 300",
+    "kube-audit-forwarder drain --config relay.toml",
+    "kube-audit-forwarder top http://127.0.0.1:9090",
+    "kube-audit-forwarder top --once http://127.0.0.1:9090 > report.txt",
+    "kube-audit-forwarder tap --config relay.toml --match resource=secrets",
+    "kube-audit-forwarder tap http://127.0.0.1:9090 --token-file token --match verb=delete --match 'code>=400'",
+    "kube-audit-forwarder tap --config relay.toml --output siem --format json --limit 10",
+    "kube-audit-forwarder metrics > metrics.md",
+];
+
+/// Returns the examples of the command at this path: all that call it, or only the first of them if
+/// it is a group of commands.
+fn examples(path: &str, is_group: bool) -> Vec<&'static str> {
+    if path.is_empty() {
+        return FIRST.to_vec();
+    }
+    let called = format!("kube-audit-forwarder {path} ");
+    let calls = EXAMPLES.iter().copied().filter(|line| line.contains(&called));
+    calls.take(if is_group { 1 } else { EXAMPLES.len() }).collect()
+}
+
 /// Returns the command with the examples at the end of its help and of the help of each command
-/// below it. A command without a row in the table gets none.
+/// below it.
 pub(super) fn add(command: Command) -> Command {
     add_below(command, "")
 }
@@ -187,21 +84,14 @@ pub(super) fn add(command: Command) -> Command {
 fn add_below(command: Command, path: &str) -> Command {
     let names: Vec<String> =
         command.get_subcommands().map(|below| below.get_name().to_owned()).collect();
-    let mut command = match EXAMPLES.iter().find(|(name, _)| *name == path) {
-        Some((_, lines)) => command.after_help(text(lines)),
-        None => command,
-    };
+    let lines = examples(path, !names.is_empty());
+    let lines: String = lines.iter().map(|line| format!("\n  {line}")).collect();
+    let mut command = command.after_help(format!("Examples:{lines}"));
     for name in names {
         let path = if path.is_empty() { name.clone() } else { format!("{path} {name}") };
         command = command.mut_subcommand(name, |below| add_below(below, &path));
     }
     command
-}
-
-/// Returns the last part of a help.
-fn text(lines: &[&str]) -> String {
-    let lines: String = lines.iter().map(|line| format!("\n  {line}")).collect();
-    format!("Examples:{lines}")
 }
 
 #[cfg(test)]
@@ -218,9 +108,9 @@ mod tests {
         line.split_whitespace().map(str::to_owned).collect()
     }
 
-    /// Collects the path of each command, also of hidden ones.
-    fn paths(command: &Command, path: &str, found: &mut Vec<String>) {
-        found.push(path.to_owned());
+    /// Collects the path of each command, also of hidden ones, and whether it is a group.
+    fn paths(command: &Command, path: &str, found: &mut Vec<(String, bool)>) {
+        found.push((path.to_owned(), command.has_subcommands()));
         for below in command.get_subcommands() {
             paths(below, format!("{path} {}", below.get_name()).trim(), found);
         }
@@ -232,11 +122,12 @@ mod tests {
         let mut found = Vec::new();
         paths(&command, "", &mut found);
         assert!(found.len() > 20, "{found:?}");
-        for path in &found {
-            let row = EXAMPLES.iter().find(|(name, _)| name == path);
-            let (_, lines) = row.unwrap_or_else(|| panic!("`{path}` has no example"));
+        let mut shown = Vec::new();
+        for (path, is_group) in &found {
+            let lines = examples(path, *is_group);
             assert!(!lines.is_empty(), "`{path}` has no example");
-            for line in *lines {
+            shown.extend_from_slice(&lines);
+            for line in &lines {
                 let words = words(line);
                 let called = path.split_whitespace().all(|name| words.iter().any(|it| it == name));
                 assert!(called, "{line} is no example of `{path}`");
@@ -252,8 +143,8 @@ mod tests {
             let help = below.render_long_help().to_string();
             assert!(help.contains(&format!("Examples:\n  {}", lines[0])), "{path}: {help}");
         }
-        for (name, _) in EXAMPLES {
-            assert!(found.iter().any(|path| path == name), "there is no command `{name}`");
+        for line in EXAMPLES {
+            assert!(shown.contains(line), "{line} is an example of no command");
         }
     }
 }

@@ -16,7 +16,9 @@ use url::Url;
 
 use super::FAILED;
 use super::WRONG;
+use super::failed;
 use super::read;
+use super::wrong;
 use crate::ask::Target;
 use crate::config;
 
@@ -42,27 +44,23 @@ pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
     let url = url_of(url, file)?;
     let late = || Err(format!("no answer within {} s", TIMEOUT.as_secs()));
     match block_on(ask_in_time(&url, ANSWER_MAX))?.unwrap_or_else(late) {
-        Ok((StatusCode::OK, body)) => {
-            if url.path() != READY {
-                eprintln!("ok: {url}");
-                return Ok(());
-            }
-            eprintln!("ready: {url}");
-            // The body of `/readyz?verbose` has a line for each check.
-            let lines = body.lines().filter(|line| !line.is_empty() && *line != "ok");
-            lines.take(LINES_MAX).for_each(|line| eprintln!("{}", line.escape_debug()));
+        Ok((StatusCode::OK, _)) if url.path() != READY => {
+            eprintln!("ok: {url}");
             Ok(())
         }
         Ok((status, body)) => {
-            eprintln!("{url}: {status}");
-            let lines = body.lines().filter(|line| !line.is_empty());
+            let is_ready = status == StatusCode::OK;
+            match is_ready {
+                true => eprintln!("ready: {url}"),
+                false => eprintln!("{url}: {status}"),
+            }
+            // The body of `/readyz?verbose` has a line for each check.
+            let lines =
+                body.lines().filter(|line| !line.is_empty() && (!is_ready || *line != "ok"));
             lines.take(LINES_MAX).for_each(|line| eprintln!("{}", line.escape_debug()));
-            Err(FAILED)
+            if is_ready { Ok(()) } else { Err(FAILED) }
         }
-        Err(error) => {
-            eprintln!("{url}: {error}");
-            Err(FAILED)
-        }
+        Err(error) => Err(failed(format_args!("{url}: {error}"))),
     }
 }
 
@@ -71,10 +69,7 @@ pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
 /// the config is wrong.
 pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> {
     match url {
-        Some(text) => parse(text).map_err(|wrong| {
-            eprintln!("{text}: {wrong}");
-            WRONG
-        }),
+        Some(text) => parse(text).map_err(|what| wrong(format_args!("{text}: {what}"))),
         None => configured(file),
     }
 }
@@ -84,10 +79,8 @@ pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> 
 /// is the exit status if the tokio runtime cannot start.
 pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| {
-        eprintln!("cannot start the runtime: {error}");
-        FAILED
-    })?;
+    let runtime =
+        runtime.map_err(|error| failed(format_args!("cannot start the runtime: {error}")))?;
     let result = runtime.block_on(asked);
     runtime.shutdown_background();
     Ok(result)
@@ -135,14 +128,12 @@ fn configured(file: Option<&Path>) -> Result<Url, u8> {
         WRONG
     })?;
     if address.port() == 0 {
-        eprintln!("{name}: admin.address has port 0, so the kernel chooses the port: give the URL");
-        return Err(WRONG);
+        return Err(wrong(format_args!(
+            "{name}: admin.address has port 0, so the kernel chooses the port: give the URL"
+        )));
     }
     let url = format!("http://{}{READY}", reachable(address));
-    Url::parse(&url).map_err(|error| {
-        eprintln!("{url}: {error}");
-        WRONG
-    })
+    Url::parse(&url).map_err(|error| wrong(format_args!("{url}: {error}")))
 }
 
 /// Returns the address to connect to for a relay that listens on `address`. `0.0.0.0` and `::` mean

@@ -1,15 +1,15 @@
 //! The command `migrate haproxy`: prints the config to standard output, and the report about what
 //! was not carried over to standard error as well.
 
-use std::io::Read;
 use std::path::Path;
 use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::WRONG;
 use super::cannot_read;
 use super::print;
+use super::read_input;
+use super::wrong;
 use crate::haproxy;
 use crate::haproxy::Finding;
 use crate::haproxy::Judgement;
@@ -64,8 +64,9 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
         Judgement::Open(validity) => validity,
         Judgement::Refused(alerts) => {
             alerts.iter().for_each(|alert| eprintln!("{shown}: {alert}"));
-            eprintln!("{shown}: HAProxy would not start with this file: nothing is written");
-            return Err(WRONG);
+            return Err(wrong(format_args!(
+                "{shown}: HAProxy would not start with this file: nothing is written"
+            )));
         }
     };
     let options = Options {
@@ -91,23 +92,13 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
             for Finding { line, directive, reason, .. } in &unusable.findings {
                 eprintln!("{shown}:{line}: {directive}: {reason}");
             }
-            eprintln!("{shown}: {unusable}");
-            Err(WRONG)
+            Err(wrong(format_args!("{shown}: {unusable}")))
         }
     }
 }
 
 fn read(file: &Path) -> std::io::Result<String> {
-    let mut text = Vec::new();
-    let input: Box<dyn Read> = match file == Path::new("-") {
-        true => Box::new(std::io::stdin()),
-        false => Box::new(std::fs::File::open(file)?),
-    };
-    input.take(FILE_BYTES_MAX + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(std::io::Error::other("it is larger than 16 MiB"));
-    }
-    String::from_utf8(text).map_err(|error| {
+    String::from_utf8(read_input(file, FILE_BYTES_MAX)?).map_err(|error| {
         let line = error.as_bytes()[..error.utf8_error().valid_up_to()]
             .split(|&byte| byte == b'\n')
             .count();

@@ -2,8 +2,6 @@
 //! before it does, and what happens to the event.
 
 use std::fmt::Write as _;
-use std::io::Read;
-use std::path::Path;
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -11,12 +9,12 @@ use clap::Subcommand;
 use super::WRONG;
 use super::cannot_read;
 use super::print;
+use super::read_input;
 use crate::audit;
 use crate::audit::request::Request;
 use crate::audit::request::request;
 use crate::audit::scan;
 use crate::filter;
-use crate::policy::Policy;
 use crate::words::escape;
 
 /// The greatest size of a file with events, in bytes. An audit.log is usually rotated at 100 MiB.
@@ -43,8 +41,11 @@ pub(super) enum Command {
 
 pub(super) fn run(command: &Command) -> Result<(), u8> {
     let Command::Explain { policy: file, events } = command;
-    let policy = policy(file)?;
-    let lines = read(events, EVENT_BYTES_MAX).and_then(|body| {
+    let policy = filter::read_policy_of_command(file).map_err(|mistakes| {
+        mistakes.iter().for_each(|mistake| eprintln!("{mistake}"));
+        WRONG
+    })?;
+    let lines = read_input(events, EVENT_BYTES_MAX).and_then(|body| {
         audit::decode(body).map(|batch| batch.lines).map_err(std::io::Error::other)
     });
     let lines = lines.map_err(|error| cannot_read(events, "the events", &error))?;
@@ -56,36 +57,12 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
         }
         let request = request(event);
         text.push_str(&head(index + 1, event, &request));
-        for line in policy.explain(&request).to_string().lines() {
+        for line in policy.explain(&request).lines {
             // A write into memory cannot fail.
             writeln!(text, "  {line}").ok();
         }
     }
     print(&text)
-}
-
-/// Reads an audit policy from a file. If the policy has mistakes, prints all of them, and returns
-/// the exit status as `Err`.
-fn policy(file: &Path) -> Result<Policy, u8> {
-    filter::read_policy_of_command(file).map_err(|mistakes| {
-        for mistake in mistakes {
-            eprintln!("{mistake}");
-        }
-        WRONG
-    })
-}
-
-fn read(file: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
-    let mut body = Vec::new();
-    let input: Box<dyn Read> = match file == Path::new("-") {
-        true => Box::new(std::io::stdin()),
-        false => Box::new(std::fs::File::open(file)?),
-    };
-    input.take(bytes_max + 1).read_to_end(&mut body)?;
-    match body.len() as u64 > bytes_max {
-        true => Err(std::io::Error::other(format!("it is larger than {bytes_max} bytes"))),
-        false => Ok(body),
-    }
 }
 
 /// Returns the line that names an event in the printed text: the event's number, its stage, its

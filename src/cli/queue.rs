@@ -1,7 +1,6 @@
 //! The commands `queue inspect`, `queue export` and `queue verify`: show the directory of a durable
 //! queue to people and scripts.
 
-use std::fmt;
 use std::io;
 use std::io::BufWriter;
 use std::io::IsTerminal;
@@ -11,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Subcommand;
+use serde_json::Value;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -100,23 +100,28 @@ fn as_table(summary: &Summary) -> String {
     }
     let mut text = table(&rows);
     text.push('\n');
-    let (files, bytes) = summary.quarantine;
-    text + &table(&[
-        line("format_version", summary.format),
-        line("cursors", summary.cursors),
-        line("segments", summary.segments),
-        line("segment_bytes", summary.segment_bytes),
-        line("first_position", summary.first),
-        line("end_position", summary.end),
-        line("damaged_headers", summary.damaged_headers),
-        line("unreadable_segments", summary.unreadable.len()),
-        line("quarantine_files", files),
-        line("quarantine_bytes", bytes),
-    ])
+    let rows = of_directory(summary).map(|(name, value)| {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        [name.to_owned(), value]
+    });
+    text + &table(&rows)
 }
 
-fn line(name: &str, value: impl fmt::Display) -> [String; 2] {
-    [name.to_owned(), value.to_string()]
+/// Returns what is the same for all outputs, with its name in the output of the command.
+fn of_directory(summary: &Summary) -> [(&'static str, Value); 10] {
+    let (files, bytes) = summary.quarantine;
+    [
+        ("format_version", json!(summary.format)),
+        ("cursors", json!(summary.cursors.to_string())),
+        ("segments", json!(summary.segments)),
+        ("segment_bytes", json!(summary.segment_bytes)),
+        ("first_position", json!(summary.first.get())),
+        ("end_position", json!(summary.end.get())),
+        ("damaged_headers", json!(summary.damaged_headers)),
+        ("unreadable_segments", json!(summary.unreadable.len())),
+        ("quarantine_files", json!(files)),
+        ("quarantine_bytes", json!(bytes)),
+    ]
 }
 
 fn as_json(summary: &Summary) -> String {
@@ -132,20 +137,8 @@ fn as_json(summary: &Summary) -> String {
             })
         })
         .collect();
-    let (files, bytes) = summary.quarantine;
-    let all = json!({
-        "outputs": outputs,
-        "format_version": summary.format,
-        "cursors": summary.cursors.to_string(),
-        "segments": summary.segments,
-        "segment_bytes": summary.segment_bytes,
-        "first_position": summary.first.get(),
-        "end_position": summary.end.get(),
-        "damaged_headers": summary.damaged_headers,
-        "unreadable_segments": summary.unreadable.len(),
-        "quarantine_files": files,
-        "quarantine_bytes": bytes,
-    });
+    let mut all = json!({ "outputs": outputs });
+    of_directory(summary).into_iter().for_each(|(name, value)| all[name] = value);
     format!("{all:#}\n")
 }
 
@@ -193,14 +186,13 @@ fn verify(directory: &Path) -> Result<(), u8> {
 
 /// Turns the result of a command into an exit status, and prints the error if there is one. `found`
 /// is `true` if the command has reported damage or a gap: the exit status is then a failure even if
-/// the command itself worked. A reader that has closed the pipe early, as `head` does, is no
-/// failure.
+/// the command itself worked. A reader that has closed the pipe early, as `head` does, is not
+/// a failure.
 fn ended(result: Result<(), Error>, found: bool) -> Result<(), u8> {
     match result {
         Err(Error::Told(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
         Err(Error::Told(error)) => {
-            eprintln!("cannot write to standard output: {error}");
-            return Err(FAILED);
+            return Err(super::failed(format_args!("cannot write to standard output: {error}")));
         }
         Err(error) => return Err(failed(error)),
         Ok(()) => {}

@@ -18,9 +18,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::FAILED;
 use super::Heard;
-use super::WRONG;
+use super::failed;
 use super::input;
 use super::print;
 use super::runtime;
@@ -158,10 +157,7 @@ fn batch_bytes(text: &str) -> Result<usize, String> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
-    let wrong = |what: String| {
-        eprintln!("{}", escape::message(&what));
-        WRONG
-    };
+    let wrong = |what: String| super::wrong(escape::message(&what));
     if arguments.files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
         return Err(wrong("- is standard input and can be named only once".to_owned()));
     }
@@ -245,10 +241,8 @@ async fn send(
     client: Client,
     stop: CancellationToken,
 ) -> Result<(), u8> {
-    let heard = Heard::new().map_err(|error| {
-        eprintln!("cannot hear signals: {error}");
-        FAILED
-    })?;
+    let heard =
+        Heard::new().map_err(|error| failed(format_args!("cannot hear signals: {error}")))?;
     let (told, mut notes) = mpsc::channel(NOTES);
     let (shown, progress) = watch::channel(Progress::default());
     let mut display = Display::new(replay.file_bytes());
@@ -274,14 +268,8 @@ async fn send(
     print(&display.summary(progress))?;
     match ended {
         Some(Ok(())) => Ok(()),
-        Some(Err(stopped)) => {
-            eprintln!("{}", farewell(arguments, &stopped));
-            Err(FAILED)
-        }
-        None => {
-            eprintln!("stopped at once by a second signal");
-            Err(FAILED)
-        }
+        Some(Err(stopped)) => Err(failed(farewell(arguments, &stopped))),
+        None => Err(failed("stopped at once by a second signal")),
     }
 }
 

@@ -8,12 +8,13 @@ use clap::ValueEnum;
 use serde_json::Value;
 use serde_json::json;
 
-use super::FAILED;
-use super::WRONG;
+use super::failed;
 use super::healthcheck;
 use super::input;
+use super::interval;
 use super::print;
 use super::table;
+use super::wrong;
 use crate::ask::Target;
 use crate::config;
 use crate::doctor::Plan as Sources;
@@ -36,9 +37,6 @@ use crate::size::plan::time;
 /// The mean size of an event if only kube-apiserver was asked, which does not count bytes: that of
 /// the writes of a verbose policy, the largest mean of the recorded batches.
 const EVENT_BYTES: f64 = 1_430.0;
-
-/// The longest time between two readings.
-const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 
 #[derive(Args)]
 pub(super) struct Arguments {
@@ -73,6 +71,16 @@ pub(super) struct Arguments {
     /// kube-apiserver has --audit-webhook-mode=blocking, so that each event is a request
     #[arg(long)]
     blocking: bool,
+    #[command(flatten)]
+    asked: Asked,
+    /// Print one JSON object, and nothing else
+    #[arg(long)]
+    json: bool,
+}
+
+/// The processes that are asked for the load.
+#[derive(Args)]
+struct Asked {
     /// Take the load from the metrics of a running relay (the URL of its admin address) or
     /// kube-apiserver; may be repeated, and the rates are added
     #[arg(long, value_name = "URL", conflicts_with = "events_per_second")]
@@ -84,9 +92,6 @@ pub(super) struct Arguments {
     /// the process is taken
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = interval)]
     interval: Duration,
-    /// Print one JSON object, and nothing else
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -130,24 +135,11 @@ fn outage(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn interval(text: &str) -> Result<Duration, String> {
-    let time = config::time(text)?;
-    match time <= INTERVAL_MAX {
-        true => Ok(time),
-        false => Err("0s to 1h are allowed".to_owned()),
-    }
-}
-
-fn wrong(what: impl std::fmt::Display) -> u8 {
-    eprintln!("{what}");
-    WRONG
-}
-
 /// Computes and prints what each relay needs. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let running = match (arguments.events_per_second, arguments.event_bytes) {
         (Some(_), Some(_)) => Vec::new(),
-        _ => running(arguments)?,
+        _ => running(&arguments.asked)?,
     };
     let plan = Plan::of(load(arguments, &running)?).map_err(wrong)?;
     let text = match arguments.json {
@@ -158,17 +150,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
 }
 
 /// Reads the load of what the arguments name. `Err` is the exit status.
-fn running(arguments: &Arguments) -> Result<Vec<Running>, u8> {
-    if let Some(file) = &arguments.kubeconfig {
+fn running(asked: &Asked) -> Result<Vec<Running>, u8> {
+    if let Some(file) = &asked.kubeconfig {
         input(file, "the kubeconfig")?;
     }
     let of_kubeconfig = |what| wrong(format!("--kubeconfig: {what}"));
-    let kubeconfig = match &arguments.kubeconfig {
+    let kubeconfig = match &asked.kubeconfig {
         Some(file) => Some(Kubeconfig::read(file).map_err(of_kubeconfig)?),
         None => None,
     };
     let mut targets = Vec::new();
-    for (index, url) in arguments.url.iter().enumerate() {
+    for (index, url) in asked.url.iter().enumerate() {
         // A URL that is refused is not printed: it may have a password.
         let target = Target::new(url);
         let target = target.map_err(|what| wrong(format!("--url: value {} {what}", index + 1)))?;
@@ -178,7 +170,7 @@ fn running(arguments: &Arguments) -> Result<Vec<Running>, u8> {
         };
         targets.push(target);
     }
-    if let (Some(kubeconfig), true) = (&kubeconfig, arguments.url.is_empty()) {
+    if let (Some(kubeconfig), true) = (&kubeconfig, asked.url.is_empty()) {
         targets.push(credentials::server_of(kubeconfig).map_err(of_kubeconfig)?);
     }
     let targets: Vec<_> = targets
@@ -189,13 +181,10 @@ fn running(arguments: &Arguments) -> Result<Vec<Running>, u8> {
             Source::File(_) => None,
         })
         .collect();
-    let interval = arguments.interval;
+    let interval = asked.interval;
     let waiting = || eprintln!("the second reading follows after {} s", interval.as_secs_f64());
     let running = healthcheck::block_on(metrics::running(targets, interval, waiting))?;
-    let running = running.map_err(|error| {
-        eprintln!("{error}");
-        FAILED
-    })?;
+    let running = running.map_err(failed)?;
     let is_relay = |it: &Running| it.kind == Kind::Relay;
     if running.iter().any(is_relay) && !running.iter().all(is_relay) {
         return Err(wrong(
@@ -248,20 +237,14 @@ fn queues(plan: &Plan, running: &[Running]) -> Vec<String> {
     let outage = plan.load.outage;
     let queue = |it: &Running| {
         let capacity = it.capacity?;
+        let (source, size) = (&it.source, config::show_size(capacity));
         let lasts = plan.lasts_with(capacity, place(it));
-        let source = &it.source;
-        let size = config::show_size(capacity);
-        Some(match lasts >= outage {
+        let (lasts, wanted, is_enough) = (time(lasts), time(outage), lasts >= outage);
+        Some(match is_enough {
             true => format!(
-                "the queue of {source} ({size}) lasts {}, longer than the {} that are wanted",
-                time(lasts),
-                time(outage)
+                "the queue of {source} ({size}) lasts {lasts}, longer than the {wanted} that are wanted"
             ),
-            false => format!(
-                "the queue of {source} ({size}) lasts {} of the {}",
-                time(lasts),
-                time(outage)
-            ),
+            false => format!("the queue of {source} ({size}) lasts {lasts} of the {wanted}"),
         })
     };
     running.iter().filter_map(queue).collect()

@@ -29,8 +29,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::FAILED;
 use super::Heard;
+use super::failed;
 use super::healthcheck;
 use super::print;
 use crate::config;
@@ -105,18 +105,12 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     }
     let (told, messages) = mpsc::sync_channel(MESSAGES_MAX);
     let stop = CancellationToken::new();
-    let asking = {
-        let (url, every, told, stop) =
-            (url.clone(), arguments.interval, told.clone(), stop.clone());
-        std::thread::Builder::new()
-            .name("ask".to_owned())
-            .spawn(move || healthcheck::block_on(ask_often(&url, every, &told, &stop)))
-    };
-    let asking = asking.map_err(|error| {
-        eprintln!("cannot start a thread: {error}");
-        FAILED
-    })?;
     let base = base(&url);
+    let (every, telling, stopped) = (arguments.interval, told.clone(), stop.clone());
+    let asking = std::thread::Builder::new()
+        .name("ask".to_owned())
+        .spawn(move || healthcheck::block_on(ask_often(&url, every, &telling, &stopped)));
+    let asking = asking.map_err(|error| failed(format_args!("cannot start a thread: {error}")))?;
     let shown = match ratatui::try_init() {
         Ok(mut terminal) => {
             let keys = std::thread::Builder::new().name("keys".to_owned());
@@ -131,17 +125,8 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     // A thread that waits to send an answer hears that nobody takes the answer.
     drop(messages);
     let asked = asking.join();
-    shown.map_err(|error| {
-        eprintln!("cannot draw on the terminal: {error}");
-        FAILED
-    })?;
-    match asked {
-        Ok(result) => result,
-        Err(_) => {
-            eprintln!("the thread that asks the relay has panicked");
-            Err(FAILED)
-        }
-    }
+    shown.map_err(|error| failed(format_args!("cannot draw on the terminal: {error}")))?;
+    asked.unwrap_or_else(|_| Err(failed("the thread that asks the relay has panicked")))
 }
 
 /// Returns the scheme, host and port of the relay's URL.
@@ -151,10 +136,7 @@ fn base(url: &Url) -> String {
 
 /// Prints the screen once. `Err` is the exit status; it is 1 if the relay does not answer.
 fn once(url: &Url) -> Result<(), u8> {
-    let failed = |error: String| {
-        eprintln!("{url}: {}", escape::message(&error));
-        FAILED
-    };
+    let failed = |error: String| failed(format_args!("{url}: {}", escape::message(&error)));
     let mut view = View::new(&base(url), true);
     let (first, second, history) = healthcheck::block_on(async {
         let first = answer(url).await?;
@@ -206,13 +188,8 @@ async fn ask_often(
             };
             (status, history)
         };
-        let (status, history) = tokio::select! {
-            asked = asked => asked,
-            () = stop.cancelled() => return,
-            () = is_told_to_end(&mut heard) => {
-                told.send(Message::Stop).ok();
-                return;
-            }
+        let Some((status, history)) = unless_ended(asked, &mut heard, told, stop).await else {
+            return;
         };
         let status = match status {
             Ok(status) => Message::Status(Box::new(status)),
@@ -227,24 +204,28 @@ async fn ask_often(
                 return;
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(every) => {}
-            () = stop.cancelled() => return,
-            () = is_told_to_end(&mut heard) => {
-                told.send(Message::Stop).ok();
-                return;
-            }
+        if unless_ended(tokio::time::sleep(every), &mut heard, told, stop).await.is_none() {
+            return;
         }
     }
 }
 
-/// Waits for a signal that ends the command: SIGTERM, SIGINT, or SIGHUP, which a process gets when
-/// its terminal is closed.
-async fn is_told_to_end(heard: &mut Heard) {
+/// Waits for a future. Returns `None` if the command is to end before: because `stop` is cancelled,
+/// or by a signal, which is told. SIGHUP counts too: a process gets it when its terminal is closed.
+async fn unless_ended<T>(
+    future: impl Future<Output = T>,
+    heard: &mut Heard,
+    told: &mpsc::SyncSender<Message>,
+    stop: &CancellationToken,
+) -> Option<T> {
     tokio::select! {
+        result = future => return Some(result),
+        () = stop.cancelled() => return None,
         () = heard.first.cancelled() => {}
         _ = heard.reload.recv() => {}
     }
+    told.send(Message::Stop).ok();
+    None
 }
 
 /// Asks for the relay's state. `Err` says why there is none.

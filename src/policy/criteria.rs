@@ -48,28 +48,16 @@ pub struct GroupResources {
     pub resource_names: Vec<String>,
 }
 
-/// The names that one kind of file has for the fields of [`Criteria`]. Messages about mistakes use
-/// them. For example, an audit policy writes `nonResourceURLs`, and a config of the relay writes
-/// `non_resource_urls`.
+/// The names of those fields of [`Criteria`] that audit policies and configs of the relay spell
+/// differently, such as `nonResourceURLs` and `non_resource_urls`. Messages about mistakes use
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Names {
-    /// The name that the field [`Criteria::user_groups`] has in one kind of file: in audit
-    /// policies, or in configs of the relay.
+    /// The name of [`Criteria::user_groups`].
     pub user_groups: &'static str,
-    /// The name that the field [`Criteria::resources`] has in one kind of file: in audit policies,
-    /// or in configs of the relay.
-    pub resources: &'static str,
-    /// The name that the field [`Criteria::namespaces`] has in one kind of file: in audit policies,
-    /// or in configs of the relay.
-    pub namespaces: &'static str,
-    /// The name that the field [`Criteria::non_resource_urls`] has in one kind of file: in audit
-    /// policies, or in configs of the relay.
+    /// The name of [`Criteria::non_resource_urls`].
     pub non_resource_urls: &'static str,
-    /// The name that the field [`GroupResources::group`] has in one kind of file: in audit
-    /// policies, or in configs of the relay.
-    pub group: &'static str,
-    /// The name that the field [`GroupResources::resource_names`] has in one kind of file: in audit
-    /// policies, or in configs of the relay.
+    /// The name of [`GroupResources::resource_names`].
     pub resource_names: &'static str,
 }
 
@@ -77,10 +65,7 @@ impl Names {
     /// The names of the fields in audit policies.
     pub const POLICY: Self = Self {
         user_groups: "userGroups",
-        resources: "resources",
-        namespaces: "namespaces",
         non_resource_urls: "nonResourceURLs",
-        group: "group",
         resource_names: "resourceNames",
     };
     /// The names of the fields in the relay's config files.
@@ -88,7 +73,6 @@ impl Names {
         user_groups: "user_groups",
         non_resource_urls: "non_resource_urls",
         resource_names: "resource_names",
-        ..Self::POLICY
     };
 }
 
@@ -136,9 +120,10 @@ impl Criteria {
         let urls = Step::Field(names.non_resource_urls);
         let is_of_objects = !self.resources.is_empty() || !self.namespaces.is_empty();
         if is_of_objects && !self.non_resource_urls.is_empty() {
-            let Names { non_resource_urls, resources, namespaces, .. } = names;
             let what = format!(
-                "a request is about a path or about an object: a rule has {non_resource_urls}, or {resources} and {namespaces}: write two rules"
+                "a request is about a path or about an object: a rule has {}, or resources and \
+                 namespaces: write two rules",
+                names.non_resource_urls
             );
             note(&[urls], what);
         }
@@ -148,10 +133,9 @@ impl Criteria {
             }
         }
         for (index, of_group) in self.resources.iter().enumerate() {
-            let entry = [Step::Field(names.resources), Step::Item(index)];
-            let at = |field| [entry[0], entry[1], Step::Field(field)];
+            let at = |field| [Step::Field("resources"), Step::Item(index), Step::Field(field)];
             if let Some(what) = wrong_group(&of_group.group) {
-                note(&at(names.group), what);
+                note(&at("group"), what);
             }
             for (index, resource) in of_group.resources.iter().enumerate() {
                 if !is_resource(resource) {
@@ -181,11 +165,11 @@ impl Criteria {
             (vec![Step::Field("users")], &self.users, doubt_of_who as Doubt),
             (vec![Step::Field(names.user_groups)], &self.user_groups, doubt_of_who),
             (vec![Step::Field("verbs")], &self.verbs, doubt_of_verb),
-            (vec![Step::Field(names.namespaces)], &self.namespaces, doubt_of_namespace),
+            (vec![Step::Field("namespaces")], &self.namespaces, doubt_of_namespace),
         ];
         let resources = self.resources.iter().enumerate().filter(|(_, of)| !of.is_of_metrics());
         let resources = resources.map(|(index, of)| {
-            let path = [Step::Field(names.resources), Step::Item(index), Step::Field("resources")];
+            let path = [Step::Field("resources"), Step::Item(index), Step::Field("resources")];
             (path.to_vec(), &of.resources, doubt_of_resource as Doubt)
         });
         let mut found = Vec::new();
@@ -258,7 +242,8 @@ impl Criteria {
             return Some(unmet);
         }
         let name = location.as_ref().map(|location| name(request, object, location));
-        let is_met = |of: &GroupResources| of.matches(object, name, keeps);
+        let is_named = |names: &[String]| name.map_or(keeps, |name| has(names, name));
+        let is_met = |of: &GroupResources| of.matches(object, is_named);
         if self.resources.is_empty() || self.resources.iter().any(is_met) {
             return None;
         }
@@ -288,9 +273,8 @@ impl Criteria {
 
     /// Checks the namespace of the request's object against the field `namespaces` of the criteria.
     /// Returns a sentence that says why the namespace does not meet it; `None` if it does.
-    /// `location` is what the request's URL says about the object. If `location` is `None`, the
-    /// namespace is unknown: it then counts as met if `keeps` is `true`, and as not met otherwise.
-    /// `keeps` is `true` if events that match these criteria are kept.
+    /// `location` is what the request's URL says about the object. If it is `None`, the namespace
+    /// is unknown: the criterion then counts as met if `keeps` is `true`, and as not met otherwise.
     fn unmet_by_namespace(
         &self,
         request: &Request<'_>,
@@ -328,11 +312,7 @@ impl Criteria {
         }
         let path = request.uri.path();
         let path: Vec<u8> = percent_decode(&path).collect();
-        let matches = |spec: &String| match spec.strip_suffix('*') {
-            Some(prefix) => path.starts_with(prefix.trim_end_matches('*').as_bytes()),
-            None => path == spec.as_bytes(),
-        };
-        let met = self.non_resource_urls.iter().any(matches);
+        let met = self.non_resource_urls.iter().any(|spec| is_path(spec, &path));
         (!met).then(|| lacks("nonResourceURLs", &self.non_resource_urls, &path))
     }
 }
@@ -344,13 +324,13 @@ impl GroupResources {
         self.group.ends_with("metrics.k8s.io")
     }
 
-    /// Returns `true` if the object is of one of these kinds and has one of these names. `name` is
-    /// the object's name; `None` if it is unknown. An unknown name counts as one of the listed
-    /// names if `unknown` is `true`, and as none of them otherwise.
-    fn matches(&self, object: &Object<'_>, name: Option<&[u8]>, unknown: bool) -> bool {
-        let of_group = self.group == "*" || self.group.as_bytes() == &*object.group;
-        let named = self.resource_names.is_empty()
-            || name.map_or(unknown, |name| has(&self.resource_names, name));
+    /// Returns `true` if the object is of one of these kinds and has one of these names. `is_named`
+    /// says if a list of names has that of the object; it is called only if the rest matches.
+    pub(super) fn matches(
+        &self,
+        object: &Object<'_>,
+        is_named: impl Fn(&[String]) -> bool,
+    ) -> bool {
         let (resource, sub) = (&*object.resource, &*object.subresource);
         let covers = |spec: &String| match spec.as_bytes() {
             b"*" => true,
@@ -358,7 +338,10 @@ impl GroupResources {
             [first @ .., b'/', b'*'] if first == resource => true,
             spec => is_combined(spec, object),
         };
-        of_group && (self.resources.is_empty() || named && self.resources.iter().any(covers))
+        (self.group == "*" || self.group.as_bytes() == &*object.group)
+            && (self.resources.is_empty()
+                || self.resources.iter().any(covers)
+                    && (self.resource_names.is_empty() || is_named(&self.resource_names)))
     }
 }
 
@@ -429,13 +412,21 @@ fn doubt_of_resource(resource: &str) -> Option<String> {
     })
 }
 
-fn has(list: &[String], value: &[u8]) -> bool {
+pub(super) fn has(list: &[String], value: &[u8]) -> bool {
     list.iter().any(|item| item.as_bytes() == value)
+}
+
+/// Returns `true` if a path is `spec`, or begins with the text before the `*` at the end of `spec`.
+pub(super) fn is_path(spec: &str, path: &[u8]) -> bool {
+    match spec.strip_suffix('*') {
+        Some(prefix) => path.starts_with(prefix.trim_end_matches('*').as_bytes()),
+        None => path == spec.as_bytes(),
+    }
 }
 
 /// Returns `true` if `spec` names exactly this object's kind. The form of `spec` is `resource` for
 /// an object without a subresource, and `resource/sub` for an object with a subresource.
-pub(super) fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
+fn is_combined(spec: &[u8], object: &Object<'_>) -> bool {
     match &*object.subresource {
         b"" => *spec == *object.resource,
         sub => {

@@ -1,20 +1,19 @@
 //! Explains a policy's decision to people: one line for each rule up to the first that matches,
 //! then what the decision means for the event.
 
-use std::fmt;
-
 use super::rule::Decision;
 use super::rule::Level;
 use super::rule::Rule;
 use super::rule::Stage;
 use crate::audit::request::Request;
 
-/// An explanation of a policy's decision: one line for each rule that was compared, and lines about
-/// the result. `Display` writes the lines, each with a line break at its end.
+/// An explanation of a policy's decision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Explanation {
-    decision: Decision,
-    lines: Vec<String>,
+    /// The decision that is explained.
+    pub decision: Decision,
+    /// One line for each rule that was compared, and then lines about the result.
+    pub lines: Vec<String>,
 }
 
 impl Explanation {
@@ -48,18 +47,6 @@ impl Explanation {
             lines.extend(managed_fields(decision, request));
         }
         Self { decision, lines }
-    }
-
-    /// Returns the decision that this value explains.
-    #[must_use]
-    pub fn decision(&self) -> Decision {
-        self.decision
-    }
-}
-
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.lines.iter().try_for_each(|line| writeln!(f, "{line}"))
     }
 }
 

@@ -17,13 +17,13 @@ use percent_encoding::percent_decode;
 
 use super::criteria::Criteria;
 use super::criteria::GroupResources;
-use super::criteria::is_combined;
+use super::criteria::has;
+use super::criteria::is_path;
 use super::criteria::name;
 use super::rule::RULES_MAX;
 use super::users::ListId;
 use super::users::Users;
 use crate::audit::request::Location;
-use crate::audit::request::Object;
 use crate::audit::request::Request;
 use crate::audit::request::Text;
 use crate::audit::request::User;
@@ -65,39 +65,8 @@ struct Rest {
     /// `true`: the rule keeps the events that it matches, and therefore also matches an object
     /// whose name is unknown.
     keeps: bool,
-    resources: Vec<OfGroup>,
-    paths: Vec<Path>,
-}
-
-/// One entry of a rule's `resources`: kinds and names of objects of one API group.
-#[derive(Debug)]
-struct OfGroup {
-    /// The API group; `None`: every group matches.
-    group: Option<Box<[u8]>>,
-    /// The kinds of objects. If the list is empty, all kinds match.
-    kinds: Vec<Kind>,
-    /// The names of objects. If the list is empty, all names match.
-    names: Vec<Box<[u8]>>,
-}
-
-/// One resource of a rule, in one of the forms that policies allow.
-#[derive(Debug)]
-enum Kind {
-    Any,
-    /// `*/sub`: this subresource of any resource.
-    Sub(Box<[u8]>),
-    /// `resource/*`: this resource and all its subresources.
-    Under(Box<[u8]>),
-    /// `resource` or `resource/sub`: exactly this resource, with exactly this subresource or none.
-    Exactly(Box<[u8]>),
-}
-
-/// One entry of a rule's `non_resource_urls`. With `is_prefix`, every path that begins with `text`
-/// matches; otherwise only the path `text` matches.
-#[derive(Debug)]
-struct Path {
-    text: Box<[u8]>,
-    is_prefix: bool,
+    resources: Vec<GroupResources>,
+    paths: Vec<String>,
 }
 
 /// A lookup table for one criterion, such as the verb. For a value, such as `get`, the table has
@@ -371,88 +340,18 @@ impl Rest {
         let Criteria { resources, namespaces, non_resource_urls, .. } = criteria;
         let asks_object = !resources.is_empty() || !namespaces.is_empty();
         let paths = non_resource_urls.iter().filter(|_| !asks_object);
-        Self {
-            keeps,
-            resources: resources.iter().map(OfGroup::new).collect(),
-            paths: paths.map(|spec| Path::new(spec)).collect(),
-        }
+        Self { keeps, resources: resources.clone(), paths: paths.cloned().collect() }
     }
 
     fn matches(&self, located: &Located<'_>) -> bool {
         let request = located.request;
         if let (Some(object), false) = (&request.object, self.resources.is_empty()) {
-            let is_named = |names: &[Box<[u8]>]| match located.location() {
-                Some(location) => {
-                    let name = name(request, object, location);
-                    names.iter().any(|known| **known == *name)
-                }
+            let is_named = |names: &[String]| match located.location() {
+                Some(location) => has(names, name(request, object, location)),
                 None => self.keeps,
             };
             return self.resources.iter().any(|of| of.matches(object, is_named));
         }
-        if self.paths.is_empty() {
-            return true;
-        }
-        self.paths.iter().any(|spec| spec.matches(located.path()))
+        self.paths.is_empty() || self.paths.iter().any(|spec| is_path(spec, located.path()))
     }
-}
-
-impl OfGroup {
-    fn new(of: &GroupResources) -> Self {
-        Self {
-            group: (of.group != "*").then(|| bytes(&of.group)),
-            kinds: of.resources.iter().flat_map(|spec| Kind::of(spec)).collect(),
-            names: of.resource_names.iter().map(|name| bytes(name)).collect(),
-        }
-    }
-
-    fn matches(&self, object: &Object<'_>, is_named: impl Fn(&[Box<[u8]>]) -> bool) -> bool {
-        self.group.as_ref().is_none_or(|group| **group == *object.group)
-            && (self.kinds.is_empty()
-                || self.kinds.iter().any(|kind| kind.matches(object))
-                    && (self.names.is_empty() || is_named(&self.names)))
-    }
-}
-
-impl Kind {
-    /// Returns the kinds of objects that kube-apiserver finds in the text `spec`. For `*/*` there
-    /// are two kinds, because kube-apiserver reads it in two ways: as the subresource named `*` of
-    /// any resource, and as the resource named `*` with all its subresources.
-    fn of(spec: &str) -> Vec<Self> {
-        match spec.split_once('/') {
-            None if spec == "*" => vec![Self::Any],
-            Some(("*", "*")) => vec![Self::Sub(bytes("*")), Self::Under(bytes("*"))],
-            Some(("*", sub)) => vec![Self::Sub(bytes(sub))],
-            Some((resource, "*")) => vec![Self::Under(bytes(resource))],
-            Some(_) | None => vec![Self::Exactly(bytes(spec))],
-        }
-    }
-
-    fn matches(&self, object: &Object<'_>) -> bool {
-        let (own, sub) = (&*object.resource, &*object.subresource);
-        match self {
-            Self::Any => true,
-            Self::Sub(wanted) => !sub.is_empty() && **wanted == *sub,
-            Self::Under(resource) => **resource == *own,
-            Self::Exactly(spec) => is_combined(spec, object),
-        }
-    }
-}
-
-impl Path {
-    fn new(spec: &str) -> Self {
-        let prefix = spec.strip_suffix('*').map(|prefix| prefix.trim_end_matches('*'));
-        Self { text: bytes(prefix.unwrap_or(spec)), is_prefix: prefix.is_some() }
-    }
-
-    fn matches(&self, path: &[u8]) -> bool {
-        match self.is_prefix {
-            true => path.starts_with(&self.text),
-            false => *path == *self.text,
-        }
-    }
-}
-
-fn bytes(text: &str) -> Box<[u8]> {
-    text.as_bytes().into()
 }

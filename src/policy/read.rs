@@ -157,7 +157,7 @@ impl Problems {
     /// Checks the `kind` of a document; each mistake is noted. Returns `true` if the `kind` is
     /// `Policy`. A missing `kind` is a mistake, but the result is also `true`, so that the rest is
     /// checked. Returns `false` for another kind, and the rest of the document is then not read.
-    /// Returns `None` if the document is no map, or if [`Self::text`] finds no text in its `kind`.
+    /// Returns `None` if the document is not a map, or if its `kind` is not a text.
     fn is_policy(&self, document: &Node) -> Option<bool> {
         let pairs = self.map(document)?;
         let kind = pairs
@@ -298,7 +298,7 @@ impl Problems {
         Some(Fields { place: node.place, fields })
     }
 
-    /// Returns the pairs of a map. `None` if the node is no map, which is noted as a mistake.
+    /// Returns the pairs of a map. `None` if the node is not a map, which is noted as a mistake.
     fn map<'n>(&self, node: &'n Node) -> Option<&'n [(Node, Node)]> {
         let Value::Map(pairs) = &node.value else {
             let found = what(&node.value);
@@ -319,13 +319,14 @@ impl Problems {
     }
 
     /// Reads the field `name`, which is a list of texts. The list is empty if the field is missing.
-    /// An item that is no text becomes an empty text, so that the items after it keep their index.
+    /// An item that is not a text becomes an empty text, so that the items after it keep their
+    /// index.
     fn texts(&self, fields: &Fields<'_>, name: &str) -> Vec<String> {
         let list = fields.get(name).and_then(|node| self.list(node)).unwrap_or_default();
         list.iter().map(|node| self.text(node).unwrap_or_default()).collect()
     }
 
-    /// Returns the text of a node. `None` if the node is no text, or if YAML reads it as null, a
+    /// Returns the text of a node. `None` if the node is not a text, or if YAML reads it as null, a
     /// boolean or a number because it has no quotes; both are noted as mistakes.
     fn text(&self, node: &Node) -> Option<String> {
         let Value::Scalar { text, plain } = &node.value else {

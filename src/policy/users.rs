@@ -35,7 +35,7 @@ impl ListId {
 /// all users.
 #[derive(Debug, Default)]
 pub struct Users {
-    /// The list that the remembered sets belong to; `None` as long as there is none.
+    /// The list that the remembered sets belong to; `None` until the first request.
     list: Option<ListId>,
     places: Vec<Place>,
 }
