@@ -54,7 +54,8 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
 }
 
 /// Checks the directories that a config names, and returns their faults. Directories in `in_use`
-/// are not checked, because the running relay goes on using them in any case. Blocks on the disk.
+/// are not checked, because the running relay continues to use them in any case. Blocks on the
+/// disk.
 #[must_use]
 pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     let mut problems = Vec::new();
@@ -126,14 +127,18 @@ impl Findings<'_> {
         }
     }
 
+    /// Adds an error of the file of the config key `named`, which `what` describes.
+    fn refuse(&mut self, named: &Named, what: impl std::fmt::Display) {
+        self.add(named, format!("{what}, allowed: {}", allowed(named)), Severity::Error);
+    }
+
     /// Adds the error in `result`, if there is one, as a problem of the config key `named`. A
-    /// missing file is no problem if the file is optional.
+    /// missing file is not a problem if the file is optional.
     fn report(&mut self, named: &Named, result: Result<(), TlsError>) {
         // An optional file may disappear between two reads.
         let Err(error) = result else { return };
         if named.must_exist || !error.is_missing() {
-            let message = format!("{error}, allowed: {}", allowed(named));
-            self.add(named, message, Severity::Error);
+            self.refuse(named, error);
         }
     }
 
@@ -147,12 +152,9 @@ impl Findings<'_> {
         let is_listener = named.key.starts_with("listener");
         match chain.validity() {
             Err(position) => {
-                let message = format!(
-                    "certificate {position} of {} can't be read, allowed: {}",
-                    named.path.display(),
-                    allowed(named)
-                );
-                return self.add(named, message, Severity::Error);
+                let file = named.path.display();
+                let what = format!("certificate {position} of {file} can't be read");
+                return self.refuse(named, what);
             }
             Ok(all) => {
                 let by = if is_listener { "kube-apiserver" } else { "the consumer" };
@@ -231,8 +233,7 @@ impl Findings<'_> {
         } else {
             return;
         };
-        let message = format!("{} {what}, allowed: {}", named.path.display(), allowed(named));
-        self.add(named, message, Severity::Error);
+        self.refuse(named, format_args!("{} {what}", named.path.display()));
     }
 
     /// Checks a file with a password, and adds its faults to the problems.
@@ -276,8 +277,7 @@ impl Findings<'_> {
                 format!("it is the key of {name}, and evidence.origin is another name")
             }
         };
-        let message = format!("{}: {error}, allowed: {}", named.path.display(), allowed(named));
-        self.add(named, message, Severity::Error);
+        self.refuse(named, format_args!("{}: {error}", named.path.display()));
     }
 
     /// Returns the contents of a file with a secret. Returns `None` if the file cannot be read or
@@ -288,12 +288,11 @@ impl Findings<'_> {
             Err(error) => error,
         };
         let file = named.path.display();
-        let message = if error.kind() == io::ErrorKind::InvalidData {
-            format!("{file} is not text (UTF-8), allowed: {}", allowed(named))
-        } else {
-            format!("cannot read {file}: {error}, allowed: {}", allowed(named))
+        let what = match error.kind() == io::ErrorKind::InvalidData {
+            true => format!("{file} is not text (UTF-8)"),
+            false => format!("cannot read {file}: {error}"),
         };
-        self.add(named, message, Severity::Error);
+        self.refuse(named, what);
         None
     }
 }

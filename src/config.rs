@@ -86,7 +86,6 @@ pub use listener::Listener;
 pub use listener::ListenerTls;
 pub use log::Log;
 pub use log::LogFormat;
-pub use log::LogLevel;
 pub use messages::Messages;
 pub(crate) use messages::machine_name;
 pub use output::Output;
@@ -228,18 +227,17 @@ pub fn read_with(
     let (cx, table) = reader::Context::new(text, env);
     cx.warn_of_shell("", &table);
     let config = whole(&cx, table, types);
-    let found = cx.finish();
-    let failed = found.problems.iter().any(|problem| problem.severity == Severity::Error);
-    let config = config.filter(|_| !failed && found.complete);
-    Checked {
-        config,
-        problems: found.problems,
-        files: found.files,
-        policies: found.policies,
-        named: found.named,
-        places: found.places,
-        effective: print::effective(&found.items),
-    }
+    let effective = print::effective(&cx.items.borrow());
+    let is_complete = !cx.incomplete.get();
+    let spots = cx.spots.borrow().clone();
+    let places = spots.into_iter().map(|(path, at)| (path, cx.place(at))).collect();
+    let mut files = cx.files.take();
+    files.sort_unstable();
+    files.dedup();
+    let (policies, named, problems) = (cx.policies.take(), cx.named.take(), cx.problems());
+    let failed = problems.iter().any(|problem| problem.severity == Severity::Error);
+    let config = config.filter(|_| !failed && is_complete);
+    Checked { config, problems, files, policies, named, effective, places }
 }
 
 /// Reads only the key `admin.address` of a config file, and ignores the other keys. The commands
@@ -256,7 +254,7 @@ pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
     let (cx, table) = reader::Context::new(text, &env);
     let (address, _) = admin(&mut Table::root(&cx, table));
     let as_error = |problem| Problem { severity: Severity::Error, ..problem };
-    address.ok_or_else(|| cx.finish().problems.into_iter().map(as_error).collect())
+    address.ok_or_else(|| cx.problems().into_iter().map(as_error).collect())
 }
 
 /// Reads only the key `admin.tap_token_file` of a config file, and ignores the other keys, as
@@ -294,7 +292,8 @@ pub struct Config {
     pub outputs: Vec<Output>,
     /// The section `[dead_letter]`: the settings of the files for rejected events.
     pub dead_letter: DeadLetter,
-    /// The section `[evidence]`: the log that proves which events came in. `None`: there is none.
+    /// The section `[evidence]`: the log that proves which events came in. `None`: there is no such
+    /// log.
     pub evidence: Option<Evidence>,
     /// The key `admin.address`: the address at which the relay serves metrics, health checks and
     /// its status page.
@@ -339,7 +338,7 @@ fn whole<'a>(
     let is_durable = t.sets("queue", "directory");
     let mut limits = t.section("limits", |t| limits::read(t, is_durable));
     let queue = t.section("queue", queue::read);
-    let filter = filter::filter(&mut t, filter::Otherwise::OF_THE_OUTPUT);
+    let filter = filter::filter(&mut t, None);
     let outputs = t.sections("output", |t| output::read(t, types, &|| entries(types)));
     let dead_letter = t.section("dead_letter", dead_letter::read);
     let meaning = "its presence turns on the log that proves which events came in; needs \
@@ -349,7 +348,7 @@ fn whole<'a>(
     let (admin, tap_token_file) = admin(&mut t);
     let log = t.section("log", log::read);
     let drain_timeout = t.section("shutdown", drain_timeout);
-    t.refuse_rest(|_| None);
+    t.refuse_rest(&|_| None);
 
     limits.max_body = limits::effective_max_body(cx, &limits, &queue);
     if !has_input && cx.are_known(&["listener", "source"]) {
@@ -439,5 +438,5 @@ fn entries(types: &[OutputType]) -> Vec<reader::Entry> {
     let text = sample(types);
     let (cx, table) = reader::Context::new(&text, &|_| None);
     whole(&cx, table, types);
-    print::merged(cx.finish().items)
+    print::merged(cx.items.into_inner())
 }

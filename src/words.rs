@@ -82,6 +82,17 @@ pub fn latency(seconds: Option<f64>) -> String {
     }
 }
 
+/// Returns the known word that is most similar to `text`, or `None` if no word is similar. A word
+/// is similar if it differs by one typing error, or by at most a third of the letters of `text`.
+/// For example, `multplier` finds `multiplier`.
+#[must_use]
+pub fn nearest<'w>(text: &str, words: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
+    let typos_max = (text.chars().count() / 3).max(1);
+    let typos = |word: &str| strsim::damerau_levenshtein(text, word);
+    let near = words.into_iter().map(|word| (typos(word), word));
+    near.filter(|(typos, _)| *typos <= typos_max).min().map(|(_, word)| word)
+}
+
 /// Returns the age of something: `just now`, `5 s ago`.
 #[must_use]
 pub fn ago(seconds: f64) -> String {

@@ -23,7 +23,7 @@ pub struct Evidence {
     /// The file with the private signing key.
     pub key_file: PathBuf,
     /// The file with the private signing key that takes over at the next start without this one.
-    /// Until then both sign. `None`: there is none.
+    /// Until then both sign. `None`: there is no such key.
     pub next_key_file: Option<PathBuf>,
     /// The name of the log, which no other log has.
     pub origin: String,
@@ -31,9 +31,9 @@ pub struct Evidence {
     pub checkpoint_interval: Duration,
     /// The longest time without an entry.
     pub heartbeat_interval: Duration,
-    /// The most bytes of the line hashes.
+    /// The greatest number of bytes of the line hashes. The files may take twice as much.
     pub max_bytes: u64,
-    /// The witnesses that are asked to cosign each checkpoint. No two have one name.
+    /// The witnesses that are asked to cosign each checkpoint. Their names are all different.
     pub witnesses: Vec<Witness>,
 }
 

@@ -11,10 +11,10 @@ use super::problem::Content;
 use super::problem::Severity;
 use super::table::TABLE;
 use super::table::Table;
-use super::table::Tables;
 use super::table::derived;
 use super::table::optional;
 use super::table::required;
+use super::table::whole;
 use super::values::MIB;
 use super::values::secs;
 use crate::policy::Criteria;
@@ -126,50 +126,14 @@ pub(super) fn merged(all: &Section, own: Section, default: Form, index: Option<&
     }
 }
 
-/// The texts of the config reference that say how an output behaves without a key of the form.
-#[derive(Clone, Copy)]
-pub(super) struct Otherwise {
-    shape: &'static str,
-    bodies: &'static str,
-    managed_fields: &'static str,
-}
-
-impl Otherwise {
-    /// The texts of `[filter]`.
-    pub(super) const OF_THE_OUTPUT: Self = Self {
-        shape: "the output's default",
-        bodies: "the output's default",
-        managed_fields: "the output's default",
-    };
-
-    /// Returns the texts of `[output.filter]`, for an output with these defaults.
-    pub(super) fn of(default: Form) -> Self {
-        Self {
-            shape: match default.shape {
-                Shape::Event => "that of `[filter]`, or `\"event\"`",
-                Shape::Ecs => "that of `[filter]`, or `\"ecs\"`",
-                Shape::Ocsf => "that of `[filter]`, or `\"ocsf\"`",
-            },
-            bodies: match default.bodies {
-                Bodies::Keep => "that of `[filter]`, or `\"keep\"`",
-                Bodies::String => "that of `[filter]`, or `\"string\"`",
-                Bodies::Drop => "that of `[filter]`, or `\"drop\"`",
-            },
-            managed_fields: match default.managed_fields {
-                ManagedFields::Keep => "that of `[filter]`, or `\"keep\"`",
-                ManagedFields::Drop => "that of `[filter]`, or `\"drop\"`",
-            },
-        }
-    }
-}
-
 /// Reads the section `filter`, of the whole file or of one output. Returns the default filter if
 /// the section is absent, and `None` if a table of `match` or `redact` is wrong; the problem is
-/// recorded.
-pub(super) fn filter(t: &mut Table<'_, '_>, otherwise: Otherwise) -> Option<Section> {
+/// recorded. `of_type` has the defaults of the keys of the form for an output, and is `None` for
+/// the whole file.
+pub(super) fn filter(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
     let key =
         optional("filter", TABLE, "events leave as they are", "what leaves, and how much of it");
-    match t.optional_section(key, |t| keys(t, otherwise)) {
+    match t.optional_section(key, |t| keys(t, of_type)) {
         Some(filter) => filter,
         None => Some(Section::default()),
     }
@@ -177,7 +141,7 @@ pub(super) fn filter(t: &mut Table<'_, '_>, otherwise: Otherwise) -> Option<Sect
 
 /// Reads the keys of a section `filter`. Returns `None` if a table of `match` or `redact` is wrong;
 /// the problem is recorded.
-fn keys(t: &mut Table<'_, '_>, otherwise: Otherwise) -> Option<Section> {
+fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
     let policy = policy(t);
     let max_event_bytes = t.size_of(
         derived(
@@ -204,7 +168,7 @@ fn keys(t: &mut Table<'_, '_>, otherwise: Otherwise) -> Option<Section> {
         annotation_name,
         annotation_value,
     );
-    let (shape, bodies, managed_fields) = form(t, otherwise);
+    let (shape, bodies, managed_fields) = form(t, of_type);
     let matches = t.found_tables(optional(
         "match",
         "table, or array of tables",
@@ -217,12 +181,13 @@ fn keys(t: &mut Table<'_, '_>, otherwise: Otherwise) -> Option<Section> {
         "nothing",
         "what of bodies does not leave; also if it is empty, what holds secrets of Kubernetes' own is redacted",
     ));
-    if matches.as_ref().is_some_and(Tables::is_empty) {
+    if matches.as_ref().is_some_and(|found| found.tables.is_empty()) {
         t.cx.error(&t.path_of("match"), "is empty, allowed: at least one table, or leave it out");
     }
     let matches = matches.map(|tables| t.read_tables(tables, criteria));
     let redact = redact.map(|tables| t.read_tables(tables, redaction));
-    let (matches, redact) = (all_of(matches)?, all_of(redact)?);
+    let matches = whole(matches.map(|tables| tables.into_iter().collect()))?;
+    let redact = whole(redact.map(|tables| tables.into_iter().collect()))?;
     let filter = Filter {
         matches: matches.into_iter().collect(),
         policies: policy.into_iter().collect(),
@@ -255,38 +220,40 @@ fn policy(t: &mut Table<'_, '_>) -> Option<PathBuf> {
 /// Reads the keys of the form in which events leave. Each is `None` if it is absent or wrong.
 fn form(
     t: &mut Table<'_, '_>,
-    otherwise: Otherwise,
+    of_type: Option<Form>,
 ) -> (Option<Shape>, Option<Bodies>, Option<ManagedFields>) {
+    let shapes = [Shape::Event, Shape::Ecs, Shape::Ocsf].map(|shape| (shape.name(), shape));
     let shape = t.optional_choice(
         "shape",
-        &[Shape::Event, Shape::Ecs, Shape::Ocsf].map(|shape| (shape.name(), shape)),
-        otherwise.shape,
+        &shapes,
+        otherwise(&shapes, of_type.map(|form| form.shape)),
         "schema of what leaves, applied last: the event as it is, the Elastic Common Schema, or \
          OCSF's API Activity",
     );
+    let words = [("keep", Bodies::Keep), ("string", Bodies::String), ("drop", Bodies::Drop)];
     let bodies = t.optional_choice(
         "bodies",
-        &[("keep", Bodies::Keep), ("string", Bodies::String), ("drop", Bodies::Drop)],
-        otherwise.bodies,
+        &words,
+        otherwise(&words, of_type.map(|form| form.bodies)),
         "what becomes of requestObject and responseObject: they stay, become strings of their \
          JSON, or are removed",
     );
+    let words = [("keep", ManagedFields::Keep), ("drop", ManagedFields::Drop)];
     let managed_fields = t.optional_choice(
         "managed_fields",
-        &[("keep", ManagedFields::Keep), ("drop", ManagedFields::Drop)],
-        otherwise.managed_fields,
+        &words,
+        otherwise(&words, of_type.map(|form| form.managed_fields)),
         "drop: metadata.managedFields is removed from the bodies, as omitManagedFields of a Policy does",
     );
     (shape, bodies, managed_fields)
 }
 
-/// Combines the results of reading an array of tables. `tables` is `None` if the file has no such
-/// array; the function then returns `Some(None)`. An element is `None` if its table gave no result;
-/// the function then returns `None`.
-fn all_of<T>(tables: Option<Vec<Option<T>>>) -> Option<Option<Vec<T>>> {
-    match tables {
-        Some(tables) => tables.into_iter().collect::<Option<Vec<_>>>().map(Some),
-        None => Some(None),
+/// Returns the text about an output without a key of the form, for the config reference. `default`
+/// is the default of the output's type, and `None` in the section `[filter]`.
+fn otherwise<T: PartialEq>(words: &[(&str, T)], default: Option<T>) -> String {
+    match words.iter().find(|(_, value)| Some(value) == default.as_ref()) {
+        Some((word, _)) => format!("that of `[filter]`, or `\"{word}\"`"),
+        None => "the output's default".to_owned(),
     }
 }
 
@@ -367,7 +334,7 @@ fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
         let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
         let (resources, fields) = (owned(resources), owned(fields));
         let rule = redact::Rule { resources, fields, with: With::Drop };
-        Redaction::new(&[rule]).map(drop).map_err(|mistake| mistake.what)
+        Redaction::new(&[rule]).map(drop)
     };
     let resources = t.texts(
         optional(

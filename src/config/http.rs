@@ -132,7 +132,7 @@ impl HttpClient {
             Some(Self {
                 urls: urls?,
                 strategy: strategy?,
-                tls: whole(tls)?.unwrap_or_default(),
+                tls: tls.unwrap_or_default(),
                 compression: compression?,
                 headers,
                 bearer_token_file,
@@ -164,8 +164,11 @@ impl HttpClient {
 /// Returns `true` if the URL has the scheme http. Returns `false` if it has the scheme https, or if
 /// its `${file:…}` cannot be read now.
 fn is_plain(url: &Template) -> bool {
-    let url = url.expand().ok().and_then(|url| values::url(&url).ok());
-    url.is_some_and(|url| url.scheme() == "http")
+    parsed(url).is_some_and(|url| url.scheme() == "http")
+}
+
+fn parsed(url: &Template) -> Option<Url> {
+    values::url(&url.expand().ok()?).ok()
 }
 
 /// Warns of each credential of the output that goes over the network without TLS: the files with
@@ -182,7 +185,6 @@ fn warn_of_plain_credentials(
         Some(Host::Ipv6(address)) => address.to_canonical().is_loopback(),
         None => false,
     };
-    let parsed = |url: &Template| values::url(&url.expand().ok()?).ok();
     let is_open =
         |url: &Template| parsed(url).is_some_and(|url| url.scheme() == "http" && !is_local(&url));
     let Some(index) = urls.iter().position(is_open) else { return };
@@ -221,7 +223,7 @@ fn proxy(t: &mut Table<'_, '_>) -> Option<Template> {
     t.secret(optional("proxy", "URL", "none", meaning), values::proxy_url)
 }
 
-/// Reads the section `basic_auth`. Returns `None` if the section is absent or is no table, and
+/// Reads the section `basic_auth`. Returns `None` if the section is absent or is not a table, and
 /// `Some(None)` if one of its keys is missing or wrong. Each problem is recorded.
 fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
     t.optional_section(

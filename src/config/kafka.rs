@@ -92,7 +92,7 @@ impl Kafka {
             let message = "sends the password readable without tls, better: tls, or SCRAM-SHA-512";
             t.cx.problem_at(&path, &path, message, super::problem::Severity::Warning);
         }
-        let ((brokers, topic), tls, sasl) = (topic?, whole(tls)?, whole(sasl)?);
+        let ((brokers, topic), sasl) = (topic?, whole(sasl)?);
         Some(Self { brokers, topic, tls, sasl })
     }
 

@@ -132,7 +132,7 @@ fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
         private_key: private_key?,
         client_ca,
         optional,
-        min_version: min_version?,
+        min_version,
     })
 }
 

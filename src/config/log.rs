@@ -1,5 +1,7 @@
 //! `[log]`.
 
+use tracing::Level;
+
 use super::table::Table;
 
 /// The settings of the section `[log]`.
@@ -7,24 +9,9 @@ use super::table::Table;
 pub struct Log {
     /// The lowest level of log lines that are written. Lines of more important levels are written
     /// too.
-    pub level: LogLevel,
+    pub level: Level,
     /// The format of a log line.
     pub format: LogFormat,
-}
-
-/// The values of `log.level`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogLevel {
-    /// Something is lost, or somebody must act.
-    Error,
-    /// Something unexpected happened, and nothing is lost.
-    Warn,
-    /// The state of the relay or of a part of it has changed.
-    Info,
-    /// One line for each request and delivery.
-    Debug,
-    /// Every line that the relay can log.
-    Trace,
 }
 
 /// The values of `log.format`.
@@ -42,13 +29,13 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Log> {
     let level = t.choice(
         "level",
         &[
-            ("error", LogLevel::Error),
-            ("warn", LogLevel::Warn),
-            ("info", LogLevel::Info),
-            ("debug", LogLevel::Debug),
-            ("trace", LogLevel::Trace),
+            ("error", Level::ERROR),
+            ("warn", Level::WARN),
+            ("info", Level::INFO),
+            ("debug", Level::DEBUG),
+            ("trace", Level::TRACE),
         ],
-        Some(LogLevel::Info),
+        Some(Level::INFO),
         "debug: one line per request and delivery",
     );
     let format = t.choice(

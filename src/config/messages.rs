@@ -22,8 +22,8 @@ impl Messages {
     /// Reads the keys of RFC 5424 messages, such as `facility` and `hostname`. Returns `None` if
     /// `hostname` or `app_name` is wrong; the problem is recorded.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let facility = t.choice("facility", &FACILITIES, Some(16), "of each message");
-        let severity = t.choice("severity", &SEVERITIES, Some(6), "of each message");
+        let facility = t.choice("facility", &numbered(&FACILITIES), Some(16), "of each message");
+        let severity = t.choice("severity", &numbered(&SEVERITIES), Some(6), "of each message");
         let hostname = t.word_or(
             ("hostname", "name", "HOSTNAME of each message"),
             &machine_name(),
@@ -58,43 +58,20 @@ pub(crate) fn machine_name() -> String {
     values::printable(name.trim(), 255).unwrap_or_else(|_| "-".to_owned())
 }
 
-/// The facilities of RFC 5424 §6.2.1, as name and number. The names are those of syslog.conf(5);
-/// the facilities 12 to 15 have rsyslog's names.
-const FACILITIES: [(&str, u8); 24] = [
-    ("kern", 0),
-    ("user", 1),
-    ("mail", 2),
-    ("daemon", 3),
-    ("auth", 4),
-    ("syslog", 5),
-    ("lpr", 6),
-    ("news", 7),
-    ("uucp", 8),
-    ("cron", 9),
-    ("authpriv", 10),
-    ("ftp", 11),
-    ("ntp", 12),
-    ("audit", 13),
-    ("alert", 14),
-    ("clock", 15),
-    ("local0", 16),
-    ("local1", 17),
-    ("local2", 18),
-    ("local3", 19),
-    ("local4", 20),
-    ("local5", 21),
-    ("local6", 22),
-    ("local7", 23),
+/// The facilities of RFC 5424 §6.2.1, in the order of their numbers. The names are those of
+/// syslog.conf(5); the facilities 12 to 15 have rsyslog's names.
+const FACILITIES: [&str; 24] = [
+    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv",
+    "ftp", "ntp", "audit", "alert", "clock", "local0", "local1", "local2", "local3", "local4",
+    "local5", "local6", "local7",
 ];
 
-/// The severities of RFC 5424 §6.2.1, as name and number. The names are those of syslog.conf(5).
-const SEVERITIES: [(&str, u8); 8] = [
-    ("emerg", 0),
-    ("alert", 1),
-    ("crit", 2),
-    ("err", 3),
-    ("warning", 4),
-    ("notice", 5),
-    ("info", 6),
-    ("debug", 7),
-];
+/// The severities of RFC 5424 §6.2.1, in the order of their numbers. The names are those of
+/// syslog.conf(5).
+const SEVERITIES: [&str; 8] =
+    ["emerg", "alert", "crit", "err", "warning", "notice", "info", "debug"];
+
+/// Returns each name with its number.
+fn numbered(names: &[&'static str]) -> Vec<(&'static str, u8)> {
+    names.iter().copied().zip(0..).collect()
+}

@@ -9,7 +9,6 @@ use super::delivery::Retry;
 use super::delivery::Timeouts;
 use super::filter;
 use super::filter::Filter;
-use super::filter::Otherwise;
 use super::filter::Section;
 use super::problem::Severity;
 use super::protocol::OutputKind;
@@ -120,9 +119,9 @@ pub(super) fn read(
          type tcp, stdout, lumberjack, relp, kafka, s3, and http with format ndjson or audit_log",
     );
     let type_name = kind.map(|kind| kind.name);
-    t.cx.set_scope(type_name);
+    t.cx.scope.set(type_name);
     let protocol = kind.and_then(|kind| (kind.read)(t));
-    if checkpoints && protocol.as_ref().is_some_and(|kind| !kind.carries_checkpoints()) {
+    if checkpoints && protocol.as_ref().is_some_and(|kind| !kind.carries_checkpoints) {
         let path = format!("{}.checkpoints", t.path);
         t.cx.error(&path, NO_PLACE);
     }
@@ -131,14 +130,14 @@ pub(super) fn read(
     let batch_bytes = kind.map_or(BatchBytes::UNLIMITED, |kind| kind.batch_bytes);
     let batch = t.section("batch", |t| delivery::batch(t, batch_bytes));
     let (rejected, after_server_errors) = t.section("rejected", delivery::rejected);
-    let final_after = protocol.as_ref().and_then(OutputKind::final_after);
+    let final_after = protocol.as_ref().and_then(|kind| kind.final_after);
     let collects = kind.filter(|kind| kind.collects).map(|kind| kind.name);
     let collected_after = final_after.filter(|_| collects.is_some());
     contradictions_of_max_elapsed(t, retry.max_elapsed, rejected, collected_after);
     let form = kind.map(|kind| kind.form).unwrap_or_default();
-    let filter = filter::filter(t, Otherwise::of(form));
-    t.refuse_rest(|key| of_another_type(key, type_name, &entries()));
-    t.cx.set_scope(None);
+    let filter = filter::filter(t, Some(form));
+    t.refuse_rest(&|key| of_another_type(key, type_name, &entries()));
+    t.cx.scope.set(None);
     let whole = name.clone().zip(protocol).zip(rejected);
     let output = whole.map(|((name, kind), rejected)| Output {
         name,
@@ -199,7 +198,7 @@ pub(super) fn with_filter(all: &Section, drafts: Vec<Draft>) -> Option<Vec<Outpu
     let with = |draft: Draft| {
         let (output, own) = (draft.output?, draft.filter?);
         let default = draft.kind?.form;
-        let filter = filter::merged(all, own, default, output.kind.index());
+        let filter = filter::merged(all, own, default, output.kind.index.as_deref());
         Some(Output { filter, ..output })
     };
     drafts.into_iter().map(with).collect()
@@ -213,7 +212,7 @@ pub(super) fn with_filter(all: &Section, drafts: Vec<Draft>) -> Option<Vec<Outpu
 pub(super) fn warn_of_large_events(cx: &Context<'_>, outputs: &[Draft]) {
     for draft in outputs {
         let key = format!("{}.filter.max_event_bytes", draft.path);
-        let limit = draft.output.as_ref().and_then(|output| output.kind.event_limit());
+        let limit = draft.output.as_ref().and_then(|output| output.kind.event_limit);
         if let Some(limit) = limit
             && !cx.is_set("filter.max_event_bytes")
             && !cx.is_set(&key)

@@ -140,13 +140,28 @@ pub struct OutputKind {
     name: &'static str,
     /// The settings, without their concrete type.
     settings: Arc<dyn AnySettings>,
+    /// See [`OutputSettings::final_after`].
+    pub final_after: Option<(&'static str, Duration)>,
+    /// See [`OutputSettings::carries_checkpoints`].
+    pub(super) carries_checkpoints: bool,
+    /// See [`OutputSettings::index`].
+    pub(super) index: Option<String>,
+    /// See [`OutputSettings::event_limit`].
+    pub(super) event_limit: Option<&'static str>,
 }
 
 impl OutputKind {
     /// Wraps the settings of one type of output.
     #[must_use]
     pub fn new<S: OutputSettings>(settings: S) -> Self {
-        Self { name: S::TYPE, settings: Arc::new(settings) }
+        Self {
+            name: S::TYPE,
+            final_after: settings.final_after(),
+            carries_checkpoints: settings.carries_checkpoints(),
+            index: settings.index().map(str::to_owned),
+            event_limit: settings.event_limit(),
+            settings: Arc::new(settings),
+        }
     }
 
     /// Returns the name of the output's type, as the key `type` has it: `"http"`.
@@ -168,29 +183,6 @@ impl OutputKind {
     pub fn targets(&self) -> Vec<Target> {
         self.settings.targets()
     }
-
-    /// Returns `true` if the output can carry a checkpoint of the evidence.
-    pub(super) fn carries_checkpoints(&self) -> bool {
-        self.settings.carries_checkpoints()
-    }
-
-    /// Returns the index into which the output writes, if its type has indices.
-    pub(super) fn index(&self) -> Option<&str> {
-        self.settings.index()
-    }
-
-    /// Returns what the receiver does with large events, as a part of a warning, if it has a known
-    /// limit.
-    pub(super) fn event_limit(&self) -> Option<&'static str> {
-        self.settings.event_limit()
-    }
-
-    /// Returns the name and the value of the config key for the time after which a sent event is
-    /// final. Returns `None` if the protocol does not wait.
-    #[must_use]
-    pub fn final_after(&self) -> Option<(&'static str, Duration)> {
-        self.settings.final_after()
-    }
 }
 
 impl fmt::Debug for OutputKind {
@@ -205,7 +197,7 @@ impl PartialEq for OutputKind {
     }
 }
 
-/// The methods of [`OutputSettings`], for settings whose concrete type is not known (as a trait
+/// Some methods of [`OutputSettings`], for settings whose concrete type is not known (as a trait
 /// object).
 trait AnySettings: fmt::Debug + Send + Sync {
     /// Returns the settings in a form that can be converted back to their concrete type.
@@ -216,18 +208,6 @@ trait AnySettings: fmt::Debug + Send + Sync {
 
     /// Returns the configured addresses that the output sends events to.
     fn targets(&self) -> Vec<Target>;
-
-    /// See [`OutputSettings::final_after`].
-    fn final_after(&self) -> Option<(&'static str, Duration)>;
-
-    /// Returns `true` if the output can carry a checkpoint of the evidence.
-    fn carries_checkpoints(&self) -> bool;
-
-    /// Returns the index into which the output writes, if its type has indices.
-    fn index(&self) -> Option<&str>;
-
-    /// Returns what the receiver does with large events, if it has a known limit.
-    fn event_limit(&self) -> Option<&'static str>;
 }
 
 impl<S: OutputSettings> AnySettings for S {
@@ -241,21 +221,5 @@ impl<S: OutputSettings> AnySettings for S {
 
     fn targets(&self) -> Vec<Target> {
         OutputSettings::targets(self)
-    }
-
-    fn final_after(&self) -> Option<(&'static str, Duration)> {
-        OutputSettings::final_after(self)
-    }
-
-    fn carries_checkpoints(&self) -> bool {
-        OutputSettings::carries_checkpoints(self)
-    }
-
-    fn index(&self) -> Option<&str> {
-        OutputSettings::index(self)
-    }
-
-    fn event_limit(&self) -> Option<&'static str> {
-        OutputSettings::event_limit(self)
     }
 }

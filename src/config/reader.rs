@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::ops::RangeBounds;
+use std::ops::RangeBounds as _;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,6 +27,7 @@ use super::problem::Severity;
 use super::template::ExpandError;
 use super::template::Template;
 use super::values;
+use super::values::Range;
 use crate::named_file;
 
 /// The environment: a function that returns the value of a variable, or `None` if the variable is
@@ -38,13 +39,13 @@ pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 ///
 /// Reading continues after a problem, so that one run reports all problems. Each problem is
 /// recorded with the byte position of the value. The records are in `RefCell` and `Cell`, because
-/// several tables share them; only one thread uses them. [`Context::finish`] turns the records into
-/// the result.
+/// several tables share them; only one thread uses them. The end of the reading takes the
+/// records out.
 pub(super) struct Context<'a> {
     /// The text of the config file.
     text: &'a str,
     /// The function that returns the values of environment variables.
-    env: Env<'a>,
+    pub(super) env: Env<'a>,
     /// The problems that were found, each with its byte position in the file.
     problems: RefCell<Vec<(usize, Problem)>>,
     /// The byte position of each value and table header that was taken from the file. The map's key
@@ -62,38 +63,17 @@ pub(super) struct Context<'a> {
     /// reading. A key is here even if the file does not set it.
     pub(super) items: RefCell<Vec<Item>>,
     /// The files that the config names, in the order of reading.
-    files: RefCell<Vec<PathBuf>>,
+    pub(super) files: RefCell<Vec<PathBuf>>,
     /// The paths of the files that are audit policies.
     pub(super) policies: RefCell<BTreeSet<PathBuf>>,
     /// The keys whose values are paths of files or directories.
-    named: RefCell<Vec<Named>>,
+    pub(super) named: RefCell<Vec<Named>>,
     /// `true`: a `${file:…}` cannot be read, so the config is incomplete. A `${file:…}` in a string
     /// that may be a secret does not count, because it is read again later.
-    incomplete: Cell<bool>,
+    pub(super) incomplete: Cell<bool>,
     /// The name of the type of output that is being read; `None` outside of outputs. The config
     /// reference uses it to list the types that have a key.
     pub(super) scope: Cell<Option<&'static str>>,
-}
-
-/// The results of reading one config file.
-pub(super) struct Finished {
-    /// All problems, sorted by their position in the file.
-    pub(super) problems: Vec<Problem>,
-    /// The sections that were read and the keys that the code has asked for, in the order of
-    /// reading. A key is here even if the file does not set it.
-    pub(super) items: Vec<Item>,
-    /// The paths of the files that the config names, sorted and without duplicates.
-    pub(super) files: Vec<PathBuf>,
-    /// The paths of the files that are audit policies.
-    pub(super) policies: BTreeSet<PathBuf>,
-    /// The keys whose values are paths of files or directories, in the order of reading.
-    pub(super) named: Vec<Named>,
-    /// The line and the column of each value and table header in the file. The map's key is the
-    /// path of the config key or table, such as `output[0].name`.
-    pub(super) places: BTreeMap<String, (usize, usize)>,
-    /// `false` if a `${file:…}` cannot be read. A `${file:…}` in a string that may be a secret does
-    /// not count, because it is read again later.
-    pub(super) complete: bool,
 }
 
 /// A section or key that the code has asked for while it read a config. The effective config and
@@ -198,11 +178,6 @@ impl<'a> Context<'a> {
         message
     }
 
-    /// Returns the value of a variable of the environment; `None` if it is not set.
-    pub(super) fn env(&self, name: &str) -> Option<String> {
-        (self.env)(name)
-    }
-
     /// Parses the text and records its syntax errors. Returns the context, and the table of the
     /// whole file with everything that could be parsed.
     pub(super) fn new(text: &'a str, env: Env<'a>) -> (Self, DeTable<'a>) {
@@ -283,7 +258,7 @@ impl<'a> Context<'a> {
     }
 
     /// Returns the line and the column (in characters) of a byte position, both counted from 1.
-    fn place(&self, at: usize) -> (usize, usize) {
+    pub(super) fn place(&self, at: usize) -> (usize, usize) {
         let before = self.before(at);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
@@ -349,31 +324,11 @@ impl<'a> Context<'a> {
         paths.iter().all(|path| !unknown.contains(*path))
     }
 
-    /// Sets the type of output for the keys that are declared after this call. `None`: these keys
-    /// belong to no output.
-    pub(super) fn set_scope(&self, scope: Option<&'static str>) {
-        self.scope.set(scope);
-    }
-
-    /// Ends the reading and returns everything that was recorded. The problems are sorted by
-    /// position, and the files by path.
-    pub(super) fn finish(self) -> Finished {
-        let spots = self.spots.borrow().clone();
-        let places = spots.into_iter().map(|(path, at)| (path, self.place(at))).collect();
+    /// Ends the reading and returns all problems, sorted by their position in the file.
+    pub(super) fn problems(self) -> Vec<Problem> {
         let mut problems = self.problems.into_inner();
         problems.sort_by(|(a, left), (b, right)| (a, &left.path).cmp(&(b, &right.path)));
-        let mut files = self.files.into_inner();
-        files.sort_unstable();
-        files.dedup();
-        Finished {
-            problems: problems.into_iter().map(|(_, problem)| problem).collect(),
-            items: self.items.into_inner(),
-            files,
-            policies: self.policies.into_inner(),
-            named: self.named.into_inner(),
-            places,
-            complete: !self.incomplete.get(),
-        }
+        problems.into_iter().map(|(_, problem)| problem).collect()
     }
 
     /// Records `wrong`, the reason why the value of the key `path` can't be used, as a problem at
@@ -425,7 +380,7 @@ impl<'a> Context<'a> {
     pub(super) fn secret(
         &self,
         found: &Found<'_>,
-        check: impl FnOnce(&str) -> Result<(), String>,
+        check: fn(&str) -> Result<(), String>,
     ) -> Read<Template> {
         let template = self.template(&found.value, "a string")?;
         match template.expand() {
@@ -558,7 +513,7 @@ pub(super) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
 pub(super) fn within<T: Copy + PartialOrd>(
     number: T,
     value: &DeValue<'_>,
-    range: &impl RangeBounds<T>,
+    range: &Range<T>,
     show: impl Fn(T) -> String,
 ) -> Read<T> {
     if range.contains(&number) {
@@ -570,11 +525,7 @@ pub(super) fn within<T: Copy + PartialOrd>(
 
 /// Reads a size in bytes, which is a string such as `"64MiB"` or a number. Returns an error if the
 /// size is outside of `range`.
-pub(super) fn read_size(
-    cx: &Context<'_>,
-    value: &DeValue<'_>,
-    range: &impl RangeBounds<u64>,
-) -> Read<u64> {
+pub(super) fn read_size(cx: &Context<'_>, value: &DeValue<'_>, range: &Range<u64>) -> Read<u64> {
     let kind = "a size such as \"64MiB\", or a number of bytes";
     let size = if value.is_integer() {
         read_integer(value).filter(|size| *size <= values::SIZE_MAX).ok_or_else(|| {
@@ -591,15 +542,36 @@ pub(super) fn read_size(
 pub(super) fn read_time(
     cx: &Context<'_>,
     value: &DeValue<'_>,
-    range: &impl RangeBounds<Duration>,
+    range: &Range<Duration>,
 ) -> Read<Duration> {
     let time = cx.word(value, "a time such as \"10s\"", values::time)?;
     within(time, value, range, values::show_time)
 }
 
+/// Reads a whole number. Returns an error if it is outside of `range`; `must_be` says what it must
+/// be.
+pub(super) fn read_count(value: &DeValue<'_>, range: &Range<u64>, must_be: &str) -> Read<u64> {
+    let integer = value.as_integer().ok_or_else(|| other_type(value, must_be))?;
+    match read_integer(value) {
+        Some(number) => within(number, value, range, |number| number.to_string()),
+        None => Err(Wrong::Is(format!("{integer} is out of range, allowed: {must_be}"))),
+    }
+}
+
+/// Reads a number that may have a fraction.
+pub(super) fn read_number(value: &DeValue<'_>) -> Read<f64> {
+    let digits = value.as_float().map(|float| float.as_str()).or_else(|| {
+        let integer = value.as_integer().filter(|integer| integer.radix() == 10);
+        integer.map(|integer| integer.as_str())
+    });
+    let number = digits.ok_or_else(|| other_type(value, "a number"))?.parse().ok();
+    // TOML allows `nan` and `inf`. Both become NaN, which is outside of every range.
+    Ok(number.filter(|number: &f64| number.is_finite()).unwrap_or(f64::NAN))
+}
+
 /// Returns the value as a whole number, in any notation of TOML (`0x10`, `1_000`). `None`: the
-/// value is no integer, or is negative, or is larger than a `u64`.
-pub(super) fn read_integer(value: &DeValue<'_>) -> Option<u64> {
+/// value is not an integer, is negative, or is larger than a `u64`.
+fn read_integer(value: &DeValue<'_>) -> Option<u64> {
     let integer = value.as_integer()?;
     u64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }

@@ -56,7 +56,7 @@ impl Stream {
             "reconnect after so long without events, before a load balancer drops the connection; \
              \"0s\": never",
         ));
-        let tls = ClientTls::read_optional(t)?;
+        let tls = ClientTls::read_optional(t);
         Some(Self { addresses: addresses?, strategy: strategy?, tls, keepalive, idle_timeout })
     }
 

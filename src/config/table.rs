@@ -7,6 +7,7 @@
 //! [`Table`] is also the interface by which the outputs read their own keys. It knows no key
 //! itself.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::RangeBounds;
 use std::path::PathBuf;
@@ -28,13 +29,17 @@ use super::reader::Item;
 use super::reader::Read;
 use super::reader::Wrong;
 use super::reader::other_type;
+use super::reader::read_count;
 use super::reader::read_flag;
-use super::reader::read_integer;
+use super::reader::read_number;
 use super::reader::read_size;
 use super::reader::read_time;
 use super::reader::within;
 use super::template::Template;
 use super::values;
+use super::values::Range;
+use super::values::bounds;
+use crate::words::nearest;
 
 /// The declaration of a config key: its name, the kind of its values, its default and its meaning,
 /// as the config reference prints them.
@@ -60,11 +65,24 @@ enum Absent {
     Required,
     /// The key has no default. The text says how the relay behaves without the key, such as `memory
     /// only`; the config reference prints it.
-    Optional(&'static str),
+    Optional(Cow<'static, str>),
     /// The key has a default. The first text is the default as TOML, the second text is the default
     /// as the config reference prints it.
     Default(String, String),
 }
+
+impl Absent {
+    /// Returns the treatment of a key with this default, as TOML, in every config.
+    fn same(default: String) -> Self {
+        Self::Default(default.clone(), default)
+    }
+}
+
+/// Parses a string. An error is the end of a message that begins with the string.
+pub type Parse = fn(&str) -> Result<String, String>;
+
+/// Checks a string that may be a secret. An error is the end of a message, and does not show it.
+pub type Check = fn(&str) -> Result<(), String>;
 
 /// Declares a required key. `kind` names the kind of the key's values, such as `host:port`.
 pub fn required(name: &'static str, kind: &str, meaning: &'static str) -> Key {
@@ -79,12 +97,12 @@ pub fn optional(
     otherwise: &'static str,
     meaning: &'static str,
 ) -> Key {
-    Key { name, kind: kind.to_owned(), absent: Absent::Optional(otherwise), meaning }
+    Key { name, kind: kind.to_owned(), absent: Absent::Optional(otherwise.into()), meaning }
 }
 
 /// Declares a key with a default that is the same in every config. `default` is the value as TOML.
 fn defaulted(name: &'static str, kind: String, default: String, meaning: &'static str) -> Key {
-    Key { name, kind, absent: Absent::Default(default.clone(), default), meaning }
+    Key { name, kind, absent: Absent::same(default), meaning }
 }
 
 /// Declares a key for a size whose default depends on other keys. `default` is the default in this
@@ -98,7 +116,7 @@ pub fn derived(
 ) -> Key {
     let absent = match default {
         Some(size) => Absent::Default(size_literal(size), reference.to_owned()),
-        None => Absent::Optional(reference),
+        None => Absent::Optional(reference.into()),
     };
     Key { name, kind: kind.to_owned(), absent, meaning }
 }
@@ -110,8 +128,8 @@ fn kind(kind: &str, allowed: Option<String>) -> String {
 }
 
 /// Returns the words of a choice in quotation marks, with `between` between them.
-fn listed<T>(words: &[(&'static str, T)], between: &str) -> String {
-    words.iter().map(|(word, _)| quoted(word)).collect::<Vec<_>>().join(between)
+fn listed(words: &[&str], between: &str) -> String {
+    words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(between)
 }
 
 /// Returns a size as TOML, in its shortest form: `"64MiB"`, or `512` without quotes.
@@ -120,26 +138,11 @@ fn size_literal(size: u64) -> String {
     if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) }
 }
 
-/// Returns the known word that is most similar to `text`, or `None` if no word is similar. A word
-/// is similar if it differs by one typing error, or by at most a third of the letters of `text`.
-/// For example, `multplier` finds `multiplier`.
-fn nearest<'w>(text: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
-    let typos_max = (text.chars().count() / 3).max(1);
-    words
-        .map(|word| (strsim::damerau_levenshtein(text, word), word))
-        .filter(|(typos, _)| *typos <= typos_max)
-        .min()
-        .map(|(_, word)| word)
-}
-
 /// Converts the result of [`Table::optional_section`] so that a caller can use `?` to stop at a
 /// section with a problem. `None` (no section was read) becomes `Some(None)`. `Some(None)` (a
 /// section with a problem) becomes `None`. `Some(Some(…))` does not change.
 pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
-    match section {
-        Some(read) => read.map(Some),
-        None => Some(None),
-    }
+    section.map_or(Some(None), |read| read.map(Some))
 }
 
 /// One table of the config file while it is being read.
@@ -181,15 +184,7 @@ pub(super) struct Tables<'a> {
     kind: String,
     /// The values of the key, one for each table. Some of the values may not be tables; this is
     /// reported only when the tables are read.
-    tables: Vec<Spanned<DeValue<'a>>>,
-}
-
-impl Tables<'_> {
-    /// Returns `true` if there is no table to read: the file sets the key to an empty array, or to
-    /// a value that is not a table.
-    pub(super) fn is_empty(&self) -> bool {
-        self.tables.is_empty()
-    }
+    pub(super) tables: Vec<Spanned<DeValue<'a>>>,
 }
 
 impl<'c, 'a> Table<'c, 'a> {
@@ -258,7 +253,7 @@ impl<'c, 'a> Table<'c, 'a> {
     fn declare(&self, key: &Key, found: Option<&DeValue<'a>>) {
         let (default, reference) = match &key.absent {
             Absent::Required => (None, "required"),
-            Absent::Optional(otherwise) => (None, *otherwise),
+            Absent::Optional(otherwise) => (None, &**otherwise),
             Absent::Default(default, shown) => (Some(default.clone()), shown.as_str()),
         };
         // A table is printed as a section of its own.
@@ -290,33 +285,30 @@ impl<'c, 'a> Table<'c, 'a> {
         }));
     }
 
-    /// Takes the key out of the table, declares it, and reads its value by `read`. Returns `None`
-    /// if the key is absent, or if `read` returns an error. That error, or the absence of a
-    /// required key, is recorded as a problem.
-    fn take<T>(
-        &mut self,
-        key: Key,
-        read: impl FnOnce(&Context<'a>, &Found<'a>) -> Read<T>,
-    ) -> Option<T> {
+    /// Takes the key out of the table, and declares it. Returns its value in the file. `None`: the
+    /// file does not set it; if it is required, its absence is recorded as a problem.
+    fn take(&mut self, key: &Key) -> Option<Found<'a>> {
         let found = self.remove(key.name);
-        self.declare(&key, found.as_ref().map(|found| &found.value));
-        let cx = self.cx;
-        let path = self.path_of(key.name);
-        let Some(found) = found else {
-            if matches!(key.absent, Absent::Required) {
-                cx.error(&path, format!("is missing, allowed: {}", key.kind));
-                cx.unknown.borrow_mut().insert(path);
-            }
-            return None;
-        };
-        match read(cx, &found) {
-            Ok(value) => Some(value),
-            Err(wrong) => {
-                cx.fail(found.at, &path, wrong);
-                cx.unknown.borrow_mut().insert(path);
-                None
-            }
+        self.declare(key, found.as_ref().map(|found| &found.value));
+        if found.is_none() && matches!(key.absent, Absent::Required) {
+            let path = self.path_of(key.name);
+            self.cx.error(&path, format!("is missing, allowed: {}", key.kind));
+            self.cx.unknown.borrow_mut().insert(path);
         }
+        found
+    }
+
+    /// Returns what was read of a value. `None` after an error, which is recorded as a problem.
+    ///
+    /// The methods below are compiled for each type and each parser. They are short, because
+    /// everything that does not depend on the type is in functions that are compiled once.
+    fn usable<T>(&self, found: &Found<'a>, read: Read<T>) -> Option<T> {
+        read.map_err(|wrong| self.unusable(found, wrong)).ok()
+    }
+
+    fn unusable(&self, found: &Found<'a>, wrong: Wrong) {
+        self.cx.fail(found.at, &found.path, wrong);
+        self.cx.unknown.borrow_mut().insert(found.path.clone());
     }
 
     /// Takes a size in bytes: `"64MiB"`, or a number.
@@ -327,6 +319,7 @@ impl<'c, 'a> Table<'c, 'a> {
         range: impl RangeBounds<u64>,
         meaning: &'static str,
     ) -> u64 {
+        let range = bounds(&range);
         let kind = kind("size", values::allowed(&range, values::show_size));
         let key = defaulted(name, kind, size_literal(default), meaning);
         self.size_of(key, range).unwrap_or(default)
@@ -335,7 +328,8 @@ impl<'c, 'a> Table<'c, 'a> {
     /// Takes a size in bytes whose default depends on other keys: see [`derived`]. After `None`,
     /// the caller uses the default, if there is one.
     pub fn size_of(&mut self, key: Key, range: impl RangeBounds<u64>) -> Option<u64> {
-        self.take(key, |cx, found| read_size(cx, &found.value, &range))
+        let found = self.take(&key)?;
+        self.usable(&found, read_size(self.cx, &found.value, &bounds(&range)))
     }
 
     /// Takes a time, such as `"10s"`.
@@ -346,12 +340,8 @@ impl<'c, 'a> Table<'c, 'a> {
         range: impl RangeBounds<Duration>,
         meaning: &'static str,
     ) -> Duration {
-        let kind = kind("time", values::allowed(&range, values::show_time));
-        let literal = quoted(&values::show_time(default));
-        self.take(defaulted(name, kind, literal, meaning), |cx, found| {
-            read_time(cx, &found.value, &range)
-        })
-        .unwrap_or(default)
+        let absent = Absent::same(quoted(&values::show_time(default)));
+        self.time_in(name, absent, &bounds(&range), meaning).unwrap_or(default)
     }
 
     /// Takes a time that has no default.
@@ -362,10 +352,19 @@ impl<'c, 'a> Table<'c, 'a> {
         otherwise: &'static str,
         meaning: &'static str,
     ) -> Option<Duration> {
-        let kind = kind("time", values::allowed(&range, values::show_time));
-        self.take(optional(name, &kind, otherwise, meaning), |cx, found| {
-            read_time(cx, &found.value, &range)
-        })
+        self.time_in(name, Absent::Optional(otherwise.into()), &bounds(&range), meaning)
+    }
+
+    fn time_in(
+        &mut self,
+        name: &'static str,
+        absent: Absent,
+        range: &Range<Duration>,
+        meaning: &'static str,
+    ) -> Option<Duration> {
+        let kind = kind("time", values::allowed(range, values::show_time));
+        let found = self.take(&Key { name, kind, absent, meaning })?;
+        self.usable(&found, read_time(self.cx, &found.value, range))
     }
 
     /// Takes a whole number.
@@ -376,18 +375,13 @@ impl<'c, 'a> Table<'c, 'a> {
         range: impl RangeBounds<u64>,
         meaning: &'static str,
     ) -> u64 {
+        let range = bounds(&range);
         let allowed = values::allowed(&range, |number| number.to_string());
         let kind = kind("integer", allowed.clone());
         let must_be = format!("an integer, {}", allowed.unwrap_or_default());
-        self.take(defaulted(name, kind, default.to_string(), meaning), |_, found| {
-            let value = &found.value;
-            let integer = value.as_integer().ok_or_else(|| other_type(value, &must_be))?;
-            match read_integer(value) {
-                Some(number) => within(number, value, &range, |number| number.to_string()),
-                None => Err(Wrong::Is(format!("{integer} is out of range, allowed: {must_be}"))),
-            }
-        })
-        .unwrap_or(default)
+        let key = defaulted(name, kind, default.to_string(), meaning);
+        let Some(found) = self.take(&key) else { return default };
+        self.usable(&found, read_count(&found.value, &range, &must_be)).unwrap_or(default)
     }
 
     /// Takes a number that may have a fraction.
@@ -399,26 +393,21 @@ impl<'c, 'a> Table<'c, 'a> {
         meaning: &'static str,
     ) -> f64 {
         let show = |number: f64| format!("{number:?}");
+        let range = bounds(&range);
         let kind = kind("number", values::allowed(&range, show));
-        self.take(defaulted(name, kind, show(default), meaning), |_, found| {
-            let value = &found.value;
-            let digits = value.as_float().map(|float| float.as_str()).or_else(|| {
-                let integer = value.as_integer().filter(|integer| integer.radix() == 10);
-                integer.map(|integer| integer.as_str())
-            });
-            let digits = digits.ok_or_else(|| other_type(value, "a number"))?;
-            let number = digits.parse().ok();
-            // TOML allows `nan` and `inf`. Both become NaN, which is outside of every range.
-            let number = number.filter(|number: &f64| number.is_finite()).unwrap_or(f64::NAN);
-            within(number, value, &range, show)
-        })
-        .unwrap_or(default)
+        let Some(found) = self.take(&defaulted(name, kind, show(default), meaning)) else {
+            return default;
+        };
+        let read =
+            read_number(&found.value).and_then(|number| within(number, &found.value, &range, show));
+        self.usable(&found, read).unwrap_or(default)
     }
 
     /// Takes a flag: `true` or `false`.
     pub fn flag(&mut self, name: &'static str, default: bool, meaning: &'static str) -> bool {
         let key = defaulted(name, "boolean".to_owned(), default.to_string(), meaning);
-        self.take(key, |_, found| read_flag(&found.value)).unwrap_or(default)
+        let Some(found) = self.take(&key) else { return default };
+        self.usable(&found, read_flag(&found.value)).unwrap_or(default)
     }
 
     /// Takes one of a few strings. `words` are these strings, each with the value that is returned
@@ -430,41 +419,57 @@ impl<'c, 'a> Table<'c, 'a> {
         default: Option<T>,
         meaning: &'static str,
     ) -> Option<T> {
-        let default = default.and_then(|value| words.iter().find(|(_, it)| *it == value));
-        let key = match default {
-            Some((word, _)) => defaulted(name, listed(words, " · "), quoted(word), meaning),
-            None => required(name, &listed(words, " · "), meaning),
+        let of_default = words.iter().find(|(_, value)| Some(*value) == default);
+        let absent = match of_default {
+            Some((word, _)) => Absent::same(quoted(word)),
+            None => Absent::Required,
         };
-        let taken = self.one_of(key, words);
-        taken.or(default.map(|(_, value)| *value))
+        self.one_of(name, words, absent, meaning).or(default)
     }
 
-    /// Takes one of a few strings, as [`Table::choice`] does. Returns `None` if the key is absent
-    /// or wrong.
-    pub fn optional_choice<T: Copy>(
+    /// Takes one of a few strings, as [`Table::choice`] does. `otherwise` is the text about how the
+    /// relay behaves without the key. Returns `None` if the key is absent or wrong.
+    pub(super) fn optional_choice<T: Copy>(
         &mut self,
         name: &'static str,
         words: &[(&'static str, T)],
-        otherwise: &'static str,
+        otherwise: String,
         meaning: &'static str,
     ) -> Option<T> {
-        self.one_of(optional(name, &listed(words, " · "), otherwise, meaning), words)
+        self.one_of(name, words, Absent::Optional(otherwise.into()), meaning)
     }
 
     /// Takes a key whose value is one of `words`. Returns `None` if the key is absent or wrong.
-    fn one_of<T: Copy>(&mut self, key: Key, words: &[(&'static str, T)]) -> Option<T> {
+    fn one_of<T: Copy>(
+        &mut self,
+        name: &'static str,
+        words: &[(&'static str, T)],
+        absent: Absent,
+        meaning: &'static str,
+    ) -> Option<T> {
+        let known: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        let chosen = self.index_of(name, &known, absent, meaning)?;
+        words.get(chosen).map(|(_, value)| *value)
+    }
+
+    /// Takes a key whose value is one of `words`, and returns its index.
+    fn index_of(
+        &mut self,
+        name: &'static str,
+        words: &[&'static str],
+        absent: Absent,
+        meaning: &'static str,
+    ) -> Option<usize> {
+        let found = self.take(&Key { name, kind: listed(words, " · "), absent, meaning })?;
         let allowed = listed(words, ", ");
-        self.take(key, |cx, found| {
-            cx.word(&found.value, &format!("one of {allowed}"), |text| {
-                let known = words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
-                known.ok_or_else(|| match nearest(text, words.iter().map(|(word, _)| *word)) {
-                    Some(near) => {
-                        format!("is unknown, did you mean {near:?}? Allowed: {allowed}")
-                    }
-                    None => format!("is unknown, allowed: {allowed}"),
-                })
-            })
-        })
+        let unknown = |text: &str| match nearest(text, words.iter().copied()) {
+            Some(near) => format!("is unknown, did you mean {near:?}? Allowed: {allowed}"),
+            None => format!("is unknown, allowed: {allowed}"),
+        };
+        let read = self.cx.word(&found.value, &format!("one of {allowed}"), |text| {
+            words.iter().position(|word| *word == text).ok_or_else(|| unknown(text))
+        });
+        self.usable(&found, read)
     }
 
     /// Takes a key whose value is a string, and parses the string. `parse` returns only the end of
@@ -475,7 +480,8 @@ impl<'c, 'a> Table<'c, 'a> {
         key: Key,
         parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
-        self.take(key, |cx, found| cx.word(&found.value, "a string", parse))
+        let found = self.take(&key)?;
+        self.usable(&found, self.cx.word(&found.value, "a string", parse))
     }
 
     /// Takes a key with a string value and a default, and parses the value as [`Table::word`] does.
@@ -487,17 +493,15 @@ impl<'c, 'a> Table<'c, 'a> {
         (name, kind, meaning): (&'static str, &str, &'static str),
         default: &str,
         reference: Option<&str>,
-        parse: impl Fn(&str) -> Result<T, String>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
     ) -> Option<T> {
         let literal = quoted(default);
         let reference = reference.map_or_else(|| literal.clone(), str::to_owned);
         let absent = Absent::Default(literal, reference);
-        let key = Key { name, kind: kind.to_owned(), absent, meaning };
-        if !self.keys.contains_key(name) {
-            self.word(key, |_| Ok(()));
+        let Some(found) = self.take(&Key { name, kind: kind.to_owned(), absent, meaning }) else {
             return parse(default).ok();
-        }
-        self.word(key, parse)
+        };
+        self.usable(&found, self.cx.word(&found.value, "a string", parse))
     }
 
     /// Takes a key whose value is the path of a file. The content is not read here; the module
@@ -505,58 +509,62 @@ impl<'c, 'a> Table<'c, 'a> {
     /// if the file is missing; this is recorded as a problem if `must_exist` is `true`. Returns
     /// `None` if the key is absent or its value is wrong.
     pub fn file(&mut self, key: Key, content: Content, must_exist: bool) -> Option<PathBuf> {
-        self.take(key, |cx, found| cx.file(found, content, must_exist))
+        let found = self.take(&key)?;
+        self.usable(&found, self.cx.file(&found, content, must_exist))
     }
 
     /// Returns the value of a variable of the environment, which is not a part of the config file;
     /// `None` if it is not set.
     pub fn env(&self, name: &str) -> Option<String> {
-        self.cx.env(name)
+        (self.cx.env)(name)
     }
 
     /// Takes a key whose value is the path of a directory, which need not exist. Returns `None` if
     /// the key is absent or its value is wrong.
     pub fn directory(&mut self, key: Key) -> Option<PathBuf> {
-        self.take(key, Context::directory)
+        let found = self.take(&key)?;
+        self.usable(&found, self.cx.directory(&found))
     }
 
     /// Takes a key whose value is a string that may be a secret: no message shows it. The string
     /// may come from a file by `${file:…}`; if that file is missing, `check` is not called. Returns
     /// `None` if the key is absent or its value is wrong.
-    pub fn secret(
-        &mut self,
-        key: Key,
-        check: impl FnOnce(&str) -> Result<(), String>,
-    ) -> Option<Template> {
-        self.take(key, |cx, found| cx.secret(found, check))
+    pub fn secret(&mut self, key: Key, check: Check) -> Option<Template> {
+        let found = self.take(&key)?;
+        self.usable(&found, self.cx.secret(&found, check))
     }
 
     /// Takes a key whose value is an array of at least one string, and reads each string by `read`.
     /// Returns `None` if the key is absent, or if one of the strings is wrong.
-    fn array<T>(
-        &mut self,
-        key: Key,
-        read: impl Fn(&Context<'a>, &Found<'a>) -> Read<T>,
-    ) -> Option<Vec<T>> {
-        self.take(key, |cx, found| {
-            let DeValue::Array(array) = &found.value else {
-                return Err(other_type(&found.value, "an array of strings"));
-            };
-            if array.is_empty() {
-                return Err(Wrong::Is("is empty, allowed: at least one".to_owned()));
+    fn array<T>(&mut self, key: &Key, read: impl Fn(&Found<'a>) -> Read<T>) -> Option<Vec<T>> {
+        let found = self.take(key)?;
+        let elements = self.usable(&found, self.elements(&found))?;
+        let mut values = Vec::new();
+        for element in &elements {
+            match read(element) {
+                Ok(value) => values.push(value),
+                Err(wrong) => self.cx.fail(element.at, &element.path, wrong),
             }
-            let mut values = Vec::new();
-            for (index, value) in array.iter().enumerate() {
-                let path = format!("{}[{index}]", found.path);
-                let found = Found { path, at: value.span().start, value: value.get_ref().clone() };
-                cx.spots.borrow_mut().insert(found.path.clone(), found.at);
-                match read(cx, &found) {
-                    Ok(value) => values.push(value),
-                    Err(wrong) => cx.fail(found.at, &found.path, wrong),
-                }
-            }
-            if values.len() == array.len() { Ok(values) } else { Err(Wrong::Told) }
-        })
+        }
+        let is_whole = values.len() == elements.len();
+        self.usable(&found, if is_whole { Ok(values) } else { Err(Wrong::Told) })
+    }
+
+    /// Returns the elements of an array, which must have at least one.
+    fn elements(&self, found: &Found<'a>) -> Read<Vec<Found<'a>>> {
+        let DeValue::Array(array) = &found.value else {
+            return Err(other_type(&found.value, "an array of strings"));
+        };
+        if array.is_empty() {
+            return Err(Wrong::Is("is empty, allowed: at least one".to_owned()));
+        }
+        let element = |(index, value): (usize, &Spanned<DeValue<'a>>)| {
+            let path = format!("{}[{index}]", found.path);
+            let element = Found { path, at: value.span().start, value: value.get_ref().clone() };
+            self.cx.spots.borrow_mut().insert(element.path.clone(), element.at);
+            element
+        };
+        Ok(array.iter().enumerate().map(element).collect())
     }
 
     /// Takes a key whose value is an array of at least one string, and parses each string as
@@ -567,7 +575,8 @@ impl<'c, 'a> Table<'c, 'a> {
         key: Key,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<Vec<T>> {
-        self.array(key, |cx, found| cx.word(&found.value, "a string", &parse))
+        let cx = self.cx;
+        self.array(&key, |found| cx.word(&found.value, "a string", &parse))
     }
 
     /// Takes a key whose value is an array of at least one string, and checks each string. The
@@ -578,7 +587,8 @@ impl<'c, 'a> Table<'c, 'a> {
         key: Key,
         check: impl Fn(&str) -> Result<(), String>,
     ) -> Option<Vec<String>> {
-        self.array(key, |cx, found| {
+        let cx = self.cx;
+        self.array(&key, |found| {
             let text = cx.word(&found.value, "a string", |text| Ok(text.to_owned()))?;
             check(&text).map_err(Wrong::Is).map(|()| text)
         })
@@ -587,12 +597,9 @@ impl<'c, 'a> Table<'c, 'a> {
     /// Takes a key whose value is an array of at least one string, and reads each string as
     /// [`Table::secret`] does. Returns `None` if the key is absent, or if one of the strings is
     /// wrong.
-    pub fn secrets(
-        &mut self,
-        key: Key,
-        check: impl Fn(&str) -> Result<(), String>,
-    ) -> Option<Vec<Template>> {
-        self.array(key, |cx, found| cx.secret(found, &check))
+    pub fn secrets(&mut self, key: Key, check: Check) -> Option<Vec<Template>> {
+        let cx = self.cx;
+        self.array(&key, |found| cx.secret(found, check))
     }
 
     /// Takes a table whose keys the user chooses (`headers = { X-Scope = "a" }`), and whose values
@@ -602,23 +609,25 @@ impl<'c, 'a> Table<'c, 'a> {
     pub fn secret_map(
         &mut self,
         declared: (&'static str, &str, &'static str),
-        parse_name: impl Fn(&str) -> Result<String, String>,
-        check: impl Fn(&str) -> Result<(), String>,
+        parse_name: Parse,
+        check: Check,
     ) -> BTreeMap<String, Template> {
-        self.map(declared, parse_name, |cx, found| cx.secret(found, &check))
+        let cx = self.cx;
+        self.map(declared, parse_name, |found| cx.secret(found, check))
     }
 
     /// Takes a table whose keys the user chooses, and whose values are not secret. `declared` is
     /// the table's own name, its kind and its meaning. Each key is parsed by `parse_name`, and each
     /// value is parsed by `parse`, as [`Table::word`] does. Returns an empty map if the table is
     /// absent. A wrong entry is left out of the map, and is recorded as a problem.
-    pub fn word_map<T>(
+    pub fn word_map(
         &mut self,
         declared: (&'static str, &str, &'static str),
-        parse_name: impl Fn(&str) -> Result<String, String>,
-        parse: impl Fn(&str) -> Result<T, String>,
-    ) -> BTreeMap<String, T> {
-        self.map(declared, parse_name, |cx, found| cx.word(&found.value, "a string", &parse))
+        parse_name: Parse,
+        parse: Parse,
+    ) -> BTreeMap<String, String> {
+        let cx = self.cx;
+        self.map(declared, parse_name, |found| cx.word(&found.value, "a string", parse))
     }
 
     /// Takes a table whose keys the user chooses, such as `headers`. Each key is parsed by
@@ -627,39 +636,38 @@ impl<'c, 'a> Table<'c, 'a> {
     fn map<T>(
         &mut self,
         (name, kind, meaning): (&'static str, &str, &'static str),
-        parse_name: impl Fn(&str) -> Result<String, String>,
-        read: impl Fn(&Context<'a>, &Found<'a>) -> Read<T>,
+        parse_name: Parse,
+        read: impl Fn(&Found<'a>) -> Read<T>,
     ) -> BTreeMap<String, T> {
+        let mut map = BTreeMap::new();
         let key = defaulted(name, kind.to_owned(), "{}".to_owned(), meaning);
-        self.take(key, |cx, found| {
-            let DeValue::Table(table) = &found.value else {
-                return Err(other_type(&found.value, kind));
+        let Some(found) = self.take(&key) else { return map };
+        let DeValue::Table(table) = &found.value else {
+            self.unusable(&found, other_type(&found.value, kind));
+            return map;
+        };
+        for (name, value) in table {
+            let (name_at, name) = (name.span().start, name.get_ref());
+            let path = format!("{}.{}", found.path, bare_or_quoted(name));
+            let found = Found { path, at: value.span().start, value: value.get_ref().clone() };
+            let value = read(&found);
+            let parsed = match parse_name(name) {
+                Ok(parsed) if map.contains_key(&parsed) => {
+                    Err("is there twice, allowed: once (case does not matter)".to_owned())
+                }
+                parsed => parsed,
             };
-            let mut map = BTreeMap::new();
-            for (name, value) in table {
-                let (name_at, name) = (name.span().start, name.get_ref());
-                let path = format!("{}.{}", found.path, bare_or_quoted(name));
-                let found = Found { path, at: value.span().start, value: value.get_ref().clone() };
-                let value = read(cx, &found);
-                let parsed = match parse_name(name) {
-                    Ok(parsed) if map.contains_key(&parsed) => {
-                        Err("is there twice, allowed: once (case does not matter)".to_owned())
-                    }
-                    parsed => parsed,
-                };
-                if let Err(why) = &parsed {
-                    let wrong = Wrong::Is(format!("{} {why}", quoted(name)));
-                    cx.fail(name_at, &found.path, wrong);
-                }
-                match (parsed, value) {
-                    (Ok(parsed), Ok(value)) => drop(map.insert(parsed, value)),
-                    (_, Err(wrong)) => cx.fail(found.at, &found.path, wrong),
-                    (Err(_), Ok(_)) => {}
-                }
+            if let Err(why) = &parsed {
+                let wrong = Wrong::Is(format!("{} {why}", quoted(name)));
+                self.cx.fail(name_at, &found.path, wrong);
             }
-            Ok(map)
-        })
-        .unwrap_or_default()
+            match (parsed, value) {
+                (Ok(parsed), Ok(value)) => drop(map.insert(parsed, value)),
+                (_, Err(wrong)) => self.cx.fail(found.at, &found.path, wrong),
+                (Err(_), Ok(_)) => {}
+            }
+        }
+        map
     }
 
     /// Returns `true` if no key is left in the table: the table was empty, or all of its keys were
@@ -705,19 +713,23 @@ impl<'c, 'a> Table<'c, 'a> {
     /// Takes the section `[name]`, reads it by `read`, and returns the result. If the section is
     /// absent, an empty section is read, so that its keys have their defaults.
     pub fn section<T>(&mut self, name: &'static str, read: impl FnOnce(&mut Self) -> T) -> T {
+        let mut table = self.begin(name);
+        let value = read(&mut table);
+        table.refuse_rest(&|_| None);
+        value
+    }
+
+    /// Takes the section `[name]`; an empty one if it is absent or not a table.
+    fn begin(&mut self, name: &'static str) -> Self {
         let table = match self.remove(name) {
             Some(Found { value: DeValue::Table(table), .. }) => table,
             Some(found) => {
-                let wrong = other_type(&found.value, "a table");
-                self.cx.fail(found.at, &found.path, wrong);
+                self.cx.fail(found.at, &found.path, other_type(&found.value, "a table"));
                 DeTable::new()
             }
             None => DeTable::new(),
         };
-        let mut table = self.child(name, None, table);
-        let value = read(&mut table);
-        table.refuse_rest(|_| None);
-        value
+        self.child(name, None, table)
     }
 
     /// Takes a section whose presence has a meaning, such as `[output.tls]`, reads it by `read`,
@@ -728,15 +740,17 @@ impl<'c, 'a> Table<'c, 'a> {
         key: Key,
         read: impl FnOnce(&mut Self) -> T,
     ) -> Option<T> {
-        let name = key.name;
-        let table = self.take(key, |_, found| {
-            let table = found.value.as_table().cloned();
-            table.ok_or_else(|| other_type(&found.value, "a table"))
-        })?;
-        let mut table = self.child(name, None, table);
+        let mut table = self.begin_optional(&key)?;
         let value = read(&mut table);
-        table.refuse_rest(|_| None);
+        table.refuse_rest(&|_| None);
         Some(value)
+    }
+
+    fn begin_optional(&mut self, key: &Key) -> Option<Self> {
+        let found = self.take(key)?;
+        let table = found.value.as_table().cloned();
+        let table = table.ok_or_else(|| other_type(&found.value, "a table"));
+        self.usable(&found, table).map(|table| self.child(key.name, None, table))
     }
 
     /// Takes all tables `[[name]]` out of this table, calls `read` for each of them, and returns
@@ -778,24 +792,27 @@ impl<'c, 'a> Table<'c, 'a> {
         name: &'static str,
         read: impl FnMut(&mut Self) -> T,
     ) -> Vec<T> {
-        let allowed = format!("one or more [[{name}]]");
-        let found = match self.remove(name) {
+        let found = self.found_sections(name);
+        self.read_tables(found, read)
+    }
+
+    fn found_sections(&mut self, name: &'static str) -> Tables<'a> {
+        let kind = format!("one or more [[{name}]]");
+        let tables = match self.remove(name) {
             Some(Found { value: DeValue::Array(array), .. }) => array.into_iter().collect(),
             Some(found) => {
-                self.cx.fail(found.at, &found.path, other_type(&found.value, &allowed));
+                self.cx.fail(found.at, &found.path, other_type(&found.value, &kind));
                 // The file has `[output]` instead of `[[output]]`. Its keys may have more problems.
                 // With `[output.siem]` it has none of these keys, and one error is enough.
                 let has_keys = found.value.as_table().is_some_and(|table| {
                     table.is_empty() || table.values().any(|value| !value.get_ref().is_table())
                 });
-                if !has_keys {
-                    return Vec::new();
-                }
-                vec![Spanned::new(found.at..found.at, found.value)]
+                let one = has_keys.then(|| Spanned::new(found.at..found.at, found.value));
+                one.into_iter().collect()
             }
             None => Vec::new(),
         };
-        self.tables(name, found, &allowed, read)
+        Tables { name, kind, tables }
     }
 
     /// Takes the key, whose value is a table or an array of tables, without reading these inner
@@ -823,47 +840,46 @@ impl<'c, 'a> Table<'c, 'a> {
         Some(Tables { name, kind, tables })
     }
 
-    /// Calls `read` for each of the tables that [`Table::found_tables`] has taken, and returns the
-    /// results.
+    /// Calls `read` for each of the tables that were taken before, and returns the results.
     pub(super) fn read_tables<T>(
         &mut self,
         found: Tables<'a>,
-        read: impl FnMut(&mut Self) -> T,
-    ) -> Vec<T> {
-        self.tables(found.name, found.tables, &found.kind, read)
-    }
-
-    /// Calls `read` for each of `found`, the elements of the array `name`, and returns the results.
-    /// An element that is not a table is recorded as a problem; `allowed` is the end of the error
-    /// message.
-    fn tables<T>(
-        &mut self,
-        name: &'static str,
-        found: Vec<Spanned<DeValue<'a>>>,
-        allowed: &str,
         mut read: impl FnMut(&mut Self) -> T,
     ) -> Vec<T> {
-        let cx = self.cx;
         let mut values = Vec::new();
-        for (index, value) in found.into_iter().enumerate() {
-            let (at, path) = (value.span().start, format!("{}[{index}]", self.path_of(name)));
-            let value = value.into_inner();
-            let DeValue::Table(table) = value else {
-                cx.fail(at, &path, other_type(&value, allowed));
+        for (index, value) in found.tables.into_iter().enumerate() {
+            let Some(mut table) = self.element(found.name, index, value, &found.kind) else {
                 continue;
             };
-            cx.spots.borrow_mut().insert(path, at);
-            let mut table = self.child(name, Some(index), table);
             values.push(read(&mut table));
-            table.refuse_rest(|_| None);
+            table.refuse_rest(&|_| None);
         }
         values
+    }
+
+    /// Returns one element of the array of tables `name`. `None` if it is not a table, which is
+    /// recorded as a problem; `allowed` is the end of the error message.
+    fn element(
+        &self,
+        name: &str,
+        index: usize,
+        value: Spanned<DeValue<'a>>,
+        allowed: &str,
+    ) -> Option<Self> {
+        let (at, path) = (value.span().start, format!("{}[{index}]", self.path_of(name)));
+        let value = value.into_inner();
+        let DeValue::Table(table) = value else {
+            self.cx.fail(at, &path, other_type(&value, allowed));
+            return None;
+        };
+        self.cx.spots.borrow_mut().insert(path, at);
+        Some(self.child(name, Some(index), table))
     }
 
     /// Reports an error for each key that no call has taken, because the key is unknown. `explain`
     /// may return a better message for a key. If `explain` returns an empty message, the key is not
     /// reported.
-    pub(super) fn refuse_rest(&mut self, explain: impl Fn(&str) -> Option<String>) {
+    pub(super) fn refuse_rest(&mut self, explain: &dyn Fn(&str) -> Option<String>) {
         for (name, (at, _)) in std::mem::take(&mut self.keys) {
             let message = explain(&name).unwrap_or_else(|| {
                 let allowed = || self.known.join(", ");

@@ -75,22 +75,13 @@ impl Template {
                 break;
             };
             rest = after;
-            match reference(inside) {
-                Ok(Reference::Env { name, default }) => {
-                    // As in a shell, `:-` also replaces a variable that is set but empty.
-                    let value = env(name).filter(|value| default.is_none() || !value.is_empty());
-                    match value.as_deref().or(default) {
-                        Some(value) => text.push_str(value),
-                        None => wrong.push(format!(
-                            "the variable {name} is not set, set it or write `${{env:{name}:-default}}`"
-                        )),
-                    }
-                }
-                Ok(Reference::File(path)) => {
+            match part(inside, env) {
+                Ok(Part::Text(value)) => text.push_str(&value),
+                Ok(file) => {
                     if !text.is_empty() {
                         parts.push(Part::Text(std::mem::take(&mut text)));
                     }
-                    parts.push(Part::File(PathBuf::from(path)));
+                    parts.push(file);
                 }
                 Err(why) => wrong.push(why),
             }
@@ -146,15 +137,9 @@ impl fmt::Debug for Template {
     }
 }
 
-/// The parsed content of a `${…}`: a variable, or a file.
-enum Reference<'a> {
-    Env { name: &'a str, default: Option<&'a str> },
-    File(&'a str),
-}
-
-/// Parses the text between `${` and `}`. If the text is wrong, returns the error message for the
-/// operator.
-fn reference(inside: &str) -> Result<Reference<'_>, String> {
+/// Parses the text between `${` and `}`. Returns the value of the variable or the path of the file
+/// that it names, or the error message for the operator.
+fn part(inside: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Part, String> {
     if inside.contains("${") {
         return Err("a `${…}` cannot stand inside another one".to_owned());
     }
@@ -162,7 +147,7 @@ fn reference(inside: &str) -> Result<Reference<'_>, String> {
         if path.is_empty() {
             return Err("`${file:}` names no file, write `${file:PATH}`".to_owned());
         }
-        return Ok(Reference::File(path));
+        return Ok(Part::File(PathBuf::from(path)));
     }
     let Some(inside) = inside.strip_prefix("env:") else {
         return Err("an unknown `${…}`, allowed: `${env:NAME}`, `${env:NAME:-default}`, \
@@ -179,7 +164,11 @@ fn reference(inside: &str) -> Result<Reference<'_>, String> {
                     then `:-default` if need be"
             .to_owned());
     }
-    Ok(Reference::Env { name, default })
+    // As in a shell, `:-` also replaces a variable that is set but empty.
+    let value = env(name).filter(|value| default.is_none() || !value.is_empty());
+    value.or(default.map(str::to_owned)).map(Part::Text).ok_or_else(|| {
+        format!("the variable {name} is not set, set it or write `${{env:{name}:-default}}`")
+    })
 }
 
 /// Returns the content of a file that holds a secret. Such a file is the value of a `*_file` key,

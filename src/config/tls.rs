@@ -9,7 +9,6 @@ use super::table::Key;
 use super::table::TABLE;
 use super::table::Table;
 use super::table::optional;
-use super::table::whole;
 use super::values;
 
 /// The lowest TLS version that is accepted, as the config names it: `"1.2"` or `"1.3"`.
@@ -20,10 +19,6 @@ pub enum TlsVersion {
     /// Only TLS 1.3 is accepted.
     V1_3,
 }
-
-/// The values of the key `min_version`, as the config writes them.
-const TLS_VERSIONS: [(&str, TlsVersion); 2] =
-    [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
 
 /// The TLS settings of connections that the relay opens as a client: the sections `[output.tls]`
 /// and `[source.tls]`.
@@ -57,27 +52,26 @@ impl Default for ClientTls {
 }
 
 impl ClientTls {
-    /// Reads the section `tls` of an output whose addresses do not say if TLS is used. TLS is used
-    /// if the section is present. Returns `Some(None)` if the section is absent or is no table;
-    /// otherwise returns `Some(Some(…))`, so the result is never `None`.
-    pub fn read_optional(t: &mut Table<'_, '_>) -> Option<Option<Self>> {
-        whole(t.optional_section(tls_key(), Self::keys))
+    /// Reads the section `tls` of an output whose addresses do not say if TLS is used: it is used
+    /// if the section is present. Returns `None` if the section is absent or is not a table.
+    pub fn read_optional(t: &mut Table<'_, '_>) -> Option<Self> {
+        t.optional_section(tls_key(), Self::keys)
     }
 
     /// Reads the section `tls` of a Kafka cluster. This section has fewer keys than others, because
-    /// OpenSSL decides about names and versions. Returns `None` if the section is absent or is no
-    /// table; otherwise returns `Some(Some(…))`.
-    pub(super) fn read_for_kafka(t: &mut Table<'_, '_>) -> Option<Option<Self>> {
+    /// OpenSSL decides about names and versions. Returns `None` if the section is absent or is not
+    /// a table.
+    pub(super) fn read_for_kafka(t: &mut Table<'_, '_>) -> Option<Self> {
         t.optional_section(tls_key(), |t| {
             let (ca, identity) = (ca(t), identity(t));
             let insecure_skip_verify = insecure_skip_verify(t);
-            Some(Self { ca, identity, insecure_skip_verify, ..Self::default() })
+            Self { ca, identity, insecure_skip_verify, ..Self::default() }
         })
     }
 
     /// Reads the keys of a client's section `tls`. A wrong value is recorded as a problem and
-    /// replaced by its default, so the result is never `None`.
-    pub(super) fn keys(t: &mut Table<'_, '_>) -> Option<Self> {
+    /// replaced by its default.
+    pub(super) fn keys(t: &mut Table<'_, '_>) -> Self {
         let ca = ca(t);
         let identity = identity(t);
         let server_name = t.word(
@@ -91,14 +85,16 @@ impl ClientTls {
         );
         let min_version = min_version(t);
         let insecure_skip_verify = insecure_skip_verify(t);
-        Some(Self { ca, identity, server_name, min_version: min_version?, insecure_skip_verify })
+        Self { ca, identity, server_name, min_version, insecure_skip_verify }
     }
 }
 
 /// Reads the key `min_version` of a listener or a client. Returns TLS 1.2, the default, if the key
-/// is absent or wrong, so the result is never `None`; a wrong value is recorded as a problem.
-pub(super) fn min_version(t: &mut Table<'_, '_>) -> Option<TlsVersion> {
-    t.choice("min_version", &TLS_VERSIONS, Some(TlsVersion::V1_2), "lowest version of TLS")
+/// is absent or wrong; a wrong value is recorded as a problem.
+pub(super) fn min_version(t: &mut Table<'_, '_>) -> TlsVersion {
+    let default = TlsVersion::V1_2;
+    let words = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
+    t.choice("min_version", &words, Some(default), "lowest version of TLS").unwrap_or(default)
 }
 
 /// Returns the declaration of a section `tls` whose presence turns TLS on.

@@ -104,17 +104,12 @@ pub fn size(text: &str) -> Result<u64, String> {
         ("MiB", MIB),
         ("GiB", GIB),
     ];
-    let (number, unit) = number_and_unit(text);
-    let unit = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, unit)| *unit);
-    let (Some(number), Some(unit)) = (number, unit) else {
-        return Err("is not a size, allowed: a whole number of bytes, or one with \
-                    B, kB, MB, GB, KiB, MiB or GiB, such as \"64MiB\""
-            .to_owned());
-    };
-    match number.ok().and_then(|number| number.checked_mul(unit)) {
-        Some(size) if size <= SIZE_MAX => Ok(size),
-        _ => Err(format!("is too large, allowed: at most {}", show_size(SIZE_MAX))),
-    }
+    let size = number_of_units(text, &UNITS).ok_or(
+        "is not a size, allowed: a whole number of bytes, or one with \
+         B, kB, MB, GB, KiB, MiB or GiB, such as \"64MiB\"",
+    )?;
+    size.filter(|size| *size <= SIZE_MAX)
+        .ok_or_else(|| format!("is too large, allowed: at most {}", show_size(SIZE_MAX)))
 }
 
 /// Parses a time such as `500ms`, `10s`, `5m` or `24h`.
@@ -124,21 +119,15 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// Returns a text that says what is wrong and what is allowed.
 pub fn time(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, u64); 4] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000)];
-    let (number, unit) = number_and_unit(text);
-    let unit = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, unit)| *unit);
-    let (Some(number), Some(unit)) = (number, unit) else {
-        return Err(
-            "is not a time, allowed: a whole number with ms, s, m or h, such as \"10s\"".to_owned()
-        );
-    };
-    match number.ok().and_then(|number| number.checked_mul(unit)).map(Duration::from_millis) {
-        Some(time) if time <= TIME_MAX => Ok(time),
-        _ => Err(format!("is too long, allowed: at most {}", show_time(TIME_MAX))),
-    }
+    let time = number_of_units(text, &UNITS)
+        .ok_or("is not a time, allowed: a whole number with ms, s, m or h, such as \"10s\"")?;
+    time.map(Duration::from_millis)
+        .filter(|time| *time <= TIME_MAX)
+        .ok_or_else(|| format!("is too long, allowed: at most {}", show_time(TIME_MAX)))
 }
 
 /// Returns `true` if the text has the name of an environment variable behind a `$`, as a shell
-/// would expand it: at least two characters, in upper case. A `$$` is none.
+/// would expand it: at least two characters, in upper case. A `$$` does not count.
 pub(super) fn names_a_variable(text: &str) -> bool {
     let is_part = |it: char| it.is_ascii_uppercase() || it.is_ascii_digit() || it == '_';
     let is_name = |rest: &str| {
@@ -154,14 +143,14 @@ pub(super) fn names_a_variable(text: &str) -> bool {
     })
 }
 
-/// Splits a text into the number at its start and the text after the number. The number is `None`
-/// if the text does not begin with a digit, and `Some(Err)` if the number is larger than a `u64`.
-fn number_and_unit(text: &str) -> (Option<Result<u64, std::num::ParseIntError>>, &str) {
+/// Reads a whole number and the unit behind it, and multiplies the two. Returns `None` if the text
+/// does not begin with a digit or has another unit, and `Some(None)` if the result is larger than a
+/// `u64`.
+fn number_of_units(text: &str, units: &[(&str, u64)]) -> Option<Option<u64>> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    match text.split_at_checked(digits) {
-        Some((number, unit)) if digits > 0 => (Some(number.parse()), unit),
-        _ => (None, text),
-    }
+    let (number, name) = text.split_at_checked(digits).filter(|_| digits > 0)?;
+    let (_, unit) = units.iter().find(|(unit, _)| *unit == name)?;
+    Some(number.parse::<u64>().ok().and_then(|number| number.checked_mul(*unit)))
 }
 
 /// Returns a size in the shortest form that [`size`] can parse: `64MiB`, or `1000`.
@@ -191,18 +180,23 @@ pub fn show_time(time: Duration) -> String {
 
 /// Returns a range in words: `at least 1s`, or `1s to 15s`. Returns `None` if the range has no
 /// bounds, so that every value is allowed.
-pub(super) fn allowed<T: Copy>(
-    range: &impl RangeBounds<T>,
-    show: impl Fn(T) -> String,
-) -> Option<String> {
-    match (range.start_bound(), range.end_bound()) {
-        (Bound::Included(&least), Bound::Included(&most)) => {
+pub(super) fn allowed<T: Copy>(range: &Range<T>, show: impl Fn(T) -> String) -> Option<String> {
+    match *range {
+        (Bound::Included(least), Bound::Included(most)) => {
             Some(format!("{} to {}", show(least), show(most)))
         }
-        (Bound::Included(&least), _) => Some(format!("at least {}", show(least))),
-        (_, Bound::Included(&most)) => Some(format!("at most {}", show(most))),
+        (Bound::Included(least), _) => Some(format!("at least {}", show(least))),
+        (_, Bound::Included(most)) => Some(format!("at most {}", show(most))),
         _ => None,
     }
+}
+
+/// The values that a key allows: a range of any form.
+pub(super) type Range<T> = (Bound<T>, Bound<T>);
+
+/// Returns the bounds of a range.
+pub(super) fn bounds<T: Copy>(range: &impl RangeBounds<T>) -> Range<T> {
+    (range.start_bound().cloned(), range.end_bound().cloned())
 }
 
 /// Parses `IP:PORT`, the address of a socket that the relay binds. The port may be 0; the kernel
@@ -415,6 +409,7 @@ pub fn header_value(text: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::list;
 
     #[test]
     fn sizes_and_times_are_read_and_written() {
@@ -432,18 +427,11 @@ mod tests {
             assert_eq!(size(text), Ok(expected), "{text}");
             assert_eq!(size(&show_size(expected)), Ok(expected), "{text}");
         }
-        for text in [
-            "",
-            "MiB",
-            "1.5MiB",
-            "-1",
-            "+1",
-            "64 MiB",
-            "64mib",
-            "64M",
-            "99999999999999999999",
-            "9999999GiB",
-        ] {
+        for text in list(
+            r"
+|MiB|1.5MiB|-1|+1|64 MiB|64mib|64M|99999999999999999999|9999999GiB
+",
+        ) {
             assert!(size(text).is_err(), "{text}");
         }
         for (text, expected) in [
@@ -475,24 +463,12 @@ mod tests {
             assert_eq!((address.host.as_str(), address.port), (host, port));
             assert_eq!(address.to_string(), text);
         }
-        for text in [
-            "",
-            "host",
-            ":5000",
-            "host:",
-            "host:0",
-            "host:65536",
-            "host:http",
-            "::1:5000",
-            "[::1]",
-            "[host]:1",
-            "[]:1",
-            "[::1:5",
-            "a b:1",
-            "http://host:1",
-            "user@host:1",
-            "host:+5",
-        ] {
+        for text in list(
+            r"
+|host|:5000|host:|host:0|host:65536|host:http|::1:5000|[::1]|[host]:1|[]:1|[::1:5|a b:1
+http://host:1|user@host:1|host:+5
+",
+        ) {
             assert!(host_port(text).is_err(), "{text}");
         }
         for text in
@@ -508,21 +484,12 @@ mod tests {
         for text in ["http://a", "https://a:8443/b?c=d", "http://[::1]:80/", "HTTPS://A/"] {
             assert!(url(text).is_ok(), "{text}");
         }
-        for text in [
-            "",
-            "a",
-            "/b",
-            "ftp://a/",
-            "http://",
-            "https:///b?",
-            "http://u@a/",
-            "http://u:p@a/",
-            "http://:p@a/",
-            "http://a:0/",
-            "http://a:99999/",
-            "http://a/#b",
-            "file:///etc",
-        ] {
+        for text in list(
+            r"
+|a|/b|ftp://a/|http://|https:///b?|http://u@a/|http://u:p@a/|http://:p@a/|http://a:0/
+http://a:99999/|http://a/#b|file:///etc
+",
+        ) {
             let wrong = text != "https:///b?"; // WHATWG reads this one as the host `b`.
             assert_eq!(url(text).is_err(), wrong, "{text}");
         }

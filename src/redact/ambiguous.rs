@@ -50,7 +50,7 @@ pub(super) fn is_ambiguous(event: &[u8], known: usize, spells_letters: bool) -> 
 }
 
 /// Returns `true` if the event may contain a letter that is written as an escape, such as `\u0041`
-/// for `A`. Codes below `\u0040` do not count: they are no letters, and kube-apiserver writes some
+/// for `A`. Codes below `\u0040` do not count: they are not letters, and kube-apiserver writes some
 /// of them, such as `\u0026`.
 pub(super) fn spells_letters(event: &[u8]) -> bool {
     ESCAPE.find_iter(event).any(|at| event.get(at + 4).is_some_and(|byte| *byte > b'3'))

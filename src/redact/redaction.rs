@@ -22,7 +22,6 @@ use super::path::Step;
 use super::path::With;
 use super::path::is_of_admission;
 use super::rule::Compiled;
-use super::rule::Mistake;
 use super::rule::Rule;
 use super::rule::in_lists;
 use super::text;
@@ -70,10 +69,10 @@ impl Redaction {
     ///
     /// # Errors
     ///
-    /// The first [`Mistake`] in the rules.
-    pub fn new(rules: &[Rule]) -> Result<Self, Mistake> {
-        let compiled = rules.iter().enumerate().map(|(index, rule)| Compiled::new(index, rule));
-        Ok(Self { rules: compiled.collect::<Result<_, _>>()? })
+    /// Describes the first mistake in the rules: a part that is not written correctly or not
+    /// allowed, or a rule without an effect.
+    pub fn new(rules: &[Rule]) -> Result<Self, String> {
+        Ok(Self { rules: rules.iter().map(Compiled::new).collect::<Result<_, _>>()? })
     }
 
     /// Returns the redactions that this event needs, without those of JSON Web Tokens; `None` if

@@ -28,19 +28,6 @@ pub struct Rule {
     pub with: With,
 }
 
-/// A mistake in a redaction rule: a part is not written correctly or is not allowed, or the rule
-/// has no effect.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what}")]
-pub struct Mistake {
-    /// The index of the rule in the config, counted from 0.
-    pub rule: usize,
-    /// The part of the rule with the mistake; empty if the rule lacks something.
-    pub text: String,
-    /// A description of the mistake, with the forms that are allowed.
-    pub what: String,
-}
-
 /// The members of an event that may be the first step of a path. A path may also name a member of
 /// `objectRef` that is in [`OF_OBJECT`]. The other members cannot be redacted: without them the
 /// text is not an audit event, or its time or its object is unknown.
@@ -76,18 +63,16 @@ pub(super) struct Compiled {
 }
 
 impl Compiled {
-    pub(super) fn new(index: usize, rule: &Rule) -> Result<Self, Mistake> {
-        let mistake = |text: &str, what: String| Mistake { rule: index, text: text.into(), what };
-        let mut resources = Vec::new();
-        for text in &rule.resources {
-            resources.push(Resource::new(text).map_err(|what| mistake(text, what))?);
-        }
+    /// Compiles a rule. `Err` describes the first mistake in it, with the forms that are allowed.
+    pub(super) fn new(rule: &Rule) -> Result<Self, String> {
+        let resources = rule.resources.iter().map(|text| Resource::new(text));
+        let resources = resources.collect::<Result<_, _>>()?;
         if rule.fields.is_empty() {
-            return Err(mistake("", "fields is empty: name at least one path".into()));
+            return Err("fields is empty: name at least one path".to_owned());
         }
         let (mut paths, mut of_bodies) = (Vec::new(), false);
         for text in &rule.fields {
-            let steps = steps(text).map_err(|what| mistake(text, what))?;
+            let steps = steps(text)?;
             if let [Step::Name(root), inside @ ..] = &*steps
                 && matches!(&**root, b"requestObject" | b"responseObject")
             {
@@ -123,43 +108,20 @@ pub(super) fn in_lists(root: &[u8], inside: &[Step]) -> [Path; 2] {
     ]
 }
 
-/// The resources that one pattern such as `apps/deployments` stands for.
+/// The resources that one pattern such as `apps/deployments` stands for: group, resource and
+/// subresource. A part that is `*`, any text, is `None`.
 #[derive(Debug)]
-struct Resource {
-    group: Part,
-    resource: Part,
-    subresource: Part,
-}
-
-/// One part of a resource's pattern: `*` for any text, or the exact text.
-#[derive(Debug)]
-enum Part {
-    Any,
-    Is(Box<[u8]>),
-}
-
-impl Part {
-    fn is(&self, text: &[u8]) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Is(own) => **own == *text,
-        }
-    }
-}
+struct Resource([Option<Box<[u8]>>; 3]);
 
 impl Resource {
     fn new(text: &str) -> Result<Self, String> {
         const FORMS: &str = "RESOURCE (of the core group), GROUP/RESOURCE and \
                              GROUP/RESOURCE/SUBRESOURCE are allowed, as in secrets, \
                              apps/deployments, /pods/log; * is any";
+        let is_plain = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.');
         let part = |part: &str| match part {
-            "*" => Ok(Part::Any),
-            _ if part
-                .bytes()
-                .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')) =>
-            {
-                Ok(Part::Is(part.as_bytes().into()))
-            }
+            "*" => Ok(None),
+            _ if part.bytes().all(is_plain) => Ok(Some(part.as_bytes().into())),
             _ => Err(format!(
                 "{part:?} in {text:?} is neither * nor the name of a group or resource in lower \
                  case: {FORMS}"
@@ -183,13 +145,12 @@ impl Resource {
                  the core group; {FORMS}"
             ));
         }
-        Ok(Self { group: part(group)?, resource: part(resource)?, subresource: part(subresource)? })
+        Ok(Self([part(group)?, part(resource)?, part(subresource)?]))
     }
 
     fn is(&self, object: &Object<'_>) -> bool {
-        self.resource.is(&object.resource)
-            && self.group.is(&object.group)
-            && self.subresource.is(&object.subresource)
+        let parts = [&object.group, &object.resource, &object.subresource];
+        self.0.iter().zip(parts).all(|(own, part)| own.as_ref().is_none_or(|own| **own == **part))
     }
 }
 
@@ -232,10 +193,9 @@ fn parse(text: &str) -> Result<Vec<Step>, String> {
     let mut rest = text;
     loop {
         let (step, behind) = if let Some(inside) = rest.strip_prefix('[') {
-            let (step, behind) = bracket(inside).ok_or_else(|| {
+            bracket(inside).ok_or_else(|| {
                 format!("{text:?} has a bracket that is not [\"…\"], ['…'] or [*]: {FORMS}")
-            })?;
-            (step, behind)
+            })?
         } else {
             let (name, behind) = match rest.find(['.', '[']) {
                 Some(end) => rest.split_at(end),
@@ -285,10 +245,10 @@ fn bracket(inside: &str) -> Option<(Step, &str)> {
 mod tests {
     use super::*;
 
-    fn rule(resource: &str, field: &str) -> Result<Compiled, Mistake> {
+    fn rule(resource: &str, field: &str) -> Result<Compiled, String> {
         let rule =
             Rule { resources: vec![resource.into()], fields: vec![field.into()], with: With::Drop };
-        Compiled::new(3, &rule)
+        Compiled::new(&rule)
     }
 
     #[test]
@@ -322,7 +282,7 @@ mod tests {
             assert!(!rule.applies_to(None), "{pattern}");
         }
         let all = Rule { resources: vec![], fields: vec!["user".into()], with: With::Drop };
-        assert!(Compiled::new(0, &all).unwrap().applies_to(None));
+        assert!(Compiled::new(&all).unwrap().applies_to(None));
     }
 
     #[test]
@@ -363,8 +323,7 @@ mod tests {
             ("annotations", "annotations.*"),
         ] {
             let mistake = rule("secrets", field).expect_err(field);
-            assert!(mistake.to_string().contains(part), "{field}: {mistake}");
-            assert_eq!((mistake.rule, &*mistake.text), (3, field));
+            assert!(mistake.contains(part), "{field}: {mistake}");
         }
         let long = |names: usize| format!("requestObject{}", ".a".repeat(names - 1));
         assert!(rule("secrets", &long(STEPS_MAX)).is_ok());
@@ -381,10 +340,10 @@ mod tests {
             ("a\n/b", r#"write "/a\n/b""#),
         ] {
             let mistake = rule(resource, "user").expect_err(resource);
-            assert!(mistake.to_string().contains(part), "{resource}: {mistake}");
-            assert!(mistake.to_string().contains("RESOURCE (of the core group)"), "{mistake}");
+            assert!(mistake.contains(part), "{resource}: {mistake}");
+            assert!(mistake.contains("RESOURCE (of the core group)"), "{mistake}");
         }
         let none = Rule { resources: vec![], fields: vec![], with: With::Drop };
-        assert!(Compiled::new(0, &none).is_err());
+        assert!(Compiled::new(&none).is_err());
     }
 }

@@ -57,10 +57,15 @@ impl Signs {
         // A sign may begin in the known bytes and end after them.
         let Some(text) = event.get(..known + BEHIND) else { return Self::UNKNOWN };
         let before = Self::in_text(text);
+        Self { keys: behind.keys, ..before.or(behind) }
+    }
+
+    #[inline(always)]
+    fn or(self, other: Self) -> Self {
         Self {
-            escapes: before.escapes | behind.escapes,
-            tokens: before.tokens | behind.tokens,
-            keys: behind.keys,
+            escapes: self.escapes | other.escapes,
+            tokens: self.tokens | other.tokens,
+            keys: self.keys | other.keys,
         }
     }
 
@@ -74,14 +79,7 @@ impl Signs {
         // The last step may repeat a part of the one before it, so that no single bytes are left.
         let last = text.len().checked_sub(STEP + BEHIND).and_then(|start| text.get(start..));
         match (most, last) {
-            (Some(most), Some(last)) => {
-                let (most, last) = (Self::in_steps(most), Self::in_steps(last));
-                Self {
-                    escapes: most.escapes | last.escapes,
-                    tokens: most.tokens | last.tokens,
-                    keys: most.keys | last.keys,
-                }
-            }
+            (Some(most), Some(last)) => Self::in_steps(most).or(Self::in_steps(last)),
             // The text is shorter than a step.
             _ => Self::UNKNOWN,
         }

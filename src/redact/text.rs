@@ -139,7 +139,7 @@ fn escape(text: &[u8]) -> (char, usize) {
     (short, 2)
 }
 
-/// Returns the number that hexadecimal digits stand for; `None` if a byte is no such digit.
+/// Returns the number that hexadecimal digits stand for; `None` if a byte is not such a digit.
 fn hex(digits: &[u8]) -> Option<u32> {
     digits.iter().try_fold(0, |number, digit| Some(number << 4 | char::from(*digit).to_digit(16)?))
 }

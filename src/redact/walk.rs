@@ -45,7 +45,7 @@ impl<'p> Wish<'p> {
         Self { rest: path, with, why, by_name: true }
     }
 
-    /// Returns the wishes (changes with their remaining paths) for one child of an object or array.
+    /// Returns the wishes for one child of an object or array.
     /// `wishes` are those for the object or array. The result has the wishes whose next step leads
     /// to the child, without that step. `name` is the name of the child, or `None` for an element
     /// of an array.
@@ -58,11 +58,13 @@ impl<'p> Wish<'p> {
         wishes.iter().filter_map(follow).collect()
     }
 
-    /// Returns a sort key: of several wishes, the wish with the smallest key has the strongest
-    /// change. The key is `false` for removing the value, which is stronger. The key is `true` for
-    /// replacing the value by its hash.
-    fn gentleness(wish: &&Self) -> bool {
-        wish.with == With::Sha256
+    /// Returns the wish with the strongest change, the first of several: removing a value is
+    /// stronger than replacing it by its hash.
+    fn strongest<'w>(wishes: impl Iterator<Item = &'w Self>) -> Option<&'w Self>
+    where
+        'p: 'w,
+    {
+        wishes.min_by_key(|wish| wish.with == With::Sha256)
     }
 
     /// Returns `true` if the wish's change must be made to this whole value: the path ends here, or
@@ -121,18 +123,19 @@ impl<'a> Walk<'a> {
         self.edits.len() >= EDITS_MAX
     }
 
-    /// Adds to `self.edits` the edits that `wishes` need in this value. A wish is a path to a
-    /// value, and the change to make there. Returns `true` if the value stays, with these edits.
-    /// Returns `false` if the caller must remove the whole value.
+    /// Adds to `self.edits` the edits that `wishes` need in this value. Returns `true` if the value
+    /// stays, with these edits. Returns `false` if the caller must remove the whole value.
     pub(super) fn value(&mut self, value: &'a [u8], wishes: &[Wish<'_>]) -> bool {
         let met = wishes.iter().filter(|wish| wish.is_met_by(value));
-        let Some(strongest) = met.min_by_key(Wish::gentleness) else {
-            if !wishes.is_empty() && matches!(value.first(), Some(b'{' | b'[')) {
-                self.children(value, wishes);
-            }
-            return true;
-        };
-        self.meet(value, *strongest)
+        if let Some(strongest) = Wish::strongest(met) {
+            return self.meet(value, *strongest);
+        }
+        if !wishes.is_empty() && matches!(value.first(), Some(b'{' | b'[')) {
+            self.each(value, |walk, child| {
+                walk.value(child.value, &Wish::at_child(wishes, child.name().as_deref()))
+            });
+        }
+        true
     }
 
     /// Makes the change of a wish to a whole value. Returns `true` if the value is replaced by its
@@ -149,60 +152,46 @@ impl<'a> Walk<'a> {
         wish.with == With::Sha256
     }
 
-    /// Adds to `self.edits` the edits that `wishes` need in a container: in each member of an
-    /// object, or in each element of an array. A wish is a path to a value, and the change to make
-    /// there. A child that must go as a whole is removed from the container. Stops early if there
-    /// are too many edits; [`Self::is_full`] then tells the caller.
-    fn children(&mut self, container: &'a [u8], wishes: &[Wish<'_>]) {
+    /// Calls `stays` for each member of an object, or for each element of an array, and cuts out
+    /// each for which the result is `false`. Stops early if there are too many edits;
+    /// [`Self::is_full`] then tells the caller.
+    fn each(&mut self, container: &'a [u8], mut stays: impl FnMut(&mut Self, &Child<'a>) -> bool) {
         let mut removal = Removal::default();
         for child in children(self.event, container) {
             if self.is_full() {
-                return;
+                break;
             }
-            let at_child = Wish::at_child(wishes, child.name().as_deref());
-            let stays = self.value(child.value, &at_child);
+            let stays = stays(self, &child);
             removal.pass(&child, stays, &mut self.edits);
         }
         removal.finish(&mut self.edits);
     }
 
-    /// Adds to `self.edits` the edits that `wishes` need in a body. A wish is a path to a value,
-    /// and the change to make there. Returns `true` if the body stays, with these edits. Returns
-    /// `false` if the caller must remove the whole body.
+    /// Adds to `self.edits` the edits that `wishes` need in a body. Returns `true` if the body
+    /// stays, with these edits. Returns `false` if the caller must remove the whole body.
     ///
     /// A body may be a JSON Patch (RFC 6902): a list of operations that put values into an object.
     /// The paths of the wishes begin at that object. If an operation concerns a value that must be
     /// redacted, a part of it, or a larger value that contains it, the operation's members except
     /// for `op`, `path` and `from` are changed as a whole.
     pub(super) fn body(&mut self, body: &'a [u8], wishes: &[Wish<'_>]) -> bool {
-        let is_whole = |wish: &&Wish<'_>| wish.rest.is_empty();
-        let about_inside = |wish: &Wish<'_>| wish.why == Why::Redacted && !is_whole(&wish);
+        let about_inside = |wish: &Wish<'_>| wish.why == Why::Redacted && !wish.rest.is_empty();
         if body.first() != Some(&b'[') || !wishes.iter().any(about_inside) {
             return self.value(body, wishes);
         }
-        if let Some(whole) =
-            wishes.iter().filter(|wish| is_whole(wish)).min_by_key(Wish::gentleness)
-        {
+        let whole = wishes.iter().filter(|wish| wish.rest.is_empty());
+        if let Some(whole) = Wish::strongest(whole) {
             return self.meet(body, *whole);
         }
         let as_element = Wish::at_child(wishes, None);
-        let mut removal = Removal::default();
-        for operation in children(self.event, body) {
-            if self.is_full() {
-                break;
-            }
-            let stays = self.operation(operation.value, wishes, &as_element);
-            removal.pass(&operation, stays, &mut self.edits);
-        }
-        removal.finish(&mut self.edits);
+        self.each(body, |walk, operation| walk.operation(operation.value, wishes, &as_element));
         true
     }
 
-    /// Adds to `self.edits` the edits in one operation of a JSON Patch. A wish is a path to a value
-    /// that must change, and the change. The paths of `wishes` begin at the object that the patch
-    /// changes. The paths of `as_element` begin at the operation itself, which is an element of the
-    /// patch. Returns `true` if the operation stays, with these edits. Returns `false` if the
-    /// caller must remove the operation.
+    /// Adds to `self.edits` the edits in one operation of a JSON Patch. The paths of `wishes` begin
+    /// at the object that the patch changes. The paths of `as_element` begin at the operation
+    /// itself, which is an element of the patch. Returns `true` if the operation stays, with these
+    /// edits. Returns `false` if the caller must remove the operation.
     fn operation(
         &mut self,
         operation: &'a [u8],
@@ -213,45 +202,37 @@ impl<'a> Walk<'a> {
         if operation.first() != Some(&b'{') {
             // This element does not say which value it is about, so it may be about any redacted
             // value.
-            let Some(strongest) = redacting.min_by_key(Wish::gentleness) else {
-                return self.value(operation, as_element);
+            return match Wish::strongest(redacting) {
+                Some(strongest) => self.meet(operation, *strongest),
+                None => self.value(operation, as_element),
             };
-            return self.meet(operation, *strongest);
         }
-        if let Some(whole) =
-            as_element.iter().filter(|wish| wish.rest.is_empty()).min_by_key(Wish::gentleness)
-        {
+        let whole = as_element.iter().filter(|wish| wish.rest.is_empty());
+        if let Some(whole) = Wish::strongest(whole) {
             return self.meet(operation, *whole);
         }
         let strongest = match concerned(operation, wishes) {
-            None => redacting.min_by_key(Wish::gentleness),
-            Some(concerned) => concerned
-                .into_iter()
-                .filter(|wish| wish.why == Why::Redacted)
-                .min_by_key(Wish::gentleness),
-        };
-        let mut removal = Removal::default();
-        for member in children(self.event, operation) {
-            if self.is_full() {
-                break;
+            None => Wish::strongest(redacting),
+            Some(found) => {
+                Wish::strongest(found.into_iter().filter(|wish| wish.why == Why::Redacted))
             }
+        };
+        self.each(operation, |walk, member| {
             let name = member.name();
             let says_what = matches!(name.as_deref(), Some(b"op" | b"path" | b"from"))
                 && member.value.first() == Some(&b'"');
-            let stays = match strongest {
-                Some(wish) if !says_what => self.meet(member.value, *wish),
-                _ => self.value(member.value, &Wish::at_child(as_element, name.as_deref())),
-            };
-            removal.pass(&member, stays, &mut self.edits);
-        }
-        removal.finish(&mut self.edits);
+            match strongest {
+                Some(wish) if !says_what => walk.meet(member.value, *wish),
+                _ => walk.value(member.value, &Wish::at_child(as_element, name.as_deref())),
+            }
+        });
         true
     }
 }
 
-/// Returns those of `wishes` (changes with their remaining paths) that a JSON Patch operation
-/// concerns. The operation names places in an object with its members `path` and `from`. `None` if
-/// `path` is missing, or if `path` or `from` is no valid JSON Pointer.
+/// Returns those of `wishes` that a JSON Patch operation concerns. The operation names places in an
+/// object with its members `path` and `from`. `None` if `path` is missing, or if `path` or `from`
+/// is not a valid JSON Pointer.
 ///
 /// The members `path` and `from` are handled one after the other and not collected, because an
 /// operation may repeat them millions of times.
@@ -269,9 +250,9 @@ fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w
     has_path.then_some(found)
 }
 
-/// Returns the names in a JSON Pointer (RFC 6901): `a` and `b` for `/a/b`. `None` if the text is no
-/// JSON Pointer. Only the first [`STEPS_MAX`] names are returned; a longer pointer is treated like
-/// its beginning, so that it concerns more values and never fewer.
+/// Returns the names in a JSON Pointer (RFC 6901): `a` and `b` for `/a/b`. `None` if the text is
+/// not a JSON Pointer. Only the first [`STEPS_MAX`] names are returned; a longer pointer is treated
+/// like its beginning, so that it concerns more values and never fewer.
 fn pointer(text: &[u8]) -> Option<Vec<Vec<u8>>> {
     if text.is_empty() {
         return Some(Vec::new());

@@ -307,5 +307,5 @@ impl Outputs {
 
 /// Returns the lag above which the output is late.
 fn lag_max(config: &config::Output) -> Duration {
-    thresholds::lag_max(config.kind.final_after().map(|(_, waits)| waits))
+    thresholds::lag_max(config.kind.final_after.map(|(_, waits)| waits))
 }

@@ -29,68 +29,51 @@ const DATASET: &[u8] = br#""kubernetes.audit_logs""#;
 /// The annotation in which kube-apiserver says if it has allowed the request.
 const DECISION: &str = "authorization.k8s.io/decision";
 
-/// The members of an event that an ECS document has in places of their own too. Each is a JSON
-/// text; `None` if the event does not have it.
-#[derive(Default)]
-struct Fields<'a> {
-    verb: Option<&'a [u8]>,
-    user: Option<&'a [u8]>,
-    user_agent: Option<&'a [u8]>,
-    source_ips: Option<&'a [u8]>,
-    status: Option<&'a [u8]>,
-    annotations: Option<&'a [u8]>,
-    request_time: Option<&'a [u8]>,
-    stage_time: Option<&'a [u8]>,
+/// The members of an event that an ECS document has in places of their own too, in the order in
+/// which [`write()`] takes them.
+const NAMES: [&str; 8] = [
+    "verb",
+    "user",
+    "userAgent",
+    "sourceIPs",
+    "responseStatus",
+    "annotations",
+    "requestReceivedTimestamp",
+    "stageTimestamp",
+];
+
+/// Reads an event. Returns the first value of each of [`NAMES`], and the changes to the event in
+/// `kubernetes.audit`.
+fn read(event: &[u8], bodies: Bodies) -> ([Option<&[u8]>; 8], Edits) {
+    let (mut found, mut edits) = ([None; 8], Edits::default());
+    for member in scan::members(event) {
+        let name = member.name();
+        match &*name {
+            b"requestObject" | b"responseObject" => edits.body(event, member, bodies),
+            b"annotations" => edits.annotations(event, member),
+            _ => edits.keep(event, member),
+        }
+        if let Some(index) = NAMES.iter().position(|known| *name == *known.as_bytes()) {
+            found[index].get_or_insert(member.value);
+        }
+    }
+    edits.finish();
+    (found, edits)
 }
 
-impl<'a> Fields<'a> {
-    /// Reads an event. Returns its fields, and the changes to the event in `kubernetes.audit`.
-    fn read(event: &'a [u8], bodies: Bodies) -> (Self, Edits) {
-        let (mut fields, mut edits) = (Self::default(), Edits::default());
-        for member in scan::members(event) {
-            let slot = match &*member.name() {
-                b"requestObject" | b"responseObject" => {
-                    edits.body(event, member, bodies);
-                    continue;
-                }
-                b"annotations" => {
-                    edits.annotations(event, member);
-                    fields.annotations.get_or_insert(member.value);
-                    continue;
-                }
-                b"verb" => &mut fields.verb,
-                b"user" => &mut fields.user,
-                b"userAgent" => &mut fields.user_agent,
-                b"sourceIPs" => &mut fields.source_ips,
-                b"responseStatus" => &mut fields.status,
-                b"requestReceivedTimestamp" => &mut fields.request_time,
-                b"stageTimestamp" => &mut fields.stage_time,
-                _ => {
-                    edits.keep(event, member);
-                    continue;
-                }
-            };
-            slot.get_or_insert(member.value);
-            edits.keep(event, member);
+/// Returns the value of `event.outcome`: kube-apiserver's decision or, if it does not say it,
+/// whether the response's code is below 400. Returns `None` if the event has neither.
+fn outcome(annotations: Option<&[u8]>, status: Option<&[u8]>) -> Option<&'static [u8]> {
+    let [decision] = scan::firsts(annotations.unwrap_or_default(), [DECISION]);
+    let is_success = match decision.and_then(scan::string).as_deref() {
+        Some(b"allow") => true,
+        Some(b"forbid") => false,
+        Some(_) | None => {
+            let [code] = scan::firsts(status.unwrap_or_default(), ["code"]);
+            json::code(code)?.1 < 400
         }
-        edits.finish();
-        (fields, edits)
-    }
-
-    /// Returns the value of `event.outcome`: kube-apiserver's decision or, if it does not say it,
-    /// whether the response's code is below 400. Returns `None` if the event has neither.
-    fn outcome(&self) -> Option<&'static [u8]> {
-        let (success, failure) = (br#""success""#.as_slice(), br#""failure""#.as_slice());
-        let [decision] = scan::firsts(self.annotations.unwrap_or_default(), [DECISION]);
-        match decision.and_then(scan::string).as_deref() {
-            Some(b"allow") => return Some(success),
-            Some(b"forbid") => return Some(failure),
-            Some(_) | None => {}
-        }
-        let [code] = scan::firsts(self.status.unwrap_or_default(), ["code"]);
-        let (_, code) = json::code(code)?;
-        Some(if code < 400 { success } else { failure })
-    }
+    };
+    Some(if is_success { br#""success""# } else { br#""failure""# })
 }
 
 /// Appends the document of an event to `out`.
@@ -100,25 +83,25 @@ pub(super) fn write(
     data_stream: Option<&DataStream>,
     out: &mut Vec<u8>,
 ) {
-    let (fields, edits) = Fields::read(event, bodies);
+    let (found, edits) = read(event, bodies);
+    let [verb, user, user_agent, source_ips, status, annotations, request_time, stage_time] = found;
     out.reserve(event.len() + 1024);
     let mut document = Object::begin(out);
     let is_time = |time: &&[u8]| scan::inner(time).is_some_and(is_timestamp);
-    let time = fields.stage_time.filter(is_time).or_else(|| fields.request_time.filter(is_time));
+    let time = stage_time.filter(is_time).or_else(|| request_time.filter(is_time));
     document.optional("@timestamp", time);
     document.member("ecs", VERSION);
-    let outcome = fields.outcome();
     let of_event = [
         ("kind", Some(br#""event""#.as_slice())),
         ("dataset", Some(DATASET)),
-        ("action", text(fields.verb)),
-        ("outcome", outcome),
+        ("action", text(verb)),
+        ("outcome", outcome(annotations, status)),
     ];
     document.group("event", &of_event);
-    let [name, id] = scan::firsts(fields.user.unwrap_or_default(), ["username", "uid"]).map(text);
+    let [name, id] = scan::firsts(user.unwrap_or_default(), ["username", "uid"]).map(text);
     document.group("user", &[("name", name), ("id", id)]);
-    document.group("user_agent", &[("original", text(fields.user_agent))]);
-    write_addresses(fields.source_ips.unwrap_or_default(), &mut document);
+    document.group("user_agent", &[("original", text(user_agent))]);
+    write_addresses(source_ips.unwrap_or_default(), &mut document);
     if let Some(DataStream { kind, dataset, namespace }) = data_stream {
         let mut stream = Object::begin(document.key(b"data_stream"));
         for (key, part) in [("type", kind), ("dataset", dataset), ("namespace", namespace)] {
@@ -132,7 +115,7 @@ pub(super) fn write(
     document.end();
 }
 
-/// Writes `source.ip` and `client.ip`. An element of `sourceIPs` that is no IP address is in
+/// Writes `source.ip` and `client.ip`. An element of `sourceIPs` that is not an IP address is in
 /// neither, because Elasticsearch would refuse the whole document for it.
 fn write_addresses(source_ips: &[u8], document: &mut Object<'_>) {
     let mut addresses = scan::elements(source_ips).filter(|value| is_ip(value));

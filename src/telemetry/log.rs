@@ -43,7 +43,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::Log;
 use crate::config::LogFormat;
-use crate::config::LogLevel;
 use crate::words::escape;
 
 /// The greatest number of log lines that may wait for the log's thread, which writes them.
@@ -169,14 +168,7 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
 
 /// Returns the filter of log lines for this level. A line of a dependency passes only if it is also
 /// a warning or an error.
-fn targets(level: LogLevel) -> Targets {
-    let level = match level {
-        LogLevel::Error => Level::ERROR,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Trace => Level::TRACE,
-    };
+fn targets(level: Level) -> Targets {
     let others = level.min(Level::WARN);
     Targets::new()
         .with_default(LevelFilter::from_level(others))
