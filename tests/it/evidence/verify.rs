@@ -420,7 +420,7 @@ fn recorded_events(recorded: &Recorded) -> u64 {
     let log = recorded.log().display().to_string();
     let shown = run_command(&["evidence", "show", "--json", &log], Path::new("/")).stdout;
     let entries = shown.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    let entries = entries.map(|line| serde_json::from_slice::<serde_json::Value>(line).unwrap());
+    let entries = entries.map(|line| serde_json::from_slice::<Value>(line).unwrap());
     let accepted = entries.filter(|entry| entry["type"] == "accepted");
     accepted.map(|entry| entry["count"].as_u64().unwrap()).sum()
 }

@@ -97,7 +97,7 @@ const SHARE: Duration = Duration::from_secs(20);
 
 /// Waits until each relay has partitions. Returns false if one of them has none after [`SHARE`].
 fn are_shared(relays: &[&Relay]) -> bool {
-    let is_assigned = |line: &serde_json::Value| {
+    let is_assigned = |line: &Value| {
         let partitions = line["partitions"].as_str().unwrap_or_default();
         line["message"] == "partitions assigned" && partitions != "[]"
     };
@@ -475,9 +475,9 @@ fn stateless_relays_before_and_behind_the_topic_lose_nothing_when_one_is_killed(
 }
 
 /// Returns the state of the only source as `/status` shows it.
-fn shown(relay: &Relay) -> serde_json::Value {
+fn shown(relay: &Relay) -> Value {
     let status = http::get(relay.admin(), "/status").unwrap();
-    let mut status: serde_json::Value = serde_json::from_slice(&status.body).unwrap();
+    let mut status: Value = serde_json::from_slice(&status.body).unwrap();
     let sources = status["sources"].as_array_mut().expect("an array");
     assert_eq!(sources.len(), 1);
     sources.remove(0)

@@ -401,7 +401,7 @@ fn a_broken_file_keeps_the_old_certificate_and_is_told_once() {
     let client_config = certificates.client_config(None);
     let old = chain(&certificates.server.certificate)[0].clone();
     let told = |relay: &Relay| {
-        let failed = |fields: &&serde_json::Value| {
+        let failed = |fields: &&Value| {
             fields["message"]
                 .as_str()
                 .is_some_and(|message| message.starts_with("config not reloaded"))

@@ -77,7 +77,7 @@ fn assert_traced(relay: &Relay, reason: &str, words: &str) {
     let status = http::get(relay.admin(), "/status").unwrap().json();
     if reason == "closed" {
         // Some health checks do that.
-        assert_eq!(status["last_tls_failure"], serde_json::Value::Null, "{status:#}");
+        assert_eq!(status["last_tls_failure"], Value::Null, "{status:#}");
         return;
     }
     assert_eq!(status["last_tls_failure"]["reason"], reason, "{status:#}");
@@ -151,8 +151,7 @@ fn a_wrong_token_has_one_line_with_the_sender_and_without_the_token() {
     assert_eq!(line["requests"], 1, "{line}");
     assert_eq!(line["error"], "the bearer token is wrong", "{line}");
     assert!(line["peer"].as_str().is_some_and(|it| it.starts_with("127.0.0.1:")), "{line}");
-    let said =
-        |line: &&serde_json::Value| line["message"] == "requests of a sender are answered 401";
+    let said = |line: &&Value| line["message"] == "requests of a sender are answered 401";
     let lines = relay.log_fields().iter().filter(said).count();
     assert!((1..=2).contains(&lines), "{}", relay.log_text());
     assert!(!relay.log_text().contains("the-wrong-token"), "{}", relay.log_text());

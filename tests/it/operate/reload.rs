@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
-use crate::support::chance;
 use crate::support::metrics::assert_conservation;
 use crate::support::prelude::*;
 use crate::support::requests::assert_in_order;
@@ -490,7 +489,7 @@ fn two_hundred_reloads_leave_nothing_behind() {
 /// every event must arrive once at each consumer.
 #[test]
 fn under_load_reloads_and_rotations_cost_no_request_and_no_event() {
-    let seconds = chance::number_from("KUBE_AUDIT_FORWARDER_RELOAD_SECONDS", 12);
+    let seconds = number_from("KUBE_AUDIT_FORWARDER_RELOAD_SECONDS", 12);
     const RATE: u32 = 200;
     const SENDERS: u32 = 4;
     let each_change = Duration::from_secs(seconds) / 100;

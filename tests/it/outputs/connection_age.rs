@@ -23,7 +23,7 @@ fn repeats(consumer: &Tallying, more: &str, ordered: bool) -> usize {
     // Connections without traffic are not kept beyond their age either.
     wait_until("the end of idle connections", PATIENCE, || consumer.open() == 0);
     let before = consumer.tally.count();
-    assert_eq!(relay.post(&crate::support::numbered::list(9, 0..1)).status, 200);
+    assert_eq!(relay.post(&numbered::list(9, 0..1)).status, 200);
     consumer.tally.wait_for_count(before + 1, PATIENCE);
     relay.finish(Backlog::Empty);
     let arrivals = consumer.tally.arrivals()[..before].to_vec();

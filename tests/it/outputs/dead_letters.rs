@@ -80,7 +80,7 @@ fn one_refused_event_of_400_is_kept_with_its_reason_and_costs_thirty_requests_at
     assert_eq!(letter.lines().count(), 1);
     // The letter holds the event byte for byte.
     assert!(letter.contains(std::str::from_utf8(&bad).unwrap()), "{letter}");
-    let letter: serde_json::Value = serde_json::from_str(&letter.replace("1e400", "1")).unwrap();
+    let letter: Value = serde_json::from_str(&letter.replace("1e400", "1")).unwrap();
     assert_eq!(letter["output"], "consumer");
     assert!(letter["reason"].as_str().unwrap().contains("400"), "{letter}");
     assert!(letter["time"].as_str().is_some());
@@ -279,7 +279,7 @@ mod peers {
             for _ in 0..3 {
                 post(1.0);
             }
-            let unwritten = |fields: &serde_json::Value| {
+            let unwritten = |fields: &Value| {
                 fields["message"] == "events given up and counted"
                     && fields["error"].as_str().is_some_and(|error| error.contains("No space left"))
             };

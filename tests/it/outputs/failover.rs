@@ -131,7 +131,7 @@ fn preferred_dies_and_returns(config: &str, mut preferred: Tallying, good: Tally
 }
 
 /// Returns the addresses of the only output as `/status` shows them.
-fn addresses(relay: &Relay) -> Vec<serde_json::Value> {
+fn addresses(relay: &Relay) -> Vec<Value> {
     let status = http::get(relay.admin(), "/status").unwrap().json();
     status["outputs"][0]["addresses"].as_array().unwrap().clone()
 }

@@ -13,10 +13,10 @@ const FORMATS: [&str; 4] = ["event_list", "ndjson", "json_array", "audit_log"];
 const COMPRESSIONS: [&str; 3] = ["none", "gzip", "zstd"];
 
 /// Returns the lines of the relay's log whose level is not INFO.
-fn complaints(relay: &Relay) -> Vec<serde_json::Value> {
+fn complaints(relay: &Relay) -> Vec<Value> {
     let lines = relay.log_lines();
     let lines = lines.iter().filter_map(|line| serde_json::from_str(line).ok());
-    lines.filter(|line: &serde_json::Value| line["level"] != "INFO").collect()
+    lines.filter(|line: &Value| line["level"] != "INFO").collect()
 }
 
 /// Returns an event as it stands in kube-apiserver's audit.log.
@@ -74,7 +74,7 @@ fn every_format_carries_the_corpus(concurrency: usize) {
             }
         }
     }
-    assert_eq!(complaints(&relay), [] as [serde_json::Value; 0]);
+    assert_eq!(complaints(&relay), [] as [Value; 0]);
     relay.finish(Backlog::Empty);
 }
 
@@ -195,7 +195,7 @@ fn a_connection_is_kept_and_used_again() {
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(accepted_events(&sink).len(), 110);
     assert_eq!(errors_by_reason(&relay), BTreeMap::new());
-    assert_eq!(complaints(&relay), [] as [serde_json::Value; 0]);
+    assert_eq!(complaints(&relay), [] as [Value; 0]);
     relay.finish(Backlog::Empty);
 }
 
@@ -235,7 +235,7 @@ fn a_kept_connection_that_the_peer_closes_as_we_write_is_replaced_without_a_comp
     assert!(accepted_events(&sink) == events);
     assert_eq!(sink.history().len(), 8);
     assert_eq!(errors_by_reason(&relay), BTreeMap::new());
-    assert_eq!(complaints(&relay), [] as [serde_json::Value; 0]);
+    assert_eq!(complaints(&relay), [] as [Value; 0]);
     relay.finish(Backlog::Empty);
 }
 

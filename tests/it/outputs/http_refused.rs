@@ -29,15 +29,14 @@ fn refuses(bad: BTreeSet<Vec<u8>>, status: u16) -> impl Fn(&Request) -> Answer {
     }
 }
 
-fn status(relay: &Relay) -> serde_json::Value {
+fn status(relay: &Relay) -> Value {
     http::get(relay.admin(), "/status").unwrap().json()
 }
 
 /// Returns the messages of the log at this level.
 fn messages(relay: &Relay, level: &str) -> Vec<String> {
     let lines = relay.log_lines();
-    let lines =
-        lines.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     lines
         .filter(|line| line["level"] == level)
         .map(|line| line["fields"]["message"].as_str().unwrap_or_default().to_owned())

@@ -43,7 +43,7 @@ pub(super) fn send_the_corpus(topic: &Topic, keys: &str) {
     let records = topic.records(expected.len(), PATIENCE);
     let mut partitions: BTreeMap<Vec<u8>, BTreeSet<i32>> = BTreeMap::new();
     for record in &records {
-        let event: serde_json::Value = serde_json::from_slice(&record.payload).unwrap();
+        let event: Value = serde_json::from_slice(&record.payload).unwrap();
         let key = record.key.clone().expect("a key");
         assert_eq!(event["auditID"].as_str().unwrap().as_bytes(), key);
         partitions.entry(key).or_default().insert(record.partition);

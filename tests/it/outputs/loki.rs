@@ -13,12 +13,12 @@ const MIB: usize = 1024 * 1024;
 
 /// Returns the labels and the metadata that the entry of an event must have, as serde_json reads
 /// the event.
-fn expected(event: &serde_json::Value) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+fn expected(event: &Value) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
     let verb = event["verb"].as_str().unwrap_or_default();
     let known = ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
     let verb = if known.contains(&verb) { verb } else { "other" };
     let labels = [("log_type", "audit"), ("cluster", "prod"), ("verb", verb)];
-    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let code = event["responseStatus"]["code"].as_i64().map(|code| code.to_string());
     let object = &event["objectRef"];
     let metadata = [
@@ -54,7 +54,7 @@ fn the_corpus_arrives_byte_for_byte_in_order_with_labels_times_and_metadata() {
     assert_eq!(store.again, 0);
     let mut streams: BTreeMap<&BTreeMap<String, String>, Vec<&[u8]>> = BTreeMap::new();
     for entry in &store.entries {
-        let event: serde_json::Value = serde_json::from_str(&entry.line).expect("an event");
+        let event: Value = serde_json::from_str(&entry.line).expect("an event");
         let (labels, metadata) = expected(&event);
         assert_eq!((&entry.labels, entry.metadata.as_ref()), (&labels, Some(&metadata)));
         assert_eq!(entry.time, nanos_of(event["stageTimestamp"].as_str().expect("a time")));

@@ -24,7 +24,7 @@ fn is_bad(event: &[u8]) -> bool {
 }
 
 /// Returns the attributes that the record of an event must have, as serde_json reads the event.
-fn expected(event: &serde_json::Value) -> Attributes {
+fn expected(event: &Value) -> Attributes {
     let object = &event["objectRef"];
     let texts = [
         ("k8s.audit.event.level", &event["level"]),
@@ -57,7 +57,7 @@ fn assert_of_corpus(records: &[Record], began: u64) {
     let resource = resource.map(|(name, it)| (name.to_owned(), Attribute::Text(it.to_owned())));
     let (resource, observed) = (Attributes::from(resource), began - 1_000_000..=now());
     for record in records {
-        let event: serde_json::Value = serde_json::from_str(&record.body).expect("an event");
+        let event: Value = serde_json::from_str(&record.body).expect("an event");
         assert_eq!(record.attributes, expected(&event));
         assert_eq!(record.time, nanos_of(event["stageTimestamp"].as_str().expect("a time")));
         assert!(observed.contains(&record.observed), "{}", record.observed);

@@ -9,7 +9,6 @@ use crate::support::splunk::Acks;
 use crate::support::splunk::Balancer;
 use crate::support::splunk::Mood;
 use crate::support::splunk::Script;
-use crate::support::splunk::Sessions;
 use crate::support::splunk::Splunk;
 use crate::support::splunk::TOKEN;
 use crate::support::splunk::to_splunk;
@@ -352,7 +351,7 @@ fn a_bad_event_that_is_retried_does_not_repeat_those_before_it() {
 /// count as delivered that is not indexed, and the errors show what is wrong.
 #[test]
 fn a_balancer_without_sticky_sessions_shows_by_errors_of_acknowledgements() {
-    let (files, balancer) = (Files::new(), Balancer::start(Sessions::None, 2));
+    let (files, balancer) = (Files::new(), Balancer::start(2));
     // Two requests on one connection, before the first question, get the same number.
     let more = "concurrency = 1\nbatch.max_events = 10\nack_timeout = \"1s\"";
     let relay = Relay::start(&files.config_to(balancer.sink.address(), more));

@@ -416,7 +416,7 @@ fn an_idle_connection_is_ended_and_made_again_when_there_is_something_to_send() 
 #[test]
 fn round_robin_takes_the_next_address_at_each_connect() {
     let sinks = [(); 3].map(|()| TcpSink::start());
-    let addresses = sinks.each_ref().map(TcpSink::address);
+    let addresses = sinks.each_ref().map(|sink| sink.address());
     let more = "strategy = \"round_robin\"\nreplay_window = \"500ms\"";
     let relay = Relay::start(&format!("{BASE}{}", stream_output("tcp", &addresses, more)));
     for round in 0..4 {

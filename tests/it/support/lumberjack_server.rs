@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::time::Duration;
 
 use ferro_lumberjack::server::Server;
 use ferro_lumberjack::server::ServerConnection;
@@ -18,7 +17,6 @@ use super::peers::Process;
 use super::peers::lines_of;
 use super::peers::start_on_free_port;
 use super::text;
-use super::wait_until;
 
 const PORT: &str = "KUBE_AUDIT_FORWARDER_TEST_LUMBERJACK_PORT";
 const FILE: &str = "KUBE_AUDIT_FORWARDER_TEST_LUMBERJACK_FILE";
@@ -65,12 +63,6 @@ impl LumberjackServer {
     pub(crate) fn cut_partial_line(&self) -> usize {
         super::peers::cut_partial_line(&self.directory.path().join("events"));
         self.events().len()
-    }
-
-    pub(crate) fn wait_for_count(&self, count: usize, limit: Duration) {
-        wait_until(&format!("{count} events at the server"), limit, || {
-            self.events().len() >= count
-        });
     }
 }
 

@@ -44,8 +44,6 @@ pub(crate) enum Bodies {
     /// Mostly single events, with some small batches, and some batches of 400 events, which is as
     /// many as kube-apiserver puts into one.
     Mixed,
-    /// Bodies of megabytes, so that writing one takes some time.
-    Large,
     /// About 1,000 events per second from each sender, in small batches.
     Steady,
 }
@@ -53,7 +51,6 @@ pub(crate) enum Bodies {
 impl Bodies {
     fn events(self, rng: &mut fastrand::Rng) -> u64 {
         match (self, rng.u32(..12)) {
-            (Self::Large, _) => rng.u64(3000..8000),
             (Self::Steady, _) => rng.u64(1..60),
             (Self::Mixed, 0) => 400,
             (Self::Mixed, 1) => rng.u64(2..60),
@@ -65,7 +62,7 @@ impl Bodies {
     /// share the cores.
     fn pause(self, rng: &mut fastrand::Rng) -> Duration {
         Duration::from_micros(match self {
-            Self::Mixed | Self::Large => rng.u64(..6000),
+            Self::Mixed => rng.u64(..6000),
             Self::Steady => rng.u64(..50_000),
         })
     }

@@ -121,46 +121,23 @@ impl Splunk {
     }
 }
 
-/// Whether a balancer gives cookies, by which it knows a client again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sessions {
-    Sticky,
-    None,
-}
-
-/// A balancer of HTTP requests in front of several collectors. A request without a cookie goes to
-/// the collector whose turn it is.
+/// A balancer of HTTP requests in front of several collectors, which take turns.
 pub(crate) struct Balancer {
     pub(crate) sink: HttpSink,
     collectors: Arc<Mutex<Vec<Store>>>,
 }
 
 impl Balancer {
-    pub(crate) fn start(sessions: Sessions, collectors: usize) -> Self {
+    pub(crate) fn start(collectors: usize) -> Self {
         let stores: Vec<_> = (0..collectors).map(|_| Store::default()).collect();
         let collectors = Arc::new(Mutex::new(stores));
         let behind = Arc::clone(&collectors);
         let (mut script, mut turn) = (Script::default(), 0);
         let sink = HttpSink::remembering(Options::default(), move |request| {
             let mut stores = behind.lock().expect("not poisoned");
-            let connection = request.connection;
-            if let Some(cookie) = request.header("cookie") {
-                let place = cookie.strip_prefix("route=").expect("the cookie of the balancer");
-                let (store, given_to) = place.split_once('.').expect("two numbers");
-                assert_eq!(given_to.parse(), Ok(connection), "the cookie of another connection");
-                let store: usize = store.parse().expect("a number");
-                return stores[store].answers(request, &mut script);
-            }
             let store = turn % stores.len();
             turn += 1;
-            let answer = stores[store].answers(request, &mut script);
-            match sessions {
-                Sessions::None => answer,
-                Sessions::Sticky => {
-                    let cookie = format!("route={store}.{connection}; Path=/; HttpOnly");
-                    answer.header("Set-Cookie", &cookie)
-                }
-            }
+            stores[store].answers(request, &mut script)
         });
         Self { sink, collectors }
     }

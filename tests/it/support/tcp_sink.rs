@@ -113,10 +113,6 @@ impl TcpSink {
         self.received.lock().bytes.iter().sum()
     }
 
-    pub(crate) fn bytes_of_connections(&self) -> Vec<u64> {
-        self.received.lock().bytes.clone()
-    }
-
     /// Forgets the messages and the byte counts. The connections stay open.
     pub(crate) fn clear(&self) {
         let mut state = self.received.lock();

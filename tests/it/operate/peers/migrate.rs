@@ -5,7 +5,6 @@ use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 use std::process::Command;
 
-use crate::support::http_sink;
 use crate::support::peers;
 use crate::support::peers::Haproxy;
 use crate::support::peers::forwarder;
@@ -293,14 +292,14 @@ fn the_report_says_whether_the_installed_haproxy_has_judged_the_file() {
 }
 
 /// Returns the batches that the consumer has accepted, without HAProxy's checks of its health.
-fn batches(sink: &HttpSink) -> Vec<http_sink::Request> {
+fn batches(sink: &HttpSink) -> Vec<Request> {
     let mut requests = sink.requests();
     requests.retain(|request| request.is_accepted() && request.method == "POST");
     requests
 }
 
 /// Waits for the batch of this number, counted from 0, that the consumer has accepted.
-fn accepted(sink: &HttpSink, number: usize) -> http_sink::Request {
+fn accepted(sink: &HttpSink, number: usize) -> Request {
     wait_for("an accepted batch", PATIENCE, || batches(sink).into_iter().nth(number))
 }
 

@@ -14,7 +14,7 @@ fn config(addresses: &[SocketAddr], more: &str) -> String {
 
 /// Returns the message of an event as RFC 5424 defines it.
 fn message(event: &[u8]) -> Vec<u8> {
-    let json: serde_json::Value = serde_json::from_slice(event).expect("an event");
+    let json: Value = serde_json::from_slice(event).expect("an event");
     let time = json["stageTimestamp"].as_str().unwrap_or("-");
     [format!("<134>1 {time} relay.example kube-audit - - - ").as_bytes(), event].concat()
 }

@@ -29,7 +29,7 @@ const PATIENT: &str = "replay_window = \"3s\"\n";
 
 /// Returns the message of an event as RFC 5424 defines it.
 fn message(priority: u8, hostname: &str, app_name: &str, event: &[u8]) -> Vec<u8> {
-    let json: serde_json::Value = serde_json::from_slice(event).expect("an event");
+    let json: Value = serde_json::from_slice(event).expect("an event");
     let time = json["stageTimestamp"].as_str().unwrap_or("-");
     [format!("<{priority}>1 {time} {hostname} {app_name} - - - ").as_bytes(), event].concat()
 }
