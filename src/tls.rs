@@ -4,7 +4,6 @@
 //! be parsed, or does not fit the others, the settings in use stay in use. Reading files blocks;
 //! callers do it off the runtime's threads.
 
-use std::fmt;
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
@@ -176,17 +175,56 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
         .map_err(|source| TlsError::Read { file: file.to_owned(), source })
 }
 
-/// The TLS settings of a listener.
-pub struct Server {
-    /// The config that the settings were made from.
-    config: ListenerTls,
-    /// The contents of the certificate file, the key file and, if configured, the CA file.
+/// TLS settings: `R` is their form in rustls, and `C` is the config that they were made from.
+pub struct Made<C, R> {
+    config: C,
+    /// The contents of the files, as far as they are configured. Of a listener: the certificate,
+    /// the key and the CA. Of an output: the CA, the certificate and the key.
     made_of: Contents,
-    /// The settings in the form of rustls.
-    rustls: Arc<ServerConfig>,
-    /// The end of the certificate's validity, in seconds since 1970. `None` if the certificate
-    /// cannot be parsed.
+    rustls: Arc<R>,
+    /// The end of the own certificate's validity, in seconds since 1970. `None` if there is no such
+    /// certificate, or if it cannot be parsed.
     not_after: Option<i64>,
+}
+
+/// The TLS settings of a listener.
+pub type Server = Made<ListenerTls, ServerConfig>;
+
+/// The TLS settings of an output.
+pub type Client = Made<ClientTls, ClientConfig>;
+
+impl<C: PartialEq, R> Made<C, R> {
+    /// Returns the rustls settings for the next handshake.
+    #[must_use]
+    pub fn settings(&self) -> Arc<R> {
+        Arc::clone(&self.rustls)
+    }
+
+    /// Returns the end of the own certificate's validity, in seconds since 1970. Returns `None` if
+    /// there is no such certificate, or if it cannot be parsed.
+    #[must_use]
+    pub fn not_after(&self) -> Option<i64> {
+        self.not_after
+    }
+
+    /// Returns `current` if it was made from this config and these contents, and otherwise the
+    /// settings that `make` makes. Returns an error if their certificate, which is in `file`, has
+    /// expired, but the certificate of `current` has not.
+    fn unless_same(
+        current: Option<&Arc<Self>>,
+        (config, contents): (&C, Contents),
+        file: Option<&Path>,
+        make: impl FnOnce(Contents) -> Result<Self, TlsError>,
+    ) -> Result<Arc<Self>, TlsError> {
+        if let Some(current) = current.filter(|it| it.config == *config && it.made_of == contents) {
+            return Ok(Arc::clone(current));
+        }
+        let made = make(contents)?;
+        if let Some(file) = file {
+            refuse_expired(file, made.not_after, current.and_then(|it| it.not_after))?;
+        }
+        Ok(Arc::new(made))
+    }
 }
 
 impl Server {
@@ -202,12 +240,10 @@ impl Server {
         if let Some(ca) = &config.client_ca {
             contents.push(read(ca)?);
         }
-        if let Some(current) = current.filter(|it| it.config == *config && it.made_of == contents) {
-            return Ok(Arc::clone(current));
-        }
-        let made = Self::make(config, contents)?;
-        refuse_expired(&config.certificate, made.not_after, current.and_then(|it| it.not_after))?;
-        Ok(Arc::new(made))
+        let made_from = (config, contents);
+        Self::unless_same(current, made_from, Some(&config.certificate), |contents| {
+            Self::make(config, contents)
+        })
     }
 
     fn make(config: &ListenerTls, contents: Contents) -> Result<Self, TlsError> {
@@ -216,7 +252,7 @@ impl Server {
         let not_after = chain.first().and_then(not_after);
         let builder = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(versions(config.min_version))
-            .map_err(|source| TlsError::Unusable { file: config.certificate.clone(), source })?;
+            .map_err(|error| unusable(&config.certificate, error))?;
         let builder = match &config.client_ca {
             None => builder.with_no_client_auth(),
             Some(file) => {
@@ -224,10 +260,7 @@ impl Server {
                 let verifier =
                     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
                         .build()
-                        .map_err(|error| TlsError::Content {
-                            file: file.clone(),
-                            what: error.to_string(),
-                        })?;
+                        .map_err(|error| content(file, error.to_string()))?;
                 builder.with_client_cert_verifier(verifier)
             }
         };
@@ -238,12 +271,6 @@ impl Server {
         Ok(Self { config: config.clone(), made_of: contents, rustls: Arc::new(rustls), not_after })
     }
 
-    /// Returns the rustls settings for the next handshake.
-    #[must_use]
-    pub fn settings(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.rustls)
-    }
-
     /// Returns the PEM text of the certificate authority (CA) that must have issued a client's
     /// certificate. Returns `None` if clients need no certificate.
     #[must_use]
@@ -251,27 +278,6 @@ impl Server {
         // The CA is the third file: [`Server::read`] reads it after the certificate and the key.
         self.config.client_ca.as_ref().and(self.made_of.get(2)).map(Vec::as_slice)
     }
-
-    /// Returns the end of the certificate's validity, in seconds since 1970. Returns `None` if the
-    /// certificate cannot be parsed.
-    #[must_use]
-    pub fn not_after(&self) -> Option<i64> {
-        self.not_after
-    }
-}
-
-/// The TLS settings of an output.
-pub struct Client {
-    /// The config that the settings were made from.
-    config: ClientTls,
-    /// The contents of the CA file, the certificate file and the key file, as far as they are
-    /// configured.
-    made_of: Contents,
-    /// The settings in the form of rustls.
-    rustls: Arc<ClientConfig>,
-    /// The end of the client certificate's validity, in seconds since 1970. `None` if there is no
-    /// client certificate, or if it cannot be parsed.
-    not_after: Option<i64>,
 }
 
 impl Client {
@@ -296,14 +302,10 @@ impl Client {
         if let Some((certificate, key)) = &config.identity {
             contents.extend([read(certificate)?, read(key)?]);
         }
-        if let Some(current) = current.filter(|it| it.config == *config && it.made_of == contents) {
-            return Ok(Arc::clone(current));
-        }
-        let made = Self::make(config, alpn, contents)?;
-        if let Some((certificate, _)) = &config.identity {
-            refuse_expired(certificate, made.not_after, current.and_then(|it| it.not_after))?;
-        }
-        Ok(Arc::new(made))
+        let certificate = config.identity.as_ref().map(|(file, _)| file.as_path());
+        Self::unless_same(current, (config, contents), certificate, |contents| {
+            Self::make(config, alpn, contents)
+        })
     }
 
     /// Makes TLS settings from the contents of the files that `config` names: the CA file, if there
@@ -322,16 +324,11 @@ impl Client {
     }
 
     fn make(config: &ClientTls, alpn: &[&[u8]], contents: Contents) -> Result<Self, TlsError> {
-        let here = || {
-            config
-                .ca
-                .clone()
-                .or_else(|| config.identity.as_ref().map(|(file, _)| file.clone()))
-                .unwrap_or_default()
-        };
+        let identity = config.identity.as_ref().map(|(file, _)| file);
+        let here = config.ca.as_ref().or(identity).cloned().unwrap_or_default();
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(versions(config.min_version))
-            .map_err(|source| TlsError::Unusable { file: here(), source })?;
+            .map_err(|error| unusable(&here, error))?;
         let builder = if config.insecure_skip_verify {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider())))
         } else {
@@ -341,17 +338,16 @@ impl Client {
             };
             let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
                 .build()
-                .map_err(|error| TlsError::Content {
-                    file: here(),
-                    what: format!("no usable roots: {error}"),
-                })?;
+                .map_err(|error| content(&here, format!("no usable roots: {error}")))?;
             builder.with_webpki_verifier(verifier)
         };
         let mut not_after_own = None;
         let mut rustls = match &config.identity {
             None => builder.with_no_client_auth(),
             Some((file, key_file)) => {
-                let [.., chain, key] = contents.as_slice() else { return Err(no_identity(file)) };
+                let [.., chain, key] = contents.as_slice() else {
+                    return Err(content(file, "no client certificate"));
+                };
                 let chain = certificates(file, chain)?;
                 not_after_own = chain.first().and_then(not_after);
                 builder
@@ -368,19 +364,6 @@ impl Client {
         })
     }
 
-    /// Returns the rustls settings for the next handshake.
-    #[must_use]
-    pub fn settings(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.rustls)
-    }
-
-    /// Returns the end of the client certificate's validity, in seconds since 1970. Returns `None`
-    /// if there is no client certificate, or if it cannot be parsed.
-    #[must_use]
-    pub fn not_after(&self) -> Option<i64> {
-        self.not_after
-    }
-
     /// Returns the name for which the server's certificate must be valid: the configured name, or
     /// `host` if no name is configured.
     ///
@@ -395,19 +378,23 @@ impl Client {
     }
 }
 
-/// Returns the error that no client certificate was read.
-fn no_identity(file: &Path) -> TlsError {
-    TlsError::Content { file: file.to_owned(), what: "no client certificate".into() }
+/// Returns the error for the content of a file that cannot be used.
+fn content(file: &Path, what: impl Into<String>) -> TlsError {
+    TlsError::Content { file: file.to_owned(), what: what.into() }
+}
+
+/// Returns the error for a certificate or CA that rustls does not accept.
+fn unusable(file: &Path, source: rustls::Error) -> TlsError {
+    TlsError::Unusable { file: file.to_owned(), source }
 }
 
 /// Returns the error for a certificate and a key that rustls refuses together: `Mismatch` if the
 /// key belongs to another certificate, otherwise `Unusable`.
 fn no_pair(certificate: &Path, key: &Path, source: rustls::Error) -> TlsError {
-    let (certificate, key) = (certificate.to_owned(), key.to_owned());
     if matches!(source, rustls::Error::InconsistentKeys(_)) {
-        return TlsError::Mismatch { certificate, key };
+        return TlsError::Mismatch { certificate: certificate.to_owned(), key: key.to_owned() };
     }
-    TlsError::Unusable { file: certificate, source }
+    unusable(certificate, source)
 }
 
 /// Returns an error if `new` is in the past and `current` is not. Both are the end of a
@@ -517,7 +504,7 @@ impl Chain {
     pub fn fits(&self, file: &Path, key_file: &Path) -> Result<(), TlsError> {
         let key = private_key(key_file, &read(key_file)?)?;
         ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(&TLS12_AND_13)
+            .with_protocol_versions(rustls::DEFAULT_VERSIONS)
             .map(|builder| builder.with_no_client_auth())
             .and_then(|builder| builder.with_single_cert(self.0.clone(), key))
             .map(drop)
@@ -539,13 +526,10 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 static TLS13_ONLY: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
-static TLS12_AND_13: [&SupportedProtocolVersion; 2] =
-    [&rustls::version::TLS13, &rustls::version::TLS12];
-
 /// Returns the TLS versions that are allowed if `min` is the lowest one.
 fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
     match min {
-        TlsVersion::V1_2 => &TLS12_AND_13,
+        TlsVersion::V1_2 => rustls::DEFAULT_VERSIONS,
         TlsVersion::V1_3 => &TLS13_ONLY,
     }
 }
@@ -553,10 +537,9 @@ fn versions(min: TlsVersion) -> &'static [&'static SupportedProtocolVersion] {
 /// Parses the certificates in the PEM text `pem`. `file` is the path for the error message. A text
 /// without a certificate is an error.
 fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let content = |what: String| TlsError::Content { file: file.to_owned(), what };
     let chain: Vec<_> = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<_, _>>()
-        .map_err(|error| content(format!("a broken PEM section: {error}")))?;
+        .map_err(|error| content(file, format!("a broken PEM section: {error}")))?;
     if !chain.is_empty() {
         return Ok(chain);
     }
@@ -565,36 +548,30 @@ fn certificates(file: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     } else {
         "no certificate in PEM"
     };
-    Err(content(what.into()))
+    Err(content(file, what))
 }
 
 /// Parses the private key in the PEM text `pem`, and checks that rustls can use the key. `file` is
 /// the path for the error message.
 fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
-    let content = |what: String| TlsError::Content { file: file.to_owned(), what };
     let key = PrivateKeyDer::from_pem_slice(pem).map_err(|error| {
         if CertificateDer::from_pem_slice(pem).is_ok() {
-            content(
-                "a certificate and no private key (are certificate and private_key swapped?)"
-                    .into(),
-            )
-        } else if memchr::memmem::find(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY").is_some() {
-            content(
-                "a private key that needs a passphrase: store it without one, as `openssl pkey` \
-                 writes it"
-                    .into(),
-            )
-        } else {
-            content(format!("no private key in PEM: {error}"))
+            let what =
+                "a certificate and no private key (are certificate and private_key swapped?)";
+            return content(file, what);
         }
+        if memchr::memmem::find(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY").is_some() {
+            let what = "a private key that needs a passphrase: store it without one, as `openssl \
+                        pkey` writes it";
+            return content(file, what);
+        }
+        content(file, format!("no private key in PEM: {error}"))
     })?;
     // Without this check, rustls would only say later that certificate and key can't be used.
     provider().key_provider.load_private_key(key.clone_key()).map_err(|_| {
-        content(
-            "a private key that can't be used: RSA of 2048 to 4096 bits, ECDSA with P-256 or P-384, \
-             and Ed25519 can"
-                .into(),
-        )
+        let what = "a private key that can't be used: RSA of 2048 to 4096 bits, ECDSA with P-256 or \
+                    P-384, and Ed25519 can";
+        content(file, what)
     })?;
     Ok(key)
 }
@@ -613,9 +590,7 @@ fn roots_of(
 ) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
-        roots
-            .add(certificate)
-            .map_err(|source| TlsError::Unusable { file: file.to_owned(), source })?;
+        roots.add(certificate).map_err(|error| unusable(file, error))?;
     }
     Ok(roots)
 }
@@ -638,13 +613,8 @@ pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
 
 /// The certificate verifier for `insecure_skip_verify`. It accepts every certificate, but the peer
 /// must still sign the handshake with the key of that certificate.
+#[derive(Debug)]
 struct AcceptAny(Arc<CryptoProvider>);
-
-impl fmt::Debug for AcceptAny {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AcceptAny")
-    }
-}
 
 impl ServerCertVerifier for AcceptAny {
     fn verify_server_cert(
