@@ -118,6 +118,10 @@ pub struct Cluster {
     secrets: watch::Sender<Option<Arc<Secrets>>>,
 }
 
+/// Reports when the secrets of a [`Cluster`] have changed, as long as the cluster lives. Make this
+/// value before the client, so that no change is missed.
+pub type Changes = watch::Receiver<Option<Arc<Secrets>>>;
+
 impl Cluster {
     /// Makes a cluster from the config. This function reads no file and makes no connection.
     #[must_use]
@@ -194,7 +198,7 @@ impl Cluster {
     /// before the change should then be replaced.
     #[must_use]
     pub fn changes(&self) -> Changes {
-        Changes(self.secrets.subscribe())
+        self.secrets.subscribe()
     }
 
     /// Returns librdkafka's settings that all clients of the cluster have in common, with the
@@ -273,42 +277,14 @@ fn cannot_read(file: &Path, error: &io::Error) -> String {
     format!("cannot read {}: {error}", file.display())
 }
 
-/// Reports when the secrets of a [`Cluster`] have changed. Make this value before the client, so
-/// that no change is missed.
-pub struct Changes(watch::Receiver<Option<Arc<Secrets>>>);
-
-impl Changes {
-    /// Waits until the secrets have changed.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost if the future is dropped: the next call reports the change.
-    pub async fn changed(&mut self) {
-        if self.0.changed().await.is_err() {
-            // The cluster is gone, so that nobody will read the files again.
-            std::future::pending().await
-        }
-    }
-
-    /// Returns `true`, without waiting, if the secrets have changed since this value was made or
-    /// last reported a change.
-    #[must_use]
-    pub fn has_changed(&self) -> bool {
-        self.0.has_changed().unwrap_or(false)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn cluster(keys: &str) -> Cluster {
-        let text = format!(
-            "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'kafka'\n\
-             brokers = ['[::1]:9092', 'b:9093']\ntopic = 't'\n{keys}\n"
-        );
-        let read = config::read(&text, crate::output::TYPES);
-        let output = read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0);
+        let keys =
+            format!("type = 'kafka'\nbrokers = ['[::1]:9092', 'b:9093']\ntopic = 't'\n{keys}");
+        let output = crate::output::tests::output(&keys);
         let kafka: &crate::output::kafka::Settings = output.kind.settings().expect("it is");
         Cluster::new(&kafka.cluster)
     }
@@ -339,13 +315,13 @@ mod tests {
             assert_eq!(settings.get("sasl.mechanism"), Some("SCRAM-SHA-512"));
             assert_eq!(settings.get("sasl.password"), Some("hunter2"));
             let mut changes = cluster.changes();
-            assert!(!changes.has_changed());
+            assert!(!changes.has_changed().unwrap());
             cluster.apply(cluster.read().unwrap());
-            assert!(!changes.has_changed());
+            assert!(!changes.has_changed().unwrap());
             std::fs::write(&password, "another").unwrap();
             cluster.apply(cluster.read().unwrap());
-            assert!(changes.has_changed());
-            changes.0.mark_unchanged();
+            assert!(changes.has_changed().unwrap());
+            changes.mark_unchanged();
             std::fs::write(&password, "hunter2").unwrap();
         }
     }

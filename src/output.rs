@@ -102,3 +102,6 @@ pub fn prepare(
         .expect("configs are read with the types of this table");
     Prepared::new(connector, config, setup.metrics, dead_letters)
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -50,35 +50,6 @@ const CLOSING_AT_RELOAD: Duration = Duration::from_secs(5);
 /// partitions reads again all events that were not acknowledged.
 const LEAVING: Duration = Duration::from_secs(10);
 
-/// The reason why the new files of a source cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StageError {
-    /// A file with a secret or a certificate cannot be read or used. Nothing has changed: a reload
-    /// is refused, and a start ends the process. The operator must correct the file or the config.
-    #[error("source {name}: {fault}")]
-    File {
-        /// The source's name.
-        name: String,
-        /// The path of the file and its fault, as text.
-        fault: String,
-    },
-}
-
-/// The reason why a probe of a source failed. A probe is a single attempt to connect, which changes
-/// nothing; its caller only reports the error.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// The cluster cannot be reached, or it does not let this client read the topic. The operator
-    /// must correct the address, the topic, or the client's rights in the cluster.
-    #[error("topic {topic}: {fault}")]
-    Topic {
-        /// The name of the topic.
-        topic: String,
-        /// The error message of the client library.
-        fault: String,
-    },
-}
-
 /// One source of events, such as a Kafka topic. `run` blocks, and is called on a thread of its own.
 /// `stage` and `probe` block too, and are called only where the async runtime allows it.
 trait Source: Send + Sync {
@@ -90,9 +61,9 @@ trait Source: Send + Sync {
     /// A file cannot be read or used. The text names the file and its fault.
     fn stage(self: Arc<Self>) -> Result<Staged, String>;
 
-    /// Tries once to connect to the source. Returns the address that was tried, and the result of
-    /// the attempt.
-    fn probe(&self) -> (String, Result<(), ProbeError>);
+    /// Tries once to connect to the source, which changes nothing. Returns the address that was
+    /// tried, and the result of the attempt, whose error names the topic.
+    fn probe(&self) -> (String, Result<(), String>);
 
     /// Reads events and appends them to `queue`. Returns when `orders` tell the source to end.
     fn run(&self, queue: &Queue, orders: Orders);
@@ -179,15 +150,16 @@ impl Planned {
     ///
     /// # Errors
     ///
-    /// [`StageError`]: a file cannot be read or used. Nothing has changed then.
-    pub fn stage(&self) -> Result<Staged, StageError> {
+    /// A file cannot be read or used. The text names the source, the file and its fault. Nothing
+    /// has changed then.
+    pub fn stage(&self) -> Result<Staged, String> {
         let staged = Arc::clone(&self.source).stage();
-        staged.map_err(|fault| StageError::File { name: self.config.name.clone(), fault })
+        staged.map_err(|fault| format!("source {}: {fault}", self.config.name))
     }
 
     /// Tries once to connect to the source; its files must already be in use. Returns the address
     /// that was tried, and the result of the attempt. Blocks on the network.
-    pub fn probe(&self) -> (String, Result<(), ProbeError>) {
+    pub fn probe(&self) -> (String, Result<(), String>) {
         self.source.probe()
     }
 }
@@ -286,32 +258,25 @@ impl Sources {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         for Planned { config, max_body, source, slot } in planned {
             let kept = slot.and_then(|index| before.get_mut(index)?.take());
-            let slot = kept.unwrap_or_else(|| self.start(config, max_body, source, queue));
+            let slot = kept.unwrap_or_else(|| {
+                let (closing, taking) = (self.closing.child_token(), TaskTracker::new());
+                let slot = Slot { config, max_body, source, closing, taking };
+                self.start(&slot, queue);
+                slot
+            });
             self.slots.push(slot);
         }
     }
 
-    /// Starts a source that is new or changed, and returns its slot.
-    fn start(
-        &self,
-        config: config::Source,
-        max_body: u64,
-        source: Arc<dyn Source>,
-        queue: &Queue,
-    ) -> Slot {
-        let (closing, taking) = (self.closing.child_token(), TaskTracker::new());
-        let stop = self.stop.child_token();
-        let orders =
-            Orders { closing: closing.clone(), stop: stop.clone(), taking: Some(taking.token()) };
-        self.run(&config.name, Arc::clone(&source), queue, orders);
-        Slot { config, max_body, source, closing, taking }
-    }
-
-    /// Starts the thread of a source, and a task that waits until the thread has ended. If the
-    /// thread ends without an order, the task reports this as a failure.
-    fn run(&self, name: &str, source: Arc<dyn Source>, queue: &Queue, orders: Orders) {
-        let (name, queue, status) = (name.to_owned(), queue.clone(), source.status());
-        let (closing, stop) = (orders.closing.clone(), orders.stop.clone());
+    /// Starts the thread of a source that is new or changed, and a task that waits until the thread
+    /// has ended. If the thread ends without an order, the task reports this as a failure.
+    fn start(&self, slot: &Slot, queue: &Queue) {
+        let (name, source, queue) =
+            (slot.config.name.clone(), Arc::clone(&slot.source), queue.clone());
+        let (closing, stop) = (slot.closing.clone(), self.stop.child_token());
+        let taking = Some(slot.taking.token());
+        let orders = Orders { closing: closing.clone(), stop: stop.clone(), taking };
+        let status = source.status();
         let (ended, mut end) = oneshot::channel();
         let thread = std::thread::Builder::new().name(format!("source {name}"));
         let started = thread.spawn(move || {

@@ -72,7 +72,9 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// The status page adds this time to the lag at which it calls an output late. With
     /// `queue.acknowledge = "delivered"`, the time of a required output must be shorter than
     /// `queue.delivered_timeout`.
-    fn final_after(&self) -> Option<(&'static str, Duration)>;
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        None
+    }
 
     /// Returns `true` if the output can carry a checkpoint of the evidence, which is a line of JSON
     /// and no event. The link of such an output must have

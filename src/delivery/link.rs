@@ -309,3 +309,14 @@ pub(crate) enum Event {
     /// The process can't continue. The text says why.
     Fatal(String),
 }
+
+impl Event {
+    /// Returns the report that the consumer has all events of `claim` except those in `rejected`,
+    /// or that it has taken the checkpoint, which has no claim.
+    pub(crate) fn accepted(claim: Option<Claim>, rejected: Vec<Bytes>) -> Self {
+        match claim {
+            Some(claim) => Self::Accepted { claim, rejected },
+            None => Self::Checkpoint(Fate::Taken),
+        }
+    }
+}

@@ -9,7 +9,6 @@ mod producer;
 
 #[cfg(not(feature = "kafka"))]
 use std::convert::Infallible;
-use std::time::Duration;
 
 use super::setup::IntoConnector;
 use super::setup::Setup;
@@ -76,10 +75,6 @@ impl OutputSettings for Settings {
         self.cluster.targets()
     }
 
-    fn final_after(&self) -> Option<(&'static str, Duration)> {
-        None
-    }
-
     fn carries_checkpoints(&self) -> bool {
         true
     }
@@ -88,8 +83,7 @@ impl OutputSettings for Settings {
 impl IntoConnector for Settings {
     #[cfg(feature = "kafka")]
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
-        let (metrics, expiry) = (setup.metrics.clone(), setup.expiry.clone());
-        Box::new(connector::KafkaConnector::new(self, setup.output, metrics, expiry))
+        Box::new(connector::KafkaConnector::new(self, setup))
     }
 
     #[cfg(not(feature = "kafka"))]

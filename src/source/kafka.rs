@@ -39,7 +39,6 @@ use rdkafka::topic_partition_list::TopicPartitionList;
 use tokio::time::Instant;
 
 use super::Orders;
-use super::ProbeError;
 use super::Source;
 use super::Status;
 use crate::audit;
@@ -167,18 +166,17 @@ impl Reader {
         consumer
     }
 
+    fn context(&self, state: Arc<Mutex<State>>, status: Arc<Status>) -> Context {
+        let topic = self.cluster.topic().to_owned();
+        Context { source: self.name.clone(), metrics: self.metrics.clone(), topic, state, status }
+    }
+
     /// Makes a Kafka consumer and subscribes it to the topic. Returns the consumer as a
     /// [`Session`].
     fn open(&self) -> Result<Session<'_>, Trouble> {
         let changes = self.cluster.changes();
         let state = Arc::new(Mutex::new(State::default()));
-        let context = Context {
-            source: self.name.clone(),
-            metrics: self.metrics.clone(),
-            topic: self.cluster.topic().to_owned(),
-            state: Arc::clone(&state),
-            status: Arc::clone(&self.status),
-        };
+        let context = self.context(Arc::clone(&state), Arc::clone(&self.status));
         let trouble = |error| Trouble::new(&error, "");
         let consumer: BaseConsumer<Context> =
             self.consumer().create_with_context(context).map_err(trouble)?;
@@ -205,23 +203,16 @@ impl Source for Reader {
         Ok(Box::new(move || self.cluster.apply(secrets)))
     }
 
-    fn probe(&self) -> (String, Result<(), ProbeError>) {
-        let context = Context {
-            source: self.name.clone(),
-            metrics: self.metrics.clone(),
-            topic: self.cluster.topic().to_owned(),
-            state: Arc::default(),
-            status: Arc::default(),
-        };
+    fn probe(&self) -> (String, Result<(), String>) {
+        let context = self.context(Arc::default(), Arc::default());
         let mut settings = self.consumer();
         // A consumer without a group only looks at the topic and joins nothing.
         settings.remove("group.id");
         let consumer = settings.create_with_context::<_, BaseConsumer<Context>>(context);
         let found =
             consumer.and_then(|consumer| self.cluster.find_topic(consumer.client(), CONNECT));
-        let found = found.map_err(|error| ProbeError::Topic {
-            topic: self.cluster.topic().to_owned(),
-            fault: Trouble::new(&error, "").message,
+        let found = found.map_err(|error| {
+            format!("topic {}: {}", self.cluster.topic(), Trouble::new(&error, ""))
         });
         (self.cluster.brokers(), found)
     }
@@ -383,14 +374,10 @@ struct Context {
 }
 
 impl Context {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Tells librdkafka the offsets up to which batches are acknowledged, so that librdkafka
     /// commits these offsets.
     fn settle(&self, consumer: &BaseConsumer<Self>) {
-        let behind = self.lock().settle(&self.metrics);
+        let behind = lock(&self.state).settle(&self.metrics);
         if behind.is_empty() {
             return;
         }
@@ -416,21 +403,25 @@ impl Context {
     /// Gives partitions back to the consumer group. First waits for the acknowledgement of their
     /// batches, for at most `REVOKE_WAIT`.
     fn give_back(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
-        let hurried = self.lock().hurried || consumer.assignment_lost();
+        let hurried = lock(&self.state).hurried || consumer.assignment_lost();
         let until = Instant::now() + if hurried { Duration::ZERO } else { REVOKE_WAIT };
         loop {
             self.settle(consumer);
-            if self.lock().is_empty(partitions) || Instant::now() >= until {
+            if lock(&self.state).is_empty(partitions) || Instant::now() >= until {
                 break;
             }
             park_timeout(FULL);
         }
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let unfinished: u64 = partitions.iter().map(|number| state.forget(*number)).sum();
         self.show_partitions(&state);
         drop(state);
         tracing::info!(source = self.source, ?partitions, unfinished, "partitions given back");
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn numbers(partitions: &TopicPartitionList) -> Vec<i32> {
@@ -449,7 +440,7 @@ impl ClientContext for Context {
         }
         let error = Trouble::new(&error, reason);
         self.status.update(|status| status.last_error = Some(error.to_string()));
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let tells = state.told.is_none_or(|told| told.elapsed() >= REMIND);
         if tells {
             state.told = Some(Instant::now());
@@ -473,7 +464,7 @@ impl ConsumerContext for Context {
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let Rebalance::Assign(list) = rebalance else { return };
         let partitions = numbers(list);
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         for number in &partitions {
             state.assignments += 1;
             let assignment = state.assignments;
@@ -508,12 +499,6 @@ struct Group {
     levels: LevelCounts,
 }
 
-/// A complete batch that is waiting until the queue has room for it.
-struct Waiting {
-    messages: Messages,
-    append: Append,
-}
-
 /// Puts messages together into batches, and appends the batches to the queue.
 struct Intake<'a> {
     reader: &'a Reader,
@@ -521,7 +506,7 @@ struct Intake<'a> {
     /// The batch that is being filled; `None` if no message was put into it yet.
     group: Option<Group>,
     /// The complete batches that are not in the queue yet, in their order.
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<(Messages, Append)>,
     /// The number of messages that were skipped since the last log line about skipped messages.
     skipped: u64,
     /// The first of these messages: its partition, its offset and its fault. `None` if no message
@@ -532,16 +517,12 @@ struct Intake<'a> {
 }
 
 impl Intake<'_> {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Puts a message into the batch that is being filled, or skips the message if it is too large
     /// or not valid.
     fn take(&mut self, message: &BorrowedMessage<'_>) {
         let (partition, payload) = (message.partition(), message.payload().unwrap_or_default());
         self.reader.metrics.received.increment(payload.len() as u64);
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let was_troubled = state.told.take().is_some();
         let ours = state.partitions.get(&partition).map(|ours| ours.assignment);
         drop(state);
@@ -637,7 +618,7 @@ impl Intake<'_> {
         group.lines.shrink_to_fit();
         let Group { messages, lines, events, levels } = group;
         let append = Append { lines: Bytes::from(lines), events, levels };
-        self.waiting.push_back(Waiting { messages, append });
+        self.waiting.push_back((messages, append));
     }
 
     /// Appends the waiting batches to the queue, in order. Stops when the queue does not take a
@@ -645,32 +626,25 @@ impl Intake<'_> {
     /// wait for the next call. A batch whose partition was given back is dropped instead.
     fn append(&mut self, queue: &Queue) {
         let max_in_flight = self.reader.config.max_in_flight;
-        while let Some(first) = self.waiting.front() {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            let Messages { partition, assignment, count, .. } = first.messages;
-            let bytes = first.append.lines.len() as u64 + BATCH_OVERHEAD;
-            let is_ours =
-                state.partitions.get(&partition).is_some_and(|ours| ours.assignment == assignment);
-            if is_ours {
+        while let Some((messages, append)) = self.waiting.front() {
+            let mut guard = lock(&self.state);
+            let state = &mut *guard;
+            let Messages { partition, assignment, count, .. } = *messages;
+            let bytes = append.lines.len() as u64 + BATCH_OVERHEAD;
+            let ours = state.partitions.get_mut(&partition);
+            if let Some(ours) = ours.filter(|ours| ours.assignment == assignment) {
                 let full = state.bytes.saturating_add(bytes) > max_in_flight
                     || state.messages.saturating_add(count) > MESSAGES_MAX;
                 if full && state.messages > 0 {
                     return;
                 }
-                let ticket = if first.append.events == 0 {
-                    None
-                } else {
-                    let Ok(ticket) = queue.append(first.append.clone()) else { return };
-                    Some(ticket)
-                };
-                let taken = Taken { messages: first.messages, bytes, ticket };
+                let ticket = (append.events > 0).then(|| queue.append(append.clone()));
+                let Ok(ticket) = ticket.transpose() else { return };
                 state.messages += count;
                 state.bytes += bytes;
-                if let Some(ours) = state.partitions.get_mut(&partition) {
-                    ours.taken.push_back(taken);
-                }
+                ours.taken.push_back(Taken { messages: *messages, bytes, ticket });
             }
-            drop(state);
+            drop(guard);
             self.waiting.pop_front();
         }
     }
@@ -748,13 +722,13 @@ impl Session<'_> {
             } else {
                 self.intake.append(queue);
             }
-            let state = self.intake.lock();
+            let state = lock(&self.intake.state);
             let (is_idle, refused) = (state.messages == 0, state.refused);
             drop(state);
             if orders.stop.is_cancelled() || refused || (closing && is_idle) {
                 break;
             }
-            if !closing && self.changes.has_changed() {
+            if !closing && self.changes.has_changed().unwrap_or(false) {
                 tracing::info!(source = self.intake.reader.name, "files changed, reconnecting");
                 break;
             }
@@ -764,7 +738,7 @@ impl Session<'_> {
                 break;
             }
         }
-        self.intake.lock().hurried = orders.closing.is_cancelled();
+        lock(&self.intake.state).hurried = orders.closing.is_cancelled();
         // The drop of the consumer gives its partitions back, commits the offsets and leaves the
         // group.
     }
@@ -777,7 +751,7 @@ impl Session<'_> {
         self.full_since = is_full.then(|| self.full_since.unwrap_or_else(Instant::now));
         let is_paused =
             closing || self.full_since.is_some_and(|since| since.elapsed() >= PAUSE_AFTER);
-        let was_paused = std::mem::replace(&mut self.intake.lock().paused, is_paused);
+        let was_paused = std::mem::replace(&mut lock(&self.intake.state).paused, is_paused);
         if was_paused != is_paused {
             self.intake.reader.status.update(|status| status.paused = is_paused);
             let list = self.consumer.assignment();

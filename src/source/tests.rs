@@ -11,31 +11,20 @@ use crate::audit::LevelCounts;
 use crate::queue::Append;
 use crate::queue::Output;
 
-/// A source that is busy when it is told to close, and takes one more batch after that.
-struct Slow {
-    /// Receives the permission to take the last batch.
-    go: Mutex<mpsc::Receiver<()>>,
-}
+/// A source that does what a function does.
+struct Scripted<F>(F);
 
-impl Source for Slow {
+impl<F: Fn(&Queue, Orders) + Send + Sync> Source for Scripted<F> {
     fn stage(self: Arc<Self>) -> Result<Staged, String> {
         Ok(Box::new(|| ()))
     }
 
-    fn probe(&self) -> (String, Result<(), ProbeError>) {
+    fn probe(&self) -> (String, Result<(), String>) {
         (String::new(), Ok(()))
     }
 
-    fn run(&self, queue: &Queue, mut orders: Orders) {
-        self.go.lock().expect("no holder panics").recv().expect("the test says go");
-        let lines = Bytes::from_static(b"{}\n");
-        let batch = Append { lines, events: 1, levels: LevelCounts::default() };
-        let ticket = queue.append(batch).expect("there is room");
-        orders.taking = None;
-        while !orders.stop.is_cancelled() {
-            std::thread::park_timeout(Duration::from_millis(1));
-        }
-        drop(ticket);
+    fn run(&self, queue: &Queue, orders: Orders) {
+        (self.0)(queue, orders);
     }
 
     fn status(&self) -> Arc<Status> {
@@ -76,7 +65,19 @@ async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change
     let (go, waits) = mpsc::channel();
     let mut sources = Sources::default();
     let mut planned = sources.plan(&config.sources, 1000, &telemetry);
-    planned[0].source = Arc::new(Slow { go: Mutex::new(waits) });
+    // The source is busy when it is told to close, and takes one more batch after that.
+    let waits = Mutex::new(waits);
+    planned[0].source = Arc::new(Scripted(move |queue: &Queue, mut orders: Orders| {
+        waits.lock().expect("no holder panics").recv().expect("the test says go");
+        let lines = Bytes::from_static(b"{}\n");
+        let batch = Append { lines, events: 1, levels: LevelCounts::default() };
+        let ticket = queue.append(batch).expect("there is room");
+        orders.taking = None;
+        while !orders.stop.is_cancelled() {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        drop(ticket);
+    }));
     sources.commit(planned, &queue);
 
     // A reload with the same config closes no source.
@@ -98,29 +99,6 @@ async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change
     assert!(sources.tasks.is_empty());
 }
 
-/// A source that ends although nobody has told it to.
-struct Brief {
-    panics: bool,
-}
-
-impl Source for Brief {
-    fn stage(self: Arc<Self>) -> Result<Staged, String> {
-        Ok(Box::new(|| ()))
-    }
-
-    fn probe(&self) -> (String, Result<(), ProbeError>) {
-        (String::new(), Ok(()))
-    }
-
-    fn run(&self, _: &Queue, _: Orders) {
-        assert!(!self.panics, "by design");
-    }
-
-    fn status(&self) -> Arc<Status> {
-        Arc::default()
-    }
-}
-
 #[tokio::test]
 async fn one_that_ends_unasked_is_a_failure_of_the_relay() {
     let config = config::read(CONFIG, crate::output::TYPES).config.expect("it is right");
@@ -130,7 +108,8 @@ async fn one_that_ends_unasked_is_a_failure_of_the_relay() {
         let failures = Failures::default();
         let mut sources = Sources::new(failures.clone());
         let mut planned = sources.plan(&config.sources, 1000, &telemetry);
-        planned[0].source = Arc::new(Brief { panics });
+        planned[0].source =
+            Arc::new(Scripted(move |_: &Queue, _: Orders| assert!(!panics, "by design")));
         sources.commit(planned, &queue);
         assert_eq!(failures.wait().await, format!("source topic: its thread has {what}"));
     }

@@ -39,12 +39,11 @@ use crate::delivery::link::Event;
 use crate::delivery::link::Link;
 use crate::kafka::Changes;
 use crate::kafka::Trouble;
-use crate::output::transport::tls_session::Expiry;
+use crate::output::setup::Setup;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
 use crate::telemetry::AttemptError;
-use crate::telemetry::OutputMetrics;
 
 /// At most this many full batches, by bytes and by events, are sent and not yet acknowledged. With
 /// several, the network carries one batch while the brokers write another.
@@ -66,14 +65,8 @@ pub(super) struct KafkaConnector {
 }
 
 impl KafkaConnector {
-    pub(super) fn new(
-        kafka: &Settings,
-        output: &config::Output,
-        metrics: OutputMetrics,
-        expiry: Expiry,
-    ) -> Self {
-        let shared = ProducerSettings::new(kafka, output, metrics, expiry);
-        Self { shared: Arc::new(shared) }
+    pub(super) fn new(kafka: &Settings, setup: &Setup<'_>) -> Self {
+        Self { shared: Arc::new(ProducerSettings::new(kafka, setup)) }
     }
 }
 
@@ -100,7 +93,7 @@ impl Connect for KafkaConnector {
             tokio::select! {
                 connected = self.attempt() => return connected,
                 // A reload has replaced the files, so an attempt with the old ones proves nothing.
-                () = changes.changed() => {}
+                _ = changes.changed() => {}
             }
         }
     }
@@ -127,8 +120,18 @@ impl KafkaConnector {
             .name("kafka".to_owned())
             .spawn(move || produce(&shared, reporter, &queue, ready))
             .map_err(|error| Failure::new(AttemptError::Connect, format!("kafka: {error}")))?;
-        let shared = Arc::clone(&self.shared);
-        let mut link = KafkaLink::new(shared, jobs, reported, changes, acknowledged);
+        let mut link = KafkaLink {
+            shared: Arc::clone(&self.shared),
+            jobs: Some(jobs),
+            reports: reported,
+            changes,
+            outdated: false,
+            under_way: UnderWay::default(),
+            progress: Progress::of(acknowledged),
+            trouble: None,
+            told: None,
+            given_up: None,
+        };
         // Each call of the thread takes at most `timeouts.connect`. The limit is for a thread that
         // hangs in a system call.
         let limit = self.shared.timeouts.connect * 2 + CLOSE_TIME;
@@ -281,27 +284,6 @@ struct GivenUp {
 }
 
 impl KafkaLink {
-    fn new(
-        shared: Arc<ProducerSettings>,
-        jobs: mpsc::Sender<Job>,
-        reports: async_mpsc::UnboundedReceiver<Report>,
-        changes: Changes,
-        acknowledged: Arc<AtomicU64>,
-    ) -> Self {
-        Self {
-            shared,
-            jobs: Some(jobs),
-            reports,
-            changes,
-            outdated: false,
-            under_way: UnderWay::default(),
-            progress: Progress::of(acknowledged),
-            trouble: None,
-            told: None,
-            given_up: None,
-        }
-    }
-
     /// Returns the last error that librdkafka reported while the producer looked for the topic;
     /// `None` if there was none.
     fn last_trouble(&mut self) -> Option<Failure> {
@@ -316,38 +298,17 @@ impl KafkaLink {
     /// before it ends. Batches that have no result by then are sent again through another producer.
     fn give_up(&mut self, failure: Option<Failure>, refused: bool) {
         self.jobs = None;
-        let given_up = self.given_up.get_or_insert_with(|| GivenUp {
-            at: Instant::now(),
-            failure: None,
-            refused: false,
-        });
+        let begun = GivenUp { at: Instant::now(), failure: None, refused };
+        let given_up = self.given_up.get_or_insert(begun);
         given_up.refused |= refused;
-        if given_up.failure.is_none() {
-            given_up.failure = failure;
-        }
+        given_up.failure = given_up.failure.take().or(failure);
     }
 
     /// Handles a report of the producer. If `report` is `None`, the producer is gone. Returns the
     /// event that the delivery loop must get, or `None` if there is none.
     fn on_report(&mut self, report: Option<Report>) -> Option<Event> {
         match report {
-            Some(Report::Done(None, verdict)) => return Some(self.on_checkpoint(verdict)),
-            Some(Report::Done(Some(claim), verdict)) => {
-                self.under_way.remove(&claim);
-                match verdict {
-                    Verdict::Accepted => {
-                        self.trouble = None;
-                        return Some(Event::Accepted { claim, rejected: Vec::new() });
-                    }
-                    Verdict::Refused(trouble) => {
-                        self.give_up(None, true);
-                        return Some(Event::Refused(claim, self.shared.failure(&trouble)));
-                    }
-                    Verdict::Failed(trouble) => {
-                        self.give_up(trouble.map(|trouble| self.shared.failure(&trouble)), false);
-                    }
-                }
-            }
+            Some(Report::Done(claim, verdict)) => return self.on_verdict(claim, verdict),
             Some(Report::Trouble { trouble, fatal }) => {
                 let failure = self.shared.failure(&trouble);
                 if fatal {
@@ -358,30 +319,38 @@ impl KafkaLink {
             }
             None => {
                 self.under_way = UnderWay::default();
-                let message = format!("{}: the producer has ended", self.shared.place());
-                self.give_up(Some(Failure::new(AttemptError::Protocol, message)), false);
+                self.give_up(Some(self.shared.ended(AttemptError::Protocol)), false);
             }
         }
         None
     }
 
-    /// Handles the result of a checkpoint of the evidence. After a message that has failed, this
-    /// producer sends no other. Returns the event that the delivery loop must get.
-    fn on_checkpoint(&mut self, verdict: Verdict) -> Event {
-        Event::Checkpoint(match verdict {
-            Verdict::Accepted => Fate::Taken,
+    /// Handles the result for a claim, or for a checkpoint of the evidence. After a message that
+    /// was refused or has failed, this producer sends no other. Returns the event that the delivery
+    /// loop must get, or `None` if there is none.
+    fn on_verdict(&mut self, claim: Option<Claim>, verdict: Verdict) -> Option<Event> {
+        claim.inspect(|claim| self.under_way.remove(claim));
+        match verdict {
+            Verdict::Accepted => {
+                self.trouble = self.trouble.take().filter(|_| claim.is_none());
+                Some(Event::accepted(claim, Vec::new()))
+            }
             Verdict::Refused(trouble) => {
                 self.give_up(None, true);
-                Fate::Refused(self.shared.failure(&trouble))
+                let failure = self.shared.failure(&trouble);
+                Some(match claim {
+                    Some(claim) => Event::Refused(claim, failure),
+                    None => Event::Checkpoint(Fate::Refused(failure)),
+                })
             }
             Verdict::Failed(trouble) => {
                 let failure = trouble.map(|trouble| self.shared.failure(&trouble));
                 self.give_up(failure.clone(), false);
-                let message = format!("{}: the producer has ended", self.shared.place());
-                let ended = || Failure::new(AttemptError::Closed, message);
-                Fate::Failed(failure.unwrap_or_else(ended))
+                let ended = || self.shared.ended(AttemptError::Closed);
+                let failure = failure.unwrap_or_else(ended);
+                claim.is_none().then(|| Event::Checkpoint(Fate::Failed(failure)))
             }
-        })
+        }
     }
 
     /// Returns the time between two checks of progress.
@@ -444,13 +413,14 @@ impl Link for KafkaLink {
         self.under_way.add(batch.claim, batch.events, batch.bytes);
         // Sending fails only if the thread has ended. The link learns this from the end of the
         // reports.
-        jobs.send(Job::Events(batch)).ok();
+        jobs.send(Job { claim: Some(batch.claim), batch, key: None }).ok();
     }
 
     fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
         let Some(jobs) = &self.jobs else { return };
         self.shared.metrics.bytes.increment(checkpoint.line().len() as u64);
-        jobs.send(Job::Checkpoint(checkpoint)).ok();
+        let key = Some(checkpoint.origin().to_vec());
+        jobs.send(Job { claim: None, batch: checkpoint.batch(), key }).ok();
     }
 
     async fn event(&mut self) -> Event {
@@ -469,7 +439,7 @@ impl Link for KafkaLink {
             let event = tokio::select! {
                 biased;
                 report = self.reports.recv() => self.on_report(report),
-                () = self.changes.changed(), if !self.outdated => {
+                _ = self.changes.changed(), if !self.outdated => {
                     self.outdated = true;
                     None
                 }

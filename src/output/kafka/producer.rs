@@ -1,5 +1,6 @@
 //! The producer of a `kafka` output: its settings, its thread, and the reports of librdkafka.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -26,17 +27,18 @@ use super::Settings;
 use crate::audit::scan;
 use crate::config;
 use crate::config::Compression;
-use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::kafka::Cluster;
 use crate::kafka::Trouble;
+use crate::output::setup::Setup;
 use crate::output::transport::tls_session::Expiry;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::lines;
 use crate::shape;
 use crate::staged::Staged;
+use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
 
 /// The greatest number of bytes of the messages that librdkafka sends to a broker together, unless
@@ -68,12 +70,8 @@ impl Files for ProducerSettings {
 
 impl ProducerSettings {
     /// Makes the settings from the config. No file is read yet.
-    pub(super) fn new(
-        kafka: &Settings,
-        output: &config::Output,
-        metrics: OutputMetrics,
-        expiry: Expiry,
-    ) -> Self {
+    pub(super) fn new(kafka: &Settings, setup: &Setup<'_>) -> Self {
+        let output = setup.output;
         Self {
             name: output.name.clone(),
             cluster: Cluster::new(&kafka.cluster),
@@ -81,8 +79,8 @@ impl ProducerSettings {
             retry: output.retry.clone(),
             timeouts: output.timeouts.clone(),
             limits: output.batch,
-            metrics,
-            expiry,
+            metrics: setup.metrics.clone(),
+            expiry: setup.expiry.clone(),
         }
     }
 
@@ -129,12 +127,22 @@ impl ProducerSettings {
     pub(super) fn failure(&self, trouble: &Trouble) -> Failure {
         Failure::new(trouble.reason, format!("{}: {trouble}", self.place()))
     }
+
+    /// Returns the failure of what this producer has not sent before its end.
+    pub(super) fn ended(&self, reason: AttemptError) -> Failure {
+        Failure::new(reason, format!("{}: the producer has ended", self.place()))
+    }
 }
 
-/// The work of a producer's thread.
-pub(super) enum Job {
-    Events(Batch),
-    Checkpoint(Checkpoint),
+/// A batch for a producer's thread.
+pub(super) struct Job {
+    /// The claim of the batch; `None` for a checkpoint of the evidence.
+    pub(super) claim: Option<Claim>,
+    pub(super) batch: Batch,
+    /// The key of the messages: that of a checkpoint is its origin, so that all checkpoints are in
+    /// one partition, and a compacted topic keeps the newest one. `None` for events, whose keys
+    /// follow from the config.
+    pub(super) key: Option<Vec<u8>>,
 }
 
 /// Runs as the thread of a producer. Looks for the topic and sends the result to `ready`. Then
@@ -172,69 +180,40 @@ fn send_all(
     producer: &ThreadedProducer<Reporter>,
     queue: impl IntoIterator<Item = Job>,
 ) {
-    let mut goes_on = true;
+    let mut continues = true;
     for job in queue {
-        match job {
-            Job::Events(batch) if goes_on => goes_on = send(shared, producer, &batch),
-            Job::Checkpoint(it) if goes_on => goes_on = send_checkpoint(shared, producer, &it),
-            Job::Events(Batch { claim, .. }) => {
-                producer.context().tell(Report::Done(Some(claim), Verdict::Failed(None)));
-            }
-            Job::Checkpoint(_) => {
-                producer.context().tell(Report::Done(None, Verdict::Failed(None)));
-            }
+        if continues {
+            continues = send(shared, producer, &job);
+        } else {
+            producer.context().tell(Report::Done(job.claim, Verdict::Failed(None)));
         }
     }
-}
-
-/// Hands a checkpoint of the evidence to librdkafka, as a message whose key is the origin: all
-/// checkpoints are in one partition, and a compacted topic keeps the newest one. Returns `false` if
-/// librdkafka does not take the message.
-fn send_checkpoint(
-    shared: &ProducerSettings,
-    producer: &ThreadedProducer<Reporter>,
-    checkpoint: &Checkpoint,
-) -> bool {
-    let sent =
-        SentClaim { claim: None, left: AtomicU64::new(1), verdict: Mutex::new(Verdict::Accepted) };
-    let sent = Arc::new(sent);
-    let line = checkpoint.line();
-    let record: BaseRecord<'_, [u8], [u8], Arc<SentClaim>> =
-        BaseRecord::with_opaque_to(shared.cluster.topic(), Arc::clone(&sent))
-            .payload(line.strip_suffix(b"\n").unwrap_or(line))
-            .key(checkpoint.origin());
-    let Err((error, _)) = producer.send(record) else { return true };
-    sent.note(Verdict::of(&error, line.len()));
-    producer.context().finish(&sent, 1);
-    false
 }
 
 /// Hands the messages of a batch to librdkafka. Returns `true` if librdkafka takes all of them. If
 /// librdkafka does not take a message, the rest of the batch is not sent, but counts as reported,
 /// so that the batch gets its result; then returns `false`.
-fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, batch: &Batch) -> bool {
-    let sent = Arc::new(SentClaim {
-        claim: Some(batch.claim),
-        left: AtomicU64::new(batch.events),
-        verdict: Mutex::new(Verdict::Accepted),
-    });
+fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, job: &Job) -> bool {
+    let Job { claim, batch, key } = job;
     let mut unsent = batch.events;
+    let (left, verdict) = (AtomicU64::new(unsent), Mutex::new(Verdict::Accepted));
+    let sent = Arc::new(SentClaim { claim: *claim, left, verdict });
     for line in lines(&batch.pieces) {
         let record: BaseRecord<'_, [u8], [u8], Arc<SentClaim>> =
             BaseRecord::with_opaque_to(shared.cluster.topic(), Arc::clone(&sent)).payload(line);
-        let key = match shared.config.key {
-            MessageKey::AuditId => shape::audit_id(line).and_then(scan::string),
-            MessageKey::None => None,
+        let key = match (key, shared.config.key) {
+            (Some(key), _) => Some(Cow::Borrowed(key.as_slice())),
+            (None, MessageKey::AuditId) => shape::audit_id(line).and_then(scan::string),
+            (None, MessageKey::None) => None,
         };
         let record = match &key {
             Some(key) => record.key(&**key),
             None => record,
         };
         if let Err((error, _)) = producer.send(record) {
-            let reporter = producer.context();
             sent.note(Verdict::of(&error, line.len()));
             // The messages after this one must not be sent, and count as reported.
-            reporter.finish(&sent, unsent);
+            producer.context().finish(&sent, unsent);
             return false;
         }
         unsent -= 1;
@@ -393,27 +372,12 @@ mod tests {
 
     /// Returns the settings of an output to a broker that is not there.
     fn shared() -> (Arc<ProducerSettings>, Arc<Telemetry>) {
-        let text = "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'kafka'\n\
-                    brokers = ['127.0.0.1:1']\ntopic = 't'\n";
-        let output = config::read(text, crate::output::TYPES).config.expect(text).outputs.remove(0);
+        let keys = "type = 'kafka'\nbrokers = ['127.0.0.1:1']\ntopic = 't'";
+        let output = crate::output::tests::output(keys);
         let kafka = output.kind.settings().expect("it is kafka's");
         let telemetry = Arc::new(Telemetry::new());
-        let expiry = Expiry::new(&telemetry, "o");
-        let shared = ProducerSettings::new(kafka, &output, telemetry.output("o"), expiry);
+        let shared = ProducerSettings::new(kafka, &Setup::new(&output, &telemetry));
         (Arc::new(shared), telemetry)
-    }
-
-    /// Returns a batch that begins at position `start`, with events of these lengths in bytes.
-    fn batch(start: u64, lengths: &[usize]) -> Batch {
-        let lines: String = lengths.iter().map(|length| "x".repeat(*length) + "\n").collect();
-        let events = lengths.len() as u64;
-        Batch {
-            claim: Claim::of(start, start + events),
-            events,
-            bytes: lines.len() as u64,
-            pieces: vec![lines.into()],
-            origins: Vec::new(),
-        }
     }
 
     #[test]
@@ -426,9 +390,13 @@ mod tests {
         let producer: ThreadedProducer<Reporter> = config.create_with_context(reporter).unwrap();
         // The third message is too long for this producer. There is no broker, so messages that
         // are sent get no verdict.
-        let batches =
-            [batch(0, &[10, 10]), batch(2, &[2000, 10]), batch(4, &[10]), batch(5, &[10])];
-        send_all(&shared, &producer, batches.map(Job::Events));
+        let batches = [(0, &[10, 10][..]), (2, &[2000, 10]), (4, &[10]), (5, &[10])];
+        let jobs = batches.map(|(start, lengths)| {
+            let events: Vec<_> = lengths.iter().map(|length| "x".repeat(*length)).collect();
+            let batch = crate::output::tests::batch(start, &events);
+            Job { claim: Some(batch.claim), batch, key: None }
+        });
+        send_all(&shared, &producer, jobs);
         let mut verdicts = Vec::new();
         while verdicts.len() < 3 {
             match reported.try_recv() {

@@ -1,0 +1,52 @@
+//! What the tests of several protocols share.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use bytes::BytesMut;
+
+use super::syslog::Rfc5424;
+use super::transport::acknowledged::Answers;
+use super::transport::acknowledged::Protocol;
+use crate::config;
+use crate::config::Rejected;
+use crate::queue::Batch;
+use crate::queue::Claim;
+
+/// Returns the output with the name `o` and these keys.
+pub(crate) fn output(keys: &str) -> config::Output {
+    let text = format!("[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\n{keys}\n");
+    let read = config::read(&text, super::TYPES);
+    read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0)
+}
+
+/// Returns the messages `<134>1 TIME host app - - - EVENT`, which have at most so many bytes.
+pub(super) fn rfc5424(max_message_bytes: u64, rejected: Rejected) -> Rfc5424 {
+    let (hostname, app_name) = ("host".into(), "app".into());
+    let config = config::Messages { priority: 134, hostname, app_name, max_message_bytes };
+    Rfc5424::new(&config, rejected, &BTreeMap::new())
+}
+
+/// Returns a batch of these events, in a piece each, that begins at the position `start`.
+pub(super) fn batch(start: u64, events: &[impl AsRef<str>]) -> Batch {
+    let piece = |event: &_| Bytes::from(format!("{}\n", AsRef::<str>::as_ref(event)));
+    let pieces: Vec<_> = events.iter().map(piece).collect();
+    let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
+    let events = events.len() as u64;
+    Batch { claim: Claim::of(start, start + events), events, bytes, pieces, origins: Vec::new() }
+}
+
+/// Reads answers that come in pieces of `step` bytes. Returns how many events they acknowledge,
+/// whether they are signs of life, and whether the consumer announces its end.
+pub(super) fn answered(
+    protocol: &mut impl Protocol,
+    said: &[u8],
+    step: usize,
+) -> Result<(u64, bool, bool), String> {
+    let (mut unread, mut answers) = (BytesMut::new(), Answers::default());
+    for piece in said.chunks(step) {
+        unread.extend_from_slice(piece);
+        protocol.read(&mut unread, &mut answers)?;
+    }
+    Ok((answers.acknowledged, answers.alive, answers.closing))
+}
