@@ -58,8 +58,8 @@ mod plan;
 mod signature;
 mod sts;
 
-/// An object ends when its lines have this part of the queue's limit, if it has not ended before.
-/// The queue holds the events of two objects, and must have room for new ones.
+/// The lines of an object have at most the queue's limit divided by this number. The queue holds
+/// the events of two objects, and must have room for new ones.
 const PART_OF_QUEUE: u64 = 4;
 
 /// The keys of the files with the access key.
@@ -95,18 +95,8 @@ impl OutputSettings for Settings {
             concurrency: "without effect: one object is stored at a time",
             authorization: false,
         };
-        let (client, own) = HttpClient::read(t, &keys, Own::read);
-        let credentials = credentials(t, own.key_files, own.region.as_deref())?;
-        let client = client?;
-        let address = Address {
-            bucket: own.bucket?,
-            region: own.region?,
-            prefix: own.prefix?,
-            path_style: own.path_style,
-            compression: client.compression,
-            conditional: own.conditional,
-        };
-        Some(Self { client, address, credentials, limits: own.limits })
+        let (client, (address, credentials, limits)) = HttpClient::read(t, &keys, own);
+        Some(Self { client: client?, address: address?, credentials: credentials?, limits })
     }
 
     fn targets(&self) -> Vec<Target> {
@@ -122,43 +112,38 @@ impl OutputSettings for Settings {
     }
 }
 
-/// The keys of this type, as they are read. A value that is wrong is `None`.
-struct Own {
-    bucket: Option<String>,
-    region: Option<String>,
-    prefix: Option<String>,
-    path_style: bool,
-    conditional: bool,
-    /// The files with the ID of the access key and with the secret access key.
-    key_files: (Option<PathBuf>, Option<PathBuf>),
-    limits: Limits,
-}
-
-impl Own {
-    fn read(t: &mut Table<'_, '_>) -> Self {
-        let bucket = t.word(required("bucket", "name", "bucket for the objects"), bucket_name);
-        let region = t.word(required("region", "name", "like \"eu-central-1\""), region_name);
-        let meaning = "beginning of the objects' names, like \"audit/prod\"";
-        let prefix = t.word_or(("prefix", "string", meaning), "", None, prefix);
-        let meaning = "the bucket is in the path of a URL; false: in the name of the host";
-        let path_style = t.flag("path_style", true, meaning);
-        let meaning = "an object is written only if there is none of its name (If-None-Match); \
-                       false: for a server that answers 501 to that, and may then write an object \
-                       twice";
-        let conditional = t.flag("conditional_writes", true, meaning);
-        let meaning = "file with the ID of the access key; or web identity from the environment";
-        let id = t.file(optional(KEY_ID, "path", "none", meaning), Content::Token, true);
-        let meaning = "file with the secret access key";
-        let secret = t.file(optional(SECRET, "path", "none", meaning), Content::Token, true);
-        let meaning = "of an object's lines before compression, at which it ends; at most a \
-                       quarter of queue.max_bytes";
-        let bytes = t.size("object_bytes", 64 << 20, 1024..=(1 << 30), meaning);
-        let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 60 * 60));
-        let meaning = "of an object, at which it ends";
-        let age = t.time("object_age", Duration::from_secs(300), least..=most, meaning);
-        let (key_files, limits) = ((id, secret), Limits { bytes, age });
-        Self { bucket, region, prefix, path_style, conditional, key_files, limits }
-    }
+/// Reads the plain keys of this type. A part with a value that is wrong is `None`.
+fn own(t: &mut Table<'_, '_>) -> (Option<Address>, Option<Credentials>, Limits) {
+    let bucket = t.word(required("bucket", "name", "bucket for the objects"), bucket_name);
+    let region = t.word(required("region", "name", "like \"eu-central-1\""), region_name);
+    let meaning = "beginning of the objects' names, like \"audit/prod\"";
+    let prefix = t.word_or(("prefix", "string", meaning), "", None, prefix);
+    let meaning = "the bucket is in the path of a URL; false: in the name of the host";
+    let path_style = t.flag("path_style", true, meaning);
+    let meaning = "an object is written only if there is none of its name (If-None-Match); \
+                   false: for a server that answers 501 to that, and may then write an object \
+                   twice";
+    let conditional = t.flag("conditional_writes", true, meaning);
+    let meaning = "file with the ID of the access key; or web identity from the environment";
+    let id = t.file(optional(KEY_ID, "path", "none", meaning), Content::Token, true);
+    let meaning = "file with the secret access key";
+    let secret = t.file(optional(SECRET, "path", "none", meaning), Content::Token, true);
+    let meaning = "of an object's lines before compression, at which it ends; at most a \
+                   quarter of queue.max_bytes";
+    let bytes = t.size("object_bytes", 64 << 20, 1024..=(1 << 30), meaning);
+    let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 60 * 60));
+    let meaning = "of an object, at which it ends";
+    let age = t.time("object_age", Duration::from_secs(300), least..=most, meaning);
+    let credentials = credentials(t, (id, secret), region.as_deref());
+    let address = bucket.zip(region).zip(prefix);
+    let address = address.map(|((bucket, region), prefix)| Address {
+        bucket,
+        region,
+        prefix,
+        path_style,
+        conditional,
+    });
+    (address, credentials, Limits { bytes, age })
 }
 
 /// Returns the source of the access key: the two files, or the web identity that the environment
@@ -188,20 +173,21 @@ fn credentials(
 
 /// Returns the name of a bucket, or a text that says which names are allowed.
 fn bucket_name(text: &str) -> Result<String, String> {
-    let in_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    match (3..=63).contains(&text.len()) && text.chars().all(in_a_name) {
-        true => Ok(text.to_owned()),
-        false => Err("is not a bucket, allowed: 3 to 63 of A-Z, a-z, 0-9, -, . and _".to_owned()),
-    }
+    let what = "is not a bucket, allowed: 3 to 63 of A-Z, a-z, 0-9, -, . and _";
+    name(text, 3, "-._").ok_or_else(|| what.to_owned())
 }
 
 /// Returns the name of a region, or a text that says which names are allowed.
 fn region_name(text: &str) -> Result<String, String> {
-    let in_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    match (1..=63).contains(&text.len()) && text.chars().all(in_a_name) {
-        true => Ok(text.to_owned()),
-        false => Err("is not a region, allowed: 1 to 63 of A-Z, a-z, 0-9, - and _".to_owned()),
-    }
+    let what = "is not a region, allowed: 1 to 63 of A-Z, a-z, 0-9, - and _";
+    name(text, 1, "-_").ok_or_else(|| what.to_owned())
+}
+
+/// Returns a text that has `least` to 63 letters, digits and characters of `others`.
+fn name(text: &str, least: usize, others: &str) -> Option<String> {
+    let in_a_name = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
+    let is_name = (least..=63).contains(&text.len()) && text.chars().all(in_a_name);
+    is_name.then(|| text.to_owned())
 }
 
 /// Returns a prefix without `/` at its ends, or a text that says which prefixes are allowed.
@@ -229,7 +215,8 @@ impl IntoConnector for Settings {
                 retry: retry.clone(),
             })),
         };
-        let bucket = Arc::new(Bucket::new(self.address.clone(), keys));
+        let (address, compression) = (self.address.clone(), self.client.compression);
+        let bucket = Arc::new(Bucket { address, compression, keys });
         let api = Arc::clone(&bucket) as Arc<dyn Api>;
         let http = HttpConnector::new(&self.client, api, setup);
         Box::new(S3Connector { http, bucket, limits: self.limits, begin: None, plan: None })
@@ -243,7 +230,7 @@ struct S3Connector {
     limits: Limits,
     begin: Option<Begin>,
     /// The ranges of the objects; `None` before they have been read.
-    plan: Option<Plan>,
+    plan: Option<Arc<Plan>>,
 }
 
 impl Connect for S3Connector {
@@ -284,14 +271,14 @@ impl Connect for S3Connector {
             return Err(failed("the queue has no identity yet".to_owned()));
         };
         let plan = match &self.plan {
-            Some(plan) => plan.clone(),
+            Some(plan) => Arc::clone(plan),
             None => {
                 let notes = begin.notes.clone();
                 let loaded = tokio::task::spawn_blocking(move || Plan::load(notes)).await;
                 let plan = loaded.map_err(|error| failed(error.to_string()))?.map_err(|error| {
                     failed(format!("cannot read the ranges of the last objects: {error}"))
                 })?;
-                self.plan.insert(plan).clone()
+                Arc::clone(self.plan.insert(Arc::new(plan)))
             }
         };
         let Limits { bytes, age } = self.limits;

@@ -1,11 +1,12 @@
 //! Requests that a protocol makes itself, because a request does not carry one batch: one request
 //! at a time.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use tokio::sync::Mutex;
 
 use super::api::Outcome;
 use super::api::RequestHead;
@@ -16,25 +17,20 @@ use super::exchange::Load;
 use super::pool::Lane;
 use crate::config::BatchLimits;
 
-/// The sender of the requests of one link. It keeps the connections between them.
+/// The sender of the requests of one link. It keeps the connections between them. Clones share the
+/// connections.
+#[derive(Clone)]
 pub(in crate::output) struct Transfers {
     client: Arc<Client>,
-    /// The connections that no request uses; empty while a request is under way.
-    lane: Lane,
+    /// The connections. A request holds the lock until it has ended.
+    lane: Arc<Mutex<Lane>>,
     /// The id of the address that answered last.
-    pub(in crate::output) consumer: usize,
-}
-
-/// The result of a request, with the connections that it had.
-pub(in crate::output) struct Transferred {
-    lane: Lane,
-    consumer: usize,
-    outcome: Outcome,
+    consumer: Arc<AtomicUsize>,
 }
 
 impl Transfers {
     pub(super) fn new(client: Arc<Client>) -> Self {
-        Self { client, lane: Lane::default(), consumer: 0 }
+        Self { client, lane: Arc::default(), consumer: Arc::default() }
     }
 
     /// Returns the limits of the batches that the link may take from the queue.
@@ -47,29 +43,30 @@ impl Transfers {
         self.client.metrics.retries.increment(1);
     }
 
-    /// Returns a future that sends a request to the address whose turn it is. The link passes its
-    /// result to [`Transfers::end`]. If the future is dropped, the request and its connection end.
-    pub(in crate::output) fn begin(
-        &mut self,
+    /// Returns the id of the address that answered last.
+    pub(in crate::output) fn consumer(&self) -> usize {
+        self.consumer.load(Ordering::Relaxed)
+    }
+
+    /// Sends a request to the address whose turn it is, and returns its outcome.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the request and its connection.
+    pub(in crate::output) async fn send(
+        &self,
         head: RequestHead,
         body: Vec<Bytes>,
         sent: Sent,
-    ) -> Pin<Box<dyn Future<Output = Transferred> + Send>> {
-        let (client, mut lane) = (Arc::clone(&self.client), std::mem::take(&mut self.lane));
-        Box::pin(async move {
-            let load = Load { head, body: Pieces::of(body), sent };
-            let (consumer, outcome) = client.transfer(&mut lane, load).await;
-            Transferred { lane, consumer, outcome }
-        })
+    ) -> Outcome {
+        let load = Load { head, body: Pieces::of(body), sent };
+        let (consumer, outcome) = self.client.transfer(&mut *self.lane.lock().await, load).await;
+        self.consumer.store(consumer, Ordering::Relaxed);
+        outcome
     }
 
-    /// Keeps the connections of a request that has ended, and returns its outcome.
-    pub(in crate::output) fn end(&mut self, done: Transferred) -> Outcome {
-        (self.lane, self.consumer) = (done.lane, done.consumer);
-        done.outcome
-    }
-
-    /// Closes the connections, and waits for their ends as [`Client::closed`] does.
+    /// Closes the connections, and waits for their ends as [`Client::closed`] does. All clones must
+    /// have been dropped.
     pub(in crate::output) async fn close(self) {
         drop(self.lane);
         self.client.closed().await;

@@ -66,8 +66,6 @@ pub(super) struct Address {
     pub(super) prefix: String,
     /// `true`: the bucket is the first part of the path; `false`: of the host's name.
     pub(super) path_style: bool,
-    /// The compression of objects.
-    pub(super) compression: Compression,
     /// `true`: an object is written only if there is none of its name (`If-None-Match: *`).
     pub(super) conditional: bool,
 }
@@ -81,46 +79,37 @@ pub(super) struct KeyFiles {
 
 /// The source of the keys, with the newest ones.
 pub(super) enum Keys {
-    /// The keys of the files.
-    Files(KeyFiles, FileKeys),
+    Files {
+        files: KeyFiles,
+        /// The keys that were read last. Requests use them when all files of the output have been
+        /// read.
+        read: ArcSwapOption<SigningKey>,
+        /// The keys that sign requests; `None` before the files have been read.
+        used: ArcSwapOption<SigningKey>,
+    },
     WebIdentity(Tokens<Sts>),
-}
-
-/// The keys of files.
-#[derive(Default)]
-pub(super) struct FileKeys {
-    /// The keys that were read last. Requests use them when all files of the output have been read.
-    read: ArcSwapOption<SigningKey>,
-    /// The keys that sign requests; `None` before the files have been read.
-    used: ArcSwapOption<SigningKey>,
 }
 
 impl Keys {
     pub(super) fn of_files(files: KeyFiles) -> Self {
-        Self::Files(files, FileKeys::default())
+        Self::Files { files, read: ArcSwapOption::empty(), used: ArcSwapOption::empty() }
     }
 }
 
 pub(super) struct Bucket {
-    address: Address,
-    keys: Keys,
+    pub(super) address: Address,
+    /// The compression of objects.
+    pub(super) compression: Compression,
+    pub(super) keys: Keys,
 }
 
 impl Bucket {
-    pub(super) fn new(address: Address, keys: Keys) -> Self {
-        Self { address, keys }
-    }
-
     /// Returns the tokens that are renewed; `None` if the keys come from files.
     fn tokens(&self) -> Option<&Tokens<Sts>> {
         match &self.keys {
-            Keys::Files(..) => None,
+            Keys::Files { .. } => None,
             Keys::WebIdentity(tokens) => Some(tokens),
         }
-    }
-
-    pub(super) fn compression(&self) -> Compression {
-        self.address.compression
     }
 
     /// Returns the path of an object, or of the bucket if `name` is empty.
@@ -134,7 +123,7 @@ impl Bucket {
 
     /// Returns the request that stores an object.
     pub(super) fn put(&self, name: &str, body_sha256: String) -> RequestHead {
-        let content_type = match self.compression() {
+        let content_type = match self.compression {
             Compression::None => "application/x-ndjson",
             Compression::Gzip => "application/gzip",
             Compression::Zstd => "application/zstd",
@@ -151,8 +140,8 @@ impl Api for Bucket {
 
     /// Reads the keys. They sign each request in a way of its own, so there is no header for all.
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
-        let (KeyFiles { id, secret }, keys) = match &self.keys {
-            Keys::Files(files, keys) => (files, keys),
+        let (KeyFiles { id, secret }, newest) = match &self.keys {
+            Keys::Files { files, read, .. } => (files, read),
             Keys::WebIdentity(tokens) => return tokens.check().map(|()| None),
         };
         let read = SigningKey { id: token_in(id)?, secret: token_in(secret)?, session: None };
@@ -160,13 +149,13 @@ impl Api for Bucket {
             let file = id.display();
             return Err(format!("{file} holds a character that an HTTP header cannot have"));
         }
-        keys.read.store(Some(Arc::new(read)));
+        newest.store(Some(Arc::new(read)));
         Ok(None)
     }
 
     fn take_up(&self) {
-        if let Keys::Files(_, keys) = &self.keys {
-            keys.used.store(keys.read.load_full());
+        if let Keys::Files { read, used, .. } = &self.keys {
+            used.store(read.load_full());
         }
     }
 
@@ -195,7 +184,7 @@ impl Api for Bucket {
     fn request_headers(&self, call: &Call<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
         let failed = |what: &str| Failure::new(AttemptError::Protocol, what);
         let keys = match &self.keys {
-            Keys::Files(_, keys) => keys.used.load_full(),
+            Keys::Files { used, .. } => used.load_full(),
             Keys::WebIdentity(tokens) => Some(tokens.newest()?),
         };
         let keys = keys.ok_or_else(|| failed("the access key has not been read"))?;
@@ -347,11 +336,5 @@ mod tests {
         assert_eq!(code(body), Some("NoSuchBucket"));
         assert_eq!(code(b"<Code>a secret</Code>"), None);
         assert_eq!(code(b"<html>"), None);
-    }
-
-    #[test]
-    fn a_checksum_is_base64() {
-        let digits = sha256(b"");
-        assert_eq!(checksum(&digits), "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=");
     }
 }

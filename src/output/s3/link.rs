@@ -26,6 +26,7 @@ use std::time::SystemTime;
 use tokio::task::JoinError;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::bucket::Bucket;
 use super::object;
@@ -47,7 +48,6 @@ use crate::delivery::link::Part;
 use crate::delivery::link::Verdict;
 use crate::output::http::api::Outcome;
 use crate::output::http::api::Sent;
-use crate::output::http::transfers::Transferred;
 use crate::output::http::transfers::Transfers;
 use crate::queue::Batch;
 use crate::queue::Claim;
@@ -78,16 +78,17 @@ const PLANNED_TIMES: u64 = 4;
 /// How often the link looks whether the queue is nearly full.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// After a small batch (fewer than [`SMALL_BYTES`]), the link takes no events for this time. An
-/// object can live for hours, and the delivery loop remembers each batch of it: of events that come
-/// one by one, it has at most 20 batches for each second.
+/// After a small batch (fewer than [`SMALL_BYTES`], and less than half of what a batch may have),
+/// the link takes no events for this time. An object can live for hours, and the delivery loop
+/// remembers each batch of it: of events that come one by one, it has at most 20 batches for each
+/// second.
 const REST: Duration = Duration::from_millis(50);
 
 /// A batch of at least this many bytes is not small. A queue that has more to give is read at full
 /// speed.
 const SMALL_BYTES: u64 = 64 * 1024;
 
-/// A failure that sends events of an object back to the queue.
+/// The message of a failure that sends the events of an object back to the queue.
 const INCOMPLETE: &str = "the relay ends before all events of an object that may be stored already \
                           have come: they stay in the queue";
 
@@ -103,48 +104,14 @@ pub(super) struct Limits {
     pub(super) age: Duration,
 }
 
-/// An object that is being stored.
+/// An object that is being stored: the steps *end*, *store* and *mark*.
 struct Storing {
-    range: Range,
     packed: Vec<Packed>,
-    /// `true` if an attempt to store the object was begun before.
-    is_retry: bool,
-    step: Step,
+    /// The steps. Their result is the verdict on the object's events.
+    steps: Pin<Box<dyn Future<Output = Result<Verdict, Failure>> + Send>>,
     /// Reports about later events. They come after the reports about this object, because a claim
     /// is reported from its front.
     after: Vec<Event>,
-}
-
-/// The step of an object that has ended.
-enum Step {
-    /// The bytes are made, and the range is saved.
-    End(JoinHandle<io::Result<Ended>>),
-    /// The request is under way.
-    Store(Pin<Box<dyn Future<Output = Transferred> + Send>>),
-    /// The server has the object, and the fact is saved. The value is the verdict on its events.
-    Mark(JoinHandle<()>, Verdict),
-}
-
-/// The result of a step.
-enum Done {
-    Ended(Result<io::Result<Ended>, JoinError>),
-    Stored(Transferred),
-    Marked(Result<(), JoinError>),
-}
-
-impl Step {
-    /// Waits for the result of the step.
-    ///
-    /// # Cancel safety
-    ///
-    /// Nothing is lost when the future is dropped.
-    async fn done(&mut self) -> Done {
-        match self {
-            Self::End(task) => Done::Ended(task.await),
-            Self::Store(request) => Done::Stored(request.await),
-            Self::Mark(task, _) => Done::Marked(task.await),
-        }
-    }
 }
 
 /// The link. It holds at most two objects: one that is collected, and one that is stored. A
@@ -152,11 +119,16 @@ impl Step {
 pub(super) struct S3Link {
     bucket: Arc<Bucket>,
     transfers: Transfers,
-    beside: Beside,
     limits: Limits,
     begin: Begin,
-    plan: Plan,
-    collected: Collected,
+    plan: Arc<Plan>,
+    /// The threads that compress or save.
+    threads: TaskTracker,
+    /// The object that is collected; `None` if it has no events yet, or while a batch is compressed
+    /// into it.
+    open: Option<Object>,
+    /// The thread that compresses a batch into the open object; `None` if none does.
+    packing: Option<JoinHandle<io::Result<Object>>>,
     /// The end of the rest after a small batch; `None` if the link does not rest.
     rests_until: Option<Instant>,
     /// `true`: the loop waits for the events of the open object, so that it ends now.
@@ -164,68 +136,11 @@ pub(super) struct S3Link {
     /// The events that come after the end of the open object.
     rest: Option<Batch>,
     storing: Option<Storing>,
+    /// The sender of objects with a checkpoint.
+    beside: Transfers,
+    /// The request that stores a checkpoint; `None` if there is none.
+    checkpoint: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
     reports: VecDeque<Event>,
-}
-
-/// The object that is collected.
-#[allow(clippy::large_enum_variant, reason = "a link has one of it")]
-enum Collected {
-    /// It has no events yet.
-    Nothing,
-    /// A batch is being compressed into it.
-    Packing(JoinHandle<io::Result<Object>>),
-    Open(Object),
-}
-
-impl Collected {
-    /// Returns the object, and leaves nothing; `None` if there is none, or while a batch is
-    /// compressed into it.
-    fn take_open(&mut self) -> Option<Object> {
-        match std::mem::replace(self, Self::Nothing) {
-            Self::Open(object) => Some(object),
-            other @ (Self::Nothing | Self::Packing(_)) => {
-                *self = other;
-                None
-            }
-        }
-    }
-
-    /// Returns the object; `None` as for [`Collected::take_open`].
-    fn open(&self) -> Option<&Object> {
-        match self {
-            Self::Open(object) => Some(object),
-            Self::Nothing | Self::Packing(_) => None,
-        }
-    }
-
-    /// Waits until a batch is compressed; for ever if none is being compressed.
-    async fn packed(&mut self) -> Result<io::Result<Object>, JoinError> {
-        match self {
-            Self::Packing(task) => task.await,
-            Self::Nothing | Self::Open(_) => std::future::pending().await,
-        }
-    }
-}
-
-/// The sender of objects with a checkpoint.
-struct Beside {
-    transfers: Transfers,
-    /// The request under way; `None` if there is none.
-    request: Option<Pin<Box<dyn Future<Output = Transferred> + Send>>>,
-}
-
-impl Beside {
-    /// Waits for the end of the request; for ever if there is none.
-    async fn stored(&mut self) -> Fate {
-        let Some(request) = &mut self.request else { return std::future::pending().await };
-        let transferred = request.await;
-        self.request = None;
-        match self.transfers.end(transferred) {
-            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => Fate::Taken,
-            Outcome::Refused(failure) => Fate::Refused(failure),
-            Outcome::Failed(failure) => Fate::Failed(failure),
-        }
-    }
 }
 
 impl S3Link {
@@ -234,20 +149,23 @@ impl S3Link {
         (transfers, beside): (Transfers, Transfers),
         limits: Limits,
         begin: Begin,
-        plan: Plan,
+        plan: Arc<Plan>,
     ) -> Self {
         Self {
             bucket,
             transfers,
-            beside: Beside { transfers: beside, request: None },
             limits,
             begin,
             plan,
-            collected: Collected::Nothing,
+            threads: TaskTracker::new(),
+            open: None,
+            packing: None,
             rests_until: None,
             is_flushed: false,
             rest: None,
             storing: None,
+            beside,
+            checkpoint: None,
             reports: VecDeque::new(),
         }
     }
@@ -263,7 +181,7 @@ impl S3Link {
     fn pack(&mut self, batch: Batch) {
         let mut left = Some(batch);
         while let Some(batch) = left.take() {
-            let object = match self.collected.take_open() {
+            let object = match self.open.take() {
                 Some(object) => Ok(object),
                 None => {
                     let (until, is_planned) = match self.plan.place(batch.claim.start) {
@@ -281,7 +199,7 @@ impl S3Link {
                         Place::Before(until) => (Some(until), false),
                         Place::Free => (None, false),
                     };
-                    Object::new(self.bucket.compression(), until, is_planned)
+                    Object::new(self.bucket.compression, until, is_planned)
                 }
             };
             let until = object.as_ref().ok().and_then(|object| object.until);
@@ -290,7 +208,7 @@ impl S3Link {
                 None => (Some(batch), None),
             };
             self.rest = rest;
-            self.collected = Collected::Packing(tokio::task::spawn_blocking(move || {
+            self.packing = Some(self.threads.spawn_blocking(move || {
                 let mut object = object?;
                 here.map_or(Ok(()), |batch| object.add(batch))?;
                 Ok(object)
@@ -332,85 +250,78 @@ impl S3Link {
         if self.storing.is_some() {
             return;
         }
-        let Some(object) = self.collected.take_open() else { return };
+        let Some(object) = self.open.take() else { return };
         let range = object.range().filter(|_| self.is_over(&object));
         let Some(range) = range else {
-            self.collected = Collected::Open(object);
+            self.open = Some(object);
             return;
         };
         let is_cut_short = object.is_planned && !object.is_complete() && self.rest.is_none();
         if object.is_empty() {
             // The filter has kept back all events.
             let packed = object.packed.iter();
-            self.reports.extend(packed.map(|it| accepted(it.claim)));
+            self.reports.extend(packed.map(|it| Event::accepted(Some(it.claim), Vec::new())));
         } else if is_cut_short && self.is_ending() {
             for Packed { claim, .. } in object.packed {
                 let failure = Failure::new(AttemptError::Closed, INCOMPLETE);
                 self.reports.push_back(Event::Failed(claim, failure));
             }
         } else {
-            let (packed, is_retry) = (object.packed.clone(), object.is_planned);
-            let (relay, plan) = (self.begin.queue, self.plan.clone());
-            let step = Step::End(tokio::task::spawn_blocking(move || {
-                let ended = object.end(relay)?;
-                plan.begin(range);
-                Ok(ended)
-            }));
-            self.storing = Some(Storing { range, packed, is_retry, step, after: Vec::new() });
+            let packed = object.packed.clone();
+            let steps = Box::pin(self.store(object, range));
+            self.storing = Some(Storing { packed, steps, after: Vec::new() });
         }
         if let Some(rest) = self.rest.take() {
             self.pack(rest);
         }
-        if !matches!(self.collected, Collected::Packing(_)) {
+        if self.packing.is_none() {
             self.reports.push_back(Event::Room);
         }
     }
 
-    /// Begins the next step of the object that is being stored. Returns the failure if the link
-    /// must end.
-    fn on_done(&mut self, done: Done) -> Result<(), Failure> {
-        let Some(Storing { range, packed, is_retry, step, after }) = self.storing.take() else {
-            return Ok(());
-        };
-        let next = match done {
-            Done::Ended(ended) => {
-                let Ended { name, body, body_sha256 } = joined(ended, "end an object")?;
-                if is_retry {
-                    self.transfers.count_retry();
-                }
-                let events = packed.iter().map(|it| it.events).sum();
-                let sent = Sent::whole_batches(range.claim(), events);
-                Step::Store(self.transfers.begin(self.bucket.put(&name, body_sha256), body, sent))
+    /// Returns a future that ends an object, stores it and marks it as stored. A failure must end
+    /// the link.
+    fn store(
+        &self,
+        object: Object,
+        range: Range,
+    ) -> impl Future<Output = Result<Verdict, Failure>> + use<> {
+        let (plan, bucket) = (Arc::clone(&self.plan), Arc::clone(&self.bucket));
+        let (transfers, threads) = (self.transfers.clone(), self.threads.clone());
+        let relay = self.begin.queue;
+        async move {
+            let (planned, is_retry) = (Arc::clone(&plan), object.is_planned);
+            let events = object.packed.iter().map(|it| it.events).sum();
+            let ended = threads.spawn_blocking(move || {
+                let ended = object.end(relay)?;
+                planned.begin(range);
+                Ok(ended)
+            });
+            let Ended { name, body, body_sha256 } = joined(ended.await, "end an object")?;
+            if is_retry {
+                transfers.count_retry();
             }
-            Done::Stored(transferred) => {
-                let verdict = match self.transfers.end(transferred) {
-                    Outcome::Accepted | Outcome::Taken(_) => Verdict::Delivered,
-                    Outcome::Judged(_) => Verdict::Existing,
-                    Outcome::Refused(failure) | Outcome::Failed(failure) => return Err(failure),
-                };
-                let plan = self.plan.clone();
-                Step::Mark(tokio::task::spawn_blocking(move || plan.stored(range)), verdict)
-            }
-            Done::Marked(marked) => {
-                let task = marked.map(Ok);
-                joined(task, "save that an object is stored")?;
-                let is_existing = matches!(step, Step::Mark(_, Verdict::Existing));
-                self.reports.extend(packed.iter().map(|it| match is_existing {
-                    true => existing(it.claim, it.events),
-                    false => accepted(it.claim),
-                }));
-                self.reports.extend(after);
-                return Ok(());
-            }
-        };
-        self.storing = Some(Storing { range, packed, is_retry, step: next, after });
-        Ok(())
+            let sent = Sent::whole_batches(range.claim(), events);
+            let verdict = match transfers.send(bucket.put(&name, body_sha256), body, sent).await {
+                Outcome::Accepted | Outcome::Taken(_) => Verdict::Delivered,
+                Outcome::Judged(_) => Verdict::Existing,
+                Outcome::Refused(failure) | Outcome::Failed(failure) => return Err(failure),
+            };
+            let marked = threads.spawn_blocking(move || plan.stored(range)).await;
+            joined(marked.map(Ok), "save that an object is stored")?;
+            Ok(verdict)
+        }
     }
-}
 
-/// Returns the report that the server has the events of a claim.
-fn accepted(claim: Claim) -> Event {
-    Event::Accepted { claim, rejected: Vec::new() }
+    /// Reports the claims of the object that was being stored.
+    fn on_stored(&mut self, verdict: Verdict) {
+        let Some(Storing { packed, after, .. }) = self.storing.take() else { return };
+        self.reports.extend(packed.iter().map(|it| match verdict == Verdict::Existing {
+            true => existing(it.claim, it.events),
+            false => Event::accepted(Some(it.claim), Vec::new()),
+        }));
+        self.reports.extend(after);
+    }
 }
 
 /// Returns the report that the server had the events of a claim already.
@@ -418,25 +329,22 @@ fn existing(claim: Claim, events: u64) -> Event {
     Event::Judged(claim, vec![Part { end: claim.end, events, verdict: Verdict::Existing }])
 }
 
-/// Returns the result of a task that did `what`, or the failure that ends the link.
+/// Returns the result of a thread that did `what`, or the failure that ends the link.
 fn joined<T>(result: Result<io::Result<T>, JoinError>, what: &str) -> Result<T, Failure> {
-    let failed = |error: &dyn std::fmt::Display| {
-        Failure::new(AttemptError::Protocol, format!("cannot {what}: {error}"))
-    };
-    match result {
-        Ok(result) => result.map_err(|error| failed(&error)),
-        Err(error) => Err(failed(&error)),
-    }
+    result
+        .map_err(io::Error::other)
+        .flatten()
+        .map_err(|error| Failure::new(AttemptError::Protocol, format!("cannot {what}: {error}")))
 }
 
 async fn at(time: Option<Instant>) {
     tokio::time::sleep_until(time.unwrap_or_else(Instant::now)).await;
 }
 
-/// Waits for the end of a step that is under way; for ever if there is none.
-async fn step_of(storing: &mut Option<Storing>) -> Done {
-    match storing {
-        Some(storing) => storing.step.done().await,
+/// Waits for the end of some work; for ever if there is none.
+async fn end_of<F: Future + Unpin>(work: Option<&mut F>) -> F::Output {
+    match work {
+        Some(work) => work.await,
         None => std::future::pending().await,
     }
 }
@@ -444,9 +352,9 @@ async fn step_of(storing: &mut Option<Storing>) -> Done {
 impl Link for S3Link {
     fn room(&self) -> Option<Take> {
         let is_resting = self.rests_until.is_some_and(|until| until > Instant::now());
-        let is_packing = matches!(self.collected, Collected::Packing(_));
-        let is_busy = is_packing || self.rest.is_some() || is_resting || !self.reports.is_empty();
-        let open = self.collected.open();
+        let is_busy =
+            self.packing.is_some() || self.rest.is_some() || is_resting || !self.reports.is_empty();
+        let open = self.open.as_ref();
         let is_over = open.is_some_and(|object| self.is_over(object));
         let limits = self.transfers.limits();
         let left = match open {
@@ -477,16 +385,17 @@ impl Link for S3Link {
 
     /// A checkpoint waits for no object.
     fn takes_checkpoint(&self) -> bool {
-        self.beside.request.is_none()
+        self.checkpoint.is_none()
     }
 
     fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
-        let (compression, relay) = (self.bucket.compression(), self.begin.queue);
+        let (compression, relay) = (self.bucket.compression, self.begin.queue);
         match object::of_checkpoint(&checkpoint, compression, relay, SystemTime::now()) {
             Ok(Ended { name, body, body_sha256 }) => {
                 let sent = Sent::whole_batches(NO_EVENTS, 0);
-                let head = self.bucket.put(&name, body_sha256);
-                self.beside.request = Some(self.beside.transfers.begin(head, body, sent));
+                let (head, beside) = (self.bucket.put(&name, body_sha256), self.beside.clone());
+                let request = async move { beside.send(head, body, sent).await };
+                self.checkpoint = Some(Box::pin(request));
             }
             Err(error) => {
                 let what = format!("cannot compress a checkpoint: {error}");
@@ -502,29 +411,34 @@ impl Link for S3Link {
             if let Some(event) = self.reports.pop_front() {
                 return event;
             }
-            let ages_at = match (self.collected.open(), &self.storing) {
-                (Some(object), None) => Some(self.ages_at(object)),
-                _ => None,
-            };
+            let open = self.open.as_ref().filter(|_| self.storing.is_none());
+            let ages_at = open.map(|object| self.ages_at(object));
             let may_end = ages_at.is_some() && !self.is_ending();
             tokio::select! {
                 biased;
-                packed = self.collected.packed() => {
-                    self.collected = match joined(packed, "compress events") {
-                        Ok(object) => Collected::Open(object),
-                        Err(failure) => {
-                            self.collected = Collected::Nothing;
-                            return Event::Gone(Some(failure));
-                        }
-                    };
+                packed = end_of(self.packing.as_mut()) => {
+                    self.packing = None;
+                    match joined(packed, "compress events") {
+                        Ok(object) => self.open = Some(object),
+                        Err(failure) => return Event::Gone(Some(failure)),
+                    }
                     self.reports.push_back(Event::Room);
                 }
-                done = step_of(&mut self.storing) => {
-                    if let Err(failure) = self.on_done(done) {
+                stored = end_of(self.storing.as_mut().map(|it| &mut it.steps)) => match stored {
+                    Ok(verdict) => self.on_stored(verdict),
+                    Err(failure) => {
+                        self.storing = None;
                         return Event::Gone(Some(failure));
                     }
+                },
+                outcome = end_of(self.checkpoint.as_mut()) => {
+                    self.checkpoint = None;
+                    return Event::Checkpoint(match outcome {
+                        Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => Fate::Taken,
+                        Outcome::Refused(failure) => Fate::Refused(failure),
+                        Outcome::Failed(failure) => Fate::Failed(failure),
+                    });
                 }
-                fate = self.beside.stored() => return Event::Checkpoint(fate),
                 () = at(self.rests_until), if self.rests_until.is_some() => {
                     self.rests_until = None;
                     self.reports.push_back(Event::Room);
@@ -537,25 +451,15 @@ impl Link for S3Link {
     }
 
     fn consumer(&self) -> usize {
-        self.transfers.consumer
+        self.transfers.consumer()
     }
 
+    /// Aborts the requests. Waits at most [`CLOSE_TIME`] for the threads, which end by themselves:
+    /// nobody else may save meanwhile.
     async fn close(self) {
-        drop(self.beside);
-        // A thread that compresses or saves ends by itself. Nobody else may save meanwhile.
-        let packed = async {
-            if let Collected::Packing(task) = self.collected {
-                task.await.ok();
-            }
-        };
-        let saved = async {
-            match self.storing.map(|storing| storing.step) {
-                Some(Step::End(task)) => drop(task.await),
-                Some(Step::Mark(task, _)) => drop(task.await),
-                Some(Step::Store(_)) | None => {}
-            }
-        };
-        let all = async { tokio::join!(packed, saved, self.transfers.close()) };
+        drop((self.storing, self.checkpoint, self.beside));
+        self.threads.close();
+        let all = async { tokio::join!(self.threads.wait(), self.transfers.close()) };
         tokio::time::timeout(CLOSE_TIME, all).await.ok();
     }
 }

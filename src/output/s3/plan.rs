@@ -5,12 +5,9 @@
 //! A range is kept until the queue says that its events are final.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 
 use serde::Deserialize;
 use serde::Serialize;
@@ -62,16 +59,14 @@ pub(super) enum Place {
     Free,
 }
 
-/// The ranges of an output's objects. Clones share them. Links of the same output use one plan, one
-/// after the other.
-#[derive(Debug, Clone)]
+/// The ranges of an output's objects. Links of the same output use one plan, one after the other.
+#[derive(Debug)]
 pub(super) struct Plan {
     /// The ranges, in the order of the queue. No two overlap.
-    ranges: Arc<Mutex<Vec<Range>>>,
-    /// Held while the ranges are changed and saved, and never by an async task.
-    saving: Arc<Mutex<()>>,
-    /// `true` if the log's last line about saving says that it has failed.
-    is_told: Arc<AtomicBool>,
+    ranges: Mutex<Vec<Range>>,
+    /// Held while the ranges are changed and saved, and never by an async task. The value is `true`
+    /// if the last save has failed, and the log says so.
+    saving: Mutex<bool>,
     notes: Notes,
 }
 
@@ -100,8 +95,7 @@ impl Plan {
         // If somebody has removed the events of the directory, positions begin at 0 again.
         let end = notes.end().get();
         ranges.retain(|range| range.last < end);
-        let (ranges, saving) = (Arc::new(Mutex::new(ranges)), Arc::default());
-        Ok(Self { ranges, saving, is_told: Arc::default(), notes })
+        Ok(Self { ranges: Mutex::new(ranges), saving: Mutex::default(), notes })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Range>> {
@@ -147,7 +141,7 @@ impl Plan {
     /// change.
     fn change(&self, change: impl FnOnce(&mut Vec<Range>)) {
         // One change is saved after the other.
-        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_told = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let ranges = {
             let mut ranges = self.lock();
             change(&mut ranges);
@@ -155,9 +149,9 @@ impl Plan {
         };
         let text = serde_json::to_vec(&ranges).map_err(io::Error::other);
         match text.and_then(|text| self.notes.store(&text)) {
-            Ok(()) => self.is_told.store(false, Ordering::Relaxed),
+            Ok(()) => *is_told = false,
             Err(error) => {
-                if !self.is_told.swap(true, Ordering::Relaxed) {
+                if !std::mem::replace(&mut *is_told, true) {
                     tracing::warn!(
                         %error,
                         "the range of an object can't be saved: if the relay is killed now, events \
@@ -181,18 +175,16 @@ mod tests {
     fn an_event_belongs_to_the_object_that_was_planned_for_it() {
         let plan = Plan::load(Notes::empty()).unwrap();
         let place = |position| plan.place(Position::new(position));
+        let planned = |end| Place::Planned(Position::new(end));
         assert_eq!(place(0), Place::Free);
         plan.begin(range(0, 10));
-        assert_eq!(place(0), Place::Planned(Position::new(10)));
-        assert_eq!(place(9), Place::Planned(Position::new(10)));
-        assert_eq!(place(10), Place::Free);
+        assert_eq!([place(0), place(9), place(10)], [planned(10), planned(10), Place::Free]);
         plan.stored(range(0, 10));
         assert_eq!(place(9), Place::Stored(Position::new(10)));
         plan.begin(range(20, 30));
         assert_eq!(place(15), Place::Before(Position::new(20)));
         // An object that has ended otherwise, because events were lost meanwhile.
         plan.begin(range(22, 28));
-        assert_eq!(place(21), Place::Before(Position::new(22)));
-        assert_eq!(place(27), Place::Planned(Position::new(28)));
+        assert_eq!([place(21), place(27)], [Place::Before(Position::new(22)), planned(28)]);
     }
 }
